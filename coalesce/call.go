@@ -1,0 +1,215 @@
+package coalesce
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// Outcome is what a committed record says about an operation.
+type Outcome struct {
+	Entry    record.Entry // an acquire's: the grant, with its token
+	Revision uint64       // of the record the outcome was read from
+	// Existed is whether a release, cancel or removal found something to remove,
+	// now or in an earlier attempt whose outcome was not known.
+	Existed bool
+}
+
+// Options change how one operation is carried out.
+type Options struct {
+	FailFast bool            // end with ErrUnavailable at the first sign that no leader answers
+	Stop     <-chan struct{} // ends the wait with ErrStopped, like the end of the context
+}
+
+// call is one submitted operation. Its fields are guarded by its resource's mu.
+type call struct {
+	r         *resource
+	op        record.Op
+	failFast  bool
+	ledger    bool // a cleanup: goes on without a caller
+	attempted bool // some write that contained it was sent
+	unsure    bool // the outcome of such a write was unknown
+	existed   bool // some attempt's base contained the id
+	resolved  bool
+	dropped   bool // its caller gave up; a cleanup took over
+	out       Outcome
+	err       error
+	done      chan struct{} // made when somebody has to wait
+}
+
+// resolve ends the call. Called with r.mu held.
+func (c *call) resolve(out Outcome, err error) {
+	if c.resolved {
+		return
+	}
+	c.resolved, c.out, c.err = true, out, err
+	if c.done != nil {
+		close(c.done)
+	}
+	delete(c.r.waiting, c.op.ID)
+	if c.ledger {
+		c.r.e.ledgerRemove(c)
+	}
+}
+
+// Do carries out one operation and returns what the committed record says.
+//
+// An acquire returns when it is granted, and otherwise waits in the resource's
+// queue until the context ends or opt.Stop is closed; its entry is then removed,
+// in the background if need be. Errors: *RefusedError, ErrGone, ErrStopped, ErrUnavailable
+// (with FailFast), ErrUnconfirmed for operations other than an acquire, ErrClosed, the
+// context's error, and record.ErrMalformed or record.ErrNewerSchema, in which
+// case the stored bytes are left as they are.
+func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) (Outcome, error) {
+	if err := ctx.Err(); err != nil {
+		return Outcome{}, err
+	}
+	e.operations.Add(1)
+	r := e.resource(key)
+	defer e.done(r)
+	c := &call{r: r, op: op, failFast: opt.FailFast}
+
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		return Outcome{}, ErrClosed
+	}
+	r.pending = append(r.pending, c)
+	if !r.running {
+		// Nobody works on this resource: do it here, without a goroutine.
+		r.running = true
+		r.mu.Unlock()
+		r.run(ctx, c)
+		r.mu.Lock()
+	}
+	if c.resolved {
+		r.mu.Unlock()
+		return c.out, c.err
+	}
+	c.done = make(chan struct{})
+	r.mu.Unlock()
+
+	select {
+	case <-c.done:
+		return c.out, c.err
+	case <-ctx.Done():
+		return r.giveUp(c, ctx.Err())
+	case <-opt.Stop:
+		return r.giveUp(c, ErrStopped)
+	}
+}
+
+// giveUp ends the caller's wait. Whatever the operation wrote, or may still
+// write, is undone by a cleanup call; the caller waits a bounded time for it.
+func (r *resource) giveUp(c *call, cause error) (Outcome, error) {
+	r.mu.Lock()
+	if c.resolved {
+		r.mu.Unlock()
+		return c.out, c.err
+	}
+	if !c.attempted {
+		c.resolve(Outcome{}, cause)
+		r.mu.Unlock()
+		return Outcome{}, cause
+	}
+	if c.op.Kind != record.OpAcquire && c.op.Kind != record.OpTry {
+		// A release goes on as it is, in the ledger.
+		c.ledger = true
+		r.e.ledgerAdd(c)
+		r.mu.Unlock()
+		return Outcome{}, fmt.Errorf("%w: %w", ErrUnconfirmed, cause)
+	}
+	clean := r.cleanup(c, cause)
+	r.mu.Unlock()
+	r.awaitCleanup(clean)
+	return Outcome{}, cause
+}
+
+// cleanup ends an acquire with cause and replaces it by a release of the same
+// id, which stays in the ledger until the id is proved absent. Called with r.mu
+// held.
+func (r *resource) cleanup(c *call, cause error) *call {
+	c.dropped = true
+	c.resolve(Outcome{}, cause)
+	clean := &call{
+		r: r, ledger: true, unsure: c.unsure, done: make(chan struct{}),
+		op: record.Op{Kind: record.OpRelease, ID: c.op.ID, Lease: c.op.Lease},
+	}
+	r.e.ledgerAdd(clean)
+	r.submit(clean)
+	return clean
+}
+
+func (r *resource) awaitCleanup(clean *call) {
+	t := time.NewTimer(r.e.cfg.Cleanup)
+	defer t.Stop()
+	select {
+	case <-clean.done:
+	case <-t.C:
+	case <-r.e.ctx.Done():
+	}
+}
+
+// Forget releases an id in the background, without a caller: for a grant that
+// turned out to be useless. It returns at once.
+func (e *Engine) Forget(key, lease, id string) {
+	r := e.resource(key)
+	defer e.done(r)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return
+	}
+	c := &call{r: r, ledger: true, op: record.Op{Kind: record.OpRelease, ID: id, Lease: lease}}
+	e.ledgerAdd(c)
+	r.submit(c)
+}
+
+// Read returns the resource's record as the leader has it, never older than
+// what this process has seen already; nil means that nobody holds or waits.
+// Errors: ErrUnavailable, and those of record.Decode.
+func (e *Engine) Read(ctx context.Context, key string) (*record.Record, uint64, error) {
+	r := e.resource(key)
+	defer e.done(r)
+	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		err := r.read(ctx)
+		if err == nil {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			return r.rec, r.rev, nil
+		}
+		if !errors.Is(err, errStale) && !errors.Is(err, kv.ErrUnavailable) || ctx.Err() != nil {
+			return nil, 0, unavailable(err)
+		}
+		if !e.sleep(ctx, wait) {
+			return nil, 0, unavailable(err)
+		}
+	}
+}
+
+// unavailable gives an error of the bucket the engine's name.
+func unavailable(err error) error {
+	if errors.Is(err, kv.ErrUnavailable) || errors.Is(err, kv.ErrBucketGone) || errors.Is(err, kv.ErrNotSent) ||
+		errors.Is(err, kv.ErrUnknown) || errors.Is(err, errStale) {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return err
+}
+
+// sleep waits for d, or less when the context or the engine ends, and reports
+// whether it may go on.
+func (e *Engine) sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+	case <-e.ctx.Done():
+	}
+	return false
+}

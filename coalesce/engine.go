@@ -1,0 +1,262 @@
+package coalesce
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// Store is the bucket the records live in; *kv.Bucket is one.
+type Store interface {
+	Get(ctx context.Context, key string) (kv.Entry, error)
+	Update(ctx context.Context, key string, value []byte, rev uint64, ttl time.Duration) (uint64, error)
+	Purge(ctx context.Context, key string, rev uint64, markerTTL time.Duration) (uint64, error)
+}
+
+// Watcher delivers the newest committed entry of a key, now and after every
+// change; kv.Hub is one.
+type Watcher interface {
+	Watch(key string, fn func(kv.Entry)) (stop func())
+}
+
+// Observer reports leases whose tombstone is committed; lease.Observer is one.
+type Observer interface {
+	Observe(id string, ttl time.Duration, urgent bool, dead func(id string)) (stop func())
+}
+
+// Config is what an engine is made of. Store, Watcher and Observer are needed.
+type Config struct {
+	Store    Store
+	Watcher  Watcher
+	Observer Observer
+	Limits   record.Limits // zero means record.DefaultLimits
+	// Attempt bounds one request to the server; the default is 2 s.
+	Attempt time.Duration
+	// Cleanup bounds how long a caller whose context ended waits for its queue
+	// entry to be gone; the engine goes on beyond it. The default is 500 ms.
+	Cleanup time.Duration
+	// Local reports whether a lease belongs to this process and is alive, so
+	// that it need not be observed.
+	Local func(lease string) bool
+	// Regressed is called, from a goroutine of the engine, when a key's
+	// revision went backwards, as it does when the bucket was deleted, created
+	// again or restored.
+	Regressed func(key string)
+	Logger    *slog.Logger
+}
+
+// Stats counts what an engine has done since it was made.
+type Stats struct {
+	Operations uint64 // submitted
+	Rounds     uint64 // compare-and-set attempts
+	Writes     uint64 // committed
+	Reads      uint64 // leader reads
+	Conflicts  uint64
+	Busy       uint64 // code 10164
+	Unknown    uint64 // writes whose outcome was not known at once
+}
+
+// Engine applies operations to resources. It is safe for concurrent use.
+type Engine struct {
+	cfg    Config
+	ctx    context.Context // ends at Close; bounds the engine's own goroutines
+	cancel context.CancelFunc
+	seen   atomic.Uint64
+
+	operations, rounds, writes, reads, conflicts, busy, unknown atomic.Uint64
+
+	mu        sync.Mutex
+	closed    bool
+	wg        sync.WaitGroup // added to under mu while not closed
+	resources map[string]*resource
+	watched   map[*resource]struct{} // those with an open watch
+	ledger    map[*call]time.Time    // unresolved cleanups, and since when
+}
+
+// maxIdle bounds how many idle resources keep their cached record.
+const maxIdle = 1 << 16
+
+// linger is how long a watch is kept after its last user left.
+const linger = 2 * time.Second
+
+// New returns an engine. Close it to stop its goroutines.
+func New(cfg Config) *Engine {
+	if cfg.Limits == (record.Limits{}) {
+		cfg.Limits = record.DefaultLimits()
+	}
+	if cfg.Attempt <= 0 {
+		cfg.Attempt = 2 * time.Second
+	}
+	if cfg.Cleanup <= 0 {
+		cfg.Cleanup = 500 * time.Millisecond
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Local == nil {
+		cfg.Local = func(string) bool { return false }
+	}
+	if cfg.Regressed == nil {
+		cfg.Regressed = func(string) {}
+	}
+	e := &Engine{cfg: cfg, resources: map[string]*resource{}, watched: map[*resource]struct{}{}, ledger: map[*call]time.Time{}}
+	e.ctx, e.cancel = context.WithCancel(context.Background())
+	e.goIfOpen(e.janitor)
+	return e
+}
+
+// goIfOpen runs fn in a goroutine that Close waits for.
+func (e *Engine) goIfOpen(fn func()) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return false
+	}
+	e.wg.Go(fn)
+	return true
+}
+
+// Close stops the engine and waits for its goroutines. Operations that are not
+// resolved end with ErrClosed; what they wrote stays, under leases that the
+// caller ends.
+func (e *Engine) Close() {
+	e.mu.Lock()
+	if e.closed {
+		e.mu.Unlock()
+		return
+	}
+	e.closed = true
+	e.cancel()
+	all := slices.Collect(maps.Values(e.resources))
+	e.mu.Unlock()
+	for _, r := range all {
+		r.close()
+	}
+	e.wg.Wait()
+}
+
+// Stats returns the counters.
+func (e *Engine) Stats() Stats {
+	return Stats{
+		Operations: e.operations.Load(), Rounds: e.rounds.Load(), Writes: e.writes.Load(), Reads: e.reads.Load(),
+		Conflicts: e.conflicts.Load(), Busy: e.busy.Load(), Unknown: e.unknown.Load(),
+	}
+}
+
+// Seen returns the highest revision that this engine has seen in the bucket.
+func (e *Engine) Seen() uint64 { return e.seen.Load() }
+
+func (e *Engine) saw(rev uint64) {
+	for {
+		old := e.seen.Load()
+		if rev <= old || e.seen.CompareAndSwap(old, rev) {
+			return
+		}
+	}
+}
+
+// resource returns the key's resource, making it on first use.
+func (e *Engine) resource(key string) *resource {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r := e.resources[key]
+	if r == nil {
+		if len(e.resources) >= maxIdle {
+			e.forgetSome()
+		}
+		r = &resource{e: e, key: key, closed: e.closed}
+		e.resources[key] = r
+	}
+	r.users++
+	return r
+}
+
+func (e *Engine) done(r *resource) {
+	e.mu.Lock()
+	r.users--
+	e.mu.Unlock()
+}
+
+// forgetSome drops a few idle resources; map order makes the choice random.
+// Called with mu held.
+func (e *Engine) forgetSome() {
+	tries := 64
+	for key, r := range e.resources {
+		if r.users == 0 && r.idle() {
+			delete(e.resources, key)
+		}
+		if tries--; tries == 0 {
+			return
+		}
+	}
+}
+
+// janitor closes watches that nobody has used for a while.
+func (e *Engine) janitor() {
+	t := time.NewTicker(linger / 2)
+	defer t.Stop()
+	for {
+		select {
+		case <-e.ctx.Done():
+			return
+		case <-t.C:
+		}
+		e.mu.Lock()
+		all := slices.Collect(maps.Keys(e.watched))
+		e.mu.Unlock()
+		for _, r := range all {
+			r.sweep()
+		}
+	}
+}
+
+// Unresolved returns how long the oldest unresolved cleanup under the lease has
+// been going on; 0 means that there is none.
+func (e *Engine) Unresolved(lease string) time.Duration {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var longest time.Duration
+	for c, since := range e.ledger {
+		if c.op.Lease == lease {
+			longest = max(longest, time.Since(since), 1)
+		}
+	}
+	return longest
+}
+
+// DropLease ends every cleanup under a lease whose tombstone is committed: its
+// entries are evicted by whoever needs the resource.
+func (e *Engine) DropLease(lease string) {
+	e.mu.Lock()
+	var dropped []*call
+	for c := range e.ledger {
+		if c.op.Lease == lease {
+			dropped = append(dropped, c)
+		}
+	}
+	e.mu.Unlock()
+	for _, c := range dropped {
+		c.r.mu.Lock()
+		c.resolve(Outcome{}, nil)
+		c.r.mu.Unlock()
+	}
+}
+
+func (e *Engine) ledgerAdd(c *call) {
+	e.mu.Lock()
+	e.ledger[c] = time.Now()
+	e.mu.Unlock()
+}
+
+func (e *Engine) ledgerRemove(c *call) {
+	e.mu.Lock()
+	delete(e.ledger, c)
+	e.mu.Unlock()
+}

@@ -1,0 +1,54 @@
+package coalesce
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+var (
+	// ErrRefused says that the state of the resource forbids the operation; it
+	// comes as a *RefusedError that says which way. Nothing was left behind.
+	ErrRefused = errors.New("coalesce: operation refused")
+
+	// ErrGone says that a waiting operation's entry disappeared: its lease was
+	// found dead, or somebody deleted the resource. Acquire again with a new id.
+	ErrGone = errors.New("coalesce: entry is gone")
+
+	// ErrUnavailable says that no leader answered. The operation was not done,
+	// or is being undone in the background.
+	ErrUnavailable = errors.New("coalesce: no leader answers")
+
+	// ErrUnconfirmed says that the caller's context ended before the operation
+	// was confirmed. The engine goes on with it.
+	ErrUnconfirmed = errors.New("coalesce: not confirmed in time")
+
+	// ErrStopped says that the stop channel given with the operation was closed.
+	ErrStopped = errors.New("coalesce: operation stopped")
+
+	// ErrClosed says that the engine was closed.
+	ErrClosed = errors.New("coalesce: engine closed")
+
+	// ErrRevoked is the reason of a hold lost to a forced release.
+	ErrRevoked = errors.New("coalesce: hold was revoked by an operator")
+
+	// ErrRemoved is the reason of a hold whose entry is not in the record any
+	// more: deleted by an operator, or evicted because its lease was found dead.
+	ErrRemoved = errors.New("coalesce: hold was removed from the record")
+)
+
+// RefusedError is ErrRefused with its reason.
+type RefusedError struct {
+	Verdict record.Verdict
+	Blocker record.Entry // the entry in the way, where there is one
+	// Record is the state that refused, or nil where there was none.
+	Record *record.Record
+}
+
+func (e *RefusedError) Error() string {
+	return fmt.Sprintf("coalesce: operation refused: %v", e.Verdict)
+}
+
+// Is makes errors.Is(err, ErrRefused) true.
+func (e *RefusedError) Is(target error) bool { return target == ErrRefused }

@@ -1,0 +1,120 @@
+package coalesce
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// observe keeps the set of observed leases equal to those that stand in the
+// way of this process's waiters: every holder and every waiter ahead, from the
+// moment they queue, so that any number of dead ones costs one TTL together.
+// Called with r.mu held.
+func (r *resource) observe() {
+	ahead, urgent := r.ahead()
+	for id, stop := range r.observed {
+		if _, ok := ahead[id]; !ok {
+			stop()
+			delete(r.observed, id)
+		}
+	}
+	for id := range r.dead {
+		if _, ok := ahead[id]; !ok {
+			delete(r.dead, id)
+		}
+	}
+	for id, ttl := range ahead {
+		if _, ok := r.observed[id]; ok || r.dead[id] {
+			continue
+		}
+		if r.observed == nil {
+			r.observed = map[string]func(){}
+		}
+		r.observed[id] = r.e.cfg.Observer.Observe(id, ttl, urgent, r.leaseDied)
+	}
+}
+
+// ahead returns the leases, with their TTLs, of all entries before the last
+// waiter of this process, without this process's own live ones; urgent is
+// whether this process's waiter is the next in the queue. Called with r.mu held.
+func (r *resource) ahead() (leases map[string]time.Duration, urgent bool) {
+	if r.rec == nil || len(r.waiting) == 0 || r.closed {
+		return nil, false
+	}
+	last := -1
+	for i := range r.rec.Waiters {
+		if r.waiting[r.rec.Waiters[i].ID] != nil {
+			last = i
+		}
+	}
+	if last < 0 {
+		return nil, false
+	}
+	leases = map[string]time.Duration{}
+	add := func(entries []record.Entry) {
+		for i := range entries {
+			lease := entries[i].Lease()
+			if _, ok := leases[lease]; !ok && !r.e.cfg.Local(lease) {
+				leases[lease] = entries[i].TTL
+			}
+		}
+	}
+	add(r.rec.Holders)
+	add(r.rec.Waiters[:last])
+	return leases, r.waiting[r.rec.Waiters[0].ID] != nil
+}
+
+// leaseDied is told by the observer that a lease's tombstone is committed. The
+// head of the queue evicts at once, others after a pause in which the head has
+// usually done it.
+func (r *resource) leaseDied(id string) {
+	r.e.goIfOpen(func() {
+		r.mu.Lock()
+		delete(r.observed, id)
+		if r.dead == nil {
+			r.dead = map[string]bool{}
+		}
+		r.dead[id] = true
+		_, urgent := r.ahead()
+		r.mu.Unlock()
+		if !urgent && !r.e.sleep(r.e.ctx, 50*time.Millisecond+rand.N(200*time.Millisecond)) {
+			return
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.evictDead()
+	})
+}
+
+// evictDead removes the entries of all leases that are known to be dead in one
+// write. Called with r.mu held.
+func (r *resource) evictDead() {
+	var leases []string
+	for id := range r.dead {
+		if holdsLease(r.rec, id) {
+			leases = append(leases, id)
+		}
+	}
+	if len(leases) == 0 || len(r.waiting) == 0 {
+		return
+	}
+	r.submit(&call{r: r, op: record.Op{Kind: record.OpEvict, Leases: leases}})
+}
+
+func holdsLease(rec *record.Record, id string) bool {
+	if rec == nil {
+		return false
+	}
+	for i := range rec.Holders {
+		if rec.Holders[i].Lease() == id {
+			return true
+		}
+	}
+	for i := range rec.Waiters {
+		if rec.Waiters[i].Lease() == id {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,354 @@
+package coalesce
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// errStale says that a read showed less than this process has seen already.
+var errStale = errors.New("coalesce: read is older than what was seen")
+
+// resource is what this process knows of one key, and what its goroutines want
+// of it. At most one goroutine, the runner, writes at a time.
+type resource struct {
+	e     *Engine
+	key   string
+	users int // callers inside; guarded by e.mu
+
+	mu      sync.Mutex
+	closed  bool
+	running bool
+	pending []*call          // for the next round
+	waiting map[string]*call // acquires that stand in the committed queue, by id
+	holds   map[string]*hold // watched holds, by id
+
+	// The newest committed state that is known: rec at revision rev. rec is nil
+	// when there is no record; rev is then the delete marker's, or 0. Records
+	// are never modified once they are here.
+	known bool
+	rec   *record.Record
+	rev   uint64
+	// seen is the newest revision this process has seen for the key. rev is
+	// below it only when a read found the key absent, which may be the truth
+	// (the marker expired) or the view of a deposed leader: good to write upon,
+	// since the write decides, but no proof.
+	seen uint64
+	// suspects are the expected revisions of writes whose outcome is unknown.
+	// Such a write can still be committed while its revision is the newest.
+	suspects []uint64
+	inFlight []byte // the value that is being written
+
+	stopWatch func()
+	lastUse   time.Time
+	observed  map[string]func() // leases ahead of our waiters, and how to stop observing
+	dead      map[string]bool   // leases whose tombstone is committed
+	absence   bool              // a second look at an absent key is under way
+}
+
+// hold is a granted entry whose disappearance somebody wants to know.
+type hold struct {
+	token uint64
+	lost  func(error)
+}
+
+// trusted reports whether the known state is at least as new as everything seen.
+func (r *resource) trusted() bool { return r.known && r.rev >= r.seen }
+
+// learn takes over a committed state if it is not older than what is known.
+// Called with r.mu held.
+func (r *resource) learn(rec *record.Record, rev uint64) bool {
+	if rev < r.seen || r.known && rev < r.rev {
+		return false
+	}
+	r.known, r.rec, r.rev, r.seen = true, rec, rev, rev
+	r.e.saw(rev)
+	// A write that expected an older revision can't be committed any more.
+	r.suspects = slices.DeleteFunc(r.suspects, func(base uint64) bool { return base < rev })
+	return true
+}
+
+// learnAbsent takes over that a read or a conflict showed no entry at all.
+// Called with r.mu held.
+func (r *resource) learnAbsent() {
+	if r.seen > 0 && r.known && r.rec != nil {
+		// A live record never expires.
+		r.e.goIfOpen(func() { r.e.cfg.Regressed(r.key) })
+	}
+	r.known, r.rec, r.rev = true, nil, 0
+}
+
+// read asks the leader and learns the answer.
+func (r *resource) read(ctx context.Context) error {
+	r.e.reads.Add(1)
+	actx, cancel := context.WithTimeout(ctx, r.e.cfg.Attempt)
+	defer cancel()
+	entry, err := r.e.cfg.Store.Get(actx, r.key)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.absorb(entry)
+}
+
+// absorb learns a committed entry and wakes whom it concerns. Called with r.mu
+// held.
+func (r *resource) absorb(entry kv.Entry) error {
+	if entry.Revision == 0 {
+		r.learnAbsent()
+		return nil
+	}
+	if entry.Revision == r.rev && r.known {
+		return nil
+	}
+	if entry.Revision < r.seen {
+		r.e.goIfOpen(func() { r.e.cfg.Regressed(r.key) })
+		return errStale
+	}
+	var rec *record.Record
+	if !entry.Deleted {
+		var err error
+		if rec, err = record.Decode(entry.Value); err != nil {
+			r.known = false
+			return err
+		}
+		rec.Resolve(entry.Revision)
+	}
+	if r.learn(rec, entry.Revision) {
+		r.settle()
+	}
+	return nil
+}
+
+// notify is the watch's callback.
+func (r *resource) notify(entry kv.Entry) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || r.stopWatch == nil {
+		return
+	}
+	if entry.Revision == 0 {
+		r.noticeAbsence()
+		return
+	}
+	if len(r.inFlight) > 0 && bytes.Equal(entry.Value, r.inFlight) {
+		return // our own write: its acknowledgement, or the read after it was lost, tells the rest
+	}
+	if err := r.absorb(entry); err != nil && !errors.Is(err, errStale) {
+		for _, c := range r.waiting {
+			c.resolve(Outcome{}, err)
+		}
+	}
+}
+
+// noticeAbsence looks a second time at a key that was seen absent while
+// somebody holds or waits on it: one read may be that of a deposed leader.
+// Called with r.mu held.
+func (r *resource) noticeAbsence() {
+	if r.absence || len(r.waiting)+len(r.holds) == 0 {
+		return
+	}
+	r.absence = true
+	started := r.e.goIfOpen(func() {
+		r.e.sleep(r.e.ctx, 150*time.Millisecond)
+		actx, cancel := context.WithTimeout(r.e.ctx, r.e.cfg.Attempt)
+		defer cancel()
+		entry, err := r.e.cfg.Store.Get(actx, r.key)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.absence = false
+		if err != nil || r.closed {
+			return
+		}
+		if entry.Revision != 0 {
+			_ = r.absorb(entry)
+			return
+		}
+		r.learnAbsent()
+		r.settle()
+	})
+	if !started {
+		r.absence = false
+	}
+}
+
+// settle reads the outcomes of waiting acquires and watched holds off the newest
+// committed record. Called with r.mu held.
+func (r *resource) settle() {
+	r.settleWaiting()
+	for id, h := range r.holds {
+		entry, ok := holder(r.rec, id)
+		switch {
+		case r.rev != 0 && r.rev < h.token:
+			// Older than the grant itself: says nothing about it.
+		case !ok:
+			delete(r.holds, id)
+			go1(r.e, h.lost, ErrRemoved)
+		case entry.Revoked:
+			delete(r.holds, id)
+			go1(r.e, h.lost, ErrRevoked)
+		}
+	}
+	r.observe()
+	r.adjustWatch()
+}
+
+// settleWaiting resolves the acquires that don't stand in the queue any more.
+// Called with r.mu held.
+func (r *resource) settleWaiting() {
+	queued := 0
+	if r.rec != nil {
+		for i := range r.rec.Holders {
+			if c := r.waiting[r.rec.Holders[i].ID]; c != nil {
+				c.resolve(Outcome{Entry: r.rec.Holders[i], Revision: r.rev, Existed: true}, nil)
+			}
+		}
+		for i := range r.rec.Waiters {
+			if r.waiting[r.rec.Waiters[i].ID] != nil {
+				queued++
+			}
+		}
+	}
+	if queued == len(r.waiting) {
+		return
+	}
+	for id, c := range r.waiting {
+		if !waits(r.rec, id) {
+			c.resolve(Outcome{}, ErrGone)
+		}
+	}
+}
+
+// go1 calls fn in a goroutine of the engine: fn may call back into it.
+func go1(e *Engine, fn func(error), err error) {
+	e.goIfOpen(func() { fn(err) })
+}
+
+func holder(rec *record.Record, id string) (record.Entry, bool) {
+	if rec == nil {
+		return record.Entry{}, false
+	}
+	return rec.Holder(id)
+}
+
+func waits(rec *record.Record, id string) bool {
+	if rec == nil {
+		return false
+	}
+	_, _, ok := rec.Waiter(id)
+	return ok
+}
+
+// adjustWatch opens the watch when somebody waits or watches a hold. It is
+// closed by sweep, later. Called with r.mu held.
+func (r *resource) adjustWatch() {
+	if len(r.waiting)+len(r.holds) == 0 {
+		return
+	}
+	r.lastUse = time.Now()
+	if r.stopWatch != nil || r.closed {
+		return
+	}
+	r.stopWatch = func() {}
+	r.e.goIfOpen(func() {
+		// Outside r.mu: the watcher may call notify at once.
+		stop := r.e.cfg.Watcher.Watch(r.key, r.notify)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.closed {
+			stop()
+			return
+		}
+		r.stopWatch = stop
+		r.e.mu.Lock()
+		r.e.watched[r] = struct{}{}
+		r.e.mu.Unlock()
+	})
+}
+
+// sweep closes the watch once nobody has needed it for a while.
+func (r *resource) sweep() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.stopWatch == nil || len(r.waiting)+len(r.holds) > 0 || time.Since(r.lastUse) < linger {
+		return
+	}
+	r.dropWatch()
+}
+
+// dropWatch ends the watch. Called with r.mu held.
+func (r *resource) dropWatch() {
+	if r.stopWatch == nil {
+		return
+	}
+	r.stopWatch()
+	r.stopWatch = nil
+	r.e.mu.Lock()
+	delete(r.e.watched, r)
+	r.e.mu.Unlock()
+}
+
+// idle reports whether the resource can be forgotten. Called with e.mu held, so
+// it does not wait for r.mu.
+func (r *resource) idle() bool {
+	if !r.mu.TryLock() {
+		return false
+	}
+	defer r.mu.Unlock()
+	return !r.running && len(r.pending)+len(r.waiting)+len(r.holds) == 0 && r.stopWatch == nil && !r.absence
+}
+
+// close ends everything on the resource with ErrClosed.
+func (r *resource) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
+	for _, c := range r.pending {
+		c.resolve(Outcome{}, ErrClosed)
+	}
+	r.pending = nil
+	for _, c := range r.waiting {
+		c.resolve(Outcome{}, ErrClosed)
+	}
+	clear(r.holds)
+	r.observe()
+	r.dropWatch()
+}
+
+// WatchHold calls lost once, from a goroutine of the engine, when the entry with
+// this id is revoked or gone from the key's record. It costs a share of a
+// watcher, so it is for holds that last. stop ends it; a call in progress may
+// still finish.
+func (e *Engine) WatchHold(key, id string, token uint64, lost func(error)) (stop func()) {
+	r := e.resource(key)
+	defer e.done(r)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return func() {}
+	}
+	if r.holds == nil {
+		r.holds = map[string]*hold{}
+	}
+	h := &hold{token: token, lost: lost}
+	r.holds[id] = h
+	if r.known {
+		r.settle()
+	} else {
+		r.adjustWatch()
+	}
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.holds[id] == h {
+			delete(r.holds, id)
+		}
+	}
+}

@@ -1,0 +1,320 @@
+package coalesce
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// submit queues a call and makes sure that somebody runs it. Called with r.mu
+// held.
+func (r *resource) submit(c *call) {
+	if r.closed {
+		c.resolve(Outcome{}, ErrClosed)
+		return
+	}
+	r.pending = append(r.pending, c)
+	r.startRunner()
+}
+
+// startRunner starts a runner if there is none. Called with r.mu held.
+func (r *resource) startRunner() {
+	if r.running || len(r.pending) == 0 {
+		return
+	}
+	r.running = true
+	if !r.e.goIfOpen(func() { r.run(r.e.ctx, nil) }) {
+		r.running = false
+	}
+}
+
+// run is the runner: round after round while there is something pending. A
+// caller that works as the runner gives own, its call, and its context; it hands
+// over to a goroutine of the engine as soon as its own operation has its outcome
+// or meets trouble. own is nil in that goroutine.
+func (r *resource) run(ctx context.Context, own *call) {
+	var b backoff
+	for {
+		r.mu.Lock()
+		batch := r.take()
+		if r.closed || r.e.ctx.Err() != nil {
+			for _, c := range batch {
+				c.resolve(Outcome{}, ErrClosed)
+			}
+			batch = nil
+		}
+		if len(batch) == 0 {
+			r.running = false
+			r.mu.Unlock()
+			return
+		}
+		if own != nil && (own.resolved || r.waiting[own.op.ID] == own || b.failures > 2 || ctx.Err() != nil) {
+			r.pending = append(batch, r.pending...)
+			r.running = false
+			r.startRunner()
+			r.mu.Unlock()
+			return
+		}
+		r.mu.Unlock()
+
+		err := r.round(ctx, batch)
+
+		r.mu.Lock()
+		left := r.unresolved(batch)
+		if err != nil {
+			left = r.failed(left, err)
+		}
+		r.pending = append(left, r.pending...)
+		r.mu.Unlock()
+		if err == nil {
+			b.reset()
+		} else {
+			r.e.sleep(ctx, b.next(err))
+		}
+	}
+}
+
+// take returns the pending calls that still want something. Called with r.mu
+// held.
+func (r *resource) take() []*call {
+	batch := slices.DeleteFunc(r.pending, func(c *call) bool { return c.resolved || c.dropped })
+	r.pending = nil
+	return batch
+}
+
+// unresolved returns the calls of a batch that have to be applied again: those
+// that have no outcome and don't stand in the queue. Called with r.mu held.
+func (r *resource) unresolved(batch []*call) []*call {
+	return slices.DeleteFunc(batch, func(c *call) bool {
+		return c.resolved || c.dropped || r.waiting[c.op.ID] == c
+	})
+}
+
+// failed ends the calls that a failed round ends, and returns the others.
+// Called with r.mu held.
+func (r *resource) failed(calls []*call, err error) []*call {
+	malformed := errors.Is(err, record.ErrMalformed) || errors.Is(err, record.ErrNewerSchema)
+	rejected := errors.Is(err, kv.ErrRejected) || errors.Is(err, kv.ErrFull)
+	away := errors.Is(err, kv.ErrNotSent) || errors.Is(err, kv.ErrUnavailable) || errors.Is(err, kv.ErrUnknown) ||
+		errors.Is(err, kv.ErrBucketGone)
+	if !malformed && !rejected && !away {
+		return calls // conflict, busy, stale: only a matter of trying again
+	}
+	return slices.DeleteFunc(calls, func(c *call) bool {
+		if c.ledger || !malformed && !rejected && !c.failFast {
+			return false
+		}
+		cause := err
+		if !malformed && !rejected {
+			cause = unavailable(err)
+		}
+		if !c.unsure {
+			c.resolve(Outcome{}, cause)
+		} else if c.op.Kind == record.OpAcquire || c.op.Kind == record.OpTry {
+			r.cleanup(c, cause)
+		} else {
+			return false
+		}
+		return true
+	})
+}
+
+// round applies a batch to the newest known state and writes the result. An
+// error says why calls of the batch are still without an outcome; a conflict is
+// resolved inside, by reading and applying again.
+func (r *resource) round(ctx context.Context, batch []*call) error {
+	ops := make([]record.Op, len(batch))
+	for i, c := range batch {
+		ops[i] = c.op
+	}
+	fresh := false // the state was read after the batch was taken
+	r.mu.Lock()
+	needRead := !r.known && (len(r.suspects) > 0 || r.seen > 0 || !slices.ContainsFunc(batch, acquires))
+	r.mu.Unlock()
+	for conflicts := 0; ; {
+		if needRead {
+			if err := r.read(ctx); err != nil {
+				return err
+			}
+			fresh, needRead = true, false
+		}
+		r.mu.Lock()
+		// Without any knowledge the resource is taken to be free: the write
+		// finds out, and costs a free resource nothing.
+		base, rev := r.rec, r.rev
+		next, results, changed := record.Apply(base, rev, ops, r.e.cfg.Limits)
+		if base != nil && base.Kind != record.KindLock {
+			// Another kind's record looks empty and must never be written.
+			r.deliver(batch, results, base, rev)
+			r.mu.Unlock()
+			return nil
+		}
+		if !changed {
+			if !fresh {
+				needRead = true
+				r.mu.Unlock()
+				continue
+			}
+			if r.trusted() && !slices.Contains(r.suspects, rev) {
+				r.deliver(batch, results, base, rev)
+				r.mu.Unlock()
+				return nil
+			}
+			// What was read proves nothing while a write that expects this very
+			// revision may still be under way: write the same state again, and
+			// that one can't be committed any more.
+		}
+		for _, c := range batch {
+			c.attempted = true
+			c.existed = c.existed || present(base, c.op.ID)
+		}
+		r.mu.Unlock()
+
+		newRev, err := r.write(ctx, next, rev)
+		if err == nil {
+			r.mu.Lock()
+			next.Resolve(newRev)
+			if next.Empty() {
+				next = nil
+			}
+			r.learn(next, newRev)
+			r.deliver(batch, results, next, newRev)
+			r.mu.Unlock()
+			return nil
+		}
+		var conflict *kv.ConflictError
+		switch {
+		case errors.As(err, &conflict):
+			r.e.conflicts.Add(1)
+			if conflict.Actual == 0 {
+				r.mu.Lock()
+				r.learnAbsent()
+				r.mu.Unlock()
+			} else {
+				r.mu.Lock()
+				// A watch may have brought the newer state already.
+				needRead = !r.known || r.rev == rev
+				r.mu.Unlock()
+			}
+			if conflicts++; conflicts > 1 {
+				return err // lose the race to others with a pause
+			}
+		case errors.Is(err, kv.ErrUnknown):
+			r.e.unknown.Add(1)
+			r.mu.Lock()
+			if !slices.Contains(r.suspects, rev) && (rev >= r.seen || rev == 0) {
+				r.suspects = append(r.suspects, rev)
+			}
+			for _, c := range batch {
+				c.unsure = true
+			}
+			// Apply again to what the leader has by then.
+			if r.rev == rev {
+				r.known = false
+			}
+			r.mu.Unlock()
+			return err
+		case errors.Is(err, kv.ErrBusy):
+			r.e.busy.Add(1)
+			return err
+		default:
+			return err
+		}
+	}
+}
+
+// write stores the record, or deletes it when nobody holds or waits any more.
+func (r *resource) write(ctx context.Context, next *record.Record, rev uint64) (uint64, error) {
+	actx, cancel := context.WithTimeout(ctx, r.e.cfg.Attempt)
+	defer cancel()
+	r.e.rounds.Add(1)
+	var newRev uint64
+	var err error
+	if next.Empty() {
+		newRev, err = r.e.cfg.Store.Purge(actx, r.key, rev, kv.MarkerTTL)
+	} else {
+		value := next.Append(nil)
+		r.setInFlight(value)
+		newRev, err = r.e.cfg.Store.Update(actx, r.key, value, rev, 0)
+		r.setInFlight(nil)
+	}
+	if err == nil {
+		r.e.writes.Add(1)
+	}
+	return newRev, err
+}
+
+func (r *resource) setInFlight(value []byte) {
+	r.mu.Lock()
+	r.inFlight = value
+	r.mu.Unlock()
+}
+
+// deliver gives every call of a batch what the committed record says about it.
+// Called with r.mu held.
+func (r *resource) deliver(batch []*call, results []record.Result, rec *record.Record, rev uint64) {
+	queued := false
+	for i, c := range batch {
+		if c.resolved || c.dropped {
+			continue
+		}
+		if results[i].Verdict != record.Applied {
+			c.resolve(Outcome{}, &RefusedError{Verdict: results[i].Verdict, Blocker: results[i].Blocker, Record: rec})
+			continue
+		}
+		if !acquires(c) {
+			c.resolve(Outcome{Revision: rev, Existed: c.existed || c.unsure}, nil)
+			continue
+		}
+		if h, ok := holder(rec, c.op.ID); ok {
+			c.resolve(Outcome{Entry: h, Revision: rev, Existed: true}, nil)
+		} else if waits(rec, c.op.ID) {
+			if r.waiting == nil {
+				r.waiting = map[string]*call{}
+			}
+			r.waiting[c.op.ID] = c
+			queued = true
+		} else {
+			c.resolve(Outcome{}, ErrGone)
+		}
+	}
+	// A promotion in this very write may concern goroutines that queued before,
+	// and the watch may have brought something newer already.
+	if queued || len(r.waiting)+len(r.holds) > 0 {
+		r.settle()
+	}
+}
+
+func acquires(c *call) bool {
+	return c.op.Kind == record.OpAcquire || c.op.Kind == record.OpTry
+}
+
+func present(rec *record.Record, id string) bool {
+	if rec == nil || id == "" {
+		return rec != nil
+	}
+	_, ok := rec.Holder(id)
+	return ok || waits(rec, id)
+}
+
+// backoff spaces the rounds after failures.
+type backoff struct{ failures int }
+
+func (b *backoff) reset() { b.failures = 0 }
+
+// next returns the pause before the next attempt: short where another writer
+// was met, longer where nobody answered, always jittered so that writers part.
+func (b *backoff) next(err error) time.Duration {
+	b.failures++
+	base, limit := 200*time.Microsecond, 20*time.Millisecond
+	if !errors.Is(err, kv.ErrConflict) && !errors.Is(err, kv.ErrBusy) {
+		base, limit = 20*time.Millisecond, time.Second
+	}
+	d := min(base<<min(b.failures-1, 10), limit)
+	return d/2 + rand.N(d)
+}

@@ -1,0 +1,38 @@
+// Package embedded runs a NATS server with JetStream inside the calling
+// process, so that a lock service needs nothing installed beside it: tests,
+// examples, single binaries and the daemon use it.
+//
+// [Start] runs one server on a store directory. By default it has no network
+// listener at all (reach it with [Server.Connect]), logs nothing, and syncs
+// every write to disk before it is acknowledged. [StartCluster] runs several
+// on loopback, with switches to stop, restart and cut off single nodes.
+//
+// # What is guaranteed
+//
+//   - When Start returns nil, JetStream is up and the store has been recovered.
+//   - One server per store directory, also across processes: the second one
+//     gets [ErrStoreInUse]. The lock is the operating system's, so that it is
+//     free again as soon as the owner's process is gone, however it ended.
+//   - With [SyncAlways], the default, an acknowledged write survives a power
+//     failure as far as the disk keeps its own promises. With [SyncInterval]
+//     it survives the end of the process, but a power failure or a crash of
+//     the operating system may lose the acknowledged writes of the last
+//     interval; locks granted in that time can then be granted again.
+//   - A listener is on a loopback address unless [WithAllowNonLoopback] is
+//     given. There is no encryption, and no authentication without [WithToken]:
+//     whoever reaches the address owns the store. In-process connections always
+//     work.
+//
+// # How it fails
+//
+// Everything that can be wrong is an error of Start: nonsense options are
+// [ErrInvalidOption], a store that belongs to another server is
+// [ErrStoreInUse], and whatever makes the server give up (an address in use, a
+// store it can't read) is [ErrStartFailed] with the server's own reason. The
+// server never ends the process and installs no signal handlers.
+//
+//	         Start                     Shutdown
+//	(none) --------> starting --> ready --------> stopping --> stopped
+//	                    |                                        ^
+//	                    +---- error: store lock released --------+
+package embedded

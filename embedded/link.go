@@ -1,0 +1,163 @@
+package embedded
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+)
+
+// linkDialTimeout bounds the dial to the other end of a link, on loopback.
+const linkDialTimeout = 2 * time.Second
+
+// link carries the route connections from one node to another through a
+// listener of its own, so that they can be cut. Each ordered pair of nodes that
+// dial has one: a forwarder per node would not know who is calling.
+type link struct {
+	listener net.Listener
+	ctx      context.Context // ends with close; bounds dials
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
+
+	mu     sync.Mutex
+	target string // route address of the callee, empty while it is down
+	isCut  bool
+	closed bool
+	conns  map[net.Conn]struct{}
+	pumps  sync.WaitGroup // one per connection pair; Add under mu only
+}
+
+func newLink() (*link, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("embedded: link between nodes: %w", err)
+	}
+	k := &link{listener: l, conns: make(map[net.Conn]struct{})}
+	k.ctx, k.cancel = context.WithCancel(context.Background())
+	k.wg.Go(k.accept)
+	return k, nil
+}
+
+func (k *link) addr() string { return k.listener.Addr().String() }
+
+// setTarget says where the callee is; empty refuses callers.
+func (k *link) setTarget(addr string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.target = addr
+}
+
+// cut closes what is open and refuses what comes until heal. When it returns,
+// no byte is on its way any more, except those the other end's socket has.
+func (k *link) cut() {
+	k.mu.Lock()
+	k.isCut = true
+	k.abortLocked()
+	k.mu.Unlock()
+	k.pumps.Wait()
+}
+
+func (k *link) heal() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.isCut = false
+}
+
+// close ends the link for good and waits for its goroutines.
+func (k *link) close() {
+	k.cancel()
+	_ = k.listener.Close()
+	k.mu.Lock()
+	k.closed = true
+	k.abortLocked()
+	k.mu.Unlock()
+	k.pumps.Wait()
+	k.wg.Wait()
+}
+
+func (k *link) abortLocked() {
+	for c := range k.conns {
+		abort(c)
+	}
+	clear(k.conns)
+}
+
+// abort resets the connection, as a lost network would sooner or later: what
+// was written but not sent is dropped, not flushed.
+func abort(c net.Conn) {
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
+	}
+	_ = c.Close()
+}
+
+func (k *link) accept() {
+	for {
+		caller, err := k.listener.Accept()
+		if err != nil {
+			if k.ctx.Err() != nil {
+				return
+			}
+			// Out of descriptors, or a caller that gave up: try again, slowly.
+			select {
+			case <-k.ctx.Done():
+				return
+			case <-time.After(10 * time.Millisecond):
+				continue
+			}
+		}
+		k.wg.Go(func() { k.connect(caller) })
+	}
+}
+
+// connect dials the callee and starts the pumps. The state is looked at twice:
+// the link may be cut, or the callee moved, while the dial is out.
+func (k *link) connect(caller net.Conn) {
+	k.mu.Lock()
+	target, open := k.target, !k.isCut && !k.closed
+	k.mu.Unlock()
+	if !open || target == "" {
+		abort(caller)
+		return
+	}
+	d := net.Dialer{Timeout: linkDialTimeout}
+	callee, err := d.DialContext(k.ctx, "tcp", target)
+	if err != nil {
+		abort(caller)
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.isCut || k.closed || k.target != target {
+		abort(caller)
+		abort(callee)
+		return
+	}
+	k.conns[caller] = struct{}{}
+	k.conns[callee] = struct{}{}
+	k.pumps.Go(func() { k.pump(caller, callee) })
+	k.pumps.Go(func() { k.pump(callee, caller) })
+}
+
+// pump copies one direction; its end is the end of both.
+func (k *link) pump(dst, src net.Conn) {
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := src.Read(buf)
+		if n > 0 {
+			if _, werr := dst.Write(buf[:n]); werr != nil {
+				break
+			}
+		}
+		if err != nil {
+			break
+		}
+	}
+	_ = src.Close()
+	_ = dst.Close()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.conns, src)
+	delete(k.conns, dst)
+}

@@ -1,0 +1,296 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/lockfabric/lockfabric/coalesce"
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// failFastTimeout bounds what a call with WithFailFast waits for an answer.
+const failFastTimeout = 2 * time.Second
+
+// Acquire waits in the lock's queue, first come first served, until it is
+// granted or ctx ends, and returns the hold.
+//
+// The hold lasts until Release, however long that is, as long as this process
+// lives and reaches the cluster; see [Lock.Lost]. A wait goes on through server
+// failures and partitions; if the lease of the waiting acquire is lost
+// meanwhile, it queues again at the end under a new one.
+//
+// Every error is a *NotAcquiredError, and means that nothing is held: what a
+// request that was given up may still write is removed in the background. Its
+// causes: the context's error (also after WithWaitLimit), ErrInvalidName,
+// ErrInvalidOption, ErrAlreadyHeld, ErrQueueFull, ErrKindMismatch,
+// ErrMalformedRecord, ErrClosed, and ErrUnavailable with WithFailFast.
+func (m *Manager) Acquire(ctx context.Context, key string, opts ...AcquireOption) (*Lock, error) {
+	return m.acquire(ctx, key, record.OpAcquire, opts)
+}
+
+// TryAcquire acquires the lock if nobody is in the way, and otherwise leaves
+// nothing behind and returns ErrHeld as a *HeldError. A refusal is decided on what
+// the stream's leader has, not by a quorum. A holder that looks dead is
+// observed for about its TTL and replaced, so a refusal may take that long; see
+// WithoutTakeover. Other errors are those of Acquire.
+func (m *Manager) TryAcquire(ctx context.Context, key string, opts ...AcquireOption) (*Lock, error) {
+	return m.acquire(ctx, key, record.OpTry, opts)
+}
+
+// Do acquires the lock, calls fn and releases the lock, also when fn panics. The
+// context given to fn ends when ctx ends or the hold is lost, with ErrLost as its
+// cause then. The error is the acquire's, or fn's joined with ErrLost if the hold
+// was lost before it was released.
+func (m *Manager) Do(ctx context.Context, key string, fn func(ctx context.Context, l *Lock) error, opts ...AcquireOption) (err error) {
+	l, err := m.Acquire(ctx, key, opts...)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if rerr := l.Release(ctx); isLost(rerr) {
+			err = errors.Join(err, rerr)
+		}
+	}()
+	held := l.Context()
+	fctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(held, func() { cancel(context.Cause(held)) })()
+	return fn(fctx, l)
+}
+
+func (m *Manager) acquire(ctx context.Context, key string, kind record.OpKind, opts []AcquireOption) (*Lock, error) {
+	fail := func(err error) (*Lock, error) {
+		return nil, &NotAcquiredError{Key: key, Cause: translate(err)}
+	}
+	req, err := m.cfg.newRequest(opts)
+	if err != nil {
+		return fail(err)
+	}
+	enc, err := kv.EncodeName(key)
+	if err != nil {
+		return fail(err)
+	}
+	if err := ctx.Err(); err != nil {
+		return fail(err)
+	}
+	if req.waitLimit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, req.waitLimit)
+		defer cancel()
+	}
+	a := attempt{m: m, key: key, enc: enc, kind: kind, req: req}
+	for n := 0; ; n++ {
+		l, err := a.once(ctx)
+		if err == nil {
+			return l, nil
+		}
+		again, err := a.judge(ctx, err)
+		if !again {
+			return fail(err)
+		}
+		// A new round, with a new id at the end of the queue.
+		if n > 0 && !sleep(ctx, min(time.Duration(n)*10*time.Millisecond, time.Second)) {
+			return fail(ctx.Err())
+		}
+	}
+}
+
+// attempt is one acquire under way, over as many leases and sessions as it takes.
+type attempt struct {
+	m        *Manager
+	key, enc string
+	kind     record.OpKind
+	req      request
+	session  *session // of the last round
+	waitedID string   // lease that was observed already
+}
+
+var errAgain = errors.New("fabric: acquire again")
+
+// once submits one operation, under one lease, with one id.
+func (a *attempt) once(ctx context.Context) (*Lock, error) {
+	s, err := a.m.session(ctx)
+	if err != nil {
+		return nil, err
+	}
+	a.session = s
+	if err := s.awaitReady(ctx, a.req.failFast); err != nil {
+		return nil, err
+	}
+	sl, err := a.slot(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	mode, err := a.req.mode.record()
+	if err != nil {
+		sl.leave()
+		return nil, err
+	}
+	started := time.Now()
+	op := record.Op{
+		Kind: a.kind, ID: sl.lease.NextOp(), Lease: sl.id, Mode: mode, Owner: a.req.owner,
+		TTL: a.req.timing.ttl, Since: started, Meta: a.req.metadata,
+	}
+	out, err := s.engine.Do(ctx, a.enc, op, coalesce.Options{FailFast: a.req.failFast, Stop: sl.lease.Lost()})
+	if err != nil {
+		sl.leave()
+		return nil, err
+	}
+	l := &Lock{s: s, slot: sl, key: a.key, enc: a.enc, entry: out.Entry, rev: out.Revision}
+	if err := a.begin(ctx, l, time.Since(started)); err != nil {
+		s.engine.Forget(a.enc, sl.id, op.ID)
+		sl.leave()
+		return nil, err
+	}
+	sl.hold(l)
+	s.mu.Lock()
+	s.fresh = append(s.fresh, freshLock{l, time.Now()})
+	ended := s.ended
+	s.mu.Unlock()
+	// The last look before the grant is handed out: a lease that was lost while
+	// the acquire waited, or this process slept, grants nothing.
+	if !sl.lease.Valid() || ended != nil || out.Entry.Revoked {
+		l.lose(ErrExpired)
+		s.engine.Forget(a.enc, sl.id, op.ID)
+		return nil, errAgain
+	}
+	return l, nil
+}
+
+// slot returns a lease for the acquire, after a bounded time if it is to fail fast.
+func (a *attempt) slot(ctx context.Context, s *session) (*slot, error) {
+	if !a.req.failFast {
+		return s.slot(ctx, a.req.timing)
+	}
+	fctx, cancel := context.WithTimeout(ctx, failFastTimeout)
+	defer cancel()
+	sl, err := s.slot(fctx, a.req.timing)
+	if err != nil && ctx.Err() == nil && fctx.Err() != nil {
+		err = fmt.Errorf("%w: no lease in %v: %w", ErrUnavailable, failFastTimeout, err)
+	}
+	return sl, err
+}
+
+// begin starts the limits of a hold that has any.
+func (a *attempt) begin(ctx context.Context, l *Lock, waited time.Duration) error {
+	t := a.req.timing
+	if !t.limited() {
+		return nil
+	}
+	if waited > t.ttl/20 {
+		// The hold's time counts from its grant, not from when it queued.
+		if err := l.slot.lease.Renew(ctx); err != nil {
+			return errAgain
+		}
+	}
+	l.slot.lease.Limit(!t.noRenewal, t.maxRenewals)
+	return nil
+}
+
+// judge decides whether to acquire again after an error, and gives the error
+// its final form if not.
+func (a *attempt) judge(ctx context.Context, err error) (again bool, final error) {
+	var refused *coalesce.RefusedError
+	switch {
+	case errors.As(err, &refused):
+		return a.judgeRefusal(ctx, refused)
+	case ctx.Err() != nil:
+		if errors.Is(err, ctx.Err()) {
+			return false, err
+		}
+		return false, fmt.Errorf("%w (%w)", ctx.Err(), translate(err))
+	case errors.Is(err, errAgain), errors.Is(err, coalesce.ErrGone), errors.Is(err, coalesce.ErrStopped):
+		return true, nil
+	case errors.Is(err, coalesce.ErrClosed), errors.Is(err, ErrBucketGone):
+		// The session ended, the manager perhaps not.
+		_, serr := a.m.session(ctx)
+		if errors.Is(serr, ErrClosed) || a.req.failFast && serr != nil {
+			return false, serr
+		}
+		return true, nil
+	case errors.Is(translate(err), ErrUnavailable):
+		return !a.req.failFast, err
+	}
+	return false, err
+}
+
+func (a *attempt) judgeRefusal(ctx context.Context, refused *coalesce.RefusedError) (again bool, final error) {
+	switch refused.Verdict {
+	case record.Held, record.AlreadyHeld:
+		again, err := a.takeover(ctx, refused)
+		if again || err != nil {
+			return again, err
+		}
+		b := refused.Blocker
+		return false, &HeldError{
+			Key: a.key, Owner: b.OwnerID(), Mode: Mode(b.Mode.String()), Since: b.Since, Token: b.Token,
+			Metadata: maps.Clone(b.Meta), already: refused.Verdict == record.AlreadyHeld,
+		}
+	case record.QueueFull:
+		return false, ErrQueueFull
+	case record.WrongKind:
+		return false, ErrKindMismatch
+	}
+	return false, fmt.Errorf("fabric: operation refused: %v", refused.Verdict)
+}
+
+// takeover looks whether those in the way are dead, and evicts them if so. It
+// reports whether it is worth to try again.
+func (a *attempt) takeover(ctx context.Context, refused *coalesce.RefusedError) (bool, error) {
+	var dead []string
+	var stale *record.Entry
+	s := a.session
+	for _, e := range inTheWay(refused) {
+		id := e.Lease()
+		if _, local := s.local.Load(id); local || id == a.waitedID {
+			continue
+		}
+		st, err := s.observer.Check(ctx, id, e.TTL)
+		switch {
+		case err != nil:
+			return false, nil // the refusal stands; nothing is known about the holder
+		case st.Dead:
+			dead = append(dead, id)
+		case st.Stale && stale == nil:
+			stale = &e
+		}
+	}
+	if len(dead) == 0 && stale != nil && !a.req.noTakeover {
+		a.waitedID = stale.Lease()
+		gone, err := s.observer.WaitDead(ctx, stale.Lease(), stale.TTL)
+		if err != nil && ctx.Err() != nil {
+			return false, ctx.Err()
+		}
+		if gone {
+			dead = append(dead, stale.Lease())
+		}
+	}
+	if len(dead) == 0 {
+		return false, nil
+	}
+	_, err := s.engine.Do(ctx, a.enc, record.Op{Kind: record.OpEvict, Leases: dead}, coalesce.Options{FailFast: a.req.failFast})
+	return err == nil, nil
+}
+
+// inTheWay returns one entry for each lease that a refusal may be due to.
+func inTheWay(refused *coalesce.RefusedError) []record.Entry {
+	if refused.Verdict == record.AlreadyHeld || refused.Record == nil {
+		return []record.Entry{refused.Blocker}
+	}
+	const limit = 32 // leases to ask about; the others have to wait for their turn
+	seen := map[string]bool{}
+	var out []record.Entry
+	for _, list := range [][]record.Entry{refused.Record.Holders, refused.Record.Waiters} {
+		for _, e := range list {
+			if id := e.Lease(); !seen[id] && len(out) < limit {
+				seen[id] = true
+				out = append(out, e)
+			}
+		}
+	}
+	return out
+}

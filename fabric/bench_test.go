@@ -1,0 +1,234 @@
+package fabric_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+// link is how a benchmark reaches its server.
+type link struct {
+	name string
+	dial func(*embedded.Server) (*nats.Conn, error)
+}
+
+var links = []link{
+	{"inprocess", func(s *embedded.Server) (*nats.Conn, error) { return s.Connect(nats.ReconnectBufSize(-1)) }},
+	{"tcp", func(s *embedded.Server) (*nats.Conn, error) {
+		return nats.Connect(s.ClientURL(), nats.ReconnectBufSize(-1))
+	}},
+}
+
+func benchServer(b *testing.B) *embedded.Server {
+	b.Helper()
+	srv, err := embedded.Start(b.Context(), embedded.WithStoreDir(b.TempDir()),
+		embedded.WithSync(embedded.SyncInterval(time.Minute)), embedded.WithListen("127.0.0.1:0"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = srv.Shutdown(context.Background()) })
+	return srv
+}
+
+func benchManager(b *testing.B, nc *nats.Conn) *fabric.Manager {
+	b.Helper()
+	m, err := fabric.New(b.Context(), nc)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = m.Close() })
+	return m
+}
+
+// floor is what an acquire and a release can't be faster than: two
+// compare-and-set writes of one key, a put of a record's size and a purge with a
+// marker TTL, sent by the NATS client's own publish.
+type floor struct {
+	js      jetstream.JetStream
+	subject string
+	value   []byte
+	rev     uint64
+}
+
+func newFloor(b *testing.B, nc *nats.Conn, key string) *floor {
+	b.Helper()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		b.Fatal(err)
+	}
+	f := &floor{js: js, subject: "$KV." + fabric.DefaultFabric + "-locks." + key}
+	f.value = make([]byte, 170) // about the size of a record with one holder
+	for i := range f.value {
+		f.value[i] = 'x'
+	}
+	return f
+}
+
+func (f *floor) pair(ctx context.Context) error {
+	put, err := f.js.PublishMsg(ctx, &nats.Msg{Subject: f.subject, Header: nats.Header{}, Data: f.value},
+		jetstream.WithExpectLastSequencePerSubject(f.rev))
+	if err != nil {
+		return err
+	}
+	purge := &nats.Msg{Subject: f.subject, Header: nats.Header{"KV-Operation": {"PURGE"}, "Nats-Rollup": {"sub"}}}
+	ack, err := f.js.PublishMsg(ctx, purge, jetstream.WithExpectLastSequencePerSubject(put.Sequence), jetstream.WithMsgTTL(15*time.Minute))
+	if err != nil {
+		return err
+	}
+	f.rev = ack.Sequence
+	return nil
+}
+
+// BenchmarkUncontended compares acquire+release of a free lock with the floor,
+// in turns within one run. "ratio" is the median over the turns of the lock's
+// rate divided by the floor's; it does not depend on the machine's speed.
+func BenchmarkUncontended(b *testing.B) {
+	for _, l := range links {
+		b.Run(l.name, func(b *testing.B) {
+			srv := benchServer(b)
+			nc, err := l.dial(srv)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer nc.Close()
+			m := benchManager(b, nc)
+			f := newFloor(b, nc, "floor")
+			ctx := b.Context()
+			lockPair := func() error {
+				lock, err := m.Acquire(ctx, "bench")
+				if err != nil {
+					return err
+				}
+				return lock.Release(ctx)
+			}
+			run := func(n int, pair func() error) time.Duration {
+				start := time.Now()
+				for range n {
+					if err := pair(); err != nil {
+						b.Fatal(err)
+					}
+				}
+				return time.Since(start)
+			}
+			floorPair := func() error { return f.pair(ctx) }
+			run(200, lockPair)
+			run(200, floorPair)
+			before := m.Stats()
+			b.ReportAllocs()
+			b.ResetTimer()
+			var ratios []float64
+			var lockTime, floorTime time.Duration
+			const turn = 200
+			n := 0
+			for n < b.N {
+				k := min(turn, b.N-n)
+				ft := run(k, floorPair)
+				lt := run(k, lockPair)
+				ratios = append(ratios, float64(ft)/float64(lt))
+				lockTime += lt
+				floorTime += ft
+				n += k
+			}
+			b.StopTimer()
+			slices.Sort(ratios)
+			after := m.Stats()
+			b.ReportMetric(ratios[len(ratios)/2], "ratio")
+			b.ReportMetric(float64(floorTime.Nanoseconds())/float64(n), "floor-ns/pair")
+			b.ReportMetric(float64(lockTime.Nanoseconds())/float64(n), "lock-ns/pair")
+			b.ReportMetric(float64(after.Writes-before.Writes)/float64(n), "writes/pair")
+			b.ReportMetric(float64(after.Reads-before.Reads)/float64(n), "reads/pair")
+		})
+	}
+}
+
+// BenchmarkManyKeys runs acquire+release from 64 goroutines, each on a key of
+// its own.
+func BenchmarkManyKeys(b *testing.B) {
+	srv := benchServer(b)
+	nc, err := links[1].dial(srv)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer nc.Close()
+	m := benchManager(b, nc)
+	contend(b, 64, func(worker int) error {
+		lock, err := m.Acquire(b.Context(), fmt.Sprintf("key-%d", worker))
+		if err != nil {
+			return err
+		}
+		return lock.Release(b.Context())
+	})
+}
+
+// BenchmarkOneKeyOneProcess hands one lock over between 64 goroutines of one
+// manager.
+func BenchmarkOneKeyOneProcess(b *testing.B) {
+	srv := benchServer(b)
+	nc, err := links[1].dial(srv)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer nc.Close()
+	m := benchManager(b, nc)
+	contend(b, 64, func(int) error {
+		lock, err := m.Acquire(b.Context(), "hot")
+		if err != nil {
+			return err
+		}
+		return lock.Release(b.Context())
+	})
+}
+
+// BenchmarkOneKeyManyProcesses hands one lock over between 8 managers with
+// connections of their own.
+func BenchmarkOneKeyManyProcesses(b *testing.B) {
+	srv := benchServer(b)
+	var managers []*fabric.Manager
+	for range 8 {
+		nc, err := links[1].dial(srv)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer nc.Close()
+		managers = append(managers, benchManager(b, nc))
+	}
+	contend(b, 8, func(worker int) error {
+		lock, err := managers[worker].Acquire(b.Context(), "hot")
+		if err != nil {
+			return err
+		}
+		return lock.Release(b.Context())
+	})
+}
+
+// contend runs b.N operations from n goroutines.
+func contend(b *testing.B, n int, op func(worker int) error) {
+	b.Helper()
+	b.ResetTimer()
+	var wg sync.WaitGroup
+	work := make(chan struct{}, n)
+	for w := range n {
+		wg.Go(func() {
+			for range work {
+				if err := op(w); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}
+	for range b.N {
+		work <- struct{}{}
+	}
+	close(work)
+	wg.Wait()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "pairs/s")
+}

@@ -1,0 +1,283 @@
+package fabric_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+func TestLeases(t *testing.T) {
+	runBehaviours(t, []behaviour{
+		{"at most 5 renewals, lost when they are used up", renewalsUsedUp},
+		{"renewals by hand count too", renewalsByHand},
+		{"no auto-renewal, lost at TTL", noAutoRenewal},
+		{"no auto-renewal, renewed by hand, held", renewedByHand},
+		{"time in the queue does not count", limitsBeginWithTheGrant},
+		{"one heartbeat for all locks", oneHeartbeat},
+		{"close releases everything at once", closeReleases},
+		{"a crashed holder is replaced after its TTL", crashedHolder},
+		{"a TTL of 300 ms", shortTTL},
+	})
+}
+
+// The 10 s, 3 s and 5 renewals of the specification, at a fifth of their length.
+func renewalsUsedUp(t *testing.T, s *site) {
+	const ttl, every, renewals = 2 * time.Second, 600 * time.Millisecond, 5
+	key, m := s.key(t), s.manager(t)
+	start := time.Now()
+	l := acquire(t, m, key, fabric.WithTTL(ttl), fabric.WithRenewInterval(every), fabric.WithMaxRenewals(renewals))
+	if reason := waitLost(t, l); !errors.Is(reason, fabric.ErrRenewalsUsedUp) {
+		t.Errorf("lost because of %v", reason)
+	}
+	// Intervals are shortened by up to a tenth, the TTL by the margin.
+	if took, least := time.Since(start), renewals*every*9/10+ttl*95/100; took < least {
+		t.Errorf("lost after %v, with five renewals it has to last %v", took, least)
+	}
+	if err := l.Release(waitContext(t)); !errors.Is(err, fabric.ErrLost) {
+		t.Errorf("release: %v", err)
+	}
+	release(t, acquire(t, m, key))
+}
+
+func renewalsByHand(t *testing.T, s *site) {
+	m := s.manager(t)
+	l := acquire(t, m, s.key(t), fabric.WithTTL(2*time.Second), fabric.WithRenewInterval(1800*time.Millisecond), fabric.WithMaxRenewals(3))
+	for i := range 3 {
+		before := l.ValidUntil()
+		if err := l.Renew(waitContext(t)); err != nil {
+			t.Fatalf("renewal %d: %v", i+1, err)
+		}
+		if after := l.ValidUntil(); !after.After(before) {
+			t.Errorf("renewal %d moved the end from %v to %v", i+1, before, after)
+		}
+	}
+	if err := l.Renew(waitContext(t)); !errors.Is(err, fabric.ErrRenewalsUsedUp) || errors.Is(err, fabric.ErrLost) {
+		t.Errorf("the fourth renewal: %v", err)
+	}
+	if err := l.Err(); err != nil {
+		t.Errorf("a hold whose renewals are used up ends before its time: %v", err)
+	}
+	if reason := waitLost(t, l); !errors.Is(reason, fabric.ErrRenewalsUsedUp) {
+		t.Errorf("lost because of %v", reason)
+	}
+	if err := l.Renew(waitContext(t)); !errors.Is(err, fabric.ErrLost) {
+		t.Errorf("renewal after the loss: %v", err)
+	}
+}
+
+func noAutoRenewal(t *testing.T, s *site) {
+	const ttl = time.Second
+	key, m := s.key(t), s.manager(t)
+	l := acquire(t, m, key, fabric.WithTTL(ttl), fabric.WithAutoRenew(false))
+	got := time.Now()
+	if until := l.ValidUntil(); until.After(got.Add(ttl)) {
+		t.Errorf("valid for %v with a TTL of %v", time.Until(until), ttl)
+	}
+	if reason := waitLost(t, l); !errors.Is(reason, fabric.ErrExpired) {
+		t.Errorf("lost because of %v", reason)
+	}
+	release(t, acquire(t, s.manager(t), key))
+}
+
+func renewedByHand(t *testing.T, s *site) {
+	const ttl = 2 * time.Second
+	l := acquire(t, s.manager(t), s.key(t), fabric.WithTTL(ttl), fabric.WithAutoRenew(false))
+	for end := time.Now().Add(2 * ttl); time.Now().Before(end); time.Sleep(ttl / 5) {
+		if err := l.Renew(waitContext(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	release(t, l)
+}
+
+func limitsBeginWithTheGrant(t *testing.T, s *site) {
+	const ttl = 2 * time.Second
+	key, m := s.key(t), s.manager(t)
+	holder := acquire(t, s.manager(t), key)
+	wait := queue(t, waitContext(t), m, key, fabric.WithTTL(ttl), fabric.WithAutoRenew(false))
+	entry := inspect(t, m, key).Waiters[0].ID
+	stay := time.NewTimer(2 * ttl)
+	<-stay.C
+	before := time.Now()
+	release(t, holder)
+	l := granted(t, wait)
+	if l.ID() != entry {
+		t.Errorf("queued as %s, granted as %s", entry, l.ID())
+	}
+	if until := l.ValidUntil(); until.Before(before.Add(ttl * 9 / 10)) {
+		t.Errorf("valid for %v of %v", time.Until(until), ttl)
+	}
+	if reason := waitLost(t, l); !errors.Is(reason, fabric.ErrExpired) {
+		t.Errorf("lost because of %v", reason)
+	}
+}
+
+func oneHeartbeat(t *testing.T, s *site) {
+	n := 10_000
+	if s == clusterSite {
+		n = 2_000 // the number makes no difference to the cluster, only to the time it takes
+	}
+	name, base := s.fabric(t), s.key(t)
+	m := s.manager(t, fabric.WithFabric(name), fabric.WithTTL(6*time.Second))
+	locks := make([]*fabric.Lock, n)
+	var wg sync.WaitGroup
+	for w := range 64 {
+		wg.Go(func() {
+			for i := w; i < n; i += 64 {
+				l, err := m.Acquire(waitContext(t), fmt.Sprintf("%s/%d", base, i))
+				if err != nil {
+					t.Errorf("lock %d: %v", i, err)
+					return
+				}
+				locks[i] = l
+			}
+		})
+	}
+	wg.Wait()
+	if t.Failed() {
+		return
+	}
+	cons, err := s.jetStream(t).OrderedConsumer(waitContext(t), "KV_"+name+"-leases", jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverNewPolicy})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var first, last time.Time
+	const heartbeats = 4
+	for i := range heartbeats {
+		msg, err := cons.Next(jetstream.FetchMaxWait(patience))
+		if err != nil {
+			t.Fatal(err)
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasSuffix(msg.Subject(), leaseOf(locks[0].ID())) {
+			t.Errorf("a write that is no heartbeat of the lease: %s", msg.Subject())
+		}
+		if last = meta.Timestamp; i == 0 {
+			first = last
+		}
+	}
+	// A third of the TTL, less the jitter, less what the first was late.
+	if took, least := last.Sub(first), time.Duration(heartbeats-2)*6*time.Second/3*9/10; took < least {
+		t.Errorf("%d writes to the leases within %v", heartbeats, took)
+	}
+	for i, l := range locks {
+		if err := l.Err(); err != nil {
+			t.Fatalf("lock %d of %d: %v", i, n, err)
+		}
+	}
+}
+
+func closeReleases(t *testing.T, s *site) {
+	const n = 100
+	base, other := s.key(t), s.manager(t)
+	m := s.manager(t)
+	var locks []*fabric.Lock
+	var waits []<-chan grant
+	for i := range n {
+		key := fmt.Sprintf("%s/%d", base, i)
+		opts := []fabric.AcquireOption{}
+		if i%10 == 0 {
+			opts = append(opts, fabric.WithTTL(time.Hour), fabric.WithAutoRenew(false)) // a lease of its own
+		}
+		locks = append(locks, acquire(t, m, key, opts...))
+		if i%2 == 0 {
+			waits = append(waits, queue(t, waitContext(t), other, key))
+		}
+	}
+	start := time.Now()
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for i, l := range locks {
+		if err := l.Err(); !errors.Is(err, fabric.ErrLost) || !errors.Is(err, fabric.ErrClosed) {
+			t.Errorf("lock %d after Close: %v", i, err)
+		}
+	}
+	for _, w := range waits {
+		granted(t, w)
+	}
+	// Had they had to wait for the leases, it would have been an hour.
+	t.Logf("%d locks released and %d handed on in %v", n, len(waits), time.Since(start))
+	for i := range n {
+		if i%2 == 1 {
+			if _, err := other.TryAcquire(waitContext(t), fmt.Sprintf("%s/%d", base, i), fabric.WithoutTakeover()); err != nil {
+				t.Errorf("lock %d: %v", i, err)
+			}
+		}
+	}
+	if err := m.Close(); err != nil {
+		t.Errorf("closed again: %v", err)
+	}
+}
+
+func crashedHolder(t *testing.T, s *site) {
+	const ttl = time.Second
+	key, other := s.key(t), s.manager(t)
+	nc := s.conn(t)
+	m := newManager(t, nc, fabric.WithTTL(ttl))
+	l := acquire(t, m, key)
+	wait := queue(t, waitContext(t), other, key)
+	crashed := time.Now()
+	nc.Close()
+	succ := granted(t, wait)
+	if took := time.Since(crashed); took < ttl/2 {
+		// It was renewed at the earliest a third of the TTL before the crash.
+		t.Errorf("replaced after %v, within its TTL of %v", took, ttl)
+	}
+	if err := l.Err(); !errors.Is(err, fabric.ErrLost) {
+		t.Errorf("the old holder does not know: %v", err)
+	}
+	if succ.Token() <= l.Token() {
+		t.Errorf("token %d after %d", succ.Token(), l.Token())
+	}
+	expectHolder(t, other, key, succ)
+}
+
+func shortTTL(t *testing.T, s *site) {
+	const ttl = 300 * time.Millisecond
+	// A machine that stands still for a whole TTL loses the lock, and rightly so.
+	// Not every time, though.
+	held := false
+	for try := 0; try < 10 && !held; try++ {
+		key, other := s.key(t), s.manager(t)
+		m := s.manager(t, fabric.WithTTL(ttl))
+		l := acquire(t, m, key)
+		stay := time.NewTimer(5 * ttl)
+		select {
+		case <-l.Lost():
+			t.Logf("try %d: %v", try, l.Err())
+			stay.Stop()
+			continue
+		case <-stay.C:
+		}
+		_, err := other.TryAcquire(waitContext(t), key, fabric.WithoutTakeover())
+		if l.Err() != nil {
+			continue
+		}
+		held = errors.Is(err, fabric.ErrHeld)
+		if !held {
+			t.Fatalf("a try beside a valid hold: %v", err)
+		}
+	}
+	if !held {
+		t.Error("no hold lasted for five times its TTL")
+	}
+	key := s.key(t)
+	nc := s.conn(t)
+	l := acquire(t, newManager(t, nc, fabric.WithTTL(ttl)), key)
+	nc.Close()
+	succ := acquire(t, s.manager(t), key)
+	if err := l.Err(); !errors.Is(err, fabric.ErrLost) || succ.Token() <= l.Token() {
+		t.Errorf("old hold %v with token %d, new token %d", err, l.Token(), succ.Token())
+	}
+}

@@ -1,0 +1,155 @@
+package fabric
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// Errors of acquiring.
+var (
+	// ErrNotAcquired is true of every error that an acquire returns: nothing is
+	// held. It comes as a *NotAcquiredError with the key and the cause.
+	ErrNotAcquired = errors.New("fabric: lock not acquired")
+
+	// ErrHeld says that TryAcquire met a holder or a queue. It comes as a
+	// *HeldError that names who is in the way. Try later, or use Acquire to queue.
+	ErrHeld = errors.New("fabric: lock is held")
+
+	// ErrAlreadyHeld says that the owner given with WithOwner holds this very
+	// lock, or waits for it, already. It comes as a *HeldError. Use the handle
+	// that the owner has, or another owner.
+	ErrAlreadyHeld = errors.New("fabric: owner already holds or waits for this lock")
+
+	// ErrQueueFull says that the lock's record is at its limit of waiters,
+	// holders or bytes. Try later.
+	ErrQueueFull = errors.New("fabric: lock queue is full")
+
+	// ErrKindMismatch says that the name is in use as something else than a
+	// lock. Use another name.
+	ErrKindMismatch = errors.New("fabric: name is in use as another kind")
+)
+
+// Errors of holding.
+var (
+	// ErrLost says that the hold ended before it was released. It comes as a
+	// *LostError with the reason. Stop touching what the lock protects; what
+	// cannot be stopped is caught by the fencing token.
+	ErrLost = errors.New("fabric: lock lost")
+
+	// ErrReleased is the state of a handle after Release.
+	ErrReleased = errors.New("fabric: lock released")
+
+	// ErrUnconfirmed says that a release was not confirmed in time. It goes on
+	// in the background; at the latest the end of the lease frees the lock.
+	ErrUnconfirmed = errors.New("fabric: release not confirmed yet")
+)
+
+// Reasons of a loss, found in a LostError.
+var (
+	ErrExpired        = errors.New("fabric: the lease ran out before it could be renewed")
+	ErrRenewalsUsedUp = errors.New("fabric: the renewals allowed by WithMaxRenewals are used up")
+	ErrTakenOver      = errors.New("fabric: the lease was found dead or deleted by somebody else")
+	ErrRevoked        = errors.New("fabric: revoked by an operator")
+	ErrRemoved        = errors.New("fabric: the entry was removed from the record by an operator")
+	ErrBucketGone     = errors.New("fabric: the bucket was deleted or created again")
+)
+
+// Errors of a manager.
+var (
+	// ErrUnavailable says that no leader answers. With WithFailFast it is
+	// returned at once, otherwise calls retry until their context ends.
+	ErrUnavailable = errors.New("fabric: cluster unavailable")
+
+	// ErrClosed says that the manager was closed.
+	ErrClosed = errors.New("fabric: manager is closed")
+
+	// ErrInvalidOption says that an option has a value that makes no sense; the
+	// message names it. Nothing was done.
+	ErrInvalidOption = errors.New("fabric: invalid option")
+
+	// ErrStaleToken says that a fencing token is older than one that was seen
+	// already: its holder has been replaced. It comes as a *StaleTokenError.
+	ErrStaleToken = errors.New("fabric: stale fencing token")
+
+	// ErrMalformedRecord says that the value under the lock's key is no record
+	// of this library, or one of a newer version. It was left as it is. Look at
+	// it with 'nats kv get', and repair or delete it.
+	ErrMalformedRecord = errors.New("fabric: unreadable lock record")
+
+	// ErrInvalidName says that a lock name is empty, too long, too deep, not
+	// UTF-8, or contains control characters.
+	ErrInvalidName = kv.ErrInvalidName
+)
+
+// NotAcquiredError is the error of every acquire that failed.
+type NotAcquiredError struct {
+	Key   string
+	Cause error // for example context.DeadlineExceeded, a *HeldError, ErrUnavailable
+}
+
+func (e *NotAcquiredError) Error() string {
+	return fmt.Sprintf("fabric: lock %q not acquired: %v", e.Key, e.Cause)
+}
+
+// Is makes errors.Is(err, ErrNotAcquired) true.
+func (e *NotAcquiredError) Is(target error) bool { return target == ErrNotAcquired }
+
+// Unwrap returns the cause.
+func (e *NotAcquiredError) Unwrap() error { return e.Cause }
+
+// HeldError says who is in the way.
+type HeldError struct {
+	Key      string
+	Owner    string // explicit owner, or the operation id of the hold
+	Mode     Mode
+	Since    time.Time // when the other one asked, by its own clock
+	Token    uint64    // its fencing token, or the revision at which it queued
+	Metadata map[string]string
+	already  bool
+}
+
+func (e *HeldError) Error() string {
+	what := "held"
+	if e.already {
+		what = "already held or awaited"
+	}
+	return fmt.Sprintf("%s by %s (%s) since %s", what, e.Owner, e.Mode, e.Since.Format(time.RFC3339))
+}
+
+// Is makes errors.Is true for ErrHeld or ErrAlreadyHeld, whichever it is.
+func (e *HeldError) Is(target error) bool {
+	return target == ErrHeld && !e.already || target == ErrAlreadyHeld && e.already
+}
+
+// LostError is the ErrLost of one hold.
+type LostError struct {
+	Key    string
+	Token  uint64
+	Reason error // ErrExpired, ErrRenewalsUsedUp, ErrTakenOver, ErrRevoked, ErrRemoved, ErrBucketGone or ErrClosed
+}
+
+func (e *LostError) Error() string {
+	return fmt.Sprintf("fabric: lock %q (token %d) lost: %v", e.Key, e.Token, e.Reason)
+}
+
+// Is makes errors.Is(err, ErrLost) true.
+func (e *LostError) Is(target error) bool { return target == ErrLost }
+
+// Unwrap returns the reason.
+func (e *LostError) Unwrap() error { return e.Reason }
+
+// StaleTokenError is the refusal of a token.
+type StaleTokenError struct {
+	Token   uint64 // the one that was offered
+	Highest uint64 // the one that was seen before
+}
+
+func (e *StaleTokenError) Error() string {
+	return fmt.Sprintf("fabric: fencing token %d is stale: %d has been seen", e.Token, e.Highest)
+}
+
+// Is makes errors.Is(err, ErrStaleToken) true.
+func (e *StaleTokenError) Is(target error) bool { return target == ErrStaleToken }

@@ -1,0 +1,9 @@
+package fabric
+
+import "github.com/lockfabric/lockfabric/kv"
+
+// WithTrip puts trip in the place of the connection's request call: every read
+// and write of locks and leases passes it.
+func WithTrip(trip kv.RoundTripper) ManagerOption {
+	return func(c *config) error { c.buckets.Trip = trip; return nil }
+}

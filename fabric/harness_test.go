@@ -1,0 +1,309 @@
+package fabric_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+// patience is how long a test waits for what has to come.
+const patience = 60 * time.Second
+
+// site is where tests run: a single server or a cluster of three. It is started
+// by the first test that needs it and stopped by TestMain.
+type site struct {
+	name    string
+	once    sync.Once
+	err     error
+	server  *embedded.Server  // of a single one
+	cluster *embedded.Cluster // else
+	numbers atomic.Uint64
+}
+
+var (
+	singleSite  = &site{name: "one server"}
+	clusterSite = &site{name: "three servers"}
+)
+
+func (s *site) start() {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	fast := embedded.SyncInterval(time.Second)
+	if s == singleSite {
+		s.server, s.err = embedded.Start(ctx, embedded.WithTempStore(), embedded.WithSync(fast), embedded.WithListen("127.0.0.1:0"))
+	} else {
+		s.cluster, s.err = embedded.StartCluster(ctx, 3, embedded.ClusterSync(fast))
+	}
+}
+
+func stopSites() error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var errs []error
+	if s := singleSite.server; s != nil {
+		errs = append(errs, s.Shutdown(ctx))
+	}
+	if c := clusterSite.cluster; c != nil {
+		errs = append(errs, c.Shutdown(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// onSite runs fn on a started site.
+func onSite(t *testing.T, s *site, fn func(t *testing.T, s *site)) {
+	t.Helper()
+	t.Run(s.name, func(t *testing.T) {
+		t.Helper()
+		s.once.Do(s.start)
+		if s.err != nil {
+			t.Fatal(s.err)
+		}
+		fn(t, s)
+	})
+}
+
+// onBothSites runs fn on one server and on three.
+func onBothSites(t *testing.T, fn func(t *testing.T, s *site)) {
+	t.Helper()
+	onSite(t, singleSite, fn)
+	onSite(t, clusterSite, fn)
+}
+
+// behaviour is one line of the conformance suite.
+type behaviour struct {
+	name string
+	run  func(t *testing.T, s *site)
+}
+
+func runBehaviours(t *testing.T, list []behaviour) {
+	onBothSites(t, func(t *testing.T, s *site) {
+		for _, b := range list {
+			t.Run(b.name, func(t *testing.T) {
+				t.Parallel()
+				b.run(t, s)
+			})
+		}
+	})
+}
+
+// conn returns a connection of its own, as a process of its own would have.
+func (s *site) conn(t testing.TB, opts ...nats.Option) *nats.Conn {
+	t.Helper()
+	opts = append([]nats.Option{nats.ReconnectBufSize(-1)}, opts...)
+	connect := func(o ...nats.Option) (*nats.Conn, error) { return s.server.Connect(o...) }
+	if s.cluster != nil {
+		connect = s.cluster.Connect
+	}
+	nc, err := connect(opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return nc
+}
+
+// manager returns a manager with a connection of its own. Its fabric is the
+// site's common one unless the options say otherwise.
+func (s *site) manager(t testing.TB, opts ...fabric.Option) *fabric.Manager {
+	t.Helper()
+	return newManager(t, s.conn(t), opts...)
+}
+
+func newManager(t testing.TB, nc *nats.Conn, opts ...fabric.Option) *fabric.Manager {
+	t.Helper()
+	m, err := fabric.New(waitContext(t), nc, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Close() })
+	return m
+}
+
+// key returns a lock name that no other test uses.
+func (s *site) key(t testing.TB) string {
+	return fmt.Sprintf("%s/%d", strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return '_'
+		}
+		return r
+	}, t.Name()), s.numbers.Add(1))
+}
+
+// fabric returns the name of a fabric that no other test uses, whose buckets are
+// deleted at the end of the test.
+func (s *site) fabric(t testing.TB) string {
+	t.Helper()
+	name := fmt.Sprintf("own-%d", s.numbers.Add(1))
+	js := s.jetStream(t)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		_ = js.DeleteStream(ctx, "KV_"+name+"-locks")
+		_ = js.DeleteStream(ctx, "KV_"+name+"-leases")
+	})
+	return name
+}
+
+func (s *site) jetStream(t testing.TB) jetstream.JetStream {
+	t.Helper()
+	js, err := jetstream.New(s.conn(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
+}
+
+// bucket returns a bucket of a fabric as any other KV client sees it.
+func (s *site) bucket(t testing.TB, name string) jetstream.KeyValue {
+	t.Helper()
+	b, err := s.jetStream(t).KeyValue(waitContext(t), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func (s *site) locks(t testing.TB) jetstream.KeyValue {
+	t.Helper()
+	return s.bucket(t, fabric.DefaultFabric+"-locks")
+}
+
+// waitContext ends after patience.
+func waitContext(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// eventually asks until the answer is yes. It is for what has no event.
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !cond(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never came: %s", what)
+		}
+	}
+}
+
+func acquire(t testing.TB, m *fabric.Manager, key string, opts ...fabric.AcquireOption) *fabric.Lock {
+	t.Helper()
+	l, err := m.Acquire(waitContext(t), key, opts...)
+	if err != nil {
+		t.Fatalf("acquire: %v", err)
+	}
+	return l
+}
+
+func release(t testing.TB, l *fabric.Lock) {
+	t.Helper()
+	if err := l.Release(waitContext(t)); err != nil {
+		t.Fatalf("release: %v", err)
+	}
+}
+
+// grant is what an acquire in the background came to.
+type grant struct {
+	lock *fabric.Lock
+	err  error
+}
+
+// queue acquires in the background and returns when the request stands in the
+// lock's queue.
+func queue(t testing.TB, ctx context.Context, m *fabric.Manager, key string, opts ...fabric.AcquireOption) <-chan grant {
+	t.Helper()
+	was := len(inspect(t, m, key).Waiters)
+	out := acquireAsync(ctx, m, key, opts...)
+	waitQueue(t, m, key, was+1)
+	return out
+}
+
+func acquireAsync(ctx context.Context, m *fabric.Manager, key string, opts ...fabric.AcquireOption) <-chan grant {
+	out := make(chan grant, 1)
+	go func() {
+		l, err := m.Acquire(ctx, key, opts...)
+		out <- grant{l, err}
+	}()
+	return out
+}
+
+// granted waits for an acquire in the background.
+func granted(t testing.TB, c <-chan grant) *fabric.Lock {
+	t.Helper()
+	select {
+	case g := <-c:
+		if g.err != nil {
+			t.Fatalf("acquire in the background: %v", g.err)
+		}
+		return g.lock
+	case <-time.After(patience):
+		t.Fatal("the waiter is never granted")
+		return nil
+	}
+}
+
+func inspect(t testing.TB, m *fabric.Manager, key string) fabric.Info {
+	t.Helper()
+	info, err := m.Inspect(waitContext(t), key)
+	if err != nil {
+		t.Fatalf("inspect: %v", err)
+	}
+	return info
+}
+
+func waitQueue(t testing.TB, m *fabric.Manager, key string, n int) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%d waiters", n), func() bool { return len(inspect(t, m, key).Waiters) == n })
+}
+
+// waitLost waits for the loss of a hold and returns its reason.
+func waitLost(t testing.TB, l *fabric.Lock) error {
+	t.Helper()
+	select {
+	case <-l.Lost():
+	case <-time.After(patience):
+		t.Fatal("the hold is never lost")
+	}
+	var lost *fabric.LostError
+	if err := l.Err(); !errors.As(err, &lost) || !errors.Is(err, fabric.ErrLost) {
+		t.Fatalf("after Lost was closed, Err is %v", err)
+	}
+	if cause := context.Cause(l.Context()); !errors.Is(cause, fabric.ErrLost) || l.Context().Err() == nil {
+		t.Errorf("the hold's context ends with %v", cause)
+	}
+	if !l.ValidUntil().IsZero() {
+		t.Errorf("a lost hold is valid until %v", l.ValidUntil())
+	}
+	return lost.Reason
+}
+
+func expectHolder(t testing.TB, m *fabric.Manager, key string, l *fabric.Lock) {
+	t.Helper()
+	info := inspect(t, m, key)
+	if len(info.Holders) != 1 || info.Holders[0].ID != l.ID() || info.Holders[0].Token != l.Token() {
+		t.Errorf("held by %+v, want %s with token %d", info.Holders, l.ID(), l.Token())
+	}
+	if err := l.Err(); err != nil {
+		t.Errorf("the holder's handle says %v", err)
+	}
+}
+
+func expectFree(t testing.TB, m *fabric.Manager, key string) {
+	t.Helper()
+	if info := inspect(t, m, key); len(info.Holders)+len(info.Waiters) > 0 || info.Kind != "" {
+		t.Errorf("not free: %+v", info)
+	}
+}
+
+// leaseOf returns the lease that a hold stands under.
+func leaseOf(id string) string { return id[:strings.LastIndexByte(id, '.')] }

@@ -1,0 +1,236 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+
+	"github.com/lockfabric/lockfabric/coalesce"
+	"github.com/lockfabric/lockfabric/internal/lease"
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// Info is what is known of one lock at one revision.
+type Info struct {
+	Key      string  `json:"key"`
+	Kind     string  `json:"kind"`     // "lock"; "" when nobody holds or waits
+	Revision uint64  `json:"revision"` // of the record or its delete marker; 0 = never used, or long ago
+	Holders  []Party `json:"holders"`
+	Waiters  []Party `json:"waiters"` // in queue order, the next one first
+}
+
+// Party is one holder or waiter.
+type Party struct {
+	ID       string            `json:"id"`    // "<lease>.<sequence>"
+	Owner    string            `json:"owner"` // explicit owner, or the id
+	Mode     Mode              `json:"mode"`
+	Token    uint64            `json:"token,omitempty"`  // a holder's fencing token
+	Queued   uint64            `json:"queued,omitempty"` // the revision at which a waiter queued
+	Since    time.Time         `json:"since"`            // when it asked, by its own clock
+	Revoked  bool              `json:"revoked,omitempty"`
+	Metadata map[string]string `json:"metadata,omitempty"`
+	Lease    Lease             `json:"lease"`
+}
+
+// Lease is what is known of the process behind a party.
+type Lease struct {
+	ID    string        `json:"id"`
+	State string        `json:"state"` // live, dead (its entries are about to be evicted), missing, or unknown
+	TTL   time.Duration `json:"ttl_ns"`
+	Host  string        `json:"host,omitempty"`
+	PID   int           `json:"pid,omitempty"`
+	Label string        `json:"label,omitempty"`
+}
+
+// Inspect tells who holds the lock and who waits for it, as the stream's leader
+// has it. A lock that nobody uses is not an error. Errors: ErrInvalidName,
+// ErrMalformedRecord, ErrUnavailable, ErrClosed, and the context's.
+func (m *Manager) Inspect(ctx context.Context, key string) (Info, error) {
+	enc, err := kv.EncodeName(key)
+	if err != nil {
+		return Info{}, err
+	}
+	s, err := m.session(ctx)
+	if err != nil {
+		return Info{}, translate(err)
+	}
+	rec, rev, err := s.engine.Read(ctx, enc)
+	if err != nil {
+		return Info{}, fmt.Errorf("inspect %q: %w", key, translate(err))
+	}
+	info := newInfo(key, rec, rev)
+	s.identify(ctx, &info)
+	return info, nil
+}
+
+// List tells of every lock in use whose name starts with prefix, in the order of
+// their last changes. The processes behind holders are not looked up: their
+// leases carry the id and the TTL only. Errors are those of Inspect; a record
+// that can't be read is listed with the kind "unreadable".
+func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
+	filter, err := kv.EncodePrefix(prefix)
+	if err != nil {
+		return nil, err
+	}
+	s, err := m.session(ctx)
+	if err != nil {
+		return nil, translate(err)
+	}
+	var out []Info
+	collect := func(e kv.Entry) bool {
+		name, err := kv.DecodeKey(e.Key)
+		if err != nil || !strings.HasPrefix(name, prefix) {
+			return true
+		}
+		rec, err := record.Decode(e.Value)
+		if err != nil {
+			out = append(out, Info{Key: name, Kind: "unreadable", Revision: e.Revision})
+			return true
+		}
+		rec.Resolve(e.Revision)
+		out = append(out, newInfo(name, rec, e.Revision))
+		return true
+	}
+	if err := s.buckets.Locks.Entries(ctx, filter, collect); err != nil {
+		return nil, fmt.Errorf("list %q: %w", prefix, translate(err))
+	}
+	return out, nil
+}
+
+func newInfo(key string, rec *record.Record, rev uint64) Info {
+	info := Info{Key: key, Revision: rev, Holders: []Party{}, Waiters: []Party{}}
+	if rec == nil {
+		return info
+	}
+	info.Kind = string(rec.Kind)
+	for _, e := range rec.Holders {
+		p := newParty(e)
+		p.Token = e.Token
+		info.Holders = append(info.Holders, p)
+	}
+	for _, e := range rec.Waiters {
+		p := newParty(e)
+		p.Queued = e.Token
+		info.Waiters = append(info.Waiters, p)
+	}
+	return info
+}
+
+func newParty(e record.Entry) Party {
+	return Party{
+		ID: e.ID, Owner: e.OwnerID(), Mode: Mode(e.Mode.String()), Since: e.Since, Revoked: e.Revoked,
+		Metadata: maps.Clone(e.Meta), Lease: Lease{ID: e.Lease(), State: "unknown", TTL: e.TTL},
+	}
+}
+
+// identify fills in who is behind the leases, one read for each, as far as they
+// can be read.
+func (s *session) identify(ctx context.Context, info *Info) {
+	known := map[string]Lease{}
+	for _, list := range [][]Party{info.Holders, info.Waiters} {
+		for i := range list {
+			le := &list[i].Lease
+			full, ok := known[le.ID]
+			if !ok {
+				full = s.lookUp(ctx, *le)
+				known[le.ID] = full
+			}
+			*le = full
+		}
+	}
+}
+
+func (s *session) lookUp(ctx context.Context, le Lease) Lease {
+	e, err := s.buckets.Leases.Get(ctx, le.ID)
+	if err != nil {
+		return le
+	}
+	if e.Deleted {
+		le.State = "missing"
+		return le
+	}
+	who, err := lease.Decode(le.ID, e.Value)
+	if err != nil {
+		return le
+	}
+	le.State = "live"
+	if who.Dead {
+		le.State = "dead"
+	}
+	le.Host, le.PID, le.Label = who.Host, who.PID, who.Label
+	return le
+}
+
+// ForceOption configures ForceRelease.
+type ForceOption func(*force)
+
+type force struct {
+	now    bool
+	holder string
+}
+
+// ForceNow removes the holds at once instead of waiting until their holders let
+// go. The holders learn it within a second; until then only the fencing token
+// keeps their late writes out.
+func ForceNow() ForceOption { return func(f *force) { f.now = true } }
+
+// ForceHolder limits the release to the hold with this id.
+func ForceHolder(id string) ForceOption { return func(f *force) { f.holder = id } }
+
+// ForceRelease takes the lock away from those who hold it now and returns how
+// many. Each holder is told, invalidates its handle and lets go; the next waiter
+// is granted only then, or when the holder's lease is found dead. Whoever is
+// granted meanwhile is not touched. Errors are those of Inspect, and ErrKindMismatch.
+func (m *Manager) ForceRelease(ctx context.Context, key string, opts ...ForceOption) (int, error) {
+	var f force
+	for _, o := range opts {
+		o(&f)
+	}
+	enc, err := kv.EncodeName(key)
+	if err != nil {
+		return 0, err
+	}
+	s, err := m.session(ctx)
+	if err != nil {
+		return 0, translate(err)
+	}
+	rec, rev, err := s.engine.Read(ctx, enc)
+	if err != nil {
+		return 0, fmt.Errorf("force release of %q: %w", key, translate(err))
+	}
+	if rec == nil {
+		return 0, nil
+	}
+	if rec.Kind != record.KindLock {
+		return 0, ErrKindMismatch
+	}
+	n := len(rec.Holders)
+	if f.holder != "" {
+		if n = 0; record.LeaseOf(f.holder) == "" {
+			return 0, fmt.Errorf("%w: holder id %q: take it from Inspect", ErrInvalidOption, f.holder)
+		}
+		if _, ok := rec.Holder(f.holder); ok {
+			n = 1
+		}
+	}
+	if n == 0 {
+		return 0, nil
+	}
+	op := record.Op{Kind: record.OpRevoke, ID: f.holder, UpTo: rev}
+	if f.now {
+		op.Kind = record.OpRemove
+	}
+	if _, err := s.engine.Do(ctx, enc, op, coalesce.Options{}); err != nil {
+		var refused *coalesce.RefusedError
+		if errors.As(err, &refused) {
+			return 0, fmt.Errorf("force release of %q: %w", key, ErrKindMismatch)
+		}
+		return 0, fmt.Errorf("force release of %q: %w", key, translate(err))
+	}
+	m.cfg.logger.Warn("lock taken away by force", "key", key, "holders", n, "now", f.now)
+	return n, nil
+}

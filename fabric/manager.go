@@ -1,0 +1,216 @@
+package fabric
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/lockfabric/lockfabric/internal/clock"
+)
+
+// Manager acquires locks in one fabric. Make one for each process, or each
+// connection, and share it: all its holds with the same timing are kept alive
+// by one heartbeat. It is safe for concurrent use.
+type Manager struct {
+	cfg   config
+	nc    *nats.Conn
+	own   bool // nc was made by Connect
+	clock clock.Clock
+
+	mu      sync.Mutex
+	closed  bool
+	current *session
+	opening chan struct{} // closed when the session was opened, or not
+	ending  sync.WaitGroup
+	done    chan struct{} // closed when Close has finished
+}
+
+// Connect connects to a NATS server or cluster (a URL, or several with commas)
+// and opens the fabric there, creating its buckets on first use.
+//
+// Errors: ErrInvalidOption, those of the connection, and those of opening the
+// buckets in package kv: kv.ErrNoJetStream, kv.ErrServerTooOld,
+// kv.ErrUnsafeConfig, kv.ErrNoBucket, kv.ErrNewerSchema, kv.ErrUnavailable. All
+// but the first are also ErrUnavailable when nobody answered.
+func Connect(ctx context.Context, url string, opts ...Option) (*Manager, error) {
+	cfg, err := newConfig(opts)
+	if err != nil {
+		return nil, err
+	}
+	natsOpts := append([]nats.Option{
+		nats.Name("lockfabric " + cfg.buckets.Fabric),
+		// A request that waits in the client's buffer until it is connected again
+		// would be late by any time; it has to fail instead.
+		nats.ReconnectBufSize(-1),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(200 * time.Millisecond),
+		nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
+		nats.PingInterval(5 * time.Second),
+	}, cfg.nats...)
+	if deadline, ok := ctx.Deadline(); ok {
+		natsOpts = append(natsOpts, nats.Timeout(max(min(time.Until(deadline), 5*time.Second), time.Millisecond)))
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	nc, err := nats.Connect(url, natsOpts...)
+	if err != nil {
+		return nil, fmt.Errorf("%w: connect to %q: %w", ErrUnavailable, url, err)
+	}
+	m, err := open(ctx, nc, cfg, true)
+	if err != nil {
+		nc.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// New opens the fabric on a connection that the caller made and will close,
+// after the manager. Make it with nats.ReconnectBufSize(-1): else requests that
+// were given up may be delivered after a reconnect, which is safe but makes for
+// more work; a warning is logged. Errors are those of Connect.
+func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Manager, error) {
+	cfg, err := newConfig(opts)
+	if err != nil {
+		return nil, err
+	}
+	if nc == nil {
+		return nil, fmt.Errorf("%w: the connection is nil", ErrInvalidOption)
+	}
+	if nc.Opts.ReconnectBufSize >= 0 {
+		cfg.logger.Warn("the connection buffers requests while it is disconnected; make it with nats.ReconnectBufSize(-1)")
+	}
+	return open(ctx, nc, cfg, false)
+}
+
+func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, error) {
+	m := &Manager{cfg: cfg, nc: nc, own: own, clock: clock.Holder(), done: make(chan struct{})}
+	s, err := m.session(ctx)
+	if err != nil {
+		return nil, translate(err)
+	}
+	// Make the shared lease now, so that the first acquire is one write.
+	sl, err := s.slot(ctx, cfg.timing)
+	if err != nil {
+		own := m.own
+		m.own = false // the caller of open closes it
+		_ = m.Close()
+		m.own = own
+		return nil, translate(err)
+	}
+	sl.leave()
+	return m, nil
+}
+
+// session returns the current session, opening one if there is none.
+func (m *Manager) session(ctx context.Context) (*session, error) {
+	for {
+		m.mu.Lock()
+		if m.closed {
+			m.mu.Unlock()
+			return nil, ErrClosed
+		}
+		if s := m.current; s != nil {
+			m.mu.Unlock()
+			return s, nil
+		}
+		opening := m.opening
+		if opening == nil {
+			opening = make(chan struct{})
+			m.opening = opening
+			m.ending.Add(1)
+			m.mu.Unlock()
+			s, err := openSession(ctx, m)
+			m.mu.Lock()
+			m.opening = nil
+			closed := m.closed
+			if err == nil && !closed {
+				m.current = s
+			}
+			close(opening)
+			m.mu.Unlock()
+			if err == nil && closed {
+				s.end(ErrClosed, false)
+				err = ErrClosed
+			}
+			m.ending.Done()
+			return s, err
+		}
+		m.mu.Unlock()
+		select {
+		case <-opening:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// forget makes the next acquire open a new session.
+func (m *Manager) forget(s *session) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.current == s {
+		m.current = nil
+	}
+}
+
+// Close ends every hold of the manager, hands their locks on, and stops all its
+// goroutines. It is bounded by a few seconds, waits for what it does, and closes
+// the connection if Connect made it. Closing again does nothing.
+func (m *Manager) Close() error {
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		<-m.done
+		return nil
+	}
+	m.closed = true
+	s := m.current
+	m.mu.Unlock()
+	defer close(m.done)
+	if s != nil {
+		s.end(ErrClosed, true)
+	}
+	m.ending.Wait()
+	if m.own {
+		m.nc.Close()
+	}
+	return nil
+}
+
+// Stats counts what the manager has done since it was made, or since its
+// buckets were replaced.
+type Stats struct {
+	Operations uint64 // acquires, releases and others given to the engine
+	Writes     uint64 // committed writes of lock records
+	Reads      uint64 // reads from the leader
+	Conflicts  uint64 // writes that met a newer record and were done again
+	Busy       uint64 // writes that the server put off (code 10164)
+	Unknown    uint64 // writes whose outcome had to be found out
+}
+
+// Stats returns the manager's counters.
+func (m *Manager) Stats() Stats {
+	m.mu.Lock()
+	s := m.current
+	m.mu.Unlock()
+	if s == nil {
+		return Stats{}
+	}
+	st := s.engine.Stats()
+	return Stats{Operations: st.Operations, Writes: st.Writes, Reads: st.Reads, Conflicts: st.Conflicts, Busy: st.Busy, Unknown: st.Unknown}
+}
+
+// label names this process in what it writes about others.
+func (m *Manager) label() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return host + ":" + strconv.Itoa(os.Getpid())
+}

@@ -1,0 +1,302 @@
+package fabric
+
+import (
+	"fmt"
+	"log/slog"
+	"time"
+	"unicode/utf8"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// Defaults and bounds.
+const (
+	DefaultFabric = "lockfabric"     // bucket names start with it
+	DefaultTTL    = 30 * time.Second // a server's failover takes 4 to 9 s, so not much less
+	MinTTL        = 100 * time.Millisecond
+	MaxTTL        = 24 * time.Hour
+	MaxOwnerLen   = 256  // bytes
+	MaxMetadata   = 1024 // bytes of all keys and values of one hold together
+)
+
+// Option configures a manager.
+type Option interface{ applyManager(*config) error }
+
+// AcquireOption configures one acquire.
+type AcquireOption interface{ applyAcquire(*request) error }
+
+// TimingOption sets the timing of leases: the manager's own, given to Connect
+// or New, or that of one hold, given to Acquire. A hold whose timing differs
+// from the manager's stands under another lease.
+type TimingOption func(*timing) error
+
+func (o TimingOption) applyManager(c *config) error  { return o(&c.timing) }
+func (o TimingOption) applyAcquire(r *request) error { return o(&r.timing) }
+
+// ManagerOption is an Option that is nothing else.
+type ManagerOption func(*config) error
+
+func (o ManagerOption) applyManager(c *config) error { return o(c) }
+
+// RequestOption is an AcquireOption that is nothing else.
+type RequestOption func(*request) error
+
+func (o RequestOption) applyAcquire(r *request) error { return o(r) }
+
+// timing of a lease. Leases with the same timing are shared unless it is
+// limited.
+type timing struct {
+	ttl         time.Duration
+	renewEvery  time.Duration // 0 = a third of the TTL
+	noRenewal   bool
+	maxRenewals int // 0 = no limit
+}
+
+// limited reports whether a lease of this timing ends by itself, so that it
+// can belong to one hold only.
+func (t timing) limited() bool { return t.noRenewal || t.maxRenewals > 0 }
+
+func (t timing) validate() error {
+	if t.renewEvery != 0 && t.renewEvery > t.ttl*9/10 {
+		return fmt.Errorf("%w: renew interval %v: must be at most nine tenths of the TTL of %v", ErrInvalidOption, t.renewEvery, t.ttl)
+	}
+	if t.noRenewal && (t.maxRenewals > 0 || t.renewEvery > 0) {
+		return fmt.Errorf("%w: a renew interval or limit without automatic renewal", ErrInvalidOption)
+	}
+	return nil
+}
+
+type config struct {
+	timing   timing
+	buckets  kv.Config
+	label    string
+	logger   *slog.Logger
+	failFast bool
+	nats     []nats.Option
+}
+
+func newConfig(opts []Option) (config, error) {
+	c := config{timing: timing{ttl: DefaultTTL}, logger: slog.New(slog.DiscardHandler)}
+	c.buckets.Fabric = DefaultFabric
+	for _, o := range opts {
+		if err := o.applyManager(&c); err != nil {
+			return c, err
+		}
+	}
+	if c.timing.limited() {
+		return c, fmt.Errorf("%w: a manager's own lease is always renewed; give WithAutoRenew(false) or WithMaxRenewals to Acquire", ErrInvalidOption)
+	}
+	return c, c.timing.validate()
+}
+
+// request is one acquire with its options.
+type request struct {
+	timing     timing
+	mode       Mode
+	owner      string
+	metadata   map[string]string
+	failFast   bool
+	waitLimit  time.Duration
+	noTakeover bool
+}
+
+func (c *config) newRequest(opts []AcquireOption) (request, error) {
+	r := request{timing: c.timing, mode: Exclusive, failFast: c.failFast}
+	for _, o := range opts {
+		if err := o.applyAcquire(&r); err != nil {
+			return r, err
+		}
+	}
+	return r, r.timing.validate()
+}
+
+// WithTTL sets how long a hold outlives its holder's last sign of life, between
+// MinTTL and MaxTTL. The default is 30 s, or the manager's. A TTL under 15 s
+// loses locks whenever a JetStream leader crashes, because electing the next one
+// takes several seconds.
+func WithTTL(d time.Duration) TimingOption {
+	return func(t *timing) error {
+		if d < MinTTL || d > MaxTTL {
+			return fmt.Errorf("%w: TTL %v: use %v to %v", ErrInvalidOption, d, MinTTL, MaxTTL)
+		}
+		t.ttl = d
+		return nil
+	}
+}
+
+// WithRenewInterval sets how often the lease is renewed. The default is a third
+// of the TTL; more than nine tenths of it is refused.
+func WithRenewInterval(d time.Duration) TimingOption {
+	return func(t *timing) error {
+		if d < time.Millisecond {
+			return fmt.Errorf("%w: renew interval %v: use at least 1ms", ErrInvalidOption, d)
+		}
+		t.renewEvery = d
+		return nil
+	}
+}
+
+// WithAutoRenew(false) ends the hold one TTL after it was granted, or after its
+// last Renew. The default is true. For Acquire only.
+func WithAutoRenew(on bool) TimingOption {
+	return func(t *timing) error {
+		t.noRenewal = !on
+		return nil
+	}
+}
+
+// WithMaxRenewals ends the hold after n renewals, automatic and by hand
+// together, and the rest of the TTL. For Acquire only.
+func WithMaxRenewals(n int) TimingOption {
+	return func(t *timing) error {
+		if n < 1 {
+			return fmt.Errorf("%w: %d renewals: use at least 1, or WithAutoRenew(false) for none", ErrInvalidOption, n)
+		}
+		t.maxRenewals = n
+		return nil
+	}
+}
+
+// FailFastOption makes calls end with ErrUnavailable at the first sign that no
+// leader answers, instead of retrying until their context ends. As an Option it
+// is the default of every call of the manager.
+type FailFastOption struct{}
+
+func (FailFastOption) applyManager(c *config) error  { c.failFast = true; return nil }
+func (FailFastOption) applyAcquire(r *request) error { r.failFast = true; return nil }
+
+// WithFailFast returns a FailFastOption.
+func WithFailFast() FailFastOption { return FailFastOption{} }
+
+// WithFabric names the fabric: managers with the same name on the same account
+// share their locks. The default is DefaultFabric. Letters, digits, '-' and '_'.
+func WithFabric(name string) ManagerOption {
+	return func(c *config) error { c.buckets.Fabric = name; return nil }
+}
+
+// WithReplicas sets the number of replicas of the buckets, 1 to 5. The default
+// is 3 on a clustered server and 1 on a single one when the buckets are created,
+// and what they have when they exist.
+func WithReplicas(n int) ManagerOption {
+	return func(c *config) error {
+		if n < 1 || n > 5 {
+			return fmt.Errorf("%w: %d replicas: use 1 to 5", ErrInvalidOption, n)
+		}
+		c.buckets.Replicas = n
+		return nil
+	}
+}
+
+// WithMemoryStorage keeps the buckets in the servers' memory. It is faster, and
+// all holds are void when the servers stop.
+func WithMemoryStorage() ManagerOption {
+	return func(c *config) error { c.buckets.Memory = true; return nil }
+}
+
+// WithLabel sets a text that inspection shows beside host and process id of the
+// holder: at most MaxOwnerLen bytes.
+func WithLabel(label string) ManagerOption {
+	return func(c *config) error {
+		if err := checkText("label", label, MaxOwnerLen); err != nil {
+			return err
+		}
+		c.label = label
+		return nil
+	}
+}
+
+// WithLogger sets where the manager reports what it can't return: lost leases,
+// retries, operator's doings. The default is silence.
+func WithLogger(l *slog.Logger) ManagerOption {
+	return func(c *config) error {
+		if l == nil {
+			return fmt.Errorf("%w: the logger is nil", ErrInvalidOption)
+		}
+		c.logger = l
+		return nil
+	}
+}
+
+// WithNATS adds options to the connection that Connect makes: credentials, TLS,
+// an in-process server. New ignores it.
+func WithNATS(opts ...nats.Option) ManagerOption {
+	return func(c *config) error { c.nats = append(c.nats, opts...); return nil }
+}
+
+// WithMode sets the mode; the default is Exclusive.
+func WithMode(m Mode) RequestOption {
+	return func(r *request) error {
+		if _, err := m.record(); err != nil {
+			return err
+		}
+		r.mode = m
+		return nil
+	}
+}
+
+// WithOwner gives the acquire an explicit identity, 1 to MaxOwnerLen bytes. An
+// owner that holds the lock, or waits for it, gets ErrAlreadyHeld instead of
+// waiting for itself. Without it every acquire is its own owner.
+func WithOwner(owner string) RequestOption {
+	return func(r *request) error {
+		if owner == "" {
+			return fmt.Errorf("%w: the owner is empty", ErrInvalidOption)
+		}
+		if err := checkText("owner", owner, MaxOwnerLen); err != nil {
+			return err
+		}
+		r.owner = owner
+		return nil
+	}
+}
+
+// WithMetadata attaches texts to the hold that inspection shows: at most
+// MaxMetadata bytes together.
+func WithMetadata(m map[string]string) RequestOption {
+	return func(r *request) error {
+		size := 0
+		for k, v := range m {
+			size += len(k) + len(v)
+			if err := checkText("metadata "+k, k+v, MaxMetadata); err != nil {
+				return err
+			}
+		}
+		if size > MaxMetadata {
+			return fmt.Errorf("%w: %d bytes of metadata: use at most %d", ErrInvalidOption, size, MaxMetadata)
+		}
+		r.metadata = m
+		return nil
+	}
+}
+
+// WithWaitLimit bounds how long Acquire waits; the error is then both
+// ErrNotAcquired and context.DeadlineExceeded.
+func WithWaitLimit(d time.Duration) RequestOption {
+	return func(r *request) error {
+		if d <= 0 {
+			return fmt.Errorf("%w: wait limit %v: use more than 0, or TryAcquire", ErrInvalidOption, d)
+		}
+		r.waitLimit = d
+		return nil
+	}
+}
+
+// WithoutTakeover makes TryAcquire return ErrHeld at once even when the holder
+// looks dead. By default such a refusal takes one observation, about the
+// holder's TTL, after which a dead holder is replaced; else programs that only
+// ever try would never get past one.
+func WithoutTakeover() RequestOption {
+	return func(r *request) error { r.noTakeover = true; return nil }
+}
+
+func checkText(what, s string, limit int) error {
+	if len(s) > limit {
+		return fmt.Errorf("%w: %s has %d bytes: use at most %d", ErrInvalidOption, what, len(s), limit)
+	}
+	if !utf8.ValidString(s) {
+		return fmt.Errorf("%w: %s is not UTF-8", ErrInvalidOption, what)
+	}
+	return nil
+}

@@ -1,0 +1,288 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockfabric/lockfabric/coalesce"
+	"github.com/lockfabric/lockfabric/internal/clock"
+	"github.com/lockfabric/lockfabric/internal/lease"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// closeTimeout bounds each part of ending a session.
+const closeTimeout = 3 * time.Second
+
+// Holds that last are watched for an operator's interference; short ones are
+// not worth a watcher.
+const (
+	watchAfter = 250 * time.Millisecond
+	tendEvery  = time.Second
+)
+
+// session is everything that hangs on one incarnation of the fabric's buckets.
+// When they are deleted or created again the manager makes a new one.
+type session struct {
+	m        *Manager
+	buckets  *kv.Buckets
+	lockHub  *kv.Hub
+	leaseHub *kv.Hub
+	observer *lease.Observer
+	engine   *coalesce.Engine
+	ready    chan struct{} // closed when grants are allowed
+	stop     context.CancelFunc
+	ctx      context.Context // ends with the session; for its goroutines
+	wg       sync.WaitGroup  // added to under mu while ended is nil
+	local    sync.Map        // lease id -> struct{}: live leases of this process
+	longest  atomic.Int64    // longest TTL noted
+	checking atomic.Bool
+
+	mu     sync.Mutex
+	ended  error
+	slots  map[timing]*slot         // shared leases
+	making map[timing]chan struct{} // closed when the slot was made, or not
+	all    map[*slot]struct{}
+	fresh  []freshLock // not watched yet, oldest first
+}
+
+type freshLock struct {
+	lock  *Lock
+	since time.Time
+}
+
+func openSession(ctx context.Context, m *Manager) (*session, error) {
+	buckets, err := kv.Open(ctx, m.nc, m.cfg.buckets)
+	if err != nil {
+		return nil, err
+	}
+	s := &session{
+		m: m, buckets: buckets, ready: make(chan struct{}),
+		slots: map[timing]*slot{}, making: map[timing]chan struct{}{}, all: map[*slot]struct{}{},
+	}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.lockHub = kv.NewHub(buckets.Locks, kv.WithGone(func(error) { s.suspect("") }))
+	s.leaseHub = kv.NewHub(buckets.Leases, kv.WithGone(func(error) { s.suspect("") }))
+	s.observer = lease.NewObserver(buckets.Leases, s.leaseHub.Watch, clock.Observer(), m.label(), m.cfg.logger)
+	s.engine = coalesce.New(coalesce.Config{
+		Store: buckets.Locks, Watcher: s.lockHub, Observer: s.observer,
+		Local:     func(id string) bool { _, ok := s.local.Load(id); return ok },
+		Regressed: s.suspect,
+		Logger:    m.cfg.logger,
+	})
+	s.goIfOpen(s.housekeep)
+	if buckets.Quarantine == 0 {
+		close(s.ready)
+	} else {
+		m.cfg.logger.Warn("the locks bucket is not the one noted; nothing is granted until every lease of before has ended",
+			"bucket", buckets.Locks.Name(), "for", buckets.Quarantine)
+		s.goIfOpen(func() { s.quarantine(buckets.Quarantine) })
+	}
+	return s, nil
+}
+
+// quarantine waits until no lease from before the bucket was replaced can be
+// alive, and then allows grants.
+func (s *session) quarantine(d time.Duration) {
+	if !sleep(s.ctx, d) {
+		return
+	}
+	for {
+		ctx, cancel := context.WithTimeout(s.ctx, closeTimeout)
+		err := s.buckets.ConfirmIncarnation(ctx)
+		cancel()
+		if err == nil {
+			close(s.ready)
+			return
+		}
+		if !sleep(s.ctx, time.Second) {
+			return
+		}
+	}
+}
+
+// awaitReady waits until grants are allowed.
+func (s *session) awaitReady(ctx context.Context, failFast bool) error {
+	select {
+	case <-s.ready:
+		return nil
+	default:
+	}
+	if failFast {
+		return fmt.Errorf("%w: the locks bucket was replaced; waiting for the leases of before to end", ErrUnavailable)
+	}
+	select {
+	case <-s.ready:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.ctx.Done():
+		return s.why()
+	}
+}
+
+func (s *session) why() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ended
+}
+
+// goIfOpen runs fn in a goroutine that the session's end waits for.
+func (s *session) goIfOpen(fn func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended == nil {
+		s.wg.Go(fn)
+	}
+}
+
+// noteTTL notes that a TTL is in use, for the quarantine. It writes only for a
+// TTL longer than all before.
+func (s *session) noteTTL(ctx context.Context, ttl time.Duration) error {
+	if int64(ttl) <= s.longest.Load() {
+		return nil
+	}
+	if err := s.buckets.NoteTTL(ctx, ttl, s.engine.Seen()); err != nil {
+		return err
+	}
+	s.longest.Store(max(s.longest.Load(), int64(ttl)))
+	return nil
+}
+
+// housekeep watches holds that last and tends leases.
+func (s *session) housekeep() {
+	watch := time.NewTicker(watchAfter)
+	defer watch.Stop()
+	tend := time.NewTicker(tendEvery)
+	defer tend.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-watch.C:
+			s.watchFresh()
+		case <-tend.C:
+			s.tend()
+		}
+	}
+}
+
+func (s *session) watchFresh() {
+	s.mu.Lock()
+	old := time.Now().Add(-watchAfter)
+	n := 0
+	for n < len(s.fresh) && s.fresh[n].since.Before(old) {
+		n++
+	}
+	due := s.fresh[:n:n]
+	s.fresh = s.fresh[n:]
+	s.mu.Unlock()
+	for _, f := range due {
+		f.lock.watch()
+	}
+}
+
+// suspect checks, in the background, whether the buckets are still those that
+// were opened, and ends the session if not.
+func (s *session) suspect(string) {
+	if s.checking.Swap(true) {
+		return
+	}
+	s.goIfOpen(func() {
+		defer s.checking.Store(false)
+		err := s.buckets.Verify(s.ctx)
+		if errors.Is(err, kv.ErrBucketGone) {
+			s.m.cfg.logger.Error("a bucket was deleted or created again; every hold is lost", "error", err)
+			// Not in this goroutine, which end waits for; Manager.Close waits for
+			// that one.
+			s.m.ending.Go(func() { s.end(ErrBucketGone, false) })
+			return
+		}
+		if err == nil {
+			sleep(s.ctx, time.Second) // not more than one check a second
+		}
+	})
+}
+
+// end ends every hold with reason, then the leases, and stops the session. With
+// sweep it also removes the entries of the holds from their records, as far as
+// time allows.
+func (s *session) end(reason error, sweep bool) {
+	s.mu.Lock()
+	if s.ended != nil {
+		s.mu.Unlock()
+		<-s.ctx.Done()
+		s.wg.Wait()
+		return
+	}
+	s.ended = reason
+	all := make([]*slot, 0, len(s.all))
+	for sl := range s.all {
+		all = append(all, sl)
+	}
+	s.mu.Unlock()
+	s.m.forget(s)
+
+	var left []*Lock
+	for _, sl := range all {
+		sl.mu.Lock()
+		for l := range sl.holds {
+			left = append(left, l)
+		}
+		sl.mu.Unlock()
+		sl.endHolds(reason)
+	}
+	// The tombstones first: they free everything at once, whatever happens to
+	// the sweep.
+	var wg sync.WaitGroup
+	for _, sl := range all {
+		wg.Go(func() { s.closeLease(sl.lease) })
+	}
+	wg.Wait()
+	if sweep {
+		s.sweep(left)
+	}
+	s.stop()
+	s.engine.Close()
+	s.observer.Close()
+	s.lockHub.Close()
+	s.leaseHub.Close()
+	s.wg.Wait()
+}
+
+// sweep removes the entries of ended holds, so that nobody has to evict them.
+func (s *session) sweep(left []*Lock) {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	next := make(chan *Lock)
+	var wg sync.WaitGroup
+	for range min(64, len(left)) {
+		wg.Go(func() {
+			for l := range next {
+				_, _ = s.engine.Do(ctx, l.enc, releaseOp(l), coalesce.Options{FailFast: true})
+			}
+		})
+	}
+	for _, l := range left {
+		if ctx.Err() != nil {
+			break
+		}
+		next <- l
+	}
+	close(next)
+	wg.Wait()
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,229 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/lease"
+)
+
+// slot is a lease with the holds and the acquires that stand under it.
+type slot struct {
+	s       *session
+	lease   *lease.Lease
+	id      string
+	timing  timing
+	unwatch func()
+
+	mu      sync.Mutex
+	users   int // acquires under way and holds
+	holds   map[*Lock]struct{}
+	retired bool // takes no new acquires; ends with its last user
+	idle    time.Time
+}
+
+// slot returns a lease for an acquire with this timing: the shared one, or a new
+// one of its own where the timing is limited. The caller calls leave, or puts a
+// hold in its place.
+func (s *session) slot(ctx context.Context, t timing) (*slot, error) {
+	if t.limited() {
+		return s.newSlot(ctx, t)
+	}
+	for {
+		s.mu.Lock()
+		if s.ended != nil {
+			s.mu.Unlock()
+			return nil, s.ended
+		}
+		sl := s.slots[t]
+		if sl != nil && sl.enter() {
+			s.mu.Unlock()
+			return sl, nil
+		}
+		making := s.making[t]
+		if making == nil {
+			making = make(chan struct{})
+			s.making[t] = making
+			s.mu.Unlock()
+			sl, err := s.newSlot(ctx, t)
+			s.mu.Lock()
+			delete(s.making, t)
+			if err == nil {
+				s.slots[t] = sl
+			}
+			close(making)
+			s.mu.Unlock()
+			return sl, err
+		}
+		s.mu.Unlock()
+		select {
+		case <-making:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// newSlot makes a lease, with one user.
+func (s *session) newSlot(ctx context.Context, t timing) (*slot, error) {
+	if err := s.noteTTL(ctx, t.ttl); err != nil {
+		return nil, err
+	}
+	// A limited lease is renewed without limit while its acquire waits in the
+	// queue; its limits begin with the grant.
+	le, err := lease.Create(ctx, s.buckets.Leases, lease.Config{
+		TTL: t.ttl, RenewEvery: t.renewEvery, AutoRenew: true,
+		Label: s.m.cfg.label, Seen: s.engine.Seen, Clock: s.m.clock, Logger: s.m.cfg.logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	sl := &slot{s: s, lease: le, id: le.ID(), timing: t, users: 1, holds: map[*Lock]struct{}{}}
+	s.mu.Lock()
+	if s.ended != nil {
+		s.mu.Unlock()
+		s.closeLease(le)
+		return nil, s.ended
+	}
+	s.all[sl] = struct{}{}
+	s.mu.Unlock()
+	s.local.Store(sl.id, struct{}{})
+	le.OnLost(sl.lost)
+	// So that a tombstone or a deletion by somebody else is seen at once.
+	sl.unwatch = s.leaseHub.Watch(sl.id, le.Saw)
+	return sl, nil
+}
+
+// enter counts one more user, unless the lease is known to be lost or retired. It
+// leaves the clock alone: that is asked before a grant is handed out.
+func (sl *slot) enter() bool {
+	select {
+	case <-sl.lease.Lost():
+		return false
+	default:
+	}
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	if sl.retired {
+		return false
+	}
+	sl.users++
+	return true
+}
+
+// leave counts one user less. A lease that nobody will use again is closed in
+// the background.
+func (sl *slot) leave() {
+	sl.mu.Lock()
+	sl.users--
+	sl.idle = time.Now()
+	last := sl.users == 0 && (sl.retired || sl.timing.limited())
+	sl.mu.Unlock()
+	if last {
+		sl.s.dispose(sl)
+	}
+}
+
+// hold registers a granted lock in place of the acquire that led to it.
+func (sl *slot) hold(l *Lock) {
+	sl.mu.Lock()
+	sl.holds[l] = struct{}{}
+	sl.mu.Unlock()
+}
+
+// drop takes a lock that has ended out.
+func (sl *slot) drop(l *Lock) {
+	sl.mu.Lock()
+	_, there := sl.holds[l]
+	delete(sl.holds, l)
+	sl.mu.Unlock()
+	if there {
+		sl.leave()
+	}
+}
+
+// lost ends every hold under the lease.
+func (sl *slot) lost(err error) {
+	sl.s.local.Delete(sl.id)
+	sl.endHolds(lossReason(err))
+	sl.s.mu.Lock()
+	if sl.s.slots[sl.timing] == sl {
+		delete(sl.s.slots, sl.timing)
+	}
+	sl.s.mu.Unlock()
+	sl.s.dispose(sl)
+	if !errors.Is(err, lease.ErrClosed) {
+		sl.s.m.cfg.logger.Warn("lease lost", "lease", sl.id, "reason", err)
+	}
+}
+
+func (sl *slot) endHolds(reason error) {
+	sl.mu.Lock()
+	all := make([]*Lock, 0, len(sl.holds))
+	for l := range sl.holds {
+		all = append(all, l)
+	}
+	sl.mu.Unlock()
+	for _, l := range all {
+		l.lose(reason)
+	}
+}
+
+// dispose closes a lease that is over, once, in the background.
+func (s *session) dispose(sl *slot) {
+	s.mu.Lock()
+	_, there := s.all[sl]
+	delete(s.all, sl)
+	if s.slots[sl.timing] == sl {
+		delete(s.slots, sl.timing)
+	}
+	s.mu.Unlock()
+	if there {
+		s.local.Delete(sl.id)
+		s.goIfOpen(func() {
+			sl.unwatch()
+			s.closeLease(sl.lease)
+		})
+	}
+}
+
+// closeLease writes the lease's tombstone, as far as that is possible in time,
+// and ends the cleanups under it once it is written.
+func (s *session) closeLease(le *lease.Lease) {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	if err := le.Close(ctx); err != nil {
+		s.m.cfg.logger.Debug("lease not closed; it ends by itself", "lease", le.ID(), "error", err)
+		return
+	}
+	s.engine.DropLease(le.ID())
+}
+
+// tend retires leases under which an operation could not be resolved for a
+// whole TTL, and ends those that nobody has used for long.
+func (s *session) tend() {
+	s.mu.Lock()
+	all := make([]*slot, 0, len(s.all))
+	for sl := range s.all {
+		all = append(all, sl)
+	}
+	s.mu.Unlock()
+	for _, sl := range all {
+		stuck := s.engine.Unresolved(sl.id) > sl.timing.ttl
+		sl.mu.Lock()
+		unused := sl.users == 0 && sl.timing != s.m.cfg.timing && time.Since(sl.idle) > max(2*sl.timing.ttl, 10*time.Second)
+		if stuck && !sl.retired {
+			s.m.cfg.logger.Warn("lease retired: an operation under it can't be resolved", "lease", sl.id)
+		}
+		if stuck || unused {
+			sl.retired = true
+		}
+		over := sl.retired && sl.users == 0
+		sl.mu.Unlock()
+		if over {
+			s.dispose(sl)
+		}
+	}
+}

@@ -1,0 +1,201 @@
+package lease
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+)
+
+// schema is the version of the value's layout.
+const schema = 1
+
+const (
+	stateLive = "live"
+	stateDead = "dead"
+)
+
+// Reasons in a tombstone.
+const (
+	ReasonClosed  = "closed"  // its holder closed it
+	ReasonRetired = "retired" // its holder closed it after an operation that could not be resolved
+	ReasonLost    = "lost"    // its holder found that it had lost it
+	ReasonExpired = "expired" // an observer saw it unrenewed for too long
+)
+
+// maxText bounds each text of a lease's value, in bytes.
+const maxText = 256
+
+// idLen is the length of a lease id, a nuid.
+const idLen = 22
+
+// Info is the content of a lease's key, for people and for observers.
+type Info struct {
+	ID      string
+	Dead    bool // a tombstone; else a live lease
+	TTL     time.Duration
+	Margin  time.Duration
+	Host    string // where the holder runs
+	PID     int
+	Label   string    // free text by the holder
+	Started time.Time // holder's wall clock, milliseconds
+	Seen    uint64    // highest lock revision that the holder had seen
+
+	Nonce string // live only: names the attempt that wrote this
+
+	Reason string    // dead only: one of the Reason constants
+	By     string    // dead only: who wrote the tombstone, "host:pid"
+	At     time.Time // dead only: that writer's wall clock, milliseconds
+}
+
+// wire is Info as it stands in the bucket. Durations are milliseconds, times
+// Unix milliseconds.
+type wire struct {
+	Version int    `json:"v"`
+	ID      string `json:"id"`
+	State   string `json:"state"`
+	Reason  string `json:"reason,omitempty"`
+	By      string `json:"by,omitempty"`
+	At      int64  `json:"at,omitempty"`
+	TTL     int64  `json:"ttl"`
+	Margin  int64  `json:"margin"`
+	Host    string `json:"host,omitempty"`
+	PID     int    `json:"pid,omitempty"`
+	Label   string `json:"label,omitempty"`
+	Started int64  `json:"started,omitempty"`
+	Nonce   string `json:"nonce,omitempty"`
+	Seen    uint64 `json:"seen,omitempty"`
+}
+
+// encode returns the value for the bucket: one line of JSON.
+func (i Info) encode() []byte {
+	w := wire{
+		Version: schema, ID: i.ID, State: stateLive,
+		TTL: i.TTL.Milliseconds(), Margin: i.Margin.Milliseconds(),
+		Host: i.Host, PID: i.PID, Label: i.Label, Nonce: i.Nonce, Seen: i.Seen,
+	}
+	if !i.Started.IsZero() {
+		w.Started = i.Started.UnixMilli()
+	}
+	if i.Dead {
+		w.State, w.Reason, w.By, w.Nonce = stateDead, i.Reason, i.By, ""
+		w.At = i.At.UnixMilli()
+	}
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false) // people read it
+	// A struct of numbers and strings always encodes.
+	_ = enc.Encode(w)
+	return bytes.TrimSuffix(buf.Bytes(), []byte("\n"))
+}
+
+// tombstone returns the value that declares the lease dead and keeps who held it.
+func (i Info) tombstone(reason, by string, at time.Time) []byte {
+	i.Dead, i.Reason, i.By, i.At = true, reason, by, at
+	return i.encode()
+}
+
+// Decode reads the value of the lease's key strictly: everything that this
+// version would not have written itself is ErrMalformed, or ErrNewerSchema. It
+// never panics, whatever the value is.
+func Decode(id string, value []byte) (Info, error) {
+	var version struct {
+		Version int `json:"v"`
+	}
+	if err := json.Unmarshal(value, &version); err != nil {
+		return Info{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	if version.Version > schema {
+		return Info{}, fmt.Errorf("%w: %d, known is %d", ErrNewerSchema, version.Version, schema)
+	}
+	var w wire
+	dec := json.NewDecoder(bytes.NewReader(value))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&w); err != nil {
+		return Info{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return Info{}, fmt.Errorf("%w: more than one value", ErrMalformed)
+	}
+	if err := w.check(id); err != nil {
+		return Info{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	i := Info{
+		ID: w.ID, Dead: w.State == stateDead, TTL: millis(w.TTL), Margin: millis(w.Margin),
+		Host: w.Host, PID: w.PID, Label: w.Label, Seen: w.Seen, Nonce: w.Nonce, Reason: w.Reason, By: w.By,
+	}
+	if w.Started != 0 {
+		i.Started = time.UnixMilli(w.Started)
+	}
+	if i.Dead {
+		i.At = time.UnixMilli(w.At)
+	}
+	return i, nil
+}
+
+func (w *wire) check(id string) error {
+	switch {
+	case w.Version != schema:
+		return fmt.Errorf("schema version %d", w.Version)
+	case w.ID != id:
+		return fmt.Errorf("id %.40q under the key of %.40q", w.ID, id)
+	// An observer waits as long as the value says, so nonsense must not make it
+	// wait too short or for ever.
+	case w.TTL < MinTTL.Milliseconds() || w.TTL > MaxTTL.Milliseconds():
+		return fmt.Errorf("ttl of %d ms", w.TTL)
+	case w.Margin < 1 || w.Margin > w.TTL/4:
+		return fmt.Errorf("margin of %d ms with a ttl of %d ms", w.Margin, w.TTL)
+	case len(w.Host) > maxText || len(w.Label) > maxText || len(w.By) > maxText ||
+		len(w.Nonce) > maxText || len(w.Reason) > maxText:
+		return fmt.Errorf("text of more than %d bytes", maxText)
+	case w.PID < 0:
+		return fmt.Errorf("pid %d", w.PID)
+	}
+	switch w.State {
+	case stateLive:
+		if w.Nonce == "" {
+			return fmt.Errorf("live without a nonce")
+		}
+		if w.Reason != "" || w.By != "" || w.At != 0 {
+			return fmt.Errorf("live with a tombstone's fields")
+		}
+	case stateDead:
+		if w.Reason == "" || w.By == "" {
+			return fmt.Errorf("tombstone without a reason or a writer")
+		}
+		if w.Nonce != "" {
+			return fmt.Errorf("tombstone with a nonce")
+		}
+	default:
+		return fmt.Errorf("state %.40q", w.State)
+	}
+	return nil
+}
+
+// ValidID reports whether id can be the id of a lease. Ids that come from
+// elsewhere are checked with it before they are used as keys.
+func ValidID(id string) bool {
+	if len(id) != idLen {
+		return false
+	}
+	for i := range len(id) {
+		c := id[i]
+		if (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') {
+			return false
+		}
+	}
+	return true
+}
+
+// cut makes s valid UTF-8 that fits in a value.
+func cut(s string) string {
+	s = strings.ToValidUTF8(s, "?")
+	if len(s) > maxText {
+		s = strings.ToValidUTF8(s[:maxText], "")
+	}
+	return s
+}
+
+func millis(n int64) time.Duration { return time.Duration(n) * time.Millisecond }

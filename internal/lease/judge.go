@@ -1,0 +1,190 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// run is the observer's loop: it sleeps until a lease is due or somebody wakes it.
+func (o *Observer) run(ctx context.Context) {
+	for {
+		var fire <-chan time.Time
+		timer := (*time.Timer)(nil)
+		if d := o.look(ctx); d < never {
+			timer = time.NewTimer(d)
+			fire = timer.C
+		}
+		select {
+		case <-fire:
+		case <-o.wake:
+		case <-ctx.Done():
+		}
+		if timer != nil {
+			timer.Stop()
+		}
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// look tells askers of the dead, has those judged that are due, and returns how
+// long to sleep, never for until woken.
+func (o *Observer) look(ctx context.Context) time.Duration {
+	o.mu.Lock()
+	dead := o.dead
+	o.dead = nil
+	now := o.clk.Now()
+	for o.agenda.next() <= now {
+		s := o.agenda.pop()
+		switch due := s.due(); {
+		case due == never: // a question that ended, or one that a read will renew
+		case due > now: // renewed since it was entered
+			o.agenda.enter(s, due)
+		default:
+			s.judging = true
+			o.queue = append(o.queue, s)
+			if o.judges < maxJudges {
+				o.judges++
+				o.tail.Go(func() { o.work(ctx) })
+			}
+		}
+	}
+	sleep := o.agenda.next()
+	if sleep < never {
+		sleep -= now
+	}
+	o.mu.Unlock()
+	for _, s := range dead {
+		o.announce(s)
+	}
+	return sleep
+}
+
+// work judges what is queued.
+func (o *Observer) work(ctx context.Context) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for len(o.queue) > 0 && ctx.Err() == nil {
+		s := o.queue[0]
+		o.queue = o.queue[1:]
+		s.judging = false
+		// Only now is it certain, under the same lock as the revision that is
+		// taken: it may have been renewed while it was queued.
+		if s.due() > o.clk.Now() {
+			o.scheduleLocked(s)
+			continue
+		}
+		s.judging = true
+		rev, limit, value := s.rev, judgeTimeout(s.ttl()), o.epitaphLocked(s)
+		o.mu.Unlock()
+		o.judge(ctx, s, rev, limit, value)
+		o.mu.Lock()
+	}
+	o.judges--
+}
+
+// scheduleLocked has the loop do what there is to be done about s.
+func (o *Observer) scheduleLocked(s *sight) {
+	if len(s.askers) == 0 {
+		return
+	}
+	if s.dead {
+		o.dead = append(o.dead, s)
+		o.wakeLocked()
+		return
+	}
+	if due := s.due(); due < never {
+		next := o.agenda.next()
+		o.agenda.enter(s, due)
+		if due < next {
+			o.wakeLocked()
+		}
+	}
+}
+
+func (o *Observer) wakeLocked() {
+	select {
+	case o.wake <- struct{}{}:
+	default: // it is going to look
+	}
+}
+
+// judge makes one attempt to declare a lease dead whose revision was seen
+// unchanged for its limit. The compare-and-set proves what no read can: that it
+// was not renewed in between.
+func (o *Observer) judge(ctx context.Context, s *sight, rev uint64, limit time.Duration, value []byte) {
+	err := tombstone(ctx, o.b, limit, rev, value, s.id)
+	var e kv.Entry
+	readErr := err
+	if errors.Is(err, kv.ErrConflict) || errors.Is(err, kv.ErrUnknown) {
+		// Renewed, or declared dead by another or by ourselves.
+		rctx, cancel := context.WithTimeout(ctx, limit)
+		e, readErr = o.b.Get(rctx, s.id)
+		cancel()
+	}
+
+	o.mu.Lock()
+	s.judging = false
+	if err == nil {
+		s.dead = true
+	} else if readErr == nil {
+		o.seeLocked(s, e)
+	}
+	if !s.dead && s.rev == rev {
+		s.retry = o.clk.Now() + s.pause.after(err)
+	}
+	o.scheduleLocked(s)
+	dead := s.dead
+	o.mu.Unlock()
+
+	if err == nil {
+		o.log.Info("lease declared dead", "lease", s.id, "revision", rev)
+	} else {
+		o.log.Debug("lease not declared dead", "lease", s.id, "revision", rev, "error", err)
+	}
+	if dead {
+		o.announce(s)
+	}
+}
+
+// epitaphLocked returns the tombstone for the lease, which keeps what is known
+// of its holder.
+func (o *Observer) epitaphLocked(s *sight) []byte {
+	info := s.info
+	if info.ID == "" { // never readable
+		info = Info{ID: s.id, TTL: max(s.ttl(), MinTTL)}
+		info.TTL = info.TTL.Truncate(time.Millisecond)
+		info.Margin = defaultMargin(info.TTL)
+	}
+	return info.tombstone(ReasonExpired, o.by, time.Now())
+}
+
+// announce tells each asker once that the lease is dead, and stops watching it.
+func (o *Observer) announce(s *sight) {
+	for {
+		o.mu.Lock()
+		var asker *asker
+		var unwatch func()
+		for a := range s.askers {
+			asker, unwatch = a, o.removeLocked(s, a)
+			break
+		}
+		o.mu.Unlock()
+		if asker == nil {
+			return
+		}
+		if unwatch != nil {
+			unwatch()
+		}
+		asker.dead(s.id)
+	}
+}
+
+// judgeTimeout bounds one write or read about a lease with this TTL.
+func judgeTimeout(ttl time.Duration) time.Duration {
+	return min(max(ttl/2, 500*time.Millisecond), 2*time.Second)
+}

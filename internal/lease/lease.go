@@ -1,0 +1,305 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nuid"
+
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// Server TTLs of what this package writes. They collect garbage and nothing
+// else: no decision waits for them.
+const (
+	// liveGC is the least time for which an abandoned lease that nobody looks at
+	// stays. It is also at least liveGCFactor TTLs.
+	liveGC       = time.Hour
+	liveGCFactor = 20
+	// tombstoneGC is how long a tombstone stays. Afterwards a record entry that
+	// still names the lease is under a missing lease, which ends the same way,
+	// one observation later.
+	tombstoneGC = 24 * time.Hour
+)
+
+// recheck bounds how late a loss is noticed by itself when the holder's clock
+// counts a suspension that Go's timers do not.
+const recheck = time.Second
+
+// Bucket is what a lease needs of its KV bucket; a *kv.Bucket is one.
+type Bucket interface {
+	Get(ctx context.Context, key string) (kv.Entry, error)
+	Update(ctx context.Context, key string, value []byte, rev uint64, ttl time.Duration) (uint64, error)
+}
+
+// Lease is a holder's claim to be alive. It is safe for concurrent use.
+type Lease struct {
+	b    Bucket
+	cfg  Config
+	who  Info   // what every value of this lease has in common
+	by   string // "host:pid"
+	ops  atomic.Uint64
+	turn chan struct{} // held by the renewal that is on its way: one at a time
+	wake chan struct{} // has the goroutine look at due again
+	lost chan struct{} // closed on loss
+	tail sync.WaitGroup
+
+	// Readable without mu, for accessors that run per operation. Both change
+	// under mu only.
+	gone       atomic.Bool
+	byHand     atomic.Bool  // Limit ended automatic renewal
+	validUntil atomic.Int64 // on cfg.Clock
+
+	mu       sync.Mutex
+	err      error                    // why it was lost
+	rev      uint64                   // newest revision known to be ours
+	due      time.Duration            // when to renew next
+	attempts map[string]time.Duration // nonce -> when sent, of attempts at rev that may commit
+	renewals int
+	retired  bool
+	buried   bool                   // a tombstone is known to be committed
+	joining  bool                   // Close has begun to wait: nothing joins tail any more
+	abort    context.CancelFunc     // of the renewal on its way, or nil
+	stopBury context.CancelFunc     // of the tombstone's writing after a loss, or nil
+	timer    *time.Timer            // fires at validUntil or before
+	onLost   map[uint64]func(error) // not called yet
+	nextFn   uint64
+	joined   chan struct{} // closed once every goroutine has ended; made by Close
+}
+
+// Create writes a new lease. Errors are retried under fresh ids until the
+// context ends: an attempt whose outcome is unknown is abandoned, and as its id
+// is never used, nobody waits for it. The error is ErrInvalidConfig, or wraps
+// the context's and the last attempt's errors, or is a kv.ErrRejected, which no
+// retry cures.
+func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
+	cfg, err := cfg.resolve()
+	if err != nil {
+		return nil, err
+	}
+	who := Info{
+		TTL: cfg.TTL, Margin: cfg.Margin,
+		Host: host(), PID: os.Getpid(), Label: cfg.Label, Started: time.Now(),
+	}
+	limit := min(cfg.TTL/2, createTimeout)
+	for pause := newPause(cfg.TTL); ; {
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("lease: create: %w", context.Cause(ctx))
+		}
+		who.ID = nuid.Next()
+		info := who
+		info.Nonce = nuid.Next()
+		info.Seen = cfg.seen()
+		sent := cfg.Clock.Now()
+		actx, cancel := context.WithTimeout(ctx, limit)
+		rev, err := b.Update(actx, who.ID, info.encode(), 0, gcAfter(cfg.TTL))
+		cancel()
+		if err == nil && cfg.Clock.Now() >= sent+cfg.TTL-cfg.Margin {
+			err = ErrExpired // acknowledged too late to be of any use
+		}
+		if err == nil {
+			return start(b, cfg, who, rev, sent), nil
+		}
+		if errors.Is(err, kv.ErrRejected) {
+			return nil, fmt.Errorf("lease: create: %w", err)
+		}
+		cfg.Logger.Debug("lease not created, trying another id", "lease", who.ID, "error", err)
+		if !pause.wait(ctx, err) {
+			return nil, fmt.Errorf("lease: create: %w; last attempt: %w", context.Cause(ctx), err)
+		}
+	}
+}
+
+func start(b Bucket, cfg Config, who Info, rev uint64, sent time.Duration) *Lease {
+	l := &Lease{
+		b: b, cfg: cfg, who: who, by: selfName(who.Host, who.PID),
+		turn: make(chan struct{}, 1), wake: make(chan struct{}, 1), lost: make(chan struct{}),
+		rev:      rev,
+		attempts: make(map[string]time.Duration), onLost: make(map[uint64]func(error)),
+	}
+	l.validUntil.Store(int64(sent + cfg.TTL - cfg.Margin))
+	l.mu.Lock()
+	l.due = sent + cfg.interval()
+	l.armLocked()
+	if cfg.AutoRenew {
+		l.tail.Go(l.run)
+	}
+	l.mu.Unlock()
+	return l
+}
+
+// ID returns the lease's id, which is its key in the bucket.
+func (l *Lease) ID() string { return l.who.ID }
+
+// TTL returns how long after its last renewal the lease can be declared dead.
+func (l *Lease) TTL() time.Duration { return l.cfg.TTL }
+
+// Margin returns by how much earlier than TTL the holder gives up.
+func (l *Lease) Margin() time.Duration { return l.cfg.Margin }
+
+// NextOp returns a fresh operation id, "<lease id>.<sequence>".
+func (l *Lease) NextOp() string {
+	return l.who.ID + "." + strconv.FormatUint(l.ops.Add(1), 10)
+}
+
+// Valid reports whether the lease is valid now. It asks the clock first: when
+// the deadline has passed, Lost is closed before Valid returns, whatever timers
+// have done.
+func (l *Lease) Valid() bool {
+	if l.gone.Load() {
+		return false
+	}
+	if l.cfg.Clock.Now() < time.Duration(l.validUntil.Load()) {
+		// A loss for another reason may come between the two loads and now; this
+		// answer was true when the first was made.
+		return true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.checkLocked()
+}
+
+// ValidUntil returns the instant, on the lease's clock, at which the lease ends
+// unless it is renewed or lost before.
+func (l *Lease) ValidUntil() time.Duration { return time.Duration(l.validUntil.Load()) }
+
+// Remaining returns the time to ValidUntil, 0 when the lease is lost.
+func (l *Lease) Remaining() time.Duration {
+	if !l.Valid() {
+		return 0
+	}
+	return max(0, l.ValidUntil()-l.cfg.Clock.Now())
+}
+
+// Lost returns a channel that is closed when the lease is not valid any more.
+func (l *Lease) Lost() <-chan struct{} { return l.lost }
+
+// Err returns nil while the lease is valid, then why it was lost: ErrExpired,
+// ErrDead, ErrRenewalsUsedUp or ErrClosed. It checks the clock as Valid does.
+func (l *Lease) Err() error {
+	if l.Valid() {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+// Renewals returns how many renewals have succeeded.
+func (l *Lease) Renewals() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.renewals
+}
+
+// OnLost has fn called once when the lease is lost, with the reason; at once if
+// it is lost already. fn runs in a goroutine of the lease, never within a call
+// of one of its methods, so callers may hold their own locks; one fn runs after
+// the other, so it must be quick, and it must not wait for Close. After remove,
+// fn is not started any more, but may still be running.
+func (l *Lease) OnLost(fn func(error)) (remove func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err != nil {
+		err := l.err
+		if l.joining {
+			go fn(err)
+		} else {
+			l.tail.Go(func() { fn(err) })
+		}
+		return func() {}
+	}
+	key := l.nextFn
+	l.nextFn++
+	l.onLost[key] = fn
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.onLost, key)
+	}
+}
+
+// Retire notes that nothing new is acquired under the lease. It goes on being
+// renewed for what it still holds, until Close, whose tombstone then says so.
+func (l *Lease) Retire() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.retired = true
+}
+
+// checkLocked asks the clock and reports whether the lease is valid.
+func (l *Lease) checkLocked() bool {
+	if l.err == nil && l.cfg.Clock.Now() >= time.Duration(l.validUntil.Load()) {
+		if l.usedUpLocked() {
+			l.loseLocked(fmt.Errorf("%w after %d", ErrRenewalsUsedUp, l.renewals))
+		} else {
+			l.loseLocked(ErrExpired)
+		}
+	}
+	return l.err == nil
+}
+
+// loseLocked ends the validity. There is no way back: whatever commits or is
+// acknowledged later, only a new lease is valid again.
+func (l *Lease) loseLocked(err error) {
+	if l.err != nil {
+		return
+	}
+	l.err = err
+	l.gone.Store(true)
+	close(l.lost)
+	if l.timer.Stop() {
+		l.tail.Done()
+	}
+	if l.abort != nil {
+		l.abort()
+	}
+	closed := errors.Is(err, ErrClosed)
+	if !closed {
+		l.cfg.Logger.Warn("lease lost", "lease", l.who.ID, "error", err)
+	}
+	// The goroutine that delivers the loss; a Close that caused it is only about
+	// to wait for it, and a later one cancels the burying.
+	ctx, cancel := context.WithTimeout(context.Background(), l.cfg.TTL+l.cfg.Margin)
+	l.stopBury = cancel
+	l.tail.Go(func() {
+		defer cancel()
+		l.deliver(err)
+		if !closed {
+			// So that waiters need not wait until they have observed it.
+			if err := l.bury(ctx, ReasonLost); err != nil {
+				l.cfg.Logger.Debug("lost lease not tombstoned", "lease", l.who.ID, "error", err)
+			}
+		}
+	})
+}
+
+// armLocked sets the timer for the deadline. Renewals do not touch it: when it
+// fires early it is set again. It may also fire late, after the process or the
+// host was stopped; therefore every accessor asks the clock itself.
+func (l *Lease) armLocked() {
+	d := time.Duration(l.validUntil.Load()) - l.cfg.Clock.Now()
+	l.tail.Add(1)
+	l.timer = time.AfterFunc(min(max(d, time.Millisecond), recheck), func() {
+		defer l.tail.Done()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if !l.checkLocked() {
+			return
+		}
+		l.armLocked()
+		if l.cfg.Clock.Now() >= l.due {
+			l.wakeLocked()
+		}
+	})
+}
+
+func (l *Lease) usedUpLocked() bool {
+	return l.cfg.MaxRenewals > 0 && l.renewals >= l.cfg.MaxRenewals
+}

@@ -1,0 +1,226 @@
+package lease
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/clock"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// maxJudges bounds how many tombstones an observer writes at the same time.
+const maxJudges = 16
+
+// WatchFunc calls fn with the key's entry soon, also when the key is absent, and
+// again when it changes, until stop is called; (*kv.Hub).Watch is one. fn does
+// not block.
+type WatchFunc func(key string, fn func(kv.Entry)) (stop func())
+
+// State is what one read tells of a lease.
+type State struct {
+	// Dead is true when its tombstone is committed.
+	Dead bool
+	// Stale is true when the lease looks abandoned: its entry is missing, or by
+	// the server's time stamp was not written for twice its limit, or this
+	// observer has seen it unchanged for its limit. It is a reason to start
+	// observing, and never one to decide.
+	Stale bool
+	// Revision is the revision of its entry, 0 when it is missing.
+	Revision uint64
+}
+
+// Observer finds out which leases are dead, and declares them so. It is safe for
+// concurrent use.
+type Observer struct {
+	b     Bucket
+	watch WatchFunc
+	clk   clock.Clock
+	by    string
+	log   *slog.Logger
+
+	tail   sync.WaitGroup
+	cancel context.CancelFunc // ends the goroutines
+	done   <-chan struct{}    // closed by Close
+	wake   chan struct{}      // has the loop look again
+
+	mu      sync.Mutex
+	closed  bool
+	sights  map[string]*sight   // all that is remembered
+	active  map[*sight]struct{} // those that somebody asks about
+	agenda  agenda              // those of them that will be due
+	queue   []*sight            // those that are due
+	dead    []*sight            // those whose askers are to be told
+	judges  int                 // goroutines that work on queue
+	memory  int                 // most sights remembered, those asked about apart
+	pruneAt int                 // number of sights at which to forget old ones
+}
+
+// NewObserver returns an observer and starts its goroutine. clk is
+// clock.Observer() but in tests; by, "host:pid", is who stands in its
+// tombstones, this process if empty; log may be nil.
+func NewObserver(b Bucket, watch WatchFunc, clk clock.Clock, by string, log *slog.Logger) *Observer {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	if clk == nil {
+		clk = clock.Observer()
+	}
+	if by == "" {
+		by = selfName(host(), os.Getpid()) // a tombstone without it is none
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	o := &Observer{
+		b: b, watch: watch, clk: clk, by: cut(by), log: log,
+		cancel: cancel, done: ctx.Done(), wake: make(chan struct{}, 1),
+		sights: make(map[string]*sight), active: make(map[*sight]struct{}),
+		memory: maxSights, pruneAt: maxSights / 100,
+	}
+	o.tail.Go(func() { o.run(ctx) })
+	return o
+}
+
+// Observe watches the lease and calls dead once, from a goroutine of the
+// observer, when its tombstone is known to be committed; the observer writes it
+// when the lease is due. ttl is what the asker knows of the lease's TTL, in case
+// its entry cannot tell. An urgent asker is the one whose turn it is next;
+// without one the tombstone is delayed a little at random.
+//
+// stop ends it. It may be called at any time, also from dead, with any lock
+// held, and again. A call of dead that is under way is not waited for, so dead
+// can still arrive while, or shortly after, stop is called. dead must be quick
+// and must not call Close.
+func (o *Observer) Observe(id string, ttl time.Duration, urgent bool, dead func(id string)) (stop func()) {
+	return o.subscribe(id, &asker{ttl: ttl, urgent: urgent, dead: dead})
+}
+
+// Check reads the lease once and remembers what it saw for later observations.
+// An error means that nothing was learned.
+func (o *Observer) Check(ctx context.Context, id string, ttl time.Duration) (State, error) {
+	e, err := o.b.Get(ctx, id)
+	if err != nil {
+		return State{}, fmt.Errorf("lease: check: %w", err)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s := o.sightLocked(id, ttl)
+	now := o.clk.Now()
+	o.seeLocked(s, e)
+	st := State{Dead: s.dead, Revision: e.Revision}
+	if !st.Dead {
+		st.Stale = e.Deleted || now >= s.first+s.limit() || time.Since(e.Created) > 2*s.limit()
+	}
+	return st, nil
+}
+
+// WaitDead observes the lease until it is known to be dead (true) or alive,
+// which is when it was renewed under observation (false). That takes no longer
+// than its TTL + margin and what the server needs to answer. The error wraps the
+// context's, or is ErrClosed.
+func (o *Observer) WaitDead(ctx context.Context, id string, ttl time.Duration) (bool, error) {
+	verdict := make(chan bool, 2) // each is called once at most
+	stop := o.subscribe(id, &asker{
+		ttl: ttl, urgent: true,
+		dead:    func(string) { verdict <- true },
+		renewed: func() { verdict <- false },
+	})
+	defer stop()
+	select {
+	case dead := <-verdict:
+		return dead, nil
+	case <-o.done:
+		return false, fmt.Errorf("lease: observe: %w", ErrClosed)
+	case <-ctx.Done():
+		return false, fmt.Errorf("lease: observe: %w", context.Cause(ctx))
+	}
+}
+
+// Close ends all observations, without a call of dead, and waits for the
+// observer's goroutines.
+func (o *Observer) Close() {
+	o.mu.Lock()
+	o.closed = true
+	var stops []func()
+	for s := range o.active {
+		if s.stop != nil {
+			stops = append(stops, s.stop)
+		}
+		s.stop, s.askers = nil, nil
+	}
+	clear(o.active)
+	o.agenda, o.queue, o.dead = nil, nil, nil
+	o.mu.Unlock()
+	o.cancel()
+	for _, stop := range stops {
+		stop()
+	}
+	o.tail.Wait()
+}
+
+// subscribe adds an asker and sees to it that the lease is watched.
+func (o *Observer) subscribe(id string, a *asker) (stop func()) {
+	o.mu.Lock()
+	if o.closed {
+		o.mu.Unlock()
+		return func() {}
+	}
+	s := o.sightLocked(id, a.ttl)
+	s.addLocked(a)
+	o.active[s] = struct{}{}
+	open := !s.dead && s.stop == nil && !s.opening
+	s.opening = s.opening || open
+	o.scheduleLocked(s)
+	o.mu.Unlock()
+	if open {
+		// Without the lock: the watch may deliver at once.
+		unwatch := o.watch(id, func(e kv.Entry) { o.received(s, e) })
+		o.mu.Lock()
+		s.opening = false
+		if len(s.askers) > 0 {
+			s.stop, unwatch = unwatch, nil
+		}
+		o.mu.Unlock()
+		if unwatch != nil { // nobody asks any more
+			unwatch()
+		}
+	}
+	return func() { o.unsubscribe(s, a) }
+}
+
+func (o *Observer) unsubscribe(s *sight, a *asker) {
+	o.mu.Lock()
+	unwatch := o.removeLocked(s, a)
+	o.mu.Unlock()
+	if unwatch != nil {
+		unwatch()
+	}
+}
+
+// removeLocked returns what ends the watch, if a was the last asker.
+func (o *Observer) removeLocked(s *sight, a *asker) (unwatch func()) {
+	if _, ok := s.askers[a]; !ok {
+		return nil
+	}
+	delete(s.askers, a)
+	if len(s.askers) > 0 {
+		return nil
+	}
+	delete(o.active, s)
+	o.agenda.strike(s)
+	s.used = o.clk.Now()
+	// What is remembered counts again once a read has confirmed it.
+	s.fresh = false
+	unwatch, s.stop = s.stop, nil
+	return unwatch
+}
+
+// received takes an entry from the watch.
+func (o *Observer) received(s *sight, e kv.Entry) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.seeLocked(s, e)
+	o.scheduleLocked(s)
+}

@@ -1,0 +1,57 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// Bounds of the pause after a kv.ErrBusy, which as a rule is over in
+// milliseconds and says nothing about the server's health.
+const (
+	leastBusy = 2 * time.Millisecond
+	mostBusy  = 50 * time.Millisecond
+)
+
+// pause is the time between two attempts: it doubles, with a random part, so
+// that many clients do not come back together.
+type pause struct {
+	next, most time.Duration
+	busy       time.Duration
+}
+
+// newPause returns pauses that fit many times into a TTL.
+func newPause(ttl time.Duration) *pause {
+	return &pause{
+		next: min(max(ttl/100, 2*time.Millisecond), 20*time.Millisecond),
+		most: min(max(ttl/20, 10*time.Millisecond), 500*time.Millisecond),
+		busy: leastBusy,
+	}
+}
+
+// after returns the pause after an attempt that failed with err.
+func (p *pause) after(err error) time.Duration {
+	next, most := &p.next, p.most
+	if errors.Is(err, kv.ErrBusy) {
+		next, most = &p.busy, min(p.most, mostBusy)
+	}
+	d := *next/2 + rand.N(*next/2+1)
+	*next = min(2*(*next), most)
+	return d
+}
+
+// wait sleeps after an attempt that failed with err. It returns false at once
+// when ctx ends.
+func (p *pause) wait(ctx context.Context, err error) bool {
+	t := time.NewTimer(p.after(err))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,234 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nuid"
+
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// run renews until the lease is lost or its renewals are used up.
+func (l *Lease) run() {
+	for {
+		for d := l.untilDue(); d > 0; d = l.untilDue() {
+			timer := time.NewTimer(d)
+			select {
+			case <-timer.C:
+			case <-l.wake:
+				timer.Stop()
+			case <-l.lost:
+				timer.Stop()
+				return
+			}
+		}
+		if l.byHand.Load() {
+			return
+		}
+		// Returns on success, on loss, or when there is no renewal left.
+		if err := l.Renew(context.Background()); err != nil {
+			return
+		}
+	}
+}
+
+func (l *Lease) untilDue() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.due - l.cfg.Clock.Now()
+}
+
+// wakeLocked has the goroutine, if there is one, look at due.
+func (l *Lease) wakeLocked() {
+	select {
+	case l.wake <- struct{}{}:
+	default: // it is going to look
+	}
+}
+
+// Renew renews the lease once, now. It tries through any error until ctx ends
+// or the lease is lost, and counts against MaxRenewals when it succeeds. The
+// error is ErrRenewalsUsedUp (the lease stays valid until its deadline), the
+// reason of the loss, or wraps the context's error: the lease is then as it was,
+// although the renewal may still come to pass, as a later one will find out.
+func (l *Lease) Renew(ctx context.Context) error {
+	select {
+	case l.turn <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("lease: renew: %w", context.Cause(ctx))
+	case <-l.lost:
+		return l.Err()
+	}
+	defer func() { <-l.turn }()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if err := l.beginRenewal(cancel); err != nil {
+		return err
+	}
+	defer l.endRenewal()
+	for pause := newPause(l.cfg.TTL); ; {
+		renewed, err := l.attempt(ctx)
+		if lost := l.Err(); lost != nil {
+			return lost
+		}
+		if renewed {
+			return nil
+		}
+		l.cfg.Logger.Debug("lease not renewed yet", "lease", l.who.ID, "error", err)
+		if !pause.wait(ctx, err) {
+			if lost := l.Err(); lost != nil {
+				return lost
+			}
+			return fmt.Errorf("lease: renew: %w; last attempt: %w", context.Cause(ctx), err)
+		}
+	}
+}
+
+// Limit starts the limits of a lease that was renewed freely so far: from now on
+// it is renewed by hand only if autoRenew is false, and at most maxRenewals times
+// (0 = no limit). What its Config said on either is replaced. A lease whose
+// goroutine has ended is not renewed by it again.
+func (l *Lease) Limit(autoRenew bool, maxRenewals int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cfg.MaxRenewals, l.renewals = maxRenewals, 0
+	if !autoRenew {
+		l.byHand.Store(true)
+		l.due = l.cfg.Clock.Now() // the goroutine wakes to find out
+		l.wakeLocked()
+	}
+}
+
+// beginRenewal registers what cancels the renewal when the lease is lost.
+func (l *Lease) beginRenewal(cancel context.CancelFunc) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.checkLocked() {
+		return l.err
+	}
+	if l.usedUpLocked() {
+		return ErrRenewalsUsedUp
+	}
+	l.abort = cancel
+	return nil
+}
+
+func (l *Lease) endRenewal() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.abort = nil
+}
+
+// attempt is one compare-and-set on the lease's own revision and, if that does
+// not tell, one read. It reports whether the lease was renewed.
+func (l *Lease) attempt(ctx context.Context) (bool, error) {
+	info := l.who
+	info.Nonce = nuid.Next()
+	info.Seen = l.cfg.seen()
+	value := info.encode()
+	limit := attemptTimeout(l.cfg.TTL)
+
+	l.mu.Lock()
+	base := l.rev
+	// Before sending, and before anything that can block: an observer cannot
+	// see this attempt earlier than that.
+	l.attempts[info.Nonce] = l.cfg.Clock.Now()
+	l.mu.Unlock()
+
+	wctx, cancel := context.WithTimeout(ctx, limit)
+	rev, err := l.b.Update(wctx, l.who.ID, value, base, gcAfter(l.cfg.TTL))
+	cancel()
+	switch {
+	case err == nil:
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.adoptLocked(info.Nonce, rev), nil
+	case errors.Is(err, kv.ErrBusy), errors.Is(err, kv.ErrNotSent), errors.Is(err, kv.ErrRejected):
+		return false, err // not written, and nothing learned about the revision
+	}
+	// A conflict can be with an attempt of ours whose answer was lost.
+	rctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	e, readErr := l.b.Get(rctx, l.who.ID)
+	if readErr != nil {
+		return false, fmt.Errorf("%w; %w", err, readErr)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.judgeLocked(e), err
+}
+
+// Saw tells the lease what a watch of its key delivered, so that a tombstone by
+// another ends it at once and not at its next renewal. Without a watch nothing
+// unsafe happens.
+func (l *Lease) Saw(e kv.Entry) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e.Deleted && e.Revision == 0 {
+		// A watch may have started before the key was written. The next renewal
+		// knows.
+		l.due = l.cfg.Clock.Now()
+		l.wakeLocked()
+		return
+	}
+	l.judgeLocked(e)
+}
+
+// judgeLocked draws the conclusions from an entry of the lease's key that was
+// read. It reports whether that renewed the lease.
+func (l *Lease) judgeLocked(e kv.Entry) bool {
+	absent := e.Deleted && e.Revision == 0
+	switch {
+	case l.err != nil:
+		return false
+	case e.Revision < l.rev && !absent:
+		return false // a stale read
+	case e.Revision == l.rev:
+		// Nothing is proved: what we sent may still commit. All attempts since
+		// are at this revision, so at most one of them ever will.
+		return false
+	case e.Deleted:
+		l.loseLocked(fmt.Errorf("%w: its key was deleted", ErrDead))
+		return false
+	}
+	info, err := Decode(l.who.ID, e.Value)
+	switch {
+	case err != nil:
+		l.loseLocked(fmt.Errorf("%w: its key was overwritten: %w", ErrDead, err))
+		return false
+	case info.Dead:
+		l.buried = true
+		l.loseLocked(fmt.Errorf("%w: tombstone by %s: %s", ErrDead, info.By, info.Reason))
+		return false
+	}
+	if _, ours := l.attempts[info.Nonce]; !ours {
+		l.loseLocked(fmt.Errorf("%w: its key was overwritten", ErrDead))
+		return false
+	}
+	return l.adoptLocked(info.Nonce, e.Revision)
+}
+
+// adoptLocked notes that the attempt was committed at rev. The lease is extended
+// from when *that attempt* was sent: an observer may have seen it a moment later,
+// and counts from there. It reports whether the lease is renewed.
+func (l *Lease) adoptLocked(nonce string, rev uint64) bool {
+	if rev <= l.rev {
+		return rev == l.rev && l.err == nil // a watch was faster than the answer
+	}
+	sent, ok := l.attempts[nonce]
+	l.rev = rev
+	// All the others were at the revision before and can not commit any more.
+	clear(l.attempts)
+	// First the clock: the deadline may have passed while the answer was on its
+	// way, and then nothing is revived.
+	if !l.checkLocked() || !ok {
+		return false
+	}
+	l.validUntil.Store(int64(sent + l.cfg.TTL - l.cfg.Margin))
+	l.due = sent + l.cfg.interval()
+	l.renewals++
+	return true
+}

@@ -1,0 +1,181 @@
+package record
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+// holder and waiter are canonical entries to make bad values from.
+const (
+	holder = `{"id":"a.1","mode":"X","token":"00000000000000000007","ttl":1000}`
+	waiter = `{"id":"b.1","mode":"S","queued":"00000000000000000008","ttl":1000}`
+)
+
+func lock(fields string) string { return `{"v":1,"kind":"lock"` + fields + `}` }
+
+// refused are values that Decode must not take, by what is wrong with them.
+var refused = []struct{ why, value string }{
+	{"empty", ``}, {"space", ` `}, {"null", `null`}, {"array", `[]`}, {"text", `"lock"`}, {"number", `1`}, {"no JSON", `lock`},
+	{"empty object", `{}`}, {"no version", `{"kind":"lock"}`}, {"no kind", `{"v":1}`}, {"empty kind", `{"v":1,"kind":""}`},
+	{"version 0", `{"v":0,"kind":"lock"}`}, {"negative version", `{"v":-1,"kind":"lock"}`}, {"fraction version", `{"v":1.0,"kind":"lock"}`},
+	{"exponent version", `{"v":1e0,"kind":"lock"}`}, {"text version", `{"v":"1","kind":"lock"}`}, {"zero-led version", `{"v":01,"kind":"lock"}`},
+	{"huge version", `{"v":99999999999999999999999,"kind":"lock"}`}, {"version null", `{"v":null,"kind":"lock"}`}, {"kind is a number", `{"v":1,"kind":1}`},
+	{"version twice", `{"v":1,"v":1,"kind":"lock"}`}, {"kind twice", `{"v":1,"kind":"lock","kind":"lock"}`}, {"newer, then older version", `{"v":2,"v":1,"kind":"lock"}`},
+	{"unknown field", lock(`,"extra":1`)}, {"unknown field first", `{"extra":{"a":[1,2,{}]},"v":1,"kind":"lock"}`},
+	{"other case", `{"V":1,"kind":"lock"}`}, {"other case of a list", lock(`,"Holders":[]`)},
+	{"cut", `{"v":1,"kind":"lock"`}, {"cut text", `{"v":1,"kind":"loc`}, {"cut escape", `{"v":1,"kind":"loc\`}, {"cut after an escape", `{"v":1,"kind":"lo\u0063k`}, {"cut \\u", `{"v":1,"kind":"loc\u00`},
+	{"trailing comma", `{"v":1,"kind":"lock",}`}, {"no comma", `{"v":1 "kind":"lock"}`}, {"no colon", `{"v" 1,"kind":"lock"}`}, {"bare key", `{v:1,"kind":"lock"}`},
+	{"data behind", lock(``) + `x`}, {"a second value", lock(``) + lock(``)}, {"NUL behind", lock(``) + "\x00"},
+	{"holders is an object", lock(`,"holders":{}`)}, {"holders null", lock(`,"holders":null`)}, {"holders twice", lock(`,"holders":[],"holders":[]`)},
+	{"holder is text", lock(`,"holders":["a.1"]`)}, {"trailing comma in holders", lock(`,"holders":[` + holder + `,]`)}, {"cut holders", lock(`,"holders":[` + holder)},
+	{"holder without id", lock(`,"holders":[{"mode":"X","token":"00000000000000000007","ttl":1}]`)},
+	{"holder without mode", lock(`,"holders":[{"id":"a.1","token":"00000000000000000007","ttl":1}]`)},
+	{"holder without token", lock(`,"holders":[{"id":"a.1","mode":"X","ttl":1}]`)},
+	{"holder without ttl", lock(`,"holders":[{"id":"a.1","mode":"X","token":"00000000000000000007"}]`)},
+	{"holder as waiter", lock(`,"waiters":[` + holder + `]`)}, {"waiter as holder", lock(`,"holders":[` + waiter + `]`)},
+	{"revoked waiter", lock(`,"waiters":[` + strings.Replace(waiter, `"ttl"`, `"revoked":true,"ttl"`, 1) + `]`)},
+	{"unknown field of an entry", lock(`,"holders":[` + strings.Replace(holder, `"ttl"`, `"lease":"a","ttl"`, 1) + `]`)},
+	{"field of an entry twice", lock(`,"holders":[` + strings.Replace(holder, `"ttl"`, `"mode":"X","ttl"`, 1) + `]`)},
+	{"id twice", lock(`,"holders":[` + holder + `,` + holder + `]`)},
+	{"id in both lists", lock(`,"holders":[` + holder + `],"waiters":[` + strings.Replace(waiter, "b.1", "a.1", 1) + `]`)},
+	{"id in both lists, lists first", `{"holders":[` + holder + `],"waiters":[` + strings.Replace(waiter, "b.1", "a.1", 1) + `],"v":1,"kind":"lock"}`},
+	{"bad holder, lists first", `{"holders":[{}],"v":1,"kind":"lock"}`}, {"bad waiter, lists first", `{"waiters":[{}],"v":1,"kind":"lock"}`},
+	{"id without lease", bad("a.1", ".1")}, {"id without sequence", bad("a.1", "a")}, {"id with bad sequence", bad("a.1", "a.01")}, {"empty id", bad("a.1", "")},
+	{"id with a wildcard", bad("a.1", "*.1")}, {"unknown mode", bad(`"X"`, `"Z"`)}, {"no mode", bad(`"X"`, `"None"`)}, {"lower case mode", bad(`"X"`, `"x"`)}, {"mode is a number", bad(`"X"`, `6`)},
+	{"short token", bad("00000000000000000007", "7")}, {"long token", bad("00000000000000000007", "000000000000000000007")},
+	{"token above 64 bits", bad("00000000000000000007", "18446744073709551616")}, {"token with letters", bad("00000000000000000007", "0000000000000000000x")},
+	{"negative token", bad("00000000000000000007", "-0000000000000000007")}, {"token is a number", bad(`"00000000000000000007"`, `7`)},
+	{"ttl 0", bad("1000", "0")}, {"negative ttl", bad("1000", "-1")}, {"fraction ttl", bad("1000", "1.5")}, {"ttl above the clock", bad("1000", "9223372036855")}, {"ttl is text", bad("1000", `"1s"`)},
+	{"negative since", bad("1000", `1000,"since":-1`)}, {"since is text", bad("1000", `1000,"since":"now"`)}, {"since above 2^53", bad("1000", `1000,"since":9007199254740992`)},
+	{"revoked is a number", bad("1000", `1000,"revoked":1`)}, {"revoked null", bad("1000", `1000,"revoked":null`)}, {"revoked truely", bad("1000", `1000,"revoked":truely`)},
+	{"meta is text", bad("1000", `1000,"meta":"x"`)}, {"meta value is a number", bad("1000", `1000,"meta":{"a":1}`)}, {"meta key twice", bad("1000", `1000,"meta":{"a":"1","\u0061":"1"}`)},
+	{"owner is no UTF-8", bad("1000", "1000,\"owner\":\"\xff\"")}, {"owner is no UTF-8, escaped", bad("1000", "1000,\"owner\":\"\\n\xff\"")},
+	{"half a character", bad("1000", `1000,"owner":"\ud83d"`)}, {"the other half", bad("1000", `1000,"owner":"\udd12"`)}, {"two first halves", bad("1000", `1000,"owner":"\ud83d\ud83d"`)},
+	{"unknown escape", bad("1000", `1000,"owner":"\x41"`)}, {"bad hex", bad("1000", `1000,"owner":"\u00g0"`)},
+	{"control character", bad("1000", "1000,\"owner\":\"a\nb\"")}, {"control character after an escape", bad("1000", "1000,\"owner\":\"\\t\nb\"")},
+	{"kind is no UTF-8", "{\"v\":1,\"kind\":\"\xff\"}"}, {"other kind, cut", `{"v":1,"kind":"barrier","x":[`}, {"other kind, data behind", `{"v":1,"kind":"barrier"}}`},
+	{"newer, cut", `{"v":2,"kind":"lock"`},
+}
+
+// bad is a record with one holder, in which something is replaced.
+func bad(old, new string) string {
+	return lock(`,"holders":[` + strings.Replace(holder, old, new, 1) + `]`)
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	for _, c := range refused {
+		rec, err := Decode([]byte(c.value))
+		var detail *MalformedError
+		if rec != nil || !errors.Is(err, ErrMalformed) || !errors.As(err, &detail) || errors.Is(err, ErrNewerSchema) {
+			t.Errorf("%s: %s\ndecoded as %+v, %v", c.why, c.value, rec, err)
+			continue
+		}
+		if detail.Reason == "" || detail.Offset < 0 || detail.Offset > len(c.value) {
+			t.Errorf("%s: %+v", c.why, detail)
+		}
+	}
+	if _, err := Decode(nil); !errors.Is(err, ErrMalformed) {
+		t.Errorf("nil: %v", err)
+	}
+}
+
+// The offset must help a person who looks at the value.
+func TestDecodeSaysWhere(t *testing.T) {
+	value := bad(`"ttl"`, `"lease":"a","ttl"`)
+	_, err := Decode([]byte(value))
+	var detail *MalformedError
+	if !errors.As(err, &detail) || detail.Offset != strings.Index(value, `"lease"`) || err.Error() != fmt.Sprintf("record: malformed at byte %d: unknown field", detail.Offset) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestDecodeTakes(t *testing.T) {
+	want, err := Decode([]byte(lock(`,"holders":[` + holder + `],"waiters":[` + waiter + `]`)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for why, value := range map[string]string{
+		"white space":      " {\n\t\"v\" : 1 ,\r\n\"kind\" : \"lock\" , \"holders\" : [ " + strings.ReplaceAll(holder, ":", " : ") + " ] , \"waiters\" : [ " + waiter + "\n] }\n",
+		"another order":    `{"waiters":[` + waiter + `],"holders":[` + holder + `],"kind":"lock","v":1}`,
+		"kind at the end":  `{"v":1,"holders":[` + holder + `],"waiters":[` + waiter + `],"kind":"lock"}`,
+		"escapes":          `{"v":1,"kind":"l\u006fck","\u0068olders":[` + strings.Replace(holder, "a.1", `\u0061.1`, 1) + `],"waiters":[` + waiter + `]}`,
+		"fields unordered": lock(`,"holders":[{"ttl":1000,"token":"00000000000000000007","mode":"X","id":"a.1"}],"waiters":[` + waiter + `]`),
+		"empty options":    lock(`,"holders":[` + strings.Replace(holder, `1000`, `1000,"owner":"","revoked":false,"meta":{}`, 1) + `],"waiters":[` + waiter + `]`),
+	} {
+		if got, err := Decode([]byte(value)); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %+v, %v", why, got, err)
+		}
+	}
+	rec, err := Decode([]byte(bad("1000", `1000,"owner":"\ud83d\udd12\u00E4\/\b\f\n\r\t\"\\"`)))
+	if err != nil || rec.Holders[0].Owner != "🔒ä/\b\f\n\r\t\"\\" {
+		t.Errorf("%+v, %v", rec, err)
+	}
+	rec, err = Decode([]byte(bad("1000", "9223372036854")))
+	if err != nil || rec.Holders[0].TTL != maxTTL || maxTTL < 292*365*24*time.Hour {
+		t.Errorf("%+v, %v", rec, err)
+	}
+}
+
+// What a newer version or another primitive wrote is named as that, not taken for damage.
+func TestDecodeNamesWhatItDoesNotKnow(t *testing.T) {
+	for _, value := range []string{`{"v":2}`, `{"v":2,"kind":"lock","holders":7}`, `{"v":2,"kind":{"is":"lock"}}`, `{"shards":[1,[2]],"v":2}`} {
+		_, err := Decode([]byte(value))
+		var schema *SchemaError
+		if !errors.Is(err, ErrNewerSchema) || !errors.As(err, &schema) || schema.Version != 2 || errors.Is(err, ErrMalformed) ||
+			!strings.Contains(err.Error(), "version 2") {
+			t.Errorf("%s: %v", value, err)
+		}
+	}
+	for _, value := range []string{`{"v":1,"kind":"semaphore"}`, `{"permits":{"n":3},"v":1,"holders":{"a":1},"kind":"semaphore","waiters":[{}]}`} {
+		rec, err := Decode([]byte(value))
+		if err != nil || !reflect.DeepEqual(rec, New("semaphore")) {
+			t.Errorf("%s: %+v, %v", value, rec, err)
+		}
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, c := range refused {
+		f.Add([]byte(c.value))
+	}
+	f.Add([]byte(fullJSON))
+	f.Add([]byte(`{"v":2,"kind":"lock"}`))
+	f.Add([]byte(`{"v":1,"kind":"semaphore","size":3}`))
+	f.Add([]byte(`{"waiters":[` + waiter + `],"holders":[` + holder + `],"kind":"lock","v":1}`))
+	f.Fuzz(func(t *testing.T, value []byte) {
+		kept := bytes.Clone(value)
+		rec, err := Decode(value)
+		if !bytes.Equal(value, kept) {
+			t.Fatal("the value was modified")
+		}
+		if err != nil {
+			if rec != nil || errors.Is(err, ErrMalformed) == errors.Is(err, ErrNewerSchema) {
+				t.Fatalf("%+v, %v", rec, err)
+			}
+			return
+		}
+		if !json.Valid(value) {
+			t.Fatalf("took what is no JSON: %q", value)
+		}
+		for i := range value {
+			value[i] = '!' // a record must not keep parts of the buffer it was read from
+		}
+		stored := rec.Append(nil)
+		again, err := Decode(stored)
+		if err != nil || !reflect.DeepEqual(again, rec) {
+			t.Fatalf("%q\nstored as %s\ncame back as %+v, %v", kept, stored, again, err)
+		}
+		if twice := again.Append(nil); !bytes.Equal(twice, stored) {
+			t.Fatalf("not canonical:\n%s\n%s", stored, twice)
+		}
+		if rec.Kind == KindLock && len(stored) > sizeBound(rec) {
+			t.Fatalf("%d bytes, bound %d: %s", len(stored), sizeBound(rec), stored)
+		}
+	})
+}

@@ -1,0 +1,41 @@
+// Package record is the lock record and its state machine: pure functions from a record and
+// some operations to the next record. It reads no clock, does no I/O and starts no goroutine;
+// whoever calls it (package coalesce) reads records from and writes them to a bucket by CAS.
+//
+// A record lists who holds a resource and who waits for it, in order:
+//
+//	          acquire, not grantable                release, evict, remove
+//	absent ------------------------> waiting ---+     (and promotion of
+//	  |  ^                             |        |      those behind)
+//	  |  |  release (cancel), evict    |        |
+//	  |  +-----------------------------+        | promotion: head of the queue,
+//	  |                                         | compatible with every holder
+//	  |     acquire or try, grantable           v
+//	  +-----------------------------------> holding ----> holding, revoked
+//	     ^                                      |    revoke     |
+//	     |    release, evict, remove            |               |
+//	     +--------------------------------------+---------------+
+//
+// What it guarantees, for every record that was made by [Apply]:
+//
+//   - Any two holders' modes are compatible ([Compatible]).
+//   - Waiters are granted strictly in queue order: promotion starts at the head and stops at the
+//     first waiter that does not fit, so a reader behind a queued writer waits. An entry that is
+//     granted on arrival found nobody waiting.
+//   - No id stands in a record twice, and every operation is idempotent by its id: after an
+//     unknown outcome the caller reads the record and applies the same operation again. The one
+//     exception is revoking or removing "whoever holds", without Op.UpTo.
+//   - An entry belongs to the lease its id names, "<lease>.<sequence>", and to no other.
+//   - The fencing token of a grant is the revision of the write that granted. It isn't known while
+//     that write is composed, so it is stored as 0, "the revision this record is stored at", and
+//     the next write fills it in. Token fields have a fixed width: filling one in never makes a
+//     record larger.
+//   - A record is bounded ([Limits]), and the bound keeps room for everything that may still
+//     happen to the entries in it: release, evict, revoke, remove and promotion always fit.
+//
+// What it doesn't know: whether a lease is alive, whether a write was committed, what time it is.
+// Entry.Since is for people and decides nothing.
+//
+// It fails without panics: [Decode] returns [ErrMalformed] or [ErrNewerSchema] and never guesses,
+// and [Apply] answers each operation with a [Verdict].
+package record

@@ -1,0 +1,49 @@
+package record
+
+import (
+	"errors"
+	"fmt"
+)
+
+var (
+	// ErrNewerSchema is returned by Decode for a record that a newer version of this project
+	// wrote. It is a *SchemaError. Upgrade this process; nothing was changed.
+	ErrNewerSchema = errors.New("record: written by a newer version; upgrade this process")
+
+	// ErrMalformed is returned by Decode for a value that is no record: not JSON, an unknown or a
+	// missing field, a duplicate or bad id, an unknown mode, data after the end. It is a
+	// *MalformedError, which says what and where. Something else wrote this key: look at it with
+	// `nats kv get`, and repair or delete it by hand.
+	ErrMalformed = errors.New("record: malformed")
+
+	// ErrInvalidMode is returned by ParseMode and by the text methods of Mode for anything that is
+	// none of IS, IX, S, SIX, U and X.
+	ErrInvalidMode = errors.New("record: invalid lock mode; use one of IS, IX, S, SIX, U, X")
+)
+
+// SchemaError is the error of a record whose schema this version doesn't know.
+// errors.Is(err, ErrNewerSchema) holds.
+type SchemaError struct {
+	Version uint64 // the record's "v"
+}
+
+func (e *SchemaError) Error() string {
+	return fmt.Sprintf("record: schema version %d was written by a newer version (this one reads up to %d); upgrade this process",
+		e.Version, schemaVersion)
+}
+
+// Is reports whether target is ErrNewerSchema.
+func (e *SchemaError) Is(target error) bool { return target == ErrNewerSchema }
+
+// MalformedError says what is wrong with a value and where. errors.Is(err, ErrMalformed) holds.
+type MalformedError struct {
+	Offset int    // bytes from the start of the value
+	Reason string // what was found or missing
+}
+
+func (e *MalformedError) Error() string {
+	return fmt.Sprintf("record: malformed at byte %d: %s", e.Offset, e.Reason)
+}
+
+// Is reports whether target is ErrMalformed.
+func (e *MalformedError) Is(target error) bool { return target == ErrMalformed }

@@ -1,0 +1,175 @@
+package record
+
+import (
+	"fmt"
+	"slices"
+	"time"
+	"unicode/utf8"
+)
+
+// OpKind says what an operation does.
+type OpKind uint8
+
+// The operations. The zero OpKind is none of them, so that a forgotten field is BadOp.
+const (
+	_ OpKind = iota
+
+	// OpAcquire holds, or queues at the tail. Uses ID, Lease, Mode, TTL, and Owner, Since, Meta.
+	OpAcquire
+	// OpTry holds at once or leaves no trace. Uses what OpAcquire uses.
+	OpTry
+	// OpRelease removes ID wherever it stands; for a waiter this is cancel. Uses ID, and Lease if it is given.
+	OpRelease
+	// OpEvict removes every entry of the dead leases named in Leases. The caller has seen a
+	// committed tombstone for each of them.
+	OpEvict
+	// OpRevoke marks the holder ID as revoked, or every holder if ID is "". A revoked entry still
+	// blocks: its owner releases when it is told, or its lease dies. With ID "", set UpTo.
+	OpRevoke
+	// OpRemove removes the holder ID, or every holder if ID is "", whether or not its owner knows:
+	// from then on safety rests on the fencing tokens alone. With ID "", set UpTo.
+	OpRemove
+)
+
+var opNames = [...]string{OpAcquire: "acquire", OpTry: "try", OpRelease: "release", OpEvict: "evict", OpRevoke: "revoke", OpRemove: "remove"}
+
+func (k OpKind) String() string {
+	if k == 0 || int(k) >= len(opNames) {
+		return fmt.Sprintf("OpKind(%d)", uint8(k))
+	}
+	return opNames[k]
+}
+
+// Op is one operation on a record. See the kinds for the fields each uses; the others are ignored.
+type Op struct {
+	Kind   OpKind
+	ID     string            // "<lease>.<sequence>"
+	Lease  string            // the lease the requester lives under: what LeaseOf(ID) must say
+	Mode   Mode              // a valid mode
+	Owner  string            // explicit identity, or ""
+	TTL    time.Duration     // of the lease; above 0, rounded up to whole milliseconds
+	Since  time.Time         // for people; cut to milliseconds, dropped if before 1970
+	Meta   map[string]string // copied
+	Leases []string          // dead leases
+
+	// UpTo makes OpRevoke and OpRemove of every holder idempotent: they touch only holders whose
+	// token is at most UpTo, the revision of the record that the operator saw. With 0 they touch
+	// whoever holds, and a retry after an unknown outcome hits those who were granted meanwhile.
+	UpTo uint64
+}
+
+// hits reports whether OpRevoke or OpRemove means this holder.
+func (op *Op) hits(e *Entry) bool {
+	if op.ID != "" {
+		return e.ID == op.ID
+	}
+	return op.UpTo == 0 || e.Token != 0 && e.Token <= op.UpTo // 0: granted by the write at hand
+}
+
+// check returns Applied for an operation that can be applied to some record.
+func (op *Op) check() Verdict {
+	switch op.Kind {
+	case OpAcquire, OpTry:
+		return op.checkRequest()
+	case OpRelease:
+		return op.checkID(op.Lease != "")
+	case OpRevoke, OpRemove:
+		if op.ID == "" {
+			return Applied
+		}
+		return op.checkID(false)
+	case OpEvict:
+		if slices.Contains(op.Leases, "") {
+			return BadOp
+		}
+		return Applied
+	default:
+		return BadOp
+	}
+}
+
+func (op *Op) checkRequest() Verdict {
+	if v := op.checkID(true); v != Applied {
+		return v
+	}
+	// Text that is no UTF-8 would not come back from JSON as it went in.
+	if !op.Mode.Valid() || wholeTTL(op.TTL) == 0 || !utf8.ValidString(op.Owner) {
+		return BadOp
+	}
+	for k, v := range op.Meta {
+		if !utf8.ValidString(k) || !utf8.ValidString(v) {
+			return BadOp
+		}
+	}
+	return Applied
+}
+
+// checkID refuses an id that exists under another lease than the requester's: queued under one
+// lease, granted, retried under a second and evicted through the first, it would be held twice.
+func (op *Op) checkID(underLease bool) Verdict {
+	switch lease := LeaseOf(op.ID); {
+	case lease == "":
+		return BadOp
+	case underLease && lease != op.Lease:
+		return LeaseMismatch
+	}
+	return Applied
+}
+
+// Limits bound a record. A field that is zero or less means its default.
+type Limits struct {
+	MaxHolders int // entries; further compatible requests queue
+	MaxWaiters int // entries
+	MaxBytes   int // of the encoding, with room for what may still happen to its entries
+}
+
+// DefaultLimits are 1,024 holders, 1,024 waiters and 512 KiB, half of a server's usual limit of a message.
+func DefaultLimits() Limits {
+	return Limits{MaxHolders: 1024, MaxWaiters: 1024, MaxBytes: 512 << 10}
+}
+
+func (l Limits) orDefaults() Limits {
+	d := DefaultLimits()
+	if l.MaxHolders > 0 {
+		d.MaxHolders = l.MaxHolders
+	}
+	if l.MaxWaiters > 0 {
+		d.MaxWaiters = l.MaxWaiters
+	}
+	if l.MaxBytes > 0 {
+		d.MaxBytes = l.MaxBytes
+	}
+	return d
+}
+
+// Verdict is what became of an operation. Every verdict but Applied means that the operation
+// changed nothing.
+type Verdict uint8
+
+// The verdicts. The zero Verdict is none of them.
+const (
+	_             Verdict = iota
+	Applied               // done, now or by an earlier attempt, or there was nothing to do: look the id up in the record
+	Held                  // a try that can't be granted now; Blocker stands in the way
+	AlreadyHeld           // Owner holds or waits already under another id, that of Blocker
+	QueueFull             // the record is at its limits
+	LeaseMismatch         // ID belongs to another lease than Lease
+	WrongKind             // the record is of another kind
+	BadOp                 // nonsense: unknown kind or mode, bad id, TTL of 0 or less, text that is no UTF-8
+)
+
+var verdictNames = [...]string{Applied: "applied", Held: "held", AlreadyHeld: "already held", QueueFull: "queue full",
+	LeaseMismatch: "lease mismatch", WrongKind: "wrong kind", BadOp: "bad operation"}
+
+func (v Verdict) String() string {
+	if v == 0 || int(v) >= len(verdictNames) {
+		return fmt.Sprintf("Verdict(%d)", uint8(v))
+	}
+	return verdictNames[v]
+}
+
+// Result answers one operation.
+type Result struct {
+	Verdict Verdict
+	Blocker Entry // for Held and AlreadyHeld the entry that stands in the way, a holder first, else a waiter
+}

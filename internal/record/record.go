@@ -1,0 +1,93 @@
+package record
+
+import (
+	"maps"
+	"slices"
+)
+
+// Kind says what a resource is used as. One name has one kind for as long as its record lives.
+type Kind string
+
+// KindLock is the kind of the records that this package's operations work on.
+const KindLock Kind = "lock"
+
+// Record is the state of one resource.
+type Record struct {
+	Kind    Kind
+	Holders []Entry // in the order they were granted
+	Waiters []Entry // in queue order, the head first
+}
+
+// New returns an empty record.
+func New(kind Kind) *Record { return &Record{Kind: kind} }
+
+// Empty reports whether nobody holds and nobody waits: such a record can be deleted. A record of
+// another kind than this package knows always looks empty, so look at Kind first.
+func (r *Record) Empty() bool { return len(r.Holders) == 0 && len(r.Waiters) == 0 }
+
+// Clone returns a deep copy.
+func (r *Record) Clone() *Record {
+	c := &Record{Kind: r.Kind, Holders: slices.Clone(r.Holders), Waiters: slices.Clone(r.Waiters)}
+	for _, list := range [][]Entry{c.Holders, c.Waiters} {
+		for i := range list {
+			list[i].Meta = maps.Clone(list[i].Meta)
+		}
+	}
+	return c
+}
+
+// Resolve gives every entry whose token is 0 the token rev, the revision at which r was read.
+func (r *Record) Resolve(rev uint64) {
+	for _, list := range [][]Entry{r.Holders, r.Waiters} {
+		for i := range list {
+			if list[i].Token == 0 {
+				list[i].Token = rev
+			}
+		}
+	}
+}
+
+// Holder returns the holder with the given id, if there is one.
+func (r *Record) Holder(id string) (Entry, bool) {
+	if i := indexOf(r.Holders, id); i >= 0 {
+		return r.Holders[i], true
+	}
+	return Entry{}, false
+}
+
+// Waiter returns the waiter with the given id, if there is one, and how many wait before it.
+func (r *Record) Waiter(id string) (e Entry, pos int, ok bool) {
+	if i := indexOf(r.Waiters, id); i >= 0 {
+		return r.Waiters[i], i, true
+	}
+	return Entry{}, 0, false
+}
+
+// modes is the set of the modes held.
+func (r *Record) modes() modeSet {
+	var s modeSet
+	for i := range r.Holders {
+		s = s.with(r.Holders[i].Mode)
+	}
+	return s
+}
+
+// resolved returns a copy of r as it stands at revision rev, and an empty lock record for nil. It
+// shares the Meta maps, which nobody modifies once they are in a record.
+func (r *Record) resolved(rev uint64) *Record {
+	if r == nil {
+		return New(KindLock)
+	}
+	c := &Record{Kind: r.Kind, Holders: slices.Clone(r.Holders), Waiters: slices.Clone(r.Waiters)}
+	c.Resolve(rev)
+	return c
+}
+
+func indexOf(list []Entry, id string) int {
+	for i := range list {
+		if list[i].ID == id {
+			return i
+		}
+	}
+	return -1
+}

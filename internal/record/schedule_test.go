@@ -1,0 +1,368 @@
+package record
+
+import (
+	"fmt"
+	"math"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// world is one resource, as a bucket would keep it, beside the oracle's idea of it.
+type world struct {
+	lim    Limits
+	stored []byte // nil: absent
+	rev    uint64 // of the last write, also when that deleted the key
+	model  *oracle
+	grants []grant // every grant that was ever committed
+}
+
+type grant struct {
+	mode  Mode
+	token uint64
+}
+
+// read is a leader read: what is stored, and 0 for the revision of an absent key.
+func (w *world) read(t *rapid.T) (*Record, uint64) {
+	if w.stored == nil {
+		return nil, 0
+	}
+	rec, err := Decode(w.stored)
+	if err != nil {
+		t.Fatalf("%v: %s", err, w.stored)
+	}
+	return rec, w.rev
+}
+
+var scheduleTTLs = []time.Duration{time.Millisecond, 300 * time.Millisecond, 30 * time.Second}
+
+// anyOp draws from few names, so that retries, late duplicates and reuse happen all the time.
+func (w *world) anyOp(t *rapid.T) Op {
+	lease := rapid.SampledFrom([]string{"A", "B", "C"})
+	op := Op{Kind: rapid.SampledFrom([]OpKind{OpAcquire, OpAcquire, OpAcquire, OpAcquire, OpTry, OpTry,
+		OpRelease, OpRelease, OpRelease, OpEvict, OpRevoke, OpRemove}).Draw(t, "op")}
+	op.Lease = lease.Draw(t, "lease")
+	op.ID = ID(op.Lease, rapid.Uint64Range(1, 4).Draw(t, "seq"))
+	switch op.Kind {
+	case OpAcquire, OpTry:
+		if rapid.IntRange(0, 9).Draw(t, "retried under another lease") == 0 {
+			op.Lease = lease.Draw(t, "lease")
+		}
+		op.Mode = rapid.SampledFrom([]Mode{IS, IX, S, SIX, U, X, X, S}).Draw(t, "mode")
+		op.Owner = rapid.SampledFrom([]string{"", "", "alice", "bob"}).Draw(t, "owner")
+		op.TTL = rapid.SampledFrom(scheduleTTLs).Draw(t, "ttl")
+		op.Since = rapid.SampledFrom([]time.Time{{}, time.UnixMilli(1790000000000).UTC()}).Draw(t, "since")
+		if rapid.IntRange(0, 3).Draw(t, "meta") == 0 {
+			op.Meta = map[string]string{"host": "h", "note": "say \"hi\""}
+		}
+	case OpEvict:
+		op.Leases = rapid.SliceOfNDistinct(lease, 0, 3, rapid.ID).Draw(t, "leases")
+		if rapid.IntRange(0, 3).Draw(t, "many") == 0 {
+			op.Leases = append(op.Leases, "D", "E", "F", "G", "H")
+		}
+	case OpRevoke, OpRemove:
+		if rapid.Bool().Draw(t, "all") {
+			op.ID = ""
+			if rapid.IntRange(0, 4).Draw(t, "whoever holds") > 0 {
+				op.UpTo = w.rev - rapid.Uint64Range(0, 6).Draw(t, "seen so long ago")
+			}
+		}
+	}
+	return op
+}
+
+// step is one round of an engine: read, apply, and write by CAS unless the write is lost.
+func (w *world) step(t *rapid.T) {
+	base, rev := w.read(t)
+	var kept *Record
+	if base != nil {
+		kept = base.Clone()
+	}
+	ops := make([]Op, rapid.IntRange(1, 4).Draw(t, "ops"))
+	for i := range ops {
+		ops[i] = w.anyOp(t)
+	}
+
+	next, results, changed := Apply(base, rev, ops, w.lim)
+
+	if !reflect.DeepEqual(base, kept) {
+		t.Fatalf("Apply modified its input: %s", base.Append(nil))
+	}
+	model := w.model.clone()
+	for i, op := range ops {
+		verdict, blocker := model.apply(op)
+		if results[i].Verdict != verdict || results[i].Blocker.ID != blocker {
+			t.Fatalf("op %d: %s by %q, the oracle says %s by %q", i, results[i].Verdict, results[i].Blocker.ID, verdict, blocker)
+		}
+	}
+	if want := model.record(); !reflect.DeepEqual(next, want) {
+		t.Fatalf("next is\n%s\nthe oracle says\n%s", next.Append(nil), want.Append(nil))
+	}
+	if before := w.model.record(); changed == reflect.DeepEqual(next, before) {
+		t.Fatalf("changed is %v:\n%s\n%s", changed, before.Append(nil), next.Append(nil))
+	}
+	w.checkState(t, next)
+	w.checkOrder(t, base, next, ops, results)
+	w.checkRetry(t, base, rev, ops)
+	w.checkRoom(t, next)
+
+	if rapid.IntRange(0, 4).Draw(t, "write lost") == 0 {
+		return
+	}
+	w.rev += rapid.Uint64Range(1, 3).Draw(t, "other keys' writes")
+	w.stored = next.Append(nil)
+	w.checkTokens(t, base, rev, next)
+	model.commit(w.rev)
+	w.model = model
+	if next.Empty() && rapid.Bool().Draw(t, "delete") {
+		w.stored = nil
+	}
+}
+
+// checkState looks at one record alone.
+func (w *world) checkState(t *rapid.T, r *Record) {
+	exclusiveNow := 0
+	for i, a := range r.Holders {
+		for _, b := range r.Holders[i+1:] {
+			if !oracleCompatible(a.Mode, b.Mode) {
+				t.Fatalf("%s and %s hold together: %s", a.ID, b.ID, r.Append(nil))
+			}
+		}
+		if a.Mode == X && a.Token == 0 {
+			exclusiveNow++
+		}
+	}
+	if exclusiveNow > 1 {
+		t.Fatalf("%d exclusive grants in one write: %s", exclusiveNow, r.Append(nil))
+	}
+	ids, owners := map[string]bool{}, map[string]bool{}
+	for _, e := range append(append([]Entry(nil), r.Holders...), r.Waiters...) {
+		if ids[e.ID] || e.Owner != "" && owners[e.Owner] {
+			t.Fatalf("%s or its owner stands twice: %s", e.ID, r.Append(nil))
+		}
+		ids[e.ID], owners[e.Owner] = true, true
+	}
+	if len(r.Waiters) > 0 && len(r.Holders) < w.lim.MaxHolders {
+		blocked := false
+		for _, h := range r.Holders {
+			blocked = blocked || !oracleCompatible(h.Mode, r.Waiters[0].Mode)
+		}
+		if !blocked {
+			t.Fatalf("nothing blocks the head of the queue: %s", r.Append(nil))
+		}
+	}
+	stored := r.Append(nil)
+	if len(r.Holders) > w.lim.MaxHolders || len(r.Waiters) > w.lim.MaxWaiters || len(stored) > w.lim.MaxBytes {
+		t.Fatalf("beyond %+v: %s", w.lim, stored)
+	}
+	if back, err := Decode(stored); err != nil || !reflect.DeepEqual(back, r) {
+		t.Fatalf("came back as %+v, %v: %s", back, err, stored)
+	}
+}
+
+// checkOrder follows arrivals only, knowing nothing of modes: whoever was granted by these
+// operations arrived before everybody who still waits.
+func (w *world) checkOrder(t *rapid.T, base, next *Record, ops []Op, results []Result) {
+	var queue []string
+	leave := func(gone func(id string) bool) {
+		kept := queue[:0]
+		for _, id := range queue {
+			if !gone(id) {
+				kept = append(kept, id)
+			}
+		}
+		queue = kept
+	}
+	held := map[string]uint64{}
+	if base != nil {
+		for _, e := range base.Waiters {
+			queue = append(queue, e.ID)
+		}
+		for _, e := range base.Holders {
+			held[e.ID] = e.Token
+		}
+	}
+	for i, op := range ops {
+		switch {
+		case results[i].Verdict != Applied:
+		case op.Kind == OpAcquire || op.Kind == OpTry:
+			if _, holds := held[op.ID]; !holds && !strings.Contains(" "+strings.Join(queue, " ")+" ", " "+op.ID+" ") {
+				queue = append(queue, op.ID)
+			}
+		case op.Kind == OpRelease:
+			leave(func(id string) bool { return id == op.ID })
+			delete(held, op.ID)
+		case op.Kind == OpEvict:
+			for _, lease := range op.Leases {
+				leave(func(id string) bool { return strings.HasPrefix(id, lease+".") })
+			}
+			for id := range held {
+				for _, lease := range op.Leases {
+					if strings.HasPrefix(id, lease+".") {
+						delete(held, id)
+					}
+				}
+			}
+		case op.Kind == OpRemove && i < len(ops)-1:
+			return // may remove some who were granted here, and who may then arrive again: left to the oracle
+		}
+	}
+	place := map[string]int{}
+	for i, id := range queue {
+		place[id] = i
+	}
+	for _, g := range next.Holders {
+		if g.Token != 0 {
+			continue
+		}
+		for _, wait := range next.Waiters {
+			if place[g.ID] > place[wait.ID] {
+				t.Fatalf("%s passed %s (%v): %s", g.ID, wait.ID, queue, next.Append(nil))
+			}
+		}
+	}
+}
+
+// checkRetry: an unknown outcome is handled by reading again and applying again, so twice is once.
+func (w *world) checkRetry(t *rapid.T, base *Record, rev uint64, ops []Op) {
+	for _, op := range ops {
+		if op.Kind == OpRemove && op.ID == "" && op.UpTo == 0 {
+			continue // says of itself that it is not idempotent
+		}
+		once, first, _ := Apply(base, rev, []Op{op}, w.lim)
+		twice, second, _ := Apply(base, rev, []Op{op, op}, w.lim)
+		if !reflect.DeepEqual(once, twice) || second[1].Verdict != first[0].Verdict {
+			t.Fatalf("%s twice in one write is %s:\n%s\n%s", op.Kind, second[1].Verdict, once.Append(nil), twice.Append(nil))
+		}
+		later, third, changed := Apply(once, w.rev+1, []Op{op}, w.lim)
+		resolved := once.Clone()
+		resolved.Resolve(w.rev + 1)
+		if changed || third[0].Verdict != first[0].Verdict || !reflect.DeepEqual(later, resolved) {
+			t.Fatalf("%s again in the next write is %s:\n%s\n%s", op.Kind, third[0].Verdict, once.Append(nil), later.Append(nil))
+		}
+	}
+}
+
+// checkRoom: however full a record is, its entries can be revoked, granted, and released one by one.
+func (w *world) checkRoom(t *rapid.T, r *Record) {
+	r = r.Clone()
+	for n := len(r.Holders) + len(r.Waiters); n > 0; n-- {
+		revoked, _, _ := Apply(r, math.MaxUint64, []Op{{Kind: OpRevoke}}, w.lim)
+		if size := len(revoked.Append(nil)); size > w.lim.MaxBytes {
+			t.Fatalf("revoking made it %d bytes of %d: %s", size, w.lim.MaxBytes, revoked.Append(nil))
+		}
+		if len(revoked.Holders) == 0 {
+			t.Fatalf("nobody holds and %d wait: %s", n, revoked.Append(nil))
+		}
+		gone := revoked.Holders[0].ID
+		next, results, changed := Apply(revoked, math.MaxUint64, []Op{{Kind: OpRelease, ID: gone}}, w.lim)
+		if results[0].Verdict != Applied || !changed || len(next.Holders)+len(next.Waiters) != n-1 {
+			t.Fatalf("release of %s: %s: %s", gone, results[0].Verdict, next.Append(nil))
+		}
+		w.checkState(t, next)
+		r = next
+	}
+}
+
+// checkTokens looks at what was just written, as its readers will.
+func (w *world) checkTokens(t *rapid.T, base *Record, rev uint64, next *Record) {
+	was := map[string]uint64{}
+	if base != nil {
+		base.Resolve(rev)
+		for _, e := range base.Holders {
+			was[e.ID] = e.Token
+		}
+	}
+	now, err := Decode(w.stored)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now.Resolve(w.rev)
+	for i, e := range now.Holders {
+		if next.Holders[i].Token != 0 {
+			if e.Token != was[e.ID] {
+				t.Fatalf("%s held with token %d, now %d", e.ID, was[e.ID], e.Token)
+			}
+			continue
+		}
+		for _, g := range w.grants {
+			if !oracleCompatible(g.mode, e.Mode) && g.token >= e.Token {
+				t.Fatalf("%s got %s with token %d after %s had %d", e.ID, e.Mode, e.Token, g.mode, g.token)
+			}
+		}
+		if e.Token != w.rev {
+			t.Fatalf("%s has token %d, written at %d", e.ID, e.Token, w.rev)
+		}
+	}
+	for i, e := range now.Holders {
+		if next.Holders[i].Token == 0 {
+			w.grants = append(w.grants, grant{e.Mode, e.Token})
+		}
+	}
+}
+
+func schedule(t *rapid.T) {
+	lim := Limits{
+		MaxHolders: rapid.IntRange(1, 5).Draw(t, "max holders"),
+		MaxWaiters: rapid.IntRange(1, 5).Draw(t, "max waiters"),
+		MaxBytes:   rapid.SampledFrom([]int{1 << 20, 400, 600, 900}).Draw(t, "max bytes"),
+	}
+	w := &world{lim: lim, rev: 1790000000000000, model: &oracle{lim: lim}}
+	for range rapid.IntRange(1, 150).Draw(t, "steps") {
+		w.step(t)
+	}
+}
+
+// TestSchedules holds Apply against the oracle and against every invariant, after every step of
+// random schedules with retries, lost writes, late duplicates, dead leases and tight limits.
+func TestSchedules(t *testing.T) { rapid.Check(t, schedule) }
+
+// FuzzSchedules is TestSchedules, steered by coverage.
+func FuzzSchedules(f *testing.F) { f.Fuzz(rapid.MakeFuzz(schedule)) }
+
+// TestSchedulesReachEverything makes sure that the schedules above are worth something: that random
+// ones like them meet every verdict, promotions of several at once, and full records.
+func TestSchedulesReachEverything(t *testing.T) {
+	met := map[string]int{}
+	gen := rapid.Custom(func(t *rapid.T) int {
+		lim := Limits{MaxHolders: 3, MaxWaiters: 3, MaxBytes: 600}
+		w := &world{lim: lim, rev: 10, model: &oracle{lim: lim}}
+		for range 40 {
+			base, _ := w.read(t)
+			before, _, _ := Apply(base, w.rev, nil, lim)
+			w.step(t)
+			after, _ := w.read(t)
+			if after == nil {
+				met["absent"]++
+				continue
+			}
+			promoted := 0
+			for _, e := range before.Waiters {
+				if h, ok := after.Holder(e.ID); ok && h.Token == 0 {
+					promoted++
+				}
+			}
+			met[fmt.Sprintf("%d promoted at once", promoted)]++
+			met[fmt.Sprintf("%d wait", len(after.Waiters))]++
+			met[fmt.Sprintf("%d hold", len(after.Holders))]++
+			op := w.anyOp(t)
+			_, results, _ := Apply(after, w.rev, []Op{op}, lim)
+			met[op.Kind.String()+": "+results[0].Verdict.String()]++
+		}
+		return 0
+	})
+	for seed := range 40 {
+		gen.Example(seed)
+	}
+	for _, event := range []string{"absent", "2 promoted at once", "3 wait", "3 hold", "acquire: applied", "acquire: already held", "acquire: queue full",
+		"acquire: lease mismatch", "try: applied", "try: held", "try: already held", "try: lease mismatch",
+		"release: applied", "evict: applied", "revoke: applied", "remove: applied"} {
+		if met[event] == 0 {
+			t.Errorf("no schedule met %q", event)
+		}
+	}
+	t.Log(met)
+}

@@ -1,0 +1,199 @@
+package record
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+var update = flag.Bool("update", false, "write what the transcripts in testdata show now")
+
+// TestTranscripts replays testdata/*.txt. In a transcript, lines that begin with "> " are commands;
+// the indented lines below are what they must show; everything else is prose. Each command is one
+// write, its operations separated by ";":
+//
+//	acquire ID MODE [owner=O] [lease=L] [ttl=D] [meta.KEY=VALUE]   (also: try)
+//	release ID [lease=L]
+//	evict LEASE...
+//	revoke ID|all [upto=REVISION]   (also: remove)
+//	lost COMMAND      apply, but lose the write: the conflict or the failure of a CAS
+//	limits holders=N waiters=N bytes=N
+//	json              the record as it is stored
+//
+// With -update the files are written anew; read the difference before you keep it.
+func TestTranscripts(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no transcripts: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := replay(t, string(want))
+			switch {
+			case got == string(want):
+			case *update:
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			default:
+				t.Errorf("the transcript now reads\n%s", got)
+			}
+		})
+	}
+}
+
+// replay returns the transcript with what its commands show.
+func replay(t *testing.T, text string) string {
+	var out strings.Builder
+	s := &script{t: t, out: &out}
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "  ") {
+			continue
+		}
+		out.WriteString(line)
+		if command, ok := strings.CutPrefix(strings.TrimSpace(line), "> "); ok {
+			s.run(command)
+		}
+	}
+	return out.String()
+}
+
+type script struct {
+	t      *testing.T
+	out    *strings.Builder
+	lim    Limits
+	stored []byte
+	rev    uint64
+}
+
+func (s *script) run(command string) {
+	switch {
+	case command == "json":
+		fmt.Fprintf(s.out, "  %s\n", s.stored)
+	case strings.HasPrefix(command, "limits "):
+		for _, f := range strings.Fields(command)[1:] {
+			name, value, _ := strings.Cut(f, "=")
+			n, err := strconv.Atoi(value)
+			field := map[string]*int{"holders": &s.lim.MaxHolders, "waiters": &s.lim.MaxWaiters, "bytes": &s.lim.MaxBytes}[name]
+			if err != nil || field == nil {
+				s.t.Fatalf("bad limit %s", f)
+			}
+			*field = n
+		}
+	default:
+		rest, lost := strings.CutPrefix(command, "lost ")
+		var ops []Op
+		for part := range strings.SplitSeq(rest, ";") {
+			ops = append(ops, s.parse(strings.Fields(part)))
+		}
+		s.apply(ops, lost)
+	}
+}
+
+func (s *script) parse(words []string) (op Op) {
+	for kind := OpAcquire; kind <= OpRemove; kind++ {
+		if kind.String() == words[0] {
+			op.Kind = kind
+		}
+	}
+	if op.Kind == 0 || len(words) < 2 {
+		s.t.Fatalf("bad command %q", words)
+	}
+	options := words[2:]
+	switch op.Kind {
+	case OpEvict:
+		op.Leases = words[1:]
+		return op
+	case OpAcquire, OpTry:
+		mode, err := ParseMode(words[2])
+		if err != nil {
+			s.t.Fatalf("%q: %v", words, err)
+		}
+		op.Mode, op.TTL, options = mode, 30*time.Second, words[3:]
+	}
+	if op.ID = words[1]; op.ID == "all" {
+		op.ID = ""
+	}
+	op.Lease = LeaseOf(op.ID)
+	for _, o := range options {
+		name, value, _ := strings.Cut(o, "=")
+		var err error
+		switch name {
+		case "owner":
+			op.Owner = value
+		case "lease":
+			op.Lease = value
+		case "ttl":
+			op.TTL, err = time.ParseDuration(value)
+		case "upto":
+			op.UpTo, err = strconv.ParseUint(value, 10, 64)
+		default:
+			key, ok := strings.CutPrefix(name, "meta.")
+			if !ok {
+				s.t.Fatalf("bad option %s", o)
+			}
+			op.Meta = map[string]string{key: value}
+		}
+		if err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	return op
+}
+
+func (s *script) apply(ops []Op, lost bool) {
+	var base *Record
+	if s.stored != nil {
+		var err error
+		if base, err = Decode(s.stored); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	next, results, changed := Apply(base, s.rev, ops, s.lim)
+	for i, r := range results {
+		fmt.Fprintf(s.out, "  %s", r.Verdict)
+		if r.Blocker.ID != "" {
+			fmt.Fprintf(s.out, " by %s (owner %s)", r.Blocker.ID, r.Blocker.OwnerID())
+		}
+		if len(ops) > 1 {
+			fmt.Fprintf(s.out, ": %s %s%s", ops[i].Kind, ops[i].ID, strings.Join(ops[i].Leases, " "))
+		}
+		s.out.WriteByte('\n')
+	}
+	switch {
+	case lost:
+		s.out.WriteString("  not written\n")
+		return
+	case !changed:
+		s.out.WriteString("  unchanged\n")
+		return
+	}
+	s.rev++
+	s.stored = next.Append(nil)
+	next.Resolve(s.rev)
+	fmt.Fprintf(s.out, "  revision %d", s.rev)
+	if next.Empty() {
+		s.stored = nil
+		s.out.WriteString(": deleted")
+	}
+	s.out.WriteByte('\n')
+	for _, e := range next.Holders {
+		fmt.Fprintf(s.out, "    held     %-4s %-3s token %d", e.ID, e.Mode, e.Token)
+		if e.Revoked {
+			s.out.WriteString(", revoked")
+		}
+		s.out.WriteByte('\n')
+	}
+	for _, e := range next.Waiters {
+		fmt.Fprintf(s.out, "    waiting  %-4s %-3s since %d\n", e.ID, e.Mode, e.Token)
+	}
+}

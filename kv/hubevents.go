@@ -1,0 +1,99 @@
+package kv
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+const (
+	// reconnectSpread is over how long the watchers are replaced after a
+	// reconnect, since a restarted server gets all its clients at once.
+	reconnectSpread = 200 * time.Millisecond
+
+	// goneProbe is a key to read when the question is only whether the bucket
+	// exists. It is valid and need not exist.
+	goneProbe = "-"
+)
+
+// goneChecks are the pauses before each look for the bucket after the server
+// has announced its end, which it does when the deletion is not over yet.
+var goneChecks = [...]time.Duration{0, 100 * time.Millisecond, 400 * time.Millisecond, time.Second}
+
+// listen starts the goroutine that hears of reconnects and of the deletion of
+// the stream. The announcement of that is a hint that saves waiting for the
+// next poll: without permission to subscribe to it, it is done without.
+func (h *Hub) listen(ctx context.Context) {
+	nc := h.bucket.nc
+	connected := nc.StatusChanged(nats.CONNECTED)
+	deleted := make(chan *nats.Msg, 8)
+	sub, err := nc.ChanSubscribe("$JS.EVENT.ADVISORY.STREAM.DELETED."+h.bucket.stream, deleted)
+	h.done.Go(func() {
+		defer nc.RemoveStatusListener(connected)
+		if err == nil {
+			defer func() { _ = sub.Unsubscribe() }()
+		}
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-connected:
+				h.reconnected()
+			case <-deleted:
+				h.checkGone(ctx)
+			}
+		}
+	})
+}
+
+// reconnected replaces all watchers and has all keys read soon: entries may
+// have been missed, and a consumer that was without its client for more than
+// 5 s does not exist any more.
+func (h *Hub) reconnected() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.failures, h.nextOpen = 0, time.Time{}
+	for _, g := range h.groups {
+		h.breakGroup(g, jitter(reconnectSpread))
+	}
+	for _, k := range h.keys {
+		h.schedule(k, reconnectSpread)
+	}
+	wake(h.wakeOpener)
+}
+
+func (h *Hub) checkGone(ctx context.Context) {
+	for _, pause := range goneChecks {
+		if !sleep(ctx, pause, nil) {
+			return
+		}
+		rctx, cancel := context.WithTimeout(ctx, readTimeout)
+		_, err := h.bucket.Get(rctx, goneProbe)
+		cancel()
+		if errors.Is(err, ErrBucketGone) {
+			h.bucketGone(err)
+			return
+		}
+	}
+}
+
+// bucketGone reports that the bucket is gone, unless that has been reported and
+// no watcher has been opened since. The watchers follow a stream that is no
+// more; replacing them is how the hub learns of a new one by the same name.
+func (h *Hub) bucketGone(err error) {
+	h.mu.Lock()
+	if h.gone || h.closed {
+		h.mu.Unlock()
+		return
+	}
+	h.gone = true
+	for _, g := range h.groups {
+		h.breakGroup(g, jitter(openRetry))
+	}
+	h.mu.Unlock()
+	if h.onGone != nil {
+		h.onGone(err)
+	}
+}

@@ -1,0 +1,241 @@
+package kv
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+const (
+	// MaxNameLen is the longest name EncodeName accepts, in bytes of UTF-8.
+	// Its key is at most three times as long.
+	MaxNameLen = 512
+
+	// MaxNameDepth is the largest number of levels of a name. A name has one
+	// level more than it has slashes.
+	MaxNameDepth = 32
+
+	// emptyLevel is the token of a level without characters ("a//b"). It can't
+	// be mistaken for an escape, which always has two hex digits.
+	emptyLevel = "="
+
+	hexDigits = "0123456789ABCDEF"
+)
+
+// ErrInvalidName is what every *NameError is, for errors.Is. It occurs when a
+// name can't be used as the name of a resource, or a key is not the key of any
+// name; choose another name, as the Reason of the *NameError tells.
+var ErrInvalidName = errors.New("kv: invalid name")
+
+// NameError says which name was refused and why. From DecodeKey, Name is the
+// key that was refused.
+type NameError struct {
+	Name   string
+	Reason string // what is wrong and what to do about it
+}
+
+// Error quotes the name, shortened when it is long, and gives the reason.
+func (e *NameError) Error() string {
+	const most = 64
+	name, more := e.Name, ""
+	if len(name) > most {
+		name, more = name[:most], "..."
+	}
+	return fmt.Sprintf("%v %q%s: %s", ErrInvalidName, name, more, e.Reason)
+}
+
+// Unwrap returns ErrInvalidName.
+func (e *NameError) Unwrap() error { return ErrInvalidName }
+
+// EncodeName returns the KV key of a resource name. Levels, which '/'
+// separates in a name, become subject tokens, so that "photos/2026/a" is the
+// key "photos.2026.a" and the filter "photos.2026.>" follows a subtree.
+// Letters and digits of ASCII, '-' and '_' stand for themselves, every other
+// byte is written '=XX' in upper-case hex, and a level without characters is
+// the token "=". Different names have different keys; DecodeKey reverses it.
+//
+// The error is a *NameError: the name is empty, longer than MaxNameLen, deeper
+// than MaxNameDepth, not UTF-8, or has control characters.
+func EncodeName(name string) (key string, err error) {
+	if name == "" {
+		return "", &NameError{name, "it is empty: give the resource a name"}
+	}
+	if reason := refusal(name); reason != "" {
+		return "", &NameError{name, reason}
+	}
+	return encodeLevels(name), nil
+}
+
+// DecodeKey returns the name whose key this is. It accepts exactly the keys
+// that EncodeName makes; every other key, also one that merely looks like a
+// key (lower-case hex, an escaped letter), is a *NameError, so that no two keys
+// ever claim the same name.
+func DecodeKey(key string) (name string, err error) {
+	if plain(key) {
+		name = key
+	} else if name, err = decodeLevels(key); err != nil {
+		return "", err
+	}
+	if name == "" {
+		return "", &NameError{key, "it is the key of no name: pass a key made by EncodeName"}
+	}
+	if reason := refusal(name); reason != "" {
+		return "", &NameError{key, "the name it stands for is not valid (" + reason + "): pass a key made by EncodeName"}
+	}
+	return name, nil
+}
+
+// EncodePrefix returns the narrowest KV filter that covers the keys of all
+// names beginning with prefix: "a.b.>" or, for everything, ">". Only complete
+// levels, those followed by '/', can be part of a filter: the names "a/b",
+// "a/bc" and "a/b/c" all begin with "a/b", and only "a.>" covers the three.
+// The filter therefore lets other names through, and the caller still compares
+// with strings.HasPrefix on the decoded names.
+//
+// The error is a *NameError: no valid name begins with this prefix.
+func EncodePrefix(prefix string) (filter string, err error) {
+	if reason := refusal(prefix); reason != "" {
+		return "", &NameError{prefix, reason}
+	}
+	end := strings.LastIndexByte(prefix, '/')
+	if end < 0 {
+		return ">", nil
+	}
+	return encodeLevels(prefix[:end]) + ".>", nil
+}
+
+// refusal returns why no name may contain s, or "" if one may.
+func refusal(s string) string {
+	if len(s) > MaxNameLen {
+		return fmt.Sprintf("%d bytes are more than %d: shorten it", len(s), MaxNameLen)
+	}
+	if depth := strings.Count(s, "/") + 1; depth > MaxNameDepth {
+		return fmt.Sprintf("%d levels are more than %d: use fewer slashes", depth, MaxNameDepth)
+	}
+	for i, r := range s {
+		if r == utf8.RuneError {
+			if _, size := utf8.DecodeRuneInString(s[i:]); size == 1 {
+				return fmt.Sprintf("byte %d is not UTF-8: encode binary names first, for example as hex", i)
+			}
+		}
+		if unicode.IsControl(r) {
+			return fmt.Sprintf("byte %d is the control character %U: leave it out", i, r)
+		}
+	}
+	return ""
+}
+
+// encodeLevels encodes s, all of whose slashes separate levels. It allocates
+// at most its result, and nothing when s is its own key.
+func encodeLevels(s string) string {
+	size, last := 0, -1
+	for i := range len(s) {
+		switch c := s[i]; {
+		case literal(c):
+			size++
+		case c == '/':
+			if i == last+1 {
+				size++
+			}
+			size++
+			last = i
+		default:
+			size += 3
+		}
+	}
+	if last == len(s)-1 { // also the single empty level of ""
+		size++
+	}
+	if size == len(s) && last < 0 {
+		return s
+	}
+
+	var b strings.Builder
+	b.Grow(size)
+	last = -1
+	for i := range len(s) {
+		switch c := s[i]; {
+		case literal(c):
+			b.WriteByte(c)
+		case c == '/':
+			if i == last+1 {
+				b.WriteString(emptyLevel)
+			}
+			b.WriteByte('.')
+			last = i
+		default:
+			b.WriteByte('=')
+			b.WriteByte(hexDigits[c>>4])
+			b.WriteByte(hexDigits[c&15])
+		}
+	}
+	if last == len(s)-1 {
+		b.WriteString(emptyLevel)
+	}
+	return b.String()
+}
+
+// decodeLevels reverses encodeLevels and refuses what that does not write.
+func decodeLevels(key string) (string, error) {
+	var b strings.Builder
+	b.Grow(len(key))
+	rest, more := key, true
+	for first := true; more; first = false {
+		var level string
+		level, rest, more = strings.Cut(rest, ".")
+		if !first {
+			b.WriteByte('/')
+		}
+		if level == "" {
+			return "", &NameError{key, "it has an empty token: pass a key made by EncodeName"}
+		}
+		if level != emptyLevel && !decodeLevel(&b, level) {
+			return "", &NameError{key, fmt.Sprintf("the token %q is not canonical: pass a key made by EncodeName", level)}
+		}
+	}
+	return b.String(), nil
+}
+
+// decodeLevel appends what one token stands for and reports whether the token
+// is one that encodeLevels writes.
+func decodeLevel(b *strings.Builder, level string) bool {
+	for i := 0; i < len(level); i++ {
+		c := level[i]
+		if literal(c) {
+			b.WriteByte(c)
+			continue
+		}
+		if c != '=' || i+2 >= len(level) {
+			return false
+		}
+		high := strings.IndexByte(hexDigits, level[i+1])
+		low := strings.IndexByte(hexDigits, level[i+2])
+		if high < 0 || low < 0 {
+			return false
+		}
+		c = byte(high<<4 | low)
+		if literal(c) || c == '/' {
+			return false // never escaped, so this would be a second key of one name
+		}
+		b.WriteByte(c)
+		i += 2
+	}
+	return true
+}
+
+// plain reports whether s is its own key.
+func plain(s string) bool {
+	for i := range len(s) {
+		if !literal(s[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// literal reports whether a byte stands for itself in a key.
+func literal(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_'
+}

@@ -1,0 +1,346 @@
+package kv
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+)
+
+// apiLevel is the JetStream API level of nats-server 2.12, the first with
+// atomic batches.
+const apiLevel = 2
+
+// apiTimeout bounds one administrative request, and openTimeout all repetitions
+// of one.
+const (
+	apiTimeout  = 5 * time.Second
+	openTimeout = 15 * time.Second
+)
+
+const (
+	// codeStreamNameInUse answers a creation when the stream exists with another
+	// configuration, be it only that its leader is not elected yet.
+	codeStreamNameInUse = 10058
+	// codeClusterNotAvailable is the answer while the cluster has no leader.
+	codeClusterNotAvailable = 10008
+)
+
+// MetaKey is the key in the leases bucket under which the fabric's own note is
+// kept. No lease has this name.
+const MetaKey = "_fabric"
+
+// Buckets are the opened buckets of one fabric.
+type Buckets struct {
+	Locks  *Bucket
+	Leases *Bucket
+
+	// Quarantine is how long nothing may be granted, from the moment Open
+	// returned: 0 normally, the longest lease's life when the locks bucket is
+	// not the one that was noted, because holders of the lost bucket's locks
+	// may not know yet. Call ConfirmIncarnation afterwards.
+	Quarantine time.Duration
+
+	incarnation string
+}
+
+// meta is the fabric's note in the leases bucket.
+type meta struct {
+	Version     int    `json:"v"`
+	Incarnation string `json:"incarnation"`
+	LongestTTL  int64  `json:"longest_ttl"` // milliseconds
+	HighWater   uint64 `json:"high_water"`  // revision of the locks bucket
+}
+
+// Open opens the buckets of a fabric and creates those that do not exist.
+//
+// They are created as streams with what the KV API does not offer: leader reads
+// only, TTLs on single messages and on delete markers, atomic batches, no
+// discarding of old records, a consumer limit above the server's default, and a
+// first revision taken from the clock, so that revisions, which are fencing
+// tokens, keep rising when a bucket is deleted and created again.
+//
+// Errors: ErrInvalidOption, ErrUnsafeConfig (*ConfigError), ErrNewerSchema,
+// ErrNoBucket, ErrNoJetStream, ErrServerTooOld, ErrUnavailable. Nothing is
+// changed on error, except that the first bucket may already exist.
+func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	leases, _, err := openBucket(ctx, nc, js, cfg, cfg.Fabric+"-leases", 0)
+	if err != nil {
+		return nil, err
+	}
+	high, err := highWater(ctx, leases)
+	if err != nil {
+		return nil, err
+	}
+	locks, incarnation, err := openBucket(ctx, nc, js, cfg, cfg.Fabric+"-locks", high)
+	if err != nil {
+		return nil, err
+	}
+	b := &Buckets{Locks: locks, Leases: leases, incarnation: incarnation}
+	m, known, err := b.note(ctx, func(m *meta) bool {
+		if m.Incarnation != "" {
+			return false
+		}
+		m.Incarnation = incarnation
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	if known && m.Incarnation != incarnation {
+		longest := time.Duration(m.LongestTTL) * time.Millisecond
+		b.Quarantine = longest + longest/20 + time.Second
+	}
+	return b, nil
+}
+
+// ConfirmIncarnation notes the present locks bucket as the fabric's, after the
+// quarantine has been waited out. Errors are those of a write.
+func (b *Buckets) ConfirmIncarnation(ctx context.Context) error {
+	_, _, err := b.note(ctx, func(m *meta) bool {
+		changed := m.Incarnation != b.incarnation
+		m.Incarnation = b.incarnation
+		return changed
+	})
+	return err
+}
+
+// NoteTTL notes that leases of this length are in use. It writes only when ttl
+// is longer than every one before. Errors are those of a write.
+func (b *Buckets) NoteTTL(ctx context.Context, ttl time.Duration, seen uint64) error {
+	ms := (ttl + time.Millisecond - 1).Milliseconds()
+	_, _, err := b.note(ctx, func(m *meta) bool {
+		if ms <= m.LongestTTL {
+			return false
+		}
+		m.LongestTTL = ms
+		m.HighWater = max(m.HighWater, seen)
+		return true
+	})
+	return err
+}
+
+// Verify returns ErrBucketGone when the locks bucket is not the one that was
+// opened, or does not exist any more.
+func (b *Buckets) Verify(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	for _, bucket := range []*Bucket{b.Locks, b.Leases} {
+		s, err := bucket.js.Stream(ctx, bucket.stream)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			return fmt.Errorf("%w: %s", ErrBucketGone, bucket.name)
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %s: %w", ErrUnavailable, bucket.name, err)
+		}
+		if bucket == b.Locks && s.CachedInfo().Config.Metadata[metaIncarnation] != b.incarnation {
+			return fmt.Errorf("%w: %s was created again", ErrBucketGone, bucket.name)
+		}
+	}
+	return nil
+}
+
+// note reads the fabric's note, lets edit change it, and writes it back by CAS
+// until that succeeds or edit has nothing to change. known is false when there
+// was no note before.
+func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, known bool, err error) {
+	for attempt := 0; ; attempt++ {
+		e, err := b.Leases.Get(ctx, MetaKey)
+		if err != nil {
+			return meta{}, false, err
+		}
+		m = meta{Version: Schema}
+		if known = !e.Deleted; known {
+			if err := json.Unmarshal(e.Value, &m); err != nil {
+				return meta{}, false, &ConfigError{Bucket: b.Leases.name, Field: MetaKey, Value: "unreadable", Want: "JSON",
+					Remedy: "restore it, or delete the key while nobody holds a lock"}
+			}
+			if m.Version > Schema {
+				return meta{}, false, fmt.Errorf("%w: %s in bucket %s has version %d", ErrNewerSchema, MetaKey, b.Leases.name, m.Version)
+			}
+		}
+		if !edit(&m) {
+			return m, known, nil
+		}
+		value, err := json.Marshal(m)
+		if err != nil {
+			return meta{}, false, err
+		}
+		_, err = b.Leases.Update(ctx, MetaKey, value, e.Revision, 0)
+		if err == nil {
+			return m, known, nil
+		}
+		// Every outcome but success is settled by reading again: the edit is
+		// idempotent.
+		if attempt >= 20 || ctx.Err() != nil || errors.Is(err, ErrRejected) {
+			return meta{}, false, err
+		}
+		pause(ctx, time.Duration(attempt+1)*2*time.Millisecond)
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// highWater returns the highest revision of the locks bucket that the leases
+// bucket knows of: in the fabric's note, or seen by any lease's owner.
+func highWater(ctx context.Context, leases *Bucket) (uint64, error) {
+	var high uint64
+	err := leases.Entries(ctx, ">", func(e Entry) bool {
+		var seen struct {
+			Seen      uint64 `json:"seen"`
+			HighWater uint64 `json:"high_water"`
+		}
+		if json.Unmarshal(e.Value, &seen) == nil {
+			high = max(high, seen.Seen, seen.HighWater)
+		}
+		return true
+	})
+	return high, err
+}
+
+// openBucket opens a bucket, or creates it with revisions above floor.
+func openBucket(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, floor uint64) (*Bucket, string, error) {
+	sc, err := ensureStream(ctx, nc, js, cfg, name, floor)
+	if err != nil {
+		return nil, "", err
+	}
+	if err := cfg.check(name, sc); err != nil {
+		return nil, "", err
+	}
+	view, err := insist(ctx, func(ctx context.Context) (jetstream.KeyValue, error) { return js.KeyValue(ctx, name) })
+	if err != nil {
+		return nil, "", fmt.Errorf("%w: bucket %s: %w", ErrUnavailable, name, err)
+	}
+	b := &Bucket{
+		nc: nc, js: js, kv: view,
+		name:   name,
+		stream: streamName(name),
+		prefix: subjectPrefix(name),
+		getAPI: "$JS.API.STREAM.MSG.GET." + streamName(name),
+		trip:   cfg.Trip,
+	}
+	if b.trip == nil {
+		b.trip = nc.RequestMsgWithContext
+	}
+	return b, sc.Metadata[metaIncarnation], nil
+}
+
+// ensureStream returns the configuration of the bucket's stream, creating it
+// if it does not exist.
+func ensureStream(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, floor uint64) (jetstream.StreamConfig, error) {
+	var none jetstream.StreamConfig
+	existing := func(ctx context.Context) (jetstream.StreamConfig, error) {
+		s, err := js.Stream(ctx, streamName(name))
+		if err != nil {
+			return none, err
+		}
+		return s.CachedInfo().Config, nil
+	}
+	sc, err := insist(ctx, existing)
+	if err == nil {
+		return sc, nil
+	}
+	if !errors.Is(err, jetstream.ErrStreamNotFound) {
+		return none, openError(name, err)
+	}
+	if err := checkServer(ctx, js); err != nil {
+		return none, err
+	}
+	replicas := cfg.Replicas
+	if replicas == 0 {
+		replicas = 1
+		if nc.ConnectedClusterName() != "" {
+			replicas = 3
+		}
+	}
+	first := max(uint64(time.Now().UnixMicro()), floor) + 1
+	actx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	s, err := js.CreateStream(actx, cfg.streamConfig(name, nuid.Next(), first, replicas))
+	if err == nil {
+		return s.CachedInfo().Config, nil
+	}
+	// Somebody else may have created it in the meantime, with another first
+	// revision; theirs counts. On a cluster it may take a moment until it is
+	// found.
+	sc, again := insist(ctx, func(ctx context.Context) (jetstream.StreamConfig, error) {
+		sc, again := existing(ctx)
+		var refused *jetstream.APIError
+		if errors.Is(again, jetstream.ErrStreamNotFound) && errors.As(err, &refused) && refused.ErrorCode == codeStreamNameInUse {
+			again = context.DeadlineExceeded // not yet
+		}
+		return sc, again
+	})
+	if again == nil {
+		return sc, nil
+	}
+	return none, fmt.Errorf("%w: bucket %s with %d replica(s): %w", ErrNoBucket, name, replicas, err)
+}
+
+// insist repeats a request while nobody answers it: a stream that was created a
+// moment ago, or has just lost its leader, does not answer, and a request that
+// met it then is never answered.
+func insist[T any](ctx context.Context, request func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	for wait := 250 * time.Millisecond; ; wait = min(2*wait, apiTimeout) {
+		actx, cancel := context.WithTimeout(ctx, wait)
+		got, err := request(actx)
+		if err == nil || ctx.Err() != nil || !unanswered(err) {
+			cancel()
+			return got, err
+		}
+		<-actx.Done() // an error that came early must not make this spin
+		cancel()
+	}
+}
+
+func unanswered(err error) bool {
+	var refused *jetstream.APIError
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) ||
+		errors.As(err, &refused) && refused.ErrorCode == codeClusterNotAvailable
+}
+
+// checkServer says whether the server can create the buckets at all.
+func checkServer(ctx context.Context, js jetstream.JetStream) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	info, err := js.AccountInfo(ctx)
+	if err != nil {
+		return openError("account", err)
+	}
+	if info.API.Level < apiLevel {
+		return fmt.Errorf("%w: its JetStream API level is %d, needed is %d (nats-server 2.12 or newer)",
+			ErrServerTooOld, info.API.Level, apiLevel)
+	}
+	return nil
+}
+
+func openError(what string, err error) error {
+	switch {
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabled),
+		errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount),
+		errors.Is(err, nats.ErrNoResponders):
+		return fmt.Errorf("%w: %s: %w", ErrNoJetStream, what, err)
+	}
+	return fmt.Errorf("%w: %s: %w", ErrUnavailable, what, err)
+}

@@ -1,0 +1,333 @@
+package kv
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	// groupKeys is how many keys one watcher serves at most. The server compares
+	// the filters of a consumer with each other, all pairs.
+	groupKeys = 256
+
+	// maxGroups is how many watchers a hub has at most, but for the moment in
+	// which one replaces others. When that is not enough, one watcher follows
+	// the whole bucket.
+	maxGroups = 16
+	maxKeys   = maxGroups * groupKeys
+
+	// wideKeys is how few keys there must be to return from that. It is well
+	// below maxKeys, or the hub would go back and forth.
+	wideKeys = maxKeys / 2
+
+	openRetry    = 100 * time.Millisecond
+	maxOpenRetry = 5 * time.Second
+)
+
+// opening is one watcher to be opened.
+type opening struct {
+	keys   []string
+	wide   bool     // the whole bucket instead of keys
+	absorb []*group // closed once the new watcher is there
+	again  bool     // replaces a broken one
+	trials int      // troubles of the new group
+	gone   bool     // the bucket was known to be gone when this was planned
+}
+
+// runOpener opens and closes watchers. Being one goroutine, it gathers what is
+// registered while it opens a watcher into the next one.
+func (h *Hub) runOpener(ctx context.Context) {
+	for {
+		o, wait := h.plan(time.Now())
+		if o == nil {
+			if !sleep(ctx, wait, h.wakeOpener) {
+				return
+			}
+			continue
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		h.open(ctx, o)
+	}
+}
+
+// plan returns the next watcher to open, or how long nothing needs to be done.
+func (h *Hub) plan(now time.Time) (*opening, time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil, time.Hour
+	}
+	wait := h.closeEmpty(now)
+	h.pending = slices.DeleteFunc(h.pending, func(k *watchedKey) bool { return k.dead || k.group != nil })
+	if h.nextOpen.After(now) {
+		return nil, min(wait, h.nextOpen.Sub(now))
+	}
+
+	o := h.planRepair(now, &wait)
+	if o == nil {
+		o = h.planPending()
+	}
+	if o != nil {
+		o.gone = h.gone
+		for _, g := range o.absorb {
+			g.retiring = true
+		}
+	}
+	return o, wait
+}
+
+// closeEmpty closes the groups that have had no keys for long, and broken ones
+// without keys, and returns when to look again. Lock held.
+func (h *Hub) closeEmpty(now time.Time) time.Duration {
+	wait := time.Hour
+	h.groups = slices.DeleteFunc(h.groups, func(g *group) bool {
+		if g.live > 0 {
+			return false
+		}
+		if left := g.emptySince.Add(groupIdle).Sub(now); left > 0 && !g.broken {
+			wait = min(wait, left)
+			return false
+		}
+		h.retire(g)
+		return true
+	})
+	return wait
+}
+
+// planRepair returns the opening that replaces a broken group. Lock held.
+func (h *Hub) planRepair(now time.Time, wait *time.Duration) *opening {
+	for _, g := range h.groups {
+		if !g.broken {
+			continue
+		}
+		if left := g.retryAt.Sub(now); left > 0 {
+			*wait = min(*wait, left)
+			continue
+		}
+		o := &opening{wide: g.wide(), absorb: []*group{g}, again: true, trials: 1}
+		if now.Sub(g.opened) <= groupProven {
+			o.trials = g.troubles + 1
+		}
+		if !o.wide {
+			o.keys = h.liveKeys(g)
+			if h.filterBytes(o.keys) > h.maxFilters() {
+				// The server of the present connection takes smaller requests.
+				for _, name := range o.keys {
+					h.detach(h.keys[name])
+					h.pending = append(h.pending, h.keys[name])
+				}
+				continue
+			}
+		}
+		return o
+	}
+	return nil
+}
+
+// planPending returns the opening for keys that no group covers, or that the
+// watcher of the whole bucket covers and need not any more. Lock held.
+func (h *Hub) planPending() *opening {
+	var wide *group
+	groups := make([]*group, 0, len(h.groups))
+	for _, g := range h.groups {
+		if g.wide() {
+			wide = g
+		} else {
+			groups = append(groups, g)
+		}
+	}
+	if wide != nil && len(h.keys) < wideKeys {
+		wide.retiring = true
+	}
+	candidates := make([]string, 0, len(h.pending))
+	for _, k := range h.pending {
+		candidates = append(candidates, k.name)
+	}
+	if wide != nil && wide.retiring {
+		candidates = append(candidates, h.liveKeys(wide)...)
+	}
+	if len(candidates) == 0 {
+		return nil
+	}
+	if len(h.keys) > maxKeys {
+		return h.planWide()
+	}
+
+	o := &opening{}
+	size := 0
+	room := func(keys, bytes int) bool {
+		return len(o.keys)+keys <= groupKeys && size+bytes <= h.maxFilters()
+	}
+	if len(groups) >= maxGroups {
+		slices.SortFunc(groups, func(a, b *group) int { return cmp.Compare(a.live, b.live) })
+		for _, g := range groups {
+			keys := h.liveKeys(g)
+			bytes := h.filterBytes(keys)
+			if !room(len(keys), bytes) {
+				break
+			}
+			o.keys = append(o.keys, keys...)
+			size += bytes
+			o.absorb = append(o.absorb, g)
+		}
+		if len(o.absorb) == 0 {
+			return h.planWide()
+		}
+	}
+	placed := false
+	for _, key := range candidates {
+		bytes := h.filterBytes([]string{key})
+		if len(o.keys) > 0 && !room(1, bytes) {
+			break
+		}
+		o.keys = append(o.keys, key)
+		size += bytes
+		placed = true
+	}
+	if !placed {
+		return h.planWide() // the keys are so long that a group holds few of them
+	}
+	return o
+}
+
+// planWide returns the opening that replaces all groups by one watcher of the
+// whole bucket. Lock held.
+func (h *Hub) planWide() *opening {
+	return &opening{wide: true, absorb: slices.Clone(h.groups)}
+}
+
+// maxFilters is how many bytes of filters one request to open a watcher carries.
+func (h *Hub) maxFilters() int {
+	return int(max(h.bucket.nc.MaxPayload()/2, 4096))
+}
+
+// filterBytes is how many bytes these keys take as filters, with quotes and comma.
+func (h *Hub) filterBytes(keys []string) int {
+	n := 0
+	for _, key := range keys {
+		n += len(h.bucket.prefix) + len(key) + 3
+	}
+	return n
+}
+
+// liveKeys returns the keys of a group that are still registered. Lock held.
+func (h *Hub) liveKeys(g *group) []string {
+	keys := make([]string, 0, g.live)
+	if g.wide() {
+		for name, k := range h.keys {
+			if k.group == g {
+				keys = append(keys, name)
+			}
+		}
+		return keys
+	}
+	for name := range g.filters {
+		if k := h.keys[name]; k != nil && k.group == g {
+			keys = append(keys, name)
+		}
+	}
+	return keys
+}
+
+// open opens a watcher, moves its keys to it, and only then closes the groups
+// it replaces, so that no key is ever without a watcher that it had.
+func (h *Hub) open(ctx context.Context, o *opening) {
+	g := &group{stopped: make(chan struct{}), troubles: o.trials}
+	filters := []string{jetstream.AllKeys}
+	if !o.wide {
+		g.filters = make(map[string]struct{}, len(o.keys))
+		for _, key := range o.keys {
+			g.filters[key] = struct{}{}
+		}
+		filters = slices.Clone(o.keys) // WatchFiltered writes into its argument
+	}
+	// The context lives as long as the watcher. The hub's own only aborts the
+	// opening; JetStream's request timeout of 5 s bounds it. An opening that was
+	// given up may leave a consumer, which the server removes after 5 s.
+	var wctx context.Context
+	wctx, g.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	unhook := context.AfterFunc(ctx, g.cancel)
+	watcher, err := h.bucket.kv.WatchFiltered(wctx, filters)
+	unhook()
+	if err != nil {
+		g.cancel()
+		h.openFailed(o, err)
+		return
+	}
+	g.watcher, g.opened = watcher, time.Now()
+	h.adopt(g, o)
+}
+
+func (h *Hub) adopt(g *group, o *opening) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.done.Go(func() { h.follow(g) })
+	if h.closed {
+		h.retire(g)
+		return
+	}
+	h.failures, h.nextOpen = 0, time.Time{}
+	if o.gone { // an opening that had begun earlier would prove nothing
+		h.gone = false
+	}
+	h.stats.LastError = nil
+	h.stats.Opened++
+	if o.again {
+		h.stats.Reopened++
+	}
+	if g.wide() {
+		for _, k := range h.keys {
+			h.attach(k, g)
+		}
+	}
+	for name := range g.filters {
+		// The key may have been registered anew meanwhile, or have left.
+		if k := h.keys[name]; k != nil {
+			h.attach(k, g)
+		}
+	}
+	if g.live == 0 {
+		g.emptySince = g.opened
+	}
+	for _, old := range o.absorb {
+		h.retire(old)
+	}
+	h.groups = slices.DeleteFunc(h.groups, func(g *group) bool { return g.retired })
+	h.groups = append(h.groups, g)
+}
+
+// openFailed lets the groups that were to be replaced go on, and the poller
+// care for the keys meanwhile.
+func (h *Hub) openFailed(o *opening, err error) {
+	h.mu.Lock()
+	for _, g := range o.absorb {
+		g.retiring = false
+	}
+	h.failures++
+	h.nextOpen = time.Now().Add(backoff(h.failures))
+	h.stats.OpenFailures++
+	h.stats.LastError = err
+	for _, key := range o.keys {
+		if k := h.keys[key]; k != nil && k.version == 0 {
+			h.schedule(k, 0)
+		}
+	}
+	h.mu.Unlock()
+	if errors.Is(err, nats.ErrStreamNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
+		h.bucketGone(fmt.Errorf("%w: %s", ErrBucketGone, h.bucket.name))
+	}
+}
+
+// backoff returns the pause after n failures in a row.
+func backoff(n int) time.Duration {
+	return jitter(min(openRetry<<min(n-1, 10), maxOpenRetry))
+}

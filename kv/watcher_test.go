@@ -1,0 +1,486 @@
+package kv
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// settle lets the hub do what it has to do at once, urgent reads and openings
+// included, but no poll.
+func settle() {
+	time.Sleep(20 * time.Millisecond)
+	synctest.Wait()
+}
+
+func TestWatchDeliversStateThenChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		s.put("a", "a1")
+		h := s.hub(t)
+		var a, b journal
+		h.Watch("a", a.add)
+		h.Watch("b", b.add)
+		settle()
+		a.want(t, "a1")
+		b.want(t, "absent")
+		s.put("a", "a2")
+		s.put("b", "b1")
+		synctest.Wait()
+		a.want(t, "a1 a2")
+		b.want(t, "absent b1")
+	})
+}
+
+func TestSecondRegistrationOpensNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		s.put("a", "a1")
+		h := s.hub(t)
+		var first, second journal
+		stopFirst := h.Watch("a", first.add)
+		settle()
+		s.put("a", "a2")
+		synctest.Wait()
+		reads := s.get(func(s *fakeStream) int { return s.reads })
+		stopSecond := h.Watch("a", second.add)
+		synctest.Wait() // no time passes: the state is known
+		second.want(t, "a2")
+		if s.opened != 1 || s.reads != reads {
+			t.Errorf("%d watchers and %d reads, want 1 and %d", s.opened, s.reads, reads)
+		}
+		stopFirst()
+		stopFirst()
+		s.put("a", "a3")
+		synctest.Wait()
+		first.want(t, "a1 a2")
+		second.want(t, "a2 a3")
+		if st := h.Stats(); st.Keys != 1 || st.Registrations != 1 {
+			t.Errorf("stats %+v, want one key and one registration", st)
+		}
+		stopSecond()
+		if st := h.Stats(); st.Keys != 0 || st.Registrations != 0 {
+			t.Errorf("stats %+v, want no key and no registration", st)
+		}
+		time.Sleep(groupIdle + time.Millisecond)
+		synctest.Wait()
+		if st := h.Stats(); st.Watchers != 0 || len(s.watchers) != 0 {
+			t.Errorf("%d watchers open without keys", len(s.watchers))
+		}
+	})
+}
+
+// A key that comes back soon joins its old group, whose watcher says nothing of
+// the value that was written in between to nobody.
+func TestReturningKeyReadsItsState(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		s.put("a", "a1")
+		h := s.hub(t)
+		h.Watch("a", func(Entry) {})()
+		stop := h.Watch("a", func(Entry) {})
+		settle()
+		stop()
+		s.put("a", "a2")
+		synctest.Wait()
+		var again journal
+		h.Watch("a", again.add)
+		synctest.Wait()
+		again.want(t, "a2")
+		time.Sleep(10 * time.Second) // the watcher owes nothing for a2
+		s.put("a", "a3")
+		synctest.Wait()
+		again.want(t, "a2 a3")
+		if st := h.Stats(); s.opened != 1 || st.Missed != 0 {
+			t.Errorf("%d watchers opened, %d entries missed, want 1 and 0", s.opened, st.Missed)
+		}
+	})
+}
+
+func TestOlderEntriesAreNotDelivered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		s.put("a", "a1")
+		old := s.entries["a"]
+		s.put("a", "a2")
+		h := s.hub(t)
+		var a journal
+		h.Watch("a", a.add)
+		settle()
+		s.replay(old)
+		synctest.Wait()
+		a.want(t, "a2")
+
+		// A new watcher on a replica that is behind begins with the old entry.
+		s.set(func(s *fakeStream) { s.stale = func(string) []Entry { return []Entry{old} } })
+		s.end()
+		settle()
+		a.want(t, "a2")
+
+		// So does a leader that was deposed and does not know it.
+		current := s.entries["a"]
+		s.set(func(s *fakeStream) { s.entries["a"] = old })
+		time.Sleep(2 * DefaultPollInterval)
+		a.want(t, "a2")
+
+		s.set(func(s *fakeStream) { s.entries["a"], s.stale = current, nil })
+		s.put("a", "a3")
+		synctest.Wait()
+		a.want(t, "a2 a3")
+	})
+}
+
+func TestAbsenceFoundByARead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		s.put("a", "a1")
+		e := s.entries["a"]
+		h := s.hub(t)
+		var a journal
+		h.Watch("a", a.add)
+		settle()
+		s.vanish("a")
+		time.Sleep(3 * DefaultPollInterval)
+		a.want(t, "a1 absent") // once, whatever the number of polls
+
+		// The same revision from a replica that is behind brings nothing back,
+		s.replay(e)
+		settle()
+		a.want(t, "a1 absent")
+
+		// but a leader read does: the absence was what was stale.
+		s.set(func(s *fakeStream) { s.entries["a"] = e })
+		time.Sleep(2 * DefaultPollInterval)
+		a.want(t, "a1 absent a1")
+	})
+}
+
+// A key without a first value may exist on the leader: the watcher's replica
+// can be behind. Absence comes from the leader only.
+func TestAbsenceIsConfirmedByTheLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		s.put("a", "a1")
+		s.set(func(s *fakeStream) { s.hidden = func(string) bool { return true } })
+		h := s.hub(t)
+		var a journal
+		h.Watch("a", a.add)
+		settle()
+		a.want(t, "a1")
+	})
+}
+
+// A read that began before an entry was delivered can't undo it.
+func TestAbsenceOvertakenByAnEntry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		h := s.hub(t)
+		var a journal
+		wrote := false
+		s.onRead = func(key string) {
+			if !wrote {
+				wrote = true
+				s.put(key, "a1")
+				time.Sleep(time.Millisecond) // the watcher is faster than the answer
+			}
+		}
+		h.Watch("a", a.add)
+		settle()
+		time.Sleep(2 * DefaultPollInterval)
+		a.want(t, "a1")
+	})
+}
+
+func TestSilentWatcherIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		s.put("a", "a1")
+		s.put("b", "b1")
+		h := s.hub(t)
+		var a, b journal
+		h.Watch("a", a.add)
+		h.Watch("b", b.add)
+		settle()
+		s.putSilently("a", "a2")
+		time.Sleep(DefaultPollInterval*5/4 + time.Millisecond)
+		a.want(t, "a1 a2") // the poll delivers at once
+		time.Sleep(watchGrace + 10*time.Millisecond)
+		synctest.Wait()
+		st := h.Stats()
+		if st.Missed != 1 || st.Reopened != 1 || st.Watchers > 2 {
+			t.Errorf("stats %+v, want one missed entry and one watcher replaced", st)
+		}
+		s.put("b", "b2")
+		synctest.Wait()
+		b.want(t, "b1 b2")
+	})
+}
+
+// An entry that is merely late does not cost a watcher.
+func TestLateWatcherIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		s.put("a", "a1")
+		h := s.hub(t)
+		var a journal
+		h.Watch("a", a.add)
+		settle()
+		s.putSilently("a", "a2")
+		for a.String() == "a1" {
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(watchGrace - 10*time.Millisecond)
+		s.replay(s.entries["a"])
+		time.Sleep(DefaultPollInterval)
+		a.want(t, "a1 a2")
+		if st := h.Stats(); st.Reopened != 0 || st.Missed != 0 {
+			t.Errorf("stats %+v, want the watcher kept", st)
+		}
+	})
+}
+
+func TestEndedWatcherIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		s.put("a", "a1")
+		h := s.hub(t)
+		var a journal
+		h.Watch("a", a.add)
+		settle()
+		s.end()
+		s.put("a", "a2")
+		settle()
+		a.want(t, "a1 a2")
+		if st := h.Stats(); st.Reopened != 1 || st.Watchers != 1 {
+			t.Errorf("stats %+v, want one watcher replaced", st)
+		}
+		// One that ends again and again is not opened in a tight loop.
+		begin := s.opened
+		until := time.Now().Add(10 * time.Second)
+		for time.Now().Before(until) {
+			s.end()
+			time.Sleep(time.Millisecond)
+		}
+		if n := s.opened - begin; n > 20 {
+			t.Errorf("%d watchers opened in 10 s", n)
+		}
+	})
+}
+
+func TestPollsCarryOnWhileNoWatcherOpens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		s.put("a", "a1")
+		refused := errors.New("maximum consumers limit reached")
+		s.openErr = refused
+		h := s.hub(t)
+		var a, b journal
+		h.Watch("a", a.add)
+		h.Watch("b", b.add)
+		settle()
+		a.want(t, "a1")
+		b.want(t, "absent")
+		s.put("a", "a2")
+		time.Sleep(2 * DefaultPollInterval)
+		a.want(t, "a1 a2")
+		st := h.Stats()
+		if st.OpenFailures == 0 || st.OpenFailures > 20 || !errors.Is(st.LastError, refused) {
+			t.Errorf("stats %+v, want some failures of %v", st, refused)
+		}
+		s.set(func(s *fakeStream) { s.openErr = nil })
+		time.Sleep(2 * maxOpenRetry)
+		s.put("b", "b1")
+		synctest.Wait()
+		b.want(t, "absent b1")
+		if st := h.Stats(); st.LastError != nil {
+			t.Errorf("LastError is still %v", st.LastError)
+		}
+	})
+}
+
+func TestReadErrorsOfAnUnknownKeyAreRetriedSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		s.readErr = nats.ErrTimeout
+		h := s.hub(t)
+		var a journal
+		h.Watch("a", a.add)
+		time.Sleep(firstPoll * 3 / 2)
+		a.want(t, "")
+		s.set(func(s *fakeStream) { s.readErr = nil })
+		time.Sleep(2 * readRetry)
+		a.want(t, "absent")
+	})
+}
+
+func TestReadRateIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		h := s.hub(t, WithReadRate(50), WithPollInterval(100*time.Millisecond))
+		for i := range 500 {
+			key := fmt.Sprintf("k%d", i)
+			s.put(key, "1")
+			h.Watch(key, func(Entry) {})
+		}
+		time.Sleep(time.Second)
+		before := s.get(func(s *fakeStream) int { return s.reads })
+		time.Sleep(20 * time.Second)
+		n := s.get(func(s *fakeStream) int { return s.reads }) - before
+		if n < 900 || n > 1010 {
+			t.Errorf("%d reads in 20 s, want 50 a second", n)
+		}
+		if st := h.Stats(); st.Missed != 0 {
+			t.Errorf("%d entries missed", st.Missed)
+		}
+	})
+}
+
+func TestGoneIsReportedOncePerDisappearance(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		s.put("a", "a1")
+		gone := 0
+		h := s.hub(t, WithGone(func(err error) {
+			if !errors.Is(err, ErrBucketGone) {
+				t.Errorf("reported %v", err)
+			}
+			gone++
+		}))
+		var a journal
+		h.Watch("a", a.add)
+		h.Watch("b", func(Entry) {})
+		settle()
+		notFound := &jetstream.APIError{Code: 404, ErrorCode: jetstream.JSErrCodeStreamNotFound}
+		for round := 1; round <= 2; round++ {
+			s.set(func(s *fakeStream) { s.readErr, s.openErr = notFound, nats.ErrStreamNotFound })
+			s.end()
+			time.Sleep(30 * time.Second)
+			synctest.Wait()
+			if gone != round {
+				t.Fatalf("reported %d times, want %d", gone, round)
+			}
+			s.set(func(s *fakeStream) { s.readErr, s.openErr = nil, nil })
+			s.put("a", fmt.Sprintf("again%d", round))
+			time.Sleep(2 * maxOpenRetry)
+			synctest.Wait()
+		}
+		a.want(t, "a1 again1 again2")
+	})
+}
+
+func TestStopAndWatchInsideFn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		s.put("a", "a1")
+		h := s.hub(t)
+		var stop func()
+		var inner journal
+		calls := 0
+		assigned := make(chan struct{})
+		stop = h.Watch("a", func(Entry) {
+			<-assigned
+			calls++
+			stop()
+			h.Watch("a", inner.add)
+		})
+		close(assigned)
+		settle()
+		s.put("a", "a2")
+		synctest.Wait()
+		if calls != 1 {
+			t.Errorf("%d calls after stop, want 1 in all", calls)
+		}
+		inner.want(t, "a1 a2")
+	})
+}
+
+// While fn runs, entries pile up to one call, of the newest, and calls of one
+// registration never overlap.
+func TestBusyFnGetsTheNewest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		h := s.hub(t)
+		var a, other journal
+		running := false
+		h.Watch("a", func(e Entry) {
+			if running {
+				t.Error("two calls at a time")
+			}
+			running = true
+			time.Sleep(100 * time.Millisecond)
+			a.add(e)
+			running = false
+		})
+		h.Watch("a", other.add)
+		time.Sleep(200 * time.Millisecond)
+		for i := range 5 {
+			s.put("a", fmt.Sprint(i))
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(time.Second)
+		a.want(t, "absent 0 4")
+		other.want(t, "absent 0 1 2 3 4") // nor does a slow one hold up others
+	})
+}
+
+func TestInvalidKeysAreNeverHeardOf(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		h := s.hub(t)
+		var none, a journal
+		for _, key := range []string{"", "*", ">", "a.*", "a.>", ".a", "a.", "a..b", "a b", "ü"} {
+			h.Watch(key, none.add)()
+			h.Watch(key, none.add)
+		}
+		h.Watch("a", a.add)
+		s.put("a", "a1")
+		settle()
+		none.want(t, "")
+		a.want(t, "a1")
+		h.Close()
+		h.Watch("a", none.add)()
+		none.want(t, "")
+	})
+}
+
+// A registration that waits for a dispatcher when it is stopped is not called.
+func TestStoppedInTheQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		s.put("a", "a1")
+		h := s.hub(t)
+		for range dispatchers {
+			h.Watch("a", func(Entry) { time.Sleep(time.Second) })
+		}
+		settle()
+		var late journal
+		stop := h.Watch("a", late.add)
+		synctest.Wait()
+		stop()
+		time.Sleep(5 * time.Second)
+		late.want(t, "")
+	})
+}
+
+func TestStopAfterClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		h := s.hub(t)
+		var a journal
+		stop := h.Watch("a", a.add)
+		settle()
+		h.Close()
+		stop()
+		s.put("a", "a1")
+		time.Sleep(time.Minute)
+		a.want(t, "absent")
+		if st := h.Stats(); st.Registrations != 0 || st.Keys != 0 || st.Watchers != 0 {
+			t.Errorf("stats %+v of a closed hub", st)
+		}
+	})
+}
