@@ -111,7 +111,9 @@ func (r *resource) giveUp(c *call, cause error) (Outcome, error) {
 		r.mu.Unlock()
 		return c.out, c.err
 	}
-	if !c.attempted {
+	if !c.attempted && c.op.Kind != record.OpRelease {
+		// Nothing of it was written, so there is nothing to undo. The entry that a
+		// release is about is there all the same, under a lease that lives on.
 		c.resolve(Outcome{}, cause)
 		r.mu.Unlock()
 		return Outcome{}, cause

@@ -109,6 +109,9 @@ func (r *resource) failed(calls []*call, err error) []*call {
 		if c.ledger || !malformed && !rejected && !c.failFast {
 			return false
 		}
+		if rejected && c.op.Kind == record.OpRelease && !c.failFast {
+			return false // full storage may have room again; the entry must go
+		}
 		cause := err
 		if !malformed && !rejected {
 			cause = unavailable(err)

@@ -137,6 +137,11 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 	}
 	out, err := s.engine.Do(ctx, a.enc, op, coalesce.Options{FailFast: a.req.failFast, Stop: sl.lease.Lost()})
 	if err != nil {
+		if errors.Is(err, coalesce.ErrGone) {
+			// It may stand after all: the reads that said otherwise can be those of
+			// a deposed leader. Nothing may be left under a lease that lives.
+			s.engine.Forget(a.enc, sl.id, op.ID)
+		}
 		sl.leave()
 		return nil, err
 	}
@@ -252,7 +257,7 @@ func (a *attempt) takeover(ctx context.Context, refused *coalesce.RefusedError) 
 		st, err := s.observer.Check(ctx, id, e.TTL)
 		switch {
 		case err != nil:
-			return false, nil // the refusal stands; nothing is known about the holder
+			return false, nil //nolint:nilerr // the refusal stands; nothing is known about the holder
 		case st.Dead:
 			dead = append(dead, id)
 		case st.Stale && stale == nil:

@@ -225,8 +225,10 @@ func (l *Lock) lose(reason error) {
 	l.end(&LostError{Key: l.key, Token: l.entry.Token, Reason: reason})
 	l.mu.Unlock()
 	l.s.m.cfg.logger.Warn("lock lost", "key", l.key, "id", l.entry.ID, "token", l.entry.Token, "reason", reason)
-	if errors.Is(reason, ErrRevoked) {
-		// The entry blocks until its holder lets go.
+	if errors.Is(reason, ErrRevoked) || errors.Is(reason, ErrRemoved) {
+		// A revoked entry blocks until its holder lets go, and one that seems to be
+		// gone may stand: the reads that said so can be those of a deposed leader.
+		// Nothing may be left under a lease that lives.
 		l.s.engine.Forget(l.enc, l.slot.id, l.entry.ID)
 	}
 	l.slot.drop(l)

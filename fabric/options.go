@@ -138,8 +138,9 @@ func WithRenewInterval(d time.Duration) TimingOption {
 	}
 }
 
-// WithAutoRenew(false) ends the hold one TTL after it was granted, or after its
-// last Renew. The default is true. For Acquire only.
+// WithAutoRenew says whether the lease is renewed automatically, which is the
+// default. Without, the hold ends one TTL after it was granted, or after its last
+// Renew. Turning it off is for Acquire only.
 func WithAutoRenew(on bool) TimingOption {
 	return func(t *timing) error {
 		t.noRenewal = !on

@@ -184,3 +184,15 @@ func (w *wire) delayed(deliver <-chan struct{}) (action, <-chan string) {
 		return nil, nats.ErrTimeout
 	}, replies
 }
+
+// about limits a sort of requests to one lock.
+func about(t testing.TB, key string, match func(*nats.Msg) bool) func(*nats.Msg) bool {
+	t.Helper()
+	enc, err := kv.EncodeName(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(msg *nats.Msg) bool {
+		return match(msg) && (strings.HasSuffix(msg.Subject, "."+enc) || strings.Contains(string(msg.Data), enc))
+	}
+}

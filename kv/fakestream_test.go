@@ -29,6 +29,7 @@ type fakeStream struct {
 	readErr  error                    // answers every read
 	openErr  error                    // answers every WatchFiltered
 	onRead   func(key string)         // called after a read has looked, before it is answered
+	inFlight int                      // entries that a watcher still delivers after Stop has returned
 	hidden   func(key string) bool    // keys of which new watchers get no first value
 	stale    func(key string) []Entry // first values instead of the present one
 }
@@ -158,13 +159,14 @@ const openTime = time.Millisecond
 
 // WatchFiltered opens a watcher that first delivers the present entries.
 func (s *fakeStream) WatchFiltered(_ context.Context, keys []string, _ ...jetstream.WatchOpt) (jetstream.KeyWatcher, error) {
+	w := &fakeWatcher{stream: s, filters: slices.Clone(keys)}
+	clear(keys) // nats.go writes into its argument too
 	time.Sleep(openTime)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.openErr != nil {
 		return nil, s.openErr
 	}
-	w := &fakeWatcher{stream: s, filters: slices.Clone(keys)}
 	first := []jetstream.KeyValueEntry{}
 	for key, e := range s.entries {
 		switch {
@@ -185,7 +187,6 @@ func (s *fakeStream) WatchFiltered(_ context.Context, keys []string, _ ...jetstr
 	s.watchers[w] = struct{}{}
 	s.most = max(s.most, len(s.watchers))
 	s.opened++
-	clear(keys) // nats.go writes into its argument too
 	return w, nil
 }
 
@@ -204,7 +205,18 @@ func (w *fakeWatcher) Updates() <-chan jetstream.KeyValueEntry { return w.update
 func (w *fakeWatcher) Stop() error {
 	w.stream.mu.Lock()
 	defer w.stream.mu.Unlock()
-	w.stream.close(w)
+	if _, open := w.stream.watchers[w]; !open || w.stream.inFlight == 0 {
+		w.stream.close(w)
+		return nil
+	}
+	delete(w.stream.watchers, w)
+	n := w.stream.inFlight
+	go func() {
+		for range n {
+			w.updates <- fakeEntry{}
+		}
+		close(w.updates)
+	}()
 	return nil
 }
 

@@ -158,9 +158,6 @@ func (h *Hub) planPending() *opening {
 	if len(candidates) == 0 {
 		return nil
 	}
-	if len(h.keys) > maxKeys {
-		return h.planWide()
-	}
 
 	o := &opening{}
 	size := 0
@@ -180,7 +177,7 @@ func (h *Hub) planPending() *opening {
 			o.absorb = append(o.absorb, g)
 		}
 		if len(o.absorb) == 0 {
-			return h.planWide()
+			return h.planWide() // all are full
 		}
 	}
 	placed := false

@@ -187,3 +187,30 @@ func TestEveryKeyIsCovered(t *testing.T) {
 		}
 	})
 }
+
+// A key that the old watcher knows, and that comes back while a new one
+// replaces it, must not stay behind with the old one.
+func TestKeyReturnsWhileItsGroupIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		h := s.hub(t)
+		c := newCrowd(s, h)
+		c.join("first")
+		time.Sleep(openTime / 2)
+		c.join("a") // both wait for the opening, so they share the next watcher
+		c.join("b")
+		settle()
+		c.leave("b")
+		h.mu.Lock()
+		for _, g := range h.groups {
+			h.breakGroup(g, 0)
+		}
+		h.mu.Unlock()
+		time.Sleep(openTime / 2)
+		c.join("b")
+		settle()
+		if k := c.unheard("x"); k != "" {
+			t.Errorf("no watcher on %s", k)
+		}
+	})
+}

@@ -484,3 +484,16 @@ func TestStopAfterClose(t *testing.T) {
 		}
 	})
 }
+
+// nats.go delivers from a goroutine that blocks while the channel is full, also
+// after Stop: a hub that did not read on would leave it behind.
+func TestStoppedWatcherIsReadToItsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		s.inFlight = 5000
+		h := s.hub(t)
+		h.Watch("a", func(Entry) {})
+		settle()
+		h.Close()
+	})
+}

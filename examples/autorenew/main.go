@@ -41,8 +41,9 @@ func main() {
 	flag.DurationVar(&t.step, "step", 2*time.Second, "how long one step takes")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := t.run(ctx, os.Stdout); err != nil {
+	err := t.run(ctx, os.Stdout)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "autorenew:", err)
 		os.Exit(1)
 	}

@@ -27,8 +27,9 @@ func main() {
 	ttl := flag.Duration("ttl", 2*time.Second, "TTL of the lock")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx, os.Stdout, *ttl); err != nil {
+	err := run(ctx, os.Stdout, *ttl)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "fencing:", err)
 		os.Exit(1)
 	}

@@ -24,8 +24,9 @@ func main() {
 	work := flag.Duration("work", 2*time.Second, "how long the critical section takes")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx, os.Stdout, *server, *work); err != nil {
+	err := run(ctx, os.Stdout, *server, *work)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "lock:", err)
 		os.Exit(1)
 	}

@@ -17,8 +17,11 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// The real bucket is one.
-var _ lease.Bucket = (*kv.Bucket)(nil)
+// The real ones are what the fakes stand for.
+var (
+	_ lease.Bucket    = (*kv.Bucket)(nil)
+	_ lease.WatchFunc = (*kv.Hub)(nil).Watch
+)
 
 // fault is what happens to one request.
 type fault struct {

@@ -144,10 +144,12 @@ func TestInvalidConfig(t *testing.T) {
 func TestRoundingKeepsTheHolderOnTheSafeSide(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()
-		l := create(t, b, lease.Config{TTL: 333*ms + 999*time.Microsecond})
-		i := b.info(t, l.ID())
-		if i.TTL != l.TTL() || i.Margin != l.Margin() || i.TTL != 333*ms || i.Margin != 17*ms {
-			t.Errorf("stored %v - %v, holder goes by %v - %v", i.TTL, i.Margin, l.TTL(), l.Margin())
+		for _, margin := range []time.Duration{0, 16*ms + 1} {
+			l := create(t, b, lease.Config{TTL: 333*ms + 999*time.Microsecond, Margin: margin})
+			i := b.info(t, l.ID())
+			if i.TTL != l.TTL() || i.Margin != l.Margin() || i.TTL != 333*ms || i.Margin != 17*ms {
+				t.Errorf("stored %v - %v, holder goes by %v - %v", i.TTL, i.Margin, l.TTL(), l.Margin())
+			}
 		}
 	})
 }
@@ -284,6 +286,59 @@ func TestManualRenewalEndsWithItsContext(t *testing.T) {
 	})
 }
 
+// A lease whose limits begin later, as a hold's do with its grant.
+func TestLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := func(autoRenew bool, most int) (*lease.Lease, *bucket) {
+			b := newBucket()
+			l := create(t, b, lease.Config{TTL: 10 * sec, RenewEvery: 3 * sec, AutoRenew: true})
+			time.Sleep(time.Minute)
+			if err := l.Renew(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			l.Limit(autoRenew, most)
+			return l, b
+		}
+		l, _ := begin(true, 5)
+		if d := untilLost(t, l); d < 5*2700*ms+9500*ms || d > 15*sec+9500*ms || l.Renewals() != 5 {
+			t.Errorf("5 renewals: lost after %v and %d", d, l.Renewals())
+		}
+		if !errors.Is(l.Err(), lease.ErrRenewalsUsedUp) {
+			t.Errorf("5 renewals: %v", l.Err())
+		}
+		l, _ = begin(false, 0)
+		if d := untilLost(t, l); d != 9500*ms || !errors.Is(l.Err(), lease.ErrExpired) {
+			t.Errorf("no renewal: lost after %v: %v", d, l.Err())
+		}
+		l, _ = begin(false, 1)
+		time.Sleep(5 * sec)
+		if err := l.Renew(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if d := untilLost(t, l); d != 9500*ms || !errors.Is(l.Err(), lease.ErrRenewalsUsedUp) {
+			t.Errorf("one by hand: lost after %v: %v", d, l.Err())
+		}
+	})
+}
+
+// One that is on its way when the next is due stands for it.
+func TestRenewalsByHandAndByItselfDoNotPileUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBucket()
+		l := create(t, b, lease.Config{AutoRenew: true, MaxRenewals: 2})
+		b.hooks(func(int, write) fault { return fault{slow: 1900 * ms} }, nil)
+		time.Sleep(8900 * ms)
+		if err := l.Renew(t.Context()); err != nil { // due in the middle of it
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		time.Sleep(4 * sec)
+		if l.Renewals() != 1 || len(b.committed()) != 2 {
+			t.Errorf("%d renewals, %d writes", l.Renewals(), len(b.committed()))
+		}
+	})
+}
+
 func TestOperationIDsNameTheLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := create(t, newBucket(), lease.Config{})
@@ -335,6 +390,32 @@ func TestOnLostOfTenThousand(t *testing.T) {
 		synctest.Wait()
 		if len(calls) != n-n/3 || !slices.IsSorted(calls) || len(slices.Compact(calls)) != n-n/3 {
 			t.Errorf("%d calls, in order: %v", len(calls), slices.IsSorted(calls))
+		}
+	})
+}
+
+// Whoever finds out is not made to tell the others: it may hold a lock of theirs.
+func TestOnLostIsNotCalledByWhoAsks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		clk := newClock(1)
+		l := create(t, newBucket(), lease.Config{Clock: clk})
+		var mu sync.Mutex
+		called := false
+		l.OnLost(func(error) {
+			mu.Lock()
+			defer mu.Unlock()
+			called = true
+		})
+		time.Sleep(100 * ms)
+		clk.jump.Store(int64(time.Hour))
+		mu.Lock()
+		if l.Valid() || called {
+			t.Errorf("called %v", called)
+		}
+		mu.Unlock()
+		synctest.Wait()
+		if !called {
+			t.Error("not called")
 		}
 	})
 }

@@ -23,9 +23,14 @@ func TestMemoryIsBounded(t *testing.T) {
 		id := ghost(b, time.Hour)
 		start := time.Now()
 		o.Observe(id, time.Hour, true, d.dead) // asked about all the time
+		time.Sleep(sec)
 		ask(10*time.Hour, 2_500)
 		if n := o.Remembered(); n > 1000 || n < 800 {
 			t.Errorf("%d leases remembered", n)
+		}
+		o.Observe(id, time.Hour, true, func(string) {})
+		if n := b.watching(); n != 1 {
+			t.Errorf("%d watches of it: it was forgotten", n)
 		}
 		time.Sleep(2 * time.Hour)
 		if got := d.after(id, start); got != 63*time.Minute {

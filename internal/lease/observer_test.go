@@ -409,9 +409,17 @@ func TestRule10_ObservationsAreRemembered(t *testing.T) {
 func TestRule10_AMemoryOfAnotherRevisionIsWorthNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()
-		o, d := observe(t, b), newDeaths(t, b)
+		d := newDeaths(t, b)
+		o := lease.NewObserver(b, func(key string, fn func(kv.Entry)) func() {
+			stop := func() {}
+			timer := time.AfterFunc(100*ms, func() { stop = b.Watch(key, fn) })
+			return func() { timer.Stop(); stop() }
+		}, newClock(1), "", nil)
+		defer o.Close()
 		id := ghost(b, 10*sec)
-		o.Observe(id, 10*sec, true, d.dead)()
+		stop := o.Observe(id, 10*sec, true, d.dead)
+		time.Sleep(sec)
+		stop()
 		if _, err := o.Check(t.Context(), id, 10*sec); err != nil {
 			t.Fatal(err)
 		}
@@ -419,7 +427,7 @@ func TestRule10_AMemoryOfAnotherRevisionIsWorthNothing(t *testing.T) {
 		b.put(id, b.get(id).Value)
 		n := len(b.committed())
 		b.hooks(func(int, write) fault { t.Error("tried without a read"); return fault{} }, nil)
-		start := time.Now()
+		start := time.Now().Add(100 * ms)
 		o.Observe(id, 10*sec, true, d.dead)
 		time.Sleep(10 * sec)
 		b.hooks(nil, nil)

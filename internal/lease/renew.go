@@ -29,7 +29,7 @@ func (l *Lease) run() {
 			return
 		}
 		// Returns on success, on loss, or when there is no renewal left.
-		if err := l.Renew(context.Background()); err != nil {
+		if err := l.renew(context.Background(), true); err != nil {
 			return
 		}
 	}
@@ -54,7 +54,10 @@ func (l *Lease) wakeLocked() {
 // error is ErrRenewalsUsedUp (the lease stays valid until its deadline), the
 // reason of the loss, or wraps the context's error: the lease is then as it was,
 // although the renewal may still come to pass, as a later one will find out.
-func (l *Lease) Renew(ctx context.Context) error {
+func (l *Lease) Renew(ctx context.Context) error { return l.renew(ctx, false) }
+
+// renew is Renew, or with ifDue does nothing when another renewal was faster.
+func (l *Lease) renew(ctx context.Context, ifDue bool) error {
 	select {
 	case l.turn <- struct{}{}:
 	case <-ctx.Done():
@@ -63,6 +66,9 @@ func (l *Lease) Renew(ctx context.Context) error {
 		return l.Err()
 	}
 	defer func() { <-l.turn }()
+	if ifDue && l.untilDue() > 0 {
+		return nil // one by hand, which must not be counted twice
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if err := l.beginRenewal(cancel); err != nil {

@@ -1,0 +1,79 @@
+package archtest
+
+import "strings"
+
+const (
+	module     = "github.com/lockfabric/lockfabric"
+	natsServer = "github.com/nats-io/nats-server"
+)
+
+// layer is what one package may do.
+type layer struct {
+	// imports are the packages of this module that its own code may import. Its
+	// tests may import these too, itself, and everything that is testOnly or
+	// embedded.
+	imports []string
+	// testOnly marks support for tests: only tests and other support may import
+	// it, and it may import testing and the test libraries.
+	testOnly bool
+	// program marks a main package, which nobody imports: package comment in
+	// main.go is enough, and it may start an embedded server.
+	program bool
+	// server and serverInTests allow the NATS server, in its own code and in
+	// its tests.
+	server, serverInTests bool
+}
+
+// layers is the table of all packages, by path under the module, lowest first.
+// A new package gets a line here; a new edge is a decision about the design.
+var layers = map[string]layer{
+	"kv":              {},
+	"internal/record": {},
+	"internal/clock":  {},
+	"internal/lease":  {imports: []string{"kv", "internal/clock"}},
+	"coalesce":        {imports: []string{"kv", "internal/record", "internal/lease"}},
+	"fabric":          {imports: []string{"coalesce", "kv", "internal/record", "internal/lease", "internal/clock"}},
+	"primitives":      {imports: []string{"fabric"}},
+
+	"embedded": {server: true, serverInTests: true},
+
+	"internal/archtest":   {testOnly: true},
+	"internal/faultproxy": {testOnly: true, serverInTests: true},
+	"internal/chaos":      {testOnly: true, imports: []string{"fabric", "kv"}},
+
+	"examples/internal/demo": {imports: []string{"fabric", "embedded"}},
+}
+
+// programs is what every main package under cmd and examples may import.
+var programs = map[string]layer{
+	"cmd": {program: true, imports: []string{
+		"primitives", "fabric", "coalesce", "kv", "internal/record", "internal/lease", "internal/clock", "embedded",
+	}},
+	// An example shows what a reader can do, so it gets public packages only.
+	"examples": {program: true, imports: []string{
+		"primitives", "fabric", "coalesce", "kv", "embedded", "examples/internal/demo",
+	}},
+}
+
+// testLibraries are modules and packages that don't belong in a program.
+var testLibraries = []string{
+	"testing",
+	"go.uber.org/goleak",
+	"pgregory.net/rapid",
+	"github.com/anishathalye/porcupine",
+}
+
+// layerOf finds the line of the table for a package.
+func layerOf(pkg string) (layer, bool) {
+	if l, ok := layers[pkg]; ok {
+		return l, true
+	}
+	top, _, _ := strings.Cut(pkg, "/")
+	l, ok := programs[top]
+	return l, ok
+}
+
+// within says whether an import path is the package or module root, or below it.
+func within(path, root string) bool {
+	return path == root || strings.HasPrefix(path, root+"/")
+}

@@ -1,0 +1,195 @@
+package chaos_test
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/chaos"
+)
+
+const (
+	locksStream  = "KV_" + fabric.DefaultFabric + "-locks"
+	leasesStream = "KV_" + fabric.DefaultFabric + "-leases"
+)
+
+func startCluster(t *testing.T) *embedded.Cluster {
+	t.Helper()
+	leakFree(t)
+	c, err := embedded.StartCluster(testContext(t), 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := c.Shutdown(ctx); err != nil {
+			t.Errorf("Shutdown: %v", err)
+		}
+	})
+	return c
+}
+
+func leader(t *testing.T, c *embedded.Cluster, stream string) int {
+	t.Helper()
+	i, err := c.WaitStreamLeader(testContext(t), stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+// stepDowns makes the leaders of both streams resign in turn, once a second,
+// until d has passed.
+func stepDowns(t *testing.T, s *scenario, c *embedded.Cluster, d time.Duration) {
+	t.Helper()
+	n := 0
+	for deadline := time.Now().Add(d); time.Now().Before(deadline); n++ {
+		for _, stream := range []string{locksStream, leasesStream} {
+			if stream == leasesStream && n%3 != 0 {
+				continue
+			}
+			leader(t, c, stream)
+			ctx, cancel := context.WithTimeout(testContext(t), 5*time.Second)
+			// The leader may change by itself at the same moment.
+			if err := c.StepDown(ctx, stream); err != nil && !errors.Is(err, embedded.ErrNoLeader) && !errors.Is(err, context.DeadlineExceeded) {
+				t.Error(err)
+			}
+			cancel()
+		}
+		s.work(min(time.Second, time.Until(deadline)))
+	}
+	t.Logf("%d times the leader resigned", n)
+}
+
+// The stream's leader resigns every second. Nobody notices but by waiting: no
+// error, no loss, no unconfirmed release.
+func TestSoakLeaderResigns(t *testing.T) {
+	c := startCluster(t)
+	managers := newManagers(t, 8, func(int) string { return c.URL() }, connOptions())
+	s := begin(t, &chaos.Workload{Managers: managers, Workers: 64, Keys: 32})
+	stepDowns(t, s, c, lasts(4*time.Second))
+	s.finish()
+}
+
+// A server goes, in order or not, and comes back, again and again. The lease
+// outlives every election, so nothing is lost; a release can take longer than
+// its five seconds.
+func TestSoakServerRestarts(t *testing.T) {
+	c := startCluster(t)
+	managers := newManagers(t, 8, func(int) string { return c.URL() }, connOptions())
+	s := begin(t, &chaos.Workload{Managers: managers, Workers: 64, Keys: 32, Tolerance: chaos.Tolerance{Unconfirmed: true}})
+	deadline := time.Now().Add(lasts(time.Second))
+	for n := 0; n == 0 || time.Now().Before(deadline); n++ {
+		s.work(time.Second)
+		i := leader(t, c, locksStream)
+		if n%3 == 2 {
+			i = rand.IntN(c.Size())
+		}
+		down := c.KillNode
+		if n%2 == 1 {
+			down = c.StopNode
+		}
+		if err := down(testContext(t), i); err != nil {
+			t.Fatal(err)
+		}
+		leader(t, c, locksStream)
+		grow(t, s, nil)
+		if err := c.RestartNode(testContext(t), i); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.WaitReady(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.finish()
+}
+
+// The leader is cut off from the majority while some clients still reach only
+// it. They are granted nothing, lose what they hold at their deadlines, and the
+// others take over.
+func TestSoakLeaderCutOff(t *testing.T) {
+	const ttl = 4 * time.Second
+	c := startCluster(t)
+	first := newManagers(t, 1, func(int) string { return c.URL() }, connOptions()) // makes the buckets
+	old := leader(t, c, locksStream)
+	pinned := func(i int) string { return c.Node((old + i) % c.Size()).ClientURL() } // every third to the leader
+	managers := newManagers(t, 8, pinned, connOptions(), fabric.WithTTL(ttl))
+	if err := first[0].Close(); err != nil {
+		t.Fatal(err)
+	}
+	s := begin(t, &chaos.Workload{Managers: managers, Workers: 64, Keys: 32, LongHold: 2 * ttl, Tolerance: chaos.Tolerance{
+		Lost: []error{fabric.ErrExpired, fabric.ErrTakenOver}, Unconfirmed: true,
+	}})
+	for deadline := time.Now().Add(lasts(time.Second)); ; {
+		s.work(time.Second)
+		if now := leader(t, c, locksStream); now != old {
+			// Back to the node that some clients can't leave.
+			if err := c.StepDown(testContext(t), locksStream); err != nil && !errors.Is(err, embedded.ErrNoLeader) {
+				t.Fatal(err)
+			}
+			continue
+		}
+		cutOff(t, s, c, old)
+		if !time.Now().Before(deadline) {
+			break
+		}
+	}
+	s.finish()
+}
+
+// cutOff isolates a leader until the majority has taken over, and heals.
+func cutOff(t *testing.T, s *scenario, c *embedded.Cluster, old int) {
+	t.Helper()
+	if err := c.Isolate(old); err != nil {
+		t.Fatal(err)
+	}
+	leader(t, c, locksStream)
+	leader(t, c, leasesStream)
+	minority := func(i int) bool { return i%c.Size() == 0 }
+	before := s.w.Progress()
+	grow(t, s, func(i int) bool { return !minority(i) })
+	after := s.w.Progress()
+	for i := range after.ByManager {
+		if minority(i) && after.ByManager[i] != before.ByManager[i] {
+			t.Errorf("manager %d reaches only the leader without a majority and was granted %d locks", i, after.ByManager[i]-before.ByManager[i])
+		}
+	}
+	if err := c.Heal(old); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.WaitReady(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	grow(t, s, nil) // the minority works again, too
+}
+
+// grow waits until each of the chosen managers, all if nil, has been granted
+// more.
+func grow(t *testing.T, s *scenario, chosen func(i int) bool) {
+	t.Helper()
+	ctx := testContext(t)
+	before := s.w.Progress().ByManager
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		left := -1
+		for i, n := range s.w.Progress().ByManager {
+			if (chosen == nil || chosen(i)) && n < before[i]+20 {
+				left = i
+			}
+		}
+		if left < 0 {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("manager %d is not granted locks any more", left)
+		}
+	}
+}

@@ -1,0 +1,104 @@
+package chaos_test
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/chaos"
+	"github.com/lockfabric/lockfabric/internal/faultproxy"
+)
+
+// share matches one in n of what goes to the buckets: writes and leader reads.
+func share(n int) faultproxy.Match {
+	return func(subject string, _, _ []byte) bool {
+		return (strings.HasPrefix(subject, "$KV.") || strings.HasPrefix(subject, "$JS.API.STREAM.MSG.GET.")) && rand.IntN(n) == 0
+	}
+}
+
+// Requests and answers get lost, arrive twice, or arrive when their sender has
+// long given up, and connections break. No write's outcome can be relied upon,
+// and still nobody is granted twice and nothing is left behind.
+func TestSoakMessagesLost(t *testing.T) {
+	srv := startServer(t)
+	proxy := faultproxy.New(t, srv.ClientURL())
+	managers := newManagers(t, 8, func(int) string { return proxy.URL() }, connOptions())
+	s := begin(t, &chaos.Workload{Managers: managers, Workers: 64, Keys: 32, Tolerance: chaos.Tolerance{Unconfirmed: true}})
+	rules := []*faultproxy.Rule{
+		proxy.DropRepliesTo(share(100)), proxy.DropRequests(share(200)), proxy.DuplicateRequests(share(100)),
+		proxy.DuplicateReplies(share(100)),
+	}
+	names := []string{"answers lost", "requests lost", "requests twice", "answers twice"}
+	late := 0
+	for deadline := time.Now().Add(lasts(5 * time.Second)); time.Now().Before(deadline); {
+		// Held for longer than an attempt waits: the write comes when it was
+		// given up, and maybe repeated, long ago.
+		held := proxy.HoldRequests(share(200))
+		s.work(2500 * time.Millisecond)
+		proxy.Cut()
+		proxy.Heal()
+		late += held.Count()
+		if err := held.Release(); err != nil {
+			t.Error(err)
+		}
+	}
+	for i, r := range rules {
+		r.Remove()
+		t.Logf("%s: %d", names[i], r.Count())
+		if r.Count() == 0 {
+			t.Errorf("%s: none", names[i])
+		}
+	}
+	t.Logf("requests late: %d", late)
+	s.finish()
+}
+
+// An operator takes locks away. Their holders know before anybody else has the
+// lock, as for every other loss.
+func TestSoakForceRelease(t *testing.T) {
+	s, forced := forceRelease(t, &chaos.Workload{Tolerance: chaos.Tolerance{Lost: []error{fabric.ErrRevoked}}})
+	r := s.finish()
+	if forced == 0 || r.Lost == 0 {
+		t.Errorf("%d holds taken away, %d lost", forced, r.Lost)
+	}
+}
+
+// With ForceNow two can hold at once, for the moment until the old holder knows;
+// what remains is the order of the tokens.
+func TestSoakForceReleaseNow(t *testing.T) {
+	w := &chaos.Workload{Tolerance: chaos.Tolerance{Lost: []error{fabric.ErrRevoked, fabric.ErrRemoved}}}
+	w.Oracle.TokensOnly = true
+	s, forced := forceRelease(t, w, fabric.ForceNow())
+	r := s.finish()
+	if forced == 0 || r.Lost == 0 {
+		t.Errorf("%d holds taken away, %d lost", forced, r.Lost)
+	}
+}
+
+// forceRelease runs a load with an operator.
+func forceRelease(t *testing.T, w *chaos.Workload, opts ...fabric.ForceOption) (_ *scenario, forced int) {
+	t.Helper()
+	srv := startServer(t)
+	w.Managers = newManagers(t, 4, func(int) string { return srv.ClientURL() }, connOptions())
+	w.Workers, w.Keys = 16, 4
+	// Only holds that last are told.
+	w.LongHold, w.LongOneIn = 2*time.Second, 10
+	s := begin(t, w)
+	operator := newManagers(t, 1, func(int) string { return srv.ClientURL() }, connOptions())[0]
+	ctx, cancel := context.WithTimeout(testContext(t), lasts(2*time.Second))
+	defer cancel()
+	for ctx.Err() == nil {
+		name := w.Names()[rand.IntN(w.Keys)]
+		n, err := operator.ForceRelease(ctx, name, opts...)
+		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		forced += n
+	}
+	t.Logf("%d holds taken away", forced)
+	return s, forced
+}

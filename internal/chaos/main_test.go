@@ -1,0 +1,157 @@
+package chaos_test
+
+import (
+	"context"
+	"flag"
+	"log/slog"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"go.uber.org/goleak"
+
+	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/chaos"
+)
+
+var (
+	soak    = flag.Duration("soak", 0, "how long each scenario runs; 0 is a few seconds")
+	verbose = flag.Bool("soak.log", false, "log what managers report")
+)
+
+func TestMain(m *testing.M) {
+	if os.Getenv(holderEnv) != "" {
+		os.Exit(holder())
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// lasts returns how long a scenario works, without -soak the time given.
+func lasts(short time.Duration) time.Duration {
+	if *soak > 0 {
+		return *soak
+	}
+	return short
+}
+
+// testContext bounds what waits for an event that never comes.
+func testContext(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute+*soak)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// connOptions are those that a connection for locks wants, with fast reconnects.
+func connOptions(more ...nats.Option) []nats.Option {
+	return append([]nats.Option{
+		nats.ReconnectBufSize(-1), nats.MaxReconnects(-1),
+		nats.ReconnectWait(50 * time.Millisecond), nats.ReconnectJitter(20*time.Millisecond, 20*time.Millisecond),
+		nats.Timeout(5 * time.Second),
+	}, more...)
+}
+
+// newManagers makes n managers, each on a connection of its own.
+func newManagers(t *testing.T, n int, url func(i int) string, natsOpts []nats.Option, opts ...fabric.Option) []*fabric.Manager {
+	t.Helper()
+	if *verbose {
+		opts = append(opts, fabric.WithLogger(slog.New(slog.NewTextHandler(os.Stderr, nil))))
+	}
+	managers := make([]*fabric.Manager, n)
+	for i := range managers {
+		nc, err := nats.Connect(url(i), natsOpts...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(nc.Close)
+		m, err := fabric.New(testContext(t), nc, opts...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = m.Close() })
+		managers[i] = m
+	}
+	return managers
+}
+
+// scenario runs the load in the background.
+type scenario struct {
+	t    *testing.T
+	w    *chaos.Workload
+	stop context.CancelFunc
+	done chan chaos.Report
+}
+
+func begin(t *testing.T, w *chaos.Workload) *scenario {
+	t.Helper()
+	w.Seed = uint64(time.Now().UnixNano())
+	t.Logf("seed %d", w.Seed)
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &scenario{t: t, w: w, stop: cancel, done: make(chan chaos.Report, 1)}
+	go func() { s.done <- w.Run(ctx) }()
+	t.Cleanup(func() { // when the test ends before finish
+		cancel()
+		s.done <- <-s.done
+	})
+	return s
+}
+
+// finish ends the load and checks what holds after every scenario: nobody saw
+// what must not be, every lock becomes free while the managers are still open,
+// so no ghost lives under a live lease, and managers close.
+func (s *scenario) finish() chaos.Report {
+	s.t.Helper()
+	r := s.end()
+	s.t.Log(r)
+	if err := r.Err(); err != nil {
+		s.t.Error(err)
+	}
+	if err := s.w.AwaitFree(testContext(s.t), s.w.Managers[0]); err != nil {
+		s.t.Error(err)
+	}
+	var total fabric.Stats
+	for _, m := range s.w.Managers {
+		st := m.Stats()
+		total.Writes, total.Reads, total.Conflicts = total.Writes+st.Writes, total.Reads+st.Reads, total.Conflicts+st.Conflicts
+		total.Busy, total.Unknown = total.Busy+st.Busy, total.Unknown+st.Unknown
+		if err := m.Close(); err != nil {
+			s.t.Error(err)
+		}
+	}
+	s.t.Logf("writes %d, reads %d, conflicts %d, busy %d, unknown %d", total.Writes, total.Reads, total.Conflicts, total.Busy, total.Unknown)
+	if r.Granted == 0 || r.Handoffs == 0 {
+		s.t.Error("nothing was granted: the scenario showed nothing")
+	}
+	return r
+}
+
+// end ends the load.
+func (s *scenario) end() chaos.Report {
+	s.stop()
+	r := <-s.done
+	s.done <- r
+	return r
+}
+
+// work lets the load go on for d.
+func (s *scenario) work(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.t.Context().Done():
+	}
+}
+
+// leakFree fails the test if a goroutine outlives it. Call it first: clean-ups
+// run last in, first out.
+func leakFree(t *testing.T) {
+	t.Helper()
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() {
+		if !t.Failed() {
+			goleak.VerifyNone(t, before)
+		}
+	})
+}

@@ -1,0 +1,59 @@
+package chaos_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/chaos"
+)
+
+type fakeHold struct {
+	id    string
+	mode  fabric.Mode
+	token uint64
+	err   error
+}
+
+func (h *fakeHold) Key() string       { return "k" }
+func (h *fakeHold) ID() string        { return h.id }
+func (h *fakeHold) Mode() fabric.Mode { return h.mode }
+func (h *fakeHold) Token() uint64     { return h.token }
+func (h *fakeHold) Err() error        { return h.err }
+
+func TestOracle(t *testing.T) {
+	lost := errors.New("lost")
+	const x, s = fabric.Exclusive, fabric.Shared
+	type step struct {
+		hold fakeHold
+		ends bool // right after its grant
+	}
+	tests := []struct {
+		name  string
+		steps []step
+		want  int // violations
+	}{
+		{"one after the other", []step{{fakeHold{"a.1", x, 5, nil}, true}, {fakeHold{"b.1", x, 6, nil}, true}}, 0},
+		{"two exclusive", []step{{fakeHold{"a.1", x, 5, nil}, false}, {fakeHold{"b.1", x, 6, nil}, false}}, 1},
+		{"shared beside exclusive", []step{{fakeHold{"a.1", x, 5, nil}, false}, {fakeHold{"b.1", s, 6, nil}, false}}, 1},
+		{"exclusive beside shared", []step{{fakeHold{"a.1", s, 5, nil}, false}, {fakeHold{"b.1", s, 6, nil}, false}, {fakeHold{"c.1", x, 7, nil}, false}}, 2},
+		{"shared together", []step{{fakeHold{"a.1", s, 5, nil}, false}, {fakeHold{"b.1", s, 5, nil}, false}, {fakeHold{"c.1", s, 4, nil}, false}}, 0},
+		{"the first is lost", []step{{fakeHold{"a.1", x, 5, lost}, false}, {fakeHold{"b.1", x, 6, nil}, false}}, 0},
+		{"the second was lost before it was shown", []step{{fakeHold{"a.1", x, 5, nil}, false}, {fakeHold{"b.1", x, 4, lost}, false}}, 0},
+		{"token repeated", []step{{fakeHold{"a.1", x, 5, nil}, true}, {fakeHold{"b.1", x, 5, nil}, true}}, 1},
+		{"token of a reader passed", []step{{fakeHold{"a.1", s, 5, nil}, true}, {fakeHold{"b.1", x, 4, nil}, true}}, 1},
+		{"reader below a writer", []step{{fakeHold{"a.1", x, 5, nil}, true}, {fakeHold{"b.1", s, 4, nil}, true}}, 1},
+	}
+	for _, tt := range tests {
+		var o chaos.Oracle
+		for _, st := range tt.steps {
+			o.Granted(&st.hold)
+			if st.ends {
+				o.Ending(&st.hold)
+			}
+		}
+		if got := o.Stats().Violations; len(got) != tt.want {
+			t.Errorf("%s: violations %q, want %d", tt.name, got, tt.want)
+		}
+	}
+}

@@ -1,0 +1,105 @@
+//go:build unix
+
+package chaos_test
+
+import (
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+// A holder is stopped past its lease, as by a debugger, a full machine or a long
+// pause of its runtime. Its successor gets the lock in time. On waking, the
+// first thing it does is to write, as if nothing had happened: the
+// register refuses. Then it finds its lock lost, and its release takes nothing
+// from the one who holds the lock by now.
+func TestStoppedHolderCanDoNoHarm(t *testing.T) {
+	s := startServer(t)
+	m, nc := one(t, s)
+	register, err := openRegister(testContext(t), nc, "stopped")
+	if err != nil {
+		t.Fatal(err)
+	}
+	within(t, holderTTL+holderMargin+time.Second, func() time.Duration {
+		p := startHolder(t, s.ClientURL(), "stopped", holderTTL)
+		p.say("write early")
+		if got := p.expect("wrote "); got != "ok" {
+			t.Fatalf("write under a valid lock: %s", got)
+		}
+		granted := acquireLater(t, m, "stopped")
+
+		stopped := time.Now()
+		signal(t, p, syscall.SIGSTOP)
+		g := awaitGrant(t, granted)
+		if _, err := register.Write(testContext(t), g.lock.Token(), []byte("successor")); err != nil {
+			t.Fatal(err)
+		}
+		p.say("write late", "lost", "release")
+		signal(t, p, syscall.SIGCONT)
+
+		if got := p.expect("wrote "); got != "stale" {
+			t.Errorf("late write of a replaced holder: %s", got)
+		}
+		if got := p.expect("lost "); got != "lost" {
+			t.Errorf("state of the handle after waking: %s", got)
+		}
+		if got := p.expect("released "); got != "lost" {
+			t.Errorf("release after the loss: %s", got)
+		}
+		if f, err := register.Read(testContext(t)); err != nil || string(f.Value) != "successor" || f.Token != g.lock.Token() {
+			t.Errorf("register holds %q under token %d: %v", f.Value, f.Token, err)
+		}
+		if !g.lock.IsValid(testContext(t)) {
+			t.Errorf("the successor's hold after the old holder's release: %v", g.lock.Err())
+		}
+		info, err := m.Inspect(testContext(t), "stopped")
+		if err != nil || len(info.Holders) != 1 || info.Holders[0].ID != g.lock.ID() {
+			t.Errorf("holders %+v, %v", info.Holders, err)
+		}
+		release(t, g.lock)
+		p.kill()
+		return g.at.Sub(stopped)
+	})
+}
+
+// A holder that is stopped for less than its lease keeps it, and its lock.
+func TestShortlyStoppedHolderKeepsTheLock(t *testing.T) {
+	s := startServer(t)
+	m, _ := one(t, s)
+	p := startHolder(t, s.ClientURL(), "paused", fabric.DefaultTTL)
+	signal(t, p, syscall.SIGSTOP)
+	granted := acquireLater(t, m, "paused")
+	signal(t, p, syscall.SIGCONT)
+	p.say("write awake", "release")
+	if got := p.expect("wrote "); got != "ok" {
+		t.Errorf("write after a short pause: %s", got)
+	}
+	if got := p.expect("released "); got != "ok" {
+		t.Errorf("release after a short pause: %s", got)
+	}
+	release(t, awaitGrant(t, granted).lock)
+}
+
+// signal stops or wakes the holder, and waits until a stop has come into effect.
+func signal(t *testing.T, p *process, sig syscall.Signal) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(sig); err != nil {
+		t.Fatal(err)
+	}
+	if sig != syscall.SIGSTOP {
+		return
+	}
+	var status syscall.WaitStatus
+	for {
+		pid, err := syscall.Wait4(p.cmd.Process.Pid, &status, syscall.WUNTRACED, nil)
+		switch {
+		case err == syscall.EINTR:
+		case err != nil || pid != p.cmd.Process.Pid || !status.Stopped():
+			t.Fatalf("holder was not stopped: %v, %v", status, err)
+		default:
+			return
+		}
+	}
+}

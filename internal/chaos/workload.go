@@ -1,0 +1,130 @@
+package chaos
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+// Workload is a load on the locks of one fabric. Fill in the exported fields,
+// then call Run once; Progress can be called meanwhile.
+type Workload struct {
+	Managers []*fabric.Manager
+	// Workers is the number of goroutines, dealt out over the managers.
+	Workers int
+	// Keys is the number of lock names.
+	Keys int
+	// Seed makes the choices of every worker repeatable; the schedule is not.
+	Seed uint64
+	// Patience bounds an acquire that is not given up on purpose: to reach it is
+	// a violation. The default is a minute.
+	Patience time.Duration
+	// LongHold is how long one in LongOneIn holds lasts at most; the others take
+	// up to two milliseconds. The defaults are 800 ms and 500.
+	LongHold  time.Duration
+	LongOneIn int
+	Tolerance Tolerance
+	Oracle    Oracle
+	// Recorder, if set, keeps the history.
+	Recorder *Recorder
+
+	prepared sync.Once
+	tally    tally
+}
+
+// Names returns the lock names of the load.
+func (w *Workload) Names() []string {
+	names := make([]string, w.Keys)
+	for i := range names {
+		names[i] = fmt.Sprintf("chaos/%d", i)
+	}
+	return names
+}
+
+// Run works until ctx ends, lets what is under way come to its end, and returns
+// the result.
+func (w *Workload) Run(ctx context.Context) Report {
+	w.prepare()
+	names := w.Names()
+	var wg sync.WaitGroup
+	for i := range w.Workers {
+		c := &worker{
+			w: w, id: i, at: i % len(w.Managers), names: names,
+			rand: rand.New(rand.NewPCG(w.Seed, uint64(i))),
+		}
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				c.step()
+			}
+		})
+	}
+	wg.Wait()
+	return w.Progress()
+}
+
+func (w *Workload) prepare() {
+	w.prepared.Do(func() {
+		if w.Patience == 0 {
+			w.Patience = time.Minute
+		}
+		if w.LongHold == 0 {
+			w.LongHold = 800 * time.Millisecond
+		}
+		if w.LongOneIn == 0 {
+			w.LongOneIn = 500
+		}
+		w.tally.byManager = make([]atomic.Uint64, len(w.Managers))
+	})
+}
+
+// Progress returns the figures so far.
+func (w *Workload) Progress() Report {
+	w.prepare()
+	return w.tally.report(&w.Oracle)
+}
+
+// AwaitFree returns when no lock of the load has a holder or waiter whose lease
+// is alive, as it has to be once every caller is done, with all managers still
+// open. What stands under a dead lease disturbs nobody and is evicted by the next
+// one who wants the lock. The error says what was left when ctx ended.
+func (w *Workload) AwaitFree(ctx context.Context, m *fabric.Manager) error {
+	for _, name := range w.Names() {
+		for {
+			left, err := alive(ctx, m, name)
+			if err == nil && left == "" {
+				break
+			}
+			t := time.NewTimer(20 * time.Millisecond)
+			select {
+			case <-t.C:
+			case <-ctx.Done():
+				t.Stop()
+				return fmt.Errorf("chaos: lock %q is not free: %s %w", name, left, err)
+			}
+		}
+	}
+	return nil
+}
+
+// alive returns the holders and waiters of a lock whose leases are not known to
+// be dead.
+func alive(ctx context.Context, m *fabric.Manager, name string) (string, error) {
+	info, err := m.Inspect(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	var left string
+	for what, list := range map[string][]fabric.Party{"holder": info.Holders, "waiter": info.Waiters} {
+		for _, p := range list {
+			if p.Lease.State != "dead" {
+				left += fmt.Sprintf("%s %s %s under a %s lease at revision %d; ", what, p.ID, p.Mode, p.Lease.State, info.Revision)
+			}
+		}
+	}
+	return left, nil
+}
