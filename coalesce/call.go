@@ -23,6 +23,9 @@ type Outcome struct {
 type Options struct {
 	FailFast bool            // end with ErrUnavailable at the first sign that no leader answers
 	Stop     <-chan struct{} // ends the wait with ErrStopped, like the end of the context
+	// Detached, if above 0, is how long to wait instead of until the context
+	// ends, which is ignored.
+	Detached time.Duration
 }
 
 // call is one submitted operation. Its fields are guarded by its resource's mu.
@@ -65,7 +68,9 @@ func (c *call) resolve(out Outcome, err error) {
 // context's error, and record.ErrMalformed or record.ErrNewerSchema, in which
 // case the stored bytes are left as they are.
 func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) (Outcome, error) {
-	if err := ctx.Err(); err != nil {
+	if opt.Detached > 0 {
+		ctx = e.ctx
+	} else if err := ctx.Err(); err != nil {
 		return Outcome{}, err
 	}
 	e.operations.Add(1)
@@ -93,10 +98,21 @@ func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) 
 	c.done = make(chan struct{})
 	r.mu.Unlock()
 
+	var limit <-chan time.Time
+	if opt.Detached > 0 {
+		t := time.NewTimer(opt.Detached)
+		defer t.Stop()
+		limit = t.C
+	}
 	select {
+	case <-limit:
+		return r.giveUp(c, context.DeadlineExceeded)
 	case <-c.done:
 		return c.out, c.err
 	case <-ctx.Done():
+		if opt.Detached > 0 {
+			return r.giveUp(c, ErrClosed)
+		}
 		return r.giveUp(c, ctx.Err())
 	case <-opt.Stop:
 		return r.giveUp(c, ErrStopped)

@@ -53,7 +53,7 @@ func (r *resource) run(ctx context.Context, own *call) {
 			r.mu.Unlock()
 			return
 		}
-		if own != nil && (own.resolved || r.waiting[own.op.ID] == own || b.failures > 2 || ctx.Err() != nil) {
+		if own != nil && (own.resolved || r.waiting[own.op.ID] == own || b.failures > 0 || ctx.Err() != nil) {
 			r.pending = append(batch, r.pending...)
 			r.running = false
 			r.startRunner()
@@ -131,10 +131,7 @@ func (r *resource) failed(calls []*call, err error) []*call {
 // error says why calls of the batch are still without an outcome; a conflict is
 // resolved inside, by reading and applying again.
 func (r *resource) round(ctx context.Context, batch []*call) error {
-	ops := make([]record.Op, len(batch))
-	for i, c := range batch {
-		ops[i] = c.op
-	}
+	ops := operations(batch)
 	fresh := false // the state was read after the batch was taken
 	r.mu.Lock()
 	needRead := !r.known && (len(r.suspects) > 0 || r.seen > 0 || !slices.ContainsFunc(batch, acquires))
@@ -147,6 +144,16 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 			fresh, needRead = true, false
 		}
 		r.mu.Lock()
+		if slices.ContainsFunc(batch, over) {
+			// Whoever gave up before anything was written left nobody to undo it, so
+			// it must not be written now.
+			batch = slices.DeleteFunc(slices.Clone(batch), over)
+			ops = operations(batch)
+			if len(batch) == 0 {
+				r.mu.Unlock()
+				return nil
+			}
+		}
 		// Without any knowledge the resource is taken to be free: the write
 		// finds out, and costs a free resource nothing.
 		base, rev := r.rec, r.rev
@@ -230,6 +237,17 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 		}
 	}
 }
+
+func operations(batch []*call) []record.Op {
+	ops := make([]record.Op, len(batch))
+	for i, c := range batch {
+		ops[i] = c.op
+	}
+	return ops
+}
+
+// over reports whether nobody waits for the call any more. Called with r.mu held.
+func over(c *call) bool { return c.resolved || c.dropped }
 
 // write stores the record, or deletes it when nobody holds or waits any more.
 func (r *resource) write(ctx context.Context, next *record.Record, rev uint64) (uint64, error) {

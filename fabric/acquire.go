@@ -27,7 +27,7 @@ const failFastTimeout = 2 * time.Second
 // request that was given up may still write is removed in the background. Its
 // causes: the context's error (also after WithWaitLimit), ErrInvalidName,
 // ErrInvalidOption, ErrAlreadyHeld, ErrQueueFull, ErrKindMismatch,
-// ErrMalformedRecord, ErrClosed, and ErrUnavailable with WithFailFast.
+// ErrMalformedRecord, ErrClosed, kv.ErrFull, and ErrUnavailable with WithFailFast.
 func (m *Manager) Acquire(ctx context.Context, key string, opts ...AcquireOption) (*Lock, error) {
 	return m.acquire(ctx, key, record.OpAcquire, opts)
 }
@@ -217,6 +217,8 @@ func (a *attempt) judge(ctx context.Context, err error) (again bool, final error
 			return false, serr
 		}
 		return true, nil
+	case errors.Is(err, kv.ErrFull):
+		return false, err // somebody has to make room; waiting does not
 	case errors.Is(translate(err), ErrUnavailable):
 		return !a.req.failFast, err
 	}

@@ -127,6 +127,9 @@ func newParty(e record.Entry) Party {
 	}
 }
 
+// lookUpTimeout bounds the reading of one lease.
+const lookUpTimeout = 2 * time.Second
+
 // identify fills in who is behind the leases, one read for each, as far as they
 // can be read.
 func (s *session) identify(ctx context.Context, info *Info) {
@@ -145,6 +148,8 @@ func (s *session) identify(ctx context.Context, info *Info) {
 }
 
 func (s *session) lookUp(ctx context.Context, le Lease) Lease {
+	ctx, cancel := context.WithTimeout(ctx, lookUpTimeout) // an answer can get lost
+	defer cancel()
 	e, err := s.buckets.Leases.Get(ctx, le.ID)
 	if err != nil {
 		return le

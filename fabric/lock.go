@@ -163,13 +163,14 @@ func (l *Lock) Renew(ctx context.Context) error {
 }
 
 // Release ends the hold and hands the lock to the next in the queue. The handle
-// is invalid from the moment Release is called, whatever it returns. It works
-// under a context that has ended already: it is bounded by five seconds instead.
+// is invalid from the moment Release is called, whatever it returns. A lock has
+// to be released whether or not the work's context has ended, so Release does not
+// look at ctx; it takes at most five seconds.
 //
 // Errors: ErrLost when the hold was lost before, in which case nobody else's
 // hold is touched; ErrUnconfirmed when no leader confirmed it in time, in which
 // case it goes on in the background. Releasing again returns the same.
-func (l *Lock) Release(ctx context.Context) error {
+func (l *Lock) Release(context.Context) error {
 	l.check()
 	l.mu.Lock()
 	switch {
@@ -185,16 +186,14 @@ func (l *Lock) Release(ctx context.Context) error {
 	l.end(ErrReleased)
 	l.mu.Unlock()
 
-	l.released = l.release(ctx)
+	l.released = l.release()
 	l.slot.drop(l)
 	close(l.releasing)
 	return l.released
 }
 
-func (l *Lock) release(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
-	defer cancel()
-	out, err := l.s.engine.Do(ctx, l.enc, releaseOp(l), coalesce.Options{})
+func (l *Lock) release() error {
+	out, err := l.s.engine.Do(context.Background(), l.enc, releaseOp(l), coalesce.Options{Detached: releaseTimeout})
 	switch {
 	case err == nil && out.Existed:
 		return nil

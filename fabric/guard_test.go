@@ -1,0 +1,85 @@
+package fabric_test
+
+import (
+	"errors"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+func TestRule13_Guard(t *testing.T) {
+	type step struct {
+		mode  fabric.Mode
+		token uint64
+		ok    bool
+	}
+	const x, s = fabric.Exclusive, fabric.Shared
+	for name, steps := range map[string][]step{
+		"no hold has token 0":                         {{x, 0, false}, {s, 0, false}},
+		"tokens rise":                                 {{x, 5, true}, {x, 9, true}, {x, 10, true}},
+		"a paused writer":                             {{x, 5, true}, {x, 9, true}, {x, 5, false}, {x, 9, true}},
+		"a paused writer, then a reader":              {{x, 5, true}, {s, 9, true}, {x, 5, false}, {s, 9, true}},
+		"a paused reader, then a writer":              {{s, 5, true}, {x, 9, true}, {s, 5, false}, {x, 9, true}},
+		"readers together, in any order":              {{x, 4, true}, {s, 9, true}, {s, 5, true}, {s, 7, true}},
+		"a downgraded writer keeps its token":         {{x, 5, true}, {s, 5, true}, {s, 7, true}, {s, 5, true}},
+		"an upgraded reader gets a larger one":        {{s, 5, true}, {s, 6, true}, {x, 7, true}, {s, 6, false}},
+		"a refused one changes nothing":               {{x, 5, true}, {x, 3, false}, {s, 4, false}, {x, 5, true}, {s, 5, true}},
+		"a writer of the time of admitted readers":    {{s, 9, true}, {x, 8, false}, {s, 8, true}},
+		"two downgraded writers, one after the other": {{x, 5, true}, {x, 8, true}, {s, 5, false}, {s, 8, true}},
+	} {
+		var g fabric.Guard
+		var seen uint64
+		for i, st := range steps {
+			err := g.Admit(st.mode, st.token)
+			if (err == nil) != st.ok {
+				t.Errorf("%s: step %d, %s %d: %v", name, i, st.mode, st.token, err)
+			}
+			var stale *fabric.StaleTokenError
+			if err != nil && (!errors.Is(err, fabric.ErrStaleToken) || !errors.As(err, &stale) || stale.Token != st.token) {
+				t.Errorf("%s: step %d: %v", name, i, err)
+			}
+			if err == nil {
+				seen = max(seen, st.token)
+			}
+			if g.Seen() != seen {
+				t.Errorf("%s: step %d: seen %d, want %d", name, i, g.Seen(), seen)
+			}
+		}
+	}
+}
+
+// Any history of grants, whose holders turn up at the guard in any order and any
+// number of times: a hold is refused if and only if one that was granted later,
+// and that conflicts with it, has been admitted.
+func TestRule13_GuardProperty(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		type hold struct {
+			mode  fabric.Mode
+			token uint64
+		}
+		var holds []hold
+		token := uint64(0)
+		for range rapid.IntRange(1, 12).Draw(t, "grants") {
+			token += rapid.Uint64Range(1, 5).Draw(t, "gap")
+			mode := rapid.SampledFrom([]fabric.Mode{fabric.Exclusive, fabric.Shared}).Draw(t, "mode")
+			holds = append(holds, hold{mode, token})
+		}
+		var g fabric.Guard
+		var admitted []hold
+		for range rapid.IntRange(1, 40).Draw(t, "writes") {
+			h := rapid.SampledFrom(holds).Draw(t, "hold")
+			replaced := slices.ContainsFunc(admitted, func(a hold) bool {
+				return a.token > h.token && (a.mode == fabric.Exclusive || h.mode == fabric.Exclusive)
+			})
+			if err := g.Admit(h.mode, h.token); (err != nil) != replaced {
+				t.Fatalf("%s %d after %v: %v", h.mode, h.token, admitted, err)
+			}
+			if !replaced {
+				admitted = append(admitted, h)
+			}
+		}
+	})
+}
