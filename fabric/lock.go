@@ -199,6 +199,10 @@ func (l *Lock) release() error {
 		return nil
 	case err == nil:
 		return &LostError{Key: l.key, Token: l.Token(), Reason: ErrRemoved}
+	case !errors.Is(err, coalesce.ErrUnconfirmed):
+		// It ended for good, as on a record that can't be read and that somebody
+		// may restore with the entry in it.
+		l.s.engine.Forget(l.enc, l.slot.id, l.entry.ID)
 	}
 	return fmt.Errorf("%w: lock %q: %w", ErrUnconfirmed, l.key, err)
 }

@@ -81,9 +81,15 @@ func newConfig(opts []Option) (config, error) {
 	c := config{timing: timing{ttl: DefaultTTL}, logger: slog.New(slog.DiscardHandler)}
 	c.buckets.Fabric = DefaultFabric
 	for _, o := range opts {
+		if o == nil {
+			return c, fmt.Errorf("%w: an option is nil", ErrInvalidOption)
+		}
 		if err := o.applyManager(&c); err != nil {
 			return c, err
 		}
+	}
+	if err := c.buckets.Validate(); err != nil {
+		return c, fmt.Errorf("%w: %w", ErrInvalidOption, err)
 	}
 	if c.timing.limited() {
 		return c, fmt.Errorf("%w: a manager's own lease is always renewed; give WithAutoRenew(false) or WithMaxRenewals to Acquire", ErrInvalidOption)
@@ -105,6 +111,9 @@ type request struct {
 func (c *config) newRequest(opts []AcquireOption) (request, error) {
 	r := request{timing: c.timing, mode: Exclusive, failFast: c.failFast}
 	for _, o := range opts {
+		if o == nil {
+			return r, fmt.Errorf("%w: an option is nil", ErrInvalidOption)
+		}
 		if err := o.applyAcquire(&r); err != nil {
 			return r, err
 		}

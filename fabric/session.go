@@ -242,14 +242,16 @@ func (s *session) end(reason error, sweep bool) {
 		wg.Go(func() { s.closeLease(sl.lease) })
 	}
 	wg.Wait()
-	if sweep {
+	if sweep && s.m.nc.IsConnected() {
 		s.sweep(left)
 	}
 	s.stop()
 	s.engine.Close()
 	s.observer.Close()
-	s.lockHub.Close()
-	s.leaseHub.Close()
+	// Together: without a connection each takes as long as a request may.
+	wg.Go(s.lockHub.Close)
+	wg.Go(s.leaseHub.Close)
+	wg.Wait()
 	s.wg.Wait()
 }
 

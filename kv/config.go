@@ -40,7 +40,9 @@ type Config struct {
 
 var fabricName = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,64}$`)
 
-func (c Config) validate() error {
+// Validate returns ErrInvalidOption, with the field and what to use, when Open
+// would.
+func (c Config) Validate() error {
 	if !fabricName.MatchString(c.Fabric) {
 		return fmt.Errorf("%w: fabric name %q: use 1 to 64 letters, digits, '-' or '_'", ErrInvalidOption, c.Fabric)
 	}

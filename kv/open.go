@@ -31,6 +31,9 @@ const (
 	codeClusterNotAvailable = 10008
 )
 
+// noteTimeout bounds one request for the fabric's note.
+const noteTimeout = 2 * time.Second
+
 // MetaKey is the key in the leases bucket under which the fabric's own note is
 // kept. No lease has this name.
 const MetaKey = "_fabric"
@@ -69,7 +72,7 @@ type meta struct {
 // ErrNoBucket, ErrNoJetStream, ErrServerTooOld, ErrUnavailable. Nothing is
 // changed on error, except that the first bucket may already exist.
 func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
-	if err := cfg.validate(); err != nil {
+	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	js, err := jetstream.New(nc)
@@ -157,7 +160,9 @@ func (b *Buckets) Verify(ctx context.Context) error {
 // was no note before.
 func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, known bool, err error) {
 	for attempt := 0; ; attempt++ {
-		e, err := b.Leases.Get(ctx, MetaKey)
+		rctx, cancel := context.WithTimeout(ctx, noteTimeout) // an answer can get lost
+		e, err := b.Leases.Get(rctx, MetaKey)
+		cancel()
 		if err != nil {
 			return meta{}, false, err
 		}
@@ -178,7 +183,9 @@ func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, know
 		if err != nil {
 			return meta{}, false, err
 		}
-		_, err = b.Leases.Update(ctx, MetaKey, value, e.Revision, 0)
+		wctx, cancel := context.WithTimeout(ctx, noteTimeout)
+		_, err = b.Leases.Update(wctx, MetaKey, value, e.Revision, 0)
+		cancel()
 		if err == nil {
 			return m, known, nil
 		}

@@ -1,14 +1,10 @@
 package kv
 
 import (
-	"errors"
 	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 // settle lets the hub do what it has to do at once, urgent reads and openings
@@ -72,127 +68,6 @@ func TestSecondRegistrationOpensNothing(t *testing.T) {
 		if st := h.Stats(); st.Watchers != 0 || len(s.watchers) != 0 {
 			t.Errorf("%d watchers open without keys", len(s.watchers))
 		}
-	})
-}
-
-// A key that comes back soon joins its old group, whose watcher says nothing of
-// the value that was written in between to nobody.
-func TestReturningKeyReadsItsState(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newFakeStream()
-		s.put("a", "a1")
-		h := s.hub(t)
-		h.Watch("a", func(Entry) {})()
-		stop := h.Watch("a", func(Entry) {})
-		settle()
-		stop()
-		s.put("a", "a2")
-		synctest.Wait()
-		var again journal
-		h.Watch("a", again.add)
-		synctest.Wait()
-		again.want(t, "a2")
-		time.Sleep(10 * time.Second) // the watcher owes nothing for a2
-		s.put("a", "a3")
-		synctest.Wait()
-		again.want(t, "a2 a3")
-		if st := h.Stats(); s.opened != 1 || st.Missed != 0 {
-			t.Errorf("%d watchers opened, %d entries missed, want 1 and 0", s.opened, st.Missed)
-		}
-	})
-}
-
-func TestOlderEntriesAreNotDelivered(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newFakeStream()
-		s.put("a", "a1")
-		old := s.entries["a"]
-		s.put("a", "a2")
-		h := s.hub(t)
-		var a journal
-		h.Watch("a", a.add)
-		settle()
-		s.replay(old)
-		synctest.Wait()
-		a.want(t, "a2")
-
-		// A new watcher on a replica that is behind begins with the old entry.
-		s.set(func(s *fakeStream) { s.stale = func(string) []Entry { return []Entry{old} } })
-		s.end()
-		settle()
-		a.want(t, "a2")
-
-		// So does a leader that was deposed and does not know it.
-		current := s.entries["a"]
-		s.set(func(s *fakeStream) { s.entries["a"] = old })
-		time.Sleep(2 * DefaultPollInterval)
-		a.want(t, "a2")
-
-		s.set(func(s *fakeStream) { s.entries["a"], s.stale = current, nil })
-		s.put("a", "a3")
-		synctest.Wait()
-		a.want(t, "a2 a3")
-	})
-}
-
-func TestAbsenceFoundByARead(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newFakeStream()
-		s.put("a", "a1")
-		e := s.entries["a"]
-		h := s.hub(t)
-		var a journal
-		h.Watch("a", a.add)
-		settle()
-		s.vanish("a")
-		time.Sleep(3 * DefaultPollInterval)
-		a.want(t, "a1 absent") // once, whatever the number of polls
-
-		// The same revision from a replica that is behind brings nothing back,
-		s.replay(e)
-		settle()
-		a.want(t, "a1 absent")
-
-		// but a leader read does: the absence was what was stale.
-		s.set(func(s *fakeStream) { s.entries["a"] = e })
-		time.Sleep(2 * DefaultPollInterval)
-		a.want(t, "a1 absent a1")
-	})
-}
-
-// A key without a first value may exist on the leader: the watcher's replica
-// can be behind. Absence comes from the leader only.
-func TestAbsenceIsConfirmedByTheLeader(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newFakeStream()
-		s.put("a", "a1")
-		s.set(func(s *fakeStream) { s.hidden = func(string) bool { return true } })
-		h := s.hub(t)
-		var a journal
-		h.Watch("a", a.add)
-		settle()
-		a.want(t, "a1")
-	})
-}
-
-// A read that began before an entry was delivered can't undo it.
-func TestAbsenceOvertakenByAnEntry(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newFakeStream()
-		h := s.hub(t)
-		var a journal
-		wrote := false
-		s.onRead = func(key string) {
-			if !wrote {
-				wrote = true
-				s.put(key, "a1")
-				time.Sleep(time.Millisecond) // the watcher is faster than the answer
-			}
-		}
-		h.Watch("a", a.add)
-		settle()
-		time.Sleep(2 * DefaultPollInterval)
-		a.want(t, "a1")
 	})
 }
 
@@ -272,107 +147,6 @@ func TestEndedWatcherIsReplaced(t *testing.T) {
 	})
 }
 
-func TestPollsCarryOnWhileNoWatcherOpens(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newFakeStream()
-		s.put("a", "a1")
-		refused := errors.New("maximum consumers limit reached")
-		s.openErr = refused
-		h := s.hub(t)
-		var a, b journal
-		h.Watch("a", a.add)
-		h.Watch("b", b.add)
-		settle()
-		a.want(t, "a1")
-		b.want(t, "absent")
-		s.put("a", "a2")
-		time.Sleep(2 * DefaultPollInterval)
-		a.want(t, "a1 a2")
-		st := h.Stats()
-		if st.OpenFailures == 0 || st.OpenFailures > 20 || !errors.Is(st.LastError, refused) {
-			t.Errorf("stats %+v, want some failures of %v", st, refused)
-		}
-		s.set(func(s *fakeStream) { s.openErr = nil })
-		time.Sleep(2 * maxOpenRetry)
-		s.put("b", "b1")
-		synctest.Wait()
-		b.want(t, "absent b1")
-		if st := h.Stats(); st.LastError != nil {
-			t.Errorf("LastError is still %v", st.LastError)
-		}
-	})
-}
-
-func TestReadErrorsOfAnUnknownKeyAreRetriedSoon(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newFakeStream()
-		s.readErr = nats.ErrTimeout
-		h := s.hub(t)
-		var a journal
-		h.Watch("a", a.add)
-		time.Sleep(firstPoll * 3 / 2)
-		a.want(t, "")
-		s.set(func(s *fakeStream) { s.readErr = nil })
-		time.Sleep(2 * readRetry)
-		a.want(t, "absent")
-	})
-}
-
-func TestReadRateIsBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newFakeStream()
-		h := s.hub(t, WithReadRate(50), WithPollInterval(100*time.Millisecond))
-		for i := range 500 {
-			key := fmt.Sprintf("k%d", i)
-			s.put(key, "1")
-			h.Watch(key, func(Entry) {})
-		}
-		time.Sleep(time.Second)
-		before := s.get(func(s *fakeStream) int { return s.reads })
-		time.Sleep(20 * time.Second)
-		n := s.get(func(s *fakeStream) int { return s.reads }) - before
-		if n < 900 || n > 1010 {
-			t.Errorf("%d reads in 20 s, want 50 a second", n)
-		}
-		if st := h.Stats(); st.Missed != 0 {
-			t.Errorf("%d entries missed", st.Missed)
-		}
-	})
-}
-
-func TestGoneIsReportedOncePerDisappearance(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newFakeStream()
-		s.put("a", "a1")
-		gone := 0
-		h := s.hub(t, WithGone(func(err error) {
-			if !errors.Is(err, ErrBucketGone) {
-				t.Errorf("reported %v", err)
-			}
-			gone++
-		}))
-		var a journal
-		h.Watch("a", a.add)
-		h.Watch("b", func(Entry) {})
-		settle()
-		notFound := &jetstream.APIError{Code: 404, ErrorCode: jetstream.JSErrCodeStreamNotFound}
-		for round := 1; round <= 2; round++ {
-			s.set(func(s *fakeStream) { s.readErr, s.openErr = notFound, nats.ErrStreamNotFound })
-			s.end()
-			time.Sleep(30 * time.Second)
-			synctest.Wait()
-			if gone != round {
-				t.Fatalf("reported %d times, want %d", gone, round)
-			}
-			s.set(func(s *fakeStream) { s.readErr, s.openErr = nil, nil })
-			s.put("a", fmt.Sprintf("again%d", round))
-			time.Sleep(2 * maxOpenRetry)
-			synctest.Wait()
-		}
-		a.want(t, "a1 again1 again2")
-	})
-}
-
 func TestStopAndWatchInsideFn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newFakeStream()
@@ -425,26 +199,6 @@ func TestBusyFnGetsTheNewest(t *testing.T) {
 		time.Sleep(time.Second)
 		a.want(t, "absent 0 4")
 		other.want(t, "absent 0 1 2 3 4") // nor does a slow one hold up others
-	})
-}
-
-func TestInvalidKeysAreNeverHeardOf(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newFakeStream()
-		h := s.hub(t)
-		var none, a journal
-		for _, key := range []string{"", "*", ">", "a.*", "a.>", ".a", "a.", "a..b", "a b", "ü"} {
-			h.Watch(key, none.add)()
-			h.Watch(key, none.add)
-		}
-		h.Watch("a", a.add)
-		s.put("a", "a1")
-		settle()
-		none.want(t, "")
-		a.want(t, "a1")
-		h.Close()
-		h.Watch("a", none.add)()
-		none.want(t, "")
 	})
 }
 

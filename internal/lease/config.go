@@ -42,7 +42,7 @@ type Config struct {
 	MaxRenewals int
 	// Early, if set, says by how much earlier than RenewEvery to renew, for a
 	// link that got slow. It is asked before every renewal; half of RenewEvery is
-	// the most it changes. It must not block.
+	// the most it changes. It must not block or use the lease.
 	Early func() time.Duration
 	// Label is free text for people, at most 256 bytes of UTF-8.
 	Label string

@@ -52,6 +52,7 @@ type bucket struct {
 	keys     map[string]kv.Entry
 	commits  []write
 	watches  map[string]map[*watch]struct{}
+	lag      time.Duration              // of watches; set before the first
 	onWrite  func(n int, w write) fault // n counts from 1; called without locks
 	onRead   func(n int, key string) fault
 	onCommit func(w write) // called without locks, right after the commit
@@ -268,7 +269,12 @@ func (b *bucket) Watch(key string, fn func(kv.Entry)) (stop func()) {
 		for {
 			select {
 			case <-w.again:
-				w.fn(b.get(key))
+				select {
+				case <-time.After(b.lag):
+					w.fn(b.get(key))
+				case <-w.quit:
+					return
+				}
 			case <-w.quit:
 				return
 			}

@@ -191,7 +191,8 @@ func (l *Lease) Err() error {
 	return l.err
 }
 
-// Renewals returns how many renewals have succeeded.
+// Renewals returns how many renewals have succeeded, since Limit if that was
+// called.
 func (l *Lease) Renewals() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -97,10 +97,12 @@ func (o *Observer) Observe(id string, ttl time.Duration, urgent bool, dead func(
 	return o.subscribe(id, &asker{ttl: ttl, urgent: urgent, dead: dead})
 }
 
-// Check reads the lease once and remembers what it saw for later observations.
-// An error means that nothing was learned.
+// Check reads the lease once, for two seconds at most, and remembers what it saw
+// for later observations. An error means that nothing was learned.
 func (o *Observer) Check(ctx context.Context, id string, ttl time.Duration) (State, error) {
-	e, err := o.b.Get(ctx, id)
+	rctx, cancel := context.WithTimeout(ctx, judgeTimeout(ttl)) // an answer can get lost
+	e, err := o.b.Get(rctx, id)
+	cancel()
 	if err != nil {
 		return State{}, fmt.Errorf("lease: check: %w", err)
 	}

@@ -142,8 +142,11 @@ func (o *Observer) seeLocked(s *sight, e kv.Entry) {
 	if s.seen && e.Revision < s.rev && e.Revision != 0 {
 		return
 	}
+	// A revision shows that nothing was written while nobody looked. Absence
+	// shows nothing of the kind: it has to be seen all along.
+	changed := !s.seen || e.Revision != s.rev || e.Revision == 0 && !s.fresh
 	s.fresh = s.fresh || len(s.askers) > 0
-	if changed := !s.seen || e.Revision != s.rev; changed {
+	if changed {
 		s.seen, s.rev, s.first = true, e.Revision, o.clk.Now()
 		s.readable = false
 		if !e.Deleted {

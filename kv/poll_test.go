@@ -1,0 +1,113 @@
+package kv
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+func TestPollsCarryOnWhileNoWatcherOpens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		s.put("a", "a1")
+		refused := errors.New("maximum consumers limit reached")
+		s.openErr = refused
+		h := s.hub(t)
+		var a, b journal
+		h.Watch("a", a.add)
+		h.Watch("b", b.add)
+		settle()
+		a.want(t, "a1")
+		b.want(t, "absent")
+		s.put("a", "a2")
+		time.Sleep(2 * DefaultPollInterval)
+		a.want(t, "a1 a2")
+		st := h.Stats()
+		if st.OpenFailures == 0 || st.OpenFailures > 20 || !errors.Is(st.LastError, refused) {
+			t.Errorf("stats %+v, want some failures of %v", st, refused)
+		}
+		s.set(func(s *fakeStream) { s.openErr = nil })
+		time.Sleep(2 * maxOpenRetry)
+		s.put("b", "b1")
+		synctest.Wait()
+		b.want(t, "absent b1")
+		if st := h.Stats(); st.LastError != nil {
+			t.Errorf("LastError is still %v", st.LastError)
+		}
+	})
+}
+
+func TestReadErrorsOfAnUnknownKeyAreRetriedSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		s.readErr = nats.ErrTimeout
+		h := s.hub(t)
+		var a journal
+		h.Watch("a", a.add)
+		time.Sleep(firstPoll * 3 / 2)
+		a.want(t, "")
+		s.set(func(s *fakeStream) { s.readErr = nil })
+		time.Sleep(2 * readRetry)
+		a.want(t, "absent")
+	})
+}
+
+func TestReadRateIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		h := s.hub(t, WithReadRate(50), WithPollInterval(100*time.Millisecond))
+		for i := range 500 {
+			key := fmt.Sprintf("k%d", i)
+			s.put(key, "1")
+			h.Watch(key, func(Entry) {})
+		}
+		time.Sleep(time.Second)
+		before := s.get(func(s *fakeStream) int { return s.reads })
+		time.Sleep(20 * time.Second)
+		n := s.get(func(s *fakeStream) int { return s.reads }) - before
+		if n < 900 || n > 1010 {
+			t.Errorf("%d reads in 20 s, want 50 a second", n)
+		}
+		if st := h.Stats(); st.Missed != 0 {
+			t.Errorf("%d entries missed", st.Missed)
+		}
+	})
+}
+
+func TestGoneIsReportedOncePerDisappearance(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeStream()
+		s.put("a", "a1")
+		gone := 0
+		h := s.hub(t, WithGone(func(err error) {
+			if !errors.Is(err, ErrBucketGone) {
+				t.Errorf("reported %v", err)
+			}
+			gone++
+		}))
+		var a journal
+		h.Watch("a", a.add)
+		h.Watch("b", func(Entry) {})
+		settle()
+		notFound := &jetstream.APIError{Code: 404, ErrorCode: jetstream.JSErrCodeStreamNotFound}
+		for round := 1; round <= 2; round++ {
+			s.set(func(s *fakeStream) { s.readErr, s.openErr = notFound, nats.ErrStreamNotFound })
+			s.end()
+			time.Sleep(30 * time.Second)
+			synctest.Wait()
+			if gone != round {
+				t.Fatalf("reported %d times, want %d", gone, round)
+			}
+			s.set(func(s *fakeStream) { s.readErr, s.openErr = nil, nil })
+			s.put("a", fmt.Sprintf("again%d", round))
+			time.Sleep(2 * maxOpenRetry)
+			synctest.Wait()
+		}
+		a.want(t, "a1 again1 again2")
+	})
+}
