@@ -37,7 +37,8 @@ type Config struct {
 	Watcher  Watcher
 	Observer Observer
 	Limits   record.Limits // zero means record.DefaultLimits
-	// Attempt bounds one request to the server; the default is 2 s.
+	// Attempt bounds one request to the server; the default is 2 s. The first one
+	// after an answer gets at most half a second.
 	Attempt time.Duration
 	// Cleanup bounds how long a caller whose context ended waits for its queue
 	// entry to be gone; the engine goes on beyond it. The default is 500 ms.
@@ -79,6 +80,9 @@ type Engine struct {
 	watched   map[*resource]struct{} // those with an open watch
 	ledger    map[*call]time.Time    // unresolved cleanups, and since when
 }
+
+// firstAttempt bounds a request after one that was answered.
+const firstAttempt = 500 * time.Millisecond
 
 // maxIdle bounds how many idle resources keep their cached record.
 const maxIdle = 1 << 16

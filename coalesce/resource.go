@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/record"
@@ -44,6 +45,8 @@ type resource struct {
 	// Such a write can still be committed while its revision is the newest.
 	suspects []uint64
 	inFlight []byte // the value that is being written
+
+	silent atomic.Int32 // requests in a row that nobody answered
 
 	stopWatch func()
 	lastUse   time.Time
@@ -84,12 +87,31 @@ func (r *resource) learnAbsent() {
 	r.known, r.rec, r.rev = true, nil, 0
 }
 
+// attempt returns how long to wait for the next answer. A leader that resigns
+// forgets what it was asked, and the next one answers soon, so the first wait is
+// short; on a slow link or a busy server the following ones are long enough.
+func (r *resource) attempt() time.Duration {
+	return min(r.e.cfg.Attempt, firstAttempt<<min(r.silent.Load(), 8))
+}
+
+// answered counts requests that were not answered in time, unless ctx, that of
+// the caller, ended them.
+func (r *resource) answered(ctx context.Context, err error) {
+	switch {
+	case err == nil || errors.Is(err, kv.ErrConflict) || errors.Is(err, kv.ErrBusy):
+		r.silent.Store(0)
+	case ctx.Err() == nil && (errors.Is(err, kv.ErrUnknown) || errors.Is(err, kv.ErrUnavailable)):
+		r.silent.Add(1)
+	}
+}
+
 // read asks the leader and learns the answer.
 func (r *resource) read(ctx context.Context) error {
 	r.e.reads.Add(1)
-	actx, cancel := context.WithTimeout(ctx, r.e.cfg.Attempt)
+	actx, cancel := context.WithTimeout(ctx, r.attempt())
 	defer cancel()
 	entry, err := r.e.cfg.Store.Get(actx, r.key)
+	r.answered(ctx, err)
 	if err != nil {
 		return err
 	}
@@ -143,7 +165,7 @@ func (r *resource) notify(entry kv.Entry) {
 	}
 	if err := r.absorb(entry); err != nil && !errors.Is(err, errStale) {
 		for _, c := range r.waiting {
-			c.resolve(Outcome{}, err)
+			r.cleanup(c, err) // somebody may restore the record with the entry in it
 		}
 	}
 }

@@ -251,7 +251,7 @@ func over(c *call) bool { return c.resolved || c.dropped }
 
 // write stores the record, or deletes it when nobody holds or waits any more.
 func (r *resource) write(ctx context.Context, next *record.Record, rev uint64) (uint64, error) {
-	actx, cancel := context.WithTimeout(ctx, r.e.cfg.Attempt)
+	actx, cancel := context.WithTimeout(ctx, r.attempt())
 	defer cancel()
 	r.e.rounds.Add(1)
 	var newRev uint64
@@ -264,6 +264,7 @@ func (r *resource) write(ctx context.Context, next *record.Record, rev uint64) (
 		newRev, err = r.e.cfg.Store.Update(actx, r.key, value, rev, 0)
 		r.setInFlight(nil)
 	}
+	r.answered(ctx, err)
 	if err == nil {
 		r.e.writes.Add(1)
 	}

@@ -198,7 +198,7 @@ func (l *Lock) release() error {
 	case err == nil && out.Existed:
 		return nil
 	case err == nil:
-		return &LostError{Key: l.key, Token: l.Token(), Reason: ErrRemoved}
+		return &LostError{Key: l.key, Token: l.Token(), Reason: l.whyGone()}
 	case !errors.Is(err, coalesce.ErrUnconfirmed):
 		// It ended for good, as on a record that can't be read and that somebody
 		// may restore with the entry in it.
@@ -209,6 +209,15 @@ func (l *Lock) release() error {
 
 func releaseOp(l *Lock) record.Op {
 	return record.Op{Kind: record.OpRelease, ID: l.entry.ID, Lease: l.slot.id}
+}
+
+// whyGone is why the entry is not in the record any more: it was evicted, if the
+// lease is over, or else somebody removed it.
+func (l *Lock) whyGone() error {
+	if !l.slot.lease.Valid() {
+		return lossReason(l.slot.lease.Err())
+	}
+	return ErrRemoved
 }
 
 // check ends the hold when the clock says that its lease is over.
@@ -264,7 +273,7 @@ func (l *Lock) watch() {
 		if errors.Is(err, coalesce.ErrRevoked) {
 			l.lose(ErrRevoked)
 		} else {
-			l.lose(ErrRemoved)
+			l.lose(l.whyGone())
 		}
 	})
 	l.mu.Lock()

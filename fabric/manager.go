@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -53,7 +54,9 @@ func Connect(ctx context.Context, url string, opts ...Option) (*Manager, error) 
 		nats.PingInterval(5 * time.Second),
 	}, cfg.nats...)
 	if deadline, ok := ctx.Deadline(); ok {
-		natsOpts = append(natsOpts, nats.Timeout(max(min(time.Until(deadline), 5*time.Second), time.Millisecond)))
+		// The servers are tried one after the other, and each may be silent.
+		each := time.Until(deadline) / time.Duration(1+strings.Count(url, ","))
+		natsOpts = append(natsOpts, nats.Timeout(max(min(each, 5*time.Second), time.Millisecond)))
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err

@@ -20,7 +20,9 @@ type wire struct {
 
 	mu     sync.Mutex
 	faults []*fault
-	late   sync.WaitGroup
+
+	over chan struct{} // closed at the end of the test
+	late sync.WaitGroup
 }
 
 // fault is what happens to requests of one sort.
@@ -40,10 +42,13 @@ type action func(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nat
 func (s *site) wired(t testing.TB, opts ...fabric.Option) (*fabric.Manager, *wire) {
 	t.Helper()
 	nc := s.conn(t)
-	w := &wire{send: nc.RequestMsgWithContext}
+	w := &wire{send: nc.RequestMsgWithContext, over: make(chan struct{})}
 	m := newManager(t, nc, append(opts, fabric.WithTrip(w.trip))...)
 	t.Cleanup(w.heal)
-	t.Cleanup(w.late.Wait)
+	t.Cleanup(func() {
+		close(w.over)
+		w.late.Wait()
+	})
 	return m, w
 }
 
@@ -160,7 +165,7 @@ func seen(fn func(msg *nats.Msg)) action {
 	}
 }
 
-// late keeps requests back while their senders give up, and delivers them when
+// delayed keeps requests back while their senders give up, and delivers them when
 // delivered is closed. The replies come out of the channel; "" is a commit, else
 // it is the server's reason.
 func (w *wire) delayed(deliver <-chan struct{}) (action, <-chan string) {
@@ -168,7 +173,11 @@ func (w *wire) delayed(deliver <-chan struct{}) (action, <-chan string) {
 	return func(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
 		ctx = context.WithoutCancel(ctx)
 		w.late.Go(func() {
-			<-deliver
+			select {
+			case <-deliver:
+			case <-w.over: // the test failed before
+				return
+			}
 			ctx, cancel := context.WithTimeout(ctx, patience)
 			defer cancel()
 			reply, err := send(ctx, msg)

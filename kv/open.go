@@ -160,9 +160,7 @@ func (b *Buckets) Verify(ctx context.Context) error {
 // was no note before.
 func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, known bool, err error) {
 	for attempt := 0; ; attempt++ {
-		rctx, cancel := context.WithTimeout(ctx, noteTimeout) // an answer can get lost
-		e, err := b.Leases.Get(rctx, MetaKey)
-		cancel()
+		e, err := insist(ctx, func(ctx context.Context) (Entry, error) { return b.Leases.Get(ctx, MetaKey) })
 		if err != nil {
 			return meta{}, false, err
 		}

@@ -32,7 +32,7 @@ var layers = map[string]layer{
 	"internal/clock":  {},
 	"internal/lease":  {imports: []string{"kv", "internal/clock"}},
 	"coalesce":        {imports: []string{"kv", "internal/record", "internal/lease"}},
-	"fabric":          {imports: []string{"coalesce", "kv", "internal/record", "internal/lease", "internal/clock"}},
+	"fabric":          {imports: []string{"coalesce", "kv", "internal/record", "internal/lease", "internal/clock"}, serverInTests: true},
 	"primitives":      {imports: []string{"fabric"}},
 
 	"embedded": {server: true, serverInTests: true},

@@ -72,7 +72,7 @@ func TestSoakLeaderResigns(t *testing.T) {
 	c := startCluster(t)
 	managers := newManagers(t, 8, func(int) string { return c.URL() }, connOptions())
 	s := begin(t, &chaos.Workload{Managers: managers, Workers: 64, Keys: 32})
-	stepDowns(t, s, c, lasts(4*time.Second))
+	stepDowns(t, s, c, lasts(3*time.Second))
 	s.finish()
 }
 
@@ -97,8 +97,10 @@ func TestSoakServerRestarts(t *testing.T) {
 		if err := down(testContext(t), i); err != nil {
 			t.Fatal(err)
 		}
-		leader(t, c, locksStream)
-		grow(t, s, nil)
+		s.note("node %d is down", i)
+		s.note("node %d leads", leader(t, c, locksStream))
+		grow(t, s, 10, func(int) bool { return true })
+		s.note("all are granted locks again")
 		if err := c.RestartNode(testContext(t), i); err != nil {
 			t.Fatal(err)
 		}
@@ -113,7 +115,7 @@ func TestSoakServerRestarts(t *testing.T) {
 // it. They are granted nothing, lose what they hold at their deadlines, and the
 // others take over.
 func TestSoakLeaderCutOff(t *testing.T) {
-	const ttl = 4 * time.Second
+	const ttl = 3 * time.Second
 	c := startCluster(t)
 	first := newManagers(t, 1, func(int) string { return c.URL() }, connOptions()) // makes the buckets
 	old := leader(t, c, locksStream)
@@ -148,11 +150,13 @@ func cutOff(t *testing.T, s *scenario, c *embedded.Cluster, old int) {
 	if err := c.Isolate(old); err != nil {
 		t.Fatal(err)
 	}
-	leader(t, c, locksStream)
-	leader(t, c, leasesStream)
+	s.note("leader %d is cut off", old)
+	s.note("node %d leads", leader(t, c, locksStream))
+	s.note("node %d leads for the leases", leader(t, c, leasesStream))
 	minority := func(i int) bool { return i%c.Size() == 0 }
 	before := s.w.Progress()
-	grow(t, s, func(i int) bool { return !minority(i) })
+	grow(t, s, 20, func(i int) bool { return !minority(i) })
+	s.note("the majority is granted locks again")
 	after := s.w.Progress()
 	for i := range after.ByManager {
 		if minority(i) && after.ByManager[i] != before.ByManager[i] {
@@ -165,12 +169,14 @@ func cutOff(t *testing.T, s *scenario, c *embedded.Cluster, old int) {
 	if err := c.WaitReady(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
-	grow(t, s, nil) // the minority works again, too
+	s.note("healed")
+	grow(t, s, 1, minority)
+	s.note("the minority is granted locks again")
 }
 
-// grow waits until each of the chosen managers, all if nil, has been granted
-// more.
-func grow(t *testing.T, s *scenario, chosen func(i int) bool) {
+// grow waits until each of the chosen managers has been granted so many more
+// locks.
+func grow(t *testing.T, s *scenario, more uint64, chosen func(i int) bool) {
 	t.Helper()
 	ctx := testContext(t)
 	before := s.w.Progress().ByManager
@@ -179,7 +185,7 @@ func grow(t *testing.T, s *scenario, chosen func(i int) bool) {
 	for {
 		left := -1
 		for i, n := range s.w.Progress().ByManager {
-			if (chosen == nil || chosen(i)) && n < before[i]+20 {
+			if chosen(i) && n < before[i]+more {
 				left = i
 			}
 		}

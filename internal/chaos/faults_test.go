@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -34,7 +35,7 @@ func TestSoakMessagesLost(t *testing.T) {
 	}
 	names := []string{"answers lost", "requests lost", "requests twice", "answers twice"}
 	late := 0
-	for deadline := time.Now().Add(lasts(5 * time.Second)); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(lasts(2500 * time.Millisecond)); time.Now().Before(deadline); {
 		// Held for longer than an attempt waits: the write comes when it was
 		// given up, and maybe repeated, long ago.
 		held := proxy.HoldRequests(share(200))
@@ -55,6 +56,48 @@ func TestSoakMessagesLost(t *testing.T) {
 	}
 	t.Logf("requests late: %d", late)
 	s.finish()
+}
+
+// Clients with short leases are stalled again and again: nothing moves for a
+// while, and then everything arrives that was under way. What they lose the
+// others take over at the earliest moment at which that is safe, so a holder
+// that believes in its lock for too long is caught.
+func TestSoakClientsStall(t *testing.T) {
+	const ttl = 400 * time.Millisecond
+	srv := startServer(t)
+	proxies := make([]*faultproxy.Proxy, 6)
+	for i := range proxies {
+		proxies[i] = faultproxy.New(t, srv.ClientURL())
+	}
+	managers := newManagers(t, len(proxies), func(i int) string { return proxies[i].URL() }, connOptions(), fabric.WithTTL(ttl))
+	s := begin(t, &chaos.Workload{Managers: managers, Workers: 24, Keys: 6, LongHold: 3 * ttl, LongOneIn: 3, Tolerance: chaos.Tolerance{
+		Lost: []error{fabric.ErrExpired, fabric.ErrTakenOver}, Unconfirmed: true,
+	}})
+	var wg sync.WaitGroup
+	deadline := time.Now().Add(lasts(4 * time.Second))
+	for _, p := range proxies[:3] {
+		p.SetDelay(15*time.Millisecond, 15*time.Millisecond)
+		wg.Go(func() {
+			for time.Now().Before(deadline) {
+				p.Stall(true)
+				s.work(ttl/10 + rand.N(3*ttl/2))
+				p.Stall(false)
+				s.work(ttl/50 + rand.N(ttl))
+			}
+		})
+	}
+	wg.Wait()
+	for s.w.Progress().Lost == 0 { // else the scenario would show nothing
+		stall(s, proxies[0], 2*ttl)
+	}
+	s.finish()
+}
+
+func stall(s *scenario, p *faultproxy.Proxy, d time.Duration) {
+	p.Stall(true)
+	s.work(d)
+	p.Stall(false)
+	s.work(d)
 }
 
 // An operator takes locks away. Their holders know before anybody else has the

@@ -124,6 +124,14 @@ type process struct {
 // startHolder starts a holder and waits for its grant.
 func startHolder(t *testing.T, url, lock string, ttl time.Duration) *process {
 	t.Helper()
+	p := launch(t, url, lock, ttl)
+	p.id = p.expect("granted ")
+	return p
+}
+
+// launch starts a process that is going to hold the lock.
+func launch(t *testing.T, url, lock string, ttl time.Duration) *process {
+	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -148,7 +156,6 @@ func startHolder(t *testing.T, url, lock string, ttl time.Duration) *process {
 		}
 	}()
 	t.Cleanup(p.kill)
-	p.id = p.expect("granted ")
 	return p
 }
 

@@ -49,6 +49,7 @@ func connOptions(more ...nats.Option) []nats.Option {
 		nats.ReconnectBufSize(-1), nats.MaxReconnects(-1),
 		nats.ReconnectWait(50 * time.Millisecond), nats.ReconnectJitter(20*time.Millisecond, 20*time.Millisecond),
 		nats.Timeout(5 * time.Second),
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // the default one prints
 	}, more...)
 }
 
@@ -81,6 +82,14 @@ type scenario struct {
 	w    *chaos.Workload
 	stop context.CancelFunc
 	done chan chaos.Report
+
+	began time.Time
+}
+
+// note logs what happens, with the time since the load began.
+func (s *scenario) note(format string, args ...any) {
+	s.t.Helper()
+	s.t.Logf("%8v "+format, append([]any{time.Since(s.began).Round(time.Millisecond)}, args...)...)
 }
 
 func begin(t *testing.T, w *chaos.Workload) *scenario {
@@ -88,7 +97,7 @@ func begin(t *testing.T, w *chaos.Workload) *scenario {
 	w.Seed = uint64(time.Now().UnixNano())
 	t.Logf("seed %d", w.Seed)
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &scenario{t: t, w: w, stop: cancel, done: make(chan chaos.Report, 1)}
+	s := &scenario{t: t, w: w, stop: cancel, done: make(chan chaos.Report, 1), began: time.Now()}
 	go func() { s.done <- w.Run(ctx) }()
 	t.Cleanup(func() { // when the test ends before finish
 		cancel()
@@ -102,14 +111,16 @@ func begin(t *testing.T, w *chaos.Workload) *scenario {
 // so no ghost lives under a live lease, and managers close.
 func (s *scenario) finish() chaos.Report {
 	s.t.Helper()
+	s.note("ending")
 	r := s.end()
-	s.t.Log(r)
+	s.note("%v", r)
 	if err := r.Err(); err != nil {
 		s.t.Error(err)
 	}
 	if err := s.w.AwaitFree(testContext(s.t), s.w.Managers[0]); err != nil {
 		s.t.Error(err)
 	}
+	s.note("every lock is free")
 	var total fabric.Stats
 	for _, m := range s.w.Managers {
 		st := m.Stats()
@@ -119,7 +130,7 @@ func (s *scenario) finish() chaos.Report {
 			s.t.Error(err)
 		}
 	}
-	s.t.Logf("writes %d, reads %d, conflicts %d, busy %d, unknown %d", total.Writes, total.Reads, total.Conflicts, total.Busy, total.Unknown)
+	s.note("managers are closed: writes %d, reads %d, conflicts %d, busy %d, unknown %d", total.Writes, total.Reads, total.Conflicts, total.Busy, total.Unknown)
 	if r.Granted == 0 || r.Handoffs == 0 {
 		s.t.Error("nothing was granted: the scenario showed nothing")
 	}

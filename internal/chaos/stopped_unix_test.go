@@ -64,6 +64,40 @@ func TestStoppedHolderCanDoNoHarm(t *testing.T) {
 	})
 }
 
+// A waiter is stopped, is granted the lock in its sleep, and is found dead. On
+// waking it first hears of its grant, or of its end, and in no case does it
+// hold: it queues again, behind the one who holds by then.
+func TestStoppedWaiterIsNotGrantedInItsSleep(t *testing.T) {
+	s := startServer(t)
+	m, _ := one(t, s)
+	first, err := m.Acquire(testContext(t), "asleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := launch(t, s.ClientURL(), "asleep", holderTTL)
+	queued(t, m, "asleep", 1)
+	signal(t, p, syscall.SIGSTOP)
+	release(t, first)
+	g := awaitGrant(t, acquireLater(t, m, "asleep")) // when the sleeper is found dead
+	signal(t, p, syscall.SIGCONT)
+	queued(t, m, "asleep", 1)
+	select {
+	case line := <-p.lines:
+		t.Errorf("the woken waiter says %q while another one holds", line)
+	default:
+	}
+	info, err := m.Inspect(testContext(t), "asleep")
+	if err != nil || len(info.Holders) != 1 || info.Holders[0].ID != g.lock.ID() {
+		t.Errorf("holders %+v, %v", info.Holders, err)
+	}
+	release(t, g.lock)
+	p.expect("granted ")
+	p.say("release")
+	if got := p.expect("released "); got != "ok" {
+		t.Errorf("release: %s", got)
+	}
+}
+
 // A holder that is stopped for less than its lease keeps it, and its lock.
 func TestShortlyStoppedHolderKeepsTheLock(t *testing.T) {
 	s := startServer(t)

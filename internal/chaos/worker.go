@@ -183,7 +183,7 @@ func (c *worker) again(l *fabric.Lock, opts []fabric.AcquireOption) {
 		c.w.Oracle.Granted(second)
 		c.w.Oracle.Ending(second)
 		_ = second.Release(ctx)
-	case !errors.Is(err, fabric.ErrAlreadyHeld) && l.Err() == nil && !c.w.Tolerance.Anything:
+	case !errors.Is(err, fabric.ErrAlreadyHeld) && l.Err() == nil && !c.w.Tolerance.Anything && !c.w.Oracle.TokensOnly:
 		c.w.tally.violated("acquire of %q by an owner that holds it: %v", l.Key(), err)
 	}
 }

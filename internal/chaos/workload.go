@@ -88,43 +88,40 @@ func (w *Workload) Progress() Report {
 	return w.tally.report(&w.Oracle)
 }
 
-// AwaitFree returns when no lock of the load has a holder or waiter whose lease
-// is alive, as it has to be once every caller is done, with all managers still
-// open. What stands under a dead lease disturbs nobody and is evicted by the next
-// one who wants the lock. The error says what was left when ctx ended.
+// AwaitFree shows that no lock of the load is held or awaited by anybody who
+// lives, as it has to be once every caller is done, with all managers still open:
+// it acquires each one exclusively, which evicts what stands under a dead lease
+// and nothing else, and finds nobody after its release. The error says what was in
+// the way when ctx ended.
 func (w *Workload) AwaitFree(ctx context.Context, m *fabric.Manager) error {
 	for _, name := range w.Names() {
-		for {
-			left, err := alive(ctx, m, name)
-			if err == nil && left == "" {
-				break
-			}
-			t := time.NewTimer(20 * time.Millisecond)
-			select {
-			case <-t.C:
-			case <-ctx.Done():
-				t.Stop()
-				return fmt.Errorf("chaos: lock %q is not free: %s %w", name, left, err)
-			}
+		l, err := m.Acquire(ctx, name)
+		if err != nil {
+			return fmt.Errorf("chaos: lock %q is not free: %w: %s", name, err, parties(m, name))
+		}
+		if err := l.Release(ctx); err != nil {
+			return fmt.Errorf("chaos: release of %q: %w", name, err)
+		}
+		if left := parties(m, name); left != "" {
+			return fmt.Errorf("chaos: lock %q is not free after its release: %s", name, left)
 		}
 	}
 	return nil
 }
 
-// alive returns the holders and waiters of a lock whose leases are not known to
-// be dead.
-func alive(ctx context.Context, m *fabric.Manager, name string) (string, error) {
+// parties describes the holders and waiters of a lock.
+func parties(m *fabric.Manager, name string) string {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
 	info, err := m.Inspect(ctx, name)
 	if err != nil {
-		return "", err
+		return err.Error()
 	}
-	var left string
+	var out string
 	for what, list := range map[string][]fabric.Party{"holder": info.Holders, "waiter": info.Waiters} {
 		for _, p := range list {
-			if p.Lease.State != "dead" {
-				left += fmt.Sprintf("%s %s %s under a %s lease at revision %d; ", what, p.ID, p.Mode, p.Lease.State, info.Revision)
-			}
+			out += fmt.Sprintf("%s %s %s under a %s lease at revision %d; ", what, p.ID, p.Mode, p.Lease.State, info.Revision)
 		}
 	}
-	return left, nil
+	return out
 }

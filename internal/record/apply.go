@@ -19,8 +19,8 @@ import (
 // Only what stands in next survives, and there, since holders are compatible, at most one new
 // exclusive grant. The Verdict only tells refusals apart.
 //
-// Acquire, release, evict and remove promote waiters afterwards, so repeating one of them also
-// mends a record whose head waiter was left behind by another hand or by lower limits.
+// Every operation but a try grants afterwards what can be granted, conversions first, so repeating
+// one of them also mends a record whose head waiter was left behind by another hand or by lower limits.
 func Apply(rec *Record, rev uint64, ops []Op, lim Limits) (next *Record, results []Result, changed bool) {
 	next = rec.resolved(rev)
 	results = make([]Result, len(ops))
@@ -65,11 +65,18 @@ func (m *machine) apply(op *Op) Result {
 		m.promote()
 	case OpRevoke:
 		for i := range m.Holders {
-			m.Holders[i].Revoked = m.Holders[i].Revoked || op.hits(&m.Holders[i])
+			if h := &m.Holders[i]; op.hits(h) {
+				h.Revoked, h.Convert = true, Conversion{} // it is to let go, not to get more
+			}
 		}
+		m.promote()
 	case OpRemove:
 		m.remove(&m.Holders, func(e Entry) bool { return op.hits(&e) })
 		m.promote()
+	case OpConvert:
+		return m.convert(op)
+	case OpUnconvert:
+		m.unconvert(op)
 	}
 	return Result{Verdict: Applied}
 }
@@ -116,14 +123,20 @@ func (m *machine) try(op *Op) Result {
 
 // grantable reports whether a request that arrives now can be granted without passing anybody.
 func (m *machine) grantable(want Mode) bool {
-	return len(m.Waiters) == 0 && len(m.Holders) < m.lim.MaxHolders && m.modes().admits(want)
+	return len(m.Waiters) == 0 && len(m.Holders) < m.lim.MaxHolders && m.modes().admits(want) && !m.converting()
 }
 
 // blocker returns whom a request that is not grantable would have to wait for: a holder it is
-// incompatible with, else the head of the queue, else (too many holders) the oldest holder.
+// incompatible with, else one that waits for a conversion, else the head of the queue, else (too
+// many holders) the oldest holder.
 func (m *machine) blocker(want Mode) Entry {
 	for i := range m.Holders {
 		if !Compatible(m.Holders[i].Mode, want) {
+			return m.Holders[i]
+		}
+	}
+	for i := range m.Holders {
+		if m.Holders[i].Convert.ID != "" {
 			return m.Holders[i]
 		}
 	}
@@ -150,7 +163,11 @@ func (m *machine) sameOwner(owner string) *Entry {
 
 // promote grants from the head of the queue and stops at the first waiter that doesn't fit, even
 // if one behind it would: else readers could keep a writer waiting for ever.
+// Conversions come first, and while one of them waits nobody is let in beside it, for the same reason.
 func (m *machine) promote() {
+	if m.promoteConversions() {
+		return
+	}
 	held, n := m.modes(), 0
 	for n < len(m.Waiters) && len(m.Holders) < m.lim.MaxHolders && held.admits(m.Waiters[n].Mode) {
 		e := m.Waiters[n]
@@ -194,9 +211,7 @@ func (m *machine) isStill(rec *Record, rev uint64) bool {
 		return m.Empty()
 	}
 	same := func(was, is Entry) bool {
-		if was.Token == 0 {
-			was.Token = rev
-		}
+		was.resolve(rev)
 		return was.equal(&is)
 	}
 	return slices.EqualFunc(rec.Holders, m.Holders, same) && slices.EqualFunc(rec.Waiters, m.Waiters, same)

@@ -363,8 +363,8 @@ func TestDefaultLimits(t *testing.T) {
 
 func TestNamesOfKindsAndVerdicts(t *testing.T) {
 	for got, want := range map[string]string{
-		OpAcquire.String(): "acquire", OpRemove.String(): "remove", OpKind(0).String(): "OpKind(0)", OpKind(7).String(): "OpKind(7)",
-		Applied.String(): "applied", BadOp.String(): "bad operation", Verdict(0).String(): "Verdict(0)", Verdict(8).String(): "Verdict(8)",
+		OpAcquire.String(): "acquire", OpRemove.String(): "remove", OpKind(0).String(): "OpKind(0)", OpUnconvert.String(): "unconvert", OpKind(9).String(): "OpKind(9)",
+		Applied.String(): "applied", BadOp.String(): "bad operation", Verdict(0).String(): "Verdict(0)", ConvertRevoked.String(): "hold is revoked", Verdict(11).String(): "Verdict(11)",
 	} {
 		if got != want {
 			t.Errorf("%s, want %s", got, want)

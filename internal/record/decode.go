@@ -33,6 +33,8 @@ const (
 	hasSince
 	hasRevoked
 	hasMeta
+	hasConvert
+	hasConverted
 )
 
 type decoder struct {
@@ -132,9 +134,9 @@ func (d *decoder) entry(holder bool) (e Entry, err error) {
 	err = d.object(func(key []byte) error {
 		switch string(key) {
 		case "id":
-			return d.once(&seen, hasID, func() error { return d.id(&e) })
+			return d.once(&seen, hasID, func() error { return d.id(&e.ID) })
 		case "mode":
-			return d.once(&seen, hasMode, func() error { return d.mode(&e) })
+			return d.once(&seen, hasMode, func() error { return d.mode(&e.Mode) })
 		case "owner":
 			return d.once(&seen, hasOwner, func() (err error) {
 				e.Owner, err = d.string()
@@ -164,6 +166,14 @@ func (d *decoder) entry(holder bool) (e Entry, err error) {
 					return err
 				})
 			}
+		case "convert":
+			if holder {
+				return d.once(&seen, hasConvert, func() error { return d.conversion(&e.Convert) })
+			}
+		case "converted":
+			if holder {
+				return d.once(&seen, hasConverted, func() error { return d.id(&e.Converted) })
+			}
 		case "revoked":
 			if holder {
 				return d.once(&seen, hasRevoked, func() (err error) {
@@ -178,7 +188,41 @@ func (d *decoder) entry(holder bool) (e Entry, err error) {
 	if err == nil && seen&required != required {
 		err = d.failAt(start, "an entry needs id, mode, ttl, and token (holders) or queued (waiters)")
 	}
+	if err == nil && seen&(hasConvert|hasConverted) != 0 {
+		// What Apply has reserved room for, and what it writes.
+		switch {
+		case seen&hasConvert != 0 && seen&hasConverted != 0:
+			err = d.failAt(start, "an entry has convert or converted, not both")
+		case LeaseOf(e.Convert.ID+e.Converted) != e.Lease():
+			err = d.failAt(start, "a conversion stands under another lease than its holder")
+		}
+	}
 	return e, err
+}
+
+// conversion reads what a holder waits for.
+func (d *decoder) conversion(c *Conversion) error {
+	d.space()
+	start := d.i
+	var seen uint
+	err := d.object(func(key []byte) error {
+		switch string(key) {
+		case "id":
+			return d.once(&seen, hasID, func() error { return d.id(&c.ID) })
+		case "mode":
+			return d.once(&seen, hasMode, func() error { return d.mode(&c.Mode) })
+		case "queued":
+			return d.once(&seen, hasToken, func() (err error) {
+				c.Queued, err = d.token()
+				return err
+			})
+		}
+		return d.failAt(d.keyAt, "unknown field")
+	})
+	if err == nil && seen != hasID|hasMode|hasToken {
+		err = d.failAt(start, "a conversion needs id, mode and queued")
+	}
+	return err
 }
 
 // once reads a field's value, unless the field was there before.
@@ -190,16 +234,16 @@ func (d *decoder) once(seen *uint, field uint, read func() error) error {
 	return read()
 }
 
-func (d *decoder) id(e *Entry) (err error) {
-	if e.ID, err = d.string(); err == nil && LeaseOf(e.ID) == "" {
+func (d *decoder) id(id *string) (err error) {
+	if *id, err = d.string(); err == nil && LeaseOf(*id) == "" {
 		return d.fail("id is not <lease>.<sequence>")
 	}
 	return err
 }
 
-func (d *decoder) mode(e *Entry) error {
+func (d *decoder) mode(m *Mode) error {
 	name, err := d.text()
-	if e.Mode = modeOf(name); err == nil && e.Mode == None {
+	if *m = modeOf(name); err == nil && *m == None {
 		return d.fail("unknown mode")
 	}
 	return err

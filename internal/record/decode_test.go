@@ -13,8 +13,9 @@ import (
 
 // holder and waiter are canonical entries to make bad values from.
 const (
-	holder = `{"id":"a.1","mode":"X","token":"00000000000000000007","ttl":1000}`
-	waiter = `{"id":"b.1","mode":"S","queued":"00000000000000000008","ttl":1000}`
+	holder     = `{"id":"a.1","mode":"X","token":"00000000000000000007","ttl":1000}`
+	conversion = `"convert":{"id":"a.2","mode":"X","queued":"00000000000000000007"}`
+	waiter     = `{"id":"b.1","mode":"S","queued":"00000000000000000008","ttl":1000}`
 )
 
 func lock(fields string) string { return `{"v":1,"kind":"lock"` + fields + `}` }
@@ -53,6 +54,16 @@ var refused = []struct{ why, value string }{
 	{"negative token", bad("00000000000000000007", "-0000000000000000007")}, {"token is a number", bad(`"00000000000000000007"`, `7`)},
 	{"ttl 0", bad("1000", "0")}, {"negative ttl", bad("1000", "-1")}, {"fraction ttl", bad("1000", "1.5")}, {"ttl above the clock", bad("1000", "9223372036855")}, {"ttl is text", bad("1000", `"1s"`)},
 	{"negative since", bad("1000", `1000,"since":-1`)}, {"since is text", bad("1000", `1000,"since":"now"`)}, {"since above 2^53", bad("1000", `1000,"since":9007199254740992`)},
+	{"converting waiter", lock(`,"waiters":[` + strings.Replace(waiter, `"ttl"`, conversion+`,"ttl"`, 1) + `]`)},
+	{"converted waiter", lock(`,"waiters":[` + strings.Replace(waiter, `"ttl"`, `"converted":"b.2","ttl"`, 1) + `]`)},
+	{"converting and converted", bad("1000", `1000,`+conversion+`,"converted":"a.3"`)}, {"converting twice", bad("1000", `1000,`+conversion+`,`+conversion)},
+	{"convert is null", bad("1000", `1000,"convert":null`)}, {"convert is empty", bad("1000", `1000,"convert":{}`)}, {"cut convert", `{"v":1,"kind":"lock","holders":[{"convert":{"id":"a.2"`},
+	{"convert without id", bad("1000", `1000,"convert":{"mode":"X","queued":"00000000000000000007"}`)}, {"convert without mode", bad("1000", `1000,"convert":{"id":"a.2","queued":"00000000000000000007"}`)},
+	{"convert without queued", bad("1000", `1000,"convert":{"id":"a.2","mode":"X"}`)}, {"field of convert twice", bad("1000", `1000,`+strings.Replace(conversion, `"id"`, `"mode":"X","id"`, 1))},
+	{"unknown field of convert", bad("1000", `1000,`+strings.Replace(conversion, `"id"`, `"since":1,"id"`, 1))}, {"convert to an unknown mode", bad("1000", `1000,`+strings.Replace(conversion, `"X"`, `"Z"`, 1))},
+	{"convert with a bad id", bad("1000", `1000,`+strings.Replace(conversion, "a.2", "a", 1))}, {"convert under another lease", bad("1000", `1000,`+strings.Replace(conversion, "a.2", "b.2", 1))},
+	{"converted under another lease", bad("1000", `1000,"converted":"b.2"`)}, {"converted is empty", bad("1000", `1000,"converted":""`)}, {"converted is a bad id", bad("1000", `1000,"converted":"a.x"`)},
+	{"convert with a short queued", bad("1000", `1000,`+strings.Replace(conversion, "00000000000000000007", "7", 1))},
 	{"revoked is a number", bad("1000", `1000,"revoked":1`)}, {"revoked null", bad("1000", `1000,"revoked":null`)}, {"revoked truely", bad("1000", `1000,"revoked":truely`)},
 	{"meta is text", bad("1000", `1000,"meta":"x"`)}, {"meta value is a number", bad("1000", `1000,"meta":{"a":1}`)}, {"meta key twice", bad("1000", `1000,"meta":{"a":"1","\u0061":"1"}`)},
 	{"owner is no UTF-8", bad("1000", "1000,\"owner\":\"\xff\"")}, {"owner is no UTF-8, escaped", bad("1000", "1000,\"owner\":\"\\n\xff\"")},

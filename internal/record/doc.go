@@ -16,9 +16,14 @@
 //	     |    release, evict, remove            |               |
 //	     +--------------------------------------+---------------+
 //
+// A holder can change its mode (OpConvert): at once where nobody is in the way, else it waits, still
+// holding what it has. Conversions that wait stand before the queue, and while one does nobody new
+// is granted. One that would wait for a holder which waits for it is refused.
+//
 // What it guarantees, for every record that was made by [Apply]:
 //
 //   - Any two holders' modes are compatible ([Compatible]).
+//   - No two conversions wait for each other, directly or over others.
 //   - Waiters are granted strictly in queue order: promotion starts at the head and stops at the
 //     first waiter that does not fit, so a reader behind a queued writer waits. An entry that is
 //     granted on arrival found nobody waiting.
@@ -26,12 +31,13 @@
 //     unknown outcome the caller reads the record and applies the same operation again. The one
 //     exception is revoking or removing "whoever holds", without Op.UpTo.
 //   - An entry belongs to the lease its id names, "<lease>.<sequence>", and to no other.
-//   - The fencing token of a grant is the revision of the write that granted. It isn't known while
+//   - The fencing token of a grant is the revision of the write that granted. A conversion to a mode
+//     that excludes more is a new grant; one to a weaker mode keeps its token. A token isn't known while
 //     that write is composed, so it is stored as 0, "the revision this record is stored at", and
 //     the next write fills it in. Token fields have a fixed width: filling one in never makes a
 //     record larger.
 //   - A record is bounded ([Limits]), and the bound keeps room for everything that may still
-//     happen to the entries in it: release, evict, revoke, remove and promotion always fit.
+//     happen to the entries in it: release, evict, revoke, remove, conversion and promotion always fit.
 //
 // What it doesn't know: whether a lease is alive, whether a write was committed, what time it is.
 // Entry.Since is for people and decides nothing.

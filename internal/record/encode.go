@@ -14,6 +14,12 @@ const schemaVersion = 1
 // another and their order as text is that of the numbers.
 const tokenWidth = 20
 
+// The widths of the longest mode and of the longest sequence in an id.
+const (
+	modeWidth     = len("SIX")
+	sequenceWidth = 20
+)
+
 // Append appends the stored form of r to dst: JSON on one line, one form for equal records. A
 // record of another kind than this package knows is its kind alone, so never write one back.
 // Empty optional fields are left out.
@@ -67,6 +73,19 @@ func appendEntry(dst []byte, e *Entry, holder bool) []byte {
 	}
 	if holder && e.Revoked {
 		dst = append(dst, revokedField...)
+	}
+	if holder && e.Convert.ID != "" {
+		dst = append(dst, `,"convert":{"id":`...)
+		dst = appendString(dst, e.Convert.ID)
+		dst = append(dst, `,"mode":"`...)
+		dst = append(dst, e.Convert.Mode.String()...)
+		dst = append(dst, `","queued":"`...)
+		dst = appendToken(dst, e.Convert.Queued)
+		dst = append(dst, `"}`...)
+	}
+	if holder && e.Converted != "" {
+		dst = append(dst, `,"converted":`...)
+		dst = appendString(dst, e.Converted)
 	}
 	if len(e.Meta) > 0 {
 		dst = appendMeta(dst, e.Meta)
@@ -124,8 +143,8 @@ func appendString(dst []byte, s string) []byte {
 
 func needsEscape(c byte) bool { return c < ' ' || c == '"' || c == '\\' }
 
-// sizeBound is the size that no record can exceed which comes from r by promotion, revocation,
-// removal and the filling in of tokens.
+// sizeBound is the size that no record can exceed which comes from r by promotion, conversion,
+// revocation, removal and the filling in of tokens.
 func sizeBound(r *Record) int {
 	n := len(`{"v":1,"kind":,"holders":[],"waiters":[]}`) + stringSize(string(r.Kind))
 	for _, list := range [][]Entry{r.Holders, r.Waiters} {
@@ -137,10 +156,13 @@ func sizeBound(r *Record) int {
 }
 
 // entryBound is an entry's share of sizeBound: that of a waiter, whose "queued" is longer than a
-// holder's "token", and of the mark it may get as a holder, and a comma.
+// holder's "token", and of what it may get as a holder, and a comma. It is the same whatever
+// becomes of the entry, so that what was reserved for it is what it gives back.
 func entryBound(e *Entry) int {
 	n := len(`{"id":,"mode":"","queued":"","ttl":},`) + len(revokedField) + tokenWidth +
-		stringSize(e.ID) + len(e.Mode.String()) + decimalSize(int64(e.TTL/time.Millisecond))
+		stringSize(e.ID) + modeWidth + decimalSize(int64(e.TTL/time.Millisecond)) +
+		// A conversion that waits; one that was granted leaves less behind.
+		len(`,"convert":{"id":"","mode":"","queued":""}`) + len(e.Lease()) + len(`.`) + sequenceWidth + modeWidth + tokenWidth
 	if e.Owner != "" {
 		n += len(`,"owner":`) + stringSize(e.Owner)
 	}

@@ -17,16 +17,16 @@ func full() *Record {
 	return &Record{
 		Kind: KindLock,
 		Holders: []Entry{{ID: "La.7", Mode: S, Owner: "alice", TTL: 30 * time.Second, Since: time.UnixMilli(1790000000000).UTC(),
-			Token: 1790000000000000, Revoked: true, Meta: map[string]string{"pid": "12", "host": "a \"b\"\n"}},
-			{ID: "Lb.1", Mode: IS, TTL: 300 * time.Millisecond}},
+			Token: 1790000000000000, Revoked: true, Converted: "La.9", Meta: map[string]string{"pid": "12", "host": "a \"b\"\n"}},
+			{ID: "Lb.1", Mode: IS, TTL: 300 * time.Millisecond, Convert: Conversion{ID: "Lb.2", Mode: SIX, Queued: 1790000000000001}}},
 		Waiters: []Entry{{ID: "Lc.3", Mode: X, Owner: "ünï", TTL: time.Second, Since: time.UnixMilli(0).UTC(),
 			Token: math.MaxUint64, Meta: map[string]string{"": ""}}},
 	}
 }
 
 const fullJSON = `{"v":1,"kind":"lock","holders":[` +
-	`{"id":"La.7","mode":"S","owner":"alice","token":"00001790000000000000","ttl":30000,"since":1790000000000,"revoked":true,"meta":{"host":"a \"b\"\u000a","pid":"12"}},` +
-	`{"id":"Lb.1","mode":"IS","token":"00000000000000000000","ttl":300}],` +
+	`{"id":"La.7","mode":"S","owner":"alice","token":"00001790000000000000","ttl":30000,"since":1790000000000,"revoked":true,"converted":"La.9","meta":{"host":"a \"b\"\u000a","pid":"12"}},` +
+	`{"id":"Lb.1","mode":"IS","token":"00000000000000000000","ttl":300,"convert":{"id":"Lb.2","mode":"SIX","queued":"00001790000000000001"}}],` +
 	`"waiters":[{"id":"Lc.3","mode":"X","owner":"ünï","queued":"18446744073709551615","ttl":1000,"since":0,"meta":{"":""}}]}`
 
 func TestStoredForm(t *testing.T) {
@@ -64,7 +64,7 @@ func TestTokensHaveOneWidth(t *testing.T) {
 	r := full()
 	size := len(r.Append(nil))
 	for _, token := range []uint64{0, 1, 9, 10, 1 << 53, math.MaxUint64} {
-		r.Holders[0].Token, r.Waiters[0].Token = token, token
+		r.Holders[0].Token, r.Waiters[0].Token, r.Holders[1].Convert.Queued = token, token, token
 		if got := len(r.Append(nil)); got != size {
 			t.Errorf("token %d makes it %d bytes, not %d", token, got, size)
 		}
@@ -98,7 +98,15 @@ func TestCloneIsDeep(t *testing.T) {
 func TestResolveFillsOnlyZeros(t *testing.T) {
 	r := full()
 	r.Waiters = append(r.Waiters, Entry{ID: "d.1"})
+	r.Holders[1].Convert.Queued = 0
 	r.Resolve(5)
+	if r.Holders[1].Convert.Queued != 5 || r.Holders[0].Convert != (Conversion{}) {
+		t.Errorf("%+v", r)
+	}
+	r.Resolve(6)
+	if r.Holders[1].Convert.Queued != 5 {
+		t.Errorf("%+v", r)
+	}
 	if r.Holders[0].Token != 1790000000000000 || r.Holders[1].Token != 5 || r.Waiters[0].Token != math.MaxUint64 || r.Waiters[1].Token != 5 {
 		t.Errorf("%+v", r)
 	}
@@ -141,6 +149,13 @@ func anyEntry(t *rapid.T, id string, holder bool) Entry {
 		e.Since = time.UnixMilli(rapid.Int64Range(0, maxSince).Draw(t, "since")).UTC()
 	}
 	e.Revoked = holder && rapid.Bool().Draw(t, "revoked")
+	switch seq := rapid.Uint64().Draw(t, "conversion"); {
+	case !holder:
+	case seq%3 == 0:
+		e.Converted = ID(e.Lease(), seq)
+	case seq%3 == 1:
+		e.Convert = Conversion{ID: ID(e.Lease(), seq), Mode: e.Mode, Queued: rapid.Uint64().Draw(t, "queued")}
+	}
 	return e
 }
 
@@ -175,16 +190,28 @@ func TestSizeBound(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		r := anyRecord(t)
 		bound := sizeBound(r)
+		const slack = len(`,"revoked":true` + `,"convert":{"id":"L.18446744073709551615","mode":"SIX","queued":"18446744073709551615"}` + `SIX`)
 		n := len(r.Holders) + len(r.Waiters)
-		if got := len(r.Append(nil)); got > bound || got < bound-n*len(`,"revoked":true`)-n-2*len(`,"holders":[]`) {
+		if got := len(r.Append(nil)); got > bound || got < bound-n*slack-n-2*len(`,"holders":[]`) {
 			t.Fatalf("%d bytes, bound %d: %s", got, bound, r.Append(nil))
 		}
 		all := &Record{Kind: KindLock, Holders: append(append([]Entry(nil), r.Holders...), r.Waiters...)}
 		for i := range all.Holders {
-			all.Holders[i].Revoked, all.Holders[i].Token = true, math.MaxUint64
+			h := &all.Holders[i]
+			h.Revoked, h.Token, h.Mode, h.Convert, h.Converted = true, math.MaxUint64, SIX, Conversion{}, ID(h.Lease(), math.MaxUint64)
 		}
 		if got := len(all.Append(nil)); got > bound {
-			t.Fatalf("all granted and revoked: %d bytes, bound %d: %s", got, bound, all.Append(nil))
+			t.Fatalf("all granted, converted and revoked: %d bytes, bound %d: %s", got, bound, all.Append(nil))
+		}
+		for i := range all.Holders {
+			h := &all.Holders[i]
+			h.Convert, h.Converted = Conversion{ID: h.Converted, Mode: SIX, Queued: math.MaxUint64}, ""
+		}
+		if got := len(all.Append(nil)); got > bound {
+			t.Fatalf("all granted, converting and revoked: %d bytes, bound %d: %s", got, bound, all.Append(nil))
+		}
+		if again := sizeBound(all); again != bound {
+			t.Fatalf("what became of the entries changed the bound from %d to %d", bound, again)
 		}
 	})
 }

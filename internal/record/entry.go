@@ -20,6 +20,9 @@ type Entry struct {
 	// 0 means "the revision this record is stored at"; see Record.Resolve.
 	Token uint64
 
+	Convert   Conversion // holders only: the change of mode it waits for, if any
+	Converted string     // holders only: the id of its last granted conversion, unless it waits for another
+
 	Revoked bool              // holders only: told to let go by an operator. The entry blocks all the same
 	Meta    map[string]string // what the owner wants others to see; read-only once in a record
 }
@@ -95,9 +98,20 @@ func (e Entry) OwnerID() string {
 // Lease is the id of the lease that this entry stands and falls with.
 func (e Entry) Lease() string { return LeaseOf(e.ID) }
 
+// resolve gives what is 0 and stands for the revision of the record that value, rev.
+func (e *Entry) resolve(rev uint64) {
+	if e.Token == 0 {
+		e.Token = rev
+	}
+	if e.Convert.ID != "" && e.Convert.Queued == 0 {
+		e.Convert.Queued = rev
+	}
+}
+
 // equal reports whether e and o would be stored the same.
 func (e *Entry) equal(o *Entry) bool {
 	return e.ID == o.ID && e.Token == o.Token && e.Mode == o.Mode && e.Revoked == o.Revoked &&
+		e.Convert == o.Convert && e.Converted == o.Converted &&
 		e.Owner == o.Owner && e.TTL == o.TTL && e.Since.Equal(o.Since) && maps.Equal(e.Meta, o.Meta)
 }
 

@@ -29,9 +29,18 @@ const (
 	// OpRemove removes the holder ID, or every holder if ID is "", whether or not its owner knows:
 	// from then on safety rests on the fencing tokens alone. With ID "", set UpTo.
 	OpRemove
+	// OpConvert changes the mode of the hold Holder to Mode: at once if nobody is in the way, else
+	// when those in the way have let go, before everybody in the queue. Uses ID, which names the
+	// conversion, Lease, Holder, Mode, and for Undo From. Look at the holder: Convert.ID is ID while
+	// it waits, Converted is ID when it was granted. If it is neither the conversion was cancelled.
+	OpConvert
+	// OpUnconvert takes the conversion ID of the hold Holder back, whether it waits or was granted,
+	// and lowers the hold to Mode if that is less than it has then. Uses ID, Lease, Holder, Mode.
+	OpUnconvert
 )
 
-var opNames = [...]string{OpAcquire: "acquire", OpTry: "try", OpRelease: "release", OpEvict: "evict", OpRevoke: "revoke", OpRemove: "remove"}
+var opNames = [...]string{OpAcquire: "acquire", OpTry: "try", OpRelease: "release", OpEvict: "evict", OpRevoke: "revoke", OpRemove: "remove",
+	OpConvert: "convert", OpUnconvert: "unconvert"}
 
 func (k OpKind) String() string {
 	if k == 0 || int(k) >= len(opNames) {
@@ -46,6 +55,8 @@ type Op struct {
 	ID     string            // "<lease>.<sequence>"
 	Lease  string            // the lease the requester lives under: what LeaseOf(ID) must say
 	Mode   Mode              // a valid mode
+	Holder string            // the id of the hold that is converted; under the same lease as ID
+	From   Mode              // what the holder of a conversion counts on holding before it; see Undo
 	Owner  string            // explicit identity, or ""
 	TTL    time.Duration     // of the lease; above 0, rounded up to whole milliseconds
 	Since  time.Time         // for people; cut to milliseconds, dropped if before 1970
@@ -73,6 +84,8 @@ func (op *Op) check() Verdict {
 		return op.checkRequest()
 	case OpRelease:
 		return op.checkID(op.Lease != "")
+	case OpConvert, OpUnconvert:
+		return op.checkConversion()
 	case OpRevoke, OpRemove:
 		if op.ID == "" {
 			return Applied
@@ -100,6 +113,19 @@ func (op *Op) checkRequest() Verdict {
 		if !utf8.ValidString(k) || !utf8.ValidString(v) {
 			return BadOp
 		}
+	}
+	return Applied
+}
+
+func (op *Op) checkConversion() Verdict {
+	if v := op.checkID(true); v != Applied {
+		return v
+	}
+	switch lease := LeaseOf(op.Holder); {
+	case lease == "" || !op.Mode.Valid():
+		return BadOp
+	case lease != op.Lease:
+		return LeaseMismatch
 	}
 	return Applied
 }
@@ -156,10 +182,15 @@ const (
 	LeaseMismatch         // ID belongs to another lease than Lease
 	WrongKind             // the record is of another kind
 	BadOp                 // nonsense: unknown kind or mode, bad id, TTL of 0 or less, text that is no UTF-8
+
+	ConvertPending  // the hold waits for another conversion already
+	ConvertDeadlock // Blocker, itself converting, waits for this hold, perhaps over others: neither would ever get it
+	ConvertRevoked  // the hold was revoked: it is to let go
 )
 
 var verdictNames = [...]string{Applied: "applied", Held: "held", AlreadyHeld: "already held", QueueFull: "queue full",
-	LeaseMismatch: "lease mismatch", WrongKind: "wrong kind", BadOp: "bad operation"}
+	LeaseMismatch: "lease mismatch", WrongKind: "wrong kind", BadOp: "bad operation",
+	ConvertPending: "conversion pending", ConvertDeadlock: "conversion would deadlock", ConvertRevoked: "hold is revoked"}
 
 func (v Verdict) String() string {
 	if v == 0 || int(v) >= len(verdictNames) {
@@ -171,5 +202,5 @@ func (v Verdict) String() string {
 // Result answers one operation.
 type Result struct {
 	Verdict Verdict
-	Blocker Entry // for Held and AlreadyHeld the entry that stands in the way, a holder first, else a waiter
+	Blocker Entry // for Held, AlreadyHeld and ConvertDeadlock the entry that stands in the way, a holder first, else a waiter
 }

@@ -23,6 +23,11 @@ type oracleEntry struct {
 	order   int    // of its grant if it holds, else of its arrival
 	token   uint64 // 0: of the write at hand
 	revoked bool
+
+	target    Mode   // of a conversion that waits
+	convert   string // its id
+	since     uint64 // the revision of the write that asked; 0: the write at hand
+	converted string
 }
 
 func oracleCompatible(a, b Mode) bool {
@@ -43,6 +48,9 @@ func (o *oracle) commit(rev uint64) {
 	for i := range o.entries {
 		if o.entries[i].token == 0 {
 			o.entries[i].token = rev
+		}
+		if o.entries[i].convert != "" && o.entries[i].since == 0 {
+			o.entries[i].since = rev
 		}
 	}
 }
@@ -85,12 +93,126 @@ func (o *oracle) fits(m Mode) bool {
 			return false
 		}
 	}
-	return len(holders) < o.lim.MaxHolders
+	return len(holders) < o.lim.MaxHolders && len(o.converting()) == 0
 }
 
-// promote grants the head as long as it fits, one at a time.
+// converting returns the holders that wait for a conversion, in the order in which they asked; those
+// that asked in one write in the order in which they hold.
+func (o *oracle) converting() []oracleEntry {
+	var out []oracleEntry
+	for _, h := range o.list(true) {
+		if h.convert != "" {
+			out = append(out, h)
+		}
+	}
+	sort.SliceStable(out, func(i, j int) bool {
+		return out[i].since != 0 && (out[j].since == 0 || out[i].since < out[j].since)
+	})
+	return out
+}
+
+// oracleCovers: nobody may stand beside a who may not stand beside b.
+func oracleCovers(a, b Mode) bool {
+	for m := IS; m <= X; m++ {
+		if oracleCompatible(a, m) && !oracleCompatible(b, m) {
+			return false
+		}
+	}
+	return true
+}
+
+func (o *oracle) blocks(h oracleEntry, want Mode) (by []string) {
+	for _, k := range o.list(true) {
+		if k.op.ID != h.op.ID && !oracleCompatible(k.op.Mode, want) {
+			by = append(by, k.op.ID)
+		}
+	}
+	return by
+}
+
+// waitsFor says who waits for whom over any number of others: the closure of everything.
+func (o *oracle) waitsFor() map[[2]string]bool {
+	reach := map[[2]string]bool{}
+	for _, h := range o.converting() {
+		for _, by := range o.blocks(h, h.target) {
+			reach[[2]string{h.op.ID, by}] = true
+		}
+	}
+	holders := o.list(true)
+	for _, via := range holders {
+		for _, a := range holders {
+			for _, b := range holders {
+				if reach[[2]string{a.op.ID, via.op.ID}] && reach[[2]string{via.op.ID, b.op.ID}] {
+					reach[[2]string{a.op.ID, b.op.ID}] = true
+				}
+			}
+		}
+	}
+	return reach
+}
+
+func (o *oracle) become(h *oracleEntry, id string, mode Mode) {
+	if !oracleCovers(h.op.Mode, mode) {
+		h.token = 0
+	}
+	h.op.Mode, h.converted = mode, id
+	h.target, h.convert, h.since = None, "", 0
+}
+
+func (o *oracle) conversion(op Op) (Verdict, string) {
+	if !strings.HasPrefix(op.ID, op.Lease+".") || !strings.HasPrefix(op.Holder, op.Lease+".") {
+		return LeaseMismatch, ""
+	}
+	h := o.find(op.Holder)
+	switch {
+	case h == nil || !h.holds:
+	case op.Kind == OpUnconvert:
+		if h.convert == op.ID || h.converted == op.ID {
+			h.target, h.convert, h.since = None, "", 0
+			if oracleCovers(h.op.Mode, op.Mode) {
+				h.op.Mode = op.Mode
+			}
+		}
+	case h.convert == op.ID || h.converted == op.ID:
+	case h.revoked:
+		return ConvertRevoked, ""
+	case h.convert != "":
+		return ConvertPending, ""
+	case oracleCovers(h.op.Mode, op.Mode) || len(o.blocks(*h, op.Mode)) == 0:
+		o.become(h, op.ID, op.Mode)
+	default:
+		was := h.converted
+		h.target, h.convert, h.converted = op.Mode, op.ID, ""
+		reach := o.waitsFor()
+		for _, by := range o.blocks(*h, op.Mode) {
+			other := o.find(by)
+			if reach[[2]string{h.op.ID, h.op.ID}] && other.convert != "" && !oracleCompatible(h.op.Mode, other.target) {
+				h.target, h.convert, h.converted = None, "", was
+				return ConvertDeadlock, by
+			}
+		}
+		if reach[[2]string{h.op.ID, h.op.ID}] {
+			panic("a circle without a pair that waits for each other")
+		}
+	}
+	o.promote()
+	return Applied, ""
+}
+
+// promote grants the oldest conversion that fits, and when none waits any more the head as long as
+// it fits, one at a time.
 func (o *oracle) promote() {
 	for {
+		granted := false
+		for _, h := range o.converting() {
+			if !granted && len(o.blocks(h, h.target)) == 0 {
+				o.become(o.find(h.op.ID), h.convert, h.target)
+				granted = true
+			}
+		}
+		if granted {
+			continue
+		}
 		waiters := o.list(false)
 		if len(waiters) == 0 || !o.fits(waiters[0].op.Mode) {
 			return
@@ -101,7 +223,8 @@ func (o *oracle) promote() {
 	}
 }
 
-// jsonEntry has the form of a stored waiter, with the mark of a revoked holder: the largest form.
+// jsonEntry has the form of a stored waiter, with what a revoked and converting holder has: the
+// largest form.
 type jsonEntry struct {
 	ID      string            `json:"id"`
 	Mode    string            `json:"mode"`
@@ -110,11 +233,19 @@ type jsonEntry struct {
 	TTL     int64             `json:"ttl"`
 	Since   *int64            `json:"since,omitempty"`
 	Revoked bool              `json:"revoked"`
+	Convert jsonConversion    `json:"convert"`
 	Meta    map[string]string `json:"meta,omitempty"`
 }
 
+type jsonConversion struct {
+	ID     string `json:"id"`
+	Mode   string `json:"mode"`
+	Queued string `json:"queued"`
+}
+
 func oracleSize(op Op) int {
-	e := jsonEntry{ID: op.ID, Mode: op.Mode.String(), Owner: op.Owner, Queued: strings.Repeat("0", 20),
+	longest := jsonConversion{ID: op.ID[:strings.LastIndex(op.ID, ".")] + ".18446744073709551615", Mode: "SIX", Queued: strings.Repeat("0", 20)}
+	e := jsonEntry{Convert: longest, ID: op.ID, Mode: "SIX", Owner: op.Owner, Queued: strings.Repeat("0", 20),
 		TTL: int64((op.TTL + time.Millisecond - 1) / time.Millisecond), Revoked: true, Meta: op.Meta}
 	if !op.Since.IsZero() {
 		ms := op.Since.UnixMilli()
@@ -155,9 +286,11 @@ func (o *oracle) apply(op Op) (Verdict, string) {
 		for i := range o.entries {
 			if e := &o.entries[i]; e.holds && o.means(op, *e) {
 				e.revoked = true
+				e.target, e.convert, e.since = None, "", 0
 			}
 		}
-		return Applied, ""
+	case OpConvert, OpUnconvert:
+		return o.conversion(op)
 	case OpRemove:
 		o.drop(func(e oracleEntry) bool { return e.holds && o.means(op, e) })
 	default:
@@ -200,7 +333,13 @@ func (o *oracle) request(op Op) (Verdict, string) {
 				return Held, h.op.ID
 			}
 		}
-		for _, e := range append(o.list(false), o.list(true)...) {
+		var converting []oracleEntry
+		for _, h := range o.list(true) {
+			if h.convert != "" {
+				converting = append(converting, h)
+			}
+		}
+		for _, e := range append(append(converting, o.list(false)...), o.list(true)...) {
 			return Held, e.op.ID
 		}
 	}
@@ -221,7 +360,8 @@ func (o *oracle) record() *Record {
 	r := &Record{Kind: "lock"}
 	for _, holding := range []bool{true, false} {
 		for _, e := range o.list(holding) {
-			entry := Entry{ID: e.op.ID, Mode: e.op.Mode, Owner: e.op.Owner, TTL: e.op.TTL, Since: e.op.Since, Token: e.token, Revoked: e.revoked, Meta: e.op.Meta}
+			entry := Entry{ID: e.op.ID, Mode: e.op.Mode, Owner: e.op.Owner, TTL: e.op.TTL, Since: e.op.Since, Token: e.token, Revoked: e.revoked, Meta: e.op.Meta,
+				Convert: Conversion{ID: e.convert, Mode: e.target, Queued: e.since}, Converted: e.converted}
 			if holding {
 				r.Holders = append(r.Holders, entry)
 			} else {

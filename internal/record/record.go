@@ -36,13 +36,12 @@ func (r *Record) Clone() *Record {
 	return c
 }
 
-// Resolve gives every entry whose token is 0 the token rev, the revision at which r was read.
+// Resolve gives every entry whose token is 0 the token rev, the revision at which r was read, and
+// likewise the conversions whose Queued is 0.
 func (r *Record) Resolve(rev uint64) {
 	for _, list := range [][]Entry{r.Holders, r.Waiters} {
 		for i := range list {
-			if list[i].Token == 0 {
-				list[i].Token = rev
-			}
+			list[i].resolve(rev)
 		}
 	}
 }

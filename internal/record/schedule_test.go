@@ -43,6 +43,7 @@ var scheduleTTLs = []time.Duration{time.Millisecond, 300 * time.Millisecond, 30 
 func (w *world) anyOp(t *rapid.T) Op {
 	lease := rapid.SampledFrom([]string{"A", "B", "C"})
 	op := Op{Kind: rapid.SampledFrom([]OpKind{OpAcquire, OpAcquire, OpAcquire, OpAcquire, OpTry, OpTry,
+		OpConvert, OpConvert, OpConvert, OpConvert, OpUnconvert,
 		OpRelease, OpRelease, OpRelease, OpEvict, OpRevoke, OpRemove}).Draw(t, "op")}
 	op.Lease = lease.Draw(t, "lease")
 	op.ID = ID(op.Lease, rapid.Uint64Range(1, 4).Draw(t, "seq"))
@@ -51,13 +52,24 @@ func (w *world) anyOp(t *rapid.T) Op {
 		if rapid.IntRange(0, 9).Draw(t, "retried under another lease") == 0 {
 			op.Lease = lease.Draw(t, "lease")
 		}
-		op.Mode = rapid.SampledFrom([]Mode{IS, IX, S, SIX, U, X, X, S}).Draw(t, "mode")
+		op.Mode = rapid.SampledFrom([]Mode{IS, IX, S, SIX, U, X, X, S, IS}).Draw(t, "mode")
 		op.Owner = rapid.SampledFrom([]string{"", "", "alice", "bob"}).Draw(t, "owner")
 		op.TTL = rapid.SampledFrom(scheduleTTLs).Draw(t, "ttl")
 		op.Since = rapid.SampledFrom([]time.Time{{}, time.UnixMilli(1790000000000).UTC()}).Draw(t, "since")
 		if rapid.IntRange(0, 3).Draw(t, "meta") == 0 {
 			op.Meta = map[string]string{"host": "h", "note": "say \"hi\""}
 		}
+	case OpConvert, OpUnconvert:
+		op.Holder = ID(op.Lease, rapid.Uint64Range(1, 4).Draw(t, "holder"))
+		if holders := w.model.list(true); len(holders) > 0 && rapid.IntRange(0, 4).Draw(t, "some holder") > 0 {
+			op.Holder = rapid.SampledFrom(holders).Draw(t, "of").op.ID
+			op.Lease = LeaseOf(op.Holder)
+		}
+		op.ID = ID(op.Lease, rapid.Uint64Range(4, 7).Draw(t, "conversion"))
+		if rapid.IntRange(0, 14).Draw(t, "retried under another lease") == 0 {
+			op.Lease = lease.Draw(t, "lease")
+		}
+		op.Mode = rapid.SampledFrom([]Mode{IS, IX, S, SIX, U, X, X}).Draw(t, "mode")
 	case OpEvict:
 		op.Leases = rapid.SliceOfNDistinct(lease, 0, 3, rapid.ID).Draw(t, "leases")
 		if rapid.IntRange(0, 3).Draw(t, "many") == 0 {
@@ -145,8 +157,23 @@ func (w *world) checkState(t *rapid.T, r *Record) {
 		}
 		ids[e.ID], owners[e.Owner] = true, true
 	}
+	waits := false
+	for i, h := range r.Holders {
+		if h.Convert.ID == "" {
+			continue
+		}
+		waits = true
+		fits := true
+		for k, other := range r.Holders {
+			fits = fits && (k == i || oracleCompatible(other.Mode, h.Convert.Mode))
+		}
+		if fits || h.Revoked || h.Converted != "" || LeaseOf(h.Convert.ID) != h.Lease() {
+			t.Fatalf("%s waits for %s: %s", h.ID, h.Convert.Mode, r.Append(nil))
+		}
+	}
+	checkProgress(t, r)
 	if len(r.Waiters) > 0 && len(r.Holders) < w.lim.MaxHolders {
-		blocked := false
+		blocked := waits
 		for _, h := range r.Holders {
 			blocked = blocked || !oracleCompatible(h.Mode, r.Waiters[0].Mode)
 		}
@@ -160,6 +187,25 @@ func (w *world) checkState(t *rapid.T, r *Record) {
 	}
 	if back, err := Decode(stored); err != nil || !reflect.DeepEqual(back, r) {
 		t.Fatalf("came back as %+v, %v: %s", back, err, stored)
+	}
+}
+
+// checkProgress: whoever holds and waits for nothing lets go some time. If all who do leave, and who
+// is granted by that leaves as well, nobody may be left over.
+func checkProgress(t *rapid.T, r *Record) {
+	left := r.Clone()
+	left.Waiters = nil
+	for len(left.Holders) > 0 {
+		var gone []Op
+		for _, h := range left.Holders {
+			if h.Convert.ID == "" {
+				gone = append(gone, Op{Kind: OpRelease, ID: h.ID})
+			}
+		}
+		if len(gone) == 0 {
+			t.Fatalf("they wait for each other: %s of %s", left.Append(nil), r.Append(nil))
+		}
+		left, _, _ = Apply(left, 1, gone, Limits{})
 	}
 }
 
@@ -229,7 +275,7 @@ func (w *world) checkOrder(t *rapid.T, base, next *Record, ops []Op, results []R
 // checkRetry: an unknown outcome is handled by reading again and applying again, so twice is once.
 func (w *world) checkRetry(t *rapid.T, base *Record, rev uint64, ops []Op) {
 	for _, op := range ops {
-		if op.Kind == OpRemove && op.ID == "" && op.UpTo == 0 {
+		if (op.Kind == OpRemove || op.Kind == OpRevoke) && op.ID == "" && op.UpTo == 0 {
 			continue // says of itself that it is not idempotent
 		}
 		once, first, _ := Apply(base, rev, []Op{op}, w.lim)
@@ -249,6 +295,14 @@ func (w *world) checkRetry(t *rapid.T, base *Record, rev uint64, ops []Op) {
 // checkRoom: however full a record is, its entries can be revoked, granted, and released one by one.
 func (w *world) checkRoom(t *rapid.T, r *Record) {
 	r = r.Clone()
+	for _, h := range r.Holders {
+		for _, m := range []Mode{X, SIX} {
+			op := Op{Kind: OpConvert, ID: ID(h.Lease(), math.MaxUint64), Lease: h.Lease(), Holder: h.ID, Mode: m}
+			if r, _, _ = Apply(r, math.MaxUint64, []Op{op}, w.lim); len(r.Append(nil)) > w.lim.MaxBytes {
+				t.Fatalf("converting made it %d bytes of %d: %s", len(r.Append(nil)), w.lim.MaxBytes, r.Append(nil))
+			}
+		}
+	}
 	for n := len(r.Holders) + len(r.Waiters); n > 0; n-- {
 		revoked, _, _ := Apply(r, math.MaxUint64, []Op{{Kind: OpRevoke}}, w.lim)
 		if size := len(revoked.Append(nil)); size > w.lim.MaxBytes {
@@ -269,11 +323,11 @@ func (w *world) checkRoom(t *rapid.T, r *Record) {
 
 // checkTokens looks at what was just written, as its readers will.
 func (w *world) checkTokens(t *rapid.T, base *Record, rev uint64, next *Record) {
-	was := map[string]uint64{}
+	was, mode := map[string]uint64{}, map[string]Mode{}
 	if base != nil {
 		base.Resolve(rev)
 		for _, e := range base.Holders {
-			was[e.ID] = e.Token
+			was[e.ID], mode[e.ID] = e.Token, e.Mode
 		}
 	}
 	now, err := Decode(w.stored)
@@ -283,6 +337,9 @@ func (w *world) checkTokens(t *rapid.T, base *Record, rev uint64, next *Record) 
 	now.Resolve(w.rev)
 	for i, e := range now.Holders {
 		if next.Holders[i].Token != 0 {
+			if !oracleCovers(mode[e.ID], e.Mode) {
+				t.Fatalf("%s went from %s to %s with its old token", e.ID, mode[e.ID], e.Mode)
+			}
 			if e.Token != was[e.ID] {
 				t.Fatalf("%s held with token %d, now %d", e.ID, was[e.ID], e.Token)
 			}
@@ -308,7 +365,7 @@ func schedule(t *rapid.T) {
 	lim := Limits{
 		MaxHolders: rapid.IntRange(1, 5).Draw(t, "max holders"),
 		MaxWaiters: rapid.IntRange(1, 5).Draw(t, "max waiters"),
-		MaxBytes:   rapid.SampledFrom([]int{1 << 20, 400, 600, 900}).Draw(t, "max bytes"),
+		MaxBytes:   rapid.SampledFrom([]int{1 << 20, 600, 1000, 1600}).Draw(t, "max bytes"),
 	}
 	w := &world{lim: lim, rev: 1790000000000000, model: &oracle{lim: lim}}
 	for range rapid.IntRange(1, 150).Draw(t, "steps") {
@@ -328,7 +385,7 @@ func FuzzSchedules(f *testing.F) { f.Fuzz(rapid.MakeFuzz(schedule)) }
 func TestSchedulesReachEverything(t *testing.T) {
 	met := map[string]int{}
 	gen := rapid.Custom(func(t *rapid.T) int {
-		lim := Limits{MaxHolders: 3, MaxWaiters: 3, MaxBytes: 600}
+		lim := Limits{MaxHolders: 4, MaxWaiters: 3, MaxBytes: 1700}
 		w := &world{lim: lim, rev: 10, model: &oracle{lim: lim}}
 		for range 40 {
 			base, _ := w.read(t)
@@ -339,6 +396,19 @@ func TestSchedulesReachEverything(t *testing.T) {
 				met["absent"]++
 				continue
 			}
+			converting, granted := 0, 0
+			for _, h := range before.Holders {
+				if is, ok := after.Holder(h.ID); ok && h.Convert.ID != "" && is.Converted == h.Convert.ID {
+					granted++
+				}
+			}
+			for _, h := range after.Holders {
+				if h.Convert.ID != "" {
+					converting++
+				}
+			}
+			met[fmt.Sprintf("%d convert", converting)]++
+			met["conversion granted later"+map[int]string{0: ": none", 2: ", 2 at once"}[granted]]++
 			promoted := 0
 			for _, e := range before.Waiters {
 				if h, ok := after.Holder(e.ID); ok && h.Token == 0 {
@@ -354,12 +424,14 @@ func TestSchedulesReachEverything(t *testing.T) {
 		}
 		return 0
 	})
-	for seed := range 40 {
+	for seed := range 150 {
 		gen.Example(seed)
 	}
 	for _, event := range []string{"absent", "2 promoted at once", "3 wait", "3 hold", "acquire: applied", "acquire: already held", "acquire: queue full",
 		"acquire: lease mismatch", "try: applied", "try: held", "try: already held", "try: lease mismatch",
-		"release: applied", "evict: applied", "revoke: applied", "remove: applied"} {
+		"release: applied", "evict: applied", "revoke: applied", "remove: applied",
+		"convert: applied", "convert: conversion pending", "convert: conversion would deadlock", "convert: hold is revoked", "convert: lease mismatch",
+		"unconvert: applied", "1 convert", "2 convert", "conversion granted later", "conversion granted later, 2 at once"} {
 		if met[event] == 0 {
 			t.Errorf("no schedule met %q", event)
 		}

@@ -18,6 +18,7 @@ var update = flag.Bool("update", false, "write what the transcripts in testdata 
 // write, its operations separated by ";":
 //
 //	acquire ID MODE [owner=O] [lease=L] [ttl=D] [meta.KEY=VALUE]   (also: try)
+//	convert HOLDER ID MODE [lease=L]   (also: unconvert)
 //	release ID [lease=L]
 //	evict LEASE...
 //	revoke ID|all [upto=REVISION]   (also: remove)
@@ -100,7 +101,7 @@ func (s *script) run(command string) {
 }
 
 func (s *script) parse(words []string) (op Op) {
-	for kind := OpAcquire; kind <= OpRemove; kind++ {
+	for kind := OpAcquire; kind <= OpUnconvert; kind++ {
 		if kind.String() == words[0] {
 			op.Kind = kind
 		}
@@ -122,6 +123,13 @@ func (s *script) parse(words []string) (op Op) {
 	}
 	if op.ID = words[1]; op.ID == "all" {
 		op.ID = ""
+	}
+	if op.Kind == OpConvert || op.Kind == OpUnconvert {
+		mode, err := ParseMode(words[3])
+		if err != nil {
+			s.t.Fatalf("%q: %v", words, err)
+		}
+		op.Holder, op.ID, op.Mode, options = words[1], words[2], mode, words[4:]
 	}
 	op.Lease = LeaseOf(op.ID)
 	for _, o := range options {
@@ -190,6 +198,12 @@ func (s *script) apply(ops []Op, lost bool) {
 		fmt.Fprintf(s.out, "    held     %-4s %-3s token %d", e.ID, e.Mode, e.Token)
 		if e.Revoked {
 			s.out.WriteString(", revoked")
+		}
+		if e.Convert.ID != "" {
+			fmt.Fprintf(s.out, ", converting to %s (%s since %d)", e.Convert.Mode, e.Convert.ID, e.Convert.Queued)
+		}
+		if e.Converted != "" {
+			fmt.Fprintf(s.out, ", converted by %s", e.Converted)
 		}
 		s.out.WriteByte('\n')
 	}

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// Exit codes. They follow sysexits.h and the shells; the package comment lists
+// them for users.
+const (
+	exitUsage       = 64
+	exitData        = 65
+	exitUnavailable = 69
+	exitInternal    = 70
+	exitNotAcquired = 75
+	exitLost        = 76
+	exitCannotRun   = 126
+	exitNotFound    = 127
+	exitSignal      = 128 // plus the signal's number
+)
+
+// exitError is an error with an exit code. Without a cause nothing is printed.
+type exitError struct {
+	code  int
+	cause error
+}
+
+func (e *exitError) Error() string {
+	if e.cause == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.cause.Error()
+}
+
+// Unwrap returns the cause.
+func (e *exitError) Unwrap() error { return e.cause }
+
+func usageError(format string, args ...any) error {
+	return &exitError{code: exitUsage, cause: fmt.Errorf(format, args...)}
+}
+
+// exitCode maps an error to the exit code: the one it carries, or that of its
+// kind. The order matters where an error is of two kinds: a lock that was not
+// acquired because no server answered is the server's trouble, so that a job
+// which takes 75 for "somebody else is at it" doesn't hide an outage.
+func exitCode(err error) int {
+	var e *exitError
+	if errors.As(err, &e) {
+		return e.code
+	}
+	for _, k := range []struct {
+		code int
+		is   []error
+	}{
+		{exitUsage, []error{fabric.ErrInvalidOption, fabric.ErrInvalidName, kv.ErrInvalidOption, embedded.ErrInvalidOption}},
+		{exitData, []error{fabric.ErrKindMismatch, fabric.ErrMalformedRecord, kv.ErrNewerSchema}},
+		{exitUnavailable, []error{fabric.ErrUnavailable, kv.ErrNoJetStream, kv.ErrServerTooOld, kv.ErrUnsafeConfig, kv.ErrNoBucket,
+			embedded.ErrStartFailed, embedded.ErrStoreInUse}},
+		{exitNotAcquired, []error{fabric.ErrNotAcquired}},
+		{exitLost, []error{fabric.ErrLost}},
+	} {
+		for _, target := range k.is {
+			if errors.Is(err, target) {
+				return k.code
+			}
+		}
+	}
+	return exitInternal
+}

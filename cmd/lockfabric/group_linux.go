@@ -1,0 +1,30 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strconv"
+	"syscall"
+)
+
+// dieWithParent has the kernel end the command when this program is killed and
+// can't do it: the lock is not renewed any more then. SIGTERM lets the command
+// use what is left of the lease.
+func dieWithParent(attr *syscall.SysProcAttr) { attr.Pdeathsig = syscall.SIGTERM }
+
+// parentOf returns a process's parent, 0 if it can't be found out.
+func parentOf(pid int) int {
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0
+	}
+	// "pid (command) state ppid": the command can contain anything.
+	var state string
+	var parent int
+	_, err = fmt.Sscan(string(stat[bytes.LastIndexByte(stat, ')')+1:]), &state, &parent)
+	if err != nil {
+		return 0
+	}
+	return parent
+}

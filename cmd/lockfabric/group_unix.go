@@ -1,0 +1,116 @@
+//go:build unix
+
+package main
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"slices"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// endings end a run that waits; while the command runs they are its affair, as
+// are the rest of forwarded. SIGTSTP and SIGCONT are in it because a run that is
+// stopped can't renew the lock: the command has to stop first.
+var (
+	endings    = []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT}
+	forwarded  = append(slices.Clip(endings), unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH, unix.SIGTSTP, unix.SIGCONT)
+	brokenPipe = []os.Signal{unix.SIGPIPE}
+)
+
+// heeded leaves out what was ignored when this program started, as nohup and a
+// shell's background jobs want it: to catch it would undo that, for the command
+// too.
+func heeded(sigs []os.Signal) []os.Signal {
+	return slices.DeleteFunc(slices.Clone(sigs), signal.Ignored)
+}
+
+func signalNumber(sig os.Signal) int {
+	if s, ok := sig.(syscall.Signal); ok {
+		return int(s)
+	}
+	return 0
+}
+
+// group is a command as the leader of a process group.
+type group struct {
+	pid    int // of the leader, and the group's id
+	events chan event
+}
+
+// startGroup starts the command. Its events have to be read until it has exited.
+func startGroup(cmd *exec.Cmd) (*group, error) {
+	g := &group{events: make(chan event, 1)}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	dieWithParent(cmd.SysProcAttr)
+	started := make(chan error)
+	go func() {
+		// The kernel takes the end of the thread that started the command for the
+		// end of its parent. The thread ends with this goroutine.
+		runtime.LockOSThread()
+		err := cmd.Start()
+		if err == nil {
+			g.pid = cmd.Process.Pid
+		}
+		started <- err
+		if err == nil {
+			g.watch()
+		}
+	}()
+	if err := <-started; err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// watch reports when the leader is stopped and when it has exited. os/exec can't
+// tell of the former.
+func (g *group) watch() {
+	for {
+		var ws unix.WaitStatus
+		_, err := unix.Wait4(g.pid, &ws, unix.WUNTRACED, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			g.events <- event{exited: true, code: exitInternal}
+			return
+		case ws.Stopped():
+			g.events <- event{signal: int(ws.StopSignal())}
+		case ws.Signaled():
+			g.events <- event{exited: true, code: exitSignal + int(ws.Signal())}
+			return
+		case ws.Exited():
+			g.events <- event{exited: true, code: ws.ExitStatus()}
+			return
+		}
+	}
+}
+
+// signal sends to the whole group. A group that is gone needs no signal.
+func (g *group) signal(sig syscall.Signal) { _ = unix.Kill(-g.pid, sig) }
+
+// terminate asks the group to end; one that is stopped would not hear it.
+func (g *group) terminate() {
+	g.signal(unix.SIGTERM)
+	g.signal(unix.SIGCONT)
+}
+
+func (g *group) kill() { g.signal(unix.SIGKILL) }
+
+// alive reports whether anybody is left in the group, once the leader has been
+// waited for. Orphans of it are our children if we are the first process of a
+// container: those that have exited are gone only when waited for.
+func (g *group) alive() bool {
+	for {
+		pid, err := unix.Wait4(-g.pid, nil, unix.WNOHANG, nil)
+		if err != nil && !errors.Is(err, unix.EINTR) || err == nil && pid == 0 {
+			break
+		}
+	}
+	return !errors.Is(unix.Kill(-g.pid, 0), unix.ESRCH)
+}

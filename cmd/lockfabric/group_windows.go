@@ -1,0 +1,97 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"syscall"
+
+	"golang.org/x/sys/windows"
+)
+
+// On Windows a console event is all that a process gets.
+var (
+	endings    = []os.Signal{os.Interrupt, syscall.SIGTERM}
+	forwarded  = endings
+	brokenPipe = []os.Signal{syscall.SIGPIPE}
+)
+
+func heeded(sigs []os.Signal) []os.Signal { return sigs }
+
+func signalNumber(sig os.Signal) int {
+	if s, ok := sig.(syscall.Signal); ok {
+		return int(s)
+	}
+	return 0
+}
+
+// group is a command as the head of a process group and a job: the group gets
+// the console events, the job holds all that the command starts.
+type group struct {
+	cmd    *exec.Cmd
+	job    windows.Handle // 0 if it could not be made
+	events chan event
+}
+
+// startGroup starts the command. Its events have to be read until it has exited.
+func startGroup(cmd *exec.Cmd) (*group, error) {
+	g := &group{cmd: cmd, events: make(chan event, 1)}
+	cmd.SysProcAttr = &syscall.SysProcAttr{CreationFlags: windows.CREATE_NEW_PROCESS_GROUP}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	g.join()
+	go func() {
+		_ = cmd.Wait()
+		g.events <- event{exited: true, code: cmd.ProcessState.ExitCode()}
+	}()
+	return g, nil
+}
+
+// join puts the command into a job. What it started before that is not in it.
+func (g *group) join() {
+	job, err := windows.CreateJobObject(nil, nil)
+	if err != nil {
+		return
+	}
+	p, err := windows.OpenProcess(windows.PROCESS_SET_QUOTA|windows.PROCESS_TERMINATE, false, uint32(g.cmd.Process.Pid))
+	if err == nil {
+		err = windows.AssignProcessToJobObject(job, p)
+		_ = windows.CloseHandle(p)
+	}
+	if err != nil {
+		_ = windows.CloseHandle(job)
+		return
+	}
+	g.job = job
+}
+
+// terminate asks the group to end, which works for programs with a console.
+func (g *group) terminate() {
+	_ = windows.GenerateConsoleCtrlEvent(windows.CTRL_BREAK_EVENT, uint32(g.cmd.Process.Pid))
+}
+
+func (g *group) kill() {
+	if g.job != 0 {
+		_ = windows.TerminateJobObject(g.job, exitLost)
+	}
+	_ = g.cmd.Process.Kill()
+}
+
+// alive says no once the command has exited: there is nobody left to be asked,
+// so the rest of the job is ended.
+func (g *group) alive() bool {
+	g.kill()
+	return false
+}
+
+// terminal does not exist here: a console has no foreground group.
+type terminal struct{}
+
+func openTerminal(*group) *terminal { return nil }
+
+func (*terminal) close() {}
+
+// forward gives a console event to the group.
+func (v *supervisor) forward(os.Signal) { v.group.terminate() }
+
+func (v *supervisor) stopped(event) {}

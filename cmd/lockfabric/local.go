@@ -1,0 +1,219 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+const (
+	stateFile = "server.json"
+	logFile   = "server.log"
+	maxLog    = 1 << 20 // bytes after which the log is begun anew
+
+	lookAgain    = 20 * time.Millisecond  // for a server that is starting
+	startAgain   = 500 * time.Millisecond // after one that ended at once
+	perAttempt   = 5 * time.Second        // to open the fabric on a server that may be ending
+	dirMode      = 0o700
+	privateFiles = 0o600
+)
+
+// localState is what server.json tells about the local server. Who can read it
+// can use the server: the token keeps the other users of the host out.
+type localState struct {
+	URL   string `json:"url"`
+	Name  string `json:"name"`
+	Token string `json:"token"`
+	PID   int    `json:"pid"`
+	Host  string `json:"host"`
+}
+
+// localDir returns the local server's directory, made if need be, and refuses
+// one into which others can look or write.
+func (c *cli) localDir() (string, error) {
+	dir := c.LocalDir
+	if dir == "" {
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			return "", usageError("no directory for the local server (%v): name one with --local-dir or LOCKFABRIC_DIR, or a server with --server", err)
+		}
+		dir = filepath.Join(cache, "lockfabric")
+	}
+	dir, err := filepath.Abs(dir)
+	if err == nil {
+		err = os.MkdirAll(dir, dirMode)
+	}
+	if err == nil {
+		err = checkPrivate(dir)
+	}
+	if err != nil {
+		return "", usageError("directory of the local server: %w", err)
+	}
+	return dir, nil
+}
+
+// readState returns what is known of the local server. One of another host that
+// shares the directory can't be reached over loopback and counts as none.
+func readState(dir string) (localState, error) {
+	var s localState
+	data, err := os.ReadFile(filepath.Join(dir, stateFile))
+	if err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal(data, &s); err != nil {
+		return s, fmt.Errorf("%s: %w", stateFile, err)
+	}
+	if u, err := url.Parse(s.URL); err != nil || u.Host == "" || s.Token == "" || s.Name == "" {
+		return s, fmt.Errorf("%s names no server", stateFile)
+	}
+	if s.Host != hostname() {
+		return s, fmt.Errorf("the local server runs on host %q, and is reached from there only: name a server with --server", s.Host)
+	}
+	return s, nil
+}
+
+// write replaces the file at once, so that nobody reads half of it. Only the
+// owner of the store's lock writes.
+func (s localState) write(dir string) error {
+	data, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, stateFile)
+	if err := os.WriteFile(path+".new", append(data, '\n'), privateFiles); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+func removeState(dir string) { _ = os.Remove(filepath.Join(dir, stateFile)) }
+
+func hostname() string {
+	h, err := os.Hostname()
+	if err != nil {
+		return "localhost"
+	}
+	return h
+}
+
+// connectLocal connects to the local server and starts it if there is none. A
+// server that is just ending refuses, or goes away under the connection: then
+// this begins anew, until ctx ends.
+func (c *cli) connectLocal(ctx context.Context, s *streams, opts []fabric.Option) (*fabric.Manager, error) {
+	dir, err := c.localDir()
+	if err != nil {
+		return nil, err
+	}
+	st := &starter{dir: dir, idle: c.LocalIdleExit}
+	var last error
+	for {
+		state, err := readState(dir)
+		if err == nil {
+			m, cerr := c.attempt(ctx, s, st, state, opts)
+			if cerr == nil || !errors.Is(cerr, fabric.ErrUnavailable) && !errors.Is(cerr, context.DeadlineExceeded) {
+				return m, cerr
+			}
+			err = cerr
+		}
+		if !errors.Is(err, fs.ErrNotExist) && ctx.Err() == nil {
+			last = err
+		}
+		if serr := st.start(); serr != nil {
+			return nil, fmt.Errorf("%w: starting the local server: %w: or name a server with --server", fabric.ErrUnavailable, serr)
+		}
+		select {
+		case <-time.After(lookAgain):
+		case <-ctx.Done():
+			if last == nil {
+				last = ctx.Err()
+			}
+			return nil, fmt.Errorf("%w: local server: %w: see %s, or name a server with --server",
+				fabric.ErrUnavailable, last, filepath.Join(dir, logFile))
+		}
+	}
+}
+
+func (c *cli) attempt(ctx context.Context, s *streams, st *starter, state localState, opts []fabric.Option) (*fabric.Manager, error) {
+	ctx, cancel := context.WithTimeout(ctx, perAttempt)
+	defer cancel()
+	// A local server that crashed is nobody's but its users': they start the next
+	// one, which takes over the address, and keep their locks. This is called for
+	// every attempt to reach it that fails.
+	gone := nats.ReconnectErrHandler(func(*nats.Conn, error) {
+		if err := st.start(); err != nil {
+			s.log.Warn("the local server is gone and can't be started again", "error", err)
+		}
+	})
+	return fabric.Connect(ctx, state.URL, append(opts[:len(opts):len(opts)], fabric.WithNATS(
+		nats.Token(state.Token), nats.SetCustomDialer(localDialer{state.Name}), gone))...)
+}
+
+// starter starts local servers in the background, one at a time.
+type starter struct {
+	dir     string
+	idle    time.Duration
+	running atomic.Bool
+	last    atomic.Int64 // when, in Unix nanoseconds
+}
+
+// start starts a server, unless the last one that this process started is
+// running or began a moment ago. That some other process started one shows only
+// by the store's lock, which is why a new one may end at once.
+func (st *starter) start() error {
+	if time.Since(time.Unix(0, st.last.Load())) < startAgain || st.running.Swap(true) {
+		return nil
+	}
+	st.last.Store(time.Now().UnixNano())
+	cmd, err := st.command()
+	if err == nil {
+		err = cmd.Start()
+		_ = cmd.Stdout.(*os.File).Close()
+	}
+	if err != nil {
+		st.running.Store(false)
+		return err
+	}
+	// Ends with the server or with this process; nobody waits for it.
+	go func() {
+		_ = cmd.Wait()
+		st.running.Store(false)
+	}()
+	return nil
+}
+
+func (st *starter) command() (*exec.Cmd, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	log, err := openLog(filepath.Join(st.dir, logFile))
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(exe, "serve", "--local", "--local-dir", st.dir, "--idle-exit", st.idle.String())
+	// Not to hold a file system that the first user happened to be in.
+	cmd.Dir = st.dir
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = detached()
+	return cmd, nil
+}
+
+func openLog(path string) (*os.File, error) {
+	flags := os.O_CREATE | os.O_WRONLY | os.O_APPEND
+	if fi, err := os.Stat(path); err == nil && fi.Size() > maxLog {
+		flags |= os.O_TRUNC
+	}
+	return os.OpenFile(path, flags, privateFiles)
+}

@@ -1,0 +1,47 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+type lsCmd struct {
+	Prefix string `arg:"" optional:"" help:"Only names that start so."`
+}
+
+// Run lists the locks in use. The JSON is an array of fabric.Info, [] when there
+// are none; the leases in it carry id and TTL only, inspect looks them up.
+func (l *lsCmd) Run(ctx context.Context, c *cli, s *streams) error {
+	m, err := c.connect(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = m.Close() }()
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	infos, err := m.List(ctx, l.Prefix)
+	if err != nil {
+		return err
+	}
+	if infos == nil {
+		infos = []fabric.Info{}
+	}
+	return s.print(c.Output, infos, func(w io.Writer) {
+		fmt.Fprintln(w, "KEY\tKIND\tMODE\tHOLDERS\tWAITERS\tTOKEN\tAGE\tOWNER")
+		now := time.Now()
+		for _, i := range infos {
+			mode, token, held, owner := "-", "-", "-", "-"
+			if len(i.Holders) > 0 {
+				h := i.Holders[0]
+				mode, token, held, owner = string(h.Mode), strconv.FormatUint(h.Token, 10), age(h.Since, now), printable(h.Owner)
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\n",
+				printable(i.Key), printable(i.Kind), mode, len(i.Holders), len(i.Waiters), token, held, owner)
+		}
+	})
+}

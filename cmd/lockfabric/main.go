@@ -1,0 +1,164 @@
+// Command lockfabric runs programs under distributed locks that live in NATS
+// JetStream, looks at such locks, and serves them.
+//
+//	lockfabric run nightly-backup -- ./backup.sh
+//
+// # Where the locks are
+//
+// With --server (or LOCKFABRIC_SERVER) they are on that NATS server or cluster.
+// Without, they are on a server of this user on this host, which the first
+// command starts in the background and which ends when nobody has used it for
+// some minutes. Its locks, store and address are kept in the user's cache
+// directory (or LOCKFABRIC_DIR); it listens on loopback only and lets in only
+// who can read that directory. Such locks exclude the programs of one user on
+// one host, and stay in the store when the server ends.
+//
+// # What run promises
+//
+// CMD starts when the lock is held, in a process group of its own, with the
+// standard streams of run, and with LOCKFABRIC_KEY and LOCKFABRIC_TOKEN (the
+// fencing token) in its environment. Signals sent to run go to the group. When
+// CMD ends the lock is released and its exit code is passed on; what CMD left in
+// the background does not keep the lock.
+//
+// When the lock is lost while CMD runs, its group gets SIGTERM, what is left of it
+// after --kill-after gets SIGKILL, and the exit code is 76 whatever CMD said.
+// Others can have the lock already while CMD winds up: only a resource that checks
+// the token is safe then.
+//
+// Stopping run from a terminal (^Z) stops CMD too, and its lock is not renewed
+// meanwhile: when it is continued after the lease has run out, CMD is ended as
+// after any loss. Two signals can't be caught. A run that gets SIGSTOP stops alone,
+// and its lock runs out under CMD. A run that gets SIGKILL can't end CMD: on Linux
+// the kernel then sends CMD, but not what CMD started, a SIGTERM; elsewhere CMD
+// goes on without a lock. On Windows a signal to run becomes a Ctrl-Break for
+// the group.
+//
+// # Exit codes
+//
+//	0        success
+//	64       the command line makes no sense
+//	65       the name is no lock, or its record can't be read
+//	69       the server can't be reached or used
+//	70       a defect of this program
+//	75       run: not acquired: held by others for the time given by --wait
+//	76       run: lost: the lock was lost while CMD ran
+//	126      run: CMD can't be executed
+//	127      run: CMD was not found
+//	128+n    run: CMD, or run itself while it waited, was ended by signal n
+//	others   run: CMD's own
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"github.com/lmittmann/tint"
+	"golang.org/x/term"
+)
+
+// cli is the command line.
+type cli struct {
+	Server        string        `placeholder:"URL" env:"LOCKFABRIC_SERVER" help:"NATS server, or several with commas: nats://host:4222. Without one, a local server is started in the background."`
+	Fabric        string        `default:"lockfabric" env:"LOCKFABRIC_FABRIC" help:"Fabric to use: those who name the same one on the same server share locks."`
+	Output        string        `enum:"text,json" default:"text" help:"Format of results and logs: text or json."`
+	LogLevel      string        `enum:"auto,debug,info,warn,error" default:"auto" help:"What to log to stderr: debug, info, warn or error; auto suits the command."`
+	Timeout       time.Duration `default:"10s" help:"How long to try to reach the server."`
+	LocalDir      string        `placeholder:"DIR" env:"LOCKFABRIC_DIR" help:"Directory of the local server, the user's cache directory unless given."`
+	LocalIdleExit time.Duration `default:"10m" env:"LOCKFABRIC_LOCAL_IDLE_EXIT" help:"When a local server that is started now ends after its last client left."`
+
+	Run     runCmd     `cmd:"" help:"Run a command while holding a lock."`
+	Serve   serveCmd   `cmd:"" help:"Run a server, alone or as part of a cluster."`
+	Ls      lsCmd      `cmd:"" help:"List the locks in use."`
+	Inspect inspectCmd `cmd:"" help:"Show who holds a lock and who waits for it."`
+	Release releaseCmd `cmd:"" help:"Take a lock away from its holders."`
+	Version versionCmd `cmd:"" help:"Show the version of this program."`
+}
+
+// streams are what a command writes to.
+type streams struct {
+	out, err io.Writer
+	log      *slog.Logger
+}
+
+func main() { os.Exit(execute(os.Args[1:], os.Stdout, os.Stderr)) }
+
+// execute runs one command line and returns the exit code.
+func execute(args []string, stdout, stderr *os.File) int {
+	var c cli
+	parser, err := kong.New(&c,
+		kong.Name("lockfabric"),
+		kong.Description("Distributed locks on NATS JetStream."),
+		kong.Writers(stdout, stderr),
+		kong.UsageOnError(),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
+	)
+	if err != nil {
+		return report(stderr, fmt.Errorf("command line: %w", err))
+	}
+	parsed, err := parser.Parse(args)
+	if err == nil {
+		err = c.validate()
+	}
+	if err != nil {
+		return report(stderr, usageError("%v: see 'lockfabric --help'", err))
+	}
+	s := &streams{out: stdout, err: stderr, log: newLogger(stderr, c.Output, c.level(parsed.Selected().Name))}
+	parsed.BindTo(context.Background(), (*context.Context)(nil))
+	return report(stderr, parsed.Run(&c, s))
+}
+
+func (c *cli) validate() error {
+	if c.Timeout <= 0 {
+		return fmt.Errorf("--timeout=%v: give more than 0", c.Timeout)
+	}
+	if c.LocalIdleExit <= 0 {
+		return fmt.Errorf("--local-idle-exit=%v: give more than 0", c.LocalIdleExit)
+	}
+	return nil
+}
+
+// level is how much a command logs unless told: a daemon tells what it does,
+// run what endangers its lock, and the others report by their result.
+func (c *cli) level(command string) slog.Level {
+	level := slog.LevelError
+	switch {
+	case c.LogLevel != "auto":
+		_ = level.UnmarshalText([]byte(c.LogLevel)) // kong has checked it
+	case command == "serve":
+		level = slog.LevelInfo
+	case command == "run":
+		level = slog.LevelWarn
+	}
+	return level
+}
+
+func newLogger(w *os.File, format string, level slog.Level) *slog.Logger {
+	switch {
+	case format == "json":
+		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+	case term.IsTerminal(int(w.Fd())):
+		return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: os.Getenv("NO_COLOR") != ""}))
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
+}
+
+// report writes the one line that an error gets, and returns its exit code.
+func report(w io.Writer, err error) int {
+	if err == nil {
+		return 0
+	}
+	code := exitCode(err)
+	var passed *exitError
+	if errors.As(err, &passed) && passed.cause == nil {
+		return code // the child has said what there was to say
+	}
+	fmt.Fprintf(w, "lockfabric: %s\n", message(err))
+	return code
+}

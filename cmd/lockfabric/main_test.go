@@ -1,0 +1,289 @@
+//go:build unix
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+// The test binary is the command, and the commands that it runs, when this
+// variable is set.
+const actAs = "LOCKFABRIC_TEST_ACT"
+
+// testTimeout ends what hangs. Nothing is asserted about speed.
+const testTimeout = 60 * time.Second
+
+// server is the one that most tests name, each with a fabric of its own.
+var server *embedded.Server
+
+func TestMain(m *testing.M) {
+	if os.Getenv(actAs) != "" {
+		if len(os.Args) > 2 && os.Args[1] == "child" {
+			os.Exit(child(os.Args[2:]))
+		}
+		main()
+		return
+	}
+	os.Exit(withServer(m.Run))
+}
+
+func withServer(run func() int) int {
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
+	defer cancel()
+	var err error
+	server, err = embedded.Start(ctx, embedded.WithTempStore(), embedded.WithListen("127.0.0.1:0"),
+		embedded.WithSync(embedded.SyncInterval(time.Second)))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer server.Kill()
+	return run()
+}
+
+// child is a command under a lock: it says "ready" and its process id, then
+// which signals it gets. It exits with 0 on the signal named first, ignores those
+// named later, and gives up when nobody ends it.
+func child(names []string) int {
+	byName := map[string]os.Signal{
+		"INT": syscall.SIGINT, "TERM": syscall.SIGTERM, "HUP": syscall.SIGHUP, "QUIT": syscall.SIGQUIT,
+		"USR1": syscall.SIGUSR1, "USR2": syscall.SIGUSR2, "none": nil,
+	}
+	sigs := make(chan os.Signal, 16)
+	signal.Notify(sigs, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
+	for _, n := range names[1:] {
+		signal.Ignore(byName[n])
+	}
+	fmt.Println("ready", os.Getpid())
+	end := time.After(2 * testTimeout)
+	for {
+		select {
+		case s := <-sigs:
+			for n, v := range byName {
+				if v == s {
+					fmt.Println("got", n)
+				}
+			}
+			if s == byName[names[0]] {
+				return 0
+			}
+		case <-end:
+			return 99
+		}
+	}
+}
+
+// self is the path of the test binary.
+func self(t *testing.T) string {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return exe
+}
+
+// fabricName gives every test locks of its own on the shared server.
+func fabricName(t *testing.T) string {
+	return strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '-'
+	}, t.Name())
+}
+
+// lockfabric returns the command line on the shared server.
+func lockfabric(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	return bare(t, append([]string{"--server", server.ClientURL(), "--fabric", fabricName(t)}, args...)...)
+}
+
+// bare returns a command line without a server.
+func bare(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(self(t), args...)
+	// The race detector would have every process linger for a second at its end.
+	cmd.Env = append(os.Environ(), actAs+"=1", "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"), "HOME="+t.TempDir(), "XDG_CACHE_HOME=", "LOCKFABRIC_SERVER=", "LOCKFABRIC_DIR=")
+	return cmd
+}
+
+// proc is a running command line.
+type proc struct {
+	t     *testing.T
+	cmd   *exec.Cmd
+	lines *bufio.Scanner // of its stdout
+	err   *lockedBuffer
+	code  int
+	once  sync.Once
+}
+
+// start starts it; what is left of it at the end of the test is killed.
+func start(t *testing.T, cmd *exec.Cmd) *proc {
+	t.Helper()
+	p := &proc{t: t, cmd: cmd, err: &lockedBuffer{}}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.lines = bufio.NewScanner(r)
+	cmd.Stdout = w
+	if cmd.Stderr == nil {
+		cmd.Stderr = p.err
+	}
+	cmd.WaitDelay = time.Second // for stderr, which a stray grandchild may keep open
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_ = w.Close()
+	watchdog := time.AfterFunc(testTimeout, func() { _ = cmd.Process.Kill() })
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		p.wait()
+		watchdog.Stop()
+		_ = r.Close()
+		if t.Failed() {
+			t.Logf("%v: exit code %d, stderr:\n%s", cmd.Args[1:], p.code, p.err)
+		}
+	})
+	return p
+}
+
+// line returns the next line of stdout, "" at its end.
+func (p *proc) line() string {
+	p.t.Helper()
+	if !p.lines.Scan() {
+		return ""
+	}
+	return p.lines.Text()
+}
+
+// expect fails the test unless the next line is as wanted.
+func (p *proc) expect(want string) {
+	p.t.Helper()
+	if got := p.line(); got != want {
+		p.t.Fatalf("%v wrote %q, want %q", p.cmd.Args[1:], got, want)
+	}
+}
+
+// ready waits for a child and returns its process id.
+func (p *proc) ready() int {
+	p.t.Helper()
+	var pid int
+	text := p.line()
+	if _, err := fmt.Sscanf(text, "ready %d", &pid); err != nil {
+		p.t.Fatalf("%v wrote %q, want that it is ready", p.cmd.Args[1:], text)
+	}
+	return pid
+}
+
+func (p *proc) signal(sig os.Signal) {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(sig); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// wait returns the exit code, -1 if a signal ended it.
+func (p *proc) wait() int {
+	p.once.Do(func() {
+		err := p.cmd.Wait()
+		var exit *exec.ExitError
+		if err != nil && !errors.As(err, &exit) && !errors.Is(err, exec.ErrWaitDelay) {
+			p.t.Error(err)
+		}
+		p.code = p.cmd.ProcessState.ExitCode()
+	})
+	return p.code
+}
+
+func (p *proc) exits(want int) {
+	p.t.Helper()
+	if got := p.wait(); got != want {
+		p.t.Fatalf("%v: exit code %d, want %d; stderr: %s", p.cmd.Args[1:], got, want, p.err)
+	}
+}
+
+// run runs a command line to its end.
+func run(t *testing.T, cmd *exec.Cmd) (code int, stdout, stderr string) {
+	t.Helper()
+	p := start(t, cmd)
+	var out strings.Builder
+	for p.lines.Scan() {
+		out.WriteString(p.lines.Text() + "\n")
+	}
+	return p.wait(), out.String(), p.err.String()
+}
+
+// lockedBuffer is written by one goroutine and read by another.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// manager looks at the test's locks from outside of the command.
+func manager(t *testing.T) *fabric.Manager {
+	t.Helper()
+	nc, err := server.Connect(nats.ReconnectBufSize(-1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	m, err := fabric.New(t.Context(), nc, fabric.WithFabric(fabricName(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Close() })
+	return m
+}
+
+// waiters waits until so many wait for the lock.
+func waiters(t *testing.T, m *fabric.Manager, key string, n int) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%d waiters for %s", n, key), func() bool {
+		info, err := m.Inspect(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(info.Waiters) == n
+	})
+}
+
+// eventually asks until it is so.
+func eventually(t *testing.T, what string, so func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(testTimeout / 2); !so(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("no %s", what)
+		}
+	}
+}

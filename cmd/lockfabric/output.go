@@ -1,0 +1,75 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode"
+)
+
+// print writes a result: the value as JSON, or what text writes in columns that
+// are separated by tabs.
+func (s *streams) print(format string, v any, text func(w io.Writer)) error {
+	if format == "json" {
+		enc := json.NewEncoder(s.out)
+		enc.SetEscapeHTML(false)
+		enc.SetIndent("", "  ")
+		return writeError(enc.Encode(v))
+	}
+	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
+	text(w)
+	return writeError(w.Flush())
+}
+
+func writeError(err error) error {
+	if err != nil {
+		return fmt.Errorf("writing the result: %w", err)
+	}
+	return nil
+}
+
+// printable makes text that others chose safe for a terminal and for a column:
+// quoted where it is empty or has characters that move the cursor or the eye.
+func printable(text string) string {
+	odd := func(r rune) bool { return !unicode.IsPrint(r) }
+	if text == "" || strings.ContainsFunc(text, odd) {
+		return strconv.Quote(text)
+	}
+	return text
+}
+
+// message makes one line of an error, and leaves out which package says it.
+func message(err error) string {
+	text := ": " + oneLine(err.Error())
+	for _, pkg := range []string{"fabric", "kv", "embedded"} {
+		text = strings.ReplaceAll(text, ": "+pkg+": ", ": ")
+	}
+	return strings.TrimPrefix(text, ": ")
+}
+
+// oneLine replaces what would break a line, or move a terminal's cursor.
+func oneLine(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, text)
+}
+
+// age tells how long ago t was, by the clock of this host, in whole seconds.
+func age(t, now time.Time) string {
+	return max(now.Sub(t), 0).Truncate(time.Second).String()
+}
+
+// orDash marks an empty column.
+func orDash(text string) string {
+	if text == "" {
+		return "-"
+	}
+	return printable(text)
+}

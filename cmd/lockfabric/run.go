@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+type runCmd struct {
+	Key        string            `arg:"" help:"Name of the lock; '/' separates levels."`
+	Command    []string          `arg:"" name:"cmd" help:"Command to run, after '--'."`
+	Shared     bool              `help:"Hold the lock together with others who give --shared, and exclude those who don't."`
+	Wait       *time.Duration    `placeholder:"DURATION" help:"How long to wait for the lock; 0 only tries. Without it, as long as it takes. A holder that looks dead is observed for about its TTL on top."`
+	TTL        time.Duration     `default:"30s" help:"How long the lock stays taken after the last sign of life. Under 15s a server's failover can cost the lock."`
+	KillAfter  time.Duration     `default:"10s" help:"Time from SIGTERM to SIGKILL when the lock is lost."`
+	Owner      string            `help:"Identity to hold the lock under; the same one can't take it twice. Each run is its own by default."`
+	Meta       map[string]string `placeholder:"KEY=VALUE" mapsep:"none" help:"Text that 'inspect' shows with the holder; can be repeated."`
+	NoTakeover bool              `help:"When the time to wait is over, don't observe a holder that looks dead."`
+}
+
+// Help tells of the exit codes.
+func (*runCmd) Help() string {
+	return "CMD gets LOCKFABRIC_KEY and LOCKFABRIC_TOKEN, the fencing token, in its environment. Signals are passed on to its process group. " +
+		"If the lock is lost the group gets SIGTERM, and SIGKILL after --kill-after.\n\n" +
+		"Exit code: CMD's own, or 128+n when signal n ended it; 75: not acquired, somebody else holds the lock; 76: the lock was lost while CMD ran; " +
+		"69: no server; 65: the name is no lock; 64: usage; 126, 127: CMD can't be run, not found; 70: a defect."
+}
+
+// Run holds the lock while the command runs.
+func (r *runCmd) Run(ctx context.Context, c *cli, s *streams) error {
+	if err := r.validate(); err != nil {
+		return err
+	}
+	// Before the lock is taken: nobody should wait for a spelling mistake.
+	path, err := exec.LookPath(r.Command[0])
+	if err != nil {
+		return cannotRun(r.Command[0], err)
+	}
+	sigs := make(chan os.Signal, 32)
+	signal.Notify(sigs, heeded(endings)...)
+	defer signal.Stop(sigs)
+	// Else a warning to a reader that is gone would end this program, and the hold.
+	signal.Notify(make(chan os.Signal, 1), brokenPipe...)
+
+	m, lock, err := r.obtain(ctx, c, s, sigs)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = m.Close() }()
+	v := &supervisor{lock: lock, sigs: sigs, killAfter: r.KillAfter, log: s.log}
+	code, err := v.run(r.command(path, lock))
+	if rerr := lock.Release(ctx); rerr != nil && err == nil {
+		if errors.Is(rerr, fabric.ErrLost) {
+			err = rerr
+		} else {
+			s.log.Warn("the lock is not confirmed to be released; it ends with its TTL at the latest", "key", r.Key, "ttl", r.TTL, "error", rerr)
+		}
+	}
+	switch {
+	case errors.Is(err, fabric.ErrLost):
+		return fmt.Errorf("%w: others may have worked while %s did: check what it wrote, or have the token checked", err, r.Command[0])
+	case err != nil:
+		return cannotRun(r.Command[0], err)
+	case code != 0:
+		return &exitError{code: code}
+	}
+	return nil
+}
+
+func (r *runCmd) validate() error {
+	switch {
+	case r.Wait != nil && *r.Wait < 0:
+		return usageError("run --wait=%v: give 0 to only try, or leave it out to wait without limit", *r.Wait)
+	case r.KillAfter < 0:
+		return usageError("run --kill-after=%v: give 0 or more", r.KillAfter)
+	case r.Command[0] == "":
+		return usageError("run: the command is empty: give one after --")
+	}
+	return checkName(r.Key)
+}
+
+// checkName refuses a name that no lock can have, before any server is asked.
+func checkName(key string) error {
+	_, err := kv.EncodeName(key)
+	return err
+}
+
+// obtain connects and acquires. A signal that asks to end meanwhile is the
+// error then, and nothing is held.
+func (r *runCmd) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.Signal) (*fabric.Manager, *fabric.Lock, error) {
+	ctx, done := interruptible(ctx, sigs)
+	defer done()
+	m, err := c.connect(ctx, s, fabric.WithTTL(r.TTL), fabric.WithLabel(label(r.Command[0])))
+	if err != nil {
+		return nil, nil, err
+	}
+	lock, err := r.acquire(ctx, m)
+	done()
+	if err == nil && ctx.Err() != nil {
+		_ = lock.Release(ctx)
+	}
+	if err != nil || ctx.Err() != nil {
+		err = r.explain(interrupted(ctx, errors.Join(err, ctx.Err())))
+		_ = m.Close()
+		return nil, nil, err
+	}
+	return m, lock, nil
+}
+
+func (r *runCmd) acquire(ctx context.Context, m *fabric.Manager) (*fabric.Lock, error) {
+	opts := []fabric.AcquireOption{fabric.WithMetadata(r.Meta)}
+	if r.Shared {
+		opts = append(opts, fabric.WithMode(fabric.Shared))
+	}
+	if r.Owner != "" {
+		opts = append(opts, fabric.WithOwner(r.Owner))
+	}
+	if r.Wait == nil {
+		return m.Acquire(ctx, r.Key, opts...)
+	}
+	if *r.Wait > 0 {
+		l, err := m.Acquire(ctx, r.Key, append(opts, fabric.WithWaitLimit(*r.Wait))...)
+		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, fabric.ErrUnavailable) {
+			return l, err
+		}
+	}
+	// To try, also after a wait: it tells who is in the way, and it replaces a
+	// dead holder whose TTL is longer than the wait. Else a job that never waits so
+	// long would never run again.
+	if r.NoTakeover {
+		opts = append(opts, fabric.WithoutTakeover())
+	}
+	return m.TryAcquire(ctx, r.Key, append(opts, fabric.WithFailFast())...)
+}
+
+func (r *runCmd) explain(err error) error {
+	switch {
+	case errors.Is(err, fabric.ErrAlreadyHeld):
+		return fmt.Errorf("%w: end the other run of this --owner, or give another one", err)
+	case exitCode(err) == exitNotAcquired:
+		return fmt.Errorf("%w: see 'lockfabric inspect', or wait longer with --wait", err)
+	}
+	return err
+}
+
+// command prepares the child.
+func (r *runCmd) command(path string, lock *fabric.Lock) *exec.Cmd {
+	cmd := exec.Command(path)
+	cmd.Args = r.Command
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), "LOCKFABRIC_KEY="+lock.Key(), "LOCKFABRIC_TOKEN="+strconv.FormatUint(lock.Token(), 10))
+	return cmd
+}
+
+// label is what inspection shows of the command: not its arguments, which may be
+// secret.
+func label(command string) string {
+	name := []rune(oneLine(filepath.Base(command)))
+	return string(name[:min(len(name), fabric.MaxOwnerLen/4)])
+}
+
+func cannotRun(command string, err error) error {
+	code, what := exitCannotRun, "can't be run"
+	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
+		code, what = exitNotFound, "was not found"
+	}
+	return &exitError{code: code, cause: fmt.Errorf("command %q %s: %w", command, what, err)}
+}
+
+// interruptible returns a context that a signal ends which asks to end, and a
+// function that stops looking. Signals after that stay in the channel.
+func interruptible(ctx context.Context, sigs <-chan os.Signal) (_ context.Context, done func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		select {
+		case sig := <-sigs:
+			cancel(&exitError{
+				code:  exitSignal + signalNumber(sig),
+				cause: fmt.Errorf("ended by signal %q while waiting: nothing is held", sig),
+			})
+		case <-stop:
+		}
+	}()
+	ended := false
+	return ctx, func() {
+		if !ended {
+			ended = true
+			close(stop)
+			<-stopped
+		}
+	}
+}

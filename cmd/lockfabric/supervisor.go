@@ -1,0 +1,94 @@
+package main
+
+import (
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"time"
+
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+// lookForGroup is how often the end of a process group is looked for; nothing
+// tells of it.
+const lookForGroup = 10 * time.Millisecond
+
+// supervisor runs a command under a lock.
+//
+//	         exits                                   exits, group gone
+//	running -------> done        +--> terminating ---------------------> done (lost)
+//	   |                         |         | --kill-after
+//	   +------- lock lost -------+         +--> killed -- exits --> done (lost)
+type supervisor struct {
+	lock      *fabric.Lock
+	sigs      chan os.Signal
+	killAfter time.Duration
+	log       *slog.Logger
+
+	group *group
+	term  *terminal // nil without one
+}
+
+// event is a change of the command itself, the leader of its group.
+type event struct {
+	exited bool
+	code   int // of the exit, 128+n for signal n
+	signal int // that stopped it, if it has not exited
+}
+
+// run starts the command and waits for it. The error is ErrLost when the lock was
+// lost before the command ended, or says why it did not start.
+func (v *supervisor) run(cmd *exec.Cmd) (code int, err error) {
+	if err := v.lock.Err(); err != nil {
+		return 0, err
+	}
+	// Before the start: what comes in between is for the command, and a stop that
+	// took us alone would leave it running under a lock that nobody renews.
+	signal.Notify(v.sigs, heeded(forwarded)...)
+	if v.group, err = startGroup(cmd); err != nil {
+		return 0, err
+	}
+	v.term = openTerminal(v.group)
+	defer v.term.close()
+	return v.wait()
+}
+
+func (v *supervisor) wait() (code int, err error) {
+	lost := v.lock.Lost()
+	events := v.group.events
+	var kill, look <-chan time.Time
+	killed := false
+	for {
+		select {
+		case <-lost:
+			lost = nil // said once
+			v.log.Info("ending the command, its lock is lost", "key", v.lock.Key(), "token", v.lock.Token(), "kill after", v.killAfter)
+			v.group.terminate()
+			kill = time.After(v.killAfter)
+		case e := <-events:
+			if !e.exited {
+				v.stopped(e)
+				continue
+			}
+			events, code = nil, e.code
+			if err := v.lock.Err(); err == nil || killed {
+				return code, err
+			}
+			// What the command started and left behind has to end as well.
+			look = time.After(0)
+		case <-look:
+			if !v.group.alive() {
+				return code, v.lock.Err()
+			}
+			look = time.After(lookForGroup)
+		case <-kill:
+			v.group.kill()
+			if killed = true; events == nil {
+				return code, v.lock.Err()
+			}
+		case sig := <-v.sigs:
+			v.forward(sig)
+		}
+	}
+}

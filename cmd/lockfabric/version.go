@@ -1,0 +1,50 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"runtime"
+	"runtime/debug"
+)
+
+type versionCmd struct{}
+
+// versionInfo is the JSON of version.
+type versionInfo struct {
+	Version  string `json:"version"`            // of the module, "(devel)" for a build from a work tree without tags
+	Revision string `json:"revision,omitempty"` // of the version control system
+	Time     string `json:"time,omitempty"`     // of that revision, RFC 3339
+	Modified bool   `json:"modified,omitempty"` // the work tree had changes
+	Go       string `json:"go"`
+	Platform string `json:"platform"` // "linux/amd64"
+}
+
+// Run shows the version.
+func (*versionCmd) Run(c *cli, s *streams) error {
+	v := versionInfo{Version: "unknown", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	if b, ok := debug.ReadBuildInfo(); ok {
+		if b.Main.Version != "" {
+			v.Version = b.Main.Version
+		}
+		for _, setting := range b.Settings {
+			switch setting.Key {
+			case "vcs.revision":
+				v.Revision = setting.Value
+			case "vcs.time":
+				v.Time = setting.Value
+			case "vcs.modified":
+				v.Modified = setting.Value == "true"
+			}
+		}
+	}
+	return s.print(c.Output, v, func(w io.Writer) {
+		fmt.Fprintf(w, "lockfabric %s", v.Version)
+		if v.Revision != "" {
+			fmt.Fprintf(w, " %.12s", v.Revision)
+			if v.Modified {
+				fmt.Fprint(w, "+changes")
+			}
+		}
+		fmt.Fprintf(w, " %s %s\n", v.Go, v.Platform)
+	})
+}

@@ -1,0 +1,92 @@
+package coalesce
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// gated is a bucket whose reads wait for a permission each.
+type gated struct {
+	*bucket
+	reading chan struct{}
+}
+
+func (g *gated) Get(ctx context.Context, key string) (kv.Entry, error) {
+	select {
+	case <-g.reading:
+		return g.bucket.Get(ctx, key)
+	case <-ctx.Done():
+		return kv.Entry{}, fmt.Errorf("%w: %w", kv.ErrUnavailable, ctx.Err())
+	}
+}
+
+func inGated(t *testing.T, fn func(t *testing.T, e *Engine, g *gated)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBucket(t)
+		g := &gated{bucket: b, reading: make(chan struct{})}
+		e := New(Config{Store: g, Watcher: b, Observer: &observer{}})
+		defer e.Close()
+		fn(t, e, g)
+	})
+}
+
+// A release whose caller gives up while nothing can even be read has written
+// nothing, and yet it must go on: the entry stands under a lease that lives.
+func TestReleaseThatWasNotWrittenYetGoesOn(t *testing.T) {
+	inGated(t, func(t *testing.T, e *Engine, g *gated) {
+		g.apply("k", acquireOp("L1.1"))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := e.Do(ctx, "k", releaseOp("L1.1"), Options{}); !errors.Is(err, ErrUnconfirmed) {
+			t.Fatalf("release without a leader: %v", err)
+		}
+		if e.Unresolved("L1") == 0 {
+			t.Error("the release was forgotten")
+		}
+		close(g.reading) // a leader is back
+		time.Sleep(time.Minute)
+		if rec := g.record("k"); !rec.Empty() {
+			t.Errorf("a ghost holds: %+v", rec)
+		}
+	})
+}
+
+// An acquire whose caller gives up before anything was written leaves no
+// cleanup behind, so the round that has taken it must leave it out.
+func TestAcquireThatWasNotWrittenYetIsNotWrittenLater(t *testing.T) {
+	inGated(t, func(t *testing.T, e *Engine, g *gated) {
+		g.apply("k", acquireOp("L9.1")) // somebody else holds
+		// Another operation is on its way, so that the engine's own goroutine, and
+		// not that of the caller, carries out the next one.
+		go func() { _, _ = e.Do(t.Context(), "k", releaseOp("L2.1"), Options{}) }()
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		ended := make(chan error, 1)
+		go func() {
+			_, err := e.Do(ctx, "k", tryOp("L1.1"), Options{})
+			ended <- err
+		}()
+		synctest.Wait()
+		g.reading <- struct{}{} // for the first operation
+		synctest.Wait()         // the refusal of the try is being checked by another read
+		if err := <-ended; !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		g.apply("k", record.Op{Kind: record.OpRelease, ID: "L9.1"})
+		close(g.reading) // and shows a lock that is free
+		synctest.Wait()
+		time.Sleep(time.Minute)
+		if rec := g.record("k"); !rec.Empty() {
+			t.Errorf("a ghost holds: %+v", rec)
+		}
+	})
+}

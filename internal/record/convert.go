@@ -1,0 +1,160 @@
+package record
+
+import (
+	"cmp"
+	"slices"
+)
+
+// Conversion is a change of mode that a holder waits for. The zero Conversion is none.
+type Conversion struct {
+	ID     string // "<lease id>.<sequence>", under the holder's lease
+	Mode   Mode   // what the holder wants instead of what it has
+	Queued uint64 // the revision of the write that asked; 0 = this record's. The oldest that fits is granted first
+}
+
+// Covers reports whether m excludes everybody whom o excludes, as every mode does itself. Whoever
+// holds m may have o instead at any time: nobody notices but those who are let in.
+func (m Mode) Covers(o Mode) bool {
+	return m.Valid() && o.Valid() && compatible[m]&^compatible[o] == 0
+}
+
+// Meet returns the strongest mode that both a and b cover: what is certainly held by somebody who
+// holds one of them and doesn't know which. It is None if either is not valid.
+func Meet(a, b Mode) Mode {
+	best := None
+	for m := IS; m <= X; m++ {
+		if a.Covers(m) && b.Covers(m) && (best == None || m.Covers(best)) {
+			best = m
+		}
+	}
+	return best
+}
+
+// Undo returns the operation that takes op's place when nobody waits for op any more and op may
+// have been written: after it, op has left nothing behind. ok is false where there is nothing to
+// take back, because op, once asked for, has to be carried through: a release, an eviction, or a
+// conversion to a mode that op.From covers, whose holder counts itself weaker already.
+func (op *Op) Undo() (undo Op, ok bool) {
+	switch {
+	case op.Kind == OpAcquire || op.Kind == OpTry:
+		return Op{Kind: OpRelease, ID: op.ID, Lease: op.Lease}, true
+	case op.Kind == OpConvert && !op.From.Covers(op.Mode):
+		return Op{Kind: OpUnconvert, ID: op.ID, Lease: op.Lease, Holder: op.Holder, Mode: Meet(op.From, op.Mode)}, true
+	}
+	return Op{}, false
+}
+
+// convert gives a holder another mode, at once or later.
+//
+// A conversion waits for holders only, never for the queue: whoever holds and wants more can't step
+// back behind those who wait for it to let go.
+func (m *machine) convert(op *Op) Result {
+	i := indexOf(m.Holders, op.Holder)
+	if i < 0 {
+		m.promote()
+		return Result{Verdict: Applied}
+	}
+	switch h := &m.Holders[i]; {
+	case h.Converted == op.ID || h.Convert.ID == op.ID:
+		// An earlier attempt was written.
+	case h.Revoked:
+		return Result{Verdict: ConvertRevoked}
+	case h.Convert.ID != "":
+		return Result{Verdict: ConvertPending}
+	case h.Mode.Covers(op.Mode) || m.others(i).admits(op.Mode):
+		h.become(op.ID, op.Mode)
+	default:
+		if blocker := m.deadlock(i, op.Mode); blocker >= 0 {
+			return Result{Verdict: ConvertDeadlock, Blocker: m.Holders[blocker]}
+		}
+		// Only one of the two stands in an entry: the room that is reserved holds no more.
+		h.Convert, h.Converted = Conversion{ID: op.ID, Mode: op.Mode}, ""
+	}
+	m.promote()
+	return Result{Verdict: Applied}
+}
+
+// unconvert takes a conversion back, whether it waits or was granted, and makes sure that the
+// holder has no more than op.Mode then.
+func (m *machine) unconvert(op *Op) {
+	if i := indexOf(m.Holders, op.Holder); i >= 0 {
+		h := &m.Holders[i]
+		if h.Convert.ID == op.ID || h.Converted == op.ID {
+			h.Convert = Conversion{}
+			if h.Mode.Covers(op.Mode) {
+				h.Mode = op.Mode
+			}
+		}
+	}
+	m.promote()
+}
+
+// become grants a conversion. More than before is a new grant, with a new token: others may have
+// come and gone meanwhile with tokens above the old one. Less than before is the old grant still.
+func (e *Entry) become(id string, mode Mode) {
+	if !e.Mode.Covers(mode) {
+		e.Token = 0
+	}
+	e.Mode, e.Convert, e.Converted = mode, Conversion{}, id
+}
+
+// converting reports whether some holder waits for a conversion.
+func (r *Record) converting() bool {
+	return slices.ContainsFunc(r.Holders, func(e Entry) bool { return e.Convert.ID != "" })
+}
+
+// others is the set of the modes held by all holders but the i-th.
+func (r *Record) others(i int) modeSet {
+	var s modeSet
+	for k := range r.Holders {
+		if k != i {
+			s = s.with(r.Holders[k].Mode)
+		}
+	}
+	return s
+}
+
+// promoteConversions grants the waiting conversions that fit, the oldest first, and reports whether
+// any still waits. One that doesn't fit holds up none behind it: they all hold already.
+func (m *machine) promoteConversions() (waits bool) {
+	var queue []int
+	for i := range m.Holders {
+		if m.Holders[i].Convert.ID != "" {
+			queue = append(queue, i)
+		}
+	}
+	slices.SortStableFunc(queue, func(a, b int) int {
+		// Less 1, so that 0, the write at hand, comes last.
+		return cmp.Compare(m.Holders[a].Convert.Queued-1, m.Holders[b].Convert.Queued-1)
+	})
+	for n := 0; n < len(queue); {
+		h := &m.Holders[queue[n]]
+		if !m.others(queue[n]).admits(h.Convert.Mode) {
+			n++
+			continue
+		}
+		h.become(h.Convert.ID, h.Convert.Mode)
+		queue = slices.Delete(queue, n, n+1)
+		n = 0 // a change like S to IX may let an older one in
+	}
+	return len(queue) > 0
+}
+
+// deadlock returns the holder because of whom the i-th would wait for ever for want: one that waits
+// for the i-th to give way. It returns -1 if there is none.
+//
+// Looking at pairs is enough, although a circle may be longer. Whom a mode waits for grows with the
+// mode among the modes that can be held together ({IS, IX}, {IS, SIX} or {IS, S, U}: for none, for
+// the strongest, and so on to X for all). So in a circle the one that wants most waits for all others
+// in it, also for the one that waits for it, and that pair is a circle of two. And only a conversion
+// that begins to wait can close one: whoever is granted waits no longer, and nobody new holds while
+// a conversion waits.
+func (m *machine) deadlock(i int, want Mode) int {
+	for k := range m.Holders {
+		other := &m.Holders[k]
+		if k != i && other.Convert.ID != "" && !Compatible(other.Mode, want) && !Compatible(m.Holders[i].Mode, other.Convert.Mode) {
+			return k
+		}
+	}
+	return -1
+}

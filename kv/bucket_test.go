@@ -1,0 +1,313 @@
+package kv_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+func dial(t *testing.T, srv *embedded.Server) *nats.Conn {
+	t.Helper()
+	return connect(t, srv.Connect)
+}
+
+func open(t *testing.T, nc *nats.Conn, cfg kv.Config) *kv.Buckets {
+	t.Helper()
+	if cfg.Fabric == "" {
+		cfg.Fabric = "f"
+	}
+	b, err := kv.Open(testContext(t), nc, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// onServers runs fn with the locks bucket of one server and of three.
+func onServers(t *testing.T, fn func(t *testing.T, nc *nats.Conn, b *kv.Bucket)) {
+	t.Run("one server", func(t *testing.T) {
+		nc := dial(t, startServer(t))
+		fn(t, nc, open(t, nc, kv.Config{}).Locks)
+	})
+	t.Run("three servers", func(t *testing.T) {
+		c, err := embedded.StartCluster(testContext(t), 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Shutdown(context.Background()) })
+		nc := connect(t, c.Connect)
+		b := open(t, nc, kv.Config{}).Locks
+		stream, err := jetStream(t, nc).Stream(testContext(t), b.Stream())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := stream.CachedInfo().Config.Replicas; n != 3 {
+			t.Errorf("%d replicas on a cluster", n)
+		}
+		fn(t, nc, b)
+	})
+}
+
+func jetStream(t *testing.T, nc *nats.Conn) jetstream.JetStream {
+	t.Helper()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
+}
+
+// settled repeats a write while the server says that the key is busy.
+func settled(t *testing.T, write func() (uint64, error)) (uint64, error) {
+	t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		rev, err := write()
+		if !errors.Is(err, kv.ErrBusy) || time.Now().After(end) {
+			return rev, err
+		}
+	}
+}
+
+func update(t *testing.T, b *kv.Bucket, key, value string, rev uint64) uint64 {
+	t.Helper()
+	got, err := settled(t, func() (uint64, error) { return b.Update(testContext(t), key, []byte(value), rev, 0) })
+	if err != nil {
+		t.Fatalf("update of %s at %d: %v", key, rev, err)
+	}
+	return got
+}
+
+func expectConflict(t *testing.T, err error, key string, expected, actual uint64) {
+	t.Helper()
+	var c *kv.ConflictError
+	if !errors.Is(err, kv.ErrConflict) || !errors.As(err, &c) {
+		t.Errorf("got %v, want a conflict", err)
+	} else if *c != (kv.ConflictError{Key: key, Expected: expected, Actual: actual}) {
+		t.Errorf("conflict %+v, want %s at %d instead of %d", *c, key, actual, expected)
+	}
+	for name, other := range map[string]error{"busy": kv.ErrBusy, "unknown": kv.ErrUnknown, "not sent": kv.ErrNotSent, "rejected": kv.ErrRejected} {
+		if errors.Is(err, other) {
+			t.Errorf("a conflict is also %s", name)
+		}
+	}
+}
+
+func TestCompareAndSet(t *testing.T) {
+	onServers(t, func(t *testing.T, nc *nats.Conn, b *kv.Bucket) {
+		ctx := testContext(t)
+		if e, err := b.Get(ctx, "a"); err != nil || !e.Deleted || e.Revision != 0 || e.Key != "a" {
+			t.Errorf("never written: %+v, %v", e, err)
+		}
+		_, err := settled(t, func() (uint64, error) { return b.Update(ctx, "a", []byte("x"), 7, 0) })
+		expectConflict(t, err, "a", 7, 0)
+
+		first := update(t, b, "a", "one", 0)
+		e, err := b.Get(ctx, "a")
+		if err != nil || e.Deleted || string(e.Value) != "one" || e.Revision != first || time.Since(e.Created).Abs() > time.Hour {
+			t.Errorf("%+v, %v", e, err)
+		}
+		_, err = settled(t, func() (uint64, error) { return b.Update(ctx, "a", []byte("x"), 0, 0) })
+		expectConflict(t, err, "a", 0, first)
+		second := update(t, b, "a", "two", first)
+		if second <= first {
+			t.Errorf("revision %d after %d", second, first)
+		}
+		_, err = settled(t, func() (uint64, error) { return b.Update(ctx, "a", []byte("x"), first, 0) })
+		expectConflict(t, err, "a", first, second)
+		_, err = settled(t, func() (uint64, error) { return b.Purge(ctx, "a", first, kv.MarkerTTL) })
+		expectConflict(t, err, "a", first, second)
+		_, err = settled(t, func() (uint64, error) { return b.Update(ctx, "a", []byte("x"), second+1000, 0) })
+		expectConflict(t, err, "a", second+1000, second)
+		if e, err = b.Get(ctx, "a"); err != nil || string(e.Value) != "two" || e.Revision != second {
+			t.Errorf("after refused writes: %+v, %v", e, err)
+		}
+
+		gone, err := settled(t, func() (uint64, error) { return b.Purge(ctx, "a", second, kv.MarkerTTL) })
+		if err != nil || gone <= second {
+			t.Fatalf("purge: %d, %v", gone, err)
+		}
+		if e, err = b.Get(ctx, "a"); err != nil || !e.Deleted || e.Revision != gone || e.Value != nil {
+			t.Errorf("the marker: %+v, %v", e, err)
+		}
+		_, err = settled(t, func() (uint64, error) { return b.Update(ctx, "a", []byte("x"), 0, 0) })
+		expectConflict(t, err, "a", 0, gone)
+		if third := update(t, b, "a", "three", gone); third <= gone {
+			t.Errorf("revision %d after %d", third, gone)
+		}
+
+		// An absent key can be purged: that proves that nothing at 0 will commit.
+		rev, err := settled(t, func() (uint64, error) { return b.Purge(ctx, "never", 0, kv.MarkerTTL) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = settled(t, func() (uint64, error) { return b.Update(ctx, "never", []byte("late"), 0, 0) })
+		expectConflict(t, err, "never", 0, rev)
+		_, err = settled(t, func() (uint64, error) { return b.Purge(ctx, "never", 0, kv.MarkerTTL) })
+		expectConflict(t, err, "never", 0, rev)
+	})
+}
+
+// One of many writers at the same revision wins; nobody is told a revision that
+// was not the key's.
+func TestCompareAndSetIsExclusive(t *testing.T) {
+	onServers(t, func(t *testing.T, nc *nats.Conn, b *kv.Bucket) {
+		rev := update(t, b, "k", "start", 0)
+		for round := range 20 {
+			results := make(chan error, 8)
+			won := make(chan uint64, 8)
+			for i := range 8 {
+				go func() {
+					got, err := settled(t, func() (uint64, error) {
+						return b.Update(testContext(t), "k", fmt.Appendf(nil, "%d/%d", round, i), rev, 0)
+					})
+					if err == nil {
+						won <- got
+					}
+					results <- err
+				}()
+			}
+			committed := 0
+			for range 8 {
+				if err := <-results; err == nil {
+					committed++
+				} else if !errors.Is(err, kv.ErrConflict) {
+					t.Errorf("round %d: %v", round, err)
+				}
+			}
+			if committed != 1 {
+				t.Fatalf("round %d: %d writes at one revision were committed", round, committed)
+			}
+			rev = <-won
+		}
+	})
+}
+
+// What the server's answer, or its absence, is taken for.
+func TestOutcomes(t *testing.T) {
+	nc := dial(t, startServer(t))
+	refusal := func(code int, text string) string {
+		return fmt.Sprintf(`{"error":{"code":400,"err_code":%d,"description":%q},"stream":"KV_f-locks","seq":0}`, code, text)
+	}
+	all := map[string]error{"conflict": kv.ErrConflict, "busy": kv.ErrBusy, "not sent": kv.ErrNotSent, "rejected": kv.ErrRejected, "unknown": kv.ErrUnknown, "full": kv.ErrFull}
+	for _, c := range []struct {
+		name  string
+		reply string
+		err   error
+		want  string // names from all
+	}{
+		{name: "committed", reply: `{"stream":"KV_f-locks","seq":1000}`},
+		{name: "committed, in another order", reply: `{ "seq": 1000 , "stream":"KV_f-locks"}`},
+		{name: "committed, with a domain", reply: `{"stream":"KV_f-locks","domain":"d","seq":1000,"duplicate":false}`},
+		{name: "conflict", reply: refusal(10071, "wrong last sequence: 42"), want: "conflict"},
+		{name: "conflict with nothing", reply: refusal(10071, "wrong last sequence: 0"), want: "conflict"},
+		{name: "a conflict that tells no revision", reply: refusal(10071, "wrong last sequence"), want: "busy"},
+		{name: "busy", reply: refusal(10164, "wrong last sequence"), want: "busy"},
+		{name: "too large", reply: refusal(10054, "message size exceeds maximum allowed"), want: "rejected"},
+		{name: "headers too large", reply: refusal(10097, "header size exceeds maximum allowed of 64k"), want: "rejected"},
+		{name: "stream full", reply: refusal(10077, "maximum bytes exceeded"), want: "unknown full"},
+		{name: "account full", reply: refusal(10002, "resource limits exceeded for account"), want: "unknown full"},
+		{name: "storage full", reply: refusal(10047, "insufficient storage resources available"), want: "unknown full"},
+		{name: "some other refusal", reply: refusal(10008, "JetStream system temporarily unavailable"), want: "unknown"},
+		{name: "a refusal without a code", reply: `{"error":{"code":500,"description":"what"},"seq":0}`, want: "unknown"},
+		{name: "nonsense", reply: "hello", want: "unknown"},
+		{name: "nothing", reply: "", want: "unknown"},
+		{name: "a sequence that can't be", reply: `{"stream":"KV_f-locks","seq":5}`, want: "unknown"},
+		{name: "no sequence", reply: `{"stream":"KV_f-locks"}`, want: "unknown"},
+		{name: "timeout", err: nats.ErrTimeout, want: "unknown"},
+		{name: "deadline", err: context.DeadlineExceeded, want: "unknown"},
+		{name: "cancelled", err: context.Canceled, want: "unknown"},
+		{name: "connection lost", err: nats.ErrDisconnected, want: "unknown"},
+		{name: "any other error", err: errors.New("what"), want: "unknown"},
+		{name: "no responders", err: nats.ErrNoResponders, want: "not sent"},
+		{name: "disconnected", err: nats.ErrReconnectBufExceeded, want: "not sent"},
+		{name: "closed", err: nats.ErrConnectionClosed, want: "not sent"},
+		{name: "payload", err: nats.ErrMaxPayload, want: "rejected"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			trip := func(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
+				if strings.HasPrefix(msg.Subject, "$KV.f-locks.") {
+					return &nats.Msg{Data: []byte(c.reply)}, c.err
+				}
+				return nc.RequestMsgWithContext(ctx, msg)
+			}
+			b := open(t, nc, kv.Config{Trip: trip}).Locks
+			for op, do := range map[string]func() (uint64, error){
+				"update": func() (uint64, error) { return b.Update(testContext(t), "k", []byte("v"), 7, 0) },
+				"purge":  func() (uint64, error) { return b.Purge(testContext(t), "k", 7, kv.MarkerTTL) },
+			} {
+				rev, err := do()
+				if c.want == "" && (err != nil || rev != 1000) || c.want != "" && (err == nil || rev != 0) {
+					t.Errorf("%s: %d, %v", op, rev, err)
+				}
+				for name, sentinel := range all {
+					if is, want := errors.Is(err, sentinel), strings.Contains(" "+c.want+" ", " "+name+" "); is != want {
+						t.Errorf("%s: %s is %v: %v", op, name, is, err)
+					}
+				}
+				if c.err != nil && !errors.Is(err, c.err) {
+					t.Errorf("%s: the cause is lost: %v", op, err)
+				}
+				if c.name == "conflict" {
+					expectConflict(t, err, "k", 7, 42)
+				}
+			}
+		})
+	}
+}
+
+func TestReadFailures(t *testing.T) {
+	nc := dial(t, startServer(t))
+	for name, c := range map[string]struct {
+		reply string
+		err   error
+		want  error
+	}{
+		"timeout":       {err: nats.ErrTimeout, want: kv.ErrUnavailable},
+		"no responders": {err: nats.ErrNoResponders, want: kv.ErrUnavailable},
+		"nonsense":      {reply: "hello", want: kv.ErrUnavailable},
+		"empty":         {reply: "{}", want: kv.ErrUnavailable},
+		"no stream":     {reply: `{"error":{"code":404,"err_code":10059,"description":"stream not found"}}`, want: kv.ErrBucketGone},
+		"no leader":     {reply: `{"error":{"code":503,"err_code":10008,"description":"unavailable"}}`, want: kv.ErrUnavailable},
+	} {
+		fail := false
+		trip := func(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
+			if fail {
+				return &nats.Msg{Data: []byte(c.reply)}, c.err
+			}
+			return nc.RequestMsgWithContext(ctx, msg)
+		}
+		b := open(t, nc, kv.Config{Trip: trip}).Locks
+		fail = true
+		e, err := b.Get(testContext(t), "k")
+		if !errors.Is(err, c.want) || errors.Is(err, kv.ErrUnavailable) && errors.Is(err, kv.ErrBucketGone) {
+			t.Errorf("%s: %+v, %v", name, e, err)
+		}
+	}
+}
+
+// A real server's refusals, and that a value over the limit is one.
+func TestTooLarge(t *testing.T) {
+	nc := dial(t, startServer(t))
+	b := open(t, nc, kv.Config{}).Locks
+	_, err := b.Update(testContext(t), "k", make([]byte, nc.MaxPayload()+1), 0, 0)
+	if !errors.Is(err, kv.ErrRejected) || errors.Is(err, kv.ErrUnknown) {
+		t.Errorf("over the payload limit: %v", err)
+	}
+	update(t, b, "k", "fits", 0)
+	nc.Close()
+	if _, err := b.Update(testContext(t), "k", []byte("v"), 0, 0); !errors.Is(err, kv.ErrNotSent) {
+		t.Errorf("on a closed connection: %v", err)
+	}
+	if _, err := b.Get(testContext(t), "k"); !errors.Is(err, kv.ErrUnavailable) {
+		t.Errorf("on a closed connection: %v", err)
+	}
+}

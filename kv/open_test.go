@@ -1,0 +1,308 @@
+package kv_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+func TestFirstRevisionIsAboveTheClock(t *testing.T) {
+	nc := dial(t, startServer(t))
+	before := uint64(time.Now().UnixMicro())
+	b := open(t, nc, kv.Config{})
+	for _, bucket := range []*kv.Bucket{b.Locks, b.Leases} {
+		if rev := update(t, bucket, "k", "v", 0); rev <= before || rev >= 1<<53 {
+			t.Errorf("%s: revision %d, the clock said %d", bucket.Name(), rev, before)
+		}
+	}
+	if b.Quarantine != 0 {
+		t.Errorf("a new fabric is in quarantine for %v", b.Quarantine)
+	}
+}
+
+func TestRevisionsRiseOverDeletion(t *testing.T) {
+	nc := dial(t, startServer(t))
+	js := jetStream(t, nc)
+	var last uint64
+	for i := range 4 {
+		b := open(t, nc, kv.Config{})
+		rev := update(t, b.Locks, "k", "v", 0)
+		if rev <= last {
+			t.Errorf("round %d: revision %d after %d", i, rev, last)
+		}
+		last = rev
+		if err := js.DeleteStream(testContext(t), b.Locks.Stream()); err != nil {
+			t.Fatal(err)
+		}
+		if i == 1 { // and once with the note
+			if err := js.DeleteStream(testContext(t), b.Leases.Stream()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// The clock may have been set back: what is noted counts, too.
+func TestRevisionsRiseOverWhatWasSeen(t *testing.T) {
+	nc := dial(t, startServer(t))
+	ahead := uint64(time.Now().Add(24 * time.Hour).UnixMicro())
+	for name, note := range map[string]func(b *kv.Buckets) error{
+		"in the note": func(b *kv.Buckets) error { return b.NoteTTL(testContext(t), time.Minute, ahead) },
+		"by a lease": func(b *kv.Buckets) error {
+			_, err := b.Leases.Update(testContext(t), "some-lease", fmt.Appendf(nil, `{"v":1,"seen":%d}`, ahead), 0, time.Hour)
+			return err
+		},
+	} {
+		cfg := kv.Config{Fabric: strings.ReplaceAll(name, " ", "-")}
+		b := open(t, nc, cfg)
+		if err := note(b); err != nil {
+			t.Fatal(err)
+		}
+		if err := jetStream(t, nc).DeleteStream(testContext(t), b.Locks.Stream()); err != nil {
+			t.Fatal(err)
+		}
+		if rev := update(t, open(t, nc, cfg).Locks, "k", "v", 0); rev <= ahead {
+			t.Errorf("%s: revision %d, %d had been seen", name, rev, ahead)
+		}
+	}
+}
+
+func TestQuarantine(t *testing.T) {
+	nc := dial(t, startServer(t))
+	b := open(t, nc, kv.Config{})
+	for _, ttl := range []time.Duration{time.Minute, time.Second, 40 * time.Second} {
+		if err := b.NoteTTL(testContext(t), ttl, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.Verify(testContext(t)); err != nil {
+		t.Errorf("verify: %v", err)
+	}
+	if q := open(t, nc, kv.Config{}).Quarantine; q != 0 {
+		t.Errorf("opened again: quarantine of %v", q)
+	}
+	if err := jetStream(t, nc).DeleteStream(testContext(t), b.Locks.Stream()); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Verify(testContext(t)); !errors.Is(err, kv.ErrBucketGone) {
+		t.Errorf("verify of a deleted bucket: %v", err)
+	}
+	if _, err := b.Locks.Get(testContext(t), "k"); !errors.Is(err, kv.ErrBucketGone) {
+		t.Errorf("read of a deleted bucket: %v", err)
+	}
+	next := open(t, nc, kv.Config{})
+	for _, bs := range []*kv.Buckets{next, open(t, nc, kv.Config{})} {
+		if bs.Quarantine < time.Minute*105/100 {
+			t.Errorf("quarantine of %v, leases lasted %v", bs.Quarantine, time.Minute)
+		}
+	}
+	if err := b.Verify(testContext(t)); !errors.Is(err, kv.ErrBucketGone) {
+		t.Errorf("verify of a bucket that was created again: %v", err)
+	}
+	if err := next.ConfirmIncarnation(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	if q := open(t, nc, kv.Config{}).Quarantine; q != 0 {
+		t.Errorf("confirmed: quarantine of %v", q)
+	}
+}
+
+// Many processes start at the same moment, and nothing is there.
+func TestOpenedByManyAtOnce(t *testing.T) {
+	c, err := embedded.StartCluster(testContext(t), 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Shutdown(context.Background()) })
+	for round := range 3 {
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		buckets := map[*kv.Buckets]bool{}
+		for i := range 6 {
+			nc, err := c.Node(i % 3).Connect()
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(nc.Close)
+			wg.Go(func() {
+				b, err := kv.Open(testContext(t), nc, kv.Config{Fabric: fmt.Sprint("f", round)})
+				if err != nil {
+					t.Errorf("round %d: %v", round, err)
+					return
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				buckets[b] = true
+			})
+		}
+		wg.Wait()
+		for b := range buckets {
+			if b.Quarantine != 0 {
+				t.Errorf("round %d: quarantine of %v", round, b.Quarantine)
+			}
+			if err := b.Verify(testContext(t)); err != nil {
+				t.Errorf("round %d: they opened different buckets: %v", round, err)
+			}
+		}
+	}
+}
+
+// Everything stays readable for who knows nothing of this library.
+func TestOrdinaryClientsCanReadEverything(t *testing.T) {
+	srv := startServer(t)
+	b := open(t, dial(t, srv), kv.Config{}).Locks
+	theirs, err := jetStream(t, dial(t, srv)).KeyValue(testContext(t), b.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := testContext(t)
+	watch, err := theirs.WatchAll(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = watch.Stop() }()
+	if e := <-watch.Updates(); e != nil {
+		t.Fatalf("an empty bucket has %v", e)
+	}
+	seen := func(key, value string, rev uint64, op jetstream.KeyValueOp) {
+		e := <-watch.Updates()
+		if e == nil || e.Key() != key || string(e.Value()) != value || e.Revision() != rev || e.Operation() != op {
+			t.Errorf("watch: %v, want %s at %d", e, key, rev)
+		}
+	}
+	a := update(t, b, "photos.2026.a", "one", 0)
+	seen("photos.2026.a", "one", a, jetstream.KeyValuePut)
+	two := update(t, b, "photos.2026.b", "two", 0)
+	seen("photos.2026.b", "two", two, jetstream.KeyValuePut)
+	gone, err := b.Purge(ctx, "photos.2026.b", two, kv.MarkerTTL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen("photos.2026.b", "", gone, jetstream.KeyValuePurge)
+	if e, err := theirs.Get(ctx, "photos.2026.a"); err != nil || string(e.Value()) != "one" || e.Revision() != a {
+		t.Errorf("get: %v, %v", e, err)
+	}
+	if e, err := theirs.Get(ctx, "photos.2026.b"); !errors.Is(err, jetstream.ErrKeyNotFound) {
+		t.Errorf("get of a deleted key: %v, %v", e, err)
+	}
+	if keys, err := theirs.Keys(ctx); err != nil || len(keys) != 1 || keys[0] != "photos.2026.a" {
+		t.Errorf("keys: %v, %v", keys, err)
+	}
+	if h, err := theirs.History(ctx, "photos.2026.a"); err != nil || len(h) != 1 {
+		t.Errorf("history: %v, %v", h, err)
+	}
+	status, err := theirs.Status(ctx)
+	if err != nil || status.Bucket() != "f-locks" || status.History() != 1 || status.TTL() != 0 {
+		t.Errorf("status: %v, %v", status, err)
+	}
+	// What they write is read here: a DEL of theirs is a marker, too.
+	if err := theirs.Delete(ctx, "photos.2026.a"); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := b.Get(ctx, "photos.2026.a"); err != nil || !e.Deleted || e.Revision <= gone {
+		t.Errorf("deleted by an ordinary client: %+v, %v", e, err)
+	}
+	if rev, err := theirs.Put(ctx, "c", []byte("three")); err != nil || rev <= gone {
+		t.Errorf("put: %d, %v", rev, err)
+	}
+	if e, err := b.Get(ctx, "c"); err != nil || e.Deleted || string(e.Value) != "three" {
+		t.Errorf("put by an ordinary client: %+v, %v", e, err)
+	}
+}
+
+// The marker carries its lifetime, a live value has none, and the server takes a
+// purge with a lifetime for a marker: it is gone without a trace when it is over.
+func TestMarkers(t *testing.T) {
+	nc := dial(t, startServer(t))
+	b := open(t, nc, kv.Config{}).Locks
+	stream, err := jetStream(t, nc).Stream(testContext(t), b.Stream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	header := func() nats.Header {
+		msg, err := stream.GetLastMsgForSubject(testContext(t), "$KV.f-locks.k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return msg.Header
+	}
+	rev := update(t, b, "k", "v", 0)
+	if h := header(); h.Get("Nats-TTL") != "" || h.Get("KV-Operation") != "" {
+		t.Errorf("a live value: %v", h)
+	}
+	rev, err = b.Purge(testContext(t), "k", rev, kv.MarkerTTL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ttl, err := time.ParseDuration(header().Get("Nats-TTL"))
+	if h := header(); err != nil || ttl < 10*time.Minute || h.Get("KV-Operation") != "PURGE" || h.Get("Nats-Rollup") != "sub" {
+		t.Errorf("a marker: %v", h)
+	}
+	rev = update(t, b, "k", "v", rev)
+	if _, err := b.Purge(testContext(t), "k", rev, time.Nanosecond); err != nil { // rounded up to a second
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		e, err := b.Get(testContext(t), "k")
+		if err != nil || !e.Deleted {
+			t.Fatalf("%+v, %v", e, err)
+		}
+		if e.Revision == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the marker stays")
+		}
+	}
+	update(t, b, "k", "v", 0)
+}
+
+func TestEntries(t *testing.T) {
+	nc := dial(t, startServer(t))
+	b := open(t, nc, kv.Config{}).Locks
+	a, c := update(t, b, "x.a", "1", 0), update(t, b, "x.c", "3", 0)
+	rev := update(t, b, "x.b", "2", 0)
+	if _, err := b.Purge(testContext(t), "x.b", rev, kv.MarkerTTL); err != nil {
+		t.Fatal(err)
+	}
+	update(t, b, "y", "4", 0)
+	var got []string
+	err := b.Entries(testContext(t), "x.>", func(e kv.Entry) bool {
+		got = append(got, fmt.Sprint(e.Key, "=", string(e.Value), "@", e.Revision))
+		return true
+	})
+	if want := fmt.Sprintf("[x.a=1@%d x.c=3@%d]", a, c); err != nil || fmt.Sprint(got) != want {
+		t.Errorf("%v, %v; want %s", got, err, want)
+	}
+	n := 0
+	if err := b.Entries(testContext(t), ">", func(kv.Entry) bool { n++; return false }); err != nil || n != 1 {
+		t.Errorf("stopped after %d: %v", n, err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := b.Entries(ctx, ">", func(kv.Entry) bool { return true }); !errors.Is(err, kv.ErrUnavailable) {
+		t.Errorf("with an ended context: %v", err)
+	}
+}
+
+func TestBadConfigs(t *testing.T) {
+	nc := dial(t, startServer(t))
+	for _, cfg := range []kv.Config{{}, {Fabric: "a.b"}, {Fabric: "a b"}, {Fabric: strings.Repeat("x", 65)}, {Fabric: "f", Replicas: -1}, {Fabric: "f", Replicas: 6}} {
+		if _, err := kv.Open(testContext(t), nc, cfg); !errors.Is(err, kv.ErrInvalidOption) {
+			t.Errorf("%+v: %v", cfg, err)
+		}
+	}
+	if _, err := kv.Open(testContext(t), nc, kv.Config{Fabric: "f", Replicas: 3}); !errors.Is(err, kv.ErrNoBucket) {
+		t.Errorf("three replicas on one server: %v", err)
+	}
+}
