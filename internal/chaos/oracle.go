@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 
 	"github.com/lockfabric/lockfabric/fabric"
@@ -129,14 +130,11 @@ func (o *Oracle) violated(format string, args ...any) {
 }
 
 func describe(holds ...Hold) string {
-	var out string
+	all := make([]string, len(holds))
 	for i, h := range holds {
-		if i > 0 {
-			out += " beside "
-		}
-		out += fmt.Sprintf("%s %s with token %d", h.ID(), h.Mode(), h.Token())
+		all[i] = fmt.Sprintf("%s %s with token %d", h.ID(), h.Mode(), h.Token())
 	}
-	return out
+	return strings.Join(all, " beside ")
 }
 
 // leaseOf returns the lease in an operation id, "<lease>.<sequence>".

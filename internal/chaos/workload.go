@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -117,11 +118,11 @@ func parties(m *fabric.Manager, name string) string {
 	if err != nil {
 		return err.Error()
 	}
-	var out string
+	var out strings.Builder
 	for what, list := range map[string][]fabric.Party{"holder": info.Holders, "waiter": info.Waiters} {
 		for _, p := range list {
-			out += fmt.Sprintf("%s %s %s under a %s lease at revision %d; ", what, p.ID, p.Mode, p.Lease.State, info.Revision)
+			fmt.Fprintf(&out, "%s %s %s under a %s lease at revision %d; ", what, p.ID, p.Mode, p.Lease.State, info.Revision)
 		}
 	}
-	return out
+	return out.String()
 }
