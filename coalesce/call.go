@@ -12,7 +12,7 @@ import (
 
 // Outcome is what a committed record says about an operation.
 type Outcome struct {
-	Entry    record.Entry // an acquire's: the grant, with its token
+	Entry    record.Entry // an acquire's or a conversion's: the grant, with its token
 	Revision uint64       // of the record the outcome was read from
 	// Existed is whether a release, cancel or removal found something to remove,
 	// now or in an earlier attempt whose outcome was not known.
@@ -36,7 +36,7 @@ type call struct {
 	ledger    bool // a cleanup: goes on without a caller
 	attempted bool // some write that contained it was sent
 	unsure    bool // the outcome of such a write was unknown
-	existed   bool // some attempt's base contained the id
+	existed   bool // the last attempt's base contained the id
 	resolved  bool
 	dropped   bool // its caller gave up; a cleanup took over
 	out       Outcome
@@ -63,7 +63,9 @@ func (c *call) resolve(out Outcome, err error) {
 //
 // An acquire returns when it is granted, and otherwise waits in the resource's
 // queue until the context ends or opt.Stop is closed; its entry is then removed,
-// in the background if need be. Errors: *RefusedError, ErrGone, ErrStopped, ErrUnavailable
+// in the background if need be. A conversion waits likewise, before the queue, and
+// is taken back; one that only gives up something (see record.Op.Undo) is carried
+// through instead, like a release. Errors: *RefusedError, ErrGone, ErrStopped, ErrUnavailable
 // (with FailFast), ErrUnconfirmed for operations other than an acquire, ErrClosed, the
 // context's error, and record.ErrMalformed or record.ErrNewerSchema, in which
 // case the stored bytes are left as they are.
@@ -127,14 +129,14 @@ func (r *resource) giveUp(c *call, cause error) (Outcome, error) {
 		r.mu.Unlock()
 		return c.out, c.err
 	}
-	if !c.attempted && c.op.Kind != record.OpRelease {
+	if !c.attempted && !givesUp(&c.op) {
 		// Nothing of it was written, so there is nothing to undo. The entry that a
 		// release is about is there all the same, under a lease that lives on.
 		c.resolve(Outcome{}, cause)
 		r.mu.Unlock()
 		return Outcome{}, cause
 	}
-	if c.op.Kind != record.OpAcquire && c.op.Kind != record.OpTry {
+	if _, ok := c.op.Undo(); !ok {
 		// A release goes on as it is, in the ledger.
 		c.ledger = true
 		r.e.ledgerAdd(c)
@@ -147,16 +149,17 @@ func (r *resource) giveUp(c *call, cause error) (Outcome, error) {
 	return Outcome{}, cause
 }
 
-// cleanup ends an acquire with cause and replaces it by a release of the same
-// id, which stays in the ledger until the id is proved absent. Called with r.mu
-// held.
+// cleanup ends an acquire or a conversion with cause and replaces it by what
+// takes it back, a release of the same id for an acquire, which stays in the
+// ledger until a committed write proves that it is done. Called with r.mu held.
 func (r *resource) cleanup(c *call, cause error) *call {
 	c.dropped = true
 	c.resolve(Outcome{}, cause)
-	clean := &call{
-		r: r, ledger: true, unsure: c.unsure, done: make(chan struct{}),
-		op: record.Op{Kind: record.OpRelease, ID: c.op.ID, Lease: c.op.Lease},
+	undo, ok := c.op.Undo()
+	if !ok {
+		undo = c.op
 	}
+	clean := &call{r: r, ledger: true, unsure: c.unsure, done: make(chan struct{}), op: undo}
 	r.e.ledgerAdd(clean)
 	r.submit(clean)
 	return clean
@@ -179,11 +182,30 @@ func (e *Engine) Forget(key, lease, id string) {
 	defer e.done(r)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.carryOut(record.Op{Kind: record.OpRelease, ID: id, Lease: lease})
+}
+
+// Abandon takes an operation back in the background, without a caller, where
+// nobody waits for its outcome any more. It returns at once. An operation that
+// can't be taken back is carried through.
+func (e *Engine) Abandon(key string, op record.Op) {
+	r := e.resource(key)
+	defer e.done(r)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if undo, ok := op.Undo(); ok {
+		op = undo
+	}
+	r.carryOut(op)
+}
+
+// carryOut submits an operation to the ledger. Called with r.mu held.
+func (r *resource) carryOut(op record.Op) {
 	if r.closed {
 		return
 	}
-	c := &call{r: r, ledger: true, op: record.Op{Kind: record.OpRelease, ID: id, Lease: lease}}
-	e.ledgerAdd(c)
+	c := &call{r: r, ledger: true, op: op}
+	r.e.ledgerAdd(c)
 	r.submit(c)
 }
 

@@ -90,3 +90,31 @@ func TestAcquireThatWasNotWrittenYetIsNotWrittenLater(t *testing.T) {
 		}
 	})
 }
+
+// A dead lease is evicted for those who wait. When nobody of this process does
+// at that moment, the next one who queues behind it has it evicted all the same.
+func TestDeadLeaseIsEvictedForTheNextWaiter(t *testing.T) {
+	in(t, func(t *testing.T, e *Engine, b *bucket, o *observer) {
+		b.apply("k", acquireOp("L9.1"), acquireOp("L8.1")) // one holds, one waits; both of other processes
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_, _ = e.Do(ctx, "k", acquireOp("L1.1"), Options{})
+		}()
+		synctest.Wait()
+		o.kill("L9") // not our turn: the engine leaves it to the head of the queue for a moment
+		synctest.Wait()
+		cancel()
+		<-ended
+		time.Sleep(time.Second)
+
+		go func() { _, _ = e.Do(t.Context(), "k", acquireOp("L1.2"), Options{}) }()
+		synctest.Wait()
+		o.kill("L9") // the observer says so at once to whoever asks again
+		time.Sleep(time.Second)
+		if rec := b.record("k"); len(rec.Holders) != 1 || rec.Holders[0].ID != "L8.1" {
+			t.Errorf("the dead one is still there: %+v", rec)
+		}
+	})
+}

@@ -2,6 +2,7 @@ package coalesce
 
 import (
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/record"
@@ -37,7 +38,8 @@ func (r *resource) observe() {
 
 // ahead returns the leases, with their TTLs, of all entries before the last
 // waiter of this process, without this process's own live ones; urgent is
-// whether this process's waiter is the next in the queue. Called with r.mu held.
+// whether this process's waiter is the next in the queue. Before a conversion, which
+// is before the queue, are all holders. Called with r.mu held.
 func (r *resource) ahead() (leases map[string]time.Duration, urgent bool) {
 	if r.rec == nil || len(r.waiting) == 0 || r.closed {
 		return nil, false
@@ -48,7 +50,8 @@ func (r *resource) ahead() (leases map[string]time.Duration, urgent bool) {
 			last = i
 		}
 	}
-	if last < 0 {
+	converting := slices.ContainsFunc(r.rec.Holders, func(e record.Entry) bool { return r.waiting[e.Convert.ID] != nil })
+	if last < 0 && !converting {
 		return nil, false
 	}
 	leases = map[string]time.Duration{}
@@ -61,8 +64,11 @@ func (r *resource) ahead() (leases map[string]time.Duration, urgent bool) {
 		}
 	}
 	add(r.rec.Holders)
+	if last < 0 {
+		return leases, true
+	}
 	add(r.rec.Waiters[:last])
-	return leases, r.waiting[r.rec.Waiters[0].ID] != nil
+	return leases, converting || r.waiting[r.rec.Waiters[0].ID] != nil
 }
 
 // leaseDied is told by the observer that a lease's tombstone is committed. The
@@ -90,13 +96,20 @@ func (r *resource) leaseDied(id string) {
 // evictDead removes the entries of all leases that are known to be dead in one
 // write. Called with r.mu held.
 func (r *resource) evictDead() {
+	if len(r.waiting) == 0 {
+		// The next one who waits has them observed, and is told at once.
+		clear(r.dead)
+		return
+	}
 	var leases []string
 	for id := range r.dead {
 		if holdsLease(r.rec, id) {
 			leases = append(leases, id)
+		} else {
+			delete(r.dead, id) // as above, should its entry turn up
 		}
 	}
-	if len(leases) == 0 || len(r.waiting) == 0 {
+	if len(leases) == 0 {
 		return
 	}
 	r.submit(&call{r: r, op: record.Op{Kind: record.OpEvict, Leases: leases}})

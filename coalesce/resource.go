@@ -27,7 +27,7 @@ type resource struct {
 	closed  bool
 	running bool
 	pending []*call          // for the next round
-	waiting map[string]*call // acquires that stand in the committed queue, by id
+	waiting map[string]*call // acquires and conversions that wait in the committed record, by id
 	holds   map[string]*hold // watched holds, by id
 
 	// The newest committed state that is known: rec at revision rev. rec is nil
@@ -201,7 +201,7 @@ func (r *resource) noticeAbsence() {
 	}
 }
 
-// settle reads the outcomes of waiting acquires and watched holds off the newest
+// settle reads the outcomes of waiting operations and watched holds off the newest
 // committed record. Called with r.mu held.
 func (r *resource) settle() {
 	r.settleWaiting()
@@ -222,27 +222,33 @@ func (r *resource) settle() {
 	r.adjustWatch()
 }
 
-// settleWaiting resolves the acquires that don't stand in the queue any more.
-// Called with r.mu held.
+// settleWaiting resolves the operations that don't wait any more. It looks at
+// each entry once, since there can be many of both. Called with r.mu held.
 func (r *resource) settleWaiting() {
-	queued := 0
+	waiting := 0
 	if r.rec != nil {
 		for i := range r.rec.Holders {
-			if c := r.waiting[r.rec.Holders[i].ID]; c != nil {
-				c.resolve(Outcome{Entry: r.rec.Holders[i], Revision: r.rev, Existed: true}, nil)
+			h := &r.rec.Holders[i]
+			for _, id := range [...]string{h.ID, h.Converted} {
+				if c := r.waiting[id]; c != nil {
+					c.resolve(Outcome{Entry: *h, Revision: r.rev, Existed: true}, nil)
+				}
+			}
+			if r.waiting[h.Convert.ID] != nil {
+				waiting++
 			}
 		}
 		for i := range r.rec.Waiters {
 			if r.waiting[r.rec.Waiters[i].ID] != nil {
-				queued++
+				waiting++
 			}
 		}
 	}
-	if queued == len(r.waiting) {
+	if waiting == len(r.waiting) {
 		return
 	}
-	for id, c := range r.waiting {
-		if !waits(r.rec, id) {
+	for _, c := range r.waiting {
+		if _, st := standingOf(r.rec, &c.op); st == gone {
 			c.resolve(Outcome{}, ErrGone)
 		}
 	}
@@ -258,14 +264,6 @@ func holder(rec *record.Record, id string) (record.Entry, bool) {
 		return record.Entry{}, false
 	}
 	return rec.Holder(id)
-}
-
-func waits(rec *record.Record, id string) bool {
-	if rec == nil {
-		return false
-	}
-	_, _, ok := rec.Waiter(id)
-	return ok
 }
 
 // adjustWatch opens the watch when somebody waits or watches a hold. It is

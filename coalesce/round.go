@@ -109,7 +109,7 @@ func (r *resource) failed(calls []*call, err error) []*call {
 		if c.ledger || !malformed && !rejected && !c.failFast {
 			return false
 		}
-		if rejected && c.op.Kind == record.OpRelease && !c.failFast {
+		if rejected && (givesUp(&c.op) || c.op.Kind == record.OpEvict) && !c.failFast {
 			return false // full storage may have room again; the entry must go
 		}
 		cause := err
@@ -118,7 +118,7 @@ func (r *resource) failed(calls []*call, err error) []*call {
 		}
 		if !c.unsure {
 			c.resolve(Outcome{}, cause)
-		} else if c.op.Kind == record.OpAcquire || c.op.Kind == record.OpTry {
+		} else if _, ok := c.op.Undo(); ok {
 			r.cleanup(c, cause)
 		} else {
 			return false
@@ -158,6 +158,11 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 		// finds out, and costs a free resource nothing.
 		base, rev := r.rec, r.rev
 		next, results, changed := record.Apply(base, rev, ops, r.e.cfg.Limits)
+		for _, c := range batch {
+			// Not what an earlier attempt saw: if its write was refused somebody else
+			// may have removed the entry since. If that is unknown, unsure says so.
+			c.existed = present(base, c.op.ID)
+		}
 		if base != nil && base.Kind != record.KindLock {
 			// Another kind's record looks empty and must never be written.
 			r.deliver(batch, results, base, rev)
@@ -181,7 +186,6 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 		}
 		for _, c := range batch {
 			c.attempted = true
-			c.existed = c.existed || present(base, c.op.ID)
 		}
 		r.mu.Unlock()
 
@@ -201,28 +205,26 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 		switch {
 		case errors.As(err, &conflict):
 			r.e.conflicts.Add(1)
+			r.mu.Lock()
+			if conflict.Actual < rev {
+				// Said by a deposed leader that is behind what was seen; the same
+				// request may have reached the new one, too.
+				r.doubt(batch, rev)
+			}
 			if conflict.Actual == 0 {
-				r.mu.Lock()
 				r.learnAbsent()
-				r.mu.Unlock()
 			} else {
-				r.mu.Lock()
 				// A watch may have brought the newer state already.
 				needRead = !r.known || r.rev == rev
-				r.mu.Unlock()
 			}
+			r.mu.Unlock()
 			if conflicts++; conflicts > 1 {
 				return err // lose the race to others with a pause
 			}
 		case errors.Is(err, kv.ErrUnknown):
 			r.e.unknown.Add(1)
 			r.mu.Lock()
-			if !slices.Contains(r.suspects, rev) && (rev >= r.seen || rev == 0) {
-				r.suspects = append(r.suspects, rev)
-			}
-			for _, c := range batch {
-				c.unsure = true
-			}
+			r.doubt(batch, rev)
 			// Apply again to what the leader has by then.
 			if r.rev == rev {
 				r.known = false
@@ -231,6 +233,9 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 			return err
 		case errors.Is(err, kv.ErrBusy):
 			r.e.busy.Add(1)
+			r.mu.Lock()
+			r.doubt(batch, rev) // a deposed leader says so, too
+			r.mu.Unlock()
 			return err
 		default:
 			return err
@@ -248,6 +253,17 @@ func operations(batch []*call) []record.Op {
 
 // over reports whether nobody waits for the call any more. Called with r.mu held.
 func over(c *call) bool { return c.resolved || c.dropped }
+
+// doubt notes that a write of the batch at rev may be committed, now or later.
+// Called with r.mu held.
+func (r *resource) doubt(batch []*call, rev uint64) {
+	if !slices.Contains(r.suspects, rev) && (rev >= r.seen || rev == 0) {
+		r.suspects = append(r.suspects, rev)
+	}
+	for _, c := range batch {
+		c.unsure = true
+	}
+}
 
 // write stores the record, or deletes it when nobody holds or waits any more.
 func (r *resource) write(ctx context.Context, next *record.Record, rev uint64) (uint64, error) {
@@ -289,19 +305,20 @@ func (r *resource) deliver(batch []*call, results []record.Result, rec *record.R
 			c.resolve(Outcome{}, &RefusedError{Verdict: results[i].Verdict, Blocker: results[i].Blocker, Record: rec})
 			continue
 		}
-		if !acquires(c) {
+		if !acquires(c) && c.op.Kind != record.OpConvert {
 			c.resolve(Outcome{Revision: rev, Existed: c.existed || c.unsure}, nil)
 			continue
 		}
-		if h, ok := holder(rec, c.op.ID); ok {
-			c.resolve(Outcome{Entry: h, Revision: rev, Existed: true}, nil)
-		} else if waits(rec, c.op.ID) {
+		switch entry, st := standingOf(rec, &c.op); st {
+		case granted:
+			c.resolve(Outcome{Entry: entry, Revision: rev, Existed: true}, nil)
+		case waits:
 			if r.waiting == nil {
 				r.waiting = map[string]*call{}
 			}
 			r.waiting[c.op.ID] = c
 			queued = true
-		} else {
+		case gone:
 			c.resolve(Outcome{}, ErrGone)
 		}
 	}
@@ -320,8 +337,9 @@ func present(rec *record.Record, id string) bool {
 	if rec == nil || id == "" {
 		return rec != nil
 	}
-	_, ok := rec.Holder(id)
-	return ok || waits(rec, id)
+	_, holds := rec.Holder(id)
+	_, _, queued := rec.Waiter(id)
+	return holds || queued
 }
 
 // backoff spaces the rounds after failures.

@@ -145,7 +145,7 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 		sl.leave()
 		return nil, err
 	}
-	l := &Lock{s: s, slot: sl, key: a.key, enc: a.enc, entry: out.Entry, rev: out.Revision}
+	l := &Lock{s: s, slot: sl, key: a.key, enc: a.enc, entry: out.Entry, rev: out.Revision, failFast: a.req.failFast}
 	if err := a.begin(ctx, l, time.Since(started)); err != nil {
 		s.engine.Forget(a.enc, sl.id, op.ID)
 		sl.leave()

@@ -91,28 +91,28 @@ func TestBadAcquireOptions(t *testing.T) {
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		m, key := s.manager(t, fabric.WithTTL(10*time.Second)), s.key(t)
 		for name, opts := range map[string][]fabric.AcquireOption{
-			"no TTL":                         {fabric.WithTTL(0)},
-			"negative TTL":                   {fabric.WithTTL(-1)},
-			"TTL too long":                   {fabric.WithTTL(fabric.MaxTTL + time.Hour)},
-			"no renew interval":              {fabric.WithRenewInterval(0)},
-			"renew interval over the TTL":    {fabric.WithRenewInterval(10 * time.Second)},
-			"no renewals":                    {fabric.WithMaxRenewals(0)},
-			"negative renewals":              {fabric.WithMaxRenewals(-1)},
-			"renewals without renewal":       {fabric.WithAutoRenew(false), fabric.WithMaxRenewals(3)},
-			"an interval without renewal":    {fabric.WithAutoRenew(false), fabric.WithRenewInterval(time.Second)},
-			"no wait":                        {fabric.WithWaitLimit(0)},
-			"negative wait":                  {fabric.WithWaitLimit(-time.Second)},
-			"no mode":                        {fabric.WithMode("")},
-			"unknown mode":                   {fabric.WithMode("Q")},
-			"a mode that this floor has not": {fabric.WithMode("SIX")},
-			"no owner":                       {fabric.WithOwner("")},
-			"owner too long":                 {fabric.WithOwner(strings.Repeat("x", fabric.MaxOwnerLen+1))},
-			"owner not UTF-8":                {fabric.WithOwner("\xff")},
-			"too much metadata":              {fabric.WithMetadata(map[string]string{"k": strings.Repeat("x", fabric.MaxMetadata)})},
-			"too much in several":            {fabric.WithMetadata(map[string]string{"a": strings.Repeat("x", 600), "b": strings.Repeat("x", 600)})},
-			"metadata not UTF-8":             {fabric.WithMetadata(map[string]string{"k": "\xff"})},
-			"metadata key not UTF-8":         {fabric.WithMetadata(map[string]string{"\xff": "v"})},
-			"nil option":                     {nil},
+			"no TTL":                      {fabric.WithTTL(0)},
+			"negative TTL":                {fabric.WithTTL(-1)},
+			"TTL too long":                {fabric.WithTTL(fabric.MaxTTL + time.Hour)},
+			"no renew interval":           {fabric.WithRenewInterval(0)},
+			"renew interval over the TTL": {fabric.WithRenewInterval(10 * time.Second)},
+			"no renewals":                 {fabric.WithMaxRenewals(0)},
+			"negative renewals":           {fabric.WithMaxRenewals(-1)},
+			"renewals without renewal":    {fabric.WithAutoRenew(false), fabric.WithMaxRenewals(3)},
+			"an interval without renewal": {fabric.WithAutoRenew(false), fabric.WithRenewInterval(time.Second)},
+			"no wait":                     {fabric.WithWaitLimit(0)},
+			"negative wait":               {fabric.WithWaitLimit(-time.Second)},
+			"no mode":                     {fabric.WithMode("")},
+			"unknown mode":                {fabric.WithMode("Q")},
+			"a mode in lower case":        {fabric.WithMode("six")},
+			"no owner":                    {fabric.WithOwner("")},
+			"owner too long":              {fabric.WithOwner(strings.Repeat("x", fabric.MaxOwnerLen+1))},
+			"owner not UTF-8":             {fabric.WithOwner("\xff")},
+			"too much metadata":           {fabric.WithMetadata(map[string]string{"k": strings.Repeat("x", fabric.MaxMetadata)})},
+			"too much in several":         {fabric.WithMetadata(map[string]string{"a": strings.Repeat("x", 600), "b": strings.Repeat("x", 600)})},
+			"metadata not UTF-8":          {fabric.WithMetadata(map[string]string{"k": "\xff"})},
+			"metadata key not UTF-8":      {fabric.WithMetadata(map[string]string{"\xff": "v"})},
+			"nil option":                  {nil},
 		} {
 			for op, do := range map[string]func(context.Context, string, ...fabric.AcquireOption) (*fabric.Lock, error){
 				"Acquire": m.Acquire, "TryAcquire": m.TryAcquire,
@@ -202,7 +202,7 @@ func TestRecordOverwritten(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if g := <-wait; !errors.Is(g.err, fabric.ErrMalformedRecord) {
+		if g := receive(t, wait); !errors.Is(g.err, fabric.ErrMalformedRecord) {
 			t.Errorf("the waiter: %+v", g)
 		}
 		if err := l.Release(waitContext(t)); !errors.Is(err, fabric.ErrUnconfirmed) {
@@ -228,7 +228,7 @@ func TestClosedManager(t *testing.T) {
 		if err := m.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if g := <-wait; !errors.Is(g.err, fabric.ErrClosed) || !errors.Is(g.err, fabric.ErrNotAcquired) {
+		if g := receive(t, wait); !errors.Is(g.err, fabric.ErrClosed) || !errors.Is(g.err, fabric.ErrNotAcquired) {
 			t.Errorf("who waited: %+v", g)
 		}
 		_, acquireErr := m.Acquire(waitContext(t), key)

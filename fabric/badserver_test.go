@@ -220,7 +220,7 @@ func TestCredentialsThatMayNotCreateStreams(t *testing.T) {
 			if ctx.Err() == nil {
 				t.Fatal("it is not needed")
 			}
-			if err := <-missed; !errors.Is(err, nats.ErrPermissionViolation) {
+			if err := receive(t, missed); !errors.Is(err, nats.ErrPermissionViolation) {
 				t.Error(err)
 			}
 		})

@@ -23,7 +23,6 @@ func TestLeases(t *testing.T) {
 		{"one heartbeat for all locks", oneHeartbeat},
 		{"close releases everything at once", closeReleases},
 		{"a crashed holder is replaced after its TTL", crashedHolder},
-		{"a TTL of 300 ms", shortTTL},
 	})
 }
 
@@ -242,6 +241,9 @@ func crashedHolder(t *testing.T, s *site) {
 	}
 	expectHolder(t, other, key, succ)
 }
+
+// On one server in the process: on three, a busy machine is slower than this TTL.
+func TestLeasesWithATTLOf300ms(t *testing.T) { onSite(t, singleSite, shortTTL) }
 
 func shortTTL(t *testing.T, s *site) {
 	const ttl = 300 * time.Millisecond

@@ -21,7 +21,7 @@ func cancelledWhileQueued(t *testing.T, s *site) {
 	first := queue(t, ctx, m, key)
 	second := queue(t, waitContext(t), s.manager(t), key)
 	cancel()
-	if g := <-first; !errors.Is(g.err, context.Canceled) || !errors.Is(g.err, fabric.ErrNotAcquired) || g.lock != nil {
+	if g := receive(t, first); !errors.Is(g.err, context.Canceled) || !errors.Is(g.err, fabric.ErrNotAcquired) || g.lock != nil {
 		t.Fatalf("cancelled: %+v", g)
 	}
 	waitQueue(t, m, key, 1)

@@ -40,7 +40,7 @@ func forceRelease(t *testing.T, s *site) {
 	if reason := waitLost(t, l); !errors.Is(reason, fabric.ErrRevoked) {
 		t.Errorf("lost because of %v", reason)
 	}
-	<-gone.hit
+	receive(t, gone.hit)
 	info := inspect(t, op, key)
 	if len(info.Holders) != 1 || !info.Holders[0].Revoked || info.Holders[0].ID != l.ID() {
 		t.Errorf("before the holder let go: %+v", info.Holders)

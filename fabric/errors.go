@@ -42,9 +42,27 @@ var (
 	// ErrReleased is the state of a handle after Release.
 	ErrReleased = errors.New("fabric: lock released")
 
-	// ErrUnconfirmed says that a release was not confirmed in time. It goes on
-	// in the background; at the latest the end of the lease frees the lock.
-	ErrUnconfirmed = errors.New("fabric: release not confirmed yet")
+	// ErrUnconfirmed says that a release, or a conversion to a weaker mode, was
+	// not confirmed in time. It goes on in the background; at the latest the end
+	// of the lease frees the lock.
+	ErrUnconfirmed = errors.New("fabric: not confirmed yet")
+)
+
+// Errors of converting.
+var (
+	// ErrNotConverted is true of every error that Convert returns. It comes as a
+	// *ConvertError that says which mode is held.
+	ErrNotConverted = errors.New("fabric: hold not converted")
+
+	// ErrConvertDeadlock says that another holder waits to convert until this
+	// hold gives way, and that this conversion would wait for that one: neither
+	// would ever be granted. Release, or Convert to a weaker mode, and start
+	// over. Take Update instead of Shared where converting to Exclusive is likely.
+	ErrConvertDeadlock = errors.New("fabric: conversion would deadlock")
+
+	// ErrConverting says that another Convert of the same handle is under way.
+	// Wait for it, or end its context.
+	ErrConverting = errors.New("fabric: another conversion of this hold is under way")
 )
 
 // Reasons of a loss, found in a LostError.
@@ -99,6 +117,28 @@ func (e *NotAcquiredError) Is(target error) bool { return target == ErrNotAcquir
 
 // Unwrap returns the cause.
 func (e *NotAcquiredError) Unwrap() error { return e.Cause }
+
+// ConvertError is the error of every Convert that failed.
+type ConvertError struct {
+	Key   string
+	To    Mode  // what was asked for
+	Held  Mode  // what is held now; "" if the hold has ended
+	Cause error // for example context.DeadlineExceeded, ErrConvertDeadlock, a *LostError
+}
+
+func (e *ConvertError) Error() string {
+	held := "nothing"
+	if e.Held != "" {
+		held = string(e.Held)
+	}
+	return fmt.Sprintf("fabric: lock %q not converted to %s, %s is held: %v", e.Key, e.To, held, e.Cause)
+}
+
+// Is makes errors.Is(err, ErrNotConverted) true.
+func (e *ConvertError) Is(target error) bool { return target == ErrNotConverted }
+
+// Unwrap returns the cause.
+func (e *ConvertError) Unwrap() error { return e.Cause }
 
 // HeldError says who is in the way.
 type HeldError struct {

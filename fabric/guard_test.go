@@ -16,7 +16,8 @@ func TestRule13_Guard(t *testing.T) {
 		token uint64
 		ok    bool
 	}
-	const x, s = fabric.Exclusive, fabric.Shared
+	const x, s, u = fabric.Exclusive, fabric.Shared, fabric.Update
+	const ix, six, is = fabric.IntentExclusive, fabric.SharedIntentExclusive, fabric.IntentShared
 	for name, steps := range map[string][]step{
 		"no hold has token 0":                         {{x, 0, false}, {s, 0, false}},
 		"tokens rise":                                 {{x, 5, true}, {x, 9, true}, {x, 10, true}},
@@ -28,6 +29,13 @@ func TestRule13_Guard(t *testing.T) {
 		"an upgraded reader gets a larger one":        {{s, 5, true}, {s, 6, true}, {x, 7, true}, {s, 6, false}},
 		"a refused one changes nothing":               {{x, 5, true}, {x, 3, false}, {s, 4, false}, {x, 5, true}, {s, 5, true}},
 		"a writer of the time of admitted readers":    {{s, 9, true}, {x, 8, false}, {s, 8, true}},
+		"an updater reads beside readers":             {{u, 5, true}, {s, 9, true}, {u, 5, true}, {s, 4, true}},
+		"an updater, and its successor":               {{u, 5, true}, {u, 9, true}, {u, 5, false}, {s, 7, true}},
+		"an updater that was upgraded":                {{u, 5, true}, {s, 6, true}, {x, 8, true}, {u, 5, false}, {s, 6, false}, {u, 8, true}},
+		"writers below, side by side":                 {{ix, 5, true}, {ix, 9, true}, {ix, 5, true}, {is, 3, true}},
+		"a writer below, and a reader of all":         {{ix, 5, true}, {s, 9, true}, {ix, 5, false}, {six, 8, false}, {is, 2, true}},
+		"a paused reader of all, then writers below":  {{s, 5, true}, {ix, 9, true}, {s, 5, false}, {u, 7, false}, {x, 8, false}},
+		"a reader of all who writes below":            {{six, 5, true}, {is, 9, true}, {six, 5, true}, {six, 7, true}, {six, 5, false}},
 		"two downgraded writers, one after the other": {{x, 5, true}, {x, 8, true}, {s, 5, false}, {s, 8, true}},
 	} {
 		var g fabric.Guard
@@ -64,7 +72,7 @@ func TestRule13_GuardProperty(t *testing.T) {
 		token := uint64(0)
 		for range rapid.IntRange(1, 12).Draw(t, "grants") {
 			token += rapid.Uint64Range(1, 5).Draw(t, "gap")
-			mode := rapid.SampledFrom([]fabric.Mode{fabric.Exclusive, fabric.Shared}).Draw(t, "mode")
+			mode := rapid.SampledFrom(append(modes, fabric.Exclusive, fabric.Shared)).Draw(t, "mode")
 			holds = append(holds, hold{mode, token})
 		}
 		var g fabric.Guard
@@ -72,7 +80,7 @@ func TestRule13_GuardProperty(t *testing.T) {
 		for range rapid.IntRange(1, 40).Draw(t, "writes") {
 			h := rapid.SampledFrom(holds).Draw(t, "hold")
 			replaced := slices.ContainsFunc(admitted, func(a hold) bool {
-				return a.token > h.token && (a.mode == fabric.Exclusive || h.mode == fabric.Exclusive)
+				return a.token > h.token && !compatible(a.mode, h.mode)
 			})
 			if err := g.Admit(h.mode, h.token); (err != nil) != replaced {
 				t.Fatalf("%s %d after %v: %v", h.mode, h.token, admitted, err)
@@ -82,4 +90,13 @@ func TestRule13_GuardProperty(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestGuardRefusesWhatIsNoMode(t *testing.T) {
+	var g fabric.Guard
+	for _, bad := range []fabric.Mode{"", "s", "None", "XX"} {
+		if err := g.Admit(bad, 5); !errors.Is(err, fabric.ErrInvalidOption) || g.Seen() != 0 {
+			t.Errorf("%q: %v, seen %d", bad, err, g.Seen())
+		}
+	}
 }

@@ -240,15 +240,22 @@ func acquireAsync(ctx context.Context, m *fabric.Manager, key string, opts ...fa
 // granted waits for an acquire in the background.
 func granted(t testing.TB, c <-chan grant) *fabric.Lock {
 	t.Helper()
+	g := receive(t, c)
+	if g.err != nil {
+		t.Fatalf("acquire in the background: %v", g.err)
+	}
+	return g.lock
+}
+
+// receive waits for what has to come out of a channel.
+func receive[T any](t testing.TB, c <-chan T) T {
+	t.Helper()
 	select {
-	case g := <-c:
-		if g.err != nil {
-			t.Fatalf("acquire in the background: %v", g.err)
-		}
-		return g.lock
+	case v := <-c:
+		return v
 	case <-time.After(patience):
-		t.Fatal("the waiter is never granted")
-		return nil
+		t.Fatal("nothing comes")
+		panic("not reached")
 	}
 }
 

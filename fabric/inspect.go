@@ -25,15 +25,17 @@ type Info struct {
 
 // Party is one holder or waiter.
 type Party struct {
-	ID       string            `json:"id"`    // "<lease>.<sequence>"
-	Owner    string            `json:"owner"` // explicit owner, or the id
-	Mode     Mode              `json:"mode"`
-	Token    uint64            `json:"token,omitempty"`  // a holder's fencing token
-	Queued   uint64            `json:"queued,omitempty"` // the revision at which a waiter queued
-	Since    time.Time         `json:"since"`            // when it asked, by its own clock
-	Revoked  bool              `json:"revoked,omitempty"`
-	Metadata map[string]string `json:"metadata,omitempty"`
-	Lease    Lease             `json:"lease"`
+	ID     string `json:"id"`    // "<lease>.<sequence>"
+	Owner  string `json:"owner"` // explicit owner, or the id
+	Mode   Mode   `json:"mode"`
+	Token  uint64 `json:"token,omitempty"`  // a holder's fencing token
+	Queued uint64 `json:"queued,omitempty"` // the revision at which a waiter queued
+	// Converting is the mode to which a holder waits to be converted, if it does.
+	Converting Mode              `json:"converting,omitempty"`
+	Since      time.Time         `json:"since"` // when it asked, by its own clock
+	Revoked    bool              `json:"revoked,omitempty"`
+	Metadata   map[string]string `json:"metadata,omitempty"`
+	Lease      Lease             `json:"lease"`
 }
 
 // Lease is what is known of the process behind a party.
@@ -121,10 +123,14 @@ func newInfo(key string, rec *record.Record, rev uint64) Info {
 }
 
 func newParty(e record.Entry) Party {
-	return Party{
+	p := Party{
 		ID: e.ID, Owner: e.OwnerID(), Mode: Mode(e.Mode.String()), Since: e.Since, Revoked: e.Revoked,
 		Metadata: maps.Clone(e.Meta), Lease: Lease{ID: e.Lease(), State: "unknown", TTL: e.TTL},
 	}
+	if e.Convert.ID != "" {
+		p.Converting = Mode(e.Convert.Mode.String())
+	}
+	return p
 }
 
 // lookUpTimeout bounds the reading of one lease.

@@ -13,8 +13,9 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// releaseTimeout bounds a release, whatever the caller's context says.
-const releaseTimeout = 5 * time.Second
+// releaseTimeout bounds a release, whatever the caller's context says. It is longer than
+// electing a new leader takes, 4 to 9 s.
+const releaseTimeout = 10 * time.Second
 
 // closedChan is what Lost returns for a lock that is lost before anybody asked.
 var closedChan = func() chan struct{} {
@@ -30,21 +31,23 @@ var closedChan = func() chan struct{} {
 // Every method that tells about the hold looks at the clock first, so a process
 // that was stopped past its lease learns it from the first call after waking.
 type Lock struct {
-	s     *session
-	slot  *slot
-	key   string // name as given
-	enc   string // encoded
-	entry record.Entry
-	rev   uint64
+	s        *session
+	slot     *slot
+	key      string       // name as given
+	enc      string       // encoded
+	entry    record.Entry // its Mode and Token change, and are guarded by mu
+	failFast bool
 
-	mu        sync.Mutex
-	err       error // nil while held; ErrReleased or a *LostError
-	released  error // what Release returned
-	releasing chan struct{}
-	lost      chan struct{}   // made on demand
-	ctx       context.Context // made on demand
-	cancel    context.CancelCauseFunc
-	unwatch   func()
+	mu         sync.Mutex
+	rev        uint64 // at which entry was read
+	err        error  // nil while held; ErrReleased or a *LostError
+	converting bool   // a Convert is under way
+	released   error  // what Release returned
+	releasing  chan struct{}
+	lost       chan struct{}   // made on demand
+	ctx        context.Context // made on demand
+	cancel     context.CancelCauseFunc
+	unwatch    func()
 }
 
 // Key returns the lock's name.
@@ -52,17 +55,31 @@ func (l *Lock) Key() string { return l.key }
 
 // Token returns the fencing token: larger than that of every earlier
 // conflicting hold of this name. Hand it to the resource with every write; see
-// [Guard] and [Register]. It does not change.
-func (l *Lock) Token() uint64 { return l.entry.Token }
+// [Guard] and [Register]. It changes only when Convert is granted a mode that
+// excludes more.
+func (l *Lock) Token() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.entry.Token
+}
 
 // ID returns the hold's id, as inspection shows it.
 func (l *Lock) ID() string { return l.entry.ID }
 
 // Owner returns the explicit owner, or the hold's id if there is none.
-func (l *Lock) Owner() string { return l.entry.OwnerID() }
+func (l *Lock) Owner() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.entry.OwnerID()
+}
 
-// Mode returns the mode held.
-func (l *Lock) Mode() Mode { return Mode(l.entry.Mode.String()) }
+// Mode returns the mode held, which Convert changes: a weaker one at once, a
+// stronger one when it is granted.
+func (l *Lock) Mode() Mode {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return Mode(l.entry.Mode.String())
+}
 
 // Lost returns a channel that is closed when the hold is lost: by this process's
 // own clock before anybody else can get the lock, and within a second when an
@@ -122,8 +139,11 @@ func (l *Lock) IsValid(ctx context.Context) bool {
 	if l.Err() != nil {
 		return false
 	}
+	l.mu.Lock()
+	known := l.rev
+	l.mu.Unlock()
 	rec, rev, err := l.s.engine.Read(ctx, l.enc)
-	if err == nil && (rev == 0 || rev >= l.rev) {
+	if err == nil && (rev == 0 || rev >= known) {
 		e, ok := find(rec, l.entry.ID)
 		switch {
 		case ok && e.Revoked:
@@ -165,7 +185,7 @@ func (l *Lock) Renew(ctx context.Context) error {
 // Release ends the hold and hands the lock to the next in the queue. The handle
 // is invalid from the moment Release is called, whatever it returns. A lock has
 // to be released whether or not the work's context has ended, so Release does not
-// look at ctx; it takes at most five seconds.
+// look at ctx; it takes at most ten seconds.
 //
 // Errors: ErrLost when the hold was lost before, in which case nobody else's
 // hold is touched; ErrUnconfirmed when no leader confirmed it in time, in which
@@ -234,9 +254,10 @@ func (l *Lock) lose(reason error) {
 		l.mu.Unlock()
 		return
 	}
-	l.end(&LostError{Key: l.key, Token: l.entry.Token, Reason: reason})
+	token := l.entry.Token
+	l.end(&LostError{Key: l.key, Token: token, Reason: reason})
 	l.mu.Unlock()
-	l.s.m.cfg.logger.Warn("lock lost", "key", l.key, "id", l.entry.ID, "token", l.entry.Token, "reason", reason)
+	l.s.m.cfg.logger.Warn("lock lost", "key", l.key, "id", l.entry.ID, "token", token, "reason", reason)
 	if errors.Is(reason, ErrRevoked) || errors.Is(reason, ErrRemoved) {
 		// A revoked entry blocks until its holder lets go, and one that seems to be
 		// gone may stand: the reads that said so can be those of a deposed leader.
@@ -264,12 +285,12 @@ func (l *Lock) end(err error) {
 // watch has the engine report when the entry is revoked or removed.
 func (l *Lock) watch() {
 	l.mu.Lock()
-	over := l.err != nil
+	over, token := l.err != nil, l.entry.Token
 	l.mu.Unlock()
 	if over {
 		return
 	}
-	stop := l.s.engine.WatchHold(l.enc, l.entry.ID, l.entry.Token, func(err error) {
+	stop := l.s.engine.WatchHold(l.enc, l.entry.ID, token, func(err error) {
 		if errors.Is(err, coalesce.ErrRevoked) {
 			l.lose(ErrRevoked)
 		} else {

@@ -3,6 +3,7 @@ package fabric
 import (
 	"context"
 	"fmt"
+	"net/url"
 	"os"
 	"strconv"
 	"strings"
@@ -38,7 +39,7 @@ type Manager struct {
 // buckets in package kv: kv.ErrNoJetStream, kv.ErrServerTooOld,
 // kv.ErrUnsafeConfig, kv.ErrNoBucket, kv.ErrNewerSchema, kv.ErrUnavailable. All
 // but the first are also ErrUnavailable when nobody answered.
-func Connect(ctx context.Context, url string, opts ...Option) (*Manager, error) {
+func Connect(ctx context.Context, servers string, opts ...Option) (*Manager, error) {
 	cfg, err := newConfig(opts)
 	if err != nil {
 		return nil, err
@@ -52,18 +53,22 @@ func Connect(ctx context.Context, url string, opts ...Option) (*Manager, error) 
 		nats.ReconnectWait(200 * time.Millisecond),
 		nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
 		nats.PingInterval(5 * time.Second),
+		// Else nats.go prints what it can't return.
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			cfg.logger.Warn("the NATS client reports an error", "error", err)
+		}),
 	}, cfg.nats...)
 	if deadline, ok := ctx.Deadline(); ok {
 		// The servers are tried one after the other, and each may be silent.
-		each := time.Until(deadline) / time.Duration(1+strings.Count(url, ","))
+		each := time.Until(deadline) / time.Duration(1+strings.Count(servers, ","))
 		natsOpts = append(natsOpts, nats.Timeout(max(min(each, 5*time.Second), time.Millisecond)))
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	nc, err := nats.Connect(url, natsOpts...)
+	nc, err := nats.Connect(servers, natsOpts...)
 	if err != nil {
-		return nil, fmt.Errorf("%w: connect to %q: %w", ErrUnavailable, url, err)
+		return nil, fmt.Errorf("%w: connect to %q: %w", ErrUnavailable, redacted(servers), err)
 	}
 	m, err := open(ctx, nc, cfg, true)
 	if err != nil {
@@ -71,6 +76,17 @@ func Connect(ctx context.Context, url string, opts ...Option) (*Manager, error) 
 		return nil, err
 	}
 	return m, nil
+}
+
+// redacted returns a list of URLs without the passwords in them.
+func redacted(servers string) string {
+	all := strings.Split(servers, ",")
+	for i, s := range all {
+		if u, err := url.Parse(strings.TrimSpace(s)); err == nil {
+			all[i] = u.Redacted()
+		}
+	}
+	return strings.Join(all, ",")
 }
 
 // New opens the fabric on a connection that the caller made and will close,

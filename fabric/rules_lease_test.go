@@ -25,7 +25,7 @@ func TestRule6_OnlyTheStoredAttemptCounts(t *testing.T) {
 			l := acquire(t, m, key)
 			f := w.fault(-1, leaseWrite, deaf)
 			for range 5 {
-				<-f.hit
+				receive(t, f.hit)
 				if err := l.Err(); err != nil {
 					t.Fatal(err)
 				}
@@ -97,11 +97,11 @@ func renewalCountsFromItsSending(t *testing.T, s *site) {
 			return act(ctx, msg, send)
 		})
 		w.fault(-1, leaseWrite, vanish)
-		<-first.hit
+		receive(t, first.hit)
 		was := l.ValidUntil()
 		<-time.After(ttl * 2 / 5)
 		close(deliver)
-		<-replies
+		receive(t, replies)
 		eventually(t, "the renewal is found", func() bool { return l.ValidUntil().Sub(was) > ttl/10 || l.Err() != nil })
 		until := l.ValidUntil()
 		if l.Err() != nil {
@@ -186,7 +186,7 @@ func TestRule7_InvalidBeforeTheReleaseIsSent(t *testing.T) {
 			if _, err := s.manager(t).ForceRelease(waitContext(t), key); err != nil {
 				t.Fatal(err)
 			}
-			<-f.hit
+			receive(t, f.hit)
 			release(t, acquire(t, s.manager(t), key))
 		})
 	})

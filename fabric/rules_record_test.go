@@ -28,6 +28,9 @@ type history struct {
 }
 
 func (h *history) note(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
+	// However long it takes: what is committed has to be known here.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
 	reply, err := send(ctx, msg)
 	if seq := ackSeq(reply); err == nil && seq != 0 {
 		h.mu.Lock()
@@ -176,19 +179,24 @@ func TestRule14_ReleaseFitsInAFullRecord(t *testing.T) {
 			holder := acquire(t, m, key, bulky)
 			ctx, cancel := context.WithCancel(context.Background())
 			defer cancel()
-			most := record.DefaultLimits().MaxBytes / (6*fabric.MaxMetadata + 200)
-			waits := fillQueue(ctx, t, m, key, most, bulky)
-			waitQueue(t, other, key, most)
-			for {
-				_, err := other.Acquire(waitContext(t), key, bulky, fabric.WithWaitLimit(300*time.Millisecond))
-				if errors.Is(err, fabric.ErrQueueFull) {
-					break
+			waits := fillQueue(ctx, t, m, key, record.DefaultLimits().MaxBytes/(6*fabric.MaxMetadata+1000), bulky)
+			waitQueue(t, other, key, len(waits))
+			for full := false; !full; {
+				c := acquireAsync(ctx, m, key, bulky)
+				eventually(t, "queued or refused", func() bool {
+					select {
+					case g := <-c:
+						if full = errors.Is(g.err, fabric.ErrQueueFull); !full {
+							t.Fatalf("acquire on a record that fills up: %+v", g)
+						}
+						return true
+					default:
+						return len(inspect(t, other, key).Waiters) > len(waits)
+					}
+				})
+				if !full {
+					waits = append(waits, c)
 				}
-				if !errors.Is(err, context.DeadlineExceeded) {
-					t.Fatal(err)
-				}
-				waits = append(waits, fillQueue(ctx, t, m, key, 1, bulky)...)
-				waitQueue(t, other, key, len(waits))
 			}
 			expectRoom(t, s, key, holder, waits, cancel)
 		}},
@@ -258,11 +266,11 @@ func expectRoom(t *testing.T, s *site, key string, holder *fabric.Lock, waits []
 			}
 		}()
 	}
-	l := <-first
+	l := receive(t, first)
 	if err := l.Release(waitContext(t)); err != nil {
 		t.Errorf("release: %v", err)
 	}
-	l = <-first
+	l = receive(t, first)
 	cancel()
 	waitQueue(t, op, key, 0)
 	release(t, l)
@@ -313,7 +321,7 @@ func TestRule14_ReleaseFitsInAFullBucket(t *testing.T) {
 		setMaxBytes(t, s, name, 64)
 		expectNoRoom(t, m, "new")
 		cancel()
-		<-gone
+		receive(t, gone)
 		waitQueue(t, other, "k0", 1)
 		for _, l := range locks {
 			release(t, l)
@@ -328,13 +336,16 @@ func TestRule14_ReleaseFitsInAFullBucket(t *testing.T) {
 	onSite(t, clusterSite, func(t *testing.T, s *site) {
 		t.Parallel()
 		name := s.fabric(t)
-		m := s.manager(t, fabric.WithFabric(name))
+		m, w := s.wired(t, fabric.WithFabric(name))
 		l := acquire(t, m, "k")
 		setMaxBytes(t, s, name, 64)
 		expectNoRoom(t, m, "new")
 		if err := l.Release(waitContext(t)); !errors.Is(err, fabric.ErrUnconfirmed) || !errors.Is(l.Err(), fabric.ErrReleased) {
 			t.Errorf("release: %v, the handle says %v", err, l.Err())
 		}
+		later := w.fault(-1, about(t, "k", lockPurge), seen(func(*nats.Msg) {}))
+		receive(t, later.hit)
+		receive(t, later.hit)
 		setMaxBytes(t, s, name, -1)
 		eventually(t, "the release", func() bool { return len(inspect(t, m, "k").Holders) == 0 })
 		release(t, acquire(t, m, "new"))

@@ -99,7 +99,7 @@ func TestRule2_LateAcquireLeavesNoHold(t *testing.T) {
 			w.heal()
 			eventually(t, "a committed write that proves absence", func() bool { return inspect(t, other, key).Revision != 0 })
 			close(deliver)
-			if reply := <-replies; !strings.Contains(reply, "10071") {
+			if reply := receive(t, replies); !strings.Contains(reply, "10071") {
 				t.Errorf("the late request was answered %q", reply)
 			}
 			expectFree(t, other, key)
@@ -109,7 +109,7 @@ func TestRule2_LateAcquireLeavesNoHold(t *testing.T) {
 			key, other := s.key(t), s.manager(t)
 			deliver, replies := lateAcquire(t, s, m, w, key)
 			close(deliver)
-			if reply := <-replies; reply != "" {
+			if reply := receive(t, replies); reply != "" {
 				t.Fatalf("the late request was answered %q", reply)
 			}
 			ghost := inspect(t, other, key).Holders
@@ -124,7 +124,7 @@ func TestRule2_LateAcquireLeavesNoHold(t *testing.T) {
 			expectFree(t, other, key)
 		}},
 		{"delivered after the lease was retired", func(t *testing.T, s *site) {
-			m, w := s.wired(t, fabric.WithTTL(time.Second))
+			m, w := s.wired(t, fabric.WithTTL(2*time.Second))
 			key, other := s.key(t), s.manager(t)
 			kept := acquire(t, m, s.key(t))
 			deliver, replies := lateAcquire(t, s, m, w, key)
@@ -140,7 +140,7 @@ func TestRule2_LateAcquireLeavesNoHold(t *testing.T) {
 			release(t, kept)
 			eventually(t, "the tombstone of the retired lease", func() bool { return leaseState(t, s, old) })
 			close(deliver)
-			if reply := <-replies; reply != "" {
+			if reply := receive(t, replies); reply != "" {
 				t.Fatalf("the late request was answered %q", reply)
 			}
 			// There is the ghost, under a dead lease: nobody has to wait for it.
@@ -161,7 +161,7 @@ func TestRule2_LateAcquireLeavesNoHold(t *testing.T) {
 			release(t, holder)
 			w.heal()
 			close(deliver)
-			<-replies // committed or not
+			receive(t, replies) // committed or not
 			release(t, acquire(t, other, key))
 			eventually(t, "nobody holds or waits", func() bool {
 				info := inspect(t, other, key)

@@ -121,10 +121,6 @@ func leaseWrite(msg *nats.Msg) bool {
 	return strings.HasPrefix(msg.Subject, "$KV.") && strings.Contains(msg.Subject, "-leases.") && !strings.HasSuffix(msg.Subject, kv.MetaKey)
 }
 
-func leaseRead(msg *nats.Msg) bool {
-	return strings.HasPrefix(msg.Subject, "$JS.API.STREAM.MSG.GET.") && strings.HasSuffix(msg.Subject, "-leases")
-}
-
 func anything(*nats.Msg) bool { return true }
 
 // What goes wrong with them.

@@ -7,15 +7,18 @@ import (
 
 // Outcomes of a write that did not commit, or is not known to have.
 var (
-	// ErrConflict says that the key's revision was not the expected one;
-	// nothing was written. It always comes as a *ConflictError. Read and decide
-	// again.
+	// ErrConflict says that the key's revision was not the expected one; the
+	// leader that answered wrote nothing. It always comes as a *ConflictError. Read
+	// and decide again. While leaders change two can take the same request, and the
+	// deposed one may answer first: an Actual below Expected comes from a leader that
+	// is behind, and the other one may have written, or may yet.
 	ErrConflict = errors.New("kv: revision conflict")
 
 	// ErrBusy is the server's code 10164: another write of the same key was in
 	// flight, or one had been acknowledged a moment ago and its mark was not
-	// cleared yet. Nothing was written by this request and the expected
-	// revision may still be right: retry it after a short, jittered pause.
+	// cleared yet. The leader that answered wrote nothing, and the expected
+	// revision may still be right: retry it after a short, jittered pause. As with
+	// ErrConflict it may have been a deposed leader, so nothing is proved.
 	ErrBusy = errors.New("kv: key busy")
 
 	// ErrNotSent says that the request reached no stream: the connection is

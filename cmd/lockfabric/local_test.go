@@ -10,11 +10,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"golang.org/x/sys/unix"
 
 	"github.com/lockfabric/lockfabric/embedded"
 )
@@ -69,16 +71,38 @@ func (m *machine) mustState() localState {
 	return s
 }
 
-// end ends the server if there is one, by the process id in its own file.
+// end ends the servers of the directory, also those that are only starting.
 func (m *machine) end() {
-	s, err := m.state()
+	eventually(m.t, "end of the local server", func() bool {
+		pids := m.processes()
+		for _, pid := range pids {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+		return len(pids) == 0 && !m.serving()
+	})
+}
+
+// processes finds the servers of the directory: by their command lines where the
+// system shows them, else the one that has told its process id.
+func (m *machine) processes() (pids []int) {
+	entries, err := os.ReadDir("/proc")
 	if err != nil {
-		return
+		if s, err := m.state(); err == nil && !gone(s.PID) {
+			pids = append(pids, s.PID)
+		}
+		return pids
 	}
-	if p, err := os.FindProcess(s.PID); err == nil {
-		_ = p.Kill()
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		args, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		if err == nil && strings.Contains(string(args), "--local-dir\x00"+m.dir+"\x00") {
+			pids = append(pids, pid)
+		}
 	}
-	eventually(m.t, "end of the local server", func() bool { return !m.serving() })
+	return pids
 }
 
 // serving reports whether the store's lock is taken.
@@ -248,7 +272,6 @@ func TestLocalServerOfAnotherHost(t *testing.T) {
 	if code, _, stderr := run(t, m.command("--timeout", "1s", "ls")); code != 69 || !strings.Contains(stderr, `host "elsewhere"`) {
 		t.Errorf("exit code %d, %s", code, stderr)
 	}
-	removeState(m.dir) // nothing for the clean-up to end
 }
 
 // The server must not keep the first user's files open: a lock file of flock(1),
@@ -333,5 +356,6 @@ func TestDefaultDirectory(t *testing.T) {
 		t.Fatalf("server's directory %q", dir)
 	}
 	m := &machine{t, dir}
+	t.Cleanup(m.end)
 	eventually(t, "idle exit", func() bool { return !m.serving() })
 }

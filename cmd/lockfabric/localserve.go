@@ -38,8 +38,10 @@ func (v *serveCmd) serveLocal(ctx context.Context, c *cli, s *streams) error {
 		return end(srv, err)
 	}
 	s.log.Info("local server ready", "url", state.URL, "pid", state.PID)
+	// Whoever started it gets time to find it.
+	idle := max(v.IdleExit, drainTime)
 	for {
-		watchIdle(ctx, srv, v.IdleExit)
+		watchIdle(ctx, srv, idle)
 		if ctx.Err() != nil {
 			break
 		}

@@ -83,6 +83,9 @@ func TestLossNoticedByTheRelease(t *testing.T) {
 	t.Parallel()
 	release := lockfabric(t, "release", "--force", "--now", "k")
 	p := start(t, lockfabric(t, append([]string{"run", "k", "--"}, release.Args...)...))
+	if text := p.line(); !strings.HasPrefix(text, "k: taken from 1 holder(s)") {
+		t.Errorf("release wrote %q", text)
+	}
 	p.exits(76)
 }
 

@@ -41,6 +41,13 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
+	// A hangup that is ignored, as under nohup, would be ignored by everything that
+	// the tests start, and run is right to respect that.
+	for _, sig := range endings {
+		if signal.Ignored(sig) {
+			signal.Notify(make(chan os.Signal, 1), sig)
+		}
+	}
 	os.Exit(withServer(m.Run))
 }
 

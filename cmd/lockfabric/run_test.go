@@ -215,7 +215,7 @@ func TestDeadHolderIsReplaced(t *testing.T) {
 	for _, wait := range []string{"", "0s", "50ms"} {
 		t.Run("wait"+wait, func(t *testing.T) {
 			m := manager(t)
-			holder := start(t, lockfabric(t, "run", "k", "--ttl", "300ms", "--", self(t), "child", "TERM"))
+			holder := start(t, lockfabric(t, "run", "k", "--ttl", "1s", "--", self(t), "child", "TERM"))
 			holder.ready()
 			_ = holder.cmd.Process.Kill()
 			holder.wait()

@@ -70,11 +70,11 @@ func TestSoakClientsStall(t *testing.T) {
 		proxies[i] = faultproxy.New(t, srv.ClientURL())
 	}
 	managers := newManagers(t, len(proxies), func(i int) string { return proxies[i].URL() }, connOptions(), fabric.WithTTL(ttl))
-	s := begin(t, &chaos.Workload{Managers: managers, Workers: 24, Keys: 6, LongHold: 3 * ttl, LongOneIn: 3, Tolerance: chaos.Tolerance{
+	s := begin(t, &chaos.Workload{Managers: managers, Workers: 24, Keys: 12, LongHold: 3 * ttl, LongOneIn: 1, Tolerance: chaos.Tolerance{
 		Lost: []error{fabric.ErrExpired, fabric.ErrTakenOver}, Unconfirmed: true,
 	}})
 	var wg sync.WaitGroup
-	deadline := time.Now().Add(lasts(4 * time.Second))
+	deadline := time.Now().Add(lasts(2500 * time.Millisecond))
 	for _, p := range proxies[:3] {
 		p.SetDelay(15*time.Millisecond, 15*time.Millisecond)
 		wg.Go(func() {

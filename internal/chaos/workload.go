@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -96,18 +97,32 @@ func (w *Workload) Progress() Report {
 // the way when ctx ended.
 func (w *Workload) AwaitFree(ctx context.Context, m *fabric.Manager) error {
 	for _, name := range w.Names() {
-		l, err := m.Acquire(ctx, name)
-		if err != nil {
-			return fmt.Errorf("chaos: lock %q is not free: %w: %s", name, err, parties(m, name))
-		}
-		if err := l.Release(ctx); err != nil {
-			return fmt.Errorf("chaos: release of %q: %w", name, err)
+		if err := free(ctx, m, name); err != nil {
+			return err
 		}
 		if left := parties(m, name); left != "" {
 			return fmt.Errorf("chaos: lock %q is not free after its release: %s", name, left)
 		}
 	}
 	return nil
+}
+
+// free acquires and releases a lock.
+func free(ctx context.Context, m *fabric.Manager, name string) error {
+	for {
+		l, err := m.Acquire(ctx, name)
+		if err != nil {
+			return fmt.Errorf("chaos: lock %q is not free: %w: %s", name, err, parties(m, name))
+		}
+		err = l.Release(ctx)
+		if err == nil {
+			return nil
+		}
+		// A short lease can run out in between, when the machine is busy.
+		if !errors.Is(err, fabric.ErrExpired) {
+			return fmt.Errorf("chaos: release of %q: %w", name, err)
+		}
+	}
 }
 
 // parties describes the holders and waiters of a lock.

@@ -1,0 +1,160 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lockfabric/lockfabric/coalesce"
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// Convert changes the mode of the hold without letting it go in between.
+//
+// To a mode that excludes nobody else than the present one (see the table at
+// [Mode]) it is granted at once and keeps its token. The handle is weaker from the
+// moment Convert is called, whatever it returns. As with Release, ctx is looked at
+// only before; it takes at most ten seconds, and goes on in the background then.
+//
+// To any other mode it waits until no other holder is in the way, before everybody
+// in the queue, and nobody new is granted meanwhile. Once it is granted the hold has
+// a new, larger token: use that from then on. The mode is exactly the one asked
+// for: Shared becomes SharedIntentExclusive to go on reading, not IntentExclusive.
+//
+// Every error is a *ConvertError (ErrNotConverted), which says what is held then: the
+// old mode, or where the new one excludes less in some way, what both have in
+// common. What a request that was given up may still write is taken back in the
+// background. Its causes: the context's error; ErrConvertDeadlock at once, when
+// another holder waits for this one to give way; ErrConverting while another
+// Convert of this handle is under way; ErrLost or ErrReleased when the hold ends
+// before; ErrInvalidOption; ErrUnconfirmed; ErrMalformedRecord; kv.ErrFull; and
+// ErrUnavailable with WithFailFast.
+func (l *Lock) Convert(ctx context.Context, mode Mode) error {
+	op, err := l.beginConvert(ctx, mode)
+	if err == nil {
+		err = l.convert(ctx, op)
+		l.mu.Lock()
+		l.converting = false
+		l.mu.Unlock()
+	}
+	if err == nil {
+		return nil
+	}
+	failed := &ConvertError{Key: l.key, To: mode, Cause: err}
+	if l.Err() == nil {
+		failed.Held = l.Mode()
+	}
+	return failed
+}
+
+// beginConvert makes the handle as weak as it may be until the outcome is known.
+func (l *Lock) beginConvert(ctx context.Context, mode Mode) (record.Op, error) {
+	to, err := mode.record()
+	if err != nil {
+		return record.Op{}, err
+	}
+	l.check()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.err != nil:
+		return record.Op{}, l.err
+	case l.converting:
+		return record.Op{}, ErrConverting
+	case ctx.Err() != nil:
+		return record.Op{}, ctx.Err()
+	}
+	op := record.Op{
+		Kind: record.OpConvert, ID: l.slot.lease.NextOp(), Lease: l.slot.id, Holder: l.entry.ID, From: l.entry.Mode, Mode: to,
+	}
+	l.converting = true
+	// Before anything is sent: as soon as it is, others may be let in.
+	l.entry.Mode = record.Meet(op.From, to)
+	return op, nil
+}
+
+func (l *Lock) convert(ctx context.Context, op record.Op) error {
+	opt := coalesce.Options{FailFast: l.failFast, Stop: l.Context().Done()}
+	weaker := op.From.Covers(op.Mode)
+	if weaker {
+		opt = coalesce.Options{Detached: releaseTimeout}
+	}
+	for n := 1; ; n++ {
+		out, err := l.s.engine.Do(ctx, l.enc, op, opt)
+		if err == nil {
+			return l.converted(op, out, weaker)
+		}
+		if !errors.Is(err, coalesce.ErrGone) {
+			return l.notConverted(ctx, op, err)
+		}
+		// The hold is gone, or was revoked, or the reads that said so are those of a
+		// deposed leader. In the last case the same operation goes on as it was.
+		if !l.IsValid(ctx) {
+			return l.Err()
+		}
+		if !sleep(ctx, min(time.Duration(n)*10*time.Millisecond, time.Second)) {
+			l.s.engine.Abandon(l.enc, op)
+			if weaker {
+				return fmt.Errorf("%w: %w", ErrUnconfirmed, ctx.Err())
+			}
+			return ctx.Err()
+		}
+	}
+}
+
+// converted takes over what was acknowledged.
+func (l *Lock) converted(op record.Op, out coalesce.Outcome, weaker bool) error {
+	if out.Entry.Revoked {
+		l.lose(ErrRevoked)
+	}
+	l.check() // the lease may have ended while the conversion waited
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err != nil {
+		return l.err
+	}
+	l.rev = max(l.rev, out.Revision)
+	if !weaker {
+		l.entry.Mode, l.entry.Token = op.Mode, out.Entry.Token
+	}
+	return nil
+}
+
+// notConverted gives a failure its final form.
+func (l *Lock) notConverted(ctx context.Context, op record.Op, err error) error {
+	var refused *coalesce.RefusedError
+	switch {
+	case l.Err() != nil:
+		return l.Err()
+	case errors.As(err, &refused):
+		return l.convertRefused(op, refused)
+	case errors.Is(err, coalesce.ErrUnconfirmed):
+		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
+	case ctx.Err() != nil && !errors.Is(err, ctx.Err()):
+		return fmt.Errorf("%w (%w)", ctx.Err(), translate(err))
+	}
+	return translate(err)
+}
+
+func (l *Lock) convertRefused(op record.Op, refused *coalesce.RefusedError) error {
+	switch refused.Verdict {
+	case record.ConvertRevoked:
+		l.lose(ErrRevoked)
+		return l.Err()
+	case record.ConvertDeadlock:
+		// A refusal acknowledges that nothing has changed.
+		l.mu.Lock()
+		if l.err == nil {
+			l.entry.Mode = op.From
+		}
+		l.mu.Unlock()
+		b := refused.Blocker
+		return fmt.Errorf("%w: %s holds %s and waits to convert to %s", ErrConvertDeadlock, b.OwnerID(), b.Mode, b.Convert.Mode)
+	case record.ConvertPending:
+		return ErrConverting
+	case record.WrongKind:
+		return ErrKindMismatch
+	}
+	return fmt.Errorf("fabric: conversion refused: %v", refused.Verdict)
+}
