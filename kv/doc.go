@@ -12,8 +12,11 @@
 // lock service that confuses two of them grants a lock twice:
 //
 //   - committed: nil, and the revision at which the value stands;
-//   - not written: [ErrConflict] (with the key's real revision), [ErrBusy],
-//     [ErrNotSent], [ErrRejected];
+//   - not written: [ErrConflict] (with the key's real revision), [ErrNotSent],
+//     [ErrRejected];
+//   - not written by the leader that answered: [ErrBusy], and an [ErrConflict]
+//     with a revision below the expected one. While leaders change a deposed one
+//     can be the first to answer a request that the new one has taken, too;
 //   - unknown: [ErrUnknown]. The write may have been committed, may be lost, or
 //     may be committed later, after this call has returned.
 //
