@@ -99,7 +99,7 @@ func TestSoakServerRestarts(t *testing.T) {
 		}
 		s.note("node %d is down", i)
 		s.note("node %d leads", leader(t, c, locksStream))
-		grow(t, s, 10, func(int) bool { return true })
+		grow(t, s, 5, func(int) bool { return true })
 		s.note("all are granted locks again")
 		if err := c.RestartNode(testContext(t), i); err != nil {
 			t.Fatal(err)
@@ -155,7 +155,7 @@ func cutOff(t *testing.T, s *scenario, c *embedded.Cluster, old int) {
 	s.note("node %d leads for the leases", leader(t, c, leasesStream))
 	minority := func(i int) bool { return i%c.Size() == 0 }
 	before := s.w.Progress()
-	grow(t, s, 20, func(i int) bool { return !minority(i) })
+	grow(t, s, 5, func(i int) bool { return !minority(i) })
 	s.note("the majority is granted locks again")
 	after := s.w.Progress()
 	for i := range after.ByManager {

@@ -132,7 +132,7 @@ func forceRelease(t *testing.T, w *chaos.Workload, opts ...fabric.ForceOption) (
 	w.LongHold, w.LongOneIn = 2*time.Second, 10
 	s := begin(t, w)
 	operator := newManagers(t, 1, func(int) string { return srv.ClientURL() }, connOptions())[0]
-	ctx, cancel := context.WithTimeout(testContext(t), lasts(2*time.Second))
+	ctx, cancel := context.WithTimeout(testContext(t), lasts(1500*time.Millisecond))
 	defer cancel()
 	for ctx.Err() == nil {
 		name := w.Names()[rand.IntN(w.Keys)]

@@ -21,7 +21,8 @@ type Hold interface {
 // safe for concurrent use.
 type Oracle struct {
 	// TokensOnly leaves overlaps out, for scenarios in which an operator removes
-	// holds at once: only the tokens are promised then. Set it before use.
+	// holds at once: only the tokens are promised then, and two holders can show
+	// theirs in any order. Set it before use.
 	TokensOnly bool
 
 	mu    sync.Mutex
@@ -45,15 +46,30 @@ type heldKey struct {
 	exclusive uint64 // highest token
 	shared    uint64
 	by        string // lease of the last grant
+	tokens    map[uint64]fabric.Mode
+}
+
+// Mark is the highest tokens that were shown before an acquire was called. What
+// it is granted is newer.
+type Mark struct{ exclusive, shared uint64 }
+
+// Mark returns the mark of a key.
+func (o *Oracle) Mark(key string) Mark {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if k := o.keys[key]; k != nil {
+		return Mark{exclusive: k.exclusive, shared: k.shared}
+	}
+	return Mark{}
 }
 
 // maxViolations bounds what is kept: after the first the others say little.
 const maxViolations = 20
 
-// Granted shows a fresh handle to the oracle and reports whether it was valid
-// then. The caller calls Ending before it releases the handle, and after it
+// Granted shows a fresh handle to the oracle, with the mark from before the call
+// that returned it, and reports whether it was valid then. The caller calls Ending before it releases the handle, and after it
 // found it lost.
-func (o *Oracle) Granted(h Hold) bool {
+func (o *Oracle) Granted(h Hold, before Mark) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.keys == nil {
@@ -61,7 +77,7 @@ func (o *Oracle) Granted(h Hold) bool {
 	}
 	k := o.keys[h.Key()]
 	if k == nil {
-		k = &heldKey{holds: make(map[Hold]struct{})}
+		k = &heldKey{holds: make(map[Hold]struct{}), tokens: make(map[uint64]fabric.Mode)}
 		o.keys[h.Key()] = k
 	}
 	// The new one first: who is valid after it was valid at the same time.
@@ -77,7 +93,10 @@ func (o *Oracle) Granted(h Hold) bool {
 			o.violated("overlap on %q: %s", h.Key(), describe(h, other))
 		}
 	}
-	o.checkToken(k, h)
+	if !o.TokensOnly {
+		before = Mark{exclusive: k.exclusive, shared: k.shared} // nobody else holds
+	}
+	o.checkToken(k, h, before)
 	if len(k.holds) > 0 {
 		o.stats.Beside++
 	}
@@ -89,20 +108,24 @@ func (o *Oracle) Granted(h Hold) bool {
 	return true
 }
 
-func (o *Oracle) checkToken(k *heldKey, h Hold) {
-	if h.Mode() == fabric.Shared {
+func (o *Oracle) checkToken(k *heldKey, h Hold, before Mark) {
+	token, exclusive := h.Token(), h.Mode() == fabric.Exclusive
+	if exclusive {
+		o.stats.Exclusive++
+		before.exclusive = max(before.exclusive, before.shared)
+		k.exclusive = max(k.exclusive, token)
+	} else {
 		o.stats.Shared++
-		if h.Token() <= k.exclusive {
-			o.violated("shared token %d of %q is not above the exclusive one %d", h.Token(), h.Key(), k.exclusive)
-		}
-		k.shared = max(k.shared, h.Token())
-		return
+		k.shared = max(k.shared, token)
 	}
-	o.stats.Exclusive++
-	if highest := max(k.exclusive, k.shared); h.Token() <= highest {
-		o.violated("exclusive token %d of %q is not above %d", h.Token(), h.Key(), highest)
+	if token <= before.exclusive {
+		o.violated("%s token %d of %q is not above %d", h.Mode(), token, h.Key(), before.exclusive)
 	}
-	k.exclusive = max(k.exclusive, h.Token())
+	// Shared ones may share a token, and nobody else.
+	if other, used := k.tokens[token]; used && (exclusive || other == fabric.Exclusive) {
+		o.violated("%s token %d of %q was given out before", h.Mode(), token, h.Key())
+	}
+	k.tokens[token] = h.Mode()
 }
 
 // Ending takes a handle out.

@@ -77,6 +77,7 @@ func (c *worker) step() {
 
 	t := &c.w.tally
 	t.operations.Add(1)
+	before := c.w.Oracle.Mark(key)
 	called := time.Now()
 	acquire := c.manager().Acquire
 	if how == try {
@@ -94,7 +95,7 @@ func (c *worker) step() {
 		return
 	}
 	c.w.Recorder.acquired(c.id, l, called)
-	c.hold(l, how, opts)
+	c.hold(l, before, how, opts)
 }
 
 func (c *worker) manager() *fabric.Manager { return c.w.Managers[c.at] }
@@ -120,11 +121,11 @@ func (c *worker) refused(key string, how way, took, end time.Duration, err error
 }
 
 // hold does what holders do and releases.
-func (c *worker) hold(l *fabric.Lock, how way, opts []fabric.AcquireOption) {
+func (c *worker) hold(l *fabric.Lock, before Mark, how way, opts []fabric.AcquireOption) {
 	t := &c.w.tally
 	t.granted.Add(1)
 	t.byManager[c.at].Add(1)
-	c.w.Oracle.Granted(l)
+	c.w.Oracle.Granted(l, before)
 
 	if how == owned {
 		c.again(l, opts)
@@ -176,11 +177,12 @@ func (c *worker) linger(l *fabric.Lock) {
 func (c *worker) again(l *fabric.Lock, opts []fabric.AcquireOption) {
 	ctx, stop := context.WithTimeout(context.Background(), c.w.Patience)
 	defer stop()
+	before := c.w.Oracle.Mark(l.Key())
 	second, err := c.manager().TryAcquire(ctx, l.Key(), opts...)
 	switch {
 	case err == nil:
 		// Only if the first one ended meanwhile; the oracle says if not.
-		c.w.Oracle.Granted(second)
+		c.w.Oracle.Granted(second, before)
 		c.w.Oracle.Ending(second)
 		_ = second.Release(ctx)
 	case !errors.Is(err, fabric.ErrAlreadyHeld) && l.Err() == nil && !c.w.Tolerance.Anything && !c.w.Oracle.TokensOnly:
