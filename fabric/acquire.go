@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/lockfabric/lockfabric/coalesce"
@@ -107,6 +108,7 @@ type attempt struct {
 	req      request
 	session  *session // of the last round
 	waitedID string   // lease that was observed already
+	mine     []string // ids of earlier rounds, whose entries may still stand
 }
 
 var errAgain = errors.New("fabric: acquire again")
@@ -135,6 +137,7 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 		Kind: a.kind, ID: sl.lease.NextOp(), Lease: sl.id, Mode: mode, Owner: a.req.owner,
 		TTL: a.req.timing.ttl, Since: started, Meta: a.req.metadata,
 	}
+	a.mine = append(a.mine, op.ID)
 	out, err := s.engine.Do(ctx, a.enc, op, coalesce.Options{FailFast: a.req.failFast, Stop: sl.lease.Lost()})
 	if err != nil {
 		if errors.Is(err, coalesce.ErrGone) {
@@ -233,6 +236,9 @@ func (a *attempt) judgeRefusal(ctx context.Context, refused *coalesce.RefusedErr
 			return again, err
 		}
 		b := refused.Blocker
+		if refused.Verdict == record.AlreadyHeld && slices.Contains(a.mine, b.ID) {
+			return true, nil // this very acquire, under a lease it has lost: about to go
+		}
 		return false, &HeldError{
 			Key: a.key, Owner: b.OwnerID(), Mode: Mode(b.Mode.String()), Since: b.Since, Token: b.Token,
 			Metadata: maps.Clone(b.Meta), already: refused.Verdict == record.AlreadyHeld,
