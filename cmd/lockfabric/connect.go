@@ -42,6 +42,18 @@ func (c *cli) connect(ctx context.Context, s *streams, opts ...fabric.Option) (*
 	return nil, err
 }
 
+// with opens the fabric, calls fn with it and closes it; fn has --timeout, too.
+func (c *cli) with(ctx context.Context, s *streams, fn func(ctx context.Context, m *fabric.Manager) error) error {
+	m, err := c.connect(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = m.Close() }()
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	return fn(ctx, m)
+}
+
 // interrupted gives an error that came of the end of ctx the reason of that end.
 func interrupted(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil {

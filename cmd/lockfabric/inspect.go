@@ -23,14 +23,11 @@ func (i *inspectCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err := checkName(i.Key); err != nil {
 		return err
 	}
-	m, err := c.connect(ctx, s)
-	if err != nil {
+	var info fabric.Info
+	err := c.with(ctx, s, func(ctx context.Context, m *fabric.Manager) (err error) {
+		info, err = m.Inspect(ctx, i.Key)
 		return err
-	}
-	defer func() { _ = m.Close() }()
-	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
-	defer cancel()
-	info, err := m.Inspect(ctx, i.Key)
+	})
 	if err != nil {
 		return err
 	}

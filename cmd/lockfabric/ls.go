@@ -17,14 +17,11 @@ type lsCmd struct {
 // Run lists the locks in use. The JSON is an array of fabric.Info, [] when there
 // are none; the leases in it carry id and TTL only, inspect looks them up.
 func (l *lsCmd) Run(ctx context.Context, c *cli, s *streams) error {
-	m, err := c.connect(ctx, s)
-	if err != nil {
+	var infos []fabric.Info
+	err := c.with(ctx, s, func(ctx context.Context, m *fabric.Manager) (err error) {
+		infos, err = m.List(ctx, l.Prefix)
 		return err
-	}
-	defer func() { _ = m.Close() }()
-	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
-	defer cancel()
-	infos, err := m.List(ctx, l.Prefix)
+	})
 	if err != nil {
 		return err
 	}

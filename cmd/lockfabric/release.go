@@ -43,14 +43,11 @@ func (r *releaseCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if r.Holder != "" {
 		opts = append(opts, fabric.ForceHolder(r.Holder))
 	}
-	m, err := c.connect(ctx, s)
-	if err != nil {
+	var n int
+	err := c.with(ctx, s, func(ctx context.Context, m *fabric.Manager) (err error) {
+		n, err = m.ForceRelease(ctx, r.Key, opts...)
 		return err
-	}
-	defer func() { _ = m.Close() }()
-	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
-	defer cancel()
-	n, err := m.ForceRelease(ctx, r.Key, opts...)
+	})
 	if err != nil {
 		return err
 	}
