@@ -3,6 +3,7 @@ package record
 import (
 	"maps"
 	"slices"
+	"time"
 )
 
 // Apply applies ops in their order to rec, which was read at revision rev (nil and 0 if the key is
@@ -34,6 +35,9 @@ func Apply(rec *Record, rev uint64, ops []Op, lim Limits) (next *Record, results
 	for i := range ops {
 		results[i] = m.apply(&ops[i])
 	}
+	if next.Empty() {
+		next.Hold = 0 // such a record is deleted
+	}
 	return next, results, !m.isStill(rec, rev)
 }
 
@@ -48,6 +52,7 @@ func (m *machine) apply(op *Op) Result {
 	if v := op.check(); v != Applied {
 		return Result{Verdict: v}
 	}
+	held := len(m.Holders)
 	switch op.Kind {
 	case OpAcquire:
 		return m.acquire(op)
@@ -55,7 +60,9 @@ func (m *machine) apply(op *Op) Result {
 		return m.try(op)
 	case OpRelease:
 		byID := func(e Entry) bool { return e.ID == op.ID }
-		m.remove(&m.Holders, byID)
+		if m.remove(&m.Holders, byID); len(m.Holders) < held {
+			m.Hold = SmoothHold(m.Hold, op.Hold)
+		}
 		m.remove(&m.Waiters, byID)
 		m.promote()
 	case OpEvict:
@@ -91,9 +98,15 @@ func (m *machine) acquire(op *Op) Result {
 	}
 	granted := m.grantable(op.Mode)
 	e := op.entry()
+	if !granted && op.Patience > 0 {
+		if wait := m.expectedWaitOf(&e, op.Hold); wait > op.Patience {
+			return Result{Verdict: WaitTooLong, Blocker: m.blocker(op.Mode), Wait: wait, Position: len(m.Waiters)}
+		}
+	}
 	if !granted && len(m.Waiters) >= m.lim.MaxWaiters || !m.reserve(&e) {
 		return Result{Verdict: QueueFull}
 	}
+	m.suppose(op)
 	if granted {
 		m.Holders = append(m.Holders, e)
 	} else {
@@ -117,8 +130,26 @@ func (m *machine) try(op *Op) Result {
 	if !m.reserve(&e) {
 		return Result{Verdict: QueueFull}
 	}
+	m.suppose(op)
 	m.Holders = append(m.Holders, e)
 	return Result{Verdict: Applied}
+}
+
+// suppose takes over what a requester knows of the hold time, where the record knows nothing.
+func (m *machine) suppose(op *Op) {
+	if m.Hold == 0 {
+		m.Hold = wholeHold(op.Hold)
+	}
+}
+
+// expectedWaitOf returns how long a request would wait at the end of the queue; hold is the
+// requester's idea of the hold time.
+func (m *machine) expectedWaitOf(e *Entry, hold time.Duration) time.Duration {
+	queued := Record{Hold: m.Hold, Holders: m.Holders, Waiters: append(slices.Clip(m.Waiters), *e)}
+	if queued.Hold == 0 {
+		queued.Hold = wholeHold(hold)
+	}
+	return queued.ExpectedWait(len(m.Waiters))
 }
 
 // grantable reports whether a request that arrives now can be granted without passing anybody.
@@ -214,7 +245,7 @@ func (m *machine) isStill(rec *Record, rev uint64) bool {
 		was.resolve(rev)
 		return was.equal(&is)
 	}
-	return slices.EqualFunc(rec.Holders, m.Holders, same) && slices.EqualFunc(rec.Waiters, m.Waiters, same)
+	return rec.Hold == m.Hold && slices.EqualFunc(rec.Holders, m.Holders, same) && slices.EqualFunc(rec.Waiters, m.Waiters, same)
 }
 
 // entry is the entry that a request makes.

@@ -364,7 +364,7 @@ func TestDefaultLimits(t *testing.T) {
 func TestNamesOfKindsAndVerdicts(t *testing.T) {
 	for got, want := range map[string]string{
 		OpAcquire.String(): "acquire", OpRemove.String(): "remove", OpKind(0).String(): "OpKind(0)", OpUnconvert.String(): "unconvert", OpKind(9).String(): "OpKind(9)",
-		Applied.String(): "applied", BadOp.String(): "bad operation", Verdict(0).String(): "Verdict(0)", ConvertRevoked.String(): "hold is revoked", Verdict(11).String(): "Verdict(11)",
+		Applied.String(): "applied", BadOp.String(): "bad operation", Verdict(0).String(): "Verdict(0)", ConvertRevoked.String(): "hold is revoked", Verdict(12).String(): "Verdict(12)", WaitTooLong.String(): "wait too long",
 	} {
 		if got != want {
 			t.Errorf("%s, want %s", got, want)

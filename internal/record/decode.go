@@ -35,6 +35,7 @@ const (
 	hasMeta
 	hasConvert
 	hasConverted
+	hasHold
 )
 
 type decoder struct {
@@ -46,8 +47,8 @@ type decoder struct {
 
 func (d *decoder) record() error {
 	// Whether a field is known depends on version and kind. They come first in what this package
-	// writes; from another hand the lists may come before them, and wait for a second look.
-	holdersAt, waitersAt, unknownAt := -1, -1, -1
+	// writes; from another hand the others may come before them, and wait for a second look.
+	holdAt, holdersAt, waitersAt, unknownAt := -1, -1, -1, -1
 	err := d.object(func(key []byte) error {
 		switch string(key) {
 		case "v":
@@ -63,6 +64,14 @@ func (d *decoder) record() error {
 				kind, err := d.string()
 				d.rec.Kind = Kind(kind)
 				return err
+			})
+		case "hold_us":
+			return d.once(&d.seen, hasHold, func() error {
+				if d.isLock() {
+					return d.hold()
+				}
+				holdAt = d.i
+				return d.skip()
 			})
 		case "holders":
 			return d.once(&d.seen, hasHolders, func() error { return d.list(&d.rec.Holders, true, &holdersAt) })
@@ -95,6 +104,12 @@ func (d *decoder) record() error {
 	case unknownAt >= 0:
 		return d.failAt(unknownAt, "unknown field")
 	}
+	if holdAt >= 0 {
+		d.i = holdAt
+		if err := d.hold(); err != nil {
+			return err
+		}
+	}
 	if holdersAt >= 0 {
 		d.i = holdersAt
 		if err := d.entries(&d.rec.Holders, true); err != nil {
@@ -110,9 +125,21 @@ func (d *decoder) record() error {
 	return d.unique()
 }
 
+// isLock reports whether it is known already that this is a lock's record.
+func (d *decoder) isLock() bool { return d.version == schemaVersion && d.rec.Kind == KindLock }
+
+func (d *decoder) hold() error {
+	us, err := d.uint(uint64(maxHold / time.Microsecond))
+	d.rec.Hold = time.Duration(us) * time.Microsecond
+	if err == nil && us == 0 {
+		return d.fail("hold_us is 0")
+	}
+	return err
+}
+
 // list reads entries if it is known already that these are a lock's, else notes where they stand.
 func (d *decoder) list(list *[]Entry, holders bool, at *int) error {
-	if d.version == schemaVersion && d.rec.Kind == KindLock {
+	if d.isLock() {
 		return d.entries(list, holders)
 	}
 	*at = d.i

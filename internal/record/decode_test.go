@@ -28,6 +28,8 @@ var refused = []struct{ why, value string }{
 	{"exponent version", `{"v":1e0,"kind":"lock"}`}, {"text version", `{"v":"1","kind":"lock"}`}, {"zero-led version", `{"v":01,"kind":"lock"}`},
 	{"huge version", `{"v":99999999999999999999999,"kind":"lock"}`}, {"version null", `{"v":null,"kind":"lock"}`}, {"kind is a number", `{"v":1,"kind":1}`},
 	{"version twice", `{"v":1,"v":1,"kind":"lock"}`}, {"kind twice", `{"v":1,"kind":"lock","kind":"lock"}`}, {"newer, then older version", `{"v":2,"v":1,"kind":"lock"}`},
+	{"hold time of 0", lock(`,"hold_us":0`)}, {"negative hold time", lock(`,"hold_us":-1`)}, {"hold time beyond its limit", lock(`,"hold_us":9007199254740992`)},
+	{"hold time is text", lock(`,"hold_us":"1"`)}, {"hold time twice", lock(`,"hold_us":1,"hold_us":1`)}, {"bad hold time before the kind", `{"hold_us":0,"v":1,"kind":"lock"}`},
 	{"unknown field", lock(`,"extra":1`)}, {"unknown field first", `{"extra":{"a":[1,2,{}]},"v":1,"kind":"lock"}`},
 	{"other case", `{"V":1,"kind":"lock"}`}, {"other case of a list", lock(`,"Holders":[]`)},
 	{"cut", `{"v":1,"kind":"lock"`}, {"cut text", `{"v":1,"kind":"loc`}, {"cut escape", `{"v":1,"kind":"loc\`}, {"cut after an escape", `{"v":1,"kind":"lo\u0063k`}, {"cut \\u", `{"v":1,"kind":"loc\u00`},

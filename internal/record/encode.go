@@ -26,6 +26,10 @@ const (
 func (r *Record) Append(dst []byte) []byte {
 	dst = append(dst, `{"v":1,"kind":`...)
 	dst = appendString(dst, string(r.Kind))
+	if r.Hold > 0 {
+		dst = append(dst, holdField...)
+		dst = strconv.AppendInt(dst, int64(r.Hold/time.Microsecond), 10)
+	}
 	if len(r.Holders) > 0 {
 		dst = append(dst, `,"holders":[`...)
 		for i := range r.Holders {
@@ -93,7 +97,11 @@ func appendEntry(dst []byte, e *Entry, holder bool) []byte {
 	return append(dst, '}')
 }
 
-const revokedField = `,"revoked":true`
+const (
+	revokedField = `,"revoked":true`
+	holdField    = `,"hold_us":`
+	holdWidth    = 16 // digits of maxHold
+)
 
 func appendToken(dst []byte, token uint64) []byte {
 	var digits [tokenWidth]byte
@@ -144,9 +152,9 @@ func appendString(dst []byte, s string) []byte {
 func needsEscape(c byte) bool { return c < ' ' || c == '"' || c == '\\' }
 
 // sizeBound is the size that no record can exceed which comes from r by promotion, conversion,
-// revocation, removal and the filling in of tokens.
+// revocation, removal, the filling in of tokens, and what is learned of the hold time.
 func sizeBound(r *Record) int {
-	n := len(`{"v":1,"kind":,"holders":[],"waiters":[]}`) + stringSize(string(r.Kind))
+	n := len(`{"v":1,"kind":,"holders":[],"waiters":[]}`) + stringSize(string(r.Kind)) + len(holdField) + holdWidth
 	for _, list := range [][]Entry{r.Holders, r.Waiters} {
 		for i := range list {
 			n += entryBound(&list[i])

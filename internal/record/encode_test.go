@@ -15,7 +15,7 @@ import (
 // full is a record that has every field.
 func full() *Record {
 	return &Record{
-		Kind: KindLock,
+		Kind: KindLock, Hold: 1500 * time.Microsecond,
 		Holders: []Entry{{ID: "La.7", Mode: S, Owner: "alice", TTL: 30 * time.Second, Since: time.UnixMilli(1790000000000).UTC(),
 			Token: 1790000000000000, Revoked: true, Converted: "La.9", Meta: map[string]string{"pid": "12", "host": "a \"b\"\n"}},
 			{ID: "Lb.1", Mode: IS, TTL: 300 * time.Millisecond, Convert: Conversion{ID: "Lb.2", Mode: SIX, Queued: 1790000000000001}}},
@@ -24,7 +24,7 @@ func full() *Record {
 	}
 }
 
-const fullJSON = `{"v":1,"kind":"lock","holders":[` +
+const fullJSON = `{"v":1,"kind":"lock","hold_us":1500,"holders":[` +
 	`{"id":"La.7","mode":"S","owner":"alice","token":"00001790000000000000","ttl":30000,"since":1790000000000,"revoked":true,"converted":"La.9","meta":{"host":"a \"b\"\u000a","pid":"12"}},` +
 	`{"id":"Lb.1","mode":"IS","token":"00000000000000000000","ttl":300,"convert":{"id":"Lb.2","mode":"SIX","queued":"00001790000000000001"}}],` +
 	`"waiters":[{"id":"Lc.3","mode":"X","owner":"ünï","queued":"18446744073709551615","ttl":1000,"since":0,"meta":{"":""}}]}`
@@ -161,6 +161,7 @@ func anyEntry(t *rapid.T, id string, holder bool) Entry {
 
 func anyRecord(t *rapid.T) *Record {
 	r := New(KindLock)
+	r.Hold = wholeHold(time.Duration(rapid.Int64().Draw(t, "hold")))
 	seq := uint64(0)
 	for _, list := range []*[]Entry{&r.Holders, &r.Waiters} {
 		for range rapid.IntRange(0, 3).Draw(t, "entries") {
@@ -192,10 +193,10 @@ func TestSizeBound(t *testing.T) {
 		bound := sizeBound(r)
 		const slack = len(`,"revoked":true` + `,"convert":{"id":"L.18446744073709551615","mode":"SIX","queued":"18446744073709551615"}` + `SIX`)
 		n := len(r.Holders) + len(r.Waiters)
-		if got := len(r.Append(nil)); got > bound || got < bound-n*slack-n-2*len(`,"holders":[]`) {
+		if got := len(r.Append(nil)); got > bound || got < bound-n*slack-n-2*len(`,"holders":[]`)-len(holdField)-holdWidth {
 			t.Fatalf("%d bytes, bound %d: %s", got, bound, r.Append(nil))
 		}
-		all := &Record{Kind: KindLock, Holders: append(append([]Entry(nil), r.Holders...), r.Waiters...)}
+		all := &Record{Kind: KindLock, Hold: maxHold, Holders: append(append([]Entry(nil), r.Holders...), r.Waiters...)}
 		for i := range all.Holders {
 			h := &all.Holders[i]
 			h.Revoked, h.Token, h.Mode, h.Convert, h.Converted = true, math.MaxUint64, SIX, Conversion{}, ID(h.Lease(), math.MaxUint64)

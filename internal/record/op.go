@@ -14,11 +14,11 @@ type OpKind uint8
 const (
 	_ OpKind = iota
 
-	// OpAcquire holds, or queues at the tail. Uses ID, Lease, Mode, TTL, and Owner, Since, Meta.
+	// OpAcquire holds, or queues at the tail. Uses ID, Lease, Mode, TTL, and Owner, Since, Meta, Hold, Patience.
 	OpAcquire
-	// OpTry holds at once or leaves no trace. Uses what OpAcquire uses.
+	// OpTry holds at once or leaves no trace. Uses what OpAcquire uses, but Patience.
 	OpTry
-	// OpRelease removes ID wherever it stands; for a waiter this is cancel. Uses ID, and Lease if it is given.
+	// OpRelease removes ID wherever it stands; for a waiter this is cancel. Uses ID, Lease if it is given, and Hold.
 	OpRelease
 	// OpEvict removes every entry of the dead leases named in Leases. The caller has seen a
 	// committed tombstone for each of them.
@@ -62,6 +62,13 @@ type Op struct {
 	Since  time.Time         // for people; cut to milliseconds, dropped if before 1970
 	Meta   map[string]string // copied
 	Leases []string          // dead leases
+
+	// Hold is, for OpRelease, how long the hold lasted, and for a request what the requester takes for
+	// the hold time of a record that doesn't know; 0 = not known.
+	Hold time.Duration
+	// Patience, if above 0, refuses an OpAcquire that would wait longer than that, as far as can be
+	// told. Whoever stands in the queue stays there.
+	Patience time.Duration
 
 	// UpTo makes OpRevoke and OpRemove of every holder idempotent: they touch only holders whose
 	// token is at most UpTo, the revision of the record that the operator saw. With 0 they touch
@@ -179,6 +186,7 @@ const (
 	Held                  // a try that can't be granted now; Blocker stands in the way
 	AlreadyHeld           // Owner holds or waits already under another id, that of Blocker
 	QueueFull             // the record is at its limits
+	WaitTooLong           // the expected wait, Wait, is longer than Patience; Blocker stands in the way
 	LeaseMismatch         // ID belongs to another lease than Lease
 	WrongKind             // the record is of another kind
 	BadOp                 // nonsense: unknown kind or mode, bad id, TTL of 0 or less, text that is no UTF-8
@@ -188,7 +196,7 @@ const (
 	ConvertRevoked  // the hold was revoked: it is to let go
 )
 
-var verdictNames = [...]string{Applied: "applied", Held: "held", AlreadyHeld: "already held", QueueFull: "queue full",
+var verdictNames = [...]string{Applied: "applied", Held: "held", AlreadyHeld: "already held", QueueFull: "queue full", WaitTooLong: "wait too long",
 	LeaseMismatch: "lease mismatch", WrongKind: "wrong kind", BadOp: "bad operation",
 	ConvertPending: "conversion pending", ConvertDeadlock: "conversion would deadlock", ConvertRevoked: "hold is revoked"}
 
@@ -202,5 +210,8 @@ func (v Verdict) String() string {
 // Result answers one operation.
 type Result struct {
 	Verdict Verdict
-	Blocker Entry // for Held, AlreadyHeld and ConvertDeadlock the entry that stands in the way, a holder first, else a waiter
+	Blocker Entry // for Held, AlreadyHeld, WaitTooLong and ConvertDeadlock the entry that stands in the way, a holder first, else a waiter
+
+	Wait     time.Duration // for WaitTooLong: how long it would take
+	Position int           // for WaitTooLong: how many wait before it
 }

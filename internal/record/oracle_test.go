@@ -15,6 +15,7 @@ type oracle struct {
 	lim     Limits
 	entries []oracleEntry
 	clock   int // orders arrivals and grants
+	hold    time.Duration
 }
 
 type oracleEntry struct {
@@ -40,7 +41,7 @@ func oracleCompatible(a, b Mode) bool {
 }
 
 func (o *oracle) clone() *oracle {
-	return &oracle{lim: o.lim, clock: o.clock, entries: append([]oracleEntry(nil), o.entries...)}
+	return &oracle{lim: o.lim, clock: o.clock, hold: o.hold, entries: append([]oracleEntry(nil), o.entries...)}
 }
 
 // commit says that the state was written at revision rev.
@@ -259,7 +260,7 @@ func oracleSize(op Op) int {
 }
 
 func (o *oracle) size() int {
-	n := len(`{"v":1,"kind":"lock","holders":[],"waiters":[]}`)
+	n := len(`{"v":1,"kind":"lock","hold_us":9007199254740991,"holders":[],"waiters":[]}`)
 	for _, e := range o.entries {
 		n += oracleSize(e.op)
 	}
@@ -272,6 +273,15 @@ func (o *oracle) apply(op Op) (Verdict, string) {
 	case OpAcquire, OpTry:
 		return o.request(op)
 	case OpRelease:
+		if e := o.find(op.ID); e != nil && e.holds && op.Hold > 0 {
+			was := o.hold
+			if o.hold = op.Hold; was > op.Hold {
+				o.hold = was - (was-op.Hold)/8
+			} else if was > 0 {
+				o.hold = was + (op.Hold-was)/8
+			}
+			o.hold = o.hold / 1000 * 1000
+		}
 		o.drop(func(e oracleEntry) bool { return e.op.ID == op.ID })
 	case OpEvict:
 		o.drop(func(e oracleEntry) bool {
@@ -328,20 +338,14 @@ func (o *oracle) request(op Op) (Verdict, string) {
 	}
 	now := len(o.list(false)) == 0 && o.fits(op.Mode)
 	if op.Kind == OpTry && !now {
-		for _, h := range o.list(true) {
-			if !oracleCompatible(h.op.Mode, op.Mode) {
-				return Held, h.op.ID
-			}
-		}
-		var converting []oracleEntry
-		for _, h := range o.list(true) {
-			if h.convert != "" {
-				converting = append(converting, h)
-			}
-		}
-		for _, e := range append(append(converting, o.list(false)...), o.list(true)...) {
-			return Held, e.op.ID
-		}
+		return Held, o.inTheWay(op.Mode)
+	}
+	hold := o.hold
+	if hold == 0 {
+		hold = op.Hold / 1000 * 1000
+	}
+	if wait := time.Duration(o.turns(op.Mode)) * hold; op.Kind == OpAcquire && !now && op.Patience > 0 && wait > op.Patience {
+		return WaitTooLong, o.inTheWay(op.Mode)
 	}
 	if o.size()+oracleSize(op) > o.lim.MaxBytes {
 		return QueueFull, ""
@@ -349,15 +353,52 @@ func (o *oracle) request(op Op) (Verdict, string) {
 	if !now && len(o.list(false)) == o.lim.MaxWaiters {
 		return QueueFull, ""
 	}
+	o.hold = hold
 	o.clock++
 	o.entries = append(o.entries, oracleEntry{op: op, order: o.clock})
 	o.promote()
 	return Applied, ""
 }
 
+// inTheWay is whom a request that can't be granted waits for.
+func (o *oracle) inTheWay(want Mode) string {
+	for _, h := range o.list(true) {
+		if !oracleCompatible(h.op.Mode, want) {
+			return h.op.ID
+		}
+	}
+	for _, h := range o.list(true) {
+		if h.convert != "" {
+			return h.op.ID
+		}
+	}
+	return append(o.list(false), o.list(true)...)[0].op.ID
+}
+
+// turns counts the groups that hold one after the other until a newcomer has its turn: those who
+// hold, each who converts, and the queue by who gets along with all of the group before.
+func (o *oracle) turns(newcomer Mode) int {
+	groups := 1 + len(o.converting())
+	var group []Mode
+	queue := []Mode{}
+	for _, e := range o.list(false) {
+		queue = append(queue, e.op.Mode)
+	}
+	for _, m := range append(queue, newcomer) {
+		for _, other := range group {
+			if !oracleCompatible(other, m) {
+				groups, group = groups+1, nil
+				break
+			}
+		}
+		group = append(group, m)
+	}
+	return groups
+}
+
 // record is the state as a record. Times and TTLs are expected to be whole milliseconds.
 func (o *oracle) record() *Record {
-	r := &Record{Kind: "lock"}
+	r := &Record{Kind: "lock", Hold: o.hold}
 	for _, holding := range []bool{true, false} {
 		for _, e := range o.list(holding) {
 			entry := Entry{ID: e.op.ID, Mode: e.op.Mode, Owner: e.op.Owner, TTL: e.op.TTL, Since: e.op.Since, Token: e.token, Revoked: e.revoked, Meta: e.op.Meta,

@@ -3,6 +3,7 @@ package record
 import (
 	"maps"
 	"slices"
+	"time"
 )
 
 // Kind says what a resource is used as. One name has one kind for as long as its record lives.
@@ -13,7 +14,10 @@ const KindLock Kind = "lock"
 
 // Record is the state of one resource.
 type Record struct {
-	Kind    Kind
+	Kind Kind
+	// Hold is how long a hold lasts here, smoothed over those that were released since the record was
+	// made; 0 = not known. See SmoothHold.
+	Hold    time.Duration
 	Holders []Entry // in the order they were granted
 	Waiters []Entry // in queue order, the head first
 }
@@ -27,7 +31,7 @@ func (r *Record) Empty() bool { return len(r.Holders) == 0 && len(r.Waiters) == 
 
 // Clone returns a deep copy.
 func (r *Record) Clone() *Record {
-	c := &Record{Kind: r.Kind, Holders: slices.Clone(r.Holders), Waiters: slices.Clone(r.Waiters)}
+	c := &Record{Kind: r.Kind, Hold: r.Hold, Holders: slices.Clone(r.Holders), Waiters: slices.Clone(r.Waiters)}
 	for _, list := range [][]Entry{c.Holders, c.Waiters} {
 		for i := range list {
 			list[i].Meta = maps.Clone(list[i].Meta)
@@ -77,7 +81,7 @@ func (r *Record) resolved(rev uint64) *Record {
 	if r == nil {
 		return New(KindLock)
 	}
-	c := &Record{Kind: r.Kind, Holders: slices.Clone(r.Holders), Waiters: slices.Clone(r.Waiters)}
+	c := &Record{Kind: r.Kind, Hold: r.Hold, Holders: slices.Clone(r.Holders), Waiters: slices.Clone(r.Waiters)}
 	c.Resolve(rev)
 	return c
 }

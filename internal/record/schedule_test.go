@@ -39,6 +39,8 @@ func (w *world) read(t *rapid.T) (*Record, uint64) {
 
 var scheduleTTLs = []time.Duration{time.Millisecond, 300 * time.Millisecond, 30 * time.Second}
 
+var scheduleHolds = []time.Duration{0, 0, 3 * time.Microsecond, 1234567, 3 * time.Second, 5 * time.Hour}
+
 // anyOp draws from few names, so that retries, late duplicates and reuse happen all the time.
 func (w *world) anyOp(t *rapid.T) Op {
 	lease := rapid.SampledFrom([]string{"A", "B", "C"})
@@ -55,6 +57,8 @@ func (w *world) anyOp(t *rapid.T) Op {
 		op.Mode = rapid.SampledFrom([]Mode{IS, IX, S, SIX, U, X, X, S, IS}).Draw(t, "mode")
 		op.Owner = rapid.SampledFrom([]string{"", "", "alice", "bob"}).Draw(t, "owner")
 		op.TTL = rapid.SampledFrom(scheduleTTLs).Draw(t, "ttl")
+		op.Hold = rapid.SampledFrom(scheduleHolds).Draw(t, "supposed hold")
+		op.Patience = rapid.SampledFrom([]time.Duration{0, 0, 0, 0, 0, 5 * time.Millisecond, 10 * time.Second}).Draw(t, "patience")
 		op.Since = rapid.SampledFrom([]time.Time{{}, time.UnixMilli(1790000000000).UTC()}).Draw(t, "since")
 		if rapid.IntRange(0, 3).Draw(t, "meta") == 0 {
 			op.Meta = map[string]string{"host": "h", "note": "say \"hi\""}
@@ -70,6 +74,8 @@ func (w *world) anyOp(t *rapid.T) Op {
 			op.Lease = lease.Draw(t, "lease")
 		}
 		op.Mode = rapid.SampledFrom([]Mode{IS, IX, S, SIX, U, X, X}).Draw(t, "mode")
+	case OpRelease:
+		op.Hold = rapid.SampledFrom(scheduleHolds).Draw(t, "held")
 	case OpEvict:
 		op.Leases = rapid.SliceOfNDistinct(lease, 0, 3, rapid.ID).Draw(t, "leases")
 		if rapid.IntRange(0, 3).Draw(t, "many") == 0 {
@@ -109,6 +115,9 @@ func (w *world) step(t *rapid.T) {
 		if results[i].Verdict != verdict || results[i].Blocker.ID != blocker {
 			t.Fatalf("op %d: %s by %q, the oracle says %s by %q", i, results[i].Verdict, results[i].Blocker.ID, verdict, blocker)
 		}
+	}
+	if len(model.entries) == 0 {
+		model.hold = 0
 	}
 	if want := model.record(); !reflect.DeepEqual(next, want) {
 		t.Fatalf("next is\n%s\nthe oracle says\n%s", next.Append(nil), want.Append(nil))
@@ -365,7 +374,7 @@ func schedule(t *rapid.T) {
 	lim := Limits{
 		MaxHolders: rapid.IntRange(1, 5).Draw(t, "max holders"),
 		MaxWaiters: rapid.IntRange(1, 5).Draw(t, "max waiters"),
-		MaxBytes:   rapid.SampledFrom([]int{1 << 20, 600, 1000, 1600}).Draw(t, "max bytes"),
+		MaxBytes:   rapid.SampledFrom([]int{1 << 20, 626, 1026, 1626}).Draw(t, "max bytes"),
 	}
 	w := &world{lim: lim, rev: 1790000000000000, model: &oracle{lim: lim}}
 	for range rapid.IntRange(1, 150).Draw(t, "steps") {
@@ -385,7 +394,7 @@ func FuzzSchedules(f *testing.F) { f.Fuzz(rapid.MakeFuzz(schedule)) }
 func TestSchedulesReachEverything(t *testing.T) {
 	met := map[string]int{}
 	gen := rapid.Custom(func(t *rapid.T) int {
-		lim := Limits{MaxHolders: 4, MaxWaiters: 3, MaxBytes: 1700}
+		lim := Limits{MaxHolders: 4, MaxWaiters: 3, MaxBytes: 1726}
 		w := &world{lim: lim, rev: 10, model: &oracle{lim: lim}}
 		for range 40 {
 			base, _ := w.read(t)
@@ -424,10 +433,10 @@ func TestSchedulesReachEverything(t *testing.T) {
 		}
 		return 0
 	})
-	for seed := range 150 {
+	for seed := range 350 {
 		gen.Example(seed)
 	}
-	for _, event := range []string{"absent", "2 promoted at once", "3 wait", "3 hold", "acquire: applied", "acquire: already held", "acquire: queue full",
+	for _, event := range []string{"absent", "2 promoted at once", "3 wait", "3 hold", "acquire: applied", "acquire: already held", "acquire: queue full", "acquire: wait too long",
 		"acquire: lease mismatch", "try: applied", "try: held", "try: already held", "try: lease mismatch",
 		"release: applied", "evict: applied", "revoke: applied", "remove: applied",
 		"convert: applied", "convert: conversion pending", "convert: conversion would deadlock", "convert: hold is revoked", "convert: lease mismatch",

@@ -17,9 +17,9 @@ var update = flag.Bool("update", false, "write what the transcripts in testdata 
 // the indented lines below are what they must show; everything else is prose. Each command is one
 // write, its operations separated by ";":
 //
-//	acquire ID MODE [owner=O] [lease=L] [ttl=D] [meta.KEY=VALUE]   (also: try)
+//	acquire ID MODE [owner=O] [lease=L] [ttl=D] [hold=D] [patience=D] [meta.KEY=VALUE]   (also: try)
 //	convert HOLDER ID MODE [lease=L]   (also: unconvert)
-//	release ID [lease=L]
+//	release ID [lease=L] [hold=D]
 //	evict LEASE...
 //	revoke ID|all [upto=REVISION]   (also: remove)
 //	lost COMMAND      apply, but lose the write: the conflict or the failure of a CAS
@@ -142,6 +142,10 @@ func (s *script) parse(words []string) (op Op) {
 			op.Lease = value
 		case "ttl":
 			op.TTL, err = time.ParseDuration(value)
+		case "hold":
+			op.Hold, err = time.ParseDuration(value)
+		case "patience":
+			op.Patience, err = time.ParseDuration(value)
 		case "upto":
 			op.UpTo, err = strconv.ParseUint(value, 10, 64)
 		default:
@@ -171,6 +175,9 @@ func (s *script) apply(ops []Op, lost bool) {
 		fmt.Fprintf(s.out, "  %s", r.Verdict)
 		if r.Blocker.ID != "" {
 			fmt.Fprintf(s.out, " by %s (owner %s)", r.Blocker.ID, r.Blocker.OwnerID())
+		}
+		if r.Wait > 0 {
+			fmt.Fprintf(s.out, ", behind %d, for %v", r.Position, r.Wait)
 		}
 		if len(ops) > 1 {
 			fmt.Fprintf(s.out, ": %s %s%s", ops[i].Kind, ops[i].ID, strings.Join(ops[i].Leases, " "))
@@ -207,7 +214,11 @@ func (s *script) apply(ops []Op, lost bool) {
 		}
 		s.out.WriteByte('\n')
 	}
-	for _, e := range next.Waiters {
-		fmt.Fprintf(s.out, "    waiting  %-4s %-3s since %d\n", e.ID, e.Mode, e.Token)
+	for i, e := range next.Waiters {
+		fmt.Fprintf(s.out, "    waiting  %-4s %-3s since %d", e.ID, e.Mode, e.Token)
+		if wait := next.ExpectedWait(i); wait > 0 {
+			fmt.Fprintf(s.out, ", for about %v", wait)
+		}
+		s.out.WriteByte('\n')
 	}
 }
