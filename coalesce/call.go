@@ -85,6 +85,12 @@ func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) 
 		r.mu.Unlock()
 		return Outcome{}, ErrClosed
 	}
+	switch {
+	case acquires(c):
+		c.op.Hold = r.hold
+	case op.Kind == record.OpRelease:
+		e.held(op.Hold)
+	}
 	r.pending = append(r.pending, c)
 	if !r.running {
 		// Nobody works on this resource: do it here, without a goroutine.

@@ -62,6 +62,10 @@ type Stats struct {
 	Conflicts  uint64
 	Busy       uint64 // code 10164
 	Unknown    uint64 // writes whose outcome was not known at once
+
+	HoldTime     time.Duration // how long this process's holds last, smoothed; 0 = none was released yet
+	Waiting      int           // operations that stand in a queue now
+	ExpectedWait time.Duration // the longest that one of these is expected to wait from now; 0 = not known
 }
 
 // Engine applies operations to resources. It is safe for concurrent use.
@@ -72,6 +76,7 @@ type Engine struct {
 	seen   atomic.Uint64
 
 	operations, rounds, writes, reads, conflicts, busy, unknown atomic.Uint64
+	hold                                                        atomic.Int64 // smoothed hold time
 
 	mu        sync.Mutex
 	closed    bool
@@ -144,14 +149,6 @@ func (e *Engine) Close() {
 		r.close()
 	}
 	e.wg.Wait()
-}
-
-// Stats returns the counters.
-func (e *Engine) Stats() Stats {
-	return Stats{
-		Operations: e.operations.Load(), Rounds: e.rounds.Load(), Writes: e.writes.Load(), Reads: e.reads.Load(),
-		Conflicts: e.conflicts.Load(), Busy: e.busy.Load(), Unknown: e.unknown.Load(),
-	}
 }
 
 // Seen returns the highest revision that this engine has seen in the bucket.

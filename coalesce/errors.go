@@ -3,6 +3,7 @@ package coalesce
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/lockfabric/lockfabric/internal/record"
 )
@@ -44,6 +45,9 @@ type RefusedError struct {
 	Blocker record.Entry // the entry in the way, where there is one
 	// Record is the state that refused, or nil where there was none.
 	Record *record.Record
+	// Wait is how long it would wait, and Position how many wait before it, if that is the reason.
+	Wait     time.Duration
+	Position int
 }
 
 func (e *RefusedError) Error() string {

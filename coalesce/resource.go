@@ -45,6 +45,9 @@ type resource struct {
 	// Such a write can still be committed while its revision is the newest.
 	suspects []uint64
 	inFlight []byte // the value that is being written
+	// hold is how long a hold lasts, smoothed, as the newest record with holds said; 0 = not known.
+	// It outlives the record.
+	hold time.Duration
 
 	silent atomic.Int32 // requests in a row that nobody answered
 
@@ -71,6 +74,9 @@ func (r *resource) learn(rec *record.Record, rev uint64) bool {
 		return false
 	}
 	r.known, r.rec, r.rev, r.seen = true, rec, rev, rev
+	if rec != nil && rec.Hold > 0 {
+		r.hold = rec.Hold
+	}
 	r.e.saw(rev)
 	// A write that expected an older revision can't be committed any more.
 	r.suspects = slices.DeleteFunc(r.suspects, func(base uint64) bool { return base < rev })

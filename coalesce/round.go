@@ -302,10 +302,14 @@ func (r *resource) deliver(batch []*call, results []record.Result, rec *record.R
 			continue
 		}
 		if results[i].Verdict != record.Applied {
-			c.resolve(Outcome{}, &RefusedError{Verdict: results[i].Verdict, Blocker: results[i].Blocker, Record: rec})
+			c.resolve(Outcome{}, &RefusedError{Verdict: results[i].Verdict, Blocker: results[i].Blocker, Record: rec,
+				Wait: results[i].Wait, Position: results[i].Position})
 			continue
 		}
 		if !acquires(c) && c.op.Kind != record.OpConvert {
+			if rec == nil && c.existed && c.op.Kind == record.OpRelease {
+				r.hold = record.SmoothHold(r.hold, c.op.Hold) // no record is left to remember it
+			}
 			c.resolve(Outcome{Revision: rev, Existed: c.existed || c.unsure}, nil)
 			continue
 		}

@@ -28,7 +28,8 @@ const failFastTimeout = 2 * time.Second
 // request that was given up may still write is removed in the background. Its
 // causes: the context's error (also after WithWaitLimit), ErrInvalidName,
 // ErrInvalidOption, ErrAlreadyHeld, ErrQueueFull, ErrKindMismatch,
-// ErrMalformedRecord, ErrClosed, kv.ErrFull, and ErrUnavailable with WithFailFast.
+// ErrMalformedRecord, ErrClosed, kv.ErrFull, ErrWaitTooLong with WithDeadlineCheck,
+// and ErrUnavailable with WithFailFast.
 func (m *Manager) Acquire(ctx context.Context, key string, opts ...AcquireOption) (*Lock, error) {
 	return m.acquire(ctx, key, record.OpAcquire, opts)
 }
@@ -108,7 +109,7 @@ type attempt struct {
 	req      request
 	session  *session // of the last round
 	waitedID string   // lease that was observed already
-	mine     []string // ids of earlier rounds, whose entries may still stand
+	mine     []string // with an owner: ids of all rounds, whose entries may still stand
 }
 
 var errAgain = errors.New("fabric: acquire again")
@@ -137,7 +138,12 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 		Kind: a.kind, ID: sl.lease.NextOp(), Lease: sl.id, Mode: mode, Owner: a.req.owner,
 		TTL: a.req.timing.ttl, Since: started, Meta: a.req.metadata,
 	}
-	a.mine = append(a.mine, op.ID)
+	if deadline, ok := ctx.Deadline(); ok && a.req.inTime {
+		op.Patience = max(time.Until(deadline), 1)
+	}
+	if a.req.owner != "" {
+		a.mine = append(a.mine, op.ID)
+	}
 	out, err := s.engine.Do(ctx, a.enc, op, coalesce.Options{FailFast: a.req.failFast, Stop: sl.lease.Lost()})
 	if err != nil {
 		if errors.Is(err, coalesce.ErrGone) {
@@ -148,7 +154,7 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 		sl.leave()
 		return nil, err
 	}
-	l := &Lock{s: s, slot: sl, key: a.key, enc: a.enc, entry: out.Entry, rev: out.Revision, failFast: a.req.failFast}
+	l := &Lock{granted: time.Now(), s: s, slot: sl, key: a.key, enc: a.enc, entry: out.Entry, rev: out.Revision, failFast: a.req.failFast}
 	if err := a.begin(ctx, l, time.Since(started)); err != nil {
 		s.engine.Forget(a.enc, sl.id, op.ID)
 		sl.leave()
@@ -156,7 +162,7 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 	}
 	sl.hold(l)
 	s.mu.Lock()
-	s.fresh = append(s.fresh, freshLock{l, time.Now()})
+	s.fresh = append(s.fresh, freshLock{l, l.granted})
 	ended := s.ended
 	s.mu.Unlock()
 	// The last look before the grant is handed out: a lease that was lost while
@@ -230,7 +236,7 @@ func (a *attempt) judge(ctx context.Context, err error) (again bool, final error
 
 func (a *attempt) judgeRefusal(ctx context.Context, refused *coalesce.RefusedError) (again bool, final error) {
 	switch refused.Verdict {
-	case record.Held, record.AlreadyHeld:
+	case record.Held, record.AlreadyHeld, record.WaitTooLong:
 		again, err := a.takeover(ctx, refused)
 		if again || err != nil {
 			return again, err
@@ -238,6 +244,13 @@ func (a *attempt) judgeRefusal(ctx context.Context, refused *coalesce.RefusedErr
 		b := refused.Blocker
 		if refused.Verdict == record.AlreadyHeld && slices.Contains(a.mine, b.ID) {
 			return true, nil // this very acquire, under a lease it has lost: about to go
+		}
+		if refused.Verdict == record.WaitTooLong {
+			e := &WaitTooLongError{Key: a.key, Expected: refused.Wait, Position: refused.Position, Owner: b.OwnerID()}
+			if deadline, ok := ctx.Deadline(); ok {
+				e.Allowed = max(time.Until(deadline), 0)
+			}
+			return false, e
 		}
 		return false, &HeldError{
 			Key: a.key, Owner: b.OwnerID(), Mode: Mode(b.Mode.String()), Since: b.Since, Token: b.Token,

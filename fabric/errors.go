@@ -27,6 +27,11 @@ var (
 	// holders or bytes. Try later.
 	ErrQueueFull = errors.New("fabric: lock queue is full")
 
+	// ErrWaitTooLong says that the wait was expected to last beyond the deadline,
+	// which WithDeadlineCheck asks to find out at once. It comes as a
+	// *WaitTooLongError. Try later, or allow more time.
+	ErrWaitTooLong = errors.New("fabric: expected wait exceeds the deadline")
+
 	// ErrKindMismatch says that the name is in use as something else than a
 	// lock. Use another name.
 	ErrKindMismatch = errors.New("fabric: name is in use as another kind")
@@ -163,6 +168,23 @@ func (e *HeldError) Error() string {
 func (e *HeldError) Is(target error) bool {
 	return target == ErrHeld && !e.already || target == ErrAlreadyHeld && e.already
 }
+
+// WaitTooLongError says how long a wait was expected to last.
+type WaitTooLongError struct {
+	Key      string
+	Expected time.Duration
+	Allowed  time.Duration // what was left until the deadline
+	Position int           // how many wait already
+	Owner    string        // who is in the way: explicit owner, or the operation id of the hold
+}
+
+func (e *WaitTooLongError) Error() string {
+	return fmt.Sprintf("expected wait of %v, behind %s and %d waiting, exceeds the %v that are left",
+		e.Expected.Round(time.Millisecond), e.Owner, e.Position, e.Allowed.Round(time.Millisecond))
+}
+
+// Is makes errors.Is(err, ErrWaitTooLong) true.
+func (e *WaitTooLongError) Is(target error) bool { return target == ErrWaitTooLong }
 
 // LostError is the ErrLost of one hold.
 type LostError struct {

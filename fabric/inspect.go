@@ -16,11 +16,14 @@ import (
 
 // Info is what is known of one lock at one revision.
 type Info struct {
-	Key      string  `json:"key"`
-	Kind     string  `json:"kind"`     // "lock"; "" when nobody holds or waits
-	Revision uint64  `json:"revision"` // of the record or its delete marker; 0 = never used, or long ago
-	Holders  []Party `json:"holders"`
-	Waiters  []Party `json:"waiters"` // in queue order, the next one first
+	Key      string `json:"key"`
+	Kind     string `json:"kind"`     // "lock"; "" when nobody holds or waits
+	Revision uint64 `json:"revision"` // of the record or its delete marker; 0 = never used, or long ago
+	// HoldTime is how long a hold of this lock lasts, smoothed over those that were
+	// released while others waited or held; 0 = not known.
+	HoldTime time.Duration `json:"hold_time_ns,omitempty"`
+	Holders  []Party       `json:"holders"`
+	Waiters  []Party       `json:"waiters"` // in queue order, the next one first
 }
 
 // Party is one holder or waiter.
@@ -31,11 +34,14 @@ type Party struct {
 	Token  uint64 `json:"token,omitempty"`  // a holder's fencing token
 	Queued uint64 `json:"queued,omitempty"` // the revision at which a waiter queued
 	// Converting is the mode to which a holder waits to be converted, if it does.
-	Converting Mode              `json:"converting,omitempty"`
-	Since      time.Time         `json:"since"` // when it asked, by its own clock
-	Revoked    bool              `json:"revoked,omitempty"`
-	Metadata   map[string]string `json:"metadata,omitempty"`
-	Lease      Lease             `json:"lease"`
+	Converting Mode      `json:"converting,omitempty"`
+	Since      time.Time `json:"since"` // when it asked, by its own clock
+	// ExpectedWait is how long a waiter is expected to wait from now: its turns, those
+	// who are granted together being one, times the HoldTime; 0 = not known.
+	ExpectedWait time.Duration     `json:"expected_wait_ns,omitempty"`
+	Revoked      bool              `json:"revoked,omitempty"`
+	Metadata     map[string]string `json:"metadata,omitempty"`
+	Lease        Lease             `json:"lease"`
 }
 
 // Lease is what is known of the process behind a party.
@@ -109,14 +115,16 @@ func newInfo(key string, rec *record.Record, rev uint64) Info {
 		return info
 	}
 	info.Kind = string(rec.Kind)
+	info.HoldTime = rec.Hold
 	for _, e := range rec.Holders {
 		p := newParty(e)
 		p.Token = e.Token
 		info.Holders = append(info.Holders, p)
 	}
-	for _, e := range rec.Waiters {
+	for i, e := range rec.Waiters {
 		p := newParty(e)
 		p.Queued = e.Token
+		p.ExpectedWait = rec.ExpectedWait(i)
 		info.Waiters = append(info.Waiters, p)
 	}
 	return info

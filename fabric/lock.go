@@ -36,6 +36,7 @@ type Lock struct {
 	key      string       // name as given
 	enc      string       // encoded
 	entry    record.Entry // its Mode and Token change, and are guarded by mu
+	granted  time.Time
 	failFast bool
 
 	mu         sync.Mutex
@@ -228,7 +229,7 @@ func (l *Lock) release() error {
 }
 
 func releaseOp(l *Lock) record.Op {
-	return record.Op{Kind: record.OpRelease, ID: l.entry.ID, Lease: l.slot.id}
+	return record.Op{Kind: record.OpRelease, ID: l.entry.ID, Lease: l.slot.id, Hold: time.Since(l.granted)}
 }
 
 // whyGone is why the entry is not in the record any more: it was evicted, if the

@@ -211,6 +211,10 @@ type Stats struct {
 	Conflicts  uint64 // writes that met a newer record and were done again
 	Busy       uint64 // writes that the server put off (code 10164)
 	Unknown    uint64 // writes whose outcome had to be found out
+
+	HoldTime     time.Duration // how long this manager's holds last, smoothed; 0 = none was released yet
+	Waiting      int           // acquires and conversions that stand in a queue now
+	ExpectedWait time.Duration // the longest that one of these is expected to wait from now; 0 = not known
 }
 
 // Stats returns the manager's counters.
@@ -222,7 +226,8 @@ func (m *Manager) Stats() Stats {
 		return Stats{}
 	}
 	st := s.engine.Stats()
-	return Stats{Operations: st.Operations, Writes: st.Writes, Reads: st.Reads, Conflicts: st.Conflicts, Busy: st.Busy, Unknown: st.Unknown}
+	return Stats{Operations: st.Operations, Writes: st.Writes, Reads: st.Reads, Conflicts: st.Conflicts, Busy: st.Busy, Unknown: st.Unknown,
+		HoldTime: st.HoldTime, Waiting: st.Waiting, ExpectedWait: st.ExpectedWait}
 }
 
 // label names this process in what it writes about others.

@@ -105,6 +105,7 @@ type request struct {
 	metadata   map[string]string
 	failFast   bool
 	waitLimit  time.Duration
+	inTime     bool
 	noTakeover bool
 }
 
@@ -291,6 +292,17 @@ func WithWaitLimit(d time.Duration) RequestOption {
 		r.waitLimit = d
 		return nil
 	}
+}
+
+// WithDeadlineCheck makes Acquire end at once with ErrWaitTooLong, without queueing,
+// when the wait is expected to last beyond the context's deadline or WithWaitLimit.
+// Expected is the number of turns before this one times the time for which this
+// lock was held of late, see Info.HoldTime. Where nobody knows that time, as with
+// a lock that nobody has ever waited for, and without a deadline, it changes
+// nothing. Those in the way that look dead are seen to as by TryAcquire, and so is
+// WithoutTakeover.
+func WithDeadlineCheck() RequestOption {
+	return func(r *request) error { r.inTime = true; return nil }
 }
 
 // WithoutTakeover makes TryAcquire return ErrHeld at once even when the holder

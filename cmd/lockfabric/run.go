@@ -16,15 +16,16 @@ import (
 )
 
 type runCmd struct {
-	Key        string            `arg:"" help:"Name of the lock; '/' separates levels."`
-	Command    []string          `arg:"" name:"cmd" help:"Command to run, after '--'."`
-	Shared     bool              `help:"Hold the lock together with others who give --shared, and exclude those who don't."`
-	Wait       *time.Duration    `placeholder:"DURATION" help:"How long to wait for the lock; 0 only tries. Without it, as long as it takes. A holder that looks dead is observed for about its TTL on top."`
-	TTL        time.Duration     `default:"30s" help:"How long the lock stays taken after the last sign of life. Under 15s a server's failover can cost the lock."`
-	KillAfter  time.Duration     `default:"10s" help:"Time from SIGTERM to SIGKILL when the lock is lost."`
-	Owner      string            `help:"Identity to hold the lock under; the same one can't take it twice. Each run is its own by default."`
-	Meta       map[string]string `placeholder:"KEY=VALUE" mapsep:"none" help:"Text that 'inspect' shows with the holder; can be repeated."`
-	NoTakeover bool              `help:"When the time to wait is over, don't observe a holder that looks dead."`
+	Key           string            `arg:"" help:"Name of the lock; '/' separates levels."`
+	Command       []string          `arg:"" name:"cmd" help:"Command to run, after '--'."`
+	Shared        bool              `help:"Hold the lock together with others who give --shared, and exclude those who don't."`
+	Wait          *time.Duration    `placeholder:"DURATION" help:"How long to wait for the lock; 0 only tries. Without it, as long as it takes. A holder that looks dead is observed for about its TTL on top."`
+	DeadlineCheck bool              `help:"Don't queue, exit with 75 at once, when the wait is expected to last longer than --wait. Nothing is expected of a lock that nobody has waited for."`
+	TTL           time.Duration     `default:"30s" help:"How long the lock stays taken after the last sign of life. Under 15s a server's failover can cost the lock."`
+	KillAfter     time.Duration     `default:"10s" help:"Time from SIGTERM to SIGKILL when the lock is lost."`
+	Owner         string            `help:"Identity to hold the lock under; the same one can't take it twice. Each run is its own by default."`
+	Meta          map[string]string `placeholder:"KEY=VALUE" mapsep:"none" help:"Text that 'inspect' shows with the holder; can be repeated."`
+	NoTakeover    bool              `help:"When the time to wait is over, don't observe a holder that looks dead."`
 }
 
 // Help tells of the exit codes.
@@ -80,6 +81,8 @@ func (r *runCmd) validate() error {
 	switch {
 	case r.Wait != nil && *r.Wait < 0:
 		return usageError("run --wait=%v: give 0 to only try, or leave it out to wait without limit", *r.Wait)
+	case r.DeadlineCheck && (r.Wait == nil || *r.Wait == 0):
+		return usageError("run --deadline-check: give the time that is to be kept with --wait")
 	case r.KillAfter < 0:
 		return usageError("run --kill-after=%v: give 0 or more", r.KillAfter)
 	case r.Command[0] == "":
@@ -123,6 +126,9 @@ func (r *runCmd) acquire(ctx context.Context, m *fabric.Manager) (*fabric.Lock, 
 	}
 	if r.Owner != "" {
 		opts = append(opts, fabric.WithOwner(r.Owner))
+	}
+	if r.DeadlineCheck {
+		opts = append(opts, fabric.WithDeadlineCheck())
 	}
 	if r.Wait == nil {
 		return m.Acquire(ctx, r.Key, opts...)

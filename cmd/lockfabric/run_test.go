@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -208,6 +209,37 @@ func TestNotAcquired(t *testing.T) {
 	next.expect("in")
 	holder.exits(0)
 	next.exits(0)
+}
+
+func TestDeadlineCheck(t *testing.T) {
+	t.Parallel()
+	m := manager(t)
+	first, err := m.Acquire(t.Context(), "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The first hold lasts long, and somebody waits who makes the record keep that.
+	second := start(t, lockfabric(t, "run", "k", "--", self(t), "child", "TERM"))
+	waiters(t, m, "k", 1)
+	if code, _, stderr := run(t, lockfabric(t, "run", "k", "--wait", "10ms", "--no-takeover", "--deadline-check", "--", "true")); code != 75 || strings.Contains(stderr, "expected wait") {
+		t.Errorf("nothing is known yet: exit code %d, stderr %q", code, stderr)
+	}
+	time.Sleep(100 * time.Millisecond)
+	if err := first.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	second.ready()
+	code, stdout, stderr := run(t, lockfabric(t, "run", "k", "--wait", "50ms", "--deadline-check", "--", "echo", "in"))
+	if code != 75 || stdout != "" || !strings.Contains(stderr, "expected wait of") || strings.Count(stderr, "\n") != 1 {
+		t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
+	}
+	for _, args := range [][]string{{"--wait", "0"}, nil} {
+		if code, _, stderr := run(t, lockfabric(t, append(append([]string{"run", "k", "--deadline-check"}, args...), "--", "true")...)); code != 64 || !strings.Contains(stderr, "--wait") {
+			t.Errorf("%v: exit code %d, stderr %q", args, code, stderr)
+		}
+	}
+	second.signal(killable)
+	second.exits(0)
 }
 
 func TestDeadHolderIsReplaced(t *testing.T) {

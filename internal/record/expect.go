@@ -60,9 +60,9 @@ func (r *Record) Turns(pos int) int {
 // ExpectedWait returns how long the waiter at pos will wait from now, as far as can be told from the
 // holds of before: its turns times the smoothed hold time. 0 means that nothing is known.
 func (r *Record) ExpectedWait(pos int) time.Duration {
-	turns := time.Duration(r.Turns(pos))
-	if r.Hold > maxHold/turns {
+	turns := int64(r.Turns(pos))
+	if int64(r.Hold) > int64(maxHold)/turns {
 		return maxHold
 	}
-	return r.Hold * turns
+	return time.Duration(int64(r.Hold) * turns)
 }

@@ -1,0 +1,53 @@
+package coalesce
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// Stats returns the counters, and how long the operations wait that stand in a queue now.
+func (e *Engine) Stats() Stats {
+	st := Stats{
+		Operations: e.operations.Load(), Rounds: e.rounds.Load(), Writes: e.writes.Load(), Reads: e.reads.Load(),
+		Conflicts: e.conflicts.Load(), Busy: e.busy.Load(), Unknown: e.unknown.Load(),
+		HoldTime: time.Duration(e.hold.Load()),
+	}
+	e.mu.Lock()
+	watched := slices.Collect(maps.Keys(e.watched)) // whoever waits has a watch
+	e.mu.Unlock()
+	for _, r := range watched {
+		waiting, expected := r.expectedWait()
+		st.Waiting += waiting
+		st.ExpectedWait = max(st.ExpectedWait, expected)
+	}
+	return st
+}
+
+// expectedWait returns how many operations of this process wait, and the longest time that one of
+// them is expected to.
+func (r *resource) expectedWait() (waiting int, longest time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.rec == nil || len(r.waiting) == 0 {
+		return len(r.waiting), 0
+	}
+	for i, w := range slices.Backward(r.rec.Waiters) {
+		if r.waiting[w.ID] != nil {
+			return len(r.waiting), r.rec.ExpectedWait(i) // nobody before it waits longer
+		}
+	}
+	return len(r.waiting), 0
+}
+
+// held notes that a hold was released which lasted d.
+func (e *Engine) held(d time.Duration) {
+	for d > 0 {
+		old := e.hold.Load()
+		if e.hold.CompareAndSwap(old, int64(record.SmoothHold(time.Duration(old), d))) {
+			return
+		}
+	}
+}
