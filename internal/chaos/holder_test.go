@@ -132,12 +132,19 @@ func startHolder(t *testing.T, url, lock string, ttl time.Duration) *process {
 // launch starts a process that is going to hold the lock.
 func launch(t *testing.T, url, lock string, ttl time.Duration) *process {
 	t.Helper()
+	return launchSelf(t, fmt.Sprintf("%s=%s %s %v", holderEnv, url, lock, ttl))
+}
+
+// launchSelf starts the test binary with one more variable in its environment,
+// which makes it something else than a test.
+func launchSelf(t *testing.T, env string) *process {
+	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := &process{t: t, cmd: exec.Command(exe), lines: make(chan string, 16)}
-	p.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %v", holderEnv, url, lock, ttl))
+	p.cmd.Env = append(os.Environ(), env)
 	p.cmd.Stderr = os.Stderr
 	if p.in, err = p.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)

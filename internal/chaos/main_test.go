@@ -24,6 +24,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(holderEnv) != "" {
 		os.Exit(holder())
 	}
+	if os.Getenv(converterEnv) != "" {
+		os.Exit(converter())
+	}
 	goleak.VerifyTestMain(m)
 }
 
