@@ -91,11 +91,17 @@ func TestRule2_LateConversions(t *testing.T) {
 			t.Parallel()
 			m, w := s.wired(t, fabric.WithFailFast())
 			key := s.key(t)
-			l := acquireMode(t, m, key, fabric.Shared)
+			// On a busy machine an answer can be late for a manager that is in a hurry.
+			var l *fabric.Lock
+			eventually(t, "acquired in a hurry", func() (ok bool) {
+				var err error
+				l, err = m.Acquire(waitContext(t), key, shared)
+				return err == nil
+			})
 			w.fault(-1, about(t, key, lockTraffic), notSent)
 			expectConvertError(t, l.Convert(waitContext(t), fabric.Exclusive), fabric.Exclusive, fabric.Shared, fabric.ErrUnavailable)
 			w.heal()
-			convert(t, l, fabric.Exclusive)
+			eventually(t, "converted in a hurry", func() bool { return l.Convert(waitContext(t), fabric.Exclusive) == nil })
 			expectMode(t, m, l, fabric.Exclusive)
 		})
 	})
