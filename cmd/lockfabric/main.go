@@ -40,7 +40,7 @@
 //	64       the command line makes no sense
 //	65       the name is no lock, or its record can't be read
 //	69       the server can't be reached or used
-//	70       a defect of this program
+//	70       the result can't be written, or a defect of this program
 //	75       run: not acquired: held by others for the time given by --wait
 //	76       run: lost: the lock was lost while CMD ran
 //	126      run: CMD can't be executed
@@ -92,13 +92,7 @@ func main() { os.Exit(execute(os.Args[1:], os.Stdout, os.Stderr)) }
 // execute runs one command line and returns the exit code.
 func execute(args []string, stdout, stderr *os.File) int {
 	var c cli
-	parser, err := kong.New(&c,
-		kong.Name("lockfabric"),
-		kong.Description("Distributed locks on NATS JetStream."),
-		kong.Writers(stdout, stderr),
-		kong.UsageOnError(),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
-	)
+	parser, err := newParser(&c, stdout, stderr)
 	if err != nil {
 		return report(stderr, fmt.Errorf("command line: %w", err))
 	}
@@ -112,6 +106,16 @@ func execute(args []string, stdout, stderr *os.File) int {
 	s := &streams{out: stdout, err: stderr, log: newLogger(stderr, c.Output, c.level(parsed.Selected().Name))}
 	parsed.BindTo(context.Background(), (*context.Context)(nil))
 	return report(stderr, parsed.Run(&c, s))
+}
+
+func newParser(c *cli, stdout, stderr io.Writer) (*kong.Kong, error) {
+	return kong.New(c,
+		kong.Name("lockfabric"),
+		kong.Description("Distributed locks on NATS JetStream."),
+		kong.Writers(stdout, stderr),
+		kong.UsageOnError(),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
+	)
 }
 
 func (c *cli) validate() error {

@@ -38,8 +38,7 @@ func TestMain(m *testing.M) {
 		if len(os.Args) > 2 && os.Args[1] == "child" {
 			os.Exit(child(os.Args[2:]))
 		}
-		main()
-		return
+		os.Exit(noted(os.Args[1:], func() int { return execute(os.Args[1:], os.Stdout, os.Stderr) }))
 	}
 	// A hangup that is ignored, as under nohup, would be ignored by everything that
 	// the tests start, and run is right to respect that.
@@ -48,7 +47,7 @@ func TestMain(m *testing.M) {
 			signal.Notify(make(chan os.Signal, 1), sig)
 		}
 	}
-	os.Exit(withServer(m.Run))
+	os.Exit(withServer(func() int { return exercised(m.Run) }))
 }
 
 func withServer(run func() int) int {

@@ -4,6 +4,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 	"testing"
@@ -133,5 +136,24 @@ func TestVersion(t *testing.T) {
 	var v versionInfo
 	if err := json.Unmarshal([]byte(stdout), &v); err != nil || code != 0 || v.Version == "" || v.Go != runtime.Version() || v.Platform != runtime.GOOS+"/"+runtime.GOARCH {
 		t.Errorf("exit code %d, %+v, %v", code, v, err)
+	}
+}
+
+func TestResultCanNotBeWritten(t *testing.T) {
+	t.Parallel()
+	for _, format := range []string{"text", "json"} {
+		readOnly, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := lockfabric(t, "--output", format, "version")
+		var stderr strings.Builder
+		cmd.Stdout, cmd.Stderr = readOnly, &stderr
+		err = cmd.Run()
+		_ = readOnly.Close()
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != exitInternal || !strings.Contains(stderr.String(), "writing the result") {
+			t.Errorf("%s: %v, stderr %q", format, err, stderr.String())
+		}
 	}
 }
