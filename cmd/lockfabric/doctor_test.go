@@ -304,7 +304,7 @@ func shape(v any) string {
 	case []any:
 		in := map[string]int{}
 		for _, e := range v {
-			for _, k := range strings.Fields(strings.Trim(shape(e), "{}")) {
+			for k := range strings.FieldsSeq(strings.Trim(shape(e), "{}")) {
 				in[k]++
 			}
 		}

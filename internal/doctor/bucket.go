@@ -37,12 +37,15 @@ func (e *exam) bucket(ctx context.Context, name string, get func(context.Context
 	r := e.report
 	var s kv.BucketState
 	err := e.step(ctx, func(ctx context.Context) (err error) {
+		if e.rights.lacks("$JS.API.STREAM.INFO.KV_" + name) {
+			return errMayNot
+		}
 		s, err = get(ctx)
 		return err
 	})
 	switch {
 	case err == nil:
-	case notAllowed(err) || e.rights.lacks("$JS.API.STREAM.INFO.KV_"+name):
+	case notAllowed(err):
 		r.unknown(checkBucket, name, "this user may not ask for its state", grantIt)
 		return nil
 	default:
@@ -143,6 +146,9 @@ func (e *exam) incarnation(ctx context.Context) {
 	r, name := e.report, e.Fabric+"-locks"
 	var note kv.Note
 	err := e.step(ctx, func(ctx context.Context) (err error) {
+		if e.mayNotRead(e.leases.Bucket) {
+			return errMayNot
+		}
 		note, err = e.kv.Note(ctx)
 		return err
 	})
@@ -155,8 +161,9 @@ func (e *exam) incarnation(ctx context.Context) {
 		return
 	default:
 		e.void = true
-		r.unknown(checkIncarnation, name, "the fabric's note was not read: "+reason(err), grantIt)
-		r.unknown(checkSequence, name, "the fabric's note was not read: "+reason(err), grantIt)
+		why, remedy := reason(err)
+		r.unknown(checkIncarnation, name, "the fabric's note was not read: "+why, remedy)
+		r.unknown(checkSequence, name, "the fabric's note was not read: "+why, remedy)
 		return
 	}
 	if !readable(e.locks) {
@@ -191,14 +198,6 @@ func (e *exam) sequence(note kv.Note) {
 	default:
 		r.ok(checkSequence, name, "last revision %d, above all that were noted", e.locks.LastSeq)
 	}
-}
-
-// reason makes the refusal of a subject short.
-func reason(err error) string {
-	if notAllowed(err) {
-		return "this user may not read it"
-	}
-	return err.Error()
 }
 
 // some names the first few of a list.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/lease"
@@ -36,8 +37,8 @@ func (e *exam) content(ctx context.Context) {
 func (e *exam) entries(ctx context.Context, name string, fn func(kv.Entry)) error {
 	n := 0
 	err := e.step(ctx, func(ctx context.Context) error {
-		if e.rights.lacks("$JS.API.CONSUMER.CREATE.KV_" + name + ".>") {
-			return errors.New("this user may not watch it")
+		if e.mayNotRead(name) {
+			return errMayNot
 		}
 		b, err := e.kv.Open(ctx, name)
 		if err != nil {
@@ -55,6 +56,17 @@ func (e *exam) entries(ctx context.Context, name string, fn func(kv.Entry)) erro
 		}
 	}
 	return err
+}
+
+// mayNotRead reports whether it is known that the user can't read a bucket. The
+// server would not answer.
+func (e *exam) mayNotRead(name string) bool {
+	for _, need := range e.kv.Rights() {
+		if e.rights.known && strings.Contains(need.Subject, ".KV_"+name) && !need.Helpful && !e.rights.allow(need) {
+			return true
+		}
+	}
+	return false
 }
 
 // readLeases returns nil when they can't be read.
@@ -85,7 +97,8 @@ func (e *exam) readLeases(ctx context.Context) *leaseSight {
 		}
 	})
 	if err != nil {
-		e.report.unknown(checkKeys, name, "it was not read: "+reason(err), grantIt)
+		why, remedy := reason(err)
+		e.report.unknown(checkKeys, name, "it was not read: "+why, remedy)
 		return nil
 	}
 	e.keys(name, s.strange)
@@ -117,8 +130,9 @@ func (e *exam) readLocks(ctx context.Context, leases *leaseSight) {
 	r, name := e.report, e.locks.Bucket
 	s := &lockSight{leases: leases, now: time.Now()}
 	if err := e.entries(ctx, name, s.see); err != nil {
+		why, remedy := reason(err)
 		for _, check := range []string{checkKeys, checkRecords, checkHolders, checkLeases} {
-			r.unknown(check, name, "it was not read: "+reason(err), grantIt)
+			r.unknown(check, name, "it was not read: "+why, remedy)
 		}
 		return
 	}

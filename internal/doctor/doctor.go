@@ -109,8 +109,21 @@ func (e *exam) step(ctx context.Context, ask func(ctx context.Context) error) er
 	return err
 }
 
-// notAllowed reports whether an error is the server's refusal.
-func notAllowed(err error) bool { return errors.Is(err, nats.ErrPermissionViolation) }
+// errMayNot says that the user's rights, which are known, don't suffice to ask.
+var errMayNot = errors.New("the user's rights do not suffice")
+
+// notAllowed reports whether an error is the server's refusal, or would be.
+func notAllowed(err error) bool {
+	return errors.Is(err, nats.ErrPermissionViolation) || errors.Is(err, errMayNot)
+}
+
+// reason says why something was not read, and remedy what to do.
+func reason(err error) (why, remedy string) {
+	if notAllowed(err) {
+		return "this user may not read it", grantIt
+	}
+	return err.Error(), "see the other findings, on the server and the buckets, and run doctor again"
+}
 
 // grantIt is the remedy for what the user may not do.
 const grantIt = "grant the user what docs/doctor.md lists under permissions, or run doctor as a user who may"

@@ -16,6 +16,9 @@ const (
 	full       = 0.95
 )
 
+// accountInfo is asked by doctor, and by who creates buckets.
+const accountInfo = "$JS.API.INFO"
+
 const upgrade = "upgrade to nats-server " + kv.MinServer + " or newer, all servers of the cluster"
 
 func (e *exam) server() {
@@ -67,14 +70,17 @@ func (e *exam) jetStream(ctx context.Context) bool {
 	const enable = "start nats-server with JetStream (-js, or jetstream {} in its configuration), and enable it for the account"
 	var s kv.AccountState
 	err := e.step(ctx, func(ctx context.Context) (err error) {
+		if e.rights.lacks(accountInfo) {
+			return errMayNot
+		}
 		s, err = e.kv.Account(ctx)
 		return err
 	})
 	switch {
 	case err == nil:
 	case notAllowed(err):
-		e.report.unknown(checkJetStream, "", "this user may not ask for the account's state", grantIt+`: publish "$JS.API.INFO"`)
-		e.report.unknown(checkLimits, "", "this user may not ask for the account's state", grantIt+`: publish "$JS.API.INFO"`)
+		e.report.unknown(checkJetStream, "", "this user may not ask for the account's state", grantIt+": publish "+strconv.Quote(accountInfo))
+		e.report.unknown(checkLimits, "", "this user may not ask for the account's state", grantIt+": publish "+strconv.Quote(accountInfo))
 		return true
 	case errors.Is(err, kv.ErrNoJetStream):
 		e.report.problem(checkJetStream, "", "JetStream is not enabled, on the server or for this account", enable)

@@ -63,6 +63,9 @@ func (e *exam) sync(ctx context.Context) {
 	}
 	var answers []serverAnswer
 	err := e.step(ctx, func(ctx context.Context) (err error) {
+		if e.System == nil && e.rights.lacks(pingServers) {
+			return errMayNot
+		}
 		answers, err = everyServer(ctx, nc)
 		return err
 	})
