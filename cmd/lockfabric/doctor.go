@@ -5,12 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
-	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/doctor"
 	"github.com/lockfabric/lockfabric/internal/lease"
 )
@@ -76,59 +72,6 @@ func (d *doctorCmd) validate() error {
 		return usageError("doctor --ttl=%v: give %v to %v", d.TTL, lease.MinTTL, lease.MaxTTL)
 	}
 	return nil
-}
-
-// conn returns a connection to the server that was named, or to the local one, and
-// opens no fabric on it.
-func (c *cli) conn(ctx context.Context, s *streams) (*nats.Conn, error) {
-	limited, cancel := context.WithTimeout(ctx, c.Timeout)
-	defer cancel()
-	var nc *nats.Conn
-	open := func(ctx context.Context, url string, opts ...nats.Option) (err error) {
-		nc, err = plain(ctx, s, url, opts...)
-		return err
-	}
-	if c.Server == "" {
-		err := interrupted(ctx, c.connectLocal(limited, s, open))
-		return nc, err
-	}
-	if err := open(limited, c.Server); err != nil {
-		return nil, fmt.Errorf("%w: check --server", err)
-	}
-	return nc, nil
-}
-
-// system returns a connection to the system account.
-func (d *doctorCmd) system(ctx context.Context, c *cli, s *streams) (*nats.Conn, error) {
-	limited, cancel := context.WithTimeout(ctx, c.Timeout)
-	defer cancel()
-	url := d.SystemServer
-	if url == "" {
-		url = c.Server
-	}
-	var opts []nats.Option
-	if d.SystemCreds != "" {
-		opts = append(opts, nats.UserCredentials(d.SystemCreds))
-	}
-	return plain(limited, s, url, opts...)
-}
-
-// plain connects until ctx ends. The error is ErrUnavailable.
-func plain(ctx context.Context, s *streams, url string, opts ...nats.Option) (*nats.Conn, error) {
-	opts = append([]nats.Option{
-		nats.Name("lockfabric doctor"),
-		nats.ReconnectBufSize(-1), // what was given up must not be sent later
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { s.log.Debug("connection", "error", err) }),
-	}, opts...)
-	if deadline, ok := ctx.Deadline(); ok {
-		// The servers are tried one after the other, and each may be silent.
-		opts = append(opts, nats.Timeout(max(time.Until(deadline)/time.Duration(1+strings.Count(url, ",")), time.Millisecond)))
-	}
-	nc, err := nats.Connect(url, opts...)
-	if err != nil {
-		return nil, &redactedError{fmt.Errorf("%w: %w", fabric.ErrUnavailable, err), url}
-	}
-	return nc, nil
 }
 
 // findings writes one line for each finding, and what to do under those that need it.

@@ -332,9 +332,11 @@ func TestDoctorUsage(t *testing.T) {
 			t.Errorf("%s: exit code %d, %s", arg, code, stderr)
 		}
 	}
-	code, _, stderr := run(t, bare(t, "--server", "nats://me:sEcret@127.0.0.1:1", "--timeout", "2s", "doctor"))
-	if code != 69 || strings.Count(stderr, "\n") != 1 || strings.Contains(stderr, "sEcret") || !strings.Contains(stderr, "--server") {
-		t.Errorf("exit code %d, %s", code, stderr)
+	for _, url := range []string{"nats://me:sEcret@127.0.0.1:1", "nats://me:sEcret%@127.0.0.1:1"} {
+		code, stdout, stderr := run(t, bare(t, "--server", url, "--timeout", "2s", "doctor"))
+		if code != 69 || stdout != "" || strings.Count(stderr, "\n") != 1 || strings.Contains(stderr, "sEcret") || !strings.Contains(stderr, "--server") {
+			t.Errorf("exit code %d, %s", code, stderr)
+		}
 	}
 	if code, stdout, _ := run(t, bare(t, "doctor", "--help")); code != 0 || !strings.Contains(strings.Join(strings.Fields(stdout), " "), "78: a problem") {
 		t.Errorf("help: exit code %d, %s", code, fmt.Sprintf("%q", stdout))
