@@ -83,10 +83,10 @@ func findings(w io.Writer, r *doctor.Report) {
 			fmt.Fprintf(w, "\t\t\t-> %s\n", oneLine(f.Remedy))
 		}
 	}
-	for _, m := range r.Cluster.Servers {
-		fmt.Fprintf(w, "\nserver %s: nats-server %s, sync %s", printable(m.Name), printable(m.Version), m.Sync)
-	}
 	if len(r.Cluster.Servers) > 0 {
 		fmt.Fprintln(w)
+	}
+	for _, m := range r.Cluster.Servers {
+		fmt.Fprintf(w, "server %s: nats-server %s, sync %s\n", printable(m.Name), printable(m.Version), m.Sync)
 	}
 }

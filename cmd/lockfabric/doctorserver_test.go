@@ -140,6 +140,54 @@ func TestDoctorSync(t *testing.T) {
 	}
 }
 
+// Every server of the cluster is listed, and none of another one. The servers
+// that answer here are the test's: a real one without JetStream is among them.
+func TestDoctorSyncOfAll(t *testing.T) {
+	t.Parallel()
+	sys, work := natsserver.NewAccount("SYS"), natsserver.NewAccount("WORK")
+	o := &natsserver.Options{ServerName: "bare", Accounts: []*natsserver.Account{sys, work}, SystemAccount: "SYS",
+		Users: []*natsserver.User{{Username: "sys", Password: "sys", Account: sys}, {Username: "work", Password: "work", Account: work}}}
+	o.Cluster.Name, o.Cluster.Host, o.Cluster.Port = "three", "127.0.0.1", -1
+	srv := startNATS(t, o)
+	answer := func(user, subject string, texts ...string) {
+		t.Helper()
+		nc, _ := dialTo(t, as(user, srv.ClientURL()))
+		_, err := nc.Subscribe(subject, func(msg *nats.Msg) {
+			for _, text := range texts {
+				_ = nc.Publish(msg.Reply, []byte(text))
+			}
+		})
+		if err == nil {
+			err = nc.Flush()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	answer("work", "$JS.API.INFO", `{"api":{"level":5}}`)
+	answer("work", "$JS.API.STREAM.INFO.*", `{"error":{"code":404,"err_code":10059,"description":"stream not found"}}`)
+	answer("sys", "$SYS.REQ.SERVER.PING.JSZ",
+		`{"server":{"name":"b","cluster":"three","ver":"2.11.4"},"data":{"config":{"sync_interval":60000000000}}}`,
+		`{"server":{"name":"a","cluster":"three","ver":"2.15.2"},"data":{"config":{"sync_interval":120000000000,"sync_always":true}}}`,
+		`{"server":{"name":"c","cluster":"three","ver":"2.15.2"},"error":{"description":"busy"}}`,
+		`{"server":{"name":"z","cluster":"another","ver":"2.15.2"},"data":{"config":{"sync_interval":120000000000}}}`)
+	d := examine(t, as("work", srv.ClientURL()), "--system-server", as("sys", srv.ClientURL()))
+	d.exits(78)
+	d.has("version", doctor.Problem, "b|", "2.11.4")
+	d.has("version", doctor.OK, "a|")
+	d.has("sync", doctor.OK, "a|")
+	d.has("sync", doctor.Warning, "b|", "1m0s")
+	d.has("sync", doctor.Unknown, "c|", "busy")
+	want := []doctor.Member{{Name: "a", Version: "2.15.2", Sync: "always"}, {Name: "b", Version: "2.11.4", Sync: "1m0s"}}
+	if !slices.Equal(d.Cluster.Servers, want) || len(d.find("sync")) != 3 || d.Cluster.Name != "three" {
+		t.Errorf("%+v, %+v", d.Cluster, d.find("sync"))
+	}
+	code, stdout, _ := run(t, bare(t, "--server", as("work", srv.ClientURL()), "doctor", "--system-server", as("sys", srv.ClientURL())))
+	if code != 78 || !strings.Contains(stdout, "\nserver b: nats-server 2.11.4, sync 1m0s\n") {
+		t.Errorf("exit code %d, %s", code, stdout)
+	}
+}
+
 // What a user may not do is told, subject by subject.
 func TestDoctorPermissions(t *testing.T) {
 	t.Parallel()

@@ -157,7 +157,7 @@ func (e *exam) incarnation(ctx context.Context) {
 	case errors.Is(err, kv.ErrUnsafeConfig), errors.Is(err, kv.ErrNewerSchema):
 		e.void = true
 		r.problem(checkIncarnation, name, "the fabric's note can't be read: "+err.Error(),
-			"end all programs that use this fabric, then 'nats kv del "+e.Fabric+"-leases "+kv.MetaKey+"'; upgrade, if it is of a newer version")
+			"end all programs that use this fabric, then 'nats kv purge "+e.Fabric+"-leases "+kv.MetaKey+"'; upgrade, if it is of a newer version")
 		return
 	default:
 		e.void = true
