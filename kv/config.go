@@ -17,6 +17,8 @@ const Schema = 1
 const (
 	metaSchema      = "lockfabric.schema"
 	metaIncarnation = "lockfabric.incarnation"
+
+	fieldSchema = "metadata." + metaSchema
 )
 
 // maxConsumers lifts the server's default of 1,000 consumers for each stream,
@@ -90,74 +92,68 @@ func streamName(bucket string) string    { return "KV_" + bucket }
 func subjectPrefix(bucket string) string { return "$KV." + bucket + "." }
 
 // check compares an existing bucket with what safe locking needs and returns a
-// *ConfigError for the first setting that is wrong.
+// *ConfigError for the first setting that is wrong, or ErrNewerSchema.
 func (c Config) check(bucket string, sc jetstream.StreamConfig) error {
+	faults, newer := c.faults(bucket, sc)
+	if newer != nil {
+		return newer
+	}
+	if len(faults) > 0 {
+		return faults[0]
+	}
+	return nil
+}
+
+// faults finds all settings that are wrong. What a foreign bucket or one of a
+// newer schema should look like is not known: then there is nothing else to say.
+func (c Config) faults(bucket string, sc jetstream.StreamConfig) (faults []*ConfigError, newer error) {
 	const edit = "change it with 'nats stream edit'"
 	const recreate = "it can't be changed: use another fabric name, or delete the bucket while nobody holds a lock"
-	bad := func(field string, value any, want, remedy string) error {
-		return &ConfigError{Bucket: bucket, Field: field, Value: fmt.Sprint(value), Want: want, Remedy: remedy}
+	bad := func(wrong bool, field string, value any, want, remedy string) {
+		if wrong {
+			faults = append(faults, &ConfigError{Bucket: bucket, Field: field, Value: fmt.Sprint(value), Want: want, Remedy: remedy})
+		}
 	}
 	schema := sc.Metadata[metaSchema]
 	if schema == "" {
-		return bad("metadata."+metaSchema, "missing", strconv.Itoa(Schema), "this bucket was not made by lockfabric: "+recreate)
+		bad(true, fieldSchema, "missing", strconv.Itoa(Schema), "this bucket was not made by lockfabric: "+recreate)
+		return faults, nil
 	}
-	if v, err := strconv.Atoi(schema); err != nil || v < 1 {
-		return bad("metadata."+metaSchema, schema, strconv.Itoa(Schema), recreate)
-	} else if v > Schema {
-		return fmt.Errorf("%w: bucket %s has schema %d, this version knows %d", ErrNewerSchema, bucket, v, Schema)
+	v, _ := strconv.Atoi(schema) // 0 for what is no number
+	switch {
+	case v < 1:
+		bad(true, fieldSchema, schema, strconv.Itoa(Schema), recreate)
+		return faults, nil
+	case v > Schema:
+		return nil, fmt.Errorf("%w: bucket %s has schema %d, this version knows %d", ErrNewerSchema, bucket, v, Schema)
 	}
 	subject := subjectPrefix(bucket) + ">"
-	switch {
-	case sc.Metadata[metaIncarnation] == "":
-		return bad("metadata."+metaIncarnation, "missing", "set", recreate)
-	case !slices.Equal(sc.Subjects, []string{subject}):
-		return bad("subjects", sc.Subjects, subject, edit)
-	case sc.Retention != jetstream.LimitsPolicy:
-		return bad("retention", sc.Retention, "limits", recreate)
-	case sc.MaxMsgsPerSubject != 1:
-		return bad("max_msgs_per_subject", sc.MaxMsgsPerSubject, "1", edit)
-	case sc.MaxAge != 0:
-		return bad("max_age", sc.MaxAge, "0: a live lock record must not expire", edit)
-	case sc.Discard != jetstream.DiscardNew:
-		return bad("discard", sc.Discard, "new: old records must not be dropped", edit)
-	case sc.DiscardNewPerSubject:
-		return bad("discard_new_per_subject", true, "false", edit)
-	case sc.MaxMsgs > 0:
-		return bad("max_msgs", sc.MaxMsgs, "-1: a release must always fit", edit)
-	case sc.MaxBytes > 0:
-		return bad("max_bytes", sc.MaxBytes, "-1: a release must always fit", edit)
-	case sc.MaxMsgSize > 0:
-		return bad("max_msg_size", sc.MaxMsgSize, "-1", edit)
-	case sc.AllowDirect:
-		return bad("allow_direct", true, "false: followers answer direct gets from the past", edit)
-	case !sc.AllowMsgTTL:
-		return bad("allow_msg_ttl", false, "true", edit)
-	case sc.SubjectDeleteMarkerTTL < 10*time.Minute:
-		return bad("subject_delete_marker_ttl", sc.SubjectDeleteMarkerTTL, "10m or more", edit)
-	case !sc.AllowRollup:
-		return bad("allow_rollup_hdrs", false, "true", edit)
-	case sc.DenyPurge:
-		return bad("deny_purge", true, "false", recreate)
-	case !sc.AllowAtomicPublish:
-		return bad("allow_atomic", false, "true", edit)
-	case sc.NoAck:
-		return bad("no_ack", true, "false", edit)
-	case sc.Sealed:
-		return bad("sealed", true, "false", recreate)
-	case sc.Mirror != nil:
-		return bad("mirror", sc.Mirror.Name, "none", recreate)
-	case len(sc.Sources) > 0:
-		return bad("sources", len(sc.Sources), "none", edit)
-	case sc.SubjectTransform != nil:
-		return bad("subject_transform", "set", "none", edit)
-	case sc.PersistMode != jetstream.DefaultPersistMode:
-		return bad("persist_mode", sc.PersistMode, "default", recreate)
-	case sc.Storage == jetstream.MemoryStorage && !c.Memory:
-		return bad("storage", "memory", "file, or open it with the memory option", recreate)
-	case sc.Storage == jetstream.FileStorage && c.Memory:
-		return bad("storage", "file", "memory, as the memory option says", "open it without that option")
-	case c.Replicas != 0 && sc.Replicas != c.Replicas:
-		return bad("num_replicas", sc.Replicas, strconv.Itoa(c.Replicas)+", as the replicas option says", edit)
+	bad(sc.Metadata[metaIncarnation] == "", "metadata."+metaIncarnation, "missing", "set", recreate)
+	bad(!slices.Equal(sc.Subjects, []string{subject}), "subjects", sc.Subjects, subject, edit)
+	bad(sc.Retention != jetstream.LimitsPolicy, "retention", sc.Retention, "limits", recreate)
+	bad(sc.MaxMsgsPerSubject != 1, "max_msgs_per_subject", sc.MaxMsgsPerSubject, "1", edit)
+	bad(sc.MaxAge != 0, "max_age", sc.MaxAge, "0: a live lock record must not expire", edit)
+	bad(sc.Discard != jetstream.DiscardNew, "discard", sc.Discard, "new: old records must not be dropped", edit)
+	bad(sc.DiscardNewPerSubject, "discard_new_per_subject", true, "false", edit)
+	bad(sc.MaxMsgs > 0, "max_msgs", sc.MaxMsgs, "-1: a release must always fit", edit)
+	bad(sc.MaxBytes > 0, "max_bytes", sc.MaxBytes, "-1: a release must always fit", edit)
+	bad(sc.MaxMsgSize > 0, "max_msg_size", sc.MaxMsgSize, "-1", edit)
+	bad(sc.AllowDirect, "allow_direct", true, "false: followers answer direct gets from the past", edit)
+	bad(!sc.AllowMsgTTL, "allow_msg_ttl", false, "true", edit)
+	bad(sc.SubjectDeleteMarkerTTL < 10*time.Minute, "subject_delete_marker_ttl", sc.SubjectDeleteMarkerTTL, "10m or more", edit)
+	bad(!sc.AllowRollup, "allow_rollup_hdrs", false, "true", edit)
+	bad(sc.DenyPurge, "deny_purge", true, "false", recreate)
+	bad(!sc.AllowAtomicPublish, "allow_atomic", false, "true", edit)
+	bad(sc.NoAck, "no_ack", true, "false", edit)
+	bad(sc.Sealed, "sealed", true, "false", recreate)
+	if sc.Mirror != nil {
+		bad(true, "mirror", sc.Mirror.Name, "none", recreate)
 	}
-	return nil
+	bad(len(sc.Sources) > 0, "sources", len(sc.Sources), "none", edit)
+	bad(sc.SubjectTransform != nil, "subject_transform", "set", "none", edit)
+	bad(sc.PersistMode != jetstream.DefaultPersistMode, "persist_mode", sc.PersistMode, "default", recreate)
+	bad(sc.Storage == jetstream.MemoryStorage && !c.Memory, "storage", "memory", "file, or open it with the memory option", recreate)
+	bad(sc.Storage == jetstream.FileStorage && c.Memory, "storage", "file", "memory, as the memory option says", "open it without that option")
+	bad(c.Replicas != 0 && sc.Replicas != c.Replicas, "num_replicas", sc.Replicas, strconv.Itoa(c.Replicas)+", as the replicas option says", edit)
+	return faults, nil
 }

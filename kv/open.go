@@ -16,6 +16,9 @@ import (
 // atomic batches.
 const apiLevel = 2
 
+// MinServer is the oldest nats-server that has what safe locking needs.
+const MinServer = "2.12.0"
+
 // apiTimeout bounds one administrative request, and openTimeout all repetitions
 // of one.
 const (
@@ -103,8 +106,7 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
 		return nil, err
 	}
 	if known && m.Incarnation != incarnation {
-		longest := time.Duration(m.LongestTTL) * time.Millisecond
-		b.Quarantine = longest + longest/20 + time.Second
+		b.Quarantine = m.quarantine()
 	}
 	return b, nil
 }
@@ -166,12 +168,8 @@ func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, know
 		}
 		m = meta{Version: Schema}
 		if known = !e.Deleted; known {
-			if err := json.Unmarshal(e.Value, &m); err != nil {
-				return meta{}, false, &ConfigError{Bucket: b.Leases.name, Field: MetaKey, Value: "unreadable", Want: "JSON",
-					Remedy: "restore it, or delete the key while nobody holds a lock"}
-			}
-			if m.Version > Schema {
-				return meta{}, false, fmt.Errorf("%w: %s in bucket %s has version %d", ErrNewerSchema, MetaKey, b.Leases.name, m.Version)
+			if m, err = b.Leases.parseNote(e); err != nil {
+				return meta{}, false, err
 			}
 		}
 		if !edit(&m) {
@@ -194,6 +192,24 @@ func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, know
 		}
 		pause(ctx, time.Duration(attempt+1)*2*time.Millisecond)
 	}
+}
+
+func (b *Bucket) parseNote(e Entry) (meta, error) {
+	m := meta{Version: Schema}
+	if err := json.Unmarshal(e.Value, &m); err != nil {
+		return meta{}, &ConfigError{Bucket: b.name, Field: MetaKey, Value: "unreadable", Want: "JSON",
+			Remedy: "restore it, or delete the key while nobody holds a lock"}
+	}
+	if m.Version > Schema {
+		return meta{}, fmt.Errorf("%w: %s in bucket %s has version %d", ErrNewerSchema, MetaKey, b.name, m.Version)
+	}
+	return m, nil
+}
+
+// quarantine is how long nothing is granted in a locks bucket that was not noted.
+func (m meta) quarantine() time.Duration {
+	longest := time.Duration(m.LongestTTL) * time.Millisecond
+	return longest + longest/20 + time.Second
 }
 
 func pause(ctx context.Context, d time.Duration) {
@@ -235,18 +251,21 @@ func openBucket(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, cfg 
 	if err != nil {
 		return nil, "", fmt.Errorf("%w: bucket %s: %w", ErrUnavailable, name, err)
 	}
-	b := &Bucket{
+	return newBucket(nc, js, view, name, cfg.Trip), sc.Metadata[metaIncarnation], nil
+}
+
+func newBucket(nc *nats.Conn, js jetstream.JetStream, view jetstream.KeyValue, name string, trip RoundTripper) *Bucket {
+	if trip == nil {
+		trip = nc.RequestMsgWithContext
+	}
+	return &Bucket{
 		nc: nc, js: js, kv: view,
 		name:   name,
 		stream: streamName(name),
 		prefix: subjectPrefix(name),
-		getAPI: "$JS.API.STREAM.MSG.GET." + streamName(name),
-		trip:   cfg.Trip,
+		getAPI: apiMessageGet + streamName(name),
+		trip:   trip,
 	}
-	if b.trip == nil {
-		b.trip = nc.RequestMsgWithContext
-	}
-	return b, sc.Metadata[metaIncarnation], nil
 }
 
 // ensureStream returns the configuration of the bucket's stream, creating it
@@ -334,10 +353,13 @@ func checkServer(ctx context.Context, js jetstream.JetStream) error {
 		return openError("account", err)
 	}
 	if info.API.Level < apiLevel {
-		return fmt.Errorf("%w: its JetStream API level is %d, needed is %d (nats-server 2.12 or newer)",
-			ErrServerTooOld, info.API.Level, apiLevel)
+		return tooOld(info.API.Level)
 	}
 	return nil
+}
+
+func tooOld(level int) error {
+	return fmt.Errorf("%w: its JetStream API level is %d, needed is %d (nats-server 2.12 or newer)", ErrServerTooOld, level, apiLevel)
 }
 
 func openError(what string, err error) error {

@@ -23,7 +23,11 @@ func (c *cli) connect(ctx context.Context, s *streams, opts ...fabric.Option) (*
 			s.log.Debug("connection", "error", err)
 		})))
 	if c.Server == "" {
-		m, err := c.connectLocal(limited, s, opts)
+		var m *fabric.Manager
+		err := c.connectLocal(limited, s, func(ctx context.Context, url string, o ...nats.Option) (err error) {
+			m, err = fabric.Connect(ctx, url, append(opts[:len(opts):len(opts)], fabric.WithNATS(o...))...)
+			return err
+		})
 		return m, interrupted(ctx, err)
 	}
 	m, err := fabric.Connect(limited, c.Server, opts...)

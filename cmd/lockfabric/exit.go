@@ -18,6 +18,7 @@ const (
 	exitInternal    = 70
 	exitNotAcquired = 75
 	exitLost        = 76
+	exitDoctor      = 78
 	exitCannotRun   = 126
 	exitNotFound    = 127
 	exitSignal      = 128 // plus the signal's number

@@ -108,22 +108,26 @@ func hostname() string {
 	return h
 }
 
+// openFunc opens what a command needs on the server at url; the options are needed
+// to reach it. ErrUnavailable and the context's error make connectLocal try again.
+type openFunc func(ctx context.Context, url string, opts ...nats.Option) error
+
 // connectLocal connects to the local server and starts it if there is none. A
 // server that is just ending refuses, or goes away under the connection: then
 // this begins anew, until ctx ends.
-func (c *cli) connectLocal(ctx context.Context, s *streams, opts []fabric.Option) (*fabric.Manager, error) {
+func (c *cli) connectLocal(ctx context.Context, s *streams, open openFunc) error {
 	dir, err := c.localDir()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	st := &starter{dir: dir, idle: c.LocalIdleExit}
 	var last error
 	for {
 		state, err := readState(dir)
 		if err == nil {
-			m, cerr := c.attempt(ctx, s, st, state, opts)
+			cerr := c.attempt(ctx, s, st, state, open)
 			if cerr == nil || !errors.Is(cerr, fabric.ErrUnavailable) && !errors.Is(cerr, context.DeadlineExceeded) {
-				return m, cerr
+				return cerr
 			}
 			err = cerr
 		}
@@ -131,7 +135,7 @@ func (c *cli) connectLocal(ctx context.Context, s *streams, opts []fabric.Option
 			last = err
 		}
 		if serr := st.start(); serr != nil {
-			return nil, fmt.Errorf("%w: starting the local server: %w: or name a server with --server", fabric.ErrUnavailable, serr)
+			return fmt.Errorf("%w: starting the local server: %w: or name a server with --server", fabric.ErrUnavailable, serr)
 		}
 		select {
 		case <-time.After(lookAgain):
@@ -139,13 +143,13 @@ func (c *cli) connectLocal(ctx context.Context, s *streams, opts []fabric.Option
 			if last == nil {
 				last = ctx.Err()
 			}
-			return nil, fmt.Errorf("%w: local server: %w: see %s, or name a server with --server",
+			return fmt.Errorf("%w: local server: %w: see %s, or name a server with --server",
 				fabric.ErrUnavailable, last, filepath.Join(dir, logFile))
 		}
 	}
 }
 
-func (c *cli) attempt(ctx context.Context, s *streams, st *starter, state localState, opts []fabric.Option) (*fabric.Manager, error) {
+func (c *cli) attempt(ctx context.Context, s *streams, st *starter, state localState, open openFunc) error {
 	ctx, cancel := context.WithTimeout(ctx, perAttempt)
 	defer cancel()
 	// A local server that crashed is nobody's but its users': they start the next
@@ -156,8 +160,7 @@ func (c *cli) attempt(ctx context.Context, s *streams, st *starter, state localS
 			s.log.Warn("the local server is gone and can't be started again", "error", err)
 		}
 	})
-	return fabric.Connect(ctx, state.URL, append(opts[:len(opts):len(opts)], fabric.WithNATS(
-		nats.Token(state.Token), nats.SetCustomDialer(localDialer{state.Name}), gone))...)
+	return open(ctx, state.URL, nats.Token(state.Token), nats.SetCustomDialer(localDialer{state.Name}), gone)
 }
 
 // starter starts local servers in the background, one at a time.

@@ -43,6 +43,7 @@
 //	70       the result can't be written, or a defect of this program
 //	75       run: not acquired: held by others for the time given by --wait
 //	76       run: lost: the lock was lost while CMD ran
+//	78       doctor: there is a problem (with --strict also a warning, or an unknown)
 //	126      run: CMD can't be executed
 //	127      run: CMD was not found
 //	128+n    run: CMD, or run itself while it waited, was ended by signal n
@@ -78,6 +79,7 @@ type cli struct {
 	Ls      lsCmd      `cmd:"" help:"List the locks in use."`
 	Inspect inspectCmd `cmd:"" help:"Show who holds a lock and who waits for it."`
 	Release releaseCmd `cmd:"" help:"Take a lock away from its holders."`
+	Doctor  doctorCmd  `cmd:"" help:"Find out what is wrong with the server, the cluster and the fabric's buckets."`
 	Version versionCmd `cmd:"" help:"Show the version of this program."`
 }
 

@@ -34,6 +34,8 @@ var layers = map[string]layer{
 	"coalesce":        {imports: []string{"kv", "internal/record", "internal/lease"}},
 	"fabric":          {imports: []string{"coalesce", "kv", "internal/record", "internal/lease", "internal/clock"}, serverInTests: true},
 	"primitives":      {imports: []string{"fabric"}},
+	// It reads what lies in the buckets, also where fabric would refuse them.
+	"internal/doctor": {imports: []string{"fabric", "kv", "internal/record", "internal/lease"}},
 
 	"embedded": {server: true, serverInTests: true},
 
@@ -47,8 +49,9 @@ var layers = map[string]layer{
 // programs is what every main package under cmd and examples may import.
 var programs = map[string]layer{
 	"cmd": {program: true, imports: []string{
-		"primitives", "fabric", "coalesce", "kv", "internal/record", "internal/lease", "internal/clock", "embedded",
-	}},
+		"primitives", "fabric", "coalesce", "kv", "internal/record", "internal/lease", "internal/clock", "internal/doctor", "embedded",
+		// Servers that embedded doesn't offer: with accounts, or without JetStream.
+	}, serverInTests: true},
 	// An example shows what a reader can do, so it gets public packages only.
 	"examples": {program: true, imports: []string{
 		"primitives", "fabric", "coalesce", "kv", "embedded", "examples/internal/demo",

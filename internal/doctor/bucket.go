@@ -1,0 +1,210 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// farBehind is a lag after which a replica would be long in catching up.
+const farBehind = 10_000
+
+// firstDay is the smallest revision that a bucket made by this project can have:
+// they begin at the clock's microseconds, and there was no such project before.
+var firstDay = uint64(time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro())
+
+func (e *exam) buckets(ctx context.Context) {
+	e.leases = e.bucket(ctx, e.Fabric+"-leases", e.kv.Leases)
+	e.locks = e.bucket(ctx, e.Fabric+"-locks", e.kv.Locks)
+	if e.locks == nil || e.leases == nil || e.locks.Exists == e.leases.Exists {
+		return
+	}
+	if e.leases.Exists {
+		e.report.warn(checkBucket, e.locks.Bucket, "it is gone, and the fabric's other bucket is there: all holds are void",
+			"nothing, if it was deleted on purpose: the next program creates it, and grants nothing until the holders of before know")
+	} else {
+		e.report.warn(checkBucket, e.leases.Bucket, "it is gone, and the fabric's other bucket is there: all leases are void",
+			"end all programs that use this fabric, delete the locks bucket too, and start them: the first one creates both")
+	}
+}
+
+// bucket looks at one bucket, and returns nil if nothing is known of it.
+func (e *exam) bucket(ctx context.Context, name string, get func(context.Context) (kv.BucketState, error)) *kv.BucketState {
+	r := e.report
+	var s kv.BucketState
+	err := e.step(ctx, func(ctx context.Context) (err error) {
+		if e.rights.lacks("$JS.API.STREAM.INFO.KV_" + name) {
+			return errMayNot
+		}
+		s, err = get(ctx)
+		return err
+	})
+	switch {
+	case err == nil:
+	case notAllowed(err):
+		r.unknown(checkBucket, name, "this user may not ask for its state", grantIt)
+		return nil
+	default:
+		r.problem(checkBucket, name, "no leader answers for it: "+err.Error(), "see that most servers of the cluster run and reach each other, then look at 'nats stream info KV_"+name+"'")
+		return nil
+	}
+	if !s.Exists {
+		r.ok(checkBucket, name, "it does not exist yet: the first program that uses the fabric creates it, if its user may create streams")
+		return &s
+	}
+	b := Bucket{Name: name, Storage: "file", Replicas: s.Replicas, Leader: s.Leader, FirstSeq: s.FirstSeq, LastSeq: s.LastSeq}
+	if s.Memory {
+		b.Storage = "memory"
+	}
+	r.Fabric.Buckets = append(r.Fabric.Buckets, b)
+	switch {
+	case s.Newer != nil:
+		r.problem(checkBucket, name, s.Newer.Error(), "upgrade this program and all others that use the fabric")
+		return &s
+	case s.Foreign():
+		r.problem(checkBucket, name, "it was not made by lockfabric: "+s.Faults[0].Field+" is "+s.Faults[0].Value, s.Faults[0].Remedy)
+		return &s
+	}
+	r.ok(checkBucket, name, "it exists, schema %d", kv.Schema)
+	for _, f := range s.Faults {
+		r.problem(checkConfiguration, name, fmt.Sprintf("%s is %s, must be %s", f.Field, f.Value, f.Want), f.Remedy)
+	}
+	if len(s.Faults) == 0 {
+		r.ok(checkConfiguration, name, "as safe locking needs it")
+	}
+	if s.Memory {
+		r.warn(checkStorage, name, "it is kept in memory: locks end with the servers, and programs must say WithMemoryStorage",
+			"if that is not wanted, delete both buckets while nobody holds a lock, and start programs without that option")
+	} else {
+		r.ok(checkStorage, name, "kept in files")
+	}
+	e.replicas(&s)
+	return &s
+}
+
+func (e *exam) replicas(s *kv.BucketState) {
+	r, name := e.report, s.Bucket
+	clustered := s.Clustered || r.Cluster.Name != ""
+	raise := fmt.Sprintf("nats stream edit KV_%s --replicas=3", name)
+	switch {
+	case clustered && s.Replicas == 1:
+		r.warn(checkReplicas, name, "1 replica on a cluster: when its server is down nothing is granted, when its disk is lost all holds are", raise)
+	case clustered && s.Replicas%2 == 0:
+		r.warn(checkReplicas, name, fmt.Sprintf("%d replicas bear no more failures than %d do", s.Replicas, s.Replicas-1), raise)
+	default:
+		r.ok(checkReplicas, name, "%d", s.Replicas)
+	}
+	if !s.Clustered || s.Replicas == 1 {
+		return
+	}
+	if s.Leader == "" {
+		r.problem(checkPeers, name, "it has no leader: nothing is granted", "see that most of its servers run and reach each other")
+		return
+	}
+	current := 1 // the leader
+	bad := false
+	for _, p := range s.Peers {
+		switch {
+		case p.Offline:
+			bad = true
+			r.problem(checkPeers, name, fmt.Sprintf("the replica on %s is offline", p.Name), "start that server, or find out why the others don't reach it")
+			continue
+		case !p.Current:
+			bad = true
+			r.problem(checkPeers, name, fmt.Sprintf("the replica on %s is %d writes behind", p.Name, p.Lag), "wait until it has caught up; if it does not, look at that server's log and disk")
+			continue
+		case p.Lag > farBehind:
+			bad = true
+			r.warn(checkPeers, name, fmt.Sprintf("the replica on %s is %d writes behind", p.Name, p.Lag), "see whether that server's disk or network is slow")
+		}
+		current++
+	}
+	if missing := s.Replicas - 1 - len(s.Peers); missing > 0 {
+		bad = true
+		r.problem(checkPeers, name, fmt.Sprintf("%d of %d replicas have no server", missing, s.Replicas), "add servers to the cluster, or look at 'nats stream info KV_"+name+"'")
+	}
+	if !bad {
+		r.ok(checkPeers, name, "%d of %d replicas are current, leader is %s", current, s.Replicas, s.Leader)
+	}
+}
+
+// readable reports whether the content of a bucket means something.
+func readable(s *kv.BucketState) bool {
+	return s != nil && s.Exists && s.Newer == nil && !s.Foreign()
+}
+
+// incarnation compares the locks bucket with what was noted of it.
+func (e *exam) incarnation(ctx context.Context) {
+	if !readable(e.leases) {
+		e.void = e.leases == nil
+		return
+	}
+	r, name := e.report, e.Fabric+"-locks"
+	var note kv.Note
+	err := e.step(ctx, func(ctx context.Context) (err error) {
+		if e.mayNotRead(e.leases.Bucket) {
+			return errMayNot
+		}
+		note, err = e.kv.Note(ctx)
+		return err
+	})
+	switch {
+	case err == nil:
+	case errors.Is(err, kv.ErrUnsafeConfig), errors.Is(err, kv.ErrNewerSchema):
+		e.void = true
+		r.problem(checkIncarnation, name, "the fabric's note can't be read: "+err.Error(),
+			"end all programs that use this fabric, then 'nats kv purge "+e.Fabric+"-leases "+kv.MetaKey+"'; upgrade, if it is of a newer version")
+		return
+	default:
+		e.void = true
+		why, remedy := reason(err)
+		r.unknown(checkIncarnation, name, "the fabric's note was not read: "+why, remedy)
+		r.unknown(checkSequence, name, "the fabric's note was not read: "+why, remedy)
+		return
+	}
+	if !readable(e.locks) {
+		return
+	}
+	switch {
+	case !note.Exists:
+		r.ok(checkIncarnation, name, "not noted yet: the next program does it")
+	case note.Incarnation != e.locks.Incarnation:
+		e.void = true
+		r.warn(checkIncarnation, name, fmt.Sprintf("it was created again since it was noted: who opens the fabric grants nothing for %v, until all holders of before know that their holds are void", note.Quarantine),
+			"nothing: the first program that runs for so long confirms it")
+	default:
+		r.ok(checkIncarnation, name, "it is the one that was noted")
+	}
+	e.sequence(note)
+}
+
+func (e *exam) sequence(note kv.Note) {
+	r, name := e.report, e.Fabric+"-locks"
+	switch {
+	case e.locks.LastSeq < note.HighWater:
+		e.void = true
+		next := max(uint64(time.Now().UnixMicro()), note.HighWater) + 1
+		r.problem(checkSequence, name,
+			fmt.Sprintf("its last revision is %d, and programs have seen %d: it was restored from a backup. All holds are void, and fencing tokens would repeat", e.locks.LastSeq, note.HighWater),
+			fmt.Sprintf("end all programs that use this fabric, then move the sequence up, which also removes the void holds: nats stream purge KV_%s --seq=%d --force", name, next))
+	case e.locks.LastSeq+1 < firstDay:
+		r.warn(checkSequence, name,
+			fmt.Sprintf("its revisions stand at %d and did not begin at the clock's microseconds: made by hand, or restored. Tokens of a bucket that it replaced may be larger", e.locks.LastSeq),
+			fmt.Sprintf("end all programs that use this fabric, then: nats stream purge KV_%s --seq=%d --force", name, uint64(time.Now().UnixMicro())))
+	default:
+		r.ok(checkSequence, name, "last revision %d, above all that were noted", e.locks.LastSeq)
+	}
+}
+
+// some names the first few of a list.
+func some(list []string) string {
+	const most = 3
+	if len(list) <= most {
+		return strings.Join(list, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(list[:most], ", "), len(list)-most)
+}

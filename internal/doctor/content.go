@@ -1,0 +1,219 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/lease"
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// revokeTime is how much longer than its TTL a holder may take to let go. It
+// learns within a second.
+const revokeTime = time.Second
+
+// leaseSight is what a look at the leases shows.
+type leaseSight struct {
+	live, dead map[string]bool
+	stale      map[string]bool // live, and not renewed for twice its TTL
+	unreadable []string
+	strange    []string // keys that are no lease ids
+}
+
+// content looks at what is in the buckets, without judging what is in doubt:
+// ages are told by comparing this host's clock with the server's, which is good
+// enough to tell people and for nothing else.
+func (e *exam) content(ctx context.Context) {
+	sight := e.readLeases(ctx)
+	e.readLocks(ctx, sight)
+}
+
+// entries reads all of a bucket and notes how much that is.
+func (e *exam) entries(ctx context.Context, name string, fn func(kv.Entry)) error {
+	n := 0
+	err := e.step(ctx, func(ctx context.Context) error {
+		if e.mayNotRead(name) {
+			return errMayNot
+		}
+		b, err := e.kv.Open(ctx, name)
+		if err != nil {
+			return err
+		}
+		return b.Entries(ctx, ">", func(entry kv.Entry) bool {
+			n++
+			fn(entry)
+			return true
+		})
+	})
+	for i := range e.report.Fabric.Buckets {
+		if b := &e.report.Fabric.Buckets[i]; b.Name == name && err == nil {
+			b.Keys = n
+		}
+	}
+	return err
+}
+
+// mayNotRead reports whether it is known that the user can't read a bucket. The
+// server would not answer.
+func (e *exam) mayNotRead(name string) bool {
+	for _, need := range e.kv.Rights() {
+		if e.rights.known && strings.Contains(need.Subject, ".KV_"+name) && !need.Helpful && !e.rights.allow(need) {
+			return true
+		}
+	}
+	return false
+}
+
+// readLeases returns nil when they can't be read.
+func (e *exam) readLeases(ctx context.Context) *leaseSight {
+	if !readable(e.leases) {
+		return nil
+	}
+	name := e.leases.Bucket
+	s := &leaseSight{live: map[string]bool{}, dead: map[string]bool{}, stale: map[string]bool{}}
+	now := time.Now()
+	err := e.entries(ctx, name, func(entry kv.Entry) {
+		if entry.Key == kv.MetaKey {
+			return
+		}
+		if !lease.ValidID(entry.Key) {
+			s.strange = append(s.strange, strconv.Quote(entry.Key))
+			return
+		}
+		info, err := lease.Decode(entry.Key, entry.Value)
+		switch {
+		case err != nil:
+			s.unreadable = append(s.unreadable, entry.Key)
+		case info.Dead:
+			s.dead[entry.Key] = true
+		default:
+			s.live[entry.Key] = true
+			s.stale[entry.Key] = now.Sub(entry.Created) > 2*info.TTL
+		}
+	})
+	if err != nil {
+		why, remedy := reason(err)
+		e.report.unknown(checkKeys, name, "it was not read: "+why, remedy)
+		return nil
+	}
+	e.keys(name, s.strange)
+	return s
+}
+
+func (e *exam) keys(bucket string, strange []string) {
+	if len(strange) == 0 {
+		e.report.ok(checkKeys, bucket, "all keys are this project's")
+		return
+	}
+	e.report.warn(checkKeys, bucket, fmt.Sprintf("%d key(s) that no program of this project writes: %s", len(strange), some(strange)),
+		"find out who writes there; then remove each with 'nats kv purge "+bucket+" KEY'")
+}
+
+// lockSight is what a look at the locks shows: names of locks.
+type lockSight struct {
+	records                                 int
+	strange, unreadable, newer, other, dead []string
+	revoked                                 []string
+	leases                                  *leaseSight
+	now                                     time.Time
+}
+
+func (e *exam) readLocks(ctx context.Context, leases *leaseSight) {
+	if !readable(e.locks) {
+		return
+	}
+	r, name := e.report, e.locks.Bucket
+	s := &lockSight{leases: leases, now: time.Now()}
+	if err := e.entries(ctx, name, s.see); err != nil {
+		why, remedy := reason(err)
+		for _, check := range []string{checkKeys, checkRecords, checkHolders, checkLeases} {
+			r.unknown(check, name, "it was not read: "+why, remedy)
+		}
+		return
+	}
+	e.keys(name, s.strange)
+	if len(s.unreadable) > 0 {
+		r.problem(checkRecords, name, fmt.Sprintf("%d record(s) can't be read, their locks are granted to nobody: %s", len(s.unreadable), some(s.unreadable)),
+			"look at each with 'nats kv get', and repair it, or purge it when nobody relies on that lock: its holders are then gone")
+	}
+	if len(s.newer) > 0 {
+		r.problem(checkRecords, name, fmt.Sprintf("%d record(s) were written by a newer version: %s", len(s.newer), some(s.newer)), "upgrade this program and all others that use the fabric")
+	}
+	if len(s.other) > 0 {
+		r.warn(checkRecords, name, fmt.Sprintf("%d record(s) are of kinds that this version does not know: %s", len(s.other), some(s.other)), "upgrade this program, or use other names for locks")
+	}
+	if len(s.unreadable)+len(s.newer)+len(s.other) == 0 {
+		r.ok(checkRecords, name, "%d in use, all readable", s.records)
+	}
+	if len(s.revoked) > 0 {
+		r.warn(checkHolders, name, fmt.Sprintf("%d holder(s) were told to let go and have not: %s", len(s.revoked), some(s.revoked)),
+			"'lockfabric inspect NAME' names the process: end it; or 'lockfabric release --force --now NAME', which relies on fencing tokens")
+	} else {
+		r.ok(checkHolders, name, "nobody is told to let go in vain")
+	}
+	e.standing(s)
+}
+
+// standing tells of entries whose leases are gone. Whoever asks for such a lock
+// next evicts them, so they harm nobody.
+func (e *exam) standing(s *lockSight) {
+	r, name := e.report, e.leasesName()
+	switch {
+	case s.leases == nil:
+		r.unknown(checkLeases, name, "the leases were not read, so it is not known whether holders live", "see the other findings on that bucket")
+		return
+	case len(s.leases.unreadable) > 0:
+		r.warn(checkLeases, name, fmt.Sprintf("%d lease(s) can't be read: %s", len(s.leases.unreadable), some(s.leases.unreadable)),
+			"purge each with 'nats kv purge "+name+" ID': its locks go on to others one TTL later")
+	}
+	if len(s.dead) > 0 {
+		r.ok(checkLeases, name, "holders of %d lock(s) that nobody waits for have ended without a release, the next to ask evicts them: %s", len(s.dead), some(s.dead))
+		return
+	}
+	r.ok(checkLeases, name, "%d live", len(s.leases.live))
+}
+
+func (e *exam) leasesName() string { return e.Fabric + "-leases" }
+
+// see sorts one record in.
+func (s *lockSight) see(entry kv.Entry) {
+	name, err := kv.DecodeKey(entry.Key)
+	if err != nil {
+		s.strange = append(s.strange, strconv.Quote(entry.Key))
+		return
+	}
+	name = strconv.Quote(name)
+	s.records++
+	rec, err := record.Decode(entry.Value)
+	switch {
+	case errors.Is(err, record.ErrNewerSchema):
+		s.newer = append(s.newer, name)
+		return
+	case err != nil:
+		s.unreadable = append(s.unreadable, name)
+		return
+	case rec.Kind != record.KindLock:
+		s.other = append(s.other, name)
+		return
+	}
+	gone := 0
+	for _, h := range rec.Holders {
+		if h.Revoked && s.now.Sub(entry.Created) > h.TTL+revokeTime {
+			s.revoked = append(s.revoked, name)
+			break
+		}
+	}
+	for _, h := range rec.Holders {
+		if l := s.leases; l != nil && (!l.live[h.Lease()] || l.stale[h.Lease()]) {
+			gone++
+		}
+	}
+	if gone > 0 && len(rec.Waiters) == 0 {
+		s.dead = append(s.dead, name)
+	}
+}

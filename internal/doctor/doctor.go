@@ -1,0 +1,129 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// stepTimeout bounds one question. What was not answered by then counts as not
+// answered: a program with a lock would be in trouble before.
+const stepTimeout = 5 * time.Second
+
+// Options says what to look at.
+type Options struct {
+	Fabric  string
+	Probes  int           // round trips to measure, at least 1
+	NoProbe bool          // write nothing
+	TTL     time.Duration // of the programs' locks
+	Strict  bool          // warnings and unknowns count
+	// Sync is the server's sync setting where it is known from elsewhere.
+	Sync string
+	// System is a connection to the system account, nil without one, and
+	// SystemError says why there is none although it was asked for.
+	System      *nats.Conn
+	SystemError error
+	Logger      *slog.Logger
+}
+
+// exam is one look at everything.
+type exam struct {
+	Options
+	nc     *nats.Conn
+	kv     *kv.Examiner
+	report *Report
+	rights rights
+	locks  *kv.BucketState // nil = not known
+	leases *kv.BucketState
+	void   bool // tokens would repeat, or nothing is granted: no probe
+
+	mu     sync.Mutex
+	denied func(error) // ends the present step
+}
+
+// Run looks at everything and reports. It takes over the connection's error
+// handler; make the connection with nats.ReconnectBufSize(-1). The error is
+// kv.ErrInvalidOption, or the context's.
+func Run(ctx context.Context, nc *nats.Conn, opts Options) (*Report, error) {
+	x, err := kv.NewExaminer(nc, kv.Config{Fabric: opts.Fabric})
+	if err != nil {
+		return nil, err
+	}
+	e := &exam{Options: opts, nc: nc, kv: x, report: &Report{Cluster: Cluster{Servers: []Member{}}, Fabric: Fabric{Name: opts.Fabric, Buckets: []Bucket{}}}}
+	// The server tells of a subject that is not allowed, and the request is never
+	// answered: no use in waiting.
+	nc.SetErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+		if errors.Is(err, nats.ErrPermissionViolation) {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			if e.denied != nil && !e.rights.known {
+				e.denied(err)
+			}
+		}
+	})
+	e.server()
+	e.permissions(ctx)
+	if e.jetStream(ctx) {
+		e.sync(ctx)
+		e.buckets(ctx)
+		e.incarnation(ctx)
+		e.content(ctx)
+	}
+	e.rtt(ctx)
+	e.writes(ctx)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	r := e.report
+	r.OK = r.Count(Problem) == 0
+	if e.Strict {
+		r.OK = r.Count(OK) == len(r.Findings)
+	}
+	return r, nil
+}
+
+// step runs one question, which ends in time, or when the server says that the
+// user may not ask it.
+func (e *exam) step(ctx context.Context, ask func(ctx context.Context) error) error {
+	limited, stop := context.WithTimeout(ctx, stepTimeout)
+	defer stop()
+	limited, cancel := context.WithCancelCause(limited)
+	defer cancel(nil)
+	set := func(f func(error)) {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.denied = f
+	}
+	set(cancel)
+	defer set(nil)
+	err := ask(limited)
+	if cause := context.Cause(limited); err != nil && errors.Is(cause, nats.ErrPermissionViolation) {
+		return cause
+	}
+	return err
+}
+
+// errMayNot says that the user's rights, which are known, don't suffice to ask.
+var errMayNot = errors.New("the user's rights do not suffice")
+
+// notAllowed reports whether an error is the server's refusal, or would be.
+func notAllowed(err error) bool {
+	return errors.Is(err, nats.ErrPermissionViolation) || errors.Is(err, errMayNot)
+}
+
+// reason says why something was not read, and remedy what to do.
+func reason(err error) (why, remedy string) {
+	if notAllowed(err) {
+		return "this user may not read it", grantIt
+	}
+	return err.Error(), "see the other findings, on the server and the buckets, and run doctor again"
+}
+
+// grantIt is the remedy for what the user may not do.
+const grantIt = "grant the user what docs/doctor.md lists under permissions, or run doctor as a user who may"

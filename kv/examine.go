@@ -1,0 +1,262 @@
+package kv
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	apiAccountInfo = "$JS.API.INFO"
+	apiStreamInfo  = "$JS.API.STREAM.INFO."
+	apiMessageGet  = "$JS.API.STREAM.MSG.GET."
+)
+
+// Examiner looks at a fabric without opening it: it creates nothing, writes
+// nothing, and copes with buckets that Open refuses.
+type Examiner struct {
+	nc   *nats.Conn
+	cfg  Config
+	trip RoundTripper
+}
+
+// NewExaminer returns an Examiner. Of cfg, Replicas and Memory are not used:
+// what a bucket has is told by its state. The error is ErrInvalidOption.
+func NewExaminer(nc *nats.Conn, cfg Config) (*Examiner, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	x := &Examiner{nc: nc, cfg: cfg, trip: cfg.Trip}
+	if x.trip == nil {
+		x.trip = nc.RequestMsgWithContext
+	}
+	return x, nil
+}
+
+// Usage is how much of one resource an account has in use.
+type Usage struct {
+	Resource string // "file storage", "memory storage", "streams" or "consumers"
+	Used     int64  // bytes, or a number
+	Limit    int64  // 0 or less = none
+}
+
+// AccountState is what JetStream tells about the connection's account.
+type AccountState struct {
+	APILevel int
+	TooOld   error // ErrServerTooOld, or nil
+	Usage    []Usage
+}
+
+// Account asks for the account's state. Errors: ErrNoJetStream, ErrUnavailable,
+// and the context's within them.
+func (x *Examiner) Account(ctx context.Context) (AccountState, error) {
+	var info jetstream.AccountInfo
+	if err := x.ask(ctx, apiAccountInfo, &info); err != nil {
+		return AccountState{}, openError("account", err)
+	}
+	s := AccountState{APILevel: info.API.Level}
+	if info.API.Level < apiLevel {
+		s.TooOld = tooOld(info.API.Level)
+	}
+	add := func(t jetstream.Tier) {
+		s.Usage = append(s.Usage,
+			Usage{"file storage", int64(t.Store), t.Limits.MaxStore},
+			Usage{"memory storage", int64(t.Memory), t.Limits.MaxMemory},
+			Usage{"streams", int64(t.Streams), int64(t.Limits.MaxStreams)},
+			Usage{"consumers", int64(t.Consumers), int64(t.Limits.MaxConsumers)})
+	}
+	if len(info.Tiers) == 0 {
+		add(info.Tier)
+	}
+	for _, t := range info.Tiers {
+		add(t)
+	}
+	return s, nil
+}
+
+// Peer is one replica of a bucket other than its leader.
+type Peer struct {
+	Name    string
+	Current bool // has what the leader has
+	Offline bool
+	Lag     uint64 // writes that it is behind
+}
+
+// BucketState is what is known of one bucket.
+type BucketState struct {
+	Bucket      string
+	Exists      bool // the other fields are set only then
+	Newer       error
+	Faults      []*ConfigError // every setting under which locking is not safe
+	Memory      bool           // kept in memory, not in files
+	Replicas    int
+	Clustered   bool
+	Leader      string // "" = there is none, when Clustered
+	Peers       []Peer
+	Incarnation string
+	FirstSeq    uint64 // the first revision, as configured
+	LastSeq     uint64
+}
+
+// Foreign reports whether the bucket was made by something else than this
+// package, so that its content means nothing.
+func (s *BucketState) Foreign() bool {
+	return len(s.Faults) == 1 && s.Faults[0].Field == fieldSchema
+}
+
+// Locks and Leases return the states of the fabric's buckets. That a bucket does
+// not exist is no error. Errors: ErrNoJetStream, ErrUnavailable.
+func (x *Examiner) Locks(ctx context.Context) (BucketState, error) {
+	return x.bucket(ctx, x.cfg.Fabric+"-locks")
+}
+
+// Leases is explained at Locks.
+func (x *Examiner) Leases(ctx context.Context) (BucketState, error) {
+	return x.bucket(ctx, x.cfg.Fabric+"-leases")
+}
+
+func (x *Examiner) bucket(ctx context.Context, name string) (BucketState, error) {
+	s := BucketState{Bucket: name}
+	var info jetstream.StreamInfo
+	err := x.ask(ctx, apiStreamInfo+streamName(name), &info)
+	var refused *jetstream.APIError
+	if errors.As(err, &refused) && refused.ErrorCode == codeStreamNotFound {
+		return s, nil
+	}
+	if err != nil {
+		return s, openError("bucket "+name, err)
+	}
+	s.Exists = true
+	s.Memory = info.Config.Storage == jetstream.MemoryStorage
+	s.Faults, s.Newer = Config{Fabric: x.cfg.Fabric, Memory: s.Memory}.faults(name, info.Config)
+	s.Replicas = info.Config.Replicas
+	s.Incarnation = info.Config.Metadata[metaIncarnation]
+	s.FirstSeq, s.LastSeq = info.Config.FirstSeq, info.State.LastSeq
+	if info.Cluster != nil && info.Cluster.Name != "" {
+		s.Clustered, s.Leader = true, info.Cluster.Leader
+		for _, p := range info.Cluster.Replicas {
+			s.Peers = append(s.Peers, Peer{Name: p.Name, Current: p.Current, Offline: p.Offline, Lag: p.Lag})
+		}
+	}
+	return s, nil
+}
+
+// Note is the fabric's own note, and what leases add to it.
+type Note struct {
+	Exists      bool
+	Incarnation string        // of the locks bucket that was noted
+	Quarantine  time.Duration // how long nothing is granted by whoever opens another one
+	HighWater   uint64        // the highest revision of the locks bucket that anybody noted
+}
+
+// Note reads the fabric's note. Errors: ErrUnsafeConfig when it can't be read,
+// ErrNewerSchema, ErrUnavailable.
+func (x *Examiner) Note(ctx context.Context) (Note, error) {
+	b, err := x.Open(ctx, x.cfg.Fabric+"-leases")
+	if err != nil {
+		return Note{}, err
+	}
+	high, err := highWater(ctx, b)
+	if err != nil {
+		return Note{}, err
+	}
+	e, err := b.Get(ctx, MetaKey)
+	if err != nil || e.Deleted {
+		return Note{HighWater: high}, err
+	}
+	m, err := b.parseNote(e)
+	if err != nil {
+		return Note{HighWater: high}, err
+	}
+	return Note{Exists: true, Incarnation: m.Incarnation, Quarantine: m.quarantine(), HighWater: high}, nil
+}
+
+// Open returns an existing bucket for reading, whatever its configuration. Don't
+// write to it. Errors: ErrUnavailable.
+func (x *Examiner) Open(ctx context.Context, name string) (*Bucket, error) {
+	js, err := jetstream.New(x.nc)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	view, err := js.KeyValue(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("%w: bucket %s: %w", ErrUnavailable, name, err)
+	}
+	return newBucket(x.nc, js, view, name, x.cfg.Trip), nil
+}
+
+// ask sends one request of the JetStream API and decodes its answer.
+func (x *Examiner) ask(ctx context.Context, subject string, into any) error {
+	reply, err := x.trip(ctx, &nats.Msg{Subject: subject})
+	if err != nil {
+		return err
+	}
+	var failed struct {
+		Error *jetstream.APIError `json:"error"`
+	}
+	if err := json.Unmarshal(reply.Data, &failed); err != nil {
+		return fmt.Errorf("unreadable answer: %w", err)
+	}
+	if failed.Error != nil {
+		return apiError(failed.Error)
+	}
+	if err := json.Unmarshal(reply.Data, into); err != nil {
+		return fmt.Errorf("unreadable answer: %w", err)
+	}
+	return nil
+}
+
+// apiError gives the refusals that nats.go has names for these names.
+func apiError(e *jetstream.APIError) error {
+	switch e.ErrorCode {
+	case jetstream.JSErrCodeJetStreamNotEnabledForAccount:
+		return fmt.Errorf("%w: %w", jetstream.ErrJetStreamNotEnabledForAccount, e)
+	case jetstream.JSErrCodeJetStreamNotEnabled:
+		return fmt.Errorf("%w: %w", jetstream.ErrJetStreamNotEnabled, e)
+	}
+	return e
+}
+
+// Right is one subject that a program with locks in the fabric needs.
+type Right struct {
+	Subject   string
+	Subscribe bool   // else publish
+	Helpful   bool   // without it locks are safe, and some things take longer
+	For       string // what needs it
+}
+
+// Rights lists what a user needs who makes no buckets, for both buckets.
+func (x *Examiner) Rights() []Right {
+	inbox := x.nc.Opts.InboxPrefix
+	if inbox == "" {
+		inbox = "_INBOX"
+	}
+	list := []Right{{Subject: inbox + ".>", Subscribe: true, For: "answers"}}
+	for _, bucket := range []string{x.cfg.Fabric + "-locks", x.cfg.Fabric + "-leases"} {
+		stream := streamName(bucket)
+		list = append(list,
+			Right{Subject: subjectPrefix(bucket) + ">", For: "writing " + bucket},
+			Right{Subject: apiStreamInfo + stream, For: "opening " + bucket},
+			Right{Subject: apiMessageGet + stream, For: "reading " + bucket},
+			Right{Subject: "$JS.API.CONSUMER.CREATE." + stream + ".>", For: "watching " + bucket},
+			Right{Subject: "$JS.API.CONSUMER.DELETE." + stream + ".>", For: "ending a watch of " + bucket},
+			Right{Subject: "$JS.FC." + stream + ".>", Helpful: true, For: "flow control of watches"},
+			Right{Subject: "$JS.EVENT.ADVISORY.STREAM.DELETED." + stream, Subscribe: true, Helpful: true, For: "news that the bucket was deleted"},
+		)
+	}
+	return list
+}
+
+// String returns the right as the server's configuration would name it.
+func (r Right) String() string {
+	if r.Subscribe {
+		return "subscribe " + strconv.Quote(r.Subject)
+	}
+	return "publish " + strconv.Quote(r.Subject)
+}
