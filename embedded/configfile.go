@@ -2,6 +2,7 @@ package embedded
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
@@ -92,9 +93,12 @@ func (c *config) fileOptions() (*natsserver.Options, error) {
 	return o, nil
 }
 
+// login is where the server quotes a URL that it can't read.
+var login = regexp.MustCompile(`://[^\s"]*@`)
+
 // fileError names the file, unless the text begins with the place in it.
 func (c *config) fileError(format string, args ...any) error {
-	text := fmt.Sprintf(format, args...)
+	text := login.ReplaceAllString(fmt.Sprintf(format, args...), "://xxxxx@")
 	if !strings.HasPrefix(text, c.configFile+":") {
 		text = c.configFile + ": " + text
 	}

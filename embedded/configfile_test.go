@@ -164,6 +164,11 @@ func TestConfigFileReload(t *testing.T) {
 	if err := s.Reload(); !errors.Is(err, embedded.ErrReload) {
 		t.Errorf("reload of what needs a restart: %v", err)
 	}
+	writeFile(t, path, conf+`authorization { users: [ { user: c, password: d } ] }
+websocket { listen: "127.0.0.1:-1", no_tls: true, authorization { user: w, password: hushhush } }`)
+	if err := s.Reload(); !errors.Is(err, embedded.ErrReload) || strings.Contains(err.Error(), "hushhush") {
+		t.Errorf("reload with another listener: %v", err)
+	}
 	allowed(t, s, "c", nats.UserInfo("c", "d"))
 }
 
@@ -214,8 +219,12 @@ func TestConfigFileErrors(t *testing.T) {
 			t.Errorf("file %q: %v", path, err)
 		}
 	}
+	path, _ := confFile(t, plainConf+"cluster { routes: [ \"nats-route://a:hushhush@host:port\" ] }")
+	if _, err := embedded.Start(testContext(t), embedded.WithConfigFile(path)); !errors.Is(err, embedded.ErrInvalidOption) || !strings.Contains(err.Error(), "route") || strings.Contains(err.Error(), "hushhush") {
+		t.Errorf("a route that can't be read: %v", err)
+	}
 	// What only the server finds is an error of the file, too.
-	path, _ := confFile(t, strings.Replace(plainConf, "server_name: one", "cluster { name: c, listen: \"127.0.0.1:-1\" }", 1))
+	path, _ = confFile(t, strings.Replace(plainConf, "server_name: one", "cluster { name: c, listen: \"127.0.0.1:-1\" }", 1))
 	if _, err := embedded.Start(testContext(t), embedded.WithConfigFile(path)); !errors.Is(err, embedded.ErrInvalidOption) {
 		t.Errorf("cluster without a name: %v", err)
 	}

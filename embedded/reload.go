@@ -3,6 +3,7 @@ package embedded
 import (
 	"fmt"
 	"path/filepath"
+	"strings"
 )
 
 // Reload reads the files again that the options name: certificates, keys and
@@ -31,7 +32,9 @@ func (s *Server) Reload() error {
 		return fmt.Errorf("%w: %w", ErrReload, err)
 	}
 	if err := s.srv.ReloadOptions(o); err != nil {
-		return fmt.Errorf("%w: %w", ErrReload, err)
+		// What comes after it are whole blocks of options, passwords included.
+		text, _, _ := strings.Cut(err.Error(), ": old=")
+		return fmt.Errorf("%w: %s", ErrReload, text)
 	}
 	s.access.Store(p.access)
 	p.log(s.cfg.logger)

@@ -87,6 +87,13 @@ func TestOnlyNKeys(t *testing.T) {
 	createBucket(t, connect(t, s.Connect), 1)
 }
 
+// The key of Connect opens nothing from outside, should it ever get there.
+func TestInternalKey(t *testing.T) {
+	s := start(t, embedded.WithTempStore(), embedded.WithListen(loopback), embedded.WithToken("t"))
+	refused(t, s, "the internal key", s.InternalKey())
+	connect(t, s.Connect, s.InternalKey())
+}
+
 func TestTLS(t *testing.T) {
 	ca := testca.New(t)
 	cert, key := ca.Issue(t, "server")
@@ -151,6 +158,19 @@ func TestReloadCertificates(t *testing.T) {
 	shutdown(t, s)
 	if err := s.Reload(); !errors.Is(err, embedded.ErrStopped) {
 		t.Errorf("reload of a stopped server: %v", err)
+	}
+}
+
+// All that a server in a cluster has stays as it was, and is read again.
+func TestReloadInCluster(t *testing.T) {
+	ca := testca.New(t)
+	cert, key := ca.Issue(t, "server")
+	s := start(t, embedded.WithTempStore(), embedded.WithListen(loopback), embedded.WithServerName("n"), embedded.WithMaxStore(1<<20),
+		embedded.WithCluster("c", loopback, "127.0.0.1:1", "nats-route://x:y@127.0.0.1:2"), embedded.WithClusterAuth("a", "b"), embedded.WithClusterTLS(cert, key, ca.File))
+	for range 2 {
+		if err := s.Reload(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

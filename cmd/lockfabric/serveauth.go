@@ -135,10 +135,21 @@ func secret(flag, file, env string) (string, error) {
 	return text, nil
 }
 
-// advise says in the words of the command line what to do about an open listener.
+// flags are the names that options have here, the longer ones first.
+var flags = strings.NewReplacer(
+	"WithTLS and WithClientCA", "--tls-cert, --tls-key and --tls-ca", "WithTLS", "--tls-cert and --tls-key", "WithClientCA", "--tls-ca",
+	"WithClusterTLS", "--cluster-tls-cert", "WithClusterAuth", "--cluster-user", "WithCluster", "--cluster-listen and --routes",
+	"WithConfigFile", "--config", "WithStoreDir", "--store", "WithServerName", "--name", "WithSync", "--sync", "WithListen", "--listen",
+	"WithUser", "--allow-user", "WithToken", "--token-file", "WithNKey", "--allow-nkey",
+)
+
+// advise says in the words of the command line what to do.
 func advise(err error) error {
 	var open *embedded.OpenListenerError
-	if !errors.As(err, &open) {
+	switch {
+	case errors.Is(err, embedded.ErrInvalidOption) && !errors.As(err, &open):
+		return usageError("serve: %s", strings.TrimPrefix(flags.Replace(err.Error()), embedded.ErrInvalidOption.Error()+": "))
+	case open == nil:
 		return err
 	}
 	where, how := "serve", "let in only whom you know with --allow-user, --token-file, --allow-nkey or --tls-verify"

@@ -262,7 +262,7 @@ func TestServeSecurityUsage(t *testing.T) {
 		"config, bad field":       {"", []string{"--config", text(t, "\n\nnonsense: 1\n"), "--store", store}, ":3:"},
 		"config, no JetStream":    {"", []string{"--config", text(t, `listen: "127.0.0.1:-1"`)}, "JetStream"},
 		"config, open":            {"", []string{"--config", text(t, "port: 4222"), "--store", store}, "--allow-remote"},
-		"config and store":        {"", []string{"--config", conf, "--store", store}, "store_dir"},
+		"config and store":        {"", []string{"--config", conf, "--store", store}, "both its store_dir and --store"},
 		"config and listen":       {"", []string{"--config", conf, "--listen", "127.0.0.1:0"}, "--listen"},
 		"config and user":         {"", []string{"--config", conf, "--allow-user", "bob"}, "--allow-user"},
 		"config and token":        {"", []string{"--config", conf, "--token-file", secret}, "--token-file"},
@@ -279,6 +279,9 @@ func TestServeSecurityUsage(t *testing.T) {
 			code, stdout, stderr := run(t, cmd)
 			if code != 64 || stdout != "" || !strings.Contains(stderr, tt.want) || strings.Count(stderr, "\n") != 1 {
 				t.Errorf("exit code %d, %q, %q, want %q", code, stdout, stderr, tt.want)
+			}
+			if strings.Contains(stderr, "With") {
+				t.Errorf("the message is about the library: %s", stderr)
 			}
 			if strings.Contains(stderr, "hushhush") {
 				t.Errorf("the message tells a secret: %s", stderr)
