@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"net"
 	"os"
@@ -28,11 +29,10 @@ type CA struct {
 // New makes an authority in a directory of the test.
 func New(t testing.TB) *CA {
 	t.Helper()
-	ca := &CA{dir: t.TempDir()}
-	tmpl := template("authority")
-	tmpl.IsCA, tmpl.BasicConstraintsValid, tmpl.KeyUsage = true, true, x509.KeyUsageCertSign
-	ca.cert, ca.key = tmpl, newKey(t)
-	ca.File, _ = ca.write(t, "ca", tmpl, ca.key)
+	ca, err := In(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
 	return ca
 }
 
@@ -41,11 +41,37 @@ func New(t testing.TB) *CA {
 // same name takes the place of the first.
 func (ca *CA) Issue(t testing.TB, name string) (certFile, keyFile string) {
 	t.Helper()
+	certFile, keyFile, err := ca.Sign(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return certFile, keyFile
+}
+
+// In makes an authority in dir, for those who have no test at hand.
+func In(dir string) (*CA, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	tmpl := template("authority")
+	tmpl.IsCA, tmpl.BasicConstraintsValid, tmpl.KeyUsage = true, true, x509.KeyUsageCertSign
+	ca := &CA{dir: dir, cert: tmpl, key: key}
+	ca.File, _, err = ca.write("ca", tmpl, key)
+	return ca, err
+}
+
+// Sign is Issue for those.
+func (ca *CA) Sign(name string) (certFile, keyFile string, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return "", "", err
+	}
 	tmpl := template(name)
 	tmpl.IPAddresses, tmpl.DNSNames = []net.IP{net.IPv4(127, 0, 0, 1)}, []string{"localhost"}
 	tmpl.KeyUsage = x509.KeyUsageDigitalSignature
 	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
-	return ca.write(t, name, tmpl, newKey(t))
+	return ca.write(name, tmpl, key)
 }
 
 func template(name string) *x509.Certificate {
@@ -58,30 +84,18 @@ func template(name string) *x509.Certificate {
 	}
 }
 
-func newKey(t testing.TB) *ecdsa.PrivateKey {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
-}
-
-func (ca *CA) write(t testing.TB, name string, tmpl *x509.Certificate, key *ecdsa.PrivateKey) (certFile, keyFile string) {
-	t.Helper()
+func (ca *CA) write(name string, tmpl *x509.Certificate, key *ecdsa.PrivateKey) (certFile, keyFile string, err error) {
 	cert, err := x509.CreateCertificate(rand.Reader, tmpl, ca.cert, &key.PublicKey, ca.key)
 	if err != nil {
-		t.Fatal(err)
+		return "", "", err
 	}
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		t.Fatal(err)
+		return "", "", err
 	}
 	certFile, keyFile = filepath.Join(ca.dir, name+".pem"), filepath.Join(ca.dir, name+".key")
-	for file, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: cert}, keyFile: {Type: "PRIVATE KEY", Bytes: pkcs8}} {
-		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return certFile, keyFile
+	return certFile, keyFile, errors.Join(
+		os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o600),
+		os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), 0o600),
+	)
 }
