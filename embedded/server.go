@@ -198,6 +198,9 @@ func (s *Server) Kill() { _ = s.Shutdown(context.Background()) }
 // has ended, so that the next owner finds files nobody writes to.
 func (s *Server) stop() {
 	defer close(s.stopped)
+	// A reload that has begun comes to its end first; later ones find it stopping.
+	s.reload.Lock()
+	defer s.reload.Unlock()
 	if s.srv != nil {
 		s.srv.Shutdown()
 		s.srv.WaitForShutdown()

@@ -66,6 +66,7 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err != nil {
 		return advise(err)
 	}
+	unhook := reloadOnHangup(srv, s)
 	ready := serving{URL: srv.ClientURL(), Store: srv.StoreDir(), Auth: srv.Auth(), TLS: srv.TLS(), PID: os.Getpid()}
 	if a := srv.ClusterAddr(); a != nil {
 		ready.Cluster = a.String()
@@ -74,10 +75,9 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		fmt.Fprintf(w, "serving %s from %s\n", ready.URL, printable(ready.Store))
 	})
 	if err == nil {
-		stop := reloadOnHangup(srv, s)
 		watchIdle(ctx, srv, v.IdleExit)
-		stop()
 	}
+	unhook()
 	return end(srv, err)
 }
 

@@ -37,7 +37,7 @@ type serveAuth struct {
 
 func (a *serveAuth) options() ([]embedded.Option, error) {
 	var opts []embedded.Option
-	password, err := secret("--password-file", a.PasswordFile, passwordEnv)
+	password, err := readSecret("--password-file", a.PasswordFile, passwordEnv)
 	switch {
 	case err != nil:
 		return nil, err
@@ -48,7 +48,7 @@ func (a *serveAuth) options() ([]embedded.Option, error) {
 	case password != "": // set for nothing, it would only seem to protect
 		return nil, usageError("serve: --password-file and %s need --allow-user", passwordEnv)
 	}
-	token, err := secret("--token-file", a.TokenFile, "")
+	token, err := readSecret("--token-file", a.TokenFile, "")
 	switch {
 	case err != nil:
 		return nil, err
@@ -80,7 +80,7 @@ func (a *serveAuth) options() ([]embedded.Option, error) {
 // clusterOptions is what goes with --cluster-listen.
 func (a *serveAuth) clusterOptions() ([]embedded.Option, error) {
 	var opts []embedded.Option
-	password, err := secret("--cluster-password-file", a.ClusterPasswordFile, clusterPasswordEnv)
+	password, err := readSecret("--cluster-password-file", a.ClusterPasswordFile, clusterPasswordEnv)
 	switch {
 	case err != nil:
 		return nil, err
@@ -112,9 +112,9 @@ func (a *serveAuth) forCluster() bool {
 	return a.ClusterUser+a.ClusterPasswordFile+a.ClusterTLSCert+a.ClusterTLSKey+a.ClusterTLSCA != ""
 }
 
-// secret reads a secret from the file, or else from the environment. A line
+// readSecret reads a secret from the file, or else from the environment. A line
 // break at the end is not part of it.
-func secret(flag, file, env string) (string, error) {
+func readSecret(flag, file, env string) (string, error) {
 	switch {
 	case file == "" && env == "":
 		return "", nil
@@ -135,8 +135,8 @@ func secret(flag, file, env string) (string, error) {
 	return text, nil
 }
 
-// flags are the names that options have here, the longer ones first.
-var flags = strings.NewReplacer(
+// flagNames are the names that options have here, the longer ones first.
+var flagNames = strings.NewReplacer(
 	"WithTLS and WithClientCA", "--tls-cert, --tls-key and --tls-ca", "WithTLS", "--tls-cert and --tls-key", "WithClientCA", "--tls-ca",
 	"WithClusterTLS", "--cluster-tls-cert", "WithClusterAuth", "--cluster-user", "WithCluster", "--cluster-listen and --routes",
 	"WithConfigFile", "--config", "WithStoreDir", "--store", "WithServerName", "--name", "WithSync", "--sync", "WithListen", "--listen",
@@ -148,7 +148,7 @@ func advise(err error) error {
 	var open *embedded.OpenListenerError
 	switch {
 	case errors.Is(err, embedded.ErrInvalidOption) && !errors.As(err, &open):
-		return usageError("serve: %s", strings.TrimPrefix(flags.Replace(err.Error()), embedded.ErrInvalidOption.Error()+": "))
+		return usageError("serve: %s", strings.TrimPrefix(flagNames.Replace(err.Error()), embedded.ErrInvalidOption.Error()+": "))
 	case open == nil:
 		return err
 	}

@@ -21,8 +21,8 @@ import (
 	"github.com/lockfabric/lockfabric/internal/testca"
 )
 
-// text writes a file of the test and returns its path.
-func text(t *testing.T, content string) string {
+// tempFile writes a file of the test and returns its path.
+func tempFile(t *testing.T, content string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
@@ -31,9 +31,9 @@ func text(t *testing.T, content string) string {
 	return path
 }
 
-// serve starts a server, in a fresh store unless a file names one, and returns
+// startServe starts a server, in a fresh store unless a file names one, and returns
 // what it says when it is ready.
-func serve(t *testing.T, env []string, args ...string) (*proc, serving) {
+func startServe(t *testing.T, env []string, args ...string) (*proc, serving) {
 	t.Helper()
 	cmd := bare(t, append([]string{"--output", "json", "--log-level", "warn", "serve"}, args...)...)
 	cmd.Env = append(cmd.Env, env...)
@@ -52,8 +52,8 @@ func serve(t *testing.T, env []string, args ...string) (*proc, serving) {
 	return p, got
 }
 
-// locks takes a lock there, or reports why that can't be.
-func locks(t *testing.T, url string, opts ...nats.Option) error {
+// lockAt takes a lock there, or reports why that can't be.
+func lockAt(t *testing.T, url string, opts ...nats.Option) error {
 	t.Helper()
 	m, err := fabric.Connect(t.Context(), url, fabric.WithNATS(opts...))
 	if err != nil {
@@ -67,10 +67,10 @@ func locks(t *testing.T, url string, opts ...nats.Option) error {
 	return l.Release(t.Context())
 }
 
-// check wants one of the clients let in and all others not.
-func check(t *testing.T, url string, good []nats.Option, bad map[string][]nats.Option) {
+// admitsOnly wants one of the clients let in and all others not.
+func admitsOnly(t *testing.T, url string, good []nats.Option, bad map[string][]nats.Option) {
 	t.Helper()
-	if err := locks(t, url, good...); err != nil {
+	if err := lockAt(t, url, good...); err != nil {
 		t.Errorf("right credentials: %v", err)
 	}
 	for name, opts := range bad {
@@ -89,19 +89,19 @@ func TestServeUser(t *testing.T) {
 		"a wrong password": {nats.UserInfo("bob", "guess")},
 		"an unknown user":  {nats.UserInfo("eve", "open sesame")},
 	}
-	_, s := serve(t, nil, "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--allow-user", "bob", "--password-file", text(t, "open sesame\n"))
+	_, s := startServe(t, nil, "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--allow-user", "bob", "--password-file", tempFile(t, "open sesame\n"))
 	if !s.Auth || s.TLS || !strings.HasPrefix(s.URL, "nats://") {
 		t.Errorf("%+v", s)
 	}
-	check(t, s.URL, []nats.Option{nats.UserInfo("bob", "open sesame")}, bad)
-	_, s = serve(t, []string{passwordEnv + "=open sesame"}, "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--allow-user", "bob")
-	check(t, s.URL, []nats.Option{nats.UserInfo("bob", "open sesame")}, bad)
+	admitsOnly(t, s.URL, []nats.Option{nats.UserInfo("bob", "open sesame")}, bad)
+	_, s = startServe(t, []string{passwordEnv + "=open sesame"}, "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--allow-user", "bob")
+	admitsOnly(t, s.URL, []nats.Option{nats.UserInfo("bob", "open sesame")}, bad)
 }
 
 func TestServeToken(t *testing.T) {
 	t.Parallel()
-	_, s := serve(t, nil, "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--token-file", text(t, "open sesame"))
-	check(t, s.URL, []nats.Option{nats.Token("open sesame")}, map[string][]nats.Option{"nobody": nil, "a wrong token": {nats.Token("guess")}})
+	_, s := startServe(t, nil, "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--token-file", tempFile(t, "open sesame"))
+	admitsOnly(t, s.URL, []nats.Option{nats.Token("open sesame")}, map[string][]nats.Option{"nobody": nil, "a wrong token": {nats.Token("guess")}})
 }
 
 // userKey returns a public key and the way to prove to have the private one.
@@ -123,9 +123,9 @@ func TestServeNkeys(t *testing.T) {
 	alice, asAlice := userKey(t)
 	bob, asBob := userKey(t)
 	_, asEve := userKey(t)
-	_, s := serve(t, nil, "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--allow-nkey", alice, "--allow-nkey", bob)
+	_, s := startServe(t, nil, "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--allow-nkey", alice, "--allow-nkey", bob)
 	for _, o := range []nats.Option{asAlice, asBob} {
-		check(t, s.URL, []nats.Option{o}, map[string][]nats.Option{"nobody": nil, "an unknown key": {asEve}})
+		admitsOnly(t, s.URL, []nats.Option{o}, map[string][]nats.Option{"nobody": nil, "an unknown key": {asEve}})
 	}
 }
 
@@ -133,11 +133,11 @@ func TestServeTLS(t *testing.T) {
 	t.Parallel()
 	ca := testca.New(t)
 	cert, key := ca.Issue(t, "server")
-	p, s := serve(t, nil, "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--tls-cert", cert, "--tls-key", key)
+	p, s := startServe(t, nil, "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--tls-cert", cert, "--tls-key", key)
 	if s.Auth || !s.TLS || !strings.HasPrefix(s.URL, "tls://") {
 		t.Errorf("%+v", s)
 	}
-	check(t, s.URL, []nats.Option{nats.RootCAs(ca.File)}, map[string][]nats.Option{"who trusts others": {nats.RootCAs(testca.New(t).File)}})
+	admitsOnly(t, s.URL, []nats.Option{nats.RootCAs(ca.File)}, map[string][]nats.Option{"who trusts others": {nats.RootCAs(testca.New(t).File)}})
 
 	// A new certificate counts after a SIGHUP.
 	next := testca.New(t)
@@ -161,7 +161,7 @@ func TestServeTLS(t *testing.T) {
 	}
 	p.signal(syscall.SIGHUP)
 	eventually(t, "word of a reload that failed", func() bool { return strings.Contains(p.err.String(), cert) })
-	if err := locks(t, s.URL, nats.RootCAs(next.File)); err != nil {
+	if err := lockAt(t, s.URL, nats.RootCAs(next.File)); err != nil {
 		t.Errorf("after a reload that failed: %v", err)
 	}
 	p.signal(killable)
@@ -172,11 +172,11 @@ func TestServeMutualTLS(t *testing.T) {
 	t.Parallel()
 	ca := testca.New(t)
 	cert, key := ca.Issue(t, "server")
-	_, s := serve(t, nil, "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--tls-cert", cert, "--tls-key", key, "--tls-ca", ca.File, "--tls-verify")
+	_, s := startServe(t, nil, "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--tls-cert", cert, "--tls-key", key, "--tls-ca", ca.File, "--tls-verify")
 	if !s.Auth || !s.TLS {
 		t.Errorf("%+v", s)
 	}
-	check(t, s.URL, []nats.Option{nats.RootCAs(ca.File), nats.ClientCert(ca.Issue(t, "client"))}, map[string][]nats.Option{
+	admitsOnly(t, s.URL, []nats.Option{nats.RootCAs(ca.File), nats.ClientCert(ca.Issue(t, "client"))}, map[string][]nats.Option{
 		"a client without a certificate":    {nats.RootCAs(ca.File)},
 		"a client with one of other people": {nats.RootCAs(ca.File), nats.ClientCert(testca.New(t).Issue(t, "client"))},
 	})
@@ -185,16 +185,16 @@ func TestServeMutualTLS(t *testing.T) {
 func TestServeConfig(t *testing.T) {
 	t.Parallel()
 	store := filepath.Join(t.TempDir(), "store")
-	conf := text(t, fmt.Sprintf(`
+	conf := tempFile(t, fmt.Sprintf(`
 listen: "127.0.0.1:-1"
 jetstream { store_dir: %q, sync_interval: "1m" }
 accounts { APP { jetstream: enabled, users: [ { user: app, password: secret } ] } }
 `, store))
-	p, s := serve(t, nil, "--config", conf)
+	p, s := startServe(t, nil, "--config", conf)
 	if !s.Auth || s.TLS || s.Store != store {
 		t.Errorf("%+v", s)
 	}
-	check(t, s.URL, []nats.Option{nats.UserInfo("app", "secret")}, map[string][]nats.Option{"nobody": nil, "a wrong password": {nats.UserInfo("app", "guess")}})
+	admitsOnly(t, s.URL, []nats.Option{nats.UserInfo("app", "secret")}, map[string][]nats.Option{"nobody": nil, "a wrong password": {nats.UserInfo("app", "guess")}})
 	if log := p.err.String(); strings.Count(log, "sync_interval") != 2 || !strings.Contains(log, `"1m0s"`) {
 		t.Errorf("not one warning about sync_interval:\n%s", log)
 	}
@@ -205,12 +205,12 @@ accounts { APP { jetstream: enabled, users: [ { user: app, password: secret } ] 
 	p.exits(0)
 
 	// With a store and a name from the command line, and nothing said of sync.
-	plain := text(t, `listen: "127.0.0.1:-1"`)
-	p, s = serve(t, nil, "--config", plain, "--store", store, "--name", "n", "--idle-exit", "1h")
+	plain := tempFile(t, `listen: "127.0.0.1:-1"`)
+	p, s = startServe(t, nil, "--config", plain, "--store", store, "--name", "n", "--idle-exit", "1h")
 	if s.Auth || s.Store != store || p.err.String() != "" {
 		t.Errorf("%+v, %s", s, p.err)
 	}
-	if err := locks(t, s.URL); err != nil {
+	if err := lockAt(t, s.URL); err != nil {
 		t.Error(err)
 	}
 }
@@ -221,8 +221,8 @@ func TestServeSecurityUsage(t *testing.T) {
 	cert, key := ca.Issue(t, "server")
 	public, _ := userKey(t)
 	store := t.TempDir()
-	secret := text(t, "hushhush")
-	conf := text(t, fmt.Sprintf("listen: \"127.0.0.1:-1\"\njetstream { store_dir: %q }\n", store))
+	secret := tempFile(t, "hushhush")
+	conf := tempFile(t, fmt.Sprintf("listen: \"127.0.0.1:-1\"\njetstream { store_dir: %q }\n", store))
 	none := filepath.Join(t.TempDir(), "none")
 	own := []string{"--store", store, "--listen", "127.0.0.1:0"}
 	cluster := slices.Concat(own, []string{"--name", "n", "--cluster-listen", "127.0.0.1:0", "--routes", "127.0.0.1:1"})
@@ -235,8 +235,8 @@ func TestServeSecurityUsage(t *testing.T) {
 		"password, no user":       {"", append(own, "--password-file", secret), "--allow-user"},
 		"password in the air":     {passwordEnv + "=hushhush", own, "--allow-user"},
 		"password missing":        {"", append(own, "--allow-user", "bob", "--password-file", none), none},
-		"password empty":          {"", append(own, "--allow-user", "bob", "--password-file", text(t, "\n")), "empty"},
-		"two passwords":           {"", append(own, "--allow-user", "bob", "--password-file", text(t, "hushhush\nb\n")), "more than one line"},
+		"password empty":          {"", append(own, "--allow-user", "bob", "--password-file", tempFile(t, "\n")), "empty"},
+		"two passwords":           {"", append(own, "--allow-user", "bob", "--password-file", tempFile(t, "hushhush\nb\n")), "more than one line"},
 		"bad name":                {"", append(own, "--allow-user", "b b", "--password-file", secret), "name"},
 		"token missing":           {"", append(own, "--token-file", none), none},
 		"token and user":          {"", append(own, "--token-file", secret, "--allow-user", "bob", "--password-file", secret), "choose one"},
@@ -258,10 +258,10 @@ func TestServeSecurityUsage(t *testing.T) {
 		"cluster, half of TLS":    {"", slices.Concat(cluster, []string{"--cluster-tls-cert", cert, "--cluster-tls-key", key}), "--cluster-tls-ca"},
 		"cluster, broken TLS":     {"", slices.Concat(cluster, []string{"--cluster-tls-cert", cert, "--cluster-tls-key", key, "--cluster-tls-ca", secret}), secret},
 		"config missing":          {"", []string{"--config", none}, none},
-		"config broken":           {"", []string{"--config", text(t, "jetstream {\n")}, "line 2"},
-		"config, bad field":       {"", []string{"--config", text(t, "\n\nnonsense: 1\n"), "--store", store}, ":3:"},
-		"config, no JetStream":    {"", []string{"--config", text(t, `listen: "127.0.0.1:-1"`)}, "JetStream"},
-		"config, open":            {"", []string{"--config", text(t, "port: 4222"), "--store", store}, "--allow-remote"},
+		"config broken":           {"", []string{"--config", tempFile(t, "jetstream {\n")}, "line 2"},
+		"config, bad field":       {"", []string{"--config", tempFile(t, "\n\nnonsense: 1\n"), "--store", store}, ":3:"},
+		"config, no JetStream":    {"", []string{"--config", tempFile(t, `listen: "127.0.0.1:-1"`)}, "JetStream"},
+		"config, open":            {"", []string{"--config", tempFile(t, "port: 4222"), "--store", store}, "--allow-remote"},
 		"config and store":        {"", []string{"--config", conf, "--store", store}, "both its store_dir and --store"},
 		"config and listen":       {"", []string{"--config", conf, "--listen", "127.0.0.1:0"}, "--listen"},
 		"config and user":         {"", []string{"--config", conf, "--allow-user", "bob"}, "--allow-user"},
@@ -298,10 +298,10 @@ func TestServeSecureCluster(t *testing.T) {
 	routes := freeAddrs(t, 4)
 	dir := t.TempDir()
 	node := func(i int, auth ...string) (*proc, serving) {
-		return serve(t, nil, append(auth, "--store", filepath.Join(dir, fmt.Sprint(i)), "--listen", "127.0.0.1:0", "--name", fmt.Sprintf("node%d", i),
-			"--cluster-listen", routes[i], "--routes", strings.Join(routes[:3], ","), "--allow-user", "bob", "--password-file", text(t, "open sesame"))...)
+		return startServe(t, nil, append(auth, "--store", filepath.Join(dir, fmt.Sprint(i)), "--listen", "127.0.0.1:0", "--name", fmt.Sprintf("node%d", i),
+			"--cluster-listen", routes[i], "--routes", strings.Join(routes[:3], ","), "--allow-user", "bob", "--password-file", tempFile(t, "open sesame"))...)
 	}
-	login := []string{"--cluster-user", "fabric", "--cluster-password-file", text(t, "rosebud")}
+	login := []string{"--cluster-user", "fabric", "--cluster-password-file", tempFile(t, "rosebud")}
 	tls := []string{"--cluster-tls-cert", cert, "--cluster-tls-key", key, "--cluster-tls-ca", ca.File}
 	var urls []string
 	var nodes []*proc
@@ -310,7 +310,7 @@ func TestServeSecureCluster(t *testing.T) {
 		nodes, urls = append(nodes, p), append(urls, s.URL)
 	}
 	bob := nats.UserInfo("bob", "open sesame")
-	eventually(t, "lock from the cluster", func() bool { return locks(t, strings.Join(urls, ","), bob) == nil })
+	eventually(t, "lock from the cluster", func() bool { return lockAt(t, strings.Join(urls, ","), bob) == nil })
 
 	// Each stranger knows where the others are. They say that they refuse it, and
 	// it stays alone: without a majority it has no JetStream.
@@ -318,7 +318,7 @@ func TestServeSecureCluster(t *testing.T) {
 		auth []string
 		word string
 	}{
-		"wrong password":              {append([]string{"--cluster-user", "fabric", "--cluster-password-file", text(t, "guess")}, tls...), "authentication error"},
+		"wrong password":              {append([]string{"--cluster-user", "fabric", "--cluster-password-file", tempFile(t, "guess")}, tls...), "authentication error"},
 		"no password":                 {tls, "authentication error"},
 		"no TLS":                      {login, "handshake error"},
 		"certificate of other people": {append(login[:4:4], "--cluster-tls-cert", otherCert, "--cluster-tls-key", otherKey, "--cluster-tls-ca", ca.File), "handshake error"},
@@ -345,7 +345,7 @@ func TestServeSecureCluster(t *testing.T) {
 		p.signal(killable)
 		p.exits(0)
 	}
-	if err := locks(t, strings.Join(urls, ","), bob); err != nil {
+	if err := lockAt(t, strings.Join(urls, ","), bob); err != nil {
 		t.Error(err)
 	}
 	for _, p := range nodes {
