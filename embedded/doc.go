@@ -18,18 +18,31 @@
 //     it survives the end of the process, but a power failure or a crash of
 //     the operating system may lose the acknowledged writes of the last
 //     interval; locks granted in that time can then be granted again.
-//   - A listener is on a loopback address unless [WithAllowNonLoopback] is
-//     given. There is no encryption, and no authentication without [WithToken]:
-//     whoever reaches the address owns the store. In-process connections always
-//     work.
+//   - A listener that other hosts reach asks who they are, unless
+//     [WithAllowNonLoopback] is given: Start refuses it otherwise, see
+//     [OpenListenerError]. On loopback nobody is asked without [WithUser],
+//     [WithToken], [WithNKey] or [WithClientCA]: every user of the host may use
+//     the store then. [WithTLS] encrypts; without it a server that others reach
+//     logs a warning.
+//   - The servers of a cluster ask each other with [WithClusterAuth] or
+//     [WithClusterTLS]. On an address that other hosts reach one is needed.
+//   - [Server.Connect] works with all of them, with a key of its own that is good
+//     inside the process only. The exception is said at [ErrCredentials].
+//
+// # Configuration files
+//
+// [WithConfigFile] takes everything from a file of nats-server instead. What this
+// package promises stays: writes are synced unless the file says otherwise, the
+// store is one server's, and the addresses are checked. [Server.Reload] reads the
+// file, and certificates, again.
 //
 // # How it fails
 //
-// Everything that can be wrong is an error of Start: nonsense options are
-// [ErrInvalidOption], a store that belongs to another server is
-// [ErrStoreInUse], and whatever makes the server give up (an address in use, a
-// store it can't read) is [ErrStartFailed] with the server's own reason. The
-// server never ends the process and installs no signal handlers.
+// Everything that can be wrong is an error of Start: nonsense options, and files
+// that can't be used, are [ErrInvalidOption], a store that belongs to another
+// server is [ErrStoreInUse], and whatever makes the server give up (an address in
+// use, a store it can't read) is [ErrStartFailed] with the server's own reason.
+// The server never ends the process and installs no signal handlers.
 //
 //	         Start                     Shutdown
 //	(none) --------> starting --> ready --------> stopping --> stopped

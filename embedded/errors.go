@@ -22,6 +22,17 @@ var (
 	// server's reason. The store lock has been released.
 	ErrStartFailed = errors.New("embedded: server failed to start")
 
+	// ErrCredentials is returned by Connect when the server's accounts are those of
+	// a configuration file, or of an operator, and it does not know in which of
+	// them the caller belongs: pass nats options with credentials to Connect, such
+	// as nats.UserInfo or nats.UserCredentials.
+	ErrCredentials = errors.New("embedded: the connection needs credentials")
+
+	// ErrReload is returned by Reload when the running server can't take over a
+	// change, such as another address or store. It goes on as before; restart it
+	// for the change.
+	ErrReload = errors.New("embedded: change needs a restart")
+
 	// ErrStopped is returned by Connect once Shutdown has begun. Start a new
 	// server on the same store directory.
 	ErrStopped = errors.New("embedded: server is stopped")
@@ -60,3 +71,32 @@ func (e *StoreInUseError) Error() string {
 
 // Is reports whether target is ErrStoreInUse.
 func (e *StoreInUseError) Is(target error) bool { return target == ErrStoreInUse }
+
+// OpenListenerError is returned by Start for a listener that other hosts reach
+// and that asks nobody who they are. It matches ErrInvalidOption with errors.Is.
+type OpenListenerError struct {
+	// Listener is "client" or "cluster", or with a configuration file another
+	// of its listeners: "websocket", "mqtt", "leafnodes", "gateway".
+	Listener string
+	// Addr is its address, host:port.
+	Addr string
+	// File is the configuration file, empty without one.
+	File string
+}
+
+func (e *OpenListenerError) Error() string {
+	what, how := "WithListen", "add WithUser, WithToken, WithNKey or WithClientCA"
+	switch {
+	case e.File != "" && e.Listener == "client":
+		what, how = e.File, "add authorization or accounts, or tls with verify and ca_file"
+	case e.File != "":
+		what, how = e.File+": "+e.Listener, "add authorization, or tls with verify and ca_file, to it"
+	case e.Listener == "cluster":
+		what, how = "WithCluster", "add WithClusterAuth or WithClusterTLS"
+	}
+	return fmt.Sprintf("%v: %s: %s is not a loopback address, and nobody is asked who they are; "+
+		"%s, listen on 127.0.0.1, or add WithAllowNonLoopback if everybody who can reach it may use it", ErrInvalidOption, what, e.Addr, how)
+}
+
+// Is reports whether target is ErrInvalidOption.
+func (e *OpenListenerError) Is(target error) bool { return target == ErrInvalidOption }

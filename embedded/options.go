@@ -24,9 +24,13 @@ type config struct {
 	maxStore      int64
 	maxMemory     int64
 	name          string
-	token         string
+	auth          clientAuth
+	tls           tlsFiles
 	logger        *slog.Logger
 	cluster       *clusterOptions
+	routeAuth     routeAuth
+	configFile    string
+	syncSet       bool // by WithSync
 }
 
 // clusterOptions is what WithCluster and the cluster helper fill in.
@@ -64,15 +68,16 @@ func WithTempStore() Option {
 // WithSync says when writes reach the disk. The default is SyncAlways.
 func WithSync(mode SyncMode) Option {
 	return func(c *config) error {
-		c.sync = mode
+		c.sync, c.syncSet = mode, true
 		return mode.validate("WithSync")
 	}
 }
 
 // WithListen opens a TCP listener for clients on addr, "host:port"; port 0
 // picks a free one, see Server.ClientURL. Without this option there is no
-// listener and only Server.Connect reaches the server. The host must be a
-// loopback address unless WithAllowNonLoopback is given too.
+// listener and only Server.Connect reaches the server. An address that other
+// hosts reach needs authentication: WithUser, WithToken, WithNKey or
+// WithClientCA; or WithAllowNonLoopback.
 func WithListen(addr string) Option {
 	return func(c *config) error {
 		if addr == "" {
@@ -83,9 +88,10 @@ func WithListen(addr string) Option {
 	}
 }
 
-// WithAllowNonLoopback allows WithListen and WithCluster to use addresses that
-// other hosts can reach. The server has neither authentication nor encryption:
-// do this only on a network where everybody may take and break every lock.
+// WithAllowNonLoopback allows listeners for clients and for other servers that
+// other hosts can reach and that ask nobody who they are: do this only on a
+// network where everybody may take and break every lock. A listener with
+// authentication needs no such permission.
 func WithAllowNonLoopback() Option {
 	return func(c *config) error {
 		c.allowExternal = true
@@ -130,20 +136,6 @@ func WithServerName(name string) Option {
 	}
 }
 
-// WithToken makes the listener ask every client for this secret: give the same
-// to nats.Token, or write it before the host in the URL, "nats://token@host:port".
-// Without it whoever reaches the listener, every user of this host for example,
-// may take and break every lock. Server.Connect brings it along.
-func WithToken(token string) Option {
-	return func(c *config) error {
-		if token == "" {
-			return fmt.Errorf("%w: WithToken: the token is empty; leave the option out for a server that is open to everybody", ErrInvalidOption)
-		}
-		c.token = token
-		return nil
-	}
-}
-
 // WithLogger sends the server's log to l. Without it, or with nil, the server
 // is silent.
 func WithLogger(l *slog.Logger) Option {
@@ -183,57 +175,74 @@ func newConfig(opts []Option) (*config, error) {
 			return nil, err
 		}
 	}
-	switch {
-	case c.storeDir == "" && !c.tempStore:
-		return nil, fmt.Errorf("%w: no store; give WithStoreDir, or WithTempStore for one that is thrown away", ErrInvalidOption)
-	case c.storeDir != "" && c.tempStore:
-		return nil, fmt.Errorf("%w: both WithStoreDir and WithTempStore; choose one", ErrInvalidOption)
-	case c.cluster != nil && c.name == "":
-		return nil, fmt.Errorf("%w: WithCluster needs WithServerName, a name that stays the same across restarts", ErrInvalidOption)
-	case c.cluster != nil && len(c.cluster.routes) == 0:
-		return nil, fmt.Errorf("%w: WithCluster needs routes, the cluster addresses of all servers", ErrInvalidOption)
-	case c.cluster != nil && c.listen == "":
-		// The server opens its cluster port only after its client port.
-		return nil, fmt.Errorf("%w: WithCluster needs WithListen, 127.0.0.1:0 will do", ErrInvalidOption)
-	}
-	return c, nil
+	return c, c.validate()
 }
 
-// serverOptions translates into the server's own options.
-func (c *config) serverOptions(dir string) (*natsserver.Options, error) {
+// validate looks at how the options fit together.
+func (c *config) validate() error {
+	switch {
+	case c.storeDir != "" && c.tempStore:
+		return fmt.Errorf("%w: both WithStoreDir and WithTempStore; choose one", ErrInvalidOption)
+	case c.configFile != "":
+		return c.checkAlone()
+	case c.storeDir == "" && !c.tempStore:
+		return fmt.Errorf("%w: no store; give WithStoreDir, or WithTempStore for one that is thrown away", ErrInvalidOption)
+	case c.cluster != nil && c.name == "":
+		return fmt.Errorf("%w: WithCluster needs WithServerName, a name that stays the same across restarts", ErrInvalidOption)
+	case c.cluster != nil && len(c.cluster.routes) == 0:
+		return fmt.Errorf("%w: WithCluster needs routes, the cluster addresses of all servers", ErrInvalidOption)
+	case c.cluster != nil && c.listen == "":
+		// The server opens its cluster port only after its client port.
+		return fmt.Errorf("%w: WithCluster needs WithListen, 127.0.0.1:0 will do", ErrInvalidOption)
+	case c.cluster == nil && c.routeAuth != routeAuth{}:
+		return fmt.Errorf("%w: WithClusterAuth or WithClusterTLS without WithCluster", ErrInvalidOption)
+	case c.tls.cert != "" && c.listen == "":
+		return fmt.Errorf("%w: WithTLS needs WithListen; without a listener there is nothing to encrypt", ErrInvalidOption)
+	case c.tls.ca != "" && c.tls.cert == "":
+		return fmt.Errorf("%w: WithClientCA needs WithTLS, the server's own certificate", ErrInvalidOption)
+	}
+	return c.auth.validate()
+}
+
+// serverOptions translates into the server's own options. What it returns was not
+// used yet, so that it can be called again for a reload.
+func (c *config) serverOptions() (*natsserver.Options, error) {
+	if c.configFile != "" {
+		return c.fileOptions()
+	}
 	o := &natsserver.Options{
-		ServerName:             c.name,
-		Authorization:          c.token,
-		JetStream:              true,
-		StoreDir:               dir,
-		JetStreamMaxStore:      c.maxStore,
-		JetStreamMaxMemory:     c.maxMemory,
-		NoSigs:                 true,
-		NoLog:                  true,
-		DisableJetStreamBanner: true,
-		DontListen:             c.listen == "",
+		ServerName:         c.name,
+		JetStream:          true,
+		StoreDir:           c.storeDir,
+		JetStreamMaxStore:  c.maxStore,
+		JetStreamMaxMemory: c.maxMemory,
+		DontListen:         c.listen == "",
 	}
-	if c.sync == SyncAlways {
-		o.SyncAlways = true
-	} else {
-		o.SyncInterval = time.Duration(c.sync)
-	}
+	c.applySync(o)
+	c.auth.apply(o)
+	var err error
 	if c.listen != "" {
-		host, port, err := c.splitAddr("WithListen", c.listen)
-		if err != nil {
+		if o.Host, o.Port, err = splitAddr("WithListen", c.listen); err != nil {
 			return nil, err
 		}
-		o.Host, o.Port = host, port
+	}
+	if c.tls.cert != "" {
+		option := "WithTLS"
+		if c.tls.ca != "" {
+			option = "WithTLS and WithClientCA"
+		}
+		if o.TLSConfig, err = c.tls.load(option); err != nil {
+			return nil, err
+		}
+		o.TLS, o.TLSVerify, o.TLSTimeout = true, c.tls.ca != "", tlsTimeout
 	}
 	if c.cluster == nil {
 		return o, nil
 	}
-	host, port, err := c.splitAddr("WithCluster", c.cluster.listen)
-	if err != nil {
+	if o.Cluster.Host, o.Cluster.Port, err = splitAddr("WithCluster", c.cluster.listen); err != nil {
 		return nil, err
 	}
 	o.Cluster.Name = c.cluster.name
-	o.Cluster.Host, o.Cluster.Port = host, port
 	o.Cluster.Advertise = c.cluster.advertise
 	// Clients keep to the addresses they were given; those of other nodes, as
 	// this server sees them, may not be reachable from where a client is.
@@ -245,12 +254,20 @@ func (c *config) serverOptions(dir string) (*natsserver.Options, error) {
 		}
 		o.Routes = append(o.Routes, u)
 	}
-	return o, nil
+	return o, c.routeAuth.apply(o)
+}
+
+func (c *config) applySync(o *natsserver.Options) {
+	if c.sync == SyncAlways {
+		o.SyncAlways = true
+	} else {
+		o.SyncInterval = time.Duration(c.sync)
+	}
 }
 
 // splitAddr checks addr and returns host and port as the server wants them:
 // its 0 means "the default port", -1 means "any free one".
-func (c *config) splitAddr(option, addr string) (host string, port int, err error) {
+func splitAddr(option, addr string) (host string, port int, err error) {
 	host, p, err := net.SplitHostPort(addr)
 	if err != nil {
 		return "", 0, fmt.Errorf("%w: %s(%q): give host:port such as 127.0.0.1:0", ErrInvalidOption, option, addr)
@@ -258,10 +275,6 @@ func (c *config) splitAddr(option, addr string) (host string, port int, err erro
 	port, err = strconv.Atoi(p)
 	if err != nil || port < 0 || port > 65535 {
 		return "", 0, fmt.Errorf("%w: %s(%q): the port must be a number from 0 to 65535", ErrInvalidOption, option, addr)
-	}
-	if !c.allowExternal && !isLoopback(host) {
-		return "", 0, fmt.Errorf("%w: %s(%q): not a loopback address, and the server has no authentication; "+
-			"listen on 127.0.0.1, or add WithAllowNonLoopback if everybody who can reach it may use it", ErrInvalidOption, option, addr)
 	}
 	if host == "" {
 		host = natsserver.DEFAULT_HOST
@@ -272,15 +285,6 @@ func (c *config) splitAddr(option, addr string) (host string, port int, err erro
 	return host, port, nil
 }
 
-// isLoopback takes only what is certain without a resolver.
-func isLoopback(host string) bool {
-	if strings.EqualFold(host, "localhost") {
-		return true
-	}
-	ip := net.ParseIP(host)
-	return ip != nil && ip.IsLoopback()
-}
-
 func parseRoute(r string) (*url.URL, error) {
 	s := r
 	if !strings.Contains(s, "://") {
@@ -288,6 +292,9 @@ func parseRoute(r string) (*url.URL, error) {
 	}
 	u, err := url.Parse(s)
 	if err != nil || u.Hostname() == "" || u.Port() == "" || (u.Scheme != "nats-route" && u.Scheme != "nats") {
+		if i := strings.LastIndexByte(r, '@'); i >= 0 {
+			r = r[i+1:] // what is before may be a password
+		}
 		return nil, fmt.Errorf("%w: WithCluster: route %q: give host:port or nats-route://host:port", ErrInvalidOption, r)
 	}
 	return u, nil

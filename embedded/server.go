@@ -7,12 +7,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats.go"
 )
 
 // Server is a running NATS server with JetStream. It is safe for concurrent use.
@@ -20,10 +19,13 @@ type Server struct {
 	srv      *natsserver.Server
 	dir      string
 	tempDir  bool
-	token    string // "" = clients need none
+	cfg      *config
+	identity *identity
+	access   atomic.Pointer[access]
 	lock     *storeLock
 	addr     net.Addr // nil without a listener
 	routes   net.Addr // nil without a cluster
+	reload   sync.Mutex
 	stopOnce sync.Once
 	stopping chan struct{} // closed when Shutdown begins
 	stopped  chan struct{} // closed when everything is released
@@ -48,15 +50,22 @@ func start(ctx context.Context, c *config) (_ *Server, err error) {
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("embedded: start: %w", context.Cause(ctx))
 	}
-	// Addresses are checked before anything is made on disk.
-	if _, err := c.serverOptions(""); err != nil {
-		return nil, err
+	// All is checked before anything is made on disk.
+	id, err := newIdentity()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrStartFailed, err)
 	}
-	dir, err := makeStoreDir(c)
+	p, err := c.plan(id)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{dir: dir, tempDir: c.tempStore, token: c.token, stopping: make(chan struct{}), stopped: make(chan struct{})}
+	o := p.options
+	dir, err := makeStoreDir(o.StoreDir)
+	if err != nil {
+		return nil, err
+	}
+	o.StoreDir = dir
+	s := &Server{dir: dir, tempDir: c.tempStore, cfg: c, identity: id, stopping: make(chan struct{}), stopped: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			_ = s.Shutdown(context.WithoutCancel(ctx))
@@ -65,14 +74,12 @@ func start(ctx context.Context, c *config) (_ *Server, err error) {
 	if s.lock, err = acquireStoreLock(dir); err != nil {
 		return nil, err
 	}
-	o, err := c.serverOptions(dir)
-	if err != nil {
-		return nil, err
-	}
 	if s.srv, err = natsserver.NewServer(o); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrStartFailed, err)
+		return nil, c.refused(err)
 	}
-	if err := s.run(ctx, c, newLogAdapter(c.logger)); err != nil {
+	s.access.Store(p.access)
+	p.log(c.logger)
+	if err := s.run(ctx, o, newLogAdapter(c.logger)); err != nil {
 		return nil, err
 	}
 	s.lock.setOwner(s.ClientURL())
@@ -82,7 +89,7 @@ func start(ctx context.Context, c *config) (_ *Server, err error) {
 // run brings the server up. The server's Start returns when all is done or when
 // it gave up; it is waited for in every case, because stopping a server that is
 // still recovering its store can leave files open behind the lock.
-func (s *Server) run(ctx context.Context, c *config, l *logAdapter) error {
+func (s *Server) run(ctx context.Context, o *natsserver.Options, l *logAdapter) error {
 	l.install(s.srv)
 	s.srv.Start()
 	select {
@@ -97,7 +104,7 @@ func (s *Server) run(ctx context.Context, c *config, l *logAdapter) error {
 		return fmt.Errorf("%w: JetStream is not enabled", ErrStartFailed)
 	}
 	s.addr = s.srv.Addr()
-	if c.cluster == nil {
+	if o.Cluster.Port == 0 {
 		return nil
 	}
 	return s.waitRoutes(ctx, l)
@@ -123,15 +130,16 @@ func (s *Server) waitRoutes(ctx context.Context, l *logAdapter) error {
 	}
 }
 
-func makeStoreDir(c *config) (string, error) {
-	if c.tempStore {
+// makeStoreDir makes the directory, a temporary one if it has no name.
+func makeStoreDir(dir string) (string, error) {
+	if dir == "" {
 		dir, err := os.MkdirTemp("", "lockfabric-")
 		if err != nil {
 			return "", fmt.Errorf("%w: %w", ErrStartFailed, err)
 		}
 		return dir, nil
 	}
-	dir, err := filepath.Abs(c.storeDir)
+	dir, err := filepath.Abs(dir)
 	if err == nil {
 		err = os.MkdirAll(dir, 0o700)
 	}
@@ -139,50 +147,6 @@ func makeStoreDir(c *config) (string, error) {
 		return "", fmt.Errorf("%w: store directory: %w", ErrStartFailed, err)
 	}
 	return dir, nil
-}
-
-// Connect opens a connection inside the process; no listener is needed. It
-// fails with ErrStopped after Shutdown. The caller closes it.
-func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
-	select {
-	case <-s.stopping:
-		return nil, ErrStopped
-	default:
-	}
-	// Last, so that no option of the caller leads to another server.
-	opts = append(opts[:len(opts):len(opts)], nats.InProcessServer(s))
-	if s.token != "" {
-		opts = append(opts, nats.Token(s.token))
-	}
-	nc, err := nats.Connect("", opts...)
-	if err != nil {
-		return nil, fmt.Errorf("embedded: connect: %w", err)
-	}
-	return nc, nil
-}
-
-// InProcessConn opens a raw connection inside the process. With it a Server can
-// be given to nats.InProcessServer.
-func (s *Server) InProcessConn() (net.Conn, error) {
-	conn, err := s.srv.InProcessConn()
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrStopped, err)
-	}
-	return conn, nil
-}
-
-// ClientURL returns the URL for clients in other processes of this host, empty
-// when the server has no listener.
-func (s *Server) ClientURL() string {
-	a, ok := s.addr.(*net.TCPAddr)
-	if !ok {
-		return ""
-	}
-	host := a.IP.String()
-	if a.IP.IsUnspecified() {
-		host = "127.0.0.1" // listening everywhere is no address to dial
-	}
-	return "nats://" + net.JoinHostPort(host, strconv.Itoa(a.Port))
 }
 
 // Addr returns the address of the client listener, nil when there is none.
@@ -234,6 +198,9 @@ func (s *Server) Kill() { _ = s.Shutdown(context.Background()) }
 // has ended, so that the next owner finds files nobody writes to.
 func (s *Server) stop() {
 	defer close(s.stopped)
+	// A reload that has begun comes to its end first; later ones find it stopping.
+	s.reload.Lock()
+	defer s.reload.Unlock()
 	if s.srv != nil {
 		s.srv.Shutdown()
 		s.srv.WaitForShutdown()

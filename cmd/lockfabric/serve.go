@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -15,15 +16,24 @@ import (
 // shutdownTimeout bounds an orderly end of a server.
 const shutdownTimeout = 30 * time.Second
 
+// defaultListen and defaultCluster are not defaults of the flags, so that a
+// configuration file can be told from them.
+const (
+	defaultListen  = "127.0.0.1:4222"
+	defaultCluster = "lockfabric"
+)
+
 type serveCmd struct {
-	Store         string        `placeholder:"DIR" env:"LOCKFABRIC_STORE" help:"Directory for the locks; one server at a time uses it. Required."`
-	Listen        string        `placeholder:"HOST:PORT" default:"127.0.0.1:4222" help:"Address for clients; port 0 takes a free one."`
-	AllowRemote   bool          `help:"Allow addresses that other hosts reach. The server asks nobody who they are: everybody there can take and break every lock."`
-	Sync          string        `placeholder:"always|INTERVAL" default:"always" help:"When writes reach the disk: always, before they are acknowledged, or every so often, and then a power failure can lose locks that were granted."`
+	Store         string        `placeholder:"DIR" env:"LOCKFABRIC_STORE" help:"Directory for the locks; one server at a time uses it. Required, unless --config names one."`
+	Config        string        `placeholder:"FILE" help:"Configuration file of nats-server, for all that is not given here. Goes with --store, --sync, --name, --allow-remote and --idle-exit."`
+	Listen        string        `placeholder:"HOST:PORT" help:"Address for clients, 127.0.0.1:4222 unless given; port 0 takes a free one."`
+	AllowRemote   bool          `help:"Allow addresses that other hosts reach where nobody is asked who they are: everybody there can take and break every lock."`
+	Sync          string        `placeholder:"always|INTERVAL" help:"When writes reach the disk: always, before they are acknowledged, which is the default; or every so often, and then a power failure can lose locks that were granted."`
 	Name          string        `help:"Name of this server, needed in a cluster; it must stay the same across restarts."`
-	ClusterName   string        `default:"lockfabric" help:"Name of the cluster."`
+	ClusterName   string        `placeholder:"NAME" help:"Name of the cluster, lockfabric unless given."`
 	ClusterListen string        `placeholder:"HOST:PORT" help:"Address for the other servers of the cluster."`
 	Routes        []string      `placeholder:"HOST:PORT" help:"Cluster addresses of all servers, this one too, with commas."`
+	Security      serveAuth     `embed:""`
 	IdleExit      time.Duration `help:"End when no client was connected for so long; 0 is never."`
 	Local         bool          `hidden:"" help:"Be the local server of --local-dir."`
 }
@@ -32,6 +42,8 @@ type serveCmd struct {
 type serving struct {
 	URL     string `json:"url"`
 	Store   string `json:"store"`
+	Auth    bool   `json:"auth"`              // clients have to say who they are
+	TLS     bool   `json:"tls"`               // clients have to use TLS
 	Cluster string `json:"cluster,omitempty"` // address for other servers
 	PID     int    `json:"pid"`
 }
@@ -52,9 +64,10 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	}
 	srv, err := embedded.Start(ctx, append(opts, embedded.WithLogger(s.log))...)
 	if err != nil {
-		return err
+		return advise(err)
 	}
-	ready := serving{URL: srv.ClientURL(), Store: srv.StoreDir(), PID: os.Getpid()}
+	unhook := reloadOnHangup(srv, s)
+	ready := serving{URL: srv.ClientURL(), Store: srv.StoreDir(), Auth: srv.Auth(), TLS: srv.TLS(), PID: os.Getpid()}
 	if a := srv.ClusterAddr(); a != nil {
 		ready.Cluster = a.String()
 	}
@@ -64,32 +77,103 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err == nil {
 		watchIdle(ctx, srv, v.IdleExit)
 	}
+	unhook()
 	return end(srv, err)
 }
 
 func (v *serveCmd) options() ([]embedded.Option, error) {
-	if v.Store == "" {
-		return nil, usageError("serve: name a directory for the locks with --store")
+	if v.Store == "" && v.Config == "" {
+		return nil, usageError("serve: name a directory for the locks with --store, or a configuration file with --config")
 	}
-	mode, err := v.syncMode()
-	if err != nil {
-		return nil, err
+	var opts []embedded.Option
+	if v.Store != "" {
+		opts = append(opts, embedded.WithStoreDir(v.Store))
 	}
-	opts := []embedded.Option{embedded.WithStoreDir(v.Store), embedded.WithListen(v.Listen), embedded.WithSync(mode)}
+	if v.Sync != "" {
+		mode, err := v.syncMode()
+		if err != nil {
+			return nil, err
+		}
+		opts = append(opts, embedded.WithSync(mode))
+	}
 	if v.AllowRemote {
 		opts = append(opts, embedded.WithAllowNonLoopback())
 	}
 	if v.Name != "" {
 		opts = append(opts, embedded.WithServerName(v.Name))
 	}
+	if v.Config != "" {
+		return append(opts, embedded.WithConfigFile(v.Config)), v.checkConfig()
+	}
+	opts = append(opts, embedded.WithListen(cmp.Or(v.Listen, defaultListen)))
+	more, err := v.Security.options()
+	if err != nil {
+		return nil, err
+	}
+	opts = append(opts, more...)
 	switch {
-	case v.ClusterListen == "" && len(v.Routes) == 0:
+	case v.ClusterListen == "" && len(v.Routes) == 0 && v.ClusterName == "" && !v.Security.forCluster():
+		return opts, nil
 	case v.ClusterListen == "" || len(v.Routes) == 0 || v.Name == "":
 		return nil, usageError("serve: a cluster needs --cluster-listen, --routes and --name")
-	default:
-		opts = append(opts, embedded.WithCluster(v.ClusterName, v.ClusterListen, v.Routes...))
 	}
-	return opts, nil
+	opts = append(opts, embedded.WithCluster(cmp.Or(v.ClusterName, defaultCluster), v.ClusterListen, v.Routes...))
+	more, err = v.Security.clusterOptions()
+	return append(opts, more...), err
+}
+
+// checkConfig refuses flags, and passwords, whose place is in the configuration
+// file.
+func (v *serveCmd) checkConfig() error {
+	a := &v.Security
+	for _, f := range []struct {
+		name  string
+		given bool
+	}{
+		{"--listen", v.Listen != ""},
+		{"--allow-user", a.AllowUser != ""},
+		{"--password-file", a.PasswordFile != ""},
+		{"--token-file", a.TokenFile != ""},
+		{"--allow-nkey", len(a.AllowNkey) > 0},
+		{"--tls-cert", a.TLSCert != ""},
+		{"--tls-key", a.TLSKey != ""},
+		{"--tls-ca", a.TLSCA != ""},
+		{"--tls-verify", a.TLSVerify},
+		{"--cluster-name", v.ClusterName != ""},
+		{"--cluster-listen", v.ClusterListen != ""},
+		{"--routes", len(v.Routes) > 0},
+		{"--cluster-user or --cluster-tls-cert", a.forCluster()},
+		{passwordEnv, os.Getenv(passwordEnv) != ""},
+		{clusterPasswordEnv, os.Getenv(clusterPasswordEnv) != ""},
+	} {
+		if f.given {
+			return usageError("serve: %s and --config: leave it out and say it in %s", f.name, v.Config)
+		}
+	}
+	return nil
+}
+
+// reloadOnHangup reads certificates and configuration again at every SIGHUP, until
+// stop, which waits.
+func reloadOnHangup(srv *embedded.Server, s *streams) (stop func()) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range hangup {
+			if err := srv.Reload(); err != nil {
+				s.log.Error("not reloaded, all goes on as before", "error", message(err))
+			} else {
+				s.log.Info("reloaded")
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(hangup)
+		close(hangup)
+		<-done
+	}
 }
 
 func (v *serveCmd) syncMode() (embedded.SyncMode, error) {

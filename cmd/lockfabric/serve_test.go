@@ -51,7 +51,7 @@ func TestServeJSON(t *testing.T) {
 	if err := json.Unmarshal([]byte(out.String()), &got); err != nil {
 		t.Fatal(err)
 	}
-	if !strings.HasPrefix(got.URL, "nats://") || got.Store != store || got.PID != p.cmd.Process.Pid || got.Cluster != "" {
+	if !strings.HasPrefix(got.URL, "nats://") || got.Store != store || got.PID != p.cmd.Process.Pid || got.Cluster != "" || got.Auth || got.TLS {
 		t.Errorf("%+v", got)
 	}
 	p.exits(0) // nobody came
@@ -70,7 +70,7 @@ func TestServeUsage(t *testing.T) {
 		want string
 	}{
 		{nil, "--store"},
-		{[]string{"--store", store, "--listen", "0.0.0.0:0"}, "loopback"},
+		{[]string{"--store", store, "--listen", "0.0.0.0:0"}, "--allow-user, --token-file, --allow-nkey or --tls-verify"},
 		{[]string{"--store", store, "--listen", "nowhere"}, "host:port"},
 		{[]string{"--store", store, "--sync", "sometimes"}, "--sync"},
 		{[]string{"--store", store, "--sync", "1ns"}, "interval"},

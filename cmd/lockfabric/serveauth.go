@@ -1,0 +1,164 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/lockfabric/lockfabric/embedded"
+)
+
+// Variables for passwords that are not in a file. The names differ from those that
+// say who one is elsewhere: a server must not take its users from there.
+const (
+	passwordEnv        = "LOCKFABRIC_SERVE_PASSWORD"
+	clusterPasswordEnv = "LOCKFABRIC_SERVE_CLUSTER_PASSWORD"
+)
+
+// serveAuth is who may use the server. Secrets are never on the command line,
+// which other users of the host can read.
+type serveAuth struct {
+	AllowUser    string   `placeholder:"NAME" help:"Let in clients with this name and the password in --password-file or LOCKFABRIC_SERVE_PASSWORD. More users: --config."`
+	PasswordFile string   `placeholder:"FILE" help:"Password of --allow-user, or its bcrypt hash."`
+	TokenFile    string   `placeholder:"FILE" help:"Let in clients with the token in this file."`
+	AllowNkey    []string `placeholder:"PUBLICKEY" help:"Let in clients with the private key of this user key (U...). May be repeated."`
+	TLSCert      string   `name:"tls-cert" placeholder:"FILE" help:"Speak TLS with clients, with this certificate."`
+	TLSKey       string   `name:"tls-key" placeholder:"FILE" help:"Private key of --tls-cert."`
+	TLSCA        string   `name:"tls-ca" placeholder:"FILE" help:"Certificates of those who may sign clients' certificates; with --tls-verify."`
+	TLSVerify    bool     `name:"tls-verify" help:"Let in only clients with a certificate signed by --tls-ca."`
+
+	ClusterUser         string `placeholder:"NAME" help:"Name by which the servers of the cluster know each other."`
+	ClusterPasswordFile string `placeholder:"FILE" help:"Password of --cluster-user; or in LOCKFABRIC_SERVE_CLUSTER_PASSWORD."`
+	ClusterTLSCert      string `name:"cluster-tls-cert" placeholder:"FILE" help:"Speak TLS between the servers of the cluster, with this certificate for both ends."`
+	ClusterTLSKey       string `name:"cluster-tls-key" placeholder:"FILE" help:"Private key of --cluster-tls-cert."`
+	ClusterTLSCA        string `name:"cluster-tls-ca" placeholder:"FILE" help:"Certificates of those who may sign the servers' certificates."`
+}
+
+func (a *serveAuth) options() ([]embedded.Option, error) {
+	var opts []embedded.Option
+	password, err := readSecret("--password-file", a.PasswordFile, passwordEnv)
+	switch {
+	case err != nil:
+		return nil, err
+	case a.AllowUser != "" && password == "":
+		return nil, usageError("serve: --allow-user needs a password: --password-file or %s", passwordEnv)
+	case a.AllowUser != "":
+		opts = append(opts, embedded.WithUser(a.AllowUser, password))
+	case password != "": // set for nothing, it would only seem to protect
+		return nil, usageError("serve: --password-file and %s need --allow-user", passwordEnv)
+	}
+	token, err := readSecret("--token-file", a.TokenFile, "")
+	switch {
+	case err != nil:
+		return nil, err
+	case token != "" && (a.AllowUser != "" || len(a.AllowNkey) > 0):
+		return nil, usageError("serve: --token-file does not go with --allow-user or --allow-nkey: choose one")
+	case token != "":
+		opts = append(opts, embedded.WithToken(token))
+	}
+	if len(a.AllowNkey) > 0 {
+		opts = append(opts, embedded.WithNKey(a.AllowNkey...))
+	}
+	switch {
+	case (a.TLSCert == "") != (a.TLSKey == ""):
+		return nil, usageError("serve: TLS needs --tls-cert and --tls-key")
+	case a.TLSVerify != (a.TLSCA != ""):
+		return nil, usageError("serve: to check clients' certificates, give --tls-verify and --tls-ca")
+	case a.TLSVerify && a.TLSCert == "":
+		return nil, usageError("serve: --tls-verify needs --tls-cert and --tls-key")
+	}
+	if a.TLSCert != "" {
+		opts = append(opts, embedded.WithTLS(a.TLSCert, a.TLSKey))
+	}
+	if a.TLSVerify {
+		opts = append(opts, embedded.WithClientCA(a.TLSCA))
+	}
+	return opts, nil
+}
+
+// clusterOptions is what goes with --cluster-listen.
+func (a *serveAuth) clusterOptions() ([]embedded.Option, error) {
+	var opts []embedded.Option
+	password, err := readSecret("--cluster-password-file", a.ClusterPasswordFile, clusterPasswordEnv)
+	switch {
+	case err != nil:
+		return nil, err
+	case a.ClusterUser != "" && password == "":
+		return nil, usageError("serve: --cluster-user needs a password: --cluster-password-file or %s", clusterPasswordEnv)
+	case a.ClusterUser != "":
+		opts = append(opts, embedded.WithClusterAuth(a.ClusterUser, password))
+	case password != "":
+		return nil, usageError("serve: --cluster-password-file and %s need --cluster-user", clusterPasswordEnv)
+	}
+	given := 0
+	for _, f := range []string{a.ClusterTLSCert, a.ClusterTLSKey, a.ClusterTLSCA} {
+		if f != "" {
+			given++
+		}
+	}
+	switch given {
+	case 0:
+		return opts, nil
+	case 3:
+		return append(opts, embedded.WithClusterTLS(a.ClusterTLSCert, a.ClusterTLSKey, a.ClusterTLSCA)), nil
+	default:
+		return nil, usageError("serve: TLS in the cluster needs --cluster-tls-cert, --cluster-tls-key and --cluster-tls-ca")
+	}
+}
+
+// forCluster reports whether something was given that only a cluster needs.
+func (a *serveAuth) forCluster() bool {
+	return a.ClusterUser+a.ClusterPasswordFile+a.ClusterTLSCert+a.ClusterTLSKey+a.ClusterTLSCA != ""
+}
+
+// readSecret reads a secret from the file, or else from the environment. A line
+// break at the end is not part of it.
+func readSecret(flag, file, env string) (string, error) {
+	switch {
+	case file == "" && env == "":
+		return "", nil
+	case file == "":
+		return os.Getenv(env), nil
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return "", usageError("serve %s: %w", flag, err)
+	}
+	text := strings.TrimRight(string(data), "\r\n")
+	switch {
+	case text == "":
+		return "", usageError("serve %s: %s is empty", flag, file)
+	case strings.ContainsAny(text, "\r\n"):
+		return "", usageError("serve %s: %s has more than one line", flag, file)
+	}
+	return text, nil
+}
+
+// flagNames are the names that options have here, the longer ones first.
+var flagNames = strings.NewReplacer(
+	"WithTLS and WithClientCA", "--tls-cert, --tls-key and --tls-ca", "WithTLS", "--tls-cert and --tls-key", "WithClientCA", "--tls-ca",
+	"WithClusterTLS", "--cluster-tls-cert", "WithClusterAuth", "--cluster-user", "WithCluster", "--cluster-listen and --routes",
+	"WithConfigFile", "--config", "WithStoreDir", "--store", "WithServerName", "--name", "WithSync", "--sync", "WithListen", "--listen",
+	"WithUser", "--allow-user", "WithToken", "--token-file", "WithNKey", "--allow-nkey",
+)
+
+// advise says in the words of the command line what to do.
+func advise(err error) error {
+	var open *embedded.OpenListenerError
+	switch {
+	case errors.Is(err, embedded.ErrInvalidOption) && !errors.As(err, &open):
+		return usageError("serve: %s", strings.TrimPrefix(flagNames.Replace(err.Error()), embedded.ErrInvalidOption.Error()+": "))
+	case open == nil:
+		return err
+	}
+	where, how := "serve", "let in only whom you know with --allow-user, --token-file, --allow-nkey or --tls-verify"
+	switch {
+	case open.File != "":
+		where, how = fmt.Sprintf("serve --config=%s", open.File), "write authorization, accounts, or tls with verify and ca_file"
+	case open.Listener == "cluster":
+		how = "have the servers know each other by --cluster-user or --cluster-tls-cert"
+	}
+	return usageError("%s: other hosts reach the %s address %s, and nobody is asked who they are: %s; or listen on a loopback address; or give --allow-remote if everybody may take and break every lock",
+		where, open.Listener, open.Addr, how)
+}

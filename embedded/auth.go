@@ -1,0 +1,190 @@
+package embedded
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	natsserver "github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
+)
+
+// inProcessOnly restricts a user to connections inside the process; the name is
+// the server's.
+const inProcessOnly = "IN_PROCESS"
+
+// Like the server, which takes what has this prefix for a hash. What is not a
+// whole hash would match no password at all.
+var (
+	bcryptPrefix = regexp.MustCompile(`^\$2[abxy]\$\d{2}\$`)
+	bcryptHash   = regexp.MustCompile(`^\$2[abxy]\$\d{2}\$[./A-Za-z0-9]{53}$`)
+)
+
+// clientAuth is who may use the client listener.
+type clientAuth struct {
+	token string
+	users []*natsserver.User
+	nkeys []*natsserver.NkeyUser
+}
+
+// WithToken makes the listener ask every client for this secret: give the same
+// to nats.Token, or write it before the host in the URL, "nats://token@host:port".
+// A bcrypt hash of the secret will do. Without it, and without WithUser, WithNKey
+// and WithClientCA, whoever reaches the listener, every user of this host for
+// example, may take and break every lock. Not together with WithUser or WithNKey.
+func WithToken(token string) Option {
+	return func(c *config) error {
+		if token == "" {
+			return fmt.Errorf("%w: WithToken: the token is empty; leave the option out for a server that is open to everybody", ErrInvalidOption)
+		}
+		if err := checkSecret("WithToken", token); err != nil {
+			return err
+		}
+		c.auth.token = token
+		return nil
+	}
+}
+
+// WithUser lets in clients that give this name and password, see nats.UserInfo.
+// It can be given several times, with different names, and together with
+// WithNKey. Instead of the password it takes its bcrypt hash, as nats-server
+// does: "$2a$11$...". All users may do everything; see WithConfigFile for
+// permissions.
+func WithUser(name, password string) Option {
+	return func(c *config) error {
+		if name == "" || strings.ContainsAny(name, " \t\r\n") {
+			return fmt.Errorf("%w: WithUser: name %q: give a name without spaces", ErrInvalidOption, name)
+		}
+		if password == "" {
+			return fmt.Errorf("%w: WithUser(%q): the password is empty; give one, or its bcrypt hash", ErrInvalidOption, name)
+		}
+		if err := checkSecret("WithUser", password); err != nil {
+			return err
+		}
+		for _, u := range c.auth.users {
+			if u.Username == name {
+				return fmt.Errorf("%w: WithUser(%q) is given twice; give each name once", ErrInvalidOption, name)
+			}
+		}
+		c.auth.users = append(c.auth.users, &natsserver.User{Username: name, Password: password})
+		return nil
+	}
+}
+
+// WithNKey lets in clients that prove to have the private key of one of these
+// public user keys ("U..."), see nats.Nkey and nats.NkeyOptionFromSeed. It can be
+// given several times. The server never learns a secret.
+func WithNKey(publicKeys ...string) Option {
+	return func(c *config) error {
+		if len(publicKeys) == 0 {
+			return fmt.Errorf("%w: WithNKey: no key; give the public key of a user, it begins with U", ErrInvalidOption)
+		}
+		for i, k := range publicKeys {
+			switch {
+			case strings.HasPrefix(k, "S"): // not into a message: it is a secret
+				return fmt.Errorf("%w: WithNKey: key %d is a seed, which is a secret; give the public key that belongs to it, it begins with U", ErrInvalidOption, i+1)
+			case !nkeys.IsValidPublicUserKey(k):
+				return fmt.Errorf("%w: WithNKey: key %d is not the public key of a user; such a key begins with U", ErrInvalidOption, i+1)
+			}
+			for _, n := range c.auth.nkeys {
+				if n.Nkey == k {
+					return fmt.Errorf("%w: WithNKey: %s is given twice; give each key once", ErrInvalidOption, k)
+				}
+			}
+			c.auth.nkeys = append(c.auth.nkeys, &natsserver.NkeyUser{Nkey: k})
+		}
+		return nil
+	}
+}
+
+func checkSecret(option, secret string) error {
+	if bcryptPrefix.MatchString(secret) && !bcryptHash.MatchString(secret) {
+		return fmt.Errorf("%w: %s: the secret begins like a bcrypt hash but is none; give the whole hash", ErrInvalidOption, option)
+	}
+	return nil
+}
+
+func (a *clientAuth) validate() error {
+	if a.token != "" && len(a.users)+len(a.nkeys) > 0 {
+		return fmt.Errorf("%w: WithToken together with WithUser or WithNKey; choose one, a token has no user", ErrInvalidOption)
+	}
+	return nil
+}
+
+// apply gives the server copies: it changes what it is given, and a reload
+// compares.
+func (a *clientAuth) apply(o *natsserver.Options) {
+	o.Authorization = a.token
+	for _, u := range a.users {
+		o.Users = append(o.Users, &natsserver.User{Username: u.Username, Password: u.Password})
+	}
+	for _, n := range a.nkeys {
+		o.Nkeys = append(o.Nkeys, &natsserver.NkeyUser{Nkey: n.Nkey})
+	}
+}
+
+// identity is the user under which Server.Connect comes in where clients need
+// credentials: a key made for this server, good inside the process only.
+type identity struct {
+	public string
+	pair   nkeys.KeyPair
+}
+
+func newIdentity() (*identity, error) {
+	pair, err := nkeys.CreateUser()
+	if err != nil {
+		return nil, err
+	}
+	public, err := pair.PublicKey()
+	return &identity{public: public, pair: pair}, err
+}
+
+// admit adds the identity to the users.
+func (id *identity) admit(o *natsserver.Options) {
+	o.Nkeys = append(o.Nkeys, &natsserver.NkeyUser{Nkey: id.public, AllowedConnectionTypes: map[string]struct{}{inProcessOnly: {}}})
+}
+
+func (id *identity) option() nats.Option { return nats.Nkey(id.public, id.pair.Sign) }
+
+// credentialsGiven reports whether a caller of Connect brings its own.
+func credentialsGiven(opts []nats.Option) (bool, error) {
+	o := nats.GetDefaultOptions()
+	for _, f := range opts {
+		if f == nil {
+			continue
+		}
+		if err := f(&o); err != nil {
+			return false, fmt.Errorf("embedded: connect: %w", err)
+		}
+	}
+	return o.User != "" || o.Token != "" || o.Nkey != "" || o.UserJWT != nil || o.UserInfo != nil || o.TokenHandler != nil, nil
+}
+
+// needsCredentials reports whether the server asks clients who they are.
+func needsCredentials(o *natsserver.Options) bool {
+	return o.Username != "" || o.Authorization != "" || len(o.Users)+len(o.Nkeys) > 0 || operated(o)
+}
+
+// operated reports whether accounts and users are JWTs.
+func operated(o *natsserver.Options) bool {
+	return len(o.TrustedOperators)+len(o.TrustedKeys) > 0
+}
+
+// hasAccounts reports whether clients are in accounts other than the default one,
+// or somebody else says in which.
+func hasAccounts(o *natsserver.Options) bool {
+	if operated(o) || o.AuthCallout != nil {
+		return true
+	}
+	for _, a := range o.Accounts {
+		if !isSystemAccount(o, a) {
+			return true
+		}
+	}
+	return false
+}
+
+func isSystemAccount(o *natsserver.Options, a *natsserver.Account) bool {
+	return a != nil && (a.Name == o.SystemAccount || a.Name == natsserver.DEFAULT_SYSTEM_ACCOUNT)
+}

@@ -1,0 +1,79 @@
+package embedded
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+
+	"github.com/nats-io/nats.go"
+)
+
+// Connect opens a connection inside the process; no listener is needed, nor TLS.
+// Where clients need credentials it brings its own, unless opts have some. Only
+// in the accounts of a configuration file or of an operator the caller has to give
+// some: ErrCredentials. It fails with ErrStopped after Shutdown. The caller closes
+// the connection.
+func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
+	select {
+	case <-s.stopping:
+		return nil, ErrStopped
+	default:
+	}
+	// Last, so that no option of the caller leads to another server.
+	opts = append(opts[:len(opts):len(opts)], nats.InProcessServer(s))
+	given, err := credentialsGiven(opts)
+	if err != nil {
+		return nil, err
+	}
+	a := s.access.Load()
+	if !given && a.internal {
+		opts = append(opts, s.identity.option())
+	}
+	nc, err := nats.Connect("", opts...)
+	switch {
+	case err == nil:
+		return nc, nil
+	case !given && a.accounts && errors.Is(err, nats.ErrAuthorization):
+		return nil, fmt.Errorf("%w: the server has accounts of its own; pass nats options with credentials of one, such as nats.UserInfo: %w", ErrCredentials, err)
+	default:
+		return nil, fmt.Errorf("embedded: connect: %w", err)
+	}
+}
+
+// InProcessConn opens a raw connection inside the process. With it a Server can
+// be given to nats.InProcessServer; where clients need credentials, the caller
+// has to give them then.
+func (s *Server) InProcessConn() (net.Conn, error) {
+	conn, err := s.srv.InProcessConn()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrStopped, err)
+	}
+	return &greeting{Conn: conn}, nil
+}
+
+// ClientURL returns the URL for clients in other processes of this host, without
+// credentials: "nats://...", or "tls://..." where TLS is needed. It is empty when
+// the server has no listener.
+func (s *Server) ClientURL() string {
+	a, ok := s.addr.(*net.TCPAddr)
+	if !ok {
+		return ""
+	}
+	host := a.IP.String()
+	if a.IP.IsUnspecified() {
+		host = "127.0.0.1" // listening everywhere is no address to dial
+	}
+	scheme := "nats://"
+	if s.TLS() {
+		scheme = "tls://"
+	}
+	return scheme + net.JoinHostPort(host, strconv.Itoa(a.Port))
+}
+
+// TLS reports whether clients from outside the process have to use TLS.
+func (s *Server) TLS() bool { return s.access.Load().tls }
+
+// Auth reports whether clients from outside the process have to say who they
+// are, by credentials or by a certificate.
+func (s *Server) Auth() bool { return s.access.Load().auth }

@@ -1,0 +1,107 @@
+package embedded
+
+import (
+	"fmt"
+	"log/slog"
+	"time"
+
+	natsserver "github.com/nats-io/nats-server/v2/server"
+)
+
+// plan is what a server is started or reloaded with: options that were checked,
+// and what there is to warn of.
+type plan struct {
+	options  *natsserver.Options
+	access   *access
+	warnings []warning
+}
+
+type warning struct {
+	text string
+	attr slog.Attr
+}
+
+// access is how clients get in.
+type access struct {
+	auth, tls bool
+	internal  bool // Connect has a user of its own
+	accounts  bool // or can't have one
+}
+
+func (c *config) plan(id *identity) (*plan, error) {
+	o, err := c.serverOptions()
+	if err != nil {
+		return nil, err
+	}
+	p := &plan{options: o}
+	if err := p.check(c); err != nil {
+		return nil, err
+	}
+	tls := o.TLSConfig != nil && !o.AllowNonTLS
+	p.access = &access{
+		auth:     asksClients(o) || tls && verifies(o.TLSConfig),
+		tls:      tls,
+		internal: needsCredentials(o) && !hasAccounts(o),
+		accounts: hasAccounts(o),
+	}
+	if p.access.internal {
+		id.admit(o)
+	}
+	ownWays(o)
+	return p, nil
+}
+
+// check refuses addresses that other hosts reach and where everybody is let in,
+// and notes what is allowed but should be known.
+func (p *plan) check(c *config) error {
+	for _, l := range listeners(p.options) {
+		switch {
+		case l.loopback:
+		case !l.auth && !c.allowExternal:
+			return &OpenListenerError{Listener: l.name, Addr: l.addr, File: c.configFile}
+		case l.auth && !l.tls:
+			p.warn("no TLS: passwords, and all that servers and clients say, can be read on the network", l.name, l.addr)
+		}
+	}
+	if c.configFile == "" {
+		return nil
+	}
+	if !p.options.SyncAlways && !c.syncSet {
+		p.warn("a power failure can lose locks that were granted; take sync_interval out of the file to sync every write",
+			"sync_interval", p.options.SyncInterval.Round(time.Millisecond).String())
+	}
+	if f := p.options.LogFile; f != "" {
+		p.warn("log_file has no effect", "log_file", f)
+	}
+	return nil
+}
+
+func (p *plan) warn(text, key, value string) {
+	p.warnings = append(p.warnings, warning{text, slog.String(key, value)})
+}
+
+func (p *plan) log(l *slog.Logger) {
+	if l == nil {
+		return
+	}
+	for _, w := range p.warnings {
+		l.Warn(w.text, w.attr)
+	}
+}
+
+// ownWays keeps the server from what is the program's business: signals, and the
+// log, which a reload would take over, too.
+func ownWays(o *natsserver.Options) {
+	o.NoSigs, o.NoLog, o.DisableJetStreamBanner = true, true, true
+	o.LogFile, o.Syslog, o.RemoteSyslog = "", false, ""
+	o.Debug, o.Trace, o.TraceVerbose = false, false, false
+	o.Logtime, o.LogtimeUTC = false, false
+}
+
+// refused translates what the server says of its options.
+func (c *config) refused(err error) error {
+	if c.configFile != "" {
+		return c.fileError("%v", err)
+	}
+	return fmt.Errorf("%w: %w", ErrStartFailed, err)
+}
