@@ -46,7 +46,7 @@ var layers = map[string]layer{
 
 // programs is what every main package under cmd and examples may import.
 var programs = map[string]layer{
-	"cmd": {program: true, imports: []string{
+	"cmd": {program: true, serverInTests: true, imports: []string{
 		"primitives", "fabric", "coalesce", "kv", "internal/record", "internal/lease", "internal/clock", "embedded",
 	}},
 	// An example shows what a reader can do, so it gets public packages only.
