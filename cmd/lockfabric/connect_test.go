@@ -13,6 +13,7 @@ import (
 
 	"github.com/nats-io/jwt/v2"
 	natsserver "github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nkeys"
 )
 
@@ -250,6 +251,19 @@ func TestServersThatCannotLock(t *testing.T) {
 	t.Parallel()
 	u := newCaller(t)
 	u.gets(69, "JetStream is not enabled", "--server", address(guardedServer(t, &natsserver.Options{})))
+	mute := guardedServer(t, &natsserver.Options{})
+	nc, err := nats.Connect(mute.ClientURL())
+	if err == nil {
+		t.Cleanup(nc.Close)
+		_, err = nc.Subscribe("$JS.API.>", func(*nats.Msg) {})
+	}
+	if err == nil {
+		err = nc.Flush()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.gets(69, "JetStream did not answer within --timeout=300ms", "--server", address(mute), "--timeout", "300ms")
 	silent := silentServer(t)
 	u.gets(69, "no answer within --timeout=300ms", "--server", silent, "--timeout", "300ms")
 	u.gets(69, "check --server", "--server", "127.0.0.1:1,"+silent, "--timeout", "300ms")

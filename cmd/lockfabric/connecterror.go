@@ -80,6 +80,8 @@ func (t *target) advice(err error, timeout time.Duration) string {
 		return "the server offers no TLS, and nothing was sent to it: check " + t.origin + ", or leave out what asks for TLS"
 	case errors.Is(err, kv.ErrNoJetStream), errors.Is(err, kv.ErrServerTooOld), errors.Is(err, kv.ErrUnsafeConfig):
 		return fmt.Sprintf("check %s, and that the server runs with JetStream", t.origin)
+	case errors.Is(err, kv.ErrUnavailable):
+		return fmt.Sprintf("connected, but JetStream did not answer within --timeout=%v: look whether a majority of its servers runs", timeout)
 	case errors.As(err, &slow) && slow.Timeout() && !t.setup.TLSFirst:
 		return fmt.Sprintf("no answer within --timeout=%v: check %s; a server that begins with TLS needs --tlsfirst", timeout, t.origin)
 	}
