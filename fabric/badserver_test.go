@@ -69,6 +69,19 @@ func TestServerTooOld(t *testing.T) {
 	}
 }
 
+// A URL is quoted without what stands before the host, readable or not.
+func TestSecretsInURLs(t *testing.T) {
+	for _, url := range []string{
+		"nats://user:hush@127.0.0.1:1", "hush@127.0.0.1:1", "nats://hush@127.0.0.1:1,nats://127.0.0.1:1", "nats://user:%hush@127.0.0.1:1",
+		"user:a/hush@127.0.0.1:1", "nats://user:hu@hush@127.0.0.1:1",
+	} {
+		_, err := fabric.Connect(waitContext(t), url)
+		if !errors.Is(err, fabric.ErrUnavailable) || strings.Contains(err.Error(), "hush") || !strings.Contains(err.Error(), "@127.0.0.1:1") {
+			t.Errorf("%s: %v", url, err)
+		}
+	}
+}
+
 func TestServerOutOfReach(t *testing.T) {
 	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and says nothing
 	if err != nil {

@@ -2,6 +2,7 @@ package fabric
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -67,6 +68,11 @@ func Connect(ctx context.Context, servers string, opts ...Option) (*Manager, err
 		return nil, err
 	}
 	nc, err := nats.Connect(servers, natsOpts...)
+	var unreadable *url.Error
+	if errors.As(err, &unreadable) {
+		// It quotes the URL, and what is wrong with it may be a part of a password.
+		err = errors.New("a URL can't be read: write nats://HOST:PORT, and special characters of a user or password before it as %XX")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: connect to %q: %w", ErrUnavailable, redacted(servers), err)
 	}
@@ -78,13 +84,28 @@ func Connect(ctx context.Context, servers string, opts ...Option) (*Manager, err
 	return m, nil
 }
 
-// redacted returns a list of URLs without the passwords in them.
+// redacted returns a list of URLs without passwords and tokens. From a text that is
+// no URL it cuts all that may be one.
 func redacted(servers string) string {
 	all := strings.Split(servers, ",")
 	for i, s := range all {
-		if u, err := url.Parse(strings.TrimSpace(s)); err == nil {
-			all[i] = u.Redacted()
+		at := strings.LastIndexByte(s, '@')
+		if at < 0 {
+			continue
 		}
+		if u, err := url.Parse(strings.TrimSpace(s)); err == nil && u.User != nil {
+			if _, ok := u.User.Password(); ok {
+				all[i] = u.Redacted()
+				continue
+			}
+		}
+		scheme, _, ok := strings.Cut(s, "://")
+		if ok {
+			scheme += "://"
+		} else {
+			scheme = ""
+		}
+		all[i] = scheme + "xxxxx" + s[at:]
 	}
 	return strings.Join(all, ",")
 }

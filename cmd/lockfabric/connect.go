@@ -2,10 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"net/url"
-	"strings"
 
 	"github.com/nats-io/nats.go"
 
@@ -15,35 +11,39 @@ import (
 // connect opens the fabric on the server that was named, or on the local one.
 // It is bounded by --timeout. The caller closes the manager.
 func (c *cli) connect(ctx context.Context, s *streams, opts ...fabric.Option) (*fabric.Manager, error) {
-	limited, cancel := context.WithTimeout(ctx, c.Timeout)
-	defer cancel()
-	opts = append(opts, fabric.WithFabric(c.Fabric), fabric.WithLogger(s.log),
-		// The client's own way is to print them; they are all dealt with.
-		fabric.WithNATS(nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			s.log.Debug("connection", "error", err)
-		})))
-	if c.Server == "" {
-		var m *fabric.Manager
-		err := c.connectLocal(limited, s, func(ctx context.Context, url string, o ...nats.Option) (err error) {
-			m, err = fabric.Connect(ctx, url, append(opts[:len(opts):len(opts)], fabric.WithNATS(o...))...)
-			return err
-		})
-		return m, interrupted(ctx, err)
+	to, err := c.target()
+	if err != nil {
+		return nil, err
 	}
-	m, err := fabric.Connect(limited, c.Server, opts...)
+	if to == nil {
+		to = &target{origin: "the local server"}
+	}
+	c.welcome = newWelcome(s.log, to)
+	guarded, done := c.welcome.guard(ctx)
+	defer done()
+	limited, cancel := context.WithTimeout(guarded, c.Timeout)
+	defer cancel()
+	opts = append(opts, fabric.WithFabric(c.Fabric), fabric.WithLogger(s.log), fabric.WithNATS(c.welcome.options()...))
+	var m *fabric.Manager
+	open := func(ctx context.Context, servers string, o ...nats.Option) (err error) {
+		m, err = fabric.Connect(ctx, servers, append(opts[:len(opts):len(opts)], fabric.WithNATS(o...))...)
+		return err
+	}
+	if to.servers == "" {
+		err = c.connectLocal(limited, s, open)
+	} else {
+		err = open(limited, to.servers, to.options...)
+	}
 	switch {
 	case err == nil:
+		c.welcome.opened()
 		return m, nil
 	case ctx.Err() != nil:
 		return nil, interrupted(ctx, err)
-	case errors.Is(err, context.DeadlineExceeded) || exitCode(err) == exitInternal:
-		err = fmt.Errorf("%w: %w", fabric.ErrUnavailable, err)
+	case to.servers == "":
+		return nil, interrupted(guarded, err)
 	}
-	if exitCode(err) == exitUnavailable {
-		err = &redactedError{err, c.Server}
-		return nil, fmt.Errorf("%w: check --server, and that the server runs with JetStream", err)
-	}
-	return nil, err
+	return nil, to.explain(interrupted(guarded, err), c.Timeout)
 }
 
 // with opens the fabric, calls fn with it and closes it; fn has --timeout, too.
@@ -53,9 +53,11 @@ func (c *cli) with(ctx context.Context, s *streams, fn func(ctx context.Context,
 		return err
 	}
 	defer func() { _ = m.Close() }()
-	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	guarded, done := c.welcome.guard(ctx)
+	defer done()
+	limited, cancel := context.WithTimeout(guarded, c.Timeout)
 	defer cancel()
-	return fn(ctx, m)
+	return interrupted(guarded, fn(limited, m))
 }
 
 // interrupted gives an error that came of the end of ctx the reason of that end.
@@ -64,31 +66,4 @@ func interrupted(ctx context.Context, err error) error {
 		return context.Cause(ctx)
 	}
 	return err
-}
-
-// redactedError hides the passwords of URLs in a message.
-type redactedError struct {
-	error
-	urls string
-}
-
-func (e *redactedError) Unwrap() error { return e.error }
-
-func (e *redactedError) Error() string {
-	text := e.error.Error()
-	for one := range strings.SplitSeq(e.urls, ",") {
-		u, err := url.Parse(strings.TrimSpace(one))
-		if err != nil || u.User == nil {
-			continue
-		}
-		secret, ok := u.User.Password()
-		if !ok {
-			secret = u.User.Username() // a lone user name is a token
-		}
-		if secret != "" {
-			text = strings.ReplaceAll(text, secret, "xxxxx")
-			text = strings.ReplaceAll(text, url.PathEscape(secret), "xxxxx")
-		}
-	}
-	return text
 }

@@ -19,7 +19,7 @@ type doctorCmd struct {
 	Probes       int           `default:"20" help:"How many round trips and writes to measure."`
 	NoProbe      bool          `help:"Write nothing: else a lock of a random name is acquired and released some times."`
 	TTL          time.Duration `name:"ttl" default:"30s" help:"TTL that your programs use; what is measured is held to it."`
-	SystemServer string        `placeholder:"URL" env:"LOCKFABRIC_SYSTEM_SERVER" help:"Address for the system account, which sees when servers write to disk; may hold user:password. The address of --server unless given."`
+	SystemServer string        `placeholder:"URL" env:"LOCKFABRIC_SYSTEM_SERVER" help:"Address for the system account, which sees when servers write to disk; may hold user:password. The server that locks are on unless given."`
 	SystemCreds  string        `placeholder:"FILE" env:"LOCKFABRIC_SYSTEM_CREDS" help:"Credentials file of a user of the system account."`
 }
 
@@ -35,17 +35,21 @@ func (d *doctorCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err := d.validate(); err != nil {
 		return err
 	}
-	nc, err := c.conn(ctx, s)
+	to, err := c.target()
+	if err != nil {
+		return err
+	}
+	nc, err := c.conn(ctx, s, to)
 	if err != nil {
 		return err
 	}
 	defer nc.Close()
 	opts := doctor.Options{Fabric: c.Fabric, Probes: d.Probes, NoProbe: d.NoProbe, TTL: d.TTL, Strict: d.Strict, Logger: s.log}
 	switch {
-	case c.Server == "":
+	case to == nil:
 		opts.Sync = "always" // startLocal leaves embedded's default
 	case d.SystemServer != "" || d.SystemCreds != "":
-		opts.System, opts.SystemError = d.system(ctx, c, s)
+		opts.System, opts.SystemError = d.system(ctx, c, s, to)
 	}
 	if opts.System != nil {
 		defer opts.System.Close()

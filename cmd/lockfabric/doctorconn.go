@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net/url"
 	"strings"
 	"time"
 
@@ -13,39 +11,63 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// conn returns a connection to the server that was named, or to the local one, and
-// opens no fabric on it.
-func (c *cli) conn(ctx context.Context, s *streams) (*nats.Conn, error) {
+// conn returns a connection to the server that was named, which is to, or to the
+// local one, when to is nil, and opens no fabric on it.
+func (c *cli) conn(ctx context.Context, s *streams, to *target) (nc *nats.Conn, err error) {
 	limited, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
-	var nc *nats.Conn
-	open := func(ctx context.Context, url string, opts ...nats.Option) (err error) {
-		nc, err = plain(ctx, s, url, opts...)
+	open := func(ctx context.Context, servers string, opts ...nats.Option) (err error) {
+		nc, err = plain(ctx, s, servers, opts...)
 		return err
 	}
-	if c.Server == "" {
-		err := interrupted(ctx, c.connectLocal(limited, s, open))
-		return nc, err
+	if to == nil {
+		err = c.connectLocal(limited, s, open)
+		return nc, interrupted(ctx, err)
 	}
-	if err := open(limited, c.Server); err != nil {
-		return nil, fmt.Errorf("%w: check --server", err)
+	if err := open(limited, to.servers, to.options...); err != nil {
+		return nil, to.explain(err, c.Timeout)
 	}
 	return nc, nil
 }
 
 // system returns a connection to the system account.
-func (d *doctorCmd) system(ctx context.Context, c *cli, s *streams) (*nats.Conn, error) {
-	limited, cancel := context.WithTimeout(ctx, c.Timeout)
-	defer cancel()
-	servers := d.SystemServer
+func (d *doctorCmd) system(ctx context.Context, c *cli, s *streams, to *target) (*nats.Conn, error) {
+	account, err := to.as(d.SystemServer, d.SystemCreds)
+	if err != nil {
+		return nil, err
+	}
+	return c.conn(ctx, s, account)
+}
+
+// as returns the target with other credentials, and at another address if one is
+// given: who the server is stays as it was.
+func (t *target) as(servers, creds string) (*target, error) {
+	other := &target{origin: "--system-server", setup: t.setup, who: "--system-creds"}
+	other.setup.forget()
+	other.setup.Creds = creds
 	if servers == "" {
-		servers = c.Server
+		servers, other.origin = t.servers, t.origin
 	}
-	var opts []nats.Option
-	if d.SystemCreds != "" {
-		opts = append(opts, nats.UserCredentials(d.SystemCreds))
+	urls, inURL, err := parseServers(servers, other.origin)
+	if err != nil {
+		return nil, err
 	}
-	return plain(limited, s, servers, opts...)
+	list := make([]string, len(urls))
+	for i, u := range urls {
+		if creds != "" {
+			u.User = nil
+		}
+		list[i] = u.String()
+	}
+	if creds == "" && inURL {
+		other.who = "the credentials in " + other.origin
+	}
+	other.servers = strings.Join(list, ",")
+	if other.options, other.secrets, err = other.setup.options(); err != nil {
+		return nil, err
+	}
+	other.secrets.addURLs(other.servers)
+	return other, nil
 }
 
 // plain connects until ctx ends. The error is ErrUnavailable.
@@ -60,13 +82,8 @@ func plain(ctx context.Context, s *streams, servers string, opts ...nats.Option)
 		opts = append(opts, nats.Timeout(max(time.Until(deadline)/time.Duration(1+strings.Count(servers, ",")), time.Millisecond)))
 	}
 	nc, err := nats.Connect(servers, opts...)
-	var unreadable *url.Error
-	if errors.As(err, &unreadable) {
-		// It quotes the URL, and what is wrong with it may be a part of a password.
-		err = errors.New("a URL can't be read: write nats://host:4222, and special characters of a user or password before the host as %XX")
-	}
 	if err != nil {
-		return nil, &redactedError{fmt.Errorf("%w: %w", fabric.ErrUnavailable, err), servers}
+		return nil, fmt.Errorf("%w: %w", fabric.ErrUnavailable, err)
 	}
 	return nc, nil
 }

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/lockfabric/lockfabric/embedded"
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/kv"
@@ -18,6 +20,7 @@ const (
 	exitInternal    = 70
 	exitNotAcquired = 75
 	exitLost        = 76
+	exitRefused     = 77
 	exitDoctor      = 78
 	exitCannotRun   = 126
 	exitNotFound    = 127
@@ -59,6 +62,8 @@ func exitCode(err error) int {
 	}{
 		{exitUsage, []error{fabric.ErrInvalidOption, fabric.ErrInvalidName, kv.ErrInvalidOption, embedded.ErrInvalidOption}},
 		{exitData, []error{fabric.ErrKindMismatch, fabric.ErrMalformedRecord, kv.ErrNewerSchema}},
+		// Before 69, which they are as well: nothing but other credentials helps.
+		{exitRefused, []error{errRefused, nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked, nats.ErrAccountAuthExpired, nats.ErrPermissionViolation}},
 		{exitUnavailable, []error{fabric.ErrUnavailable, kv.ErrNoJetStream, kv.ErrServerTooOld, kv.ErrUnsafeConfig, kv.ErrNoBucket,
 			embedded.ErrStartFailed, embedded.ErrStoreInUse}},
 		{exitNotAcquired, []error{fabric.ErrNotAcquired}},

@@ -5,10 +5,11 @@
 //
 // # Where the locks are
 //
-// With --server (or LOCKFABRIC_SERVER) they are on that NATS server or cluster.
-// Without, they are on a server of this user on this host, which the first
-// command starts in the background and which ends when nobody has used it for
-// some minutes. Its locks, store and address are kept in the user's cache
+// With --server (or LOCKFABRIC_SERVER) they are on that NATS server or cluster,
+// with --context on that of a context of the nats command; docs/connecting.md tells
+// of credentials and TLS. Without either, they are on a server of this user on this
+// host, which the first command starts in the background and which ends when nobody
+// has used it for some minutes. Its locks, store and address are kept in the user's cache
 // directory (or LOCKFABRIC_DIR); it listens on loopback only and lets in only
 // who can read that directory. Such locks exclude the programs of one user on
 // one host, and stay in the store when the server ends.
@@ -43,6 +44,7 @@
 //	70       the result can't be written, or a defect of this program
 //	75       run: not acquired: held by others for the time given by --wait
 //	76       run: lost: the lock was lost while CMD ran
+//	77       the server refuses the credentials
 //	78       doctor: there is a problem (with --strict also a warning, or an unknown)
 //	126      run: CMD can't be executed
 //	127      run: CMD was not found
@@ -66,7 +68,7 @@ import (
 
 // cli is the command line.
 type cli struct {
-	Server        string        `placeholder:"URL" env:"LOCKFABRIC_SERVER" help:"NATS server, or several with commas: nats://host:4222. Without one, a local server is started in the background."`
+	connection
 	Fabric        string        `default:"lockfabric" env:"LOCKFABRIC_FABRIC" help:"Fabric to use: those who name the same one on the same server share locks."`
 	Output        string        `enum:"text,json" default:"text" help:"Format of results and logs: text or json."`
 	LogLevel      string        `enum:"auto,debug,info,warn,error" default:"auto" help:"What to log to stderr: debug, info, warn or error; auto suits the command."`
@@ -98,12 +100,21 @@ func execute(args []string, stdout, stderr *os.File) int {
 	if err != nil {
 		return report(stderr, fmt.Errorf("command line: %w", err))
 	}
+	// An empty variable is as good as none, and not a file or a duration.
+	for _, flag := range parser.Model.Flags {
+		for _, name := range flag.Envs {
+			if os.Getenv(name) == "" {
+				_ = os.Unsetenv(name)
+			}
+		}
+	}
 	parsed, err := parser.Parse(args)
 	if err == nil {
+		c.note(parsed)
 		err = c.validate()
 	}
 	if err != nil {
-		return report(stderr, usageError("%v: see 'lockfabric --help'", err))
+		return report(stderr, usageError("%s: see 'lockfabric --help'", hideArgs(err.Error(), args)))
 	}
 	s := &streams{out: stdout, err: stderr, log: newLogger(stderr, c.Output, c.level(parsed.Selected().Name))}
 	parsed.BindTo(context.Background(), (*context.Context)(nil))

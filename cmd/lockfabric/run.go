@@ -33,7 +33,7 @@ func (*runCmd) Help() string {
 	return "CMD gets LOCKFABRIC_KEY and LOCKFABRIC_TOKEN, the fencing token, in its environment. Signals are passed on to its process group. " +
 		"If the lock is lost the group gets SIGTERM, and SIGKILL after --kill-after.\n\n" +
 		"Exit code: CMD's own, or 128+n when signal n ended it; 75: not acquired, somebody else holds the lock; 76: the lock was lost while CMD ran; " +
-		"69: no server; 65: the name is no lock; 64: usage; 126, 127: CMD can't be run, not found; 70: a defect."
+		"77: the server refuses the credentials; 69: no server; 65: the name is no lock; 64: usage; 126, 127: CMD can't be run, not found; 70: a defect."
 }
 
 // Run holds the lock while the command runs.
@@ -106,6 +106,8 @@ func (r *runCmd) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.
 	if err != nil {
 		return nil, nil, err
 	}
+	ctx, leave := c.welcome.guard(ctx)
+	defer leave()
 	lock, err := r.acquire(ctx, m)
 	done()
 	if err == nil && ctx.Err() != nil {

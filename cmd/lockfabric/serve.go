@@ -58,6 +58,9 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if v.Local {
 		return v.serveLocal(ctx, c, s)
 	}
+	if flag := c.connecting(); flag != "" {
+		return usageError("serve --%s: that is for commands that connect to a server; see 'lockfabric serve --help' for whom to let in", flag)
+	}
 	opts, err := v.options()
 	if err != nil {
 		return err

@@ -1,0 +1,277 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/alecthomas/kong"
+	"github.com/nats-io/nats.go"
+)
+
+// connection is how to reach the server and who to be there. The flags are named
+// like those of the nats command. Their variables are our own: what was exported
+// for another program must not choose the server that locks are kept on.
+//
+// The token's is not LOCKFABRIC_TOKEN, which run gives the fencing token to its
+// command in: a lockfabric under run would take that for its secret.
+type connection struct {
+	Server      string `placeholder:"URL" env:"LOCKFABRIC_SERVER" help:"NATS server, or several with commas: nats://host:4222. Without one, and without --context, a local server is started in the background."`
+	Context     string `placeholder:"NAME" env:"LOCKFABRIC_CONTEXT" help:"Context of the nats command that says which server to use and who to be there. --server and the credentials here win over it."`
+	Creds       string `placeholder:"FILE" env:"LOCKFABRIC_CREDS" type:"path" help:"File with a user's JWT and key, as nsc makes it."`
+	NKey        string `name:"nkey" placeholder:"FILE" env:"LOCKFABRIC_NKEY" type:"path" help:"File with a user's nkey seed."`
+	User        string `env:"LOCKFABRIC_USER" help:"User name."`
+	Password    string `env:"LOCKFABRIC_PASSWORD" help:"Password of --user. Give it by the environment: other users of this host can read command lines."`
+	Token       string `env:"LOCKFABRIC_AUTH_TOKEN" help:"Token that the server asks for. Give it by the environment."`
+	TLSCert     string `name:"tlscert" placeholder:"FILE" env:"LOCKFABRIC_TLSCERT" type:"path" help:"Certificate to show to the server."`
+	TLSKey      string `name:"tlskey" placeholder:"FILE" env:"LOCKFABRIC_TLSKEY" type:"path" help:"Private key of --tlscert."`
+	TLSCA       string `name:"tlsca" placeholder:"FILE" env:"LOCKFABRIC_TLSCA" type:"path" help:"Certificates of those who may sign the server's, instead of those that this host trusts."`
+	TLSFirst    bool   `name:"tlsfirst" env:"LOCKFABRIC_TLSFIRST" help:"Begin with TLS, for servers that say nothing before."`
+	InboxPrefix string `placeholder:"SUBJECT" env:"LOCKFABRIC_INBOX_PREFIX" help:"Prefix of the subjects on which answers come, instead of _INBOX."`
+
+	given   map[string]bool // flags of the command line, without those of the environment
+	welcome *welcome        // of the connection that was made last
+}
+
+// note remembers which flags were given on the command line.
+func (c *connection) note(parsed *kong.Context) {
+	c.given = map[string]bool{}
+	for _, p := range parsed.Path {
+		if p.Flag != nil && !p.Resolved {
+			c.given[p.Flag.Name] = true
+		}
+	}
+}
+
+// connecting returns a flag that was given on the command line and says how to
+// connect, "" if there was none.
+func (c *connection) connecting() string {
+	for _, name := range []string{"server", "context", "creds", "nkey", "user", "password", "token", "tlscert", "tlskey", "tlsca", "tlsfirst", "inbox-prefix"} {
+		if c.given[name] {
+			return name
+		}
+	}
+	return ""
+}
+
+// target is a server to connect to.
+type target struct {
+	servers string // for nats.Connect
+	origin  string // who named the server, for messages
+	who     string // the credentials, for messages
+	setup   settings
+	options []nats.Option
+	secrets secrets
+}
+
+// target returns the server that the flags, the environment and the context name
+// together, nil for the local one. Every error is of usage.
+func (c *connection) target() (*target, error) {
+	server, name := c.Server, c.Context
+	// The command line decides: a server of the environment must not replace that
+	// of the context which was asked for, nor the other way round.
+	if c.given["context"] && !c.given["server"] {
+		server = ""
+	}
+	if c.given["server"] && !c.given["context"] {
+		name = ""
+	}
+	own, err := c.settings()
+	if err != nil {
+		return nil, err
+	}
+	if server == "" && name == "" {
+		if flags := own.flags(); len(flags) > 0 {
+			return nil, usageError("%s given, but no server: name it with --server or --context; the local server needs none of these",
+				strings.Join(flags, ", "))
+		}
+		return nil, nil
+	}
+	t := &target{origin: "--server"}
+	if name != "" {
+		loaded, err := loadContext(name)
+		if err != nil {
+			return nil, err
+		}
+		t.setup, t.origin = loaded, fmt.Sprintf("context %q", name)
+	}
+	if server != "" {
+		t.setup.URL, t.origin = server, "--server"
+	}
+	if err := t.merge(own, server != "", name); err != nil {
+		return nil, err
+	}
+	if t.options, t.secrets, err = t.setup.options(); err != nil {
+		return nil, err
+	}
+	t.secrets.addURLs(t.servers)
+	return t, nil
+}
+
+// settings returns what flags and environment say, but for the server. A kind of
+// credentials on the command line replaces others of the environment.
+func (c *connection) settings() (settings, error) {
+	s := settings{
+		Creds: c.Creds, NKey: c.NKey, User: c.User, Password: c.Password, Token: c.Token,
+		Cert: c.TLSCert, Key: c.TLSKey, CA: c.TLSCA, TLSFirst: c.TLSFirst, InboxPrefix: c.InboxPrefix,
+		flagged: true,
+	}
+	if c.given["creds"] || c.given["nkey"] || c.given["user"] || c.given["password"] || c.given["token"] {
+		for flag, fields := range map[string][]*string{"creds": {&s.Creds}, "nkey": {&s.NKey}, "token": {&s.Token}, "user": {&s.User, &s.Password}} {
+			if !c.given[flag] && !(flag == "user" && c.given["password"]) {
+				for _, f := range fields {
+					*f = ""
+				}
+			}
+		}
+	}
+	switch {
+	case s.User == "" && s.Password != "":
+		return s, usageError("--password (LOCKFABRIC_PASSWORD) without --user: name the user it is of")
+	case s.User != "" && s.Password == "":
+		return s, usageError("--user without a password: give it as LOCKFABRIC_PASSWORD; a lone token is for --token (LOCKFABRIC_AUTH_TOKEN)")
+	case (s.Cert == "") != (s.Key == ""):
+		return s, usageError("--tlscert and --tlskey belong together: give both")
+	}
+	if kinds := s.credentials(); len(kinds) > 1 {
+		return s, usageError("%s contradict each other: give one of them, here or in the environment", strings.Join(kinds, " and "))
+	}
+	return s, nil
+}
+
+// merge puts what flags and environment say over the context's settings, and the
+// credentials in URLs beside the others.
+func (t *target) merge(own settings, explicit bool, context string) error {
+	urls, inURL, err := parseServers(t.setup.URL, t.origin)
+	if err != nil {
+		return err
+	}
+	kinds := own.credentials()
+	switch {
+	case len(kinds) > 0 && inURL && explicit:
+		return usageError("--server has credentials in it, which contradict %s: give one of them", kinds[0])
+	case len(kinds) > 0:
+		t.setup.forget()
+		t.setup.Creds, t.setup.NKey, t.setup.User, t.setup.Password, t.setup.Token = own.Creds, own.NKey, own.User, own.Password, own.Token
+		for _, u := range urls {
+			u.User = nil
+		}
+		t.who = kinds[0]
+	case inURL && explicit:
+		t.setup.forget()
+		t.who = "the credentials in --server"
+	default:
+		kinds = t.setup.credentials()
+		if inURL {
+			kinds = append(kinds, "the URL's user")
+		}
+		if len(kinds) > 1 {
+			return usageError("context %q has several kinds of credentials, %s: leave one, or give others with flags", context, strings.Join(kinds, " and "))
+		}
+		if len(kinds) == 1 {
+			t.who = fmt.Sprintf("the credentials of context %q", context)
+		}
+	}
+	t.setup.flagged = t.setup.flagged || len(own.credentials()) > 0
+	if own.Cert != "" {
+		t.setup.Cert, t.setup.Key = own.Cert, own.Key
+	}
+	if own.CA != "" {
+		t.setup.CA = own.CA
+	}
+	t.setup.TLSFirst = t.setup.TLSFirst || own.TLSFirst
+	if own.InboxPrefix != "" {
+		t.setup.InboxPrefix = own.InboxPrefix
+	}
+	list := make([]string, len(urls))
+	for i, u := range urls {
+		list[i] = u.String()
+	}
+	t.servers = strings.Join(list, ",")
+	return nil
+}
+
+// parseServers reads a list of URLs. An error tells nothing of what was in them,
+// as a password may be what made them unreadable.
+func parseServers(list, origin string) (urls []*url.URL, credentials bool, err error) {
+	for one := range strings.SplitSeq(list, ",") {
+		if one = strings.TrimSpace(one); one == "" {
+			continue
+		}
+		if !strings.Contains(one, "://") {
+			one = "nats://" + one
+		}
+		u, err := url.Parse(one)
+		if err == nil && (u.Host == "" || u.Fragment != "" || u.RawQuery != "" || u.User == nil && strings.Contains(one, "@")) {
+			err = errors.New("not a server")
+		}
+		if err != nil {
+			return nil, false, usageError("check %s: URL %d can't be read: write nats://HOST:PORT, and special characters of a user or a password before it as %%XX",
+				origin, len(urls)+1)
+		}
+		credentials = credentials || u.User != nil
+		urls = append(urls, u)
+	}
+	if len(urls) == 0 {
+		return nil, false, usageError("check %s: it names no server: write nats://HOST:PORT", origin)
+	}
+	return urls, credentials, nil
+}
+
+// secrets are texts that no message may contain.
+type secrets []string
+
+// addURLs adds what stands before the host in URLs: all of it, as it is written.
+func (s *secrets) addURLs(list string) {
+	for one := range strings.SplitSeq(list, ",") {
+		u, err := url.Parse(one)
+		if err != nil || u.User == nil {
+			continue
+		}
+		*s = append(*s, u.User.String()+"@")
+		secret, ok := u.User.Password()
+		if !ok {
+			secret = u.User.Username() // a lone user name is a token
+		}
+		*s = append(*s, secret)
+	}
+}
+
+// hide replaces them in a text. Short ones are left alone unless they stand in a
+// URL: what they turn into riddles would tell what they are. Nobody writes
+// them there on purpose; this is the net under it.
+func (s secrets) hide(text string) string {
+	const short = 6
+	for _, secret := range slices.Backward(slices.SortedFunc(slices.Values(s), func(a, b string) int { return len(a) - len(b) })) {
+		if end, ok := strings.CutSuffix(secret, "@"); ok && end != "" {
+			text = strings.ReplaceAll(text, "//"+secret, "//xxxxx@")
+		}
+		if len(secret) >= short {
+			text = strings.ReplaceAll(text, secret, "xxxxx")
+			text = strings.ReplaceAll(text, url.PathEscape(secret), "xxxxx")
+		}
+	}
+	return text
+}
+
+// hideArgs takes what was given for secret flags out of the parser's message, which
+// quotes values that it takes for flags.
+func hideArgs(text string, args []string) string {
+	for i, arg := range args {
+		flag, value, ok := strings.Cut(arg, "=")
+		if !ok && i+1 < len(args) {
+			value = args[i+1]
+		}
+		switch flag {
+		case "--password", "--token", "--server", "--creds", "--nkey":
+			if value != "" {
+				text = strings.ReplaceAll(text, strings.Trim(strconv.Quote(value), `"`), "xxxxx")
+				text = strings.ReplaceAll(text, value, "xxxxx")
+			}
+		}
+	}
+	return text
+}

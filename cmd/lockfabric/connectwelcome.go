@@ -1,0 +1,125 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+
+	"github.com/nats-io/nats.go"
+)
+
+// errRefused says that the server lets us in no more, or not do what is needed.
+var errRefused = errors.New("the server refuses the credentials")
+
+// welcome watches whether the server lets a connection do its work. A request that
+// isn't permitted is never answered, and the refusal comes beside it; and when
+// credentials are refused while the client reconnects, it closes the connection for
+// good. Without this both would look like a server that is slow.
+type welcome struct {
+	log *slog.Logger
+	to  *target
+
+	ctx context.Context // ends with the cause when there is no use in going on
+	end context.CancelCauseFunc
+
+	mu      sync.Mutex
+	opening bool
+	auth    error  // the last refusal of credentials since it was connected
+	warned  string // last warning
+}
+
+func newWelcome(log *slog.Logger, to *target) *welcome {
+	w := &welcome{log: log, to: to, opening: true}
+	w.ctx, w.end = context.WithCancelCause(context.Background())
+	return w
+}
+
+// options are what the client has to tell. Without an error handler it would print.
+func (w *welcome) options() []nats.Option {
+	return []nats.Option{
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { w.heard(err) }),
+		nats.ReconnectHandler(func(*nats.Conn) { w.reconnected() }),
+		nats.ClosedHandler(func(*nats.Conn) { w.closed() }),
+	}
+}
+
+// opened says that the fabric was opened; less is needed from now on.
+func (w *welcome) opened() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.opening = false
+}
+
+func (w *welcome) heard(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.log.Debug("connection", "error", w.to.secrets.hide(err.Error()))
+	switch {
+	case errors.Is(err, nats.ErrPermissionViolation):
+		if w.needed(err.Error()) {
+			w.warn("the server does not permit what a lock needs", err)
+			w.end(w.to.refused(err))
+		}
+	case refused(err):
+		w.auth = err
+		w.warn("the server refuses the credentials", err)
+	}
+}
+
+func (w *welcome) reconnected() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.auth, w.warned = nil, ""
+}
+
+// closed is also called when we close the connection; then nobody is refused.
+func (w *welcome) closed() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.auth != nil {
+		w.end(w.to.refused(w.auth))
+	}
+}
+
+// warn says something once. Lock held.
+func (w *welcome) warn(what string, err error) {
+	text := w.to.secrets.hide(err.Error())
+	if text != w.warned {
+		w.warned = text
+		w.log.Warn(what, "error", text)
+	}
+}
+
+// needed reports whether nothing goes without what was refused. The server says it
+// in a text only. A wrong guess costs time, and no lock: what isn't taken for
+// needed ends with the time that there is to wait. Lock held.
+func (w *welcome) needed(text string) bool {
+	if strings.Contains(text, `Subscription to "`) {
+		return !strings.Contains(text, `"$JS.EVENT.`)
+	}
+	subjects := []string{`"$KV.`, `"$JS.API.STREAM.MSG.GET.`, `"$JS.API.CONSUMER.CREATE.`}
+	if w.opening {
+		subjects = append(subjects, `"$JS.API.INFO"`, `"$JS.API.STREAM.INFO.`, `"$JS.API.STREAM.CREATE.`)
+	}
+	for _, s := range subjects {
+		if strings.Contains(text, s) {
+			return true
+		}
+	}
+	return false
+}
+
+// guard returns a context that ends, with the cause, when there is no use in going on.
+func (w *welcome) guard(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	unhook := context.AfterFunc(w.ctx, func() { cancel(context.Cause(w.ctx)) })
+	return ctx, func() {
+		unhook()
+		cancel(nil)
+	}
+}
+
+// refused reports whether an error is the server's word on who we are.
+func refused(err error) bool { return exitCode(err) == exitRefused }
