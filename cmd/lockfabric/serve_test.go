@@ -70,6 +70,8 @@ func TestServeUsage(t *testing.T) {
 		want string
 	}{
 		{nil, "--store"},
+		{[]string{"--store", store, "--user", "bob", "--password", "secret"}, "serve --user: that is for commands that connect"},
+		{[]string{"--store", store, "--tlsca", "ca.pem"}, "serve --tlsca: that is for commands that connect"},
 		{[]string{"--store", store, "--listen", "0.0.0.0:0"}, "--allow-user, --token-file, --allow-nkey or --tls-verify"},
 		{[]string{"--store", store, "--listen", "nowhere"}, "host:port"},
 		{[]string{"--store", store, "--sync", "sometimes"}, "--sync"},
