@@ -276,7 +276,7 @@ func TestDoctorContent(t *testing.T) {
 	})
 	d = seen
 	d.exits(78)
-	d.has("holders", doctor.Warning, "1 holder(s)", `"revoked"`, "--force --now")
+	d.has("holders", doctor.Warning, "1 lock(s)", `"revoked"`, "--force --now")
 	d.has("records", doctor.Problem, "1 record(s) can't be read", `"garbled/a"`)
 	d.has("records", doctor.Problem, `newer version: "newer"`)
 	d.has("records", doctor.Warning, `kinds that this version does not know: "other"`)

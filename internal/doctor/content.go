@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -151,7 +152,7 @@ func (e *exam) readLocks(ctx context.Context, leases *leaseSight) {
 		r.ok(checkRecords, name, "%d in use, all readable", s.records)
 	}
 	if len(s.revoked) > 0 {
-		r.warn(checkHolders, name, fmt.Sprintf("%d holder(s) were told to let go and have not: %s", len(s.revoked), some(s.revoked)),
+		r.warn(checkHolders, name, fmt.Sprintf("holders of %d lock(s) were told to let go and have not: %s", len(s.revoked), some(s.revoked)),
 			"'lockfabric inspect NAME' names the process: end it; or 'lockfabric release --force --now NAME', which relies on fencing tokens")
 	} else {
 		r.ok(checkHolders, name, "nobody is told to let go in vain")
@@ -201,19 +202,14 @@ func (s *lockSight) see(entry kv.Entry) {
 		s.other = append(s.other, name)
 		return
 	}
-	gone := 0
-	for _, h := range rec.Holders {
-		if h.Revoked && s.now.Sub(entry.Created) > h.TTL+revokeTime {
-			s.revoked = append(s.revoked, name)
-			break
-		}
+	late := func(h record.Entry) bool { return h.Revoked && s.now.Sub(entry.Created) > h.TTL+revokeTime }
+	if slices.ContainsFunc(rec.Holders, late) {
+		s.revoked = append(s.revoked, name)
 	}
-	for _, h := range rec.Holders {
-		if l := s.leases; l != nil && (!l.live[h.Lease()] || l.stale[h.Lease()]) {
-			gone++
-		}
+	gone := func(h record.Entry) bool {
+		return s.leases != nil && (!s.leases.live[h.Lease()] || s.leases.stale[h.Lease()])
 	}
-	if gone > 0 && len(rec.Waiters) == 0 {
+	if len(rec.Waiters) == 0 && slices.ContainsFunc(rec.Holders, gone) {
 		s.dead = append(s.dead, name)
 	}
 }

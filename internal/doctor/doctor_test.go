@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -84,20 +85,21 @@ func TestReplicas(t *testing.T) {
 		state kv.BucketState
 		check string
 		want  Status
+		text  string
 	}{
-		"no leader": {kv.BucketState{Clustered: true, Replicas: 3}, checkPeers, Problem},
-		"behind":    {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []kv.Peer{{Name: "b", Current: true}, {Name: "c", Lag: 7}}}, checkPeers, Problem},
-		"offline":   {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []kv.Peer{{Name: "b", Current: true}, {Name: "c", Offline: true}}}, checkPeers, Problem},
-		"lagging":   {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []kv.Peer{{Name: "b", Current: true}, {Name: "c", Current: true, Lag: farBehind + 1}}}, checkPeers, Warning},
-		"too few":   {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []kv.Peer{{Name: "b", Current: true}}}, checkPeers, Problem},
-		"even":      {kv.BucketState{Clustered: true, Replicas: 2, Leader: "a", Peers: []kv.Peer{{Name: "b", Current: true}}}, checkReplicas, Warning},
-		"healthy":   {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []kv.Peer{{Name: "b", Current: true}, {Name: "c", Current: true}}}, checkPeers, OK},
+		"no leader": {kv.BucketState{Clustered: true, Replicas: 3}, checkPeers, Problem, "has no leader"},
+		"behind":    {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []kv.Peer{{Name: "b", Current: true}, {Name: "c", Lag: 7}}}, checkPeers, Problem, "c is 7 writes behind"},
+		"offline":   {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []kv.Peer{{Name: "b", Current: true}, {Name: "c", Offline: true}}}, checkPeers, Problem, "c is offline"},
+		"lagging":   {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []kv.Peer{{Name: "b", Current: true}, {Name: "c", Current: true, Lag: farBehind + 1}}}, checkPeers, Warning, "writes behind"},
+		"too few":   {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []kv.Peer{{Name: "b", Current: true}}}, checkPeers, Problem, "1 of 3"},
+		"even":      {kv.BucketState{Clustered: true, Replicas: 2, Leader: "a", Peers: []kv.Peer{{Name: "b", Current: true}}}, checkReplicas, Warning, "2 replicas"},
+		"healthy":   {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []kv.Peer{{Name: "b", Current: true}, {Name: "c", Current: true}}}, checkPeers, OK, "3 of 3"},
 	} {
 		e := &exam{report: &Report{}}
 		e.replicas(&c.state)
 		found := false
 		for _, f := range e.report.Findings {
-			found = found || f.Check == c.check && f.Status == c.want && (f.Remedy != "" || f.Status == OK)
+			found = found || f.Check == c.check && f.Status == c.want && strings.Contains(f.Detail, c.text) && (f.Remedy != "" || f.Status == OK)
 			if f.Check == c.check && f.Status != c.want {
 				t.Errorf("%s: %+v", name, f)
 			}
