@@ -85,6 +85,7 @@ type cli struct {
 type streams struct {
 	out, err io.Writer
 	log      *slog.Logger
+	status   *statusLine // of the terminal that err may be
 }
 
 func main() { os.Exit(execute(os.Args[1:], os.Stdout, os.Stderr)) }
@@ -109,7 +110,8 @@ func execute(args []string, stdout, stderr *os.File) int {
 	if err != nil {
 		return report(stderr, usageError("%v: see 'lockfabric --help'", err))
 	}
-	s := &streams{out: stdout, err: stderr, log: newLogger(stderr, c.Output, c.level(parsed.Selected().Name))}
+	status := &statusLine{term: stderr}
+	s := &streams{out: stdout, err: stderr, status: status, log: newLogger(status, c.Output, c.level(parsed.Selected().Name))}
 	parsed.BindTo(context.Background(), (*context.Context)(nil))
 	return report(stderr, parsed.Run(&c, s))
 }
@@ -139,11 +141,11 @@ func (c *cli) level(command string) slog.Level {
 	return level
 }
 
-func newLogger(w *os.File, format string, level slog.Level) *slog.Logger {
+func newLogger(w *statusLine, format string, level slog.Level) *slog.Logger {
 	switch {
 	case format == "json":
 		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
-	case term.IsTerminal(int(w.Fd())):
+	case term.IsTerminal(int(w.term.Fd())):
 		return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: os.Getenv("NO_COLOR") != ""}))
 	}
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
