@@ -79,6 +79,9 @@ type cli struct {
 	Inspect inspectCmd `cmd:"" help:"Show who holds a lock and who waits for it."`
 	Release releaseCmd `cmd:"" help:"Take a lock away from its holders."`
 	Version versionCmd `cmd:"" help:"Show the version of this program."`
+
+	Completion completionCmd `cmd:"" help:"Print a script that makes a shell complete command lines."`
+	Complete   completeCmd   `cmd:"" hidden:"" help:"Print what may come next on a command line."`
 }
 
 // streams are what a command writes to.
