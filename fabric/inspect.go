@@ -42,6 +42,8 @@ type Party struct {
 	Revoked      bool              `json:"revoked,omitempty"`
 	Metadata     map[string]string `json:"metadata,omitempty"`
 	Lease        Lease             `json:"lease"`
+	// Own says that the entry is of the manager that was asked.
+	Own bool `json:"-"`
 }
 
 // Lease is what is known of the process behind a party.
@@ -157,6 +159,7 @@ func (s *session) identify(ctx context.Context, info *Info) {
 				known[le.ID] = full
 			}
 			*le = full
+			_, list[i].Own = s.local.Load(le.ID)
 		}
 	}
 }

@@ -17,7 +17,7 @@ func (c *cli) conn(ctx context.Context, s *streams, to *target) (nc *nats.Conn, 
 	limited, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	open := func(ctx context.Context, servers string, opts ...nats.Option) (err error) {
-		nc, err = plain(ctx, s, servers, opts...)
+		nc, err = connectPlain(ctx, s, servers, opts...)
 		return err
 	}
 	if to == nil {
@@ -70,8 +70,8 @@ func (t *target) as(servers, creds string) (*target, error) {
 	return other, nil
 }
 
-// plain connects until ctx ends. The error is ErrUnavailable.
-func plain(ctx context.Context, s *streams, servers string, opts ...nats.Option) (*nats.Conn, error) {
+// connectPlain connects until ctx ends. The error is ErrUnavailable.
+func connectPlain(ctx context.Context, s *streams, servers string, opts ...nats.Option) (*nats.Conn, error) {
 	opts = append([]nats.Option{
 		nats.Name("lockfabric doctor"),
 		nats.ReconnectBufSize(-1), // what was given up must not be sent later

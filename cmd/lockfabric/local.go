@@ -40,18 +40,26 @@ type localState struct {
 	Host  string `json:"host"`
 }
 
+// localPath returns where the local server's directory is or will be.
+func (c *cli) localPath() (string, error) {
+	if c.LocalDir != "" {
+		return c.LocalDir, nil
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", usageError("no directory for the local server (%v): name one with --local-dir or LOCKFABRIC_DIR, or a server with --server", err)
+	}
+	return filepath.Join(cache, "lockfabric"), nil
+}
+
 // localDir returns the local server's directory, made if need be, and refuses
 // one into which others can look or write.
 func (c *cli) localDir() (string, error) {
-	dir := c.LocalDir
-	if dir == "" {
-		cache, err := os.UserCacheDir()
-		if err != nil {
-			return "", usageError("no directory for the local server (%v): name one with --local-dir or LOCKFABRIC_DIR, or a server with --server", err)
-		}
-		dir = filepath.Join(cache, "lockfabric")
+	dir, err := c.localPath()
+	if err != nil {
+		return "", err
 	}
-	dir, err := filepath.Abs(dir)
+	dir, err = filepath.Abs(dir)
 	if err == nil {
 		err = os.MkdirAll(dir, dirMode)
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 type lsCmd struct {
-	Prefix string `arg:"" optional:"" help:"Only names that start so."`
+	Prefix string `arg:"" optional:"" complete:"lock" help:"Only names that start so."`
 }
 
 // Run lists the locks in use. The JSON is an array of fabric.Info, [] when there

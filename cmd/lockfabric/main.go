@@ -83,12 +83,16 @@ type cli struct {
 	Release releaseCmd `cmd:"" help:"Take a lock away from its holders."`
 	Doctor  doctorCmd  `cmd:"" help:"Find out what is wrong with the server, the cluster and the fabric's buckets."`
 	Version versionCmd `cmd:"" help:"Show the version of this program."`
+
+	Completion completionCmd `cmd:"" help:"Print a script that makes a shell complete command lines."`
+	Complete   completeCmd   `cmd:"" hidden:"" help:"Print what may come next on a command line."`
 }
 
 // streams are what a command writes to.
 type streams struct {
 	out, err io.Writer
 	log      *slog.Logger
+	status   *statusLine // of the terminal that err may be
 }
 
 func main() { os.Exit(execute(os.Args[1:], os.Stdout, os.Stderr)) }
@@ -116,7 +120,8 @@ func execute(args []string, stdout, stderr *os.File) int {
 	if err != nil {
 		return report(stderr, usageError("%s: see 'lockfabric --help'", hideArgs(err.Error(), args)))
 	}
-	s := &streams{out: stdout, err: stderr, log: newLogger(stderr, c.Output, c.level(parsed.Selected().Name))}
+	status := &statusLine{term: stderr}
+	s := &streams{out: stdout, err: stderr, status: status, log: newLogger(status, c.Output, c.level(parsed.Selected().Name))}
 	parsed.BindTo(context.Background(), (*context.Context)(nil))
 	return report(stderr, parsed.Run(&c, s))
 }
@@ -156,11 +161,11 @@ func (c *cli) level(command string) slog.Level {
 	return level
 }
 
-func newLogger(w *os.File, format string, level slog.Level) *slog.Logger {
+func newLogger(w *statusLine, format string, level slog.Level) *slog.Logger {
 	switch {
 	case format == "json":
 		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
-	case term.IsTerminal(int(w.Fd())):
+	case term.IsTerminal(int(w.term.Fd())):
 		return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: os.Getenv("NO_COLOR") != ""}))
 	}
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))

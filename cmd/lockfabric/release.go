@@ -9,7 +9,7 @@ import (
 )
 
 type releaseCmd struct {
-	Key    string `arg:"" help:"Name of the lock."`
+	Key    string `arg:"" complete:"lock" help:"Name of the lock."`
 	Force  bool   `help:"Take the lock from holders that have not released it. Required: there is no other way to release another program's lock."`
 	Now    bool   `help:"Don't wait for the holders: the next one gets the lock at once, while they may still be at work. Only fencing tokens keep their late writes out."`
 	Holder string `placeholder:"ID" help:"Take it only from the holder with this id; 'inspect' shows ids."`

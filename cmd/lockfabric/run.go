@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -16,9 +17,10 @@ import (
 )
 
 type runCmd struct {
-	Key           string            `arg:"" help:"Name of the lock; '/' separates levels."`
+	Key           string            `arg:"" complete:"lock" help:"Name of the lock; '/' separates levels."`
 	Command       []string          `arg:"" name:"cmd" help:"Command to run, after '--'."`
-	Shared        bool              `help:"Hold the lock together with others who give --shared, and exclude those who don't."`
+	Mode          string            `xor:"mode" placeholder:"IS|IX|S|SIX|U|X" complete:"IS,IX,S,SIX,U,X" help:"What else may be held beside it: X, the default, excludes all others, S those who write, U all but S and IS; IS, IX and SIX announce locks on parts."`
+	Shared        bool              `xor:"mode" help:"The same as --mode S: hold the lock together with others who do so, too."`
 	Wait          *time.Duration    `placeholder:"DURATION" help:"How long to wait for the lock; 0 only tries. Without it, as long as it takes. A holder that looks dead is observed for about its TTL on top."`
 	DeadlineCheck bool              `help:"Don't queue, exit with 75 at once, when the wait is expected to last longer than --wait. Nothing is expected of a lock that nobody has waited for."`
 	TTL           time.Duration     `default:"30s" help:"How long the lock stays taken after the last sign of life. Under 15s a server's failover can cost the lock."`
@@ -26,6 +28,7 @@ type runCmd struct {
 	Owner         string            `help:"Identity to hold the lock under; the same one can't take it twice. Each run is its own by default."`
 	Meta          map[string]string `placeholder:"KEY=VALUE" mapsep:"none" help:"Text that 'inspect' shows with the holder; can be repeated."`
 	NoTakeover    bool              `help:"When the time to wait is over, don't observe a holder that looks dead."`
+	NoProgress    bool              `help:"Don't tell on the terminal who is in the way while waiting."`
 }
 
 // Help tells of the exit codes.
@@ -83,6 +86,8 @@ func (r *runCmd) validate() error {
 		return usageError("run --wait=%v: give 0 to only try, or leave it out to wait without limit", *r.Wait)
 	case r.DeadlineCheck && (r.Wait == nil || *r.Wait == 0):
 		return usageError("run --deadline-check: give the time that is to be kept with --wait")
+	case !slices.Contains([]string{"", "IS", "IX", "S", "SIX", "U", "X"}, r.Mode):
+		return usageError("run --mode=%s: give one of IS, IX, S, SIX, U, X", printable(r.Mode))
 	case r.KillAfter < 0:
 		return usageError("run --kill-after=%v: give 0 or more", r.KillAfter)
 	case r.Command[0] == "":
@@ -108,7 +113,12 @@ func (r *runCmd) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.
 	}
 	ctx, leave := c.welcome.guard(ctx)
 	defer leave()
+	erase := func() {}
+	if !r.NoProgress && c.Output == "text" && s.status.usable() {
+		erase = startProgress(ctx, m, r.Key, s.status)
+	}
 	lock, err := r.acquire(ctx, m)
+	erase()
 	done()
 	if err == nil && ctx.Err() != nil {
 		_ = lock.Release(ctx)
@@ -123,8 +133,11 @@ func (r *runCmd) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.
 
 func (r *runCmd) acquire(ctx context.Context, m *fabric.Manager) (*fabric.Lock, error) {
 	opts := []fabric.AcquireOption{fabric.WithMetadata(r.Meta)}
-	if r.Shared {
+	switch {
+	case r.Shared:
 		opts = append(opts, fabric.WithMode(fabric.Shared))
+	case r.Mode != "":
+		opts = append(opts, fabric.WithMode(fabric.Mode(r.Mode)))
 	}
 	if r.Owner != "" {
 		opts = append(opts, fabric.WithOwner(r.Owner))

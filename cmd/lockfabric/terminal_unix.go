@@ -157,3 +157,10 @@ func orphaned() bool {
 	}
 	return true
 }
+
+// inForeground reports whether our process group has this terminal: others must
+// not write to it, and may be stopped if they do.
+func inForeground(f *os.File) bool {
+	pgrp, err := unix.IoctlGetInt(int(f.Fd()), unix.TIOCGPGRP)
+	return err == nil && pgrp == unix.Getpgrp()
+}

@@ -1,0 +1,228 @@
+package main
+
+import (
+	"context"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/alecthomas/kong"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// completionTime bounds what a shell waits for names of locks.
+const completionTime = time.Second
+
+// candidates returns what may stand in place of the last word, nothing where a
+// file or a command of somebody else is expected.
+func candidates(words []string) []string {
+	var c cli
+	parser, err := kong.New(&c, kong.Name("lockfabric"), kong.Exit(func(int) {}))
+	if err != nil || len(words) == 0 {
+		return nil
+	}
+	line := commandLine{node: parser.Model.Node}
+	word := words[len(words)-1]
+	for _, w := range words[:len(words)-1] {
+		line.take(w)
+	}
+	var all []string
+	switch {
+	case line.rest:
+		return nil
+	case line.open != nil:
+		all = line.values(line.open)
+	case strings.HasPrefix(word, "--") && strings.Contains(word, "="):
+		name, _, _ := strings.Cut(word[2:], "=")
+		for _, v := range line.values(line.flag(name)) {
+			all = append(all, "--"+name+"="+v)
+		}
+	case strings.HasPrefix(word, "-"):
+		for _, f := range line.flags() {
+			if !f.Hidden {
+				all = append(all, "--"+f.Name)
+			}
+		}
+	case line.args < len(line.node.Positional):
+		all = line.values(line.node.Positional[line.args])
+	default:
+		for _, n := range line.node.Children {
+			if !n.Hidden {
+				all = append(all, n.Name)
+			}
+		}
+	}
+	all = slices.DeleteFunc(all, func(s string) bool { return !strings.HasPrefix(s, word) })
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// commandLine is how far a line was read.
+type commandLine struct {
+	node   *kong.Node
+	args   int         // positional arguments seen
+	open   *kong.Value // the flag whose value comes next
+	keep   bool        // and whether that flag is of all commands
+	rest   bool        // what follows is no business of ours
+	global []string    // flags of all commands with their values, as given
+}
+
+func (l *commandLine) take(w string) {
+	switch {
+	case l.rest:
+	case l.open != nil:
+		if l.keep {
+			l.global = append(l.global, w)
+		}
+		l.open = nil
+	case w == "--":
+		l.rest = true
+	case strings.HasPrefix(w, "--"):
+		name, _, given := strings.Cut(w[2:], "=")
+		f := l.flag(name)
+		if f == nil {
+			return
+		}
+		if l.keep = l.topLevel(name); l.keep {
+			l.global = append(l.global, w)
+		}
+		if !f.IsBool() && !given {
+			l.open = f
+		}
+	case strings.HasPrefix(w, "-"):
+	default:
+		for _, n := range l.node.Children {
+			if n.Name == w {
+				l.node, l.args = n, 0
+				return
+			}
+		}
+		l.args++
+		// No such command, or the next word is too many, or run's command begins.
+		l.rest = l.args >= len(l.node.Positional)
+	}
+}
+
+func (l *commandLine) flags() []*kong.Flag {
+	return slices.Concat(l.node.AllFlags(false)...)
+}
+
+func (l *commandLine) flag(name string) *kong.Value {
+	for _, f := range l.flags() {
+		if f.Name == name {
+			return f.Value
+		}
+	}
+	return nil
+}
+
+// topLevel says whether a flag is of all commands.
+func (l *commandLine) topLevel(name string) bool {
+	top := l.node
+	for top.Parent != nil {
+		top = top.Parent
+	}
+	return slices.ContainsFunc(top.Flags, func(f *kong.Flag) bool { return f.Name == name })
+}
+
+// values returns what a flag or an argument may be, as far as that is known.
+func (l *commandLine) values(v *kong.Value) []string {
+	if v == nil {
+		return nil
+	}
+	if v.Enum != "" {
+		return strings.Split(v.Enum, ",")
+	}
+	switch kind := v.Tag.Get("complete"); kind {
+	case "":
+		return nil
+	case "lock":
+		return lockNames(l.global)
+	default:
+		return strings.Split(kind, ",")
+	}
+}
+
+// lockNames returns the locks in use on the server that these flags, or the
+// environment, name. It only reads: it makes no buckets, takes no lease and starts
+// no server.
+func lockNames(global []string) []string {
+	var c cli
+	parser, err := kong.New(&c, kong.Exit(func(int) {}))
+	if err != nil {
+		return nil
+	}
+	parsed, err := parser.Parse(append(slices.Clone(global), "ls"))
+	if err != nil {
+		return nil
+	}
+	c.note(parsed)
+	ctx, cancel := context.WithTimeout(context.Background(), completionTime)
+	defer cancel()
+	nc, err := c.peek()
+	if err != nil {
+		return nil
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil
+	}
+	bucket, err := js.KeyValue(ctx, c.Fabric+"-locks")
+	if err != nil {
+		return nil
+	}
+	keys, err := bucket.ListKeys(ctx)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = keys.Stop() }()
+	var names []string
+	for {
+		select {
+		case key, ok := <-keys.Keys():
+			if !ok {
+				return names
+			}
+			if name, err := kv.DecodeKey(key); err == nil && plain(name) {
+				names = append(names, name)
+			}
+		case <-ctx.Done():
+			return names
+		}
+	}
+}
+
+// peek connects to the server as it is, within half of the time.
+func (c *cli) peek() (*nats.Conn, error) {
+	opts := []nats.Option{nats.Timeout(completionTime / 2), nats.NoReconnect(), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})}
+	to, err := c.target()
+	if err != nil {
+		return nil, err
+	}
+	if to != nil {
+		return nats.Connect(to.servers, append(opts, to.options...)...)
+	}
+	dir, err := c.localPath()
+	if err != nil {
+		return nil, err
+	}
+	state, err := readState(filepath.Clean(dir))
+	if err != nil {
+		return nil, err
+	}
+	return nats.Connect(state.URL, append(opts, nats.Token(state.Token), nats.SetCustomDialer(localDialer{state.Name}))...)
+}
+
+// plain says whether a name means itself in every shell. Names are given by
+// others: one such as $(reboot) must not get onto a command line by a key press.
+func plain(name string) bool {
+	return name != "" && !strings.HasPrefix(name, "-") && !strings.ContainsFunc(name, func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("-_./:@%+,", r)
+	})
+}

@@ -1,0 +1,12 @@
+#compdef lockfabric
+# zsh completion for lockfabric
+_lockfabric() {
+    local -a found
+    found=(${(f)"$("${words[1]}" complete -- "${(@)words[2,CURRENT]}" 2>/dev/null)"})
+    if (( ${#found} )); then
+        compadd -a found
+    else
+        _files
+    fi
+}
+compdef _lockfabric lockfabric

@@ -1,0 +1,146 @@
+//go:build unix
+
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+// completed has bash complete a line as it does when the user presses the tab
+// key at its end. The words are those that bash cuts it into.
+func completed(t *testing.T, line *exec.Cmd, words ...string) []string {
+	t.Helper()
+	dir := t.TempDir()
+	script, err := bare(t, "completion", "bash").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "script"), script, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	words = append([]string{self(t)}, words...)
+	bash := exec.Command("bash", append([]string{"--norc", "-c", `source "$0" || exit 3
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+_lockfabric || exit 4
+printf '%s\n' "${COMPREPLY[@]}"`, filepath.Join(dir, "script")}, words...)...)
+	bash.Env = line.Env
+	out, err := bash.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %v\n%s", words, err, out)
+	}
+	return strings.Fields(string(out))
+}
+
+func TestCompletionInBash(t *testing.T) {
+	t.Parallel()
+	m := manager(t)
+	for _, key := range []string{"films/a", "films/b:c", "photos/ä", "$(touch hacked)", "films/$HOME", "-films", "films/a b"} {
+		if _, err := m.Acquire(t.Context(), key, fabric.WithMode(fabric.Shared)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	line := bare(t)
+	line.Env = append(line.Env, "LOCKFABRIC_SERVER="+server.ClientURL(), "LOCKFABRIC_FABRIC="+fabricName(t))
+	for _, tt := range []struct{ words, want string }{
+		{"in", "inspect"},
+		{"re", "release"},
+		{"comple", "completion"},
+		{"completion ", "bash fish zsh"},
+		{"--out", "--output"},
+		{"--output ", "json text"},
+		{"--output = ", "json text"}, // bash leaves the '=' a word of its own
+		{"--output = j", "json"},
+		{"ls --output =", "json text"},
+		{"--log-level w", "warn"},
+		{"inspect --w", "--watch"},
+		{"run k --mode S", "S SIX"},
+		{"run k --no-p", "--no-progress"},
+		{"inspect ", "films/a films/b:c photos/ä"},
+		{"inspect fi", "films/a films/b:c"},
+		{"inspect films/b : ", "c"},
+		{"inspect films/b : c", "c"},
+		{"release --force ph", "photos/ä"},
+		{"--timeout 3s ls f", "films/a films/b:c"},
+		{"--fabric nobodys inspect ", ""},
+		{"--fabric = nobodys inspect f", ""},
+		{"--server nats://127.0.0.1:1 inspect ", ""},
+		{"--bogus inspect f", "films/a films/b:c"},
+		{"run k -- in", ""},
+		{"run k echo --w", ""},
+		{"nonsense ", ""},
+	} {
+		// ": " at the end: the cursor stands right after it.
+		words := strings.Split(tt.words, " ")
+		if n := len(words); n > 1 && words[n-1] == "" && strings.Trim(words[n-2], ":=") == "" {
+			words = words[:n-1]
+		}
+		got := completed(t, line, words...)
+		if want := strings.Fields(tt.want); !slices.Equal(got, want) {
+			t.Errorf("%q: %q, want %q", tt.words, got, want)
+		}
+	}
+	if got := completed(t, line, ""); !slices.Contains(got, "run") || slices.Contains(got, "complete") {
+		t.Errorf("commands: %q", got)
+	}
+}
+
+// To complete a name starts no server and leaves no trace.
+func TestCompletionStartsNothing(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "none")
+	line := bare(t)
+	line.Env = append(line.Env, "LOCKFABRIC_DIR="+dir)
+	if got := completed(t, line, "inspect", ""); len(got) != 0 {
+		t.Errorf("%q", got)
+	}
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("the local server's directory: %v", err)
+	}
+	for _, args := range [][]string{{"complete"}, {"complete", "--"}, {"complete", "--", "--server", "::", "inspect", ""}, {"complete", "--", "inspect", "a", "b", ""}} {
+		cmd := bare(t, args...)
+		cmd.Env = line.Env
+		if code, stdout, stderr := run(t, cmd); code != 0 || stdout+stderr != "" {
+			t.Errorf("%v: exit code %d, %q, %q", args, code, stdout, stderr)
+		}
+	}
+}
+
+// The scripts of the other shells ask the same command; where the shell is there
+// it reads its script.
+func TestCompletionScripts(t *testing.T) {
+	t.Parallel()
+	for shell, want := range map[string][]string{
+		"bash": {"complete -o default -F _lockfabric lockfabric\n"},
+		"zsh":  {"#compdef lockfabric\n", `complete -- "${(@)words[2,CURRENT]}"`, "compdef _lockfabric lockfabric\n"},
+		"fish": {"complete -c lockfabric -a '(__lockfabric_complete)'\n", "complete -- $before (commandline -ct)"},
+	} {
+		code, stdout, stderr := run(t, bare(t, "completion", shell))
+		if code != 0 || stderr != "" {
+			t.Errorf("%s: exit code %d, %s", shell, code, stderr)
+		}
+		for _, w := range want {
+			if !strings.Contains(stdout, w) {
+				t.Errorf("%s: no %q in\n%s", shell, w, stdout)
+			}
+		}
+		path, err := exec.LookPath(shell)
+		if err != nil {
+			continue // its text was checked
+		}
+		check := exec.Command(path, "-n")
+		check.Stdin = strings.NewReader(stdout)
+		if out, err := check.CombinedOutput(); err != nil {
+			t.Errorf("%s -n: %v\n%s", shell, err, out)
+		}
+	}
+	if code, _, stderr := run(t, bare(t, "completion", "tcsh")); code != 64 || !strings.Contains(stderr, "bash") {
+		t.Errorf("exit code %d, %q", code, stderr)
+	}
+}

@@ -1,0 +1,187 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+const (
+	// lookAgain is the pause after a read that may be that of a deposed leader.
+	lookAgain = 150 * time.Millisecond
+	// watchAttempt bounds one try to open the buckets again, watchPause is the time
+	// between two.
+	watchAttempt = 10 * time.Second
+	watchPause   = 250 * time.Millisecond
+)
+
+// Watch tells of the lock as Inspect does, first as it is now and then after
+// each change, until ctx ends or the loop over it is left:
+//
+//	for info, err := range m.Watch(ctx, "orders/42") {
+//		if err != nil {
+//			return err
+//		}
+//		…
+//	}
+//
+// Everything it tells was read from the stream's leader, so it is committed, and
+// no state is followed by an older one. Changes that come faster than the loop
+// takes them are told together: states in between may be skipped, the last one
+// never is. A change of the lock's record counts, not the renewal or death of a
+// lease behind it.
+//
+// It goes on through lost connections, elections and deleted buckets, and then
+// tells what has changed meanwhile. A lock whose buckets were deleted is told of as
+// free; revision 0 means then, as always, that nothing is stored.
+//
+// The last pair has an error, unless the loop was left: the context's,
+// ErrInvalidName, ErrMalformedRecord, ErrClosed, or the reason why the buckets
+// can't be opened again, as from New. All the work is done in the caller's
+// goroutine, while it waits for the next pair.
+func (m *Manager) Watch(ctx context.Context, key string) iter.Seq2[Info, error] {
+	return func(yield func(Info, error) bool) {
+		enc, err := kv.EncodeName(key)
+		if err != nil {
+			yield(Info{}, err)
+			return
+		}
+		w := &lockWatch{m: m, key: key, enc: enc, yield: yield}
+		if err := w.run(ctx); err != nil {
+			yield(Info{}, fmt.Errorf("watch %q: %w", key, translate(err)))
+		}
+	}
+}
+
+// errLeft ends a watch whose loop was left.
+var errLeft = errors.New("fabric: the loop was left")
+
+// lockWatch is one loop over Watch, on as many sessions as it takes.
+type lockWatch struct {
+	m        *Manager
+	key, enc string
+	yield    func(Info, error) bool
+
+	told bool // whether last was set
+	last Info
+}
+
+// run tells of the lock until there is a reason to end, nil if the loop was left.
+func (w *lockWatch) run(ctx context.Context) error {
+	for {
+		s, err := w.session(ctx)
+		if err == nil {
+			err = w.follow(ctx, s)
+		}
+		switch {
+		case errors.Is(err, errLeft):
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil && !transient(err):
+			return err
+		case err != nil && !sleep(ctx, watchPause):
+			return ctx.Err()
+		}
+	}
+}
+
+func (w *lockWatch) session(ctx context.Context) (*session, error) {
+	ctx, cancel := context.WithTimeout(ctx, watchAttempt)
+	defer cancel()
+	return w.m.session(ctx)
+}
+
+// transient says whether an error of the buckets passes by itself.
+func transient(err error) bool {
+	return errors.Is(translate(err), ErrUnavailable) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// follow tells of the lock until the session ends, and returns nil then. The hub
+// says when to look and how new at least the answer has to be, the leader what
+// there is. The hub is asked first: what changes after the read is announced.
+func (w *lockWatch) follow(ctx context.Context, s *session) error {
+	var least atomic.Uint64 // revision that the hub has seen; 0 = absent, or nothing known
+	changed := make(chan struct{}, 1)
+	changed <- struct{}{} // look at once
+	stop := s.lockHub.Watch(w.enc, func(e kv.Entry) {
+		least.Store(e.Revision)
+		select {
+		case changed <- struct{}{}:
+		default: // a look that has not begun yet will see this entry, too
+		}
+	})
+	defer stop()
+	var newest uint64 // told on this session
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.ctx.Done():
+			return nil
+		case <-changed:
+		}
+		rec, rev, err := w.read(ctx, s, &least, newest)
+		if s.ctx.Err() != nil && ctx.Err() == nil {
+			return nil
+		}
+		if errors.Is(err, kv.ErrBucketGone) {
+			s.suspect("") // ends the session, if so
+		}
+		if err != nil {
+			return err
+		}
+		newest = max(newest, rev)
+		if err := w.tell(ctx, s, rec, rev); err != nil {
+			return err
+		}
+	}
+}
+
+// read returns what the leader has, at least as new as what the hub has seen and
+// what was told before: a leader that was deposed answers for a while, with less.
+// An absence is believed when the hub knows of nothing else, and of a lock that
+// was in use when it is seen twice.
+func (w *lockWatch) read(ctx context.Context, s *session, least *atomic.Uint64, newest uint64) (*record.Record, uint64, error) {
+	for absent := false; ; {
+		rec, rev, err := s.engine.Read(ctx, w.enc)
+		if err != nil {
+			return nil, 0, err
+		}
+		known := least.Load()
+		if rev > 0 && rev >= max(known, newest) || rev == 0 && known == 0 && (absent || !w.used()) {
+			return rec, rev, nil
+		}
+		absent = rev == 0
+		if !sleep(ctx, lookAgain) || s.ctx.Err() != nil {
+			return nil, 0, errors.Join(ctx.Err(), s.ctx.Err())
+		}
+	}
+}
+
+// used says whether the lock was held or awaited when it was last told of.
+func (w *lockWatch) used() bool { return len(w.last.Holders)+len(w.last.Waiters) > 0 }
+
+// tell hands a state to the loop, if it is another one than the last. A delete
+// marker that runs out leaves a free lock as free as it was.
+func (w *lockWatch) tell(ctx context.Context, s *session, rec *record.Record, rev uint64) error {
+	if w.told && (rev == w.last.Revision || rev == 0 && !w.used()) {
+		return nil
+	}
+	info := newInfo(w.key, rec, rev)
+	s.identify(ctx, &info)
+	if ctx.Err() != nil {
+		return ctx.Err() // the leases may be missing for no other reason
+	}
+	w.told, w.last = true, info
+	if !w.yield(info, nil) {
+		return errLeft
+	}
+	return nil
+}
