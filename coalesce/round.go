@@ -191,6 +191,7 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 
 		newRev, err := r.write(ctx, next, rev)
 		if err == nil {
+			r.reportEvicted(batch, base, next)
 			r.mu.Lock()
 			next.Resolve(newRev)
 			if next.Empty() {
@@ -317,6 +318,7 @@ func (r *resource) deliver(batch []*call, results []record.Result, rec *record.R
 				r.waiting = map[string]*call{}
 			}
 			r.waiting[c.op.ID] = c
+			c.standsIn(rec)
 			queued = true
 		case gone:
 			c.resolve(Outcome{}, ErrGone)
