@@ -39,10 +39,11 @@ type Lock struct {
 	failFast bool
 
 	mu         sync.Mutex
-	rev        uint64 // at which entry was read
-	err        error  // nil while held; ErrReleased or a *LostError
-	converting bool   // a Convert is under way
-	released   error  // what Release returned
+	rev        uint64    // at which entry was read
+	err        error     // nil while held; ErrReleased or a *LostError
+	since      time.Time // when it was handed out; zero before
+	converting bool      // a Convert is under way
+	released   error     // what Release returned
 	releasing  chan struct{}
 	lost       chan struct{}   // made on demand
 	ctx        context.Context // made on demand
@@ -204,9 +205,12 @@ func (l *Lock) Release(context.Context) error {
 	}
 	l.releasing = make(chan struct{})
 	l.end(ErrReleased)
+	ended := l.ending(EventReleased)
+	l.s.m.feed.announce()
 	l.mu.Unlock()
 
 	l.released = l.release()
+	l.noteReleased(ended)
 	l.slot.drop(l)
 	close(l.releasing)
 	return l.released
@@ -256,8 +260,16 @@ func (l *Lock) lose(reason error) {
 	}
 	token := l.entry.Token
 	l.end(&LostError{Key: l.key, Token: token, Reason: reason})
+	mine := !l.since.IsZero() // nobody has a handle of a grant that is not handed out
+	ended := l.ending(EventLost)
+	ended.Reason = reason
+	if mine {
+		l.s.m.feed.push(ended) // before the lock is let go, so that nothing comes in between
+	}
 	l.mu.Unlock()
-	l.s.m.cfg.logger.Warn("lock lost", "key", l.key, "id", l.entry.ID, "token", token, "reason", reason)
+	if mine {
+		l.s.m.logEvent(&ended)
+	}
 	if errors.Is(reason, ErrRevoked) || errors.Is(reason, ErrRemoved) {
 		// A revoked entry blocks until its holder lets go, and one that seems to be
 		// gone may stand: the reads that said so can be those of a deposed leader.

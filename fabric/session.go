@@ -67,10 +67,12 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	s.lockHub = kv.NewHub(buckets.Locks, kv.WithGone(func(error) { s.suspect("") }))
 	s.leaseHub = kv.NewHub(buckets.Leases, kv.WithGone(func(error) { s.suspect("") }))
 	s.observer = lease.NewObserver(buckets.Leases, s.leaseHub.Watch, clock.Observer(), m.label(), m.cfg.logger)
+	s.observer.OnTombstone(s.tookOver)
 	s.engine = coalesce.New(coalesce.Config{
 		Store: buckets.Locks, Watcher: s.lockHub, Observer: s.observer,
 		Local:     func(id string) bool { _, ok := s.local.Load(id); return ok },
 		Regressed: s.suspect,
+		Evicted:   s.evicted,
 		Logger:    m.cfg.logger,
 	})
 	s.goIfOpen(s.housekeep)
