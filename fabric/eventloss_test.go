@@ -193,3 +193,33 @@ func TestNoEventsOfAGrantThatIsNotHandedOut(t *testing.T) {
 		}
 	})
 }
+
+// A release that is on its way when the manager is closed is told, or Close says
+// that something was not.
+func TestCloseTellsOfAReleaseUnderWay(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		var rec recorder
+		m, w := s.wired(t, fabric.WithEvents(rec.hook))
+		l := acquire(t, m, s.key(t))
+		arrived, gate := make(chan struct{}), make(chan struct{})
+		w.fault(1, lockWrite, func(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
+			close(arrived)
+			<-gate
+			return send(ctx, msg)
+		})
+		released := make(chan error, 1)
+		go func() { released <- l.Release(context.Background()) }()
+		receive(t, arrived)
+		// Longer than ending the session takes, shorter than delivering events may take.
+		open := time.AfterFunc(4500*time.Millisecond, func() { close(gate) })
+		defer open.Stop()
+		err := m.Close()
+		switch told := len(rec.of(fabric.EventReleased, fabric.EventLost)); {
+		case err == nil && told != 1:
+			t.Errorf("closed with %d ends told", told)
+		case err != nil && !errors.Is(err, fabric.ErrEventsDropped):
+			t.Error(err)
+		}
+		receive(t, released)
+	})
+}

@@ -80,7 +80,7 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 		close(s.ready)
 	} else {
 		m.cfg.logger.Warn("the locks bucket is not the one noted; nothing is granted until every lease of before has ended",
-			"bucket", buckets.Locks.Name(), "for", buckets.Quarantine)
+			"bucket", buckets.Locks.Name(), "wait", buckets.Quarantine)
 		s.goIfOpen(func() { s.quarantine(buckets.Quarantine) })
 	}
 	return s, nil
