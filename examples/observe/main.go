@@ -137,7 +137,7 @@ func scrape(ctx context.Context, registry *prometheus.Registry) (string, error) 
 	if err != nil {
 		return "", err
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	var page strings.Builder
 	lines := bufio.NewScanner(resp.Body)
 	for lines.Scan() {
