@@ -26,6 +26,9 @@ type Options struct {
 	// Detached, if above 0, is how long to wait instead of until the context
 	// ends, which is ignored.
 	Detached time.Duration
+	// Queued is called once, from the goroutine that called Do and before Do
+	// returns, if the operation had to wait in a committed record. No lock is held.
+	Queued func(Place)
 }
 
 // call is one submitted operation. Its fields are guarded by its resource's mu.
@@ -42,6 +45,9 @@ type call struct {
 	out       Outcome
 	err       error
 	done      chan struct{} // made when somebody has to wait
+	placed    chan struct{} // closed when place is known; nil if nobody wants to
+	place     *Place
+	told      bool // Options.Queued was called
 }
 
 // resolve ends the call. Called with r.mu held.
@@ -79,6 +85,10 @@ func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) 
 	r := e.resource(key)
 	defer e.done(r)
 	c := &call{r: r, op: op, failFast: opt.FailFast}
+	if opt.Queued != nil {
+		c.placed = make(chan struct{})
+		defer c.reportPlace(opt.Queued)
+	}
 
 	r.mu.Lock()
 	if r.closed {
@@ -112,18 +122,22 @@ func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) 
 		defer t.Stop()
 		limit = t.C
 	}
-	select {
-	case <-limit:
-		return r.giveUp(c, context.DeadlineExceeded)
-	case <-c.done:
-		return c.out, c.err
-	case <-ctx.Done():
-		if opt.Detached > 0 {
-			return r.giveUp(c, ErrClosed)
+	for placed := c.placed; ; placed = nil {
+		select {
+		case <-placed:
+			c.reportPlace(opt.Queued)
+		case <-limit:
+			return r.giveUp(c, context.DeadlineExceeded)
+		case <-c.done:
+			return c.out, c.err
+		case <-ctx.Done():
+			if opt.Detached > 0 {
+				return r.giveUp(c, ErrClosed)
+			}
+			return r.giveUp(c, ctx.Err())
+		case <-opt.Stop:
+			return r.giveUp(c, ErrStopped)
 		}
-		return r.giveUp(c, ctx.Err())
-	case <-opt.Stop:
-		return r.giveUp(c, ErrStopped)
 	}
 }
 

@@ -50,7 +50,12 @@ type Config struct {
 	// revision went backwards, as it does when the bucket was deleted, created
 	// again or restored.
 	Regressed func(key string)
-	Logger    *slog.Logger
+	// Evicted is called, if it is not nil, when a write of this engine that removed
+	// entries of dead leases is acknowledged, before anybody is told of a grant that
+	// this led to. It runs in the goroutine that wrote, with no lock held, and must
+	// be quick. An eviction whose acknowledgement got lost is not reported.
+	Evicted func(key string, leases []string, entries int)
+	Logger  *slog.Logger
 }
 
 // Stats counts what an engine has done since it was made.

@@ -189,7 +189,7 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 		}
 		r.mu.Unlock()
 
-		newRev, err := r.write(ctx, next, rev)
+		newRev, err := r.write(ctx, batch, base, next, rev)
 		if err == nil {
 			r.mu.Lock()
 			next.Resolve(newRev)
@@ -265,8 +265,9 @@ func (r *resource) doubt(batch []*call, rev uint64) {
 	}
 }
 
-// write stores the record, or deletes it when nobody holds or waits any more.
-func (r *resource) write(ctx context.Context, next *record.Record, rev uint64) (uint64, error) {
+// write stores the record that a batch makes of base, or deletes it when nobody
+// holds or waits any more.
+func (r *resource) write(ctx context.Context, batch []*call, base, next *record.Record, rev uint64) (uint64, error) {
 	actx, cancel := context.WithTimeout(ctx, r.attempt())
 	defer cancel()
 	r.e.rounds.Add(1)
@@ -274,10 +275,16 @@ func (r *resource) write(ctx context.Context, next *record.Record, rev uint64) (
 	var err error
 	if next.Empty() {
 		newRev, err = r.e.cfg.Store.Purge(actx, r.key, rev, kv.MarkerTTL)
+		if err == nil {
+			r.reportEvicted(batch, base, next)
+		}
 	} else {
 		value := next.Append(nil)
 		r.setInFlight(value)
 		newRev, err = r.e.cfg.Store.Update(actx, r.key, value, rev, 0)
+		if err == nil {
+			r.reportEvicted(batch, base, next) // before the watch may tell of grants
+		}
 		r.setInFlight(nil)
 	}
 	r.answered(ctx, err)
@@ -321,6 +328,7 @@ func (r *resource) deliver(batch []*call, results []record.Result, rec *record.R
 				r.waiting = map[string]*call{}
 			}
 			r.waiting[c.op.ID] = c
+			c.standsIn(rec)
 			queued = true
 		case gone:
 			c.resolve(Outcome{}, ErrGone)

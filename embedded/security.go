@@ -13,12 +13,7 @@ import (
 type plan struct {
 	options  *natsserver.Options
 	access   *access
-	warnings []warning
-}
-
-type warning struct {
-	text string
-	attr slog.Attr
+	warnings []func(*slog.Logger)
 }
 
 // access is how clients get in.
@@ -60,32 +55,34 @@ func (p *plan) check(c *config) error {
 		case !l.auth && !c.allowExternal:
 			return &OpenListenerError{Listener: l.name, Addr: l.addr, File: c.configFile}
 		case l.auth && !l.tls:
-			p.warn("no TLS: passwords, and all that servers and clients say, can be read on the network", l.name, l.addr)
+			p.note(func(log *slog.Logger) {
+				log.Warn("no TLS: passwords, and all that servers and clients say, can be read on the network", "listener", l.name, "url", l.addr)
+			})
 		}
 	}
 	if c.configFile == "" {
 		return nil
 	}
 	if !p.options.SyncAlways && !c.syncSet {
-		p.warn("a power failure can lose locks that were granted; take sync_interval out of the file to sync every write",
-			"sync_interval", p.options.SyncInterval.Round(time.Millisecond).String())
+		interval := p.options.SyncInterval.Round(time.Millisecond)
+		p.note(func(log *slog.Logger) {
+			log.Warn("a power failure can lose locks that were granted; take sync_interval out of the file to sync every write", "sync_interval", interval)
+		})
 	}
 	if f := p.options.LogFile; f != "" {
-		p.warn("log_file has no effect", "log_file", f)
+		p.note(func(log *slog.Logger) { log.Warn("log_file has no effect", "log_file", f) })
 	}
 	return nil
 }
 
-func (p *plan) warn(text, key, value string) {
-	p.warnings = append(p.warnings, warning{text, slog.String(key, value)})
-}
+func (p *plan) note(warn func(*slog.Logger)) { p.warnings = append(p.warnings, warn) }
 
 func (p *plan) log(l *slog.Logger) {
 	if l == nil {
 		return
 	}
-	for _, w := range p.warnings {
-		l.Warn(w.text, w.attr)
+	for _, warn := range p.warnings {
+		warn(l)
 	}
 }
 

@@ -84,7 +84,7 @@ func (m *Manager) acquire(ctx context.Context, key string, kind record.OpKind, o
 		ctx, cancel = context.WithTimeout(ctx, req.waitLimit)
 		defer cancel()
 	}
-	a := attempt{m: m, key: key, enc: enc, kind: kind, req: req}
+	a := attempt{m: m, key: key, enc: enc, kind: kind, req: req, began: time.Now()}
 	for n := 0; ; n++ {
 		l, err := a.once(ctx)
 		if err == nil {
@@ -110,6 +110,8 @@ type attempt struct {
 	session  *session // of the last round
 	waitedID string   // lease that was observed already
 	mine     []string // with an owner: ids of all rounds, whose entries may still stand
+	began    time.Time
+	queued   *bool // an event that the last round is queued was sent; nil if nobody wants to know
 }
 
 var errAgain = errors.New("fabric: acquire again")
@@ -144,32 +146,35 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 	if a.req.owner != "" {
 		a.mine = append(a.mine, op.ID)
 	}
-	out, err := s.engine.Do(ctx, a.enc, op, coalesce.Options{FailFast: a.req.failFast, Stop: sl.lease.Lost()})
+	out, err := s.engine.Do(ctx, a.enc, op, coalesce.Options{FailFast: a.req.failFast, Stop: sl.lease.Lost(), Queued: a.whenQueued(sl, op.ID)})
 	if err != nil {
 		if errors.Is(err, coalesce.ErrGone) {
 			// It may stand after all: the reads that said otherwise can be those of
 			// a deposed leader. Nothing may be left under a lease that lives.
 			s.engine.Forget(a.enc, sl.id, op.ID)
 		}
+		a.withdrawn(sl, op.ID, err)
 		sl.leave()
 		return nil, err
 	}
-	l := &Lock{granted: time.Now(), s: s, slot: sl, key: a.key, enc: a.enc, entry: out.Entry, rev: out.Revision, failFast: a.req.failFast}
+	l := &Lock{s: s, slot: sl, key: a.key, enc: a.enc, entry: out.Entry, rev: out.Revision, failFast: a.req.failFast}
 	if err := a.begin(ctx, l, time.Since(started)); err != nil {
 		s.engine.Forget(a.enc, sl.id, op.ID)
+		a.withdrawn(sl, op.ID, err)
 		sl.leave()
 		return nil, err
 	}
 	sl.hold(l)
 	s.mu.Lock()
-	s.fresh = append(s.fresh, freshLock{l, l.granted})
+	s.fresh = append(s.fresh, freshLock{l, time.Now()})
 	ended := s.ended
 	s.mu.Unlock()
 	// The last look before the grant is handed out: a lease that was lost while
 	// the acquire waited, or this process slept, grants nothing.
-	if !sl.lease.Valid() || ended != nil || out.Entry.Revoked {
+	if !sl.lease.Valid() || ended != nil || out.Entry.Revoked || !l.handOut(a) {
 		l.lose(ErrExpired)
 		s.engine.Forget(a.enc, sl.id, op.ID)
+		a.withdrawn(sl, op.ID, errAgain)
 		return nil, errAgain
 	}
 	return l, nil

@@ -33,7 +33,7 @@ import (
 func (l *Lock) Convert(ctx context.Context, mode Mode) error {
 	op, err := l.beginConvert(ctx, mode)
 	if err == nil {
-		err = l.convert(ctx, op)
+		err = l.convert(ctx, op, &conversion{l: l, to: mode, began: time.Now()})
 		l.mu.Lock()
 		l.converting = false
 		l.mu.Unlock()
@@ -74,8 +74,13 @@ func (l *Lock) beginConvert(ctx context.Context, mode Mode) (record.Op, error) {
 	return op, nil
 }
 
-func (l *Lock) convert(ctx context.Context, op record.Op) error {
-	opt := coalesce.Options{FailFast: l.failFast, Stop: l.Context().Done()}
+func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err error) {
+	defer func() {
+		if err != nil {
+			c.withdrawn(err)
+		}
+	}()
+	opt := coalesce.Options{FailFast: l.failFast, Stop: l.Context().Done(), Queued: c.whenQueued()}
 	weaker := op.From.Covers(op.Mode)
 	if weaker {
 		opt = coalesce.Options{Detached: releaseTimeout}
@@ -83,7 +88,7 @@ func (l *Lock) convert(ctx context.Context, op record.Op) error {
 	for n := 1; ; n++ {
 		out, err := l.s.engine.Do(ctx, l.enc, op, opt)
 		if err == nil {
-			return l.converted(op, out, weaker)
+			return l.converted(op, out, weaker, c)
 		}
 		if !errors.Is(err, coalesce.ErrGone) {
 			return l.notConverted(ctx, op, err)
@@ -104,20 +109,25 @@ func (l *Lock) convert(ctx context.Context, op record.Op) error {
 }
 
 // converted takes over what was acknowledged.
-func (l *Lock) converted(op record.Op, out coalesce.Outcome, weaker bool) error {
+func (l *Lock) converted(op record.Op, out coalesce.Outcome, weaker bool, c *conversion) error {
 	if out.Entry.Revoked {
 		l.lose(ErrRevoked)
 	}
 	l.check() // the lease may have ended while the conversion waited
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.err != nil {
-		return l.err
+	if err := l.err; err != nil {
+		l.mu.Unlock()
+		return err
 	}
 	l.rev = max(l.rev, out.Revision)
 	if !weaker {
 		l.entry.Mode, l.entry.Token = op.Mode, out.Entry.Token
 	}
+	ev := l.event(EventConverted)
+	ev.Queued, ev.Waited = told(c.queued), ev.Time.Sub(c.began)
+	l.s.m.feed.push(ev)
+	l.mu.Unlock()
+	l.s.m.logEvent(&ev)
 	return nil
 }
 

@@ -89,6 +89,11 @@ var (
 	// ErrClosed says that the manager was closed.
 	ErrClosed = errors.New("fabric: manager is closed")
 
+	// ErrEventsDropped says that Close gave up before the event hook had taken all
+	// events. Everything else is closed. Make the hook quicker, or have it only
+	// count.
+	ErrEventsDropped = errors.New("fabric: the event hook is too slow, events were dropped")
+
 	// ErrInvalidOption says that an option has a value that makes no sense; the
 	// message names it. Nothing was done.
 	ErrInvalidOption = errors.New("fabric: invalid option")

@@ -36,14 +36,14 @@ type Lock struct {
 	key      string       // name as given
 	enc      string       // encoded
 	entry    record.Entry // its Mode and Token change, and are guarded by mu
-	granted  time.Time
 	failFast bool
 
 	mu         sync.Mutex
-	rev        uint64 // at which entry was read
-	err        error  // nil while held; ErrReleased or a *LostError
-	converting bool   // a Convert is under way
-	released   error  // what Release returned
+	rev        uint64    // at which entry was read
+	err        error     // nil while held; ErrReleased or a *LostError
+	since      time.Time // when it was handed out; zero before
+	converting bool      // a Convert is under way
+	released   error     // what Release returned
 	releasing  chan struct{}
 	lost       chan struct{}   // made on demand
 	ctx        context.Context // made on demand
@@ -205,9 +205,12 @@ func (l *Lock) Release(context.Context) error {
 	}
 	l.releasing = make(chan struct{})
 	l.end(ErrReleased)
+	ended := l.ending(EventReleased)
+	l.s.m.feed.announce()
 	l.mu.Unlock()
 
 	l.released = l.release()
+	l.noteReleased(ended)
 	l.slot.drop(l)
 	close(l.releasing)
 	return l.released
@@ -229,7 +232,13 @@ func (l *Lock) release() error {
 }
 
 func releaseOp(l *Lock) record.Op {
-	return record.Op{Kind: record.OpRelease, ID: l.entry.ID, Lease: l.slot.id, Hold: time.Since(l.granted)}
+	op := record.Op{Kind: record.OpRelease, ID: l.entry.ID, Lease: l.slot.id}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.since.IsZero() {
+		op.Hold = time.Since(l.since)
+	}
+	return op
 }
 
 // whyGone is why the entry is not in the record any more: it was evicted, if the
@@ -257,8 +266,16 @@ func (l *Lock) lose(reason error) {
 	}
 	token := l.entry.Token
 	l.end(&LostError{Key: l.key, Token: token, Reason: reason})
+	mine := !l.since.IsZero() // nobody has a handle of a grant that is not handed out
+	ended := l.ending(EventLost)
+	ended.Reason = reason
+	if mine {
+		l.s.m.feed.push(ended) // before the lock is let go, so that nothing comes in between
+	}
 	l.mu.Unlock()
-	l.s.m.cfg.logger.Warn("lock lost", "key", l.key, "id", l.entry.ID, "token", token, "reason", reason)
+	if mine {
+		l.s.m.logEvent(&ended)
+	}
 	if errors.Is(reason, ErrRevoked) || errors.Is(reason, ErrRemoved) {
 		// A revoked entry blocks until its holder lets go, and one that seems to be
 		// gone may stand: the reads that said so can be those of a deposed leader.

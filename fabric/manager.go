@@ -24,6 +24,7 @@ type Manager struct {
 	nc    *nats.Conn
 	own   bool // nc was made by Connect
 	clock clock.Clock
+	feed  *feed // of events; nil without a hook
 
 	mu      sync.Mutex
 	closed  bool
@@ -129,11 +130,12 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Manager, error) {
 }
 
 func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, error) {
-	m := &Manager{cfg: cfg, nc: nc, own: own, clock: clock.Holder(), done: make(chan struct{})}
+	m := &Manager{cfg: cfg, nc: nc, own: own, clock: clock.Holder(), feed: newFeed(cfg.hook), done: make(chan struct{})}
 	s, err := m.session(ctx)
 	if err != nil {
 		return nil, translate(err)
 	}
+	m.feed.start()
 	// Make the shared lease now, so that the first acquire is one write.
 	sl, err := s.slot(ctx, cfg.timing)
 	if err != nil {
@@ -201,7 +203,8 @@ func (m *Manager) forget(s *session) {
 
 // Close ends every hold of the manager, hands their locks on, and stops all its
 // goroutines. It is bounded by a few seconds, waits for what it does, and closes
-// the connection if Connect made it. Closing again does nothing.
+// the connection if Connect made it. Closing again does nothing. The only error is
+// ErrEventsDropped, for a manager with an event hook.
 func (m *Manager) Close() error {
 	m.mu.Lock()
 	if m.closed {
@@ -220,7 +223,7 @@ func (m *Manager) Close() error {
 	if m.own {
 		m.nc.Close()
 	}
-	return nil
+	return m.feed.close()
 }
 
 // Stats counts what the manager has done since it was made, or since its

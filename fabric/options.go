@@ -73,6 +73,7 @@ type config struct {
 	buckets  kv.Config
 	label    string
 	logger   *slog.Logger
+	hook     func(Event) // nil = nobody wants to know
 	failFast bool
 	nats     []nats.Option
 }

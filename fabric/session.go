@@ -67,10 +67,12 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	s.lockHub = kv.NewHub(buckets.Locks, kv.WithGone(func(error) { s.suspect("") }))
 	s.leaseHub = kv.NewHub(buckets.Leases, kv.WithGone(func(error) { s.suspect("") }))
 	s.observer = lease.NewObserver(buckets.Leases, s.leaseHub.Watch, clock.Observer(), m.label(), m.cfg.logger)
+	s.observer.OnTombstone(s.tookOver)
 	s.engine = coalesce.New(coalesce.Config{
 		Store: buckets.Locks, Watcher: s.lockHub, Observer: s.observer,
 		Local:     func(id string) bool { _, ok := s.local.Load(id); return ok },
 		Regressed: s.suspect,
+		Evicted:   s.evicted,
 		Logger:    m.cfg.logger,
 	})
 	s.goIfOpen(s.housekeep)
@@ -78,7 +80,7 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 		close(s.ready)
 	} else {
 		m.cfg.logger.Warn("the locks bucket is not the one noted; nothing is granted until every lease of before has ended",
-			"bucket", buckets.Locks.Name(), "for", buckets.Quarantine)
+			"bucket", buckets.Locks.Name(), "wait", buckets.Quarantine)
 		s.goIfOpen(func() { s.quarantine(buckets.Quarantine) })
 	}
 	return s, nil

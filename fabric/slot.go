@@ -2,7 +2,6 @@ package fabric
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
 
@@ -154,9 +153,6 @@ func (sl *slot) lost(err error) {
 	}
 	sl.s.mu.Unlock()
 	sl.s.dispose(sl)
-	if !errors.Is(err, lease.ErrClosed) {
-		sl.s.m.cfg.logger.Warn("lease lost", "lease", sl.id, "reason", err)
-	}
 }
 
 func (sl *slot) endHolds(reason error) {

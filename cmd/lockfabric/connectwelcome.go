@@ -59,12 +59,16 @@ func (w *welcome) heard(err error) {
 	switch {
 	case errors.Is(err, nats.ErrPermissionViolation):
 		if w.needed(err.Error()) {
-			w.warn("the server does not permit what a lock needs", err)
+			if text, news := w.news(err); news {
+				w.log.Warn("the server does not permit what a lock needs", "error", text)
+			}
 			w.end(w.to.refused(err))
 		}
 	case refused(err):
 		w.auth = err
-		w.warn("the server refuses the credentials", err)
+		if text, news := w.news(err); news {
+			w.log.Warn("the server refuses the credentials", "error", text)
+		}
 	}
 }
 
@@ -83,13 +87,13 @@ func (w *welcome) closed() {
 	}
 }
 
-// warn says something once. Lock held.
-func (w *welcome) warn(what string, err error) {
-	text := w.to.secrets.hide(err.Error())
-	if text != w.warned {
-		w.warned = text
-		w.log.Warn(what, "error", text)
-	}
+// news returns an error's text without secrets, and whether it was not told yet.
+// Lock held.
+func (w *welcome) news(err error) (text string, news bool) {
+	text = w.to.secrets.hide(err.Error())
+	news = text != w.warned
+	w.warned = text
+	return text, news
 }
 
 // needed reports whether nothing goes without what was refused. The server says it

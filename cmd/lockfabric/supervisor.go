@@ -63,7 +63,7 @@ func (v *supervisor) wait() (code int, err error) {
 		select {
 		case <-lost:
 			lost = nil // said once
-			v.log.Info("ending the command, its lock is lost", "key", v.lock.Key(), "token", v.lock.Token(), "kill after", v.killAfter)
+			v.log.Info("ending the command, its lock is lost", "key", v.lock.Key(), "token", v.lock.Token(), "kill_after", v.killAfter)
 			v.group.terminate()
 			kill = time.After(v.killAfter)
 		case e := <-events:

@@ -5,6 +5,7 @@ import "strings"
 const (
 	module     = "github.com/lockfabric/lockfabric"
 	natsServer = "github.com/nats-io/nats-server"
+	prometheus = "github.com/prometheus"
 )
 
 // layer is what one package may do.
@@ -22,6 +23,9 @@ type layer struct {
 	// server and serverInTests allow the NATS server, in its own code and in
 	// its tests.
 	server, serverInTests bool
+	// prometheus allows the Prometheus client, which nobody is to link who does
+	// not ask for it.
+	prometheus bool
 }
 
 // layers is the table of all packages, by path under the module, lowest first.
@@ -36,6 +40,8 @@ var layers = map[string]layer{
 	"primitives":      {imports: []string{"fabric"}},
 	// It reads what lies in the buckets, also where fabric would refuse them.
 	"internal/doctor": {imports: []string{"fabric", "kv", "internal/record", "internal/lease"}},
+
+	"fabric/fabricprom": {imports: []string{"fabric"}, prometheus: true},
 
 	"embedded": {server: true, serverInTests: true},
 
@@ -54,8 +60,8 @@ var programs = map[string]layer{
 		// Servers that embedded doesn't offer: with accounts, or without JetStream.
 	}, serverInTests: true},
 	// An example shows what a reader can do, so it gets public packages only.
-	"examples": {program: true, imports: []string{
-		"primitives", "fabric", "coalesce", "kv", "embedded", "examples/internal/demo",
+	"examples": {program: true, prometheus: true, imports: []string{
+		"primitives", "fabric", "fabric/fabricprom", "coalesce", "kv", "embedded", "examples/internal/demo",
 	}},
 }
 

@@ -70,6 +70,9 @@ func importViolation(s source, imported string) string {
 		}
 		return "the NATS server stays behind embedded"
 	}
+	if within(imported, prometheus) && !from.prometheus {
+		return "the Prometheus client stays behind fabric/fabricprom"
+	}
 	isTestLibrary := func(lib string) bool { return within(imported, lib) }
 	if slices.ContainsFunc(testLibraries, isTestLibrary) && !s.isTest() && !from.testOnly {
 		return "that is for tests"

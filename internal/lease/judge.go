@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"time"
@@ -125,6 +126,15 @@ func (o *Observer) judge(ctx context.Context, s *sight, rev uint64, limit time.D
 		rctx, cancel := context.WithTimeout(ctx, limit)
 		e, readErr = o.b.Get(rctx, s.id)
 		cancel()
+	}
+	if err == nil || readErr == nil && bytes.Equal(e.Value, value) {
+		o.mu.Lock()
+		buried := o.buried
+		o.mu.Unlock()
+		// Before the lease counts as dead: from then on others act upon it.
+		if buried != nil {
+			buried(s.id)
+		}
 	}
 
 	o.mu.Lock()

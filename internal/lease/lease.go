@@ -263,7 +263,7 @@ func (l *Lease) loseLocked(err error) {
 	}
 	closed := errors.Is(err, ErrClosed)
 	if !closed {
-		l.cfg.Logger.Warn("lease lost", "lease", l.who.ID, "error", err)
+		l.cfg.Logger.Warn("lease lost", "lease", l.who.ID, "reason", err)
 	}
 	// The goroutine that delivers the loss; a Close that caused it is only about
 	// to wait for it, and a later one cancels the burying.

@@ -49,6 +49,7 @@ type Observer struct {
 
 	mu      sync.Mutex
 	closed  bool
+	buried  func(id string)     // see OnTombstone; may be nil
 	sights  map[string]*sight   // all that is remembered
 	active  map[*sight]struct{} // those that somebody asks about
 	agenda  agenda              // those of them that will be due
@@ -81,6 +82,16 @@ func NewObserver(b Bucket, watch WatchFunc, clk clock.Clock, by string, log *slo
 	}
 	o.tail.Go(func() { o.run(ctx) })
 	return o
+}
+
+// OnTombstone has fn called whenever this observer has committed a tombstone,
+// before anybody who asked is told that the lease is dead; if the acknowledgement
+// got lost, once a read has shown the tombstone, which may be after that. fn runs in a goroutine of the observer with no lock held, and must be quick.
+// Call it before the first question.
+func (o *Observer) OnTombstone(fn func(id string)) {
+	o.mu.Lock()
+	o.buried = fn
+	o.mu.Unlock()
 }
 
 // Observe watches the lease and calls dead once, from a goroutine of the

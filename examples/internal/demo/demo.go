@@ -11,9 +11,9 @@ import (
 
 // Connect opens the fabric on the server, or on one that it embeds when the URL
 // is empty. The function it returns closes both.
-func Connect(ctx context.Context, server string) (*fabric.Manager, func(), error) {
+func Connect(ctx context.Context, server string, opts ...fabric.Option) (*fabric.Manager, func(), error) {
 	if server != "" {
-		m, err := fabric.Connect(ctx, server)
+		m, err := fabric.Connect(ctx, server, opts...)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -29,7 +29,7 @@ func Connect(ctx context.Context, server string) (*fabric.Manager, func(), error
 		stop()
 		return nil, nil, err
 	}
-	m, err := fabric.New(ctx, nc)
+	m, err := fabric.New(ctx, nc, opts...)
 	if err != nil {
 		nc.Close()
 		stop()

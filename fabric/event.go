@@ -1,0 +1,159 @@
+package fabric
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// EventType says what happened.
+type EventType string
+
+// The events.
+const (
+	// EventQueued: an acquire, or a conversion, waits. It has Position and Blocker.
+	EventQueued EventType = "queued"
+	// EventWithdrawn: one that was queued ended without a grant, for Reason: its
+	// context ended, or its lease was lost and it queues again under a new id. A
+	// conversion that waits when its hold ends has no such event: it ends with the
+	// hold.
+	EventWithdrawn EventType = "withdrawn"
+	// EventGranted: an acquire got the lock, after Waited.
+	EventGranted EventType = "granted"
+	// EventConverted: Convert was granted. Mode and Token are those from now on.
+	EventConverted EventType = "converted"
+	// EventReleased: a hold ended by Release, after Held. Reason is set when that
+	// was not confirmed: see ErrUnconfirmed.
+	EventReleased EventType = "released"
+	// EventLost: a hold ended before it was released, after Held, for Reason. Of a
+	// hold that Release finds gone, it comes instead of EventReleased.
+	EventLost EventType = "lost"
+	// EventEvicted: this process removed entries of dead leases from the lock. It
+	// has Leases and Entries.
+	EventEvicted EventType = "evicted"
+	// EventTakeover: this process declared the lease Lease dead, after it had seen
+	// no renewal for its TTL and the margin. It has no Key: one lease can stand
+	// behind many locks.
+	EventTakeover EventType = "takeover"
+)
+
+// Event is one thing that happened to a lock, seen from this manager. Fields
+// that its type does not name are zero.
+type Event struct {
+	Type EventType
+	Time time.Time // when it happened, by this process's clock
+	Key  string    // the lock's name
+
+	// Of a hold or a waiter: queued, withdrawn, granted, converted, released, lost.
+
+	ID    string // "<lease>.<sequence>", as inspection shows it; of a conversion, the hold's
+	Lease string // the lease it stands under
+	Owner string // the explicit owner, or the id
+	Mode  Mode   // held, or asked for
+	Token uint64 // fencing token; 0 before the first grant
+
+	Conversion bool          // queued and withdrawn: it is a Convert
+	Position   int           // queued: 1 is the next; 0 for a conversion, which stands before the queue
+	Blocker    string        // queued: owner of one of those in the way
+	Queued     bool          // granted and converted: there was an EventQueued before
+	Waited     time.Duration // granted, converted, withdrawn: since Acquire or Convert was called
+	Held       time.Duration // released and lost: since the grant was handed out
+	Reason     error         // lost: ErrExpired and its like; withdrawn, released: see there
+
+	Leases  []string // evicted: the dead leases
+	Entries int      // evicted: how many entries of theirs were removed
+
+	// Dropped is how many events were dropped right before this one, because the
+	// hook was more than 65,536 events behind.
+	Dropped uint64
+}
+
+// WithEvents has the manager call hook for every event: see [EventType].
+//
+// The hook is called from one goroutine of the manager, one event after the
+// other. No lock of the library is held, so it may call what it likes but
+// Manager.Close, which waits for it. It delays nothing: Lost is closed, leases
+// are renewed and locks are granted whether or not it returns. So an event tells
+// what was true at its Time; to stop work in time, use Lost or Context.
+//
+// Events of one hold come in order: queued, granted, converted any number of
+// times, then released or lost, exactly one of them and nothing after it. A grant
+// that was not handed out, as its lease ended at that moment, has no event.
+// Between holds go by Time: a release is told when its outcome is known, and its
+// Time is when Release was called, before the next one can be granted.
+//
+// None is dropped while the hook is less than 65,536 events behind. Beyond that a
+// queue without a bound would only move the failure into the process's memory:
+// new events are dropped then, and the next one that is not says how many in
+// Dropped. Close delivers what is outstanding; if that takes longer than three
+// seconds it gives up and returns ErrEventsDropped.
+//
+// A panic of the hook is not recovered.
+func WithEvents(hook func(Event)) ManagerOption {
+	return func(c *config) error {
+		if hook == nil {
+			return fmt.Errorf("%w: the event hook is nil", ErrInvalidOption)
+		}
+		c.hook = hook
+		return nil
+	}
+}
+
+// note hands an event to the hook and to the log. No lock is held.
+func (m *Manager) note(ev Event) {
+	m.feed.push(ev)
+	m.logEvent(&ev)
+}
+
+// noted reports whether anybody wants to know of events.
+func (m *Manager) noted() bool {
+	return m.feed != nil || m.cfg.logger.Enabled(context.Background(), slog.LevelDebug)
+}
+
+// logEvent writes the log's line for an event. No lock is held.
+func (m *Manager) logEvent(ev *Event) {
+	ctx, log := context.Background(), m.cfg.logger
+	if ev.Type == EventLost {
+		log.LogAttrs(ctx, slog.LevelWarn, "lock lost", slog.String("key", ev.Key), slog.String("id", ev.ID),
+			slog.Uint64("token", ev.Token), slog.Duration("held", ev.Held), slog.Any("reason", ev.Reason))
+		return
+	}
+	if !log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	key, id := slog.String("key", ev.Key), slog.String("id", ev.ID)
+	mode, token := slog.String("mode", string(ev.Mode)), slog.Uint64("token", ev.Token)
+	switch ev.Type {
+	case EventQueued:
+		log.LogAttrs(ctx, slog.LevelDebug, "queued", key, id, slog.String("owner", ev.Owner), mode,
+			slog.Int("position", ev.Position), slog.String("blocker", ev.Blocker))
+	case EventWithdrawn:
+		log.LogAttrs(ctx, slog.LevelDebug, "withdrawn", key, id, mode, slog.Duration("waited", ev.Waited), slog.Any("reason", ev.Reason))
+	case EventGranted:
+		log.LogAttrs(ctx, slog.LevelDebug, "granted", key, id, slog.String("owner", ev.Owner), mode, token, slog.Duration("waited", ev.Waited))
+	case EventConverted:
+		log.LogAttrs(ctx, slog.LevelDebug, "converted", key, id, mode, token, slog.Duration("waited", ev.Waited))
+	case EventReleased:
+		log.LogAttrs(ctx, slog.LevelDebug, "released", key, id, token, slog.Duration("held", ev.Held), slog.Any("error", ev.Reason))
+	case EventEvicted:
+		log.LogAttrs(ctx, slog.LevelDebug, "entries of dead leases removed", key, slog.Any("leases", ev.Leases), slog.Int("entries", ev.Entries))
+	}
+	// A takeover is logged by the observer.
+}
+
+// evicted is told by the engine.
+func (s *session) evicted(enc string, leases []string, entries int) {
+	key, err := kv.DecodeKey(enc)
+	if err != nil {
+		key = enc // not reached: it was encoded by this process
+	}
+	s.m.note(Event{Type: EventEvicted, Time: time.Now(), Key: key, Leases: leases, Entries: entries})
+}
+
+// tookOver is told by the observer.
+func (s *session) tookOver(id string) {
+	s.m.note(Event{Type: EventTakeover, Time: time.Now(), Lease: id})
+}

@@ -1,0 +1,165 @@
+package fabric
+
+import (
+	"errors"
+	"time"
+
+	"github.com/lockfabric/lockfabric/coalesce"
+)
+
+// The events of one hold are pushed to the feed with the handle's lock held,
+// together with the change of state that they are about. So none can come after
+// the one that ends the hold, whoever ends it.
+
+// event makes an event about the hold. Called with l.mu held.
+func (l *Lock) event(t EventType) Event {
+	return Event{
+		Type: t, Time: time.Now(), Key: l.key, ID: l.entry.ID, Lease: l.slot.id,
+		Owner: l.entry.OwnerID(), Mode: Mode(l.entry.Mode.String()), Token: l.entry.Token,
+	}
+}
+
+// ending makes the event of the hold's end. Called with l.mu held.
+func (l *Lock) ending(t EventType) Event {
+	ev := l.event(t)
+	if !l.since.IsZero() {
+		ev.Held = ev.Time.Sub(l.since)
+	}
+	return ev
+}
+
+// handOut makes a grant the caller's, unless the hold has ended already.
+func (l *Lock) handOut(a *attempt) bool {
+	l.mu.Lock()
+	if l.err != nil {
+		l.mu.Unlock()
+		return false
+	}
+	ev := l.event(EventGranted)
+	l.since = ev.Time
+	ev.Queued, ev.Waited = told(a.queued), ev.Time.Sub(a.began)
+	if ev.Queued {
+		l.s.m.feed.deliver(ev)
+	} else {
+		l.s.m.feed.push(ev)
+	}
+	l.mu.Unlock()
+	l.s.m.logEvent(&ev)
+	return true
+}
+
+// noteReleased tells what Release came to.
+func (l *Lock) noteReleased(ev Event) {
+	ev.Reason = l.released
+	if l.released != nil {
+		var lost *LostError
+		if errors.As(l.released, &lost) {
+			ev.Type, ev.Reason = EventLost, lost.Reason
+		}
+	}
+	l.s.m.feed.deliver(ev)
+	l.s.m.logEvent(&ev)
+}
+
+// waiter makes an event about an acquire that waits.
+func (a *attempt) waiter(t EventType, sl *slot, id string) Event {
+	ev := Event{Type: t, Time: time.Now(), Key: a.key, ID: id, Lease: sl.id, Owner: a.req.owner, Mode: a.req.mode}
+	if ev.Owner == "" {
+		ev.Owner = id
+	}
+	return ev
+}
+
+// whenQueued returns what the engine calls when the acquire has to wait, nil if
+// nobody wants to know.
+func (a *attempt) whenQueued(sl *slot, id string) func(coalesce.Place) {
+	a.queued = nil
+	if !a.m.noted() {
+		return nil
+	}
+	// Not a itself, which would have to be allocated for every acquire.
+	m, queued, ev := a.m, new(bool), a.waiter(EventQueued, sl, id)
+	a.queued = queued
+	return func(p coalesce.Place) {
+		*queued = true
+		m.feed.announce() // how it ends: granted or withdrawn
+		ev.Time, ev.Position, ev.Blocker = time.Now(), p.Position, blocker(p)
+		m.note(ev)
+	}
+}
+
+func told(queued *bool) bool { return queued != nil && *queued }
+
+// withdrawn tells that an acquire that was queued is not any more.
+func (a *attempt) withdrawn(sl *slot, id string, err error) {
+	if !told(a.queued) {
+		return
+	}
+	a.queued = nil
+	switch {
+	case errors.Is(err, coalesce.ErrStopped), errors.Is(err, errAgain):
+		err = lossReason(sl.lease.Err())
+	case errors.Is(err, coalesce.ErrGone):
+		err = ErrRemoved
+	default:
+		err = translate(err)
+	}
+	ev := a.waiter(EventWithdrawn, sl, id)
+	ev.Waited, ev.Reason = ev.Time.Sub(a.began), err
+	a.m.feed.deliver(ev)
+	a.m.logEvent(&ev)
+}
+
+// conversion is a Convert that may have to wait. Its fields are for the goroutine
+// in Convert.
+type conversion struct {
+	l      *Lock
+	to     Mode
+	began  time.Time
+	queued *bool // an event that it is queued was sent; nil if nobody wants to know
+}
+
+// whenQueued returns what the engine calls when the conversion has to wait, nil if
+// nobody wants to know.
+func (c *conversion) whenQueued() func(coalesce.Place) {
+	if !c.l.s.m.noted() {
+		return nil
+	}
+	l, to, queued := c.l, c.to, new(bool)
+	c.queued = queued
+	return func(p coalesce.Place) {
+		if !*queued { // else sent again with the same id
+			*queued = l.noteConversion(EventQueued, to, func(ev *Event) { ev.Blocker = blocker(p) })
+		}
+	}
+}
+
+// withdrawn tells that the conversion came to nothing.
+func (c *conversion) withdrawn(err error) {
+	if told(c.queued) {
+		c.l.noteConversion(EventWithdrawn, c.to, func(ev *Event) { ev.Waited, ev.Reason = ev.Time.Sub(c.began), err })
+	}
+}
+
+// noteConversion tells about a conversion, unless the hold has ended.
+func (l *Lock) noteConversion(t EventType, to Mode, complete func(*Event)) bool {
+	l.mu.Lock()
+	if l.err != nil {
+		l.mu.Unlock()
+		return false
+	}
+	ev := l.event(t)
+	ev.Mode, ev.Conversion = to, true
+	complete(&ev)
+	l.s.m.feed.push(ev)
+	l.mu.Unlock()
+	l.s.m.logEvent(&ev)
+	return true
+}
+
+func blocker(p coalesce.Place) string {
+	if p.Blocker.ID == "" {
+		return ""
+	}
+	return p.Blocker.OwnerID()
+}

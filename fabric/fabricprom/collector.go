@@ -1,0 +1,178 @@
+package fabricprom
+
+import (
+	"errors"
+	"strconv"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+const namespace = "lockfabric"
+
+// Collector is a prometheus.Collector of one or more managers. It is safe for
+// concurrent use.
+type Collector struct {
+	queued, withdrawn, grants, conversions, losses *prometheus.CounterVec
+
+	releases, evictions, evicted, takeovers, dropped prometheus.Counter
+
+	waits, holds prometheus.Histogram
+
+	events []prometheus.Collector // all of the above
+
+	mu       sync.Mutex
+	managers map[*watched]struct{}
+}
+
+// watched is one call of Watch.
+type watched struct{ m *fabric.Manager }
+
+var _ prometheus.Collector = (*Collector)(nil)
+
+// buckets reach from a lock that is free, in the same rack, to one that is waited
+// for, or held, for an hour.
+func buckets() []float64 {
+	return []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600}
+}
+
+// New returns a collector that nothing feeds yet: give its Event to WithEvents,
+// the managers to Watch, and itself to a registry.
+func New() *Collector {
+	c := &Collector{managers: map[*watched]struct{}{}}
+	counter := func(name, help string) prometheus.Counter {
+		v := prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help})
+		c.events = append(c.events, v)
+		return v
+	}
+	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
+		v := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, labels)
+		c.events = append(c.events, v)
+		return v
+	}
+	histogram := func(name, help string) prometheus.Histogram {
+		v := prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: namespace, Name: name, Help: help, Buckets: buckets()})
+		c.events = append(c.events, v)
+		return v
+	}
+	c.queued = counters("queued_total", "Acquires that had to wait in a queue.", "mode")
+	c.withdrawn = counters("withdrawn_total", "Acquires that left a queue without a grant.", "mode")
+	c.grants = counters("grants_total", "Locks granted; queued tells whether they were waited for.", "mode", "queued")
+	c.conversions = counters("conversions_total", "Conversions granted, by the mode they led to.", "mode")
+	c.releases = counter("releases_total", "Holds that ended by a release.")
+	c.losses = counters("losses_total", "Holds that were lost before they were released.", "reason")
+	c.evictions = counter("evictions_total", "Writes that removed entries of dead leases.")
+	c.evicted = counter("evicted_entries_total", "Entries of dead leases that were removed.")
+	c.takeovers = counter("takeovers_total", "Leases of others that were declared dead.")
+	c.dropped = counter("events_dropped_total", "Events that were dropped because the event hook was too slow; the other numbers lack them.")
+	c.waits = histogram("acquire_wait_seconds", "How long acquires that were granted took.")
+	c.holds = histogram("hold_seconds", "How long locks were held, up to their release or loss.")
+	return c
+}
+
+// Event counts one event. It is made for fabric.WithEvents; a program with a hook
+// of its own calls it from there.
+func (c *Collector) Event(e fabric.Event) {
+	c.dropped.Add(float64(e.Dropped))
+	switch e.Type {
+	case fabric.EventQueued:
+		if !e.Conversion {
+			c.queued.WithLabelValues(mode(e.Mode)).Inc()
+		}
+	case fabric.EventWithdrawn:
+		if !e.Conversion {
+			c.withdrawn.WithLabelValues(mode(e.Mode)).Inc()
+		}
+	case fabric.EventGranted:
+		c.grants.WithLabelValues(mode(e.Mode), strconv.FormatBool(e.Queued)).Inc()
+		c.waits.Observe(e.Waited.Seconds())
+	case fabric.EventConverted:
+		c.conversions.WithLabelValues(mode(e.Mode)).Inc()
+	case fabric.EventReleased:
+		c.releases.Inc()
+		c.holds.Observe(e.Held.Seconds())
+	case fabric.EventLost:
+		c.losses.WithLabelValues(reason(e.Reason)).Inc()
+		c.holds.Observe(e.Held.Seconds())
+	case fabric.EventEvicted:
+		c.evictions.Inc()
+		c.evicted.Add(float64(e.Entries))
+	case fabric.EventTakeover:
+		c.takeovers.Inc()
+	}
+}
+
+// Watch adds the counters of a manager to what is collected, until stop is
+// called. Call it before the manager is closed: a closed one counts as 0, which
+// Prometheus takes for a restart.
+func (c *Collector) Watch(m *fabric.Manager) (stop func()) {
+	w := &watched{m}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.managers[w] = struct{}{}
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.managers, w)
+	}
+}
+
+// Describe is part of prometheus.Collector.
+func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, v := range c.events {
+		v.Describe(ch)
+	}
+	for i := range statistics {
+		ch <- statistics[i].desc()
+	}
+}
+
+// Collect is part of prometheus.Collector. It asks no server.
+func (c *Collector) Collect(ch chan<- prometheus.Metric) {
+	for _, v := range c.events {
+		v.Collect(ch)
+	}
+	c.mu.Lock()
+	var all []fabric.Stats
+	for w := range c.managers {
+		all = append(all, w.m.Stats())
+	}
+	c.mu.Unlock()
+	for i := range statistics {
+		ch <- statistics[i].collect(all)
+	}
+}
+
+// mode keeps what is no mode out of the label's values.
+func mode(m fabric.Mode) string {
+	switch m {
+	case fabric.Exclusive, fabric.Shared, fabric.Update, fabric.IntentShared, fabric.IntentExclusive, fabric.SharedIntentExclusive:
+		return string(m)
+	}
+	return "other"
+}
+
+// reasons are the values of the label reason.
+var reasons = []struct {
+	err  error
+	name string
+}{
+	{fabric.ErrExpired, "expired"},
+	{fabric.ErrRenewalsUsedUp, "renewals_used_up"},
+	{fabric.ErrTakenOver, "taken_over"},
+	{fabric.ErrRevoked, "revoked"},
+	{fabric.ErrRemoved, "removed"},
+	{fabric.ErrBucketGone, "bucket_gone"},
+	{fabric.ErrClosed, "closed"},
+}
+
+func reason(err error) string {
+	for _, r := range reasons {
+		if errors.Is(err, r.err) {
+			return r.name
+		}
+	}
+	return "other"
+}

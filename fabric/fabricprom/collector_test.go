@@ -1,0 +1,253 @@
+package fabricprom_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/fabric/fabricprom"
+)
+
+func patience(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func serve(t *testing.T) *embedded.Server {
+	t.Helper()
+	srv, err := embedded.Start(patience(t), embedded.WithTempStore())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = srv.Shutdown(context.Background()) })
+	return srv
+}
+
+func manager(t *testing.T, srv *embedded.Server, opts ...fabric.Option) (*fabric.Manager, *nats.Conn) {
+	t.Helper()
+	nc, err := srv.Connect(nats.ReconnectBufSize(-1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	m, err := fabric.New(patience(t), nc, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Close() })
+	return m, nc
+}
+
+func acquire(t *testing.T, m *fabric.Manager, key string, opts ...fabric.AcquireOption) *fabric.Lock {
+	t.Helper()
+	l, err := m.Acquire(patience(t), key, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func release(t *testing.T, l *fabric.Lock) {
+	t.Helper()
+	if err := l.Release(patience(t)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestLint(t *testing.T) {
+	c := fabricprom.New()
+	c.Event(fabric.Event{Type: fabric.EventGranted, Mode: fabric.Exclusive})
+	c.Event(fabric.Event{Type: fabric.EventLost, Reason: fabric.ErrExpired})
+	problems, err := testutil.CollectAndLint(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+	if err := prometheus.NewPedanticRegistry().Register(c); err != nil {
+		t.Error(err)
+	}
+}
+
+// Acquire, contend, convert, give up, lose and take over on a real server.
+func TestValues(t *testing.T) {
+	srv, c := serve(t), fabricprom.New()
+	dead, nc := manager(t, srv, fabric.WithTTL(500*time.Millisecond))
+	m, _ := manager(t, srv, fabric.WithEvents(c.Event))
+	defer c.Watch(m)()
+
+	acquire(t, dead, "a")
+	grants := make(chan *fabric.Lock, 1)
+	go func() { // until it has queued, the dead one renews
+		l, err := m.Acquire(patience(t), "a")
+		if err != nil {
+			t.Error(err)
+		}
+		grants <- l
+	}()
+	for {
+		info, err := m.Inspect(patience(t), "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(info.Waiters) > 0 {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	nc.Close()
+	l := <-grants
+	if _, err := m.Acquire(patience(t), "a", fabric.WithWaitLimit(50*time.Millisecond)); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatal(err)
+	}
+	if err := l.Convert(patience(t), fabric.Shared); err != nil {
+		t.Fatal(err)
+	}
+	release(t, acquire(t, m, "a", fabric.WithMode(fabric.Shared)))
+	release(t, l)
+	<-acquire(t, m, "b", fabric.WithTTL(100*time.Millisecond), fabric.WithAutoRenew(false)).Lost()
+	acquire(t, m, "c")
+	stats := m.Stats()
+	if got := collect(t, c, "lockfabric_operations_total"); got != float64(stats.Operations) || got == 0 {
+		t.Errorf("%v operations, the manager says %d", got, stats.Operations)
+	}
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	const want = `
+# HELP lockfabric_conversions_total Conversions granted, by the mode they led to.
+# TYPE lockfabric_conversions_total counter
+lockfabric_conversions_total{mode="S"} 1
+# HELP lockfabric_events_dropped_total Events that were dropped because the event hook was too slow; the other numbers lack them.
+# TYPE lockfabric_events_dropped_total counter
+lockfabric_events_dropped_total 0
+# HELP lockfabric_evicted_entries_total Entries of dead leases that were removed.
+# TYPE lockfabric_evicted_entries_total counter
+lockfabric_evicted_entries_total 1
+# HELP lockfabric_evictions_total Writes that removed entries of dead leases.
+# TYPE lockfabric_evictions_total counter
+lockfabric_evictions_total 1
+# HELP lockfabric_grants_total Locks granted; queued tells whether they were waited for.
+# TYPE lockfabric_grants_total counter
+lockfabric_grants_total{mode="S",queued="false"} 1
+lockfabric_grants_total{mode="X",queued="false"} 2
+lockfabric_grants_total{mode="X",queued="true"} 1
+# HELP lockfabric_losses_total Holds that were lost before they were released.
+# TYPE lockfabric_losses_total counter
+lockfabric_losses_total{reason="closed"} 1
+lockfabric_losses_total{reason="expired"} 1
+# HELP lockfabric_queued_total Acquires that had to wait in a queue.
+# TYPE lockfabric_queued_total counter
+lockfabric_queued_total{mode="X"} 2
+# HELP lockfabric_releases_total Holds that ended by a release.
+# TYPE lockfabric_releases_total counter
+lockfabric_releases_total 2
+# HELP lockfabric_takeovers_total Leases of others that were declared dead.
+# TYPE lockfabric_takeovers_total counter
+lockfabric_takeovers_total 1
+# HELP lockfabric_withdrawn_total Acquires that left a queue without a grant.
+# TYPE lockfabric_withdrawn_total counter
+lockfabric_withdrawn_total{mode="X"} 1
+`
+	if err := testutil.CollectAndCompare(c, strings.NewReader(want),
+		"lockfabric_conversions_total", "lockfabric_events_dropped_total", "lockfabric_evicted_entries_total", "lockfabric_evictions_total",
+		"lockfabric_grants_total", "lockfabric_losses_total", "lockfabric_queued_total", "lockfabric_releases_total",
+		"lockfabric_takeovers_total", "lockfabric_withdrawn_total"); err != nil {
+		t.Error(err)
+	}
+	if n := histogram(t, c, "lockfabric_acquire_wait_seconds"); n != 4 {
+		t.Errorf("%d waits, want one for each grant", n)
+	}
+	if n := histogram(t, c, "lockfabric_hold_seconds"); n != 4 {
+		t.Errorf("%d holds, want one for each end", n)
+	}
+}
+
+func TestReasonsAndModesAreBounded(t *testing.T) {
+	c := fabricprom.New()
+	for _, reason := range []error{
+		fabric.ErrExpired, fabric.ErrRenewalsUsedUp, fabric.ErrTakenOver, fabric.ErrRevoked, fabric.ErrRemoved,
+		fabric.ErrBucketGone, fabric.ErrClosed, errors.New("lock orders/42"), nil,
+	} {
+		c.Event(fabric.Event{Type: fabric.EventLost, Reason: reason, Dropped: 2})
+	}
+	for _, mode := range []fabric.Mode{"X", "S", "U", "IS", "IX", "SIX", "orders/42", "orders/43"} {
+		c.Event(fabric.Event{Type: fabric.EventConverted, Mode: mode})
+	}
+	if n := testutil.CollectAndCount(c, "lockfabric_losses_total"); n != 8 {
+		t.Errorf("%d reasons", n)
+	}
+	if n := testutil.CollectAndCount(c, "lockfabric_conversions_total"); n != 7 {
+		t.Errorf("%d modes", n)
+	}
+	if n := collect(t, c, "lockfabric_events_dropped_total"); n != 18 {
+		t.Errorf("%v dropped", n)
+	}
+}
+
+func TestManagersAreAddedUp(t *testing.T) {
+	srv, c := serve(t), fabricprom.New()
+	a, _ := manager(t, srv)
+	b, _ := manager(t, srv)
+	stopA, stopB := c.Watch(a), c.Watch(b)
+	release(t, acquire(t, a, "k"))
+	release(t, acquire(t, b, "k"))
+	sum := float64(a.Stats().Operations + b.Stats().Operations)
+	if got := collect(t, c, "lockfabric_operations_total"); got != sum {
+		t.Errorf("%v operations of %v", got, sum)
+	}
+	stopA()
+	if got := collect(t, c, "lockfabric_operations_total"); got != float64(b.Stats().Operations) {
+		t.Errorf("%v operations of one manager", got)
+	}
+	stopB()
+	stopB()
+	if got := collect(t, c, "lockfabric_operations_total"); got != 0 {
+		t.Errorf("%v operations of no manager", got)
+	}
+}
+
+// collect returns the value of a metric without labels.
+func collect(t *testing.T, c prometheus.Collector, name string) float64 {
+	t.Helper()
+	reg := prometheus.NewPedanticRegistry()
+	reg.MustRegister(c)
+	all, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range all {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetCounter().GetValue()
+		}
+	}
+	t.Fatalf("no metric %s", name)
+	return 0
+}
+
+func histogram(t *testing.T, c prometheus.Collector, name string) uint64 {
+	t.Helper()
+	reg := prometheus.NewPedanticRegistry()
+	reg.MustRegister(c)
+	all, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range all {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetHistogram().GetSampleCount()
+		}
+	}
+	t.Fatalf("no metric %s", name)
+	return 0
+}
