@@ -66,7 +66,7 @@ func (p *plan) check(c *config) error {
 	if !p.options.SyncAlways && !c.syncSet {
 		interval := p.options.SyncInterval.Round(time.Millisecond)
 		p.note(func(log *slog.Logger) {
-			log.Warn("a power failure can lose locks that were granted; take sync_interval out of the file to sync every write", "sync_interval", interval)
+			log.Warn("a power failure can lose locks that were granted; take sync_interval out of the file to sync every write", "sync_interval", interval.String())
 		})
 	}
 	if f := p.options.LogFile; f != "" {

@@ -172,6 +172,7 @@ type operator struct {
 	t       *testing.T
 	srv     *natsserver.Server
 	account nkeys.KeyPair
+	system  nkeys.KeyPair // of the system account
 	claims  *jwt.AccountClaims
 	key     nkeys.KeyPair
 }
@@ -183,8 +184,8 @@ func newOperator(t *testing.T) *operator {
 	if _, err := oc.Encode(key); err != nil {
 		t.Fatal(err)
 	}
-	_, system, _ := keyPair(t, nkeys.CreateAccount)
-	o := &operator{t: t, key: key}
+	systemKey, system, _ := keyPair(t, nkeys.CreateAccount)
+	o := &operator{t: t, key: key, system: systemKey}
 	var own string
 	o.account, own, _ = keyPair(t, nkeys.CreateAccount)
 	o.claims = jwt.NewAccountClaims(own)
@@ -206,12 +207,17 @@ func newOperator(t *testing.T) *operator {
 // user returns the credentials of a new user, as a file has them, and their parts.
 func (o *operator) user(edit func(*jwt.UserClaims)) (creds, token, seed, public string) {
 	o.t.Helper()
+	return o.userOf(o.account, edit)
+}
+
+func (o *operator) userOf(account nkeys.KeyPair, edit func(*jwt.UserClaims)) (creds, token, seed, public string) {
+	o.t.Helper()
 	_, public, seed = keyPair(o.t, nkeys.CreateUser)
 	uc := jwt.NewUserClaims(public)
 	if edit != nil {
 		edit(uc)
 	}
-	token, err := uc.Encode(o.account)
+	token, err := uc.Encode(account)
 	if err != nil {
 		o.t.Fatal(err)
 	}

@@ -90,14 +90,9 @@ func TestDoctorServerTooOld(t *testing.T) {
 // Only the system account sees when a server writes to disk.
 func TestDoctorSync(t *testing.T) {
 	t.Parallel()
-	opts := &natsserver.Options{JetStream: true, StoreDir: t.TempDir(), ServerName: "one"}
-	for mode, set := range map[string]func(){
-		"2m0s":   func() {},
-		"always": func() { opts.SyncAlways, opts.StoreDir = true, t.TempDir() },
-	} {
-		set()
+	for mode, always := range map[string]bool{"2m0s": false, "always": true} {
 		sys, work := natsserver.NewAccount("SYS"), natsserver.NewAccount("WORK")
-		o := *opts
+		o := natsserver.Options{JetStream: true, StoreDir: t.TempDir(), ServerName: "one", SyncAlways: always}
 		o.Accounts, o.SystemAccount = []*natsserver.Account{sys, work}, "SYS"
 		o.Users = []*natsserver.User{{Username: "sys", Password: "sys", Account: sys}, {Username: "work", Password: "work", Account: work}}
 		srv := startNATS(t, &o)
@@ -137,6 +132,33 @@ func TestDoctorSync(t *testing.T) {
 			t.Error("a password is told")
 		}
 		examine(t, url, "--system-creds", "/none/such").has("sync", doctor.Unknown, "/none/such")
+	}
+}
+
+// Both connections with credentials files: the second one goes where the first one
+// went, or where it is told.
+func TestDoctorSystemCredentials(t *testing.T) {
+	t.Parallel()
+	o := newOperator(t)
+	work, _, _, _ := o.user(nil)
+	sys, _, _, _ := o.userOf(o.system, nil)
+	work, sys = file(t, "work.creds", work), file(t, "sys.creds", sys)
+	for name, tt := range map[string]struct {
+		args, vars []string
+		sees       bool
+	}{
+		"none":                     {nil, nil, false},
+		"flag":                     {[]string{"--system-creds", sys}, nil, true},
+		"variable":                 {nil, []string{"LOCKFABRIC_SYSTEM_CREDS=" + sys}, true},
+		"variables":                {nil, []string{"LOCKFABRIC_SYSTEM_CREDS=" + sys, "LOCKFABRIC_SYSTEM_SERVER=" + address(o.srv)}, true},
+		"those of another account": {[]string{"--system-creds", work}, nil, false},
+	} {
+		cmd := bare(t, append([]string{"--server", address(o.srv), "--creds", work, "--fabric", fabricName(t), "--output", "json", "doctor", "--probes", "1"}, tt.args...)...)
+		cmd.Env = append(cmd.Env, tt.vars...)
+		d := diagnose(t, cmd)
+		if sync := d.find("sync"); (len(d.Cluster.Servers) == 1) != tt.sees || len(sync) != 1 || (sync[0].Status == doctor.Unknown) == tt.sees {
+			t.Errorf("%s: %+v, %+v", name, sync, d.Cluster.Servers)
+		}
 	}
 }
 

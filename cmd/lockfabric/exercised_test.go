@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/alecthomas/kong"
 )
@@ -27,22 +28,32 @@ import (
 // notesEnv names the file.
 const notesEnv = "LOCKFABRIC_TEST_NOTES"
 
-// note is one command line.
+// note is one command line, noted twice: when it begins, and when it ends unless it
+// is killed.
 type note struct {
+	ID   string   `json:"id"`
 	Args []string `json:"args"`
-	Env  []string `json:"env"` // the variables of the command that were set
-	Code int      `json:"code"`
+	Env  []string `json:"env"`  // the variables of the command that were set
+	Code int      `json:"code"` // killed, or not ended
 }
 
-// noted runs a command line, which may be killed and leave no note then.
+const killed = -1
+
+// noted runs a command line.
 func noted(args []string, execute func() int) int {
-	n := note{Args: args}
+	n := note{ID: fmt.Sprint(os.Getpid(), time.Now().UnixNano()), Args: args, Code: killed}
 	for _, kv := range os.Environ() {
 		if name, value, _ := strings.Cut(kv, "="); strings.HasPrefix(name, "LOCKFABRIC_") && value != "" {
 			n.Env = append(n.Env, name)
 		}
 	}
+	n.write()
 	n.Code = execute()
+	n.write()
+	return n.Code
+}
+
+func (n *note) write() {
 	if path := os.Getenv(notesEnv); path != "" {
 		line, err := json.Marshal(n)
 		if err == nil {
@@ -56,7 +67,6 @@ func noted(args []string, execute func() int) int {
 			panic(err)
 		}
 	}
-	return n.Code
 }
 
 // exercised runs the tests and, if these were all, checks what they have used.
@@ -96,7 +106,8 @@ func exercised(tests func() int) int {
 	return 0
 }
 
-func readNotes(path string) (notes []note, err error) {
+func readNotes(path string) (notes map[string]note, err error) {
+	notes = map[string]note{}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -114,13 +125,13 @@ func readNotes(path string) (notes []note, err error) {
 		if err != nil {
 			return nil, err
 		}
-		notes = append(notes, n)
+		notes[n.ID] = n
 	}
 }
 
 // unused returns the commands, flags and variables that no command line used, those
 // that were refused as making no sense left out.
-func unused(notes []note) (missing []string) {
+func unused(notes map[string]note) (missing []string) {
 	used := map[string]bool{}
 	for _, n := range notes {
 		if n.Code == exitUsage {
@@ -193,7 +204,7 @@ func commandNames() (names []string) {
 }
 
 // unseen returns the exit codes of the package comment that nothing ended with.
-func unseen(notes []note) (missing []string) {
+func unseen(notes map[string]note) (missing []string) {
 	seen := map[string]bool{}
 	for _, n := range notes {
 		seen[fmt.Sprint(n.Code)] = true
