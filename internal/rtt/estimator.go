@@ -55,15 +55,17 @@ func (e *Estimator) Observe(took time.Duration) {
 	e.dev += (max(diff, -diff) - e.dev) / 4
 }
 
-// Measure takes in the round trip of a request that was sent at the given time
-// and ended just now: an answer, or silence to the end of its timeout.
-func (e *Estimator) Measure(sent time.Time, answered bool) {
-	if answered {
-		e.Observe(time.Since(sent))
-	} else {
-		e.timeouts.Add(1)
+// ObserveRead takes in how long the answer to a read took. A read waits for no
+// quorum and no disk, so it says how slow the link is at least: one that is
+// faster than the mean is left out, lest many of them hide how long writes take.
+func (e *Estimator) ObserveRead(took time.Duration) {
+	if mean, _ := e.RTT(); took > mean {
+		e.Observe(took)
 	}
 }
+
+// TimedOut counts a request that was not answered within its timeout.
+func (e *Estimator) TimedOut() { e.timeouts.Add(1) }
 
 // Timeouts returns how many requests were not answered in time.
 func (e *Estimator) Timeouts() uint64 { return e.timeouts.Load() }
