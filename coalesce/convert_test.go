@@ -121,7 +121,7 @@ func TestRule2_LateConversionLeavesTheOldMode(t *testing.T) {
 				out, err := e.Do(t.Context(), "k", modeOp("L1.1", record.S), Options{})
 				must(t, out, err)
 				b.faultOnce(f)
-				ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+				ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 				defer cancel()
 				if _, err := e.Do(ctx, "k", convertOp("L1.1", "L1.2", record.S, record.X), Options{}); !errors.Is(err, context.DeadlineExceeded) {
 					t.Fatal(err)

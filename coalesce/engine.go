@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/internal/rtt"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -37,11 +38,12 @@ type Config struct {
 	Watcher  Watcher
 	Observer Observer
 	Limits   record.Limits // zero means record.DefaultLimits
-	// Attempt bounds one request to the server; the default is 2 s. The first one
-	// after an answer gets at most half a second.
-	Attempt time.Duration
+	// RTT says how long to wait for an answer, and is told of every one; leases on
+	// the same connection share it. nil is one of its own.
+	RTT *rtt.Estimator
 	// Cleanup bounds how long a caller whose context ended waits for its queue
-	// entry to be gone; the engine goes on beyond it. The default is 500 ms.
+	// entry to be gone; the engine goes on beyond it. The default is 500 ms. It
+	// does not follow the link: the caller's time is up.
 	Cleanup time.Duration
 	// Local reports whether a lease belongs to this process and is alive, so
 	// that it need not be observed.
@@ -91,8 +93,9 @@ type Engine struct {
 	ledger    map[*call]time.Time    // unresolved cleanups, and since when
 }
 
-// firstAttempt bounds a request after one that was answered.
-const firstAttempt = 500 * time.Millisecond
+// failFastAttempt is the least time that a request is given where a caller fails
+// fast: its silence is what that caller is told, and not only repeated.
+const failFastAttempt = 500 * time.Millisecond
 
 // maxIdle bounds how many idle resources keep their cached record.
 const maxIdle = 1 << 16
@@ -105,8 +108,8 @@ func New(cfg Config) *Engine {
 	if cfg.Limits == (record.Limits{}) {
 		cfg.Limits = record.DefaultLimits()
 	}
-	if cfg.Attempt <= 0 {
-		cfg.Attempt = 2 * time.Second
+	if cfg.RTT == nil {
+		cfg.RTT = new(rtt.Estimator)
 	}
 	if cfg.Cleanup <= 0 {
 		cfg.Cleanup = 500 * time.Millisecond

@@ -84,7 +84,8 @@ func (r *resource) leaseDied(id string) {
 		r.dead[id] = true
 		_, urgent := r.ahead()
 		r.mu.Unlock()
-		if !urgent && !r.e.sleep(r.e.ctx, 50*time.Millisecond+rand.N(200*time.Millisecond)) {
+		took, _ := r.e.cfg.RTT.RTT() // by the head, and until we are told
+		if !urgent && !r.e.sleep(r.e.ctx, took+50*time.Millisecond+rand.N(200*time.Millisecond)) {
 			return
 		}
 		r.mu.Lock()

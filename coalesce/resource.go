@@ -49,7 +49,7 @@ type resource struct {
 	// It outlives the record.
 	hold time.Duration
 
-	silent atomic.Int32 // requests in a row that nobody answered
+	silent silence
 
 	stopWatch func()
 	lastUse   time.Time
@@ -93,31 +93,43 @@ func (r *resource) learnAbsent() {
 	r.known, r.rec, r.rev = true, nil, 0
 }
 
-// attempt returns how long to wait for the next answer. A leader that resigns
-// forgets what it was asked, and the next one answers soon, so the first wait is
-// short; on a slow link or a busy server the following ones are long enough.
-func (r *resource) attempt() time.Duration {
-	return min(r.e.cfg.Attempt, firstAttempt<<min(r.silent.Load(), 8))
+// silence counts requests in a row that nobody answered, by what they were: a
+// leader that answers reads at once may still need long for a write.
+type silence struct{ reads, writes atomic.Int32 }
+
+// readLimit and writeLimit return how long to wait for the next answer: hardly
+// longer than answers take on this link, since a leader that resigns forgets what
+// it was asked and the next one answers soon; then twice as long each time that
+// nobody does.
+func (r *resource) readLimit() time.Duration {
+	return r.e.cfg.RTT.Backoff(int(r.silent.reads.Load()))
 }
 
-// answered counts requests that were not answered in time, unless ctx, that of
-// the caller, ended them.
-func (r *resource) answered(ctx context.Context, err error) {
-	switch {
-	case err == nil || errors.Is(err, kv.ErrConflict) || errors.Is(err, kv.ErrBusy):
-		r.silent.Store(0)
-	case ctx.Err() == nil && (errors.Is(err, kv.ErrUnknown) || errors.Is(err, kv.ErrUnavailable)):
-		r.silent.Add(1)
-	}
+func (r *resource) writeLimit() time.Duration {
+	return r.e.cfg.RTT.Backoff(int(r.silent.writes.Load()))
 }
 
-// read asks the leader and learns the answer.
-func (r *resource) read(ctx context.Context) error {
+// unanswered reports whether a request under ctx, which is the caller's, ended
+// because its own time was up.
+func unanswered(ctx context.Context, err error) bool {
+	return ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded)
+}
+
+// read asks the leader, for no longer than limit, and learns the answer.
+func (r *resource) read(ctx context.Context, limit time.Duration) error {
 	r.e.reads.Add(1)
-	actx, cancel := context.WithTimeout(ctx, r.attempt())
+	actx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	sent := time.Now()
 	entry, err := r.e.cfg.Store.Get(actx, r.key)
-	r.answered(ctx, err)
+	switch {
+	case err == nil:
+		r.silent.reads.Store(0)
+		r.e.cfg.RTT.ObserveRead(time.Since(sent))
+	case unanswered(ctx, err):
+		r.silent.reads.Add(1)
+		r.e.cfg.RTT.TimedOut()
+	}
 	if err != nil {
 		return err
 	}
@@ -185,8 +197,9 @@ func (r *resource) noticeAbsence() {
 	}
 	r.absence = true
 	started := r.e.goIfOpen(func() {
-		r.e.sleep(r.e.ctx, 150*time.Millisecond)
-		actx, cancel := context.WithTimeout(r.e.ctx, r.e.cfg.Attempt)
+		r.e.sleep(r.e.ctx, 150*time.Millisecond) // what a new leader is behind, whatever the link
+		// Not repeated before the watch's next poll.
+		actx, cancel := context.WithTimeout(r.e.ctx, r.e.cfg.RTT.Patience())
 		defer cancel()
 		entry, err := r.e.cfg.Store.Get(actx, r.key)
 		r.mu.Lock()

@@ -138,7 +138,7 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 	r.mu.Unlock()
 	for conflicts := 0; ; {
 		if needRead {
-			if err := r.read(ctx); err != nil {
+			if err := r.read(ctx, patient(batch, r.readLimit())); err != nil {
 				return err
 			}
 			fresh, needRead = true, false
@@ -243,6 +243,14 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 	}
 }
 
+// patient returns the limit of a request of the batch.
+func patient(batch []*call, limit time.Duration) time.Duration {
+	if slices.ContainsFunc(batch, func(c *call) bool { return c.failFast }) {
+		return max(limit, failFastAttempt)
+	}
+	return limit
+}
+
 func operations(batch []*call) []record.Op {
 	ops := make([]record.Op, len(batch))
 	for i, c := range batch {
@@ -268,9 +276,10 @@ func (r *resource) doubt(batch []*call, rev uint64) {
 // write stores the record that a batch makes of base, or deletes it when nobody
 // holds or waits any more.
 func (r *resource) write(ctx context.Context, batch []*call, base, next *record.Record, rev uint64) (uint64, error) {
-	actx, cancel := context.WithTimeout(ctx, r.attempt())
+	actx, cancel := context.WithTimeout(ctx, patient(batch, r.writeLimit()))
 	defer cancel()
 	r.e.rounds.Add(1)
+	sent := time.Now()
 	var newRev uint64
 	var err error
 	if next.Empty() {
@@ -287,7 +296,15 @@ func (r *resource) write(ctx context.Context, batch []*call, base, next *record.
 		}
 		r.setInFlight(nil)
 	}
-	r.answered(ctx, err)
+	switch {
+	case err == nil || errors.Is(err, kv.ErrConflict) || errors.Is(err, kv.ErrBusy):
+		r.silent.writes.Store(0)
+		r.silent.reads.Store(0)
+		r.e.cfg.RTT.Observe(time.Since(sent))
+	case unanswered(ctx, err):
+		r.silent.writes.Add(1)
+		r.e.cfg.RTT.TimedOut()
+	}
 	if err == nil {
 		r.e.writes.Add(1)
 	}
@@ -354,19 +371,31 @@ func present(rec *record.Record, id string) bool {
 	return holds || queued
 }
 
-// backoff spaces the rounds after failures.
-type backoff struct{ failures int }
+// manyBusy is how many times in a row the server may put a write off before that
+// is taken for more than the moment it is as a rule. A leader that was cut off does
+// it for some ten seconds.
+const manyBusy = 10
 
-func (b *backoff) reset() { b.failures = 0 }
+// backoff spaces the rounds after failures.
+type backoff struct{ failures, busy int }
+
+func (b *backoff) reset() { *b = backoff{} }
 
 // next returns the pause before the next attempt: short where another writer
 // was met, longer where nobody answered, always jittered so that writers part.
 func (b *backoff) next(err error) time.Duration {
 	b.failures++
+	if !errors.Is(err, kv.ErrBusy) {
+		b.busy = 0
+	} else if b.busy++; b.busy > manyBusy {
+		return around(min(20*time.Millisecond<<min(b.busy-manyBusy, 10), 250*time.Millisecond))
+	}
 	base, limit := 200*time.Microsecond, 20*time.Millisecond
 	if !errors.Is(err, kv.ErrConflict) && !errors.Is(err, kv.ErrBusy) {
 		base, limit = 20*time.Millisecond, time.Second
 	}
-	d := min(base<<min(b.failures-1, 10), limit)
-	return d/2 + rand.N(d)
+	return around(min(base<<min(b.failures-1, 10), limit))
 }
+
+// around returns a random time, d on average.
+func around(d time.Duration) time.Duration { return d/2 + rand.N(d) }

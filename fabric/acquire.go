@@ -13,7 +13,8 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// failFastTimeout bounds what a call with WithFailFast waits for an answer.
+// failFastTimeout bounds what a call with WithFailFast waits for a lease, on a link
+// that is not slower than that.
 const failFastTimeout = 2 * time.Second
 
 // Acquire waits in the lock's queue, first come first served, until it is
@@ -185,11 +186,13 @@ func (a *attempt) slot(ctx context.Context, s *session) (*slot, error) {
 	if !a.req.failFast {
 		return s.slot(ctx, a.req.timing)
 	}
-	fctx, cancel := context.WithTimeout(ctx, failFastTimeout)
+	// A note of the TTL may have to be read and written before the lease is made.
+	limit := max(failFastTimeout, 4*a.m.rtt.Timeout())
+	fctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	sl, err := s.slot(fctx, a.req.timing)
 	if err != nil && ctx.Err() == nil && fctx.Err() != nil {
-		err = fmt.Errorf("%w: no lease in %v: %w", ErrUnavailable, failFastTimeout, err)
+		err = fmt.Errorf("%w: no lease in %v: %w", ErrUnavailable, limit, err)
 	}
 	return sl, err
 }

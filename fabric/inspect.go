@@ -143,9 +143,6 @@ func newParty(e record.Entry) Party {
 	return p
 }
 
-// lookUpTimeout bounds the reading of one lease.
-const lookUpTimeout = 2 * time.Second
-
 // identify fills in who is behind the leases, one read for each, as far as they
 // can be read.
 func (s *session) identify(ctx context.Context, info *Info) {
@@ -165,7 +162,7 @@ func (s *session) identify(ctx context.Context, info *Info) {
 }
 
 func (s *session) lookUp(ctx context.Context, le Lease) Lease {
-	ctx, cancel := context.WithTimeout(ctx, lookUpTimeout) // an answer can get lost
+	ctx, cancel := context.WithTimeout(ctx, s.m.rtt.Patience()) // an answer can get lost
 	defer cancel()
 	e, err := s.buckets.Leases.Get(ctx, le.ID)
 	if err != nil {

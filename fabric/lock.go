@@ -14,7 +14,7 @@ import (
 )
 
 // releaseTimeout bounds a release, whatever the caller's context says. It is longer than
-// electing a new leader takes, 4 to 9 s.
+// electing a new leader takes, 4 to 9 s, and many round trips of any link.
 const releaseTimeout = 10 * time.Second
 
 // closedChan is what Lost returns for a lock that is lost before anybody asked.

@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/internal/clock"
+	"github.com/lockfabric/lockfabric/internal/rtt"
 )
 
 // Manager acquires locks in one fabric. Make one for each process, or each
@@ -24,7 +25,8 @@ type Manager struct {
 	nc    *nats.Conn
 	own   bool // nc was made by Connect
 	clock clock.Clock
-	feed  *feed // of events; nil without a hook
+	feed  *feed         // of events; nil without a hook
+	rtt   rtt.Estimator // of the connection, for the engine and all leases
 
 	mu      sync.Mutex
 	closed  bool
@@ -239,19 +241,33 @@ type Stats struct {
 	HoldTime     time.Duration // how long this manager's holds last, smoothed; 0 = none was released yet
 	Waiting      int           // acquires and conversions that stand in a queue now
 	ExpectedWait time.Duration // the longest that one of these is expected to wait from now; 0 = not known
+
+	// What the connection is like since the manager was made, and what that makes of
+	// the manager's timing.
+
+	RTT            time.Duration // smoothed time from a request to its answer; 0 before the first
+	RTTDeviation   time.Duration // its smoothed mean deviation
+	RequestTimeout time.Duration // after which a request is taken for lost and made again
+	RenewEarly     time.Duration // by how much earlier than configured the manager's own lease is renewed
+	Timeouts       uint64        // requests that were not answered in time
 }
 
 // Stats returns the manager's counters.
 func (m *Manager) Stats() Stats {
+	var st Stats
+	st.RTT, st.RTTDeviation = m.rtt.RTT()
+	st.RequestTimeout, st.Timeouts = m.rtt.Timeout(), m.rtt.Timeouts()
 	m.mu.Lock()
 	s := m.current
 	m.mu.Unlock()
 	if s == nil {
-		return Stats{}
+		return st
 	}
-	st := s.engine.Stats()
-	return Stats{Operations: st.Operations, Writes: st.Writes, Reads: st.Reads, Conflicts: st.Conflicts, Busy: st.Busy, Unknown: st.Unknown,
-		HoldTime: st.HoldTime, Waiting: st.Waiting, ExpectedWait: st.ExpectedWait}
+	st.RenewEarly = s.renewEarly()
+	e := s.engine.Stats()
+	st.Operations, st.Writes, st.Reads, st.Conflicts, st.Busy, st.Unknown = e.Operations, e.Writes, e.Reads, e.Conflicts, e.Busy, e.Unknown
+	st.HoldTime, st.Waiting, st.ExpectedWait = e.HoldTime, e.Waiting, e.ExpectedWait
+	return st
 }
 
 // label names this process in what it writes about others.

@@ -14,7 +14,9 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// closeTimeout bounds each part of ending a session.
+// closeTimeout bounds each part of ending a session. It does not follow the link,
+// since Close promises to be bounded; it has room for three round trips of a
+// second, and what it can't do ends with the leases.
 const closeTimeout = 3 * time.Second
 
 // Holds that last are watched for an operator's interference; short ones are
@@ -66,13 +68,14 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.lockHub = kv.NewHub(buckets.Locks, kv.WithGone(func(error) { s.suspect("") }))
 	s.leaseHub = kv.NewHub(buckets.Leases, kv.WithGone(func(error) { s.suspect("") }))
-	s.observer = lease.NewObserver(buckets.Leases, s.leaseHub.Watch, clock.Observer(), m.label(), m.cfg.logger)
+	s.observer = lease.NewObserver(buckets.Leases, s.leaseHub.Watch, clock.Observer(), m.label(), &m.rtt, m.cfg.logger)
 	s.observer.OnTombstone(s.tookOver)
 	s.engine = coalesce.New(coalesce.Config{
 		Store: buckets.Locks, Watcher: s.lockHub, Observer: s.observer,
 		Local:     func(id string) bool { _, ok := s.local.Load(id); return ok },
 		Regressed: s.suspect,
 		Evicted:   s.evicted,
+		RTT:       &m.rtt,
 		Logger:    m.cfg.logger,
 	})
 	s.goIfOpen(s.housekeep)

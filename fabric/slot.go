@@ -74,7 +74,7 @@ func (s *session) newSlot(ctx context.Context, t timing) (*slot, error) {
 	// queue; its limits begin with the grant.
 	le, err := lease.Create(ctx, s.buckets.Leases, lease.Config{
 		TTL: t.ttl, RenewEvery: t.renewEvery, AutoRenew: true,
-		Label: s.m.cfg.label, Seen: s.engine.Seen, Clock: s.m.clock, Logger: s.m.cfg.logger,
+		Label: s.m.cfg.label, Seen: s.engine.Seen, Clock: s.m.clock, RTT: &s.m.rtt, Logger: s.m.cfg.logger,
 	})
 	if err != nil {
 		return nil, err
@@ -93,6 +93,18 @@ func (s *session) newSlot(ctx context.Context, t timing) (*slot, error) {
 	// So that a tombstone or a deletion by somebody else is seen at once.
 	sl.unwatch = s.leaseHub.Watch(sl.id, le.Saw)
 	return sl, nil
+}
+
+// renewEarly returns by how much earlier the manager's own lease is renewed because
+// of the link, 0 while there is none.
+func (s *session) renewEarly() time.Duration {
+	s.mu.Lock()
+	sl := s.slots[s.m.cfg.timing]
+	s.mu.Unlock()
+	if sl == nil {
+		return 0
+	}
+	return sl.lease.RenewEarly()
 }
 
 // enter counts one more user, unless the lease is known to be lost or retired. It

@@ -34,10 +34,13 @@ var layers = map[string]layer{
 	"kv":              {},
 	"internal/record": {},
 	"internal/clock":  {},
-	"internal/lease":  {imports: []string{"kv", "internal/clock"}},
-	"coalesce":        {imports: []string{"kv", "internal/record", "internal/lease"}},
-	"fabric":          {imports: []string{"coalesce", "kv", "internal/record", "internal/lease", "internal/clock"}, serverInTests: true},
-	"primitives":      {imports: []string{"fabric"}},
+	"internal/rtt":    {},
+	"internal/lease":  {imports: []string{"kv", "internal/clock", "internal/rtt"}},
+	"coalesce":        {imports: []string{"kv", "internal/record", "internal/lease", "internal/rtt"}},
+	"fabric": {imports: []string{
+		"coalesce", "kv", "internal/record", "internal/lease", "internal/clock", "internal/rtt",
+	}, serverInTests: true},
+	"primitives": {imports: []string{"fabric"}},
 	// It reads what lies in the buckets, also where fabric would refuse them.
 	"internal/doctor": {imports: []string{"fabric", "kv", "internal/record", "internal/lease"}},
 

@@ -60,7 +60,7 @@ func (l *Lease) bury(ctx context.Context, reason string) error {
 		return fmt.Errorf("lease: tombstone: %w", context.Cause(ctx))
 	}
 	defer func() { <-l.turn }()
-	limit := attemptTimeout(l.cfg.TTL)
+	var unanswered silence
 	for pause := newPause(l.cfg.TTL); ; {
 		l.mu.Lock()
 		rev, buried := l.rev, l.buried
@@ -70,7 +70,9 @@ func (l *Lease) bury(ctx context.Context, reason string) error {
 		}
 		info := l.who
 		info.Seen = l.cfg.seen()
+		started, limit := time.Now(), l.cfg.tombstonePatience(unanswered)
 		err := tombstone(ctx, l.b, limit, rev, info.tombstone(reason, l.by, time.Now()), l.who.ID)
+		unanswered.took(ctx, &l.cfg, started, false, err)
 		var conflict *kv.ConflictError
 		switch {
 		case err == nil:

@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/lockfabric/lockfabric/internal/clock"
+	"github.com/lockfabric/lockfabric/internal/rtt"
 )
 
 // Limits of a lease's TTL. Whoever is blocked by a crashed holder waits for its
@@ -40,10 +41,11 @@ type Config struct {
 	// MaxRenewals is how often the lease is renewed, by its goroutine or by
 	// Renew; it is lost at the deadline of the last renewal. 0 is no limit.
 	MaxRenewals int
-	// Early, if set, says by how much earlier than RenewEvery to renew, for a
-	// link that got slow. It is asked before every renewal; half of RenewEvery is
-	// the most it changes. It must not block or use the lease.
-	Early func() time.Duration
+	// RTT estimates the round trips of the connection and is told of each; share it
+	// with who else uses the connection. On a slow link answers are waited for
+	// longer, and renewals move earlier than RenewEvery says, by half of it at most.
+	// nil is one of its own.
+	RTT *rtt.Estimator
 	// Label is free text for people, at most 256 bytes of UTF-8.
 	Label string
 	// Seen, if set, returns the highest lock revision that this process has seen.
@@ -86,6 +88,9 @@ func (c Config) resolve() (Config, error) {
 	if len(c.Label) > maxText || !utf8.ValidString(c.Label) {
 		return invalid("Label is longer than %d bytes or not UTF-8", maxText)
 	}
+	if c.RTT == nil {
+		c.RTT = new(rtt.Estimator)
+	}
 	if c.Clock == nil {
 		c.Clock = clock.Holder()
 	}
@@ -97,11 +102,7 @@ func (c Config) resolve() (Config, error) {
 
 // interval returns the time from the sending of one renewal to the next.
 func (c *Config) interval() time.Duration {
-	d := c.RenewEvery
-	if c.Early != nil {
-		d -= min(max(c.Early(), 0), d/2)
-	}
-	return jitter(d, 10)
+	return jitter(c.RenewEvery-c.early(), 10)
 }
 
 // seen returns what Seen says.
@@ -111,14 +112,6 @@ func (c *Config) seen() uint64 {
 	}
 	return c.Seen()
 }
-
-// attemptTimeout bounds one write or read for a lease with this TTL. Several
-// attempts must fit before the lease runs out.
-func attemptTimeout(ttl time.Duration) time.Duration { return min(ttl/4, 2*time.Second) }
-
-// createTimeout bounds one attempt to create; half a TTL does as well. One
-// attempt that is given up leaves garbage, so it is more patient than a renewal.
-const createTimeout = 5 * time.Second
 
 // gcAfter returns the server TTL of a live lease.
 func gcAfter(ttl time.Duration) time.Duration { return max(liveGC, liveGCFactor*ttl) }

@@ -1,5 +1,19 @@
 package lease
 
+import "time"
+
+// Patience returns how long a renewal by this configuration waits for an answer.
+func (c Config) Patience(remaining time.Duration, unanswered int) time.Duration {
+	c, err := c.resolve()
+	if err != nil {
+		panic(err)
+	}
+	return c.patience(remaining, silence(unanswered))
+}
+
+// LeastRoom is what an attempt is reckoned to take at least.
+const LeastRoom = leastRoom
+
 // Remembered returns how many leases the observer remembers.
 func (o *Observer) Remembered() int {
 	o.mu.Lock()

@@ -340,7 +340,7 @@ func create(t *testing.T, b *bucket, cfg lease.Config) *lease.Lease {
 
 func observe(t *testing.T, b *bucket) *lease.Observer {
 	t.Helper()
-	o := lease.NewObserver(b, b.Watch, newClock(1), "other:7", nil)
+	o := lease.NewObserver(b, b.Watch, newClock(1), "other:7", nil, nil)
 	t.Cleanup(o.Close)
 	return o
 }

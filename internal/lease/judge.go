@@ -80,7 +80,7 @@ func (o *Observer) work(ctx context.Context) {
 			continue
 		}
 		s.judging = true
-		rev, limit, value := s.rev, judgeTimeout(s.ttl()), o.epitaphLocked(s)
+		rev, limit, value := s.rev, o.patience(s.ttl()), o.epitaphLocked(s)
 		o.mu.Unlock()
 		o.judge(ctx, s, rev, limit, value)
 		o.mu.Lock()
@@ -194,7 +194,7 @@ func (o *Observer) announce(s *sight) {
 	}
 }
 
-// judgeTimeout bounds one write or read about a lease with this TTL.
-func judgeTimeout(ttl time.Duration) time.Duration {
-	return min(max(ttl/2, 500*time.Millisecond), 2*time.Second)
+// patience bounds one write or read about a lease with this TTL.
+func (o *Observer) patience(ttl time.Duration) time.Duration {
+	return max(o.rtt.Timeout(), min(max(ttl/2, 500*time.Millisecond), 2*time.Second))
 }

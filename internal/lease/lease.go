@@ -57,10 +57,10 @@ type Lease struct {
 	validUntil atomic.Int64 // on cfg.Clock
 
 	mu       sync.Mutex
-	err      error                    // why it was lost
-	rev      uint64                   // newest revision known to be ours
-	due      time.Duration            // when to renew next
-	attempts map[string]time.Duration // nonce -> when sent, of attempts at rev that may commit
+	err      error          // why it was lost
+	rev      uint64         // newest revision known to be ours
+	due      time.Duration  // when to renew next
+	attempts map[string]try // by nonce, those at rev that may commit
 	renewals int
 	retired  bool
 	buried   bool                   // a tombstone is known to be committed
@@ -71,6 +71,12 @@ type Lease struct {
 	onLost   map[uint64]func(error) // not called yet
 	nextFn   uint64
 	joined   chan struct{} // closed once every goroutine has ended; made by Close
+}
+
+// try is one attempt to renew.
+type try struct {
+	sent      time.Duration // on the holder's clock, for the validity
+	abandoned time.Time     // when it was sent, for the estimate, once it was given up
 }
 
 // Create writes a new lease. Errors are retried under fresh ids until the
@@ -87,7 +93,7 @@ func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
 		TTL: cfg.TTL, Margin: cfg.Margin,
 		Host: host(), PID: os.Getpid(), Label: cfg.Label, Started: time.Now(),
 	}
-	limit := min(cfg.TTL/2, createTimeout)
+	var unanswered silence
 	for pause := newPause(cfg.TTL); ; {
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("lease: create: %w", context.Cause(ctx))
@@ -96,10 +102,11 @@ func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
 		info := who
 		info.Nonce = nuid.Next()
 		info.Seen = cfg.seen()
-		sent := cfg.Clock.Now()
-		actx, cancel := context.WithTimeout(ctx, limit)
+		sent, started := cfg.Clock.Now(), time.Now()
+		actx, cancel := context.WithTimeout(ctx, cfg.creationPatience(unanswered))
 		rev, err := b.Update(actx, who.ID, info.encode(), 0, gcAfter(cfg.TTL))
 		cancel()
+		unanswered.took(ctx, &cfg, started, false, err)
 		if err == nil && cfg.Clock.Now() >= sent+cfg.TTL-cfg.Margin {
 			err = ErrExpired // acknowledged too late to be of any use
 		}
@@ -121,7 +128,7 @@ func start(b Bucket, cfg Config, who Info, rev uint64, sent time.Duration) *Leas
 		b: b, cfg: cfg, who: who, by: selfName(who.Host, who.PID),
 		turn: make(chan struct{}, 1), wake: make(chan struct{}, 1), lost: make(chan struct{}),
 		rev:      rev,
-		attempts: make(map[string]time.Duration), onLost: make(map[uint64]func(error)),
+		attempts: make(map[string]try), onLost: make(map[uint64]func(error)),
 	}
 	l.validUntil.Store(int64(sent + cfg.TTL - cfg.Margin))
 	l.mu.Lock()
@@ -176,6 +183,10 @@ func (l *Lease) Remaining() time.Duration {
 	}
 	return max(0, l.ValidUntil()-l.cfg.Clock.Now())
 }
+
+// RenewEarly returns by how much earlier than its configuration says the lease is
+// renewed at present, because of the link.
+func (l *Lease) RenewEarly() time.Duration { return l.cfg.early() }
 
 // Lost returns a channel that is closed when the lease is not valid any more.
 func (l *Lease) Lost() <-chan struct{} { return l.lost }

@@ -219,23 +219,6 @@ func TestRenewalKeepsItAlive(t *testing.T) {
 	})
 }
 
-func TestRenewalsMoveEarlierOnASlowLink(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		for early, want := range map[time.Duration]time.Duration{2 * sec: 8 * sec, time.Hour: 5 * sec, -sec: 10 * sec} {
-			b := newBucket()
-			l := create(t, b, lease.Config{AutoRenew: true, Early: func() time.Duration { return early }})
-			time.Sleep(25 * sec)
-			at := b.committed()
-			if d := at[2].At.Sub(at[1].At); d > want || d < want*9/10 {
-				t.Errorf("early by %v: renewed after %v", early, d)
-			}
-			if err := l.Close(t.Context()); err != nil {
-				t.Error(err)
-			}
-		}
-	})
-}
-
 func TestRenewalLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/clock"
+	"github.com/lockfabric/lockfabric/internal/rtt"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -40,6 +41,7 @@ type Observer struct {
 	watch WatchFunc
 	clk   clock.Clock
 	by    string
+	rtt   *rtt.Estimator
 	log   *slog.Logger
 
 	tail   sync.WaitGroup
@@ -63,7 +65,11 @@ type Observer struct {
 // NewObserver returns an observer and starts its goroutine. clk is
 // clock.Observer() but in tests; by, "host:pid", is who stands in its
 // tombstones, this process if empty; log may be nil.
-func NewObserver(b Bucket, watch WatchFunc, clk clock.Clock, by string, log *slog.Logger) *Observer {
+// link, which says how long answers take, may be nil.
+func NewObserver(b Bucket, watch WatchFunc, clk clock.Clock, by string, link *rtt.Estimator, log *slog.Logger) *Observer {
+	if link == nil {
+		link = new(rtt.Estimator)
+	}
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
@@ -75,7 +81,7 @@ func NewObserver(b Bucket, watch WatchFunc, clk clock.Clock, by string, log *slo
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	o := &Observer{
-		b: b, watch: watch, clk: clk, by: cut(by), log: log,
+		b: b, watch: watch, clk: clk, by: cut(by), rtt: link, log: log,
 		cancel: cancel, done: ctx.Done(), wake: make(chan struct{}, 1),
 		sights: make(map[string]*sight), active: make(map[*sight]struct{}),
 		memory: maxSights, pruneAt: maxSights / 100,
@@ -108,10 +114,11 @@ func (o *Observer) Observe(id string, ttl time.Duration, urgent bool, dead func(
 	return o.subscribe(id, &asker{ttl: ttl, urgent: urgent, dead: dead})
 }
 
-// Check reads the lease once, for two seconds at most, and remembers what it saw
-// for later observations. An error means that nothing was learned.
+// Check reads the lease once, for two seconds at most unless answers take longer
+// on this link, and remembers what it saw for later observations. An error means
+// that nothing was learned.
 func (o *Observer) Check(ctx context.Context, id string, ttl time.Duration) (State, error) {
-	rctx, cancel := context.WithTimeout(ctx, judgeTimeout(ttl)) // an answer can get lost
+	rctx, cancel := context.WithTimeout(ctx, o.patience(ttl)) // an answer can get lost
 	e, err := o.b.Get(rctx, id)
 	cancel()
 	if err != nil {

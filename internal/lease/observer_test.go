@@ -156,7 +156,7 @@ func TestSeenMeansReceived(t *testing.T) {
 			go fn(old)
 			return func() {}
 		}
-		o := lease.NewObserver(b, blind, newClock(1), "", nil)
+		o := lease.NewObserver(b, blind, newClock(1), "", nil, nil)
 		defer o.Close()
 		o.Observe(id, 10*sec, true, d.dead)
 		time.Sleep(5 * sec)
@@ -300,7 +300,7 @@ func TestTombstoneOutcomes(t *testing.T) {
 				o := lease.NewObserver(b, func(key string, fn func(kv.Entry)) func() {
 					go fn(b.get(key))
 					return func() {}
-				}, newClock(1), "", nil)
+				}, newClock(1), "", nil, nil)
 				defer o.Close()
 				d := newDeaths(t, b)
 				id := ghost(b, 10*sec)
@@ -363,7 +363,7 @@ func TestOlderEntriesAreIgnored(t *testing.T) {
 				time.AfterFunc(5*sec, func() { fn(old) })
 			}
 			return func() {}
-		}, newClock(1), "", nil)
+		}, newClock(1), "", nil, nil)
 		defer o.Close()
 		start := time.Now()
 		o.Observe(id, 10*sec, true, d.dead)

@@ -93,7 +93,7 @@ func (p plan) run(t *testing.T) (wrong []string, tombstones, renewals int) {
 	var actors sync.WaitGroup
 	var told sync.Map
 	for i := range 3 {
-		o := lease.NewObserver(b, b.Watch, newClock(p.observerRate), fmt.Sprintf("observer:%d", i+1), nil)
+		o := lease.NewObserver(b, b.Watch, newClock(p.observerRate), fmt.Sprintf("observer:%d", i+1), nil, nil)
 		actors.Go(func() {
 			defer o.Close()
 			for ctx.Err() == nil {

@@ -75,8 +75,9 @@ func (l *Lease) renew(ctx context.Context, ifDue bool) error {
 		return err
 	}
 	defer l.endRenewal()
+	var unanswered silence
 	for pause := newPause(l.cfg.TTL); ; {
-		renewed, err := l.attempt(ctx)
+		renewed, err := l.attempt(ctx, &unanswered)
 		if lost := l.Err(); lost != nil {
 			return lost
 		}
@@ -130,41 +131,63 @@ func (l *Lease) endRenewal() {
 
 // attempt is one compare-and-set on the lease's own revision and, if that does
 // not tell, one read. It reports whether the lease was renewed.
-func (l *Lease) attempt(ctx context.Context) (bool, error) {
+func (l *Lease) attempt(ctx context.Context, unanswered *silence) (bool, error) {
 	info := l.who
 	info.Nonce = nuid.Next()
 	info.Seen = l.cfg.seen()
 	value := info.encode()
-	limit := attemptTimeout(l.cfg.TTL)
 
 	l.mu.Lock()
 	base := l.rev
 	// Before sending, and before anything that can block: an observer cannot
 	// see this attempt earlier than that.
-	l.attempts[info.Nonce] = l.cfg.Clock.Now()
+	started := time.Now()
+	l.attempts[info.Nonce] = try{sent: l.cfg.Clock.Now()}
 	l.mu.Unlock()
 
-	wctx, cancel := context.WithTimeout(ctx, limit)
+	wctx, cancel := l.bounded(ctx, *unanswered)
 	rev, err := l.b.Update(wctx, l.who.ID, value, base, gcAfter(l.cfg.TTL))
 	cancel()
+	unanswered.took(ctx, &l.cfg, started, false, err)
 	switch {
 	case err == nil:
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		return l.adoptLocked(info.Nonce, rev), nil
+	case l.gaveUp(info.Nonce, started, base):
+		return true, nil
 	case errors.Is(err, kv.ErrBusy), errors.Is(err, kv.ErrNotSent), errors.Is(err, kv.ErrRejected):
 		return false, err // not written, and nothing learned about the revision
 	}
 	// A conflict can be with an attempt of ours whose answer was lost.
-	rctx, cancel := context.WithTimeout(ctx, limit)
+	started = time.Now()
+	rctx, cancel := l.bounded(ctx, *unanswered)
 	defer cancel()
 	e, readErr := l.b.Get(rctx, l.who.ID)
+	unanswered.took(ctx, &l.cfg, started, true, readErr)
 	if readErr != nil {
 		return false, fmt.Errorf("%w; %w", err, readErr)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.judgeLocked(e), err
+	return l.judgeLocked(e, false), err
+}
+
+// gaveUp notes that an attempt was not answered in time. It reports whether a
+// watch has shown meanwhile that it, or one before it, renewed the lease.
+func (l *Lease) gaveUp(nonce string, started time.Time, base uint64) (renewed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.rev > base {
+		return l.checkLocked()
+	}
+	l.attempts[nonce] = try{sent: l.attempts[nonce].sent, abandoned: started}
+	return false
+}
+
+// bounded returns the context of one request of a renewal.
+func (l *Lease) bounded(ctx context.Context, unanswered silence) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, l.cfg.patience(l.ValidUntil()-l.cfg.Clock.Now(), unanswered))
 }
 
 // Saw tells the lease what a watch of its key delivered, so that a tombstone by
@@ -180,12 +203,12 @@ func (l *Lease) Saw(e kv.Entry) {
 		l.wakeLocked()
 		return
 	}
-	l.judgeLocked(e)
+	l.judgeLocked(e, true)
 }
 
 // judgeLocked draws the conclusions from an entry of the lease's key that was
-// read. It reports whether that renewed the lease.
-func (l *Lease) judgeLocked(e kv.Entry) bool {
+// read, or delivered by the watch. It reports whether that renewed the lease.
+func (l *Lease) judgeLocked(e kv.Entry, watched bool) bool {
 	absent := e.Deleted && e.Revision == 0
 	switch {
 	case l.err != nil:
@@ -210,9 +233,14 @@ func (l *Lease) judgeLocked(e kv.Entry) bool {
 		l.loseLocked(fmt.Errorf("%w: tombstone by %s: %s", ErrDead, info.By, info.Reason))
 		return false
 	}
-	if _, ours := l.attempts[info.Nonce]; !ours {
+	at, ours := l.attempts[info.Nonce]
+	if !ours {
 		l.loseLocked(fmt.Errorf("%w: its key was overwritten", ErrDead))
 		return false
+	}
+	if watched && !at.abandoned.IsZero() {
+		// The link is slower than the answer was waited for, and this is how much.
+		l.cfg.RTT.Observe(time.Since(at.abandoned))
 	}
 	return l.adoptLocked(info.Nonce, e.Revision)
 }
@@ -224,7 +252,7 @@ func (l *Lease) adoptLocked(nonce string, rev uint64) bool {
 	if rev <= l.rev {
 		return rev == l.rev && l.err == nil // a watch was faster than the answer
 	}
-	sent, ok := l.attempts[nonce]
+	at, ok := l.attempts[nonce]
 	l.rev = rev
 	// All the others were at the revision before and can not commit any more.
 	clear(l.attempts)
@@ -233,8 +261,8 @@ func (l *Lease) adoptLocked(nonce string, rev uint64) bool {
 	if !l.checkLocked() || !ok {
 		return false
 	}
-	l.validUntil.Store(int64(sent + l.cfg.TTL - l.cfg.Margin))
-	l.due = sent + l.cfg.interval()
+	l.validUntil.Store(int64(at.sent + l.cfg.TTL - l.cfg.Margin))
+	l.due = at.sent + l.cfg.interval()
 	l.renewals++
 	return true
 }

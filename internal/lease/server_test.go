@@ -40,7 +40,7 @@ func TestOnAServer(t *testing.T) {
 	b := buckets.Leases
 	hub := kv.NewHub(b)
 	defer hub.Close()
-	o := lease.NewObserver(b, hub.Watch, clock.Observer(), "", nil)
+	o := lease.NewObserver(b, hub.Watch, clock.Observer(), "", nil, nil)
 	defer o.Close()
 	await := func(what string, ch <-chan string) {
 		t.Helper()

@@ -1,0 +1,84 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+const (
+	// firstPatience is the least time that a request about a lease is given, or a
+	// third of the TTL if that is shorter. With that much a link that suddenly got
+	// slower, up to a round trip of a third of the TTL, costs nothing: renewal
+	// starts at a third, and the answer comes before two thirds.
+	firstPatience = 2 * time.Second
+	// createPatience is the same for the creation. One that is given up leaves
+	// garbage, and one that is acknowledged after the lease would have ended is
+	// useless.
+	createPatience = 5 * time.Second
+	// leastRoom is what one more attempt is reckoned to take on the fastest link:
+	// timers and processors are late, too.
+	leastRoom = 10 * time.Millisecond
+)
+
+// silence counts requests in a row that nobody answered, of one renewal or one
+// tombstone.
+type silence int
+
+// took takes in how a request ended that was sent at the given time under a
+// context of the caller and a limit of its own.
+func (n *silence) took(ctx context.Context, cfg *Config, sent time.Time, read bool, err error) {
+	switch {
+	case err == nil && read:
+		*n = 0
+		cfg.RTT.ObserveRead(time.Since(sent))
+	case err == nil, errors.Is(err, kv.ErrConflict), errors.Is(err, kv.ErrBusy):
+		*n = 0
+		cfg.RTT.Observe(time.Since(sent))
+	case ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded):
+		*n++
+		cfg.RTT.TimedOut()
+	}
+}
+
+// expect returns what one attempt is reckoned to take.
+func (c *Config) expect() time.Duration { return max(c.RTT.Expect(), leastRoom) }
+
+// patience returns how long to wait for the answer to a renewal, or to the read
+// that follows one, when the lease is valid for remaining and so many requests
+// before were not answered. It leaves room for a read and another write, if these
+// can be answered at all in what is left; if not, the best hope is in waiting for
+// this answer to the end.
+func (c *Config) patience(remaining time.Duration, unanswered silence) time.Duration {
+	expect := c.expect()
+	room := remaining - 5*expect/2 // with a pause between
+	if room < expect {
+		return max(remaining, time.Millisecond)
+	}
+	first := min(c.TTL/3, firstPatience)
+	// Backing off must not spend on one request that got lost what is left.
+	most := max(expect, first, remaining/2)
+	return min(max(c.RTT.Backoff(int(unanswered)), first), most, room)
+}
+
+// tombstonePatience is the same for a tombstone, which nothing waits for to be
+// valid.
+func (c *Config) tombstonePatience(unanswered silence) time.Duration {
+	return max(c.RTT.Backoff(int(unanswered)), min(c.TTL/4, firstPatience))
+}
+
+// creationPatience is the same for a new lease.
+func (c *Config) creationPatience(unanswered silence) time.Duration {
+	return min(max(c.RTT.Backoff(int(unanswered)), min(c.TTL/2, createPatience)), c.TTL-c.Margin)
+}
+
+// early returns by how much earlier than RenewEvery to renew, at most half of it.
+// A renewal is sent early enough to be answered, as a rule, when it would else be
+// sent; and, if RenewEvery is long, so that a write, a read and another write fit
+// in before the lease ends.
+func (c *Config) early() time.Duration {
+	latest := c.TTL - c.Margin - 4*c.expect() // pauses and all
+	return min(max(c.RTT.Expect(), c.RenewEvery-latest), c.RenewEvery/2)
+}
