@@ -81,6 +81,7 @@ func (o *Observer) work(ctx context.Context) {
 		}
 		s.judging = true
 		rev, limit, value := s.rev, o.patience(s.ttl()), o.epitaphLocked(s)
+		s.epitaph = value
 		o.mu.Unlock()
 		o.judge(ctx, s, rev, limit, value)
 		o.mu.Lock()
@@ -138,7 +139,7 @@ func (o *Observer) judge(ctx context.Context, s *sight, rev uint64, limit time.D
 	}
 
 	o.mu.Lock()
-	s.judging = false
+	s.judging, s.epitaph = false, nil
 	if err == nil {
 		s.dead = true
 	} else if readErr == nil {

@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -92,8 +93,8 @@ func NewObserver(b Bucket, watch WatchFunc, clk clock.Clock, by string, link *rt
 
 // OnTombstone has fn called whenever this observer has committed a tombstone,
 // before anybody who asked is told that the lease is dead; if the acknowledgement
-// got lost, once a read has shown the tombstone, which may be after that. fn runs in a goroutine of the observer with no lock held, and must be quick.
-// Call it before the first question.
+// got lost, once a read has shown the tombstone. fn runs in a goroutine of the
+// observer with no lock held, and must be quick. Call it before the first question.
 func (o *Observer) OnTombstone(fn func(id string)) {
 	o.mu.Lock()
 	o.buried = fn
@@ -241,6 +242,9 @@ func (o *Observer) removeLocked(s *sight, a *asker) (unwatch func()) {
 func (o *Observer) received(s *sight, e kv.Entry) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if s.epitaph != nil && bytes.Equal(e.Value, s.epitaph) {
+		return // our own: whoever wrote it tells of it first, as soon as it is answered
+	}
 	o.seeLocked(s, e)
 	o.scheduleLocked(s)
 }

@@ -45,6 +45,7 @@ type sight struct {
 	stop    func()        // ends the watch
 	hold    time.Duration // delay when nobody is urgent
 	judging bool          // queued, or its tombstone is being written
+	epitaph []byte        // that tombstone, from before it is sent until its outcome is known
 	retry   time.Duration // not to be judged before
 	pause   *pause
 	at      time.Duration // when it is to be looked at, if place > 0

@@ -1,0 +1,167 @@
+package fabric_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/faultproxy"
+)
+
+// netLink is a way to the server on which a round trip takes about rtt, more or less a
+// quarter of it, and a TTL of which that is less than a third.
+type netLink struct{ rtt, ttl time.Duration }
+
+var netLinks = []netLink{{0, 300 * time.Millisecond}, {50 * time.Millisecond, 300 * time.Millisecond}, {200 * time.Millisecond, 900 * time.Millisecond}}
+
+func (l netLink) on(p *faultproxy.Proxy) { p.SetDelay(l.rtt*3/8, l.rtt/4) }
+
+// linked returns a manager behind a proxy with such a link.
+func linked(t *testing.T, s *site, l netLink) (*fabric.Manager, *nats.Conn, *faultproxy.Proxy) {
+	t.Helper()
+	p := faultproxy.New(t, s.server.ClientURL())
+	l.on(p)
+	nc, err := nats.Connect(p.URL(), nats.ReconnectBufSize(-1), nats.Timeout(patience))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return newManager(t, nc, fabric.WithTTL(l.ttl)), nc, p
+}
+
+// onLinks runs fn on each link, all at the same time.
+func onLinks(t *testing.T, fn func(t *testing.T, s *site, l netLink)) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		for _, l := range netLinks {
+			t.Run(l.rtt.String(), func(t *testing.T) {
+				t.Parallel()
+				fn(t, s, l)
+			})
+		}
+	})
+}
+
+// A hold lasts as long as a round trip is less than a third of its TTL. A busy
+// machine can make it more, so the longest that was measured decides what a loss
+// means, and a case that the machine spoiled is done again.
+func TestRenewalOnLinks(t *testing.T) {
+	onLinks(t, func(t *testing.T, s *site, l netLink) {
+		for try := 1; ; try++ {
+			m, nc, _ := linked(t, s, l)
+			lock := acquire(t, m, s.key(t))
+			longest := time.Duration(0)
+			for end := time.Now().Add(20 * l.ttl); time.Now().Before(end) && lock.Err() == nil; {
+				rtt, err := nc.RTT()
+				if err != nil {
+					t.Fatal(err)
+				}
+				longest = max(longest, rtt)
+				time.Sleep(l.ttl / 10)
+			}
+			err := lock.Err()
+			st := m.Stats()
+			t.Logf("longest round trip %v of a TTL of %v, %+v", longest, l.ttl, st)
+			switch {
+			case err == nil:
+				if st.RTT < l.rtt*3/4 || st.RenewEarly < l.rtt/2 || st.RequestTimeout < l.rtt {
+					t.Errorf("a round trip takes about %v: %+v", l.rtt, st)
+				}
+				release(t, lock)
+				return
+			case longest < l.ttl/3:
+				t.Fatalf("lost with round trips of at most %v: %v", longest, err)
+			case try == 5:
+				t.Fatalf("the machine is too busy: round trips of up to %v in each of %d tries", longest, try)
+			}
+		}
+	})
+}
+
+// A holder that is cut off knows first, and is replaced after its TTL, the margins
+// on both sides and a few round trips.
+func TestTakeoverOnLinks(t *testing.T) {
+	onLinks(t, func(t *testing.T, s *site, l netLink) {
+		m, _, _ := linked(t, s, l)
+		dying, _, p := linked(t, s, l)
+		key := s.key(t)
+		lock := acquire(t, dying, key)
+		next := queue(t, waitContext(t), m, key)
+		knew := make(chan time.Time, 1)
+		lost := lock.Lost()
+		go func() {
+			<-lost
+			knew <- time.Now()
+		}()
+		cut := time.Now()
+		p.Cut()
+		l2 := granted(t, next)
+		at := time.Now()
+		if lock.Err() == nil {
+			t.Error("two hold it")
+		}
+		if k := receive(t, knew); k.After(at) {
+			t.Logf("the goroutine that waits for the loss ran %v after the grant", k.Sub(at))
+		}
+		if took, most := at.Sub(cut), l.ttl+l.ttl/5+10*l.rtt+10*time.Second; took > most {
+			t.Errorf("replaced after %v, at most %v are allowed on a busy machine", took, most)
+		} else {
+			t.Logf("replaced after %v with a TTL of %v", took, l.ttl)
+		}
+		release(t, l2)
+	})
+}
+
+// A link that becomes slow and fast again loses nothing, and shows in the statistics.
+func TestLinkThatSlowsDown(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		slow := netLink{200 * time.Millisecond, 3 * time.Second}
+		m, _, p := linked(t, s, netLink{0, slow.ttl})
+		lock := acquire(t, m, s.key(t))
+		work := func(n int) {
+			for range n {
+				release(t, acquire(t, m, s.key(t)))
+			}
+		}
+		work(50)
+		fast := m.Stats()
+		slow.on(p)
+		work(10)
+		then := m.Stats()
+		if then.RTT < slow.rtt/2 || then.RequestTimeout <= fast.RequestTimeout || then.RenewEarly <= fast.RenewEarly {
+			t.Errorf("after it became slow: %+v, before: %+v", then, fast)
+		}
+		p.SetDelay(0, 0)
+		work(100)
+		if st := m.Stats(); st.RTT >= then.RTT/2 || st.RequestTimeout >= then.RequestTimeout || st.RenewEarly >= then.RenewEarly {
+			t.Errorf("after it became fast: %+v, before: %+v", st, then)
+		}
+		if err := lock.Err(); err != nil {
+			t.Errorf("lost: %v", err)
+		}
+		release(t, lock)
+	})
+}
+
+// With fixed timeouts of half a second every first request would be taken for lost
+// here, and every outcome for unknown.
+func TestLinkOfMoreThanHalfASecond(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		m, _, _ := linked(t, s, netLink{800 * time.Millisecond, 30 * time.Second})
+		for i := range 4 {
+			l, err := m.Acquire(waitContext(t), fmt.Sprint(s.key(t), i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := l.Release(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if st := m.Stats(); st.Unknown > 2 || st.Writes < 8 || st.RTT < 500*time.Millisecond {
+			t.Errorf("%+v", st)
+		}
+	})
+}
