@@ -186,7 +186,11 @@ func (l *Lease) Remaining() time.Duration {
 
 // RenewEarly returns by how much earlier than its configuration says the lease is
 // renewed at present, because of the link.
-func (l *Lease) RenewEarly() time.Duration { return l.cfg.early() }
+func (l *Lease) RenewEarly() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.cfg.early()
+}
 
 // Lost returns a channel that is closed when the lease is not valid any more.
 func (l *Lease) Lost() <-chan struct{} { return l.lost }

@@ -78,7 +78,12 @@ func (c *Config) creationPatience(unanswered silence) time.Duration {
 // A renewal is sent early enough to be answered, as a rule, when it would else be
 // sent; and, if RenewEvery is long, so that a write, a read and another write fit
 // in before the lease ends.
+//
+// Where renewals are counted none is spent early: the hold would end early, too.
 func (c *Config) early() time.Duration {
+	if c.MaxRenewals > 0 {
+		return 0
+	}
 	latest := c.TTL - c.Margin - 4*c.expect() // pauses and all
 	return min(max(c.RTT.Expect(), c.RenewEvery-latest), c.RenewEvery/2)
 }

@@ -102,6 +102,10 @@ func (l *Lease) Limit(autoRenew bool, maxRenewals int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.cfg.MaxRenewals, l.renewals = maxRenewals, 0
+	if maxRenewals > 0 {
+		l.due = l.ValidUntil() - l.cfg.TTL + l.cfg.Margin + l.cfg.interval() // not early any more
+		l.wakeLocked()
+	}
 	if !autoRenew {
 		l.byHand.Store(true)
 		l.due = l.cfg.Clock.Now() // the goroutine wakes to find out
