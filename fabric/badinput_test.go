@@ -167,7 +167,7 @@ func TestRecordsThatCannotBeRead(t *testing.T) {
 					}
 				}
 				list, err := m.List(ctx, key)
-				if err != nil || len(list) != 1 || list[0].Kind != "unreadable" || list[0].Revision != rev {
+				if err != nil || len(list) != 1 || list[0].Kind != "unreadable" || list[0].Holders == nil || list[0].Waiters == nil || list[0].Revision != rev {
 					t.Errorf("List: %+v, %v", list, err)
 				}
 				e, err := s.locks(t).Get(ctx, enc)

@@ -17,7 +17,7 @@ import (
 // Info is what is known of one lock at one revision.
 type Info struct {
 	Key      string `json:"key"`
-	Kind     string `json:"kind"`     // "lock"; "" when nobody holds or waits
+	Kind     string `json:"kind"`     // "lock"; "" when nobody holds or waits, "unreadable" in a list
 	Revision uint64 `json:"revision"` // of the record or its delete marker; 0 = never used, or long ago
 	// HoldTime is how long a hold of this lock lasts, smoothed over those that were
 	// released while others waited or held; 0 = not known.
@@ -98,7 +98,7 @@ func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 		}
 		rec, err := record.Decode(e.Value)
 		if err != nil {
-			out = append(out, Info{Key: name, Kind: "unreadable", Revision: e.Revision})
+			out = append(out, Info{Key: name, Kind: "unreadable", Revision: e.Revision, Holders: []Party{}, Waiters: []Party{}})
 			return true
 		}
 		rec.Resolve(e.Revision)

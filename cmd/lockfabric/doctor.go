@@ -47,7 +47,7 @@ func (d *doctorCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	opts := doctor.Options{Fabric: c.Fabric, Probes: d.Probes, NoProbe: d.NoProbe, TTL: d.TTL, Strict: d.Strict, Logger: s.log}
 	switch {
 	case to == nil:
-		opts.Sync = "always" // startLocal leaves embedded's default
+		opts.SyncAlways = true // startLocal leaves embedded's default
 	case d.SystemServer != "" || d.SystemCreds != "":
 		opts.System, opts.SystemError = d.system(ctx, c, s, to)
 	}
@@ -91,6 +91,6 @@ func findings(w io.Writer, r *doctor.Report) {
 		fmt.Fprintln(w)
 	}
 	for _, m := range r.Cluster.Servers {
-		fmt.Fprintf(w, "server %s: nats-server %s, sync %s\n", printable(m.Name), printable(m.Version), m.Sync)
+		fmt.Fprintf(w, "server %s: nats-server %s, sync %s\n", printable(m.Name), printable(m.Version), m.Sync())
 	}
 }

@@ -151,7 +151,7 @@ func TestDoctorLocal(t *testing.T) {
 	d := diagnose(t, m.command("--output", "json", "doctor", "--strict"))
 	d.exits(0)
 	d.has("sync", doctor.OK)
-	if s := d.Cluster.Servers; len(s) != 1 || s[0].Sync != "always" || s[0].Name != d.Server.Name || d.Cluster.Name != "" || d.Server.Version == "" || d.Server.Address == "" {
+	if s := d.Cluster.Servers; len(s) != 1 || !s[0].SyncAlways || s[0].SyncInterval != 0 || s[0].Name != d.Server.Name || d.Cluster.Name != "" || d.Server.Version == "" || d.Server.Address == "" {
 		t.Errorf("%+v, %+v", d.Server, d.Cluster)
 	}
 	seen := map[string]bool{}

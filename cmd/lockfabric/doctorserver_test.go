@@ -115,7 +115,7 @@ func TestDoctorSync(t *testing.T) {
 		}
 		d.has("sync", want, "one")
 		d.only("sync")
-		if s := d.Cluster.Servers; len(s) != 1 || s[0].Sync != mode || s[0].Name != "one" || s[0].Version == "" {
+		if s := d.Cluster.Servers; len(s) != 1 || s[0].Sync() != mode || s[0].SyncAlways != always || s[0].Name != "one" || s[0].Version == "" {
 			t.Errorf("%+v", s)
 		}
 
@@ -200,7 +200,7 @@ func TestDoctorSyncOfAll(t *testing.T) {
 	d.has("sync", doctor.OK, "a|")
 	d.has("sync", doctor.Warning, "b|", "1m0s")
 	d.has("sync", doctor.Unknown, "c|", "busy")
-	want := []doctor.Member{{Name: "a", Version: "2.15.2", Sync: "always"}, {Name: "b", Version: "2.11.4", Sync: "1m0s"}}
+	want := []doctor.Member{{Name: "a", Version: "2.15.2", SyncAlways: true}, {Name: "b", Version: "2.11.4", SyncInterval: time.Minute}}
 	if !slices.Equal(d.Cluster.Servers, want) || len(d.find("sync")) != 3 || d.Cluster.Name != "three" {
 		t.Errorf("%+v, %+v", d.Cluster, d.find("sync"))
 	}

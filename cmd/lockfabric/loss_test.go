@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lockfabric/lockfabric/internal/faultproxy"
 )
 
 // killable is the signal that ends a child which was started with "TERM".
@@ -77,16 +79,34 @@ func TestLossEndsTheCommand(t *testing.T) {
 	}
 }
 
-// A command that ends before the loss is noticed has not had the lock all the
-// time either.
+// A command that ends before the loss is noticed has not had the lock all the time
+// either. Else run hears of it at once, and its TERM may come before the command has
+// said anything: here the news waits until the command is gone.
 func TestLossNoticedByTheRelease(t *testing.T) {
 	t.Parallel()
+	proxy := faultproxy.New(t, server.ClientURL())
 	release := lockfabric(t, "release", "--force", "--now", "k")
-	p := start(t, lockfabric(t, append([]string{"run", "k", "--"}, release.Args...)...))
+	cmd := bare(t, append([]string{"--server", proxy.URL(), "--fabric", fabricName(t), "run", "k", "--",
+		"sh", "-c", `echo "ready $$"; read x; exec "$0" "$@"`}, release.Args...)...)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, cmd)
+	pid := p.ready()
+	proxy.Stall(true)
+	if _, err := in.Write([]byte("go\n")); err != nil {
+		t.Fatal(err)
+	}
 	if text := p.line(); !strings.HasPrefix(text, "k: taken from 1 holder(s)") {
 		t.Errorf("release wrote %q", text)
 	}
+	eventually(t, "end of the command", func() bool { return gone(pid) })
+	proxy.Stall(false)
 	p.exits(76)
+	if text := p.err.String(); !strings.Contains(text, "lost") {
+		t.Errorf("stderr %q", text)
+	}
 }
 
 func TestLossKillsWhatIgnoresTerm(t *testing.T) {

@@ -38,6 +38,16 @@ func startServe(t *testing.T, env []string, args ...string) (*proc, serving) {
 	cmd := bare(t, append([]string{"--output", "json", "--log-level", "warn", "serve"}, args...)...)
 	cmd.Env = append(cmd.Env, env...)
 	p := start(t, cmd)
+	var got serving
+	if err := json.Unmarshal([]byte(p.object()), &got); err != nil {
+		t.Fatalf("%v: %s", err, p.err)
+	}
+	return p, got
+}
+
+// object returns the lines up to one that ends a JSON object.
+func (p *proc) object() string {
+	p.t.Helper()
 	var out strings.Builder
 	for l := p.line(); l != ""; l = p.line() {
 		out.WriteString(l)
@@ -45,11 +55,7 @@ func startServe(t *testing.T, env []string, args ...string) (*proc, serving) {
 			break
 		}
 	}
-	var got serving
-	if err := json.Unmarshal([]byte(out.String()), &got); err != nil {
-		t.Fatalf("%v: %s", err, p.err)
-	}
-	return p, got
+	return out.String()
 }
 
 // lockAt takes a lock there, or reports why that can't be.

@@ -19,24 +19,32 @@ type versionInfo struct {
 	Platform string `json:"platform"` // "linux/amd64"
 }
 
-// Run shows the version.
-func (*versionCmd) Run(c *cli, s *streams) error {
+// newVersionInfo tells what is known of a build, nil if nothing was recorded.
+func newVersionInfo(build *debug.BuildInfo) versionInfo {
 	v := versionInfo{Version: "unknown", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
-	if b, ok := debug.ReadBuildInfo(); ok {
-		if b.Main.Version != "" {
-			v.Version = b.Main.Version
-		}
-		for _, setting := range b.Settings {
-			switch setting.Key {
-			case "vcs.revision":
-				v.Revision = setting.Value
-			case "vcs.time":
-				v.Time = setting.Value
-			case "vcs.modified":
-				v.Modified = setting.Value == "true"
-			}
+	if build == nil {
+		return v
+	}
+	if build.Main.Version != "" {
+		v.Version = build.Main.Version
+	}
+	for _, setting := range build.Settings {
+		switch setting.Key {
+		case "vcs.revision":
+			v.Revision = setting.Value
+		case "vcs.time":
+			v.Time = setting.Value
+		case "vcs.modified":
+			v.Modified = setting.Value == "true"
 		}
 	}
+	return v
+}
+
+// Run shows the version.
+func (*versionCmd) Run(c *cli, s *streams) error {
+	build, _ := debug.ReadBuildInfo()
+	v := newVersionInfo(build)
 	return s.print(c.Output, v, func(w io.Writer) {
 		fmt.Fprintf(w, "lockfabric %s", v.Version)
 		if v.Revision != "" {

@@ -23,8 +23,9 @@ type Options struct {
 	NoProbe bool          // write nothing
 	TTL     time.Duration // of the programs' locks
 	Strict  bool          // warnings and unknowns count
-	// Sync is the server's sync setting where it is known from elsewhere.
-	Sync string
+	// SyncAlways says that the server is known to sync every write before it
+	// acknowledges; else the system account is asked.
+	SyncAlways bool
 	// System is a connection to the system account, nil without one, and
 	// SystemError says why there is none although it was asked for.
 	System      *nats.Conn

@@ -85,7 +85,18 @@ type Cluster struct {
 type Member struct {
 	Name    string `json:"name"`
 	Version string `json:"version"`
-	Sync    string `json:"sync"` // always, or an interval such as 2m0s
+	// SyncAlways says that every write is on disk before it is acknowledged, else
+	// SyncInterval is how much later it may be.
+	SyncAlways   bool          `json:"sync_always"`
+	SyncInterval time.Duration `json:"sync_interval_ns"` // 0 with SyncAlways
+}
+
+// Sync tells it as the server's configuration does: always, or an interval such as 2m0s.
+func (m *Member) Sync() string {
+	if m.SyncAlways {
+		return "always"
+	}
+	return m.SyncInterval.String()
 }
 
 // Fabric is the fabric and its buckets.

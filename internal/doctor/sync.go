@@ -19,8 +19,6 @@ const pingServers = "$SYS.REQ.SERVER.PING.JSZ"
 // quiet is how long nobody else answers once all have.
 const quiet = 750 * time.Millisecond
 
-const syncAlways = "always"
-
 const setSync = "set 'sync_interval: always' in the jetstream block of each server's configuration, and restart them one by one; " +
 	"until then a power failure can lose locks that were granted"
 
@@ -48,8 +46,8 @@ type serverAnswer struct {
 
 func (e *exam) sync(ctx context.Context) {
 	r := e.report
-	if e.Sync != "" {
-		r.Cluster.Servers = append(r.Cluster.Servers, Member{Name: r.Server.Name, Version: r.Server.Version, Sync: e.Sync})
+	if e.SyncAlways {
+		r.Cluster.Servers = append(r.Cluster.Servers, Member{Name: r.Server.Name, Version: r.Server.Version, SyncAlways: true})
 		r.ok(checkSync, r.Server.Name, "every write is on disk before it is acknowledged")
 		return
 	}
@@ -101,12 +99,12 @@ func (e *exam) member(a serverAnswer) {
 	if a.Data.Disabled {
 		return // it stores nothing
 	}
-	m := Member{Name: name, Version: a.Server.Version, Sync: a.Data.Config.SyncInterval.String()}
-	if a.Data.Config.SyncAlways {
-		m.Sync = syncAlways
+	m := Member{Name: name, Version: a.Server.Version, SyncAlways: a.Data.Config.SyncAlways}
+	if m.SyncAlways {
 		r.ok(checkSync, name, "every write is on disk before it is acknowledged")
 	} else {
-		r.warn(checkSync, name, fmt.Sprintf("writes are acknowledged up to %s before they are on disk", m.Sync), setSync)
+		m.SyncInterval = a.Data.Config.SyncInterval
+		r.warn(checkSync, name, fmt.Sprintf("writes are acknowledged up to %v before they are on disk", m.SyncInterval), setSync)
 	}
 	r.Cluster.Servers = append(r.Cluster.Servers, m)
 }
