@@ -77,13 +77,13 @@ func (c *Config) creationPatience(unanswered silence) time.Duration {
 // early returns by how much earlier than RenewEvery to renew, at most half of it.
 // A renewal is sent early enough to be answered, as a rule, when it would else be
 // sent; and, if RenewEvery is long, so that a write, a read and another write fit
-// in before the lease ends.
-//
-// Where renewals are counted none is spent early: the hold would end early, too.
+// in before the lease ends. Where renewals are counted each one that is early is
+// time taken from the holder, so they are only as early as one answer needs.
 func (c *Config) early() time.Duration {
+	end := c.TTL - c.Margin
+	early := max(c.RTT.Expect(), c.RenewEvery-(end-4*c.expect())) // pauses and all
 	if c.MaxRenewals > 0 {
-		return 0
+		early = max(0, c.RenewEvery-(end-2*c.expect()))
 	}
-	latest := c.TTL - c.Margin - 4*c.expect() // pauses and all
-	return min(max(c.RTT.Expect(), c.RenewEvery-latest), c.RenewEvery/2)
+	return min(early, c.RenewEvery/2)
 }

@@ -141,6 +141,42 @@ func TestRenewalsMoveEarlierOnASlowLink(t *testing.T) {
 	}
 }
 
+// Renewals that are counted are not early, since each would take its time from the
+// holder, as long as one answer has room.
+func TestCountedRenewalsAreNotEarly(t *testing.T) {
+	for name, limit := range map[string]func(*lease.Config) func(*lease.Lease){
+		"from the beginning": func(c *lease.Config) func(*lease.Lease) {
+			c.MaxRenewals = 5
+			return func(*lease.Lease) {}
+		},
+		"from the grant": func(*lease.Config) func(*lease.Lease) { return func(l *lease.Lease) { l.Limit(true, 5) } },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBucket()
+				setLink(b, always(sec))
+				cfg := lease.Config{TTL: 10 * sec, RenewEvery: 3 * sec, AutoRenew: true, RTT: measured(sec)}
+				granted := limit(&cfg)
+				l := create(t, b, cfg)
+				granted(l)
+				start := b.committed()[0].At
+				<-l.Lost()
+				if d := time.Since(start); d < 5*2700*ms+9500*ms || l.Renewals() != 5 {
+					t.Errorf("lost after %v and %d renewals", d, l.Renewals())
+				}
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		b := newBucket()
+		setLink(b, always(sec))
+		l := create(t, b, lease.Config{TTL: 10 * sec, RenewEvery: 9 * sec, MaxRenewals: 5, AutoRenew: true, RTT: measured(sec)})
+		if <-l.Lost(); l.Renewals() != 5 {
+			t.Errorf("lost after %d renewals: %v", l.Renewals(), l.Err())
+		}
+	})
+}
+
 // On a slow link, and with late renewals, there is still time for a second one:
 // every second request is lost.
 func TestSecondAttemptHasRoom(t *testing.T) {
