@@ -66,6 +66,7 @@ type Bucket struct {
 	prefix string // subject prefix of the keys, with its final dot
 	getAPI string // subject of the leader read
 	trip   RoundTripper
+	link   *link // of the opening; may be nil
 }
 
 // Name returns the bucket's name.

@@ -82,7 +82,8 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	leases, _, err := openBucket(ctx, nc, js, cfg, cfg.Fabric+"-leases", 0)
+	l := new(link)
+	leases, _, err := openBucket(ctx, l, nc, js, cfg, cfg.Fabric+"-leases", 0)
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +91,7 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
 	if err != nil {
 		return nil, err
 	}
-	locks, incarnation, err := openBucket(ctx, nc, js, cfg, cfg.Fabric+"-locks", high)
+	locks, incarnation, err := openBucket(ctx, l, nc, js, cfg, cfg.Fabric+"-locks", high)
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +163,7 @@ func (b *Buckets) Verify(ctx context.Context) error {
 // was no note before.
 func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, known bool, err error) {
 	for attempt := 0; ; attempt++ {
-		e, err := insist(ctx, func(ctx context.Context) (Entry, error) { return b.Leases.Get(ctx, MetaKey) })
+		e, err := insist(ctx, b.Leases.link, func(ctx context.Context) (Entry, error) { return b.Leases.Get(ctx, MetaKey) })
 		if err != nil {
 			return meta{}, false, err
 		}
@@ -239,19 +240,21 @@ func highWater(ctx context.Context, leases *Bucket) (uint64, error) {
 }
 
 // openBucket opens a bucket, or creates it with revisions above floor.
-func openBucket(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, floor uint64) (*Bucket, string, error) {
-	sc, err := ensureStream(ctx, nc, js, cfg, name, floor)
+func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, floor uint64) (*Bucket, string, error) {
+	sc, err := ensureStream(ctx, l, nc, js, cfg, name, floor)
 	if err != nil {
 		return nil, "", err
 	}
 	if err := cfg.check(name, sc); err != nil {
 		return nil, "", err
 	}
-	view, err := insist(ctx, func(ctx context.Context) (jetstream.KeyValue, error) { return js.KeyValue(ctx, name) })
+	view, err := insist(ctx, l, func(ctx context.Context) (jetstream.KeyValue, error) { return js.KeyValue(ctx, name) })
 	if err != nil {
 		return nil, "", fmt.Errorf("%w: bucket %s: %w", ErrUnavailable, name, err)
 	}
-	return newBucket(nc, js, view, name, cfg.Trip), sc.Metadata[metaIncarnation], nil
+	b := newBucket(nc, js, view, name, cfg.Trip)
+	b.link = l
+	return b, sc.Metadata[metaIncarnation], nil
 }
 
 func newBucket(nc *nats.Conn, js jetstream.JetStream, view jetstream.KeyValue, name string, trip RoundTripper) *Bucket {
@@ -270,7 +273,7 @@ func newBucket(nc *nats.Conn, js jetstream.JetStream, view jetstream.KeyValue, n
 
 // ensureStream returns the configuration of the bucket's stream, creating it
 // if it does not exist.
-func ensureStream(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, floor uint64) (jetstream.StreamConfig, error) {
+func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, floor uint64) (jetstream.StreamConfig, error) {
 	var none jetstream.StreamConfig
 	existing := func(ctx context.Context) (jetstream.StreamConfig, error) {
 		s, err := js.Stream(ctx, streamName(name))
@@ -279,7 +282,7 @@ func ensureStream(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, cf
 		}
 		return s.CachedInfo().Config, nil
 	}
-	sc, err := insist(ctx, existing)
+	sc, err := insist(ctx, l, existing)
 	if err == nil {
 		return sc, nil
 	}
@@ -306,7 +309,7 @@ func ensureStream(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, cf
 	// Somebody else may have created it in the meantime, with another first
 	// revision; theirs counts. On a cluster it may take a moment until it is
 	// found.
-	sc, again := insist(ctx, func(ctx context.Context) (jetstream.StreamConfig, error) {
+	sc, again := insist(ctx, l, func(ctx context.Context) (jetstream.StreamConfig, error) {
 		sc, again := existing(ctx)
 		var refused *jetstream.APIError
 		if errors.Is(again, jetstream.ErrStreamNotFound) && errors.As(err, &refused) && refused.ErrorCode == codeStreamNameInUse {
@@ -323,12 +326,16 @@ func ensureStream(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, cf
 // insist repeats a request while nobody answers it: a stream that was created a
 // moment ago, or has just lost its leader, does not answer, and a request that
 // met it then is never answered.
-func insist[T any](ctx context.Context, request func(context.Context) (T, error)) (T, error) {
+func insist[T any](ctx context.Context, l *link, request func(context.Context) (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	for wait := 250 * time.Millisecond; ; wait = min(2*wait, apiTimeout) {
+	for wait := l.wait(); ; wait = min(2*wait, apiTimeout) {
+		sent := time.Now()
 		actx, cancel := context.WithTimeout(ctx, wait)
 		got, err := request(actx)
+		if !unanswered(err) {
+			l.answered(time.Since(sent))
+		}
 		if err == nil || ctx.Err() != nil || !unanswered(err) {
 			cancel()
 			return got, err

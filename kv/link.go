@@ -1,0 +1,28 @@
+package kv
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// shortestWait is how long an opening waits for an answer on a fast link before it
+// asks again.
+const shortestWait = 250 * time.Millisecond
+
+// link remembers how long the last answer to an opening took, so that a slow link
+// costs it a repetition once, and not with every request. nil remembers nothing.
+type link struct{ took atomic.Int64 }
+
+// wait returns how long to wait for the first answer.
+func (l *link) wait() time.Duration {
+	if l == nil {
+		return shortestWait
+	}
+	return min(max(shortestWait, 2*time.Duration(l.took.Load())), apiTimeout)
+}
+
+func (l *link) answered(took time.Duration) {
+	if l != nil {
+		l.took.Store(int64(took))
+	}
+}
