@@ -118,7 +118,8 @@ func TestTakeoverOnLinks(t *testing.T) {
 // A link that becomes slow and fast again loses nothing, and shows in the statistics.
 func TestLinkThatSlowsDown(t *testing.T) {
 	onSite(t, singleSite, func(t *testing.T, s *site) {
-		slow := netLink{200 * time.Millisecond, 3 * time.Second}
+		// Slow enough for a timeout above its floor, however little it jitters.
+		slow := netLink{400 * time.Millisecond, 3 * time.Second}
 		m, _, p := linked(t, s, netLink{0, slow.ttl})
 		lock := acquire(t, m, s.key(t))
 		work := func(n int) {
@@ -129,7 +130,7 @@ func TestLinkThatSlowsDown(t *testing.T) {
 		work(50)
 		fast := m.Stats()
 		slow.on(p)
-		work(10)
+		work(5)
 		then := m.Stats()
 		if then.RTT < slow.rtt/2 || then.RequestTimeout <= fast.RequestTimeout || then.RenewEarly <= fast.RenewEarly {
 			t.Errorf("after it became slow: %+v, before: %+v", then, fast)
@@ -162,6 +163,85 @@ func TestLinkOfMoreThanHalfASecond(t *testing.T) {
 		}
 		if st := m.Stats(); st.Unknown > 2 || st.Writes < 8 || st.RTT < 500*time.Millisecond {
 			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// Requests that nobody answers are counted, and each is waited for twice as long as
+// the one before, although reads are answered at once.
+func TestLostRequestsBackOff(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		m, _, p := linked(t, s, netLink{0, 30 * time.Second})
+		for range 30 {
+			release(t, acquire(t, m, s.key(t)))
+		}
+		before := m.Stats()
+		const lost = 4
+		sent := make(chan time.Time, 100)
+		write := faultproxy.Subject("$KV." + fabric.DefaultFabric + "-locks.>")
+		note := func(subject string, header, payload []byte) bool {
+			if !write(subject, header, payload) {
+				return false
+			}
+			sent <- time.Now()
+			return true
+		}
+		rule := p.DropRequests(faultproxy.Times(lost, note))
+		lock := acquire(t, m, s.key(t))
+		rule.Remove()
+		last := receive(t, sent)
+		for i := range lost - 1 {
+			at := receive(t, sent)
+			// No upper bound: the machine may be busy, and the link slower for it.
+			if gap, least := at.Sub(last), 250*time.Millisecond<<i; gap < least {
+				t.Errorf("attempt %d was given up after %v, before %v", i+1, gap, least)
+			}
+			last = at
+		}
+		if st := m.Stats(); st.Timeouts-before.Timeouts < lost || st.Unknown-before.Unknown < lost {
+			t.Errorf("%d requests were lost: %+v, before: %+v", lost, st, before)
+		}
+		release(t, lock)
+
+		// A reply that got lost is one timeout and one read; the lock is held once.
+		before = m.Stats()
+		rule = p.DropRepliesTo(faultproxy.Times(1, write))
+		key := s.key(t)
+		lock = acquire(t, m, key)
+		rule.Remove()
+		if st := m.Stats(); st.Timeouts == before.Timeouts || st.Unknown == before.Unknown {
+			t.Errorf("a reply was lost: %+v, before: %+v", st, before)
+		}
+		expectHolder(t, m, key, lock)
+		release(t, lock)
+	})
+}
+
+// Who wants to renew as late as can be still has room for it on a slow link.
+func TestLateRenewalOnASlowLink(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		l := netLink{200 * time.Millisecond, 1200 * time.Millisecond}
+		for try := 1; ; try++ {
+			m, nc, _ := linked(t, s, l)
+			lock := acquire(t, m, s.key(t), fabric.WithRenewInterval(l.ttl*9/10))
+			longest := time.Duration(0)
+			for end := time.Now().Add(8 * l.ttl); time.Now().Before(end) && lock.Err() == nil; {
+				rtt, err := nc.RTT()
+				if err != nil {
+					t.Fatal(err)
+				}
+				longest = max(longest, rtt)
+				time.Sleep(l.ttl / 20)
+			}
+			switch err := lock.Err(); {
+			case err == nil:
+				release(t, lock)
+				return
+			case longest < l.ttl/3:
+				t.Fatalf("lost with round trips of at most %v: %v", longest, err)
+			case try == 5:
+				t.Fatalf("the machine is too busy: round trips of up to %v in each of %d tries", longest, try)
+			}
 		}
 	})
 }
