@@ -91,6 +91,7 @@ func start(ctx context.Context, c *config) (_ *Server, err error) {
 // still recovering its store can leave files open behind the lock.
 func (s *Server) run(ctx context.Context, o *natsserver.Options, l *logAdapter) error {
 	l.install(s.srv)
+	clustered := o.Cluster.Port != 0 // the server writes the port it got there, later
 	s.srv.Start()
 	select {
 	case <-l.fatal:
@@ -104,7 +105,7 @@ func (s *Server) run(ctx context.Context, o *natsserver.Options, l *logAdapter) 
 		return fmt.Errorf("%w: JetStream is not enabled", ErrStartFailed)
 	}
 	s.addr = s.srv.Addr()
-	if o.Cluster.Port == 0 {
+	if !clustered {
 		return nil
 	}
 	return s.waitRoutes(ctx, l)
