@@ -13,30 +13,12 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/testserver"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// startServer runs a server with options that no lockfabric would choose.
-func startServer(t *testing.T, opts *natsserver.Options) *natsserver.Server {
-	t.Helper()
-	opts.Host, opts.Port, opts.NoSigs, opts.NoLog = "127.0.0.1", -1, true, true
-	srv, err := natsserver.NewServer(opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv.Start()
-	t.Cleanup(func() {
-		srv.Shutdown()
-		srv.WaitForShutdown()
-	})
-	if !srv.ReadyForConnections(patience) {
-		t.Fatal("the server does not come up")
-	}
-	return srv
-}
-
 func TestServerWithoutJetStream(t *testing.T) {
-	srv := startServer(t, &natsserver.Options{})
+	srv := testserver.Start(t, &natsserver.Options{})
 	_, err := fabric.Connect(waitContext(t), srv.ClientURL())
 	if !errors.Is(err, kv.ErrNoJetStream) {
 		t.Errorf("Connect: %v", err)
@@ -44,7 +26,7 @@ func TestServerWithoutJetStream(t *testing.T) {
 }
 
 func TestServerTooOld(t *testing.T) {
-	srv := startServer(t, &natsserver.Options{})
+	srv := testserver.Start(t, &natsserver.Options{})
 	nc, err := nats.Connect(srv.ClientURL())
 	if err != nil {
 		t.Fatal(err)
@@ -168,7 +150,7 @@ func TestCredentialsThatMayNotCreateStreams(t *testing.T) {
 	for i := range publish {
 		users = append(users, user("without-"+string(rune('a'+i)), slices.Delete(slices.Clone(publish), i, i+1)))
 	}
-	srv := startServer(t, &natsserver.Options{JetStream: true, StoreDir: t.TempDir(), Users: users})
+	srv := testserver.Start(t, &natsserver.Options{JetStream: true, StoreDir: t.TempDir(), Users: users})
 	connect := func(name string, opts ...nats.Option) *nats.Conn {
 		opts = append(opts, nats.UserInfo(name, "x"), nats.ReconnectBufSize(-1))
 		nc, err := nats.Connect(srv.ClientURL(), opts...)

@@ -45,6 +45,21 @@ func onLinks(t *testing.T, fn func(t *testing.T, s *site, l netLink)) {
 	})
 }
 
+// longestTrip measures round trips, a pause between each two, for so long or until the
+// hold is lost.
+func longestTrip(t *testing.T, nc *nats.Conn, lock *fabric.Lock, duration, pause time.Duration) (longest time.Duration) {
+	t.Helper()
+	for end := time.Now().Add(duration); time.Now().Before(end) && lock.Err() == nil; {
+		rtt, err := nc.RTT()
+		if err != nil {
+			t.Fatal(err)
+		}
+		longest = max(longest, rtt)
+		time.Sleep(pause)
+	}
+	return longest
+}
+
 // A hold lasts as long as a round trip is less than a third of its TTL. A busy
 // machine can make it more, so the longest that was measured decides what a loss
 // means, and a case that the machine spoiled is done again.
@@ -53,15 +68,7 @@ func TestRenewalOnLinks(t *testing.T) {
 		for try := 1; ; try++ {
 			m, nc, _ := linked(t, s, l)
 			lock := acquire(t, m, s.key(t))
-			longest := time.Duration(0)
-			for end := time.Now().Add(20 * l.ttl); time.Now().Before(end) && lock.Err() == nil; {
-				rtt, err := nc.RTT()
-				if err != nil {
-					t.Fatal(err)
-				}
-				longest = max(longest, rtt)
-				time.Sleep(l.ttl / 10)
-			}
+			longest := longestTrip(t, nc, lock, 20*l.ttl, l.ttl/10)
 			err := lock.Err()
 			st := m.Stats()
 			t.Logf("longest round trip %v of a TTL of %v, %+v", longest, l.ttl, st)
@@ -224,15 +231,7 @@ func TestLateRenewalOnASlowLink(t *testing.T) {
 		for try := 1; ; try++ {
 			m, nc, _ := linked(t, s, l)
 			lock := acquire(t, m, s.key(t), fabric.WithRenewInterval(l.ttl*9/10))
-			longest := time.Duration(0)
-			for end := time.Now().Add(8 * l.ttl); time.Now().Before(end) && lock.Err() == nil; {
-				rtt, err := nc.RTT()
-				if err != nil {
-					t.Fatal(err)
-				}
-				longest = max(longest, rtt)
-				time.Sleep(l.ttl / 20)
-			}
+			longest := longestTrip(t, nc, lock, 8*l.ttl, l.ttl/20)
 			switch err := lock.Err(); {
 			case err == nil:
 				release(t, lock)

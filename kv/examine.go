@@ -113,12 +113,12 @@ func (s *BucketState) Foreign() bool {
 // Locks and Leases return the states of the fabric's buckets. That a bucket does
 // not exist is no error. Errors: ErrNoJetStream, ErrUnavailable.
 func (x *Examiner) Locks(ctx context.Context) (BucketState, error) {
-	return x.bucket(ctx, x.cfg.Fabric+"-locks")
+	return x.bucket(ctx, LocksBucket(x.cfg.Fabric))
 }
 
 // Leases is explained at Locks.
 func (x *Examiner) Leases(ctx context.Context) (BucketState, error) {
-	return x.bucket(ctx, x.cfg.Fabric+"-leases")
+	return x.bucket(ctx, LeasesBucket(x.cfg.Fabric))
 }
 
 func (x *Examiner) bucket(ctx context.Context, name string) (BucketState, error) {
@@ -158,7 +158,7 @@ type Note struct {
 // Note reads the fabric's note. Errors: ErrUnsafeConfig when it can't be read,
 // ErrNewerSchema, ErrUnavailable.
 func (x *Examiner) Note(ctx context.Context) (Note, error) {
-	b, err := x.Open(ctx, x.cfg.Fabric+"-leases")
+	b, err := x.Open(ctx, LeasesBucket(x.cfg.Fabric))
 	if err != nil {
 		return Note{}, err
 	}
@@ -238,7 +238,7 @@ func (x *Examiner) Rights() []Right {
 		inbox = "_INBOX"
 	}
 	list := []Right{{Subject: inbox + ".>", Subscribe: true, For: "answers"}}
-	for _, bucket := range []string{x.cfg.Fabric + "-locks", x.cfg.Fabric + "-leases"} {
+	for _, bucket := range []string{LocksBucket(x.cfg.Fabric), LeasesBucket(x.cfg.Fabric)} {
 		stream := streamName(bucket)
 		list = append(list,
 			Right{Subject: subjectPrefix(bucket) + ">", For: "writing " + bucket},

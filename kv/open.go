@@ -83,7 +83,7 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	l := new(link)
-	leases, _, err := openBucket(ctx, l, nc, js, cfg, cfg.Fabric+"-leases", 0)
+	leases, _, err := openBucket(ctx, l, nc, js, cfg, LeasesBucket(cfg.Fabric), 0)
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +91,7 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
 	if err != nil {
 		return nil, err
 	}
-	locks, incarnation, err := openBucket(ctx, l, nc, js, cfg, cfg.Fabric+"-locks", high)
+	locks, incarnation, err := openBucket(ctx, l, nc, js, cfg, LocksBucket(cfg.Fabric), high)
 	if err != nil {
 		return nil, err
 	}

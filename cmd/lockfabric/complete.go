@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -22,7 +23,7 @@ const completionTime = time.Second
 // file or a command of somebody else is expected.
 func candidates(words []string) []string {
 	var c cli
-	parser, err := kong.New(&c, kong.Name("lockfabric"), kong.Exit(func(int) {}))
+	parser, err := newParser(&c, io.Discard, io.Discard)
 	if err != nil || len(words) == 0 {
 		return nil
 	}
@@ -153,7 +154,7 @@ func (l *commandLine) values(v *kong.Value) []string {
 // no server.
 func lockNames(global []string) []string {
 	var c cli
-	parser, err := kong.New(&c, kong.Exit(func(int) {}))
+	parser, err := newParser(&c, io.Discard, io.Discard, kong.Exit(func(int) {})) // it would print help and end
 	if err != nil {
 		return nil
 	}
@@ -173,7 +174,7 @@ func lockNames(global []string) []string {
 	if err != nil {
 		return nil
 	}
-	bucket, err := js.KeyValue(ctx, c.Fabric+"-locks")
+	bucket, err := js.KeyValue(ctx, kv.LocksBucket(c.Fabric))
 	if err != nil {
 		return nil
 	}

@@ -15,11 +15,14 @@ import (
 	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nkeys"
+
+	"github.com/lockfabric/lockfabric/internal/testca"
+	"github.com/lockfabric/lockfabric/internal/testserver"
 )
 
 func TestUserAndPassword(t *testing.T) {
 	t.Parallel()
-	at := address(guardedServer(t, &natsserver.Options{JetStream: true, Username: "alice", Password: password}))
+	at := address(testserver.Start(t, &natsserver.Options{JetStream: true, Username: "alice", Password: password}))
 	u := newCaller(t)
 	u.context("right", map[string]any{"url": at, "user": "alice", "password": password})
 	u.context("wrong", map[string]any{"url": at, "user": "alice", "password": wrong})
@@ -78,7 +81,7 @@ func TestUserAndPassword(t *testing.T) {
 
 func TestToken(t *testing.T) {
 	t.Parallel()
-	at := address(guardedServer(t, &natsserver.Options{JetStream: true, Authorization: token}))
+	at := address(testserver.Start(t, &natsserver.Options{JetStream: true, Authorization: token}))
 	u := newCaller(t)
 	u.context("right", map[string]any{"url": at, "token": token})
 	u.context("data", map[string]any{"url": at, "token": "data:;base64," + base64.StdEncoding.EncodeToString([]byte(token+"\n"))})
@@ -100,7 +103,7 @@ func TestNKey(t *testing.T) {
 	_, public, seed := keyPair(t, nkeys.CreateUser)
 	_, _, other := keyPair(t, nkeys.CreateUser)
 	_, _, account := keyPair(t, nkeys.CreateAccount)
-	at := address(guardedServer(t, &natsserver.Options{JetStream: true, Nkeys: []*natsserver.NkeyUser{{Nkey: public}}}))
+	at := address(testserver.Start(t, &natsserver.Options{JetStream: true, Nkeys: []*natsserver.NkeyUser{{Nkey: public}}}))
 	u := newCaller(t)
 	u.secrets = append(u.secrets, seed, other, account)
 	good, bad := file(t, "good.nk", seed), file(t, "bad.nk", other)
@@ -193,52 +196,52 @@ func TestContextFiles(t *testing.T) {
 
 func TestTLS(t *testing.T) {
 	t.Parallel()
-	ca, foreign := newAuthority(t), newAuthority(t)
+	ca, foreign := testca.New(t), testca.New(t)
 	plain := func(*natsserver.Options) {}
-	at := address(ca.server("127.0.0.1", plain))
-	misnamed := address(ca.server("elsewhere.example", plain))
+	at := address(tlsServer(t, ca, "127.0.0.1", plain))
+	misnamed := address(tlsServer(t, ca, "elsewhere.example", plain))
 	u := newCaller(t)
-	u.context("right", map[string]any{"url": at, "ca": ca.file})
-	u.context("wrong", map[string]any{"url": at, "ca": foreign.file})
-	u.gets(0, "", "--server", at, "--tlsca", ca.file)
-	u.with("TLSCA="+ca.file).gets(0, "", "--server", "tls://"+at)
+	u.context("right", map[string]any{"url": at, "ca": ca.File})
+	u.context("wrong", map[string]any{"url": at, "ca": foreign.File})
+	u.gets(0, "", "--server", at, "--tlsca", ca.File)
+	u.with("TLSCA="+ca.File).gets(0, "", "--server", "tls://"+at)
 	u.gets(69, "name the certificate of that authority with --tlsca", "--server", at)
-	u.gets(69, "is not signed by those in "+foreign.file, "--server", at, "--tlsca", foreign.file)
-	u.gets(69, "the certificate is for other names", "--server", misnamed, "--tlsca", ca.file)
-	u.gets(69, "the server offers no TLS", "--server", server.ClientURL(), "--tlsca", ca.file)
-	u.gets(69, "leave out --tlsfirst", "--server", at, "--tlsca", ca.file, "--tlsfirst")
-	u.gets(64, ca.file+"x", "--server", at, "--tlsca", ca.file+"x")
+	u.gets(69, "is not signed by those in "+foreign.File, "--server", at, "--tlsca", foreign.File)
+	u.gets(69, "the certificate is for other names", "--server", misnamed, "--tlsca", ca.File)
+	u.gets(69, "the server offers no TLS", "--server", server.ClientURL(), "--tlsca", ca.File)
+	u.gets(69, "leave out --tlsfirst", "--server", at, "--tlsca", ca.File, "--tlsfirst")
+	u.gets(64, ca.File+"x", "--server", at, "--tlsca", ca.File+"x")
 	no := file(t, "no.pem", "hello")
 	u.gets(64, no, "--server", at, "--tlsca", no)
 	u.gets(0, "", "--context", "right")
-	u.gets(69, foreign.file, "--context", "wrong")
-	u.gets(0, "", "--context", "wrong", "--tlsca", ca.file)
+	u.gets(69, foreign.File, "--context", "wrong")
+	u.gets(0, "", "--context", "wrong", "--tlsca", ca.File)
 
-	first := address(ca.server("127.0.0.1", func(o *natsserver.Options) { o.TLSHandshakeFirst = true }))
-	u.context("first", map[string]any{"url": first, "ca": ca.file, "tls_first": true})
-	u.gets(0, "", "--server", first, "--tlsca", ca.file, "--tlsfirst")
-	u.with("TLSFIRST=true").gets(0, "", "--server", first, "--tlsca", ca.file)
+	first := address(tlsServer(t, ca, "127.0.0.1", func(o *natsserver.Options) { o.TLSHandshakeFirst = true }))
+	u.context("first", map[string]any{"url": first, "ca": ca.File, "tls_first": true})
+	u.gets(0, "", "--server", first, "--tlsca", ca.File, "--tlsfirst")
+	u.with("TLSFIRST=true").gets(0, "", "--server", first, "--tlsca", ca.File)
 	u.gets(0, "", "--context", "first")
-	u.gets(69, "a server that begins with TLS needs --tlsfirst", "--server", first, "--tlsca", ca.file, "--timeout", "1s")
+	u.gets(69, "a server that begins with TLS needs --tlsfirst", "--server", first, "--tlsca", ca.File, "--timeout", "1s")
 }
 
 func TestMutualTLS(t *testing.T) {
 	t.Parallel()
-	ca, foreign := newAuthority(t), newAuthority(t)
-	at := address(ca.server("127.0.0.1", func(o *natsserver.Options) {
+	ca, foreign := testca.New(t), testca.New(t)
+	at := address(tlsServer(t, ca, "127.0.0.1", func(o *natsserver.Options) {
 		o.TLSVerify = true
 		o.TLSConfig.ClientAuth = tls.RequireAndVerifyClientCert
 	}))
-	cert, key := ca.issue("alice")
-	otherCert, otherKey := foreign.issue("alice")
+	cert, key := ca.Issue(t, "alice")
+	otherCert, otherKey := foreign.Issue(t, "alice")
 	u := newCaller(t)
-	u.context("right", map[string]any{"url": at, "ca": ca.file, "cert": cert, "key": key})
-	u.context("wrong", map[string]any{"url": at, "ca": ca.file, "cert": otherCert, "key": otherKey})
-	u.context("mixed", map[string]any{"url": at, "ca": ca.file, "cert": cert, "key": otherKey})
-	u.gets(0, "", "--server", at, "--tlsca", ca.file, "--tlscert", cert, "--tlskey", key)
-	u.with("TLSCA="+ca.file, "TLSCERT="+cert, "TLSKEY="+key).gets(0, "", "--server", at)
-	u.gets(69, "give one with --tlscert and --tlskey", "--server", at, "--tlsca", ca.file)
-	u.gets(69, "the server may refuse the certificate "+otherCert, "--server", at, "--tlsca", ca.file, "--tlscert", otherCert, "--tlskey", otherKey)
+	u.context("right", map[string]any{"url": at, "ca": ca.File, "cert": cert, "key": key})
+	u.context("wrong", map[string]any{"url": at, "ca": ca.File, "cert": otherCert, "key": otherKey})
+	u.context("mixed", map[string]any{"url": at, "ca": ca.File, "cert": cert, "key": otherKey})
+	u.gets(0, "", "--server", at, "--tlsca", ca.File, "--tlscert", cert, "--tlskey", key)
+	u.with("TLSCA="+ca.File, "TLSCERT="+cert, "TLSKEY="+key).gets(0, "", "--server", at)
+	u.gets(69, "give one with --tlscert and --tlskey", "--server", at, "--tlsca", ca.File)
+	u.gets(69, "the server may refuse the certificate "+otherCert, "--server", at, "--tlsca", ca.File, "--tlscert", otherCert, "--tlskey", otherKey)
 	u.gets(64, "--tlscert and --tlskey belong together", "--server", at, "--tlscert", cert)
 	u.gets(64, cert+"x", "--server", at, "--tlscert", cert+"x", "--tlskey", key)
 	u.gets(64, otherKey, "--server", at, "--tlscert", cert, "--tlskey", otherKey)
@@ -250,8 +253,8 @@ func TestMutualTLS(t *testing.T) {
 func TestServersThatCannotLock(t *testing.T) {
 	t.Parallel()
 	u := newCaller(t)
-	u.gets(69, "JetStream is not enabled", "--server", address(guardedServer(t, &natsserver.Options{})))
-	mute := guardedServer(t, &natsserver.Options{})
+	u.gets(69, "JetStream is not enabled", "--server", address(testserver.Start(t, &natsserver.Options{})))
+	mute := testserver.Start(t, &natsserver.Options{})
 	nc, err := nats.Connect(mute.ClientURL())
 	if err == nil {
 		t.Cleanup(nc.Close)
@@ -302,7 +305,7 @@ func TestPermissions(t *testing.T) {
 	} {
 		users = append(users, &natsserver.User{Username: name, Password: password, Permissions: p, Account: account})
 	}
-	srv := guardedServer(t, &natsserver.Options{JetStream: true, Accounts: []*natsserver.Account{account}, Users: users})
+	srv := testserver.Start(t, &natsserver.Options{JetStream: true, Accounts: []*natsserver.Account{account}, Users: users})
 	account, err := srv.LookupAccount("locks")
 	if err == nil {
 		err = account.EnableJetStream(nil, nil)

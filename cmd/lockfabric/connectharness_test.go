@@ -3,17 +3,10 @@
 package main
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"maps"
-	"math/big"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,6 +17,9 @@ import (
 	"github.com/nats-io/jwt/v2"
 	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nkeys"
+
+	"github.com/lockfabric/lockfabric/internal/testca"
+	"github.com/lockfabric/lockfabric/internal/testserver"
 )
 
 // Secrets that no output may show.
@@ -32,29 +28,6 @@ const (
 	token    = "token-hush-hush-2"
 	wrong    = "wrong-hush-hush-3"
 )
-
-// guardedServer runs a server that lockfabric did not start, on loopback.
-func guardedServer(t *testing.T, opts *natsserver.Options) *natsserver.Server {
-	t.Helper()
-	opts.Host, opts.NoSigs, opts.NoLog = "127.0.0.1", true, true
-	if opts.Port == 0 {
-		opts.Port = -1
-	}
-	opts.StoreDir = t.TempDir()
-	srv, err := natsserver.NewServer(opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv.Start()
-	t.Cleanup(func() {
-		srv.Shutdown()
-		srv.WaitForShutdown()
-	})
-	if !srv.ReadyForConnections(testTimeout) {
-		t.Fatal("the server does not come up")
-	}
-	return srv
-}
 
 // address is that of a server without anything before it.
 func address(srv *natsserver.Server) string { return srv.Addr().String() }
@@ -200,7 +173,7 @@ func newOperator(t *testing.T) *operator {
 			t.Fatal(err)
 		}
 	}
-	o.srv = guardedServer(t, &natsserver.Options{JetStream: true, TrustedOperators: []*jwt.OperatorClaims{oc}, AccountResolver: resolver, SystemAccount: system})
+	o.srv = testserver.Start(t, &natsserver.Options{JetStream: true, TrustedOperators: []*jwt.OperatorClaims{oc}, AccountResolver: resolver, SystemAccount: system})
 	return o
 }
 
@@ -250,77 +223,23 @@ func (o *operator) revoke(public string) {
 	o.srv.UpdateAccountClaims(account, claims)
 }
 
-// authority signs certificates for a test.
-type authority struct {
-	t    *testing.T
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	file string
-}
-
-func newAuthority(t *testing.T) *authority {
+// tlsServer runs a server with a certificate of ca for a host.
+func tlsServer(t *testing.T, ca *testca.CA, host string, edit func(*natsserver.Options)) *natsserver.Server {
 	t.Helper()
-	a := &authority{t: t}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test authority"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	var err error
-	if a.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &a.key.PublicKey, a.key)
-	if err == nil {
-		a.cert, err = x509.ParseCertificate(der)
-	}
+	cert, err := tls.LoadX509KeyPair(ca.Issue(t, "server", host))
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.file = file(t, "ca.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
-	return a
-}
-
-// issue returns the files of a certificate for a name or an address.
-func (a *authority) issue(name string) (cert, key string) {
-	a.t.Helper()
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	if ip := net.ParseIP(name); ip != nil {
-		tmpl.IPAddresses = []net.IP{ip}
-	} else {
-		tmpl.DNSNames = []string{name}
-	}
-	own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	authorities, err := os.ReadFile(ca.File)
 	if err != nil {
-		a.t.Fatal(err)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, &own.PublicKey, a.key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	secret, err := x509.MarshalPKCS8PrivateKey(own)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return file(a.t, "cert.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))),
-		file(a.t, "key.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})))
-}
-
-// server runs a server with a certificate for name.
-func (a *authority) server(name string, edit func(*natsserver.Options)) *natsserver.Server {
-	a.t.Helper()
-	cert, err := tls.LoadX509KeyPair(a.issue(name))
-	if err != nil {
-		a.t.Fatal(err)
+		t.Fatal(err)
 	}
 	pool := x509.NewCertPool()
-	pool.AddCert(a.cert)
+	pool.AppendCertsFromPEM(authorities)
 	opts := &natsserver.Options{
 		JetStream: true, TLSTimeout: 5,
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: pool, MinVersion: tls.VersionTLS12},
 	}
 	edit(opts)
-	return guardedServer(a.t, opts)
+	return testserver.Start(t, opts)
 }

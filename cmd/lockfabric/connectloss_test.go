@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
+
+	"github.com/lockfabric/lockfabric/internal/testserver"
 )
 
 // silentServer accepts connections and says nothing.
@@ -37,7 +39,7 @@ func TestRemovedUser(t *testing.T) {
 		t.Parallel()
 		alice, bob := &natsserver.User{Username: "alice", Password: password}, &natsserver.User{Username: "bob", Password: password}
 		opts := &natsserver.Options{JetStream: true, Users: []*natsserver.User{alice, bob}}
-		srv := guardedServer(t, opts)
+		srv := testserver.Start(t, opts)
 		u := newCaller(t).with("SERVER="+address(srv), "PASSWORD="+password)
 		removed(t, u.with("USER=alice"), u.with("USER=bob"), "check --user", func() {
 			later := opts.Clone()

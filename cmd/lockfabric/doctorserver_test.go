@@ -16,26 +16,8 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/doctor"
 	"github.com/lockfabric/lockfabric/internal/faultproxy"
+	"github.com/lockfabric/lockfabric/internal/testserver"
 )
-
-// startNATS runs a server with options that no lockfabric would choose.
-func startNATS(t *testing.T, opts *natsserver.Options) *natsserver.Server {
-	t.Helper()
-	opts.Host, opts.Port, opts.NoSigs, opts.NoLog = "127.0.0.1", -1, true, true
-	srv, err := natsserver.NewServer(opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv.Start()
-	t.Cleanup(func() {
-		srv.Shutdown()
-		srv.WaitForShutdown()
-	})
-	if !srv.ReadyForConnections(testTimeout / 2) {
-		t.Fatal("the server does not come up")
-	}
-	return srv
-}
 
 // as puts a user's name and password, which is the same, in a server's URL.
 func as(user, url string) string {
@@ -44,7 +26,7 @@ func as(user, url string) string {
 
 func TestDoctorWithoutJetStream(t *testing.T) {
 	t.Parallel()
-	srv := startNATS(t, &natsserver.Options{})
+	srv := testserver.Start(t, &natsserver.Options{})
 	d := examine(t, srv.ClientURL())
 	d.exits(78)
 	d.has("jetstream", doctor.Problem, "not enabled", "nats-server with JetStream")
@@ -55,7 +37,7 @@ func TestDoctorWithoutJetStream(t *testing.T) {
 func TestDoctorAccountWithoutJetStream(t *testing.T) {
 	t.Parallel()
 	with, without := natsserver.NewAccount("WITH"), natsserver.NewAccount("WITHOUT")
-	srv := startNATS(t, &natsserver.Options{JetStream: true, StoreDir: t.TempDir(), Accounts: []*natsserver.Account{with, without},
+	srv := testserver.Start(t, &natsserver.Options{JetStream: true, StoreDir: t.TempDir(), Accounts: []*natsserver.Account{with, without},
 		Users: []*natsserver.User{{Username: "u", Password: "u", Account: without}}})
 	d := examine(t, as("u", srv.ClientURL()))
 	d.exits(78)
@@ -64,7 +46,7 @@ func TestDoctorAccountWithoutJetStream(t *testing.T) {
 
 func TestDoctorServerTooOld(t *testing.T) {
 	t.Parallel()
-	srv := startNATS(t, &natsserver.Options{})
+	srv := testserver.Start(t, &natsserver.Options{})
 	nc, _ := dialTo(t, srv.ClientURL())
 	// As a server of 2.11 or older answers, which knows no API level.
 	_, err := nc.Subscribe("$JS.API.>", func(msg *nats.Msg) {
@@ -95,7 +77,7 @@ func TestDoctorSync(t *testing.T) {
 		o := natsserver.Options{JetStream: true, StoreDir: t.TempDir(), ServerName: "one", SyncAlways: always}
 		o.Accounts, o.SystemAccount = []*natsserver.Account{sys, work}, "SYS"
 		o.Users = []*natsserver.User{{Username: "sys", Password: "sys", Account: sys}, {Username: "work", Password: "work", Account: work}}
-		srv := startNATS(t, &o)
+		srv := testserver.Start(t, &o)
 		account, err := srv.LookupAccount("WORK")
 		if err == nil {
 			err = account.EnableJetStream(nil, nil)
@@ -170,7 +152,7 @@ func TestDoctorSyncOfAll(t *testing.T) {
 	o := &natsserver.Options{ServerName: "bare", Accounts: []*natsserver.Account{sys, work}, SystemAccount: "SYS",
 		Users: []*natsserver.User{{Username: "sys", Password: "sys", Account: sys}, {Username: "work", Password: "work", Account: work}}}
 	o.Cluster.Name, o.Cluster.Host, o.Cluster.Port = "three", "127.0.0.1", -1
-	srv := startNATS(t, o)
+	srv := testserver.Start(t, o)
 	answer := func(user, subject string, texts ...string) {
 		t.Helper()
 		nc, _ := dialTo(t, as(user, srv.ClientURL()))
@@ -233,7 +215,7 @@ func TestDoctorPermissions(t *testing.T) {
 	without := func(part string) []string {
 		return slices.DeleteFunc(slices.Concat(tells, helpful), func(s string) bool { return strings.Contains(s, part) })
 	}
-	srv := startNATS(t, &natsserver.Options{JetStream: true, StoreDir: t.TempDir(), Users: []*natsserver.User{
+	srv := testserver.Start(t, &natsserver.Options{JetStream: true, StoreDir: t.TempDir(), Users: []*natsserver.User{
 		{Username: "admin", Password: "admin"},
 		user("worker", slices.Concat(tells, helpful), nil, subscribe),
 		user("bare", tells, nil, subscribe[:1]),

@@ -126,14 +126,14 @@ func execute(args []string, stdout, stderr *os.File) int {
 	return report(stderr, parsed.Run(&c, s))
 }
 
-func newParser(c *cli, stdout, stderr io.Writer) (*kong.Kong, error) {
-	return kong.New(c,
+func newParser(c *cli, stdout, stderr io.Writer, more ...kong.Option) (*kong.Kong, error) {
+	return kong.New(c, append([]kong.Option{
 		kong.Name("lockfabric"),
 		kong.Description("Distributed locks on NATS JetStream."),
 		kong.Writers(stdout, stderr),
 		kong.UsageOnError(),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
-	)
+	}, more...)...)
 }
 
 func (c *cli) validate() error {

@@ -36,17 +36,9 @@ type serveAuth struct {
 }
 
 func (a *serveAuth) options() ([]embedded.Option, error) {
-	var opts []embedded.Option
-	password, err := readSecret("--password-file", a.PasswordFile, passwordEnv)
-	switch {
-	case err != nil:
+	opts, err := login(embedded.WithUser, "--allow-user", a.AllowUser, "--password-file", a.PasswordFile, passwordEnv)
+	if err != nil {
 		return nil, err
-	case a.AllowUser != "" && password == "":
-		return nil, usageError("serve: --allow-user needs a password: --password-file or %s", passwordEnv)
-	case a.AllowUser != "":
-		opts = append(opts, embedded.WithUser(a.AllowUser, password))
-	case password != "": // set for nothing, it would only seem to protect
-		return nil, usageError("serve: --password-file and %s need --allow-user", passwordEnv)
 	}
 	token, err := readSecret("--token-file", a.TokenFile, "")
 	switch {
@@ -79,17 +71,9 @@ func (a *serveAuth) options() ([]embedded.Option, error) {
 
 // clusterOptions is what goes with --cluster-listen.
 func (a *serveAuth) clusterOptions() ([]embedded.Option, error) {
-	var opts []embedded.Option
-	password, err := readSecret("--cluster-password-file", a.ClusterPasswordFile, clusterPasswordEnv)
-	switch {
-	case err != nil:
+	opts, err := login(embedded.WithClusterAuth, "--cluster-user", a.ClusterUser, "--cluster-password-file", a.ClusterPasswordFile, clusterPasswordEnv)
+	if err != nil {
 		return nil, err
-	case a.ClusterUser != "" && password == "":
-		return nil, usageError("serve: --cluster-user needs a password: --cluster-password-file or %s", clusterPasswordEnv)
-	case a.ClusterUser != "":
-		opts = append(opts, embedded.WithClusterAuth(a.ClusterUser, password))
-	case password != "":
-		return nil, usageError("serve: --cluster-password-file and %s need --cluster-user", clusterPasswordEnv)
 	}
 	given := 0
 	for _, f := range []string{a.ClusterTLSCert, a.ClusterTLSKey, a.ClusterTLSCA} {
@@ -105,6 +89,23 @@ func (a *serveAuth) clusterOptions() ([]embedded.Option, error) {
 	default:
 		return nil, usageError("serve: TLS in the cluster needs --cluster-tls-cert, --cluster-tls-key and --cluster-tls-ca")
 	}
+}
+
+// login returns the option for a name and its password, none where neither is
+// given.
+func login(option func(name, password string) embedded.Option, nameFlag, name, fileFlag, file, env string) ([]embedded.Option, error) {
+	password, err := readSecret(fileFlag, file, env)
+	switch {
+	case err != nil:
+		return nil, err
+	case name != "" && password == "":
+		return nil, usageError("serve: %s needs a password: %s or %s", nameFlag, fileFlag, env)
+	case name != "":
+		return []embedded.Option{option(name, password)}, nil
+	case password != "": // set for nothing, it would only seem to protect
+		return nil, usageError("serve: %s and %s need %s", fileFlag, env, nameFlag)
+	}
+	return nil, nil
 }
 
 // forCluster reports whether something was given that only a cluster needs.

@@ -217,25 +217,22 @@ func TestManagersAreAddedUp(t *testing.T) {
 	}
 }
 
-// collect returns the value of a metric without labels.
+// collect returns the value of a counter without labels.
 func collect(t *testing.T, c prometheus.Collector, name string) float64 {
 	t.Helper()
-	reg := prometheus.NewPedanticRegistry()
-	reg.MustRegister(c)
-	all, err := reg.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range all {
-		if f.GetName() == name {
-			return f.GetMetric()[0].GetCounter().GetValue()
-		}
-	}
-	t.Fatalf("no metric %s", name)
-	return 0
+	counter, _ := gather(t, c, name)
+	return counter
 }
 
+// histogram returns how many values a histogram without labels has.
 func histogram(t *testing.T, c prometheus.Collector, name string) uint64 {
+	t.Helper()
+	_, samples := gather(t, c, name)
+	return samples
+}
+
+// gather returns both of a metric without labels, of which one is 0.
+func gather(t *testing.T, c prometheus.Collector, name string) (counter float64, samples uint64) {
 	t.Helper()
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(c)
@@ -245,9 +242,10 @@ func histogram(t *testing.T, c prometheus.Collector, name string) uint64 {
 	}
 	for _, f := range all {
 		if f.GetName() == name {
-			return f.GetMetric()[0].GetHistogram().GetSampleCount()
+			m := f.GetMetric()[0]
+			return m.GetCounter().GetValue(), m.GetHistogram().GetSampleCount()
 		}
 	}
 	t.Fatalf("no metric %s", name)
-	return 0
+	return 0, 0
 }

@@ -51,6 +51,7 @@ var layers = map[string]layer{
 	"internal/archtest":   {testOnly: true},
 	"internal/faultproxy": {testOnly: true, serverInTests: true},
 	"internal/testca":     {testOnly: true},
+	"internal/testserver": {testOnly: true, server: true},
 	"internal/chaos":      {testOnly: true, imports: []string{"fabric", "kv"}},
 
 	"examples/internal/demo": {imports: []string{"fabric", "embedded"}},

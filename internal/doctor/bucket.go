@@ -18,8 +18,8 @@ const farBehind = 10_000
 var firstDay = uint64(time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro())
 
 func (e *exam) buckets(ctx context.Context) {
-	e.leases = e.bucket(ctx, e.Fabric+"-leases", e.kv.Leases)
-	e.locks = e.bucket(ctx, e.Fabric+"-locks", e.kv.Locks)
+	e.leases = e.bucket(ctx, kv.LeasesBucket(e.Fabric), e.kv.Leases)
+	e.locks = e.bucket(ctx, kv.LocksBucket(e.Fabric), e.kv.Locks)
 	if e.locks == nil || e.leases == nil || e.locks.Exists == e.leases.Exists {
 		return
 	}
@@ -143,7 +143,7 @@ func (e *exam) incarnation(ctx context.Context) {
 		e.void = e.leases == nil
 		return
 	}
-	r, name := e.report, e.Fabric+"-locks"
+	r, name := e.report, kv.LocksBucket(e.Fabric)
 	var note kv.Note
 	err := e.step(ctx, func(ctx context.Context) (err error) {
 		if e.mayNotRead(e.leases.Bucket) {
@@ -183,7 +183,7 @@ func (e *exam) incarnation(ctx context.Context) {
 }
 
 func (e *exam) sequence(note kv.Note) {
-	r, name := e.report, e.Fabric+"-locks"
+	r, name := e.report, kv.LocksBucket(e.Fabric)
 	switch {
 	case e.locks.LastSeq < note.HighWater:
 		e.void = true

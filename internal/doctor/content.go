@@ -163,7 +163,7 @@ func (e *exam) readLocks(ctx context.Context, leases *leaseSight) {
 // standing tells of entries whose leases are gone. Whoever asks for such a lock
 // next evicts them, so they harm nobody.
 func (e *exam) standing(s *lockSight) {
-	r, name := e.report, e.leasesName()
+	r, name := e.report, kv.LeasesBucket(e.Fabric)
 	switch {
 	case s.leases == nil:
 		r.unknown(checkLeases, name, "the leases were not read, so it is not known whether holders live", "see the other findings on that bucket")
@@ -178,8 +178,6 @@ func (e *exam) standing(s *lockSight) {
 	}
 	r.ok(checkLeases, name, "%d live", len(s.leases.live))
 }
-
-func (e *exam) leasesName() string { return e.Fabric + "-leases" }
 
 // see sorts one record in.
 func (s *lockSight) see(entry kv.Entry) {

@@ -37,11 +37,11 @@ func New(t testing.TB) *CA {
 }
 
 // Issue returns the files of a certificate and its key, both in PEM. The
-// certificate is good for servers and clients on loopback. A second one of the
-// same name takes the place of the first.
-func (ca *CA) Issue(t testing.TB, name string) (certFile, keyFile string) {
+// certificate is good for servers and clients on loopback, or on the hosts that
+// are given. A second one of the same name takes the place of the first.
+func (ca *CA) Issue(t testing.TB, name string, hosts ...string) (certFile, keyFile string) {
 	t.Helper()
-	certFile, keyFile, err := ca.Sign(name)
+	certFile, keyFile, err := ca.Sign(name, hosts...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,13 +62,22 @@ func In(dir string) (*CA, error) {
 }
 
 // Sign is Issue for those.
-func (ca *CA) Sign(name string) (certFile, keyFile string, err error) {
+func (ca *CA) Sign(name string, hosts ...string) (certFile, keyFile string, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return "", "", err
 	}
 	tmpl := template(name)
-	tmpl.IPAddresses, tmpl.DNSNames = []net.IP{net.IPv4(127, 0, 0, 1)}, []string{"localhost"}
+	if len(hosts) == 0 {
+		hosts = []string{"127.0.0.1", "localhost"}
+	}
+	for _, h := range hosts {
+		if ip := net.ParseIP(h); ip != nil {
+			tmpl.IPAddresses = append(tmpl.IPAddresses, ip)
+		} else {
+			tmpl.DNSNames = append(tmpl.DNSNames, h)
+		}
+	}
 	tmpl.KeyUsage = x509.KeyUsageDigitalSignature
 	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	return ca.write(name, tmpl, key)
