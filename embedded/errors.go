@@ -76,17 +76,22 @@ func (e *StoreInUseError) Is(target error) bool { return target == ErrStoreInUse
 // and that asks nobody who they are. It matches ErrInvalidOption with errors.Is.
 type OpenListenerError struct {
 	// Listener is "client" or "cluster", or with a configuration file another
-	// of its listeners: "websocket", "mqtt", "leafnodes", "gateway".
+	// of its listeners: "websocket", "mqtt", "leafnodes", "gateway", "profiling".
 	Listener string
 	// Addr is its address, host:port.
 	Addr string
 	// File is the configuration file, empty without one.
 	File string
+	// Reason is what lets strangers in although there are users, such as
+	// "no_auth_user"; empty where there are none.
+	Reason string
 }
 
 func (e *OpenListenerError) Error() string {
 	what, how := "WithListen", "add WithUser, WithToken, WithNKey or WithClientCA"
 	switch {
+	case e.Listener == "profiling":
+		what, how = e.File+": "+e.Listener, "take prof_port out"
 	case e.File != "" && e.Listener == "client":
 		what, how = e.File, "add authorization or accounts, or tls with verify and ca_file"
 	case e.File != "":
@@ -94,8 +99,12 @@ func (e *OpenListenerError) Error() string {
 	case e.Listener == "cluster":
 		what, how = "WithCluster", "add WithClusterAuth or WithClusterTLS"
 	}
-	return fmt.Sprintf("%v: %s: %s is not a loopback address, and nobody is asked who they are; "+
-		"%s, listen on 127.0.0.1, or add WithAllowNonLoopback if everybody who can reach it may use it", ErrInvalidOption, what, e.Addr, how)
+	reason := ""
+	if e.Reason != "" {
+		reason = " (" + e.Reason + ")"
+	}
+	return fmt.Sprintf("%v: %s: %s is not a loopback address, and nobody is asked who they are%s; "+
+		"%s, listen on 127.0.0.1, or add WithAllowNonLoopback if everybody who can reach it may use it", ErrInvalidOption, what, e.Addr, reason, how)
 }
 
 // Is reports whether target is ErrInvalidOption.
