@@ -20,6 +20,9 @@ import (
 //   - WithServerName, if the file has no server_name.
 //   - WithAllowNonLoopback and WithLogger.
 //
+// The server reads the file at Start and by [Server.Reload] only, not for a user of
+// the system account who asks it to (nats server config reload).
+//
 // The file's rules for logging (log_file, debug, trace) have no effect, see
 // WithLogger. The store is kept to one server as with WithStoreDir, but a stock
 // nats-server on the same directory knows nothing of that.
@@ -80,6 +83,9 @@ func (c *config) fileOptions() (*natsserver.Options, error) {
 	case c.syncSet && (o.SyncAlways || o.SyncInterval != 0):
 		return nil, c.fileError("both its sync_interval and WithSync say when to sync; leave one out")
 	}
+	// Who has a login of the system account could else have the server read the
+	// file by itself, past all that is checked and added here.
+	o.ConfigFile = ""
 	o.JetStream = true
 	if o.StoreDir == "" {
 		o.StoreDir = c.storeDir

@@ -24,7 +24,8 @@ var (
 
 	// ErrCredentials is returned by Connect when the server's accounts are those of
 	// a configuration file, or of an operator, and it does not know in which of
-	// them the caller belongs: pass nats options with credentials to Connect, such
+	// them the caller belongs; or when the file has a user for websocket or mqtt
+	// alone, beside which the server takes no other: pass nats options with credentials to Connect, such
 	// as nats.UserInfo or nats.UserCredentials.
 	ErrCredentials = errors.New("embedded: the connection needs credentials")
 

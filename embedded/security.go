@@ -37,8 +37,8 @@ func (c *config) plan(id *identity) (*plan, error) {
 	p.access = &access{
 		auth:     asked || tls && verifies(o.TLSConfig),
 		tls:      tls,
-		internal: needsCredentials(o) && !hasAccounts(o),
-		accounts: hasAccounts(o),
+		internal: needsCredentials(o) && ownLogin(o),
+		accounts: !ownLogin(o),
 	}
 	if p.access.internal {
 		id.admit(o)
