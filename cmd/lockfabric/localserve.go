@@ -29,7 +29,7 @@ func (v *serveCmd) serveLocal(ctx context.Context, c *cli, s *streams) error {
 	}
 	srv, state, err := startLocal(ctx, dir, s)
 	switch {
-	case errors.Is(err, embedded.ErrStoreInUse):
+	case errors.Is(err, embedded.ErrStoreInUse), toldToEnd(ctx, err):
 		return nil
 	case err != nil:
 		return err

@@ -3,10 +3,12 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -61,15 +63,22 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if flag := c.connecting(); flag != "" {
 		return usageError("serve --%s: that is for commands that connect to a server; see 'lockfabric serve --help' for whom to let in", flag)
 	}
+	// From the beginning, so that none ends a server which still recovers its store.
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
 	opts, err := v.options()
 	if err != nil {
 		return err
 	}
 	srv, err := embedded.Start(ctx, append(opts, embedded.WithLogger(s.log))...)
-	if err != nil {
+	switch {
+	case toldToEnd(ctx, err):
+		return nil
+	case err != nil:
 		return advise(err)
 	}
-	unhook := reloadOnHangup(srv, s)
+	unhook := reloadOn(hangup, srv, s)
 	ready := serving{URL: srv.ClientURL(), Store: srv.StoreDir(), Auth: srv.Auth(), TLS: srv.TLS(), PID: os.Getpid()}
 	if a := srv.ClusterAddr(); a != nil {
 		ready.Cluster = a.String()
@@ -82,6 +91,11 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	}
 	unhook()
 	return end(srv, err)
+}
+
+// toldToEnd reports whether a server did not start for a signal alone.
+func toldToEnd(ctx context.Context, err error) bool {
+	return ctx.Err() != nil && errors.Is(err, context.Cause(ctx))
 }
 
 func (v *serveCmd) options() ([]embedded.Option, error) {
@@ -120,6 +134,11 @@ func (v *serveCmd) options() ([]embedded.Option, error) {
 	case v.ClusterListen == "" || len(v.Routes) == 0 || v.Name == "":
 		return nil, usageError("serve: a cluster needs --cluster-listen, --routes and --name")
 	}
+	for _, r := range v.Routes {
+		if strings.Contains(r, "@") {
+			return nil, usageError("serve --routes: name and password on the command line can be read by all users of this host: give --cluster-user and --cluster-password-file")
+		}
+	}
 	opts = append(opts, embedded.WithCluster(cmp.Or(v.ClusterName, defaultCluster), v.ClusterListen, v.Routes...))
 	more, err = v.Security.clusterOptions()
 	return append(opts, more...), err
@@ -156,11 +175,9 @@ func (v *serveCmd) checkConfig() error {
 	return nil
 }
 
-// reloadOnHangup reads certificates and configuration again at every SIGHUP, until
-// stop, which waits.
-func reloadOnHangup(srv *embedded.Server, s *streams) (stop func()) {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
+// reloadOn reads certificates and configuration again at every signal, until stop,
+// which waits.
+func reloadOn(hangup chan os.Signal, srv *embedded.Server, s *streams) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

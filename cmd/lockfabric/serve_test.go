@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -60,6 +61,40 @@ func TestServeJSON(t *testing.T) {
 			t.Errorf("log line %q", l)
 		}
 	}
+}
+
+// Signals that come before the server has started: it waits for its password in a
+// named pipe meanwhile.
+func TestServeEarlySignals(t *testing.T) {
+	t.Parallel()
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	early := func(sig os.Signal) *proc {
+		p := start(t, bare(t, "--log-level", "error", "serve", "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--allow-user", "bob", "--password-file", pipe))
+		w, err := os.OpenFile(pipe, os.O_WRONLY, 0) // waits for the reader
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Close()
+		p.signal(sig)
+		if _, err := w.WriteString("open sesame\n"); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	p := early(killable)
+	p.exits(0)
+	if text := p.err.String(); text != "" {
+		t.Errorf("ended before it started, it says %q", text)
+	}
+	p = early(syscall.SIGHUP)
+	if text := p.line(); !strings.HasPrefix(text, "serving ") {
+		t.Errorf("SIGHUP before it started: %q", text)
+	}
+	p.signal(killable)
+	p.exits(0)
 }
 
 func TestServeUsage(t *testing.T) {

@@ -261,6 +261,7 @@ func TestServeSecurityUsage(t *testing.T) {
 		"cluster, no user":        {"", slices.Concat(cluster, []string{"--cluster-password-file", secret}), "--cluster-user"},
 		"cluster, password in":    {clusterPasswordEnv + "=hushhush", cluster, "--cluster-user"},
 		"cluster, missing":        {"", slices.Concat(cluster, []string{"--cluster-user", "c", "--cluster-password-file", none}), none},
+		"password in a route":     {"", append(own, "--name", "n", "--cluster-listen", "127.0.0.1:0", "--routes", "127.0.0.1:1,nats-route://a:hushhush@127.0.0.1:2"), "--cluster-password-file"},
 		"cluster, half of TLS":    {"", slices.Concat(cluster, []string{"--cluster-tls-cert", cert, "--cluster-tls-key", key}), "--cluster-tls-ca"},
 		"cluster, broken TLS":     {"", slices.Concat(cluster, []string{"--cluster-tls-cert", cert, "--cluster-tls-key", key, "--cluster-tls-ca", secret}), secret},
 		"config missing":          {"", []string{"--config", none}, none},
