@@ -18,9 +18,15 @@ var (
 	ErrStoreInUse = errors.New("embedded: store directory is in use")
 
 	// ErrStartFailed is returned by Start when the server gave up while starting:
-	// the address is taken, or the store can't be read. The message carries the
+	// the address is taken, the store can't be read, or its disk is full. The message carries the
 	// server's reason. The store lock has been released.
 	ErrStartFailed = errors.New("embedded: server failed to start")
+
+	// ErrStoreFailed is returned by Health when a write to the store has failed. The
+	// server then writes nothing there until it is started again, also when there is
+	// room on the disk meanwhile: locks can be neither taken nor released. What was
+	// acknowledged is kept.
+	ErrStoreFailed = errors.New("embedded: store can't be written")
 
 	// ErrCredentials is returned by Connect when the server's accounts are those of
 	// a configuration file, or of an operator, and it does not know in which of

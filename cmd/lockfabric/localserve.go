@@ -41,7 +41,9 @@ func (v *serveCmd) serveLocal(ctx context.Context, c *cli, s *streams) error {
 	// Whoever started it gets time to find it.
 	idle := max(v.IdleExit, drainTime)
 	for {
-		watchIdle(ctx, srv, idle)
+		if err := watch(ctx, srv, idle); err != nil {
+			return end(srv, err)
+		}
 		if ctx.Err() != nil {
 			break
 		}

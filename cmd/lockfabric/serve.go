@@ -87,7 +87,7 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		fmt.Fprintf(w, "serving %s from %s\n", ready.URL, printable(ready.Store))
 	})
 	if err == nil {
-		watchIdle(ctx, srv, v.IdleExit)
+		err = watch(ctx, srv, v.IdleExit)
 	}
 	unhook()
 	return end(srv, err)
@@ -207,23 +207,45 @@ func (v *serveCmd) syncMode() (embedded.SyncMode, error) {
 	return embedded.SyncInterval(d), nil
 }
 
-// watchIdle waits until ctx ends, or no client was connected for d; 0 is never.
-func watchIdle(ctx context.Context, srv *embedded.Server, d time.Duration) {
-	if d == 0 {
-		<-ctx.Done()
-		return
+// How often a server looks at its store, and how often in a row it must have been
+// unable to write before it ends: looked at while a bucket is made or deleted, it
+// may seem so.
+const (
+	lookAtStore   = 2 * time.Second
+	storeFailures = 3
+)
+
+// watch waits until ctx ends, or no client was connected for idle; 0 is never. Its
+// error is that of a store that can't be written any more: no lock could be taken
+// or released there, and only another start may help.
+func watch(ctx context.Context, srv *embedded.Server, idle time.Duration) error {
+	clients := make(<-chan time.Time) // never
+	if idle > 0 {
+		tick := time.NewTicker(min(max(idle/10, 10*time.Millisecond), time.Second))
+		defer tick.Stop()
+		clients = tick.C
 	}
-	tick := time.NewTicker(min(max(d/10, 10*time.Millisecond), time.Second))
-	defer tick.Stop()
-	used := time.Now()
-	for time.Since(used) < d {
+	store := time.NewTicker(lookAtStore)
+	defer store.Stop()
+	used, failures := time.Now(), 0
+	for {
 		select {
 		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		if srv.NumClients() > 0 {
-			used = time.Now()
+			return nil
+		case <-clients:
+			if srv.NumClients() > 0 {
+				used = time.Now()
+			}
+			if time.Since(used) >= idle {
+				return nil
+			}
+		case <-store.C:
+			err := srv.Health()
+			if err == nil {
+				failures = 0
+			} else if failures++; failures == storeFailures {
+				return fmt.Errorf("serve: %w: see to the disk and start the server again", err)
+			}
 		}
 	}
 }

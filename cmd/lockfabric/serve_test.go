@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -95,6 +96,32 @@ func TestServeEarlySignals(t *testing.T) {
 	}
 	p.signal(killable)
 	p.exits(0)
+}
+
+// A write that fails is the end of a server, not a hang of all its clients. The
+// limit for files stands for a full disk.
+func TestServeStoreFailure(t *testing.T) {
+	t.Parallel()
+	store := t.TempDir()
+	args := []string{"serve", "--store", store, "--listen", "127.0.0.1:0", "--log-level", "error"}
+	cmd := bare(t, append([]string{"-c", `ulimit -f 8; exec "$0" "$@"`, self(t)}, args...)...)
+	sh, err := exec.LookPath("sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Path = sh
+	cmd.Env = append(cmd.Env, notesEnv+"=") // the file of notes may be larger by now
+	p := start(t, cmd)
+	url := strings.Fields(p.line())[1]
+	eventually(t, "word of a store that can't be written", func() bool {
+		_, _, _ = run(t, bare(t, "--server", url, "--timeout", "2s", "run", "k", "--", "true"))
+		text := p.err.String()
+		return strings.Contains(text, "lockfabric: serve: store can't be written: ") && strings.Contains(text, "start the server again\n")
+	})
+	p.exits(69)
+	p = start(t, bare(t, args...))
+	url = strings.Fields(p.line())[1]
+	start(t, bare(t, "--server", url, "run", "k", "--", "true")).exits(0)
 }
 
 func TestServeUsage(t *testing.T) {
