@@ -99,12 +99,15 @@ func (c *config) fileOptions() (*natsserver.Options, error) {
 	return o, nil
 }
 
-// login is where the server quotes a URL that it can't read.
-var login = regexp.MustCompile(`://[^\s"]*@`)
+// Where the server quotes a URL or a seed that it can't read.
+var (
+	login = regexp.MustCompile(`://[^"\n]*@`)
+	seed  = regexp.MustCompile(`\bS[AUONCX][A-Za-z0-9]{16,}`)
+)
 
 // fileError names the file, unless the text begins with the place in it.
 func (c *config) fileError(format string, args ...any) error {
-	text := login.ReplaceAllString(fmt.Sprintf(format, args...), "://xxxxx@")
+	text := seed.ReplaceAllString(login.ReplaceAllString(fmt.Sprintf(format, args...), "://xxxxx@"), "xxxxx")
 	if !strings.HasPrefix(text, c.configFile+":") {
 		text = c.configFile + ": " + text
 	}

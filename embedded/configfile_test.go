@@ -219,12 +219,18 @@ func TestConfigFileErrors(t *testing.T) {
 			t.Errorf("file %q: %v", path, err)
 		}
 	}
-	path, _ := confFile(t, plainConf+"cluster { routes: [ \"nats-route://a:hushhush@host:port\" ] }")
-	if _, err := embedded.Start(testContext(t), embedded.WithConfigFile(path)); !errors.Is(err, embedded.ErrInvalidOption) || !strings.Contains(err.Error(), "route") || strings.Contains(err.Error(), "hushhush") {
-		t.Errorf("a route that can't be read: %v", err)
+	for word, text := range map[string]string{
+		"route":   `cluster { routes: [ "nats-route://a:hushhush@host:port" ] }`,
+		"gateway": `gateway { name: g, listen: "127.0.0.1:-1", gateways: [ { name: h, url: "nats://a:hush hushhush@host" } ] }`,
+		"seed":    `leafnodes { remotes: [ { url: "nats-leaf://host", nkey: "SUAhushhushHUSHHUSHHUSHHUSHHUSH" } ] }`,
+	} {
+		path, _ := confFile(t, plainConf+text)
+		if _, err := embedded.Start(testContext(t), embedded.WithConfigFile(path)); !errors.Is(err, embedded.ErrInvalidOption) || !strings.Contains(err.Error(), word) || strings.Contains(err.Error(), "hush") {
+			t.Errorf("a %s that can't be read: %v", word, err)
+		}
 	}
 	// What only the server finds is an error of the file, too.
-	path, _ = confFile(t, strings.Replace(plainConf, "server_name: one", "cluster { name: c, listen: \"127.0.0.1:-1\" }", 1))
+	path, _ := confFile(t, strings.Replace(plainConf, "server_name: one", "cluster { name: c, listen: \"127.0.0.1:-1\" }", 1))
 	if _, err := embedded.Start(testContext(t), embedded.WithConfigFile(path)); !errors.Is(err, embedded.ErrInvalidOption) {
 		t.Errorf("cluster without a name: %v", err)
 	}
