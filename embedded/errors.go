@@ -40,8 +40,9 @@ var (
 	// for the change.
 	ErrReload = errors.New("embedded: change needs a restart")
 
-	// ErrStopped is returned by Connect once Shutdown has begun. Start a new
-	// server on the same store directory.
+	// ErrStopped is returned by Connect, Reload and Health, and by
+	// Cluster.RestartNode, once Shutdown has begun. Start a new server on the same
+	// store directory.
 	ErrStopped = errors.New("embedded: server is stopped")
 
 	// ErrNoSuchNode is returned by the methods of Cluster that take the index of
