@@ -3,6 +3,7 @@ package embedded_test
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -158,5 +159,17 @@ func TestConfigFileNonLoopbackParts(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+// Logs that would go elsewhere with nats-server are missed without a word.
+func TestConfigFileLogsElsewhere(t *testing.T) {
+	for _, text := range []string{`log_file: "x.log"`, `syslog: true`, `remote_syslog: "udp://127.0.0.1:1"`} {
+		path, _ := confFile(t, plainConf+text)
+		var out syncBuffer
+		start(t, embedded.WithConfigFile(path), embedded.WithLogger(slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelWarn}))))
+		if strings.Count(out.String(), "no effect") != 1 {
+			t.Errorf("%s: log %q", text, out.String())
+		}
 	}
 }

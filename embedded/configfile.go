@@ -23,7 +23,7 @@ import (
 // The server reads the file at Start and by [Server.Reload] only, not for a user of
 // the system account who asks it to (nats server config reload).
 //
-// The file's rules for logging (log_file, debug, trace) have no effect, see
+// The file's rules for logging (log_file, syslog, debug, trace) have no effect, see
 // WithLogger. The store is kept to one server as with WithStoreDir, but a stock
 // nats-server on the same directory knows nothing of that.
 func WithConfigFile(path string) Option {

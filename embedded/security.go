@@ -80,6 +80,9 @@ func (p *plan) check(c *config) error {
 	if f := p.options.LogFile; f != "" {
 		p.note(func(log *slog.Logger) { log.Warn("log_file has no effect", "log_file", f) })
 	}
+	if p.options.Syslog || p.options.RemoteSyslog != "" {
+		p.note(func(log *slog.Logger) { log.Warn("syslog and remote_syslog have no effect") })
+	}
 	return nil
 }
 

@@ -183,7 +183,7 @@ func reloadOn(hangup chan os.Signal, srv *embedded.Server, s *streams) (stop fun
 		defer close(done)
 		for range hangup {
 			if err := srv.Reload(); err != nil {
-				s.log.Error("not reloaded, all goes on as before", "error", message(err))
+				s.log.Error("not reloaded, all goes on as before", "error", message(advise(err)))
 			} else {
 				s.log.Info("reloaded")
 			}

@@ -167,6 +167,9 @@ func TestServeTLS(t *testing.T) {
 	}
 	p.signal(syscall.SIGHUP)
 	eventually(t, "word of a reload that failed", func() bool { return strings.Contains(p.err.String(), cert) })
+	if text := p.err.String(); !strings.Contains(text, "--tls-cert") || strings.Contains(text, "WithTLS") {
+		t.Errorf("word of a reload that failed: %s", text)
+	}
 	if err := lockAt(t, s.URL, nats.RootCAs(next.File)); err != nil {
 		t.Errorf("after a reload that failed: %v", err)
 	}
