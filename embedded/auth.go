@@ -166,6 +166,12 @@ func needsCredentials(o *natsserver.Options) bool {
 	return o.Username != "" || o.Authorization != "" || len(o.Users)+len(o.Nkeys) > 0 || operated(o)
 }
 
+// ownLogin reports whether Connect can have a user of its own. The server takes no
+// users besides a name or token that is for websocket or MQTT alone.
+func ownLogin(o *natsserver.Options) bool {
+	return !hasAccounts(o) && o.Websocket.Username+o.Websocket.Token+o.MQTT.Username+o.MQTT.Token == ""
+}
+
 // operated reports whether accounts and users are JWTs.
 func operated(o *natsserver.Options) bool {
 	return len(o.TrustedOperators)+len(o.TrustedKeys) > 0

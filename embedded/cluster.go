@@ -48,6 +48,7 @@ type Cluster struct {
 	nodes    []*Server
 	running  []bool
 	isolated []bool
+	closed   bool // by Shutdown; guarded by ops
 }
 
 // StartCluster runs n servers, 3 when n is 0, and returns when the cluster is ready
@@ -237,10 +238,13 @@ func (c *Cluster) stopNode(ctx context.Context, i int) error {
 // RestartNode starts node i again on its store and its client port, stopping it
 // first when it runs. It returns when the server is up; WaitReady waits until
 // it has caught up. Until ctx ends it waits for the port, should something else
-// have taken it.
+// have taken it. After Shutdown it fails with ErrStopped.
 func (c *Cluster) RestartNode(ctx context.Context, i int) error {
 	c.ops.Lock()
 	defer c.ops.Unlock()
+	if c.closed {
+		return ErrStopped
+	}
 	if err := c.stopNode(ctx, i); err != nil {
 		return err
 	}
@@ -314,6 +318,7 @@ func (c *Cluster) setIsolated(i int, on bool) error {
 func (c *Cluster) Shutdown(ctx context.Context) error {
 	c.ops.Lock()
 	defer c.ops.Unlock()
+	c.closed = true
 	var wg sync.WaitGroup
 	nodes := c.Nodes()
 	errs := make([]error, len(nodes))
@@ -323,8 +328,8 @@ func (c *Cluster) Shutdown(ctx context.Context) error {
 		}
 	}
 	wg.Wait()
-	if ctx.Err() != nil {
-		return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil && ctx.Err() != nil {
+		return err // some may still be stopping
 	}
 	c.mu.Lock()
 	clear(c.running)

@@ -20,7 +20,10 @@ import (
 //   - WithServerName, if the file has no server_name.
 //   - WithAllowNonLoopback and WithLogger.
 //
-// The file's rules for logging (log_file, debug, trace) have no effect, see
+// The server reads the file at Start and by [Server.Reload] only, not for a user of
+// the system account who asks it to (nats server config reload).
+//
+// The file's rules for logging (log_file, syslog, debug, trace) have no effect, see
 // WithLogger. The store is kept to one server as with WithStoreDir, but a stock
 // nats-server on the same directory knows nothing of that.
 func WithConfigFile(path string) Option {
@@ -80,6 +83,9 @@ func (c *config) fileOptions() (*natsserver.Options, error) {
 	case c.syncSet && (o.SyncAlways || o.SyncInterval != 0):
 		return nil, c.fileError("both its sync_interval and WithSync say when to sync; leave one out")
 	}
+	// Who has a login of the system account could else have the server read the
+	// file by itself, past all that is checked and added here.
+	o.ConfigFile = ""
 	o.JetStream = true
 	if o.StoreDir == "" {
 		o.StoreDir = c.storeDir
@@ -93,12 +99,15 @@ func (c *config) fileOptions() (*natsserver.Options, error) {
 	return o, nil
 }
 
-// login is where the server quotes a URL that it can't read.
-var login = regexp.MustCompile(`://[^\s"]*@`)
+// Where the server quotes a URL or a seed that it can't read.
+var (
+	login = regexp.MustCompile(`://[^"\n]*@`)
+	seed  = regexp.MustCompile(`\bS[AUONCX][A-Za-z0-9]{16,}`)
+)
 
 // fileError names the file, unless the text begins with the place in it.
 func (c *config) fileError(format string, args ...any) error {
-	text := login.ReplaceAllString(fmt.Sprintf(format, args...), "://xxxxx@")
+	text := seed.ReplaceAllString(login.ReplaceAllString(fmt.Sprintf(format, args...), "://xxxxx@"), "xxxxx")
 	if !strings.HasPrefix(text, c.configFile+":") {
 		text = c.configFile + ": " + text
 	}

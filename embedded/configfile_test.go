@@ -219,12 +219,18 @@ func TestConfigFileErrors(t *testing.T) {
 			t.Errorf("file %q: %v", path, err)
 		}
 	}
-	path, _ := confFile(t, plainConf+"cluster { routes: [ \"nats-route://a:hushhush@host:port\" ] }")
-	if _, err := embedded.Start(testContext(t), embedded.WithConfigFile(path)); !errors.Is(err, embedded.ErrInvalidOption) || !strings.Contains(err.Error(), "route") || strings.Contains(err.Error(), "hushhush") {
-		t.Errorf("a route that can't be read: %v", err)
+	for word, text := range map[string]string{
+		"route":   `cluster { routes: [ "nats-route://a:hushhush@host:port" ] }`,
+		"gateway": `gateway { name: g, listen: "127.0.0.1:-1", gateways: [ { name: h, url: "nats://a:hush hushhush@host" } ] }`,
+		"seed":    `leafnodes { remotes: [ { url: "nats-leaf://host", nkey: "SUAhushhushHUSHHUSHHUSHHUSHHUSH" } ] }`,
+	} {
+		path, _ := confFile(t, plainConf+text)
+		if _, err := embedded.Start(testContext(t), embedded.WithConfigFile(path)); !errors.Is(err, embedded.ErrInvalidOption) || !strings.Contains(err.Error(), word) || strings.Contains(err.Error(), "hush") {
+			t.Errorf("a %s that can't be read: %v", word, err)
+		}
 	}
 	// What only the server finds is an error of the file, too.
-	path, _ = confFile(t, strings.Replace(plainConf, "server_name: one", "cluster { name: c, listen: \"127.0.0.1:-1\" }", 1))
+	path, _ := confFile(t, strings.Replace(plainConf, "server_name: one", "cluster { name: c, listen: \"127.0.0.1:-1\" }", 1))
 	if _, err := embedded.Start(testContext(t), embedded.WithConfigFile(path)); !errors.Is(err, embedded.ErrInvalidOption) {
 		t.Errorf("cluster without a name: %v", err)
 	}
@@ -239,7 +245,7 @@ func TestConfigFileNonLoopback(t *testing.T) {
 	verify := tls + fmt.Sprintf(", ca_file: %q, verify: true", ca.File)
 	const everywhere, jetstream, sys = "port: 4222\n", "\njetstream { store_dir: $STORE }\n", "accounts { SYS { users: [ { user: a, password: b } ] } }\nsystem_account: SYS\n"
 	const users = "authorization { users: [ { user: a, password: b } ] }\n"
-	const inner = "listen: \"127.0.0.1:4222\"\n"
+	const inner, web = "listen: \"127.0.0.1:4222\"\n", "websocket { port: 8080, no_tls: true, authorization { user: w, password: b } "
 	for name, tt := range map[string]struct{ text, open string }{
 		"nothing":                    {everywhere, "client"},
 		"empty host":                 {"", "client"},
@@ -269,6 +275,30 @@ func TestConfigFileNonLoopback(t *testing.T) {
 		"leafnodes, users":           {inner + "leafnodes { port: 7422, authorization { user: a, password: b } }", ""},
 		"gateway":                    {inner + "gateway { name: g, port: 7222 }", "gateway"},
 		"gateway, user":              {inner + "gateway { name: g, port: 7222, authorization { user: a, password: b } }", ""},
+		"empty list of users":        {everywhere + "authorization { users: [] }", "client"},
+		"permissions only":           {everywhere + "authorization { default_permissions { publish: a } }", "client"},
+		"profiling":                  {everywhere + users + "prof_port: 6060", "profiling"},
+		"profiling on loopback":      {inner + "prof_port: 6060", ""},
+		"monitoring":                 {inner + "http_port: 8222", ""},
+
+		// A name is no secret, unless the certificate says it.
+		"user, no password":           {everywhere + "authorization { user: a }", "client"},
+		"one of users, no password":   {everywhere + "authorization { users: [ { user: a, password: b }, { user: c, password: \"\" } ] }", "client"},
+		"system user, no password":    {everywhere + "accounts { SYS { users: [ { user: s } ] } }\nsystem_account: SYS\n" + users, "client"},
+		"certificate says the name":   {everywhere + "tls { " + tls + fmt.Sprintf(", ca_file: %q, verify_and_map: true", ca.File) + " }\nauthorization { users: [ { user: a } ] }", ""},
+		"cluster, no password":        {inner + "cluster { name: c, port: 6222, authorization { user: a } }", "cluster"},
+		"gateway, no password":        {inner + "gateway { name: g, port: 7222, authorization { user: a } }", "gateway"},
+		"leafnodes, no password":      {inner + "leafnodes { port: 7422, authorization { user: a } }", "leafnodes"},
+		"leafnodes, one no password":  {inner + users + "leafnodes { port: 7422, authorization { users: [ { user: a } ] } }", "leafnodes"},
+		"websocket, no password":      {inner + "websocket { port: 8080, no_tls: true, authorization { user: a } }", "websocket"},
+		"mqtt, no password":           {inner + "server_name: n\nmqtt { port: 1883, authorization { user: a } }", "mqtt"},
+		"websocket, user of its own":  {inner + web + "}", ""},
+		"websocket and leafnodes":     {inner + web + "}\nleafnodes { listen: \"127.0.0.1:7422\" }", "websocket"},
+		"websocket, leafnodes asked":  {inner + web + "}\nleafnodes { listen: \"127.0.0.1:7422\", authorization { user: a, password: b } }", ""},
+		"websocket and mqtt":          {inner + web + "}\nserver_name: n\nmqtt { listen: \"127.0.0.1:1883\" }", "websocket"},
+		"websocket, mqtt asked":       {inner + web + "}\nserver_name: n\nmqtt { listen: \"127.0.0.1:1883\", authorization { user: a, password: b } }", ""},
+		"websocket, mqtt no_auth":     {inner + users + "websocket { port: 8080, no_tls: true }\nserver_name: n\nmqtt { listen: \"127.0.0.1:1883\", no_auth_user: a }", "websocket"},
+		"websocket, own certificates": {inner + "websocket { port: 8080, tls { " + verify + " } }\nleafnodes { listen: \"127.0.0.1:7422\" }", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path, store := confFile(t, tt.text+jetstream)
@@ -286,6 +316,44 @@ func TestConfigFileNonLoopback(t *testing.T) {
 				t.Errorf("refused although allowed: %v", err)
 			}
 		})
+	}
+}
+
+// Who has written users, and is refused, is told what is wrong with them.
+func TestConfigFileNonLoopbackReason(t *testing.T) {
+	const users = "authorization { users: [ { user: a, password: b } ] }\n"
+	for reason, text := range map[string]string{
+		"":                              "",
+		"no_auth_user":                  users + "no_auth_user: a",
+		`user "c" has no password`:      "authorization { user: c }",
+		"only the system account":       "accounts { SYS { users: [ { user: a, password: b } ] } }\nsystem_account: SYS",
+		"leafnodes come in there, too,": "listen: \"127.0.0.1:4222\"\nwebsocket { port: 8080, no_tls: true, authorization { user: w, password: b } }\nleafnodes { listen: \"127.0.0.1:7422\" }",
+	} {
+		path, _ := confFile(t, text+"\njetstream { store_dir: $STORE }\n")
+		_, err := embedded.Start(testContext(t), embedded.WithConfigFile(path))
+		var open *embedded.OpenListenerError
+		if !errors.As(err, &open) || !strings.Contains(open.Reason, reason) || (open.Reason == "") != (reason == "") || !strings.Contains(err.Error(), reason) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
+// Monitoring can't ask anybody. The address is of the range for documentation, so
+// that the server can't start on it.
+func TestConfigFileMonitoring(t *testing.T) {
+	for addr, want := range map[string]int{"127.0.0.1:-1": 0, "192.0.2.1:8222": 1} {
+		path, _ := confFile(t, plainConf+fmt.Sprintf("http: %q\n", addr))
+		for _, o := range [][]embedded.Option{nil, {embedded.WithAllowNonLoopback()}} {
+			var out syncBuffer
+			s, err := embedded.Start(testContext(t), append(o, embedded.WithConfigFile(path), embedded.WithLogger(slog.New(slog.NewTextHandler(&out, nil))))...)
+			if err == nil {
+				s.Kill()
+			}
+			if got := strings.Count(out.String(), "monitoring asks nobody"); got != want {
+				t.Errorf("%s: %d warnings, want %d:\n%s", addr, got, want, out.String())
+			}
+			want = 0 // who is told to let everybody in needs no warning
+		}
 	}
 }
 

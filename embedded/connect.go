@@ -10,9 +10,10 @@ import (
 )
 
 // Connect opens a connection inside the process; no listener is needed, nor TLS.
-// Where clients need credentials it brings its own, unless opts have some. Only
-// in the accounts of a configuration file or of an operator the caller has to give
-// some: ErrCredentials. It fails with ErrStopped after Shutdown. The caller closes
+// Where clients need credentials it brings its own, unless opts have some. The
+// caller has to give some only in the accounts of a configuration file or of an
+// operator, or where that file has other users for websocket or mqtt:
+// ErrCredentials. It fails with ErrStopped after Shutdown. The caller closes
 // the connection.
 func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	select {
@@ -35,7 +36,7 @@ func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	case err == nil:
 		return nc, nil
 	case !given && a.accounts && errors.Is(err, nats.ErrAuthorization):
-		return nil, fmt.Errorf("%w: the server has accounts of its own; pass nats options with credentials of one, such as nats.UserInfo: %w", ErrCredentials, err)
+		return nil, fmt.Errorf("%w: the configuration file says whom to let in; pass nats options with credentials of one, such as nats.UserInfo: %w", ErrCredentials, err)
 	default:
 		return nil, fmt.Errorf("embedded: connect: %w", err)
 	}

@@ -41,8 +41,10 @@
 // Everything that can be wrong is an error of Start: nonsense options, and files
 // that can't be used, are [ErrInvalidOption], a store that belongs to another
 // server is [ErrStoreInUse], and whatever makes the server give up (an address in
-// use, a store it can't read) is [ErrStartFailed] with the server's own reason.
-// The server never ends the process and installs no signal handlers.
+// use, a store it can't read, a full disk) is [ErrStartFailed] with the server's own reason.
+// The server never ends the process and installs no signal handlers. A server that
+// runs can come to a point where it can't write its store any more, for a full disk:
+// [Server.Health] tells, and only another Start helps.
 //
 //	         Start                     Shutdown
 //	(none) --------> starting --> ready --------> stopping --> stopped

@@ -18,13 +18,20 @@ var (
 	ErrStoreInUse = errors.New("embedded: store directory is in use")
 
 	// ErrStartFailed is returned by Start when the server gave up while starting:
-	// the address is taken, or the store can't be read. The message carries the
+	// the address is taken, the store can't be read, or its disk is full. The message carries the
 	// server's reason. The store lock has been released.
 	ErrStartFailed = errors.New("embedded: server failed to start")
 
+	// ErrStoreFailed is returned by Health when a write to the store has failed. The
+	// server then writes nothing there until it is started again, also when there is
+	// room on the disk meanwhile: locks can be neither taken nor released. What was
+	// acknowledged is kept.
+	ErrStoreFailed = errors.New("embedded: store can't be written")
+
 	// ErrCredentials is returned by Connect when the server's accounts are those of
 	// a configuration file, or of an operator, and it does not know in which of
-	// them the caller belongs: pass nats options with credentials to Connect, such
+	// them the caller belongs; or when the file has a user for websocket or mqtt
+	// alone, beside which the server takes no other: pass nats options with credentials to Connect, such
 	// as nats.UserInfo or nats.UserCredentials.
 	ErrCredentials = errors.New("embedded: the connection needs credentials")
 
@@ -33,8 +40,9 @@ var (
 	// for the change.
 	ErrReload = errors.New("embedded: change needs a restart")
 
-	// ErrStopped is returned by Connect once Shutdown has begun. Start a new
-	// server on the same store directory.
+	// ErrStopped is returned by Connect, Reload and Health, and by
+	// Cluster.RestartNode, once Shutdown has begun. Start a new server on the same
+	// store directory.
 	ErrStopped = errors.New("embedded: server is stopped")
 
 	// ErrNoSuchNode is returned by the methods of Cluster that take the index of
@@ -76,17 +84,22 @@ func (e *StoreInUseError) Is(target error) bool { return target == ErrStoreInUse
 // and that asks nobody who they are. It matches ErrInvalidOption with errors.Is.
 type OpenListenerError struct {
 	// Listener is "client" or "cluster", or with a configuration file another
-	// of its listeners: "websocket", "mqtt", "leafnodes", "gateway".
+	// of its listeners: "websocket", "mqtt", "leafnodes", "gateway", "profiling".
 	Listener string
 	// Addr is its address, host:port.
 	Addr string
 	// File is the configuration file, empty without one.
 	File string
+	// Reason is what lets strangers in although there are users, such as
+	// "no_auth_user"; empty where there are none.
+	Reason string
 }
 
 func (e *OpenListenerError) Error() string {
 	what, how := "WithListen", "add WithUser, WithToken, WithNKey or WithClientCA"
 	switch {
+	case e.Listener == "profiling":
+		what, how = e.File+": "+e.Listener, "take prof_port out"
 	case e.File != "" && e.Listener == "client":
 		what, how = e.File, "add authorization or accounts, or tls with verify and ca_file"
 	case e.File != "":
@@ -94,8 +107,12 @@ func (e *OpenListenerError) Error() string {
 	case e.Listener == "cluster":
 		what, how = "WithCluster", "add WithClusterAuth or WithClusterTLS"
 	}
-	return fmt.Sprintf("%v: %s: %s is not a loopback address, and nobody is asked who they are; "+
-		"%s, listen on 127.0.0.1, or add WithAllowNonLoopback if everybody who can reach it may use it", ErrInvalidOption, what, e.Addr, how)
+	reason := ""
+	if e.Reason != "" {
+		reason = " (" + e.Reason + ")"
+	}
+	return fmt.Sprintf("%v: %s: %s is not a loopback address, and nobody is asked who they are%s; "+
+		"%s, listen on 127.0.0.1, or add WithAllowNonLoopback if everybody who can reach it may use it", ErrInvalidOption, what, e.Addr, reason, how)
 }
 
 // Is reports whether target is ErrInvalidOption.

@@ -1,7 +1,9 @@
 package embedded
 
 import (
+	"cmp"
 	"crypto/tls"
+	"fmt"
 	"net"
 	"strconv"
 	"strings"
@@ -16,65 +18,166 @@ type listener struct {
 	addr      string
 	loopback  bool
 	auth, tls bool
+	why       string // auth is false although somebody is asked
 }
 
-// listeners returns all that give access to locks. Monitoring is not among them:
-// it shows the server's state, and changes nothing.
+// listeners returns all that give access to locks, and profiling, which gives
+// access to the process.
 func listeners(o *natsserver.Options) []listener {
 	var ls []listener
-	add := func(name, host string, port int, auth, tls bool) {
+	add := func(name, host string, port int, tls *tls.Config, asked bool, why string) {
 		if port == 0 {
 			return
 		}
-		if host == "" {
-			host = natsserver.DEFAULT_HOST
+		l := newListener(name, host, port)
+		l.auth, l.tls = asked || verifies(tls), tls != nil
+		if !l.auth {
+			l.why = why
 		}
-		ls = append(ls, listener{name: name, addr: net.JoinHostPort(host, strconv.Itoa(max(port, 0))), loopback: isLoopback(host), auth: auth, tls: tls})
+		ls = append(ls, l)
 	}
-	asked := asksClients(o)
+	asked, why := asksClients(o)
 	if !o.DontListen {
-		port := o.Port
-		if port == 0 {
-			port = natsserver.DEFAULT_PORT
+		t := o.TLSConfig
+		if o.AllowNonTLS {
+			t = nil // where TLS is optional, a certificate is too
 		}
-		// Where TLS is optional, a certificate is too.
-		tls := o.TLSConfig != nil && !o.AllowNonTLS
-		add("client", o.Host, port, asked || tls && verifies(o.TLSConfig), tls)
+		add("client", o.Host, cmp.Or(o.Port, natsserver.DEFAULT_PORT), t, asked, why)
 	}
 	c := &o.Cluster
-	add("cluster", c.Host, c.Port, c.Username != "" || verifies(c.TLSConfig), c.TLSConfig != nil)
+	asked, why = asksOne(c.Username, c.Password)
+	add("cluster", c.Host, c.Port, c.TLSConfig, asked, why)
 	w := &o.Websocket
-	add("websocket", w.Host, w.Port, w.NoAuthUser == "" && (asked || w.Username != "" || w.Token != "") || verifies(w.TLSConfig), w.TLSConfig != nil)
+	asked, why = asksWebsocket(o)
+	add("websocket", w.Host, w.Port, w.TLSConfig, asked, why)
 	m := &o.MQTT
-	add("mqtt", m.Host, m.Port, m.NoAuthUser == "" && (asked || m.Username != "" || m.Token != "") || verifies(m.TLSConfig), m.TLSConfig != nil)
+	asked, why = asksWith(o, m.Username, m.Password, m.Token, m.NoAuthUser)
+	add("mqtt", m.Host, m.Port, m.TLSConfig, asked, why)
 	l := &o.LeafNode
-	add("leafnodes", l.Host, l.Port, asked || l.Username != "" || l.Nkey != "" || len(l.Users) > 0 || verifies(l.TLSConfig), l.TLSConfig != nil)
+	asked, why = asksLeaves(o)
+	add("leafnodes", l.Host, l.Port, l.TLSConfig, asked, why)
 	g := &o.Gateway
-	add("gateway", g.Host, g.Port, g.Username != "" || verifies(g.TLSConfig), g.TLSConfig != nil)
+	asked, why = asksOne(g.Username, g.Password)
+	add("gateway", g.Host, g.Port, g.TLSConfig, asked, why)
+	add("profiling", o.Host, o.ProfPort, nil, false, "prof_port asks nobody")
 	return ls
 }
 
-// asksClients reports whether nobody gets in without credentials. A user for
-// those who have none means that everybody does; and users of the system account
-// alone leave the default account open.
-func asksClients(o *natsserver.Options) bool {
-	if !needsCredentials(o) || o.NoAuthUser != "" || o.DefaultSentinel != "" {
-		return false
+// monitors returns the addresses that show the server's state and change nothing.
+// They ask nobody, and can't.
+func monitors(o *natsserver.Options) []listener {
+	var ls []listener
+	for _, port := range []int{o.HTTPPort, o.HTTPSPort} {
+		if port != 0 {
+			ls = append(ls, newListener("monitoring", cmp.Or(o.HTTPHost, o.Host), port))
+		}
 	}
-	if operated(o) || o.Username != "" || o.Authorization != "" {
-		return true
+	return ls
+}
+
+func newListener(name, host string, port int) listener {
+	host = cmp.Or(host, natsserver.DEFAULT_HOST)
+	return listener{name: name, addr: net.JoinHostPort(host, strconv.Itoa(max(port, 0))), loopback: isLoopback(host)}
+}
+
+// asksClients reports whether nobody gets in without credentials, and if not, why
+// although there are some. A user for those who have none means that everybody
+// does; a user without a password lets in who knows the name; and users of the
+// system account alone leave the default account open.
+func asksClients(o *natsserver.Options) (asked bool, why string) {
+	switch {
+	case !needsCredentials(o):
+		return false, ""
+	case o.NoAuthUser != "":
+		return false, "no_auth_user"
+	case o.DefaultSentinel != "":
+		return false, "default_sentinel"
+	case operated(o):
+		return true, ""
+	}
+	// With a mapping the certificate stands for the password.
+	if !o.TLSMap && !o.Websocket.TLSMap && !o.MQTT.TLSMap && !o.LeafNode.TLSMap {
+		if why := bareName(o.Users); why != "" {
+			return false, why
+		}
+	}
+	if o.Authorization != "" {
+		return true, ""
+	}
+	if o.Username != "" {
+		return asksOne(o.Username, o.Password)
 	}
 	for _, u := range o.Users {
 		if !isSystemAccount(o, u.Account) {
-			return true
+			return true, ""
 		}
 	}
 	for _, n := range o.Nkeys {
 		if !isSystemAccount(o, n.Account) {
-			return true
+			return true, ""
 		}
 	}
-	return false
+	return false, "only the system account has users"
+}
+
+// asksWith is for clients that come in where a block of its own may say whom to
+// let in, instead of what holds for all.
+func asksWith(o *natsserver.Options, user, password, token, noAuthUser string) (bool, string) {
+	switch {
+	case noAuthUser != "":
+		return false, "no_auth_user"
+	case token != "":
+		return true, ""
+	case user != "":
+		return asksOne(user, password)
+	}
+	return asksClients(o)
+}
+
+func asksLeaves(o *natsserver.Options) (bool, string) {
+	l := &o.LeafNode
+	switch {
+	case l.Username != "":
+		return asksOne(l.Username, l.Password)
+	case l.Nkey != "":
+		return true, ""
+	case len(l.Users) > 0:
+		why := bareName(l.Users)
+		return why == "" || l.TLSMap, why
+	}
+	return asksClients(o)
+}
+
+// asksWebsocket looks at all who come in there: also leaf nodes and MQTT clients,
+// where the server has listeners for them, and those are asked what they would be
+// asked there.
+func asksWebsocket(o *natsserver.Options) (bool, string) {
+	w, m := &o.Websocket, &o.MQTT
+	if asked, why := asksWith(o, w.Username, w.Password, w.Token, w.NoAuthUser); !asked {
+		return false, why
+	}
+	if asked, why := asksLeaves(o); o.LeafNode.Port != 0 && !asked {
+		return false, cmp.Or(why, "leafnodes come in there, too, and have no authorization")
+	}
+	if asked, why := asksWith(o, m.Username, m.Password, m.Token, m.NoAuthUser); m.Port != 0 && !asked {
+		return false, cmp.Or(why, "mqtt clients come in there, too, and have no authorization")
+	}
+	return true, ""
+}
+
+func asksOne(user, password string) (bool, string) {
+	why := bareName([]*natsserver.User{{Username: user, Password: password}})
+	return user != "" && why == "", why
+}
+
+// bareName says which user needs no password.
+func bareName(users []*natsserver.User) string {
+	for _, u := range users {
+		if u.Username != "" && u.Password == "" {
+			return fmt.Sprintf("user %q has no password", u.Username)
+		}
+	}
+	return ""
 }
 
 // verifies reports whether a client needs a certificate of certain authorities.

@@ -33,11 +33,12 @@ func (c *config) plan(id *identity) (*plan, error) {
 		return nil, err
 	}
 	tls := o.TLSConfig != nil && !o.AllowNonTLS
+	asked, _ := asksClients(o)
 	p.access = &access{
-		auth:     asksClients(o) || tls && verifies(o.TLSConfig),
+		auth:     asked || tls && verifies(o.TLSConfig),
 		tls:      tls,
-		internal: needsCredentials(o) && !hasAccounts(o),
-		accounts: hasAccounts(o),
+		internal: needsCredentials(o) && ownLogin(o),
+		accounts: !ownLogin(o),
 	}
 	if p.access.internal {
 		id.admit(o)
@@ -53,7 +54,7 @@ func (p *plan) check(c *config) error {
 		switch {
 		case l.loopback:
 		case !l.auth && !c.allowExternal:
-			return &OpenListenerError{Listener: l.name, Addr: l.addr, File: c.configFile}
+			return &OpenListenerError{Listener: l.name, Addr: l.addr, File: c.configFile, Reason: l.why}
 		case l.auth && !l.tls:
 			p.note(func(log *slog.Logger) {
 				log.Warn("no TLS: passwords, and all that servers and clients say, can be read on the network", "listener", l.name, "url", l.addr)
@@ -63,6 +64,13 @@ func (p *plan) check(c *config) error {
 	if c.configFile == "" {
 		return nil
 	}
+	for _, l := range monitors(p.options) {
+		if !l.loopback && !c.allowExternal {
+			p.note(func(log *slog.Logger) {
+				log.Warn("monitoring asks nobody: who reaches it sees clients, buckets and names of locks; keep strangers from it, or write http: \"127.0.0.1:8222\"", "listener", l.name, "url", l.addr)
+			})
+		}
+	}
 	if !p.options.SyncAlways && !c.syncSet {
 		interval := p.options.SyncInterval.Round(time.Millisecond)
 		p.note(func(log *slog.Logger) {
@@ -71,6 +79,9 @@ func (p *plan) check(c *config) error {
 	}
 	if f := p.options.LogFile; f != "" {
 		p.note(func(log *slog.Logger) { log.Warn("log_file has no effect", "log_file", f) })
+	}
+	if p.options.Syslog || p.options.RemoteSyslog != "" {
+		p.note(func(log *slog.Logger) { log.Warn("syslog and remote_syslog have no effect") })
 	}
 	return nil
 }

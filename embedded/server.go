@@ -92,6 +92,7 @@ func start(ctx context.Context, c *config) (_ *Server, err error) {
 func (s *Server) run(ctx context.Context, o *natsserver.Options, l *logAdapter) error {
 	l.install(s.srv)
 	clustered := o.Cluster.Port != 0 // the server writes the port it got there, later
+	limited := o.JetStreamMaxStore > 0
 	s.srv.Start()
 	select {
 	case <-l.fatal:
@@ -103,6 +104,11 @@ func (s *Server) run(ctx context.Context, o *natsserver.Options, l *logAdapter) 
 	}
 	if !s.srv.JetStreamEnabled() {
 		return fmt.Errorf("%w: JetStream is not enabled", ErrStartFailed)
+	}
+	if !limited {
+		if err := s.checkRoom(); err != nil {
+			return err
+		}
 	}
 	s.addr = s.srv.Addr()
 	if !clustered {

@@ -65,7 +65,7 @@ func exitCode(err error) int {
 		// Before 69, which they are as well: nothing but other credentials helps.
 		{exitRefused, []error{errRefused, nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked, nats.ErrAccountAuthExpired, nats.ErrPermissionViolation}},
 		{exitUnavailable, []error{fabric.ErrUnavailable, kv.ErrNoJetStream, kv.ErrServerTooOld, kv.ErrUnsafeConfig, kv.ErrNoBucket,
-			embedded.ErrStartFailed, embedded.ErrStoreInUse}},
+			embedded.ErrStartFailed, embedded.ErrStoreInUse, embedded.ErrStoreFailed}},
 		{exitNotAcquired, []error{fabric.ErrNotAcquired}},
 		{exitLost, []error{fabric.ErrLost}},
 	} {

@@ -29,7 +29,7 @@ func (v *serveCmd) serveLocal(ctx context.Context, c *cli, s *streams) error {
 	}
 	srv, state, err := startLocal(ctx, dir, s)
 	switch {
-	case errors.Is(err, embedded.ErrStoreInUse):
+	case errors.Is(err, embedded.ErrStoreInUse), toldToEnd(ctx, err):
 		return nil
 	case err != nil:
 		return err
@@ -41,7 +41,9 @@ func (v *serveCmd) serveLocal(ctx context.Context, c *cli, s *streams) error {
 	// Whoever started it gets time to find it.
 	idle := max(v.IdleExit, drainTime)
 	for {
-		watchIdle(ctx, srv, idle)
+		if err := watch(ctx, srv, idle); err != nil {
+			return end(srv, err)
+		}
 		if ctx.Err() != nil {
 			break
 		}

@@ -3,10 +3,12 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -61,15 +63,22 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if flag := c.connecting(); flag != "" {
 		return usageError("serve --%s: that is for commands that connect to a server; see 'lockfabric serve --help' for whom to let in", flag)
 	}
+	// From the beginning, so that none ends a server which still recovers its store.
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
 	opts, err := v.options()
 	if err != nil {
 		return err
 	}
 	srv, err := embedded.Start(ctx, append(opts, embedded.WithLogger(s.log))...)
-	if err != nil {
+	switch {
+	case toldToEnd(ctx, err):
+		return nil
+	case err != nil:
 		return advise(err)
 	}
-	unhook := reloadOnHangup(srv, s)
+	unhook := reloadOn(hangup, srv, s)
 	ready := serving{URL: srv.ClientURL(), Store: srv.StoreDir(), Auth: srv.Auth(), TLS: srv.TLS(), PID: os.Getpid()}
 	if a := srv.ClusterAddr(); a != nil {
 		ready.Cluster = a.String()
@@ -78,10 +87,15 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		fmt.Fprintf(w, "serving %s from %s\n", ready.URL, printable(ready.Store))
 	})
 	if err == nil {
-		watchIdle(ctx, srv, v.IdleExit)
+		err = watch(ctx, srv, v.IdleExit)
 	}
 	unhook()
 	return end(srv, err)
+}
+
+// toldToEnd reports whether a server did not start for a signal alone.
+func toldToEnd(ctx context.Context, err error) bool {
+	return ctx.Err() != nil && errors.Is(err, context.Cause(ctx))
 }
 
 func (v *serveCmd) options() ([]embedded.Option, error) {
@@ -120,6 +134,11 @@ func (v *serveCmd) options() ([]embedded.Option, error) {
 	case v.ClusterListen == "" || len(v.Routes) == 0 || v.Name == "":
 		return nil, usageError("serve: a cluster needs --cluster-listen, --routes and --name")
 	}
+	for _, r := range v.Routes {
+		if strings.Contains(r, "@") {
+			return nil, usageError("serve --routes: name and password on the command line can be read by all users of this host: give --cluster-user and --cluster-password-file")
+		}
+	}
 	opts = append(opts, embedded.WithCluster(cmp.Or(v.ClusterName, defaultCluster), v.ClusterListen, v.Routes...))
 	more, err = v.Security.clusterOptions()
 	return append(opts, more...), err
@@ -156,17 +175,15 @@ func (v *serveCmd) checkConfig() error {
 	return nil
 }
 
-// reloadOnHangup reads certificates and configuration again at every SIGHUP, until
-// stop, which waits.
-func reloadOnHangup(srv *embedded.Server, s *streams) (stop func()) {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
+// reloadOn reads certificates and configuration again at every signal, until stop,
+// which waits.
+func reloadOn(hangup chan os.Signal, srv *embedded.Server, s *streams) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for range hangup {
 			if err := srv.Reload(); err != nil {
-				s.log.Error("not reloaded, all goes on as before", "error", message(err))
+				s.log.Error("not reloaded, all goes on as before", "error", message(advise(err)))
 			} else {
 				s.log.Info("reloaded")
 			}
@@ -190,23 +207,45 @@ func (v *serveCmd) syncMode() (embedded.SyncMode, error) {
 	return embedded.SyncInterval(d), nil
 }
 
-// watchIdle waits until ctx ends, or no client was connected for d; 0 is never.
-func watchIdle(ctx context.Context, srv *embedded.Server, d time.Duration) {
-	if d == 0 {
-		<-ctx.Done()
-		return
+// How often a server looks at its store, and how often in a row it must have been
+// unable to write before it ends: looked at while a bucket is made or deleted, it
+// may seem so.
+const (
+	lookAtStore   = 2 * time.Second
+	storeFailures = 3
+)
+
+// watch waits until ctx ends, or no client was connected for idle; 0 is never. Its
+// error is that of a store that can't be written any more: no lock could be taken
+// or released there, and only another start may help.
+func watch(ctx context.Context, srv *embedded.Server, idle time.Duration) error {
+	clients := make(<-chan time.Time) // never
+	if idle > 0 {
+		tick := time.NewTicker(min(max(idle/10, 10*time.Millisecond), time.Second))
+		defer tick.Stop()
+		clients = tick.C
 	}
-	tick := time.NewTicker(min(max(d/10, 10*time.Millisecond), time.Second))
-	defer tick.Stop()
-	used := time.Now()
-	for time.Since(used) < d {
+	store := time.NewTicker(lookAtStore)
+	defer store.Stop()
+	used, failures := time.Now(), 0
+	for {
 		select {
 		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		if srv.NumClients() > 0 {
-			used = time.Now()
+			return nil
+		case <-clients:
+			if srv.NumClients() > 0 {
+				used = time.Now()
+			}
+			if time.Since(used) >= idle {
+				return nil
+			}
+		case <-store.C:
+			err := srv.Health()
+			if err == nil {
+				failures = 0
+			} else if failures++; failures == storeFailures {
+				return fmt.Errorf("serve: %w: see to the disk and start the server again", err)
+			}
 		}
 	}
 }

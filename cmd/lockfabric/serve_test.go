@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -60,6 +62,66 @@ func TestServeJSON(t *testing.T) {
 			t.Errorf("log line %q", l)
 		}
 	}
+}
+
+// Signals that come before the server has started: it waits for its password in a
+// named pipe meanwhile.
+func TestServeEarlySignals(t *testing.T) {
+	t.Parallel()
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	early := func(sig os.Signal) *proc {
+		p := start(t, bare(t, "--log-level", "error", "serve", "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--allow-user", "bob", "--password-file", pipe))
+		w, err := os.OpenFile(pipe, os.O_WRONLY, 0) // waits for the reader
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Close()
+		p.signal(sig)
+		if _, err := w.WriteString("open sesame\n"); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	p := early(killable)
+	p.exits(0)
+	if text := p.err.String(); text != "" {
+		t.Errorf("ended before it started, it says %q", text)
+	}
+	p = early(syscall.SIGHUP)
+	if text := p.line(); !strings.HasPrefix(text, "serving ") {
+		t.Errorf("SIGHUP before it started: %q", text)
+	}
+	p.signal(killable)
+	p.exits(0)
+}
+
+// A write that fails is the end of a server, not a hang of all its clients. The
+// limit for files stands for a full disk.
+func TestServeStoreFailure(t *testing.T) {
+	t.Parallel()
+	store := t.TempDir()
+	args := []string{"serve", "--store", store, "--listen", "127.0.0.1:0", "--log-level", "error"}
+	cmd := bare(t, append([]string{"-c", `ulimit -f 8; exec "$0" "$@"`, self(t)}, args...)...)
+	sh, err := exec.LookPath("sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Path = sh
+	cmd.Env = append(cmd.Env, notesEnv+"=") // the file of notes may be larger by now
+	p := start(t, cmd)
+	url := strings.Fields(p.line())[1]
+	eventually(t, "word of a store that can't be written", func() bool {
+		_, _, _ = run(t, bare(t, "--server", url, "--timeout", "2s", "run", "k", "--", "true"))
+		text := p.err.String()
+		return strings.Contains(text, "lockfabric: serve: store can't be written: ") && strings.Contains(text, "start the server again\n")
+	})
+	p.exits(69)
+	p = start(t, bare(t, args...))
+	url = strings.Fields(p.line())[1]
+	start(t, bare(t, "--server", url, "run", "k", "--", "true")).exits(0)
 }
 
 func TestServeUsage(t *testing.T) {

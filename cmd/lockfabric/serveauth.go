@@ -155,11 +155,17 @@ func advise(err error) error {
 	}
 	where, how := "serve", "let in only whom you know with --allow-user, --token-file, --allow-nkey or --tls-verify"
 	switch {
+	case open.Listener == "profiling":
+		where, how = fmt.Sprintf("serve --config=%s", open.File), "take prof_port out"
 	case open.File != "":
 		where, how = fmt.Sprintf("serve --config=%s", open.File), "write authorization, accounts, or tls with verify and ca_file"
 	case open.Listener == "cluster":
 		how = "have the servers know each other by --cluster-user or --cluster-tls-cert"
 	}
-	return usageError("%s: other hosts reach the %s address %s, and nobody is asked who they are: %s; or listen on a loopback address; or give --allow-remote if everybody may take and break every lock",
-		where, open.Listener, open.Addr, how)
+	why := ""
+	if open.Reason != "" {
+		why = " (" + open.Reason + ")"
+	}
+	return usageError("%s: other hosts reach the %s address %s, and nobody is asked who they are%s: %s; or listen on a loopback address; or give --allow-remote if everybody may take and break every lock",
+		where, open.Listener, open.Addr, why, how)
 }

@@ -167,6 +167,9 @@ func TestServeTLS(t *testing.T) {
 	}
 	p.signal(syscall.SIGHUP)
 	eventually(t, "word of a reload that failed", func() bool { return strings.Contains(p.err.String(), cert) })
+	if text := p.err.String(); !strings.Contains(text, "--tls-cert") || strings.Contains(text, "WithTLS") {
+		t.Errorf("word of a reload that failed: %s", text)
+	}
 	if err := lockAt(t, s.URL, nats.RootCAs(next.File)); err != nil {
 		t.Errorf("after a reload that failed: %v", err)
 	}
@@ -261,6 +264,7 @@ func TestServeSecurityUsage(t *testing.T) {
 		"cluster, no user":        {"", slices.Concat(cluster, []string{"--cluster-password-file", secret}), "--cluster-user"},
 		"cluster, password in":    {clusterPasswordEnv + "=hushhush", cluster, "--cluster-user"},
 		"cluster, missing":        {"", slices.Concat(cluster, []string{"--cluster-user", "c", "--cluster-password-file", none}), none},
+		"password in a route":     {"", append(own, "--name", "n", "--cluster-listen", "127.0.0.1:0", "--routes", "127.0.0.1:1,nats-route://a:hushhush@127.0.0.1:2"), "--cluster-password-file"},
 		"cluster, half of TLS":    {"", slices.Concat(cluster, []string{"--cluster-tls-cert", cert, "--cluster-tls-key", key}), "--cluster-tls-ca"},
 		"cluster, broken TLS":     {"", slices.Concat(cluster, []string{"--cluster-tls-cert", cert, "--cluster-tls-key", key, "--cluster-tls-ca", secret}), secret},
 		"config missing":          {"", []string{"--config", none}, none},
