@@ -39,7 +39,8 @@ type resource struct {
 	// seen is the newest revision this process has seen for the key. rev is
 	// below it only when a read found the key absent, which may be the truth
 	// (the marker expired) or the view of a deposed leader: good to write upon,
-	// since the write decides, but no proof.
+	// since the write decides, but no proof. An idle resource can be forgotten, so
+	// whoever knows of a revision says so (Options.Known).
 	seen uint64
 	// suspects are the expected revisions of writes whose outcome is unknown.
 	// Such a write can still be committed while its revision is the newest.
@@ -378,10 +379,11 @@ func (e *Engine) WatchHold(key, id string, token uint64, lost func(error)) (stop
 	}
 	h := &hold{token: token, lost: lost}
 	r.holds[id] = h
-	if r.known {
+	r.seen = max(r.seen, token)
+	if r.trusted() {
 		r.settle()
 	} else {
-		r.adjustWatch()
+		r.adjustWatch() // the watch looks twice at what one read may have got wrong
 	}
 	return func() {
 		r.mu.Lock()

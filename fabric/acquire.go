@@ -152,7 +152,7 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 		if errors.Is(err, coalesce.ErrGone) {
 			// It may stand after all: the reads that said otherwise can be those of
 			// a deposed leader. Nothing may be left under a lease that lives.
-			s.engine.Forget(a.enc, sl.id, op.ID)
+			s.engine.Forget(a.enc, sl.id, op.ID, 0)
 		}
 		a.withdrawn(sl, op.ID, err)
 		sl.leave()
@@ -160,7 +160,7 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 	}
 	l := &Lock{s: s, slot: sl, key: a.key, enc: a.enc, entry: out.Entry, rev: out.Revision, failFast: a.req.failFast}
 	if err := a.begin(ctx, l, time.Since(started)); err != nil {
-		s.engine.Forget(a.enc, sl.id, op.ID)
+		s.engine.Forget(a.enc, sl.id, op.ID, out.Revision)
 		a.withdrawn(sl, op.ID, err)
 		sl.leave()
 		return nil, err
@@ -174,7 +174,7 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 	// the acquire waited, or this process slept, grants nothing.
 	if !sl.lease.Valid() || ended != nil || out.Entry.Revoked || !l.handOut(a) {
 		l.lose(ErrExpired)
-		s.engine.Forget(a.enc, sl.id, op.ID)
+		s.engine.Forget(a.enc, sl.id, op.ID, out.Revision)
 		a.withdrawn(sl, op.ID, errAgain)
 		return nil, errAgain
 	}

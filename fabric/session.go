@@ -269,7 +269,7 @@ func (s *session) sweep(left []*Lock) {
 	for range min(64, len(left)) {
 		wg.Go(func() {
 			for l := range next {
-				_, _ = s.engine.Do(ctx, l.enc, releaseOp(l), coalesce.Options{FailFast: true})
+				_, _ = s.engine.Do(ctx, l.enc, releaseOp(l), coalesce.Options{FailFast: true, Known: l.revision()})
 			}
 		})
 	}
