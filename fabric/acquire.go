@@ -280,7 +280,8 @@ func (a *attempt) takeover(ctx context.Context, refused *coalesce.RefusedError) 
 	s := a.session
 	for _, e := range inTheWay(refused) {
 		id := e.Lease()
-		if _, local := s.local.Load(id); local || id == a.waitedID {
+		live, over := s.own(id) // before it is checked: over ends with the tombstone
+		if live || id == a.waitedID {
 			continue
 		}
 		st, err := s.observer.Check(ctx, id, e.TTL)
@@ -289,7 +290,7 @@ func (a *attempt) takeover(ctx context.Context, refused *coalesce.RefusedError) 
 			return false, nil //nolint:nilerr // the refusal stands; nothing is known about the holder
 		case st.Dead:
 			dead = append(dead, id)
-		case st.Stale && stale == nil:
+		case (st.Stale || over) && stale == nil:
 			stale = &e
 		}
 	}
