@@ -39,6 +39,7 @@ type Options struct {
 type call struct {
 	r         *resource
 	op        record.Op
+	asked     time.Time // when it was submitted, if it has patience for a time
 	failFast  bool
 	ledger    bool // a cleanup: goes on without a caller
 	attempted bool // some write that contained it was sent
@@ -110,6 +111,9 @@ func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) 
 	switch {
 	case acquires(c):
 		c.op.Hold = r.hold
+		if op.Patience > 0 {
+			c.asked = time.Now()
+		}
 	case op.Kind == record.OpRelease:
 		e.held(op.Hold)
 	}

@@ -75,7 +75,7 @@ func TestAFailedEvictionIsMadeUpFor(t *testing.T) {
 		}
 		synctest.Wait()
 		o.kill("L9") // the observer says so at once to whoever asks again
-		time.Sleep(time.Second)
+		time.Sleep(time.Minute)
 		select {
 		case got := <-wait:
 			must(t, got.out, got.err)
@@ -116,15 +116,11 @@ func TestAWatchedHoldIsNotLostForOneLook(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		out, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{})
 		must(t, out, err)
-		b.mu.Lock()
-		b.stale = &kv.Entry{Key: "k", Deleted: true}
-		b.mu.Unlock()
+		b.answer(&kv.Entry{Key: "k", Deleted: true})
 		if _, _, err := e.Read(t.Context(), "k"); err != nil {
 			t.Fatal(err)
 		}
-		b.mu.Lock()
-		b.stale = nil
-		b.mu.Unlock()
+		b.answer(nil)
 		lost := make(chan error, 1)
 		stop := e.WatchHold("k", "L1.1", out.Entry.Token, func(err error) { lost <- err })
 		defer stop()
@@ -142,46 +138,124 @@ func TestAWatchedHoldIsNotLostForOneLook(t *testing.T) {
 // record must be.
 func TestRule4_WhatWasForgottenIsStillKnownToTheHolder(t *testing.T) {
 	for _, how := range []string{"release", "forget", "convert"} {
+		for _, shows := range []string{"an old marker", "nothing"} {
+			t.Run(how+", a read shows "+shows, func(t *testing.T) {
+				in(t, func(t *testing.T, e *Engine, b *bucket, o *observer) {
+					old := kv.Entry{Key: "k", Deleted: true}
+					if shows == "an old marker" {
+						old.Revision = b.put("k", nil)
+					}
+					forgotten(t, e, b, o, how, old)
+				})
+			})
+		}
+	}
+}
+
+func forgotten(t *testing.T, e *Engine, b *bucket, o *observer, how string, old kv.Entry) {
+	out, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{})
+	known := must(t, out, err).Revision
+	b.answer(&old)
+	again := newEngine(t, b, o) // knows nothing, like one that has forgotten
+	defer again.Close()
+	ended := make(chan result, 1)
+	do := func(op record.Op) {
+		go func() {
+			out, err := again.Do(t.Context(), "k", op, Options{Detached: 10 * time.Second, Known: known})
+			ended <- result{out, err}
+		}()
+	}
+	switch how {
+	case "release":
+		do(releaseOp("L1.1"))
+	case "forget":
+		again.Forget("k", "L1", "L1.1", known)
+	case "convert":
+		do(convertOp("L1.1", "L1.2", record.X, record.S))
+	}
+	time.Sleep(time.Second)
+	b.answer(nil) // the new leader answers
+	time.Sleep(time.Minute)
+	if how != "forget" {
+		if got := <-ended; !must(t, got.out, got.err).Existed {
+			t.Error("found nothing")
+		}
+	}
+	if how == "convert" {
+		expectHold(t, b, "L1.1", record.S)
+	} else if rec := b.record("k"); !rec.Empty() {
+		t.Fatalf("a ghost holds: %+v", rec)
+	}
+}
+
+// answer is what all reads get from now on; nil is the truth.
+func (b *bucket) answer(e *kv.Entry) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.stale = e
+}
+
+// How long an acquire would wait at most counts from when it was asked for, however
+// long it takes until somebody answers.
+func TestPatienceRunsOutWhileNobodyAnswers(t *testing.T) {
+	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
+		freed := releaseOp("L9.1")
+		freed.Hold = 20 * time.Second
+		b.apply("k", acquireOp("L9.1"), acquireOp("L9.2"))
+		b.apply("k", freed) // and L9.2 holds
+		b.mu.Lock()
+		b.fault = func(int) fault { return notSent }
+		b.mu.Unlock()
+		op := acquireOp("L1.1")
+		op.Patience = 30 * time.Second
+		late := doAsync(t.Context(), e, op)
+		time.Sleep(15 * time.Second)
+		b.mu.Lock()
+		b.fault = nil
+		b.mu.Unlock()
+		time.Sleep(5 * time.Second)
+		var refused *RefusedError
+		select {
+		case got := <-late:
+			if !errors.As(got.err, &refused) || refused.Verdict != record.WaitTooLong {
+				t.Error(got.err)
+			}
+		default:
+			t.Errorf("queued with less time left than it takes: %+v", b.record("k"))
+		}
+	})
+}
+
+// A waiter whose record becomes unreadable is told, and leaves nothing behind when
+// somebody restores the record with its entry in it.
+func TestARestoredRecordIsCleanedUp(t *testing.T) {
+	for _, how := range []string{"acquire", "conversion"} {
 		t.Run(how, func(t *testing.T) {
-			in(t, func(t *testing.T, e *Engine, b *bucket, o *observer) {
-				old := kv.Entry{Key: "k", Deleted: true, Revision: b.put("k", nil)}
-				out, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{})
-				known := must(t, out, err).Revision
-				b.mu.Lock()
-				b.stale = &old
-				b.mu.Unlock()
-				again := newEngine(t, b, o) // knows nothing, like one that has forgotten
-				defer again.Close()
-				ended := make(chan Outcome, 1)
-				do := func(op record.Op) {
-					go func() {
-						out, err := again.Do(t.Context(), "k", op, Options{Detached: 10 * time.Second, Known: known})
-						if err != nil {
-							t.Error(err)
-						}
-						ended <- out
-					}()
+			in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
+				out, err := e.Do(t.Context(), "k", modeOp("L1.1", record.S), Options{})
+				must(t, out, err)
+				b.apply("k", modeOp("L9.1", record.S)) // another process reads
+				op := acquireOp("L1.2")
+				if how == "conversion" {
+					op = convertOp("L1.1", "L1.2", record.S, record.X)
 				}
-				switch how {
-				case "release":
-					do(releaseOp("L1.1"))
-				case "forget":
-					again.Forget("k", "L1", "L1.1", known)
-				case "convert":
-					do(convertOp("L1.1", "L1.2", record.X, record.S))
+				wait := doAsync(t.Context(), e, op)
+				pending(t, wait)
+				was := b.peek("k").Value
+				b.put("k", []byte(`not a record`))
+				synctest.Wait()
+				if got := <-wait; !errors.Is(got.err, record.ErrMalformed) {
+					t.Fatal(got.err)
 				}
-				time.Sleep(time.Second)
-				b.mu.Lock()
-				b.stale = nil // the new leader answers
-				b.mu.Unlock()
-				time.Sleep(time.Second)
-				if how == "convert" {
-					expectHold(t, b, "L1.1", record.S)
-				} else if rec := b.record("k"); !rec.Empty() {
-					t.Fatalf("a ghost holds: %+v", rec)
+				time.Sleep(time.Minute)
+				if d := e.Unresolved("L1"); d < time.Minute {
+					t.Errorf("unresolved for %v only", d)
 				}
-				if how != "forget" && !(<-ended).Existed {
-					t.Error("found nothing")
+				b.put("k", was)
+				time.Sleep(time.Minute)
+				expectHold(t, b, "L1.1", record.S)
+				if rec := b.record("k"); len(rec.Waiters) > 0 || e.Unresolved("L1") > 0 {
+					t.Errorf("left behind: %+v", rec)
 				}
 			})
 		})

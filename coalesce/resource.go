@@ -61,8 +61,7 @@ type resource struct {
 
 // hold is a granted entry whose disappearance somebody wants to know.
 type hold struct {
-	token uint64
-	lost  func(error)
+	lost func(error)
 }
 
 // trusted reports whether the known state is at least as new as everything seen.
@@ -228,8 +227,6 @@ func (r *resource) settle() {
 	for id, h := range r.holds {
 		entry, ok := holder(r.rec, id)
 		switch {
-		case r.rev != 0 && r.rev < h.token:
-			// Older than the grant itself: says nothing about it.
 		case !ok:
 			delete(r.holds, id)
 			go1(r.e, h.lost, ErrRemoved)
@@ -377,7 +374,7 @@ func (e *Engine) WatchHold(key, id string, token uint64, lost func(error)) (stop
 	if r.holds == nil {
 		r.holds = map[string]*hold{}
 	}
-	h := &hold{token: token, lost: lost}
+	h := &hold{lost: lost}
 	r.holds[id] = h
 	r.seen = max(r.seen, token)
 	if r.trusted() {

@@ -255,6 +255,9 @@ func operations(batch []*call) []record.Op {
 	ops := make([]record.Op, len(batch))
 	for i, c := range batch {
 		ops[i] = c.op
+		if c.op.Patience > 0 {
+			ops[i].Patience = max(c.op.Patience-time.Since(c.asked), 1) // of what it had when it was asked for
+		}
 	}
 	return ops
 }
