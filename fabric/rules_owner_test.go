@@ -1,6 +1,7 @@
 package fabric_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 // An owner whose hold was lost holds nothing any more: its own entry that still
@@ -58,4 +60,54 @@ func TestRule1_OwnerMayComeBackAfterALoss(t *testing.T) {
 
 func leaseRead(msg *nats.Msg, lease string) bool {
 	return strings.HasPrefix(msg.Subject, "$JS.API.STREAM.MSG.GET.") && strings.Contains(string(msg.Data), lease)
+}
+
+// A refusal takes as many round trips whether one process is in the way or many.
+func TestRule10_ThoseInTheWayAreLookedAtTogether(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		const others = 6
+		key := s.key(t)
+		in := make(chan string, 100)
+		m, w := s.wired(t)
+		holder := acquire(t, s.manager(t), key)
+		var waits []<-chan grant
+		for range others - 1 {
+			waits = append(waits, queue(t, waitContext(t), s.manager(t), key))
+		}
+		release(t, acquire(t, m, s.key(t))) // the manager has its lease
+		all := make(chan struct{})
+		w.fault(-1, func(msg *nats.Msg) bool {
+			return leaseRead(msg, "last_by_subj") && strings.HasSuffix(msg.Subject, "-leases")
+		},
+			func(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
+				in <- string(msg.Data)
+				select {
+				case <-all:
+				case <-ctx.Done():
+				}
+				return send(ctx, msg)
+			})
+		ended := make(chan error, 1)
+		go func() {
+			_, err := m.TryAcquire(waitContext(t), key)
+			ended <- err
+		}()
+		asked := map[string]bool{}
+		for len(asked) < others {
+			select {
+			case about := <-in:
+				asked[about] = true
+			case err := <-ended:
+				t.Fatalf("%v after %d questions", err, len(asked))
+			}
+		}
+		close(all)
+		if err := receive(t, ended); !errors.Is(err, fabric.ErrHeld) {
+			t.Error(err)
+		}
+		release(t, holder)
+		for _, next := range waits {
+			release(t, granted(t, next))
+		}
+	})
 }
