@@ -261,3 +261,21 @@ func TestARestoredRecordIsCleanedUp(t *testing.T) {
 		})
 	}
 }
+
+// An eviction that a full bucket refuses is tried again: it is what makes room.
+func TestARefusedEvictionIsTriedAgain(t *testing.T) {
+	in(t, func(t *testing.T, e *Engine, b *bucket, o *observer) {
+		b.apply("k", acquireOp("L9.1")) // another process holds
+		wait := doAsync(t.Context(), e, acquireOp("L1.1"))
+		pending(t, wait)
+		b.faultOnce(rejected)
+		o.kill("L9")
+		time.Sleep(time.Minute)
+		select {
+		case got := <-wait:
+			must(t, got.out, got.err)
+		default:
+			t.Fatalf("still waits for the dead one: %+v", b.record("k"))
+		}
+	})
+}

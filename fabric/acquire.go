@@ -283,7 +283,7 @@ func (a *attempt) takeover(ctx context.Context, refused *coalesce.RefusedError) 
 	for _, look := range a.lookAt(ctx, inTheWay(refused)) {
 		switch {
 		case look.err != nil:
-			return false, nil // the refusal stands; nothing is known about the holder
+			return false, nil //nolint:nilerr // the refusal stands; nothing is known about the holder
 		case look.state.Dead:
 			dead = append(dead, look.entry.Lease())
 		case (look.state.Stale || look.over) && stale == nil:
