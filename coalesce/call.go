@@ -26,6 +26,10 @@ type Options struct {
 	// Detached, if above 0, is how long to wait instead of until the context
 	// ends, which is ignored.
 	Detached time.Duration
+	// Known is a revision at which the caller knows that the key's record was
+	// written, as that of the hold which the operation is about. What is older proves
+	// nothing, also where the engine has forgotten what it has seen.
+	Known uint64
 	// Queued is called once, from the goroutine that called Do and before Do
 	// returns, if the operation had to wait in a committed record. No lock is held.
 	Queued func(Place)
@@ -35,11 +39,13 @@ type Options struct {
 type call struct {
 	r         *resource
 	op        record.Op
+	asked     time.Time // when it was submitted, if it has patience for a time
 	failFast  bool
 	ledger    bool // a cleanup: goes on without a caller
 	attempted bool // some write that contained it was sent
 	unsure    bool // the outcome of such a write was unknown
 	existed   bool // the last attempt's base contained the id
+	perhaps   bool // so did the base of an attempt whose outcome was unknown
 	resolved  bool
 	dropped   bool // its caller gave up; a cleanup took over
 	out       Outcome
@@ -56,6 +62,12 @@ func (c *call) resolve(out Outcome, err error) {
 		return
 	}
 	c.resolved, c.out, c.err = true, out, err
+	if err != nil && c.op.Kind == record.OpEvict {
+		// Its leases are observed again, should their entries still be in the way.
+		for _, id := range c.op.Leases {
+			delete(c.r.dead, id)
+		}
+	}
 	if c.done != nil {
 		close(c.done)
 	}
@@ -95,9 +107,13 @@ func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) 
 		r.mu.Unlock()
 		return Outcome{}, ErrClosed
 	}
+	r.seen = max(r.seen, opt.Known)
 	switch {
 	case acquires(c):
 		c.op.Hold = r.hold
+		if op.Patience > 0 {
+			c.asked = time.Now()
+		}
 	case op.Kind == record.OpRelease:
 		e.held(op.Hold)
 	}
@@ -196,23 +212,25 @@ func (r *resource) awaitCleanup(clean *call) {
 }
 
 // Forget releases an id in the background, without a caller: for a grant that
-// turned out to be useless. It returns at once.
-func (e *Engine) Forget(key, lease, id string) {
+// turned out to be useless. It returns at once. known is as in Options.
+func (e *Engine) Forget(key, lease, id string, known uint64) {
 	r := e.resource(key)
 	defer e.done(r)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.seen = max(r.seen, known)
 	r.carryOut(record.Op{Kind: record.OpRelease, ID: id, Lease: lease})
 }
 
 // Abandon takes an operation back in the background, without a caller, where
 // nobody waits for its outcome any more. It returns at once. An operation that
-// can't be taken back is carried through.
-func (e *Engine) Abandon(key string, op record.Op) {
+// can't be taken back is carried through. known is as in Options.
+func (e *Engine) Abandon(key string, op record.Op, known uint64) {
 	r := e.resource(key)
 	defer e.done(r)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.seen = max(r.seen, known)
 	if undo, ok := op.Undo(); ok {
 		op = undo
 	}

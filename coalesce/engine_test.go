@@ -168,7 +168,7 @@ func TestRule2_LedgerKeepsWhatIsUnresolved(t *testing.T) {
 		b.mu.Lock()
 		reachable = true
 		b.mu.Unlock()
-		time.Sleep(10 * time.Second)
+		time.Sleep(time.Minute) // beyond the request that is on its way, and the pause after it
 		if d := e.Unresolved("L1"); d != 0 {
 			t.Fatalf("unresolved for %v", d)
 		}

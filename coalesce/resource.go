@@ -39,7 +39,8 @@ type resource struct {
 	// seen is the newest revision this process has seen for the key. rev is
 	// below it only when a read found the key absent, which may be the truth
 	// (the marker expired) or the view of a deposed leader: good to write upon,
-	// since the write decides, but no proof.
+	// since the write decides, but no proof. An idle resource can be forgotten, so
+	// whoever knows of a revision says so (Options.Known).
 	seen uint64
 	// suspects are the expected revisions of writes whose outcome is unknown.
 	// Such a write can still be committed while its revision is the newest.
@@ -60,8 +61,7 @@ type resource struct {
 
 // hold is a granted entry whose disappearance somebody wants to know.
 type hold struct {
-	token uint64
-	lost  func(error)
+	lost func(error)
 }
 
 // trusted reports whether the known state is at least as new as everything seen.
@@ -227,8 +227,6 @@ func (r *resource) settle() {
 	for id, h := range r.holds {
 		entry, ok := holder(r.rec, id)
 		switch {
-		case r.rev != 0 && r.rev < h.token:
-			// Older than the grant itself: says nothing about it.
 		case !ok:
 			delete(r.holds, id)
 			go1(r.e, h.lost, ErrRemoved)
@@ -376,12 +374,13 @@ func (e *Engine) WatchHold(key, id string, token uint64, lost func(error)) (stop
 	if r.holds == nil {
 		r.holds = map[string]*hold{}
 	}
-	h := &hold{token: token, lost: lost}
+	h := &hold{lost: lost}
 	r.holds[id] = h
-	if r.known {
+	r.seen = max(r.seen, token)
+	if r.trusted() {
 		r.settle()
 	} else {
-		r.adjustWatch()
+		r.adjustWatch() // the watch looks twice at what one read may have got wrong
 	}
 	return func() {
 		r.mu.Lock()

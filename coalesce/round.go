@@ -160,10 +160,10 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 		next, results, changed := record.Apply(base, rev, ops, r.e.cfg.Limits)
 		for _, c := range batch {
 			// Not what an earlier attempt saw: if its write was refused somebody else
-			// may have removed the entry since. If that is unknown, unsure says so.
+			// may have removed the entry since. If that is unknown, perhaps says so.
 			c.existed = present(base, c.op.ID)
 		}
-		if base != nil && base.Kind != record.KindLock {
+		if base != nil && base.Kind != record.KindLock && fresh {
 			// Another kind's record looks empty and must never be written.
 			r.deliver(batch, results, base, rev)
 			r.mu.Unlock()
@@ -255,6 +255,9 @@ func operations(batch []*call) []record.Op {
 	ops := make([]record.Op, len(batch))
 	for i, c := range batch {
 		ops[i] = c.op
+		if c.op.Patience > 0 {
+			ops[i].Patience = max(c.op.Patience-time.Since(c.asked), 1) // of what it had when it was asked for
+		}
 	}
 	return ops
 }
@@ -270,6 +273,7 @@ func (r *resource) doubt(batch []*call, rev uint64) {
 	}
 	for _, c := range batch {
 		c.unsure = true
+		c.perhaps = c.perhaps || c.existed
 	}
 }
 
@@ -326,6 +330,9 @@ func (r *resource) deliver(batch []*call, results []record.Result, rec *record.R
 			continue
 		}
 		if results[i].Verdict != record.Applied {
+			if results[i].Blocker.ID != "" {
+				results[i].Blocker.Resolve(rev) // it may be in the way since this very write
+			}
 			c.resolve(Outcome{}, &RefusedError{Verdict: results[i].Verdict, Blocker: results[i].Blocker, Record: rec,
 				Wait: results[i].Wait, Position: results[i].Position})
 			continue
@@ -334,7 +341,7 @@ func (r *resource) deliver(batch []*call, results []record.Result, rec *record.R
 			if rec == nil && c.existed && c.op.Kind == record.OpRelease {
 				r.hold = record.SmoothHold(r.hold, c.op.Hold) // no record is left to remember it
 			}
-			c.resolve(Outcome{Revision: rev, Existed: c.existed || c.unsure}, nil)
+			c.resolve(Outcome{Revision: rev, Existed: c.existed || c.perhaps}, nil)
 			continue
 		}
 		switch entry, st := standingOf(rec, &c.op); st {

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/lockfabric/lockfabric/coalesce"
+	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -152,7 +154,7 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 		if errors.Is(err, coalesce.ErrGone) {
 			// It may stand after all: the reads that said otherwise can be those of
 			// a deposed leader. Nothing may be left under a lease that lives.
-			s.engine.Forget(a.enc, sl.id, op.ID)
+			s.engine.Forget(a.enc, sl.id, op.ID, 0)
 		}
 		a.withdrawn(sl, op.ID, err)
 		sl.leave()
@@ -160,7 +162,7 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 	}
 	l := &Lock{s: s, slot: sl, key: a.key, enc: a.enc, entry: out.Entry, rev: out.Revision, failFast: a.req.failFast}
 	if err := a.begin(ctx, l, time.Since(started)); err != nil {
-		s.engine.Forget(a.enc, sl.id, op.ID)
+		s.engine.Forget(a.enc, sl.id, op.ID, out.Revision)
 		a.withdrawn(sl, op.ID, err)
 		sl.leave()
 		return nil, err
@@ -174,7 +176,7 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 	// the acquire waited, or this process slept, grants nothing.
 	if !sl.lease.Valid() || ended != nil || out.Entry.Revoked || !l.handOut(a) {
 		l.lose(ErrExpired)
-		s.engine.Forget(a.enc, sl.id, op.ID)
+		s.engine.Forget(a.enc, sl.id, op.ID, out.Revision)
 		a.withdrawn(sl, op.ID, errAgain)
 		return nil, errAgain
 	}
@@ -278,19 +280,14 @@ func (a *attempt) takeover(ctx context.Context, refused *coalesce.RefusedError) 
 	var dead []string
 	var stale *record.Entry
 	s := a.session
-	for _, e := range inTheWay(refused) {
-		id := e.Lease()
-		if _, local := s.local.Load(id); local || id == a.waitedID {
-			continue
-		}
-		st, err := s.observer.Check(ctx, id, e.TTL)
+	for _, look := range a.lookAt(ctx, inTheWay(refused)) {
 		switch {
-		case err != nil:
+		case look.err != nil:
 			return false, nil //nolint:nilerr // the refusal stands; nothing is known about the holder
-		case st.Dead:
-			dead = append(dead, id)
-		case st.Stale && stale == nil:
-			stale = &e
+		case look.state.Dead:
+			dead = append(dead, look.entry.Lease())
+		case (look.state.Stale || look.over) && stale == nil:
+			stale = &look.entry
 		}
 	}
 	if len(dead) == 0 && stale != nil && !a.req.noTakeover {
@@ -308,6 +305,39 @@ func (a *attempt) takeover(ctx context.Context, refused *coalesce.RefusedError) 
 	}
 	_, err := s.engine.Do(ctx, a.enc, record.Op{Kind: record.OpEvict, Leases: dead}, coalesce.Options{FailFast: a.req.failFast})
 	return err == nil, nil
+}
+
+// look is what was found out about one of those in the way.
+type look struct {
+	entry record.Entry
+	over  bool // its lease is one that this process has lost
+	state lease.State
+	err   error
+}
+
+// lookAt checks the leases of entries that may have been left behind, all at once:
+// a try would take a round trip for each of them otherwise.
+func (a *attempt) lookAt(ctx context.Context, entries []record.Entry) []look {
+	var looks []look
+	for _, e := range entries {
+		live, over := a.session.own(e.Lease()) // before it is checked: over ends with the tombstone
+		if !live && e.Lease() != a.waitedID {
+			looks = append(looks, look{entry: e, over: over})
+		}
+	}
+	check := func(l *look) {
+		l.state, l.err = a.session.observer.Check(ctx, l.entry.Lease(), l.entry.TTL)
+	}
+	if len(looks) == 1 {
+		check(&looks[0])
+		return looks
+	}
+	var wg sync.WaitGroup
+	for i := range looks {
+		wg.Go(func() { check(&looks[i]) })
+	}
+	wg.Wait()
+	return looks
 }
 
 // inTheWay returns one entry for each lease that a refusal may be due to.

@@ -80,10 +80,11 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 			c.withdrawn(err)
 		}
 	}()
-	opt := coalesce.Options{FailFast: l.failFast, Stop: l.Context().Done(), Queued: c.whenQueued()}
+	known := l.revision()
+	opt := coalesce.Options{FailFast: l.failFast, Stop: l.Context().Done(), Queued: c.whenQueued(), Known: known}
 	weaker := op.From.Covers(op.Mode)
 	if weaker {
-		opt = coalesce.Options{Detached: releaseTimeout}
+		opt = coalesce.Options{Detached: releaseTimeout, Known: known}
 	}
 	for n := 1; ; n++ {
 		out, err := l.s.engine.Do(ctx, l.enc, op, opt)
@@ -99,7 +100,7 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 			return l.Err()
 		}
 		if !sleep(ctx, min(time.Duration(n)*10*time.Millisecond, time.Second)) {
-			l.s.engine.Abandon(l.enc, op)
+			l.s.engine.Abandon(l.enc, op, known)
 			if weaker {
 				return fmt.Errorf("%w: %w", ErrUnconfirmed, ctx.Err())
 			}

@@ -140,9 +140,7 @@ func (l *Lock) IsValid(ctx context.Context) bool {
 	if l.Err() != nil {
 		return false
 	}
-	l.mu.Lock()
-	known := l.rev
-	l.mu.Unlock()
+	known := l.revision()
 	rec, rev, err := l.s.engine.Read(ctx, l.enc)
 	if err == nil && (rev == 0 || rev >= known) {
 		e, ok := find(rec, l.entry.ID)
@@ -217,7 +215,7 @@ func (l *Lock) Release(context.Context) error {
 }
 
 func (l *Lock) release() error {
-	out, err := l.s.engine.Do(context.Background(), l.enc, releaseOp(l), coalesce.Options{Detached: releaseTimeout})
+	out, err := l.s.engine.Do(context.Background(), l.enc, releaseOp(l), coalesce.Options{Detached: releaseTimeout, Known: l.revision()})
 	switch {
 	case err == nil && out.Existed:
 		return nil
@@ -226,7 +224,7 @@ func (l *Lock) release() error {
 	case !errors.Is(err, coalesce.ErrUnconfirmed):
 		// It ended for good, as on a record that can't be read and that somebody
 		// may restore with the entry in it.
-		l.s.engine.Forget(l.enc, l.slot.id, l.entry.ID)
+		l.s.engine.Forget(l.enc, l.slot.id, l.entry.ID, l.revision())
 	}
 	return fmt.Errorf("%w: lock %q: %w", ErrUnconfirmed, l.key, err)
 }
@@ -239,6 +237,13 @@ func releaseOp(l *Lock) record.Op {
 		op.Hold = time.Since(l.since)
 	}
 	return op
+}
+
+// revision is the newest at which the hold was seen in the record.
+func (l *Lock) revision() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.rev
 }
 
 // whyGone is why the entry is not in the record any more: it was evicted, if the
@@ -280,7 +285,7 @@ func (l *Lock) lose(reason error) {
 		// A revoked entry blocks until its holder lets go, and one that seems to be
 		// gone may stand: the reads that said so can be those of a deposed leader.
 		// Nothing may be left under a lease that lives.
-		l.s.engine.Forget(l.enc, l.slot.id, l.entry.ID)
+		l.s.engine.Forget(l.enc, l.slot.id, l.entry.ID, l.revision())
 	}
 	l.slot.drop(l)
 }

@@ -250,7 +250,9 @@ func WithMode(m Mode) RequestOption {
 
 // WithOwner gives the acquire an explicit identity, 1 to MaxOwnerLen bytes. An
 // owner that holds the lock, or waits for it, gets ErrAlreadyHeld instead of
-// waiting for itself. Without it every acquire is its own owner.
+// waiting for itself. An entry that it has left behind is seen to first, as by
+// TryAcquire: one that this manager has lost, or whose holder looks dead. Without
+// it every acquire is its own owner.
 func WithOwner(owner string) RequestOption {
 	return func(r *request) error {
 		if owner == "" {

@@ -11,6 +11,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
+
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 // Register is one key of a KV bucket of the user's that only accepts writes with
@@ -64,7 +66,11 @@ func (r *Register) read(ctx context.Context) (Fenced, string, error) {
 		return Fenced{}, "", nil
 	}
 	if err != nil {
-		return Fenced{}, "", fmt.Errorf("%w: register %q: %w", ErrUnavailable, r.key, err)
+		kind := ErrUnavailable
+		if kv.Unwritable(err) {
+			kind = ErrInvalidOption
+		}
+		return Fenced{}, "", fmt.Errorf("%w: register %q: %w", kind, r.key, err)
 	}
 	var env envelope
 	if err := json.Unmarshal(e.Value(), &env); err != nil || env.Version != 1 || env.Token == 0 || env.Write == "" {
@@ -81,7 +87,8 @@ func (r *Register) read(ctx context.Context) (Fenced, string, error) {
 // *StaleTokenError (ErrStaleToken), and nothing is written, if a later token has
 // written before. An unknown outcome is resolved by reading; when that is not
 // possible before ctx ends the error is ErrUnavailable and the write may have
-// happened: writing again with the same token is harmless.
+// happened: writing again with the same token is harmless. A key or a value that
+// the bucket never takes is ErrInvalidOption.
 func (r *Register) Write(ctx context.Context, token uint64, value []byte) (uint64, error) {
 	if token == 0 {
 		return 0, fmt.Errorf("%w: token 0 belongs to no hold", ErrInvalidOption)
@@ -98,7 +105,7 @@ func (r *Register) Write(ctx context.Context, token uint64, value []byte) (uint6
 	for n := 0; ; n++ {
 		was, id, err := r.read(ctx)
 		switch {
-		case errors.Is(err, ErrNotRegister):
+		case errors.Is(err, ErrNotRegister), errors.Is(err, ErrInvalidOption):
 			return 0, err
 		case err == nil && id == env.Write:
 			return was.Revision, nil
@@ -106,18 +113,24 @@ func (r *Register) Write(ctx context.Context, token uint64, value []byte) (uint6
 			return 0, &StaleTokenError{Token: token, Highest: was.Token}
 		case err == nil:
 			var rev uint64
-			if was.Revision == 0 {
-				rev, err = r.bucket.Create(ctx, r.key, encoded)
-			} else {
-				rev, err = r.bucket.Update(ctx, r.key, encoded, was.Revision)
-			}
-			if err == nil {
+			if rev, err = r.put(ctx, encoded, was.Revision); err == nil {
 				return rev, nil
 			}
+		}
+		if err != nil && kv.Unwritable(err) {
+			return 0, fmt.Errorf("%w: register %q: %w", ErrInvalidOption, r.key, err)
 		}
 		pause := min(time.Duration(n+1)*time.Millisecond, 100*time.Millisecond)
 		if !sleep(ctx, pause/2+rand.N(pause)) {
 			return 0, fmt.Errorf("%w: register %q: %w (%w)", ErrUnavailable, r.key, ctx.Err(), err)
 		}
 	}
+}
+
+// put writes over the value of the revision, 0 for none.
+func (r *Register) put(ctx context.Context, encoded []byte, rev uint64) (uint64, error) {
+	if rev == 0 {
+		return r.bucket.Create(ctx, r.key, encoded)
+	}
+	return r.bucket.Update(ctx, r.key, encoded, rev)
 }

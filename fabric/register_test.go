@@ -189,3 +189,30 @@ func TestRegisterFindsOutWhetherItWrote(t *testing.T) {
 		}
 	})
 }
+
+// What will never be written is an error at once, not one that is repeated until
+// the context ends, which may be never.
+func TestRegisterRefusesWhatCannotBeWritten(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		js := s.jetStream(t)
+		small, err := js.CreateKeyValue(waitContext(t), jetstream.KeyValueConfig{Bucket: fmt.Sprintf("users-%d", s.numbers.Add(1)), MaxValueSize: 500})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, c := range map[string]struct {
+			bucket jetstream.KeyValue
+			key    string
+			size   int
+		}{
+			"no key":                     {userBucket(t, s), "not a key", 10},
+			"larger than any message":    {userBucket(t, s), "k", 8 << 20},
+			"larger than the bucket has": {small, "k", 1000},
+		} {
+			ctx := waitContext(t)
+			_, err := fabric.NewRegister(c.bucket, c.key).Write(ctx, 5, bytes.Repeat([]byte("x"), c.size))
+			if !errors.Is(err, fabric.ErrInvalidOption) || errors.Is(err, fabric.ErrUnavailable) || ctx.Err() != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	})
+}

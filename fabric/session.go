@@ -39,7 +39,8 @@ type session struct {
 	stop     context.CancelFunc
 	ctx      context.Context // ends with the session; for its goroutines
 	wg       sync.WaitGroup  // added to under mu while ended is nil
-	local    sync.Map        // lease id -> struct{}: live leases of this process
+	local    sync.Map        // lease id -> *lease.Lease: live leases of this process
+	over     sync.Map        // lease id -> struct{}: its lost ones, without a tombstone yet
 	longest  atomic.Int64    // longest TTL noted
 	checking atomic.Bool
 
@@ -127,6 +128,17 @@ func (s *session) awaitReady(ctx context.Context, failFast bool) error {
 	case <-s.ctx.Done():
 		return s.why()
 	}
+}
+
+// own tells of a lease whether it is one of this process that lives, or one that it
+// has lost and whose tombstone is not known to be written yet.
+func (s *session) own(id string) (live, over bool) {
+	if le, ok := s.local.Load(id); ok {
+		live = le.(*lease.Lease).Valid() // the clock comes before the news of it
+		return live, !live
+	}
+	_, over = s.over.Load(id)
+	return false, over
 }
 
 func (s *session) why() error {
@@ -269,7 +281,7 @@ func (s *session) sweep(left []*Lock) {
 	for range min(64, len(left)) {
 		wg.Go(func() {
 			for l := range next {
-				_, _ = s.engine.Do(ctx, l.enc, releaseOp(l), coalesce.Options{FailFast: true})
+				_, _ = s.engine.Do(ctx, l.enc, releaseOp(l), coalesce.Options{FailFast: true, Known: l.revision()})
 			}
 		})
 	}

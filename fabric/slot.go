@@ -88,7 +88,7 @@ func (s *session) newSlot(ctx context.Context, t timing) (*slot, error) {
 	}
 	s.all[sl] = struct{}{}
 	s.mu.Unlock()
-	s.local.Store(sl.id, struct{}{})
+	s.local.Store(sl.id, le)
 	le.OnLost(sl.lost)
 	// So that a tombstone or a deletion by somebody else is seen at once.
 	sl.unwatch = s.leaseHub.Watch(sl.id, le.Saw)
@@ -157,6 +157,7 @@ func (sl *slot) drop(l *Lock) {
 
 // lost ends every hold under the lease.
 func (sl *slot) lost(err error) {
+	sl.s.over.Store(sl.id, struct{}{})
 	sl.s.local.Delete(sl.id)
 	sl.endHolds(lossReason(err))
 	sl.s.mu.Lock()
@@ -206,6 +207,7 @@ func (s *session) closeLease(le *lease.Lease) {
 		s.m.cfg.logger.Debug("lease not closed; it ends by itself", "lease", le.ID(), "error", err)
 		return
 	}
+	s.over.Delete(le.ID())
 	s.engine.DropLease(le.ID())
 }
 

@@ -181,6 +181,16 @@ func publishError(err error) error {
 	return fmt.Errorf("%w: %w", ErrUnknown, err)
 }
 
+// Unwritable reports whether err, of a write through any KV bucket, says that this
+// key or value can't be written, however often one tries.
+func Unwritable(err error) bool {
+	var api *jetstream.APIError
+	if errors.As(err, &api) {
+		return api.ErrorCode == codeMessageTooLarge || api.ErrorCode == codeHeaderTooLarge
+	}
+	return errors.Is(err, jetstream.ErrInvalidKey) || errors.Is(publishError(err), ErrRejected)
+}
+
 // parseAck reads a publish acknowledgement. The common one is scanned by hand,
 // because it stands on the path of every operation.
 func (b *Bucket) parseAck(data []byte, key string, rev uint64) (uint64, error) {

@@ -242,7 +242,7 @@ func (m *machine) isStill(rec *Record, rev uint64) bool {
 		return m.Empty()
 	}
 	same := func(was, is Entry) bool {
-		was.resolve(rev)
+		was.Resolve(rev)
 		return was.equal(&is)
 	}
 	return rec.Hold == m.Hold && slices.EqualFunc(rec.Holders, m.Holders, same) && slices.EqualFunc(rec.Waiters, m.Waiters, same)

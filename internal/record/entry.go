@@ -98,8 +98,8 @@ func (e Entry) OwnerID() string {
 // Lease is the id of the lease that this entry stands and falls with.
 func (e Entry) Lease() string { return LeaseOf(e.ID) }
 
-// resolve gives what is 0 and stands for the revision of the record that value, rev.
-func (e *Entry) resolve(rev uint64) {
+// Resolve gives what is 0 and stands for the revision of the record that value, rev.
+func (e *Entry) Resolve(rev uint64) {
 	if e.Token == 0 {
 		e.Token = rev
 	}

@@ -45,7 +45,7 @@ func (r *Record) Clone() *Record {
 func (r *Record) Resolve(rev uint64) {
 	for _, list := range [][]Entry{r.Holders, r.Waiters} {
 		for i := range list {
-			list[i].resolve(rev)
+			list[i].Resolve(rev)
 		}
 	}
 }
