@@ -89,7 +89,10 @@ func (c *call) resolve(out Outcome, err error) {
 // case the stored bytes are left as they are.
 func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) (Outcome, error) {
 	if opt.Detached > 0 {
-		ctx = e.ctx
+		// From the first request on, which may be waited for as long as the link makes it.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(e.ctx, opt.Detached)
+		defer cancel()
 	} else if err := ctx.Err(); err != nil {
 		return Outcome{}, err
 	}
@@ -132,22 +135,14 @@ func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) 
 	c.done = make(chan struct{})
 	r.mu.Unlock()
 
-	var limit <-chan time.Time
-	if opt.Detached > 0 {
-		t := time.NewTimer(opt.Detached)
-		defer t.Stop()
-		limit = t.C
-	}
 	for placed := c.placed; ; placed = nil {
 		select {
 		case <-placed:
 			c.reportPlace(opt.Queued)
-		case <-limit:
-			return r.giveUp(c, context.DeadlineExceeded)
 		case <-c.done:
 			return c.out, c.err
 		case <-ctx.Done():
-			if opt.Detached > 0 {
+			if e.ctx.Err() != nil && opt.Detached > 0 {
 				return r.giveUp(c, ErrClosed)
 			}
 			return r.giveUp(c, ctx.Err())

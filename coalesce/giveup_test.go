@@ -38,6 +38,33 @@ func inGated(t *testing.T, fn func(t *testing.T, e *Engine, g *gated)) {
 	})
 }
 
+// What is bounded is the call, and not what comes after its first request, which on a
+// slow link is waited for longer than that.
+func TestADetachedCallIsBoundedFromItsFirstRequestOn(t *testing.T) {
+	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
+		b.apply("k", acquireOp("L1.1"))
+		e.cfg.RTT.Observe(time.Minute)
+		b.mu.Lock()
+		b.fault = func(int) fault { return lose }
+		b.mu.Unlock()
+		const bound = time.Second
+		began := time.Now()
+		if _, err := e.Do(t.Context(), "k", releaseOp("L1.1"), Options{Detached: bound}); !errors.Is(err, ErrUnconfirmed) {
+			t.Errorf("ended with %v", err)
+		}
+		if took := time.Since(began); took != bound {
+			t.Errorf("it took %v, want %v", took, bound)
+		}
+		b.mu.Lock()
+		b.fault = nil
+		b.mu.Unlock()
+		time.Sleep(time.Minute)
+		if rec := b.record("k"); !rec.Empty() {
+			t.Errorf("a ghost holds: %+v", rec)
+		}
+	})
+}
+
 // A release whose caller gives up while nothing can even be read has written
 // nothing, and yet it must go on: the entry stands under a lease that lives.
 func TestReleaseThatWasNotWrittenYetGoesOn(t *testing.T) {

@@ -223,8 +223,11 @@ func (a *attempt) judge(ctx context.Context, err error) (again bool, final error
 	case errors.As(err, &refused):
 		return a.judgeRefusal(ctx, refused)
 	case ctx.Err() != nil:
-		if errors.Is(err, ctx.Err()) {
+		switch {
+		case errors.Is(err, ctx.Err()):
 			return false, err
+		case errors.Is(err, errAgain):
+			return false, ctx.Err()
 		}
 		return false, fmt.Errorf("%w (%w)", ctx.Err(), translate(err))
 	case errors.Is(err, errAgain), errors.Is(err, coalesce.ErrGone), errors.Is(err, coalesce.ErrStopped):

@@ -92,6 +92,10 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 			return l.converted(op, out, weaker, c)
 		}
 		if !errors.Is(err, coalesce.ErrGone) {
+			var refused *coalesce.RefusedError
+			if n > 1 && !errors.As(err, &refused) {
+				l.s.engine.Abandon(l.enc, op, known) // the engine knows of this attempt, not of those before
+			}
 			return l.notConverted(ctx, op, err)
 		}
 		// The hold is gone, or was revoked, or the reads that said so are those of a
