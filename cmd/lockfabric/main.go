@@ -127,13 +127,13 @@ func execute(args []string, stdout, stderr *os.File) int {
 }
 
 func newParser(c *cli, stdout, stderr io.Writer, more ...kong.Option) (*kong.Kong, error) {
-	return kong.New(c, append([]kong.Option{
+	return kong.New(c, append(append([]kong.Option{
 		kong.Name("lockfabric"),
 		kong.Description("Distributed locks on NATS JetStream."),
 		kong.Writers(stdout, stderr),
 		kong.UsageOnError(),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
-	}, more...)...)
+	}, textMappers()...), more...)...)
 }
 
 func (c *cli) validate() error {

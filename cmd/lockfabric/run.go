@@ -18,7 +18,7 @@ import (
 
 type runCmd struct {
 	Key           string            `arg:"" complete:"lock" help:"Name of the lock; '/' separates levels."`
-	Command       []string          `arg:"" name:"cmd" help:"Command to run, after '--'."`
+	Command       []string          `arg:"" name:"cmd" passthrough:"partial" help:"Command to run, best after '--', with its arguments; flags of lockfabric stand before it."`
 	Mode          string            `xor:"mode" placeholder:"IS|IX|S|SIX|U|X" complete:"IS,IX,S,SIX,U,X" help:"What else may be held beside it: X, the default, excludes all others, S those who write, U all but S and IS; IS, IX and SIX announce locks on parts."`
 	Shared        bool              `xor:"mode" help:"The same as --mode S: hold the lock together with others who do so, too."`
 	Wait          *time.Duration    `placeholder:"DURATION" help:"How long to wait for the lock; 0 only tries. Without it, as long as it takes. A holder that looks dead is observed for about its TTL on top."`
@@ -26,7 +26,7 @@ type runCmd struct {
 	TTL           time.Duration     `default:"30s" help:"How long the lock stays taken after the last sign of life. Under 15s a server's failover can cost the lock."`
 	KillAfter     time.Duration     `default:"10s" help:"Time from SIGTERM to SIGKILL when the lock is lost."`
 	Owner         string            `help:"Identity to hold the lock under; the same one can't take it twice. Each run is its own by default."`
-	Meta          map[string]string `placeholder:"KEY=VALUE" mapsep:"none" help:"Text that 'inspect' shows with the holder; can be repeated."`
+	Meta          map[string]string `placeholder:"KEY=VALUE" help:"Text that 'inspect' shows with the holder; can be repeated."`
 	NoTakeover    bool              `help:"When the time to wait is over, don't observe a holder that looks dead."`
 	NoProgress    bool              `help:"Don't tell on the terminal who is in the way while waiting."`
 }
@@ -41,6 +41,9 @@ func (*runCmd) Help() string {
 
 // Run holds the lock while the command runs.
 func (r *runCmd) Run(ctx context.Context, c *cli, s *streams) error {
+	if r.Command[0] == "--" { // what the parser passes through begins with it
+		r.Command = r.Command[1:]
+	}
 	if err := r.validate(); err != nil {
 		return err
 	}
@@ -90,7 +93,7 @@ func (r *runCmd) validate() error {
 		return usageError("run --mode=%s: give one of IS, IX, S, SIX, U, X", printable(r.Mode))
 	case r.KillAfter < 0:
 		return usageError("run --kill-after=%v: give 0 or more", r.KillAfter)
-	case r.Command[0] == "":
+	case len(r.Command) == 0 || r.Command[0] == "":
 		return usageError("run: the command is empty: give one after --")
 	}
 	return checkName(r.Key)
