@@ -45,6 +45,9 @@ func (c *cli) localPath() (string, error) {
 	if c.LocalDir != "" {
 		return c.LocalDir, nil
 	}
+	if c.given["local-dir"] {
+		return "", usageError("--local-dir is empty: name a directory, or leave it out")
+	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", usageError("no directory for the local server (%v): name one with --local-dir or LOCKFABRIC_DIR, or a server with --server", err)
