@@ -62,10 +62,13 @@ func (r *runCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = m.Close() }()
 	v := &supervisor{lock: lock, sigs: sigs, killAfter: r.KillAfter, log: s.log}
 	code, err := v.run(r.command(path, lock))
-	if rerr := lock.Release(ctx); rerr != nil && err == nil {
+	rerr := impatiently(sigs, func() error {
+		defer func() { _ = m.Close() }()
+		return lock.Release(ctx)
+	})
+	if rerr != nil && err == nil {
 		if errors.Is(rerr, fabric.ErrLost) {
 			err = rerr
 		} else {
@@ -108,7 +111,7 @@ func checkName(key string) error {
 // obtain connects and acquires. A signal that asks to end meanwhile is the
 // error then, and nothing is held.
 func (r *runCmd) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.Signal) (*fabric.Manager, *fabric.Lock, error) {
-	ctx, done := interruptible(ctx, sigs)
+	ctx, again, done := interruptible(ctx, sigs)
 	defer done()
 	m, err := c.connect(ctx, s, fabric.WithTTL(r.TTL), fabric.WithLabel(label(r.Command[0])))
 	if err != nil {
@@ -120,15 +123,27 @@ func (r *runCmd) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.
 	if !r.NoProgress && c.Output == "text" && s.status.usable() {
 		erase = startProgress(ctx, m, r.Key, s.status)
 	}
-	lock, err := r.acquire(ctx, m)
-	erase()
-	done()
-	if err == nil && ctx.Err() != nil {
-		_ = lock.Release(ctx)
+	var lock *fabric.Lock
+	err = unless(again, func() error {
+		l, err := r.acquire(ctx, m)
+		erase()
+		if err == nil {
+			if done(); ctx.Err() != nil { // what comes later is for the command
+				_ = l.Release(ctx)
+			}
+		}
+		if err != nil || ctx.Err() != nil {
+			err = r.explain(interrupted(ctx, errors.Join(err, ctx.Err())))
+			_ = m.Close()
+			return err
+		}
+		lock = l
+		return nil
+	})
+	if errors.Is(err, errGivenUp) {
+		return nil, nil, fmt.Errorf("%w, but no server has confirmed that: its place in the queue ends with its TTL", interrupted(ctx, err))
 	}
-	if err != nil || ctx.Err() != nil {
-		err = r.explain(interrupted(ctx, errors.Join(err, ctx.Err())))
-		_ = m.Close()
+	if err != nil {
 		return nil, nil, err
 	}
 	return m, lock, nil
@@ -198,30 +213,4 @@ func cannotRun(command string, err error) error {
 		code, what = exitNotFound, "was not found"
 	}
 	return &exitError{code: code, cause: fmt.Errorf("command %q %s: %w", command, what, err)}
-}
-
-// interruptible returns a context that a signal ends which asks to end, and a
-// function that stops looking. Signals after that stay in the channel.
-func interruptible(ctx context.Context, sigs <-chan os.Signal) (_ context.Context, done func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		select {
-		case sig := <-sigs:
-			cancel(&exitError{
-				code:  exitSignal + signalNumber(sig),
-				cause: fmt.Errorf("ended by signal %q while waiting: nothing is held", sig),
-			})
-		case <-stop:
-		}
-	}()
-	ended := false
-	return ctx, func() {
-		if !ended {
-			ended = true
-			close(stop)
-			<-stopped
-		}
-	}
 }
