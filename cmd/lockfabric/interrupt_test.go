@@ -3,6 +3,7 @@
 package main
 
 import (
+	"net"
 	"strings"
 	"syscall"
 	"testing"
@@ -59,5 +60,49 @@ func TestInsistingEndsTheWait(t *testing.T) {
 	p.exits(143)
 	if text := p.err.String(); !strings.Contains(text, "nothing is held, but no server has confirmed") || strings.Count(text, "\n") != 1 {
 		t.Errorf("stderr %q", text)
+	}
+}
+
+// A server that says nothing keeps nobody either: the client waits for it for seconds.
+func TestInterruptedWhileConnecting(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		args []string
+		code int
+	}{"run": {[]string{"run", "k", "--", "echo", "in"}, 143}, "watch": {[]string{"inspect", "--watch", "k"}, 0}} {
+		t.Run(name, func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			_, port, _ := net.SplitHostPort(l.Addr().String())
+			servers := "127.0.0.1:" + port + ",localhost:" + port
+			p := start(t, bare(t, append([]string{"--server", servers, "--timeout", "1h"}, tt.args...)...))
+			conn, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			p.signal(syscall.SIGTERM)
+			p.exits(tt.code)
+			// It has not gone on to the next server.
+			marker, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer marker.Close()
+			next, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer next.Close()
+			if next.RemoteAddr().String() != marker.LocalAddr().String() {
+				t.Error("it tried another server")
+			}
+			if text := p.err.String(); (text != "") != (tt.code != 0) {
+				t.Errorf("stderr %q", text)
+			}
+		})
 	}
 }
