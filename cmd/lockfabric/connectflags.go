@@ -21,7 +21,7 @@ import (
 // command in: a lockfabric under run would take that for its secret.
 type connection struct {
 	Server      string `placeholder:"URL" env:"LOCKFABRIC_SERVER" help:"NATS server, or several with commas: nats://host:4222. Without one, and without --context, a local server is started in the background."`
-	Context     string `placeholder:"NAME" env:"LOCKFABRIC_CONTEXT" help:"Context of the nats command that says which server to use and who to be there. --server and the credentials here win over it."`
+	Context     string `placeholder:"NAME" env:"LOCKFABRIC_CONTEXT" complete:"context" help:"Context of the nats command that says which server to use and who to be there. --server and the credentials here win over it."`
 	Creds       string `placeholder:"FILE" env:"LOCKFABRIC_CREDS" type:"path" help:"File with a user's JWT and key, as nsc makes it."`
 	NKey        string `name:"nkey" placeholder:"FILE" env:"LOCKFABRIC_NKEY" type:"path" help:"File with a user's nkey seed."`
 	User        string `env:"LOCKFABRIC_USER" help:"User name."`
