@@ -14,7 +14,7 @@ func TestArgumentsArePassedOnAsTheyAre(t *testing.T) {
 	t.Parallel()
 	args := []string{"caf\xe9", "\xff\xfe", "ä☃", "", "a,b", `c\,d`, " ", "-h", "--help", "--wait", "0", "--output=json", "--", "-x", "a\nb"}
 	want := strings.Join(args, "|") + "|"
-	print := []string{"sh", "-c", `for a; do printf '%s|' "$a"; done`, "sh"}
+	show := []string{"sh", "-c", `for a; do printf '%s|' "$a"; done`, "sh"}
 	for name, line := range map[string][]string{
 		"after dashes":      {"run", "k", "--"},
 		"without dashes":    {"run", "k"},
@@ -25,7 +25,7 @@ func TestArgumentsArePassedOnAsTheyAre(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			line = append([]string{"--fabric", fabricName(t)}, line...)
-			code, stdout, stderr := run(t, lockfabric(t, append(append(line, print...), args...)...))
+			code, stdout, stderr := run(t, lockfabric(t, append(append(line, show...), args...)...))
 			if code != 0 || strings.TrimSuffix(stdout, "\n") != want || stderr != "" {
 				t.Errorf("exit code %d, %q, want %q; stderr %q", code, stdout, want, stderr)
 			}

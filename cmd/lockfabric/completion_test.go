@@ -187,7 +187,7 @@ func TestCompletionInFish(t *testing.T) {
 		"lockfabric run k -- cat in": "inside",
 	} {
 		cmd := exec.Command(fish, "--no-config", "-c", `lockfabric completion fish | source; cd $HOME; complete -C $argv[1]`, words)
-		cmd.Env = append(bare(t).Env, "HOME="+dir, "PATH="+dir+":"+os.Getenv("PATH"))
+		cmd.Env = slices.Concat(bare(t).Env, []string{"HOME=" + dir, "PATH=" + dir + ":" + os.Getenv("PATH")})
 		out, err := cmd.CombinedOutput()
 		if got := strings.Join(strings.Fields(string(out)), " "); err != nil || got != want {
 			t.Errorf("%q: %q, %v, want %q", words, got, err, want)

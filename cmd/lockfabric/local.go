@@ -64,7 +64,9 @@ func (c *cli) localDir() (string, error) {
 	}
 	dir, err = filepath.Abs(dir)
 	if err == nil {
-		err = os.MkdirAll(dir, dirMode)
+		if err = os.MkdirAll(dir, dirMode); err != nil {
+			err = fmt.Errorf("%w: name another one with --local-dir or LOCKFABRIC_DIR, or a server with --server", err)
+		}
 	}
 	if err == nil {
 		err = checkPrivate(dir)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
@@ -208,9 +209,17 @@ func label(command string) string {
 }
 
 func cannotRun(command string, err error) error {
-	code, what := exitCannotRun, "can't be run"
-	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
+	code, what, advice := exitCannotRun, "can't be run", ""
+	var starting *os.PathError
+	switch {
+	case errors.Is(err, os.ErrNotExist) && errors.As(err, &starting) && starting.Op == "fork/exec": // it was there
+		code, advice = exitNotFound, ": look whether the interpreter that its first line names exists"
+	case errors.Is(err, exec.ErrNotFound), errors.Is(err, os.ErrNotExist):
 		code, what = exitNotFound, "was not found"
+	case errors.Is(err, exec.ErrDot):
+		advice = ": if that one is meant write ./" + command
+	case errors.Is(err, syscall.ENOEXEC):
+		advice = ": begin a script with a line such as #!/bin/sh"
 	}
-	return &exitError{code: code, cause: fmt.Errorf("command %q %s: %w", command, what, err)}
+	return &exitError{code: code, cause: fmt.Errorf("command %q %s: %w%s", command, what, err, advice)}
 }
