@@ -69,9 +69,9 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
-func startServer(t *testing.T) *embedded.Server {
+func startServer(t *testing.T, opts ...embedded.Option) *embedded.Server {
 	t.Helper()
-	srv, err := embedded.Start(testContext(t), embedded.WithTempStore(), embedded.WithSync(embedded.SyncInterval(time.Minute)))
+	srv, err := embedded.Start(testContext(t), append(opts, embedded.WithTempStore(), embedded.WithSync(embedded.SyncInterval(time.Minute)))...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -320,6 +320,11 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 	if again == nil {
 		return sc, nil
 	}
+	if !errors.Is(again, jetstream.ErrStreamNotFound) {
+		// Nobody knows: a server that went away meanwhile, for example. It is not
+		// for want of credentials.
+		return none, openError(name, again)
+	}
 	return none, fmt.Errorf("%w: bucket %s with %d replica(s): %w", ErrNoBucket, name, replicas, err)
 }
 

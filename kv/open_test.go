@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/internal/faultproxy"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -304,5 +305,42 @@ func TestBadConfigs(t *testing.T) {
 	}
 	if _, err := kv.Open(testContext(t), nc, kv.Config{Fabric: "f", Replicas: 3}); !errors.Is(err, kv.ErrNoBucket) {
 		t.Errorf("three replicas on one server: %v", err)
+	}
+}
+
+// A bucket that somebody else has made meanwhile exists: when the server goes away
+// before it is found, that is no matter of credentials, and trying again helps.
+func TestServerGoesAwayWhileBucketsAreMade(t *testing.T) {
+	srv := startServer(t, embedded.WithListen("127.0.0.1:0"))
+	proxy := faultproxy.New(t, srv.ClientURL())
+	nc, err := nats.Connect(proxy.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	create := proxy.HoldRequests(faultproxy.Subject("$JS.API.STREAM.CREATE.KV_f-locks"))
+	ctx, cancel := context.WithCancel(testContext(t))
+	defer cancel()
+	opened := make(chan error, 1)
+	go func() {
+		_, err := kv.Open(ctx, nc, kv.Config{Fabric: "f"})
+		opened <- err
+	}()
+	if err := create.Wait(ctx, 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kv.Open(ctx, dial(t, srv), kv.Config{Fabric: "f"}); err != nil {
+		t.Fatal(err)
+	}
+	lookup := proxy.DropRequests(faultproxy.Subject("$JS.API.STREAM.INFO.KV_f-locks"))
+	if err := create.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if err := lookup.Wait(ctx, 1); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-opened; !errors.Is(err, kv.ErrUnavailable) || errors.Is(err, kv.ErrNoBucket) {
+		t.Error(err)
 	}
 }

@@ -144,6 +144,12 @@ func (l *commandLine) values(v *kong.Value) []string {
 		return nil
 	case "lock":
 		return lockNames(l.global)
+	case "context":
+		dir, err := contextDir()
+		if err != nil {
+			return nil
+		}
+		return slices.DeleteFunc(contextNames(dir), func(name string) bool { return !plain(name) })
 	default:
 		return strings.Split(kind, ",")
 	}

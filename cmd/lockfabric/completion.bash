@@ -19,6 +19,7 @@ _lockfabric() {
     COMPREPLY=()
     while IFS= read -r found; do
         [[ -n $found ]] && COMPREPLY+=("${found#"$head"}")
-    done < <("${COMP_WORDS[0]}" complete -- "${words[@]}" 2>/dev/null)
+    # The name of the program is as it was typed.
+    done < <("${COMP_WORDS[0]/#\~\//$HOME/}" complete -- "${words[@]}" 2>/dev/null)
 }
 complete -o default -F _lockfabric lockfabric

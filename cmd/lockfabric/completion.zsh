@@ -2,7 +2,8 @@
 # zsh completion for lockfabric
 _lockfabric() {
     local -a found
-    found=(${(f)"$("${words[1]}" complete -- "${(@)words[2,CURRENT]}" 2>/dev/null)"})
+    # The name of the program is as it was typed.
+    found=(${(f)"$("${words[1]/#\~\//$HOME/}" complete -- "${(@)words[2,CURRENT]}" 2>/dev/null)"})
     if (( ${#found} )); then
         compadd -a found
     else

@@ -25,7 +25,9 @@ func completed(t *testing.T, line *exec.Cmd, words ...string) []string {
 	if err := os.WriteFile(filepath.Join(dir, "script"), script, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	words = append([]string{self(t)}, words...)
+	if words[0] != "~/lockfabric" {
+		words = append([]string{self(t)}, words...)
+	}
 	bash := exec.Command("bash", append([]string{"--norc", "-c", `source "$0" || exit 3
 COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
 _lockfabric || exit 4
@@ -47,7 +49,20 @@ func TestCompletionInBash(t *testing.T) {
 		}
 	}
 	line := bare(t)
-	line.Env = append(line.Env, "LOCKFABRIC_SERVER="+server.ClientURL(), "LOCKFABRIC_FABRIC="+fabricName(t))
+	home := t.TempDir()
+	contexts := filepath.Join(home, "nats", "context")
+	if err := os.MkdirAll(contexts, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"prod.json", "staging.json", "$(touch hacked).json", "notes.txt"} {
+		if err := os.WriteFile(filepath.Join(contexts, name), []byte("{}"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(self(t), filepath.Join(home, "lockfabric")); err != nil {
+		t.Fatal(err)
+	}
+	line.Env = append(line.Env, "LOCKFABRIC_SERVER="+server.ClientURL(), "LOCKFABRIC_FABRIC="+fabricName(t), "HOME="+home, "XDG_CONFIG_HOME="+home)
 	for _, tt := range []struct{ words, want string }{
 		{"in", "inspect"},
 		{"re", "release"},
@@ -71,10 +86,13 @@ func TestCompletionInBash(t *testing.T) {
 		{"--fabric nobodys inspect ", ""},
 		{"--fabric = nobodys inspect f", ""},
 		{"--server nats://127.0.0.1:1 inspect ", ""},
+		{"--context ", "prod staging"},
+		{"--context = p", "prod"},
 		{"--bogus inspect f", "films/a films/b:c"},
 		{"run k -- in", ""},
 		{"run k echo --w", ""},
 		{"nonsense ", ""},
+		{"~/lockfabric in", "inspect"},
 	} {
 		// ": " at the end: the cursor stands right after it.
 		words := strings.Split(tt.words, " ")
@@ -119,7 +137,7 @@ func TestCompletionScripts(t *testing.T) {
 	for shell, want := range map[string][]string{
 		"bash": {"complete -o default -F _lockfabric lockfabric\n"},
 		"zsh":  {"#compdef lockfabric\n", `complete -- "${(@)words[2,CURRENT]}"`, "compdef _lockfabric lockfabric\n"},
-		"fish": {"complete -c lockfabric -a '(__lockfabric_complete)'\n", "complete -- $before (commandline -ct)"},
+		"fish": {"complete -c lockfabric -f -a '(__lockfabric_complete)'\n", "complete -- $before (commandline -ct)"},
 	} {
 		code, stdout, stderr := run(t, bare(t, "completion", shell))
 		if code != 0 || stderr != "" {
@@ -142,5 +160,37 @@ func TestCompletionScripts(t *testing.T) {
 	}
 	if code, _, stderr := run(t, bare(t, "completion", "tcsh")); code != 64 || !strings.Contains(stderr, "bash") {
 		t.Errorf("exit code %d, %q", code, stderr)
+	}
+}
+
+// fish offers the files of the directory beside what a script says, unless that says
+// not to. (Where there is no fish, the test before this one has read the script.)
+func TestCompletionInFish(t *testing.T) {
+	t.Parallel()
+	fish, err := exec.LookPath("fish")
+	if err != nil {
+		return
+	}
+	dir := t.TempDir()
+	if err := os.Symlink(self(t), filepath.Join(dir, "lockfabric")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "inside"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for words, want := range map[string]string{
+		"lockfabric in":              "inspect",
+		"~/lockfabric in":            "inspect",
+		"lockfabric completion ":     "bash fish zsh",
+		"lockfabric --output=j":      "--output=json",
+		"lockfabric --creds in":      "inside",
+		"lockfabric run k -- cat in": "inside",
+	} {
+		cmd := exec.Command(fish, "--no-config", "-c", `lockfabric completion fish | source; cd $HOME; complete -C $argv[1]`, words)
+		cmd.Env = slices.Concat(bare(t).Env, []string{"HOME=" + dir, "PATH=" + dir + ":" + os.Getenv("PATH")})
+		out, err := cmd.CombinedOutput()
+		if got := strings.Join(strings.Fields(string(out)), " "); err != nil || got != want {
+			t.Errorf("%q: %q, %v, want %q", words, got, err, want)
+		}
 	}
 }

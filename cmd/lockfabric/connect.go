@@ -24,20 +24,28 @@ func (c *cli) connect(ctx context.Context, s *streams, opts ...fabric.Option) (*
 	limited, cancel := context.WithTimeout(guarded, c.Timeout)
 	defer cancel()
 	opts = append(opts, fabric.WithFabric(c.Fabric), fabric.WithLogger(s.log), fabric.WithNATS(c.welcome.options()...))
-	var m *fabric.Manager
-	open := func(ctx context.Context, servers string, o ...nats.Option) (err error) {
-		m, err = fabric.Connect(ctx, servers, append(opts[:len(opts):len(opts)], fabric.WithNATS(o...))...)
+	// The client does not stop to wait for a silent server when a context ends, and
+	// whoever has interrupted us does not wait for the client.
+	opened := make(chan *fabric.Manager, 1)
+	err = unless(guarded.Done(), func() error {
+		var m *fabric.Manager
+		open := func(ctx context.Context, servers string, o ...nats.Option) (err error) {
+			m, err = fabric.Connect(ctx, servers, append(opts[:len(opts):len(opts)], fabric.WithNATS(o...))...)
+			return err
+		}
+		var err error
+		if to.servers == "" {
+			err = c.connectLocal(limited, s, open)
+		} else {
+			err = open(limited, to.servers, to.options...)
+		}
+		opened <- m
 		return err
-	}
-	if to.servers == "" {
-		err = c.connectLocal(limited, s, open)
-	} else {
-		err = open(limited, to.servers, to.options...)
-	}
+	})
 	switch {
 	case err == nil:
 		c.welcome.opened()
-		return m, nil
+		return <-opened, nil
 	case ctx.Err() != nil:
 		return nil, interrupted(ctx, err)
 	case to.servers == "":

@@ -98,14 +98,21 @@ func loadContext(name string) (settings, error) {
 }
 
 func knownContexts(dir string) string {
-	files, _ := filepath.Glob(filepath.Join(dir, "*.json"))
-	if len(files) == 0 {
+	names := contextNames(dir)
+	if len(names) == 0 {
 		return "there are none in " + dir
 	}
-	for i, f := range files {
-		files[i] = strings.TrimSuffix(filepath.Base(f), ".json")
+	return "there are " + strings.Join(names, ", ")
+}
+
+func contextNames(dir string) (names []string) {
+	files, _ := os.ReadDir(dir)
+	for _, f := range files {
+		if name, ok := strings.CutSuffix(f.Name(), ".json"); ok {
+			names = append(names, name)
+		}
 	}
-	return "there are " + strings.Join(files, ", ")
+	return names
 }
 
 // decodeContext refuses settings that it doesn't know: they may say where to

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,7 +21,7 @@ import (
 // command in: a lockfabric under run would take that for its secret.
 type connection struct {
 	Server      string `placeholder:"URL" env:"LOCKFABRIC_SERVER" help:"NATS server, or several with commas: nats://host:4222. Without one, and without --context, a local server is started in the background."`
-	Context     string `placeholder:"NAME" env:"LOCKFABRIC_CONTEXT" help:"Context of the nats command that says which server to use and who to be there. --server and the credentials here win over it."`
+	Context     string `placeholder:"NAME" env:"LOCKFABRIC_CONTEXT" complete:"context" help:"Context of the nats command that says which server to use and who to be there. --server and the credentials here win over it."`
 	Creds       string `placeholder:"FILE" env:"LOCKFABRIC_CREDS" type:"path" help:"File with a user's JWT and key, as nsc makes it."`
 	NKey        string `name:"nkey" placeholder:"FILE" env:"LOCKFABRIC_NKEY" type:"path" help:"File with a user's nkey seed."`
 	User        string `env:"LOCKFABRIC_USER" help:"User name."`
@@ -33,6 +34,7 @@ type connection struct {
 	InboxPrefix string `placeholder:"SUBJECT" env:"LOCKFABRIC_INBOX_PREFIX" help:"Prefix of the subjects on which answers come, instead of _INBOX."`
 
 	given   map[string]bool // flags of the command line, without those of the environment
+	empty   []string        // those of them that have no text, such as an unset variable of a script
 	welcome *welcome        // of the connection that was made last
 }
 
@@ -42,14 +44,20 @@ func (c *connection) note(parsed *kong.Context) {
 	for _, p := range parsed.Path {
 		if p.Flag != nil && !p.Resolved {
 			c.given[p.Flag.Name] = true
+			if slices.Contains(connectingFlags, p.Flag.Name) && p.Flag.Target.Kind() == reflect.String && p.Flag.Target.String() == "" {
+				c.empty = append(c.empty, "--"+p.Flag.Name)
+			}
 		}
 	}
 }
 
+// connectingFlags say how to connect.
+var connectingFlags = []string{"server", "context", "creds", "nkey", "user", "password", "token", "tlscert", "tlskey", "tlsca", "tlsfirst", "inbox-prefix"}
+
 // connecting returns a flag that was given on the command line and says how to
 // connect, "" if there was none.
 func (c *connection) connecting() string {
-	for _, name := range []string{"server", "context", "creds", "nkey", "user", "password", "token", "tlscert", "tlskey", "tlsca", "tlsfirst", "inbox-prefix"} {
+	for _, name := range connectingFlags {
 		if c.given[name] {
 			return name
 		}
@@ -70,6 +78,9 @@ type target struct {
 // target returns the server that the flags, the environment and the context name
 // together, nil for the local one. Every error is of usage.
 func (c *connection) target() (*target, error) {
+	if len(c.empty) > 0 {
+		return nil, usageError("%s is empty: give a value, or leave it out", c.empty[0])
+	}
 	server, name := c.Server, c.Context
 	// The command line decides: a server of the environment must not replace that
 	// of the context which was asked for, nor the other way round.

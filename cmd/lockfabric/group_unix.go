@@ -82,7 +82,7 @@ func (g *group) watch() {
 		case ws.Stopped():
 			g.events <- event{signal: int(ws.StopSignal())}
 		case ws.Signaled():
-			g.events <- event{exited: true, code: exitSignal + int(ws.Signal())}
+			g.events <- event{exited: true, code: exitSignal + int(ws.Signal()), signal: int(ws.Signal())}
 			return
 		case ws.Exited():
 			g.events <- event{exited: true, code: ws.ExitStatus()}

@@ -89,7 +89,9 @@ type terminal struct{}
 
 func openTerminal(*group) *terminal { return nil }
 
-func (*terminal) close() {}
+func (*terminal) close(any) {}
+
+func terminalModes() any { return nil }
 
 // forward gives a console event to the group.
 func (v *supervisor) forward(os.Signal) { v.group.terminate() }

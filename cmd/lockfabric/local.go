@@ -45,6 +45,9 @@ func (c *cli) localPath() (string, error) {
 	if c.LocalDir != "" {
 		return c.LocalDir, nil
 	}
+	if c.given["local-dir"] {
+		return "", usageError("--local-dir is empty: name a directory, or leave it out")
+	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", usageError("no directory for the local server (%v): name one with --local-dir or LOCKFABRIC_DIR, or a server with --server", err)
@@ -61,7 +64,9 @@ func (c *cli) localDir() (string, error) {
 	}
 	dir, err = filepath.Abs(dir)
 	if err == nil {
-		err = os.MkdirAll(dir, dirMode)
+		if err = os.MkdirAll(dir, dirMode); err != nil {
+			err = fmt.Errorf("%w: name another one with --local-dir or LOCKFABRIC_DIR, or a server with --server", err)
+		}
 	}
 	if err == nil {
 		err = checkPrivate(dir)

@@ -312,6 +312,11 @@ func TestPrivateDirectory(t *testing.T) {
 	if code, _, stderr := run(t, m.command("ls")); code != 64 || !strings.Contains(stderr, "chmod 700") {
 		t.Errorf("exit code %d, %s", code, stderr)
 	}
+	// What can't be made, as in the home of a daemon that has none.
+	nowhere := bare(t, "--local-dir", filepath.Join(file(t, "plain", ""), "lf"), "ls")
+	if code, _, stderr := run(t, nowhere); code != 64 || !strings.Contains(stderr, "--server") || strings.Count(stderr, "\n") != 1 {
+		t.Errorf("a directory that can't be made: exit code %d, %s", code, stderr)
+	}
 	homeless := bare(t, "ls")
 	homeless.Env = append(homeless.Env, "HOME=")
 	if code, _, stderr := run(t, homeless); code != 64 || !strings.Contains(stderr, "--local-dir") {

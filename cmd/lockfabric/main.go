@@ -20,7 +20,8 @@
 // standard streams of run, and with LOCKFABRIC_KEY and LOCKFABRIC_TOKEN (the
 // fencing token) in its environment. Signals sent to run go to the group. When
 // CMD ends the lock is released and its exit code is passed on; what CMD left in
-// the background does not keep the lock.
+// the background does not keep the lock. When no server answers then, or when run is
+// to end while it waits, that takes some seconds; another signal cuts it short.
 //
 // When the lock is lost while CMD runs, its group gets SIGTERM, what is left of it
 // after --kill-after gets SIGKILL, and the exit code is 76 whatever CMD said.
@@ -44,7 +45,7 @@
 //	70       the result can't be written, or a defect of this program
 //	75       run: not acquired: held by others for the time given by --wait
 //	76       run: lost: the lock was lost while CMD ran
-//	77       the server refuses the credentials
+//	77       the server refuses the credentials, or a permission that locks need
 //	78       doctor: there is a problem (with --strict also a warning, or an unknown)
 //	126      run: CMD can't be executed
 //	127      run: CMD was not found
@@ -127,13 +128,13 @@ func execute(args []string, stdout, stderr *os.File) int {
 }
 
 func newParser(c *cli, stdout, stderr io.Writer, more ...kong.Option) (*kong.Kong, error) {
-	return kong.New(c, append([]kong.Option{
+	return kong.New(c, append(append([]kong.Option{
 		kong.Name("lockfabric"),
 		kong.Description("Distributed locks on NATS JetStream."),
 		kong.Writers(stdout, stderr),
 		kong.UsageOnError(),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
-	}, more...)...)
+	}, textMappers()...), more...)...)
 }
 
 func (c *cli) validate() error {

@@ -48,6 +48,8 @@ func message(err error) string {
 	for _, pkg := range []string{"fabric", "kv", "embedded"} {
 		text = strings.ReplaceAll(text, ": "+pkg+": ", ": ")
 	}
+	// Each of two packages has said it.
+	text = strings.ReplaceAll(text, ": invalid option: invalid option: ", ": invalid option: ")
 	return strings.TrimPrefix(text, ": ")
 }
 

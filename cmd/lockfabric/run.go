@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
@@ -18,7 +19,7 @@ import (
 
 type runCmd struct {
 	Key           string            `arg:"" complete:"lock" help:"Name of the lock; '/' separates levels."`
-	Command       []string          `arg:"" name:"cmd" help:"Command to run, after '--'."`
+	Command       []string          `arg:"" name:"cmd" passthrough:"partial" help:"Command to run, best after '--', with its arguments; flags of lockfabric stand before it."`
 	Mode          string            `xor:"mode" placeholder:"IS|IX|S|SIX|U|X" complete:"IS,IX,S,SIX,U,X" help:"What else may be held beside it: X, the default, excludes all others, S those who write, U all but S and IS; IS, IX and SIX announce locks on parts."`
 	Shared        bool              `xor:"mode" help:"The same as --mode S: hold the lock together with others who do so, too."`
 	Wait          *time.Duration    `placeholder:"DURATION" help:"How long to wait for the lock; 0 only tries. Without it, as long as it takes. A holder that looks dead is observed for about its TTL on top."`
@@ -26,7 +27,7 @@ type runCmd struct {
 	TTL           time.Duration     `default:"30s" help:"How long the lock stays taken after the last sign of life. Under 15s a server's failover can cost the lock."`
 	KillAfter     time.Duration     `default:"10s" help:"Time from SIGTERM to SIGKILL when the lock is lost."`
 	Owner         string            `help:"Identity to hold the lock under; the same one can't take it twice. Each run is its own by default."`
-	Meta          map[string]string `placeholder:"KEY=VALUE" mapsep:"none" help:"Text that 'inspect' shows with the holder; can be repeated."`
+	Meta          map[string]string `placeholder:"KEY=VALUE" help:"Text that 'inspect' shows with the holder; can be repeated."`
 	NoTakeover    bool              `help:"When the time to wait is over, don't observe a holder that looks dead."`
 	NoProgress    bool              `help:"Don't tell on the terminal who is in the way while waiting."`
 }
@@ -41,6 +42,9 @@ func (*runCmd) Help() string {
 
 // Run holds the lock while the command runs.
 func (r *runCmd) Run(ctx context.Context, c *cli, s *streams) error {
+	if r.Command[0] == "--" { // what the parser passes through begins with it
+		r.Command = r.Command[1:]
+	}
 	if err := r.validate(); err != nil {
 		return err
 	}
@@ -59,10 +63,13 @@ func (r *runCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = m.Close() }()
 	v := &supervisor{lock: lock, sigs: sigs, killAfter: r.KillAfter, log: s.log}
 	code, err := v.run(r.command(path, lock))
-	if rerr := lock.Release(ctx); rerr != nil && err == nil {
+	rerr := impatiently(sigs, func() error {
+		defer func() { _ = m.Close() }()
+		return lock.Release(ctx)
+	})
+	if rerr != nil && err == nil {
 		if errors.Is(rerr, fabric.ErrLost) {
 			err = rerr
 		} else {
@@ -90,7 +97,7 @@ func (r *runCmd) validate() error {
 		return usageError("run --mode=%s: give one of IS, IX, S, SIX, U, X", printable(r.Mode))
 	case r.KillAfter < 0:
 		return usageError("run --kill-after=%v: give 0 or more", r.KillAfter)
-	case r.Command[0] == "":
+	case len(r.Command) == 0 || r.Command[0] == "":
 		return usageError("run: the command is empty: give one after --")
 	}
 	return checkName(r.Key)
@@ -105,7 +112,7 @@ func checkName(key string) error {
 // obtain connects and acquires. A signal that asks to end meanwhile is the
 // error then, and nothing is held.
 func (r *runCmd) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.Signal) (*fabric.Manager, *fabric.Lock, error) {
-	ctx, done := interruptible(ctx, sigs)
+	ctx, again, done := interruptible(ctx, sigs)
 	defer done()
 	m, err := c.connect(ctx, s, fabric.WithTTL(r.TTL), fabric.WithLabel(label(r.Command[0])))
 	if err != nil {
@@ -117,15 +124,27 @@ func (r *runCmd) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.
 	if !r.NoProgress && c.Output == "text" && s.status.usable() {
 		erase = startProgress(ctx, m, r.Key, s.status)
 	}
-	lock, err := r.acquire(ctx, m)
-	erase()
-	done()
-	if err == nil && ctx.Err() != nil {
-		_ = lock.Release(ctx)
+	var lock *fabric.Lock
+	err = unless(again, func() error {
+		l, err := r.acquire(ctx, m)
+		erase()
+		if err == nil {
+			if done(); ctx.Err() != nil { // what comes later is for the command
+				_ = l.Release(ctx)
+			}
+		}
+		if err != nil || ctx.Err() != nil {
+			err = r.explain(interrupted(ctx, errors.Join(err, ctx.Err())))
+			_ = m.Close()
+			return err
+		}
+		lock = l
+		return nil
+	})
+	if errors.Is(err, errGivenUp) {
+		return nil, nil, fmt.Errorf("%w, but no server has confirmed that: its place in the queue ends with its TTL", interrupted(ctx, err))
 	}
-	if err != nil || ctx.Err() != nil {
-		err = r.explain(interrupted(ctx, errors.Join(err, ctx.Err())))
-		_ = m.Close()
+	if err != nil {
 		return nil, nil, err
 	}
 	return m, lock, nil
@@ -190,35 +209,17 @@ func label(command string) string {
 }
 
 func cannotRun(command string, err error) error {
-	code, what := exitCannotRun, "can't be run"
-	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
+	code, what, advice := exitCannotRun, "can't be run", ""
+	var starting *os.PathError
+	switch {
+	case errors.Is(err, os.ErrNotExist) && errors.As(err, &starting) && starting.Op == "fork/exec": // it was there
+		code, advice = exitNotFound, ": look whether the interpreter that its first line names exists"
+	case errors.Is(err, exec.ErrNotFound), errors.Is(err, os.ErrNotExist):
 		code, what = exitNotFound, "was not found"
+	case errors.Is(err, exec.ErrDot):
+		advice = ": if that one is meant write ./" + command
+	case errors.Is(err, syscall.ENOEXEC):
+		advice = ": begin a script with a line such as #!/bin/sh"
 	}
-	return &exitError{code: code, cause: fmt.Errorf("command %q %s: %w", command, what, err)}
-}
-
-// interruptible returns a context that a signal ends which asks to end, and a
-// function that stops looking. Signals after that stay in the channel.
-func interruptible(ctx context.Context, sigs <-chan os.Signal) (_ context.Context, done func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		select {
-		case sig := <-sigs:
-			cancel(&exitError{
-				code:  exitSignal + signalNumber(sig),
-				cause: fmt.Errorf("ended by signal %q while waiting: nothing is held", sig),
-			})
-		case <-stop:
-		}
-	}()
-	ended := false
-	return ctx, func() {
-		if !ended {
-			ended = true
-			close(stop)
-			<-stopped
-		}
-	}
+	return &exitError{code: code, cause: fmt.Errorf("command %q %s: %w%s", command, what, err, advice)}
 }

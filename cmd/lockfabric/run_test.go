@@ -28,6 +28,12 @@ func TestExitCodes(t *testing.T) {
 	if err := os.WriteFile(garbage, []byte("\x00\x01"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	orphan, plain := notRunnable+".orphan", notRunnable+".script"
+	for path, text := range map[string]string{orphan: "#!/no/such/interpreter\n", plain: "exit 0\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, tt := range []struct {
 		name   string
 		args   []string
@@ -44,6 +50,8 @@ func TestExitCodes(t *testing.T) {
 		{"not found by path", []string{"run", "k", "--", "./no-such-command"}, 127, "was not found"},
 		{"not runnable", []string{"run", "k", "--", notRunnable}, 126, "can't be run"},
 		{"no program", []string{"run", "k", "--", garbage}, 126, "can't be run"},
+		{"no interpreter", []string{"run", "k", "--", orphan}, 127, "can't be run: fork/exec " + orphan + ": no such file or directory: look whether the interpreter"},
+		{"script without #!", []string{"run", "k", "--", plain}, 126, "begin a script with"},
 		{"no command", []string{"run", "k"}, 64, "see 'lockfabric --help'"},
 		{"empty command", []string{"run", "k", "--", ""}, 64, "the command is empty"},
 		{"no arguments", nil, 64, "expected one of"},
@@ -62,7 +70,7 @@ func TestExitCodes(t *testing.T) {
 		{"empty name", []string{"run", "", "--", "true"}, 64, "name"},
 		{"name with a line feed", []string{"run", "a\nb", "--", "true"}, 64, "name"},
 		{"long name", []string{"inspect", strings.Repeat("x", 600)}, 64, "name"},
-		{"bad fabric", []string{"--fabric", "a b", "ls"}, 64, `fabric name "a b"`},
+		{"bad fabric", []string{"--fabric", "a b", "ls"}, 64, `lockfabric: invalid option: fabric name "a b"`},
 		{"long owner", []string{"run", "k", "--owner", strings.Repeat("x", 300), "--", "true"}, 64, "owner"},
 		{"much metadata", []string{"run", "k", "--meta", "a=" + strings.Repeat("x", 2000), "--", "true"}, 64, "metadata"},
 		{"unforced release", []string{"release", "k"}, 64, "add --force"},

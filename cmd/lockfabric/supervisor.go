@@ -26,15 +26,16 @@ type supervisor struct {
 	killAfter time.Duration
 	log       *slog.Logger
 
-	group *group
-	term  *terminal // nil without one
+	group     *group
+	term      *terminal // nil without one
+	signalled bool      // a signal ended the command
 }
 
 // event is a change of the command itself, the leader of its group.
 type event struct {
 	exited bool
 	code   int // of the exit, 128+n for signal n
-	signal int // that stopped it, if it has not exited
+	signal int // that stopped it, or ended it
 }
 
 // run starts the command and waits for it. The error is ErrLost when the lock was
@@ -46,12 +47,17 @@ func (v *supervisor) run(cmd *exec.Cmd) (code int, err error) {
 	// Before the start: what comes in between is for the command, and a stop that
 	// took us alone would leave it running under a lock that nobody renews.
 	signal.Notify(v.sigs, heeded(forwarded)...)
+	modes := terminalModes() // before the command can change them
 	if v.group, err = startGroup(cmd); err != nil {
 		return 0, err
 	}
 	v.term = openTerminal(v.group)
-	defer v.term.close()
-	return v.wait()
+	code, err = v.wait()
+	if !v.signalled {
+		modes = nil // it has set the terminal as it wanted it
+	}
+	v.term.close(modes)
+	return code, err
 }
 
 func (v *supervisor) wait() (code int, err error) {
@@ -71,7 +77,7 @@ func (v *supervisor) wait() (code int, err error) {
 				v.stopped(e)
 				continue
 			}
-			events, code = nil, e.code
+			events, code, v.signalled = nil, e.code, e.signal != 0
 			if err := v.lock.Err(); err == nil || killed {
 				return code, err
 			}

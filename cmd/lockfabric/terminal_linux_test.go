@@ -211,6 +211,29 @@ func TestTerminalStop(t *testing.T) {
 	c.exits(0)
 }
 
+// A command that is killed leaves the terminal as it was before; one that ends by
+// itself leaves it as it wants it.
+func TestTerminalModes(t *testing.T) {
+	t.Parallel()
+	for end, want := range map[string]struct {
+		code   string
+		cooked bool
+	}{"kill -KILL $$": {"137", true}, "exit 3": {"3", false}} {
+		c := shell(t, lockfabric(t, "run", "k", "--", "sh", "-c", "stty -icanon min 1; echo in; "+end), "")
+		c.expect("in")
+		c.expect("code " + want.code)
+		modes, err := unix.IoctlGetTermios(int(c.user.Fd()), unix.TCGETS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cooked := modes.Lflag&unix.ICANON != 0; cooked != want.cooked {
+			t.Errorf("after %q: lines are edited: %v, want %v", end, cooked, want.cooked)
+		}
+		c.keys("exit 0\n")
+		c.exits(0)
+	}
+}
+
 // A run that was stopped for longer than its lease has lost the lock: its
 // command must not go on.
 func TestTerminalStopPastTheLease(t *testing.T) {

@@ -63,11 +63,33 @@ func (t *terminal) lend() bool { return t.foreground() == t.own && t.set(t.group
 // takeBack reports whether the command had the terminal.
 func (t *terminal) takeBack() bool { return t.foreground() == t.group.pid && t.set(t.own) }
 
-func (t *terminal) close() {
-	if t != nil {
-		t.takeBack()
-		_ = t.file.Close()
+// close takes the terminal back, and sets it as it was if there are modes to set: a
+// command that was killed could not do so, and the shell does it only for those
+// whose end by a signal it sees.
+func (t *terminal) close(modes *term.State) {
+	if t == nil {
+		return
 	}
+	t.takeBack()
+	if modes != nil && t.foreground() == t.own {
+		_ = term.Restore(int(t.file.Fd()), modes)
+	}
+	_ = t.file.Close()
+}
+
+// terminalModes returns how the terminal is set: no echo, for example. It is nil
+// when there is none or somebody else is using it.
+func terminalModes() *term.State {
+	f, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = f.Close() }()
+	modes, err := term.GetState(int(f.Fd()))
+	if err != nil || !inForeground(f) {
+		return nil
+	}
+	return modes
 }
 
 // forward gives a signal to the group.

@@ -1,0 +1,83 @@
+//go:build unix
+
+package main
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+// The command gets its arguments as they were given: names of files are bytes, and
+// what looks like a flag of ours is one of the command's, once that has begun.
+func TestArgumentsArePassedOnAsTheyAre(t *testing.T) {
+	t.Parallel()
+	args := []string{"caf\xe9", "\xff\xfe", "ä☃", "", "a,b", `c\,d`, " ", "-h", "--help", "--wait", "0", "--output=json", "--", "-x", "a\nb"}
+	want := strings.Join(args, "|") + "|"
+	show := []string{"sh", "-c", `for a; do printf '%s|' "$a"; done`, "sh"}
+	for name, line := range map[string][]string{
+		"after dashes":      {"run", "k", "--"},
+		"without dashes":    {"run", "k"},
+		"dashes at first":   {"run", "--", "k"},
+		"flags before":      {"run", "--wait", "0", "k"},
+		"flags in between":  {"run", "k", "--wait", "0", "--owner", "o"},
+		"flags, and dashes": {"run", "k", "--wait", "0", "--"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			line = append([]string{"--fabric", fabricName(t)}, line...)
+			code, stdout, stderr := run(t, lockfabric(t, append(append(line, show...), args...)...))
+			if code != 0 || strings.TrimSuffix(stdout, "\n") != want || stderr != "" {
+				t.Errorf("exit code %d, %q, want %q; stderr %q", code, stdout, want, stderr)
+			}
+		})
+	}
+}
+
+// Two names that differ are two locks: what is no UTF-8 is refused, and not made
+// into something else that is.
+func TestTextsThatAreNoUTF8(t *testing.T) {
+	t.Parallel()
+	for want, args := range map[string][]string{
+		"name":     {"run", "caf\xe9", "--", "echo", "in"},
+		"owner":    {"run", "k", "--owner", "caf\xe9", "--", "echo", "in"},
+		"metadata": {"run", "k", "--meta", "a=caf\xe9", "--", "echo", "in"},
+	} {
+		code, stdout, stderr := run(t, lockfabric(t, args...))
+		if code != 64 || stdout != "" || !strings.Contains(stderr, want) || !strings.Contains(stderr, "UTF-8") {
+			t.Errorf("%q: exit code %d, %q, %q", args, code, stdout, stderr)
+		}
+	}
+	// The file is found, and has nothing in it.
+	path := file(t, "caf\xe9", "")
+	for flag, want := range map[string]string{"--creds": "credentials", "--tlsca": "no certificate in PEM"} {
+		if code, _, stderr := run(t, bare(t, "--server", "127.0.0.1:1", flag, path, "ls")); code != 64 || !strings.Contains(stderr, want) || strings.Contains(stderr, "no such file") {
+			t.Errorf("%s: exit code %d, %q", flag, code, stderr)
+		}
+	}
+}
+
+// An empty variable of a script must not move the lock to the local server, nor
+// make somebody else of us.
+func TestEmptyFlags(t *testing.T) {
+	t.Parallel()
+	m := freshMachine(t)
+	for _, flag := range []string{"server", "context", "creds", "nkey", "user", "password", "token", "tlscert", "tlskey", "tlsca", "inbox-prefix", "local-dir"} {
+		for _, args := range [][]string{{"--" + flag, ""}, {"--" + flag + "="}} {
+			if !slices.Contains([]string{"server", "context", "local-dir"}, flag) {
+				args = append(args, "--server", server.ClientURL())
+			}
+			code, stdout, stderr := run(t, m.command(append(args, "run", "k", "--", "echo", "in")...))
+			if code != 64 || stdout != "" || !strings.Contains(stderr, "--"+flag+" is empty: ") || strings.Count(stderr, "\n") != 1 {
+				t.Errorf("%q: exit code %d, %q, %q", args, code, stdout, stderr)
+			}
+		}
+	}
+	if _, err := m.state(); err == nil {
+		t.Error("a local server was started")
+	}
+	// A variable that is empty is as good as none, as documented, and a flag without
+	// a value is none.
+	if code, _, stderr := run(t, bare(t, "--server")); code != 64 || !strings.Contains(stderr, "--server: give a value") {
+		t.Errorf("exit code %d, %q", code, stderr)
+	}
+}

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+
+	"github.com/alecthomas/kong"
+)
+
+// textMappers read texts as they were given. Those of kong go through JSON, which
+// replaces every byte that is no UTF-8: the command under run would get the name of
+// another file, and two names of locks would become one.
+func textMappers() []kong.Option {
+	text := func(decode func(text string, target reflect.Value) error) kong.Mapper {
+		return kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
+			if ctx.Scan.Peek().IsEOL() {
+				return errors.New("give a value")
+			}
+			token, err := ctx.Scan.PopValue("string")
+			if err != nil {
+				return err
+			}
+			return decode(fmt.Sprint(token.Value), target)
+		})
+	}
+	return []kong.Option{
+		kong.KindMapper(reflect.String, text(func(text string, target reflect.Value) error {
+			target.SetString(text)
+			return nil
+		})),
+		kong.NamedMapper("path", text(func(text string, target reflect.Value) error {
+			if text != "" { // which is not the present directory
+				text = kong.ExpandPath(text)
+			}
+			target.SetString(text)
+			return nil
+		})),
+		kong.TypeMapper(reflect.TypeFor[map[string]string](), text(func(text string, target reflect.Value) error {
+			key, value, ok := strings.Cut(text, "=")
+			if !ok {
+				return fmt.Errorf("expected KEY=VALUE but got %q", text)
+			}
+			if target.IsNil() {
+				target.Set(reflect.MakeMap(target.Type()))
+			}
+			target.SetMapIndex(reflect.ValueOf(key), reflect.ValueOf(value))
+			return nil
+		})),
+	}
+}
