@@ -145,7 +145,7 @@ func TestInteractiveCommand(t *testing.T) {
 func TestTerminalIsLentAtOnce(t *testing.T) {
 	t.Parallel()
 	c := newConsole(t, lockfabric(t, "run", "k", "--", "sh", "-c",
-		`while set -- $(cat /proc/$$/stat); [ "$5" != "$8" ]; do sleep 0.01; done; echo foreground`))
+		inFront+"echo foreground"))
 	c.expect("foreground")
 	c.exits(0)
 }
@@ -162,6 +162,10 @@ func TestTerminalIsLentInAPipeline(t *testing.T) {
 	c.exits(0)
 }
 
+// inFront is what a shell's script begins with to wait until it has the terminal: what
+// is typed before goes to run, or gets lost.
+const inFront = `while set -- $(cat /proc/$$/stat); [ "$5" != "$8" ]; do sleep 0.01; done; `
+
 // ^C at the terminal reaches the command once, and what it makes of it counts.
 func TestTerminalInterrupt(t *testing.T) {
 	t.Parallel()
@@ -175,7 +179,7 @@ func TestTerminalInterrupt(t *testing.T) {
 // ^Z where no shell could ever continue us is not honoured.
 func TestTerminalStopWithoutShell(t *testing.T) {
 	t.Parallel()
-	c := newConsole(t, lockfabric(t, "run", "k", "--", "sh", "-c", `echo in; read x; echo "got <$x>"`))
+	c := newConsole(t, lockfabric(t, "run", "k", "--", "sh", "-c", inFront+`echo in; read x; echo "got <$x>"`))
 	c.expect("in")
 	c.keys("\x1a")
 	c.keys("on\n")
@@ -199,7 +203,7 @@ func shell(t *testing.T, run *exec.Cmd, redirect string) *console {
 // continues both with the terminal.
 func TestTerminalStop(t *testing.T) {
 	t.Parallel()
-	c := shell(t, lockfabric(t, "run", "k", "--", "sh", "-c", `echo in; read x; echo "got <$x>"; exit 4`), "")
+	c := shell(t, lockfabric(t, "run", "k", "--", "sh", "-c", inFront+`echo in; read x; echo "got <$x>"; exit 4`), "")
 	c.expect("in")
 	c.keys("\x1a")
 	c.expect("code 147") // 128 + SIGSTOP
@@ -234,11 +238,24 @@ func TestTerminalModes(t *testing.T) {
 	}
 }
 
+// A command that asks for the terminal while it is being lent to it goes on: there is
+// nobody else to wait for.
+func TestTerminalIsLentToWhoHasIt(t *testing.T) {
+	t.Parallel()
+	c := shell(t, lockfabric(t, "run", "k", "--", "sh", "-c",
+		inFront+"kill -TTIN $$; kill -TTOU $$; echo went on; exit 4"), "")
+	if text := c.expect("code "); !strings.Contains(text, "went on") || !strings.Contains(text, "code 4") {
+		t.Errorf("%q", text)
+	}
+	c.keys("exit 0\n")
+	c.exits(0)
+}
+
 // A run that was stopped for longer than its lease has lost the lock: its
 // command must not go on.
 func TestTerminalStopPastTheLease(t *testing.T) {
 	t.Parallel()
-	c := shell(t, lockfabric(t, "run", "k", "--ttl", "1s", "--", "sh", "-c", `trap "echo went on" CONT; echo in; read x; echo "went on"`), "")
+	c := shell(t, lockfabric(t, "run", "k", "--ttl", "1s", "--", "sh", "-c", inFront+`trap "echo went on" CONT; echo in; read x; echo "went on"`), "")
 	c.expect("in")
 	c.keys("\x1a")
 	c.expect("code 147")

@@ -12,8 +12,10 @@ import (
 	"golang.org/x/term"
 )
 
-// continued is how long to wait for word of the SIGCONT that ended a stop.
-const continued = 100 * time.Millisecond
+// continued is how long to wait for word of the SIGCONT that ended a stop. It counts
+// from before the stop, which on a busy machine can be a while after it was asked for;
+// whoever goes on by then would be stopped behind a command that has been continued.
+const continued = 10 * time.Second
 
 // terminal is the controlling terminal, which belongs to one process group at a
 // time: ours, as the shell gave it to us, or the command's.
@@ -26,8 +28,8 @@ type terminal struct {
 
 // openTerminal returns nil when there is no terminal. It lends the terminal to
 // the command if nobody else uses it; in a pipeline, where a pager may read keys
-// from it, only when the command asks for it. The command may have asked by now,
-// and been stopped, so it is continued.
+// from it, only when the command asks for it. One that has asked by now is stopped, and
+// the event of that finds it with the terminal.
 func openTerminal(g *group) *terminal {
 	f, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
@@ -38,8 +40,8 @@ func openTerminal(g *group) *terminal {
 	// To take it back from the background would stop us. Not before the command
 	// has been started, which would inherit it.
 	signal.Ignore(unix.SIGTTOU)
-	if t.eager && t.lend() {
-		g.signal(unix.SIGCONT)
+	if t.eager {
+		t.lend()
 	}
 	return t
 }
@@ -56,12 +58,15 @@ func (t *terminal) set(pgrp int) bool {
 	return unix.IoctlSetPointerInt(int(t.file.Fd()), unix.TIOCSPGRP, pgrp) == nil
 }
 
+// lent reports whether the command has the terminal.
+func (t *terminal) lent() bool { return t.foreground() == t.group.pid }
+
 // lend gives the terminal to the command, if it is ours to give: a run in the
 // background of a shell has none.
 func (t *terminal) lend() bool { return t.foreground() == t.own && t.set(t.group.pid) }
 
 // takeBack reports whether the command had the terminal.
-func (t *terminal) takeBack() bool { return t.foreground() == t.group.pid && t.set(t.own) }
+func (t *terminal) takeBack() bool { return t.lent() && t.set(t.own) }
 
 // close takes the terminal back, and sets it as it was if there are modes to set: a
 // command that was killed could not do so, and the shell does it only for those
@@ -105,15 +110,15 @@ func (v *supervisor) forward(sig os.Signal) {
 }
 
 // stopped deals with a command that was stopped. If it asked for the terminal it
-// gets it. Otherwise the user has stopped it from there, and we stop too, so
-// that the shell notices. Without a terminal nothing is done: who stopped it will
-// continue it, and the lock is kept.
+// gets it, if it has not got it in the meantime. Otherwise the user has stopped it
+// from there, and we stop too, so that the shell notices. Without a terminal nothing
+// is done: who stopped it will continue it, and the lock is kept.
 func (v *supervisor) stopped(e event) {
 	if v.term == nil {
 		return
 	}
 	asked := e.signal == int(unix.SIGTTIN) || e.signal == int(unix.SIGTTOU)
-	if asked && v.term.lend() {
+	if asked && (v.term.lent() || v.term.lend()) {
 		v.group.signal(unix.SIGCONT)
 		return
 	}
