@@ -77,6 +77,7 @@ type Lease struct {
 type try struct {
 	sent      time.Duration // on the holder's clock, for the validity
 	abandoned time.Time     // when it was sent, for the estimate, once it was given up
+	free      bool          // sent before Limit, and not counted
 }
 
 // Create writes a new lease. Errors are retried under fresh ids until the
