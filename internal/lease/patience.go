@@ -31,12 +31,12 @@ type silence int
 // context of the caller and a limit of its own.
 func (n *silence) took(ctx context.Context, cfg *Config, sent time.Time, read bool, err error) {
 	switch {
-	case err == nil && read:
-		*n = 0
-		cfg.RTT.ObserveRead(time.Since(sent))
-	case err == nil, errors.Is(err, kv.ErrConflict), errors.Is(err, kv.ErrBusy):
+	case err == nil && !read:
 		*n = 0
 		cfg.RTT.Observe(time.Since(sent))
+	case err == nil, errors.Is(err, kv.ErrConflict), errors.Is(err, kv.ErrBusy):
+		*n = 0
+		cfg.RTT.ObserveQuick(time.Since(sent))
 	case ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded):
 		*n++
 		cfg.RTT.TimedOut()

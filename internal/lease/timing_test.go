@@ -10,6 +10,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/rtt"
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 // setLink has every answer take what trip says. A request arrives at once, also
@@ -216,6 +217,25 @@ func TestRenewalsAreMeasured(t *testing.T) {
 		time.Sleep(time.Minute)
 		if link.Timeouts() != 2 || !l.Valid() {
 			t.Errorf("%d timeouts, %v", link.Timeouts(), l.Err())
+		}
+	})
+}
+
+// Refusals come at once, whatever a write takes that is accepted.
+func TestRefusedRenewalsAreNotMeasured(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBucket()
+		link := measured(600 * ms)
+		b.hooks(func(n int, _ write) fault {
+			if n%10 != 0 {
+				return fault{err: kv.ErrBusy}
+			}
+			return fault{slow: 600 * ms}
+		}, nil)
+		create(t, b, lease.Config{AutoRenew: true, RTT: link})
+		time.Sleep(10 * time.Minute)
+		if mean, _ := link.RTT(); mean < 590*ms {
+			t.Errorf("mean %v", mean)
 		}
 	})
 }
