@@ -121,3 +121,34 @@ func TestLimitEndsWhatIsUnderWay(t *testing.T) {
 		}
 	})
 }
+
+// Once the watch has shown that an earlier attempt renewed the lease, the answer to a
+// later one is not waited for: it can only be a conflict, and the next may be due.
+func TestAnswersThatCannotMatterAreNotWaitedFor(t *testing.T) {
+	for name, f := range map[string]struct{ write, read fault }{
+		"to a write": {write: fault{slow: 20 * sec}, read: fault{err: kv.ErrUnavailable}},
+		"to a read":  {read: fault{delay: 20 * sec}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBucket()
+				link := measured(8 * sec) // a request is waited for as long
+				l := create(t, b, lease.Config{TTL: 5 * time.Minute, MaxRenewals: 5, RTT: link})
+				b.hooks(func(n int, _ write) fault {
+					if n == 1 {
+						return fault{mute: true}
+					}
+					return f.write
+				}, func(int, string) fault { return f.read })
+				start := time.Now()
+				time.AfterFunc(12*sec, func() { l.Saw(b.get(l.ID())) })
+				if err := l.Renew(t.Context()); err != nil || time.Since(start) != 12*sec {
+					t.Errorf("%v after %v", err, time.Since(start))
+				}
+				if l.Renewals() != 1 || link.Timeouts() != 1 {
+					t.Errorf("%d renewals, %d timeouts", l.Renewals(), link.Timeouts())
+				}
+			})
+		})
+	}
+}

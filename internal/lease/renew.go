@@ -173,9 +173,12 @@ func (l *Lease) attempt(ctx context.Context, unanswered *silence) error {
 	// see this attempt earlier than that.
 	started := time.Now()
 	l.attempts[info.Nonce] = try{sent: l.cfg.Clock.Now()}
+	actx, moot := context.WithCancel(ctx)
+	defer moot()
+	l.asked, l.moot = info.Nonce, moot
 	l.mu.Unlock()
 
-	wctx, cancel := l.bounded(ctx, *unanswered)
+	wctx, cancel := l.bounded(actx, *unanswered)
 	rev, err := l.b.Update(wctx, l.who.ID, value, base, gcAfter(l.cfg.TTL))
 	cancel()
 	unanswered.took(ctx, &l.cfg, started, false, err)
@@ -192,7 +195,7 @@ func (l *Lease) attempt(ctx context.Context, unanswered *silence) error {
 	}
 	// A conflict can be with an attempt of ours whose answer was lost.
 	started = time.Now()
-	rctx, cancel := l.bounded(ctx, *unanswered)
+	rctx, cancel := l.bounded(actx, *unanswered)
 	defer cancel()
 	e, readErr := l.b.Get(rctx, l.who.ID)
 	unanswered.took(ctx, &l.cfg, started, true, readErr)
@@ -215,7 +218,7 @@ func (l *Lease) gaveUp(nonce string, started time.Time, base uint64) (renewed bo
 	}
 	a := l.attempts[nonce]
 	a.abandoned = started
-	l.attempts[nonce] = a
+	l.attempts[nonce], l.asked = a, ""
 	return false
 }
 
@@ -290,6 +293,9 @@ func (l *Lease) adoptLocked(nonce string, rev uint64) {
 	l.rev = rev
 	// All the others were at the revision before and can not commit any more.
 	clear(l.attempts)
+	if l.moot != nil && l.asked != nonce {
+		l.moot() // the next renewal may be due already
+	}
 	// First the clock: the deadline may have passed while the answer was on its
 	// way, and then nothing is revived.
 	if !l.checkLocked() || !ok {
