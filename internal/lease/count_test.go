@@ -152,3 +152,22 @@ func TestAnswersThatCannotMatterAreNotWaitedFor(t *testing.T) {
 		})
 	}
 }
+
+// A value that was the lease's once, and that somebody puts back, is not a renewal.
+func TestAnOldValueIsNotOurs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBucket()
+		l := create(t, b, lease.Config{})
+		for range 2 {
+			time.Sleep(sec)
+			if err := l.Renew(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.put(l.ID(), b.committed()[1].Value)
+		l.Saw(b.get(l.ID()))
+		if !errors.Is(l.Err(), lease.ErrDead) {
+			t.Errorf("reason %v", l.Err())
+		}
+	})
+}
