@@ -229,6 +229,21 @@ func TestUnansweredRequestsBackOff(t *testing.T) {
 		if got := e.cfg.RTT.Timeouts(); got != 5 {
 			t.Errorf("%d timeouts counted", got)
 		}
+		// The key was answered at last, so it begins anew.
+		first := len(l.sent)
+		l.bucket.fault = func(n int) fault {
+			if n == 48 {
+				return lose
+			}
+			return pass
+		}
+		l.mu.Unlock()
+		out, err := e.Do(t.Context(), "k20", acquireOp("L1.99"), Options{})
+		l.mu.Lock()
+		must(t, out, err)
+		if got := l.sent[first+1].Sub(l.sent[first]); got < 250*time.Millisecond || got > 300*time.Millisecond {
+			t.Errorf("given up after %v", got)
+		}
 	})
 }
 
