@@ -249,7 +249,7 @@ func (e *Engine) Read(ctx context.Context, key string) (*record.Record, uint64, 
 	r := e.resource(key)
 	defer e.done(r)
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		err := r.read(ctx, r.readLimit())
+		err := r.read(ctx, false)
 		if err == nil {
 			r.mu.Lock()
 			defer r.mu.Unlock()

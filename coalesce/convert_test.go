@@ -278,6 +278,7 @@ func TestRule9_BlockedConverterEvictsTheDead(t *testing.T) {
 		o.kill("D2")
 		got := <-up
 		must(t, got.out, got.err)
+		synctest.Wait()
 		if n := o.observed(); n != 0 {
 			t.Errorf("%d leases are observed still", n)
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/internal/rtt"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -168,7 +169,7 @@ func TestRule2_LedgerKeepsWhatIsUnresolved(t *testing.T) {
 		b.mu.Lock()
 		reachable = true
 		b.mu.Unlock()
-		time.Sleep(time.Minute) // beyond the request that is on its way, and the pause after it
+		time.Sleep(rtt.Ceiling + 3*time.Second) // a request that is out, and two pauses of at most 1.5 s
 		if d := e.Unresolved("L1"); d != 0 {
 			t.Fatalf("unresolved for %v", d)
 		}

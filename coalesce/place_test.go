@@ -22,12 +22,13 @@ type told struct {
 }
 
 func (o *told) say(line string) {
+	o.mu.Lock()
+	o.lines = append(o.lines, line)
+	o.mu.Unlock()
+	// Afterwards, since what it finds may be told, too.
 	if _, _, err := o.e.Read(context.Background(), "k"); err != nil {
 		o.t.Errorf("read within the callback: %v", err)
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.lines = append(o.lines, line)
 }
 
 func (o *told) queued(id string) func(Place) {

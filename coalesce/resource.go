@@ -97,16 +97,24 @@ func (r *resource) learnAbsent() {
 // leader that answers reads at once may still need long for a write.
 type silence struct{ reads, writes atomic.Int32 }
 
-// readLimit and writeLimit return how long to wait for the next answer: hardly
-// longer than answers take on this link, since a leader that resigns forgets what
-// it was asked and the next one answers soon; then twice as long each time that
-// nobody does.
-func (r *resource) readLimit() time.Duration {
-	return r.e.cfg.RTT.Backoff(int(r.silent.reads.Load()))
+// limit returns how long to wait for the next answer, for calls of whom one may fail
+// fast, and the count that it follows from: hardly longer than answers take on this
+// link, since a leader that resigns forgets what it was asked and the next one answers
+// soon; then twice as long each time that nobody does.
+func (r *resource) limit(silent *atomic.Int32, failFast bool) (time.Duration, int32) {
+	n := silent.Load()
+	limit := r.e.cfg.RTT.Backoff(int(n))
+	if failFast {
+		limit = max(limit, failFastAttempt)
+	}
+	return limit, n
 }
 
-func (r *resource) writeLimit() time.Duration {
-	return r.e.cfg.RTT.Backoff(int(r.silent.writes.Load()))
+// noteSilence counts a request that was not answered within its time. after is the
+// count when it was sent: requests that were out together are one silence.
+func (r *resource) noteSilence(silent *atomic.Int32, after int32) {
+	silent.CompareAndSwap(after, after+1)
+	r.e.cfg.RTT.TimedOut()
 }
 
 // unanswered reports whether a request under ctx, which is the caller's, ended
@@ -115,9 +123,10 @@ func unanswered(ctx context.Context, err error) bool {
 	return ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded)
 }
 
-// read asks the leader, for no longer than limit, and learns the answer.
-func (r *resource) read(ctx context.Context, limit time.Duration) error {
+// read asks the leader and learns the answer.
+func (r *resource) read(ctx context.Context, failFast bool) error {
 	r.e.reads.Add(1)
+	limit, before := r.limit(&r.silent.reads, failFast)
 	actx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	sent := time.Now()
@@ -125,10 +134,9 @@ func (r *resource) read(ctx context.Context, limit time.Duration) error {
 	switch {
 	case err == nil:
 		r.silent.reads.Store(0)
-		r.e.cfg.RTT.ObserveRead(time.Since(sent))
+		r.e.cfg.RTT.ObserveQuick(time.Since(sent))
 	case unanswered(ctx, err):
-		r.silent.reads.Add(1)
-		r.e.cfg.RTT.TimedOut()
+		r.noteSilence(&r.silent.reads, before)
 	}
 	if err != nil {
 		return err

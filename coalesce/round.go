@@ -138,7 +138,7 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 	r.mu.Unlock()
 	for conflicts := 0; ; {
 		if needRead {
-			if err := r.read(ctx, patient(batch, r.readLimit())); err != nil {
+			if err := r.read(ctx, failFast(batch)); err != nil {
 				return err
 			}
 			fresh, needRead = true, false
@@ -243,12 +243,9 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 	}
 }
 
-// patient returns the limit of a request of the batch.
-func patient(batch []*call, limit time.Duration) time.Duration {
-	if slices.ContainsFunc(batch, func(c *call) bool { return c.failFast }) {
-		return max(limit, failFastAttempt)
-	}
-	return limit
+// failFast reports whether the silence of a request of the batch is told somebody.
+func failFast(batch []*call) bool {
+	return slices.ContainsFunc(batch, func(c *call) bool { return c.failFast })
 }
 
 func operations(batch []*call) []record.Op {
@@ -280,7 +277,8 @@ func (r *resource) doubt(batch []*call, rev uint64) {
 // write stores the record that a batch makes of base, or deletes it when nobody
 // holds or waits any more.
 func (r *resource) write(ctx context.Context, batch []*call, base, next *record.Record, rev uint64) (uint64, error) {
-	actx, cancel := context.WithTimeout(ctx, patient(batch, r.writeLimit()))
+	limit, before := r.limit(&r.silent.writes, failFast(batch))
+	actx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	r.e.rounds.Add(1)
 	sent := time.Now()
@@ -301,13 +299,16 @@ func (r *resource) write(ctx context.Context, batch []*call, base, next *record.
 		r.setInFlight(nil)
 	}
 	switch {
-	case err == nil || errors.Is(err, kv.ErrConflict) || errors.Is(err, kv.ErrBusy):
+	case err == nil:
 		r.silent.writes.Store(0)
 		r.silent.reads.Store(0)
 		r.e.cfg.RTT.Observe(time.Since(sent))
+	case errors.Is(err, kv.ErrConflict) || errors.Is(err, kv.ErrBusy):
+		r.silent.writes.Store(0)
+		r.silent.reads.Store(0)
+		r.e.cfg.RTT.ObserveQuick(time.Since(sent))
 	case unanswered(ctx, err):
-		r.silent.writes.Add(1)
-		r.e.cfg.RTT.TimedOut()
+		r.noteSilence(&r.silent.writes, before)
 	}
 	if err == nil {
 		r.e.writes.Add(1)

@@ -19,9 +19,9 @@ import (
 type link struct {
 	*bucket
 	mu     sync.Mutex
-	writes time.Duration // round trip
-	reads  time.Duration
-	sent   []time.Time // writes
+	writes time.Duration // how long one takes that is accepted
+	reads  time.Duration // round trip; a write that is refused takes no longer
+	sent   []time.Time   // writes
 }
 
 func (l *link) set(writes, reads time.Duration) {
@@ -34,12 +34,13 @@ func (l *link) Get(ctx context.Context, key string) (kv.Entry, error) {
 	l.mu.Lock()
 	d := l.reads
 	l.mu.Unlock()
-	time.Sleep(d / 2)
-	e, err := l.bucket.Get(ctx, key)
-	if !sleepFor(ctx, d/2) {
-		return kv.Entry{}, fmt.Errorf("%w: %w", kv.ErrUnavailable, ctx.Err())
+	if sleepFor(ctx, d/2) {
+		e, err := l.bucket.Get(ctx, key)
+		if sleepFor(ctx, d/2) {
+			return e, err
+		}
 	}
-	return e, err
+	return kv.Entry{}, fmt.Errorf("%w: %w", kv.ErrUnavailable, ctx.Err())
 }
 
 func (l *link) Update(ctx context.Context, key string, value []byte, rev uint64, ttl time.Duration) (uint64, error) {
@@ -52,7 +53,7 @@ func (l *link) Purge(ctx context.Context, key string, rev uint64, ttl time.Durat
 
 func (l *link) write(ctx context.Context, write func() (uint64, error)) (uint64, error) {
 	l.mu.Lock()
-	d := l.writes
+	d, more := l.reads, l.writes-l.reads
 	l.sent = append(l.sent, time.Now())
 	l.mu.Unlock()
 	type answer struct {
@@ -63,6 +64,9 @@ func (l *link) write(ctx context.Context, write func() (uint64, error)) (uint64,
 	go func() {
 		time.Sleep(d / 2)
 		rev, err := write()
+		if err == nil {
+			time.Sleep(more)
+		}
 		time.Sleep(d / 2)
 		c <- answer{rev, err}
 	}()
@@ -155,6 +159,48 @@ func TestFastReadsDoNotHideSlowWrites(t *testing.T) {
 	})
 }
 
+// Refusals of writes wait for no disk and no quorum either.
+func TestRefusalsDoNotHideSlowWrites(t *testing.T) {
+	onLink(t, func(t *testing.T, e *Engine, l *link) {
+		l.set(600*time.Millisecond, time.Millisecond)
+		lockAndUnlock(t, e, 0, 10)
+		before := e.Stats()
+		l.bucket.fault = func(n int) fault {
+			if n%16 != 0 {
+				return busy
+			}
+			return pass
+		}
+		lockAndUnlock(t, e, 10, 20)
+		if st := e.Stats(); st.Unknown != before.Unknown || st.Busy == before.Busy {
+			t.Errorf("before %+v, after %+v", before, st)
+		}
+	})
+}
+
+// However many ask for one key at the same time, what none of them was answered is
+// one silence, and not one for each.
+func TestReadsAtTheSameTimeBackOffOnce(t *testing.T) {
+	onLink(t, func(t *testing.T, e *Engine, l *link) {
+		lockAndUnlock(t, e, 0, 20)
+		l.set(time.Minute, time.Minute)
+		start := time.Now()
+		time.AfterFunc(300*time.Millisecond, func() { l.set(time.Millisecond, time.Millisecond) })
+		var wg sync.WaitGroup
+		for range 64 {
+			wg.Go(func() {
+				if _, _, err := e.Read(t.Context(), "k1"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if took := time.Since(start); took > time.Second { // the second time half a second was waited
+			t.Errorf("answered after %v", took)
+		}
+	})
+}
+
 // Each request that nobody answers is waited for twice as long as the one before,
 // also while reads are answered; and an answer ends that.
 func TestUnansweredRequestsBackOff(t *testing.T) {
@@ -182,6 +228,21 @@ func TestUnansweredRequestsBackOff(t *testing.T) {
 		}
 		if got := e.cfg.RTT.Timeouts(); got != 5 {
 			t.Errorf("%d timeouts counted", got)
+		}
+		// The key was answered at last, so it begins anew.
+		first := len(l.sent)
+		l.bucket.fault = func(n int) fault {
+			if n == 48 {
+				return lose
+			}
+			return pass
+		}
+		l.mu.Unlock()
+		out, err := e.Do(t.Context(), "k20", acquireOp("L1.99"), Options{})
+		l.mu.Lock()
+		must(t, out, err)
+		if got := l.sent[first+1].Sub(l.sent[first]); got < 250*time.Millisecond || got > 300*time.Millisecond {
+			t.Errorf("given up after %v", got)
 		}
 	})
 }

@@ -161,7 +161,7 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 		return nil, err
 	}
 	l := &Lock{s: s, slot: sl, key: a.key, enc: a.enc, entry: out.Entry, rev: out.Revision, failFast: a.req.failFast}
-	if err := a.begin(ctx, l, time.Since(started)); err != nil {
+	if err := a.begin(ctx, l); err != nil {
 		s.engine.Forget(a.enc, sl.id, op.ID, out.Revision)
 		a.withdrawn(sl, op.ID, err)
 		sl.leave()
@@ -189,7 +189,7 @@ func (a *attempt) slot(ctx context.Context, s *session) (*slot, error) {
 		return s.slot(ctx, a.req.timing)
 	}
 	// A note of the TTL may have to be read and written before the lease is made.
-	limit := max(failFastTimeout, 4*a.m.rtt.Timeout())
+	limit := a.failFastLimit()
 	fctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	sl, err := s.slot(fctx, a.req.timing)
@@ -199,19 +199,28 @@ func (a *attempt) slot(ctx context.Context, s *session) (*slot, error) {
 	return sl, err
 }
 
+// failFastLimit is how long to wait for a lease where the acquire is to fail fast.
+func (a *attempt) failFastLimit() time.Duration { return max(failFastTimeout, 4*a.m.rtt.Timeout()) }
+
 // begin starts the limits of a hold that has any.
-func (a *attempt) begin(ctx context.Context, l *Lock, waited time.Duration) error {
-	t := a.req.timing
+func (a *attempt) begin(ctx context.Context, l *Lock) error {
+	t, le := a.req.timing, l.slot.lease
 	if !t.limited() {
 		return nil
 	}
-	if waited > t.ttl/20 {
-		// The hold's time counts from its grant, not from when it queued.
-		if err := l.slot.lease.Renew(ctx); err != nil {
+	if age := le.TTL() - le.Margin() - le.Remaining(); age > t.ttl/20 {
+		// The hold's time counts from its grant, not from when it queued or its lease
+		// was made.
+		if a.req.failFast {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, a.failFastLimit())
+			defer cancel()
+		}
+		if err := le.Renew(ctx); err != nil {
 			return errAgain
 		}
 	}
-	l.slot.lease.Limit(!t.noRenewal, t.maxRenewals)
+	le.Limit(!t.noRenewal, t.maxRenewals)
 	return nil
 }
 

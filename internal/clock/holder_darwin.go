@@ -2,6 +2,8 @@ package clock
 
 import "golang.org/x/sys/unix"
 
-// Holder returns the clock for judging one's own lease: CLOCK_MONOTONIC, which
-// on this system, unlike Go's monotonic time, counts while the host is asleep.
-func Holder() Clock { return system(unix.CLOCK_MONOTONIC) }
+// Holder returns the clock for judging one's own lease: CLOCK_MONOTONIC_RAW, which
+// counts while the host is asleep, unlike Go's monotonic time. CLOCK_MONOTONIC does,
+// too, but on this system it follows adjustments of the wall clock and has been seen to
+// step backwards.
+func Holder() Clock { return system(unix.CLOCK_MONOTONIC_RAW) }

@@ -66,6 +66,8 @@ type Lease struct {
 	buried   bool                   // a tombstone is known to be committed
 	joining  bool                   // Close has begun to wait: nothing joins tail any more
 	abort    context.CancelFunc     // of the renewal on its way, or nil
+	asked    string                 // nonce of the attempt whose answer is waited for
+	moot     context.CancelFunc     // ends waiting for what an attempt asked, or nil
 	stopBury context.CancelFunc     // of the tombstone's writing after a loss, or nil
 	timer    *time.Timer            // fires at validUntil or before
 	onLost   map[uint64]func(error) // not called yet
@@ -77,6 +79,7 @@ type Lease struct {
 type try struct {
 	sent      time.Duration // on the holder's clock, for the validity
 	abandoned time.Time     // when it was sent, for the estimate, once it was given up
+	free      bool          // sent before Limit, and not counted
 }
 
 // Create writes a new lease. Errors are retried under fresh ids until the

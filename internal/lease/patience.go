@@ -31,12 +31,12 @@ type silence int
 // context of the caller and a limit of its own.
 func (n *silence) took(ctx context.Context, cfg *Config, sent time.Time, read bool, err error) {
 	switch {
-	case err == nil && read:
-		*n = 0
-		cfg.RTT.ObserveRead(time.Since(sent))
-	case err == nil, errors.Is(err, kv.ErrConflict), errors.Is(err, kv.ErrBusy):
+	case err == nil && !read:
 		*n = 0
 		cfg.RTT.Observe(time.Since(sent))
+	case err == nil, errors.Is(err, kv.ErrConflict), errors.Is(err, kv.ErrBusy):
+		*n = 0
+		cfg.RTT.ObserveQuick(time.Since(sent))
 	case ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded):
 		*n++
 		cfg.RTT.TimedOut()
@@ -48,19 +48,24 @@ func (c *Config) expect() time.Duration { return max(c.RTT.Expect(), leastRoom) 
 
 // patience returns how long to wait for the answer to a renewal, or to the read
 // that follows one, when the lease is valid for remaining and so many requests
-// before were not answered. It leaves room for a read and another write, if these
-// can be answered at all in what is left; if not, the best hope is in waiting for
-// this answer to the end.
+// before were not answered. What firstPatience promises comes first. Beyond that it
+// leaves room for a read and another write, if these can be answered at all in what
+// is left. If not, there is little hope but in this answer; but what is expected may
+// be far above what is, after a single answer that took long, so another half is left
+// for a request that is answered at once, as long as a usual answer has come by then.
 func (c *Config) patience(remaining time.Duration, unanswered silence) time.Duration {
+	first := min(c.TTL/3, firstPatience)
 	expect := c.expect()
 	room := remaining - 5*expect/2 // with a pause between
+	d := min(max(c.RTT.Backoff(int(unanswered)), first), max(expect, remaining/2), room)
 	if room < expect {
-		return max(remaining, time.Millisecond)
+		mean, dev := c.RTT.RTT()
+		d = max(remaining/2, c.TTL/3, mean+min(dev, mean/2))
 	}
-	first := min(c.TTL/3, firstPatience)
-	// Backing off must not spend on one request that got lost what is left.
-	most := max(expect, first, remaining/2)
-	return min(max(c.RTT.Backoff(int(unanswered)), first), most, room)
+	if c.RenewEvery <= c.TTL/2 {
+		d = max(d, first) // also where that leaves less room: the answer is worth more
+	}
+	return max(min(d, remaining), time.Millisecond)
 }
 
 // tombstonePatience is the same for a tombstone, which nothing waits for to be

@@ -53,7 +53,8 @@ func (l *Lease) wakeLocked() {
 // or the lease is lost, and counts against MaxRenewals when it succeeds. The
 // error is ErrRenewalsUsedUp (the lease stays valid until its deadline), the
 // reason of the loss, or wraps the context's error: the lease is then as it was,
-// although the renewal may still come to pass, as a later one will find out.
+// although the renewal may still come to pass and count, as a later one will find
+// out, which then renews once more.
 func (l *Lease) Renew(ctx context.Context) error { return l.renew(ctx, false) }
 
 // renew is Renew, or with ifDue does nothing when another renewal was faster.
@@ -71,24 +72,24 @@ func (l *Lease) renew(ctx context.Context, ifDue bool) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if err := l.beginRenewal(cancel); err != nil {
+	began, base, err := l.beginRenewal(cancel)
+	if err != nil {
 		return err
 	}
 	defer l.endRenewal()
 	var unanswered silence
 	for pause := newPause(l.cfg.TTL); ; {
-		renewed, err := l.attempt(ctx, &unanswered)
-		if lost := l.Err(); lost != nil {
-			return lost
-		}
-		if renewed {
-			return nil
+		err := l.attempt(ctx, &unanswered)
+		if over, err := l.renewalOver(began, base, ifDue); over {
+			return err
 		}
 		l.cfg.Logger.Debug("lease not renewed yet", "lease", l.who.ID, "error", err)
-		if !pause.wait(ctx, err) {
-			if lost := l.Err(); lost != nil {
-				return lost
-			}
+		goOn := pause.wait(ctx, err)
+		// The watch can have shown meanwhile that it was renewed after all.
+		if over, err := l.renewalOver(began, base, ifDue); over {
+			return err
+		}
+		if !goOn {
 			return fmt.Errorf("lease: renew: %w; last attempt: %w", context.Cause(ctx), err)
 		}
 	}
@@ -96,12 +97,17 @@ func (l *Lease) renew(ctx context.Context, ifDue bool) error {
 
 // Limit starts the limits of a lease that was renewed freely so far: from now on
 // it is renewed by hand only if autoRenew is false, and at most maxRenewals times
-// (0 = no limit). What its Config said on either is replaced. A lease whose
-// goroutine has ended is not renewed by it again.
+// (0 = no limit). What its Config said on either is replaced. A renewal that was sent
+// before is none of those. A lease whose goroutine has ended is not renewed by it
+// again.
 func (l *Lease) Limit(autoRenew bool, maxRenewals int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.cfg.MaxRenewals, l.renewals = maxRenewals, 0
+	for nonce, a := range l.attempts {
+		a.free = true
+		l.attempts[nonce] = a
+	}
 	if maxRenewals > 0 {
 		l.due = l.ValidUntil() - l.cfg.TTL + l.cfg.Margin + l.cfg.interval() // not early any more
 		l.wakeLocked()
@@ -113,18 +119,38 @@ func (l *Lease) Limit(autoRenew bool, maxRenewals int) {
 	}
 }
 
-// beginRenewal registers what cancels the renewal when the lease is lost.
-func (l *Lease) beginRenewal(cancel context.CancelFunc) error {
+// beginRenewal registers what cancels the renewal when the lease is lost, and returns
+// when it began and at which revision.
+func (l *Lease) beginRenewal(cancel context.CancelFunc) (began time.Duration, base uint64, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.checkLocked() {
-		return l.err
+		return 0, 0, l.err
 	}
 	if l.usedUpLocked() {
-		return ErrRenewalsUsedUp
+		return 0, 0, ErrRenewalsUsedUp
 	}
 	l.abort = cancel
-	return nil
+	return l.cfg.Clock.Now(), l.rev, nil
+}
+
+// renewalOver reports whether there is nothing left to do for a renewal, and how it
+// ended. An attempt from before it began that turns out to have been committed is not
+// what was asked for, unless that was only that the lease is renewed when it is due.
+func (l *Lease) renewalOver(began time.Duration, base uint64, ifDue bool) (over bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case !l.checkLocked():
+		return true, l.err
+	case l.rev > base && l.ValidUntil() >= began+l.cfg.TTL-l.cfg.Margin:
+		return true, nil
+	case ifDue && (l.byHand.Load() || l.due > l.cfg.Clock.Now()):
+		return true, nil
+	case l.usedUpLocked():
+		return true, ErrRenewalsUsedUp
+	}
+	return false, nil
 }
 
 func (l *Lease) endRenewal() {
@@ -134,8 +160,8 @@ func (l *Lease) endRenewal() {
 }
 
 // attempt is one compare-and-set on the lease's own revision and, if that does
-// not tell, one read. It reports whether the lease was renewed.
-func (l *Lease) attempt(ctx context.Context, unanswered *silence) (bool, error) {
+// not tell, one read.
+func (l *Lease) attempt(ctx context.Context, unanswered *silence) error {
 	info := l.who
 	info.Nonce = nuid.Next()
 	info.Seen = l.cfg.seen()
@@ -147,9 +173,12 @@ func (l *Lease) attempt(ctx context.Context, unanswered *silence) (bool, error) 
 	// see this attempt earlier than that.
 	started := time.Now()
 	l.attempts[info.Nonce] = try{sent: l.cfg.Clock.Now()}
+	actx, moot := context.WithCancel(ctx)
+	defer moot()
+	l.asked, l.moot = info.Nonce, moot
 	l.mu.Unlock()
 
-	wctx, cancel := l.bounded(ctx, *unanswered)
+	wctx, cancel := l.bounded(actx, *unanswered)
 	rev, err := l.b.Update(wctx, l.who.ID, value, base, gcAfter(l.cfg.TTL))
 	cancel()
 	unanswered.took(ctx, &l.cfg, started, false, err)
@@ -157,24 +186,26 @@ func (l *Lease) attempt(ctx context.Context, unanswered *silence) (bool, error) 
 	case err == nil:
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		return l.adoptLocked(info.Nonce, rev), nil
+		l.adoptLocked(info.Nonce, rev)
+		return nil
 	case l.gaveUp(info.Nonce, started, base):
-		return true, nil
+		return err
 	case errors.Is(err, kv.ErrBusy), errors.Is(err, kv.ErrNotSent), errors.Is(err, kv.ErrRejected):
-		return false, err // not written, and nothing learned about the revision
+		return err // not written, and nothing learned about the revision
 	}
 	// A conflict can be with an attempt of ours whose answer was lost.
 	started = time.Now()
-	rctx, cancel := l.bounded(ctx, *unanswered)
+	rctx, cancel := l.bounded(actx, *unanswered)
 	defer cancel()
 	e, readErr := l.b.Get(rctx, l.who.ID)
 	unanswered.took(ctx, &l.cfg, started, true, readErr)
 	if readErr != nil {
-		return false, fmt.Errorf("%w; %w", err, readErr)
+		return fmt.Errorf("%w; %w", err, readErr)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.judgeLocked(e, false), err
+	l.judgeLocked(e, false)
+	return err
 }
 
 // gaveUp notes that an attempt was not answered in time. It reports whether a
@@ -183,9 +214,11 @@ func (l *Lease) gaveUp(nonce string, started time.Time, base uint64) (renewed bo
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.rev > base {
-		return l.checkLocked()
+		return true
 	}
-	l.attempts[nonce] = try{sent: l.attempts[nonce].sent, abandoned: started}
+	a := l.attempts[nonce]
+	a.abandoned = started
+	l.attempts[nonce], l.asked = a, ""
 	return false
 }
 
@@ -211,62 +244,66 @@ func (l *Lease) Saw(e kv.Entry) {
 }
 
 // judgeLocked draws the conclusions from an entry of the lease's key that was
-// read, or delivered by the watch. It reports whether that renewed the lease.
-func (l *Lease) judgeLocked(e kv.Entry, watched bool) bool {
+// read, or delivered by the watch.
+func (l *Lease) judgeLocked(e kv.Entry, watched bool) {
 	absent := e.Deleted && e.Revision == 0
 	switch {
 	case l.err != nil:
-		return false
+		return
 	case e.Revision < l.rev && !absent:
-		return false // a stale read
+		return // a stale read
 	case e.Revision == l.rev:
 		// Nothing is proved: what we sent may still commit. All attempts since
 		// are at this revision, so at most one of them ever will.
-		return false
+		return
 	case e.Deleted:
 		l.loseLocked(fmt.Errorf("%w: its key was deleted", ErrDead))
-		return false
+		return
 	}
 	info, err := Decode(l.who.ID, e.Value)
 	switch {
 	case err != nil:
 		l.loseLocked(fmt.Errorf("%w: its key was overwritten: %w", ErrDead, err))
-		return false
+		return
 	case info.Dead:
 		l.buried = true
 		l.loseLocked(fmt.Errorf("%w: tombstone by %s: %s", ErrDead, info.By, info.Reason))
-		return false
+		return
 	}
 	at, ours := l.attempts[info.Nonce]
 	if !ours {
 		l.loseLocked(fmt.Errorf("%w: its key was overwritten", ErrDead))
-		return false
+		return
 	}
 	if watched && !at.abandoned.IsZero() {
 		// The link is slower than the answer was waited for, and this is how much.
 		l.cfg.RTT.Observe(time.Since(at.abandoned))
 	}
-	return l.adoptLocked(info.Nonce, e.Revision)
+	l.adoptLocked(info.Nonce, e.Revision)
 }
 
 // adoptLocked notes that the attempt was committed at rev. The lease is extended
 // from when *that attempt* was sent: an observer may have seen it a moment later,
-// and counts from there. It reports whether the lease is renewed.
-func (l *Lease) adoptLocked(nonce string, rev uint64) bool {
+// and counts from there.
+func (l *Lease) adoptLocked(nonce string, rev uint64) {
 	if rev <= l.rev {
-		return rev == l.rev && l.err == nil // a watch was faster than the answer
+		return // a watch was faster than the answer
 	}
 	at, ok := l.attempts[nonce]
 	l.rev = rev
 	// All the others were at the revision before and can not commit any more.
 	clear(l.attempts)
+	if l.moot != nil && l.asked != nonce {
+		l.moot() // the next renewal may be due already
+	}
 	// First the clock: the deadline may have passed while the answer was on its
 	// way, and then nothing is revived.
 	if !l.checkLocked() || !ok {
-		return false
+		return
 	}
 	l.validUntil.Store(int64(at.sent + l.cfg.TTL - l.cfg.Margin))
 	l.due = at.sent + l.cfg.interval()
-	l.renewals++
-	return true
+	if !at.free {
+		l.renewals++
+	}
 }

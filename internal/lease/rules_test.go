@@ -35,9 +35,12 @@ func TestRule6_LostAckDoesNotLengthenValidity(t *testing.T) {
 		if l.ValidUntil() != 28500*ms {
 			t.Fatalf("an unknown outcome moved the deadline to %v", l.ValidUntil())
 		}
-		// Now the server answers again: the new attempt is refused and the read shows the first.
-		b.hooks(nil, nil)
-		if err := l.Renew(t.Context()); err != nil {
+		// Now the server answers again: the new attempt is refused and the read shows the
+		// first. More is not answered.
+		b.hooks(func(n int, _ write) fault { return fault{lost: n > 1} }, nil)
+		ctx, cancel = context.WithTimeout(t.Context(), sec)
+		defer cancel()
+		if err := l.Renew(ctx); !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatal(err)
 		}
 		if got := l.Remaining() + time.Since(sent); got != 28500*ms || l.Renewals() != 1 {

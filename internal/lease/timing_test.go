@@ -10,6 +10,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/rtt"
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 // setLink has every answer take what trip says. A request arrives at once, also
@@ -62,22 +63,28 @@ func TestNoLossUnderAThirdOfTheTTL(t *testing.T) {
 	}
 }
 
-// All of a sudden, and the only answer that counts is the one that is waited for.
+// All of a sudden, however slow it was before, and the only answer that counts is the
+// one that is waited for.
 func TestSuddenlySlowLink(t *testing.T) {
 	for _, ttl := range []time.Duration{100 * ms, 300 * ms, 900 * ms, 5 * sec} {
-		synctest.Test(t, func(t *testing.T) {
-			b := newBucket()
-			l := create(t, b, lease.Config{TTL: ttl, AutoRenew: true})
-			time.Sleep(20 * ttl)
-			setLink(b, always(ttl/3-ms))
-			time.Sleep(20 * ttl)
-			if !l.Valid() {
-				t.Errorf("TTL %v: %v", ttl, l.Err())
-			}
-			if b.reads() > 0 {
-				t.Errorf("TTL %v: %d reads: answers were given up", ttl, b.reads())
-			}
-		})
+		for _, before := range []time.Duration{0, ttl / 10, ttl / 6, ttl / 5, ttl / 4} {
+			t.Run(fmt.Sprint(ttl, " from ", before), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					b := newBucket()
+					setLink(b, always(before))
+					l := create(t, b, lease.Config{TTL: ttl, AutoRenew: true})
+					time.Sleep(50 * ttl)
+					setLink(b, always(ttl/3-ms))
+					time.Sleep(20 * ttl)
+					if !l.Valid() {
+						t.Error(l.Err())
+					}
+					if b.reads() > 0 {
+						t.Errorf("%d reads: answers were given up", b.reads())
+					}
+				})
+			})
+		}
 	}
 }
 
@@ -214,9 +221,29 @@ func TestRenewalsAreMeasured(t *testing.T) {
 	})
 }
 
-// Rules of waiting, whatever was measured: never beyond the end of the validity,
-// never less than an answer takes while that is possible, and with room for a read
-// and a write while that is possible.
+// Refusals come at once, whatever a write takes that is accepted.
+func TestRefusedRenewalsAreNotMeasured(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBucket()
+		link := measured(600 * ms)
+		b.hooks(func(n int, _ write) fault {
+			if n%10 != 0 {
+				return fault{err: kv.ErrBusy}
+			}
+			return fault{slow: 600 * ms}
+		}, nil)
+		create(t, b, lease.Config{AutoRenew: true, RTT: link})
+		time.Sleep(10 * time.Minute)
+		if mean, _ := link.RTT(); mean < 590*ms {
+			t.Errorf("mean %v", mean)
+		}
+	})
+}
+
+// Rules of waiting, whatever was measured: never beyond the end of the validity, never
+// less than what is promised or an answer takes while that is possible; beyond the
+// promise with room for a read and a write while that is possible, and else not to the
+// end either, if answers have come sooner as a rule.
 func TestPatience(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		link := new(rtt.Estimator)
@@ -226,14 +253,21 @@ func TestPatience(t *testing.T) {
 		ttl := time.Duration(rapid.Int64Range(100, 60_000).Draw(t, "ttl")) * ms
 		remaining := time.Duration(rapid.Int64Range(int64(ms), int64(ttl)).Draw(t, "remaining"))
 		n := rapid.IntRange(0, 20).Draw(t, "unanswered")
-		got := lease.Config{TTL: ttl, RTT: link}.Patience(remaining, n)
-		answer := max(link.Expect(), lease.LeastRoom)
+		every := []time.Duration{ttl / 10, ttl / 3, ttl / 2, ttl * 9 / 10}[rapid.IntRange(0, 3).Draw(t, "interval")]
+		got := lease.Config{TTL: ttl, RenewEvery: every, RTT: link}.Patience(remaining, n)
+		answer, promised := max(link.Expect(), lease.LeastRoom), min(ttl/3, 2*sec)
+		if every > ttl/2 {
+			promised = 0 // whoever renews that late has no room for surprises
+		}
+		mean, _ := link.RTT()
 		switch {
-		case got <= 0 || got > remaining:
+		case got <= 0 || got > remaining || got < min(promised, remaining):
 			t.Fatalf("%v of %v", got, remaining)
-		case remaining < 3*answer && got != remaining:
+		case remaining < 3*answer && got < min(remaining, max(remaining/2, mean)):
 			t.Fatalf("%v of %v, which is too little for more than one of %v", got, remaining, answer)
-		case remaining >= 4*answer && (got < answer || remaining-got < 2*answer):
+		case remaining < 3*answer && got > max(remaining/2, ttl/3, mean*3/2):
+			t.Fatalf("all of %v, although an answer takes %v and not %v", remaining, mean, answer)
+		case remaining >= 4*answer && (got < answer || got > promised && remaining-got < 2*answer):
 			t.Fatalf("%v of %v, an answer takes %v", got, remaining, answer)
 		}
 	})

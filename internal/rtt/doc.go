@@ -6,10 +6,11 @@
 // a smoothed mean deviation, and a timeout of the mean plus four deviations. Two
 // things differ. Each request has a reply subject of its own, so an answer always
 // belongs to its request, also when an earlier one was repeated: every answered
-// request is a valid sample, and Karn's rule, which TCP needs, is not; but a read
-// counts only where it shows the link to be slower than thought. And a timeout does not change the estimate: whoever repeats a request counts by itself
-// how often nobody answered, and waits longer, since silence about one key says
-// nothing about the others.
+// request is a valid sample, and Karn's rule, which TCP needs, is not; but a read,
+// or the refusal of a write, counts only where it shows the link to be slower than
+// thought. And a timeout does not change the estimate: whoever repeats a request
+// counts by itself how often nobody answered, and waits longer, since silence about
+// one key says nothing about the others.
 //
 // What is measured is all that a request waits for: the link, the replicas, the
 // disk, and queues on both sides. A process that loads its server itself sees that

@@ -55,10 +55,11 @@ func (e *Estimator) Observe(took time.Duration) {
 	e.dev += (max(diff, -diff) - e.dev) / 4
 }
 
-// ObserveRead takes in how long the answer to a read took. A read waits for no
-// quorum and no disk, so it says how slow the link is at least: one that is
-// faster than the mean is left out, lest many of them hide how long writes take.
-func (e *Estimator) ObserveRead(took time.Duration) {
+// ObserveQuick takes in how long an answer took that waited for no quorum and no
+// disk: to a read, or the refusal of a write. It says how slow the link is at least:
+// one that is faster than the mean is left out, lest many of them hide how long
+// writes take.
+func (e *Estimator) ObserveQuick(took time.Duration) {
 	if mean, _ := e.RTT(); took > mean {
 		e.Observe(took)
 	}

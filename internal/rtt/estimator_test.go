@@ -137,22 +137,22 @@ func TestBackoff(t *testing.T) {
 	}
 }
 
-// Reads that are answered out of memory don't hide that writes take long.
-func TestReads(t *testing.T) {
+// Reads and refusals, which are answered out of memory, don't hide that writes take long.
+func TestQuickAnswers(t *testing.T) {
 	e := new(rtt.Estimator)
-	e.ObserveRead(2 * ms)
+	e.ObserveQuick(2 * ms)
 	if mean, _ := e.RTT(); mean != 2*ms {
 		t.Errorf("the first sample is a read: mean %v", mean)
 	}
 	e = after(1000, 600*ms)
 	before := e.Timeout()
 	for range 1000 {
-		e.ObserveRead(ms)
+		e.ObserveQuick(ms)
 	}
 	if e.Timeout() != before {
 		t.Errorf("timeout %v after many fast reads, %v before", e.Timeout(), before)
 	}
-	e.ObserveRead(2 * time.Second)
+	e.ObserveQuick(2 * time.Second)
 	if e.Timeout() <= 2*time.Second {
 		t.Errorf("after a read of two seconds the timeout is %v", e.Timeout())
 	}
