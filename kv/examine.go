@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -251,6 +253,18 @@ func (x *Examiner) Rights() []Right {
 		)
 	}
 	return list
+}
+
+// Bearable reports whether an error is the server's refusal of something that locks
+// do without: that of a Right which is Helpful.
+func (x *Examiner) Bearable(err error) bool {
+	if !errors.Is(err, nats.ErrPermissionViolation) {
+		return false
+	}
+	// The client gives the server's text, with the subject in quotes, and no more.
+	return slices.ContainsFunc(x.Rights(), func(r Right) bool {
+		return r.Helpful && strings.Contains(err.Error(), ` to "`+strings.TrimSuffix(r.Subject, ">"))
+	})
 }
 
 // String returns the right as the server's configuration would name it.

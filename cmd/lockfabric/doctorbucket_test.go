@@ -142,6 +142,17 @@ func TestDoctorMemory(t *testing.T) {
 	examine(t, server.ClientURL(), "--strict").exits(78)
 }
 
+// A fabric that no program opens, with either option.
+func TestDoctorMixedStorage(t *testing.T) {
+	t.Parallel()
+	js := made(t, server.ClientURL())
+	remade(t, js, "-leases", func(c *jetstream.StreamConfig) { c.Storage = jetstream.MemoryStorage })
+	d := examine(t, server.ClientURL())
+	d.exits(78)
+	d.has("storage", doctor.Problem, "-locks", "in files", "leases bucket in memory", "delete both buckets")
+	d.has("writes", doctor.Unknown, "not in order")
+}
+
 // A bucket that was restored from a backup, and the way back.
 func TestDoctorRestored(t *testing.T) {
 	t.Parallel()

@@ -20,7 +20,16 @@ var firstDay = uint64(time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro())
 func (e *exam) buckets(ctx context.Context) {
 	e.leases = e.bucket(ctx, kv.LeasesBucket(e.Fabric), e.kv.Leases)
 	e.locks = e.bucket(ctx, kv.LocksBucket(e.Fabric), e.kv.Locks)
-	if e.locks == nil || e.leases == nil || e.locks.Exists == e.leases.Exists {
+	if e.locks == nil || e.leases == nil {
+		return
+	}
+	if readable(e.locks) && readable(e.leases) && e.locks.Memory != e.leases.Memory {
+		where := map[bool]string{false: "in files", true: "in memory"}
+		e.report.problem(checkStorage, e.locks.Bucket,
+			fmt.Sprintf("it is kept %s and the leases bucket %s: no program opens such a fabric", where[e.locks.Memory], where[e.leases.Memory]),
+			"end all programs that use this fabric, delete both buckets, and start them: the first one creates both")
+	}
+	if e.locks.Exists == e.leases.Exists {
 		return
 	}
 	if e.leases.Exists {
