@@ -104,6 +104,7 @@ type BucketState struct {
 	Incarnation string
 	FirstSeq    uint64 // the first revision, as configured
 	LastSeq     uint64
+	Consumers   Usage // of the bucket's own limit
 }
 
 // Foreign reports whether the bucket was made by something else than this
@@ -140,6 +141,7 @@ func (x *Examiner) bucket(ctx context.Context, name string) (BucketState, error)
 	s.Replicas = info.Config.Replicas
 	s.Incarnation = info.Config.Metadata[metaIncarnation]
 	s.FirstSeq, s.LastSeq = info.Config.FirstSeq, info.State.LastSeq
+	s.Consumers = Usage{"consumers", int64(info.State.Consumers), int64(info.Config.MaxConsumers)}
 	if info.Cluster != nil && info.Cluster.Name != "" {
 		s.Clustered, s.Leader = true, info.Cluster.Leader
 		for _, p := range info.Cluster.Replicas {

@@ -92,7 +92,27 @@ func (e *exam) bucket(ctx context.Context, name string, get func(context.Context
 		r.ok(checkStorage, name, "kept in files")
 	}
 	e.replicas(&s)
+	e.consumers(&s)
 	return &s
+}
+
+// fewConsumers is a limit that a handful of processes reaches: each takes up to 17
+// consumers of a bucket to wait, and one more to open it.
+const fewConsumers = 1000
+
+// consumers tells when the bucket's own limit is in the way.
+func (e *exam) consumers(s *kv.BucketState) {
+	u := s.Consumers
+	if u.Limit <= 0 || u.Limit >= fewConsumers && float64(u.Used) < nearlyFull*float64(u.Limit) {
+		return
+	}
+	detail := fmt.Sprintf("%d of %d consumers in use: beyond that nobody opens the fabric, and waiters are told late", u.Used, u.Limit)
+	remedy := "raise the bucket's limit: nats stream edit KV_" + s.Bucket + " --max-consumers=-1"
+	if float64(u.Used) >= full*float64(u.Limit) {
+		e.report.problem(checkLimits, s.Bucket, detail, remedy)
+	} else {
+		e.report.warn(checkLimits, s.Bucket, detail, remedy)
+	}
 }
 
 func (e *exam) replicas(s *kv.BucketState) {
