@@ -26,6 +26,24 @@ func (e *Engine) Stats() Stats {
 	return st
 }
 
+// Plus adds up the numbers of two engines. Times are not added: of HoldTime, the one
+// that o knows counts, and of ExpectedWait the longer one.
+func (s Stats) Plus(o Stats) Stats {
+	s.Operations += o.Operations
+	s.Rounds += o.Rounds
+	s.Writes += o.Writes
+	s.Reads += o.Reads
+	s.Conflicts += o.Conflicts
+	s.Busy += o.Busy
+	s.Unknown += o.Unknown
+	s.Waiting += o.Waiting
+	if o.HoldTime > 0 {
+		s.HoldTime = o.HoldTime
+	}
+	s.ExpectedWait = max(s.ExpectedWait, o.ExpectedWait)
+	return s
+}
+
 // expectedWait returns how many operations of this process wait, and the longest time that one of
 // them is expected to.
 func (r *resource) expectedWait() (waiting int, longest time.Duration) {

@@ -177,7 +177,11 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 	if !sl.lease.Valid() || ended != nil || out.Entry.Revoked || !l.handOut(a) {
 		l.lose(ErrExpired)
 		s.engine.Forget(a.enc, sl.id, op.ID, out.Revision)
-		a.withdrawn(sl, op.ID, errAgain)
+		why := errAgain
+		if out.Entry.Revoked {
+			why = ErrRevoked
+		}
+		a.withdrawn(sl, op.ID, why)
 		return nil, errAgain
 	}
 	return l, nil

@@ -130,6 +130,9 @@ func (l *Lock) converted(op record.Op, out coalesce.Outcome, weaker bool, c *con
 	}
 	ev := l.event(EventConverted)
 	ev.Queued, ev.Waited = told(c.queued), ev.Time.Sub(c.began)
+	if weaker {
+		ev.Time = c.began // others may have been let in before this was confirmed
+	}
 	l.s.m.feed.push(ev)
 	l.mu.Unlock()
 	l.s.m.logEvent(&ev)

@@ -83,7 +83,9 @@ type Event struct {
 // times, then released or lost, exactly one of them and nothing after it. A grant
 // that was not handed out, as its lease ended at that moment, has no event.
 // Between holds go by Time: a release is told when its outcome is known, and its
-// Time is when Release was called, before the next one can be granted.
+// Time is when Release was called, before the next one can be granted. Likewise
+// with a Convert that only gives up something. A hold that was taken away with
+// ForceNow is told as lost up to a second later, when others may have it.
 //
 // None is dropped while the hook is less than 65,536 events behind. Beyond that a
 // queue without a bound would only move the failure into the process's memory:

@@ -97,6 +97,8 @@ func (a *attempt) withdrawn(sl *slot, id string, err error) {
 	}
 	a.queued = nil
 	switch {
+	case a.session.why() != nil: // the lease ended with the session
+		err = a.session.why()
 	case errors.Is(err, coalesce.ErrStopped), errors.Is(err, errAgain):
 		err = lossReason(sl.lease.Err())
 	case errors.Is(err, coalesce.ErrGone):

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/lockfabric/lockfabric/coalesce"
@@ -143,22 +144,38 @@ func newParty(e record.Entry) Party {
 	return p
 }
 
+// lookUps bounds the leases that are read at a time.
+const lookUps = 16
+
 // identify fills in who is behind the leases, one read for each, as far as they
-// can be read.
+// can be read. Several are read at a time: behind a long queue stand many, and a
+// read on a slow link takes long.
 func (s *session) identify(ctx context.Context, info *Info) {
-	known := map[string]Lease{}
+	byLease := map[string][]*Party{}
 	for _, list := range [][]Party{info.Holders, info.Waiters} {
 		for i := range list {
-			le := &list[i].Lease
-			full, ok := known[le.ID]
-			if !ok {
-				full = s.lookUp(ctx, *le)
-				known[le.ID] = full
-			}
-			*le = full
-			_, list[i].Own = s.local.Load(le.ID)
+			id := list[i].Lease.ID
+			byLease[id] = append(byLease[id], &list[i])
 		}
 	}
+	next := make(chan []*Party)
+	var wg sync.WaitGroup
+	for range min(lookUps, len(byLease)) {
+		wg.Go(func() {
+			for parties := range next {
+				le := s.lookUp(ctx, parties[0].Lease)
+				_, own := s.local.Load(le.ID)
+				for _, p := range parties {
+					p.Lease, p.Own = le, own
+				}
+			}
+		})
+	}
+	for _, parties := range byLease {
+		next <- parties
+	}
+	close(next)
+	wg.Wait()
 }
 
 func (s *session) lookUp(ctx context.Context, le Lease) Lease {

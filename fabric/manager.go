@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/lockfabric/lockfabric/coalesce"
 	"github.com/lockfabric/lockfabric/internal/clock"
 	"github.com/lockfabric/lockfabric/internal/rtt"
 )
@@ -31,7 +33,9 @@ type Manager struct {
 	mu      sync.Mutex
 	closed  bool
 	current *session
-	opening chan struct{} // closed when the session was opened, or not
+	leaving []*session     // that are being ended
+	past    coalesce.Stats // counters of sessions that have ended
+	opening chan struct{}  // closed when the session was opened, or not
 	ending  sync.WaitGroup
 	done    chan struct{} // closed when Close has finished
 }
@@ -194,13 +198,25 @@ func (m *Manager) session(ctx context.Context) (*session, error) {
 	}
 }
 
-// forget makes the next acquire open a new session.
+// forget makes the next acquire open a new session. Until it has ended, the old one
+// still counts.
 func (m *Manager) forget(s *session) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.current == s {
 		m.current = nil
 	}
+	m.leaving = append(m.leaving, s)
+}
+
+// ended takes over the counters of a session that counts no more.
+func (m *Manager) ended(s *session) {
+	st := s.engine.Stats()
+	st.Waiting, st.ExpectedWait = 0, 0
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.leaving = slices.DeleteFunc(m.leaving, func(l *session) bool { return l == s })
+	m.past = m.past.Plus(st)
 }
 
 // Close ends every hold of the manager, hands their locks on, and stops all its
@@ -226,48 +242,6 @@ func (m *Manager) Close() error {
 		m.nc.Close()
 	}
 	return m.feed.close()
-}
-
-// Stats counts what the manager has done since it was made, or since its
-// buckets were replaced.
-type Stats struct {
-	Operations uint64 // acquires, releases and others given to the engine
-	Writes     uint64 // committed writes of lock records
-	Reads      uint64 // reads from the leader
-	Conflicts  uint64 // writes that met a newer record and were done again
-	Busy       uint64 // writes that the server put off (code 10164)
-	Unknown    uint64 // writes whose outcome had to be found out
-
-	HoldTime     time.Duration // how long this manager's holds last, smoothed; 0 = none was released yet
-	Waiting      int           // acquires and conversions that stand in a queue now
-	ExpectedWait time.Duration // the longest that one of these is expected to wait from now; 0 = not known
-
-	// What the connection is like since the manager was made, and what that makes of
-	// the manager's timing.
-
-	RTT            time.Duration // smoothed time from a request to its answer; 0 before the first
-	RTTDeviation   time.Duration // its smoothed mean deviation
-	RequestTimeout time.Duration // after which a request is taken for lost and made again
-	RenewEarly     time.Duration // by how much earlier than configured the manager's own lease is renewed
-	Timeouts       uint64        // requests that were not answered in time
-}
-
-// Stats returns the manager's counters.
-func (m *Manager) Stats() Stats {
-	var st Stats
-	st.RTT, st.RTTDeviation = m.rtt.RTT()
-	st.RequestTimeout, st.Timeouts = m.rtt.Timeout(), m.rtt.Timeouts()
-	m.mu.Lock()
-	s := m.current
-	m.mu.Unlock()
-	if s == nil {
-		return st
-	}
-	st.RenewEarly = s.renewEarly()
-	e := s.engine.Stats()
-	st.Operations, st.Writes, st.Reads, st.Conflicts, st.Busy, st.Unknown = e.Operations, e.Writes, e.Reads, e.Conflicts, e.Busy, e.Unknown
-	st.HoldTime, st.Waiting, st.ExpectedWait = e.HoldTime, e.Waiting, e.ExpectedWait
-	return st
 }
 
 // label names this process in what it writes about others.

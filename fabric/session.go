@@ -242,6 +242,7 @@ func (s *session) end(reason error, sweep bool) {
 	}
 	s.mu.Unlock()
 	s.m.forget(s)
+	defer s.m.ended(s)
 
 	var left []*Lock
 	for _, sl := range all {

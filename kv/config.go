@@ -107,7 +107,8 @@ func (c Config) check(bucket string, sc jetstream.StreamConfig) error {
 // faults finds all settings that are wrong. What a foreign bucket or one of a
 // newer schema should look like is not known: then there is nothing else to say.
 func (c Config) faults(bucket string, sc jetstream.StreamConfig) (faults []*ConfigError, newer error) {
-	const edit = "change it with 'nats stream edit'"
+	// The command asks back, as the stream is that of a KV bucket.
+	edit := func(flags string) string { return "change it: nats stream edit " + streamName(bucket) + " " + flags }
 	const recreate = "it can't be changed: use another fabric name, or delete the bucket while nobody holds a lock"
 	bad := func(wrong bool, field string, value any, want, remedy string) {
 		if wrong {
@@ -128,32 +129,36 @@ func (c Config) faults(bucket string, sc jetstream.StreamConfig) (faults []*Conf
 		return nil, fmt.Errorf("%w: bucket %s has schema %d, this version knows %d", ErrNewerSchema, bucket, v, Schema)
 	}
 	subject := subjectPrefix(bucket) + ">"
+	retention := edit("--retention=limits")
+	if sc.Retention == jetstream.WorkQueuePolicy {
+		retention = recreate // the only one that can't be left
+	}
 	bad(sc.Metadata[metaIncarnation] == "", "metadata."+metaIncarnation, "missing", "set", recreate)
-	bad(!slices.Equal(sc.Subjects, []string{subject}), "subjects", sc.Subjects, subject, edit)
-	bad(sc.Retention != jetstream.LimitsPolicy, "retention", sc.Retention, "limits", recreate)
-	bad(sc.MaxMsgsPerSubject != 1, "max_msgs_per_subject", sc.MaxMsgsPerSubject, "1", edit)
-	bad(sc.MaxAge != 0, "max_age", sc.MaxAge, "0: a live lock record must not expire", edit)
-	bad(sc.Discard != jetstream.DiscardNew, "discard", sc.Discard, "new: old records must not be dropped", edit)
-	bad(sc.DiscardNewPerSubject, "discard_new_per_subject", true, "false", edit)
-	bad(sc.MaxMsgs > 0, "max_msgs", sc.MaxMsgs, "-1: a release must always fit", edit)
-	bad(sc.MaxBytes > 0, "max_bytes", sc.MaxBytes, "-1: a release must always fit", edit)
-	bad(sc.MaxMsgSize > 0, "max_msg_size", sc.MaxMsgSize, "-1", edit)
-	bad(sc.AllowDirect, "allow_direct", true, "false: followers answer direct gets from the past", edit)
-	bad(!sc.AllowMsgTTL, "allow_msg_ttl", false, "true", edit)
-	bad(sc.SubjectDeleteMarkerTTL < 10*time.Minute, "subject_delete_marker_ttl", sc.SubjectDeleteMarkerTTL, "10m or more", edit)
-	bad(!sc.AllowRollup, "allow_rollup_hdrs", false, "true", edit)
+	bad(!slices.Equal(sc.Subjects, []string{subject}), "subjects", sc.Subjects, subject, edit("--subjects='"+subject+"'"))
+	bad(sc.Retention != jetstream.LimitsPolicy, "retention", sc.Retention, "limits", retention)
+	bad(sc.MaxMsgsPerSubject != 1, "max_msgs_per_subject", sc.MaxMsgsPerSubject, "1", edit("--max-msgs-per-subject=1"))
+	bad(sc.MaxAge != 0, "max_age", sc.MaxAge, "0: a live lock record must not expire", edit("--max-age=0"))
+	bad(sc.Discard != jetstream.DiscardNew, "discard", sc.Discard, "new: old records must not be dropped", edit("--discard=new"))
+	bad(sc.DiscardNewPerSubject, "discard_new_per_subject", true, "false", edit("--no-discard-per-subject"))
+	bad(sc.MaxMsgs > 0, "max_msgs", sc.MaxMsgs, "-1: a release must always fit", edit("--max-msgs=-1"))
+	bad(sc.MaxBytes > 0, "max_bytes", sc.MaxBytes, "-1: a release must always fit", edit("--max-bytes=-1"))
+	bad(sc.MaxMsgSize > 0, "max_msg_size", sc.MaxMsgSize, "-1", edit("--max-msg-size=-1"))
+	bad(sc.AllowDirect, "allow_direct", true, "false: followers answer direct gets from the past", edit("--no-allow-direct"))
+	bad(!sc.AllowMsgTTL, "allow_msg_ttl", false, "true", edit("--allow-msg-ttl"))
+	bad(sc.SubjectDeleteMarkerTTL < 10*time.Minute, "subject_delete_marker_ttl", sc.SubjectDeleteMarkerTTL, "10m or more", edit("--subject-del-markers-ttl=15m"))
+	bad(!sc.AllowRollup, "allow_rollup_hdrs", false, "true", edit("--allow-rollup"))
 	bad(sc.DenyPurge, "deny_purge", true, "false", recreate)
-	bad(!sc.AllowAtomicPublish, "allow_atomic", false, "true", edit)
-	bad(sc.NoAck, "no_ack", true, "false", edit)
+	bad(!sc.AllowAtomicPublish, "allow_atomic", false, "true", edit("--allow-batch"))
+	bad(sc.NoAck, "no_ack", true, "false", edit("--ack"))
 	bad(sc.Sealed, "sealed", true, "false", recreate)
 	if sc.Mirror != nil {
 		bad(true, "mirror", sc.Mirror.Name, "none", recreate)
 	}
-	bad(len(sc.Sources) > 0, "sources", len(sc.Sources), "none", edit)
-	bad(sc.SubjectTransform != nil, "subject_transform", "set", "none", edit)
+	bad(len(sc.Sources) > 0, "sources", len(sc.Sources), "none", edit("--interactive, and remove the sources there"))
+	bad(sc.SubjectTransform != nil, "subject_transform", "set", "none", edit("--no-transform"))
 	bad(sc.PersistMode != jetstream.DefaultPersistMode, "persist_mode", sc.PersistMode, "default", recreate)
 	bad(sc.Storage == jetstream.MemoryStorage && !c.Memory, "storage", "memory", "file, or open it with the memory option", recreate)
 	bad(sc.Storage == jetstream.FileStorage && c.Memory, "storage", "file", "memory, as the memory option says", "open it without that option")
-	bad(c.Replicas != 0 && sc.Replicas != c.Replicas, "num_replicas", sc.Replicas, strconv.Itoa(c.Replicas)+", as the replicas option says", edit)
+	bad(c.Replicas != 0 && sc.Replicas != c.Replicas, "num_replicas", sc.Replicas, strconv.Itoa(c.Replicas)+", as the replicas option says", edit("--replicas="+strconv.Itoa(c.Replicas)))
 	return faults, nil
 }

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -102,6 +104,7 @@ type BucketState struct {
 	Incarnation string
 	FirstSeq    uint64 // the first revision, as configured
 	LastSeq     uint64
+	Consumers   Usage // of the bucket's own limit
 }
 
 // Foreign reports whether the bucket was made by something else than this
@@ -138,6 +141,7 @@ func (x *Examiner) bucket(ctx context.Context, name string) (BucketState, error)
 	s.Replicas = info.Config.Replicas
 	s.Incarnation = info.Config.Metadata[metaIncarnation]
 	s.FirstSeq, s.LastSeq = info.Config.FirstSeq, info.State.LastSeq
+	s.Consumers = Usage{"consumers", int64(info.State.Consumers), int64(info.Config.MaxConsumers)}
 	if info.Cluster != nil && info.Cluster.Name != "" {
 		s.Clustered, s.Leader = true, info.Cluster.Leader
 		for _, p := range info.Cluster.Replicas {
@@ -251,6 +255,18 @@ func (x *Examiner) Rights() []Right {
 		)
 	}
 	return list
+}
+
+// Bearable reports whether an error is the server's refusal of something that locks
+// do without: that of a Right which is Helpful.
+func (x *Examiner) Bearable(err error) bool {
+	if !errors.Is(err, nats.ErrPermissionViolation) {
+		return false
+	}
+	// The client gives the server's text, with the subject in quotes, and no more.
+	return slices.ContainsFunc(x.Rights(), func(r Right) bool {
+		return r.Helpful && strings.Contains(err.Error(), ` to "`+strings.TrimSuffix(r.Subject, ">"))
+	})
 }
 
 // String returns the right as the server's configuration would name it.

@@ -142,6 +142,46 @@ func TestDoctorMemory(t *testing.T) {
 	examine(t, server.ClientURL(), "--strict").exits(78)
 }
 
+// Opening a fabric takes a consumer of its buckets.
+func TestDoctorConsumersOfABucket(t *testing.T) {
+	t.Parallel()
+	js := made(t, server.ClientURL())
+	cfg := stream(t, js, "-leases").Config
+	cfg.MaxConsumers = 1
+	s, err := js.UpdateStream(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := examine(t, server.ClientURL())
+	d.exits(0)
+	d.has("limits", doctor.Warning, "-leases", "0 of 1 consumers", "--max-consumers=-1")
+	d.only("limits", "sync")
+	if _, err := s.CreateConsumer(t.Context(), jetstream.ConsumerConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	d = examine(t, server.ClientURL())
+	d.exits(78)
+	d.has("limits", doctor.Problem, "-leases", "1 of 1 consumers")
+	cfg.MaxConsumers = -1
+	if _, err := js.UpdateStream(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	d = examine(t, server.ClientURL())
+	d.exits(0)
+	d.only("sync")
+}
+
+// A fabric that no program opens, with either option.
+func TestDoctorMixedStorage(t *testing.T) {
+	t.Parallel()
+	js := made(t, server.ClientURL())
+	remade(t, js, "-leases", func(c *jetstream.StreamConfig) { c.Storage = jetstream.MemoryStorage })
+	d := examine(t, server.ClientURL())
+	d.exits(78)
+	d.has("storage", doctor.Problem, "-locks", "in files", "leases bucket in memory", "delete both buckets")
+	d.has("writes", doctor.Unknown, "not in order")
+}
+
 // A bucket that was restored from a backup, and the way back.
 func TestDoctorRestored(t *testing.T) {
 	t.Parallel()

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -224,6 +225,7 @@ func TestDoctorPermissions(t *testing.T) {
 		user("denied", nil, []string{"$KV.*.secret.>", "$KV." + name + "-leases.x"}, subscribe),
 		user("infoless", without("STREAM.INFO"), nil, subscribe),
 		user("silent", publish, nil, subscribe),
+		user("silent-bare", publish, nil, subscribe[:1]),
 		user("silent-reader", slices.DeleteFunc(slices.Clone(publish), func(s string) bool { return strings.Contains(s, "$KV.") || s == "$JS.API.INFO" }), nil, subscribe),
 	}})
 	made(t, as("admin", srv.ClientURL()))
@@ -268,6 +270,10 @@ func TestDoctorPermissions(t *testing.T) {
 	d.has("permissions", doctor.Unknown, "$SYS.REQ.USER.INFO")
 	d.has("writes", doctor.OK)
 	d.only("permissions", "sync")
+	d = look("silent-bare") // refused what locks do without
+	d.exits(0)
+	d.has("writes", doctor.OK)
+	d.only("permissions", "sync")
 	d = look("silent-reader")
 	d.exits(78)
 	d.has("jetstream", doctor.Unknown, "$JS.API.INFO")
@@ -294,6 +300,19 @@ func TestDoctorLatency(t *testing.T) {
 	d = examine(t, proxy.URL(), "--ttl", "2h")
 	d.has("rtt", doctor.OK)
 	d.has("writes", doctor.OK)
+}
+
+// More probes than there is time for are no problem: those that were made count.
+func TestDoctorProbesAreBoundedInTime(t *testing.T) {
+	t.Parallel()
+	made(t, server.ClientURL())
+	proxy := faultproxy.New(t, server.ClientURL())
+	proxy.SetDelay(10*time.Millisecond, 0)
+	nc, _ := dialTo(t, proxy.URL())
+	r, err := doctor.Run(t.Context(), nc, doctor.Options{Fabric: fabricName(t), Probes: 1000, ProbeTime: 300 * time.Millisecond, TTL: time.Minute, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil || !r.OK || r.Latency.RTT == nil || r.Latency.Acquire == nil || r.Latency.Release == nil {
+		t.Errorf("%+v, %v", r, err)
+	}
 }
 
 // Three servers, then two, then one.

@@ -2,6 +2,7 @@ package fabricprom
 
 import (
 	"errors"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -24,11 +25,9 @@ type Collector struct {
 	events []prometheus.Collector // all of the above
 
 	mu       sync.Mutex
-	managers map[*watched]struct{}
+	managers map[*fabric.Manager]int // how many calls of Watch are not stopped
+	past     []float64               // counters of managers that are not watched any more, by statistic
 }
-
-// watched is one call of Watch.
-type watched struct{ m *fabric.Manager }
 
 var _ prometheus.Collector = (*Collector)(nil)
 
@@ -41,7 +40,7 @@ func buckets() []float64 {
 // New returns a collector that nothing feeds yet: give its Event to WithEvents,
 // the managers to Watch, and itself to a registry.
 func New() *Collector {
-	c := &Collector{managers: map[*watched]struct{}{}}
+	c := &Collector{managers: map[*fabric.Manager]int{}, past: make([]float64, len(statistics))}
 	counter := func(name, help string) prometheus.Counter {
 		v := prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help})
 		c.events = append(c.events, v)
@@ -69,7 +68,26 @@ func New() *Collector {
 	c.dropped = counter("events_dropped_total", "Events that were dropped because the event hook was too slow; the other numbers lack them.")
 	c.waits = histogram("acquire_wait_seconds", "How long acquires that were granted took.")
 	c.holds = histogram("hold_seconds", "How long locks were held, up to their release or loss.")
+	c.begin()
 	return c
+}
+
+// begin has every counter begin at 0, with all its labels: of one that appears with
+// its first event, that event is no increase, and a sum over none is nothing
+// instead of 0.
+func (c *Collector) begin() {
+	for _, m := range modes {
+		for _, v := range []*prometheus.CounterVec{c.queued, c.withdrawn, c.conversions} {
+			v.WithLabelValues(string(m))
+		}
+		for _, queued := range []bool{false, true} {
+			c.grants.WithLabelValues(string(m), strconv.FormatBool(queued))
+		}
+	}
+	for _, r := range reasons {
+		c.losses.WithLabelValues(r.name)
+	}
+	c.losses.WithLabelValues(other)
 }
 
 // Event counts one event. It is made for fabric.WithEvents; a program with a hook
@@ -104,18 +122,29 @@ func (c *Collector) Event(e fabric.Event) {
 	}
 }
 
-// Watch adds the counters of a manager to what is collected, until stop is
-// called. Call it before the manager is closed: a closed one counts as 0, which
-// Prometheus takes for a restart.
+// Watch adds the numbers of a manager to what is collected. After stop its counters
+// stay as they were then, because a counter must not fall, and its gauges count no
+// more. A manager that is watched twice at a time counts once; once stopped, don't
+// watch it again.
 func (c *Collector) Watch(m *fabric.Manager) (stop func()) {
-	w := &watched{m}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.managers[w] = struct{}{}
-	return func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		delete(c.managers, w)
+	c.managers[m]++
+	return sync.OnceFunc(func() { c.unwatch(m) })
+}
+
+func (c *Collector) unwatch(m *fabric.Manager) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.managers[m]--; c.managers[m] > 0 {
+		return
+	}
+	delete(c.managers, m)
+	st := m.Stats()
+	for i := range statistics {
+		if statistics[i].kind == counter {
+			c.past[i] += statistics[i].value(st)
+		}
 	}
 }
 
@@ -135,23 +164,30 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		v.Collect(ch)
 	}
 	c.mu.Lock()
-	var all []fabric.Stats
-	for w := range c.managers {
-		all = append(all, w.m.Stats())
+	all, past := make([]fabric.Stats, 0, len(c.managers)), slices.Clone(c.past)
+	for m := range c.managers {
+		all = append(all, m.Stats())
 	}
 	c.mu.Unlock()
 	for i := range statistics {
-		ch <- statistics[i].collect(all)
+		ch <- statistics[i].collect(all, past[i])
 	}
+}
+
+// other stands for what has no name among a label's values.
+const other = "other"
+
+// modes are the values of the label mode.
+var modes = []fabric.Mode{
+	fabric.Exclusive, fabric.Shared, fabric.Update, fabric.IntentShared, fabric.IntentExclusive, fabric.SharedIntentExclusive,
 }
 
 // mode keeps what is no mode out of the label's values.
 func mode(m fabric.Mode) string {
-	switch m {
-	case fabric.Exclusive, fabric.Shared, fabric.Update, fabric.IntentShared, fabric.IntentExclusive, fabric.SharedIntentExclusive:
+	if slices.Contains(modes, m) {
 		return string(m)
 	}
-	return "other"
+	return other
 }
 
 // reasons are the values of the label reason.
@@ -174,5 +210,5 @@ func reason(err error) string {
 			return r.name
 		}
 	}
-	return "other"
+	return other
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -127,7 +128,12 @@ func TestValues(t *testing.T) {
 	const want = `
 # HELP lockfabric_conversions_total Conversions granted, by the mode they led to.
 # TYPE lockfabric_conversions_total counter
+lockfabric_conversions_total{mode="IS"} 0
+lockfabric_conversions_total{mode="IX"} 0
 lockfabric_conversions_total{mode="S"} 1
+lockfabric_conversions_total{mode="SIX"} 0
+lockfabric_conversions_total{mode="U"} 0
+lockfabric_conversions_total{mode="X"} 0
 # HELP lockfabric_events_dropped_total Events that were dropped because the event hook was too slow; the other numbers lack them.
 # TYPE lockfabric_events_dropped_total counter
 lockfabric_events_dropped_total 0
@@ -139,15 +145,35 @@ lockfabric_evicted_entries_total 1
 lockfabric_evictions_total 1
 # HELP lockfabric_grants_total Locks granted; queued tells whether they were waited for.
 # TYPE lockfabric_grants_total counter
+lockfabric_grants_total{mode="IS",queued="false"} 0
+lockfabric_grants_total{mode="IS",queued="true"} 0
+lockfabric_grants_total{mode="IX",queued="false"} 0
+lockfabric_grants_total{mode="IX",queued="true"} 0
 lockfabric_grants_total{mode="S",queued="false"} 1
+lockfabric_grants_total{mode="S",queued="true"} 0
+lockfabric_grants_total{mode="SIX",queued="false"} 0
+lockfabric_grants_total{mode="SIX",queued="true"} 0
+lockfabric_grants_total{mode="U",queued="false"} 0
+lockfabric_grants_total{mode="U",queued="true"} 0
 lockfabric_grants_total{mode="X",queued="false"} 2
 lockfabric_grants_total{mode="X",queued="true"} 1
 # HELP lockfabric_losses_total Holds that were lost before they were released.
 # TYPE lockfabric_losses_total counter
+lockfabric_losses_total{reason="bucket_gone"} 0
 lockfabric_losses_total{reason="closed"} 1
 lockfabric_losses_total{reason="expired"} 1
+lockfabric_losses_total{reason="other"} 0
+lockfabric_losses_total{reason="removed"} 0
+lockfabric_losses_total{reason="renewals_used_up"} 0
+lockfabric_losses_total{reason="revoked"} 0
+lockfabric_losses_total{reason="taken_over"} 0
 # HELP lockfabric_queued_total Acquires that had to wait in a queue.
 # TYPE lockfabric_queued_total counter
+lockfabric_queued_total{mode="IS"} 0
+lockfabric_queued_total{mode="IX"} 0
+lockfabric_queued_total{mode="S"} 0
+lockfabric_queued_total{mode="SIX"} 0
+lockfabric_queued_total{mode="U"} 0
 lockfabric_queued_total{mode="X"} 2
 # HELP lockfabric_releases_total Holds that ended by a release.
 # TYPE lockfabric_releases_total counter
@@ -157,6 +183,11 @@ lockfabric_releases_total 2
 lockfabric_takeovers_total 1
 # HELP lockfabric_withdrawn_total Acquires that left a queue without a grant.
 # TYPE lockfabric_withdrawn_total counter
+lockfabric_withdrawn_total{mode="IS"} 0
+lockfabric_withdrawn_total{mode="IX"} 0
+lockfabric_withdrawn_total{mode="S"} 0
+lockfabric_withdrawn_total{mode="SIX"} 0
+lockfabric_withdrawn_total{mode="U"} 0
 lockfabric_withdrawn_total{mode="X"} 1
 `
 	if err := testutil.CollectAndCompare(c, strings.NewReader(want),
@@ -206,22 +237,66 @@ func TestManagersAreAddedUp(t *testing.T) {
 	if got := collect(t, c, "lockfabric_operations_total"); got != sum {
 		t.Errorf("%v operations of %v", got, sum)
 	}
-	stopA()
-	if got := collect(t, c, "lockfabric_operations_total"); got != float64(b.Stats().Operations) {
-		t.Errorf("%v operations of one manager", got)
+	// A counter stays when a manager is closed, and when it is not watched any more:
+	// if the sum fell, all that is left of it would look like new.
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
 	}
+	sum = float64(a.Stats().Operations + b.Stats().Operations)
+	if got := collect(t, c, "lockfabric_operations_total"); got != sum {
+		t.Errorf("%v operations of %v", got, sum)
+	}
+	stopA()
+	stopA()
+	release(t, acquire(t, b, "k"))
+	more := float64(a.Stats().Operations + b.Stats().Operations)
+	if got := collect(t, c, "lockfabric_operations_total"); got != more || more <= sum {
+		t.Errorf("%v operations of %v, before %v", got, more, sum)
+	}
+	again := c.Watch(b)
+	if got := collect(t, c, "lockfabric_operations_total"); got != more {
+		t.Errorf("%v operations of %v", got, more)
+	}
+	again()
 	stopB()
-	stopB()
-	if got := collect(t, c, "lockfabric_operations_total"); got != 0 {
-		t.Errorf("%v operations of no manager", got)
+	if got := collect(t, c, "lockfabric_operations_total"); got != more {
+		t.Errorf("%v operations of %v", got, more)
 	}
 }
 
-// collect returns the value of a counter without labels.
+// Those who wait are counted, over all managers.
+func TestWaitersAreAddedUp(t *testing.T) {
+	srv, c := serve(t), fabricprom.New()
+	ctx, cancel := context.WithCancel(t.Context())
+	holder, _ := manager(t, srv)
+	l := acquire(t, holder, "k")
+	var waits sync.WaitGroup
+	for range 2 {
+		m, _ := manager(t, srv)
+		defer c.Watch(m)()
+		for range 3 {
+			waits.Go(func() { _, _ = m.Acquire(ctx, "k") })
+		}
+	}
+	defer waits.Wait()
+	defer cancel()
+	deadline := time.Now().Add(30 * time.Second)
+	for collect(t, c, "lockfabric_waiting") != 6 {
+		if time.Now().After(deadline) {
+			t.Fatalf("%v wait, want 6", collect(t, c, "lockfabric_waiting"))
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	cancel()
+	waits.Wait()
+	release(t, l)
+}
+
+// collect returns the value of a counter or gauge without labels.
 func collect(t *testing.T, c prometheus.Collector, name string) float64 {
 	t.Helper()
-	counter, _ := gather(t, c, name)
-	return counter
+	value, _ := gather(t, c, name)
+	return value
 }
 
 // histogram returns how many values a histogram without labels has.
@@ -232,7 +307,7 @@ func histogram(t *testing.T, c prometheus.Collector, name string) uint64 {
 }
 
 // gather returns both of a metric without labels, of which one is 0.
-func gather(t *testing.T, c prometheus.Collector, name string) (counter float64, samples uint64) {
+func gather(t *testing.T, c prometheus.Collector, name string) (value float64, samples uint64) {
 	t.Helper()
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(c)
@@ -243,7 +318,7 @@ func gather(t *testing.T, c prometheus.Collector, name string) (counter float64,
 	for _, f := range all {
 		if f.GetName() == name {
 			m := f.GetMetric()[0]
-			return m.GetCounter().GetValue(), m.GetHistogram().GetSampleCount()
+			return m.GetCounter().GetValue() + m.GetGauge().GetValue(), m.GetHistogram().GetSampleCount()
 		}
 	}
 	t.Fatalf("no metric %s", name)

@@ -6,10 +6,18 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// statistic is one number of fabric.Stats. Counters of several managers are added
-// up; of a gauge, the largest counts.
+// How one number of several managers becomes one number.
+type kind int
+
+const (
+	counter kind = iota // added up, those of managers that are not watched any more included
+	total               // a gauge, added up
+	longest             // a gauge, of which the largest counts
+)
+
+// statistic is one number of fabric.Stats.
 type statistic struct {
-	kind  prometheus.ValueType
+	kind  kind
 	name  string
 	help  string
 	value func(fabric.Stats) float64
@@ -17,31 +25,34 @@ type statistic struct {
 
 // statistics are all of them, one a line.
 var statistics = []statistic{
-	{prometheus.CounterValue, "operations_total", "Acquires, releases and others given to the engine.", func(s fabric.Stats) float64 { return float64(s.Operations) }},
-	{prometheus.CounterValue, "writes_total", "Committed writes of lock records.", func(s fabric.Stats) float64 { return float64(s.Writes) }},
-	{prometheus.CounterValue, "reads_total", "Reads from the stream's leader.", func(s fabric.Stats) float64 { return float64(s.Reads) }},
-	{prometheus.CounterValue, "write_conflicts_total", "Writes that met a newer record and were done again.", func(s fabric.Stats) float64 { return float64(s.Conflicts) }},
-	{prometheus.CounterValue, "writes_put_off_total", "Writes that the server put off (code 10164).", func(s fabric.Stats) float64 { return float64(s.Busy) }},
-	{prometheus.CounterValue, "writes_unknown_total", "Writes whose outcome had to be found out.", func(s fabric.Stats) float64 { return float64(s.Unknown) }},
-	{prometheus.CounterValue, "request_timeouts_total", "Requests that were not answered in time.", func(s fabric.Stats) float64 { return float64(s.Timeouts) }},
-	{prometheus.GaugeValue, "rtt_seconds", "Smoothed time from a request to its answer.", func(s fabric.Stats) float64 { return s.RTT.Seconds() }},
-	{prometheus.GaugeValue, "request_timeout_seconds", "Time after which a request is taken for lost.", func(s fabric.Stats) float64 { return s.RequestTimeout.Seconds() }},
-	{prometheus.GaugeValue, "waiting", "Acquires and conversions that stand in a queue.", func(s fabric.Stats) float64 { return float64(s.Waiting) }},
-	{prometheus.GaugeValue, "expected_wait_seconds", "Longest that one of these is expected to wait.", func(s fabric.Stats) float64 { return s.ExpectedWait.Seconds() }},
+	{counter, "operations_total", "Acquires, releases and others given to the engine.", func(s fabric.Stats) float64 { return float64(s.Operations) }},
+	{counter, "writes_total", "Committed writes of lock records.", func(s fabric.Stats) float64 { return float64(s.Writes) }},
+	{counter, "reads_total", "Reads from the stream's leader.", func(s fabric.Stats) float64 { return float64(s.Reads) }},
+	{counter, "write_conflicts_total", "Writes that met a newer record and were done again.", func(s fabric.Stats) float64 { return float64(s.Conflicts) }},
+	{counter, "writes_put_off_total", "Writes that the server put off (code 10164).", func(s fabric.Stats) float64 { return float64(s.Busy) }},
+	{counter, "writes_unknown_total", "Writes whose outcome had to be found out.", func(s fabric.Stats) float64 { return float64(s.Unknown) }},
+	{counter, "request_timeouts_total", "Requests that were not answered in time.", func(s fabric.Stats) float64 { return float64(s.Timeouts) }},
+	{longest, "rtt_seconds", "Smoothed time from a request to its answer.", func(s fabric.Stats) float64 { return s.RTT.Seconds() }},
+	{longest, "request_timeout_seconds", "Time after which a request is taken for lost.", func(s fabric.Stats) float64 { return s.RequestTimeout.Seconds() }},
+	{total, "waiting", "Acquires and conversions that stand in a queue.", func(s fabric.Stats) float64 { return float64(s.Waiting) }},
+	{longest, "expected_wait_seconds", "Longest that one of these is expected to wait.", func(s fabric.Stats) float64 { return s.ExpectedWait.Seconds() }},
 }
 
 func (s *statistic) desc() *prometheus.Desc {
 	return prometheus.NewDesc(prometheus.BuildFQName(namespace, "", s.name), s.help, nil, nil)
 }
 
-func (s *statistic) collect(all []fabric.Stats) prometheus.Metric {
-	var v float64
+func (s *statistic) collect(all []fabric.Stats, past float64) prometheus.Metric {
+	v, typ := 0.0, prometheus.GaugeValue
+	if s.kind == counter {
+		v, typ = past, prometheus.CounterValue
+	}
 	for _, st := range all {
-		if s.kind == prometheus.CounterValue {
-			v += s.value(st)
-		} else {
+		if s.kind == longest {
 			v = max(v, s.value(st))
+		} else {
+			v += s.value(st)
 		}
 	}
-	return prometheus.MustNewConstMetric(s.desc(), s.kind, v)
+	return prometheus.MustNewConstMetric(s.desc(), typ, v)
 }

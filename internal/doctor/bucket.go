@@ -20,7 +20,16 @@ var firstDay = uint64(time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro())
 func (e *exam) buckets(ctx context.Context) {
 	e.leases = e.bucket(ctx, kv.LeasesBucket(e.Fabric), e.kv.Leases)
 	e.locks = e.bucket(ctx, kv.LocksBucket(e.Fabric), e.kv.Locks)
-	if e.locks == nil || e.leases == nil || e.locks.Exists == e.leases.Exists {
+	if e.locks == nil || e.leases == nil {
+		return
+	}
+	if readable(e.locks) && readable(e.leases) && e.locks.Memory != e.leases.Memory {
+		where := map[bool]string{false: "in files", true: "in memory"}
+		e.report.problem(checkStorage, e.locks.Bucket,
+			fmt.Sprintf("it is kept %s and the leases bucket %s: no program opens such a fabric", where[e.locks.Memory], where[e.leases.Memory]),
+			"end all programs that use this fabric, delete both buckets, and start them: the first one creates both")
+	}
+	if e.locks.Exists == e.leases.Exists {
 		return
 	}
 	if e.leases.Exists {
@@ -83,7 +92,27 @@ func (e *exam) bucket(ctx context.Context, name string, get func(context.Context
 		r.ok(checkStorage, name, "kept in files")
 	}
 	e.replicas(&s)
+	e.consumers(&s)
 	return &s
+}
+
+// fewConsumers is a limit that a handful of processes reaches: each takes up to 17
+// consumers of a bucket to wait, and one more to open it.
+const fewConsumers = 1000
+
+// consumers tells when the bucket's own limit is in the way.
+func (e *exam) consumers(s *kv.BucketState) {
+	u := s.Consumers
+	if u.Limit <= 0 || u.Limit >= fewConsumers && float64(u.Used) < nearlyFull*float64(u.Limit) {
+		return
+	}
+	detail := fmt.Sprintf("%d of %d consumers in use: beyond that nobody opens the fabric, and waiters are told late", u.Used, u.Limit)
+	remedy := "raise the bucket's limit: nats stream edit KV_" + s.Bucket + " --max-consumers=-1"
+	if float64(u.Used) >= full*float64(u.Limit) {
+		e.report.problem(checkLimits, s.Bucket, detail, remedy)
+	} else {
+		e.report.warn(checkLimits, s.Bucket, detail, remedy)
+	}
 }
 
 func (e *exam) replicas(s *kv.BucketState) {

@@ -19,10 +19,13 @@ const stepTimeout = 5 * time.Second
 // Options says what to look at.
 type Options struct {
 	Fabric  string
-	Probes  int           // round trips to measure, at least 1
-	NoProbe bool          // write nothing
-	TTL     time.Duration // of the programs' locks
-	Strict  bool          // warnings and unknowns count
+	Probes  int  // round trips to measure, at least 1
+	NoProbe bool // write nothing
+	// ProbeTime is how long the round trips, and then the writes, are measured at
+	// most; 0 means 30 s.
+	ProbeTime time.Duration
+	TTL       time.Duration // of the programs' locks
+	Strict    bool          // warnings and unknowns count
 	// SyncAlways says that the server is known to sync every write before it
 	// acknowledges; else the system account is asked.
 	SyncAlways bool
@@ -58,9 +61,9 @@ func Run(ctx context.Context, nc *nats.Conn, opts Options) (*Report, error) {
 	}
 	e := &exam{Options: opts, nc: nc, kv: x, report: &Report{Cluster: Cluster{Servers: []Member{}}, Fabric: Fabric{Name: opts.Fabric, Buckets: []Bucket{}}}}
 	// The server tells of a subject that is not allowed, and the request is never
-	// answered: no use in waiting.
+	// answered: no use in waiting. What programs do without ends nothing.
 	nc.SetErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-		if errors.Is(err, nats.ErrPermissionViolation) {
+		if errors.Is(err, nats.ErrPermissionViolation) && !x.Bearable(err) {
 			e.mu.Lock()
 			defer e.mu.Unlock()
 			if e.denied != nil && !e.rights.known {
@@ -92,7 +95,11 @@ func Run(ctx context.Context, nc *nats.Conn, opts Options) (*Report, error) {
 // step runs one question, which ends in time, or when the server says that the
 // user may not ask it.
 func (e *exam) step(ctx context.Context, ask func(ctx context.Context) error) error {
-	limited, stop := context.WithTimeout(ctx, stepTimeout)
+	return e.stepIn(ctx, stepTimeout, ask)
+}
+
+func (e *exam) stepIn(ctx context.Context, limit time.Duration, ask func(ctx context.Context) error) error {
+	limited, stop := context.WithTimeout(ctx, limit)
 	defer stop()
 	limited, cancel := context.WithCancelCause(limited)
 	defer cancel(nil)

@@ -15,7 +15,7 @@ import (
 // random, so that no program waits for it.
 const ProbePrefix = "_lockfabric-doctor/"
 
-// probeTime bounds the whole probe.
+// probeTime bounds each measurement. What was measured by then has to do.
 const probeTime = 30 * time.Second
 
 // rtt measures the connection, which writes nothing.
@@ -23,11 +23,13 @@ func (e *exam) rtt(ctx context.Context) {
 	r := e.report
 	r.Latency.Probes, r.Latency.TTL = e.Probes, e.TTL
 	var took []time.Duration
-	for range e.Probes {
+	for end := time.Now().Add(e.limit()); len(took) < e.Probes && (len(took) == 0 || time.Now().Before(end)); {
 		err := e.step(ctx, func(ctx context.Context) error {
 			start := time.Now()
 			err := e.nc.FlushWithContext(ctx)
-			took = append(took, time.Since(start))
+			if err == nil {
+				took = append(took, time.Since(start))
+			}
 			return err
 		})
 		if err != nil {
@@ -88,22 +90,31 @@ func (e *exam) writes(ctx context.Context) {
 	r.ok(checkWrites, "", "%s", text)
 }
 
+// limit returns how long one measurement may take.
+func (e *exam) limit() time.Duration {
+	if e.ProbeTime > 0 {
+		return e.ProbeTime
+	}
+	return probeTime
+}
+
 // safe reports whether fabric.New would take both buckets.
 func (e *exam) safe() bool {
+	if e.locks.Exists && e.leases.Exists && e.locks.Memory != e.leases.Memory {
+		return false
+	}
 	return e.locks.Newer == nil && e.leases.Newer == nil && len(e.locks.Faults)+len(e.leases.Faults) == 0
 }
 
 // probe takes and frees one lock again and again, each time in the place of the
 // marker that the release before has left.
 func (e *exam) probe(ctx context.Context) (acquire, release []time.Duration, err error) {
-	limited, stop := context.WithTimeout(ctx, probeTime)
-	defer stop()
 	opts := []fabric.Option{fabric.WithFabric(e.Fabric), fabric.WithLabel("lockfabric doctor"), fabric.WithLogger(e.Logger)}
 	if e.locks.Memory {
 		opts = append(opts, fabric.WithMemoryStorage())
 	}
 	var m *fabric.Manager
-	err = e.step(limited, func(ctx context.Context) (err error) {
+	err = e.stepIn(ctx, probeTime, func(ctx context.Context) (err error) { // some ten round trips
 		m, err = fabric.New(ctx, e.nc, opts...)
 		return err
 	})
@@ -112,8 +123,8 @@ func (e *exam) probe(ctx context.Context) (acquire, release []time.Duration, err
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
 	key := ProbePrefix + rand.Text()
-	for range e.Probes {
-		err := e.step(limited, func(ctx context.Context) error {
+	for end := time.Now().Add(e.limit()); len(acquire) < e.Probes && (len(acquire) == 0 || time.Now().Before(end)); {
+		err := e.step(ctx, func(ctx context.Context) error {
 			start := time.Now()
 			l, err := m.Acquire(ctx, key)
 			if err != nil {

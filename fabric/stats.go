@@ -1,0 +1,53 @@
+package fabric
+
+import (
+	"slices"
+	"time"
+)
+
+// Stats counts what the manager has done since it was made. The counters only rise:
+// they go on when its buckets are replaced, and stay when it is closed.
+type Stats struct {
+	Operations uint64 // acquires, releases and others given to the engine
+	Writes     uint64 // committed writes of lock records
+	Reads      uint64 // reads from the leader
+	Conflicts  uint64 // writes that met a newer record and were done again
+	Busy       uint64 // writes that the server put off (code 10164)
+	Unknown    uint64 // writes whose outcome had to be found out
+
+	HoldTime     time.Duration // how long this manager's holds last, smoothed; 0 = none was released yet
+	Waiting      int           // acquires and conversions that stand in a queue now
+	ExpectedWait time.Duration // the longest that one of these is expected to wait from now; 0 = not known
+
+	// What the connection is like since the manager was made, and what that makes of
+	// the manager's timing.
+
+	RTT            time.Duration // smoothed time from a request to its answer; 0 before the first
+	RTTDeviation   time.Duration // its smoothed mean deviation
+	RequestTimeout time.Duration // after which a request is taken for lost and made again
+	RenewEarly     time.Duration // by how much earlier than configured the manager's own lease is renewed
+	Timeouts       uint64        // requests that were not answered in time
+}
+
+// Stats returns the manager's counters.
+func (m *Manager) Stats() Stats {
+	var st Stats
+	st.RTT, st.RTTDeviation = m.rtt.RTT()
+	st.RequestTimeout, st.Timeouts = m.rtt.Timeout(), m.rtt.Timeouts()
+	m.mu.Lock()
+	e, sessions := m.past, slices.Clone(m.leaving)
+	s := m.current
+	if s != nil {
+		sessions = append(sessions, s)
+	}
+	m.mu.Unlock()
+	for _, s := range sessions {
+		e = e.Plus(s.engine.Stats())
+	}
+	if s != nil {
+		st.RenewEarly = s.renewEarly()
+	}
+	st.Operations, st.Writes, st.Reads, st.Conflicts, st.Busy, st.Unknown = e.Operations, e.Writes, e.Reads, e.Conflicts, e.Busy, e.Unknown
+	st.HoldTime, st.Waiting, st.ExpectedWait = e.HoldTime, e.Waiting, e.ExpectedWait
+	return st
+}
