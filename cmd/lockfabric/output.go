@@ -45,11 +45,17 @@ func printable(text string) string {
 // message makes one line of an error, and leaves out which package says it.
 func message(err error) string {
 	text := ": " + oneLine(err.Error())
-	for _, pkg := range []string{"fabric", "kv", "embedded"} {
+	for _, pkg := range []string{"fabric", "coalesce", "kv", "embedded"} {
 		text = strings.ReplaceAll(text, ": "+pkg+": ", ": ")
 	}
-	// Each of two packages has said it.
-	text = strings.ReplaceAll(text, ": invalid option: invalid option: ", ": invalid option: ")
+	// Each of several packages has said it.
+	for _, said := range [][2]string{
+		{"invalid option: invalid option", "invalid option"},
+		{"cluster unavailable: unavailable", "cluster unavailable"},
+		{"cluster unavailable: cluster unavailable", "cluster unavailable"},
+	} {
+		text = strings.ReplaceAll(text, ": "+said[0]+": ", ": "+said[1]+": ")
+	}
 	return strings.TrimPrefix(text, ": ")
 }
 

@@ -157,3 +157,18 @@ func TestResultCanNotBeWritten(t *testing.T) {
 		}
 	}
 }
+
+// An error passes through several packages, each of which says what it is.
+func TestMessageSaysItOnce(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"fabric: cluster unavailable: fabric: cluster unavailable: kv: unavailable: read of k: nats: timeout": "cluster unavailable: read of k: nats: timeout",
+		"inspect \"k\": fabric: cluster unavailable: coalesce: no leader answers: kv: bucket is gone":         "inspect \"k\": cluster unavailable: no leader answers: bucket is gone",
+		"fabric: invalid option: kv: invalid option: fabric name \"a b\"":                                     "invalid option: fabric name \"a b\"",
+		"first\nsecond": "first second",
+	} {
+		if got := message(errors.New(text)); got != want {
+			t.Errorf("%q became %q, want %q", text, got, want)
+		}
+	}
+}
