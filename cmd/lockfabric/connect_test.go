@@ -149,7 +149,7 @@ func TestCreds(t *testing.T) {
 	u.gets(77, "check --creds", "--server", at, "--creds", file(t, "old.creds", expired))
 	u.gets(77, "no credentials were given", "--server", at)
 	u.gets(64, "--creds: open "+path+"x", "--server", at, "--creds", path+"x")
-	u.gets(64, "--creds: expected file value", "--server", at, "--creds", good)
+	u.gets(64, "--creds: expected string value", "--server", at, "--creds", good)
 	for _, text := range []string{"", "hello", seed, token} {
 		no := file(t, "no.creds", text)
 		u.gets(64, "credentials "+no, "--server", at, "--creds", no)
