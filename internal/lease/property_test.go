@@ -2,10 +2,8 @@ package lease_test
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"math/rand/v2"
-	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -164,31 +162,10 @@ func (p plan) run(t *testing.T) (wrong []string, tombstones, renewals int) {
 	return wrong, tombstones, renewals
 }
 
-// fewerUnderRace has rapid check a fifth of what it does else. The race detector's
-// own code (Go 1.26.8, in its depot of stacks) crashes once in some thousand
-// bubbles of synctest in which timers fire; the gate runs all of them without it.
-func fewerUnderRace(t *testing.T) (undo func()) {
-	t.Helper()
-	if !underRace {
-		return func() {}
-	}
-	checks := flag.Lookup("rapid.checks")
-	was := checks.Value.String()
-	n, err := strconv.Atoi(was)
-	if err == nil {
-		err = checks.Value.Set(strconv.Itoa(max(n/5, 1)))
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return func() { _ = checks.Value.Set(was) }
-}
-
 // No tombstone is ever committed while the holder considers itself valid, as
 // long as the two clocks' rates differ by less than the margin, 5 %.
 func TestNoTombstoneWhileTheHolderIsValid(t *testing.T) {
 	total, renewals := 0, 0
-	defer fewerUnderRace(t)()
 	rapid.Check(t, func(rt *rapid.T) {
 		p := plan{
 			seed:         rapid.Uint64().Draw(rt, "seed"),
@@ -216,10 +193,7 @@ func TestNoTombstoneWhileTheHolderIsValid(t *testing.T) {
 // The property can fail: with clocks that differ by three times the margin it does.
 func TestTheMarginIsWhatMakesItSafe(t *testing.T) {
 	found := 0
-	seeds := uint64(200)
-	if underRace {
-		seeds = 40
-	}
+	const seeds = uint64(200)
 	for seed := range seeds {
 		synctest.Test(t, func(t *testing.T) {
 			p := plan{seed: seed, ttl: 10 * sec, holderRate: 0.93, observerRate: 1.07, outages: true, manual: true}
