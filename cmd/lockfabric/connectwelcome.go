@@ -40,6 +40,7 @@ func newWelcome(log *slog.Logger, to *target) *welcome {
 func (w *welcome) options() []nats.Option {
 	return []nats.Option{
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { w.heard(err) }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { w.disconnected(err) }),
 		nats.ReconnectHandler(func(*nats.Conn) { w.reconnected() }),
 		nats.ClosedHandler(func(*nats.Conn) { w.closed() }),
 	}
@@ -72,7 +73,15 @@ func (w *welcome) heard(err error) {
 	}
 }
 
+// disconnected tells of a connection that was lost. One that we closed has no error.
+func (w *welcome) disconnected(err error) {
+	if err != nil {
+		w.log.Warn("the connection is lost, trying to connect again", "error", w.to.secrets.hide(err.Error()))
+	}
+}
+
 func (w *welcome) reconnected() {
+	w.log.Info("connected again")
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.auth, w.warned = nil, ""

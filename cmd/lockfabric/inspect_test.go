@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/faultproxy"
 )
 
 func TestInspectWatch(t *testing.T) {
@@ -94,6 +95,43 @@ func TestInspectConversion(t *testing.T) {
 	for _, l := range []*fabric.Lock{a, b} {
 		if err := l.Release(context.Background()); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// While the server can't be reached nothing new can be shown; that is not silence.
+func TestInspectWatchWithoutServer(t *testing.T) {
+	t.Parallel()
+	m := manager(t)
+	proxy := faultproxy.New(t, server.ClientURL())
+	p := start(t, bare(t, "--server", proxy.URL(), "--fabric", fabricName(t), "--output", "json", "inspect", "--watch", "k"))
+	if one := p.line(); !strings.Contains(one, `"k"`) {
+		t.Fatalf("%q", one)
+	}
+	proxy.Cut()
+	eventually(t, "word of the loss", func() bool {
+		return strings.Contains(p.err.String(), `"the connection is lost, trying to connect again"`)
+	})
+	lock, err := m.Acquire(t.Context(), "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lock.Release(context.Background()) }()
+	proxy.Heal()
+	for one := p.line(); !strings.Contains(one, lock.ID()); one = p.line() {
+		if one == "" {
+			t.Fatalf("ended without the holder: %s", p.err)
+		}
+	}
+	p.signal(os.Interrupt)
+	p.exits(0)
+	lines := strings.Split(strings.TrimSpace(p.err.String()), "\n")
+	if len(lines) < 2 || !strings.Contains(lines[len(lines)-1], `"connected again"`) {
+		t.Errorf("stderr: %s", p.err)
+	}
+	for _, one := range lines {
+		if !json.Valid([]byte(one)) {
+			t.Errorf("stderr: %q is no JSON", one)
 		}
 	}
 }

@@ -148,13 +148,14 @@ func (c *cli) validate() error {
 }
 
 // level is how much a command logs unless told: a daemon tells what it does,
-// run what endangers its lock, and the others report by their result.
+// run what endangers its lock, a watch why nothing comes, and the others report
+// by their result.
 func (c *cli) level(command string) slog.Level {
 	level := slog.LevelError
 	switch {
 	case c.LogLevel != "auto":
 		_ = level.UnmarshalText([]byte(c.LogLevel)) // kong has checked it
-	case command == "serve":
+	case command == "serve", command == "inspect" && c.Inspect.Watch:
 		level = slog.LevelInfo
 	case command == "run":
 		level = slog.LevelWarn
