@@ -3,6 +3,7 @@
 package main
 
 import (
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -79,5 +80,42 @@ func TestEmptyFlags(t *testing.T) {
 	// a value is none.
 	if code, _, stderr := run(t, bare(t, "--server")); code != 64 || !strings.Contains(stderr, "--server: give a value") {
 		t.Errorf("exit code %d, %q", code, stderr)
+	}
+}
+
+// A duration that is none says what one looks like.
+func TestDurationsThatAreNone(t *testing.T) {
+	t.Parallel()
+	for want, args := range map[string][]string{
+		"--ttl: give a value: ": {"run", "--ttl"},
+		"--ttl: give a value, after a = if it begins with a dash: ":      {"run", "k", "--ttl", "--", "true"},
+		`--ttl: "" is no duration: give one like 30s, 5m or 1h30m: `:     {"run", "--ttl=", "k", "--", "true"},
+		`--timeout: "10" is no duration: give one like 30s, 5m or 1h30m`: {"--timeout", "10", "ls"},
+		"--timeout=-10s: give more than 0: ":                             {"--timeout=-10s", "ls"},
+	} {
+		code, stdout, stderr := run(t, lockfabric(t, args...))
+		if code != 64 || stdout != "" || !strings.Contains(stderr, want) || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("%q: exit code %d, %q, %q", args, code, stdout, stderr)
+		}
+	}
+}
+
+// A result that can't be written is not a command line that makes no sense.
+func TestResultsThatCannotBeWritten(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"--help"}, {"run", "--help"}, {"version"}, {"completion", "bash"}, {"ls"}, {"--output", "json", "ls"}, {"inspect", "k"}} {
+		full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+		if err != nil {
+			t.Skip("no device that is always full: ", err)
+		}
+		cmd := lockfabric(t, args...)
+		cmd.Stdout = full
+		var stderr strings.Builder
+		cmd.Stderr = &stderr
+		_ = cmd.Run()
+		_ = full.Close()
+		if code := cmd.ProcessState.ExitCode(); code != 70 || !strings.HasPrefix(stderr.String(), "lockfabric: writing the result: ") {
+			t.Errorf("%q: exit code %d, %q", args, code, stderr.String())
+		}
 	}
 }

@@ -5,13 +5,15 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
+	"time"
 
 	"github.com/alecthomas/kong"
 )
 
 // textMappers read texts as they were given. Those of kong go through JSON, which
 // replaces every byte that is no UTF-8: the command under run would get the name of
-// another file, and two names of locks would become one.
+// another file, and two names of locks would become one. Durations are read here to
+// say what one looks like.
 func textMappers() []kong.Option {
 	text := func(decode func(text string, target reflect.Value) error) kong.Mapper {
 		return kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
@@ -19,8 +21,8 @@ func textMappers() []kong.Option {
 				return errors.New("give a value")
 			}
 			token, err := ctx.Scan.PopValue("string")
-			if err != nil {
-				return err
+			if err != nil { // the next word is a flag
+				return errors.New("give a value, after a = if it begins with a dash")
 			}
 			return decode(fmt.Sprint(token.Value), target)
 		})
@@ -28,6 +30,14 @@ func textMappers() []kong.Option {
 	return []kong.Option{
 		kong.KindMapper(reflect.String, text(func(text string, target reflect.Value) error {
 			target.SetString(text)
+			return nil
+		})),
+		kong.TypeMapper(reflect.TypeFor[time.Duration](), text(func(text string, target reflect.Value) error {
+			d, err := time.ParseDuration(text)
+			if err != nil {
+				return fmt.Errorf("%q is no duration: give one like 30s, 5m or 1h30m", text)
+			}
+			target.SetInt(int64(d))
 			return nil
 		})),
 		kong.NamedMapper("path", text(func(text string, target reflect.Value) error {

@@ -58,6 +58,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"time"
@@ -117,6 +118,10 @@ func execute(args []string, stdout, stderr *os.File) int {
 	if err == nil {
 		c.note(parsed)
 		err = c.validate()
+	}
+	var path *fs.PathError
+	if errors.As(err, &path) && path.Op == "write" { // of the help, which is written while it parses
+		return report(stderr, writeError(path))
 	}
 	if err != nil {
 		return report(stderr, usageError("%s: see 'lockfabric --help'", hideArgs(err.Error(), args)))
