@@ -3,7 +3,6 @@
 package main
 
 import (
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -96,26 +95,6 @@ func TestDurationsThatAreNone(t *testing.T) {
 		code, stdout, stderr := run(t, lockfabric(t, args...))
 		if code != 64 || stdout != "" || !strings.Contains(stderr, want) || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("%q: exit code %d, %q, %q", args, code, stdout, stderr)
-		}
-	}
-}
-
-// A result that can't be written is not a command line that makes no sense.
-func TestResultsThatCannotBeWritten(t *testing.T) {
-	t.Parallel()
-	for _, args := range [][]string{{"--help"}, {"run", "--help"}, {"version"}, {"completion", "bash"}, {"ls"}, {"--output", "json", "ls"}, {"inspect", "k"}} {
-		full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
-		if err != nil {
-			t.Skip("no device that is always full: ", err)
-		}
-		cmd := lockfabric(t, args...)
-		cmd.Stdout = full
-		var stderr strings.Builder
-		cmd.Stderr = &stderr
-		_ = cmd.Run()
-		_ = full.Close()
-		if code := cmd.ProcessState.ExitCode(); code != 70 || !strings.HasPrefix(stderr.String(), "lockfabric: writing the result: ") {
-			t.Errorf("%q: exit code %d, %q", args, code, stderr.String())
 		}
 	}
 }

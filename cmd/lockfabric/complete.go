@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/lockfabric/lockfabric/internal/natscontext"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -145,11 +146,11 @@ func (l *commandLine) values(v *kong.Value) []string {
 	case "lock":
 		return lockNames(l.global)
 	case "context":
-		dir, err := contextDir()
+		dir, err := natscontext.Dir()
 		if err != nil {
 			return nil
 		}
-		return slices.DeleteFunc(contextNames(dir), func(name string) bool { return !plain(name) })
+		return slices.DeleteFunc(natscontext.Names(dir), func(name string) bool { return !plain(name) })
 	default:
 		return strings.Split(kind, ",")
 	}

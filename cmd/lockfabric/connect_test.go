@@ -74,7 +74,7 @@ func TestUserAndPassword(t *testing.T) {
 	u.gets(64, "URL 1 can't be read", "--server", "nats://alice:"+password+"@"+at)
 	u.gets(64, "URL 1 can't be read", "--server", "nats://"+token+"#@"+at)
 	for _, flag := range []string{"--password", "--token"} {
-		u.gets(64, flag+": expected string value", "--server", at, flag, "-"+password)
+		u.gets(64, flag+": give a value, after a = if it begins with a dash", "--server", at, flag, "-"+password)
 	}
 	u.gets(64, "names no server", "--server", " , ")
 }
@@ -149,7 +149,7 @@ func TestCreds(t *testing.T) {
 	u.gets(77, "check --creds", "--server", at, "--creds", file(t, "old.creds", expired))
 	u.gets(77, "no credentials were given", "--server", at)
 	u.gets(64, "--creds: open "+path+"x", "--server", at, "--creds", path+"x")
-	u.gets(64, "--creds: expected string value", "--server", at, "--creds", good)
+	u.gets(64, "--creds: give a value, after a = if it begins with a dash", "--server", at, "--creds", good)
 	for _, text := range []string{"", "hello", seed, token} {
 		no := file(t, "no.creds", text)
 		u.gets(64, "credentials "+no, "--server", at, "--creds", no)

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/natscontext"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -91,9 +92,9 @@ func (t *target) advice(err error, timeout time.Duration) string {
 // hiddenError hides secrets in a message.
 type hiddenError struct {
 	error
-	secrets secrets
+	secrets natscontext.Secrets
 }
 
 func (e *hiddenError) Unwrap() error { return e.error }
 
-func (e *hiddenError) Error() string { return e.secrets.hide(e.error.Error()) }
+func (e *hiddenError) Error() string { return e.secrets.Hide(e.error.Error()) }

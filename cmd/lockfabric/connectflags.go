@@ -11,6 +11,8 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/nats-io/nats.go"
+
+	"github.com/lockfabric/lockfabric/internal/natscontext"
 )
 
 // connection is how to reach the server and who to be there. The flags are named
@@ -70,9 +72,9 @@ type target struct {
 	servers string // for nats.Connect
 	origin  string // who named the server, for messages
 	who     string // the credentials, for messages
-	setup   settings
+	setup   natscontext.Settings
 	options []nats.Option
-	secrets secrets
+	secrets natscontext.Secrets
 }
 
 // target returns the server that the flags, the environment and the context name
@@ -95,7 +97,7 @@ func (c *connection) target() (*target, error) {
 		return nil, err
 	}
 	if server == "" && name == "" {
-		if flags := own.flags(); len(flags) > 0 {
+		if flags := own.Flags(); len(flags) > 0 {
 			return nil, usageError("%s given, but no server: name it with --server or --context; the local server needs none of these",
 				strings.Join(flags, ", "))
 		}
@@ -103,9 +105,9 @@ func (c *connection) target() (*target, error) {
 	}
 	t := &target{origin: "--server"}
 	if name != "" {
-		loaded, err := loadContext(name)
+		loaded, err := natscontext.Load(name)
 		if err != nil {
-			return nil, err
+			return nil, usageError("%w", err)
 		}
 		t.setup, t.origin = loaded, fmt.Sprintf("context %q", name)
 	}
@@ -115,20 +117,20 @@ func (c *connection) target() (*target, error) {
 	if err := t.merge(own, server != "", name); err != nil {
 		return nil, err
 	}
-	if t.options, t.secrets, err = t.setup.options(); err != nil {
-		return nil, err
+	if t.options, t.secrets, err = t.setup.Options(); err != nil {
+		return nil, usageError("%w", err)
 	}
-	t.secrets.addURLs(t.servers)
+	t.secrets.AddURLs(t.servers)
 	return t, nil
 }
 
 // settings returns what flags and environment say, but for the server. A kind of
 // credentials on the command line replaces others of the environment.
-func (c *connection) settings() (settings, error) {
-	s := settings{
+func (c *connection) settings() (natscontext.Settings, error) {
+	s := natscontext.Settings{
 		Creds: c.Creds, NKey: c.NKey, User: c.User, Password: c.Password, Token: c.Token,
 		Cert: c.TLSCert, Key: c.TLSKey, CA: c.TLSCA, TLSFirst: c.TLSFirst, InboxPrefix: c.InboxPrefix,
-		flagged: true,
+		FromFlags: true,
 	}
 	if c.given["creds"] || c.given["nkey"] || c.given["user"] || c.given["password"] || c.given["token"] {
 		for flag, fields := range map[string][]*string{"creds": {&s.Creds}, "nkey": {&s.NKey}, "token": {&s.Token}, "user": {&s.User, &s.Password}} {
@@ -147,7 +149,7 @@ func (c *connection) settings() (settings, error) {
 	case (s.Cert == "") != (s.Key == ""):
 		return s, usageError("--tlscert and --tlskey belong together: give both")
 	}
-	if kinds := s.credentials(); len(kinds) > 1 {
+	if kinds := s.Kinds(); len(kinds) > 1 {
 		return s, usageError("%s contradict each other: give one of them, here or in the environment", strings.Join(kinds, " and "))
 	}
 	return s, nil
@@ -155,27 +157,27 @@ func (c *connection) settings() (settings, error) {
 
 // merge puts what flags and environment say over the context's settings, and the
 // credentials in URLs beside the others.
-func (t *target) merge(own settings, explicit bool, context string) error {
+func (t *target) merge(own natscontext.Settings, explicit bool, context string) error {
 	urls, inURL, err := parseServers(t.setup.URL, t.origin)
 	if err != nil {
 		return err
 	}
-	kinds := own.credentials()
+	kinds := own.Kinds()
 	switch {
 	case len(kinds) > 0 && inURL && explicit:
 		return usageError("--server has credentials in it, which contradict %s: give one of them", kinds[0])
 	case len(kinds) > 0:
-		t.setup.forget()
+		t.setup.Forget()
 		t.setup.Creds, t.setup.NKey, t.setup.User, t.setup.Password, t.setup.Token = own.Creds, own.NKey, own.User, own.Password, own.Token
 		for _, u := range urls {
 			u.User = nil
 		}
 		t.who = kinds[0]
 	case inURL && explicit:
-		t.setup.forget()
+		t.setup.Forget()
 		t.who = "the credentials in --server"
 	default:
-		kinds = t.setup.credentials()
+		kinds = t.setup.Kinds()
 		if inURL {
 			kinds = append(kinds, "the URL's user")
 		}
@@ -186,7 +188,7 @@ func (t *target) merge(own settings, explicit bool, context string) error {
 			t.who = fmt.Sprintf("the credentials of context %q", context)
 		}
 	}
-	t.setup.flagged = t.setup.flagged || len(own.credentials()) > 0
+	t.setup.FromFlags = t.setup.FromFlags || len(own.Kinds()) > 0
 	if own.Cert != "" {
 		t.setup.Cert, t.setup.Key = own.Cert, own.Key
 	}
@@ -230,42 +232,6 @@ func parseServers(list, origin string) (urls []*url.URL, credentials bool, err e
 		return nil, false, usageError("check %s: it names no server: write nats://HOST:PORT", origin)
 	}
 	return urls, credentials, nil
-}
-
-// secrets are texts that no message may contain.
-type secrets []string
-
-// addURLs adds what stands before the host in URLs: all of it, as it is written.
-func (s *secrets) addURLs(list string) {
-	for one := range strings.SplitSeq(list, ",") {
-		u, err := url.Parse(one)
-		if err != nil || u.User == nil {
-			continue
-		}
-		*s = append(*s, u.User.String()+"@")
-		secret, ok := u.User.Password()
-		if !ok {
-			secret = u.User.Username() // a lone user name is a token
-		}
-		*s = append(*s, secret)
-	}
-}
-
-// hide replaces them in a text. Short ones are left alone unless they stand in a
-// URL: what they turn into riddles would tell what they are. Nobody writes
-// them there on purpose; this is the net under it.
-func (s secrets) hide(text string) string {
-	const short = 6
-	for _, secret := range slices.Backward(slices.SortedFunc(slices.Values(s), func(a, b string) int { return len(a) - len(b) })) {
-		if end, ok := strings.CutSuffix(secret, "@"); ok && end != "" {
-			text = strings.ReplaceAll(text, "//"+secret, "//xxxxx@")
-		}
-		if len(secret) >= short {
-			text = strings.ReplaceAll(text, secret, "xxxxx")
-			text = strings.ReplaceAll(text, url.PathEscape(secret), "xxxxx")
-		}
-	}
-	return text
 }
 
 // hideArgs takes what was given for secret flags out of the parser's message, which

@@ -56,7 +56,7 @@ func (w *welcome) opened() {
 func (w *welcome) heard(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.log.Debug("connection", "error", w.to.secrets.hide(err.Error()))
+	w.log.Debug("connection", "error", w.to.secrets.Hide(err.Error()))
 	switch {
 	case errors.Is(err, nats.ErrPermissionViolation):
 		if w.needed(err.Error()) {
@@ -76,7 +76,7 @@ func (w *welcome) heard(err error) {
 // disconnected tells of a connection that was lost. One that we closed has no error.
 func (w *welcome) disconnected(err error) {
 	if err != nil {
-		w.log.Warn("the connection is lost, trying to connect again", "error", w.to.secrets.hide(err.Error()))
+		w.log.Warn("the connection is lost, trying to connect again", "error", w.to.secrets.Hide(err.Error()))
 	}
 }
 
@@ -99,7 +99,7 @@ func (w *welcome) closed() {
 // news returns an error's text without secrets, and whether it was not told yet.
 // Lock held.
 func (w *welcome) news(err error) (text string, news bool) {
-	text = w.to.secrets.hide(err.Error())
+	text = w.to.secrets.Hide(err.Error())
 	news = text != w.warned
 	w.warned = text
 	return text, news

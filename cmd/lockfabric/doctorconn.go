@@ -43,7 +43,7 @@ func (d *doctorCmd) system(ctx context.Context, c *cli, s *streams, to *target) 
 // given: who the server is stays as it was.
 func (t *target) as(servers, creds string) (*target, error) {
 	other := &target{origin: "--system-server", setup: t.setup, who: "--system-creds"}
-	other.setup.forget()
+	other.setup.Forget()
 	other.setup.Creds = creds
 	if servers == "" {
 		servers, other.origin = t.servers, t.origin
@@ -63,10 +63,10 @@ func (t *target) as(servers, creds string) (*target, error) {
 		other.who = "the credentials in " + other.origin
 	}
 	other.servers = strings.Join(list, ",")
-	if other.options, other.secrets, err = other.setup.options(); err != nil {
-		return nil, err
+	if other.options, other.secrets, err = other.setup.Options(); err != nil {
+		return nil, usageError("%w", err)
 	}
-	other.secrets.addURLs(other.servers)
+	other.secrets.AddURLs(other.servers)
 	return other, nil
 }
 

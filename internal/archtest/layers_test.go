@@ -35,8 +35,10 @@ var layers = map[string]layer{
 	"internal/record": {},
 	"internal/clock":  {},
 	"internal/rtt":    {},
-	"internal/lease":  {imports: []string{"kv", "internal/clock", "internal/rtt"}},
-	"coalesce":        {imports: []string{"kv", "internal/record", "internal/lease", "internal/rtt"}},
+	// How to reach a server; it knows nothing of locks.
+	"internal/natscontext": {},
+	"internal/lease":       {imports: []string{"kv", "internal/clock", "internal/rtt"}},
+	"coalesce":             {imports: []string{"kv", "internal/record", "internal/lease", "internal/rtt"}},
 	"fabric": {imports: []string{
 		"coalesce", "kv", "internal/record", "internal/lease", "internal/clock", "internal/rtt",
 	}, serverInTests: true},
@@ -60,7 +62,7 @@ var layers = map[string]layer{
 // programs is what every main package under cmd and examples may import.
 var programs = map[string]layer{
 	"cmd": {program: true, imports: []string{
-		"primitives", "fabric", "coalesce", "kv", "internal/record", "internal/lease", "internal/clock", "internal/doctor", "embedded",
+		"primitives", "fabric", "coalesce", "kv", "internal/record", "internal/lease", "internal/clock", "internal/doctor", "internal/natscontext", "embedded",
 		// Servers that embedded doesn't offer: with accounts, or without JetStream.
 	}, serverInTests: true},
 	// An example shows what a reader can do, so it gets public packages only.

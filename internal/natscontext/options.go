@@ -1,4 +1,4 @@
-package main
+package natscontext
 
 import (
 	"crypto/tls"
@@ -15,27 +15,27 @@ import (
 	"github.com/nats-io/nkeys"
 )
 
-// credentials names the kinds of credentials that are set.
-func (s *settings) credentials() []string {
+// Kinds names the kinds of credentials that are set.
+func (s *Settings) Kinds() []string {
 	return s.named([][2]string{
 		{s.Creds, "creds"}, {s.NKey, "nkey"}, {s.User, "user"}, {s.Token, "token"}, {s.UserJWT, "user_jwt"},
 	})
 }
 
-// flags names the flags that are set.
-func (s *settings) flags() []string {
+// Flags names the flags that are set.
+func (s *Settings) Flags() []string {
 	first := ""
 	if s.TLSFirst {
 		first = "set"
 	}
-	return append(s.credentials(), s.named([][2]string{
+	return append(s.Kinds(), s.named([][2]string{
 		{s.Cert, "tlscert"}, {s.CA, "tlsca"}, {first, "tlsfirst"}, {s.InboxPrefix, "inbox-prefix"},
 	})...)
 }
 
-func (s *settings) named(list [][2]string) (names []string) {
+func (s *Settings) named(list [][2]string) (names []string) {
 	for _, l := range list {
-		if l[0] != "" && s.flagged {
+		if l[0] != "" && s.FromFlags {
 			names = append(names, "--"+l[1])
 		} else if l[0] != "" {
 			names = append(names, l[1])
@@ -44,15 +44,15 @@ func (s *settings) named(list [][2]string) (names []string) {
 	return names
 }
 
-// forget removes all credentials.
-func (s *settings) forget() {
+// Forget removes all credentials.
+func (s *Settings) Forget() {
 	s.Creds, s.NKey, s.User, s.Password, s.Token, s.UserJWT, s.UserSeed = "", "", "", "", "", "", ""
 }
 
-// options makes options of the NATS client from the settings, having looked at the
+// Options makes options of the NATS client from the settings, having looked at the
 // files: the client would read them later, and take what it finds for a network
 // problem. It reads them again whenever it reconnects.
-func (s *settings) options() (opts []nats.Option, hidden secrets, err error) {
+func (s *Settings) Options() (opts []nats.Option, hidden Secrets, err error) {
 	add := func(o nats.Option, err error) error {
 		if err == nil {
 			opts = append(opts, o)
@@ -60,14 +60,14 @@ func (s *settings) options() (opts []nats.Option, hidden secrets, err error) {
 		return err
 	}
 	for _, value := range []*string{&s.Password, &s.Token, &s.UserJWT, &s.UserSeed} {
-		if s.flagged {
+		if s.FromFlags {
 			break
 		}
 		if err == nil {
 			*value, err = s.literal(*value)
 		}
 	}
-	hidden = secrets{s.Password, s.Token, s.UserSeed, s.UserJWT}
+	hidden = Secrets{s.Password, s.Token, s.UserSeed, s.UserJWT}
 	if err == nil && s.User != "" {
 		err = add(nats.UserInfo(s.User, s.Password), nil)
 	}
@@ -107,12 +107,12 @@ func (s *settings) options() (opts []nats.Option, hidden secrets, err error) {
 		}
 	}
 	if err != nil {
-		return nil, hidden, usageError("%w", err)
+		return nil, hidden, err
 	}
 	return opts, hidden, nil
 }
 
-func (s *settings) credsOption() (nats.Option, error) {
+func (s *Settings) credsOption() (nats.Option, error) {
 	path, data, err := s.file("creds", s.Creds)
 	if err != nil {
 		return nil, err
@@ -135,7 +135,7 @@ func (s *settings) credsOption() (nats.Option, error) {
 	return nats.UserCredentials(path), nil
 }
 
-func (s *settings) nkeyOption() (nats.Option, error) {
+func (s *Settings) nkeyOption() (nats.Option, error) {
 	path, data, err := s.file("nkey", s.NKey)
 	if err != nil {
 		return nil, err
@@ -156,8 +156,8 @@ func (s *settings) nkeyOption() (nats.Option, error) {
 }
 
 // file returns the contents that a setting refers to, and the path if it is one.
-func (s *settings) file(field, ref string) (path string, data []byte, err error) {
-	if !s.flagged {
+func (s *Settings) file(field, ref string) (path string, data []byte, err error) {
+	if !s.FromFlags {
 		if text, ok, err := resolve(ref); ok || err != nil {
 			return "", []byte(text), s.wrap(field, err)
 		}
@@ -171,7 +171,7 @@ func (s *settings) file(field, ref string) (path string, data []byte, err error)
 }
 
 // literal returns the value that a setting refers to, or is.
-func (s *settings) literal(ref string) (string, error) {
+func (s *Settings) literal(ref string) (string, error) {
 	text, ok, err := resolve(ref)
 	if path, is := strings.CutPrefix(ref, "file://"); is {
 		data, err := os.ReadFile(expandHome(path))
@@ -183,9 +183,9 @@ func (s *settings) literal(ref string) (string, error) {
 	return ref, nil
 }
 
-func (s *settings) wrap(field string, err error) error {
-	if err != nil && s.nameInMessages != "" && !s.flagged {
-		return fmt.Errorf("context %q: %s: %w", s.nameInMessages, field, err)
+func (s *Settings) wrap(field string, err error) error {
+	if err != nil && s.name != "" && !s.FromFlags {
+		return fmt.Errorf("context %q: %s: %w", s.name, field, err)
 	}
 	if err != nil {
 		return fmt.Errorf("--%s: %w", field, err)

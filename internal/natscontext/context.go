@@ -1,4 +1,4 @@
-package main
+package natscontext
 
 import (
 	"bytes"
@@ -14,43 +14,43 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// settings are the file format of a context of the nats command.
-//
-// Read here and not by a library: one drops settings that it doesn't know what to
-// do with, and connects as somebody else then; the other one brings half a dozen
-// modules along.
-type settings struct {
-	Name           string   `json:"name"`
-	Description    string   `json:"description"`
-	ColorScheme    string   `json:"color_scheme"`
-	URL            string   `json:"url"`
-	Creds          string   `json:"creds"`
-	NKey           string   `json:"nkey"`
-	User           string   `json:"user"`
-	Password       string   `json:"password"`
-	Token          string   `json:"token"`
-	UserJWT        string   `json:"user_jwt"`
-	UserSeed       string   `json:"user_seed"`
-	Cert           string   `json:"cert"`
-	Key            string   `json:"key"`
-	CA             string   `json:"ca"`
-	TLSFirst       bool     `json:"tls_first"`
-	InboxPrefix    string   `json:"inbox_prefix"`
-	SocksProxy     string   `json:"socks_proxy"`
-	NSC            string   `json:"nsc"`
-	JSDomain       string   `json:"jetstream_domain"`
-	JSAPIPrefix    string   `json:"jetstream_api_prefix"`
-	JSEventPrefix  string   `json:"jetstream_event_prefix"`
-	WinStore       string   `json:"windows_cert_store"`
-	WinMatchBy     string   `json:"windows_cert_match_by"`
-	WinMatch       string   `json:"windows_cert_match"`
-	WinCAs         []string `json:"windows_ca_certs_match"`
-	flagged        bool     // the credentials are of flags: plain values and paths
-	nameInMessages string   // of the context
+// Settings are the file format of a context of the nats command.
+type Settings struct {
+	Name          string   `json:"name"`
+	Description   string   `json:"description"`
+	ColorScheme   string   `json:"color_scheme"`
+	URL           string   `json:"url"`
+	Creds         string   `json:"creds"`
+	NKey          string   `json:"nkey"`
+	User          string   `json:"user"`
+	Password      string   `json:"password"`
+	Token         string   `json:"token"`
+	UserJWT       string   `json:"user_jwt"`
+	UserSeed      string   `json:"user_seed"`
+	Cert          string   `json:"cert"`
+	Key           string   `json:"key"`
+	CA            string   `json:"ca"`
+	TLSFirst      bool     `json:"tls_first"`
+	InboxPrefix   string   `json:"inbox_prefix"`
+	SocksProxy    string   `json:"socks_proxy"`
+	NSC           string   `json:"nsc"`
+	JSDomain      string   `json:"jetstream_domain"`
+	JSAPIPrefix   string   `json:"jetstream_api_prefix"`
+	JSEventPrefix string   `json:"jetstream_event_prefix"`
+	WinStore      string   `json:"windows_cert_store"`
+	WinMatchBy    string   `json:"windows_cert_match_by"`
+	WinMatch      string   `json:"windows_cert_match"`
+	WinCAs        []string `json:"windows_ca_certs_match"`
+
+	// FromFlags says that the credentials are those of flags: plain values and
+	// paths, without the references that a context can have in their place.
+	FromFlags bool `json:"-"`
+
+	name string // of the context, for messages
 }
 
-// contextDir is where the nats command keeps its contexts.
-func contextDir() (string, error) {
+// Dir is where the nats command keeps its contexts.
+func Dir() (string, error) {
 	parent := os.Getenv("XDG_CONFIG_HOME")
 	if parent == "" {
 		u, err := user.Current()
@@ -62,31 +62,31 @@ func contextDir() (string, error) {
 	return filepath.Join(parent, "nats", "context"), nil
 }
 
-// loadContext reads a context by its name, or from a .json file. It is never the
+// Load reads a context by its name, or from a .json file. It is never the
 // one that is selected for the nats command, unless it is named here.
-func loadContext(name string) (settings, error) {
-	none := settings{}
+func Load(name string) (Settings, error) {
+	none := Settings{}
 	path := name
 	if fi, err := os.Stat(name); err != nil || fi.IsDir() || !strings.HasSuffix(name, ".json") {
-		dir, err := contextDir()
+		dir, err := Dir()
 		if err != nil {
-			return none, usageError("context %q: no configuration directory of the nats command: %w", name, err)
+			return none, fmt.Errorf("context %q: no configuration directory of the nats command: %w", name, err)
 		}
 		if strings.ContainsAny(name, `/\`) || strings.Contains(name, "..") {
-			return none, usageError("context %q is neither a name nor a .json file that exists: %s", name, knownContexts(dir))
+			return none, fmt.Errorf("context %q is neither a name nor a .json file that exists: %s", name, known(dir))
 		}
 		path = filepath.Join(dir, name+".json")
 	}
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return none, usageError("no context %q: %s", name, knownContexts(filepath.Dir(path)))
+		return none, fmt.Errorf("no context %q: %s", name, known(filepath.Dir(path)))
 	}
 	if err != nil {
-		return none, usageError("context %q can't be read: %w", name, err)
+		return none, fmt.Errorf("context %q can't be read: %w", name, err)
 	}
-	s := settings{nameInMessages: name}
-	if err := decodeContext(data, &s); err != nil {
-		return none, usageError("context %q (%s): %w", name, path, err)
+	s := Settings{name: name}
+	if err := decode(data, &s); err != nil {
+		return none, fmt.Errorf("context %q (%s): %w", name, path, err)
 	}
 	if s.URL == "" {
 		s.URL = nats.DefaultURL // as for the nats command
@@ -97,15 +97,16 @@ func loadContext(name string) (settings, error) {
 	return s, s.check()
 }
 
-func knownContexts(dir string) string {
-	names := contextNames(dir)
+func known(dir string) string {
+	names := Names(dir)
 	if len(names) == 0 {
 		return "there are none in " + dir
 	}
 	return "there are " + strings.Join(names, ", ")
 }
 
-func contextNames(dir string) (names []string) {
+// Names returns the names of the contexts in a directory.
+func Names(dir string) (names []string) {
 	files, _ := os.ReadDir(dir)
 	for _, f := range files {
 		if name, ok := strings.CutSuffix(f.Name(), ".json"); ok {
@@ -115,9 +116,9 @@ func contextNames(dir string) (names []string) {
 	return names
 }
 
-// decodeContext refuses settings that it doesn't know: they may say where to
+// decode refuses settings that it doesn't know: they may say where to
 // connect or as whom. Errors don't quote values, which may be secret.
-func decodeContext(data []byte, s *settings) error {
+func decode(data []byte, s *Settings) error {
 	strict := json.NewDecoder(bytes.NewReader(data))
 	strict.DisallowUnknownFields()
 	err := strict.Decode(s)
@@ -133,8 +134,8 @@ func decodeContext(data []byte, s *settings) error {
 		return errors.New("it is no JSON object")
 	}
 	for field, value := range all {
-		known, _ := json.Marshal(settings{})
-		if value != nil && value != "" && value != false && !bytes.Contains(known, []byte(`"`+field+`":`)) {
+		ours, _ := json.Marshal(Settings{})
+		if value != nil && value != "" && value != false && !bytes.Contains(ours, []byte(`"`+field+`":`)) {
 			return fmt.Errorf("the setting %q is not known to this version: name server and credentials with flags instead", field)
 		}
 	}
@@ -142,7 +143,7 @@ func decodeContext(data []byte, s *settings) error {
 }
 
 // check refuses what locks can't be reached through, or what is not supported.
-func (s *settings) check() error {
+func (s *Settings) check() error {
 	for _, no := range []struct{ field, value, instead string }{
 		{"jetstream_domain", s.JSDomain, "connect to a server of that domain, with a context without it"},
 		{"jetstream_api_prefix", s.JSAPIPrefix, "use credentials of the account that has the streams"},
@@ -152,14 +153,14 @@ func (s *settings) check() error {
 		{"windows_cert_store", s.WinStore, "use files with --tlscert, --tlskey and --tlsca"},
 	} {
 		if no.value != "" {
-			return usageError("context %q has the setting %q, which lockfabric can't use: %s", s.nameInMessages, no.field, no.instead)
+			return fmt.Errorf("context %q has the setting %q, which lockfabric can't use: %s", s.name, no.field, no.instead)
 		}
 	}
 	if (s.Cert == "") != (s.Key == "") {
-		return usageError("context %q: the settings \"cert\" and \"key\" belong together", s.nameInMessages)
+		return fmt.Errorf("context %q: the settings \"cert\" and \"key\" belong together", s.name)
 	}
 	if s.UserSeed != "" && s.UserJWT == "" {
-		return usageError("context %q: the setting \"user_seed\" needs \"user_jwt\"", s.nameInMessages)
+		return fmt.Errorf("context %q: the setting \"user_seed\" needs \"user_jwt\"", s.name)
 	}
 	return nil
 }
