@@ -67,8 +67,8 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 		slots: map[timing]*slot{}, making: map[timing]chan struct{}{}, all: map[*slot]struct{}{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
-	s.lockHub = kv.NewHub(buckets.Locks, kv.WithGone(func(error) { s.suspect("") }))
-	s.leaseHub = kv.NewHub(buckets.Leases, kv.WithGone(func(error) { s.suspect("") }))
+	hub := []kv.HubOption{kv.WithGone(func(error) { s.suspect("") }), kv.WithReadTimeout(m.rtt.Patience)}
+	s.lockHub, s.leaseHub = kv.NewHub(buckets.Locks, hub...), kv.NewHub(buckets.Leases, hub...)
 	s.observer = lease.NewObserver(buckets.Leases, s.leaseHub.Watch, clock.Observer(), m.label(), &m.rtt, m.cfg.logger)
 	s.observer.OnTombstone(s.tookOver)
 	s.engine = coalesce.New(coalesce.Config{

@@ -42,6 +42,8 @@ type Hub struct {
 	interval time.Duration // of polling one key
 	gap      time.Duration // between two polls of any keys
 	onGone   func(error)
+	// readTimeout is asked before each read how long to wait for its answer.
+	readTimeout func() time.Duration
 
 	cancel     context.CancelFunc
 	done       sync.WaitGroup // every goroutine of the hub
@@ -107,6 +109,14 @@ func WithGone(fn func(error)) HubOption {
 	return func(h *Hub) { h.onGone = fn }
 }
 
+// WithReadTimeout sets a function that says how long to wait for the answer to a
+// read from the leader, 2 s by default. It is called before each read: on a link
+// that gets slower the time has to grow with it, as reads are what a lost watcher is
+// found by. It must be quick and safe for concurrent use.
+func WithReadTimeout(fn func() time.Duration) HubOption {
+	return func(h *Hub) { h.readTimeout = fn }
+}
+
 // NewHub starts a hub on a bucket. It opens no watcher before the first Watch.
 // Close stops it.
 func NewHub(b *Bucket, opts ...HubOption) *Hub {
@@ -120,12 +130,13 @@ func NewHub(b *Bucket, opts ...HubOption) *Hub {
 
 func newHub(b *Bucket, opts ...HubOption) *Hub {
 	h := &Hub{
-		bucket:     b,
-		interval:   DefaultPollInterval,
-		gap:        time.Second / DefaultReadRate,
-		wakeOpener: make(chan struct{}, 1),
-		wakePoller: make(chan struct{}, 1),
-		keys:       make(map[string]*watchedKey),
+		bucket:      b,
+		interval:    DefaultPollInterval,
+		gap:         time.Second / DefaultReadRate,
+		readTimeout: func() time.Duration { return readTimeout },
+		wakeOpener:  make(chan struct{}, 1),
+		wakePoller:  make(chan struct{}, 1),
+		keys:        make(map[string]*watchedKey),
 	}
 	h.ready = sync.NewCond(&h.mu)
 	for _, opt := range opts {

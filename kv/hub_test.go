@@ -13,6 +13,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/internal/faultproxy"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -70,6 +72,32 @@ func TestHubServesTenThousandWaiters(t *testing.T) {
 	}
 	h.Close()
 	waitFor(ctx, t, "consumers removed", func() bool { return len(consumers(ctx, t, stream)) == 0 })
+}
+
+// Only a read shows that a key is absent, so it has to wait as long as answers take.
+func TestHubReadTimeout(t *testing.T) {
+	ctx := testContext(t)
+	srv := startServer(t, embedded.WithListen("127.0.0.1:0"))
+	proxy := faultproxy.New(t, srv.ClientURL())
+	nc, err := nats.Connect(proxy.URL(), nats.ReconnectBufSize(-1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	b := openLocks(t, nc)
+	proxy.SetDelay(100*time.Millisecond, 0) // in each direction
+	var timeout atomic.Int64
+	timeout.Store(int64(50 * time.Millisecond))
+	h := kv.NewHub(b, kv.WithReadTimeout(func() time.Duration { return time.Duration(timeout.Load()) }))
+	defer h.Close()
+	in := newInbox(t)
+	defer h.Watch("k", in.fn)()
+	waitFor(ctx, t, "reads", func() bool { return h.Stats().Polls >= 3 })
+	if n := in.count(); n > 0 {
+		t.Errorf("%d entries from reads that were not waited for", n)
+	}
+	timeout.Store(int64(10 * time.Second))
+	in.wait(ctx, "absence", absent)
 }
 
 func TestHubDeletesAndMarkers(t *testing.T) {

@@ -177,6 +177,13 @@ func (i *inbox) wait(ctx context.Context, what string, ok func(kv.Entry) bool) k
 	}
 }
 
+// count returns how many entries have come.
+func (i *inbox) count() int {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.calls
+}
+
 // key returns the key of what came last.
 func (i *inbox) key() string {
 	i.mu.Lock()

@@ -12,7 +12,7 @@ const (
 	// watcher has said nothing until then.
 	firstPoll = time.Second
 
-	// readTimeout bounds one leader read.
+	// readTimeout bounds one leader read, unless WithReadTimeout says otherwise.
 	readTimeout = 2 * time.Second
 
 	// readRetry is the pause before a key of which nothing is known is read again.
@@ -93,7 +93,7 @@ func (h *Hub) nextRead(now time.Time) (k *watchedKey, before uint64, wait time.D
 // the watcher has not delivered, looks again after a while and replaces the
 // watcher if it still has not.
 func (h *Hub) readKey(ctx context.Context, k *watchedKey, before uint64, slots <-chan struct{}) {
-	rctx, cancel := context.WithTimeout(ctx, readTimeout)
+	rctx, cancel := context.WithTimeout(ctx, h.readTimeout())
 	e, err := h.bucket.Get(rctx, k.name)
 	cancel()
 	<-slots
