@@ -41,6 +41,9 @@ func (h *Hub) addKey(name string) *watchedKey {
 		}
 	}
 	h.pending = append(h.pending, k)
+	if h.failures > 0 {
+		h.schedule(k, 0) // it may be long before a watcher is tried again
+	}
 	wake(h.wakeOpener)
 	return k
 }

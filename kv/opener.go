@@ -165,11 +165,12 @@ func (h *Hub) planPending() *opening {
 		return len(o.keys)+keys <= groupKeys && size+bytes <= h.maxFilters()
 	}
 	if len(groups) >= maxGroups {
+		first := h.filterBytes(candidates[:1]) // needs room, too
 		slices.SortFunc(groups, func(a, b *group) int { return cmp.Compare(a.live, b.live) })
 		for _, g := range groups {
 			keys := h.liveKeys(g)
 			bytes := h.filterBytes(keys)
-			if !room(len(keys), bytes) {
+			if !room(len(keys)+1, bytes+first) {
 				break
 			}
 			o.keys = append(o.keys, keys...)
@@ -177,10 +178,9 @@ func (h *Hub) planPending() *opening {
 			o.absorb = append(o.absorb, g)
 		}
 		if len(o.absorb) == 0 {
-			return h.planWide() // all are full
+			return h.planWide() // all are full, or the keys are so long that a group holds few of them
 		}
 	}
-	placed := false
 	for _, key := range candidates {
 		bytes := h.filterBytes([]string{key})
 		if len(o.keys) > 0 && !room(1, bytes) {
@@ -188,10 +188,6 @@ func (h *Hub) planPending() *opening {
 		}
 		o.keys = append(o.keys, key)
 		size += bytes
-		placed = true
-	}
-	if !placed {
-		return h.planWide() // the keys are so long that a group holds few of them
 	}
 	return o
 }
@@ -315,6 +311,11 @@ func (h *Hub) openFailed(o *opening, err error) {
 	h.stats.LastError = err
 	for _, key := range o.keys {
 		if k := h.keys[key]; k != nil && k.version == 0 {
+			h.schedule(k, 0)
+		}
+	}
+	for _, k := range h.pending { // those that came meanwhile
+		if !k.dead && k.version == 0 {
 			h.schedule(k, 0)
 		}
 	}

@@ -2,11 +2,13 @@ package kv
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"pgregory.net/rapid"
 )
 
@@ -96,6 +98,30 @@ func TestSmallGroupsAreMerged(t *testing.T) {
 			t.Errorf("%d watchers, at one time %d, want at most %d and %d", st.Watchers, s.most, maxGroups, maxGroups+1)
 		}
 	})
+}
+
+// Watchers that would just fill one another are not merged for a key that finds no
+// room in them then.
+func TestMergingLeavesRoom(t *testing.T) {
+	for _, live := range []int{1, groupKeys / 4, groupKeys / 3, groupKeys / 2, groupKeys - 1, groupKeys} {
+		h := newHub(&Bucket{nc: &nats.Conn{}})
+		for n := range maxGroups {
+			g := &group{filters: make(map[string]struct{})}
+			for i := range live {
+				k := h.addKey(key(n*groupKeys + i))
+				g.filters[k.name] = struct{}{}
+				h.attach(k, g)
+			}
+			h.groups = append(h.groups, g)
+		}
+		h.pending = []*watchedKey{h.addKey("late")}
+		o := h.planPending()
+		if full := live == groupKeys; o.wide != full {
+			t.Errorf("%d watchers of %d keys and another key: one for the whole bucket: %v", maxGroups, live, o.wide)
+		} else if !full && (!slices.Contains(o.keys, "late") || len(o.keys) > groupKeys || len(o.absorb) == 0) {
+			t.Errorf("%d watchers of %d keys and another key: %d keys from %d watchers", maxGroups, live, len(o.keys), len(o.absorb))
+		}
+	}
 }
 
 func TestManyKeysTakeOneWideWatcher(t *testing.T) {

@@ -18,12 +18,16 @@ func TestPollsCarryOnWhileNoWatcherOpens(t *testing.T) {
 		refused := errors.New("maximum consumers limit reached")
 		s.openErr = refused
 		h := s.hub(t)
-		var a, b journal
+		var a, b, late journal
 		h.Watch("a", a.add)
+		time.Sleep(openTime / 2) // the next one comes while a watcher is being opened
 		h.Watch("b", b.add)
 		settle()
 		a.want(t, "a1")
 		b.want(t, "absent")
+		h.Watch("late", late.add) // while none is tried
+		settle()
+		late.want(t, "absent")
 		s.put("a", "a2")
 		time.Sleep(2 * DefaultPollInterval)
 		a.want(t, "a1 a2")
