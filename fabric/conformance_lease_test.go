@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lockfabric/lockfabric/fabric"
@@ -153,6 +154,11 @@ func oneHeartbeat(t *testing.T, s *site) {
 	const heartbeats = 4
 	for i := range heartbeats {
 		msg, err := cons.Next(jetstream.FetchMaxWait(patience))
+		for until := time.Now().Add(patience); errors.Is(err, nats.ErrNoResponders) && time.Now().Before(until); {
+			// Each Next makes a consumer, of which our server may not know yet.
+			time.Sleep(10 * time.Millisecond)
+			msg, err = cons.Next(jetstream.FetchMaxWait(patience))
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
