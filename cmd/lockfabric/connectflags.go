@@ -117,11 +117,16 @@ func (c *connection) target() (*target, error) {
 	if err := t.merge(own, server != "", name); err != nil {
 		return nil, err
 	}
+	return t, t.prepare()
+}
+
+// prepare makes options of the client from the setup, and notes what is secret.
+func (t *target) prepare() (err error) {
 	if t.options, t.secrets, err = t.setup.Options(); err != nil {
-		return nil, usageError("%w", err)
+		return usageError("%w", err)
 	}
 	t.secrets.AddURLs(t.servers)
-	return t, nil
+	return nil
 }
 
 // settings returns what flags and environment say, but for the server. A kind of

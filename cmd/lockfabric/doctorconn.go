@@ -63,11 +63,7 @@ func (t *target) as(servers, creds string) (*target, error) {
 		other.who = "the credentials in " + other.origin
 	}
 	other.servers = strings.Join(list, ",")
-	if other.options, other.secrets, err = other.setup.Options(); err != nil {
-		return nil, usageError("%w", err)
-	}
-	other.secrets.AddURLs(other.servers)
-	return other, nil
+	return other, other.prepare()
 }
 
 // connectPlain connects until ctx ends. The error is ErrUnavailable.
