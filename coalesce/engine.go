@@ -19,6 +19,7 @@ type Store interface {
 	Get(ctx context.Context, key string) (kv.Entry, error)
 	Update(ctx context.Context, key string, value []byte, rev uint64, ttl time.Duration) (uint64, error)
 	Purge(ctx context.Context, key string, rev uint64, markerTTL time.Duration) (uint64, error)
+	MaxValue() int // size of the largest value that can be written at present
 }
 
 // Watcher delivers the newest committed entry of a key, now and after every
@@ -37,7 +38,7 @@ type Config struct {
 	Store    Store
 	Watcher  Watcher
 	Observer Observer
-	Limits   record.Limits // zero means record.DefaultLimits
+	Limits   record.Limits // a zero field means its default; never more bytes than Store takes
 	// RTT says how long to wait for an answer, and is told of every one; leases on
 	// the same connection share it. nil is one of its own.
 	RTT *rtt.Estimator
@@ -105,9 +106,6 @@ const linger = 2 * time.Second
 
 // New returns an engine. Close it to stop its goroutines.
 func New(cfg Config) *Engine {
-	if cfg.Limits == (record.Limits{}) {
-		cfg.Limits = record.DefaultLimits()
-	}
 	if cfg.RTT == nil {
 		cfg.RTT = new(rtt.Estimator)
 	}
@@ -128,6 +126,9 @@ func New(cfg Config) *Engine {
 	e.goIfOpen(e.janitor)
 	return e
 }
+
+// limits returns what a record may have now: the server's limit can change.
+func (e *Engine) limits() record.Limits { return e.cfg.Limits.Within(e.cfg.Store.MaxValue()) }
 
 // goIfOpen runs fn in a goroutine that Close waits for.
 func (e *Engine) goIfOpen(fn func()) bool {

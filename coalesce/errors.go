@@ -3,7 +3,6 @@ package coalesce
 import (
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/lockfabric/lockfabric/internal/record"
 )
@@ -41,13 +40,8 @@ var (
 
 // RefusedError is ErrRefused with its reason.
 type RefusedError struct {
-	Verdict record.Verdict
-	Blocker record.Entry // the entry in the way, where there is one
-	// Record is the state that refused, or nil where there was none.
-	Record *record.Record
-	// Wait is how long it would wait, and Position how many wait before it, if that is the reason.
-	Wait     time.Duration
-	Position int
+	record.Result
+	Record *record.Record // the state that refused, or nil where there was none
 }
 
 func (e *RefusedError) Error() string {

@@ -27,20 +27,21 @@ const (
 
 // bucket is a KV bucket in memory with faults, and a watcher on top.
 type bucket struct {
-	t       *testing.T
-	mu      sync.Mutex
-	seq     uint64
-	entries map[string]kv.Entry
-	watches map[string]map[int]func(kv.Entry)
-	nextID  int
-	fault   func(n int) fault // for the n-th write, from 1
-	stale   *kv.Entry         // what reads answer with, if set
-	writes  int
-	commits int
-	reads   int
-	held    []func()
-	block   chan struct{} // writes wait for it, if set
-	arrived chan struct{} // told of each write that arrives, if set
+	t        *testing.T
+	mu       sync.Mutex
+	seq      uint64
+	entries  map[string]kv.Entry
+	watches  map[string]map[int]func(kv.Entry)
+	nextID   int
+	fault    func(n int) fault // for the n-th write, from 1
+	stale    *kv.Entry         // what reads answer with, if set
+	writes   int
+	commits  int
+	reads    int
+	held     []func()
+	block    chan struct{} // writes wait for it, if set
+	arrived  chan struct{} // told of each write that arrives, if set
+	maxValue int           // what a larger value is rejected for, if set
 }
 
 func newBucket(t *testing.T) *bucket {
@@ -55,6 +56,15 @@ func (b *bucket) Get(ctx context.Context, key string) (kv.Entry, error) {
 		return *b.stale, nil
 	}
 	return b.get(key), nil
+}
+
+func (b *bucket) MaxValue() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.maxValue == 0 {
+		return 1 << 20
+	}
+	return b.maxValue
 }
 
 func (b *bucket) get(key string) kv.Entry {
@@ -89,6 +99,9 @@ func (b *bucket) write(ctx context.Context, e kv.Entry, rev uint64) (uint64, err
 	}
 	if block != nil {
 		<-block
+	}
+	if len(e.Value) > b.MaxValue() {
+		f = rejected
 	}
 	switch f {
 	case busy:

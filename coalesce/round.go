@@ -157,7 +157,8 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 		// Without any knowledge the resource is taken to be free: the write
 		// finds out, and costs a free resource nothing.
 		base, rev := r.rec, r.rev
-		next, results, changed := record.Apply(base, rev, ops, r.e.cfg.Limits)
+		limits := r.e.limits()
+		next, results, changed := record.Apply(base, rev, ops, limits)
 		for _, c := range batch {
 			// Not what an earlier attempt saw: if its write was refused somebody else
 			// may have removed the entry since. If that is unknown, perhaps says so.
@@ -235,6 +236,16 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 			r.e.busy.Add(1)
 			r.mu.Lock()
 			r.doubt(batch, rev) // a deposed leader says so, too
+			r.mu.Unlock()
+			return err
+		case errors.Is(err, kv.ErrRejected):
+			if r.e.limits() != limits {
+				continue // to what fits by now
+			}
+			// The record is larger than this connection takes, by another's hand. Who
+			// wants to add to it need not wait until somebody else has made it smaller.
+			r.mu.Lock()
+			r.refuse(batch, results, base, rev)
 			r.mu.Unlock()
 			return err
 		default:
@@ -325,17 +336,10 @@ func (r *resource) setInFlight(value []byte) {
 // deliver gives every call of a batch what the committed record says about it.
 // Called with r.mu held.
 func (r *resource) deliver(batch []*call, results []record.Result, rec *record.Record, rev uint64) {
+	r.refuse(batch, results, rec, rev)
 	queued := false
-	for i, c := range batch {
+	for _, c := range batch {
 		if c.resolved || c.dropped {
-			continue
-		}
-		if results[i].Verdict != record.Applied {
-			if results[i].Blocker.ID != "" {
-				results[i].Blocker.Resolve(rev) // it may be in the way since this very write
-			}
-			c.resolve(Outcome{}, &RefusedError{Verdict: results[i].Verdict, Blocker: results[i].Blocker, Record: rec,
-				Wait: results[i].Wait, Position: results[i].Position})
 			continue
 		}
 		if !acquires(c) && c.op.Kind != record.OpConvert {
@@ -363,6 +367,20 @@ func (r *resource) deliver(batch []*call, results []record.Result, rec *record.R
 	// and the watch may have brought something newer already.
 	if queued || len(r.waiting)+len(r.holds) > 0 {
 		r.settle()
+	}
+}
+
+// refuse ends the calls of a batch that the record at rev forbids. Called with r.mu held.
+func (r *resource) refuse(batch []*call, results []record.Result, rec *record.Record, rev uint64) {
+	for i, c := range batch {
+		res := results[i]
+		if c.resolved || c.dropped || res.Verdict == record.Applied {
+			continue
+		}
+		if res.Blocker.ID != "" {
+			res.Blocker.Resolve(rev) // it may be in the way since this very write
+		}
+		c.resolve(Outcome{}, &RefusedError{Result: res, Record: rec})
 	}
 }
 

@@ -283,7 +283,7 @@ func (a *attempt) judgeRefusal(ctx context.Context, refused *coalesce.RefusedErr
 			Metadata: maps.Clone(b.Meta), already: refused.Verdict == record.AlreadyHeld,
 		}
 	case record.QueueFull:
-		return false, ErrQueueFull
+		return false, fmt.Errorf("%w: %q: the limit is %s", ErrQueueFull, a.key, refused.Limit)
 	case record.WrongKind:
 		return false, ErrKindMismatch
 	}

@@ -23,8 +23,9 @@ var (
 	// that the owner has, or another owner.
 	ErrAlreadyHeld = errors.New("fabric: owner already holds or waits for this lock")
 
-	// ErrQueueFull says that the lock's record is at its limit of waiters,
-	// holders or bytes. Try later.
+	// ErrQueueFull says that the lock's record is at its limit of waiters or of bytes;
+	// the message says which, and its figure. Bytes are 512 KiB, or what the server's
+	// max_payload leaves. Try later.
 	ErrQueueFull = errors.New("fabric: lock queue is full")
 
 	// ErrWaitTooLong says that the wait was expected to last beyond the deadline,

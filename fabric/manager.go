@@ -45,7 +45,7 @@ type Manager struct {
 //
 // Errors: ErrInvalidOption, those of the connection, and those of opening the
 // buckets in package kv: kv.ErrNoJetStream, kv.ErrServerTooOld,
-// kv.ErrUnsafeConfig, kv.ErrNoBucket, kv.ErrNewerSchema, kv.ErrUnavailable. All
+// kv.ErrUnsafeConfig, kv.ErrNoBucket, kv.ErrNewerSchema, kv.ErrLimit, kv.ErrUnavailable. All
 // but the first are also ErrUnavailable when nobody answered.
 func Connect(ctx context.Context, servers string, opts ...Option) (*Manager, error) {
 	cfg, err := newConfig(opts)

@@ -83,6 +83,18 @@ func (b *Bucket) KeyValue() jetstream.KeyValue { return b.kv }
 // Conn returns the connection the bucket uses.
 func (b *Bucket) Conn() *nats.Conn { return b.nc }
 
+// MinPayload is the least max_payload, in bytes, that Open takes: it has room for a
+// few holds with all that they may say of themselves.
+const MinPayload = 16 << 10
+
+// readRoom is what a leader's answer to a read has around the value.
+const readRoom = 1 << 10
+
+// MaxValue returns the size of the largest value that fits the connection at present:
+// one that can be written, and whose leader read, in base64, fits as well. A leaf node
+// that meets a larger answer closes its link.
+func (b *Bucket) MaxValue() int { return int(b.nc.MaxPayload()-readRoom) / 4 * 3 }
+
 // Get reads the key's latest entry from the stream's leader. Absence is not an
 // error: see [Entry]. Every error is ErrUnavailable or ErrBucketGone, wraps its
 // cause, and means that nothing is known.

@@ -59,6 +59,10 @@ var (
 	// per-message TTL and atomic batches, which nats-server has since 2.12.
 	ErrServerTooOld = errors.New("kv: nats-server is too old")
 
+	// ErrLimit says that a limit of the server or of the account leaves no room for
+	// what locking needs. The message names the limit and its figure: raise it.
+	ErrLimit = errors.New("kv: a limit of the server is too small")
+
 	// ErrUnsafeConfig says that a bucket exists with a configuration under
 	// which a lock would not be safe. It always comes as a *ConfigError.
 	ErrUnsafeConfig = errors.New("kv: unsafe bucket configuration")

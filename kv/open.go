@@ -71,12 +71,15 @@ type meta struct {
 // first revision taken from the clock, so that revisions, which are fencing
 // tokens, keep rising when a bucket is deleted and created again.
 //
-// Errors: ErrInvalidOption, ErrUnsafeConfig (*ConfigError), ErrNewerSchema,
+// Errors: ErrInvalidOption, ErrUnsafeConfig (*ConfigError), ErrNewerSchema, ErrLimit,
 // ErrNoBucket, ErrNoJetStream, ErrServerTooOld, ErrUnavailable. Nothing is
 // changed on error, except that the first bucket may already exist.
 func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
+	}
+	if n := nc.MaxPayload(); n > 0 && n < MinPayload { // 0: was never connected
+		return nil, fmt.Errorf("%w: max_payload is %d bytes for this connection; at least %d are needed", ErrLimit, n, MinPayload)
 	}
 	js, err := jetstream.New(nc)
 	if err != nil {

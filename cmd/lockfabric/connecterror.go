@@ -81,6 +81,8 @@ func (t *target) advice(err error, timeout time.Duration) string {
 		return "the server offers no TLS, and nothing was sent to it: check " + t.origin + ", or leave out what asks for TLS"
 	case errors.Is(err, kv.ErrNoJetStream), errors.Is(err, kv.ErrServerTooOld), errors.Is(err, kv.ErrUnsafeConfig):
 		return fmt.Sprintf("check %s, and that the server runs with JetStream", t.origin)
+	case errors.Is(err, kv.ErrLimit):
+		return "have the limit raised, of the server or of the account"
 	case errors.Is(err, kv.ErrUnavailable):
 		return fmt.Sprintf("connected, but JetStream did not answer within --timeout=%v: look whether a majority of its servers runs", timeout)
 	case errors.As(err, &slow) && slow.Timeout() && !t.setup.TLSFirst:

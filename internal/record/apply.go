@@ -1,6 +1,7 @@
 package record
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -44,8 +45,9 @@ func Apply(rec *Record, rev uint64, ops []Op, lim Limits) (next *Record, results
 // machine is a record that is being worked on.
 type machine struct {
 	*Record
-	lim  Limits
-	size int // of the record by sizeBound, -1 while nobody asked
+	lim     Limits
+	size    int    // of the record by sizeBound, -1 while nobody asked
+	scratch []byte // for what is encoded to be measured
 }
 
 func (m *machine) apply(op *Op) Result {
@@ -103,8 +105,11 @@ func (m *machine) acquire(op *Op) Result {
 			return Result{Verdict: WaitTooLong, Blocker: m.blocker(op.Mode), Wait: wait, Position: len(m.Waiters)}
 		}
 	}
-	if !granted && len(m.Waiters) >= m.lim.MaxWaiters || !m.reserve(&e) {
-		return Result{Verdict: QueueFull}
+	if !granted && len(m.Waiters) >= m.lim.MaxWaiters {
+		return Result{Verdict: QueueFull, Limit: fmt.Sprintf("%d waiters", m.lim.MaxWaiters)}
+	}
+	if !m.reserve(&e) {
+		return m.tooLarge()
 	}
 	m.suppose(op)
 	if granted {
@@ -128,7 +133,7 @@ func (m *machine) try(op *Op) Result {
 	}
 	e := op.entry()
 	if !m.reserve(&e) {
-		return Result{Verdict: QueueFull}
+		return m.tooLarge()
 	}
 	m.suppose(op)
 	m.Holders = append(m.Holders, e)
@@ -214,14 +219,18 @@ func (m *machine) promote() {
 // largest form e can ever have, so nothing that happens to it later needs more.
 func (m *machine) reserve(e *Entry) bool {
 	if m.size < 0 {
-		m.size = sizeBound(m.Record)
+		m.size = m.sizeBound()
 	}
-	need := entryBound(e)
+	need := m.entryBound(e)
 	if m.size+need > m.lim.MaxBytes {
 		return false
 	}
 	m.size += need
 	return true
+}
+
+func (m *machine) tooLarge() Result {
+	return Result{Verdict: QueueFull, Limit: fmt.Sprintf("%d bytes", m.lim.MaxBytes)}
 }
 
 func (m *machine) remove(list *[]Entry, gone func(Entry) bool) {
@@ -230,7 +239,7 @@ func (m *machine) remove(list *[]Entry, gone func(Entry) bool) {
 			return false
 		}
 		if m.size >= 0 {
-			m.size -= entryBound(&e)
+			m.size -= m.entryBound(&e)
 		}
 		return true
 	}))

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -14,11 +15,8 @@ const schemaVersion = 1
 // another and their order as text is that of the numbers.
 const tokenWidth = 20
 
-// The widths of the longest mode and of the longest sequence in an id.
-const (
-	modeWidth     = len("SIX")
-	sequenceWidth = 20
-)
+// sequenceWidth is the width of the longest sequence in an id.
+const sequenceWidth = 20
 
 // Append appends the stored form of r to dst: JSON on one line, one form for equal records. A
 // record of another kind than this package knows is its kind alone, so never write one back.
@@ -27,7 +25,7 @@ func (r *Record) Append(dst []byte) []byte {
 	dst = append(dst, `{"v":1,"kind":`...)
 	dst = appendString(dst, string(r.Kind))
 	if r.Hold > 0 {
-		dst = append(dst, holdField...)
+		dst = append(dst, `,"hold_us":`...)
 		dst = strconv.AppendInt(dst, int64(r.Hold/time.Microsecond), 10)
 	}
 	if len(r.Holders) > 0 {
@@ -76,7 +74,7 @@ func appendEntry(dst []byte, e *Entry, holder bool) []byte {
 		dst = strconv.AppendInt(dst, e.Since.UnixMilli(), 10)
 	}
 	if holder && e.Revoked {
-		dst = append(dst, revokedField...)
+		dst = append(dst, `,"revoked":true`...)
 	}
 	if holder && e.Convert.ID != "" {
 		dst = append(dst, `,"convert":{"id":`...)
@@ -96,12 +94,6 @@ func appendEntry(dst []byte, e *Entry, holder bool) []byte {
 	}
 	return append(dst, '}')
 }
-
-const (
-	revokedField = `,"revoked":true`
-	holdField    = `,"hold_us":`
-	holdWidth    = 16 // digits of maxHold
-)
 
 func appendToken(dst []byte, token uint64) []byte {
 	var digits [tokenWidth]byte
@@ -152,55 +144,31 @@ func appendString(dst []byte, s string) []byte {
 func needsEscape(c byte) bool { return c < ' ' || c == '"' || c == '\\' }
 
 // sizeBound is the size that no record can exceed which comes from r by promotion, conversion,
-// revocation, removal, the filling in of tokens, and what is learned of the hold time.
-func sizeBound(r *Record) int {
-	n := len(`{"v":1,"kind":,"holders":[],"waiters":[]}`) + stringSize(string(r.Kind)) + len(holdField) + holdWidth
-	for _, list := range [][]Entry{r.Holders, r.Waiters} {
+// revocation, removal, the filling in of tokens, and what is learned of the hold time: that of r
+// with every entry in its longest form.
+func (m *machine) sizeBound() int {
+	none := make([]Entry, 1) // a list is stored unless it is empty
+	frame := Record{Kind: m.Kind, Hold: maxHold, Holders: none, Waiters: none}
+	m.scratch = frame.Append(slices.Grow(m.scratch[:0], 512))
+	n := len(m.scratch)
+	m.scratch = appendEntry(appendEntry(m.scratch[:0], &none[0], true), &none[0], false)
+	n -= len(m.scratch)
+	for _, list := range [][]Entry{m.Holders, m.Waiters} {
 		for i := range list {
-			n += entryBound(&list[i])
+			n += m.entryBound(&list[i])
 		}
 	}
 	return n
 }
 
-// entryBound is an entry's share of sizeBound: that of a waiter, whose "queued" is longer than a
-// holder's "token", and of what it may get as a holder, and a comma. It is the same whatever
-// becomes of the entry, so that what was reserved for it is what it gives back.
-func entryBound(e *Entry) int {
-	n := len(`{"id":,"mode":"","queued":"","ttl":},`) + len(revokedField) + tokenWidth +
-		stringSize(e.ID) + modeWidth + decimalSize(int64(e.TTL/time.Millisecond)) +
-		// A conversion that waits; one that was granted leaves less behind.
-		len(`,"convert":{"id":"","mode":"","queued":""}`) + len(e.Lease()) + len(`.`) + sequenceWidth + modeWidth + tokenWidth
-	if e.Owner != "" {
-		n += len(`,"owner":`) + stringSize(e.Owner)
-	}
-	if !e.Since.IsZero() {
-		n += len(`,"since":`) + decimalSize(e.Since.UnixMilli())
-	}
-	if len(e.Meta) > 0 {
-		n += len(`,"meta":{}`) + len(e.Meta) - 1
-		for k, v := range e.Meta {
-			n += stringSize(k) + len(`:`) + stringSize(v)
-		}
-	}
-	return n
-}
-
-// stringSize is what appendString writes.
-func stringSize(s string) int {
-	n := len(`""`) + len(s)
-	for i := range len(s) {
-		switch c := s[i]; {
-		case c < ' ':
-			n += len(`\u0000`) - 1
-		case needsEscape(c):
-			n++
-		}
-	}
-	return n
-}
-
-func decimalSize(n int64) int {
-	var buf [20]byte
-	return len(strconv.AppendInt(buf[:0], n, 10))
+// entryBound is an entry's share of sizeBound: the length of the longest form that it can ever
+// have, and a comma. It is the same whatever becomes of the entry, so that what was reserved for
+// it is what it gives back.
+func (m *machine) entryBound(e *Entry) int {
+	long := *e
+	long.Mode, long.Revoked, long.Converted = SIX, true, ""
+	long.Convert = Conversion{ID: e.ID, Mode: SIX} // one that was granted leaves less behind
+	m.scratch = appendEntry(m.scratch[:0], &long, true)
+	sequence := len(e.ID) - strings.LastIndexByte(e.ID, '.') - 1
+	return len(m.scratch) + sequenceWidth - sequence + len("queued") - len("token") + len(",")
 }

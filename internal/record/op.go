@@ -161,6 +161,13 @@ func DefaultLimits() Limits {
 	return Limits{MaxHolders: 1024, MaxWaiters: 1024, MaxBytes: 512 << 10}
 }
 
+// Within returns l for records that have to fit n bytes.
+func (l Limits) Within(n int) Limits {
+	l = l.orDefaults()
+	l.MaxBytes = min(l.MaxBytes, max(n, 1))
+	return l
+}
+
 func (l Limits) orDefaults() Limits {
 	d := DefaultLimits()
 	if l.MaxHolders > 0 {
@@ -212,6 +219,7 @@ type Result struct {
 	Verdict Verdict
 	Blocker Entry // for Held, AlreadyHeld, WaitTooLong and ConvertDeadlock the entry that stands in the way, a holder first, else a waiter
 
+	Limit    string        // for QueueFull: the limit that is reached, as "1024 waiters"
 	Wait     time.Duration // for WaitTooLong: how long it would take
 	Position int           // for WaitTooLong: how many wait before it
 }
