@@ -46,9 +46,6 @@ type Config struct {
 	// entry to be gone; the engine goes on beyond it. The default is 500 ms. It
 	// does not follow the link: the caller's time is up.
 	Cleanup time.Duration
-	// Local reports whether a lease belongs to this process and is alive, so
-	// that it need not be observed.
-	Local func(lease string) bool
 	// Regressed is called, from a goroutine of the engine, when a key's
 	// revision went backwards, as it does when the bucket was deleted, created
 	// again or restored.
@@ -114,9 +111,6 @@ func New(cfg Config) *Engine {
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
-	}
-	if cfg.Local == nil {
-		cfg.Local = func(string) bool { return false }
 	}
 	if cfg.Regressed == nil {
 		cfg.Regressed = func(string) {}

@@ -37,9 +37,10 @@ func (r *resource) observe() {
 }
 
 // ahead returns the leases, with their TTLs, of all entries before the last
-// waiter of this process, without this process's own live ones; urgent is
-// whether this process's waiter is the next in the queue. Before a conversion, which
-// is before the queue, are all holders. Called with r.mu held.
+// waiter of this process. Leases of this process are among them: their end has to
+// reach its waiters, too. urgent is whether this process's waiter is the next in the
+// queue. Before a conversion, which is before the queue, are all holders. Called
+// with r.mu held.
 func (r *resource) ahead() (leases map[string]time.Duration, urgent bool) {
 	if r.rec == nil || len(r.waiting) == 0 || r.closed {
 		return nil, false
@@ -57,10 +58,7 @@ func (r *resource) ahead() (leases map[string]time.Duration, urgent bool) {
 	leases = map[string]time.Duration{}
 	add := func(entries []record.Entry) {
 		for i := range entries {
-			lease := entries[i].Lease()
-			if _, ok := leases[lease]; !ok && !r.e.cfg.Local(lease) {
-				leases[lease] = entries[i].TTL
-			}
+			leases[entries[i].Lease()] = entries[i].TTL
 		}
 	}
 	add(r.rec.Holders)

@@ -7,3 +7,7 @@ import "github.com/lockfabric/lockfabric/kv"
 func WithTrip(trip kv.RoundTripper) ManagerOption {
 	return func(c *config) error { c.buckets.Trip = trip; return nil }
 }
+
+// DisposeLease closes the lease that a hold stands under, as for a retired one,
+// and leaves the hold's entry where it is.
+func DisposeLease(l *Lock) { l.s.dispose(l.slot) }

@@ -73,7 +73,6 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	s.observer.OnTombstone(s.tookOver)
 	s.engine = coalesce.New(coalesce.Config{
 		Store: buckets.Locks, Watcher: s.lockHub, Observer: s.observer,
-		Local:     func(id string) bool { _, ok := s.local.Load(id); return ok },
 		Regressed: s.suspect,
 		Evicted:   s.evicted,
 		RTT:       &m.rtt,

@@ -169,7 +169,7 @@ func (o *Observer) Close() {
 		if s.stop != nil {
 			stops = append(stops, s.stop)
 		}
-		s.stop, s.askers = nil, nil
+		s.stop, s.askers, s.urgent = nil, nil, 0
 	}
 	clear(o.active)
 	o.agenda, o.queue, o.dead = nil, nil, nil
@@ -226,6 +226,9 @@ func (o *Observer) removeLocked(s *sight, a *asker) (unwatch func()) {
 		return nil
 	}
 	delete(s.askers, a)
+	if a.urgent {
+		s.urgent--
+	}
 	if len(s.askers) > 0 {
 		return nil
 	}

@@ -40,6 +40,7 @@ type sight struct {
 	dead     bool          // its tombstone is committed; final
 
 	askers  map[*asker]struct{}
+	urgent  int           // how many of them are
 	fresh   bool          // rev was received since somebody asks
 	opening bool          // a watch is being opened
 	stop    func()        // ends the watch
@@ -71,6 +72,9 @@ func (s *sight) addLocked(a *asker) {
 		s.askers = make(map[*asker]struct{})
 	}
 	s.askers[a] = struct{}{}
+	if a.urgent {
+		s.urgent++
+	}
 	if s.fresh {
 		a.based, a.base = true, s.rev
 	}
@@ -100,19 +104,10 @@ func (s *sight) due() time.Duration {
 		return never
 	}
 	d := s.first + s.limit()
-	if !s.urgent() {
+	if s.urgent == 0 {
 		d += s.hold
 	}
 	return max(d, s.retry)
-}
-
-func (s *sight) urgent() bool {
-	for a := range s.askers {
-		if a.urgent {
-			return true
-		}
-	}
-	return false
 }
 
 // sightLocked returns the lease's sight, which it makes if there is none.
