@@ -46,10 +46,11 @@ type Config struct {
 	// entry to be gone; the engine goes on beyond it. The default is 500 ms. It
 	// does not follow the link: the caller's time is up.
 	Cleanup time.Duration
-	// Regressed is called, from a goroutine of the engine, when a key's
-	// revision went backwards, as it does when the bucket was deleted, created
-	// again or restored.
-	Regressed func(key string)
+	// Suspect is called when the bucket may not be the one that was opened: it is
+	// not found, nobody answers for it, or a key's revision went backwards, as it
+	// does when the bucket was created again or restored. It is called with locks
+	// held, as often as that is seen, and must return at once.
+	Suspect func()
 	// Evicted is called, if it is not nil, when a write of this engine that removed
 	// entries of dead leases is acknowledged, before anybody is told of a grant that
 	// this led to. It runs in the goroutine that wrote, with no lock held, and must
@@ -112,8 +113,8 @@ func New(cfg Config) *Engine {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	if cfg.Regressed == nil {
-		cfg.Regressed = func(string) {}
+	if cfg.Suspect == nil {
+		cfg.Suspect = func() {}
 	}
 	e := &Engine{cfg: cfg, resources: map[string]*resource{}, watched: map[*resource]struct{}{}, ledger: map[*call]time.Time{}}
 	e.ctx, e.cancel = context.WithCancel(context.Background())

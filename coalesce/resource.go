@@ -88,7 +88,7 @@ func (r *resource) learn(rec *record.Record, rev uint64) bool {
 func (r *resource) learnAbsent() {
 	if r.seen > 0 && r.known && r.rec != nil {
 		// A live record never expires.
-		r.e.goIfOpen(func() { r.e.cfg.Regressed(r.key) })
+		r.e.cfg.Suspect()
 	}
 	r.known, r.rec, r.rev = true, nil, 0
 }
@@ -138,6 +138,9 @@ func (r *resource) read(ctx context.Context, failFast bool) error {
 	case unanswered(ctx, err):
 		r.noteSilence(&r.silent.reads, before)
 	}
+	if errors.Is(err, kv.ErrBucketGone) {
+		r.e.cfg.Suspect()
+	}
 	if err != nil {
 		return err
 	}
@@ -157,7 +160,7 @@ func (r *resource) absorb(entry kv.Entry) error {
 		return nil
 	}
 	if entry.Revision < r.seen {
-		r.e.goIfOpen(func() { r.e.cfg.Regressed(r.key) })
+		r.e.cfg.Suspect()
 		return errStale
 	}
 	var rec *record.Record
@@ -188,6 +191,9 @@ func (r *resource) notify(entry kv.Entry) {
 	}
 	if len(r.inFlight) > 0 && bytes.Equal(entry.Value, r.inFlight) {
 		return // our own write: its acknowledgement, or the read after it was lost, tells the rest
+	}
+	if entry.Revision < r.seen {
+		return // the watch is behind our own writes and reads
 	}
 	if err := r.absorb(entry); err != nil && !errors.Is(err, errStale) {
 		for _, c := range r.waiting {

@@ -248,6 +248,9 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 			r.refuse(batch, results, base, rev)
 			r.mu.Unlock()
 			return err
+		case errors.Is(err, kv.ErrNotSent):
+			r.e.cfg.Suspect() // nobody answers for a stream that is no more
+			return err
 		default:
 			return err
 		}

@@ -2,7 +2,6 @@ package fabric
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -42,7 +41,7 @@ type session struct {
 	local    sync.Map        // lease id -> *lease.Lease: live leases of this process
 	over     sync.Map        // lease id -> struct{}: its lost ones, without a tombstone yet
 	longest  atomic.Int64    // longest TTL noted
-	checking atomic.Bool
+	doubts   *doubts         // about the buckets
 
 	mu     sync.Mutex
 	ended  error
@@ -63,22 +62,23 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 		return nil, err
 	}
 	s := &session{
-		m: m, buckets: buckets, ready: make(chan struct{}),
+		m: m, buckets: buckets, ready: make(chan struct{}), doubts: newDoubts(),
 		slots: map[timing]*slot{}, making: map[timing]chan struct{}{}, all: map[*slot]struct{}{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
-	hub := []kv.HubOption{kv.WithGone(func(error) { s.suspect("") }), kv.WithReadTimeout(m.rtt.Patience)}
+	hub := []kv.HubOption{kv.WithDoubt(s.suspect), kv.WithReadTimeout(m.rtt.Patience)}
 	s.lockHub, s.leaseHub = kv.NewHub(buckets.Locks, hub...), kv.NewHub(buckets.Leases, hub...)
 	s.observer = lease.NewObserver(buckets.Leases, s.leaseHub.Watch, clock.Observer(), m.label(), &m.rtt, m.cfg.logger)
 	s.observer.OnTombstone(s.tookOver)
 	s.engine = coalesce.New(coalesce.Config{
 		Store: buckets.Locks, Watcher: s.lockHub, Observer: s.observer,
-		Regressed: s.suspect,
-		Evicted:   s.evicted,
-		RTT:       &m.rtt,
-		Logger:    m.cfg.logger,
+		Suspect: s.suspect,
+		Evicted: s.evicted,
+		RTT:     &m.rtt,
+		Logger:  m.cfg.logger,
 	})
 	s.goIfOpen(s.housekeep)
+	s.goIfOpen(s.lookAfterBuckets)
 	if buckets.Quarantine == 0 {
 		close(s.ready)
 	} else {
@@ -201,26 +201,18 @@ func (s *session) watchFresh() {
 	}
 }
 
-// suspect checks, in the background, whether the buckets are still those that
-// were opened, and ends the session if not.
-func (s *session) suspect(string) {
-	if s.checking.Swap(true) {
-		return
+// suspect reports that the buckets may not be those that were opened. It never blocks.
+func (s *session) suspect() { s.doubts.raise() }
+
+// lookAfterBuckets looks, whenever there is a doubt, whether the buckets are still
+// those that were opened, and ends the session if not.
+func (s *session) lookAfterBuckets() {
+	if err := s.doubts.run(s.ctx, s.buckets.Verify); err != nil {
+		s.m.cfg.logger.Error("a bucket was deleted or created again; every hold is lost", "error", err)
+		// Not in this goroutine, which end waits for; Manager.Close waits for
+		// that one.
+		s.m.ending.Go(func() { s.end(ErrBucketGone, false) })
 	}
-	s.goIfOpen(func() {
-		defer s.checking.Store(false)
-		err := s.buckets.Verify(s.ctx)
-		if errors.Is(err, kv.ErrBucketGone) {
-			s.m.cfg.logger.Error("a bucket was deleted or created again; every hold is lost", "error", err)
-			// Not in this goroutine, which end waits for; Manager.Close waits for
-			// that one.
-			s.m.ending.Go(func() { s.end(ErrBucketGone, false) })
-			return
-		}
-		if err == nil {
-			sleep(s.ctx, time.Second) // not more than one check a second
-		}
-	})
 }
 
 // end ends every hold with reason, then the leases, and stops the session. With

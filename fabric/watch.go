@@ -132,7 +132,7 @@ func (w *lockWatch) follow(ctx context.Context, s *session) error {
 			return nil
 		}
 		if errors.Is(err, kv.ErrBucketGone) {
-			s.suspect("") // ends the session, if so
+			s.suspect() // ends the session, if so
 		}
 		if err != nil {
 			return err

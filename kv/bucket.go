@@ -67,6 +67,8 @@ type Bucket struct {
 	getAPI string // subject of the leader read
 	trip   RoundTripper
 	link   *link // of the opening; may be nil
+
+	incarnation string // of the stream, as its metadata said when it was opened
 }
 
 // Name returns the bucket's name.

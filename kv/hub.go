@@ -41,7 +41,7 @@ type Hub struct {
 	bucket   *Bucket
 	interval time.Duration // of polling one key
 	gap      time.Duration // between two polls of any keys
-	onGone   func(error)
+	doubt    func()
 	// readTimeout is asked before each read how long to wait for its answer.
 	readTimeout func() time.Duration
 
@@ -56,7 +56,7 @@ type Hub struct {
 	mu     sync.Mutex
 	ready  *sync.Cond // the queue is not empty, or the hub is closed
 	closed bool
-	gone   bool // the bucket is gone, and that has been reported
+	gone   bool // the bucket was not found, and no watcher has been opened since
 	keys   map[string]*watchedKey
 	queue  []*registration // waiting for a dispatcher
 
@@ -102,11 +102,13 @@ func WithReadRate(perSecond int) HubOption {
 	return func(h *Hub) { h.gap = time.Second / time.Duration(max(perSecond, 1)) }
 }
 
-// WithGone sets a function that is called when the bucket is found to be gone,
-// once per disappearance, with an error that is ErrBucketGone. It is called on
-// a goroutine of the hub: it must not block and must not call Close.
-func WithGone(fn func(error)) HubOption {
-	return func(h *Hub) { h.onGone = fn }
+// WithDoubt sets a function that is called when the bucket may not be the one that
+// the hub was made for: whenever it is not found, and some times after the server
+// announced its deletion, when it may have been made again already. See
+// [Buckets.Verify] for what to ask then. The function is called on a goroutine of
+// the hub: it must not block and must not call Close.
+func WithDoubt(fn func()) HubOption {
+	return func(h *Hub) { h.doubt = fn }
 }
 
 // WithReadTimeout sets a function that says how long to wait for the answer to a
@@ -133,6 +135,7 @@ func newHub(b *Bucket, opts ...HubOption) *Hub {
 		bucket:      b,
 		interval:    DefaultPollInterval,
 		gap:         time.Second / DefaultReadRate,
+		doubt:       func() {},
 		readTimeout: func() time.Duration { return readTimeout },
 		wakeOpener:  make(chan struct{}, 1),
 		wakePoller:  make(chan struct{}, 1),

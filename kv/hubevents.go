@@ -64,6 +64,8 @@ func (h *Hub) reconnected() {
 	wake(h.wakeOpener)
 }
 
+// checkGone follows an announcement that the bucket is deleted. One that is found
+// may be another by the same name.
 func (h *Hub) checkGone(ctx context.Context) {
 	for _, pause := range goneChecks {
 		if !sleep(ctx, pause, nil) {
@@ -73,27 +75,28 @@ func (h *Hub) checkGone(ctx context.Context) {
 		_, err := h.bucket.Get(rctx, goneProbe)
 		cancel()
 		if errors.Is(err, ErrBucketGone) {
-			h.bucketGone(err)
+			h.bucketGone()
 			return
 		}
+		h.doubt()
 	}
 }
 
-// bucketGone reports that the bucket is gone, unless that has been reported and
-// no watcher has been opened since. The watchers follow a stream that is no
-// more; replacing them is how the hub learns of a new one by the same name.
-func (h *Hub) bucketGone(err error) {
+// bucketGone notes and reports that the bucket is gone. The watchers follow a
+// stream that is no more; replacing them is how the hub learns of a new one by the
+// same name.
+func (h *Hub) bucketGone() {
 	h.mu.Lock()
-	if h.gone || h.closed {
+	if h.closed {
 		h.mu.Unlock()
 		return
 	}
-	h.gone = true
-	for _, g := range h.groups {
-		h.breakGroup(g, jitter(openRetry))
+	if !h.gone {
+		h.gone = true
+		for _, g := range h.groups {
+			h.breakGroup(g, jitter(openRetry))
+		}
 	}
 	h.mu.Unlock()
-	if h.onGone != nil {
-		h.onGone(err)
-	}
+	h.doubt()
 }

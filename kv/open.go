@@ -51,8 +51,6 @@ type Buckets struct {
 	// not the one that was noted, because holders of the lost bucket's locks
 	// may not know yet. Call ConfirmIncarnation afterwards.
 	Quarantine time.Duration
-
-	incarnation string
 }
 
 // meta is the fabric's note in the leases bucket.
@@ -86,7 +84,7 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	l := new(link)
-	leases, _, err := openBucket(ctx, l, nc, js, cfg, LeasesBucket(cfg.Fabric), 0)
+	leases, err := openBucket(ctx, l, nc, js, cfg, LeasesBucket(cfg.Fabric), 0)
 	if err != nil {
 		return nil, err
 	}
@@ -94,22 +92,22 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
 	if err != nil {
 		return nil, err
 	}
-	locks, incarnation, err := openBucket(ctx, l, nc, js, cfg, LocksBucket(cfg.Fabric), high)
+	locks, err := openBucket(ctx, l, nc, js, cfg, LocksBucket(cfg.Fabric), high)
 	if err != nil {
 		return nil, err
 	}
-	b := &Buckets{Locks: locks, Leases: leases, incarnation: incarnation}
+	b := &Buckets{Locks: locks, Leases: leases}
 	m, known, err := b.note(ctx, func(m *meta) bool {
 		if m.Incarnation != "" {
 			return false
 		}
-		m.Incarnation = incarnation
+		m.Incarnation = locks.incarnation
 		return true
 	})
 	if err != nil {
 		return nil, err
 	}
-	if known && m.Incarnation != incarnation {
+	if known && m.Incarnation != locks.incarnation {
 		b.Quarantine = m.quarantine()
 	}
 	return b, nil
@@ -119,8 +117,8 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
 // quarantine has been waited out. Errors are those of a write.
 func (b *Buckets) ConfirmIncarnation(ctx context.Context) error {
 	_, _, err := b.note(ctx, func(m *meta) bool {
-		changed := m.Incarnation != b.incarnation
-		m.Incarnation = b.incarnation
+		changed := m.Incarnation != b.Locks.incarnation
+		m.Incarnation = b.Locks.incarnation
 		return changed
 	})
 	return err
@@ -141,8 +139,8 @@ func (b *Buckets) NoteTTL(ctx context.Context, ttl time.Duration, seen uint64) e
 	return err
 }
 
-// Verify returns ErrBucketGone when the locks bucket is not the one that was
-// opened, or does not exist any more.
+// Verify returns ErrBucketGone when a bucket is not the one that was opened, or does
+// not exist any more, and ErrUnavailable when nothing was found out.
 func (b *Buckets) Verify(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
@@ -154,7 +152,7 @@ func (b *Buckets) Verify(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("%w: %s: %w", ErrUnavailable, bucket.name, err)
 		}
-		if bucket == b.Locks && s.CachedInfo().Config.Metadata[metaIncarnation] != b.incarnation {
+		if s.CachedInfo().Config.Metadata[metaIncarnation] != bucket.incarnation {
 			return fmt.Errorf("%w: %s was created again", ErrBucketGone, bucket.name)
 		}
 	}
@@ -243,21 +241,21 @@ func highWater(ctx context.Context, leases *Bucket) (uint64, error) {
 }
 
 // openBucket opens a bucket, or creates it with revisions above floor.
-func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, floor uint64) (*Bucket, string, error) {
+func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, floor uint64) (*Bucket, error) {
 	sc, err := ensureStream(ctx, l, nc, js, cfg, name, floor)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	if err := cfg.check(name, sc); err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	view, err := insist(ctx, l, func(ctx context.Context) (jetstream.KeyValue, error) { return js.KeyValue(ctx, name) })
 	if err != nil {
-		return nil, "", fmt.Errorf("%w: bucket %s: %w", ErrUnavailable, name, err)
+		return nil, fmt.Errorf("%w: bucket %s: %w", ErrUnavailable, name, err)
 	}
 	b := newBucket(nc, js, view, name, cfg.Trip)
-	b.link = l
-	return b, sc.Metadata[metaIncarnation], nil
+	b.link, b.incarnation = l, sc.Metadata[metaIncarnation]
+	return b, nil
 }
 
 func newBucket(nc *nats.Conn, js jetstream.JetStream, view jetstream.KeyValue, name string, trip RoundTripper) *Bucket {

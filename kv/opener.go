@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
@@ -321,7 +320,7 @@ func (h *Hub) openFailed(o *opening, err error) {
 	}
 	h.mu.Unlock()
 	if errors.Is(err, nats.ErrStreamNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
-		h.bucketGone(fmt.Errorf("%w: %s", ErrBucketGone, h.bucket.name))
+		h.bucketGone()
 	}
 }
 

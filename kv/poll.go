@@ -100,7 +100,7 @@ func (h *Hub) readKey(ctx context.Context, k *watchedKey, before uint64, slots <
 
 	suspect := h.finishRead(k, e, err, before)
 	if errors.Is(err, ErrBucketGone) {
-		h.bucketGone(err)
+		h.bucketGone()
 	}
 	if suspect != nil && sleep(ctx, watchGrace, nil) {
 		h.verify(suspect, k, e.Revision)
