@@ -178,7 +178,7 @@ func (m *Manager) session(ctx context.Context) (*session, error) {
 			m.opening = nil
 			closed := m.closed
 			if err == nil && !closed {
-				m.current = s
+				m.publish(s)
 			}
 			close(opening)
 			m.mu.Unlock()
@@ -195,6 +195,16 @@ func (m *Manager) session(ctx context.Context) (*session, error) {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
+	}
+}
+
+// publish makes s the current session, unless it has ended already: whoever ended it
+// has had it forgotten before. Called with m.mu held.
+func (m *Manager) publish(s *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended == nil {
+		m.current = s
 	}
 }
 

@@ -79,20 +79,32 @@ func (s *session) newSlot(ctx context.Context, t timing) (*slot, error) {
 	if err != nil {
 		return nil, err
 	}
+	sl := s.adopt(le, t)
+	if sl == nil {
+		s.closeLease(le)
+		return nil, s.why()
+	}
+	return sl, nil
+}
+
+// adopt makes a lease one of the session's, with one user; nil if the session has
+// ended. The lease can be lost at any moment from its creation on, so that is asked
+// for last: what a loss ends is complete by then.
+func (s *session) adopt(le *lease.Lease, t timing) *slot {
 	sl := &slot{s: s, lease: le, id: le.ID(), timing: t, users: 1, holds: map[*Lock]struct{}{}}
+	// So that a tombstone or a deletion by somebody else is seen at once.
+	sl.unwatch = s.leaseHub.Watch(sl.id, le.Saw)
 	s.mu.Lock()
 	if s.ended != nil {
 		s.mu.Unlock()
-		s.closeLease(le)
-		return nil, s.ended
+		sl.unwatch()
+		return nil
 	}
 	s.all[sl] = struct{}{}
-	s.mu.Unlock()
 	s.local.Store(sl.id, le)
+	s.mu.Unlock()
 	le.OnLost(sl.lost)
-	// So that a tombstone or a deletion by somebody else is seen at once.
-	sl.unwatch = s.leaseHub.Watch(sl.id, le.Saw)
-	return sl, nil
+	return sl
 }
 
 // renewEarly returns by how much earlier the manager's own lease is renewed because

@@ -1,0 +1,84 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/internal/lease"
+)
+
+// Nothing is registered, or found by others, before it is complete or once it is over.
+
+func completeManager(t *testing.T) *Manager {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	srv, err := embedded.Start(ctx, embedded.WithTempStore(), embedded.WithSync(embedded.SyncInterval(time.Second)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = srv.Shutdown(context.WithoutCancel(ctx)) })
+	nc, err := srv.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	m, err := New(ctx, nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Close() })
+	return m
+}
+
+// A process that is stopped between the creation of a lease and what follows finds
+// the lease lost.
+func TestComplete_LeaseLostBeforeItsSlotIsMade(t *testing.T) {
+	m := completeManager(t)
+	s, err := m.session(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	le, err := lease.Create(t.Context(), s.buckets.Leases, lease.Config{TTL: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := le.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	watches := func() int { return s.leaseHub.Stats().Registrations }
+	before := watches()
+	for range 1000 {
+		if sl := s.adopt(le, timing{ttl: time.Second, noRenewal: true}); sl == nil || sl.enter() {
+			t.Fatal("the session has ended, or a lost lease is entered")
+		}
+	}
+	for end := time.Now().Add(time.Minute); watches() != before; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d watches are left", watches()-before)
+		}
+	}
+	if _, live := s.local.Load(le.ID()); live {
+		t.Error("a lost lease counts as alive")
+	}
+}
+
+// The buckets can be gone before the session that was opened on them is known.
+func TestComplete_SessionEndedBeforeItIsCurrent(t *testing.T) {
+	m := completeManager(t)
+	s, err := m.session(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.end(ErrBucketGone, false)
+	m.mu.Lock()
+	m.publish(s)
+	m.mu.Unlock()
+	next, err := m.session(t.Context())
+	if err != nil || next == s || !errors.Is(s.why(), ErrBucketGone) {
+		t.Fatalf("the ended session is current: %v", err)
+	}
+}
