@@ -84,15 +84,13 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	l := new(link)
-	leases, err := openBucket(ctx, l, nc, js, cfg, LeasesBucket(cfg.Fabric), 0)
+	noFloor := func(context.Context) (uint64, error) { return 0, nil }
+	leases, err := openBucket(ctx, l, nc, js, cfg, LeasesBucket(cfg.Fabric), noFloor)
 	if err != nil {
 		return nil, err
 	}
-	high, err := highWater(ctx, leases)
-	if err != nil {
-		return nil, err
-	}
-	locks, err := openBucket(ctx, l, nc, js, cfg, LocksBucket(cfg.Fabric), high)
+	floor := func(ctx context.Context) (uint64, error) { return highWater(ctx, leases) }
+	locks, err := openBucket(ctx, l, nc, js, cfg, LocksBucket(cfg.Fabric), floor)
 	if err != nil {
 		return nil, err
 	}
@@ -224,7 +222,8 @@ func pause(ctx context.Context, d time.Duration) {
 }
 
 // highWater returns the highest revision of the locks bucket that the leases
-// bucket knows of: in the fabric's note, or seen by any lease's owner.
+// bucket knows of: in the fabric's note, or seen by any lease's owner. It reads all
+// leases and tombstones, a day's worth: too much for every opening.
 func highWater(ctx context.Context, leases *Bucket) (uint64, error) {
 	var high uint64
 	err := leases.Entries(ctx, ">", func(e Entry) bool {
@@ -240,8 +239,9 @@ func highWater(ctx context.Context, leases *Bucket) (uint64, error) {
 	return high, err
 }
 
-// openBucket opens a bucket, or creates it with revisions above floor.
-func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, floor uint64) (*Bucket, error) {
+// openBucket opens a bucket, or creates it with revisions above floor, which is
+// asked only then.
+func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, floor func(context.Context) (uint64, error)) (*Bucket, error) {
 	sc, err := ensureStream(ctx, l, nc, js, cfg, name, floor)
 	if err != nil {
 		return nil, err
@@ -274,7 +274,7 @@ func newBucket(nc *nats.Conn, js jetstream.JetStream, view jetstream.KeyValue, n
 
 // ensureStream returns the configuration of the bucket's stream, creating it
 // if it does not exist.
-func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, floor uint64) (jetstream.StreamConfig, error) {
+func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, floor func(context.Context) (uint64, error)) (jetstream.StreamConfig, error) {
 	var none jetstream.StreamConfig
 	existing := func(ctx context.Context) (jetstream.StreamConfig, error) {
 		s, err := js.Stream(ctx, streamName(name))
@@ -300,7 +300,11 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 			replicas = 3
 		}
 	}
-	first := max(uint64(time.Now().UnixMicro()), floor) + 1
+	high, err := floor(ctx)
+	if err != nil {
+		return none, err
+	}
+	first := max(uint64(time.Now().UnixMicro()), high) + 1
 	actx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	s, err := js.CreateStream(actx, cfg.streamConfig(name, nuid.Next(), first, replicas))
