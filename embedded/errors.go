@@ -28,6 +28,13 @@ var (
 	// acknowledged is kept.
 	ErrStoreFailed = errors.New("embedded: store can't be written")
 
+	// ErrStoreGone is returned by Health when files of the store were removed or
+	// replaced while the server runs. It goes on for a while with the files that it has
+	// open, but another server can be started on the same path, and what was
+	// acknowledged is lost with the process. Shut it down, and let no other one grant
+	// locks before the leases of its clients have ended.
+	ErrStoreGone = errors.New("embedded: files of the store were removed or replaced")
+
 	// ErrCredentials is returned by Connect when the server's accounts are those of
 	// a configuration file, or of an operator, and it does not know in which of
 	// them the caller belongs; or when the file has a user for websocket or mqtt

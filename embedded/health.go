@@ -7,7 +7,8 @@ import (
 )
 
 // Health fails with ErrStoreFailed when the server can't write its store any more,
-// because the disk is full for example, and with ErrStopped after Shutdown. A
+// because the disk is full for example, with ErrStoreGone when its files were removed
+// or replaced, and with ErrStopped after Shutdown. A
 // server alone finds out about every stream; one in a cluster, whose streams others
 // lead then, only when it has given up its whole store. For a moment it can fail
 // while a stream is made or deleted: take it seriously when it lasts for seconds.
@@ -16,6 +17,9 @@ func (s *Server) Health() error {
 	case <-s.stopping:
 		return ErrStopped
 	default:
+	}
+	if err := s.checkFiles(); err != nil {
+		return err
 	}
 	h := s.srv.Healthz(&natsserver.HealthzOptions{Details: true, JSEnabledOnly: s.srv.JetStreamIsClustered()})
 	for _, e := range h.Errors {

@@ -2,8 +2,13 @@ package embedded
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 func TestHealth(t *testing.T) {
@@ -45,4 +50,62 @@ func TestRoom(t *testing.T) {
 		t.Fatalf("a limit that was given is not the disk's: %v", err)
 	}
 	s.Kill()
+}
+
+// Files of the store that are removed or replaced under the server.
+func TestHealthOfRemovedFiles(t *testing.T) {
+	replace := func(path string) error {
+		if err := os.Rename(path, path+".old"); err != nil {
+			return err
+		}
+		return os.CopyFS(path, os.DirFS(path+".old"))
+	}
+	inStream := func(file string, do func(string) error) func(string) error {
+		return func(dir string) error { return do(filepath.Join(dir, "jetstream", "$G", "streams", "KV_b", file)) }
+	}
+	for name, harm := range map[string]func(dir string) error{
+		"store removed":   os.RemoveAll,
+		"store replaced":  replace,
+		"lock removed":    func(dir string) error { return os.Remove(filepath.Join(dir, lockFileName)) },
+		"streams removed": func(dir string) error { return os.RemoveAll(filepath.Join(dir, "jetstream")) },
+		"stream removed":  inStream("", os.RemoveAll),
+		"blocks removed":  inStream("msgs", os.RemoveAll),
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "store")
+			s, err := Start(internalContext(t), WithStoreDir(dir), WithSync(SyncInterval(time.Second)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Kill()
+			nc, err := s.Connect()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer nc.Close()
+			js, err := jetstream.New(nc)
+			if err != nil {
+				t.Fatal(err)
+			}
+			bucket, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "b"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Health(); err != nil {
+				t.Errorf("an empty bucket: %v", err)
+			}
+			if _, err := bucket.PutString(t.Context(), "k", "v"); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Health(); err != nil {
+				t.Errorf("before: %v", err)
+			}
+			if err := harm(dir); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Health(); !errors.Is(err, ErrStoreGone) {
+				t.Errorf("after: %v", err)
+			}
+		})
+	}
 }

@@ -21,12 +21,13 @@ import (
 const (
 	stateFile = "server.json"
 	logFile   = "server.log"
-	maxLog    = 1 << 20 // bytes after which the log is begun anew
+	storeDir  = "store"
+	storeLock = "lockfabric.lock" // of package embedded, in the store
+	maxLog    = 1 << 20           // bytes after which the log is begun anew
 
 	lookAgain    = 20 * time.Millisecond  // for a server that is starting
 	startAgain   = 500 * time.Millisecond // after one that ended at once
 	perAttempt   = 5 * time.Second        // to open the fabric on a server that may be ending
-	dirMode      = 0o700
 	privateFiles = 0o600
 )
 
@@ -38,44 +39,14 @@ type localState struct {
 	Token string `json:"token"`
 	PID   int    `json:"pid"`
 	Host  string `json:"host"`
+	// ClosedUntil is when the leases of a server end whose files were removed under
+	// it. Nobody is let in before.
+	ClosedUntil time.Time `json:"closed_until,omitzero"`
 }
 
-// localPath returns where the local server's directory is or will be.
-func (c *cli) localPath() (string, error) {
-	if c.LocalDir != "" {
-		return c.LocalDir, nil
-	}
-	if c.given["local-dir"] {
-		return "", usageError("--local-dir is empty: name a directory, or leave it out")
-	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", usageError("no directory for the local server (%v): name one with --local-dir or LOCKFABRIC_DIR, or a server with --server", err)
-	}
-	return filepath.Join(cache, "lockfabric"), nil
-}
-
-// localDir returns the local server's directory, made if need be, and refuses
-// one into which others can look or write.
-func (c *cli) localDir() (string, error) {
-	dir, err := c.localPath()
-	if err != nil {
-		return "", err
-	}
-	dir, err = filepath.Abs(dir)
-	if err == nil {
-		if err = os.MkdirAll(dir, dirMode); err != nil {
-			err = fmt.Errorf("%w: name another one with --local-dir or LOCKFABRIC_DIR, or a server with --server", err)
-		}
-	}
-	if err == nil {
-		err = checkPrivate(dir)
-	}
-	if err != nil {
-		return "", usageError("directory of the local server: %w", err)
-	}
-	return dir, nil
-}
+// errGuarded says that another process of this user keeps the directory, its
+// server or one that has just begun or is about to end.
+var errGuarded = errors.New("the directory has a local server")
 
 // readState returns what is known of the local server. One of another host that
 // shares the directory can't be reached over loopback and counts as none.
@@ -129,15 +100,19 @@ type openFunc func(ctx context.Context, url string, opts ...nats.Option) error
 // server that is just ending refuses, or goes away under the connection: then
 // this begins anew, until ctx ends.
 func (c *cli) connectLocal(ctx context.Context, s *streams, open openFunc) error {
-	dir, err := c.localDir()
-	if err != nil {
-		return err
-	}
-	st := &starter{dir: dir, idle: c.LocalIdleExit}
+	st := &starter{c: c}
 	var last error
 	for {
+		dir, err := c.localDir() // each time: it can be removed at any
+		if err != nil {
+			return err
+		}
 		state, err := readState(dir)
-		if err == nil {
+		switch {
+		case err == nil && time.Until(state.ClosedUntil) > 0:
+			err = fmt.Errorf("its files were removed while locks were held, and those who held them may take them for theirs until %s",
+				state.ClosedUntil.Format(time.TimeOnly))
+		case err == nil:
 			cerr := c.attempt(ctx, s, st, state, open)
 			if cerr == nil || !errors.Is(cerr, fabric.ErrUnavailable) && !errors.Is(cerr, context.DeadlineExceeded) {
 				return cerr
@@ -147,7 +122,10 @@ func (c *cli) connectLocal(ctx context.Context, s *streams, open openFunc) error
 		if !errors.Is(err, fs.ErrNotExist) && ctx.Err() == nil {
 			last = err
 		}
-		if serr := st.start(); serr != nil {
+		serr := st.start()
+		if errors.Is(serr, fs.ErrNotExist) { // removed since
+			last = serr
+		} else if serr != nil {
 			return fmt.Errorf("%w: starting the local server: %w: or name a server with --server", fabric.ErrUnavailable, serr)
 		}
 		select {
@@ -178,8 +156,7 @@ func (c *cli) attempt(ctx context.Context, s *streams, st *starter, state localS
 
 // starter starts local servers in the background, one at a time.
 type starter struct {
-	dir     string
-	idle    time.Duration
+	c       *cli
 	running atomic.Bool
 	last    atomic.Int64 // when, in Unix nanoseconds
 }
@@ -214,13 +191,17 @@ func (st *starter) command() (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	log, err := openLog(filepath.Join(st.dir, logFile))
+	dir, err := st.c.localDir()
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(exe, "serve", "--local", "--local-dir", st.dir, "--idle-exit", st.idle.String())
+	log, err := openLog(filepath.Join(dir, logFile))
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(exe, "serve", "--local", "--local-dir", dir, "--idle-exit", st.c.LocalIdleExit.String())
 	// Not to hold a file system that the first user happened to be in.
-	cmd.Dir = st.dir
+	cmd.Dir = dir
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = detached()
 	return cmd, nil

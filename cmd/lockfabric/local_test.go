@@ -342,25 +342,23 @@ func TestLocalServerCannotStart(t *testing.T) {
 	}
 }
 
-// By default everything is in the user's cache directory.
+// By default everything is in the user's state directory.
 func TestDefaultDirectory(t *testing.T) {
 	t.Parallel()
-	home := t.TempDir()
-	cmd := bare(t, "run", "k", "--", "true")
-	cmd.Env = append(cmd.Env, "HOME="+home, "LOCKFABRIC_LOCAL_IDLE_EXIT=1ms")
-	p := start(t, cmd)
-	p.exits(0)
-	var dir string
-	_ = filepath.WalkDir(home, func(path string, _ fs.DirEntry, _ error) error {
-		if filepath.Base(path) == logFile {
-			dir = filepath.Dir(path)
+	for name, state := range map[string]string{"XDG_STATE_HOME": "xdg", "HOME": filepath.Join(".local", "state")} {
+		home := t.TempDir()
+		dir := filepath.Join(home, state, "lockfabric")
+		m := &machine{t, dir}
+		t.Cleanup(m.end)
+		cmd := bare(t, "run", "k", "--", "true")
+		cmd.Env = append(cmd.Env, "HOME="+home, "LOCKFABRIC_LOCAL_IDLE_EXIT=1ms")
+		if name != "HOME" {
+			cmd.Env = append(cmd.Env, name+"="+filepath.Join(home, state))
 		}
-		return nil
-	})
-	if filepath.Base(dir) != "lockfabric" {
-		t.Fatalf("server's directory %q", dir)
+		start(t, cmd).exits(0)
+		if !exists(filepath.Join(dir, logFile)) {
+			t.Errorf("by %s: nothing in %s", name, dir)
+		}
+		eventually(t, "idle exit", func() bool { return !m.serving() })
 	}
-	m := &machine{t, dir}
-	t.Cleanup(m.end)
-	eventually(t, "idle exit", func() bool { return !m.serving() })
 }

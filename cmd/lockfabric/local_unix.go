@@ -3,8 +3,12 @@
 package main
 
 import (
+	"crypto/sha256"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"syscall"
 
@@ -48,4 +52,50 @@ func closeInherited() {
 			_ = unix.Close(fd)
 		}
 	}
+}
+
+// lockStore takes the lock of a store in which no server runs. It fails with
+// errGuarded where one does.
+func lockStore(dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, storeLock), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return func() {}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return flock(f)
+}
+
+// guardFile keeps the path of a directory to one server by a file elsewhere, in a
+// directory of the user's own below base. Who removes that as well removes the guard.
+func guardFile(dir, base string) (release func(), err error) {
+	path, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return nil, err
+	}
+	own := filepath.Join(base, fmt.Sprintf("lockfabric-%d", os.Geteuid()))
+	if err := os.MkdirAll(own, dirMode); err != nil {
+		return nil, err
+	}
+	if err := checkPrivate(own); err != nil { // any user can make it before
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(own, fmt.Sprintf("%x.lock", sha256.Sum256([]byte(path)))), os.O_CREATE|os.O_RDWR, privateFiles)
+	if err != nil {
+		return nil, err
+	}
+	return flock(f)
+}
+
+// flock takes the lock of a file, which ends when the file is closed.
+func flock(f *os.File) (unlock func(), err error) {
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = errGuarded
+		}
+		return nil, err
+	}
+	return func() { _ = f.Close() }, nil
 }

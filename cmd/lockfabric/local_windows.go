@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// checkPrivate does nothing: the user's cache directory is private through its
-// access control list, which new directories inherit.
+// checkPrivate does nothing: the user's own directories are private through their
+// access control lists, which new directories inherit.
 func checkPrivate(string) error { return nil }
 
 // detached makes a process survive the console of the one that started it.
@@ -17,3 +17,10 @@ func detached() *syscall.SysProcAttr {
 
 // closeInherited does nothing: only the handles that are named are inherited.
 func closeInherited() {}
+
+// lockStore is not needed: no directory was moved.
+func lockStore(string) (unlock func(), err error) { return func() {}, nil }
+
+// guard is not needed: the system lets nobody remove the lock of the store while a
+// server has it open.
+func guard(string) (release func(), err error) { return func() {}, nil }

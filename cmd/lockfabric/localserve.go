@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -17,98 +19,192 @@ import (
 const drainTime = time.Second
 
 // serveLocal is the local server in its own process. Of several that are started
-// at once the store's lock lets one run; the others leave without a word, as
-// whoever started them looks for any server.
+// at once the guard, and the store's lock, let one run; the others leave without a
+// word, as whoever started them looks for any server.
 func (v *serveCmd) serveLocal(ctx context.Context, c *cli, s *streams) error {
 	// What the first user's shell had open, a lock file or a pipe, is not to
 	// stay open as long as this server runs.
 	closeInherited()
-	dir, err := c.localDir()
-	if err != nil {
-		return err
+	dir, err := filepath.Abs(c.LocalDir)
+	if err == nil {
+		err = checkPrivate(dir)
 	}
-	srv, state, err := startLocal(ctx, dir, s)
+	if err != nil {
+		return badDir(err)
+	}
+	release, err := guard(dir)
+	if errors.Is(err, errGuarded) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", embedded.ErrStoreInUse, err)
+	}
+	defer release()
+	l := &localServer{dir: dir, idle: max(v.IdleExit, drainTime), log: s.log}
+	return l.run(ctx)
+}
+
+// localServer is a local server while it runs.
+type localServer struct {
+	dir    string
+	idle   time.Duration // whoever started it gets time to find it
+	log    *slog.Logger
+	state  localState
+	srv    *embedded.Server
+	leases *leases
+}
+
+func (l *localServer) run(ctx context.Context) error {
+	err := l.start(ctx)
 	switch {
 	case errors.Is(err, embedded.ErrStoreInUse), toldToEnd(ctx, err):
 		return nil
 	case err != nil:
 		return err
 	}
-	if err := state.write(dir); err != nil {
-		return end(srv, err)
+	if l.leases, err = followLeases(ctx, l.srv); err != nil {
+		return end(l.srv, err)
 	}
-	s.log.Info("local server ready", "url", state.URL, "pid", state.PID)
-	// Whoever started it gets time to find it.
-	idle := max(v.IdleExit, drainTime)
+	if err := l.state.write(l.dir); err != nil {
+		return end(l.srv, err)
+	}
+	l.log.Info("local server ready", "url", l.state.URL, "pid", l.state.PID)
 	for {
-		if err := watch(ctx, srv, idle); err != nil {
-			return end(srv, err)
+		err := watch(ctx, probe{health: l.look, clients: l.clients, idle: l.idle})
+		if errors.Is(err, embedded.ErrStoreGone) {
+			return l.abandon(ctx, err)
+		}
+		if err != nil {
+			return end(l.srv, err)
 		}
 		if ctx.Err() != nil {
 			break
 		}
 		// Nobody is connected, but somebody may have read the address just now.
 		// They get time to connect, and if they do, all goes on. Later ones find
-		// no address, and start a server that waits for the store's lock.
-		removeState(dir)
-		if !waitClient(ctx, srv, drainTime) {
+		// no address, and start a server that waits for the guard.
+		removeState(l.dir)
+		if !l.waitClient(ctx) {
 			break
 		}
-		if err := state.write(dir); err != nil {
-			return end(srv, err)
+		if err := l.state.write(l.dir); err != nil {
+			return end(l.srv, err)
 		}
 	}
 	// Told to end while in use: the address stays, so that the server which the
-	// users start next can take it over; see startLocal.
-	if srv.NumClients() == 0 {
-		removeState(dir)
+	// users start next can take it over; see start.
+	if l.clients() == 0 {
+		removeState(l.dir)
 	}
-	s.log.Info("local server ends")
-	return end(srv, nil)
+	l.log.Info("local server ends")
+	return end(l.srv, nil)
 }
 
-// waitClient reports whether a client connects within d.
-func waitClient(ctx context.Context, srv *embedded.Server, d time.Duration) bool {
-	end := time.After(d)
+// clients counts connections but our own.
+func (l *localServer) clients() int {
+	n := l.srv.NumClients()
+	if l.leases.nc.IsConnected() {
+		n--
+	}
+	return n
+}
+
+// look looks after what people may remove: it writes the address again, and fails
+// when the store is damaged.
+func (l *localServer) look() error {
+	if err := l.srv.Health(); err != nil {
+		return err
+	}
+	l.leases.last(time.Now())
+	if now, err := readState(l.dir); err == nil && now == l.state {
+		return nil
+	}
+	l.log.Warn("the address was removed or changed by somebody else, writing it again")
+	return l.state.write(l.dir)
+}
+
+// abandon ends a server whose store was removed or replaced under it, and keeps the
+// guard until no lease of its holders can be valid any more: they can't renew them,
+// and learn by their clocks that their locks are lost, before another server starts
+// with an empty store. It leaves the address to that one, so that those who wait find
+// it.
+func (l *localServer) abandon(ctx context.Context, cause error) error {
+	err := end(l.srv, fmt.Errorf("local server: %w", cause))
+	closed := time.Now()
+	until := l.leases.last(closed)
+	l.log.Error("the local server's files were removed or replaced, its locks are lost", "error", cause, "wait", until.Sub(closed))
+	// What is left of the store knows less than was promised.
+	store := filepath.Join(l.dir, storeDir)
+	_ = os.Rename(store, store+closed.Format(".damaged-20060102T150405"))
+	l.state.ClosedUntil = until
+	l.leave()
+	if pause(ctx, until.Sub(closed)) {
+		l.state.ClosedUntil = time.Time{}
+		l.leave()
+	}
+	return err
+}
+
+// leave writes the address for the next server, as well as that is possible.
+func (l *localServer) leave() {
+	err := os.MkdirAll(l.dir, dirMode)
+	if err == nil {
+		err = checkPrivate(l.dir)
+	}
+	if err == nil {
+		err = l.state.write(l.dir)
+	}
+	if err != nil {
+		l.log.Warn("the address can't be left to the next server", "error", err)
+	}
+}
+
+// waitClient reports whether a client connects within the time for that.
+func (l *localServer) waitClient(ctx context.Context) bool {
+	end := time.After(drainTime)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for srv.NumClients() == 0 {
+	for l.clients() == 0 {
 		select {
 		case <-tick.C:
 		case <-end:
-			return srv.NumClients() > 0
+			return l.clients() > 0
 		case <-ctx.Done():
-			return srv.NumClients() > 0
+			return l.clients() > 0
 		}
 	}
 	return true
 }
 
-// startLocal starts the server at a free port with a fresh token. When the one
+// start starts the server at a free port with a fresh token. When the one
 // before crashed, or was told to end under its users' hands, they are trying to
 // reach it again at the old port: then it is taken over, and the token with it,
 // so that they keep their locks. If somebody else has the port by now, who may
 // have been told the token by them, neither is used.
-func startLocal(ctx context.Context, dir string, s *streams) (*embedded.Server, localState, error) {
-	state := localState{PID: os.Getpid(), Host: hostname()}
-	start := func(addr, name, token string) (*embedded.Server, error) {
-		state.Name, state.Token = name, token
-		return embedded.Start(ctx, embedded.WithStoreDir(filepath.Join(dir, "store")), embedded.WithListen(addr),
-			embedded.WithServerName(name), embedded.WithToken(token), embedded.WithLogger(s.log))
+func (l *localServer) start(ctx context.Context) error {
+	l.state = localState{PID: os.Getpid(), Host: hostname()}
+	start := func(addr, name, token string) (err error) {
+		l.state.Name, l.state.Token = name, token
+		l.srv, err = embedded.Start(ctx, embedded.WithStoreDir(filepath.Join(l.dir, storeDir)), embedded.WithListen(addr),
+			embedded.WithServerName(name), embedded.WithToken(token), embedded.WithLogger(l.log))
+		return err
 	}
-	var srv *embedded.Server
 	err := embedded.ErrStartFailed
-	if old, rerr := readState(dir); rerr == nil {
+	if old, rerr := readState(l.dir); rerr == nil {
+		// The one before ended early in abandon.
+		if !pause(ctx, time.Until(old.ClosedUntil)) {
+			return context.Cause(ctx)
+		}
 		if u, perr := url.Parse(old.URL); perr == nil {
-			srv, err = start(u.Host, old.Name, old.Token)
+			err = start(u.Host, old.Name, old.Token)
 		}
 	}
 	if errors.Is(err, embedded.ErrStartFailed) && ctx.Err() == nil {
-		srv, err = start("127.0.0.1:0", "local-"+rand.Text(), rand.Text()+rand.Text())
+		err = start("127.0.0.1:0", "local-"+rand.Text(), rand.Text()+rand.Text())
 	}
 	if err != nil {
-		return nil, state, err
+		return err
 	}
-	state.URL = srv.ClientURL()
-	return srv, state, nil
+	l.state.URL = l.srv.ClientURL()
+	return nil
 }

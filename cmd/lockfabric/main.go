@@ -9,10 +9,16 @@
 // with --context on that of a context of the nats command; docs/connecting.md tells
 // of credentials and TLS. Without either, they are on a server of this user on this
 // host, which the first command starts in the background and which ends when nobody
-// has used it for some minutes. Its locks, store and address are kept in the user's cache
-// directory (or LOCKFABRIC_DIR); it listens on loopback only and lets in only
-// who can read that directory. Such locks exclude the programs of one user on
-// one host, and stay in the store when the server ends.
+// has used it for some minutes. Its locks, store and address are kept in the user's
+// state directory (~/.local/state/lockfabric, by XDG_STATE_HOME another one; Application
+// Support on macOS, LocalAppData on Windows), or in LOCKFABRIC_DIR; it listens on
+// loopback only and lets in only who can read that directory. Such locks exclude the
+// programs of one user on one host, and stay in the store when the server ends.
+//
+// When that directory is removed or replaced under the server, it notices within some
+// seconds and ends; its holders lose their locks, and nobody is let in before their
+// leases have ended. Only where the server was killed in the same TTL, its directory is
+// gone too, and holders go on, nothing tells the next server of them.
 //
 // # What run promises
 //
@@ -75,7 +81,7 @@ type cli struct {
 	Output        string        `enum:"text,json" default:"text" help:"Format of results and logs: text or json."`
 	LogLevel      string        `enum:"auto,debug,info,warn,error" default:"auto" help:"What to log to stderr: debug, info, warn or error; auto suits the command."`
 	Timeout       time.Duration `default:"10s" help:"How long to try to reach the server."`
-	LocalDir      string        `placeholder:"DIR" env:"LOCKFABRIC_DIR" help:"Directory of the local server, the user's cache directory unless given."`
+	LocalDir      string        `placeholder:"DIR" env:"LOCKFABRIC_DIR" help:"Directory of the local server, one in the user's state directory unless given."`
 	LocalIdleExit time.Duration `default:"10m" env:"LOCKFABRIC_LOCAL_IDLE_EXIT" help:"When a local server that is started now ends after its last client left."`
 
 	Run     runCmd     `cmd:"" help:"Run a command while holding a lock."`

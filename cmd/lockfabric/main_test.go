@@ -127,7 +127,7 @@ func bare(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(self(t), args...)
 	// The race detector would have every process linger for a second at its end.
-	cmd.Env = append(os.Environ(), actAs+"=1", "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"), "HOME="+t.TempDir(), "XDG_CACHE_HOME=", "LOCKFABRIC_SERVER=", "LOCKFABRIC_DIR=")
+	cmd.Env = append(os.Environ(), actAs+"=1", "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"), "HOME="+t.TempDir(), "XDG_CACHE_HOME=", "XDG_STATE_HOME=", "LOCKFABRIC_SERVER=", "LOCKFABRIC_DIR=")
 	return cmd
 }
 

@@ -24,7 +24,7 @@ func startProgress(ctx context.Context, m *fabric.Manager, key string, line *sta
 	var last atomic.Pointer[fabric.Info]
 	started := time.Now()
 	wg.Go(func() {
-		if !pause(ctx) {
+		if !pause(ctx, progressEvery) {
 			return // most waits end here, and nobody had to be asked
 		}
 		for info, err := range m.Watch(ctx, key) {
@@ -33,13 +33,13 @@ func startProgress(ctx context.Context, m *fabric.Manager, key string, line *sta
 			}
 			last.Store(&info)
 			line.show(waiting(key, &info, started, time.Now()))
-			if !pause(ctx) { // a busy lock is looked at no more often than it is shown
+			if !pause(ctx, progressEvery) { // a busy lock is looked at no more often than it is shown
 				return
 			}
 		}
 	})
 	wg.Go(func() {
-		for pause(ctx) {
+		for pause(ctx, progressEvery) {
 			line.show(waiting(key, last.Load(), started, time.Now()))
 		}
 	})
@@ -50,8 +50,12 @@ func startProgress(ctx context.Context, m *fabric.Manager, key string, line *sta
 	}
 }
 
-func pause(ctx context.Context) bool {
-	t := time.NewTimer(progressEvery)
+// pause waits for d and reports whether ctx has not ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:

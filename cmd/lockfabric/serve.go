@@ -87,7 +87,7 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		fmt.Fprintf(w, "serving %s from %s\n", ready.URL, printable(ready.Store))
 	})
 	if err == nil {
-		err = watch(ctx, srv, v.IdleExit)
+		err = watch(ctx, probe{health: srv.Health, clients: srv.NumClients, idle: v.IdleExit})
 	}
 	unhook()
 	return end(srv, err)
@@ -211,17 +211,24 @@ func (v *serveCmd) syncMode() (embedded.SyncMode, error) {
 // unable to write before it ends: looked at while a bucket is made or deleted, it
 // may seem so.
 const (
-	lookAtStore   = 2 * time.Second
+	lookAtStore   = time.Second
 	storeFailures = 3
 )
 
-// watch waits until ctx ends, or no client was connected for idle; 0 is never. Its
-// error is that of a store that can't be written any more: no lock could be taken
-// or released there, and only another start may help.
-func watch(ctx context.Context, srv *embedded.Server, idle time.Duration) error {
+// probe is how watch looks at a server.
+type probe struct {
+	health  func() error
+	clients func() int
+	idle    time.Duration // 0 is for ever
+}
+
+// watch waits until ctx ends, or no client was connected for the server's idle time.
+// Its error is that of a store that can't be written any more, or that is gone: no lock
+// could be taken or released there, and only another start may help.
+func watch(ctx context.Context, srv probe) error {
 	clients := make(<-chan time.Time) // never
-	if idle > 0 {
-		tick := time.NewTicker(min(max(idle/10, 10*time.Millisecond), time.Second))
+	if srv.idle > 0 {
+		tick := time.NewTicker(min(max(srv.idle/10, 10*time.Millisecond), time.Second))
 		defer tick.Stop()
 		clients = tick.C
 	}
@@ -233,14 +240,14 @@ func watch(ctx context.Context, srv *embedded.Server, idle time.Duration) error 
 		case <-ctx.Done():
 			return nil
 		case <-clients:
-			if srv.NumClients() > 0 {
+			if srv.clients() > 0 {
 				used = time.Now()
 			}
-			if time.Since(used) >= idle {
+			if time.Since(used) >= srv.idle {
 				return nil
 			}
 		case <-store.C:
-			err := srv.Health()
+			err := srv.health()
 			if err == nil {
 				failures = 0
 			} else if failures++; failures == storeFailures {
