@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"strings"
 	"time"
 
@@ -22,16 +24,37 @@ func (t *target) explain(err error, timeout time.Duration) error {
 	if errors.Is(err, context.DeadlineExceeded) || exitCode(err) == exitInternal {
 		err = fmt.Errorf("%w: %w", fabric.ErrUnavailable, err)
 	}
+	if errors.Is(err, nats.ErrNoServers) {
+		err = t.unreachable(err)
+	}
 	hidden := &hiddenError{err, t.secrets}
 	switch {
 	case errors.Is(err, errRefused):
 		return err // it has its advice already
 	case exitCode(err) == exitRefused:
 		return t.refused(err)
+	case errors.Is(err, kv.ErrServerTooOld), errors.Is(err, kv.ErrUnsafeConfig):
+		return hidden // they say what to do
 	case exitCode(err) == exitUnavailable:
 		return fmt.Errorf("%w: %s", hidden, t.advice(err, timeout))
 	}
 	return hidden
+}
+
+// unreachable says why no server could be reached, which the client does not: it
+// asks the first again.
+func (t *target) unreachable(err error) error {
+	first, _, _ := strings.Cut(t.servers, ",")
+	u, perr := url.Parse(first)
+	if perr != nil || u.Hostname() == "" {
+		return err
+	}
+	conn, derr := net.DialTimeout("tcp", net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "4222")), time.Second)
+	if derr != nil {
+		return fmt.Errorf("%w: no server can be reached: %w", fabric.ErrUnavailable, derr)
+	}
+	_ = conn.Close()
+	return err
 }
 
 // refused returns errRefused with the server's words, and what to do.
@@ -79,7 +102,7 @@ func (t *target) advice(err error, timeout time.Duration) string {
 		return fmt.Sprintf("the server may refuse the certificate %s (--tlscert, or \"cert\" of the context)", t.setup.Cert)
 	case errors.Is(err, nats.ErrSecureConnWanted):
 		return "the server offers no TLS, and nothing was sent to it: check " + t.origin + ", or leave out what asks for TLS"
-	case errors.Is(err, kv.ErrNoJetStream), errors.Is(err, kv.ErrServerTooOld), errors.Is(err, kv.ErrUnsafeConfig):
+	case errors.Is(err, kv.ErrNoJetStream):
 		return fmt.Sprintf("check %s, and that the server runs with JetStream", t.origin)
 	case errors.Is(err, kv.ErrLimit):
 		return "have the limit raised, of the server or of the account"

@@ -38,6 +38,7 @@ type connection struct {
 	given   map[string]bool // flags of the command line, without those of the environment
 	empty   []string        // those of them that have no text, such as an unset variable of a script
 	welcome *welcome        // of the connection that was made last
+	once    bool            // say whom the local server's locks exclude, if it was not said
 }
 
 // note remembers which flags were given on the command line.

@@ -43,6 +43,17 @@ func (e *exitError) Error() string {
 // Unwrap returns the cause.
 func (e *exitError) Unwrap() error { return e.cause }
 
+// reworded is an error with a better text.
+type reworded struct {
+	error
+	text string
+}
+
+func (e *reworded) Error() string { return e.text }
+
+// Unwrap returns the error as it was.
+func (e *reworded) Unwrap() error { return e.error }
+
 func usageError(format string, args ...any) error {
 	return &exitError{code: exitUsage, cause: fmt.Errorf(format, args...)}
 }

@@ -5,11 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"log/slog"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -23,7 +26,11 @@ const (
 	logFile   = "server.log"
 	storeDir  = "store"
 	storeLock = "lockfabric.lock" // of package embedded, in the store
-	maxLog    = 1 << 20           // bytes after which the log is begun anew
+
+	readmeFile = "README"
+	readme     = "Locks of the lockfabric command, kept by a server that runs in the background for one user of this host.\n" +
+		"Who removes this directory takes the locks away from those who hold them.\n"
+	maxLog = 1 << 20 // bytes after which the log is begun anew
 
 	lookAgain    = 20 * time.Millisecond  // for a server that is starting
 	startAgain   = 500 * time.Millisecond // after one that ended at once
@@ -107,6 +114,10 @@ func (c *cli) connectLocal(ctx context.Context, s *streams, open openFunc) error
 		if err != nil {
 			return err
 		}
+		if c.once {
+			c.once = false
+			sayScope(dir, s.log)
+		}
 		state, err := readState(dir)
 		switch {
 		case err == nil && time.Until(state.ClosedUntil) > 0:
@@ -134,10 +145,24 @@ func (c *cli) connectLocal(ctx context.Context, s *streams, open openFunc) error
 			if last == nil {
 				last = ctx.Err()
 			}
+			if said, _ := st.reason.Load().(string); said != "" {
+				last = fmt.Errorf("%w: %s", last, said)
+			}
 			return fmt.Errorf("%w: local server: %w: see %s, or name a server with --server",
 				fabric.ErrUnavailable, last, filepath.Join(dir, logFile))
 		}
 	}
+}
+
+// sayScope says, once for each directory, whom locks of the local server exclude.
+func sayScope(dir string, log *slog.Logger) {
+	f, err := os.OpenFile(filepath.Join(dir, readmeFile), os.O_CREATE|os.O_EXCL|os.O_WRONLY, privateFiles)
+	if err != nil {
+		return
+	}
+	_, _ = io.WriteString(f, readme)
+	_ = f.Close()
+	log.Warn("without --server, locks exclude the programs of this user on this host, and nobody else; this is said once")
 }
 
 func (c *cli) attempt(ctx context.Context, s *streams, st *starter, state localState, open openFunc) error {
@@ -159,6 +184,7 @@ type starter struct {
 	c       *cli
 	running atomic.Bool
 	last    atomic.Int64 // when, in Unix nanoseconds
+	reason  atomic.Value // of the last one that failed, a string
 }
 
 // start starts a server, unless the last one that this process started is
@@ -169,7 +195,7 @@ func (st *starter) start() error {
 		return nil
 	}
 	st.last.Store(time.Now().UnixNano())
-	cmd, err := st.command()
+	cmd, said, err := st.command()
 	if err == nil {
 		err = cmd.Start()
 		_ = cmd.Stdout.(*os.File).Close()
@@ -180,31 +206,53 @@ func (st *starter) start() error {
 	}
 	// Ends with the server or with this process; nobody waits for it.
 	go func() {
-		_ = cmd.Wait()
+		if cmd.Wait() != nil {
+			st.reason.Store(said())
+		}
 		st.running.Store(false)
 	}()
 	return nil
 }
 
-func (st *starter) command() (*exec.Cmd, error) {
+// command prepares a server, and a function that returns what it has said last.
+func (st *starter) command() (_ *exec.Cmd, said func() string, err error) {
+	if err := enoughFiles(); err != nil {
+		return nil, nil, err
+	}
 	exe, err := os.Executable()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	dir, err := st.c.localDir()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	log, err := openLog(filepath.Join(dir, logFile))
+	path := filepath.Join(dir, logFile)
+	log, err := openLog(path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	before, err := log.Seek(0, io.SeekEnd)
+	if err != nil {
+		before = 0
 	}
 	cmd := exec.Command(exe, "serve", "--local", "--local-dir", dir, "--idle-exit", st.c.LocalIdleExit.String())
 	// Not to hold a file system that the first user happened to be in.
 	cmd.Dir = dir
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = detached()
-	return cmd, nil
+	return cmd, func() string { return lastWords(path, before) }, nil
+}
+
+// lastWords returns the last error that was reported in a log, "" if there is none.
+func lastWords(path string, from int64) string {
+	data, err := os.ReadFile(path)
+	if err != nil || int64(len(data)) < from {
+		return ""
+	}
+	_, said, _ := strings.Cut(string(data[from:]), reported)
+	said, _, _ = strings.Cut(said, "\n")
+	return said
 }
 
 func openLog(path string) (*os.File, error) {

@@ -334,7 +334,7 @@ func TestLocalServerCannotStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	code, _, stderr := run(t, m.command("--timeout", "1s", "ls"))
-	if code != 69 || !strings.Contains(stderr, filepath.Join(m.dir, logFile)) {
+	if code != 69 || !strings.Contains(stderr, filepath.Join(m.dir, logFile)) || !strings.Contains(stderr, "store: not a directory") {
 		t.Errorf("exit code %d, %s", code, stderr)
 	}
 	if log, err := os.ReadFile(filepath.Join(m.dir, logFile)); err != nil || !strings.Contains(string(log), "lockfabric: ") {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"log/slog"
 	"syscall"
 
 	"golang.org/x/sys/windows"
@@ -24,3 +25,9 @@ func lockStore(string) (unlock func(), err error) { return func() {}, nil }
 // guard is not needed: the system lets nobody remove the lock of the store while a
 // server has it open.
 func guard(string) (release func(), err error) { return func() {}, nil }
+
+// enoughFiles has nothing to refuse.
+func enoughFiles() error { return nil }
+
+// freeOfStarter does nothing: limits are not inherited.
+func freeOfStarter(*slog.Logger) {}

@@ -25,6 +25,7 @@ func (v *serveCmd) serveLocal(ctx context.Context, c *cli, s *streams) error {
 	// What the first user's shell had open, a lock file or a pipe, is not to
 	// stay open as long as this server runs.
 	closeInherited()
+	freeOfStarter(s.log)
 	dir, err := filepath.Abs(c.LocalDir)
 	if err == nil {
 		err = checkPrivate(dir)

@@ -184,6 +184,9 @@ func newLogger(w *statusLine, format string, level slog.Level) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
 }
 
+// reported begins the line of an error.
+const reported = "lockfabric: "
+
 // report writes the one line that an error gets, and returns its exit code.
 func report(w io.Writer, err error) int {
 	if err == nil {
@@ -194,6 +197,6 @@ func report(w io.Writer, err error) int {
 	if errors.As(err, &passed) && passed.cause == nil {
 		return code // the child has said what there was to say
 	}
-	fmt.Fprintf(w, "lockfabric: %s\n", message(err))
+	fmt.Fprintf(w, "%s%s\n", reported, message(err))
 	return code
 }

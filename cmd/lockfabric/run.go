@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -114,6 +115,7 @@ func checkName(key string) error {
 func (r *runCmd) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.Signal) (*fabric.Manager, *fabric.Lock, error) {
 	ctx, again, done := interruptible(ctx, sigs)
 	defer done()
+	c.once = true
 	m, err := c.connect(ctx, s, fabric.WithTTL(r.TTL), fabric.WithLabel(label(r.Command[0])))
 	if err != nil {
 		return nil, nil, err
@@ -134,7 +136,7 @@ func (r *runCmd) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.
 			}
 		}
 		if err != nil || ctx.Err() != nil {
-			err = r.explain(interrupted(ctx, errors.Join(err, ctx.Err())))
+			err = r.explain(interrupted(ctx, errors.Join(err, ctx.Err())), m)
 			_ = m.Close()
 			return err
 		}
@@ -182,12 +184,37 @@ func (r *runCmd) acquire(ctx context.Context, m *fabric.Manager) (*fabric.Lock, 
 	return m.TryAcquire(ctx, r.Key, append(opts, fabric.WithFailFast())...)
 }
 
-func (r *runCmd) explain(err error) error {
+func (r *runCmd) explain(err error, m *fabric.Manager) error {
+	err = r.named(err, m)
 	switch {
 	case errors.Is(err, fabric.ErrAlreadyHeld):
 		return fmt.Errorf("%w: end the other run of this --owner, or give another one", err)
 	case exitCode(err) == exitNotAcquired:
 		return fmt.Errorf("%w: see 'lockfabric inspect', or wait longer with --wait", err)
+	}
+	return err
+}
+
+// nameTime bounds the look at who is in the way of a lock.
+const nameTime = time.Second
+
+// named has a refusal say on which host, in which process and for what the lock is
+// held, in place of an id.
+func (r *runCmd) named(err error, m *fabric.Manager) error {
+	var held *fabric.HeldError
+	if !errors.As(err, &held) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), nameTime)
+	defer cancel()
+	info, ierr := m.Inspect(ctx, r.Key)
+	if ierr != nil {
+		return err
+	}
+	for _, p := range append(info.Holders, info.Waiters...) {
+		if p.ID == held.Owner {
+			return &reworded{err, strings.Replace(err.Error(), held.Owner, holder(p), 1)}
+		}
 	}
 	return err
 }
