@@ -32,7 +32,7 @@ type Options struct {
 	Known uint64
 	// Queued is called once, from the goroutine that called Do and before Do
 	// returns, if the operation had to wait in a committed record. No lock is held.
-	Queued func(Place)
+	Queued func(record.Place)
 }
 
 // call is one submitted operation. Its fields are guarded by its resource's mu.
@@ -52,7 +52,7 @@ type call struct {
 	err       error
 	done      chan struct{} // made when somebody has to wait
 	placed    chan struct{} // closed when place is known; nil if nobody wants to
-	place     *Place
+	place     *record.Place
 	told      bool // Options.Queued was called
 }
 
@@ -62,7 +62,7 @@ func (c *call) resolve(out Outcome, err error) {
 		return
 	}
 	c.resolved, c.out, c.err = true, out, err
-	if err != nil && c.op.Kind == record.OpEvict {
+	if err != nil {
 		// Its leases are observed again, should their entries still be in the way.
 		for _, id := range c.op.Leases {
 			delete(c.r.dead, id)
@@ -111,13 +111,12 @@ func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) 
 		return Outcome{}, ErrClosed
 	}
 	r.seen = max(r.seen, opt.Known)
-	switch {
-	case acquires(c):
+	if op.Blind() {
 		c.op.Hold = r.hold
 		if op.Patience > 0 {
 			c.asked = time.Now()
 		}
-	case op.Kind == record.OpRelease:
+	} else {
 		e.held(op.Hold)
 	}
 	r.pending = append(r.pending, c)
@@ -160,7 +159,7 @@ func (r *resource) giveUp(c *call, cause error) (Outcome, error) {
 		r.mu.Unlock()
 		return c.out, c.err
 	}
-	if !c.attempted && !givesUp(&c.op) {
+	if !c.attempted && !c.op.Owed() {
 		// Nothing of it was written, so there is nothing to undo. The entry that a
 		// release is about is there all the same, under a lease that lives on.
 		c.resolve(Outcome{}, cause)
@@ -214,7 +213,7 @@ func (e *Engine) Forget(key, lease, id string, known uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.seen = max(r.seen, known)
-	r.carryOut(record.Op{Kind: record.OpRelease, ID: id, Lease: lease})
+	r.carryOut(record.Op{Verb: record.OpRelease, ID: id, Lease: lease})
 }
 
 // Abandon takes an operation back in the background, without a caller, where

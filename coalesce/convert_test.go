@@ -17,7 +17,7 @@ func modeOp(id string, m record.Mode) record.Op {
 }
 
 func convertOp(holder, id string, from, to record.Mode) record.Op {
-	return record.Op{Kind: record.OpConvert, ID: id, Lease: record.LeaseOf(id), Holder: holder, From: from, Mode: to}
+	return record.Op{Kind: record.KindLock, Verb: record.OpConvert, ID: id, Lease: record.LeaseOf(id), Holder: holder, From: from, Mode: to}
 }
 
 // result is what Do came to in the background.
@@ -237,8 +237,8 @@ func TestConversionIsRefusedWithItsReason(t *testing.T) {
 // A conversion ends with its hold, whatever ends that.
 func TestConversionEndsWithItsHold(t *testing.T) {
 	for name, op := range map[string]record.Op{
-		"revoked": {Kind: record.OpRevoke, ID: "L1.1"}, "removed": {Kind: record.OpRemove, ID: "L1.1"},
-		"evicted": {Kind: record.OpEvict, Leases: []string{"L1"}}, "released": releaseOp("L1.1"),
+		"revoked": {Verb: record.OpRevoke, ID: "L1.1"}, "removed": {Verb: record.OpRemove, ID: "L1.1"},
+		"evicted": {Verb: record.OpEvict, Leases: []string{"L1"}}, "released": releaseOp("L1.1"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
@@ -301,7 +301,7 @@ func TestWatchedHoldOutlivesItsConversions(t *testing.T) {
 			t.Fatal(err)
 		default:
 		}
-		b.apply("k", record.Op{Kind: record.OpRemove})
+		b.apply("k", record.Op{Verb: record.OpRemove})
 		if err := <-lost; !errors.Is(err, ErrRemoved) {
 			t.Fatal(err)
 		}

@@ -81,7 +81,7 @@ func TestReleaseRefusedByADeposedLeader(t *testing.T) {
 				if !must(t, out, err).Existed {
 					t.Error("the release found nothing")
 				}
-				if rec := d.record("k"); !rec.Empty() {
+				if rec := d.record("k"); !rec.Idle() {
 					t.Errorf("still held: %+v", rec)
 				}
 			})
@@ -96,7 +96,7 @@ func TestAcquireRefusedByADeposedLeaderLeavesNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inDeposed(t, func(t *testing.T, e *Engine, d *deposed) {
 				d.apply("k", acquireOp("L9.1"))
-				d.apply("k", record.Op{Kind: record.OpRelease, ID: "L9.1"})
+				d.apply("k", record.Op{Kind: record.KindLock, Verb: record.OpRelease, ID: "L9.1"})
 				if _, _, err := e.Read(t.Context(), "k"); err != nil {
 					t.Fatal(err)
 				}
@@ -111,7 +111,7 @@ func TestAcquireRefusedByADeposedLeaderLeavesNothing(t *testing.T) {
 				}
 				time.Sleep(time.Minute)
 				d.deliverLate()
-				if rec := d.record("k"); !rec.Empty() {
+				if rec := d.record("k"); !rec.Idle() {
 					t.Errorf("a ghost holds: %+v", rec)
 				}
 			})

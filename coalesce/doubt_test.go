@@ -15,8 +15,7 @@ import (
 func TestAnotherKindIsLookedAtAgain(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		b.put("k", []byte(`{"v":1,"kind":"semaphore"}`))
-		var refused *RefusedError
-		if _, err := e.Do(t.Context(), "k", tryOp("L1.1"), Options{}); !errors.As(err, &refused) || refused.Verdict != record.WrongKind {
+		if _, err := e.Do(t.Context(), "k", tryOp("L1.1"), Options{}); !errors.Is(err, record.ErrNewerSchema) {
 			t.Fatal(err)
 		}
 		b.put("k", nil)
@@ -183,7 +182,7 @@ func forgotten(t *testing.T, e *Engine, b *bucket, o *observer, how string, old 
 	}
 	if how == "convert" {
 		expectHold(t, b, "L1.1", record.S)
-	} else if rec := b.record("k"); !rec.Empty() {
+	} else if rec := b.record("k"); !rec.Idle() {
 		t.Fatalf("a ghost holds: %+v", rec)
 	}
 }

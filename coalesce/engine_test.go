@@ -138,7 +138,7 @@ func TestRule2_LateAcquireLeavesNothing(t *testing.T) {
 					t.Fatalf("unresolved for %v", d)
 				}
 				b.deliverLate()
-				if rec := b.record("k"); !rec.Empty() {
+				if rec := b.record("k"); !rec.Idle() {
 					t.Fatalf("a ghost holds: %+v", rec)
 				}
 			})
@@ -174,7 +174,7 @@ func TestRule2_LedgerKeepsWhatIsUnresolved(t *testing.T) {
 			t.Fatalf("unresolved for %v", d)
 		}
 		b.deliverLate()
-		if rec := b.record("k"); !rec.Empty() {
+		if rec := b.record("k"); !rec.Idle() {
 			t.Fatalf("a ghost holds: %+v", rec)
 		}
 
@@ -227,7 +227,7 @@ func TestRule4_StaleReadsAreIgnored(t *testing.T) {
 		out, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{})
 		must(t, out, err)
 		old := b.peek("k")
-		b.apply("k", record.Op{Kind: record.OpRelease, ID: "L1.1"}, acquireOp("L9.1"))
+		b.apply("k", record.Op{Kind: record.KindLock, Verb: record.OpRelease, ID: "L1.1"}, acquireOp("L9.1"))
 		if _, _, err := e.Read(t.Context(), "k"); err != nil {
 			t.Fatal(err)
 		}
@@ -306,14 +306,14 @@ func TestUnreadableRecordIsLeftAlone(t *testing.T) {
 	}{
 		"garbage":      {"not json", record.ErrMalformed},
 		"newer schema": {`{"v":99,"kind":"lock"}`, record.ErrNewerSchema},
-		"other kind":   {`{"v":1,"kind":"barrier","parties":3}`, ErrRefused},
+		"other kind":   {`{"v":1,"kind":"barrier","parties":3}`, record.ErrNewerSchema},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 				rev := b.put("k", []byte(tc.value))
-				for _, op := range []record.Op{acquireOp("L1.1"), tryOp("L1.2"), {Kind: record.OpRemove}} {
+				for _, op := range []record.Op{acquireOp("L1.1"), tryOp("L1.2"), {Verb: record.OpRemove}} {
 					if _, err := e.Do(t.Context(), "k", op, Options{}); !errors.Is(err, tc.want) {
-						t.Errorf("%v: %v", op.Kind, err)
+						t.Errorf("%v: %v", op.Verb, err)
 					}
 				}
 				if e := b.peek("k"); e.Revision != rev || string(e.Value) != tc.value {
@@ -357,8 +357,8 @@ func TestWatchedHoldIsReportedWhenItGoes(t *testing.T) {
 		op   *record.Op
 		want error
 	}{
-		"revoked": {&record.Op{Kind: record.OpRevoke}, ErrRevoked},
-		"removed": {&record.Op{Kind: record.OpRemove}, ErrRemoved},
+		"revoked": {&record.Op{Verb: record.OpRevoke}, ErrRevoked},
+		"removed": {&record.Op{Verb: record.OpRemove}, ErrRemoved},
 		"deleted": {nil, ErrRemoved},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -401,7 +401,7 @@ func TestFailFast(t *testing.T) {
 				b.mu.Unlock()
 				time.Sleep(5 * time.Second)
 				b.deliverLate()
-				if rec := b.record("k"); !rec.Empty() {
+				if rec := b.record("k"); !rec.Idle() {
 					t.Fatalf("%+v", rec)
 				}
 			})

@@ -193,7 +193,7 @@ func (b *bucket) apply(key string, ops ...record.Op) *record.Record {
 		rec = b.record(key)
 	}
 	next, _, _ := record.Apply(rec, e.Revision, ops, record.DefaultLimits())
-	if next.Empty() {
+	if next.Idle() {
 		b.put(key, nil)
 	} else {
 		b.put(key, next.Append(nil))
@@ -270,15 +270,15 @@ func newEngine(t *testing.T, b *bucket, o *observer) *Engine {
 }
 
 func acquireOp(id string) record.Op {
-	return record.Op{Kind: record.OpAcquire, ID: id, Lease: record.LeaseOf(id), Mode: record.X, TTL: 30 * time.Second}
+	return record.Op{Kind: record.KindLock, Verb: record.OpAcquire, ID: id, Lease: record.LeaseOf(id), Mode: record.X, TTL: 30 * time.Second}
 }
 
 func tryOp(id string) record.Op {
 	op := acquireOp(id)
-	op.Kind = record.OpTry
+	op.Verb = record.OpTry
 	return op
 }
 
 func releaseOp(id string) record.Op {
-	return record.Op{Kind: record.OpRelease, ID: id, Lease: record.LeaseOf(id)}
+	return record.Op{Kind: record.KindLock, Verb: record.OpRelease, ID: id, Lease: record.LeaseOf(id)}
 }

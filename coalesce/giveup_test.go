@@ -59,7 +59,7 @@ func TestADetachedCallIsBoundedFromItsFirstRequestOn(t *testing.T) {
 		b.fault = nil
 		b.mu.Unlock()
 		time.Sleep(time.Minute)
-		if rec := b.record("k"); !rec.Empty() {
+		if rec := b.record("k"); !rec.Idle() {
 			t.Errorf("a ghost holds: %+v", rec)
 		}
 	})
@@ -80,7 +80,7 @@ func TestReleaseThatWasNotWrittenYetGoesOn(t *testing.T) {
 		}
 		close(g.reading) // a leader is back
 		time.Sleep(time.Minute)
-		if rec := g.record("k"); !rec.Empty() {
+		if rec := g.record("k"); !rec.Idle() {
 			t.Errorf("a ghost holds: %+v", rec)
 		}
 	})
@@ -108,11 +108,11 @@ func TestAcquireThatWasNotWrittenYetIsNotWrittenLater(t *testing.T) {
 		if err := <-ended; !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatal(err)
 		}
-		g.apply("k", record.Op{Kind: record.OpRelease, ID: "L9.1"})
+		g.apply("k", record.Op{Kind: record.KindLock, Verb: record.OpRelease, ID: "L9.1"})
 		close(g.reading) // and shows a lock that is free
 		synctest.Wait()
 		time.Sleep(time.Minute)
-		if rec := g.record("k"); !rec.Empty() {
+		if rec := g.record("k"); !rec.Idle() {
 			t.Errorf("a ghost holds: %+v", rec)
 		}
 	})

@@ -1,8 +1,8 @@
 package coalesce
 
 import (
+	"maps"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/record"
@@ -36,37 +36,16 @@ func (r *resource) observe() {
 	}
 }
 
-// ahead returns the leases, with their TTLs, of all entries before the last
-// waiter of this process. Leases of this process are among them: their end has to
-// reach its waiters, too. urgent is whether this process's waiter is the next in the
-// queue. Before a conversion, which is before the queue, are all holders. Called
-// with r.mu held.
+// ahead returns the leases, with their TTLs, of all entries that operations of this
+// process wait for. Leases of this process are among them: their end has to reach
+// its waiters, too. urgent is whether one of these operations is granted next.
+// Called with r.mu held.
 func (r *resource) ahead() (leases map[string]time.Duration, urgent bool) {
-	if r.rec == nil || len(r.waiting) == 0 || r.closed {
+	if len(r.waiting) == 0 || r.closed {
 		return nil, false
 	}
-	last := -1
-	for i := range r.rec.Waiters {
-		if r.waiting[r.rec.Waiters[i].ID] != nil {
-			last = i
-		}
-	}
-	converting := slices.ContainsFunc(r.rec.Holders, func(e record.Entry) bool { return r.waiting[e.Convert.ID] != nil })
-	if last < 0 && !converting {
-		return nil, false
-	}
-	leases = map[string]time.Duration{}
-	add := func(entries []record.Entry) {
-		for i := range entries {
-			leases[entries[i].Lease()] = entries[i].TTL
-		}
-	}
-	add(r.rec.Holders)
-	if last < 0 {
-		return leases, true
-	}
-	add(r.rec.Waiters[:last])
-	return leases, converting || r.waiting[r.rec.Waiters[0].ID] != nil
+	all, urgent := r.rec.Ahead(func(id string) bool { return r.waiting[id] != nil })
+	return maps.Collect(all), urgent
 }
 
 // leaseDied is told by the observer that a lease's tombstone is committed. The
@@ -102,7 +81,7 @@ func (r *resource) evictDead() {
 	}
 	var leases []string
 	for id := range r.dead {
-		if holdsLease(r.rec, id) {
+		if r.rec.HasLease(id) {
 			leases = append(leases, id)
 		} else {
 			delete(r.dead, id) // as above, should its entry turn up
@@ -111,22 +90,5 @@ func (r *resource) evictDead() {
 	if len(leases) == 0 {
 		return
 	}
-	r.submit(&call{r: r, op: record.Op{Kind: record.OpEvict, Leases: leases}})
-}
-
-func holdsLease(rec *record.Record, id string) bool {
-	if rec == nil {
-		return false
-	}
-	for i := range rec.Holders {
-		if rec.Holders[i].Lease() == id {
-			return true
-		}
-	}
-	for i := range rec.Waiters {
-		if rec.Waiters[i].Lease() == id {
-			return true
-		}
-	}
-	return false
+	r.submit(&call{r: r, op: record.Op{Verb: record.OpEvict, Leases: leases}})
 }

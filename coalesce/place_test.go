@@ -18,7 +18,7 @@ type told struct {
 	e     *Engine
 	mu    sync.Mutex
 	lines []string
-	place Place
+	place record.Place
 }
 
 func (o *told) say(line string) {
@@ -31,8 +31,8 @@ func (o *told) say(line string) {
 	}
 }
 
-func (o *told) queued(id string) func(Place) {
-	return func(p Place) {
+func (o *told) queued(id string) func(record.Place) {
+	return func(p record.Place) {
 		o.say("queued " + id)
 		o.place = p
 	}
@@ -135,7 +135,7 @@ func TestAConversionThatWaitsIsTold(t *testing.T) {
 			b.apply("k", op)
 		}
 		go func() {
-			op := record.Op{Kind: record.OpConvert, ID: "L1.2", Lease: "L1", Holder: "L1.1", From: record.S, Mode: record.X}
+			op := record.Op{Kind: record.KindLock, Verb: record.OpConvert, ID: "L1.2", Lease: "L1", Holder: "L1.1", From: record.S, Mode: record.X}
 			_, err := e.Do(t.Context(), "k", op, Options{Queued: o.queued("L1.2")})
 			if err == nil {
 				o.say("granted L1.2")
@@ -176,7 +176,7 @@ func TestAnEvictionIsToldBeforeItsGrant(t *testing.T) {
 		synctest.Wait()
 		o.expect("evicted L1", "granted L2.1")
 		// Again, with nothing left to remove.
-		out, err := e.Do(t.Context(), "k", record.Op{Kind: record.OpEvict, Leases: []string{"L1"}}, Options{})
+		out, err := e.Do(t.Context(), "k", record.Op{Verb: record.OpEvict, Leases: []string{"L1"}}, Options{})
 		must(t, out, err)
 		o.expect("evicted L1", "granted L2.1")
 	})

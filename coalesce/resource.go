@@ -257,29 +257,20 @@ func (r *resource) settle() {
 // each entry once, since there can be many of both. Called with r.mu held.
 func (r *resource) settleWaiting() {
 	waiting := 0
-	if r.rec != nil {
-		for i := range r.rec.Holders {
-			h := &r.rec.Holders[i]
-			for _, id := range [...]string{h.ID, h.Converted} {
-				if c := r.waiting[id]; c != nil {
-					c.resolve(Outcome{Entry: *h, Revision: r.rev, Existed: true}, nil)
-				}
-			}
-			if r.waiting[h.Convert.ID] != nil {
-				waiting++
-			}
-		}
-		for i := range r.rec.Waiters {
-			if r.waiting[r.rec.Waiters[i].ID] != nil {
-				waiting++
-			}
+	for id, st := range r.rec.States() {
+		switch c := r.waiting[id]; {
+		case c == nil:
+		case st.Standing == record.Granted:
+			c.resolve(Outcome{Entry: *st.Entry, Revision: r.rev, Existed: true}, nil)
+		default:
+			waiting++
 		}
 	}
 	if waiting == len(r.waiting) {
 		return
 	}
 	for _, c := range r.waiting {
-		if _, st := standingOf(r.rec, &c.op); st == gone {
+		if st, _ := r.rec.Standing(&c.op); st == record.Gone {
 			c.resolve(Outcome{}, ErrGone)
 		}
 	}

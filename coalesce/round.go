@@ -109,7 +109,7 @@ func (r *resource) failed(calls []*call, err error) []*call {
 		if c.ledger || !malformed && !rejected && !c.failFast {
 			return false
 		}
-		if rejected && (givesUp(&c.op) || c.op.Kind == record.OpEvict) && !c.failFast {
+		if rejected && (c.op.Owed() || len(c.op.Leases) > 0) && !c.failFast {
 			return false // full storage may have room again; the entry must go
 		}
 		cause := err
@@ -134,7 +134,7 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 	ops := operations(batch)
 	fresh := false // the state was read after the batch was taken
 	r.mu.Lock()
-	needRead := !r.known && (len(r.suspects) > 0 || r.seen > 0 || !slices.ContainsFunc(batch, acquires))
+	needRead := !r.known && (len(r.suspects) > 0 || r.seen > 0 || !slices.ContainsFunc(batch, func(c *call) bool { return c.op.Blind() }))
 	r.mu.Unlock()
 	for conflicts := 0; ; {
 		if needRead {
@@ -162,13 +162,7 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 		for _, c := range batch {
 			// Not what an earlier attempt saw: if its write was refused somebody else
 			// may have removed the entry since. If that is unknown, perhaps says so.
-			c.existed = present(base, c.op.ID)
-		}
-		if base != nil && base.Kind != record.KindLock && fresh {
-			// Another kind's record looks empty and must never be written.
-			r.deliver(batch, results, base, rev)
-			r.mu.Unlock()
-			return nil
+			c.existed = present(base, &c.op)
 		}
 		if !changed {
 			if !fresh {
@@ -194,7 +188,7 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 		if err == nil {
 			r.mu.Lock()
 			next.Resolve(newRev)
-			if next.Empty() {
+			if next.Idle() {
 				next = nil
 			}
 			r.learn(next, newRev)
@@ -298,7 +292,7 @@ func (r *resource) write(ctx context.Context, batch []*call, base, next *record.
 	sent := time.Now()
 	var newRev uint64
 	var err error
-	if next.Empty() {
+	if next.Idle() {
 		newRev, err = r.e.cfg.Store.Purge(actx, r.key, rev, kv.MarkerTTL)
 		if err == nil {
 			r.reportEvicted(batch, base, next)
@@ -345,24 +339,24 @@ func (r *resource) deliver(batch []*call, results []record.Result, rec *record.R
 		if c.resolved || c.dropped {
 			continue
 		}
-		if !acquires(c) && c.op.Kind != record.OpConvert {
-			if rec == nil && c.existed && c.op.Kind == record.OpRelease {
+		if !c.op.Waits() {
+			if rec == nil && c.existed {
 				r.hold = record.SmoothHold(r.hold, c.op.Hold) // no record is left to remember it
 			}
 			c.resolve(Outcome{Revision: rev, Existed: c.existed || c.perhaps}, nil)
 			continue
 		}
-		switch entry, st := standingOf(rec, &c.op); st {
-		case granted:
+		switch st, entry := rec.Standing(&c.op); st {
+		case record.Granted:
 			c.resolve(Outcome{Entry: entry, Revision: rev, Existed: true}, nil)
-		case waits:
+		case record.Waiting:
 			if r.waiting == nil {
 				r.waiting = map[string]*call{}
 			}
 			r.waiting[c.op.ID] = c
 			c.standsIn(rec)
 			queued = true
-		case gone:
+		case record.Gone:
 			c.resolve(Outcome{}, ErrGone)
 		}
 	}
@@ -387,17 +381,9 @@ func (r *resource) refuse(batch []*call, results []record.Result, rec *record.Re
 	}
 }
 
-func acquires(c *call) bool {
-	return c.op.Kind == record.OpAcquire || c.op.Kind == record.OpTry
-}
-
-func present(rec *record.Record, id string) bool {
-	if rec == nil || id == "" {
-		return rec != nil
-	}
-	_, holds := rec.Holder(id)
-	_, _, queued := rec.Waiter(id)
-	return holds || queued
+// present reports whether rec has the entry that op names, or any if it names none.
+func present(rec *record.Record, op *record.Op) bool {
+	return rec.Has(op.ID) || op.ID == "" && rec != nil
 }
 
 // manyBusy is how many times in a row the server may put a write off before that

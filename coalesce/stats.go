@@ -49,15 +49,7 @@ func (s Stats) Plus(o Stats) Stats {
 func (r *resource) expectedWait() (waiting int, longest time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.rec == nil || len(r.waiting) == 0 {
-		return len(r.waiting), 0
-	}
-	for i, w := range slices.Backward(r.rec.Waiters) {
-		if r.waiting[w.ID] != nil {
-			return len(r.waiting), r.rec.ExpectedWait(i) // nobody before it waits longer
-		}
-	}
-	return len(r.waiting), 0
+	return len(r.waiting), r.rec.LongestWait(func(id string) bool { return r.waiting[id] != nil })
 }
 
 // held notes that a hold was released which lasted d.

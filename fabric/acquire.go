@@ -31,7 +31,7 @@ const failFastTimeout = 2 * time.Second
 // request that was given up may still write is removed in the background. Its
 // causes: the context's error (also after WithWaitLimit), ErrInvalidName,
 // ErrInvalidOption, ErrAlreadyHeld, ErrQueueFull, ErrKindMismatch,
-// ErrMalformedRecord, ErrClosed, kv.ErrFull, ErrWaitTooLong with WithDeadlineCheck,
+// ErrMalformedRecord, ErrNewerSchema, ErrClosed, kv.ErrFull, ErrWaitTooLong with WithDeadlineCheck,
 // and ErrUnavailable with WithFailFast.
 func (m *Manager) Acquire(ctx context.Context, key string, opts ...AcquireOption) (*Lock, error) {
 	return m.acquire(ctx, key, record.OpAcquire, opts)
@@ -67,7 +67,7 @@ func (m *Manager) Do(ctx context.Context, key string, fn func(ctx context.Contex
 	return fn(fctx, l)
 }
 
-func (m *Manager) acquire(ctx context.Context, key string, kind record.OpKind, opts []AcquireOption) (*Lock, error) {
+func (m *Manager) acquire(ctx context.Context, key string, verb record.Verb, opts []AcquireOption) (*Lock, error) {
 	fail := func(err error) (*Lock, error) {
 		return nil, &NotAcquiredError{Key: key, Cause: translate(err)}
 	}
@@ -87,7 +87,7 @@ func (m *Manager) acquire(ctx context.Context, key string, kind record.OpKind, o
 		ctx, cancel = context.WithTimeout(ctx, req.waitLimit)
 		defer cancel()
 	}
-	a := attempt{m: m, key: key, enc: enc, kind: kind, req: req, began: time.Now()}
+	a := attempt{m: m, key: key, enc: enc, verb: verb, req: req, began: time.Now()}
 	for n := 0; ; n++ {
 		l, err := a.once(ctx)
 		if err == nil {
@@ -108,7 +108,7 @@ func (m *Manager) acquire(ctx context.Context, key string, kind record.OpKind, o
 type attempt struct {
 	m        *Manager
 	key, enc string
-	kind     record.OpKind
+	verb     record.Verb
 	req      request
 	session  *session // of the last round
 	waitedID string   // lease that was observed already
@@ -140,7 +140,7 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 	}
 	started := time.Now()
 	op := record.Op{
-		Kind: a.kind, ID: sl.lease.NextOp(), Lease: sl.id, Mode: mode, Owner: a.req.owner,
+		Kind: record.KindLock, Verb: a.verb, ID: sl.lease.NextOp(), Lease: sl.id, Mode: mode, Owner: a.req.owner,
 		TTL: a.req.timing.ttl, Since: started, Meta: a.req.metadata,
 	}
 	if deadline, ok := ctx.Deadline(); ok && a.req.inTime {
@@ -319,7 +319,7 @@ func (a *attempt) takeover(ctx context.Context, refused *coalesce.RefusedError) 
 	if len(dead) == 0 {
 		return false, nil
 	}
-	_, err := s.engine.Do(ctx, a.enc, record.Op{Kind: record.OpEvict, Leases: dead}, coalesce.Options{FailFast: a.req.failFast})
+	_, err := s.engine.Do(ctx, a.enc, record.Op{Verb: record.OpEvict, Leases: dead}, coalesce.Options{FailFast: a.req.failFast})
 	return err == nil, nil
 }
 

@@ -28,7 +28,7 @@ import (
 // background. Its causes: the context's error; ErrConvertDeadlock at once, when
 // another holder waits for this one to give way; ErrConverting while another
 // Convert of this handle is under way; ErrLost or ErrReleased when the hold ends
-// before; ErrInvalidOption; ErrUnconfirmed; ErrMalformedRecord; kv.ErrFull; and
+// before; ErrInvalidOption; ErrUnconfirmed; ErrMalformedRecord; ErrNewerSchema; kv.ErrFull; and
 // ErrUnavailable with WithFailFast.
 func (l *Lock) Convert(ctx context.Context, mode Mode) error {
 	op, err := l.beginConvert(ctx, mode)
@@ -66,7 +66,7 @@ func (l *Lock) beginConvert(ctx context.Context, mode Mode) (record.Op, error) {
 		return record.Op{}, ctx.Err()
 	}
 	op := record.Op{
-		Kind: record.OpConvert, ID: l.slot.lease.NextOp(), Lease: l.slot.id, Holder: l.entry.ID, From: l.entry.Mode, Mode: to,
+		Kind: record.KindLock, Verb: record.OpConvert, ID: l.slot.lease.NextOp(), Lease: l.slot.id, Holder: l.entry.ID, From: l.entry.Mode, Mode: to,
 	}
 	l.converting = true
 	// Before anything is sent: as soon as it is, others may be let in.

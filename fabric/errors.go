@@ -104,9 +104,14 @@ var (
 	ErrStaleToken = errors.New("fabric: stale fencing token")
 
 	// ErrMalformedRecord says that the value under the lock's key is no record
-	// of this library, or one of a newer version. It was left as it is. Look at
-	// it with 'nats kv get', and repair or delete it.
+	// of this library. It was left as it is. Look at it with 'nats kv get', and
+	// repair or delete it.
 	ErrMalformedRecord = errors.New("fabric: unreadable lock record")
+
+	// ErrNewerSchema says that a newer version of this library wrote the record
+	// under the lock's key, or the buckets: of a schema or of a kind that this one
+	// doesn't know. It was left as it is. Upgrade this program.
+	ErrNewerSchema = errors.New("fabric: written by a newer version")
 
 	// ErrInvalidName says that a lock name is empty, too long, too deep, not
 	// UTF-8, or contains control characters.

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/coalesce"
+	"github.com/lockfabric/lockfabric/internal/record"
 )
 
 // The events of one hold are pushed to the feed with the handle's lock held,
@@ -72,7 +73,7 @@ func (a *attempt) waiter(t EventType, sl *slot, id string) Event {
 
 // whenQueued returns what the engine calls when the acquire has to wait, nil if
 // nobody wants to know.
-func (a *attempt) whenQueued(sl *slot, id string) func(coalesce.Place) {
+func (a *attempt) whenQueued(sl *slot, id string) func(record.Place) {
 	a.queued = nil
 	if !a.m.noted() {
 		return nil
@@ -80,7 +81,7 @@ func (a *attempt) whenQueued(sl *slot, id string) func(coalesce.Place) {
 	// Not a itself, which would have to be allocated for every acquire.
 	m, queued, ev := a.m, new(bool), a.waiter(EventQueued, sl, id)
 	a.queued = queued
-	return func(p coalesce.Place) {
+	return func(p record.Place) {
 		*queued = true
 		m.feed.announce() // how it ends: granted or withdrawn
 		ev.Time, ev.Position, ev.Blocker = time.Now(), p.Position, blocker(p)
@@ -123,13 +124,13 @@ type conversion struct {
 
 // whenQueued returns what the engine calls when the conversion has to wait, nil if
 // nobody wants to know.
-func (c *conversion) whenQueued() func(coalesce.Place) {
+func (c *conversion) whenQueued() func(record.Place) {
 	if !c.l.s.m.noted() {
 		return nil
 	}
 	l, to, queued := c.l, c.to, new(bool)
 	c.queued = queued
-	return func(p coalesce.Place) {
+	return func(p record.Place) {
 		if !*queued { // else sent again with the same id
 			*queued = l.noteConversion(EventQueued, to, func(ev *Event) { ev.Blocker = blocker(p) })
 		}
@@ -159,7 +160,7 @@ func (l *Lock) noteConversion(t EventType, to Mode, complete func(*Event)) bool 
 	return true
 }
 
-func blocker(p coalesce.Place) string {
+func blocker(p record.Place) string {
 	if p.Blocker.ID == "" {
 		return ""
 	}

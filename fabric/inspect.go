@@ -59,7 +59,7 @@ type Lease struct {
 
 // Inspect tells who holds the lock and who waits for it, as the stream's leader
 // has it. A lock that nobody uses is not an error. Errors: ErrInvalidName,
-// ErrMalformedRecord, ErrUnavailable, ErrClosed, and the context's.
+// ErrMalformedRecord, ErrNewerSchema, ErrUnavailable, ErrClosed, and the context's.
 func (m *Manager) Inspect(ctx context.Context, key string) (Info, error) {
 	enc, err := kv.EncodeName(key)
 	if err != nil {
@@ -99,7 +99,11 @@ func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 		}
 		rec, err := record.Decode(e.Value)
 		if err != nil {
-			out = append(out, Info{Key: name, Kind: "unreadable", Revision: e.Revision, Holders: []Party{}, Waiters: []Party{}})
+			kind := "unreadable"
+			if errors.Is(err, record.ErrNewerSchema) {
+				kind = "newer"
+			}
+			out = append(out, Info{Key: name, Kind: kind, Revision: e.Revision, Holders: []Party{}, Waiters: []Party{}})
 			return true
 		}
 		rec.Resolve(e.Revision)
@@ -256,9 +260,9 @@ func (m *Manager) ForceRelease(ctx context.Context, key string, opts ...ForceOpt
 	if n == 0 {
 		return 0, nil
 	}
-	op := record.Op{Kind: record.OpRevoke, ID: f.holder, UpTo: rev}
+	op := record.Op{Verb: record.OpRevoke, ID: f.holder, UpTo: rev}
 	if f.now {
-		op.Kind = record.OpRemove
+		op.Verb = record.OpRemove
 	}
 	if _, err := s.engine.Do(ctx, enc, op, coalesce.Options{}); err != nil {
 		var refused *coalesce.RefusedError

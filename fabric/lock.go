@@ -230,7 +230,7 @@ func (l *Lock) release() error {
 }
 
 func releaseOp(l *Lock) record.Op {
-	op := record.Op{Kind: record.OpRelease, ID: l.entry.ID, Lease: l.slot.id}
+	op := record.Op{Kind: record.KindLock, Verb: record.OpRelease, ID: l.entry.ID, Lease: l.slot.id}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.since.IsZero() {
@@ -353,7 +353,9 @@ func translate(err error) error {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	case errors.Is(err, coalesce.ErrClosed):
 		return fmt.Errorf("%w: %w", ErrClosed, err)
-	case errors.Is(err, record.ErrMalformed), errors.Is(err, record.ErrNewerSchema):
+	case errors.Is(err, record.ErrNewerSchema), errors.Is(err, kv.ErrNewerSchema):
+		return fmt.Errorf("%w: %w", ErrNewerSchema, err)
+	case errors.Is(err, record.ErrMalformed):
 		return fmt.Errorf("%w: %w", ErrMalformedRecord, err)
 	}
 	return err

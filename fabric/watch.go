@@ -42,7 +42,7 @@ const (
 // free; revision 0 means then, as always, that nothing is stored.
 //
 // The last pair has an error, unless the loop was left: the context's,
-// ErrInvalidName, ErrMalformedRecord, ErrClosed, or the reason why the buckets
+// ErrInvalidName, ErrMalformedRecord, ErrNewerSchema, ErrClosed, or the reason why the buckets
 // can't be opened again, as from New. All the work is done in the caller's
 // goroutine, while it waits for the next pair.
 func (m *Manager) Watch(ctx context.Context, key string) iter.Seq2[Info, error] {

@@ -72,7 +72,7 @@ func exitCode(err error) int {
 		is   []error
 	}{
 		{exitUsage, []error{fabric.ErrInvalidOption, fabric.ErrInvalidName, kv.ErrInvalidOption, embedded.ErrInvalidOption}},
-		{exitData, []error{fabric.ErrKindMismatch, fabric.ErrMalformedRecord, kv.ErrNewerSchema}},
+		{exitData, []error{fabric.ErrKindMismatch, fabric.ErrMalformedRecord, fabric.ErrNewerSchema}},
 		// Before 69, which they are as well: nothing but other credentials helps.
 		{exitRefused, []error{errRefused, nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked, nats.ErrAccountAuthExpired, nats.ErrPermissionViolation}},
 		{exitUnavailable, []error{fabric.ErrUnavailable, kv.ErrNoJetStream, kv.ErrServerTooOld, kv.ErrUnsafeConfig, kv.ErrLimit, kv.ErrNoBucket,

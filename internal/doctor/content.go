@@ -189,15 +189,16 @@ func (s *lockSight) see(entry kv.Entry) {
 	name = strconv.Quote(name)
 	s.records++
 	rec, err := record.Decode(entry.Value)
+	var schema *record.SchemaError
 	switch {
+	case errors.As(err, &schema) && schema.Kind != "":
+		s.other = append(s.other, name)
+		return
 	case errors.Is(err, record.ErrNewerSchema):
 		s.newer = append(s.newer, name)
 		return
 	case err != nil:
 		s.unreadable = append(s.unreadable, name)
-		return
-	case rec.Kind != record.KindLock:
-		s.other = append(s.other, name)
 		return
 	}
 	late := func(h record.Entry) bool { return h.Revoked && s.now.Sub(entry.Created) > h.TTL+revokeTime }

@@ -12,13 +12,13 @@ import (
 const ttl = 30 * time.Second
 
 // request is an acquire or a try whose lease is the one its id names.
-func request(kind OpKind, id string, mode Mode) Op {
-	return Op{Kind: kind, ID: id, Lease: LeaseOf(id), Mode: mode, TTL: ttl}
+func request(kind Verb, id string, mode Mode) Op {
+	return Op{Kind: KindLock, Verb: kind, ID: id, Lease: LeaseOf(id), Mode: mode, TTL: ttl}
 }
 
 func acquire(id string, mode Mode) Op { return request(OpAcquire, id, mode) }
 func try(id string, mode Mode) Op     { return request(OpTry, id, mode) }
-func release(id string) Op            { return Op{Kind: OpRelease, ID: id} }
+func release(id string) Op            { return Op{Kind: KindLock, Verb: OpRelease, ID: id} }
 
 // after applies each op in a write of its own, at revisions 1, 2, 3, ….
 func after(t *testing.T, lim Limits, ops ...Op) (rec *Record, rev uint64) {
@@ -26,7 +26,7 @@ func after(t *testing.T, lim Limits, ops ...Op) (rec *Record, rev uint64) {
 	for _, op := range ops {
 		next, results, _ := Apply(rec, rev, []Op{op}, lim)
 		if results[0].Verdict != Applied {
-			t.Fatalf("%s %s: %s", op.Kind, op.ID, results[0].Verdict)
+			t.Fatalf("%s %s: %s", op.Verb, op.ID, results[0].Verdict)
 		}
 		rec = next
 		rev++
@@ -69,7 +69,7 @@ func TestOneExclusiveGrantPerWrite(t *testing.T) {
 func TestNetEffectOfNothingIsNoChange(t *testing.T) {
 	base, rev := after(t, Limits{}, acquire("a.1", X), acquire("b.1", S))
 	for _, ops := range [][]Op{nil, {acquire("c.1", X), release("c.1")}, {try("c.1", S)}, {acquire("a.1", X), acquire("b.1", S)}, {release("z.9")},
-		{{Kind: OpEvict, Leases: []string{"z"}}}, {{Kind: OpRevoke, ID: "b.1"}}, {{Kind: OpRemove, ID: "b.1"}}, {{Kind: OpEvict}}} {
+		{{Verb: OpEvict, Leases: []string{"z"}}}, {{Verb: OpRevoke, ID: "b.1"}}, {{Verb: OpRemove, ID: "b.1"}}, {{Verb: OpEvict}}} {
 		next, _, changed := Apply(base, rev, ops, Limits{})
 		want := base.Clone()
 		want.Resolve(rev)
@@ -83,7 +83,7 @@ func TestNetEffectOfNothingIsNoChange(t *testing.T) {
 		t.Errorf("changed %v, %s", changed, next.Append(nil))
 	}
 	next, _, changed = Apply(nil, 0, []Op{acquire("c.1", X), release("c.1")}, Limits{})
-	if changed || next == nil || !reflect.DeepEqual(next, New(KindLock)) {
+	if changed || next == nil || !reflect.DeepEqual(next, new(Record)) {
 		t.Errorf("changed %v, %+v", changed, next)
 	}
 }
@@ -92,7 +92,7 @@ func TestNetEffectOfNothingIsNoChange(t *testing.T) {
 func TestIDOfAnotherLeaseIsRefused(t *testing.T) {
 	base, rev := after(t, Limits{}, acquire("a.1", X), acquire("b.1", X))
 	for _, id := range []string{"a.1", "b.1", "c.1"} {
-		for _, kind := range []OpKind{OpAcquire, OpTry, OpRelease} {
+		for _, kind := range []Verb{OpAcquire, OpTry, OpRelease} {
 			op := request(kind, id, X)
 			op.Lease = "other"
 			next, results, changed := Apply(base, rev, []Op{op}, Limits{})
@@ -103,13 +103,13 @@ func TestIDOfAnotherLeaseIsRefused(t *testing.T) {
 		}
 	}
 	// Evicting the lease that the retry came from touches nothing.
-	next, _, changed := Apply(base, rev, []Op{{Kind: OpEvict, Leases: []string{"other"}}}, Limits{})
+	next, _, changed := Apply(base, rev, []Op{{Verb: OpEvict, Leases: []string{"other"}}}, Limits{})
 	expect(t, next, "a.1", "b.1")
 	if changed {
 		t.Error("changed")
 	}
 	// A request has to say under which lease it is made; a release may.
-	for kind, want := range map[OpKind]Verdict{OpAcquire: LeaseMismatch, OpTry: LeaseMismatch, OpRelease: Applied} {
+	for kind, want := range map[Verb]Verdict{OpAcquire: LeaseMismatch, OpTry: LeaseMismatch, OpRelease: Applied} {
 		op := request(kind, "c.1", X)
 		op.Lease = ""
 		if _, results, _ := Apply(base, rev, []Op{op}, Limits{}); results[0].Verdict != want {
@@ -127,7 +127,7 @@ func TestBadOps(t *testing.T) {
 	}
 	for why, op := range map[string]Op{
 		"zero":               {},
-		"unknown kind":       with(func(op *Op) { op.Kind = 99 }),
+		"unknown kind":       with(func(op *Op) { op.Verb = 99 }),
 		"no id":              with(func(op *Op) { op.ID = "" }),
 		"bad id":             with(func(op *Op) { op.ID = "c.x" }),
 		"no id, no lease":    with(func(op *Op) { op.ID, op.Lease = "", "" }),
@@ -139,27 +139,18 @@ func TestBadOps(t *testing.T) {
 		"owner is no UTF-8":  with(func(op *Op) { op.Owner = "\xff" }),
 		"meta key no UTF-8":  with(func(op *Op) { op.Meta = map[string]string{"\xff": ""} }),
 		"meta text no UTF-8": with(func(op *Op) { op.Meta = map[string]string{"": "\xff"} }),
-		"bad try":            with(func(op *Op) { op.Kind, op.Mode = OpTry, None }),
-		"release nothing":    {Kind: OpRelease},
-		"release a bad id":   {Kind: OpRelease, ID: "a"},
-		"revoke a bad id":    {Kind: OpRevoke, ID: "a"},
-		"remove a bad id":    {Kind: OpRemove, ID: "a"},
-		"evict no lease":     {Kind: OpEvict, Leases: []string{"a", ""}},
+		"bad try":            with(func(op *Op) { op.Verb, op.Mode = OpTry, None }),
+		"release nothing":    {Kind: KindLock, Verb: OpRelease},
+		"release a bad id":   {Kind: KindLock, Verb: OpRelease, ID: "a"},
+		"revoke a bad id":    {Verb: OpRevoke, ID: "a"},
+		"remove a bad id":    {Verb: OpRemove, ID: "a"},
+		"evict no lease":     {Verb: OpEvict, Leases: []string{"a", ""}},
 	} {
 		next, results, changed := Apply(base, rev, []Op{op}, Limits{})
 		if results[0].Verdict != BadOp || changed {
 			t.Errorf("%s: %s, changed %v", why, results[0].Verdict, changed)
 		}
 		expect(t, next, "a.1", "b.1")
-	}
-}
-
-func TestWrongKindIsLeftAlone(t *testing.T) {
-	for _, rec := range []*Record{New("semaphore"), {}} {
-		next, results, changed := Apply(rec, 3, []Op{acquire("a.1", X), {}}, Limits{})
-		if changed || results[0].Verdict != WrongKind || results[1].Verdict != WrongKind || !reflect.DeepEqual(next, rec) {
-			t.Errorf("%+v, %v, %v", next, results, changed)
-		}
 	}
 }
 
@@ -228,23 +219,23 @@ func TestAlreadyHeld(t *testing.T) {
 		{by(try("a.1", S), "alice"), Applied, ""},
 		{by(acquire("b.1", X), "bob"), Applied, ""},
 		{by(try("b.1", X), "bob"), Held, "a.1"},
-		{acquire("c.2", S), Applied, ""},                      // no explicit owner: each acquire is its own
-		{by(acquire("d.1", S), "c.1"), Applied, ""},           // an id is no explicit owner
-		{by(acquire("d.1", S), "Alice"), Applied, ""},         // another name
-		{by(try("d.1", X), "Alice"), Held, "a.1"},             // refused for the holder, not the owner
-		{by(acquire("d.1", None), "alice"), BadOp, ""},        // nonsense comes first
-		{by(acquire("d.x", S), "alice"), BadOp, ""},           //
-		{by(acquire("a.1", X), "mallory"), Applied, ""},       // the id decides; the entry stays as it is
-		{Op{Kind: OpRelease, ID: "a.2"}, Applied, ""},         // absent
-		{Op{Kind: OpRevoke, ID: "b.1"}, Applied, ""},          // waits: nothing to revoke
-		{Op{Kind: OpRemove, ID: "b.1", UpTo: 0}, Applied, ""}, // waits: nothing to remove
+		{acquire("c.2", S), Applied, ""},                              // no explicit owner: each acquire is its own
+		{by(acquire("d.1", S), "c.1"), Applied, ""},                   // an id is no explicit owner
+		{by(acquire("d.1", S), "Alice"), Applied, ""},                 // another name
+		{by(try("d.1", X), "Alice"), Held, "a.1"},                     // refused for the holder, not the owner
+		{by(acquire("d.1", None), "alice"), BadOp, ""},                // nonsense comes first
+		{by(acquire("d.x", S), "alice"), BadOp, ""},                   //
+		{by(acquire("a.1", X), "mallory"), Applied, ""},               // the id decides; the entry stays as it is
+		{Op{Kind: KindLock, Verb: OpRelease, ID: "a.2"}, Applied, ""}, // absent
+		{Op{Verb: OpRevoke, ID: "b.1"}, Applied, ""},                  // waits: nothing to revoke
+		{Op{Verb: OpRemove, ID: "b.1", UpTo: 0}, Applied, ""},         // waits: nothing to remove
 	} {
 		next, results, _ := Apply(base, rev, []Op{c.op}, Limits{})
 		if results[0].Verdict != c.verdict || results[0].Blocker.ID != c.blocker {
-			t.Errorf("%s %s %s by %q: %s by %q", c.op.Kind, c.op.ID, c.op.Mode, c.op.Owner, results[0].Verdict, results[0].Blocker.ID)
+			t.Errorf("%s %s %s by %q: %s by %q", c.op.Verb, c.op.ID, c.op.Mode, c.op.Owner, results[0].Verdict, results[0].Blocker.ID)
 		}
 		if e, ok := next.Holder("a.1"); !ok || e.Mode != S || e.Owner != "alice" || e.Revoked {
-			t.Errorf("%s %s: a.1 is now %+v", c.op.Kind, c.op.ID, e)
+			t.Errorf("%s %s: a.1 is now %+v", c.op.Verb, c.op.ID, e)
 		}
 	}
 }
@@ -252,22 +243,22 @@ func TestAlreadyHeld(t *testing.T) {
 // A retry of "whoever holds" must not hit those who were granted in between.
 func TestUpToMakesRevokeAndRemoveIdempotent(t *testing.T) {
 	base, rev := after(t, Limits{}, acquire("a.1", S), acquire("b.1", S), acquire("c.1", X))
-	remove := Op{Kind: OpRemove, UpTo: rev}
+	remove := Op{Verb: OpRemove, UpTo: rev}
 	next, _, _ := Apply(base, rev, []Op{remove}, Limits{})
 	expect(t, next, "c.1", "")
-	again, _, changed := Apply(next, rev+1, []Op{remove, {Kind: OpRevoke, UpTo: rev}}, Limits{})
+	again, _, changed := Apply(next, rev+1, []Op{remove, {Verb: OpRevoke, UpTo: rev}}, Limits{})
 	expect(t, again, "c.1", "")
 	if changed || again.Holders[0].Revoked {
 		t.Errorf("%+v", again)
 	}
-	inOneWrite, _, _ := Apply(base, rev, []Op{remove, remove, {Kind: OpRevoke, UpTo: rev}}, Limits{})
+	inOneWrite, _, _ := Apply(base, rev, []Op{remove, remove, {Verb: OpRevoke, UpTo: rev}}, Limits{})
 	expect(t, inOneWrite, "c.1", "")
 	if inOneWrite.Holders[0].Revoked {
 		t.Errorf("%+v", inOneWrite)
 	}
-	older, _, _ := Apply(base, rev, []Op{{Kind: OpRemove, UpTo: 1}}, Limits{})
+	older, _, _ := Apply(base, rev, []Op{{Verb: OpRemove, UpTo: 1}}, Limits{})
 	expect(t, older, "b.1", "c.1")
-	everybody, _, _ := Apply(next, rev+1, []Op{{Kind: OpRemove}}, Limits{})
+	everybody, _, _ := Apply(next, rev+1, []Op{{Verb: OpRemove}}, Limits{})
 	expect(t, everybody, "", "")
 }
 
@@ -299,7 +290,7 @@ func TestFullRecordDrains(t *testing.T) {
 		n := len(full.Holders) + len(full.Waiters)
 		for left := n; left > 0; {
 			rev++
-			rec, _, _ = Apply(rec, rev, []Op{{Kind: OpRevoke}}, c.lim)
+			rec, _, _ = Apply(rec, rev, []Op{{Verb: OpRevoke}}, c.lim)
 			if size := len(rec.Append(nil)); size > c.lim.MaxBytes {
 				t.Fatalf("%+v: %d bytes with %d of %d entries left", c.lim, size, left, n)
 			}
@@ -314,7 +305,7 @@ func TestFullRecordDrains(t *testing.T) {
 			next, results, _ := Apply(rec, rev, ops, c.lim)
 			for i, r := range results {
 				if r.Verdict != Applied {
-					t.Fatalf("%+v: %s of %s: %s", c.lim, ops[i].Kind, ops[i].ID, r.Verdict)
+					t.Fatalf("%+v: %s of %s: %s", c.lim, ops[i].Verb, ops[i].ID, r.Verdict)
 				}
 			}
 			rec, left = next, left-len(ops)/2
@@ -323,8 +314,8 @@ func TestFullRecordDrains(t *testing.T) {
 			}
 		}
 		leases := []string{"lease0", "lease1", "lease2", "lease3", "lease4", "lease5", "lease6"}
-		empty, results, changed := Apply(full, rev, []Op{{Kind: OpEvict, Leases: leases}}, c.lim)
-		if !empty.Empty() || results[0].Verdict != Applied || !changed {
+		empty, results, changed := Apply(full, rev, []Op{{Verb: OpEvict, Leases: leases}}, c.lim)
+		if !empty.Idle() || results[0].Verdict != Applied || !changed {
 			t.Errorf("%+v: evicting everybody left %s", c.lim, empty.Append(nil))
 		}
 	}
@@ -341,11 +332,11 @@ func TestLowerLimitsStillDrain(t *testing.T) {
 	expect(t, next, "c.1", "d.1 e.1")
 
 	stuck := &Record{Kind: KindLock, Waiters: []Entry{{ID: "a.1", Mode: X, TTL: ttl, Token: 1}, {ID: "b.1", Mode: X, TTL: ttl, Token: 2}}}
-	for _, op := range []Op{acquire("b.1", X), release("z.1"), {Kind: OpEvict}} {
+	for _, op := range []Op{acquire("b.1", X), release("z.1"), {Verb: OpEvict}} {
 		next, _, changed := Apply(stuck, 3, []Op{op}, Limits{})
 		expect(t, next, "a.1", "b.1")
 		if !changed {
-			t.Errorf("%s: not changed", op.Kind)
+			t.Errorf("%s: not changed", op.Verb)
 		}
 	}
 	next, results, _ := Apply(stuck, 3, []Op{try("c.1", X)}, Limits{})
@@ -363,7 +354,7 @@ func TestDefaultLimits(t *testing.T) {
 
 func TestNamesOfKindsAndVerdicts(t *testing.T) {
 	for got, want := range map[string]string{
-		OpAcquire.String(): "acquire", OpRemove.String(): "remove", OpKind(0).String(): "OpKind(0)", OpUnconvert.String(): "unconvert", OpKind(9).String(): "OpKind(9)",
+		OpAcquire.String(): "acquire", OpRemove.String(): "remove", Verb(0).String(): "Verb(0)", OpUnconvert.String(): "unconvert", Verb(9).String(): "Verb(9)",
 		Applied.String(): "applied", BadOp.String(): "bad operation", Verdict(0).String(): "Verdict(0)", ConvertRevoked.String(): "hold is revoked", Verdict(12).String(): "Verdict(12)", WaitTooLong.String(): "wait too long",
 	} {
 		if got != want {

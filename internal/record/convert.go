@@ -30,20 +30,6 @@ func Meet(a, b Mode) Mode {
 	return best
 }
 
-// Undo returns the operation that takes op's place when nobody waits for op any more and op may
-// have been written: after it, op has left nothing behind. ok is false where there is nothing to
-// take back, because op, once asked for, has to be carried through: a release, an eviction, or a
-// conversion to a mode that op.From covers, whose holder counts itself weaker already.
-func (op *Op) Undo() (undo Op, ok bool) {
-	switch {
-	case op.Kind == OpAcquire || op.Kind == OpTry:
-		return Op{Kind: OpRelease, ID: op.ID, Lease: op.Lease}, true
-	case op.Kind == OpConvert && !op.From.Covers(op.Mode):
-		return Op{Kind: OpUnconvert, ID: op.ID, Lease: op.Lease, Holder: op.Holder, Mode: Meet(op.From, op.Mode)}, true
-	}
-	return Op{}, false
-}
-
 // convert gives a holder another mode, at once or later.
 //
 // A conversion waits for holders only, never for the queue: whoever holds and wants more can't step

@@ -8,7 +8,7 @@ import (
 
 func convert(holder string, seq uint64, mode Mode) Op {
 	lease := LeaseOf(holder)
-	return Op{Kind: OpConvert, ID: ID(lease, seq), Lease: lease, Holder: holder, Mode: mode}
+	return Op{Kind: KindLock, Verb: OpConvert, ID: ID(lease, seq), Lease: lease, Holder: holder, Mode: mode}
 }
 
 // coverTable says which modes each mode covers, written out.
@@ -93,14 +93,14 @@ func TestEveryConversion(t *testing.T) {
 }
 
 func TestUndo(t *testing.T) {
-	for _, kind := range []OpKind{OpAcquire, OpTry} {
+	for _, kind := range []Verb{OpAcquire, OpTry} {
 		op := request(kind, "a.1", X)
-		if undo, ok := op.Undo(); !ok || undo.Kind != OpRelease || undo.ID != "a.1" || undo.Lease != "a" {
+		if undo, ok := op.Undo(); !ok || undo.Verb != OpRelease || undo.ID != "a.1" || undo.Lease != "a" {
 			t.Errorf("%s: %+v, %v", kind, undo, ok)
 		}
 	}
-	for _, kind := range []OpKind{OpRelease, OpEvict, OpRevoke, OpRemove, OpUnconvert} {
-		if undo, ok := (&Op{Kind: kind, ID: "a.1", Lease: "a"}).Undo(); ok {
+	for _, kind := range []Verb{OpRelease, OpEvict, OpRevoke, OpRemove, OpUnconvert} {
+		if undo, ok := (&Op{Kind: KindLock, Verb: kind, ID: "a.1", Lease: "a"}).Undo(); ok {
 			t.Errorf("%s: %+v", kind, undo)
 		}
 	}
@@ -125,9 +125,9 @@ func TestBadConversions(t *testing.T) {
 		"a waiter of the same": {func(op *Op) { op.ID, op.Lease, op.Holder = "b.2", "b", "b.1" }, Applied},
 		"nobody":               {func(op *Op) { op.Holder = "a.7" }, Applied},
 	} {
-		for _, kind := range []OpKind{OpConvert, OpUnconvert} {
+		for _, kind := range []Verb{OpConvert, OpUnconvert} {
 			op := convert("a.1", 2, X)
-			op.Kind = kind
+			op.Verb = kind
 			c.change(&op)
 			if _, results, changed := Apply(base, rev, []Op{op}, Limits{}); results[0].Verdict != c.want || changed {
 				t.Errorf("%s, %s: %s, changed %v", kind, why, results[0].Verdict, changed)

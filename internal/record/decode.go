@@ -7,8 +7,8 @@ import "time"
 // twice, an unknown mode, a bad id or number, text that is no UTF-8, data behind the end and an
 // empty value are ErrMalformed. White space and the order of fields don't matter.
 //
-// A schema version above this package's is ErrNewerSchema, whatever the other fields are. A record
-// of a kind that this package doesn't know is returned as its Kind alone.
+// A schema version above this package's, or a kind that it doesn't know, is ErrNewerSchema, whatever
+// the other fields are.
 //
 // Tokens are returned as stored: call Resolve with the revision the value was read at.
 func Decode(b []byte) (*Record, error) {
@@ -67,7 +67,7 @@ func (d *decoder) record() error {
 			})
 		case "hold_us":
 			return d.once(&d.seen, hasHold, func() error {
-				if d.isLock() {
+				if d.known() {
 					return d.hold()
 				}
 				holdAt = d.i
@@ -94,13 +94,12 @@ func (d *decoder) record() error {
 		return d.fail("no schema version \"v\"")
 	case d.version > schemaVersion:
 		return &SchemaError{Version: d.version}
-	case d.version < schemaVersion:
+	case d.version == 0:
 		return d.fail("schema version 0")
 	case d.rec.Kind == "":
 		return d.fail("no kind")
-	case d.rec.Kind != KindLock:
-		d.rec = Record{Kind: d.rec.Kind}
-		return nil
+	case d.rec.rules() == nil:
+		return &SchemaError{Version: d.version, Kind: d.rec.Kind}
 	case unknownAt >= 0:
 		return d.failAt(unknownAt, "unknown field")
 	}
@@ -125,8 +124,11 @@ func (d *decoder) record() error {
 	return d.unique()
 }
 
-// isLock reports whether it is known already that this is a lock's record.
-func (d *decoder) isLock() bool { return d.version == schemaVersion && d.rec.Kind == KindLock }
+// known reports whether it is known already that the fields are those of this version and of a
+// kind that it knows.
+func (d *decoder) known() bool {
+	return d.seen&hasVersion != 0 && d.version <= schemaVersion && d.rec.rules() != nil
+}
 
 func (d *decoder) hold() error {
 	us, err := d.uint(uint64(maxHold / time.Microsecond))
@@ -137,9 +139,9 @@ func (d *decoder) hold() error {
 	return err
 }
 
-// list reads entries if it is known already that these are a lock's, else notes where they stand.
+// list reads entries if it is known already that these are known, else notes where they stand.
 func (d *decoder) list(list *[]Entry, holders bool, at *int) error {
-	if d.isLock() {
+	if d.known() {
 		return d.entries(list, holders)
 	}
 	*at = d.i

@@ -39,6 +39,10 @@
 //   - A record is bounded ([Limits]), and the bound keeps room for everything that may still
 //     happen to the entries in it: release, evict, revoke, remove, conversion and promotion always fit.
 //
+// A record has a [Kind], and what kinds add to the common verbs (release, evict, revoke, remove) are
+// their rules, one value for each in a file of its own: today there is the lock. Whoever applies
+// operations and reads outcomes asks methods of [Record] and [Op], and needs to know no kind.
+//
 // What it doesn't know: whether a lease is alive, whether a write was committed, what time it is.
 // Entry.Since is for people and decides nothing.
 //

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// The schema version this package reads and writes.
+// schemaVersion is the newest schema version that this package reads. A record states the lowest
+// that its content needs, so that an older client can go on with all others.
 const schemaVersion = 1
 
 // tokenWidth is the width of a token: that of the largest uint64, so that no token is wider than
@@ -18,18 +19,12 @@ const tokenWidth = 20
 // sequenceWidth is the width of the longest sequence in an id.
 const sequenceWidth = 20
 
-// Append appends the stored form of r to dst: JSON on one line, one form for equal records. A
-// record of another kind than this package knows is its kind alone, so never write one back.
+// Append appends the stored form of r to dst: JSON on one line, one form for equal records.
 // Empty optional fields are left out.
 func (r *Record) Append(dst []byte) []byte {
-	dst = append(dst, `{"v":1,"kind":`...)
-	dst = appendString(dst, string(r.Kind))
-	if r.Hold > 0 {
-		dst = append(dst, `,"hold_us":`...)
-		dst = strconv.AppendInt(dst, int64(r.Hold/time.Microsecond), 10)
-	}
+	dst = r.appendHead(dst, r.Hold)
 	if len(r.Holders) > 0 {
-		dst = append(dst, `,"holders":[`...)
+		dst = append(dst, holdersField...)
 		for i := range r.Holders {
 			if i > 0 {
 				dst = append(dst, ',')
@@ -39,7 +34,7 @@ func (r *Record) Append(dst []byte) []byte {
 		dst = append(dst, ']')
 	}
 	if len(r.Waiters) > 0 {
-		dst = append(dst, `,"waiters":[`...)
+		dst = append(dst, waitersField...)
 		for i := range r.Waiters {
 			if i > 0 {
 				dst = append(dst, ',')
@@ -49,6 +44,24 @@ func (r *Record) Append(dst []byte) []byte {
 		dst = append(dst, ']')
 	}
 	return append(dst, '}')
+}
+
+const (
+	holdersField = `,"holders":[`
+	waitersField = `,"waiters":[`
+)
+
+// appendHead appends what stands before the lists.
+func (r *Record) appendHead(dst []byte, holdTime time.Duration) []byte {
+	dst = append(dst, `{"v":`...)
+	dst = strconv.AppendUint(dst, r.schema(), 10)
+	dst = append(dst, `,"kind":`...)
+	dst = appendString(dst, string(r.Kind))
+	if holdTime > 0 {
+		dst = append(dst, `,"hold_us":`...)
+		dst = strconv.AppendInt(dst, int64(holdTime/time.Microsecond), 10)
+	}
+	return dst
 }
 
 func appendEntry(dst []byte, e *Entry, holder bool) []byte {
@@ -147,12 +160,8 @@ func needsEscape(c byte) bool { return c < ' ' || c == '"' || c == '\\' }
 // revocation, removal, the filling in of tokens, and what is learned of the hold time: that of r
 // with every entry in its longest form.
 func (m *machine) sizeBound() int {
-	none := make([]Entry, 1) // a list is stored unless it is empty
-	frame := Record{Kind: m.Kind, Hold: maxHold, Holders: none, Waiters: none}
-	m.scratch = frame.Append(slices.Grow(m.scratch[:0], 512))
-	n := len(m.scratch)
-	m.scratch = appendEntry(appendEntry(m.scratch[:0], &none[0], true), &none[0], false)
-	n -= len(m.scratch)
+	m.scratch = m.appendHead(slices.Grow(m.scratch[:0], 512), maxHold)
+	n := len(m.scratch) + len(holdersField+"]"+waitersField+"]}")
 	for _, list := range [][]Entry{m.Holders, m.Waiters} {
 		for i := range list {
 			n += m.entryBound(&list[i])

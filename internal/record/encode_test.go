@@ -36,7 +36,6 @@ func TestStoredForm(t *testing.T) {
 	}{
 		{full(), fullJSON},
 		{New(KindLock), `{"v":1,"kind":"lock"}`},
-		{New("semaphore"), `{"v":1,"kind":"semaphore"}`},
 		{&Record{Kind: KindLock, Holders: []Entry{}, Waiters: []Entry{{ID: "a.1", Mode: U, TTL: 1e6}}},
 			`{"v":1,"kind":"lock","waiters":[{"id":"a.1","mode":"U","queued":"00000000000000000000","ttl":1}]}`},
 	} {
@@ -127,8 +126,8 @@ func TestLookup(t *testing.T) {
 	if _, _, ok := r.Waiter("La.7"); ok {
 		t.Error("a holder is no waiter")
 	}
-	if r.Empty() || !New(KindLock).Empty() {
-		t.Error("Empty")
+	if r.Idle() || !New(KindLock).Idle() {
+		t.Error("Idle")
 	}
 }
 

@@ -7,7 +7,7 @@ import (
 
 var (
 	// ErrNewerSchema is returned by Decode for a record that a newer version of this project
-	// wrote. It is a *SchemaError. Upgrade this process; nothing was changed.
+	// wrote: of a newer schema, or of a kind that this one doesn't know. It is a *SchemaError. Upgrade this process; nothing was changed.
 	ErrNewerSchema = errors.New("record: written by a newer version; upgrade this process")
 
 	// ErrMalformed is returned by Decode for a value that is no record: not JSON, an unknown or a
@@ -25,9 +25,13 @@ var (
 // errors.Is(err, ErrNewerSchema) holds.
 type SchemaError struct {
 	Version uint64 // the record's "v"
+	Kind    Kind   // its kind, if that is what isn't known
 }
 
 func (e *SchemaError) Error() string {
+	if e.Kind != "" {
+		return fmt.Sprintf("record: kind %q was written by a newer version; upgrade this process", e.Kind)
+	}
 	return fmt.Sprintf("record: schema version %d was written by a newer version (this one reads up to %d); upgrade this process",
 		e.Version, schemaVersion)
 }

@@ -4,15 +4,14 @@ import (
 	"fmt"
 	"slices"
 	"time"
-	"unicode/utf8"
 )
 
-// OpKind says what an operation does.
-type OpKind uint8
+// Verb says what an operation does.
+type Verb uint8
 
-// The operations. The zero OpKind is none of them, so that a forgotten field is BadOp.
+// The verbs. The zero Verb is none of them, so that a forgotten field is BadOp.
 const (
-	_ OpKind = iota
+	_ Verb = iota
 
 	// OpAcquire holds, or queues at the tail. Uses ID, Lease, Mode, TTL, and Owner, Since, Meta, Hold, Patience.
 	OpAcquire
@@ -42,16 +41,17 @@ const (
 var opNames = [...]string{OpAcquire: "acquire", OpTry: "try", OpRelease: "release", OpEvict: "evict", OpRevoke: "revoke", OpRemove: "remove",
 	OpConvert: "convert", OpUnconvert: "unconvert"}
 
-func (k OpKind) String() string {
+func (k Verb) String() string {
 	if k == 0 || int(k) >= len(opNames) {
-		return fmt.Sprintf("OpKind(%d)", uint8(k))
+		return fmt.Sprintf("Verb(%d)", uint8(k))
 	}
 	return opNames[k]
 }
 
-// Op is one operation on a record. See the kinds for the fields each uses; the others are ignored.
+// Op is one operation on a record. See the verbs for the fields each uses; the others are ignored.
 type Op struct {
-	Kind   OpKind
+	Kind   Kind // of the record that it works on; "", of a verb that every kind has, is whatever there is
+	Verb   Verb
 	ID     string            // "<lease>.<sequence>"
 	Lease  string            // the lease the requester lives under: what LeaseOf(ID) must say
 	Mode   Mode              // a valid mode
@@ -76,65 +76,39 @@ type Op struct {
 	UpTo uint64
 }
 
-// hits reports whether OpRevoke or OpRemove means this holder.
-func (op *Op) hits(e *Entry) bool {
+// targets reports whether OpRevoke or OpRemove means this holder.
+func (op *Op) targets(e *Entry) bool {
 	if op.ID != "" {
 		return e.ID == op.ID
 	}
 	return op.UpTo == 0 || e.Token != 0 && e.Token <= op.UpTo // 0: granted by the write at hand
 }
 
+// common reports whether op's verb is one that every kind has.
+func (op *Op) common() bool {
+	switch op.Verb {
+	case OpRelease, OpEvict, OpRevoke, OpRemove:
+		return true
+	}
+	return false
+}
+
 // check returns Applied for an operation that can be applied to some record.
 func (op *Op) check() Verdict {
-	switch op.Kind {
-	case OpAcquire, OpTry:
-		return op.checkRequest()
-	case OpRelease:
+	k := kinds[op.Kind]
+	switch {
+	case k == nil && (op.Kind != "" || !op.common()):
+		return BadOp
+	case op.Verb == OpRelease:
 		return op.checkID(op.Lease != "")
-	case OpConvert, OpUnconvert:
-		return op.checkConversion()
-	case OpRevoke, OpRemove:
-		if op.ID == "" {
-			return Applied
-		}
-		return op.checkID(false)
-	case OpEvict:
-		if slices.Contains(op.Leases, "") {
-			return BadOp
-		}
+	case op.Verb == OpEvict && slices.Contains(op.Leases, ""):
+		return BadOp
+	case op.Verb == OpEvict, op.common() && op.ID == "":
 		return Applied
-	default:
-		return BadOp
+	case op.common():
+		return op.checkID(false)
 	}
-}
-
-func (op *Op) checkRequest() Verdict {
-	if v := op.checkID(true); v != Applied {
-		return v
-	}
-	// Text that is no UTF-8 would not come back from JSON as it went in.
-	if !op.Mode.Valid() || wholeTTL(op.TTL) == 0 || !utf8.ValidString(op.Owner) {
-		return BadOp
-	}
-	for k, v := range op.Meta {
-		if !utf8.ValidString(k) || !utf8.ValidString(v) {
-			return BadOp
-		}
-	}
-	return Applied
-}
-
-func (op *Op) checkConversion() Verdict {
-	if v := op.checkID(true); v != Applied {
-		return v
-	}
-	switch lease := LeaseOf(op.Holder); {
-	case lease == "" || !op.Mode.Valid():
-		return BadOp
-	case lease != op.Lease:
-		return LeaseMismatch
-	}
-	return Applied
+	return k.check(op)
 }
 
 // checkID refuses an id that exists under another lease than the requester's: queued under one

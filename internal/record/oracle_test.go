@@ -167,7 +167,7 @@ func (o *oracle) conversion(op Op) (Verdict, string) {
 	h := o.find(op.Holder)
 	switch {
 	case h == nil || !h.holds:
-	case op.Kind == OpUnconvert:
+	case op.Verb == OpUnconvert:
 		if h.convert == op.ID || h.converted == op.ID {
 			h.target, h.convert, h.since = None, "", 0
 			if oracleCovers(h.op.Mode, op.Mode) {
@@ -269,7 +269,7 @@ func (o *oracle) size() int {
 
 // apply returns the verdict and the id of the blocker.
 func (o *oracle) apply(op Op) (Verdict, string) {
-	switch op.Kind {
+	switch op.Verb {
 	case OpAcquire, OpTry:
 		return o.request(op)
 	case OpRelease:
@@ -304,7 +304,7 @@ func (o *oracle) apply(op Op) (Verdict, string) {
 	case OpRemove:
 		o.drop(func(e oracleEntry) bool { return e.holds && o.means(op, e) })
 	default:
-		panic(fmt.Sprint("the oracle knows no ", op.Kind))
+		panic(fmt.Sprint("the oracle knows no ", op.Verb))
 	}
 	o.promote()
 	return Applied, ""
@@ -324,7 +324,7 @@ func (o *oracle) request(op Op) (Verdict, string) {
 	if !strings.HasPrefix(op.ID, op.Lease+".") {
 		return LeaseMismatch, ""
 	}
-	if op.Kind == OpAcquire && o.find(op.ID) != nil {
+	if op.Verb == OpAcquire && o.find(op.ID) != nil {
 		o.promote()
 		return Applied, ""
 	}
@@ -337,14 +337,14 @@ func (o *oracle) request(op Op) (Verdict, string) {
 		}
 	}
 	now := len(o.list(false)) == 0 && o.fits(op.Mode)
-	if op.Kind == OpTry && !now {
+	if op.Verb == OpTry && !now {
 		return Held, o.inTheWay(op.Mode)
 	}
 	hold := o.hold
 	if hold == 0 {
 		hold = op.Hold / 1000 * 1000
 	}
-	if wait := time.Duration(o.turns(op.Mode)) * hold; op.Kind == OpAcquire && !now && op.Patience > 0 && wait > op.Patience {
+	if wait := time.Duration(o.turns(op.Mode)) * hold; op.Verb == OpAcquire && !now && op.Patience > 0 && wait > op.Patience {
 		return WaitTooLong, o.inTheWay(op.Mode)
 	}
 	if o.size()+oracleSize(op) > o.lim.MaxBytes {
@@ -409,6 +409,9 @@ func (o *oracle) record() *Record {
 				r.Waiters = append(r.Waiters, entry)
 			}
 		}
+	}
+	if r.Idle() {
+		return new(Record)
 	}
 	return r
 }

@@ -6,12 +6,6 @@ import (
 	"time"
 )
 
-// Kind says what a resource is used as. One name has one kind for as long as its record lives.
-type Kind string
-
-// KindLock is the kind of the records that this package's operations work on.
-const KindLock Kind = "lock"
-
 // Record is the state of one resource.
 type Record struct {
 	Kind Kind
@@ -24,10 +18,6 @@ type Record struct {
 
 // New returns an empty record.
 func New(kind Kind) *Record { return &Record{Kind: kind} }
-
-// Empty reports whether nobody holds and nobody waits: such a record can be deleted. A record of
-// another kind than this package knows always looks empty, so look at Kind first.
-func (r *Record) Empty() bool { return len(r.Holders) == 0 && len(r.Waiters) == 0 }
 
 // Clone returns a deep copy.
 func (r *Record) Clone() *Record {
@@ -66,20 +56,34 @@ func (r *Record) Waiter(id string) (e Entry, pos int, ok bool) {
 	return Entry{}, 0, false
 }
 
-// modes is the set of the modes held.
-func (r *Record) modes() modeSet {
-	var s modeSet
-	for i := range r.Holders {
-		s = s.with(r.Holders[i].Mode)
-	}
-	return s
+// Has reports whether an entry with the given id stands in r. A nil record has none.
+func (r *Record) Has(id string) bool {
+	return r != nil && (indexOf(r.Holders, id) >= 0 || indexOf(r.Waiters, id) >= 0)
 }
 
-// resolved returns a copy of r as it stands at revision rev, and an empty lock record for nil. It
+// HasLease reports whether an entry stands under the given lease.
+func (r *Record) HasLease(id string) bool { return r.EntriesUnder(id) > 0 }
+
+// EntriesUnder counts the entries under the given leases. A nil record has none.
+func (r *Record) EntriesUnder(leases ...string) (n int) {
+	if r == nil {
+		return 0
+	}
+	for _, list := range [][]Entry{r.Holders, r.Waiters} {
+		for i := range list {
+			if slices.Contains(leases, list[i].Lease()) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// resolved returns a copy of r as it stands at revision rev, and an empty one without a kind for nil. It
 // shares the Meta maps, which nobody modifies once they are in a record.
 func (r *Record) resolved(rev uint64) *Record {
 	if r == nil {
-		return New(KindLock)
+		return new(Record)
 	}
 	c := &Record{Kind: r.Kind, Hold: r.Hold, Holders: slices.Clone(r.Holders), Waiters: slices.Clone(r.Waiters)}
 	c.Resolve(rev)

@@ -103,14 +103,14 @@ func (s *script) run(command string) {
 func (s *script) parse(words []string) (op Op) {
 	for kind := OpAcquire; kind <= OpUnconvert; kind++ {
 		if kind.String() == words[0] {
-			op.Kind = kind
+			op.Kind, op.Verb = KindLock, kind
 		}
 	}
-	if op.Kind == 0 || len(words) < 2 {
+	if op.Verb == 0 || len(words) < 2 {
 		s.t.Fatalf("bad command %q", words)
 	}
 	options := words[2:]
-	switch op.Kind {
+	switch op.Verb {
 	case OpEvict:
 		op.Leases = words[1:]
 		return op
@@ -124,7 +124,7 @@ func (s *script) parse(words []string) (op Op) {
 	if op.ID = words[1]; op.ID == "all" {
 		op.ID = ""
 	}
-	if op.Kind == OpConvert || op.Kind == OpUnconvert {
+	if op.Verb == OpConvert || op.Verb == OpUnconvert {
 		mode, err := ParseMode(words[3])
 		if err != nil {
 			s.t.Fatalf("%q: %v", words, err)
@@ -180,7 +180,7 @@ func (s *script) apply(ops []Op, lost bool) {
 			fmt.Fprintf(s.out, ", behind %d, for %v", r.Position, r.Wait)
 		}
 		if len(ops) > 1 {
-			fmt.Fprintf(s.out, ": %s %s%s", ops[i].Kind, ops[i].ID, strings.Join(ops[i].Leases, " "))
+			fmt.Fprintf(s.out, ": %s %s%s", ops[i].Verb, ops[i].ID, strings.Join(ops[i].Leases, " "))
 		}
 		s.out.WriteByte('\n')
 	}
@@ -196,7 +196,7 @@ func (s *script) apply(ops []Op, lost bool) {
 	s.stored = next.Append(nil)
 	next.Resolve(s.rev)
 	fmt.Fprintf(s.out, "  revision %d", s.rev)
-	if next.Empty() {
+	if next.Idle() {
 		s.stored = nil
 		s.out.WriteString(": deleted")
 	}

@@ -1,6 +1,9 @@
 package record
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // How long a hold lasts, and so how long a wait will be, is an estimate: for people and for those
 // who would rather not queue than come too late. It decides nothing else, so a hold that was counted
@@ -55,6 +58,20 @@ func (r *Record) Turns(pos int) int {
 		group = modeSet(0).with(mode)
 	}
 	return turns
+}
+
+// LongestWait returns how long the last of the waiters for whom mine is true will wait from now. A
+// nil record has none.
+func (r *Record) LongestWait(mine func(id string) bool) time.Duration {
+	if r == nil {
+		return 0
+	}
+	for i, w := range slices.Backward(r.Waiters) {
+		if mine(w.ID) {
+			return r.ExpectedWait(i) // nobody before it waits longer
+		}
+	}
+	return 0
 }
 
 // ExpectedWait returns how long the waiter at pos will wait from now, as far as can be told from the

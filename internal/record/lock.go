@@ -1,0 +1,306 @@
+package record
+
+import (
+	"fmt"
+	"iter"
+	"slices"
+	"time"
+	"unicode/utf8"
+)
+
+// lockRules are the rules of locks: entries have modes, and a holder can convert its mode.
+type lockRules struct{}
+
+func (lockRules) schema(*Record) uint64 { return 1 }
+
+func (lockRules) idle(r *Record) bool { return len(r.Holders) == 0 && len(r.Waiters) == 0 }
+
+func (lockRules) check(op *Op) Verdict {
+	switch op.Verb {
+	case OpAcquire, OpTry:
+		return op.checkRequest()
+	case OpConvert, OpUnconvert:
+		return op.checkConversion()
+	}
+	return BadOp
+}
+
+func (lockRules) apply(m *machine, op *Op) Result {
+	switch op.Verb {
+	case OpAcquire:
+		return m.acquire(op)
+	case OpTry:
+		return m.try(op)
+	case OpConvert:
+		return m.convert(op)
+	}
+	m.unconvert(op)
+	return Result{Verdict: Applied}
+}
+
+func (lockRules) settle(m *machine) { m.promote() }
+
+func (lockRules) states(r *Record) iter.Seq2[string, State] {
+	return func(yield func(string, State) bool) {
+		for i := range r.Holders {
+			h := &r.Holders[i]
+			if !yield(h.ID, State{Granted, h}) || h.Converted != "" && !yield(h.Converted, State{Granted, h}) ||
+				h.Convert.ID != "" && !yield(h.Convert.ID, State{Waiting, h}) {
+				return
+			}
+		}
+		for i := range r.Waiters {
+			if !yield(r.Waiters[i].ID, State{Waiting, &r.Waiters[i]}) {
+				return
+			}
+		}
+	}
+}
+
+func (lockRules) standing(r *Record, op *Op) (Standing, Entry) {
+	if op.Verb == OpConvert {
+		switch h, _ := r.Holder(op.Holder); op.ID {
+		case h.Converted:
+			return Granted, h
+		case h.Convert.ID:
+			return Waiting, h
+		}
+		return Gone, Entry{}
+	}
+	if h, ok := r.Holder(op.ID); ok {
+		return Granted, h
+	}
+	if e, _, ok := r.Waiter(op.ID); ok {
+		return Waiting, e
+	}
+	return Gone, Entry{}
+}
+
+// inTheWay: a holder, else the waiter before, else a holder that converts.
+func (lockRules) inTheWay(r *Record, op *Op) (Entry, bool) {
+	for i := range r.Holders {
+		if h := &r.Holders[i]; h.ID != op.Holder && !Compatible(h.Mode, op.Mode) {
+			return *h, true
+		}
+	}
+	if _, before, _ := r.Waiter(op.ID); before > 0 {
+		return r.Waiters[before-1], true
+	}
+	for i := range r.Holders {
+		if h := &r.Holders[i]; h.Convert.ID != "" && h.Convert.ID != op.ID {
+			return *h, true
+		}
+	}
+	return Entry{}, false
+}
+
+// ahead: a conversion waits for holders, and a waiter for all holders and all waiters before it.
+func (lockRules) ahead(r *Record, mine func(id string) bool) (leases iter.Seq2[string, time.Duration], next bool) {
+	last := len(r.Waiters) - 1
+	for last >= 0 && !mine(r.Waiters[last].ID) {
+		last--
+	}
+	next = slices.ContainsFunc(r.Holders, func(e Entry) bool { return e.Convert.ID != "" && mine(e.Convert.ID) })
+	holders := r.Holders
+	if last < 0 && !next {
+		holders = nil
+	}
+	next = next || last >= 0 && mine(r.Waiters[0].ID)
+	return func(yield func(string, time.Duration) bool) {
+		for _, list := range [][]Entry{holders, r.Waiters[:max(last, 0)]} {
+			for i := range list {
+				if !yield(list[i].Lease(), list[i].TTL) {
+					return
+				}
+			}
+		}
+	}, next
+}
+
+func (l lockRules) traits(op *Op) traits {
+	switch op.Verb {
+	case OpAcquire, OpTry:
+		return traits{waits: true, blind: true}
+	case OpConvert:
+		_, undone := l.undo(op)
+		return traits{waits: true, owed: !undone}
+	case OpUnconvert:
+		return traits{owed: true}
+	}
+	return traits{}
+}
+
+// undo: a conversion to a mode that op.From covers is carried through, as its holder counts itself
+// weaker already.
+func (lockRules) undo(op *Op) (Op, bool) {
+	switch {
+	case op.Verb == OpAcquire || op.Verb == OpTry:
+		return Op{Kind: KindLock, Verb: OpRelease, ID: op.ID, Lease: op.Lease}, true
+	case op.Verb == OpConvert && !op.From.Covers(op.Mode):
+		return Op{Kind: KindLock, Verb: OpUnconvert, ID: op.ID, Lease: op.Lease, Holder: op.Holder, Mode: Meet(op.From, op.Mode)}, true
+	}
+	return Op{}, false
+}
+
+func (op *Op) checkRequest() Verdict {
+	if v := op.checkID(true); v != Applied {
+		return v
+	}
+	// Text that is no UTF-8 would not come back from JSON as it went in.
+	if !op.Mode.Valid() || wholeTTL(op.TTL) == 0 || !utf8.ValidString(op.Owner) {
+		return BadOp
+	}
+	for k, v := range op.Meta {
+		if !utf8.ValidString(k) || !utf8.ValidString(v) {
+			return BadOp
+		}
+	}
+	return Applied
+}
+
+func (op *Op) checkConversion() Verdict {
+	if v := op.checkID(true); v != Applied {
+		return v
+	}
+	switch lease := LeaseOf(op.Holder); {
+	case lease == "" || !op.Mode.Valid():
+		return BadOp
+	case lease != op.Lease:
+		return LeaseMismatch
+	}
+	return Applied
+}
+
+func (m *machine) acquire(op *Op) Result {
+	if indexOf(m.Holders, op.ID) >= 0 || indexOf(m.Waiters, op.ID) >= 0 {
+		m.promote()
+		return Result{Verdict: Applied}
+	}
+	if other := m.sameOwner(op.Owner); other != nil {
+		return Result{Verdict: AlreadyHeld, Blocker: *other}
+	}
+	granted := m.grantable(op.Mode)
+	e := op.entry()
+	if !granted && op.Patience > 0 {
+		if wait := m.expectedWaitOf(&e, op.Hold); wait > op.Patience {
+			return Result{Verdict: WaitTooLong, Blocker: m.blocker(op.Mode), Wait: wait, Position: len(m.Waiters)}
+		}
+	}
+	if !granted && len(m.Waiters) >= m.lim.MaxWaiters {
+		return Result{Verdict: QueueFull, Limit: fmt.Sprintf("%d waiters", m.lim.MaxWaiters)}
+	}
+	if !m.reserve(&e) {
+		return m.tooLarge()
+	}
+	m.seedHoldTime(op)
+	if granted {
+		m.Holders = append(m.Holders, e)
+	} else {
+		m.Waiters = append(m.Waiters, e)
+		m.promote()
+	}
+	return Result{Verdict: Applied}
+}
+
+func (m *machine) try(op *Op) Result {
+	if indexOf(m.Holders, op.ID) >= 0 {
+		return Result{Verdict: Applied}
+	}
+	if other := m.sameOwner(op.Owner); other != nil && other.ID != op.ID {
+		return Result{Verdict: AlreadyHeld, Blocker: *other}
+	}
+	if !m.grantable(op.Mode) {
+		return Result{Verdict: Held, Blocker: m.blocker(op.Mode)}
+	}
+	e := op.entry()
+	if !m.reserve(&e) {
+		return m.tooLarge()
+	}
+	m.seedHoldTime(op)
+	m.Holders = append(m.Holders, e)
+	return Result{Verdict: Applied}
+}
+
+// seedHoldTime takes over what a requester knows of the hold time, where the record knows nothing.
+func (m *machine) seedHoldTime(op *Op) {
+	if m.Hold == 0 {
+		m.Hold = wholeHold(op.Hold)
+	}
+}
+
+// expectedWaitOf returns how long a request would wait at the end of the queue; hold is the
+// requester's idea of the hold time.
+func (m *machine) expectedWaitOf(e *Entry, hold time.Duration) time.Duration {
+	queued := Record{Hold: m.Hold, Holders: m.Holders, Waiters: append(slices.Clip(m.Waiters), *e)}
+	if queued.Hold == 0 {
+		queued.Hold = wholeHold(hold)
+	}
+	return queued.ExpectedWait(len(m.Waiters))
+}
+
+// grantable reports whether a request that arrives now can be granted without passing anybody.
+func (m *machine) grantable(want Mode) bool {
+	return len(m.Waiters) == 0 && len(m.Holders) < m.lim.MaxHolders && m.modes().admits(want) && !m.converting()
+}
+
+// blocker returns whom a request that is not grantable would have to wait for: a holder it is
+// incompatible with, else one that waits for a conversion, else the head of the queue, else (too
+// many holders) the oldest holder.
+func (m *machine) blocker(want Mode) Entry {
+	for i := range m.Holders {
+		if !Compatible(m.Holders[i].Mode, want) {
+			return m.Holders[i]
+		}
+	}
+	for i := range m.Holders {
+		if m.Holders[i].Convert.ID != "" {
+			return m.Holders[i]
+		}
+	}
+	if len(m.Waiters) > 0 {
+		return m.Waiters[0]
+	}
+	return m.Holders[0]
+}
+
+// sameOwner finds an entry of the same explicit owner.
+func (m *machine) sameOwner(owner string) *Entry {
+	if owner == "" {
+		return nil
+	}
+	for _, list := range [][]Entry{m.Holders, m.Waiters} {
+		for i := range list {
+			if list[i].Owner == owner {
+				return &list[i]
+			}
+		}
+	}
+	return nil
+}
+
+// promote grants from the head of the queue and stops at the first waiter that doesn't fit, even
+// if one behind it would: else readers could keep a writer waiting for ever.
+// Conversions come first, and while one of them waits nobody is let in beside it, for the same reason.
+func (m *machine) promote() {
+	if m.promoteConversions() {
+		return
+	}
+	held, n := m.modes(), 0
+	for n < len(m.Waiters) && len(m.Holders) < m.lim.MaxHolders && held.admits(m.Waiters[n].Mode) {
+		e := m.Waiters[n]
+		e.Token = 0 // the fencing token is the revision of this write, not of the one that queued it
+		m.Holders = append(m.Holders, e)
+		held = held.with(e.Mode)
+		n++
+	}
+	m.Waiters = nilIfEmpty(slices.Delete(m.Waiters, 0, n))
+}
+
+// modes is the set of the modes held.
+func (r *Record) modes() modeSet {
+	var s modeSet
+	for i := range r.Holders {
+		s = s.with(r.Holders[i].Mode)
+	}
+	return s
+}
