@@ -9,7 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/lockfabric/lockfabric/coalesce"
+	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
@@ -149,9 +149,9 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 	if a.req.owner != "" {
 		a.mine = append(a.mine, op.ID)
 	}
-	out, err := s.engine.Do(ctx, a.enc, op, coalesce.Options{FailFast: a.req.failFast, Stop: sl.lease.Lost(), Queued: a.whenQueued(sl, op.ID)})
+	out, err := s.engine.Do(ctx, a.enc, op, engine.Options{FailFast: a.req.failFast, Stop: sl.lease.Lost(), Queued: a.whenQueued(sl, op.ID)})
 	if err != nil {
-		if errors.Is(err, coalesce.ErrGone) {
+		if errors.Is(err, engine.ErrGone) {
 			// It may stand after all: the reads that said otherwise can be those of
 			// a deposed leader. Nothing may be left under a lease that lives.
 			s.engine.Forget(a.enc, sl.id, op.ID, 0)
@@ -231,7 +231,7 @@ func (a *attempt) begin(ctx context.Context, l *Lock) error {
 // judge decides whether to acquire again after an error, and gives the error
 // its final form if not.
 func (a *attempt) judge(ctx context.Context, err error) (again bool, final error) {
-	var refused *coalesce.RefusedError
+	var refused *engine.RefusedError
 	switch {
 	case errors.As(err, &refused):
 		return a.judgeRefusal(ctx, refused)
@@ -243,9 +243,9 @@ func (a *attempt) judge(ctx context.Context, err error) (again bool, final error
 			return false, ctx.Err()
 		}
 		return false, fmt.Errorf("%w (%w)", ctx.Err(), translate(err))
-	case errors.Is(err, errAgain), errors.Is(err, coalesce.ErrGone), errors.Is(err, coalesce.ErrStopped):
+	case errors.Is(err, errAgain), errors.Is(err, engine.ErrGone), errors.Is(err, engine.ErrStopped):
 		return true, nil
-	case errors.Is(err, coalesce.ErrClosed), errors.Is(err, ErrBucketGone):
+	case errors.Is(err, engine.ErrClosed), errors.Is(err, ErrBucketGone):
 		// The session ended, the manager perhaps not.
 		_, serr := a.m.session(ctx)
 		if errors.Is(serr, ErrClosed) || a.req.failFast && serr != nil {
@@ -260,7 +260,7 @@ func (a *attempt) judge(ctx context.Context, err error) (again bool, final error
 	return false, err
 }
 
-func (a *attempt) judgeRefusal(ctx context.Context, refused *coalesce.RefusedError) (again bool, final error) {
+func (a *attempt) judgeRefusal(ctx context.Context, refused *engine.RefusedError) (again bool, final error) {
 	switch refused.Verdict {
 	case record.Held, record.AlreadyHeld, record.WaitTooLong:
 		again, err := a.takeover(ctx, refused)
@@ -292,7 +292,7 @@ func (a *attempt) judgeRefusal(ctx context.Context, refused *coalesce.RefusedErr
 
 // takeover looks whether those in the way are dead, and evicts them if so. It
 // reports whether it is worth to try again.
-func (a *attempt) takeover(ctx context.Context, refused *coalesce.RefusedError) (bool, error) {
+func (a *attempt) takeover(ctx context.Context, refused *engine.RefusedError) (bool, error) {
 	var dead []string
 	var stale *record.Entry
 	s := a.session
@@ -319,7 +319,7 @@ func (a *attempt) takeover(ctx context.Context, refused *coalesce.RefusedError) 
 	if len(dead) == 0 {
 		return false, nil
 	}
-	_, err := s.engine.Do(ctx, a.enc, record.Op{Verb: record.OpEvict, Leases: dead}, coalesce.Options{FailFast: a.req.failFast})
+	_, err := s.engine.Do(ctx, a.enc, record.Op{Verb: record.OpEvict, Leases: dead}, engine.Options{FailFast: a.req.failFast})
 	return err == nil, nil
 }
 
@@ -357,7 +357,7 @@ func (a *attempt) lookAt(ctx context.Context, entries []record.Entry) []look {
 }
 
 // inTheWay returns one entry for each lease that a refusal may be due to.
-func inTheWay(refused *coalesce.RefusedError) []record.Entry {
+func inTheWay(refused *engine.RefusedError) []record.Entry {
 	if refused.Verdict == record.AlreadyHeld || refused.Record == nil {
 		return []record.Entry{refused.Blocker}
 	}

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/lockfabric/lockfabric/coalesce"
+	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
@@ -81,18 +81,18 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 		}
 	}()
 	known := l.revision()
-	opt := coalesce.Options{FailFast: l.failFast, Stop: l.Context().Done(), Queued: c.whenQueued(), Known: known}
+	opt := engine.Options{FailFast: l.failFast, Stop: l.Context().Done(), Queued: c.whenQueued(), Known: known}
 	weaker := op.From.Covers(op.Mode)
 	if weaker {
-		opt = coalesce.Options{Detached: releaseTimeout, Known: known}
+		opt = engine.Options{Detached: releaseTimeout, Known: known}
 	}
 	for n := 1; ; n++ {
 		out, err := l.s.engine.Do(ctx, l.enc, op, opt)
 		if err == nil {
 			return l.converted(op, out, weaker, c)
 		}
-		if !errors.Is(err, coalesce.ErrGone) {
-			var refused *coalesce.RefusedError
+		if !errors.Is(err, engine.ErrGone) {
+			var refused *engine.RefusedError
 			if n > 1 && !errors.As(err, &refused) {
 				l.s.engine.Abandon(l.enc, op, known) // the engine knows of this attempt, not of those before
 			}
@@ -114,7 +114,7 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 }
 
 // converted takes over what was acknowledged.
-func (l *Lock) converted(op record.Op, out coalesce.Outcome, weaker bool, c *conversion) error {
+func (l *Lock) converted(op record.Op, out engine.Outcome, weaker bool, c *conversion) error {
 	if out.Entry.Revoked {
 		l.lose(ErrRevoked)
 	}
@@ -141,13 +141,13 @@ func (l *Lock) converted(op record.Op, out coalesce.Outcome, weaker bool, c *con
 
 // notConverted gives a failure its final form.
 func (l *Lock) notConverted(ctx context.Context, op record.Op, err error) error {
-	var refused *coalesce.RefusedError
+	var refused *engine.RefusedError
 	switch {
 	case l.Err() != nil:
 		return l.Err()
 	case errors.As(err, &refused):
 		return l.convertRefused(op, refused)
-	case errors.Is(err, coalesce.ErrUnconfirmed):
+	case errors.Is(err, engine.ErrUnconfirmed):
 		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
 	case ctx.Err() != nil && !errors.Is(err, ctx.Err()):
 		return fmt.Errorf("%w (%w)", ctx.Err(), translate(err))
@@ -155,7 +155,7 @@ func (l *Lock) notConverted(ctx context.Context, op record.Op, err error) error 
 	return translate(err)
 }
 
-func (l *Lock) convertRefused(op record.Op, refused *coalesce.RefusedError) error {
+func (l *Lock) convertRefused(op record.Op, refused *engine.RefusedError) error {
 	switch refused.Verdict {
 	case record.ConvertRevoked:
 		l.lose(ErrRevoked)

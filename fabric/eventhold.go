@@ -4,7 +4,7 @@ import (
 	"errors"
 	"time"
 
-	"github.com/lockfabric/lockfabric/coalesce"
+	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
@@ -100,9 +100,9 @@ func (a *attempt) withdrawn(sl *slot, id string, err error) {
 	switch {
 	case a.session.why() != nil: // the lease ended with the session
 		err = a.session.why()
-	case errors.Is(err, coalesce.ErrStopped), errors.Is(err, errAgain):
+	case errors.Is(err, engine.ErrStopped), errors.Is(err, errAgain):
 		err = lossReason(sl.lease.Err())
-	case errors.Is(err, coalesce.ErrGone):
+	case errors.Is(err, engine.ErrGone):
 		err = ErrRemoved
 	default:
 		err = translate(err)

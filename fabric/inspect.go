@@ -9,7 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/lockfabric/lockfabric/coalesce"
+	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
@@ -264,8 +264,8 @@ func (m *Manager) ForceRelease(ctx context.Context, key string, opts ...ForceOpt
 	if f.now {
 		op.Verb = record.OpRemove
 	}
-	if _, err := s.engine.Do(ctx, enc, op, coalesce.Options{}); err != nil {
-		var refused *coalesce.RefusedError
+	if _, err := s.engine.Do(ctx, enc, op, engine.Options{}); err != nil {
+		var refused *engine.RefusedError
 		if errors.As(err, &refused) {
 			return 0, fmt.Errorf("force release of %q: %w", key, ErrKindMismatch)
 		}

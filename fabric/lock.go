@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/lockfabric/lockfabric/coalesce"
+	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
@@ -215,13 +215,13 @@ func (l *Lock) Release(context.Context) error {
 }
 
 func (l *Lock) release() error {
-	out, err := l.s.engine.Do(context.Background(), l.enc, releaseOp(l), coalesce.Options{Detached: releaseTimeout, Known: l.revision()})
+	out, err := l.s.engine.Do(context.Background(), l.enc, releaseOp(l), engine.Options{Detached: releaseTimeout, Known: l.revision()})
 	switch {
 	case err == nil && out.Existed:
 		return nil
 	case err == nil:
 		return &LostError{Key: l.key, Token: l.Token(), Reason: l.whyGone()}
-	case !errors.Is(err, coalesce.ErrUnconfirmed):
+	case !errors.Is(err, engine.ErrUnconfirmed):
 		// It ended for good, as on a record that can't be read and that somebody
 		// may restore with the entry in it.
 		l.s.engine.Forget(l.enc, l.slot.id, l.entry.ID, l.revision())
@@ -314,7 +314,7 @@ func (l *Lock) watch() {
 		return
 	}
 	stop := l.s.engine.WatchHold(l.enc, l.entry.ID, token, func(err error) {
-		if errors.Is(err, coalesce.ErrRevoked) {
+		if errors.Is(err, engine.ErrRevoked) {
 			l.lose(ErrRevoked)
 		} else {
 			l.lose(l.whyGone())
@@ -348,10 +348,10 @@ func lossReason(err error) error {
 // package's name.
 func translate(err error) error {
 	switch {
-	case errors.Is(err, coalesce.ErrUnavailable), errors.Is(err, kv.ErrUnavailable), errors.Is(err, kv.ErrBucketGone),
+	case errors.Is(err, engine.ErrUnavailable), errors.Is(err, kv.ErrUnavailable), errors.Is(err, kv.ErrBucketGone),
 		errors.Is(err, kv.ErrUnknown), errors.Is(err, kv.ErrNotSent), errors.Is(err, kv.ErrBusy), errors.Is(err, kv.ErrConflict):
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
-	case errors.Is(err, coalesce.ErrClosed):
+	case errors.Is(err, engine.ErrClosed):
 		return fmt.Errorf("%w: %w", ErrClosed, err)
 	case errors.Is(err, record.ErrNewerSchema), errors.Is(err, kv.ErrNewerSchema):
 		return fmt.Errorf("%w: %w", ErrNewerSchema, err)

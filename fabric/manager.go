@@ -14,8 +14,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/lockfabric/lockfabric/coalesce"
 	"github.com/lockfabric/lockfabric/internal/clock"
+	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/rtt"
 )
 
@@ -33,9 +33,9 @@ type Manager struct {
 	mu      sync.Mutex
 	closed  bool
 	current *session
-	leaving []*session     // that are being ended
-	past    coalesce.Stats // counters of sessions that have ended
-	opening chan struct{}  // closed when the session was opened, or not
+	leaving []*session    // that are being ended
+	past    engine.Stats  // counters of sessions that have ended
+	opening chan struct{} // closed when the session was opened, or not
 	ending  sync.WaitGroup
 	done    chan struct{} // closed when Close has finished
 }

@@ -7,8 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/lockfabric/lockfabric/coalesce"
 	"github.com/lockfabric/lockfabric/internal/clock"
+	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -33,7 +33,7 @@ type session struct {
 	lockHub  *kv.Hub
 	leaseHub *kv.Hub
 	observer *lease.Observer
-	engine   *coalesce.Engine
+	engine   *engine.Engine
 	ready    chan struct{} // closed when grants are allowed
 	stop     context.CancelFunc
 	ctx      context.Context // ends with the session; for its goroutines
@@ -70,7 +70,7 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	s.lockHub, s.leaseHub = kv.NewHub(buckets.Locks, hub...), kv.NewHub(buckets.Leases, hub...)
 	s.observer = lease.NewObserver(buckets.Leases, s.leaseHub.Watch, clock.Observer(), m.label(), &m.rtt, m.cfg.logger)
 	s.observer.OnTombstone(s.tookOver)
-	s.engine = coalesce.New(coalesce.Config{
+	s.engine = engine.New(engine.Config{
 		Store: buckets.Locks, Watcher: s.lockHub, Observer: s.observer,
 		Suspect: s.suspect,
 		Evicted: s.evicted,
@@ -273,7 +273,7 @@ func (s *session) sweep(left []*Lock) {
 	for range min(64, len(left)) {
 		wg.Go(func() {
 			for l := range next {
-				_, _ = s.engine.Do(ctx, l.enc, releaseOp(l), coalesce.Options{FailFast: true, Known: l.revision()})
+				_, _ = s.engine.Do(ctx, l.enc, releaseOp(l), engine.Options{FailFast: true, Known: l.revision()})
 			}
 		})
 	}

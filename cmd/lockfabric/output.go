@@ -45,7 +45,7 @@ func printable(text string) string {
 // message makes one line of an error, and leaves out which package says it.
 func message(err error) string {
 	text := ": " + oneLine(err.Error())
-	for _, pkg := range []string{"fabric", "coalesce", "kv", "embedded"} {
+	for _, pkg := range []string{"fabric", "engine", "kv", "embedded"} {
 		text = strings.ReplaceAll(text, ": "+pkg+": ", ": ")
 	}
 	// Each of several packages has said it.

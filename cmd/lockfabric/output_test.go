@@ -163,7 +163,7 @@ func TestMessageSaysItOnce(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		"fabric: cluster unavailable: fabric: cluster unavailable: kv: unavailable: read of k: nats: timeout": "cluster unavailable: read of k: nats: timeout",
-		"inspect \"k\": fabric: cluster unavailable: coalesce: no leader answers: kv: bucket is gone":         "inspect \"k\": cluster unavailable: no leader answers: bucket is gone",
+		"inspect \"k\": fabric: cluster unavailable: engine: no leader answers: kv: bucket is gone":           "inspect \"k\": cluster unavailable: no leader answers: bucket is gone",
 		"fabric: invalid option: kv: invalid option: fabric name \"a b\"":                                     "invalid option: fabric name \"a b\"",
 		"first\nsecond": "first second",
 	} {

@@ -62,7 +62,7 @@ func TestRulesCanFail(t *testing.T) {
 		"internal/lease/doc.go":             doc,
 		"internal/lease/lease.go":           importing("context", lf+"kv", lf+"internal/clock", "github.com/nats-io/nats.go"),
 		"fabric/doc.go":                     doc,
-		"fabric/lock.go":                    importing(lf + "coalesce"),
+		"fabric/lock.go":                    importing(lf + "internal/engine"),
 		"embedded/doc.go":                   doc,
 		"embedded/server.go":                importing(server),
 		"internal/faultproxy/doc.go":        doc,

@@ -38,9 +38,9 @@ var layers = map[string]layer{
 	// How to reach a server; it knows nothing of locks.
 	"internal/natscontext": {},
 	"internal/lease":       {imports: []string{"kv", "internal/clock", "internal/rtt"}},
-	"coalesce":             {imports: []string{"kv", "internal/record", "internal/lease", "internal/rtt"}},
+	"internal/engine":      {imports: []string{"kv", "internal/record", "internal/lease", "internal/rtt"}},
 	"fabric": {imports: []string{
-		"coalesce", "kv", "internal/record", "internal/lease", "internal/clock", "internal/rtt",
+		"internal/engine", "kv", "internal/record", "internal/lease", "internal/clock", "internal/rtt",
 	}, serverInTests: true},
 	"primitives": {imports: []string{"fabric"}},
 	// It reads what lies in the buckets, also where fabric would refuse them.
@@ -62,12 +62,12 @@ var layers = map[string]layer{
 // programs is what every main package under cmd and examples may import.
 var programs = map[string]layer{
 	"cmd": {program: true, imports: []string{
-		"primitives", "fabric", "coalesce", "kv", "internal/record", "internal/lease", "internal/clock", "internal/doctor", "internal/natscontext", "embedded",
+		"primitives", "fabric", "kv", "internal/record", "internal/lease", "internal/clock", "internal/doctor", "internal/natscontext", "embedded",
 		// Servers that embedded doesn't offer: with accounts, or without JetStream.
 	}, serverInTests: true},
 	// An example shows what a reader can do, so it gets public packages only.
 	"examples": {program: true, prometheus: true, imports: []string{
-		"primitives", "fabric", "fabric/fabricprom", "coalesce", "kv", "embedded", "examples/internal/demo",
+		"primitives", "fabric", "fabric/fabricprom", "kv", "embedded", "examples/internal/demo",
 	}},
 }
 

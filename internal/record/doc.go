@@ -1,6 +1,6 @@
 // Package record is the lock record and its state machine: pure functions from a record and
 // some operations to the next record. It reads no clock, does no I/O and starts no goroutine;
-// whoever calls it (package coalesce) reads records from and writes them to a bucket by CAS.
+// whoever calls it (package internal/engine) reads records from and writes them to a bucket by CAS.
 //
 // A record lists who holds a resource and who waits for it, in order:
 //

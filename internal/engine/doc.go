@@ -1,5 +1,5 @@
-// Package coalesce holds the engine: the one implementation of locking, which
-// turns operations on a resource into compare-and-set writes of its record.
+// Package engine is the one implementation of locking, which turns operations on
+// a resource into compare-and-set writes of its record.
 //
 // What the goroutines of a process want of one resource at the same moment is
 // combined: one round takes every pending operation, applies the pure state
@@ -29,4 +29,4 @@
 // While no leader answers, operations are repeated with growing, jittered
 // pauses until their context ends; with the fail-fast option they end at the
 // first failure. A record that cannot be decoded is never written over.
-package coalesce
+package engine

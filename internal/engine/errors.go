@@ -1,4 +1,4 @@
-package coalesce
+package engine
 
 import (
 	"errors"
@@ -10,32 +10,32 @@ import (
 var (
 	// ErrRefused says that the state of the resource forbids the operation; it
 	// comes as a *RefusedError that says which way. Nothing was left behind.
-	ErrRefused = errors.New("coalesce: operation refused")
+	ErrRefused = errors.New("engine: operation refused")
 
 	// ErrGone says that a waiting operation's entry disappeared: its lease was
 	// found dead, or somebody deleted the resource. Acquire again with a new id.
-	ErrGone = errors.New("coalesce: entry is gone")
+	ErrGone = errors.New("engine: entry is gone")
 
 	// ErrUnavailable says that no leader answered. The operation was not done,
 	// or is being undone in the background.
-	ErrUnavailable = errors.New("coalesce: no leader answers")
+	ErrUnavailable = errors.New("engine: no leader answers")
 
 	// ErrUnconfirmed says that the caller's context ended before the operation
 	// was confirmed. The engine goes on with it.
-	ErrUnconfirmed = errors.New("coalesce: not confirmed in time")
+	ErrUnconfirmed = errors.New("engine: not confirmed in time")
 
 	// ErrStopped says that the stop channel given with the operation was closed.
-	ErrStopped = errors.New("coalesce: operation stopped")
+	ErrStopped = errors.New("engine: operation stopped")
 
 	// ErrClosed says that the engine was closed.
-	ErrClosed = errors.New("coalesce: engine closed")
+	ErrClosed = errors.New("engine: engine closed")
 
 	// ErrRevoked is the reason of a hold lost to a forced release.
-	ErrRevoked = errors.New("coalesce: hold was revoked by an operator")
+	ErrRevoked = errors.New("engine: hold was revoked by an operator")
 
 	// ErrRemoved is the reason of a hold whose entry is not in the record any
 	// more: deleted by an operator, or evicted because its lease was found dead.
-	ErrRemoved = errors.New("coalesce: hold was removed from the record")
+	ErrRemoved = errors.New("engine: hold was removed from the record")
 )
 
 // RefusedError is ErrRefused with its reason.
@@ -45,7 +45,7 @@ type RefusedError struct {
 }
 
 func (e *RefusedError) Error() string {
-	return fmt.Sprintf("coalesce: operation refused: %v", e.Verdict)
+	return fmt.Sprintf("engine: operation refused: %v", e.Verdict)
 }
 
 // Is makes errors.Is(err, ErrRefused) true.

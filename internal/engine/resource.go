@@ -1,4 +1,4 @@
-package coalesce
+package engine
 
 import (
 	"bytes"
@@ -14,7 +14,7 @@ import (
 )
 
 // errStale says that a read showed less than this process has seen already.
-var errStale = errors.New("coalesce: read is older than what was seen")
+var errStale = errors.New("engine: read is older than what was seen")
 
 // resource is what this process knows of one key, and what its goroutines want
 // of it. At most one goroutine, the runner, writes at a time.
