@@ -92,22 +92,26 @@ func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 		return nil, translate(err)
 	}
 	var out []Info
+	places := map[string]int{} // in out
 	collect := func(e kv.Entry) bool {
 		name, err := kv.DecodeKey(e.Key)
 		if err != nil || !strings.HasPrefix(name, prefix) {
 			return true
 		}
-		rec, err := record.Decode(e.Value)
-		if err != nil {
-			kind := "unreadable"
-			if errors.Is(err, record.ErrNewerSchema) {
-				kind = "newer"
-			}
-			out = append(out, Info{Key: name, Kind: kind, Revision: e.Revision, Holders: []Party{}, Waiters: []Party{}})
+		info := Info{Key: name, Kind: "unreadable", Revision: e.Revision, Holders: []Party{}, Waiters: []Party{}}
+		switch rec, err := record.Decode(e.Value); {
+		case err == nil:
+			rec.Resolve(e.Revision)
+			info = newInfo(name, rec, e.Revision)
+		case errors.Is(err, record.ErrNewerSchema):
+			info.Kind = "newer"
+		}
+		if i, again := places[name]; again {
+			out[i] = info
 			return true
 		}
-		rec.Resolve(e.Revision)
-		out = append(out, newInfo(name, rec, e.Revision))
+		places[name] = len(out)
+		out = append(out, info)
 		return true
 	}
 	if err := s.buckets.Locks.Entries(ctx, filter, collect); err != nil {

@@ -260,29 +260,61 @@ func trailingNumber(s string) (uint64, bool) {
 	return n, err == nil
 }
 
+// listQuiet is how long a list waits for the next entry before it asks for the rest
+// anew, twice as long each time: the consumer under it may have died with its server.
+const listQuiet = time.Second
+
 // Entries calls fn for the latest entry of every existing key that matches the
 // KV filter, in revision order, until fn returns false. It is a snapshot by
-// watcher: keys written while it runs may or may not be seen.
+// watcher: a key written while it runs may be left out, or come again with its newer
+// entry. What nobody answers is asked again until ctx ends. Errors: ErrUnavailable.
 func (b *Bucket) Entries(ctx context.Context, filter string, fn func(Entry) bool) error {
-	w, err := b.kv.Watch(ctx, filter, jetstream.IgnoreDeletes())
+	last := uint64(0) // revision that fn has had
+	begun := time.Now()
+	for quiet := listQuiet; ; quiet = min(2*quiet, 8*time.Second) {
+		more, err := b.list(ctx, filter, begun, quiet, func(e Entry) bool {
+			if e.Revision <= last {
+				return true
+			}
+			last = e.Revision
+			return fn(e)
+		})
+		if !more && err == nil {
+			return nil
+		}
+		if !more || ctx.Err() != nil {
+			return fmt.Errorf("%w: list of %s: %w", ErrUnavailable, b.name, errors.Join(err, ctx.Err()))
+		}
+	}
+}
+
+// list is one attempt of Entries; more says that another one may do better.
+func (b *Bucket) list(ctx context.Context, filter string, begun time.Time, quiet time.Duration, fn func(Entry) bool) (more bool, err error) {
+	wctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	silence := time.AfterFunc(quiet, cancel)
+	defer silence.Stop()
+	w, err := b.kv.Watch(wctx, filter, jetstream.IgnoreDeletes())
 	if err != nil {
-		return fmt.Errorf("%w: list of %s: %w", ErrUnavailable, b.name, err)
+		again := unanswered(err) || errors.Is(err, context.Canceled) || b.link.starting(begun) && errors.Is(err, nats.ErrNoResponders)
+		if again {
+			<-wctx.Done() // an error that came early must not make this spin
+		}
+		return again, err
 	}
 	defer func() { _ = w.Stop() }()
 	for {
 		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%w: list of %s: %w", ErrUnavailable, b.name, ctx.Err())
+		case <-wctx.Done():
+			return true, wctx.Err()
 		case e, ok := <-w.Updates():
 			if !ok {
-				return fmt.Errorf("%w: list of %s: watcher closed", ErrUnavailable, b.name)
+				return false, errors.New("watcher closed")
 			}
-			if e == nil {
-				return nil
+			if e == nil || !fn(Entry{Key: e.Key(), Value: e.Value(), Revision: e.Revision(), Created: e.Created()}) {
+				return false, nil
 			}
-			if !fn(Entry{Key: e.Key(), Value: e.Value(), Revision: e.Revision(), Created: e.Created()}) {
-				return nil
-			}
+			silence.Reset(quiet)
 		}
 	}
 }

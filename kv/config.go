@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -88,6 +89,17 @@ func (c Config) streamConfig(bucket, incarnation string, firstSeq uint64, replic
 	}
 }
 
+// replicas is how many a bucket gets that is created on this connection.
+func (c Config) replicas(nc *nats.Conn) int {
+	switch {
+	case c.Replicas > 0:
+		return c.Replicas
+	case nc.ConnectedClusterName() != "":
+		return 3
+	}
+	return 1
+}
+
 func streamName(bucket string) string    { return "KV_" + bucket }
 func subjectPrefix(bucket string) string { return "$KV." + bucket + "." }
 
@@ -141,7 +153,7 @@ func (c Config) faults(bucket string, sc jetstream.StreamConfig) (faults []*Conf
 	bad(sc.Discard != jetstream.DiscardNew, "discard", sc.Discard, "new: old records must not be dropped", edit("--discard=new"))
 	bad(sc.DiscardNewPerSubject, "discard_new_per_subject", true, "false", edit("--no-discard-per-subject"))
 	bad(sc.MaxMsgs > 0, "max_msgs", sc.MaxMsgs, "-1: a release must always fit", edit("--max-msgs=-1"))
-	bad(sc.MaxBytes > 0, "max_bytes", sc.MaxBytes, "-1: a release must always fit", edit("--max-bytes=-1"))
+	bad(sc.MaxBytes > 0 && sc.MaxBytes < leastBytes, "max_bytes", sc.MaxBytes, "-1, or at least 16 MiB: a renewal must always fit", edit("--max-bytes=-1"))
 	bad(sc.MaxMsgSize > 0, "max_msg_size", sc.MaxMsgSize, "-1", edit("--max-msg-size=-1"))
 	bad(sc.AllowDirect, "allow_direct", true, "false: followers answer direct gets from the past", edit("--no-allow-direct"))
 	bad(!sc.AllowMsgTTL, "allow_msg_ttl", false, "true", edit("--allow-msg-ttl"))

@@ -43,7 +43,7 @@ func NewExaminer(nc *nats.Conn, cfg Config) (*Examiner, error) {
 
 // Usage is how much of one resource an account has in use.
 type Usage struct {
-	Resource string // "file storage", "memory storage", "streams" or "consumers"
+	Resource string // "file storage", "memory storage", "streams", "consumers" or "bytes"
 	Used     int64  // bytes, or a number
 	Limit    int64  // 0 or less = none
 }
@@ -53,6 +53,18 @@ type AccountState struct {
 	APILevel int
 	TooOld   error // ErrServerTooOld, or nil
 	Usage    []Usage
+
+	info jetstream.AccountInfo
+}
+
+// Room returns ErrLimit, with the limit and its figure, when the account has no room
+// for this many new buckets, and else nil.
+func (x *Examiner) Room(s AccountState, buckets int) error {
+	if buckets == 0 {
+		return nil
+	}
+	sc := x.cfg.streamConfig(LocksBucket(x.cfg.Fabric), "", 1, x.cfg.replicas(x.nc))
+	return fit(&sc, &s.info, buckets)
 }
 
 // Account asks for the account's state. Errors: ErrNoJetStream, ErrUnavailable,
@@ -62,7 +74,7 @@ func (x *Examiner) Account(ctx context.Context) (AccountState, error) {
 	if err := x.ask(ctx, apiAccountInfo, &info); err != nil {
 		return AccountState{}, openError("account", err)
 	}
-	s := AccountState{APILevel: info.API.Level}
+	s := AccountState{APILevel: info.API.Level, info: info}
 	if info.API.Level < apiLevel {
 		s.TooOld = tooOld(info.API.Level)
 	}
@@ -105,6 +117,7 @@ type BucketState struct {
 	FirstSeq    uint64 // the first revision, as configured
 	LastSeq     uint64
 	Consumers   Usage // of the bucket's own limit
+	Bytes       Usage // of the bucket's own limit
 }
 
 // Foreign reports whether the bucket was made by something else than this
@@ -142,6 +155,7 @@ func (x *Examiner) bucket(ctx context.Context, name string) (BucketState, error)
 	s.Incarnation = info.Config.Metadata[metaIncarnation]
 	s.FirstSeq, s.LastSeq = info.Config.FirstSeq, info.State.LastSeq
 	s.Consumers = Usage{"consumers", int64(info.State.Consumers), int64(info.Config.MaxConsumers)}
+	s.Bytes = Usage{"bytes", int64(info.State.Bytes), info.Config.MaxBytes}
 	if info.Cluster != nil && info.Cluster.Name != "" {
 		s.Clustered, s.Leader = true, info.Cluster.Leader
 		for _, p := range info.Cluster.Replicas {

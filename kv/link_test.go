@@ -2,9 +2,13 @@ package kv
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // A slow link costs an opening one round of repetitions, not one for each request.
@@ -38,6 +42,45 @@ func TestOpeningLearnsTheLink(t *testing.T) {
 		}
 		if d := l.wait(); d != shortestWait {
 			t.Errorf("the next request waits %v", d)
+		}
+	})
+}
+
+// What a server says that is starting, or has no leader yet, is no answer.
+func TestRefusalsThatPassAreRepeated(t *testing.T) {
+	code := func(n jetstream.ErrorCode) error { return &jetstream.APIError{Code: 503, ErrorCode: n} }
+	for _, c := range []struct {
+		err       error
+		clustered bool
+		repeated  bool
+	}{
+		{code(codeClusterNotAvailable), false, true}, // "JetStream system temporarily unavailable"
+		{code(codeNotLeader), false, true},
+		{code(codeNotActive), false, true},
+		{nats.ErrNoResponders, true, true},
+		{nats.ErrNoResponders, false, false},
+		{code(10026), true, false},
+		{code(codeStreamNotFound), true, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			asked := 0
+			_, err := insist(t.Context(), &link{clustered: c.clustered}, func(context.Context) (int, error) {
+				if asked++; asked <= 3 {
+					return 0, c.err
+				}
+				return asked, nil
+			})
+			if repeated := err == nil; repeated != c.repeated || !repeated && asked != 1 {
+				t.Errorf("%v, clustered %v: asked %d times: %v", c.err, c.clustered, asked, err)
+			}
+		})
+	}
+	// No responders for long is the answer: there is no JetStream.
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		_, err := insist(t.Context(), &link{clustered: true}, func(context.Context) (int, error) { return 0, nats.ErrNoResponders })
+		if took := time.Since(start); !errors.Is(err, nats.ErrNoResponders) || took > 2*startTime {
+			t.Errorf("%v after %v", err, took)
 		}
 	})
 }

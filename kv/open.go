@@ -32,6 +32,9 @@ const (
 	codeStreamNameInUse = 10058
 	// codeClusterNotAvailable is the answer while the cluster has no leader.
 	codeClusterNotAvailable = 10008
+	// codeNotLeader and codeNotActive are given by a server that is starting.
+	codeNotLeader = 10009
+	codeNotActive = 10006
 )
 
 // noteTimeout bounds one request for the fabric's note.
@@ -83,7 +86,7 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	l := new(link)
+	l := &link{clustered: nc.ConnectedClusterName() != ""}
 	noFloor := func(context.Context) (uint64, error) { return 0, nil }
 	leases, err := openBucket(ctx, l, nc, js, cfg, LeasesBucket(cfg.Fabric), noFloor)
 	if err != nil {
@@ -143,7 +146,7 @@ func (b *Buckets) Verify(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	for _, bucket := range []*Bucket{b.Locks, b.Leases} {
-		s, err := bucket.js.Stream(ctx, bucket.stream)
+		s, err := insist(ctx, bucket.link, func(ctx context.Context) (jetstream.Stream, error) { return bucket.js.Stream(ctx, bucket.stream) })
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			return fmt.Errorf("%w: %s", ErrBucketGone, bucket.name)
 		}
@@ -179,7 +182,7 @@ func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, know
 		if err != nil {
 			return meta{}, false, err
 		}
-		wctx, cancel := context.WithTimeout(ctx, noteTimeout)
+		wctx, cancel := context.WithTimeout(ctx, min(b.Leases.link.wait()<<attempt, noteTimeout))
 		_, err = b.Leases.Update(wctx, MetaKey, value, e.Revision, 0)
 		cancel()
 		if err == nil {
@@ -290,47 +293,63 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 	if !errors.Is(err, jetstream.ErrStreamNotFound) {
 		return none, openError(name, err)
 	}
-	if err := checkServer(ctx, js); err != nil {
-		return none, err
+	// Who may not ask hears nothing: that is no reason to wait for long.
+	actx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	info, err := insist(actx, l, js.AccountInfo)
+	if err != nil {
+		return none, openError("account", err)
 	}
-	replicas := cfg.Replicas
-	if replicas == 0 {
-		replicas = 1
-		if nc.ConnectedClusterName() != "" {
-			replicas = 3
-		}
+	if info.API.Level < apiLevel {
+		return none, tooOld(info.API.Level)
 	}
 	high, err := floor(ctx)
 	if err != nil {
 		return none, err
 	}
 	first := max(uint64(time.Now().UnixMicro()), high) + 1
-	actx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	s, err := js.CreateStream(actx, cfg.streamConfig(name, nuid.Next(), first, replicas))
-	if err == nil {
-		return s.CachedInfo().Config, nil
+	want := cfg.streamConfig(name, nuid.Next(), first, cfg.replicas(nc))
+	buckets := 1
+	if name == LeasesBucket(cfg.Fabric) {
+		buckets = 2 // the other one comes after it
 	}
-	// Somebody else may have created it in the meantime, with another first
-	// revision; theirs counts. On a cluster it may take a moment until it is
-	// found.
-	sc, again := insist(ctx, l, func(ctx context.Context) (jetstream.StreamConfig, error) {
-		sc, again := existing(ctx)
-		var refused *jetstream.APIError
-		if errors.Is(again, jetstream.ErrStreamNotFound) && errors.As(err, &refused) && refused.ErrorCode == codeStreamNameInUse {
-			again = context.DeadlineExceeded // not yet
+	if err := fit(&want, info, buckets); err != nil {
+		return none, fmt.Errorf("%w (bucket %s)", err, name)
+	}
+	cctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	// Asked again with the same words, it is the same stream. Somebody else may have
+	// created it in the meantime, with another first revision; theirs counts. On a
+	// cluster it may take a moment until it is found.
+	sc, err = insist(cctx, l, func(ctx context.Context) (jetstream.StreamConfig, error) {
+		s, err := js.CreateStream(ctx, want)
+		if err == nil {
+			return s.CachedInfo().Config, nil
 		}
-		return sc, again
+		var refused *jetstream.APIError
+		if !errors.As(err, &refused) || refused.ErrorCode != codeStreamNameInUse {
+			return none, err
+		}
+		sc, err := existing(ctx)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			err = context.DeadlineExceeded // not yet
+		}
+		return sc, err
 	})
-	if again == nil {
+	if err == nil {
 		return sc, nil
 	}
-	if !errors.Is(again, jetstream.ErrStreamNotFound) {
+	if limit := limitError(err); limit != nil {
+		return none, fmt.Errorf("%w (bucket %s with %d replica(s))", limit, name, want.Replicas)
+	}
+	if sc, again := insist(ctx, l, existing); again == nil {
+		return sc, nil // we may not create it, and somebody else just did
+	} else if !errors.Is(again, jetstream.ErrStreamNotFound) {
 		// Nobody knows: a server that went away meanwhile, for example. It is not
 		// for want of credentials.
 		return none, openError(name, again)
 	}
-	return none, fmt.Errorf("%w: bucket %s with %d replica(s): %w", ErrNoBucket, name, replicas, err)
+	return none, fmt.Errorf("%w: bucket %s with %d replica(s): %w", ErrNoBucket, name, want.Replicas, err)
 }
 
 // insist repeats a request while nobody answers it: a stream that was created a
@@ -339,14 +358,16 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 func insist[T any](ctx context.Context, l *link, request func(context.Context) (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
+	begun := time.Now()
 	for wait := l.wait(); ; wait = min(2*wait, apiTimeout) {
 		sent := time.Now()
 		actx, cancel := context.WithTimeout(ctx, wait)
 		got, err := request(actx)
-		if !unanswered(err) {
+		again := unanswered(err) || l.starting(begun) && errors.Is(err, nats.ErrNoResponders)
+		if !again {
 			l.answered(time.Since(sent))
 		}
-		if err == nil || ctx.Err() != nil || !unanswered(err) {
+		if err == nil || ctx.Err() != nil || !again {
 			cancel()
 			return got, err
 		}
@@ -358,21 +379,7 @@ func insist[T any](ctx context.Context, l *link, request func(context.Context) (
 func unanswered(err error) bool {
 	var refused *jetstream.APIError
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) ||
-		errors.As(err, &refused) && refused.ErrorCode == codeClusterNotAvailable
-}
-
-// checkServer says whether the server can create the buckets at all.
-func checkServer(ctx context.Context, js jetstream.JetStream) error {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	info, err := js.AccountInfo(ctx)
-	if err != nil {
-		return openError("account", err)
-	}
-	if info.API.Level < apiLevel {
-		return tooOld(info.API.Level)
-	}
-	return nil
+		errors.As(err, &refused) && (refused.ErrorCode == codeClusterNotAvailable || refused.ErrorCode == codeNotLeader || refused.ErrorCode == codeNotActive)
 }
 
 func tooOld(level int) error {

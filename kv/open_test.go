@@ -303,7 +303,7 @@ func TestBadConfigs(t *testing.T) {
 			t.Errorf("%+v: %v", cfg, err)
 		}
 	}
-	if _, err := kv.Open(testContext(t), nc, kv.Config{Fabric: "f", Replicas: 3}); !errors.Is(err, kv.ErrNoBucket) {
+	if _, err := kv.Open(testContext(t), nc, kv.Config{Fabric: "f", Replicas: 3}); !errors.Is(err, kv.ErrLimit) {
 		t.Errorf("three replicas on one server: %v", err)
 	}
 }

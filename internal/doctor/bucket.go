@@ -20,6 +20,7 @@ var firstDay = uint64(time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro())
 func (e *exam) buckets(ctx context.Context) {
 	e.leases = e.bucket(ctx, kv.LeasesBucket(e.Fabric), e.kv.Leases)
 	e.locks = e.bucket(ctx, kv.LocksBucket(e.Fabric), e.kv.Locks)
+	e.room()
 	if e.locks == nil || e.leases == nil {
 		return
 	}
@@ -93,6 +94,9 @@ func (e *exam) bucket(ctx context.Context, name string, get func(context.Context
 	}
 	e.replicas(&s)
 	e.consumers(&s)
+	if s.Bytes.Limit > 0 {
+		e.limits([]kv.Usage{{Resource: "bytes of " + name, Used: s.Bytes.Used, Limit: s.Bytes.Limit}})
+	}
 	return &s
 }
 

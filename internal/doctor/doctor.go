@@ -39,13 +39,14 @@ type Options struct {
 // exam is one look at everything.
 type exam struct {
 	Options
-	nc     *nats.Conn
-	kv     *kv.Examiner
-	report *Report
-	rights rights
-	locks  *kv.BucketState // nil = not known
-	leases *kv.BucketState
-	void   bool // tokens would repeat, or nothing is granted: no probe
+	nc      *nats.Conn
+	kv      *kv.Examiner
+	report  *Report
+	rights  rights
+	locks   *kv.BucketState // nil = not known
+	leases  *kv.BucketState
+	account *kv.AccountState // nil = not known
+	void    bool             // tokens would repeat, or nothing is granted: no probe
 
 	mu     sync.Mutex
 	denied func(error) // ends the present step

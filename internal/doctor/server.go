@@ -95,7 +95,24 @@ func (e *exam) jetStream(ctx context.Context) bool {
 	}
 	e.report.ok(checkJetStream, "", "enabled, API level %d", s.APILevel)
 	e.limits(s.Usage)
+	e.account = &s
 	return true
+}
+
+// room tells whether the account leaves room for the buckets that do not exist yet.
+func (e *exam) room() {
+	missing := 0
+	for _, b := range []*kv.BucketState{e.leases, e.locks} {
+		if b != nil && !b.Exists {
+			missing++
+		}
+	}
+	if e.account == nil {
+		return
+	}
+	if err := e.kv.Room(*e.account, missing); err != nil {
+		e.report.problem(checkLimits, "", "the buckets can't be created: "+err.Error(), "raise that limit of the account, or free what it has in use")
+	}
 }
 
 func (e *exam) limits(usage []kv.Usage) {
