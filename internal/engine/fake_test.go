@@ -23,6 +23,7 @@ const (
 	busy            // refused with code 10164
 	notSent         // refused by the client
 	rejected        // refused for good
+	slow            // arrives when bucket.release is closed, unless it is given up before
 )
 
 // bucket is a KV bucket in memory with faults, and a watcher on top.
@@ -39,6 +40,7 @@ type bucket struct {
 	commits  int
 	reads    int
 	held     []func()
+	release  chan struct{}
 	block    chan struct{} // writes wait for it, if set
 	arrived  chan struct{} // told of each write that arrives, if set
 	maxValue int           // what a larger value is rejected for, if set
@@ -108,6 +110,12 @@ func (b *bucket) write(ctx context.Context, e kv.Entry, rev uint64) (uint64, err
 		return 0, fmt.Errorf("%w: injected", kv.ErrBusy)
 	case notSent:
 		return 0, fmt.Errorf("%w: injected", kv.ErrNotSent)
+	case slow:
+		select {
+		case <-b.release:
+		case <-ctx.Done():
+			return 0, fmt.Errorf("%w: %w", kv.ErrUnknown, ctx.Err())
+		}
 	case rejected:
 		return 0, fmt.Errorf("%w: injected", kv.ErrRejected)
 	case lose, late:

@@ -35,8 +35,9 @@ func (r *resource) startRunner() {
 
 // run is the runner: round after round while there is something pending. A
 // caller that works as the runner gives own, its call, and its context; it hands
-// over to a goroutine of the engine as soon as its own operation has its outcome
-// or meets trouble. own is nil in that goroutine.
+// over to a goroutine of the engine as soon as its own operation has its outcome,
+// meets trouble, or would share a round: no other operation is ever carried out
+// under a caller's context. own is nil in that goroutine.
 func (r *resource) run(ctx context.Context, own *call) {
 	var b backoff
 	for {
@@ -53,7 +54,7 @@ func (r *resource) run(ctx context.Context, own *call) {
 			r.mu.Unlock()
 			return
 		}
-		if own != nil && (own.resolved || r.waiting[own.op.ID] == own || b.failures > 0 || ctx.Err() != nil) {
+		if own != nil && (len(batch) > 1 || own.resolved || r.waiting[own.op.ID] == own || b.failures > 0 || ctx.Err() != nil) {
 			r.pending = append(batch, r.pending...)
 			r.running = false
 			r.startRunner()

@@ -1,0 +1,66 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+)
+
+// A caller that gives up ends its own wait only: whoever shares its round is answered
+// as if it had stayed, also one that fails fast, which would take the broken-off write
+// for the silence of the leader.
+func TestGivingUpLeavesASharedRoundAlone(t *testing.T) {
+	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
+		b.release = make(chan struct{})
+		b.fault = func(n int) fault {
+			if n == 1 {
+				return slow
+			}
+			return pass
+		}
+		// The other one submits while somebody works on the key, who is done by the time
+		// that the caller comes: both are in the caller's first round.
+		r := e.resource("k")
+		r.mu.Lock()
+		r.running = true
+		r.mu.Unlock()
+		type answer struct {
+			out Outcome
+			err error
+		}
+		other := make(chan answer, 1)
+		go func() {
+			out, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{FailFast: true})
+			other <- answer{out, err}
+		}()
+		synctest.Wait()
+		r.mu.Lock()
+		r.running = false
+		r.mu.Unlock()
+		e.done(r)
+
+		ctx, cancel := context.WithCancel(t.Context())
+		caller := make(chan error, 1)
+		go func() {
+			_, err := e.Do(ctx, "k", acquireOp("L1.2"), Options{})
+			caller <- err
+		}()
+		synctest.Wait()
+		cancel()
+		synctest.Wait()
+		close(b.release)
+		if err := <-caller; !errors.Is(err, context.Canceled) {
+			t.Errorf("the caller that gave up: %v", err)
+		}
+		a := <-other
+		must(t, a.out, a.err)
+		synctest.Wait()
+		if rec := b.record("k"); len(rec.Holders) != 1 || len(rec.Waiters) != 0 {
+			t.Errorf("left behind: %+v", rec)
+		}
+		if writes, commits, _ := b.counts(); writes != commits {
+			t.Errorf("%d writes, %d commits", writes, commits)
+		}
+	})
+}
