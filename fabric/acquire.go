@@ -149,6 +149,7 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 	if a.req.owner != "" {
 		a.mine = append(a.mine, op.ID)
 	}
+	before := s.seen()
 	out, err := s.engine.Do(ctx, a.enc, op, engine.Options{FailFast: a.req.failFast, Stop: sl.lease.Lost(), Queued: a.whenQueued(sl, op.ID)})
 	if err != nil {
 		if errors.Is(err, engine.ErrGone) {
@@ -156,6 +157,12 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 			// a deposed leader. Nothing may be left under a lease that lives.
 			s.engine.Forget(a.enc, sl.id, op.ID, 0)
 		}
+		a.withdrawn(sl, op.ID, err)
+		sl.leave()
+		return nil, err
+	}
+	if err := a.confirm(ctx, out, before); err != nil {
+		s.engine.Forget(a.enc, sl.id, op.ID, out.Revision)
 		a.withdrawn(sl, op.ID, err)
 		sl.leave()
 		return nil, err
@@ -201,6 +208,21 @@ func (a *attempt) slot(ctx context.Context, s *session) (*slot, error) {
 		err = fmt.Errorf("%w: no lease in %v: %w", ErrUnavailable, limit, err)
 	}
 	return sl, err
+}
+
+// confirm is explained at session.confirm. It takes a bounded time if the acquire is
+// to fail fast.
+func (a *attempt) confirm(ctx context.Context, out engine.Outcome, before uint64) error {
+	if !a.req.failFast {
+		return a.session.confirm(ctx, out, before)
+	}
+	fctx, cancel := context.WithTimeout(ctx, a.failFastLimit())
+	defer cancel()
+	err := a.session.confirm(fctx, out, before)
+	if err != nil && ctx.Err() == nil && fctx.Err() != nil {
+		err = fmt.Errorf("%w: not known whether the locks bucket was replaced", ErrUnavailable)
+	}
+	return err
 }
 
 // failFastLimit is how long to wait for a lease where the acquire is to fail fast.

@@ -132,7 +132,7 @@ func needed(name string) (publish, helpful, subscribe []string) {
 			"$JS.API.CONSUMER.DELETE."+stream+".>",
 		)
 		helpful = append(helpful, "$JS.FC."+stream+".>")
-		subscribe = append(subscribe, "$JS.EVENT.ADVISORY.STREAM.DELETED."+stream)
+		subscribe = append(subscribe, "$JS.EVENT.ADVISORY.STREAM.DELETED."+stream, "$JS.EVENT.ADVISORY.STREAM.UPDATED."+stream)
 	}
 	return publish, helpful, subscribe
 }

@@ -78,7 +78,7 @@ var (
 	ErrTakenOver      = errors.New("fabric: the lease was found dead or deleted by somebody else")
 	ErrRevoked        = errors.New("fabric: revoked by an operator")
 	ErrRemoved        = errors.New("fabric: the entry was removed from the record by an operator")
-	ErrBucketGone     = errors.New("fabric: the bucket was deleted or created again")
+	ErrBucketGone     = errors.New("fabric: the bucket was deleted, created again or set back")
 )
 
 // Errors of a manager.

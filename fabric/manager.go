@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -29,6 +30,8 @@ type Manager struct {
 	clock clock.Clock
 	feed  *feed         // of events; nil without a hook
 	rtt   rtt.Estimator // of the connection, for the engine and all leases
+
+	seen atomic.Uint64 // highest revision of the locks bucket in sessions that have ended
 
 	mu      sync.Mutex
 	closed  bool

@@ -25,23 +25,28 @@ const (
 	tendEvery  = time.Second
 )
 
+// seenEvery is how many writes of locks pass until a session notes their revision.
+const seenEvery = 1 << 17
+
 // session is everything that hangs on one incarnation of the fabric's buckets.
 // When they are deleted or created again the manager makes a new one.
 type session struct {
-	m        *Manager
-	buckets  *kv.Buckets
-	lockHub  *kv.Hub
-	leaseHub *kv.Hub
-	observer *lease.Observer
-	engine   *engine.Engine
-	ready    chan struct{} // closed when grants are allowed
-	stop     context.CancelFunc
-	ctx      context.Context // ends with the session; for its goroutines
-	wg       sync.WaitGroup  // added to under mu while ended is nil
-	local    sync.Map        // lease id -> *lease.Lease: live leases of this process
-	over     sync.Map        // lease id -> struct{}: its lost ones, without a tombstone yet
-	longest  atomic.Int64    // longest TTL noted
-	doubts   *doubts         // about the buckets
+	m         *Manager
+	buckets   *kv.Buckets
+	lockHub   *kv.Hub
+	leaseHub  *kv.Hub
+	observer  *lease.Observer
+	engine    *engine.Engine
+	ready     chan struct{} // closed when grants are allowed
+	stop      context.CancelFunc
+	ctx       context.Context // ends with the session; for its goroutines
+	wg        sync.WaitGroup  // added to under mu while ended is nil
+	local     sync.Map        // lease id -> *lease.Lease: live leases of this process
+	over      sync.Map        // lease id -> struct{}: its lost ones, without a tombstone yet
+	longest   atomic.Int64    // longest TTL noted
+	doubts    *doubts         // about the buckets
+	confirmed atomic.Uint64   // up to here all revisions are certainly the opened bucket's
+	noted     uint64          // revision that the fabric's note has at least; of housekeep
 
 	mu     sync.Mutex
 	ended  error
@@ -57,7 +62,9 @@ type freshLock struct {
 }
 
 func openSession(ctx context.Context, m *Manager) (*session, error) {
-	buckets, err := kv.Open(ctx, m.nc, m.cfg.buckets)
+	cfg := m.cfg.buckets
+	cfg.Seen = m.seen.Load()
+	buckets, err := kv.Open(ctx, m.nc, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -65,6 +72,8 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 		m: m, buckets: buckets, ready: make(chan struct{}), doubts: newDoubts(),
 		slots: map[timing]*slot{}, making: map[timing]chan struct{}{}, all: map[*slot]struct{}{},
 	}
+	s.confirmed.Store(buckets.Last)
+	s.noted = buckets.Last
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	hub := []kv.HubOption{kv.WithDoubt(s.suspect), kv.WithReadTimeout(m.rtt.Patience)}
 	s.lockHub, s.leaseHub = kv.NewHub(buckets.Locks, hub...), kv.NewHub(buckets.Leases, hub...)
@@ -82,7 +91,7 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	if buckets.Quarantine == 0 {
 		close(s.ready)
 	} else {
-		m.cfg.logger.Warn("the locks bucket is not the one noted; nothing is granted until every lease of before has ended",
+		m.cfg.logger.Warn("the locks bucket was replaced or set back; nothing is granted until every lease of before has ended",
 			"bucket", buckets.Locks.Name(), "wait", buckets.Quarantine)
 		s.goIfOpen(func() { s.quarantine(buckets.Quarantine) })
 	}
@@ -161,7 +170,7 @@ func (s *session) noteTTL(ctx context.Context, ttl time.Duration) error {
 	if int64(ttl) <= s.longest.Load() {
 		return nil
 	}
-	if err := s.buckets.NoteTTL(ctx, ttl, s.engine.Seen()); err != nil {
+	if err := s.buckets.NoteTTL(ctx, ttl, s.seen()); err != nil {
 		return err
 	}
 	s.longest.Store(max(s.longest.Load(), int64(ttl)))
@@ -182,7 +191,21 @@ func (s *session) housekeep() {
 			s.watchFresh()
 		case <-tend.C:
 			s.tend()
+			s.noteSeen()
 		}
+	}
+}
+
+// noteSeen notes how far the locks bucket has come, after many writes.
+func (s *session) noteSeen() {
+	seen := s.seen()
+	if seen < s.noted+seenEvery {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, closeTimeout)
+	defer cancel()
+	if s.buckets.NoteSeen(ctx, seen) == nil {
+		s.noted = seen
 	}
 }
 
@@ -207,11 +230,61 @@ func (s *session) suspect() { s.doubts.raise() }
 // lookAfterBuckets looks, whenever there is a doubt, whether the buckets are still
 // those that were opened, and ends the session if not.
 func (s *session) lookAfterBuckets() {
-	if err := s.doubts.run(s.ctx, s.buckets.Verify); err != nil {
-		s.m.cfg.logger.Error("a bucket was deleted or created again; every hold is lost", "error", err)
+	if err := s.doubts.run(s.ctx, s.look); err != nil {
+		s.m.cfg.logger.Error("a bucket was deleted, created again or set back; every hold is lost", "error", err)
 		// Not in this goroutine, which end waits for; Manager.Close waits for
 		// that one.
 		s.m.ending.Go(func() { s.end(ErrBucketGone, false) })
+	}
+}
+
+func (s *session) look(ctx context.Context) error {
+	last, err := s.buckets.Verify(ctx, s.seen())
+	if err == nil {
+		raiseTo(&s.confirmed, last)
+	}
+	return err
+}
+
+// seen returns the highest revision of the locks bucket that this session knows of.
+func (s *session) seen() uint64 { return max(s.engine.Seen(), s.confirmed.Load()) }
+
+// confirm returns nil once it is certain that a grant was written into the bucket
+// that this session opened, after all that the session had seen before it asked. A
+// write that expects no record fits any bucket, so the grant's revision decides: far
+// above what is known, it may be that of a bucket which was made since. That takes
+// a look, and so does a doubt that nobody has looked into yet.
+func (s *session) confirm(ctx context.Context, out engine.Outcome, before uint64) error {
+	for {
+		known, low := s.confirmed.Load(), out.Entry.Token <= before
+		if !low && (out.Revision <= known || out.Revision <= known+kv.MaxStep && !s.doubts.pending()) {
+			raiseTo(&s.confirmed, out.Revision)
+			return nil
+		}
+		n := s.doubts.raise()
+		wctx, cancel := context.WithCancel(ctx)
+		unhook := context.AfterFunc(s.ctx, cancel)
+		err := s.doubts.wait(wctx, n)
+		unhook()
+		cancel()
+		switch {
+		case s.ctx.Err() != nil || s.why() != nil:
+			return s.why()
+		case err != nil:
+			return ctx.Err()
+		case low:
+			return errAgain // others have brought the revisions up meanwhile
+		}
+	}
+}
+
+// raiseTo makes v at least n.
+func raiseTo(v *atomic.Uint64, n uint64) {
+	for {
+		old := v.Load()
+		if n <= old || v.CompareAndSwap(old, n) {
+			return
+		}
 	}
 }
 
@@ -227,6 +300,7 @@ func (s *session) end(reason error, sweep bool) {
 		return
 	}
 	s.ended = reason
+	raiseTo(&s.m.seen, s.seen())
 	all := make([]*slot, 0, len(s.all))
 	for sl := range s.all {
 		all = append(all, sl)

@@ -69,6 +69,7 @@ type Bucket struct {
 	link   *link // of the opening; may be nil
 
 	incarnation string // of the stream, as its metadata said when it was opened
+	last        uint64 // revision that was the newest then
 }
 
 // Name returns the bucket's name.

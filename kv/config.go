@@ -37,6 +37,8 @@ type Config struct {
 	// Memory keeps the buckets in memory: faster, and every hold is void when
 	// the servers stop. The default is file storage.
 	Memory bool
+	// Seen is the highest revision of the locks bucket that the caller knows of.
+	Seen uint64
 	// Trip replaces the connection's own request call; nil means that call.
 	Trip RoundTripper
 }

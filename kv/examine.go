@@ -180,10 +180,11 @@ func (x *Examiner) Note(ctx context.Context) (Note, error) {
 	if err != nil {
 		return Note{}, err
 	}
-	high, err := highWater(ctx, b)
+	noted, seen, err := highWater(ctx, b)
 	if err != nil {
 		return Note{}, err
 	}
+	high := max(noted, seen)
 	e, err := b.Get(ctx, MetaKey)
 	if err != nil || e.Deleted {
 		return Note{HighWater: high}, err
@@ -266,6 +267,7 @@ func (x *Examiner) Rights() []Right {
 			Right{Subject: "$JS.API.CONSUMER.DELETE." + stream + ".>", For: "ending a watch of " + bucket},
 			Right{Subject: "$JS.FC." + stream + ".>", Helpful: true, For: "flow control of watches"},
 			Right{Subject: "$JS.EVENT.ADVISORY.STREAM.DELETED." + stream, Subscribe: true, Helpful: true, For: "news that the bucket was deleted"},
+			Right{Subject: "$JS.EVENT.ADVISORY.STREAM.UPDATED." + stream, Subscribe: true, Helpful: true, For: "news that the bucket was set back"},
 		)
 	}
 	return list

@@ -103,8 +103,8 @@ func WithReadRate(perSecond int) HubOption {
 }
 
 // WithDoubt sets a function that is called when the bucket may not be the one that
-// the hub was made for: whenever it is not found, and some times after the server
-// announced its deletion, when it may have been made again already. See
+// the hub was made for: whenever it is not found, when a read finds less than was
+// seen, and some times after the server announced its deletion or change. See
 // [Buckets.Verify] for what to ask then. The function is called on a goroutine of
 // the hub: it must not block and must not call Close.
 func WithDoubt(fn func()) HubOption {

@@ -19,20 +19,25 @@ const (
 )
 
 // goneChecks are the pauses before each look for the bucket after the server
-// has announced its end, which it does when the deletion is not over yet.
+// has announced its end or its change, which it does when that is not over yet.
 var goneChecks = [...]time.Duration{0, 100 * time.Millisecond, 400 * time.Millisecond, time.Second}
 
-// listen starts the goroutine that hears of reconnects and of the deletion of
-// the stream. The announcement of that is a hint that saves waiting for the
-// next poll: without permission to subscribe to it, it is done without.
+// listen starts the goroutine that hears of reconnects and of the stream's deletion
+// or change. The announcement of these is a hint that saves waiting for the next
+// poll: without permission to subscribe to it, it is done without.
 func (h *Hub) listen(ctx context.Context) {
 	nc := h.bucket.nc
 	connected := nc.StatusChanged(nats.CONNECTED)
-	deleted := make(chan *nats.Msg, 8)
-	sub, err := nc.ChanSubscribe("$JS.EVENT.ADVISORY.STREAM.DELETED."+h.bucket.stream, deleted)
+	changed := make(chan *nats.Msg, 8)
+	var subs []*nats.Subscription
+	for _, what := range []string{"DELETED.", "UPDATED."} {
+		if sub, err := nc.ChanSubscribe("$JS.EVENT.ADVISORY.STREAM."+what+h.bucket.stream, changed); err == nil {
+			subs = append(subs, sub)
+		}
+	}
 	h.done.Go(func() {
 		defer nc.RemoveStatusListener(connected)
-		if err == nil {
+		for _, sub := range subs {
 			defer func() { _ = sub.Unsubscribe() }()
 		}
 		for {
@@ -41,7 +46,7 @@ func (h *Hub) listen(ctx context.Context) {
 				return
 			case <-connected:
 				h.reconnected()
-			case <-deleted:
+			case <-changed:
 				h.checkGone(ctx)
 			}
 		}
@@ -64,8 +69,8 @@ func (h *Hub) reconnected() {
 	wake(h.wakeOpener)
 }
 
-// checkGone follows an announcement that the bucket is deleted. One that is found
-// may be another by the same name.
+// checkGone follows an announcement that the bucket is deleted or changed. One that
+// is found may be another by the same name.
 func (h *Hub) checkGone(ctx context.Context) {
 	for _, pause := range goneChecks {
 		if !sleep(ctx, pause, nil) {

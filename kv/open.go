@@ -37,6 +37,9 @@ const (
 	codeNotActive = 10006
 )
 
+// noteEvery is how many writes of locks may pass until their revision is noted.
+const noteEvery = 1 << 16
+
 // noteTimeout bounds one request for the fabric's note.
 const noteTimeout = 2 * time.Second
 
@@ -51,9 +54,13 @@ type Buckets struct {
 
 	// Quarantine is how long nothing may be granted, from the moment Open
 	// returned: 0 normally, the longest lease's life when the locks bucket is
-	// not the one that was noted, because holders of the lost bucket's locks
-	// may not know yet. Call ConfirmIncarnation afterwards.
+	// not the one that was noted or was set back, because holders of the lost
+	// bucket's locks may not know yet. Call ConfirmIncarnation afterwards.
 	Quarantine time.Duration
+
+	// Last is a revision of the locks bucket up to which all are certainly this
+	// bucket's; see Verify.
+	Last uint64
 }
 
 // meta is the fabric's note in the leases bucket.
@@ -72,6 +79,9 @@ type meta struct {
 // first revision taken from the clock, so that revisions, which are fencing
 // tokens, keep rising when a bucket is deleted and created again.
 //
+// A locks bucket whose revisions are below what was seen, because it was restored
+// or replaced by hand, is emptied and its revisions are moved up.
+//
 // Errors: ErrInvalidOption, ErrUnsafeConfig (*ConfigError), ErrNewerSchema, ErrLimit,
 // ErrNoBucket, ErrNoJetStream, ErrServerTooOld, ErrUnavailable. Nothing is
 // changed on error, except that the first bucket may already exist.
@@ -86,32 +96,76 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
+	for attempt := 1; ; attempt++ {
+		b, err := openBuckets(ctx, nc, js, cfg)
+		if !errors.Is(err, errMoved) || attempt == 5 {
+			return b, err
+		}
+		pause(ctx, time.Duration(attempt)*20*time.Millisecond)
+	}
+}
+
+func openBuckets(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, cfg Config) (*Buckets, error) {
 	l := &link{clustered: nc.ConnectedClusterName() != ""}
 	noFloor := func(context.Context) (uint64, error) { return 0, nil }
 	leases, err := openBucket(ctx, l, nc, js, cfg, LeasesBucket(cfg.Fabric), noFloor)
 	if err != nil {
 		return nil, err
 	}
-	floor := func(ctx context.Context) (uint64, error) { return highWater(ctx, leases) }
+	floor := func(ctx context.Context) (uint64, error) {
+		noted, seen, err := highWater(ctx, leases)
+		return max(noted, seen, cfg.Seen), err
+	}
 	locks, err := openBucket(ctx, l, nc, js, cfg, LocksBucket(cfg.Fabric), floor)
 	if err != nil {
 		return nil, err
 	}
-	b := &Buckets{Locks: locks, Leases: leases}
+	b := &Buckets{Locks: locks, Leases: leases, Last: locks.last}
 	m, known, err := b.note(ctx, func(m *meta) bool {
-		if m.Incarnation != "" {
-			return false
+		first := m.Incarnation == ""
+		if first {
+			m.Incarnation = locks.incarnation
 		}
-		m.Incarnation = locks.incarnation
+		if m.Incarnation != locks.incarnation || b.Last <= m.HighWater+noteEvery {
+			return first
+		}
+		m.HighWater = b.Last
 		return true
 	})
 	if err != nil {
 		return nil, err
 	}
-	if known && m.Incarnation != locks.incarnation {
+	seen := m.HighWater
+	if m.Incarnation == setBack {
+		seen-- // where it is to be moved up to: seen by nobody yet
+	}
+	seen = max(seen, cfg.Seen)
+	if replaced := known && m.Incarnation != locks.incarnation; replaced || b.Last < seen {
 		b.Quarantine = m.quarantine()
+		_, byLeases, err := highWater(ctx, leases)
+		if err != nil {
+			return nil, err
+		}
+		if seen = max(seen, byLeases); b.Last < seen {
+			if err := b.raise(ctx, seen); err != nil {
+				return nil, err
+			}
+		}
 	}
 	return b, nil
+}
+
+// NoteSeen notes a revision of the locks bucket, so that whoever opens the fabric
+// knows whether it was set back. Errors are those of a write.
+func (b *Buckets) NoteSeen(ctx context.Context, seen uint64) error {
+	_, _, err := b.note(ctx, func(m *meta) bool {
+		if m.Incarnation != b.Locks.incarnation || seen < m.HighWater+noteEvery {
+			return false // of another bucket, or noted by somebody else
+		}
+		m.HighWater = seen
+		return true
+	})
+	return err
 }
 
 // ConfirmIncarnation notes the present locks bucket as the fabric's, after the
@@ -138,26 +192,6 @@ func (b *Buckets) NoteTTL(ctx context.Context, ttl time.Duration, seen uint64) e
 		return true
 	})
 	return err
-}
-
-// Verify returns ErrBucketGone when a bucket is not the one that was opened, or does
-// not exist any more, and ErrUnavailable when nothing was found out.
-func (b *Buckets) Verify(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	for _, bucket := range []*Bucket{b.Locks, b.Leases} {
-		s, err := insist(ctx, bucket.link, func(ctx context.Context) (jetstream.Stream, error) { return bucket.js.Stream(ctx, bucket.stream) })
-		if errors.Is(err, jetstream.ErrStreamNotFound) {
-			return fmt.Errorf("%w: %s", ErrBucketGone, bucket.name)
-		}
-		if err != nil {
-			return fmt.Errorf("%w: %s: %w", ErrUnavailable, bucket.name, err)
-		}
-		if s.CachedInfo().Config.Metadata[metaIncarnation] != bucket.incarnation {
-			return fmt.Errorf("%w: %s was created again", ErrBucketGone, bucket.name)
-		}
-	}
-	return nil
 }
 
 // note reads the fabric's note, lets edit change it, and writes it back by CAS
@@ -224,32 +258,31 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// highWater returns the highest revision of the locks bucket that the leases
-// bucket knows of: in the fabric's note, or seen by any lease's owner. It reads all
-// leases and tombstones, a day's worth: too much for every opening.
-func highWater(ctx context.Context, leases *Bucket) (uint64, error) {
-	var high uint64
-	err := leases.Entries(ctx, ">", func(e Entry) bool {
-		var seen struct {
-			Seen      uint64 `json:"seen"`
-			HighWater uint64 `json:"high_water"`
+// highWater returns the highest revision of the locks bucket that is in the fabric's
+// note, and the highest that any lease's owner has seen. It reads all leases and
+// tombstones, a day's worth: too much for every opening.
+func highWater(ctx context.Context, leases *Bucket) (noted, seen uint64, err error) {
+	err = leases.Entries(ctx, ">", func(e Entry) bool {
+		var high struct {
+			Seen  uint64 `json:"seen"`
+			Noted uint64 `json:"high_water"`
 		}
-		if json.Unmarshal(e.Value, &seen) == nil {
-			high = max(high, seen.Seen, seen.HighWater)
+		if json.Unmarshal(e.Value, &high) == nil {
+			noted, seen = max(noted, high.Noted), max(seen, high.Seen)
 		}
 		return true
 	})
-	return high, err
+	return noted, seen, err
 }
 
 // openBucket opens a bucket, or creates it with revisions above floor, which is
 // asked only then.
 func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, floor func(context.Context) (uint64, error)) (*Bucket, error) {
-	sc, err := ensureStream(ctx, l, nc, js, cfg, name, floor)
+	info, err := ensureStream(ctx, l, nc, js, cfg, name, floor)
 	if err != nil {
 		return nil, err
 	}
-	if err := cfg.check(name, sc); err != nil {
+	if err := cfg.check(name, info.Config); err != nil {
 		return nil, err
 	}
 	view, err := insist(ctx, l, func(ctx context.Context) (jetstream.KeyValue, error) { return js.KeyValue(ctx, name) })
@@ -257,7 +290,8 @@ func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStr
 		return nil, fmt.Errorf("%w: bucket %s: %w", ErrUnavailable, name, err)
 	}
 	b := newBucket(nc, js, view, name, cfg.Trip)
-	b.link, b.incarnation = l, sc.Metadata[metaIncarnation]
+	b.link, b.incarnation = l, info.Config.Metadata[metaIncarnation]
+	b.last = max(info.State.LastSeq, info.Config.FirstSeq-min(info.Config.FirstSeq, 1))
 	return b, nil
 }
 
@@ -275,81 +309,83 @@ func newBucket(nc *nats.Conn, js jetstream.JetStream, view jetstream.KeyValue, n
 	}
 }
 
-// ensureStream returns the configuration of the bucket's stream, creating it
-// if it does not exist.
-func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, floor func(context.Context) (uint64, error)) (jetstream.StreamConfig, error) {
-	var none jetstream.StreamConfig
-	existing := func(ctx context.Context) (jetstream.StreamConfig, error) {
+// ensureStream returns what is known of the bucket's stream, creating it if it does
+// not exist.
+func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, floor func(context.Context) (uint64, error)) (*jetstream.StreamInfo, error) {
+	existing := func(ctx context.Context) (*jetstream.StreamInfo, error) {
 		s, err := js.Stream(ctx, streamName(name))
 		if err != nil {
-			return none, err
+			return nil, err
 		}
-		return s.CachedInfo().Config, nil
+		return s.CachedInfo(), nil
 	}
-	sc, err := insist(ctx, l, existing)
+	info, err := insist(ctx, l, existing)
 	if err == nil {
-		return sc, nil
+		return info, nil
 	}
 	if !errors.Is(err, jetstream.ErrStreamNotFound) {
-		return none, openError(name, err)
+		return nil, openError(name, err)
 	}
 	// Who may not ask hears nothing: that is no reason to wait for long.
 	actx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	info, err := insist(actx, l, js.AccountInfo)
+	account, err := insist(actx, l, js.AccountInfo)
 	if err != nil {
-		return none, openError("account", err)
+		return nil, openError("account", err)
 	}
-	if info.API.Level < apiLevel {
-		return none, tooOld(info.API.Level)
+	if account.API.Level < apiLevel {
+		return nil, tooOld(account.API.Level)
 	}
 	high, err := floor(ctx)
 	if err != nil {
-		return none, err
+		return nil, err
 	}
-	first := max(uint64(time.Now().UnixMicro()), high) + 1
+	first := uint64(time.Now().UnixMicro()) + 1
+	if high > 0 {
+		first = max(first, high+gap)
+	}
 	want := cfg.streamConfig(name, nuid.Next(), first, cfg.replicas(nc))
 	buckets := 1
 	if name == LeasesBucket(cfg.Fabric) {
 		buckets = 2 // the other one comes after it
 	}
-	if err := fit(&want, info, buckets); err != nil {
-		return none, fmt.Errorf("%w (bucket %s)", err, name)
+	if err := fit(&want, account, buckets); err != nil {
+		return nil, fmt.Errorf("%w (bucket %s)", err, name)
 	}
 	cctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	// Asked again with the same words, it is the same stream. Somebody else may have
 	// created it in the meantime, with another first revision; theirs counts. On a
 	// cluster it may take a moment until it is found.
-	sc, err = insist(cctx, l, func(ctx context.Context) (jetstream.StreamConfig, error) {
+	info, err = insist(cctx, l, func(ctx context.Context) (*jetstream.StreamInfo, error) {
 		s, err := js.CreateStream(ctx, want)
 		if err == nil {
-			return s.CachedInfo().Config, nil
+			return s.CachedInfo(), nil
 		}
 		var refused *jetstream.APIError
 		if !errors.As(err, &refused) || refused.ErrorCode != codeStreamNameInUse {
-			return none, err
+			return nil, err
 		}
-		sc, err := existing(ctx)
+		info, err := existing(ctx)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			err = context.DeadlineExceeded // not yet
 		}
-		return sc, err
+		return info, err
 	})
 	if err == nil {
-		return sc, nil
+		return info, nil
 	}
 	if limit := limitError(err); limit != nil {
-		return none, fmt.Errorf("%w (bucket %s with %d replica(s))", limit, name, want.Replicas)
+		return nil, fmt.Errorf("%w (bucket %s with %d replica(s))", limit, name, want.Replicas)
 	}
-	if sc, again := insist(ctx, l, existing); again == nil {
-		return sc, nil // we may not create it, and somebody else just did
+	if info, again := insist(ctx, l, existing); again == nil {
+		return info, nil // we may not create it, and somebody else just did
 	} else if !errors.Is(again, jetstream.ErrStreamNotFound) {
 		// Nobody knows: a server that went away meanwhile, for example. It is not
 		// for want of credentials.
-		return none, openError(name, again)
+		return nil, openError(name, again)
 	}
-	return none, fmt.Errorf("%w: bucket %s with %d replica(s): %w", ErrNoBucket, name, want.Replicas, err)
+	return nil, fmt.Errorf("%w: bucket %s with %d replica(s): %w", ErrNoBucket, name, want.Replicas, err)
 }
 
 // insist repeats a request while nobody answers it: a stream that was created a

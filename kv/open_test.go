@@ -45,7 +45,8 @@ func TestRevisionsRiseOverDeletion(t *testing.T) {
 		if err := js.DeleteStream(testContext(t), b.Locks.Stream()); err != nil {
 			t.Fatal(err)
 		}
-		if i == 1 { // and once with the note
+		if i == 1 { // and once with the note, but not before the quarantine is over
+			time.Sleep(time.Second)
 			if err := js.DeleteStream(testContext(t), b.Leases.Stream()); err != nil {
 				t.Fatal(err)
 			}
@@ -86,7 +87,7 @@ func TestQuarantine(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := b.Verify(testContext(t)); err != nil {
+	if _, err := b.Verify(testContext(t), 0); err != nil {
 		t.Errorf("verify: %v", err)
 	}
 	if q := open(t, nc, kv.Config{}).Quarantine; q != 0 {
@@ -95,7 +96,7 @@ func TestQuarantine(t *testing.T) {
 	if err := jetStream(t, nc).DeleteStream(testContext(t), b.Locks.Stream()); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Verify(testContext(t)); !errors.Is(err, kv.ErrBucketGone) {
+	if _, err := b.Verify(testContext(t), 0); !errors.Is(err, kv.ErrBucketGone) {
 		t.Errorf("verify of a deleted bucket: %v", err)
 	}
 	if _, err := b.Locks.Get(testContext(t), "k"); !errors.Is(err, kv.ErrBucketGone) {
@@ -107,7 +108,7 @@ func TestQuarantine(t *testing.T) {
 			t.Errorf("quarantine of %v, leases lasted %v", bs.Quarantine, time.Minute)
 		}
 	}
-	if err := b.Verify(testContext(t)); !errors.Is(err, kv.ErrBucketGone) {
+	if _, err := b.Verify(testContext(t), 0); !errors.Is(err, kv.ErrBucketGone) {
 		t.Errorf("verify of a bucket that was created again: %v", err)
 	}
 	if err := next.ConfirmIncarnation(testContext(t)); err != nil {
@@ -151,7 +152,7 @@ func TestOpenedByManyAtOnce(t *testing.T) {
 			if b.Quarantine != 0 {
 				t.Errorf("round %d: quarantine of %v", round, b.Quarantine)
 			}
-			if err := b.Verify(testContext(t)); err != nil {
+			if _, err := b.Verify(testContext(t), 0); err != nil {
 				t.Errorf("round %d: they opened different buckets: %v", round, err)
 			}
 		}
@@ -342,5 +343,79 @@ func TestServerGoesAwayWhileBucketsAreMade(t *testing.T) {
 	cancel()
 	if err := <-opened; !errors.Is(err, kv.ErrUnavailable) || errors.Is(err, kv.ErrNoBucket) {
 		t.Error(err)
+	}
+}
+
+// setBack replaces the locks bucket by one like it, identity included, that begins at
+// revision 1.
+func setBack(t *testing.T, js jetstream.JetStream, b *kv.Buckets) {
+	t.Helper()
+	s, err := js.Stream(testContext(t), b.Locks.Stream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := s.CachedInfo().Config
+	if err := js.DeleteStream(testContext(t), cfg.Name); err != nil {
+		t.Fatal(err)
+	}
+	cfg.FirstSeq = 1
+	if _, err := js.CreateStream(testContext(t), cfg); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestVerifyOfABucketThatWasSetBack(t *testing.T) {
+	nc := dial(t, startServer(t))
+	b := open(t, nc, kv.Config{})
+	seen := update(t, b.Locks, "k", "v", 0)
+	if last, err := b.Verify(testContext(t), seen); err != nil || last != seen {
+		t.Errorf("verified up to %d, %v; %d was written", last, err, seen)
+	}
+	setBack(t, jetStream(t, nc), b)
+	if _, err := b.Verify(testContext(t), seen); !errors.Is(err, kv.ErrBucketGone) {
+		t.Errorf("set back: %v", err)
+	}
+}
+
+// Many find at the same time that the bucket was set back. Whoever moves it up, and
+// however late, removes nothing that was written above.
+func TestSetBackBucketIsMovedUpByManyAtOnce(t *testing.T) {
+	c, err := embedded.StartCluster(testContext(t), 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Shutdown(testContext(t)) })
+	nc, err := c.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	b := open(t, nc, kv.Config{})
+	seen := update(t, b.Locks, "k", "v", 0)
+	setBack(t, jetStream(t, nc), b)
+	var all sync.WaitGroup
+	for i := range 8 {
+		all.Go(func() {
+			// Some have seen more than others.
+			bs, err := kv.Open(testContext(t), nc, kv.Config{Fabric: b.Locks.Name()[:len(b.Locks.Name())-len("-locks")], Seen: seen + uint64(i)})
+			if err != nil {
+				t.Errorf("open: %v", err)
+				return
+			}
+			if bs.Quarantine == 0 || bs.Last <= seen {
+				t.Errorf("quarantine of %v, revisions from %d on; %d was seen", bs.Quarantine, bs.Last, seen)
+			}
+			key := fmt.Sprint("k", i)
+			rev, err := bs.Locks.Update(testContext(t), key, []byte("v"), 0, 0)
+			if err != nil || rev <= seen+8 {
+				t.Errorf("revision %d after %d: %v", rev, seen, err)
+			}
+		})
+	}
+	all.Wait()
+	for i := range 8 {
+		if e, err := b.Locks.Get(testContext(t), fmt.Sprint("k", i)); err != nil || e.Deleted {
+			t.Errorf("k%d, written above what was seen: %+v, %v", i, e, err)
+		}
 	}
 }

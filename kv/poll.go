@@ -99,6 +99,9 @@ func (h *Hub) readKey(ctx context.Context, k *watchedKey, before uint64, slots <
 	<-slots
 
 	suspect := h.finishRead(k, e, err, before)
+	if err == nil && e.Revision > 0 && e.Revision < before {
+		h.doubt() // the bucket was set back, or this leader is behind
+	}
 	if errors.Is(err, ErrBucketGone) {
 		h.bucketGone()
 	}

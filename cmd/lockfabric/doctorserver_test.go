@@ -204,7 +204,7 @@ func TestDoctorPermissions(t *testing.T) {
 		publish = append(publish, "$KV."+bucket+".>", "$JS.API.STREAM.INFO.KV_"+bucket, "$JS.API.STREAM.MSG.GET.KV_"+bucket,
 			"$JS.API.CONSUMER.CREATE.KV_"+bucket+".>", "$JS.API.CONSUMER.DELETE.KV_"+bucket+".>")
 		helpful = append(helpful, "$JS.FC.KV_"+bucket+".>")
-		subscribe = append(subscribe, "$JS.EVENT.ADVISORY.STREAM.DELETED.KV_"+bucket)
+		subscribe = append(subscribe, "$JS.EVENT.ADVISORY.STREAM.DELETED.KV_"+bucket, "$JS.EVENT.ADVISORY.STREAM.UPDATED.KV_"+bucket)
 	}
 	tells := append(slices.Clone(publish), "$SYS.REQ.USER.INFO")
 	user := func(name string, publish, deny, subscribe []string) *natsserver.User {
