@@ -67,9 +67,9 @@ func (m *Manager) Do(ctx context.Context, key string, fn func(ctx context.Contex
 	return fn(fctx, l)
 }
 
-func (m *Manager) acquire(ctx context.Context, key string, verb record.Verb, opts []AcquireOption) (*Lock, error) {
+func (m *Manager) acquire(caller context.Context, key string, verb record.Verb, opts []AcquireOption) (*Lock, error) {
 	fail := func(err error) (*Lock, error) {
-		return nil, &NotAcquiredError{Key: key, Cause: translate(err)}
+		return nil, &NotAcquiredError{Key: key, Cause: m.explain(caller, err)}
 	}
 	req, err := m.cfg.newRequest(opts)
 	if err != nil {
@@ -79,9 +79,11 @@ func (m *Manager) acquire(ctx context.Context, key string, verb record.Verb, opt
 	if err != nil {
 		return fail(err)
 	}
-	if err := ctx.Err(); err != nil {
+	if err := caller.Err(); err != nil {
 		return fail(err)
 	}
+	ctx, done := m.bind(caller)
+	defer done()
 	if req.waitLimit > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, req.waitLimit)

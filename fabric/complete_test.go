@@ -73,7 +73,7 @@ func TestComplete_SessionEndedBeforeItIsCurrent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.end(ErrBucketGone, false)
+	s.end(context.Background(), ErrBucketGone, false)
 	m.mu.Lock()
 	m.publish(s)
 	m.mu.Unlock()

@@ -33,7 +33,12 @@ import (
 func (l *Lock) Convert(ctx context.Context, mode Mode) error {
 	op, err := l.beginConvert(ctx, mode)
 	if err == nil {
-		err = l.convert(ctx, op, &conversion{l: l, to: mode, began: time.Now()})
+		bound, done := l.s.m.bind(ctx)
+		err = l.convert(bound, op, &conversion{l: l, to: mode, began: time.Now()})
+		done()
+		if err != nil {
+			err = l.s.m.explain(ctx, err)
+		}
 		l.mu.Lock()
 		l.converting = false
 		l.mu.Unlock()

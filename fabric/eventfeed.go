@@ -6,20 +6,16 @@ import (
 	"time"
 )
 
-// Bounds of a feed.
-const (
-	maxEvents    = 1 << 16         // waiting for the hook
-	feedDeadline = 3 * time.Second // to deliver them at Close
-)
+// maxEvents is how many events wait for the hook at most.
+const maxEvents = 1 << 16
 
 // feed carries events to the hook. push never waits for it, so that it may be
 // called with a lock held, which is what keeps the events of a hold in order.
 // A nil feed takes nothing and costs nothing.
 type feed struct {
-	hook  func(Event)
-	limit time.Duration
-	wake  chan struct{} // has the goroutine look
-	done  chan struct{} // closed when the goroutine has ended
+	hook func(Event)
+	wake chan struct{} // has the goroutine look
+	done chan struct{} // closed when the goroutine has ended
 
 	mu      sync.Mutex // innermost: nothing is called with it held
 	started bool
@@ -35,7 +31,7 @@ func newFeed(hook func(Event)) *feed {
 	if hook == nil {
 		return nil
 	}
-	return &feed{hook: hook, limit: feedDeadline, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	return &feed{hook: hook, wake: make(chan struct{}, 1), done: make(chan struct{})}
 }
 
 // start starts the goroutine that calls the hook; close ends it.
@@ -129,10 +125,10 @@ func (f *feed) run() {
 	}
 }
 
-// close waits until every event is delivered, within a bound, and ends the
+// close waits until every event is delivered, within the limit, and ends the
 // goroutine. A hook that does not return by then is not waited for; nothing is
 // delivered after it.
-func (f *feed) close() error {
+func (f *feed) close(limit time.Duration) error {
 	if f == nil {
 		return nil
 	}
@@ -142,7 +138,7 @@ func (f *feed) close() error {
 	f.mu.Unlock()
 	f.rouse()
 	if started {
-		t := time.NewTimer(f.limit)
+		t := time.NewTimer(limit)
 		defer t.Stop()
 		select {
 		case <-f.done:

@@ -33,7 +33,7 @@ func TestFeedCountsWhatItDrops(t *testing.T) {
 			t.Errorf("%d delivered, %d dropped before them", total, dropped)
 		}
 		f.push(Event{Token: maxEvents + more + 1})
-		if err := f.close(); err != nil {
+		if err := f.close(closeLimit); err != nil {
 			t.Error(err)
 		}
 		if total != maxEvents+1 || dropped != more {
@@ -52,7 +52,7 @@ func TestFeedTellsAtCloseWhatWasDroppedLast(t *testing.T) {
 		}
 		close(gate)
 		synctest.Wait()
-		if err := f.close(); !errors.Is(err, ErrEventsDropped) {
+		if err := f.close(closeLimit); !errors.Is(err, ErrEventsDropped) {
 			t.Error(err)
 		}
 	})
@@ -66,10 +66,10 @@ func TestFeedClosesWithinItsBound(t *testing.T) {
 		f.push(Event{})
 		f.push(Event{})
 		start := time.Now()
-		if err := f.close(); !errors.Is(err, ErrEventsDropped) {
+		if err := f.close(closeLimit); !errors.Is(err, ErrEventsDropped) {
 			t.Error(err)
 		}
-		if took := time.Since(start); took != feedDeadline {
+		if took := time.Since(start); took != closeLimit {
 			t.Errorf("close took %v", took)
 		}
 		close(gate)
@@ -87,7 +87,7 @@ func TestFeedWaitsForWhatIsAnnounced(t *testing.T) {
 		f.start()
 		f.announce()
 		time.AfterFunc(time.Second, func() { f.deliver(Event{}) })
-		if err := f.close(); err != nil || n != 1 {
+		if err := f.close(closeLimit); err != nil || n != 1 {
 			t.Errorf("%d events, %v", n, err)
 		}
 	})
@@ -98,7 +98,7 @@ func TestFeedOfAHookThatEndsItsGoroutine(t *testing.T) {
 		f := newFeed(func(Event) { runtime.Goexit() })
 		f.start()
 		f.push(Event{})
-		if err := f.close(); !errors.Is(err, ErrEventsDropped) {
+		if err := f.close(closeLimit); !errors.Is(err, ErrEventsDropped) {
 			t.Error(err)
 		}
 	})
@@ -138,7 +138,7 @@ func BenchmarkEvents(b *testing.B) {
 				m.feed.announce()
 				l.noteReleased(ev)
 			}
-			_ = m.feed.close()
+			_ = m.feed.close(closeLimit)
 		})
 	}
 }

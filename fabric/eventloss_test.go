@@ -211,7 +211,7 @@ func TestCloseTellsOfAReleaseUnderWay(t *testing.T) {
 		go func() { released <- l.Release(context.Background()) }()
 		receive(t, arrived)
 		// Longer than ending the session takes, shorter than delivering events may take.
-		open := time.AfterFunc(4500*time.Millisecond, func() { close(gate) })
+		open := time.AfterFunc(3500*time.Millisecond, func() { close(gate) })
 		defer open.Stop()
 		err := m.Close()
 		switch told := len(rec.of(fabric.EventReleased, fabric.EventLost)); {

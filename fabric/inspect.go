@@ -65,13 +65,16 @@ func (m *Manager) Inspect(ctx context.Context, key string) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
+	caller := ctx
+	ctx, done := m.bind(ctx)
+	defer done()
 	s, err := m.session(ctx)
 	if err != nil {
-		return Info{}, translate(err)
+		return Info{}, m.explain(caller, err)
 	}
 	rec, rev, err := s.engine.Read(ctx, enc)
 	if err != nil {
-		return Info{}, fmt.Errorf("inspect %q: %w", key, translate(err))
+		return Info{}, fmt.Errorf("inspect %q: %w", key, m.explain(caller, err))
 	}
 	info := newInfo(key, rec, rev)
 	s.identify(ctx, &info)
@@ -87,9 +90,12 @@ func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 	if err != nil {
 		return nil, err
 	}
+	caller := ctx
+	ctx, done := m.bind(ctx)
+	defer done()
 	s, err := m.session(ctx)
 	if err != nil {
-		return nil, translate(err)
+		return nil, m.explain(caller, err)
 	}
 	var out []Info
 	places := map[string]int{} // in out
@@ -115,7 +121,7 @@ func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 		return true
 	}
 	if err := s.buckets.Locks.Entries(ctx, filter, collect); err != nil {
-		return nil, fmt.Errorf("list %q: %w", prefix, translate(err))
+		return nil, fmt.Errorf("list %q: %w", prefix, m.explain(caller, err))
 	}
 	return out, nil
 }
@@ -238,13 +244,16 @@ func (m *Manager) ForceRelease(ctx context.Context, key string, opts ...ForceOpt
 	if err != nil {
 		return 0, err
 	}
+	caller := ctx
+	ctx, done := m.bind(ctx)
+	defer done()
 	s, err := m.session(ctx)
 	if err != nil {
-		return 0, translate(err)
+		return 0, m.explain(caller, err)
 	}
 	rec, rev, err := s.engine.Read(ctx, enc)
 	if err != nil {
-		return 0, fmt.Errorf("force release of %q: %w", key, translate(err))
+		return 0, fmt.Errorf("force release of %q: %w", key, m.explain(caller, err))
 	}
 	if rec == nil {
 		return 0, nil
@@ -273,7 +282,7 @@ func (m *Manager) ForceRelease(ctx context.Context, key string, opts ...ForceOpt
 		if errors.As(err, &refused) {
 			return 0, fmt.Errorf("force release of %q: %w", key, ErrKindMismatch)
 		}
-		return 0, fmt.Errorf("force release of %q: %w", key, translate(err))
+		return 0, fmt.Errorf("force release of %q: %w", key, m.explain(caller, err))
 	}
 	m.cfg.logger.Warn("lock taken away by force", "key", key, "holders", n, "now", f.now)
 	return n, nil

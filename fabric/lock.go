@@ -140,6 +140,8 @@ func (l *Lock) IsValid(ctx context.Context) bool {
 	if l.Err() != nil {
 		return false
 	}
+	ctx, done := l.s.m.bind(ctx)
+	defer done()
 	known := l.revision()
 	rec, rev, err := l.s.engine.Read(ctx, l.enc)
 	if err == nil && (rev == 0 || rev >= known) {

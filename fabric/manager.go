@@ -33,6 +33,9 @@ type Manager struct {
 
 	seen atomic.Uint64 // highest revision of the locks bucket in sessions that have ended
 
+	life context.Context // ends with the manager; its cause says why
+	die  context.CancelCauseFunc
+
 	mu      sync.Mutex
 	closed  bool
 	current *session
@@ -140,6 +143,7 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Manager, error) {
 
 func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, error) {
 	m := &Manager{cfg: cfg, nc: nc, own: own, clock: clock.Holder(), feed: newFeed(cfg.hook), done: make(chan struct{})}
+	m.life, m.die = context.WithCancelCause(context.Background())
 	s, err := m.session(ctx)
 	if err != nil {
 		return nil, translate(err)
@@ -158,7 +162,8 @@ func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, e
 	return m, nil
 }
 
-// session returns the current session, opening one if there is none.
+// session returns the current session, opening one if there is none. ctx is bound to
+// the manager.
 func (m *Manager) session(ctx context.Context) (*session, error) {
 	for {
 		m.mu.Lock()
@@ -186,7 +191,7 @@ func (m *Manager) session(ctx context.Context) (*session, error) {
 			close(opening)
 			m.mu.Unlock()
 			if err == nil && closed {
-				s.end(ErrClosed, false)
+				s.end(context.Background(), ErrClosed, false) // it has no leases yet
 				err = ErrClosed
 			}
 			m.ending.Done()
@@ -232,10 +237,23 @@ func (m *Manager) ended(s *session) {
 	m.past = m.past.Plus(st)
 }
 
+// Bounds of Close, which don't follow the link, since Close promises to be bounded.
+// closeTimeout is for everything that it asks the servers for, together. It has room
+// for three round trips of a second; what is not done by then ends with the leases.
+const (
+	closeTimeout = 3 * time.Second
+	closeLimit   = closeTimeout + time.Second
+)
+
 // Close ends every hold of the manager, hands their locks on, and stops all its
-// goroutines. It is bounded by a few seconds, waits for what it does, and closes
-// the connection if Connect made it. Closing again does nothing. The only error is
-// ErrEventsDropped, for a manager with an event hook.
+// goroutines. It closes the connection if Connect made it. Closing again does
+// nothing. The only error is ErrEventsDropped, for a manager with an event hook.
+//
+// It takes at most four seconds, whatever the link and the servers do. The handles
+// are invalid first. Then each lease is ended, which frees all that stands under it
+// for whoever waits; then the holds are removed from their records, as far as the
+// time allows. What can't be told the servers ends with the TTL. Calls that are under
+// way end with ErrClosed, and do so within the same time.
 func (m *Manager) Close() error {
 	m.mu.Lock()
 	if m.closed {
@@ -247,14 +265,31 @@ func (m *Manager) Close() error {
 	s := m.current
 	m.mu.Unlock()
 	defer close(m.done)
-	if s != nil {
-		s.end(ErrClosed, true)
+	limit := time.Now().Add(closeLimit)
+	m.die(ErrClosed)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		if s != nil {
+			s.end(ctx, ErrClosed, true)
+		}
+		m.ending.Wait()
+		if m.own {
+			m.nc.Close()
+		}
+	}()
+	// The client can block for longer than its contexts last: while it dials it
+	// holds its lock.
+	late := time.NewTimer(closeLimit)
+	defer late.Stop()
+	select {
+	case <-ended:
+	case <-late.C:
+		m.cfg.logger.Warn("closed before everything has ended; the rest ends when the NATS client lets it")
 	}
-	m.ending.Wait()
-	if m.own {
-		m.nc.Close()
-	}
-	return m.feed.close()
+	return m.feed.close(time.Until(limit))
 }
 
 // label names this process in what it writes about others.

@@ -13,10 +13,8 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// closeTimeout bounds each part of ending a session. It does not follow the link,
-// since Close promises to be bounded; it has room for three round trips of a
-// second, and what it can't do ends with the leases.
-const closeTimeout = 3 * time.Second
+// closeAtOnce is how many requests a session's end has under way at most.
+const closeAtOnce = 256
 
 // Holds that last are watched for an operator's interference; short ones are
 // not worth a watcher.
@@ -39,7 +37,8 @@ type session struct {
 	engine    *engine.Engine
 	ready     chan struct{} // closed when grants are allowed
 	stop      context.CancelFunc
-	ctx       context.Context // ends with the session; for its goroutines
+	ctx       context.Context // ends when the session, or the manager, begins to end
+	finished  chan struct{}   // closed when end has done all
 	wg        sync.WaitGroup  // added to under mu while ended is nil
 	local     sync.Map        // lease id -> *lease.Lease: live leases of this process
 	over      sync.Map        // lease id -> struct{}: its lost ones, without a tombstone yet
@@ -69,12 +68,12 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 		return nil, err
 	}
 	s := &session{
-		m: m, buckets: buckets, ready: make(chan struct{}), doubts: newDoubts(),
+		m: m, buckets: buckets, ready: make(chan struct{}), finished: make(chan struct{}), doubts: newDoubts(),
 		slots: map[timing]*slot{}, making: map[timing]chan struct{}{}, all: map[*slot]struct{}{},
 	}
 	s.confirmed.Store(buckets.Last)
 	s.noted = buckets.Last
-	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.ctx, s.stop = context.WithCancel(m.life)
 	hub := []kv.HubOption{kv.WithDoubt(s.suspect), kv.WithReadTimeout(m.rtt.Patience)}
 	s.lockHub, s.leaseHub = kv.NewHub(buckets.Locks, hub...), kv.NewHub(buckets.Leases, hub...)
 	s.observer = lease.NewObserver(buckets.Leases, s.leaseHub.Watch, clock.Observer(), m.label(), &m.rtt, m.cfg.logger)
@@ -149,10 +148,15 @@ func (s *session) own(id string) (live, over bool) {
 	return false, over
 }
 
+// why returns nil while the session works, and then why it does not any more.
 func (s *session) why() error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.ended
+	ended := s.ended
+	s.mu.Unlock()
+	if ended != nil {
+		return ended
+	}
+	return s.m.over()
 }
 
 // goIfOpen runs fn in a goroutine that the session's end waits for.
@@ -234,7 +238,11 @@ func (s *session) lookAfterBuckets() {
 		s.m.cfg.logger.Error("a bucket was deleted, created again or set back; every hold is lost", "error", err)
 		// Not in this goroutine, which end waits for; Manager.Close waits for
 		// that one.
-		s.m.ending.Go(func() { s.end(ErrBucketGone, false) })
+		s.m.ending.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+			defer cancel()
+			s.end(ctx, ErrBucketGone, false)
+		})
 	}
 }
 
@@ -289,16 +297,16 @@ func raiseTo(v *atomic.Uint64, n uint64) {
 }
 
 // end ends every hold with reason, then the leases, and stops the session. With
-// sweep it also removes the entries of the holds from their records, as far as
-// time allows.
-func (s *session) end(reason error, sweep bool) {
+// sweep it also removes the entries of the holds from their records. What it asks the
+// servers for ends with ctx.
+func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	s.mu.Lock()
 	if s.ended != nil {
 		s.mu.Unlock()
-		<-s.ctx.Done()
-		s.wg.Wait()
+		<-s.finished
 		return
 	}
+	defer close(s.finished)
 	s.ended = reason
 	raiseTo(&s.m.seen, s.seen())
 	all := make([]*slot, 0, len(s.all))
@@ -307,8 +315,12 @@ func (s *session) end(reason error, sweep bool) {
 	}
 	s.mu.Unlock()
 	s.m.forget(s)
+	s.stop()
 	defer s.m.ended(s)
 
+	var hubs sync.WaitGroup
+	hubs.Go(s.lockHub.Close)
+	hubs.Go(s.leaseHub.Close)
 	var left []*Lock
 	for _, sl := range all {
 		sl.mu.Lock()
@@ -320,44 +332,30 @@ func (s *session) end(reason error, sweep bool) {
 	}
 	// The tombstones first: they free everything at once, whatever happens to
 	// the sweep.
-	var wg sync.WaitGroup
-	for _, sl := range all {
-		wg.Go(func() { s.closeLease(sl.lease) })
-	}
-	wg.Wait()
+	forEach(ctx, all, func(sl *slot) { s.closeLease(ctx, sl.lease) })
 	if sweep && s.m.nc.IsConnected() {
-		s.sweep(left)
+		// So that nobody has to evict them.
+		forEach(ctx, left, func(l *Lock) {
+			_, _ = s.engine.Do(ctx, l.enc, releaseOp(l), engine.Options{FailFast: true, Known: l.revision()})
+		})
 	}
-	s.stop()
 	s.engine.Close()
 	s.observer.Close()
-	// Together: without a connection each takes as long as a request may.
-	wg.Go(s.lockHub.Close)
-	wg.Go(s.leaseHub.Close)
-	wg.Wait()
+	hubs.Wait()
 	s.wg.Wait()
 }
 
-// sweep removes the entries of ended holds, so that nobody has to evict them.
-func (s *session) sweep(left []*Lock) {
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-	defer cancel()
-	next := make(chan *Lock)
+// forEach calls fn for every item, closeAtOnce at a time, until ctx ends.
+func forEach[T any](ctx context.Context, items []T, fn func(T)) {
+	var next atomic.Int64
 	var wg sync.WaitGroup
-	for range min(64, len(left)) {
+	for range min(closeAtOnce, len(items)) {
 		wg.Go(func() {
-			for l := range next {
-				_, _ = s.engine.Do(ctx, l.enc, releaseOp(l), engine.Options{FailFast: true, Known: l.revision()})
+			for i := next.Add(1); i <= int64(len(items)) && ctx.Err() == nil; i = next.Add(1) {
+				fn(items[i-1])
 			}
 		})
 	}
-	for _, l := range left {
-		if ctx.Err() != nil {
-			break
-		}
-		next <- l
-	}
-	close(next)
 	wg.Wait()
 }
 

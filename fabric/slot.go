@@ -65,8 +65,15 @@ func (s *session) slot(ctx context.Context, t timing) (*slot, error) {
 	}
 }
 
-// newSlot makes a lease, with one user.
-func (s *session) newSlot(ctx context.Context, t timing) (*slot, error) {
+// newSlot makes a lease, with one user. It does not outlast the session.
+func (s *session) newSlot(ctx context.Context, t timing) (_ *slot, err error) {
+	ctx, done := both(ctx, s.ctx)
+	defer done()
+	defer func() {
+		if why := s.why(); err != nil && why != nil {
+			err = why
+		}
+	}()
 	if err := s.noteTTL(ctx, t.ttl); err != nil {
 		return nil, err
 	}
@@ -81,7 +88,7 @@ func (s *session) newSlot(ctx context.Context, t timing) (*slot, error) {
 	}
 	sl := s.adopt(le, t)
 	if sl == nil {
-		s.closeLease(le)
+		s.abandon(le)
 		return nil, s.why()
 	}
 	return sl, nil
@@ -205,16 +212,21 @@ func (s *session) dispose(sl *slot) {
 		s.local.Delete(sl.id)
 		s.goIfOpen(func() {
 			sl.unwatch()
-			s.closeLease(sl.lease)
+			s.abandon(sl.lease)
 		})
 	}
 }
 
-// closeLease writes the lease's tombstone, as far as that is possible in time,
-// and ends the cleanups under it once it is written.
-func (s *session) closeLease(le *lease.Lease) {
+// abandon is closeLease within a time of its own.
+func (s *session) abandon(le *lease.Lease) {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
+	s.closeLease(ctx, le)
+}
+
+// closeLease writes the lease's tombstone, as far as that is possible in time,
+// and ends the cleanups under it once it is written.
+func (s *session) closeLease(ctx context.Context, le *lease.Lease) {
 	if err := le.Close(ctx); err != nil {
 		s.m.cfg.logger.Debug("lease not closed; it ends by itself", "lease", le.ID(), "error", err)
 		return

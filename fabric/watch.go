@@ -73,7 +73,9 @@ type lockWatch struct {
 }
 
 // run tells of the lock until there is a reason to end, nil if the loop was left.
-func (w *lockWatch) run(ctx context.Context) error {
+func (w *lockWatch) run(caller context.Context) error {
+	ctx, done := w.m.bind(caller)
+	defer done()
 	for {
 		s, err := w.session(ctx)
 		if err == nil {
@@ -83,11 +85,11 @@ func (w *lockWatch) run(ctx context.Context) error {
 		case errors.Is(err, errLeft):
 			return nil
 		case ctx.Err() != nil:
-			return ctx.Err()
+			return w.m.explain(caller, ctx.Err())
 		case err != nil && !transient(err):
 			return err
-		case err != nil && !sleep(ctx, watchPause):
-			return ctx.Err()
+		case err != nil:
+			sleep(ctx, watchPause)
 		}
 	}
 }

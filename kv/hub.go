@@ -235,8 +235,8 @@ func (h *Hub) Stats() HubStats {
 
 // Close ends all registrations, stops every goroutine of the hub and waits for
 // them, and with them for calls of fn in progress. It deletes the consumers on
-// the server; without a connection that attempt takes up to 5 s. It can be
-// called more than once.
+// the server, and waits up to a second for the answer. It can be called more than
+// once.
 func (h *Hub) Close() {
 	h.mu.Lock()
 	if !h.closed {

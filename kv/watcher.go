@@ -18,6 +18,10 @@ const (
 
 	// closeGrace is how long the end of a stopped watcher is waited for.
 	closeGrace = time.Second
+
+	// stopLimit is how long the deletion of a consumer is waited for. The server
+	// deletes one by itself 5 s after its client has gone.
+	stopLimit = time.Second
 )
 
 // group is one KV watcher and the keys it serves. Its fields are guarded by
@@ -104,10 +108,21 @@ func (h *Hub) retire(g *group) {
 	h.done.Go(g.stop)
 }
 
-// stop deletes the consumer, which asks the server and takes a while, and ends
-// the goroutine that nats.go keeps for the context.
+// stop deletes the consumer, which asks the server, and ends the goroutine that
+// nats.go keeps for the context. On a silent link nats.go waits up to 5 s for the
+// answer, in a goroutine that is then left to itself.
 func (g *group) stop() {
-	_ = g.watcher.Stop() // what it leaves behind the server removes after 5 s
+	deleted := make(chan struct{})
+	go func() {
+		defer close(deleted)
+		_ = g.watcher.Stop()
+	}()
+	limit := time.NewTimer(stopLimit)
+	defer limit.Stop()
+	select {
+	case <-deleted:
+	case <-limit.C:
+	}
 	g.cancel()
 	close(g.stopped)
 }

@@ -1,0 +1,43 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+)
+
+// over returns nil while the manager works, and then why it does not any more.
+func (m *Manager) over() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return ErrClosed
+	}
+	return context.Cause(m.life)
+}
+
+// bind returns a context for one call, which ends with ctx and with the manager.
+// done frees it.
+func (m *Manager) bind(ctx context.Context) (_ context.Context, done func()) {
+	return both(ctx, m.life)
+}
+
+// both returns a context that ends with either of two. done frees it.
+func both(ctx, other context.Context) (_ context.Context, done func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	unhook := context.AfterFunc(other, func() { cancel(context.Cause(other)) })
+	return ctx, func() {
+		unhook()
+		cancel(nil)
+	}
+}
+
+// explain gives an error of a call its final form. ctx is the caller's own. What
+// came of the end of the manager has that as its reason.
+func (m *Manager) explain(ctx context.Context, err error) error {
+	err = translate(err)
+	if end := m.over(); end != nil && ctx.Err() == nil &&
+		(errors.Is(err, context.Canceled) || errors.Is(err, ErrClosed) || errors.Is(err, ErrUnavailable)) {
+		return end
+	}
+	return err
+}
