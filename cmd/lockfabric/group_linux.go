@@ -6,7 +6,25 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
+
+// lastSignal is the last real-time signal.
+const lastSignal = syscall.Signal(64)
+
+// moreEndings returns those that only this system has. Go can catch the real-time
+// signals from 35 on.
+func moreEndings() []os.Signal {
+	sigs := []os.Signal{unix.SIGPWR, unix.SIGIO}
+	if sig := unix.SignalNum("SIGSTKFLT"); sig != 0 { // not on mips
+		sigs = append(sigs, sig)
+	}
+	for sig := syscall.Signal(35); sig <= lastSignal; sig++ {
+		sigs = append(sigs, sig)
+	}
+	return sigs
+}
 
 // dieWithParent has the kernel end the command when this program is killed and
 // can't do it: the lock is not renewed any more then. SIGTERM lets the command

@@ -2,7 +2,14 @@
 
 package main
 
-import "syscall"
+import (
+	"os"
+	"syscall"
+)
+
+const lastSignal = syscall.Signal(31)
+
+func moreEndings() []os.Signal { return nil }
 
 // dieWithParent does nothing: this system has no such service.
 func dieWithParent(*syscall.SysProcAttr) {}

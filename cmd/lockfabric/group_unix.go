@@ -4,38 +4,12 @@ package main
 
 import (
 	"errors"
-	"os"
 	"os/exec"
-	"os/signal"
 	"runtime"
-	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
-
-// endings end a run that waits; while the command runs they are its affair, as
-// are the rest of forwarded. SIGTSTP and SIGCONT are in it because a run that is
-// stopped can't renew the lock: the command has to stop first.
-var (
-	endings    = []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT}
-	forwarded  = append(slices.Clip(endings), unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH, unix.SIGTSTP, unix.SIGCONT)
-	brokenPipe = []os.Signal{unix.SIGPIPE}
-)
-
-// heeded leaves out what was ignored when this program started, as nohup and a
-// shell's background jobs want it: to catch it would undo that, for the command
-// too.
-func heeded(sigs []os.Signal) []os.Signal {
-	return slices.DeleteFunc(slices.Clone(sigs), signal.Ignored)
-}
-
-func signalNumber(sig os.Signal) int {
-	if s, ok := sig.(syscall.Signal); ok {
-		return int(s)
-	}
-	return 0
-}
 
 // group is a command as the leader of a process group.
 type group struct {
@@ -69,13 +43,14 @@ func startGroup(cmd *exec.Cmd) (*group, error) {
 }
 
 // watch reports when the leader is stopped and when it has exited. os/exec can't
-// tell of the former.
+// tell of the former. It waits for all children, so that those that this program
+// has adopted don't stay as zombies.
 func (g *group) watch() {
 	for {
 		var ws unix.WaitStatus
-		_, err := unix.Wait4(g.pid, &ws, unix.WUNTRACED, nil)
+		pid, err := unix.Wait4(-1, &ws, unix.WUNTRACED, nil)
 		switch {
-		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EINTR), err == nil && pid != g.pid:
 		case err != nil:
 			g.events <- event{exited: true, code: exitInternal}
 			return
@@ -103,14 +78,8 @@ func (g *group) terminate() {
 func (g *group) kill() { g.signal(unix.SIGKILL) }
 
 // alive reports whether anybody is left in the group, once the leader has been
-// waited for. Orphans of it are our children if we are the first process of a
-// container: those that have exited are gone only when waited for.
+// waited for. What of it we have adopted is gone only when waited for.
 func (g *group) alive() bool {
-	for {
-		pid, err := unix.Wait4(-g.pid, nil, unix.WNOHANG, nil)
-		if err != nil && !errors.Is(err, unix.EINTR) || err == nil && pid == 0 {
-			break
-		}
-	}
+	reap()
 	return !errors.Is(unix.Kill(-g.pid, 0), unix.ESRCH)
 }

@@ -15,7 +15,10 @@ var (
 	brokenPipe = []os.Signal{syscall.SIGPIPE}
 )
 
-func heeded(sigs []os.Signal) []os.Signal { return sigs }
+func inheritIgnored() {}
+
+// reaping does nothing: a child here is gone when it has ended.
+func reaping() (stop func()) { return func() {} }
 
 func signalNumber(sig os.Signal) int {
 	if s, ok := sig.(syscall.Signal); ok {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"slices"
 	"sync"
 	"time"
@@ -18,6 +19,16 @@ const insistent = 2 * time.Second
 // errGivenUp says that a signal has ended the wait for a server that does not
 // answer.
 var errGivenUp = errors.New("given up")
+
+// catch sends signals to c, but not those that are ignored: to catch them would undo
+// that, for the command too.
+func catch(c chan<- os.Signal, sigs []os.Signal) {
+	for _, sig := range sigs { // to none signal.Notify would give all
+		if !signal.Ignored(sig) {
+			signal.Notify(c, sig)
+		}
+	}
+}
 
 // interruptible returns a context that a signal ends which asks to end, a channel
 // that is closed when another one insists, and a function that stops looking.

@@ -206,7 +206,8 @@ func (st *starter) start() error {
 	}
 	// Ends with the server or with this process; nobody waits for it.
 	go func() {
-		if cmd.Wait() != nil {
+		// Its status is lost where this program waits for all its children.
+		if exit := new(exec.ExitError); errors.As(cmd.Wait(), &exit) {
 			st.reason.Store(said())
 		}
 		st.running.Store(false)

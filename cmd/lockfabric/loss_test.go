@@ -20,7 +20,8 @@ import (
 const killable = syscall.SIGTERM
 
 // interrupts are the signals that end a run which waits, and its exit codes.
-var interrupts = map[os.Signal]int{unix.SIGINT: 130, unix.SIGTERM: 143, unix.SIGHUP: 129, unix.SIGQUIT: 131}
+var interrupts = map[os.Signal]int{unix.SIGINT: 130, unix.SIGTERM: 143, unix.SIGHUP: 129, unix.SIGQUIT: 131,
+	unix.SIGABRT: 134, unix.SIGALRM: 142, unix.SIGSEGV: 139}
 
 func gone(pid int) bool { return errors.Is(unix.Kill(pid, 0), unix.ESRCH) }
 

@@ -5,12 +5,14 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,6 +20,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"golang.org/x/sys/unix"
 
 	"github.com/lockfabric/lockfabric/embedded"
 	"github.com/lockfabric/lockfabric/fabric"
@@ -37,6 +40,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(actAs) != "" {
 		if len(os.Args) > 2 && os.Args[1] == "child" {
 			os.Exit(child(os.Args[2:]))
+		}
+		if len(os.Args) > 2 && os.Args[1] == "launch" {
+			os.Exit(launch(os.Args[2:]))
 		}
 		os.Exit(noted(os.Args[1:], func() int { return execute(os.Args[1:], os.Stdout, os.Stderr) }))
 	}
@@ -68,32 +74,31 @@ func withServer(run func() int) int {
 // which signals it gets. It exits with 0 on the signal named first, ignores those
 // named later, and gives up when nobody ends it.
 func child(names []string) int {
-	byName := map[string]os.Signal{
-		"INT": syscall.SIGINT, "TERM": syscall.SIGTERM, "HUP": syscall.SIGHUP, "QUIT": syscall.SIGQUIT,
-		"USR1": syscall.SIGUSR1, "USR2": syscall.SIGUSR2, "none": nil,
-	}
-	sigs := make(chan os.Signal, 16)
-	signal.Notify(sigs, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
+	sigs := make(chan os.Signal, 64)
+	signal.Notify(sigs, endings...)
 	for _, n := range names[1:] {
-		signal.Ignore(byName[n])
+		signal.Ignore(unix.SignalNum("SIG" + n))
 	}
 	fmt.Println("ready", os.Getpid())
 	end := time.After(2 * testTimeout)
 	for {
 		select {
 		case s := <-sigs:
-			for n, v := range byName {
-				if v == s {
-					fmt.Println("got", n)
-				}
-			}
-			if s == byName[names[0]] {
+			name := signalName(s)
+			fmt.Println("got", name)
+			if name == names[0] {
 				return 0
 			}
 		case <-end:
 			return 99
 		}
 	}
+}
+
+// signalName returns a signal's name, such as INT, or its number if it has none.
+func signalName(sig os.Signal) string {
+	n := sig.(syscall.Signal)
+	return cmp.Or(strings.TrimPrefix(unix.SignalName(n), "SIG"), strconv.Itoa(int(n)))
 }
 
 // self is the path of the test binary.

@@ -54,11 +54,11 @@ func (r *runCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err != nil {
 		return cannotRun(r.Command[0], err)
 	}
-	sigs := make(chan os.Signal, 32)
-	signal.Notify(sigs, heeded(endings)...)
+	inheritIgnored()
+	sigs := make(chan os.Signal, 64)
+	catch(sigs, endings)
 	defer signal.Stop(sigs)
-	// Else a warning to a reader that is gone would end this program, and the hold.
-	signal.Notify(make(chan os.Signal, 1), brokenPipe...)
+	catch(make(chan os.Signal, 1), brokenPipe)
 
 	m, lock, err := r.obtain(ctx, c, s, sigs)
 	if err != nil {
@@ -116,6 +116,7 @@ func (r *runCmd) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.
 	ctx, again, done := interruptible(ctx, sigs)
 	defer done()
 	c.once = true
+	defer reaping()()
 	m, err := c.connect(ctx, s, fabric.WithTTL(r.TTL), fabric.WithLabel(label(r.Command[0])))
 	if err != nil {
 		return nil, nil, err

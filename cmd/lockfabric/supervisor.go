@@ -4,7 +4,6 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
-	"os/signal"
 	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
@@ -46,7 +45,7 @@ func (v *supervisor) run(cmd *exec.Cmd) (code int, err error) {
 	}
 	// Before the start: what comes in between is for the command, and a stop that
 	// took us alone would leave it running under a lock that nobody renews.
-	signal.Notify(v.sigs, heeded(forwarded)...)
+	catch(v.sigs, forwarded)
 	modes := terminalModes() // before the command can change them
 	if v.group, err = startGroup(cmd); err != nil {
 		return 0, err

@@ -147,10 +147,13 @@ func (v *supervisor) stopSelf() (late []os.Signal) {
 	if orphaned() {
 		return nil
 	}
+	caught := !signal.Ignored(unix.SIGTSTP)
 	signal.Ignore(unix.SIGTSTP)
 	_ = unix.Kill(0, unix.SIGTSTP)
 	_ = unix.Kill(unix.Getpid(), unix.SIGSTOP)
-	signal.Notify(v.sigs, unix.SIGTSTP)
+	if caught {
+		signal.Notify(v.sigs, unix.SIGTSTP)
+	}
 	end := time.After(continued)
 	for {
 		select {
