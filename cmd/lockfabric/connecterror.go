@@ -51,7 +51,7 @@ func (t *target) unreachable(err error) error {
 	}
 	conn, derr := net.DialTimeout("tcp", net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "4222")), time.Second)
 	if derr != nil {
-		return fmt.Errorf("%w: no server can be reached: %w", fabric.ErrUnavailable, derr)
+		return fmt.Errorf("%w: no server can be reached at %s: %w", fabric.ErrUnavailable, u.Redacted(), derr)
 	}
 	_ = conn.Close()
 	return err
