@@ -98,8 +98,12 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 		}
 		if !errors.Is(err, engine.ErrGone) {
 			var refused *engine.RefusedError
-			if n > 1 && !errors.As(err, &refused) {
-				l.s.engine.Abandon(l.enc, op, known) // the engine knows of this attempt, not of those before
+			switch isRefused := errors.As(err, &refused); {
+			case isRefused && refused.Verdict == record.ConvertDeadlock: // the handle is as before
+			case n > 1 && !isRefused, !weaker:
+				// The engine knows of this attempt, not of those before. And the handle counts on
+				// less since it asked, also where nothing was written: the record follows.
+				l.s.engine.Abandon(l.enc, op, known)
 			}
 			return l.notConverted(ctx, op, err)
 		}

@@ -60,12 +60,13 @@ func (m *machine) convert(op *Op) Result {
 	return Result{Verdict: Applied}
 }
 
-// unconvert takes a conversion back, whether it waits or was granted, and makes sure that the
-// holder has no more than op.Mode then.
+// unconvert takes a conversion back, whether it waits, was granted or was never written, and makes
+// sure that the holder has no more than op.Mode then: its handle counts on no more since it asked.
+// A later conversion of the hold stays.
 func (m *machine) unconvert(op *Op) {
 	if i := indexOf(m.Holders, op.Holder); i >= 0 {
 		h := &m.Holders[i]
-		if h.Convert.ID == op.ID || h.Converted == op.ID {
+		if newest := sequenceOf(h.Convert.ID + h.Converted); newest <= sequenceOf(op.ID) { // there is one of them at most
 			h.Convert = Conversion{}
 			if h.Mode.Covers(op.Mode) {
 				h.Mode = op.Mode

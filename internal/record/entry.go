@@ -54,6 +54,12 @@ func LeaseOf(id string) string {
 	return id[:dot]
 }
 
+// sequenceOf returns the sequence in a valid operation id, and 0 for "".
+func sequenceOf(id string) uint64 {
+	seq, _ := strconv.ParseUint(id[strings.LastIndexByte(id, '.')+1:], 10, 64)
+	return seq
+}
+
 // validLease is strict because a lease whose id is no KV key could never be tombstoned: its
 // entries would block for ever.
 func validLease(s string) bool {

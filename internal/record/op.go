@@ -33,8 +33,9 @@ const (
 	// conversion, Lease, Holder, Mode, and for Undo From. Look at the holder: Convert.ID is ID while
 	// it waits, Converted is ID when it was granted. If it is neither the conversion was cancelled.
 	OpConvert
-	// OpUnconvert takes the conversion ID of the hold Holder back, whether it waits or was granted,
-	// and lowers the hold to Mode if that is less than it has then. Uses ID, Lease, Holder, Mode.
+	// OpUnconvert takes the conversion ID of the hold Holder back, whether it waits, was granted or was
+	// never written, and lowers the hold to Mode if that is less than it has then; unless a conversion
+	// with a higher sequence came after it. Uses ID, Lease, Holder, Mode.
 	OpUnconvert
 )
 

@@ -168,7 +168,10 @@ func (o *oracle) conversion(op Op) (Verdict, string) {
 	switch {
 	case h == nil || !h.holds:
 	case op.Verb == OpUnconvert:
-		if h.convert == op.ID || h.converted == op.ID {
+		var newest, back int
+		fmt.Sscan(strings.TrimPrefix(h.convert+h.converted, op.Lease+"."), &newest)
+		fmt.Sscan(strings.TrimPrefix(op.ID, op.Lease+"."), &back)
+		if newest <= back {
 			h.target, h.convert, h.since = None, "", 0
 			if oracleCovers(h.op.Mode, op.Mode) {
 				h.op.Mode = op.Mode
