@@ -169,8 +169,8 @@ func (o *oracle) conversion(op Op) (Verdict, string) {
 	case h == nil || !h.holds:
 	case op.Verb == OpUnconvert:
 		var newest, back int
-		fmt.Sscan(strings.TrimPrefix(h.convert+h.converted, op.Lease+"."), &newest)
-		fmt.Sscan(strings.TrimPrefix(op.ID, op.Lease+"."), &back)
+		_, _ = fmt.Sscan(strings.TrimPrefix(h.convert+h.converted, op.Lease+"."), &newest)
+		_, _ = fmt.Sscan(strings.TrimPrefix(op.ID, op.Lease+"."), &back)
 		if newest <= back {
 			h.target, h.convert, h.since = None, "", 0
 			if oracleCovers(h.op.Mode, op.Mode) {
