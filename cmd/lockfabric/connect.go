@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"net"
 
 	"github.com/nats-io/nats.go"
 
@@ -37,7 +39,10 @@ func (c *cli) connect(ctx context.Context, s *streams, opts ...fabric.Option) (*
 		if to.servers == "" {
 			err = c.connectLocal(limited, s, open)
 		} else {
-			err = open(limited, to.servers, to.options...)
+			// One attempt ends after some seconds of silence.
+			for err = open(limited, to.servers, to.options...); silent(err) && limited.Err() == nil; {
+				err = open(limited, to.servers, to.options...)
+			}
 		}
 		opened <- m
 		return err
@@ -52,6 +57,12 @@ func (c *cli) connect(ctx context.Context, s *streams, opts ...fabric.Option) (*
 		return nil, interrupted(guarded, err)
 	}
 	return nil, to.explain(interrupted(guarded, err), c.Timeout)
+}
+
+// silent reports whether an attempt to connect ended because nobody said anything.
+func silent(err error) bool {
+	var slow net.Error
+	return errors.Is(err, fabric.ErrUnavailable) && (errors.Is(err, nats.ErrTimeout) || errors.As(err, &slow) && slow.Timeout())
 }
 
 // with opens the fabric, calls fn with it and closes it; fn has --timeout, too.

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -62,5 +63,15 @@ func TestScopeIsSaidOnce(t *testing.T) {
 		if said := strings.Contains(stderr, "this user on this host"); code != 0 || said != (i == 1) {
 			t.Errorf("%v: exit code %d, %s", args, code, stderr)
 		}
+	}
+}
+
+// A silent server is tried for as long as --timeout says, not for one attempt.
+func TestSilentServerIsTriedForTheWholeTimeout(t *testing.T) {
+	t.Parallel()
+	begun := time.Now()
+	code, _, stderr := run(t, bare(t, "--server", silentServer(t), "--timeout", "7s", "ls"))
+	if took := time.Since(begun); code != 69 || took < 7*time.Second || !strings.Contains(stderr, "--timeout=7s") {
+		t.Errorf("exit code %d after %v, %s", code, took, stderr)
 	}
 }
