@@ -17,6 +17,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/internal/clock"
 	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/rtt"
 )
 
@@ -30,6 +31,7 @@ type Manager struct {
 	clock clock.Clock
 	feed  *feed         // of events; nil without a hook
 	rtt   rtt.Estimator // of the connection, for the engine and all leases
+	gate  *gate         // that every request passes
 
 	seen atomic.Uint64 // highest revision of the locks bucket in sessions that have ended
 
@@ -144,8 +146,11 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Manager, error) {
 func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, error) {
 	m := &Manager{cfg: cfg, nc: nc, own: own, clock: clock.Holder(), feed: newFeed(cfg.hook), done: make(chan struct{})}
 	m.life, m.die = context.WithCancelCause(context.Background())
+	m.gate = newGate(nc, cfg.buckets.Trip, m.rtt.Timeout, m.resendRenewals)
+	m.cfg.buckets.Trip = m.gate.trip
 	s, err := m.session(ctx)
 	if err != nil {
+		m.gate.close()
 		return nil, translate(err)
 	}
 	m.feed.start()
@@ -216,6 +221,23 @@ func (m *Manager) publish(s *session) {
 	}
 }
 
+// resendRenewals has the renewals that are under way sent again at once, and returns
+// when all of them are answered or ctx ends.
+func (m *Manager) resendRenewals(ctx context.Context) {
+	m.mu.Lock()
+	s := m.current
+	m.mu.Unlock()
+	if s == nil {
+		return
+	}
+	var wg sync.WaitGroup
+	s.local.Range(func(_, le any) bool {
+		wg.Go(func() { le.(*lease.Lease).Resend(ctx) })
+		return true
+	})
+	wg.Wait()
+}
+
 // forget makes the next acquire open a new session. Until it has ended, the old one
 // still counts.
 func (m *Manager) forget(s *session) {
@@ -276,6 +298,7 @@ func (m *Manager) Close() error {
 			s.end(ctx, ErrClosed, true)
 		}
 		m.ending.Wait()
+		m.gate.close()
 		if m.own {
 			m.nc.Close()
 		}

@@ -95,7 +95,7 @@ func (l *Lease) bury(ctx context.Context, reason string) error {
 				return nil
 			}
 		}
-		if !pause.wait(ctx, err) {
+		if !pause.wait(ctx, err, nil) {
 			return fmt.Errorf("lease: tombstone: %w; last attempt: %w", context.Cause(ctx), err)
 		}
 	}

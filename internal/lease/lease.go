@@ -47,6 +47,7 @@ type Lease struct {
 	ops  atomic.Uint64
 	turn chan struct{} // held by the renewal that is on its way: one at a time
 	wake chan struct{} // has the goroutine look at due again
+	back chan struct{} // ends the pause between two attempts
 	lost chan struct{} // closed on loss
 	tail sync.WaitGroup
 
@@ -68,6 +69,7 @@ type Lease struct {
 	abort    context.CancelFunc     // of the renewal on its way, or nil
 	asked    string                 // nonce of the attempt whose answer is waited for
 	moot     context.CancelFunc     // ends waiting for what an attempt asked, or nil
+	resends  []chan struct{}        // closed when the next attempt, or the renewal, has ended
 	stopBury context.CancelFunc     // of the tombstone's writing after a loss, or nil
 	timer    *time.Timer            // fires at validUntil or before
 	onLost   map[uint64]func(error) // not called yet
@@ -120,7 +122,7 @@ func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
 			return nil, fmt.Errorf("lease: create: %w", err)
 		}
 		cfg.Logger.Debug("lease not created, trying another id", "lease", who.ID, "error", err)
-		if !pause.wait(ctx, err) {
+		if !pause.wait(ctx, err, nil) {
 			return nil, fmt.Errorf("lease: create: %w; last attempt: %w", context.Cause(ctx), err)
 		}
 	}
@@ -129,7 +131,7 @@ func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
 func start(b Bucket, cfg Config, who Info, rev uint64, sent time.Duration) *Lease {
 	l := &Lease{
 		b: b, cfg: cfg, who: who, by: selfName(who.Host, who.PID),
-		turn: make(chan struct{}, 1), wake: make(chan struct{}, 1), lost: make(chan struct{}),
+		turn: make(chan struct{}, 1), wake: make(chan struct{}, 1), back: make(chan struct{}, 1), lost: make(chan struct{}),
 		rev:      rev,
 		attempts: make(map[string]try), onLost: make(map[uint64]func(error)),
 	}

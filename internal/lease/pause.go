@@ -43,13 +43,15 @@ func (p *pause) after(err error) time.Duration {
 	return d
 }
 
-// wait sleeps after an attempt that failed with err. It returns false at once
-// when ctx ends.
-func (p *pause) wait(ctx context.Context, err error) bool {
+// wait sleeps after an attempt that failed with err, or until again delivers. It
+// returns false at once when ctx ends.
+func (p *pause) wait(ctx context.Context, err error, again <-chan struct{}) bool {
 	t := time.NewTimer(p.after(err))
 	defer t.Stop()
 	select {
 	case <-t.C:
+		return true
+	case <-again:
 		return true
 	case <-ctx.Done():
 		return false

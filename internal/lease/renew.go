@@ -70,7 +70,7 @@ func (l *Lease) renew(ctx context.Context, ifDue bool) error {
 	if ifDue && l.untilDue() > 0 {
 		return nil // one by hand, which must not be counted twice
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(context.WithValue(ctx, renewing{}, true))
 	defer cancel()
 	began, base, err := l.beginRenewal(cancel)
 	if err != nil {
@@ -84,7 +84,7 @@ func (l *Lease) renew(ctx context.Context, ifDue bool) error {
 			return err
 		}
 		l.cfg.Logger.Debug("lease not renewed yet", "lease", l.who.ID, "error", err)
-		goOn := pause.wait(ctx, err)
+		goOn := pause.wait(ctx, err, l.back)
 		// The watch can have shown meanwhile that it was renewed after all.
 		if over, err := l.renewalOver(began, base, ifDue); over {
 			return err
@@ -157,6 +157,8 @@ func (l *Lease) endRenewal() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.abort = nil
+	closeAll(l.resends)
+	l.resends = nil
 }
 
 // attempt is one compare-and-set on the lease's own revision and, if that does
@@ -176,7 +178,10 @@ func (l *Lease) attempt(ctx context.Context, unanswered *silence) error {
 	actx, moot := context.WithCancel(ctx)
 	defer moot()
 	l.asked, l.moot = info.Nonce, moot
+	resends := l.resends
+	l.resends = nil
 	l.mu.Unlock()
+	defer closeAll(resends)
 
 	wctx, cancel := l.bounded(actx, *unanswered)
 	rev, err := l.b.Update(wctx, l.who.ID, value, base, gcAfter(l.cfg.TTL))
@@ -192,6 +197,8 @@ func (l *Lease) attempt(ctx context.Context, unanswered *silence) error {
 		return err
 	case errors.Is(err, kv.ErrBusy), errors.Is(err, kv.ErrNotSent), errors.Is(err, kv.ErrRejected):
 		return err // not written, and nothing learned about the revision
+	case actx.Err() != nil:
+		return err // to be sent again at once
 	}
 	// A conflict can be with an attempt of ours whose answer was lost.
 	started = time.Now()
