@@ -37,23 +37,23 @@ type Options struct {
 
 // call is one submitted operation. Its fields are guarded by its resource's mu.
 type call struct {
-	r         *resource
-	op        record.Op
-	asked     time.Time // when it was submitted, if it has patience for a time
-	failFast  bool
-	ledger    bool // a cleanup: goes on without a caller
-	attempted bool // some write that contained it was sent
-	unsure    bool // the outcome of such a write was unknown
-	existed   bool // the last attempt's base contained the id
-	perhaps   bool // so did the base of an attempt whose outcome was unknown
-	resolved  bool
-	dropped   bool // its caller gave up; a cleanup took over
-	out       Outcome
-	err       error
-	done      chan struct{} // made when somebody has to wait
-	placed    chan struct{} // closed when place is known; nil if nobody wants to
-	place     *record.Place
-	told      bool // Options.Queued was called
+	r              *resource
+	op             record.Op
+	asked          time.Time // when it was submitted, if it has patience for a time
+	failFast       bool
+	ledger         bool // a cleanup: goes on without a caller
+	attempted      bool // some write that contained it was sent
+	outcomeUnknown bool // the outcome of such a write was unknown
+	found          bool // the last attempt's base contained the id
+	maybeFound     bool // so did the base of an attempt whose outcome was unknown
+	resolved       bool
+	dropped        bool // its caller gave up; a cleanup took over
+	out            Outcome
+	err            error
+	done           chan struct{} // made when somebody has to wait
+	placed         chan struct{} // closed when place is known; nil if nobody wants to
+	place          *record.Place
+	reported       bool // Options.Queued was called
 }
 
 // resolve ends the call. Called with r.mu held.
@@ -110,9 +110,9 @@ func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) 
 		r.mu.Unlock()
 		return Outcome{}, ErrClosed
 	}
-	r.seen = max(r.seen, opt.Known)
+	r.newestRev = max(r.newestRev, opt.Known)
 	if op.Blind() {
-		c.op.Hold = r.hold
+		c.op.Hold = r.holdTime
 		if op.Patience > 0 {
 			c.asked = time.Now()
 		}
@@ -142,18 +142,18 @@ func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) 
 			return c.out, c.err
 		case <-ctx.Done():
 			if e.ctx.Err() != nil && opt.Detached > 0 {
-				return r.giveUp(c, ErrClosed)
+				return r.withdraw(c, ErrClosed)
 			}
-			return r.giveUp(c, ctx.Err())
+			return r.withdraw(c, ctx.Err())
 		case <-opt.Stop:
-			return r.giveUp(c, ErrStopped)
+			return r.withdraw(c, ErrStopped)
 		}
 	}
 }
 
-// giveUp ends the caller's wait. Whatever the operation wrote, or may still
+// withdraw ends the caller's wait. Whatever the operation wrote, or may still
 // write, is undone by a cleanup call; the caller waits a bounded time for it.
-func (r *resource) giveUp(c *call, cause error) (Outcome, error) {
+func (r *resource) withdraw(c *call, cause error) (Outcome, error) {
 	r.mu.Lock()
 	if c.resolved {
 		r.mu.Unlock()
@@ -189,7 +189,7 @@ func (r *resource) cleanup(c *call, cause error) *call {
 	if !ok {
 		undo = c.op
 	}
-	clean := &call{r: r, ledger: true, unsure: c.unsure, done: make(chan struct{}), op: undo}
+	clean := &call{r: r, ledger: true, outcomeUnknown: c.outcomeUnknown, done: make(chan struct{}), op: undo}
 	r.e.ledgerAdd(clean)
 	r.submit(clean)
 	return clean
@@ -212,7 +212,7 @@ func (e *Engine) Forget(key, lease, id string, known uint64) {
 	defer e.done(r)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.seen = max(r.seen, known)
+	r.newestRev = max(r.newestRev, known)
 	r.carryOut(record.Op{Verb: record.OpRelease, ID: id, Lease: lease})
 }
 
@@ -224,7 +224,7 @@ func (e *Engine) Abandon(key string, op record.Op, known uint64) {
 	defer e.done(r)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.seen = max(r.seen, known)
+	r.newestRev = max(r.newestRev, known)
 	if undo, ok := op.Undo(); ok {
 		op = undo
 	}

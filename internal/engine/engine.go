@@ -82,7 +82,7 @@ type Engine struct {
 	seen   atomic.Uint64
 
 	operations, rounds, writes, reads, conflicts, busy, unknown atomic.Uint64
-	hold                                                        atomic.Int64 // smoothed hold time
+	holdTime                                                    atomic.Int64 // smoothed hold time
 
 	mu        sync.Mutex
 	closed    bool

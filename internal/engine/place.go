@@ -21,8 +21,8 @@ func (c *call) standsIn(rec *record.Record) {
 // calls it.
 func (c *call) reportPlace(fn func(record.Place)) {
 	c.r.mu.Lock()
-	p, told := c.place, c.told
-	c.told = c.told || p != nil
+	p, told := c.place, c.reported
+	c.reported = c.reported || p != nil
 	c.r.mu.Unlock()
 	if p != nil && !told {
 		fn(*p)

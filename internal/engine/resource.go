@@ -26,9 +26,9 @@ type resource struct {
 	mu      sync.Mutex
 	closed  bool
 	running bool
-	pending []*call          // for the next round
-	waiting map[string]*call // acquires and conversions that wait in the committed record, by id
-	holds   map[string]*hold // watched holds, by id
+	pending []*call                 // for the next round
+	waiting map[string]*call        // acquires and conversions that wait in the committed record, by id
+	holds   map[string]*watchedHold // watched holds, by id
 
 	// The newest committed state that is known: rec at revision rev. rec is nil
 	// when there is no record; rev is then the delete marker's, or 0. Records
@@ -36,19 +36,19 @@ type resource struct {
 	known bool
 	rec   *record.Record
 	rev   uint64
-	// seen is the newest revision this process has seen for the key. rev is
+	// newestRev is the newest revision this process has seen for the key. rev is
 	// below it only when a read found the key absent, which may be the truth
 	// (the marker expired) or the view of a deposed leader: good to write upon,
 	// since the write decides, but no proof. An idle resource can be forgotten, so
 	// whoever knows of a revision says so (Options.Known).
-	seen uint64
-	// suspects are the expected revisions of writes whose outcome is unknown.
+	newestRev uint64
+	// uncertain are the expected revisions of writes whose outcome is unknown.
 	// Such a write can still be committed while its revision is the newest.
-	suspects []uint64
-	inFlight []byte // the value that is being written
-	// hold is how long a hold lasts, smoothed, as the newest record with holds said; 0 = not known.
+	uncertain []uint64
+	inFlight  []byte // the value that is being written
+	// holdTime is how long a hold lasts, smoothed, as the newest record with holds said; 0 = not known.
 	// It outlives the record.
-	hold time.Duration
+	holdTime time.Duration
 
 	silent silence
 
@@ -59,34 +59,34 @@ type resource struct {
 	absence   bool              // a second look at an absent key is under way
 }
 
-// hold is a granted entry whose disappearance somebody wants to know.
-type hold struct {
+// watchedHold is a granted entry whose disappearance somebody wants to know.
+type watchedHold struct {
 	lost func(error)
 }
 
 // trusted reports whether the known state is at least as new as everything seen.
-func (r *resource) trusted() bool { return r.known && r.rev >= r.seen }
+func (r *resource) trusted() bool { return r.known && r.rev >= r.newestRev }
 
 // learn takes over a committed state if it is not older than what is known.
 // Called with r.mu held.
 func (r *resource) learn(rec *record.Record, rev uint64) bool {
-	if rev < r.seen || r.known && rev < r.rev {
+	if rev < r.newestRev || r.known && rev < r.rev {
 		return false
 	}
-	r.known, r.rec, r.rev, r.seen = true, rec, rev, rev
+	r.known, r.rec, r.rev, r.newestRev = true, rec, rev, rev
 	if rec != nil && rec.Hold > 0 {
-		r.hold = rec.Hold
+		r.holdTime = rec.Hold
 	}
 	r.e.saw(rev)
 	// A write that expected an older revision can't be committed any more.
-	r.suspects = slices.DeleteFunc(r.suspects, func(base uint64) bool { return base < rev })
+	r.uncertain = slices.DeleteFunc(r.uncertain, func(base uint64) bool { return base < rev })
 	return true
 }
 
 // learnAbsent takes over that a read or a conflict showed no entry at all.
 // Called with r.mu held.
 func (r *resource) learnAbsent() {
-	if r.seen > 0 && r.known && r.rec != nil {
+	if r.newestRev > 0 && r.known && r.rec != nil {
 		// A live record never expires.
 		r.e.cfg.Suspect()
 	}
@@ -159,7 +159,7 @@ func (r *resource) absorb(entry kv.Entry) error {
 	if entry.Revision == r.rev && r.known {
 		return nil
 	}
-	if entry.Revision < r.seen {
+	if entry.Revision < r.newestRev {
 		r.e.cfg.Suspect()
 		return errStale
 	}
@@ -192,7 +192,7 @@ func (r *resource) notify(entry kv.Entry) {
 	if len(r.inFlight) > 0 && bytes.Equal(entry.Value, r.inFlight) {
 		return // our own write: its acknowledgement, or the read after it was lost, tells the rest
 	}
-	if entry.Revision < r.seen {
+	if entry.Revision < r.newestRev {
 		return // the watch is behind our own writes and reads
 	}
 	if err := r.absorb(entry); err != nil && !errors.Is(err, errStale) {
@@ -377,11 +377,11 @@ func (e *Engine) WatchHold(key, id string, token uint64, lost func(error)) (stop
 		return func() {}
 	}
 	if r.holds == nil {
-		r.holds = map[string]*hold{}
+		r.holds = map[string]*watchedHold{}
 	}
-	h := &hold{lost: lost}
+	h := &watchedHold{lost: lost}
 	r.holds[id] = h
-	r.seen = max(r.seen, token)
+	r.newestRev = max(r.newestRev, token)
 	if r.trusted() {
 		r.settle()
 	} else {

@@ -117,7 +117,7 @@ func (r *resource) failed(calls []*call, err error) []*call {
 		if !malformed && !rejected {
 			cause = unavailable(err)
 		}
-		if !c.unsure {
+		if !c.outcomeUnknown {
 			c.resolve(Outcome{}, cause)
 		} else if _, ok := c.op.Undo(); ok {
 			r.cleanup(c, cause)
@@ -135,7 +135,7 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 	ops := operations(batch)
 	fresh := false // the state was read after the batch was taken
 	r.mu.Lock()
-	needRead := !r.known && (len(r.suspects) > 0 || r.seen > 0 || !slices.ContainsFunc(batch, func(c *call) bool { return c.op.Blind() }))
+	needRead := !r.known && (len(r.uncertain) > 0 || r.newestRev > 0 || !slices.ContainsFunc(batch, func(c *call) bool { return c.op.Blind() }))
 	r.mu.Unlock()
 	for conflicts := 0; ; {
 		if needRead {
@@ -162,8 +162,8 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 		next, results, changed := record.Apply(base, rev, ops, limits)
 		for _, c := range batch {
 			// Not what an earlier attempt saw: if its write was refused somebody else
-			// may have removed the entry since. If that is unknown, perhaps says so.
-			c.existed = present(base, &c.op)
+			// may have removed the entry since. If that is unknown, maybeFound says so.
+			c.found = present(base, &c.op)
 		}
 		if !changed {
 			if !fresh {
@@ -171,7 +171,7 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 				r.mu.Unlock()
 				continue
 			}
-			if r.trusted() && !slices.Contains(r.suspects, rev) {
+			if r.trusted() && !slices.Contains(r.uncertain, rev) {
 				r.deliver(batch, results, base, rev)
 				r.mu.Unlock()
 				return nil
@@ -274,12 +274,12 @@ func over(c *call) bool { return c.resolved || c.dropped }
 // doubt notes that a write of the batch at rev may be committed, now or later.
 // Called with r.mu held.
 func (r *resource) doubt(batch []*call, rev uint64) {
-	if !slices.Contains(r.suspects, rev) && (rev >= r.seen || rev == 0) {
-		r.suspects = append(r.suspects, rev)
+	if !slices.Contains(r.uncertain, rev) && (rev >= r.newestRev || rev == 0) {
+		r.uncertain = append(r.uncertain, rev)
 	}
 	for _, c := range batch {
-		c.unsure = true
-		c.perhaps = c.perhaps || c.existed
+		c.outcomeUnknown = true
+		c.maybeFound = c.maybeFound || c.found
 	}
 }
 
@@ -341,10 +341,10 @@ func (r *resource) deliver(batch []*call, results []record.Result, rec *record.R
 			continue
 		}
 		if !c.op.Waits() {
-			if rec == nil && c.existed {
-				r.hold = record.SmoothHold(r.hold, c.op.Hold) // no record is left to remember it
+			if rec == nil && c.found {
+				r.holdTime = record.SmoothHold(r.holdTime, c.op.Hold) // no record is left to remember it
 			}
-			c.resolve(Outcome{Revision: rev, Existed: c.existed || c.perhaps}, nil)
+			c.resolve(Outcome{Revision: rev, Existed: c.found || c.maybeFound}, nil)
 			continue
 		}
 		switch st, entry := rec.Standing(&c.op); st {

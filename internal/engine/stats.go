@@ -13,7 +13,7 @@ func (e *Engine) Stats() Stats {
 	st := Stats{
 		Operations: e.operations.Load(), Rounds: e.rounds.Load(), Writes: e.writes.Load(), Reads: e.reads.Load(),
 		Conflicts: e.conflicts.Load(), Busy: e.busy.Load(), Unknown: e.unknown.Load(),
-		HoldTime: time.Duration(e.hold.Load()),
+		HoldTime: time.Duration(e.holdTime.Load()),
 	}
 	e.mu.Lock()
 	watched := slices.Collect(maps.Keys(e.watched)) // whoever waits has a watch
@@ -55,8 +55,8 @@ func (r *resource) expectedWait() (waiting int, longest time.Duration) {
 // held notes that a hold was released which lasted d.
 func (e *Engine) held(d time.Duration) {
 	for d > 0 {
-		old := e.hold.Load()
-		if e.hold.CompareAndSwap(old, int64(record.SmoothHold(time.Duration(old), d))) {
+		old := e.holdTime.Load()
+		if e.holdTime.CompareAndSwap(old, int64(record.SmoothHold(time.Duration(old), d))) {
 			return
 		}
 	}
