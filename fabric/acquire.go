@@ -32,7 +32,10 @@ const failFastTimeout = 2 * time.Second
 // causes: the context's error (also after WithWaitLimit), ErrInvalidName,
 // ErrInvalidOption, ErrAlreadyHeld, ErrQueueFull, ErrKindMismatch,
 // ErrMalformedRecord, ErrNewerSchema, ErrClosed, kv.ErrFull, ErrWaitTooLong with WithDeadlineCheck,
-// and ErrUnavailable with WithFailFast.
+// and ErrUnavailable with WithFailFast; kv.ErrRejected where the server refuses a write
+// for good, as it does when its limit of a message was lowered; and, if the buckets
+// were deleted and have to be opened again, those of [New]: kv.ErrUnsafeConfig,
+// kv.ErrNoBucket, kv.ErrLimit, kv.ErrNewerSchema, kv.ErrNoJetStream, kv.ErrServerTooOld.
 func (m *Manager) Acquire(ctx context.Context, key string, opts ...AcquireOption) (*Lock, error) {
 	return m.acquire(ctx, key, record.OpAcquire, opts)
 }

@@ -28,8 +28,8 @@ import (
 // background. Its causes: the context's error; ErrConvertDeadlock at once, when
 // another holder waits for this one to give way; ErrConverting while another
 // Convert of this handle is under way; ErrLost or ErrReleased when the hold ends
-// before; ErrInvalidOption; ErrUnconfirmed; ErrMalformedRecord; ErrNewerSchema; kv.ErrFull; and
-// ErrUnavailable with WithFailFast.
+// before; ErrInvalidOption; ErrUnconfirmed; ErrMalformedRecord; ErrNewerSchema; kv.ErrFull;
+// kv.ErrRejected; and ErrUnavailable with WithFailFast.
 func (l *Lock) Convert(ctx context.Context, mode Mode) error {
 	op, err := l.beginConvert(ctx, mode)
 	if err == nil {

@@ -223,6 +223,8 @@ func (l *Lock) release() error {
 		return nil
 	case err == nil:
 		return &LostError{Key: l.key, Token: l.Token(), Reason: l.whyGone()}
+	case errors.Is(l.s.why(), ErrBucketGone):
+		return &LostError{Key: l.key, Token: l.Token(), Reason: ErrBucketGone} // and the entry with it
 	case !errors.Is(err, engine.ErrUnconfirmed):
 		// It ended for good, as on a record that can't be read and that somebody
 		// may restore with the entry in it.
@@ -252,7 +254,7 @@ func (l *Lock) revision() uint64 {
 // lease is over, or else somebody removed it.
 func (l *Lock) whyGone() error {
 	if !l.slot.lease.Valid() {
-		return lossReason(l.slot.lease.Err())
+		return l.slot.whyLost()
 	}
 	return ErrRemoved
 }
@@ -260,7 +262,7 @@ func (l *Lock) whyGone() error {
 // check ends the hold when the clock says that its lease is over.
 func (l *Lock) check() {
 	if !l.slot.lease.Valid() {
-		l.lose(lossReason(l.slot.lease.Err()))
+		l.lose(l.slot.whyLost())
 	}
 }
 

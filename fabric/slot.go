@@ -2,6 +2,7 @@ package fabric
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -185,6 +186,16 @@ func (sl *slot) lost(err error) {
 	}
 	sl.s.mu.Unlock()
 	sl.s.dispose(sl)
+}
+
+// whyLost is why the lease is not valid any more. One that was closed ended with its
+// session.
+func (sl *slot) whyLost() error {
+	err := lossReason(sl.lease.Err())
+	if why := sl.s.why(); why != nil && errors.Is(err, ErrClosed) {
+		return why
+	}
+	return err
 }
 
 func (sl *slot) endHolds(reason error) {
