@@ -49,12 +49,16 @@ type Party struct {
 
 // Lease is what is known of the process behind a party.
 type Lease struct {
-	ID    string        `json:"id"`
-	State string        `json:"state"` // live, dead (its entries are about to be evicted), missing, or unknown
-	TTL   time.Duration `json:"ttl_ns"`
-	Host  string        `json:"host,omitempty"`
-	PID   int           `json:"pid,omitempty"`
-	Label string        `json:"label,omitempty"`
+	ID string `json:"id"`
+	// State is live; stale, when it was not renewed for longer than its TTL and margin,
+	// by the server's time stamp and this host's clock: its process looks dead; dead,
+	// when that is decided and its entries are about to be evicted; missing; or unknown.
+	State   string        `json:"state"`
+	TTL     time.Duration `json:"ttl_ns"`
+	Renewed time.Time     `json:"renewed,omitzero"` // when it was renewed last, by the server's clock
+	Host    string        `json:"host,omitempty"`
+	PID     int           `json:"pid,omitempty"`
+	Label   string        `json:"label,omitempty"`
 }
 
 // Inspect tells who holds the lock and who waits for it, as the stream's leader
@@ -207,9 +211,13 @@ func (s *session) lookUp(ctx context.Context, le Lease) Lease {
 	if err != nil {
 		return le
 	}
-	le.State = "live"
-	if who.Dead {
+	switch {
+	case who.Dead:
 		le.State = "dead"
+	case time.Since(e.Created) > who.TTL+who.Margin:
+		le.State, le.Renewed = "stale", e.Created
+	default:
+		le.State, le.Renewed = "live", e.Created
 	}
 	le.Host, le.PID, le.Label = who.Host, who.PID, who.Label
 	return le

@@ -75,11 +75,12 @@ type config struct {
 	logger   *slog.Logger
 	hook     func(Event) // nil = nobody wants to know
 	failFast bool
+	sweep    time.Duration // between two sweeps; 0 = none
 	nats     []nats.Option
 }
 
 func newConfig(opts []Option) (config, error) {
-	c := config{timing: timing{ttl: DefaultTTL}, logger: slog.New(slog.DiscardHandler)}
+	c := config{timing: timing{ttl: DefaultTTL}, sweep: DefaultSweepInterval, logger: slog.New(slog.DiscardHandler)}
 	c.buckets.Fabric = DefaultFabric
 	for _, o := range opts {
 		if o == nil {

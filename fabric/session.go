@@ -87,6 +87,9 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	})
 	s.goIfOpen(s.housekeep)
 	s.goIfOpen(s.lookAfterBuckets)
+	if m.cfg.sweep > 0 {
+		s.goIfOpen(s.sweep)
+	}
 	if buckets.Quarantine == 0 {
 		close(s.ready)
 	} else {

@@ -67,8 +67,9 @@ type Buckets struct {
 type meta struct {
 	Version     int    `json:"v"`
 	Incarnation string `json:"incarnation"`
-	LongestTTL  int64  `json:"longest_ttl"` // milliseconds
-	HighWater   uint64 `json:"high_water"`  // revision of the locks bucket
+	LongestTTL  int64  `json:"longest_ttl"`      // milliseconds
+	HighWater   uint64 `json:"high_water"`       // revision of the locks bucket
+	Sweeps      uint64 `json:"sweeps,omitempty"` // how often dead entries were collected
 }
 
 // Open opens the buckets of a fabric and creates those that do not exist.

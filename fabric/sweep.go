@@ -1,0 +1,225 @@
+package fabric
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// DefaultSweepInterval is the least time between two sweeps of a fabric, whatever the
+// number of managers.
+const DefaultSweepInterval = 5 * time.Minute
+
+// sweepAtOnce bounds the leases that one sweep looks at or observes at a time, and
+// sweepLocks the records that one background sweep changes.
+const (
+	sweepAtOnce = 32
+	sweepLocks  = 10_000
+)
+
+// WithSweepInterval sets how often this manager sees to it that entries of dead
+// processes are collected that nobody waits behind. The managers of a fabric share the
+// work: one of them does it in an interval, and for each of the others it is one read.
+// The default is DefaultSweepInterval; 0 has this manager take no part. Less than a
+// second is refused.
+func WithSweepInterval(d time.Duration) ManagerOption {
+	return func(c *config) error {
+		if d < 0 || d > 0 && d < time.Second {
+			return fmt.Errorf("%w: sweep interval %v: use at least 1s, or 0 for none", ErrInvalidOption, d)
+		}
+		c.sweep = d
+		return nil
+	}
+}
+
+// Collected is what Collect has found and done.
+type Collected struct {
+	Locks   int `json:"locks"`   // in use under the prefix
+	Leases  int `json:"leases"`  // that stand in their records
+	Dead    int `json:"dead"`    // of these, those that are dead, or with DryRun look so
+	Freed   int `json:"freed"`   // locks from which entries were removed, or would be
+	Entries int `json:"entries"` // that were removed, or would be
+}
+
+// CollectOption configures Collect.
+type CollectOption func(*collect)
+
+type collect struct {
+	dryRun bool
+	most   int // locks to change
+}
+
+// DryRun has Collect change nothing. What it tells then is what looks dead by the time
+// stamps of the server, not what is known to be.
+func DryRun() CollectOption { return func(c *collect) { c.dryRun = true } }
+
+// Collect removes the entries of dead processes from all locks whose names start with
+// prefix, also where nobody waits for the lock. A lease that looks dead is observed for
+// its TTL and margin first, so Collect takes that long; one that is renewed meanwhile
+// lives, and nothing of it is touched. Errors are those of List; what was collected by
+// then is returned with them.
+func (m *Manager) Collect(ctx context.Context, prefix string, opts ...CollectOption) (Collected, error) {
+	var c collect
+	for _, o := range opts {
+		o(&c)
+	}
+	filter, err := kv.EncodePrefix(prefix)
+	if err != nil {
+		return Collected{}, err
+	}
+	caller := ctx
+	ctx, done := m.bind(ctx)
+	defer done()
+	s, err := m.session(ctx)
+	if err != nil {
+		return Collected{}, m.explain(caller, err)
+	}
+	if !c.dryRun {
+		if err := s.awaitReady(ctx, false); err != nil {
+			return Collected{}, m.explain(caller, err)
+		}
+	}
+	got, err := s.collect(ctx, filter, c)
+	if err != nil {
+		return got, fmt.Errorf("collect %q: %w", prefix, m.explain(caller, err))
+	}
+	return got, nil
+}
+
+// standing is one lock with the leases in its record.
+type standing struct {
+	key    string
+	rec    *record.Record
+	leases []string
+}
+
+func (s *session) collect(ctx context.Context, filter string, c collect) (Collected, error) {
+	var locks []standing
+	ttls := map[string]time.Duration{}
+	err := s.buckets.Locks.Entries(ctx, filter, func(e kv.Entry) bool {
+		rec, err := record.Decode(e.Value)
+		if err != nil {
+			return true // not ours to change
+		}
+		st := standing{key: e.Key, rec: rec}
+		for _, list := range [][]record.Entry{rec.Holders, rec.Waiters} {
+			for i := range list {
+				id := list[i].Lease()
+				if live, _ := s.own(id); live || slices.Contains(st.leases, id) {
+					continue
+				}
+				st.leases = append(st.leases, id)
+				ttls[id] = list[i].TTL
+			}
+		}
+		locks = append(locks, st)
+		return true
+	})
+	got := Collected{Locks: len(locks), Leases: len(ttls)}
+	if err != nil {
+		return got, err
+	}
+	dead, err := s.dead(ctx, ttls, c.dryRun)
+	got.Dead = len(dead)
+	if err != nil {
+		return got, err
+	}
+	for _, st := range locks {
+		gone := slices.DeleteFunc(st.leases, func(id string) bool { return !dead[id] })
+		if len(gone) == 0 {
+			continue
+		}
+		if c.most > 0 && got.Freed >= c.most {
+			break
+		}
+		if !c.dryRun {
+			if _, err := s.engine.Do(ctx, st.key, record.Op{Verb: record.OpEvict, Leases: gone}, engine.Options{}); err != nil {
+				return got, err
+			}
+		}
+		got.Freed++
+		got.Entries += st.rec.EntriesUnder(gone...)
+	}
+	return got, nil
+}
+
+// dead returns those of the leases that are dead: their tombstones are committed. With
+// guess it returns those that only look so, too, and waits for nothing.
+func (s *session) dead(ctx context.Context, ttls map[string]time.Duration, guess bool) (map[string]bool, error) {
+	var (
+		mu    sync.Mutex
+		dead  = map[string]bool{}
+		first error
+		ids   = make(chan string)
+		wg    sync.WaitGroup
+	)
+	for range min(sweepAtOnce, len(ttls)) {
+		wg.Go(func() {
+			for id := range ids {
+				is, err := s.isDead(ctx, id, ttls[id], guess)
+				mu.Lock()
+				if is {
+					dead[id] = true
+				}
+				if err != nil && first == nil {
+					first = err
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	for id := range ttls {
+		ids <- id
+	}
+	close(ids)
+	wg.Wait()
+	return dead, first
+}
+
+func (s *session) isDead(ctx context.Context, id string, ttl time.Duration, guess bool) (bool, error) {
+	st, err := s.observer.Check(ctx, id, ttl)
+	if err != nil || st.Dead || !st.Stale || guess {
+		return err == nil && (st.Dead || st.Stale && guess), err
+	}
+	return s.observer.WaitDead(ctx, id, ttl)
+}
+
+// sweep collects dead entries in the background, when it is this manager's turn.
+func (s *session) sweep() {
+	every := s.m.cfg.sweep
+	if s.awaitReady(s.ctx, false) != nil {
+		return
+	}
+	sweeps, err := s.buckets.Sweeps(s.ctx)
+	for {
+		if !sleep(s.ctx, every+rand.N(every/4)) {
+			return
+		}
+		if err != nil {
+			sweeps, err = s.buckets.Sweeps(s.ctx)
+			continue
+		}
+		var mine bool
+		var now uint64
+		if mine, now, err = s.buckets.BeginSweep(s.ctx, sweeps); err != nil {
+			continue
+		}
+		sweeps = now
+		if !mine {
+			continue
+		}
+		got, err := s.collect(s.ctx, ">", collect{most: sweepLocks})
+		if log := s.m.cfg.logger; err != nil && s.ctx.Err() == nil {
+			log.Warn("the sweep for dead entries did not end", "error", err)
+		} else if got.Freed > 0 {
+			log.Info("entries of dead processes were collected", "locks", got.Freed, "entries", got.Entries)
+		}
+	}
+}

@@ -1,0 +1,84 @@
+package fabric_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/faultproxy"
+)
+
+// cutOff returns a manager of its own fabric that holds n locks under a prefix, and what
+// cuts it off for good.
+func cutOff(t *testing.T, s *site, name, prefix string, n int) (cut func()) {
+	t.Helper()
+	p := faultproxy.New(t, s.server.ClientURL())
+	nc, err := nats.Connect(p.URL(), nats.ReconnectBufSize(-1), nats.Timeout(patience))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	m := newManager(t, nc, fabric.WithFabric(name), fabric.WithTTL(time.Second), fabric.WithSweepInterval(0))
+	for i := range n {
+		acquire(t, m, fmt.Sprintf("%s%d", prefix, i))
+	}
+	return p.Cut
+}
+
+// Locks of a process that is gone are freed without anybody who wants them, and until
+// then they are shown as what they are.
+func TestDeadEntriesAreCollected(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		const n = 50
+		name := s.fabric(t)
+		m := s.manager(t, fabric.WithFabric(name))
+		mine := acquire(t, m, "dead/mine")
+		cut := cutOff(t, s, name, "dead/", n)
+		got, err := m.Collect(waitContext(t), "")
+		if err != nil || got != (fabric.Collected{Locks: n + 1, Leases: 1}) {
+			t.Errorf("while all live: %+v, %v", got, err)
+		}
+		cut()
+		eventually(t, "a lease that looks dead", func() bool {
+			info, err := m.Inspect(waitContext(t), "dead/7")
+			return err == nil && len(info.Holders) == 1 && info.Holders[0].Lease.State == "stale" && !info.Holders[0].Lease.Renewed.IsZero()
+		})
+		want := fabric.Collected{Locks: n + 1, Leases: 1, Dead: 1, Freed: n, Entries: n}
+		eventually(t, "a dry run that finds them", func() bool {
+			got, err = m.Collect(waitContext(t), "dead/", fabric.DryRun())
+			return err == nil && got == want
+		})
+		if list, err := m.List(waitContext(t), ""); err != nil || len(list) != n+1 {
+			t.Errorf("after a dry run %d locks, %v", len(list), err)
+		}
+		if got, err = m.Collect(waitContext(t), "dead/"); err != nil || got != want {
+			t.Errorf("got %+v, %v", got, err)
+		}
+		list, err := m.List(waitContext(t), "")
+		if err != nil || len(list) != 1 || list[0].Key != "dead/mine" {
+			t.Errorf("left are %v, %v", list, err)
+		}
+		if err := mine.Err(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Somebody sweeps in each interval, and only one does.
+func TestSweepsInTheBackground(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		name := s.fabric(t)
+		var managers []*fabric.Manager
+		for range 3 {
+			managers = append(managers, s.manager(t, fabric.WithFabric(name), fabric.WithSweepInterval(time.Second)))
+		}
+		cutOff(t, s, name, "bg/", 5)()
+		eventually(t, "an empty fabric", func() bool {
+			list, err := managers[0].List(waitContext(t), "")
+			return err == nil && len(list) == 0
+		})
+	})
+}
