@@ -144,6 +144,9 @@ func parties(w io.Writer, header string, list []fabric.Party, now time.Time, val
 		if p.Converting != "" {
 			mode += "->" + string(p.Converting) // held in the one, and waits for the other
 		}
+		if lease == "stale" {
+			lease = "looks dead, renewed " + age(p.Lease.Renewed, now) + " ago"
+		}
 		if p.Revoked {
 			lease += ",revoked"
 		}

@@ -89,6 +89,7 @@ type cli struct {
 	Ls      lsCmd      `cmd:"" help:"List the locks in use."`
 	Inspect inspectCmd `cmd:"" help:"Show who holds a lock and who waits for it."`
 	Release releaseCmd `cmd:"" help:"Take a lock away from its holders."`
+	Gc      gcCmd      `cmd:"" help:"Remove the entries of dead processes from all locks."`
 	Doctor  doctorCmd  `cmd:"" help:"Find out what is wrong with the server, the cluster and the fabric's buckets."`
 	Version versionCmd `cmd:"" help:"Show the version of this program."`
 

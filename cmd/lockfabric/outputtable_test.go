@@ -232,7 +232,7 @@ func (tb table) add(prefix string, s reflect.Type) {
 		if name == "-" || !sf.IsExported() {
 			continue
 		}
-		f := &field{kind: "object", absent: strings.Contains(options, "omitempty")}
+		f := &field{kind: "object", absent: strings.Contains(options, "omitempty") || strings.Contains(options, "omitzero")}
 		tb[prefix+name] = f
 		switch typ := sf.Type; {
 		case typ == reflect.TypeFor[time.Time]():

@@ -106,8 +106,11 @@ func holder(p fabric.Party) string {
 	if p.Lease.PID != 0 {
 		name += " pid " + strconv.Itoa(p.Lease.PID)
 	}
-	if p.Lease.State == "dead" || p.Lease.State == "missing" {
+	switch p.Lease.State {
+	case "dead", "missing":
 		name += " (" + p.Lease.State + ")"
+	case "stale":
+		name += " (looks dead)"
 	}
 	if name[0] == ' ' {
 		name = name[1:]
