@@ -2,6 +2,7 @@ package fabric_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,8 +43,12 @@ func TestDeadEntriesAreCollected(t *testing.T) {
 			t.Errorf("while all live: %+v, %v", got, err)
 		}
 		cut()
+		lease := ""
 		eventually(t, "a lease that looks dead", func() bool {
 			info, err := m.Inspect(waitContext(t), "dead/7")
+			if len(info.Holders) == 1 {
+				lease = info.Holders[0].Lease.ID
+			}
 			return err == nil && len(info.Holders) == 1 && info.Holders[0].Lease.State == "stale" && !info.Holders[0].Lease.Renewed.IsZero()
 		})
 		want := fabric.Collected{Locks: n + 1, Leases: 1, Dead: 1, Freed: n, Entries: n}
@@ -56,6 +61,9 @@ func TestDeadEntriesAreCollected(t *testing.T) {
 		}
 		if got, err = m.Collect(waitContext(t), "dead/"); err != nil || got != want {
 			t.Errorf("got %+v, %v", got, err)
+		}
+		if e, err := s.bucket(t, name+"-leases").Get(waitContext(t), lease); err != nil || !strings.Contains(string(e.Value()), `"state":"dead"`) {
+			t.Errorf("entries were removed before the tombstone of their lease: %v, %v", e, err)
 		}
 		list, err := m.List(waitContext(t), "")
 		if err != nil || len(list) != 1 || list[0].Key != "dead/mine" {
