@@ -9,17 +9,19 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// endsAfter is a context that ends when it was asked n times.
-type endsAfter struct {
+// endsOnceAsked is a context that ends right after somebody was told that it hasn't.
+type endsOnceAsked struct {
 	context.Context
-	left atomic.Int32
+	end   context.CancelFunc
+	asked atomic.Bool
 }
 
-func (c *endsAfter) Err() error {
-	if c.left.Add(-1) < 0 {
-		return context.Canceled
+func (c *endsOnceAsked) Err() error {
+	if !c.asked.Swap(true) {
+		c.end()
+		return nil
 	}
-	return nil
+	return c.Context.Err()
 }
 
 // A conversion that is given up before anything of it was written leaves the handle
@@ -30,8 +32,8 @@ func TestConversionGivenUpAtOnceLowersTheRecord(t *testing.T) {
 		m, other, key := s.manager(t), s.manager(t), s.key(t)
 		l := acquire(t, m, key, fabric.WithMode("IX"))
 		before := l.Token()
-		ctx := &endsAfter{Context: waitContext(t)}
-		ctx.left.Store(1) // the handle asks once, then the engine
+		ctx := &endsOnceAsked{}
+		ctx.Context, ctx.end = context.WithCancel(waitContext(t))
 		if err := l.Convert(ctx, "S"); !errors.Is(err, context.Canceled) {
 			t.Fatalf("Convert: %v", err)
 		}
