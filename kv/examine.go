@@ -118,6 +118,9 @@ type BucketState struct {
 	LastSeq     uint64
 	Consumers   Usage // of the bucket's own limit
 	Bytes       Usage // of the bucket's own limit
+	// Clock is how far the clock of the server that answered is ahead of this host's,
+	// right to within ClockError, half of the round trip.
+	Clock, ClockError time.Duration
 }
 
 // Foreign reports whether the bucket was made by something else than this
@@ -140,6 +143,7 @@ func (x *Examiner) Leases(ctx context.Context) (BucketState, error) {
 func (x *Examiner) bucket(ctx context.Context, name string) (BucketState, error) {
 	s := BucketState{Bucket: name}
 	var info jetstream.StreamInfo
+	asked := time.Now()
 	err := x.ask(ctx, apiStreamInfo+streamName(name), &info)
 	var refused *jetstream.APIError
 	if errors.As(err, &refused) && refused.ErrorCode == codeStreamNotFound {
@@ -149,6 +153,8 @@ func (x *Examiner) bucket(ctx context.Context, name string) (BucketState, error)
 		return s, openError("bucket "+name, err)
 	}
 	s.Exists = true
+	s.ClockError = time.Since(asked) / 2
+	s.Clock = info.TimeStamp.Sub(asked.Add(s.ClockError))
 	s.Memory = info.Config.Storage == jetstream.MemoryStorage
 	s.Faults, s.Newer = Config{Fabric: x.cfg.Fabric, Memory: s.Memory}.faults(name, info.Config)
 	s.Replicas = info.Config.Replicas

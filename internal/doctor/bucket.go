@@ -93,11 +93,31 @@ func (e *exam) bucket(ctx context.Context, name string, get func(context.Context
 		r.ok(checkStorage, name, "kept in files")
 	}
 	e.replicas(&s)
+	e.clock(&s)
 	e.consumers(&s)
 	if s.Bytes.Limit > 0 {
 		e.limits([]kv.Usage{{Resource: "bytes of " + name, Used: s.Bytes.Used, Limit: s.Bytes.Limit}})
 	}
 	return &s
+}
+
+// clockOff is how far apart the clocks may be: less does not mislead who reads ages.
+const clockOff = 5 * time.Second
+
+// clock compares this host's clock with that of the bucket's server. Locks are safe
+// whatever it shows.
+func (e *exam) clock(s *kv.BucketState) {
+	off, which := s.Clock, "ahead of"
+	if off < 0 {
+		off, which = -off, "behind"
+	}
+	text := fmt.Sprintf("the server's clock is %v %s this host's, give or take %v", off.Round(time.Millisecond), which, s.ClockError.Round(time.Millisecond))
+	if off-s.ClockError <= clockOff {
+		e.report.ok(checkClock, s.Bucket, "%s", text)
+		return
+	}
+	e.report.warn(checkClock, s.Bucket, text+": locks do not depend on it, but ages that are shown may be wrong, and so may what is said here of holders that have ended",
+		"set both clocks, with NTP for example")
 }
 
 // fewConsumers is a limit that a handful of processes reaches: each takes up to 17

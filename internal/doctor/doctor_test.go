@@ -110,6 +110,22 @@ func TestReplicas(t *testing.T) {
 	}
 }
 
+func TestClock(t *testing.T) {
+	for _, c := range []struct {
+		off, within time.Duration
+		want        Status
+	}{
+		{0, 0, OK}, {clockOff, 0, OK}, {-clockOff, 0, OK}, {clockOff + 1, 0, Warning}, {-clockOff - 1, 0, Warning},
+		{clockOff + time.Second, time.Second, OK}, {clockOff + time.Second, time.Second - 1, Warning},
+	} {
+		e := &exam{report: &Report{}}
+		e.clock(&kv.BucketState{Clock: c.off, ClockError: c.within})
+		if f := e.report.Findings; len(f) != 1 || f[0].Status != c.want {
+			t.Errorf("%v, within %v: %+v", c.off, c.within, f)
+		}
+	}
+}
+
 // The page explains every check, and no other.
 func TestPage(t *testing.T) {
 	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "doctor.md"))

@@ -29,6 +29,7 @@ const (
 	checkStorage       = "storage"
 	checkReplicas      = "replicas"
 	checkPeers         = "peers"
+	checkClock         = "clock"
 	checkIncarnation   = "incarnation"
 	checkSequence      = "sequence"
 	checkKeys          = "keys"
@@ -43,7 +44,7 @@ const (
 func Checks() []string {
 	return []string{
 		checkServer, checkVersion, checkJetStream, checkLimits, checkPermissions, checkSync,
-		checkBucket, checkConfiguration, checkStorage, checkReplicas, checkPeers, checkIncarnation, checkSequence,
+		checkBucket, checkConfiguration, checkStorage, checkReplicas, checkPeers, checkClock, checkIncarnation, checkSequence,
 		checkKeys, checkRecords, checkHolders, checkLeases, checkRTT, checkWrites,
 	}
 }
