@@ -81,13 +81,13 @@ func (m *Manager) Inspect(ctx context.Context, key string) (Info, error) {
 		return Info{}, fmt.Errorf("inspect %q: %w", key, m.explain(caller, err))
 	}
 	info := newInfo(key, rec, rev)
-	s.identify(ctx, &info)
+	s.identify(ctx, []Info{info})
 	return info, nil
 }
 
 // List tells of every lock in use whose name starts with prefix, in the order of
 // their last changes. The processes behind holders are not looked up: their
-// leases carry the id and the TTL only. Errors are those of Inspect; a record
+// leases carry the id and the TTL only; Identify adds the rest. Errors are those of Inspect; a record
 // that can't be read is listed with the kind "unreadable".
 func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 	filter, err := kv.EncodePrefix(prefix)
@@ -130,6 +130,21 @@ func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 	return out, nil
 }
 
+// Identify fills in who is behind the holders and waiters of a list, with one read for
+// each lease. What can't be read stays as it is. Errors: ErrUnavailable, ErrClosed, and
+// the context's.
+func (m *Manager) Identify(ctx context.Context, infos []Info) error {
+	caller := ctx
+	ctx, done := m.bind(ctx)
+	defer done()
+	s, err := m.session(ctx)
+	if err != nil {
+		return m.explain(caller, err)
+	}
+	s.identify(ctx, infos)
+	return m.explain(caller, ctx.Err())
+}
+
 func newInfo(key string, rec *record.Record, rev uint64) Info {
 	info := Info{Key: key, Revision: rev, Holders: []Party{}, Waiters: []Party{}}
 	if rec == nil {
@@ -168,12 +183,14 @@ const lookUps = 16
 // identify fills in who is behind the leases, one read for each, as far as they
 // can be read. Several are read at a time: behind a long queue stand many, and a
 // read on a slow link takes long.
-func (s *session) identify(ctx context.Context, info *Info) {
+func (s *session) identify(ctx context.Context, infos []Info) {
 	byLease := map[string][]*Party{}
-	for _, list := range [][]Party{info.Holders, info.Waiters} {
-		for i := range list {
-			id := list[i].Lease.ID
-			byLease[id] = append(byLease[id], &list[i])
+	for _, info := range infos {
+		for _, list := range [][]Party{info.Holders, info.Waiters} {
+			for i := range list {
+				id := list[i].Lease.ID
+				byLease[id] = append(byLease[id], &list[i])
+			}
 		}
 	}
 	next := make(chan []*Party)

@@ -177,7 +177,7 @@ func (w *lockWatch) tell(ctx context.Context, s *session, rec *record.Record, re
 		return nil
 	}
 	info := newInfo(w.key, rec, rev)
-	s.identify(ctx, &info)
+	s.identify(ctx, []Info{info})
 	if ctx.Err() != nil {
 		return ctx.Err() // the leases may be missing for no other reason
 	}

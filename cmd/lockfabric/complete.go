@@ -20,27 +20,38 @@ import (
 // completionTime bounds what a shell waits for names of locks.
 const completionTime = time.Second
 
-// candidates returns what may stand in place of the last word, nothing where a
-// file or a command of somebody else is expected.
-func candidates(words []string) []string {
+// What a shell may offer where there are no candidates of ours. Each is a line of its own
+// for the scripts, and no name begins with a tab.
+const (
+	offerFiles    = "\tfiles"
+	offerCommands = "\tcommands"
+	offerNothing  = "\tnothing"
+)
+
+// candidates returns what may stand in place of the last word, and what the shell may
+// offer if there is nothing.
+func candidates(words []string) (all []string, offer string) {
 	var c cli
 	parser, err := newParser(&c, io.Discard, io.Discard)
 	if err != nil || len(words) == 0 {
-		return nil
+		return nil, offerNothing
 	}
 	line := commandLine{node: parser.Model.Node}
 	word := words[len(words)-1]
 	for _, w := range words[:len(words)-1] {
 		line.take(w)
 	}
-	var all []string
+	offer = offerFiles
 	switch {
+	case line.rest && line.node.Name == "run" && words[len(words)-2] == "--":
+		return nil, offerCommands
 	case line.rest:
-		return nil
+		return nil, offerFiles
 	case line.open != nil:
-		all = line.values(line.open)
+		all, offer = line.values(line.open), line.offer(line.open)
 	case strings.HasPrefix(word, "--") && strings.Contains(word, "="):
 		name, _, _ := strings.Cut(word[2:], "=")
+		offer = line.offer(line.flag(name))
 		for _, v := range line.values(line.flag(name)) {
 			all = append(all, "--"+name+"="+v)
 		}
@@ -61,7 +72,15 @@ func candidates(words []string) []string {
 	}
 	all = slices.DeleteFunc(all, func(s string) bool { return !strings.HasPrefix(s, word) })
 	slices.Sort(all)
-	return slices.Compact(all)
+	return slices.Compact(all), offer
+}
+
+// offer returns what the shell may offer for the value of a flag.
+func (l *commandLine) offer(v *kong.Value) string {
+	if v != nil && (v.Enum != "" || v.Tag.Get("complete") != "") {
+		return offerNothing
+	}
+	return offerFiles
 }
 
 // commandLine is how far a line was read.
@@ -141,7 +160,7 @@ func (l *commandLine) values(v *kong.Value) []string {
 		return strings.Split(v.Enum, ",")
 	}
 	switch kind := v.Tag.Get("complete"); kind {
-	case "":
+	case "", "-":
 		return nil
 	case "lock":
 		return lockNames(l.global)

@@ -18,7 +18,12 @@ _lockfabric() {
     local head=${whole%"$last"}
     COMPREPLY=()
     while IFS= read -r found; do
-        [[ -n $found ]] && COMPREPLY+=("${found#"$head"}")
+        case $found in
+            '' | $'\tfiles') ;;
+            $'\tcommands') while IFS= read -r found; do COMPREPLY+=("$found"); done < <(compgen -c -- "$last" | sort -u) ;;
+            $'\tnothing') compopt +o default 2>/dev/null ;;
+            *) COMPREPLY+=("${found#"$head"}") ;;
+        esac
     # The name of the program is as it was typed.
     done < <("${COMP_WORDS[0]/#\~\//$HOME/}" complete -- "${words[@]}" 2>/dev/null)
 }

@@ -6,11 +6,15 @@ function __lockfabric_complete
     type -q -- $program; or set program lockfabric
     set -e before[1]
     set -l found ($program complete -- $before (commandline -ct) 2>/dev/null)
-    if set -q found[1]
-        printf '%s\n' $found
-    else
-        # A file, perhaps, and for run a command or whatever that one expects.
+    switch "$found[1]"
+    case \tcommands
+        complete -C (commandline -ct) | string replace -r '\t.*' ''
+    case \tnothing
+    case \t'*' ''
+        # A file, perhaps, or whatever a command expects.
         __fish_complete_path (string replace -r '^--[a-z-]+=' '' -- (commandline -ct))
+    case '*'
+        printf '%s\n' $found
     end
 end
 complete -c lockfabric -f -a '(__lockfabric_complete)'

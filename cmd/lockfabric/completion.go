@@ -45,8 +45,12 @@ type completeCmd struct {
 // Run prints what may come next, one on a line. It never fails: a shell has
 // nowhere to show that.
 func (v *completeCmd) Run(s *streams) error {
-	for _, text := range candidates(v.Words) {
+	all, offer := candidates(v.Words)
+	for _, text := range all {
 		fmt.Fprintln(s.out, text)
+	}
+	if len(all) == 0 {
+		fmt.Fprintln(s.out, offer)
 	}
 	return nil
 }

@@ -4,10 +4,11 @@ _lockfabric() {
     local -a found
     # The name of the program is as it was typed.
     found=(${(f)"$("${words[1]/#\~\//$HOME/}" complete -- "${(@)words[2,CURRENT]}" 2>/dev/null)"})
-    if (( ${#found} )); then
-        compadd -a found
-    else
-        _files
-    fi
+    case $found[1] in
+        $'\tcommands') _command_names -e ;;
+        $'\tnothing') ;;
+        '' | $'\tfiles') _files ;;
+        *) compadd -a found ;;
+    esac
 }
 compdef _lockfabric lockfabric

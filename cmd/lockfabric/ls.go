@@ -19,8 +19,10 @@ type lsCmd struct {
 func (l *lsCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	var infos []fabric.Info
 	err := c.with(ctx, s, func(ctx context.Context, m *fabric.Manager) (err error) {
-		infos, err = m.List(ctx, l.Prefix)
-		return err
+		if infos, err = m.List(ctx, l.Prefix); err != nil || c.Output != "text" {
+			return err
+		}
+		return m.Identify(ctx, infos)
 	})
 	if err != nil {
 		return err
@@ -35,7 +37,7 @@ func (l *lsCmd) Run(ctx context.Context, c *cli, s *streams) error {
 			mode, token, held, owner := "-", "-", "-", "-"
 			if len(i.Holders) > 0 {
 				h := i.Holders[0]
-				mode, token, held, owner = string(h.Mode), strconv.FormatUint(h.Token, 10), age(h.Since, now), printable(h.Owner)
+				mode, token, held, owner = string(h.Mode), strconv.FormatUint(h.Token, 10), age(h.Since, now), holder(h)
 			}
 			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\n",
 				printable(i.Key), printable(i.Kind), mode, len(i.Holders), len(i.Waiters), token, held, owner)

@@ -12,7 +12,7 @@ type releaseCmd struct {
 	Key    string `arg:"" complete:"lock" help:"Name of the lock."`
 	Force  bool   `help:"Take the lock from holders that have not released it. Required: there is no other way to release another program's lock."`
 	Now    bool   `help:"Don't wait for the holders: the next one gets the lock at once, while they may still be at work. Only fencing tokens keep their late writes out."`
-	Holder string `placeholder:"ID" help:"Take it only from the holder with this id; 'inspect' shows ids."`
+	Holder string `placeholder:"ID" complete:"-" help:"Take it only from the holder with this id; 'inspect' shows ids."`
 }
 
 // Help explains the two ways.

@@ -66,10 +66,7 @@ func (r *runCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	}
 	v := &supervisor{lock: lock, sigs: sigs, killAfter: r.KillAfter, log: s.log}
 	code, err := v.run(r.command(path, lock))
-	rerr := impatiently(sigs, func() error {
-		defer func() { _ = m.Close() }()
-		return lock.Release(ctx)
-	})
+	rerr := impatiently(sigs, func() error { return letGo(ctx, m, lock) })
 	if rerr != nil && err == nil {
 		if errors.Is(rerr, fabric.ErrLost) {
 			err = rerr
@@ -86,6 +83,35 @@ func (r *runCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		return &exitError{code: code}
 	}
 	return nil
+}
+
+// How long run stays after its command has ended: releaseTime for the release, and then
+// what Manager.Close takes, four seconds. After a loss there is nothing to release, and
+// closing is waited for no longer than closeTime.
+const (
+	releaseTime = 5 * time.Second
+	closeTime   = 500 * time.Millisecond
+)
+
+// letGo releases the lock and closes the manager.
+func letGo(ctx context.Context, m *fabric.Manager, lock *fabric.Lock) error {
+	late := time.AfterFunc(releaseTime, func() { _ = m.Close() }) // which ends the release, too
+	defer late.Stop()
+	err := lock.Release(ctx)
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		_ = m.Close()
+	}()
+	var enough <-chan time.Time
+	if errors.Is(err, fabric.ErrLost) {
+		enough = time.After(closeTime)
+	}
+	select {
+	case <-closed:
+	case <-enough:
+	}
+	return err
 }
 
 func (r *runCmd) validate() error {
