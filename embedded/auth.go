@@ -24,7 +24,7 @@ var (
 // clientAuth is who may use the client listener.
 type clientAuth struct {
 	token string
-	users []*natsserver.User
+	users []*natsserver.User // those of the system account, too
 	nkeys []*natsserver.NkeyUser
 }
 
@@ -52,24 +52,37 @@ func WithToken(token string) Option {
 // does: "$2a$11$...". All users may do everything; see WithConfigFile for
 // permissions.
 func WithUser(name, password string) Option {
+	return func(c *config) error { return c.auth.add("WithUser", name, password, nil) }
+}
+
+// WithSystemUser lets in clients that give this name and password to the system
+// account, and to nothing else: they see the state and the settings of all servers
+// of the cluster, as 'lockfabric doctor' does, and no locks. It says nothing of who
+// may take locks: WithUser, WithNKey or WithClientCA do. Not together with WithToken.
+func WithSystemUser(name, password string) Option {
 	return func(c *config) error {
-		if name == "" || strings.ContainsAny(name, " \t\r\n") {
-			return fmt.Errorf("%w: WithUser: name %q: give a name without spaces", ErrInvalidOption, name)
-		}
-		if password == "" {
-			return fmt.Errorf("%w: WithUser(%q): the password is empty; give one, or its bcrypt hash", ErrInvalidOption, name)
-		}
-		if err := checkSecret("WithUser", password); err != nil {
-			return err
-		}
-		for _, u := range c.auth.users {
-			if u.Username == name {
-				return fmt.Errorf("%w: WithUser(%q) is given twice; give each name once", ErrInvalidOption, name)
-			}
-		}
-		c.auth.users = append(c.auth.users, &natsserver.User{Username: name, Password: password})
-		return nil
+		return c.auth.add("WithSystemUser", name, password, natsserver.NewAccount(natsserver.DEFAULT_SYSTEM_ACCOUNT))
 	}
+}
+
+// add adds a user of the account, nil is the default one.
+func (a *clientAuth) add(option, name, password string, account *natsserver.Account) error {
+	if name == "" || strings.ContainsAny(name, " \t\r\n") {
+		return fmt.Errorf("%w: %s: name %q: give a name without spaces", ErrInvalidOption, option, name)
+	}
+	if password == "" {
+		return fmt.Errorf("%w: %s(%q): the password is empty; give one, or its bcrypt hash", ErrInvalidOption, option, name)
+	}
+	if err := checkSecret(option, password); err != nil {
+		return err
+	}
+	for _, u := range a.users {
+		if u.Username == name {
+			return fmt.Errorf("%w: %s(%q): the name is given twice; give each name once", ErrInvalidOption, option, name)
+		}
+	}
+	a.users = append(a.users, &natsserver.User{Username: name, Password: password, Account: account})
+	return nil
 }
 
 // WithNKey lets in clients that prove to have the private key of one of these
@@ -107,21 +120,43 @@ func checkSecret(option, secret string) error {
 
 func (a *clientAuth) validate() error {
 	if a.token != "" && len(a.users)+len(a.nkeys) > 0 {
-		return fmt.Errorf("%w: WithToken together with WithUser or WithNKey; choose one, a token has no user", ErrInvalidOption)
+		return fmt.Errorf("%w: WithToken together with WithUser, WithNKey or WithSystemUser; choose one, a token has no user", ErrInvalidOption)
 	}
 	return nil
 }
 
 // apply gives the server copies: it changes what it is given, and a reload
 // compares.
-func (a *clientAuth) apply(o *natsserver.Options) {
+func (a *clientAuth) apply(o *natsserver.Options) error {
+	var system *natsserver.Account
+	locks := len(a.nkeys) > 0
+	for _, u := range a.users {
+		if u.Account == nil {
+			locks = true
+		} else if system == nil {
+			system = natsserver.NewAccount(u.Account.Name)
+			o.Accounts, o.SystemAccount = append(o.Accounts, system), system.Name
+		}
+	}
+	if system != nil && locks {
+		// Else the server lets in who gives no name, as if only the system account
+		// asked. Only a configuration can say so.
+		if err := o.ProcessConfigString("authorization: {}"); err != nil {
+			return fmt.Errorf("%w: %w", ErrStartFailed, err)
+		}
+	}
 	o.Authorization = a.token
 	for _, u := range a.users {
-		o.Users = append(o.Users, &natsserver.User{Username: u.Username, Password: u.Password})
+		copied := &natsserver.User{Username: u.Username, Password: u.Password}
+		if u.Account != nil {
+			copied.Account = system
+		}
+		o.Users = append(o.Users, copied)
 	}
 	for _, n := range a.nkeys {
 		o.Nkeys = append(o.Nkeys, &natsserver.NkeyUser{Nkey: n.Nkey})
 	}
+	return nil
 }
 
 // identity is the user under which Server.Connect comes in where clients need

@@ -44,7 +44,7 @@ func (c *config) checkAlone() error {
 	}{
 		{"WithListen", c.listen != ""},
 		{"WithToken", c.auth.token != ""},
-		{"WithUser", len(c.auth.users) > 0},
+		{"WithUser or WithSystemUser", len(c.auth.users) > 0},
 		{"WithNKey", len(c.auth.nkeys) > 0},
 		{"WithTLS", c.tls.cert != ""},
 		{"WithClientCA", c.tls.ca != ""},

@@ -219,7 +219,9 @@ func (c *config) serverOptions() (*natsserver.Options, error) {
 		DontListen:         c.listen == "",
 	}
 	c.applySync(o)
-	c.auth.apply(o)
+	if err := c.auth.apply(o); err != nil {
+		return nil, err
+	}
 	var err error
 	if c.listen != "" {
 		if o.Host, o.Port, err = splitAddr("WithListen", c.listen); err != nil {

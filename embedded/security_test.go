@@ -78,6 +78,65 @@ func TestUsersAndNKeys(t *testing.T) {
 	}
 }
 
+// sees reports whether these credentials see the servers of the system account, and
+// whether they see JetStream.
+func sees(t *testing.T, s *embedded.Server, who nats.Option) (servers, locks bool) {
+	t.Helper()
+	nc, err := nats.Connect(s.ClientURL(), who)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	_, serr := nc.Request("$SYS.REQ.SERVER.PING.JSZ", nil, testTimeout)
+	reply, lerr := nc.Request("$JS.API.INFO", nil, testTimeout)
+	return serr == nil, lerr == nil && !strings.Contains(string(reply.Data), `"error"`)
+}
+
+// A server that is given users of the system account, and others besides, lets in
+// strangers unless it is told that these others were meant.
+func TestSystemUser(t *testing.T) {
+	public, alice := newKey(t)
+	for name, tt := range map[string]struct {
+		opt embedded.Option
+		who nats.Option
+	}{
+		"user": {embedded.WithUser("bob", "secret"), nats.UserInfo("bob", "secret")},
+		"key":  {embedded.WithNKey(public), alice},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, embedded.WithTempStore(), embedded.WithListen(loopback), tt.opt, embedded.WithSystemUser("sys", "hushhush"))
+			for range 2 {
+				refused(t, s, "nobody")
+				refused(t, s, "a wrong password", nats.UserInfo("sys", "secret"))
+				if servers, locks := sees(t, s, nats.UserInfo("sys", "hushhush")); !servers || locks {
+					t.Errorf("the system user sees servers: %v, locks: %v", servers, locks)
+				}
+				if servers, locks := sees(t, s, tt.who); servers || !locks {
+					t.Errorf("another one sees servers: %v, locks: %v", servers, locks)
+				}
+				connect(t, s.Connect)
+				if err := s.Reload(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !s.Auth() {
+				t.Error("it does not say that it needs credentials")
+			}
+		})
+	}
+	s := start(t, embedded.WithTempStore(), embedded.WithListen(loopback), embedded.WithSystemUser("sys", "hushhush"))
+	if s.Auth() {
+		t.Error("it says that it needs credentials")
+	}
+	if servers, locks := sees(t, s, func(*nats.Options) error { return nil }); servers || !locks {
+		t.Errorf("a stranger sees servers: %v, locks: %v", servers, locks)
+	}
+	createBucket(t, connect(t, s.Connect), 1)
+	if _, err := embedded.Start(testContext(t), embedded.WithTempStore(), embedded.WithListen("0.0.0.0:0"), embedded.WithSystemUser("sys", "hushhush")); !errors.Is(err, embedded.ErrInvalidOption) {
+		t.Errorf("with a system user alone it is open to other hosts: %v", err)
+	}
+}
+
 func TestOnlyNKeys(t *testing.T) {
 	public, alice := newKey(t)
 	s := start(t, embedded.WithTempStore(), embedded.WithListen(loopback), embedded.WithNKey(public))
@@ -207,6 +266,8 @@ func TestSecurityOptions(t *testing.T) {
 		"half a hash":         {[]embedded.Option{embedded.WithUser("a", bcryptHash[:30])}, "bcrypt"},
 		"token, half a hash":  {[]embedded.Option{embedded.WithToken(bcryptHash[:30])}, "bcrypt"},
 		"token and user":      {[]embedded.Option{embedded.WithToken("t"), embedded.WithUser("a", "p")}, "choose one"},
+		"system user twice":   {[]embedded.Option{embedded.WithUser("a", "p"), embedded.WithSystemUser("a", "q")}, "twice"},
+		"token and system":    {[]embedded.Option{embedded.WithToken("t"), embedded.WithSystemUser("a", "p")}, "choose one"},
 		"token and key":       {[]embedded.Option{embedded.WithToken("t"), embedded.WithNKey(public)}, "choose one"},
 		"no key":              {[]embedded.Option{embedded.WithNKey()}, "WithNKey"},
 		"a seed":              {[]embedded.Option{embedded.WithNKey(string(seed))}, "seed"},

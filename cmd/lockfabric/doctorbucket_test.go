@@ -250,6 +250,7 @@ func TestDoctorSequenceByHand(t *testing.T) {
 	t.Parallel()
 	js := made(t, server.ClientURL())
 	remade(t, js, "-locks", func(c *jetstream.StreamConfig) { c.FirstSeq = 0 })
+	remade(t, js, "-leases", func(*jetstream.StreamConfig) {}) // it noted what was seen before
 	d := examine(t, server.ClientURL())
 	d.exits(0)
 	d.has("sequence", doctor.Warning, "did not begin", "--seq=")

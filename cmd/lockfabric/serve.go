@@ -157,6 +157,8 @@ func (v *serveCmd) checkConfig() error {
 		{"--password-file", a.PasswordFile != ""},
 		{"--token-file", a.TokenFile != ""},
 		{"--allow-nkey", len(a.AllowNkey) > 0},
+		{"--system-user", a.SystemUser != ""},
+		{"--system-password-file", a.SystemPasswordFile != ""},
 		{"--tls-cert", a.TLSCert != ""},
 		{"--tls-key", a.TLSKey != ""},
 		{"--tls-ca", a.TLSCA != ""},
@@ -166,6 +168,7 @@ func (v *serveCmd) checkConfig() error {
 		{"--routes", len(v.Routes) > 0},
 		{"--cluster-user or --cluster-tls-cert", a.forCluster()},
 		{passwordEnv, os.Getenv(passwordEnv) != ""},
+		{systemPasswordEnv, os.Getenv(systemPasswordEnv) != ""},
 		{clusterPasswordEnv, os.Getenv(clusterPasswordEnv) != ""},
 	} {
 		if f.given {

@@ -13,20 +13,24 @@ import (
 // say who one is elsewhere: a server must not take its users from there.
 const (
 	passwordEnv        = "LOCKFABRIC_SERVE_PASSWORD"
+	systemPasswordEnv  = "LOCKFABRIC_SERVE_SYSTEM_PASSWORD"
 	clusterPasswordEnv = "LOCKFABRIC_SERVE_CLUSTER_PASSWORD"
 )
 
 // serveAuth is who may use the server. Secrets are never on the command line,
 // which other users of the host can read.
 type serveAuth struct {
-	AllowUser    string   `placeholder:"NAME" help:"Let in clients with this name and the password in --password-file or LOCKFABRIC_SERVE_PASSWORD. More users: --config."`
-	PasswordFile string   `placeholder:"FILE" help:"Password of --allow-user, or its bcrypt hash."`
-	TokenFile    string   `placeholder:"FILE" help:"Let in clients with the token in this file."`
-	AllowNkey    []string `placeholder:"PUBLICKEY" help:"Let in clients with the private key of this user key (U...). May be repeated."`
-	TLSCert      string   `name:"tls-cert" placeholder:"FILE" help:"Speak TLS with clients, with this certificate."`
-	TLSKey       string   `name:"tls-key" placeholder:"FILE" help:"Private key of --tls-cert."`
-	TLSCA        string   `name:"tls-ca" placeholder:"FILE" help:"Certificates of those who may sign clients' certificates; with --tls-verify."`
-	TLSVerify    bool     `name:"tls-verify" help:"Let in only clients with a certificate signed by --tls-ca."`
+	AllowUser          string   `placeholder:"NAME" help:"Let in clients with this name and the password in --password-file or LOCKFABRIC_SERVE_PASSWORD. More users: --config."`
+	PasswordFile       string   `placeholder:"FILE" help:"Password of --allow-user, or its bcrypt hash."`
+	TokenFile          string   `placeholder:"FILE" help:"Let in clients with the token in this file."`
+	AllowNkey          []string `placeholder:"PUBLICKEY" help:"Let in clients with the private key of this user key (U...). May be repeated."`
+	SystemUser         string   `placeholder:"NAME" help:"Let in clients with this name and the password in --system-password-file or LOCKFABRIC_SERVE_SYSTEM_PASSWORD to the system account: they see the settings of all servers, for doctor, and no locks."`
+	SystemPasswordFile string   `placeholder:"FILE" help:"Password of --system-user, or its bcrypt hash."`
+
+	TLSCert   string `name:"tls-cert" placeholder:"FILE" help:"Speak TLS with clients, with this certificate."`
+	TLSKey    string `name:"tls-key" placeholder:"FILE" help:"Private key of --tls-cert."`
+	TLSCA     string `name:"tls-ca" placeholder:"FILE" help:"Certificates of those who may sign clients' certificates; with --tls-verify."`
+	TLSVerify bool   `name:"tls-verify" help:"Let in only clients with a certificate signed by --tls-ca."`
 
 	ClusterUser         string `placeholder:"NAME" help:"Name by which the servers of the cluster know each other."`
 	ClusterPasswordFile string `placeholder:"FILE" help:"Password of --cluster-user; or in LOCKFABRIC_SERVE_CLUSTER_PASSWORD."`
@@ -40,10 +44,17 @@ func (a *serveAuth) options() ([]embedded.Option, error) {
 	if err != nil {
 		return nil, err
 	}
+	more, err := login(embedded.WithSystemUser, "--system-user", a.SystemUser, "--system-password-file", a.SystemPasswordFile, systemPasswordEnv)
+	if err != nil {
+		return nil, err
+	}
+	opts = append(opts, more...)
 	token, err := readSecret("--token-file", a.TokenFile, "")
 	switch {
 	case err != nil:
 		return nil, err
+	case token != "" && a.SystemUser != "":
+		return nil, usageError("serve: --token-file does not go with --system-user: give --allow-user or --allow-nkey")
 	case token != "" && (a.AllowUser != "" || len(a.AllowNkey) > 0):
 		return nil, usageError("serve: --token-file does not go with --allow-user or --allow-nkey: choose one")
 	case token != "":
@@ -141,7 +152,7 @@ var flagNames = strings.NewReplacer(
 	"WithTLS and WithClientCA", "--tls-cert, --tls-key and --tls-ca", "WithTLS", "--tls-cert and --tls-key", "WithClientCA", "--tls-ca",
 	"WithClusterTLS", "--cluster-tls-cert", "WithClusterAuth", "--cluster-user", "WithCluster", "--cluster-listen and --routes",
 	"WithConfigFile", "--config", "WithStoreDir", "--store", "WithServerName", "--name", "WithSync", "--sync", "WithListen", "--listen",
-	"WithUser", "--allow-user", "WithToken", "--token-file", "WithNKey", "--allow-nkey",
+	"WithSystemUser", "--system-user", "WithUser", "--allow-user", "WithToken", "--token-file", "WithNKey", "--allow-nkey",
 )
 
 // advise says in the words of the command line what to do.

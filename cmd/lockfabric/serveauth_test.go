@@ -275,6 +275,9 @@ func TestServeSecurityUsage(t *testing.T) {
 		"config and store":        {"", []string{"--config", conf, "--store", store}, "both its store_dir and --store"},
 		"config and listen":       {"", []string{"--config", conf, "--listen", "127.0.0.1:0"}, "--listen"},
 		"config and user":         {"", []string{"--config", conf, "--allow-user", "bob"}, "--allow-user"},
+		"config and system user":  {"", []string{"--config", conf, "--system-user", "sys"}, "--system-user"},
+		"token and system user":   {"", []string{"--store", store, "--token-file", secret, "--system-user", "sys", "--system-password-file", secret}, "--system-user"},
+		"system user, nothing":    {"", []string{"--store", store, "--system-user", "sys"}, systemPasswordEnv},
 		"config and token":        {"", []string{"--config", conf, "--token-file", secret}, "--token-file"},
 		"config and key":          {"", []string{"--config", conf, "--allow-nkey", public}, "--allow-nkey"},
 		"config and TLS":          {"", []string{"--config", conf, "--tls-cert", cert}, "--tls-cert"},
@@ -309,7 +312,7 @@ func TestServeSecureCluster(t *testing.T) {
 	dir := t.TempDir()
 	node := func(i int, auth ...string) (*proc, serving) {
 		return startServe(t, nil, append(auth, "--store", filepath.Join(dir, fmt.Sprint(i)), "--listen", "127.0.0.1:0", "--name", fmt.Sprintf("node%d", i),
-			"--cluster-listen", routes[i], "--routes", strings.Join(routes[:3], ","), "--allow-user", "bob", "--password-file", tempFile(t, "open sesame"))...)
+			"--cluster-listen", routes[i], "--routes", strings.Join(routes[:3], ","), "--allow-user", "bob", "--password-file", tempFile(t, "open sesame"), "--system-user", "sys", "--system-password-file", tempFile(t, "hushhush"))...)
 	}
 	login := []string{"--cluster-user", "fabric", "--cluster-password-file", tempFile(t, "rosebud")}
 	tls := []string{"--cluster-tls-cert", cert, "--cluster-tls-key", key, "--cluster-tls-ca", ca.File}
@@ -321,6 +324,19 @@ func TestServeSecureCluster(t *testing.T) {
 	}
 	bob := nats.UserInfo("bob", "open sesame")
 	eventually(t, "lock from the cluster", func() bool { return lockAt(t, strings.Join(urls, ","), bob) == nil })
+
+	// It has all that doctor looks at, and doctor can see that.
+	var code int
+	var stdout, stderr string
+	eventually(t, "no finding of doctor", func() bool { // the last replica may be catching up
+		cmd := bare(t, "--server", strings.Join(urls, ","), "--user", "bob", "doctor", "--strict")
+		cmd.Env = append(cmd.Env, "LOCKFABRIC_PASSWORD=open sesame", "LOCKFABRIC_SYSTEM_SERVER="+strings.Replace(urls[0], "://", "://sys:hushhush@", 1))
+		code, stdout, stderr = run(t, cmd)
+		return code == 0
+	})
+	if strings.Count(stdout, ", sync always\n") != 3 || stderr != "" {
+		t.Errorf("exit code %d, %s%s", code, stdout, stderr)
+	}
 
 	// Each stranger knows where the others are. They say that they refuse it, and
 	// it stays alone: without a majority it has no JetStream.
