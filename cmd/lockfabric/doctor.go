@@ -39,12 +39,18 @@ func (d *doctorCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err != nil {
 		return err
 	}
+	at, erase := func(string) {}, func() {}
+	if c.Output == "text" && s.status.usable() {
+		at, erase = startChecks(ctx, s.status)
+	}
+	defer erase()
+	at("connecting")
 	nc, err := c.conn(ctx, s, to)
 	if err != nil {
 		return err
 	}
 	defer nc.Close()
-	opts := doctor.Options{Fabric: c.Fabric, Probes: d.Probes, NoProbe: d.NoProbe, TTL: d.TTL, Strict: d.Strict, Logger: s.log}
+	opts := doctor.Options{Fabric: c.Fabric, Probes: d.Probes, NoProbe: d.NoProbe, TTL: d.TTL, Strict: d.Strict, Progress: at, Logger: s.log}
 	switch {
 	case to == nil:
 		opts.SyncAlways = true // startLocal leaves embedded's default
@@ -55,6 +61,7 @@ func (d *doctorCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		defer opts.System.Close()
 	}
 	report, err := doctor.Run(ctx, nc, opts)
+	erase()
 	if err != nil {
 		return err
 	}

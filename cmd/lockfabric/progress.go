@@ -50,6 +50,25 @@ func startProgress(ctx context.Context, m *fabric.Manager, key string, line *sta
 	}
 }
 
+// startChecks shows, from a second on, what doctor looks at, as it is told by at.
+// erase ends that and erases the line.
+func startChecks(ctx context.Context, line *statusLine) (at func(what string), erase func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	var now atomic.Value
+	started := time.Now()
+	wg.Go(func() {
+		for pause(ctx, progressEvery) {
+			line.show(fmt.Sprintf("doctor %s: %v", age(started, time.Now()), now.Load()))
+		}
+	})
+	return func(what string) { now.Store(what) }, func() {
+		cancel()
+		wg.Wait()
+		line.show("")
+	}
+}
+
 // pause waits for d and reports whether ctx has not ended.
 func pause(ctx context.Context, d time.Duration) bool {
 	if d <= 0 {

@@ -7,10 +7,12 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/faultproxy"
 )
 
 // waitingConsole is a terminal of this width with a run in it that has to wait.
@@ -90,6 +92,24 @@ func TestProgressFitsTheTerminal(t *testing.T) {
 	}
 	if err := lock.Release(context.Background()); err != nil {
 		t.Fatal(err)
+	}
+	c.exits(0)
+}
+
+// A slow link: 2 ms for each of a thousand round trips.
+func TestDoctorProgress(t *testing.T) {
+	t.Parallel()
+	made(t, server.ClientURL())
+	proxy := faultproxy.New(t, server.ClientURL())
+	proxy.SetDelay(time.Millisecond, 0)
+	c := newConsole(t, bare(t, "--server", proxy.URL(), "--fabric", fabricName(t), "doctor", "--no-probe", "--probes", "1000"))
+	line := c.upTo(" of 1000")
+	if !strings.HasPrefix(line, clearLine+"doctor ") || !strings.Contains(line, "s: rtt, ") || strings.Contains(line, "\n") {
+		t.Errorf("%q", line)
+	}
+	// What is on the screen in the end is the report.
+	if rest := c.upTo("STATUS"); !strings.HasSuffix(rest, clearLine+"STATUS") {
+		t.Errorf("not erased: %q", rest)
 	}
 	c.exits(0)
 }

@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -33,7 +34,9 @@ type Options struct {
 	// SystemError says why there is none although it was asked for.
 	System      *nats.Conn
 	SystemError error
-	Logger      *slog.Logger
+	// Progress, if not nil, is told what is looked at now.
+	Progress func(what string)
+	Logger   *slog.Logger
 }
 
 // exam is one look at everything.
@@ -73,14 +76,21 @@ func Run(ctx context.Context, nc *nats.Conn, opts Options) (*Report, error) {
 		}
 	})
 	e.server()
+	e.doing(checkPermissions)
 	e.permissions(ctx)
+	e.doing(checkJetStream)
 	if e.jetStream(ctx) {
+		e.doing(checkSync)
 		e.sync(ctx)
+		e.doing(checkBucket)
 		e.buckets(ctx)
+		e.doing(checkIncarnation)
 		e.incarnation(ctx)
+		e.doing(checkRecords)
 		e.content(ctx)
 	}
 	e.rtt(ctx)
+	e.doing(checkWrites)
 	e.writes(ctx)
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -91,6 +101,17 @@ func Run(ctx context.Context, nc *nats.Conn, opts Options) (*Report, error) {
 		r.OK = r.Count(OK) == len(r.Findings)
 	}
 	return r, nil
+}
+
+func (e *exam) doing(what string) {
+	if e.Progress != nil {
+		e.Progress(what)
+	}
+}
+
+// measuring tells of the next round trip or write.
+func (e *exam) measuring(check string, done int) {
+	e.doing(fmt.Sprintf("%s, %d of %d", check, done+1, e.Probes))
 }
 
 // step runs one question, which ends in time, or when the server says that the

@@ -24,6 +24,7 @@ func (e *exam) rtt(ctx context.Context) {
 	r.Latency.Probes, r.Latency.TTL = e.Probes, e.TTL
 	var took []time.Duration
 	for end := time.Now().Add(e.limit()); len(took) < e.Probes && (len(took) == 0 || time.Now().Before(end)); {
+		e.measuring(checkRTT, len(took))
 		err := e.step(ctx, func(ctx context.Context) error {
 			start := time.Now()
 			err := e.nc.FlushWithContext(ctx)
@@ -124,6 +125,7 @@ func (e *exam) probe(ctx context.Context) (acquire, release []time.Duration, err
 	defer func() { err = errors.Join(err, m.Close()) }()
 	key := ProbePrefix + rand.Text()
 	for end := time.Now().Add(e.limit()); len(acquire) < e.Probes && (len(acquire) == 0 || time.Now().Before(end)); {
+		e.measuring(checkWrites, len(acquire))
 		err := e.step(ctx, func(ctx context.Context) error {
 			start := time.Now()
 			l, err := m.Acquire(ctx, key)
