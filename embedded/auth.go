@@ -56,12 +56,22 @@ func WithUser(name, password string) Option {
 }
 
 // WithSystemUser lets in clients that give this name and password to the system
-// account, and to nothing else: they see the state and the settings of all servers
-// of the cluster, as 'lockfabric doctor' does, and no locks. It says nothing of who
+// account, and there to one question alone: the state and the settings of JetStream
+// on all servers of the cluster, as 'lockfabric doctor' asks it. They can neither
+// read nor change anything else, locks above all. It says nothing of who
 // may take locks: WithUser, WithNKey or WithClientCA do. Not together with WithToken.
 func WithSystemUser(name, password string) Option {
 	return func(c *config) error {
 		return c.auth.add("WithSystemUser", name, password, natsserver.NewAccount(natsserver.DEFAULT_SYSTEM_ACCOUNT))
+	}
+}
+
+// onlyLooks is what a system user may do. All of the system account would be too
+// much: its users may purge other accounts, and see what the replicas send each other.
+func onlyLooks() *natsserver.Permissions {
+	return &natsserver.Permissions{
+		Publish:   &natsserver.SubjectPermission{Allow: []string{"$SYS.REQ.SERVER.PING.JSZ"}},
+		Subscribe: &natsserver.SubjectPermission{Allow: []string{nats.InboxPrefix + ">"}},
 	}
 }
 
@@ -149,7 +159,7 @@ func (a *clientAuth) apply(o *natsserver.Options) error {
 	for _, u := range a.users {
 		copied := &natsserver.User{Username: u.Username, Password: u.Password}
 		if u.Account != nil {
-			copied.Account = system
+			copied.Account, copied.Permissions = system, onlyLooks()
 		}
 		o.Users = append(o.Users, copied)
 	}

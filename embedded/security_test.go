@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nkeys"
@@ -88,8 +89,33 @@ func sees(t *testing.T, s *embedded.Server, who nats.Option) (servers, locks boo
 	}
 	defer nc.Close()
 	_, serr := nc.Request("$SYS.REQ.SERVER.PING.JSZ", nil, testTimeout)
-	reply, lerr := nc.Request("$JS.API.INFO", nil, testTimeout)
+	reply, lerr := nc.Request("$JS.API.INFO", nil, 500*time.Millisecond) // not allowed is not answered
 	return serr == nil, lerr == nil && !strings.Contains(string(reply.Data), `"error"`)
+}
+
+// forbidden wants that these credentials may neither publish nor subscribe there.
+func forbidden(t *testing.T, s *embedded.Server, subject string, who nats.Option) {
+	t.Helper()
+	errs := make(chan error, 2)
+	nc, err := nats.Connect(s.ClientURL(), who, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { errs <- err }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	_, err = nc.SubscribeSync(subject)
+	if err = errors.Join(err, nc.Publish(strings.ReplaceAll(subject, ">", "x"), nil), nc.Flush()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		select {
+		case err := <-errs:
+			if !errors.Is(err, nats.ErrPermissionViolation) {
+				t.Errorf("%s: %v", subject, err)
+			}
+		case <-testContext(t).Done():
+			t.Fatalf("%s is allowed", subject)
+		}
+	}
 }
 
 // A server that is given users of the system account, and others besides, lets in
@@ -110,6 +136,9 @@ func TestSystemUser(t *testing.T) {
 				refused(t, s, "a wrong password", nats.UserInfo("sys", "secret"))
 				if servers, locks := sees(t, s, nats.UserInfo("sys", "hushhush")); !servers || locks {
 					t.Errorf("the system user sees servers: %v, locks: %v", servers, locks)
+				}
+				for _, subject := range []string{"$JS.API.ACCOUNT.PURGE.$G", "$NRG.>", "$SYS.REQ.SERVER." + s.Name() + ".KICK"} {
+					forbidden(t, s, subject, nats.UserInfo("sys", "hushhush"))
 				}
 				if servers, locks := sees(t, s, tt.who); servers || !locks {
 					t.Errorf("another one sees servers: %v, locks: %v", servers, locks)
