@@ -40,7 +40,7 @@ func TestListAndInspect(t *testing.T) {
 		t.Errorf("ls: %q", lines)
 	}
 	text := ls("photos/")
-	if f := strings.Fields(text); len(f) != 16 || f[8] != "photos/a" || f[9] != "lock" || f[10] != "X" || f[11] != "1" || f[12] != "1" || f[15] != `"Zoë\x1b[2J"` {
+	if f := strings.Fields(text); len(f) != 21 || !strings.Contains(text, " on ") || !strings.Contains(text, " pid ") || f[8] != "photos/a" || f[9] != "lock" || f[10] != "X" || f[11] != "1" || f[12] != "1" || f[15] != `"Zoë\x1b[2J"` {
 		t.Errorf("ls photos/: %q", text)
 	}
 	var list []fabric.Info
