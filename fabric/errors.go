@@ -90,6 +90,12 @@ var (
 	// ErrClosed says that the manager was closed.
 	ErrClosed = errors.New("fabric: manager is closed")
 
+	// ErrConnectionClosed says that the connection was closed for good: by whoever
+	// made it, after its last attempt to reconnect, or because a server refused its
+	// credentials twice. It ends every call. Close the manager and make a new one on
+	// a new connection, made with nats.MaxReconnects(-1).
+	ErrConnectionClosed = errors.New("fabric: the connection was closed for good: make a new manager on a new connection")
+
 	// ErrEventsDropped says that Close gave up before the event hook had taken all
 	// events. Everything else is closed. Make the hook quicker, or have it only
 	// count.

@@ -3,6 +3,9 @@ package fabric
 import (
 	"context"
 	"errors"
+	"fmt"
+
+	"github.com/nats-io/nats.go"
 )
 
 // over returns nil while the manager works, and then why it does not any more.
@@ -40,4 +43,26 @@ func (m *Manager) explain(ctx context.Context, err error) error {
 		return end
 	}
 	return err
+}
+
+// followConnection returns what ends the manager when its connection is closed for
+// good. Holds stay valid until their deadlines: nobody can get them before.
+func (m *Manager) followConnection(closed chan nats.Status) func() {
+	return func() {
+		defer m.nc.RemoveStatusListener(closed)
+		if !m.nc.IsClosed() { // it may have been before there was a listener
+			select {
+			case <-closed:
+			case <-m.life.Done():
+				return
+			}
+		}
+		err := ErrConnectionClosed
+		if why := m.nc.LastError(); why != nil {
+			err = fmt.Errorf("%w: %w", err, why)
+		}
+		m.cfg.logger.Warn("the connection was closed for good; holds end with their leases", "error", err)
+		m.die(err)
+		close(m.gone)
+	}
 }

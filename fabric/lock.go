@@ -171,10 +171,15 @@ func (l *Lock) Renew(ctx context.Context) error {
 	if err := l.Err(); err != nil {
 		return err
 	}
+	caller := ctx
+	ctx, done := l.s.m.bind(ctx)
+	defer done()
 	err := l.slot.lease.Renew(ctx)
 	switch {
 	case err == nil:
 		return nil
+	case l.s.m.over() != nil && caller.Err() == nil:
+		return l.s.m.over()
 	case l.Err() != nil:
 		return l.Err()
 	case errors.Is(err, lease.ErrRenewalsUsedUp):
@@ -217,7 +222,7 @@ func (l *Lock) Release(context.Context) error {
 }
 
 func (l *Lock) release() error {
-	out, err := l.s.engine.Do(context.Background(), l.enc, releaseOp(l), engine.Options{Detached: releaseTimeout, Known: l.revision()})
+	out, err := l.s.engine.Do(context.Background(), l.enc, releaseOp(l), engine.Options{Detached: releaseTimeout, Stop: l.s.m.gone, Known: l.revision()})
 	switch {
 	case err == nil && out.Existed:
 		return nil
@@ -225,6 +230,8 @@ func (l *Lock) release() error {
 		return &LostError{Key: l.key, Token: l.Token(), Reason: l.whyGone()}
 	case errors.Is(l.s.why(), ErrBucketGone):
 		return &LostError{Key: l.key, Token: l.Token(), Reason: ErrBucketGone} // and the entry with it
+	case errors.Is(err, engine.ErrStopped):
+		return fmt.Errorf("%w: lock %q: %w", ErrUnconfirmed, l.key, l.s.m.over())
 	case !errors.Is(err, engine.ErrUnconfirmed):
 		// It ended for good, as on a record that can't be read and that somebody
 		// may restore with the entry in it.

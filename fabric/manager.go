@@ -37,6 +37,7 @@ type Manager struct {
 
 	life context.Context // ends with the manager; its cause says why
 	die  context.CancelCauseFunc
+	gone chan struct{} // closed when the connection was closed for good
 
 	mu      sync.Mutex
 	closed  bool
@@ -65,7 +66,6 @@ func Connect(ctx context.Context, servers string, opts ...Option) (*Manager, err
 		// A request that waits in the client's buffer until it is connected again
 		// would be late by any time; it has to fail instead.
 		nats.ReconnectBufSize(-1),
-		nats.MaxReconnects(-1),
 		nats.ReconnectWait(200 * time.Millisecond),
 		nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
 		nats.PingInterval(5 * time.Second),
@@ -74,6 +74,7 @@ func Connect(ctx context.Context, servers string, opts ...Option) (*Manager, err
 			cfg.logger.Warn("the NATS client reports an error", "error", err)
 		}),
 	}, cfg.nats...)
+	natsOpts = append(natsOpts, nats.MaxReconnects(-1)) // a manager has no use for a connection that gives up
 	if deadline, ok := ctx.Deadline(); ok {
 		// The servers are tried one after the other, and each may be silent.
 		each := time.Until(deadline) / time.Duration(1+strings.Count(servers, ","))
@@ -126,9 +127,11 @@ func redacted(servers string) string {
 }
 
 // New opens the fabric on a connection that the caller made and will close,
-// after the manager. Make it with nats.ReconnectBufSize(-1): else requests that
+// after the manager. Make it with nats.MaxReconnects(-1): else it gives up after two
+// minutes without a server, and its manager ends with ErrConnectionClosed. Make it with
+// nats.ReconnectBufSize(-1), too: else requests that
 // were given up may be delivered after a reconnect, which is safe but makes for
-// more work; a warning is logged. Errors are those of Connect.
+// more work. A warning is logged for each. Errors are those of Connect.
 func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Manager, error) {
 	cfg, err := newConfig(opts)
 	if err != nil {
@@ -137,6 +140,9 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Manager, error) {
 	if nc == nil {
 		return nil, fmt.Errorf("%w: the connection is nil", ErrInvalidOption)
 	}
+	if nc.Opts.MaxReconnect >= 0 || !nc.Opts.AllowReconnect {
+		cfg.logger.Warn("the connection gives up reconnecting after a while, and its manager ends then; make it with nats.MaxReconnects(-1)")
+	}
 	if nc.Opts.ReconnectBufSize >= 0 {
 		cfg.logger.Warn("the connection buffers requests while it is disconnected; make it with nats.ReconnectBufSize(-1)")
 	}
@@ -144,10 +150,11 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Manager, error) {
 }
 
 func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, error) {
-	m := &Manager{cfg: cfg, nc: nc, own: own, clock: clock.Holder(), feed: newFeed(cfg.hook), done: make(chan struct{})}
+	m := &Manager{cfg: cfg, nc: nc, own: own, clock: clock.Holder(), feed: newFeed(cfg.hook), done: make(chan struct{}), gone: make(chan struct{})}
 	m.life, m.die = context.WithCancelCause(context.Background())
 	m.gate = newGate(nc, cfg.buckets.Trip, m.rtt.Timeout, m.resendRenewals)
 	m.cfg.buckets.Trip = m.gate.trip
+	m.ending.Go(m.followConnection(nc.StatusChanged(nats.CLOSED)))
 	s, err := m.session(ctx)
 	if err != nil {
 		m.gate.close()
@@ -175,6 +182,10 @@ func (m *Manager) session(ctx context.Context) (*session, error) {
 		if m.closed {
 			m.mu.Unlock()
 			return nil, ErrClosed
+		}
+		if end := context.Cause(m.life); end != nil {
+			m.mu.Unlock()
+			return nil, end
 		}
 		if s := m.current; s != nil {
 			m.mu.Unlock()

@@ -75,7 +75,7 @@ func exitCode(err error) int {
 		{exitData, []error{fabric.ErrKindMismatch, fabric.ErrMalformedRecord, fabric.ErrNewerSchema}},
 		// Before 69, which they are as well: nothing but other credentials helps.
 		{exitRefused, []error{errRefused, nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked, nats.ErrAccountAuthExpired, nats.ErrPermissionViolation}},
-		{exitUnavailable, []error{fabric.ErrUnavailable, kv.ErrNoJetStream, kv.ErrServerTooOld, kv.ErrUnsafeConfig, kv.ErrLimit, kv.ErrNoBucket,
+		{exitUnavailable, []error{fabric.ErrUnavailable, fabric.ErrConnectionClosed, kv.ErrNoJetStream, kv.ErrServerTooOld, kv.ErrUnsafeConfig, kv.ErrLimit, kv.ErrNoBucket,
 			embedded.ErrStartFailed, embedded.ErrStoreInUse, embedded.ErrStoreFailed}},
 		{exitNotAcquired, []error{fabric.ErrNotAcquired}},
 		{exitLost, []error{fabric.ErrLost}},

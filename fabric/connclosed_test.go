@@ -1,0 +1,95 @@
+package fabric_test
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/faultproxy"
+)
+
+// A connection that was closed for good ends every call, and those that come later.
+func TestConnectionClosedForGood(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		nc := s.conn(t)
+		m := newManager(t, nc)
+		u, held := everyCall(t, s, m, func() {})
+		nc.Close()
+		got, err := u.all(closeTakes)
+		if err != nil {
+			t.Error(err)
+		}
+		waits := map[string]bool{"Acquire": true, "Acquire under a lease of its own": true, "Convert": true, "Watch": true}
+		for _, e := range got {
+			if waits[e.call] && !errors.Is(e.err, fabric.ErrConnectionClosed) {
+				t.Errorf("%s: %v", e.call, e.err)
+			}
+		}
+		if held.Err() != nil {
+			t.Errorf("a hold before its deadline: %v", held.Err())
+		}
+		if _, err := m.Acquire(waitContext(t), s.key(t)); !errors.Is(err, fabric.ErrConnectionClosed) {
+			t.Errorf("later: %v", err)
+		}
+		if _, err := fabric.New(waitContext(t), nc); !errors.Is(err, nats.ErrConnectionClosed) && !errors.Is(err, fabric.ErrConnectionClosed) {
+			t.Errorf("New: %v", err)
+		}
+	})
+}
+
+// A borrowed connection that gives up during an outage ends a wait without a deadline,
+// and New has warned of that.
+func TestConnectionThatGivesUp(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		p := faultproxy.New(t, s.server.ClientURL())
+		nc, err := nats.Connect(p.URL(), nats.MaxReconnects(2), nats.ReconnectWait(10*time.Millisecond))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(nc.Close)
+		var log bytes.Buffer
+		m := newManager(t, nc, fabric.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
+		if !strings.Contains(log.String(), "nats.MaxReconnects(-1)") {
+			t.Errorf("no warning in %q", log.String())
+		}
+		key := s.key(t)
+		holder := acquire(t, s.manager(t), key)
+		next := queue(t, t.Context(), m, key)
+		p.Cut()
+		if got := <-next; !errors.Is(got.err, fabric.ErrConnectionClosed) {
+			t.Errorf("the waiter got %v", got.err)
+		}
+		release(t, holder)
+	})
+}
+
+// A connection that Connect makes never gives up, whatever the options say.
+func TestConnectNeverGivesUp(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		p := faultproxy.New(t, s.server.ClientURL())
+		tries := make(chan struct{}, 100)
+		m, err := fabric.Connect(waitContext(t), p.URL(), fabric.WithNATS(nats.MaxReconnects(1), nats.ReconnectWait(10*time.Millisecond),
+			nats.ReconnectErrHandler(func(*nats.Conn, error) {
+				select {
+				case tries <- struct{}{}:
+				default:
+				}
+			})))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = m.Close() }()
+		p.Cut()
+		for range 5 {
+			<-tries
+		}
+		p.Heal()
+		release(t, acquire(t, m, s.key(t)))
+	})
+}
