@@ -104,6 +104,8 @@ func (t *target) advice(err error, timeout time.Duration) string {
 		return "the server offers no TLS, and nothing was sent to it: check " + t.origin + ", or leave out what asks for TLS"
 	case errors.Is(err, kv.ErrNoJetStream):
 		return fmt.Sprintf("check %s, and that the server runs with JetStream", t.origin)
+	case errors.Is(err, kv.ErrFull):
+		return "free storage of the server, or have the account's limit raised: 'lockfabric doctor' names it"
 	case errors.Is(err, kv.ErrLimit):
 		return "have the limit raised, of the server or of the account"
 	case errors.Is(err, kv.ErrUnavailable):

@@ -389,38 +389,3 @@ func TestDoctorCluster(t *testing.T) {
 		}
 	}
 }
-
-// Doctor names a limit of the account before the first program meets it.
-func TestDoctorAccountWithoutRoom(t *testing.T) {
-	t.Parallel()
-	named := natsserver.NewAccount("SMALL")
-	srv := testserver.Start(t, &natsserver.Options{JetStream: true, StoreDir: t.TempDir(), Accounts: []*natsserver.Account{named},
-		Users: []*natsserver.User{{Username: "u", Password: "u", Account: named}}})
-	account, err := srv.LookupAccount("SMALL")
-	if err != nil {
-		t.Fatal(err)
-	}
-	limit := func(l natsserver.JetStreamAccountLimits) {
-		if err := account.UpdateJetStreamLimits(map[string]natsserver.JetStreamAccountLimits{"": l}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	none := natsserver.JetStreamAccountLimits{MaxMemory: -1, MaxStore: -1, MaxStreams: -1, MaxConsumers: -1, MaxAckPending: -1, MemoryMaxStreamBytes: -1, StoreMaxStreamBytes: -1}
-	few := none
-	few.MaxStreams = 1
-	if err := account.EnableJetStream(map[string]natsserver.JetStreamAccountLimits{"": few}, nil); err != nil {
-		t.Fatal(err)
-	}
-	d := examine(t, as("u", srv.ClientURL()))
-	d.exits(78)
-	d.has("limits", doctor.Problem, "can't be created", "the account may have 1 and has 0", "raise that limit")
-
-	few = none
-	few.MaxConsumers = 1000
-	limit(few)
-	examine(t, as("u", srv.ClientURL())).exits(0)
-	code, _, stderr := run(t, bare(t, "--server", as("u", srv.ClientURL()), "run", "k", "--", "true"))
-	if code != 0 {
-		t.Errorf("exit code %d: %s", code, stderr)
-	}
-}
