@@ -36,6 +36,7 @@ func TestModesAndConversions(t *testing.T) {
 		{"a conversion ends with its hold", conversionEndsWithHold},
 		{"a dead reader in the way is replaced", upgradePastTheDead},
 		{"a lease lost during a conversion", leaseLostConverting},
+		{"a connection closed during a conversion", connectionClosedConverting},
 		{"what is no mode", convertToNonsense},
 	})
 }
@@ -351,13 +352,28 @@ func upgradePastTheDead(t *testing.T, s *site) {
 
 func leaseLostConverting(t *testing.T, s *site) {
 	key, other := s.key(t), s.manager(t)
+	m := s.manager(t, fabric.WithTTL(2*time.Second))
+	l, r := acquireMode(t, m, key, fabric.Update), acquireMode(t, other, key, fabric.Shared)
+	up := convertAsync(t, waitContext(t), other, l, fabric.Exclusive)
+	late := queue(t, waitContext(t), other, key, shared)
+	lease, _, _ := strings.Cut(l.ID(), ".")
+	if err := s.bucket(t, fabric.DefaultFabric+"-leases").Purge(waitContext(t), lease); err != nil {
+		t.Fatal(err)
+	}
+	expectConvertError(t, converted(t, up), fabric.Exclusive, "", fabric.ErrLost)
+	release(t, granted(t, late))
+	release(t, r)
+}
+
+func connectionClosedConverting(t *testing.T, s *site) {
+	key, other := s.key(t), s.manager(t)
 	nc := s.conn(t)
 	m := newManager(t, nc, fabric.WithTTL(2*time.Second))
 	l, r := acquireMode(t, m, key, fabric.Update), acquireMode(t, other, key, fabric.Shared)
 	up := convertAsync(t, waitContext(t), other, l, fabric.Exclusive)
 	late := queue(t, waitContext(t), other, key, shared)
 	nc.Close()
-	expectConvertError(t, converted(t, up), fabric.Exclusive, "", fabric.ErrLost)
+	expectConvertError(t, converted(t, up), fabric.Exclusive, fabric.Update, fabric.ErrConnectionClosed)
 	release(t, granted(t, late)) // the dead converter keeps nobody out for ever
 	expectHolder(t, other, key, r)
 }
