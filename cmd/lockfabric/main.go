@@ -36,7 +36,7 @@
 //
 // Stopping run from a terminal (^Z) stops CMD too, and its lock is not renewed
 // meanwhile: when it is continued after the lease has run out, CMD is ended as
-// after any loss. Two signals can't be caught. A run that gets SIGSTOP stops alone,
+// after any loss. Some signals can't be caught. A run that gets SIGSTOP stops alone,
 // and its lock runs out under CMD. A run that gets SIGKILL can't end CMD: on Linux
 // the kernel then sends CMD, but not what CMD started, a SIGTERM; elsewhere CMD
 // goes on without a lock. On Windows a signal to run becomes a Ctrl-Break for
