@@ -74,7 +74,7 @@ func TestConnectNeverGivesUp(t *testing.T) {
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		p := faultproxy.New(t, s.server.ClientURL())
 		tries := make(chan struct{}, 100)
-		m, err := fabric.Connect(waitContext(t), p.URL(), fabric.WithNATS(nats.MaxReconnects(1), nats.ReconnectWait(10*time.Millisecond),
+		m, err := fabric.Connect(waitContext(t), p.URL(), fabric.WithNATS(nats.NoReconnect(), nats.MaxReconnects(1), nats.ReconnectWait(10*time.Millisecond),
 			nats.ReconnectErrHandler(func(*nats.Conn, error) {
 				select {
 				case tries <- struct{}{}:

@@ -74,7 +74,10 @@ func Connect(ctx context.Context, servers string, opts ...Option) (*Manager, err
 			cfg.logger.Warn("the NATS client reports an error", "error", err)
 		}),
 	}, cfg.nats...)
-	natsOpts = append(natsOpts, nats.MaxReconnects(-1)) // a manager has no use for a connection that gives up
+	natsOpts = append(natsOpts, func(o *nats.Options) error { // a manager has no use for a connection that gives up
+		o.AllowReconnect, o.MaxReconnect = true, -1
+		return nil
+	})
 	if deadline, ok := ctx.Deadline(); ok {
 		// The servers are tried one after the other, and each may be silent.
 		each := time.Until(deadline) / time.Duration(1+strings.Count(servers, ","))
@@ -157,6 +160,7 @@ func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, e
 	m.ending.Go(m.followConnection(nc.StatusChanged(nats.CLOSED)))
 	s, err := m.session(ctx)
 	if err != nil {
+		m.die(ErrClosed)
 		m.gate.close()
 		return nil, translate(err)
 	}

@@ -233,7 +233,8 @@ func WithLogger(l *slog.Logger) ManagerOption {
 }
 
 // WithNATS adds options to the connection that Connect makes: credentials, TLS,
-// an in-process server. New ignores it.
+// an in-process server. Whatever they say of reconnects, that connection tries again
+// until a server refuses its credentials twice. New ignores them.
 func WithNATS(opts ...nats.Option) ManagerOption {
 	return func(c *config) error { c.nats = append(c.nats, opts...); return nil }
 }

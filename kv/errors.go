@@ -3,6 +3,8 @@ package kv
 import (
 	"errors"
 	"fmt"
+
+	"github.com/nats-io/nats.go"
 )
 
 // Outcomes of a write that did not commit, or is not known to have.
@@ -24,6 +26,10 @@ var (
 	// ErrNotSent says that the request reached no stream: the connection is
 	// down, or nobody answers for the stream right now. Nothing was written.
 	ErrNotSent = errors.New("kv: request not sent")
+
+	// ErrConnectionClosed, together with ErrNotSent, says that the connection was
+	// closed for good. Make a new one: trying again is of no use.
+	ErrConnectionClosed = nats.ErrConnectionClosed
 
 	// ErrRejected says that the server refused the write for a reason that a
 	// retry does not cure, such as a value over the payload limit. Nothing was

@@ -76,7 +76,7 @@ func (c *cli) with(ctx context.Context, s *streams, fn func(ctx context.Context,
 	defer done()
 	limited, cancel := context.WithTimeout(guarded, c.Timeout)
 	defer cancel()
-	return interrupted(guarded, fn(limited, m))
+	return c.welcome.why(guarded, fn(limited, m))
 }
 
 // interrupted gives an error that came of the end of ctx the reason of that end.

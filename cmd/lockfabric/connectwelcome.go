@@ -8,6 +8,8 @@ import (
 	"sync"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/lockfabric/lockfabric/fabric"
 )
 
 // errRefused says that the server lets us in no more, or not do what is needed.
@@ -132,6 +134,15 @@ func (w *welcome) guard(ctx context.Context) (context.Context, context.CancelFun
 		unhook()
 		cancel(nil)
 	}
+}
+
+// why gives the error of a call its reason. The library can tell of a connection that
+// was closed for good before the client has told us.
+func (w *welcome) why(guarded context.Context, err error) error {
+	if guarded.Err() == nil && errors.Is(err, fabric.ErrConnectionClosed) && refused(err) {
+		return w.to.refused(err)
+	}
+	return interrupted(guarded, err)
 }
 
 // refused reports whether an error is the server's word on who we are.

@@ -34,7 +34,7 @@ func (g *gcCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	defer done()
 	got, err := m.Collect(guarded, g.Prefix, opts...) // longer than --timeout, see Help
 	if err != nil {
-		return interrupted(guarded, err)
+		return c.welcome.why(guarded, err)
 	}
 	return s.print(c.Output, got, func(w io.Writer) {
 		verb := "removed"

@@ -69,7 +69,7 @@ func (i *inspectCmd) watch(ctx context.Context, c *cli, s *streams) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		err = interrupted(guarded, err)
+		err = c.welcome.why(guarded, err)
 		if err == nil {
 			err = s.printWatched(c.Output, watched{time.Now(), info})
 		}

@@ -163,7 +163,7 @@ func (r *runCmd) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.
 			}
 		}
 		if err != nil || ctx.Err() != nil {
-			err = r.explain(interrupted(ctx, errors.Join(err, ctx.Err())), m)
+			err = r.explain(c.welcome.why(ctx, errors.Join(err, ctx.Err())), m)
 			_ = m.Close()
 			return err
 		}

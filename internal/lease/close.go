@@ -78,7 +78,7 @@ func (l *Lease) bury(ctx context.Context, reason string) error {
 		case err == nil:
 			l.setBuried()
 			return nil
-		case errors.Is(err, kv.ErrRejected):
+		case errors.Is(err, kv.ErrRejected), errors.Is(err, kv.ErrConnectionClosed):
 			return fmt.Errorf("lease: tombstone: %w", err)
 		case errors.As(err, &conflict):
 			l.mu.Lock()

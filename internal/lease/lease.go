@@ -118,7 +118,7 @@ func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
 		if err == nil {
 			return start(b, cfg, who, rev, sent), nil
 		}
-		if errors.Is(err, kv.ErrRejected) {
+		if errors.Is(err, kv.ErrRejected) || errors.Is(err, kv.ErrConnectionClosed) {
 			return nil, fmt.Errorf("lease: create: %w", err)
 		}
 		cfg.Logger.Debug("lease not created, trying another id", "lease", who.ID, "error", err)
