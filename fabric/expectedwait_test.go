@@ -162,8 +162,8 @@ func deadHolderInTime(t *testing.T, s *site) {
 
 func heldBeyondDeadline(t *testing.T, s *site) {
 	key, m := s.key(t), s.manager(t)
-	holder := heldLong(t, s, s.manager(t, fabric.WithTTL(300*time.Millisecond)), key)
-	for end := time.Now().Add(time.Second); time.Now().Before(end); {
+	holder := heldLong(t, s, s.manager(t, fabric.WithTTL(time.Second)), key)
+	for end := time.Now().Add(2500 * time.Millisecond); time.Now().Before(end); {
 		_, err := m.Acquire(waitContext(t), key, fabric.WithWaitLimit(longHold/2), fabric.WithDeadlineCheck())
 		if !errors.Is(err, fabric.ErrWaitTooLong) && !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatalf("ended with %v", err)
