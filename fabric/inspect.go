@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
@@ -193,24 +193,13 @@ func (s *session) identify(ctx context.Context, infos []Info) {
 			}
 		}
 	}
-	next := make(chan []*Party)
-	var wg sync.WaitGroup
-	for range min(lookUps, len(byLease)) {
-		wg.Go(func() {
-			for parties := range next {
-				le := s.lookUp(ctx, parties[0].Lease)
-				_, own := s.local.Load(le.ID)
-				for _, p := range parties {
-					p.Lease, p.Own = le, own
-				}
-			}
-		})
-	}
-	for _, parties := range byLease {
-		next <- parties
-	}
-	close(next)
-	wg.Wait()
+	forEach(ctx, lookUps, slices.Collect(maps.Values(byLease)), func(parties []*Party) {
+		le := s.lookUp(ctx, parties[0].Lease)
+		_, own := s.local.Load(le.ID)
+		for _, p := range parties {
+			p.Lease, p.Own = le, own
+		}
+	})
 }
 
 func (s *session) lookUp(ctx context.Context, le Lease) Lease {

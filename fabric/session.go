@@ -335,10 +335,10 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	}
 	// The tombstones first: they free everything at once, whatever happens to
 	// the sweep.
-	forEach(ctx, all, func(sl *slot) { s.closeLease(ctx, sl.lease) })
+	forEach(ctx, closeAtOnce, all, func(sl *slot) { s.closeLease(ctx, sl.lease) })
 	if sweep && s.m.nc.IsConnected() {
 		// So that nobody has to evict them.
-		forEach(ctx, left, func(l *Lock) {
+		forEach(ctx, closeAtOnce, left, func(l *Lock) {
 			_, _ = s.engine.Do(ctx, l.enc, releaseOp(l), engine.Options{FailFast: true, Known: l.revision()})
 		})
 	}
@@ -348,11 +348,11 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	s.wg.Wait()
 }
 
-// forEach calls fn for every item, closeAtOnce at a time, until ctx ends.
-func forEach[T any](ctx context.Context, items []T, fn func(T)) {
+// forEach calls fn for every item, at most so many at a time, until ctx ends.
+func forEach[T any](ctx context.Context, most int, items []T, fn func(T)) {
 	var next atomic.Int64
 	var wg sync.WaitGroup
-	for range min(closeAtOnce, len(items)) {
+	for range min(most, len(items)) {
 		wg.Go(func() {
 			for i := next.Add(1); i <= int64(len(items)) && ctx.Err() == nil; i = next.Add(1) {
 				fn(items[i-1])

@@ -1,8 +1,10 @@
 package fabric
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -101,6 +103,7 @@ type standing struct {
 }
 
 func (s *session) collect(ctx context.Context, filter string, c collect) (Collected, error) {
+	var got Collected
 	var locks []standing
 	ttls := map[string]time.Duration{}
 	err := s.buckets.Locks.Entries(ctx, filter, func(e kv.Entry) bool {
@@ -119,10 +122,13 @@ func (s *session) collect(ctx context.Context, filter string, c collect) (Collec
 				ttls[id] = list[i].TTL
 			}
 		}
-		locks = append(locks, st)
+		got.Locks++
+		if len(st.leases) > 0 { // not to keep what this process holds itself
+			locks = append(locks, st)
+		}
 		return true
 	})
-	got := Collected{Locks: len(locks), Leases: len(ttls)}
+	got.Leases = len(ttls)
 	if err != nil {
 		return got, err
 	}
@@ -157,30 +163,17 @@ func (s *session) dead(ctx context.Context, ttls map[string]time.Duration, guess
 		mu    sync.Mutex
 		dead  = map[string]bool{}
 		first error
-		ids   = make(chan string)
-		wg    sync.WaitGroup
 	)
-	for range min(sweepAtOnce, len(ttls)) {
-		wg.Go(func() {
-			for id := range ids {
-				is, err := s.isDead(ctx, id, ttls[id], guess)
-				mu.Lock()
-				if is {
-					dead[id] = true
-				}
-				if err != nil && first == nil {
-					first = err
-				}
-				mu.Unlock()
-			}
-		})
-	}
-	for id := range ttls {
-		ids <- id
-	}
-	close(ids)
-	wg.Wait()
-	return dead, first
+	forEach(ctx, sweepAtOnce, slices.Collect(maps.Keys(ttls)), func(id string) {
+		is, err := s.isDead(ctx, id, ttls[id], guess)
+		mu.Lock()
+		defer mu.Unlock()
+		if is {
+			dead[id] = true
+		}
+		first = cmp.Or(first, err)
+	})
+	return dead, cmp.Or(first, ctx.Err())
 }
 
 func (s *session) isDead(ctx context.Context, id string, ttl time.Duration, guess bool) (bool, error) {

@@ -69,17 +69,17 @@ func fit(sc *jetstream.StreamConfig, info *jetstream.AccountInfo, buckets int) e
 // limitCodes are refusals to create a stream for which a limit is the cause, with what
 // is limited. The server gives no figures.
 var limitCodes = map[jetstream.ErrorCode]string{
-	10002: "storage of the account",
-	10005: "servers for the replicas",
-	10023: "resources of the servers",
-	10026: "consumers of the account",
-	10027: "streams of the account",
-	10028: "memory storage",
-	10047: "file storage",
-	10074: "servers for the replicas: this one is alone",
-	10113: "the account wants a size for each stream",
-	10120: "the account has no limits for this many replicas",
-	10122: "size of a stream",
+	codeAccountExceeded: "storage of the account",
+	10005:               "servers for the replicas",
+	10023:               "resources of the servers",
+	10026:               "consumers of the account",
+	10027:               "streams of the account",
+	codeMemoryExceeded:  "memory storage",
+	codeStorageExceeded: "file storage",
+	10074:               "servers for the replicas: this one is alone",
+	10113:               "the account wants a size for each stream",
+	10120:               "the account has no limits for this many replicas",
+	10122:               "size of a stream",
 }
 
 // limitError returns ErrLimit for a refusal that a limit caused, else nil.
