@@ -12,7 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/embedded"
-	"github.com/lockfabric/lockfabric/internal/testca"
+	"github.com/lockfabric/lockfabric/internal/test/testca"
 )
 
 // confFile writes a configuration; $STORE in it is a fresh directory.

@@ -11,7 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/embedded"
-	"github.com/lockfabric/lockfabric/internal/testca"
+	"github.com/lockfabric/lockfabric/internal/test/testca"
 )
 
 // A server for other processes: they need TLS and a password.

@@ -13,7 +13,7 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/lockfabric/lockfabric/embedded"
-	"github.com/lockfabric/lockfabric/internal/testca"
+	"github.com/lockfabric/lockfabric/internal/test/testca"
 )
 
 // The hash of "hashed", at the least cost there is.

@@ -13,7 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/internal/testserver"
+	"github.com/lockfabric/lockfabric/internal/test/testserver"
 	"github.com/lockfabric/lockfabric/kv"
 )
 

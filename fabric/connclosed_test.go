@@ -11,7 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/internal/faultproxy"
+	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 )
 
 // A connection that was closed for good ends every call, and those that come later.

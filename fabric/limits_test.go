@@ -8,7 +8,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/internal/faultproxy"
+	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 )
 
 // behindProxy returns a manager behind a proxy, and a match of what it writes of leases.

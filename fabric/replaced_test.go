@@ -10,7 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/internal/faultproxy"
+	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 	"github.com/lockfabric/lockfabric/kv"
 )
 

@@ -9,7 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/internal/faultproxy"
+	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 )
 
 // cutOff returns a manager of its own fabric that holds n locks under a prefix, and what

@@ -13,7 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/lockfabric/lockfabric/internal/natscontext"
+	"github.com/lockfabric/lockfabric/cmd/lockfabric/internal/natscontext"
 	"github.com/lockfabric/lockfabric/kv"
 )
 

@@ -16,8 +16,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nkeys"
 
-	"github.com/lockfabric/lockfabric/internal/testca"
-	"github.com/lockfabric/lockfabric/internal/testserver"
+	"github.com/lockfabric/lockfabric/internal/test/testca"
+	"github.com/lockfabric/lockfabric/internal/test/testserver"
 )
 
 func TestUserAndPassword(t *testing.T) {

@@ -14,8 +14,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/lockfabric/lockfabric/cmd/lockfabric/internal/natscontext"
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/internal/natscontext"
 	"github.com/lockfabric/lockfabric/kv"
 )
 

@@ -12,7 +12,7 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/nats-io/nats.go"
 
-	"github.com/lockfabric/lockfabric/internal/natscontext"
+	"github.com/lockfabric/lockfabric/cmd/lockfabric/internal/natscontext"
 )
 
 // connection is how to reach the server and who to be there. The flags are named

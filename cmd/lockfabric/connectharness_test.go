@@ -18,8 +18,8 @@ import (
 	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nkeys"
 
-	"github.com/lockfabric/lockfabric/internal/testca"
-	"github.com/lockfabric/lockfabric/internal/testserver"
+	"github.com/lockfabric/lockfabric/internal/test/testca"
+	"github.com/lockfabric/lockfabric/internal/test/testserver"
 )
 
 // Secrets that no output may show.

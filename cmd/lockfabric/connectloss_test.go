@@ -9,7 +9,7 @@ import (
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
 
-	"github.com/lockfabric/lockfabric/internal/testserver"
+	"github.com/lockfabric/lockfabric/internal/test/testserver"
 )
 
 // silentServer accepts connections and says nothing.

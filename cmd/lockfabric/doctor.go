@@ -7,7 +7,7 @@ import (
 	"io"
 	"time"
 
-	"github.com/lockfabric/lockfabric/internal/doctor"
+	"github.com/lockfabric/lockfabric/cmd/lockfabric/internal/doctor"
 	"github.com/lockfabric/lockfabric/internal/lease"
 )
 

@@ -14,8 +14,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/lockfabric/lockfabric/cmd/lockfabric/internal/doctor"
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/internal/doctor"
 	"github.com/lockfabric/lockfabric/kv"
 )
 

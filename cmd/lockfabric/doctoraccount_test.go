@@ -9,8 +9,8 @@ import (
 	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/lockfabric/lockfabric/internal/doctor"
-	"github.com/lockfabric/lockfabric/internal/testserver"
+	"github.com/lockfabric/lockfabric/cmd/lockfabric/internal/doctor"
+	"github.com/lockfabric/lockfabric/internal/test/testserver"
 )
 
 // Doctor names a limit of the account before the first program meets it.

@@ -13,8 +13,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
 
+	"github.com/lockfabric/lockfabric/cmd/lockfabric/internal/doctor"
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/internal/doctor"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/kv"
 )

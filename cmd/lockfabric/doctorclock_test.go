@@ -10,8 +10,8 @@ import (
 	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 
-	"github.com/lockfabric/lockfabric/internal/doctor"
-	"github.com/lockfabric/lockfabric/internal/testserver"
+	"github.com/lockfabric/lockfabric/cmd/lockfabric/internal/doctor"
+	"github.com/lockfabric/lockfabric/internal/test/testserver"
 )
 
 // A server whose clock is an hour slow. What it says of the streams is what the

@@ -10,7 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/lockfabric/lockfabric/internal/doctor"
+	"github.com/lockfabric/lockfabric/cmd/lockfabric/internal/doctor"
 )
 
 // What doctor says is what to type: each command that it names is run as it stands

@@ -13,11 +13,11 @@ import (
 	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 
+	"github.com/lockfabric/lockfabric/cmd/lockfabric/internal/doctor"
 	"github.com/lockfabric/lockfabric/embedded"
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/internal/doctor"
-	"github.com/lockfabric/lockfabric/internal/faultproxy"
-	"github.com/lockfabric/lockfabric/internal/testserver"
+	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
+	"github.com/lockfabric/lockfabric/internal/test/testserver"
 )
 
 // as puts a user's name and password, which is the same, in a server's URL.

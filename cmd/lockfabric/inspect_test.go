@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/internal/faultproxy"
+	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 )
 
 func TestInspectWatch(t *testing.T) {

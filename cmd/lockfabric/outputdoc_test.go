@@ -12,8 +12,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/lockfabric/lockfabric/cmd/lockfabric/internal/doctor"
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/internal/doctor"
 )
 
 // printed runs a command line that ends with the exit code, wants its JSON as the

@@ -18,7 +18,7 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/internal/testca"
+	"github.com/lockfabric/lockfabric/internal/test/testca"
 )
 
 // tempFile writes a file of the test and returns its path.

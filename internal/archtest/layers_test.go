@@ -35,26 +35,27 @@ var layers = map[string]layer{
 	"internal/record": {},
 	"internal/clock":  {},
 	"internal/rtt":    {},
-	// How to reach a server; it knows nothing of locks.
-	"internal/natscontext": {},
-	"internal/lease":       {imports: []string{"kv", "internal/clock", "internal/rtt"}},
-	"internal/engine":      {imports: []string{"kv", "internal/record", "internal/lease", "internal/rtt"}},
+	"internal/lease":  {imports: []string{"kv", "internal/clock", "internal/rtt"}},
+	"internal/engine": {imports: []string{"kv", "internal/record", "internal/lease", "internal/rtt"}},
 	"fabric": {imports: []string{
 		"internal/engine", "kv", "internal/record", "internal/lease", "internal/clock", "internal/rtt",
 	}, serverInTests: true},
 	"primitives": {imports: []string{"fabric"}},
-	// It reads what lies in the buckets, also where fabric would refuse them.
-	"internal/doctor": {imports: []string{"fabric", "kv", "internal/record", "internal/lease"}},
 
 	"fabric/fabricprom": {imports: []string{"fabric"}, prometheus: true},
 
 	"embedded": {server: true, serverInTests: true},
 
-	"internal/archtest":   {testOnly: true},
-	"internal/faultproxy": {testOnly: true, serverInTests: true},
-	"internal/testca":     {testOnly: true},
-	"internal/testserver": {testOnly: true, server: true},
-	"internal/chaos":      {testOnly: true, imports: []string{"fabric", "kv"}},
+	"internal/archtest":        {testOnly: true},
+	"internal/test/faultproxy": {testOnly: true, serverInTests: true},
+	"internal/test/testca":     {testOnly: true},
+	"internal/test/testserver": {testOnly: true, server: true},
+	"internal/test/chaos":      {testOnly: true, imports: []string{"fabric", "kv"}},
+
+	// Parts of the command. The doctor reads what lies in the buckets, also where fabric
+	// would refuse them; natscontext says how to reach a server and knows nothing of locks.
+	"cmd/lockfabric/internal/doctor":      {imports: []string{"fabric", "kv", "internal/record", "internal/lease"}},
+	"cmd/lockfabric/internal/natscontext": {},
 
 	"examples/internal/demo": {imports: []string{"fabric", "embedded"}},
 }
@@ -62,7 +63,8 @@ var layers = map[string]layer{
 // programs is what every main package under cmd and examples may import.
 var programs = map[string]layer{
 	"cmd": {program: true, imports: []string{
-		"primitives", "fabric", "kv", "internal/record", "internal/lease", "internal/clock", "internal/doctor", "internal/natscontext", "embedded",
+		"primitives", "fabric", "kv", "internal/record", "internal/lease", "internal/clock", "embedded",
+		"cmd/lockfabric/internal/doctor", "cmd/lockfabric/internal/natscontext",
 		// Servers that embedded doesn't offer: with accounts, or without JetStream.
 	}, serverInTests: true},
 	// An example shows what a reader can do, so it gets public packages only.

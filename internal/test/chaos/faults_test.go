@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/internal/chaos"
-	"github.com/lockfabric/lockfabric/internal/faultproxy"
+	"github.com/lockfabric/lockfabric/internal/test/chaos"
+	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 )
 
 // share matches one in n of what goes to the buckets: writes and leader reads.

@@ -7,7 +7,7 @@ import (
 	"github.com/anishathalye/porcupine"
 
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/internal/chaos"
+	"github.com/lockfabric/lockfabric/internal/test/chaos"
 )
 
 // checkLimit bounds the search for an order. It takes milliseconds as a rule.

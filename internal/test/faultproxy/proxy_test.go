@@ -12,7 +12,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/lockfabric/lockfabric/embedded"
-	"github.com/lockfabric/lockfabric/internal/faultproxy"
+	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

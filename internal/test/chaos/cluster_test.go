@@ -9,7 +9,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/embedded"
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/internal/chaos"
+	"github.com/lockfabric/lockfabric/internal/test/chaos"
 )
 
 const (

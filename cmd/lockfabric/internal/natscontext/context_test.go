@@ -9,7 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/lockfabric/lockfabric/internal/natscontext"
+	"github.com/lockfabric/lockfabric/cmd/lockfabric/internal/natscontext"
 )
 
 const secret = "correct-horse-battery"

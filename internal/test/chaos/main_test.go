@@ -12,7 +12,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/internal/chaos"
+	"github.com/lockfabric/lockfabric/internal/test/chaos"
 )
 
 var (

@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/internal/chaos"
+	"github.com/lockfabric/lockfabric/internal/test/chaos"
 )
 
 type fakeHold struct {
