@@ -281,7 +281,7 @@ func unknownKind(t *testing.T, s *site) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	value := []byte(`{"v":1,"kind":"semaphore","permits":3}`)
+	value := []byte(`{"v":1,"kind":"turnstile","permits":3}`)
 	rev, err := s.locks(t).Put(waitContext(t), enc, value)
 	if err != nil {
 		t.Fatal(err)

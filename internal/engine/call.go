@@ -12,8 +12,9 @@ import (
 
 // Outcome is what a committed record says about an operation.
 type Outcome struct {
-	Entry    record.Entry // an acquire's or a conversion's: the grant, with its token
-	Revision uint64       // of the record the outcome was read from
+	Entry    record.Entry   // an acquire's or a conversion's: the grant, with its token
+	Revision uint64         // of the record the outcome was read from
+	Record   *record.Record // that record, nil if it was deleted; not to be modified
 	// Existed is whether a release, cancel or removal found something to remove,
 	// now or in an earlier attempt whose outcome was not known.
 	Existed bool
@@ -173,10 +174,35 @@ func (r *resource) withdraw(c *call, cause error) (Outcome, error) {
 		r.mu.Unlock()
 		return Outcome{}, fmt.Errorf("%w: %w", ErrUnconfirmed, cause)
 	}
+	op := c.op
 	clean := r.cleanup(c, cause)
 	r.mu.Unlock()
-	r.awaitCleanup(clean)
+	if op.Proven() {
+		return r.proof(clean, &op, cause)
+	}
+	r.awaitCleanup(clean, r.e.cfg.Cleanup)
 	return Outcome{}, cause
+}
+
+// proof waits until the undo of op is committed, and reads off that record what became of op.
+func (r *resource) proof(clean *call, op *record.Op, cause error) (Outcome, error) {
+	r.awaitCleanup(clean, proofTimeout)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !clean.resolved || clean.err != nil {
+		return Outcome{}, fmt.Errorf("%w: %w", ErrUncertain, cause)
+	}
+	out := clean.out
+	switch st := out.Record.Standing(op); st.Standing {
+	case record.Granted:
+		if st.Entry != nil {
+			out.Entry = *st.Entry
+		}
+		return out, nil
+	case record.Refused:
+		return out, &RefusedError{Result: record.Result{Verdict: st.Why}, Record: out.Record, Cause: cause}
+	}
+	return out, cause
 }
 
 // cleanup ends an acquire or a conversion with cause and replaces it by what
@@ -195,8 +221,8 @@ func (r *resource) cleanup(c *call, cause error) *call {
 	return clean
 }
 
-func (r *resource) awaitCleanup(clean *call) {
-	t := time.NewTimer(r.e.cfg.Cleanup)
+func (r *resource) awaitCleanup(clean *call, limit time.Duration) {
+	t := time.NewTimer(limit)
 	defer t.Stop()
 	select {
 	case <-clean.done:
@@ -204,6 +230,10 @@ func (r *resource) awaitCleanup(clean *call) {
 	case <-r.e.ctx.Done():
 	}
 }
+
+// proofTimeout bounds how long whoever gave an operation up waits for the proof of what became of it,
+// see record.Op.Proven. It is longer than electing a leader takes.
+const proofTimeout = 10 * time.Second
 
 // Forget releases an id in the background, without a caller: for a grant that
 // turned out to be useless. It returns at once. known is as in Options.

@@ -14,7 +14,7 @@ import (
 // refused once is not refused for ever, out of memory.
 func TestAnotherKindIsLookedAtAgain(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
-		b.put("k", []byte(`{"v":1,"kind":"semaphore"}`))
+		b.put("k", []byte(`{"v":1,"kind":"turnstile"}`))
 		if _, err := e.Do(t.Context(), "k", tryOp("L1.1"), Options{}); !errors.Is(err, record.ErrNewerSchema) {
 			t.Fatal(err)
 		}

@@ -249,7 +249,7 @@ func (e *Engine) DropLease(lease string) {
 	e.mu.Unlock()
 	for _, c := range dropped {
 		c.r.mu.Lock()
-		c.resolve(Outcome{}, nil)
+		c.resolve(Outcome{}, ErrGone)
 		c.r.mu.Unlock()
 	}
 }

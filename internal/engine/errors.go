@@ -24,6 +24,10 @@ var (
 	// was confirmed. The engine goes on with it.
 	ErrUnconfirmed = errors.New("engine: not confirmed in time")
 
+	// ErrUncertain says that the caller's context ended, and that nobody answered in time what had
+	// become of the operation. The engine goes on with undoing it.
+	ErrUncertain = errors.New("engine: not known whether it was done")
+
 	// ErrStopped says that the stop channel given with the operation was closed.
 	ErrStopped = errors.New("engine: operation stopped")
 
@@ -42,7 +46,14 @@ var (
 type RefusedError struct {
 	record.Result
 	Record *record.Record // the state that refused, or nil where there was none
+	// Uncertain says that the outcome of an earlier attempt is not known: the operation may have been
+	// done, and its record gone since.
+	Uncertain bool
+	Cause     error // why the caller gave the operation up, if it did before it was refused
 }
+
+// Unwrap returns the cause.
+func (e *RefusedError) Unwrap() error { return e.Cause }
 
 func (e *RefusedError) Error() string {
 	return fmt.Sprintf("engine: operation refused: %v", e.Verdict)

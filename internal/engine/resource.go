@@ -260,19 +260,39 @@ func (r *resource) settleWaiting() {
 	for id, st := range r.rec.States() {
 		switch c := r.waiting[id]; {
 		case c == nil:
-		case st.Standing == record.Granted:
-			c.resolve(Outcome{Entry: *st.Entry, Revision: r.rev, Existed: true}, nil)
-		default:
+		case st.Standing == record.Waiting:
 			waiting++
+		default:
+			c.stands(st, r.rec, r.rev)
 		}
 	}
 	if waiting == len(r.waiting) {
 		return
 	}
 	for _, c := range r.waiting {
-		if st, _ := r.rec.Standing(&c.op); st == record.Gone {
-			c.resolve(Outcome{}, ErrGone)
+		if st := r.rec.Standing(&c.op); st.Standing != record.Waiting {
+			c.stands(st, r.rec, r.rev)
 		}
+	}
+}
+
+// stands ends a call whose operation doesn't wait, as the record at rev says. Called with r.mu held.
+func (c *call) stands(st record.State, rec *record.Record, rev uint64) {
+	switch st.Standing {
+	case record.Granted:
+		out := Outcome{Revision: rev, Existed: true, Record: rec}
+		if st.Entry != nil {
+			out.Entry = *st.Entry
+		}
+		c.resolve(out, nil)
+	case record.Refused:
+		c.resolve(Outcome{}, &RefusedError{Result: record.Result{Verdict: st.Why}, Record: rec})
+		// Its entry may still stand, and blocks nobody; it is taken away.
+		if undo, ok := c.op.Undo(); ok && rec.Has(c.op.ID) {
+			c.r.carryOut(undo)
+		}
+	default:
+		c.resolve(Outcome{}, ErrGone)
 	}
 }
 

@@ -344,22 +344,20 @@ func (r *resource) deliver(batch []*call, results []record.Result, rec *record.R
 			if rec == nil && c.found {
 				r.holdTime = record.SmoothHold(r.holdTime, c.op.Hold) // no record is left to remember it
 			}
-			c.resolve(Outcome{Revision: rev, Existed: c.found || c.maybeFound}, nil)
+			c.resolve(Outcome{Revision: rev, Record: rec, Existed: c.found || c.maybeFound}, nil)
 			continue
 		}
-		switch st, entry := rec.Standing(&c.op); st {
-		case record.Granted:
-			c.resolve(Outcome{Entry: entry, Revision: rev, Existed: true}, nil)
-		case record.Waiting:
-			if r.waiting == nil {
-				r.waiting = map[string]*call{}
-			}
-			r.waiting[c.op.ID] = c
-			c.standsIn(rec)
-			queued = true
-		case record.Gone:
-			c.resolve(Outcome{}, ErrGone)
+		st := rec.Standing(&c.op)
+		if st.Standing != record.Waiting {
+			c.stands(st, rec, rev)
+			continue
 		}
+		if r.waiting == nil {
+			r.waiting = map[string]*call{}
+		}
+		r.waiting[c.op.ID] = c
+		c.standsIn(rec)
+		queued = true
 	}
 	// A promotion in this very write may concern goroutines that queued before,
 	// and the watch may have brought something newer already.
@@ -378,7 +376,7 @@ func (r *resource) refuse(batch []*call, results []record.Result, rec *record.Re
 		if res.Blocker.ID != "" {
 			res.Blocker.Resolve(rev) // it may be in the way since this very write
 		}
-		c.resolve(Outcome{}, &RefusedError{Result: res, Record: rec})
+		c.resolve(Outcome{}, &RefusedError{Result: res, Record: rec, Uncertain: c.outcomeUnknown})
 	}
 }
 

@@ -25,7 +25,7 @@ import (
 func Apply(rec *Record, rev uint64, ops []Op, lim Limits) (next *Record, results []Result, changed bool) {
 	next = rec.resolved(rev)
 	results = make([]Result, len(ops))
-	m := machine{Record: next, lim: lim.orDefaults(), size: -1}
+	m := machine{Record: next, rev: rev, lim: lim.orDefaults(), size: -1}
 	for i := range ops {
 		results[i] = m.apply(&ops[i])
 	}
@@ -38,17 +38,22 @@ func Apply(rec *Record, rev uint64, ops []Op, lim Limits) (next *Record, results
 // machine is a record that is being worked on.
 type machine struct {
 	*Record
+	rev     uint64  // at which the record was read; with none, that of its delete marker
+	op      *Op     // that is being applied
+	removed []Entry // that op took away, of kinds with a body
 	lim     Limits
 	size    int    // of the record by sizeBound, -1 while nobody asked
 	scratch []byte // for what is encoded to be measured
+	long    Entry  // likewise
 }
 
 func (m *machine) apply(op *Op) Result {
 	if v := op.check(); v != Applied {
 		return Result{Verdict: v}
 	}
+	m.op, m.removed = op, nil
 	if op.Kind != "" && op.Kind != m.Kind && m.Idle() {
-		*m.Record, m.size = Record{Kind: op.Kind}, -1
+		m.make(op)
 	}
 	k := m.rules()
 	switch {
@@ -56,19 +61,18 @@ func (m *machine) apply(op *Op) Result {
 		return Result{Verdict: Applied} // nobody is there
 	case k == nil, op.Kind != "" && op.Kind != m.Kind:
 		return Result{Verdict: WrongKind}
+	case op.Life != m.Life && k.lives(op):
+		return Result{Verdict: OtherLife}
 	}
 	held := len(m.Holders)
 	switch op.Verb {
 	case OpRelease:
-		byID := func(e Entry) bool { return e.ID == op.ID }
-		if m.remove(&m.Holders, byID); len(m.Holders) < held {
+		m.removeAll(selection{id: op.ID})
+		if len(m.Holders) < held {
 			m.Hold = SmoothHold(m.Hold, op.Hold)
 		}
-		m.remove(&m.Waiters, byID)
 	case OpEvict:
-		dead := deadLeases(op.Leases)
-		m.remove(&m.Holders, dead)
-		m.remove(&m.Waiters, dead)
+		m.removeAll(selectLeases(op.Leases))
 	case OpRevoke:
 		for i := range m.Holders {
 			if h := &m.Holders[i]; op.targets(h) {
@@ -76,7 +80,7 @@ func (m *machine) apply(op *Op) Result {
 			}
 		}
 	case OpRemove:
-		m.remove(&m.Holders, func(e Entry) bool { return op.targets(&e) })
+		m.remove(&m.Holders, selection{targets: op})
 	default:
 		return k.apply(m, op)
 	}
@@ -84,13 +88,27 @@ func (m *machine) apply(op *Op) Result {
 	return Result{Verdict: Applied}
 }
 
+// make makes a new record, over what nobody uses any more.
+func (m *machine) make(op *Op) {
+	*m.Record, m.size = Record{Kind: op.Kind}, -1
+	k := m.rules()
+	k.begin(m.Record, op)
+	if m.Body != nil {
+		m.Life = m.rev
+	}
+}
+
 // reserve takes the room for e, or reports that there is not enough. The room is that of the
 // largest form e can ever have, so nothing that happens to it later needs more.
 func (m *machine) reserve(e *Entry) bool {
+	return m.reserveBytes(0) && m.reserveBytes(m.entryBound(e))
+}
+
+// reserveBytes is reserve for what is no entry.
+func (m *machine) reserveBytes(need int) bool {
 	if m.size < 0 {
 		m.size = m.sizeBound()
 	}
-	need := m.entryBound(e)
 	if m.size+need > m.lim.MaxBytes {
 		return false
 	}
@@ -98,20 +116,54 @@ func (m *machine) reserve(e *Entry) bool {
 	return true
 }
 
+func (m *machine) queueFull() Result {
+	return Result{Verdict: QueueFull, Limit: fmt.Sprintf("%d waiters", m.lim.MaxWaiters)}
+}
+
+// first is the oldest of those who hold, or else the head of the queue.
+func (r *Record) first() (e Entry) {
+	for _, list := range [][]Entry{r.Holders, r.Waiters} {
+		if len(list) > 0 {
+			return list[0]
+		}
+	}
+	return e
+}
+
 func (m *machine) tooLarge() Result {
 	return Result{Verdict: QueueFull, Limit: fmt.Sprintf("%d bytes", m.lim.MaxBytes)}
 }
 
-func (m *machine) remove(list *[]Entry, gone func(Entry) bool) {
-	*list = nilIfEmpty(slices.DeleteFunc(*list, func(e Entry) bool {
-		if !gone(e) {
-			return false
+// removeAll removes entries wherever they stand.
+func (m *machine) removeAll(gone selection) {
+	m.remove(&m.Holders, gone)
+	m.remove(&m.Waiters, gone)
+	if m.Body != nil {
+		m.Body.remove(gone, m)
+	}
+}
+
+func (m *machine) remove(list *[]Entry, gone selection) {
+	kept := (*list)[:0]
+	for i := range *list {
+		if e := &(*list)[i]; gone.has(e) {
+			m.took(e)
+		} else {
+			kept = append(kept, *e)
 		}
-		if m.size >= 0 {
-			m.size -= m.entryBound(&e)
-		}
-		return true
-	}))
+	}
+	clear((*list)[len(kept):])
+	*list = nilIfEmpty(kept)
+}
+
+// took notes that an entry was removed for good, and gives its room back.
+func (m *machine) took(e *Entry) {
+	if m.size >= 0 {
+		m.size -= m.entryBound(e)
+	}
+	if m.Body != nil {
+		m.removed = append(m.removed, *e)
+	}
 }
 
 // unchanged reports whether all operations together left the record as it was.
@@ -119,28 +171,71 @@ func (m *machine) unchanged(rec *Record, rev uint64) bool {
 	if rec == nil {
 		return m.Idle()
 	}
-	same := func(was, is Entry) bool {
-		was.Resolve(rev)
-		return was.equal(&is)
+	return rec.Hold == m.Hold && (rec.Kind == m.Kind || m.Kind == "") && sameEntries(rec.Holders, m.Holders, rev) &&
+		sameEntries(rec.Waiters, m.Waiters, rev) && sameBody(rec.Body, m.Body, rev)
+}
+
+// sameEntries reports whether the entries, read at rev, would be stored the same.
+func sameEntries(was, is []Entry, rev uint64) bool {
+	if len(was) != len(is) {
+		return false
 	}
-	return rec.Hold == m.Hold && slices.EqualFunc(rec.Holders, m.Holders, same) && slices.EqualFunc(rec.Waiters, m.Waiters, same)
+	for i := range was {
+		e := was[i]
+		e.Resolve(rev)
+		if !e.equal(&is[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func sameBody(was, is Body, rev uint64) bool {
+	if was == nil || is == nil {
+		return was == nil && is == nil
+	}
+	was = was.clone()
+	was.resolve(rev)
+	return was.equal(is)
 }
 
 // entry is the entry that a request makes.
 func (op *Op) entry() Entry {
-	return Entry{ID: op.ID, Mode: op.Mode, Owner: op.Owner, TTL: wholeTTL(op.TTL), Since: wholeSince(op.Since), Meta: cloneMeta(op.Meta)}
+	return Entry{
+		ID: op.ID, Mode: op.Mode, Owner: op.Owner, TTL: wholeTTL(op.TTL), Since: wholeSince(op.Since), Meta: cloneMeta(op.Meta),
+		Permits: op.N, Gen: op.Gen, Value: op.Value,
+	}
 }
 
-// deadLeases tells the entries of the given leases.
-func deadLeases(leases []string) func(Entry) bool {
+// selection is a set of entries: the one with an id, those under some leases, or those that op targets.
+type selection struct {
+	id      string
+	leases  []string
+	many    map[string]bool // leases, where they are many
+	targets *Op
+}
+
+func selectLeases(leases []string) selection {
 	if len(leases) <= 4 {
-		return func(e Entry) bool { return slices.Contains(leases, e.Lease()) }
+		return selection{leases: leases}
 	}
-	dead := make(map[string]bool, len(leases))
+	many := make(map[string]bool, len(leases))
 	for _, l := range leases {
-		dead[l] = true
+		many[l] = true
 	}
-	return func(e Entry) bool { return dead[e.Lease()] }
+	return selection{many: many}
+}
+
+func (s *selection) has(e *Entry) bool {
+	switch {
+	case s.id != "":
+		return e.ID == s.id
+	case s.targets != nil:
+		return s.targets.targets(e)
+	case s.many != nil:
+		return s.many[e.Lease()]
+	}
+	return slices.Contains(s.leases, e.Lease())
 }
 
 // nilIfEmpty makes an emptied list nil, as Decode does.

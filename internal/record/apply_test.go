@@ -354,8 +354,8 @@ func TestDefaultLimits(t *testing.T) {
 
 func TestNamesOfKindsAndVerdicts(t *testing.T) {
 	for got, want := range map[string]string{
-		OpAcquire.String(): "acquire", OpRemove.String(): "remove", Verb(0).String(): "Verb(0)", OpUnconvert.String(): "unconvert", Verb(9).String(): "Verb(9)",
-		Applied.String(): "applied", BadOp.String(): "bad operation", Verdict(0).String(): "Verdict(0)", ConvertRevoked.String(): "hold is revoked", Verdict(12).String(): "Verdict(12)", WaitTooLong.String(): "wait too long",
+		OpAcquire.String(): "acquire", OpRemove.String(): "remove", Verb(0).String(): "Verb(0)", OpUnconvert.String(): "unconvert", Verb(200).String(): "Verb(200)",
+		Applied.String(): "applied", BadOp.String(): "bad operation", Verdict(0).String(): "Verdict(0)", ConvertRevoked.String(): "hold is revoked", Verdict(200).String(): "Verdict(200)", WaitTooLong.String(): "wait too long",
 	} {
 		if got != want {
 			t.Errorf("%s, want %s", got, want)

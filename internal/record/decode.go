@@ -1,6 +1,9 @@
 package record
 
-import "time"
+import (
+	"errors"
+	"time"
+)
 
 // Decode reads a stored record. It is strict, since whatever it took but didn't understand would be
 // lost when the record is written again: an unknown or missing field, a field or an id that stands
@@ -36,6 +39,23 @@ const (
 	hasConvert
 	hasConverted
 	hasHold
+	hasPermits
+	hasRefused
+	hasGen
+	hasLeaving
+	hasValue
+	hasProclaim
+	hasSignalled
+	hasAll
+	hasSignal
+	hasLife
+	hasBody // and all bits above, for the fields of bodies
+)
+
+// hasEverywhere are the fields that every entry can have, and needs.
+const (
+	hasEverywhere = hasID | hasOwner | hasToken | hasTTL | hasSince | hasMeta
+	needsAlways   = hasID | hasToken | hasTTL
 )
 
 type decoder struct {
@@ -43,53 +63,26 @@ type decoder struct {
 	rec     Record
 	version uint64
 	seen    uint
+	late    bool // version and kind are known, though they come behind other fields
 }
 
 func (d *decoder) record() error {
-	// Whether a field is known depends on version and kind. They come first in what this package
-	// writes; from another hand the others may come before them, and wait for a second look.
-	holdAt, holdersAt, waitersAt, unknownAt := -1, -1, -1, -1
-	err := d.object(func(key []byte) error {
-		switch string(key) {
-		case "v":
-			return d.once(&d.seen, hasVersion, func() (err error) {
-				d.version, err = d.uint(maxSince)
-				return err
-			})
-		case "kind":
-			if d.version > schemaVersion {
-				return d.skip()
-			}
-			return d.once(&d.seen, hasKind, func() error {
-				kind, err := d.string()
-				d.rec.Kind = Kind(kind)
-				return err
-			})
-		case "hold_us":
-			return d.once(&d.seen, hasHold, func() error {
-				if d.known() {
-					return d.hold()
-				}
-				holdAt = d.i
-				return d.skip()
-			})
-		case "holders":
-			return d.once(&d.seen, hasHolders, func() error { return d.list(&d.rec.Holders, true, &holdersAt) })
-		case "waiters":
-			return d.once(&d.seen, hasWaiters, func() error { return d.list(&d.rec.Waiters, false, &waitersAt) })
+	err := d.fields()
+	if errors.Is(err, errLate) {
+		// Which fields are known depends on version and kind. They come first in what this package writes;
+		// from another hand they may come later, and are looked for first then.
+		d.i, d.seen, d.rec = 0, 0, Record{}
+		if err = d.head(); err == nil && d.version > 0 && d.version <= schemaVersion && d.rec.rules() != nil {
+			d.i, d.seen, d.late = 0, 0, true
+			err = d.fields()
 		}
-		if unknownAt < 0 {
-			unknownAt = d.keyAt
-		}
-		return d.skip()
-	})
-	if err != nil {
-		return err
 	}
-	if err := d.end(); err != nil {
-		return err
+	if err == nil {
+		err = d.end()
 	}
 	switch {
+	case err != nil:
+		return err
 	case d.seen&hasVersion == 0:
 		return d.fail("no schema version \"v\"")
 	case d.version > schemaVersion:
@@ -100,34 +93,77 @@ func (d *decoder) record() error {
 		return d.fail("no kind")
 	case d.rec.rules() == nil:
 		return &SchemaError{Version: d.version, Kind: d.rec.Kind}
-	case unknownAt >= 0:
-		return d.failAt(unknownAt, "unknown field")
 	}
-	if holdAt >= 0 {
-		d.i = holdAt
-		if err := d.hold(); err != nil {
-			return err
-		}
-	}
-	if holdersAt >= 0 {
-		d.i = holdersAt
-		if err := d.entries(&d.rec.Holders, true); err != nil {
-			return err
-		}
-	}
-	if waitersAt >= 0 {
-		d.i = waitersAt
-		if err := d.entries(&d.rec.Waiters, false); err != nil {
-			return err
-		}
+	if err := d.rec.rules().whole(d); err != nil {
+		return err
 	}
 	return d.unique()
 }
 
-// known reports whether it is known already that the fields are those of this version and of a
-// kind that it knows.
-func (d *decoder) known() bool {
-	return d.seen&hasVersion != 0 && d.version <= schemaVersion && d.rec.rules() != nil
+// errLate says that a field came before version and kind.
+var errLate = errors.New("record: version and kind come late")
+
+// head reads version and kind, wherever they stand.
+func (d *decoder) head() error {
+	return d.object(func(key []byte) error {
+		if known, err := d.headField(key); known {
+			return err
+		}
+		return d.skip()
+	})
+}
+
+func (d *decoder) headField(key []byte) (known bool, err error) {
+	switch string(key) {
+	case "v":
+		return true, d.once(&d.seen, hasVersion, func() (err error) {
+			d.version, err = d.uint(maxSince)
+			return err
+		})
+	case "kind":
+		if d.version > schemaVersion {
+			return true, d.skip()
+		}
+		return true, d.once(&d.seen, hasKind, func() error {
+			kind, err := d.string()
+			d.rec.Kind = Kind(kind)
+			return err
+		})
+	}
+	return false, nil
+}
+
+// fields reads all fields of a record whose version and kind come first, or are known. Of a record that
+// this version can't read it only checks that it is JSON.
+func (d *decoder) fields() error {
+	return d.object(func(key []byte) error {
+		if known, err := d.headField(key); known {
+			return err
+		}
+		both := d.seen&hasVersion != 0 && d.seen&hasKind != 0
+		switch {
+		case d.version > schemaVersion, both && (d.version == 0 || d.rec.rules() == nil):
+			return d.skip()
+		case !both && !d.late:
+			return errLate
+		}
+		switch string(key) {
+		case "hold_us":
+			return d.once(&d.seen, hasHold, d.hold)
+		case "life":
+			if d.rec.Kind != KindLock {
+				return d.number(&d.seen, hasLife, &d.rec.Life)
+			}
+		case "holders":
+			return d.once(&d.seen, hasHolders, func() error { return d.entries(&d.rec.Holders, true) })
+		case "waiters":
+			return d.once(&d.seen, hasWaiters, func() error { return d.entries(&d.rec.Waiters, false) })
+		}
+		if known, err := d.rec.rules().body(d, key); known {
+			return err
+		}
+		return d.failAt(d.keyAt, "unknown field")
+	})
 }
 
 func (d *decoder) hold() error {
@@ -137,15 +173,6 @@ func (d *decoder) hold() error {
 		return d.fail("hold_us is 0")
 	}
 	return err
-}
-
-// list reads entries if it is known already that these are known, else notes where they stand.
-func (d *decoder) list(list *[]Entry, holders bool, at *int) error {
-	if d.known() {
-		return d.entries(list, holders)
-	}
-	*at = d.i
-	return d.skip()
 }
 
 func (d *decoder) entries(list *[]Entry, holders bool) error {
@@ -205,17 +232,21 @@ func (d *decoder) entry(holder bool) (e Entry, err error) {
 			}
 		case "revoked":
 			if holder {
-				return d.once(&seen, hasRevoked, func() (err error) {
-					e.Revoked, err = d.bool()
-					return err
-				})
+				return d.flag(&seen, hasRevoked, &e.Revoked)
 			}
+		}
+		if known, err := d.kindField(key, &e, &seen); known {
+			return err
 		}
 		return d.failAt(d.keyAt, "unknown field")
 	})
-	const required = hasID | hasMode | hasToken | hasTTL
-	if err == nil && seen&required != required {
-		err = d.failAt(start, "an entry needs id, mode, ttl, and token (holders) or queued (waiters)")
+	required, allowed := d.rec.rules().fields(holder)
+	switch {
+	case err != nil:
+	case seen&(needsAlways|required) != needsAlways|required:
+		err = d.failAt(start, "an entry needs id, ttl, token (holders) or queued (waiters), and mode or what its kind has instead")
+	case seen&^(hasEverywhere|required|allowed) != 0:
+		err = d.failAt(start, "an entry has a field of another kind")
 	}
 	if err == nil && seen&(hasConvert|hasConverted) != 0 {
 		// What Apply has reserved room for, and what it writes.

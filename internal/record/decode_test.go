@@ -27,7 +27,7 @@ var refused = []struct{ why, value string }{
 	{"version 0", `{"v":0,"kind":"lock"}`}, {"negative version", `{"v":-1,"kind":"lock"}`}, {"fraction version", `{"v":1.0,"kind":"lock"}`},
 	{"exponent version", `{"v":1e0,"kind":"lock"}`}, {"text version", `{"v":"1","kind":"lock"}`}, {"zero-led version", `{"v":01,"kind":"lock"}`},
 	{"huge version", `{"v":99999999999999999999999,"kind":"lock"}`}, {"version null", `{"v":null,"kind":"lock"}`}, {"kind is a number", `{"v":1,"kind":1}`},
-	{"version twice", `{"v":1,"v":1,"kind":"lock"}`}, {"kind twice", `{"v":1,"kind":"lock","kind":"lock"}`}, {"newer, then older version", `{"v":2,"v":1,"kind":"lock"}`},
+	{"version twice", `{"v":1,"v":1,"kind":"lock"}`}, {"kind twice", `{"v":1,"kind":"lock","kind":"lock"}`}, {"newer, then older version", `{"v":9,"v":1,"kind":"lock"}`},
 	{"hold time of 0", lock(`,"hold_us":0`)}, {"negative hold time", lock(`,"hold_us":-1`)}, {"hold time beyond its limit", lock(`,"hold_us":9007199254740992`)},
 	{"hold time is text", lock(`,"hold_us":"1"`)}, {"hold time twice", lock(`,"hold_us":1,"hold_us":1`)}, {"bad hold time before the kind", `{"hold_us":0,"v":1,"kind":"lock"}`},
 	{"unknown field", lock(`,"extra":1`)}, {"unknown field first", `{"extra":{"a":[1,2,{}]},"v":1,"kind":"lock"}`},
@@ -73,7 +73,7 @@ var refused = []struct{ why, value string }{
 	{"unknown escape", bad("1000", `1000,"owner":"\x41"`)}, {"bad hex", bad("1000", `1000,"owner":"\u00g0"`)},
 	{"control character", bad("1000", "1000,\"owner\":\"a\nb\"")}, {"control character after an escape", bad("1000", "1000,\"owner\":\"\\t\nb\"")},
 	{"kind is no UTF-8", "{\"v\":1,\"kind\":\"\xff\"}"}, {"other kind, cut", `{"v":1,"kind":"barrier","x":[`}, {"other kind, data behind", `{"v":1,"kind":"barrier"}}`},
-	{"newer, cut", `{"v":2,"kind":"lock"`},
+	{"newer, cut", `{"v":9,"kind":"lock"`},
 }
 
 // bad is a record with one holder, in which something is replaced.
@@ -137,18 +137,18 @@ func TestDecodeTakes(t *testing.T) {
 
 // What a newer version or another primitive wrote is named as that, not taken for damage.
 func TestDecodeNamesWhatItDoesNotKnow(t *testing.T) {
-	for _, value := range []string{`{"v":2}`, `{"v":2,"kind":"lock","holders":7}`, `{"v":2,"kind":{"is":"lock"}}`, `{"shards":[1,[2]],"v":2}`} {
+	for _, value := range []string{`{"v":9}`, `{"v":9,"kind":"lock","holders":7}`, `{"v":9,"kind":{"is":"lock"}}`, `{"shards":[1,[2]],"v":9}`} {
 		_, err := Decode([]byte(value))
 		var schema *SchemaError
-		if !errors.Is(err, ErrNewerSchema) || !errors.As(err, &schema) || schema.Version != 2 || errors.Is(err, ErrMalformed) ||
-			!strings.Contains(err.Error(), "version 2") {
+		if !errors.Is(err, ErrNewerSchema) || !errors.As(err, &schema) || schema.Version != 9 || errors.Is(err, ErrMalformed) ||
+			!strings.Contains(err.Error(), "version 9") {
 			t.Errorf("%s: %v", value, err)
 		}
 	}
-	for _, value := range []string{`{"v":1,"kind":"semaphore"}`, `{"permits":{"n":3},"v":1,"holders":{"a":1},"kind":"semaphore","waiters":[{}]}`} {
+	for _, value := range []string{`{"v":1,"kind":"turnstile"}`, `{"permits":{"n":3},"v":1,"holders":{"a":1},"kind":"turnstile","waiters":[{}]}`} {
 		rec, err := Decode([]byte(value))
 		var schema *SchemaError
-		if rec != nil || !errors.Is(err, ErrNewerSchema) || !errors.As(err, &schema) || schema.Kind != "semaphore" || errors.Is(err, ErrMalformed) {
+		if rec != nil || !errors.Is(err, ErrNewerSchema) || !errors.As(err, &schema) || schema.Kind != "turnstile" || errors.Is(err, ErrMalformed) {
 			t.Errorf("%s: %+v, %v", value, rec, err)
 		}
 	}
@@ -159,7 +159,7 @@ func FuzzDecode(f *testing.F) {
 		f.Add([]byte(c.value))
 	}
 	f.Add([]byte(fullJSON))
-	f.Add([]byte(`{"v":2,"kind":"lock"}`))
+	f.Add([]byte(`{"v":9,"kind":"lock"}`))
 	f.Add([]byte(`{"v":1,"kind":"semaphore","size":3}`))
 	f.Add([]byte(`{"waiters":[` + waiter + `],"holders":[` + holder + `],"kind":"lock","v":1}`))
 	f.Fuzz(func(t *testing.T, value []byte) {

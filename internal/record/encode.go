@@ -10,7 +10,7 @@ import (
 
 // schemaVersion is the newest schema version that this package reads. A record states the lowest
 // that its content needs, so that an older client can go on with all others.
-const schemaVersion = 1
+const schemaVersion = 2
 
 // tokenWidth is the width of a token: that of the largest uint64, so that no token is wider than
 // another and their order as text is that of the numbers.
@@ -43,6 +43,9 @@ func (r *Record) Append(dst []byte) []byte {
 		}
 		dst = append(dst, ']')
 	}
+	if r.Body != nil {
+		dst = r.Body.append(dst)
+	}
 	return append(dst, '}')
 }
 
@@ -61,15 +64,20 @@ func (r *Record) appendHead(dst []byte, holdTime time.Duration) []byte {
 		dst = append(dst, `,"hold_us":`...)
 		dst = strconv.AppendInt(dst, int64(holdTime/time.Microsecond), 10)
 	}
+	if r.Life > 0 {
+		dst = appendNumber(dst, "life", r.Life)
+	}
 	return dst
 }
 
 func appendEntry(dst []byte, e *Entry, holder bool) []byte {
 	dst = append(dst, `{"id":`...)
 	dst = appendString(dst, e.ID)
-	dst = append(dst, `,"mode":"`...)
-	dst = append(dst, e.Mode.String()...)
-	dst = append(dst, '"')
+	if e.Mode != None {
+		dst = append(dst, `,"mode":"`...)
+		dst = append(dst, e.Mode.String()...)
+		dst = append(dst, '"')
+	}
 	if e.Owner != "" {
 		dst = append(dst, `,"owner":`...)
 		dst = appendString(dst, e.Owner)
@@ -105,7 +113,7 @@ func appendEntry(dst []byte, e *Entry, holder bool) []byte {
 	if len(e.Meta) > 0 {
 		dst = appendMeta(dst, e.Meta)
 	}
-	return append(dst, '}')
+	return append(appendKindFields(dst, e), '}')
 }
 
 func appendToken(dst []byte, token uint64) []byte {
@@ -167,6 +175,9 @@ func (m *machine) sizeBound() int {
 			n += m.entryBound(&list[i])
 		}
 	}
+	if m.Body != nil {
+		n += m.Body.bound(m)
+	}
 	return n
 }
 
@@ -174,10 +185,9 @@ func (m *machine) sizeBound() int {
 // have, and a comma. It is the same whatever becomes of the entry, so that what was reserved for
 // it is what it gives back.
 func (m *machine) entryBound(e *Entry) int {
-	long := *e
-	long.Mode, long.Revoked, long.Converted = SIX, true, ""
-	long.Convert = Conversion{ID: e.ID, Mode: SIX} // one that was granted leaves less behind
-	m.scratch = appendEntry(m.scratch[:0], &long, true)
+	m.long = *e
+	m.rules().longest(&m.long)
+	m.scratch = appendEntry(m.scratch[:0], &m.long, true)
 	sequence := len(e.ID) - strings.LastIndexByte(e.ID, '.') - 1
 	return len(m.scratch) + sequenceWidth - sequence + len("queued") - len("token") + len(",")
 }

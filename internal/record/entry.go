@@ -11,7 +11,6 @@ import (
 // Entry is one holder of, or one waiter for, a resource.
 type Entry struct {
 	ID    string        // "<lease id>.<sequence>": names one acquire, for good
-	Mode  Mode          // what it holds or waits for
 	Owner string        // explicit identity; "" means that the entry is its own owner, see OwnerID
 	TTL   time.Duration // the TTL of its lease, whole milliseconds: an observer needs it when the lease's key is missing
 	Since time.Time     // when it was asked for, by the requester's wall clock: for people, decides nothing. UTC, milliseconds; zero = not known
@@ -19,12 +18,35 @@ type Entry struct {
 	// Token is a holder's fencing token, and for a waiter the revision of the write that queued it.
 	// 0 means "the revision this record is stored at"; see Record.Resolve.
 	Token uint64
+	Meta  map[string]string // what the owner wants others to see; read-only once in a record
 
-	Convert   Conversion // holders only: the change of mode it waits for, if any
-	Converted string     // holders only: the id of its last granted conversion, unless it waits for another
+	// Of locks: what it holds or waits for; for holders the change of mode it waits for, if any, and
+	// else the id of its last granted conversion.
+	Convert   Conversion
+	Converted string
+	Mode      Mode
+	Revoked   bool // holders of every kind: told to let go by an operator. The entry blocks all the same
 
-	Revoked bool              // holders only: told to let go by an operator. The entry blocks all the same
-	Meta    map[string]string // what the owner wants others to see; read-only once in a record
+	// Of other kinds than plain locks: rules.fields says which kind has which.
+
+	Refused   bool   // semaphore, a waiter: asks for more than the size has become; stays refused
+	Leaving   bool   // gate, a member: it has left
+	SignalAll bool   // see Signalled
+	Permits   int    // semaphore: held or asked for
+	Gen       uint64 // barrier, gate: the generation it arrived for
+	Value     Value  // election: what the candidate, or the leader, says
+	Proclaim  uint64 // election, a holder: sequence of the operation that set Value last
+	// Signalled is the condition whose signal moved this entry out of its queue, "" if none did, and
+	// SignalAll whether that was a broadcast. It stays while the entry waits for the lock and holds it.
+	Signalled  string
+	LastSignal uint64 // a holder: sequence of its last signal
+}
+
+// Value is what a user stores beside an entry or as a result, any bytes. The zero Value is none; one
+// that is set and empty is a value.
+type Value struct {
+	Set  bool
+	Data string
 }
 
 // Bounds of what a record can say.
@@ -118,6 +140,9 @@ func (e *Entry) Resolve(rev uint64) {
 func (e *Entry) equal(o *Entry) bool {
 	return e.ID == o.ID && e.Token == o.Token && e.Mode == o.Mode && e.Revoked == o.Revoked &&
 		e.Convert == o.Convert && e.Converted == o.Converted &&
+		e.Permits == o.Permits && e.Refused == o.Refused && e.Gen == o.Gen && e.Leaving == o.Leaving &&
+		e.Value == o.Value && e.Proclaim == o.Proclaim &&
+		e.Signalled == o.Signalled && e.SignalAll == o.SignalAll && e.LastSignal == o.LastSignal &&
 		e.Owner == o.Owner && e.TTL == o.TTL && e.Since.Equal(o.Since) && maps.Equal(e.Meta, o.Meta)
 }
 

@@ -77,6 +77,9 @@ func (r *Record) LongestWait(mine func(id string) bool) time.Duration {
 // ExpectedWait returns how long the waiter at pos will wait from now, as far as can be told from the
 // holds of before: its turns times the smoothed hold time. 0 means that nothing is known.
 func (r *Record) ExpectedWait(pos int) time.Duration {
+	if r.Kind != KindLock {
+		return 0
+	}
 	turns := int64(r.Turns(pos))
 	if int64(r.Hold) > int64(maxHold)/turns {
 		return maxHold

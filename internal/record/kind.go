@@ -8,11 +8,19 @@ import (
 // Kind says what a resource is used as. One name has one kind for as long as its record lives.
 type Kind string
 
-// KindLock is a lock: a mutex, a reader-writer lock, or one with the modes of a hierarchy.
-const KindLock Kind = "lock"
+// The kinds.
+const (
+	// KindLock is a lock: a mutex, a reader-writer lock with its conditions, an election, or one with
+	// the modes of a hierarchy.
+	KindLock      Kind = "lock"
+	KindSemaphore Kind = "semaphore" // permits, of which each entry takes some
+)
 
 // kinds has the rules of every kind that this version knows.
-var kinds = map[Kind]rules{KindLock: lockRules{}}
+var kinds = map[Kind]rules{
+	KindLock:      lockRules{},
+	KindSemaphore: semaphoreRules{},
+}
 
 // rules is what a kind adds to what all records have in common: entries that stand under leases,
 // and the verbs release, evict, revoke and remove. A new kind is a new value of it, in a file of its own.
@@ -22,16 +30,21 @@ type rules interface {
 	// check returns Applied for an operation with a verb of this kind that can be applied to some
 	// record, and BadOp for other verbs.
 	check(op *Op) Verdict
+	// lives reports whether op has to name the life of the record it means (Op.Life).
+	lives(op *Op) bool
+	// begin gives a new record its body, as the operation says that makes it.
+	begin(r *Record, op *Op)
 	// apply applies an operation that check let through.
 	apply(m *machine, op *Op) Result
-	// settle does what a change of the entries leads to: it grants what can be granted.
+	// settle does what a change of the entries leads to: it grants what can be granted. m.op is what
+	// changed them, and m.removed are the entries that it took away.
 	settle(m *machine)
 	// idle reports whether nothing in r is worth keeping.
 	idle(r *Record) bool
 	// states yields every operation that stands in r, by its id.
 	states(r *Record) iter.Seq2[string, State]
 	// standing reads the standing of op off r.
-	standing(r *Record, op *Op) (Standing, Entry)
+	standing(r *Record, op *Op) State
 	// inTheWay returns one of those that op, which waits in r, waits for.
 	inTheWay(r *Record, op *Op) (Entry, bool)
 	// ahead is Record.Ahead.
@@ -40,10 +53,19 @@ type rules interface {
 	traits(op *Op) traits
 	// undo is Op.Undo.
 	undo(op *Op) (Op, bool)
+
+	// fields are those that an entry must have and may have, beside those that all entries have.
+	fields(holder bool) (required, allowed uint)
+	// longest makes e the longest form that it can ever take.
+	longest(e *Entry)
+	// body reads the value of a top-level field of this kind. known is false for other fields.
+	body(d *decoder, key []byte) (known bool, err error)
+	// whole checks what the fields of a decoded record say together.
+	whole(d *decoder) error
 }
 
 // traits are what the verb of an operation says about how it is carried out.
-type traits struct{ waits, blind, owed bool }
+type traits struct{ waits, blind, owed, proven bool }
 
 // Standing is what a record says about an operation whose outcome is an entry.
 type Standing uint8
@@ -52,13 +74,15 @@ type Standing uint8
 const (
 	Gone    Standing = iota // it neither waits nor was granted, any more or yet
 	Waiting                 // it waits, in the queue or before it
-	Granted                 // the entry is its outcome
+	Granted                 // it has what it asked for
+	Refused                 // it won't get what it asked for: State.Why says why
 )
 
 // State is an operation's standing and the entry that says so.
 type State struct {
 	Standing Standing
-	Entry    *Entry // not to be modified
+	Entry    *Entry  // not to be modified; nil where none stands
+	Why      Verdict // of Refused
 }
 
 // Place is where an operation waits in a record.
@@ -70,12 +94,59 @@ type Place struct {
 	Blocker Entry
 }
 
-// Standing returns where op, whose outcome is an entry, stands in r, and that entry. A nil record has nobody.
-func (r *Record) Standing(op *Op) (Standing, Entry) {
+// Standing returns where op, which Waits, stands in r. In a nil record nobody does.
+func (r *Record) Standing(op *Op) State {
 	if k := r.rules(); k != nil {
 		return k.standing(r, op)
 	}
-	return Gone, Entry{}
+	return State{}
+}
+
+// entryState is the standing of an operation whose outcome is the entry with its id.
+func (r *Record) entryState(id string) State {
+	if i := indexOf(r.Holders, id); i >= 0 {
+		return State{Standing: Granted, Entry: &r.Holders[i]}
+	}
+	if i := indexOf(r.Waiters, id); i >= 0 {
+		return State{Standing: Waiting, Entry: &r.Waiters[i]}
+	}
+	return State{}
+}
+
+// entryStates yields the standings of all entries.
+func (r *Record) entryStates() iter.Seq2[string, State] {
+	return func(yield func(string, State) bool) {
+		for i := range r.Holders {
+			if !yield(r.Holders[i].ID, State{Standing: Granted, Entry: &r.Holders[i]}) {
+				return
+			}
+		}
+		for i := range r.Waiters {
+			if !yield(r.Waiters[i].ID, State{Standing: Waiting, Entry: &r.Waiters[i]}) {
+				return
+			}
+		}
+	}
+}
+
+// queueAhead is rules.ahead of a kind whose waiters wait for all holders and all waiters before them.
+func (r *Record) queueAhead(mine func(id string) bool) (leases iter.Seq2[string, time.Duration], next bool) {
+	last := len(r.Waiters) - 1
+	for last >= 0 && !mine(r.Waiters[last].ID) {
+		last--
+	}
+	if last < 0 {
+		return func(func(string, time.Duration) bool) {}, false
+	}
+	return func(yield func(string, time.Duration) bool) {
+		for _, list := range [][]Entry{r.Holders, r.Waiters[:last]} {
+			for i := range list {
+				if !yield(list[i].Lease(), list[i].TTL) {
+					return
+				}
+			}
+		}
+	}, mine(r.Waiters[0].ID)
 }
 
 // States yields every operation that stands in r, by its id. A nil record has none.
@@ -138,6 +209,11 @@ func (op *Op) Blind() bool { return op.traits().blind }
 // Owed reports whether op only takes something away from its own holder, who counts on it no more
 // from the moment it asks, so that it must happen some time whatever comes in between.
 func (op *Op) Owed() bool { return op.traits().owed }
+
+// Proven reports whether whoever gives op up has to know what became of it, since it would change
+// something for others if it came late: its Undo has to be committed first, and the record it was
+// committed in says where op stands.
+func (op *Op) Proven() bool { return op.traits().proven }
 
 func (op *Op) traits() traits {
 	if op.common() {

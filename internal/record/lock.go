@@ -1,7 +1,6 @@
 package record
 
 import (
-	"fmt"
 	"iter"
 	"slices"
 	"time"
@@ -14,6 +13,26 @@ type lockRules struct{}
 func (lockRules) schema(*Record) uint64 { return 1 }
 
 func (lockRules) idle(r *Record) bool { return len(r.Holders) == 0 && len(r.Waiters) == 0 }
+
+func (lockRules) lives(*Op) bool { return false }
+
+func (lockRules) begin(*Record, *Op) {}
+
+func (lockRules) fields(holder bool) (required, allowed uint) {
+	if holder {
+		return hasMode, hasRevoked | hasConvert | hasConverted
+	}
+	return hasMode, 0
+}
+
+func (lockRules) longest(e *Entry) {
+	e.Mode, e.Revoked, e.Converted = SIX, true, ""
+	e.Convert = Conversion{ID: e.ID, Mode: SIX} // one that was granted leaves less behind
+}
+
+func (lockRules) body(*decoder, []byte) (bool, error) { return false, nil }
+
+func (lockRules) whole(*decoder) error { return nil }
 
 func (lockRules) check(op *Op) Verdict {
 	switch op.Verb {
@@ -44,36 +63,33 @@ func (lockRules) states(r *Record) iter.Seq2[string, State] {
 	return func(yield func(string, State) bool) {
 		for i := range r.Holders {
 			h := &r.Holders[i]
-			if !yield(h.ID, State{Granted, h}) || h.Converted != "" && !yield(h.Converted, State{Granted, h}) ||
-				h.Convert.ID != "" && !yield(h.Convert.ID, State{Waiting, h}) {
+			granted := State{Standing: Granted, Entry: h}
+			if !yield(h.ID, granted) || h.Converted != "" && !yield(h.Converted, granted) ||
+				h.Convert.ID != "" && !yield(h.Convert.ID, State{Standing: Waiting, Entry: h}) {
 				return
 			}
 		}
 		for i := range r.Waiters {
-			if !yield(r.Waiters[i].ID, State{Waiting, &r.Waiters[i]}) {
+			if !yield(r.Waiters[i].ID, State{Standing: Waiting, Entry: &r.Waiters[i]}) {
 				return
 			}
 		}
 	}
 }
 
-func (lockRules) standing(r *Record, op *Op) (Standing, Entry) {
-	if op.Verb == OpConvert {
-		switch h, _ := r.Holder(op.Holder); op.ID {
+func (lockRules) standing(r *Record, op *Op) State {
+	if op.Verb != OpConvert {
+		return r.entryState(op.ID)
+	}
+	if i := indexOf(r.Holders, op.Holder); i >= 0 {
+		switch h := &r.Holders[i]; op.ID {
 		case h.Converted:
-			return Granted, h
+			return State{Standing: Granted, Entry: h}
 		case h.Convert.ID:
-			return Waiting, h
+			return State{Standing: Waiting, Entry: h}
 		}
-		return Gone, Entry{}
 	}
-	if h, ok := r.Holder(op.ID); ok {
-		return Granted, h
-	}
-	if e, _, ok := r.Waiter(op.ID); ok {
-		return Waiting, e
-	}
-	return Gone, Entry{}
+	return State{}
 }
 
 // inTheWay: a holder, else the waiter before, else a holder that converts.
@@ -143,11 +159,19 @@ func (lockRules) undo(op *Op) (Op, bool) {
 }
 
 func (op *Op) checkRequest() Verdict {
+	if !op.Mode.Valid() {
+		return BadOp
+	}
+	return op.checkEntry()
+}
+
+// checkEntry refuses what no entry of any kind can be made of.
+func (op *Op) checkEntry() Verdict {
 	if v := op.checkID(true); v != Applied {
 		return v
 	}
 	// Text that is no UTF-8 would not come back from JSON as it went in.
-	if !op.Mode.Valid() || wholeTTL(op.TTL) == 0 || !utf8.ValidString(op.Owner) {
+	if wholeTTL(op.TTL) == 0 || !utf8.ValidString(op.Owner) {
 		return BadOp
 	}
 	for k, v := range op.Meta {
@@ -187,7 +211,7 @@ func (m *machine) acquire(op *Op) Result {
 		}
 	}
 	if !granted && len(m.Waiters) >= m.lim.MaxWaiters {
-		return Result{Verdict: QueueFull, Limit: fmt.Sprintf("%d waiters", m.lim.MaxWaiters)}
+		return m.queueFull()
 	}
 	if !m.reserve(&e) {
 		return m.tooLarge()
@@ -231,7 +255,7 @@ func (m *machine) seedHoldTime(op *Op) {
 // expectedWaitOf returns how long a request would wait at the end of the queue; hold is the
 // requester's idea of the hold time.
 func (m *machine) expectedWaitOf(e *Entry, hold time.Duration) time.Duration {
-	queued := Record{Hold: m.Hold, Holders: m.Holders, Waiters: append(slices.Clip(m.Waiters), *e)}
+	queued := Record{Kind: m.Kind, Hold: m.Hold, Holders: m.Holders, Waiters: append(slices.Clip(m.Waiters), *e)}
 	if queued.Hold == 0 {
 		queued.Hold = wholeHold(hold)
 	}

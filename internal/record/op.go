@@ -37,10 +37,21 @@ const (
 	// never written, and lowers the hold to Mode if that is less than it has then; unless a conversion
 	// with a higher sequence came after it. Uses ID, Lease, Holder, Mode.
 	OpUnconvert
+
+	// OpReduce leaves the holder Holder of a semaphore with at most N permits. Uses ID, Lease, Holder, N.
+	OpReduce
+	// OpDrain takes all permits that are free, as a try. Uses what OpTry uses; N is set by the record.
+	OpDrain
+	// OpResize makes N the size of a semaphore, if Base is still the revision at which its size was set.
+	// Uses N, Limit, Base, Life.
+	OpResize
+	// OpDelete takes away a record in which nobody stands, whatever is kept in it. Uses Life.
+	OpDelete
 )
 
 var opNames = [...]string{OpAcquire: "acquire", OpTry: "try", OpRelease: "release", OpEvict: "evict", OpRevoke: "revoke", OpRemove: "remove",
-	OpConvert: "convert", OpUnconvert: "unconvert"}
+	OpConvert: "convert", OpUnconvert: "unconvert",
+	OpReduce: "reduce", OpDrain: "drain", OpResize: "resize", OpDelete: "delete"}
 
 func (k Verb) String() string {
 	if k == 0 || int(k) >= len(opNames) {
@@ -55,8 +66,8 @@ type Op struct {
 	Verb   Verb
 	ID     string            // "<lease>.<sequence>"
 	Lease  string            // the lease the requester lives under: what LeaseOf(ID) must say
-	Mode   Mode              // a valid mode
-	Holder string            // the id of the hold that is converted; under the same lease as ID
+	Mode   Mode              // locks: a valid mode
+	Holder string            // the id of the hold that the operation is of; under the same lease as ID
 	From   Mode              // what the holder of a conversion counts on holding before it; see Undo
 	Owner  string            // explicit identity, or ""
 	TTL    time.Duration     // of the lease; above 0, rounded up to whole milliseconds
@@ -75,6 +86,19 @@ type Op struct {
 	// token is at most UpTo, the revision of the record that the operator saw. With 0 they touch
 	// whoever holds, and a retry after an unknown outcome hits those who were granted meanwhile.
 	UpTo uint64
+
+	// Of other kinds than plain locks; each verb says which it uses.
+
+	N     int    // permits, counts
+	Limit int    // what the caller takes for the size, the number of parties or the initial count
+	Life  uint64 // Record.Life as the caller read it; 0 = the key was absent and without a delete marker
+	Gen   uint64 // the generation that the caller read
+	Base  uint64 // the revision that the caller read, on which the operation is based
+	Token uint64 // of Holder
+	Queue string // a condition's name
+	All   bool   // of a signal: to everybody who waits
+	Fail  bool   // of an end: without success
+	Value Value
 }
 
 // targets reports whether OpRevoke or OpRemove means this holder.
@@ -176,11 +200,25 @@ const (
 	ConvertPending  // the hold waits for another conversion already
 	ConvertDeadlock // Blocker, itself converting, waits for this hold, perhaps over others: neither would ever get it
 	ConvertRevoked  // the hold was revoked: it is to let go
+
+	// Of other kinds than plain locks.
+
+	TooLarge     // asks for more than the size, Have
+	SizeMismatch // the record's size, parties or initial count is Have, and Limit is another
+	Stale        // what it is based on has changed: read, and ask again
+	Forgotten    // whether it was done before is not known any more
+	OtherLife    // the record is not the one that was read: it was deleted, and perhaps made again
+	InUse        // somebody stands in the record; Blocker is one of them
+	NotHolder    // Holder doesn't hold, or not with Token
+	Broken       // its generation of a barrier was broken
+	Finished     // there is a result already
 )
 
 var verdictNames = [...]string{Applied: "applied", Held: "held", AlreadyHeld: "already held", QueueFull: "queue full", WaitTooLong: "wait too long",
 	LeaseMismatch: "lease mismatch", WrongKind: "wrong kind", BadOp: "bad operation",
-	ConvertPending: "conversion pending", ConvertDeadlock: "conversion would deadlock", ConvertRevoked: "hold is revoked"}
+	ConvertPending: "conversion pending", ConvertDeadlock: "conversion would deadlock", ConvertRevoked: "hold is revoked",
+	TooLarge: "too large", SizeMismatch: "size mismatch", Stale: "stale", Forgotten: "forgotten", OtherLife: "other life", InUse: "in use",
+	NotHolder: "not the holder", Broken: "broken", Finished: "finished"}
 
 func (v Verdict) String() string {
 	if v == 0 || int(v) >= len(verdictNames) {
@@ -192,6 +230,7 @@ func (v Verdict) String() string {
 // Result answers one operation.
 type Result struct {
 	Verdict Verdict
+	Have    int   // for TooLarge and SizeMismatch
 	Blocker Entry // for Held, AlreadyHeld, WaitTooLong and ConvertDeadlock the entry that stands in the way, a holder first, else a waiter
 
 	Limit    string        // for QueueFull: the limit that is reached, as "1024 waiters"

@@ -14,14 +14,36 @@ type Record struct {
 	Hold    time.Duration
 	Holders []Entry // in the order they were granted
 	Waiters []Entry // in queue order, the head first
+	// Life tells this record from those that stood under its key before: the revision of the delete
+	// marker that it was made over, 0 if there was none. A lock has none: nothing depends on it.
+	Life uint64
+	Body Body // the kind's own; nil for a plain lock
 }
+
+// Body is what the records of a kind have beside holders and waiters. A body that is in a record is
+// not modified: Apply works on a clone.
+type Body interface {
+	clone() Body
+	resolve(rev uint64)                // like Record.Resolve
+	equal(o Body) bool                 // would be stored the same; o is of the same type
+	append(dst []byte) []byte          // the fields as JSON, each after a comma
+	bound(m *machine) int              // bytes of the longest form it can take while nobody new comes
+	remove(gone selection, m *machine) // its own entries, with m.took for each
+	under(leases []string) int         // how many of its entries and marks stand under these leases
+}
+
+// noEntries is the part of a body that has no entries.
+type noEntries struct{}
+
+func (noEntries) remove(selection, *machine) {}
+func (noEntries) under([]string) int         { return 0 }
 
 // New returns an empty record.
 func New(kind Kind) *Record { return &Record{Kind: kind} }
 
 // Clone returns a deep copy.
 func (r *Record) Clone() *Record {
-	c := &Record{Kind: r.Kind, Hold: r.Hold, Holders: slices.Clone(r.Holders), Waiters: slices.Clone(r.Waiters)}
+	c := r.clone()
 	for _, list := range [][]Entry{c.Holders, c.Waiters} {
 		for i := range list {
 			list[i].Meta = maps.Clone(list[i].Meta)
@@ -37,6 +59,9 @@ func (r *Record) Resolve(rev uint64) {
 		for i := range list {
 			list[i].Resolve(rev)
 		}
+	}
+	if r.Body != nil {
+		r.Body.resolve(rev)
 	}
 }
 
@@ -61,7 +86,7 @@ func (r *Record) Has(id string) bool {
 	return r != nil && (indexOf(r.Holders, id) >= 0 || indexOf(r.Waiters, id) >= 0)
 }
 
-// HasLease reports whether an entry stands under the given lease.
+// HasLease reports whether an entry, or a mark of a latch, stands under the given lease.
 func (r *Record) HasLease(id string) bool { return r.EntriesUnder(id) > 0 }
 
 // EntriesUnder counts the entries under the given leases. A nil record has none.
@@ -76,6 +101,9 @@ func (r *Record) EntriesUnder(leases ...string) (n int) {
 			}
 		}
 	}
+	if r.Body != nil {
+		n += r.Body.under(leases)
+	}
 	return n
 }
 
@@ -85,8 +113,17 @@ func (r *Record) resolved(rev uint64) *Record {
 	if r == nil {
 		return new(Record)
 	}
-	c := &Record{Kind: r.Kind, Hold: r.Hold, Holders: slices.Clone(r.Holders), Waiters: slices.Clone(r.Waiters)}
+	c := r.clone()
 	c.Resolve(rev)
+	return c
+}
+
+// clone returns a copy that shares the Meta maps.
+func (r *Record) clone() *Record {
+	c := &Record{Kind: r.Kind, Hold: r.Hold, Holders: slices.Clone(r.Holders), Waiters: slices.Clone(r.Waiters), Life: r.Life}
+	if r.Body != nil {
+		c.Body = r.Body.clone()
+	}
 	return c
 }
 

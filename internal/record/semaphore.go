@@ -1,0 +1,299 @@
+package record
+
+import (
+	"iter"
+	"strconv"
+	"time"
+)
+
+// semaphoreRules are the rules of semaphores: each entry has a number of permits, and those that are
+// out are never more than the size, unless the size was made smaller since. First come, first
+// served: the head of the queue waits until it fits, and nobody passes it.
+type semaphoreRules struct{}
+
+// semaphore is the body.
+type semaphore struct {
+	noEntries
+	size    int
+	initial int    // the size that it was made with, which its users have to agree on until it is resized
+	sized   uint64 // revision of the write that set the size; 0 = the record's
+	resized bool
+}
+
+// Permits tells of a semaphore, 0 for other kinds: its size, how many permits are out, the size that
+// it was made with, and the revision at which its size was set, which a resize names.
+func (r *Record) Permits() (size, out, initial int, sized uint64) {
+	if r == nil || r.Kind != KindSemaphore {
+		return 0, 0, 0, 0
+	}
+	s := r.semaphore()
+	return s.size, r.permitsOut(), s.initial, s.sized
+}
+
+func (r *Record) semaphore() *semaphore { return r.Body.(*semaphore) }
+
+func (r *Record) permitsOut() (out int) {
+	for i := range r.Holders {
+		out += r.Holders[i].Permits
+	}
+	return out
+}
+
+func (semaphoreRules) schema(*Record) uint64 { return 1 }
+
+func (semaphoreRules) lives(op *Op) bool { return op.Verb == OpResize || op.Verb == OpDelete }
+
+func (semaphoreRules) begin(r *Record, op *Op) {
+	r.Body = &semaphore{size: op.Limit, initial: op.Limit}
+}
+
+// idle: a size that was set by hand is worth keeping.
+func (semaphoreRules) idle(r *Record) bool {
+	s := r.semaphore()
+	return len(r.Holders)+len(r.Waiters) == 0 && s.size == s.initial
+}
+
+func (semaphoreRules) check(op *Op) Verdict {
+	const most = 1<<31 - 1
+	switch op.Verb {
+	case OpAcquire, OpTry:
+		if op.N < 1 || op.N > most || op.Limit < 1 || op.Limit > most || op.Mode != None {
+			return BadOp
+		}
+		return op.checkEntry()
+	case OpDrain:
+		if op.Limit < 1 || op.Limit > most || op.Mode != None {
+			return BadOp
+		}
+		return op.checkEntry()
+	case OpReduce:
+		if op.N < 1 || LeaseOf(op.Holder) != op.Lease {
+			return BadOp
+		}
+		return op.checkID(true)
+	case OpResize:
+		if op.N < 1 || op.N > most || op.Limit < 1 || op.Limit > most {
+			return BadOp
+		}
+		return Applied
+	case OpDelete:
+		return Applied
+	}
+	return BadOp
+}
+
+func (k semaphoreRules) apply(m *machine, op *Op) Result {
+	switch op.Verb {
+	case OpReduce:
+		if i := indexOf(m.Holders, op.Holder); i >= 0 {
+			m.Holders[i].Permits = min(m.Holders[i].Permits, op.N)
+		}
+	case OpResize:
+		return k.resize(m, op)
+	case OpDelete:
+		if len(m.Holders) > 0 {
+			return Result{Verdict: InUse, Blocker: m.Holders[0]}
+		} else if len(m.Waiters) > 0 {
+			return Result{Verdict: InUse, Blocker: m.Waiters[0]}
+		}
+		m.semaphore().size = m.semaphore().initial // nothing is worth keeping
+	default:
+		return k.acquire(m, op)
+	}
+	k.settle(m)
+	return Result{Verdict: Applied}
+}
+
+func (k semaphoreRules) acquire(m *machine, op *Op) Result {
+	if m.Has(op.ID) {
+		k.settle(m)
+		return Result{Verdict: Applied}
+	}
+	s := m.semaphore()
+	e := op.entry()
+	free := s.size - m.permitsOut()
+	if op.Verb == OpDrain {
+		e.Permits = max(free, 1)
+	}
+	switch {
+	case !s.resized && op.Limit != s.initial:
+		return Result{Verdict: SizeMismatch, Have: s.initial}
+	case e.Permits > s.size:
+		return Result{Verdict: TooLarge, Have: s.size}
+	}
+	granted := len(m.Waiters) == 0 && e.Permits <= free && len(m.Holders) < m.lim.MaxHolders
+	switch {
+	case granted:
+	case op.Verb != OpAcquire:
+		return Result{Verdict: Held, Blocker: m.first()}
+	case len(m.Waiters) >= m.lim.MaxWaiters:
+		return m.queueFull()
+	}
+	if !m.reserve(&e) {
+		return m.tooLarge()
+	}
+	m.seedHoldTime(op)
+	if granted {
+		m.Holders = append(m.Holders, e)
+		return Result{Verdict: Applied}
+	}
+	m.Waiters = append(m.Waiters, e)
+	k.settle(m)
+	return Result{Verdict: Applied}
+}
+
+func (k semaphoreRules) resize(m *machine, op *Op) Result {
+	s := m.semaphore()
+	switch {
+	case op.Base == s.sized:
+		s.size, s.sized, s.resized = op.N, 0, true
+	case op.N != s.size: // else it was done, by this one or by another
+		return Result{Verdict: Stale}
+	}
+	for i := range m.Waiters {
+		if m.Waiters[i].Permits > s.size {
+			m.Waiters[i].Refused = true
+		}
+	}
+	k.settle(m)
+	return Result{Verdict: Applied}
+}
+
+// settle grants from the head of the queue all that fit. Who was refused is on the way out.
+func (semaphoreRules) settle(m *machine) {
+	free := m.semaphore().size - m.permitsOut()
+	kept := m.Waiters[:0]
+	stop := false
+	for _, e := range m.Waiters {
+		stop = stop || !e.Refused && (e.Permits > free || len(m.Holders) >= m.lim.MaxHolders)
+		if stop || e.Refused {
+			kept = append(kept, e)
+			continue
+		}
+		free -= e.Permits
+		e.Token = 0
+		m.Holders = append(m.Holders, e)
+	}
+	clear(m.Waiters[len(kept):])
+	m.Waiters = nilIfEmpty(kept)
+}
+
+func (semaphoreRules) states(r *Record) iter.Seq2[string, State] {
+	return func(yield func(string, State) bool) {
+		for id, st := range r.entryStates() {
+			if !yield(id, refusedState(st)) {
+				return
+			}
+		}
+	}
+}
+
+func (semaphoreRules) standing(r *Record, op *Op) State { return refusedState(r.entryState(op.ID)) }
+
+func refusedState(st State) State {
+	if st.Entry != nil && st.Entry.Refused {
+		st.Standing, st.Why = Refused, TooLarge
+	}
+	return st
+}
+
+func (semaphoreRules) inTheWay(r *Record, op *Op) (Entry, bool) {
+	if _, before, _ := r.Waiter(op.ID); before > 0 {
+		return r.Waiters[before-1], true
+	}
+	if len(r.Holders) > 0 {
+		return r.Holders[0], true
+	}
+	return Entry{}, false
+}
+
+func (semaphoreRules) ahead(r *Record, mine func(string) bool) (iter.Seq2[string, time.Duration], bool) {
+	return r.queueAhead(mine)
+}
+
+func (semaphoreRules) traits(op *Op) traits {
+	switch op.Verb {
+	case OpAcquire, OpTry, OpDrain:
+		return traits{waits: true, blind: true}
+	}
+	return traits{owed: op.Verb == OpReduce}
+}
+
+func (semaphoreRules) undo(op *Op) (Op, bool) {
+	switch op.Verb {
+	case OpAcquire, OpTry, OpDrain:
+		return Op{Kind: KindSemaphore, Verb: OpRelease, ID: op.ID, Lease: op.Lease}, true
+	}
+	return Op{}, false
+}
+
+func (semaphoreRules) fields(holder bool) (required, allowed uint) {
+	if holder {
+		return hasPermits, hasRevoked
+	}
+	return hasPermits, hasRefused
+}
+
+func (semaphoreRules) longest(e *Entry) { e.Revoked = true } // "refused" is as long, and not beside it
+
+const (
+	hasSize = hasBody << iota
+	hasInitial
+	hasSized
+	hasResized
+)
+
+func (semaphoreRules) body(d *decoder, key []byte) (known bool, err error) {
+	if d.rec.Body == nil {
+		d.rec.Body = new(semaphore)
+	}
+	s := d.rec.semaphore()
+	switch string(key) {
+	case "size":
+		return true, d.count(&d.seen, hasSize, &s.size)
+	case "initial":
+		return true, d.count(&d.seen, hasInitial, &s.initial)
+	case "sized":
+		return true, d.revision(&d.seen, hasSized, &s.sized)
+	case "resized":
+		return true, d.flag(&d.seen, hasResized, &s.resized)
+	}
+	return false, nil
+}
+
+func (semaphoreRules) whole(d *decoder) error {
+	const required = hasSize | hasInitial | hasSized
+	if d.seen&required != required {
+		return d.fail("a semaphore needs size, initial and sized")
+	}
+	return nil
+}
+
+func (s *semaphore) clone() Body {
+	c := *s
+	return &c
+}
+
+func (s *semaphore) resolve(rev uint64) {
+	if s.sized == 0 {
+		s.sized = rev
+	}
+}
+
+func (s *semaphore) equal(o Body) bool { return *s == *o.(*semaphore) }
+
+func (s *semaphore) append(dst []byte) []byte {
+	dst = append(dst, `,"size":`...)
+	dst = strconv.AppendInt(dst, int64(s.size), 10)
+	dst = append(dst, `,"initial":`...)
+	dst = strconv.AppendInt(dst, int64(s.initial), 10)
+	dst = appendRevision(dst, "sized", s.sized)
+	if s.resized {
+		dst = append(dst, `,"resized":true`...)
+	}
+	return dst
+}
+
+func (s *semaphore) bound(*machine) int {
+	return len((&semaphore{size: 1<<31 - 1, initial: 1<<31 - 1, resized: true}).append(nil))
+}
