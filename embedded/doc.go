@@ -4,8 +4,8 @@
 //
 // [Start] runs one server on a store directory. By default it has no network
 // listener at all (reach it with [Server.Connect]), logs nothing, and syncs
-// every write to disk before it is acknowledged. [StartCluster] runs several
-// on loopback, with switches to stop, restart and cut off single nodes.
+// every write to disk before it is acknowledged. [WithCluster] joins it to
+// others, as one of a cluster.
 //
 // # What is guaranteed
 //

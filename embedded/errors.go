@@ -6,7 +6,7 @@ import (
 )
 
 var (
-	// ErrInvalidOption is returned by Start and StartCluster when an option, or
+	// ErrInvalidOption is returned by Start when an option, or
 	// a combination of options, makes no sense. Nothing has been started and
 	// nothing was written; the message names the option and says what to do.
 	ErrInvalidOption = errors.New("embedded: invalid option")
@@ -47,18 +47,9 @@ var (
 	// for the change.
 	ErrReload = errors.New("embedded: change needs a restart")
 
-	// ErrStopped is returned by Connect, Reload and Health, and by
-	// Cluster.RestartNode, once Shutdown has begun. Start a new server on the same
-	// store directory.
+	// ErrStopped is returned by Connect, Reload and Health once Shutdown has begun.
+	// Start a new server on the same store directory.
 	ErrStopped = errors.New("embedded: server is stopped")
-
-	// ErrNoSuchNode is returned by the methods of Cluster that take the index of
-	// a node when there is none with that index. Indexes go from 0 to n-1.
-	ErrNoSuchNode = errors.New("embedded: no such node")
-
-	// ErrNoLeader is returned by Cluster.StepDown when no node leads the stream:
-	// it does not exist or an election is under way. Wait with WaitStreamLeader.
-	ErrNoLeader = errors.New("embedded: stream has no leader")
 )
 
 // StoreInUseError says which server has the store directory open. It matches

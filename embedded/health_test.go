@@ -12,7 +12,7 @@ import (
 )
 
 func TestHealth(t *testing.T) {
-	s, err := Start(internalContext(t), WithTempStore())
+	s, err := Start(t.Context(), WithTempStore())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +45,7 @@ func TestRoom(t *testing.T) {
 			t.Errorf("%d of %d: %v", tt.used, tt.limit, err)
 		}
 	}
-	s, err := Start(internalContext(t), WithTempStore(), WithMaxStore(1))
+	s, err := Start(t.Context(), WithTempStore(), WithMaxStore(1))
 	if err != nil {
 		t.Fatalf("a limit that was given is not the disk's: %v", err)
 	}
@@ -73,7 +73,7 @@ func TestHealthOfRemovedFiles(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "store")
-			s, err := Start(internalContext(t), WithStoreDir(dir), WithSync(SyncInterval(time.Second)))
+			s, err := Start(t.Context(), WithStoreDir(dir), WithSync(SyncInterval(time.Second)))
 			if err != nil {
 				t.Fatal(err)
 			}

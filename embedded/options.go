@@ -33,14 +33,11 @@ type config struct {
 	syncSet       bool // by WithSync
 }
 
-// clusterOptions is what WithCluster and the cluster helper fill in.
+// clusterOptions is what WithCluster fills in.
 type clusterOptions struct {
 	name   string
 	listen string
 	routes []string
-	// advertise is the route address told to other servers. Only the cluster
-	// helper sets it, see there.
-	advertise string
 }
 
 // WithStoreDir keeps JetStream's data in dir, which is made when it doesn't
@@ -245,7 +242,6 @@ func (c *config) serverOptions() (*natsserver.Options, error) {
 		return nil, err
 	}
 	o.Cluster.Name = c.cluster.name
-	o.Cluster.Advertise = c.cluster.advertise
 	// Clients keep to the addresses they were given; those of other nodes, as
 	// this server sees them, may not be reachable from where a client is.
 	o.Cluster.NoAdvertise = true

@@ -47,25 +47,3 @@ func TestInvalidOptions(t *testing.T) {
 		})
 	}
 }
-
-func TestInvalidClusterOptions(t *testing.T) {
-	tests := map[string]struct {
-		n   int
-		opt embedded.ClusterOption
-	}{
-		"one node":      {1, embedded.ClusterName("c")},
-		"negative":      {-1, embedded.ClusterName("c")},
-		"too many":      {100, embedded.ClusterName("c")},
-		"nil option":    {3, nil},
-		"empty store":   {3, embedded.ClusterStoreDir("")},
-		"zero interval": {3, embedded.ClusterSync(embedded.SyncInterval(0))},
-		"empty name":    {3, embedded.ClusterName("")},
-	}
-	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			if c, err := embedded.StartCluster(testContext(t), tt.n, tt.opt); !errors.Is(err, embedded.ErrInvalidOption) || c != nil {
-				t.Errorf("got %v, %v", c, err)
-			}
-		})
-	}
-}

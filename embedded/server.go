@@ -38,15 +38,11 @@ type Server struct {
 // running and the store is free. ctx covers the start only: to end the server,
 // call Shutdown. Recovery of a store can't be interrupted, so Start returns
 // late when ctx ends in the middle of one.
-func Start(ctx context.Context, opts ...Option) (*Server, error) {
+func Start(ctx context.Context, opts ...Option) (_ *Server, err error) {
 	c, err := newConfig(opts)
 	if err != nil {
 		return nil, err
 	}
-	return start(ctx, c)
-}
-
-func start(ctx context.Context, c *config) (_ *Server, err error) {
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("embedded: start: %w", context.Cause(ctx))
 	}
@@ -197,8 +193,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 }
 
 // Kill stops the server and waits for it, without a bound. It is meant for
-// tests that want a server gone; a leader still hands its streams over, see
-// Cluster.KillNode for one that can't.
+// tests that want a server gone; a leader still hands its streams over.
 func (s *Server) Kill() { _ = s.Shutdown(context.Background()) }
 
 // stop runs once. The lock is released only when the server's last goroutine

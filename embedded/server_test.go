@@ -40,7 +40,6 @@ func shutdown(t *testing.T, s *embedded.Server) {
 	}
 }
 
-// connect takes any of Server.Connect, Cluster.Connect.
 func connect(t *testing.T, dial func(...nats.Option) (*nats.Conn, error), opts ...nats.Option) jetstream.JetStream {
 	t.Helper()
 	nc, err := dial(opts...)
@@ -53,6 +52,14 @@ func connect(t *testing.T, dial func(...nats.Option) (*nats.Conn, error), opts .
 		t.Fatal(err)
 	}
 	return js
+}
+
+// put is for a server that stands alone and so answers at once.
+func put(t *testing.T, kv jetstream.KeyValue, key string) {
+	t.Helper()
+	if _, err := kv.PutString(testContext(t), key, "v"); err != nil {
+		t.Fatalf("put %q: %v", key, err)
+	}
 }
 
 func createBucket(t *testing.T, js jetstream.JetStream, replicas int) jetstream.KeyValue {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/embedded"
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/test/cluster"
 )
 
 // patience is how long a test waits for what has to come.
@@ -26,8 +27,8 @@ type site struct {
 	name    string
 	once    sync.Once
 	err     error
-	server  *embedded.Server  // of a single one
-	cluster *embedded.Cluster // else
+	server  *embedded.Server // of a single one
+	cluster *cluster.Cluster // else
 	numbers atomic.Uint64
 }
 
@@ -39,11 +40,10 @@ var (
 func (s *site) start() {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	fast := embedded.SyncInterval(time.Second)
 	if s == singleSite {
-		s.server, s.err = embedded.Start(ctx, embedded.WithTempStore(), embedded.WithSync(fast), embedded.WithListen("127.0.0.1:0"))
+		s.server, s.err = embedded.Start(ctx, embedded.WithTempStore(), embedded.WithSync(embedded.SyncInterval(time.Second)), embedded.WithListen("127.0.0.1:0"))
 	} else {
-		s.cluster, s.err = embedded.StartCluster(ctx, 3, embedded.ClusterSync(fast))
+		s.cluster, s.err = cluster.Start(ctx, 3)
 	}
 }
 
@@ -55,7 +55,7 @@ func stopSites() error {
 		errs = append(errs, s.Shutdown(ctx))
 	}
 	if c := clusterSite.cluster; c != nil {
-		errs = append(errs, c.Shutdown(ctx))
+		errs = append(errs, c.Shutdown())
 	}
 	return errors.Join(errs...)
 }

@@ -34,7 +34,7 @@ func (s *site) cutOff(t *testing.T, opts ...fabric.Option) (m *fabric.Manager, c
 
 func (s *site) behindProxy(t *testing.T, opts ...fabric.Option) (*fabric.Manager, *faultproxy.Proxy) {
 	t.Helper()
-	server := s.server
+	var server interface{ ClientURL() string } = s.server
 	if s.cluster != nil {
 		server = s.cluster.Node(0)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/internal/test/cluster"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -39,11 +40,7 @@ func onServers(t *testing.T, fn func(t *testing.T, nc *nats.Conn, b *kv.Bucket))
 		fn(t, nc, open(t, nc, kv.Config{}).Locks)
 	})
 	t.Run("three servers", func(t *testing.T) {
-		c, err := embedded.StartCluster(testContext(t), 3)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = c.Shutdown(context.Background()) })
+		c := cluster.Run(t, 3)
 		nc := connect(t, c.Connect)
 		b := open(t, nc, kv.Config{}).Locks
 		stream, err := jetStream(t, nc).Stream(testContext(t), b.Stream())

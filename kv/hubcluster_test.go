@@ -8,21 +8,13 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/internal/test/cluster"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
 func TestHubOnACluster(t *testing.T) {
-	cluster, err := embedded.StartCluster(testContext(t), 3)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := cluster.Shutdown(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
-	nc := connect(t, cluster.Node(0).Connect)
+	servers := cluster.Run(t, 3)
+	nc := connect(t, servers.Node(0).Connect)
 	b := openLocks(t, nc)
 	stream := bucketStream(testContext(t), t, nc, b)
 
@@ -62,10 +54,10 @@ func TestHubOnACluster(t *testing.T) {
 		ctx := testContext(t)
 		c := setup(t)
 		for round := range 5 {
-			if _, err := cluster.WaitStreamLeader(ctx, b.Stream()); err != nil {
+			if _, err := servers.WaitStreamLeader(ctx, b.Stream()); err != nil {
 				t.Fatal(err)
 			}
-			if err := cluster.StepDown(ctx, b.Stream()); err != nil {
+			if err := servers.StepDown(ctx, b.Stream()); err != nil {
 				t.Fatal(err)
 			}
 			write(ctx, t, c, fmt.Sprint("round ", round))
@@ -78,19 +70,17 @@ func TestHubOnACluster(t *testing.T) {
 		var casts []cast
 		for node := 1; node < 3; node++ {
 			ctx := testContext(t)
-			for consumersOn(ctx, t, stream, cluster.Node(node).Name()) == 0 {
+			for consumersOn(ctx, t, stream, servers.Node(node).Name()) == 0 {
 				casts = append(casts, setup(t)) // the server places consumers at random
 			}
-			if err := cluster.KillNode(ctx, node); err != nil {
-				t.Fatal(err)
-			}
+			servers.KillNode(node)
 			for _, c := range casts {
 				write(ctx, t, c, fmt.Sprint("without ", node))
 			}
-			if err := cluster.RestartNode(ctx, node); err != nil {
+			if err := servers.RestartNode(ctx, node); err != nil {
 				t.Fatal(err)
 			}
-			if err := cluster.WaitReady(ctx); err != nil {
+			if err := servers.WaitReady(ctx); err != nil {
 				t.Fatal(err)
 			}
 			for _, c := range casts {

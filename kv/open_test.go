@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/internal/test/cluster"
 	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -121,11 +122,7 @@ func TestQuarantine(t *testing.T) {
 
 // Many processes start at the same moment, and nothing is there.
 func TestOpenedByManyAtOnce(t *testing.T) {
-	c, err := embedded.StartCluster(testContext(t), 3)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Shutdown(context.Background()) })
+	c := cluster.Run(t, 3)
 	for round := range 3 {
 		var wg sync.WaitGroup
 		var mu sync.Mutex
@@ -380,11 +377,7 @@ func TestVerifyOfABucketThatWasSetBack(t *testing.T) {
 // Many find at the same time that the bucket was set back. Whoever moves it up, and
 // however late, removes nothing that was written above.
 func TestSetBackBucketIsMovedUpByManyAtOnce(t *testing.T) {
-	c, err := embedded.StartCluster(testContext(t), 3)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Shutdown(testContext(t)) })
+	c := cluster.Run(t, 3)
 	nc, err := c.Connect()
 	if err != nil {
 		t.Fatal(err)

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"log/slog"
 	"slices"
 	"strings"
@@ -14,8 +13,8 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/cmd/lockfabric/internal/doctor"
-	"github.com/lockfabric/lockfabric/embedded"
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/test/cluster"
 	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 	"github.com/lockfabric/lockfabric/internal/test/testserver"
 )
@@ -318,19 +317,7 @@ func TestDoctorProbesAreBoundedInTime(t *testing.T) {
 // Three servers, then two, then one.
 func TestDoctorCluster(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*testTimeout)
-	defer cancel()
-	c, err := embedded.StartCluster(ctx, 3)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
-		defer cancel()
-		if err := c.Shutdown(ctx); err != nil {
-			t.Error(err)
-		}
-	})
+	c := cluster.Run(t, 3)
 	url := c.URL()
 	made(t, url)
 	var d *diagnosis
@@ -363,9 +350,7 @@ func TestDoctorCluster(t *testing.T) {
 	// Its URLs name all servers, and the client goes to one that answers.
 	down := 2
 	name := c.Node(down).Name()
-	if err := c.StopNode(ctx, down); err != nil {
-		t.Fatal(err)
-	}
+	c.StopNode(down)
 	eventually(t, "replica missed", func() bool {
 		d = examine(t, url, "--no-probe")
 		return len(d.find("peers")) > 0 && slices.ContainsFunc(d.find("peers"), func(f doctor.Finding) bool {
@@ -375,9 +360,7 @@ func TestDoctorCluster(t *testing.T) {
 	d.exits(78)
 	d.has("peers", doctor.Problem, name, "offline", "start that server")
 
-	if err := c.StopNode(ctx, 1); err != nil {
-		t.Fatal(err)
-	}
+	c.StopNode(1)
 	d = examine(t, url)
 	d.exits(78)
 	if f := d.find("writes"); f[0].Status == doctor.OK {

@@ -50,6 +50,7 @@ var layers = map[string]layer{
 	"internal/test/faultproxy": {testOnly: true, serverInTests: true},
 	"internal/test/testca":     {testOnly: true},
 	"internal/test/testserver": {testOnly: true, server: true},
+	"internal/test/cluster":    {testOnly: true, server: true},
 	"internal/test/chaos":      {testOnly: true, imports: []string{"fabric", "kv"}},
 
 	// Parts of the command. The doctor reads what lies in the buckets, also where fabric

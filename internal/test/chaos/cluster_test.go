@@ -7,9 +7,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/lockfabric/lockfabric/embedded"
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/test/chaos"
+	"github.com/lockfabric/lockfabric/internal/test/cluster"
 )
 
 const (
@@ -17,24 +17,13 @@ const (
 	leasesStream = "KV_" + fabric.DefaultFabric + "-leases"
 )
 
-func startCluster(t *testing.T) *embedded.Cluster {
+func startCluster(t *testing.T) *cluster.Cluster {
 	t.Helper()
 	leakFree(t)
-	c, err := embedded.StartCluster(testContext(t), 3)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := c.Shutdown(ctx); err != nil {
-			t.Errorf("Shutdown: %v", err)
-		}
-	})
-	return c
+	return cluster.Run(t, 3)
 }
 
-func leader(t *testing.T, c *embedded.Cluster, stream string) int {
+func leader(t *testing.T, c *cluster.Cluster, stream string) int {
 	t.Helper()
 	i, err := c.WaitStreamLeader(testContext(t), stream)
 	if err != nil {
@@ -45,7 +34,7 @@ func leader(t *testing.T, c *embedded.Cluster, stream string) int {
 
 // stepDowns makes the leaders of both streams resign in turn, once a second,
 // until d has passed.
-func stepDowns(t *testing.T, s *scenario, c *embedded.Cluster, d time.Duration) {
+func stepDowns(t *testing.T, s *scenario, c *cluster.Cluster, d time.Duration) {
 	t.Helper()
 	n := 0
 	for deadline := time.Now().Add(d); time.Now().Before(deadline); n++ {
@@ -56,7 +45,7 @@ func stepDowns(t *testing.T, s *scenario, c *embedded.Cluster, d time.Duration) 
 			leader(t, c, stream)
 			ctx, cancel := context.WithTimeout(testContext(t), 5*time.Second)
 			// The leader may change by itself at the same moment.
-			if err := c.StepDown(ctx, stream); err != nil && !errors.Is(err, embedded.ErrNoLeader) && !errors.Is(err, context.DeadlineExceeded) {
+			if err := c.StepDown(ctx, stream); err != nil && !errors.Is(err, cluster.ErrNoLeader) && !errors.Is(err, context.DeadlineExceeded) {
 				t.Error(err)
 			}
 			cancel()
@@ -94,9 +83,7 @@ func TestSoakServerRestarts(t *testing.T) {
 		if n%2 == 1 {
 			down = c.StopNode
 		}
-		if err := down(testContext(t), i); err != nil {
-			t.Fatal(err)
-		}
+		down(i)
 		s.note("node %d is down", i)
 		s.note("node %d leads", leader(t, c, locksStream))
 		grow(t, s, 5, func(int) bool { return true })
@@ -145,11 +132,9 @@ func TestSoakLeaderCutOff(t *testing.T) {
 }
 
 // cutOff isolates a leader until the majority has taken over, and heals.
-func cutOff(t *testing.T, s *scenario, c *embedded.Cluster, old int) {
+func cutOff(t *testing.T, s *scenario, c *cluster.Cluster, old int) {
 	t.Helper()
-	if err := c.Isolate(old); err != nil {
-		t.Fatal(err)
-	}
+	c.Isolate(old)
 	s.note("leader %d is cut off", old)
 	s.note("node %d leads", leader(t, c, locksStream))
 	s.note("node %d leads for the leases", leader(t, c, leasesStream))
@@ -163,9 +148,7 @@ func cutOff(t *testing.T, s *scenario, c *embedded.Cluster, old int) {
 			t.Errorf("manager %d reaches only the leader without a majority and was granted %d locks", i, after.ByManager[i]-before.ByManager[i])
 		}
 	}
-	if err := c.Heal(old); err != nil {
-		t.Fatal(err)
-	}
+	c.Heal(old)
 	if err := c.WaitReady(testContext(t)); err != nil {
 		t.Fatal(err)
 	}

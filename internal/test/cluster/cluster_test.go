@@ -1,39 +1,55 @@
-package embedded_test
+package cluster_test
 
 import (
 	"context"
 	"errors"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/internal/test/cluster"
 )
 
 // stream is the name of the stream behind createBucket's bucket.
 const stream = "KV_b"
 
-func startCluster(t *testing.T, n int, opts ...embedded.ClusterOption) *embedded.Cluster {
+const testTimeout = 2 * time.Minute
+
+func testContext(t *testing.T) context.Context {
 	t.Helper()
-	c, err := embedded.StartCluster(testContext(t), n, opts...)
-	if err != nil {
-		t.Fatalf("StartCluster: %v", err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
-		defer cancel()
-		if err := c.Shutdown(ctx); err != nil {
-			t.Errorf("Shutdown: %v", err)
-		}
-	})
-	return c
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
+	t.Cleanup(cancel)
+	return ctx
 }
 
-func streamLeader(t *testing.T, c *embedded.Cluster) int {
+// connect takes the Connect of a cluster or of a node.
+func connect(t *testing.T, dial func(...nats.Option) (*nats.Conn, error), opts ...nats.Option) jetstream.JetStream {
+	t.Helper()
+	nc, err := dial(opts...)
+	if err != nil {
+		t.Fatalf("connect: %v", err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
+}
+
+func createBucket(t *testing.T, js jetstream.JetStream, replicas int) jetstream.KeyValue {
+	t.Helper()
+	kv, err := js.CreateKeyValue(testContext(t), jetstream.KeyValueConfig{Bucket: "b", Replicas: replicas})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kv
+}
+
+func streamLeader(t *testing.T, c *cluster.Cluster) int {
 	t.Helper()
 	i, err := c.WaitStreamLeader(testContext(t), stream)
 	if err != nil {
@@ -60,7 +76,7 @@ func put(t *testing.T, kv jetstream.KeyValue, key string) {
 	}
 }
 
-func ready(t *testing.T, c *embedded.Cluster) {
+func ready(t *testing.T, c *cluster.Cluster) {
 	t.Helper()
 	if err := c.WaitReady(testContext(t)); err != nil {
 		t.Fatal(err)
@@ -68,9 +84,8 @@ func ready(t *testing.T, c *embedded.Cluster) {
 }
 
 func TestClusterReplicates(t *testing.T) {
-	dir := t.TempDir()
-	c := startCluster(t, 0, embedded.ClusterStoreDir(dir), embedded.ClusterName("trio"))
-	if c.Size() != 3 || c.Node(0).Name() != "trio-0" || c.Node(3) != nil || c.Running(3) {
+	c := cluster.Run(t, 3)
+	if c.Size() != 3 || c.Node(0).Name() != cluster.Name+"-0" {
 		t.Errorf("size %d, first node %q", c.Size(), c.Node(0).Name())
 	}
 	kv := createBucket(t, connect(t, c.Connect), 3)
@@ -82,19 +97,11 @@ func TestClusterReplicates(t *testing.T) {
 	if peers := info.CachedInfo().Cluster.Replicas; len(peers) != 2 {
 		t.Errorf("replicas: %v", peers)
 	}
-	if _, err := os.Stat(filepath.Join(dir, "trio-2", "jetstream")); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestClusterSyncAlways(t *testing.T) {
-	c := startCluster(t, 2, embedded.ClusterSync(embedded.SyncAlways))
-	put(t, createBucket(t, connect(t, c.Connect), 2), "k")
 }
 
 func TestStepDown(t *testing.T) {
-	c := startCluster(t, 3)
-	if err := c.StepDown(testContext(t), "none"); !errors.Is(err, embedded.ErrNoLeader) {
+	c := cluster.Run(t, 3)
+	if err := c.StepDown(testContext(t), "none"); !errors.Is(err, cluster.ErrNoLeader) {
 		t.Errorf("step down of a stream that doesn't exist: %v", err)
 	}
 	if i := c.StreamLeader("none"); i != -1 {
@@ -112,16 +119,12 @@ func TestStepDown(t *testing.T) {
 }
 
 func TestNodeRestarts(t *testing.T) {
-	c := startCluster(t, 3)
+	c := cluster.Run(t, 3)
 	url := c.URL()
 	kv := createBucket(t, connect(t, c.Connect, nats.MaxReconnects(-1)), 3)
 	old := streamLeader(t, c)
-	if err := c.StopNode(testContext(t), old); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.StopNode(testContext(t), old); err != nil {
-		t.Errorf("stopping a stopped node: %v", err)
-	}
+	c.StopNode(old)
+	c.StopNode(old)
 	if c.Running(old) {
 		t.Error("a stopped node counts as running")
 	}
@@ -133,20 +136,13 @@ func TestNodeRestarts(t *testing.T) {
 	if c.URL() != url || !c.Running(old) {
 		t.Errorf("url was %s, is %s", url, c.URL())
 	}
-	for _, err := range []error{c.StopNode(t.Context(), 3), c.KillNode(t.Context(), -1), c.RestartNode(t.Context(), 3), c.Isolate(3), c.Heal(-1)} {
-		if !errors.Is(err, embedded.ErrNoSuchNode) {
-			t.Errorf("index out of range: %v", err)
-		}
-	}
 }
 
 func TestKilledLeaderIsReplaced(t *testing.T) {
-	c := startCluster(t, 3)
+	c := cluster.Run(t, 3)
 	kv := createBucket(t, connect(t, c.Connect, nats.MaxReconnects(-1)), 3)
 	old := streamLeader(t, c)
-	if err := c.KillNode(testContext(t), old); err != nil {
-		t.Fatal(err)
-	}
+	c.KillNode(old)
 	if leader := streamLeader(t, c); leader == old {
 		t.Errorf("the killed node %d leads", old)
 	}
@@ -160,14 +156,12 @@ func TestKilledLeaderIsReplaced(t *testing.T) {
 // The set-up that matters for a lock service: a leader that its clients reach,
 // but that can't reach a majority.
 func TestIsolatedLeaderCommitsNothing(t *testing.T) {
-	c := startCluster(t, 3)
+	c := cluster.Run(t, 3)
 	kv := createBucket(t, connect(t, c.Connect, nats.MaxReconnects(-1)), 3)
 	put(t, kv, "before")
 	old := streamLeader(t, c)
 	atOld := connect(t, c.Node(old).Connect)
-	if err := c.Isolate(old); err != nil {
-		t.Fatal(err)
-	}
+	c.Isolate(old)
 
 	// It still thinks that it leads, takes the message, and must not acknowledge
 	// it. The attempt ends when the others have elected a leader, which is long
@@ -202,9 +196,7 @@ func TestIsolatedLeaderCommitsNothing(t *testing.T) {
 	}
 	put(t, majority, "after")
 
-	if err := c.Heal(old); err != nil {
-		t.Fatal(err)
-	}
+	c.Heal(old)
 	ready(t, c)
 	put(t, majority, "healed")
 	if _, err := majority.Get(testContext(t), "lost"); !errors.Is(err, jetstream.ErrKeyNotFound) {
@@ -212,8 +204,31 @@ func TestIsolatedLeaderCommitsNothing(t *testing.T) {
 	}
 }
 
-func TestClusterStartEndsWithContext(t *testing.T) {
-	if c, err := embedded.StartCluster(canceled(t), 3); !errors.Is(err, context.Canceled) || c != nil {
+func TestStartEndsWithContext(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	ctx, cancel := context.WithCancel(testContext(t))
+	cancel()
+	if c, err := cluster.Start(ctx, 3); !errors.Is(err, context.Canceled) || c != nil {
 		t.Errorf("got %v, %v", c, err)
+	}
+	if left, _ := os.ReadDir(os.TempDir()); len(left) != 0 {
+		t.Errorf("left on disk: %v", left)
+	}
+}
+
+// What is shut down stays so.
+func TestShutdownOfStoppedNodes(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	c := cluster.Run(t, 2)
+	c.StopNode(0)
+	c.StopNode(1)
+	if err := c.Shutdown(); err != nil {
+		t.Error(err)
+	}
+	if err := c.RestartNode(testContext(t), 0); err == nil || c.Running(0) {
+		t.Errorf("restart after Shutdown: %v, running %v", err, c.Running(0))
+	}
+	if left, _ := os.ReadDir(os.TempDir()); len(left) != 0 {
+		t.Errorf("left on disk: %v", left)
 	}
 }

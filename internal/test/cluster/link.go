@@ -1,4 +1,4 @@
-package embedded
+package cluster
 
 import (
 	"context"
@@ -11,12 +11,12 @@ import (
 // linkDialTimeout bounds the dial to the other end of a link, on loopback.
 const linkDialTimeout = 2 * time.Second
 
-// link carries the route connections from one node to another through a
+// Link carries the route connections from one node to another through a
 // listener of its own, so that they can be cut. Each ordered pair of nodes that
 // dial has one: a forwarder per node would not know who is calling.
-type link struct {
+type Link struct {
 	listener net.Listener
-	ctx      context.Context // ends with close; bounds dials
+	ctx      context.Context // ends with Close; bounds dials
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
 
@@ -28,21 +28,23 @@ type link struct {
 	pumps  sync.WaitGroup // one per connection pair; Add under mu only
 }
 
-func newLink() (*link, error) {
+// NewLink returns a link without a target.
+func NewLink() (*Link, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, fmt.Errorf("embedded: link between nodes: %w", err)
+		return nil, fmt.Errorf("cluster: link between nodes: %w", err)
 	}
-	k := &link{listener: l, conns: make(map[net.Conn]struct{})}
+	k := &Link{listener: l, conns: make(map[net.Conn]struct{})}
 	k.ctx, k.cancel = context.WithCancel(context.Background())
 	k.wg.Go(k.accept)
 	return k, nil
 }
 
-func (k *link) addr() string { return k.listener.Addr().String() }
+// Addr is where the link takes callers.
+func (k *Link) Addr() string { return k.listener.Addr().String() }
 
-// setTarget says where the callee is; empty refuses callers.
-func (k *link) setTarget(addr string) {
+// SetTarget says where the callee is; empty refuses callers.
+func (k *Link) SetTarget(addr string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.target = addr
@@ -50,7 +52,7 @@ func (k *link) setTarget(addr string) {
 
 // cut closes what is open and refuses what comes until heal. When it returns,
 // no byte is on its way any more, except those the other end's socket has.
-func (k *link) cut() {
+func (k *Link) cut() {
 	k.mu.Lock()
 	k.isCut = true
 	k.abortLocked()
@@ -58,14 +60,14 @@ func (k *link) cut() {
 	k.pumps.Wait()
 }
 
-func (k *link) heal() {
+func (k *Link) heal() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.isCut = false
 }
 
-// close ends the link for good and waits for its goroutines.
-func (k *link) close() {
+// Close ends the link for good and waits for its goroutines.
+func (k *Link) Close() {
 	k.cancel()
 	_ = k.listener.Close()
 	k.mu.Lock()
@@ -76,7 +78,7 @@ func (k *link) close() {
 	k.wg.Wait()
 }
 
-func (k *link) abortLocked() {
+func (k *Link) abortLocked() {
 	for c := range k.conns {
 		abort(c)
 	}
@@ -92,7 +94,7 @@ func abort(c net.Conn) {
 	_ = c.Close()
 }
 
-func (k *link) accept() {
+func (k *Link) accept() {
 	for {
 		caller, err := k.listener.Accept()
 		if err != nil {
@@ -113,7 +115,7 @@ func (k *link) accept() {
 
 // connect dials the callee and starts the pumps. The state is looked at twice:
 // the link may be cut, or the callee moved, while the dial is out.
-func (k *link) connect(caller net.Conn) {
+func (k *Link) connect(caller net.Conn) {
 	k.mu.Lock()
 	target, open := k.target, !k.isCut && !k.closed
 	k.mu.Unlock()
@@ -141,7 +143,7 @@ func (k *link) connect(caller net.Conn) {
 }
 
 // pump copies one direction; its end is the end of both.
-func (k *link) pump(dst, src net.Conn) {
+func (k *Link) pump(dst, src net.Conn) {
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := src.Read(buf)

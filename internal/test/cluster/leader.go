@@ -1,13 +1,18 @@
-package embedded
+package cluster
 
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
 )
+
+// ErrNoLeader is returned by StepDown when no node leads the stream: it does not
+// exist, or an election is under way. Wait with WaitStreamLeader.
+var ErrNoLeader = errors.New("cluster: stream has no leader")
 
 // pollPause is the time between two looks at a cluster that is being waited
 // for: the server offers its state, but no events.
@@ -21,7 +26,7 @@ func (c *Cluster) WaitReady(ctx context.Context) error {
 		members := c.reachable()
 		leaders, known := 0, 0
 		for _, i := range members {
-			srv := c.Node(i).srv
+			srv := c.Node(i)
 			if !srv.JetStreamIsCurrent() {
 				return false
 			}
@@ -51,7 +56,7 @@ func (c *Cluster) WaitStreamLeader(ctx context.Context, stream string) (int, err
 	leader := -1
 	err := wait(ctx, fmt.Sprintf("stream %q has no leader", stream), func() bool {
 		leader = c.leaderAmong(c.reachable(), stream)
-		return leader >= 0 && c.Node(leader).srv.JetStreamIsStreamCurrent(natsserver.DEFAULT_GLOBAL_ACCOUNT, stream)
+		return leader >= 0 && c.Node(leader).JetStreamIsStreamCurrent(natsserver.DEFAULT_GLOBAL_ACCOUNT, stream)
 	})
 	if err != nil {
 		return -1, err
@@ -75,21 +80,21 @@ func (c *Cluster) StepDown(ctx context.Context, stream string) error {
 	defer nc.Close()
 	msg, err := nc.RequestWithContext(ctx, fmt.Sprintf(natsserver.JSApiStreamLeaderStepDownT, stream), nil)
 	if err != nil {
-		return fmt.Errorf("embedded: step down of %q: %w", stream, err)
+		return fmt.Errorf("cluster: step down of %q: %w", stream, err)
 	}
 	var reply natsserver.JSApiStreamLeaderStepDownResponse
 	if err := json.Unmarshal(msg.Data, &reply); err != nil {
-		return fmt.Errorf("embedded: step down of %q: %w", stream, err)
+		return fmt.Errorf("cluster: step down of %q: %w", stream, err)
 	}
 	if reply.Error != nil {
-		return fmt.Errorf("embedded: step down of %q: %w", stream, reply.Error)
+		return fmt.Errorf("cluster: step down of %q: %w", stream, reply.Error)
 	}
 	return nil
 }
 
 func (c *Cluster) leaderAmong(nodes []int, stream string) int {
 	for _, i := range nodes {
-		if c.Node(i).srv.JetStreamIsStreamLeader(natsserver.DEFAULT_GLOBAL_ACCOUNT, stream) {
+		if c.Node(i).JetStreamIsStreamLeader(natsserver.DEFAULT_GLOBAL_ACCOUNT, stream) {
 			return i
 		}
 	}
@@ -120,7 +125,7 @@ func wait(ctx context.Context, what string, done func() bool) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("embedded: %s: %w", what, context.Cause(ctx))
+			return fmt.Errorf("cluster: %s: %w", what, context.Cause(ctx))
 		}
 	}
 	return nil
