@@ -54,6 +54,9 @@ type rules interface {
 	// undo is Op.Undo.
 	undo(op *Op) (Op, bool)
 
+	// facts fills in what the kind has.
+	facts(r *Record, f *Facts)
+
 	// fields are those that an entry must have and may have, beside those that all entries have.
 	fields(holder bool) (required, allowed uint)
 	// longest makes e the longest form that it can ever take.

@@ -18,6 +18,8 @@ func (lockRules) lives(*Op) bool { return false }
 
 func (lockRules) begin(*Record, *Op) {}
 
+func (lockRules) facts(*Record, *Facts) {}
+
 func (lockRules) fields(holder bool) (required, allowed uint) {
 	if holder {
 		return hasMode, hasRevoked | hasConvert | hasConverted

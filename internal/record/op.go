@@ -53,6 +53,11 @@ var opNames = [...]string{OpAcquire: "acquire", OpTry: "try", OpRelease: "releas
 	OpConvert: "convert", OpUnconvert: "unconvert",
 	OpReduce: "reduce", OpDrain: "drain", OpResize: "resize", OpDelete: "delete"}
 
+// VerbNamed is the inverse of String; 0 for a name of no verb.
+func VerbNamed(name string) Verb {
+	return Verb(max(slices.Index(opNames[:], name), 0))
+}
+
 func (k Verb) String() string {
 	if k == 0 || int(k) >= len(opNames) {
 		return fmt.Sprintf("Verb(%d)", uint8(k))

@@ -20,16 +20,6 @@ type semaphore struct {
 	resized bool
 }
 
-// Permits tells of a semaphore, 0 for other kinds: its size, how many permits are out, the size that
-// it was made with, and the revision at which its size was set, which a resize names.
-func (r *Record) Permits() (size, out, initial int, sized uint64) {
-	if r == nil || r.Kind != KindSemaphore {
-		return 0, 0, 0, 0
-	}
-	s := r.semaphore()
-	return s.size, r.permitsOut(), s.initial, s.sized
-}
-
 func (r *Record) semaphore() *semaphore { return r.Body.(*semaphore) }
 
 func (r *Record) permitsOut() (out int) {
@@ -37,6 +27,11 @@ func (r *Record) permitsOut() (out int) {
 		out += r.Holders[i].Permits
 	}
 	return out
+}
+
+func (semaphoreRules) facts(r *Record, f *Facts) {
+	s := r.semaphore()
+	f.Size, f.Taken, f.Initial, f.Sized = s.size, r.permitsOut(), s.initial, s.sized
 }
 
 func (semaphoreRules) schema(*Record) uint64 { return 1 }
