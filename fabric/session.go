@@ -26,6 +26,10 @@ const (
 // seenEvery is how many writes of locks pass until a session notes their revision.
 const seenEvery = 1 << 17
 
+// leaseRest is how often the process's own leases are looked after in their bucket
+// beside their renewals, each of which is a compare-and-set that finds out the same.
+const leaseRest = 5 * time.Minute
+
 // session is everything that hangs on one incarnation of the fabric's buckets.
 // When they are deleted or created again the manager makes a new one.
 type session struct {
@@ -75,7 +79,7 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	s.noted = buckets.Last
 	s.ctx, s.stop = context.WithCancel(m.life)
 	hub := []kv.HubOption{kv.WithDoubt(s.suspect), kv.WithReadTimeout(m.rtt.Patience)}
-	s.lockHub, s.leaseHub = kv.NewHub(buckets.Locks, hub...), kv.NewHub(buckets.Leases, hub...)
+	s.lockHub, s.leaseHub = kv.NewHub(buckets.Locks, hub...), kv.NewHub(buckets.Leases, append(hub, kv.WithRestInterval(leaseRest))...)
 	s.observer = lease.NewObserver(buckets.Leases, s.leaseHub.Watch, clock.Observer(), m.label(), &m.rtt, m.cfg.logger)
 	s.observer.OnTombstone(s.tookOver)
 	s.engine = engine.New(engine.Config{

@@ -101,7 +101,7 @@ func (s *session) newSlot(ctx context.Context, t timing) (_ *slot, err error) {
 func (s *session) adopt(le *lease.Lease, t timing) *slot {
 	sl := &slot{s: s, lease: le, id: le.ID(), timing: t, users: 1, holds: map[*Lock]struct{}{}}
 	// So that a tombstone or a deletion by somebody else is seen at once.
-	sl.unwatch = s.leaseHub.Watch(sl.id, le.Saw)
+	sl.unwatch = s.leaseHub.Follow(sl.id, le.Saw)
 	s.mu.Lock()
 	if s.ended != nil {
 		s.mu.Unlock()

@@ -23,9 +23,11 @@ type fakeStream struct {
 	revision uint64
 	entries  map[string]Entry
 	watchers map[*fakeWatcher]struct{}
+	created  time.Time
 	most     int                      // watchers open at a time
 	opened   int                      // watchers opened in all
 	reads    int                      // reads answered
+	looks    int                      // requests for the state answered
 	readErr  error                    // answers every read
 	openErr  error                    // answers every WatchFiltered
 	onRead   func(key string)         // called after a read has looked, before it is answered
@@ -126,6 +128,9 @@ func (s *fakeStream) get(look func(s *fakeStream) int) int {
 }
 
 func (s *fakeStream) read(_ context.Context, msg *nats.Msg) (*nats.Msg, error) {
+	if strings.HasPrefix(msg.Subject, apiStreamInfo) {
+		return s.info()
+	}
 	var req struct {
 		Key string `json:"last_by_subj"`
 	}
@@ -149,6 +154,22 @@ func (s *fakeStream) read(_ context.Context, msg *nats.Msg) (*nats.Msg, error) {
 		return nil, err
 	case !ok:
 		answer = map[string]any{"error": &jetstream.APIError{Code: 404, ErrorCode: jetstream.JSErrCodeMessageNotFound}}
+	}
+	data, err := json.Marshal(answer)
+	return &nats.Msg{Data: data}, err
+}
+
+func (s *fakeStream) info() (*nats.Msg, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.looks++
+	answer := map[string]any{"created": s.created, "state": map[string]any{"messages": len(s.entries), "last_seq": s.revision}}
+	var apiErr *jetstream.APIError
+	switch {
+	case errors.As(s.readErr, &apiErr):
+		answer = map[string]any{"error": apiErr}
+	case s.readErr != nil:
+		return nil, s.readErr
 	}
 	data, err := json.Marshal(answer)
 	return &nats.Msg{Data: data}, err

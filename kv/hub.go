@@ -11,14 +11,19 @@ const (
 	// DefaultPollInterval is how often a hub reads every key, unless told otherwise.
 	DefaultPollInterval = 3 * time.Second
 
-	// DefaultReadRate is how many such reads a hub does per second at most,
-	// unless told otherwise.
+	// DefaultRestInterval is how often a hub looks whether it has missed something
+	// about keys that are only followed, unless told otherwise.
+	DefaultRestInterval = 15 * time.Second
+
+	// DefaultReadRate is how many keys a hub reads per second at most, unless told
+	// otherwise.
 	DefaultReadRate = 100
 
 	leastPollInterval = 10 * time.Millisecond
 
-	// dispatchers is how many goroutines call the functions given to Watch. A
-	// few, so that one slow function does not hold up all keys.
+	// dispatchers is how many goroutines at most call the functions given to Watch.
+	// A few, so that one slow function does not hold up all keys. They live while
+	// there is something to deliver.
 	dispatchers = 4
 )
 
@@ -28,10 +33,14 @@ const (
 //
 // For every registered key the hub delivers the latest committed entry: first
 // the state at registration, absence included, then the state after each change
-// (states in between may be skipped). A watcher is not trusted to be complete:
-// every key is also read from the stream leader once per poll interval, and a
-// watcher that missed what a read found is replaced. A watcher that ends is
-// replaced too, and so are all of them when the connection comes back.
+// (states in between may be skipped). A watcher is not trusted to be complete.
+// The stream's leader is asked too: for each of a few keys, and where there are
+// more, for the state of the whole stream, by one request. While that stays as it
+// was, nothing was written and nothing was removed, and no key is read. When it has
+// changed, the keys somebody waits for are read within the poll interval, and those
+// that are only followed by watchers opened anew, a few of them a minute. A watcher
+// that missed what a read found is replaced. A watcher that ends is replaced too,
+// and so are all of them when the connection comes back.
 //
 // What is delivered is a hint that was true once. Only a compare-and-set
 // decides.
@@ -39,7 +48,8 @@ const (
 // Hub is safe for concurrent use. Close it before its connection.
 type Hub struct {
 	bucket   *Bucket
-	interval time.Duration // of polling one key
+	interval time.Duration // of polling one key that somebody waits for
+	rest     time.Duration // of looking after the others
 	gap      time.Duration // between two polls of any keys
 	doubt    func()
 	// readTimeout is asked before each read how long to wait for its answer.
@@ -53,12 +63,13 @@ type Hub struct {
 	// mu guards everything below, and the state of keys, groups and
 	// registrations. It is never held during a call to the network or to a
 	// function given to Watch.
-	mu     sync.Mutex
-	ready  *sync.Cond // the queue is not empty, or the hub is closed
-	closed bool
-	gone   bool // the bucket was not found, and no watcher has been opened since
-	keys   map[string]*watchedKey
-	queue  []*registration // waiting for a dispatcher
+	mu      sync.Mutex
+	closed  bool
+	gone    bool // the bucket was not found, and no watcher has been opened since
+	keys    map[string]*watchedKey
+	hot     int             // keys that somebody waits for
+	queue   []*registration // waiting for a dispatcher
+	callers int             // dispatchers that run
 
 	pending  []*watchedKey // keys that no group covers yet
 	groups   []*group
@@ -68,6 +79,11 @@ type Hub struct {
 	polls    pollHeap
 	nextPoll time.Time     // no rate-limited read before
 	urgent   []*watchedKey // to be read at once
+
+	state    mark      // of the stream, as it was seen last
+	nextLook time.Time // when it is looked at again
+	looking  bool
+	spent    time.Time // until when watchers were opened anew on credit, see afford
 
 	stats HubStats
 }
@@ -82,6 +98,8 @@ type HubStats struct {
 	Reopened      uint64 // of these, those that replace a watcher that ended, missed an entry or outlived its connection
 	OpenFailures  uint64 // watchers that could not be opened
 	Polls         uint64 // keys read from the leader
+	Looks         uint64 // requests for the state of the stream
+	Refreshed     uint64 // watchers opened anew to read the keys that they follow
 	Missed        uint64 // entries that a read found and a watcher did not deliver in time
 	LastError     error  // of the last failure to open, nil when one succeeded since
 }
@@ -89,15 +107,22 @@ type HubStats struct {
 // HubOption changes how a hub works.
 type HubOption func(*Hub)
 
-// WithPollInterval sets how often every key is read, jittered by a quarter.
-// The read rate may stretch it. Less than 10 ms counts as 10 ms.
+// WithPollInterval sets how often a key that somebody waits for is looked after,
+// jittered by a quarter. The read rate may stretch it. Less than 10 ms counts as
+// 10 ms.
 func WithPollInterval(d time.Duration) HubOption {
 	return func(h *Hub) { h.interval = max(d, leastPollInterval) }
 }
 
-// WithReadRate sets how many polls a hub does per second at most, over all
-// keys; the interval grows with the number of keys. Less than 1 counts as 1.
-// The one read that confirms the absence of a new key is not counted.
+// WithRestInterval sets how often the keys that are only followed are looked after,
+// jittered by a quarter. Less than 10 ms counts as 10 ms.
+func WithRestInterval(d time.Duration) HubOption {
+	return func(h *Hub) { h.rest = max(d, leastPollInterval) }
+}
+
+// WithReadRate sets how many keys a hub reads per second at most; where more have
+// to be read, that takes longer. Less than 1 counts as 1. The one read that confirms
+// the absence of a new key is not counted.
 func WithReadRate(perSecond int) HubOption {
 	return func(h *Hub) { h.gap = time.Second / time.Duration(max(perSecond, 1)) }
 }
@@ -134,6 +159,7 @@ func newHub(b *Bucket, opts ...HubOption) *Hub {
 	h := &Hub{
 		bucket:      b,
 		interval:    DefaultPollInterval,
+		rest:        DefaultRestInterval,
 		gap:         time.Second / DefaultReadRate,
 		doubt:       func() {},
 		readTimeout: func() time.Duration { return readTimeout },
@@ -141,7 +167,6 @@ func newHub(b *Bucket, opts ...HubOption) *Hub {
 		wakePoller:  make(chan struct{}, 1),
 		keys:        make(map[string]*watchedKey),
 	}
-	h.ready = sync.NewCond(&h.mu)
 	for _, opt := range opts {
 		opt(h)
 	}
@@ -150,9 +175,6 @@ func newHub(b *Bucket, opts ...HubOption) *Hub {
 
 // run starts the hub's goroutines; listen starts one more.
 func (h *Hub) run(ctx context.Context) {
-	for range dispatchers {
-		h.done.Go(h.dispatch)
-	}
 	h.done.Go(func() { h.runOpener(ctx) })
 	h.done.Go(func() { h.runPoller(ctx) })
 }
@@ -161,6 +183,7 @@ func (h *Hub) run(ctx context.Context) {
 type registration struct {
 	key     *watchedKey
 	fn      func(Entry)
+	waits   bool   // made by Watch and not by Follow
 	seen    uint64 // key.version at the last call of fn
 	busy    bool   // in the queue, or in fn
 	stopped bool
@@ -185,7 +208,14 @@ type registration struct {
 //
 // A key that is not a valid KV key, or has wildcards, never exists, and fn is
 // not called. Nor is it on a closed hub.
-func (h *Hub) Watch(key string, fn func(Entry)) (stop func()) {
+func (h *Hub) Watch(key string, fn func(Entry)) (stop func()) { return h.register(key, fn, true) }
+
+// Follow is Watch for who does not wait for a change but has to learn of one, as a
+// holder of its lock does. What a watcher misses is found later, but following a
+// key costs nothing while nothing changes, however many keys there are.
+func (h *Hub) Follow(key string, fn func(Entry)) (stop func()) { return h.register(key, fn, false) }
+
+func (h *Hub) register(key string, fn func(Entry), waits bool) (stop func()) {
 	if !validKey(key) {
 		return func() {}
 	}
@@ -198,8 +228,11 @@ func (h *Hub) Watch(key string, fn func(Entry)) (stop func()) {
 	if k == nil {
 		k = h.addKey(key)
 	}
-	r := &registration{key: k, fn: fn}
+	r := &registration{key: k, fn: fn, waits: waits}
 	k.regs[r] = struct{}{}
+	if waits {
+		h.heat(k)
+	}
 	h.stats.Registrations++
 	if k.version > 0 {
 		h.enqueue(r)
@@ -216,6 +249,9 @@ func (h *Hub) stop(r *registration) {
 	r.stopped = true
 	h.stats.Registrations--
 	delete(r.key.regs, r)
+	if r.waits {
+		h.cool(r.key)
+	}
 	if len(r.key.regs) == 0 {
 		h.removeKey(r.key)
 	}
@@ -247,7 +283,7 @@ func (h *Hub) Close() {
 		h.groups = nil
 		h.stats.Registrations = 0
 		clear(h.keys)
-		h.ready.Broadcast()
+		h.queue = nil
 	}
 	h.mu.Unlock()
 	h.cancel()
@@ -270,22 +306,20 @@ func (h *Hub) enqueue(r *registration) {
 	}
 	r.busy = true
 	h.queue = append(h.queue, r)
-	h.ready.Signal()
+	if h.callers < dispatchers {
+		h.callers++
+		h.done.Go(h.dispatch)
+	}
 }
 
-// dispatch calls the functions of the registrations in the queue. It takes the
-// entry from the key only at the call, so that what is delivered is the newest
-// and two dispatchers can't deliver in the wrong order.
+// dispatch calls the functions of the registrations in the queue until it is
+// empty. It takes the entry from the key only at the call, so that what is
+// delivered is the newest and two dispatchers can't deliver in the wrong order.
 func (h *Hub) dispatch() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for {
-		for len(h.queue) == 0 && !h.closed {
-			h.ready.Wait()
-		}
-		if h.closed {
-			return
-		}
+	defer func() { h.callers-- }()
+	for len(h.queue) > 0 && !h.closed {
 		r := h.queue[0]
 		h.queue[0] = nil
 		h.queue = h.queue[1:]

@@ -64,8 +64,11 @@ func (h *Hub) reconnected() {
 		h.breakGroup(g, jitter(reconnectSpread))
 	}
 	for _, k := range h.keys {
-		h.schedule(k, reconnectSpread)
+		if k.hot > 0 || h.pace(k) < never {
+			h.schedule(k, reconnectSpread)
+		}
 	}
+	h.lookWithin(reconnectSpread)
 	wake(h.wakeOpener)
 }
 

@@ -11,6 +11,7 @@ import (
 type watchedKey struct {
 	name string
 	regs map[*registration]struct{}
+	hot  int  // registrations that wait
 	dead bool // not in Hub.keys any more
 
 	entry   Entry  // last state delivered
@@ -21,6 +22,8 @@ type watchedKey struct {
 	watchRev uint64 // highest revision that this group delivered
 	joined   bool   // joined a group that was open already and knows no first value of it
 
+	checked   mark      // state of the stream at which a read confirmed what is known
+	doubted   bool      // to be read when it is due, whatever the stream's state
 	due       time.Time // of the next poll
 	heapIndex int
 	reading   bool
@@ -57,6 +60,38 @@ func (h *Hub) removeKey(k *watchedKey) {
 	delete(h.keys, k.name)
 	h.unschedule(k)
 	h.detach(k)
+	if len(h.keys) == fewKeys { // from now on each is read by itself
+		for _, k := range h.keys {
+			h.schedule(k, h.pace(k))
+		}
+	}
+}
+
+// heat notes that one more waits for the key. Lock held.
+func (h *Hub) heat(k *watchedKey) {
+	if k.hot++; k.hot == 1 {
+		h.hot++
+		if k.version > 0 {
+			h.schedule(k, h.interval)
+		}
+		if h.hot == fewKeys+1 { // from now on the stream is asked, and soon
+			h.lookWithin(h.interval)
+		}
+	}
+}
+
+// cool is the opposite of heat. Lock held.
+func (h *Hub) cool(k *watchedKey) {
+	if k.hot--; k.hot > 0 {
+		return
+	}
+	if h.hot--; h.hot == fewKeys {
+		for _, k := range h.keys {
+			if k.hot > 0 {
+				h.schedule(k, h.interval)
+			}
+		}
+	}
 }
 
 // join puts a key into a group that has been open for some time. Lock held.

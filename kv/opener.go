@@ -38,6 +38,7 @@ type opening struct {
 	again  bool     // replaces a broken one
 	trials int      // troubles of the new group
 	gone   bool     // the bucket was known to be gone when this was planned
+	state  mark     // of the stream, as it was known then
 }
 
 // runOpener opens and closes watchers. Being one goroutine, it gathers what is
@@ -76,7 +77,7 @@ func (h *Hub) plan(now time.Time) (*opening, time.Duration) {
 		o = h.planPending()
 	}
 	if o != nil {
-		o.gone = h.gone
+		o.gone, o.state = h.gone, h.state
 		for _, g := range o.absorb {
 			g.retiring = true
 		}
@@ -255,7 +256,7 @@ func (h *Hub) open(ctx context.Context, o *opening) {
 		h.openFailed(o, err)
 		return
 	}
-	g.watcher, g.opened = watcher, time.Now()
+	g.watcher, g.opened, g.checked = watcher, time.Now(), o.state
 	h.adopt(g, o)
 }
 
@@ -309,18 +310,30 @@ func (h *Hub) openFailed(o *opening, err error) {
 	h.stats.OpenFailures++
 	h.stats.LastError = err
 	for _, key := range o.keys {
-		if k := h.keys[key]; k != nil && k.version == 0 {
-			h.schedule(k, 0)
-		}
+		h.unwatched(h.keys[key])
 	}
 	for _, k := range h.pending { // those that came meanwhile
-		if !k.dead && k.version == 0 {
-			h.schedule(k, 0)
+		h.unwatched(k)
+	}
+	if o.wide {
+		for _, k := range h.keys {
+			h.unwatched(k)
 		}
 	}
 	h.mu.Unlock()
 	if errors.Is(err, nats.ErrStreamNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
 		h.bucketGone()
+	}
+}
+
+// unwatched has a key read that may be without a watcher. Lock held.
+func (h *Hub) unwatched(k *watchedKey) {
+	switch {
+	case k == nil || k.dead:
+	case k.version == 0:
+		h.schedule(k, 0)
+	case time.Until(k.due) > 2*h.interval:
+		h.schedule(k, h.interval)
 	}
 }
 

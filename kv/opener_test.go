@@ -32,6 +32,12 @@ func (c *crowd) join(key string) {
 	}
 }
 
+func (c *crowd) follow(key string) {
+	j := &journal{}
+	c.values[key] = j
+	c.stops[key] = c.hub.Follow(key, j.add)
+}
+
 func (c *crowd) leave(key string) {
 	if stop := c.stops[key]; stop != nil {
 		stop()

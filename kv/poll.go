@@ -30,11 +30,14 @@ const (
 
 	// initGrace is how long a watcher may take over its first values.
 	initGrace = 10 * time.Second
+
+	// never is the pace of a key that is not read by itself.
+	never = 1000 * time.Hour
 )
 
 // runPoller reads keys from the leader, each when it is due and urgent ones at
-// once. Reads are done by short-lived goroutines, so that one slow answer does
-// not hold up the others.
+// once, and looks at the state of the stream. Requests are made by short-lived
+// goroutines, so that one slow answer does not hold up the others.
 func (h *Hub) runPoller(ctx context.Context) {
 	slots := make(chan struct{}, maxReads)
 	for {
@@ -43,22 +46,42 @@ func (h *Hub) runPoller(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		k, before, wait := h.nextRead(time.Now())
-		for k == nil {
+		request, wait := h.nextRequest(time.Now())
+		for request == nil {
 			if !sleep(ctx, wait, h.wakePoller) {
 				return
 			}
-			k, before, wait = h.nextRead(time.Now())
+			request, wait = h.nextRequest(time.Now())
 		}
-		h.done.Go(func() { h.readKey(ctx, k, before, slots) })
+		h.done.Go(func() { request(ctx, func() { <-slots }) })
 	}
 }
 
-// nextRead picks the key to read now, and the newest revision known of it, or
-// returns how long to wait.
-func (h *Hub) nextRead(now time.Time) (k *watchedKey, before uint64, wait time.Duration) {
+// request asks the leader something and calls answered once that is done.
+type request func(ctx context.Context, answered func())
+
+// nextRequest returns what to ask now, or how long to wait.
+func (h *Hub) nextRequest(now time.Time) (request, time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	k, wait := h.nextRead(now)
+	if k != nil {
+		k.reading = true
+		before, state := k.newest, h.state
+		return func(ctx context.Context, answered func()) { h.readKey(ctx, k, before, state, answered) }, 0
+	}
+	if h.looking || len(h.keys) <= fewKeys {
+		return nil, wait
+	}
+	if left := h.nextLook.Sub(now); left > 0 {
+		return nil, min(wait, left)
+	}
+	h.looking = true
+	return h.look, 0
+}
+
+// nextRead picks the key to read now, or returns how long to wait. Lock held.
+func (h *Hub) nextRead(now time.Time) (*watchedKey, time.Duration) {
 	for len(h.urgent) > 0 {
 		k := h.urgent[0]
 		h.urgent[0] = nil
@@ -66,16 +89,18 @@ func (h *Hub) nextRead(now time.Time) (k *watchedKey, before uint64, wait time.D
 		if k.dead || k.reading { // when reading, it is read again afterwards
 			continue
 		}
-		k.urgent, k.reading = false, true
-		return k, k.newest, 0
+		k.urgent = false
+		return k, 0
 	}
 	for len(h.polls) > 0 {
 		k := h.polls[0]
 		if at := latest(k.due, h.nextPoll); at.After(now) {
-			return nil, 0, at.Sub(now)
+			return nil, at.Sub(now)
 		}
-		h.schedule(k, h.interval)
-		if k.reading {
+		needed := h.needed(k)
+		k.doubted = false
+		h.schedule(k, h.pace(k))
+		if k.reading || !needed {
 			continue
 		}
 		gap := h.gap
@@ -83,22 +108,44 @@ func (h *Hub) nextRead(now time.Time) (k *watchedKey, before uint64, wait time.D
 			gap = max(gap, goneGap)
 		}
 		h.nextPoll = now.Add(gap)
-		k.reading = true
-		return k, k.newest, 0
+		return k, 0
 	}
-	return nil, 0, time.Hour
+	return nil, time.Hour
 }
 
-// readKey reads one key, frees its slot, and, when the read found an entry that
-// the watcher has not delivered, looks again after a while and replaces the
-// watcher if it still has not.
-func (h *Hub) readKey(ctx context.Context, k *watchedKey, before uint64, slots <-chan struct{}) {
+// needed reports whether a key whose time has come is to be read at all. Lock held.
+func (h *Hub) needed(k *watchedKey) bool {
+	switch {
+	case k.version == 0 || k.doubted:
+		return true
+	case k.hot > 0 && h.hot > fewKeys: // a look found that the stream had changed
+		return k.checked != h.state || !h.state.known()
+	}
+	return h.pace(k) < never
+}
+
+// pace returns the time from one read of the key to the next, never where the
+// state of the stream tells when one is needed. Lock held.
+func (h *Hub) pace(k *watchedKey) time.Duration {
+	switch {
+	case k.version == 0, k.group == nil, k.group.broken, k.hot > 0 && h.hot <= fewKeys:
+		return h.interval
+	case len(h.keys) <= fewKeys:
+		return h.rest
+	}
+	return never
+}
+
+// readKey reads one key and, when the read found an entry that the watcher has
+// not delivered, looks again after a while and replaces the watcher if it still has
+// not. before and state are what was known when it began.
+func (h *Hub) readKey(ctx context.Context, k *watchedKey, before uint64, state mark, answered func()) {
 	rctx, cancel := context.WithTimeout(ctx, h.readTimeout())
 	e, err := h.bucket.Get(rctx, k.name)
 	cancel()
-	<-slots
+	answered()
 
-	suspect := h.finishRead(k, e, err, before)
+	suspect := h.finishRead(k, e, err, before, state)
 	if err == nil && e.Revision > 0 && e.Revision < before {
 		h.doubt() // the bucket was set back, or this leader is behind
 	}
@@ -112,7 +159,7 @@ func (h *Hub) readKey(ctx context.Context, k *watchedKey, before uint64, slots <
 
 // finishRead takes in the result of a read and returns the group that owes the
 // entry, unless that group is being looked at already.
-func (h *Hub) finishRead(k *watchedKey, e Entry, err error, before uint64) (suspect *group) {
+func (h *Hub) finishRead(k *watchedKey, e Entry, err error, before uint64, state mark) (suspect *group) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.stats.Polls++
@@ -125,11 +172,14 @@ func (h *Hub) finishRead(k *watchedKey, e Entry, err error, before uint64) (susp
 		h.urge(k)
 	}
 	if err != nil {
-		if k.version == 0 {
+		if h.pace(k) == never {
+			h.readAnyway(k, h.interval)
+		} else if k.version == 0 {
 			h.schedule(k, readRetry)
 		}
 		return nil
 	}
+	k.checked = state
 	g := k.group
 	if !h.fromRead(k, e, before) || g.broken || g.verifying {
 		return nil
@@ -180,6 +230,12 @@ func (h *Hub) schedule(k *watchedKey, d time.Duration) {
 	if k.heapIndex == 0 {
 		wake(h.wakePoller)
 	}
+}
+
+// readAnyway has a key read in about d whatever the state of the stream says. Lock held.
+func (h *Hub) readAnyway(k *watchedKey, d time.Duration) {
+	k.doubted = true
+	h.schedule(k, d)
 }
 
 func (h *Hub) unschedule(k *watchedKey) { heap.Remove(&h.polls, k.heapIndex) }

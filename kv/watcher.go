@@ -41,8 +41,10 @@ const (
 //     merely times out, it is tried again after another 10 to 20 s of silence.
 //   - The connection is closed: the channel is closed.
 //
-// So silence is no news, and the hub polls, replaces a watcher that misses
-// something, and replaces all of them on reconnecting.
+// So silence is no news, and the hub asks the leader, replaces a watcher that misses
+// something, and replaces all of them on reconnecting. Keys that are only followed
+// and whose watcher falls silent without an end are left to nats.go's heartbeats for
+// that long.
 type group struct {
 	filters map[string]struct{} // nil: every key of the bucket
 	watcher jetstream.KeyWatcher
@@ -55,6 +57,7 @@ type group struct {
 	retiring   bool // about to be replaced: takes no more keys
 	retired    bool // not in Hub.groups any more
 
+	checked     mark // state of the stream before it was opened, and its first values are no older
 	initialised bool // has delivered its first values
 	verifying   bool // an entry it owes is being waited for
 	broken      bool // to be replaced
@@ -181,7 +184,7 @@ func (h *Hub) initialise(g *group) {
 		case k.version == 0:
 			h.urge(k)
 		case k.entry.Revision > 0:
-			h.schedule(k, 0) // known once, and now nothing
+			h.readAnyway(k, 0) // known once, and now nothing
 		}
 	}
 	if g.wide() {

@@ -89,6 +89,8 @@ type deaf struct{}
 
 func (*deaf) Watch(string, func(kv.Entry)) func() { return func() {} }
 
+func (*deaf) Follow(string, func(kv.Entry)) func() { return func() {} }
+
 // A release of what was not there found nothing, also if it had to be proved by a
 // write that was answered by nobody.
 func TestAReleaseThatNeverSawItsEntryFoundNothing(t *testing.T) {

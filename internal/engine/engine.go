@@ -26,6 +26,9 @@ type Store interface {
 // change; kv.Hub is one.
 type Watcher interface {
 	Watch(key string, fn func(kv.Entry)) (stop func())
+	// Follow is Watch for holds: nobody waits, so the change may be found later, and
+	// nothing may be asked for the key while nothing changes.
+	Follow(key string, fn func(kv.Entry)) (stop func())
 }
 
 // Observer reports leases whose tombstone is committed; lease.Observer is one.

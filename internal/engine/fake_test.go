@@ -209,6 +209,8 @@ func (b *bucket) apply(key string, ops ...record.Op) *record.Record {
 	return b.record(key)
 }
 
+func (b *bucket) Follow(key string, fn func(kv.Entry)) func() { return b.Watch(key, fn) }
+
 func (b *bucket) Watch(key string, fn func(kv.Entry)) func() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

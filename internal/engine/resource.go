@@ -53,6 +53,7 @@ type resource struct {
 	silent silence
 
 	stopWatch func()
+	stopHurry func() // of the watch for those who wait
 	lastUse   time.Time
 	observed  map[string]func() // leases ahead of our waiters, and how to stop observing
 	dead      map[string]bool   // leases whose tombstone is committed
@@ -315,13 +316,16 @@ func (r *resource) adjustWatch() {
 		return
 	}
 	r.lastUse = time.Now()
+	if len(r.waiting) > 0 && r.stopHurry == nil && !r.closed {
+		r.stopHurry = r.e.cfg.Watcher.Watch(r.key, func(kv.Entry) {}) // notify is called by the other
+	}
 	if r.stopWatch != nil || r.closed {
 		return
 	}
 	r.stopWatch = func() {}
 	r.e.goIfOpen(func() {
 		// Outside r.mu: the watcher may call notify at once.
-		stop := r.e.cfg.Watcher.Watch(r.key, r.notify)
+		stop := r.e.cfg.Watcher.Follow(r.key, r.notify)
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if r.closed {
@@ -339,6 +343,10 @@ func (r *resource) adjustWatch() {
 func (r *resource) sweep() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.stopHurry != nil && len(r.waiting) == 0 {
+		r.stopHurry()
+		r.stopHurry = nil
+	}
 	if r.stopWatch == nil || len(r.waiting)+len(r.holds) > 0 || time.Since(r.lastUse) < linger {
 		return
 	}
@@ -352,6 +360,10 @@ func (r *resource) dropWatch() {
 	}
 	r.stopWatch()
 	r.stopWatch = nil
+	if r.stopHurry != nil {
+		r.stopHurry()
+		r.stopHurry = nil
+	}
 	r.e.mu.Lock()
 	delete(r.e.watched, r)
 	r.e.mu.Unlock()

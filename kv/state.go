@@ -1,0 +1,193 @@
+package kv
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// State is what one request tells of all keys of a bucket.
+type State struct {
+	Entries uint64    // stored: values and delete markers
+	First   uint64    // revision of the oldest of them
+	Last    uint64    // newest revision that was ever written
+	Created time.Time // when the bucket was created
+	Now     time.Time // the server's wall clock
+}
+
+// State asks the stream's leader for the state of the bucket. Errors are those of
+// Get.
+func (b *Bucket) State(ctx context.Context) (State, error) {
+	reply, err := b.trip(ctx, &nats.Msg{Subject: apiStreamInfo + b.stream})
+	if err != nil {
+		return State{}, fmt.Errorf("%w: state of %s: %w", ErrUnavailable, b.name, err)
+	}
+	var resp struct {
+		Error   *jetstream.APIError `json:"error"`
+		Created time.Time           `json:"created"`
+		Now     time.Time           `json:"ts"`
+		State   struct {
+			Messages uint64 `json:"messages"`
+			First    uint64 `json:"first_seq"`
+			Last     uint64 `json:"last_seq"`
+		} `json:"state"`
+	}
+	if err := json.Unmarshal(reply.Data, &resp); err != nil {
+		return State{}, fmt.Errorf("%w: state of %s: %w", ErrUnavailable, b.name, err)
+	}
+	switch {
+	case resp.Error != nil && resp.Error.ErrorCode == codeStreamNotFound:
+		return State{}, fmt.Errorf("%w: %s", ErrBucketGone, b.name)
+	case resp.Error != nil:
+		return State{}, fmt.Errorf("%w: state of %s: %w", ErrUnavailable, b.name, resp.Error)
+	}
+	return State{
+		Entries: resp.State.Messages, First: resp.State.First, Last: resp.State.Last,
+		Created: resp.Created, Now: resp.Now,
+	}, nil
+}
+
+const (
+	// fewKeys is how many keys are simply read, each by itself: the state of the
+	// stream would be one request more.
+	fewKeys = 2
+
+	// Watchers are opened anew, to read the keys that they follow, at most once in
+	// this many rest intervals on average. Each hundredth of refreshPart keys that
+	// one delivers counts as a hundredth of a rest interval more.
+	refreshEvery = 2
+	refreshPart  = 3000
+)
+
+// mark is by what a hub knows a state of the stream again. While it stays the same
+// nothing was written, and nothing was removed, with or without a marker.
+type mark struct {
+	entries, first, last uint64
+	created              int64
+}
+
+func (s *State) mark() mark {
+	return mark{s.Entries, s.First, s.Last, s.Created.UnixNano()}
+}
+
+func (m mark) known() bool { return m != mark{} }
+
+// look asks for the state of the stream and has read what may have changed.
+func (h *Hub) look(ctx context.Context, answered func()) {
+	rctx, cancel := context.WithTimeout(ctx, h.readTimeout())
+	s, err := h.bucket.State(rctx)
+	cancel()
+	answered()
+
+	h.mu.Lock()
+	h.stats.Looks++
+	h.looking = false
+	every := h.rest
+	if h.hot > fewKeys {
+		every = h.interval
+	}
+	h.lookIn(every)
+	setBack := err == nil && !h.closed && h.compare(s.mark(), time.Now())
+	h.mu.Unlock()
+	switch {
+	case errors.Is(err, ErrBucketGone):
+		h.bucketGone()
+	case setBack:
+		h.doubt()
+	}
+}
+
+// lookIn has the state looked at in about d. Lock held.
+func (h *Hub) lookIn(d time.Duration) {
+	h.nextLook = time.Now().Add(jitter(d))
+	wake(h.wakePoller)
+}
+
+// lookWithin has it looked at in about d, or sooner if it is to be already. Lock held.
+func (h *Hub) lookWithin(d time.Duration) {
+	if time.Until(h.nextLook) > d {
+		h.lookIn(d)
+	}
+}
+
+// compare takes in the state of the stream. It reports whether that is another
+// stream, or was set back, or the leader is behind. Lock held.
+func (h *Hub) compare(s mark, now time.Time) (setBack bool) {
+	before := h.state
+	h.state = s
+	if h.hot > fewKeys {
+		for _, k := range h.keys {
+			if k.hot > 0 && k.checked != s && k.due.Sub(now) > h.interval {
+				h.schedule(k, 0)
+			}
+		}
+	}
+	h.refresh(s, s.entries < before.entries, now)
+	return before.known() && (s.created != before.created || s.last < before.last)
+}
+
+// refresh opens those watchers anew that follow keys and were opened at another
+// state, the oldest first, as far as can be afforded. removed says that something
+// was removed from the stream, and then the credit is used, too. Lock held.
+func (h *Hub) refresh(s mark, removed bool, now time.Time) {
+	var due []*group
+	for _, g := range h.groups {
+		if g.checked != s && !g.broken && !g.retiring && h.follows(g) {
+			due = append(due, g)
+		}
+	}
+	slices.SortFunc(due, func(a, b *group) int { return cmp.Compare(a.opened.UnixNano(), b.opened.UnixNano()) })
+	for _, g := range due {
+		delivers := uint64(g.live)
+		if g.wide() {
+			delivers = s.entries
+		}
+		if !h.afford(delivers, removed, now) {
+			return
+		}
+		h.stats.Refreshed++
+		h.breakGroup(g, 0)
+	}
+}
+
+// follows reports whether a watcher has keys that nobody waits for. Lock held.
+func (h *Hub) follows(g *group) bool {
+	if g.wide() {
+		return len(h.keys) > h.hot
+	}
+	for name := range g.filters {
+		if k := h.keys[name]; k != nil && k.group == g && k.hot == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// afford reports whether a watcher that delivers so many first values may be opened
+// anew, and if so takes its price. What is not spent adds up to one opening of
+// every watcher. Without credit nothing is done that would use it up. Lock held.
+func (h *Hub) afford(values uint64, credit bool, now time.Time) bool {
+	price := func(values uint64) time.Duration {
+		return refreshEvery*h.rest + time.Duration(values)*h.rest/refreshPart
+	}
+	full := now.Add(-maxGroups * price(groupKeys))
+	limit := full
+	if credit {
+		limit = now
+	}
+	if h.spent.After(limit) {
+		return false
+	}
+	if h.spent.Before(full) {
+		h.spent = full
+	}
+	h.spent = h.spent.Add(price(values))
+	return true
+}
