@@ -5,9 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -246,55 +243,4 @@ func apiError(e *jetstream.APIError) error {
 		return fmt.Errorf("%w: %w", jetstream.ErrJetStreamNotEnabled, e)
 	}
 	return e
-}
-
-// Right is one subject that a program with locks in the fabric needs.
-type Right struct {
-	Subject   string
-	Subscribe bool   // else publish
-	Helpful   bool   // without it locks are safe, and some things take longer
-	For       string // what needs it
-}
-
-// Rights lists what a user needs who makes no buckets, for both buckets.
-func (x *Examiner) Rights() []Right {
-	inbox := x.nc.Opts.InboxPrefix
-	if inbox == "" {
-		inbox = "_INBOX"
-	}
-	list := []Right{{Subject: inbox + ".>", Subscribe: true, For: "answers"}}
-	for _, bucket := range []string{LocksBucket(x.cfg.Fabric), LeasesBucket(x.cfg.Fabric)} {
-		stream := streamName(bucket)
-		list = append(list,
-			Right{Subject: subjectPrefix(bucket) + ">", For: "writing " + bucket},
-			Right{Subject: apiStreamInfo + stream, For: "opening " + bucket},
-			Right{Subject: apiMessageGet + stream, For: "reading " + bucket},
-			Right{Subject: "$JS.API.CONSUMER.CREATE." + stream + ".>", For: "watching " + bucket},
-			Right{Subject: "$JS.API.CONSUMER.DELETE." + stream + ".>", For: "ending a watch of " + bucket},
-			Right{Subject: "$JS.FC." + stream + ".>", Helpful: true, For: "flow control of watches"},
-			Right{Subject: "$JS.EVENT.ADVISORY.STREAM.DELETED." + stream, Subscribe: true, Helpful: true, For: "news that the bucket was deleted"},
-			Right{Subject: "$JS.EVENT.ADVISORY.STREAM.UPDATED." + stream, Subscribe: true, Helpful: true, For: "news that the bucket was set back"},
-		)
-	}
-	return list
-}
-
-// Bearable reports whether an error is the server's refusal of something that locks
-// do without: that of a Right which is Helpful.
-func (x *Examiner) Bearable(err error) bool {
-	if !errors.Is(err, nats.ErrPermissionViolation) {
-		return false
-	}
-	// The client gives the server's text, with the subject in quotes, and no more.
-	return slices.ContainsFunc(x.Rights(), func(r Right) bool {
-		return r.Helpful && strings.Contains(err.Error(), ` to "`+strings.TrimSuffix(r.Subject, ">"))
-	})
-}
-
-// String returns the right as the server's configuration would name it.
-func (r Right) String() string {
-	if r.Subscribe {
-		return "subscribe " + strconv.Quote(r.Subject)
-	}
-	return "publish " + strconv.Quote(r.Subject)
 }

@@ -62,8 +62,8 @@ func (e *exam) entries(ctx context.Context, name string, fn func(kv.Entry)) erro
 // mayNotRead reports whether it is known that the user can't read a bucket. The
 // server would not answer.
 func (e *exam) mayNotRead(name string) bool {
-	for _, need := range e.kv.Rights() {
-		if e.rights.known && strings.Contains(need.Subject, ".KV_"+name) && !need.Helpful && !e.rights.allow(need) {
+	for _, n := range e.needs {
+		if e.rights.known && strings.Contains(n.subject, ".KV_"+name) && !n.helpful && !e.rights.allow(n) {
 			return true
 		}
 	}

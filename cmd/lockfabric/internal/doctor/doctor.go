@@ -45,6 +45,7 @@ type exam struct {
 	nc      *nats.Conn
 	kv      *kv.Examiner
 	report  *Report
+	needs   []need
 	rights  rights
 	locks   *kv.BucketState // nil = not known
 	leases  *kv.BucketState
@@ -63,11 +64,11 @@ func Run(ctx context.Context, nc *nats.Conn, opts Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &exam{Options: opts, nc: nc, kv: x, report: &Report{Cluster: Cluster{Servers: []Member{}}, Fabric: Fabric{Name: opts.Fabric, Buckets: []Bucket{}}}}
+	e := &exam{Options: opts, nc: nc, kv: x, needs: needsOf(nc, opts.Fabric), report: &Report{Cluster: Cluster{Servers: []Member{}}, Fabric: Fabric{Name: opts.Fabric, Buckets: []Bucket{}}}}
 	// The server tells of a subject that is not allowed, and the request is never
 	// answered: no use in waiting. What programs do without ends nothing.
 	nc.SetErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-		if errors.Is(err, nats.ErrPermissionViolation) && !x.Bearable(err) {
+		if errors.Is(err, nats.ErrPermissionViolation) && !bearable(e.needs, err) {
 			e.mu.Lock()
 			defer e.mu.Unlock()
 			if e.denied != nil && !e.rights.known {

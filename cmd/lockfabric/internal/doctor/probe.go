@@ -65,8 +65,8 @@ func (e *exam) writes(ctx context.Context) {
 		r.unknown(checkWrites, "", "not measured: doctor creates no buckets", "use the fabric once, for example with 'lockfabric ls', and run doctor again")
 		return
 	}
-	for _, need := range e.kv.Rights() {
-		if !need.Helpful && e.rights.known && !e.rights.allow(need) {
+	for _, n := range e.needs {
+		if !n.helpful && e.rights.known && !e.rights.allow(n) {
 			r.unknown(checkWrites, "", "not measured: the user may not do all that locks need", grantIt)
 			return
 		}

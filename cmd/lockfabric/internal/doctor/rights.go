@@ -8,8 +8,6 @@ import (
 	"strings"
 
 	"github.com/nats-io/nats.go"
-
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 // userInfo is where a server tells a user about themselves.
@@ -45,14 +43,14 @@ func (p permission) allows(pattern string) bool {
 	return len(p.Allow) == 0
 }
 
-func (r *rights) allow(need kv.Right) bool {
+func (r *rights) allow(n need) bool {
 	if !r.restricted {
 		return true
 	}
-	if need.Subscribe {
-		return r.sub.allows(need.Subject)
+	if n.subscribe {
+		return r.sub.allows(n.subject)
 	}
-	return r.pub.allows(need.Subject)
+	return r.pub.allows(n.subject)
 }
 
 // lacks reports whether it is known that the user may not publish on a subject.
@@ -78,16 +76,16 @@ func (e *exam) permissions(ctx context.Context) {
 		return
 	}
 	missing := 0
-	for _, need := range e.kv.Rights() {
-		if e.rights.allow(need) {
+	for _, n := range e.needs {
+		if e.rights.allow(n) {
 			continue
 		}
 		missing++
-		detail, remedy := fmt.Sprintf("not allowed: %s, for %s", need, need.For), "allow the user to "+need.String()
-		if need.Helpful {
-			e.report.warn(checkPermissions, need.Subject, detail, remedy)
+		detail, remedy := fmt.Sprintf("not allowed: %s, for %s", n, n.why), "allow the user to "+n.String()
+		if n.helpful {
+			e.report.warn(checkPermissions, n.subject, detail, remedy)
 		} else {
-			e.report.problem(checkPermissions, need.Subject, detail, remedy)
+			e.report.problem(checkPermissions, n.subject, detail, remedy)
 		}
 	}
 	if missing == 0 {
