@@ -52,13 +52,16 @@ func (m *machine) apply(op *Op) Result {
 		return Result{Verdict: v}
 	}
 	m.op, m.removed = op, nil
-	if op.Kind != "" && op.Kind != m.Kind && m.Idle() {
-		m.make(op)
+	if m.Idle() {
+		if op.common() {
+			return Result{Verdict: Applied} // nobody is there
+		}
+		if op.Kind != m.Kind || m.Body != nil {
+			m.make(op)
+		}
 	}
 	k := m.rules()
 	switch {
-	case m.Kind == "":
-		return Result{Verdict: Applied} // nobody is there
 	case k == nil, op.Kind != "" && op.Kind != m.Kind:
 		return Result{Verdict: WrongKind}
 	case op.Life != m.Life && k.lives(op):

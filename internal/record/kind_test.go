@@ -83,3 +83,32 @@ func TestRecordStatesTheSchemaItNeeds(t *testing.T) {
 		t.Error(stored)
 	}
 }
+
+// A record that became idle within a write is gone for what follows in that write, as it would be in the
+// next one: who comes then makes it, and another life begins.
+func TestIdleWithinOneWriteIsGone(t *testing.T) {
+	take := func(id string, size int) Op {
+		return Op{Kind: KindSemaphore, Verb: OpAcquire, ID: id, Lease: LeaseOf(id), TTL: ttl, N: 1, Limit: size}
+	}
+	first := take("a.1", 2)
+	giveUp, _ := first.Undo()
+	resize := Op{Kind: KindSemaphore, Verb: OpResize, N: 1, Limit: 2}
+
+	next, results, _ := Apply(nil, 0, []Op{giveUp, resize}, Limits{})
+	if f := next.Facts(); results[1].Verdict != Applied || f.Size != 1 || f.Initial != 2 {
+		t.Errorf("resized behind what found nothing: %s: %s", results[1].Verdict, next.Append(nil))
+	}
+	next, results, _ = Apply(nil, 0, []Op{take("a.1", 2), giveUp, take("b.1", 3)}, Limits{})
+	if results[2].Verdict != Applied || next.Facts().Size != 3 {
+		t.Errorf("made with another size: %s: %s", results[2].Verdict, next.Append(nil))
+	}
+
+	sized, _, _ := Apply(nil, 0, []Op{resize}, Limits{})
+	sized.Resolve(4)
+	late := resize
+	late.N, late.Base = 7, sized.Facts().Sized
+	next, results, _ = Apply(sized, 4, []Op{{Kind: KindSemaphore, Verb: OpDelete}, take("b.1", 3), late}, Limits{})
+	if f := next.Facts(); results[1].Verdict != Applied || results[2].Verdict != OtherLife || f.Size != 3 || next.Life != 4 {
+		t.Errorf("deleted and made anew: %v: %s", results, next.Append(nil))
+	}
+}
