@@ -1,6 +1,7 @@
 package chaos_test
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"log/slog"
@@ -17,6 +18,7 @@ import (
 
 var (
 	soak    = flag.Duration("soak", 0, "how long each scenario runs; 0 is a few seconds")
+	seed    = flag.Uint64("soak.seed", 0, "seed of the load; 0 is a new one")
 	verbose = flag.Bool("soak.log", false, "log what managers report")
 )
 
@@ -97,8 +99,8 @@ func (s *scenario) note(format string, args ...any) {
 
 func begin(t *testing.T, w *chaos.Workload) *scenario {
 	t.Helper()
-	w.Seed = uint64(time.Now().UnixNano())
-	t.Logf("seed %d", w.Seed)
+	w.Seed = cmp.Or(*seed, uint64(time.Now().UnixNano()))
+	t.Logf("-soak.seed %d", w.Seed)
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &scenario{t: t, w: w, stop: cancel, done: make(chan chaos.Report, 1), began: time.Now()}
 	go func() { s.done <- w.Run(ctx) }()
