@@ -155,6 +155,7 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 		a.mine = append(a.mine, op.ID)
 	}
 	before := s.seen()
+	sl.begin(op.ID)
 	out, err := s.engine.Do(ctx, a.enc, op, engine.Options{FailFast: a.req.failFast, Stop: sl.lease.Lost(), Queued: a.whenQueued(sl, op.ID)})
 	if err != nil {
 		if errors.Is(err, engine.ErrGone) {
@@ -163,20 +164,20 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 			s.engine.Forget(a.enc, sl.id, op.ID, 0)
 		}
 		a.withdrawn(sl, op.ID, err)
-		sl.leave()
+		sl.give(op.ID)
 		return nil, err
 	}
 	if err := a.confirm(ctx, out, before); err != nil {
 		s.engine.Forget(a.enc, sl.id, op.ID, out.Revision)
 		a.withdrawn(sl, op.ID, err)
-		sl.leave()
+		sl.give(op.ID)
 		return nil, err
 	}
 	l := &Lock{s: s, slot: sl, key: a.key, enc: a.enc, entry: out.Entry, rev: out.Revision, failFast: a.req.failFast}
 	if err := a.begin(ctx, l); err != nil {
 		s.engine.Forget(a.enc, sl.id, op.ID, out.Revision)
 		a.withdrawn(sl, op.ID, err)
-		sl.leave()
+		sl.give(op.ID)
 		return nil, err
 	}
 	sl.hold(l)
@@ -295,6 +296,10 @@ func (a *attempt) judgeRefusal(ctx context.Context, refused *engine.RefusedError
 			return again, err
 		}
 		b := refused.Blocker
+		if time.Since(b.Since) > settled && a.session.nobodys(&b) {
+			a.session.release(a.enc, &b, 0)
+			return true, nil
+		}
 		if refused.Verdict == record.AlreadyHeld && slices.Contains(a.mine, b.ID) {
 			return true, nil // this very acquire, under a lease it has lost: about to go
 		}

@@ -247,8 +247,9 @@ func ForceHolder(id string) ForceOption { return func(f *force) { f.holder = id 
 
 // ForceRelease takes the lock away from those who hold it now and returns how
 // many. Each holder is told, invalidates its handle and lets go; the next waiter
-// is granted only then, or when the holder's lease is found dead. Whoever is
-// granted meanwhile is not touched. Errors are those of Inspect, and ErrKindMismatch.
+// is granted only then, or when the holder's lease is found dead. A hold that its
+// process has released already, and that came back with a restored stream, is released
+// by that process. Whoever is granted meanwhile is not touched. Errors are those of Inspect, and ErrKindMismatch.
 func (m *Manager) ForceRelease(ctx context.Context, key string, opts ...ForceOption) (int, error) {
 	var f force
 	for _, o := range opts {
@@ -297,6 +298,16 @@ func (m *Manager) ForceRelease(ctx context.Context, key string, opts ...ForceOpt
 			return 0, fmt.Errorf("force release of %q: %w", key, ErrKindMismatch)
 		}
 		return 0, fmt.Errorf("force release of %q: %w", key, m.explain(caller, err))
+	}
+	if !f.now {
+		// Their watches tell them, but not of a hold that came back: see ownUp.
+		others := map[string][]string{}
+		for i := range rec.Holders {
+			if h := &rec.Holders[i]; f.holder == "" || h.ID == f.holder {
+				others[h.Lease()] = []string{enc}
+			}
+		}
+		s.ownUp(ctx, []string{enc}, others)
 	}
 	m.cfg.logger.Warn("lock taken away by force", "key", key, "holders", n, "now", f.now)
 	return n, nil

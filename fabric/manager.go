@@ -17,7 +17,6 @@ import (
 
 	"github.com/lockfabric/lockfabric/internal/clock"
 	"github.com/lockfabric/lockfabric/internal/engine"
-	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/rtt"
 )
 
@@ -246,8 +245,8 @@ func (m *Manager) resendRenewals(ctx context.Context) {
 		return
 	}
 	var wg sync.WaitGroup
-	s.local.Range(func(_, le any) bool {
-		wg.Go(func() { le.(*lease.Lease).Resend(ctx) })
+	s.local.Range(func(_, sl any) bool {
+		wg.Go(func() { sl.(*slot).lease.Resend(ctx) })
 		return true
 	})
 	wg.Wait()

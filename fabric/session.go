@@ -44,7 +44,7 @@ type session struct {
 	ctx       context.Context // ends when the session, or the manager, begins to end
 	finished  chan struct{}   // closed when end has done all
 	wg        sync.WaitGroup  // added to under mu while ended is nil
-	local     sync.Map        // lease id -> *lease.Lease: live leases of this process
+	local     sync.Map        // lease id -> *slot: live leases of this process
 	over      sync.Map        // lease id -> struct{}: its lost ones, without a tombstone yet
 	longest   atomic.Int64    // longest TTL noted
 	doubts    *doubts         // about the buckets
@@ -147,8 +147,8 @@ func (s *session) awaitReady(ctx context.Context, failFast bool) error {
 // own tells of a lease whether it is one of this process that lives, or one that it
 // has lost and whose tombstone is not known to be written yet.
 func (s *session) own(id string) (live, over bool) {
-	if le, ok := s.local.Load(id); ok {
-		live = le.(*lease.Lease).Valid() // the clock comes before the news of it
+	if sl, ok := s.local.Load(id); ok {
+		live = sl.(*slot).lease.Valid() // the clock comes before the news of it
 		return live, !live
 	}
 	_, over = s.over.Load(id)
@@ -330,11 +330,7 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	hubs.Go(s.leaseHub.Close)
 	var left []*Lock
 	for _, sl := range all {
-		sl.mu.Lock()
-		for l := range sl.holds {
-			left = append(left, l)
-		}
-		sl.mu.Unlock()
+		left = append(left, sl.all()...)
 		sl.endHolds(reason)
 	}
 	// The tombstones first: they free everything at once, whatever happens to

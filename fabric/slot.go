@@ -18,9 +18,9 @@ type slot struct {
 	unwatch func()
 
 	mu      sync.Mutex
-	users   int // acquires under way and holds
-	holds   map[*Lock]struct{}
-	retired bool // takes no new acquires; ends with its last user
+	users   int              // acquires under way and holds
+	ids     map[string]*Lock // what stands under the lease, by id; nil while its acquire is under way
+	retired bool             // takes no new acquires; ends with its last user
 	idle    time.Time
 }
 
@@ -99,9 +99,13 @@ func (s *session) newSlot(ctx context.Context, t timing) (_ *slot, err error) {
 // ended. The lease can be lost at any moment from its creation on, so that is asked
 // for last: what a loss ends is complete by then.
 func (s *session) adopt(le *lease.Lease, t timing) *slot {
-	sl := &slot{s: s, lease: le, id: le.ID(), timing: t, users: 1, holds: map[*Lock]struct{}{}}
+	sl := &slot{s: s, lease: le, id: le.ID(), timing: t, users: 1, ids: map[string]*Lock{}}
 	// So that a tombstone or a deletion by somebody else is seen at once.
 	sl.unwatch = s.leaseHub.Follow(sl.id, le.Saw)
+	if !t.limited() { // else it ends with its hold
+		saw, heard := sl.unwatch, s.leaseHub.Follow(lease.AskPrefix+sl.id, s.asked)
+		sl.unwatch = func() { saw(); heard() }
+	}
 	s.mu.Lock()
 	if s.ended != nil {
 		s.mu.Unlock()
@@ -109,7 +113,7 @@ func (s *session) adopt(le *lease.Lease, t timing) *slot {
 		return nil
 	}
 	s.all[sl] = struct{}{}
-	s.local.Store(sl.id, le)
+	s.local.Store(sl.id, sl)
 	s.mu.Unlock()
 	le.OnLost(sl.lost)
 	return sl
@@ -157,18 +161,57 @@ func (sl *slot) leave() {
 	}
 }
 
+// begin notes the id of an acquire before it is submitted; hold or give ends that.
+func (sl *slot) begin(id string) {
+	sl.mu.Lock()
+	sl.ids[id] = nil
+	sl.mu.Unlock()
+}
+
+// give is leave for an acquire that came to nothing.
+func (sl *slot) give(id string) {
+	sl.mu.Lock()
+	delete(sl.ids, id)
+	sl.mu.Unlock()
+	sl.leave()
+}
+
+// uses reports whether something in this process holds or waits for the entry with
+// this id.
+func (sl *slot) uses(id string) bool {
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	_, ok := sl.ids[id]
+	return ok
+}
+
 // hold registers a granted lock in place of the acquire that led to it.
 func (sl *slot) hold(l *Lock) {
 	sl.mu.Lock()
-	sl.holds[l] = struct{}{}
+	sl.ids[l.entry.ID] = l
 	sl.mu.Unlock()
+}
+
+// all returns the locks held under the lease.
+func (sl *slot) all() []*Lock {
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	all := make([]*Lock, 0, len(sl.ids))
+	for _, l := range sl.ids {
+		if l != nil {
+			all = append(all, l)
+		}
+	}
+	return all
 }
 
 // drop takes a lock that has ended out.
 func (sl *slot) drop(l *Lock) {
 	sl.mu.Lock()
-	_, there := sl.holds[l]
-	delete(sl.holds, l)
+	there := sl.ids[l.entry.ID] == l
+	if there {
+		delete(sl.ids, l.entry.ID)
+	}
 	sl.mu.Unlock()
 	if there {
 		sl.leave()
@@ -199,13 +242,7 @@ func (sl *slot) whyLost() error {
 }
 
 func (sl *slot) endHolds(reason error) {
-	sl.mu.Lock()
-	all := make([]*Lock, 0, len(sl.holds))
-	for l := range sl.holds {
-		all = append(all, l)
-	}
-	sl.mu.Unlock()
-	for _, l := range all {
+	for _, l := range sl.all() {
 		l.lose(reason)
 	}
 }

@@ -95,17 +95,24 @@ func (m *Manager) Collect(ctx context.Context, prefix string, opts ...CollectOpt
 	return got, nil
 }
 
-// standing is one lock with the leases in its record.
+// standing is one lock with the leases in its record that are not this process's.
 type standing struct {
 	key    string
 	rec    *record.Record
 	leases []string
 }
 
-func (s *session) collect(ctx context.Context, filter string, c collect) (Collected, error) {
-	var got Collected
-	var locks []standing
-	ttls := map[string]time.Duration{}
+// survey is what a list of the locks shows.
+type survey struct {
+	locks  int
+	others []standing               // locks with entries of other processes
+	ttls   map[string]time.Duration // of their leases
+	long   map[string][]string      // locks that others wait for, by leases that have been in them for long
+	ours   []string                 // locks with entries under our leases that are nobody's
+}
+
+func (s *session) survey(ctx context.Context, filter string) (survey, error) {
+	v := survey{ttls: map[string]time.Duration{}, long: map[string][]string{}}
 	err := s.buckets.Locks.Entries(ctx, filter, func(e kv.Entry) bool {
 		rec, err := record.Decode(e.Value)
 		if err != nil {
@@ -114,30 +121,48 @@ func (s *session) collect(ctx context.Context, filter string, c collect) (Collec
 		st := standing{key: e.Key, rec: rec}
 		for _, list := range [][]record.Entry{rec.Holders, rec.Waiters} {
 			for i := range list {
-				id := list[i].Lease()
-				if live, _ := s.own(id); live || slices.Contains(st.leases, id) {
+				entry, id := &list[i], list[i].Lease()
+				if live, _ := s.own(id); live {
+					if s.nobodys(entry) && !slices.Contains(v.ours, e.Key) {
+						v.ours = append(v.ours, e.Key)
+					}
+					continue
+				}
+				if slices.Contains(st.leases, id) {
 					continue
 				}
 				st.leases = append(st.leases, id)
-				ttls[id] = list[i].TTL
+				v.ttls[id] = entry.TTL
+				if len(rec.Waiters) > 0 && time.Since(entry.Since) > s.m.cfg.sweep {
+					v.long[id] = append(v.long[id], e.Key)
+				}
 			}
 		}
-		got.Locks++
+		v.locks++
 		if len(st.leases) > 0 { // not to keep what this process holds itself
-			locks = append(locks, st)
+			v.others = append(v.others, st)
 		}
 		return true
 	})
-	got.Leases = len(ttls)
+	return v, err
+}
+
+func (s *session) collect(ctx context.Context, filter string, c collect) (Collected, error) {
+	v, err := s.survey(ctx, filter)
+	got := Collected{Locks: v.locks, Leases: len(v.ttls)}
 	if err != nil {
 		return got, err
 	}
-	dead, err := s.dead(ctx, ttls, c.dryRun)
+	dead, err := s.dead(ctx, v.ttls, c.dryRun)
 	got.Dead = len(dead)
 	if err != nil {
 		return got, err
 	}
-	for _, st := range locks {
+	if !c.dryRun {
+		maps.DeleteFunc(v.long, func(id string, _ []string) bool { return dead[id] })
+		s.ownUp(ctx, v.ours, v.long)
+	}
+	for _, st := range v.others {
 		gone := slices.DeleteFunc(st.leases, func(id string) bool { return !dead[id] })
 		if len(gone) == 0 {
 			continue

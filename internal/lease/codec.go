@@ -28,6 +28,10 @@ const (
 // maxText bounds each text of a lease's value, in bytes.
 const maxText = 256
 
+// AskPrefix and a lease's id are a key, in the bucket of the leases, under which others
+// ask the lease's process to look at what stands under it.
+const AskPrefix = "ask."
+
 // idLen is the length of a lease id, a nuid.
 const idLen = 22
 

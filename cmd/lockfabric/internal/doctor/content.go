@@ -79,7 +79,7 @@ func (e *exam) readLeases(ctx context.Context) *leaseSight {
 	s := &leaseSight{live: map[string]bool{}, dead: map[string]bool{}, stale: map[string]bool{}}
 	now := time.Now()
 	err := e.entries(ctx, name, func(entry kv.Entry) {
-		if entry.Key == kv.MetaKey {
+		if entry.Key == kv.MetaKey || strings.HasPrefix(entry.Key, lease.AskPrefix) {
 			return
 		}
 		if !lease.ValidID(entry.Key) {

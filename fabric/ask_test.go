@@ -1,0 +1,94 @@
+package fabric_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// comesBack acquires and releases a lock and puts the record of the hold back, as a stream
+// does that has lost its last writes.
+func comesBack(t *testing.T, s *site, name string, m *fabric.Manager, key string) {
+	t.Helper()
+	enc, err := kv.EncodeName(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := s.bucket(t, name+"-locks")
+	l := acquire(t, m, key)
+	e, err := b.Get(waitContext(t), enc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release(t, l)
+	if _, err := b.Put(waitContext(t), enc, e.Value()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A hold that comes back after its release stands under a lease that lives, so that nobody
+// may evict it. Its process releases it again.
+func TestReleasedHoldThatComesBack(t *testing.T) {
+	try := func(t *testing.T, m *fabric.Manager, key string) {
+		t.Helper()
+		eventually(t, "the lock is free", func() bool {
+			l, err := m.TryAcquire(waitContext(t), key)
+			if err != nil {
+				if !errors.Is(err, fabric.ErrHeld) {
+					t.Error(err)
+				}
+				return false
+			}
+			release(t, l)
+			return true
+		})
+	}
+	for name, freed := range map[string]func(t *testing.T, owner, other, sweeper *fabric.Manager){
+		"force release": func(t *testing.T, _, other, _ *fabric.Manager) {
+			if n, err := other.ForceRelease(waitContext(t), "k"); n != 1 || err != nil {
+				t.Errorf("%d, %v", n, err)
+			}
+			release(t, acquire(t, other, "k"))
+		},
+		"force release by its own process": func(t *testing.T, owner, other, _ *fabric.Manager) {
+			if n, err := owner.ForceRelease(waitContext(t), "k"); n != 1 || err != nil {
+				t.Errorf("%d, %v", n, err)
+			}
+			release(t, acquire(t, other, "k"))
+		},
+		"somebody waits, and a third one sweeps": func(t *testing.T, _, other, _ *fabric.Manager) {
+			release(t, acquire(t, other, "k"))
+		},
+		"its own process tries": func(t *testing.T, owner, _, _ *fabric.Manager) { try(t, owner, "k") },
+		"its own process collects": func(t *testing.T, owner, other, _ *fabric.Manager) {
+			if _, err := owner.Collect(waitContext(t), ""); err != nil {
+				t.Error(err)
+			}
+			try(t, other, "k")
+		},
+	} {
+		onSite(t, singleSite, func(t *testing.T, s *site) {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				own := s.fabric(t)
+				manager := func(sweep time.Duration) *fabric.Manager {
+					return s.manager(t, fabric.WithFabric(own), fabric.WithSweepInterval(sweep))
+				}
+				owner, other := manager(0), manager(0)
+				sweeper := manager(time.Second)
+				held := acquire(t, owner, "held")
+				waits := queue(t, waitContext(t), other, "held")
+				comesBack(t, s, own, owner, "k")
+				freed(t, owner, other, sweeper)
+				if err := held.Err(); err != nil {
+					t.Errorf("a hold that others ask about: %v", err)
+				}
+				release(t, held)
+				release(t, granted(t, waits))
+			})
+		})
+	}
+}
