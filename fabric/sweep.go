@@ -3,6 +3,7 @@ package fabric
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -48,6 +49,7 @@ type Collected struct {
 	Dead    int `json:"dead"`    // of these, those that are dead, or with DryRun look so
 	Freed   int `json:"freed"`   // locks from which entries were removed, or would be
 	Entries int `json:"entries"` // that were removed, or would be
+	Swept   int `json:"swept"`   // records without entries that nobody has used for long and that were removed, or would be
 }
 
 // CollectOption configures Collect.
@@ -55,7 +57,8 @@ type CollectOption func(*collect)
 
 type collect struct {
 	dryRun bool
-	most   int // locks to change
+	most   int           // locks to change
+	later  time.Duration // how much later it takes the time to be, for tests
 }
 
 // DryRun has Collect change nothing. What it tells then is what looks dead by the time
@@ -109,11 +112,17 @@ type survey struct {
 	ttls   map[string]time.Duration // of their leases
 	long   map[string][]string      // locks that others wait for, by leases that have been in them for long
 	ours   []string                 // locks with entries under our leases that are nobody's
+	old    []kv.Entry               // records that nobody has used for long, without their values
 }
 
-func (s *session) survey(ctx context.Context, filter string) (survey, error) {
+func (s *session) survey(ctx context.Context, filter string, later time.Duration) (survey, error) {
 	v := survey{ttls: map[string]time.Duration{}, long: map[string][]string{}}
-	err := s.buckets.Locks.Entries(ctx, filter, func(e kv.Entry) bool {
+	state, err := s.buckets.Locks.State(ctx)
+	if err != nil {
+		return v, err
+	}
+	now := state.Now.Add(later) // by the clock that has set the records' times
+	err = s.buckets.Locks.Entries(ctx, filter, func(e kv.Entry) bool {
 		rec, err := record.Decode(e.Value)
 		if err != nil {
 			return true // not ours to change
@@ -138,6 +147,10 @@ func (s *session) survey(ctx context.Context, filter string) (survey, error) {
 				}
 			}
 		}
+		if rec.Outlived(now.Sub(e.Created)) {
+			v.old = append(v.old, kv.Entry{Key: e.Key, Revision: e.Revision})
+			return true
+		}
 		v.locks++
 		if len(st.leases) > 0 { // not to keep what this process holds itself
 			v.others = append(v.others, st)
@@ -148,9 +161,12 @@ func (s *session) survey(ctx context.Context, filter string) (survey, error) {
 }
 
 func (s *session) collect(ctx context.Context, filter string, c collect) (Collected, error) {
-	v, err := s.survey(ctx, filter)
+	v, err := s.survey(ctx, filter, c.later)
 	got := Collected{Locks: v.locks, Leases: len(v.ttls)}
 	if err != nil {
+		return got, err
+	}
+	if got.Swept, err = s.sweepOld(ctx, v.old, c); err != nil {
 		return got, err
 	}
 	dead, err := s.dead(ctx, v.ttls, c.dryRun)
@@ -179,6 +195,27 @@ func (s *session) collect(ctx context.Context, filter string, c collect) (Collec
 		got.Entries += st.rec.EntriesUnder(gone...)
 	}
 	return got, nil
+}
+
+// sweepOld removes records that were of no use any more at the revisions given, and returns how many.
+func (s *session) sweepOld(ctx context.Context, old []kv.Entry, c collect) (n int, err error) {
+	for _, e := range old {
+		if c.most > 0 && n >= c.most {
+			break
+		}
+		if !c.dryRun {
+			_, err := s.engine.Do(ctx, e.Key, record.Op{Verb: record.OpSweep, Base: e.Revision}, engine.Options{})
+			var refused *engine.RefusedError
+			if errors.As(err, &refused) {
+				continue // somebody uses it again
+			}
+			if err != nil {
+				return n, err
+			}
+		}
+		n++
+	}
+	return n, nil
 }
 
 // dead returns those of the leases that are dead: their tombstones are committed. With
@@ -236,8 +273,8 @@ func (s *session) sweep() {
 		got, err := s.collect(s.ctx, ">", collect{most: sweepLocks})
 		if log := s.m.cfg.logger; err != nil && s.ctx.Err() == nil {
 			log.Warn("the sweep for dead entries did not end", "error", err)
-		} else if got.Freed > 0 {
-			log.Info("entries of dead processes were collected", "locks", got.Freed, "entries", got.Entries)
+		} else if got.Freed+got.Swept > 0 {
+			log.Info("entries of dead processes were collected", "locks", got.Freed, "entries", got.Entries, "swept", got.Swept)
 		}
 	}
 }

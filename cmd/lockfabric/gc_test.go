@@ -31,12 +31,12 @@ func TestGcCollectsWhatIsDead(t *testing.T) {
 		_, stdout, _ := run(t, lockfabric(t, "inspect", "jobs/dead"))
 		return strings.Contains(stdout, "looks dead, renewed ")
 	})
-	const found = `{"locks":2,"leases":2,"dead":1,"freed":1,"entries":1}`
+	const found = `{"locks":2,"leases":2,"dead":1,"freed":1,"entries":1,"swept":0}`
 	eventually(t, "a dry run that finds it", func() bool { return gc("--dry-run") == found })
 	if got := gc("jobs/"); got != found {
 		t.Errorf("gc says %s", got)
 	}
-	if got := gc(); got != `{"locks":1,"leases":1,"dead":0,"freed":0,"entries":0}` {
+	if got := gc(); got != `{"locks":1,"leases":1,"dead":0,"freed":0,"entries":0,"swept":0}` {
 		t.Errorf("afterwards gc says %s", got)
 	}
 	code, stdout, _ := run(t, lockfabric(t, "gc", "--dry-run", "none/"))

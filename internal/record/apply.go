@@ -3,6 +3,7 @@ package record
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 )
 
@@ -84,6 +85,12 @@ func (m *machine) apply(op *Op) Result {
 		}
 	case OpRemove:
 		m.remove(&m.Holders, selection{targets: op})
+	case OpSweep:
+		if m.rev != op.Base || !m.Outlived(math.MaxInt64) {
+			return Result{Verdict: Stale}
+		}
+		*m.Record, m.size = Record{}, -1
+		return Result{Verdict: Applied}
 	default:
 		return k.apply(m, op)
 	}
@@ -174,7 +181,7 @@ func (m *machine) unchanged(rec *Record, rev uint64) bool {
 	if rec == nil {
 		return m.Idle()
 	}
-	return rec.Hold == m.Hold && (rec.Kind == m.Kind || m.Kind == "") && sameEntries(rec.Holders, m.Holders, rev) &&
+	return rec.Idle() == m.Idle() && rec.Hold == m.Hold && (rec.Kind == m.Kind || m.Kind == "") && sameEntries(rec.Holders, m.Holders, rev) &&
 		sameEntries(rec.Waiters, m.Waiters, rev) && sameBody(rec.Body, m.Body, rev)
 }
 

@@ -41,6 +41,8 @@ type rules interface {
 	settle(m *machine)
 	// idle reports whether nothing in r is worth keeping.
 	idle(r *Record) bool
+	// outlived is Record.Outlived, of a record in which nobody stands.
+	outlived(r *Record, age time.Duration) bool
 	// states yields every operation that stands in r, by its id.
 	states(r *Record) iter.Seq2[string, State]
 	// standing reads the standing of op off r.
@@ -184,6 +186,13 @@ func (r *Record) Ahead(mine func(id string) bool) (leases iter.Seq2[string, time
 func (r *Record) Idle() bool {
 	k := r.rules()
 	return r == nil || r.Kind == "" || k != nil && k.idle(r)
+}
+
+// Outlived reports whether r, last written so long ago, is kept for nobody any more, though it isn't
+// Idle: it can be swept, see OpSweep.
+func (r *Record) Outlived(age time.Duration) bool {
+	k := r.rules()
+	return k != nil && len(r.Holders)+len(r.Waiters) == 0 && k.outlived(r, age)
 }
 
 // schema is the lowest schema version that reads r.

@@ -3,6 +3,7 @@ package record
 import (
 	"reflect"
 	"testing"
+	"time"
 )
 
 // other is a second kind, of records that need a newer schema.
@@ -110,5 +111,42 @@ func TestIdleWithinOneWriteIsGone(t *testing.T) {
 	next, results, _ = Apply(sized, 4, []Op{{Kind: KindSemaphore, Verb: OpDelete}, take("b.1", 3), late}, Limits{})
 	if f := next.Facts(); results[1].Verdict != Applied || results[2].Verdict != OtherLife || f.Size != 3 || next.Life != 4 {
 		t.Errorf("deleted and made anew: %v: %s", results, next.Append(nil))
+	}
+}
+
+// outlivedRules are of records that are kept for an hour after their last use.
+type outlivedRules struct{ lockRules }
+
+func (outlivedRules) idle(r *Record) bool                        { return len(r.Holders) > 1 }
+func (outlivedRules) outlived(_ *Record, age time.Duration) bool { return age >= time.Hour }
+
+// P15: a record is swept as it was when it was found to be old, and with nobody in it.
+func TestP15_SweepTakesOnlyWhatItHasSeen(t *testing.T) {
+	const kept Kind = "kept"
+	kinds[kept] = outlivedRules{}
+	t.Cleanup(func() { delete(kinds, kept) })
+	old := New(kept)
+	if old.Outlived(time.Hour-1) || !old.Outlived(time.Hour) || (*Record)(nil).Outlived(time.Hour) || New(KindLock).Outlived(1<<62) {
+		t.Error("age")
+	}
+	sweep := Op{Verb: OpSweep, Base: 7}
+	next, results, changed := Apply(old, 7, []Op{sweep}, Limits{})
+	if results[0].Verdict != Applied || !changed || !next.Idle() {
+		t.Errorf("%v, %v", results, changed)
+	}
+	if _, results, changed = Apply(nil, 9, []Op{sweep}, Limits{}); results[0].Verdict != Applied || changed {
+		t.Errorf("again: %v, %v", results, changed)
+	}
+	if _, results, changed = Apply(old, 8, []Op{sweep}, Limits{}); results[0].Verdict != Stale || changed {
+		t.Errorf("written since: %v, %v", results, changed)
+	}
+	arrived := acquire("a.1", X)
+	arrived.Kind = kept
+	next, results, _ = Apply(old, 7, []Op{arrived, sweep}, Limits{})
+	if results[1].Verdict != Stale || len(next.Holders) != 1 || next.Outlived(time.Hour) {
+		t.Errorf("beside an arrival: %v, %+v", results, next)
+	}
+	if _, results, changed = Apply(&Record{Kind: KindLock, Holders: next.Holders}, 7, []Op{sweep}, Limits{}); results[0].Verdict != Stale || changed {
+		t.Errorf("of a kind that is never swept: %v, %v", results, changed)
 	}
 }

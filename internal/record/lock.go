@@ -14,6 +14,8 @@ func (lockRules) schema(*Record) uint64 { return 1 }
 
 func (lockRules) idle(r *Record) bool { return len(r.Holders) == 0 && len(r.Waiters) == 0 }
 
+func (lockRules) outlived(*Record, time.Duration) bool { return false }
+
 func (lockRules) lives(*Op) bool { return false }
 
 func (lockRules) begin(*Record, *Op) {}

@@ -47,11 +47,13 @@ const (
 	OpResize
 	// OpDelete takes away a record in which nobody stands, whatever is kept in it. Uses Life.
 	OpDelete
+	// OpSweep takes away a record that was Outlived when it was read at revision Base. Uses Base.
+	OpSweep
 )
 
 var opNames = [...]string{OpAcquire: "acquire", OpTry: "try", OpRelease: "release", OpEvict: "evict", OpRevoke: "revoke", OpRemove: "remove",
 	OpConvert: "convert", OpUnconvert: "unconvert",
-	OpReduce: "reduce", OpDrain: "drain", OpResize: "resize", OpDelete: "delete"}
+	OpReduce: "reduce", OpDrain: "drain", OpResize: "resize", OpDelete: "delete", OpSweep: "sweep"}
 
 // VerbNamed is the inverse of String; 0 for a name of no verb.
 func VerbNamed(name string) Verb {
@@ -117,7 +119,7 @@ func (op *Op) targets(e *Entry) bool {
 // common reports whether op's verb is one that every kind has.
 func (op *Op) common() bool {
 	switch op.Verb {
-	case OpRelease, OpEvict, OpRevoke, OpRemove:
+	case OpRelease, OpEvict, OpRevoke, OpRemove, OpSweep:
 		return true
 	}
 	return false
@@ -133,7 +135,7 @@ func (op *Op) check() Verdict {
 		return op.checkID(op.Lease != "")
 	case op.Verb == OpEvict && slices.Contains(op.Leases, ""):
 		return BadOp
-	case op.Verb == OpEvict, op.common() && op.ID == "":
+	case op.Verb == OpEvict, op.Verb == OpSweep, op.common() && op.ID == "":
 		return Applied
 	case op.common():
 		return op.checkID(false)

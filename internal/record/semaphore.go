@@ -48,6 +48,9 @@ func (semaphoreRules) idle(r *Record) bool {
 	return len(r.Holders)+len(r.Waiters) == 0 && s.size == s.initial
 }
 
+// outlived: a size that was set by hand stays until it is deleted.
+func (semaphoreRules) outlived(*Record, time.Duration) bool { return false }
+
 func (semaphoreRules) check(op *Op) Verdict {
 	const most = 1<<31 - 1
 	switch op.Verb {
