@@ -245,7 +245,7 @@ func releaseOp(l *Lock) record.Op {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.since.IsZero() {
-		op.Hold = time.Since(l.since)
+		op.Hold, op.Token = time.Since(l.since), l.entry.Token
 	}
 	return op
 }

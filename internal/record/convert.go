@@ -69,7 +69,7 @@ func (m *machine) unconvert(op *Op) {
 		if newest := sequenceOf(h.Convert.ID + h.Converted); newest <= sequenceOf(op.ID) { // there is one of them at most
 			h.Convert = Conversion{}
 			if h.Mode.Covers(op.Mode) {
-				h.Mode = op.Mode
+				h.setMode(op.Mode)
 			}
 		}
 	}
@@ -82,7 +82,15 @@ func (e *Entry) become(id string, mode Mode) {
 	if !e.Mode.Covers(mode) {
 		e.Token = 0
 	}
-	e.Mode, e.Convert, e.Converted = mode, Conversion{}, id
+	e.Convert, e.Converted = Conversion{}, id
+	e.setMode(mode)
+}
+
+// setMode: only a holder of X signals, and when it has X again it has another token.
+func (e *Entry) setMode(mode Mode) {
+	if e.Mode = mode; mode != X {
+		e.LastSignal = 0
+	}
 }
 
 // converting reports whether some holder waits for a conversion.

@@ -343,14 +343,19 @@ func (d *decoder) meta(e *Entry) error {
 	})
 }
 
-// unique refuses an id that stands twice, in one list or in both.
+// unique refuses an id that stands twice, in one list or in two.
 func (d *decoder) unique() error {
 	n := len(d.rec.Holders) + len(d.rec.Waiters)
-	if n < 2 {
+	conds := d.rec.conditions()
+	if n < 2 && conds == nil {
 		return nil
 	}
+	lists := [][]Entry{d.rec.Holders, d.rec.Waiters}
+	for _, q := range conds {
+		lists = append(lists, q.Waiters)
+	}
 	ids := make(map[string]bool, n)
-	for _, list := range [][]Entry{d.rec.Holders, d.rec.Waiters} {
+	for _, list := range lists {
 		for i := range list {
 			if ids[list[i].ID] {
 				return d.fail("id " + list[i].ID + " stands twice")

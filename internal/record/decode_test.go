@@ -15,6 +15,7 @@ import (
 const (
 	holder     = `{"id":"a.1","mode":"X","token":"00000000000000000007","ttl":1000}`
 	conversion = `"convert":{"id":"a.2","mode":"X","queued":"00000000000000000007"}`
+	condWaiter = `{"id":"c.1","mode":"X","queued":"00000000000000000008","ttl":1000}`
 	waiter     = `{"id":"b.1","mode":"S","queued":"00000000000000000008","ttl":1000}`
 )
 
@@ -74,12 +75,47 @@ var refused = []struct{ why, value string }{
 	{"control character", bad("1000", "1000,\"owner\":\"a\nb\"")}, {"control character after an escape", bad("1000", "1000,\"owner\":\"\\t\nb\"")},
 	{"kind is no UTF-8", "{\"v\":1,\"kind\":\"\xff\"}"}, {"other kind, cut", `{"v":1,"kind":"barrier","x":[`}, {"other kind, data behind", `{"v":1,"kind":"barrier"}}`},
 	{"newer, cut", `{"v":9,"kind":"lock"`},
+	{"condition: in version 1", lock(`,"conds":{"full":[` + condWaiter + `]}`)},
+	{"candidate in version 1", bad("1000", `1000,"value":"x"`)},
+	{"signalled in version 1", bad("1000", `1000,"signalled":"full"`)},
+	{"signal in version 1", bad("1000", `1000,"signal":7`)},
+	{"condition: none", conds(`{}`)},
+	{"condition: null", conds(`null`)},
+	{"condition: a list", conds(`[]`)},
+	{"condition: nobody", conds(`{"full":[]}`)},
+	{"condition: no name", conds(`{"":[` + condWaiter + `]}`)},
+	{"condition: long name", conds(`{"` + strings.Repeat("x", maxQueueName+1) + `":[` + condWaiter + `]}`)},
+	{"condition: twice", conds(`{"full":[` + condWaiter + `],"full":[` + strings.Replace(condWaiter, "c.1", "d.1", 1) + `]}`)},
+	{"condition: conds twice", conds(`{"full":[` + condWaiter + `]},"conds":{"full":[` + condWaiter + `]}`)},
+	{"condition: id twice", conds(`{"full":[` + condWaiter + `],"none":[` + condWaiter + `]}`)},
+	{"condition: id of a holder", conds(`{"full":[` + condWaiter + `]},"holders":[` + strings.Replace(holder, "a.1", "c.1", 1) + `]`)},
+	{"condition: a holder", conds(`{"full":[` + holder + `]}`)},
+	{"condition: a reader", conds(`{"full":[` + waiter + `]}`)},
+	{"condition: signalled", conds(`{"full":[` + strings.Replace(condWaiter, `"ttl"`, `"signalled":"full","ttl"`, 1) + `]}`)},
+	{"condition: a candidate", conds(`{"full":[` + strings.Replace(condWaiter, `"ttl"`, `"value":"","ttl"`, 1) + `]}`)},
+	{"all without a signal", bad2("1000", `1000,"all":true`)},
+	{"signalled by nothing", bad2("1000", `1000,"signalled":""`)},
+	{"signal 0", bad2("1000", `1000,"signal":0`)},
+	{"signal of a reader", bad2(`"X"`, `"S","signal":7`)},
+	{"proclaimed nothing", bad2("1000", `1000,"proclaimed":7`)},
+	{"value and data", bad2("1000", `1000,"value":"x","data":"eA=="`)},
+	{"data is no base64", bad2("1000", `1000,"data":"x"`)},
+	{"permits of a lock", bad2("1000", `1000,"permits":1`)},
+	{"waiter with a last signal", `{"v":2,"kind":"lock","waiters":[` + strings.Replace(waiter, `"ttl"`, `"signal":7,"ttl"`, 1) + `]}`},
+	{"waiter that proclaims", `{"v":2,"kind":"lock","waiters":[` + strings.Replace(waiter, `"ttl"`, `"value":"x","proclaimed":7,"ttl"`, 1) + `]}`},
+	{"condition: of a semaphore", `{"v":2,"kind":"semaphore","size":1,"initial":1,"sized":"00000000000000000007","conds":{"full":[` + condWaiter + `]}}`},
 }
 
 // bad is a record with one holder, in which something is replaced.
 func bad(old, new string) string {
 	return lock(`,"holders":[` + strings.Replace(holder, old, new, 1) + `]`)
 }
+
+// conds is a record with something as its conditions.
+func conds(value string) string { return `{"v":2,"kind":"lock","conds":` + value + `}` }
+
+// bad2 is bad of a record of schema 2.
+func bad2(old, new string) string { return strings.Replace(bad(old, new), `"v":1`, `"v":2`, 1) }
 
 func TestDecodeRefuses(t *testing.T) {
 	for _, c := range refused {
@@ -161,6 +197,8 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(fullJSON))
 	f.Add([]byte(`{"v":9,"kind":"lock"}`))
 	f.Add([]byte(`{"v":1,"kind":"semaphore","size":3}`))
+	f.Add([]byte(conds(`{"full":[` + condWaiter + `]}`)))
+	f.Add([]byte(bad2("1000", `1000,"data":"/w==","proclaimed":3,"signalled":"full","all":true,"signal":7`)))
 	f.Add([]byte(`{"waiters":[` + waiter + `],"holders":[` + holder + `],"kind":"lock","v":1}`))
 	f.Fuzz(func(t *testing.T, value []byte) {
 		kept := bytes.Clone(value)

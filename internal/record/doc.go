@@ -20,6 +20,10 @@
 // holding what it has. Conversions that wait stand before the queue, and while one does nobody new
 // is granted. One that would wait for a holder which waits for it is refused.
 //
+// A holder in mode X can wait for a condition (OpWait): it goes to that condition's queue, and a signal of
+// another holder brings it to the tail of the queue above. A signal is not lost with a waiter that dies
+// before it has used it.
+//
 // What it guarantees, for every record that was made by [Apply]:
 //
 //   - Any two holders' modes are compatible ([Compatible]).
@@ -40,7 +44,7 @@
 //     happen to the entries in it: release, evict, revoke, remove, conversion and promotion always fit.
 //
 // A record has a [Kind], and what kinds add to the common verbs (release, evict, revoke, remove) are
-// their rules, one value for each in a file of its own: today there is the lock. Whoever applies
+// their rules, one value for each in a file of its own. Whoever applies
 // operations and reads outcomes asks methods of [Record] and [Op], and needs to know no kind.
 //
 // What it doesn't know: whether a lease is alive, whether a write was committed, what time it is.

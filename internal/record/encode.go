@@ -182,12 +182,12 @@ func (m *machine) sizeBound() int {
 }
 
 // entryBound is an entry's share of sizeBound: the length of the longest form that it can ever
-// have, and a comma. It is the same whatever becomes of the entry, so that what was reserved for
-// it is what it gives back.
+// have, and a comma: also under another id, and with a conversion, of the longest sequence. It is the same
+// whatever becomes of the entry, so that what was reserved for it is what it gives back.
 func (m *machine) entryBound(e *Entry) int {
 	m.long = *e
 	m.rules().longest(&m.long)
 	m.scratch = appendEntry(m.scratch[:0], &m.long, true)
 	sequence := len(e.ID) - strings.LastIndexByte(e.ID, '.') - 1
-	return len(m.scratch) + sequenceWidth - sequence + len("queued") - len("token") + len(",")
+	return len(m.scratch) + 2*(sequenceWidth-sequence) + len("queued") - len("token") + len(",")
 }

@@ -155,8 +155,23 @@ func anyEntry(t *rapid.T, id string, holder bool) Entry {
 	case seq%3 == 1:
 		e.Convert = Conversion{ID: ID(e.Lease(), seq), Mode: e.Mode, Queued: rapid.Uint64().Draw(t, "queued")}
 	}
+	if rapid.Bool().Draw(t, "candidate") {
+		e.Value = Value{Set: true, Data: string(rapid.SliceOf(rapid.Byte()).Draw(t, "value"))}
+		if holder {
+			e.Proclaim = rapid.Uint64().Draw(t, "proclaimed")
+		}
+	}
+	if rapid.Bool().Draw(t, "signalled") {
+		e.Signalled, e.SignalAll = anyCondition(t), rapid.Bool().Draw(t, "all")
+	}
+	if holder && e.Mode == X {
+		e.LastSignal = rapid.Uint64().Draw(t, "signal")
+		e.Convert = Conversion{} // X is all there is
+	}
 	return e
 }
+
+func anyCondition(t *rapid.T) string { return rapid.StringN(1, 20, maxQueueName).Draw(t, "condition") }
 
 func anyRecord(t *rapid.T) *Record {
 	r := New(KindLock)
@@ -167,6 +182,14 @@ func anyRecord(t *rapid.T) *Record {
 			seq++
 			*list = append(*list, anyEntry(t, ID("L", seq), list == &r.Holders))
 		}
+	}
+	m := machine{Record: r}
+	for range rapid.IntRange(0, 3).Draw(t, "wait for a signal") {
+		seq++
+		e := anyEntry(t, ID("L", seq), false)
+		e = Entry{ID: e.ID, Mode: X, Owner: e.Owner, TTL: e.TTL, Token: e.Token, Meta: e.Meta, Since: e.Since}
+		name := anyCondition(t)
+		m.setCondition(name, append(r.condition(name), e))
 	}
 	return r
 }
@@ -191,14 +214,36 @@ func TestSizeBound(t *testing.T) {
 		r := anyRecord(t)
 		bound, frame := sizeBound(r), sizeBound(New(KindLock))
 		const slack = len(`,"revoked":true` + `,"convert":{"id":"L.18446744073709551615","mode":"SIX","queued":"18446744073709551615"}` + `SIX`)
-		n := len(r.Holders) + len(r.Waiters)
-		if got := len(r.Append(nil)); got > bound || got < bound-n*slack-n-frame {
+		const more = len(`,"proclaimed":18446744073709551615,"signalled":"","all":true,"conds":{"":[]},8446744073709551615`) + 6*maxQueueName
+		n := (&machine{Record: r}).queued() + len(r.Holders)
+		if got := len(r.Append(nil)); got > bound || got < bound-n*(slack+more)-n-frame {
 			t.Fatalf("%d bytes, bound %d: %s", got, bound, r.Append(nil))
 		}
 		all := &Record{Kind: KindLock, Hold: maxHold, Holders: append(append([]Entry(nil), r.Holders...), r.Waiters...)}
+		for _, q := range r.conditions() {
+			for _, e := range q.Waiters {
+				e.Signalled = q.Name
+				all.Holders = append(all.Holders, e)
+			}
+		}
+		if again := sizeBound(all); again > bound {
+			t.Fatalf("signals made the bound %d, from %d", again, bound)
+		}
+		bound = sizeBound(all)
 		for i := range all.Holders {
 			h := &all.Holders[i]
-			h.Revoked, h.Token, h.Mode, h.Convert, h.Converted = true, math.MaxUint64, SIX, Conversion{}, ID(h.Lease(), math.MaxUint64)
+			h.ID = ID(h.Lease(), math.MaxUint64)
+			h.Mode, h.Convert, h.Converted, h.LastSignal = X, Conversion{}, h.ID, math.MaxUint64
+			if h.Value.Set {
+				h.Proclaim = math.MaxUint64
+			}
+		}
+		if got := len(all.Append(nil)); got > bound {
+			t.Fatalf("all granted, renamed and signalling: %d bytes, bound %d: %s", got, bound, all.Append(nil))
+		}
+		for i := range all.Holders {
+			h := &all.Holders[i]
+			h.Revoked, h.Token, h.Mode, h.Convert, h.Converted, h.LastSignal = true, math.MaxUint64, SIX, Conversion{}, ID(h.Lease(), math.MaxUint64), 0
 		}
 		if got := len(all.Append(nil)); got > bound {
 			t.Fatalf("all granted, converted and revoked: %d bytes, bound %d: %s", got, bound, all.Append(nil))

@@ -88,7 +88,9 @@ func (d *decoder) kindField(key []byte, e *Entry, seen *uint) (known bool, err e
 		return true, d.number(seen, hasProclaim, &e.Proclaim)
 	case "signalled":
 		return true, d.once(seen, hasSignalled, func() (err error) {
-			e.Signalled, err = d.string()
+			if e.Signalled, err = d.string(); err == nil && e.Signalled == "" {
+				return d.fail("signalled without a condition")
+			}
 			return err
 		})
 	case "all":

@@ -2,17 +2,34 @@ package record
 
 import (
 	"iter"
+	"math"
 	"slices"
 	"time"
 	"unicode/utf8"
 )
 
-// lockRules are the rules of locks: entries have modes, and a holder can convert its mode.
+// lockRules are the rules of locks: entries have modes, and a holder can convert its mode. Conditions are in
+// cond.go, elections in election.go.
 type lockRules struct{}
 
-func (lockRules) schema(*Record) uint64 { return 1 }
+// schema: conditions and values are what version 1 doesn't know.
+func (lockRules) schema(r *Record) uint64 {
+	if r.Body != nil {
+		return 2
+	}
+	for _, list := range [][]Entry{r.Holders, r.Waiters} {
+		for i := range list {
+			if e := &list[i]; e.Value.Set || e.Proclaim > 0 || e.Signalled != "" || e.SignalAll || e.LastSignal > 0 {
+				return 2
+			}
+		}
+	}
+	return 1
+}
 
-func (lockRules) idle(r *Record) bool { return len(r.Holders) == 0 && len(r.Waiters) == 0 }
+func (lockRules) idle(r *Record) bool {
+	return len(r.Holders) == 0 && len(r.Waiters) == 0 && r.Body == nil
+}
 
 func (lockRules) outlived(*Record, time.Duration) bool { return false }
 
@@ -20,23 +37,39 @@ func (lockRules) lives(*Op) bool { return false }
 
 func (lockRules) begin(*Record, *Op) {}
 
-func (lockRules) facts(*Record, *Facts) {}
+func (lockRules) facts(r *Record, f *Facts) {
+	f.Queues = slices.Clip(r.conditions())
+	if len(r.Holders) > 0 {
+		f.Value = r.Holders[0].Value
+	}
+}
 
 func (lockRules) fields(holder bool) (required, allowed uint) {
 	if holder {
-		return hasMode, hasRevoked | hasConvert | hasConverted
+		return hasMode, hasRevoked | hasConvert | hasConverted | hasSignalled | hasAll | hasSignal | hasValue | hasProclaim
 	}
-	return hasMode, 0
+	return hasMode, hasSignalled | hasAll | hasValue
 }
 
 func (lockRules) longest(e *Entry) {
 	e.Mode, e.Revoked, e.Converted = SIX, true, ""
-	e.Convert = Conversion{ID: e.ID, Mode: SIX} // one that was granted leaves less behind
+	// One that was granted leaves less behind, also beside the last signal, which only a holder of X has.
+	e.Convert, e.LastSignal = Conversion{ID: e.ID, Mode: SIX}, 0
+	e.SignalAll = e.Signalled != ""
+	if e.Value.Set {
+		e.Proclaim = math.MaxUint64
+	}
 }
 
-func (lockRules) body(*decoder, []byte) (bool, error) { return false, nil }
-
-func (lockRules) whole(*decoder) error { return nil }
+func (l lockRules) whole(d *decoder) error {
+	switch needs := l.schema(&d.rec); {
+	case d.version < needs:
+		return d.fail("schema version 1 has no conditions, signals and values")
+	case needs > 1:
+		return l.checkWhole(d)
+	}
+	return nil
+}
 
 func (lockRules) check(op *Op) Verdict {
 	switch op.Verb {
@@ -44,6 +77,10 @@ func (lockRules) check(op *Op) Verdict {
 		return op.checkRequest()
 	case OpConvert, OpUnconvert:
 		return op.checkConversion()
+	case OpWait, OpCancelWait, OpSignal:
+		return op.checkWait()
+	case OpProclaim:
+		return op.checkProclaim()
 	}
 	return BadOp
 }
@@ -56,12 +93,24 @@ func (lockRules) apply(m *machine, op *Op) Result {
 		return m.try(op)
 	case OpConvert:
 		return m.convert(op)
+	case OpWait:
+		return m.wait(op)
+	case OpSignal:
+		return m.signal(op)
+	case OpProclaim:
+		return m.proclaim(op)
+	case OpCancelWait:
+		m.cancelWait(op)
+	default:
+		m.unconvert(op)
 	}
-	m.unconvert(op)
 	return Result{Verdict: Applied}
 }
 
-func (lockRules) settle(m *machine) { m.promote() }
+func (lockRules) settle(m *machine) {
+	m.passSignals()
+	m.promote()
+}
 
 func (lockRules) states(r *Record) iter.Seq2[string, State] {
 	return func(yield func(string, State) bool) {
@@ -78,11 +127,25 @@ func (lockRules) states(r *Record) iter.Seq2[string, State] {
 				return
 			}
 		}
+		for _, q := range r.conditions() {
+			for i := range q.Waiters {
+				if !yield(q.Waiters[i].ID, State{Standing: Waiting, Entry: &q.Waiters[i]}) {
+					return
+				}
+			}
+		}
 	}
 }
 
 func (lockRules) standing(r *Record, op *Op) State {
-	if op.Verb != OpConvert {
+	switch op.Verb {
+	case OpWait:
+		if name, i := r.inCondition(op.ID); i >= 0 {
+			return State{Standing: Waiting, Entry: &r.condition(name)[i]}
+		}
+		return r.entryState(op.ID)
+	case OpConvert:
+	default:
 		return r.entryState(op.ID)
 	}
 	if i := indexOf(r.Holders, op.Holder); i >= 0 {
@@ -96,8 +159,15 @@ func (lockRules) standing(r *Record, op *Op) State {
 	return State{}
 }
 
-// inTheWay: a holder, else the waiter before, else a holder that converts.
+// inTheWay: a holder, else the waiter before, else a holder that converts; for one that waits for a
+// signal, the one before it.
 func (lockRules) inTheWay(r *Record, op *Op) (Entry, bool) {
+	if name, i := r.inCondition(op.ID); i >= 0 {
+		if i > 0 {
+			return r.condition(name)[i-1], true
+		}
+		return Entry{}, false
+	}
 	for i := range r.Holders {
 		if h := &r.Holders[i]; h.ID != op.Holder && !Compatible(h.Mode, op.Mode) {
 			return *h, true
@@ -114,7 +184,9 @@ func (lockRules) inTheWay(r *Record, op *Op) (Entry, bool) {
 	return Entry{}, false
 }
 
-// ahead: a conversion waits for holders, and a waiter for all holders and all waiters before it.
+// ahead: a conversion waits for holders, and a waiter for all holders and all waiters before it. Who waits
+// for a signal depends on those before it in that condition, and on those whom a signal of it has woken:
+// if they die the signal is passed on.
 func (lockRules) ahead(r *Record, mine func(id string) bool) (leases iter.Seq2[string, time.Duration], next bool) {
 	last := len(r.Waiters) - 1
 	for last >= 0 && !mine(r.Waiters[last].ID) {
@@ -127,6 +199,11 @@ func (lockRules) ahead(r *Record, mine func(id string) bool) (leases iter.Seq2[s
 	}
 	next = next || last >= 0 && mine(r.Waiters[0].ID)
 	return func(yield func(string, time.Duration) bool) {
+		for e := range r.aheadInConditions(mine) {
+			if !yield(e.Lease(), e.TTL) {
+				return
+			}
+		}
 		for _, list := range [][]Entry{holders, r.Waiters[:max(last, 0)]} {
 			for i := range list {
 				if !yield(list[i].Lease(), list[i].TTL) {
@@ -144,26 +221,30 @@ func (l lockRules) traits(op *Op) traits {
 	case OpConvert:
 		_, undone := l.undo(op)
 		return traits{waits: true, owed: !undone}
-	case OpUnconvert:
+	case OpUnconvert, OpCancelWait:
 		return traits{owed: true}
+	case OpWait:
+		return traits{waits: true, proven: true}
 	}
 	return traits{}
 }
 
 // undo: a conversion to a mode that op.From covers is carried through, as its holder counts itself
-// weaker already.
+// weaker already. A wait that is given up comes back: it waits for the lock then, and holds in the end.
 func (lockRules) undo(op *Op) (Op, bool) {
 	switch {
 	case op.Verb == OpAcquire || op.Verb == OpTry:
 		return Op{Kind: KindLock, Verb: OpRelease, ID: op.ID, Lease: op.Lease}, true
 	case op.Verb == OpConvert && !op.From.Covers(op.Mode):
 		return Op{Kind: KindLock, Verb: OpUnconvert, ID: op.ID, Lease: op.Lease, Holder: op.Holder, Mode: Meet(op.From, op.Mode)}, true
+	case op.Verb == OpWait:
+		return Op{Kind: KindLock, Verb: OpCancelWait, ID: op.ID, Lease: op.Lease, Holder: op.Holder, Token: op.Token}, true
 	}
 	return Op{}, false
 }
 
 func (op *Op) checkRequest() Verdict {
-	if !op.Mode.Valid() {
+	if !op.Mode.Valid() || op.N != 0 || op.Gen != 0 {
 		return BadOp
 	}
 	return op.checkEntry()
@@ -187,11 +268,19 @@ func (op *Op) checkEntry() Verdict {
 }
 
 func (op *Op) checkConversion() Verdict {
+	if v := op.checkOfHold(); v != Applied || op.Mode.Valid() {
+		return v
+	}
+	return BadOp
+}
+
+// checkOfHold refuses an operation that is of no hold of its own lease.
+func (op *Op) checkOfHold() Verdict {
 	if v := op.checkID(true); v != Applied {
 		return v
 	}
 	switch lease := LeaseOf(op.Holder); {
-	case lease == "" || !op.Mode.Valid():
+	case lease == "":
 		return BadOp
 	case lease != op.Lease:
 		return LeaseMismatch
@@ -200,12 +289,15 @@ func (op *Op) checkConversion() Verdict {
 }
 
 func (m *machine) acquire(op *Op) Result {
-	if indexOf(m.Holders, op.ID) >= 0 || indexOf(m.Waiters, op.ID) >= 0 {
+	if m.stands(op.ID) {
 		m.promote()
 		return Result{Verdict: Applied}
 	}
 	if other := m.sameOwner(op.Owner); other != nil {
 		return Result{Verdict: AlreadyHeld, Blocker: *other}
+	}
+	if len(op.Value.Data) > maxCampaign {
+		return Result{Verdict: TooLarge, Have: maxCampaign}
 	}
 	granted := m.grantable(op.Mode)
 	e := op.entry()
@@ -214,7 +306,7 @@ func (m *machine) acquire(op *Op) Result {
 			return Result{Verdict: WaitTooLong, Blocker: m.blocker(op.Mode), Wait: wait, Position: len(m.Waiters)}
 		}
 	}
-	if !granted && len(m.Waiters) >= m.lim.MaxWaiters {
+	if !granted && m.queued() >= m.lim.MaxWaiters {
 		return m.queueFull()
 	}
 	if !m.reserve(&e) {
@@ -236,6 +328,9 @@ func (m *machine) try(op *Op) Result {
 	}
 	if other := m.sameOwner(op.Owner); other != nil && other.ID != op.ID {
 		return Result{Verdict: AlreadyHeld, Blocker: *other}
+	}
+	if len(op.Value.Data) > maxCampaign {
+		return Result{Verdict: TooLarge, Have: maxCampaign}
 	}
 	if !m.grantable(op.Mode) {
 		return Result{Verdict: Held, Blocker: m.blocker(op.Mode)}
@@ -300,6 +395,13 @@ func (m *machine) sameOwner(owner string) *Entry {
 		for i := range list {
 			if list[i].Owner == owner {
 				return &list[i]
+			}
+		}
+	}
+	for _, q := range m.conditions() {
+		for i := range q.Waiters {
+			if q.Waiters[i].Owner == owner {
+				return &q.Waiters[i]
 			}
 		}
 	}

@@ -17,7 +17,8 @@ const (
 	OpAcquire
 	// OpTry holds at once or leaves no trace. Uses what OpAcquire uses, but Patience.
 	OpTry
-	// OpRelease removes ID wherever it stands; for a waiter this is cancel. Uses ID, Lease if it is given, and Hold.
+	// OpRelease removes ID wherever it stands; for a waiter this is cancel. Uses ID, Lease if it is given, Hold, and
+	// Token of a hold that was handed out: without it, a signal that brought ID here is passed on to another.
 	OpRelease
 	// OpEvict removes every entry of the dead leases named in Leases. The caller has seen a
 	// committed tombstone for each of them.
@@ -38,6 +39,21 @@ const (
 	// with a higher sequence came after it. Uses ID, Lease, Holder, Mode.
 	OpUnconvert
 
+	// OpWait turns the hold Holder, of mode X and with Token, into a waiter for the condition Queue: in one
+	// write it holds no more, and ID stands in that queue until a signal. Where the queue is full the hold is
+	// only renamed to ID: a holder ID that was not Signalled. Uses ID, Lease, Holder, Token, Queue, Hold.
+	OpWait
+	// OpCancelWait takes the wait ID back, signalled or not, and shuts it out if it comes late: ID waits for
+	// the lock, or holds. Uses ID, Lease, Holder, Token.
+	OpCancelWait
+	// OpSignal moves the first of those who wait for the condition Queue, or All, to the tail of the lock's
+	// queue. Only who holds X can signal. Uses ID, whose sequence tells a hold's signals apart, Lease, Holder,
+	// Token, Queue, All.
+	OpSignal
+	// OpProclaim sets the value of the hold Holder of mode X, unless one of a higher sequence was set. Uses ID,
+	// Lease, Holder, Token, Value.
+	OpProclaim
+
 	// OpReduce leaves the holder Holder of a semaphore with at most N permits. Uses ID, Lease, Holder, N.
 	OpReduce
 	// OpDrain takes all permits that are free, as a try. Uses what OpTry uses; N is set by the record.
@@ -53,6 +69,7 @@ const (
 
 var opNames = [...]string{OpAcquire: "acquire", OpTry: "try", OpRelease: "release", OpEvict: "evict", OpRevoke: "revoke", OpRemove: "remove",
 	OpConvert: "convert", OpUnconvert: "unconvert",
+	OpWait: "wait", OpCancelWait: "cancel-wait", OpSignal: "signal", OpProclaim: "proclaim",
 	OpReduce: "reduce", OpDrain: "drain", OpResize: "resize", OpDelete: "delete", OpSweep: "sweep"}
 
 // VerbNamed is the inverse of String; 0 for a name of no verb.

@@ -249,7 +249,7 @@ type jsonConversion struct {
 
 func oracleSize(op Op) int {
 	longest := jsonConversion{ID: op.ID[:strings.LastIndex(op.ID, ".")] + ".18446744073709551615", Mode: "SIX", Queued: strings.Repeat("0", 20)}
-	e := jsonEntry{Convert: longest, ID: op.ID, Mode: "SIX", Owner: op.Owner, Queued: strings.Repeat("0", 20),
+	e := jsonEntry{Convert: longest, ID: longest.ID, Mode: "SIX", Owner: op.Owner, Queued: strings.Repeat("0", 20),
 		TTL: int64((op.TTL + time.Millisecond - 1) / time.Millisecond), Revoked: true, Meta: op.Meta}
 	if !op.Since.IsZero() {
 		ms := op.Since.UnixMilli()

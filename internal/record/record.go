@@ -29,6 +29,7 @@ type Body interface {
 	append(dst []byte) []byte          // the fields as JSON, each after a comma
 	bound(m *machine) int              // bytes of the longest form it can take while nobody new comes
 	remove(gone selection, m *machine) // its own entries, with m.took for each
+	has(id string) bool                // reports whether one of its own entries has the id
 	under(leases []string) int         // how many of its entries and marks stand under these leases
 }
 
@@ -37,6 +38,7 @@ type noEntries struct{}
 
 func (noEntries) remove(selection, *machine) {}
 func (noEntries) under([]string) int         { return 0 }
+func (noEntries) has(string) bool            { return false }
 
 // New returns an empty record.
 func New(kind Kind) *Record { return &Record{Kind: kind} }
@@ -83,7 +85,7 @@ func (r *Record) Waiter(id string) (e Entry, pos int, ok bool) {
 
 // Has reports whether an entry with the given id stands in r. A nil record has none.
 func (r *Record) Has(id string) bool {
-	return r != nil && (indexOf(r.Holders, id) >= 0 || indexOf(r.Waiters, id) >= 0)
+	return r != nil && (indexOf(r.Holders, id) >= 0 || indexOf(r.Waiters, id) >= 0 || r.Body != nil && r.Body.has(id))
 }
 
 // HasLease reports whether an entry, or a mark of a latch, stands under the given lease.

@@ -55,7 +55,7 @@ func (semaphoreRules) check(op *Op) Verdict {
 	const most = 1<<31 - 1
 	switch op.Verb {
 	case OpAcquire, OpTry:
-		if op.N < 1 || op.N > most || op.Limit < 1 || op.Limit > most || op.Mode != None {
+		if op.N < 1 || op.N > most || op.Limit < 1 || op.Limit > most || op.Mode != None || op.Value.Set {
 			return BadOp
 		}
 		return op.checkEntry()

@@ -19,7 +19,10 @@ var update = flag.Bool("update", false, "write what the transcripts in testdata 
 //
 //	acquire ID MODE [owner=O] [lease=L] [ttl=D] [hold=D] [patience=D] [meta.KEY=VALUE]   (also: try)
 //	convert HOLDER ID MODE [lease=L]   (also: unconvert)
-//	release ID [lease=L] [hold=D]
+//	wait HOLDER ID CONDITION token=T   (also: signal, with all=yes for everybody)
+//	cancel-wait HOLDER ID token=T
+//	proclaim HOLDER ID token=T value=V
+//	release ID [lease=L] [hold=D] [token=T]
 //	evict LEASE...
 //	revoke ID|all [upto=REVISION]   (also: remove)
 //	lost COMMAND      apply, but lose the write: the conflict or the failure of a CAS
@@ -101,11 +104,7 @@ func (s *script) run(command string) {
 }
 
 func (s *script) parse(words []string) (op Op) {
-	for kind := OpAcquire; kind <= OpUnconvert; kind++ {
-		if kind.String() == words[0] {
-			op.Kind, op.Verb = KindLock, kind
-		}
-	}
+	op.Kind, op.Verb = KindLock, VerbNamed(words[0])
 	if op.Verb == 0 || len(words) < 2 {
 		s.t.Fatalf("bad command %q", words)
 	}
@@ -131,11 +130,23 @@ func (s *script) parse(words []string) (op Op) {
 		}
 		op.Holder, op.ID, op.Mode, options = words[1], words[2], mode, words[4:]
 	}
+	switch op.Verb {
+	case OpWait, OpSignal, OpCancelWait, OpProclaim:
+		if op.Holder, op.ID, options = words[1], words[2], words[3:]; op.Verb == OpWait || op.Verb == OpSignal {
+			op.Queue, options = words[3], words[4:]
+		}
+	}
 	op.Lease = LeaseOf(op.ID)
 	for _, o := range options {
 		name, value, _ := strings.Cut(o, "=")
 		var err error
 		switch name {
+		case "token":
+			op.Token, err = strconv.ParseUint(value, 10, 64)
+		case "value":
+			op.Value = Value{Set: true, Data: value}
+		case "all":
+			op.All = true
 		case "owner":
 			op.Owner = value
 		case "lease":
@@ -212,13 +223,32 @@ func (s *script) apply(ops []Op, lost bool) {
 		if e.Converted != "" {
 			fmt.Fprintf(s.out, ", converted by %s", e.Converted)
 		}
-		s.out.WriteByte('\n')
+		s.signalled(e)
 	}
 	for i, e := range next.Waiters {
 		fmt.Fprintf(s.out, "    waiting  %-4s %-3s since %d", e.ID, e.Mode, e.Token)
 		if wait := next.ExpectedWait(i); wait > 0 {
 			fmt.Fprintf(s.out, ", for about %v", wait)
 		}
-		s.out.WriteByte('\n')
+		s.signalled(e)
 	}
+	for _, q := range next.Facts().Queues {
+		for _, e := range q.Waiters {
+			fmt.Fprintf(s.out, "    for %-4s %-4s %-3s since %d\n", q.Name, e.ID, e.Mode, e.Token)
+		}
+	}
+}
+
+// signalled ends the line of an entry with what conditions and elections say about it.
+func (s *script) signalled(e Entry) {
+	if e.Signalled != "" {
+		fmt.Fprintf(s.out, ", signalled (%s)", e.Signalled)
+	}
+	if e.LastSignal > 0 {
+		fmt.Fprintf(s.out, ", last signal %d", e.LastSignal)
+	}
+	if e.Value.Set {
+		fmt.Fprintf(s.out, ", says %q", e.Value.Data)
+	}
+	s.out.WriteByte('\n')
 }

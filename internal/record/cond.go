@@ -1,0 +1,365 @@
+package record
+
+import (
+	"iter"
+	"slices"
+	"strings"
+	"unicode/utf8"
+)
+
+// Conditions of a lock: queues of those who gave the lock up to wait for a signal, by name. Whoever was
+// signalled goes to the tail of the lock's own queue, so that it returns holding.
+
+// conditions is the body of a lock that somebody waits for a condition of. There is none otherwise.
+type conditions struct {
+	queues []Queue // none is empty; in the order of their names
+}
+
+// maxQueueName bounds the name of a condition, in bytes.
+const maxQueueName = 128
+
+func validQueue(name string) bool {
+	return name != "" && len(name) <= maxQueueName && utf8.ValidString(name)
+}
+
+// conditions returns the queues of a lock, nil where there are none.
+func (r *Record) conditions() []Queue {
+	if c, ok := r.Body.(*conditions); ok {
+		return c.queues
+	}
+	return nil
+}
+
+// condition returns the entries that wait for the condition.
+func (r *Record) condition(name string) []Entry {
+	for _, q := range r.conditions() {
+		if q.Name == name {
+			return q.Waiters
+		}
+	}
+	return nil
+}
+
+// inCondition finds an entry that waits for a signal.
+func (r *Record) inCondition(id string) (name string, i int) {
+	for _, q := range r.conditions() {
+		if i := indexOf(q.Waiters, id); i >= 0 {
+			return q.Name, i
+		}
+	}
+	return "", -1
+}
+
+// setCondition replaces the queue of a condition.
+func (m *machine) setCondition(name string, list []Entry) {
+	m.size = -1 // headers come and go
+	c, _ := m.Body.(*conditions)
+	if c == nil {
+		c = new(conditions)
+	}
+	i, found := slices.BinarySearchFunc(c.queues, name, func(q Queue, name string) int { return strings.Compare(q.Name, name) })
+	switch {
+	case len(list) == 0 && found:
+		c.queues = slices.Delete(c.queues, i, i+1)
+	case len(list) > 0 && found:
+		c.queues[i].Waiters = list
+	case len(list) > 0:
+		c.queues = slices.Insert(c.queues, i, Queue{Name: name, Waiters: list})
+	}
+	m.Body = nil
+	if len(c.queues) > 0 {
+		m.Body = c
+	}
+}
+
+// queued counts the entries of all queues together.
+func (m *machine) queued() int {
+	n := len(m.Waiters)
+	for _, q := range m.conditions() {
+		n += len(q.Waiters)
+	}
+	return n
+}
+
+// stands reports whether an entry with the id stands anywhere.
+func (m *machine) stands(id string) bool {
+	return indexOf(m.Holders, id) >= 0 || indexOf(m.Waiters, id) >= 0 || m.Body != nil && m.Body.has(id)
+}
+
+// holderX returns the hold that op is of, if it holds in mode X.
+func (m *machine) holderX(op *Op) *Entry {
+	if i := indexOf(m.Holders, op.Holder); i >= 0 && m.Holders[i].Mode == X && m.Holders[i].Token == op.Token {
+		return &m.Holders[i]
+	}
+	return nil
+}
+
+// wait turns the hold into a waiter of the condition, under the new id. Where the queue is full the
+// hold just gets the new id: it holds, and was not signalled.
+func (m *machine) wait(op *Op) Result {
+	if m.stands(op.ID) {
+		m.promote()
+		return Result{Verdict: Applied}
+	}
+	h := m.holderX(op)
+	if h == nil {
+		m.promote()
+		return Result{Verdict: NotHolder}
+	}
+	hold := *h
+	waiter := Entry{ID: op.ID, Mode: X, Owner: hold.Owner, TTL: hold.TTL, Since: hold.Since, Meta: hold.Meta}
+	waiters := m.condition(op.Queue)
+	n := m.queued() - min(len(m.Waiters), 1) // one of them is granted now
+	m.remove(&m.Holders, selection{id: op.Holder})
+	m.removed = nil // it is still here, and its own signal is used up
+	m.setCondition(op.Queue, append(slices.Clip(waiters), waiter))
+	if n >= m.lim.MaxWaiters || m.sizeBound() > m.lim.MaxBytes {
+		m.setCondition(op.Queue, waiters)
+		hold.rename(op.ID)
+		m.Holders = append(m.Holders, hold)
+		return Result{Verdict: Applied}
+	}
+	m.Hold = SmoothHold(m.Hold, op.Hold)
+	m.promote()
+	return Result{Verdict: Applied}
+}
+
+// rename gives a hold the id of a wait that it doesn't begin, so that this wait, when it comes late, finds no
+// holder.
+func (e *Entry) rename(id string) {
+	e.ID, e.LastSignal, e.Signalled, e.SignalAll = id, 0, "", false
+}
+
+// cancelWait brings a wait back, signalled or not: it goes on as one who waits for the lock.
+func (m *machine) cancelWait(op *Op) {
+	if name, i := m.inCondition(op.ID); i >= 0 {
+		waiters := m.condition(name)
+		e := waiters[i]
+		m.setCondition(name, slices.Delete(waiters, i, i+1))
+		e.Token = 0
+		m.Waiters = append(m.Waiters, e)
+	} else if i := indexOf(m.Holders, op.Holder); i >= 0 && m.Holders[i].Token == op.Token && !m.stands(op.ID) {
+		m.Holders[i].rename(op.ID)
+		m.size = -1
+	}
+	m.promote()
+}
+
+// signal wakes the first of a condition's queue, or all. A signal that wakes nobody leaves nothing
+// behind: nobody can begin to wait while its sender holds.
+func (m *machine) signal(op *Op) Result {
+	h := m.holderX(op)
+	switch {
+	case h == nil:
+		m.promote()
+		return Result{Verdict: NotHolder}
+	case h.LastSignal >= sequenceOf(op.ID):
+		return Result{Verdict: Applied} // done before
+	}
+	n := 1
+	if op.All {
+		n = len(m.condition(op.Queue))
+	}
+	if m.wake(op.Queue, n, op.All) {
+		h.LastSignal = sequenceOf(op.ID)
+	}
+	return Result{Verdict: Applied}
+}
+
+// wake moves the first n of a condition's queue to the tail of the lock's, and reports whether there were any.
+func (m *machine) wake(name string, n int, all bool) bool {
+	waiters := m.condition(name)
+	if n = min(n, len(waiters)); n == 0 {
+		return false
+	}
+	for _, e := range waiters[:n] {
+		e.Token, e.Signalled, e.SignalAll = 0, name, all
+		m.Waiters = append(m.Waiters, e)
+	}
+	m.setCondition(name, slices.Delete(waiters, 0, n))
+	return true
+}
+
+// passSignals wakes another for each entry that was woken alone and went before it could do anything
+// with the lock: a signal is not lost with a waiter. Of a hold that was handed out, which its release
+// names by the token, nothing is passed on.
+func (m *machine) passSignals() {
+	if m.op.Verb == OpRelease && m.op.Token != 0 {
+		return
+	}
+	for _, e := range m.removed {
+		if e.Signalled != "" && !e.SignalAll {
+			m.wake(e.Signalled, 1, false)
+		}
+	}
+}
+
+// aheadInConditions yields those on whom depends who waits for a signal: those before it in its
+// condition, and those who were signalled there.
+func (r *Record) aheadInConditions(mine func(id string) bool) iter.Seq[*Entry] {
+	return func(yield func(*Entry) bool) {
+		for _, q := range r.conditions() {
+			last := len(q.Waiters) - 1
+			for last >= 0 && !mine(q.Waiters[last].ID) {
+				last--
+			}
+			if last < 0 {
+				continue
+			}
+			for i := range q.Waiters[:last] {
+				if !yield(&q.Waiters[i]) {
+					return
+				}
+			}
+			for _, list := range [][]Entry{r.Holders, r.Waiters} {
+				for i := range list {
+					if list[i].Signalled == q.Name && !yield(&list[i]) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+func (op *Op) checkWait() Verdict {
+	switch v := op.checkOfHold(); {
+	case v != Applied:
+		return v
+	case op.Token == 0, op.Verb != OpCancelWait && !validQueue(op.Queue):
+		return BadOp
+	}
+	return Applied
+}
+
+// checkWhole refuses what no record of a lock can say. It is called of schema 2 only.
+func (l lockRules) checkWhole(d *decoder) error {
+	for _, list := range [][]Entry{d.rec.Holders, d.rec.Waiters} {
+		for i := range list {
+			switch e := &list[i]; {
+			case e.SignalAll && e.Signalled == "", e.Signalled != "" && !validQueue(e.Signalled):
+				return d.fail("an entry was signalled without a condition")
+			case e.LastSignal > 0 && e.Mode != X:
+				return d.fail("a holder in another mode than X has signalled")
+			case e.Proclaim > 0 && !e.Value.Set:
+				return d.fail("an entry proclaims no value")
+			}
+		}
+	}
+	return nil
+}
+
+const hasConds = hasBody
+
+func (lockRules) body(d *decoder, key []byte) (known bool, err error) {
+	if string(key) != "conds" {
+		return false, nil
+	}
+	return true, d.once(&d.seen, hasConds, func() error {
+		c := new(conditions)
+		err := d.object(func(key []byte) error {
+			q := Queue{Name: string(key)}
+			if !validQueue(q.Name) || slices.ContainsFunc(c.queues, func(o Queue) bool { return o.Name == q.Name }) {
+				return d.failAt(d.keyAt, "a condition's name is empty, too long, or stands twice")
+			}
+			err := d.entries(&q.Waiters, false)
+			if err == nil && len(q.Waiters) == 0 {
+				return d.fail("nobody waits for a condition")
+			}
+			c.queues = append(c.queues, q)
+			return err
+		})
+		if err == nil && len(c.queues) == 0 {
+			return d.fail("no conditions")
+		}
+		for _, q := range c.queues {
+			for i := range q.Waiters {
+				if e := &q.Waiters[i]; e.Mode != X || e.Signalled != "" || e.SignalAll || e.Value.Set {
+					return d.fail("an entry that waits for a signal has mode X, and nothing of a signal or a candidate")
+				}
+			}
+		}
+		slices.SortFunc(c.queues, func(a, b Queue) int { return strings.Compare(a.Name, b.Name) })
+		d.rec.Body = c
+		return err
+	})
+}
+
+func (c *conditions) clone() Body {
+	o := &conditions{queues: slices.Clone(c.queues)}
+	for i := range o.queues {
+		o.queues[i].Waiters = slices.Clone(o.queues[i].Waiters)
+	}
+	return o
+}
+
+func (c *conditions) resolve(rev uint64) {
+	for _, q := range c.queues {
+		for i := range q.Waiters {
+			q.Waiters[i].Resolve(rev)
+		}
+	}
+}
+
+func (c *conditions) equal(o Body) bool {
+	return slices.EqualFunc(c.queues, o.(*conditions).queues, func(a, b Queue) bool {
+		return a.Name == b.Name && slices.EqualFunc(a.Waiters, b.Waiters, func(a, b Entry) bool { return a.equal(&b) })
+	})
+}
+
+func (c *conditions) append(dst []byte) []byte {
+	dst = append(dst, `,"conds":{`...)
+	for i, q := range c.queues {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = append(appendString(dst, q.Name), ":["...)
+		for i := range q.Waiters {
+			if i > 0 {
+				dst = append(dst, ',')
+			}
+			dst = appendEntry(dst, &q.Waiters[i], false)
+		}
+		dst = append(dst, ']')
+	}
+	return append(dst, '}')
+}
+
+// bound: whoever waits is signalled some time, and is longer then.
+func (c *conditions) bound(m *machine) int {
+	n := len(`,"conds":{}`)
+	for _, q := range c.queues {
+		m.scratch = appendString(m.scratch[:0], q.Name)
+		n += len(m.scratch) + len(":[],")
+		for i := range q.Waiters {
+			e := q.Waiters[i]
+			e.Signalled = q.Name
+			n += m.entryBound(&e)
+		}
+	}
+	return n
+}
+
+func (c *conditions) has(id string) bool {
+	return slices.ContainsFunc(c.queues, func(q Queue) bool { return indexOf(q.Waiters, id) >= 0 })
+}
+
+func (c *conditions) under(leases []string) (n int) {
+	for _, q := range c.queues {
+		for i := range q.Waiters {
+			if slices.Contains(leases, q.Waiters[i].Lease()) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+func (c *conditions) remove(gone selection, m *machine) {
+	for _, q := range slices.Clone(c.queues) {
+		kept := slices.DeleteFunc(q.Waiters, func(e Entry) bool { return gone.has(&e) })
+		if len(kept) < len(q.Waiters) {
+			m.setCondition(q.Name, kept)
+		}
+	}
+}
