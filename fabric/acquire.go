@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
-	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -37,7 +35,7 @@ const failFastTimeout = 2 * time.Second
 // were deleted and have to be opened again, those of [New]: kv.ErrUnsafeConfig,
 // kv.ErrNoBucket, kv.ErrLimit, kv.ErrNewerSchema, kv.ErrNoJetStream, kv.ErrServerTooOld.
 func (m *Manager) Acquire(ctx context.Context, key string, opts ...AcquireOption) (*Lock, error) {
-	return m.acquire(ctx, key, record.OpAcquire, opts)
+	return m.acquire(ctx, key, "", opts)
 }
 
 // TryAcquire acquires the lock if nobody is in the way, and otherwise leaves
@@ -46,7 +44,7 @@ func (m *Manager) Acquire(ctx context.Context, key string, opts ...AcquireOption
 // observed for about its TTL and replaced, so a refusal may take that long; see
 // WithoutTakeover. Other errors are those of Acquire.
 func (m *Manager) TryAcquire(ctx context.Context, key string, opts ...AcquireOption) (*Lock, error) {
-	return m.acquire(ctx, key, record.OpTry, opts)
+	return m.acquire(ctx, key, record.OpTry.String(), opts)
 }
 
 // Do acquires the lock, calls fn and releases the lock, also when fn panics. The
@@ -70,50 +68,20 @@ func (m *Manager) Do(ctx context.Context, key string, fn func(ctx context.Contex
 	return fn(fctx, l)
 }
 
-func (m *Manager) acquire(caller context.Context, key string, verb record.Verb, opts []AcquireOption) (*Lock, error) {
-	fail := func(err error) (*Lock, error) {
-		return nil, &NotAcquiredError{Key: key, Cause: m.explain(caller, err)}
-	}
-	req, err := m.cfg.newRequest(opts)
+func (m *Manager) acquire(ctx context.Context, key, verb string, opts []AcquireOption) (*Lock, error) {
+	h, err := m.Claim(ctx, key, Claim{Kind: KindLock, Verb: verb}, opts...)
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
-	enc, err := kv.EncodeName(key)
-	if err != nil {
-		return fail(err)
-	}
-	if err := caller.Err(); err != nil {
-		return fail(err)
-	}
-	ctx, done := m.bind(caller)
-	defer done()
-	if req.waitLimit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, req.waitLimit)
-		defer cancel()
-	}
-	a := attempt{m: m, key: key, enc: enc, verb: verb, req: req, began: time.Now()}
-	for n := 0; ; n++ {
-		l, err := a.once(ctx)
-		if err == nil {
-			return l, nil
-		}
-		again, err := a.judge(ctx, err)
-		if !again {
-			return fail(err)
-		}
-		// A new round, with a new id at the end of the queue.
-		if n > 0 && !sleep(ctx, min(time.Duration(n)*10*time.Millisecond, time.Second)) {
-			return fail(ctx.Err())
-		}
-	}
+	return &Lock{h}, nil
 }
 
-// attempt is one acquire under way, over as many leases and sessions as it takes.
+// attempt is one claim under way, over as many leases and sessions as it takes.
 type attempt struct {
 	m        *Manager
 	key, enc string
-	verb     record.Verb
+	claim    Claim
+	op       record.Op // without what a lease gives it
 	req      request
 	session  *session // of the last round
 	waitedID string   // lease that was observed already
@@ -124,8 +92,105 @@ type attempt struct {
 
 var errAgain = errors.New("fabric: acquire again")
 
-// once submits one operation, under one lease, with one id.
-func (a *attempt) once(ctx context.Context) (*Lock, error) {
+// run submits the operation until it is granted, or there is a reason to end. A claim
+// that gave a hold up for a place in a queue has another one beside the error, if it can.
+func (a *attempt) run(ctx context.Context) (*Hold, engine.Outcome, error) {
+	for n := 0; ; n++ {
+		h, out, err := a.tryOnce(ctx)
+		if err == nil || h != nil {
+			return h, out, err
+		}
+		again, err := a.decideRetry(ctx, err)
+		if !again {
+			return nil, out, err
+		}
+		if a.claim.Once {
+			return nil, out, a.lostWaiting()
+		}
+		// A new round, with a new id at the end of the queue.
+		if n > 0 && !sleep(ctx, min(time.Duration(n)*10*time.Millisecond, time.Second)) {
+			return nil, out, ctx.Err()
+		}
+	}
+}
+
+// lostWaiting is the error of a claim that is not made again.
+func (a *attempt) lostWaiting() error {
+	reason := ErrExpired
+	if a.session != nil && a.session.why() != nil {
+		reason = a.session.why()
+	}
+	return &LostError{Key: a.key, Reason: reason}
+}
+
+// tryOnce submits the operation once, under one lease, with one id.
+func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
+	sl, err := a.place(ctx)
+	if err != nil {
+		return nil, engine.Outcome{}, err
+	}
+	s := a.session
+	op := a.op
+	op.ID, op.Lease, op.Since = sl.lease.NextOp(), sl.id, time.Now()
+	if deadline, ok := ctx.Deadline(); ok && a.req.inTime {
+		op.Patience = max(time.Until(deadline), 1)
+	}
+	if a.req.owner != "" {
+		a.mine = append(a.mine, op.ID)
+	}
+	opt := engine.Options{FailFast: a.req.failFast, Stop: sl.lease.Lost(), Queued: a.whenQueued(sl, op.ID)}
+	if from := a.claim.From; from != nil {
+		op.Holder, op.Token, opt.Known = from.entry.ID, from.Token(), from.revision()
+		if err := from.give(); err != nil {
+			sl.leave()
+			return nil, engine.Outcome{}, err
+		}
+	}
+	before := s.seen()
+	sl.begin(op.ID)
+	out, err := a.do(ctx, op, opt)
+	var full error
+	if entry, ok := renamed(err, &op); ok {
+		full, err = refusal(a.key, &op, err.(*engine.RefusedError)), nil //nolint:errorlint // renamed has looked
+		out.Entry = entry
+	}
+	if err != nil {
+		if errors.Is(err, engine.ErrGone) || a.claim.From != nil {
+			// It may stand after all: the reads that said otherwise can be those of
+			// a deposed leader. Nothing may be left under a lease that lives.
+			s.engine.Forget(a.enc, sl.id, op.ID, 0)
+		}
+		if a.claim.From != nil {
+			s.engine.Forget(a.enc, sl.id, op.Holder, opt.Known)
+		}
+		a.withdrawn(sl, op.ID, err)
+		sl.give(op.ID)
+		return nil, out, err
+	}
+	h, err := a.granted(ctx, sl, &op, out, before)
+	switch {
+	case err != nil:
+		return nil, out, err
+	case full != nil:
+		return h, out, full
+	case op.Stays() && ctx.Err() != nil:
+		return h, out, ctx.Err()
+	}
+	return h, out, nil
+}
+
+// place finds the session and the lease that the operation is to stand under.
+func (a *attempt) place(ctx context.Context) (*slot, error) {
+	if from := a.claim.From; from != nil {
+		a.session = from.s
+		if err := from.Err(); err != nil {
+			return nil, err
+		}
+		if !from.slot.enter() {
+			return nil, from.whyEnded()
+		}
+		return from.slot, nil
+	}
 	s, err := a.m.session(ctx)
 	if err != nil {
 		return nil, err
@@ -134,61 +199,66 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 	if err := s.awaitReady(ctx, a.req.failFast); err != nil {
 		return nil, err
 	}
-	sl, err := a.slot(ctx, s)
-	if err != nil {
-		return nil, err
+	return a.slot(ctx, s)
+}
+
+// do carries the operation out. One that stays in its queue when ctx ends is waited for
+// as long as the manager lives.
+func (a *attempt) do(ctx context.Context, op record.Op, opt engine.Options) (engine.Outcome, error) {
+	if op.Stays() {
+		stop := context.AfterFunc(ctx, func() { a.session.engine.Abandon(a.enc, op, opt.Known) })
+		defer stop()
+		var done func()
+		ctx, done = a.m.bind(context.WithoutCancel(ctx))
+		defer done()
 	}
-	mode, err := a.req.mode.record()
-	if err != nil {
-		sl.leave()
-		return nil, err
+	return a.session.engine.Do(ctx, a.enc, op, opt)
+}
+
+// renamed reports whether an operation was refused a place in a queue, and its hold
+// given its id instead.
+func renamed(err error, op *record.Op) (record.Entry, bool) {
+	refused, ok := err.(*engine.RefusedError) //nolint:errorlint // Do returns it as it is
+	if !ok || refused.Verdict != record.QueueFull || !op.Stays() {
+		return record.Entry{}, false
 	}
-	started := time.Now()
-	op := record.Op{
-		Kind: record.KindLock, Verb: a.verb, ID: sl.lease.NextOp(), Lease: sl.id, Mode: mode, Owner: a.req.owner,
-		TTL: a.req.timing.ttl, Since: started, Meta: a.req.metadata,
+	st := refused.Record.Standing(op)
+	if st.Standing != record.Granted || st.Entry == nil {
+		return record.Entry{}, false
 	}
-	if deadline, ok := ctx.Deadline(); ok && a.req.inTime {
-		op.Patience = max(time.Until(deadline), 1)
-	}
-	if a.req.owner != "" {
-		a.mine = append(a.mine, op.ID)
-	}
-	before := s.seen()
-	sl.begin(op.ID)
-	out, err := s.engine.Do(ctx, a.enc, op, engine.Options{FailFast: a.req.failFast, Stop: sl.lease.Lost(), Queued: a.whenQueued(sl, op.ID)})
-	if err != nil {
-		if errors.Is(err, engine.ErrGone) {
-			// It may stand after all: the reads that said otherwise can be those of
-			// a deposed leader. Nothing may be left under a lease that lives.
-			s.engine.Forget(a.enc, sl.id, op.ID, 0)
-		}
-		a.withdrawn(sl, op.ID, err)
-		sl.give(op.ID)
-		return nil, err
-	}
-	if err := a.confirm(ctx, out, before); err != nil {
+	return *st.Entry, true
+}
+
+// granted makes a handle of an outcome, or nil of one that leaves nothing to release.
+func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engine.Outcome, before uint64) (*Hold, error) {
+	s := a.session
+	useless := func(err error) (*Hold, error) {
 		s.engine.Forget(a.enc, sl.id, op.ID, out.Revision)
 		a.withdrawn(sl, op.ID, err)
 		sl.give(op.ID)
 		return nil, err
 	}
-	l := &Lock{s: s, slot: sl, key: a.key, enc: a.enc, entry: out.Entry, rev: out.Revision, failFast: a.req.failFast}
-	if err := a.begin(ctx, l); err != nil {
-		s.engine.Forget(a.enc, sl.id, op.ID, out.Revision)
-		a.withdrawn(sl, op.ID, err)
-		sl.give(op.ID)
-		return nil, err
+	if err := a.confirm(ctx, out, before); err != nil && !op.Stays() {
+		return useless(err)
 	}
-	sl.hold(l)
+	if out.Entry.ID == "" {
+		a.passed(sl, op.ID)
+		sl.give(op.ID)
+		return nil, nil
+	}
+	h := &Hold{s: s, slot: sl, key: a.key, enc: a.enc, entry: out.Entry, rev: out.Revision, failFast: a.req.failFast, posting: make(chan struct{}, 1)}
+	if err := a.begin(ctx, h); err != nil {
+		return useless(err)
+	}
+	sl.hold(h)
 	s.mu.Lock()
-	s.fresh = append(s.fresh, freshLock{l, time.Now()})
+	s.fresh = append(s.fresh, freshHold{h, time.Now()})
 	ended := s.ended
 	s.mu.Unlock()
 	// The last look before the grant is handed out: a lease that was lost while
 	// the acquire waited, or this process slept, grants nothing.
-	if !sl.lease.Valid() || ended != nil || out.Entry.Revoked || !l.handOut(a) {
-		l.lose(ErrExpired)
+	if !sl.lease.Valid() || ended != nil || out.Entry.Revoked || !h.handOut(a) {
+		h.lose(ErrExpired)
 		s.engine.Forget(a.enc, sl.id, op.ID, out.Revision)
 		why := errAgain
 		if out.Entry.Revoked {
@@ -197,7 +267,7 @@ func (a *attempt) once(ctx context.Context) (*Lock, error) {
 		a.withdrawn(sl, op.ID, why)
 		return nil, errAgain
 	}
-	return l, nil
+	return h, nil
 }
 
 // slot returns a lease for the acquire, after a bounded time if it is to fail fast.
@@ -235,8 +305,8 @@ func (a *attempt) confirm(ctx context.Context, out engine.Outcome, before uint64
 func (a *attempt) failFastLimit() time.Duration { return max(failFastTimeout, 4*a.m.rtt.Timeout()) }
 
 // begin starts the limits of a hold that has any.
-func (a *attempt) begin(ctx context.Context, l *Lock) error {
-	t, le := a.req.timing, l.slot.lease
+func (a *attempt) begin(ctx context.Context, h *Hold) error {
+	t, le := a.req.timing, h.slot.lease
 	if !t.limited() {
 		return nil
 	}
@@ -256,13 +326,17 @@ func (a *attempt) begin(ctx context.Context, l *Lock) error {
 	return nil
 }
 
-// judge decides whether to acquire again after an error, and gives the error
+// decideRetry decides whether to ask again after an error, and gives the error
 // its final form if not.
-func (a *attempt) judge(ctx context.Context, err error) (again bool, final error) {
+func (a *attempt) decideRetry(ctx context.Context, err error) (again bool, final error) {
 	var refused *engine.RefusedError
 	switch {
 	case errors.As(err, &refused):
-		return a.judgeRefusal(ctx, refused)
+		return a.retryRefused(ctx, refused)
+	case errors.Is(err, ErrUncertain):
+		return false, err
+	case errors.Is(err, engine.ErrUncertain):
+		return false, fmt.Errorf("%w: %w", ErrUncertain, err)
 	case ctx.Err() != nil:
 		switch {
 		case errors.Is(err, ctx.Err()):
@@ -288,7 +362,7 @@ func (a *attempt) judge(ctx context.Context, err error) (again bool, final error
 	return false, err
 }
 
-func (a *attempt) judgeRefusal(ctx context.Context, refused *engine.RefusedError) (again bool, final error) {
+func (a *attempt) retryRefused(ctx context.Context, refused *engine.RefusedError) (again bool, final error) {
 	switch refused.Verdict {
 	case record.Held, record.AlreadyHeld, record.WaitTooLong:
 		again, err := a.takeover(ctx, refused)
@@ -310,99 +384,14 @@ func (a *attempt) judgeRefusal(ctx context.Context, refused *engine.RefusedError
 			}
 			return false, e
 		}
-		return false, &HeldError{
-			Key: a.key, Owner: b.OwnerID(), Mode: Mode(b.Mode.String()), Since: b.Since, Token: b.Token,
-			Metadata: maps.Clone(b.Meta), already: refused.Verdict == record.AlreadyHeld,
-		}
-	case record.QueueFull:
-		return false, fmt.Errorf("%w: %q: the limit is %s", ErrQueueFull, a.key, refused.Limit)
-	case record.WrongKind:
-		return false, ErrKindMismatch
 	}
-	return false, fmt.Errorf("fabric: operation refused: %v", refused.Verdict)
+	return false, refusal(a.key, &a.op, refused)
 }
 
-// takeover looks whether those in the way are dead, and evicts them if so. It
-// reports whether it is worth to try again.
-func (a *attempt) takeover(ctx context.Context, refused *engine.RefusedError) (bool, error) {
-	var dead []string
-	var stale *record.Entry
-	s := a.session
-	for _, look := range a.lookAt(ctx, inTheWay(refused)) {
-		switch {
-		case look.err != nil:
-			return false, nil //nolint:nilerr // the refusal stands; nothing is known about the holder
-		case look.state.Dead:
-			dead = append(dead, look.entry.Lease())
-		case (look.state.Stale || look.over) && stale == nil:
-			stale = &look.entry
-		}
+func heldError(key string, refused *engine.RefusedError) *HeldError {
+	b := refused.Blocker
+	return &HeldError{
+		Key: key, Owner: b.OwnerID(), Mode: modeOf(b.Mode), Since: b.Since, Token: b.Token,
+		Metadata: maps.Clone(b.Meta), already: refused.Verdict == record.AlreadyHeld,
 	}
-	if len(dead) == 0 && stale != nil && !a.req.noTakeover {
-		a.waitedID = stale.Lease()
-		gone, err := s.observer.WaitDead(ctx, stale.Lease(), stale.TTL)
-		if err != nil && ctx.Err() != nil {
-			return false, ctx.Err()
-		}
-		if gone {
-			dead = append(dead, stale.Lease())
-		}
-	}
-	if len(dead) == 0 {
-		return false, nil
-	}
-	_, err := s.engine.Do(ctx, a.enc, record.Op{Verb: record.OpEvict, Leases: dead}, engine.Options{FailFast: a.req.failFast})
-	return err == nil, nil
-}
-
-// look is what was found out about one of those in the way.
-type look struct {
-	entry record.Entry
-	over  bool // its lease is one that this process has lost
-	state lease.State
-	err   error
-}
-
-// lookAt checks the leases of entries that may have been left behind, all at once:
-// a try would take a round trip for each of them otherwise.
-func (a *attempt) lookAt(ctx context.Context, entries []record.Entry) []look {
-	var looks []look
-	for _, e := range entries {
-		live, over := a.session.own(e.Lease()) // before it is checked: over ends with the tombstone
-		if !live && e.Lease() != a.waitedID {
-			looks = append(looks, look{entry: e, over: over})
-		}
-	}
-	check := func(l *look) {
-		l.state, l.err = a.session.observer.Check(ctx, l.entry.Lease(), l.entry.TTL)
-	}
-	if len(looks) == 1 {
-		check(&looks[0])
-		return looks
-	}
-	var wg sync.WaitGroup
-	for i := range looks {
-		wg.Go(func() { check(&looks[i]) })
-	}
-	wg.Wait()
-	return looks
-}
-
-// inTheWay returns one entry for each lease that a refusal may be due to.
-func inTheWay(refused *engine.RefusedError) []record.Entry {
-	if refused.Verdict == record.AlreadyHeld || refused.Record == nil {
-		return []record.Entry{refused.Blocker}
-	}
-	const limit = 32 // leases to ask about; the others have to wait for their turn
-	seen := map[string]bool{}
-	var out []record.Entry
-	for _, list := range [][]record.Entry{refused.Record.Holders, refused.Record.Waiters} {
-		for _, e := range list {
-			if id := e.Lease(); !seen[id] && len(out) < limit {
-				seen[id] = true
-				out = append(out, e)
-			}
-		}
-	}
-	return out
 }

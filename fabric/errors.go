@@ -12,7 +12,7 @@ import (
 var (
 	// ErrNotAcquired is true of every error that an acquire returns: nothing is
 	// held. It comes as a *NotAcquiredError with the key and the cause.
-	ErrNotAcquired = errors.New("fabric: lock not acquired")
+	ErrNotAcquired = errors.New("fabric: not acquired")
 
 	// ErrHeld says that TryAcquire met a holder or a queue. It comes as a
 	// *HeldError that names who is in the way. Try later, or use Acquire to queue.
@@ -36,6 +36,36 @@ var (
 	// ErrKindMismatch says that the name is in use as something else than a
 	// lock. Use another name.
 	ErrKindMismatch = errors.New("fabric: name is in use as another kind")
+)
+
+// Errors of records that are no locks. Package primitives says where they occur.
+var (
+	// ErrTooLarge says that more was asked for than the size of the semaphore. Nothing
+	// waits. Ask for less, or resize.
+	ErrTooLarge = errors.New("fabric: more than the semaphore's size")
+
+	// ErrSizeMismatch says that the name is in use with another size, number of parties
+	// or initial count than the one given. It comes as a *SizeMismatchError.
+	ErrSizeMismatch = errors.New("fabric: in use with another size")
+
+	// ErrBroken says that a generation of a barrier was broken: one of its parties gave
+	// up or died, its action failed, or somebody reset it. It comes as a *BrokenError.
+	ErrBroken = errors.New("fabric: barrier broken")
+
+	// ErrStale says that what a change was based on has changed since. Nothing was done:
+	// read again, and decide again.
+	ErrStale = errors.New("fabric: based on what has changed since")
+
+	// ErrDeleted says that the record is not the one that was read: it was deleted, and
+	// perhaps made again. Nothing was done.
+	ErrDeleted = errors.New("fabric: deleted since it was read")
+
+	// ErrFinished says that there is a result already. Read it.
+	ErrFinished = errors.New("fabric: there is a result already")
+
+	// ErrUncertain says that it is not known, and can't be found out any more or not in
+	// time, whether the operation was done. Read the state and decide.
+	ErrUncertain = errors.New("fabric: not known whether it was done")
 )
 
 // Errors of holding.
@@ -131,7 +161,7 @@ type NotAcquiredError struct {
 }
 
 func (e *NotAcquiredError) Error() string {
-	return fmt.Sprintf("fabric: lock %q not acquired: %v", e.Key, e.Cause)
+	return fmt.Sprintf("fabric: %q not acquired: %v", e.Key, e.Cause)
 }
 
 // Is makes errors.Is(err, ErrNotAcquired) true.
@@ -165,8 +195,8 @@ func (e *ConvertError) Unwrap() error { return e.Cause }
 // HeldError says who is in the way.
 type HeldError struct {
 	Key      string
-	Owner    string // explicit owner, or the operation id of the hold
-	Mode     Mode
+	Owner    string    // explicit owner, or the operation id of the hold
+	Mode     Mode      // "" where the kind has none
 	Since    time.Time // when the other one asked, by its own clock
 	Token    uint64    // its fencing token, or the revision at which it queued
 	Metadata map[string]string
@@ -178,13 +208,52 @@ func (e *HeldError) Error() string {
 	if e.already {
 		what = "already held or awaited"
 	}
-	return fmt.Sprintf("%s by %s (%s) since %s", what, e.Owner, e.Mode, e.Since.Format(time.RFC3339))
+	mode := ""
+	if e.Mode != "" {
+		mode = fmt.Sprintf(" (%s)", e.Mode)
+	}
+	return fmt.Sprintf("%s by %s%s since %s", what, e.Owner, mode, e.Since.Format(time.RFC3339))
 }
 
 // Is makes errors.Is true for ErrHeld or ErrAlreadyHeld, whichever it is.
 func (e *HeldError) Is(target error) bool {
 	return target == ErrHeld && !e.already || target == ErrAlreadyHeld && e.already
 }
+
+// SizeMismatchError says what the name is in use with.
+type SizeMismatchError struct {
+	Key        string
+	Have, Want int // what the record says, and what was given
+}
+
+func (e *SizeMismatchError) Error() string {
+	return fmt.Sprintf("fabric: %q is in use with %d, not with %d", e.Key, e.Have, e.Want)
+}
+
+// Is makes errors.Is(err, ErrSizeMismatch) true.
+func (e *SizeMismatchError) Is(target error) bool { return target == ErrSizeMismatch }
+
+// BrokenError says how a generation of a barrier was broken.
+type BrokenError struct {
+	Key string
+	Gen uint64
+	Why string // "" if it is not known any more
+	Who string // the party, or its lease, because of which
+}
+
+func (e *BrokenError) Error() string {
+	text := fmt.Sprintf("fabric: generation %d of barrier %q broken", e.Gen, e.Key)
+	if e.Why != "" {
+		text += ": " + e.Why
+	}
+	if e.Who != "" {
+		text += " by " + e.Who
+	}
+	return text
+}
+
+// Is makes errors.Is(err, ErrBroken) true.
+func (e *BrokenError) Is(target error) bool { return target == ErrBroken }
 
 // WaitTooLongError says how long a wait was expected to last.
 type WaitTooLongError struct {
@@ -211,7 +280,7 @@ type LostError struct {
 }
 
 func (e *LostError) Error() string {
-	return fmt.Sprintf("fabric: lock %q (token %d) lost: %v", e.Key, e.Token, e.Reason)
+	return fmt.Sprintf("fabric: %q (token %d) lost: %v", e.Key, e.Token, e.Reason)
 }
 
 // Is makes errors.Is(err, ErrLost) true.

@@ -23,6 +23,9 @@ const (
 	EventWithdrawn EventType = "withdrawn"
 	// EventGranted: an acquire got the lock, after Waited.
 	EventGranted EventType = "granted"
+	// EventPassed: a wait is over, after Waited, that leaves nothing to release: a
+	// barrier tripped, a latch is open.
+	EventPassed EventType = "passed"
 	// EventConverted: Convert was granted. Mode and Token are those from now on.
 	EventConverted EventType = "converted"
 	// EventReleased: a hold ended by Release, after Held. Reason is set when that
@@ -136,6 +139,8 @@ func (m *Manager) logEvent(ev *Event) {
 		log.LogAttrs(ctx, slog.LevelDebug, "withdrawn", key, id, mode, slog.Duration("waited", ev.Waited), slog.Any("reason", ev.Reason))
 	case EventGranted:
 		log.LogAttrs(ctx, slog.LevelDebug, "granted", key, id, slog.String("owner", ev.Owner), mode, token, slog.Duration("waited", ev.Waited))
+	case EventPassed:
+		log.LogAttrs(ctx, slog.LevelDebug, "passed", key, id, slog.Duration("waited", ev.Waited))
 	case EventConverted:
 		log.LogAttrs(ctx, slog.LevelDebug, "converted", key, id, mode, token, slog.Duration("waited", ev.Waited))
 	case EventReleased:

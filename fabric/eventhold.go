@@ -13,58 +13,58 @@ import (
 // the one that ends the hold, whoever ends it.
 
 // event makes an event about the hold. Called with l.mu held.
-func (l *Lock) event(t EventType) Event {
+func (h *Hold) event(t EventType) Event {
 	return Event{
-		Type: t, Time: time.Now(), Key: l.key, ID: l.entry.ID, Lease: l.slot.id,
-		Owner: l.entry.OwnerID(), Mode: Mode(l.entry.Mode.String()), Token: l.entry.Token,
+		Type: t, Time: time.Now(), Key: h.key, ID: h.entry.ID, Lease: h.slot.id,
+		Owner: h.entry.OwnerID(), Mode: modeOf(h.entry.Mode), Token: h.entry.Token,
 	}
 }
 
 // ending makes the event of the hold's end. Called with l.mu held.
-func (l *Lock) ending(t EventType) Event {
-	ev := l.event(t)
-	if !l.since.IsZero() {
-		ev.Held = ev.Time.Sub(l.since)
+func (h *Hold) ending(t EventType) Event {
+	ev := h.event(t)
+	if !h.since.IsZero() {
+		ev.Held = ev.Time.Sub(h.since)
 	}
 	return ev
 }
 
 // handOut makes a grant the caller's, unless the hold has ended already.
-func (l *Lock) handOut(a *attempt) bool {
-	l.mu.Lock()
-	if l.err != nil {
-		l.mu.Unlock()
+func (h *Hold) handOut(a *attempt) bool {
+	h.mu.Lock()
+	if h.err != nil {
+		h.mu.Unlock()
 		return false
 	}
-	ev := l.event(EventGranted)
-	l.since = ev.Time
+	ev := h.event(EventGranted)
+	h.since = ev.Time
 	ev.Queued, ev.Waited = told(a.queued), ev.Time.Sub(a.began)
 	if ev.Queued {
-		l.s.m.feed.deliver(ev)
+		h.s.m.feed.deliver(ev)
 	} else {
-		l.s.m.feed.push(ev)
+		h.s.m.feed.push(ev)
 	}
-	l.mu.Unlock()
-	l.s.m.logEvent(&ev)
+	h.mu.Unlock()
+	h.s.m.logEvent(&ev)
 	return true
 }
 
 // noteReleased tells what Release came to.
-func (l *Lock) noteReleased(ev Event) {
-	ev.Reason = l.released
-	if l.released != nil {
+func (h *Hold) noteReleased(ev Event) {
+	ev.Reason = h.released
+	if h.released != nil {
 		var lost *LostError
-		if errors.As(l.released, &lost) {
+		if errors.As(h.released, &lost) {
 			ev.Type, ev.Reason = EventLost, lost.Reason
 		}
 	}
-	l.s.m.feed.deliver(ev)
-	l.s.m.logEvent(&ev)
+	h.s.m.feed.deliver(ev)
+	h.s.m.logEvent(&ev)
 }
 
 // waiter makes an event about an acquire that waits.
 func (a *attempt) waiter(t EventType, sl *slot, id string) Event {
-	ev := Event{Type: t, Time: time.Now(), Key: a.key, ID: id, Lease: sl.id, Owner: a.req.owner, Mode: a.req.mode}
+	ev := Event{Type: t, Time: time.Now(), Key: a.key, ID: id, Lease: sl.id, Owner: a.req.owner, Mode: modeOf(a.op.Mode)}
 	if ev.Owner == "" {
 		ev.Owner = id
 	}
@@ -87,6 +87,21 @@ func (a *attempt) whenQueued(sl *slot, id string) func(record.Place) {
 		ev.Time, ev.Position, ev.Blocker = time.Now(), p.Position, blocker(p)
 		m.note(ev)
 	}
+}
+
+// passed tells that a wait is over which leaves nothing to release.
+func (a *attempt) passed(sl *slot, id string) {
+	if a.m.noted() {
+		ev := a.waiter(EventPassed, sl, id)
+		ev.Queued, ev.Waited = told(a.queued), ev.Time.Sub(a.began)
+		if ev.Queued {
+			a.m.feed.deliver(ev)
+		} else {
+			a.m.feed.push(ev)
+		}
+		a.m.logEvent(&ev)
+	}
+	a.queued = nil
 }
 
 func told(queued *bool) bool { return queued != nil && *queued }
@@ -145,18 +160,18 @@ func (c *conversion) withdrawn(err error) {
 }
 
 // noteConversion tells about a conversion, unless the hold has ended.
-func (l *Lock) noteConversion(t EventType, to Mode, complete func(*Event)) bool {
-	l.mu.Lock()
-	if l.err != nil {
-		l.mu.Unlock()
+func (h *Hold) noteConversion(t EventType, to Mode, complete func(*Event)) bool {
+	h.mu.Lock()
+	if h.err != nil {
+		h.mu.Unlock()
 		return false
 	}
-	ev := l.event(t)
+	ev := h.event(t)
 	ev.Mode, ev.Conversion = to, true
 	complete(&ev)
-	l.s.m.feed.push(ev)
-	l.mu.Unlock()
-	l.s.m.logEvent(&ev)
+	h.s.m.feed.push(ev)
+	h.mu.Unlock()
+	h.s.m.logEvent(&ev)
 	return true
 }
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/lease"
@@ -15,23 +16,88 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// Info is what is known of one lock at one revision.
+// Info is what is known of one name at one revision. Fields that its kind doesn't have
+// are zero.
 type Info struct {
 	Key      string `json:"key"`
-	Kind     string `json:"kind"`     // "lock"; "" when nobody holds or waits, "unreadable" in a list
+	Kind     string `json:"kind"`     // KindLock and its like; "" when nothing is stored, in a list also "unreadable" and "newer"
 	Revision uint64 `json:"revision"` // of the record or its delete marker; 0 = never used, or long ago
 	// HoldTime is how long a hold of this lock lasts, smoothed over those that were
 	// released while others waited or held; 0 = not known.
 	HoldTime time.Duration `json:"hold_time_ns,omitempty"`
 	Holders  []Party       `json:"holders"`
 	Waiters  []Party       `json:"waiters"` // in queue order, the next one first
+
+	// Life tells this record from those that stood under its name before.
+	Life uint64 `json:"-"`
+	// Of a semaphore: how many permits there are, how many of them are out, how many it
+	// was made with, which is a latch's initial count, and the revision that set Size.
+	Size    int    `json:"size,omitempty"`
+	Taken   int    `json:"taken,omitempty"`
+	Initial int    `json:"initial,omitempty"`
+	Sized   uint64 `json:"sized,omitempty"`
+	// Of a barrier: how many have to come and how many have, for which generation,
+	// whether an action runs, and how the last generations ended.
+	Parties    int     `json:"parties,omitempty"`
+	Arrived    int     `json:"arrived,omitempty"`
+	Generation uint64  `json:"generation,omitempty"`
+	Acting     bool    `json:"acting,omitempty"`
+	Ended      []Ended `json:"ended,omitempty"`
+	// Of a latch: the count, and the revision at which marks of dead leases went last.
+	// Open is that of a latch at 0, and of a double barrier that all are in.
+	Count  int    `json:"count,omitempty"`
+	Fenced uint64 `json:"fenced,omitempty"`
+	Open   bool   `json:"open,omitempty"`
+	// Value is the leader's, or a result; as Data where it is not text.
+	Value *string `json:"value,omitempty"`
+	Data  []byte  `json:"data,omitempty"`
+	By    string  `json:"by,omitempty"` // the id that gave the result
+	// Conditions are those of a lock that somebody waits for.
+	Conditions []Condition `json:"conditions,omitempty"`
+}
+
+// Ended is how one generation of a barrier ended.
+type Ended struct {
+	Generation uint64   `json:"generation"`
+	IDs        []string `json:"ids"` // in the order they came
+	Broken     bool     `json:"broken,omitempty"`
+	Why        string   `json:"why,omitempty"`
+	Who        string   `json:"who,omitempty"`
+}
+
+// Condition is one condition of a lock.
+type Condition struct {
+	Name    string  `json:"name"`
+	Waiters []Party `json:"waiters"` // the next one first
+}
+
+// Bytes is the value, whether text or not; nil if there is none.
+func (i *Info) Bytes() []byte { return bytesOf(i.Value, i.Data) }
+
+func bytesOf(text *string, data []byte) []byte {
+	if text != nil {
+		return []byte(*text)
+	}
+	return data
+}
+
+// textOrData splits a value into the form that JSON can show.
+func textOrData(v record.Value) (text *string, data []byte) {
+	switch {
+	case !v.Set:
+	case utf8.ValidString(v.Data):
+		text = &v.Data
+	default:
+		data = []byte(v.Data)
+	}
+	return text, data
 }
 
 // Party is one holder or waiter.
 type Party struct {
-	ID     string `json:"id"`    // "<lease>.<sequence>"
-	Owner  string `json:"owner"` // explicit owner, or the id
-	Mode   Mode   `json:"mode"`
+	ID     string `json:"id"`               // "<lease>.<sequence>"
+	Owner  string `json:"owner"`            // explicit owner, or the id
+	Mode   Mode   `json:"mode,omitempty"`   // of a lock
 	Token  uint64 `json:"token,omitempty"`  // a holder's fencing token
 	Queued uint64 `json:"queued,omitempty"` // the revision at which a waiter queued
 	// Converting is the mode to which a holder waits to be converted, if it does.
@@ -42,10 +108,20 @@ type Party struct {
 	ExpectedWait time.Duration     `json:"expected_wait_ns,omitempty"`
 	Revoked      bool              `json:"revoked,omitempty"`
 	Metadata     map[string]string `json:"metadata,omitempty"`
+	Permits      int               `json:"permits,omitempty"`    // of a semaphore
+	Refused      bool              `json:"refused,omitempty"`    // asks for more permits than there are since a resize
+	Generation   uint64            `json:"generation,omitempty"` // of a barrier
+	Leaving      bool              `json:"leaving,omitempty"`    // of a double barrier
+	Signalled    string            `json:"signalled,omitempty"`  // the condition that sent it to the queue
+	Value        *string           `json:"value,omitempty"`      // a candidate's
+	Data         []byte            `json:"data,omitempty"`       // likewise, where it is not text
 	Lease        Lease             `json:"lease"`
 	// Own says that the entry is of the manager that was asked.
 	Own bool `json:"-"`
 }
+
+// Bytes is the value, whether text or not; nil if there is none.
+func (p *Party) Bytes() []byte { return bytesOf(p.Value, p.Data) }
 
 // Lease is what is known of the process behind a party.
 type Lease struct {
@@ -65,24 +141,33 @@ type Lease struct {
 // has it. A lock that nobody uses is not an error. Errors: ErrInvalidName,
 // ErrMalformedRecord, ErrNewerSchema, ErrUnavailable, ErrClosed, and the context's.
 func (m *Manager) Inspect(ctx context.Context, key string) (Info, error) {
-	enc, err := kv.EncodeName(key)
+	info, s, err := m.read(ctx, key)
 	if err != nil {
 		return Info{}, err
 	}
-	caller := ctx
 	ctx, done := m.bind(ctx)
+	defer done()
+	s.identify(ctx, []Info{info})
+	return info, nil
+}
+
+// read is Read, and says where it was read.
+func (m *Manager) read(caller context.Context, key string) (Info, *session, error) {
+	enc, err := kv.EncodeName(key)
+	if err != nil {
+		return Info{}, nil, err
+	}
+	ctx, done := m.bind(caller)
 	defer done()
 	s, err := m.session(ctx)
 	if err != nil {
-		return Info{}, m.explain(caller, err)
+		return Info{}, nil, m.explain(caller, err)
 	}
 	rec, rev, err := s.engine.Read(ctx, enc)
 	if err != nil {
-		return Info{}, fmt.Errorf("inspect %q: %w", key, m.explain(caller, err))
+		return Info{}, nil, fmt.Errorf("inspect %q: %w", key, m.explain(caller, err))
 	}
-	info := newInfo(key, rec, rev)
-	s.identify(ctx, []Info{info})
-	return info, nil
+	return newInfo(key, rec, rev), s, nil
 }
 
 // List tells of every lock in use whose name starts with prefix, in the order of
@@ -148,8 +233,11 @@ func (m *Manager) Identify(ctx context.Context, infos []Info) error {
 func newInfo(key string, rec *record.Record, rev uint64) Info {
 	info := Info{Key: key, Revision: rev, Holders: []Party{}, Waiters: []Party{}}
 	if rec == nil {
+		info.Life = rev // what a first use will be made over
 		return info
 	}
+	info.Life = rec.Life
+	info.fill(rec.Facts())
 	info.Kind = string(rec.Kind)
 	info.HoldTime = rec.Hold
 	for _, e := range rec.Holders {
@@ -166,11 +254,32 @@ func newInfo(key string, rec *record.Record, rev uint64) Info {
 	return info
 }
 
+func (i *Info) fill(f record.Facts) {
+	i.Size, i.Taken, i.Initial, i.Sized = f.Size, f.Taken, f.Initial, f.Sized
+	i.Parties, i.Arrived, i.Generation, i.Acting = f.Parties, f.Arrived, f.Gen, f.Acting
+	i.Count, i.Fenced, i.Open, i.By = f.Count, f.Fenced, f.Open, f.By
+	i.Value, i.Data = textOrData(f.Value)
+	for _, e := range f.Ended {
+		i.Ended = append(i.Ended, Ended{Generation: e.Gen, IDs: e.IDs, Broken: e.Broken, Why: e.Why, Who: e.Who})
+	}
+	for _, q := range f.Queues {
+		c := Condition{Name: q.Name}
+		for _, e := range q.Waiters {
+			p := newParty(e)
+			p.Queued = e.Token
+			c.Waiters = append(c.Waiters, p)
+		}
+		i.Conditions = append(i.Conditions, c)
+	}
+}
+
 func newParty(e record.Entry) Party {
 	p := Party{
-		ID: e.ID, Owner: e.OwnerID(), Mode: Mode(e.Mode.String()), Since: e.Since, Revoked: e.Revoked,
+		ID: e.ID, Owner: e.OwnerID(), Mode: modeOf(e.Mode), Since: e.Since, Revoked: e.Revoked,
+		Permits: e.Permits, Refused: e.Refused, Generation: e.Gen, Leaving: e.Leaving, Signalled: e.Signalled,
 		Metadata: maps.Clone(e.Meta), Lease: Lease{ID: e.Lease(), State: "unknown", TTL: e.TTL},
 	}
+	p.Value, p.Data = textOrData(e.Value)
 	if e.Convert.ID != "" {
 		p.Converting = Mode(e.Convert.Mode.String())
 	}
@@ -186,7 +295,11 @@ const lookUps = 16
 func (s *session) identify(ctx context.Context, infos []Info) {
 	byLease := map[string][]*Party{}
 	for _, info := range infos {
-		for _, list := range [][]Party{info.Holders, info.Waiters} {
+		lists := [][]Party{info.Holders, info.Waiters}
+		for _, c := range info.Conditions {
+			lists = append(lists, c.Waiters)
+		}
+		for _, list := range lists {
 			for i := range list {
 				id := list[i].Lease.ID
 				byLease[id] = append(byLease[id], &list[i])
@@ -272,9 +385,6 @@ func (m *Manager) ForceRelease(ctx context.Context, key string, opts ...ForceOpt
 	}
 	if rec == nil {
 		return 0, nil
-	}
-	if rec.Kind != record.KindLock {
-		return 0, ErrKindMismatch
 	}
 	n := len(rec.Holders)
 	if f.holder != "" {

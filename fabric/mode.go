@@ -51,3 +51,11 @@ func (m Mode) record() (record.Mode, error) {
 	}
 	return r, nil
 }
+
+// modeOf is the mode of an entry; "" where its kind has none.
+func modeOf(m record.Mode) Mode {
+	if m == record.None {
+		return ""
+	}
+	return Mode(m.String())
+}

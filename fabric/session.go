@@ -56,11 +56,11 @@ type session struct {
 	slots  map[timing]*slot         // shared leases
 	making map[timing]chan struct{} // closed when the slot was made, or not
 	all    map[*slot]struct{}
-	fresh  []freshLock // not watched yet, oldest first
+	fresh  []freshHold // not watched yet, oldest first
 }
 
-type freshLock struct {
-	lock  *Lock
+type freshHold struct {
+	hold  *Hold
 	since time.Time
 }
 
@@ -231,7 +231,7 @@ func (s *session) watchFresh() {
 	s.fresh = s.fresh[n:]
 	s.mu.Unlock()
 	for _, f := range due {
-		f.lock.watch()
+		f.hold.watch()
 	}
 }
 
@@ -271,7 +271,7 @@ func (s *session) seen() uint64 { return max(s.engine.Seen(), s.confirmed.Load()
 // a look, and so does a doubt that nobody has looked into yet.
 func (s *session) confirm(ctx context.Context, out engine.Outcome, before uint64) error {
 	for {
-		known, low := s.confirmed.Load(), out.Entry.Token <= before
+		known, low := s.confirmed.Load(), out.Entry.ID != "" && out.Entry.Token <= before
 		if !low && (out.Revision <= known || out.Revision <= known+kv.MaxStep && !s.doubts.pending()) {
 			raiseTo(&s.confirmed, out.Revision)
 			return nil
@@ -328,7 +328,7 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	var hubs sync.WaitGroup
 	hubs.Go(s.lockHub.Close)
 	hubs.Go(s.leaseHub.Close)
-	var left []*Lock
+	var left []*Hold
 	for _, sl := range all {
 		left = append(left, sl.all()...)
 		sl.endHolds(reason)
@@ -338,7 +338,7 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	forEach(ctx, closeAtOnce, all, func(sl *slot) { s.closeLease(ctx, sl.lease) })
 	if sweep && s.m.nc.IsConnected() {
 		// So that nobody has to evict them.
-		forEach(ctx, closeAtOnce, left, func(l *Lock) {
+		forEach(ctx, closeAtOnce, left, func(l *Hold) {
 			_, _ = s.engine.Do(ctx, l.enc, releaseOp(l), engine.Options{FailFast: true, Known: l.revision()})
 		})
 	}

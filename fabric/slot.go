@@ -19,7 +19,7 @@ type slot struct {
 
 	mu      sync.Mutex
 	users   int              // acquires under way and holds
-	ids     map[string]*Lock // what stands under the lease, by id; nil while its acquire is under way
+	ids     map[string]*Hold // what stands under the lease, by id; nil while its acquire is under way
 	retired bool             // takes no new acquires; ends with its last user
 	idle    time.Time
 }
@@ -99,7 +99,7 @@ func (s *session) newSlot(ctx context.Context, t timing) (_ *slot, err error) {
 // ended. The lease can be lost at any moment from its creation on, so that is asked
 // for last: what a loss ends is complete by then.
 func (s *session) adopt(le *lease.Lease, t timing) *slot {
-	sl := &slot{s: s, lease: le, id: le.ID(), timing: t, users: 1, ids: map[string]*Lock{}}
+	sl := &slot{s: s, lease: le, id: le.ID(), timing: t, users: 1, ids: map[string]*Hold{}}
 	// So that a tombstone or a deletion by somebody else is seen at once.
 	sl.unwatch = s.leaseHub.Follow(sl.id, le.Saw)
 	if !t.limited() { // else it ends with its hold
@@ -186,17 +186,17 @@ func (sl *slot) uses(id string) bool {
 }
 
 // hold registers a granted lock in place of the acquire that led to it.
-func (sl *slot) hold(l *Lock) {
+func (sl *slot) hold(l *Hold) {
 	sl.mu.Lock()
 	sl.ids[l.entry.ID] = l
 	sl.mu.Unlock()
 }
 
 // all returns the locks held under the lease.
-func (sl *slot) all() []*Lock {
+func (sl *slot) all() []*Hold {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
-	all := make([]*Lock, 0, len(sl.ids))
+	all := make([]*Hold, 0, len(sl.ids))
 	for _, l := range sl.ids {
 		if l != nil {
 			all = append(all, l)
@@ -206,7 +206,7 @@ func (sl *slot) all() []*Lock {
 }
 
 // drop takes a lock that has ended out.
-func (sl *slot) drop(l *Lock) {
+func (sl *slot) drop(l *Hold) {
 	sl.mu.Lock()
 	there := sl.ids[l.entry.ID] == l
 	if there {

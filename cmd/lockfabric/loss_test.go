@@ -73,7 +73,7 @@ func TestLossEndsTheCommand(t *testing.T) {
 			}
 			p.expect("got TERM")
 			p.exits(76)
-			if text := p.err.String(); !strings.Contains(text, "lockfabric: lock \"k\"") || !strings.Contains(text, "lost") {
+			if text := p.err.String(); !strings.Contains(text, "lockfabric: \"k\"") || !strings.Contains(text, "lost") {
 				t.Errorf("stderr %q", text)
 			}
 		})

@@ -149,6 +149,12 @@ func TestOutputOfLocks(t *testing.T) {
 		t.Error(w)
 	}
 	never := []string{"waiters[].token", "waiters[].converting", "waiters[].revoked", "holders[].queued", "holders[].expected_wait_ns"}
+	// Of other kinds than locks.
+	never = append(never, "size", "taken", "initial", "sized", "parties", "arrived", "generation", "acting", "ended*", "count", "fenced",
+		"open", "value", "data", "by", "conditions*")
+	for _, field := range []string{"permits", "refused", "generation", "leaving", "signalled", "value", "data"} {
+		never = append(never, "holders[]."+field, "waiters[]."+field)
+	}
 	locks.complete(t, fabric.Info{}, never...)
 	for _, w := range timed.holds(watched{}, never...) {
 		t.Error(w)

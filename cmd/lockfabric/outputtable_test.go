@@ -206,7 +206,9 @@ func (tb table) holds(v any, never ...string) (wrong []string) {
 	for path, f := range fields {
 		documented := tb[path]
 		switch {
-		case slices.Contains(never, path):
+		case slices.ContainsFunc(never, func(n string) bool {
+			return n == path || strings.HasSuffix(n, "*") && strings.HasPrefix(path, n[:len(n)-1])
+		}):
 			if documented != nil {
 				wrong = append(wrong, path+" is documented, and said never to appear")
 			}
@@ -239,7 +241,7 @@ func (tb table) add(prefix string, s reflect.Type) {
 			f.kind = "time"
 		case typ == reflect.TypeFor[time.Duration]():
 			f.kind = "duration"
-		case typ.Kind() == reflect.String:
+		case typ.Kind() == reflect.String, typ == reflect.TypeFor[*string](), typ == reflect.TypeFor[[]byte]():
 			f.kind = "string"
 		case typ.Kind() == reflect.Bool:
 			f.kind = "boolean"
@@ -247,7 +249,9 @@ func (tb table) add(prefix string, s reflect.Type) {
 			f.kind = "texts"
 		case typ.Kind() == reflect.Slice:
 			f.kind = "array"
-			tb.add(prefix+name+"[].", typ.Elem())
+			if typ.Elem().Kind() == reflect.Struct {
+				tb.add(prefix+name+"[].", typ.Elem())
+			}
 		case typ.Kind() == reflect.Pointer:
 			f.kind = "object or null"
 			tb.add(prefix+name+".", typ.Elem())

@@ -70,7 +70,7 @@ type rules interface {
 }
 
 // traits are what the verb of an operation says about how it is carried out.
-type traits struct{ waits, blind, owed, proven bool }
+type traits struct{ waits, blind, owed, proven, stays bool }
 
 // Standing is what a record says about an operation whose outcome is an entry.
 type Standing uint8
@@ -226,6 +226,10 @@ func (op *Op) Owed() bool { return op.traits().owed }
 // something for others if it came late: its Undo has to be committed first, and the record it was
 // committed in says where op stands.
 func (op *Op) Proven() bool { return op.traits().proven }
+
+// Stays reports whether whoever gives op up goes on waiting for it: Undo doesn't end it, but has it
+// granted sooner.
+func (op *Op) Stays() bool { return op.traits().stays }
 
 func (op *Op) traits() traits {
 	if op.common() {

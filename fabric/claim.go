@@ -1,0 +1,371 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// The kinds of records. Package primitives has a type for each use of them.
+const (
+	KindLock      = string(record.KindLock)
+	KindSemaphore = string(record.KindSemaphore)
+)
+
+// Claim is what is asked for with [Manager.Claim] and [Manager.Await]: plain data that
+// the record's kind makes sense of. Package primitives is made of claims and posts;
+// use them to build a primitive of your own.
+type Claim struct {
+	Kind string // KindLock and its like
+	Verb string // what is asked for, by its name in the design of the kind; "" = acquire
+
+	Mode    Mode   // locks
+	Permits int    // semaphores
+	Limit   int    // the size, the number of parties or the initial count that the caller takes it to have
+	Gen     uint64 // Info.Generation, as the caller read it
+	Life    uint64 // Info.Life, likewise
+	Queue   string // a condition's name
+	Value   []byte // an election's; nil = none, empty is a value
+
+	// Once ends with ErrLost, instead of asking again under a new lease, when the
+	// lease is lost while the claim waits.
+	Once bool
+	// From is the hold that the claim takes the place of, in the same write: it is
+	// released as soon as the claim is sent, and the claim stands under its lease.
+	From *Hold
+}
+
+// Post is a change of a record's state that nobody has to wait for.
+type Post struct {
+	Kind, Verb string
+
+	N     int // permits, counts
+	Limit int // as in Claim
+	Gen   uint64
+	Life  uint64
+	Base  uint64 // revision of what the caller read, on which the change is based
+	Queue string
+	All   bool
+	Fail  bool
+	Value []byte // nil = none
+
+	// Ends says, of a hold's post, that it ends the hold: the handle is released
+	// before the post is sent.
+	Ends bool
+}
+
+// Claim waits until the claim is granted or ctx ends, as Acquire does for a lock, and
+// returns the hold. Every error is a *NotAcquiredError; causes are those of Acquire and
+// those of the kind: ErrTooLarge, a *SizeMismatchError, a *BrokenError, ErrStale,
+// ErrDeleted, ErrFinished. ErrUncertain is among them where it could not be found out
+// in time what became of the claim.
+//
+// A claim with From that stays in a queue goes on when ctx ends, asks to be granted as
+// soon as it can, and returns the hold together with ctx's error.
+func (m *Manager) Claim(ctx context.Context, key string, c Claim, opts ...AcquireOption) (*Hold, error) {
+	h, _, err := m.claim(ctx, key, c, opts)
+	if err != nil {
+		return h, &NotAcquiredError{Key: key, Cause: err}
+	}
+	return h, nil
+}
+
+// Await waits like Claim for what leaves nothing to be released, as a barrier's trip or
+// an open latch, and returns the record that says so. The hold is nil unless the
+// caller was given something to hold, as the one who runs a barrier's action. Errors
+// are the causes of Claim's.
+func (m *Manager) Await(ctx context.Context, key string, c Claim, opts ...AcquireOption) (*Hold, Info, error) {
+	return m.claim(ctx, key, c, opts)
+}
+
+func (m *Manager) claim(caller context.Context, key string, c Claim, opts []AcquireOption) (*Hold, Info, error) {
+	fail := func(err error) (*Hold, Info, error) { return nil, Info{}, m.explain(caller, err) }
+	req, err := m.cfg.newRequest(opts)
+	if err != nil {
+		return fail(err)
+	}
+	a := attempt{m: m, key: key, claim: c, req: req, began: time.Now()}
+	if a.op, err = c.op(&req); err != nil {
+		return fail(err)
+	}
+	if a.enc, err = kv.EncodeName(key); err != nil {
+		return fail(err)
+	}
+	if err := caller.Err(); err != nil {
+		return fail(err)
+	}
+	ctx, done := m.bind(caller)
+	defer done()
+	if req.waitLimit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, req.waitLimit)
+		defer cancel()
+	}
+	h, out, err := a.run(ctx)
+	switch {
+	case err != nil:
+		return h, Info{}, m.explain(caller, err)
+	case h != nil:
+		return h, Info{}, nil
+	}
+	return nil, newInfo(key, out.Record, out.Revision), nil
+}
+
+// op is the operation without what a lease gives it.
+func (c *Claim) op(req *request) (record.Op, error) {
+	op := record.Op{
+		Kind: record.Kind(c.Kind), Verb: record.OpAcquire,
+		N: c.Permits, Limit: c.Limit, Gen: c.Gen, Life: c.Life, Queue: c.Queue, Value: valueOf(c.Value),
+		Owner: req.owner, TTL: req.timing.ttl, Meta: req.metadata,
+	}
+	if c.Verb != "" {
+		if op.Verb = record.VerbNamed(c.Verb); op.Verb == 0 {
+			return op, fmt.Errorf("%w: there is no claim %q", ErrInvalidOption, c.Verb)
+		}
+	}
+	if c.Kind == KindLock {
+		mode := req.mode
+		if c.Mode != "" {
+			mode = c.Mode
+		}
+		var err error
+		if op.Mode, err = mode.record(); err != nil {
+			return op, err
+		}
+	}
+	return op, nil
+}
+
+func valueOf(b []byte) record.Value { return record.Value{Set: b != nil, Data: string(b)} }
+
+// Post makes a change and returns the record after it. ErrUncertain says that it is not
+// known whether it was made; other errors that it was not: ErrStale when it is based
+// on what has changed since, ErrDeleted, ErrTooLarge, a *SizeMismatchError, a *HeldError
+// where somebody is in the way, and those of Inspect.
+func (m *Manager) Post(caller context.Context, key string, p Post) (Info, error) {
+	enc, err := kv.EncodeName(key)
+	if err != nil {
+		return Info{}, err
+	}
+	op, err := p.op()
+	if err != nil {
+		return Info{}, err
+	}
+	if err := caller.Err(); err != nil {
+		return Info{}, err
+	}
+	ctx, done := m.bind(caller)
+	defer done()
+	req := request{timing: m.cfg.timing, failFast: m.cfg.failFast}
+	a := attempt{m: m, key: key, enc: enc, op: op, req: req}
+	for n := 0; ; n++ {
+		out, err := a.post(ctx)
+		if err == nil {
+			return newInfo(key, out.Record, out.Revision), nil
+		}
+		again, err := a.decideRetry(ctx, err)
+		if !again {
+			return Info{}, m.explain(caller, err)
+		}
+		if n > 0 && !sleep(ctx, min(time.Duration(n)*10*time.Millisecond, time.Second)) {
+			return Info{}, m.explain(caller, ctx.Err())
+		}
+	}
+}
+
+func (p *Post) op() (record.Op, error) {
+	op := record.Op{
+		Kind: record.Kind(p.Kind), Verb: record.VerbNamed(p.Verb),
+		N: p.N, Limit: p.Limit, Gen: p.Gen, Life: p.Life, Base: p.Base, Queue: p.Queue, All: p.All, Fail: p.Fail, Value: valueOf(p.Value),
+	}
+	if op.Verb == 0 {
+		return op, fmt.Errorf("%w: there is no post %q", ErrInvalidOption, p.Verb)
+	}
+	return op, nil
+}
+
+// post submits the operation under one lease, with one id.
+func (a *attempt) post(ctx context.Context) (out engine.Outcome, err error) {
+	s, err := a.m.session(ctx)
+	if err != nil {
+		return out, err
+	}
+	a.session = s
+	if err := s.awaitReady(ctx, a.req.failFast); err != nil {
+		return out, err
+	}
+	sl, err := a.slot(ctx, s)
+	if err != nil {
+		return out, err
+	}
+	defer sl.leave()
+	op := a.op
+	op.ID, op.Lease, op.TTL = sl.lease.NextOp(), sl.id, a.req.timing.ttl
+	before := s.seen()
+	out, err = s.engine.Do(ctx, a.enc, op, engine.Options{FailFast: a.req.failFast, Stop: sl.lease.Lost()})
+	if err != nil {
+		return out, postError(err)
+	}
+	if err := a.confirm(ctx, out, before); err != nil {
+		return out, fmt.Errorf("%w: %w", ErrUncertain, err)
+	}
+	return out, nil
+}
+
+// postError names what is left open where an operation was given up.
+func postError(err error) error {
+	if errors.Is(err, engine.ErrUnconfirmed) || errors.Is(err, engine.ErrUncertain) {
+		return fmt.Errorf("%w: %w", ErrUncertain, err)
+	}
+	return err
+}
+
+// Post makes a change that only whoever holds may make. Posts of one hold are sent one
+// after the other. Errors: those of [Manager.Post], and ErrLost or ErrReleased when the
+// hold has ended.
+func (h *Hold) Post(ctx context.Context, p Post) (Info, error) {
+	op, err := p.op()
+	if err != nil {
+		return Info{}, err
+	}
+	select {
+	case h.posting <- struct{}{}:
+		defer func() { <-h.posting }()
+	case <-ctx.Done():
+		return Info{}, ctx.Err()
+	}
+	if err := h.Err(); err != nil {
+		return Info{}, err
+	}
+	op.ID, op.Lease, op.Holder, op.Token, op.TTL = h.slot.lease.NextOp(), h.slot.id, h.entry.ID, h.Token(), h.slot.timing.ttl
+	opt := engine.Options{FailFast: h.failFast, Known: h.revision()}
+	if p.Ends {
+		return h.postLast(ctx, op, opt)
+	}
+	bound, done := h.s.m.bind(ctx)
+	defer done()
+	opt.Stop = h.Context().Done()
+	out, err := h.s.engine.Do(bound, h.enc, op, opt)
+	if err != nil {
+		return Info{}, h.s.m.explain(ctx, h.postFailed(&op, err))
+	}
+	h.mu.Lock()
+	h.rev = max(h.rev, out.Revision)
+	h.mu.Unlock()
+	return newInfo(h.key, out.Record, out.Revision), nil
+}
+
+// postLast sends what ends the hold.
+func (h *Hold) postLast(ctx context.Context, op record.Op, opt engine.Options) (Info, error) {
+	var out engine.Outcome
+	err := h.finish(func() error {
+		bound, done := h.s.m.bind(ctx)
+		defer done()
+		op.Hold = releaseOp(h).Hold
+		opt.Stop = h.s.m.gone
+		var err error
+		if out, err = h.s.engine.Do(bound, h.enc, op, opt); err == nil {
+			return nil
+		}
+		var refused *engine.RefusedError
+		if errors.As(err, &refused) && refused.Verdict != record.NotHolder {
+			// The entry stands as it did.
+			h.s.engine.Forget(h.enc, h.slot.id, h.entry.ID, h.revision())
+		}
+		return h.s.m.explain(ctx, h.postFailed(&op, err))
+	})
+	if err != nil {
+		return Info{}, err
+	}
+	return newInfo(h.key, out.Record, out.Revision), nil
+}
+
+func (h *Hold) postFailed(op *record.Op, err error) error {
+	var refused *engine.RefusedError
+	switch {
+	case errors.As(err, &refused) && refused.Verdict == record.NotHolder:
+		if !refused.Uncertain {
+			h.lose(h.whyGone())
+		}
+		return h.uncertainIf(refused.Uncertain, &LostError{Key: h.key, Token: op.Token, Reason: h.whyGone()})
+	case errors.As(err, &refused):
+		return refusal(h.key, op, refused)
+	case errors.Is(err, engine.ErrStopped) && h.Err() != nil:
+		return h.uncertainIf(errors.Is(err, engine.ErrUnconfirmed), h.Err())
+	}
+	return translate(postError(err))
+}
+
+func (h *Hold) uncertainIf(uncertain bool, err error) error {
+	if uncertain {
+		return fmt.Errorf("%w: %w", ErrUncertain, err)
+	}
+	return err
+}
+
+// refusal gives what a record refuses this package's name. op is what was asked for.
+func refusal(key string, op *record.Op, refused *engine.RefusedError) error {
+	err := refusalCause(key, op, refused)
+	switch refused.Verdict {
+	case record.Stale, record.OtherLife, record.NotHolder:
+		if refused.Uncertain {
+			err = fmt.Errorf("%w: %w", ErrUncertain, err)
+		}
+	}
+	if refused.Cause != nil {
+		err = fmt.Errorf("%w: %w", refused.Cause, err)
+	}
+	return err
+}
+
+func refusalCause(key string, op *record.Op, refused *engine.RefusedError) error {
+	switch refused.Verdict {
+	case record.Held, record.AlreadyHeld, record.InUse:
+		return heldError(key, refused)
+	case record.QueueFull:
+		return fmt.Errorf("%w: %q: the limit is %s", ErrQueueFull, key, refused.Limit)
+	case record.WrongKind:
+		return ErrKindMismatch
+	case record.TooLarge:
+		return fmt.Errorf("%w: %q has %d", ErrTooLarge, key, refused.Have)
+	case record.SizeMismatch:
+		return &SizeMismatchError{Key: key, Have: refused.Have, Want: op.Limit}
+	case record.Stale:
+		return fmt.Errorf("%w: %q", ErrStale, key)
+	case record.Forgotten:
+		return fmt.Errorf("%w: %q", ErrUncertain, key)
+	case record.OtherLife:
+		return fmt.Errorf("%w: %q", ErrDeleted, key)
+	case record.NotHolder:
+		return fmt.Errorf("%w: %q", ErrLost, key)
+	case record.Finished:
+		return fmt.Errorf("%w: %q", ErrFinished, key)
+	case record.Broken:
+		return brokenError(key, op.Gen, refused.Record)
+	case record.BadOp:
+		return fmt.Errorf("%w: %s of kind %q: a number, a text or a value is out of its bounds", ErrInvalidOption, op.Verb, op.Kind)
+	}
+	return fmt.Errorf("fabric: %q: operation refused: %v", key, refused.Verdict)
+}
+
+func brokenError(key string, gen uint64, rec *record.Record) error {
+	e := &BrokenError{Key: key, Gen: gen}
+	for _, ended := range rec.Facts().Ended {
+		if ended.Gen == gen {
+			e.Why, e.Who = ended.Why, ended.Who
+		}
+	}
+	return e
+}
+
+// Read tells of the record as Inspect does, without looking up the processes behind it:
+// one read of the stream's leader.
+func (m *Manager) Read(ctx context.Context, key string) (Info, error) {
+	info, _, err := m.read(ctx, key)
+	return info, err
+}

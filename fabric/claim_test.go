@@ -1,0 +1,77 @@
+package fabric_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+// A claim of any kind goes the way of Acquire; a semaphore shows it.
+func TestClaimAndPostOfASemaphore(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		m, key := s.manager(t), s.key(t)
+		claim := func(permits, limit int) fabric.Claim {
+			return fabric.Claim{Kind: fabric.KindSemaphore, Permits: permits, Limit: limit}
+		}
+		h, err := m.Claim(waitContext(t), key, claim(2, 3))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.Claim(waitContext(t), key, claim(4, 3)); !errors.Is(err, fabric.ErrTooLarge) || !errors.Is(err, fabric.ErrNotAcquired) {
+			t.Errorf("more than there are: %v", err)
+		}
+		var size *fabric.SizeMismatchError
+		if _, err := m.Claim(waitContext(t), key, claim(1, 4)); !errors.As(err, &size) || size.Have != 3 || size.Want != 4 {
+			t.Errorf("another size: %v", err)
+		}
+		if _, err := m.Acquire(waitContext(t), key); !errors.Is(err, fabric.ErrKindMismatch) {
+			t.Errorf("a lock of that name: %v", err)
+		}
+		c := claim(2, 3)
+		c.Verb = "try"
+		if _, err := m.Claim(waitContext(t), key, c); !errors.Is(err, fabric.ErrHeld) {
+			t.Errorf("try: %v", err)
+		}
+		short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		if _, err := m.Claim(short, key, claim(2, 3)); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("wait: %v", err)
+		}
+		info, err := h.Post(waitContext(t), fabric.Post{Kind: fabric.KindSemaphore, Verb: "reduce", N: 1})
+		if err != nil || info.Taken != 1 || info.Size != 3 || len(info.Holders) != 1 || info.Holders[0].Permits != 1 {
+			t.Errorf("%+v, %v", info, err)
+		}
+		resize := fabric.Post{Kind: fabric.KindSemaphore, Verb: "resize", N: 5, Limit: 3, Base: info.Sized, Life: info.Life}
+		if info, err = m.Post(waitContext(t), key, resize); err != nil || info.Size != 5 {
+			t.Errorf("%+v, %v", info, err)
+		}
+		resize.N = 6
+		if _, err = m.Post(waitContext(t), key, resize); !errors.Is(err, fabric.ErrStale) {
+			t.Errorf("resize of what was resized: %v", err)
+		}
+		if err := h.Release(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if info, err = m.Read(waitContext(t), key); err != nil || info.Kind != fabric.KindSemaphore || info.Taken != 0 {
+			t.Errorf("%+v, %v", info, err)
+		}
+		if _, err := h.Post(waitContext(t), fabric.Post{Kind: fabric.KindSemaphore, Verb: "reduce", N: 1}); !errors.Is(err, fabric.ErrReleased) {
+			t.Errorf("post of a released hold: %v", err)
+		}
+		if _, err = m.Post(waitContext(t), key, fabric.Post{Kind: fabric.KindSemaphore, Verb: "delete", Life: info.Life}); err != nil {
+			t.Error(err)
+		}
+		if _, err = m.Post(waitContext(t), key, fabric.Post{Kind: fabric.KindSemaphore, Verb: "delete", Life: info.Life}); !errors.Is(err, fabric.ErrDeleted) {
+			t.Errorf("delete of another life: %v", err)
+		}
+		if info, err = m.Read(waitContext(t), key); err != nil || info.Kind != "" {
+			t.Errorf("%+v, %v", info, err)
+		}
+		if _, err := m.Post(waitContext(t), key, fabric.Post{Kind: fabric.KindSemaphore, Verb: "nothing"}); !errors.Is(err, fabric.ErrInvalidOption) {
+			t.Errorf("no such verb: %v", err)
+		}
+	})
+}

@@ -1,0 +1,396 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/lease"
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// releaseTimeout bounds a release, whatever the caller's context says. It is longer than
+// electing a new leader takes, 4 to 9 s, and many round trips of any link.
+const releaseTimeout = 10 * time.Second
+
+// closedChan is what Lost returns for a lock that is lost before anybody asked.
+var closedChan = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+// Hold is what was granted: a lock, permits of a semaphore, a membership. It is a
+// single-use handle: after Release, or after a loss, it can do nothing to whoever
+// holds next. It is safe for concurrent use.
+//
+// Every method that tells about the hold looks at the clock first, so a process
+// that was stopped past its lease learns it from the first call after waking.
+type Hold struct {
+	s        *session
+	slot     *slot
+	key      string       // name as given
+	enc      string       // encoded
+	entry    record.Entry // its Mode and Token change, and are guarded by mu
+	failFast bool
+	posting  chan struct{} // holds one element while a post is under way
+
+	mu         sync.Mutex
+	rev        uint64    // at which entry was read
+	err        error     // nil while held; ErrReleased or a *LostError
+	since      time.Time // when it was handed out; zero before
+	converting bool      // a Convert is under way
+	released   error     // what Release returned
+	releasing  chan struct{}
+	lost       chan struct{}   // made on demand
+	ctx        context.Context // made on demand
+	cancel     context.CancelCauseFunc
+	unwatch    func()
+}
+
+// Key returns the name of what is held.
+func (h *Hold) Key() string { return h.key }
+
+// Token returns the fencing token: larger than that of every earlier
+// conflicting hold of this name. Hand it to the resource with every write; see
+// [Guard] and [Register]. It changes only when Convert is granted a mode that
+// excludes more.
+func (h *Hold) Token() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.entry.Token
+}
+
+// ID returns the hold's id, as inspection shows it.
+func (h *Hold) ID() string { return h.entry.ID }
+
+// Owner returns the explicit owner, or the hold's id if there is none.
+func (h *Hold) Owner() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.entry.OwnerID()
+}
+
+// Lost returns a channel that is closed when the hold is lost: by this process's
+// own clock before anybody else can get the lock, and within a second when an
+// operator takes it away. It is not closed by Release.
+func (h *Hold) Lost() <-chan struct{} {
+	h.check()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.lost == nil {
+		if isLost(h.err) {
+			return closedChan
+		}
+		h.lost = make(chan struct{})
+	}
+	return h.lost
+}
+
+// Context returns a context that ends with the hold: its cause is a *LostError,
+// which is ErrLost, after a loss, and ErrReleased after Release.
+func (h *Hold) Context() context.Context {
+	h.check()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ctx == nil {
+		h.ctx, h.cancel = context.WithCancelCause(context.Background())
+		if h.err != nil {
+			h.cancel(h.err)
+		}
+	}
+	return h.ctx
+}
+
+// Err returns nil while the hold is valid, a *LostError (ErrLost) once it is
+// lost, and ErrReleased once it was released. It asks no server.
+func (h *Hold) Err() error {
+	h.check()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.err
+}
+
+// ValidUntil returns the instant up to which the hold is certainly ours if
+// nothing more is heard from the server. Renewal moves it on. It is the zero time
+// when the hold has ended.
+func (h *Hold) ValidUntil() time.Time {
+	if h.Err() != nil {
+		return time.Time{}
+	}
+	return time.Now().Add(h.slot.lease.Remaining())
+}
+
+// IsValid reports whether the hold is valid now. It looks at the clock, then asks
+// the stream's leader whether the entry still stands, which shows an
+// operator's interference at once. A leader that does not answer before ctx ends
+// changes nothing: the clock decides.
+func (h *Hold) IsValid(ctx context.Context) bool {
+	if h.Err() != nil {
+		return false
+	}
+	ctx, done := h.s.m.bind(ctx)
+	defer done()
+	known := h.revision()
+	rec, rev, err := h.s.engine.Read(ctx, h.enc)
+	if err == nil && (rev == 0 || rev >= known) {
+		e, ok := find(rec, h.entry.ID)
+		switch {
+		case ok && e.Revoked:
+			h.lose(ErrRevoked)
+		case !ok && rev != 0: // rev 0, absence, is confirmed by the watch first
+			h.lose(ErrRemoved)
+		}
+	}
+	return h.Err() == nil
+}
+
+func find(rec *record.Record, id string) (record.Entry, bool) {
+	if rec == nil {
+		return record.Entry{}, false
+	}
+	return rec.Holder(id)
+}
+
+// Renew renews the hold's lease now, for holds without automatic renewal. It
+// counts against WithMaxRenewals. Errors: a *LostError when the hold is lost,
+// ErrRenewalsUsedUp, or ErrUnavailable, in which case the hold stays valid as
+// long as ValidUntil says.
+func (h *Hold) Renew(ctx context.Context) error {
+	if err := h.Err(); err != nil {
+		return err
+	}
+	caller := ctx
+	ctx, done := h.s.m.bind(ctx)
+	defer done()
+	err := h.slot.lease.Renew(ctx)
+	switch {
+	case err == nil:
+		return nil
+	case h.s.m.over() != nil && caller.Err() == nil:
+		return h.s.m.over()
+	case h.Err() != nil:
+		return h.Err()
+	case errors.Is(err, lease.ErrRenewalsUsedUp):
+		return fmt.Errorf("%w: %w", ErrRenewalsUsedUp, err)
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// Release ends the hold and hands the lock to the next in the queue. The handle
+// is invalid from the moment Release is called, whatever it returns. A lock has
+// to be released whether or not the work's context has ended, so Release does not
+// look at ctx; it takes at most ten seconds.
+//
+// Errors: ErrLost when the hold was lost before, in which case nobody else's
+// hold is touched; ErrUnconfirmed when no leader confirmed it in time, in which
+// case it goes on in the background. Releasing again returns the same.
+func (h *Hold) Release(context.Context) error { return h.finish(h.release) }
+
+// finish invalidates the handle and then has it ended, once, by end. Whoever comes
+// later gets what that one got.
+func (h *Hold) finish(end func() error) error {
+	h.check()
+	h.mu.Lock()
+	switch {
+	case h.releasing != nil:
+		h.mu.Unlock()
+		<-h.releasing
+		return h.released
+	case h.err != nil:
+		h.mu.Unlock()
+		return h.err
+	}
+	h.releasing = make(chan struct{})
+	h.end(ErrReleased)
+	ended := h.ending(EventReleased)
+	h.s.m.feed.announce()
+	h.mu.Unlock()
+
+	h.released = end()
+	h.noteReleased(ended)
+	h.slot.drop(h)
+	close(h.releasing)
+	return h.released
+}
+
+// give invalidates the handle, whose entry goes with the write of what takes its place.
+func (h *Hold) give() error {
+	h.check()
+	h.mu.Lock()
+	if h.err != nil {
+		defer h.mu.Unlock()
+		return h.err
+	}
+	h.releasing = closedChan
+	h.end(ErrReleased)
+	ended := h.ending(EventReleased)
+	h.s.m.feed.push(ended)
+	h.mu.Unlock()
+	h.s.m.logEvent(&ended)
+	h.slot.drop(h)
+	return nil
+}
+
+// whyEnded is the error of a hold whose lease takes nothing new.
+func (h *Hold) whyEnded() error {
+	if err := h.Err(); err != nil {
+		return err
+	}
+	return &LostError{Key: h.key, Token: h.Token(), Reason: h.slot.whyLost()}
+}
+
+func (h *Hold) release() error {
+	out, err := h.s.engine.Do(context.Background(), h.enc, releaseOp(h), engine.Options{Detached: releaseTimeout, Stop: h.s.m.gone, Known: h.revision()})
+	switch {
+	case err == nil && out.Existed:
+		return nil
+	case err == nil:
+		return &LostError{Key: h.key, Token: h.Token(), Reason: h.whyGone()}
+	case errors.Is(h.s.why(), ErrBucketGone):
+		return &LostError{Key: h.key, Token: h.Token(), Reason: ErrBucketGone} // and the entry with it
+	case errors.Is(err, engine.ErrStopped):
+		return fmt.Errorf("%w: %q: %w", ErrUnconfirmed, h.key, h.s.m.over())
+	case !errors.Is(err, engine.ErrUnconfirmed):
+		// It ended for good, as on a record that can't be read and that somebody
+		// may restore with the entry in it.
+		h.s.engine.Forget(h.enc, h.slot.id, h.entry.ID, h.revision())
+	}
+	return fmt.Errorf("%w: %q: %w", ErrUnconfirmed, h.key, err)
+}
+
+func releaseOp(h *Hold) record.Op {
+	op := record.Op{Verb: record.OpRelease, ID: h.entry.ID, Lease: h.slot.id}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.since.IsZero() { // else nobody ever had it
+		op.Hold, op.Token = time.Since(h.since), h.entry.Token
+	}
+	return op
+}
+
+// revision is the newest at which the hold was seen in the record.
+func (h *Hold) revision() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.rev
+}
+
+// whyGone is why the entry is not in the record any more: it was evicted, if the
+// lease is over, or else somebody removed it.
+func (h *Hold) whyGone() error {
+	if !h.slot.lease.Valid() {
+		return h.slot.whyLost()
+	}
+	return ErrRemoved
+}
+
+// check ends the hold when the clock says that its lease is over.
+func (h *Hold) check() {
+	if !h.slot.lease.Valid() {
+		h.lose(h.slot.whyLost())
+	}
+}
+
+// lose ends the hold with a loss, unless it has ended already.
+func (h *Hold) lose(reason error) {
+	h.mu.Lock()
+	if h.err != nil {
+		h.mu.Unlock()
+		return
+	}
+	token := h.entry.Token
+	h.end(&LostError{Key: h.key, Token: token, Reason: reason})
+	mine := !h.since.IsZero() // nobody has a handle of a grant that is not handed out
+	ended := h.ending(EventLost)
+	ended.Reason = reason
+	if mine {
+		h.s.m.feed.push(ended) // before the lock is let go, so that nothing comes in between
+	}
+	h.mu.Unlock()
+	if mine {
+		h.s.m.logEvent(&ended)
+	}
+	if errors.Is(reason, ErrRevoked) || errors.Is(reason, ErrRemoved) {
+		// A revoked entry blocks until its holder lets go, and one that seems to be
+		// gone may stand: the reads that said so can be those of a deposed leader.
+		// Nothing may be left under a lease that lives.
+		h.s.engine.Forget(h.enc, h.slot.id, h.entry.ID, h.revision())
+	}
+	h.slot.drop(h)
+}
+
+// end makes the handle invalid. Called with h.mu held and h.err nil.
+func (h *Hold) end(err error) {
+	h.err = err
+	if h.lost != nil && isLost(err) {
+		close(h.lost)
+	}
+	if h.cancel != nil {
+		h.cancel(err)
+	}
+	if h.unwatch != nil {
+		h.unwatch() // never waits for a call of lose that is under way
+		h.unwatch = nil
+	}
+}
+
+// watch has the engine report when the entry is revoked or removed.
+func (h *Hold) watch() {
+	h.mu.Lock()
+	over, token := h.err != nil, h.entry.Token
+	h.mu.Unlock()
+	if over {
+		return
+	}
+	stop := h.s.engine.WatchHold(h.enc, h.entry.ID, token, func(err error) {
+		if errors.Is(err, engine.ErrRevoked) {
+			h.lose(ErrRevoked)
+		} else {
+			h.lose(h.whyGone())
+		}
+	})
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.err != nil {
+		stop()
+		return
+	}
+	h.unwatch = stop
+}
+
+func isLost(err error) bool { return errors.Is(err, ErrLost) }
+
+// lossReason gives the end of a lease this package's name.
+func lossReason(err error) error {
+	switch {
+	case errors.Is(err, lease.ErrRenewalsUsedUp):
+		return ErrRenewalsUsedUp
+	case errors.Is(err, lease.ErrDead):
+		return ErrTakenOver
+	case errors.Is(err, lease.ErrClosed):
+		return ErrClosed
+	}
+	return ErrExpired
+}
+
+// translate gives an error of the engine, or of the layers under it, this
+// package's name.
+func translate(err error) error {
+	switch {
+	case errors.Is(err, engine.ErrUnavailable), errors.Is(err, kv.ErrUnavailable), errors.Is(err, kv.ErrBucketGone),
+		errors.Is(err, kv.ErrUnknown), errors.Is(err, kv.ErrNotSent), errors.Is(err, kv.ErrBusy), errors.Is(err, kv.ErrConflict):
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	case errors.Is(err, engine.ErrClosed):
+		return fmt.Errorf("%w: %w", ErrClosed, err)
+	case errors.Is(err, record.ErrNewerSchema), errors.Is(err, kv.ErrNewerSchema):
+		return fmt.Errorf("%w: %w", ErrNewerSchema, err)
+	case errors.Is(err, record.ErrMalformed):
+		return fmt.Errorf("%w: %w", ErrMalformedRecord, err)
+	}
+	return err
+}

@@ -1,0 +1,95 @@
+package fabric
+
+import (
+	"context"
+	"sync"
+
+	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/lease"
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// takeover looks whether those in the way are dead, and evicts them if so. It
+// reports whether it is worth to try again.
+func (a *attempt) takeover(ctx context.Context, refused *engine.RefusedError) (bool, error) {
+	var dead []string
+	var stale *record.Entry
+	s := a.session
+	for _, look := range a.lookAt(ctx, inTheWay(refused)) {
+		switch {
+		case look.err != nil:
+			return false, nil //nolint:nilerr // the refusal stands; nothing is known about the holder
+		case look.state.Dead:
+			dead = append(dead, look.entry.Lease())
+		case (look.state.Stale || look.over) && stale == nil:
+			stale = &look.entry
+		}
+	}
+	if len(dead) == 0 && stale != nil && !a.req.noTakeover {
+		a.waitedID = stale.Lease()
+		gone, err := s.observer.WaitDead(ctx, stale.Lease(), stale.TTL)
+		if err != nil && ctx.Err() != nil {
+			return false, ctx.Err()
+		}
+		if gone {
+			dead = append(dead, stale.Lease())
+		}
+	}
+	if len(dead) == 0 {
+		return false, nil
+	}
+	_, err := s.engine.Do(ctx, a.enc, record.Op{Verb: record.OpEvict, Leases: dead}, engine.Options{FailFast: a.req.failFast})
+	return err == nil, nil
+}
+
+// look is what was found out about one of those in the way.
+type look struct {
+	entry record.Entry
+	over  bool // its lease is one that this process has lost
+	state lease.State
+	err   error
+}
+
+// lookAt checks the leases of entries that may have been left behind, all at once:
+// a try would take a round trip for each of them otherwise.
+func (a *attempt) lookAt(ctx context.Context, entries []record.Entry) []look {
+	var looks []look
+	for _, e := range entries {
+		live, over := a.session.own(e.Lease()) // before it is checked: over ends with the tombstone
+		if !live && e.Lease() != a.waitedID {
+			looks = append(looks, look{entry: e, over: over})
+		}
+	}
+	check := func(l *look) {
+		l.state, l.err = a.session.observer.Check(ctx, l.entry.Lease(), l.entry.TTL)
+	}
+	if len(looks) == 1 {
+		check(&looks[0])
+		return looks
+	}
+	var wg sync.WaitGroup
+	for i := range looks {
+		wg.Go(func() { check(&looks[i]) })
+	}
+	wg.Wait()
+	return looks
+}
+
+// inTheWay returns one entry for each lease that a refusal may be due to.
+func inTheWay(refused *engine.RefusedError) []record.Entry {
+	if refused.Verdict == record.AlreadyHeld || refused.Record == nil {
+		return []record.Entry{refused.Blocker}
+	}
+	const limit = 32 // leases to ask about; the others have to wait for their turn
+	seen := map[string]bool{}
+	var out []record.Entry
+	for _, list := range [][]record.Entry{refused.Record.Holders, refused.Record.Waiters} {
+		for _, e := range list {
+			if id := e.Lease(); !seen[id] && len(out) < limit {
+				seen[id] = true
+				out = append(out, e)
+			}
+		}
+	}
+	return out
+}
