@@ -224,7 +224,7 @@ func (l lockRules) traits(op *Op) traits {
 	case OpUnconvert, OpCancelWait:
 		return traits{owed: true}
 	case OpWait:
-		return traits{waits: true, proven: true}
+		return traits{waits: true, stays: true}
 	}
 	return traits{}
 }
