@@ -167,8 +167,8 @@ func (w *lockWatch) read(ctx context.Context, s *session, least *atomic.Uint64, 
 	}
 }
 
-// used says whether the lock was held or awaited when it was last told of.
-func (w *lockWatch) used() bool { return len(w.last.Holders)+len(w.last.Waiters) > 0 }
+// used says whether anything was stored when it was last told of.
+func (w *lockWatch) used() bool { return w.last.Kind != "" }
 
 // tell hands a state to the loop, if it is another one than the last. A delete
 // marker that runs out leaves a free lock as free as it was.
