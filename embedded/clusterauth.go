@@ -42,7 +42,7 @@ func WithClusterAuth(user, password string) Option {
 func WithClusterTLS(certFile, keyFile, caFile string) Option {
 	return func(c *config) error {
 		if certFile == "" || keyFile == "" || caFile == "" {
-			return fmt.Errorf("%w: WithClusterTLS needs three files: the certificate, its key, and the authorities", ErrInvalidOption)
+			return fmt.Errorf("%w: WithClusterTLS: give three files, the certificate, its key, and the authorities", ErrInvalidOption)
 		}
 		c.routeAuth.tls = tlsFiles{certFile, keyFile, caFile}
 		return nil

@@ -24,7 +24,7 @@ type tlsFiles struct {
 func WithTLS(certFile, keyFile string) Option {
 	return func(c *config) error {
 		if certFile == "" || keyFile == "" {
-			return fmt.Errorf("%w: WithTLS needs two files, the certificate and its key", ErrInvalidOption)
+			return fmt.Errorf("%w: WithTLS: give two files, the certificate and its key", ErrInvalidOption)
 		}
 		c.tls.cert, c.tls.key = certFile, keyFile
 		return nil

@@ -35,6 +35,7 @@ type connection struct {
 	TLSFirst    bool   `name:"tlsfirst" env:"LOCKFABRIC_TLSFIRST" help:"Begin with TLS, for servers that say nothing before."`
 	InboxPrefix string `placeholder:"SUBJECT" env:"LOCKFABRIC_INBOX_PREFIX" help:"Prefix of the subjects on which answers come, instead of _INBOX."`
 
+	flags   []*kong.Flag    // of the command alone
 	given   map[string]bool // flags of the command line, without those of the environment
 	empty   []string        // those of them that have no text, such as an unset variable of a script
 	welcome *welcome        // of the connection that was made last
@@ -43,7 +44,7 @@ type connection struct {
 
 // note remembers which flags were given on the command line.
 func (c *connection) note(parsed *kong.Context) {
-	c.given = map[string]bool{}
+	c.flags, c.given = parsed.Selected().Flags, map[string]bool{}
 	for _, p := range parsed.Path {
 		if p.Flag != nil && !p.Resolved {
 			c.given[p.Flag.Name] = true

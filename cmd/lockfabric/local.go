@@ -25,7 +25,6 @@ const (
 	stateFile = "server.json"
 	logFile   = "server.log"
 	storeDir  = "store"
-	storeLock = "lockfabric.lock" // of package embedded, in the store
 
 	readmeFile = "README"
 	readme     = "Locks of the lockfabric command, kept by a server that runs in the background for one user of this host.\n" +

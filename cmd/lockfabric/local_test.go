@@ -356,7 +356,7 @@ func TestDefaultDirectory(t *testing.T) {
 			cmd.Env = append(cmd.Env, name+"="+filepath.Join(home, state))
 		}
 		start(t, cmd).exits(0)
-		if !exists(filepath.Join(dir, logFile)) {
+		if _, err := os.Stat(filepath.Join(dir, logFile)); err != nil {
 			t.Errorf("by %s: nothing in %s", name, dir)
 		}
 		eventually(t, "idle exit", func() bool { return !m.serving() })

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -54,19 +53,6 @@ func closeInherited() {
 	}
 }
 
-// lockStore takes the lock of a store in which no server runs. It fails with
-// errGuarded where one does.
-func lockStore(dir string) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(dir, storeLock), os.O_RDWR, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return func() {}, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return flock(f)
-}
-
 // guardFile keeps the path of a directory to one server by a file elsewhere, in a
 // directory of the user's own below base. Who removes that as well removes the guard.
 func guardFile(dir, base string) (release func(), err error) {
@@ -85,11 +71,6 @@ func guardFile(dir, base string) (release func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	return flock(f)
-}
-
-// flock takes the lock of a file, which ends when the file is closed.
-func flock(f *os.File) (unlock func(), err error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {

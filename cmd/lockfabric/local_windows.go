@@ -19,9 +19,6 @@ func detached() *syscall.SysProcAttr {
 // closeInherited does nothing: only the handles that are named are inherited.
 func closeInherited() {}
 
-// lockStore is not needed: no directory was moved.
-func lockStore(string) (unlock func(), err error) { return func() {}, nil }
-
 // guard is not needed: the system lets nobody remove the lock of the store while a
 // server has it open.
 func guard(string) (release func(), err error) { return func() {}, nil }

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -20,31 +18,19 @@ func (c *cli) localPath() (string, error) {
 	if c.given["local-dir"] {
 		return "", usageError("--local-dir is empty: name a directory, or leave it out")
 	}
-	state, err := defaultDir()
+	dir, err := defaultDir()
 	if err != nil {
 		return "", usageError("no directory for the local server (%v): name one with --local-dir or LOCKFABRIC_DIR, or a server with --server", err)
 	}
-	if old := formerDir(); old != "" && !exists(state) && exists(old) {
-		return old, nil
-	}
-	return state, nil
+	return dir, nil
 }
 
 // localDir returns the local server's directory, made if need be, and refuses
 // one into which others can look or write.
 func (c *cli) localDir() (string, error) {
-	if c.LocalDir == "" {
-		adoptFormer()
-	}
 	dir, err := c.localPath()
 	if err != nil {
 		return "", err
-	}
-	if c.LocalDir == "" && dir == formerDir() {
-		if err := checkPrivate(dir); !errors.Is(err, fs.ErrNotExist) {
-			return dir, badDir(err)
-		}
-		return c.localDir() // somebody else has moved it by now; it is not made again
 	}
 	if err := os.MkdirAll(dir, dirMode); err != nil {
 		return "", badDir(fmt.Errorf("%w: name another one with --local-dir or LOCKFABRIC_DIR, or a server with --server", err))
@@ -76,38 +62,4 @@ func defaultDir() (string, error) {
 		}
 	}
 	return filepath.Join(base, "lockfabric"), err
-}
-
-// formerDir is where the default directory was before 0.1: in the user's cache
-// directory. It is "" where that is the same.
-func formerDir() string {
-	cache, err := os.UserCacheDir()
-	if err != nil || runtime.GOOS == "windows" {
-		return ""
-	}
-	return filepath.Join(cache, "lockfabric")
-}
-
-// adoptFormer moves the former default directory to the present one, once. It stays
-// where it is, and in use, while a server runs there or when it can't be moved.
-func adoptFormer() {
-	state, err := defaultDir()
-	old := formerDir()
-	if err != nil || old == "" || exists(state) || !exists(old) {
-		return
-	}
-	unlock, err := lockStore(filepath.Join(old, storeDir))
-	if err != nil {
-		return
-	}
-	defer unlock()
-	// Somebody else may have been faster.
-	if !exists(state) && os.MkdirAll(filepath.Dir(state), dirMode) == nil {
-		_ = os.Rename(old, state)
-	}
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return !errors.Is(err, fs.ErrNotExist)
 }

@@ -105,42 +105,6 @@ func TestRemovedAddressIsWrittenAgain(t *testing.T) {
 	holder.exits(0)
 }
 
-// A default directory of before, in the cache, is moved when no server is in it, and
-// used as it is while there is one.
-func TestFormerDirectoryIsMoved(t *testing.T) {
-	t.Parallel()
-	home := t.TempDir()
-	former, state := filepath.Join(home, "cache", "lockfabric"), filepath.Join(home, ".local", "state", "lockfabric")
-	m := &machine{t, former}
-	t.Cleanup(m.end)
-	holder := start(t, m.command("--local-idle-exit", "1ms", "run", "k", "--", self(t), "child", "TERM"))
-	holder.ready()
-	if err := os.WriteFile(filepath.Join(former, "mine"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	byDefault := func(args ...string) (int, string) {
-		cmd := bare(t, args...)
-		cmd.Env = append(cmd.Env, "HOME="+home, "XDG_CACHE_HOME="+filepath.Join(home, "cache"), "LOCKFABRIC_LOCAL_IDLE_EXIT=1ms")
-		code, _, stderr := run(t, cmd)
-		return code, stderr
-	}
-	if code, stderr := byDefault("run", "k", "--wait", "0", "--", "true"); code != 75 || exists(state) {
-		t.Errorf("beside the former server: exit code %d, %s", code, stderr)
-	}
-	holder.signal(killable)
-	holder.exits(0)
-	eventually(t, "idle exit", func() bool { return len(m.processes()) == 0 })
-	if code, stderr := byDefault("run", "k", "--", "true"); code != 0 {
-		t.Errorf("after the former server: exit code %d, %s", code, stderr)
-	}
-	if exists(former) || !exists(filepath.Join(state, "mine")) {
-		t.Error("the directory was not moved")
-	}
-	now := &machine{t, state}
-	t.Cleanup(now.end)
-	eventually(t, "idle exit", func() bool { return !now.serving() })
-}
-
 // Both kinds of guard keep a path to one server, whatever becomes of the directory,
 // and end with it.
 func TestGuard(t *testing.T) {

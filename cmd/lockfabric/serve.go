@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -67,7 +68,7 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
-	opts, err := v.options()
+	opts, err := v.options(c)
 	if err != nil {
 		return err
 	}
@@ -98,36 +99,29 @@ func toldToEnd(ctx context.Context, err error) bool {
 	return ctx.Err() != nil && errors.Is(err, context.Cause(ctx))
 }
 
-func (v *serveCmd) options() ([]embedded.Option, error) {
+func (v *serveCmd) options(c *cli) ([]embedded.Option, error) {
 	if v.Store == "" && v.Config == "" {
 		return nil, usageError("serve: name a directory for the locks with --store, or a configuration file with --config")
 	}
-	var opts []embedded.Option
-	if v.Store != "" {
-		opts = append(opts, embedded.WithStoreDir(v.Store))
-	}
-	if v.Sync != "" {
-		mode, err := v.syncMode()
-		if err != nil {
+	if v.Config != "" {
+		if err := v.checkConfig(c); err != nil {
 			return nil, err
 		}
-		opts = append(opts, embedded.WithSync(mode))
 	}
-	if v.AllowRemote {
-		opts = append(opts, embedded.WithAllowNonLoopback())
-	}
-	if v.Name != "" {
-		opts = append(opts, embedded.WithServerName(v.Name))
-	}
-	if v.Config != "" {
-		return append(opts, embedded.WithConfigFile(v.Config)), v.checkConfig()
-	}
-	opts = append(opts, embedded.WithListen(cmp.Or(v.Listen, defaultListen)))
-	more, err := v.Security.options()
+	opts, err := v.Security.options()
 	if err != nil {
 		return nil, err
 	}
-	opts = append(opts, more...)
+	mode, err := v.syncMode()
+	if err != nil {
+		return nil, err
+	}
+	opts = opts.add(v.Sync != "", embedded.WithSync(mode)).
+		add(v.Store != "", embedded.WithStoreDir(v.Store)).
+		add(v.AllowRemote, embedded.WithAllowNonLoopback()).
+		add(v.Name != "", embedded.WithServerName(v.Name)).
+		add(v.Config != "", embedded.WithConfigFile(v.Config)).
+		add(v.Config == "", embedded.WithListen(cmp.Or(v.Listen, defaultListen)))
 	switch {
 	case v.ClusterListen == "" && len(v.Routes) == 0 && v.ClusterName == "" && !v.Security.forCluster():
 		return opts, nil
@@ -139,40 +133,36 @@ func (v *serveCmd) options() ([]embedded.Option, error) {
 			return nil, usageError("serve --routes: name and password on the command line can be read by all users of this host: give --cluster-user and --cluster-password-file")
 		}
 	}
-	opts = append(opts, embedded.WithCluster(cmp.Or(v.ClusterName, defaultCluster), v.ClusterListen, v.Routes...))
-	more, err = v.Security.clusterOptions()
-	return append(opts, more...), err
+	more, err := v.Security.clusterOptions()
+	return append(append(opts, more...), embedded.WithCluster(cmp.Or(v.ClusterName, defaultCluster), v.ClusterListen, v.Routes...)), err
 }
+
+// options are those of the server.
+type options []embedded.Option
+
+// add adds an option if what it is for was given.
+func (o options) add(given bool, option embedded.Option) options {
+	if given {
+		o = append(o, option)
+	}
+	return o
+}
+
+// goWithConfig are the flags of serve that have a place beside a configuration file.
+var goWithConfig = []string{"config", "store", "sync", "name", "allow-remote", "idle-exit"}
 
 // checkConfig refuses flags, and passwords, whose place is in the configuration
 // file.
-func (v *serveCmd) checkConfig() error {
-	a := &v.Security
-	for _, f := range []struct {
-		name  string
-		given bool
-	}{
-		{"--listen", v.Listen != ""},
-		{"--allow-user", a.AllowUser != ""},
-		{"--password-file", a.PasswordFile != ""},
-		{"--token-file", a.TokenFile != ""},
-		{"--allow-nkey", len(a.AllowNkey) > 0},
-		{"--system-user", a.SystemUser != ""},
-		{"--system-password-file", a.SystemPasswordFile != ""},
-		{"--tls-cert", a.TLSCert != ""},
-		{"--tls-key", a.TLSKey != ""},
-		{"--tls-ca", a.TLSCA != ""},
-		{"--tls-verify", a.TLSVerify},
-		{"--cluster-name", v.ClusterName != ""},
-		{"--cluster-listen", v.ClusterListen != ""},
-		{"--routes", len(v.Routes) > 0},
-		{"--cluster-user or --cluster-tls-cert", a.forCluster()},
-		{passwordEnv, os.Getenv(passwordEnv) != ""},
-		{systemPasswordEnv, os.Getenv(systemPasswordEnv) != ""},
-		{clusterPasswordEnv, os.Getenv(clusterPasswordEnv) != ""},
-	} {
-		if f.given {
-			return usageError("serve: %s and --config: leave it out and say it in %s", f.name, v.Config)
+func (v *serveCmd) checkConfig(c *cli) error {
+	const leaveOut = "serve: %s and --config: leave it out and say it in %s"
+	for _, flag := range c.flags {
+		if c.given[flag.Name] && !slices.Contains(goWithConfig, flag.Name) {
+			return usageError(leaveOut, "--"+flag.Name, v.Config)
+		}
+	}
+	for _, env := range []string{passwordEnv, systemPasswordEnv, clusterPasswordEnv} {
+		if os.Getenv(env) != "" {
+			return usageError(leaveOut, env, v.Config)
 		}
 	}
 	return nil
@@ -200,7 +190,7 @@ func reloadOn(hangup chan os.Signal, srv *embedded.Server, s *streams) (stop fun
 }
 
 func (v *serveCmd) syncMode() (embedded.SyncMode, error) {
-	if v.Sync == "always" {
+	if v.Sync == "" || v.Sync == "always" {
 		return embedded.SyncAlways, nil
 	}
 	d, err := time.ParseDuration(v.Sync)

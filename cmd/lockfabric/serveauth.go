@@ -1,8 +1,8 @@
 package main
 
 import (
+	"cmp"
 	"errors"
-	"fmt"
 	"os"
 	"strings"
 
@@ -39,72 +39,33 @@ type serveAuth struct {
 	ClusterTLSCA        string `name:"cluster-tls-ca" placeholder:"FILE" help:"Certificates of those who may sign the servers' certificates."`
 }
 
-func (a *serveAuth) options() ([]embedded.Option, error) {
-	opts, err := login(embedded.WithUser, "--allow-user", a.AllowUser, "--password-file", a.PasswordFile, passwordEnv)
-	if err != nil {
+func (a *serveAuth) options() (options, error) {
+	user, err := login(embedded.WithUser, "--allow-user", a.AllowUser, "--password-file", a.PasswordFile, passwordEnv)
+	system, serr := login(embedded.WithSystemUser, "--system-user", a.SystemUser, "--system-password-file", a.SystemPasswordFile, systemPasswordEnv)
+	token, terr := readSecret("--token-file", a.TokenFile, "")
+	if err := cmp.Or(err, serr, terr); err != nil {
 		return nil, err
 	}
-	more, err := login(embedded.WithSystemUser, "--system-user", a.SystemUser, "--system-password-file", a.SystemPasswordFile, systemPasswordEnv)
-	if err != nil {
-		return nil, err
-	}
-	opts = append(opts, more...)
-	token, err := readSecret("--token-file", a.TokenFile, "")
-	switch {
-	case err != nil:
-		return nil, err
-	case token != "" && a.SystemUser != "":
-		return nil, usageError("serve: --token-file does not go with --system-user: give --allow-user or --allow-nkey")
-	case token != "" && (a.AllowUser != "" || len(a.AllowNkey) > 0):
-		return nil, usageError("serve: --token-file does not go with --allow-user or --allow-nkey: choose one")
-	case token != "":
-		opts = append(opts, embedded.WithToken(token))
-	}
-	if len(a.AllowNkey) > 0 {
-		opts = append(opts, embedded.WithNKey(a.AllowNkey...))
-	}
-	switch {
-	case (a.TLSCert == "") != (a.TLSKey == ""):
-		return nil, usageError("serve: TLS needs --tls-cert and --tls-key")
-	case a.TLSVerify != (a.TLSCA != ""):
+	if a.TLSVerify != (a.TLSCA != "") {
 		return nil, usageError("serve: to check clients' certificates, give --tls-verify and --tls-ca")
-	case a.TLSVerify && a.TLSCert == "":
-		return nil, usageError("serve: --tls-verify needs --tls-cert and --tls-key")
 	}
-	if a.TLSCert != "" {
-		opts = append(opts, embedded.WithTLS(a.TLSCert, a.TLSKey))
-	}
-	if a.TLSVerify {
-		opts = append(opts, embedded.WithClientCA(a.TLSCA))
-	}
-	return opts, nil
+	return append(user, system...).
+		add(token != "", embedded.WithToken(token)).
+		add(len(a.AllowNkey) > 0, embedded.WithNKey(a.AllowNkey...)).
+		add(a.TLSCert+a.TLSKey != "", embedded.WithTLS(a.TLSCert, a.TLSKey)).
+		add(a.TLSVerify, embedded.WithClientCA(a.TLSCA)), nil
 }
 
 // clusterOptions is what goes with --cluster-listen.
-func (a *serveAuth) clusterOptions() ([]embedded.Option, error) {
+func (a *serveAuth) clusterOptions() (options, error) {
 	opts, err := login(embedded.WithClusterAuth, "--cluster-user", a.ClusterUser, "--cluster-password-file", a.ClusterPasswordFile, clusterPasswordEnv)
-	if err != nil {
-		return nil, err
-	}
-	given := 0
-	for _, f := range []string{a.ClusterTLSCert, a.ClusterTLSKey, a.ClusterTLSCA} {
-		if f != "" {
-			given++
-		}
-	}
-	switch given {
-	case 0:
-		return opts, nil
-	case 3:
-		return append(opts, embedded.WithClusterTLS(a.ClusterTLSCert, a.ClusterTLSKey, a.ClusterTLSCA)), nil
-	default:
-		return nil, usageError("serve: TLS in the cluster needs --cluster-tls-cert, --cluster-tls-key and --cluster-tls-ca")
-	}
+	return opts.add(a.ClusterTLSCert+a.ClusterTLSKey+a.ClusterTLSCA != "",
+		embedded.WithClusterTLS(a.ClusterTLSCert, a.ClusterTLSKey, a.ClusterTLSCA)), err
 }
 
 // login returns the option for a name and its password, none where neither is
 // given.
-func login(option func(name, password string) embedded.Option, nameFlag, name, fileFlag, file, env string) ([]embedded.Option, error) {
+func login(option func(name, password string) embedded.Option, nameFlag, name, fileFlag, file, env string) (options, error) {
 	password, err := readSecret(fileFlag, file, env)
 	switch {
 	case err != nil:
@@ -112,7 +73,7 @@ func login(option func(name, password string) embedded.Option, nameFlag, name, f
 	case name != "" && password == "":
 		return nil, usageError("serve: %s needs a password: %s or %s", nameFlag, fileFlag, env)
 	case name != "":
-		return []embedded.Option{option(name, password)}, nil
+		return options{option(name, password)}, nil
 	case password != "": // set for nothing, it would only seem to protect
 		return nil, usageError("serve: %s and %s need %s", fileFlag, env, nameFlag)
 	}
@@ -149,34 +110,16 @@ func readSecret(flag, file, env string) (string, error) {
 
 // flagNames are the names that options have here, the longer ones first.
 var flagNames = strings.NewReplacer(
-	"WithTLS and WithClientCA", "--tls-cert, --tls-key and --tls-ca", "WithTLS", "--tls-cert and --tls-key", "WithClientCA", "--tls-ca",
-	"WithClusterTLS", "--cluster-tls-cert", "WithClusterAuth", "--cluster-user", "WithCluster", "--cluster-listen and --routes",
+	"WithTLS and WithClientCA", "--tls-cert, --tls-key and --tls-ca", "WithTLS", "--tls-cert and --tls-key", "WithClientCA", "--tls-verify with --tls-ca",
+	"WithClusterTLS", "--cluster-tls-cert, --cluster-tls-key and --cluster-tls-ca", "WithClusterAuth", "--cluster-user", "WithCluster", "--cluster-listen and --routes",
 	"WithConfigFile", "--config", "WithStoreDir", "--store", "WithServerName", "--name", "WithSync", "--sync", "WithListen", "--listen",
-	"WithSystemUser", "--system-user", "WithUser", "--allow-user", "WithToken", "--token-file", "WithNKey", "--allow-nkey",
+	"WithSystemUser", "--system-user", "WithUser", "--allow-user", "WithToken", "--token-file", "WithNKey", "--allow-nkey", "WithAllowNonLoopback", "--allow-remote",
 )
 
 // advise says in the words of the command line what to do.
 func advise(err error) error {
-	var open *embedded.OpenListenerError
-	switch {
-	case errors.Is(err, embedded.ErrInvalidOption) && !errors.As(err, &open):
-		return usageError("serve: %s", strings.TrimPrefix(flagNames.Replace(err.Error()), embedded.ErrInvalidOption.Error()+": "))
-	case open == nil:
+	if !errors.Is(err, embedded.ErrInvalidOption) {
 		return err
 	}
-	where, how := "serve", "let in only whom you know with --allow-user, --token-file, --allow-nkey or --tls-verify"
-	switch {
-	case open.Listener == "profiling":
-		where, how = fmt.Sprintf("serve --config=%s", open.File), "take prof_port out"
-	case open.File != "":
-		where, how = fmt.Sprintf("serve --config=%s", open.File), "write authorization, accounts, or tls with verify and ca_file"
-	case open.Listener == "cluster":
-		how = "have the servers know each other by --cluster-user or --cluster-tls-cert"
-	}
-	why := ""
-	if open.Reason != "" {
-		why = " (" + open.Reason + ")"
-	}
-	return usageError("%s: other hosts reach the %s address %s, and nobody is asked who they are%s: %s; or listen on a loopback address; or give --allow-remote if everybody may take and break every lock",
-		where, open.Listener, open.Addr, why, how)
+	return usageError("serve: %s", strings.TrimPrefix(flagNames.Replace(err.Error()), embedded.ErrInvalidOption.Error()+": "))
 }
