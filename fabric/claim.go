@@ -15,6 +15,8 @@ import (
 const (
 	KindLock      = string(record.KindLock)
 	KindSemaphore = string(record.KindSemaphore)
+	KindBarrier   = string(record.KindBarrier)
+	KindGate      = string(record.KindGate)
 )
 
 // Claim is what is asked for with [Manager.Claim] and [Manager.Await]: plain data that

@@ -276,7 +276,7 @@ func (i *Info) fill(f record.Facts) {
 func newParty(e record.Entry) Party {
 	p := Party{
 		ID: e.ID, Owner: e.OwnerID(), Mode: modeOf(e.Mode), Since: e.Since, Revoked: e.Revoked,
-		Permits: e.Permits, Refused: e.Refused, Generation: e.Gen, Leaving: e.Leaving, Signalled: e.Signalled,
+		Permits: e.Permits, Refused: e.Refused, Generation: e.Gen, Leaving: e.Leaving > 0, Signalled: e.Signalled,
 		Metadata: maps.Clone(e.Meta), Lease: Lease{ID: e.Lease(), State: "unknown", TTL: e.TTL},
 	}
 	p.Value, p.Data = textOrData(e.Value)

@@ -306,7 +306,7 @@ func TestUnreadableRecordIsLeftAlone(t *testing.T) {
 	}{
 		"garbage":      {"not json", record.ErrMalformed},
 		"newer schema": {`{"v":99,"kind":"lock"}`, record.ErrNewerSchema},
-		"other kind":   {`{"v":1,"kind":"barrier","parties":3}`, record.ErrNewerSchema},
+		"other kind":   {`{"v":1,"kind":"orchard","trees":3}`, record.ErrNewerSchema},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {

@@ -33,7 +33,7 @@ func Apply(rec *Record, rev uint64, ops []Op, lim Limits) (next *Record, results
 	if next.Idle() {
 		*next = Record{} // it is deleted, and free for any kind
 	}
-	return next, results, !m.unchanged(rec, rev)
+	return next, results, m.shut || !m.unchanged(rec, rev)
 }
 
 // machine is a record that is being worked on.
@@ -44,6 +44,7 @@ type machine struct {
 	removed []Entry // that op took away, of kinds with a body
 	lim     Limits
 	size    int    // of the record by sizeBound, -1 while nobody asked
+	shut    bool   // something that came to nothing must not come late: write, though nothing changed
 	scratch []byte // for what is encoded to be measured
 	long    Entry  // likewise
 }

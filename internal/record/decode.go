@@ -42,6 +42,7 @@ const (
 	hasPermits
 	hasRefused
 	hasGen
+	hasActs
 	hasLeaving
 	hasValue
 	hasProclaim
@@ -63,7 +64,8 @@ type decoder struct {
 	rec     Record
 	version uint64
 	seen    uint
-	late    bool // version and kind are known, though they come behind other fields
+	leases  []string // of a barrier's ids
+	late    bool     // version and kind are known, though they come behind other fields
 }
 
 func (d *decoder) record() error {

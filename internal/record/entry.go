@@ -30,10 +30,11 @@ type Entry struct {
 	// Of other kinds than plain locks: rules.fields says which kind has which.
 
 	Refused   bool   // semaphore, a waiter: asks for more than the size has become; stays refused
-	Leaving   bool   // gate, a member: it has left
+	Acts      bool   // barrier: runs an action if it is the last to come
 	SignalAll bool   // see Signalled
 	Permits   int    // semaphore: held or asked for
-	Gen       uint64 // barrier, gate: the generation it arrived for
+	Gen       uint64 // barrier: the generation it arrived for
+	Leaving   uint64 // gate, a member: sequence of the operation by which it has left; 0 = it has not
 	Value     Value  // election: what the candidate, or the leader, says
 	Proclaim  uint64 // election, a holder: sequence of the operation that set Value last
 	// Signalled is the condition whose signal moved this entry out of its queue, "" if none did, and
@@ -140,7 +141,7 @@ func (e *Entry) Resolve(rev uint64) {
 func (e *Entry) equal(o *Entry) bool {
 	return e.ID == o.ID && e.Token == o.Token && e.Mode == o.Mode && e.Revoked == o.Revoked &&
 		e.Convert == o.Convert && e.Converted == o.Converted &&
-		e.Permits == o.Permits && e.Refused == o.Refused && e.Gen == o.Gen && e.Leaving == o.Leaving &&
+		e.Permits == o.Permits && e.Refused == o.Refused && e.Gen == o.Gen && e.Acts == o.Acts && e.Leaving == o.Leaving &&
 		e.Value == o.Value && e.Proclaim == o.Proclaim &&
 		e.Signalled == o.Signalled && e.SignalAll == o.SignalAll && e.LastSignal == o.LastSignal &&
 		e.Owner == o.Owner && e.TTL == o.TTL && e.Since.Equal(o.Since) && maps.Equal(e.Meta, o.Meta)

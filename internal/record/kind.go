@@ -14,12 +14,16 @@ const (
 	// the modes of a hierarchy.
 	KindLock      Kind = "lock"
 	KindSemaphore Kind = "semaphore" // permits, of which each entry takes some
+	KindBarrier   Kind = "barrier"   // parties that wait until all of them are there
+	KindGate      Kind = "gate"      // parties that go in together and go out together
 )
 
 // kinds has the rules of every kind that this version knows.
 var kinds = map[Kind]rules{
 	KindLock:      lockRules{},
 	KindSemaphore: semaphoreRules{},
+	KindBarrier:   barrierRules{},
+	KindGate:      gateRules{},
 }
 
 // rules is what a kind adds to what all records have in common: entries that stand under leases,
@@ -70,7 +74,10 @@ type rules interface {
 }
 
 // traits are what the verb of an operation says about how it is carried out.
-type traits struct{ waits, blind, owed, proven, stays bool }
+type traits struct {
+	waits, blind, owed, proven, stays bool
+	leaves                            bool // what it waits for is that nothing of it stands any more
+}
 
 // Standing is what a record says about an operation whose outcome is an entry.
 type Standing uint8
@@ -101,8 +108,11 @@ type Place struct {
 
 // Standing returns where op, which Waits, stands in r. In a nil record nobody does.
 func (r *Record) Standing(op *Op) State {
-	if k := r.rules(); k != nil {
+	if k := r.rules(); k != nil && (r.Kind == op.Kind || op.common()) {
 		return k.standing(r, op)
+	}
+	if op.traits().leaves {
+		return State{Standing: Granted}
 	}
 	return State{}
 }

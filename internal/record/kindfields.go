@@ -20,8 +20,11 @@ func appendKindFields(dst []byte, e *Entry) []byte {
 	if e.Gen > 0 {
 		dst = appendNumber(dst, "gen", e.Gen)
 	}
-	if e.Leaving {
-		dst = append(dst, `,"leaving":true`...)
+	if e.Acts {
+		dst = append(dst, `,"acts":true`...)
+	}
+	if e.Leaving > 0 {
+		dst = appendNumber(dst, "leaving", e.Leaving)
 	}
 	dst = appendValue(dst, e.Value)
 	if e.Proclaim > 0 {
@@ -80,8 +83,10 @@ func (d *decoder) kindField(key []byte, e *Entry, seen *uint) (known bool, err e
 		return true, d.flag(seen, hasRefused, &e.Refused)
 	case "gen":
 		return true, d.number(seen, hasGen, &e.Gen)
+	case "acts":
+		return true, d.flag(seen, hasActs, &e.Acts)
 	case "leaving":
-		return true, d.flag(seen, hasLeaving, &e.Leaving)
+		return true, d.number(seen, hasLeaving, &e.Leaving)
 	case "value", "data":
 		return true, d.value(key, seen, hasValue, &e.Value)
 	case "proclaimed":

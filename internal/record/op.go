@@ -61,6 +61,26 @@ const (
 	// OpResize makes N the size of a semaphore, if Base is still the revision at which its size was set.
 	// Uses N, Limit, Base, Life.
 	OpResize
+	// OpArrive waits until all parties are there for the generation Gen. Look at the generation: it
+	// tripped, or was broken; no entry is left. Uses what OpAcquire uses but Mode, and Limit, Gen, Life;
+	// Gen 0, of who read no record, is the first generation.
+	OpArrive
+	// OpArriveToAct is OpArrive of one who, if it is the last to come, holds before the others are let
+	// go, until OpTrip: there is something to be done between the generations.
+	OpArriveToAct
+	// OpCancel takes an arrival, or an enter, back that has not led to anything. Uses ID, Lease, Limit,
+	// Gen and Life, those of the operation.
+	OpCancel
+	// OpTrip ends the generation whose action ran, with Fail as a broken one. Uses ID, Lease, Holder, Token, Fail.
+	OpTrip
+	// OpReset breaks the generation Gen if somebody waits in it and it is not complete. Uses ID, Lease, Limit, Gen, Life.
+	OpReset
+
+	// OpEnter waits until all parties of a gate are there. Uses what OpArrive uses.
+	OpEnter
+	// OpLeave ends the membership Holder and waits until all members have left. Uses ID, Lease, Holder, Token.
+	OpLeave
+
 	// OpDelete takes away a record in which nobody stands, whatever is kept in it. Uses Life.
 	OpDelete
 	// OpSweep takes away a record that was Outlived when it was read at revision Base. Uses Base.
@@ -70,7 +90,9 @@ const (
 var opNames = [...]string{OpAcquire: "acquire", OpTry: "try", OpRelease: "release", OpEvict: "evict", OpRevoke: "revoke", OpRemove: "remove",
 	OpConvert: "convert", OpUnconvert: "unconvert",
 	OpWait: "wait", OpCancelWait: "cancel-wait", OpSignal: "signal", OpProclaim: "proclaim",
-	OpReduce: "reduce", OpDrain: "drain", OpResize: "resize", OpDelete: "delete", OpSweep: "sweep"}
+	OpReduce: "reduce", OpDrain: "drain", OpResize: "resize",
+	OpArrive: "arrive", OpArriveToAct: "arrive-to-act", OpCancel: "cancel", OpTrip: "trip", OpReset: "reset", OpEnter: "enter", OpLeave: "leave",
+	OpDelete: "delete", OpSweep: "sweep"}
 
 // VerbNamed is the inverse of String; 0 for a name of no verb.
 func VerbNamed(name string) Verb {

@@ -1,0 +1,326 @@
+package record
+
+import (
+	"bytes"
+	"math"
+	"slices"
+	"strconv"
+)
+
+// The body of a barrier as it is stored. Ids stand in the order in which they came, each as
+// <lease>.<sequence> where <lease> is a place in the field leases, and several in a row under one
+// lease as <lease>.<first>-<last>:
+//
+//	"parties":2,"gen":9,"leases":["La","Lb"],"acting":{"gen":8,"ids":"0.7 1.3"},
+//	"ended":[{"gen":7,"ids":"0.5-6"},{"gen":6,"broken":"died","by":"Lb","ids":"1.1 0.4"}]
+
+const (
+	hasParties = hasBody << iota
+	hasBodyGen
+	hasLeases
+	hasActing
+	hasEnded
+)
+
+// The fields of a generation.
+const (
+	hasGenNumber = 1 << iota
+	hasBroken
+	hasBy
+	hasIDs
+)
+
+// mostIDs bounds the ids in a record that is read: more than those that one write can end and keep.
+const mostIDs = 16 * MaxParties
+
+func (barrierRules) body(d *decoder, key []byte) (known bool, err error) {
+	if d.rec.Body == nil {
+		d.rec.Body = new(barrier)
+	}
+	b := d.rec.barrier()
+	switch string(key) {
+	case "parties":
+		return true, d.count(&d.seen, hasParties, &b.parties)
+	case "gen":
+		return true, d.number(&d.seen, hasBodyGen, &b.gen)
+	case "leases":
+		return true, d.once(&d.seen, hasLeases, func() error {
+			return d.array(func() error {
+				lease, err := d.string()
+				if err == nil && !validLease(lease) {
+					return d.fail("a lease is not valid")
+				}
+				d.leases = append(d.leases, lease)
+				return err
+			})
+		})
+	case "acting":
+		return true, d.once(&d.seen, hasActing, func() error {
+			b.acting = new(generation)
+			return d.generation(b.acting)
+		})
+	case "ended":
+		return true, d.once(&d.seen, hasEnded, func() error {
+			return d.array(func() error {
+				b.ended = append(b.ended, generation{})
+				return d.generation(&b.ended[len(b.ended)-1])
+			})
+		})
+	}
+	return false, nil
+}
+
+// generation reads a generation. Its ids stay as they are stored, in ids[0], until whole.
+func (d *decoder) generation(g *generation) error {
+	var seen uint
+	err := d.object(func(key []byte) error {
+		switch string(key) {
+		case "gen":
+			return d.number(&seen, hasGenNumber, &g.gen)
+		case "broken":
+			return d.once(&seen, hasBroken, func() (err error) {
+				g.why, err = d.string()
+				return err
+			})
+		case "by":
+			return d.once(&seen, hasBy, func() (err error) {
+				g.who, err = d.string()
+				return err
+			})
+		case "ids":
+			return d.once(&seen, hasIDs, func() error {
+				ids, err := d.string()
+				g.ids = []string{ids}
+				return err
+			})
+		}
+		return d.failAt(d.keyAt, "unknown field")
+	})
+	switch {
+	case err != nil:
+		return err
+	case seen&hasGenNumber == 0, (seen&hasBroken != 0) != (g.why != ""), seen&hasBroken == 0 && seen&(hasBy|hasIDs) != hasIDs:
+		return d.fail("a generation needs gen, and ids or broken")
+	}
+	return nil
+}
+
+// whole also gives the generations their ids.
+func (barrierRules) whole(d *decoder) error {
+	const required = hasParties | hasBodyGen
+	if d.seen&required != required {
+		return d.fail("a barrier needs parties and gen")
+	}
+	b := d.rec.barrier()
+	if b.parties > MaxParties {
+		return d.fail("a barrier has at most 1024 parties")
+	}
+	total := 0
+	gens := map[uint64]bool{b.gen: true}
+	used := make([]bool, len(d.leases))
+	for g := range b.generations() {
+		if len(g.ids) > 0 {
+			stored := g.ids[0]
+			g.ids = nil
+			if !d.ids(g, stored, used) {
+				return d.fail("ids of a generation are not <lease>.<sequence> or <lease>.<first>-<last>")
+			}
+		}
+		if total += len(g.ids); gens[g.gen] || g.gen > b.gen || total > mostIDs {
+			return d.fail("a generation stands twice, or is still to come, or there are too many ids")
+		}
+		gens[g.gen] = true
+	}
+	if slices.Contains(used, false) {
+		return d.fail("a lease without an id")
+	}
+	return b.check(d)
+}
+
+// check checks what entries and generations say together.
+func (b *barrier) check(d *decoder) error {
+	acting := uint64(0)
+	if b.acting != nil {
+		if acting = b.acting.gen; b.acting.why != "" || len(b.acting.ids) != b.parties {
+			return d.fail("the generation whose action runs is not complete")
+		}
+	}
+	forming := 0
+	for i := range d.rec.Waiters {
+		switch d.rec.Waiters[i].Gen {
+		case b.gen:
+			forming++
+		case acting:
+			if forming == 0 {
+				continue
+			}
+			fallthrough
+		default:
+			return d.fail("a waiter is of a generation that has ended, or stands behind a later one")
+		}
+	}
+	switch holders := d.rec.Holders; {
+	case len(holders) > 1, len(holders) == 1 && (holders[0].Gen != acting || !holders[0].Acts || holders[0].ID != b.acting.ids[b.parties-1]):
+		return d.fail("who holds is not the last one of the generation whose action runs")
+	case len(holders) == 0 && acting != 0, forming > b.parties, acting == 0 && forming == b.parties:
+		return d.fail("a generation is complete and has not ended")
+	}
+	return nil
+}
+
+// ids reads what appendIDs has written, and notes which leases are used.
+func (d *decoder) ids(g *generation, stored string, used []bool) bool {
+	for part := range bytes.SplitSeq([]byte(stored), []byte(" ")) {
+		place, seqs, ok := bytes.Cut(part, []byte("."))
+		first, last, span := bytes.Cut(seqs, []byte("-"))
+		if !span {
+			last = first
+		}
+		if !ok || !validSequence(string(place)) || !validSequence(string(first)) || !validSequence(string(last)) {
+			return false
+		}
+		at, _ := strconv.ParseUint(string(place), 10, 64)
+		from, _ := strconv.ParseUint(string(first), 10, 64)
+		to, _ := strconv.ParseUint(string(last), 10, 64)
+		if at >= uint64(len(d.leases)) || from > to || to-from >= MaxParties || len(g.ids) > mostIDs {
+			return false
+		}
+		used[at] = true
+		for n := range to - from + 1 {
+			g.ids = append(g.ids, ID(d.leases[at], from+n))
+		}
+	}
+	return true
+}
+
+// generations yields those that are complete.
+func (b *barrier) generations() func(func(*generation) bool) {
+	return func(yield func(*generation) bool) {
+		if b.acting != nil && !yield(b.acting) {
+			return
+		}
+		for i := range b.ended {
+			if !yield(&b.ended[i]) {
+				return
+			}
+		}
+	}
+}
+
+func (b *barrier) clone() Body {
+	c := *b
+	c.ended, c.fresh = slices.Clone(b.ended), 0
+	return &c
+}
+
+func (b *barrier) resolve(uint64) {}
+
+func (b *barrier) equal(o Body) bool {
+	c := o.(*barrier)
+	if b.parties != c.parties || b.gen != c.gen || (b.acting == nil) != (c.acting == nil) || len(b.ended) != len(c.ended) {
+		return false
+	}
+	if b.acting != nil && b.acting.gen != c.acting.gen {
+		return false
+	}
+	for i := range b.ended {
+		if b.ended[i].gen != c.ended[i].gen {
+			return false
+		}
+	}
+	return true // a generation doesn't change any more
+}
+
+func (b *barrier) append(dst []byte) []byte {
+	dst = appendNumber(dst, "parties", uint64(b.parties))
+	dst = appendNumber(dst, "gen", b.gen)
+	places := map[string]int{}
+	var leases []string
+	for g := range b.generations() {
+		for _, id := range g.ids {
+			lease := LeaseOf(id)
+			if _, ok := places[lease]; !ok {
+				places[lease] = len(leases)
+				leases = append(leases, lease)
+			}
+		}
+	}
+	for i, lease := range leases {
+		if i == 0 {
+			dst = append(dst, `,"leases":[`...)
+		} else {
+			dst = append(dst, ',')
+		}
+		dst = appendString(dst, lease)
+		if i == len(leases)-1 {
+			dst = append(dst, ']')
+		}
+	}
+	if b.acting != nil {
+		dst = b.acting.append(append(dst, `,"acting":`...), places)
+	}
+	for i := range b.ended {
+		if i == 0 {
+			dst = append(dst, `,"ended":[`...)
+		} else {
+			dst = append(dst, ',')
+		}
+		dst = b.ended[i].append(dst, places)
+		if i == len(b.ended)-1 {
+			dst = append(dst, ']')
+		}
+	}
+	return dst
+}
+
+func (g *generation) append(dst []byte, places map[string]int) []byte {
+	dst = strconv.AppendUint(append(dst, `{"gen":`...), g.gen, 10)
+	if g.why != "" {
+		dst = appendText(dst, "broken", g.why)
+	}
+	if g.who != "" {
+		dst = appendText(dst, "by", g.who)
+	}
+	if len(g.ids) > 0 {
+		dst = append(dst, `,"ids":"`...)
+		dst = append(appendIDs(dst, g.ids, places), '"')
+	}
+	return append(dst, '}')
+}
+
+func appendIDs(dst []byte, ids []string, places map[string]int) []byte {
+	for i := 0; i < len(ids); {
+		lease, first := LeaseOf(ids[i]), sequenceOf(ids[i])
+		last := first
+		if i > 0 {
+			dst = append(dst, ' ')
+		}
+		for i++; i < len(ids) && last-first < MaxParties-1 && last < math.MaxUint64 && sequenceOf(ids[i]) == last+1 && LeaseOf(ids[i]) == lease; i++ {
+			last++
+		}
+		dst = strconv.AppendInt(dst, int64(places[lease]), 10)
+		dst = strconv.AppendUint(append(dst, '.'), first, 10)
+		if last > first {
+			dst = strconv.AppendUint(append(dst, '-'), last, 10)
+		}
+	}
+	return dst
+}
+
+// bound is what the body can become: each entry can also be an id in it, and a few generations can
+// end before older ones have to be forgotten.
+func (b *barrier) bound(m *machine) int {
+	const number = len("18446744073709551615")
+	const one = len(`{"gen":,"broken":"cancelled","by":"","ids":""},`) + number + maxLeaseLen + 1 + number
+	m.scratch = b.append(m.scratch[:0])
+	n := len(m.scratch) + number + len(`,"leases":[],"acting":,"ended":[]`) + 4*one
+	for _, list := range [][]Entry{m.Holders, m.Waiters} {
+		for i := range list {
+			n += idBound(list[i].ID)
+		}
+	}
+	return n
+}
+
+// idBound is the room that an id can take in a generation.
+func idBound(id string) int { return len(id) + len(`"",`) + len("16384. ") }
