@@ -2,7 +2,6 @@ package kv
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -12,17 +11,16 @@ import (
 )
 
 const (
-	apiAccountInfo = "$JS.API.INFO"
-	apiStreamInfo  = "$JS.API.STREAM.INFO."
-	apiMessageGet  = "$JS.API.STREAM.MSG.GET."
+	apiStreamInfo = "$JS.API.STREAM.INFO."
+	apiMessageGet = "$JS.API.STREAM.MSG.GET."
 )
 
 // Examiner looks at a fabric without opening it: it creates nothing, writes
 // nothing, and copes with buckets that Open refuses.
 type Examiner struct {
-	nc   *nats.Conn
-	cfg  Config
-	trip RoundTripper
+	nc  *nats.Conn
+	js  jetstream.JetStream
+	cfg Config
 }
 
 // NewExaminer returns an Examiner. Of cfg, Replicas and Memory are not used:
@@ -31,11 +29,11 @@ func NewExaminer(nc *nats.Conn, cfg Config) (*Examiner, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	x := &Examiner{nc: nc, cfg: cfg, trip: cfg.Trip}
-	if x.trip == nil {
-		x.trip = nc.RequestMsgWithContext
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalidOption, err)
 	}
-	return x, nil
+	return &Examiner{nc: nc, js: js, cfg: cfg}, nil
 }
 
 // Usage is how much of one resource an account has in use.
@@ -51,7 +49,7 @@ type AccountState struct {
 	TooOld   error // ErrServerTooOld, or nil
 	Usage    []Usage
 
-	info jetstream.AccountInfo
+	info *jetstream.AccountInfo
 }
 
 // Room returns ErrLimit, with the limit and its figure, when the account has no room
@@ -61,14 +59,14 @@ func (x *Examiner) Room(s AccountState, buckets int) error {
 		return nil
 	}
 	sc := x.cfg.streamConfig(LocksBucket(x.cfg.Fabric), "", 1, x.cfg.replicas(x.nc))
-	return fit(&sc, &s.info, buckets)
+	return fit(&sc, s.info, buckets)
 }
 
 // Account asks for the account's state. Errors: ErrNoJetStream, ErrUnavailable,
 // and the context's within them.
 func (x *Examiner) Account(ctx context.Context) (AccountState, error) {
-	var info jetstream.AccountInfo
-	if err := x.ask(ctx, apiAccountInfo, &info); err != nil {
+	info, err := x.js.AccountInfo(ctx)
+	if err != nil {
 		return AccountState{}, openError("account", err)
 	}
 	s := AccountState{APILevel: info.API.Level, info: info}
@@ -91,14 +89,6 @@ func (x *Examiner) Account(ctx context.Context) (AccountState, error) {
 	return s, nil
 }
 
-// Peer is one replica of a bucket other than its leader.
-type Peer struct {
-	Name    string
-	Current bool // has what the leader has
-	Offline bool
-	Lag     uint64 // writes that it is behind
-}
-
 // BucketState is what is known of one bucket.
 type BucketState struct {
 	Bucket      string
@@ -108,8 +98,8 @@ type BucketState struct {
 	Memory      bool           // kept in memory, not in files
 	Replicas    int
 	Clustered   bool
-	Leader      string // "" = there is none, when Clustered
-	Peers       []Peer
+	Leader      string                // "" = there is none, when Clustered
+	Peers       []*jetstream.PeerInfo // the replicas but the leader
 	Incarnation string
 	FirstSeq    uint64 // the first revision, as configured
 	LastSeq     uint64
@@ -139,16 +129,15 @@ func (x *Examiner) Leases(ctx context.Context) (BucketState, error) {
 
 func (x *Examiner) bucket(ctx context.Context, name string) (BucketState, error) {
 	s := BucketState{Bucket: name}
-	var info jetstream.StreamInfo
 	asked := time.Now()
-	err := x.ask(ctx, apiStreamInfo+streamName(name), &info)
-	var refused *jetstream.APIError
-	if errors.As(err, &refused) && refused.ErrorCode == codeStreamNotFound {
+	stream, err := x.js.Stream(ctx, streamName(name))
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		return s, nil
 	}
 	if err != nil {
 		return s, openError("bucket "+name, err)
 	}
+	info := stream.CachedInfo()
 	s.Exists = true
 	s.ClockError = time.Since(asked) / 2
 	s.Clock = info.TimeStamp.Sub(asked.Add(s.ClockError))
@@ -160,10 +149,7 @@ func (x *Examiner) bucket(ctx context.Context, name string) (BucketState, error)
 	s.Consumers = Usage{"consumers", int64(info.State.Consumers), int64(info.Config.MaxConsumers)}
 	s.Bytes = Usage{"bytes", int64(info.State.Bytes), info.Config.MaxBytes}
 	if info.Cluster != nil && info.Cluster.Name != "" {
-		s.Clustered, s.Leader = true, info.Cluster.Leader
-		for _, p := range info.Cluster.Replicas {
-			s.Peers = append(s.Peers, Peer{Name: p.Name, Current: p.Current, Offline: p.Offline, Lag: p.Lag})
-		}
+		s.Clustered, s.Leader, s.Peers = true, info.Cluster.Leader, info.Cluster.Replicas
 	}
 	return s, nil
 }
@@ -202,45 +188,9 @@ func (x *Examiner) Note(ctx context.Context) (Note, error) {
 // Open returns an existing bucket for reading, whatever its configuration. Don't
 // write to it. Errors: ErrUnavailable.
 func (x *Examiner) Open(ctx context.Context, name string) (*Bucket, error) {
-	js, err := jetstream.New(x.nc)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	view, err := js.KeyValue(ctx, name)
+	view, err := x.js.KeyValue(ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("%w: bucket %s: %w", ErrUnavailable, name, err)
 	}
-	return newBucket(x.nc, js, view, name, x.cfg.Trip), nil
-}
-
-// ask sends one request of the JetStream API and decodes its answer.
-func (x *Examiner) ask(ctx context.Context, subject string, into any) error {
-	reply, err := x.trip(ctx, &nats.Msg{Subject: subject})
-	if err != nil {
-		return err
-	}
-	var failed struct {
-		Error *jetstream.APIError `json:"error"`
-	}
-	if err := json.Unmarshal(reply.Data, &failed); err != nil {
-		return fmt.Errorf("unreadable answer: %w", err)
-	}
-	if failed.Error != nil {
-		return apiError(failed.Error)
-	}
-	if err := json.Unmarshal(reply.Data, into); err != nil {
-		return fmt.Errorf("unreadable answer: %w", err)
-	}
-	return nil
-}
-
-// apiError gives the refusals that nats.go has names for these names.
-func apiError(e *jetstream.APIError) error {
-	switch e.ErrorCode {
-	case jetstream.JSErrCodeJetStreamNotEnabledForAccount:
-		return fmt.Errorf("%w: %w", jetstream.ErrJetStreamNotEnabledForAccount, e)
-	case jetstream.JSErrCodeJetStreamNotEnabled:
-		return fmt.Errorf("%w: %w", jetstream.ErrJetStreamNotEnabled, e)
-	}
-	return e
+	return newBucket(x.nc, x.js, view, name, x.cfg.Trip), nil
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -88,12 +90,12 @@ func TestReplicas(t *testing.T) {
 		text  string
 	}{
 		"no leader": {kv.BucketState{Clustered: true, Replicas: 3}, checkPeers, Problem, "has no leader"},
-		"behind":    {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []kv.Peer{{Name: "b", Current: true}, {Name: "c", Lag: 7}}}, checkPeers, Problem, "c is 7 writes behind"},
-		"offline":   {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []kv.Peer{{Name: "b", Current: true}, {Name: "c", Offline: true}}}, checkPeers, Problem, "c is offline"},
-		"lagging":   {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []kv.Peer{{Name: "b", Current: true}, {Name: "c", Current: true, Lag: farBehind + 1}}}, checkPeers, Warning, "writes behind"},
-		"too few":   {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []kv.Peer{{Name: "b", Current: true}}}, checkPeers, Problem, "1 of 3"},
-		"even":      {kv.BucketState{Clustered: true, Replicas: 2, Leader: "a", Peers: []kv.Peer{{Name: "b", Current: true}}}, checkReplicas, Warning, "2 replicas"},
-		"healthy":   {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []kv.Peer{{Name: "b", Current: true}, {Name: "c", Current: true}}}, checkPeers, OK, "3 of 3"},
+		"behind":    {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}, {Name: "c", Lag: 7}}}, checkPeers, Problem, "c is 7 writes behind"},
+		"offline":   {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}, {Name: "c", Offline: true}}}, checkPeers, Problem, "c is offline"},
+		"lagging":   {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}, {Name: "c", Current: true, Lag: farBehind + 1}}}, checkPeers, Warning, "writes behind"},
+		"too few":   {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}}}, checkPeers, Problem, "1 of 3"},
+		"even":      {kv.BucketState{Clustered: true, Replicas: 2, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}}}, checkReplicas, Warning, "2 replicas"},
+		"healthy":   {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}, {Name: "c", Current: true}}}, checkPeers, OK, "3 of 3"},
 	} {
 		e := &exam{report: &Report{}}
 		e.replicas(&c.state)
