@@ -67,6 +67,15 @@ func silent(err error) bool {
 
 // with opens the fabric, calls fn with it and closes it; fn has --timeout, too.
 func (c *cli) with(ctx context.Context, s *streams, fn func(ctx context.Context, m *fabric.Manager) error) error {
+	return c.withoutLimit(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
+		limited, cancel := context.WithTimeout(ctx, c.Timeout)
+		defer cancel()
+		return fn(limited, m)
+	})
+}
+
+// withoutLimit is with for what takes as long as it takes.
+func (c *cli) withoutLimit(ctx context.Context, s *streams, fn func(ctx context.Context, m *fabric.Manager) error) error {
 	m, err := c.connect(ctx, s)
 	if err != nil {
 		return err
@@ -74,9 +83,7 @@ func (c *cli) with(ctx context.Context, s *streams, fn func(ctx context.Context,
 	defer func() { _ = m.Close() }()
 	guarded, done := c.welcome.guard(ctx)
 	defer done()
-	limited, cancel := context.WithTimeout(guarded, c.Timeout)
-	defer cancel()
-	return c.welcome.why(guarded, fn(limited, m))
+	return c.welcome.why(guarded, fn(guarded, m))
 }
 
 // interrupted gives an error that came of the end of ctx the reason of that end.

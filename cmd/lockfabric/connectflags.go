@@ -169,6 +169,7 @@ func (t *target) merge(own natscontext.Settings, explicit bool, context string) 
 	if err != nil {
 		return err
 	}
+	t.servers = joined(urls, true)
 	kinds := own.Kinds()
 	switch {
 	case len(kinds) > 0 && inURL && explicit:
@@ -176,9 +177,7 @@ func (t *target) merge(own natscontext.Settings, explicit bool, context string) 
 	case len(kinds) > 0:
 		t.setup.Forget()
 		t.setup.Creds, t.setup.NKey, t.setup.User, t.setup.Password, t.setup.Token = own.Creds, own.NKey, own.User, own.Password, own.Token
-		for _, u := range urls {
-			u.User = nil
-		}
+		t.servers = joined(urls, false)
 		t.who = kinds[0]
 	case inURL && explicit:
 		t.setup.Forget()
@@ -206,12 +205,19 @@ func (t *target) merge(own natscontext.Settings, explicit bool, context string) 
 	if own.InboxPrefix != "" {
 		t.setup.InboxPrefix = own.InboxPrefix
 	}
+	return nil
+}
+
+// joined returns a list of URLs, with the credentials in them or without.
+func joined(urls []*url.URL, credentials bool) string {
 	list := make([]string, len(urls))
 	for i, u := range urls {
+		if !credentials {
+			u.User = nil
+		}
 		list[i] = u.String()
 	}
-	t.servers = strings.Join(list, ",")
-	return nil
+	return strings.Join(list, ",")
 }
 
 // parseServers reads a list of URLs. An error tells nothing of what was in them,

@@ -28,7 +28,6 @@ type welcome struct {
 
 	mu      sync.Mutex
 	opening bool
-	auth    error  // the last refusal of credentials since it was connected
 	warned  string // last warning
 }
 
@@ -44,7 +43,6 @@ func (w *welcome) options() []nats.Option {
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { w.heard(err) }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { w.disconnected(err) }),
 		nats.ReconnectHandler(func(*nats.Conn) { w.reconnected() }),
-		nats.ClosedHandler(func(*nats.Conn) { w.closed() }),
 	}
 }
 
@@ -68,7 +66,6 @@ func (w *welcome) heard(err error) {
 			w.end(w.to.refused(err))
 		}
 	case refused(err):
-		w.auth = err
 		if text, news := w.news(err); news {
 			w.log.Warn("the server refuses the credentials", "error", text)
 		}
@@ -86,16 +83,7 @@ func (w *welcome) reconnected() {
 	w.log.Info("connected again")
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.auth, w.warned = nil, ""
-}
-
-// closed is also called when we close the connection; then nobody is refused.
-func (w *welcome) closed() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.auth != nil {
-		w.end(w.to.refused(w.auth))
-	}
+	w.warned = ""
 }
 
 // news returns an error's text without secrets, and whether it was not told yet.
@@ -136,8 +124,8 @@ func (w *welcome) guard(ctx context.Context) (context.Context, context.CancelFun
 	}
 }
 
-// why gives the error of a call its reason. The library can tell of a connection that
-// was closed for good before the client has told us.
+// why gives the error of a call its reason: the connection was closed for good
+// because the credentials are refused, or guarded has ended.
 func (w *welcome) why(guarded context.Context, err error) error {
 	if guarded.Err() == nil && errors.Is(err, fabric.ErrConnectionClosed) && refused(err) {
 		return w.to.refused(err)

@@ -52,17 +52,10 @@ func (t *target) as(servers, creds string) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	list := make([]string, len(urls))
-	for i, u := range urls {
-		if creds != "" {
-			u.User = nil
-		}
-		list[i] = u.String()
-	}
 	if creds == "" && inURL {
 		other.who = "the credentials in " + other.origin
 	}
-	other.servers = strings.Join(list, ",")
+	other.servers = joined(urls, creds == "")
 	return other, other.prepare()
 }
 

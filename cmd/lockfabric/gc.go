@@ -25,16 +25,13 @@ func (g *gcCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if g.DryRun {
 		opts = append(opts, fabric.DryRun())
 	}
-	m, err := c.connect(ctx, s)
+	var got fabric.Collected
+	err := c.withoutLimit(ctx, s, func(ctx context.Context, m *fabric.Manager) (err error) { // see Help
+		got, err = m.Collect(ctx, g.Prefix, opts...)
+		return err
+	})
 	if err != nil {
 		return err
-	}
-	defer func() { _ = m.Close() }()
-	guarded, done := c.welcome.guard(ctx)
-	defer done()
-	got, err := m.Collect(guarded, g.Prefix, opts...) // longer than --timeout, see Help
-	if err != nil {
-		return c.welcome.why(guarded, err)
 	}
 	return s.print(c.Output, got, func(w io.Writer) {
 		verb := "removed"

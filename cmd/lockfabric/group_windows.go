@@ -90,11 +90,11 @@ func (g *group) alive() bool {
 // terminal does not exist here: a console has no foreground group.
 type terminal struct{}
 
-func openTerminal(*group) *terminal { return nil }
+func openTerminal() *terminal { return nil }
 
-func (*terminal) close(any) {}
+func (*terminal) giveTo(*group) {}
 
-func terminalModes() any { return nil }
+func (*terminal) close(bool) {}
 
 // forward gives a console event to the group.
 func (v *supervisor) forward(os.Signal) { v.group.terminate() }

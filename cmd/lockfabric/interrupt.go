@@ -35,54 +35,55 @@ func catch(c chan<- os.Signal, sigs []os.Signal) {
 // Signals after that stay in the channel.
 func interruptible(ctx context.Context, sigs <-chan os.Signal) (_ context.Context, again <-chan struct{}, done func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	stop, stopped, insisted := make(chan struct{}), make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		var first time.Time
-		for {
-			select {
-			case sig := <-sigs:
-				if first.IsZero() {
-					first = time.Now()
-					cancel(&exitError{
-						code:  exitSignal + signalNumber(sig),
-						cause: fmt.Errorf("ended by signal %q while waiting: nothing is held", sig),
-					})
-				} else if time.Since(first) > insistent {
-					close(insisted)
-					return
-				}
-			case <-stop:
-				return
-			}
+	insisted := make(chan struct{})
+	var first time.Time
+	return ctx, insisted, listen(sigs, func(sig os.Signal) (enough bool) {
+		if first.IsZero() {
+			first = time.Now()
+			cancel(&exitError{
+				code:  exitSignal + signalNumber(sig),
+				cause: fmt.Errorf("ended by signal %q while waiting: nothing is held", sig),
+			})
+		} else if enough = time.Since(first) > insistent; enough {
+			close(insisted)
 		}
-	}()
-	return ctx, insisted, sync.OnceFunc(func() {
-		close(stop)
-		<-stopped
+		return enough
 	})
 }
 
 // impatiently calls fn, which ends something and may have to wait for a server. The
 // error is errGivenUp when a signal insists on ending at once; fn goes on then.
 func impatiently(sigs <-chan os.Signal, fn func() error) error {
-	again, stop := make(chan struct{}), make(chan struct{})
-	defer close(stop)
-	begun := time.Now()
+	again, begun := make(chan struct{}), time.Now()
+	defer listen(sigs, func(sig os.Signal) (enough bool) {
+		if enough = slices.Contains(endings, sig) && time.Since(begun) > insistent; enough {
+			close(again)
+		}
+		return enough
+	})()
+	return unless(again, fn)
+}
+
+// listen calls heard for each signal until that has heard enough, or until stop.
+func listen(sigs <-chan os.Signal, heard func(os.Signal) (enough bool)) (stop func()) {
+	stopping, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
+		defer close(stopped)
 		for {
 			select {
 			case sig := <-sigs:
-				if slices.Contains(endings, sig) && time.Since(begun) > insistent {
-					close(again)
+				if heard(sig) {
 					return
 				}
-			case <-stop:
+			case <-stopping:
 				return
 			}
 		}
 	}()
-	return unless(again, fn)
+	return sync.OnceFunc(func() {
+		close(stopping)
+		<-stopped
+	})
 }
 
 // unless calls fn and returns its error, or errGivenUp without waiting for it.

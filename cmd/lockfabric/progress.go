@@ -19,11 +19,10 @@ const progressEvery = time.Second
 // manager. The function it returns ends that and erases the line; nothing is
 // written after it has returned.
 func startProgress(ctx context.Context, m *fabric.Manager, key string, line *statusLine) (erase func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
 	var last atomic.Pointer[fabric.Info]
 	started := time.Now()
-	wg.Go(func() {
+	text := func() string { return waiting(key, last.Load(), started, time.Now()) }
+	return showing(ctx, line, text, func(ctx context.Context) {
 		if !pause(ctx, progressEvery) {
 			return // most waits end here, and nobody had to be asked
 		}
@@ -32,37 +31,36 @@ func startProgress(ctx context.Context, m *fabric.Manager, key string, line *sta
 				return // the acquire tells, if it matters
 			}
 			last.Store(&info)
-			line.show(waiting(key, &info, started, time.Now()))
+			line.show(text())
 			if !pause(ctx, progressEvery) { // a busy lock is looked at no more often than it is shown
 				return
 			}
 		}
 	})
-	wg.Go(func() {
-		for pause(ctx, progressEvery) {
-			line.show(waiting(key, last.Load(), started, time.Now()))
-		}
-	})
-	return func() {
-		cancel()
-		wg.Wait()
-		line.show("")
-	}
 }
 
 // startChecks shows, from a second on, what doctor looks at, as it is told by at.
 // erase ends that and erases the line.
 func startChecks(ctx context.Context, line *statusLine) (at func(what string), erase func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
 	var now atomic.Value
 	started := time.Now()
+	return func(what string) { now.Store(what) }, showing(ctx, line, func() string {
+		return fmt.Sprintf("doctor %s: %v", age(started, time.Now()), now.Load())
+	}, func(context.Context) {})
+}
+
+// showing shows text, brought up to date every second, and calls beside until erase,
+// which waits for it.
+func showing(ctx context.Context, line *statusLine, text func() string, beside func(ctx context.Context)) (erase func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { beside(ctx) })
 	wg.Go(func() {
 		for pause(ctx, progressEvery) {
-			line.show(fmt.Sprintf("doctor %s: %v", age(started, time.Now()), now.Load()))
+			line.show(text())
 		}
 	})
-	return func(what string) { now.Store(what) }, func() {
+	return func() {
 		cancel()
 		wg.Wait()
 		line.show("")

@@ -46,16 +46,12 @@ func (v *supervisor) run(cmd *exec.Cmd) (code int, err error) {
 	// Before the start: what comes in between is for the command, and a stop that
 	// took us alone would leave it running under a lock that nobody renews.
 	catch(v.sigs, forwarded)
-	modes := terminalModes() // before the command can change them
-	if v.group, err = startGroup(cmd); err != nil {
-		return 0, err
+	v.term = openTerminal() // before the command can change how it is set
+	if v.group, err = startGroup(cmd); err == nil {
+		v.term.giveTo(v.group)
+		code, err = v.wait()
 	}
-	v.term = openTerminal(v.group)
-	code, err = v.wait()
-	if !v.signalled {
-		modes = nil // it has set the terminal as it wanted it
-	}
-	v.term.close(modes)
+	v.term.close(v.signalled) // else the command has set the terminal as it wanted it
 	return code, err
 }
 

@@ -21,29 +21,39 @@ const continued = 10 * time.Second
 // time: ours, as the shell gave it to us, or the command's.
 type terminal struct {
 	file  *os.File
-	own   int // our process group
+	own   int         // our process group
+	modes *term.State // how it was set: no echo, for example; nil when somebody else was using it
 	group *group
 	eager bool
 }
 
-// openTerminal returns nil when there is no terminal. It lends the terminal to
-// the command if nobody else uses it; in a pipeline, where a pager may read keys
-// from it, only when the command asks for it. One that has asked by now is stopped, and
-// the event of that finds it with the terminal.
-func openTerminal(g *group) *terminal {
+// openTerminal returns nil when there is no terminal.
+func openTerminal() *terminal {
 	f, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
 		return nil
 	}
-	t := &terminal{file: f, own: unix.Getpgrp(), group: g}
-	t.eager = term.IsTerminal(0) && term.IsTerminal(1)
+	t := &terminal{file: f, own: unix.Getpgrp(), eager: term.IsTerminal(0) && term.IsTerminal(1)}
+	if inForeground(f) {
+		t.modes, _ = term.GetState(int(f.Fd()))
+	}
+	return t
+}
+
+// giveTo lends the terminal to the command if nobody else uses it; in a pipeline,
+// where a pager may read keys from it, only when the command asks for it. One that has
+// asked by now is stopped, and the event of that finds it with the terminal.
+func (t *terminal) giveTo(g *group) {
+	if t == nil {
+		return
+	}
+	t.group = g
 	// To take it back from the background would stop us. Not before the command
 	// has been started, which would inherit it.
 	signal.Ignore(unix.SIGTTOU)
 	if t.eager {
 		t.lend()
 	}
-	return t
 }
 
 func (t *terminal) foreground() int {
@@ -68,33 +78,20 @@ func (t *terminal) lend() bool { return t.foreground() == t.own && t.set(t.group
 // takeBack reports whether the command had the terminal.
 func (t *terminal) takeBack() bool { return t.lent() && t.set(t.own) }
 
-// close takes the terminal back, and sets it as it was if there are modes to set: a
+// close takes the terminal back, and sets it as it was if restore says so: a
 // command that was killed could not do so, and the shell does it only for those
 // whose end by a signal it sees.
-func (t *terminal) close(modes *term.State) {
+func (t *terminal) close(restore bool) {
 	if t == nil {
 		return
 	}
-	t.takeBack()
-	if modes != nil && t.foreground() == t.own {
-		_ = term.Restore(int(t.file.Fd()), modes)
+	if t.group != nil {
+		t.takeBack()
+	}
+	if restore && t.modes != nil && t.foreground() == t.own {
+		_ = term.Restore(int(t.file.Fd()), t.modes)
 	}
 	_ = t.file.Close()
-}
-
-// terminalModes returns how the terminal is set: no echo, for example. It is nil
-// when there is none or somebody else is using it.
-func terminalModes() *term.State {
-	f, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
-	if err != nil {
-		return nil
-	}
-	defer func() { _ = f.Close() }()
-	modes, err := term.GetState(int(f.Fd()))
-	if err != nil || !inForeground(f) {
-		return nil
-	}
-	return modes
 }
 
 // forward gives a signal to the group.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -46,23 +47,10 @@ func (e *exam) version(name, version string) {
 // older compares versions such as 2.12.0-RC.1 by their first two numbers: a
 // preview has the features of its release.
 func older(version, than string) (older, ok bool) {
-	v, ok1 := majorMinor(version)
-	t, ok2 := majorMinor(than)
-	return v[0] < t[0] || v[0] == t[0] && v[1] < t[1], ok1 && ok2
-}
-
-func majorMinor(version string) (n [2]int, ok bool) {
-	parts := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
-	if len(parts) < 2 {
-		return n, false
-	}
-	for i := range n {
-		var err error
-		if n[i], err = strconv.Atoi(parts[i]); err != nil {
-			return n, false
-		}
-	}
-	return n, true
+	var v, t [2]int
+	_, err := fmt.Sscanf(strings.TrimPrefix(version, "v"), "%d.%d", &v[0], &v[1])
+	_, terr := fmt.Sscanf(than, "%d.%d", &t[0], &t[1])
+	return slices.Compare(v[:], t[:]) < 0, err == nil && terr == nil
 }
 
 // jetStream reports whether there is any use in asking on.

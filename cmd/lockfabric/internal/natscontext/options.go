@@ -1,6 +1,7 @@
 package natscontext
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -128,7 +129,7 @@ func (s *Settings) credsOption() (nats.Option, error) {
 	}
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("credentials %s: %w", or(path, "in the context"), err)
+		return nil, fmt.Errorf("credentials %s: %w", cmp.Or(path, "in the context"), err)
 	case path == "":
 		return nats.UserCredentialBytes(data), nil
 	}
@@ -227,11 +228,4 @@ func checkCA(path string) error {
 		return fmt.Errorf("certificate authority %s: no certificate in PEM in it", path)
 	}
 	return nil
-}
-
-func or(text, otherwise string) string {
-	if text == "" {
-		return otherwise
-	}
-	return text
 }
