@@ -162,15 +162,8 @@ func (l *localServer) leave() {
 
 // waitClient reports whether a client connects within the time for that.
 func (l *localServer) waitClient(ctx context.Context) bool {
-	end := time.After(drainTime)
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for l.clients() == 0 {
-		select {
-		case <-tick.C:
-		case <-end:
-			return l.clients() > 0
-		case <-ctx.Done():
+	for end := time.Now().Add(drainTime); l.clients() == 0; {
+		if !pause(ctx, 10*time.Millisecond) || time.Now().After(end) {
 			return l.clients() > 0
 		}
 	}

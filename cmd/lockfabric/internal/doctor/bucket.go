@@ -45,14 +45,7 @@ func (e *exam) buckets(ctx context.Context) {
 // bucket looks at one bucket, and returns nil if nothing is known of it.
 func (e *exam) bucket(ctx context.Context, name string, get func(context.Context) (kv.BucketState, error)) *kv.BucketState {
 	r := e.report
-	var s kv.BucketState
-	err := e.step(ctx, func(ctx context.Context) (err error) {
-		if e.rights.lacks("$JS.API.STREAM.INFO.KV_" + name) {
-			return errMayNot
-		}
-		s, err = get(ctx)
-		return err
-	})
+	s, err := ask(ctx, e, e.rights.lacks("$JS.API.STREAM.INFO.KV_"+name), get)
 	switch {
 	case err == nil:
 	case notAllowed(err):
@@ -197,14 +190,7 @@ func (e *exam) incarnation(ctx context.Context) {
 		return
 	}
 	r, name := e.report, kv.LocksBucket(e.Fabric)
-	var note kv.Note
-	err := e.step(ctx, func(ctx context.Context) (err error) {
-		if e.mayNotRead(e.leases.Bucket) {
-			return errMayNot
-		}
-		note, err = e.kv.Note(ctx)
-		return err
-	})
+	note, err := ask(ctx, e, e.mayNotRead(e.leases.Bucket), e.kv.Note)
 	switch {
 	case err == nil:
 	case errors.Is(err, kv.ErrUnsafeConfig), errors.Is(err, kv.ErrNewerSchema):

@@ -140,6 +140,19 @@ func (e *exam) stepIn(ctx context.Context, limit time.Duration, ask func(ctx con
 	return err
 }
 
+// ask is step for a question with an answer, unless it is known that the user may not
+// ask it: the server would not answer.
+func ask[T any](ctx context.Context, e *exam, mayNot bool, question func(ctx context.Context) (T, error)) (answer T, err error) {
+	if mayNot {
+		return answer, errMayNot
+	}
+	err = e.step(ctx, func(ctx context.Context) (err error) {
+		answer, err = question(ctx)
+		return err
+	})
+	return answer, err
+}
+
 // errMayNot says that the user's rights, which are known, don't suffice to ask.
 var errMayNot = errors.New("the user's rights do not suffice")
 

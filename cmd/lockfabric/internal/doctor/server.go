@@ -56,14 +56,7 @@ func older(version, than string) (older, ok bool) {
 // jetStream reports whether there is any use in asking on.
 func (e *exam) jetStream(ctx context.Context) bool {
 	const enable = "start nats-server with JetStream (-js, or jetstream {} in its configuration), and enable it for the account"
-	var s kv.AccountState
-	err := e.step(ctx, func(ctx context.Context) (err error) {
-		if e.rights.lacks(accountInfo) {
-			return errMayNot
-		}
-		s, err = e.kv.Account(ctx)
-		return err
-	})
+	s, err := ask(ctx, e, e.rights.lacks(accountInfo), e.kv.Account)
 	switch {
 	case err == nil:
 	case notAllowed(err):

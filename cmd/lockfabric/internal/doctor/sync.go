@@ -59,13 +59,8 @@ func (e *exam) sync(ctx context.Context) {
 	if nc == nil {
 		nc = e.nc
 	}
-	var answers []serverAnswer
-	err := e.step(ctx, func(ctx context.Context) (err error) {
-		if e.System == nil && e.rights.lacks(pingServers) {
-			return errMayNot
-		}
-		answers, err = everyServer(ctx, nc)
-		return err
+	answers, err := ask(ctx, e, e.System == nil && e.rights.lacks(pingServers), func(ctx context.Context) ([]serverAnswer, error) {
+		return everyServer(ctx, nc)
 	})
 	switch {
 	case err == nil:
