@@ -333,7 +333,7 @@ func TestDoctorContent(t *testing.T) {
 
 	put(t, js, "-locks", "garbled.a", `{"v":1,"kind":"lock","holders":`)
 	put(t, js, "-locks", "newer", `{"v":9,"kind":"lock"}`)
-	put(t, js, "-locks", "other", `{"v":1,"kind":"barrier"}`)
+	put(t, js, "-locks", "other", `{"v":1,"kind":"quantum"}`)
 	put(t, js, "-locks", "not=canonical", `x`)
 	put(t, js, "-locks", "revoked", entry(live, `,"revoked":true`))
 	put(t, js, "-leases", nuid.Next(), `x`)
