@@ -147,6 +147,13 @@ func (s *session) survey(ctx context.Context, filter string, later time.Duration
 				}
 			}
 		}
+		for id, ttl := range rec.Leases() { // of marks as well
+			if live, _ := s.own(id); live || slices.Contains(st.leases, id) {
+				continue
+			}
+			st.leases = append(st.leases, id)
+			v.ttls[id] = ttl
+		}
 		if rec.Outlived(now.Sub(e.Created)) {
 			v.old = append(v.old, kv.Entry{Key: e.Key, Revision: e.Revision})
 			return true

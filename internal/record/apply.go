@@ -210,12 +210,34 @@ func sameBody(was, is Body, rev uint64) bool {
 	return was.equal(is)
 }
 
-// entry is the entry that a request makes.
-func (op *Op) entry() Entry {
-	return Entry{
-		ID: op.ID, Mode: op.Mode, Owner: op.Owner, TTL: wholeTTL(op.TTL), Since: wholeSince(op.Since), Meta: cloneMeta(op.Meta),
-		Permits: op.N, Gen: op.Gen, Value: op.Value,
+// delete takes a record away in which nobody stands, whatever is kept in it. What comes after it in
+// the same write finds a new one.
+func (m *machine) delete() Result {
+	if e := m.first(); e.ID != "" {
+		return Result{Verdict: InUse, Blocker: e}
 	}
+	*m.Record, m.size = Record{}, -1
+	return Result{Verdict: Applied}
+}
+
+// entry is the entry that a request makes, with the fields that its kind has.
+func (op *Op) entry() Entry {
+	e := Entry{ID: op.ID, Owner: op.Owner, TTL: wholeTTL(op.TTL), Since: wholeSince(op.Since), Meta: cloneMeta(op.Meta)}
+	required, allowed := kinds[op.Kind].fields(false)
+	has := required | allowed
+	if has&hasMode != 0 {
+		e.Mode = op.Mode
+	}
+	if has&hasPermits != 0 {
+		e.Permits = op.N
+	}
+	if has&hasGen != 0 {
+		e.Gen = op.Gen
+	}
+	if has&hasValue != 0 {
+		e.Value = op.Value
+	}
+	return e
 }
 
 // selection is a set of entries: the one with an id, those under some leases, or those that op targets.
@@ -243,10 +265,13 @@ func (s *selection) has(e *Entry) bool {
 		return e.ID == s.id
 	case s.targets != nil:
 		return s.targets.targets(e)
-	case s.many != nil:
-		return s.many[e.Lease()]
 	}
-	return slices.Contains(s.leases, e.Lease())
+	return s.hasLease(e.Lease())
+}
+
+// hasLease reports whether all that stands under the lease is selected.
+func (s *selection) hasLease(lease string) bool {
+	return s.many[lease] || slices.Contains(s.leases, lease)
 }
 
 // nilIfEmpty makes an emptied list nil, as Decode does.

@@ -4,6 +4,7 @@ import (
 	"iter"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -362,4 +363,15 @@ func (c *conditions) remove(gone selection, m *machine) {
 			m.setCondition(q.Name, kept)
 		}
 	}
+}
+
+func (c *conditions) leases(yield func(string, time.Duration) bool) bool {
+	for _, q := range c.queues {
+		for i := range q.Waiters {
+			if !yield(q.Waiters[i].Lease(), q.Waiters[i].TTL) {
+				return false
+			}
+		}
+	}
+	return true
 }

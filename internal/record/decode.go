@@ -201,12 +201,8 @@ func (d *decoder) entry(holder bool) (e Entry, err error) {
 				return err
 			})
 		case "ttl":
-			return d.once(&seen, hasTTL, func() error {
-				ms, err := d.uint(uint64(maxTTL / time.Millisecond))
-				e.TTL = time.Duration(ms) * time.Millisecond
-				if err == nil && ms == 0 {
-					return d.fail("ttl is 0")
-				}
+			return d.once(&seen, hasTTL, func() (err error) {
+				e.TTL, err = d.ttl()
 				return err
 			})
 		case "since":
@@ -309,6 +305,14 @@ func (d *decoder) mode(m *Mode) error {
 		return d.fail("unknown mode")
 	}
 	return err
+}
+
+func (d *decoder) ttl() (time.Duration, error) {
+	ms, err := d.uint(uint64(maxTTL / time.Millisecond))
+	if err == nil && ms == 0 {
+		return 0, d.fail("ttl is 0")
+	}
+	return time.Duration(ms) * time.Millisecond, err
 }
 
 func (d *decoder) token() (token uint64, err error) {

@@ -104,7 +104,39 @@ var refused = []struct{ why, value string }{
 	{"waiter with a last signal", `{"v":2,"kind":"lock","waiters":[` + strings.Replace(waiter, `"ttl"`, `"signal":7,"ttl"`, 1) + `]}`},
 	{"waiter that proclaims", `{"v":2,"kind":"lock","waiters":[` + strings.Replace(waiter, `"ttl"`, `"value":"x","proclaimed":7,"ttl"`, 1) + `]}`},
 	{"condition: of a semaphore", `{"v":2,"kind":"semaphore","size":1,"initial":1,"sized":"00000000000000000007","conds":{"full":[` + condWaiter + `]}}`},
+
+	{"semaphore without size", `{"v":1,"kind":"semaphore","initial":1,"sized":"00000000000000000001"}`}, {"semaphore without anything", `{"v":1,"kind":"semaphore"}`},
+	{"semaphore of 0", sem(`0`, ``)}, {"negative semaphore", sem(`-1`, ``)}, {"semaphore beyond 31 bits", sem(`2147483648`, ``)}, {"size twice", sem(`1`, `,"size":1`)},
+	{"semaphore with a life of 0", sem(`1`, `,"life":0`)}, {"lock with a life", lock(`,"life":7`)}, {"lock with a size", lock(`,"size":1`)}, {"short sized", sem(`1`, `,"sized":"1"`)},
+	{"entry without permits", sem(`1`, `,"waiters":[{"id":"b.1","queued":"00000000000000000008","ttl":1000}]`)}, {"0 permits", sem(`1`, permitsOf(`0`))},
+	{"permits with a mode", sem(`1`, permitsOf(`1,"mode":"X"`))}, {"permits with a value", sem(`1`, permitsOf(`1,"value":"x"`))}, {"refused holder", sem(`1`, strings.Replace(strings.Replace(permitsOf(`1,"refused":true`), "waiters", "holders", 1), "queued", "token", 1))},
+
+	{"latch without count", latched(``)}, {"latch of 0", latched(`,"count":0`)}, {"latch that is not open", latched(`,"open":false`)}, {"latch open with a count", latched(`,"open":true,"count":1`)},
+	{"latch without initial", `{"v":1,"kind":"latch","count":1}`}, {"latch without anything", `{"v":1,"kind":"latch"}`}, {"latch with a size", latched(`,"count":1,"size":1`)}, {"fenced at 0", latched(`,"count":1,"fenced":0`)}, {"shut twice", latched(`,"count":1,"shut":1,"shut":1`)},
+	{"latch with a holder", latched(`,"count":1,"holders":[{"id":"a.1","token":"00000000000000000007","ttl":1000}]`)}, {"open latch with a mark", latched(`,"open":true,"marks":{"a":[1,"1"]}`)},
+	{"open latch with a waiter", latched(`,"open":true,"waiters":[{"id":"a.1","queued":"00000000000000000007","ttl":1000}]`)},
+	{"mark of nobody", marked(`"":[1,"1"]`)}, {"mark twice", marked(`"a":[1,"1"],"a":[1,"2"]`)}, {"empty mark", marked(`"a":[]`)}, {"mark without sequences", marked(`"a":[1]`)}, {"mark with more", marked(`"a":[1,"1",2]`)}, {"mark with ttl 0", marked(`"a":[0,"1"]`)},
+	{"mark is text", marked(`"a":"1"`)}, {"no sequence", marked(`"a":[1,""]`)}, {"sequences in no order", marked(`"a":[1,"3,1"]`)}, {"sequences side by side", marked(`"a":[1,"1,2"]`)}, {"ranges side by side", marked(`"a":[1,"1-2,3-4"]`)}, {"sequence twice", marked(`"a":[1,"1-2,2"]`)},
+	{"range of one", marked(`"a":[1,"1-1"]`)}, {"range back", marked(`"a":[1,"2-1"]`)}, {"open range", marked(`"a":[1,"1-"]`)}, {"half a range", marked(`"a":[1,"-1"]`)}, {"range of three", marked(`"a":[1,"1-2-3"]`)}, {"zero-led sequence", marked(`"a":[1,"01"]`)}, {"sequence beyond 64 bits", marked(`"a":[1,"18446744073709551616"]`)},
+	{"0 behind a range", marked(`"a":[1,"1,0"]`)}, {"space in a range", marked(`"a":[1,"1, 3"]`)},
+
+	{"result of nobody", onceOf(`,"value":"x"`)}, {"no result by somebody", onceOf(`,"by":"a.1"`)}, {"result by a bad id", onceOf(`,"value":"x","by":"a"`)}, {"two results", onceOf(`,"value":"x","data":"eA==","by":"a.1"`)}, {"result that is no base64", onceOf(`,"data":"x","by":"a.1"`)},
+	{"result beside who runs", onceOf(`,"value":"x","by":"a.1","holders":[{"id":"a.1","token":"00000000000000000007","ttl":1000}]`)}, {"result and a waiter", onceOf(`,"value":"x","by":"a.1","waiters":[{"id":"a.1","queued":"00000000000000000007","ttl":1000}]`)},
+	{"two that run", onceOf(`,"holders":[{"id":"a.1","token":"00000000000000000007","ttl":1000},{"id":"a.2","token":"00000000000000000007","ttl":1000}]`)}, {"runs with a mode", onceOf(`,"holders":[` + holder + `]`)},
 }
+
+func sem(size, fields string) string {
+	return `{"v":1,"kind":"semaphore","size":` + size + `,"initial":1,"sized":"00000000000000000001"` + fields + `}`
+}
+
+// permitsOf are the fields of a semaphore with one waiter.
+func permitsOf(permits string) string {
+	return `,"waiters":[{"id":"b.1","queued":"00000000000000000008","ttl":1000,"permits":` + permits + `}]`
+}
+
+func latched(fields string) string { return `{"v":1,"kind":"latch","initial":3` + fields + `}` }
+func marked(marks string) string   { return latched(`,"count":1,"marks":{` + marks + `}`) }
+func onceOf(fields string) string  { return `{"v":1,"kind":"once"` + fields + `}` }
 
 // bad is a record with one holder, in which something is replaced.
 func bad(old, new string) string {
@@ -196,9 +228,12 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Add([]byte(fullJSON))
 	f.Add([]byte(`{"v":9,"kind":"lock"}`))
-	f.Add([]byte(`{"v":1,"kind":"semaphore","size":3}`))
 	f.Add([]byte(conds(`{"full":[` + condWaiter + `]}`)))
 	f.Add([]byte(bad2("1000", `1000,"data":"/w==","proclaimed":3,"signalled":"full","all":true,"signal":7`)))
+	f.Add([]byte(sem(`3`, `,"resized":true,"life":7`+permitsOf(`3,"refused":true`))))
+	f.Add([]byte(latched(`,"life":7,"count":1,"fenced":8,"shut":9,"marks":{"b":[1000,"1-3,5"],"a":[300,"18446744073709551614-18446744073709551615"]}`)))
+	f.Add([]byte(latched(`,"open":true`)))
+	f.Add([]byte(onceOf(`,"data":"/w==","by":"a.1"`)))
 	f.Add([]byte(`{"waiters":[` + waiter + `],"holders":[` + holder + `],"kind":"lock","v":1}`))
 	f.Fuzz(func(t *testing.T, value []byte) {
 		kept := bytes.Clone(value)
@@ -226,7 +261,7 @@ func FuzzDecode(f *testing.F) {
 		if twice := again.Append(nil); !bytes.Equal(twice, stored) {
 			t.Fatalf("not canonical:\n%s\n%s", stored, twice)
 		}
-		if rec.Kind == KindLock && len(stored) > sizeBound(rec) {
+		if len(stored) > sizeBound(rec) {
 			t.Fatalf("%d bytes, bound %d: %s", len(stored), sizeBound(rec), stored)
 		}
 	})

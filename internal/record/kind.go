@@ -16,6 +16,8 @@ const (
 	KindSemaphore Kind = "semaphore" // permits, of which each entry takes some
 	KindBarrier   Kind = "barrier"   // parties that wait until all of them are there
 	KindGate      Kind = "gate"      // parties that go in together and go out together
+	KindLatch     Kind = "latch"     // a count, and those who wait until it is 0
+	KindOnce      Kind = "once"      // a result, or who is about to give it
 )
 
 // kinds has the rules of every kind that this version knows.
@@ -24,6 +26,8 @@ var kinds = map[Kind]rules{
 	KindSemaphore: semaphoreRules{},
 	KindBarrier:   barrierRules{},
 	KindGate:      gateRules{},
+	KindLatch:     latchRules{},
+	KindOnce:      onceRules{},
 }
 
 // rules is what a kind adds to what all records have in common: entries that stand under leases,
@@ -151,7 +155,7 @@ func (r *Record) queueAhead(mine func(id string) bool) (leases iter.Seq2[string,
 		last--
 	}
 	if last < 0 {
-		return func(func(string, time.Duration) bool) {}, false
+		return noLeases, false
 	}
 	return func(yield func(string, time.Duration) bool) {
 		for _, list := range [][]Entry{r.Holders, r.Waiters[:last]} {
@@ -189,8 +193,10 @@ func (r *Record) Ahead(mine func(id string) bool) (leases iter.Seq2[string, time
 	if k := r.rules(); k != nil {
 		return k.ahead(r, mine)
 	}
-	return func(func(string, time.Duration) bool) {}, false
+	return noLeases, false
 }
+
+func noLeases(func(string, time.Duration) bool) {}
 
 // Idle reports whether nothing in r is worth keeping: its key can be deleted.
 func (r *Record) Idle() bool {

@@ -85,6 +85,21 @@ const (
 	OpDelete
 	// OpSweep takes away a record that was Outlived when it was read at revision Base. Uses Base.
 	OpSweep
+
+	// OpCount counts a latch down by N. Uses ID, Lease, TTL, N, Limit, Life, and Base, the revision at
+	// which the record was read: what was read after the last marks went can't have counted before.
+	OpCount
+	// OpAdd raises the count of a latch by N. Uses what OpCount uses.
+	OpAdd
+	// OpUncount shuts out the OpCount or OpAdd with this ID if it was not done, and leaves it if it was.
+	// Uses ID, Lease, Life and Base, those of the operation.
+	OpUncount
+	// OpAwait waits until a latch is open; its entry is gone then. Uses what OpAcquire uses, Limit and Life.
+	OpAwait
+
+	// OpFinish stores Value as the result of the one who runs, Holder, and ends all waits for it; with
+	// Fail it stores nothing, and the next one runs. Uses ID, Lease, Holder, Token, Value, Fail, Life.
+	OpFinish
 )
 
 var opNames = [...]string{OpAcquire: "acquire", OpTry: "try", OpRelease: "release", OpEvict: "evict", OpRevoke: "revoke", OpRemove: "remove",
@@ -92,6 +107,7 @@ var opNames = [...]string{OpAcquire: "acquire", OpTry: "try", OpRelease: "releas
 	OpWait: "wait", OpCancelWait: "cancel-wait", OpSignal: "signal", OpProclaim: "proclaim",
 	OpReduce: "reduce", OpDrain: "drain", OpResize: "resize",
 	OpArrive: "arrive", OpArriveToAct: "arrive-to-act", OpCancel: "cancel", OpTrip: "trip", OpReset: "reset", OpEnter: "enter", OpLeave: "leave",
+	OpCount: "count", OpAdd: "add", OpUncount: "uncount", OpAwait: "await", OpFinish: "finish",
 	OpDelete: "delete", OpSweep: "sweep"}
 
 // VerbNamed is the inverse of String; 0 for a name of no verb.
@@ -193,6 +209,11 @@ func (op *Op) checkID(underLease bool) Verdict {
 	}
 	return Applied
 }
+
+// maxCount is the largest number of permits or counts.
+const maxCount = 1<<31 - 1
+
+func validCount(n int) bool { return n >= 1 && n <= maxCount }
 
 // Limits bound a record. A field that is zero or less means its default.
 type Limits struct {

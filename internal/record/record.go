@@ -1,6 +1,7 @@
 package record
 
 import (
+	"iter"
 	"maps"
 	"slices"
 	"time"
@@ -31,6 +32,9 @@ type Body interface {
 	remove(gone selection, m *machine) // its own entries, with m.took for each
 	has(id string) bool                // reports whether one of its own entries has the id
 	under(leases []string) int         // how many of its entries and marks stand under these leases
+
+	// leases yields the leases of its entries and marks, with their TTLs, and reports whether to go on.
+	leases(yield func(lease string, ttl time.Duration) bool) bool
 }
 
 // noEntries is the part of a body that has no entries.
@@ -39,6 +43,8 @@ type noEntries struct{}
 func (noEntries) remove(selection, *machine) {}
 func (noEntries) under([]string) int         { return 0 }
 func (noEntries) has(string) bool            { return false }
+
+func (noEntries) leases(func(string, time.Duration) bool) bool { return true }
 
 // New returns an empty record.
 func New(kind Kind) *Record { return &Record{Kind: kind} }
@@ -107,6 +113,22 @@ func (r *Record) EntriesUnder(leases ...string) (n int) {
 		n += r.Body.under(leases)
 	}
 	return n
+}
+
+// Leases yields the leases of all entries and marks, with their TTLs, one lease perhaps several times.
+func (r *Record) Leases() iter.Seq2[string, time.Duration] {
+	return func(yield func(string, time.Duration) bool) {
+		for _, list := range [][]Entry{r.Holders, r.Waiters} {
+			for i := range list {
+				if !yield(list[i].Lease(), list[i].TTL) {
+					return
+				}
+			}
+		}
+		if r.Body != nil {
+			r.Body.leases(yield)
+		}
+	}
 }
 
 // resolved returns a copy of r as it stands at revision rev, and an empty one without a kind for nil. It

@@ -2,7 +2,7 @@ package record
 
 import (
 	"iter"
-	"strconv"
+	"slices"
 	"time"
 )
 
@@ -52,15 +52,9 @@ func (semaphoreRules) idle(r *Record) bool {
 func (semaphoreRules) outlived(*Record, time.Duration) bool { return false }
 
 func (semaphoreRules) check(op *Op) Verdict {
-	const most = 1<<31 - 1
 	switch op.Verb {
-	case OpAcquire, OpTry:
-		if op.N < 1 || op.N > most || op.Limit < 1 || op.Limit > most || op.Mode != None || op.Value.Set {
-			return BadOp
-		}
-		return op.checkEntry()
-	case OpDrain:
-		if op.Limit < 1 || op.Limit > most || op.Mode != None {
+	case OpAcquire, OpTry, OpDrain:
+		if op.Verb != OpDrain && !validCount(op.N) || !validCount(op.Limit) {
 			return BadOp
 		}
 		return op.checkEntry()
@@ -70,7 +64,7 @@ func (semaphoreRules) check(op *Op) Verdict {
 		}
 		return op.checkID(true)
 	case OpResize:
-		if op.N < 1 || op.N > most || op.Limit < 1 || op.Limit > most {
+		if !validCount(op.N) || !validCount(op.Limit) {
 			return BadOp
 		}
 		return Applied
@@ -89,12 +83,7 @@ func (k semaphoreRules) apply(m *machine, op *Op) Result {
 	case OpResize:
 		return k.resize(m, op)
 	case OpDelete:
-		if len(m.Holders) > 0 {
-			return Result{Verdict: InUse, Blocker: m.Holders[0]}
-		} else if len(m.Waiters) > 0 {
-			return Result{Verdict: InUse, Blocker: m.Waiters[0]}
-		}
-		m.semaphore().size = m.semaphore().initial // nothing is worth keeping
+		return m.delete()
 	default:
 		return k.acquire(m, op)
 	}
@@ -119,7 +108,7 @@ func (k semaphoreRules) acquire(m *machine, op *Op) Result {
 	case e.Permits > s.size:
 		return Result{Verdict: TooLarge, Have: s.size}
 	}
-	granted := len(m.Waiters) == 0 && e.Permits <= free && len(m.Holders) < m.lim.MaxHolders
+	granted := firstInLine(m.Waiters) < 0 && e.Permits <= free && len(m.Holders) < m.lim.MaxHolders
 	switch {
 	case granted:
 	case op.Verb != OpAcquire:
@@ -143,7 +132,7 @@ func (k semaphoreRules) acquire(m *machine, op *Op) Result {
 func (k semaphoreRules) resize(m *machine, op *Op) Result {
 	s := m.semaphore()
 	switch {
-	case op.Base == s.sized:
+	case op.Base == s.sized && !(s.sized == 0 && s.resized): // by an operation of this write, that is
 		s.size, s.sized, s.resized = op.N, 0, true
 	case op.N != s.size: // else it was done, by this one or by another
 		return Result{Verdict: Stale}
@@ -155,6 +144,11 @@ func (k semaphoreRules) resize(m *machine, op *Op) Result {
 	}
 	k.settle(m)
 	return Result{Verdict: Applied}
+}
+
+// firstInLine is the index of the first waiter that is not refused, -1 if there is none.
+func firstInLine(waiters []Entry) int {
+	return slices.IndexFunc(waiters, func(e Entry) bool { return !e.Refused })
 }
 
 // settle grants from the head of the queue all that fit. Who was refused is on the way out.
@@ -196,8 +190,11 @@ func refusedState(st State) State {
 }
 
 func (semaphoreRules) inTheWay(r *Record, op *Op) (Entry, bool) {
-	if _, before, _ := r.Waiter(op.ID); before > 0 {
-		return r.Waiters[before-1], true
+	_, before, _ := r.Waiter(op.ID)
+	for before--; before >= 0; before-- {
+		if !r.Waiters[before].Refused {
+			return r.Waiters[before], true
+		}
 	}
 	if len(r.Holders) > 0 {
 		return r.Holders[0], true
@@ -206,7 +203,9 @@ func (semaphoreRules) inTheWay(r *Record, op *Op) (Entry, bool) {
 }
 
 func (semaphoreRules) ahead(r *Record, mine func(string) bool) (iter.Seq2[string, time.Duration], bool) {
-	return r.queueAhead(mine)
+	leases, _ := r.queueAhead(mine)
+	head := firstInLine(r.Waiters)
+	return leases, head >= 0 && mine(r.Waiters[head].ID)
 }
 
 func (semaphoreRules) traits(op *Op) traits {
@@ -281,10 +280,8 @@ func (s *semaphore) resolve(rev uint64) {
 func (s *semaphore) equal(o Body) bool { return *s == *o.(*semaphore) }
 
 func (s *semaphore) append(dst []byte) []byte {
-	dst = append(dst, `,"size":`...)
-	dst = strconv.AppendInt(dst, int64(s.size), 10)
-	dst = append(dst, `,"initial":`...)
-	dst = strconv.AppendInt(dst, int64(s.initial), 10)
+	dst = appendNumber(dst, "size", uint64(s.size))
+	dst = appendNumber(dst, "initial", uint64(s.initial))
 	dst = appendRevision(dst, "sized", s.sized)
 	if s.resized {
 		dst = append(dst, `,"resized":true`...)
@@ -293,5 +290,5 @@ func (s *semaphore) append(dst []byte) []byte {
 }
 
 func (s *semaphore) bound(*machine) int {
-	return len((&semaphore{size: 1<<31 - 1, initial: 1<<31 - 1, resized: true}).append(nil))
+	return len((&semaphore{size: maxCount, initial: maxCount, resized: true}).append(nil))
 }

@@ -1,0 +1,444 @@
+package record
+
+import (
+	"cmp"
+	"iter"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// latchRules are the rules of latches: a count that goes down to 0, where the latch opens for good
+// and all who wait go. Each count is marked under the lease of whoever counted, by its own sequence,
+// so that its retry counts no second time. Marks go with the tombstone of their lease; what they
+// counted stays counted, and a retry of it that comes later is told from a new count by its age.
+type latchRules struct{}
+
+// latch is the body.
+type latch struct {
+	count   int // 0 = open
+	initial int
+	marks   []mark // in the order of their leases; none once it is open
+	fresh   bool   // made by the operation at hand, which has left nothing yet
+
+	// What is based on an older revision and is not marked counts no more: it may have counted before
+	// marks were removed (fenced), or was given up (shut).
+	fenced, shut uint64
+}
+
+// mark is what was counted under one lease.
+type mark struct {
+	lease string
+	ttl   time.Duration // of the lease
+	spans []span        // of sequences, in order, none beside the next; not modified
+}
+
+type span struct{ from, to uint64 }
+
+func (r *Record) latch() *latch { return r.Body.(*latch) }
+
+func (latchRules) facts(r *Record, f *Facts) {
+	l := r.latch()
+	f.Count, f.Initial, f.Open, f.Fenced = l.count, l.initial, l.count == 0, l.fenced
+}
+
+func (latchRules) schema(*Record) uint64 { return 1 }
+
+func (latchRules) lives(op *Op) bool { return !op.common() }
+
+func (latchRules) begin(r *Record, op *Op) {
+	r.Body = &latch{count: op.Limit, initial: op.Limit, fresh: true}
+}
+
+// idle: what was counted is worth keeping, and so is that it was all.
+func (latchRules) idle(r *Record) bool { return r.latch().fresh }
+
+// outlived: who comes a day after a latch opened is not one of those that it was made for.
+func (latchRules) outlived(r *Record, age time.Duration) bool {
+	return r.latch().count == 0 && age >= 24*time.Hour
+}
+
+func (latchRules) check(op *Op) Verdict {
+	switch op.Verb {
+	case OpDelete:
+		return Applied
+	case OpUncount:
+		return op.checkID(true)
+	case OpCount, OpAdd:
+		if !validCount(op.N) || !validCount(op.Limit) {
+			return BadOp
+		}
+		return op.checkEntry()
+	case OpAwait:
+		if !validCount(op.Limit) {
+			return BadOp
+		}
+		return op.checkEntry()
+	}
+	return BadOp
+}
+
+func (k latchRules) apply(m *machine, op *Op) Result {
+	l := m.latch()
+	switch {
+	case op.Verb == OpDelete:
+		return m.delete()
+	case op.Verb == OpUncount:
+		return l.uncount(m, op)
+	case op.Limit != l.initial:
+		return Result{Verdict: SizeMismatch, Have: l.initial}
+	case op.Verb == OpAwait:
+		return l.await(m, op)
+	case l.count == 0 && op.Verb == OpAdd:
+		return Result{Verdict: Finished}
+	case l.count == 0, l.marked(op):
+		return Result{Verdict: Applied}
+	case op.Base < max(l.fenced, l.shut):
+		return Result{Verdict: Stale}
+	case op.Verb == OpAdd && op.N > maxCount-l.count:
+		return Result{Verdict: TooLarge, Have: maxCount - l.count}
+	case op.Verb == OpCount && op.N >= l.count:
+		*l = latch{initial: l.initial}
+		m.Waiters, m.size = nil, -1
+		return Result{Verdict: Applied}
+	}
+	if !l.mark(m, op) {
+		return m.tooLarge()
+	}
+	if l.fresh = false; op.Verb == OpAdd {
+		l.count += op.N
+	} else {
+		l.count -= op.N
+	}
+	return Result{Verdict: Applied}
+}
+
+func (l *latch) uncount(m *machine, op *Op) Result {
+	switch {
+	case l.fresh:
+		m.shut = true
+	case l.count == 0, l.marked(op):
+	case op.Base < l.fenced:
+		return Result{Verdict: Forgotten}
+	case op.Base >= l.shut:
+		l.shut = m.rev + 1
+	}
+	return Result{Verdict: Applied}
+}
+
+func (l *latch) await(m *machine, op *Op) Result {
+	switch {
+	case l.count == 0, m.Has(op.ID):
+		return Result{Verdict: Applied}
+	case len(m.Waiters) >= m.lim.MaxWaiters:
+		return m.queueFull()
+	}
+	e := op.entry()
+	if !m.reserve(&e) {
+		return m.tooLarge()
+	}
+	m.Waiters = append(m.Waiters, e)
+	l.fresh = false
+	return Result{Verdict: Applied}
+}
+
+// find returns where the mark of a lease stands, or would stand.
+func (l *latch) find(lease string) (int, bool) {
+	return slices.BinarySearchFunc(l.marks, lease, func(m mark, lease string) int { return cmp.Compare(m.lease, lease) })
+}
+
+// marked reports whether op has counted, as far as the marks tell.
+func (l *latch) marked(op *Op) bool {
+	i, ok := l.find(op.Lease)
+	if !ok {
+		return false
+	}
+	seq := sequenceOf(op.ID)
+	return slices.ContainsFunc(l.marks[i].spans, func(s span) bool { return s.from <= seq && seq <= s.to })
+}
+
+// mark notes that op has counted, or reports that there is no room for that.
+func (l *latch) mark(m *machine, op *Op) bool {
+	i, known := l.find(op.Lease)
+	added, need := mark{lease: op.Lease, ttl: wholeTTL(op.TTL)}, len(",")
+	if known {
+		added, need = l.marks[i], -len(l.marks[i].append(nil))
+	}
+	added.spans = withSequence(added.spans, sequenceOf(op.ID))
+	if !m.reserveBytes(need + len(added.append(nil))) {
+		return false
+	}
+	if !known {
+		l.marks = slices.Insert(l.marks, i, mark{})
+	}
+	l.marks[i] = added
+	return true
+}
+
+// withSequence returns spans with one sequence more, which is not in them.
+func withSequence(spans []span, seq uint64) []span {
+	i := 0
+	for i < len(spans) && spans[i].to < seq {
+		i++
+	}
+	out := slices.Insert(slices.Clone(spans), i, span{seq, seq})
+	if i+1 < len(out) && out[i+1].from-1 == seq {
+		out[i].to = out[i+1].to
+		out = slices.Delete(out, i+1, i+2)
+	}
+	if i > 0 && out[i-1].to+1 == seq {
+		out[i-1].to = out[i].to
+		out = slices.Delete(out, i, i+1)
+	}
+	return out
+}
+
+func (latchRules) settle(*machine) {}
+
+func (latchRules) states(r *Record) iter.Seq2[string, State] { return r.entryStates() }
+
+func (latchRules) standing(r *Record, op *Op) State {
+	l := r.latch()
+	switch {
+	case op.Life != r.Life:
+		return State{Standing: Refused, Why: OtherLife}
+	case l.count == 0 && op.Verb == OpAdd:
+		return State{Standing: Refused, Why: Forgotten} // its mark, if there was one, went when the latch opened
+	case l.count == 0, l.marked(op):
+		return State{Standing: Granted}
+	}
+	return r.entryState(op.ID)
+}
+
+// inTheWay, ahead: who waits for a latch waits for no entry.
+func (latchRules) inTheWay(*Record, *Op) (e Entry, ok bool) { return e, false }
+
+func (latchRules) ahead(*Record, func(string) bool) (iter.Seq2[string, time.Duration], bool) {
+	return noLeases, false
+}
+
+func (latchRules) traits(op *Op) traits {
+	return traits{waits: op.Verb == OpAwait, proven: op.Verb == OpCount || op.Verb == OpAdd, owed: op.Verb == OpUncount}
+}
+
+func (latchRules) undo(op *Op) (Op, bool) {
+	switch op.Verb {
+	case OpAwait:
+		return Op{Kind: KindLatch, Verb: OpRelease, ID: op.ID, Lease: op.Lease}, true
+	case OpCount, OpAdd:
+		return Op{Kind: KindLatch, Verb: OpUncount, ID: op.ID, Lease: op.Lease, Base: op.Base, Life: op.Life}, true
+	}
+	return Op{}, false
+}
+
+func (latchRules) fields(bool) (required, allowed uint) { return 0, 0 }
+
+func (latchRules) longest(*Entry) {}
+
+const (
+	hasLatchCount = hasBody << iota
+	hasLatchOpen
+	hasLatchInitial
+	hasLatchFenced
+	hasLatchShut
+	hasLatchMarks
+)
+
+func (latchRules) body(d *decoder, key []byte) (known bool, err error) {
+	if d.rec.Body == nil {
+		d.rec.Body = new(latch)
+	}
+	l := d.rec.latch()
+	switch string(key) {
+	case "count":
+		return true, d.count(&d.seen, hasLatchCount, &l.count)
+	case "open":
+		var open bool
+		if err = d.flag(&d.seen, hasLatchOpen, &open); err == nil && !open {
+			err = d.fail("a latch is open or has a count")
+		}
+		return true, err
+	case "initial":
+		return true, d.count(&d.seen, hasLatchInitial, &l.initial)
+	case "fenced":
+		return true, d.number(&d.seen, hasLatchFenced, &l.fenced)
+	case "shut":
+		return true, d.number(&d.seen, hasLatchShut, &l.shut)
+	case "marks":
+		return true, d.once(&d.seen, hasLatchMarks, func() error { return d.marks(&l.marks) })
+	}
+	return false, nil
+}
+
+func (latchRules) whole(d *decoder) error {
+	const counts, open = hasLatchInitial | hasLatchCount, hasLatchInitial | hasLatchOpen
+	switch seen := d.seen & (counts | open); {
+	case len(d.rec.Holders) > 0:
+		return d.fail("a latch has no holders")
+	case seen == counts:
+		return nil
+	case seen != open:
+		return d.fail("a latch needs initial, and count or open")
+	case len(d.rec.Waiters)+len(d.rec.latch().marks) > 0:
+		return d.fail("an open latch has neither waiters nor marks")
+	}
+	return nil
+}
+
+// marks reads {"<lease>":[<ttl>,"1-3,7"], …}.
+func (d *decoder) marks(list *[]mark) error {
+	err := d.object(func(key []byte) error {
+		mk := mark{lease: string(key)}
+		if !validLease(mk.lease) {
+			return d.failAt(d.keyAt, "a mark stands under a lease")
+		}
+		fields := 0
+		err := d.array(func() (err error) {
+			switch fields++; fields {
+			case 1:
+				d.space()
+				mk.ttl, err = d.ttl()
+			case 2:
+				mk.spans, err = d.spans()
+			default:
+				err = d.fail("a mark has a ttl and sequences")
+			}
+			return err
+		})
+		if err == nil && fields != 2 {
+			err = d.fail("a mark has a ttl and sequences")
+		}
+		*list = append(*list, mk)
+		return err
+	})
+	slices.SortFunc(*list, func(a, b mark) int { return cmp.Compare(a.lease, b.lease) })
+	for i := 1; i < len(*list); i++ {
+		if (*list)[i-1].lease == (*list)[i].lease {
+			return d.fail("a mark stands twice")
+		}
+	}
+	return err
+}
+
+// spans reads "1-3,7": in order, and as short as it can be said.
+func (d *decoder) spans() (spans []span, err error) {
+	text, err := d.string()
+	if err != nil {
+		return nil, err
+	}
+	for part := range strings.SplitSeq(text, ",") {
+		from, to, ranged := strings.Cut(part, "-")
+		if !ranged {
+			to = from
+		}
+		if !validSequence(from) || !validSequence(to) {
+			return nil, d.fail("sequences are numbers and ranges of them")
+		}
+		s := span{sequenceOf(from), sequenceOf(to)}
+		last := len(spans) - 1
+		if ranged && s.from >= s.to || last >= 0 && (s.from == 0 || spans[last].to >= s.from-1) {
+			return nil, d.fail("sequences are not in order")
+		}
+		spans = append(spans, s)
+	}
+	return spans, nil
+}
+
+func (l *latch) clone() Body {
+	c := *l
+	c.marks = slices.Clone(l.marks)
+	return &c
+}
+
+func (l *latch) resolve(uint64) {}
+
+func (l *latch) equal(o Body) bool {
+	x := o.(*latch)
+	return l.count == x.count && l.initial == x.initial && l.fenced == x.fenced && l.shut == x.shut &&
+		slices.EqualFunc(l.marks, x.marks, func(a, b mark) bool {
+			return a.lease == b.lease && a.ttl == b.ttl && slices.Equal(a.spans, b.spans)
+		})
+}
+
+func (l *latch) append(dst []byte) []byte {
+	if l.count > 0 {
+		dst = appendNumber(dst, "count", uint64(l.count))
+	} else {
+		dst = append(dst, `,"open":true`...)
+	}
+	dst = appendNumber(dst, "initial", uint64(l.initial))
+	if l.fenced > 0 {
+		dst = appendNumber(dst, "fenced", l.fenced)
+	}
+	if l.shut > 0 {
+		dst = appendNumber(dst, "shut", l.shut)
+	}
+	if len(l.marks) == 0 {
+		return dst
+	}
+	dst = append(dst, marksField...)
+	for i := range l.marks {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = l.marks[i].append(dst)
+	}
+	return append(dst, '}')
+}
+
+const marksField = `,"marks":{`
+
+func (k *mark) append(dst []byte) []byte {
+	dst = append(appendString(dst, k.lease), `:[`...)
+	dst = strconv.AppendInt(dst, int64(k.ttl/time.Millisecond), 10)
+	dst = append(dst, `,"`...)
+	for i, s := range k.spans {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = strconv.AppendUint(dst, s.from, 10)
+		if s.to > s.from {
+			dst = strconv.AppendUint(append(dst, '-'), s.to, 10)
+		}
+	}
+	return append(dst, `"]`...)
+}
+
+func (l *latch) bound(*machine) int {
+	longest := latch{count: maxCount, initial: maxCount, fenced: math.MaxUint64, shut: math.MaxUint64, marks: l.marks}
+	return len(longest.append(nil)) + len(marksField+"}")
+}
+
+// remove takes marks of dead leases away, and shuts their late counts out.
+func (l *latch) remove(gone selection, m *machine) {
+	had := len(l.marks)
+	l.marks = slices.DeleteFunc(l.marks, func(k mark) bool { return gone.hasLease(k.lease) })
+	if len(l.marks) < had {
+		l.fenced, m.size = m.rev+1, -1
+	}
+	if len(l.marks) == 0 {
+		l.marks = nil
+	}
+}
+
+func (*latch) has(string) bool { return false } // its marks are no entries
+
+func (l *latch) under(leases []string) (n int) {
+	for _, lease := range leases {
+		if _, ok := l.find(lease); ok {
+			n++
+		}
+	}
+	return n
+}
+
+func (l *latch) leases(yield func(string, time.Duration) bool) bool {
+	for i := range l.marks {
+		if !yield(l.marks[i].lease, l.marks[i].ttl) {
+			return false
+		}
+	}
+	return true
+}

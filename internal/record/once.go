@@ -1,0 +1,212 @@
+package record
+
+import (
+	"iter"
+	"time"
+)
+
+// onceRules are the rules of what is done once: the holder runs, those who wait run after it if it
+// fails, and the first result ends that. It stays, and is read by all who come later.
+type onceRules struct{}
+
+// once is the body.
+type once struct {
+	noEntries
+	result Value
+	by     string // the id that gave it, "" without a result
+}
+
+// maxResult bounds a result, in bytes; it also takes no more than a quarter of Limits.MaxBytes as it is stored.
+const maxResult = 64 << 10
+
+func (r *Record) once() *once { return r.Body.(*once) }
+
+func (onceRules) facts(r *Record, f *Facts) { f.Value, f.By = r.once().result, r.once().by }
+
+func (onceRules) schema(*Record) uint64 { return 1 }
+
+func (onceRules) lives(op *Op) bool { return !op.common() }
+
+func (onceRules) begin(r *Record, _ *Op) { r.Body = new(once) }
+
+func (onceRules) idle(r *Record) bool { return len(r.Holders)+len(r.Waiters) == 0 && r.once().by == "" }
+
+// outlived: a result stays until it is deleted.
+func (onceRules) outlived(*Record, time.Duration) bool { return false }
+
+func (onceRules) check(op *Op) Verdict {
+	switch op.Verb {
+	case OpDelete:
+		return Applied
+	case OpAcquire, OpTry:
+		return op.checkEntry()
+	case OpFinish:
+		if LeaseOf(op.Holder) != op.Lease {
+			return BadOp
+		}
+		return op.checkID(true)
+	}
+	return BadOp
+}
+
+func (k onceRules) apply(m *machine, op *Op) Result {
+	switch op.Verb {
+	case OpDelete:
+		return m.delete()
+	case OpFinish:
+		return k.finish(m, op)
+	}
+	switch {
+	case m.once().by != "":
+		return Result{Verdict: Finished}
+	case m.Has(op.ID):
+		k.settle(m)
+		return Result{Verdict: Applied}
+	case op.Verb == OpTry && m.first().ID != "":
+		return Result{Verdict: Held, Blocker: m.first()}
+	case len(m.Waiters) >= m.lim.MaxWaiters:
+		return m.queueFull()
+	}
+	e := op.entry()
+	if !m.reserve(&e) {
+		return m.tooLarge()
+	}
+	m.Waiters = append(m.Waiters, e)
+	k.settle(m)
+	return Result{Verdict: Applied}
+}
+
+func (k onceRules) finish(m *machine, op *Op) Result {
+	o := m.once()
+	i := indexOf(m.Holders, op.Holder)
+	holds := i >= 0 && m.Holders[i].Token == op.Token
+	switch {
+	case op.Fail && holds:
+		m.removeAll(selection{id: op.Holder})
+		k.settle(m)
+		return Result{Verdict: Applied}
+	case op.Fail, o.by == op.Holder:
+		return Result{Verdict: Applied}
+	case !holds:
+		return Result{Verdict: NotHolder}
+	}
+	done := &once{result: Value{Set: true, Data: op.Value.Data}, by: op.Holder}
+	if most := min(maxResult, m.lim.MaxBytes/4); len(op.Value.Data) > maxResult || done.bound(m) > m.lim.MaxBytes/4 {
+		return Result{Verdict: TooLarge, Have: most}
+	}
+	m.Body, m.Holders, m.Waiters, m.size = done, nil, nil, -1
+	return Result{Verdict: Applied}
+}
+
+func (onceRules) settle(m *machine) {
+	if len(m.Holders) == 0 && len(m.Waiters) > 0 {
+		e := m.Waiters[0]
+		e.Token = 0
+		m.Holders, m.Waiters = []Entry{e}, nilIfEmpty(m.Waiters[1:])
+	}
+}
+
+func (onceRules) states(r *Record) iter.Seq2[string, State] { return r.entryStates() }
+
+func (onceRules) standing(r *Record, op *Op) State {
+	switch o := r.once(); {
+	case op.Life != r.Life:
+		return State{Standing: Refused, Why: OtherLife}
+	case op.Verb == OpFinish && o.by == op.Holder:
+		return State{Standing: Granted}
+	case op.Verb != OpFinish && o.by != "":
+		return State{Standing: Refused, Why: Finished}
+	}
+	return r.entryState(op.ID)
+}
+
+func (onceRules) inTheWay(r *Record, op *Op) (Entry, bool) {
+	if _, before, _ := r.Waiter(op.ID); before > 0 {
+		return r.Waiters[before-1], true
+	}
+	e := r.first()
+	return e, e.ID != "" && e.ID != op.ID
+}
+
+func (onceRules) ahead(r *Record, mine func(string) bool) (iter.Seq2[string, time.Duration], bool) {
+	return r.queueAhead(mine)
+}
+
+func (onceRules) traits(op *Op) traits {
+	return traits{waits: op.Verb == OpAcquire || op.Verb == OpTry, proven: op.Verb == OpFinish && !op.Fail, owed: op.Verb == OpFinish && op.Fail}
+}
+
+// undo: who gives up a finish gives up its turn.
+func (onceRules) undo(op *Op) (Op, bool) {
+	switch {
+	case op.Verb == OpAcquire || op.Verb == OpTry:
+		return Op{Kind: KindOnce, Verb: OpRelease, ID: op.ID, Lease: op.Lease}, true
+	case op.Verb == OpFinish && !op.Fail:
+		failed := *op
+		failed.Fail, failed.Value = true, Value{}
+		return failed, true
+	}
+	return Op{}, false
+}
+
+func (onceRules) fields(holder bool) (required, allowed uint) {
+	if holder {
+		return 0, hasRevoked
+	}
+	return 0, 0
+}
+
+func (onceRules) longest(e *Entry) { e.Revoked = true }
+
+const (
+	hasResult = hasBody << iota
+	hasResultBy
+)
+
+func (onceRules) body(d *decoder, key []byte) (known bool, err error) {
+	if d.rec.Body == nil {
+		d.rec.Body = new(once)
+	}
+	o := d.rec.once()
+	switch string(key) {
+	case "value", "data":
+		return true, d.value(key, &d.seen, hasResult, &o.result)
+	case "by":
+		return true, d.once(&d.seen, hasResultBy, func() error { return d.id(&o.by) })
+	}
+	return false, nil
+}
+
+func (onceRules) whole(d *decoder) error {
+	if d.rec.Body == nil {
+		d.rec.Body = new(once)
+	}
+	switch seen := d.seen & (hasResult | hasResultBy); {
+	case seen != 0 && seen != hasResult|hasResultBy:
+		return d.fail("a result needs value or data, and by")
+	case seen != 0 && len(d.rec.Holders)+len(d.rec.Waiters) > 0:
+		return d.fail("nobody runs or waits where there is a result")
+	case len(d.rec.Holders) > 1:
+		return d.fail("only one runs")
+	}
+	return nil
+}
+
+func (o *once) clone() Body {
+	c := *o
+	return &c
+}
+
+func (o *once) resolve(uint64) {}
+
+func (o *once) equal(x Body) bool { return *o == *x.(*once) }
+
+func (o *once) append(dst []byte) []byte {
+	if o.by == "" {
+		return dst
+	}
+	return appendText(appendValue(dst, o.result), "by", o.by)
+}
+
+// bound: whoever runs has room for a result, as all entries go when it comes.
+func (o *once) bound(*machine) int { return len(o.append(nil)) }
