@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
@@ -44,14 +45,14 @@ func (s *session) ask(ctx context.Context, id string, locks ...string) error {
 			_, value, _ = strings.Cut(value[over-1:], " ") // the last ones
 		}
 		_, err = s.buckets.Leases.Update(ctx, key, []byte(value), e.Revision, askTTL)
-		if !errors.Is(err, kv.ErrConflict) && !errors.Is(err, kv.ErrBusy) || !sleep(ctx, 5*time.Millisecond) {
+		if !errors.Is(err, jskv.ErrConflict) && !errors.Is(err, jskv.ErrBusy) || !sleep(ctx, 5*time.Millisecond) {
 			return err
 		}
 	}
 }
 
 // asked looks at the locks that others ask about. It runs in the hub's goroutine.
-func (s *session) asked(e kv.Entry) {
+func (s *session) asked(e jskv.Entry) {
 	if locks := strings.Fields(string(e.Value)); len(locks) > 0 {
 		s.goIfOpen(func() {
 			for _, enc := range locks {

@@ -15,8 +15,8 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 var (
@@ -340,7 +340,7 @@ func TestCloseReleasesWhatItHolds(t *testing.T) {
 		var now, most, early atomic.Int64
 		var buried atomic.Bool
 		w.fault(-1, func(msg *nats.Msg) bool { return leaseWrite(msg) || lockWrite(msg) },
-			func(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
+			func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 				n := now.Add(1)
 				defer now.Add(-1)
 				for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
@@ -395,7 +395,7 @@ func TestCloseThatCanNotReleaseHandsOn(t *testing.T) {
 		key := s.key(t)
 		l := acquire(t, m, key)
 		waits := queue(t, waitContext(t), s.manager(t), key)
-		w.fault(-1, lockWrite, func(ctx context.Context, _ *nats.Msg, _ kv.RoundTripper) (*nats.Msg, error) {
+		w.fault(-1, lockWrite, func(ctx context.Context, _ *nats.Msg, _ jskv.RoundTripper) (*nats.Msg, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		})

@@ -11,7 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/kv"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
 func TestRetry(t *testing.T) {
@@ -42,7 +42,7 @@ func retriedAcquire(t *testing.T, s *site) {
 	} {
 		key := s.key(t)
 		var committed uint64
-		w.fault(1, lockPut, func(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
+		w.fault(1, lockPut, func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 			reply, err := send(ctx, msg)
 			committed = ackSeq(reply)
 			if err != nil || committed == 0 {
@@ -87,7 +87,7 @@ func retriedRelease(t *testing.T, s *site) {
 	m, w := s.wired(t)
 	l := acquire(t, m, key)
 	var next *fabric.Lock
-	w.fault(1, lockPurge, func(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
+	w.fault(1, lockPurge, func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 		_, err := deaf(ctx, msg, send)
 		next = acquire(t, other, key)
 		return nil, err
@@ -168,7 +168,7 @@ func leaseLostOnTheWay(t *testing.T, s *site) {
 	slow, w := s.wired(t, fabric.WithTTL(time.Second))
 	witness := acquire(t, slow, s.key(t)) // under the same lease
 	var committed uint64
-	w.fault(1, lockPut, func(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
+	w.fault(1, lockPut, func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 		renewals := w.fault(-1, leaseWrite, vanish)
 		reply, err := send(ctx, msg)
 		committed = ackSeq(reply)

@@ -7,7 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/lockfabric/lockfabric/kv"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
 // lookPause is the least time between two looks at the buckets.
@@ -60,7 +60,7 @@ func (d *doubts) wait(ctx context.Context, n uint64) error {
 }
 
 // run looks whenever there is a doubt, until ctx ends or a look returns
-// kv.ErrBucketGone, which it returns. After another error nothing is known, and it
+// jskv.ErrBucketGone, which it returns. After another error nothing is known, and it
 // looks again.
 func (d *doubts) run(ctx context.Context, look func(context.Context) error) error {
 	for {
@@ -74,7 +74,7 @@ func (d *doubts) run(ctx context.Context, look func(context.Context) error) erro
 			switch err := look(ctx); {
 			case err == nil:
 				d.settle(n)
-			case errors.Is(err, kv.ErrBucketGone):
+			case errors.Is(err, jskv.ErrBucketGone):
 				return err
 			}
 			if !sleep(ctx, lookPause) {

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -93,7 +94,7 @@ func TestDoubts_ALookWithoutAnAnswerIsRepeated(t *testing.T) {
 func TestDoubts_EndWithTheBucket(t *testing.T) {
 	gone := func(look int) error {
 		if look == 2 {
-			return fmt.Errorf("%w: injected", kv.ErrBucketGone)
+			return fmt.Errorf("%w: injected", jskv.ErrBucketGone)
 		}
 		return nil
 	}
@@ -107,7 +108,7 @@ func TestDoubts_EndWithTheBucket(t *testing.T) {
 			t.Errorf("a doubt that turned out right: %v", err)
 		}
 	})
-	if !errors.Is(err, kv.ErrBucketGone) {
+	if !errors.Is(err, jskv.ErrBucketGone) {
 		t.Errorf("ended with %v", err)
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/kv"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
 func TestLossEvents(t *testing.T) {
@@ -174,7 +174,7 @@ func TestNoEventsOfAGrantThatIsNotHandedOut(t *testing.T) {
 		var rec recorder
 		slow, w := s.wired(t, fabric.WithTTL(time.Second), fabric.WithEvents(rec.hook))
 		witness := acquire(t, slow, s.key(t)) // under the same lease
-		w.fault(1, lockPut, func(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
+		w.fault(1, lockPut, func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 			renewals := w.fault(-1, leaseWrite, vanish)
 			reply, err := send(ctx, msg)
 			<-witness.Lost()
@@ -202,7 +202,7 @@ func TestCloseTellsOfAReleaseUnderWay(t *testing.T) {
 		m, w := s.wired(t, fabric.WithEvents(rec.hook))
 		l := acquire(t, m, s.key(t))
 		arrived, gate := make(chan struct{}), make(chan struct{})
-		w.fault(1, lockWrite, func(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
+		w.fault(1, lockWrite, func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 			close(arrived)
 			<-gate
 			return send(ctx, msg)

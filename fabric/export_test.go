@@ -1,10 +1,12 @@
 package fabric
 
-import "github.com/lockfabric/lockfabric/kv"
+import (
+	"github.com/lockfabric/lockfabric/internal/jskv"
+)
 
 // WithTrip puts trip in the place of the connection's request call: every read
 // and write of locks and leases passes it.
-func WithTrip(trip kv.RoundTripper) ManagerOption {
+func WithTrip(trip jskv.RoundTripper) ManagerOption {
 	return func(c *config) error { c.buckets.Trip = trip; return nil }
 }
 

@@ -382,8 +382,7 @@ func lossReason(err error) error {
 // package's name.
 func translate(err error) error {
 	switch {
-	case errors.Is(err, engine.ErrUnavailable), errors.Is(err, kv.ErrUnavailable), errors.Is(err, kv.ErrBucketGone),
-		errors.Is(err, kv.ErrUnknown), errors.Is(err, kv.ErrNotSent), errors.Is(err, kv.ErrBusy), errors.Is(err, kv.ErrConflict):
+	case errors.Is(err, kv.ErrUnavailable):
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	case errors.Is(err, engine.ErrClosed):
 		return fmt.Errorf("%w: %w", ErrClosed, err)

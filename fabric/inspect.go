@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
@@ -188,7 +189,7 @@ func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 	}
 	var out []Info
 	places := map[string]int{} // in out
-	collect := func(e kv.Entry) bool {
+	collect := func(e jskv.Entry) bool {
 		name, err := kv.DecodeKey(e.Key)
 		if err != nil || !strings.HasPrefix(name, prefix) {
 			return true

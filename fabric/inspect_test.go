@@ -9,7 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/kv"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
 // The leases behind a queue are not read one after the other: on a slow link that
@@ -29,7 +29,7 @@ func TestInspectReadsLeasesTogether(t *testing.T) {
 		leaseRead := func(msg *nats.Msg) bool {
 			return strings.HasPrefix(msg.Subject, "$JS.API.STREAM.MSG.GET.") && strings.HasSuffix(msg.Subject, "-leases")
 		}
-		w.fault(waiters+1, leaseRead, func(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
+		w.fault(waiters+1, leaseRead, func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 			mu.Lock()
 			if reads++; reads == waiters+1 {
 				close(all)

@@ -8,7 +8,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/lockfabric/lockfabric/kv"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
 // Defaults and bounds.
@@ -70,7 +70,7 @@ func (t timing) validate() error {
 
 type config struct {
 	timing   timing
-	buckets  kv.Config
+	buckets  jskv.Config
 	label    string
 	logger   *slog.Logger
 	hook     func(Event) // nil = nobody wants to know

@@ -8,8 +8,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 // leastFirst is the least time for which renewals that are not answered hold up what
@@ -21,7 +21,7 @@ const leastFirst = time.Second
 // Every request of the manager passes it. Others are refused, as the client does
 // itself, while there is no connection, and wait until the renewals are answered.
 type gate struct {
-	send   kv.RoundTripper
+	send   jskv.RoundTripper
 	nc     *nats.Conn
 	resend func(context.Context) // sends renewals in doubt again and waits for the answers
 	limit  func() time.Duration  // how long an answer takes on this link, for that wait
@@ -39,7 +39,7 @@ type gate struct {
 }
 
 // newGate starts a gate. resend is not called before something has passed it.
-func newGate(nc *nats.Conn, send kv.RoundTripper, limit func() time.Duration, resend func(context.Context)) *gate {
+func newGate(nc *nats.Conn, send jskv.RoundTripper, limit func() time.Duration, resend func(context.Context)) *gate {
 	if send == nil {
 		send = nc.RequestMsgWithContext
 	}
@@ -105,7 +105,7 @@ func (g *gate) open() {
 	}
 }
 
-// trip is the manager's kv.RoundTripper.
+// trip is the manager's jskv.RoundTripper.
 func (g *gate) trip(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
 	if (g.busy.Load() || len(g.events) > 0) && !lease.Renewing(ctx) {
 		if err := g.wait(ctx); err != nil {

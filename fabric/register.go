@@ -12,7 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
 
-	"github.com/lockfabric/lockfabric/kv"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
 // Register is one key of a KV bucket of the user's that only accepts writes with
@@ -67,7 +67,7 @@ func (r *Register) read(ctx context.Context) (Fenced, string, error) {
 	}
 	if err != nil {
 		kind := ErrUnavailable
-		if kv.Unwritable(err) {
+		if jskv.Unwritable(err) {
 			kind = ErrInvalidOption
 		}
 		return Fenced{}, "", fmt.Errorf("%w: register %q: %w", kind, r.key, err)
@@ -117,7 +117,7 @@ func (r *Register) Write(ctx context.Context, token uint64, value []byte) (uint6
 				return rev, nil
 			}
 		}
-		if err != nil && kv.Unwritable(err) {
+		if err != nil && jskv.Unwritable(err) {
 			return 0, fmt.Errorf("%w: register %q: %w", ErrInvalidOption, r.key, err)
 		}
 		pause := min(time.Duration(n+1)*time.Millisecond, 100*time.Millisecond)

@@ -11,7 +11,7 @@ import (
 
 // TestHeldLocksCostNothingAtRest counts what a process sends that only holds locks.
 // The figures of a minute are asserted on a clock of its own by
-// kv.TestFollowedKeysCostNothingAtRest.
+// jskv.TestFollowedKeysCostNothingAtRest.
 func TestHeldLocksCostNothingAtRest(t *testing.T) {
 	for _, n := range []int{300, 2000} {
 		onSite(t, singleSite, func(t *testing.T, s *site) {

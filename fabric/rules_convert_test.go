@@ -9,7 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/kv"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
 // Rule 13.7: weaker before it is sent, stronger only after it is acknowledged.
@@ -27,7 +27,7 @@ func TestRule7_WeakerBeforeStrongerAfter(t *testing.T) {
 							t.Errorf("the handle says %s, token %d", had, l.Token())
 						}
 					}
-					w.fault(-1, about(t, key, lockWrite), func(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
+					w.fault(-1, about(t, key, lockWrite), func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 						check()
 						defer check()
 						return send(ctx, msg)

@@ -10,7 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/kv"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
 // An owner whose hold was lost holds nothing any more: its own entry that still
@@ -79,7 +79,7 @@ func TestRule10_ThoseInTheWayAreLookedAtTogether(t *testing.T) {
 		w.fault(-1, func(msg *nats.Msg) bool {
 			return leaseRead(msg, "last_by_subj") && strings.HasSuffix(msg.Subject, "-leases")
 		},
-			func(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
+			func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 				in <- string(msg.Data)
 				select {
 				case <-all:

@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -27,7 +28,7 @@ type history struct {
 	writes map[uint64][]byte
 }
 
-func (h *history) note(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
+func (h *history) note(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 	// However long it takes: what is committed has to be known here.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
@@ -145,7 +146,7 @@ func TestRule11_ARefusedWriteGrantsNothing(t *testing.T) {
 		m, w := s.wired(t)
 		key, other := s.key(t), s.manager(t)
 		var rival *fabric.Lock
-		w.fault(1, about(t, key, lockPut), func(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
+		w.fault(1, about(t, key, lockPut), func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 			rival = acquire(t, other, key)
 			return send(ctx, msg)
 		})

@@ -9,14 +9,14 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/kv"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
 // What a reader may believe, and what a busy server means.
 
 // answerWith answers every request with this reply.
 func answerWith(reply *nats.Msg) action {
-	return func(context.Context, *nats.Msg, kv.RoundTripper) (*nats.Msg, error) { return reply, nil }
+	return func(context.Context, *nats.Msg, jskv.RoundTripper) (*nats.Msg, error) { return reply, nil }
 }
 
 // readNow asks the leader for the lock's entry, as a manager does, and returns
@@ -24,7 +24,7 @@ func answerWith(reply *nats.Msg) action {
 func readNow(t *testing.T, s *site, m *fabric.Manager, w *wire, key string) *nats.Msg {
 	t.Helper()
 	var reply *nats.Msg
-	f := w.fault(1, about(t, key, lockRead), func(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
+	f := w.fault(1, about(t, key, lockRead), func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 		var err error
 		reply, err = send(ctx, msg)
 		return reply, err
@@ -197,7 +197,7 @@ func TestRule5_ConflictIsNotBusy(t *testing.T) {
 		m, w := s.wired(t)
 		key := s.key(t)
 		l := acquire(t, s.manager(t), key)
-		f := w.fault(-1, about(t, key, lockWrite), func(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
+		f := w.fault(-1, about(t, key, lockWrite), func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 			return send(ctx, msg)
 		})
 		_, err := m.TryAcquire(waitContext(t), key)

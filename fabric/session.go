@@ -9,8 +9,8 @@ import (
 
 	"github.com/lockfabric/lockfabric/internal/clock"
 	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 // closeAtOnce is how many requests a session's end has under way at most.
@@ -34,9 +34,9 @@ const leaseRest = 5 * time.Minute
 // When they are deleted or created again the manager makes a new one.
 type session struct {
 	m         *Manager
-	buckets   *kv.Buckets
-	lockHub   *kv.Hub
-	leaseHub  *kv.Hub
+	buckets   *jskv.Buckets
+	lockHub   *jskv.Hub
+	leaseHub  *jskv.Hub
 	observer  *lease.Observer
 	engine    *engine.Engine
 	ready     chan struct{} // closed when grants are allowed
@@ -67,7 +67,7 @@ type freshHold struct {
 func openSession(ctx context.Context, m *Manager) (*session, error) {
 	cfg := m.cfg.buckets
 	cfg.Seen = m.seen.Load()
-	buckets, err := kv.Open(ctx, m.nc, cfg)
+	buckets, err := jskv.Open(ctx, m.nc, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -78,8 +78,8 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	s.confirmed.Store(buckets.Last)
 	s.noted = buckets.Last
 	s.ctx, s.stop = context.WithCancel(m.life)
-	hub := []kv.HubOption{kv.WithDoubt(s.suspect), kv.WithReadTimeout(m.rtt.Patience)}
-	s.lockHub, s.leaseHub = kv.NewHub(buckets.Locks, hub...), kv.NewHub(buckets.Leases, append(hub, kv.WithRestInterval(leaseRest))...)
+	hub := []jskv.HubOption{jskv.WithDoubt(s.suspect), jskv.WithReadTimeout(m.rtt.Patience)}
+	s.lockHub, s.leaseHub = jskv.NewHub(buckets.Locks, hub...), jskv.NewHub(buckets.Leases, append(hub, jskv.WithRestInterval(leaseRest))...)
 	s.observer = lease.NewObserver(buckets.Leases, s.leaseHub.Watch, clock.Observer(), m.label(), &m.rtt, m.cfg.logger)
 	s.observer.OnTombstone(s.tookOver)
 	s.engine = engine.New(engine.Config{
@@ -272,7 +272,7 @@ func (s *session) seen() uint64 { return max(s.engine.Seen(), s.confirmed.Load()
 func (s *session) confirm(ctx context.Context, out engine.Outcome, before uint64) error {
 	for {
 		known, low := s.confirmed.Load(), out.Entry.ID != "" && out.Entry.Token <= before
-		if !low && (out.Revision <= known || out.Revision <= known+kv.MaxStep && !s.doubts.pending()) {
+		if !low && (out.Revision <= known || out.Revision <= known+jskv.MaxStep && !s.doubts.pending()) {
 			raiseTo(&s.confirmed, out.Revision)
 			return nil
 		}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -112,7 +113,7 @@ type survey struct {
 	ttls   map[string]time.Duration // of their leases
 	long   map[string][]string      // locks that others wait for, by leases that have been in them for long
 	ours   []string                 // locks with entries under our leases that are nobody's
-	old    []kv.Entry               // records that nobody has used for long, without their values
+	old    []jskv.Entry             // records that nobody has used for long, without their values
 }
 
 func (s *session) survey(ctx context.Context, filter string, later time.Duration) (survey, error) {
@@ -122,7 +123,7 @@ func (s *session) survey(ctx context.Context, filter string, later time.Duration
 		return v, err
 	}
 	now := state.Now.Add(later) // by the clock that has set the records' times
-	err = s.buckets.Locks.Entries(ctx, filter, func(e kv.Entry) bool {
+	err = s.buckets.Locks.Entries(ctx, filter, func(e jskv.Entry) bool {
 		rec, err := record.Decode(e.Value)
 		if err != nil {
 			return true // not ours to change
@@ -155,7 +156,7 @@ func (s *session) survey(ctx context.Context, filter string, later time.Duration
 			v.ttls[id] = ttl
 		}
 		if rec.Outlived(now.Sub(e.Created)) {
-			v.old = append(v.old, kv.Entry{Key: e.Key, Revision: e.Revision})
+			v.old = append(v.old, jskv.Entry{Key: e.Key, Revision: e.Revision})
 			return true
 		}
 		v.locks++
@@ -205,7 +206,7 @@ func (s *session) collect(ctx context.Context, filter string, c collect) (Collec
 }
 
 // sweepOld removes records that were of no use any more at the revisions given, and returns how many.
-func (s *session) sweepOld(ctx context.Context, old []kv.Entry, c collect) (n int, err error) {
+func (s *session) sweepOld(ctx context.Context, old []jskv.Entry, c collect) (n int, err error) {
 	for _, e := range old {
 		if c.most > 0 && n >= c.most {
 			break

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -112,7 +113,7 @@ func (w *lockWatch) follow(ctx context.Context, s *session) error {
 	var least atomic.Uint64 // revision that the hub has seen; 0 = absent, or nothing known
 	changed := make(chan struct{}, 1)
 	changed <- struct{}{} // look at once
-	stop := s.lockHub.Watch(w.enc, func(e kv.Entry) {
+	stop := s.lockHub.Watch(w.enc, func(e jskv.Entry) {
 		least.Store(e.Revision)
 		select {
 		case changed <- struct{}{}:
@@ -133,7 +134,7 @@ func (w *lockWatch) follow(ctx context.Context, s *session) error {
 		if s.ctx.Err() != nil && ctx.Err() == nil {
 			return nil
 		}
-		if errors.Is(err, kv.ErrBucketGone) {
+		if errors.Is(err, jskv.ErrBucketGone) {
 			s.suspect() // ends the session, if so
 		}
 		if err != nil {

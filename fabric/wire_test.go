@@ -10,13 +10,14 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
 // wire is one manager's way to its server, with faults on it. It sees every read
 // and write of locks and leases, but not what the watchers deliver.
 type wire struct {
-	send kv.RoundTripper
+	send jskv.RoundTripper
 
 	mu     sync.Mutex
 	faults []*fault
@@ -35,7 +36,7 @@ type fault struct {
 	hit   chan struct{} // receives one for each hit, as far as somebody listens
 }
 
-type action func(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error)
+type action func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error)
 
 // wired returns a manager on a wire, and the wire. The faults end with the test,
 // before the manager is closed.
@@ -126,36 +127,36 @@ func anything(*nats.Msg) bool { return true }
 // What goes wrong with them.
 
 // notSent fails before anything was sent.
-func notSent(context.Context, *nats.Msg, kv.RoundTripper) (*nats.Msg, error) {
+func notSent(context.Context, *nats.Msg, jskv.RoundTripper) (*nats.Msg, error) {
 	return nil, nats.ErrNoResponders
 }
 
 // vanish loses the request on its way, and the client's patience with it.
-func vanish(context.Context, *nats.Msg, kv.RoundTripper) (*nats.Msg, error) {
+func vanish(context.Context, *nats.Msg, jskv.RoundTripper) (*nats.Msg, error) {
 	return nil, nats.ErrTimeout
 }
 
 // deaf has the server do it and loses the reply.
-func deaf(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
+func deaf(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 	_, _ = send(context.WithoutCancel(ctx), msg)
 	return nil, nats.ErrTimeout
 }
 
 // twice delivers the request two times; the first reply counts.
-func twice(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
+func twice(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 	reply, err := send(ctx, msg)
 	_, _ = send(ctx, msg)
 	return reply, err
 }
 
 // busy is the server's answer 10164.
-func busy(context.Context, *nats.Msg, kv.RoundTripper) (*nats.Msg, error) {
+func busy(context.Context, *nats.Msg, jskv.RoundTripper) (*nats.Msg, error) {
 	return &nats.Msg{Data: []byte(`{"error":{"code":400,"err_code":10164,"description":"wrong last sequence"},"stream":"x","seq":0}`)}, nil
 }
 
 // seen calls fn at the moment at which the request passes, and passes it on.
 func seen(fn func(msg *nats.Msg)) action {
-	return func(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
+	return func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 		fn(msg)
 		return send(ctx, msg)
 	}
@@ -166,7 +167,7 @@ func seen(fn func(msg *nats.Msg)) action {
 // it is the server's reason.
 func (w *wire) delayed(deliver <-chan struct{}) (action, <-chan string) {
 	replies := make(chan string, 64)
-	return func(ctx context.Context, msg *nats.Msg, send kv.RoundTripper) (*nats.Msg, error) {
+	return func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 		ctx = context.WithoutCancel(ctx)
 		w.late.Go(func() {
 			select {

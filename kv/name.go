@@ -24,12 +24,6 @@ const (
 	hexDigits = "0123456789ABCDEF"
 )
 
-// LocksBucket returns the name of the bucket that a fabric keeps its records in.
-func LocksBucket(fabric string) string { return fabric + "-locks" }
-
-// LeasesBucket returns the name of the bucket that a fabric keeps its leases in.
-func LeasesBucket(fabric string) string { return fabric + "-leases" }
-
 // ErrInvalidName is what every *NameError is, for errors.Is. It occurs when a
 // name can't be used as the name of a resource, or a key is not the key of any
 // name; choose another name, as the Reason of the *NameError tells.

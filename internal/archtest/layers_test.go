@@ -32,13 +32,14 @@ type layer struct {
 // A new package gets a line here; a new edge is a decision about the design.
 var layers = map[string]layer{
 	"kv":              {},
+	"internal/jskv":   {imports: []string{"kv"}},
 	"internal/record": {},
 	"internal/clock":  {},
 	"internal/rtt":    {},
-	"internal/lease":  {imports: []string{"kv", "internal/clock", "internal/rtt"}},
-	"internal/engine": {imports: []string{"kv", "internal/record", "internal/lease", "internal/rtt"}},
+	"internal/lease":  {imports: []string{"kv", "internal/jskv", "internal/clock", "internal/rtt"}},
+	"internal/engine": {imports: []string{"kv", "internal/jskv", "internal/record", "internal/lease", "internal/rtt"}},
 	"fabric": {imports: []string{
-		"internal/engine", "kv", "internal/record", "internal/lease", "internal/clock", "internal/rtt",
+		"internal/engine", "kv", "internal/jskv", "internal/record", "internal/lease", "internal/clock", "internal/rtt",
 	}, serverInTests: true},
 	"primitives": {imports: []string{"fabric"}},
 
@@ -56,7 +57,7 @@ var layers = map[string]layer{
 
 	// Parts of the command. The doctor reads what lies in the buckets, also where fabric
 	// would refuse them; natscontext says how to reach a server and knows nothing of locks.
-	"cmd/lockfabric/internal/doctor":      {imports: []string{"fabric", "kv", "internal/record", "internal/lease"}},
+	"cmd/lockfabric/internal/doctor":      {imports: []string{"fabric", "kv", "internal/jskv", "internal/record", "internal/lease"}},
 	"cmd/lockfabric/internal/natscontext": {},
 
 	"examples/internal/demo": {imports: []string{"fabric", "embedded"}},

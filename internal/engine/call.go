@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/record"
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 // Outcome is what a committed record says about an operation.
@@ -284,22 +284,13 @@ func (e *Engine) Read(ctx context.Context, key string) (*record.Record, uint64, 
 			defer r.mu.Unlock()
 			return r.rec, r.rev, nil
 		}
-		if !errors.Is(err, errStale) && !errors.Is(err, kv.ErrUnavailable) || ctx.Err() != nil {
-			return nil, 0, unavailable(err)
+		if !errors.Is(err, ErrUnavailable) || errors.Is(err, jskv.ErrBucketGone) || ctx.Err() != nil {
+			return nil, 0, err
 		}
 		if !e.sleep(ctx, wait) {
-			return nil, 0, unavailable(err)
+			return nil, 0, err
 		}
 	}
-}
-
-// unavailable gives an error of the bucket the engine's name.
-func unavailable(err error) error {
-	if errors.Is(err, kv.ErrUnavailable) || errors.Is(err, kv.ErrBucketGone) || errors.Is(err, kv.ErrNotSent) ||
-		errors.Is(err, kv.ErrUnknown) || errors.Is(err, errStale) {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	return err
 }
 
 // sleep waits for d, or less when the context or the engine ends, and reports

@@ -8,8 +8,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/record"
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 // deposed is a bucket with two leaders for a moment: the next write is answered
@@ -24,14 +24,14 @@ type deposed struct {
 }
 
 func (d *deposed) Update(ctx context.Context, key string, value []byte, rev uint64, ttl time.Duration) (uint64, error) {
-	return d.twice(kv.Entry{Key: key, Value: value}, rev, func() (uint64, error) { return d.bucket.Update(ctx, key, value, rev, ttl) })
+	return d.twice(jskv.Entry{Key: key, Value: value}, rev, func() (uint64, error) { return d.bucket.Update(ctx, key, value, rev, ttl) })
 }
 
 func (d *deposed) Purge(ctx context.Context, key string, rev uint64, ttl time.Duration) (uint64, error) {
-	return d.twice(kv.Entry{Key: key, Deleted: true}, rev, func() (uint64, error) { return d.bucket.Purge(ctx, key, rev, ttl) })
+	return d.twice(jskv.Entry{Key: key, Deleted: true}, rev, func() (uint64, error) { return d.bucket.Purge(ctx, key, rev, ttl) })
 }
 
-func (d *deposed) twice(e kv.Entry, rev uint64, write func() (uint64, error)) (uint64, error) {
+func (d *deposed) twice(e jskv.Entry, rev uint64, write func() (uint64, error)) (uint64, error) {
 	answer := d.answer
 	if answer == nil {
 		return write()
@@ -52,10 +52,10 @@ func (d *deposed) twice(e kv.Entry, rev uint64, write func() (uint64, error)) (u
 }
 
 func behind(key string, rev uint64) error {
-	return &kv.ConflictError{Key: key, Expected: rev, Actual: rev - 1}
+	return &jskv.ConflictError{Key: key, Expected: rev, Actual: rev - 1}
 }
 
-func busyThere(string, uint64) error { return fmt.Errorf("%w: injected", kv.ErrBusy) }
+func busyThere(string, uint64) error { return fmt.Errorf("%w: injected", jskv.ErrBusy) }
 
 func inDeposed(t *testing.T, fn func(t *testing.T, e *Engine, d *deposed)) {
 	t.Helper()

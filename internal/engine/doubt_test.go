@@ -6,8 +6,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/record"
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 // A name that was in use as something else is free when that is gone: what was
@@ -87,9 +87,9 @@ func TestAFailedEvictionIsMadeUpFor(t *testing.T) {
 // deaf is a watch that tells nothing.
 type deaf struct{}
 
-func (*deaf) Watch(string, func(kv.Entry)) func() { return func() {} }
+func (*deaf) Watch(string, func(jskv.Entry)) func() { return func() {} }
 
-func (*deaf) Follow(string, func(kv.Entry)) func() { return func() {} }
+func (*deaf) Follow(string, func(jskv.Entry)) func() { return func() {} }
 
 // A release of what was not there found nothing, also if it had to be proved by a
 // write that was answered by nobody.
@@ -117,7 +117,7 @@ func TestAWatchedHoldIsNotLostForOneLook(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		out, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{})
 		must(t, out, err)
-		b.answer(&kv.Entry{Key: "k", Deleted: true})
+		b.answer(&jskv.Entry{Key: "k", Deleted: true})
 		if _, _, err := e.Read(t.Context(), "k"); err != nil {
 			t.Fatal(err)
 		}
@@ -142,7 +142,7 @@ func TestRule4_WhatWasForgottenIsStillKnownToTheHolder(t *testing.T) {
 		for _, shows := range []string{"an old marker", "nothing"} {
 			t.Run(how+", a read shows "+shows, func(t *testing.T) {
 				in(t, func(t *testing.T, e *Engine, b *bucket, o *observer) {
-					old := kv.Entry{Key: "k", Deleted: true}
+					old := jskv.Entry{Key: "k", Deleted: true}
 					if shows == "an old marker" {
 						old.Revision = b.put("k", nil)
 					}
@@ -153,7 +153,7 @@ func TestRule4_WhatWasForgottenIsStillKnownToTheHolder(t *testing.T) {
 	}
 }
 
-func forgotten(t *testing.T, e *Engine, b *bucket, o *observer, how string, old kv.Entry) {
+func forgotten(t *testing.T, e *Engine, b *bucket, o *observer, how string, old jskv.Entry) {
 	out, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{})
 	known := must(t, out, err).Revision
 	b.answer(&old)
@@ -190,7 +190,7 @@ func forgotten(t *testing.T, e *Engine, b *bucket, o *observer, how string, old 
 }
 
 // answer is what all reads get from now on; nil is the truth.
-func (b *bucket) answer(e *kv.Entry) {
+func (b *bucket) answer(e *jskv.Entry) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.stale = e

@@ -9,26 +9,26 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/internal/rtt"
-	"github.com/lockfabric/lockfabric/kv"
 )
 
-// Store is the bucket the records live in; *kv.Bucket is one.
+// Store is the bucket the records live in; *jskv.Bucket is one.
 type Store interface {
-	Get(ctx context.Context, key string) (kv.Entry, error)
+	Get(ctx context.Context, key string) (jskv.Entry, error)
 	Update(ctx context.Context, key string, value []byte, rev uint64, ttl time.Duration) (uint64, error)
 	Purge(ctx context.Context, key string, rev uint64, markerTTL time.Duration) (uint64, error)
 	MaxValue() int // size of the largest value that can be written at present
 }
 
 // Watcher delivers the newest committed entry of a key, now and after every
-// change; kv.Hub is one.
+// change; jskv.Hub is one.
 type Watcher interface {
-	Watch(key string, fn func(kv.Entry)) (stop func())
+	Watch(key string, fn func(jskv.Entry)) (stop func())
 	// Follow is Watch for holds: nobody waits, so the change may be found later, and
 	// nothing may be asked for the key while nothing changes.
-	Follow(key string, fn func(kv.Entry)) (stop func())
+	Follow(key string, fn func(jskv.Entry)) (stop func())
 }
 
 // Observer reports leases whose tombstone is committed; lease.Observer is one.

@@ -9,9 +9,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/internal/rtt"
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 // in runs a test in a synctest bubble with an engine on a bucket in memory.
@@ -445,4 +445,4 @@ func TestCloseEndsEverything(t *testing.T) {
 	})
 }
 
-var _ Store = (*kv.Bucket)(nil)
+var _ Store = (*jskv.Bucket)(nil)

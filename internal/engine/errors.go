@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 var (
@@ -18,7 +19,7 @@ var (
 
 	// ErrUnavailable says that no leader answered. The operation was not done,
 	// or is being undone in the background.
-	ErrUnavailable = errors.New("engine: no leader answers")
+	ErrUnavailable = kv.ErrUnavailable
 
 	// ErrUnconfirmed says that the caller's context ended before the operation
 	// was confirmed. The engine goes on with it.

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -31,11 +32,11 @@ type bucket struct {
 	t        *testing.T
 	mu       sync.Mutex
 	seq      uint64
-	entries  map[string]kv.Entry
-	watches  map[string]map[int]func(kv.Entry)
+	entries  map[string]jskv.Entry
+	watches  map[string]map[int]func(jskv.Entry)
 	nextID   int
 	fault    func(n int) fault // for the n-th write, from 1
-	stale    *kv.Entry         // what reads answer with, if set
+	stale    *jskv.Entry       // what reads answer with, if set
 	writes   int
 	commits  int
 	reads    int
@@ -47,10 +48,10 @@ type bucket struct {
 }
 
 func newBucket(t *testing.T) *bucket {
-	return &bucket{t: t, seq: 1000, entries: map[string]kv.Entry{}, watches: map[string]map[int]func(kv.Entry){}}
+	return &bucket{t: t, seq: 1000, entries: map[string]jskv.Entry{}, watches: map[string]map[int]func(jskv.Entry){}}
 }
 
-func (b *bucket) Get(ctx context.Context, key string) (kv.Entry, error) {
+func (b *bucket) Get(ctx context.Context, key string) (jskv.Entry, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.reads++
@@ -69,25 +70,25 @@ func (b *bucket) MaxValue() int {
 	return b.maxValue
 }
 
-func (b *bucket) get(key string) kv.Entry {
+func (b *bucket) get(key string) jskv.Entry {
 	if e, ok := b.entries[key]; ok {
 		return e
 	}
-	return kv.Entry{Key: key, Deleted: true}
+	return jskv.Entry{Key: key, Deleted: true}
 }
 
 func (b *bucket) Update(ctx context.Context, key string, value []byte, rev uint64, _ time.Duration) (uint64, error) {
-	return b.write(ctx, kv.Entry{Key: key, Value: bytes.Clone(value)}, rev)
+	return b.write(ctx, jskv.Entry{Key: key, Value: bytes.Clone(value)}, rev)
 }
 
 func (b *bucket) Purge(ctx context.Context, key string, rev uint64, markerTTL time.Duration) (uint64, error) {
 	if markerTTL < 10*time.Minute {
 		b.t.Errorf("purge of %s with a marker that lives %v", key, markerTTL)
 	}
-	return b.write(ctx, kv.Entry{Key: key, Deleted: true}, rev)
+	return b.write(ctx, jskv.Entry{Key: key, Deleted: true}, rev)
 }
 
-func (b *bucket) write(ctx context.Context, e kv.Entry, rev uint64) (uint64, error) {
+func (b *bucket) write(ctx context.Context, e jskv.Entry, rev uint64) (uint64, error) {
 	b.mu.Lock()
 	b.writes++
 	f := pass
@@ -107,14 +108,14 @@ func (b *bucket) write(ctx context.Context, e kv.Entry, rev uint64) (uint64, err
 	}
 	switch f {
 	case busy:
-		return 0, fmt.Errorf("%w: injected", kv.ErrBusy)
+		return 0, fmt.Errorf("%w: injected", jskv.ErrBusy)
 	case notSent:
-		return 0, fmt.Errorf("%w: injected", kv.ErrNotSent)
+		return 0, fmt.Errorf("%w: injected", jskv.ErrNotSent)
 	case slow:
 		select {
 		case <-b.release:
 		case <-ctx.Done():
-			return 0, fmt.Errorf("%w: %w", kv.ErrUnknown, ctx.Err())
+			return 0, fmt.Errorf("%w: %w", jskv.ErrUnknown, ctx.Err())
 		}
 	case rejected:
 		return 0, fmt.Errorf("%w: injected", kv.ErrRejected)
@@ -125,11 +126,11 @@ func (b *bucket) write(ctx context.Context, e kv.Entry, rev uint64) (uint64, err
 			b.mu.Unlock()
 		}
 		<-ctx.Done()
-		return 0, fmt.Errorf("%w: %w", kv.ErrUnknown, ctx.Err())
+		return 0, fmt.Errorf("%w: %w", jskv.ErrUnknown, ctx.Err())
 	case loseReply:
 		_, _ = b.commit(e, rev)
 		<-ctx.Done()
-		return 0, fmt.Errorf("%w: %w", kv.ErrUnknown, ctx.Err())
+		return 0, fmt.Errorf("%w: %w", jskv.ErrUnknown, ctx.Err())
 	}
 	return b.commit(e, rev)
 }
@@ -145,11 +146,11 @@ func (b *bucket) deliverLate() {
 	}
 }
 
-func (b *bucket) commit(e kv.Entry, rev uint64) (uint64, error) {
+func (b *bucket) commit(e jskv.Entry, rev uint64) (uint64, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if is := b.get(e.Key).Revision; is != rev {
-		return 0, &kv.ConflictError{Key: e.Key, Expected: rev, Actual: is}
+		return 0, &jskv.ConflictError{Key: e.Key, Expected: rev, Actual: is}
 	}
 	b.seq++
 	b.commits++
@@ -164,14 +165,14 @@ func (b *bucket) commit(e kv.Entry, rev uint64) (uint64, error) {
 // put writes as another process would.
 func (b *bucket) put(key string, value []byte) uint64 {
 	b.t.Helper()
-	rev, err := b.commit(kv.Entry{Key: key, Value: value, Deleted: value == nil}, b.peek(key).Revision)
+	rev, err := b.commit(jskv.Entry{Key: key, Value: value, Deleted: value == nil}, b.peek(key).Revision)
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	return rev
 }
 
-func (b *bucket) peek(key string) kv.Entry {
+func (b *bucket) peek(key string) jskv.Entry {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.get(key)
@@ -209,15 +210,15 @@ func (b *bucket) apply(key string, ops ...record.Op) *record.Record {
 	return b.record(key)
 }
 
-func (b *bucket) Follow(key string, fn func(kv.Entry)) func() { return b.Watch(key, fn) }
+func (b *bucket) Follow(key string, fn func(jskv.Entry)) func() { return b.Watch(key, fn) }
 
-func (b *bucket) Watch(key string, fn func(kv.Entry)) func() {
+func (b *bucket) Watch(key string, fn func(jskv.Entry)) func() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.nextID++
 	id := b.nextID
 	if b.watches[key] == nil {
-		b.watches[key] = map[int]func(kv.Entry){}
+		b.watches[key] = map[int]func(jskv.Entry){}
 	}
 	b.watches[key][id] = fn
 	go fn(b.get(key))

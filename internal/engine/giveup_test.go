@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -18,12 +19,12 @@ type gated struct {
 	reading chan struct{}
 }
 
-func (g *gated) Get(ctx context.Context, key string) (kv.Entry, error) {
+func (g *gated) Get(ctx context.Context, key string) (jskv.Entry, error) {
 	select {
 	case <-g.reading:
 		return g.bucket.Get(ctx, key)
 	case <-ctx.Done():
-		return kv.Entry{}, fmt.Errorf("%w: %w", kv.ErrUnavailable, ctx.Err())
+		return jskv.Entry{}, fmt.Errorf("%w: %w", kv.ErrUnavailable, ctx.Err())
 	}
 }
 

@@ -4,17 +4,18 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/record"
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 // errStale says that a read showed less than this process has seen already.
-var errStale = errors.New("engine: read is older than what was seen")
+var errStale = fmt.Errorf("%w: read is older than what was seen", ErrUnavailable)
 
 // resource is what this process knows of one key, and what its goroutines want
 // of it. At most one goroutine, the runner, writes at a time.
@@ -139,7 +140,7 @@ func (r *resource) read(ctx context.Context, failFast bool) error {
 	case unanswered(ctx, err):
 		r.noteSilence(&r.silent.reads, before)
 	}
-	if errors.Is(err, kv.ErrBucketGone) {
+	if errors.Is(err, jskv.ErrBucketGone) {
 		r.e.cfg.Suspect()
 	}
 	if err != nil {
@@ -152,7 +153,7 @@ func (r *resource) read(ctx context.Context, failFast bool) error {
 
 // absorb learns a committed entry and wakes whom it concerns. Called with r.mu
 // held.
-func (r *resource) absorb(entry kv.Entry) error {
+func (r *resource) absorb(entry jskv.Entry) error {
 	if entry.Revision == 0 {
 		r.learnAbsent()
 		return nil
@@ -180,7 +181,7 @@ func (r *resource) absorb(entry kv.Entry) error {
 }
 
 // notify is the watch's callback.
-func (r *resource) notify(entry kv.Entry) {
+func (r *resource) notify(entry jskv.Entry) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed || r.stopWatch == nil {
@@ -317,7 +318,7 @@ func (r *resource) adjustWatch() {
 	}
 	r.lastUse = time.Now()
 	if len(r.waiting) > 0 && r.stopHurry == nil && !r.closed {
-		r.stopHurry = r.e.cfg.Watcher.Watch(r.key, func(kv.Entry) {}) // notify is called by the other
+		r.stopHurry = r.e.cfg.Watcher.Watch(r.key, func(jskv.Entry) {}) // notify is called by the other
 	}
 	if r.stopWatch != nil || r.closed {
 		return

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -101,10 +102,9 @@ func (r *resource) unresolved(batch []*call) []*call {
 func (r *resource) failed(calls []*call, err error) []*call {
 	malformed := errors.Is(err, record.ErrMalformed) || errors.Is(err, record.ErrNewerSchema)
 	rejected := errors.Is(err, kv.ErrRejected) || errors.Is(err, kv.ErrFull)
-	away := errors.Is(err, kv.ErrNotSent) || errors.Is(err, kv.ErrUnavailable) || errors.Is(err, kv.ErrUnknown) ||
-		errors.Is(err, kv.ErrBucketGone)
-	if !malformed && !rejected && !away {
-		return calls // conflict, busy, stale: only a matter of trying again
+	again := errors.Is(err, jskv.ErrConflict) || errors.Is(err, jskv.ErrBusy) || errors.Is(err, errStale)
+	if away := errors.Is(err, ErrUnavailable) && !again; !malformed && !rejected && !away {
+		return calls
 	}
 	return slices.DeleteFunc(calls, func(c *call) bool {
 		if c.ledger || !malformed && !rejected && !c.failFast {
@@ -113,14 +113,10 @@ func (r *resource) failed(calls []*call, err error) []*call {
 		if rejected && (c.op.Owed() || len(c.op.Leases) > 0) && !c.failFast {
 			return false // full storage may have room again; the entry must go
 		}
-		cause := err
-		if !malformed && !rejected {
-			cause = unavailable(err)
-		}
 		if !c.outcomeUnknown {
-			c.resolve(Outcome{}, cause)
+			c.resolve(Outcome{}, err)
 		} else if _, ok := c.op.Undo(); ok {
-			r.cleanup(c, cause)
+			r.cleanup(c, err)
 		} else {
 			return false
 		}
@@ -197,7 +193,7 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 			r.mu.Unlock()
 			return nil
 		}
-		var conflict *kv.ConflictError
+		var conflict *jskv.ConflictError
 		switch {
 		case errors.As(err, &conflict):
 			r.e.conflicts.Add(1)
@@ -217,7 +213,7 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 			if conflicts++; conflicts > 1 {
 				return err // lose the race to others with a pause
 			}
-		case errors.Is(err, kv.ErrUnknown):
+		case errors.Is(err, jskv.ErrUnknown):
 			r.e.unknown.Add(1)
 			r.mu.Lock()
 			r.doubt(batch, rev)
@@ -227,7 +223,7 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 			}
 			r.mu.Unlock()
 			return err
-		case errors.Is(err, kv.ErrBusy):
+		case errors.Is(err, jskv.ErrBusy):
 			r.e.busy.Add(1)
 			r.mu.Lock()
 			r.doubt(batch, rev) // a deposed leader says so, too
@@ -243,7 +239,7 @@ func (r *resource) round(ctx context.Context, batch []*call) error {
 			r.refuse(batch, results, base, rev)
 			r.mu.Unlock()
 			return err
-		case errors.Is(err, kv.ErrNotSent):
+		case errors.Is(err, jskv.ErrNotSent):
 			r.e.cfg.Suspect() // nobody answers for a stream that is no more
 			return err
 		default:
@@ -294,7 +290,7 @@ func (r *resource) write(ctx context.Context, batch []*call, base, next *record.
 	var newRev uint64
 	var err error
 	if next.Idle() {
-		newRev, err = r.e.cfg.Store.Purge(actx, r.key, rev, kv.MarkerTTL)
+		newRev, err = r.e.cfg.Store.Purge(actx, r.key, rev, jskv.MarkerTTL)
 		if err == nil {
 			r.reportEvicted(batch, base, next)
 		}
@@ -312,7 +308,7 @@ func (r *resource) write(ctx context.Context, batch []*call, base, next *record.
 		r.silent.writes.Store(0)
 		r.silent.reads.Store(0)
 		r.e.cfg.RTT.Observe(time.Since(sent))
-	case errors.Is(err, kv.ErrConflict) || errors.Is(err, kv.ErrBusy):
+	case errors.Is(err, jskv.ErrConflict) || errors.Is(err, jskv.ErrBusy):
 		r.silent.writes.Store(0)
 		r.silent.reads.Store(0)
 		r.e.cfg.RTT.ObserveQuick(time.Since(sent))
@@ -399,13 +395,13 @@ func (b *backoff) reset() { *b = backoff{} }
 // was met, longer where nobody answered, always jittered so that writers part.
 func (b *backoff) next(err error) time.Duration {
 	b.failures++
-	if !errors.Is(err, kv.ErrBusy) {
+	if !errors.Is(err, jskv.ErrBusy) {
 		b.busy = 0
 	} else if b.busy++; b.busy > manyBusy {
 		return around(min(20*time.Millisecond<<min(b.busy-manyBusy, 10), 250*time.Millisecond))
 	}
 	base, limit := 200*time.Microsecond, 20*time.Millisecond
-	if !errors.Is(err, kv.ErrConflict) && !errors.Is(err, kv.ErrBusy) {
+	if !errors.Is(err, jskv.ErrConflict) && !errors.Is(err, jskv.ErrBusy) {
 		base, limit = 20*time.Millisecond, time.Second
 	}
 	return around(min(base<<min(b.failures-1, 10), limit))

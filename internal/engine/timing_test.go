@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/internal/rtt"
 	"github.com/lockfabric/lockfabric/kv"
@@ -30,7 +31,7 @@ func (l *link) set(writes, reads time.Duration) {
 	l.writes, l.reads = writes, reads
 }
 
-func (l *link) Get(ctx context.Context, key string) (kv.Entry, error) {
+func (l *link) Get(ctx context.Context, key string) (jskv.Entry, error) {
 	l.mu.Lock()
 	d := l.reads
 	l.mu.Unlock()
@@ -40,7 +41,7 @@ func (l *link) Get(ctx context.Context, key string) (kv.Entry, error) {
 			return e, err
 		}
 	}
-	return kv.Entry{}, fmt.Errorf("%w: %w", kv.ErrUnavailable, ctx.Err())
+	return jskv.Entry{}, fmt.Errorf("%w: %w", kv.ErrUnavailable, ctx.Err())
 }
 
 func (l *link) Update(ctx context.Context, key string, value []byte, rev uint64, ttl time.Duration) (uint64, error) {
@@ -74,7 +75,7 @@ func (l *link) write(ctx context.Context, write func() (uint64, error)) (uint64,
 	case a := <-c:
 		return a.rev, a.err
 	case <-ctx.Done():
-		return 0, fmt.Errorf("%w: %w", kv.ErrUnknown, ctx.Err())
+		return 0, fmt.Errorf("%w: %w", jskv.ErrUnknown, ctx.Err())
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -73,19 +74,19 @@ func (l *Lease) bury(ctx context.Context, reason string) error {
 		started, limit := time.Now(), l.cfg.tombstonePatience(unanswered)
 		err := tombstone(ctx, l.b, limit, rev, info.tombstone(reason, l.by, time.Now()), l.who.ID)
 		unanswered.took(ctx, &l.cfg, started, false, err)
-		var conflict *kv.ConflictError
+		var conflict *jskv.ConflictError
 		switch {
 		case err == nil:
 			l.setBuried()
 			return nil
-		case errors.Is(err, kv.ErrRejected), errors.Is(err, kv.ErrConnectionClosed):
+		case errors.Is(err, kv.ErrRejected), errors.Is(err, jskv.ErrConnectionClosed):
 			return fmt.Errorf("lease: tombstone: %w", err)
 		case errors.As(err, &conflict):
 			l.mu.Lock()
 			l.rev = conflict.Actual
 			l.mu.Unlock()
 			fallthrough
-		case errors.Is(err, kv.ErrUnknown):
+		case errors.Is(err, jskv.ErrUnknown):
 			// Is it a tombstone that stands there, ours or another's?
 			rctx, cancel := context.WithTimeout(ctx, limit)
 			e, readErr := l.b.Get(rctx, l.who.ID)
@@ -132,7 +133,7 @@ func tombstone(ctx context.Context, b Bucket, limit time.Duration, rev uint64, v
 }
 
 // isTombstone reports whether the entry declares the lease dead.
-func isTombstone(id string, e kv.Entry) bool {
+func isTombstone(id string, e jskv.Entry) bool {
 	if e.Deleted {
 		return false
 	}

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -38,8 +39,8 @@ func TestCloseResolvesUnknownOutcomes(t *testing.T) {
 	for name, f := range map[string]func(n int) fault{
 		"answer lost":  func(n int) fault { return fault{mute: n == 1} },
 		"request lost": func(n int) fault { return fault{lost: n == 1} },
-		"busy":         func(n int) fault { return [2]fault{{}, {err: kv.ErrBusy}}[min(n, 2)%2] },
-		"disconnected": func(n int) fault { return [2]fault{{}, {err: kv.ErrNotSent}}[min(n, 2)%2] },
+		"busy":         func(n int) fault { return [2]fault{{}, {err: jskv.ErrBusy}}[min(n, 2)%2] },
+		"disconnected": func(n int) fault { return [2]fault{{}, {err: jskv.ErrNotSent}}[min(n, 2)%2] },
 		"late": func(n int) fault {
 			if n == 1 {
 				return fault{late: sec}

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/lockfabric/lockfabric/internal/clock"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -19,8 +20,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // The real ones are what the fakes stand for.
 var (
-	_ lease.Bucket    = (*kv.Bucket)(nil)
-	_ lease.WatchFunc = (*kv.Hub)(nil).Watch
+	_ lease.Bucket    = (*jskv.Bucket)(nil)
+	_ lease.WatchFunc = (*jskv.Hub)(nil).Watch
 )
 
 // fault is what happens to one request.
@@ -32,7 +33,7 @@ type fault struct {
 	late   time.Duration // it arrives this much later than the timeout is reported
 	slow   time.Duration // the answer takes this long
 	forced bool          // slow, even past the end of the context
-	stale  *kv.Entry     // reads only: the answer
+	stale  *jskv.Entry   // reads only: the answer
 }
 
 // write is a request to write.
@@ -49,7 +50,7 @@ type write struct {
 type bucket struct {
 	mu       sync.Mutex
 	seq      uint64
-	keys     map[string]kv.Entry
+	keys     map[string]jskv.Entry
 	commits  []write
 	watches  map[string]map[*watch]struct{}
 	lag      time.Duration              // of watches; set before the first
@@ -61,7 +62,7 @@ type bucket struct {
 }
 
 func newBucket() *bucket {
-	return &bucket{seq: 1_790_000_000_000_000, keys: map[string]kv.Entry{}, watches: map[string]map[*watch]struct{}{}}
+	return &bucket{seq: 1_790_000_000_000_000, keys: map[string]jskv.Entry{}, watches: map[string]map[*watch]struct{}{}}
 }
 
 func (b *bucket) Update(ctx context.Context, key string, value []byte, rev uint64, ttl time.Duration) (uint64, error) {
@@ -100,7 +101,7 @@ func (b *bucket) Update(ctx context.Context, key string, value []byte, rev uint6
 	return newRev, err
 }
 
-func (b *bucket) Get(ctx context.Context, key string) (kv.Entry, error) {
+func (b *bucket) Get(ctx context.Context, key string) (jskv.Entry, error) {
 	var f fault
 	b.mu.Lock()
 	b.nReads++
@@ -111,26 +112,26 @@ func (b *bucket) Get(ctx context.Context, key string) (kv.Entry, error) {
 	}
 	switch {
 	case f.err != nil:
-		return kv.Entry{}, f.err
+		return jskv.Entry{}, f.err
 	case f.stale != nil:
 		return *f.stale, nil
 	case f.lost:
 		<-ctx.Done()
-		return kv.Entry{}, fmt.Errorf("%w: %w", kv.ErrUnavailable, ctx.Err())
+		return jskv.Entry{}, fmt.Errorf("%w: %w", kv.ErrUnavailable, ctx.Err())
 	}
 	if !sleep(ctx, f.delay) {
-		return kv.Entry{}, fmt.Errorf("%w: %w", kv.ErrUnavailable, ctx.Err())
+		return jskv.Entry{}, fmt.Errorf("%w: %w", kv.ErrUnavailable, ctx.Err())
 	}
 	e := b.get(key)
 	if !sleep(ctx, f.slow) {
-		return kv.Entry{}, fmt.Errorf("%w: %w", kv.ErrUnavailable, ctx.Err())
+		return jskv.Entry{}, fmt.Errorf("%w: %w", kv.ErrUnavailable, ctx.Err())
 	}
 	return e, nil
 }
 
 func timeout(ctx context.Context) error {
 	<-ctx.Done()
-	return fmt.Errorf("%w: %w", kv.ErrUnknown, ctx.Err())
+	return fmt.Errorf("%w: %w", jskv.ErrUnknown, ctx.Err())
 }
 
 func sleep(ctx context.Context, d time.Duration) bool {
@@ -147,13 +148,13 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-func (b *bucket) get(key string) kv.Entry {
+func (b *bucket) get(key string) jskv.Entry {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if e, ok := b.keys[key]; ok {
 		return e
 	}
-	return kv.Entry{Key: key, Deleted: true}
+	return jskv.Entry{Key: key, Deleted: true}
 }
 
 func (b *bucket) commit(w write) (uint64, error) {
@@ -161,9 +162,9 @@ func (b *bucket) commit(w write) (uint64, error) {
 	w.At = time.Now()
 	if actual := b.keys[w.Key].Revision; actual != w.Base {
 		b.mu.Unlock()
-		return 0, &kv.ConflictError{Key: w.Key, Expected: w.Base, Actual: actual}
+		return 0, &jskv.ConflictError{Key: w.Key, Expected: w.Base, Actual: actual}
 	}
-	rev := b.storeLocked(kv.Entry{Key: w.Key, Value: w.Value})
+	rev := b.storeLocked(jskv.Entry{Key: w.Key, Value: w.Value})
 	b.commits = append(b.commits, w)
 	hook := b.onCommit
 	b.mu.Unlock()
@@ -173,7 +174,7 @@ func (b *bucket) commit(w write) (uint64, error) {
 	return rev, nil
 }
 
-func (b *bucket) storeLocked(e kv.Entry) uint64 {
+func (b *bucket) storeLocked(e jskv.Entry) uint64 {
 	b.seq++
 	e.Revision, e.Created = b.seq, time.Now()
 	b.keys[e.Key] = e
@@ -187,14 +188,14 @@ func (b *bucket) storeLocked(e kv.Entry) uint64 {
 func (b *bucket) put(key string, value []byte) uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.storeLocked(kv.Entry{Key: key, Value: value})
+	return b.storeLocked(jskv.Entry{Key: key, Value: value})
 }
 
 // purge leaves a marker in place of the key.
 func (b *bucket) purge(key string) uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.storeLocked(kv.Entry{Key: key, Deleted: true})
+	return b.storeLocked(jskv.Entry{Key: key, Deleted: true})
 }
 
 // forget leaves nothing at all.
@@ -243,7 +244,7 @@ func (b *bucket) dead(key string) bool {
 
 // watch is one registration of a key.
 type watch struct {
-	fn    func(kv.Entry)
+	fn    func(jskv.Entry)
 	again chan struct{}
 	quit  chan struct{}
 }
@@ -273,8 +274,8 @@ func (w *watch) wait(d time.Duration) bool {
 	}
 }
 
-// Watch does what kv.Hub does: the latest entry soon, and again when it changes.
-func (b *bucket) Watch(key string, fn func(kv.Entry)) (stop func()) {
+// Watch does what jskv.Hub does: the latest entry soon, and again when it changes.
+func (b *bucket) Watch(key string, fn func(jskv.Entry)) (stop func()) {
 	w := &watch{fn: fn, again: make(chan struct{}, 1), quit: make(chan struct{})}
 	w.poke()
 	b.mu.Lock()

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"time"
 
-	"github.com/lockfabric/lockfabric/kv"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
 // run is the observer's loop: it sleeps until a lease is due or somebody wakes it.
@@ -120,9 +120,9 @@ func (o *Observer) wakeLocked() {
 // was not renewed in between.
 func (o *Observer) judge(ctx context.Context, s *sight, rev uint64, limit time.Duration, value []byte) {
 	err := tombstone(ctx, o.b, limit, rev, value, s.id)
-	var e kv.Entry
+	var e jskv.Entry
 	readErr := err
-	if errors.Is(err, kv.ErrConflict) || errors.Is(err, kv.ErrUnknown) {
+	if errors.Is(err, jskv.ErrConflict) || errors.Is(err, jskv.ErrUnknown) {
 		// Renewed, or declared dead by another or by ourselves.
 		rctx, cancel := context.WithTimeout(ctx, limit)
 		e, readErr = o.b.Get(rctx, s.id)

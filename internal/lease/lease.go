@@ -12,6 +12,7 @@ import (
 
 	"github.com/nats-io/nuid"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -32,9 +33,9 @@ const (
 // counts a suspension that Go's timers do not.
 const recheck = time.Second
 
-// Bucket is what a lease needs of its KV bucket; a *kv.Bucket is one.
+// Bucket is what a lease needs of its KV bucket; a *jskv.Bucket is one.
 type Bucket interface {
-	Get(ctx context.Context, key string) (kv.Entry, error)
+	Get(ctx context.Context, key string) (jskv.Entry, error)
 	Update(ctx context.Context, key string, value []byte, rev uint64, ttl time.Duration) (uint64, error)
 }
 
@@ -118,7 +119,7 @@ func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
 		if err == nil {
 			return start(b, cfg, who, rev, sent), nil
 		}
-		if errors.Is(err, kv.ErrRejected) || errors.Is(err, kv.ErrConnectionClosed) {
+		if errors.Is(err, kv.ErrRejected) || errors.Is(err, jskv.ErrConnectionClosed) {
 			return nil, fmt.Errorf("lease: create: %w", err)
 		}
 		cfg.Logger.Debug("lease not created, trying another id", "lease", who.ID, "error", err)

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -56,9 +57,9 @@ func TestCreateAbandonsAttemptsOfUnknownOutcome(t *testing.T) {
 				first = w.Key
 				return fault{late: 3 * sec}
 			case 2:
-				return fault{err: kv.ErrNotSent}
+				return fault{err: jskv.ErrNotSent}
 			case 3:
-				return fault{err: kv.ErrBusy}
+				return fault{err: jskv.ErrBusy}
 			}
 			return fault{}
 		}
@@ -91,12 +92,12 @@ func TestCreateFails(t *testing.T) {
 		if _, err := lease.Create(t.Context(), b, cfg); !errors.Is(err, kv.ErrRejected) {
 			t.Errorf("rejected: %v", err)
 		}
-		b.hooks(func(int, write) fault { return fault{err: kv.ErrNotSent} }, nil)
+		b.hooks(func(int, write) fault { return fault{err: jskv.ErrNotSent} }, nil)
 		ctx, cancel := context.WithTimeout(t.Context(), 10*sec)
 		defer cancel()
 		start := time.Now()
 		_, err := lease.Create(ctx, b, cfg)
-		if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, kv.ErrNotSent) || time.Since(start) != 10*sec {
+		if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, jskv.ErrNotSent) || time.Since(start) != 10*sec {
 			t.Errorf("after %v: %v", time.Since(start), err)
 		}
 		if _, err := lease.Create(ctx, b, cfg); !errors.Is(err, context.DeadlineExceeded) {
@@ -259,7 +260,7 @@ func TestManualRenewalEndsWithItsContext(t *testing.T) {
 		b.hooks(func(int, write) fault { return fault{lost: true} }, nil)
 		ctx, cancel := context.WithTimeout(t.Context(), 5*sec)
 		defer cancel()
-		if err := l.Renew(ctx); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, kv.ErrUnknown) {
+		if err := l.Renew(ctx); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, jskv.ErrUnknown) {
 			t.Errorf("error %v", err)
 		}
 		if !l.Valid() || l.Remaining() != 23500*ms {

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -56,8 +57,8 @@ func (w *wire) Update(ctx context.Context, key string, value []byte, rev uint64,
 	}
 }
 
-func (w *wire) Get(ctx context.Context, key string) (kv.Entry, error) {
-	c := make(chan kv.Entry, 1)
+func (w *wire) Get(ctx context.Context, key string) (jskv.Entry, error) {
+	c := make(chan jskv.Entry, 1)
 	up := w.arrival(&w.up)
 	go func() {
 		time.Sleep(up)
@@ -69,13 +70,13 @@ func (w *wire) Get(ctx context.Context, key string) (kv.Entry, error) {
 	case e := <-c:
 		return e, nil
 	case <-ctx.Done():
-		return kv.Entry{}, fmt.Errorf("%w: %w", kv.ErrUnavailable, ctx.Err())
+		return jskv.Entry{}, fmt.Errorf("%w: %w", kv.ErrUnavailable, ctx.Err())
 	}
 }
 
 // watch has the lease see what its key is, over the same connection.
 func (w *wire) watch(l *lease.Lease) (stop func()) {
-	return w.Watch(l.ID(), func(e kv.Entry) {
+	return w.Watch(l.ID(), func(e jskv.Entry) {
 		time.Sleep(w.arrival(&w.down))
 		l.Saw(e)
 	})

@@ -10,17 +10,17 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/clock"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/rtt"
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 // maxJudges bounds how many tombstones an observer writes at the same time.
 const maxJudges = 16
 
 // WatchFunc calls fn with the key's entry soon, also when the key is absent, and
-// again when it changes, until stop is called; (*kv.Hub).Watch is one. fn does
+// again when it changes, until stop is called; (*jskv.Hub).Watch is one. fn does
 // not block.
-type WatchFunc func(key string, fn func(kv.Entry)) (stop func())
+type WatchFunc func(key string, fn func(jskv.Entry)) (stop func())
 
 // State is what one read tells of a lease.
 type State struct {
@@ -197,7 +197,7 @@ func (o *Observer) subscribe(id string, a *asker) (stop func()) {
 	o.mu.Unlock()
 	if open {
 		// Without the lock: the watch may deliver at once.
-		unwatch := o.watch(id, func(e kv.Entry) { o.received(s, e) })
+		unwatch := o.watch(id, func(e jskv.Entry) { o.received(s, e) })
 		o.mu.Lock()
 		s.opening = false
 		if len(s.askers) > 0 {
@@ -242,7 +242,7 @@ func (o *Observer) removeLocked(s *sight, a *asker) (unwatch func()) {
 }
 
 // received takes an entry from the watch.
-func (o *Observer) received(s *sight, e kv.Entry) {
+func (o *Observer) received(s *sight, e jskv.Entry) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if s.epitaph != nil && bytes.Equal(e.Value, s.epitaph) {

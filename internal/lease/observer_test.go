@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nuid"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -152,7 +153,7 @@ func TestSeenMeansReceived(t *testing.T) {
 		d := newDeaths(t, b)
 		id := ghost(b, 10*sec)
 		old := b.get(id)
-		blind := func(key string, fn func(kv.Entry)) func() { // delivers once, then nothing
+		blind := func(key string, fn func(jskv.Entry)) func() { // delivers once, then nothing
 			go fn(old)
 			return func() {}
 		}
@@ -285,8 +286,8 @@ func TestTombstoneOutcomes(t *testing.T) {
 		"answer lost":  {write: func(n int) fault { return fault{mute: n == 1} }, most: 3 * sec},
 		"request lost": {write: func(n int) fault { return fault{lost: n <= 2} }, most: 5 * sec},
 		"late":         {write: func(n int) fault { return fault{late: [2]time.Duration{0, 5 * sec}[min(n, 2)%2]} }, most: 3 * sec},
-		"busy":         {write: func(n int) fault { return [2]fault{{}, {err: kv.ErrBusy}}[min(n, 2)%2] }, most: 20 * ms},
-		"disconnected": {write: func(n int) fault { return [2]fault{{}, {err: kv.ErrNotSent}}[min(n, 2)%2] }, most: 50 * ms},
+		"busy":         {write: func(n int) fault { return [2]fault{{}, {err: jskv.ErrBusy}}[min(n, 2)%2] }, most: 20 * ms},
+		"disconnected": {write: func(n int) fault { return [2]fault{{}, {err: jskv.ErrNotSent}}[min(n, 2)%2] }, most: 50 * ms},
 		"refused":      {write: func(n int) fault { return [2]fault{{}, {err: kv.ErrRejected}}[min(n, 2)%2] }, most: 50 * ms},
 		"all silent, then answers": {
 			write: func(n int) fault { return fault{mute: n == 1} },
@@ -297,7 +298,7 @@ func TestTombstoneOutcomes(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newBucket()
 				// Without a watch's help: what counts is what the write and the read tell.
-				o := lease.NewObserver(b, func(key string, fn func(kv.Entry)) func() {
+				o := lease.NewObserver(b, func(key string, fn func(jskv.Entry)) func() {
 					go fn(b.get(key))
 					return func() {}
 				}, newClock(1), "", nil, nil)
@@ -357,7 +358,7 @@ func TestOlderEntriesAreIgnored(t *testing.T) {
 		id := ghost(b, 10*sec)
 		old := b.get(id)
 		b.put(id, old.Value)
-		o := lease.NewObserver(b, func(key string, fn func(kv.Entry)) func() {
+		o := lease.NewObserver(b, func(key string, fn func(jskv.Entry)) func() {
 			fn(b.get(key)) // at once, from within Watch
 			for range 9 {
 				time.AfterFunc(5*sec, func() { fn(old) })

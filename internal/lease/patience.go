@@ -5,7 +5,7 @@ import (
 	"errors"
 	"time"
 
-	"github.com/lockfabric/lockfabric/kv"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
 const (
@@ -34,7 +34,7 @@ func (n *silence) took(ctx context.Context, cfg *Config, sent time.Time, read bo
 	case err == nil && !read:
 		*n = 0
 		cfg.RTT.Observe(time.Since(sent))
-	case err == nil, errors.Is(err, kv.ErrConflict), errors.Is(err, kv.ErrBusy):
+	case err == nil, errors.Is(err, jskv.ErrConflict), errors.Is(err, jskv.ErrBusy):
 		*n = 0
 		cfg.RTT.ObserveQuick(time.Since(sent))
 	case ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded):

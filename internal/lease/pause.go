@@ -6,10 +6,10 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"github.com/lockfabric/lockfabric/kv"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
-// Bounds of the pause after a kv.ErrBusy, which as a rule is over in
+// Bounds of the pause after a jskv.ErrBusy, which as a rule is over in
 // milliseconds and says nothing about the server's health.
 const (
 	leastBusy = 2 * time.Millisecond
@@ -35,7 +35,7 @@ func newPause(ttl time.Duration) *pause {
 // after returns the pause after an attempt that failed with err.
 func (p *pause) after(err error) time.Duration {
 	next, most := &p.next, p.most
-	if errors.Is(err, kv.ErrBusy) {
+	if errors.Is(err, jskv.ErrBusy) {
 		next, most = &p.busy, min(p.most, mostBusy)
 	}
 	d := *next/2 + rand.N(*next/2+1)

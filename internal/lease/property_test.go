@@ -11,6 +11,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -38,19 +39,19 @@ func (p plan) run(t *testing.T) (wrong []string, tombstones, renewals int) {
 		mu.Lock()
 		defer mu.Unlock()
 		if down {
-			return []fault{{lost: true}, {mute: true}, {err: kv.ErrNotSent}}[rng.IntN(3)]
+			return []fault{{lost: true}, {mute: true}, {err: jskv.ErrNotSent}}[rng.IntN(3)]
 		}
 		if rng.Float64() >= p.faults {
 			return fault{delay: random(p.ttl / 1000), slow: random(p.ttl / 1000)}
 		}
 		return []fault{
-			{lost: true}, {mute: true}, {late: random(p.ttl)}, {late: random(p.ttl / 4)}, {err: kv.ErrBusy},
+			{lost: true}, {mute: true}, {late: random(p.ttl)}, {late: random(p.ttl / 4)}, {err: jskv.ErrBusy},
 			{delay: random(p.ttl / 4)}, {slow: random(p.ttl / 4)}, {slow: random(p.ttl), forced: true},
 		}[rng.IntN(8)]
 	}
 	var held *lease.Lease
 	var clk *testClock
-	history := map[string][]kv.Entry{}
+	history := map[string][]jskv.Entry{}
 	b.onWrite = func(int, write) fault { return pick() }
 	b.onRead = func(_ int, key string) fault {
 		f := pick()

@@ -8,6 +8,7 @@ import (
 
 	"github.com/nats-io/nuid"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -195,7 +196,7 @@ func (l *Lease) attempt(ctx context.Context, unanswered *silence) error {
 		return nil
 	case l.gaveUp(info.Nonce, started, base):
 		return err
-	case errors.Is(err, kv.ErrBusy), errors.Is(err, kv.ErrNotSent), errors.Is(err, kv.ErrRejected):
+	case errors.Is(err, jskv.ErrBusy), errors.Is(err, jskv.ErrNotSent), errors.Is(err, kv.ErrRejected):
 		return err // not written, and nothing learned about the revision
 	case actx.Err() != nil:
 		return err // to be sent again at once
@@ -237,7 +238,7 @@ func (l *Lease) bounded(ctx context.Context, unanswered silence) (context.Contex
 // Saw tells the lease what a watch of its key delivered, so that a tombstone by
 // another ends it at once and not at its next renewal. Without a watch nothing
 // unsafe happens.
-func (l *Lease) Saw(e kv.Entry) {
+func (l *Lease) Saw(e jskv.Entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e.Deleted && e.Revision == 0 {
@@ -252,7 +253,7 @@ func (l *Lease) Saw(e kv.Entry) {
 
 // judgeLocked draws the conclusions from an entry of the lease's key that was
 // read, or delivered by the watch.
-func (l *Lease) judgeLocked(e kv.Entry, watched bool) {
+func (l *Lease) judgeLocked(e jskv.Entry, watched bool) {
 	absent := e.Deleted && e.Revision == 0
 	switch {
 	case l.err != nil:

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -269,8 +270,8 @@ func TestRenewalIsDueSoonAfterASuspension(t *testing.T) {
 
 func TestOutageShorterThanTheLeaseIsSurvived(t *testing.T) {
 	for name, f := range map[string]fault{
-		"silence": {lost: true}, "disconnected": {err: kv.ErrNotSent}, "busy": {err: kv.ErrBusy},
-		"refused": {err: kv.ErrRejected}, "unclassified": {err: kv.ErrUnknown},
+		"silence": {lost: true}, "disconnected": {err: jskv.ErrNotSent}, "busy": {err: jskv.ErrBusy},
+		"refused": {err: kv.ErrRejected}, "unclassified": {err: jskv.ErrUnknown},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -316,7 +317,7 @@ func TestBusyIsRetriedAtOnce(t *testing.T) {
 		l := create(t, b, lease.Config{})
 		b.hooks(func(n int, _ write) fault {
 			if n <= 10 {
-				return fault{err: kv.ErrBusy}
+				return fault{err: jskv.ErrBusy}
 			}
 			return fault{}
 		}, nil)
@@ -349,7 +350,7 @@ func TestSawEndsItAtOnce(t *testing.T) {
 		l := create(t, b, lease.Config{AutoRenew: true})
 		stop := b.Watch(l.ID(), l.Saw)
 		defer stop()
-		l.Saw(kv.Entry{Key: l.ID(), Deleted: true}) // from before the key was there
+		l.Saw(jskv.Entry{Key: l.ID(), Deleted: true}) // from before the key was there
 		time.Sleep(time.Minute)
 		if !l.Valid() || l.Renewals() < 6 {
 			t.Fatalf("renewals seen by the watch: %v", l.Err())

@@ -10,8 +10,8 @@ import (
 
 	"github.com/lockfabric/lockfabric/embedded"
 	"github.com/lockfabric/lockfabric/internal/clock"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 // TestOnAServer goes through a lease's whole life on a real one, with the real
@@ -33,12 +33,12 @@ func TestOnAServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	buckets, err := kv.Open(ctx, nc, kv.Config{Fabric: "lease"})
+	buckets, err := jskv.Open(ctx, nc, jskv.Config{Fabric: "lease"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	b := buckets.Leases
-	hub := kv.NewHub(b)
+	hub := jskv.NewHub(b)
 	defer hub.Close()
 	o := lease.NewObserver(b, hub.Watch, clock.Observer(), "", nil, nil)
 	defer o.Close()

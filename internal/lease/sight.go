@@ -7,7 +7,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/lockfabric/lockfabric/kv"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
 // Limits of an observer's memory. A remembered sight costs some hundred bytes
@@ -129,7 +129,7 @@ func (o *Observer) sightLocked(id string, ttl time.Duration) *sight {
 // seeLocked notes an entry of the lease's key that was received just now. The
 // time is taken here, after the entry has arrived: from any earlier moment on,
 // the revision may not have existed yet.
-func (o *Observer) seeLocked(s *sight, e kv.Entry) {
+func (o *Observer) seeLocked(s *sight, e jskv.Entry) {
 	if s.dead {
 		return
 	}

@@ -8,9 +8,9 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/rtt"
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 // setLink has every answer take what trip says. A request arrives at once, also
@@ -228,7 +228,7 @@ func TestRefusedRenewalsAreNotMeasured(t *testing.T) {
 		link := measured(600 * ms)
 		b.hooks(func(n int, _ write) fault {
 			if n%10 != 0 {
-				return fault{err: kv.ErrBusy}
+				return fault{err: jskv.ErrBusy}
 			}
 			return fault{slow: 600 * ms}
 		}, nil)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -43,7 +44,7 @@ func (e *exam) buckets(ctx context.Context) {
 }
 
 // bucket looks at one bucket, and returns nil if nothing is known of it.
-func (e *exam) bucket(ctx context.Context, name string, get func(context.Context) (kv.BucketState, error)) *kv.BucketState {
+func (e *exam) bucket(ctx context.Context, name string, get func(context.Context) (jskv.BucketState, error)) *jskv.BucketState {
 	r := e.report
 	s, err := ask(ctx, e, e.rights.lacks("$JS.API.STREAM.INFO.KV_"+name), get)
 	switch {
@@ -89,7 +90,7 @@ func (e *exam) bucket(ctx context.Context, name string, get func(context.Context
 	e.clock(&s)
 	e.consumers(&s)
 	if s.Bytes.Limit > 0 {
-		e.limits([]kv.Usage{{Resource: "bytes of " + name, Used: s.Bytes.Used, Limit: s.Bytes.Limit}})
+		e.limits([]jskv.Usage{{Resource: "bytes of " + name, Used: s.Bytes.Used, Limit: s.Bytes.Limit}})
 	}
 	return &s
 }
@@ -99,7 +100,7 @@ const clockOff = 5 * time.Second
 
 // clock compares this host's clock with that of the bucket's server. Locks are safe
 // whatever it shows.
-func (e *exam) clock(s *kv.BucketState) {
+func (e *exam) clock(s *jskv.BucketState) {
 	off, which := s.Clock, "ahead of"
 	if off < 0 {
 		off, which = -off, "behind"
@@ -118,7 +119,7 @@ func (e *exam) clock(s *kv.BucketState) {
 const fewConsumers = 1000
 
 // consumers tells when the bucket's own limit is in the way.
-func (e *exam) consumers(s *kv.BucketState) {
+func (e *exam) consumers(s *jskv.BucketState) {
 	u := s.Consumers
 	if u.Limit <= 0 || u.Limit >= fewConsumers && float64(u.Used) < nearlyFull*float64(u.Limit) {
 		return
@@ -132,7 +133,7 @@ func (e *exam) consumers(s *kv.BucketState) {
 	}
 }
 
-func (e *exam) replicas(s *kv.BucketState) {
+func (e *exam) replicas(s *jskv.BucketState) {
 	r, name := e.report, s.Bucket
 	clustered := s.Clustered || r.Cluster.Name != ""
 	raise := fmt.Sprintf("nats stream edit KV_%s --replicas=3", name)
@@ -179,7 +180,7 @@ func (e *exam) replicas(s *kv.BucketState) {
 }
 
 // readable reports whether the content of a bucket means something.
-func readable(s *kv.BucketState) bool {
+func readable(s *jskv.BucketState) bool {
 	return s != nil && s.Exists && s.Newer == nil && !s.Foreign()
 }
 
@@ -221,7 +222,7 @@ func (e *exam) incarnation(ctx context.Context) {
 	e.sequence(note)
 }
 
-func (e *exam) sequence(note kv.Note) {
+func (e *exam) sequence(note jskv.Note) {
 	r, name := e.report, kv.LocksBucket(e.Fabric)
 	switch {
 	case e.locks.LastSeq < note.HighWater:

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
@@ -35,7 +36,7 @@ func (e *exam) content(ctx context.Context) {
 }
 
 // entries reads all of a bucket and notes how much that is.
-func (e *exam) entries(ctx context.Context, name string, fn func(kv.Entry)) error {
+func (e *exam) entries(ctx context.Context, name string, fn func(jskv.Entry)) error {
 	n := 0
 	err := e.step(ctx, func(ctx context.Context) error {
 		if e.mayNotRead(name) {
@@ -45,7 +46,7 @@ func (e *exam) entries(ctx context.Context, name string, fn func(kv.Entry)) erro
 		if err != nil {
 			return err
 		}
-		return b.Entries(ctx, ">", func(entry kv.Entry) bool {
+		return b.Entries(ctx, ">", func(entry jskv.Entry) bool {
 			n++
 			fn(entry)
 			return true
@@ -78,7 +79,7 @@ func (e *exam) readLeases(ctx context.Context) *leaseSight {
 	name := e.leases.Bucket
 	s := &leaseSight{live: map[string]bool{}, dead: map[string]bool{}, stale: map[string]bool{}}
 	now := time.Now()
-	err := e.entries(ctx, name, func(entry kv.Entry) {
+	err := e.entries(ctx, name, func(entry jskv.Entry) {
 		if entry.Key == kv.MetaKey || strings.HasPrefix(entry.Key, lease.AskPrefix) {
 			return
 		}
@@ -180,7 +181,7 @@ func (e *exam) standing(s *lockSight) {
 }
 
 // see sorts one record in.
-func (s *lockSight) see(entry kv.Entry) {
+func (s *lockSight) see(entry jskv.Entry) {
 	name, err := kv.DecodeKey(entry.Key)
 	if err != nil {
 		s.strange = append(s.strange, strconv.Quote(entry.Key))

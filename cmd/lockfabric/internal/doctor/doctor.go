@@ -10,7 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/lockfabric/lockfabric/kv"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
 // stepTimeout bounds one question. What was not answered by then counts as not
@@ -43,14 +43,14 @@ type Options struct {
 type exam struct {
 	Options
 	nc      *nats.Conn
-	kv      *kv.Examiner
+	kv      *jskv.Examiner
 	report  *Report
 	needs   []need
 	rights  rights
-	locks   *kv.BucketState // nil = not known
-	leases  *kv.BucketState
-	account *kv.AccountState // nil = not known
-	void    bool             // tokens would repeat, or nothing is granted: no probe
+	locks   *jskv.BucketState // nil = not known
+	leases  *jskv.BucketState
+	account *jskv.AccountState // nil = not known
+	void    bool               // tokens would repeat, or nothing is granted: no probe
 
 	mu     sync.Mutex
 	denied func(error) // ends the present step
@@ -60,7 +60,7 @@ type exam struct {
 // handler; make the connection with nats.ReconnectBufSize(-1). The error is
 // kv.ErrInvalidOption, or the context's.
 func Run(ctx context.Context, nc *nats.Conn, opts Options) (*Report, error) {
-	x, err := kv.NewExaminer(nc, kv.Config{Fabric: opts.Fabric})
+	x, err := jskv.NewExaminer(nc, jskv.Config{Fabric: opts.Fabric})
 	if err != nil {
 		return nil, err
 	}

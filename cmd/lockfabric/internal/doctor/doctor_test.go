@@ -11,7 +11,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/lockfabric/lockfabric/kv"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
 func TestPatterns(t *testing.T) {
@@ -70,13 +70,13 @@ func TestTimes(t *testing.T) {
 func TestLimits(t *testing.T) {
 	for used, want := range map[int64]Status{79: OK, 80: Warning, 94: Warning, 95: Problem, 120: Problem} {
 		e := &exam{report: &Report{}}
-		e.limits([]kv.Usage{{Resource: "streams", Used: used, Limit: 100}})
+		e.limits([]jskv.Usage{{Resource: "streams", Used: used, Limit: 100}})
 		if f := e.report.Findings; len(f) != 1 || f[0].Status != want {
 			t.Errorf("%d of 100: %+v", used, f)
 		}
 	}
 	e := &exam{report: &Report{}}
-	if e.limits([]kv.Usage{{Resource: "streams", Used: 1 << 40, Limit: -1}}); e.report.Findings[0].Status != OK {
+	if e.limits([]jskv.Usage{{Resource: "streams", Used: 1 << 40, Limit: -1}}); e.report.Findings[0].Status != OK {
 		t.Errorf("no limit: %+v", e.report.Findings)
 	}
 }
@@ -84,18 +84,18 @@ func TestLimits(t *testing.T) {
 // What no server in the other tests gets into.
 func TestReplicas(t *testing.T) {
 	for name, c := range map[string]struct {
-		state kv.BucketState
+		state jskv.BucketState
 		check string
 		want  Status
 		text  string
 	}{
-		"no leader": {kv.BucketState{Clustered: true, Replicas: 3}, checkPeers, Problem, "has no leader"},
-		"behind":    {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}, {Name: "c", Lag: 7}}}, checkPeers, Problem, "c is 7 writes behind"},
-		"offline":   {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}, {Name: "c", Offline: true}}}, checkPeers, Problem, "c is offline"},
-		"lagging":   {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}, {Name: "c", Current: true, Lag: farBehind + 1}}}, checkPeers, Warning, "writes behind"},
-		"too few":   {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}}}, checkPeers, Problem, "1 of 3"},
-		"even":      {kv.BucketState{Clustered: true, Replicas: 2, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}}}, checkReplicas, Warning, "2 replicas"},
-		"healthy":   {kv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}, {Name: "c", Current: true}}}, checkPeers, OK, "3 of 3"},
+		"no leader": {jskv.BucketState{Clustered: true, Replicas: 3}, checkPeers, Problem, "has no leader"},
+		"behind":    {jskv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}, {Name: "c", Lag: 7}}}, checkPeers, Problem, "c is 7 writes behind"},
+		"offline":   {jskv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}, {Name: "c", Offline: true}}}, checkPeers, Problem, "c is offline"},
+		"lagging":   {jskv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}, {Name: "c", Current: true, Lag: farBehind + 1}}}, checkPeers, Warning, "writes behind"},
+		"too few":   {jskv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}}}, checkPeers, Problem, "1 of 3"},
+		"even":      {jskv.BucketState{Clustered: true, Replicas: 2, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}}}, checkReplicas, Warning, "2 replicas"},
+		"healthy":   {jskv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}, {Name: "c", Current: true}}}, checkPeers, OK, "3 of 3"},
 	} {
 		e := &exam{report: &Report{}}
 		e.replicas(&c.state)
@@ -121,7 +121,7 @@ func TestClock(t *testing.T) {
 		{clockOff + time.Second, time.Second, OK}, {clockOff + time.Second, time.Second - 1, Warning},
 	} {
 		e := &exam{report: &Report{}}
-		e.clock(&kv.BucketState{Clock: c.off, ClockError: c.within})
+		e.clock(&jskv.BucketState{Clock: c.off, ClockError: c.within})
 		if f := e.report.Findings; len(f) != 1 || f[0].Status != c.want {
 			t.Errorf("%v, within %v: %+v", c.off, c.within, f)
 		}

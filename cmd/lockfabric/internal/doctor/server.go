@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -83,7 +84,7 @@ func (e *exam) jetStream(ctx context.Context) bool {
 // room tells whether the account leaves room for the buckets that do not exist yet.
 func (e *exam) room() {
 	missing := 0
-	for _, b := range []*kv.BucketState{e.leases, e.locks} {
+	for _, b := range []*jskv.BucketState{e.leases, e.locks} {
 		if b != nil && !b.Exists {
 			missing++
 		}
@@ -96,7 +97,7 @@ func (e *exam) room() {
 	}
 }
 
-func (e *exam) limits(usage []kv.Usage) {
+func (e *exam) limits(usage []jskv.Usage) {
 	var said []string
 	for _, u := range usage {
 		if u.Limit <= 0 {

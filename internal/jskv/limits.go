@@ -1,10 +1,12 @@
-package kv
+package jskv
 
 import (
 	"errors"
 	"fmt"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 // Sizes of a bucket in an account that wants every stream to say how large it may
@@ -19,7 +21,7 @@ const (
 const leastConsumers = 2
 
 // fit changes what is asked for a bucket so that it stays within the account's limits.
-// buckets is how many are still to be created, this one included. It returns ErrLimit,
+// buckets is how many are still to be created, this one included. It returns kv.ErrLimit,
 // with the limit and its figure, where there is no room.
 func fit(sc *jetstream.StreamConfig, info *jetstream.AccountInfo, buckets int) error {
 	tier, copies := info.Tier, int64(sc.Replicas)
@@ -27,17 +29,17 @@ func fit(sc *jetstream.StreamConfig, info *jetstream.AccountInfo, buckets int) e
 		name := fmt.Sprintf("R%d", sc.Replicas)
 		t, ok := info.Tiers[name]
 		if !ok {
-			return fmt.Errorf("%w: the account has no limits for %d replica(s) (tier %s)", ErrLimit, sc.Replicas, name)
+			return fmt.Errorf("%w: the account has no limits for %d replica(s) (tier %s)", kv.ErrLimit, sc.Replicas, name)
 		}
 		tier, copies = t, 1 // limits of a tier count a stream once
 	}
 	lim := tier.Limits
 	if n := lim.MaxStreams; n > 0 && tier.Streams+buckets > n {
-		return fmt.Errorf("%w: streams: the account may have %d and has %d; %d more needed", ErrLimit, n, tier.Streams, buckets)
+		return fmt.Errorf("%w: streams: the account may have %d and has %d; %d more needed", kv.ErrLimit, n, tier.Streams, buckets)
 	}
 	if n := lim.MaxConsumers; n > 0 {
 		if n < leastConsumers {
-			return fmt.Errorf("%w: consumers: the account may have %d for each stream; at least %d needed", ErrLimit, n, leastConsumers)
+			return fmt.Errorf("%w: consumers: the account may have %d for each stream; at least %d needed", kv.ErrLimit, n, leastConsumers)
 		}
 		sc.MaxConsumers = min(sc.MaxConsumers, n)
 	}
@@ -51,7 +53,7 @@ func fit(sc *jetstream.StreamConfig, info *jetstream.AccountInfo, buckets int) e
 		room = min(room, (most-int64(used))/copies/int64(buckets))
 	}
 	if room <= 0 {
-		return fmt.Errorf("%w: %s: the account may use %d bytes and has %d in use or reserved", ErrLimit, what, most, used)
+		return fmt.Errorf("%w: %s: the account may use %d bytes and has %d in use or reserved", kv.ErrLimit, what, most, used)
 	}
 	if !lim.MaxBytesRequired {
 		return nil
@@ -60,7 +62,7 @@ func fit(sc *jetstream.StreamConfig, info *jetstream.AccountInfo, buckets int) e
 		room = min(room, stream)
 	}
 	if room < leastBytes {
-		return fmt.Errorf("%w: %s: the account wants a size for each stream and leaves %d bytes for this one; at least %d needed", ErrLimit, what, room, leastBytes)
+		return fmt.Errorf("%w: %s: the account wants a size for each stream and leaves %d bytes for this one; at least %d needed", kv.ErrLimit, what, room, leastBytes)
 	}
 	sc.MaxBytes = room
 	return nil
@@ -82,11 +84,11 @@ var limitCodes = map[jetstream.ErrorCode]string{
 	10122:               "size of a stream",
 }
 
-// limitError returns ErrLimit for a refusal that a limit caused, else nil.
+// limitError returns kv.ErrLimit for a refusal that a limit caused, else nil.
 func limitError(err error) error {
 	var refused *jetstream.APIError
 	if !errors.As(err, &refused) || limitCodes[refused.ErrorCode] == "" {
 		return nil
 	}
-	return fmt.Errorf("%w: %s: %w", ErrLimit, limitCodes[refused.ErrorCode], err)
+	return fmt.Errorf("%w: %s: %w", kv.ErrLimit, limitCodes[refused.ErrorCode], err)
 }

@@ -1,6 +1,7 @@
-package kv
+package jskv
 
 import (
+	"regexp"
 	"strings"
 	"time"
 )
@@ -174,12 +175,7 @@ func (h *Hub) set(k *watchedKey, e Entry) {
 // validKey reports whether a watcher on key sees this one key and no other.
 // The server and nats.go refuse a whole group for one invalid key in it.
 func validKey(key string) bool {
-	for i := range len(key) {
-		switch c := key[i]; {
-		case literal(c), c == '=', c == '.', c == '/':
-		default:
-			return false
-		}
-	}
-	return key != "" && key[0] != '.' && key[len(key)-1] != '.' && !strings.Contains(key, "..")
+	return keyPattern.MatchString(key) && key[0] != '.' && key[len(key)-1] != '.' && !strings.Contains(key, "..")
 }
+
+var keyPattern = regexp.MustCompile(`^[-/_=.a-zA-Z0-9]+$`)

@@ -1,4 +1,4 @@
-package kv
+package jskv
 
 import (
 	"context"
@@ -10,14 +10,13 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
+
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 // apiLevel is the JetStream API level of nats-server 2.12, the first with
 // atomic batches.
 const apiLevel = 2
-
-// MinServer is the oldest nats-server that has what safe locking needs.
-const MinServer = "2.12.0"
 
 // apiTimeout bounds one administrative request, and openTimeout all repetitions
 // of one.
@@ -42,10 +41,6 @@ const noteEvery = 1 << 16
 
 // noteTimeout bounds one request for the fabric's note.
 const noteTimeout = 2 * time.Second
-
-// MetaKey is the key in the leases bucket under which the fabric's own note is
-// kept. No lease has this name.
-const MetaKey = "_fabric"
 
 // Buckets are the opened buckets of one fabric.
 type Buckets struct {
@@ -83,19 +78,19 @@ type meta struct {
 // A locks bucket whose revisions are below what was seen, because it was restored
 // or replaced by hand, is emptied and its revisions are moved up.
 //
-// Errors: ErrInvalidOption, ErrUnsafeConfig (*ConfigError), ErrNewerSchema, ErrLimit,
-// ErrNoBucket, ErrNoJetStream, ErrServerTooOld, ErrUnavailable. Nothing is
+// Errors: kv.ErrInvalidOption, kv.ErrUnsafeConfig (*kv.ConfigError), kv.ErrNewerSchema, kv.ErrLimit,
+// kv.ErrNoBucket, kv.ErrNoJetStream, kv.ErrServerTooOld, kv.ErrUnavailable. Nothing is
 // changed on error, except that the first bucket may already exist.
 func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	if n := nc.MaxPayload(); n > 0 && n < MinPayload { // 0: was never connected
-		return nil, fmt.Errorf("%w: max_payload is %d bytes for this connection; at least %d are needed", ErrLimit, n, MinPayload)
+	if n := nc.MaxPayload(); n > 0 && n < kv.MinPayload { // 0: was never connected
+		return nil, fmt.Errorf("%w: max_payload is %d bytes for this connection; at least %d are needed", kv.ErrLimit, n, kv.MinPayload)
 	}
 	js, err := jetstream.New(nc)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return nil, fmt.Errorf("%w: %w", kv.ErrUnavailable, err)
 	}
 	for attempt := 1; ; attempt++ {
 		b, err := openBuckets(ctx, nc, js, cfg)
@@ -109,7 +104,7 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
 func openBuckets(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, cfg Config) (*Buckets, error) {
 	l := &link{clustered: nc.ConnectedClusterName() != ""}
 	noFloor := func(context.Context) (uint64, error) { return 0, nil }
-	leases, err := openBucket(ctx, l, nc, js, cfg, LeasesBucket(cfg.Fabric), noFloor)
+	leases, err := openBucket(ctx, l, nc, js, cfg, kv.LeasesBucket(cfg.Fabric), noFloor)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +112,7 @@ func openBuckets(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, cfg
 		noted, seen, err := highWater(ctx, leases)
 		return max(noted, seen, cfg.Seen), err
 	}
-	locks, err := openBucket(ctx, l, nc, js, cfg, LocksBucket(cfg.Fabric), floor)
+	locks, err := openBucket(ctx, l, nc, js, cfg, kv.LocksBucket(cfg.Fabric), floor)
 	if err != nil {
 		return nil, err
 	}
@@ -200,11 +195,11 @@ func (b *Buckets) NoteTTL(ctx context.Context, ttl time.Duration, seen uint64) e
 // was no note before.
 func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, known bool, err error) {
 	for attempt := 0; ; attempt++ {
-		e, err := insist(ctx, b.Leases.link, func(ctx context.Context) (Entry, error) { return b.Leases.Get(ctx, MetaKey) })
+		e, err := insist(ctx, b.Leases.link, func(ctx context.Context) (Entry, error) { return b.Leases.Get(ctx, kv.MetaKey) })
 		if err != nil {
 			return meta{}, false, err
 		}
-		m = meta{Version: Schema}
+		m = meta{Version: kv.Schema}
 		if known = !e.Deleted; known {
 			if m, err = b.Leases.parseNote(e); err != nil {
 				return meta{}, false, err
@@ -218,14 +213,14 @@ func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, know
 			return meta{}, false, err
 		}
 		wctx, cancel := context.WithTimeout(ctx, min(b.Leases.link.wait()<<attempt, noteTimeout))
-		_, err = b.Leases.Update(wctx, MetaKey, value, e.Revision, 0)
+		_, err = b.Leases.Update(wctx, kv.MetaKey, value, e.Revision, 0)
 		cancel()
 		if err == nil {
 			return m, known, nil
 		}
 		// Every outcome but success is settled by reading again: the edit is
 		// idempotent.
-		if attempt >= 20 || ctx.Err() != nil || errors.Is(err, ErrRejected) {
+		if attempt >= 20 || ctx.Err() != nil || errors.Is(err, kv.ErrRejected) {
 			return meta{}, false, err
 		}
 		pause(ctx, time.Duration(attempt+1)*2*time.Millisecond)
@@ -233,13 +228,13 @@ func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, know
 }
 
 func (b *Bucket) parseNote(e Entry) (meta, error) {
-	m := meta{Version: Schema}
+	m := meta{Version: kv.Schema}
 	if err := json.Unmarshal(e.Value, &m); err != nil {
-		return meta{}, &ConfigError{Bucket: b.name, Field: MetaKey, Value: "unreadable", Want: "JSON",
+		return meta{}, &kv.ConfigError{Bucket: b.name, Field: kv.MetaKey, Value: "unreadable", Want: "JSON",
 			Remedy: "restore it, or delete the key while nobody holds a lock"}
 	}
-	if m.Version > Schema {
-		return meta{}, fmt.Errorf("%w: %s in bucket %s has version %d", ErrNewerSchema, MetaKey, b.name, m.Version)
+	if m.Version > kv.Schema {
+		return meta{}, fmt.Errorf("%w: %s in bucket %s has version %d", kv.ErrNewerSchema, kv.MetaKey, b.name, m.Version)
 	}
 	return m, nil
 }
@@ -288,7 +283,7 @@ func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStr
 	}
 	view, err := insist(ctx, l, func(ctx context.Context) (jetstream.KeyValue, error) { return js.KeyValue(ctx, name) })
 	if err != nil {
-		return nil, fmt.Errorf("%w: bucket %s: %w", ErrUnavailable, name, err)
+		return nil, fmt.Errorf("%w: bucket %s: %w", kv.ErrUnavailable, name, err)
 	}
 	b := newBucket(nc, js, view, name, cfg.Trip)
 	b.link, b.incarnation = l, info.Config.Metadata[metaIncarnation]
@@ -347,7 +342,7 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 	}
 	want := cfg.streamConfig(name, nuid.Next(), first, cfg.replicas(nc))
 	buckets := 1
-	if name == LeasesBucket(cfg.Fabric) {
+	if name == kv.LeasesBucket(cfg.Fabric) {
 		buckets = 2 // the other one comes after it
 	}
 	if err := fit(&want, account, buckets); err != nil {
@@ -386,7 +381,7 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 		// for want of credentials.
 		return nil, openError(name, again)
 	}
-	return nil, fmt.Errorf("%w: bucket %s with %d replica(s): %w", ErrNoBucket, name, want.Replicas, err)
+	return nil, fmt.Errorf("%w: bucket %s with %d replica(s): %w", kv.ErrNoBucket, name, want.Replicas, err)
 }
 
 // insist repeats a request while nobody answers it: a stream that was created a
@@ -420,7 +415,7 @@ func unanswered(err error) bool {
 }
 
 func tooOld(level int) error {
-	return fmt.Errorf("%w: its JetStream API level is %d, needed is %d (nats-server 2.12 or newer)", ErrServerTooOld, level, apiLevel)
+	return fmt.Errorf("%w: its JetStream API level is %d, needed is %d (nats-server 2.12 or newer)", kv.ErrServerTooOld, level, apiLevel)
 }
 
 func openError(what string, err error) error {
@@ -428,7 +423,7 @@ func openError(what string, err error) error {
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled),
 		errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount),
 		errors.Is(err, nats.ErrNoResponders):
-		return fmt.Errorf("%w: %s: %w", ErrNoJetStream, what, err)
+		return fmt.Errorf("%w: %s: %w", kv.ErrNoJetStream, what, err)
 	}
-	return fmt.Errorf("%w: %s: %w", ErrUnavailable, what, err)
+	return fmt.Errorf("%w: %s: %w", kv.ErrUnavailable, what, err)
 }

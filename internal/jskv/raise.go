@@ -1,4 +1,4 @@
-package kv
+package jskv
 
 import (
 	"context"
@@ -10,6 +10,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
+
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 // gap is how far above all that were seen the revisions of a locks bucket begin that
@@ -36,7 +38,7 @@ const setBack = "set-back"
 
 // errMoved says that a bucket is not as the request before said: by a leader that was
 // behind, or it was moved up meanwhile.
-var errMoved = fmt.Errorf("%w: the bucket has moved", ErrUnavailable)
+var errMoved = fmt.Errorf("%w: the bucket has moved", kv.ErrUnavailable)
 
 // position returns a revision that was committed after the call began. Unlike a
 // read, it can't come from a leader that was deposed.
@@ -55,7 +57,7 @@ func (b *Bucket) position(ctx context.Context) (uint64, error) {
 // is the highest revision that was seen of it before the call.
 //
 // Errors: ErrBucketGone when a bucket is another one, does not exist any more, or
-// was set back to before seen; ErrUnavailable when nothing was found out.
+// was set back to before seen; kv.ErrUnavailable when nothing was found out.
 func (b *Buckets) Verify(ctx context.Context, seen uint64) (last uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
@@ -65,7 +67,7 @@ func (b *Buckets) Verify(ctx context.Context, seen uint64) (last uint64, err err
 			return 0, fmt.Errorf("%w: %s", ErrBucketGone, bucket.name)
 		}
 		if err != nil {
-			return 0, fmt.Errorf("%w: %s: %w", ErrUnavailable, bucket.name, err)
+			return 0, fmt.Errorf("%w: %s: %w", kv.ErrUnavailable, bucket.name, err)
 		}
 		info := s.CachedInfo()
 		if info.Config.Metadata[metaIncarnation] != bucket.incarnation {
@@ -80,11 +82,11 @@ func (b *Buckets) Verify(ctx context.Context, seen uint64) (last uint64, err err
 	at, err := b.Locks.position(ctx)
 	switch {
 	case err != nil:
-		return 0, fmt.Errorf("%w: %s: %w", ErrUnavailable, b.Locks.name, err)
+		return 0, fmt.Errorf("%w: %s: %w", kv.ErrUnavailable, b.Locks.name, err)
 	case at <= seen:
 		return 0, fmt.Errorf("%w: %s was set back to revision %d, %d was seen", ErrBucketGone, b.Locks.name, at, seen)
 	}
-	return 0, fmt.Errorf("%w: %s: its leader is behind", ErrUnavailable, b.Locks.name)
+	return 0, fmt.Errorf("%w: %s: its leader is behind", kv.ErrUnavailable, b.Locks.name)
 }
 
 // raise moves the revisions of the locks bucket above seen, or returns errMoved if
@@ -114,7 +116,7 @@ func (b *Buckets) raise(ctx context.Context, seen uint64) error {
 	info, err := b.moveUp(ctx, m.HighWater)
 	if err != nil {
 		return fmt.Errorf("%w: bucket %s was set back to revision %d, and %d was seen; these credentials can't move it up, so use others "+
-			"or do what 'lockfabric doctor' says: %w", ErrUnavailable, b.Locks.name, at, seen, err)
+			"or do what 'lockfabric doctor' says: %w", kv.ErrUnavailable, b.Locks.name, at, seen, err)
 	}
 	b.Locks.incarnation, b.Last = info.Config.Metadata[metaIncarnation], info.State.LastSeq
 	return nil

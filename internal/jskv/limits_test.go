@@ -1,4 +1,4 @@
-package kv_test
+package jskv_test
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -81,7 +82,7 @@ func TestLimitsOfTheAccount(t *testing.T) {
 			nc := connect(t, func(opts ...nats.Option) (*nats.Conn, error) {
 				return nats.Connect(srv.ClientURL(), append(opts, nats.UserInfo(name, name))...)
 			})
-			x, err := kv.NewExaminer(nc, kv.Config{Fabric: "f"})
+			x, err := jskv.NewExaminer(nc, jskv.Config{Fabric: "f"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -90,7 +91,7 @@ func TestLimitsOfTheAccount(t *testing.T) {
 				t.Fatal(err)
 			}
 			foreseen := x.Room(account, 2)
-			b, err := kv.Open(testContext(t), nc, kv.Config{Fabric: "f"})
+			b, err := jskv.Open(testContext(t), nc, jskv.Config{Fabric: "f"})
 			if c.says != "" {
 				for _, err := range []error{err, foreseen} {
 					if !errors.Is(err, kv.ErrLimit) || !strings.Contains(err.Error(), c.says) {
@@ -106,7 +107,7 @@ func TestLimitsOfTheAccount(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, b := range []*kv.Bucket{b.Leases, b.Locks} {
+			for _, b := range []*jskv.Bucket{b.Leases, b.Locks} {
 				s, err := js.Stream(testContext(t), b.Stream())
 				if err != nil {
 					t.Fatal(err)

@@ -1,4 +1,4 @@
-package kv_test
+package jskv_test
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lockfabric/lockfabric/embedded"
-	"github.com/lockfabric/lockfabric/kv"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
 // patience is how long a test waits for what must happen. No test needs it
@@ -95,14 +95,14 @@ func connect(t *testing.T, to func(...nats.Option) (*nats.Conn, error), opts ...
 	return nc
 }
 
-func openLocks(t *testing.T, nc *nats.Conn) *kv.Bucket {
+func openLocks(t *testing.T, nc *nats.Conn) *jskv.Bucket {
 	t.Helper()
 	return openLocksBy(t, nc, nil)
 }
 
-func openLocksBy(t *testing.T, nc *nats.Conn, trip kv.RoundTripper) *kv.Bucket {
+func openLocksBy(t *testing.T, nc *nats.Conn, trip jskv.RoundTripper) *jskv.Bucket {
 	t.Helper()
-	b, err := kv.Open(testContext(t), nc, kv.Config{Fabric: "hub", Trip: trip})
+	b, err := jskv.Open(testContext(t), nc, jskv.Config{Fabric: "hub", Trip: trip})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +111,7 @@ func openLocksBy(t *testing.T, nc *nats.Conn, trip kv.RoundTripper) *kv.Bucket {
 
 // put writes a key from scratch or over what there is, whatever it takes, and
 // returns the revision at which the value stands.
-func put(ctx context.Context, t *testing.T, b *kv.Bucket, key string, value string) uint64 {
+func put(ctx context.Context, t *testing.T, b *jskv.Bucket, key string, value string) uint64 {
 	t.Helper()
 	for {
 		attempt, cancel := context.WithTimeout(ctx, time.Second)
@@ -140,14 +140,14 @@ func put(ctx context.Context, t *testing.T, b *kv.Bucket, key string, value stri
 type inbox struct {
 	t       *testing.T
 	mu      sync.Mutex
-	last    kv.Entry
+	last    jskv.Entry
 	calls   int
 	changed chan struct{} // closed and replaced at each call
 }
 
 func newInbox(t *testing.T) *inbox { return &inbox{t: t, changed: make(chan struct{})} }
 
-func (i *inbox) fn(e kv.Entry) {
+func (i *inbox) fn(e jskv.Entry) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if e.Revision != 0 && e.Revision < i.last.Revision {
@@ -160,7 +160,7 @@ func (i *inbox) fn(e kv.Entry) {
 }
 
 // wait returns when an entry has come for which ok holds.
-func (i *inbox) wait(ctx context.Context, what string, ok func(kv.Entry) bool) kv.Entry {
+func (i *inbox) wait(ctx context.Context, what string, ok func(jskv.Entry) bool) jskv.Entry {
 	i.t.Helper()
 	for {
 		i.mu.Lock()
@@ -193,10 +193,10 @@ func (i *inbox) key() string {
 
 func (i *inbox) waitRevision(ctx context.Context, rev uint64) {
 	i.t.Helper()
-	i.wait(ctx, fmt.Sprintf("revision %d", rev), func(e kv.Entry) bool { return e.Revision >= rev })
+	i.wait(ctx, fmt.Sprintf("revision %d", rev), func(e jskv.Entry) bool { return e.Revision >= rev })
 }
 
-func absent(e kv.Entry) bool { return e.Deleted && e.Revision == 0 }
+func absent(e jskv.Entry) bool { return e.Deleted && e.Revision == 0 }
 
 // waitFor looks until ok holds.
 func waitFor(ctx context.Context, t *testing.T, what string, ok func() bool) {
@@ -212,7 +212,7 @@ func waitFor(ctx context.Context, t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func bucketStream(ctx context.Context, t *testing.T, nc *nats.Conn, b *kv.Bucket) jetstream.Stream {
+func bucketStream(ctx context.Context, t *testing.T, nc *nats.Conn, b *jskv.Bucket) jetstream.Stream {
 	t.Helper()
 	js, err := jetstream.New(nc)
 	if err != nil {

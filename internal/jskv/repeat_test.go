@@ -1,4 +1,4 @@
-package kv_test
+package jskv_test
 
 import (
 	"testing"
@@ -6,8 +6,8 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 // Every request of an opening and of a list is sent again when nobody answers it: two
@@ -30,12 +30,12 @@ func TestEveryRequestIsRepeated(t *testing.T) {
 			proxy := faultproxy.New(t, srv.ClientURL())
 			rule := proxy.DropRequests(faultproxy.Times(2, faultproxy.Subject(subject)))
 			nc := connect(t, func(opts ...nats.Option) (*nats.Conn, error) { return nats.Connect(proxy.URL(), opts...) })
-			b, err := kv.Open(testContext(t), nc, kv.Config{Fabric: "f"})
+			b, err := jskv.Open(testContext(t), nc, jskv.Config{Fabric: "f"})
 			if err != nil {
 				t.Fatal(err)
 			}
 			keys := 0
-			if err := b.Locks.Entries(testContext(t), ">", func(kv.Entry) bool { keys++; return true }); err != nil || keys != 0 {
+			if err := b.Locks.Entries(testContext(t), ">", func(jskv.Entry) bool { keys++; return true }); err != nil || keys != 0 {
 				t.Errorf("the list of locks: %d keys, %v", keys, err)
 			}
 			if rule.Count() < 2 {

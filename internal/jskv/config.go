@@ -1,4 +1,4 @@
-package kv
+package jskv
 
 import (
 	"fmt"
@@ -9,10 +9,9 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-)
 
-// Schema is the version of the buckets' layout that this package writes.
-const Schema = 1
+	"github.com/lockfabric/lockfabric/kv"
+)
 
 // Names of the stream metadata this package writes and checks.
 const (
@@ -45,14 +44,14 @@ type Config struct {
 
 var fabricName = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,64}$`)
 
-// Validate returns ErrInvalidOption, with the field and what to use, when Open
+// Validate returns kv.ErrInvalidOption, with the field and what to use, when Open
 // would.
 func (c Config) Validate() error {
 	if !fabricName.MatchString(c.Fabric) {
-		return fmt.Errorf("%w: fabric name %q: use 1 to 64 letters, digits, '-' or '_'", ErrInvalidOption, c.Fabric)
+		return fmt.Errorf("%w: fabric name %q: use 1 to 64 letters, digits, '-' or '_'", kv.ErrInvalidOption, c.Fabric)
 	}
 	if c.Replicas < 0 || c.Replicas > 5 {
-		return fmt.Errorf("%w: %d replicas: use 1 to 5, or 0 for the default", ErrInvalidOption, c.Replicas)
+		return fmt.Errorf("%w: %d replicas: use 1 to 5, or 0 for the default", kv.ErrInvalidOption, c.Replicas)
 	}
 	return nil
 }
@@ -85,7 +84,7 @@ func (c Config) streamConfig(bucket, incarnation string, firstSeq uint64, replic
 		AllowAtomicPublish:     true,
 		FirstSeq:               firstSeq,
 		Metadata: map[string]string{
-			metaSchema:      strconv.Itoa(Schema),
+			metaSchema:      strconv.Itoa(kv.Schema),
 			metaIncarnation: incarnation,
 		},
 	}
@@ -106,7 +105,7 @@ func streamName(bucket string) string    { return "KV_" + bucket }
 func subjectPrefix(bucket string) string { return "$KV." + bucket + "." }
 
 // check compares an existing bucket with what safe locking needs and returns a
-// *ConfigError for the first setting that is wrong, or ErrNewerSchema.
+// *kv.ConfigError for the first setting that is wrong, or kv.ErrNewerSchema.
 func (c Config) check(bucket string, sc jetstream.StreamConfig) error {
 	faults, newer := c.faults(bucket, sc)
 	if newer != nil {
@@ -120,27 +119,27 @@ func (c Config) check(bucket string, sc jetstream.StreamConfig) error {
 
 // faults finds all settings that are wrong. What a foreign bucket or one of a
 // newer schema should look like is not known: then there is nothing else to say.
-func (c Config) faults(bucket string, sc jetstream.StreamConfig) (faults []*ConfigError, newer error) {
+func (c Config) faults(bucket string, sc jetstream.StreamConfig) (faults []*kv.ConfigError, newer error) {
 	// The command asks back, as the stream is that of a KV bucket.
 	edit := func(flags string) string { return "change it: nats stream edit " + streamName(bucket) + " " + flags }
 	const recreate = "it can't be changed: use another fabric name, or delete the bucket while nobody holds a lock"
 	bad := func(wrong bool, field string, value any, want, remedy string) {
 		if wrong {
-			faults = append(faults, &ConfigError{Bucket: bucket, Field: field, Value: fmt.Sprint(value), Want: want, Remedy: remedy})
+			faults = append(faults, &kv.ConfigError{Bucket: bucket, Field: field, Value: fmt.Sprint(value), Want: want, Remedy: remedy})
 		}
 	}
 	schema := sc.Metadata[metaSchema]
 	if schema == "" {
-		bad(true, fieldSchema, "missing", strconv.Itoa(Schema), "this bucket was not made by lockfabric: "+recreate)
+		bad(true, fieldSchema, "missing", strconv.Itoa(kv.Schema), "this bucket was not made by lockfabric: "+recreate)
 		return faults, nil
 	}
 	v, _ := strconv.Atoi(schema) // 0 for what is no number
 	switch {
 	case v < 1:
-		bad(true, fieldSchema, schema, strconv.Itoa(Schema), recreate)
+		bad(true, fieldSchema, schema, strconv.Itoa(kv.Schema), recreate)
 		return faults, nil
-	case v > Schema:
-		return nil, fmt.Errorf("%w: bucket %s has schema %d, this version knows %d", ErrNewerSchema, bucket, v, Schema)
+	case v > kv.Schema:
+		return nil, fmt.Errorf("%w: bucket %s has schema %d, this version knows %d", kv.ErrNewerSchema, bucket, v, kv.Schema)
 	}
 	subject := subjectPrefix(bucket) + ">"
 	retention := edit("--retention=limits")

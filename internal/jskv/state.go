@@ -1,4 +1,4 @@
-package kv
+package jskv
 
 import (
 	"cmp"
@@ -11,6 +11,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 // State is what one request tells of all keys of a bucket.
@@ -27,7 +29,7 @@ type State struct {
 func (b *Bucket) State(ctx context.Context) (State, error) {
 	reply, err := b.trip(ctx, &nats.Msg{Subject: apiStreamInfo + b.stream})
 	if err != nil {
-		return State{}, fmt.Errorf("%w: state of %s: %w", ErrUnavailable, b.name, err)
+		return State{}, fmt.Errorf("%w: state of %s: %w", kv.ErrUnavailable, b.name, err)
 	}
 	var resp struct {
 		Error   *jetstream.APIError `json:"error"`
@@ -40,13 +42,13 @@ func (b *Bucket) State(ctx context.Context) (State, error) {
 		} `json:"state"`
 	}
 	if err := json.Unmarshal(reply.Data, &resp); err != nil {
-		return State{}, fmt.Errorf("%w: state of %s: %w", ErrUnavailable, b.name, err)
+		return State{}, fmt.Errorf("%w: state of %s: %w", kv.ErrUnavailable, b.name, err)
 	}
 	switch {
 	case resp.Error != nil && resp.Error.ErrorCode == codeStreamNotFound:
 		return State{}, fmt.Errorf("%w: %s", ErrBucketGone, b.name)
 	case resp.Error != nil:
-		return State{}, fmt.Errorf("%w: state of %s: %w", ErrUnavailable, b.name, resp.Error)
+		return State{}, fmt.Errorf("%w: state of %s: %w", kv.ErrUnavailable, b.name, resp.Error)
 	}
 	return State{
 		Entries: resp.State.Messages, First: resp.State.First, Last: resp.State.Last,

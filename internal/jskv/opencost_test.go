@@ -1,4 +1,4 @@
-package kv_test
+package jskv_test
 
 import (
 	"flag"
@@ -8,13 +8,13 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/lockfabric/lockfabric/kv"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
 var tombstones = flag.Int("tombstones", 10_000, "tombstones in the bucket of TestOpeningCostsTheSameAfterABusyDay")
 
 // leave puts n tombstones of leases into the bucket, as a day of short runs does.
-func leave(t *testing.T, nc *nats.Conn, leases *kv.Bucket, n int) {
+func leave(t *testing.T, nc *nats.Conn, leases *jskv.Bucket, n int) {
 	t.Helper()
 	js, err := nc.JetStream(nats.PublishAsyncMaxPending(4096), nats.MaxWait(patience))
 	if err != nil {
@@ -40,12 +40,12 @@ func leave(t *testing.T, nc *nats.Conn, leases *kv.Bucket, n int) {
 func TestOpeningCostsTheSameAfterABusyDay(t *testing.T) {
 	srv := startServer(t)
 	nc := dial(t, srv)
-	leases := open(t, nc, kv.Config{}).Leases
+	leases := open(t, nc, jskv.Config{}).Leases
 	cost := func() (out, in uint64) {
 		// A request that is repeated because the machine is busy counts for nothing.
 		for range 5 {
 			nc := dial(t, srv)
-			open(t, nc, kv.Config{})
+			open(t, nc, jskv.Config{})
 			s := nc.Stats()
 			nc.Close()
 			if out == 0 || s.OutMsgs < out {

@@ -1,4 +1,4 @@
-package kv
+package jskv
 
 import (
 	"context"

@@ -1,4 +1,4 @@
-package kv_test
+package jskv_test
 
 import (
 	"context"
@@ -8,8 +8,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/test/cluster"
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 func TestHubOnACluster(t *testing.T) {
@@ -25,7 +25,7 @@ func TestHubOnACluster(t *testing.T) {
 	setup := func(t *testing.T) cast {
 		t.Helper()
 		hubs++
-		h := kv.NewHub(b, kv.WithPollInterval(300*time.Millisecond))
+		h := jskv.NewHub(b, jskv.WithPollInterval(300*time.Millisecond))
 		t.Cleanup(h.Close)
 		c := make(cast, keys)
 		for i := range c {
@@ -46,7 +46,7 @@ func TestHubOnACluster(t *testing.T) {
 			}
 		}
 		for _, in := range c {
-			in.wait(ctx, value, func(e kv.Entry) bool { return string(e.Value) == value })
+			in.wait(ctx, value, func(e jskv.Entry) bool { return string(e.Value) == value })
 		}
 	}
 

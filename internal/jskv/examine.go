@@ -1,4 +1,4 @@
-package kv
+package jskv
 
 import (
 	"context"
@@ -8,6 +8,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 const (
@@ -24,14 +26,14 @@ type Examiner struct {
 }
 
 // NewExaminer returns an Examiner. Of cfg, Replicas and Memory are not used:
-// what a bucket has is told by its state. The error is ErrInvalidOption.
+// what a bucket has is told by its state. The error is kv.ErrInvalidOption.
 func NewExaminer(nc *nats.Conn, cfg Config) (*Examiner, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	js, err := jetstream.New(nc)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrInvalidOption, err)
+		return nil, fmt.Errorf("%w: %w", kv.ErrInvalidOption, err)
 	}
 	return &Examiner{nc: nc, js: js, cfg: cfg}, nil
 }
@@ -46,23 +48,23 @@ type Usage struct {
 // AccountState is what JetStream tells about the connection's account.
 type AccountState struct {
 	APILevel int
-	TooOld   error // ErrServerTooOld, or nil
+	TooOld   error // kv.ErrServerTooOld, or nil
 	Usage    []Usage
 
 	info *jetstream.AccountInfo
 }
 
-// Room returns ErrLimit, with the limit and its figure, when the account has no room
+// Room returns kv.ErrLimit, with the limit and its figure, when the account has no room
 // for this many new buckets, and else nil.
 func (x *Examiner) Room(s AccountState, buckets int) error {
 	if buckets == 0 {
 		return nil
 	}
-	sc := x.cfg.streamConfig(LocksBucket(x.cfg.Fabric), "", 1, x.cfg.replicas(x.nc))
+	sc := x.cfg.streamConfig(kv.LocksBucket(x.cfg.Fabric), "", 1, x.cfg.replicas(x.nc))
 	return fit(&sc, s.info, buckets)
 }
 
-// Account asks for the account's state. Errors: ErrNoJetStream, ErrUnavailable,
+// Account asks for the account's state. Errors: kv.ErrNoJetStream, kv.ErrUnavailable,
 // and the context's within them.
 func (x *Examiner) Account(ctx context.Context) (AccountState, error) {
 	info, err := x.js.AccountInfo(ctx)
@@ -94,8 +96,8 @@ type BucketState struct {
 	Bucket      string
 	Exists      bool // the other fields are set only then
 	Newer       error
-	Faults      []*ConfigError // every setting under which locking is not safe
-	Memory      bool           // kept in memory, not in files
+	Faults      []*kv.ConfigError // every setting under which locking is not safe
+	Memory      bool              // kept in memory, not in files
 	Replicas    int
 	Clustered   bool
 	Leader      string                // "" = there is none, when Clustered
@@ -117,14 +119,14 @@ func (s *BucketState) Foreign() bool {
 }
 
 // Locks and Leases return the states of the fabric's buckets. That a bucket does
-// not exist is no error. Errors: ErrNoJetStream, ErrUnavailable.
+// not exist is no error. Errors: kv.ErrNoJetStream, kv.ErrUnavailable.
 func (x *Examiner) Locks(ctx context.Context) (BucketState, error) {
-	return x.bucket(ctx, LocksBucket(x.cfg.Fabric))
+	return x.bucket(ctx, kv.LocksBucket(x.cfg.Fabric))
 }
 
 // Leases is explained at Locks.
 func (x *Examiner) Leases(ctx context.Context) (BucketState, error) {
-	return x.bucket(ctx, LeasesBucket(x.cfg.Fabric))
+	return x.bucket(ctx, kv.LeasesBucket(x.cfg.Fabric))
 }
 
 func (x *Examiner) bucket(ctx context.Context, name string) (BucketState, error) {
@@ -162,10 +164,10 @@ type Note struct {
 	HighWater   uint64        // the highest revision of the locks bucket that anybody noted
 }
 
-// Note reads the fabric's note. Errors: ErrUnsafeConfig when it can't be read,
-// ErrNewerSchema, ErrUnavailable.
+// Note reads the fabric's note. Errors: kv.ErrUnsafeConfig when it can't be read,
+// kv.ErrNewerSchema, kv.ErrUnavailable.
 func (x *Examiner) Note(ctx context.Context) (Note, error) {
-	b, err := x.Open(ctx, LeasesBucket(x.cfg.Fabric))
+	b, err := x.Open(ctx, kv.LeasesBucket(x.cfg.Fabric))
 	if err != nil {
 		return Note{}, err
 	}
@@ -174,7 +176,7 @@ func (x *Examiner) Note(ctx context.Context) (Note, error) {
 		return Note{}, err
 	}
 	high := max(noted, seen)
-	e, err := b.Get(ctx, MetaKey)
+	e, err := b.Get(ctx, kv.MetaKey)
 	if err != nil || e.Deleted {
 		return Note{HighWater: high}, err
 	}
@@ -186,11 +188,11 @@ func (x *Examiner) Note(ctx context.Context) (Note, error) {
 }
 
 // Open returns an existing bucket for reading, whatever its configuration. Don't
-// write to it. Errors: ErrUnavailable.
+// write to it. Errors: kv.ErrUnavailable.
 func (x *Examiner) Open(ctx context.Context, name string) (*Bucket, error) {
 	view, err := x.js.KeyValue(ctx, name)
 	if err != nil {
-		return nil, fmt.Errorf("%w: bucket %s: %w", ErrUnavailable, name, err)
+		return nil, fmt.Errorf("%w: bucket %s: %w", kv.ErrUnavailable, name, err)
 	}
 	return newBucket(x.nc, x.js, view, name, x.cfg.Trip), nil
 }

@@ -1,4 +1,4 @@
-package kv_test
+package jskv_test
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/test/cluster"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -21,12 +22,12 @@ func dial(t *testing.T, srv *embedded.Server) *nats.Conn {
 	return connect(t, srv.Connect)
 }
 
-func open(t *testing.T, nc *nats.Conn, cfg kv.Config) *kv.Buckets {
+func open(t *testing.T, nc *nats.Conn, cfg jskv.Config) *jskv.Buckets {
 	t.Helper()
 	if cfg.Fabric == "" {
 		cfg.Fabric = "f"
 	}
-	b, err := kv.Open(testContext(t), nc, cfg)
+	b, err := jskv.Open(testContext(t), nc, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,15 +35,15 @@ func open(t *testing.T, nc *nats.Conn, cfg kv.Config) *kv.Buckets {
 }
 
 // onServers runs fn with the locks bucket of one server and of three.
-func onServers(t *testing.T, fn func(t *testing.T, nc *nats.Conn, b *kv.Bucket)) {
+func onServers(t *testing.T, fn func(t *testing.T, nc *nats.Conn, b *jskv.Bucket)) {
 	t.Run("one server", func(t *testing.T) {
 		nc := dial(t, startServer(t))
-		fn(t, nc, open(t, nc, kv.Config{}).Locks)
+		fn(t, nc, open(t, nc, jskv.Config{}).Locks)
 	})
 	t.Run("three servers", func(t *testing.T) {
 		c := cluster.Run(t, 3)
 		nc := connect(t, c.Connect)
-		b := open(t, nc, kv.Config{}).Locks
+		b := open(t, nc, jskv.Config{}).Locks
 		stream, err := jetStream(t, nc).Stream(testContext(t), b.Stream())
 		if err != nil {
 			t.Fatal(err)
@@ -68,13 +69,13 @@ func settled(t *testing.T, write func() (uint64, error)) (uint64, error) {
 	t.Helper()
 	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		rev, err := write()
-		if !errors.Is(err, kv.ErrBusy) || time.Now().After(end) {
+		if !errors.Is(err, jskv.ErrBusy) || time.Now().After(end) {
 			return rev, err
 		}
 	}
 }
 
-func update(t *testing.T, b *kv.Bucket, key, value string, rev uint64) uint64 {
+func update(t *testing.T, b *jskv.Bucket, key, value string, rev uint64) uint64 {
 	t.Helper()
 	got, err := settled(t, func() (uint64, error) { return b.Update(testContext(t), key, []byte(value), rev, 0) })
 	if err != nil {
@@ -85,13 +86,13 @@ func update(t *testing.T, b *kv.Bucket, key, value string, rev uint64) uint64 {
 
 func expectConflict(t *testing.T, err error, key string, expected, actual uint64) {
 	t.Helper()
-	var c *kv.ConflictError
-	if !errors.Is(err, kv.ErrConflict) || !errors.As(err, &c) {
+	var c *jskv.ConflictError
+	if !errors.Is(err, jskv.ErrConflict) || !errors.As(err, &c) {
 		t.Errorf("got %v, want a conflict", err)
-	} else if *c != (kv.ConflictError{Key: key, Expected: expected, Actual: actual}) {
+	} else if *c != (jskv.ConflictError{Key: key, Expected: expected, Actual: actual}) {
 		t.Errorf("conflict %+v, want %s at %d instead of %d", *c, key, actual, expected)
 	}
-	for name, other := range map[string]error{"busy": kv.ErrBusy, "unknown": kv.ErrUnknown, "not sent": kv.ErrNotSent, "rejected": kv.ErrRejected} {
+	for name, other := range map[string]error{"busy": jskv.ErrBusy, "unknown": jskv.ErrUnknown, "not sent": jskv.ErrNotSent, "rejected": kv.ErrRejected} {
 		if errors.Is(err, other) {
 			t.Errorf("a conflict is also %s", name)
 		}
@@ -99,7 +100,7 @@ func expectConflict(t *testing.T, err error, key string, expected, actual uint64
 }
 
 func TestCompareAndSet(t *testing.T) {
-	onServers(t, func(t *testing.T, nc *nats.Conn, b *kv.Bucket) {
+	onServers(t, func(t *testing.T, nc *nats.Conn, b *jskv.Bucket) {
 		ctx := testContext(t)
 		if e, err := b.Get(ctx, "a"); err != nil || !e.Deleted || e.Revision != 0 || e.Key != "a" {
 			t.Errorf("never written: %+v, %v", e, err)
@@ -120,7 +121,7 @@ func TestCompareAndSet(t *testing.T) {
 		}
 		_, err = settled(t, func() (uint64, error) { return b.Update(ctx, "a", []byte("x"), first, 0) })
 		expectConflict(t, err, "a", first, second)
-		_, err = settled(t, func() (uint64, error) { return b.Purge(ctx, "a", first, kv.MarkerTTL) })
+		_, err = settled(t, func() (uint64, error) { return b.Purge(ctx, "a", first, jskv.MarkerTTL) })
 		expectConflict(t, err, "a", first, second)
 		_, err = settled(t, func() (uint64, error) { return b.Update(ctx, "a", []byte("x"), second+1000, 0) })
 		expectConflict(t, err, "a", second+1000, second)
@@ -128,7 +129,7 @@ func TestCompareAndSet(t *testing.T) {
 			t.Errorf("after refused writes: %+v, %v", e, err)
 		}
 
-		gone, err := settled(t, func() (uint64, error) { return b.Purge(ctx, "a", second, kv.MarkerTTL) })
+		gone, err := settled(t, func() (uint64, error) { return b.Purge(ctx, "a", second, jskv.MarkerTTL) })
 		if err != nil || gone <= second {
 			t.Fatalf("purge: %d, %v", gone, err)
 		}
@@ -142,13 +143,13 @@ func TestCompareAndSet(t *testing.T) {
 		}
 
 		// An absent key can be purged: that proves that nothing at 0 will commit.
-		rev, err := settled(t, func() (uint64, error) { return b.Purge(ctx, "never", 0, kv.MarkerTTL) })
+		rev, err := settled(t, func() (uint64, error) { return b.Purge(ctx, "never", 0, jskv.MarkerTTL) })
 		if err != nil {
 			t.Fatal(err)
 		}
 		_, err = settled(t, func() (uint64, error) { return b.Update(ctx, "never", []byte("late"), 0, 0) })
 		expectConflict(t, err, "never", 0, rev)
-		_, err = settled(t, func() (uint64, error) { return b.Purge(ctx, "never", 0, kv.MarkerTTL) })
+		_, err = settled(t, func() (uint64, error) { return b.Purge(ctx, "never", 0, jskv.MarkerTTL) })
 		expectConflict(t, err, "never", 0, rev)
 	})
 }
@@ -156,7 +157,7 @@ func TestCompareAndSet(t *testing.T) {
 // One of many writers at the same revision wins; nobody is told a revision that
 // was not the key's.
 func TestCompareAndSetIsExclusive(t *testing.T) {
-	onServers(t, func(t *testing.T, nc *nats.Conn, b *kv.Bucket) {
+	onServers(t, func(t *testing.T, nc *nats.Conn, b *jskv.Bucket) {
 		rev := update(t, b, "k", "start", 0)
 		for round := range 20 {
 			results := make(chan error, 8)
@@ -176,7 +177,7 @@ func TestCompareAndSetIsExclusive(t *testing.T) {
 			for range 8 {
 				if err := <-results; err == nil {
 					committed++
-				} else if !errors.Is(err, kv.ErrConflict) {
+				} else if !errors.Is(err, jskv.ErrConflict) {
 					t.Errorf("round %d: %v", round, err)
 				}
 			}
@@ -194,7 +195,7 @@ func TestOutcomes(t *testing.T) {
 	refusal := func(code int, text string) string {
 		return fmt.Sprintf(`{"error":{"code":400,"err_code":%d,"description":%q},"stream":"KV_f-locks","seq":0}`, code, text)
 	}
-	all := map[string]error{"conflict": kv.ErrConflict, "busy": kv.ErrBusy, "not sent": kv.ErrNotSent, "rejected": kv.ErrRejected, "unknown": kv.ErrUnknown, "full": kv.ErrFull}
+	all := map[string]error{"conflict": jskv.ErrConflict, "busy": jskv.ErrBusy, "not sent": jskv.ErrNotSent, "rejected": kv.ErrRejected, "unknown": jskv.ErrUnknown, "full": kv.ErrFull}
 	for _, c := range []struct {
 		name  string
 		reply string
@@ -236,10 +237,10 @@ func TestOutcomes(t *testing.T) {
 				}
 				return nc.RequestMsgWithContext(ctx, msg)
 			}
-			b := open(t, nc, kv.Config{Trip: trip}).Locks
+			b := open(t, nc, jskv.Config{Trip: trip}).Locks
 			for op, do := range map[string]func() (uint64, error){
 				"update": func() (uint64, error) { return b.Update(testContext(t), "k", []byte("v"), 7, 0) },
-				"purge":  func() (uint64, error) { return b.Purge(testContext(t), "k", 7, kv.MarkerTTL) },
+				"purge":  func() (uint64, error) { return b.Purge(testContext(t), "k", 7, jskv.MarkerTTL) },
 			} {
 				rev, err := do()
 				if c.want == "" && (err != nil || rev != 1000) || c.want != "" && (err == nil || rev != 0) {
@@ -272,7 +273,7 @@ func TestReadFailures(t *testing.T) {
 		"no responders": {err: nats.ErrNoResponders, want: kv.ErrUnavailable},
 		"nonsense":      {reply: "hello", want: kv.ErrUnavailable},
 		"empty":         {reply: "{}", want: kv.ErrUnavailable},
-		"no stream":     {reply: `{"error":{"code":404,"err_code":10059,"description":"stream not found"}}`, want: kv.ErrBucketGone},
+		"no stream":     {reply: `{"error":{"code":404,"err_code":10059,"description":"stream not found"}}`, want: jskv.ErrBucketGone},
 		"no leader":     {reply: `{"error":{"code":503,"err_code":10008,"description":"unavailable"}}`, want: kv.ErrUnavailable},
 	} {
 		fail := false
@@ -282,10 +283,10 @@ func TestReadFailures(t *testing.T) {
 			}
 			return nc.RequestMsgWithContext(ctx, msg)
 		}
-		b := open(t, nc, kv.Config{Trip: trip}).Locks
+		b := open(t, nc, jskv.Config{Trip: trip}).Locks
 		fail = true
 		e, err := b.Get(testContext(t), "k")
-		if !errors.Is(err, c.want) || errors.Is(err, kv.ErrUnavailable) && errors.Is(err, kv.ErrBucketGone) {
+		if !errors.Is(err, c.want) || errors.Is(err, kv.ErrUnavailable) && errors.Is(err, jskv.ErrBucketGone) {
 			t.Errorf("%s: %+v, %v", name, e, err)
 		}
 	}
@@ -294,14 +295,14 @@ func TestReadFailures(t *testing.T) {
 // A real server's refusals, and that a value over the limit is one.
 func TestTooLarge(t *testing.T) {
 	nc := dial(t, startServer(t))
-	b := open(t, nc, kv.Config{}).Locks
+	b := open(t, nc, jskv.Config{}).Locks
 	_, err := b.Update(testContext(t), "k", make([]byte, nc.MaxPayload()+1), 0, 0)
-	if !errors.Is(err, kv.ErrRejected) || errors.Is(err, kv.ErrUnknown) {
+	if !errors.Is(err, kv.ErrRejected) || errors.Is(err, jskv.ErrUnknown) {
 		t.Errorf("over the payload limit: %v", err)
 	}
 	update(t, b, "k", "fits", 0)
 	nc.Close()
-	if _, err := b.Update(testContext(t), "k", []byte("v"), 0, 0); !errors.Is(err, kv.ErrNotSent) {
+	if _, err := b.Update(testContext(t), "k", []byte("v"), 0, 0); !errors.Is(err, jskv.ErrNotSent) {
 		t.Errorf("on a closed connection: %v", err)
 	}
 	if _, err := b.Get(testContext(t), "k"); !errors.Is(err, kv.ErrUnavailable) {

@@ -1,4 +1,4 @@
-package kv_test
+package jskv_test
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/test/cluster"
 	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 	"github.com/lockfabric/lockfabric/kv"
@@ -21,8 +22,8 @@ import (
 func TestFirstRevisionIsAboveTheClock(t *testing.T) {
 	nc := dial(t, startServer(t))
 	before := uint64(time.Now().UnixMicro())
-	b := open(t, nc, kv.Config{})
-	for _, bucket := range []*kv.Bucket{b.Locks, b.Leases} {
+	b := open(t, nc, jskv.Config{})
+	for _, bucket := range []*jskv.Bucket{b.Locks, b.Leases} {
 		if rev := update(t, bucket, "k", "v", 0); rev <= before || rev >= 1<<53 {
 			t.Errorf("%s: revision %d, the clock said %d", bucket.Name(), rev, before)
 		}
@@ -37,7 +38,7 @@ func TestRevisionsRiseOverDeletion(t *testing.T) {
 	js := jetStream(t, nc)
 	var last uint64
 	for i := range 4 {
-		b := open(t, nc, kv.Config{})
+		b := open(t, nc, jskv.Config{})
 		rev := update(t, b.Locks, "k", "v", 0)
 		if rev <= last {
 			t.Errorf("round %d: revision %d after %d", i, rev, last)
@@ -59,14 +60,14 @@ func TestRevisionsRiseOverDeletion(t *testing.T) {
 func TestRevisionsRiseOverWhatWasSeen(t *testing.T) {
 	nc := dial(t, startServer(t))
 	ahead := uint64(time.Now().Add(24 * time.Hour).UnixMicro())
-	for name, note := range map[string]func(b *kv.Buckets) error{
-		"in the note": func(b *kv.Buckets) error { return b.NoteTTL(testContext(t), time.Minute, ahead) },
-		"by a lease": func(b *kv.Buckets) error {
+	for name, note := range map[string]func(b *jskv.Buckets) error{
+		"in the note": func(b *jskv.Buckets) error { return b.NoteTTL(testContext(t), time.Minute, ahead) },
+		"by a lease": func(b *jskv.Buckets) error {
 			_, err := b.Leases.Update(testContext(t), "some-lease", fmt.Appendf(nil, `{"v":1,"seen":%d}`, ahead), 0, time.Hour)
 			return err
 		},
 	} {
-		cfg := kv.Config{Fabric: strings.ReplaceAll(name, " ", "-")}
+		cfg := jskv.Config{Fabric: strings.ReplaceAll(name, " ", "-")}
 		b := open(t, nc, cfg)
 		if err := note(b); err != nil {
 			t.Fatal(err)
@@ -82,7 +83,7 @@ func TestRevisionsRiseOverWhatWasSeen(t *testing.T) {
 
 func TestQuarantine(t *testing.T) {
 	nc := dial(t, startServer(t))
-	b := open(t, nc, kv.Config{})
+	b := open(t, nc, jskv.Config{})
 	for _, ttl := range []time.Duration{time.Minute, time.Second, 40 * time.Second} {
 		if err := b.NoteTTL(testContext(t), ttl, 0); err != nil {
 			t.Fatal(err)
@@ -91,31 +92,31 @@ func TestQuarantine(t *testing.T) {
 	if _, err := b.Verify(testContext(t), 0); err != nil {
 		t.Errorf("verify: %v", err)
 	}
-	if q := open(t, nc, kv.Config{}).Quarantine; q != 0 {
+	if q := open(t, nc, jskv.Config{}).Quarantine; q != 0 {
 		t.Errorf("opened again: quarantine of %v", q)
 	}
 	if err := jetStream(t, nc).DeleteStream(testContext(t), b.Locks.Stream()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Verify(testContext(t), 0); !errors.Is(err, kv.ErrBucketGone) {
+	if _, err := b.Verify(testContext(t), 0); !errors.Is(err, jskv.ErrBucketGone) {
 		t.Errorf("verify of a deleted bucket: %v", err)
 	}
-	if _, err := b.Locks.Get(testContext(t), "k"); !errors.Is(err, kv.ErrBucketGone) {
+	if _, err := b.Locks.Get(testContext(t), "k"); !errors.Is(err, jskv.ErrBucketGone) {
 		t.Errorf("read of a deleted bucket: %v", err)
 	}
-	next := open(t, nc, kv.Config{})
-	for _, bs := range []*kv.Buckets{next, open(t, nc, kv.Config{})} {
+	next := open(t, nc, jskv.Config{})
+	for _, bs := range []*jskv.Buckets{next, open(t, nc, jskv.Config{})} {
 		if bs.Quarantine < time.Minute*105/100 {
 			t.Errorf("quarantine of %v, leases lasted %v", bs.Quarantine, time.Minute)
 		}
 	}
-	if _, err := b.Verify(testContext(t), 0); !errors.Is(err, kv.ErrBucketGone) {
+	if _, err := b.Verify(testContext(t), 0); !errors.Is(err, jskv.ErrBucketGone) {
 		t.Errorf("verify of a bucket that was created again: %v", err)
 	}
 	if err := next.ConfirmIncarnation(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
-	if q := open(t, nc, kv.Config{}).Quarantine; q != 0 {
+	if q := open(t, nc, jskv.Config{}).Quarantine; q != 0 {
 		t.Errorf("confirmed: quarantine of %v", q)
 	}
 }
@@ -126,7 +127,7 @@ func TestOpenedByManyAtOnce(t *testing.T) {
 	for round := range 3 {
 		var wg sync.WaitGroup
 		var mu sync.Mutex
-		buckets := map[*kv.Buckets]bool{}
+		buckets := map[*jskv.Buckets]bool{}
 		for i := range 6 {
 			nc, err := c.Node(i % 3).Connect()
 			if err != nil {
@@ -134,7 +135,7 @@ func TestOpenedByManyAtOnce(t *testing.T) {
 			}
 			t.Cleanup(nc.Close)
 			wg.Go(func() {
-				b, err := kv.Open(testContext(t), nc, kv.Config{Fabric: fmt.Sprint("f", round)})
+				b, err := jskv.Open(testContext(t), nc, jskv.Config{Fabric: fmt.Sprint("f", round)})
 				if err != nil {
 					t.Errorf("round %d: %v", round, err)
 					return
@@ -159,7 +160,7 @@ func TestOpenedByManyAtOnce(t *testing.T) {
 // Everything stays readable for who knows nothing of this library.
 func TestOrdinaryClientsCanReadEverything(t *testing.T) {
 	srv := startServer(t)
-	b := open(t, dial(t, srv), kv.Config{}).Locks
+	b := open(t, dial(t, srv), jskv.Config{}).Locks
 	theirs, err := jetStream(t, dial(t, srv)).KeyValue(testContext(t), b.Name())
 	if err != nil {
 		t.Fatal(err)
@@ -183,7 +184,7 @@ func TestOrdinaryClientsCanReadEverything(t *testing.T) {
 	seen("photos.2026.a", "one", a, jetstream.KeyValuePut)
 	two := update(t, b, "photos.2026.b", "two", 0)
 	seen("photos.2026.b", "two", two, jetstream.KeyValuePut)
-	gone, err := b.Purge(ctx, "photos.2026.b", two, kv.MarkerTTL)
+	gone, err := b.Purge(ctx, "photos.2026.b", two, jskv.MarkerTTL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +224,7 @@ func TestOrdinaryClientsCanReadEverything(t *testing.T) {
 // purge with a lifetime for a marker: it is gone without a trace when it is over.
 func TestMarkers(t *testing.T) {
 	nc := dial(t, startServer(t))
-	b := open(t, nc, kv.Config{}).Locks
+	b := open(t, nc, jskv.Config{}).Locks
 	stream, err := jetStream(t, nc).Stream(testContext(t), b.Stream())
 	if err != nil {
 		t.Fatal(err)
@@ -239,7 +240,7 @@ func TestMarkers(t *testing.T) {
 	if h := header(); h.Get("Nats-TTL") != "" || h.Get("KV-Operation") != "" {
 		t.Errorf("a live value: %v", h)
 	}
-	rev, err = b.Purge(testContext(t), "k", rev, kv.MarkerTTL)
+	rev, err = b.Purge(testContext(t), "k", rev, jskv.MarkerTTL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -268,15 +269,15 @@ func TestMarkers(t *testing.T) {
 
 func TestEntries(t *testing.T) {
 	nc := dial(t, startServer(t))
-	b := open(t, nc, kv.Config{}).Locks
+	b := open(t, nc, jskv.Config{}).Locks
 	a, c := update(t, b, "x.a", "1", 0), update(t, b, "x.c", "3", 0)
 	rev := update(t, b, "x.b", "2", 0)
-	if _, err := b.Purge(testContext(t), "x.b", rev, kv.MarkerTTL); err != nil {
+	if _, err := b.Purge(testContext(t), "x.b", rev, jskv.MarkerTTL); err != nil {
 		t.Fatal(err)
 	}
 	update(t, b, "y", "4", 0)
 	var got []string
-	err := b.Entries(testContext(t), "x.>", func(e kv.Entry) bool {
+	err := b.Entries(testContext(t), "x.>", func(e jskv.Entry) bool {
 		got = append(got, fmt.Sprint(e.Key, "=", string(e.Value), "@", e.Revision))
 		return true
 	})
@@ -284,24 +285,24 @@ func TestEntries(t *testing.T) {
 		t.Errorf("%v, %v; want %s", got, err, want)
 	}
 	n := 0
-	if err := b.Entries(testContext(t), ">", func(kv.Entry) bool { n++; return false }); err != nil || n != 1 {
+	if err := b.Entries(testContext(t), ">", func(jskv.Entry) bool { n++; return false }); err != nil || n != 1 {
 		t.Errorf("stopped after %d: %v", n, err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if err := b.Entries(ctx, ">", func(kv.Entry) bool { return true }); !errors.Is(err, kv.ErrUnavailable) {
+	if err := b.Entries(ctx, ">", func(jskv.Entry) bool { return true }); !errors.Is(err, kv.ErrUnavailable) {
 		t.Errorf("with an ended context: %v", err)
 	}
 }
 
 func TestBadConfigs(t *testing.T) {
 	nc := dial(t, startServer(t))
-	for _, cfg := range []kv.Config{{}, {Fabric: "a.b"}, {Fabric: "a b"}, {Fabric: strings.Repeat("x", 65)}, {Fabric: "f", Replicas: -1}, {Fabric: "f", Replicas: 6}} {
-		if _, err := kv.Open(testContext(t), nc, cfg); !errors.Is(err, kv.ErrInvalidOption) {
+	for _, cfg := range []jskv.Config{{}, {Fabric: "a.b"}, {Fabric: "a b"}, {Fabric: strings.Repeat("x", 65)}, {Fabric: "f", Replicas: -1}, {Fabric: "f", Replicas: 6}} {
+		if _, err := jskv.Open(testContext(t), nc, cfg); !errors.Is(err, kv.ErrInvalidOption) {
 			t.Errorf("%+v: %v", cfg, err)
 		}
 	}
-	if _, err := kv.Open(testContext(t), nc, kv.Config{Fabric: "f", Replicas: 3}); !errors.Is(err, kv.ErrLimit) {
+	if _, err := jskv.Open(testContext(t), nc, jskv.Config{Fabric: "f", Replicas: 3}); !errors.Is(err, kv.ErrLimit) {
 		t.Errorf("three replicas on one server: %v", err)
 	}
 }
@@ -321,13 +322,13 @@ func TestServerGoesAwayWhileBucketsAreMade(t *testing.T) {
 	defer cancel()
 	opened := make(chan error, 1)
 	go func() {
-		_, err := kv.Open(ctx, nc, kv.Config{Fabric: "f"})
+		_, err := jskv.Open(ctx, nc, jskv.Config{Fabric: "f"})
 		opened <- err
 	}()
 	if err := create.Wait(ctx, 1); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := kv.Open(ctx, dial(t, srv), kv.Config{Fabric: "f"}); err != nil {
+	if _, err := jskv.Open(ctx, dial(t, srv), jskv.Config{Fabric: "f"}); err != nil {
 		t.Fatal(err)
 	}
 	lookup := proxy.DropRequests(faultproxy.Subject("$JS.API.STREAM.INFO.KV_f-locks"))
@@ -345,7 +346,7 @@ func TestServerGoesAwayWhileBucketsAreMade(t *testing.T) {
 
 // setBack replaces the locks bucket by one like it, identity included, that begins at
 // revision 1.
-func setBack(t *testing.T, js jetstream.JetStream, b *kv.Buckets) {
+func setBack(t *testing.T, js jetstream.JetStream, b *jskv.Buckets) {
 	t.Helper()
 	s, err := js.Stream(testContext(t), b.Locks.Stream())
 	if err != nil {
@@ -363,13 +364,13 @@ func setBack(t *testing.T, js jetstream.JetStream, b *kv.Buckets) {
 
 func TestVerifyOfABucketThatWasSetBack(t *testing.T) {
 	nc := dial(t, startServer(t))
-	b := open(t, nc, kv.Config{})
+	b := open(t, nc, jskv.Config{})
 	seen := update(t, b.Locks, "k", "v", 0)
 	if last, err := b.Verify(testContext(t), seen); err != nil || last != seen {
 		t.Errorf("verified up to %d, %v; %d was written", last, err, seen)
 	}
 	setBack(t, jetStream(t, nc), b)
-	if _, err := b.Verify(testContext(t), seen); !errors.Is(err, kv.ErrBucketGone) {
+	if _, err := b.Verify(testContext(t), seen); !errors.Is(err, jskv.ErrBucketGone) {
 		t.Errorf("set back: %v", err)
 	}
 }
@@ -383,14 +384,14 @@ func TestSetBackBucketIsMovedUpByManyAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(nc.Close)
-	b := open(t, nc, kv.Config{})
+	b := open(t, nc, jskv.Config{})
 	seen := update(t, b.Locks, "k", "v", 0)
 	setBack(t, jetStream(t, nc), b)
 	var all sync.WaitGroup
 	for i := range 8 {
 		all.Go(func() {
 			// Some have seen more than others.
-			bs, err := kv.Open(testContext(t), nc, kv.Config{Fabric: b.Locks.Name()[:len(b.Locks.Name())-len("-locks")], Seen: seen + uint64(i)})
+			bs, err := jskv.Open(testContext(t), nc, jskv.Config{Fabric: b.Locks.Name()[:len(b.Locks.Name())-len("-locks")], Seen: seen + uint64(i)})
 			if err != nil {
 				t.Errorf("open: %v", err)
 				return

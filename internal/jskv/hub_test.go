@@ -1,4 +1,4 @@
-package kv_test
+package jskv_test
 
 import (
 	"bytes"
@@ -13,8 +13,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 func TestHubServesTenThousandWaiters(t *testing.T) {
@@ -24,7 +24,7 @@ func TestHubServesTenThousandWaiters(t *testing.T) {
 	nc := connect(t, srv.Connect)
 	b := openLocks(t, nc)
 	stream := bucketStream(ctx, t, nc, b)
-	h := kv.NewHub(b)
+	h := jskv.NewHub(b)
 	defer h.Close()
 
 	name := func(i int) string { return fmt.Sprintf("resource.%d", i%keys) }
@@ -87,7 +87,7 @@ func TestHubReadTimeout(t *testing.T) {
 	proxy.SetDelay(100*time.Millisecond, 0) // in each direction
 	var timeout atomic.Int64
 	timeout.Store(int64(50 * time.Millisecond))
-	h := kv.NewHub(b, kv.WithReadTimeout(func() time.Duration { return time.Duration(timeout.Load()) }))
+	h := jskv.NewHub(b, jskv.WithReadTimeout(func() time.Duration { return time.Duration(timeout.Load()) }))
 	defer h.Close()
 	in := newInbox(t)
 	defer h.Watch("k", in.fn)()
@@ -103,20 +103,20 @@ func TestHubDeletesAndMarkers(t *testing.T) {
 	ctx := testContext(t)
 	srv := startServer(t)
 	b := openLocks(t, connect(t, srv.Connect))
-	h := kv.NewHub(b, kv.WithPollInterval(100*time.Millisecond))
+	h := jskv.NewHub(b, jskv.WithPollInterval(100*time.Millisecond))
 	defer h.Close()
 	in := newInbox(t)
 	h.Watch("a", in.fn)
 	in.wait(ctx, "absence", absent)
 	rev := put(ctx, t, b, "a", "value")
-	if e := in.wait(ctx, "value", func(e kv.Entry) bool { return e.Revision == rev }); string(e.Value) != "value" || e.Deleted {
+	if e := in.wait(ctx, "value", func(e jskv.Entry) bool { return e.Revision == rev }); string(e.Value) != "value" || e.Deleted {
 		t.Errorf("delivered %+v", e)
 	}
 	marker, err := b.Purge(ctx, "a", rev, time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if e := in.wait(ctx, "marker", func(e kv.Entry) bool { return e.Revision == marker }); !e.Deleted || e.Value != nil {
+	if e := in.wait(ctx, "marker", func(e jskv.Entry) bool { return e.Revision == marker }); !e.Deleted || e.Value != nil {
 		t.Errorf("delivered %+v", e)
 	}
 	in.wait(ctx, "the marker's expiry", absent) // the server says nothing of it
@@ -128,7 +128,7 @@ func TestHubSurvivesDeletedConsumers(t *testing.T) {
 	nc := connect(t, srv.Connect)
 	b := openLocks(t, nc)
 	stream := bucketStream(ctx, t, nc, b)
-	h := kv.NewHub(b, kv.WithPollInterval(100*time.Millisecond))
+	h := jskv.NewHub(b, jskv.WithPollInterval(100*time.Millisecond))
 	defer h.Close()
 	in, other := newInbox(t), newInbox(t)
 	h.Watch("a", in.fn)
@@ -157,7 +157,7 @@ func TestHubResumesAfterReconnect(t *testing.T) {
 	})
 	b := openLocks(t, nc)
 	elsewhere := openLocks(t, connect(t, srv.Connect))
-	h := kv.NewHub(b, kv.WithPollInterval(never))
+	h := jskv.NewHub(b, jskv.WithPollInterval(never))
 	defer h.Close()
 	in, untouched := newInbox(t), newInbox(t)
 	h.Watch("a", in.fn)
@@ -195,7 +195,7 @@ func TestHubReportsTheBucketGone(t *testing.T) {
 				return nc.RequestMsgWithContext(ctx, msg)
 			})
 			doubts := make(chan struct{}, 1)
-			h := kv.NewHub(b, kv.WithPollInterval(interval), kv.WithDoubt(func() {
+			h := jskv.NewHub(b, jskv.WithPollInterval(interval), jskv.WithDoubt(func() {
 				select {
 				case doubts <- struct{}{}:
 				default:
@@ -238,12 +238,12 @@ func TestHubCloseInTheMiddle(t *testing.T) {
 	nc := connect(t, srv.Connect)
 	b := openLocks(t, nc)
 	for range 20 {
-		h := kv.NewHub(b)
+		h := jskv.NewHub(b)
 		var users sync.WaitGroup
 		for i := range 50 {
 			users.Go(func() {
 				for j := range 10 {
-					stop := h.Watch(fmt.Sprintf("k%d", (i+j)%30), func(kv.Entry) {})
+					stop := h.Watch(fmt.Sprintf("k%d", (i+j)%30), func(jskv.Entry) {})
 					defer stop()
 				}
 			})
@@ -261,7 +261,7 @@ func TestHubOutlivesItsConnection(t *testing.T) {
 	ctx := testContext(t)
 	srv := startServer(t)
 	nc := connect(t, srv.Connect)
-	h := kv.NewHub(openLocks(t, nc), kv.WithPollInterval(20*time.Millisecond))
+	h := jskv.NewHub(openLocks(t, nc), jskv.WithPollInterval(20*time.Millisecond))
 	in := newInbox(t)
 	stop := h.Watch("a", in.fn)
 	in.wait(ctx, "absence", absent)

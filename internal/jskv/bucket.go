@@ -1,0 +1,319 @@
+package jskv
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// MarkerTTL is how long the marker of a deleted key stays before the server
+// collects it. A marker keeps a late write with an old revision out, so it
+// outlives every request that can still be on its way.
+const MarkerTTL = 15 * time.Minute
+
+// Error codes of the JetStream API that decide an outcome. Both conflict codes
+// map to the same errors in nats.go, so they are told apart here.
+const (
+	codeWrongLastSequence     = 10071 // carries the actual sequence in its text
+	codeWrongLastSequenceBusy = 10164
+	codeStreamNotFound        = 10059
+	codeMessageTooLarge       = 10054
+	codeHeaderTooLarge        = 10097
+	codeStoreFailed           = 10077
+	codeStorageExceeded       = 10047
+	codeMemoryExceeded        = 10028
+	codeAccountExceeded       = 10002
+)
+
+const (
+	headerExpectedRevision = "Nats-Expected-Last-Subject-Sequence"
+	headerTTL              = "Nats-TTL"
+	headerRollup           = "Nats-Rollup"
+	headerOperation        = "KV-Operation"
+	headerMarkerReason     = "Nats-Marker-Reason"
+)
+
+// Entry is the state of one key.
+type Entry struct {
+	Key      string
+	Value    []byte
+	Revision uint64
+	Created  time.Time // the server's wall clock
+	// Deleted is true for a key without a value. Revision is then the delete
+	// marker's, or 0 when the key was never written or its marker has expired.
+	Deleted bool
+}
+
+// RoundTripper sends a request and waits for its reply, as
+// (*nats.Conn).RequestMsgWithContext does. It is the seam at which tests lose,
+// delay and repeat messages.
+type RoundTripper func(ctx context.Context, msg *nats.Msg) (*nats.Msg, error)
+
+// Bucket is one KV bucket of the fabric. It is safe for concurrent use.
+type Bucket struct {
+	nc     *nats.Conn
+	js     jetstream.JetStream
+	kv     jetstream.KeyValue
+	name   string
+	stream string
+	prefix string // subject prefix of the keys, with its final dot
+	getAPI string // subject of the leader read
+	trip   RoundTripper
+	link   *link // of the opening; may be nil
+
+	incarnation string // of the stream, as its metadata said when it was opened
+	last        uint64 // revision that was the newest then
+}
+
+// Name returns the bucket's name.
+func (b *Bucket) Name() string { return b.name }
+
+// Stream returns the name of the stream under the bucket.
+func (b *Bucket) Stream() string { return b.stream }
+
+// KeyValue returns the bucket as the NATS client's own type. Do not write
+// through it: its Update drops TTLs and its Delete writes DEL markers, which the
+// server may erase later writes with.
+func (b *Bucket) KeyValue() jetstream.KeyValue { return b.kv }
+
+// Conn returns the connection the bucket uses.
+func (b *Bucket) Conn() *nats.Conn { return b.nc }
+
+// readRoom is what a leader's answer to a read has around the value.
+const readRoom = 1 << 10
+
+// MaxValue returns the size of the largest value that fits the connection at present:
+// one that can be written, and whose leader read, in base64, fits as well. A leaf node
+// that meets a larger answer closes its link.
+func (b *Bucket) MaxValue() int { return int(b.nc.MaxPayload()-readRoom) / 4 * 3 }
+
+// Get reads the key's latest entry from the stream's leader. Absence is not an
+// error: see [Entry]. Every error is kv.ErrUnavailable or ErrBucketGone, wraps its
+// cause, and means that nothing is known.
+func (b *Bucket) Get(ctx context.Context, key string) (Entry, error) {
+	req := &nats.Msg{Subject: b.getAPI, Data: append(append([]byte(`{"last_by_subj":"`+b.prefix), key...), `"}`...)}
+	reply, err := b.trip(ctx, req)
+	if err != nil {
+		return Entry{}, fmt.Errorf("%w: read of %s: %w", kv.ErrUnavailable, key, err)
+	}
+	var resp struct {
+		Error   *jetstream.APIError `json:"error"`
+		Message *struct {
+			Sequence uint64    `json:"seq"`
+			Header   []byte    `json:"hdrs"`
+			Data     []byte    `json:"data"`
+			Time     time.Time `json:"time"`
+		} `json:"message"`
+	}
+	if err := json.Unmarshal(reply.Data, &resp); err != nil {
+		return Entry{}, fmt.Errorf("%w: read of %s: %w", kv.ErrUnavailable, key, err)
+	}
+	switch {
+	case resp.Error != nil && resp.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
+		return Entry{Key: key, Deleted: true}, nil
+	case resp.Error != nil && resp.Error.ErrorCode == codeStreamNotFound:
+		return Entry{}, fmt.Errorf("%w: %s", ErrBucketGone, b.name)
+	case resp.Error != nil:
+		return Entry{}, fmt.Errorf("%w: read of %s: %w", kv.ErrUnavailable, key, resp.Error)
+	case resp.Message == nil:
+		return Entry{}, fmt.Errorf("%w: read of %s: empty answer", kv.ErrUnavailable, key)
+	}
+	e := Entry{Key: key, Value: resp.Message.Data, Revision: resp.Message.Sequence, Created: resp.Message.Time}
+	if isMarker(resp.Message.Header) {
+		e.Deleted, e.Value = true, nil
+	}
+	return e, nil
+}
+
+// isMarker reports whether a stored message's header block is that of a delete
+// marker, written by a client or by the server.
+func isMarker(header []byte) bool {
+	return bytes.Contains(header, []byte("\r\n"+headerOperation+":")) ||
+		bytes.Contains(header, []byte("\r\n"+headerMarkerReason+":"))
+}
+
+// Update writes value if the key's revision is rev (0 = the key does not
+// exist), and returns the new revision. A ttl above 0 (whole seconds, at least
+// one) lets the server collect the value; only garbage may carry one.
+// On error nothing is known to be written; see the package comment.
+func (b *Bucket) Update(ctx context.Context, key string, value []byte, rev uint64, ttl time.Duration) (uint64, error) {
+	h := make(nats.Header, 2)
+	h[headerExpectedRevision] = []string{strconv.FormatUint(rev, 10)}
+	if ttl > 0 {
+		h[headerTTL] = []string{ttlSeconds(ttl)}
+	}
+	return b.publish(ctx, key, value, rev, h)
+}
+
+// Purge deletes the key if its revision is rev, leaving a marker that lives for
+// markerTTL, and returns the marker's revision. The marker is a PURGE: for a
+// DEL that carries a TTL the server rolls the key up on expiry without a
+// revision check, which can erase a later write.
+func (b *Bucket) Purge(ctx context.Context, key string, rev uint64, markerTTL time.Duration) (uint64, error) {
+	return b.publish(ctx, key, nil, rev, nats.Header{
+		headerExpectedRevision: {strconv.FormatUint(rev, 10)},
+		headerOperation:        {"PURGE"},
+		headerRollup:           {"sub"},
+		headerTTL:              {ttlSeconds(markerTTL)},
+	})
+}
+
+func ttlSeconds(d time.Duration) string {
+	s := int64((d + time.Second - 1) / time.Second)
+	return strconv.FormatInt(max(s, 1), 10) + "s"
+}
+
+func (b *Bucket) publish(ctx context.Context, key string, value []byte, rev uint64, h nats.Header) (uint64, error) {
+	reply, err := b.trip(ctx, &nats.Msg{Subject: b.prefix + key, Header: h, Data: value})
+	if err != nil {
+		return 0, publishError(err)
+	}
+	return b.parseAck(reply.Data, key, rev)
+}
+
+// publishError classifies an error of the request itself.
+func publishError(err error) error {
+	switch {
+	case errors.Is(err, nats.ErrNoResponders),
+		errors.Is(err, nats.ErrReconnectBufExceeded),
+		errors.Is(err, nats.ErrConnectionClosed),
+		errors.Is(err, nats.ErrConnectionDraining):
+		return fmt.Errorf("%w: %w", ErrNotSent, err)
+	case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, nats.ErrBadSubject), errors.Is(err, nats.ErrInvalidMsg):
+		return fmt.Errorf("%w: %w", kv.ErrRejected, err)
+	}
+	return fmt.Errorf("%w: %w", ErrUnknown, err)
+}
+
+// Unwritable reports whether err, of a write through any KV bucket, says that this
+// key or value can't be written, however often one tries.
+func Unwritable(err error) bool {
+	var api *jetstream.APIError
+	if errors.As(err, &api) {
+		return api.ErrorCode == codeMessageTooLarge || api.ErrorCode == codeHeaderTooLarge
+	}
+	return errors.Is(err, jetstream.ErrInvalidKey) || errors.Is(publishError(err), kv.ErrRejected)
+}
+
+// parseAck reads a publish acknowledgement. The common one is scanned by hand,
+// because it stands on the path of every operation.
+func (b *Bucket) parseAck(data []byte, key string, rev uint64) (uint64, error) {
+	if !bytes.Contains(data, []byte(`"error"`)) {
+		if _, rest, ok := bytes.Cut(data, []byte(`"seq":`)); ok {
+			n := uint64(0)
+			i := 0
+			for ; i < len(rest) && rest[i] >= '0' && rest[i] <= '9'; i++ {
+				n = n*10 + uint64(rest[i]-'0')
+			}
+			if i > 0 && n > rev {
+				return n, nil
+			}
+		}
+	}
+	var ack struct {
+		Error *jetstream.APIError `json:"error"`
+		Seq   uint64              `json:"seq"`
+	}
+	if err := json.Unmarshal(data, &ack); err != nil {
+		return 0, fmt.Errorf("%w: unreadable acknowledgement: %w", ErrUnknown, err)
+	}
+	if ack.Error == nil {
+		if ack.Seq > rev {
+			return ack.Seq, nil
+		}
+		return 0, fmt.Errorf("%w: acknowledged revision %d is not above %d", ErrUnknown, ack.Seq, rev)
+	}
+	switch ack.Error.ErrorCode {
+	case codeWrongLastSequence:
+		actual, ok := trailingNumber(ack.Error.Description)
+		if !ok {
+			return 0, fmt.Errorf("%w: conflict without a revision: %w", ErrBusy, ack.Error)
+		}
+		return 0, &ConflictError{Key: key, Expected: rev, Actual: actual}
+	case codeWrongLastSequenceBusy:
+		return 0, fmt.Errorf("%w: %w", ErrBusy, ack.Error)
+	case codeMessageTooLarge, codeHeaderTooLarge:
+		return 0, fmt.Errorf("%w: %w", kv.ErrRejected, ack.Error)
+	case codeStoreFailed, codeStorageExceeded, codeMemoryExceeded, codeAccountExceeded:
+		return 0, fmt.Errorf("%w: %w: %w", ErrUnknown, kv.ErrFull, ack.Error)
+	}
+	return 0, fmt.Errorf("%w: %w", ErrUnknown, ack.Error)
+}
+
+// trailingNumber returns the number at the end of "wrong last sequence: 42".
+func trailingNumber(s string) (uint64, bool) {
+	i := len(s)
+	for i > 0 && s[i-1] >= '0' && s[i-1] <= '9' {
+		i--
+	}
+	n, err := strconv.ParseUint(s[i:], 10, 64)
+	return n, err == nil
+}
+
+// listQuiet is how long a list waits for the next entry before it asks for the rest
+// anew, twice as long each time: the consumer under it may have died with its server.
+const listQuiet = time.Second
+
+// Entries calls fn for the latest entry of every existing key that matches the
+// KV filter, in revision order, until fn returns false. It is a snapshot by
+// watcher: a key written while it runs may be left out, or come again with its newer
+// entry. What nobody answers is asked again until ctx ends. Errors: kv.ErrUnavailable.
+func (b *Bucket) Entries(ctx context.Context, filter string, fn func(Entry) bool) error {
+	last := uint64(0) // revision that fn has had
+	begun := time.Now()
+	for quiet := listQuiet; ; quiet = min(2*quiet, 8*time.Second) {
+		more, err := b.list(ctx, filter, begun, quiet, func(e Entry) bool {
+			if e.Revision <= last {
+				return true
+			}
+			last = e.Revision
+			return fn(e)
+		})
+		if !more && err == nil {
+			return nil
+		}
+		if !more || ctx.Err() != nil {
+			return fmt.Errorf("%w: list of %s: %w", kv.ErrUnavailable, b.name, errors.Join(err, ctx.Err()))
+		}
+	}
+}
+
+// list is one attempt of Entries; more says that another one may do better.
+func (b *Bucket) list(ctx context.Context, filter string, begun time.Time, quiet time.Duration, fn func(Entry) bool) (more bool, err error) {
+	wctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	silence := time.AfterFunc(quiet, cancel)
+	defer silence.Stop()
+	w, err := b.kv.Watch(wctx, filter, jetstream.IgnoreDeletes())
+	if err != nil {
+		again := unanswered(err) || errors.Is(err, context.Canceled) || b.link.starting(begun) && errors.Is(err, nats.ErrNoResponders)
+		if again {
+			<-wctx.Done() // an error that came early must not make this spin
+		}
+		return again, err
+	}
+	defer func() { _ = w.Stop() }()
+	for {
+		select {
+		case <-wctx.Done():
+			return true, wctx.Err()
+		case e, ok := <-w.Updates():
+			if !ok {
+				return false, errors.New("watcher closed")
+			}
+			if e == nil || !fn(Entry{Key: e.Key(), Value: e.Value(), Revision: e.Revision(), Created: e.Created()}) {
+				return false, nil
+			}
+			silence.Reset(quiet)
+		}
+	}
+}
