@@ -286,7 +286,7 @@ func TestReadFailures(t *testing.T) {
 		b := open(t, nc, jskv.Config{Trip: trip}).Locks
 		fail = true
 		e, err := b.Get(testContext(t), "k")
-		if !errors.Is(err, c.want) || errors.Is(err, kv.ErrUnavailable) && errors.Is(err, jskv.ErrBucketGone) {
+		if gone := errors.Is(err, jskv.ErrBucketGone); !errors.Is(err, c.want) || gone != errors.Is(c.want, jskv.ErrBucketGone) {
 			t.Errorf("%s: %+v, %v", name, e, err)
 		}
 	}
