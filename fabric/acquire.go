@@ -140,7 +140,7 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 	}
 	opt := engine.Options{FailFast: a.req.failFast, Stop: sl.lease.Lost(), Queued: a.whenQueued(sl, op.ID)}
 	if from := a.claim.From; from != nil {
-		op.Holder, op.Token, opt.Known = from.entry.ID, from.Token(), from.revision()
+		op.Holder, op.Token, opt.AtLeast = from.entry.ID, from.Token(), from.revision()
 		if err := from.give(); err != nil {
 			sl.leave()
 			return nil, engine.Outcome{}, err
@@ -158,10 +158,10 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 		if errors.Is(err, engine.ErrGone) || a.claim.From != nil {
 			// It may stand after all: the reads that said otherwise can be those of
 			// a deposed leader. Nothing may be left under a lease that lives.
-			s.engine.Forget(a.enc, sl.id, op.ID, 0)
+			s.engine.ReleaseInBackground(a.enc, sl.id, op.ID, 0)
 		}
 		if a.claim.From != nil {
-			s.engine.Forget(a.enc, sl.id, op.Holder, opt.Known)
+			s.engine.ReleaseInBackground(a.enc, sl.id, op.Holder, opt.AtLeast)
 		}
 		a.withdrawn(sl, op.ID, err)
 		sl.give(op.ID)
@@ -206,7 +206,7 @@ func (a *attempt) place(ctx context.Context) (*slot, error) {
 // as long as the manager lives.
 func (a *attempt) do(ctx context.Context, op record.Op, opt engine.Options) (engine.Outcome, error) {
 	if op.Stays() {
-		stop := context.AfterFunc(ctx, func() { a.session.engine.Abandon(a.enc, op, opt.Known) })
+		stop := context.AfterFunc(ctx, func() { a.session.engine.UndoInBackground(a.enc, op, opt.AtLeast) })
 		defer stop()
 		var done func()
 		ctx, done = a.m.bind(context.WithoutCancel(ctx))
@@ -233,7 +233,7 @@ func renamed(err error, op *record.Op) (record.Entry, bool) {
 func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engine.Outcome, before uint64) (*Hold, error) {
 	s := a.session
 	useless := func(err error) (*Hold, error) {
-		s.engine.Forget(a.enc, sl.id, op.ID, out.Revision)
+		s.engine.ReleaseInBackground(a.enc, sl.id, op.ID, out.Revision)
 		a.withdrawn(sl, op.ID, err)
 		sl.give(op.ID)
 		return nil, err
@@ -259,7 +259,7 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 	// the acquire waited, or this process slept, grants nothing.
 	if !sl.lease.Valid() || ended != nil || out.Entry.Revoked || !h.handOut(a) {
 		h.lose(ErrExpired)
-		s.engine.Forget(a.enc, sl.id, op.ID, out.Revision)
+		s.engine.ReleaseInBackground(a.enc, sl.id, op.ID, out.Revision)
 		why := errAgain
 		if out.Entry.Revoked {
 			why = ErrRevoked

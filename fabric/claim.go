@@ -245,7 +245,7 @@ func (h *Hold) Post(ctx context.Context, p Post) (Info, error) {
 		return Info{}, err
 	}
 	op.ID, op.Lease, op.Holder, op.Token, op.TTL = h.slot.lease.NextOp(), h.slot.id, h.entry.ID, h.Token(), h.slot.timing.ttl
-	opt := engine.Options{FailFast: h.failFast, Known: h.revision()}
+	opt := engine.Options{FailFast: h.failFast, AtLeast: h.revision()}
 	if p.Ends {
 		return h.postLast(ctx, op, opt)
 	}
@@ -277,7 +277,7 @@ func (h *Hold) postLast(ctx context.Context, op record.Op, opt engine.Options) (
 		var refused *engine.RefusedError
 		if errors.As(err, &refused) && refused.Verdict != record.NotHolder {
 			// The entry stands as it did.
-			h.s.engine.Forget(h.enc, h.slot.id, h.entry.ID, h.revision())
+			h.s.engine.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
 		}
 		return h.s.m.explain(ctx, h.postFailed(&op, err))
 	})

@@ -86,10 +86,10 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 		}
 	}()
 	known := l.revision()
-	opt := engine.Options{FailFast: l.failFast, Stop: l.Context().Done(), Queued: c.whenQueued(), Known: known}
+	opt := engine.Options{FailFast: l.failFast, Stop: l.Context().Done(), Queued: c.whenQueued(), AtLeast: known}
 	weaker := op.From.Covers(op.Mode)
 	if weaker {
-		opt = engine.Options{Detached: releaseTimeout, Known: known}
+		opt = engine.Options{Bound: releaseTimeout, AtLeast: known}
 	}
 	for n := 1; ; n++ {
 		out, err := l.s.engine.Do(ctx, l.enc, op, opt)
@@ -103,7 +103,7 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 			case n > 1 && !isRefused, !weaker:
 				// The engine knows of this attempt, not of those before. And the handle counts on
 				// less since it asked, also where nothing was written: the record follows.
-				l.s.engine.Abandon(l.enc, op, known)
+				l.s.engine.UndoInBackground(l.enc, op, known)
 			}
 			return l.notConverted(ctx, op, err)
 		}
@@ -113,7 +113,7 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 			return l.Err()
 		}
 		if !sleep(ctx, min(time.Duration(n)*10*time.Millisecond, time.Second)) {
-			l.s.engine.Abandon(l.enc, op, known)
+			l.s.engine.UndoInBackground(l.enc, op, known)
 			if weaker {
 				return fmt.Errorf("%w: %w", ErrUnconfirmed, ctx.Err())
 			}

@@ -23,8 +23,9 @@ var (
 	// that the owner has, or another owner.
 	ErrAlreadyHeld = errors.New("fabric: owner already holds or waits for this lock")
 
-	// ErrQueueFull says that the lock's record is at its limit of waiters or of bytes;
-	// the message says which, and its figure. Bytes are 512 KiB, or what the server's
+	// ErrQueueFull says that the lock's record is at its limit of waiters or of bytes, by many processes:
+	// of one manager's acquires only 16 wait in it, the others in the process. The message says
+	// which limit, and its figure. Bytes are 512 KiB, or what the server's
 	// max_payload leaves. Try later.
 	ErrQueueFull = errors.New("fabric: lock queue is full")
 

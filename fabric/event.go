@@ -59,7 +59,7 @@ type Event struct {
 	Token uint64 // fencing token; 0 before the first grant
 
 	Conversion bool          // queued and withdrawn: it is a Convert
-	Position   int           // queued: 1 is the next; 0 for a conversion, which stands before the queue
+	Position   int           // queued: 1 is the next, expected where more than 16 of the manager wait; 0 for a conversion, which stands before the queue
 	Blocker    string        // queued: owner of one of those in the way
 	Queued     bool          // granted and converted: there was an EventQueued before
 	Waited     time.Duration // granted, converted, withdrawn: since Acquire or Convert was called

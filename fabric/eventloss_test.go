@@ -92,7 +92,7 @@ func TestLossEvents(t *testing.T) {
 // Close ends what waits and what is being released, too, and tells of all of it.
 func TestCloseTellsHowEverythingEnded(t *testing.T) {
 	onSite(t, singleSite, func(t *testing.T, s *site) {
-		const n = 20
+		const n = 16 // as many of a manager wait in a record
 		key := s.key(t)
 		var rec recorder
 		m := s.manager(t, fabric.WithEvents(rec.hook))

@@ -245,7 +245,7 @@ func (h *Hold) whyEnded() error {
 }
 
 func (h *Hold) release() error {
-	out, err := h.s.engine.Do(context.Background(), h.enc, releaseOp(h), engine.Options{Detached: releaseTimeout, Stop: h.s.m.gone, Known: h.revision()})
+	out, err := h.s.engine.Do(context.Background(), h.enc, releaseOp(h), engine.Options{Bound: releaseTimeout, Stop: h.s.m.gone, AtLeast: h.revision()})
 	switch {
 	case err == nil && out.Existed:
 		return nil
@@ -258,7 +258,7 @@ func (h *Hold) release() error {
 	case !errors.Is(err, engine.ErrUnconfirmed):
 		// It ended for good, as on a record that can't be read and that somebody
 		// may restore with the entry in it.
-		h.s.engine.Forget(h.enc, h.slot.id, h.entry.ID, h.revision())
+		h.s.engine.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
 	}
 	return fmt.Errorf("%w: %q: %w", ErrUnconfirmed, h.key, err)
 }
@@ -319,7 +319,7 @@ func (h *Hold) lose(reason error) {
 		// A revoked entry blocks until its holder lets go, and one that seems to be
 		// gone may stand: the reads that said so can be those of a deposed leader.
 		// Nothing may be left under a lease that lives.
-		h.s.engine.Forget(h.enc, h.slot.id, h.entry.ID, h.revision())
+		h.s.engine.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
 	}
 	h.slot.drop(h)
 }

@@ -167,39 +167,28 @@ func TestRule14_ReleaseFitsInAFullRecord(t *testing.T) {
 			holder := acquire(t, m, key)
 			ctx, cancel := context.WithCancel(context.Background())
 			defer cancel()
-			most := record.DefaultLimits().MaxWaiters
-			waits := fillQueue(ctx, t, m, key, most)
-			waitQueue(t, other, key, most)
+			waits := fillQueue(ctx, t, m, key, 10)
+			waitQueue(t, other, key, len(waits))
+			empty := fillRecord(t, s, key, nil)
+			waitQueue(t, other, key, record.DefaultLimits().MaxWaiters)
 			expectFull(t, other, key)
-			expectRoom(t, s, key, holder, waits, cancel)
+			expectRoom(t, s, key, holder, waits, cancel, empty)
 		}},
 		{"as many bytes as are allowed", func(t *testing.T, s *site) {
 			key, m, other := s.key(t), s.manager(t), s.manager(t)
 			// The stored form of this is six times as long.
-			bulky := fabric.WithMetadata(map[string]string{"m": strings.Repeat("\x01", fabric.MaxMetadata-1)})
+			bulkyMeta := map[string]string{"m": strings.Repeat("\x01", fabric.MaxMetadata-1)}
+			bulky := fabric.WithMetadata(bulkyMeta)
 			holder := acquire(t, m, key, bulky)
 			ctx, cancel := context.WithCancel(context.Background())
 			defer cancel()
-			waits := fillQueue(ctx, t, m, key, record.DefaultLimits().MaxBytes/(6*fabric.MaxMetadata+1000), bulky)
+			waits := fillQueue(ctx, t, m, key, 10, bulky)
 			waitQueue(t, other, key, len(waits))
-			for full := false; !full; {
-				c := acquireAsync(ctx, m, key, bulky)
-				eventually(t, "queued or refused", func() bool {
-					select {
-					case g := <-c:
-						if full = errors.Is(g.err, fabric.ErrQueueFull); !full {
-							t.Fatalf("acquire on a record that fills up: %+v", g)
-						}
-						return true
-					default:
-						return len(inspect(t, other, key).Waiters) > len(waits)
-					}
-				})
-				if !full {
-					waits = append(waits, c)
-				}
+			empty := fillRecord(t, s, key, bulkyMeta)
+			if g := receive(t, acquireAsync(ctx, other, key, bulky)); !errors.Is(g.err, fabric.ErrQueueFull) {
+				t.Errorf("acquire on a full record: %v", g.err)
 			}
-			expectRoom(t, s, key, holder, waits, cancel)
+			expectRoom(t, s, key, holder, waits, cancel, empty)
 		}},
 		{"as many holders as are allowed, then they queue", func(t *testing.T, s *site) {
 			key, m := s.key(t), s.manager(t)
@@ -241,18 +230,53 @@ func fillQueue(ctx context.Context, t *testing.T, m *fabric.Manager, key string,
 	return out
 }
 
+// fillRecord has as many processes as fit queue for the lock, one waiter each with the given
+// metadata. empty takes them out again.
+func fillRecord(t *testing.T, s *site, key string, meta map[string]string) (empty func()) {
+	t.Helper()
+	locks := s.locks(t)
+	enc, err := kv.EncodeName(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change := func(ops []record.Op) {
+		eventually(t, "a write of others", func() bool {
+			e, err := locks.Get(waitContext(t), enc)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rec, err := record.Decode(e.Value())
+			if err != nil {
+				t.Fatal(err)
+			}
+			next, _, _ := record.Apply(rec, e.Revision(), ops, record.Limits{})
+			_, err = locks.Update(waitContext(t), enc, next.Append(nil), e.Revision())
+			return err == nil
+		})
+	}
+	most := record.DefaultLimits().MaxWaiters
+	ins, outs := make([]record.Op, most), make([]record.Op, most)
+	for i := range most {
+		id := fmt.Sprintf("P%d.1", i)
+		ins[i] = record.Op{Kind: record.KindLock, Verb: record.OpAcquire, ID: id, Lease: record.LeaseOf(id), Mode: record.X, TTL: time.Hour, Meta: meta}
+		outs[i] = record.Op{Verb: record.OpRelease, ID: id}
+	}
+	change(ins)
+	return func() { change(outs) }
+}
+
 func expectFull(t *testing.T, m *fabric.Manager, key string) {
 	t.Helper()
 	if _, err := m.Acquire(waitContext(t), key); !errors.Is(err, fabric.ErrQueueFull) || !errors.Is(err, fabric.ErrNotAcquired) {
 		t.Errorf("acquire on a full record: %v", err)
 	}
-	if _, err := m.TryAcquire(waitContext(t), key); !errors.Is(err, fabric.ErrHeld) {
+	if _, err := m.TryAcquire(waitContext(t), key, fabric.WithoutTakeover()); !errors.Is(err, fabric.ErrHeld) {
 		t.Errorf("try on a full record: %v", err)
 	}
 }
 
 // expectRoom does to a full record all that must always fit.
-func expectRoom(t *testing.T, s *site, key string, holder *fabric.Lock, waits []<-chan grant, cancel func()) {
+func expectRoom(t *testing.T, s *site, key string, holder *fabric.Lock, waits []<-chan grant, cancel, empty func()) {
 	t.Helper()
 	op := s.manager(t)
 	if n, err := op.ForceRelease(waitContext(t), key); n != 1 || err != nil { // a mark, and the holder's release
@@ -273,6 +297,15 @@ func expectRoom(t *testing.T, s *site, key string, holder *fabric.Lock, waits []
 	}
 	l = receive(t, first)
 	cancel()
+	eventually(t, "those that gave up have left", func() bool {
+		for _, w := range inspect(t, op, key).Waiters {
+			if w.Lease.ID == leaseOf(l.ID()) {
+				return false
+			}
+		}
+		return true
+	})
+	empty()
 	waitQueue(t, op, key, 0)
 	release(t, l)
 	eventually(t, "everybody has left", func() bool {

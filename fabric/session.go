@@ -339,7 +339,7 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	if sweep && s.m.nc.IsConnected() {
 		// So that nobody has to evict them.
 		forEach(ctx, closeAtOnce, left, func(l *Hold) {
-			_, _ = s.engine.Do(ctx, l.enc, releaseOp(l), engine.Options{FailFast: true, Known: l.revision()})
+			_, _ = s.engine.Do(ctx, l.enc, releaseOp(l), engine.Options{FailFast: true, AtLeast: l.revision()})
 		})
 	}
 	s.engine.Close()

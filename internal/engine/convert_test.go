@@ -194,7 +194,7 @@ func TestWeakerConversionIsCarriedThrough(t *testing.T) {
 				b.fault = func(int) fault { return f }
 				b.mu.Unlock()
 				op := convertOp("L1.1", "L1.2", record.X, record.S)
-				if _, err := e.Do(t.Context(), "k", op, Options{Detached: 5 * time.Second}); !errors.Is(err, ErrUnconfirmed) {
+				if _, err := e.Do(t.Context(), "k", op, Options{Bound: 5 * time.Second}); !errors.Is(err, ErrUnconfirmed) {
 					t.Fatal(err)
 				}
 				if e.Unresolved("L1") == 0 {
@@ -313,7 +313,7 @@ func TestWeakerConversionThatWasNotWrittenYetGoesOn(t *testing.T) {
 	inGated(t, func(t *testing.T, e *Engine, g *gated) {
 		g.apply("k", acquireOp("L1.1"))
 		op := convertOp("L1.1", "L1.2", record.X, record.S)
-		if _, err := e.Do(t.Context(), "k", op, Options{Detached: time.Second}); !errors.Is(err, ErrUnconfirmed) {
+		if _, err := e.Do(t.Context(), "k", op, Options{Bound: time.Second}); !errors.Is(err, ErrUnconfirmed) {
 			t.Fatalf("without a leader: %v", err)
 		}
 		close(g.reading) // a leader is back

@@ -162,7 +162,7 @@ func forgotten(t *testing.T, e *Engine, b *bucket, o *observer, how string, old 
 	ended := make(chan result, 1)
 	do := func(op record.Op) {
 		go func() {
-			out, err := again.Do(t.Context(), "k", op, Options{Detached: 10 * time.Second, Known: known})
+			out, err := again.Do(t.Context(), "k", op, Options{Bound: 10 * time.Second, AtLeast: known})
 			ended <- result{out, err}
 		}()
 	}
@@ -170,7 +170,7 @@ func forgotten(t *testing.T, e *Engine, b *bucket, o *observer, how string, old 
 	case "release":
 		do(releaseOp("L1.1"))
 	case "forget":
-		again.Forget("k", "L1", "L1.1", known)
+		again.ReleaseInBackground("k", "L1", "L1.1", known)
 	case "convert":
 		do(convertOp("L1.1", "L1.2", record.X, record.S))
 	}

@@ -2,141 +2,29 @@ package engine
 
 import (
 	"context"
-	"log/slog"
+	"errors"
 	"maps"
 	"slices"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/record"
-	"github.com/lockfabric/lockfabric/internal/rtt"
 )
 
-// Store is the bucket the records live in; *jskv.Bucket is one.
-type Store interface {
-	Get(ctx context.Context, key string) (jskv.Entry, error)
-	Update(ctx context.Context, key string, value []byte, rev uint64, ttl time.Duration) (uint64, error)
-	Purge(ctx context.Context, key string, rev uint64, markerTTL time.Duration) (uint64, error)
-	MaxValue() int // size of the largest value that can be written at present
-}
-
-// Watcher delivers the newest committed entry of a key, now and after every
-// change; jskv.Hub is one.
-type Watcher interface {
-	Watch(key string, fn func(jskv.Entry)) (stop func())
-	// Follow is Watch for holds: nobody waits, so the change may be found later, and
-	// nothing may be asked for the key while nothing changes.
-	Follow(key string, fn func(jskv.Entry)) (stop func())
-}
-
-// Observer reports leases whose tombstone is committed; lease.Observer is one.
-type Observer interface {
-	Observe(id string, ttl time.Duration, urgent bool, dead func(id string)) (stop func())
-}
-
-// Config is what an engine is made of. Store, Watcher and Observer are needed.
-type Config struct {
-	Store    Store
-	Watcher  Watcher
-	Observer Observer
-	Limits   record.Limits // a zero field means its default; never more bytes than Store takes
-	// RTT says how long to wait for an answer, and is told of every one; leases on
-	// the same connection share it. nil is one of its own.
-	RTT *rtt.Estimator
-	// Cleanup bounds how long a caller whose context ended waits for its queue
-	// entry to be gone; the engine goes on beyond it. The default is 500 ms. It
-	// does not follow the link: the caller's time is up.
-	Cleanup time.Duration
-	// Suspect is called when the bucket may not be the one that was opened: it is
-	// not found, nobody answers for it, or a key's revision went backwards, as it
-	// does when the bucket was created again or restored. It is called with locks
-	// held, as often as that is seen, and must return at once.
-	Suspect func()
-	// Evicted is called, if it is not nil, when a write of this engine that removed
-	// entries of dead leases is acknowledged, before anybody is told of a grant that
-	// this led to. It runs in the goroutine that wrote, with no lock held, and must
-	// be quick. An eviction whose acknowledgement got lost is not reported.
-	Evicted func(key string, leases []string, entries int)
-	Logger  *slog.Logger
-}
-
-// Stats counts what an engine has done since it was made.
-type Stats struct {
-	Operations uint64 // submitted
-	Rounds     uint64 // compare-and-set attempts
-	Writes     uint64 // committed
-	Reads      uint64 // leader reads
-	Conflicts  uint64
-	Busy       uint64 // code 10164
-	Unknown    uint64 // writes whose outcome was not known at once
-
-	HoldTime     time.Duration // how long this process's holds last, smoothed; 0 = none was released yet
-	Waiting      int           // operations that stand in a queue now
-	ExpectedWait time.Duration // the longest that one of these is expected to wait from now; 0 = not known
-}
-
-// Engine applies operations to resources. It is safe for concurrent use.
+// Engine applies operations to resources. It is a Doer, and safe for concurrent use.
 type Engine struct {
-	cfg    Config
-	ctx    context.Context // ends at Close; bounds the engine's own goroutines
-	cancel context.CancelFunc
-	seen   atomic.Uint64
-
-	operations, rounds, writes, reads, conflicts, busy, unknown atomic.Uint64
-	holdTime                                                    atomic.Int64 // smoothed hold time
-
-	mu        sync.Mutex
-	closed    bool
-	wg        sync.WaitGroup // added to under mu while not closed
-	resources map[string]*resource
-	watched   map[*resource]struct{} // those with an open watch
-	ledger    map[*call]time.Time    // unresolved cleanups, and since when
+	*core
+	writers map[string]*writer // guarded by the core's mu
 }
 
-// failFastAttempt is the least time that a request is given where a caller fails
-// fast: its silence is what that caller is told, and not only repeated.
-const failFastAttempt = 500 * time.Millisecond
-
-// maxIdle bounds how many idle resources keep their cached record.
+// maxIdle bounds how many idle keys keep their cached record.
 const maxIdle = 1 << 16
-
-// linger is how long a watch is kept after its last user left.
-const linger = 2 * time.Second
 
 // New returns an engine. Close it to stop its goroutines.
 func New(cfg Config) *Engine {
-	if cfg.RTT == nil {
-		cfg.RTT = new(rtt.Estimator)
-	}
-	if cfg.Cleanup <= 0 {
-		cfg.Cleanup = 500 * time.Millisecond
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
-	}
-	if cfg.Suspect == nil {
-		cfg.Suspect = func() {}
-	}
-	e := &Engine{cfg: cfg, resources: map[string]*resource{}, watched: map[*resource]struct{}{}, ledger: map[*call]time.Time{}}
-	e.ctx, e.cancel = context.WithCancel(context.Background())
+	e := &Engine{core: newCore(cfg), writers: map[string]*writer{}}
 	e.goIfOpen(e.janitor)
 	return e
-}
-
-// limits returns what a record may have now: the server's limit can change.
-func (e *Engine) limits() record.Limits { return e.cfg.Limits.Within(e.cfg.Store.MaxValue()) }
-
-// goIfOpen runs fn in a goroutine that Close waits for.
-func (e *Engine) goIfOpen(fn func()) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.closed {
-		return false
-	}
-	e.wg.Go(fn)
-	return true
 }
 
 // Close stops the engine and waits for its goroutines. Operations that are not
@@ -150,55 +38,52 @@ func (e *Engine) Close() {
 	}
 	e.closed = true
 	e.cancel()
-	all := slices.Collect(maps.Values(e.resources))
+	all := slices.Collect(maps.Values(e.writers))
 	e.mu.Unlock()
-	for _, r := range all {
-		r.close()
+	for _, w := range all {
+		w.mu.Lock()
+		w.close()
+		w.mu.Unlock()
 	}
 	e.wg.Wait()
 }
 
 // Seen returns the highest revision that this engine has seen in the bucket.
-func (e *Engine) Seen() uint64 { return e.seen.Load() }
+func (e *Engine) Seen() uint64 { return e.newest.Load() }
 
-func (e *Engine) saw(rev uint64) {
+// lock returns the key's writer, made on first use, with its mutex held.
+func (e *Engine) lock(key string) *writer {
 	for {
-		old := e.seen.Load()
-		if rev <= old || e.seen.CompareAndSwap(old, rev) {
-			return
+		e.mu.Lock()
+		w := e.writers[key]
+		if w == nil {
+			if len(e.writers) >= maxIdle {
+				e.forgetSome()
+			}
+			w = newWriter(e.core, key)
+			w.closed = e.closed
+			e.writers[key] = w
 		}
+		e.mu.Unlock()
+		w.mu.Lock()
+		if !w.forgotten {
+			return w
+		}
+		w.mu.Unlock()
 	}
 }
 
-// resource returns the key's resource, making it on first use.
-func (e *Engine) resource(key string) *resource {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	r := e.resources[key]
-	if r == nil {
-		if len(e.resources) >= maxIdle {
-			e.forgetSome()
-		}
-		r = &resource{e: e, key: key, closed: e.closed}
-		e.resources[key] = r
-	}
-	r.users++
-	return r
-}
-
-func (e *Engine) done(r *resource) {
-	e.mu.Lock()
-	r.users--
-	e.mu.Unlock()
-}
-
-// forgetSome drops a few idle resources; map order makes the choice random.
-// Called with mu held.
+// forgetSome drops a few idle writers; map order makes the choice random.
+// Called with mu held, so it does not wait for a writer.
 func (e *Engine) forgetSome() {
 	tries := 64
-	for key, r := range e.resources {
-		if r.users == 0 && r.idle() {
-			delete(e.resources, key)
+	for key, w := range e.writers {
+		if w.mu.TryLock() {
+			if w.idle() {
+				w.forgotten = true
+				delete(e.writers, key)
+			}
+			w.mu.Unlock()
 		}
 		if tries--; tries == 0 {
 			return
@@ -206,7 +91,7 @@ func (e *Engine) forgetSome() {
 	}
 }
 
-// janitor closes watches that nobody has used for a while.
+// janitor closes watches that nobody has used for a while, and lets runners go.
 func (e *Engine) janitor() {
 	t := time.NewTicker(linger / 2)
 	defer t.Stop()
@@ -219,52 +104,92 @@ func (e *Engine) janitor() {
 		e.mu.Lock()
 		all := slices.Collect(maps.Keys(e.watched))
 		e.mu.Unlock()
-		for _, r := range all {
-			r.sweep()
+		for _, v := range all {
+			v.sweep()
 		}
+		e.retireRunner()
 	}
 }
 
-// Unresolved returns how long the oldest unresolved cleanup under the lease has
-// been going on; 0 means that there is none.
-func (e *Engine) Unresolved(lease string) time.Duration {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	var longest time.Duration
-	for c, since := range e.ledger {
-		if c.op.Lease == lease {
-			longest = max(longest, time.Since(since), 1)
+// Submit is that of Doer.
+func (e *Engine) Submit(reqs ...*Request) {
+	for len(reqs) > 0 {
+		w := e.lock(reqs[0].Key)
+		for len(reqs) > 0 && reqs[0].Key == w.key {
+			w.accept(reqs[0])
+			reqs = reqs[1:]
 		}
+		w.mu.Unlock()
 	}
-	return longest
 }
 
-// DropLease ends every cleanup under a lease whose tombstone is committed: its
-// entries are evicted by whoever needs the resource.
+// Withdraw is that of Doer.
+func (e *Engine) Withdraw(r *Request, cause error) {
+	w := e.lock(r.Key)
+	defer w.mu.Unlock()
+	w.withdraw(r, cause)
+}
+
+// ReleaseInBackground releases an id without a caller: for a grant that turned out to be
+// useless. It returns at once. atLeast is as in Request.
+func (e *Engine) ReleaseInBackground(key, lease, id string, atLeast uint64) {
+	e.carryOut(key, record.Op{Verb: record.OpRelease, ID: id, Lease: lease}, atLeast)
+}
+
+// UndoInBackground takes an operation back without a caller, where nobody waits for its outcome
+// any more. It returns at once. An operation that can't be taken back is carried through.
+// atLeast is as in Request.
+func (e *Engine) UndoInBackground(key string, op record.Op, atLeast uint64) {
+	if undo, ok := op.Undo(); ok {
+		op = undo
+	}
+	e.carryOut(key, op, atLeast)
+}
+
+func (e *Engine) carryOut(key string, op record.Op, atLeast uint64) {
+	w := e.lock(key)
+	defer w.mu.Unlock()
+	w.newestRev = max(w.newestRev, atLeast)
+	w.carryOut(&Request{Key: key, Op: op})
+}
+
+// Unresolved returns how long the oldest operation under the lease that nobody waits for any
+// more has been going on; 0 means that there is none.
+func (e *Engine) Unresolved(lease string) time.Duration { return e.ledger.oldest(lease) }
+
+// DropLease ends all operations under a lease that nobody waits for any more, once the lease's
+// tombstone is committed: its entries are evicted by whoever needs the key.
 func (e *Engine) DropLease(lease string) {
-	e.mu.Lock()
-	var dropped []*call
-	for c := range e.ledger {
-		if c.op.Lease == lease {
-			dropped = append(dropped, c)
+	for _, r := range e.ledger.under(lease) {
+		w := e.lock(r.Key)
+		w.end(r, Outcome{}, ErrGone)
+		w.mu.Unlock()
+	}
+}
+
+// WatchHold calls lost once, from a goroutine of the engine, when the entry with
+// this id is revoked or gone from the key's record. It costs a share of a
+// watcher, so it is for holds that last. stop ends it; a call in progress may
+// still finish.
+func (e *Engine) WatchHold(key, id string, token uint64, lost func(error)) (stop func()) {
+	w := e.lock(key)
+	defer w.mu.Unlock()
+	return w.watchHold(id, token, lost)
+}
+
+// Read returns the key's record as the leader has it, never older than
+// what this process has seen already; nil means that nobody holds or waits.
+// Errors: ErrUnavailable, and those of record.Decode.
+func (e *Engine) Read(ctx context.Context, key string) (*record.Record, uint64, error) {
+	w := e.lock(key)
+	w.mu.Unlock()
+	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		rec, rev, err := w.read(ctx)
+		if err == nil {
+			return rec, rev, nil
+		}
+		if !errors.Is(err, ErrUnavailable) || errors.Is(err, jskv.ErrBucketGone) || ctx.Err() != nil || !e.sleep(ctx, wait) {
+			return nil, 0, err
 		}
 	}
-	e.mu.Unlock()
-	for _, c := range dropped {
-		c.r.mu.Lock()
-		c.resolve(Outcome{}, ErrGone)
-		c.r.mu.Unlock()
-	}
-}
-
-func (e *Engine) ledgerAdd(c *call) {
-	e.mu.Lock()
-	e.ledger[c] = time.Now()
-	e.mu.Unlock()
-}
-
-func (e *Engine) ledgerRemove(c *call) {
-	e.mu.Lock()
-	delete(e.ledger, c)
-	e.mu.Unlock()
 }

@@ -50,7 +50,7 @@ func TestADetachedCallIsBoundedFromItsFirstRequestOn(t *testing.T) {
 		b.mu.Unlock()
 		const bound = time.Second
 		began := time.Now()
-		if _, err := e.Do(t.Context(), "k", releaseOp("L1.1"), Options{Detached: bound}); !errors.Is(err, ErrUnconfirmed) {
+		if _, err := e.Do(t.Context(), "k", releaseOp("L1.1"), Options{Bound: bound}); !errors.Is(err, ErrUnconfirmed) {
 			t.Errorf("ended with %v", err)
 		}
 		if took := time.Since(began); took != bound {

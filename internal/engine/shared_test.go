@@ -21,10 +21,9 @@ func TestGivingUpLeavesASharedRoundAlone(t *testing.T) {
 		}
 		// The other one submits while somebody works on the key, who is done by the time
 		// that the caller comes: both are in the caller's first round.
-		r := e.resource("k")
-		r.mu.Lock()
-		r.running = true
-		r.mu.Unlock()
+		w := e.lock("k")
+		w.running = true
+		w.mu.Unlock()
 		type answer struct {
 			out Outcome
 			err error
@@ -35,10 +34,9 @@ func TestGivingUpLeavesASharedRoundAlone(t *testing.T) {
 			other <- answer{out, err}
 		}()
 		synctest.Wait()
-		r.mu.Lock()
-		r.running = false
-		r.mu.Unlock()
-		e.done(r)
+		w.mu.Lock()
+		w.running = false
+		w.mu.Unlock()
 
 		ctx, cancel := context.WithCancel(t.Context())
 		caller := make(chan error, 1)

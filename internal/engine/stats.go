@@ -4,9 +4,22 @@ import (
 	"maps"
 	"slices"
 	"time"
-
-	"github.com/lockfabric/lockfabric/internal/record"
 )
+
+// Stats counts what an engine has done since it was made.
+type Stats struct {
+	Operations uint64 // submitted
+	Rounds     uint64 // compare-and-set attempts
+	Writes     uint64 // committed
+	Reads      uint64 // leader reads
+	Conflicts  uint64
+	Busy       uint64 // code 10164
+	Unknown    uint64 // writes whose outcome was not known at once
+
+	HoldTime     time.Duration // how long this process's holds last, smoothed; 0 = none was released yet
+	Waiting      int           // operations that stand in a queue now
+	ExpectedWait time.Duration // the longest that one of these is expected to wait from now; 0 = not known
+}
 
 // Stats returns the counters, and how long the operations wait that stand in a queue now.
 func (e *Engine) Stats() Stats {
@@ -18,8 +31,8 @@ func (e *Engine) Stats() Stats {
 	e.mu.Lock()
 	watched := slices.Collect(maps.Keys(e.watched)) // whoever waits has a watch
 	e.mu.Unlock()
-	for _, r := range watched {
-		waiting, expected := r.expectedWait()
+	for _, v := range watched {
+		waiting, expected := v.expectedWait()
 		st.Waiting += waiting
 		st.ExpectedWait = max(st.ExpectedWait, expected)
 	}
@@ -42,22 +55,4 @@ func (s Stats) Plus(o Stats) Stats {
 	}
 	s.ExpectedWait = max(s.ExpectedWait, o.ExpectedWait)
 	return s
-}
-
-// expectedWait returns how many operations of this process wait, and the longest time that one of
-// them is expected to.
-func (r *resource) expectedWait() (waiting int, longest time.Duration) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.waiting), r.rec.LongestWait(func(id string) bool { return r.waiting[id] != nil })
-}
-
-// held notes that a hold was released which lasted d.
-func (e *Engine) held(d time.Duration) {
-	for d > 0 {
-		old := e.holdTime.Load()
-		if e.holdTime.CompareAndSwap(old, int64(record.SmoothHold(time.Duration(old), d))) {
-			return
-		}
-	}
 }

@@ -1,0 +1,82 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/jskv"
+)
+
+// failFastAttempt is the least time that a request is given where a caller fails
+// fast: its silence is what that caller is told, and not only repeated.
+const failFastAttempt = 500 * time.Millisecond
+
+// silence counts requests in a row that nobody answered, by what they were: a
+// leader that answers reads at once may still need long for a write.
+type silence struct{ reads, writes atomic.Int32 }
+
+// ask sends a request and waits for its answer hardly longer than answers take on this link,
+// since a leader that resigns forgets what it was asked and the next one answers soon; then
+// twice as long each time that nobody answers.
+func (c *core) ask(ctx context.Context, silent *atomic.Int32, failFast bool, send func(ctx context.Context) error) (took time.Duration, err error) {
+	before := silent.Load()
+	limit := c.cfg.RTT.Backoff(int(before))
+	if failFast {
+		limit = max(limit, failFastAttempt)
+	}
+	actx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	sent := time.Now()
+	err = send(actx)
+	took = time.Since(sent)
+	if err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+		// Those that were out together are one silence.
+		silent.CompareAndSwap(before, before+1)
+		c.cfg.RTT.TimedOut()
+	}
+	return took, err
+}
+
+// read asks the leader for a key's newest entry.
+func (c *core) read(ctx context.Context, key string, silent *silence, failFast bool) (entry jskv.Entry, err error) {
+	c.reads.Add(1)
+	took, err := c.ask(ctx, &silent.reads, failFast, func(ctx context.Context) error {
+		entry, err = c.cfg.Store.Get(ctx, key)
+		return err
+	})
+	switch {
+	case err == nil:
+		silent.reads.Store(0)
+		c.cfg.RTT.ObserveQuick(took)
+	case errors.Is(err, jskv.ErrBucketGone):
+		c.cfg.Suspect()
+	}
+	return entry, err
+}
+
+// write stores value, nil for none, if the key's revision is rev.
+func (c *core) write(key string, value []byte, rev uint64, silent *silence, failFast bool) (newRev uint64, err error) {
+	c.rounds.Add(1)
+	took, err := c.ask(c.ctx, &silent.writes, failFast, func(ctx context.Context) error {
+		if value == nil {
+			newRev, err = c.cfg.Store.Purge(ctx, key, rev, jskv.MarkerTTL)
+		} else {
+			newRev, err = c.cfg.Store.Update(ctx, key, value, rev, 0)
+		}
+		return err
+	})
+	switch {
+	case err == nil:
+		c.writes.Add(1)
+		c.cfg.RTT.Observe(took)
+	case errors.Is(err, jskv.ErrConflict) || errors.Is(err, jskv.ErrBusy):
+		c.cfg.RTT.ObserveQuick(took)
+	default:
+		return newRev, err
+	}
+	silent.writes.Store(0)
+	silent.reads.Store(0)
+	return newRev, err
+}

@@ -1,0 +1,42 @@
+package engine
+
+import (
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/jskv"
+)
+
+// manyBusy is how many times in a row the server may put a write off before that
+// is taken for more than the moment it is as a rule. A leader that was cut off does
+// it for some ten seconds.
+const manyBusy = 10
+
+// backoff spaces the attempts after failures in a row.
+type backoff struct{ conflicts, failures, busy int }
+
+// next returns the pause before the next attempt: none after the first conflict, short where
+// another writer was met, longer where nobody answered, always jittered so that writers part.
+func (b *backoff) next(err error) time.Duration {
+	conflict, busy := errors.Is(err, jskv.ErrConflict), errors.Is(err, jskv.ErrBusy)
+	if conflict {
+		if b.conflicts++; b.conflicts%2 == 1 {
+			return 0
+		}
+	}
+	b.failures++
+	if !busy {
+		b.busy = 0
+	} else if b.busy++; b.busy > manyBusy {
+		return around(min(20*time.Millisecond<<min(b.busy-manyBusy, 10), 250*time.Millisecond))
+	}
+	base, limit := 200*time.Microsecond, 20*time.Millisecond
+	if !conflict && !busy {
+		base, limit = 20*time.Millisecond, time.Second
+	}
+	return around(min(base<<min(b.failures-1, 10), limit))
+}
+
+// around returns a random time, d on average.
+func around(d time.Duration) time.Duration { return d/2 + rand.N(d) }

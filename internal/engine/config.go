@@ -1,0 +1,75 @@
+package engine
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/internal/rtt"
+)
+
+// Store is the bucket the records live in; *jskv.Bucket is one.
+type Store interface {
+	Get(ctx context.Context, key string) (jskv.Entry, error)
+	Update(ctx context.Context, key string, value []byte, rev uint64, ttl time.Duration) (uint64, error)
+	Purge(ctx context.Context, key string, rev uint64, markerTTL time.Duration) (uint64, error)
+	MaxValue() int // size of the largest value that can be written at present
+}
+
+// Watcher delivers the newest committed entry of a key, now and after every
+// change; jskv.Hub is one.
+type Watcher interface {
+	Watch(key string, fn func(jskv.Entry)) (stop func())
+	// Follow is Watch for holds: nobody waits, so the change may be found later, and
+	// nothing may be asked for the key while nothing changes.
+	Follow(key string, fn func(jskv.Entry)) (stop func())
+}
+
+// Observer reports leases whose tombstone is committed; lease.Observer is one.
+type Observer interface {
+	Observe(id string, ttl time.Duration, urgent bool, dead func(id string)) (stop func())
+}
+
+// Config is what an engine is made of. Store, Watcher and Observer are needed.
+type Config struct {
+	Store    Store
+	Watcher  Watcher
+	Observer Observer
+	Limits   record.Limits // a zero field means its default; never more bytes than Store takes
+	// RTT says how long to wait for an answer, and is told of every one; leases on
+	// the same connection share it. nil is one of its own.
+	RTT *rtt.Estimator
+	// Cleanup bounds how long Do waits, after its wait was ended, for its queue entry
+	// to be gone; the engine goes on beyond it. The default is 500 ms. It does not
+	// follow the link: the caller's time is up.
+	Cleanup time.Duration
+	// Suspect is called when the bucket may not be the one that was opened: it is
+	// not found, nobody answers for it, or a key's revision went backwards, as it
+	// does when the bucket was created again or restored. It is called with locks
+	// held, as often as that is seen, and must return at once.
+	Suspect func()
+	// Evicted is called, if it is not nil, when a write of this engine that removed
+	// entries of dead leases is acknowledged, before anybody is told of a grant that
+	// this led to. It runs in the goroutine that wrote, with no lock held, and must
+	// be quick. An eviction whose acknowledgement got lost is not reported.
+	Evicted func(key string, leases []string, entries int)
+	Logger  *slog.Logger
+}
+
+func (cfg Config) withDefaults() Config {
+	if cfg.RTT == nil {
+		cfg.RTT = new(rtt.Estimator)
+	}
+	if cfg.Cleanup <= 0 {
+		cfg.Cleanup = 500 * time.Millisecond
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Suspect == nil {
+		cfg.Suspect = func() {}
+	}
+	return cfg
+}

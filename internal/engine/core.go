@@ -1,0 +1,119 @@
+package engine
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// core is what all keys of an engine share.
+type core struct {
+	cfg    Config
+	ctx    context.Context // ends at Close; every write runs under it
+	cancel context.CancelFunc
+	newest atomic.Uint64 // highest revision seen in the bucket
+	ledger ledger
+	jobs   chan job // to runners that have nothing to do
+
+	operations, rounds, writes, reads, conflicts, busy, unknown atomic.Uint64
+	holdTime                                                    atomic.Int64 // smoothed hold time
+
+	mu      sync.Mutex
+	closed  bool
+	wg      sync.WaitGroup       // added to under mu while not closed
+	watched map[watched]struct{} // keys with an open watch
+}
+
+// watched is a key with an open watch.
+type watched interface {
+	sweep() // closes the watch if nobody has used it for a while
+	expectedWait() (waiting int, longest time.Duration)
+}
+
+func newCore(cfg Config) *core {
+	c := &core{cfg: cfg.withDefaults(), jobs: make(chan job), watched: map[watched]struct{}{}}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	return c
+}
+
+// limits returns what a record may have now: the server's limit can change.
+func (c *core) limits() record.Limits { return c.cfg.Limits.Within(c.cfg.Store.MaxValue()) }
+
+// saw notes a revision of the bucket.
+func (c *core) saw(rev uint64) {
+	for {
+		old := c.newest.Load()
+		if rev <= old || c.newest.CompareAndSwap(old, rev) {
+			return
+		}
+	}
+}
+
+// held notes that a hold was released which lasted d.
+func (c *core) held(d time.Duration) {
+	for d > 0 {
+		old := c.holdTime.Load()
+		if c.holdTime.CompareAndSwap(old, int64(record.SmoothHold(time.Duration(old), d))) {
+			return
+		}
+	}
+}
+
+// goIfOpen runs fn in a goroutine that Close waits for.
+func (c *core) goIfOpen(fn func()) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return false
+	}
+	c.wg.Go(fn)
+	return true
+}
+
+// job is what a runner does.
+type job interface{ run() }
+
+// start has a runner do j: one that has nothing to do, or a new one. It returns at
+// once, false when the engine is closed.
+func (c *core) start(j job) bool {
+	select {
+	case c.jobs <- j:
+		return true
+	default:
+	}
+	return c.goIfOpen(func() {
+		for j != nil {
+			j.run()
+			select {
+			case j = <-c.jobs:
+			case <-c.ctx.Done():
+				return
+			}
+		}
+	})
+}
+
+// retireRunner ends a runner that has nothing to do, if there is one.
+func (c *core) retireRunner() {
+	select {
+	case c.jobs <- nil:
+	default:
+	}
+}
+
+// sleep waits for d, or less when the context or the engine ends, and reports
+// whether it may go on.
+func (c *core) sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+	case <-c.ctx.Done():
+	}
+	return false
+}

@@ -1,0 +1,98 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// Options change how one operation is carried out.
+type Options struct {
+	FailFast bool            // end with ErrUnavailable at the first sign that no leader answers
+	Stop     <-chan struct{} // ends the wait with ErrStopped, like the end of the context
+	// Bound, if above 0, is how long to wait instead of until the context ends, which is ignored.
+	Bound   time.Duration
+	AtLeast uint64 // as in Request
+	// Queued is called once, from the goroutine that called Do and before Do
+	// returns, if the operation had to wait. No lock is held.
+	Queued func(record.Place)
+}
+
+// proofTimeout bounds how long whoever gave an operation up waits for the proof of what became of it,
+// see record.Op.Proven. It is longer than electing a leader takes.
+const proofTimeout = 10 * time.Second
+
+// Do carries out one operation and returns what the committed record says.
+//
+// An acquire returns when it is granted, and otherwise waits in the key's
+// queue until the context ends or opt.Stop is closed; its entry is then removed,
+// in the background if need be. A conversion waits likewise, before the queue, and
+// is taken back; one that only gives up something (see record.Op.Undo) is carried
+// through instead, like a release. Errors: *RefusedError, ErrGone, ErrStopped, ErrUnavailable
+// (with FailFast), ErrUnconfirmed for operations other than an acquire, ErrClosed, the
+// context's error, and record.ErrMalformed or record.ErrNewerSchema, in which
+// case the stored bytes are left as they are.
+func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) (Outcome, error) {
+	ended := ctx.Done()
+	var late <-chan time.Time
+	if opt.Bound > 0 {
+		t := time.NewTimer(opt.Bound)
+		defer t.Stop()
+		ended, late = nil, t.C
+	} else if err := ctx.Err(); err != nil {
+		return Outcome{}, err
+	}
+	type answer struct {
+		out Outcome
+		err error
+	}
+	answered := make(chan answer, 1)
+	r := &Request{Key: key, Op: op, AtLeast: opt.AtLeast, FailFast: opt.FailFast}
+	r.Done = func(out Outcome, err error) { answered <- answer{out, err} }
+	var placed chan record.Place
+	if opt.Queued != nil {
+		placed = make(chan record.Place, 1)
+		r.Queued = func(p record.Place) { placed <- p }
+		defer func() { // also if the answer was seen first
+			select {
+			case p := <-placed:
+				opt.Queued(p)
+			default:
+			}
+		}()
+	}
+	e.Submit(r)
+	var cause error
+	for cause == nil {
+		select {
+		case a := <-answered:
+			return a.out, a.err
+		case p := <-placed:
+			opt.Queued(p)
+		case <-ended:
+			cause = ctx.Err()
+		case <-late:
+			cause = context.DeadlineExceeded
+		case <-opt.Stop:
+			cause = ErrStopped
+		}
+	}
+	e.Withdraw(r, cause)
+	limit := e.cfg.Cleanup
+	if op.Proven() {
+		limit = proofTimeout
+	}
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case a := <-answered:
+		return a.out, a.err
+	case <-t.C:
+	}
+	if op.Proven() {
+		return Outcome{}, fmt.Errorf("%w: %w", ErrUncertain, cause)
+	}
+	return Outcome{}, cause
+}

@@ -1,0 +1,54 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// Outcome is what a committed record says about an operation.
+type Outcome struct {
+	Entry    record.Entry   // an acquire's or a conversion's: the grant, with its token
+	Revision uint64         // of the record the outcome was read from
+	Record   *record.Record // that record, nil if it was deleted; not to be modified
+	// Existed is whether a release, cancel or removal found something to remove,
+	// now or in an earlier attempt whose outcome was not known.
+	Existed bool
+	// Passed is whether a release has handed its turn on although the record does not say so
+	// yet. This engine never does that.
+	Passed bool
+}
+
+// outcome is that of an operation which does not wait in the record at rev.
+func outcome(st record.State, rec *record.Record, rev uint64) (Outcome, error) {
+	switch st.Standing {
+	case record.Granted:
+		out := Outcome{Revision: rev, Existed: true, Record: rec}
+		if st.Entry != nil {
+			out.Entry = *st.Entry
+		}
+		return out, nil
+	case record.Refused:
+		return Outcome{}, &RefusedError{Result: record.Result{Verdict: st.Why}, Record: rec}
+	}
+	return Outcome{}, ErrGone
+}
+
+// withdrawn is the outcome of a request that was withdrawn for cause and whose undo has ended with
+// out and err. What became of one that is Proven is read off the undo's record.
+func (r *Request) withdrawn(cause error, out Outcome, err error) (Outcome, error) {
+	if !r.Op.Proven() {
+		return Outcome{}, cause
+	}
+	if err != nil {
+		return Outcome{}, fmt.Errorf("%w: %w", ErrUncertain, cause)
+	}
+	out, err = outcome(out.Record.Standing(&r.Op), out.Record, out.Revision)
+	if refused := (*RefusedError)(nil); errors.As(err, &refused) {
+		refused.Cause = cause
+	} else if err != nil {
+		err = cause
+	}
+	return out, err
+}

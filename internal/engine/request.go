@@ -1,0 +1,71 @@
+package engine
+
+import (
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// Doer carries requests out: an engine in this process, or a client of a process that has one.
+type Doer interface {
+	// Submit takes requests of one moment, for any keys. It never blocks. Each request's Done
+	// is called exactly once: from within Submit, or later from a goroutine of the Doer.
+	Submit(reqs ...*Request)
+	// Withdraw says that nobody waits for the request any more. What it wrote, or may still
+	// write, is undone, and Done is called after that, at the latest when its lease ends: with
+	// cause, or for an operation that is Proven with what became of it. A request that can't be undone is carried through in the background, and Done gets
+	// ErrUnconfirmed with cause at once. A request that is done is left alone.
+	Withdraw(r *Request, cause error)
+}
+
+// Request is an operation on the record of a key. It is used once. The engine owns it from
+// Submit until Done is called.
+type Request struct {
+	Key string
+	Op  record.Op
+	// AtLeast is a revision at which the caller knows that the key's record was written, as
+	// that of the hold which the operation is about. What is older proves nothing, also where
+	// the engine has forgotten what it has seen.
+	AtLeast uint64
+	// Held is, of a release, the token of the hold; 0 means withdrawn without holding. This
+	// engine does not use it.
+	Held     uint64
+	FailFast bool // end with ErrUnavailable at the first sign that no leader answers
+	// Queued is called once, before Done, if the operation has to wait; nil if nobody wants to
+	// know. Done is called with the outcome. No lock is held in either. They must be quick, and
+	// may call Submit and Withdraw.
+	Queued func(record.Place)
+	Done   func(Outcome, error)
+
+	progress
+}
+
+// progress is how far a request is. It is guarded by the mutex of the request's key.
+type progress struct {
+	asked          time.Time // when it was submitted, if it has patience for a time
+	fresh          bool      // the state was read after it was submitted
+	attempted      bool      // a write that contained it was sent
+	outcomeUnknown bool      // the outcome of such a write was unknown
+	found          bool      // the last attempt's base contained the id
+	maybeFound     bool      // so did the base of an attempt whose outcome was unknown
+	heldBack       bool      // it was held back by the window
+	owed           bool      // in the ledger: goes on without a caller
+
+	over     bool // it needs no further attempt: it has its outcome, or was replaced by its undo
+	answered bool // Done was called, or is about to be
+	out      Outcome
+	err      error
+	next     *Request // in the list of those whose Done is to be called
+
+	place   record.Place
+	told    bool // Queued was called, or is about to be
+	telling bool // it has not returned yet, so Done has to wait
+
+	undoes *Request // the withdrawn request that is answered when this one is over
+	cause  error    // of a withdrawal: what Done gets
+}
+
+// queues reports whether r, if it isn't granted at once, goes to the end of a queue: the window is
+// for those. A try leaves no trace, and a conversion, an arrival or a condition's wait must not be
+// kept from the record, since others may wait for it.
+func (r *Request) queues() bool { return r.Op.Verb == record.OpAcquire }

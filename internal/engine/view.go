@@ -1,0 +1,446 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// errStale says that a read showed less than this process has seen already.
+var errStale = fmt.Errorf("%w: read is older than what was seen", ErrUnavailable)
+
+// linger is how long a watch is kept after its last user left.
+const linger = 2 * time.Second
+
+// watchedHold is a granted entry whose disappearance somebody wants to know.
+type watchedHold struct {
+	lost func(error)
+}
+
+// user is who stands on top of a view. It is called with the view's mutex held.
+type user interface {
+	watched
+	enqueue(r *Request) // an operation of the view's own: an eviction, or what takes a request back
+	settled()           // the state has changed
+}
+
+// view is the newest committed state of one key that this process knows of, and who wants to
+// hear of it: operations that stand in the record, and holds.
+type view struct {
+	core *core
+	key  string
+	user user
+
+	mu     monitor // of everything below, and of whatever is built on top of the view
+	closed bool
+
+	committed
+	// expected is the value of a write that is under way: its acknowledgement, or the read
+	// after that was lost, tells more than the watch.
+	expected []byte
+
+	silent silence
+
+	size      int                     // of rec as it is stored, about
+	queue     int                     // operations of all processes that wait in rec, as of the last settle
+	waiting   map[string]*Request     // operations that wait in the committed record, by id
+	queuers   int                     // of these, those that came through the window
+	holds     map[string]*watchedHold // watched holds, by id
+	obstacles obstacles               // leases ahead of waiting
+	stopWatch func()
+	stopHurry func() // of the watch for those who wait
+	lastUse   time.Time
+	absence   bool // a second look at an absent key is under way
+}
+
+// learn takes over a committed state if it is not older than what is known.
+// Called with mu held.
+func (v *view) learn(rec *record.Record, rev uint64) bool {
+	if !v.committed.learn(rec, rev) {
+		return false
+	}
+	v.core.saw(rev)
+	return true
+}
+
+// learnAbsent takes over that there is no entry at all. Called with mu held.
+func (v *view) learnAbsent() {
+	if v.committed.learnAbsent() {
+		v.core.cfg.Suspect()
+	}
+}
+
+// read asks the leader, learns the answer and returns what is known then.
+func (v *view) read(ctx context.Context) (*record.Record, uint64, error) {
+	entry, err := v.core.read(ctx, v.key, &v.silent, false)
+	if err != nil {
+		return nil, 0, err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	err = v.absorb(entry)
+	return v.rec, v.rev, err
+}
+
+// absorb learns a committed entry and tells whom it concerns. Called with mu held.
+func (v *view) absorb(entry jskv.Entry) error {
+	if entry.Revision == 0 {
+		v.learnAbsent()
+		return nil
+	}
+	if entry.Revision == v.rev && v.known {
+		return nil
+	}
+	if entry.Revision < v.newestRev {
+		v.core.cfg.Suspect()
+		return errStale
+	}
+	var rec *record.Record
+	if !entry.Deleted {
+		var err error
+		if rec, err = record.Decode(entry.Value); err != nil {
+			v.known = false
+			return err
+		}
+		rec.Resolve(entry.Revision)
+	}
+	v.size = len(entry.Value)
+	if v.learn(rec, entry.Revision) {
+		v.settle()
+	}
+	return nil
+}
+
+// notify is the watch's callback.
+func (v *view) notify(entry jskv.Entry) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.closed || v.stopWatch == nil {
+		return
+	}
+	if entry.Revision == 0 {
+		v.noticeAbsence()
+		return
+	}
+	if entry.Revision < v.newestRev || len(v.expected) > 0 && bytes.Equal(entry.Value, v.expected) {
+		return // the watch is behind our own reads and writes
+	}
+	if err := v.absorb(entry); err != nil && !errors.Is(err, errStale) {
+		for _, r := range v.waiting {
+			v.undo(r, err) // somebody may restore the record with the entry in it
+			v.mu.answer(r, Outcome{}, err)
+		}
+	}
+}
+
+// noticeAbsence looks a second time at a key that was seen absent while
+// somebody holds or waits on it: one read may be that of a deposed leader.
+// Called with mu held.
+func (v *view) noticeAbsence() {
+	if v.absence || len(v.waiting)+len(v.holds) == 0 {
+		return
+	}
+	v.absence = v.core.goIfOpen(func() {
+		v.core.sleep(v.core.ctx, 150*time.Millisecond) // what a new leader is behind, whatever the link
+		// Not repeated before the watch's next poll.
+		actx, cancel := context.WithTimeout(v.core.ctx, v.core.cfg.RTT.Patience())
+		defer cancel()
+		entry, err := v.core.cfg.Store.Get(actx, v.key)
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.absence = false
+		if err != nil || v.closed {
+			return
+		}
+		if entry.Revision != 0 {
+			_ = v.absorb(entry)
+			return
+		}
+		v.learnAbsent()
+		v.settle()
+	})
+}
+
+// settle reads the outcomes of waiting operations and watched holds off the newest
+// committed record. Called with mu held.
+func (v *view) settle() {
+	v.settleWaiting()
+	for id, h := range v.holds {
+		var err error
+		switch entry, ok := holder(v.rec, id); {
+		case !ok:
+			err = ErrRemoved
+		case entry.Revoked:
+			err = ErrRevoked
+		default:
+			continue
+		}
+		delete(v.holds, id)
+		v.core.goIfOpen(func() { h.lost(err) }) // it may call back into the engine
+	}
+	v.observe()
+	v.adjustWatch()
+	v.user.settled()
+}
+
+// settleWaiting ends the operations that don't wait any more. It looks at
+// each entry once, since there can be many of both. Called with mu held.
+func (v *view) settleWaiting() {
+	waiting := 0
+	v.queue = 0
+	for id, st := range v.rec.States() {
+		if st.Standing == record.Waiting {
+			v.queue++
+		}
+		switch r := v.waiting[id]; {
+		case r == nil:
+		case st.Standing == record.Waiting:
+			waiting++
+		default:
+			v.stands(r, st, v.rec, v.rev)
+		}
+	}
+	if waiting == len(v.waiting) {
+		return
+	}
+	for _, r := range v.waiting {
+		if st := v.rec.Standing(&r.Op); st.Standing != record.Waiting {
+			v.stands(r, st, v.rec, v.rev)
+		}
+	}
+}
+
+// stands has r wait, or ends it, as the record at rev says. Called with mu held.
+func (v *view) stands(r *Request, st record.State, rec *record.Record, rev uint64) {
+	if st.Standing == record.Waiting {
+		if v.waiting == nil {
+			v.waiting = map[string]*Request{}
+		}
+		if v.waiting[r.Op.ID] != r && r.queues() {
+			v.queuers++
+		}
+		v.waiting[r.Op.ID] = r
+		if r.Queued != nil && !r.told {
+			v.mu.tell(r, rec.Place(&r.Op))
+		}
+		return
+	}
+	out, err := outcome(st, rec, rev)
+	v.end(r, out, err)
+	// The entry of one who was refused may still stand, and blocks nobody; it is taken away.
+	if undo, ok := r.Op.Undo(); ok && st.Standing == record.Refused && rec.Has(r.Op.ID) {
+		v.carryOut(&Request{Key: r.Key, Op: undo})
+	}
+}
+
+func holder(rec *record.Record, id string) (record.Entry, bool) {
+	if rec == nil {
+		return record.Entry{}, false
+	}
+	return rec.Holder(id)
+}
+
+// watchHold is Engine.WatchHold. Called with mu held.
+func (v *view) watchHold(id string, token uint64, lost func(error)) (stop func()) {
+	if v.closed {
+		return func() {}
+	}
+	if v.holds == nil {
+		v.holds = map[string]*watchedHold{}
+	}
+	h := &watchedHold{lost: lost}
+	v.holds[id] = h
+	v.newestRev = max(v.newestRev, token)
+	if v.trusted() {
+		v.settle()
+	} else {
+		v.adjustWatch() // the watch looks twice at what one read may have got wrong
+	}
+	return func() {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		if v.holds[id] == h {
+			delete(v.holds, id)
+		}
+	}
+}
+
+// observe has the leases ahead of the waiting operations observed. Called with mu held.
+func (v *view) observe() {
+	ahead, urgent := v.ahead()
+	v.obstacles.follow(ahead, func(id string, ttl time.Duration) func() {
+		return v.core.cfg.Observer.Observe(id, ttl, urgent, v.leaseDied)
+	})
+}
+
+// ahead returns the leases, with their TTLs, of all entries that operations of this
+// process wait for. Leases of this process are among them: their end has to reach
+// its waiters, too. urgent is whether one of these operations is granted next.
+// Called with mu held.
+func (v *view) ahead() (leases map[string]time.Duration, urgent bool) {
+	if len(v.waiting) == 0 || v.closed {
+		return nil, false
+	}
+	all, urgent := v.rec.Ahead(func(id string) bool { return v.waiting[id] != nil })
+	return maps.Collect(all), urgent
+}
+
+// leaseDied is told by the observer that a lease's tombstone is committed. The
+// head of the queue evicts at once, others after a pause in which the head has
+// usually done it.
+func (v *view) leaseDied(id string) {
+	v.core.goIfOpen(func() {
+		v.mu.Lock()
+		v.obstacles.died(id)
+		_, urgent := v.ahead()
+		v.mu.Unlock()
+		took, _ := v.core.cfg.RTT.RTT() // by the head, and until we are told
+		if !urgent && !v.core.sleep(v.core.ctx, took+50*time.Millisecond+rand.N(200*time.Millisecond)) {
+			return
+		}
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		stands := func(lease string) bool { return len(v.waiting) > 0 && v.rec.HasLease(lease) }
+		if leases := v.obstacles.evictable(stands); len(leases) > 0 {
+			v.user.enqueue(&Request{Key: v.key, Op: record.Op{Verb: record.OpEvict, Leases: leases}})
+		}
+	})
+}
+
+// end gives r its outcome. Called with mu held.
+func (v *view) end(r *Request, out Outcome, err error) {
+	if r.over {
+		return
+	}
+	v.drop(r)
+	if err != nil {
+		v.obstacles.again(r.Op.Leases)
+	}
+	if r.owed {
+		v.core.ledger.remove(r)
+	}
+	if r.undoes != nil {
+		out, err := r.undoes.withdrawn(r.cause, out, err)
+		v.mu.answer(r.undoes, out, err)
+	}
+	v.mu.answer(r, out, err)
+}
+
+// drop sees to it that nothing more is done for r. Called with mu held.
+func (v *view) drop(r *Request) {
+	r.over = true
+	if v.waiting[r.Op.ID] == r {
+		delete(v.waiting, r.Op.ID)
+		if r.queues() {
+			v.queuers--
+		}
+	}
+}
+
+// undo replaces r, which may have been written, by what takes it back: that stays in the
+// ledger until a committed write proves that it is done. Called with mu held.
+func (v *view) undo(r *Request, cause error) *Request {
+	v.drop(r)
+	op, ok := r.Op.Undo()
+	if !ok {
+		op = r.Op
+	}
+	u := &Request{Key: r.Key, Op: op, progress: progress{outcomeUnknown: r.outcomeUnknown}}
+	v.carryOut(u)
+	return u
+}
+
+// carryOut submits a request that nobody waits for. Called with mu held.
+func (v *view) carryOut(r *Request) {
+	if v.closed {
+		r.over = true
+		return
+	}
+	v.core.ledger.add(r)
+	v.user.enqueue(r)
+}
+
+// adjustWatch opens the watch when somebody waits or watches a hold. It is
+// closed by sweep, later. Called with mu held.
+func (v *view) adjustWatch() {
+	if len(v.waiting)+len(v.holds) == 0 {
+		return
+	}
+	v.lastUse = time.Now()
+	if len(v.waiting) > 0 && v.stopHurry == nil && !v.closed {
+		v.stopHurry = v.core.cfg.Watcher.Watch(v.key, func(jskv.Entry) {}) // notify is called by the other
+	}
+	if v.stopWatch != nil || v.closed {
+		return
+	}
+	v.stopWatch = func() {}
+	v.core.goIfOpen(func() {
+		// Outside mu: the watcher may call notify at once.
+		stop := v.core.cfg.Watcher.Follow(v.key, v.notify)
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		if v.closed {
+			stop()
+			return
+		}
+		v.stopWatch = stop
+		v.core.mu.Lock()
+		v.core.watched[v.user] = struct{}{}
+		v.core.mu.Unlock()
+	})
+}
+
+// sweep closes the watch once nobody has needed it for a while.
+func (v *view) sweep() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.waiting) == 0 {
+		v.dropHurry()
+	}
+	if v.stopWatch != nil && len(v.waiting)+len(v.holds) == 0 && time.Since(v.lastUse) >= linger {
+		v.dropWatch()
+	}
+}
+
+// dropWatch ends the watch. Called with mu held.
+func (v *view) dropWatch() {
+	if v.stopWatch == nil {
+		return
+	}
+	v.stopWatch()
+	v.stopWatch = nil
+	v.dropHurry()
+	v.core.mu.Lock()
+	delete(v.core.watched, v.user)
+	v.core.mu.Unlock()
+}
+
+func (v *view) dropHurry() {
+	if v.stopHurry != nil {
+		v.stopHurry()
+		v.stopHurry = nil
+	}
+}
+
+// idle reports whether nobody wants anything of the view. Called with mu held.
+func (v *view) idle() bool {
+	return len(v.waiting)+len(v.holds) == 0 && v.stopWatch == nil && !v.absence
+}
+
+// close ends everything that waits with ErrClosed. Called with mu held.
+func (v *view) close() {
+	v.closed = true
+	for _, r := range v.waiting {
+		v.end(r, Outcome{}, ErrClosed)
+	}
+	clear(v.holds)
+	v.observe()
+	v.dropWatch()
+}
