@@ -36,7 +36,7 @@ func candidates(words []string) (all []string, offer string) {
 	if err != nil || len(words) == 0 {
 		return nil, offerNothing
 	}
-	line := commandLine{node: parser.Model.Node}
+	line := commandLine{node: parser.Model.Node, top: parser.Model.Flags}
 	word := words[len(words)-1]
 	for _, w := range words[:len(words)-1] {
 		line.take(w)
@@ -86,11 +86,12 @@ func (l *commandLine) offer(v *kong.Value) string {
 // commandLine is how far a line was read.
 type commandLine struct {
 	node   *kong.Node
-	args   int         // positional arguments seen
-	open   *kong.Value // the flag whose value comes next
-	keep   bool        // and whether that flag is of all commands
-	rest   bool        // what follows is no business of ours
-	global []string    // flags of all commands with their values, as given
+	top    []*kong.Flag // flags of all commands
+	args   int          // positional arguments seen
+	open   *kong.Value  // the flag whose value comes next
+	keep   bool         // and whether that flag is of all commands
+	rest   bool         // what follows is no business of ours
+	global []string     // flags of all commands with their values, as given
 }
 
 func (l *commandLine) take(w string) {
@@ -109,7 +110,7 @@ func (l *commandLine) take(w string) {
 		if f == nil {
 			return
 		}
-		if l.keep = l.topLevel(name); l.keep {
+		if l.keep = slices.Contains(l.top, f.Flag); l.keep {
 			l.global = append(l.global, w)
 		}
 		if !f.IsBool() && !given {
@@ -140,15 +141,6 @@ func (l *commandLine) flag(name string) *kong.Value {
 		}
 	}
 	return nil
-}
-
-// topLevel says whether a flag is of all commands.
-func (l *commandLine) topLevel(name string) bool {
-	top := l.node
-	for top.Parent != nil {
-		top = top.Parent
-	}
-	return slices.ContainsFunc(top.Flags, func(f *kong.Flag) bool { return f.Name == name })
 }
 
 // values returns what a flag or an argument may be, as far as that is known.

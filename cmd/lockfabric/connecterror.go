@@ -14,7 +14,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/lockfabric/lockfabric/cmd/lockfabric/internal/natscontext"
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -27,7 +26,7 @@ func (t *target) explain(err error, timeout time.Duration) error {
 	if errors.Is(err, nats.ErrNoServers) {
 		err = t.unreachable(err)
 	}
-	hidden := &hiddenError{err, t.secrets}
+	hidden := t.hidden(err)
 	switch {
 	case errors.Is(err, errRefused):
 		return err // it has its advice already
@@ -59,7 +58,7 @@ func (t *target) unreachable(err error) error {
 
 // refused returns errRefused with the server's words, and what to do.
 func (t *target) refused(err error) error {
-	return fmt.Errorf("%w: %w: %s", errRefused, &hiddenError{err, t.secrets}, t.refusal(err))
+	return fmt.Errorf("%w: %w: %s", errRefused, t.hidden(err), t.refusal(err))
 }
 
 func (t *target) refusal(err error) string {
@@ -116,12 +115,5 @@ func (t *target) advice(err error, timeout time.Duration) string {
 	return fmt.Sprintf("check %s, and that the server runs with JetStream", t.origin)
 }
 
-// hiddenError hides secrets in a message.
-type hiddenError struct {
-	error
-	secrets natscontext.Secrets
-}
-
-func (e *hiddenError) Unwrap() error { return e.error }
-
-func (e *hiddenError) Error() string { return e.secrets.Hide(e.error.Error()) }
+// hidden hides secrets in an error's text.
+func (t *target) hidden(err error) error { return &reworded{err, t.secrets.Hide(err.Error())} }
