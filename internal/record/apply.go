@@ -58,7 +58,7 @@ func (m *machine) apply(op *Op) Result {
 		if op.common() {
 			return Result{Verdict: Applied} // nobody is there
 		}
-		if op.Kind != m.Kind || m.Body != nil {
+		if op.Kind != m.Kind || m.Body != nil && !m.shut {
 			m.make(op)
 		}
 	}

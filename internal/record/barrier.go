@@ -66,7 +66,9 @@ func (barrierRules) idle(r *Record) bool {
 }
 
 // outlived: who asks how a generation ended does so within a life of a delete marker.
-func (barrierRules) outlived(_ *Record, age time.Duration) bool { return age >= time.Hour }
+func (barrierRules) outlived(r *Record, age time.Duration) bool {
+	return age >= time.Hour && r.barrier().fresh == 0
+}
 
 func (barrierRules) check(op *Op) Verdict {
 	parties := op.Limit >= 1 && op.Limit <= MaxParties
@@ -113,6 +115,8 @@ func (k barrierRules) apply(m *machine, op *Op) Result {
 	case OpDelete:
 		if e := m.first(); e.ID != "" {
 			return Result{Verdict: InUse, Blocker: e}
+		} else if m.barrier().fresh > 0 {
+			return Result{Verdict: Stale} // those who were in it read how it ended off this write
 		}
 		*m.Record, m.size = Record{}, -1
 	}

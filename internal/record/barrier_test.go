@@ -362,3 +362,16 @@ func TestBarrierOutlivesItsUse(t *testing.T) {
 		t.Errorf("%s", s.rec.Append(nil))
 	}
 }
+
+// Those who wait have to find how their generation ended in the write that ended it.
+func TestP6_NotDeletedInTheWriteThatEndsAGeneration(t *testing.T) {
+	for _, op := range []Op{{Kind: KindBarrier, Verb: OpDelete, Life: 100}, {Verb: OpSweep}} {
+		s := newSite(t)
+		a, b := s.arrive("a.1", 2, 1), s.arrive("b.1", 2, 1)
+		op.Base = s.rev
+		if v := s.apply(a, b, op); v != Stale {
+			t.Errorf("%s: %s", op.Verb, v)
+		}
+		s.stands(Granted, 0, a, b)
+	}
+}

@@ -218,3 +218,15 @@ func TestP22_WhoLooksAtAGate(t *testing.T) {
 		t.Errorf("who is inside looks after %s", got)
 	}
 }
+
+// What is shut out by a write stays shut out where another enters in the same write.
+func TestP26_CancelBesideAnotherEnter(t *testing.T) {
+	s := newSite(t)
+	a, b := s.enter("a.1", 2, 0), s.enter("b.1", 2, 0)
+	if v := s.apply(undoOf(t, a), b); v != Stale {
+		t.Errorf("%s: %s", v, s.rec.Append(nil))
+	}
+	if v := s.apply(a); v != OtherLife || s.rec != nil {
+		t.Errorf("%s: %s", v, s.rec.Append(nil))
+	}
+}
