@@ -25,7 +25,7 @@ func (w *walk) commitOps(n *state, ops []record.Op) (changed bool, violation str
 	w.results = results
 	c := &change{before: before.rec, rev: n.rev, ops: ops, results: results, after: n, changed: changed}
 	if changed {
-		n.top++
+		n.top += 2 // another key was written between
 		n.rev = n.top
 		n.key = nothing
 		if !next.Idle() {

@@ -2,6 +2,7 @@ package explore
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/lockfabric/lockfabric/internal/record"
@@ -22,7 +23,7 @@ func try(mode record.Mode) step {
 // release gives up what the client holds.
 func release() step {
 	return step{name: "release", ends: true, op: func(k *client, _ string) record.Op {
-		return record.Op{Verb: record.OpRelease, ID: k.hold, Lease: record.LeaseOf(k.hold)}
+		return record.Op{Verb: record.OpRelease, ID: k.hold, Lease: record.LeaseOf(k.hold), Token: k.token}
 	}}
 }
 
@@ -37,7 +38,7 @@ func convert(mode record.Mode) step {
 			}
 			return op
 		},
-		then: func(k *client, a *answer) int8 {
+		then: func(_ *state, k *client, a *answer) int8 {
 			if a.outcome != applied {
 				k.token = 0 // it may have been granted between
 			}
@@ -95,7 +96,8 @@ func passed(before, after *record.Record) string {
 		}
 	}
 	for _, h := range after.Holders {
-		if waiting != "" && !before.Has(h.ID) {
+		renamed := slices.ContainsFunc(before.Holders, func(e record.Entry) bool { return e.Token == h.Token && e.Lease() == h.Lease() })
+		if waiting != "" && !before.Has(h.ID) && !renamed {
 			return fmt.Sprintf("%s is granted at once although %s waits", h.ID, waiting)
 		}
 	}
@@ -105,7 +107,7 @@ func passed(before, after *record.Record) string {
 // lockTold: tokens rise from one hold to the next that excludes it. ghost.revs has the highest token
 // that was told of an exclusive hold, and of any.
 func lockTold(s *state, k *client, a *answer) string {
-	if a.outcome != applied || a.op.Verb == record.OpRelease || k.token == 0 {
+	if a.outcome != applied || !a.op.Waits() || k.token == 0 || a.op.Verb == record.OpWait && k.token == k.gaveToken {
 		return ""
 	}
 	highest := s.ghost.revs[0]

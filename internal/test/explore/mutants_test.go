@@ -17,7 +17,7 @@ var mutantsFlag = flag.Bool("explore.mutants", false, "take each rule out of int
 type mutant struct {
 	rule, file string
 	old, new   string // old stands in the file once
-	run        string // the test that has to find it
+	run        string // the test that has to find it, and its flags
 }
 
 var mutants = []mutant{
@@ -35,6 +35,42 @@ var mutants = []mutant{
 	{"P13 resize", "semaphore.go", `case op.Base == s.sized:`, `case op.Base <= s.sized:`, "TestSemaphore"},
 	{"P16 resize", "semaphore.go", `return op.Verb == OpResize || op.Verb == OpDelete`, `return op.Verb == OpDelete`, "TestSemaphore"},
 	{"P16 delete", "semaphore.go", `return op.Verb == OpResize || op.Verb == OpDelete`, `return op.Verb == OpResize`, "TestSemaphore"},
+	{"P1 signal", "cond.go", "\tm.setCondition(name, slices.Delete(waiters, 0, n))\n\treturn true", "\treturn true", "TestCondition"},
+	{"P1 cancelled wait", "cond.go", "m.setCondition(name, slices.Delete(waiters, i, i+1))", "_ = waiters", "TestCondition"},
+	{"P2 one write", "cond.go", "\tif h == nil {\n\t\tm.promote()\n\t\treturn Result{Verdict: NotHolder}\n\t}\n\thold", "\tif h == nil {\n\t\tm.setCondition(op.Queue, append(slices.Clip(m.condition(op.Queue)), Entry{ID: op.ID, Mode: X, TTL: 1e9}))\n\t\tm.promote()\n\t\treturn Result{Verdict: Applied}\n\t}\n\thold", "TestP2_.* -explore.split"},
+	{"P3 by sequence", "cond.go", "case h.LastSignal >= sequenceOf(op.ID):", "case false:", "TestCondition"},
+	{"P3 by token", "cond.go", "m.Holders[i].Mode == X && m.Holders[i].Token == op.Token", "m.Holders[i].Mode == X", "TestCondition"},
+	{"P9 passed on", "cond.go", `if e.Signalled != "" && !e.SignalAll {`, "if false {", "TestCondition"},
+	{"P9 once held, by token", "cond.go", `if m.op.Verb == OpRelease && m.op.Token != 0 {`, "if false {", "TestCondition"},
+	{"P9 not of a broadcast", "cond.go", `e.Signalled != "" && !e.SignalAll`, `e.Signalled != ""`, "TestCondition"},
+	{"P10 broadcast once", "cond.go", "case h.LastSignal >= sequenceOf(op.ID):", "case h.LastSignal >= sequenceOf(op.ID) && !op.All:", "TestCondition"},
+	{"P10 all", "cond.go", "n = len(m.condition(op.Queue))", "n = 2", "TestCondition"},
+	{"P26 wait", "cond.go", "m.Holders[i].rename(op.ID)\n\t\tm.size = -1", "m.size = -1", "TestCondition"},
+	{"P26 wait, by token", "cond.go", "i >= 0 && m.Holders[i].Token == op.Token && !m.stands", "i >= 0 && !m.stands", "TestCondition"},
+	{"P13 proclaim", "election.go", "if h.Proclaim >= seq {", "if false {", "TestElection"},
+	{"P19 proclaim", "cond.go", "if i := indexOf(m.Holders, op.Holder); i >= 0 && m.Holders[i].Mode == X && m.Holders[i].Token == op.Token {", "if i := 0; len(m.Holders) > 0 {", "TestElection"},
+	{"P4 generation", "barrier.go", "case gen != b.gen, forming == b.parties:", "case forming == b.parties:", "TestBarrier"},
+	{"P4 retry", "barrier.go", "if m.Has(op.ID) || b.wasIn(gen, op.ID) {", "if m.Has(op.ID) {", "TestBarrier"},
+	{"P5 one write", "barrier.go", "b.acting == nil && len(m.Waiters) == b.parties {", "b.acting == nil && len(m.Waiters) > b.parties {", "TestBarrier"},
+	{"P6 how it ended", "barrier.go", `case b.ended[i].why != "":`, "case false:", "TestBarrier"},
+	{"P6 by generation", "barrier.go", "case gen < b.gen && !b.knows(gen):\n\t\treturn State{Standing: Refused, Why: Forgotten}\n\tcase i < 0 || !b.wasIn(gen, op.ID):\n\t\treturn State{}\n", "case gen < b.gen:\n\t\treturn State{Standing: Granted}\n\tcase i < 0:\n\t\treturn State{}\n", "TestBarrier"},
+	{"P7 cancel after the trip", "barrier.go", "op.generation() == b.gen && op.Limit == b.parties", "op.Limit == b.parties", "TestBarrier"},
+	{"P7 cancel breaks", "barrier.go", "m.breakForming(WhyCancelled, op.ID)", "m.removeAll(selection{id: op.ID})", "TestBarrier"},
+	{"P8 breaks", "barrier.go", "case b.acting == nil && len(m.removed) > 0:", "case false:", "TestBarrier"},
+	{"P8 once", "barrier.go", "\tb := m.barrier()\n\tg := generation{gen: b.gen, why: why, who: who}\n", "\tb := m.barrier()\n\tb.gen += uint64(max(len(m.removed)-1, 0))\n\tg := generation{gen: b.gen, why: why, who: who}\n", "TestBarrier"},
+	{"P8 not while acting", "barrier.go", "case b.acting == nil && len(m.removed) > 0:", "case len(m.removed) > 0:", "TestBarrier"},
+	{"P8 one action at a time", "barrier.go", "for b.acting == nil && len(m.Waiters) == b.parties {", "for m.forming() == b.parties {", "TestBarrier"},
+	{"P8 the one who acts", "barrier.go", "case b.acting != nil && len(m.Holders) == 0:", "case false:", "TestBarrier"},
+	{"P13 reset", "barrier.go", "case gen == b.gen && m.forming() > 0:", "case m.forming() > 0:", "TestBarrier"},
+	{"P15 sweep", "apply.go", "m.rev != op.Base || ", "", "TestBarrier"},
+	{"P16 barrier", "barrier.go", "return !op.common() && op.Verb != OpTrip", "return false", "TestBarrier"},
+	{"P26 arrive", "barrier.go", "op.generation() == b.gen && op.Limit == b.parties", "op.generation() == b.gen && op.Limit == b.parties && m.Has(op.ID)", "TestBarrier"},
+	{"gate: generation", "gate.go", "case op.generation() != g.gen:", "case false:", "TestGate"},
+	{"gate: eviction counts as left", "gate.go", "\tif len(m.removed) > 0 {\n\t\tg.gen++\n\t}\n", "", "TestGate"},
+	{"gate: opens when all are in", "gate.go", "if len(m.Holders) < g.parties {", "if len(m.Holders) < g.parties-1 {", "TestGate"},
+	{"P16 gate", "gate.go", "return op.Verb == OpEnter", "return false", "TestGate"},
+	{"P26 enter", "gate.go", "\t\tg.gen++\n\t\tm.shut = true", "\t\tm.shut = true", "TestGate"},
+	{"P26 enter of nobody", "gate.go", "m.shut = true", "m.shut = false", "TestGate"},
 	{"P16 within a write", "apply.go", `op.Kind != m.Kind || m.Body != nil`, `op.Kind != m.Kind`, "TestSemaphore"},
 }
 
@@ -78,13 +114,15 @@ func TestMutants(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			out, err := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-failfast", "-overlay", filepath.Join(dir, "overlay.json"), "-run", "^"+m.run+"$", ".").CombinedOutput()
+			run, flags, _ := strings.Cut(m.run, " ")
+			args := append([]string{"test", "-count=1", "-failfast", "-overlay", filepath.Join(dir, "overlay.json"), "-run", "^" + run + "$", "."}, strings.Fields(flags)...)
+			out, err := exec.CommandContext(t.Context(), "go", args...).CombinedOutput()
 			found := steps.FindSubmatch(out)
 			if err == nil || found == nil {
 				t.Fatalf("nothing was found: %v\n%s", err, out)
 			}
 			first, _, _ := strings.Cut(string(out[strings.Index(string(out), "_test.go:"):]), "\n")
-			t.Logf("| %s | %s | %s |", m.rule, found[1], regexp.MustCompile(`^\S+ `).ReplaceAllString(first, "")) // a line of docs/testing.md
+			t.Logf("| %s | %s | %s |", m.rule, found[1], regexp.MustCompile(`^\S+\s+`).ReplaceAllString(first, "")) // a line of docs/testing.md
 		})
 	}
 }

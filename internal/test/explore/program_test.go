@@ -38,7 +38,7 @@ type step struct {
 	// op makes the operation from what the client has read and holds. The id is new.
 	op func(k *client, id string) record.Op
 	// then says where the client goes on; nil: with the next step if it is done, else it ends.
-	then func(k *client, a *answer) int8
+	then func(n *state, k *client, a *answer) int8
 	// when says whether the client can send it yet; nil: yes.
 	when func(s *state, k *client) bool
 	ends bool // the hold is given up before it is sent
@@ -101,7 +101,7 @@ func (k *client) read(s *state) {
 // take it away.
 func (s *state) knows(i int, id string) bool {
 	k := &s.clients[i]
-	if k.hold == id || k.op != nil && (k.op.ID == id || k.op.Holder == id) {
+	if k.hold == id || k.op != nil && (k.op.ID == id || k.op.Holder == id && k.phase == sent) {
 		return true
 	}
 	for _, m := range s.flight {
@@ -115,5 +115,5 @@ func (s *state) knows(i int, id string) bool {
 // harmless reports whether an operation may come late, after its client has got its answer: it asks
 // for an entry, and its client withdraws what it knows nothing of, or it is that which withdraws.
 func harmless(op *record.Op) bool {
-	return op.Waits() && !op.Proven() || op.Verb == record.OpRelease
+	return op.Waits() && !op.Proven() && !op.Stays() || op.Verb == record.OpRelease
 }

@@ -21,7 +21,7 @@ func reduce(left int) step {
 	return step{name: "reduce", op: func(k *client, id string) record.Op {
 		k.n = min(k.n, left)
 		return record.Op{Kind: record.KindSemaphore, Verb: record.OpReduce, ID: id, Lease: record.LeaseOf(id), Holder: k.hold, N: left}
-	}, then: func(k *client, _ *answer) int8 { return k.pc + 1 }}
+	}, then: func(_ *state, k *client, _ *answer) int8 { return k.pc + 1 }}
 }
 
 // resize sets the size, on the base of what the client has read. It is sent again a few times if that has changed.
@@ -32,7 +32,7 @@ func resize(size, initial int) step {
 }
 
 // again sends what was refused as stale once more, with what is read then.
-func again(k *client, a *answer) int8 {
+func again(_ *state, k *client, a *answer) int8 {
 	if a.outcome == refused && (a.verdict == record.Stale || a.verdict == record.OtherLife) && k.tries < 2 {
 		k.tries++
 		return k.pc
@@ -43,7 +43,7 @@ func again(k *client, a *answer) int8 {
 func remove(kind record.Kind) step {
 	return step{name: "delete", op: func(k *client, _ string) record.Op {
 		return record.Op{Kind: kind, Verb: record.OpDelete, Life: k.life}
-	}, then: func(k *client, _ *answer) int8 { return k.pc + 1 }}
+	}, then: func(_ *state, k *client, _ *answer) int8 { return k.pc + 1 }}
 }
 
 func semaphoreProgram(name string, f faults, clients ...[]step) program {

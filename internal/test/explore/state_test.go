@@ -56,7 +56,8 @@ const (
 	ready   phase = iota // sends the next operation of its program
 	sent                 // waits for the answer
 	waits                // its operation waits in the committed record
-	proving              // has given up, and waits until that is proved
+	proving              // has given up, and waits for the answer to what undoes its operation
+	undoing              // likewise, and what undoes it waits in the committed record
 	done
 	lost // its lease is dead
 )
@@ -68,15 +69,20 @@ type client struct {
 	seq   uint8      // of the last id
 	tries int8       // of the present step
 	op    *record.Op // that it waits for, or what it has given up
+	undo  *record.Op // that it waits for then
 	// What it read before it sent op.
 	life, base, seen, gen uint64
 	// What it was told that it holds; "" = nothing.
-	hold   string
-	token  uint64 // 0 = not certain, after a change of mode
-	mode   record.Mode
-	n      int
-	result [4]outcome // of its steps
-	note   [4]uint64  // what its program remembers; no revisions
+	hold  string
+	token uint64 // 0 = not certain, after a change of mode
+	mode  record.Mode
+	n     int
+	// What it gave up last, and whether it has asked to get back what it waits for (Op.Stays).
+	gave      string
+	gaveToken uint64
+	quit      bool
+	result    [4]outcome // of its steps
+	note      [4]uint64  // what its program remembers; no revisions
 }
 
 // role says who wants what becomes of a message.
@@ -137,20 +143,30 @@ func marked(rec *record.Record) *committed {
 				continue
 			}
 		}
-		if rest, ok := bytes.CutPrefix(raw[i:], []byte(`"life":`)); ok {
+		if field := revisionField(raw[i:]); field > 0 {
 			n := 0
-			for n < len(rest) && rest[n] >= '0' && rest[n] <= '9' {
+			for rest := raw[i+field:]; rest[n] >= '0' && rest[n] <= '9'; {
 				n++
 			}
-			rev, _ := strconv.ParseUint(string(rest[:n]), 10, 64)
-			c.text, c.revs = append(c.text, 1), append(c.revs, rev)
-			i += len(`"life":`) + n
+			rev, _ := strconv.ParseUint(string(raw[i+field:i+field+n]), 10, 64)
+			c.text, c.revs = append(append(c.text, raw[i:i+field]...), 0), append(c.revs, rev)
+			i += field + n
 			continue
 		}
 		c.text = append(c.text, raw[i])
 		i++
 	}
 	return c
+}
+
+// revisionField returns the length of the name of a field with a revision that text begins with, or 0.
+func revisionField(text []byte) int {
+	for _, field := range [...]string{`"life":`, `"fenced":`, `"shut":`} {
+		if bytes.HasPrefix(text, []byte(field)) {
+			return len(field)
+		}
+	}
+	return 0
 }
 
 // canon makes the form in which states are compared.
@@ -196,16 +212,18 @@ func (c *canon) hash(s *state) [2]uint64 {
 }
 
 func (c *canon) client(k *client) {
-	c.bytes(byte(k.phase), byte(k.pc), k.seq, byte(k.tries), byte(k.mode))
+	c.bytes(byte(k.phase), byte(k.pc), k.seq, byte(k.tries), byte(k.mode), bit(k.quit))
 	c.op(k.op)
+	c.op(k.undo)
 	c.text(k.hold)
+	c.text(k.gave)
 	c.buf = binary.AppendUvarint(c.buf, k.gen)
 	c.buf = binary.AppendVarint(c.buf, int64(k.n))
 	for i := range k.result {
 		c.bytes(byte(k.result[i]))
 		c.buf = binary.AppendUvarint(c.buf, k.note[i])
 	}
-	c.revs = append(c.revs, k.life, k.base, k.seen, k.token)
+	c.revs = append(c.revs, k.life, k.base, k.seen, k.token, k.gaveToken)
 }
 
 func (c *canon) op(op *record.Op) {

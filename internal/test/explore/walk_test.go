@@ -70,6 +70,12 @@ func (w *walk) client(i int) {
 			w.checked(&n, bad, "%s looks at the record", name)
 		}
 	}
+	if k.phase == undoing && s.key.rec.Standing(k.undo).Standing != record.Waiting {
+		n := *s
+		bad := w.p.proved(&n, i)
+		w.moves++
+		w.checked(&n, bad, "%s looks at the record", name)
+	}
 	if (k.phase == sent || k.phase == waits || k.phase == proving) && s.used.cancels < w.p.faults.cancels {
 		w.cancel(i)
 	}
@@ -98,6 +104,7 @@ func (w *walk) send(i int) {
 	op := st.op(k, record.ID(leaseOf(i), uint64(k.seq)))
 	k.op, k.phase = &op, sent
 	if st.ends {
+		k.gave, k.gaveToken = k.hold, k.token
 		k.hold, k.token, k.mode, k.n = "", 0, 0, 0
 	}
 	n.flight = with(n.flight, nil, message{op: &op, client: int8(i)})
@@ -131,7 +138,8 @@ func (w *walk) deliver(at int) {
 	// A copy of it may come late.
 	if w.s.used.late < w.p.faults.late {
 		answered.used.late++
-		m.role, m.told = late, true
+		// A reset or a delete that found nothing writes nothing, and may find something yet: what it is meant for.
+		m.role, m.told = late, changed || m.tried || m.op.Verb != record.OpReset && m.op.Verb != record.OpDelete
 		answered.flight = with(answered.flight, nil, m)
 		w.checked(&answered, bad, "%s's %s is written, a copy stays in flight", leaseOf(int(m.client)), shown(m.op))
 	}
@@ -167,19 +175,19 @@ func (w *walk) answer(n *state, m message, res record.Result) string {
 	}
 	a := &answer{op: m.op, verdict: res.Verdict, rec: n.key.rec, rev: n.rev}
 	if k.phase == proving {
-		a.op = k.op
-		a.state = n.key.rec.Standing(k.op)
-		if res.Verdict != record.Applied {
-			a.outcome = uncertain
+		switch {
+		case res.Verdict != record.Applied:
+			a.op, a.outcome = k.op, uncertain
 			return w.p.tell(n, int(m.client), a)
+		case k.undo.Waits() && n.key.rec.Standing(k.undo).Standing == record.Waiting:
+			k.phase = undoing
+			return ""
 		}
-		a.verdict = 0
-		if a.state.Standing == record.Gone || a.state.Standing == record.Waiting {
-			a.outcome = cancelled
-		}
-		return w.p.tell(n, int(m.client), a)
+		return w.p.proved(n, int(m.client))
 	}
 	switch {
+	case m.tried && (res.Verdict == record.OtherLife || res.Verdict == record.Forgotten):
+		a.outcome = uncertain // it may have been done before
 	case res.Verdict != record.Applied:
 		a.outcome = refused
 	case !m.op.Waits():
@@ -195,6 +203,15 @@ func (w *walk) answer(n *state, m message, res record.Result) string {
 	return w.p.tell(n, int(m.client), a)
 }
 
+// proved tells a client what the record says of an operation that was undone in it, or before.
+func (p *program) proved(n *state, i int) string {
+	a := &answer{op: n.clients[i].op, rec: n.key.rec, rev: n.rev}
+	if a.state = a.rec.Standing(a.op); a.state.Standing == record.Gone || a.state.Standing == record.Waiting {
+		a.outcome = cancelled
+	}
+	return p.tell(n, i, a)
+}
+
 // tell gives a client the outcome of its operation. It returns what is wrong with it.
 func (p *program) tell(n *state, i int, a *answer) string {
 	k := &n.clients[i]
@@ -204,6 +221,9 @@ func (p *program) tell(n *state, i int, a *answer) string {
 			a.outcome = applied
 		case record.Refused:
 			a.outcome, a.verdict = refused, a.state.Why
+			if a.verdict == record.OtherLife || a.verdict == record.Forgotten {
+				a.outcome = uncertain
+			}
 		default:
 			a.outcome = missing
 		}
@@ -235,11 +255,11 @@ func (p *program) tell(n *state, i int, a *answer) string {
 	if p.told != nil {
 		bad = p.told(n, k, a)
 	}
-	k.op, k.phase, k.life, k.base, k.seen, k.gen = nil, ready, 0, 0, 0, 0
+	k.op, k.undo, k.phase, k.life, k.base, k.seen, k.gen, k.quit = nil, nil, ready, 0, 0, 0, 0, false
 	pc := end
 	switch {
 	case st.then != nil:
-		pc = st.then(k, a)
+		pc = st.then(n, k, a)
 	case a.outcome == applied:
 		pc = k.pc + 1
 	}
@@ -270,6 +290,14 @@ func (w *walk) cancel(i int) {
 		return
 	}
 	undo, undoes := k.op.Undo()
+	if k.op.Stays() {
+		if !k.quit {
+			n.clients[i].quit = true
+			n.flight = with(n.flight, nil, message{op: &undo, client: int8(i), role: ledger})
+			w.to(&n, "%s wants %s back", name, shown(k.op))
+		}
+		return
+	}
 	if k.phase == sent && !undoes {
 		m := s.flight[at]
 		m.role = ledger
@@ -302,7 +330,7 @@ func (w *walk) undo(n state, i int, undo record.Op, format string, args ...any) 
 	m := message{op: &undo, client: int8(i), role: ledger}
 	if k.op.Proven() && !w.p.noProof {
 		m.role = asked
-		k.phase = proving
+		k.phase, k.undo = proving, &undo
 		n.flight = with(n.flight, nil, m)
 		w.to(&n, format+" and undoes it", args...)
 		return
