@@ -334,7 +334,11 @@ func refusalCause(key string, op *record.Op, refused *engine.RefusedError) error
 	case record.WrongKind:
 		return ErrKindMismatch
 	case record.TooLarge:
-		return fmt.Errorf("%w: %q has %d", ErrTooLarge, key, refused.Have)
+		have := refused.Have
+		if have == 0 && refused.Record != nil { // resized since
+			have = refused.Record.Facts().Size
+		}
+		return fmt.Errorf("%w: %q has %d", ErrTooLarge, key, have)
 	case record.SizeMismatch:
 		return &SizeMismatchError{Key: key, Have: refused.Have, Want: op.Limit}
 	case record.Stale:

@@ -43,7 +43,7 @@ func candidates(words []string) (all []string, offer string) {
 	}
 	offer = offerFiles
 	switch {
-	case line.rest && line.node.Name == "run" && words[len(words)-2] == "--":
+	case line.rest && line.runs() && words[len(words)-2] == "--":
 		return nil, offerCommands
 	case line.rest:
 		return nil, offerFiles
@@ -125,9 +125,15 @@ func (l *commandLine) take(w string) {
 			}
 		}
 		l.args++
-		// No such command, or the next word is too many, or run's command begins.
+		// No such command, or the next word is too many, or the command begins that is to run.
 		l.rest = l.args >= len(l.node.Positional)
 	}
+}
+
+// runs says whether what comes last on the line is a command.
+func (l *commandLine) runs() bool {
+	args := l.node.Positional
+	return len(args) > 0 && args[len(args)-1].Passthrough
 }
 
 func (l *commandLine) flags() []*kong.Flag {

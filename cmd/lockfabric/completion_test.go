@@ -80,6 +80,7 @@ func TestCompletionInBash(t *testing.T) {
 		{"inspect --w", "--watch"},
 		{"run k --mode S", "S SIX"},
 		{"run k --no-p", "--no-progress"},
+		{"run k --semaphore 3 --pe", "--permits"},
 		{"inspect ", "films/a films/b:c photos/ä"},
 		{"inspect fi", "films/a films/b:c"},
 		{"inspect films/b : ", "c"},

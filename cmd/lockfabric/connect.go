@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/nats-io/nats.go"
 
@@ -84,6 +87,17 @@ func (c *cli) withoutLimit(ctx context.Context, s *streams, fn func(ctx context.
 	guarded, done := c.welcome.guard(ctx)
 	defer done()
 	return c.welcome.why(guarded, fn(guarded, m))
+}
+
+// untilInterrupted is withoutLimit for what ends by a signal only, which is a success therefore.
+func (c *cli) untilInterrupted(ctx context.Context, s *streams, fn func(ctx context.Context, m *fabric.Manager) error) error {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := c.withoutLimit(ctx, s, fn)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 // interrupted gives an error that came of the end of ctx the reason of that end.

@@ -133,6 +133,8 @@ func readNotes(path string) (notes map[string]note, err error) {
 // that were refused as making no sense left out.
 func unused(notes map[string]note) (missing []string) {
 	used := map[string]bool{}
+	commands := map[string]*kong.Node{}
+	addCommands(commands, "", model().Node)
 	for _, n := range notes {
 		if n.Code == exitUsage {
 			continue
@@ -146,11 +148,9 @@ func unused(notes map[string]note) (missing []string) {
 				name, _, _ = strings.Cut(name, "=")
 				used["--"+name] = true
 				used[command+" --"+name] = true
-			} else if command == "" {
-				used[word] = true
-				if slices.Contains(commandNames(), word) {
-					command = word
-				}
+			} else if longer := strings.TrimSpace(command + " " + word); commands[longer] != nil {
+				used[longer] = true
+				command = longer
 			}
 		}
 		for _, name := range n.Env {
@@ -179,13 +179,23 @@ func unused(notes map[string]note) (missing []string) {
 		}
 	}
 	flags("", app.Flags)
-	for _, c := range app.Children {
-		if !c.Hidden {
-			want(c.Name)
-			flags(c.Name, c.Flags)
-		}
+	for name, c := range commands {
+		want(name)
+		flags(name, c.Flags)
 	}
 	return missing
+}
+
+// addCommands adds those under a node by their names, which are several words where one
+// stands under another.
+func addCommands(all map[string]*kong.Node, name string, node *kong.Node) {
+	for _, c := range node.Children {
+		if !c.Hidden {
+			inner := strings.TrimSpace(name + " " + c.Name)
+			all[inner] = c
+			addCommands(all, inner, c)
+		}
+	}
 }
 
 func model() *kong.Application {
@@ -194,13 +204,6 @@ func model() *kong.Application {
 		panic(err)
 	}
 	return parser.Model
-}
-
-func commandNames() (names []string) {
-	for _, c := range model().Children {
-		names = append(names, c.Name)
-	}
-	return names
 }
 
 // unseen returns the exit codes of the package comment that nothing ended with.

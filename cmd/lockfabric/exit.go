@@ -22,6 +22,7 @@ const (
 	exitLost        = 76
 	exitRefused     = 77
 	exitDoctor      = 78
+	exitBroken      = 79
 	exitCannotRun   = 126
 	exitNotFound    = 127
 	exitSignal      = 128 // plus the signal's number
@@ -72,7 +73,8 @@ func exitCode(err error) int {
 		is   []error
 	}{
 		{exitUsage, []error{fabric.ErrInvalidOption, fabric.ErrInvalidName, kv.ErrInvalidOption, embedded.ErrInvalidOption}},
-		{exitData, []error{fabric.ErrKindMismatch, fabric.ErrMalformedRecord, fabric.ErrNewerSchema}},
+		{exitData, []error{fabric.ErrKindMismatch, fabric.ErrSizeMismatch, fabric.ErrTooLarge, fabric.ErrMalformedRecord, fabric.ErrNewerSchema}},
+		{exitBroken, []error{fabric.ErrBroken, fabric.ErrDeleted}},
 		// Before 69, which they are as well: nothing but other credentials helps.
 		{exitRefused, []error{errRefused, nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked, nats.ErrAccountAuthExpired, nats.ErrPermissionViolation}},
 		{exitUnavailable, []error{fabric.ErrUnavailable, fabric.ErrConnectionClosed, kv.ErrNoJetStream, kv.ErrServerTooOld, kv.ErrUnsafeConfig, kv.ErrLimit, kv.ErrNoBucket,

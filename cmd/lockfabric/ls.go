@@ -31,16 +31,16 @@ func (l *lsCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		infos = []fabric.Info{}
 	}
 	return s.print(c.Output, infos, func(w io.Writer) {
-		fmt.Fprintln(w, "KEY\tKIND\tMODE\tHOLDERS\tWAITERS\tTOKEN\tAGE\tOWNER")
+		fmt.Fprintln(w, "KEY\tKIND\tSTATE\tHOLDERS\tWAITERS\tTOKEN\tAGE\tOWNER")
 		now := time.Now()
 		for _, i := range infos {
-			mode, token, held, owner := "-", "-", "-", "-"
+			token, held, owner := "-", "-", "-"
 			if len(i.Holders) > 0 {
 				h := i.Holders[0]
-				mode, token, held, owner = string(h.Mode), strconv.FormatUint(h.Token, 10), age(h.Since, now), holder(h)
+				token, held, owner = strconv.FormatUint(h.Token, 10), age(h.Since, now), holder(h)
 			}
 			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\n",
-				printable(i.Key), printable(i.Kind), mode, len(i.Holders), len(i.Waiters), token, held, owner)
+				printable(i.Key), printable(i.Kind), short(i), len(i.Holders), len(i.Waiters), token, held, owner)
 		}
 	})
 }

@@ -1,7 +1,8 @@
-// Command lockfabric runs programs under distributed locks that live in NATS
-// JetStream, looks at such locks, and serves them.
+// Command lockfabric runs programs under distributed locks, and permits
+// that live in NATS JetStream, looks at them, and serves them.
 //
 //	lockfabric run nightly-backup -- ./backup.sh
+//	lockfabric run encoders --semaphore 3 -- ./encode.sh
 //
 // # Where the locks are
 //
@@ -29,7 +30,7 @@
 // the background does not keep the lock. When no server answers then, or when run is
 // to end while it waits, that takes some seconds; another signal cuts it short.
 //
-// When the lock is lost while CMD runs, its group gets SIGTERM, what is left of it
+// All of this is so for permits, too. When the lock is lost while CMD runs, its group gets SIGTERM, what is left of it
 // after --kill-after gets SIGKILL, and the exit code is 76 whatever CMD said.
 // Others can have the lock already while CMD winds up: only a resource that checks
 // the token is safe then.
@@ -46,11 +47,11 @@
 //
 //	0        success
 //	64       the command line makes no sense
-//	65       the name is no lock, or its record can't be read
+//	65       the name is in use as something else, or with another size; or its record can't be read
 //	69       the server can't be reached or used
 //	70       the result can't be written, or a defect of this program
 //	75       run: not acquired: held by others for the time given by --wait
-//	76       run: lost: the lock was lost while CMD ran
+//	76       run: lost: the lock or the permit was lost while CMD ran
 //	77       the server refuses the credentials, or a permission that locks need
 //	78       doctor: there is a problem (with --strict also a warning, or an unknown)
 //	126      run: CMD can't be executed
@@ -84,11 +85,11 @@ type cli struct {
 	LocalDir      string        `placeholder:"DIR" env:"LOCKFABRIC_DIR" help:"Directory of the local server, one in the user's state directory unless given."`
 	LocalIdleExit time.Duration `default:"10m" env:"LOCKFABRIC_LOCAL_IDLE_EXIT" help:"When a local server that is started now ends after its last client left."`
 
-	Run     runCmd     `cmd:"" help:"Run a command while holding a lock."`
+	Run     runCmd     `cmd:"" help:"Run a command while holding a lock, or permits of a semaphore."`
 	Serve   serveCmd   `cmd:"" help:"Run a server, alone or as part of a cluster."`
-	Ls      lsCmd      `cmd:"" help:"List the locks in use."`
-	Inspect inspectCmd `cmd:"" help:"Show who holds a lock and who waits for it."`
-	Release releaseCmd `cmd:"" help:"Take a lock away from its holders."`
+	Ls      lsCmd      `cmd:"" help:"List the locks and so on that are in use."`
+	Inspect inspectCmd `cmd:"" help:"Show who holds a lock, or anything else, and who waits for it."`
+	Release releaseCmd `cmd:"" help:"Take a lock, or anything else, away from its holders."`
 	Gc      gcCmd      `cmd:"" help:"Remove the entries of dead processes from all locks."`
 	Doctor  doctorCmd  `cmd:"" help:"Find out what is wrong with the server, the cluster and the fabric's buckets."`
 	Version versionCmd `cmd:"" help:"Show the version of this program."`

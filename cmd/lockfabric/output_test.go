@@ -36,7 +36,7 @@ func TestListAndInspect(t *testing.T) {
 	waiters(t, m, "photos/a", 1)
 
 	lines := strings.Split(strings.TrimSpace(ls()), "\n")
-	if len(lines) != 3 || strings.Join(strings.Fields(lines[0]), " ") != "KEY KIND MODE HOLDERS WAITERS TOKEN AGE OWNER" {
+	if len(lines) != 3 || strings.Join(strings.Fields(lines[0]), " ") != "KEY KIND STATE HOLDERS WAITERS TOKEN AGE OWNER" {
 		t.Errorf("ls: %q", lines)
 	}
 	text := ls("photos/")

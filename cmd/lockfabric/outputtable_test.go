@@ -125,11 +125,18 @@ func (tb table) object(prefix string, v map[string]any) (wrong []string) {
 			}
 		case []any:
 			for _, e := range v {
-				wrong = append(wrong, tb.object(path+"[].", e.(map[string]any))...)
+				if e, ok := e.(map[string]any); ok {
+					wrong = append(wrong, tb.object(likewise(path+"[]."), e)...)
+				}
 			}
 		}
 	}
 	return wrong
+}
+
+// likewise is where the fields are documented of what looks the same in several places.
+func likewise(prefix string) string {
+	return strings.Replace(prefix, "conditions[].waiters[].", "waiters[].", 1)
 }
 
 // mismatch says why a value is not of the type, or its name is not one for it.
@@ -161,10 +168,11 @@ func mismatch(kind, name string, v any) string {
 			}
 		}
 	case []any:
-		ok = kind == "array"
+		ok = kind == "array" || kind == "list"
 		for _, e := range v {
 			_, isObject := e.(map[string]any)
-			ok = ok && isObject
+			_, isText := e.(string)
+			ok = ok && isObject == (kind == "array") && isText == (kind == "list")
 		}
 	case nil:
 		ok = kind == "object or null"
@@ -248,9 +256,11 @@ func (tb table) add(prefix string, s reflect.Type) {
 		case typ.Kind() == reflect.Map:
 			f.kind = "texts"
 		case typ.Kind() == reflect.Slice:
-			f.kind = "array"
-			if typ.Elem().Kind() == reflect.Struct {
-				tb.add(prefix+name+"[].", typ.Elem())
+			if f.kind = "list"; typ.Elem().Kind() == reflect.Struct {
+				f.kind = "array"
+				if inner := prefix + name + "[]."; inner == likewise(inner) {
+					tb.add(inner, typ.Elem())
+				}
 			}
 		case typ.Kind() == reflect.Pointer:
 			f.kind = "object or null"

@@ -5,22 +5,20 @@ import (
 	"os"
 	"os/exec"
 	"time"
-
-	"github.com/lockfabric/lockfabric/fabric"
 )
 
 // lookForGroup is how often the end of a process group is looked for; nothing
 // tells of it.
 const lookForGroup = 10 * time.Millisecond
 
-// supervisor runs a command under a lock.
+// supervisor runs a command while something is held.
 //
 //	         exits                                   exits, group gone
 //	running -------> done        +--> terminating ---------------------> done (lost)
 //	   |                         |         | --kill-after
 //	   +------- lock lost -------+         +--> killed -- exits --> done (lost)
 type supervisor struct {
-	lock      *fabric.Lock
+	held      held
 	sigs      chan os.Signal
 	killAfter time.Duration
 	log       *slog.Logger
@@ -37,10 +35,10 @@ type event struct {
 	signal int // that stopped it, or ended it
 }
 
-// run starts the command and waits for it. The error is ErrLost when the lock was
+// run starts the command and waits for it. The error is ErrLost when it was
 // lost before the command ended, or says why it did not start.
 func (v *supervisor) run(cmd *exec.Cmd) (code int, err error) {
-	if err := v.lock.Err(); err != nil {
+	if err := v.held.Err(); err != nil {
 		return 0, err
 	}
 	// Before the start: what comes in between is for the command, and a stop that
@@ -56,7 +54,7 @@ func (v *supervisor) run(cmd *exec.Cmd) (code int, err error) {
 }
 
 func (v *supervisor) wait() (code int, err error) {
-	lost := v.lock.Lost()
+	lost := v.held.Lost()
 	events := v.group.events
 	var kill, look <-chan time.Time
 	killed := false
@@ -64,7 +62,7 @@ func (v *supervisor) wait() (code int, err error) {
 		select {
 		case <-lost:
 			lost = nil // said once
-			v.log.Info("ending the command, its lock is lost", "key", v.lock.Key(), "token", v.lock.Token(), "kill_after", v.killAfter)
+			v.log.Info("ending the command, what it was to hold is lost", "key", v.held.Key(), "token", v.held.Token(), "kill_after", v.killAfter)
 			v.group.terminate()
 			kill = time.After(v.killAfter)
 		case e := <-events:
@@ -73,20 +71,20 @@ func (v *supervisor) wait() (code int, err error) {
 				continue
 			}
 			events, code, v.signalled = nil, e.code, e.signal != 0
-			if err := v.lock.Err(); err == nil || killed {
+			if err := v.held.Err(); err == nil || killed {
 				return code, err
 			}
 			// What the command started and left behind has to end as well.
 			look = time.After(0)
 		case <-look:
 			if !v.group.alive() {
-				return code, v.lock.Err()
+				return code, v.held.Err()
 			}
 			look = time.After(lookForGroup)
 		case <-kill:
 			v.group.kill()
 			if killed = true; events == nil {
-				return code, v.lock.Err()
+				return code, v.held.Err()
 			}
 		case sig := <-v.sigs:
 			v.forward(sig)

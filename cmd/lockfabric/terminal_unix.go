@@ -123,7 +123,7 @@ func (v *supervisor) stopped(e event) {
 	late := v.stopSelf()
 	// While we were stopped nothing renewed the lock. If it is lost the command
 	// must not do another step; it gets to hear SIGTERM first.
-	if v.lock.Err() == nil {
+	if v.held.Err() == nil {
 		if had || asked || v.term.eager {
 			v.term.lend()
 		}

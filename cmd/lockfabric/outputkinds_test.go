@@ -1,0 +1,114 @@
+//go:build unix
+
+package main
+
+import (
+	"context"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+// shows inspects until the JSON has all of these, each time as the table says.
+func (tb table) shows(t *testing.T, key string, want ...string) {
+	t.Helper()
+	eventually(t, strings.Join(want, " and ")+" of "+key, func() bool {
+		got := tb.printed(t, 0, "inspect", key)
+		for _, w := range want {
+			if !strings.Contains(got, w) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func claim(t *testing.T, m *fabric.Manager, key string, c fabric.Claim) *fabric.Hold {
+	t.Helper()
+	h, err := m.Claim(t.Context(), key, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func free(t *testing.T, holds ...*fabric.Hold) {
+	t.Helper()
+	for _, h := range holds {
+		if err := h.Release(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func outputOfSemaphores(t *testing.T, m *fabric.Manager, tb table) {
+	h := claim(t, m, "pool", fabric.Claim{Kind: fabric.KindSemaphore, Permits: 2, Limit: 3})
+	tb.shows(t, "pool", `"size": 3`, `"taken": 2`, `"permits": 2`)
+	// One that waits for more than there are, and does not hear it.
+	deaf := start(t, lockfabric(t, "run", "pool", "--semaphore", "3", "--permits", "2", "--", "true"))
+	waiters(t, m, "pool", 1)
+	deaf.signal(syscall.SIGSTOP)
+	info, err := m.Read(t.Context(), "pool")
+	if err == nil {
+		_, err = m.Post(t.Context(), "pool", fabric.Post{Kind: fabric.KindSemaphore, Verb: "resize", N: 1, Limit: 3, Base: info.Sized, Life: info.Life})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	tb.shows(t, "pool", `"size": 1`, `"initial": 3`, `"sized"`, `"refused": true`)
+	if code, stdout, _ := run(t, lockfabric(t, "inspect", "pool")); code != 0 || !strings.Contains(stdout, "more than there are") || !strings.Contains(stdout, "made with:") {
+		t.Errorf("exit code %d, %q", code, stdout)
+	}
+	deaf.signal(syscall.SIGCONT)
+	deaf.exits(65)
+	if text := deaf.err.String(); !strings.Contains(text, `"pool" has 1`) {
+		t.Errorf("stderr %q", text)
+	}
+	free(t, h)
+	tb.shows(t, "pool", `"size": 1`) // worth keeping
+}
+
+func outputOfElections(t *testing.T, m *fabric.Manager, tb table) {
+	for _, value := range []string{"text", "\xff"} {
+		lead := claim(t, m, "svc", fabric.Claim{Kind: fabric.KindLock, Value: []byte(value)})
+		ctx, cancel := context.WithCancel(t.Context())
+		given := make(chan error)
+		go func() {
+			_, err := m.Claim(ctx, "svc", fabric.Claim{Kind: fabric.KindLock, Value: []byte(value)})
+			given <- err
+		}()
+		waiters(t, m, "svc", 1)
+		tb.shows(t, "svc", map[bool]string{true: `"value": "text"`, false: `"data": "/w=="`}[value == "text"])
+		cancel()
+		<-given
+		free(t, lead)
+	}
+}
+
+func outputOfConditions(t *testing.T, m *fabric.Manager, tb table) {
+	h := claim(t, m, "queue", fabric.Claim{Kind: fabric.KindLock})
+	back := make(chan *fabric.Hold)
+	go func() {
+		h, err := m.Claim(t.Context(), "queue", fabric.Claim{Kind: fabric.KindLock, Verb: "wait", From: h, Queue: "not-empty"})
+		if err != nil {
+			t.Error(err)
+		}
+		back <- h
+	}()
+	other := claim(t, m, "queue", fabric.Claim{Kind: fabric.KindLock})
+	tb.shows(t, "queue", `"name": "not-empty"`)
+	if code, stdout, _ := run(t, lockfabric(t, "inspect", "queue")); code != 0 || !strings.Contains(stdout, "WAITER FOR not-empty") {
+		t.Errorf("exit code %d, %q", code, stdout)
+	}
+	if _, err := other.Post(t.Context(), fabric.Post{Kind: fabric.KindLock, Verb: "signal", Queue: "not-empty"}); err != nil {
+		t.Fatal(err)
+	}
+	tb.shows(t, "queue", `"signalled": "not-empty"`)
+	free(t, other)
+	if h = <-back; h != nil {
+		tb.shows(t, "queue", `"signalled": "not-empty"`, `"waiters": []`)
+		free(t, h)
+	}
+}

@@ -1,0 +1,221 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+// held is what is held while a command runs.
+type held interface {
+	Key() string
+	Token() uint64
+	Err() error
+	Lost() <-chan struct{}
+	Release(ctx context.Context) error
+}
+
+// holding are the flags of the commands that hold something while CMD runs.
+type holding struct {
+	TTL        time.Duration     `default:"30s" help:"How long it stays held after the last sign of life. Under 15s a server's failover can cost it."`
+	KillAfter  time.Duration     `default:"10s" help:"Time from SIGTERM to SIGKILL when it is lost while CMD runs."`
+	Meta       map[string]string `placeholder:"KEY=VALUE" help:"Text that 'inspect' shows with the holder; can be repeated."`
+	NoProgress bool              `help:"Don't tell on the terminal who is in the way while waiting."`
+}
+
+func (h *holding) validate(what string) error {
+	if h.KillAfter < 0 {
+		return usageError("%s --kill-after=%v: give 0 or more", what, h.KillAfter)
+	}
+	return nil
+}
+
+// task waits for something, and runs a command while it is held.
+type task struct {
+	*holding
+	name    string   // of the command of lockfabric, for messages
+	key     string   // of what is waited for
+	command []string // without one nothing runs
+
+	// acquire waits. It returns nil where nothing is held afterwards.
+	acquire func(ctx context.Context, m *fabric.Manager) (held, error)
+	// advice tells what to do about an error of acquire, "" = nothing.
+	advice func(error) string
+	// after, if it isn't nil, is done in place of a release when the command has ended.
+	after func(ctx context.Context, h held) error
+}
+
+// run holds it while the command runs.
+func (t *task) run(ctx context.Context, c *cli, s *streams) error {
+	path := ""
+	if len(t.command) > 0 {
+		var err error
+		// Before it is held: nobody should wait for a spelling mistake.
+		if path, err = exec.LookPath(t.command[0]); err != nil {
+			return cannotRun(t.command[0], err)
+		}
+		inheritIgnored()
+	}
+	sigs := make(chan os.Signal, 64)
+	catch(sigs, endings)
+	defer signal.Stop(sigs)
+	catch(make(chan os.Signal, 1), brokenPipe)
+
+	m, h, err := t.obtain(ctx, c, s, sigs)
+	if err != nil {
+		return err
+	}
+	if h == nil {
+		_ = m.Close()
+		return nil
+	}
+	v := &supervisor{held: h, sigs: sigs, killAfter: t.KillAfter, log: s.log}
+	code, err := v.run(childOf(path, t.command, "LOCKFABRIC_KEY="+h.Key(), "LOCKFABRIC_TOKEN="+strconv.FormatUint(h.Token(), 10)))
+	if err != nil && !errors.Is(err, fabric.ErrLost) {
+		err = cannotRun(t.command[0], err)
+	}
+	if rerr := t.end(ctx, m, h, sigs); rerr != nil && err == nil {
+		if t.after != nil || errors.Is(rerr, fabric.ErrLost) {
+			err = rerr
+		} else {
+			s.log.Warn("the release is not confirmed; what was held ends with its TTL at the latest", "key", t.key, "ttl", t.TTL, "error", rerr)
+		}
+	}
+	switch {
+	case errors.Is(err, fabric.ErrLost):
+		return fmt.Errorf("%w: others may have worked while %s did: check what it wrote, or have the token checked", err, t.command[0])
+	case err == nil && code != 0:
+		return &exitError{code: code}
+	}
+	return err
+}
+
+// end lets go of what is held, and closes the manager.
+func (t *task) end(ctx context.Context, m *fabric.Manager, h held, sigs <-chan os.Signal) error {
+	if t.after == nil || h.Err() != nil {
+		return impatiently(sigs, func() error { return letGo(ctx, m, h) })
+	}
+	ctx, again, done := interruptible(ctx, sigs)
+	defer done()
+	return unless(again, func() error {
+		err := interrupted(ctx, t.after(ctx, h))
+		_ = m.Close()
+		return err
+	})
+}
+
+// How long a command stays after CMD has ended: releaseTime for the release, and then
+// what Manager.Close takes, four seconds. After a loss there is nothing to release, and
+// closing is waited for no longer than closeTime.
+const (
+	releaseTime = 5 * time.Second
+	closeTime   = 500 * time.Millisecond
+)
+
+// letGo releases what is held and closes the manager.
+func letGo(ctx context.Context, m *fabric.Manager, h held) error {
+	late := time.AfterFunc(releaseTime, func() { _ = m.Close() }) // which ends the release, too
+	defer late.Stop()
+	err := h.Release(ctx)
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		_ = m.Close()
+	}()
+	var enough <-chan time.Time
+	if errors.Is(err, fabric.ErrLost) {
+		enough = time.After(closeTime)
+	}
+	select {
+	case <-closed:
+	case <-enough:
+	}
+	return err
+}
+
+// obtain connects and waits. A signal that asks to end meanwhile is the error then, and
+// nothing is held. Without an error and a hold there is nothing to release.
+func (t *task) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.Signal) (*fabric.Manager, held, error) {
+	ctx, again, done := interruptible(ctx, sigs)
+	defer done()
+	c.once = true
+	defer reaping()()
+	called := t.name
+	if len(t.command) > 0 {
+		called = t.command[0]
+	}
+	m, err := c.connect(ctx, s, fabric.WithTTL(t.TTL), fabric.WithLabel(label(called)))
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, leave := c.welcome.guard(ctx)
+	defer leave()
+	erase := func() {}
+	if !t.NoProgress && c.Output == "text" && s.status.usable() {
+		erase = startProgress(ctx, m, t.key, s.status)
+	}
+	var got held
+	err = unless(again, func() error {
+		h, err := t.acquire(ctx, m)
+		erase()
+		if err == nil {
+			if done(); ctx.Err() != nil && h != nil { // what comes later is for the command
+				_ = h.Release(ctx)
+			}
+		}
+		if err != nil || ctx.Err() != nil {
+			err = t.explain(c.welcome.why(ctx, errors.Join(err, ctx.Err())), m)
+			_ = m.Close()
+			return err
+		}
+		got = h
+		return nil
+	})
+	if errors.Is(err, errGivenUp) {
+		return nil, nil, fmt.Errorf("%w, but no server has confirmed that: its place in the queue ends with its TTL", interrupted(ctx, err))
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return m, got, nil
+}
+
+func (t *task) explain(err error, m *fabric.Manager) error {
+	err = named(err, m, t.key)
+	if text := t.advice(err); text != "" {
+		return fmt.Errorf("%w: %s", err, text)
+	}
+	return err
+}
+
+// nameTime bounds the look at who is in the way of something.
+const nameTime = time.Second
+
+// named has a refusal say on which host, in which process and for what it is
+// held, in place of an id.
+func named(err error, m *fabric.Manager, key string) error {
+	var held *fabric.HeldError
+	if !errors.As(err, &held) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), nameTime)
+	defer cancel()
+	info, ierr := m.Inspect(ctx, key)
+	if ierr != nil {
+		return err
+	}
+	for _, p := range append(info.Holders, info.Waiters...) {
+		if p.ID == held.Owner {
+			return &reworded{err, strings.Replace(err.Error(), held.Owner, holder(p), 1)}
+		}
+	}
+	return err
+}
