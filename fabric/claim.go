@@ -17,6 +17,8 @@ const (
 	KindSemaphore = string(record.KindSemaphore)
 	KindBarrier   = string(record.KindBarrier)
 	KindGate      = string(record.KindGate)
+	KindLatch     = string(record.KindLatch)
+	KindOnce      = string(record.KindOnce)
 )
 
 // Claim is what is asked for with [Manager.Claim] and [Manager.Await]: plain data that
@@ -314,8 +316,9 @@ func (h *Hold) uncertainIf(uncertain bool, err error) error {
 func refusal(key string, op *record.Op, refused *engine.RefusedError) error {
 	err := refusalCause(key, op, refused)
 	switch refused.Verdict {
-	case record.Stale, record.OtherLife, record.NotHolder:
-		if refused.Uncertain {
+	case record.Stale, record.OtherLife, record.NotHolder, record.Finished:
+		// A claim that meets a result was not granted, whatever became of its attempts.
+		if refused.Uncertain && (refused.Verdict != record.Finished || !op.Waits()) {
 			err = fmt.Errorf("%w: %w", ErrUncertain, err)
 		}
 	}
@@ -350,7 +353,11 @@ func refusalCause(key string, op *record.Op, refused *engine.RefusedError) error
 	case record.NotHolder:
 		return fmt.Errorf("%w: %q", ErrLost, key)
 	case record.Finished:
-		return fmt.Errorf("%w: %q", ErrFinished, key)
+		e := &FinishedError{Key: key}
+		if f := refused.Record.Facts(); f.Value.Set {
+			e.Result, e.By = []byte(f.Value.Data), f.By
+		}
+		return e
 	case record.Broken:
 		return brokenError(key, op.Gen, refused.Record)
 	case record.BadOp:

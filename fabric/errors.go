@@ -61,7 +61,8 @@ var (
 	// perhaps made again. Nothing was done.
 	ErrDeleted = errors.New("fabric: deleted since it was read")
 
-	// ErrFinished says that there is a result already. Read it.
+	// ErrFinished says that there is a result already, or that a latch is open. It comes as
+	// a *FinishedError, which has the result.
 	ErrFinished = errors.New("fabric: there is a result already")
 
 	// ErrUncertain says that it is not known, and can't be found out any more or not in
@@ -255,6 +256,18 @@ func (e *BrokenError) Error() string {
 
 // Is makes errors.Is(err, ErrBroken) true.
 func (e *BrokenError) Is(target error) bool { return target == ErrBroken }
+
+// FinishedError has what is there already.
+type FinishedError struct {
+	Key    string
+	Result []byte // nil for a latch
+	By     string // the id that gave it
+}
+
+func (e *FinishedError) Error() string { return fmt.Sprintf("%v: %q", ErrFinished, e.Key) }
+
+// Is makes errors.Is(err, ErrFinished) true.
+func (e *FinishedError) Is(target error) bool { return target == ErrFinished }
 
 // WaitTooLongError says how long a wait was expected to last.
 type WaitTooLongError struct {

@@ -68,6 +68,9 @@ func (h *Hold) Token() uint64 {
 // ID returns the hold's id, as inspection shows it.
 func (h *Hold) ID() string { return h.entry.ID }
 
+// Permits returns how many permits of a semaphore were granted, and 0 for other kinds.
+func (h *Hold) Permits() int { return h.entry.Permits }
+
 // Owner returns the explicit owner, or the hold's id if there is none.
 func (h *Hold) Owner() string {
 	h.mu.Lock()

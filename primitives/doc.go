@@ -1,0 +1,18 @@
+// Package primitives has ways to coordinate processes beyond the plain lock of package fabric. Each is a
+// name in a manager's fabric, used by any number of processes:
+//
+//	[Mutex]     one at a time
+//	[RWMutex]   many readers or one writer, and an update lock that reads and becomes the writer
+//	[Cond]      wait for a signal from whoever holds the mutex
+//	[Election]  one leader among candidates, each with a value
+//
+// All of them work on one record of the name, by compare-and-set, as locks do: see package fabric for
+// leases, tokens, and how a hold is lost. Constructors do no I/O; what is wrong with a name or an option is
+// the error of the first call. A name has one kind of use at a time: a mutex and its conditions,
+// a reader-writer mutex and an election are all locks, the others are not, and get [fabric.ErrKindMismatch].
+//
+// What is held is a handle for one use. It is invalid from the moment its release is sent, its release works
+// under a context that has ended, and it can't release the hold of anybody else. Whoever holds
+// has to watch [fabric.Hold.Lost], or work under [fabric.Hold.Context], and to hand the token to what it
+// changes: nothing else keeps a process that was stopped past its lease from writing.
+package primitives

@@ -1,0 +1,253 @@
+package primitives_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/test/cluster"
+)
+
+// patience is how long a test waits for what has to come.
+const patience = 60 * time.Second
+
+// site is where tests run: a single server or a cluster of three. It is started by the first test that
+// needs it and stopped by TestMain.
+type site struct {
+	name    string
+	once    sync.Once
+	err     error
+	server  *embedded.Server // of a single one
+	cluster *cluster.Cluster // else
+	numbers atomic.Uint64
+}
+
+var (
+	singleSite  = &site{name: "one server"}
+	clusterSite = &site{name: "three servers"}
+)
+
+func (s *site) start() {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if s == singleSite {
+		s.server, s.err = embedded.Start(ctx, embedded.WithTempStore(), embedded.WithSync(embedded.SyncInterval(time.Second)), embedded.WithListen("127.0.0.1:0"))
+	} else {
+		s.cluster, s.err = cluster.Start(ctx, 3)
+	}
+}
+
+func stopSites() error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var errs []error
+	if s := singleSite.server; s != nil {
+		errs = append(errs, s.Shutdown(ctx))
+	}
+	if c := clusterSite.cluster; c != nil {
+		errs = append(errs, c.Shutdown())
+	}
+	return errors.Join(errs...)
+}
+
+// onSite runs fn on a started site.
+func onSite(t *testing.T, s *site, fn func(t *testing.T, s *site)) {
+	t.Helper()
+	t.Run(s.name, func(t *testing.T) {
+		t.Helper()
+		s.once.Do(s.start)
+		if s.err != nil {
+			t.Fatal(s.err)
+		}
+		fn(t, s)
+	})
+}
+
+// onBothSites runs fn on one server and on three.
+func onBothSites(t *testing.T, fn func(t *testing.T, s *site)) {
+	t.Helper()
+	onSite(t, singleSite, fn)
+	onSite(t, clusterSite, fn)
+}
+
+// behaviour is one line of the conformance suite.
+type behaviour struct {
+	name string
+	run  func(t *testing.T, s *site)
+}
+
+func runBehaviours(t *testing.T, list []behaviour) {
+	onBothSites(t, func(t *testing.T, s *site) {
+		for _, b := range list {
+			t.Run(b.name, func(t *testing.T) {
+				t.Parallel()
+				b.run(t, s)
+			})
+		}
+	})
+}
+
+// conn returns a connection of its own, as a process of its own would have.
+func (s *site) conn(t testing.TB) *nats.Conn {
+	t.Helper()
+	connect := func(o ...nats.Option) (*nats.Conn, error) { return s.server.Connect(o...) }
+	if s.cluster != nil {
+		connect = s.cluster.Connect
+	}
+	nc, err := connect(nats.ReconnectBufSize(-1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return nc
+}
+
+// url is where a process of its own connects.
+func (s *site) url() string {
+	if s.cluster != nil {
+		return s.cluster.URL()
+	}
+	return s.server.ClientURL()
+}
+
+// manager returns a manager with a connection of its own.
+func (s *site) manager(t testing.TB, opts ...fabric.Option) *fabric.Manager {
+	t.Helper()
+	return newManager(t, s.conn(t), opts...)
+}
+
+func newManager(t testing.TB, nc *nats.Conn, opts ...fabric.Option) *fabric.Manager {
+	t.Helper()
+	m, err := fabric.New(waitContext(t), nc, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Close() })
+	return m
+}
+
+// key returns a name that no other test uses.
+func (s *site) key(t testing.TB) string {
+	return fmt.Sprintf("%s/%d", strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return '_'
+		}
+		return r
+	}, t.Name()), s.numbers.Add(1))
+}
+
+// waitContext ends after patience.
+func waitContext(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// eventually asks until the answer is yes. It is for what has no event.
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !cond(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never came: %s", what)
+		}
+	}
+}
+
+// receive waits for what has to come out of a channel.
+func receive[T any](t testing.TB, c <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(patience):
+		t.Fatal("nothing comes")
+		panic("not reached")
+	}
+}
+
+// result is what a call in the background came to.
+type result[T any] struct {
+	value T
+	err   error
+}
+
+// async makes a call in the background.
+func async[T any](fn func() (T, error)) <-chan result[T] {
+	out := make(chan result[T], 1)
+	go func() {
+		v, err := fn()
+		out <- result[T]{v, err}
+	}()
+	return out
+}
+
+// must is the value of a call that has to succeed.
+func must[T any](t testing.TB, c <-chan result[T]) T {
+	t.Helper()
+	r := receive(t, c)
+	if r.err != nil {
+		t.Fatalf("in the background: %v", r.err)
+	}
+	return r.value
+}
+
+func read(t testing.TB, m *fabric.Manager, key string) fabric.Info {
+	t.Helper()
+	info, err := m.Read(waitContext(t), key)
+	if err != nil {
+		t.Fatalf("read: %v", err)
+	}
+	return info
+}
+
+// waitInfo reads until the record is as it should be.
+func waitInfo(t testing.TB, m *fabric.Manager, key, what string, is func(info fabric.Info) bool) {
+	t.Helper()
+	eventually(t, what, func() bool { return is(read(t, m, key)) })
+}
+
+func waitQueue(t testing.TB, m *fabric.Manager, key string, n int) {
+	t.Helper()
+	waitInfo(t, m, key, fmt.Sprintf("%d waiters", n), func(i fabric.Info) bool { return len(i.Waiters) == n })
+}
+
+func expectFree(t testing.TB, m *fabric.Manager, key string) {
+	t.Helper()
+	if info := read(t, m, key); info.Kind != "" {
+		t.Errorf("not free: %+v", info)
+	}
+}
+
+// writes counts the committed writes of fn by these managers.
+func writes(fn func(), of ...*fabric.Manager) (n uint64) {
+	count := func() (n uint64) {
+		for _, m := range of {
+			n += m.Stats().Writes
+		}
+		return n
+	}
+	before := count()
+	fn()
+	return count() - before
+}
+
+// releaser is the part of a handle that every hold has.
+type releaser interface {
+	Release(ctx context.Context) error
+}
+
+func release(t testing.TB, l releaser) {
+	t.Helper()
+	if err := l.Release(waitContext(t)); err != nil {
+		t.Fatalf("release: %v", err)
+	}
+}
