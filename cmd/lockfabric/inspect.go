@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -66,21 +65,16 @@ type watched struct {
 
 // printWatched writes each state at once, so that a reader gets whole blocks.
 func (s *streams) printWatched(format string, v watched) error {
-	var b bytes.Buffer
 	if format == "json" {
-		enc := json.NewEncoder(&b)
-		enc.SetEscapeHTML(false)
-		if err := enc.Encode(v); err != nil {
-			return writeError(err)
-		}
-	} else {
-		fmt.Fprintf(&b, "%s %s %s, revision %d\n", v.Time.Format(time.RFC3339), printable(v.Key), state(v.Info), v.Revision)
-		w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-		facts(w, v.Info)
-		allParties(w, v.Info, v.Time)
-		_ = w.Flush()
-		fmt.Fprintln(&b)
+		return s.encode(v, "")
 	}
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s %s %s, revision %d\n", v.Time.Format(time.RFC3339), printable(v.Key), state(v.Info), v.Revision)
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	facts(w, v.Info)
+	allParties(w, v.Info, v.Time)
+	_ = w.Flush()
+	fmt.Fprintln(&b)
 	_, err := s.out.Write(b.Bytes())
 	return writeError(err)
 }

@@ -87,13 +87,13 @@ func listen(sigs <-chan os.Signal, heard func(os.Signal) (enough bool)) (stop fu
 }
 
 // unless calls fn and returns its error, or errGivenUp without waiting for it.
-func unless(again <-chan struct{}, fn func() error) error {
+func unless(enough <-chan struct{}, fn func() error) error {
 	result := make(chan error, 1)
 	go func() { result <- fn() }()
 	select {
 	case err := <-result:
 		return err
-	case <-again:
+	case <-enough:
 		return errGivenUp
 	}
 }

@@ -15,14 +15,19 @@ import (
 // are separated by tabs.
 func (s *streams) print(format string, v any, text func(w io.Writer)) error {
 	if format == "json" {
-		enc := json.NewEncoder(s.out)
-		enc.SetEscapeHTML(false)
-		enc.SetIndent("", "  ")
-		return writeError(enc.Encode(v))
+		return s.encode(v, "  ")
 	}
 	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
 	text(w)
 	return writeError(w.Flush())
+}
+
+// encode writes a value as JSON, in one piece.
+func (s *streams) encode(v any, indent string) error {
+	enc := json.NewEncoder(s.out)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", indent)
+	return writeError(enc.Encode(v))
 }
 
 func writeError(err error) error {

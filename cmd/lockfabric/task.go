@@ -125,19 +125,11 @@ func letGo(ctx context.Context, m *fabric.Manager, h held) error {
 	late := time.AfterFunc(releaseTime, func() { _ = m.Close() }) // which ends the release, too
 	defer late.Stop()
 	err := h.Release(ctx)
-	closed := make(chan struct{})
-	go func() {
-		defer close(closed)
-		_ = m.Close()
-	}()
-	var enough <-chan time.Time
+	enough := make(chan struct{})
 	if errors.Is(err, fabric.ErrLost) {
-		enough = time.After(closeTime)
+		time.AfterFunc(closeTime, func() { close(enough) })
 	}
-	select {
-	case <-closed:
-	case <-enough:
-	}
+	_ = unless(enough, m.Close)
 	return err
 }
 
