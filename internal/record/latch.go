@@ -82,6 +82,9 @@ func (latchRules) check(op *Op) Verdict {
 
 func (k latchRules) apply(m *machine, op *Op) Result {
 	l := m.latch()
+	if l.fresh && l.initial == 0 {
+		l.count, l.initial = op.Limit, op.Limit // an uncount has made it, which names none
+	}
 	switch {
 	case op.Verb == OpDelete:
 		return m.delete()
@@ -118,7 +121,7 @@ func (k latchRules) apply(m *machine, op *Op) Result {
 func (l *latch) uncount(m *machine, op *Op) Result {
 	switch {
 	case l.fresh:
-		m.shut = true
+		m.shut, l.shut = true, m.rev+1
 	case l.count == 0, l.marked(op):
 	case op.Base < l.fenced:
 		return Result{Verdict: Forgotten}

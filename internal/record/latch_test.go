@@ -366,3 +366,16 @@ func TestLatchYieldsLeasesOfMarks(t *testing.T) {
 		t.Errorf("%v", leases)
 	}
 }
+
+// What is given up before there is a latch is shut out also where another makes it in the same write.
+func TestP26_CountGivenUpBesideTheFirst(t *testing.T) {
+	late := count("b.1", 0)
+	undo, _ := late.Undo()
+	wait := latchOp(OpAwait, "a.1", 0, 0)
+	rec, results, _ := Apply(nil, 0, []Op{undo, wait, count("c.1", 0)}, Limits{})
+	if results[1].Verdict != Applied || results[2].Verdict != Stale || rec.Facts().Count != late.Limit {
+		t.Fatalf("%s, %s: %s", results[1].Verdict, results[2].Verdict, rec.Append(nil))
+	}
+	rec.Resolve(1)
+	wantVerdict(t, rec, 1, late, Stale, 0)
+}
