@@ -69,7 +69,7 @@ func sweep() step {
 // passed ("a.1+") or that they did not ("a.1-").
 func barrierProgram(name string, f faults, clients ...[]step) program {
 	return program{
-		name: name, kind: record.KindBarrier, clients: clients, faults: f, batch: true, expire: true,
+		name: name, kind: record.KindBarrier, clients: clients, faults: f, batch: true, expire: true, oneSize: true,
 		change: barrierChange, told: barrierTold, each: barrierEach, rest: barrierRest,
 	}
 }

@@ -40,7 +40,31 @@ func (w *walk) commitOps(n *state, ops []record.Op) (changed bool, violation str
 	if w.p.change != nil {
 		violation = w.p.change(c)
 	}
+	if violation == "" && changed && len(ops) == 1 {
+		violation = otherLife(c)
+	}
 	return changed, violation
+}
+
+// otherLife: what names its life changes no other one.
+func otherLife(c *change) string {
+	op, life := &c.ops[0], c.rev
+	switch op.Verb {
+	case record.OpArrive, record.OpArriveToAct, record.OpReset, record.OpEnter, record.OpCount, record.OpAdd, record.OpAwait, record.OpFinish, record.OpDelete:
+	case record.OpAcquire:
+		if op.Kind != record.KindOnce {
+			return ""
+		}
+	default:
+		return ""
+	}
+	if c.before != nil {
+		life = c.before.Life
+	}
+	if op.Life != life {
+		return fmt.Sprintf("%s %s of another life changed the record", op.Verb, op.ID)
+	}
+	return ""
 }
 
 // check is what every state has to pass.

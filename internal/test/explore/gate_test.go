@@ -38,7 +38,7 @@ func leave() step {
 // get in.
 func gateProgram(name string, f faults, clients ...[]step) program {
 	return program{
-		name: name, kind: record.KindGate, clients: clients, faults: f, batch: true, expire: true,
+		name: name, kind: record.KindGate, clients: clients, faults: f, batch: true, expire: true, oneSize: true,
 		change: gateChange, rest: gateRest,
 		told: func(s *state, _ *client, a *answer) string {
 			switch {

@@ -71,6 +71,17 @@ var mutants = []mutant{
 	{"P16 gate", "gate.go", "return op.Verb == OpEnter", "return false", "TestGate"},
 	{"P26 enter", "gate.go", "\t\tg.gen++\n\t\tm.shut = true", "\t\tm.shut = true", "TestGate"},
 	{"P26 enter of nobody", "gate.go", "m.shut = true", "m.shut = false", "TestGate"},
+	{"P14 by sequence", "latch.go", "case l.count == 0, l.marked(op):\n\t\treturn Result{Verdict: Applied}\n\tcase op.Base", "case l.count == 0:\n\t\treturn Result{Verdict: Applied}\n\tcase op.Base", "TestLatch"},
+	{"P14 each by its own", "latch.go", "s.from <= seq && seq <= s.to", "seq <= s.to", "TestLatch"},
+	{"P14 fenced", "latch.go", "l.fenced, m.size = m.rev+1, -1", "m.size = -1", "TestLatch"},
+	{"P16 latch", "latch.go", "return !op.common()", "return false", "TestLatch"},
+	{"P26 count", "latch.go", "case op.Base >= l.shut:", "case false:", "TestLatch"},
+	{"P26 count without a latch", "latch.go", "m.shut, l.shut = true, m.rev+1", "m.shut = false", "TestLatch"},
+	{"P16 once", "once.go", "return !op.common()", "return false", "TestOnce"},
+	{"P19 finish", "once.go", "case !holds:", "case false:", "TestOnce"},
+	{"once: a retry of finish", "once.go", "case op.Fail, o.by == op.Holder:", "case op.Fail:", "TestOnce"},
+	{"once: a result ends it", "once.go", "case m.once().by != \"\":", "case false:", "TestOnce"},
+	{"P26 finish", "once.go", "failed.Fail, failed.Value = true, Value{}", "failed.Verb, failed.ID = OpRelease, failed.ID", "TestOnce"},
 	{"P16 within a write", "apply.go", `op.Kind != m.Kind || m.Body != nil`, `op.Kind != m.Kind`, "TestSemaphore"},
 }
 

@@ -14,6 +14,8 @@ type program struct {
 	faults  faults
 	expire  bool // delete markers may expire
 	batch   bool // two operations may share a write
+	oneSize bool // all clients name the same size, parties or count
+	twins   bool // the first two clients share a lease: two goroutines of one process
 	larger  bool // only explored in the long form
 	lim     record.Limits
 
@@ -86,7 +88,22 @@ type change struct {
 // ttl is that of all leases; nothing here takes time.
 const ttl = time.Second
 
+// leaseOf is the lease of a client, and its name in what is printed.
 func leaseOf(client int) string { return string(rune('a' + client)) }
+
+// leader is the first client under the lease of client i.
+func (p *program) leader(i int) int {
+	if p.twins && i == 1 {
+		return 0
+	}
+	return i
+}
+
+// lease is the lease of client i.
+func (p *program) lease(i int) string { return leaseOf(p.leader(i)) }
+
+// twinSequence is where the ids of the second of two clients under one lease begin.
+const twinSequence = 10
 
 // read is what a client learns of the key before it sends an operation.
 func (k *client) read(s *state) {
@@ -99,7 +116,16 @@ func (k *client) read(s *state) {
 
 // knows reports whether a client has to do with an entry: it holds it, asks for it, or is about to
 // take it away.
-func (s *state) knows(i int, id string) bool {
+func (s *state) knows(p *program, lease int, id string) bool {
+	for i := range p.clients {
+		if p.leader(i) == lease && s.clientKnows(i, id) {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *state) clientKnows(i int, id string) bool {
 	k := &s.clients[i]
 	if k.hold == id || k.op != nil && (k.op.ID == id || k.op.Holder == id && k.phase == sent) {
 		return true

@@ -101,7 +101,11 @@ func (w *walk) send(i int) {
 	w.moves++
 	k.read(w.s)
 	k.seq++
-	op := st.op(k, record.ID(leaseOf(i), uint64(k.seq)))
+	seq := uint64(k.seq)
+	if w.p.leader(i) != i {
+		seq += twinSequence
+	}
+	op := st.op(k, record.ID(w.p.lease(i), seq))
 	k.op, k.phase = &op, sent
 	if st.ends {
 		k.gave, k.gaveToken = k.hold, k.token
@@ -247,6 +251,9 @@ func (p *program) tell(n *state, i int, a *answer) string {
 			n.flight = with(n.flight, nil, message{op: &undo, client: int8(i), role: ledger})
 		}
 	}
+	if a.verdict == record.SizeMismatch && p.oneSize {
+		return a.op.ID + " is told that there is another size"
+	}
 	st := &p.clients[i][k.pc]
 	if int(k.pc) < len(k.result) {
 		k.result[k.pc] = a.outcome
@@ -347,11 +354,16 @@ func (w *walk) undo(n state, i int, undo record.Op, format string, args ...any) 
 func (w *walk) die(i int) {
 	n := *w.s
 	n.used.deaths++
-	n.dead |= 1 << i
-	n.clients[i] = client{phase: lost, pc: n.clients[i].pc, result: n.clients[i].result, note: n.clients[i].note}
+	lease := w.p.leader(i)
+	n.dead |= 1 << lease
+	for c := range w.p.clients {
+		if k := &n.clients[c]; w.p.leader(c) == lease {
+			*k = client{phase: lost, pc: k.pc, result: k.result, note: k.note}
+		}
+	}
 	var own []int
 	for j, m := range n.flight {
-		if int(m.client) == i && m.role != late {
+		if w.p.leader(int(m.client)) == lease && m.role != late {
 			own = append(own, j)
 		}
 	}
@@ -397,11 +409,11 @@ func (w *walk) evicted(leases ...string) {
 
 // withdrawGhosts takes entries of a client away that it knows nothing of.
 func (w *walk) withdrawGhosts(i int) {
-	if w.p.keepsGhosts || w.s.key.rec == nil {
+	if w.p.keepsGhosts || w.s.key.rec == nil || w.p.leader(i) != i {
 		return
 	}
 	for id, st := range w.s.key.rec.States() {
-		if record.LeaseOf(id) != leaseOf(i) || w.s.knows(i, id) || st.Entry == nil || st.Entry.ID != id {
+		if record.LeaseOf(id) != leaseOf(i) || w.s.knows(w.p, i, id) || st.Entry == nil || st.Entry.ID != id {
 			continue
 		}
 		w.moves++
