@@ -138,9 +138,9 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 	if a.req.owner != "" {
 		a.mine = append(a.mine, op.ID)
 	}
-	opt := engine.Options{FailFast: a.req.failFast, Stop: sl.lease.Lost(), Queued: a.whenQueued(sl, op.ID)}
+	opt := engine.Options{FailFast: a.req.failFast && !op.Stays(), Stop: sl.lease.Lost(), Queued: a.whenQueued(sl, op.ID)}
 	if from := a.claim.From; from != nil {
-		op.Holder, op.Token, opt.AtLeast = from.entry.ID, from.Token(), from.revision()
+		op.Holder, op.Token, op.Hold, opt.AtLeast = from.entry.ID, from.Token(), releaseOp(from).Hold, from.revision()
 		if err := from.give(); err != nil {
 			sl.leave()
 			return nil, engine.Outcome{}, err
@@ -149,11 +149,6 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 	before := s.seen()
 	sl.begin(op.ID)
 	out, err := a.do(ctx, op, opt)
-	var full error
-	if entry, ok := renamed(err, &op); ok {
-		full, err = refusal(a.key, &op, err.(*engine.RefusedError)), nil //nolint:errorlint // renamed has looked
-		out.Entry = entry
-	}
 	if err != nil {
 		if errors.Is(err, engine.ErrGone) || a.claim.From != nil {
 			// It may stand after all: the reads that said otherwise can be those of
@@ -171,12 +166,13 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 	switch {
 	case err != nil:
 		return nil, out, err
-	case full != nil:
-		return h, out, full
-	case op.Stays() && ctx.Err() != nil:
+	case !op.Stays() || out.Entry.Signalled != "":
+		return h, out, nil
+	case ctx.Err() != nil:
 		return h, out, ctx.Err()
 	}
-	return h, out, nil
+	// It came back at once: there was no room in the condition's queue.
+	return h, out, fmt.Errorf("%w: %q: condition %q", ErrQueueFull, a.key, op.Queue)
 }
 
 // place finds the session and the lease that the operation is to stand under.
@@ -213,20 +209,6 @@ func (a *attempt) do(ctx context.Context, op record.Op, opt engine.Options) (eng
 		defer done()
 	}
 	return a.session.engine.Do(ctx, a.enc, op, opt)
-}
-
-// renamed reports whether an operation was refused a place in a queue, and its hold
-// given its id instead.
-func renamed(err error, op *record.Op) (record.Entry, bool) {
-	refused, ok := err.(*engine.RefusedError) //nolint:errorlint // Do returns it as it is
-	if !ok || refused.Verdict != record.QueueFull || !op.Stays() {
-		return record.Entry{}, false
-	}
-	st := refused.Record.Standing(op)
-	if st.Standing != record.Granted || st.Entry == nil {
-		return record.Entry{}, false
-	}
-	return *st.Entry, true
 }
 
 // granted makes a handle of an outcome, or nil of one that leaves nothing to release.

@@ -4,7 +4,10 @@
 //	[Mutex]     one at a time
 //	[RWMutex]   many readers or one writer, and an update lock that reads and becomes the writer
 //	[Cond]      wait for a signal from whoever holds the mutex
+//	[Semaphore] at most so many permits out at a time
+//	[Latch]     wait until so many things have happened
 //	[Election]  one leader among candidates, each with a value
+//	[Once]      done once, with a result
 //
 // All of them work on one record of the name, by compare-and-set, as locks do: see package fabric for
 // leases, tokens, and how a hold is lost. Constructors do no I/O; what is wrong with a name or an option is

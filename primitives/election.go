@@ -1,0 +1,175 @@
+package primitives
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"iter"
+	"slices"
+	"time"
+
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+// ErrNoLeader is returned by Election.Leader when nobody leads at the moment.
+var ErrNoLeader = errors.New("primitives: nobody leads")
+
+// Election makes one of its candidates the leader, in the order in which they came. A leader has a term,
+// which is the fencing token of its hold: larger than that of every leader before. It leads until it resigns or
+// its lease is lost, which it learns from its own clock before the next one is made leader. An Election is
+// safe for concurrent use.
+type Election struct {
+	m    *fabric.Manager
+	name string
+	opts []fabric.AcquireOption
+}
+
+// NewElection returns the election with this name. The options are those of each campaign.
+func NewElection(m *fabric.Manager, name string, opts ...fabric.AcquireOption) *Election {
+	return &Election{m: m, name: name, opts: slices.Clone(opts)}
+}
+
+// Leader is who leads, as others see it. The zero Leader is nobody.
+type Leader struct {
+	Term     uint64 // 0 = nobody leads
+	ID       string // of the hold
+	Owner    string // explicit owner, or the id
+	Value    []byte // what it proclaimed last, or campaigned with
+	Since    time.Time
+	Metadata map[string]string
+}
+
+// Campaign waits until this candidate leads, or ctx ends. value, at most 1 KiB, is what others see of the
+// candidate and of the leader, until it proclaims something else; nil is an empty one. Errors are those of
+// [fabric.Manager.Acquire], and [fabric.ErrTooLarge] for the value.
+func (e *Election) Campaign(ctx context.Context, value []byte) (*Leadership, error) {
+	claim := fabric.Claim{Kind: fabric.KindLock, Mode: fabric.Exclusive, Value: notNil(value)}
+	h, err := e.m.Claim(ctx, e.name, claim, e.opts...)
+	if err != nil {
+		return nil, err
+	}
+	return &Leadership{h}, nil
+}
+
+// Leader returns who leads now, as the stream's leader has it. Errors: ErrNoLeader, and those of
+// [fabric.Manager.Inspect].
+func (e *Election) Leader(ctx context.Context) (Leader, error) {
+	info, err := e.m.Read(ctx, e.name)
+	if err != nil {
+		return Leader{}, err
+	}
+	l := leader(&info)
+	if l.Term == 0 {
+		return l, ErrNoLeader
+	}
+	return l, nil
+}
+
+// Candidates returns those who wait to lead, the next one first, with Term 0. Errors are those of
+// [fabric.Manager.Inspect].
+func (e *Election) Candidates(ctx context.Context) ([]Leader, error) {
+	info, err := e.m.Read(ctx, e.name)
+	if err != nil {
+		return nil, err
+	}
+	var out []Leader
+	for i := range info.Waiters {
+		out = append(out, party(&info.Waiters[i]))
+	}
+	return out, nil
+}
+
+// Observe tells who leads, first as it is now and then after each change of the leader or its value, until ctx
+// ends or the loop over it is left. Nobody is a Leader with Term 0. Changes that come faster than the loop
+// takes them are told together: a term can be missed, the last one never is, and no term is followed by an older
+// one. It goes on through failures; the last pair has an error unless the loop was left, as of
+// [fabric.Manager.Watch].
+func (e *Election) Observe(ctx context.Context) iter.Seq2[Leader, error] {
+	return func(yield func(Leader, error) bool) {
+		var last Leader
+		newest, told := uint64(0), false
+		for info, err := range e.m.Watch(ctx, e.name) {
+			if err != nil {
+				yield(Leader{}, err)
+				return
+			}
+			l := leader(&info)
+			if told && l.ID == last.ID && l.Term == last.Term && bytes.Equal(l.Value, last.Value) || l.Term != 0 && l.Term < newest {
+				continue // somebody came to wait, or went
+			}
+			last, newest, told = l, max(newest, l.Term), true
+			if !yield(l, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Run campaigns and calls fn each time it leads, until fn returns while it leads, or ctx ends. fn's context ends
+// with ctx and with the term. When a term was lost, Run waits until fn has returned and campaigns again,
+// whatever fn has returned: fn is never called while an earlier call goes on. When fn returns while
+// it leads, Run resigns and returns fn's error. Other errors are those of Campaign.
+func (e *Election) Run(ctx context.Context, value []byte, fn func(ctx context.Context, l *Leadership) error) error {
+	for {
+		l, err := e.Campaign(ctx, value)
+		if err != nil {
+			return err
+		}
+		lost, err := l.run(ctx, fn)
+		switch {
+		case !lost:
+			return err
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func leader(info *fabric.Info) Leader {
+	if len(info.Holders) == 0 {
+		return Leader{}
+	}
+	return party(&info.Holders[0])
+}
+
+func party(p *fabric.Party) Leader {
+	return Leader{Term: p.Token, ID: p.ID, Owner: p.Owner, Value: p.Bytes(), Since: p.Since, Metadata: p.Metadata}
+}
+
+// notNil makes no value an empty one.
+func notNil(value []byte) []byte {
+	if value == nil {
+		return []byte{}
+	}
+	return value
+}
+
+// Leadership is one term of a leader. It is a single-use handle, see [fabric.Hold].
+type Leadership struct{ *fabric.Hold }
+
+// Term returns the leader's term, its fencing token.
+func (l *Leadership) Term() uint64 { return l.Token() }
+
+// Proclaim replaces the leader's value, of at most 64 KiB, for everybody who observes. Of several calls the one
+// that was made last stays. Errors: [fabric.ErrLost] and [fabric.ErrReleased] when it leads no more, whose
+// record refuses it whatever its own clock says; [fabric.ErrTooLarge]; [fabric.ErrUncertain]; and those of
+// [fabric.Manager.Inspect].
+func (l *Leadership) Proclaim(ctx context.Context, value []byte) error {
+	_, err := l.Post(ctx, fabric.Post{Kind: fabric.KindLock, Verb: "proclaim", Value: notNil(value)})
+	return err
+}
+
+// Resign ends the term, and the next candidate leads. It is Release.
+func (l *Leadership) Resign(ctx context.Context) error { return l.Release(ctx) }
+
+// run is one term of Election.Run. lost says that the term ended before fn did.
+func (l *Leadership) run(ctx context.Context, fn func(ctx context.Context, l *Leadership) error) (lost bool, err error) {
+	term, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	held := l.Context()
+	defer context.AfterFunc(held, func() { cancel(context.Cause(held)) })()
+	defer func() {
+		lost = errors.Is(l.Release(ctx), fabric.ErrLost)
+	}()
+	return false, fn(term, l)
+}
