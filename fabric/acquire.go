@@ -84,6 +84,7 @@ type attempt struct {
 	op       record.Op // without what a lease gives it
 	req      request
 	session  *session // of the last round
+	id       string   // of the last round
 	waitedID string   // lease that was observed already
 	mine     []string // with an owner: ids of all rounds, whose entries may still stand
 	began    time.Time
@@ -132,6 +133,7 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 	s := a.session
 	op := a.op
 	op.ID, op.Lease, op.Since = sl.lease.NextOp(), sl.id, time.Now()
+	a.id = op.ID
 	if deadline, ok := ctx.Deadline(); ok && a.req.inTime {
 		op.Patience = max(time.Until(deadline), 1)
 	}

@@ -117,7 +117,9 @@ func (m *Manager) claim(caller context.Context, key string, c Claim, opts []Acqu
 	case h != nil:
 		return h, Info{}, nil
 	}
-	return nil, newInfo(key, out.Record, out.Revision), nil
+	info := newInfo(key, out.Record, out.Revision)
+	info.Claim = a.id
+	return nil, info, nil
 }
 
 // op is the operation without what a lease gives it.

@@ -31,6 +31,8 @@ type Info struct {
 
 	// Life tells this record from those that stood under its name before.
 	Life uint64 `json:"-"`
+	// Claim is the id of what was waited for, in what Await returns.
+	Claim string `json:"-"`
 	// Of a semaphore: how many permits there are, how many of them are out, how many it
 	// was made with, which is a latch's initial count, and the revision that set Size.
 	Size    int    `json:"size,omitempty"`

@@ -8,6 +8,8 @@
 //	[Latch]     wait until so many things have happened
 //	[Election]  one leader among candidates, each with a value
 //	[Once]      done once, with a result
+//	[Barrier]   parties that wait for each other, again and again
+//	[DoubleBarrier]  parties that go in together and come out together
 //
 // All of them work on one record of the name, by compare-and-set, as locks do: see package fabric for
 // leases, tokens, and how a hold is lost. Constructors do no I/O; what is wrong with a name or an option is

@@ -227,6 +227,9 @@ func (v *view) stands(r *Request, st record.State, rec *record.Record, rev uint6
 			v.queuers++
 		}
 		v.waiting[r.Op.ID] = r
+		if r.owed {
+			v.core.ledger.remove(r) // it is known where it stands
+		}
 		if r.Queued != nil && !r.told {
 			v.mu.tell(r, rec.Place(&r.Op))
 		}

@@ -87,6 +87,7 @@ func (w *writer) start() {
 
 // withdraw is Doer.Withdraw. Called with mu held.
 func (w *writer) withdraw(r *Request, cause error) {
+	stands := w.waiting[r.Op.ID] == r
 	switch _, undoable := r.Op.Undo(); {
 	case r.over || r.answered:
 	case !r.attempted && !r.Op.Owed():
@@ -96,7 +97,13 @@ func (w *writer) withdraw(r *Request, cause error) {
 		w.backlog = slices.DeleteFunc(w.backlog, func(q *Request) bool { return q == r })
 	case undoable:
 		u := w.undo(r, cause)
+		if stands && r.Op.Proven() && errors.Is(cause, ErrStopped) {
+			w.mu.answer(r, Outcome{}, cause) // it goes with its lease, which is lost
+			return
+		}
 		u.undoes, u.cause = r, cause
+	case stands:
+		w.end(r, Outcome{}, cause) // it is carried out, and only what it waits for isn't there yet
 	default:
 		w.core.ledger.add(r)
 		w.mu.answer(r, Outcome{}, fmt.Errorf("%w: %w", ErrUnconfirmed, cause))
