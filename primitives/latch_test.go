@@ -26,7 +26,7 @@ func TestLatchConformance(t *testing.T) {
 	})
 }
 
-func waits(l *primitives.Latch, ctx context.Context) <-chan result[struct{}] {
+func waits(ctx context.Context, l *primitives.Latch) <-chan result[struct{}] {
 	return async(func() (struct{}, error) { return struct{}{}, l.Wait(ctx) })
 }
 
@@ -48,7 +48,7 @@ func latchOpens(t *testing.T, s *site) {
 	m, key := s.manager(t), s.key(t)
 	l, other := primitives.NewLatch(m, key, 3), primitives.NewLatch(s.manager(t), key, 3)
 	wantCount(t, l, 3)
-	a, b := waits(l, t.Context()), waits(other, t.Context())
+	a, b := waits(t.Context(), l), waits(t.Context(), other)
 	waitQueue(t, m, key, 2)
 	countDown(t, l, 1)
 	countDown(t, other, 1)
@@ -61,7 +61,7 @@ func latchOpens(t *testing.T, s *site) {
 	countDown(t, other, 1)
 	must(t, a)
 	must(t, b)
-	must(t, waits(l, t.Context()))
+	must(t, waits(t.Context(), l))
 	wantCount(t, l, 0)
 	countDown(t, l, 1) // changes nothing
 	wantCount(t, l, 0)
@@ -78,14 +78,14 @@ func latchWrites(t *testing.T, s *site) {
 		t.Errorf("a count: %d writes, want 1", n)
 	}
 	if n := writes(func() {
-		wait := waits(l, t.Context())
+		wait := waits(t.Context(), l)
 		waitQueue(t, m, key, 1)
 		countDown(t, l, 1)
 		must(t, wait)
 	}, m); n != 2 {
 		t.Errorf("a wait and the count that ends it: %d writes, want 2", n)
 	}
-	if n := writes(func() { must(t, waits(l, t.Context())); countDown(t, l, 1) }, m); n != 0 {
+	if n := writes(func() { must(t, waits(t.Context(), l)); countDown(t, l, 1) }, m); n != 0 {
 		t.Errorf("a wait and a count on an open latch: %d writes", n)
 	}
 }
@@ -94,7 +94,7 @@ func latchGiveUp(t *testing.T, s *site) {
 	m, key := s.manager(t), s.key(t)
 	l := primitives.NewLatch(m, key, 1)
 	ctx, cancel := context.WithCancel(t.Context())
-	wait := waits(l, ctx)
+	wait := waits(ctx, l)
 	waitQueue(t, m, key, 1)
 	cancel()
 	if r := receive(t, wait); !errors.Is(r.err, context.Canceled) {
@@ -102,7 +102,7 @@ func latchGiveUp(t *testing.T, s *site) {
 	}
 	waitQueue(t, m, key, 0)
 	countDown(t, l, 1) // in the same life
-	must(t, waits(l, t.Context()))
+	must(t, waits(t.Context(), l))
 	if err := l.CountDown(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled before: %v", err)
 	}
@@ -112,7 +112,7 @@ func latchMany(t *testing.T, s *site) {
 	key := s.key(t)
 	const managers, counts = 4, 10
 	last := primitives.NewLatch(s.manager(t), key, managers*counts+1)
-	wait := waits(last, t.Context())
+	wait := waits(t.Context(), last)
 	var all sync.WaitGroup
 	for range managers {
 		l := primitives.NewLatch(s.manager(t), key, managers*counts+1)
@@ -164,7 +164,7 @@ func latchDelete(t *testing.T, s *site) {
 		t.Errorf("of nothing: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	wait := waits(l, ctx)
+	wait := waits(ctx, l)
 	waitQueue(t, m, key, 1)
 	if err := l.Delete(waitContext(t)); !errors.Is(err, fabric.ErrHeld) {
 		t.Errorf("somebody waits: %v", err)
@@ -179,7 +179,7 @@ func latchDelete(t *testing.T, s *site) {
 	next := primitives.NewLatch(m, key, 1) // with another count
 	wantCount(t, next, 1)
 	countDown(t, next, 1)
-	must(t, waits(next, t.Context()))
+	must(t, waits(t.Context(), next))
 }
 
 func latchKind(t *testing.T, s *site) {
@@ -201,7 +201,7 @@ func latchKind(t *testing.T, s *site) {
 func latchCrash(t *testing.T, s *site) {
 	m, key := s.manager(t), s.key(t)
 	l := primitives.NewLatch(m, key, 2)
-	wait := waits(l, t.Context())
+	wait := waits(t.Context(), l)
 	waitQueue(t, m, key, 1)
 	dying := s.proxied(t)
 	gone := newManager(t, dying.conn, fabric.WithTTL(time.Second))

@@ -52,7 +52,7 @@ var layers = map[string]layer{
 	"internal/test/testca":     {testOnly: true},
 	"internal/test/testserver": {testOnly: true, server: true},
 	"internal/test/cluster":    {testOnly: true, server: true},
-	"internal/test/chaos":      {testOnly: true, imports: []string{"fabric", "kv"}},
+	"internal/test/chaos":      {testOnly: true, imports: []string{"fabric", "kv", "primitives"}},
 	"internal/test/explore":    {testOnly: true, imports: []string{"internal/record"}},
 
 	// Parts of the command. The doctor reads what lies in the buckets, also where fabric
