@@ -8,8 +8,14 @@ import (
 	"go.uber.org/goleak"
 )
 
+// roleVar has a test's program do what a process of its own does, see roles.
+const roleVar = "LOCKFABRIC_TEST_ROLE"
+
 // TestMain stops the servers that the tests share, and then looks for goroutines that nobody stopped.
 func TestMain(m *testing.M) {
+	if role := os.Getenv(roleVar); role != "" {
+		os.Exit(play(role))
+	}
 	code := m.Run()
 	if err := stopSites(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
