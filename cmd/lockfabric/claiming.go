@@ -56,7 +56,7 @@ func granted(h *fabric.Hold, err error) (held, error) {
 
 // timeOver says whether a wait ended because its time was over, and no server's silence is to blame.
 func timeOver(err error) bool {
-	return errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, fabric.ErrUnavailable)
+	return errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, fabric.ErrUnavailable) && !errors.Is(err, fabric.ErrUncertain)
 }
 
 func (*claiming) advice(err error) string {

@@ -117,6 +117,11 @@ func (l *commandLine) take(w string) {
 			l.open = f
 		}
 	case strings.HasPrefix(w, "-"):
+		for _, f := range l.flags() { // one letter; all that there are take a value
+			if w == "-"+string(f.Short) {
+				l.open, l.keep = f.Value, false
+			}
+		}
 	default:
 		for _, n := range l.node.Children {
 			if n.Name == w {

@@ -17,6 +17,18 @@ func state(info fabric.Info) string {
 	switch {
 	case info.Kind == fabric.KindSemaphore:
 		return fmt.Sprintf("%d of %d permits taken", info.Taken, info.Size)
+	case info.Kind == fabric.KindGate && info.Open:
+		return fmt.Sprintf("open, %d of %d inside", info.Arrived, info.Parties)
+	case info.Kind == fabric.KindBarrier && info.Acting:
+		return fmt.Sprintf("an action runs, %d of %d arrived for the next time", info.Arrived, info.Parties)
+	case info.Parties > 0:
+		return fmt.Sprintf("%d of %d arrived", info.Arrived, info.Parties)
+	case info.Kind == fabric.KindLatch && !info.Open:
+		return fmt.Sprintf("%d to go", info.Count)
+	case info.Open:
+		return "open"
+	case info.By != "":
+		return "done"
 	case slices.ContainsFunc(info.Holders, func(p fabric.Party) bool { return p.Converting != "" }):
 		return "held, a conversion waits"
 	case len(info.Holders) > 0:
@@ -32,6 +44,14 @@ func short(info fabric.Info) string {
 	switch {
 	case info.Kind == fabric.KindSemaphore:
 		return fmt.Sprintf("%d/%d", info.Taken, info.Size)
+	case info.Open:
+		return "open"
+	case info.Parties > 0:
+		return fmt.Sprintf("%d/%d", info.Arrived, info.Parties)
+	case info.Kind == fabric.KindLatch:
+		return strconv.Itoa(info.Count)
+	case info.By != "":
+		return "done"
 	case len(info.Holders) > 0:
 		return orDash(string(info.Holders[0].Mode))
 	}
@@ -40,8 +60,18 @@ func short(info fabric.Info) string {
 
 // facts writes what is known beside who holds and who waits, a line for each.
 func facts(w io.Writer, info fabric.Info) {
-	if info.Size != info.Initial {
-		fmt.Fprintf(w, "made with:\t%d permits\n", info.Initial)
+	if info.Size != info.Initial || info.Kind == fabric.KindLatch {
+		fmt.Fprintf(w, "made with:\t%d\n", info.Initial)
+	}
+	if info.Parties > 0 {
+		fmt.Fprintf(w, "generation:\t%d\n", info.Generation)
+	}
+	for _, e := range info.Ended {
+		how := "passed"
+		if e.Broken {
+			how = "broken: " + e.Why + " by " + orDash(e.Who)
+		}
+		fmt.Fprintf(w, "generation %d:\t%s, %d arrived\n", e.Generation, how, len(e.IDs))
 	}
 	if v := info.Bytes(); v != nil {
 		fmt.Fprintf(w, "value:\t%s\n", printable(string(v)))
@@ -119,26 +149,25 @@ func share(kind string) (header string, of func(fabric.Party) string) {
 			}
 			return strconv.Itoa(p.Permits)
 		}
-	case fabric.KindLock, "":
-		return "MODE", func(p fabric.Party) string {
-			mode := string(p.Mode)
-			if p.Converting != "" {
-				mode += "->" + string(p.Converting) // held in the one, and waits for the other
+	case fabric.KindBarrier:
+		return "GENERATION", func(p fabric.Party) string { return strconv.FormatUint(p.Generation, 10) }
+	case fabric.KindGate:
+		return "PLACE", func(p fabric.Party) string {
+			if p.Leaving {
+				return "leaving"
 			}
-			if p.Signalled != "" {
-				mode += " after " + printable(p.Signalled)
-			}
-			return mode
-		}
-	}
-	return "GENERATION", func(p fabric.Party) string {
-		if p.Leaving {
-			return "leaving"
-		}
-		if p.Generation == 0 {
 			return ""
 		}
-		return strconv.FormatUint(p.Generation, 10)
+	}
+	return "MODE", func(p fabric.Party) string {
+		mode := string(p.Mode)
+		if p.Converting != "" {
+			mode += "->" + string(p.Converting) // held in the one, and waits for the other
+		}
+		if p.Signalled != "" {
+			mode += " after " + printable(p.Signalled)
+		}
+		return mode
 	}
 }
 

@@ -1,8 +1,11 @@
-// Command lockfabric runs programs under distributed locks, and permits
-// that live in NATS JetStream, looks at them, and serves them.
+// Command lockfabric runs programs under distributed locks, permits and leaderships
+// that live in NATS JetStream, has them wait for each other, looks at all that, and serves it.
 //
 //	lockfabric run nightly-backup -- ./backup.sh
 //	lockfabric run encoders --semaphore 3 -- ./encode.sh
+//	lockfabric elect scheduler -- ./schedule.sh
+//	lockfabric barrier nightly -n 3 -- ./work.sh
+//	lockfabric latch wait migrated --count 2
 //
 // # Where the locks are
 //
@@ -30,7 +33,7 @@
 // the background does not keep the lock. When no server answers then, or when run is
 // to end while it waits, that takes some seconds; another signal cuts it short.
 //
-// All of this is so for permits, too. When the lock is lost while CMD runs, its group gets SIGTERM, what is left of it
+// All of this is so for permits and for a leadership, too. When the lock is lost while CMD runs, its group gets SIGTERM, what is left of it
 // after --kill-after gets SIGKILL, and the exit code is 76 whatever CMD said.
 // Others can have the lock already while CMD winds up: only a resource that checks
 // the token is safe then.
@@ -50,14 +53,16 @@
 //	65       the name is in use as something else, or with another size; or its record can't be read
 //	69       the server can't be reached or used
 //	70       the result can't be written, or a defect of this program
-//	75       run: not acquired: held by others for the time given by --wait
-//	76       run: lost: the lock or the permit was lost while CMD ran
+//	75       run, elect: not acquired or not elected: held by others for the time given by --wait;
+//	         barrier, latch wait: not passed in that time; latch delete: somebody waits for it
+//	76       run, elect, barrier: lost: the lock, the permit, the leadership or the membership was lost while CMD ran
 //	77       the server refuses the credentials, or a permission that locks need
 //	78       doctor: there is a problem (with --strict also a warning, or an unknown)
-//	126      run: CMD can't be executed
-//	127      run: CMD was not found
-//	128+n    run: CMD, or run itself while it waited, was ended by signal n
-//	others   run: CMD's own
+//	79       barrier: broken: another one gave up or died, or it was reset; latch wait: deleted meanwhile
+//	126      run, elect, barrier: CMD can't be executed
+//	127      run, elect, barrier: CMD was not found
+//	128+n    run, elect, barrier: CMD was, or lockfabric itself while it waited, ended by signal n
+//	others   run, elect, barrier: CMD's own
 package main
 
 import (
@@ -86,6 +91,9 @@ type cli struct {
 	LocalIdleExit time.Duration `default:"10m" env:"LOCKFABRIC_LOCAL_IDLE_EXIT" help:"When a local server that is started now ends after its last client left."`
 
 	Run     runCmd     `cmd:"" help:"Run a command while holding a lock, or permits of a semaphore."`
+	Elect   electCmd   `cmd:"" help:"Run a command while this process is the leader, or tell who is."`
+	Barrier barrierCmd `cmd:"" help:"Wait until a number of processes have come, or run a command together with them."`
+	Latch   latchCmd   `cmd:"" help:"Wait until something was done a number of times, or count that."`
 	Serve   serveCmd   `cmd:"" help:"Run a server, alone or as part of a cluster."`
 	Ls      lsCmd      `cmd:"" help:"List the locks and so on that are in use."`
 	Inspect inspectCmd `cmd:"" help:"Show who holds a lock, or anything else, and who waits for it."`
@@ -168,9 +176,9 @@ func (c *cli) level(command string) slog.Level {
 	switch {
 	case c.LogLevel != "auto":
 		_ = level.UnmarshalText([]byte(c.LogLevel)) // kong has checked it
-	case command == "serve", command == "inspect" && c.Inspect.Watch:
+	case command == "serve", command == "inspect" && c.Inspect.Watch, command == "elect" && c.Elect.Observe:
 		level = slog.LevelInfo
-	case command == "run":
+	case command == "run", command == "elect", command == "barrier":
 		level = slog.LevelWarn
 	}
 	return level

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/primitives"
 )
 
 // shows inspects until the JSON has all of these, each time as the table says.
@@ -110,5 +111,97 @@ func outputOfConditions(t *testing.T, m *fabric.Manager, tb table) {
 	if h = <-back; h != nil {
 		tb.shows(t, "queue", `"signalled": "not-empty"`, `"waiters": []`)
 		free(t, h)
+	}
+}
+
+func outputOfBarriers(t *testing.T, m *fabric.Manager, tb table) {
+	waiting := start(t, lockfabric(t, "barrier", "sync", "-n", "2"))
+	tb.shows(t, "sync", `"arrived": 1`, `"parties": 2`)
+	waiting.signal(killable)
+	waiting.exits(143)
+	tb.shows(t, "sync", `"broken": true`, `"why": "cancelled"`, `"who"`)
+	// The last one acts, and the others wait for that.
+	acts, done := make(chan struct{}), make(chan struct{})
+	passed := make(chan error)
+	wait := func() {
+		_, err := primitives.NewBarrier(m, "sync", 2).WithAction(func(context.Context, uint64) error {
+			close(acts)
+			<-done
+			return nil
+		}).Wait(t.Context())
+		passed <- err
+	}
+	go wait()
+	waiters(t, m, "sync", 1)
+	go wait()
+	<-acts
+	tb.shows(t, "sync", `"acting": true`)
+	if code, stdout, _ := run(t, lockfabric(t, "inspect", "sync")); code != 0 || !strings.Contains(stdout, "an action runs") || !strings.Contains(stdout, "broken: cancelled by") {
+		t.Errorf("exit code %d, %q", code, stdout)
+	}
+	close(done)
+	for range 2 {
+		if err := <-passed; err != nil {
+			t.Error(err)
+		}
+	}
+	tb.shows(t, "sync", `"generation": 3`)
+
+	// A double barrier: one who is in, and one who leaves.
+	var members []*primitives.Member
+	entered := make(chan *primitives.Member)
+	for range 2 {
+		go func() {
+			member, err := primitives.NewDoubleBarrier(m, "phase", 2).Enter(t.Context())
+			if err != nil {
+				t.Error(err)
+			}
+			entered <- member
+		}()
+	}
+	for range 2 {
+		members = append(members, <-entered)
+	}
+	late := start(t, lockfabric(t, "barrier", "phase", "-n", "2", "--", "true"))
+	waiters(t, m, "phase", 1)
+	left := make(chan error)
+	go func() { left <- members[0].Leave(t.Context()) }()
+	tb.shows(t, "phase", `"open": true`, `"leaving": true`)
+	free(t, members[1].Hold)
+	if err := <-left; err != nil {
+		t.Error(err)
+	}
+	late.signal(killable)
+	late.exits(143)
+}
+
+func outputOfLatches(t *testing.T, m *fabric.Manager, doc string, tb table) {
+	counts := outputTable(t, doc, "latch count-down")
+	counts.printed(t, 0, "latch", "count-down", "ready", "--count", "2")
+	tb.shows(t, "ready", `"count": 1`, `"initial": 2`)
+	counts.complete(t, counted{})
+	// What was counted by the dead is not told apart any more, and stays counted.
+	if code, _, stderr := run(t, lockfabric(t, "gc")); code != 0 {
+		t.Fatalf("exit code %d, %s", code, stderr)
+	}
+	tb.shows(t, "ready", `"count": 1`, `"fenced"`)
+	counts.printed(t, 0, "latch", "count-down", "ready")
+	tb.shows(t, "ready", `"open": true`)
+
+	once := primitives.NewOnce(m, "init")
+	for _, result := range []string{"text", "\xff"} {
+		if _, err := once.Do(t.Context(), func(context.Context, uint64) ([]byte, error) {
+			tb.shows(t, "init", `"kind": "once"`)
+			return []byte(result), nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		tb.shows(t, "init", `"by"`, map[bool]string{true: `"value": "text"`, false: `"data": "/w=="`}[result == "text"])
+		if code, stdout, _ := run(t, lockfabric(t, "inspect", "init")); code != 0 || !strings.Contains(stdout, "done") {
+			t.Errorf("exit code %d, %q", code, stdout)
+		}
+		if err := once.Forget(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"os"
+
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+type electCmd struct {
+	Name    string   `arg:"" complete:"lock" help:"Name of the election."`
+	Command []string `arg:"" optional:"" name:"cmd" passthrough:"partial" help:"Command to run while this process leads, best after '--'; with --observe after each change of the leader."`
+	Value   *string  `placeholder:"TEXT" help:"What others see of the leader, at most 1 KiB, such as its address; the name of this host unless given."`
+	Observe bool     `help:"Don't stand for election: print each leader as a line, until interrupted."`
+	claiming
+	holding
+}
+
+// Help tells what CMD gets, and of the exit codes.
+func (*electCmd) Help() string {
+	return "CMD runs while this process leads, with LOCKFABRIC_KEY and LOCKFABRIC_TOKEN, the term, in its environment; the process resigns when CMD ends. " +
+		"If the leadership is lost CMD gets SIGTERM, and SIGKILL after --kill-after. To stand again is up to who starts this command, such as systemd.\n\n" +
+		"With --observe each leader is a line, TERM and VALUE, 0 and - when nobody leads. With CMD that runs instead of the line, once after the other, with LOCKFABRIC_LEADER_TERM and " +
+		"LOCKFABRIC_LEADER_VALUE, and an exit code of CMD is no reason to end. Changes that come while it runs are told together: a leader can be missed, the last one never is. " +
+		"SIGINT and SIGTERM end it with exit code 0.\n\n" +
+		"Exit code: CMD's own, or 128+n when signal n ended it; 75: not elected in the time of --wait; 76: the leadership was lost while CMD ran; others as of run."
+}
+
+// Run stands for election, or observes one.
+func (e *electCmd) Run(ctx context.Context, c *cli, s *streams) error {
+	e.Command = afterDashes(e.Command)
+	if err := e.validate(); err != nil {
+		return err
+	}
+	if e.Observe {
+		return e.observe(ctx, c, s)
+	}
+	t := &task{holding: &e.holding, name: "elect", key: e.Name, command: e.Command, acquire: e.campaign, advice: e.advice}
+	return t.run(ctx, c, s)
+}
+
+func (e *electCmd) validate() error {
+	if e.Observe {
+		for flag, given := range map[string]bool{"wait": e.Wait != nil, "value": e.Value != nil, "owner": e.Owner != "", "meta": len(e.Meta) > 0} {
+			if given {
+				return usageError("elect --observe stands for nothing: leave out --%s", flag)
+			}
+		}
+	}
+	if !e.Observe || len(e.Command) > 0 {
+		if err := checkCommand("elect", e.Command); err != nil {
+			return err
+		}
+	}
+	return cmp.Or(e.claiming.validate("elect"), e.holding.validate("elect"), checkName(e.Name))
+}
+
+func (e *electCmd) campaign(ctx context.Context, m *fabric.Manager) (held, error) {
+	var value string
+	if e.Value != nil {
+		value = *e.Value
+	} else {
+		value, _ = os.Hostname()
+	}
+	c := fabric.Claim{Kind: fabric.KindLock, Mode: fabric.Exclusive, Value: append([]byte{}, value...)}
+	return e.claim(ctx, m, e.Name, c, fabric.WithMetadata(e.Meta))
+}

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/primitives"
+)
+
+type latchCmd struct {
+	Wait      latchWaitCmd      `cmd:"" help:"Wait until a latch is open."`
+	CountDown latchCountDownCmd `cmd:"" help:"Count a latch down; at 0 it opens for good."`
+	Delete    latchDeleteCmd    `cmd:"" help:"Delete a latch, so that its name can be used for a new one."`
+}
+
+// counting are the flags of those who have to agree on the count of a latch.
+type counting struct {
+	Name  string `arg:"" complete:"lock" help:"Name of the latch."`
+	Count int    `placeholder:"N" complete:"-" help:"The number of counts after which the latch opens. The first who uses it makes it so; others have to give the same, or may leave it out."`
+}
+
+func (c *counting) validate(what string) error {
+	if c.Count < 0 {
+		return usageError("latch %s --count=%d: give 1 or more", what, c.Count)
+	}
+	return checkName(c.Name)
+}
+
+// latch returns the latch, with the count that it was made with if none was given.
+func (c *counting) latch(ctx context.Context, m *fabric.Manager) (*primitives.Latch, error) {
+	count := c.Count
+	if count == 0 {
+		info, err := m.Read(ctx, c.Name)
+		switch {
+		case err != nil:
+			return nil, err
+		case info.Kind == "":
+			return nil, &exitError{code: exitData, cause: fmt.Errorf("there is no latch %q: say with --count after how many counts it opens", c.Name)}
+		}
+		count = max(info.Initial, 1) // 0 of another kind, which is refused as such
+	}
+	return primitives.NewLatch(m, c.Name, count), nil
+}
+
+type latchWaitCmd struct {
+	counting
+	Wait       *time.Duration `placeholder:"DURATION" help:"How long to wait; 0 only looks. Without it, as long as it takes."`
+	NoProgress bool           `help:"Don't tell on the terminal how long this waits."`
+}
+
+// Help tells of the exit codes.
+func (*latchWaitCmd) Help() string {
+	return "Exit code: 0: the latch is open; 75: it did not open in the time of --wait; 79: it was deleted meanwhile; " +
+		"65: its count is another one, the name is something else, or there is no latch and no --count."
+}
+
+// Run waits for the latch.
+func (l *latchWaitCmd) Run(ctx context.Context, c *cli, s *streams) error {
+	if l.Wait != nil && *l.Wait < 0 {
+		return usageError("latch wait --wait=%v: give 0 to only look, or leave it out to wait without limit", *l.Wait)
+	}
+	if err := l.validate("wait"); err != nil {
+		return err
+	}
+	t := &task{holding: &holding{TTL: fabric.DefaultTTL, NoProgress: l.NoProgress}, name: "latch", key: l.Name, acquire: l.pass, advice: waitLonger}
+	return t.run(ctx, c, s)
+}
+
+func (l *latchWaitCmd) pass(ctx context.Context, m *fabric.Manager) (held, error) {
+	latch, err := l.latch(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	if l.Wait != nil && *l.Wait == 0 {
+		count, err := latch.Count(ctx)
+		if err == nil && count > 0 {
+			err = fmt.Errorf("%q: %w", l.Name, errNotPassed)
+		}
+		return nil, err
+	}
+	return nil, inTime(ctx, l.Name, l.Wait, latch.Wait)
+}
+
+type latchCountDownCmd struct {
+	counting
+	Times int `short:"n" default:"1" placeholder:"K" complete:"-" help:"How many times to count."`
+}
+
+// Help tells of the exit codes.
+func (*latchCountDownCmd) Help() string {
+	return "On an open latch it changes nothing. Exit code: 0: it is counted; 69: no server said whether it is; " +
+		"65: the count of the latch is another one, the name is something else, or there is no latch and no --count."
+}
+
+// counted is the JSON of latch count-down.
+type counted struct {
+	Key   string `json:"key"`
+	Count int    `json:"count"` // how many counts are missing; 0 = it is open
+}
+
+// Run counts.
+func (l *latchCountDownCmd) Run(ctx context.Context, c *cli, s *streams) error {
+	if l.Times < 1 {
+		return usageError("latch count-down --times=%d: give 1 or more", l.Times)
+	}
+	if err := l.validate("count-down"); err != nil {
+		return err
+	}
+	now := counted{Key: l.Name}
+	err := c.with(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
+		latch, err := l.latch(ctx, m)
+		if err == nil {
+			err = latch.CountDownN(ctx, l.Times)
+		}
+		if err == nil {
+			now.Count, err = latch.Count(ctx)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return s.print(c.Output, now, func(w io.Writer) {
+		if now.Count == 0 {
+			fmt.Fprintf(w, "%s: open\n", printable(l.Name))
+		} else {
+			fmt.Fprintf(w, "%s: %d to go\n", printable(l.Name), now.Count)
+		}
+	})
+}
+
+type latchDeleteCmd struct {
+	Name string `arg:"" complete:"lock" help:"Name of the latch."`
+}
+
+// Help tells of the exit codes.
+func (*latchDeleteCmd) Help() string {
+	return "An open latch goes by itself a day after it opened. Exit code: 0: there is none any more; 75: somebody waits for it; 65: the name is something else."
+}
+
+// Run deletes the latch.
+func (l *latchDeleteCmd) Run(ctx context.Context, c *cli, s *streams) error {
+	if err := checkName(l.Name); err != nil {
+		return err
+	}
+	return c.with(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
+		err := primitives.NewLatch(m, l.Name, 1).Delete(ctx)
+		if errors.Is(err, fabric.ErrHeld) {
+			return fmt.Errorf("%w: that one waits for the latch; delete it when nobody does", named(err, m, l.Name))
+		}
+		return err
+	})
+}
