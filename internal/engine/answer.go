@@ -37,7 +37,7 @@ func (m *monitor) answer(r *Request, out Outcome, err error) {
 
 // tell has r's Queued called, once.
 func (m *monitor) tell(r *Request, p record.Place) {
-	r.place, r.told, r.telling = p, true, true
+	r.place, r.told, r.telling = &p, true, true
 	m.queued = append(m.queued, r)
 }
 
@@ -47,7 +47,7 @@ func (m *monitor) Unlock() {
 	m.queued, m.first, m.last = nil, nil, nil
 	m.mu.Unlock()
 	for _, r := range queued {
-		r.Queued(r.place)
+		r.Queued(*r.place)
 		m.mu.Lock()
 		r.telling = false
 		answered := r.answered

@@ -40,3 +40,33 @@ func (b *backoff) next(err error) time.Duration {
 
 // around returns a random time, d on average.
 func around(d time.Duration) time.Duration { return d/2 + rand.N(d) }
+
+// patientRefusals is how many reads in a row may each end in refusals only before they are spaced,
+// and refusalGap how far at most.
+const (
+	patientRefusals = 4
+	refusalGap      = 25 * time.Millisecond
+)
+
+// refusals spaces the reads of callers that are refused and ask again at once: those that come
+// meanwhile share the next one.
+type refusals struct {
+	inARow int
+	last   time.Time
+}
+
+// note counts a read that has led to nothing but refusals.
+func (f *refusals) note() { f.inARow, f.last = f.inARow+1, time.Now() }
+
+// pause returns how long to wait before the next such read.
+func (f *refusals) pause() time.Duration {
+	if f.inARow <= patientRefusals {
+		return 0
+	}
+	since := time.Since(f.last)
+	if since > time.Second {
+		*f = refusals{}
+		return 0
+	}
+	return min(time.Millisecond<<min(f.inARow-patientRefusals, 10), refusalGap) - since
+}

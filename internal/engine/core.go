@@ -74,7 +74,10 @@ func (c *core) goIfOpen(fn func()) bool {
 }
 
 // job is what a runner does.
-type job interface{ run() }
+type job interface{ run(scratch *scratch) }
+
+// scratch is room that a runner lends to its jobs.
+type scratch struct{ ops []record.Op }
 
 // start has a runner do j: one that has nothing to do, or a new one. It returns at
 // once, false when the engine is closed.
@@ -85,8 +88,9 @@ func (c *core) start(j job) bool {
 	default:
 	}
 	return c.goIfOpen(func() {
+		var s scratch
 		for j != nil {
-			j.run()
+			j.run(&s)
 			select {
 			case j = <-c.jobs:
 			case <-c.ctx.Done():

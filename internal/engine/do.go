@@ -44,13 +44,9 @@ func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) 
 	} else if err := ctx.Err(); err != nil {
 		return Outcome{}, err
 	}
-	type answer struct {
-		out Outcome
-		err error
-	}
-	answered := make(chan answer, 1)
+	done := make(chan struct{})
 	r := &Request{Key: key, Op: op, AtLeast: opt.AtLeast, FailFast: opt.FailFast}
-	r.Done = func(out Outcome, err error) { answered <- answer{out, err} }
+	r.Done = func(Outcome, error) { close(done) } // which are r.out and r.err
 	var placed chan record.Place
 	if opt.Queued != nil {
 		placed = make(chan record.Place, 1)
@@ -67,8 +63,8 @@ func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) 
 	var cause error
 	for cause == nil {
 		select {
-		case a := <-answered:
-			return a.out, a.err
+		case <-done:
+			return r.out, r.err
 		case p := <-placed:
 			opt.Queued(p)
 		case <-ended:
@@ -87,8 +83,8 @@ func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) 
 	t := time.NewTimer(limit)
 	defer t.Stop()
 	select {
-	case a := <-answered:
-		return a.out, a.err
+	case <-done:
+		return r.out, r.err
 	case <-t.C:
 	}
 	if op.Proven() {

@@ -1,11 +1,14 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/lockfabric/lockfabric/internal/record"
 )
@@ -90,6 +93,62 @@ func TestRecordFollowsAChangeOfTheLargestValue(t *testing.T) {
 		must(t, out, err)
 		if n := len(b.record("k").Holders); n != len(granted) {
 			t.Errorf("%d holders", n)
+		}
+	})
+}
+
+// Callers that are refused and ask again at once share reads that come at intervals. Whatever is
+// not refused does not wait for these, and a lock that is free again is soon taken.
+func TestRefusedCallersAreSpaced(t *testing.T) {
+	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
+		b.apply("k", acquireOp("L9.1"), modeOp("L9.2", record.S))
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		var refused atomic.Int64
+		var seq atomic.Uint64
+		got := make(chan string, 64)
+		for range 64 {
+			go func() {
+				for ctx.Err() == nil {
+					id := record.ID("L1", seq.Add(1))
+					switch _, err := e.Do(ctx, "k", tryOp(id), Options{}); {
+					case err == nil:
+						got <- id
+					case errors.Is(err, ErrRefused):
+						refused.Add(1)
+					}
+				}
+			}()
+		}
+		time.Sleep(5 * time.Second)
+		if _, _, reads := b.counts(); reads > 300 || reads < 100 || refused.Load() < 64*100 {
+			t.Errorf("%d reads for %d refusals in 5 s", reads, refused.Load())
+		}
+		began := time.Now()
+		wait := doAsync(ctx, e, acquireOp("L2.1"))
+		pending(t, wait)
+		if took := time.Since(began); took > time.Millisecond {
+			t.Errorf("queued after %v", took)
+		}
+		b.apply("k", releaseOp("L9.1"), releaseOp("L9.2"))
+		r := <-wait
+		must(t, r.out, r.err)
+		out, err := e.Do(ctx, "k", releaseOp("L2.1"), Options{})
+		must(t, out, err)
+		out, err = e.Do(ctx, "k", releaseOp(<-got), Options{})
+		must(t, out, err)
+		b.apply("k", acquireOp("L9.3"))
+		time.Sleep(3 * time.Second)
+		for len(got) > 0 {
+			<-got
+		}
+		began = time.Now()
+		if rec := b.record("k"); len(rec.Holders) > 0 {
+			b.apply("k", releaseOp(rec.Holders[0].ID), releaseOp("L9.3"))
+		}
+		<-got
+		if took := time.Since(began); took > 2*refusalGap {
+			t.Errorf("taken after %v", took)
 		}
 	})
 }

@@ -57,7 +57,7 @@ type progress struct {
 	err      error
 	next     *Request // in the list of those whose Done is to be called
 
-	place   record.Place
+	place   *record.Place
 	told    bool // Queued was called, or is about to be
 	telling bool // it has not returned yet, so Done has to wait
 

@@ -10,7 +10,8 @@ import (
 
 // step is one request to the server: a read, or the write of what a batch makes of the record.
 type step struct {
-	batch []*Request
+	batch   []*Request
+	scratch *scratch
 
 	// Of a write.
 	write     bool
@@ -31,9 +32,9 @@ type step struct {
 // compose applies the batch to the record at rev. Without any knowledge the key is taken to be
 // free: the write finds out, and costs a free one nothing.
 func (s *step) compose(base *record.Record, rev uint64, limits record.Limits) {
-	ops := make([]record.Op, len(s.batch))
+	ops := s.scratch.ops[:0]
 	for i, r := range s.batch {
-		ops[i] = r.Op
+		ops = append(ops, r.Op)
 		if r.Op.Patience > 0 {
 			ops[i].Patience = max(r.Op.Patience-time.Since(r.asked), 1) // of what it had when it was asked for
 		}
@@ -45,6 +46,15 @@ func (s *step) compose(base *record.Record, rev uint64, limits record.Limits) {
 	s.base, s.rev, s.limits = base, rev, limits
 	s.next, s.results, changed = record.Apply(base, rev, ops, limits)
 	s.unchanged = !changed
+	clear(ops)
+	if s.scratch.ops = ops; len(ops) > 64 {
+		s.scratch.ops = nil
+	}
+}
+
+// refused reports whether the record forbids all of the batch.
+func (s *step) refused() bool {
+	return !slices.ContainsFunc(s.results, func(r record.Result) bool { return r.Verdict == record.Applied })
 }
 
 // encode makes a write of what was composed.

@@ -25,6 +25,8 @@ type writer struct {
 	queueing  int        // of these, those that may have to queue
 	backlog   []*Request // those that the window holds back, in order
 	trouble   backoff
+	refusals  refusals
+	resting   bool // a timer is set that goes on with what is pending
 
 	// A write that expects uncertain has an unknown outcome: it can still be committed while that
 	// is the newest revision. Only one can matter, since a write that expects an older one can't.
@@ -125,8 +127,8 @@ func (w *writer) idle() bool {
 }
 
 // run is the runner's work: step after step while something is pending.
-func (w *writer) run() {
-	var s step
+func (w *writer) run(scratch *scratch) {
+	s := step{scratch: scratch}
 	w.mu.Lock()
 	for w.plan(&s) {
 		w.mu.Unlock()
@@ -144,7 +146,7 @@ func (w *writer) run() {
 // plan composes the next step, if there is anything to do. Called with mu held.
 func (w *writer) plan(s *step) bool {
 	for {
-		*s = step{batch: w.take()}
+		*s = step{scratch: s.scratch, batch: w.take()}
 		if len(s.batch) == 0 || w.closed || w.core.ctx.Err() != nil {
 			w.running, w.trouble = false, backoff{}
 			return false
@@ -156,9 +158,16 @@ func (w *writer) plan(s *step) bool {
 		w.fitWindow(s)
 		if s.unchanged {
 			if slices.ContainsFunc(s.batch, func(r *Request) bool { return !r.fresh }) {
+				if s.refused() && w.refusals.pause() > 0 {
+					w.rest(w.refusals.pause())
+					return false
+				}
 				return true
 			}
 			if w.trusted() && !w.uncertain.at(w.rev) {
+				if s.refused() {
+					w.refusals.note()
+				}
 				w.deliver(s, w.rec, w.rev)
 				w.trouble = backoff{}
 				continue
@@ -171,6 +180,23 @@ func (w *writer) plan(s *step) bool {
 		w.expected = s.value
 		return true
 	}
+}
+
+// rest leaves what is pending until d is over or something else comes. Called with mu held.
+func (w *writer) rest(d time.Duration) {
+	w.running = false
+	if w.resting {
+		return
+	}
+	w.resting = true
+	time.AfterFunc(d, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.resting = false
+		if len(w.pending) > 0 {
+			w.start()
+		}
+	})
 }
 
 // take returns what is to be done in the next step: the requests for which the state was read
@@ -226,7 +252,7 @@ func (w *writer) conclude(s *step) (pause time.Duration) {
 	w.size = len(s.value)
 	w.learn(s.next, s.newRev)
 	w.deliver(s, s.next, s.newRev)
-	w.trouble = backoff{}
+	w.trouble, w.refusals = backoff{}, refusals{}
 	return 0
 }
 

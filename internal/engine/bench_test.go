@@ -1,0 +1,47 @@
+package engine
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/jskv"
+)
+
+// instant is a store of one key that answers at once: what is measured is the engine.
+type instant struct {
+	deaf
+	rev atomic.Uint64
+}
+
+func (s *instant) Get(_ context.Context, key string) (jskv.Entry, error) {
+	return jskv.Entry{Key: key, Deleted: true, Revision: s.rev.Load()}, nil
+}
+
+func (s *instant) Update(context.Context, string, []byte, uint64, time.Duration) (uint64, error) {
+	return s.rev.Add(1), nil
+}
+
+func (s *instant) Purge(context.Context, string, uint64, time.Duration) (uint64, error) {
+	return s.rev.Add(1), nil
+}
+
+func (*instant) MaxValue() int { return 1 << 20 }
+
+// BenchmarkPair is an acquire and a release of a free key without a server.
+func BenchmarkPair(b *testing.B) {
+	e := New(Config{Store: &instant{}, Watcher: &deaf{}, Observer: &observer{}})
+	defer e.Close()
+	op := acquireOp("Vd8Tb1SnVHxAjnLm9rPfQa.1")
+	free := releaseOp(op.ID)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := e.Do(b.Context(), "k", op, Options{}); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := e.Do(b.Context(), "k", free, Options{Bound: time.Minute}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
