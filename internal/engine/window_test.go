@@ -269,3 +269,20 @@ func TestTheWindowIsNotForConditions(t *testing.T) {
 		}
 	})
 }
+
+// Those that are held back follow also where those before them left by another hand.
+func TestHeldBackFollowsWhoWasRemoved(t *testing.T) {
+	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
+		b.apply("k", acquireOp("L9.1"))
+		crowd(t.Context(), e, 1, 40)
+		var gone []record.Op
+		for _, w := range b.record("k").Waiters {
+			gone = append(gone, releaseOp(w.ID))
+		}
+		b.apply("k", gone...)
+		time.Sleep(time.Second)
+		if rec := b.record("k"); len(rec.Waiters) != windowSize || rec.Waiters[0].ID != "L1.17" {
+			t.Errorf("%+v", rec)
+		}
+	})
+}
