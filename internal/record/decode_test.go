@@ -228,6 +228,10 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Add([]byte(fullJSON))
 	f.Add([]byte(`{"v":9,"kind":"lock"}`))
+	f.Add([]byte(`{"v":1,"kind":"barrier","life":10,"holders":[{"id":"E.42","token":"00000000000000000012","ttl":30000,"gen":3,"acts":true}],` +
+		`"waiters":[{"id":"A.1","queued":"00000000000000000011","ttl":30000,"gen":3},{"id":"A.9","queued":"00000000000000000012","ttl":30000,"gen":4,"acts":true}],` +
+		`"parties":2,"gen":4,"leases":["A","E","B"],"acting":{"gen":3,"ids":"0.1 1.42"},"ended":[{"gen":1,"broken":"died","by":"B","ids":"2.1"},{"gen":2,"ids":"2.3-4"}]}`))
+	f.Add([]byte(`{"v":1,"kind":"gate","life":10,"holders":[{"id":"A.1","token":"00000000000000000012","ttl":30000,"leaving":7}],"waiters":[{"id":"B.1","queued":"00000000000000000012","ttl":1}],"parties":1,"gen":3,"open":true}`))
 	f.Add([]byte(conds(`{"full":[` + condWaiter + `]}`)))
 	f.Add([]byte(bad2("1000", `1000,"data":"/w==","proclaimed":3,"signalled":"full","all":true,"signal":7`)))
 	f.Add([]byte(sem(`3`, `,"resized":true,"life":7`+permitsOf(`3,"refused":true`))))
