@@ -71,11 +71,9 @@ func (s *session) disown(ctx context.Context, enc string) {
 	if err != nil || rec == nil {
 		return
 	}
-	for _, list := range [][]record.Entry{rec.Holders, rec.Waiters} {
-		for i := range list {
-			if s.nobodys(&list[i]) {
-				s.release(enc, &list[i], rev)
-			}
+	for id, st := range rec.States() {
+		if st.Entry != nil && st.Entry.ID == id && s.nobodys(st.Entry) {
+			s.release(enc, st.Entry, rev)
 		}
 	}
 }
@@ -102,7 +100,7 @@ func (s *session) nobodys(e *record.Entry) bool {
 
 // release releases an entry that is nobody's, which was read at rev.
 func (s *session) release(enc string, e *record.Entry, rev uint64) {
-	op := record.Op{Kind: record.KindLock, Verb: record.OpRelease, ID: e.ID, Lease: e.Lease()}
+	op := record.Op{Verb: record.OpRelease, ID: e.ID, Lease: e.Lease()}
 	out, err := s.engine.Do(s.ctx, enc, op, engine.Options{Bound: releaseTimeout, AtLeast: rev})
 	if err == nil && out.Existed {
 		key, _ := kv.DecodeKey(enc)

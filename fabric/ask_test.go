@@ -92,3 +92,43 @@ func TestReleasedHoldThatComesBack(t *testing.T) {
 		})
 	}
 }
+
+// P25: so is an entry of a kind other than a lock.
+func TestP25_PermitThatComesBack(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		own := s.fabric(t)
+		owner, other := s.manager(t, fabric.WithFabric(own)), s.manager(t, fabric.WithFabric(own))
+		claim := func(m *fabric.Manager) *fabric.Hold {
+			t.Helper()
+			h, err := m.Claim(waitContext(t), "permits", fabric.Claim{Kind: fabric.KindSemaphore, Permits: 1, Limit: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return h
+		}
+		free := func(h *fabric.Hold) {
+			t.Helper()
+			if err := h.Release(waitContext(t)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		enc, err := kv.EncodeName("permits")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := s.bucket(t, own+"-locks")
+		h := claim(owner)
+		e, err := b.Get(waitContext(t), enc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		free(h)
+		if _, err := b.Put(waitContext(t), enc, e.Value()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := owner.Collect(waitContext(t), ""); err != nil {
+			t.Error(err)
+		}
+		free(claim(other))
+	})
+}
