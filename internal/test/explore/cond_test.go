@@ -164,6 +164,8 @@ func TestCondition(t *testing.T) {
 		condProgram("two signals", faults{late: 1}, waiter, waiter, twice),
 		condProgram("signals of two", faults{cancels: 1, deaths: 1}, waiter, one, one),
 		condProgram("late acquire and signal", faults{late: 2}, waiter, one),
+		condProgram("late acquire and broadcast", faults{late: 2}, waiter, all),
+		condProgram("late acquire, wanted back", faults{late: 2, cancels: 1}, waiter),
 		larger(condProgram("two signals, all faults", faults{lost: 1, late: 1, cancels: 1, deaths: 1}, waiter, waiter, twice)),
 		larger(condProgram("three waiters, broadcast", faults{lost: 1, deaths: 1}, waiter, waiter, waiter, all)),
 		larger(condProgram("three waiters, one signal", faults{late: 1, deaths: 1}, waiter, waiter, waiter, one)),
