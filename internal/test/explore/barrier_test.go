@@ -154,6 +154,9 @@ func barrierChange(c *change) string {
 			}
 		}
 	}
+	if op := c.ops[0]; op.Verb == record.OpCancel && c.changed && max(op.Gen, 1) != was.Gen {
+		return fmt.Sprintf("a cancel of generation %d changes generation %d", op.Gen, was.Gen)
+	}
 	if op := c.ops[0]; op.Verb == record.OpEvict && !was.Acting {
 		dead := slices.ContainsFunc(c.before.Waiters, func(e record.Entry) bool { return slices.Contains(op.Leases, e.Lease()) })
 		if dead && (is.Gen != was.Gen+1 || !is.Ended[len(is.Ended)-1].Broken) || !dead && is.Gen != was.Gen {
