@@ -193,19 +193,23 @@ func electionProclaim(t *testing.T, s *site) {
 
 func electionCutOff(t *testing.T, s *site) {
 	key := s.key(t)
-	m, cut := crash(t, s, fabric.WithTTL(time.Second))
-	first := campaign(t, primitives.NewElection(m, key), "")
-	next := campaignLater(t, primitives.NewElection(s.manager(t), key), "")
-	cut()
+	c := s.proxied(t)
+	first := campaign(t, primitives.NewElection(newManager(t, c.conn, fabric.WithTTL(time.Second)), key), "")
+	next := primitives.NewElection(s.manager(t), key)
+	led := async(func() (*primitives.Leadership, error) {
+		l, err := next.Campaign(waitContext(t), nil)
+		if first.Err() == nil {
+			t.Error("two lead")
+		}
+		return l, err
+	})
+	c.cut()
 	receive(t, first.Lost())
-	select {
-	case <-next:
-		// It may be granted by now, but not before the loss.
-	default:
+	second := must(t, led)
+	if second.Term() <= first.Term() || !errors.Is(first.Err(), fabric.ErrLost) {
+		t.Errorf("term %d after %d, %v", second.Term(), first.Term(), first.Err())
 	}
-	if first.Err() == nil {
-		t.Error("it leads still")
-	}
+	release(t, second)
 }
 
 func electionNobody(t *testing.T, s *site) {
