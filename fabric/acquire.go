@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -109,7 +110,7 @@ func (a *attempt) run(ctx context.Context) (*Hold, engine.Outcome, error) {
 			return nil, out, a.lostWaiting()
 		}
 		// A new round, with a new id at the end of the queue.
-		if n > 0 && !sleep(ctx, min(time.Duration(n)*10*time.Millisecond, time.Second)) {
+		if n > 0 && !pause.For(ctx, min(time.Duration(n)*10*time.Millisecond, time.Second)) {
 			return nil, out, ctx.Err()
 		}
 	}

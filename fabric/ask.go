@@ -12,6 +12,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -45,7 +46,7 @@ func (s *session) ask(ctx context.Context, id string, locks ...string) error {
 			_, value, _ = strings.Cut(value[over-1:], " ") // the last ones
 		}
 		_, err = s.buckets.Leases.Update(ctx, key, []byte(value), e.Revision, askTTL)
-		if !errors.Is(err, jskv.ErrConflict) && !errors.Is(err, jskv.ErrBusy) || !sleep(ctx, 5*time.Millisecond) {
+		if !errors.Is(err, jskv.ErrConflict) && !errors.Is(err, jskv.ErrBusy) || !pause.For(ctx, 5*time.Millisecond) {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -178,7 +179,7 @@ func (m *Manager) Post(caller context.Context, key string, p Post) (Info, error)
 		if !again {
 			return Info{}, m.explain(caller, err)
 		}
-		if n > 0 && !sleep(ctx, min(time.Duration(n)*10*time.Millisecond, time.Second)) {
+		if n > 0 && !pause.For(ctx, min(time.Duration(n)*10*time.Millisecond, time.Second)) {
 			return Info{}, m.explain(caller, ctx.Err())
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
 // lookPause is the least time between two looks at the buckets.
@@ -77,7 +78,7 @@ func (d *doubts) run(ctx context.Context, look func(context.Context) error) erro
 			case errors.Is(err, jskv.ErrBucketGone):
 				return err
 			}
-			if !sleep(ctx, lookPause) {
+			if !pause.For(ctx, lookPause) {
 				return nil
 			}
 		}

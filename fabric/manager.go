@@ -41,9 +41,9 @@ type Manager struct {
 	mu      sync.Mutex
 	closed  bool
 	current *session
-	leaving []*session    // that are being ended
-	past    engine.Stats  // counters of sessions that have ended
-	opening chan struct{} // closed when the session was opened, or not
+	leaving []*session   // that are being ended
+	past    engine.Stats // counters of sessions that have ended
+	opening turn         // of opening a session
 	ending  sync.WaitGroup
 	done    chan struct{} // closed when Close has finished
 }
@@ -152,7 +152,7 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Manager, error) {
 }
 
 func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, error) {
-	m := &Manager{cfg: cfg, nc: nc, own: own, clock: clock.Holder(), feed: newFeed(cfg.hook), done: make(chan struct{}), gone: make(chan struct{})}
+	m := &Manager{cfg: cfg, nc: nc, own: own, opening: newTurn(), clock: clock.Holder(), feed: newFeed(cfg.hook), done: make(chan struct{}), gone: make(chan struct{})}
 	m.life, m.die = context.WithCancelCause(context.Background())
 	m.gate = newGate(nc, cfg.buckets.Trip, m.rtt.Timeout, m.resendRenewals)
 	m.cfg.buckets.Trip = m.gate.trip
@@ -180,49 +180,46 @@ func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, e
 // session returns the current session, opening one if there is none. ctx is bound to
 // the manager.
 func (m *Manager) session(ctx context.Context) (*session, error) {
-	for {
-		m.mu.Lock()
-		if m.closed {
-			m.mu.Unlock()
-			return nil, ErrClosed
-		}
-		if end := context.Cause(m.life); end != nil {
-			m.mu.Unlock()
-			return nil, end
-		}
-		if s := m.current; s != nil {
-			m.mu.Unlock()
-			return s, nil
-		}
-		opening := m.opening
-		if opening == nil {
-			opening = make(chan struct{})
-			m.opening = opening
-			m.ending.Add(1)
-			m.mu.Unlock()
-			s, err := openSession(ctx, m)
-			m.mu.Lock()
-			m.opening = nil
-			closed := m.closed
-			if err == nil && !closed {
-				m.publish(s)
-			}
-			close(opening)
-			m.mu.Unlock()
-			if err == nil && closed {
-				s.end(context.Background(), ErrClosed, false) // it has no leases yet
-				err = ErrClosed
-			}
-			m.ending.Done()
-			return s, err
-		}
-		m.mu.Unlock()
-		select {
-		case <-opening:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
+	if s, err := m.running(false); s != nil || err != nil {
+		return s, err
 	}
+	if err := m.opening.take(ctx); err != nil {
+		return nil, err
+	}
+	defer m.opening.leave()
+	if s, err := m.running(true); s != nil || err != nil {
+		return s, err
+	}
+	defer m.ending.Done()
+	s, err := openSession(ctx, m)
+	m.mu.Lock()
+	closed := m.closed
+	if err == nil && !closed {
+		m.publish(s)
+	}
+	m.mu.Unlock()
+	if err == nil && closed {
+		s.end(context.Background(), ErrClosed, false) // it has no leases yet
+		err = ErrClosed
+	}
+	return s, err
+}
+
+// running returns the current session, or why there will be none. If there is none
+// yet and begin is set, the caller opens one, and Close waits for that.
+func (m *Manager) running(begin bool) (*session, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil, ErrClosed
+	}
+	if end := context.Cause(m.life); end != nil {
+		return nil, end
+	}
+	if begin && m.current == nil {
+		m.ending.Add(1)
+	}
+	return m.current, nil
 }
 
 // publish makes s the current session, unless it has ended already: whoever ended it

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 	"unicode/utf8"
 
@@ -13,6 +12,7 @@ import (
 	"github.com/nats-io/nuid"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
 // Register is one key of a KV bucket of the user's that only accepts writes with
@@ -120,8 +120,7 @@ func (r *Register) Write(ctx context.Context, token uint64, value []byte) (uint6
 		if err != nil && jskv.Unwritable(err) {
 			return 0, fmt.Errorf("%w: register %q: %w", ErrInvalidOption, r.key, err)
 		}
-		pause := min(time.Duration(n+1)*time.Millisecond, 100*time.Millisecond)
-		if !sleep(ctx, pause/2+rand.N(pause)) {
+		if !pause.For(ctx, pause.Around(min(time.Duration(n+1)*time.Millisecond, 100*time.Millisecond))) {
 			return 0, fmt.Errorf("%w: register %q: %w (%w)", ErrUnavailable, r.key, ctx.Err(), err)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
+	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
 // closeAtOnce is how many requests a session's end has under way at most.
@@ -53,8 +54,8 @@ type session struct {
 
 	mu     sync.Mutex
 	ended  error
-	slots  map[timing]*slot         // shared leases
-	making map[timing]chan struct{} // closed when the slot was made, or not
+	slots  map[timing]*slot // shared leases
+	making turn             // of making a shared lease
 	all    map[*slot]struct{}
 	fresh  []freshHold // not watched yet, oldest first
 }
@@ -73,7 +74,7 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	}
 	s := &session{
 		m: m, buckets: buckets, ready: make(chan struct{}), finished: make(chan struct{}), doubts: newDoubts(),
-		slots: map[timing]*slot{}, making: map[timing]chan struct{}{}, all: map[*slot]struct{}{},
+		slots: map[timing]*slot{}, making: newTurn(), all: map[*slot]struct{}{},
 	}
 	s.confirmed.Store(buckets.Last)
 	s.noted = buckets.Last
@@ -107,7 +108,7 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 // quarantine waits until no lease from before the bucket was replaced can be
 // alive, and then allows grants.
 func (s *session) quarantine(d time.Duration) {
-	if !sleep(s.ctx, d) {
+	if !pause.For(s.ctx, d) {
 		return
 	}
 	for {
@@ -118,7 +119,7 @@ func (s *session) quarantine(d time.Duration) {
 			close(s.ready)
 			return
 		}
-		if !sleep(s.ctx, time.Second) {
+		if !pause.For(s.ctx, time.Second) {
 			return
 		}
 	}
@@ -360,15 +361,4 @@ func forEach[T any](ctx context.Context, most int, items []T, fn func(T)) {
 		})
 	}
 	wg.Wait()
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -31,40 +31,54 @@ func (s *session) slot(ctx context.Context, t timing) (*slot, error) {
 	if t.limited() {
 		return s.newSlot(ctx, t)
 	}
-	for {
+	if sl, err := s.sharedSlot(t); sl != nil || err != nil {
+		return sl, err
+	}
+	if err := s.making.take(ctx); err != nil {
+		return nil, err
+	}
+	defer s.making.leave()
+	if sl, err := s.sharedSlot(t); sl != nil || err != nil {
+		return sl, err
+	}
+	sl, err := s.newSlot(ctx, t)
+	if err == nil {
 		s.mu.Lock()
-		if s.ended != nil {
-			s.mu.Unlock()
-			return nil, s.ended
-		}
-		sl := s.slots[t]
-		if sl != nil && sl.enter() {
-			s.mu.Unlock()
-			return sl, nil
-		}
-		making := s.making[t]
-		if making == nil {
-			making = make(chan struct{})
-			s.making[t] = making
-			s.mu.Unlock()
-			sl, err := s.newSlot(ctx, t)
-			s.mu.Lock()
-			delete(s.making, t)
-			if err == nil {
-				s.slots[t] = sl
-			}
-			close(making)
-			s.mu.Unlock()
-			return sl, err
-		}
+		s.slots[t] = sl
 		s.mu.Unlock()
-		select {
-		case <-making:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
+	}
+	return sl, err
+}
+
+// sharedSlot returns the lease for this timing, with one more user, if there is one.
+func (s *session) sharedSlot(t timing) (*slot, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended != nil {
+		return nil, s.ended
+	}
+	if sl := s.slots[t]; sl != nil && sl.enter() {
+		return sl, nil
+	}
+	return nil, nil
+}
+
+// turn is a lock that is waited for no longer than a context lasts. Who has it makes
+// what the others find then.
+type turn chan struct{}
+
+func newTurn() turn { return make(turn, 1) }
+
+func (t turn) take(ctx context.Context) error {
+	select {
+	case t <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
+
+func (t turn) leave() { <-t }
 
 // newSlot makes a lease, with one user. It does not outlast the session.
 func (s *session) newSlot(ctx context.Context, t timing) (_ *slot, err error) {

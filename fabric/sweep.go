@@ -13,6 +13,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -262,7 +263,7 @@ func (s *session) sweep() {
 	}
 	sweeps, err := s.buckets.Sweeps(s.ctx)
 	for {
-		if !sleep(s.ctx, every+rand.N(every/4)) {
+		if !pause.For(s.ctx, every+rand.N(every/4)) {
 			return
 		}
 		if err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -90,7 +91,7 @@ func (w *lockWatch) run(caller context.Context) error {
 		case err != nil && !transient(err):
 			return err
 		case err != nil:
-			sleep(ctx, watchPause)
+			pause.For(ctx, watchPause)
 		}
 	}
 }
@@ -162,7 +163,7 @@ func (w *lockWatch) read(ctx context.Context, s *session, least *atomic.Uint64, 
 			return rec, rev, nil
 		}
 		absent = rev == 0
-		if !sleep(ctx, lookAgain) || s.ctx.Err() != nil {
+		if !pause.For(ctx, lookAgain) || s.ctx.Err() != nil {
 			return nil, 0, errors.Join(ctx.Err(), s.ctx.Err())
 		}
 	}

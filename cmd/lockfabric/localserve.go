@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
 // drainTime is how long a local server that nobody can find any more waits for
@@ -139,7 +140,7 @@ func (l *localServer) abandon(ctx context.Context, cause error) error {
 	_ = os.Rename(store, store+closed.Format(".damaged-20060102T150405"))
 	l.state.ClosedUntil = until
 	l.leave()
-	if pause(ctx, until.Sub(closed)) {
+	if pause.For(ctx, until.Sub(closed)) {
 		l.state.ClosedUntil = time.Time{}
 		l.leave()
 	}
@@ -163,7 +164,7 @@ func (l *localServer) leave() {
 // waitClient reports whether a client connects within the time for that.
 func (l *localServer) waitClient(ctx context.Context) bool {
 	for end := time.Now().Add(drainTime); l.clients() == 0; {
-		if !pause(ctx, 10*time.Millisecond) || time.Now().After(end) {
+		if !pause.For(ctx, 10*time.Millisecond) || time.Now().After(end) {
 			return l.clients() > 0
 		}
 	}
@@ -186,7 +187,7 @@ func (l *localServer) start(ctx context.Context) error {
 	err := embedded.ErrStartFailed
 	if old, rerr := readState(l.dir); rerr == nil {
 		// The one before ended early in abandon.
-		if !pause(ctx, time.Until(old.ClosedUntil)) {
+		if !pause.For(ctx, time.Until(old.ClosedUntil)) {
 			return context.Cause(ctx)
 		}
 		if u, perr := url.Parse(old.URL); perr == nil {

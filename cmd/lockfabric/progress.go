@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
 // progressEvery is how long a wait is silent first, and then how often what is
@@ -23,7 +24,7 @@ func startProgress(ctx context.Context, m *fabric.Manager, key string, line *sta
 	started := time.Now()
 	text := func() string { return waiting(key, last.Load(), started, time.Now()) }
 	return showing(ctx, line, text, func(ctx context.Context) {
-		if !pause(ctx, progressEvery) {
+		if !pause.For(ctx, progressEvery) {
 			return // most waits end here, and nobody had to be asked
 		}
 		for info, err := range m.Watch(ctx, key) {
@@ -32,7 +33,7 @@ func startProgress(ctx context.Context, m *fabric.Manager, key string, line *sta
 			}
 			last.Store(&info)
 			line.show(text())
-			if !pause(ctx, progressEvery) { // a busy lock is looked at no more often than it is shown
+			if !pause.For(ctx, progressEvery) { // a busy lock is looked at no more often than it is shown
 				return
 			}
 		}
@@ -56,7 +57,7 @@ func showing(ctx context.Context, line *statusLine, text func() string, beside f
 	var wg sync.WaitGroup
 	wg.Go(func() { beside(ctx) })
 	wg.Go(func() {
-		for pause(ctx, progressEvery) {
+		for pause.For(ctx, progressEvery) {
 			line.show(text())
 		}
 	})
@@ -68,19 +69,6 @@ func showing(ctx context.Context, line *statusLine, text func() string, beside f
 }
 
 // pause waits for d and reports whether ctx has not ended.
-func pause(ctx context.Context, d time.Duration) bool {
-	if d <= 0 {
-		return ctx.Err() == nil
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
 
 // waiting is the line. What matters most comes first, because the end may be cut.
 func waiting(key string, info *fabric.Info, started, now time.Time) string {

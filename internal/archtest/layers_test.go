@@ -32,14 +32,15 @@ type layer struct {
 // A new package gets a line here; a new edge is a decision about the design.
 var layers = map[string]layer{
 	"kv":              {},
-	"internal/jskv":   {imports: []string{"kv"}},
+	"internal/pause":  {},
+	"internal/jskv":   {imports: []string{"kv", "internal/pause"}},
 	"internal/record": {},
 	"internal/clock":  {},
 	"internal/rtt":    {},
-	"internal/lease":  {imports: []string{"kv", "internal/jskv", "internal/clock", "internal/rtt"}},
-	"internal/engine": {imports: []string{"kv", "internal/jskv", "internal/record", "internal/lease", "internal/rtt"}},
+	"internal/lease":  {imports: []string{"kv", "internal/jskv", "internal/pause", "internal/clock", "internal/rtt"}},
+	"internal/engine": {imports: []string{"kv", "internal/jskv", "internal/pause", "internal/record", "internal/lease", "internal/rtt"}},
 	"fabric": {imports: []string{
-		"internal/engine", "kv", "internal/jskv", "internal/record", "internal/lease", "internal/clock", "internal/rtt",
+		"internal/engine", "kv", "internal/jskv", "internal/pause", "internal/record", "internal/lease", "internal/clock", "internal/rtt",
 	}, serverInTests: true},
 	"primitives": {imports: []string{"fabric"}},
 
@@ -66,7 +67,7 @@ var layers = map[string]layer{
 // programs is what every main package under cmd and examples may import.
 var programs = map[string]layer{
 	"cmd": {program: true, imports: []string{
-		"primitives", "fabric", "kv", "internal/record", "internal/lease", "internal/clock", "embedded",
+		"primitives", "fabric", "kv", "internal/pause", "internal/record", "internal/lease", "internal/clock", "embedded",
 		"cmd/lockfabric/internal/doctor", "cmd/lockfabric/internal/natscontext",
 		// Servers that embedded doesn't offer: with accounts, or without JetStream.
 	}, serverInTests: true},

@@ -2,10 +2,10 @@ package engine
 
 import (
 	"errors"
-	"math/rand/v2"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
 // manyBusy is how many times in a row the server may put a write off before that
@@ -29,17 +29,14 @@ func (b *backoff) next(err error) time.Duration {
 	if !busy {
 		b.busy = 0
 	} else if b.busy++; b.busy > manyBusy {
-		return around(min(20*time.Millisecond<<min(b.busy-manyBusy, 10), 250*time.Millisecond))
+		return pause.Around(pause.Doubled(20*time.Millisecond, b.busy-manyBusy, 250*time.Millisecond))
 	}
 	base, limit := 200*time.Microsecond, 20*time.Millisecond
 	if !conflict && !busy {
 		base, limit = 20*time.Millisecond, time.Second
 	}
-	return around(min(base<<min(b.failures-1, 10), limit))
+	return pause.Around(pause.Doubled(base, b.failures-1, limit))
 }
-
-// around returns a random time, d on average.
-func around(d time.Duration) time.Duration { return d/2 + rand.N(d) }
 
 // patientRefusals is how many reads in a row may each end in refusals only before they are spaced,
 // and refusalGap how far at most.

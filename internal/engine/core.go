@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
@@ -111,13 +112,5 @@ func (c *core) retireRunner() {
 // sleep waits for d, or less when the context or the engine ends, and reports
 // whether it may go on.
 func (c *core) sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-	case <-c.ctx.Done():
-	}
-	return false
+	return pause.Until(ctx, d, c.ctx.Done()) && c.ctx.Err() == nil
 }

@@ -2,7 +2,6 @@ package jskv
 
 import (
 	"context"
-	"math/rand/v2"
 	"sync"
 	"time"
 )
@@ -344,23 +343,4 @@ func wake(c chan<- struct{}) {
 	case c <- struct{}{}:
 	default:
 	}
-}
-
-// sleep waits for d, a wake or the end of ctx, and reports whether to go on.
-func sleep(ctx context.Context, d time.Duration, woken <-chan struct{}) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-woken:
-	case <-t.C:
-	}
-	return true
-}
-
-// jitter returns d changed by up to a quarter either way, so that many
-// processes that began together do not stay together.
-func jitter(d time.Duration) time.Duration {
-	return d*3/4 + rand.N(d/2+1)
 }

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
 const (
@@ -61,7 +63,7 @@ func (h *Hub) reconnected() {
 	defer h.mu.Unlock()
 	h.failures, h.nextOpen = 0, time.Time{}
 	for _, g := range h.groups {
-		h.breakGroup(g, jitter(reconnectSpread))
+		h.breakGroup(g, pause.Near(reconnectSpread))
 	}
 	for _, k := range h.keys {
 		if k.hot > 0 || h.pace(k) < never {
@@ -75,8 +77,8 @@ func (h *Hub) reconnected() {
 // checkGone follows an announcement that the bucket is deleted or changed. One that
 // is found may be another by the same name.
 func (h *Hub) checkGone(ctx context.Context) {
-	for _, pause := range goneChecks {
-		if !sleep(ctx, pause, nil) {
+	for _, after := range goneChecks {
+		if !pause.For(ctx, after) {
 			return
 		}
 		rctx, cancel := context.WithTimeout(ctx, readTimeout)
@@ -102,7 +104,7 @@ func (h *Hub) bucketGone() {
 	if !h.gone {
 		h.gone = true
 		for _, g := range h.groups {
-			h.breakGroup(g, jitter(openRetry))
+			h.breakGroup(g, pause.Near(openRetry))
 		}
 	}
 	h.mu.Unlock()

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
 
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -97,7 +98,7 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
 		if !errors.Is(err, errMoved) || attempt == 5 {
 			return b, err
 		}
-		pause(ctx, time.Duration(attempt)*20*time.Millisecond)
+		pause.For(ctx, time.Duration(attempt)*20*time.Millisecond)
 	}
 }
 
@@ -223,7 +224,7 @@ func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, know
 		if attempt >= 20 || ctx.Err() != nil || errors.Is(err, kv.ErrRejected) {
 			return meta{}, false, err
 		}
-		pause(ctx, time.Duration(attempt+1)*2*time.Millisecond)
+		pause.For(ctx, time.Duration(attempt+1)*2*time.Millisecond)
 	}
 }
 
@@ -243,15 +244,6 @@ func (b *Bucket) parseNote(e Entry) (meta, error) {
 func (m meta) quarantine() time.Duration {
 	longest := time.Duration(m.LongestTTL) * time.Millisecond
 	return longest + longest/20 + time.Second
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
 }
 
 // highWater returns the highest revision of the locks bucket that is in the fabric's
@@ -281,7 +273,13 @@ func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStr
 	if err := cfg.check(name, info.Config); err != nil {
 		return nil, err
 	}
-	view, err := insist(ctx, l, func(ctx context.Context) (jetstream.KeyValue, error) { return js.KeyValue(ctx, name) })
+	view, err := insist(ctx, l, func(ctx context.Context) (jetstream.KeyValue, error) {
+		view, err := js.KeyValue(ctx, name)
+		if errors.Is(err, jetstream.ErrBucketNotFound) {
+			err = context.DeadlineExceeded // it was there: another server that answers knows it soon
+		}
+		return view, err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("%w: bucket %s: %w", kv.ErrUnavailable, name, err)
 	}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
 const (
@@ -47,7 +49,7 @@ func (h *Hub) runOpener(ctx context.Context) {
 	for {
 		o, wait := h.plan(time.Now())
 		if o == nil {
-			if !sleep(ctx, wait, h.wakeOpener) {
+			if !pause.Until(ctx, wait, h.wakeOpener) {
 				return
 			}
 			continue
@@ -339,5 +341,5 @@ func (h *Hub) unwatched(k *watchedKey) {
 
 // backoff returns the pause after n failures in a row.
 func backoff(n int) time.Duration {
-	return jitter(min(openRetry<<min(n-1, 10), maxOpenRetry))
+	return pause.Near(pause.Doubled(openRetry, n-1, maxOpenRetry))
 }

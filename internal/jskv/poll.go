@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
 const (
@@ -48,7 +50,7 @@ func (h *Hub) runPoller(ctx context.Context) {
 		}
 		request, wait := h.nextRequest(time.Now())
 		for request == nil {
-			if !sleep(ctx, wait, h.wakePoller) {
+			if !pause.Until(ctx, wait, h.wakePoller) {
 				return
 			}
 			request, wait = h.nextRequest(time.Now())
@@ -152,7 +154,7 @@ func (h *Hub) readKey(ctx context.Context, k *watchedKey, before uint64, state m
 	if errors.Is(err, ErrBucketGone) {
 		h.bucketGone()
 	}
-	if suspect != nil && sleep(ctx, watchGrace, nil) {
+	if suspect != nil && pause.For(ctx, watchGrace) {
 		h.verify(suspect, k, e.Revision)
 	}
 }
@@ -221,7 +223,7 @@ func (h *Hub) schedule(k *watchedKey, d time.Duration) {
 	if k.dead {
 		return
 	}
-	k.due = time.Now().Add(jitter(d))
+	k.due = time.Now().Add(pause.Near(d))
 	if k.heapIndex == 0 && (len(h.polls) == 0 || h.polls[0] != k) {
 		heap.Push(&h.polls, k)
 	} else {

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -108,7 +109,7 @@ func (h *Hub) look(ctx context.Context, answered func()) {
 
 // lookIn has the state looked at in about d. Lock held.
 func (h *Hub) lookIn(d time.Duration) {
-	h.nextLook = time.Now().Add(jitter(d))
+	h.nextLook = time.Now().Add(pause.Near(d))
 	wake(h.wakePoller)
 }
 

@@ -62,7 +62,7 @@ func (l *Lease) bury(ctx context.Context, reason string) error {
 	}
 	defer func() { <-l.turn }()
 	var unanswered silence
-	for pause := newPause(l.cfg.TTL); ; {
+	for pauses := newBackoff(l.cfg.TTL); ; {
 		l.mu.Lock()
 		rev, buried := l.rev, l.buried
 		l.mu.Unlock()
@@ -96,7 +96,7 @@ func (l *Lease) bury(ctx context.Context, reason string) error {
 				return nil
 			}
 		}
-		if !pause.wait(ctx, err, nil) {
+		if !pauses.wait(ctx, err, nil) {
 			return fmt.Errorf("lease: tombstone: %w; last attempt: %w", context.Cause(ctx), err)
 		}
 	}

@@ -100,7 +100,7 @@ func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
 		Host: host(), PID: os.Getpid(), Label: cfg.Label, Started: time.Now(),
 	}
 	var unanswered silence
-	for pause := newPause(cfg.TTL); ; {
+	for pauses := newBackoff(cfg.TTL); ; {
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("lease: create: %w", context.Cause(ctx))
 		}
@@ -123,7 +123,7 @@ func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
 			return nil, fmt.Errorf("lease: create: %w", err)
 		}
 		cfg.Logger.Debug("lease not created, trying another id", "lease", who.ID, "error", err)
-		if !pause.wait(ctx, err, nil) {
+		if !pauses.wait(ctx, err, nil) {
 			return nil, fmt.Errorf("lease: create: %w; last attempt: %w", context.Cause(ctx), err)
 		}
 	}

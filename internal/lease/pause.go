@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
 // Bounds of the pause after a jskv.ErrBusy, which as a rule is over in
@@ -16,16 +17,16 @@ const (
 	mostBusy  = 50 * time.Millisecond
 )
 
-// pause is the time between two attempts: it doubles, with a random part, so
+// backoff is the time between two attempts: it doubles, with a random part, so
 // that many clients do not come back together.
-type pause struct {
+type backoff struct {
 	next, most time.Duration
 	busy       time.Duration
 }
 
-// newPause returns pauses that fit many times into a TTL.
-func newPause(ttl time.Duration) *pause {
-	return &pause{
+// newBackoff returns pauses that fit many times into a TTL.
+func newBackoff(ttl time.Duration) *backoff {
+	return &backoff{
 		next: min(max(ttl/100, 2*time.Millisecond), 20*time.Millisecond),
 		most: min(max(ttl/20, 10*time.Millisecond), 500*time.Millisecond),
 		busy: leastBusy,
@@ -33,7 +34,7 @@ func newPause(ttl time.Duration) *pause {
 }
 
 // after returns the pause after an attempt that failed with err.
-func (p *pause) after(err error) time.Duration {
+func (p *backoff) after(err error) time.Duration {
 	next, most := &p.next, p.most
 	if errors.Is(err, jskv.ErrBusy) {
 		next, most = &p.busy, min(p.most, mostBusy)
@@ -45,15 +46,6 @@ func (p *pause) after(err error) time.Duration {
 
 // wait sleeps after an attempt that failed with err, or until again delivers. It
 // returns false at once when ctx ends.
-func (p *pause) wait(ctx context.Context, err error, again <-chan struct{}) bool {
-	t := time.NewTimer(p.after(err))
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-again:
-		return true
-	case <-ctx.Done():
-		return false
-	}
+func (p *backoff) wait(ctx context.Context, err error, again <-chan struct{}) bool {
+	return pause.Until(ctx, p.after(err), again)
 }

@@ -79,13 +79,13 @@ func (l *Lease) renew(ctx context.Context, ifDue bool) error {
 	}
 	defer l.endRenewal()
 	var unanswered silence
-	for pause := newPause(l.cfg.TTL); ; {
+	for pauses := newBackoff(l.cfg.TTL); ; {
 		err := l.attempt(ctx, &unanswered)
 		if over, err := l.renewalOver(began, base, ifDue); over {
 			return err
 		}
 		l.cfg.Logger.Debug("lease not renewed yet", "lease", l.who.ID, "error", err)
-		goOn := pause.wait(ctx, err, l.back)
+		goOn := pauses.wait(ctx, err, l.back)
 		// The watch can have shown meanwhile that it was renewed after all.
 		if over, err := l.renewalOver(began, base, ifDue); over {
 			return err

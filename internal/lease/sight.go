@@ -48,7 +48,7 @@ type sight struct {
 	judging bool          // queued, or its tombstone is being written
 	epitaph []byte        // that tombstone, from before it is sent until its outcome is known
 	retry   time.Duration // not to be judged before
-	pause   *pause
+	pause   *backoff
 	at      time.Duration // when it is to be looked at, if place > 0
 	place   int           // its place on the agenda, counted from 1; 0 is none
 	used    time.Duration // when it was last of use
@@ -151,7 +151,7 @@ func (o *Observer) seeLocked(s *sight, e jskv.Entry) {
 			}
 		}
 		s.hold = holdFor(s.ttl())
-		s.retry, s.pause = 0, newPause(s.ttl())
+		s.retry, s.pause = 0, newBackoff(s.ttl())
 	}
 	for a := range s.askers {
 		switch {
