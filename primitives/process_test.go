@@ -23,6 +23,7 @@ var roles = map[string]func(ctx context.Context, m *fabric.Manager, key string, 
 	"candidate": candidate,
 	"producer":  producer,
 	"consumer":  consumer,
+	"party":     party,
 }
 
 // play is the whole life of such a process.
