@@ -204,6 +204,7 @@ func TestBarrier(t *testing.T) {
 		barrierProgram("an action", faults{lost: 1, late: 1, cancels: 1, deaths: 1}, acts, acts),
 		barrierProgram("actions", faults{cancels: 1, deaths: 1}, actsTwice, fails),
 		barrierProgram("an action, and those who come early", faults{deaths: 1}, acts, acts, acts),
+		barrierProgram("a full generation behind an action", faults{}, acts, once, acts, once),
 		barrierProgram("two dead", faults{deaths: 2}, []step{arrive(3, false)}, []step{arrive(3, false)}, []step{arrive(3, false)}),
 		barrierProgram("reset", faults{lost: 1, late: 1}, twice, once, []step{reset(2)}),
 		barrierProgram("reset of an action", faults{late: 1}, acts, acts, []step{reset(2)}),

@@ -21,8 +21,10 @@ func (w *walk) commit(n *state, ms []message) (changed bool, violation string) {
 
 func (w *walk) commitOps(n *state, ops []record.Op) (changed bool, violation string) {
 	before := n.key
-	next, results, changed := record.Apply(before.rec, n.rev, ops, w.p.lim)
-	w.results = results
+	next, results, changed, panicked := w.apply(before.rec, n.rev, ops)
+	if w.results = results; panicked != nil {
+		return false, fmt.Sprintf("panic: %v", panicked)
+	}
 	c := &change{before: before.rec, rev: n.rev, ops: ops, results: results, after: n, changed: changed}
 	if changed {
 		n.top += 2 // another key was written between
@@ -44,6 +46,17 @@ func (w *walk) commitOps(n *state, ops []record.Op) (changed bool, violation str
 		violation = otherLife(c)
 	}
 	return changed, violation
+}
+
+// apply is record.Apply, which must not panic.
+func (w *walk) apply(rec *record.Record, rev uint64, ops []record.Op) (next *record.Record, results []record.Result, changed bool, panicked any) {
+	defer func() {
+		if panicked = recover(); panicked != nil {
+			results = make([]record.Result, len(ops))
+		}
+	}()
+	next, results, changed = record.Apply(rec, rev, ops, w.p.lim)
+	return next, results, changed, nil
 }
 
 // otherLife: what names its life changes no other one.
