@@ -180,19 +180,5 @@ func (b *Barrier) State(ctx context.Context) (fabric.Info, error) { return b.m.R
 // Delete removes the barrier's record, after which it may have another number of parties. While somebody waits it is
 // [fabric.ErrHeld]. Without a record it is nil.
 func (b *Barrier) Delete(ctx context.Context) error {
-	for {
-		info, err := b.m.Read(ctx, b.name)
-		if err != nil || info.Kind == "" {
-			return err
-		}
-		_, err = b.m.Post(ctx, b.name, fabric.Post{Kind: fabric.KindBarrier, Verb: "delete", Life: info.Life})
-		switch {
-		case errors.Is(err, fabric.ErrStale):
-			// A generation ended in the same write.
-		case errors.Is(err, fabric.ErrDeleted):
-			return nil
-		default:
-			return err
-		}
-	}
+	return remove(ctx, b.m, b.name, fabric.KindBarrier)
 }

@@ -161,13 +161,19 @@ func based(ctx context.Context, m *fabric.Manager, name string, post func(info f
 
 // remove deletes a record that nobody uses.
 func remove(ctx context.Context, m *fabric.Manager, name, kind string) error {
-	info, err := m.Read(ctx, name)
-	if err != nil || info.Kind == "" {
-		return err
+	for {
+		info, err := m.Read(ctx, name)
+		if err != nil || info.Kind == "" {
+			return err
+		}
+		_, err = m.Post(ctx, name, fabric.Post{Kind: kind, Verb: "delete", Life: info.Life})
+		switch {
+		case errors.Is(err, fabric.ErrStale):
+			// A generation of a barrier ended in the same write.
+		case errors.Is(err, fabric.ErrDeleted):
+			return nil
+		default:
+			return err
+		}
 	}
-	_, err = m.Post(ctx, name, fabric.Post{Kind: kind, Verb: "delete", Life: info.Life})
-	if errors.Is(err, fabric.ErrDeleted) {
-		return nil
-	}
-	return err
 }

@@ -303,6 +303,9 @@ func TestSemaphoreSchedules(t *testing.T) {
 		}
 		met[op.Verb.String()+" "+want.String()]++
 		checkSemaphore(t, next, m)
+		if step%4 == 0 && !next.Idle() {
+			checkStored(t, next)
+		}
 		if _, again, more := Apply(next, rev+1, []Op{op}, Limits{}); want == Applied && (again[0].Verdict != Applied || more) && !next.Idle() {
 			t.Fatalf("step %d: %s %s again: %s, changed %v", step, op.Verb, op.ID, again[0].Verdict, more)
 		}
@@ -381,7 +384,6 @@ func checkSemaphore(t *testing.T, r *Record, m *semaphoreOracle) {
 			t.Fatalf("granted above the size: %s", r.Append(nil))
 		}
 	}
-	checkStored(t, r)
 }
 
 // checkStored: a record comes back from its stored form, and is within its bound.

@@ -24,6 +24,7 @@ var update = flag.Bool("update", false, "write what the transcripts in testdata 
 //	proclaim HOLDER ID token=T value=V
 //	release ID [lease=L] [hold=D] [token=T]
 //	evict LEASE...
+//	KIND VERB [ID] [FIELD=VALUE]...   an operation of another kind than lock; FIELD is n, limit, base, life, holder, token, value or fail
 //	revoke ID|all [upto=REVISION]   (also: remove)
 //	lost COMMAND      apply, but lose the write: the conflict or the failure of a CAS
 //	limits holders=N waiters=N bytes=N
@@ -104,9 +105,15 @@ func (s *script) run(command string) {
 }
 
 func (s *script) parse(words []string) (op Op) {
+	if kinds[Kind(words[0])] != nil {
+		return s.parseOf(Kind(words[0]), words[1:])
+	}
 	op.Kind, op.Verb = KindLock, VerbNamed(words[0])
 	if op.Verb == 0 || len(words) < 2 {
 		s.t.Fatalf("bad command %q", words)
+	}
+	if op.common() {
+		op.Kind = "" // whatever is there
 	}
 	options := words[2:]
 	switch op.Verb {
@@ -212,8 +219,9 @@ func (s *script) apply(ops []Op, lost bool) {
 		s.out.WriteString(": deleted")
 	}
 	s.out.WriteByte('\n')
+	s.body(next)
 	for _, e := range next.Holders {
-		fmt.Fprintf(s.out, "    held     %-4s %-3s token %d", e.ID, e.Mode, e.Token)
+		fmt.Fprintf(s.out, "    held     %-4s %-3s token %d", e.ID, take(e), e.Token)
 		if e.Revoked {
 			s.out.WriteString(", revoked")
 		}
@@ -226,7 +234,7 @@ func (s *script) apply(ops []Op, lost bool) {
 		s.signalled(e)
 	}
 	for i, e := range next.Waiters {
-		fmt.Fprintf(s.out, "    waiting  %-4s %-3s since %d", e.ID, e.Mode, e.Token)
+		fmt.Fprintf(s.out, "    waiting  %-4s %-3s since %d", e.ID, take(e), e.Token)
 		if wait := next.ExpectedWait(i); wait > 0 {
 			fmt.Fprintf(s.out, ", for about %v", wait)
 		}
