@@ -7,19 +7,23 @@
 // in meanwhile. Having written it converts down to Shared: it reads on, and so do the
 // others, without a moment in which somebody else could have written.
 //
-// It needs nothing installed: without -server it runs against a server embedded
-// in this process. With -server and -role, readers and writers are on as many hosts
-// as you like.
+// Readers and the writer are processes of their own, which this program starts: itself, with -role. It
+// needs nothing installed: without -server they use a server embedded in the first
+// process. With -server and -role, they are on as many hosts as you like.
 package main
 
 import (
+	"bufio"
+	"cmp"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
-	"sync"
+	"strings"
 	"time"
 
 	"github.com/lockfabric/lockfabric/examples/internal/demo"
@@ -30,11 +34,12 @@ const key = "catalogue"
 
 func main() {
 	server := flag.String("server", "", "NATS URL; without it a server is embedded")
-	role := flag.String("role", "", "reader or writer; without it three readers and a writer")
+	role := flag.String("role", "", "reader or writer; without it three readers and a writer are started")
+	name := flag.String("name", "", "name in what is printed, in place of the role")
 	work := flag.Duration("work", 500*time.Millisecond, "how long one looks, or writes")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	err := run(ctx, os.Stdout, *server, *role, *work)
+	err := run(ctx, os.Stdout, *server, *role, cmp.Or(*name, *role), *work)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "shared:", err)
@@ -42,14 +47,11 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, out io.Writer, server, role string, work time.Duration) error {
-	readers, writes := 3, true
+func run(ctx context.Context, out io.Writer, server, role, name string, work time.Duration) error {
 	switch role {
 	case "":
-	case "reader":
-		readers, writes = 1, false
-	case "writer":
-		readers = 0
+		return start(ctx, out, server, work)
+	case "reader", "writer":
 	default:
 		return fmt.Errorf("role %q: use reader or writer", role)
 	}
@@ -58,20 +60,50 @@ func run(ctx context.Context, out io.Writer, server, role string, work time.Dura
 		return err
 	}
 	defer closeAll()
+	p := &program{m: m, out: out, name: name, work: work}
+	if role == "reader" {
+		return p.read(ctx)
+	}
+	return p.write(ctx)
+}
 
-	p := &program{m: m, out: out, work: work}
-	ends := make(chan error, readers+1)
-	for i := range readers {
-		go func() { ends <- p.read(ctx, fmt.Sprint("reader ", i+1)) }()
+// start starts three readers and a writer, and checks what they print.
+func start(ctx context.Context, out io.Writer, server string, work time.Duration) error {
+	server, stop, err := demo.Serve(ctx, server)
+	if err != nil {
+		return err
 	}
-	if writes {
-		go func() { ends <- p.write(ctx) }()
-		readers++
+	defer stop()
+	self, err := os.Executable()
+	if err != nil {
+		return err
 	}
-	for range readers {
-		if e := <-ends; e != nil {
-			err = e
+	r, w, err := os.Pipe() // one for all of them: lines come in the order in which they were written
+	if err != nil {
+		return err
+	}
+	defer func() { _ = r.Close() }()
+	var started []*exec.Cmd
+	for _, name := range []string{"reader 1", "reader 2", "reader 3", "writer"} {
+		role, _, _ := strings.Cut(name, " ")
+		cmd := exec.CommandContext(ctx, self, "-server", server, "-role", role, "-name", name, "-work", work.String())
+		cmd.Stdout, cmd.Stderr = w, os.Stderr
+		if err = cmd.Start(); err != nil {
+			break
 		}
+		started = append(started, cmd)
+	}
+	_ = w.Close()
+	last, alone := "", true
+	for lines := bufio.NewScanner(r); lines.Scan(); last = lines.Text() {
+		fmt.Fprintln(out, lines.Text())
+		alone = alone && (last != "writer: writes alone" || lines.Text() == "writer: has written")
+	}
+	for _, cmd := range started {
+		err = errors.Join(err, cmd.Wait())
+	}
+	if !alone {
+		err = errors.Join(err, errors.New("somebody read while the writer wrote"))
 	}
 	return err
 }
@@ -79,17 +111,12 @@ func run(ctx context.Context, out io.Writer, server, role string, work time.Dura
 // program is what readers and the writer have in common.
 type program struct {
 	m    *fabric.Manager
+	out  io.Writer
+	name string
 	work time.Duration
-
-	mu  sync.Mutex
-	out io.Writer
 }
 
-func (p *program) say(who, what string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	fmt.Fprintf(p.out, "%s: %s\n", who, what)
-}
+func (p *program) say(what string) { fmt.Fprintf(p.out, "%s: %s\n", p.name, what) }
 
 // busy works, or less when the hold is lost or the program is to end.
 func (p *program) busy(ctx context.Context, l *fabric.Lock) error {
@@ -104,10 +131,10 @@ func (p *program) busy(ctx context.Context, l *fabric.Lock) error {
 }
 
 // read looks twice, as whoever has a lock of its own in mode Shared.
-func (p *program) read(ctx context.Context, who string) error {
+func (p *program) read(ctx context.Context) error {
 	for range 2 {
 		err := p.m.Do(ctx, key, func(ctx context.Context, l *fabric.Lock) error {
-			p.say(who, "reads")
+			p.say("reads")
 			return p.busy(ctx, l)
 		}, fabric.WithMode(fabric.Shared))
 		if err != nil {
@@ -118,13 +145,12 @@ func (p *program) read(ctx context.Context, who string) error {
 }
 
 func (p *program) write(ctx context.Context) error {
-	const who = "writer"
 	lock, err := p.m.Acquire(ctx, key, fabric.WithMode(fabric.Update))
 	if err != nil {
 		return err
 	}
 	defer func() { _ = lock.Release(ctx) }()
-	p.say(who, "reads, and may want to write")
+	p.say("reads, and may want to write")
 	if err := p.busy(ctx, lock); err != nil {
 		return err
 	}
@@ -132,11 +158,11 @@ func (p *program) write(ctx context.Context) error {
 	if err := lock.Convert(ctx, fabric.Exclusive); err != nil {
 		return err
 	}
-	p.say(who, "writes alone") // with the token of now: lock.Token()
+	p.say("writes alone") // with the token of now: lock.Token()
 	if err := p.busy(ctx, lock); err != nil {
 		return err
 	}
-	p.say(who, "has written")
+	p.say("has written")
 
 	if err := lock.Convert(ctx, fabric.Shared); err != nil {
 		return err

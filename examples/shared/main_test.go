@@ -2,14 +2,25 @@ package main
 
 import (
 	"bytes"
+	"os"
 	"strings"
 	"testing"
 	"time"
 )
 
+// TestMain is the program in the processes that the program starts.
+func TestMain(m *testing.M) {
+	if os.Getenv("EXAMPLE_IS_STARTED") != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
 func TestRun(t *testing.T) {
+	t.Setenv("EXAMPLE_IS_STARTED", "1")
 	var out bytes.Buffer
-	if err := run(t.Context(), &out, "", "", 50*time.Millisecond); err != nil {
+	if err := run(t.Context(), &out, "", "", "", 50*time.Millisecond); err != nil {
 		t.Fatal(err)
 	}
 	for line, times := range map[string]int{
@@ -25,15 +36,15 @@ func TestRun(t *testing.T) {
 
 func TestRoles(t *testing.T) {
 	for role, want := range map[string]string{
-		"reader": "reader 1: reads\nreader 1: reads\n",
+		"reader": "reader: reads\nreader: reads\n",
 		"writer": "writer: reads, and may want to write\nwriter: writes alone\nwriter: has written\n",
 	} {
 		var out bytes.Buffer
-		if err := run(t.Context(), &out, "", role, time.Millisecond); err != nil || out.String() != want {
+		if err := run(t.Context(), &out, "", role, role, time.Millisecond); err != nil || out.String() != want {
 			t.Errorf("role %s: %v, printed\n%s\nwant\n%s", role, err, out.String(), want)
 		}
 	}
-	if err := run(t.Context(), new(bytes.Buffer), "", "editor", 0); err == nil || !strings.Contains(err.Error(), "editor") {
+	if err := run(t.Context(), new(bytes.Buffer), "", "editor", "", 0); err == nil || !strings.Contains(err.Error(), "editor") {
 		t.Errorf("unknown role: %v", err)
 	}
 }

@@ -1,0 +1,20 @@
+package demo
+
+import (
+	"context"
+
+	"github.com/lockfabric/lockfabric/embedded"
+)
+
+// Serve returns the URL of the server, or of one that it embeds for other processes of
+// this host when the URL is empty. The function it returns stops that one.
+func Serve(ctx context.Context, server string) (url string, stop func(), err error) {
+	if server != "" {
+		return server, func() {}, nil
+	}
+	srv, err := embedded.Start(ctx, embedded.WithTempStore(), embedded.WithListen("127.0.0.1:0"))
+	if err != nil {
+		return "", nil, err
+	}
+	return srv.ClientURL(), func() { _ = srv.Shutdown(context.WithoutCancel(ctx)) }, nil
+}

@@ -1,0 +1,92 @@
+// Mutex has five tasks use one resource, one after the other. Each locks the mutex, works for
+// a second, and unlocks it, also when the work fails: the third task's does.
+//
+// It needs nothing installed: without -server it runs against a server embedded
+// in this process. With -server, tasks of several such programs take turns.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockfabric/lockfabric/examples/internal/demo"
+	"github.com/lockfabric/lockfabric/primitives"
+)
+
+func main() {
+	server := flag.String("server", "", "NATS URL; without it a server is embedded")
+	work := flag.Duration("work", time.Second, "how long a task works")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	err := run(ctx, os.Stdout, *server, *work)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "mutex:", err)
+		os.Exit(1)
+	}
+}
+
+var errWork = errors.New("the work failed")
+
+func run(ctx context.Context, out io.Writer, server string, work time.Duration) error {
+	m, closeAll, err := demo.Connect(ctx, server)
+	if err != nil {
+		return err
+	}
+	defer closeAll()
+
+	mu := primitives.NewMutex(m, "shared-resource")
+	var (
+		line    sync.Mutex
+		wg      sync.WaitGroup
+		working atomic.Int32 // what the mutex is for: never more than one
+		failed  = make(chan error, 5)
+	)
+	for task := 1; task <= 5; task++ {
+		wg.Go(func() {
+			// Do unlocks whatever becomes of the function. Its ctx ends when the lock is lost.
+			err := mu.Do(ctx, func(ctx context.Context, l *primitives.Lock) error {
+				if working.Add(1) != 1 {
+					return errors.New("two tasks at a time")
+				}
+				defer working.Add(-1)
+				line.Lock()
+				fmt.Fprintf(out, "task %d works\n", task)
+				line.Unlock()
+				select {
+				case <-time.After(work):
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+				if task == 3 {
+					return errWork
+				}
+				return nil
+			})
+			if errors.Is(err, errWork) && task == 3 {
+				err = nil
+			}
+			failed <- err
+		})
+	}
+	wg.Wait()
+	for range 5 {
+		if err := <-failed; err != nil {
+			return err
+		}
+	}
+	l, err := mu.TryLock(ctx) // nobody has left it locked
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(out, "all done, one after the other")
+	return l.Release(ctx)
+}
