@@ -122,7 +122,8 @@ func TestServerOutOfReach(t *testing.T) {
 // helpful can be left out, at the price of time: flow control of watchers, and
 // news of a deleted bucket.
 func needed(name string) (publish, helpful, subscribe []string) {
-	subscribe = []string{"_INBOX.>"}
+	hints := "lf." + name + ".p.>"
+	helpful, subscribe = []string{hints}, []string{"_INBOX.>", hints}
 	publish = []string{"$KV." + name + "-locks.>", "$KV." + name + "-leases.>"}
 	for _, stream := range []string{"KV_" + name + "-locks", "KV_" + name + "-leases"} {
 		publish = append(publish,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -192,22 +193,26 @@ func BenchmarkOneKeyOneProcess(b *testing.B) {
 // connections of their own.
 func BenchmarkOneKeyManyProcesses(b *testing.B) {
 	srv := benchServer(b)
-	var managers []*fabric.Manager
-	for range 8 {
-		nc, err := links[1].dial(srv)
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer nc.Close()
-		managers = append(managers, benchManager(b, nc))
+	for _, n := range []int{2, 8, 16, 64} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			var managers []*fabric.Manager
+			for range n {
+				nc, err := links[1].dial(srv)
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer nc.Close()
+				managers = append(managers, benchManager(b, nc))
+			}
+			contend(b, n, func(worker int) error {
+				lock, err := managers[worker].Acquire(b.Context(), "hot")
+				if err != nil {
+					return err
+				}
+				return lock.Release(b.Context())
+			})
+		})
 	}
-	contend(b, 8, func(worker int) error {
-		lock, err := managers[worker].Acquire(b.Context(), "hot")
-		if err != nil {
-			return err
-		}
-		return lock.Release(b.Context())
-	})
 }
 
 // contend runs b.N operations from n goroutines.

@@ -31,6 +31,7 @@ type Manager struct {
 	feed  *feed         // of events; nil without a hook
 	rtt   rtt.Estimator // of the connection, for the engine and all leases
 	gate  *gate         // that every request passes
+	hints *hints
 
 	seen atomic.Uint64 // highest revision of the locks bucket in sessions that have ended
 
@@ -156,10 +157,12 @@ func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, e
 	m.life, m.die = context.WithCancelCause(context.Background())
 	m.gate = newGate(nc, cfg.buckets.Trip, m.rtt.Timeout, m.resendRenewals)
 	m.cfg.buckets.Trip = m.gate.trip
+	m.hints = newHints(nc, cfg.buckets.Fabric, m.look)
 	m.ending.Go(m.followConnection(nc.StatusChanged(nats.CLOSED)))
 	s, err := m.session(ctx)
 	if err != nil {
 		m.die(ErrClosed)
+		m.hints.close()
 		m.gate.close()
 		return nil, translate(err)
 	}
@@ -220,6 +223,16 @@ func (m *Manager) running(begin bool) (*session, error) {
 		m.ending.Add(1)
 	}
 	return m.current, nil
+}
+
+// look has the current session look at a record that a hint names.
+func (m *Manager) look(key string, rev uint64) {
+	m.mu.Lock()
+	s := m.current
+	m.mu.Unlock()
+	if s != nil {
+		s.engine.Look(key, rev)
+	}
 }
 
 // publish makes s the current session, unless it has ended already: whoever ended it
@@ -310,6 +323,7 @@ func (m *Manager) Close() error {
 		}
 		m.ending.Wait()
 		m.gate.close()
+		m.hints.close()
 		if m.own {
 			m.nc.Close()
 		}

@@ -88,6 +88,7 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 		Suspect: s.suspect,
 		Evicted: s.evicted,
 		RTT:     &m.rtt,
+		Hints:   m.hints,
 		Logger:  m.cfg.logger,
 	})
 	s.goIfOpen(s.housekeep)

@@ -96,7 +96,7 @@ func (s *session) newSlot(ctx context.Context, t timing) (_ *slot, err error) {
 	// queue; its limits begin with the grant.
 	le, err := lease.Create(ctx, s.buckets.Leases, lease.Config{
 		TTL: t.ttl, RenewEvery: t.renewEvery, AutoRenew: true,
-		Label: s.m.cfg.label, Seen: s.seen, Clock: s.m.clock, RTT: &s.m.rtt, Logger: s.m.cfg.logger,
+		Label: s.m.cfg.label, ID: s.m.hints.leaseID, Seen: s.seen, Clock: s.m.clock, RTT: &s.m.rtt, Logger: s.m.cfg.logger,
 	})
 	if err != nil {
 		return nil, err

@@ -100,7 +100,7 @@ func (w *welcome) news(err error) (text string, news bool) {
 // needed ends with the time that there is to wait. Lock held.
 func (w *welcome) needed(text string) bool {
 	if strings.Contains(text, `Subscription to "`) {
-		return !strings.Contains(text, `"$JS.EVENT.`)
+		return !strings.Contains(text, `"$JS.EVENT.`) && !strings.Contains(text, `"lf.`)
 	}
 	subjects := []string{`"$KV.`, `"$JS.API.STREAM.MSG.GET.`, `"$JS.API.CONSUMER.CREATE.`}
 	if w.opening {

@@ -196,9 +196,10 @@ func TestDoctorSyncOfAll(t *testing.T) {
 func TestDoctorPermissions(t *testing.T) {
 	t.Parallel()
 	name := fabricName(t)
-	subscribe := []string{"_INBOX.>"}
+	hints := "lf." + name + ".p.>"
+	subscribe := []string{"_INBOX.>", hints}
 	publish := []string{"$JS.API.INFO"}
-	var helpful []string
+	helpful := []string{hints}
 	for _, bucket := range []string{name + "-locks", name + "-leases"} {
 		publish = append(publish, "$KV."+bucket+".>", "$JS.API.STREAM.INFO.KV_"+bucket, "$JS.API.STREAM.MSG.GET.KV_"+bucket,
 			"$JS.API.CONSUMER.CREATE.KV_"+bucket+".>", "$JS.API.CONSUMER.DELETE.KV_"+bucket+".>")

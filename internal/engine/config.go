@@ -55,7 +55,9 @@ type Config struct {
 	// this led to. It runs in the goroutine that wrote, with no lock held, and must
 	// be quick. An eviction whose acknowledgement got lost is not reported.
 	Evicted func(key string, leases []string, entries int)
-	Logger  *slog.Logger
+	// Hints, if it is not nil, tells other processes when they are let in.
+	Hints  Hints
+	Logger *slog.Logger
 }
 
 func (cfg Config) withDefaults() Config {

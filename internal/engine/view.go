@@ -58,6 +58,16 @@ type view struct {
 	stopHurry func() // of the watch for those who wait
 	lastUse   time.Time
 	absence   bool // a second look at an absent key is under way
+
+	listed    bool          // among the core's watched
+	turn      string        // who held at the last look, or when this process began to wait
+	stalled   bool          // two looks showed the same
+	looked    bool          // there was a look
+	ttl       time.Duration // of the last that came to wait
+	first     int           // place of its first in the queue, as of the last settle
+	looking   bool          // a look is under way
+	lookAgain bool          // another one is to follow
+	lookTimer *time.Timer   // of the next one
 }
 
 // learn takes over a committed state if it is not older than what is known.
@@ -129,8 +139,16 @@ func (v *view) notify(entry jskv.Entry) {
 		v.noticeAbsence()
 		return
 	}
-	if entry.Revision < v.newestRev || len(v.expected) > 0 && bytes.Equal(entry.Value, v.expected) {
-		return // the watch is behind our own reads and writes
+	if len(v.expected) > 0 && bytes.Equal(entry.Value, v.expected) {
+		return
+	}
+	v.see(entry)
+}
+
+// see takes an entry in that nobody asked for. Called with mu held.
+func (v *view) see(entry jskv.Entry) {
+	if entry.Revision < v.newestRev {
+		return // it is behind our own reads and writes
 	}
 	if err := v.absorb(entry); err != nil && !errors.Is(err, errStale) {
 		for _, r := range v.waiting {
@@ -194,7 +212,7 @@ func (v *view) settle() {
 // each entry once, since there can be many of both. Called with mu held.
 func (v *view) settleWaiting() {
 	waiting := 0
-	v.queue = 0
+	v.queue, v.first = 0, 0
 	for id, st := range v.rec.States() {
 		if st.Standing == record.Waiting {
 			v.queue++
@@ -202,7 +220,9 @@ func (v *view) settleWaiting() {
 		switch r := v.waiting[id]; {
 		case r == nil:
 		case st.Standing == record.Waiting:
-			waiting++
+			if waiting++; waiting == 1 {
+				v.first = v.queue
+			}
 		default:
 			v.stands(r, st, v.rec, v.rev)
 		}
@@ -230,11 +250,18 @@ func (v *view) stands(r *Request, st record.State, rec *record.Record, rev uint6
 		if r.owed {
 			v.core.ledger.remove(r) // it is known where it stands
 		}
+		if len(v.waiting) == 1 {
+			v.turn, v.stalled, v.looked = rec.Turn(), false, false
+		}
+		if r.Op.TTL > 0 { // a conversion has none
+			v.ttl = r.Op.TTL
+		}
 		if r.Queued != nil && !r.told {
 			v.mu.tell(r, rec.Place(&r.Op))
 		}
 		return
 	}
+	v.turn, v.stalled, v.looked = rec.Turn(), false, false
 	out, err := outcome(st, rec, rev)
 	v.end(r, out, err)
 	// The entry of one who was refused may still stand, and blocks nobody; it is taken away.
@@ -278,6 +305,9 @@ func (v *view) watchHold(id string, token uint64, lost func(error)) (stop func()
 // observe has the leases ahead of the waiting operations observed. Called with mu held.
 func (v *view) observe() {
 	ahead, urgent := v.ahead()
+	if v.moves() {
+		ahead = nil
+	}
 	v.obstacles.follow(ahead, func(id string, ttl time.Duration) func() {
 		return v.core.cfg.Observer.Observe(id, ttl, urgent, v.leaseDied)
 	})
@@ -370,71 +400,9 @@ func (v *view) carryOut(r *Request) {
 	v.user.enqueue(r)
 }
 
-// adjustWatch opens the watch when somebody waits or watches a hold. It is
-// closed by sweep, later. Called with mu held.
-func (v *view) adjustWatch() {
-	if len(v.waiting)+len(v.holds) == 0 {
-		return
-	}
-	v.lastUse = time.Now()
-	if len(v.waiting) > 0 && v.stopHurry == nil && !v.closed {
-		v.stopHurry = v.core.cfg.Watcher.Watch(v.key, func(jskv.Entry) {}) // notify is called by the other
-	}
-	if v.stopWatch != nil || v.closed {
-		return
-	}
-	v.stopWatch = func() {}
-	v.core.goIfOpen(func() {
-		// Outside mu: the watcher may call notify at once.
-		stop := v.core.cfg.Watcher.Follow(v.key, v.notify)
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		if v.closed {
-			stop()
-			return
-		}
-		v.stopWatch = stop
-		v.core.mu.Lock()
-		v.core.watched[v.user] = struct{}{}
-		v.core.mu.Unlock()
-	})
-}
-
-// sweep closes the watch once nobody has needed it for a while.
-func (v *view) sweep() {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if len(v.waiting) == 0 {
-		v.dropHurry()
-	}
-	if v.stopWatch != nil && len(v.waiting)+len(v.holds) == 0 && time.Since(v.lastUse) >= linger {
-		v.dropWatch()
-	}
-}
-
-// dropWatch ends the watch. Called with mu held.
-func (v *view) dropWatch() {
-	if v.stopWatch == nil {
-		return
-	}
-	v.stopWatch()
-	v.stopWatch = nil
-	v.dropHurry()
-	v.core.mu.Lock()
-	delete(v.core.watched, v.user)
-	v.core.mu.Unlock()
-}
-
-func (v *view) dropHurry() {
-	if v.stopHurry != nil {
-		v.stopHurry()
-		v.stopHurry = nil
-	}
-}
-
 // idle reports whether nobody wants anything of the view. Called with mu held.
 func (v *view) idle() bool {
-	return len(v.waiting)+len(v.holds) == 0 && v.stopWatch == nil && !v.absence
+	return len(v.waiting)+len(v.holds) == 0 && v.stopWatch == nil && !v.absence && !v.looking
 }
 
 // close ends everything that waits with ErrClosed. Called with mu held.

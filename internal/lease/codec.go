@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -178,9 +179,13 @@ func (w *wire) check(id string) error {
 	return nil
 }
 
-// ValidID reports whether id can be the id of a lease. Ids that come from
+// ValidID reports whether id can be the id of a lease: 22 letters and digits, and perhaps a hyphen and a number. Ids that come from
 // elsewhere are checked with it before they are used as keys.
 func ValidID(id string) bool {
+	id, number, numbered := strings.Cut(id, "-")
+	if n, err := strconv.ParseUint(number, 10, 64); numbered && (err != nil || strconv.FormatUint(n, 10) != number) {
+		return false
+	}
 	if len(id) != idLen {
 		return false
 	}

@@ -71,7 +71,7 @@ func TestDecodeIsStrict(t *testing.T) {
 }
 
 func TestValidID(t *testing.T) {
-	if !lease.ValidID(testID) {
+	if !lease.ValidID(testID) || !lease.ValidID(testID+"-1") || lease.ValidID(testID+"-") || lease.ValidID(testID+"-01") || lease.ValidID(testID+"-x") {
 		t.Error("refused")
 	}
 	for _, id := range []string{"", testID[1:], testID + "x", "AbCdEfGhIjKlMnOpQrSt.>", "AbCdEfGhIjKlMnOpQrSté"} {

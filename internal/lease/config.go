@@ -9,6 +9,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/nats-io/nuid"
+
 	"github.com/lockfabric/lockfabric/internal/clock"
 	"github.com/lockfabric/lockfabric/internal/rtt"
 )
@@ -46,6 +48,8 @@ type Config struct {
 	// longer, and renewals move earlier than RenewEvery says, by half of it at most.
 	// nil is one of its own.
 	RTT *rtt.Estimator
+	// ID makes an id that no other lease has or had. nil is a random one.
+	ID func() string
 	// Label is free text for people, at most 256 bytes of UTF-8.
 	Label string
 	// Seen, if set, returns the highest lock revision that this process has seen.
@@ -111,6 +115,14 @@ func (c *Config) seen() uint64 {
 		return 0
 	}
 	return c.Seen()
+}
+
+// newID returns what ID makes.
+func (c *Config) newID() string {
+	if c.ID == nil {
+		return nuid.Next()
+	}
+	return c.ID()
 }
 
 // gcAfter returns the server TTL of a live lease.

@@ -104,7 +104,7 @@ func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("lease: create: %w", context.Cause(ctx))
 		}
-		who.ID = nuid.Next()
+		who.ID = cfg.newID()
 		info := who
 		info.Nonce = nuid.Next()
 		info.Seen = cfg.seen()

@@ -186,6 +186,40 @@ func (r *Record) Place(op *Op) Place {
 	return p
 }
 
+// Turn names the oldest hold in r, and changes when that is handed on. It is "" where nobody holds.
+func (r *Record) Turn() string {
+	if r == nil || len(r.Holders) == 0 {
+		return ""
+	}
+	return r.Holders[0].ID
+}
+
+// LetIn returns the leases under which operations waited in base and don't in r, the record after it:
+// they were granted, refused, or taken away.
+func (r *Record) LetIn(base *Record) (leases []string) {
+	var waited []string
+	for id, st := range base.States() {
+		if st.Standing == Waiting {
+			waited = append(waited, id)
+		}
+	}
+	if len(waited) == 0 {
+		return nil
+	}
+	still := map[string]bool{}
+	for id, st := range r.States() {
+		if st.Standing == Waiting {
+			still[id] = true
+		}
+	}
+	for _, id := range waited {
+		if !still[id] {
+			leases = append(leases, LeaseOf(id))
+		}
+	}
+	return leases
+}
+
 // Ahead yields the leases, with their TTLs, of all entries that the operations for which mine is
 // true wait for, one lease perhaps several times. next is whether one of them is granted next. A
 // nil record has none.

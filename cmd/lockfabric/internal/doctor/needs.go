@@ -25,7 +25,12 @@ func needsOf(nc *nats.Conn, fabric string) []need {
 	if inbox == "" {
 		inbox = "_INBOX"
 	}
-	list := []need{{subject: inbox + ".>", subscribe: true, why: "answers"}}
+	hints := "lf." + fabric + ".p.>"
+	list := []need{
+		{subject: inbox + ".>", subscribe: true, why: "answers"},
+		{subject: hints, helpful: true, why: "telling a waiter at once"},
+		{subject: hints, subscribe: true, helpful: true, why: "being told at once, as a waiter"},
+	}
 	for _, bucket := range []string{kv.LocksBucket(fabric), kv.LeasesBucket(fabric)} {
 		stream := "KV_" + bucket
 		list = append(list,

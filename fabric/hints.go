@@ -1,0 +1,69 @@
+package fabric
+
+import (
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nuid"
+)
+
+// hints are messages over core NATS, from whoever lets a waiter in to that waiter's manager: they
+// make it look at a record sooner than a watch would. Each manager has an id, which its leases are
+// named after, and listens on a subject of its own. Nothing depends on them: see engine.Hints.
+type hints struct {
+	nc     *nats.Conn
+	prefix string // of the subjects
+	id     string // the manager's, a part of the ids of its leases
+	leases atomic.Uint64
+	works  atomic.Bool // a message of its own has come back
+	sub    *nats.Subscription
+}
+
+// newHints starts listening; look is called for every hint. A connection that may not send or get
+// them works without.
+func newHints(nc *nats.Conn, fabric string, look func(key string, rev uint64)) *hints {
+	h := &hints{nc: nc, prefix: "lf." + fabric + ".p.", id: nuid.Next()}
+	sub, err := nc.Subscribe(h.prefix+h.id, func(m *nats.Msg) {
+		key, text, _ := strings.Cut(string(m.Data), " ")
+		if key == "" {
+			h.works.Store(true)
+			return
+		}
+		if rev, err := strconv.ParseUint(text, 10, 64); err == nil {
+			look(key, rev)
+		}
+	})
+	if err == nil {
+		h.sub = sub
+		_ = nc.Publish(h.prefix+h.id, nil)
+	}
+	return h
+}
+
+// leaseID names a lease so that its process can be told.
+func (h *hints) leaseID() string {
+	return h.id + "-" + strconv.FormatUint(h.leases.Add(1), 10)
+}
+
+// Work is that of engine.Hints.
+func (h *hints) Work() bool { return h.works.Load() }
+
+// Tell is that of engine.Hints.
+func (h *hints) Tell(leases []string, key string, rev uint64) {
+	told := map[string]bool{h.id: true}
+	data := []byte(key + " " + strconv.FormatUint(rev, 10))
+	for _, lease := range leases {
+		if id, _, ok := strings.Cut(lease, "-"); ok && !told[id] {
+			told[id] = true
+			_ = h.nc.Publish(h.prefix+id, data)
+		}
+	}
+}
+
+func (h *hints) close() {
+	if h.sub != nil {
+		_ = h.sub.Unsubscribe()
+	}
+}

@@ -1,0 +1,114 @@
+package engine
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/jskv"
+)
+
+// Hints tell other processes over core NATS that what they wait for may have happened. A hint only
+// makes its process look at the record, so it may get lost, come twice or late, or be wrong.
+//
+// While hints work, a process that waits neither watches the record nor observes the leases ahead
+// as long as the queue moves: it is told by whoever lets it in. So a handover costs one message and
+// one read, however many wait. Where two looks show the same holder the wait goes on as without
+// hints, until one of the process's operations is let in: leases ahead are observed, and the first
+// in the queue watches the record. Those behind it go on reading it now and then.
+type Hints interface {
+	Work() bool                                   // whether they are known to arrive
+	Tell(leases []string, key string, rev uint64) // the processes of these leases to look at key, which has rev; must be quick
+}
+
+// lookAfter is the time to the first look, and times the place in the queue that between two
+// others: at most mostLook, and a quarter of the TTL.
+const (
+	lookAfter = 500 * time.Millisecond
+	mostLook  = 5 * time.Second
+)
+
+// Look has the key's record read if an operation of this process waits in it and the newest
+// revision that is known is below rev. It returns at once.
+func (e *Engine) Look(key string, rev uint64) {
+	e.mu.Lock()
+	w := e.writers[key]
+	e.mu.Unlock()
+	if w == nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.rev < rev || !w.known {
+		w.look()
+	}
+}
+
+// look reads the record, without a caller. Called with mu held.
+func (v *view) look() {
+	if v.closed || len(v.waiting) == 0 {
+		return
+	}
+	if v.looking {
+		v.lookAgain = true // the read under way may be too early
+		return
+	}
+	v.looking = v.core.goIfOpen(func() {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		var err error
+		for again := true; again; again = v.lookAgain && !v.closed {
+			v.lookAgain = false
+			v.mu.Unlock()
+			var entry jskv.Entry
+			entry, err = v.core.read(v.core.ctx, v.key, &v.silent, false)
+			v.mu.Lock()
+			switch {
+			case err == nil && entry.Revision == 0:
+				v.noticeAbsence()
+			case err == nil:
+				v.see(entry)
+			}
+		}
+		v.looking = false
+		now := v.rec.Turn()
+		v.stalled = v.stalled || err != nil || now == v.turn
+		v.turn, v.looked = now, true
+		v.observe()
+		v.adjustWatch()
+	})
+}
+
+// hinted reports whether the waits of this process rely on hints. Called with mu held.
+func (v *view) hinted() bool { return v.core.cfg.Hints != nil && v.core.cfg.Hints.Work() }
+
+// moves reports whether hints are relied on alone, since the queue moves. Called with mu held.
+func (v *view) moves() bool { return v.hinted() && !v.stalled }
+
+// nextLook returns when to look next instead of watching, 0 if the record is to be watched.
+// Called with mu held.
+func (v *view) nextLook() time.Duration {
+	if !v.hinted() || v.first <= 1 && v.stalled {
+		return 0
+	}
+	took, _ := v.core.cfg.RTT.RTT()
+	d := max(lookAfter, 4*took)
+	if v.looked {
+		d = min(time.Duration(max(v.first, 1))*d, max(mostLook, d))
+	}
+	if v.ttl > 0 {
+		d = min(d, max(v.ttl/4, time.Millisecond))
+	}
+	return d*3/4 + rand.N(d/2)
+}
+
+// armLook has the record looked at after d. Called with mu held.
+func (v *view) armLook(d time.Duration) {
+	if v.lookTimer != nil {
+		v.lookTimer.Stop()
+	}
+	v.lookTimer = time.AfterFunc(d, func() {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.look()
+	})
+}

@@ -1,0 +1,168 @@
+package engine
+
+import (
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/jskv"
+)
+
+// hintBoard carries hints between engines of one test.
+type hintBoard struct {
+	mu    sync.Mutex
+	off   bool // hints get lost
+	told  [][]string
+	looks []func(key string, rev uint64)
+}
+
+func (h *hintBoard) Work() bool { return true }
+
+func (h *hintBoard) Tell(leases []string, key string, rev uint64) {
+	h.mu.Lock()
+	h.told = append(h.told, slices.Clone(leases))
+	looks, off := h.looks, h.off
+	h.mu.Unlock()
+	for _, look := range looks {
+		if !off {
+			look(key, rev)
+		}
+	}
+}
+
+// watchCount counts what a bucket's watcher is asked for.
+type watchCount struct {
+	*bucket
+	mu     sync.Mutex
+	opened int
+}
+
+func (w *watchCount) Watch(key string, fn func(jskv.Entry)) func() {
+	w.mu.Lock()
+	w.opened++
+	w.mu.Unlock()
+	return w.bucket.Watch(key, fn)
+}
+
+func (w *watchCount) Follow(key string, fn func(jskv.Entry)) func() { return w.Watch(key, fn) }
+
+func (w *watchCount) count() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.opened
+}
+
+// hinted runs fn with two engines, processes of their own, whose hints arrive.
+func hinted(t *testing.T, fn func(t *testing.T, a, b *Engine, store *watchCount, o *observer, hints *hintBoard)) {
+	synctest.Test(t, func(t *testing.T) {
+		store, o, hints := &watchCount{bucket: newBucket(t)}, &observer{}, &hintBoard{}
+		var engines []*Engine
+		for range 2 {
+			e := New(Config{Store: store, Watcher: store, Observer: o, Hints: hints})
+			hints.looks = append(hints.looks, e.Look)
+			engines = append(engines, e)
+		}
+		defer func() {
+			for _, e := range engines {
+				e.Close()
+			}
+		}()
+		fn(t, engines[0], engines[1], store, o, hints)
+	})
+}
+
+// waitFor acquires in the background.
+func waitFor(t *testing.T, e *Engine, id string) chan Outcome {
+	granted := make(chan Outcome, 1)
+	go func() {
+		out, err := e.Do(t.Context(), "k", acquireOp(id), Options{})
+		if err == nil {
+			granted <- out
+		}
+	}()
+	synctest.Wait()
+	return granted
+}
+
+func TestHint_WaiterIsToldAndWatchesNothing(t *testing.T) {
+	hinted(t, func(t *testing.T, a, b *Engine, store *watchCount, o *observer, hints *hintBoard) {
+		out, err := a.Do(t.Context(), "k", acquireOp("A.1"), Options{})
+		must(t, out, err)
+		granted := waitFor(t, b, "B.1")
+		_, _, reads := store.counts()
+		out, err = a.Do(t.Context(), "k", releaseOp("A.1"), Options{})
+		must(t, out, err)
+		synctest.Wait()
+		select {
+		case <-granted:
+		default:
+			t.Fatal("not granted at once")
+		}
+		// One read by A, whose write met the entry of B, and one by B.
+		if _, _, now := store.counts(); now != reads+2 || store.count() != 0 || o.observed() != 0 {
+			t.Errorf("%d reads, %d watches, %d leases observed", now-reads, store.count(), o.observed())
+		}
+		if len(hints.told) != 1 || !slices.Equal(hints.told[0], []string{"B"}) {
+			t.Errorf("%q", hints.told)
+		}
+	})
+}
+
+func TestHint_LostOneCostsALook(t *testing.T) {
+	hinted(t, func(t *testing.T, a, b *Engine, _ *watchCount, _ *observer, hints *hintBoard) {
+		hints.off = true
+		out, err := a.Do(t.Context(), "k", acquireOp("A.1"), Options{})
+		must(t, out, err)
+		granted := waitFor(t, b, "B.1")
+		out, err = a.Do(t.Context(), "k", releaseOp("A.1"), Options{})
+		must(t, out, err)
+		began := time.Now()
+		<-granted
+		if took := time.Since(began); took > 2*lookAfter {
+			t.Errorf("granted after %v", took)
+		}
+	})
+}
+
+// A wait that lasts is looked after: leases ahead are observed, and the first watches the record.
+func TestHint_StandstillIsLookedAfter(t *testing.T) {
+	hinted(t, func(t *testing.T, a, b *Engine, store *watchCount, o *observer, _ *hintBoard) {
+		out, err := a.Do(t.Context(), "k", acquireOp("A.1"), Options{})
+		must(t, out, err)
+		granted := waitFor(t, b, "B.1")
+		if o.observed() != 0 || store.count() != 0 {
+			t.Errorf("at once: %d leases, %d watches", o.observed(), store.count())
+		}
+		time.Sleep(2 * lookAfter)
+		synctest.Wait()
+		if o.observed() != 1 || store.count() == 0 {
+			t.Errorf("after a while: %d leases, %d watches", o.observed(), store.count())
+		}
+		o.kill("A")
+		<-granted
+	})
+}
+
+// Who isn't first reads now and then, and watches nothing; the leases ahead are observed once the
+// queue stands still.
+func TestHint_DeepWaiterReadsNowAndThen(t *testing.T) {
+	hinted(t, func(t *testing.T, a, b *Engine, store *watchCount, o *observer, _ *hintBoard) {
+		for _, id := range []string{"A.1", "C.1", "D.1"} {
+			store.apply("k", acquireOp(id))
+		}
+		waitFor(t, b, "B.1")
+		time.Sleep(2 * lookAfter)
+		synctest.Wait()
+		_, _, reads := store.counts()
+		if o.observed() != 3 || store.count() != 0 {
+			t.Errorf("%d leases, %d watches", o.observed(), store.count())
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if _, _, now := store.counts(); now-reads < 10 || now-reads > 60 || store.count() != 0 {
+			t.Errorf("%d reads in a minute, %d watches", now-reads, store.count())
+		}
+	})
+}
