@@ -1,7 +1,9 @@
 package fabric
 
 import (
+	"context"
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"time"
 )
 
 // WithTrip puts trip in the place of the connection's request call: every read
@@ -13,3 +15,12 @@ func WithTrip(trip jskv.RoundTripper) ManagerOption {
 // DisposeLease closes the lease that a hold stands under, as for a retired one,
 // and leaves the hold's entry where it is.
 func DisposeLease(l *Lock) { l.s.dispose(l.slot) }
+
+// SweepAsIf sweeps the whole fabric as if it were so much later.
+func SweepAsIf(ctx context.Context, m *Manager, later time.Duration) (Collected, error) {
+	s, err := m.session(ctx)
+	if err != nil {
+		return Collected{}, err
+	}
+	return s.collect(ctx, ">", collect{later: later})
+}

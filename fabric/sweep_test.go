@@ -1,6 +1,7 @@
 package fabric_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -88,5 +89,41 @@ func TestSweepsInTheBackground(t *testing.T) {
 			list, err := managers[0].List(waitContext(t), "")
 			return err == nil && len(list) == 0
 		})
+	})
+}
+
+// P15: a barrier that nobody has used for an hour goes, by the server's clock; one where somebody waits stays.
+func TestIdleBarriersAreSwept(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		m := s.manager(t, fabric.WithFabric(s.fabric(t)))
+		arrive := func(ctx context.Context, key string, parties int) error {
+			_, _, err := m.Await(ctx, key, fabric.Claim{Kind: fabric.KindBarrier, Verb: "arrive", Limit: parties})
+			return err
+		}
+		for i := range 20 {
+			if err := arrive(waitContext(t), fmt.Sprintf("used/%d", i), 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ctx, cancel := context.WithCancel(waitContext(t))
+		waits := make(chan error, 1)
+		go func() { waits <- arrive(ctx, "waiting", 2) }()
+		eventually(t, "one who waits", func() bool {
+			info, err := m.Read(waitContext(t), "waiting")
+			return err == nil && info.Arrived == 1
+		})
+		for _, c := range []struct {
+			later time.Duration
+			swept int
+		}{{59 * time.Minute, 0}, {time.Hour, 20}, {time.Hour, 0}} {
+			if got, err := fabric.SweepAsIf(waitContext(t), m, c.later); err != nil || got.Swept != c.swept {
+				t.Errorf("%v later: %+v, %v, want %d swept", c.later, got, err, c.swept)
+			}
+		}
+		if list, err := m.List(waitContext(t), ""); err != nil || len(list) != 1 || list[0].Key != "waiting" {
+			t.Errorf("left are %v, %v", list, err)
+		}
+		cancel()
+		<-waits
 	})
 }
