@@ -2,8 +2,9 @@ package fabric
 
 import (
 	"context"
-	"github.com/lockfabric/lockfabric/internal/jskv"
 	"time"
+
+	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
 // WithTrip puts trip in the place of the connection's request call: every read
