@@ -24,7 +24,7 @@ func party(ctx context.Context, m *fabric.Manager, key string, say func(string, 
 		case err == nil:
 			say("passed")
 		case ctx.Err() != nil:
-			return nil
+			return ctx.Err() // the test has ended
 		case errors.As(err, &broken):
 			say("%s", broken.Why)
 		default:
