@@ -79,7 +79,7 @@ var mutants = []mutant{
 	{"P26 count without a latch", "latch.go", "m.shut, l.shut = true, m.rev+1", "m.shut = false", "TestLatch"},
 	{"P16 once", "once.go", "return !op.common()", "return false", "TestOnce"},
 	{"P19 finish", "once.go", "case !holds:", "case false:", "TestOnce"},
-	{"once: a retry of finish", "once.go", "case op.Fail, o.by == op.Holder:", "case op.Fail:", "TestOnce"},
+	{"once: a retry of finish", "once.go", "case op.Fail, o.by == op.Holder:", "case op.Fail, o.by == op.ID:", "TestOnce"},
 	{"once: a result ends it", "once.go", "case m.once().by != \"\":", "case false:", "TestOnce"},
 	{"P26 finish", "once.go", "failed.Fail, failed.Value = true, Value{}", "failed.Verb, failed.ID = OpRelease, failed.ID", "TestOnce"},
 	{"P16 within a write", "apply.go", `op.Kind != m.Kind || m.Body != nil`, `op.Kind != m.Kind`, "TestSemaphore"},
