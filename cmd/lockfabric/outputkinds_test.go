@@ -69,6 +69,9 @@ func outputOfSemaphores(t *testing.T, m *fabric.Manager, tb table) {
 	}
 	free(t, h)
 	tb.shows(t, "pool", `"size": 1`) // worth keeping
+	if err := primitives.NewSemaphore(m, "pool", 1).Delete(t.Context()); err != nil {
+		t.Error(err)
+	}
 }
 
 func outputOfElections(t *testing.T, m *fabric.Manager, tb table) {
@@ -146,6 +149,9 @@ func outputOfBarriers(t *testing.T, m *fabric.Manager, tb table) {
 		}
 	}
 	tb.shows(t, "sync", `"generation": 3`)
+	if err := primitives.NewBarrier(m, "sync", 2).Delete(t.Context()); err != nil {
+		t.Error(err)
+	}
 
 	// A double barrier: one who is in, and one who leaves.
 	var members []*primitives.Member
@@ -187,6 +193,9 @@ func outputOfLatches(t *testing.T, m *fabric.Manager, doc string, tb table) {
 	tb.shows(t, "ready", `"count": 1`, `"fenced"`)
 	counts.printed(t, 0, "latch", "count-down", "ready")
 	tb.shows(t, "ready", `"open": true`)
+	if code, _, stderr := run(t, lockfabric(t, "latch", "delete", "ready")); code != 0 {
+		t.Errorf("exit code %d, %s", code, stderr)
+	}
 
 	once := primitives.NewOnce(m, "init")
 	for _, result := range []string{"text", "\xff"} {
