@@ -27,8 +27,8 @@ const (
 	mostLook  = 5 * time.Second
 )
 
-// Look has the key's record read if an operation of this process waits in it and the newest
-// revision that is known is below rev. It returns at once.
+// Look has the key's record read if an operation of this process waits in it, or is found to wait
+// in an older one than rev, and the newest revision that is known is below rev. It returns at once.
 func (e *Engine) Look(key string, rev uint64) {
 	e.mu.Lock()
 	w := e.writers[key]
@@ -39,6 +39,8 @@ func (e *Engine) Look(key string, rev uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.rev < rev || !w.known {
+		// It may overtake the acknowledgement of the write that has the operation wait.
+		w.hint = max(w.hint, rev)
 		w.look()
 	}
 }

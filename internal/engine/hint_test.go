@@ -166,3 +166,23 @@ func TestHint_DeepWaiterReadsNowAndThen(t *testing.T) {
 		}
 	})
 }
+
+// A hint that comes before the acknowledgement of the write that queued counts when that is there.
+func TestHint_MayOvertakeTheAcknowledgement(t *testing.T) {
+	hinted(t, func(t *testing.T, _, b *Engine, store *watchCount, _ *observer, _ *hintBoard) {
+		store.apply("k", acquireOp("A.1"))
+		block := make(chan struct{})
+		store.bucket.mu.Lock()
+		store.block = block
+		store.bucket.mu.Unlock()
+		waitFor(t, b, "B.1")
+		close(block)
+		// Its write met the entry of A, and waits again.
+		_, _, reads := store.counts()
+		b.Look("k", store.peek("k").Revision+2)
+		synctest.Wait()
+		if _, _, now := store.counts(); now < reads+2 {
+			t.Errorf("%d reads", now-reads)
+		}
+	})
+}

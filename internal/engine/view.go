@@ -65,6 +65,7 @@ type view struct {
 	looked    bool          // there was a look
 	ttl       time.Duration // of the last that came to wait
 	first     int           // place of its first in the queue, as of the last settle
+	hint      uint64        // newest revision that a hint named
 	looking   bool          // a look is under way
 	lookAgain bool          // another one is to follow
 	lookTimer *time.Timer   // of the next one
@@ -258,6 +259,9 @@ func (v *view) stands(r *Request, st record.State, rec *record.Record, rev uint6
 		}
 		if r.Queued != nil && !r.told {
 			v.mu.tell(r, rec.Place(&r.Op))
+		}
+		if v.hint > rev {
+			v.look()
 		}
 		return
 	}
