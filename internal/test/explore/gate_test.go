@@ -86,7 +86,8 @@ func gateChange(c *change) string {
 			return "the gate is cleared while " + h.ID + " is inside"
 		}
 	}
-	if is.Open {
+	again := !slices.ContainsFunc(c.before.Holders, func(h record.Entry) bool { return after.Has(h.ID) }) // cleared, and opened for others
+	if is.Open && !again {
 		for _, h := range after.Holders {
 			if _, ok := c.before.Holder(h.ID); !ok {
 				return h.ID + " gets in while the gate is open for others"
