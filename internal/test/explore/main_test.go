@@ -1,12 +1,16 @@
 package explore
 
 import (
+	"flag"
 	"os"
 	"runtime/debug"
 	"testing"
 )
 
 func TestMain(m *testing.M) {
-	debug.SetGCPercent(400) // states are small, and live long
+	flag.Parse()
+	if !*long {
+		debug.SetGCPercent(400) // most of a state lives as long as its layer
+	}
 	os.Exit(m.Run())
 }
