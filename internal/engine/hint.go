@@ -1,10 +1,10 @@
 package engine
 
 import (
-	"math/rand/v2"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
 // Hints tell other processes over core NATS that what they wait for may have happened. A hint only
@@ -100,7 +100,7 @@ func (v *view) nextLook() time.Duration {
 	if v.ttl > 0 {
 		d = min(d, max(v.ttl/4, time.Millisecond))
 	}
-	return d*3/4 + rand.N(d/2)
+	return pause.Near(d)
 }
 
 // armLook has the record looked at after d. Called with mu held.
