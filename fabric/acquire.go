@@ -62,11 +62,9 @@ func (m *Manager) Do(ctx context.Context, key string, fn func(ctx context.Contex
 			err = errors.Join(err, rerr)
 		}
 	}()
-	held := l.Context()
-	fctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer context.AfterFunc(held, func() { cancel(context.Cause(held)) })()
-	return fn(fctx, l)
+	ctx, done := l.Within(ctx)
+	defer done()
+	return fn(ctx, l)
 }
 
 func (m *Manager) acquire(ctx context.Context, key, verb string, opts []AcquireOption) (*Lock, error) {
@@ -96,24 +94,37 @@ var errAgain = errors.New("fabric: acquire again")
 
 // run submits the operation until it is granted, or there is a reason to end. A claim
 // that gave a hold up for a place in a queue has another one beside the error, if it can.
-func (a *attempt) run(ctx context.Context) (*Hold, engine.Outcome, error) {
+func (a *attempt) run(ctx context.Context) (h *Hold, out engine.Outcome, err error) {
+	err = a.repeat(ctx, func() (done bool, err error) {
+		h, out, err = a.tryOnce(ctx)
+		return err == nil || h != nil, err
+	})
+	return h, out, err
+}
+
+// repeat calls try until it is done, each time a new round with a new id, or there is a
+// reason to end.
+func (a *attempt) repeat(ctx context.Context, try func() (done bool, err error)) error {
 	for n := 0; ; n++ {
-		h, out, err := a.tryOnce(ctx)
-		if err == nil || h != nil {
-			return h, out, err
+		done, err := try()
+		if done {
+			return err
 		}
 		again, err := a.decideRetry(ctx, err)
-		if !again {
-			return nil, out, err
-		}
-		if a.claim.Once {
-			return nil, out, a.lostWaiting()
-		}
-		// A new round, with a new id at the end of the queue.
-		if n > 0 && !pause.For(ctx, min(time.Duration(n)*10*time.Millisecond, time.Second)) {
-			return nil, out, ctx.Err()
+		switch {
+		case !again:
+			return err
+		case a.claim.Once:
+			return a.lostWaiting()
+		case n > 0 && !pauseAgain(ctx, n):
+			return ctx.Err()
 		}
 	}
+}
+
+// pauseAgain waits before the n-th repetition, and reports whether to go on.
+func pauseAgain(ctx context.Context, n int) bool {
+	return pause.For(ctx, min(time.Duration(n)*10*time.Millisecond, time.Second))
 }
 
 // lostWaiting is the error of a claim that is not made again.
@@ -231,7 +242,7 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 		sl.give(op.ID)
 		return nil, nil
 	}
-	h := &Hold{s: s, slot: sl, key: a.key, enc: a.enc, entry: out.Entry, rev: out.Revision, failFast: a.req.failFast, posting: make(chan struct{}, 1)}
+	h := &Hold{s: s, slot: sl, key: a.key, enc: a.enc, entry: out.Entry, rev: out.Revision, failFast: a.req.failFast}
 	if err := a.begin(ctx, h); err != nil {
 		return useless(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
-	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -170,19 +169,15 @@ func (m *Manager) Post(caller context.Context, key string, p Post) (Info, error)
 	defer done()
 	req := request{timing: m.cfg.timing, failFast: m.cfg.failFast}
 	a := attempt{m: m, key: key, enc: enc, op: op, req: req}
-	for n := 0; ; n++ {
-		out, err := a.post(ctx)
-		if err == nil {
-			return newInfo(key, out.Record, out.Revision), nil
-		}
-		again, err := a.decideRetry(ctx, err)
-		if !again {
-			return Info{}, m.explain(caller, err)
-		}
-		if n > 0 && !pause.For(ctx, min(time.Duration(n)*10*time.Millisecond, time.Second)) {
-			return Info{}, m.explain(caller, ctx.Err())
-		}
+	var out engine.Outcome
+	err = a.repeat(ctx, func() (done bool, err error) {
+		out, err = a.post(ctx)
+		return err == nil, err
+	})
+	if err != nil {
+		return Info{}, m.explain(caller, err)
 	}
+	return newInfo(key, out.Record, out.Revision), nil
 }
 
 func (p *Post) op() (record.Op, error) {
@@ -240,9 +235,15 @@ func (h *Hold) Post(ctx context.Context, p Post) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
+	h.mu.Lock()
+	if h.posting == nil {
+		h.posting = make(chan struct{}, 1)
+	}
+	posting := h.posting
+	h.mu.Unlock()
 	select {
-	case h.posting <- struct{}{}:
-		defer func() { <-h.posting }()
+	case posting <- struct{}{}:
+		defer func() { <-posting }()
 	case <-ctx.Done():
 		return Info{}, ctx.Err()
 	}

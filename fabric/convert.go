@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
-	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
@@ -113,7 +112,7 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 		if !l.IsValid(ctx) {
 			return l.Err()
 		}
-		if !pause.For(ctx, min(time.Duration(n)*10*time.Millisecond, time.Second)) {
+		if !pauseAgain(ctx, n) {
 			l.s.engine.UndoInBackground(l.enc, op, known)
 			if weaker {
 				return fmt.Errorf("%w: %w", ErrUnconfirmed, ctx.Err())

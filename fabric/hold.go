@@ -37,7 +37,6 @@ type Hold struct {
 	enc      string       // encoded
 	entry    record.Entry // its Mode and Token change, and are guarded by mu
 	failFast bool
-	posting  chan struct{} // holds one element while a post is under way
 
 	mu         sync.Mutex
 	rev        uint64    // at which entry was read
@@ -48,6 +47,7 @@ type Hold struct {
 	releasing  chan struct{}
 	lost       chan struct{}   // made on demand
 	ctx        context.Context // made on demand
+	posting    chan struct{}   // made on demand; holds one element while a post is under way
 	cancel     context.CancelCauseFunc
 	unwatch    func()
 }
@@ -107,6 +107,18 @@ func (h *Hold) Context() context.Context {
 		}
 	}
 	return h.ctx
+}
+
+// Within returns a context that ends when ctx does or when the hold ends, with the cause of
+// [Hold.Context] then. Call done when the work is over.
+func (h *Hold) Within(ctx context.Context) (_ context.Context, done func()) {
+	held := h.Context()
+	ctx, cancel := context.WithCancelCause(ctx)
+	unhook := context.AfterFunc(held, func() { cancel(context.Cause(held)) })
+	return ctx, func() {
+		unhook()
+		cancel(nil)
+	}
 }
 
 // Err returns nil while the hold is valid, a *LostError (ErrLost) once it is

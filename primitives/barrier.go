@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
 )
@@ -63,7 +62,7 @@ func (b *Barrier) WithAction(fn func(ctx context.Context, token uint64) error) *
 // [fabric.ErrSizeMismatch]; the action's, joined with ErrBroken; and those of [fabric.Manager.Acquire]. The index is -1
 // with an error.
 func (b *Barrier) Wait(ctx context.Context) (index int, err error) {
-	if err := b.check(); err != nil {
+	if err := validParties(b.parties); err != nil {
 		return -1, err
 	}
 	verb := "arrive"
@@ -94,9 +93,9 @@ func (b *Barrier) Wait(ctx context.Context) (index int, err error) {
 	}
 }
 
-func (b *Barrier) check() error {
-	if b.parties < 1 || b.parties > MaxParties {
-		return fmt.Errorf("%w: %d parties: use 1 to %d", fabric.ErrInvalidOption, b.parties, MaxParties)
+func validParties(n int) error {
+	if n < 1 || n > MaxParties {
+		return fmt.Errorf("%w: %d parties: use 1 to %d", fabric.ErrInvalidOption, n, MaxParties)
 	}
 	return nil
 }
@@ -121,17 +120,12 @@ func (b *Barrier) index(info fabric.Info, gen uint64) int {
 	return -1 // not reached: what says that it tripped is there
 }
 
-// tripTimeout bounds how long the end of an action waits for its confirmation.
-const tripTimeout = 10 * time.Second
-
 // act runs the action and ends the generation.
 func (b *Barrier) act(ctx context.Context, h *fabric.Hold, gen uint64) (int, error) {
-	actx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	held := h.Context()
-	defer context.AfterFunc(held, func() { cancel(context.Cause(held)) })()
+	actx, done := h.Within(ctx)
+	defer done()
 	end := func(fail bool) error {
-		tctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tripTimeout)
+		tctx, cancel := confirming(ctx)
 		defer cancel()
 		_, err := h.Post(tctx, fabric.Post{Kind: fabric.KindBarrier, Verb: "trip", Gen: gen, Fail: fail, Ends: true})
 		return err
@@ -157,21 +151,12 @@ func (b *Barrier) act(ctx context.Context, h *fabric.Hold, gen uint64) (int, err
 // action runs is complete, and ends with the action. Errors: [fabric.ErrSizeMismatch], and those of
 // [fabric.Manager.Post].
 func (b *Barrier) Reset(ctx context.Context) error {
-	if err := b.check(); err != nil {
+	if err := validParties(b.parties); err != nil {
 		return err
 	}
-	for {
-		info, err := b.m.Read(ctx, b.name)
-		if err != nil || info.Kind == "" {
-			return err
-		}
-		reset := fabric.Post{Kind: fabric.KindBarrier, Verb: "reset", Limit: b.parties, Gen: info.Generation, Life: info.Life}
-		_, err = b.m.Post(ctx, b.name, reset)
-		again := errors.Is(err, fabric.ErrStale) || errors.Is(err, fabric.ErrDeleted)
-		if !again || errors.Is(err, fabric.ErrUncertain) {
-			return err
-		}
-	}
+	return based(ctx, b.m, b.name, func(info fabric.Info) (p fabric.Post, needed bool) {
+		return fabric.Post{Kind: fabric.KindBarrier, Verb: "reset", Limit: b.parties, Gen: info.Generation, Life: info.Life}, info.Kind != ""
+	})
 }
 
 // State tells who waits and for which generation, and how the last ones ended. It is one read.

@@ -3,7 +3,6 @@ package primitives
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 
 	"github.com/lockfabric/lockfabric/fabric"
@@ -33,8 +32,8 @@ func NewDoubleBarrier(m *fabric.Manager, name string, parties int, opts ...fabri
 // Every error means that nothing was entered, but [fabric.ErrUncertain], which says that no server
 // could be asked in time. Others: [fabric.ErrSizeMismatch], and those of [fabric.Manager.Acquire].
 func (d *DoubleBarrier) Enter(ctx context.Context) (*Member, error) {
-	if d.parties < 1 || d.parties > MaxParties {
-		return nil, fmt.Errorf("%w: %d parties: use 1 to %d", fabric.ErrInvalidOption, d.parties, MaxParties)
+	if err := validParties(d.parties); err != nil {
+		return nil, err
 	}
 	for {
 		info, err := d.m.Read(ctx, d.name)

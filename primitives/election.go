@@ -164,10 +164,8 @@ func (l *Leadership) Resign(ctx context.Context) error { return l.Release(ctx) }
 
 // run is one term of Election.Run. lost says that the term ended before fn did.
 func (l *Leadership) run(ctx context.Context, fn func(ctx context.Context, l *Leadership) error) (lost bool, err error) {
-	term, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	held := l.Context()
-	defer context.AfterFunc(held, func() { cancel(context.Cause(held)) })()
+	term, done := l.Within(ctx)
+	defer done()
 	defer func() {
 		lost = errors.Is(l.Release(ctx), fabric.ErrLost)
 	}()

@@ -2,7 +2,6 @@ package primitives
 
 import (
 	"context"
-	"fmt"
 	"slices"
 
 	"github.com/lockfabric/lockfabric/fabric"
@@ -45,8 +44,8 @@ func (l *Latch) change(ctx context.Context, verb string, n int) error {
 	if err := validCounts(l.count, n); err != nil {
 		return err
 	}
-	return based(ctx, l.m, l.name, func(info fabric.Info) fabric.Post {
-		return fabric.Post{Kind: fabric.KindLatch, Verb: verb, N: n, Limit: l.count, Base: info.Revision, Life: info.Life}
+	return based(ctx, l.m, l.name, func(info fabric.Info) (p fabric.Post, needed bool) {
+		return fabric.Post{Kind: fabric.KindLatch, Verb: verb, N: n, Limit: l.count, Base: info.Revision, Life: info.Life}, true
 	})
 }
 
@@ -82,8 +81,4 @@ func (l *Latch) Count(ctx context.Context) (int, error) {
 // it is nil.
 func (l *Latch) Delete(ctx context.Context) error {
 	return remove(ctx, l.m, l.name, fabric.KindLatch)
-}
-
-func kindMismatch(name string, info fabric.Info) error {
-	return fmt.Errorf("%w: %q is a %s", fabric.ErrKindMismatch, name, info.Kind)
 }

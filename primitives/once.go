@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
 )
@@ -54,15 +53,10 @@ func (o *Once) Do(ctx context.Context, fn func(ctx context.Context, token uint64
 	}
 }
 
-// finishTimeout bounds how long a result waits for its confirmation.
-const finishTimeout = 10 * time.Second
-
 func (o *Once) run(ctx context.Context, h *fabric.Hold, life uint64, fn func(ctx context.Context, token uint64) ([]byte, error)) ([]byte, error) {
 	defer func() { _ = h.Release(ctx) }() // where there is no result, also of a panic: the next one runs
-	fctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	held := h.Context()
-	defer context.AfterFunc(held, func() { cancel(context.Cause(held)) })()
+	fctx, done := h.Within(ctx)
+	defer done()
 	result, err := fn(fctx, h.Token())
 	if err != nil {
 		if lost := h.Err(); lost != nil {
@@ -70,7 +64,7 @@ func (o *Once) run(ctx context.Context, h *fabric.Hold, life uint64, fn func(ctx
 		}
 		return nil, err
 	}
-	pctx, stop := context.WithTimeout(context.WithoutCancel(ctx), finishTimeout)
+	pctx, stop := confirming(ctx)
 	defer stop()
 	if _, err = h.Post(pctx, fabric.Post{Kind: fabric.KindOnce, Verb: "finish", Life: life, Value: result, Ends: true}); err != nil {
 		return nil, err

@@ -2,11 +2,9 @@ package primitives
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
 )
@@ -74,8 +72,8 @@ func (s *Semaphore) Resize(ctx context.Context, n int) error {
 	if err := validCounts(s.size, n); err != nil {
 		return err
 	}
-	return based(ctx, s.m, s.name, func(info fabric.Info) fabric.Post {
-		return fabric.Post{Kind: fabric.KindSemaphore, Verb: "resize", N: n, Limit: s.size, Base: info.Sized, Life: info.Life}
+	return based(ctx, s.m, s.name, func(info fabric.Info) (p fabric.Post, needed bool) {
+		return fabric.Post{Kind: fabric.KindSemaphore, Verb: "resize", N: n, Limit: s.size, Base: info.Sized, Life: info.Life}, true
 	})
 }
 
@@ -106,9 +104,6 @@ func (p *Permit) Permits() int {
 	return p.left
 }
 
-// partTimeout bounds a partial release, as a release is bounded.
-const partTimeout = 10 * time.Second
-
 // ReleaseN gives n permits back and keeps the others. They are not the caller's any more from the moment it is
 // called, whatever it returns. With the last one it is Release. As Release does, it works under a context that has ended.
 //
@@ -126,54 +121,8 @@ func (p *Permit) ReleaseN(ctx context.Context, n int) error {
 	if left == 0 {
 		return p.Release(ctx)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), partTimeout)
+	ctx, cancel := confirming(ctx)
 	defer cancel()
 	_, err := p.Post(ctx, fabric.Post{Kind: fabric.KindSemaphore, Verb: "reduce", N: left})
 	return err
-}
-
-// maxCount is the largest number of permits and counts.
-const maxCount = 1<<31 - 1
-
-func validCounts(numbers ...int) error {
-	for _, n := range numbers {
-		if n < 1 || n > maxCount {
-			return fmt.Errorf("%w: %d: use 1 to %d", fabric.ErrInvalidOption, n, maxCount)
-		}
-	}
-	return nil
-}
-
-// based makes a change that is based on what the record says, until it is made on what it says by then.
-func based(ctx context.Context, m *fabric.Manager, name string, post func(info fabric.Info) fabric.Post) error {
-	for {
-		info, err := m.Read(ctx, name)
-		if err != nil {
-			return err
-		}
-		_, err = m.Post(ctx, name, post(info))
-		again := errors.Is(err, fabric.ErrStale) || errors.Is(err, fabric.ErrDeleted)
-		if !again || errors.Is(err, fabric.ErrUncertain) {
-			return err
-		}
-	}
-}
-
-// remove deletes a record that nobody uses.
-func remove(ctx context.Context, m *fabric.Manager, name, kind string) error {
-	for {
-		info, err := m.Read(ctx, name)
-		if err != nil || info.Kind == "" {
-			return err
-		}
-		_, err = m.Post(ctx, name, fabric.Post{Kind: kind, Verb: "delete", Life: info.Life})
-		switch {
-		case errors.Is(err, fabric.ErrStale):
-			// A generation of a barrier ended in the same write.
-		case errors.Is(err, fabric.ErrDeleted):
-			return nil
-		default:
-			return err
-		}
-	}
 }

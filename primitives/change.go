@@ -1,0 +1,73 @@
+package primitives
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+// confirmTimeout bounds how long what has to be done whatever the caller's context says waits for its
+// confirmation, as a release is bounded.
+const confirmTimeout = 10 * time.Second
+
+func confirming(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), confirmTimeout)
+}
+
+// maxCount is the largest number of permits and counts.
+const maxCount = 1<<31 - 1
+
+func validCounts(numbers ...int) error {
+	for _, n := range numbers {
+		if n < 1 || n > maxCount {
+			return fmt.Errorf("%w: %d: use 1 to %d", fabric.ErrInvalidOption, n, maxCount)
+		}
+	}
+	return nil
+}
+
+// based makes a change that is based on what the record says, until it is made on what it says by then, or is not
+// needed.
+func based(ctx context.Context, m *fabric.Manager, name string, change func(info fabric.Info) (p fabric.Post, needed bool)) error {
+	for {
+		info, err := m.Read(ctx, name)
+		if err != nil {
+			return err
+		}
+		p, needed := change(info)
+		if !needed {
+			return nil
+		}
+		_, err = m.Post(ctx, name, p)
+		again := errors.Is(err, fabric.ErrStale) || errors.Is(err, fabric.ErrDeleted)
+		if !again || errors.Is(err, fabric.ErrUncertain) {
+			return err
+		}
+	}
+}
+
+// remove deletes a record that nobody uses.
+func remove(ctx context.Context, m *fabric.Manager, name, kind string) error {
+	for {
+		info, err := m.Read(ctx, name)
+		if err != nil || info.Kind == "" {
+			return err
+		}
+		_, err = m.Post(ctx, name, fabric.Post{Kind: kind, Verb: "delete", Life: info.Life})
+		switch {
+		case errors.Is(err, fabric.ErrStale):
+			// A generation of a barrier ended in the same write.
+		case errors.Is(err, fabric.ErrDeleted):
+			return nil
+		default:
+			return err
+		}
+	}
+}
+
+func kindMismatch(name string, info fabric.Info) error {
+	return fmt.Errorf("%w: %q is a %s", fabric.ErrKindMismatch, name, info.Kind)
+}
