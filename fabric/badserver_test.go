@@ -93,7 +93,7 @@ func TestServerOutOfReach(t *testing.T) {
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		nc := s.conn(t)
 		nc.Close()
-		if _, err := fabric.New(waitContext(t), nc); !errors.Is(err, fabric.ErrUnavailable) {
+		if _, err := fabric.New(waitContext(t), nc); !errors.Is(err, fabric.ErrConnectionClosed) {
 			t.Errorf("New on a closed connection: %v", err)
 		}
 		m, w := s.wired(t)

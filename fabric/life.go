@@ -45,6 +45,14 @@ func (m *Manager) explain(ctx context.Context, err error) error {
 	return err
 }
 
+// closedForGood returns ErrConnectionClosed with the last error of the connection.
+func closedForGood(nc *nats.Conn) error {
+	if why := nc.LastError(); why != nil {
+		return fmt.Errorf("%w: %w", ErrConnectionClosed, why)
+	}
+	return ErrConnectionClosed
+}
+
 // followConnection returns what ends the manager when its connection is closed for
 // good. Holds stay valid until their deadlines: nobody can get them before.
 func (m *Manager) followConnection(closed chan nats.Status) func() {
@@ -57,10 +65,7 @@ func (m *Manager) followConnection(closed chan nats.Status) func() {
 				return
 			}
 		}
-		err := ErrConnectionClosed
-		if why := m.nc.LastError(); why != nil {
-			err = fmt.Errorf("%w: %w", err, why)
-		}
+		err := closedForGood(m.nc)
 		m.cfg.logger.Warn("the connection was closed for good; holds end with their leases", "error", err)
 		m.die(err)
 		close(m.gone)

@@ -143,6 +143,9 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Manager, error) {
 	if nc == nil {
 		return nil, fmt.Errorf("%w: the connection is nil", ErrInvalidOption)
 	}
+	if nc.IsClosed() {
+		return nil, closedForGood(nc)
+	}
 	if nc.Opts.MaxReconnect >= 0 || !nc.Opts.AllowReconnect {
 		cfg.logger.Warn("the connection gives up reconnecting after a while, and its manager ends then; make it with nats.MaxReconnects(-1)")
 	}
