@@ -222,7 +222,7 @@ func (a *attempt) do(ctx context.Context, op record.Op, opt engine.Options) (eng
 		ctx, done = a.m.bind(context.WithoutCancel(ctx))
 		defer done()
 	}
-	return a.session.engine.Do(ctx, a.enc, op, opt)
+	return engine.Do(ctx, a.session.doer, a.enc, op, opt)
 }
 
 // granted makes a handle of an outcome, or nil of one that leaves nothing to release.

@@ -102,7 +102,7 @@ func (s *session) nobodys(e *record.Entry) bool {
 // release releases an entry that is nobody's, which was read at rev.
 func (s *session) release(enc string, e *record.Entry, rev uint64) {
 	op := record.Op{Verb: record.OpRelease, ID: e.ID, Lease: e.Lease()}
-	out, err := s.engine.Do(s.ctx, enc, op, engine.Options{Bound: releaseTimeout, AtLeast: rev})
+	out, err := engine.Do(s.ctx, s.engine, enc, op, engine.Options{Bound: releaseTimeout, AtLeast: rev})
 	if err == nil && out.Existed {
 		key, _ := kv.DecodeKey(enc)
 		s.m.cfg.logger.Warn("an entry that had been released was there again, and was released once more", "key", key, "id", e.ID)

@@ -209,7 +209,7 @@ func (a *attempt) post(ctx context.Context) (out engine.Outcome, err error) {
 	op := a.op
 	op.ID, op.Lease, op.TTL = sl.lease.NextOp(), sl.id, a.req.timing.ttl
 	before := s.seen()
-	out, err = s.engine.Do(ctx, a.enc, op, engine.Options{FailFast: a.req.failFast, Stop: sl.lease.Lost()})
+	out, err = engine.Do(ctx, s.doer, a.enc, op, engine.Options{FailFast: a.req.failFast, Stop: sl.lease.Lost()})
 	if err != nil {
 		return out, postError(err)
 	}
@@ -258,7 +258,7 @@ func (h *Hold) Post(ctx context.Context, p Post) (Info, error) {
 	bound, done := h.s.m.bind(ctx)
 	defer done()
 	opt.Stop = h.Context().Done()
-	out, err := h.s.engine.Do(bound, h.enc, op, opt)
+	out, err := engine.Do(bound, h.s.doer, h.enc, op, opt)
 	if err != nil {
 		return Info{}, h.s.m.explain(ctx, h.postFailed(&op, err))
 	}
@@ -277,7 +277,7 @@ func (h *Hold) postLast(ctx context.Context, op record.Op, opt engine.Options) (
 		op.Hold = releaseOp(h).Hold
 		opt.Stop = h.s.m.gone
 		var err error
-		if out, err = h.s.engine.Do(bound, h.enc, op, opt); err == nil {
+		if out, err = engine.Do(bound, h.s.doer, h.enc, op, opt); err == nil {
 			return nil
 		}
 		var refused *engine.RefusedError

@@ -92,7 +92,7 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 		opt = engine.Options{Bound: releaseTimeout, AtLeast: known}
 	}
 	for n := 1; ; n++ {
-		out, err := l.s.engine.Do(ctx, l.enc, op, opt)
+		out, err := engine.Do(ctx, l.s.doer, l.enc, op, opt)
 		if err == nil {
 			return l.converted(op, out, weaker, c)
 		}

@@ -260,7 +260,7 @@ func (h *Hold) whyEnded() error {
 }
 
 func (h *Hold) release() error {
-	out, err := h.s.engine.Do(context.Background(), h.enc, releaseOp(h), engine.Options{Bound: releaseTimeout, Stop: h.s.m.gone, AtLeast: h.revision()})
+	out, err := engine.Do(context.Background(), h.s.doer, h.enc, releaseOp(h), engine.Options{Bound: releaseTimeout, Stop: h.s.m.gone, AtLeast: h.revision()})
 	switch {
 	case err == nil && out.Existed:
 		return nil

@@ -405,7 +405,7 @@ func (m *Manager) ForceRelease(ctx context.Context, key string, opts ...ForceOpt
 	if f.now {
 		op.Verb = record.OpRemove
 	}
-	if _, err := s.engine.Do(ctx, enc, op, engine.Options{}); err != nil {
+	if _, err := engine.Do(ctx, s.engine, enc, op, engine.Options{}); err != nil {
 		var refused *engine.RefusedError
 		if errors.As(err, &refused) {
 			return 0, fmt.Errorf("force release of %q: %w", key, ErrKindMismatch)

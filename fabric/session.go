@@ -40,6 +40,7 @@ type session struct {
 	leaseHub  *jskv.Hub
 	observer  *lease.Observer
 	engine    *engine.Engine
+	doer      engine.Doer   // what claims, posts and releases are given to
 	ready     chan struct{} // closed when grants are allowed
 	stop      context.CancelFunc
 	ctx       context.Context // ends when the session, or the manager, begins to end
@@ -91,6 +92,7 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 		Hints:   m.hints,
 		Logger:  m.cfg.logger,
 	})
+	s.doer = s.engine
 	s.goIfOpen(s.housekeep)
 	s.goIfOpen(s.lookAfterBuckets)
 	if m.cfg.sweep > 0 {
@@ -341,7 +343,7 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	if sweep && s.m.nc.IsConnected() {
 		// So that nobody has to evict them.
 		forEach(ctx, closeAtOnce, left, func(l *Hold) {
-			_, _ = s.engine.Do(ctx, l.enc, releaseOp(l), engine.Options{FailFast: true, AtLeast: l.revision()})
+			_, _ = engine.Do(ctx, s.doer, l.enc, releaseOp(l), engine.Options{FailFast: true, AtLeast: l.revision()})
 		})
 	}
 	s.engine.Close()

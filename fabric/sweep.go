@@ -196,7 +196,7 @@ func (s *session) collect(ctx context.Context, filter string, c collect) (Collec
 			break
 		}
 		if !c.dryRun {
-			if _, err := s.engine.Do(ctx, st.key, record.Op{Verb: record.OpEvict, Leases: gone}, engine.Options{}); err != nil {
+			if _, err := engine.Do(ctx, s.engine, st.key, record.Op{Verb: record.OpEvict, Leases: gone}, engine.Options{}); err != nil {
 				return got, err
 			}
 		}
@@ -213,7 +213,7 @@ func (s *session) sweepOld(ctx context.Context, old []jskv.Entry, c collect) (n 
 			break
 		}
 		if !c.dryRun {
-			_, err := s.engine.Do(ctx, e.Key, record.Op{Verb: record.OpSweep, Base: e.Revision}, engine.Options{})
+			_, err := engine.Do(ctx, s.engine, e.Key, record.Op{Verb: record.OpSweep, Base: e.Revision}, engine.Options{})
 			var refused *engine.RefusedError
 			if errors.As(err, &refused) {
 				continue // somebody uses it again

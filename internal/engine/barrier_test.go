@@ -199,7 +199,7 @@ func TestArrivalOfALostLeaseEndsAtOnce(t *testing.T) {
 		stop := make(chan struct{})
 		c := make(chan error, 1)
 		go func() {
-			_, err := e.Do(t.Context(), "k", arriveOp("L1.1", 2, 1), Options{Stop: stop})
+			_, err := Do(t.Context(), e, "k", arriveOp("L1.1", 2, 1), Options{Stop: stop})
 			c <- err
 		}()
 		synctest.Wait()

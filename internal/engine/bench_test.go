@@ -37,10 +37,10 @@ func BenchmarkPair(b *testing.B) {
 	free := releaseOp(op.ID)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := e.Do(b.Context(), "k", op, Options{}); err != nil {
+		if _, err := Do(b.Context(), e, "k", op, Options{}); err != nil {
 			b.Fatal(err)
 		}
-		if _, err := e.Do(b.Context(), "k", free, Options{Bound: time.Minute}); err != nil {
+		if _, err := Do(b.Context(), e, "k", free, Options{Bound: time.Minute}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -41,10 +41,6 @@ type Config struct {
 	// RTT says how long to wait for an answer, and is told of every one; leases on
 	// the same connection share it. nil is one of its own.
 	RTT *rtt.Estimator
-	// Cleanup bounds how long Do waits, after its wait was ended, for its queue entry
-	// to be gone; the engine goes on beyond it. The default is 500 ms. It does not
-	// follow the link: the caller's time is up.
-	Cleanup time.Duration
 	// Suspect is called when the bucket may not be the one that was opened: it is
 	// not found, nobody answers for it, or a key's revision went backwards, as it
 	// does when the bucket was created again or restored. It is called with locks
@@ -63,9 +59,6 @@ type Config struct {
 func (cfg Config) withDefaults() Config {
 	if cfg.RTT == nil {
 		cfg.RTT = new(rtt.Estimator)
-	}
-	if cfg.Cleanup <= 0 {
-		cfg.Cleanup = 500 * time.Millisecond
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)

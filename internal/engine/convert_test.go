@@ -29,7 +29,7 @@ type result struct {
 func doAsync(ctx context.Context, e *Engine, op record.Op) <-chan result {
 	done := make(chan result, 1)
 	go func() {
-		out, err := e.Do(ctx, "k", op, Options{})
+		out, err := Do(ctx, e, "k", op, Options{})
 		done <- result{out, err}
 	}()
 	return done
@@ -56,7 +56,7 @@ func expectHold(t *testing.T, b *bucket, id string, mode record.Mode) record.Ent
 
 func TestConversionWaitsLikeAnAcquire(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
-		out, err := e.Do(t.Context(), "k", modeOp("L1.1", record.U), Options{})
+		out, err := Do(t.Context(), e, "k", modeOp("L1.1", record.U), Options{})
 		first := must(t, out, err).Entry.Token
 		b.apply("k", modeOp("L9.1", record.S)) // another process reads
 		up := doAsync(t.Context(), e, convertOp("L1.1", "L1.2", record.U, record.X))
@@ -70,7 +70,7 @@ func TestConversionWaitsLikeAnAcquire(t *testing.T) {
 			t.Errorf("%+v", got.out)
 		}
 		pending(t, queued)
-		out, err = e.Do(t.Context(), "k", convertOp("L1.1", "L1.4", record.X, record.S), Options{})
+		out, err = Do(t.Context(), e, "k", convertOp("L1.1", "L1.4", record.X, record.S), Options{})
 		if en := must(t, out, err).Entry; en.Mode != record.S || en.Token != got.out.Entry.Token {
 			t.Errorf("%+v", out)
 		}
@@ -84,10 +84,10 @@ func TestConversionUnknownOutcomeIsOneConversion(t *testing.T) {
 		for _, to := range []record.Mode{record.X, record.IS} {
 			t.Run(name+" "+to.String(), func(t *testing.T) {
 				in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
-					out, err := e.Do(t.Context(), "k", modeOp("L1.1", record.S), Options{})
+					out, err := Do(t.Context(), e, "k", modeOp("L1.1", record.S), Options{})
 					must(t, out, err)
 					b.faultOnce(f)
-					got, err := e.Do(t.Context(), "k", convertOp("L1.1", "L1.2", record.S, to), Options{})
+					got, err := Do(t.Context(), e, "k", convertOp("L1.1", "L1.2", record.S, to), Options{})
 					must(t, got, err)
 					b.deliverLate()
 					if h := expectHold(t, b, "L1.1", to); h.Token != got.Entry.Token || h.Converted != "L1.2" || (h.Token == out.Entry.Token) != (to == record.IS) {
@@ -118,12 +118,12 @@ func TestRule2_LateConversionLeavesTheOldMode(t *testing.T) {
 	for name, f := range map[string]fault{"late": late, "lost": lose, "reply lost": loseReply} {
 		t.Run(name, func(t *testing.T) {
 			in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
-				out, err := e.Do(t.Context(), "k", modeOp("L1.1", record.S), Options{})
+				out, err := Do(t.Context(), e, "k", modeOp("L1.1", record.S), Options{})
 				must(t, out, err)
 				b.faultOnce(f)
 				ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 				defer cancel()
-				if _, err := e.Do(ctx, "k", convertOp("L1.1", "L1.2", record.S, record.X), Options{}); !errors.Is(err, context.DeadlineExceeded) {
+				if _, err := Do(ctx, e, "k", convertOp("L1.1", "L1.2", record.S, record.X), Options{}); !errors.Is(err, context.DeadlineExceeded) {
 					t.Fatal(err)
 				}
 				synctest.Wait()
@@ -139,7 +139,7 @@ func TestRule2_LateConversionLeavesTheOldMode(t *testing.T) {
 
 func TestConversionGivenUpWhileItWaits(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
-		out, err := e.Do(t.Context(), "k", modeOp("L1.1", record.S), Options{})
+		out, err := Do(t.Context(), e, "k", modeOp("L1.1", record.S), Options{})
 		must(t, out, err)
 		b.apply("k", modeOp("L9.1", record.S))
 		ctx, cancel := context.WithCancel(t.Context())
@@ -160,7 +160,7 @@ func TestConversionGivenUpWhileItWaits(t *testing.T) {
 // back meets it as granted.
 func TestConversionGrantedWhileItIsGivenUp(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
-		out, err := e.Do(t.Context(), "k", modeOp("L1.1", record.S), Options{})
+		out, err := Do(t.Context(), e, "k", modeOp("L1.1", record.S), Options{})
 		must(t, out, err)
 		b.apply("k", modeOp("L9.1", record.S))
 		ctx, cancel := context.WithCancel(t.Context())
@@ -188,13 +188,13 @@ func TestWeakerConversionIsCarriedThrough(t *testing.T) {
 	for name, f := range map[string]fault{"lost": lose, "late": late, "not sent": notSent, "no room": rejected} {
 		t.Run(name, func(t *testing.T) {
 			in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
-				out, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{})
+				out, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{})
 				must(t, out, err)
 				b.mu.Lock()
 				b.fault = func(int) fault { return f }
 				b.mu.Unlock()
 				op := convertOp("L1.1", "L1.2", record.X, record.S)
-				if _, err := e.Do(t.Context(), "k", op, Options{Bound: 5 * time.Second}); !errors.Is(err, ErrUnconfirmed) {
+				if _, err := Do(t.Context(), e, "k", op, Options{Bound: 5 * time.Second}); !errors.Is(err, ErrUnconfirmed) {
 					t.Fatal(err)
 				}
 				if e.Unresolved("L1") == 0 {
@@ -216,19 +216,19 @@ func TestWeakerConversionIsCarriedThrough(t *testing.T) {
 
 func TestConversionIsRefusedWithItsReason(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
-		out, err := e.Do(t.Context(), "k", modeOp("L1.1", record.S), Options{})
+		out, err := Do(t.Context(), e, "k", modeOp("L1.1", record.S), Options{})
 		must(t, out, err)
 		b.apply("k", modeOp("L9.1", record.S), convertOp("L9.1", "L9.2", record.S, record.X))
 		var refused *RefusedError
-		_, err = e.Do(t.Context(), "k", convertOp("L1.1", "L1.2", record.S, record.X), Options{})
+		_, err = Do(t.Context(), e, "k", convertOp("L1.1", "L1.2", record.S, record.X), Options{})
 		if !errors.As(err, &refused) || refused.Verdict != record.ConvertDeadlock || refused.Blocker.ID != "L9.1" {
 			t.Fatal(err)
 		}
 		expectHold(t, b, "L1.1", record.S)
-		out, err = e.Do(t.Context(), "k", releaseOp("L1.1"), Options{})
+		out, err = Do(t.Context(), e, "k", releaseOp("L1.1"), Options{})
 		must(t, out, err)
 		expectHold(t, b, "L9.1", record.X)
-		if _, err := e.Do(t.Context(), "k", convertOp("L1.1", "L1.3", record.S, record.IS), Options{}); !errors.Is(err, ErrGone) {
+		if _, err := Do(t.Context(), e, "k", convertOp("L1.1", "L1.3", record.S, record.IS), Options{}); !errors.Is(err, ErrGone) {
 			t.Fatalf("conversion of what is released: %v", err)
 		}
 	})
@@ -242,7 +242,7 @@ func TestConversionEndsWithItsHold(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
-				out, err := e.Do(t.Context(), "k", modeOp("L1.1", record.S), Options{})
+				out, err := Do(t.Context(), e, "k", modeOp("L1.1", record.S), Options{})
 				must(t, out, err)
 				b.apply("k", modeOp("L9.1", record.S))
 				up := doAsync(t.Context(), e, convertOp("L1.1", "L1.2", record.S, record.X))
@@ -259,7 +259,7 @@ func TestConversionEndsWithItsHold(t *testing.T) {
 // Rule 13.9: blocked converters observe too.
 func TestRule9_BlockedConverterEvictsTheDead(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, o *observer) {
-		out, err := e.Do(t.Context(), "k", modeOp("L1.1", record.U), Options{})
+		out, err := Do(t.Context(), e, "k", modeOp("L1.1", record.U), Options{})
 		must(t, out, err)
 		b.apply("k", modeOp("D1.1", record.S), modeOp("D2.1", record.S))
 		up := doAsync(t.Context(), e, convertOp("L1.1", "L1.2", record.U, record.X))
@@ -287,12 +287,12 @@ func TestRule9_BlockedConverterEvictsTheDead(t *testing.T) {
 
 func TestWatchedHoldOutlivesItsConversions(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
-		out, err := e.Do(t.Context(), "k", modeOp("L1.1", record.S), Options{})
+		out, err := Do(t.Context(), e, "k", modeOp("L1.1", record.S), Options{})
 		lost := make(chan error, 1)
 		stop := e.WatchHold("k", "L1.1", must(t, out, err).Entry.Token, func(err error) { lost <- err })
 		defer stop()
 		for i, m := range []record.Mode{record.X, record.IX, record.S, record.IS, record.SIX} {
-			out, err := e.Do(t.Context(), "k", convertOp("L1.1", record.ID("L1", uint64(i+2)), record.IS, m), Options{})
+			out, err := Do(t.Context(), e, "k", convertOp("L1.1", record.ID("L1", uint64(i+2)), record.IS, m), Options{})
 			must(t, out, err)
 		}
 		synctest.Wait()
@@ -313,7 +313,7 @@ func TestWeakerConversionThatWasNotWrittenYetGoesOn(t *testing.T) {
 	inGated(t, func(t *testing.T, e *Engine, g *gated) {
 		g.apply("k", acquireOp("L1.1"))
 		op := convertOp("L1.1", "L1.2", record.X, record.S)
-		if _, err := e.Do(t.Context(), "k", op, Options{Bound: time.Second}); !errors.Is(err, ErrUnconfirmed) {
+		if _, err := Do(t.Context(), e, "k", op, Options{Bound: time.Second}); !errors.Is(err, ErrUnconfirmed) {
 			t.Fatalf("without a leader: %v", err)
 		}
 		close(g.reading) // a leader is back

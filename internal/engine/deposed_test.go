@@ -74,10 +74,10 @@ func TestReleaseRefusedByADeposedLeader(t *testing.T) {
 	for name, answer := range map[string]func(string, uint64) error{"conflict": behind, "busy": busyThere} {
 		t.Run(name, func(t *testing.T) {
 			inDeposed(t, func(t *testing.T, e *Engine, d *deposed) {
-				out, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{})
+				out, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{})
 				must(t, out, err)
 				d.answer = answer
-				out, err = e.Do(t.Context(), "k", releaseOp("L1.1"), Options{})
+				out, err = Do(t.Context(), e, "k", releaseOp("L1.1"), Options{})
 				if !must(t, out, err).Existed {
 					t.Error("the release found nothing")
 				}
@@ -102,9 +102,9 @@ func TestAcquireRefusedByADeposedLeaderLeavesNothing(t *testing.T) {
 				}
 				ctx, cancel := context.WithCancel(t.Context())
 				d.answer, d.late, d.hook = answer, true, cancel
-				switch _, err := e.Do(ctx, "k", acquireOp("L1.1"), Options{}); {
+				switch _, err := Do(ctx, e, "k", acquireOp("L1.1"), Options{}); {
 				case err == nil: // written again before the end of the context was noticed
-					out, err := e.Do(t.Context(), "k", releaseOp("L1.1"), Options{})
+					out, err := Do(t.Context(), e, "k", releaseOp("L1.1"), Options{})
 					must(t, out, err)
 				case !errors.Is(err, context.Canceled):
 					t.Fatal(err)

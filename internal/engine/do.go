@@ -24,7 +24,24 @@ type Options struct {
 // see record.Op.Proven. It is longer than electing a leader takes.
 const proofTimeout = 10 * time.Second
 
-// Do carries out one operation and returns what the committed record says.
+// cleanup bounds how long Do waits, after its wait was ended, for its queue entry to be gone; the
+// Doer goes on beyond it. It does not follow the link: the caller's time is up.
+const cleanup = 500 * time.Millisecond
+
+// call is a request whose caller blocks.
+type call struct {
+	Request
+	result  Outcome
+	failure error
+	done    chan struct{}
+}
+
+func (c *call) end(out Outcome, err error) {
+	c.result, c.failure = out, err
+	close(c.done)
+}
+
+// Do has d carry out one operation and returns what the committed record says.
 //
 // An acquire returns when it is granted, and otherwise waits in the key's
 // queue until the context ends or opt.Stop is closed; its entry is then removed,
@@ -34,7 +51,7 @@ const proofTimeout = 10 * time.Second
 // (with FailFast), ErrUnconfirmed for operations other than an acquire, ErrClosed, the
 // context's error, and record.ErrMalformed or record.ErrNewerSchema, in which
 // case the stored bytes are left as they are.
-func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) (Outcome, error) {
+func Do(ctx context.Context, d Doer, key string, op record.Op, opt Options) (Outcome, error) {
 	ended := ctx.Done()
 	var late <-chan time.Time
 	if opt.Bound > 0 {
@@ -44,13 +61,12 @@ func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) 
 	} else if err := ctx.Err(); err != nil {
 		return Outcome{}, err
 	}
-	done := make(chan struct{})
-	r := &Request{Key: key, Op: op, AtLeast: opt.AtLeast, FailFast: opt.FailFast}
-	r.Done = func(Outcome, error) { close(done) } // which are r.out and r.err
+	c := &call{done: make(chan struct{})}
+	c.Request = Request{Key: key, Op: op, AtLeast: opt.AtLeast, FailFast: opt.FailFast, Done: c.end}
 	var placed chan record.Place
 	if opt.Queued != nil {
 		placed = make(chan record.Place, 1)
-		r.Queued = func(p record.Place) { placed <- p }
+		c.Queued = func(p record.Place) { placed <- p }
 		defer func() { // also if the answer was seen first
 			select {
 			case p := <-placed:
@@ -59,12 +75,12 @@ func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) 
 			}
 		}()
 	}
-	e.Submit(r)
+	d.Submit(&c.Request)
 	var cause error
 	for cause == nil {
 		select {
-		case <-done:
-			return r.out, r.err
+		case <-c.done:
+			return c.result, c.failure
 		case p := <-placed:
 			opt.Queued(p)
 		case <-ended:
@@ -75,16 +91,16 @@ func (e *Engine) Do(ctx context.Context, key string, op record.Op, opt Options) 
 			cause = ErrStopped
 		}
 	}
-	e.Withdraw(r, cause)
-	limit := e.cfg.Cleanup
+	d.Withdraw(&c.Request, cause)
+	limit := cleanup
 	if op.Proven() {
 		limit = proofTimeout
 	}
 	t := time.NewTimer(limit)
 	defer t.Stop()
 	select {
-	case <-done:
-		return r.out, r.err
+	case <-c.done:
+		return c.result, c.failure
 	case <-t.C:
 	}
 	if op.Proven() {

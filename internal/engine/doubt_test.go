@@ -15,11 +15,11 @@ import (
 func TestAnotherKindIsLookedAtAgain(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		b.put("k", []byte(`{"v":1,"kind":"turnstile"}`))
-		if _, err := e.Do(t.Context(), "k", tryOp("L1.1"), Options{}); !errors.Is(err, record.ErrNewerSchema) {
+		if _, err := Do(t.Context(), e, "k", tryOp("L1.1"), Options{}); !errors.Is(err, record.ErrNewerSchema) {
 			t.Fatal(err)
 		}
 		b.put("k", nil)
-		out, err := e.Do(t.Context(), "k", tryOp("L1.2"), Options{})
+		out, err := Do(t.Context(), e, "k", tryOp("L1.2"), Options{})
 		must(t, out, err)
 	})
 }
@@ -95,7 +95,7 @@ func (*deaf) Follow(string, func(jskv.Entry)) func() { return func() {} }
 // write that was answered by nobody.
 func TestAReleaseThatNeverSawItsEntryFoundNothing(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
-		out, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{})
+		out, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{})
 		must(t, out, err)
 		b.mu.Lock()
 		delete(b.entries, "k") // an operator deletes it, marker and all
@@ -104,7 +104,7 @@ func TestAReleaseThatNeverSawItsEntryFoundNothing(t *testing.T) {
 		if _, _, err := e.Read(t.Context(), "k"); err != nil {
 			t.Fatal(err)
 		}
-		out, err = e.Do(t.Context(), "k", releaseOp("L1.1"), Options{})
+		out, err = Do(t.Context(), e, "k", releaseOp("L1.1"), Options{})
 		if must(t, out, err).Existed {
 			t.Error("the release claims to have found an entry that it never saw")
 		}
@@ -115,7 +115,7 @@ func TestAReleaseThatNeverSawItsEntryFoundNothing(t *testing.T) {
 // nothing at all: that may be the view of a deposed leader.
 func TestAWatchedHoldIsNotLostForOneLook(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
-		out, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{})
+		out, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{})
 		must(t, out, err)
 		b.answer(&jskv.Entry{Key: "k", Deleted: true})
 		if _, _, err := e.Read(t.Context(), "k"); err != nil {
@@ -154,7 +154,7 @@ func TestRule4_WhatWasForgottenIsStillKnownToTheHolder(t *testing.T) {
 }
 
 func forgotten(t *testing.T, e *Engine, b *bucket, o *observer, how string, old jskv.Entry) {
-	out, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{})
+	out, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{})
 	known := must(t, out, err).Revision
 	b.answer(&old)
 	again := newEngine(t, b, o) // knows nothing, like one that has forgotten
@@ -162,7 +162,7 @@ func forgotten(t *testing.T, e *Engine, b *bucket, o *observer, how string, old 
 	ended := make(chan result, 1)
 	do := func(op record.Op) {
 		go func() {
-			out, err := again.Do(t.Context(), "k", op, Options{Bound: 10 * time.Second, AtLeast: known})
+			out, err := Do(t.Context(), again, "k", op, Options{Bound: 10 * time.Second, AtLeast: known})
 			ended <- result{out, err}
 		}()
 	}
@@ -233,7 +233,7 @@ func TestARestoredRecordIsCleanedUp(t *testing.T) {
 	for _, how := range []string{"acquire", "conversion"} {
 		t.Run(how, func(t *testing.T) {
 			in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
-				out, err := e.Do(t.Context(), "k", modeOp("L1.1", record.S), Options{})
+				out, err := Do(t.Context(), e, "k", modeOp("L1.1", record.S), Options{})
 				must(t, out, err)
 				b.apply("k", modeOp("L9.1", record.S)) // another process reads
 				op := acquireOp("L1.2")

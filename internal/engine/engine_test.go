@@ -37,11 +37,11 @@ func TestFreeResourceCostsOneWriteAndNoRead(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		for i := range 10 {
 			id := record.ID("L1", uint64(i+1))
-			out, err := e.Do(t.Context(), "k", acquireOp(id), Options{})
+			out, err := Do(t.Context(), e, "k", acquireOp(id), Options{})
 			if must(t, out, err).Entry.Token != b.peek("k").Revision {
 				t.Fatalf("token %d, revision %d", out.Entry.Token, b.peek("k").Revision)
 			}
-			out, err = e.Do(t.Context(), "k", releaseOp(id), Options{})
+			out, err = Do(t.Context(), e, "k", releaseOp(id), Options{})
 			if !must(t, out, err).Existed {
 				t.Fatal("release found nothing")
 			}
@@ -59,11 +59,11 @@ func TestOperationsThatMeetAreCombined(t *testing.T) {
 		order := make(chan string, 50)
 		do := func(id string) {
 			wg.Go(func() {
-				if _, err := e.Do(t.Context(), "k", acquireOp(id), Options{}); err != nil {
+				if _, err := Do(t.Context(), e, "k", acquireOp(id), Options{}); err != nil {
 					t.Error(err)
 				}
 				order <- id
-				if _, err := e.Do(t.Context(), "k", releaseOp(id), Options{}); err != nil {
+				if _, err := Do(t.Context(), e, "k", releaseOp(id), Options{}); err != nil {
 					t.Error(err)
 				}
 			})
@@ -105,7 +105,7 @@ func TestUnknownOutcomeIsOneGrant(t *testing.T) {
 					}
 					return pass
 				}
-				out, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{})
+				out, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{})
 				must(t, out, err)
 				b.deliverLate()
 				rec := b.record("k")
@@ -130,7 +130,7 @@ func TestRule2_LateAcquireLeavesNothing(t *testing.T) {
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 				defer cancel()
-				if _, err := e.Do(ctx, "k", acquireOp("L1.1"), Options{}); !errors.Is(err, context.DeadlineExceeded) {
+				if _, err := Do(ctx, e, "k", acquireOp("L1.1"), Options{}); !errors.Is(err, context.DeadlineExceeded) {
 					t.Fatal(err)
 				}
 				time.Sleep(5 * time.Second) // the write that nobody answers is waited for, whoever gave up
@@ -159,7 +159,7 @@ func TestRule2_LedgerKeepsWhatIsUnresolved(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, err := e.Do(ctx, "k", acquireOp("L1.1"), Options{}); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := Do(ctx, e, "k", acquireOp("L1.1"), Options{}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute)
@@ -181,7 +181,7 @@ func TestRule2_LedgerKeepsWhatIsUnresolved(t *testing.T) {
 		reachable = false
 		ctx, cancel = context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		_, _ = e.Do(ctx, "k2", acquireOp("L2.1"), Options{})
+		_, _ = Do(ctx, e, "k2", acquireOp("L2.1"), Options{})
 		time.Sleep(time.Second)
 		e.DropLease("L2")
 		if d := e.Unresolved("L2"); d != 0 {
@@ -206,7 +206,7 @@ func TestRule2_CancelWritesWhenAbsenceIsNotProved(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
-		if _, err := e.Do(ctx, "k", acquireOp("L1.1"), Options{}); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := Do(ctx, e, "k", acquireOp("L1.1"), Options{}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatal(err)
 		}
 		time.Sleep(5 * time.Second) // as above
@@ -224,7 +224,7 @@ func TestRule2_CancelWritesWhenAbsenceIsNotProved(t *testing.T) {
 // Rule 13.4: what is older than what was seen is no news.
 func TestRule4_StaleReadsAreIgnored(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
-		out, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{})
+		out, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{})
 		must(t, out, err)
 		old := b.peek("k")
 		b.apply("k", record.Op{Kind: record.KindLock, Verb: record.OpRelease, ID: "L1.1"}, acquireOp("L9.1"))
@@ -251,7 +251,7 @@ func TestRule5_BusyIsRetried(t *testing.T) {
 			}
 			return pass
 		}
-		out, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{})
+		out, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{})
 		must(t, out, err)
 		if w, c, _ := b.counts(); w != 51 || c != 1 {
 			t.Fatalf("%d writes, %d commits", w, c)
@@ -261,14 +261,14 @@ func TestRule5_BusyIsRetried(t *testing.T) {
 
 func TestConflictReadsAndAppliesAgain(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
-		out, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{})
+		out, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{})
 		must(t, out, err)
-		out, err = e.Do(t.Context(), "k", releaseOp("L1.1"), Options{})
+		out, err = Do(t.Context(), e, "k", releaseOp("L1.1"), Options{})
 		must(t, out, err)
 		b.apply("k", acquireOp("L9.1")) // behind the engine's back
 		done := make(chan Outcome, 1)
 		go func() {
-			out, err := e.Do(t.Context(), "k", acquireOp("L1.2"), Options{})
+			out, err := Do(t.Context(), e, "k", acquireOp("L1.2"), Options{})
 			if err != nil {
 				t.Error(err)
 			}
@@ -288,13 +288,13 @@ func TestConflictReadsAndAppliesAgain(t *testing.T) {
 func TestRefusalOfATryIsDecidedOnAFreshRead(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		b.apply("k", acquireOp("L9.1"))
-		_, err := e.Do(t.Context(), "k", tryOp("L1.1"), Options{})
+		_, err := Do(t.Context(), e, "k", tryOp("L1.1"), Options{})
 		var refused *RefusedError
 		if !errors.As(err, &refused) || refused.Verdict != record.Held || refused.Blocker.ID != "L9.1" {
 			t.Fatal(err)
 		}
 		b.apply("k", releaseOp("L9.1")) // the cached record still says held
-		out, err := e.Do(t.Context(), "k", tryOp("L1.2"), Options{})
+		out, err := Do(t.Context(), e, "k", tryOp("L1.2"), Options{})
 		must(t, out, err)
 	})
 }
@@ -312,7 +312,7 @@ func TestUnreadableRecordIsLeftAlone(t *testing.T) {
 			in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 				rev := b.put("k", []byte(tc.value))
 				for _, op := range []record.Op{acquireOp("L1.1"), tryOp("L1.2"), {Verb: record.OpRemove}} {
-					if _, err := e.Do(t.Context(), "k", op, Options{}); !errors.Is(err, tc.want) {
+					if _, err := Do(t.Context(), e, "k", op, Options{}); !errors.Is(err, tc.want) {
 						t.Errorf("%v: %v", op.Verb, err)
 					}
 				}
@@ -332,7 +332,7 @@ func TestDeadLeasesAreEvictedTogether(t *testing.T) {
 		}
 		done := make(chan error, 1)
 		go func() {
-			_, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{})
+			_, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{})
 			done <- err
 		}()
 		synctest.Wait()
@@ -363,7 +363,7 @@ func TestWatchedHoldIsReportedWhenItGoes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
-				out, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{})
+				out, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{})
 				must(t, out, err)
 				lost := make(chan error, 1)
 				stop := e.WatchHold("k", "L1.1", out.Entry.Token, func(err error) { lost <- err })
@@ -392,7 +392,7 @@ func TestFailFast(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 				b.fault = func(int) fault { return f }
-				_, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{FailFast: true})
+				_, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{FailFast: true})
 				if !errors.Is(err, ErrUnavailable) {
 					t.Fatal(err)
 				}
@@ -417,7 +417,7 @@ func TestCloseEndsEverything(t *testing.T) {
 		done := make(chan error, 2)
 		for _, key := range []string{"k", "unreachable"} {
 			go func() {
-				_, err := e.Do(t.Context(), key, acquireOp("L1.1"), Options{})
+				_, err := Do(t.Context(), e, key, acquireOp("L1.1"), Options{})
 				done <- err
 			}()
 		}
@@ -425,7 +425,7 @@ func TestCloseEndsEverything(t *testing.T) {
 		b.fault = func(int) fault { return pass }
 		b.mu.Unlock()
 		synctest.Wait()
-		out, err := e.Do(t.Context(), "unreachable", releaseOp("L1.1"), Options{})
+		out, err := Do(t.Context(), e, "unreachable", releaseOp("L1.1"), Options{})
 		must(t, out, err)
 		e.Close()
 		var closed int
@@ -439,7 +439,7 @@ func TestCloseEndsEverything(t *testing.T) {
 		if closed != 1 {
 			t.Errorf("%d calls ended with ErrClosed, want the waiting one", closed)
 		}
-		if _, err := e.Do(t.Context(), "k", acquireOp("L1.2"), Options{}); !errors.Is(err, ErrClosed) {
+		if _, err := Do(t.Context(), e, "k", acquireOp("L1.2"), Options{}); !errors.Is(err, ErrClosed) {
 			t.Errorf("after Close: %v", err)
 		}
 	})

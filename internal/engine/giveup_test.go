@@ -50,7 +50,7 @@ func TestADetachedCallIsBoundedFromItsFirstRequestOn(t *testing.T) {
 		b.mu.Unlock()
 		const bound = time.Second
 		began := time.Now()
-		if _, err := e.Do(t.Context(), "k", releaseOp("L1.1"), Options{Bound: bound}); !errors.Is(err, ErrUnconfirmed) {
+		if _, err := Do(t.Context(), e, "k", releaseOp("L1.1"), Options{Bound: bound}); !errors.Is(err, ErrUnconfirmed) {
 			t.Errorf("ended with %v", err)
 		}
 		if took := time.Since(began); took != bound {
@@ -73,7 +73,7 @@ func TestReleaseThatWasNotWrittenYetGoesOn(t *testing.T) {
 		g.apply("k", acquireOp("L1.1"))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, err := e.Do(ctx, "k", releaseOp("L1.1"), Options{}); !errors.Is(err, ErrUnconfirmed) {
+		if _, err := Do(ctx, e, "k", releaseOp("L1.1"), Options{}); !errors.Is(err, ErrUnconfirmed) {
 			t.Fatalf("release without a leader: %v", err)
 		}
 		if e.Unresolved("L1") == 0 {
@@ -94,13 +94,13 @@ func TestAcquireThatWasNotWrittenYetIsNotWrittenLater(t *testing.T) {
 		g.apply("k", acquireOp("L9.1")) // somebody else holds
 		// Another operation is on its way, so that the engine's own goroutine, and
 		// not that of the caller, carries out the next one.
-		go func() { _, _ = e.Do(t.Context(), "k", releaseOp("L2.1"), Options{}) }()
+		go func() { _, _ = Do(t.Context(), e, "k", releaseOp("L2.1"), Options{}) }()
 		synctest.Wait()
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
 		ended := make(chan error, 1)
 		go func() {
-			_, err := e.Do(ctx, "k", tryOp("L1.1"), Options{})
+			_, err := Do(ctx, e, "k", tryOp("L1.1"), Options{})
 			ended <- err
 		}()
 		synctest.Wait()
@@ -128,7 +128,7 @@ func TestDeadLeaseIsEvictedForTheNextWaiter(t *testing.T) {
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			_, _ = e.Do(ctx, "k", acquireOp("L1.1"), Options{})
+			_, _ = Do(ctx, e, "k", acquireOp("L1.1"), Options{})
 		}()
 		synctest.Wait()
 		o.kill("L9") // not our turn: the engine leaves it to the head of the queue for a moment
@@ -137,7 +137,7 @@ func TestDeadLeaseIsEvictedForTheNextWaiter(t *testing.T) {
 		<-ended
 		time.Sleep(time.Second)
 
-		go func() { _, _ = e.Do(t.Context(), "k", acquireOp("L1.2"), Options{}) }()
+		go func() { _, _ = Do(t.Context(), e, "k", acquireOp("L1.2"), Options{}) }()
 		synctest.Wait()
 		o.kill("L9") // the observer says so at once to whoever asks again
 		time.Sleep(time.Second)

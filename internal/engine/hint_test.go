@@ -77,7 +77,7 @@ func hinted(t *testing.T, fn func(t *testing.T, a, b *Engine, store *watchCount,
 func waitFor(t *testing.T, e *Engine, id string) chan Outcome {
 	granted := make(chan Outcome, 1)
 	go func() {
-		out, err := e.Do(t.Context(), "k", acquireOp(id), Options{})
+		out, err := Do(t.Context(), e, "k", acquireOp(id), Options{})
 		if err == nil {
 			granted <- out
 		}
@@ -88,11 +88,11 @@ func waitFor(t *testing.T, e *Engine, id string) chan Outcome {
 
 func TestHint_WaiterIsToldAndWatchesNothing(t *testing.T) {
 	hinted(t, func(t *testing.T, a, b *Engine, store *watchCount, o *observer, hints *hintBoard) {
-		out, err := a.Do(t.Context(), "k", acquireOp("A.1"), Options{})
+		out, err := Do(t.Context(), a, "k", acquireOp("A.1"), Options{})
 		must(t, out, err)
 		granted := waitFor(t, b, "B.1")
 		_, _, reads := store.counts()
-		out, err = a.Do(t.Context(), "k", releaseOp("A.1"), Options{})
+		out, err = Do(t.Context(), a, "k", releaseOp("A.1"), Options{})
 		must(t, out, err)
 		synctest.Wait()
 		select {
@@ -113,10 +113,10 @@ func TestHint_WaiterIsToldAndWatchesNothing(t *testing.T) {
 func TestHint_LostOneCostsALook(t *testing.T) {
 	hinted(t, func(t *testing.T, a, b *Engine, _ *watchCount, _ *observer, hints *hintBoard) {
 		hints.off = true
-		out, err := a.Do(t.Context(), "k", acquireOp("A.1"), Options{})
+		out, err := Do(t.Context(), a, "k", acquireOp("A.1"), Options{})
 		must(t, out, err)
 		granted := waitFor(t, b, "B.1")
-		out, err = a.Do(t.Context(), "k", releaseOp("A.1"), Options{})
+		out, err = Do(t.Context(), a, "k", releaseOp("A.1"), Options{})
 		must(t, out, err)
 		began := time.Now()
 		<-granted
@@ -129,7 +129,7 @@ func TestHint_LostOneCostsALook(t *testing.T) {
 // A wait that lasts is looked after: leases ahead are observed, and the first watches the record.
 func TestHint_StandstillIsLookedAfter(t *testing.T) {
 	hinted(t, func(t *testing.T, a, b *Engine, store *watchCount, o *observer, _ *hintBoard) {
-		out, err := a.Do(t.Context(), "k", acquireOp("A.1"), Options{})
+		out, err := Do(t.Context(), a, "k", acquireOp("A.1"), Options{})
 		must(t, out, err)
 		granted := waitFor(t, b, "B.1")
 		if o.observed() != 0 || store.count() != 0 {

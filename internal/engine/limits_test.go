@@ -24,7 +24,7 @@ func readers(t *testing.T, e *Engine, b *bucket, n int) (granted []string, refus
 		wg.Go(func() {
 			op := acquireOp(record.ID("L1", uint64(i+1)))
 			op.Mode, op.Meta = record.S, map[string]string{"m": strings.Repeat("x", 1000)}
-			_, err := e.Do(t.Context(), "k", op, Options{})
+			_, err := Do(t.Context(), e, "k", op, Options{})
 			mu.Lock()
 			defer mu.Unlock()
 			var full *RefusedError
@@ -75,12 +75,12 @@ func TestRecordFollowsAChangeOfTheLargestValue(t *testing.T) {
 		more.Mode = record.S
 		done := make(chan error, 1)
 		go func() {
-			_, err := e.Do(t.Context(), "k", releaseOp(granted[0]), Options{})
+			_, err := Do(t.Context(), e, "k", releaseOp(granted[0]), Options{})
 			done <- err
 		}()
 		synctest.Wait() // it is tried again and again
 		var full *RefusedError
-		if _, err := e.Do(t.Context(), "k", more, Options{}); !errors.As(err, &full) || full.Verdict != record.QueueFull {
+		if _, err := Do(t.Context(), e, "k", more, Options{}); !errors.As(err, &full) || full.Verdict != record.QueueFull {
 			t.Errorf("far too low: %v", err)
 		}
 		b.mu.Lock()
@@ -89,7 +89,7 @@ func TestRecordFollowsAChangeOfTheLargestValue(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Errorf("release: %v", err)
 		}
-		out, err := e.Do(t.Context(), "k", more, Options{})
+		out, err := Do(t.Context(), e, "k", more, Options{})
 		must(t, out, err)
 		if n := len(b.record("k").Holders); n != len(granted) {
 			t.Errorf("%d holders", n)
@@ -111,7 +111,7 @@ func TestRefusedCallersAreSpaced(t *testing.T) {
 			go func() {
 				for ctx.Err() == nil {
 					id := record.ID("L1", seq.Add(1))
-					switch _, err := e.Do(ctx, "k", tryOp(id), Options{}); {
+					switch _, err := Do(ctx, e, "k", tryOp(id), Options{}); {
 					case err == nil:
 						got <- id
 					case errors.Is(err, ErrRefused):
@@ -133,9 +133,9 @@ func TestRefusedCallersAreSpaced(t *testing.T) {
 		b.apply("k", releaseOp("L9.1"), releaseOp("L9.2"))
 		r := <-wait
 		must(t, r.out, r.err)
-		out, err := e.Do(ctx, "k", releaseOp("L2.1"), Options{})
+		out, err := Do(ctx, e, "k", releaseOp("L2.1"), Options{})
 		must(t, out, err)
-		out, err = e.Do(ctx, "k", releaseOp(<-got), Options{})
+		out, err = Do(ctx, e, "k", releaseOp(<-got), Options{})
 		must(t, out, err)
 		b.apply("k", acquireOp("L9.3"))
 		time.Sleep(3 * time.Second)

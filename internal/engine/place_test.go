@@ -51,14 +51,14 @@ func TestWhoQueuesIsToldBeforeTheGrant(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, _ *bucket, _ *observer) {
 		o := &told{t: t, e: e}
 		acquire := func(ctx context.Context, id string) {
-			if _, err := e.Do(ctx, "k", acquireOp(id), Options{Queued: o.queued(id)}); err != nil {
+			if _, err := Do(ctx, e, "k", acquireOp(id), Options{Queued: o.queued(id)}); err != nil {
 				o.say("given up " + id)
 			} else {
 				o.say("granted " + id)
 			}
 		}
 		release := func(id string) {
-			out, err := e.Do(t.Context(), "k", releaseOp(id), Options{})
+			out, err := Do(t.Context(), e, "k", releaseOp(id), Options{})
 			must(t, out, err)
 			synctest.Wait()
 		}
@@ -99,10 +99,10 @@ func TestAPlaceIsToldHoweverShortTheWait(t *testing.T) {
 		go func() {
 			defer close(done)
 			for range 50 {
-				out, err := e.Do(t.Context(), "k", acquireOp("L2.1"), Options{Queued: o.queued("L2.1")})
+				out, err := Do(t.Context(), e, "k", acquireOp("L2.1"), Options{Queued: o.queued("L2.1")})
 				must(t, out, err)
 				o.say("granted L2.1")
-				out, err = e.Do(t.Context(), "k", releaseOp("L2.1"), Options{})
+				out, err = Do(t.Context(), e, "k", releaseOp("L2.1"), Options{})
 				must(t, out, err)
 				b.apply("k", acquireOp("L1.1"))
 			}
@@ -136,7 +136,7 @@ func TestAConversionThatWaitsIsTold(t *testing.T) {
 		}
 		go func() {
 			op := record.Op{Kind: record.KindLock, Verb: record.OpConvert, ID: "L1.2", Lease: "L1", Holder: "L1.1", From: record.S, Mode: record.X}
-			_, err := e.Do(t.Context(), "k", op, Options{Queued: o.queued("L1.2")})
+			_, err := Do(t.Context(), e, "k", op, Options{Queued: o.queued("L1.2")})
 			if err == nil {
 				o.say("granted L1.2")
 			}
@@ -165,7 +165,7 @@ func TestAnEvictionIsToldBeforeItsGrant(t *testing.T) {
 		o.e = e
 		b.apply("k", acquireOp("L1.1"), acquireOp("L1.2"))
 		go func() {
-			_, err := e.Do(t.Context(), "k", acquireOp("L2.1"), Options{})
+			_, err := Do(t.Context(), e, "k", acquireOp("L2.1"), Options{})
 			if err == nil {
 				o.say("granted L2.1")
 			}
@@ -176,7 +176,7 @@ func TestAnEvictionIsToldBeforeItsGrant(t *testing.T) {
 		synctest.Wait()
 		o.expect("evicted L1", "granted L2.1")
 		// Again, with nothing left to remove.
-		out, err := e.Do(t.Context(), "k", record.Op{Verb: record.OpEvict, Leases: []string{"L1"}}, Options{})
+		out, err := Do(t.Context(), e, "k", record.Op{Verb: record.OpEvict, Leases: []string{"L1"}}, Options{})
 		must(t, out, err)
 		o.expect("evicted L1", "granted L2.1")
 	})

@@ -30,7 +30,7 @@ func TestGivingUpLeavesASharedRoundAlone(t *testing.T) {
 		}
 		other := make(chan answer, 1)
 		go func() {
-			out, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{FailFast: true})
+			out, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{FailFast: true})
 			other <- answer{out, err}
 		}()
 		synctest.Wait()
@@ -41,7 +41,7 @@ func TestGivingUpLeavesASharedRoundAlone(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		caller := make(chan error, 1)
 		go func() {
-			_, err := e.Do(ctx, "k", acquireOp("L1.2"), Options{})
+			_, err := Do(ctx, e, "k", acquireOp("L1.2"), Options{})
 			caller <- err
 		}()
 		synctest.Wait()

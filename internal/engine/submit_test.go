@@ -176,7 +176,7 @@ func TestGivingUpDoesNotBreakTheWriteOff(t *testing.T) {
 		if got := <-caller; !errors.Is(got.err, context.Canceled) {
 			t.Error(got.err)
 		}
-		if took := time.Since(began); took > e.cfg.Cleanup {
+		if took := time.Since(began); took > cleanup {
 			t.Errorf("returned after %v", took)
 		}
 		close(b.release)

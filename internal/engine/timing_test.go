@@ -108,9 +108,9 @@ func lockAndUnlock(t *testing.T, e *Engine, from, n int) {
 	t.Helper()
 	for i := from; i < from+n; i++ {
 		key, id := fmt.Sprint("k", i), record.ID("L1", uint64(i+1))
-		out, err := e.Do(t.Context(), key, acquireOp(id), Options{})
+		out, err := Do(t.Context(), e, key, acquireOp(id), Options{})
 		must(t, out, err)
-		out, err = e.Do(t.Context(), key, releaseOp(id), Options{})
+		out, err = Do(t.Context(), e, key, releaseOp(id), Options{})
 		must(t, out, err)
 	}
 }
@@ -239,7 +239,7 @@ func TestUnansweredRequestsBackOff(t *testing.T) {
 			return pass
 		}
 		l.mu.Unlock()
-		out, err := e.Do(t.Context(), "k20", acquireOp("L1.99"), Options{})
+		out, err := Do(t.Context(), e, "k20", acquireOp("L1.99"), Options{})
 		l.mu.Lock()
 		must(t, out, err)
 		if got := l.sent[first+1].Sub(l.sent[first]); got < 250*time.Millisecond || got > 300*time.Millisecond {
@@ -263,7 +263,7 @@ func TestBusyForLongIsAskedRarely(t *testing.T) {
 			}
 			return busy
 		}
-		out, err := e.Do(t.Context(), "k", acquireOp("L1.1"), Options{})
+		out, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{})
 		must(t, out, err)
 		w, _, _ := b.counts()
 		if early < 8 || w > 100 {
@@ -280,11 +280,11 @@ func TestFailFastIsPatientEnough(t *testing.T) {
 	onLink(t, func(t *testing.T, e *Engine, l *link) {
 		lockAndUnlock(t, e, 0, 20)
 		l.set(400*time.Millisecond, 400*time.Millisecond)
-		out, err := e.Do(t.Context(), "x", acquireOp("L1.1"), Options{FailFast: true})
+		out, err := Do(t.Context(), e, "x", acquireOp("L1.1"), Options{FailFast: true})
 		must(t, out, err)
 		l.set(30*time.Second, 30*time.Second)
 		start := time.Now()
-		if _, err := e.Do(t.Context(), "y", acquireOp("L1.2"), Options{FailFast: true}); !errors.Is(err, ErrUnavailable) {
+		if _, err := Do(t.Context(), e, "y", acquireOp("L1.2"), Options{FailFast: true}); !errors.Is(err, ErrUnavailable) {
 			t.Fatal(err)
 		}
 		if took := time.Since(start); took > 2*time.Second {

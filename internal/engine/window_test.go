@@ -17,7 +17,7 @@ func crowd(ctx context.Context, e *Engine, from, n int) <-chan string {
 	for i := range n {
 		id := record.ID("L1", uint64(from+i))
 		go func() {
-			if _, err := e.Do(ctx, "k", acquireOp(id), Options{}); err == nil {
+			if _, err := Do(ctx, e, "k", acquireOp(id), Options{}); err == nil {
 				granted <- id
 			}
 		}()
@@ -55,7 +55,7 @@ func TestACrowdIsServedInOrder(t *testing.T) {
 					if want := record.ID("L1", uint64(i+1)); id != want {
 						t.Fatalf("grant %d went to %s", i, id)
 					}
-					if out, err := e.Do(t.Context(), "k", releaseOp(id), Options{}); !must(t, out, err).Existed {
+					if out, err := Do(t.Context(), e, "k", releaseOp(id), Options{}); !must(t, out, err).Existed {
 						t.Fatal("found nothing")
 					}
 					if i%16 != 0 {
@@ -96,7 +96,7 @@ func TestACrowdLeavesRoomForOthers(t *testing.T) {
 				}
 				return
 			case id := <-granted:
-				out, err := e.Do(t.Context(), "k", releaseOp(id), Options{})
+				out, err := Do(t.Context(), e, "k", releaseOp(id), Options{})
 				must(t, out, err)
 			}
 		}
@@ -252,7 +252,7 @@ func TestTheWindowIsNotForConditions(t *testing.T) {
 		var waits []*asked
 		for i := range 2 * windowSize {
 			hold := acquireOp(record.ID("L1", uint64(2*i+1)))
-			out, err := e.Do(t.Context(), "k", hold, Options{})
+			out, err := Do(t.Context(), e, "k", hold, Options{})
 			wait := hold
 			wait.Verb, wait.ID, wait.Holder, wait.Token, wait.Queue = record.OpWait, record.ID("L1", uint64(2*i+2)), hold.ID, must(t, out, err).Entry.Token, "c"
 			a := ask("k", wait)
@@ -260,7 +260,7 @@ func TestTheWindowIsNotForConditions(t *testing.T) {
 			waits = append(waits, a)
 			synctest.Wait()
 		}
-		out, err := e.Do(t.Context(), "k", acquireOp("L1.99"), Options{})
+		out, err := Do(t.Context(), e, "k", acquireOp("L1.99"), Options{})
 		must(t, out, err)
 		for _, a := range waits {
 			if a.answers.Load() > 0 {
