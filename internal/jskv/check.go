@@ -18,11 +18,11 @@ const checkKey = "=v"
 // one that is written.
 const headerExpectedSubject = "Nats-Expected-Last-Subject-Sequence-Subject"
 
-// CheckAt proves that the key's last revision is rev, without writing the key: nil says that
+// CheckAt proves that the key's last revision is rev, without writing the key: no error says that
 // it was, at an instant between the call and its return. Unlike a read it can't come from
 // a leader that was deposed: a marker is written to another key of the bucket, under the condition
-// that this one stands at rev, and it is acknowledged when a quorum has it. The key can be
-// that of a record or of a delete marker. Absence, revision 0, can't be proved: it comes
+// that this one stands at rev, and it is acknowledged when a quorum has it. It returns the
+// marker's revision, which is that instant. The key can be that of a record or of a delete marker. Absence, revision 0, can't be proved: it comes
 // back when a marker expires.
 //
 // Errors: a *ConflictError (ErrConflict) says that the key is or was at another revision, for
@@ -30,9 +30,9 @@ const headerExpectedSubject = "Nats-Expected-Last-Subject-Sequence-Subject"
 // check may then still be stored, which changes nothing: ask again. On a replicated bucket checks
 // of a key exclude each other and writes of the key; who loses gets ErrBusy, so check rarely
 // what others write. kv.ErrRejected is a key with wildcards, or revision 0.
-func (b *Bucket) CheckAt(ctx context.Context, key string, rev uint64) error {
+func (b *Bucket) CheckAt(ctx context.Context, key string, rev uint64) (at uint64, err error) {
 	if !validKey(key) || rev == 0 {
-		return fmt.Errorf("%w: check of %q at %d: needs the revision of one key", kv.ErrRejected, key, rev)
+		return 0, fmt.Errorf("%w: check of %q at %d: needs the revision of one key", kv.ErrRejected, key, rev)
 	}
 	reply, err := b.trip(ctx, &nats.Msg{Subject: b.prefix + checkKey, Header: nats.Header{
 		headerExpectedRevision: {strconv.FormatUint(rev, 10)},
@@ -40,8 +40,7 @@ func (b *Bucket) CheckAt(ctx context.Context, key string, rev uint64) error {
 		headerOperation:        {"PURGE"},
 	}})
 	if err != nil {
-		return publishError(err)
+		return 0, publishError(err)
 	}
-	_, err = b.parseAck(reply.Data, key, rev)
-	return err
+	return b.parseAck(reply.Data, key, rev)
 }

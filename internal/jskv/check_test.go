@@ -20,7 +20,10 @@ import (
 // check repeats CheckAt while the server says that the key is busy.
 func check(t *testing.T, b *jskv.Bucket, key string, rev uint64) error {
 	t.Helper()
-	_, err := settled(t, func() (uint64, error) { return 0, b.CheckAt(testContext(t), key, rev) })
+	at, err := settled(t, func() (uint64, error) { return b.CheckAt(testContext(t), key, rev) })
+	if err == nil && at <= rev {
+		t.Errorf("checked at %d, which is not after %d", at, rev)
+	}
 	return err
 }
 
@@ -52,11 +55,11 @@ func TestCheckAt(t *testing.T) {
 		expectConflict(t, check(t, b, "a", first), "a", first, again)
 
 		for _, key := range []string{"*", "a.*", ">", "", "a..b"} {
-			if err := b.CheckAt(testContext(t), key, first); !errors.Is(err, kv.ErrRejected) {
+			if _, err := b.CheckAt(testContext(t), key, first); !errors.Is(err, kv.ErrRejected) {
 				t.Errorf("check of %q: %v", key, err)
 			}
 		}
-		if err := b.CheckAt(testContext(t), "never", 0); !errors.Is(err, kv.ErrRejected) {
+		if _, err := b.CheckAt(testContext(t), "never", 0); !errors.Is(err, kv.ErrRejected) {
 			t.Errorf("check of an absence: %v", err)
 		}
 		listed := 0
@@ -111,7 +114,7 @@ func TestServerFact_ChecksAreRightAndExcludeEachOther(t *testing.T) {
 			wg.Go(func() {
 				for rev := written.Load(); ctx.Err() == nil && !enough(); {
 					before := written.Load()
-					switch err := b.CheckAt(ctx, "k", rev); {
+					switch _, err := b.CheckAt(ctx, "k", rev); {
 					case err == nil && rev < before:
 						t.Errorf("revision %d was confirmed, and %d had been acknowledged before", rev, before)
 						return
