@@ -106,18 +106,18 @@ func (o *condOracle) apply(op Op) Verdict {
 			}
 		}
 	case OpRelease, OpEvict:
-		gone := map[string]int{}
-		o.stand = slices.DeleteFunc(slices.Clone(o.stand), func(e condEntry) bool {
-			out := e.id == op.ID && op.Verb == OpRelease || slices.Contains(op.Leases, e.id[:1])
-			if out && e.woken != "" && !e.all && op.Token == 0 {
-				gone[e.woken]++
+		leaves := func(e condEntry) bool {
+			return e.id == op.ID && op.Verb == OpRelease || slices.Contains(op.Leases, e.id[:1])
+		}
+		var pass []string
+		for _, i := range slices.Concat(o.at("held"), o.at("queue")) { // signals pass on in this order
+			if e := o.stand[i]; leaves(e) && e.woken != "" && !e.all && op.Token == 0 {
+				pass = append(pass, e.woken)
 			}
-			return out
-		})
-		for name, n := range gone {
-			for range n {
-				o.wake(name, false)
-			}
+		}
+		o.stand = slices.DeleteFunc(slices.Clone(o.stand), leaves)
+		for _, name := range pass {
+			o.wake(name, false)
 		}
 	}
 	o.grant()
