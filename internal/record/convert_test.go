@@ -99,7 +99,7 @@ func TestUndo(t *testing.T) {
 			t.Errorf("%s: %+v, %v", kind, undo, ok)
 		}
 	}
-	for _, kind := range []Verb{OpRelease, OpEvict, OpRevoke, OpRemove, OpUnconvert} {
+	for _, kind := range []Verb{OpRelease, OpEvict, OpRevoke, OpRemove, OpUnconvert, OpStopWaiting} {
 		if undo, ok := (&Op{Kind: KindLock, Verb: kind, ID: "a.1", Lease: "a"}).Undo(); ok {
 			t.Errorf("%s: %+v", kind, undo)
 		}

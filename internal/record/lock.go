@@ -77,6 +77,8 @@ func (lockRules) check(op *Op) Verdict {
 		return op.checkRequest()
 	case OpConvert, OpUnconvert:
 		return op.checkConversion()
+	case OpStopWaiting:
+		return op.checkID(true)
 	case OpWait, OpCancelWait, OpSignal:
 		return op.checkWait()
 	case OpProclaim:
@@ -101,6 +103,8 @@ func (lockRules) apply(m *machine, op *Op) Result {
 		return m.proclaim(op)
 	case OpCancelWait:
 		m.cancelWait(op)
+	case OpStopWaiting:
+		m.stopWaiting(op)
 	default:
 		m.unconvert(op)
 	}

@@ -38,6 +38,9 @@ const (
 	// never written, and lowers the hold to Mode if that is less than it has then; unless a conversion
 	// with a higher sequence came after it. Uses ID, Lease, Holder, Mode.
 	OpUnconvert
+	// OpStopWaiting removes the request, or the conversion, ID if it still waits. What was granted stays as
+	// it is, so whoever asks learns from the record which of the two it was. Uses ID, Lease.
+	OpStopWaiting
 
 	// OpWait turns the hold Holder, of mode X and with Token, into a waiter for the condition Queue: in one
 	// write it holds no more, and ID stands in that queue until a signal. Where the queue is full the hold is
@@ -103,7 +106,7 @@ const (
 )
 
 var opNames = [...]string{OpAcquire: "acquire", OpTry: "try", OpRelease: "release", OpEvict: "evict", OpRevoke: "revoke", OpRemove: "remove",
-	OpConvert: "convert", OpUnconvert: "unconvert",
+	OpConvert: "convert", OpUnconvert: "unconvert", OpStopWaiting: "stop-waiting",
 	OpWait: "wait", OpCancelWait: "cancel-wait", OpSignal: "signal", OpProclaim: "proclaim",
 	OpReduce: "reduce", OpDrain: "drain", OpResize: "resize",
 	OpArrive: "arrive", OpArriveToAct: "arrive-to-act", OpCancel: "cancel", OpTrip: "trip", OpReset: "reset", OpEnter: "enter", OpLeave: "leave",

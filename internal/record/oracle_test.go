@@ -302,6 +302,16 @@ func (o *oracle) apply(op Op) (Verdict, string) {
 				e.target, e.convert, e.since = None, "", 0
 			}
 		}
+	case OpStopWaiting:
+		if !strings.HasPrefix(op.ID, op.Lease+".") {
+			return LeaseMismatch, ""
+		}
+		o.drop(func(e oracleEntry) bool { return e.op.ID == op.ID && !e.holds })
+		for i := range o.entries {
+			if e := &o.entries[i]; e.convert == op.ID {
+				e.target, e.convert, e.since = None, "", 0
+			}
+		}
 	case OpConvert, OpUnconvert:
 		return o.conversion(op)
 	case OpRemove:

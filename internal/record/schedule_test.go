@@ -38,7 +38,6 @@ func (w *world) read(t *rapid.T) (*Record, uint64) {
 }
 
 var scheduleTTLs = []time.Duration{time.Millisecond, 300 * time.Millisecond, 30 * time.Second}
-
 var scheduleHolds = []time.Duration{0, 0, 3 * time.Microsecond, 1234567, 3 * time.Second, 5 * time.Hour}
 
 // anyOp draws from few names, so that retries, late duplicates and reuse happen all the time.
@@ -74,6 +73,9 @@ func (w *world) anyOp(t *rapid.T) Op {
 			op.Lease = lease.Draw(t, "lease")
 		}
 		op.Mode = rapid.SampledFrom([]Mode{IS, IX, S, SIX, U, X, X}).Draw(t, "mode")
+		if op.Verb == OpUnconvert && op.Mode == IS { // which uses no mode
+			op.Verb = OpStopWaiting
+		}
 	case OpRelease:
 		op.Hold = rapid.SampledFrom(scheduleHolds).Draw(t, "held")
 	case OpEvict:
@@ -437,10 +439,9 @@ func TestSchedulesReachEverything(t *testing.T) {
 		gen.Example(seed)
 	}
 	for _, event := range []string{"absent", "2 promoted at once", "3 wait", "3 hold", "acquire: applied", "acquire: already held", "acquire: queue full", "acquire: wait too long",
-		"acquire: lease mismatch", "try: applied", "try: held", "try: already held", "try: lease mismatch",
-		"release: applied", "evict: applied", "revoke: applied", "remove: applied",
+		"acquire: lease mismatch", "try: applied", "try: held", "try: already held", "try: lease mismatch", "release: applied", "evict: applied", "revoke: applied", "remove: applied",
 		"convert: applied", "convert: conversion pending", "convert: conversion would deadlock", "convert: hold is revoked", "convert: lease mismatch",
-		"unconvert: applied", "1 convert", "2 convert", "conversion granted later", "conversion granted later, 2 at once"} {
+		"unconvert: applied", "stop-waiting: applied", "1 convert", "2 convert", "conversion granted later", "conversion granted later, 2 at once"} {
 		if met[event] == 0 {
 			t.Errorf("no schedule met %q", event)
 		}
