@@ -13,13 +13,35 @@ type claiming struct {
 	Wait       *time.Duration `placeholder:"DURATION" help:"How long to wait; 0 only tries. Without it, as long as it takes. A holder that looks dead is observed for about its TTL on top."`
 	Owner      string         `help:"Identity to hold it under; the same one can't take it twice. Each run is its own by default."`
 	NoTakeover bool           `help:"When the time to wait is over, don't observe a holder that looks dead."`
+
+	ConflictExitCode *int `short:"E" placeholder:"N" complete:"-" help:"Exit code when others hold it, in place of 75."`
+	Quiet            bool `short:"q" help:"Say nothing when others hold it, and show no progress. Other errors are told."`
 }
 
 func (c *claiming) validate(what string) error {
 	if c.Wait != nil && *c.Wait < 0 {
 		return usageError("%s --wait=%v: give 0 to only try, or leave it out to wait without limit", what, *c.Wait)
 	}
+	if n := c.ConflictExitCode; n != nil && (*n < 0 || *n > maxExit) {
+		return usageError("%s --conflict-exit-code=%d: give 0 to %d", what, *n, maxExit)
+	}
 	return nil
+}
+
+// conflict gives the refusal of what others hold the exit code of the caller's choice.
+func (c *claiming) conflict(err error) error {
+	var passed *exitError
+	if errors.As(err, &passed) || exitCode(err) != exitNotAcquired {
+		return err
+	}
+	refused := &exitError{code: exitNotAcquired, cause: err}
+	if c.ConflictExitCode != nil {
+		refused.code = *c.ConflictExitCode
+	}
+	if c.Quiet {
+		refused.cause = nil
+	}
+	return refused
 }
 
 // claim waits as long as the flags say.

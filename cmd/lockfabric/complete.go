@@ -64,11 +64,7 @@ func candidates(words []string) (all []string, offer string) {
 	case line.args < len(line.node.Positional):
 		all = line.values(line.node.Positional[line.args])
 	default:
-		for _, n := range line.node.Children {
-			if !n.Hidden {
-				all = append(all, n.Name)
-			}
-		}
+		all = commandNames(line.node)
 	}
 	all = slices.DeleteFunc(all, func(s string) bool { return !strings.HasPrefix(s, word) })
 	slices.Sort(all)
@@ -117,8 +113,8 @@ func (l *commandLine) take(w string) {
 			l.open = f
 		}
 	case strings.HasPrefix(w, "-"):
-		for _, f := range l.flags() { // one letter; all that there are take a value
-			if w == "-"+string(f.Short) {
+		for _, f := range l.flags() { // one letter
+			if w == "-"+string(f.Short) && !f.IsBool() {
 				l.open, l.keep = f.Value, false
 			}
 		}
@@ -165,6 +161,8 @@ func (l *commandLine) values(v *kong.Value) []string {
 	switch kind := v.Tag.Get("complete"); kind {
 	case "", "-":
 		return nil
+	case "command":
+		return commandNames(l.node.Parent)
 	case "lock":
 		return lockNames(l.global)
 	case "context":
@@ -176,6 +174,16 @@ func (l *commandLine) values(v *kong.Value) []string {
 	default:
 		return strings.Split(kind, ",")
 	}
+}
+
+// commandNames returns the commands that stand under a node.
+func commandNames(node *kong.Node) (names []string) {
+	for _, n := range node.Children {
+		if !n.Hidden {
+			names = append(names, n.Name)
+		}
+	}
+	return names
 }
 
 // lockNames returns the locks in use on the server that these flags, or the

@@ -36,8 +36,9 @@ func (e *electCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if e.Observe {
 		return e.observe(ctx, c, s)
 	}
+	e.NoProgress = e.NoProgress || e.Quiet
 	t := &task{holding: &e.holding, name: "elect", key: e.Name, command: e.Command, acquire: e.campaign, advice: e.advice}
-	return t.run(ctx, c, s)
+	return e.conflict(t.run(ctx, c, s))
 }
 
 func (e *electCmd) validate() error {

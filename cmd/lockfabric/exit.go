@@ -26,6 +26,7 @@ const (
 	exitCannotRun   = 126
 	exitNotFound    = 127
 	exitSignal      = 128 // plus the signal's number
+	maxExit         = 255
 )
 
 // exitError is an error with an exit code. Without a cause nothing is printed.

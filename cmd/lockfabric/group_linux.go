@@ -31,6 +31,9 @@ func moreEndings() []os.Signal {
 // use what is left of the lease.
 func dieWithParent(attr *syscall.SysProcAttr) { attr.Pdeathsig = syscall.SIGTERM }
 
+// adoptOrphans makes this program the parent of what its children leave behind.
+func adoptOrphans() { _ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }
+
 // parentOf returns a process's parent, 0 if it can't be found out.
 func parentOf(pid int) int {
 	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")

@@ -77,6 +77,9 @@ func (g *group) terminate() {
 
 func (g *group) kill() { g.signal(unix.SIGKILL) }
 
+// working reports whether the command has left anybody at work in its group.
+func (g *group) working() bool { return g.alive() }
+
 // alive reports whether anybody is left in the group, once the leader has been
 // waited for. What of it we have adopted is gone only when waited for.
 func (g *group) alive() bool {

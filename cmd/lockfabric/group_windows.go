@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/windows"
 )
@@ -79,6 +80,25 @@ func (g *group) kill() {
 	}
 	_ = g.cmd.Process.Kill()
 }
+
+// jobAccounting is JOBOBJECT_BASIC_ACCOUNTING_INFORMATION.
+type jobAccounting struct {
+	userTime, kernelTime, periodUserTime, periodKernelTime int64
+	pageFaults, processes, active, terminated              uint32
+}
+
+// working reports whether the command has left anybody at work in its job.
+func (g *group) working() bool {
+	var a jobAccounting
+	if g.job == 0 {
+		return false
+	}
+	err := windows.QueryInformationJobObject(g.job, 1, uintptr(unsafe.Pointer(&a)), uint32(unsafe.Sizeof(a)), nil)
+	return err == nil && a.active > 0
+}
+
+// adoptOrphans does nothing: there are none here.
+func adoptOrphans() {}
 
 // alive says no once the command has exited: there is nobody left to be asked,
 // so the rest of the job is ended.

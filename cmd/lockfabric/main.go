@@ -30,7 +30,8 @@
 // standard streams of run, and with LOCKFABRIC_KEY and LOCKFABRIC_TOKEN (the
 // fencing token) in its environment. Signals sent to run go to the group. When
 // CMD ends the lock is released and its exit code is passed on; what CMD left in
-// the background does not keep the lock. When no server answers then, or when run is
+// the background does not keep the lock, unless --wait-children says so, and with
+// --hold-at-least it is released when that time is over. When no server answers then, or when run is
 // to end while it waits, that takes some seconds; another signal cuts it short.
 //
 // All of this is so for permits and for a leadership, too. When the lock is lost while CMD runs, its group gets SIGTERM, what is left of it
@@ -53,7 +54,7 @@
 //	65       the name is in use as something else, or with another size; or its record can't be read
 //	69       the server can't be reached or used
 //	70       the result can't be written, or a defect of this program
-//	75       run, elect: not acquired or not elected: held by others for the time given by --wait;
+//	75       run, elect: not acquired or not elected: held by others for the time given by --wait, unless --conflict-exit-code says another one;
 //	         barrier, latch wait: not passed in that time; latch delete: somebody waits for it
 //	76       run, elect, barrier: lost: the lock, the permit, the leadership or the membership was lost while CMD ran
 //	77       the server refuses the credentials, or a permission that locks need
@@ -90,6 +91,8 @@ type cli struct {
 	LocalDir      string        `placeholder:"DIR" env:"LOCKFABRIC_DIR" help:"Directory of the local server, one in the user's state directory unless given."`
 	LocalIdleExit time.Duration `default:"10m" env:"LOCKFABRIC_LOCAL_IDLE_EXIT" help:"When a local server that is started now ends after its last client left."`
 
+	ShowVersion versionFlag `name:"version" help:"Show the version of this program."`
+
 	Run     runCmd     `cmd:"" help:"Run a command while holding a lock, or permits of a semaphore."`
 	Elect   electCmd   `cmd:"" help:"Run a command while this process is the leader, or tell who is."`
 	Barrier barrierCmd `cmd:"" help:"Wait until a number of processes have come, or run a command together with them."`
@@ -101,6 +104,7 @@ type cli struct {
 	Gc      gcCmd      `cmd:"" help:"Remove the entries of dead processes from all locks."`
 	Doctor  doctorCmd  `cmd:"" help:"Find out what is wrong with the server, the cluster and the fabric's buckets."`
 	Version versionCmd `cmd:"" help:"Show the version of this program."`
+	Help    helpCmd    `cmd:"" help:"Show what a command is for."`
 
 	Completion completionCmd `cmd:"" help:"Print a script that makes a shell complete command lines."`
 	Complete   completeCmd   `cmd:"" hidden:"" help:"Print what may come next on a command line."`
@@ -149,13 +153,17 @@ func execute(args []string, stdout, stderr *os.File) int {
 }
 
 func newParser(c *cli, stdout, stderr io.Writer, more ...kong.Option) (*kong.Kong, error) {
-	return kong.New(c, append(append([]kong.Option{
+	k, err := kong.New(c, append(append([]kong.Option{
 		kong.Name("lockfabric"),
 		kong.Description("Distributed locks on NATS JetStream."),
 		kong.Writers(stdout, stderr),
 		kong.UsageOnError(),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, FlagsLast: true}),
 	}, textMappers()...), more...)...)
+	if err == nil {
+		arrange(k.Model)
+	}
+	return k, err
 }
 
 func (c *cli) validate() error {

@@ -11,7 +11,8 @@ import (
 
 type runCmd struct {
 	Key           string   `arg:"" complete:"lock" help:"Name of the lock or semaphore; '/' separates levels."`
-	Command       []string `arg:"" name:"cmd" passthrough:"partial" help:"Command to run, best after '--', with its arguments; flags of lockfabric stand before it."`
+	Command       []string `arg:"" optional:"" name:"cmd" passthrough:"partial" help:"Command to run, best after '--', with its arguments; flags of lockfabric stand before it."`
+	Line          string   `name:"command" short:"c" placeholder:"LINE" complete:"-" help:"Run this line with 'sh -c' in place of CMD."`
 	Mode          string   `xor:"mode" placeholder:"IS|IX|S|SIX|U|X" complete:"IS,IX,S,SIX,U,X" help:"What else may be held beside it: X, the default, excludes all others, S those who write, U all but S and IS; IS, IX and SIX announce locks on parts."`
 	Shared        bool     `xor:"mode" help:"The same as --mode S: hold the lock together with others who do so, too."`
 	Semaphore     int      `xor:"mode" placeholder:"N" complete:"-" help:"Hold a permit of a semaphore with N permits instead of a lock. All who use the name have to give the same N."`
@@ -19,13 +20,17 @@ type runCmd struct {
 	DeadlineCheck bool     `help:"Don't queue, exit with 75 at once, when the wait is expected to last longer than --wait. Nothing is expected of a lock that nobody has waited for."`
 	claiming
 	holding
+	staying
 }
 
 // Help tells of the exit codes.
 func (*runCmd) Help() string {
 	return "CMD gets LOCKFABRIC_KEY and LOCKFABRIC_TOKEN, the fencing token, in its environment. Signals are passed on to its process group. " +
 		"If the lock or the permit is lost the group gets SIGTERM, and SIGKILL after --kill-after.\n\n" +
-		"Exit code: CMD's own, or 128+n when signal n ended it; 75: not acquired, others hold it; 76: the lock or the permit was lost while CMD ran; " +
+		"What CMD leaves in the background does not keep the lock: others can have it while that is at work. With --wait-children it does. " +
+		"For a job that many hosts start at the same time, of which one is to run, give --wait 0 and a --hold-at-least that is longer than their clocks differ. " +
+		"SIGINT and SIGTERM that run gets end CMD and that time; the exit code is CMD's all the same.\n\n" +
+		"Exit code: CMD's own, or 128+n when signal n ended it; 75, or that of --conflict-exit-code: not acquired, others hold it; 76: the lock or the permit was lost while CMD ran; " +
 		"77: the server refuses the credentials; 69: no server; 65: the name is something else, or a semaphore of another size; 64: usage; " +
 		"126, 127: CMD can't be run, not found; 70: a defect."
 }
@@ -33,11 +38,17 @@ func (*runCmd) Help() string {
 // Run holds the lock, or the permits, while the command runs.
 func (r *runCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	r.Command = afterDashes(r.Command)
+	if r.Line != "" && len(r.Command) == 0 {
+		r.Command = []string{"sh", "-c", r.Line}
+	} else if r.Line != "" {
+		return usageError("run --command: that is what is run: leave out the command at the end")
+	}
 	if err := r.validate(); err != nil {
 		return err
 	}
-	t := &task{holding: &r.holding, name: "run", key: r.Key, command: r.Command, acquire: r.acquire, advice: r.advice}
-	return t.run(ctx, c, s)
+	r.NoProgress = r.NoProgress || r.Quiet
+	t := &task{holding: &r.holding, staying: r.staying, name: "run", key: r.Key, command: r.Command, acquire: r.acquire, advice: r.advice}
+	return r.conflict(t.run(ctx, c, s))
 }
 
 func (r *runCmd) validate() error {
@@ -58,7 +69,7 @@ func (r *runCmd) validate() error {
 	if err := checkCommand("run", r.Command); err != nil {
 		return err
 	}
-	return cmp.Or(r.claiming.validate("run"), r.holding.validate("run"), checkName(r.Key))
+	return cmp.Or(r.claiming.validate("run"), r.holding.validate("run"), r.staying.validate("run"), checkName(r.Key))
 }
 
 // checkName refuses a name that nothing can have, before any server is asked.

@@ -52,7 +52,7 @@ func TestExitCodes(t *testing.T) {
 		{"no program", []string{"run", "k", "--", garbage}, 126, "can't be run"},
 		{"no interpreter", []string{"run", "k", "--", orphan}, 127, "can't be run: fork/exec " + orphan + ": no such file or directory: look whether the interpreter"},
 		{"script without #!", []string{"run", "k", "--", plain}, 126, "begin a script with"},
-		{"no command", []string{"run", "k"}, 64, "see 'lockfabric --help'"},
+		{"no command", []string{"run", "k"}, 64, "the command is empty"},
 		{"empty command", []string{"run", "k", "--", ""}, 64, "the command is empty"},
 		{"no arguments", nil, 64, "expected one of"},
 		{"unknown flag", []string{"run", "--bogus", "k", "--", "true"}, 64, "--bogus"},

@@ -4,12 +4,17 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"slices"
+	"syscall"
 	"time"
 )
 
 // lookForGroup is how often the end of a process group is looked for; nothing
-// tells of it.
-const lookForGroup = 10 * time.Millisecond
+// tells of it. With --wait-children it can last, and is looked for less and less often.
+const (
+	lookForGroup   = 10 * time.Millisecond
+	lookForGroupAt = 200 * time.Millisecond // at most
+)
 
 // supervisor runs a command while something is held.
 //
@@ -21,11 +26,13 @@ type supervisor struct {
 	held      held
 	sigs      chan os.Signal
 	killAfter time.Duration
+	children  bool // go on until all of the group has ended
 	log       *slog.Logger
 
 	group     *group
 	term      *terminal // nil without one
 	signalled bool      // a signal ended the command
+	told      bool      // to end, by SIGINT or SIGTERM
 }
 
 // event is a change of the command itself, the leader of its group.
@@ -45,6 +52,9 @@ func (v *supervisor) run(cmd *exec.Cmd) (code int, err error) {
 	// took us alone would leave it running under a lock that nobody renews.
 	catch(v.sigs, forwarded)
 	v.term = openTerminal() // before the command can change how it is set
+	if v.children {
+		adoptOrphans() // else one that its new parent doesn't wait for would count as alive
+	}
 	if v.group, err = startGroup(cmd); err == nil {
 		v.term.giveTo(v.group)
 		code, err = v.wait()
@@ -57,7 +67,7 @@ func (v *supervisor) wait() (code int, err error) {
 	lost := v.held.Lost()
 	events := v.group.events
 	var kill, look <-chan time.Time
-	killed := false
+	killed, every := false, lookForGroup
 	for {
 		select {
 		case <-lost:
@@ -71,23 +81,33 @@ func (v *supervisor) wait() (code int, err error) {
 				continue
 			}
 			events, code, v.signalled = nil, e.code, e.signal != 0
-			if err := v.held.Err(); err == nil || killed {
+			err := v.held.Err()
+			if killed || err == nil && !v.children {
 				return code, err
+			}
+			if err == nil { // who is left is in the background
+				v.term.close(v.signalled)
+				v.term = nil
 			}
 			// What the command started and left behind has to end as well.
 			look = time.After(0)
 		case <-look:
-			if !v.group.alive() {
+			if lost == nil && !v.group.alive() || lost != nil && !v.group.working() {
 				return code, v.held.Err()
 			}
-			look = time.After(lookForGroup)
+			if look = time.After(every); lost != nil {
+				every = min(2*every, lookForGroupAt)
+			}
 		case <-kill:
 			v.group.kill()
 			if killed = true; events == nil {
 				return code, v.held.Err()
 			}
 		case sig := <-v.sigs:
-			v.forward(sig)
+			v.told = v.told || sig == os.Interrupt || sig == syscall.SIGTERM
+			if events != nil || slices.Contains(endings, sig) { // else none would continue what it stops
+				v.forward(sig)
+			}
 		}
 	}
 }

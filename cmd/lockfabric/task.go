@@ -41,6 +41,7 @@ func (h *holding) validate(what string) error {
 // task waits for something, and runs a command while it is held.
 type task struct {
 	*holding
+	staying
 	name    string   // of the command of lockfabric, for messages
 	key     string   // of what is waited for
 	command []string // without one nothing runs
@@ -77,15 +78,20 @@ func (t *task) run(ctx context.Context, c *cli, s *streams) error {
 		_ = m.Close()
 		return nil
 	}
-	v := &supervisor{held: h, sigs: sigs, killAfter: t.KillAfter, log: s.log}
+	since := time.Now()
+	v := &supervisor{held: h, sigs: sigs, killAfter: t.KillAfter, children: t.WaitChildren, log: s.log}
 	code, err := v.run(childOf(path, t.command, "LOCKFABRIC_KEY="+h.Key(), "LOCKFABRIC_TOKEN="+strconv.FormatUint(h.Token(), 10)))
 	if err != nil && !errors.Is(err, fabric.ErrLost) {
 		err = cannotRun(t.command[0], err)
 	}
+	stayed := err == nil && !v.told && t.stay(ctx, h, since, s, t.visible(c, s), sigs)
 	if rerr := t.end(ctx, m, h, sigs); rerr != nil && err == nil {
-		if t.after != nil || errors.Is(rerr, fabric.ErrLost) {
+		lost := errors.Is(rerr, fabric.ErrLost)
+		switch {
+		case lost && stayed: // which has been told
+		case lost || t.after != nil:
 			err = rerr
-		} else {
+		default:
 			s.log.Warn("the release is not confirmed; what was held ends with its TTL at the latest", "key", t.key, "ttl", t.TTL, "error", rerr)
 		}
 	}
@@ -151,7 +157,7 @@ func (t *task) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.Si
 	ctx, leave := c.welcome.guard(ctx)
 	defer leave()
 	erase := func() {}
-	if !t.NoProgress && c.Output == "text" && s.status.usable() {
+	if t.visible(c, s) {
 		erase = startProgress(ctx, m, t.key, s.status)
 	}
 	var got held
@@ -178,6 +184,11 @@ func (t *task) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.Si
 		return nil, nil, err
 	}
 	return m, got, nil
+}
+
+// visible says whether to show how it stands on the terminal.
+func (t *task) visible(c *cli, s *streams) bool {
+	return !t.NoProgress && c.Output == "text" && s.status.usable()
 }
 
 func (t *task) explain(err error, m *fabric.Manager) error {

@@ -43,16 +43,23 @@ func newVersionInfo(build *debug.BuildInfo) versionInfo {
 
 // Run shows the version.
 func (*versionCmd) Run(c *cli, s *streams) error {
+	v := thisVersion()
+	return s.print(c.Output, v, v.write)
+}
+
+func thisVersion() versionInfo {
 	build, _ := debug.ReadBuildInfo()
-	v := newVersionInfo(build)
-	return s.print(c.Output, v, func(w io.Writer) {
-		fmt.Fprintf(w, "lockfabric %s", v.Version)
-		if v.Revision != "" {
-			fmt.Fprintf(w, " %.12s", v.Revision)
-			if v.Modified {
-				fmt.Fprint(w, "+changes")
-			}
+	return newVersionInfo(build)
+}
+
+// write writes it as a line.
+func (v versionInfo) write(w io.Writer) {
+	fmt.Fprintf(w, "lockfabric %s", v.Version)
+	if v.Revision != "" {
+		fmt.Fprintf(w, " %.12s", v.Revision)
+		if v.Modified {
+			fmt.Fprint(w, "+changes")
 		}
-		fmt.Fprintf(w, " %s %s\n", v.Go, v.Platform)
-	})
+	}
+	fmt.Fprintf(w, " %s %s\n", v.Go, v.Platform)
 }

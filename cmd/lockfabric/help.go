@@ -1,0 +1,32 @@
+package main
+
+import (
+	"github.com/alecthomas/kong"
+)
+
+// helpCmd is --help for those who look for a command.
+type helpCmd struct {
+	Command []string `arg:"" optional:"" complete:"command" help:"The command to tell of."`
+}
+
+// Run prints the help of a command.
+func (h *helpCmd) Run(s *streams) error {
+	parser, err := newParser(&cli{}, s.out, s.err)
+	if err == nil {
+		_, err = parser.Parse(append(h.Command, "--help"))
+	}
+	if err != nil {
+		return usageError("help: %w: see 'lockfabric --help'", err)
+	}
+	return nil
+}
+
+// versionFlag is the command version for those who look for a flag.
+type versionFlag bool
+
+// BeforeReset is called by the parser where the flag was given.
+func (versionFlag) BeforeReset(app *kong.Kong) error {
+	thisVersion().write(app.Stdout)
+	app.Exit(0)
+	return nil
+}
