@@ -6,6 +6,7 @@
 //	cmd, examples
 //	primitives
 //	fabric
+//	coalesce
 //	internal/engine
 //	internal/lease   internal/record
 //	kv               internal/clock

@@ -39,7 +39,11 @@ var layers = map[string]layer{
 	"internal/rtt":    {},
 	"internal/lease":  {imports: []string{"kv", "internal/jskv", "internal/pause", "internal/clock", "internal/rtt"}},
 	"internal/engine": {imports: []string{"kv", "internal/jskv", "internal/pause", "internal/record", "internal/lease", "internal/rtt"}},
+	"coalesce": {imports: []string{
+		"internal/engine", "kv", "internal/jskv", "internal/record", "internal/lease", "internal/clock", "internal/rtt",
+	}, serverInTests: true},
 	"fabric": {imports: []string{
+		"coalesce",
 		"internal/engine", "kv", "internal/jskv", "internal/pause", "internal/record", "internal/lease", "internal/clock", "internal/rtt",
 	}, serverInTests: true},
 	"primitives": {imports: []string{"fabric"}},

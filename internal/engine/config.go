@@ -51,6 +51,9 @@ type Config struct {
 	// this led to. It runs in the goroutine that wrote, with no lock held, and must
 	// be quick. An eviction whose acknowledgement got lost is not reported.
 	Evicted func(key string, leases []string, entries int)
+	// Contended is called, if it is not nil, when this process is not alone on a key: a write met a
+	// newer record, or a request has to wait. It is called with locks held, often, and must return at once.
+	Contended func(key string)
 	// Hints, if it is not nil, tells other processes when they are let in.
 	Hints  Hints
 	Logger *slog.Logger
@@ -65,6 +68,9 @@ func (cfg Config) withDefaults() Config {
 	}
 	if cfg.Suspect == nil {
 		cfg.Suspect = func() {}
+	}
+	if cfg.Contended == nil {
+		cfg.Contended = func(string) {}
 	}
 	return cfg
 }

@@ -29,6 +29,13 @@ var (
 	// become of the operation. The engine goes on with undoing it.
 	ErrUncertain = errors.New("engine: not known whether it was done")
 
+	// ErrNotEntitled says of a guest's request that this process may not write for others any more.
+	// An earlier write of it may still be committed.
+	ErrNotEntitled = errors.New("engine: no longer entitled to write for others")
+
+	// ErrElsewhere is the cause to withdraw a request with that was, or is being, carried out by somebody else.
+	ErrElsewhere = errors.New("engine: carried out elsewhere")
+
 	// ErrStopped says that the stop channel given with the operation was closed.
 	ErrStopped = errors.New("engine: operation stopped")
 

@@ -15,6 +15,9 @@ type Doer interface {
 	// write, is undone, and Done is called after that, at the latest when its lease ends: with
 	// cause, or for an operation that is Proven with what became of it. A request that can't be undone is carried through in the background, and Done gets
 	// ErrUnconfirmed with cause at once. A request that is done is left alone.
+	//
+	// With ErrElsewhere as its cause nothing is undone: what was written stays, and
+	// nothing more is written for it but by a write that is under way.
 	Withdraw(r *Request, cause error)
 }
 
@@ -29,13 +32,25 @@ type Request struct {
 	AtLeast uint64
 	// Held is, of a release, the token of the hold; 0 means withdrawn without holding. This
 	// engine does not use it.
-	Held     uint64
+	Held uint64
+	// Guest, if it is not nil, makes this the request of another process, which may have it carried
+	// out by somebody else as well. It is called right before each write that contains the request is
+	// sent: whether this process is still entitled to. If not, the request ends with ErrNotEntitled.
+	// Whatever becomes of a guest, this engine never takes it back: only who asked for it knows
+	// whether it is wanted. It is not held back by the window of this process. It must be quick.
+	Guest func() bool
+	// Prove has the outcome read off a record that was committed after the request came, by a write
+	// that changes nothing if need be: whatever was sent for its id before, by anybody who
+	// sends no more of it, can't be committed any more.
+	Prove    bool
 	FailFast bool // end with ErrUnavailable at the first sign that no leader answers
 	// Queued is called once, before Done, if the operation has to wait; nil if nobody wants to
 	// know. Done is called with the outcome. No lock is held in either. They must be quick, and
 	// may call Submit and Withdraw.
 	Queued func(record.Place)
 	Done   func(Outcome, error)
+	// Via is for a Doer that passes requests on; this engine does not use it.
+	Via any
 
 	progress
 }
@@ -68,4 +83,4 @@ type progress struct {
 // queues reports whether r, if it isn't granted at once, goes to the end of a queue: the window is
 // for those. A try leaves no trace, and a conversion, an arrival or a condition's wait must not be
 // kept from the record, since others may wait for it.
-func (r *Request) queues() bool { return r.Op.Verb == record.OpAcquire }
+func (r *Request) queues() bool { return r.Op.Verb == record.OpAcquire && r.Guest == nil }

@@ -75,6 +75,10 @@ func (s *step) send(c *core, key string, silent *silence) {
 		s.entry, s.err = c.read(c.ctx, key, silent, failFast)
 		return
 	}
+	if slices.ContainsFunc(s.batch, func(r *Request) bool { return r.Guest != nil && !r.Guest() }) {
+		s.err = ErrNotEntitled
+		return
+	}
 	s.newRev, s.err = c.write(key, s.value, s.rev, silent, failFast)
 	if s.err == nil && c.cfg.Evicted != nil && s.base != nil {
 		s.reportEvicted(c.cfg.Evicted, key)

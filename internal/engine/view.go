@@ -244,8 +244,11 @@ func (v *view) stands(r *Request, st record.State, rec *record.Record, rev uint6
 		if v.waiting == nil {
 			v.waiting = map[string]*Request{}
 		}
-		if v.waiting[r.Op.ID] != r && r.queues() {
-			v.queuers++
+		if v.waiting[r.Op.ID] != r {
+			v.core.cfg.Contended(v.key)
+			if r.queues() {
+				v.queuers++
+			}
 		}
 		v.waiting[r.Op.ID] = r
 		if r.owed {
@@ -270,7 +273,7 @@ func (v *view) stands(r *Request, st record.State, rec *record.Record, rev uint6
 	v.end(r, out, err)
 	// The entry of one who was refused may still stand, and blocks nobody; it is taken away.
 	if undo, ok := r.Op.Undo(); ok && st.Standing == record.Refused && rec.Has(r.Op.ID) {
-		v.carryOut(&Request{Key: r.Key, Op: undo})
+		v.carryOut(&Request{Key: r.Key, Op: undo, Guest: r.Guest})
 	}
 }
 
@@ -382,9 +385,13 @@ func (v *view) drop(r *Request) {
 }
 
 // undo replaces r, which may have been written, by what takes it back: that stays in the
-// ledger until a committed write proves that it is done. Called with mu held.
+// ledger until a committed write proves that it is done. For a guest there is nothing
+// like that. Called with mu held.
 func (v *view) undo(r *Request, cause error) *Request {
 	v.drop(r)
+	if r.Guest != nil {
+		return nil
+	}
 	op, ok := r.Op.Undo()
 	if !ok {
 		op = r.Op

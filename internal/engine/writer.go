@@ -92,6 +92,9 @@ func (w *writer) withdraw(r *Request, cause error) {
 	stands := w.waiting[r.Op.ID] == r
 	switch _, undoable := r.Op.Undo(); {
 	case r.over || r.answered:
+	case errors.Is(cause, ErrElsewhere) || r.Guest != nil:
+		w.end(r, Outcome{}, cause)
+		w.backlog = slices.DeleteFunc(w.backlog, func(q *Request) bool { return q == r })
 	case !r.attempted && !r.Op.Owed():
 		// Nothing of it was written, so there is nothing to undo. The entry that a
 		// release is about is there all the same, under a lease that lives on.
@@ -164,7 +167,7 @@ func (w *writer) plan(s *step) bool {
 				}
 				return true
 			}
-			if w.trusted() && !w.uncertain.at(w.rev) {
+			if w.trusted() && !w.uncertain.at(w.rev) && !slices.ContainsFunc(s.batch, func(r *Request) bool { return r.Prove }) {
 				if s.refused() {
 					w.refusals.note()
 				}
@@ -173,8 +176,8 @@ func (w *writer) plan(s *step) bool {
 				continue
 			}
 			// What was read proves nothing while a write that expects this very
-			// revision may still be under way: write the same state again, and
-			// that one can't be committed any more.
+			// revision may still be under way, this engine's or another's: write
+			// the same state again, and that one can't be committed any more.
 		}
 		s.encode()
 		w.expected = s.value
@@ -260,8 +263,12 @@ func (w *writer) conclude(s *step) (pause time.Duration) {
 func (w *writer) notWritten(s *step) (pause time.Duration) {
 	var conflict *jskv.ConflictError
 	switch {
+	case errors.Is(s.err, ErrNotEntitled):
+		w.dropGuests(s.batch)
+		return 0
 	case errors.As(s.err, &conflict):
 		w.core.conflicts.Add(1)
+		w.core.cfg.Contended(w.key)
 		if conflict.Actual < s.rev {
 			// Said by a deposed leader that is behind what was seen; the same
 			// request may have reached the new one, too.
@@ -292,6 +299,15 @@ func (w *writer) notWritten(s *step) (pause time.Duration) {
 		w.core.cfg.Suspect() // nobody answers for a stream that is no more
 	}
 	return w.failed(s, s.err)
+}
+
+// dropGuests ends the requests of a batch that this process may not write any more. Called with mu held.
+func (w *writer) dropGuests(batch []*Request) {
+	for _, r := range batch {
+		if r.Guest != nil && !r.Guest() {
+			w.end(r, Outcome{}, ErrNotEntitled)
+		}
+	}
 }
 
 // doubt notes that a write may be committed, now or later. Called with mu held.

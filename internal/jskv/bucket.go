@@ -77,6 +77,9 @@ type Bucket struct {
 // Name returns the bucket's name.
 func (b *Bucket) Name() string { return b.name }
 
+// Incarnation returns what tells the bucket from those that had its name before.
+func (b *Bucket) Incarnation() string { return b.incarnation }
+
 // Stream returns the name of the stream under the bucket.
 func (b *Bucket) Stream() string { return b.stream }
 

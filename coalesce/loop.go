@@ -1,0 +1,183 @@
+package coalesce
+
+import (
+	"errors"
+	"regexp"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// loop takes what came, has it carried out, and answers.
+func (s *Service) loop() {
+	t := time.NewTimer(0)
+	defer t.Stop()
+	var beaten time.Time
+	var reqs []*engine.Request
+	for {
+		now := time.Now()
+		reqs = s.pass(now, reqs[:0])
+		s.cfg.Doer.Submit(reqs...)
+		clear(reqs)
+		next := s.flush()
+		if wait := s.beatEvery(); now.Sub(beaten) >= wait {
+			beaten = now
+			b := s.beat()
+			_ = s.cfg.Conn.Publish(beatSubject(s.cfg.Fabric, s.cfg.Shard), b.append(nil))
+		}
+		if at := beaten.Add(s.beatEvery()); next.IsZero() || at.Before(next) {
+			next = at
+		}
+		t.Reset(max(time.Until(next), 0))
+		select {
+		case <-s.wake:
+		case <-t.C:
+		case <-s.ctx.Done():
+			return
+		}
+	}
+}
+
+// pass takes everything that has come.
+func (s *Service) pass(now time.Time, reqs []*engine.Request) []*engine.Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.resumed {
+		reqs = s.resume(l, reqs)
+	}
+	s.resumed = nil
+	for i := range s.inbox {
+		reqs = s.take(&s.inbox[i], now, reqs)
+	}
+	clear(s.inbox)
+	s.inbox = s.inbox[:0]
+	return reqs
+}
+
+// flush sends what is to be sent now, and returns when there is more.
+func (s *Service) flush() (next time.Time) {
+	now := time.Now()
+	type letter struct {
+		subject string
+		data    []byte
+	}
+	var letters []letter
+	s.mu.Lock()
+	later := s.dirty[:0]
+	for _, c := range s.dirty {
+		if !c.urgent && now.Before(c.due) {
+			if later = append(later, c); next.IsZero() || c.due.Before(next) {
+				next = c.due
+			}
+			continue
+		}
+		for first := true; first || len(c.out) > 0; first = false {
+			p := reply{term: s.cfg.Term, upto: c.top, missed: c.missed, outcomes: c.out[:fits(c.out)]}
+			letters = append(letters, letter{c.subject, p.append(nil)})
+			c.out, c.missed = c.out[len(p.outcomes):], span{}
+			s.stats.Replies++
+		}
+		c.out, c.listed, c.urgent = nil, false, false
+	}
+	clear(s.dirty[len(later):])
+	s.dirty = later
+	s.mu.Unlock()
+	for _, l := range letters {
+		_ = s.cfg.Conn.Publish(l.subject, l.data)
+	}
+	return next
+}
+
+// fits returns how many outcomes go into one message.
+func fits(out []outcome) int {
+	size := 0
+	for i := range min(len(out), maxOps) {
+		if size += 128 + 2*len(out[i].lease) + len(out[i].record); size > maxFrame/2 && i > 0 {
+			return i
+		}
+	}
+	return min(len(out), maxOps)
+}
+
+// beatEvery is how often everybody is told that this owner is there.
+func (s *Service) beatEvery() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.waiting+s.under == 0 {
+		return beatIdle
+	}
+	return min(beatBusy*time.Duration(1+len(s.sessions)/500), time.Second)
+}
+
+func (s *Service) beat() beat {
+	return beat{
+		term: s.cfg.Term, stamp: s.cfg.Stamp, lease: s.cfg.Lease, rank: s.cfg.Rank,
+		min: frameVersion, max: frameVersion, next: uint64(s.beatEvery().Milliseconds()),
+	}
+}
+
+// outcomeOf puts what an engine answered into a form that travels.
+func outcomeOf(op *record.Op, out engine.Outcome, err error) outcome {
+	a := outcome{lease: op.Lease, seq: sequenceOf(op.ID), rev: out.Revision}
+	var no *engine.RefusedError
+	switch {
+	case err == nil && op.Verb == record.OpRelease:
+		a.kind, a.existed = done, out.Existed
+	case err == nil:
+		a.kind, a.token, a.revoked = granted, out.Entry.Token, out.Entry.Revoked
+		a.mode, a.permits = out.Entry.Mode, out.Entry.Permits
+		a.alone = out.Record != nil && len(out.Record.Holders)+len(out.Record.Waiters) == 1
+	case errors.As(err, &no):
+		a.kind, a.verdict, a.have, a.limit = refused, no.Verdict, no.Have, no.Limit
+		a.wait, a.position, a.uncertain = no.Wait, no.Position, no.Uncertain
+		a.blocker, a.record = no.Blocker.ID, inTheWay(no.Record)
+		if a.record == nil && no.Blocker.ID != "" {
+			a.record = oneEntry(op.Kind, no.Blocker)
+		}
+	case errors.Is(err, engine.ErrGone):
+		a.kind = gone
+	case errors.Is(err, engine.ErrNotEntitled):
+		a.kind, a.code, a.uncertain = notDone, codeNotOwner, true
+	default:
+		a.kind, a.code, a.uncertain = notDone, codeFailed, true
+	}
+	return a
+}
+
+// maxInTheWay bounds how many entries of a record are sent to say why it refuses.
+const (
+	maxInTheWay      = 32
+	maxInTheWayBytes = 8 << 10
+)
+
+// inTheWay is the beginning of a record, as it is stored: nil of none, and of one whose
+// beginning is too large.
+func inTheWay(rec *record.Record) []byte {
+	if rec == nil {
+		return nil
+	}
+	cut := *rec
+	cut.Holders = cut.Holders[:min(len(cut.Holders), maxInTheWay)]
+	cut.Waiters = cut.Waiters[:min(len(cut.Waiters), maxInTheWay-len(cut.Holders))]
+	b := cut.Append(nil)
+	if len(b) > maxInTheWayBytes {
+		return nil
+	}
+	return b
+}
+
+// oneEntry is a record with one holder.
+func oneEntry(kind record.Kind, e record.Entry) []byte {
+	return inTheWay(&record.Record{Kind: kind, Holders: []record.Entry{e}})
+}
+
+var isVersion = regexp.MustCompile(`^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)$`)
+
+// semver returns a version that micro takes.
+func semver(v string) string {
+	if isVersion.MatchString(v) {
+		return v
+	}
+	return "0.0.0-dev"
+}

@@ -1,0 +1,268 @@
+package coalesce
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// RouterConfig says how a router works.
+type RouterConfig struct {
+	// LeaseDead reports whether a lease's tombstone is committed, by one read. It is needed.
+	LeaseDead func(ctx context.Context, lease string) (bool, error)
+	// Belt sends every operation on both roads at once, for tests.
+	Belt bool
+	// Always sends every operation to the owner while there is one, also for keys that nobody else
+	// wants, for tests and measurements.
+	Always bool
+}
+
+// Router is an engine.Doer that takes, for each operation, the direct road or that over the owner.
+// It is safe for concurrent use.
+type Router struct {
+	engine *engine.Engine
+	client *Client
+	cfg    RouterConfig
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	here   atomic.Bool // the owner is this process
+	owes   atomic.Bool // there are trips or claims
+
+	// All below is guarded by the client's mutex.
+	routes map[string]*route
+	trips  map[*trip]struct{} // that are not over
+	claims map[string]*claim  // by the operation's id
+	tick   *time.Timer
+}
+
+// route is what is known of a key that was contended.
+type route struct {
+	alone int // grants in a row that found nobody else
+	used  time.Time
+}
+
+// A key goes back to the direct road after so many grants that found nobody else, or unused for so long.
+const (
+	aloneMost = 8
+	idleMost  = 2 * time.Second
+	maxRoutes = 1 << 12
+)
+
+// NewRouter returns a router over the process's engine and a client. The engine's configuration has
+// Contended call the router's.
+func NewRouter(e *engine.Engine, c *Client, cfg RouterConfig) *Router {
+	r := &Router{
+		engine: e, client: c, cfg: cfg, routes: map[string]*route{}, trips: map[*trip]struct{}{}, claims: map[string]*claim{},
+	}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	c.mu.Lock()
+	c.router = r
+	c.mu.Unlock()
+	return r
+}
+
+// Close ends the router's work, and its client. Requests that are not answered end with
+// engine.ErrClosed. The engine is the caller's to close.
+func (r *Router) Close() {
+	r.cancel()
+	r.client.Close()
+	r.end()
+	r.wg.Wait()
+}
+
+func (r *Router) end() {
+	c := r.client
+	c.mu.Lock()
+	defer c.unlock()
+	if r.tick != nil {
+		r.tick.Stop()
+	}
+	for t := range r.trips {
+		r.answer(t, engine.Outcome{}, engine.ErrClosed)
+	}
+}
+
+// SetHere says whether the owner is this process: then everything is direct, and meets what comes
+// from others in the same engine.
+func (r *Router) SetHere(on bool) { r.here.Store(on) }
+
+// Contended is for engine.Config: this process is not alone on the key.
+func (r *Router) Contended(key string) {
+	c := r.client
+	c.mu.Lock()
+	defer c.mu.Unlock() // not unlock: the caller holds a lock of the engine
+	switch {
+	case c.closed || r.here.Load():
+	case c.now == nil:
+		c.want()
+	default:
+		r.route(key).alone = 0
+	}
+}
+
+// route returns the key's, made new if need be. Called with mu held.
+func (r *Router) route(key string) *route {
+	now := time.Now()
+	rt := r.routes[key]
+	if rt == nil {
+		for k, old := range r.routes {
+			if len(r.routes) < maxRoutes {
+				break
+			}
+			if now.Sub(old.used) > idleMost || len(r.routes) >= 2*maxRoutes {
+				delete(r.routes, k)
+			}
+		}
+		rt = &route{}
+		r.routes[key] = rt
+	}
+	rt.used = now
+	return rt
+}
+
+// Submit is that of engine.Doer.
+func (r *Router) Submit(reqs ...*engine.Request) {
+	if !r.busy() {
+		r.engine.Submit(reqs...)
+		return
+	}
+	c := r.client
+	c.mu.Lock()
+	for _, q := range reqs {
+		r.submit(q)
+	}
+	c.unlock()
+}
+
+// busy reports whether there is anything but the direct road.
+func (r *Router) busy() bool { return r.client.served.Load() && !r.here.Load() || r.owes.Load() }
+
+// submit has a request carried out. Called with mu held.
+func (r *Router) submit(q *engine.Request) {
+	coalesced := r.coalesced(q)
+	release := q.Op.Verb == record.OpRelease
+	cl := r.claims[q.Op.ID]
+	if q.Guest != nil || r.client.closed || !coalesced && (!release || cl == nil) {
+		r.client.due.submit(q)
+		return
+	}
+	t := &trip{req: q, since: time.Now(), claim: cl}
+	q.Via = t
+	r.trips[t] = struct{}{}
+	r.owes.Store(true)
+	switch {
+	case release:
+		if coalesced {
+			t.call = r.ask(t, q.Op)
+		}
+		if cl != nil {
+			r.unwanted(cl)
+		}
+	case cl == nil:
+		t.claim = &claim{id: q.Op.ID, key: q.Key, lease: q.Op.Lease, wanted: true}
+		r.claims[q.Op.ID] = t.claim
+		fallthrough
+	default: // the same again
+		t.call = r.ask(t, q.Op)
+	}
+	if !coalesced || r.cfg.Belt {
+		r.goDirect(t)
+	}
+	r.arm()
+}
+
+// coalesced decides whether a request is sent to the owner. Called with mu held.
+func (r *Router) coalesced(q *engine.Request) bool {
+	c := r.client
+	if c.now == nil || c.closed || r.here.Load() || !carries(q.Key, &q.Op) || !leaseOf(q.Op.Lease, c.cfg.Manager) {
+		return false
+	}
+	if r.cfg.Belt || r.cfg.Always {
+		return true
+	}
+	rt := r.routes[q.Key]
+	if rt == nil {
+		return false
+	}
+	now := time.Now()
+	if rt.alone >= aloneMost || now.Sub(rt.used) > idleMost {
+		delete(r.routes, q.Key)
+		return false
+	}
+	rt.used = now
+	return true
+}
+
+// Withdraw is that of engine.Doer.
+func (r *Router) Withdraw(q *engine.Request, cause error) {
+	t, _ := q.Via.(*trip)
+	if t == nil {
+		r.engine.Withdraw(q, cause)
+		return
+	}
+	c := r.client
+	c.mu.Lock()
+	defer c.unlock()
+	if !t.answered && t.cause == nil {
+		r.withdraw(t, cause)
+	}
+}
+
+// Look is for hints that the key's record has changed: see engine.Engine.Look.
+func (r *Router) Look(key string, rev uint64) {
+	r.engine.Look(key, rev)
+	if !r.owes.Load() {
+		return
+	}
+	c := r.client
+	c.mu.Lock()
+	defer c.unlock()
+	for t := range r.trips {
+		if t.req.Key == key && t.call != nil && t.call.queued {
+			r.goDirect(t) // whoever let it in does not tell the owner
+		}
+	}
+}
+
+// ReleaseInBackground is that of the engine, on every road that the id has taken.
+func (r *Router) ReleaseInBackground(key, lease, id string, atLeast uint64) {
+	r.background(key, record.Op{Verb: record.OpRelease, ID: id, Lease: lease}, atLeast)
+}
+
+// UndoInBackground is that of the engine, on every road that the id has taken.
+func (r *Router) UndoInBackground(key string, op record.Op, atLeast uint64) {
+	if r.owed(op.ID) {
+		if undo, ok := op.Undo(); ok {
+			op = undo
+		}
+		r.background(key, op, atLeast)
+		return
+	}
+	r.engine.UndoInBackground(key, op, atLeast)
+}
+
+func (r *Router) background(key string, op record.Op, atLeast uint64) {
+	if op.Verb == record.OpRelease && r.owed(op.ID) {
+		c := r.client
+		c.mu.Lock()
+		if cl := r.claims[op.ID]; cl != nil {
+			r.unwanted(cl)
+		}
+		c.unlock()
+	}
+	r.engine.UndoInBackground(key, op, atLeast)
+}
+
+func (r *Router) owed(id string) bool {
+	if !r.owes.Load() {
+		return false
+	}
+	r.client.mu.Lock()
+	defer r.client.mu.Unlock()
+	return r.claims[id] != nil
+}

@@ -1,0 +1,243 @@
+package coalesce
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+
+	"github.com/lockfabric/lockfabric/internal/engine"
+)
+
+// ServiceName is the name of the micro service under which owners are found, as by `nats micro ls`.
+const ServiceName = "lockfabric"
+
+// QueueGroup is the queue group of those who answer hellos.
+const QueueGroup = "q"
+
+// The bounds of an owner.
+const (
+	maxSessions   = 1 << 16
+	maxOperations = 1 << 18 // under way, of all sessions
+	maxCredit     = 1024    // operations of one session that neither wait nor have ended
+	maxInbox      = 16384   // frames that wait in the subscription
+	maxInboxBytes = 32 << 20
+)
+
+// Times of an owner.
+const (
+	beatBusy     = 250 * time.Millisecond // while somebody waits
+	beatIdle     = 5 * time.Second
+	receiptAfter = 20 * time.Millisecond // how long an acknowledgement waits for company
+	drainTime    = time.Second           // of what is under way at Close
+)
+
+// ServiceConfig is what the owner's side of a shard is made of, for one term. All fields but
+// Rank, Version, Metadata and Logger are needed.
+type ServiceConfig struct {
+	Conn   *nats.Conn
+	Fabric string
+	Shard  int
+	Stamp  Stamp
+	// Term is the token of the shard's ownership, and Lease the id of the lease that it stands
+	// under. When that lease's tombstone is committed the term is over.
+	Term  uint64
+	Lease string
+	Rank  int
+	// Version is the library's, as "1.2.3"; what is no version is 0.0.0-dev.
+	Version  string
+	Metadata map[string]string // shown beside the service's own
+	// Doer carries the operations out: the engine of this process.
+	Doer engine.Doer
+	// Valid reports whether Lease is valid by this process's clock. It is asked before work is
+	// taken and before each write, and must be quick.
+	Valid func() bool
+	// LeaseAlive reports whether a client's lease exists and has no tombstone, by one read.
+	LeaseAlive func(ctx context.Context, lease string) (bool, error)
+	Logger     *slog.Logger
+}
+
+// Service serves a shard for one term. It is safe for concurrent use.
+type Service struct {
+	cfg     ServiceConfig
+	inboxes string
+	micro   micro.Service
+	ctx     context.Context
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+	wake    chan struct{}
+	reads   chan struct{} // taken by those who read a lease
+	over    atomic.Bool   // nothing is written for others any more
+
+	mu       sync.Mutex
+	closing  bool
+	inbox    []arrival
+	sessions map[string]*session
+	dirty    []*session // with something to send
+	resumed  []*leaseCheck
+	waiting  int // acquires that stand in a queue
+	under    int // operations that neither wait nor have ended
+	drained  chan struct{}
+	stats    ServiceStats
+}
+
+// arrival is a frame and who sent it.
+type arrival struct {
+	manager string
+	frame   frame
+}
+
+// ServiceStats counts what a service has done since it was made.
+type ServiceStats struct {
+	Frames     uint64 `json:"frames"`
+	Operations uint64 `json:"operations"`
+	Grants     uint64 `json:"grants"`
+	Replies    uint64 `json:"replies"`
+	Dropped    uint64 `json:"dropped"` // frames: malformed, late, repeated, or from nobody
+	Refused    uint64 `json:"refused"` // operations that were not done
+	Sessions   int    `json:"sessions"`
+	Waiting    int    `json:"waiting"`
+	UnderWay   int    `json:"under_way"`
+}
+
+// Serve begins to serve. Close ends it.
+func Serve(cfg ServiceConfig) (*Service, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Service{
+		cfg: cfg, inboxes: inboxes(cfg.Fabric), wake: make(chan struct{}, 1), reads: make(chan struct{}, leaseReads), sessions: map[string]*session{},
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	if err := s.register(); err != nil {
+		s.cancel()
+		return nil, err
+	}
+	s.wg.Go(s.loop)
+	return s, nil
+}
+
+// register announces the service and subscribes to its subjects.
+func (s *Service) register() error {
+	cfg := s.cfg
+	meta := map[string]string{
+		"fabric": cfg.Fabric, "shard": strconv.Itoa(cfg.Shard), "term": strconv.FormatUint(cfg.Term, 10),
+		"stamp": cfg.Stamp.String(), "frames": fmt.Sprintf("%d-%d", frameVersion, frameVersion), "rank": strconv.Itoa(cfg.Rank),
+	}
+	maps.Copy(meta, cfg.Metadata)
+	svc, err := micro.AddService(cfg.Conn, micro.Config{
+		Name: ServiceName, Version: semver(cfg.Version), Description: "carries out lock operations of a fabric for others",
+		Metadata:     meta,
+		StatsHandler: func(*micro.Endpoint) any { return s.Stats() },
+	})
+	if err != nil {
+		return fmt.Errorf("coalesce: service: %w", err)
+	}
+	s.micro = svc
+	limits := micro.WithEndpointPendingLimits(maxInbox, maxInboxBytes)
+	err = svc.AddEndpoint("op", micro.HandlerFunc(s.takeFrame), limits,
+		micro.WithEndpointSubject(opSubject(cfg.Fabric, cfg.Shard, cfg.Term)), micro.WithEndpointQueueGroupDisabled())
+	if err == nil {
+		err = svc.AddEndpoint("hello", micro.HandlerFunc(s.takeHello), limits,
+			micro.WithEndpointSubject(helloSubject(cfg.Fabric, cfg.Shard)), micro.WithEndpointQueueGroup(QueueGroup))
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("coalesce: service: %w", err), svc.Stop())
+	}
+	return nil
+}
+
+// takeFrame is called for each frame. It answers nobody: the loop does, on subjects of its own making.
+func (s *Service) takeFrame(req micro.Request) {
+	manager := managerOf(req.Reply(), s.inboxes)
+	f, err := frame{}, errMalformed
+	if manager != "" {
+		f, err = decodeFrame(req.Data())
+	}
+	s.mu.Lock()
+	if s.stats.Frames++; err != nil {
+		s.stats.Dropped++
+	} else {
+		s.inbox = append(s.inbox, arrival{manager, f})
+	}
+	s.mu.Unlock()
+	s.nudge()
+}
+
+// takeHello answers who is there.
+func (s *Service) takeHello(req micro.Request) {
+	if managerOf(req.Reply(), s.inboxes) == "" {
+		return
+	}
+	b := s.beat()
+	_ = req.Respond(b.append(nil))
+}
+
+// nudge has the loop look.
+func (s *Service) nudge() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// entitled reports whether this process may still write for others.
+func (s *Service) entitled() bool { return !s.over.Load() && s.cfg.Valid() }
+
+// Stats returns the counters.
+func (s *Service) Stats() ServiceStats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.stats
+	st.Sessions, st.Waiting, st.UnderWay = len(s.sessions), s.waiting, s.under
+	return st
+}
+
+// Close ends the service: it takes nothing more, gives what is under way a moment to end, tells
+// everybody, and leaves those who wait to whoever comes next: they stand in the records. The
+// ownership can be given up when it returns. An error says that not everybody could be told.
+func (s *Service) Close(ctx context.Context) error {
+	s.mu.Lock()
+	if s.closing {
+		s.mu.Unlock()
+		s.wg.Wait()
+		return nil
+	}
+	s.closing = true
+	s.drained = make(chan struct{})
+	if s.under == 0 {
+		close(s.drained)
+	}
+	s.mu.Unlock()
+	t := time.NewTimer(drainTime)
+	defer t.Stop()
+	select {
+	case <-s.drained:
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	s.over.Store(true)
+	for _, r := range s.unanswered() {
+		s.cfg.Doer.Withdraw(r, engine.ErrElsewhere)
+	}
+	s.cancel()
+	s.wg.Wait()
+	s.flush()
+	b := s.beat()
+	b.bye = true
+	err := s.cfg.Conn.Publish(beatSubject(s.cfg.Fabric, s.cfg.Shard), b.append(nil))
+	if s.cfg.Conn.IsClosed() {
+		return err
+	}
+	fctx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
+	return errors.Join(err, s.micro.Stop(), s.cfg.Conn.FlushWithContext(fctx))
+}

@@ -1,0 +1,81 @@
+package coalesce
+
+import (
+	"encoding/hex"
+	"hash/fnv"
+	"strconv"
+	"strings"
+)
+
+// Stamp names what an owner and its clients have to have in common: the locks bucket, and how its
+// keys are divided into shards. It stands in every frame.
+type Stamp [8]byte
+
+// NewStamp returns the stamp of a locks bucket's incarnation, the epoch of its shards and their number.
+func NewStamp(incarnation string, epoch uint64, shards int) (s Stamp) {
+	h := fnv.New64a()
+	for _, part := range []string{incarnation, strconv.FormatUint(epoch, 10), strconv.Itoa(shards)} {
+		_, _ = h.Write([]byte(part))
+		_, _ = h.Write([]byte{0})
+	}
+	h.Sum(s[:0])
+	return s
+}
+
+func (s Stamp) String() string { return hex.EncodeToString(s[:]) }
+
+// The subjects. F is the fabric, s the shard, T the term, M a manager:
+//
+//	lf.F.s.T.op    client -> owner of the term: frames. The reply subject is lf.F.n.M.f.<frame>
+//	lf.F.s.hello   client -> any owner of the shard, answered to lf.F.n.M.h
+//	lf.F.s.beat    owner -> everybody
+//	lf.F.n.M.>     owner -> client: replies at lf.F.n.M.r
+func opSubject(fabric string, shard int, term uint64) string {
+	return "lf." + fabric + "." + strconv.Itoa(shard) + "." + strconv.FormatUint(term, 10) + ".op"
+}
+
+func helloSubject(fabric string, shard int) string {
+	return "lf." + fabric + "." + strconv.Itoa(shard) + ".hello"
+}
+
+func beatSubject(fabric string, shard int) string {
+	return "lf." + fabric + "." + strconv.Itoa(shard) + ".beat"
+}
+
+// inbox is the prefix of all subjects on which a manager listens.
+func inbox(fabric, manager string) string { return inboxes(fabric) + manager + "." }
+
+func inboxes(fabric string) string { return "lf." + fabric + ".n." }
+
+// managerOf returns the manager in the reply subject of a frame or a hello, and "" for every other
+// subject: an owner publishes to no subject that a client has made up.
+func managerOf(reply, inboxes string) string {
+	rest, ok := strings.CutPrefix(reply, inboxes)
+	manager, _, more := strings.Cut(rest, ".")
+	if !ok || !more || !validManager(manager) {
+		return ""
+	}
+	return manager
+}
+
+// maxManager bounds the length of a manager's id.
+const maxManager = 64
+
+func validManager(s string) bool {
+	if s == "" || len(s) > maxManager {
+		return false
+	}
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '_':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// leaseOf reports whether a lease is one of the manager's, as its id says.
+func leaseOf(lease, manager string) bool {
+	return len(lease) > len(manager) && lease[len(manager)] == '-' && lease[:len(manager)] == manager
+}

@@ -1,0 +1,299 @@
+package coalesce
+
+import (
+	"bytes"
+	"fmt"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// trip is one request on its way, on one road or on both. It is guarded by the client's mutex.
+type trip struct {
+	req    *engine.Request // of who asked
+	claim  *claim          // of the id, nil for a release of what no owner may still write
+	call   *call           // at the owner, nil if it is with none
+	direct *engine.Request // at the engine, nil if it isn't there
+	since  time.Time
+	// position is where it waits, as the owner said; 0 = not known.
+	position int
+
+	missed   bool  // an owner was lost with it, which may have done it
+	existed  bool  // of a release: one road found something
+	cause    error // of its withdrawal
+	told     bool
+	telling  bool // Queued is being called
+	answered bool
+	out      engine.Outcome
+	err      error
+}
+
+func (t *trip) releases() bool { return t.req.Op.Verb == record.OpRelease }
+
+// ask sends an operation of a trip to the owner of this moment. Called with mu held.
+func (r *Router) ask(t *trip, op record.Op) *call {
+	k := &call{term: r.client.now, trip: t, claim: t.claim}
+	k.item = item{key: t.req.Key, op: op, failFast: t.req.FailFast, tell: t.req.Queued != nil}
+	if op.Verb != record.OpRelease {
+		t.claim.calls = append(t.claim.calls, k)
+	}
+	r.client.submit(k)
+	return k
+}
+
+// wanted reports whether a call is to be sent again if it got lost.
+func (k *call) wanted() bool { return k.op.Verb == record.OpRelease || k.claim.wanted }
+
+// goDirect has the engine carry a trip out, beside whoever has it already. Called with mu held.
+func (r *Router) goDirect(t *trip) {
+	carried := t.releases() && t.cause != nil // for nobody
+	if t.direct != nil || t.answered && !carried {
+		r.review(t)
+		return
+	}
+	q := t.req
+	d := &engine.Request{Key: q.Key, Op: q.Op, AtLeast: q.AtLeast, Held: q.Held, FailFast: q.FailFast, Prove: q.Prove}
+	var over []*call
+	if t.releases() && t.claim != nil {
+		over = t.claim.over()
+		d.Prove = true
+	}
+	if q.Queued != nil {
+		d.Queued = func(p record.Place) {
+			r.client.mu.Lock()
+			r.tell(t, p)
+			r.client.unlock()
+		}
+	}
+	d.Done = func(out engine.Outcome, err error) {
+		r.client.mu.Lock()
+		defer r.client.unlock()
+		if err == nil {
+			r.settle(t.claim, over)
+		}
+		if t.direct == d {
+			t.direct = nil
+			r.arrived(t, out, err)
+		}
+	}
+	t.direct = d
+	r.client.due.submit(d)
+	if carried {
+		r.client.due.add(action{withdraw: d, cause: t.cause})
+	}
+}
+
+// arrived takes in what the engine has made of a trip. Called with mu held.
+func (r *Router) arrived(t *trip, out engine.Outcome, err error) {
+	switch {
+	case t.releases() && err == nil:
+		r.releasedOnce(t, out, out.Existed)
+	case t.cause != nil: // its entry is gone
+		r.endWithdrawal(t)
+	default:
+		r.answer(t, out, err)
+	}
+}
+
+// concluded takes in what an owner says of a call. Called with mu held.
+func (r *Router) concluded(k *call, o *outcome) {
+	t := k.trip
+	if k.op.Verb == record.OpRelease {
+		if o.kind == done {
+			r.settle(k.claim, k.claim.at(k.term))
+		}
+		switch {
+		case t == nil || t.call != k:
+		case o.kind == done && t.releases():
+			t.call = nil
+			r.releasedOnce(t, engine.Outcome{Revision: o.rev, Existed: o.existed}, o.existed)
+		case o.kind == done:
+			t.call = nil
+			r.endWithdrawal(t)
+		default:
+			r.lost(k)
+		}
+		return
+	}
+	if o.kind == queued {
+		t.position = o.position
+		r.tell(t, o.place())
+		return
+	}
+	if !o.uncertain {
+		r.settle(k.claim, []*call{k})
+	}
+	if t.call != k || t.cause != nil {
+		return
+	}
+	t.call = nil
+	switch o.kind {
+	case granted:
+		rt := r.route(k.key)
+		if rt.alone++; !o.alone {
+			rt.alone = 0
+		}
+		r.answer(t, engine.Outcome{Entry: o.entry(&k.op), Revision: o.rev, Existed: true}, nil)
+	case refused:
+		r.answer(t, engine.Outcome{}, o.refusal())
+	case gone:
+		r.answer(t, engine.Outcome{}, engine.ErrGone)
+	default:
+		r.goDirect(t)
+	}
+}
+
+// lost is told that what an owner does with a call is not known. Called with mu held.
+func (r *Router) lost(k *call) {
+	t := k.trip
+	if t == nil || t.call != k {
+		return // the ledger sees to it
+	}
+	t.call, t.missed = nil, true
+	if t.cause != nil && !t.releases() {
+		r.undoDirect(t)
+		return
+	}
+	r.goDirect(t)
+}
+
+// releasedOnce takes in that a release was done on one road. Called with mu held.
+func (r *Router) releasedOnce(t *trip, out engine.Outcome, existed bool) {
+	t.existed = t.existed || existed
+	if !t.existed && !t.missed && (t.call != nil || t.direct != nil) {
+		return // the other road may have found it
+	}
+	out.Existed = t.existed || t.missed
+	r.answer(t, out, nil)
+}
+
+// answer ends a trip for who asked. Called with mu held.
+func (r *Router) answer(t *trip, out engine.Outcome, err error) {
+	if t.answered {
+		r.review(t)
+		return
+	}
+	t.answered, t.out, t.err = true, out, err
+	if !t.telling {
+		r.client.due.add(action{answer: t})
+	}
+	if t.claim != nil && !t.releases() && err != nil {
+		r.unwanted(t.claim)
+	}
+	if t.direct != nil && !t.releases() {
+		d, cause := t.direct, engine.ErrElsewhere
+		if err != nil {
+			cause = err // it may still be granted there
+		}
+		t.direct = nil
+		r.client.due.add(action{withdraw: d, cause: cause})
+	}
+	r.review(t)
+}
+
+// review forgets a trip that is over. Called with mu held.
+func (r *Router) review(t *trip) {
+	if t.answered && t.direct == nil && (t.call == nil || !t.releases()) {
+		delete(r.trips, t)
+		r.forget(t.claim)
+	}
+}
+
+// tell says once that a trip has to wait. Called with mu held.
+func (r *Router) tell(t *trip, p record.Place) {
+	if t == nil || t.told || t.answered || t.req.Queued == nil {
+		return
+	}
+	t.told, t.telling = true, true
+	r.client.due.add(action{tell: t, place: p})
+}
+
+// withdraw is Withdraw. Called with mu held.
+func (r *Router) withdraw(t *trip, cause error) {
+	t.cause = cause
+	if t.releases() {
+		// It is carried through.
+		if t.direct != nil {
+			r.client.due.add(action{withdraw: t.direct, cause: cause})
+		}
+		r.answer(t, engine.Outcome{}, fmt.Errorf("%w: %w", engine.ErrUnconfirmed, cause))
+		return
+	}
+	direct := t.direct
+	if direct != nil {
+		t.direct = nil
+		r.client.due.add(action{withdraw: direct, cause: engine.ErrElsewhere})
+	}
+	atOwner := t.call != nil
+	t.call = nil
+	r.unwanted(t.claim)
+	if atOwner {
+		t.call = t.claim.undo
+		if t.call != nil {
+			t.call.trip = t
+		}
+	}
+	if direct != nil || t.missed || t.call == nil {
+		r.undoDirect(t)
+	}
+}
+
+// undoDirect takes a withdrawn trip back on the direct road. Called with mu held.
+func (r *Router) undoDirect(t *trip) {
+	op, _ := t.req.Op.Undo()
+	d := &engine.Request{Key: t.req.Key, Op: op, AtLeast: t.req.AtLeast, Prove: true}
+	over := t.claim.over()
+	d.Done = func(_ engine.Outcome, err error) {
+		r.client.mu.Lock()
+		defer r.client.unlock()
+		if err == nil {
+			r.settle(t.claim, over)
+		}
+		t.direct = nil
+		r.endWithdrawal(t)
+	}
+	t.direct = d
+	r.client.due.submit(d)
+}
+
+// endWithdrawal answers a withdrawn trip once no road is left on which it may stand. Called with mu held.
+func (r *Router) endWithdrawal(t *trip) {
+	if t.call == nil && t.direct == nil {
+		r.answer(t, engine.Outcome{}, t.cause)
+	}
+}
+
+// place is where the owner says that an operation waits.
+func (o *outcome) place() record.Place {
+	p := record.Place{Position: o.position}
+	p.Blocker, _ = o.inRecord()
+	return p
+}
+
+// inRecord returns the entry that stands in the way, and the record it is in.
+func (o *outcome) inRecord() (e record.Entry, rec *record.Record) {
+	if len(o.record) == 0 {
+		return e, nil
+	}
+	rec, err := record.Decode(bytes.Clone(o.record))
+	if err != nil {
+		return e, nil
+	}
+	for _, list := range [][]record.Entry{rec.Holders, rec.Waiters} {
+		for i := range list {
+			if list[i].ID == o.blocker {
+				return list[i], rec
+			}
+		}
+	}
+	return e, rec
+}
+
+// refusal is the error that the owner's engine gave.
+func (o *outcome) refusal() error {
+	e := &engine.RefusedError{Uncertain: o.uncertain}
+	e.Result = record.Result{Verdict: o.verdict, Have: o.have, Limit: o.limit, Wait: o.wait, Position: o.position}
+	e.Blocker, e.Record = o.inRecord()
+	return e
+}
