@@ -75,16 +75,17 @@ func (v *view) look() {
 		now := v.rec.Turn()
 		v.stalled = v.stalled || err != nil || now == v.turn
 		v.turn, v.looked = now, true
-		v.observe()
 		v.adjustWatch()
+		v.observe()
 	})
 }
 
 // hinted reports whether the waits of this process rely on hints. Called with mu held.
 func (v *view) hinted() bool { return v.core.cfg.Hints != nil && v.core.cfg.Hints.Work() }
 
-// moves reports whether hints are relied on alone, since the queue moves. Called with mu held.
-func (v *view) moves() bool { return v.hinted() && !v.stalled }
+// moves reports whether hints are relied on alone, since the queue moves. While the record is
+// watched nobody looks at it, who would notice that the queue stands still. Called with mu held.
+func (v *view) moves() bool { return v.hinted() && !v.stalled && v.stopHurry == nil }
 
 // nextLook returns when to look next instead of watching, 0 if the record is to be watched.
 // Called with mu held.

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"slices"
 	"sync"
 	"testing"
@@ -142,6 +143,32 @@ func TestHint_StandstillIsLookedAfter(t *testing.T) {
 		}
 		o.kill("A")
 		<-granted
+	})
+}
+
+// One who begins to wait while the watch for another one is still open has the leases ahead
+// observed, too: nobody looks at a record that is watched.
+func TestHint_WaiterWhoFindsTheWatchOpen(t *testing.T) {
+	hinted(t, func(t *testing.T, a, b *Engine, _ *watchCount, o *observer, _ *hintBoard) {
+		out, err := a.Do(t.Context(), "k", acquireOp("A.1"), Options{})
+		must(t, out, err)
+		stop, stopped := make(chan struct{}), make(chan error, 1)
+		go func() {
+			_, err := b.Do(t.Context(), "k", acquireOp("B.1"), Options{Stop: stop})
+			stopped <- err
+		}()
+		time.Sleep(2 * lookAfter)
+		close(stop)
+		if err := <-stopped; !errors.Is(err, ErrStopped) {
+			t.Fatal(err)
+		}
+		granted := waitFor(t, b, "C.1")
+		o.kill("A")
+		select {
+		case <-granted:
+		case <-time.After(time.Minute):
+			t.Error("the dead holder is not replaced")
+		}
 	})
 }
 

@@ -204,8 +204,8 @@ func (v *view) settle() {
 		delete(v.holds, id)
 		v.core.goIfOpen(func() { h.lost(err) }) // it may call back into the engine
 	}
-	v.observe()
 	v.adjustWatch()
+	v.observe()
 	v.user.settled()
 }
 
