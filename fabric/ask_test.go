@@ -32,6 +32,7 @@ func comesBack(t *testing.T, s *site, name string, m *fabric.Manager, key string
 // A hold that comes back after its release stands under a lease that lives, so that nobody
 // may evict it. Its process releases it again.
 func TestReleasedHoldThatComesBack(t *testing.T) {
+	t.Parallel()
 	try := func(t *testing.T, m *fabric.Manager, key string) {
 		t.Helper()
 		eventually(t, "the lock is free", func() bool {
@@ -95,6 +96,7 @@ func TestReleasedHoldThatComesBack(t *testing.T) {
 
 // P25: so is an entry of a kind other than a lock.
 func TestP25_PermitThatComesBack(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		own := s.fabric(t)
 		owner, other := s.manager(t, fabric.WithFabric(own)), s.manager(t, fabric.WithFabric(own))

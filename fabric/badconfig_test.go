@@ -52,6 +52,7 @@ func spoiled(t *testing.T, s *site, sound jetstream.StreamConfig, field string, 
 }
 
 func TestUnsafeBuckets(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		sound := soundConfig(t, s)
 		for field, spoil := range map[string]func(*jetstream.StreamConfig){
@@ -106,6 +107,7 @@ func TestUnsafeBuckets(t *testing.T) {
 
 // The names of our buckets in use for somebody else's.
 func TestForeignBuckets(t *testing.T) {
+	t.Parallel()
 	onBothSites(t, func(t *testing.T, s *site) {
 		for _, bucket := range []string{"-locks", "-leases"} {
 			name := s.fabric(t)
@@ -126,6 +128,7 @@ func TestForeignBuckets(t *testing.T) {
 }
 
 func TestNewerBuckets(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		name := s.fabric(t)
 		_ = s.manager(t, fabric.WithFabric(name)).Close()

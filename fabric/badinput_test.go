@@ -12,6 +12,7 @@ import (
 )
 
 func TestBadNames(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		m := s.manager(t)
 		for what, name := range map[string]string{
@@ -41,6 +42,7 @@ func TestBadNames(t *testing.T) {
 }
 
 func TestBadManagerOptions(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		nc := s.conn(t)
 		for name, opts := range map[string][]fabric.Option{
@@ -87,6 +89,7 @@ func TestBadManagerOptions(t *testing.T) {
 }
 
 func TestBadAcquireOptions(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		m, key := s.manager(t, fabric.WithTTL(10*time.Second)), s.key(t)
 		for name, opts := range map[string][]fabric.AcquireOption{
@@ -137,6 +140,7 @@ func TestBadAcquireOptions(t *testing.T) {
 }
 
 func TestRecordsThatCannotBeRead(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		m := s.manager(t)
 		for name, value := range map[string]string{
@@ -189,6 +193,7 @@ func TestRecordsThatCannotBeRead(t *testing.T) {
 
 // Somebody writes nonsense over a lock in use.
 func TestRecordOverwritten(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		key, m := s.key(t), s.manager(t)
 		enc, err := kv.EncodeName(key)
@@ -223,6 +228,7 @@ func TestRecordOverwritten(t *testing.T) {
 }
 
 func TestClosedManager(t *testing.T) {
+	t.Parallel()
 	onBothSites(t, func(t *testing.T, s *site) {
 		t.Parallel()
 		key, m := s.key(t), s.manager(t)

@@ -18,6 +18,7 @@ import (
 )
 
 func TestServerWithoutJetStream(t *testing.T) {
+	t.Parallel()
 	srv := testserver.Start(t, &natsserver.Options{})
 	_, err := fabric.Connect(waitContext(t), srv.ClientURL())
 	if !errors.Is(err, kv.ErrNoJetStream) {
@@ -26,6 +27,7 @@ func TestServerWithoutJetStream(t *testing.T) {
 }
 
 func TestServerTooOld(t *testing.T) {
+	t.Parallel()
 	srv := testserver.Start(t, &natsserver.Options{})
 	nc, err := nats.Connect(srv.ClientURL())
 	if err != nil {
@@ -53,6 +55,7 @@ func TestServerTooOld(t *testing.T) {
 
 // A URL is quoted without what stands before the host, readable or not.
 func TestSecretsInURLs(t *testing.T) {
+	t.Parallel()
 	for _, url := range []string{
 		"nats://user:hush@127.0.0.1:1", "hush@127.0.0.1:1", "nats://hush@127.0.0.1:1,nats://127.0.0.1:1", "nats://user:%hush@127.0.0.1:1",
 		"user:a/hush@127.0.0.1:1", "nats://user:hu@hush@127.0.0.1:1",
@@ -65,6 +68,7 @@ func TestSecretsInURLs(t *testing.T) {
 }
 
 func TestServerOutOfReach(t *testing.T) {
+	t.Parallel()
 	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and says nothing
 	if err != nil {
 		t.Fatal(err)
@@ -140,6 +144,7 @@ func needed(name string) (publish, helpful, subscribe []string) {
 
 // Every subject that a user with few rights needs is needed, and nothing else.
 func TestCredentialsThatMayNotCreateStreams(t *testing.T) {
+	t.Parallel()
 	publish, helpful, subscribe := needed("lockfabric")
 	user := func(name string, publish []string) *natsserver.User {
 		return &natsserver.User{Username: name, Password: "x", Permissions: &natsserver.Permissions{

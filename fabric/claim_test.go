@@ -11,6 +11,7 @@ import (
 
 // A claim of any kind goes the way of Acquire; a semaphore shows it.
 func TestClaimAndPostOfASemaphore(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		m, key := s.manager(t), s.key(t)
 		claim := func(permits, limit int) fabric.Claim {

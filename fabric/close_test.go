@@ -175,6 +175,7 @@ func TestCloseOnASilentLink(t *testing.T) {
 // The creation of a lease is tried again through every error, but not longer than there
 // is a manager.
 func TestAcquireEndsWithItsManager(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		m, w := s.wired(t)
 		f := w.fault(-1, func(msg *nats.Msg) bool {
@@ -389,6 +390,7 @@ func listAll(t *testing.T, s *site, own string) []fabric.Info {
 
 // What Close can't release is freed by its tombstone.
 func TestCloseThatCanNotReleaseHandsOn(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		t.Parallel()
 		m, w := s.wired(t)

@@ -37,6 +37,7 @@ func completeManager(t *testing.T) *Manager {
 // A process that is stopped between the creation of a lease and what follows finds
 // the lease lost.
 func TestComplete_LeaseLostBeforeItsSlotIsMade(t *testing.T) {
+	t.Parallel()
 	m := completeManager(t)
 	s, err := m.session(t.Context())
 	if err != nil {
@@ -68,6 +69,7 @@ func TestComplete_LeaseLostBeforeItsSlotIsMade(t *testing.T) {
 
 // The buckets can be gone before the session that was opened on them is known.
 func TestComplete_SessionEndedBeforeItIsCurrent(t *testing.T) {
+	t.Parallel()
 	m := completeManager(t)
 	s, err := m.session(t.Context())
 	if err != nil {

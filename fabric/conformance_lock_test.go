@@ -14,6 +14,7 @@ import (
 )
 
 func TestLock(t *testing.T) {
+	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"lock free", lockFree},
 		{"unlock", unlock},

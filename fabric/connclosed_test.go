@@ -16,6 +16,7 @@ import (
 
 // A connection that was closed for good ends every call, and those that come later.
 func TestConnectionClosedForGood(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		nc := s.conn(t)
 		m := newManager(t, nc)
@@ -46,6 +47,7 @@ func TestConnectionClosedForGood(t *testing.T) {
 // A borrowed connection that gives up during an outage ends a wait without a deadline,
 // and New has warned of that.
 func TestConnectionThatGivesUp(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		p := faultproxy.New(t, s.server.ClientURL())
 		nc, err := nats.Connect(p.URL(), nats.MaxReconnects(2), nats.ReconnectWait(10*time.Millisecond))
@@ -71,6 +73,7 @@ func TestConnectionThatGivesUp(t *testing.T) {
 
 // A connection that Connect makes never gives up, whatever the options say.
 func TestConnectNeverGivesUp(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		p := faultproxy.New(t, s.server.ClientURL())
 		tries := make(chan struct{}, 100)

@@ -24,6 +24,7 @@ func covers(a, b fabric.Mode) bool {
 }
 
 func TestModesAndConversions(t *testing.T) {
+	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"every pair of modes", everyPair},
 		{"every conversion, alone and beside every mode", everyConversion},

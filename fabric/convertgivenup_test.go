@@ -28,6 +28,7 @@ func (c *endsOnceAsked) Err() error {
 // with what both modes have in common. The record follows, so that nobody waits for
 // nothing, and what the hold gets after that is a new grant.
 func TestConversionGivenUpAtOnceLowersTheRecord(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		m, other, key := s.manager(t), s.manager(t), s.key(t)
 		l := acquire(t, m, key, fabric.WithMode("IX"))

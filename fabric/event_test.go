@@ -96,6 +96,7 @@ func (r *recorder) check(t testing.TB) {
 }
 
 func TestEventsUnderContention(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		const workers, rounds = 8, 200
 		var rec recorder
@@ -178,6 +179,7 @@ func expectNoOverlap(t testing.TB, events []fabric.Event) {
 }
 
 func TestEventsOfOneHold(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		key := s.key(t)
 		first := acquire(t, s.manager(t), key, fabric.WithOwner("alice"))

@@ -11,6 +11,7 @@ import (
 
 // A hook that does not return costs no lease and delays nobody.
 func TestHookThatBlocks(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		const ttl = 2 * time.Second
 		rec := recorder{gate: make(chan struct{})}
@@ -51,6 +52,7 @@ func TestHookThatBlocks(t *testing.T) {
 }
 
 func TestCloseDoesNotWaitForEverForAHook(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		rec := recorder{gate: make(chan struct{})}
 		defer close(rec.gate)
@@ -64,6 +66,7 @@ func TestCloseDoesNotWaitForEverForAHook(t *testing.T) {
 
 // The hook runs without a lock of the library, so it can use it.
 func TestHookThatCallsBack(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		var rec recorder
 		var m *fabric.Manager

@@ -36,6 +36,7 @@ func (h *logLines) Handle(_ context.Context, r slog.Record) error {
 
 // Events are logged with or without a hook.
 func TestEventsAreLogged(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		key := s.key(t)
 		h := &logLines{key: key}

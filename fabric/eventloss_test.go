@@ -14,6 +14,7 @@ import (
 )
 
 func TestLossEvents(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name   string
 		reason error
@@ -91,6 +92,7 @@ func TestLossEvents(t *testing.T) {
 
 // Close ends what waits and what is being released, too, and tells of all of it.
 func TestCloseTellsHowEverythingEnded(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		const n = 16 // as many of a manager wait in a record
 		key := s.key(t)
@@ -136,6 +138,7 @@ func TestCloseTellsHowEverythingEnded(t *testing.T) {
 }
 
 func TestEventsOfATakeover(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		key := s.key(t)
 		nc := s.conn(t)
@@ -169,6 +172,7 @@ func TestEventsOfATakeover(t *testing.T) {
 
 // A grant whose lease ended while it was on its way is nobody's: it has no event.
 func TestNoEventsOfAGrantThatIsNotHandedOut(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		key := s.key(t)
 		var rec recorder
@@ -197,6 +201,7 @@ func TestNoEventsOfAGrantThatIsNotHandedOut(t *testing.T) {
 // A release that is on its way when the manager is closed is told, or Close says
 // that something was not.
 func TestCloseTellsOfAReleaseUnderWay(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		var rec recorder
 		m, w := s.wired(t, fabric.WithEvents(rec.hook))

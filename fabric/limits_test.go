@@ -26,6 +26,7 @@ func behindProxy(t *testing.T, s *site) (m *fabric.Manager, p *faultproxy.Proxy,
 // A hold without renewal has its whole TTL from the grant on, also if its lease, which
 // was made for it, was acknowledged late.
 func TestLimitsBeginWithTheGrantOfALateLease(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		const ttl, late = 10 * time.Second, 1200 * time.Millisecond // too early for the first renewal
 		m, p, leases := behindProxy(t, s)
@@ -51,6 +52,7 @@ func TestLimitsBeginWithTheGrantOfALateLease(t *testing.T) {
 // Who fails fast does not wait for the renewal either with which a hold begins that
 // stood in the queue.
 func TestFailFastWhenALimitedHoldBegins(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		const ttl = 40 * time.Second
 		m, p, leases := behindProxy(t, s)

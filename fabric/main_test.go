@@ -6,11 +6,14 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/lockfabric/lockfabric/internal/test/sites"
 )
 
 // TestMain stops the servers that the tests share, and then looks for
 // goroutines that nobody stopped.
 func TestMain(m *testing.M) {
+	sites.RunMoreAtOnce()
 	code := m.Run()
 	if err := stopSites(); err != nil {
 		fmt.Fprintln(os.Stderr, err)

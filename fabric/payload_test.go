@@ -37,6 +37,7 @@ func acquireReaders(t *testing.T, m *fabric.Manager, key string) (locks []*fabri
 // What fits the server's limit of a message is granted, and the rest is refused by the
 // limit's name; a limit that changes while the client reconnects is followed.
 func TestSmallPayloadLimit(t *testing.T) {
+	t.Parallel()
 	opts := &natsserver.Options{JetStream: true, MaxPayload: 65536}
 	srv := testserver.Start(t, opts)
 	reconnected := make(chan struct{}, 1)
@@ -71,6 +72,7 @@ func TestSmallPayloadLimit(t *testing.T) {
 }
 
 func TestPayloadLimitTooSmall(t *testing.T) {
+	t.Parallel()
 	srv := testserver.Start(t, &natsserver.Options{JetStream: true, MaxPayload: 8192})
 	_, err := fabric.Connect(waitContext(t), srv.ClientURL())
 	if !errors.Is(err, kv.ErrLimit) || !strings.Contains(fmt.Sprint(err), "max_payload is 8192") {

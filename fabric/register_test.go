@@ -33,6 +33,7 @@ func userBucket(t *testing.T, s *site) jetstream.KeyValue {
 }
 
 func TestRegister(t *testing.T) {
+	t.Parallel()
 	onBothSites(t, func(t *testing.T, s *site) {
 		t.Parallel()
 		r := fabric.NewRegister(userBucket(t, s), "k")
@@ -77,6 +78,7 @@ func TestRegister(t *testing.T) {
 }
 
 func TestRegisterIsNotOverwrittenByALateHolder(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		bucket, key := userBucket(t, s), s.key(t)
 		m, w := s.wired(t, fabric.WithTTL(time.Second))
@@ -93,6 +95,7 @@ func TestRegisterIsNotOverwrittenByALateHolder(t *testing.T) {
 }
 
 func TestRegisterRefusesWhatItDidNotWrite(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		bucket := userBucket(t, s)
 		for i, value := range []string{"", "text", "{}", `{"v":2,"token":1,"write":"x"}`, `{"v":1,"token":0,"write":"x"}`} {
@@ -117,6 +120,7 @@ func TestRegisterRefusesWhatItDidNotWrite(t *testing.T) {
 // Writers with rising tokens race; whoever is told that it wrote did so, and a
 // smaller token never comes after a larger one.
 func TestRegisterUnderContention(t *testing.T) {
+	t.Parallel()
 	onBothSites(t, func(t *testing.T, s *site) {
 		t.Parallel()
 		bucket := userBucket(t, s)
@@ -176,6 +180,7 @@ func (f *forgetful) Update(ctx context.Context, key string, value []byte, rev ui
 }
 
 func TestRegisterFindsOutWhetherItWrote(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		b := &forgetful{KeyValue: userBucket(t, s)}
 		r := fabric.NewRegister(b, "k")
@@ -193,6 +198,7 @@ func TestRegisterFindsOutWhetherItWrote(t *testing.T) {
 // What will never be written is an error at once, not one that is repeated until
 // the context ends, which may be never.
 func TestRegisterRefusesWhatCannotBeWritten(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		js := s.jetStream(t)
 		small, err := js.CreateKeyValue(waitContext(t), jetstream.KeyValueConfig{Bucket: fmt.Sprintf("users-%d", s.numbers.Add(1)), MaxValueSize: 500})

@@ -9,6 +9,7 @@ import (
 
 // Both buckets were deleted: a release says so, and not that the manager is closed.
 func TestReleaseAfterTheBucketsWereDeleted(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		own := s.fabric(t)
 		m := s.manager(t, fabric.WithFabric(own))

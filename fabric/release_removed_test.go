@@ -11,6 +11,7 @@ import (
 // holder has to learn that it was not alone up to the end, whether the release
 // meets the next holder's record or none.
 func TestReleaseOfARemovedHoldIsALoss(t *testing.T) {
+	t.Parallel()
 	onBothSites(t, func(t *testing.T, s *site) {
 		op, m := s.manager(t), s.manager(t)
 		for _, taken := range []bool{false, true} {

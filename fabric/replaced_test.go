@@ -51,6 +51,7 @@ func (s *site) behindProxy(t *testing.T, opts ...fabric.Option) (*fabric.Manager
 // A write that expects no record fits a bucket that was made since. So a manager that
 // does not know of it yet would take a lock whose holder is cut off and still valid.
 func TestReplaced_NoGrantInABucketThatWasNotOpened(t *testing.T) {
+	t.Parallel()
 	onBothSites(t, func(t *testing.T, s *site) {
 		t.Parallel()
 		own := s.fabric(t)
@@ -107,6 +108,7 @@ func setBack(t *testing.T, s *site, own string, markers ...string) {
 }
 
 func TestSetBack_TokensRiseAndHoldsEnd(t *testing.T) {
+	t.Parallel()
 	onBothSites(t, func(t *testing.T, s *site) {
 		t.Parallel()
 		for name, c := range map[string]struct {
@@ -157,6 +159,7 @@ func usedAfterSetBack(t *testing.T, s *site, unaware, marked bool) {
 
 // Who did not see what was before learns of it from the fabric's note.
 func TestSetBack_NewcomersKnow(t *testing.T) {
+	t.Parallel()
 	onBothSites(t, func(t *testing.T, s *site) {
 		t.Parallel()
 		own := s.fabric(t)
@@ -178,6 +181,7 @@ func TestSetBack_NewcomersKnow(t *testing.T) {
 // Many writes by others, or a sequence that was moved up, look like another bucket
 // and are none.
 func TestReplaced_AJumpInTheSameBucketIsOnlyALook(t *testing.T) {
+	t.Parallel()
 	onBothSites(t, func(t *testing.T, s *site) {
 		t.Parallel()
 		own := s.fabric(t)

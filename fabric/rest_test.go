@@ -13,6 +13,7 @@ import (
 // The figures of a minute are asserted on a clock of its own by
 // jskv.TestFollowedKeysCostNothingAtRest.
 func TestHeldLocksCostNothingAtRest(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{300, 2000} {
 		onSite(t, singleSite, func(t *testing.T, s *site) {
 			nc := s.conn(t)

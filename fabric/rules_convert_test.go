@@ -14,6 +14,7 @@ import (
 
 // Rule 13.7: weaker before it is sent, stronger only after it is acknowledged.
 func TestRule7_WeakerBeforeStrongerAfter(t *testing.T) {
+	t.Parallel()
 	onBothSites(t, func(t *testing.T, s *site) {
 		for _, from := range modes {
 			for _, to := range modes {
@@ -42,6 +43,7 @@ func TestRule7_WeakerBeforeStrongerAfter(t *testing.T) {
 
 // A conversion whose outcome is not known is one conversion, or none.
 func TestRule2_LateConversions(t *testing.T) {
+	t.Parallel()
 	onBothSites(t, func(t *testing.T, s *site) {
 		t.Run("up, replies lost", func(t *testing.T) {
 			t.Parallel()

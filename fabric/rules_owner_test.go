@@ -17,6 +17,7 @@ import (
 // stands, under a lease whose tombstone is not written yet, is waited for, not
 // taken for another handle of the same owner.
 func TestRule1_OwnerMayComeBackAfterALoss(t *testing.T) {
+	t.Parallel()
 	for name, take := range map[string]func(*fabric.Manager, string, ...fabric.AcquireOption) (*fabric.Lock, error){
 		"acquire": func(m *fabric.Manager, key string, opts ...fabric.AcquireOption) (*fabric.Lock, error) {
 			return m.Acquire(waitContext(t), key, opts...)
@@ -64,6 +65,7 @@ func leaseRead(msg *nats.Msg, lease string) bool {
 
 // A refusal takes as many round trips whether one process is in the way or many.
 func TestRule10_ThoseInTheWayAreLookedAtTogether(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		const others = 6
 		key := s.key(t)

@@ -42,6 +42,7 @@ func (h *history) note(ctx context.Context, msg *nats.Msg, send jskv.RoundTrippe
 }
 
 func TestRule11_OutcomesAreReadOffCommittedRecords(t *testing.T) {
+	t.Parallel()
 	onBothSites(t, func(t *testing.T, s *site) {
 		t.Parallel()
 		const managers, workers, rounds = 3, 8, 10
@@ -141,6 +142,7 @@ func checkHistory(t *testing.T, writes map[uint64][]byte, grants map[string]uint
 
 // A round whose write is refused has granted nothing, whatever it looked like.
 func TestRule11_ARefusedWriteGrantsNothing(t *testing.T) {
+	t.Parallel()
 	onBothSites(t, func(t *testing.T, s *site) {
 		t.Parallel()
 		m, w := s.wired(t)
@@ -161,6 +163,7 @@ func TestRule11_ARefusedWriteGrantsNothing(t *testing.T) {
 }
 
 func TestRule14_ReleaseFitsInAFullRecord(t *testing.T) {
+	t.Parallel()
 	for _, b := range []behaviour{
 		{"as many waiters as are allowed", func(t *testing.T, s *site) {
 			key, m, other := s.key(t), s.manager(t), s.manager(t)
@@ -341,6 +344,7 @@ func expectNoRoom(t *testing.T, m *fabric.Manager, key string) {
 }
 
 func TestRule14_ReleaseFitsInAFullBucket(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		t.Parallel()
 		name := s.fabric(t)
@@ -387,6 +391,7 @@ func TestRule14_ReleaseFitsInAFullBucket(t *testing.T) {
 }
 
 func TestRule15_ReplacedBucketGrantsNothingForAWhile(t *testing.T) {
+	t.Parallel()
 	onBothSites(t, func(t *testing.T, s *site) {
 		t.Parallel()
 		const ttl = 2 * time.Second

@@ -21,6 +21,7 @@ import (
 // Queued under one lease, promoted while paused, acquired again under another:
 // only the second counts, at the tail.
 func TestRule1_AcquireRetriedUnderNewLeaseIsRefused(t *testing.T) {
+	t.Parallel()
 	onBothSites(t, func(t *testing.T, s *site) {
 		t.Parallel()
 		key, m := s.key(t), s.manager(t)
@@ -81,6 +82,7 @@ func leaseState(t *testing.T, s *site, id string) (dead bool) {
 }
 
 func TestRule2_LateAcquireLeavesNoHold(t *testing.T) {
+	t.Parallel()
 	// lateAcquire has an acquire whose request is under way when its caller gives
 	// up, and no answer from anybody about this lock since.
 	lateAcquire := func(t *testing.T, s *site, m *fabric.Manager, w *wire, key string) (deliver chan struct{}, replies <-chan string) {
@@ -231,6 +233,7 @@ func busyFabric(t *testing.T, s *site, bucket string) []*nats.Msg {
 }
 
 func TestRule3_DeletionIsPurgeWithTTL(t *testing.T) {
+	t.Parallel()
 	t.Run("locks", func(t *testing.T) {
 		onBothSites(t, func(t *testing.T, s *site) {
 			t.Parallel()

@@ -38,6 +38,7 @@ func readNow(t *testing.T, s *site, m *fabric.Manager, w *wire, key string) *nat
 }
 
 func TestRule4_OldRecordsAreIgnored(t *testing.T) {
+	t.Parallel()
 	// hold returns a lock that is held, and an answer from before it was.
 	hold := func(t *testing.T, s *site, m *fabric.Manager, w *wire, key string, used bool) (*fabric.Lock, *nats.Msg) {
 		if used {
@@ -136,6 +137,7 @@ func TestRule4_OldRecordsAreIgnored(t *testing.T) {
 }
 
 func TestRule5_BusyIsRetried(t *testing.T) {
+	t.Parallel()
 	for _, b := range []behaviour{
 		{"until it works", func(t *testing.T, s *site) {
 			m, w := s.wired(t)
@@ -193,6 +195,7 @@ func TestRule5_BusyIsRetried(t *testing.T) {
 
 // Not every code that nats.go maps to the same error is one.
 func TestRule5_ConflictIsNotBusy(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		m, w := s.wired(t)
 		key := s.key(t)

@@ -33,6 +33,7 @@ func cutOff(t *testing.T, s *site, name, prefix string, n int) (cut func()) {
 // Locks of a process that is gone are freed without anybody who wants them, and until
 // then they are shown as what they are.
 func TestDeadEntriesAreCollected(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		const n = 50
 		name := s.fabric(t)
@@ -78,6 +79,7 @@ func TestDeadEntriesAreCollected(t *testing.T) {
 
 // Somebody sweeps in each interval, and only one does.
 func TestSweepsInTheBackground(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		name := s.fabric(t)
 		var managers []*fabric.Manager
@@ -94,6 +96,7 @@ func TestSweepsInTheBackground(t *testing.T) {
 
 // P15: a barrier that nobody has used for an hour goes, by the server's clock; one where somebody waits stays.
 func TestIdleBarriersAreSwept(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		m := s.manager(t, fabric.WithFabric(s.fabric(t)))
 		arrive := func(ctx context.Context, key string, parties int) error {

@@ -68,7 +68,7 @@ func TestRenewalOnLinks(t *testing.T) {
 		for try := 1; ; try++ {
 			m, nc, _ := linked(t, s, l)
 			lock := acquire(t, m, s.key(t))
-			longest := longestTrip(t, nc, lock, 20*l.ttl, l.ttl/10)
+			longest := longestTrip(t, nc, lock, 10*l.ttl, l.ttl/10)
 			err := lock.Err()
 			st := m.Stats()
 			t.Logf("longest round trip %v of a TTL of %v, %+v", longest, l.ttl, st)
@@ -157,6 +157,7 @@ func TestLinkThatSlowsDown(t *testing.T) {
 // With fixed timeouts of half a second every first request would be taken for lost
 // here, and every outcome for unknown.
 func TestLinkOfMoreThanHalfASecond(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		m, _, _ := linked(t, s, netLink{800 * time.Millisecond, 30 * time.Second})
 		for i := range 4 {
@@ -168,7 +169,7 @@ func TestLinkOfMoreThanHalfASecond(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if st := m.Stats(); st.Unknown > 2 || st.Writes < 8 || st.RTT < 500*time.Millisecond {
+		if st := m.Stats(); st.Unknown > 4 || st.Writes+st.Unknown < 8 || st.RTT < 500*time.Millisecond {
 			t.Errorf("%+v", st)
 		}
 	})
@@ -177,6 +178,7 @@ func TestLinkOfMoreThanHalfASecond(t *testing.T) {
 // Requests that nobody answers are counted, and each is waited for twice as long as
 // the one before, although reads are answered at once.
 func TestLostRequestsBackOff(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		m, _, p := linked(t, s, netLink{0, 30 * time.Second})
 		for range 30 {
@@ -231,7 +233,7 @@ func TestLateRenewalOnASlowLink(t *testing.T) {
 		for try := 1; ; try++ {
 			m, nc, _ := linked(t, s, l)
 			lock := acquire(t, m, s.key(t), fabric.WithRenewInterval(l.ttl*9/10))
-			longest := longestTrip(t, nc, lock, 8*l.ttl, l.ttl/20)
+			longest := longestTrip(t, nc, lock, 5*l.ttl, l.ttl/20)
 			switch err := lock.Err(); {
 			case err == nil:
 				release(t, lock)

@@ -36,6 +36,7 @@ func party(ctx context.Context, m *fabric.Manager, key string, say func(string, 
 // Five processes wait, and one of them is killed: the others are told within a TTL, its margin and a second, and
 // are the first of the next generation, which is whole.
 func TestBarrierOfProcesses(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		m, key := s.manager(t), s.key(t)
 		var all []*process

@@ -13,6 +13,7 @@ import (
 )
 
 func TestCondConformance(t *testing.T) {
+	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"wait or signal without the lock is an error", condNeedsLock},
 		{"signal wakes one, in order, and wait returns holding a new token", condSignalOrder},
@@ -328,7 +329,7 @@ func condCrash(t *testing.T, s *site) {
 func condLost(t *testing.T, s *site) {
 	p := newCondPair(t, s)
 	m := s.manager(t)
-	mu := primitives.NewMutex(m, p.key, fabric.WithTTL(300*time.Millisecond), fabric.WithAutoRenew(false))
+	mu := primitives.NewMutex(m, p.key, fabric.WithTTL(time.Second), fabric.WithAutoRenew(false))
 	back, err := primitives.NewCond(mu, "full").Wait(waitContext(t), lock(t, mu))
 	if back != nil || !errors.Is(err, fabric.ErrLost) {
 		t.Errorf("%v, %v", back, err)

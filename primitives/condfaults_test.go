@@ -19,6 +19,7 @@ import (
 
 // Where the record has no room for one more that waits, the mutex isn't given up.
 func TestCondInAFullQueue(t *testing.T) {
+	t.Parallel()
 	config := filepath.Join(t.TempDir(), "small.conf")
 	if err := os.WriteFile(config, []byte("listen: 127.0.0.1:-1\nmax_payload: 65536\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -65,6 +66,7 @@ func TestCondInAFullQueue(t *testing.T) {
 // A wait that is held back on its way is cancelled, and comes late: the mutex is held by the handle that Wait
 // has returned, and stays so.
 func TestCondWaitThatComesLate(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		p := newCondPair(t, s)
 		proxy := faultproxy.New(t, strings.TrimPrefix(s.url(), "nats://"))

@@ -14,6 +14,7 @@ import (
 )
 
 func TestDoubleBarrierConformance(t *testing.T) {
+	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"enter and leave", doubleEnterLeave},
 		{"many parties × many times", doubleMany},

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/lockfabric/lockfabric/internal/test/sites"
 )
 
 // roleVar has a test's program do what a process of its own does, see roles.
@@ -16,6 +18,7 @@ func TestMain(m *testing.M) {
 	if role := os.Getenv(roleVar); role != "" {
 		os.Exit(play(role))
 	}
+	sites.RunMoreAtOnce()
 	code := m.Run()
 	if err := stopSites(); err != nil {
 		fmt.Fprintln(os.Stderr, err)

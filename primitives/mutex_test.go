@@ -14,6 +14,7 @@ import (
 )
 
 func TestMutexConformance(t *testing.T) {
+	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"lock and unlock, one write each", mutexLockUnlock},
 		{"try of a free and of a held one", mutexTry},

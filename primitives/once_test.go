@@ -15,6 +15,7 @@ import (
 )
 
 func TestOnceConformance(t *testing.T) {
+	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"one runs, all read the result", onceRuns},
 		{"two writes for a run, none for who comes later", onceWrites},

@@ -53,6 +53,7 @@ type term struct {
 // rise strictly, and no leader believes that it leads after the next one has begun to. With -election.kills=20 for
 // longer.
 func TestElectionOfProcesses(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		m, key := s.manager(t), s.key(t)
 		e := primitives.NewElection(m, key)
@@ -274,6 +275,7 @@ func consumer(ctx context.Context, m *fabric.Manager, key string, say func(strin
 // Use 7: two producers and two consumers, each a process, and a bounded queue with not-empty and not-full.
 // Everything arrives, once.
 func TestBoundedQueueOfProcesses(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		m, key := s.manager(t), s.key(t)
 		consumers := []*process{startProcess(t, s, "consumer", key), startProcess(t, s, "consumer", key)}

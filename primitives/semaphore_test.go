@@ -15,6 +15,7 @@ import (
 )
 
 func TestSemaphoreConformance(t *testing.T) {
+	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"acquire and release, one write each", semaphoreWrites},
 		{"n permits, weighted", semaphoreWeighted},

@@ -24,6 +24,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/embedded"
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/test/sites"
 )
 
 // The test binary is the command, and the commands that it runs, when this
@@ -53,6 +54,7 @@ func TestMain(m *testing.M) {
 			signal.Notify(make(chan os.Signal, 1), sig)
 		}
 	}
+	sites.RunMoreAtOnce()
 	os.Exit(withServer(func() int { return exercised(m.Run) }))
 }
 

@@ -55,6 +55,7 @@ var layers = map[string]layer{
 	"internal/archtest":        {testOnly: true},
 	"internal/test/faultproxy": {testOnly: true, serverInTests: true},
 	"internal/test/testca":     {testOnly: true},
+	"internal/test/sites":      {testOnly: true},
 	"internal/test/testserver": {testOnly: true, server: true},
 	"internal/test/cluster":    {testOnly: true, server: true},
 	"internal/test/chaos":      {testOnly: true, imports: []string{"fabric", "kv", "primitives"}},

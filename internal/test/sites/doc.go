@@ -1,0 +1,2 @@
+// Package sites has what tests that need servers share.
+package sites
