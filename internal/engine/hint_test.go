@@ -150,11 +150,11 @@ func TestHint_StandstillIsLookedAfter(t *testing.T) {
 // observed, too: nobody looks at a record that is watched.
 func TestHint_WaiterWhoFindsTheWatchOpen(t *testing.T) {
 	hinted(t, func(t *testing.T, a, b *Engine, _ *watchCount, o *observer, _ *hintBoard) {
-		out, err := a.Do(t.Context(), "k", acquireOp("A.1"), Options{})
+		out, err := Do(t.Context(), a, "k", acquireOp("A.1"), Options{})
 		must(t, out, err)
 		stop, stopped := make(chan struct{}), make(chan error, 1)
 		go func() {
-			_, err := b.Do(t.Context(), "k", acquireOp("B.1"), Options{Stop: stop})
+			_, err := Do(t.Context(), b, "k", acquireOp("B.1"), Options{Stop: stop})
 			stopped <- err
 		}()
 		time.Sleep(2 * lookAfter)
