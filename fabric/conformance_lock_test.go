@@ -210,7 +210,7 @@ func releaseCancelled(t *testing.T, s *site) {
 
 func releaseAfterLoss(t *testing.T, s *site) {
 	key, next := s.key(t), s.manager(t)
-	m, w := s.wired(t, fabric.WithTTL(time.Second))
+	m, w := s.wired(t, fabric.WithTTL(3*time.Second))
 	l := acquire(t, m, key)
 	w.fault(-1, anything, vanish)
 	if reason := waitLost(t, l); !errors.Is(reason, fabric.ErrExpired) {

@@ -44,7 +44,7 @@ func retriedAcquire(t *testing.T, s *site) {
 		key := s.key(t)
 		var committed uint64
 		w.fault(1, lockPut, func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
-			reply, err := send(ctx, msg)
+			reply, err := surely(ctx, msg, send)
 			committed = ackSeq(reply)
 			if err != nil || committed == 0 {
 				t.Errorf("%s: the write was not committed: %v", name, err)
@@ -145,7 +145,7 @@ func unknownResults(t *testing.T, s *site) {
 func leaseLostInQueue(t *testing.T, s *site) {
 	key, m := s.key(t), s.manager(t)
 	holder := acquire(t, m, key)
-	waiter, w := s.wired(t, fabric.WithTTL(time.Second))
+	waiter, w := s.wired(t, fabric.WithTTL(3*time.Second))
 	wait := queue(t, waitContext(t), waiter, key)
 	first := inspect(t, m, key).Waiters[0]
 	w.fault(-1, leaseWrite, vanish)
@@ -166,12 +166,12 @@ func leaseLostInQueue(t *testing.T, s *site) {
 
 func leaseLostOnTheWay(t *testing.T, s *site) {
 	key, m := s.key(t), s.manager(t)
-	slow, w := s.wired(t, fabric.WithTTL(time.Second))
+	slow, w := s.wired(t, fabric.WithTTL(3*time.Second))
 	witness := acquire(t, slow, s.key(t)) // under the same lease
 	var committed uint64
 	w.fault(1, lockPut, func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 		renewals := w.fault(-1, leaseWrite, vanish)
-		reply, err := send(ctx, msg)
+		reply, err := surely(ctx, msg, send)
 		committed = ackSeq(reply)
 		<-witness.Lost()
 		renewals.end()

@@ -332,7 +332,7 @@ func conversionEndsWithHold(t *testing.T, s *site) {
 }
 
 func upgradePastTheDead(t *testing.T, s *site) {
-	const ttl = 2 * time.Second
+	const ttl = 4 * time.Second
 	key, m := s.key(t), s.manager(t)
 	l := acquireMode(t, m, key, fabric.Update)
 	nc := s.conn(t)
@@ -353,7 +353,7 @@ func upgradePastTheDead(t *testing.T, s *site) {
 
 func leaseLostConverting(t *testing.T, s *site) {
 	key, other := s.key(t), s.manager(t)
-	m := s.manager(t, fabric.WithTTL(2*time.Second))
+	m := s.manager(t, fabric.WithTTL(4*time.Second))
 	l, r := acquireMode(t, m, key, fabric.Update), acquireMode(t, other, key, fabric.Shared)
 	up := convertAsync(t, waitContext(t), other, l, fabric.Exclusive)
 	late := queue(t, waitContext(t), other, key, shared)
@@ -369,7 +369,7 @@ func leaseLostConverting(t *testing.T, s *site) {
 func connectionClosedConverting(t *testing.T, s *site) {
 	key, other := s.key(t), s.manager(t)
 	nc := s.conn(t)
-	m := newManager(t, nc, fabric.WithTTL(2*time.Second))
+	m := newManager(t, nc, fabric.WithTTL(4*time.Second))
 	l, r := acquireMode(t, m, key, fabric.Update), acquireMode(t, other, key, fabric.Shared)
 	up := convertAsync(t, waitContext(t), other, l, fabric.Exclusive)
 	late := queue(t, waitContext(t), other, key, shared)

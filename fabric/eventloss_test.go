@@ -142,7 +142,7 @@ func TestEventsOfATakeover(t *testing.T) {
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		key := s.key(t)
 		nc := s.conn(t)
-		dead := acquire(t, newManager(t, nc, fabric.WithTTL(500*time.Millisecond)), key)
+		dead := acquire(t, newManager(t, nc, fabric.WithTTL(2*time.Second)), key)
 		var rec recorder
 		m := s.manager(t, fabric.WithEvents(rec.hook))
 		wait := queue(t, waitContext(t), m, key)
@@ -176,11 +176,11 @@ func TestNoEventsOfAGrantThatIsNotHandedOut(t *testing.T) {
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		key := s.key(t)
 		var rec recorder
-		slow, w := s.wired(t, fabric.WithTTL(time.Second), fabric.WithEvents(rec.hook))
+		slow, w := s.wired(t, fabric.WithTTL(3*time.Second), fabric.WithEvents(rec.hook))
 		witness := acquire(t, slow, s.key(t)) // under the same lease
 		w.fault(1, lockPut, func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 			renewals := w.fault(-1, leaseWrite, vanish)
-			reply, err := send(ctx, msg)
+			reply, err := surely(ctx, msg, send)
 			<-witness.Lost()
 			renewals.end()
 			return reply, err

@@ -81,7 +81,7 @@ func TestRegisterIsNotOverwrittenByALateHolder(t *testing.T) {
 	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		bucket, key := userBucket(t, s), s.key(t)
-		m, w := s.wired(t, fabric.WithTTL(time.Second))
+		m, w := s.wired(t, fabric.WithTTL(3*time.Second))
 		old := acquire(t, m, key)
 		w.fault(-1, anything, vanish) // as if it were stopped
 		succ := acquire(t, s.manager(t), key)

@@ -21,7 +21,7 @@ func TestRule6_OnlyTheStoredAttemptCounts(t *testing.T) {
 	const ttl = 2 * time.Second
 	for _, b := range []behaviour{
 		{"acknowledgements lost, the hold goes on", func(t *testing.T, s *site) {
-			m, w := s.wired(t, fabric.WithTTL(ttl))
+			m, w := s.wired(t, fabric.WithTTL(4*ttl), fabric.WithRenewInterval(ttl/4))
 			key := s.key(t)
 			l := acquire(t, m, key)
 			f := w.fault(-1, leaseWrite, deaf)
@@ -226,7 +226,7 @@ func TestRule9_ManyDeadWaitersCostOneTTL(t *testing.T) {
 	t.Parallel()
 	onBothSites(t, func(t *testing.T, s *site) {
 		t.Parallel()
-		const ttl, n = 2 * time.Second, 15 // a manager has at most 16 waiters in a record
+		const ttl, n = 4 * time.Second, 15 // a manager has at most 16 waiters in a record
 		key, other := s.key(t), s.manager(t)
 		nc := s.conn(t)
 		m := newManager(t, nc)

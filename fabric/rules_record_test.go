@@ -29,10 +29,7 @@ type history struct {
 }
 
 func (h *history) note(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
-	// However long it takes: what is committed has to be known here.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
-	defer cancel()
-	reply, err := send(ctx, msg)
+	reply, err := surely(ctx, msg, send)
 	if seq := ackSeq(reply); err == nil && seq != 0 {
 		h.mu.Lock()
 		defer h.mu.Unlock()

@@ -26,7 +26,7 @@ func TestRule1_AcquireRetriedUnderNewLeaseIsRefused(t *testing.T) {
 		t.Parallel()
 		key, m := s.key(t), s.manager(t)
 		holder := acquire(t, m, key)
-		paused, w := s.wired(t, fabric.WithTTL(3*time.Second))
+		paused, w := s.wired(t, fabric.WithTTL(5*time.Second))
 		witness := acquire(t, paused, s.key(t)) // under the lease of the waiter
 		wait := queue(t, waitContext(t), paused, key)
 		first := inspect(t, m, key).Waiters[0]
@@ -37,7 +37,7 @@ func TestRule1_AcquireRetriedUnderNewLeaseIsRefused(t *testing.T) {
 
 		w.fault(-1, anything, vanish)
 		if err := witness.Err(); err != nil || leaseOf(witness.ID()) != first.Lease.ID {
-			t.Fatalf("the machine was too busy to keep a lease of 3 s: %v", err)
+			t.Fatalf("the machine was too busy to keep a lease of 5 s: %v", err)
 		}
 		waitLost(t, witness)
 		release(t, holder)

@@ -26,7 +26,7 @@ func readNow(t *testing.T, s *site, m *fabric.Manager, w *wire, key string) *nat
 	var reply *nats.Msg
 	f := w.fault(1, about(t, key, lockRead), func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 		var err error
-		reply, err = send(ctx, msg)
+		reply, err = surely(ctx, msg, send)
 		return reply, err
 	})
 	inspect(t, m, key)

@@ -157,7 +157,7 @@ func TestHint_WaiterWhoFindsTheWatchOpen(t *testing.T) {
 			_, err := Do(t.Context(), b, "k", acquireOp("B.1"), Options{Stop: stop})
 			stopped <- err
 		}()
-		time.Sleep(2 * lookAfter)
+		time.Sleep(3 * lookAfter / 2) // a look, and no round of the janitor
 		close(stop)
 		if err := <-stopped; !errors.Is(err, ErrStopped) {
 			t.Fatal(err)
