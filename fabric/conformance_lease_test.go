@@ -15,7 +15,6 @@ import (
 )
 
 func TestLeases(t *testing.T) {
-	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"at most 5 renewals, lost when they are used up", renewalsUsedUp},
 		{"renewals by hand count too", renewalsByHand},

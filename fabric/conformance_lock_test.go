@@ -14,7 +14,6 @@ import (
 )
 
 func TestLock(t *testing.T) {
-	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"lock free", lockFree},
 		{"unlock", unlock},

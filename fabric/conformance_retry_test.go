@@ -15,7 +15,6 @@ import (
 )
 
 func TestRetry(t *testing.T) {
-	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"acquire retried with the same id gets the same token", retriedAcquire},
 		{"a pending acquire retried is one grant", retriedPending},

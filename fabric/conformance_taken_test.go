@@ -14,7 +14,6 @@ import (
 
 // What an operator may do to a hold.
 func TestLockTakenAway(t *testing.T) {
-	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"force-release closes Lost and the next one waits for it", forceRelease},
 		{"force-release now takes the lock at once", forceReleaseNow},

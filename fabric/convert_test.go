@@ -24,7 +24,6 @@ func covers(a, b fabric.Mode) bool {
 }
 
 func TestModesAndConversions(t *testing.T) {
-	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"every pair of modes", everyPair},
 		{"every conversion, alone and beside every mode", everyConversion},

@@ -10,7 +10,6 @@ import (
 )
 
 func TestExpectedWait(t *testing.T) {
-	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"more than the deadline allows is refused at once", refusedInTime},
 		{"less than it allows queues", queuedInTime},

@@ -13,7 +13,6 @@ import (
 )
 
 func TestWatch(t *testing.T) {
-	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"every change", watchChanges},
 		{"a slow loop gets the last state", watchSlowly},

@@ -15,7 +15,6 @@ import (
 )
 
 func TestBarrierConformance(t *testing.T) {
-	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"one party", barrierOne},
 		{"many parties × many generations", barrierMany},

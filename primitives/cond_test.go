@@ -13,7 +13,6 @@ import (
 )
 
 func TestCondConformance(t *testing.T) {
-	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"wait or signal without the lock is an error", condNeedsLock},
 		{"signal wakes one, in order, and wait returns holding a new token", condSignalOrder},

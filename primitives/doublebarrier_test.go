@@ -14,7 +14,6 @@ import (
 )
 
 func TestDoubleBarrierConformance(t *testing.T) {
-	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"enter and leave", doubleEnterLeave},
 		{"many parties × many times", doubleMany},

@@ -13,7 +13,6 @@ import (
 )
 
 func TestElectionConformance(t *testing.T) {
-	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"one leader per term, and the next after it resigns", electionResign},
 		{"the next after a leader crashes", electionCrash},

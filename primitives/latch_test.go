@@ -13,7 +13,6 @@ import (
 )
 
 func TestLatchConformance(t *testing.T) {
-	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"count down to zero once, waiters before and after", latchOpens},
 		{"one write for a count, none for a wait on an open latch", latchWrites},

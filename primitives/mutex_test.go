@@ -14,7 +14,6 @@ import (
 )
 
 func TestMutexConformance(t *testing.T) {
-	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"lock and unlock, one write each", mutexLockUnlock},
 		{"try of a free and of a held one", mutexTry},

@@ -15,7 +15,6 @@ import (
 )
 
 func TestOnceConformance(t *testing.T) {
-	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"one runs, all read the result", onceRuns},
 		{"two writes for a run, none for who comes later", onceWrites},

@@ -10,7 +10,6 @@ import (
 )
 
 func TestRWMutexConformance(t *testing.T) {
-	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"many readers at once, and a writer waits for all", rwWriterWaits},
 		{"readers queued together are granted together", rwReadersTogether},

@@ -15,7 +15,6 @@ import (
 )
 
 func TestSemaphoreConformance(t *testing.T) {
-	t.Parallel()
 	runBehaviours(t, []behaviour{
 		{"acquire and release, one write each", semaphoreWrites},
 		{"n permits, weighted", semaphoreWeighted},

@@ -86,6 +86,8 @@ type behaviour struct {
 }
 
 func runBehaviours(t *testing.T, list []behaviour) {
+	t.Helper()
+	t.Parallel()
 	onBothSites(t, func(t *testing.T, s *site) {
 		for _, b := range list {
 			t.Run(b.name, func(t *testing.T) {
