@@ -16,6 +16,11 @@ var examples = map[string][]string{
 		"lockfabric run encoders --semaphore 3 -- ./encode.sh film.mov",
 		"lockfabric --server nats://nats1:4222 run deploy --meta ticket=OPS-7 -- ./deploy.sh",
 	},
+	"lock": {
+		"token=$(lockfabric lock nightly-backup --wait 0) || exit",
+		"(lockfabric lock reports && ./report.sh)",
+		"lockfabric lock nightly-backup --stdin",
+	},
 	"elect": {
 		"lockfabric elect scheduler --value host1:80 -- ./schedule.sh",
 		"lockfabric elect scheduler --observe",
@@ -33,6 +38,8 @@ var examples = map[string][]string{
 	},
 	"ls": {
 		"lockfabric ls photos/",
+		"lockfabric ls --long",
+		"lockfabric ls --watch photos/",
 		"lockfabric --output json ls",
 	},
 	"inspect": {
@@ -42,6 +49,7 @@ var examples = map[string][]string{
 	"release": {
 		"lockfabric release --force nightly-backup",
 		"lockfabric release --force --now nightly-backup",
+		"lockfabric release --force --prefix photos/",
 	},
 	"gc":         {"lockfabric gc --dry-run"},
 	"doctor":     {"lockfabric --server nats://nats1:4222 doctor --strict"},

@@ -52,10 +52,8 @@ func TestExamples(t *testing.T) {
 			t.Errorf("%s has none", path)
 		}
 		for _, line := range examples[path] {
-			words, err := exec.Command("sh", "-c", `lockfabric() { printf '%s\0' "$@"; }; `+line).Output()
-			if err != nil {
-				t.Fatal(err)
-			}
+			// What else is on the line may fail.
+			words, _ := exec.Command("sh", "-c", `exec 3>&1; lockfabric() { printf '%s\0' "$@" >&3; }; `+line).Output()
 			parser, err := newParser(&cli{}, io.Discard, io.Discard)
 			if err != nil {
 				t.Fatal(err)

@@ -3,6 +3,7 @@
 //
 //	lockfabric run nightly-backup -- ./backup.sh
 //	lockfabric run encoders --semaphore 3 -- ./encode.sh
+//	lockfabric lock nightly-backup
 //	lockfabric elect scheduler -- ./schedule.sh
 //	lockfabric barrier nightly -n 3 -- ./work.sh
 //	lockfabric latch wait migrated --count 2
@@ -54,15 +55,15 @@
 //	65       the name is in use as something else, or with another size; or its record can't be read
 //	69       the server can't be reached or used
 //	70       the result can't be written, or a defect of this program
-//	75       run, elect: not acquired or not elected: held by others for the time given by --wait, unless --conflict-exit-code says another one;
+//	75       run, lock, elect: not acquired or not elected: held by others for the time given by --wait, unless --conflict-exit-code says another one;
 //	         barrier, latch wait: not passed in that time; latch delete: somebody waits for it
-//	76       run, elect, barrier: lost: the lock, the permit, the leadership or the membership was lost while CMD ran
+//	76       run, elect, barrier: lost: the lock, the permit, the leadership or the membership was lost while CMD ran; lock --stdin: while it held it
 //	77       the server refuses the credentials, or a permission that locks need
 //	78       doctor: there is a problem (with --strict also a warning, or an unknown)
 //	79       barrier: broken: another one gave up or died, or it was reset; latch wait: deleted meanwhile
 //	126      run, elect, barrier: CMD can't be executed
 //	127      run, elect, barrier: CMD was not found
-//	128+n    run, elect, barrier: CMD was, or lockfabric itself while it waited, ended by signal n
+//	128+n    run, lock, elect, barrier: CMD was, or lockfabric itself while it waited, ended by signal n
 //	others   run, elect, barrier: CMD's own
 package main
 
@@ -94,6 +95,7 @@ type cli struct {
 	ShowVersion versionFlag `name:"version" help:"Show the version of this program."`
 
 	Run     runCmd     `cmd:"" help:"Run a command while holding a lock, or permits of a semaphore."`
+	Lock    lockCmd    `cmd:"" help:"Hold a lock for the rest of a script."`
 	Elect   electCmd   `cmd:"" help:"Run a command while this process is the leader, or tell who is."`
 	Barrier barrierCmd `cmd:"" help:"Wait until a number of processes have come, or run a command together with them."`
 	Latch   latchCmd   `cmd:"" help:"Wait until something was done a number of times, or count that."`
@@ -184,9 +186,9 @@ func (c *cli) level(command string) slog.Level {
 	switch {
 	case c.LogLevel != "auto":
 		_ = level.UnmarshalText([]byte(c.LogLevel)) // kong has checked it
-	case command == "serve", command == "inspect" && c.Inspect.Watch, command == "elect" && c.Elect.Observe:
+	case command == "serve", command == "inspect" && c.Inspect.Watch, command == "ls" && c.Ls.Watch, command == "elect" && c.Elect.Observe:
 		level = slog.LevelInfo
-	case command == "run", command == "elect", command == "barrier":
+	case command == "run", command == "lock", command == "elect", command == "barrier":
 		level = slog.LevelWarn
 	}
 	return level

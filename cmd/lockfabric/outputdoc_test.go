@@ -120,6 +120,12 @@ func TestOutputOfLocks(t *testing.T) {
 	deaf.exits(76)
 	release.printed(t, 0, "release", "--force", "--now", "deaf") // nobody is there
 	release.complete(t, released{})
+	lock := outputTable(t, doc, "lock")
+	taken, stdin := withStdin(t, lockfabric(t, "--output", "json", "lock", "taken", "--stdin"))
+	lock.check(t, "lock", taken.object())
+	_ = stdin.Close()
+	taken.exits(0)
+	lock.complete(t, locked{})
 
 	// A record that can't be read.
 	_, js := dialTo(t, server.ClientURL())

@@ -1,24 +1,32 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/term"
 
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
 type releaseCmd struct {
-	Key    string `arg:"" complete:"lock" help:"Name of the lock."`
+	Key    string `arg:"" complete:"lock" help:"Name of the lock, or with --prefix what the names begin with."`
 	Force  bool   `help:"Take the lock from holders that have not released it. Required: there is no other way to release another program's lock."`
 	Now    bool   `help:"Don't wait for the holders: the next one gets the lock at once, while they may still be at work. Only fencing tokens keep their late writes out."`
 	Holder string `placeholder:"ID" complete:"-" help:"Take it only from the holder with this id; 'inspect' shows ids."`
+	Prefix bool   `help:"Take all locks whose names begin so. They are shown, and taken when that is confirmed."`
+	Yes    bool   `short:"y" help:"Don't ask before locks are taken by --prefix."`
 }
 
 // Help explains the two ways.
 func (*releaseCmd) Help() string {
 	return "Each holder is told, ends its command and lets go; the next one is granted then, or when the holder turns out to be dead. " +
-		"With --now the next one is granted at once and the holders learn of it within a second: safety rests on fencing tokens alone."
+		"With --now the next one is granted at once and the holders learn of it within a second: safety rests on fencing tokens alone.\n\n" +
+		"With --prefix the names that are held are shown first. The question is asked where standard input is a terminal; elsewhere --yes has to say that all of them are meant."
 }
 
 // released is the JSON of release.
@@ -30,12 +38,31 @@ type released struct {
 
 // Run takes the lock away.
 func (r *releaseCmd) Run(ctx context.Context, c *cli, s *streams) error {
-	if !r.Force {
+	switch {
+	case !r.Force:
 		return usageError("release %q: a lock is released by its holder, end that one; to take the lock away from it add --force", r.Key)
+	case r.Prefix && r.Holder != "":
+		return usageError("release --prefix: a holder has one lock: leave out --holder, or give the name")
+	case r.Prefix && !r.Yes && !term.IsTerminal(int(os.Stdin.Fd())):
+		return usageError("release --prefix: nobody can be asked whether all of them are meant: look with 'lockfabric ls', and add --yes")
+	case r.Prefix:
+		return r.takeAll(ctx, c, s)
 	}
 	if err := checkName(r.Key); err != nil {
 		return err
 	}
+	var done released
+	err := c.with(ctx, s, func(ctx context.Context, m *fabric.Manager) (err error) {
+		done, err = r.take(ctx, m, r.Key)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return s.print(c.Output, done, done.write)
+}
+
+func (r *releaseCmd) take(ctx context.Context, m *fabric.Manager, key string) (released, error) {
 	var opts []fabric.ForceOption
 	if r.Now {
 		opts = append(opts, fabric.ForceNow())
@@ -43,22 +70,74 @@ func (r *releaseCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if r.Holder != "" {
 		opts = append(opts, fabric.ForceHolder(r.Holder))
 	}
-	var n int
-	err := c.with(ctx, s, func(ctx context.Context, m *fabric.Manager) (err error) {
-		n, err = m.ForceRelease(ctx, r.Key, opts...)
-		return err
+	n, err := m.ForceRelease(ctx, key, opts...)
+	return released{Key: key, Released: n, Now: r.Now}, err
+}
+
+func (d released) write(w io.Writer) {
+	switch {
+	case d.Released == 0:
+		fmt.Fprintf(w, "%s: nobody to take it from\n", printable(d.Key))
+	case d.Now:
+		fmt.Fprintf(w, "%s: taken from %d holder(s) at once; until they notice, only fencing tokens keep their writes out\n", printable(d.Key), d.Released)
+	default:
+		fmt.Fprintf(w, "%s: %d holder(s) told to let go\n", printable(d.Key), d.Released)
+	}
+}
+
+// takeAll takes the locks whose names begin so, once that is confirmed. What was taken
+// before an error is told.
+func (r *releaseCmd) takeAll(ctx context.Context, c *cli, s *streams) error {
+	all := []released{}
+	err := c.withoutLimit(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
+		limited, cancel := context.WithTimeout(ctx, c.Timeout)
+		infos, err := m.List(limited, r.Key)
+		cancel()
+		if err != nil {
+			return err
+		}
+		var keys []string
+		for _, i := range infos {
+			if len(i.Holders) > 0 {
+				keys = append(keys, i.Key)
+			}
+		}
+		if len(keys) == 0 || !r.Yes && !confirm(s.err, keys) {
+			return nil
+		}
+		for _, key := range keys {
+			limited, cancel := context.WithTimeout(ctx, c.Timeout)
+			one, err := r.take(limited, m, key)
+			cancel()
+			if err != nil {
+				return err
+			}
+			all = append(all, one)
+		}
+		return nil
 	})
-	if err != nil {
+	if err != nil && len(all) == 0 {
 		return err
 	}
-	return s.print(c.Output, released{Key: r.Key, Released: n, Now: r.Now}, func(w io.Writer) {
-		switch {
-		case n == 0:
-			fmt.Fprintf(w, "%s: nobody to take it from\n", printable(r.Key))
-		case r.Now:
-			fmt.Fprintf(w, "%s: taken from %d holder(s) at once; until they notice, only fencing tokens keep their writes out\n", printable(r.Key), n)
-		default:
-			fmt.Fprintf(w, "%s: %d holder(s) told to let go\n", printable(r.Key), n)
+	if perr := s.print(c.Output, all, func(w io.Writer) {
+		for _, one := range all {
+			one.write(w)
 		}
-	})
+		if len(all) == 0 {
+			fmt.Fprintln(w, "nothing was taken")
+		}
+	}); err == nil {
+		err = perr
+	}
+	return err
+}
+
+// confirm shows names and asks whether they are all meant.
+func confirm(w io.Writer, keys []string) bool {
+	for _, key := range keys {
+		fmt.Fprintf(w, "  %s\n", printable(key))
+	}
+	fmt.Fprintf(w, "Take %d lock(s) from their holders? [y/N] ", len(keys))
+	answer, _ := bufio.NewReader(os.Stdin).ReadString('\n')
+	return strings.EqualFold(strings.TrimSpace(answer), "y") || strings.EqualFold(strings.TrimSpace(answer), "yes")
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"slices"
 
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/kv"
@@ -55,8 +54,6 @@ func (r *runCmd) validate() error {
 	switch {
 	case r.DeadlineCheck && (r.Wait == nil || *r.Wait == 0):
 		return usageError("run --deadline-check: give the time that is to be kept with --wait")
-	case !slices.Contains([]string{"", "IS", "IX", "S", "SIX", "U", "X"}, r.Mode):
-		return usageError("run --mode=%s: give one of IS, IX, S, SIX, U, X", printable(r.Mode))
 	case r.Semaphore < 0:
 		return usageError("run --semaphore=%d: give 1 or more", r.Semaphore)
 	case r.Permits < 1 || r.Semaphore > 0 && r.Permits > r.Semaphore:
@@ -66,10 +63,7 @@ func (r *runCmd) validate() error {
 	case r.DeadlineCheck && r.Semaphore > 0:
 		return usageError("run --deadline-check: nothing is expected of a semaphore; leave it out")
 	}
-	if err := checkCommand("run", r.Command); err != nil {
-		return err
-	}
-	return cmp.Or(r.claiming.validate("run"), r.holding.validate("run"), r.staying.validate("run"), checkName(r.Key))
+	return cmp.Or(checkMode("run", r.Mode), checkCommand("run", r.Command), r.claiming.validate("run"), r.holding.validate("run"), r.staying.validate("run"), checkName(r.Key))
 }
 
 // checkName refuses a name that nothing can have, before any server is asked.
@@ -79,11 +73,8 @@ func checkName(key string) error {
 }
 
 func (r *runCmd) acquire(ctx context.Context, m *fabric.Manager) (held, error) {
-	c := fabric.Claim{Kind: fabric.KindLock, Mode: fabric.Mode(r.Mode)}
-	switch {
-	case r.Shared:
-		c.Mode = fabric.Shared
-	case r.Semaphore > 0:
+	c := fabric.Claim{Kind: fabric.KindLock, Mode: lockMode(r.Mode, r.Shared)}
+	if r.Semaphore > 0 {
 		c = fabric.Claim{Kind: fabric.KindSemaphore, Permits: r.Permits, Limit: r.Semaphore}
 	}
 	opts := []fabric.AcquireOption{fabric.WithMetadata(r.Meta)}

@@ -284,3 +284,24 @@ func TestTerminalLog(t *testing.T) {
 		c.exits(0)
 	}
 }
+
+// Nothing is taken from many before somebody has said so.
+func TestReleasePrefixIsConfirmed(t *testing.T) {
+	t.Parallel()
+	lock, err := manager(t).Acquire(t.Context(), "photos/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ keys, want string }{{"\n", "nothing was taken"}, {"no\n", "nothing was taken"}, {"y\n", "photos/a: 1 holder(s) told to let go"}} {
+		if lock.Err() != nil {
+			t.Fatal(lock.Err())
+		}
+		c := newConsole(t, lockfabric(t, "release", "--force", "--prefix", "photos/"))
+		c.expect("  photos/a")
+		c.upTo("[y/N] ")
+		c.keys(tt.keys)
+		c.expect(tt.want)
+		c.exits(0)
+	}
+	<-lock.Lost()
+}

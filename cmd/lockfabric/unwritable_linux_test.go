@@ -25,3 +25,12 @@ func TestResultsThatCannotBeWritten(t *testing.T) {
 		}
 	}
 }
+
+// Nothing stays held when the token got lost.
+func TestUnwritableToken(t *testing.T) {
+	t.Parallel()
+	m := manager(t)
+	p, _ := script(t, "sh", `lf lock k >/dev/full; echo "code $?"; read x`)
+	p.expect("code 70")
+	waitFree(t, m)
+}

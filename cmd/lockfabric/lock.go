@@ -1,0 +1,192 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+type lockCmd struct {
+	Key    string            `arg:"" complete:"lock" help:"Name of the lock; '/' separates levels."`
+	Mode   string            `xor:"mode" placeholder:"IS|IX|S|SIX|U|X" complete:"IS,IX,S,SIX,U,X" help:"What else may be held beside it, as of run: X, the default, excludes all others."`
+	Shared bool              `xor:"mode" help:"The same as --mode S: hold the lock together with others who do so, too."`
+	Stdin  bool              `help:"Stay in the foreground, and hold it until standard input is closed."`
+	TTL    time.Duration     `default:"30s" help:"How long it stays held after the last sign of life. Under 15s a server's failover can cost it."`
+	Meta   map[string]string `placeholder:"KEY=VALUE" help:"Text that 'inspect' shows with the holder; can be repeated."`
+	claiming
+}
+
+// parentEnv tells the process that keeps the lock, in the background, whose end to wait for.
+const parentEnv = "LOCKFABRIC_LOCK_PARENT"
+
+// locked is the JSON of lock.
+type locked struct {
+	Key   string `json:"key"`
+	Token uint64 `json:"token"` // fencing token
+}
+
+// Help tells who keeps it, and until when.
+func (*lockCmd) Help() string {
+	return "It ends when the lock is held, and prints the fencing token. A process in the background keeps the lock until the process that called this command has ended, " +
+		"such as a script, or a part of one in parentheses. If the lock is lost before that, it sends SIGTERM to that process. To release the lock earlier, put what needs it in parentheses.\n\n" +
+		"With --stdin there is no other process: the command prints the token, holds the lock until its standard input is closed, or SIGTERM or SIGINT comes, and releases it.\n\n" +
+		"Exit code: 0: held, with --stdin: and released; 75, or that of --conflict-exit-code: not acquired, others hold it; 76: with --stdin: it was lost; others as of run."
+}
+
+// Run holds the lock for others than a command of ours.
+func (l *lockCmd) Run(ctx context.Context, c *cli, s *streams) error {
+	if err := cmp.Or(checkMode("lock", l.Mode), l.claiming.validate("lock"), checkName(l.Key)); err != nil {
+		return err
+	}
+	sigs := make(chan os.Signal, 64)
+	catch(sigs, endings)
+	defer signal.Stop(sigs)
+	catch(make(chan os.Signal, 1), brokenPipe)
+	if l.Stdin {
+		go func() {
+			_, _ = io.Copy(io.Discard, os.Stdin)
+			sigs <- syscall.SIGTERM
+		}()
+		return l.hold(ctx, c, s, sigs)
+	}
+	text := os.Getenv(parentEnv)
+	if text == "" {
+		return delegate(s, sigs)
+	}
+	parent, err := strconv.Atoi(text)
+	if err != nil {
+		return fmt.Errorf("%s: %w", parentEnv, err)
+	}
+	return l.keep(ctx, c, s, parent, sigs)
+}
+
+// delegate starts a process that keeps the lock, and waits until it does.
+func delegate(s *streams, sigs <-chan os.Signal) error {
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	parent := os.Getppid()
+	keeper := exec.Command(exe, os.Args[1:]...)
+	keeper.Env = append(os.Environ(), parentEnv+"="+strconv.Itoa(parent))
+	keeper.Stderr = os.Stderr
+	keeper.SysProcAttr = detached()
+	// It ends when this is closed before a byte has come.
+	confirm, err := keeper.StdinPipe()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = confirm.Close() }()
+	result, err := keeper.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := keeper.Start(); err != nil {
+		return err
+	}
+	defer listen(sigs, func(sig os.Signal) bool {
+		if keeper.Process.Signal(sig) != nil {
+			_ = confirm.Close()
+		}
+		return false
+	})()
+	text, err := io.ReadAll(result)
+	if err != nil || len(text) == 0 {
+		if err := keeper.Wait(); keeper.ProcessState.ExitCode() <= 0 {
+			return fmt.Errorf("lock: the process that was to keep it has ended: %w", cmp.Or(err, errGivenUp))
+		}
+		return &exitError{code: keeper.ProcessState.ExitCode()} // which has said why
+	}
+	// As long as it is the same process, the keeper watches the right one.
+	if os.Getppid() != parent {
+		return errors.New("lock: the process that it was for has ended")
+	}
+	if _, err = s.out.Write(text); err == nil {
+		_, err = confirm.Write([]byte("\n"))
+	}
+	return writeError(err)
+}
+
+// keep holds the lock until the parent has ended.
+func (l *lockCmd) keep(ctx context.Context, c *cli, s *streams, parent int, sigs chan os.Signal) error {
+	closeInherited()
+	gone, terminate, err := watchProcess(parent)
+	if err != nil {
+		return fmt.Errorf("lock: looking for the end of process %d: %w", parent, err)
+	}
+	go func() {
+		if n, _ := os.Stdin.Read(make([]byte, 1)); n == 0 {
+			sigs <- syscall.SIGTERM
+		}
+	}()
+	go func() {
+		<-gone // also while it waits
+		sigs <- syscall.SIGTERM
+	}()
+	err = l.hold(ctx, c, s, sigs)
+	if errors.Is(err, fabric.ErrLost) {
+		terminate()
+	}
+	return err
+}
+
+// hold takes the lock, says so, and holds it until a signal comes.
+func (l *lockCmd) hold(ctx context.Context, c *cli, s *streams, sigs chan os.Signal) error {
+	t := &task{holding: &holding{TTL: l.TTL, NoProgress: l.Quiet}, name: "lock", key: l.Key, acquire: l.acquire, advice: l.advice}
+	m, h, err := t.obtain(ctx, c, s, sigs)
+	if err != nil {
+		return l.conflict(err)
+	}
+	v := locked{Key: h.Key(), Token: h.Token()}
+	err = s.print(c.Output, v, func(w io.Writer) { fmt.Fprintln(w, v.Token) })
+	if err == nil && !l.Stdin {
+		err = os.Stdout.Close() // which is waited for
+	}
+	for over := err != nil; !over; {
+		select {
+		case sig := <-sigs:
+			over = slices.Contains(endings, sig)
+		case <-h.Lost():
+			over, err = true, h.Err()
+		}
+	}
+	if rerr := t.end(ctx, m, h, sigs); rerr != nil && err == nil && !errors.Is(rerr, fabric.ErrLost) {
+		s.log.Warn("the release is not confirmed; what was held ends with its TTL at the latest", "key", t.key, "ttl", t.TTL, "error", rerr)
+	} else if err == nil {
+		err = rerr
+	}
+	if errors.Is(err, fabric.ErrLost) {
+		return fmt.Errorf("%w: others may have worked while it was taken for held: check what was written, or have the token checked", err)
+	}
+	return err
+}
+
+func (l *lockCmd) acquire(ctx context.Context, m *fabric.Manager) (held, error) {
+	return l.claim(ctx, m, l.Key, fabric.Claim{Kind: fabric.KindLock, Mode: lockMode(l.Mode, l.Shared)}, fabric.WithMetadata(l.Meta))
+}
+
+// lockMode is the mode that the flags say.
+func lockMode(name string, shared bool) fabric.Mode {
+	if shared {
+		return fabric.Shared
+	}
+	return fabric.Mode(name)
+}
+
+func checkMode(what, name string) error {
+	if !slices.Contains([]string{"", "IS", "IX", "S", "SIX", "U", "X"}, name) {
+		return usageError("%s --mode=%s: give one of IS, IX, S, SIX, U, X", what, printable(name))
+	}
+	return nil
+}
