@@ -21,6 +21,9 @@ const failFastTimeout = 2 * time.Second
 // Acquire waits in the lock's queue, first come first served, until it is
 // granted or ctx ends, and returns the hold.
 //
+// It is about this name alone: a lock on "a/b" takes no intents on "a", and is not seen by
+// who locks "a"; see AcquirePath.
+//
 // The hold lasts until Release, however long that is, as long as this process
 // lives and reaches the cluster; see [Lock.Lost]. A wait goes on through server
 // failures and partitions; if the lease of the waiting acquire is lost
@@ -82,6 +85,7 @@ type attempt struct {
 	claim    Claim
 	op       record.Op // without what a lease gives it
 	req      request
+	set      *Set     // that this round is for a member of, or nil
 	session  *session // of the last round
 	id       string   // of the last round
 	waitedID string   // lease that was observed already
@@ -142,7 +146,27 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 	if err != nil {
 		return nil, engine.Outcome{}, err
 	}
-	s := a.session
+	op := a.compose(ctx, sl)
+	opt := engine.Options{FailFast: a.req.failFast && !op.Stays(), Stop: sl.lease.Lost(), Queued: a.whenQueued(sl, op.ID)}
+	if from := a.claim.From; from != nil {
+		op.Holder, op.Token, op.Hold, opt.AtLeast = from.entry.ID, from.Token(), releaseOp(from).Hold, from.revision()
+		if err := from.give(); err != nil {
+			sl.give(op.ID)
+			return nil, engine.Outcome{}, err
+		}
+	}
+	if a.set != nil {
+		opt.Stop = a.set.stop(sl)
+	}
+	before := a.session.seen()
+	out, err := a.do(ctx, op, opt)
+	h, err := a.conclude(ctx, sl, &op, out, err, before)
+	return h, out, err
+}
+
+// compose makes the operation of a round under the lease, with a new id, which is given back by
+// conclude.
+func (a *attempt) compose(ctx context.Context, sl *slot) record.Op {
 	op := a.op
 	op.ID, op.Lease, op.Since = sl.lease.NextOp(), sl.id, time.Now()
 	a.id = op.ID
@@ -152,47 +176,52 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 	if a.req.owner != "" {
 		a.mine = append(a.mine, op.ID)
 	}
-	opt := engine.Options{FailFast: a.req.failFast && !op.Stays(), Stop: sl.lease.Lost(), Queued: a.whenQueued(sl, op.ID)}
-	if from := a.claim.From; from != nil {
-		op.Holder, op.Token, op.Hold, opt.AtLeast = from.entry.ID, from.Token(), releaseOp(from).Hold, from.revision()
-		if err := from.give(); err != nil {
-			sl.leave()
-			return nil, engine.Outcome{}, err
-		}
-	}
-	before := s.seen()
 	sl.begin(op.ID)
-	out, err := a.do(ctx, op, opt)
+	return op
+}
+
+// conclude makes a handle of what a round's operation came to.
+func (a *attempt) conclude(ctx context.Context, sl *slot, op *record.Op, out engine.Outcome, err error, before uint64) (*Hold, error) {
 	if err != nil {
 		if errors.Is(err, engine.ErrGone) || a.claim.From != nil {
 			// It may stand after all: the reads that said otherwise can be those of
 			// a deposed leader. Nothing may be left under a lease that lives.
-			s.engine.ReleaseInBackground(a.enc, sl.id, op.ID, 0)
+			a.session.engine.ReleaseInBackground(a.enc, sl.id, op.ID, 0)
 		}
-		if a.claim.From != nil {
-			s.engine.ReleaseInBackground(a.enc, sl.id, op.Holder, opt.AtLeast)
+		if from := a.claim.From; from != nil {
+			a.session.engine.ReleaseInBackground(a.enc, sl.id, op.Holder, from.revision())
 		}
 		a.withdrawn(sl, op.ID, err)
 		sl.give(op.ID)
-		return nil, out, err
+		return nil, err
 	}
-	h, err := a.granted(ctx, sl, &op, out, before)
+	h, err := a.granted(ctx, sl, op, out, before)
 	switch {
 	case err != nil:
-		return nil, out, err
+		return nil, err
 	case !op.Stays() || out.Entry.Signalled != "":
-		return h, out, nil
+		return h, nil
 	case ctx.Err() != nil:
-		return h, out, ctx.Err()
+		return h, ctx.Err()
 	}
 	// It came back at once: there was no room in the condition's queue.
-	return h, out, fmt.Errorf("%w: %q: condition %q", ErrQueueFull, a.key, op.Queue)
+	return h, fmt.Errorf("%w: %q: condition %q", ErrQueueFull, a.key, op.Queue)
 }
 
 // place finds the session and the lease that the operation is to stand under.
 func (a *attempt) place(ctx context.Context) (*slot, error) {
+	if a.set != nil {
+		a.session = a.set.s
+		if !a.set.slot.enter() {
+			return nil, errAgain
+		}
+		return a.set.slot, nil
+	}
 	if from := a.claim.From; from != nil {
 		a.session = from.s
+		if from.set != nil {
+			return nil, from.member()
+		}
 		if err := from.Err(); err != nil {
 			return nil, err
 		}
@@ -242,9 +271,11 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 		sl.give(op.ID)
 		return nil, nil
 	}
-	h := &Hold{s: s, slot: sl, key: a.key, enc: a.enc, entry: out.Entry, rev: out.Revision, failFast: a.req.failFast}
-	if err := a.begin(ctx, h); err != nil {
-		return useless(err)
+	h := &Hold{s: s, slot: sl, key: a.key, enc: a.enc, entry: out.Entry, rev: out.Revision, failFast: a.req.failFast, set: a.set}
+	if a.set == nil { // else once, when all members are granted
+		if err := a.begin(ctx, h); err != nil {
+			return useless(err)
+		}
 	}
 	sl.hold(h)
 	s.mu.Lock()
@@ -253,7 +284,7 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 	s.mu.Unlock()
 	// The last look before the grant is handed out: a lease that was lost while
 	// the acquire waited, or this process slept, grants nothing.
-	if !sl.lease.Valid() || ended != nil || out.Entry.Revoked || !h.handOut(a) {
+	if !sl.lease.Valid() || ended != nil || out.Entry.Revoked || a.set == nil && !h.handOut(a) {
 		h.lose(ErrExpired)
 		s.engine.ReleaseInBackground(a.enc, sl.id, op.ID, out.Revision)
 		why := errAgain

@@ -31,6 +31,13 @@ import (
 // before; ErrInvalidOption; ErrUnconfirmed; ErrMalformedRecord; ErrNewerSchema; kv.ErrFull;
 // kv.ErrRejected; and ErrUnavailable with WithFailFast.
 func (l *Lock) Convert(ctx context.Context, mode Mode) error {
+	if l.set != nil {
+		return l.set.Convert(ctx, l.key, mode)
+	}
+	return l.convertAlone(ctx, mode)
+}
+
+func (l *Lock) convertAlone(ctx context.Context, mode Mode) error {
 	op, err := l.beginConvert(ctx, mode)
 	if err == nil {
 		bound, done := l.s.m.bind(ctx)

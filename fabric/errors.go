@@ -77,6 +77,11 @@ var (
 	// cannot be stopped is caught by the fencing token.
 	ErrLost = errors.New("fabric: lock lost")
 
+	// ErrMember says that a hold is a member of a [Set] and can't be released alone, nor
+	// weakened below what the members under it need. Release the set, or convert the
+	// members under it first.
+	ErrMember = errors.New("fabric: the hold is a member of a set")
+
 	// ErrReleased is the state of a handle after Release.
 	ErrReleased = errors.New("fabric: lock released")
 

@@ -37,6 +37,7 @@ type Hold struct {
 	enc      string       // encoded
 	entry    record.Entry // its Mode and Token change, and are guarded by mu
 	failFast bool
+	set      *Set // that it is a member of, or nil
 
 	mu         sync.Mutex
 	rev        uint64    // at which entry was read
@@ -204,33 +205,53 @@ func (h *Hold) Renew(ctx context.Context) error {
 // Errors: ErrLost when the hold was lost before, in which case nobody else's
 // hold is touched; ErrUnconfirmed when no leader confirmed it in time, in which
 // case it goes on in the background. Releasing again returns the same.
-func (h *Hold) Release(context.Context) error { return h.finish(h.release) }
+func (h *Hold) Release(context.Context) error {
+	if h.set != nil {
+		return h.member()
+	}
+	return h.finish(h.release)
+}
 
 // finish invalidates the handle and then has it ended, once, by end. Whoever comes
 // later gets what that one got.
 func (h *Hold) finish(end func() error) error {
+	ended, err := h.invalidate()
+	if ended == nil {
+		return err
+	}
+	h.finished(ended, end())
+	return h.released
+}
+
+// invalidate begins to release: the handle is invalid from here on. The caller sends what
+// ends the hold and calls finished, unless there is no event; then err is what Release
+// returns.
+func (h *Hold) invalidate() (ended *Event, err error) {
 	h.check()
 	h.mu.Lock()
 	switch {
 	case h.releasing != nil:
 		h.mu.Unlock()
 		<-h.releasing
-		return h.released
+		return nil, h.released
 	case h.err != nil:
-		h.mu.Unlock()
-		return h.err
+		defer h.mu.Unlock()
+		return nil, h.err
 	}
 	h.releasing = make(chan struct{})
 	h.end(ErrReleased)
-	ended := h.ending(EventReleased)
+	ev := h.ending(EventReleased)
 	h.s.m.feed.announce()
 	h.mu.Unlock()
+	return &ev, nil
+}
 
-	h.released = end()
-	h.noteReleased(ended)
+// finished ends a release with its outcome.
+func (h *Hold) finished(ended *Event, err error) {
+	h.released = err
+	h.noteReleased(*ended)
 	h.slot.drop(h)
 	close(h.releasing)
-	return h.released
 }
 
 // give invalidates the handle, whose entry goes with the write of what takes its place.
@@ -260,7 +281,11 @@ func (h *Hold) whyEnded() error {
 }
 
 func (h *Hold) release() error {
-	out, err := engine.Do(context.Background(), h.s.doer, h.enc, releaseOp(h), engine.Options{Bound: releaseTimeout, Stop: h.s.m.gone, AtLeast: h.revision()})
+	return h.releaseError(engine.Do(context.Background(), h.s.doer, h.enc, releaseOp(h), engine.Options{Bound: releaseTimeout, Stop: h.s.m.gone, AtLeast: h.revision()}))
+}
+
+// releaseError is what Release returns after a release that ended with out and err.
+func (h *Hold) releaseError(out engine.Outcome, err error) error {
 	switch {
 	case err == nil && out.Existed:
 		return nil
@@ -342,6 +367,9 @@ func (h *Hold) lose(reason error) {
 // end makes the handle invalid. Called with h.mu held and h.err nil.
 func (h *Hold) end(err error) {
 	h.err = err
+	if h.set != nil && isLost(err) {
+		h.set.lose(err)
+	}
 	if h.lost != nil && isLost(err) {
 		close(h.lost)
 	}

@@ -103,6 +103,7 @@ func newConfig(opts []Option) (config, error) {
 type request struct {
 	timing     timing
 	mode       Mode
+	hasMode    bool // it was given
 	owner      string
 	metadata   map[string]string
 	failFast   bool
@@ -245,7 +246,7 @@ func WithMode(m Mode) RequestOption {
 		if _, err := m.record(); err != nil {
 			return err
 		}
-		r.mode = m
+		r.mode, r.hasMode = m, true
 		return nil
 	}
 }

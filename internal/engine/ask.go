@@ -56,10 +56,14 @@ func (c *core) read(ctx context.Context, key string, silent *silence, failFast b
 	return entry, err
 }
 
-// write stores value, nil for none, if the key's revision is rev.
-func (c *core) write(key string, value []byte, rev uint64, silent *silence, failFast bool) (newRev uint64, err error) {
+// write stores value, nil for none, if the key's revision is rev. sent, if it is not nil, is called
+// when the request is out.
+func (c *core) write(key string, value []byte, rev uint64, silent *silence, failFast bool, sent func()) (newRev uint64, err error) {
 	c.rounds.Add(1)
 	took, err := c.ask(c.ctx, &silent.writes, failFast, func(ctx context.Context) error {
+		if sent != nil {
+			ctx = outgoing{ctx, sent}
+		}
 		if value == nil {
 			newRev, err = c.cfg.Store.Purge(ctx, key, rev, jskv.MarkerTTL)
 		} else {

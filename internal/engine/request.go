@@ -76,6 +76,9 @@ type progress struct {
 	told    bool // Queued was called, or is about to be
 	telling bool // it has not returned yet, so Done has to wait
 
+	after <-chan struct{} // closed when the request that is to be sent before was sent; nil: at once
+	sent  func()          // lets the one go on that is to be sent after this one; nil if none waits
+
 	undoes *Request // the withdrawn request that is answered when this one is over
 	cause  error    // of a withdrawal: what Done gets
 }

@@ -23,6 +23,9 @@ type step struct {
 	value     []byte // nil where nobody holds or waits any more
 	unchanged bool   // next is base
 
+	after <-chan struct{} // see order
+	sent  func()
+
 	// The answer.
 	entry  jskv.Entry // to a read
 	newRev uint64     // to a write
@@ -71,6 +74,15 @@ func (s *step) encode() {
 // send carries the step out. Called without a lock.
 func (s *step) send(c *core, key string, silent *silence) {
 	failFast := slices.ContainsFunc(s.batch, func(r *Request) bool { return r.FailFast })
+	if s.after != nil {
+		select {
+		case <-s.after:
+		case <-c.ctx.Done():
+		}
+	}
+	if s.sent != nil {
+		defer s.sent()
+	}
 	if !s.write {
 		s.entry, s.err = c.read(c.ctx, key, silent, failFast)
 		return
@@ -79,7 +91,7 @@ func (s *step) send(c *core, key string, silent *silence) {
 		s.err = ErrNotEntitled
 		return
 	}
-	s.newRev, s.err = c.write(key, s.value, s.rev, silent, failFast)
+	s.newRev, s.err = c.write(key, s.value, s.rev, silent, failFast, s.sent)
 	if s.err == nil && c.cfg.Evicted != nil && s.base != nil {
 		s.reportEvicted(c.cfg.Evicted, key)
 	}

@@ -376,6 +376,7 @@ func (v *view) end(r *Request, out Outcome, err error) {
 // drop sees to it that nothing more is done for r. Called with mu held.
 func (v *view) drop(r *Request) {
 	r.over = true
+	r.passOn()
 	if v.waiting[r.Op.ID] == r {
 		delete(v.waiting, r.Op.ID)
 		if r.queues() {

@@ -134,6 +134,7 @@ func (w *writer) run(scratch *scratch) {
 	s := step{scratch: scratch}
 	w.mu.Lock()
 	for w.plan(&s) {
+		s.order()
 		w.mu.Unlock()
 		s.send(w.core, w.key, &w.silent)
 		w.mu.Lock()
@@ -188,6 +189,9 @@ func (w *writer) plan(s *step) bool {
 // rest leaves what is pending until d is over or something else comes. Called with mu held.
 func (w *writer) rest(d time.Duration) {
 	w.running = false
+	for _, r := range w.pending {
+		r.passOn()
+	}
 	if w.resting {
 		return
 	}

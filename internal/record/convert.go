@@ -30,6 +30,17 @@ func Meet(a, b Mode) Mode {
 	return best
 }
 
+// Join returns the weakest mode that covers both a and b. It is None if either is not valid.
+func Join(a, b Mode) Mode {
+	best := None
+	for m := IS; m <= X; m++ {
+		if m.Covers(a) && m.Covers(b) && (best == None || best.Covers(m)) {
+			best = m
+		}
+	}
+	return best
+}
+
 // convert gives a holder another mode, at once or later.
 //
 // A conversion waits for holders only, never for the queue: whoever holds and wants more can't step

@@ -92,3 +92,23 @@ func TestModeNames(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+func TestJoinIsTheLeastModeThatCoversBoth(t *testing.T) {
+	for _, c := range []struct{ a, b, want Mode }{
+		{S, IX, SIX}, {U, IX, SIX}, {S, U, U}, {IS, IX, IX}, {IS, S, S}, {X, IS, X}, {SIX, U, SIX}, {IS, IS, IS}, {None, X, None},
+	} {
+		if got := Join(c.a, c.b); got != c.want || got != Join(c.b, c.a) {
+			t.Errorf("Join(%v, %v) = %v, want %v", c.a, c.b, got, c.want)
+		}
+	}
+	for a := IS; a <= X; a++ {
+		for b := IS; b <= X; b++ {
+			j := Join(a, b)
+			for m := IS; m <= X; m++ {
+				if m.Covers(a) && m.Covers(b) && !m.Covers(j) {
+					t.Errorf("Join(%v, %v) = %v, but %v covers both and not that", a, b, j, m)
+				}
+			}
+		}
+	}
+}

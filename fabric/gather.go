@@ -1,0 +1,235 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// AcquireAll acquires any locks as one, all or nothing: it waits until all are granted or ctx
+// ends. Sets and paths never wait for each other in a circle, in whatever order their members
+// are listed: while one waits for a lock it holds only those before it in the order of all
+// names. The listed order is the reverse of the order of release. A key that is listed twice is
+// held once, in the weakest mode that covers both.
+//
+// The options are those of Acquire, for all members: one owner, one timing, one lease.
+// WithMode is ErrInvalidOption, since each Want has its mode. Errors are those of Acquire;
+// Key of the *NotAcquiredError names the member that failed.
+func (m *Manager) AcquireAll(ctx context.Context, wants []Want, opts ...AcquireOption) (*Set, error) {
+	return m.gather(ctx, gathering{}, opts, func() ([]*level, error) { return plan(wants) })
+}
+
+// TryAcquireAll acquires all these locks if nobody is in the way of any of them, and otherwise
+// leaves nothing behind and returns ErrHeld as a *HeldError about the first that was refused.
+// See TryAcquire.
+func (m *Manager) TryAcquireAll(ctx context.Context, wants []Want, opts ...AcquireOption) (*Set, error) {
+	return m.gather(ctx, gathering{try: true}, opts, func() ([]*level, error) { return plan(wants) })
+}
+
+// DoAll acquires all these locks, calls fn and releases them, as Do does with one.
+func (m *Manager) DoAll(ctx context.Context, wants []Want, fn func(ctx context.Context, s *Set) error, opts ...AcquireOption) error {
+	s, err := m.AcquireAll(ctx, wants, opts...)
+	if err != nil {
+		return err
+	}
+	return s.do(ctx, fn)
+}
+
+func (s *Set) do(ctx context.Context, fn func(ctx context.Context, s *Set) error) (err error) {
+	defer func() {
+		if rerr := s.Release(ctx); isLost(rerr) {
+			err = errors.Join(err, rerr)
+		}
+	}()
+	ctx, done := s.Within(ctx)
+	defer done()
+	return fn(ctx, s)
+}
+
+// gathering is an acquire of a set under way, over as many leases and sessions as it takes.
+// See round for how it goes.
+type gathering struct {
+	attempt
+	try    bool
+	ranked bool     // the levels have an order of their own
+	levels []*level // in the order in which they are acquired
+	listed []*level
+	failed *level // which is to blame for an error
+	result *Set   // of the last round
+}
+
+func (m *Manager) gather(caller context.Context, g gathering, opts []AcquireOption, plan func() ([]*level, error)) (*Set, error) {
+	g.m, g.began = m, time.Now()
+	err := g.prepare(opts, plan)
+	if err == nil {
+		err = caller.Err()
+	}
+	if err == nil {
+		ctx, done := m.bind(caller)
+		defer done()
+		if g.req.waitLimit > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, g.req.waitLimit)
+			defer cancel()
+		}
+		err = g.repeat(ctx, func() (done bool, err error) {
+			err = g.round(ctx)
+			if refused := (*refusedError)(nil); errors.As(err, &refused) {
+				err = g.takeOver(ctx, refused)
+				return !errors.Is(err, errAgain), err
+			}
+			return err == nil, err
+		})
+	}
+	if err != nil {
+		return nil, &NotAcquiredError{Key: g.blame(), Cause: m.explain(caller, err)}
+	}
+	return g.result, nil
+}
+
+// prepare makes the levels.
+func (g *gathering) prepare(opts []AcquireOption, plan func() ([]*level, error)) (err error) {
+	if g.req, err = g.m.cfg.newRequest(opts); err != nil {
+		return err
+	}
+	if g.req.hasMode {
+		return fmt.Errorf("%w: WithMode is for one lock, and each member of a set has its own", ErrInvalidOption)
+	}
+	if g.listed, err = plan(); err != nil {
+		return err
+	}
+	if n := len(g.listed); n < 1 || n > MaxSet {
+		return fmt.Errorf("%w: a set of %d locks: use 1 to %d, ancestors included", ErrInvalidOption, n, MaxSet)
+	}
+	for _, l := range g.listed {
+		g.failed = l
+		mode := l.op.Mode
+		l.attempt = attempt{m: g.m, key: l.key, claim: Claim{Kind: KindLock}, req: g.req, began: g.began}
+		if l.enc, err = kv.EncodeName(l.key); err != nil {
+			return err
+		}
+		if l.base == record.None {
+			l.req.owner = "" // whoever announces locks of theirs is in nobody's way
+		}
+		if l.op, err = l.claim.op(&l.req); err != nil {
+			return err
+		}
+		l.op.Mode = mode
+	}
+	g.failed = nil
+	g.levels = slices.Clone(g.listed)
+	if !g.ranked {
+		// In the order of all names a parent comes before its children.
+		slices.SortFunc(g.levels, func(a, b *level) int { return strings.Compare(a.enc, b.enc) })
+	}
+	return nil
+}
+
+// blame is the key that an error of the whole is about.
+func (g *gathering) blame() string {
+	switch {
+	case g.failed != nil:
+		return g.failed.key
+	case len(g.listed) > 0:
+		return g.listed[len(g.listed)-1].key
+	}
+	return ""
+}
+
+// round acquires all levels under one lease, or none: first all at once without waiting, then
+// one after the other with waiting. Two sets that wait for each other can't be: each holds
+// only levels before the one that it waits for, and queues in one place.
+func (g *gathering) round(ctx context.Context) (err error) {
+	sl, err := g.place(ctx)
+	if err != nil {
+		return err
+	}
+	defer sl.leave()
+	set := newSet(sl, g.listed)
+	g.result, g.failed = set, nil
+	for _, l := range g.levels {
+		l.set, l.lock, l.op.Verb = set, nil, record.OpTry
+	}
+	defer func() {
+		if err != nil {
+			g.rollBack(err)
+		}
+	}()
+	if err := g.atOnce(ctx, sl); err != nil {
+		return err
+	}
+	for {
+		first := g.firstMissing()
+		if first < 0 {
+			return g.handOver(ctx, sl)
+		}
+		for _, l := range g.levels[first:] {
+			l.letGo(errAgain)
+		}
+		if err := g.acquire(ctx, sl, g.levels[first]); err != nil {
+			return err
+		}
+	}
+}
+
+// firstMissing returns the first level that is not held, or whose token is smaller than that of
+// a level above it: a guard that has seen the token of one who held in between would refuse it.
+// It is -1 if all are held in order.
+func (g *gathering) firstMissing() int {
+	return slices.IndexFunc(g.levels, func(l *level) bool {
+		late := func(a *level) bool { return a.lock == nil || a.lock.Token() > l.lock.Token() }
+		return l.lock == nil || slices.ContainsFunc(l.above, late)
+	})
+}
+
+// acquire waits for one level, with those before it held.
+func (g *gathering) acquire(ctx context.Context, sl *slot, l *level) error {
+	g.failed = l
+	if !g.try {
+		l.op.Verb = record.OpAcquire
+	}
+	for n := 1; ; n++ {
+		h, _, err := l.tryOnce(ctx)
+		if err == nil {
+			l.lock, g.failed = &Lock{h}, nil
+			return nil
+		}
+		if g.broken(sl) {
+			return errAgain
+		}
+		if again, err := l.decideRetry(ctx, err); !again {
+			return err
+		}
+		if !pauseAgain(ctx, n) {
+			return ctx.Err()
+		}
+	}
+}
+
+// broken reports whether what is held already is void.
+func (g *gathering) broken(sl *slot) bool {
+	return !sl.lease.Valid() || g.session.why() != nil || g.result.Err() != nil
+}
+
+// handOver is the last look before the set is the caller's: every level is held now.
+func (g *gathering) handOver(ctx context.Context, sl *slot) error {
+	if err := g.begin(ctx, g.levels[0].lock.Hold); err != nil {
+		return err
+	}
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case g.broken(sl):
+		return errAgain
+	}
+	for _, l := range g.listed {
+		l.lock.handOut(&l.attempt)
+	}
+	return nil
+}

@@ -1,0 +1,210 @@
+package fabric_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+func acquirePath(t testing.TB, m *fabric.Manager, path string, mode fabric.Mode, opts ...fabric.AcquireOption) *fabric.Set {
+	t.Helper()
+	s, err := m.AcquirePath(waitContext(t), path, mode, opts...)
+	if err != nil {
+		t.Fatalf("acquire %s: %v", path, err)
+	}
+	return s
+}
+
+func encoded(t testing.TB, name string) string {
+	t.Helper()
+	enc, err := kv.EncodeName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return enc
+}
+
+func TestPaths(t *testing.T) {
+	runBehaviours(t, []behaviour{
+		{"intents on the ancestors", pathIntents},
+		{"a lock of the whole and locks of parts keep each other out", pathWholeAndParts},
+		{"a hierarchy of any names, released in reverse", hierarchyOrder},
+		{"what is no hierarchy", hierarchyNonsense},
+	})
+}
+
+func pathIntents(t *testing.T, s *site) {
+	m := s.manager(t)
+	for mode, intent := range map[fabric.Mode]string{"": "IX", "X": "IX", "S": "IS", "IS": "IS", "IX": "IX", "SIX": "IX", "U": "IX"} {
+		root := s.tree(t)
+		set := acquirePath(t, m, root+"/a/b", mode)
+		if got := modesOf(t, m, root) + modesOf(t, m, root+"/a"); got != intent+intent {
+			t.Errorf("%s above %s", got, mode)
+		}
+		if len(set.Locks()) == 3 && set.Locks()[0].Key() != root || set.Key() != root+"/a/b" {
+			t.Errorf("the members are %v", set.Tokens())
+		}
+		releaseSet(t, set)
+		err := m.DoPath(waitContext(t), root+"/a/b", mode, func(ctx context.Context, set *fabric.Set) error {
+			return errors.Join(ctx.Err(), set.Err())
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func pathWholeAndParts(t *testing.T, s *site) {
+	m, other, root := s.manager(t), s.manager(t), s.tree(t)
+	part := acquirePath(t, m, root+"/a/b", fabric.Exclusive)
+	if _, err := other.TryAcquirePath(waitContext(t), root+"/a", fabric.Shared); !errors.Is(err, fabric.ErrHeld) {
+		t.Errorf("the whole beside a part: %v", err)
+	}
+	beside, err := other.TryAcquirePath(waitContext(t), root+"/a/c", fabric.Exclusive)
+	if err != nil {
+		t.Fatalf("another part: %v", err)
+	}
+	releaseSet(t, beside)
+	whole := make(chan setGrant, 1)
+	go func() {
+		set, err := other.AcquirePath(waitContext(t), root, fabric.Exclusive)
+		whole <- setGrant{set, err}
+	}()
+	waitQueue(t, m, root, 1)
+	releaseSet(t, part)
+	g := receive(t, whole)
+	if g.err != nil {
+		t.Fatal(g.err)
+	}
+	if _, err := m.TryAcquirePath(waitContext(t), root+"/a/b", fabric.IntentShared); !errors.Is(err, fabric.ErrHeld) {
+		t.Errorf("a part beside the whole: %v", err)
+	}
+	releaseSet(t, g.set)
+}
+
+func hierarchyOrder(t *testing.T, s *site) {
+	m, w := s.wired(t)
+	base := s.tree(t)
+	names := []string{base + "-z", base + "-m", base + "-a"} // not in the order of names
+	var mu sync.Mutex
+	var order []string
+	w.fault(-1, lockWrite, seen(func(msg *nats.Msg) {
+		mu.Lock()
+		defer mu.Unlock()
+		_, enc, _ := strings.Cut(msg.Subject, "-locks.")
+		name, _ := kv.DecodeKey(enc)
+		if strings.HasPrefix(name, base) {
+			order = append(order, name)
+		}
+	}))
+	set, err := m.AcquireHierarchy(waitContext(t), fabric.NewHierarchy(names[0], names[1:]...), fabric.Exclusive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := modesOf(t, m, names[0]) + modesOf(t, m, names[1]) + modesOf(t, m, names[2]); got != "IXIXX" {
+		t.Errorf("held in %s", got)
+	}
+	releaseSet(t, set)
+	want := slices.Concat(names, []string{names[2], names[1], names[0]})
+	mu.Lock()
+	defer mu.Unlock()
+	if s == singleSite && !slices.Equal(order, want) { // replicas may put one off
+		t.Errorf("written in the order %v", order)
+	}
+}
+
+func hierarchyNonsense(t *testing.T, s *site) {
+	m := s.manager(t)
+	long := make([]string, fabric.MaxHierarchy)
+	for i := range long {
+		long[i] = s.key(t)
+	}
+	for name, c := range map[string]struct {
+		h    fabric.Hierarchy
+		mode fabric.Mode
+		is   error
+	}{
+		"none":  {fabric.Hierarchy{}, "", fabric.ErrInvalidOption},
+		"twice": {fabric.NewHierarchy("a", "b", "a"), "", fabric.ErrInvalidOption},
+		"long":  {fabric.NewHierarchy("root", long...), "", fabric.ErrInvalidOption},
+		"mode":  {fabric.NewHierarchy("a", "b"), "Y", fabric.ErrInvalidOption},
+		"name":  {fabric.NewHierarchy("a", ""), "", fabric.ErrInvalidName},
+	} {
+		if _, err := m.AcquireHierarchy(waitContext(t), c.h, c.mode); !errors.Is(err, c.is) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// The costs of paths and sets that are free: as many writes as members, all of them under way
+// before the first is answered, and no reads.
+func TestCostOfSets(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		m, w := s.wired(t)
+		root := s.tree(t)
+		release(t, acquire(t, m, s.key(t)))
+		cost := func(what string, writes, reads, trips int, do func()) {
+			t.Helper()
+			before := m.Stats()
+			f := w.fault(-1, below(t, root, lockWrite), together(writes/trips))
+			do()
+			f.end()
+			after := m.Stats()
+			if w, r, u := int(after.Writes-before.Writes), int(after.Reads-before.Reads), after.Unknown-before.Unknown; w != writes || r != reads || u != 0 {
+				t.Errorf("%s: %d writes and %d reads, %d unknown; want %d and %d", what, w, r, u, writes, reads)
+			}
+		}
+		var set *fabric.Set
+		cost("a path of 4, cold", 4, 0, 1, func() {
+			set = acquirePath(t, m, root+"/a/b/c", fabric.Exclusive, fabric.WithTTL(29e9))
+		})
+		cost("its release", 4, 0, 1, func() { releaseSet(t, set) })
+		cost("a set of 5", 5, 0, 1, func() {
+			set = acquireAll(t, m, fabric.Names(root+"-1", root+"-2", root+"-3", root+"-4", root+"-5"))
+		})
+		cost("its release", 5, 0, 1, func() { releaseSet(t, set) })
+		busy := acquire(t, m, root+"-3")
+		cost("a try that is known to be refused", 0, 1, 1, func() {
+			_, err := m.TryAcquireAll(waitContext(t), fabric.Names(root+"-1", root+"-2", root+"-3", root+"-4", root+"-5"), fabric.WithoutTakeover())
+			if !errors.Is(err, fabric.ErrHeld) {
+				t.Error(err)
+			}
+		})
+		release(t, busy)
+		other := s.manager(t)
+		release(t, acquire(t, other, root+"-2"))
+		cost("a set of 3, one record newer than known", 3, 1, 3, func() {
+			set = acquireAll(t, m, fabric.Names(root+"-1", root+"-2", root+"-3"))
+		})
+		releaseSet(t, set)
+	})
+}
+
+// together has writes answered only when so many are out.
+func together(n int) action {
+	var mu sync.Mutex
+	out, all := 0, make(chan struct{})
+	return func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+		mu.Lock()
+		if out++; out == n {
+			close(all)
+		}
+		mu.Unlock()
+		reply, err := send(ctx, msg)
+		select {
+		case <-all:
+		case <-ctx.Done():
+			return nil, nats.ErrTimeout
+		}
+		return reply, err
+	}
+}

@@ -1,0 +1,226 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/engine"
+)
+
+// Set is a hold of several locks as one: a path with its ancestors, a hierarchy, or any names.
+// All its members stand under one lease. Like every hold it is a single-use handle, and it
+// is safe for concurrent use.
+//
+// A member that is lost is a loss of the set, although the other members are held until
+// Release: stop the work, and release the set.
+type Set struct {
+	s      *session
+	slot   *slot
+	levels []*level // in the order in which they are listed
+
+	gone       chan struct{} // closed when a member is lost
+	converting atomic.Bool
+
+	mu        sync.Mutex
+	err       error // nil while all is held; ErrReleased or a *LostError
+	released  error // what Release returned
+	releasing chan struct{}
+	ctx       context.Context // made on demand
+	cancel    context.CancelCauseFunc
+}
+
+func newSet(sl *slot, levels []*level) *Set {
+	return &Set{s: sl.s, slot: sl, levels: levels, gone: make(chan struct{})}
+}
+
+// Lock returns the member of this name, nil if there is none. Its Release is ErrMember.
+func (s *Set) Lock(key string) *Lock {
+	for _, l := range s.levels {
+		if l.key == key {
+			return l.lock
+		}
+	}
+	return nil
+}
+
+// Locks returns the members in the order in which they are listed, ancestors before the first
+// one below them.
+func (s *Set) Locks() []*Lock {
+	var locks []*Lock
+	for _, l := range s.levels {
+		locks = append(locks, l.lock)
+	}
+	return locks
+}
+
+// last is the member that the set is named after.
+func (s *Set) last() *Lock { return s.levels[len(s.levels)-1].lock }
+
+// Key returns the name of the last member: the leaf of a path.
+func (s *Set) Key() string { return s.last().key }
+
+// Token returns the fencing token of the last member: the leaf of a path. It is larger than the
+// tokens of its ancestors at that moment.
+func (s *Set) Token() uint64 { return s.last().Token() }
+
+// Tokens returns the fencing tokens of all members, by name.
+func (s *Set) Tokens() map[string]uint64 {
+	tokens := make(map[string]uint64, len(s.levels))
+	for _, l := range s.levels {
+		tokens[l.key] = l.lock.Token()
+	}
+	return tokens
+}
+
+// check ends the set when the clock says that its lease is over.
+func (s *Set) check() {
+	if s.slot.lease.Valid() {
+		return
+	}
+	for _, l := range s.levels {
+		if l.lock != nil {
+			l.lock.check() // which ends the set
+		}
+	}
+}
+
+// member is the error of what can't be done to a member alone.
+func (h *Hold) member() error {
+	return fmt.Errorf("%w, and %q can't be released alone", ErrMember, h.key)
+}
+
+// Lost returns a channel that is closed when a member is lost. See [Hold.Lost].
+func (s *Set) Lost() <-chan struct{} {
+	s.check()
+	return s.gone
+}
+
+// Context returns a context that ends with the set, as [Hold.Context] does with a hold.
+func (s *Set) Context() context.Context {
+	s.check()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ctx == nil {
+		s.ctx, s.cancel = context.WithCancelCause(context.Background())
+		if s.err != nil {
+			s.cancel(s.err)
+		}
+	}
+	return s.ctx
+}
+
+// Within returns a context that ends when ctx does or when the set ends. See [Hold.Within].
+func (s *Set) Within(ctx context.Context) (_ context.Context, done func()) {
+	held := s.Context()
+	ctx, cancel := context.WithCancelCause(ctx)
+	unhook := context.AfterFunc(held, func() { cancel(context.Cause(held)) })
+	return ctx, func() {
+		unhook()
+		cancel(nil)
+	}
+}
+
+// Err returns nil while all members are held, a *LostError (ErrLost), whose Key names the
+// member that was lost first, and ErrReleased once the set was released. It asks no server.
+func (s *Set) Err() error {
+	s.check()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// ValidUntil is as that of a hold.
+func (s *Set) ValidUntil() time.Time {
+	if s.Err() != nil {
+		return time.Time{}
+	}
+	return time.Now().Add(s.slot.lease.Remaining())
+}
+
+// IsValid reports whether all members are valid now, as [Hold.IsValid] does for one. It asks
+// about all of them at once.
+func (s *Set) IsValid(ctx context.Context) bool {
+	forEach(ctx, closeAtOnce, s.Locks(), func(l *Lock) { l.IsValid(ctx) })
+	return s.Err() == nil
+}
+
+// Release releases all members, in the reverse of the order in which they are listed. All
+// handles are invalid before the first release is sent. Otherwise it is as [Hold.Release]:
+// ctx is not looked at, the errors of the members are joined, and releasing again returns
+// the same.
+func (s *Set) Release(context.Context) error {
+	s.check()
+	s.mu.Lock()
+	if s.releasing != nil {
+		s.mu.Unlock()
+		<-s.releasing
+		return s.released
+	}
+	s.releasing = make(chan struct{})
+	s.end(ErrReleased)
+	s.mu.Unlock()
+	s.released = s.releaseAll()
+	close(s.releasing)
+	return s.released
+}
+
+func (s *Set) releaseAll() error {
+	type ending struct {
+		lock  *Lock
+		ended *Event
+		call  *engine.Call
+	}
+	var errs []error
+	var all []ending
+	var calls []*engine.Call
+	for _, l := range slices.Backward(s.levels) {
+		ended, err := l.lock.invalidate()
+		if ended == nil {
+			errs = append(errs, err)
+			continue
+		}
+		c := &engine.Call{Key: l.enc, Op: releaseOp(l.lock.Hold), AtLeast: l.lock.revision()}
+		all, calls = append(all, ending{l.lock, ended, c}), append(calls, c)
+	}
+	engine.DoAll(context.Background(), s.s.doer, calls, engine.Options{Bound: releaseTimeout, Stop: s.s.m.gone})
+	for _, e := range all {
+		err := e.lock.releaseError(e.call.Outcome, e.call.Err)
+		e.lock.finished(e.ended, err)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// lose ends the set with the loss of a member. Called with the member's mu held.
+func (s *Set) lose(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.end(err)
+}
+
+// end makes the handle invalid, once. Called with mu held.
+func (s *Set) end(err error) {
+	if s.err != nil {
+		return
+	}
+	s.err = err
+	if isLost(err) {
+		close(s.gone)
+	}
+	if s.cancel != nil {
+		s.cancel(err)
+	}
+}
+
+// stop ends the wait for a member: when the lease is lost, or another member.
+func (s *Set) stop(sl *slot) <-chan struct{} {
+	if !slices.ContainsFunc(s.levels, func(l *level) bool { return l.lock != nil }) {
+		return sl.lease.Lost()
+	}
+	return s.gone // with the lease all members are lost
+}

@@ -1,0 +1,79 @@
+package fabric
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// Convert changes the mode of a member, as [Lock.Convert] does. Intents follow: if the new mode
+// needs stronger ones on the levels above it, these are converted first, from the root down; and
+// if it needs weaker ones, afterwards, from below. A failure in between leaves the stronger
+// intents; Key of the *ConvertError names the level that failed. One Convert of a set is made at
+// a time, another one meanwhile is ErrConverting. A mode that is too weak for the members below
+// is ErrMember; a key that is no member is ErrInvalidOption.
+func (s *Set) Convert(ctx context.Context, key string, mode Mode) error {
+	i := slices.IndexFunc(s.levels, func(l *level) bool { return l.key == key })
+	if i < 0 {
+		return &ConvertError{Key: key, To: mode, Cause: fmt.Errorf("%w: it is no member of the set", ErrInvalidOption)}
+	}
+	l := s.levels[i]
+	to, err := mode.record()
+	if err == nil && !s.converting.CompareAndSwap(false, true) {
+		err = ErrConverting
+	}
+	if err != nil {
+		return l.refusal(mode, err)
+	}
+	defer s.converting.Store(false)
+	if needed := s.needed(l); needed != record.None && !to.Covers(needed) {
+		return l.refusal(mode, fmt.Errorf("%w: members below need %s of %q", ErrMember, needed, key))
+	}
+	for _, a := range l.above {
+		if more := cover(a.mode(), intent(to)); more != a.mode() {
+			if err := a.lock.convertAlone(ctx, modeOf(more)); err != nil {
+				return err
+			}
+		}
+	}
+	if err := l.lock.convertAlone(ctx, mode); err != nil {
+		return err
+	}
+	l.base = to
+	for _, a := range slices.Backward(l.above) {
+		if less := cover(a.base, s.needed(a)); less != a.mode() && a.mode().Covers(less) {
+			if err := a.lock.convertAlone(ctx, modeOf(less)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// refusal is the error of a conversion that was not begun.
+func (l *level) refusal(to Mode, cause error) error {
+	e := &ConvertError{Key: l.key, To: to, Cause: cause}
+	if l.lock.Err() == nil {
+		e.Held = l.lock.Mode()
+	}
+	return e
+}
+
+// mode is the mode that the level is held in.
+func (l *level) mode() record.Mode {
+	l.lock.mu.Lock()
+	defer l.lock.mu.Unlock()
+	return l.lock.entry.Mode
+}
+
+// needed is the intent that the levels below need of a level; None if there are none.
+func (s *Set) needed(of *level) (m record.Mode) {
+	for _, l := range s.levels {
+		if slices.Contains(l.above, of) {
+			m = cover(m, intent(l.mode()))
+		}
+	}
+	return m
+}
