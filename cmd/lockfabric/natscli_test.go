@@ -48,6 +48,7 @@ type storedRecord struct {
 func TestStockNATS(t *testing.T) {
 	t.Parallel()
 	command := stockNATS(t)
+	t.Run("inside", func(t *testing.T) { exampleInside(t, command().Path) })
 	nats := func(args ...string) string {
 		t.Helper()
 		code, stdout, stderr := run(t, command(args...))
