@@ -46,14 +46,27 @@ func (c *claiming) conflict(err error) error {
 
 // claim waits as long as the flags say.
 func (c *claiming) claim(ctx context.Context, m *fabric.Manager, key string, what fabric.Claim, opts ...fabric.AcquireOption) (held, error) {
+	return c.ask(ctx, func(ctx context.Context, try bool, opts ...fabric.AcquireOption) (held, error) {
+		if try {
+			what.Verb = "try"
+		}
+		return granted(m.Claim(ctx, key, what, opts...))
+	}, opts...)
+}
+
+// acquirer waits for what a command holds, or tries.
+type acquirer func(ctx context.Context, try bool, opts ...fabric.AcquireOption) (held, error)
+
+// ask calls acquire as the flags say.
+func (c *claiming) ask(ctx context.Context, acquire acquirer, opts ...fabric.AcquireOption) (held, error) {
 	if c.Owner != "" {
 		opts = append(opts, fabric.WithOwner(c.Owner))
 	}
 	if c.Wait == nil {
-		return granted(m.Claim(ctx, key, what, opts...))
+		return acquire(ctx, false, opts...)
 	}
 	if *c.Wait > 0 {
-		h, err := granted(m.Claim(ctx, key, what, append(opts, fabric.WithWaitLimit(*c.Wait))...))
+		h, err := acquire(ctx, false, append(opts, fabric.WithWaitLimit(*c.Wait))...)
 		if err == nil || ctx.Err() != nil || !timeOver(err) {
 			return h, err
 		}
@@ -64,8 +77,7 @@ func (c *claiming) claim(ctx context.Context, m *fabric.Manager, key string, wha
 	if c.NoTakeover {
 		opts = append(opts, fabric.WithoutTakeover())
 	}
-	what.Verb = "try"
-	return granted(m.Claim(ctx, key, what, append(opts, fabric.WithFailFast())...))
+	return acquire(ctx, true, append(opts, fabric.WithFailFast())...)
 }
 
 // granted makes no hold a nil one.

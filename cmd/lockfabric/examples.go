@@ -13,9 +13,12 @@ var examples = map[string][]string{
 		"lockfabric run nightly-backup --wait 0 --hold-at-least 1m -- ./backup.sh",
 		"lockfabric run nightly-backup --wait 0 -q -E 0 -c 'cd /srv && ./backup.sh > backup.log'",
 		"lockfabric run report --shared --wait 30s -- ./report.sh",
+		"lockfabric run photos/2026/a --path -- ./edit.sh",
+		"lockfabric run report --also sales --also stock=S -- ./report.sh",
 		"lockfabric run encoders --semaphore 3 -- ./encode.sh film.mov",
 		"lockfabric --server nats://nats1:4222 run deploy --meta ticket=OPS-7 -- ./deploy.sh",
 	},
+	"tree": {"lockfabric tree photos", "lockfabric tree --watch photos/2026"},
 	"lock": {
 		"token=$(lockfabric lock nightly-backup --wait 0) || exit",
 		"(lockfabric lock reports && ./report.sh)",

@@ -101,6 +101,7 @@ type cli struct {
 	Latch   latchCmd   `cmd:"" help:"Wait until something was done a number of times, or count that."`
 	Serve   serveCmd   `cmd:"" help:"Run a server, alone or as part of a cluster."`
 	Ls      lsCmd      `cmd:"" help:"List the locks and so on that are in use."`
+	Tree    treeCmd    `cmd:"" help:"Show the locks in use below a name, level by level."`
 	Inspect inspectCmd `cmd:"" help:"Show who holds a lock, or anything else, and who waits for it."`
 	Release releaseCmd `cmd:"" help:"Take a lock, or anything else, away from its holders."`
 	Gc      gcCmd      `cmd:"" help:"Remove the entries of dead processes from all locks."`

@@ -16,6 +16,7 @@ type runCmd struct {
 	Shared        bool     `xor:"mode" help:"The same as --mode S: hold the lock together with others who do so, too."`
 	Semaphore     int      `xor:"mode" placeholder:"N" complete:"-" help:"Hold a permit of a semaphore with N permits instead of a lock. All who use the name have to give the same N."`
 	Permits       int      `default:"1" placeholder:"K" complete:"-" help:"How many permits of --semaphore to hold."`
+	several
 	DeadlineCheck bool     `help:"Don't queue, exit with 75 at once, when the wait is expected to last longer than --wait. Nothing is expected of a lock that nobody has waited for."`
 	claiming
 	holding
@@ -24,7 +25,7 @@ type runCmd struct {
 
 // Help tells of the exit codes.
 func (*runCmd) Help() string {
-	return "CMD gets LOCKFABRIC_KEY and LOCKFABRIC_TOKEN, the fencing token, in its environment. Signals are passed on to its process group. " +
+	return "CMD gets LOCKFABRIC_KEY and LOCKFABRIC_TOKEN, the fencing token, in its environment, and with --also, --path and --under LOCKFABRIC_TOKENS, a JSON object of all names and tokens. Signals are passed on to its process group. " +
 		"If the lock or the permit is lost the group gets SIGTERM, and SIGKILL after --kill-after.\n\n" +
 		"What CMD leaves in the background does not keep the lock: others can have it while that is at work. With --wait-children it does. " +
 		"For a job that many hosts start at the same time, of which one is to run, give --wait 0 and a --hold-at-least that is longer than their clocks differ. " +
@@ -63,7 +64,7 @@ func (r *runCmd) validate() error {
 	case r.DeadlineCheck && r.Semaphore > 0:
 		return usageError("run --deadline-check: nothing is expected of a semaphore; leave it out")
 	}
-	return cmp.Or(checkMode("run", r.Mode), checkCommand("run", r.Command), r.claiming.validate("run"), r.holding.validate("run"), r.staying.validate("run"), checkName(r.Key))
+	return cmp.Or(r.several.validate(r.Semaphore > 0), checkMode("run", r.Mode), checkCommand("run", r.Command), r.claiming.validate("run"), r.holding.validate("run"), r.staying.validate("run"), checkName(r.Key))
 }
 
 // checkName refuses a name that nothing can have, before any server is asked.
@@ -80,6 +81,9 @@ func (r *runCmd) acquire(ctx context.Context, m *fabric.Manager) (held, error) {
 	opts := []fabric.AcquireOption{fabric.WithMetadata(r.Meta)}
 	if r.DeadlineCheck {
 		opts = append(opts, fabric.WithDeadlineCheck())
+	}
+	if r.several.given() {
+		return r.claiming.ask(ctx, r.several.acquire(m, r.Key, c.Mode), opts...)
 	}
 	return r.claim(ctx, m, r.Key, c, opts...)
 }

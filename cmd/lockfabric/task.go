@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -80,7 +82,7 @@ func (t *task) run(ctx context.Context, c *cli, s *streams) error {
 	}
 	since := time.Now()
 	v := &supervisor{held: h, sigs: sigs, killAfter: t.KillAfter, children: t.WaitChildren, log: s.log}
-	code, err := v.run(childOf(path, t.command, "LOCKFABRIC_KEY="+h.Key(), "LOCKFABRIC_TOKEN="+strconv.FormatUint(h.Token(), 10)))
+	code, err := v.run(childOf(path, t.command, environment(h)...))
 	if err != nil && !errors.Is(err, fabric.ErrLost) {
 		err = cannotRun(t.command[0], err)
 	}
@@ -102,6 +104,16 @@ func (t *task) run(ctx context.Context, c *cli, s *streams) error {
 		return &exitError{code: code}
 	}
 	return err
+}
+
+// environment tells a command what is held.
+func environment(h held) []string {
+	env := []string{"LOCKFABRIC_KEY=" + h.Key(), "LOCKFABRIC_TOKEN=" + strconv.FormatUint(h.Token(), 10)}
+	if s, ok := h.(*heldSet); ok {
+		tokens, _ := json.Marshal(s.Tokens())
+		env = append(env, "LOCKFABRIC_TOKENS="+string(tokens))
+	}
+	return env
 }
 
 // end lets go of what is held, and closes the manager.
@@ -211,7 +223,7 @@ func named(err error, m *fabric.Manager, key string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), nameTime)
 	defer cancel()
-	info, ierr := m.Inspect(ctx, key)
+	info, ierr := m.Inspect(ctx, cmp.Or(held.Key, key))
 	if ierr != nil {
 		return err
 	}
