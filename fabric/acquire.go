@@ -18,6 +18,10 @@ import (
 // that is not slower than that.
 const failFastTimeout = 2 * time.Second
 
+// proofLimit bounds how long a claim whose outcome must be told goes on when its caller
+// has given it up.
+const proofLimit = 10 * time.Second
+
 // Acquire waits in the lock's queue, first come first served, until it is
 // granted or ctx ends, and returns the hold.
 //
@@ -263,7 +267,7 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 		sl.give(op.ID)
 		return nil, err
 	}
-	if err := a.confirm(ctx, out, before); err != nil && !op.Stays() {
+	if err := a.confirm(ctx, op, out, before); err != nil && !op.Stays() {
 		return useless(err)
 	}
 	if out.Entry.ID == "" {
@@ -314,16 +318,27 @@ func (a *attempt) slot(ctx context.Context, s *session) (*slot, error) {
 }
 
 // confirm is explained at session.confirm. It takes a bounded time if the acquire is
-// to fail fast.
-func (a *attempt) confirm(ctx context.Context, out engine.Outcome, before uint64) error {
-	if !a.req.failFast {
-		return a.session.confirm(ctx, out, before)
+// to fail fast. An outcome that has to be told, as that of a barrier's generation which
+// has ended, is confirmed also for one who has given up meanwhile.
+func (a *attempt) confirm(ctx context.Context, op *record.Op, out engine.Outcome, before uint64) error {
+	fctx, cancel := ctx, context.CancelFunc(func() {})
+	if a.req.failFast {
+		fctx, cancel = context.WithTimeout(ctx, a.failFastLimit())
 	}
-	fctx, cancel := context.WithTimeout(ctx, a.failFastLimit())
 	defer cancel()
 	err := a.session.confirm(fctx, out, before)
-	if err != nil && ctx.Err() == nil && fctx.Err() != nil {
-		err = fmt.Errorf("%w: not known whether the locks bucket was replaced", ErrUnavailable)
+	switch {
+	case err == nil:
+	case ctx.Err() == nil && fctx.Err() != nil:
+		return fmt.Errorf("%w: not known whether the locks bucket was replaced", ErrUnavailable)
+	case ctx.Err() != nil && op.Proven():
+		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), proofLimit)
+		defer cancel()
+		late, done := a.m.bind(late)
+		defer done()
+		if err = a.session.confirm(late, out, before); err != nil && late.Err() != nil {
+			return fmt.Errorf("%w: %w", ErrUncertain, ctx.Err())
+		}
 	}
 	return err
 }

@@ -213,7 +213,7 @@ func (a *attempt) post(ctx context.Context) (out engine.Outcome, err error) {
 	if err != nil {
 		return out, postError(err)
 	}
-	if err := a.confirm(ctx, out, before); err != nil {
+	if err := a.confirm(ctx, &op, out, before); err != nil {
 		return out, fmt.Errorf("%w: %w", ErrUncertain, err)
 	}
 	return out, nil

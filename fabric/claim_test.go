@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 )
 
 // A claim of any kind goes the way of Acquire; a semaphore shows it.
@@ -73,6 +74,50 @@ func TestClaimAndPostOfASemaphore(t *testing.T) {
 		}
 		if _, err := m.Post(waitContext(t), key, fabric.Post{Kind: fabric.KindSemaphore, Verb: "nothing"}); !errors.Is(err, fabric.ErrInvalidOption) {
 			t.Errorf("no such verb: %v", err)
+		}
+	})
+}
+
+// P26: a party that gives up after its generation has tripped has passed, also if it is not sure
+// yet that the bucket is still the one it knows.
+func TestP26_WhatHasPassedIsTold(t *testing.T) {
+	t.Parallel()
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		m, p := s.behindProxy(t)
+		other, key := s.manager(t), s.key(t)
+		arrive := func(ctx context.Context, m *fabric.Manager) <-chan error {
+			out := make(chan error, 1)
+			go func() {
+				_, _, err := m.Await(ctx, key, fabric.Claim{Kind: fabric.KindBarrier, Verb: "arrive", Limit: 2, Gen: 1, Once: true})
+				out <- err
+			}()
+			return out
+		}
+		ctx, cancel := context.WithCancel(waitContext(t))
+		first := arrive(ctx, m)
+		eventually(t, "one has arrived", func() bool {
+			info, err := other.Read(waitContext(t), key)
+			return err == nil && info.Arrived == 1
+		})
+		looks := p.HoldRequests(faultproxy.Subject("$JS.API.STREAM.INFO.>"))
+		if err := fabric.Doubt(waitContext(t), m); err != nil {
+			t.Fatal(err)
+		}
+		if err := looks.Wait(waitContext(t), 1); err != nil {
+			t.Fatal(err)
+		}
+		if err := receive(t, arrive(waitContext(t), other)); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		select {
+		case err := <-first:
+			t.Fatalf("it has passed, and is told %v", err)
+		case <-time.After(100 * time.Millisecond): // nothing happens, so nothing to wait for
+		}
+		looks.Remove()
+		if err := receive(t, first); err != nil {
+			t.Errorf("it has passed, and is told %v", err)
 		}
 	})
 }

@@ -25,3 +25,12 @@ func SweepAsIf(ctx context.Context, m *Manager, later time.Duration) (Collected,
 	}
 	return s.collect(ctx, ">", collect{later: later})
 }
+
+// Doubt reports that the buckets may be gone, so that the manager looks.
+func Doubt(ctx context.Context, m *Manager) error {
+	s, err := m.session(ctx)
+	if err == nil {
+		s.doubts.raise()
+	}
+	return err
+}

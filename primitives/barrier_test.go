@@ -145,7 +145,7 @@ func barrierWrites(t *testing.T, s *site) {
 					t.Errorf("the one that came as number %d has index %d", i, got)
 				}
 			}
-		}, managers...); got > n && !action || got > n+1 {
+		}, managers...); got.done > n && !action || got.done > n+1 {
 			t.Errorf("action %v: %d parties took %d writes", action, n, got)
 		}
 	}
@@ -251,7 +251,7 @@ func barrierResetNobody(t *testing.T, s *site) {
 		t.Error(err)
 	}
 	must(t, c)
-	if n := writes(reset, m); n != 0 {
+	if n := writes(reset, m); n.not(0) {
 		t.Errorf("%d writes", n)
 	}
 }

@@ -365,7 +365,7 @@ func condWrites(t *testing.T, s *site) {
 	if n := writes(func() {
 		waiting <- async(func() (*primitives.Lock, error) { return p.cond[0].Wait(ctx, a) })
 		p.waiters("full", 1)
-	}, p.m); n != 1 {
+	}, p.m); n.not(1) {
 		t.Errorf("wait: %d writes", n)
 	}
 	m := s.manager(t)
@@ -376,7 +376,7 @@ func condWrites(t *testing.T, s *site) {
 		if err := cond.Signal(ctx, l); err != nil {
 			t.Error(err)
 		}
-	}, m, p.m); n != 1 {
+	}, m, p.m); n.not(1) {
 		t.Errorf("signal: %d writes", n)
 	}
 	if n := writes(func() {
@@ -385,13 +385,13 @@ func condWrites(t *testing.T, s *site) {
 				t.Error(err)
 			}
 		}
-	}, m); n != 0 {
+	}, m); n.not(0) {
 		t.Errorf("a signal that meets nobody: %d writes", n)
 	}
 	if n := writes(func() {
 		release(t, l)
 		release(t, must(t, <-waiting))
-	}, m, p.m); n != 2 {
+	}, m, p.m); n.not(2) {
 		t.Errorf("two releases: %d writes", n)
 	}
 }

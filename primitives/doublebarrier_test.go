@@ -122,7 +122,7 @@ func doubleWrites(t *testing.T, s *site) {
 	must(t, first)
 	if n := writes(func() {
 		a, b = inside(t, s, key, m1, m2)
-	}, m1, m2); n != 2 {
+	}, m1, m2); n.not(2) {
 		t.Errorf("%d writes for two who enter", n)
 	}
 	if n := writes(func() {
@@ -130,7 +130,7 @@ func doubleWrites(t *testing.T, s *site) {
 		waitInfo(t, m1, key, "one that has left", func(i fabric.Info) bool { return len(i.Holders) == 2 && i.Holders[0].Leaving })
 		must(t, leave(t, b))
 		must(t, left)
-	}, m1, m2); n != 2 {
+	}, m1, m2); n.not(2) {
 		t.Errorf("%d writes for two who leave", n)
 	}
 }

@@ -280,7 +280,7 @@ func electionWrites(t *testing.T, s *site) {
 			if err := step.do(); err != nil {
 				t.Errorf("%s: %v", step.name, err)
 			}
-		}, m); n != 1 {
+		}, m); n.not(1) {
 			t.Errorf("%s: %d writes", step.name, n)
 		}
 	}

@@ -74,7 +74,7 @@ func latchWrites(t *testing.T, s *site) {
 	m, key := s.manager(t), s.key(t)
 	l := primitives.NewLatch(m, key, 4)
 	countDown(t, l, 1)
-	if n := writes(func() { countDown(t, l, 2) }, m); n != 1 {
+	if n := writes(func() { countDown(t, l, 2) }, m); n.not(1) {
 		t.Errorf("a count: %d writes, want 1", n)
 	}
 	if n := writes(func() {
@@ -82,10 +82,10 @@ func latchWrites(t *testing.T, s *site) {
 		waitQueue(t, m, key, 1)
 		countDown(t, l, 1)
 		must(t, wait)
-	}, m); n != 2 {
+	}, m); n.not(2) {
 		t.Errorf("a wait and the count that ends it: %d writes, want 2", n)
 	}
-	if n := writes(func() { must(t, waits(t.Context(), l)); countDown(t, l, 1) }, m); n != 0 {
+	if n := writes(func() { must(t, waits(t.Context(), l)); countDown(t, l, 1) }, m); n.not(0) {
 		t.Errorf("a wait and a count on an open latch: %d writes", n)
 	}
 }

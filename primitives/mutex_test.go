@@ -49,7 +49,7 @@ func mutexLockUnlock(t *testing.T, s *site) {
 			t.Errorf("%s, %v, %s", l.Mode(), l.Err(), l.Key())
 		}
 		release(t, l)
-	}, m); n != 2 {
+	}, m); n.not(2) {
 		t.Errorf("%d writes, want 2", n)
 	}
 	expectFree(t, m, key)

@@ -79,13 +79,13 @@ func onceWrites(t *testing.T, s *site) {
 	do(t, o, gives("x"), "x") // opens what is opened once
 	o = primitives.NewOnce(m, key)
 	wantResult(t, o, "", false)
-	if n := writes(func() { do(t, o, gives("42"), "42") }, m); n != 2 {
+	if n := writes(func() { do(t, o, gives("42"), "42") }, m); n.not(2) {
 		t.Errorf("a run: %d writes, want 2", n)
 	}
 	if n := writes(func() {
 		do(t, o, gives("43"), "42")
 		wantResult(t, o, "42", true)
-	}, m); n != 0 {
+	}, m); n.not(0) {
 		t.Errorf("who comes later: %d writes", n)
 	}
 }

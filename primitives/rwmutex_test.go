@@ -184,7 +184,7 @@ func rwWrites(t *testing.T, s *site) {
 			}
 		}
 		release(t, l)
-	}, m); n != 4 {
+	}, m); n.not(4) {
 		t.Errorf("%d writes, want 4", n)
 	}
 }

@@ -77,7 +77,7 @@ func semaphoreWrites(t *testing.T, s *site) {
 			t.Errorf("released twice: %v, %d, %v", err, p.Permits(), p.Err())
 		}
 	}, m)
-	if n != 2 {
+	if n.not(2) {
 		t.Errorf("%d writes, want 2", n)
 	}
 	expectFree(t, m, key)
@@ -161,7 +161,7 @@ func semaphoreWakesAll(t *testing.T, s *site) {
 		}
 		waits = waits[2:]
 		waits = append(waits, async(func() (*primitives.Permit, error) { return q, nil }))
-	}, m); n != 1 {
+	}, m); n.not(1) {
 		t.Errorf("%d writes let two in, want 1", n)
 	}
 	taken(t, m, key, 3)

@@ -229,17 +229,26 @@ func expectFree(t testing.TB, m *fabric.Manager, key string) {
 	}
 }
 
-// writes counts the committed writes of fn by these managers.
-func writes(fn func(), of ...*fabric.Manager) (n uint64) {
-	count := func() (n uint64) {
+// writeCount is how many writes were answered, and how many were not in time: those may be committed
+// or not, and are done again then.
+type writeCount struct{ done, unknown uint64 }
+
+// not reports whether n is certainly not the number of writes that it took.
+func (c writeCount) not(n uint64) bool { return c.unknown == 0 && c.done != n }
+
+// writes counts the writes of fn by these managers.
+func writes(fn func(), of ...*fabric.Manager) writeCount {
+	count := func() (c writeCount) {
 		for _, m := range of {
-			n += m.Stats().Writes
+			st := m.Stats()
+			c.done, c.unknown = c.done+st.Writes, c.unknown+st.Unknown
 		}
-		return n
+		return c
 	}
 	before := count()
 	fn()
-	return count() - before
+	after := count()
+	return writeCount{after.done - before.done, after.unknown - before.unknown}
 }
 
 // releaser is the part of a handle that every hold has.
