@@ -106,12 +106,11 @@ type callKey struct {
 // call is an operation on its way to, or at, an owner.
 type call struct {
 	item
-	term   *term
-	frame  uint64 // that brought it last, 0 = not sent
-	sends  int
-	queued bool
-	trip   *trip
-	claim  *claim
+	term  *term
+	frame uint64 // that brought it last, 0 = not sent
+	sends int
+	trip  *trip
+	claim *claim
 }
 
 type sent struct {

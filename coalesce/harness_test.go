@@ -2,7 +2,11 @@ package coalesce
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strconv"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -15,6 +19,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 )
 
 var fabrics atomic.Uint64
@@ -72,7 +77,12 @@ func (w *world) process(cfg RouterConfig, url ...string) *process {
 	t.Cleanup(p.leaseHub.Close)
 	p.observer = lease.NewObserver(p.buckets.Leases, p.leaseHub.Watch, clock.Observer(), "", nil, nil)
 	t.Cleanup(p.observer.Close)
+	hints := &hints{p: p}
+	if _, err := p.nc.Subscribe(hints.subject(p.manager), hints.take); err != nil {
+		t.Fatal(err)
+	}
 	p.engine = engine.New(engine.Config{
+		Hints: hints,
 		Store: p.buckets.Locks, Watcher: p.hub, Observer: p.observer,
 		Contended: func(key string) { p.router.Contended(key) },
 	})
@@ -86,6 +96,30 @@ func (w *world) process(cfg RouterConfig, url ...string) *process {
 	t.Cleanup(p.router.Close)
 	p.lease = p.newLease(30 * time.Second)
 	return p
+}
+
+// hints are those of fabric.
+type hints struct{ p *process }
+
+func (h *hints) subject(manager string) string { return "lf." + h.p.w.fabric + ".p." + manager }
+
+func (h *hints) Work() bool { return true }
+
+func (h *hints) Tell(leases []string, key string, rev uint64) {
+	told := map[string]bool{h.p.manager: true}
+	for _, id := range leases {
+		if m, _, ok := strings.Cut(id, "-"); ok && !told[m] {
+			told[m] = true
+			_ = h.p.nc.Publish(h.subject(m), []byte(key+" "+strconv.FormatUint(rev, 10)))
+		}
+	}
+}
+
+func (h *hints) take(m *nats.Msg) {
+	key, text, _ := strings.Cut(string(m.Data), " ")
+	if rev, err := strconv.ParseUint(text, 10, 64); err == nil {
+		h.p.router.Look(key, rev)
+	}
 }
 
 func (p *process) stamp() Stamp { return NewStamp(p.buckets.Locks.Incarnation(), 0, 1) }
@@ -112,7 +146,7 @@ func (p *process) leaseAlive(ctx context.Context, id string) (bool, error) {
 	return !st.Dead && st.Revision > 0, err
 }
 
-// own is an owner of the shard for one term.
+// owner is one of the shard for one term.
 type owner struct {
 	*Service
 	p     *process
@@ -121,10 +155,10 @@ type owner struct {
 }
 
 // serve has the process own the shard, for a new term.
-func (p *process) serve() *owner {
+func (p *process) serve(ttl ...time.Duration) *owner {
 	p.w.t.Helper()
 	p.w.terms++
-	o := &owner{p: p, lease: p.newLease(4 * time.Second)}
+	o := &owner{p: p, lease: p.newLease(append(ttl, 30*time.Second)[0])}
 	o.valid.Store(true)
 	var err error
 	o.Service, err = Serve(ServiceConfig{
@@ -137,6 +171,12 @@ func (p *process) serve() *owner {
 	p.w.t.Cleanup(func() { _ = o.Close(p.w.context()) })
 	p.router.SetHere(true)
 	return o
+}
+
+// shout tells everybody that the owner is there.
+func (o *owner) shout() {
+	b := o.beat()
+	_ = o.p.nc.Publish(beatSubject(o.cfg.Fabric, o.cfg.Shard), b.append(nil))
 }
 
 // meet has the client find the owner.
@@ -199,4 +239,86 @@ func (p *process) record(key string) *record.Record {
 		p.w.t.Fatal(err)
 	}
 	return rec
+}
+
+// behind starts a process behind a proxy.
+func (w *world) behind(cfg RouterConfig) (*process, *faultproxy.Proxy) {
+	w.t.Helper()
+	proxy := faultproxy.New(w.t, strings.TrimPrefix(w.url, "nats://"))
+	return w.process(cfg, proxy.URL()), proxy
+}
+
+// start has an operation carried out, and returns where its answer comes.
+func (p *process) start(key string, op record.Op) (*engine.Request, chan error) {
+	done := make(chan error, 1)
+	q := &engine.Request{Key: key, Op: op, Done: func(_ engine.Outcome, err error) { done <- err }}
+	p.router.Submit(q)
+	return q, done
+}
+
+func (w *world) wait(what string, done <-chan error, want error) {
+	w.t.Helper()
+	select {
+	case err := <-done:
+		if !errors.Is(err, want) {
+			w.t.Fatalf("%s: %v", what, err)
+		}
+	case <-time.After(patience):
+		w.t.Fatalf("%s: no answer in %v", what, patience)
+	}
+}
+
+// owes reports whether anything is left in the router's ledger.
+func (p *process) owes() bool {
+	p.client.mu.Lock()
+	defer p.client.mu.Unlock()
+	return len(p.router.claims)+len(p.router.trips) > 0
+}
+
+// claimed reports whether an owner may still write something for the process.
+func (p *process) claimed() bool {
+	p.client.mu.Lock()
+	defer p.client.mu.Unlock()
+	return len(p.router.claims) > 0
+}
+
+// clean waits until nothing stands in a key's record, and nothing can come.
+func (w *world) clean(key string, all ...*process) {
+	w.t.Helper()
+	for _, p := range all {
+		w.until("the ledger is empty", func() bool { return !p.owes() })
+	}
+	w.until("the record is gone", func() bool { return all[0].record(key) == nil })
+}
+
+// contest has every process take the key n times, and fails if two have it at once, or a token
+// is not above the one before.
+func (w *world) contest(key string, n int, all ...*process) {
+	w.t.Helper()
+	var inside atomic.Int32
+	var last atomic.Uint64
+	var wg sync.WaitGroup
+	for _, p := range all {
+		wg.Go(func() {
+			for range n {
+				id, out, err := p.acquire(key)
+				if err != nil {
+					w.t.Errorf("acquire: %v", err)
+					return
+				}
+				if inside.Add(1) != 1 {
+					w.t.Error("two hold it")
+				}
+				if token := out.Entry.Token; last.Swap(token) >= token {
+					w.t.Errorf("token %d is not above the one before", token)
+				}
+				inside.Add(-1)
+				if out, err := p.release(key, id); err != nil || !out.Existed {
+					w.t.Errorf("release: %+v, %v", out, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
 }

@@ -24,7 +24,7 @@ type claim struct {
 const (
 	tickEvery  = 500 * time.Millisecond
 	undoAgain  = time.Second
-	lookFirst  = 500 * time.Millisecond // into a wait, until it takes the direct road as well
+	lookFirst  = 500 * time.Millisecond // until a trip takes the direct road as well
 	deadWithin = 2 * time.Second
 )
 
@@ -129,7 +129,14 @@ func (r *Router) onTick() {
 	}
 	now := time.Now()
 	for t := range r.trips {
-		if !t.answered && t.cause == nil && !t.releases() && t.direct == nil && now.Sub(t.since) > r.patience(t) {
+		if t.answered || t.direct != nil || t.call == nil || now.Sub(t.since) < r.patience(t) {
+			continue
+		}
+		// A reply may have got lost, or who let it in does not tell the owner.
+		if t.cause != nil {
+			r.lost(t.call)
+		} else {
+			t.missed = t.missed || t.releases()
 			r.goDirect(t)
 		}
 	}

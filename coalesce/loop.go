@@ -21,12 +21,12 @@ func (s *Service) loop() {
 		s.cfg.Doer.Submit(reqs...)
 		clear(reqs)
 		next := s.flush()
-		if wait := s.beatEvery(); now.Sub(beaten) >= wait {
+		if wait := s.beatEvery(); now.Sub(beaten) >= wait && s.entitled() {
 			beaten = now
 			b := s.beat()
 			_ = s.cfg.Conn.Publish(beatSubject(s.cfg.Fabric, s.cfg.Shard), b.append(nil))
 		}
-		if at := beaten.Add(s.beatEvery()); next.IsZero() || at.Before(next) {
+		if at := now.Add(max(s.beatEvery()-now.Sub(beaten), beatBusy/4)); next.IsZero() || at.Before(next) {
 			next = at
 		}
 		t.Reset(max(time.Until(next), 0))

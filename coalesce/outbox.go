@@ -106,6 +106,7 @@ func (c *Client) take(data []byte) {
 	if p.missed.first > 0 {
 		c.repeat(t, p.missed)
 	}
+	over := false
 	for i := range p.outcomes {
 		o := &p.outcomes[i]
 		k := t.calls[callKey{o.id(), o.release}]
@@ -115,13 +116,15 @@ func (c *Client) take(data []byte) {
 		if o.frame != k.frame {
 			o.uncertain = true // it was sent again since, and that is on its way
 		}
-		switch {
-		case o.kind == queued:
-			k.queued = true
-		case !o.uncertain || o.kind == done:
+		if o.kind == done || o.kind != queued && !o.uncertain {
 			delete(t.calls, k.name())
 		}
+		over = over || o.code == codeNotOwner
 		c.router.concluded(k, o)
+	}
+	if over {
+		c.lose(t)
+		return
 	}
 	c.send(t)
 }
@@ -132,6 +135,7 @@ func (c *Client) repeat(t *term, missed span) {
 		switch {
 		case k.frame < missed.first || k.frame > missed.last:
 		case k.wanted():
+			k.sends-- // that one was not taken, and never will be
 			t.out = append(t.out, k)
 		default: // what takes it back may have been taken already
 			delete(t.calls, key)

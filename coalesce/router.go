@@ -161,6 +161,9 @@ func (r *Router) submit(q *engine.Request) {
 			t.call = r.ask(t, q.Op)
 		}
 		if cl != nil {
+			for _, k := range cl.calls { // what takes it back there may be first
+				t.missed = t.missed || t.call == nil || k.term != t.call.term
+			}
 			r.unwanted(cl)
 		}
 	case cl == nil:
@@ -223,7 +226,7 @@ func (r *Router) Look(key string, rev uint64) {
 	c.mu.Lock()
 	defer c.unlock()
 	for t := range r.trips {
-		if t.req.Key == key && t.call != nil && t.call.queued {
+		if t.req.Key == key && t.call != nil && t.cause == nil && !t.releases() {
 			r.goDirect(t) // whoever let it in does not tell the owner
 		}
 	}

@@ -174,7 +174,7 @@ func (s *Service) takeFrame(req micro.Request) {
 
 // takeHello answers who is there.
 func (s *Service) takeHello(req micro.Request) {
-	if managerOf(req.Reply(), s.inboxes) == "" {
+	if managerOf(req.Reply(), s.inboxes) == "" || !s.entitled() {
 		return
 	}
 	b := s.beat()
@@ -212,15 +212,17 @@ func (s *Service) Close(ctx context.Context) error {
 		return nil
 	}
 	s.closing = true
-	s.drained = make(chan struct{})
+	drained := make(chan struct{})
 	if s.under == 0 {
-		close(s.drained)
+		close(drained)
+	} else {
+		s.drained = drained
 	}
 	s.mu.Unlock()
 	t := time.NewTimer(drainTime)
 	defer t.Stop()
 	select {
-	case <-s.drained:
+	case <-drained:
 	case <-t.C:
 	case <-ctx.Done():
 	}

@@ -107,6 +107,7 @@ func (r *Router) concluded(k *call, o *outcome) {
 		case t == nil || t.call != k:
 		case o.kind == done && t.releases():
 			t.call = nil
+			t.missed = t.missed || k.sends > 1
 			r.releasedOnce(t, engine.Outcome{Revision: o.rev, Existed: o.existed}, o.existed)
 		case o.kind == done:
 			t.call = nil

@@ -10,6 +10,7 @@ import (
 // is let go.
 type monitor struct {
 	mu          sync.Mutex
+	hints       []func()
 	queued      []*Request
 	first, last *Request // whose Done is to be called, linked
 }
@@ -35,6 +36,9 @@ func (m *monitor) answer(r *Request, out Outcome, err error) {
 	m.last = r
 }
 
+// then has fn called.
+func (m *monitor) then(fn func()) { m.hints = append(m.hints, fn) }
+
 // tell has r's Queued called, once.
 func (m *monitor) tell(r *Request, p record.Place) {
 	r.place, r.told, r.telling = &p, true, true
@@ -43,9 +47,12 @@ func (m *monitor) tell(r *Request, p record.Place) {
 
 // Unlock lets the mutex go and makes the calls that are due.
 func (m *monitor) Unlock() {
-	queued, r := m.queued, m.first
-	m.queued, m.first, m.last = nil, nil, nil
+	hints, queued, r := m.hints, m.queued, m.first
+	m.hints, m.queued, m.first, m.last = nil, nil, nil, nil
 	m.mu.Unlock()
+	for _, fn := range hints {
+		fn()
+	}
 	for _, r := range queued {
 		r.Queued(*r.place)
 		m.mu.Lock()

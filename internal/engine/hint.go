@@ -45,6 +45,19 @@ func (e *Engine) Look(key string, rev uint64) {
 	}
 }
 
+// tellOthers tells the processes that a committed step has let in, but those whose requests wait
+// here: these are answered. Called with mu held.
+func (w *writer) tellOthers(s *step) {
+	if !w.hinted() {
+		return
+	}
+	here := func(id string) bool { return w.waiting[id] != nil }
+	if leases := s.next.LetIn(s.base, here); len(leases) > 0 {
+		h, key, rev := w.core.cfg.Hints, w.key, s.newRev
+		w.mu.then(func() { h.Tell(leases, key, rev) })
+	}
+}
+
 // look reads the record, without a caller. Called with mu held.
 func (v *view) look() {
 	if v.closed || len(v.waiting) == 0 {

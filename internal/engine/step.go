@@ -95,11 +95,6 @@ func (s *step) send(c *core, key string, silent *silence) {
 	if s.err == nil && c.cfg.Evicted != nil && s.base != nil {
 		s.reportEvicted(c.cfg.Evicted, key)
 	}
-	if h := c.cfg.Hints; s.err == nil && h != nil && h.Work() {
-		if leases := s.next.LetIn(s.base); len(leases) > 0 {
-			h.Tell(leases, key, s.newRev)
-		}
-	}
 }
 
 // reportEvicted tells which leases a committed write has evicted: those that its

@@ -252,6 +252,7 @@ func (w *writer) conclude(s *step) (pause time.Duration) {
 	if s.err != nil {
 		return w.notWritten(s)
 	}
+	w.tellOthers(s)
 	s.next.Resolve(s.newRev)
 	if s.next.Idle() {
 		s.next = nil

@@ -1,0 +1,75 @@
+package coalesce
+
+import (
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/engine"
+)
+
+// BenchmarkPairs is an acquire and a release, of one key that all clients want and of a key for each
+// client, on the direct road and over an owner, each client with a connection of its own.
+func BenchmarkPairs(b *testing.B) {
+	for _, clients := range []int{1, 8, 64} {
+		for _, keys := range []string{"one", "own"} {
+			for _, road := range []string{"direct", "owner"} {
+				name := keys + "/" + road + "/" + string(rune('0'+clients/10)) + string(rune('0'+clients%10))
+				b.Run(name, func(b *testing.B) { benchmarkPairs(b, clients, keys == "one", road == "owner") })
+			}
+		}
+	}
+}
+
+func benchmarkPairs(b *testing.B, clients int, oneKey, overOwner bool) {
+	w := newWorld(b)
+	var o *owner
+	if overOwner {
+		o = w.process(RouterConfig{}).serve()
+	}
+	all := make([]*process, clients)
+	for i := range all {
+		all[i] = w.process(RouterConfig{Always: overOwner})
+		if overOwner {
+			all[i].meet()
+		}
+	}
+	var left atomic.Int64
+	left.Store(int64(b.N))
+	writes := func() (n uint64) {
+		for _, p := range all {
+			n += p.engine.Stats().Writes
+		}
+		if o != nil {
+			n += o.p.engine.Stats().Writes
+		}
+		return n
+	}
+	before := writes()
+	b.ResetTimer()
+	var wg sync.WaitGroup
+	for i, p := range all {
+		key := "k"
+		if !oneKey {
+			key += string(rune('a'+i/26)) + string(rune('a'+i%26))
+		}
+		wg.Go(func() {
+			for left.Add(-1) >= 0 {
+				id, _, err := p.acquire(key)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				if _, err := engine.Do(b.Context(), p.router, key, p.op(3, id), engine.Options{Bound: time.Minute}); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "pairs/s")
+	b.ReportMetric(float64(writes()-before)/float64(b.N), "writes/pair")
+}

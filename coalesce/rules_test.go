@@ -1,0 +1,343 @@
+package coalesce
+
+import (
+	"context"
+	"math/rand"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
+)
+
+var always = RouterConfig{Always: true}
+
+var (
+	frames  = faultproxy.Subject("lf.*.*.*.op")
+	replies = faultproxy.Subject("lf.*.n.*.r")
+	beats   = faultproxy.Subject("lf.*.*.beat")
+)
+
+// records matches the writes of records.
+func (w *world) records() faultproxy.Match { return faultproxy.Subject("$KV." + w.fabric + "-locks.>") }
+
+// C1: two owners of one shard at once, each with clients that know only that one.
+func TestC1TwoOwners(t *testing.T) {
+	w := newWorld(t)
+	old, oldProxy := w.behind(always)
+	one := w.process(RouterConfig{}).serve()
+	old.meet()
+	oldProxy.DropReplies(beats)
+	two := w.process(RouterConfig{}).serve()
+	young := w.process(always)
+	young.meet()
+	two.shout()
+	w.until("the younger one is followed", func() bool { return young.client.Stats().Term == two.cfg.Term })
+	direct := w.process(RouterConfig{})
+	w.contest("k", 20, old, young, direct)
+	if one.Stats().Grants == 0 || two.Stats().Grants == 0 {
+		t.Errorf("grants: %d and %d", one.Stats().Grants, two.Stats().Grants)
+	}
+	w.clean("k", old, young, direct)
+}
+
+// C2: frames that get lost cost a moment: their operations go directly, with the same ids.
+func TestC2LostFrames(t *testing.T) {
+	w := newWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p, proxy := w.behind(always)
+	p.meet()
+	lost := proxy.DropRequests(frames)
+	id := p.mustAcquire("k")
+	if lost.Count() == 0 || o.Stats().Grants != 0 {
+		t.Fatal("it went over the owner")
+	}
+	if p.client.Stats().Suspended != 1 || p.client.served.Load() {
+		t.Error("the owner is still relied on")
+	}
+	lost.Remove()
+	p.mustRelease("k", id)
+	w.clean("k", p)
+}
+
+// C3: a frame that comes again after what it asked for was released holds nothing.
+func TestC3RepeatedFrames(t *testing.T) {
+	w := newWorld(t)
+	o, p := w.process(RouterConfig{}).serve(), w.process(always)
+	var mu sync.Mutex
+	var seen []*nats.Msg
+	sub, err := o.p.nc.Subscribe("lf."+w.fabric+".*.*.op", func(m *nats.Msg) {
+		mu.Lock()
+		defer mu.Unlock()
+		seen = append(seen, m)
+	})
+	if err != nil || o.p.nc.Flush() != nil {
+		t.Fatal(err)
+	}
+	p.meet()
+	p.mustRelease("k", p.mustAcquire("k"))
+	w.until("both frames were seen", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(seen) >= 2
+	})
+	if err := sub.Unsubscribe(); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range seen {
+		if err := p.nc.PublishRequest(m.Subject, m.Reply, m.Data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.until("they were dropped", func() bool { return o.Stats().Dropped == uint64(len(seen)) })
+	p.mustRelease("other", p.mustAcquire("other")) // whatever came of them came before this
+	w.clean("k", p)
+}
+
+// C4: the owner was stopped with an acquire in its socket, the client went direct and has released;
+// when the owner goes on the release is there, too.
+func TestC4OwnerWokenWithinItsTTL(t *testing.T) {
+	w := newWorld(t)
+	op, proxy := w.behind(RouterConfig{})
+	o := op.serve()
+	p := w.process(always)
+	p.meet()
+	p.mustRelease("k", p.mustAcquire("k"))
+	frames := o.Stats().Frames
+	proxy.Stall(true)
+	id := p.mustAcquire("k")
+	p.mustRelease("k", id)
+	if !p.claimed() {
+		t.Error("what the owner may still write is forgotten")
+	}
+	proxy.Stall(false)
+	w.until("the frames have come", func() bool { return o.Stats().Frames >= frames+2 })
+	w.clean("k", p)
+}
+
+// C5: as C4, but the owner was stopped past its term, and the release got lost: it writes nothing.
+func TestC5OwnerWokenPastItsTerm(t *testing.T) {
+	w := newWorld(t)
+	op, proxy := w.behind(RouterConfig{})
+	o := op.serve()
+	p, own := w.behind(always)
+	p.meet()
+	p.mustRelease("k", p.mustAcquire("k"))
+	frames := o.Stats().Frames
+	proxy.Stall(true)
+	id := p.mustAcquire("k")
+	own.DropRequests(faultproxy.Subject("lf.*.*.*.op"))
+	p.mustRelease("k", id)
+	o.valid.Store(false)
+	proxy.Stall(false)
+	w.until("the frame has come", func() bool { st := o.Stats(); return st.Frames > frames && st.Refused > 0 })
+	if rec := p.record("k"); rec != nil {
+		t.Errorf("left behind: %+v", rec)
+	}
+	if err := o.lease.Close(w.context()); err != nil {
+		t.Fatal(err)
+	}
+	w.clean("k", p)
+}
+
+// C6: the owner's write was on its way when its term ended. The client's ledger stays open until a
+// write of its own shuts that out.
+func TestC6WriteOnItsWayWhenTheTermEnds(t *testing.T) {
+	w := newWorld(t)
+	op, proxy := w.behind(RouterConfig{})
+	o := op.serve()
+	p := w.process(always)
+	p.meet()
+	p.mustRelease("x", p.mustAcquire("x"))
+	held := proxy.HoldRequests(faultproxy.Times(1, w.records()))
+	q, done := p.start("k", p.op(record.OpAcquire, p.lease.NextOp()))
+	if err := held.Wait(w.context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	p.router.Withdraw(q, context.Canceled)
+	o.valid.Store(false)
+	if err := o.lease.Close(w.context()); err != nil {
+		t.Fatal(err)
+	}
+	w.wait("withdraw", done, context.Canceled)
+	w.until("the ledger is empty", func() bool { return !p.owes() })
+	if err := held.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if err := op.nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	op.record("other") // the server has taken what was sent before
+	if rec := p.record("k"); rec != nil {
+		t.Errorf("left behind: %+v", rec)
+	}
+}
+
+// C7: a frame that is overtaken by a later one is dropped, and what it asked for is asked again.
+func TestC7OvertakenFrames(t *testing.T) {
+	w := newWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p, proxy := w.behind(always)
+	p.meet()
+	held := proxy.HoldRequests(faultproxy.Times(1, frames))
+	first, second := p.lease.NextOp(), p.lease.NextOp()
+	_, done := p.start("a", p.op(record.OpAcquire, first))
+	if err := held.Wait(w.context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	_, done2 := p.start("b", p.op(record.OpAcquire, second))
+	w.wait("the second", done2, nil)
+	w.wait("the first, sent again", done, nil)
+	p.mustRelease("a", first)
+	p.mustRelease("b", second)
+	dropped := o.Stats().Dropped
+	if err := held.Release(); err != nil {
+		t.Fatal(err)
+	}
+	w.until("the late frame is dropped", func() bool { return o.Stats().Dropped > dropped })
+	w.clean("a", p)
+	w.clean("b", p)
+}
+
+// C8: replies that get lost or come twice leave nobody waiting, and nothing behind.
+func TestC8LostAndRepeatedReplies(t *testing.T) {
+	w := newWorld(t)
+	w.process(RouterConfig{}).serve()
+	var all []*process
+	for i := range 3 {
+		p, proxy := w.behind(always)
+		rnd := rand.New(rand.NewSource(int64(i)))
+		some := func(subject string, header, payload []byte) bool {
+			return replies(subject, header, payload) && rnd.Intn(10) < 3
+		}
+		proxy.DropReplies(some)
+		proxy.DuplicateReplies(some)
+		p.meet()
+		all = append(all, p)
+	}
+	w.contest("k", 10, all...)
+	w.clean("k", all...)
+}
+
+// C14: what an owner refuses it refuses by the state after the request came, also where direct
+// clients write beside it.
+func TestC14RefusalsAreFresh(t *testing.T) {
+	w := newWorld(t)
+	w.process(RouterConfig{}).serve()
+	p, direct := w.process(always), w.process(RouterConfig{})
+	p.meet()
+	for range 10 {
+		id := direct.mustAcquire("k")
+		try := p.lease.NextOp()
+		_, done := p.start("k", p.op(record.OpTry, try))
+		w.wait("try of a held key", done, engine.ErrRefused)
+		direct.mustRelease("k", id)
+		try = p.lease.NextOp()
+		_, done = p.start("k", p.op(record.OpTry, try))
+		w.wait("try of a free key", done, nil)
+		p.mustRelease("k", try)
+	}
+	w.clean("k", p, direct)
+}
+
+// C15: the owner's writes whose acknowledgement gets lost are found out, and nothing is done twice.
+func TestC15UnknownOutcomesAtTheOwner(t *testing.T) {
+	w := newWorld(t)
+	op, proxy := w.behind(RouterConfig{})
+	op.serve()
+	rnd, records := rand.New(rand.NewSource(1)), w.records()
+	lost := proxy.DropRepliesTo(func(subject string, header, payload []byte) bool {
+		return records(subject, header, payload) && rnd.Intn(10) == 0
+	})
+	all := []*process{w.process(always), w.process(always), w.process(RouterConfig{})}
+	all[0].meet()
+	all[1].meet()
+	w.contest("k", 10, all...)
+	w.clean("k", all...)
+	if lost.Count() == 0 {
+		t.Error("no acknowledgement got lost")
+	}
+}
+
+// C26: every operation on both roads at once.
+func TestC26Belt(t *testing.T) {
+	w := newWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	var all []*process
+	for range 4 {
+		p := w.process(RouterConfig{Belt: true})
+		p.meet()
+		all = append(all, p)
+	}
+	w.contest("k", 20, all...)
+	w.clean("k", all...)
+	var direct uint64
+	for _, p := range all {
+		direct += p.engine.Stats().Operations
+	}
+	if st := o.Stats(); st.Operations == 0 || direct == 0 {
+		t.Errorf("%d over the owner, %d directly", st.Operations, direct)
+	}
+}
+
+// C27: an owner that closes tells everybody. Those who wait go on, and no lease is waited for.
+func TestC27Handover(t *testing.T) {
+	w := newWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p, q := w.process(always), w.process(always)
+	p.meet()
+	q.meet()
+	id := p.mustAcquire("k")
+	waits := q.lease.NextOp()
+	_, done := q.start("k", q.op(record.OpAcquire, waits))
+	w.until("it waits", func() bool { return o.Stats().Waiting == 1 })
+	if err := o.Close(w.context()); err != nil {
+		t.Fatal(err)
+	}
+	w.until("both know", func() bool { return !p.client.served.Load() && !q.client.served.Load() })
+	next := w.process(RouterConfig{}).serve()
+	w.until("both know the next one", func() bool { return p.client.served.Load() && q.client.served.Load() })
+	p.mustRelease("k", id)
+	w.wait("the waiter", done, nil)
+	q.mustRelease("k", waits)
+	if err := o.lease.Close(w.context()); err != nil {
+		t.Fatal(err)
+	}
+	w.clean("k", p, q)
+	if next.Stats().Operations == 0 {
+		t.Error("nothing went over the next owner")
+	}
+}
+
+// C28: the owner is gone without a word while many wait: their places stand in the record.
+func TestC28OwnerGone(t *testing.T) {
+	w := newWorld(t)
+	o := w.process(RouterConfig{}).serve(2 * time.Second)
+	all := []*process{w.process(always), w.process(always), w.process(always)}
+	holder := w.process(RouterConfig{})
+	id := holder.mustAcquire("k")
+	var done []chan error
+	var ids []string
+	for i := range 3 * len(all) {
+		p := all[i%3]
+		p.meet()
+		ids = append(ids, p.lease.NextOp())
+		_, d := p.start("k", p.op(record.OpAcquire, ids[i]))
+		done = append(done, d)
+		w.until("it waits", func() bool { return o.Stats().Waiting == i+1 })
+	}
+	o.p.nc.Close()
+	holder.mustRelease("k", id)
+	for i, d := range done { // in their order
+		w.wait("a waiter", d, nil)
+		all[i%3].mustRelease("k", ids[i])
+	}
+	if dead, err := holder.observer.WaitDead(w.context(), o.lease.ID(), o.lease.TTL()); err != nil || !dead {
+		t.Fatal(dead, err)
+	}
+	w.clean("k", all...)
+}
