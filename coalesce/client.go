@@ -58,6 +58,7 @@ type Client struct {
 	highest uint64           // term that was heard of
 	link    rtt.Estimator
 	timer   *time.Timer // of the oldest frame without an answer
+	timing  bool        // it is running
 	beatDue *time.Timer
 
 	helloAt    time.Time // when the next one may be sent

@@ -9,6 +9,20 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
+// janitor forgets sessions now and then.
+func (s *Service) janitor() {
+	t := time.NewTicker(time.Minute)
+	defer t.Stop()
+	for {
+		select {
+		case now := <-t.C:
+			s.forgetIdle(now)
+		case <-s.ctx.Done():
+			return
+		}
+	}
+}
+
 // loop takes what came, has it carried out, and answers.
 func (s *Service) loop() {
 	t := time.NewTimer(0)

@@ -57,9 +57,7 @@ func (c *Client) post(t *term, calls []*call) {
 	c.stats.Frames++
 	c.stats.Operations += uint64(len(calls))
 	t.unacked = append(t.unacked, sent{t.seq, time.Now(), calls})
-	if len(t.unacked) == 1 {
-		c.expectReply(t, c.patience())
-	}
+	c.expectReply(c.patience())
 }
 
 // patience is how long a frame may be without any answer.
@@ -72,22 +70,31 @@ func (c *Client) patience() time.Duration {
 }
 
 // expectReply has the owner suspended if the oldest frame gets no answer. Called with mu held.
-func (c *Client) expectReply(t *term, d time.Duration) {
-	if c.timer != nil {
-		c.timer.Stop()
+func (c *Client) expectReply(d time.Duration) {
+	if !c.timing {
+		c.timing = true
+		if c.timer == nil {
+			c.timer = time.AfterFunc(d, c.noReply)
+		} else {
+			c.timer.Reset(d)
+		}
 	}
-	c.timer = time.AfterFunc(d, func() {
-		c.mu.Lock()
-		defer c.unlock()
-		if c.closed || c.now != t || len(t.unacked) == 0 {
-			return
-		}
-		if rest := c.patience() - time.Since(t.unacked[0].at); rest > 0 {
-			c.expectReply(t, rest)
-			return
-		}
-		c.suspend(t)
-	})
+}
+
+// noReply is called when the oldest frame may be without an answer for too long.
+func (c *Client) noReply() {
+	c.mu.Lock()
+	defer c.unlock()
+	c.timing = false
+	t := c.now
+	if c.closed || t == nil || len(t.unacked) == 0 {
+		return
+	}
+	if rest := c.patience() - time.Since(t.unacked[0].at); rest > 0 {
+		c.expectReply(rest)
+		return
+	}
+	c.suspend(t)
 }
 
 // take takes a reply in. Called with mu held.

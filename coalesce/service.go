@@ -122,6 +122,7 @@ func Serve(cfg ServiceConfig) (*Service, error) {
 		return nil, err
 	}
 	s.wg.Go(s.loop)
+	s.wg.Go(s.janitor)
 	return s, nil
 }
 

@@ -3,6 +3,8 @@ package coalesce
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
@@ -305,4 +307,35 @@ func (s *Service) unanswered() (all []*engine.Request) {
 		}
 	}
 	return all
+}
+
+// idle reports whether nothing has come of a session for long, and nothing is under way.
+func (c *session) idle(now time.Time) bool {
+	return c.under == 0 && len(c.live) == 0 && !c.listed && now.Sub(c.used) > forgetAfter
+}
+
+// forgetIdle drops the sessions that are idle at now and whose leases are all dead: only then
+// can the numbers of their frames be forgotten, since what comes late is refused for its lease.
+func (s *Service) forgetIdle(now time.Time) {
+	idle := map[*session][]string{}
+	s.mu.Lock()
+	for _, c := range s.sessions {
+		if c.idle(now) {
+			idle[c] = slices.Collect(maps.Keys(c.leases))
+		}
+	}
+	s.mu.Unlock()
+	for c, leases := range idle {
+		dead := !slices.ContainsFunc(leases, func(id string) bool {
+			ctx, cancel := context.WithTimeout(s.ctx, leaseWithin)
+			defer cancel()
+			alive, err := s.cfg.LeaseAlive(ctx, id)
+			return alive || err != nil
+		})
+		s.mu.Lock()
+		if dead && c.idle(now) && len(c.leases) == len(leases) {
+			delete(s.sessions, c.manager)
+		}
+		s.mu.Unlock()
+	}
 }

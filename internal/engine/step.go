@@ -60,11 +60,11 @@ func (s *step) refused() bool {
 	return !slices.ContainsFunc(s.results, func(r record.Result) bool { return r.Verdict == record.Applied })
 }
 
-// encode makes a write of what was composed.
-func (s *step) encode() {
+// encode makes a write of what was composed; the record had about that size before.
+func (s *step) encode(size int) {
 	s.write = true
 	if !s.next.Idle() {
-		s.value = s.next.Append(nil)
+		s.value = s.next.Append(make([]byte, 0, size+size/8+256))
 	}
 	for _, r := range s.batch {
 		r.attempted = true

@@ -311,9 +311,10 @@ func (v *view) watchHold(id string, token uint64, lost func(error)) (stop func()
 
 // observe has the leases ahead of the waiting operations observed. Called with mu held.
 func (v *view) observe() {
-	ahead, urgent := v.ahead()
-	if v.moves() {
-		ahead = nil
+	var ahead map[string]time.Duration
+	urgent := false
+	if !v.moves() {
+		ahead, urgent = v.ahead()
 	}
 	v.obstacles.follow(ahead, func(id string, ttl time.Duration) func() {
 		return v.core.cfg.Observer.Observe(id, ttl, urgent, v.leaseDied)

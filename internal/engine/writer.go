@@ -180,7 +180,7 @@ func (w *writer) plan(s *step) bool {
 			// revision may still be under way, this engine's or another's: write
 			// the same state again, and that one can't be committed any more.
 		}
-		s.encode()
+		s.encode(w.size)
 		w.expected = s.value
 		return true
 	}

@@ -1,0 +1,351 @@
+package coalesce
+
+import (
+	"bytes"
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
+)
+
+// raw is a client that sends whatever it likes.
+type raw struct {
+	w       *world
+	nc      *nats.Conn
+	o       *owner
+	manager string
+	replies *nats.Subscription
+	seq     uint64
+}
+
+func (w *world) raw(o *owner, manager string) *raw {
+	w.t.Helper()
+	nc, err := nats.Connect(w.url)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(nc.Close)
+	r := &raw{w: w, nc: nc, o: o, manager: manager}
+	if r.replies, err = nc.SubscribeSync(inbox(w.fabric, manager) + "r"); err != nil {
+		w.t.Fatal(err)
+	}
+	return r
+}
+
+func (r *raw) publish(reply string, data []byte) {
+	r.w.t.Helper()
+	if err := r.nc.PublishRequest(opSubject(r.w.fabric, 0, r.o.cfg.Term), reply, data); err != nil {
+		r.w.t.Fatal(err)
+	}
+}
+
+// send sends a frame that asks for these operations, and returns the outcome of the first.
+func (r *raw) send(stamp Stamp, items ...item) outcome {
+	r.w.t.Helper()
+	r.seq++
+	f := frame{stamp: stamp, ack: true, seq: r.seq, items: items}
+	r.publish(inbox(r.w.fabric, r.manager)+"f.1.1", f.append(nil))
+	for {
+		m, err := r.replies.NextMsg(patience)
+		if err != nil {
+			r.w.t.Fatal(err)
+		}
+		p, err := decodeReply(m.Data)
+		if err != nil {
+			r.w.t.Fatal(err)
+		}
+		if len(p.outcomes) > 0 {
+			return p.outcomes[0]
+		}
+	}
+}
+
+func (r *raw) acquire(lease string, seq uint64) item {
+	op := record.Op{Kind: record.KindLock, Verb: record.OpAcquire, ID: record.ID(lease, seq), Lease: lease, Mode: record.X, TTL: time.Second}
+	return item{key: "k", op: op}
+}
+
+// C17: an owner publishes to no subject that somebody else has made up.
+func TestC17RepliesGoNowhereElse(t *testing.T) {
+	w := newWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p := w.process(RouterConfig{})
+	r := w.raw(o, "victim")
+	f := frame{stamp: p.stamp(), ack: true, seq: 1, items: []item{r.acquire("victim-1", 1)}}
+	bad := []string{
+		"$KV." + w.fabric + "-locks.k", "lf." + w.fabric + ".p.victim", "lf.other.n.victim.f.1.1", "lf." + w.fabric + ".n.victim",
+		"lf." + w.fabric + ".n.a-b.f", "lf." + w.fabric + ".n." + strings.Repeat("x", maxManager+1) + ".f", "_INBOX.x",
+	}
+	for _, subject := range bad {
+		sub, err := r.nc.SubscribeSync(subject)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.publish(subject, f.append(nil))
+		if err := r.nc.PublishRequest(helloSubject(w.fabric, 0), subject, nil); err != nil {
+			t.Fatal(err)
+		}
+		w.until("it came", func() bool { return o.Stats().Dropped == o.Stats().Frames })
+		if n, _, _ := sub.Pending(); n > 0 && !strings.HasPrefix(subject, "$KV") {
+			t.Errorf("something came on %s", subject)
+		}
+	}
+	w.until("all were dropped", func() bool { return o.Stats().Dropped == uint64(len(bad)) })
+	if rec := p.record("k"); rec != nil || o.Stats().Sessions != 0 {
+		t.Errorf("the record says %+v; %d sessions", rec, o.Stats().Sessions)
+	}
+}
+
+// C17: garbage, what is too large, and the leases of others.
+func TestC17HostileFrames(t *testing.T) {
+	w := newWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p := w.process(always)
+	p.meet()
+	r := w.raw(o, "stranger")
+	reply := inbox(w.fabric, "stranger") + "f.1.1"
+	for _, data := range [][]byte{nil, {frameMagic}, []byte("hello"), bytes.Repeat([]byte{0xff}, 100), make([]byte, maxFrame+1), make([]byte, 900<<10)} {
+		r.publish(reply, data)
+	}
+	w.until("all were dropped", func() bool { return o.Stats().Dropped == 6 })
+	for _, lease := range []string{p.lease.ID(), "strange-1", "stranger2-1", "stranger"} {
+		if out := r.send(p.stamp(), r.acquire(lease, 1)); out.kind != notDone || out.code != codeLeaseUnknown {
+			t.Errorf("under the lease %s: %+v", lease, out)
+		}
+	}
+	unknown := r.acquire("stranger-1", 1)
+	unknown.op.Verb = 0
+	if out := r.send(p.stamp(), unknown); out.code != codeUnsupported {
+		t.Errorf("an unknown operation: %+v", out)
+	}
+	if rec := p.record("k"); rec != nil {
+		t.Errorf("the record says %+v", rec)
+	}
+	p.mustRelease("k", p.mustAcquire("k")) // the others don't notice
+	if o.Stats().Grants != 1 {
+		t.Error("it did not go over the owner")
+	}
+}
+
+// C17: sessions are bounded. Who finds no room goes directly.
+func TestC17TooManySessions(t *testing.T) {
+	w := newWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p := w.process(always)
+	p.meet()
+	o.mu.Lock()
+	for i := range maxSessions {
+		o.sessions[record.ID("x", uint64(i))] = &session{}
+	}
+	o.mu.Unlock()
+	p.mustRelease("k", p.mustAcquire("k"))
+	if o.Stats().Grants != 0 {
+		t.Error("it went over the owner")
+	}
+}
+
+// C17: so are the operations of a session.
+func TestC17TooManyOperations(t *testing.T) {
+	w := newWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p := w.process(always)
+	p.meet()
+	p.mustRelease("k", p.mustAcquire("k"))
+	o.mu.Lock()
+	o.sessions[p.manager].under += maxCredit
+	o.mu.Unlock()
+	id := p.mustAcquire("k")
+	if st := o.Stats(); st.Grants != 1 || st.Refused != 1 {
+		t.Errorf("%+v", st)
+	}
+	p.mustRelease("k", id)
+	o.mu.Lock()
+	o.sessions[p.manager].under -= maxCredit
+	o.mu.Unlock()
+	w.clean("k", p)
+}
+
+// C18: a lease that is not there, or dead, gets nothing.
+func TestC18DeadLeases(t *testing.T) {
+	w := newWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p := w.process(RouterConfig{})
+	r := w.raw(o, p.manager)
+	never := p.manager + "-99"
+	if out := r.send(p.stamp(), r.acquire(never, 1)); out.kind != notDone || out.code != codeLeaseDead {
+		t.Errorf("a lease that never was: %+v", out)
+	}
+	dead := p.newLease(time.Second)
+	if err := dead.Close(w.context()); err != nil {
+		t.Fatal(err)
+	}
+	for seq := range uint64(2) {
+		if out := r.send(p.stamp(), r.acquire(dead.ID(), seq+1)); out.kind != notDone || out.code != codeLeaseDead {
+			t.Errorf("a dead lease: %+v", out)
+		}
+	}
+	if rec := p.record("k"); rec != nil {
+		t.Errorf("the record says %+v", rec)
+	}
+	if out := r.send(p.stamp(), r.acquire(p.lease.ID(), 1)); out.kind != granted {
+		t.Errorf("a lease that lives: %+v", out)
+	}
+}
+
+// C18: what a client asks for while its lease is read stays in its order.
+func TestC18OrderWhileALeaseIsRead(t *testing.T) {
+	w := newWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p := w.process(always)
+	block := make(chan struct{})
+	o.mu.Lock()
+	read := o.cfg.LeaseAlive
+	o.cfg.LeaseAlive = func(ctx context.Context, id string) (bool, error) {
+		<-block
+		return read(ctx, id)
+	}
+	o.mu.Unlock()
+	p.meet()
+	q, done := p.start("k", p.op(record.OpAcquire, p.lease.NextOp()))
+	p.router.Withdraw(q, context.Canceled)
+	w.until("both came", func() bool { return o.Stats().Operations == 2 })
+	close(block)
+	w.wait("withdraw", done, context.Canceled)
+	w.clean("k", p)
+}
+
+// C19: who lost its lease while it queued asks again under a new id; the old one is taken back.
+func TestC19AnotherLease(t *testing.T) {
+	w := newWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p, holder := w.process(always), w.process(RouterConfig{})
+	p.meet()
+	id := holder.mustAcquire("k")
+	q, done := p.start("k", p.op(record.OpAcquire, p.lease.NextOp()))
+	w.until("it waits", func() bool { return o.Stats().Waiting == 1 })
+	p.router.Withdraw(q, engine.ErrStopped)
+	w.wait("withdraw", done, engine.ErrStopped)
+	old := p.lease.ID()
+	p.lease = p.newLease(30 * time.Second)
+	again := p.lease.NextOp()
+	_, done = p.start("k", p.op(record.OpAcquire, again))
+	w.until("it waits", func() bool { return o.Stats().Waiting == 1 })
+	if rec := p.record("k"); rec.HasLease(old) || !rec.Has(again) {
+		t.Errorf("the record says %+v", rec)
+	}
+	holder.mustRelease("k", id)
+	w.wait("acquire", done, nil)
+	p.mustRelease("k", again)
+	w.clean("k", p)
+}
+
+// C20, C21: owners and clients of another bucket, or of other shards, have nothing to do with each other.
+func TestC20OtherStamp(t *testing.T) {
+	w := newWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p := w.process(always)
+	other := NewStamp(p.buckets.Locks.Incarnation(), 1, 2)
+	r := w.raw(o, p.manager)
+	if out := r.send(other, r.acquire(p.lease.ID(), 1)); out.kind != notDone || out.code != codeStamp {
+		t.Errorf("a frame with another stamp: %+v", out)
+	}
+	p.client.mu.Lock()
+	p.client.cfg.Stamp = other
+	p.client.mu.Unlock()
+	p.router.Contended("k")
+	w.until("the owner's answer is dropped", func() bool { return p.client.Stats().Dropped > 0 })
+	p.mustRelease("k", p.mustAcquire("k"))
+	if o.Stats().Grants != 0 || p.client.served.Load() {
+		t.Error("it went over the owner")
+	}
+}
+
+// C23: a frame that the owner's subscription had no room for is asked for again, and sent again.
+func TestC23LostFrameIsAskedForAgain(t *testing.T) {
+	w := newWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p, proxy := w.behind(always)
+	p.meet()
+	lost := proxy.DropRequests(faultproxy.Times(1, frames))
+	first, second := p.lease.NextOp(), p.lease.NextOp()
+	_, done := p.start("a", p.op(record.OpTry, first))
+	if err := lost.Wait(w.context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	_, done2 := p.start("b", p.op(record.OpTry, second))
+	w.wait("the second", done2, nil)
+	w.wait("the first", done, nil)
+	if st := o.Stats(); st.Frames < 2 || st.Grants != 2 {
+		t.Errorf("%+v", st)
+	}
+	p.mustRelease("a", first)
+	p.mustRelease("b", second)
+	w.clean("a", p)
+}
+
+// C29: an owner that is lost again and again is left alone for a while, and longer each time.
+func TestC29Flapping(t *testing.T) {
+	w := newWorld(t)
+	w.process(RouterConfig{}).serve()
+	p := w.process(always)
+	p.meet()
+	c := p.client
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for round, want := range []time.Duration{flapping, 2 * flapping, 4 * flapping, flappingMost, flappingMost} {
+		for range 3 {
+			if time.Now().Before(c.restUntil) {
+				t.Fatal("it rests too early")
+			}
+			c.suspend(&term{calls: map[callKey]*call{}})
+		}
+		if c.rest != want || time.Until(c.restUntil) <= 0 {
+			t.Errorf("round %d: it rests for %v, want %v", round, c.rest, want)
+		}
+		c.restUntil = time.Time{}
+	}
+}
+
+// Nobody there: the connection says so, and whoever may volunteer is told.
+func TestUnserved(t *testing.T) {
+	w := newWorld(t)
+	p := w.process(always)
+	told := make(chan struct{}, 1)
+	p.client.cfg.Unserved = func() { told <- struct{}{} }
+	p.router.Contended("k")
+	select {
+	case <-told:
+	case <-time.After(patience):
+		t.Fatal("nobody was told")
+	}
+	p.mustRelease("k", p.mustAcquire("k"))
+}
+
+// A session is forgotten when all of its leases are dead, and no sooner: what comes late has to find
+// its frame's number, or a dead lease.
+func TestSessionsAreForgotten(t *testing.T) {
+	w := newWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p := w.process(always)
+	p.meet()
+	p.mustRelease("k", p.mustAcquire("k"))
+	o.forgetIdle(time.Now())
+	later := time.Now().Add(2 * forgetAfter)
+	o.forgetIdle(later)
+	if n := o.Stats().Sessions; n != 1 {
+		t.Fatalf("%d sessions, and the lease lives", n)
+	}
+	if err := p.lease.Close(w.context()); err != nil {
+		t.Fatal(err)
+	}
+	o.forgetIdle(later)
+	if n := o.Stats().Sessions; n != 0 {
+		t.Errorf("%d sessions", n)
+	}
+}
