@@ -90,6 +90,8 @@ type attempt struct {
 	op       record.Op // without what a lease gives it
 	req      request
 	set      *Set     // that this round is for a member of, or nil
+	unit     *unit    // of work; nil = it is by itself
+	victim   error    // a *DeadlockError, where that ended the last round
 	session  *session // of the last round
 	id       string   // of the last round
 	waitedID string   // lease that was observed already
@@ -151,7 +153,8 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 		return nil, engine.Outcome{}, err
 	}
 	op := a.compose(ctx, sl)
-	opt := engine.Options{FailFast: a.req.failFast && !op.Stays(), Stop: sl.lease.Lost(), Queued: a.whenQueued(sl, op.ID)}
+	w := a.session.waiting(a.unit, sl, a.enc, &op)
+	opt := engine.Options{FailFast: a.req.failFast && !op.Stays(), Stop: sl.lease.Lost(), Queued: w.queued(a.whenQueued(sl, op.ID))}
 	if from := a.claim.From; from != nil {
 		op.Holder, op.Token, op.Hold, opt.AtLeast = from.entry.ID, from.Token(), releaseOp(from).Hold, from.revision()
 		if err := from.give(); err != nil {
@@ -164,6 +167,7 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 	}
 	before := a.session.seen()
 	out, err := a.do(ctx, op, opt)
+	a.victim = w.end(err)
 	h, err := a.conclude(ctx, sl, &op, out, err, before)
 	return h, out, err
 }
@@ -194,6 +198,9 @@ func (a *attempt) conclude(ctx context.Context, sl *slot, op *record.Op, out eng
 		}
 		if from := a.claim.From; from != nil {
 			a.session.engine.ReleaseInBackground(a.enc, sl.id, op.Holder, from.revision())
+		}
+		if a.victim != nil {
+			err = a.victim
 		}
 		a.withdrawn(sl, op.ID, err)
 		sl.give(op.ID)
@@ -275,7 +282,10 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 		sl.give(op.ID)
 		return nil, nil
 	}
-	h := &Hold{s: s, slot: sl, key: a.key, enc: a.enc, entry: out.Entry, rev: out.Revision, failFast: a.req.failFast, set: a.set}
+	h := &Hold{
+		s: s, slot: sl, key: a.key, enc: a.enc, entry: out.Entry, rev: out.Revision, failFast: a.req.failFast,
+		set: a.set, lock: op.Kind == record.KindLock, unit: a.unit,
+	}
 	if a.set == nil { // else once, when all members are granted
 		if err := a.begin(ctx, h); err != nil {
 			return useless(err)
@@ -286,6 +296,7 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 	s.fresh = append(s.fresh, freshHold{h, time.Now()})
 	ended := s.ended
 	s.mu.Unlock()
+	a.unit.add(h)
 	// The last look before the grant is handed out: a lease that was lost while
 	// the acquire waited, or this process slept, grants nothing.
 	if !sl.lease.Valid() || ended != nil || out.Entry.Revoked || a.set == nil && !h.handOut(a) {

@@ -94,6 +94,11 @@ func (m *Manager) claim(caller context.Context, key string, c Claim, opts []Acqu
 		return fail(err)
 	}
 	a := attempt{m: m, key: key, claim: c, req: req, began: time.Now()}
+	var leave func()
+	if a.unit, leave = m.unitFor(caller, &req); c.From != nil {
+		a.unit = c.From.unit
+	}
+	defer leave()
 	if a.op, err = c.op(&req); err != nil {
 		return fail(err)
 	}

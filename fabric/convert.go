@@ -41,7 +41,11 @@ func (l *Lock) convertAlone(ctx context.Context, mode Mode) error {
 	op, err := l.beginConvert(ctx, mode)
 	if err == nil {
 		bound, done := l.s.m.bind(ctx)
-		err = l.convert(bound, op, &conversion{l: l, to: mode, began: time.Now()})
+		c := &conversion{l: l, to: mode, began: time.Now()}
+		if u := unitIn(ctx); u != nil || l.unit != nil {
+			c.unit = whileHolding(u, l.Hold)
+		}
+		err = l.convert(bound, op, c)
 		done()
 		if err != nil {
 			err = l.s.m.explain(ctx, err)
@@ -93,7 +97,9 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 		}
 	}()
 	known := l.revision()
-	opt := engine.Options{FailFast: l.failFast, Stop: l.Context().Done(), Queued: c.whenQueued(), AtLeast: known}
+	w := l.s.waiting(c.unit, l.slot, l.enc, &op)
+	defer func() { _ = w.end(nil) }()
+	opt := engine.Options{FailFast: l.failFast, Stop: l.Context().Done(), Queued: w.queued(c.whenQueued()), AtLeast: known}
 	weaker := op.From.Covers(op.Mode)
 	if weaker {
 		opt = engine.Options{Bound: releaseTimeout, AtLeast: known}
@@ -102,6 +108,9 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 		out, err := engine.Do(ctx, l.s.doer, l.enc, op, opt)
 		if err == nil {
 			return l.converted(op, out, weaker, c)
+		}
+		if v := w.stopped(err); v != nil {
+			return l.stopConverting(op, c, v)
 		}
 		if !errors.Is(err, engine.ErrGone) {
 			var refused *engine.RefusedError
@@ -127,6 +136,26 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 			return ctx.Err()
 		}
 	}
+}
+
+// stopConverting gives the handle back what it had, once it is certain that the conversion waits no more.
+func (l *Lock) stopConverting(op record.Op, c *conversion, why error) error {
+	stop := record.Op{Kind: record.KindLock, Verb: record.OpStopWaiting, ID: op.ID, Lease: op.Lease}
+	out, err := engine.Do(context.Background(), l.s.doer, l.enc, stop, engine.Options{Bound: releaseTimeout, AtLeast: l.revision()})
+	switch {
+	case err != nil:
+		l.s.engine.UndoInBackground(l.enc, op, l.revision())
+	case out.Record.Granted(op.ID, op.Holder):
+		out.Entry, _ = out.Record.Holder(op.Holder)
+		return l.converted(op, out, false, c)
+	default:
+		l.mu.Lock()
+		if l.err == nil {
+			l.entry.Mode = op.From
+		}
+		l.mu.Unlock()
+	}
+	return why
 }
 
 // converted takes over what was acknowledged.

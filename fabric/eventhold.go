@@ -135,6 +135,7 @@ type conversion struct {
 	to     Mode
 	began  time.Time
 	queued *bool // an event that it is queued was sent; nil if nobody wants to know
+	unit   *unit // of work, which waits; nil = the hold by itself
 }
 
 // whenQueued returns what the engine calls when the conversion has to wait, nil if

@@ -71,6 +71,8 @@ func (m *Manager) gather(caller context.Context, g gathering, opts []AcquireOpti
 		err = caller.Err()
 	}
 	if err == nil {
+		leave := g.inUnit(caller)
+		defer leave()
 		ctx, done := m.bind(caller)
 		defer done()
 		if g.req.waitLimit > 0 {
@@ -84,6 +86,9 @@ func (m *Manager) gather(caller context.Context, g gathering, opts []AcquireOpti
 				err = g.takeOver(ctx, refused)
 				return !errors.Is(err, errAgain), err
 			}
+			if errors.Is(err, ErrDeadlock) && len(g.unit.all()) == 0 {
+				err = errAgain // others have what was held: nobody has to know
+			}
 			return err == nil, err
 		})
 	}
@@ -91,6 +96,17 @@ func (m *Manager) gather(caller context.Context, g gathering, opts []AcquireOpti
 		return nil, &NotAcquiredError{Key: g.blame(), Cause: m.explain(caller, err)}
 	}
 	return g.result, nil
+}
+
+// inUnit finds the unit of work of all levels, which is their own where there is no other. leave ends its use.
+func (g *gathering) inUnit(caller context.Context) (leave func()) {
+	if g.unit, leave = g.m.unitFor(caller, &g.req); g.unit == nil {
+		g.unit = newUnit(nil, true)
+	}
+	for _, l := range g.listed {
+		l.unit = g.unit
+	}
+	return leave
 }
 
 // prepare makes the levels.

@@ -153,6 +153,7 @@ func (s *site) fabric(t testing.TB) string {
 		defer cancel()
 		_ = js.DeleteStream(ctx, "KV_"+name+"-locks")
 		_ = js.DeleteStream(ctx, "KV_"+name+"-leases")
+		_ = js.DeleteStream(ctx, "KV_"+name+"-waits")
 	})
 	return name
 }

@@ -21,14 +21,20 @@ type hints struct {
 	sub    *nats.Subscription
 }
 
-// newHints starts listening; look is called for every hint. A connection that may not send or get
+// pokeText is the message that asks for a look at deadlocks.
+const pokeText = " deadlock"
+
+// newHints starts listening; look is called for every hint, and poked when somebody asks for a look at
+// deadlocks. A connection that may not send or get
 // them works without.
-func newHints(nc *nats.Conn, fabric string, look func(key string, rev uint64)) *hints {
+func newHints(nc *nats.Conn, fabric string, look func(key string, rev uint64), poked func()) *hints {
 	h := &hints{nc: nc, prefix: "lf." + fabric + ".p.", id: nuid.Next()}
 	sub, err := nc.Subscribe(h.prefix+h.id, func(m *nats.Msg) {
 		key, text, _ := strings.Cut(string(m.Data), " ")
 		if key == "" {
-			h.works.Store(true)
+			if h.works.Store(true); string(m.Data) == pokeText {
+				poked()
+			}
 			return
 		}
 		if rev, err := strconv.ParseUint(text, 10, 64); err == nil {
@@ -59,6 +65,13 @@ func (h *hints) Tell(leases []string, key string, rev uint64) {
 			told[id] = true
 			_ = h.nc.Publish(h.prefix+id, data)
 		}
+	}
+}
+
+// poke asks the process of a lease to look at deadlocks.
+func (h *hints) poke(lease string) {
+	if id, _, ok := strings.Cut(lease, "-"); ok {
+		_ = h.nc.Publish(h.prefix+id, []byte(pokeText))
 	}
 }
 

@@ -37,7 +37,9 @@ type Hold struct {
 	enc      string       // encoded
 	entry    record.Entry // its Mode and Token change, and are guarded by mu
 	failFast bool
-	set      *Set // that it is a member of, or nil
+	set      *Set  // that it is a member of, or nil
+	lock     bool  // it is of a lock
+	unit     *unit // that acquired it; nil: it was acquired by itself
 
 	mu         sync.Mutex
 	rev        uint64    // at which entry was read
@@ -103,6 +105,7 @@ func (h *Hold) Context() context.Context {
 	defer h.mu.Unlock()
 	if h.ctx == nil {
 		h.ctx, h.cancel = context.WithCancelCause(context.Background())
+		h.ctx = &holdContext{h.ctx, h.holding()}
 		if h.err != nil {
 			h.cancel(h.err)
 		}
@@ -114,7 +117,7 @@ func (h *Hold) Context() context.Context {
 // [Hold.Context] then. Call done when the work is over.
 func (h *Hold) Within(ctx context.Context) (_ context.Context, done func()) {
 	held := h.Context()
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancelCause(context.WithValue(ctx, unitKey{}, whileHolding(unitIn(ctx), h)))
 	unhook := context.AfterFunc(held, func() { cancel(context.Cause(held)) })
 	return ctx, func() {
 		unhook()
@@ -376,6 +379,8 @@ func (h *Hold) end(err error) {
 	if h.cancel != nil {
 		h.cancel(err)
 	}
+	h.unit.drop(h)
+	h.s.detection.changed()
 	if h.unwatch != nil {
 		h.unwatch() // never waits for a call of lose that is under way
 		h.unwatch = nil

@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/internal/clock"
+	"github.com/lockfabric/lockfabric/internal/deadlock"
 	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/rtt"
 )
@@ -33,6 +34,8 @@ type Manager struct {
 	gate  *gate         // that every request passes
 	hints *hints
 
+	owners owners // units of work by owner
+
 	seen atomic.Uint64 // highest revision of the locks bucket in sessions that have ended
 
 	life context.Context // ends with the manager; its cause says why
@@ -44,9 +47,11 @@ type Manager struct {
 	current *session
 	leaving []*session   // that are being ended
 	past    engine.Stats // counters of sessions that have ended
-	opening turn         // of opening a session
-	ending  sync.WaitGroup
-	done    chan struct{} // closed when Close has finished
+
+	pastDetection deadlock.Stats // likewise
+	opening       turn           // of opening a session
+	ending        sync.WaitGroup
+	done          chan struct{} // closed when Close has finished
 }
 
 // Connect connects to a NATS server or cluster (a URL, or several with commas)
@@ -160,7 +165,7 @@ func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, e
 	m.life, m.die = context.WithCancelCause(context.Background())
 	m.gate = newGate(nc, cfg.buckets.Trip, m.rtt.Timeout, m.resendRenewals)
 	m.cfg.buckets.Trip = m.gate.trip
-	m.hints = newHints(nc, cfg.buckets.Fabric, m.look)
+	m.hints = newHints(nc, cfg.buckets.Fabric, m.look, m.poked)
 	m.ending.Go(m.followConnection(nc.StatusChanged(nats.CLOSED)))
 	s, err := m.session(ctx)
 	if err != nil {
@@ -284,6 +289,7 @@ func (m *Manager) ended(s *session) {
 	defer m.mu.Unlock()
 	m.leaving = slices.DeleteFunc(m.leaving, func(l *session) bool { return l == s })
 	m.past = m.past.Plus(st)
+	m.pastDetection = m.pastDetection.Plus(s.detection.stats())
 }
 
 // Bounds of Close, which don't follow the link, since Close promises to be bounded.

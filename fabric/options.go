@@ -76,11 +76,14 @@ type config struct {
 	hook     func(Event) // nil = nobody wants to know
 	failFast bool
 	sweep    time.Duration // between two sweeps; 0 = none
-	nats     []nats.Option
+
+	detectAfter time.Duration // of deadlocks
+	noDetection bool
+	nats        []nats.Option
 }
 
 func newConfig(opts []Option) (config, error) {
-	c := config{timing: timing{ttl: DefaultTTL}, sweep: DefaultSweepInterval, logger: slog.New(slog.DiscardHandler)}
+	c := config{timing: timing{ttl: DefaultTTL}, sweep: DefaultSweepInterval, detectAfter: DefaultDeadlockDelay, logger: slog.New(slog.DiscardHandler)}
 	c.buckets.Fabric = DefaultFabric
 	for _, o := range opts {
 		if o == nil {
@@ -110,6 +113,7 @@ type request struct {
 	waitLimit  time.Duration
 	inTime     bool
 	noTakeover bool
+	holding    []*Hold
 }
 
 func (c *config) newRequest(opts []AcquireOption) (request, error) {
@@ -233,6 +237,25 @@ func WithLogger(l *slog.Logger) ManagerOption {
 	}
 }
 
+// WithDeadlockDelay sets for how long a unit of work that holds something waits until
+// deadlocks are looked for; the default is DefaultDeadlockDelay. Waits that are shorter cost nothing.
+// 0 looks at once.
+func WithDeadlockDelay(d time.Duration) ManagerOption {
+	return func(c *config) error {
+		if d < 0 {
+			return fmt.Errorf("%w: deadlock delay %v: use 0 or more", ErrInvalidOption, d)
+		}
+		c.detectAfter = d
+		return nil
+	}
+}
+
+// WithoutDeadlockDetection leaves deadlocks to the contexts and wait limits of those who wait. Others don't
+// find deadlocks in which this manager takes part.
+func WithoutDeadlockDetection() ManagerOption {
+	return func(c *config) error { c.noDetection = true; return nil }
+}
+
 // WithNATS adds options to the connection that Connect makes: credentials, TLS,
 // an in-process server. Whatever they say of reconnects, that connection tries again
 // until a server refuses its credentials twice. New ignores them.
@@ -255,7 +278,9 @@ func WithMode(m Mode) RequestOption {
 // owner that holds the lock, or waits for it, gets ErrAlreadyHeld instead of
 // waiting for itself. An entry that it has left behind is seen to first, as by
 // TryAcquire: one that this manager has lost, or whose holder looks dead. Without
-// it every acquire is its own owner.
+// it every acquire is its own owner. An owner is one unit of work, see [WithUnit]: what it
+// holds it is taken to keep until it is granted what it waits for. For an identity that independent goroutines share
+// use WithLabel or WithMetadata.
 func WithOwner(owner string) RequestOption {
 	return func(r *request) error {
 		if owner == "" {

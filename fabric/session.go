@@ -40,6 +40,7 @@ type session struct {
 	leaseHub  *jskv.Hub
 	observer  *lease.Observer
 	engine    *engine.Engine
+	detection *detection    // of deadlocks; nil = off
 	doer      engine.Doer   // what claims, posts and releases are given to
 	ready     chan struct{} // closed when grants are allowed
 	stop      context.CancelFunc
@@ -93,6 +94,7 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 		Logger:  m.cfg.logger,
 	})
 	s.doer = s.engine
+	s.detect()
 	s.goIfOpen(s.housekeep)
 	s.goIfOpen(s.lookAfterBuckets)
 	if m.cfg.sweep > 0 {

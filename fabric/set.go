@@ -107,6 +107,7 @@ func (s *Set) Context() context.Context {
 	defer s.mu.Unlock()
 	if s.ctx == nil {
 		s.ctx, s.cancel = context.WithCancelCause(context.Background())
+		s.ctx = &holdContext{s.ctx, s.holding()}
 		if s.err != nil {
 			s.cancel(s.err)
 		}
@@ -117,7 +118,7 @@ func (s *Set) Context() context.Context {
 // Within returns a context that ends when ctx does or when the set ends. See [Hold.Within].
 func (s *Set) Within(ctx context.Context) (_ context.Context, done func()) {
 	held := s.Context()
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancelCause(context.WithValue(ctx, unitKey{}, whileHolding(unitIn(ctx), s.holding()...)))
 	unhook := context.AfterFunc(held, func() { cancel(context.Cause(held)) })
 	return ctx, func() {
 		unhook()

@@ -300,6 +300,7 @@ func (s *session) closeLease(ctx context.Context, le *lease.Lease) {
 // tend retires leases under which an operation could not be resolved for a
 // whole TTL, and ends those that nobody has used for long.
 func (s *session) tend() {
+	s.m.owners.expire(time.Now())
 	s.mu.Lock()
 	all := make([]*slot, 0, len(s.all))
 	for sl := range s.all {

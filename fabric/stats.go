@@ -3,6 +3,8 @@ package fabric
 import (
 	"slices"
 	"time"
+
+	"github.com/lockfabric/lockfabric/internal/deadlock"
 )
 
 // Stats counts what the manager has done since it was made. The counters only rise:
@@ -27,6 +29,11 @@ type Stats struct {
 	RequestTimeout time.Duration // after which a request is taken for lost and made again
 	RenewEarly     time.Duration // by how much earlier than configured the manager's own lease is renewed
 	Timeouts       uint64        // requests that were not answered in time
+
+	DeadlockProbes uint64 // looks for deadlocks, of units of work that waited for long
+	DeadlockReads  uint64 // reads that these took
+	DeadlockCuts   uint64 // of these looks, those that were cut short: too much stood in the way
+	Deadlocks      uint64 // waits of this manager that were ended because of one
 }
 
 // Stats returns the manager's counters.
@@ -36,6 +43,7 @@ func (m *Manager) Stats() Stats {
 	st.RequestTimeout, st.Timeouts = m.rtt.Timeout(), m.rtt.Timeouts()
 	m.mu.Lock()
 	e, sessions := m.past, slices.Clone(m.leaving)
+	st.addDetection(m.pastDetection)
 	s := m.current
 	if s != nil {
 		sessions = append(sessions, s)
@@ -43,6 +51,7 @@ func (m *Manager) Stats() Stats {
 	m.mu.Unlock()
 	for _, s := range sessions {
 		e = e.Plus(s.engine.Stats())
+		st.addDetection(s.detection.stats())
 	}
 	if s != nil {
 		st.RenewEarly = s.renewEarly()
@@ -50,4 +59,11 @@ func (m *Manager) Stats() Stats {
 	st.Operations, st.Writes, st.Reads, st.Conflicts, st.Busy, st.Unknown = e.Operations, e.Writes, e.Reads, e.Conflicts, e.Busy, e.Unknown
 	st.HoldTime, st.Waiting, st.ExpectedWait = e.HoldTime, e.Waiting, e.ExpectedWait
 	return st
+}
+
+func (st *Stats) addDetection(d deadlock.Stats) {
+	st.DeadlockProbes += d.Probes
+	st.DeadlockReads += d.Reads
+	st.DeadlockCuts += d.Cuts
+	st.Deadlocks += d.Victims
 }

@@ -22,3 +22,7 @@ func LocksBucket(fabric string) string { return fabric + "-locks" }
 
 // LeasesBucket returns the name of the bucket that a fabric keeps its leases in.
 func LeasesBucket(fabric string) string { return fabric + "-leases" }
+
+// WaitsBucket returns the name of the bucket in which a fabric's units of work say what they hold while
+// they wait for long. Where it is missing, deadlocks are not detected.
+func WaitsBucket(fabric string) string { return fabric + "-waits" }

@@ -31,20 +31,21 @@ type layer struct {
 // layers is the table of all packages, by path under the module, lowest first.
 // A new package gets a line here; a new edge is a decision about the design.
 var layers = map[string]layer{
-	"kv":              {},
-	"internal/pause":  {},
-	"internal/jskv":   {imports: []string{"kv", "internal/pause"}},
-	"internal/record": {},
-	"internal/clock":  {},
-	"internal/rtt":    {},
-	"internal/lease":  {imports: []string{"kv", "internal/jskv", "internal/pause", "internal/clock", "internal/rtt"}},
-	"internal/engine": {imports: []string{"kv", "internal/jskv", "internal/pause", "internal/record", "internal/lease", "internal/rtt"}},
+	"kv":                {},
+	"internal/pause":    {},
+	"internal/jskv":     {imports: []string{"kv", "internal/pause"}},
+	"internal/record":   {},
+	"internal/clock":    {},
+	"internal/rtt":      {},
+	"internal/lease":    {imports: []string{"kv", "internal/jskv", "internal/pause", "internal/clock", "internal/rtt"}},
+	"internal/deadlock": {imports: []string{"internal/record"}},
+	"internal/engine":   {imports: []string{"kv", "internal/jskv", "internal/pause", "internal/record", "internal/lease", "internal/rtt"}},
 	"coalesce": {imports: []string{
 		"internal/engine", "kv", "internal/jskv", "internal/record", "internal/lease", "internal/clock", "internal/rtt",
 	}, serverInTests: true},
 	"fabric": {imports: []string{
 		"coalesce",
-		"internal/engine", "kv", "internal/jskv", "internal/pause", "internal/record", "internal/lease", "internal/clock", "internal/rtt",
+		"internal/engine", "internal/deadlock", "kv", "internal/jskv", "internal/pause", "internal/record", "internal/lease", "internal/clock", "internal/rtt",
 	}, serverInTests: true},
 	"primitives": {imports: []string{"fabric"}},
 

@@ -111,6 +111,20 @@ func (e *Engine) janitor() {
 	}
 }
 
+// Known returns the newest state of the key's record that this process knows of, without asking; nil
+// where nobody holds or waits. ok is false where it knows nothing, or that there is something newer.
+func (e *Engine) Known(key string) (rec *record.Record, rev uint64, ok bool) {
+	e.mu.Lock()
+	w := e.writers[key]
+	e.mu.Unlock()
+	if w == nil {
+		return nil, 0, false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.rec, w.rev, w.trusted()
+}
+
 // Submit is that of Doer.
 func (e *Engine) Submit(reqs ...*Request) {
 	for len(reqs) > 0 {

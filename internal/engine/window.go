@@ -55,6 +55,16 @@ func (w *writer) holdBack(r *Request) {
 	w.end(r, Outcome{}, &RefusedError{Result: res, Record: w.rec})
 }
 
+// stopHeldBack ends a request that is held back, as the record does with one that waits there. Called with
+// mu held.
+func (w *writer) stopHeldBack(id string) {
+	if i := slices.IndexFunc(w.backlog, func(r *Request) bool { return r.Op.ID == id }); i >= 0 {
+		r := w.backlog[i]
+		w.backlog = slices.Delete(w.backlog, i, i+1)
+		w.end(r, Outcome{}, ErrGone)
+	}
+}
+
 // foresee applies r behind those that are held back, as far as they matter to it. Called with mu held.
 func (w *writer) foresee(r *Request) record.Result {
 	var ops []record.Op

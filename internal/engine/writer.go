@@ -64,6 +64,9 @@ func (w *writer) accept(r *Request) {
 	} else {
 		w.core.held(r.Op.Hold)
 	}
+	if r.Op.Verb == record.OpStopWaiting {
+		w.stopHeldBack(r.Op.ID)
+	}
 	if r.queues() && !w.admits() {
 		w.holdBack(r)
 	} else {

@@ -72,6 +72,7 @@ type Bucket struct {
 
 	incarnation string // of the stream, as its metadata said when it was opened
 	last        uint64 // revision that was the newest then
+	unused      bool   // nothing had been written then
 }
 
 // Name returns the bucket's name.

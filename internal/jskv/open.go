@@ -57,6 +57,8 @@ type Buckets struct {
 	// Last is a revision of the locks bucket up to which all are certainly this
 	// bucket's; see Verify.
 	Last uint64
+
+	openWaits func(context.Context) (*Bucket, error)
 }
 
 // meta is the fabric's note in the leases bucket.
@@ -117,7 +119,10 @@ func openBuckets(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, cfg
 	if err != nil {
 		return nil, err
 	}
-	b := &Buckets{Locks: locks, Leases: leases, Last: locks.last}
+	b := &Buckets{Locks: locks, Leases: leases, Last: locks.last, openWaits: waitsOpener(nc, js, cfg)}
+	if locks.unused {
+		b.makeWaits(ctx)
+	}
 	m, known, err := b.note(ctx, func(m *meta) bool {
 		first := m.Incarnation == ""
 		if first {
@@ -286,6 +291,7 @@ func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStr
 	b := newBucket(nc, js, view, name, cfg.Trip)
 	b.link, b.incarnation = l, info.Config.Metadata[metaIncarnation]
 	b.last = max(info.State.LastSeq, info.Config.FirstSeq-min(info.Config.FirstSeq, 1))
+	b.unused = info.State.LastSeq < info.Config.FirstSeq
 	return b, nil
 }
 

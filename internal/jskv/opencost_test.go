@@ -40,7 +40,9 @@ func leave(t *testing.T, nc *nats.Conn, leases *jskv.Bucket, n int) {
 func TestOpeningCostsTheSameAfterABusyDay(t *testing.T) {
 	srv := startServer(t)
 	nc := dial(t, srv)
-	leases := open(t, nc, jskv.Config{}).Leases
+	b := open(t, nc, jskv.Config{})
+	leases := b.Leases
+	update(t, b.Locks, "k", "v", 0) // it is in use
 	cost := func() (out, in uint64) {
 		// A request that is repeated because the machine is busy counts for nothing.
 		for range 5 {

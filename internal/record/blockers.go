@@ -48,19 +48,45 @@ func (r *Record) Waiting(id string) (Wait, bool) {
 // and in records of other kinds.
 func (r *Record) Blockers(id string) (all []Entry) {
 	w, ok := r.Waiting(id)
-	if !ok {
+	switch {
+	case !ok:
 		return nil
+	case w.ID == w.Entry.ID:
+		all = r.BlockersOfNext(w.Mode)
+		return all[:len(all)-len(r.Waiters)+indexOf(r.Waiters, w.ID)]
 	}
-	converts := w.ID != w.Entry.ID
 	for _, h := range r.Holders {
-		if h.ID != w.Entry.ID && (!Compatible(h.Mode, w.Mode) || !converts && h.Convert.ID != "") {
+		if h.ID != w.Entry.ID && !Compatible(h.Mode, w.Mode) {
 			all = append(all, h)
 		}
 	}
-	if !converts {
-		all = append(all, r.Waiters[:indexOf(r.Waiters, w.ID)]...)
-	}
 	return all
+}
+
+// Granted reports whether a lock's request with this id holds, or for a conversion of the given holder
+// whether it was granted.
+func (r *Record) Granted(id, holder string) bool {
+	if r == nil {
+		return false
+	}
+	if holder == "" {
+		return indexOf(r.Holders, id) >= 0
+	}
+	h, _ := r.Holder(holder)
+	return h.Converted == id
+}
+
+// BlockersOfNext returns the entries because of which a request for the mode would wait that queues now.
+func (r *Record) BlockersOfNext(mode Mode) (all []Entry) {
+	if r == nil || r.Kind != KindLock {
+		return nil
+	}
+	for _, h := range r.Holders {
+		if !Compatible(h.Mode, mode) || h.Convert.ID != "" {
+			all = append(all, h)
+		}
+	}
+	return append(all, r.Waiters...)
 }
 
 // stopWaiting removes a request, or a conversion, that still waits. What was granted stays.

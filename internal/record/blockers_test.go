@@ -252,7 +252,7 @@ func TestM24CompatibleWaiterAhead(t *testing.T) {
 	if got := ids(rec.Blockers("b.1")); got != "a.1" {
 		t.Errorf("b.1 waits for [%s]", got)
 	}
-	if got := rec.Blockers("a.1"); got != nil {
+	if got := rec.Blockers("a.1"); len(got) > 0 {
 		t.Errorf("a.1, which holds, waits for [%s]", ids(got))
 	}
 }
@@ -276,19 +276,19 @@ func TestBlockersOfConversions(t *testing.T) {
 // Rule M36: permits, a place among the holders and a signal come from any of several, so there are no edges.
 func TestM36NoEdgesWhereAnyOfSeveralWillDo(t *testing.T) {
 	full, _ := after(t, Limits{MaxHolders: 1}, acquire("a.1", S), acquire("b.1", S))
-	if got := full.Blockers("b.1"); got != nil {
+	if got := full.Blockers("b.1"); len(got) > 0 {
 		t.Errorf("waits for a place, and for [%s]", ids(got))
 	}
 	permits := Op{Kind: KindSemaphore, Verb: OpAcquire, Lease: "a", ID: "a.1", N: 1, Limit: 1, TTL: ttl}
 	other := permits
 	other.Lease, other.ID = "b", "b.1"
 	sem, _, _ := Apply(nil, 0, []Op{permits, other}, Limits{})
-	if len(sem.Waiters) != 1 || sem.Blockers("b.1") != nil {
+	if len(sem.Waiters) != 1 || len(sem.Blockers("b.1")) > 0 {
 		t.Errorf("%s: waits for [%s]", sem.Append(nil), ids(sem.Blockers("b.1")))
 	}
 	wait := Op{Kind: KindLock, Verb: OpWait, Lease: "a", ID: "a.2", Holder: "a.1", Token: 1, Queue: "c"}
 	cond, _ := after(t, Limits{}, acquire("a.1", X), wait, acquire("b.1", X))
-	if got := cond.Blockers("a.2"); got != nil || ids(cond.Holders) != "b.1" {
+	if got := cond.Blockers("a.2"); len(got) > 0 || ids(cond.Holders) != "b.1" {
 		t.Errorf("waits for a signal, and for [%s]", ids(got))
 	}
 }

@@ -1,0 +1,300 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/deadlock"
+	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/lease"
+	"github.com/lockfabric/lockfabric/internal/pause"
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// DefaultDeadlockDelay is for how long a unit of work waits until deadlocks are looked for.
+const DefaultDeadlockDelay = time.Second
+
+const (
+	// settleLeast is the least time between two looks at a deadlock.
+	settleLeast = 50 * time.Millisecond
+	// waitsAgain is how long it takes until a bucket of waits that can't be had is tried again.
+	waitsAgain       = time.Minute
+	openWaitsTimeout = 5 * time.Second
+	// docMarkerTTL is how long the marker of a removed document stays.
+	docMarkerTTL = time.Minute
+	proofTries   = 8
+)
+
+// detection is deadlock detection for one session: where its detector works.
+type detection struct {
+	s *session
+	d *deadlock.Detector
+
+	mu     sync.Mutex
+	bucket *jskv.Bucket // of waits; nil while there is none
+	retry  time.Time    // it is not asked for before
+	told   bool         // that there is none was logged
+}
+
+// detect starts detection for the session, unless it is off.
+func (s *session) detect() {
+	if s.m.cfg.noDetection {
+		return
+	}
+	s.detection = &detection{s: s}
+	s.detection.d = deadlock.New(s.detection, s.m.cfg.detectAfter)
+	s.goIfOpen(func() { s.detection.d.Run(s.ctx) })
+}
+
+// waiting is a wait of a unit of work for a lock.
+type waiting struct {
+	deadlock.Waiter
+	in     *detection
+	begun  bool
+	victim atomic.Pointer[DeadlockError] // set before the wait is stopped
+}
+
+// waiting prepares for a wait of the unit. It is nil where that is nobody's business.
+func (s *session) waiting(u *unit, sl *slot, enc string, op *record.Op) *waiting {
+	if u == nil || s.detection == nil || op.Kind != record.KindLock || op.Verb != record.OpAcquire && op.Verb != record.OpConvert {
+		return nil
+	}
+	w := &waiting{in: s.detection}
+	w.Waiter = deadlock.Waiter{Key: enc, ID: op.ID, Lease: sl.id, Mode: op.Mode, Holder: op.Holder, Unit: member{u, s}, Data: w}
+	return w
+}
+
+// queued is what the engine is to call when the operation has to wait: also is called then, too.
+func (w *waiting) queued(also func(record.Place)) func(record.Place) {
+	if w == nil {
+		return also
+	}
+	return func(p record.Place) {
+		if also != nil {
+			also(p)
+		}
+		if !w.begun { // else it was sent again
+			w.begun = true
+			w.in.d.Begin(&w.Waiter)
+			w.in.checkOwn(w)
+		}
+	}
+}
+
+// end says that the wait is over, with err, and returns the *DeadlockError where that is why, else nil.
+func (w *waiting) end(err error) error {
+	if w == nil || !w.begun {
+		return nil
+	}
+	w.in.d.End(&w.Waiter)
+	return w.stopped(err)
+}
+
+// stopped returns the *DeadlockError because of which the wait ended with err, or nil.
+func (w *waiting) stopped(err error) error {
+	if w == nil || !errors.Is(err, engine.ErrGone) {
+		return nil
+	}
+	v := w.victim.Load()
+	if v == nil {
+		return nil
+	}
+	w.Unit.(member).deaths.Add(1)
+	return v
+}
+
+// checkOwn looks whether the unit waits for itself, which needs no documents.
+func (d *detection) checkOwn(w *waiting) {
+	rec, _, ok := d.s.engine.Known(w.Key)
+	if !ok || rec == nil {
+		return
+	}
+	blockers := rec.BlockersOfNext(w.Mode)
+	if _, there := rec.Waiting(w.ID); there {
+		blockers = rec.Blockers(w.ID)
+	}
+	all := w.Unit.(member).all()
+	for _, e := range blockers {
+		_, waits := rec.Waiting(e.ID)
+		if waits && record.Compatible(e.Becomes(), w.Mode) || !slices.ContainsFunc(all, func(h *Hold) bool { return h.entry.ID == e.ID }) {
+			continue
+		}
+		u := w.Unit.Describe()
+		c := deadlock.Cycle{{Key: w.Key, ID: w.ID, Mode: w.Mode, Entry: e, Lease: w.Lease, Unit: &u}}
+		d.s.goIfOpen(func() { d.Abort(d.s.ctx, &w.Waiter, c) })
+		return
+	}
+}
+
+// stats are the detector's counters; zero where there is none.
+func (d *detection) stats() (s deadlock.Stats) {
+	if d != nil {
+		s = d.d.Stats()
+	}
+	return s
+}
+
+// changed says that a unit holds more, or less.
+func (d *detection) changed() {
+	if d != nil {
+		d.d.Changed()
+	}
+}
+
+// waits returns the bucket of waits. Where there is none detection is off.
+func (d *detection) waits(ctx context.Context) (*jskv.Bucket, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.bucket != nil {
+		return d.bucket, nil
+	}
+	if time.Now().Before(d.retry) {
+		return nil, kv.ErrNoBucket
+	}
+	octx, cancel := context.WithTimeout(ctx, openWaitsTimeout) // who may not ask hears nothing
+	defer cancel()
+	b, err := d.s.buckets.Waits(octx)
+	if err != nil {
+		d.retry = time.Now().Add(pause.Near(waitsAgain))
+		if !d.told && ctx.Err() == nil {
+			d.told = true
+			d.s.m.cfg.logger.Warn("deadlocks are not detected: there is no bucket for it", "bucket", kv.WaitsBucket(d.s.m.cfg.buckets.Fabric), "error", err)
+		}
+		return nil, err
+	}
+	d.bucket, d.told = b, false
+	return b, nil
+}
+
+// lostBucket has the bucket opened again, or made again: what is in memory goes with its servers.
+func (d *detection) lostBucket() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.bucket = nil
+}
+
+// The rest is deadlock.Place.
+
+func (d *detection) Own(id string) (*deadlock.Doc, bool) {
+	if _, ok := d.s.local.Load(id); !ok {
+		return nil, false
+	}
+	return d.d.Own(id), true
+}
+
+func (d *detection) Cached(key string) (*record.Record, uint64, bool) { return d.s.engine.Known(key) }
+
+func (d *detection) Record(ctx context.Context, key string) (*record.Record, uint64, error) {
+	return d.s.engine.Read(ctx, key)
+}
+
+func (d *detection) Doc(ctx context.Context, id string) (*deadlock.Doc, error) {
+	b, err := d.waits(ctx)
+	if err != nil {
+		return nil, err
+	}
+	rctx, cancel := context.WithTimeout(ctx, d.s.m.rtt.Patience()) // an answer can get lost
+	defer cancel()
+	e, err := b.Get(rctx, id)
+	if err != nil || e.Deleted {
+		return nil, err
+	}
+	return deadlock.DecodeDoc(e.Value)
+}
+
+func (d *detection) Alive(ctx context.Context, id string) bool {
+	if live, over := d.s.own(id); live || over {
+		return live
+	}
+	rctx, cancel := context.WithTimeout(ctx, d.s.m.rtt.Patience())
+	defer cancel()
+	e, err := d.s.buckets.Leases.Get(rctx, id)
+	if err != nil || e.Deleted {
+		return false
+	}
+	who, err := lease.Decode(id, e.Value)
+	return err == nil && !who.Dead
+}
+
+func (d *detection) Prove(ctx context.Context, key string, rev uint64) (at bool, err error) {
+	for n := range proofTries {
+		rctx, cancel := context.WithTimeout(ctx, d.s.m.rtt.Patience())
+		_, err = d.s.buckets.Locks.CheckAt(rctx, key, rev)
+		cancel()
+		switch {
+		case err == nil:
+			return true, nil
+		case errors.Is(err, jskv.ErrConflict):
+			return false, nil
+		case !pause.For(ctx, pause.Doubled(2*time.Millisecond, n, 100*time.Millisecond)):
+			return false, err
+		}
+	}
+	return false, err
+}
+
+func (d *detection) Settle() time.Duration {
+	rtt, _ := d.s.m.rtt.RTT()
+	return max(settleLeast, 2*rtt)
+}
+
+func (d *detection) Publish(ctx context.Context, id string, value []byte, rev uint64) (uint64, error) {
+	b, err := d.waits(ctx)
+	if err != nil {
+		return rev, err
+	}
+	rctx, cancel := context.WithTimeout(ctx, d.s.m.rtt.Patience())
+	defer cancel()
+	var next uint64
+	if value == nil {
+		next, err = b.Purge(rctx, id, rev, docMarkerTTL)
+	} else {
+		next, err = b.Update(rctx, id, value, rev, deadlock.DocTTL)
+	}
+	var conflict *jskv.ConflictError
+	switch {
+	case err == nil:
+		return next, nil
+	case errors.As(err, &conflict):
+		return conflict.Actual, err
+	case !errors.Is(err, jskv.ErrBusy):
+		d.lostBucket()
+	}
+	return rev, err
+}
+
+// Abort stops the wait because of the circle, if it still waits.
+func (d *detection) Abort(ctx context.Context, dw *deadlock.Waiter, c deadlock.Cycle) bool {
+	w := dw.Data.(*waiting)
+	e := d.explain(ctx, c)
+	w.victim.Store(e)
+	op := record.Op{Kind: record.KindLock, Verb: record.OpStopWaiting, ID: w.ID, Lease: w.Lease}
+	out, err := engine.Do(ctx, d.s.doer, w.Key, op, engine.Options{Bound: releaseTimeout, Stop: d.s.m.gone})
+	if err != nil {
+		d.s.m.cfg.logger.Debug("a wait in a deadlock is not stopped yet", "key", e.Key, "error", err)
+		return false // it is carried through
+	}
+	if out.Record.Granted(w.ID, w.Holder) {
+		return false
+	}
+	d.s.m.cfg.logger.Info("stopped waiting: deadlock", "key", e.Key, "id", w.ID, "error", e)
+	return true
+}
+
+func (d *detection) Poke(id string) { d.s.m.hints.poke(id) }
+
+// poked has the current session's detector look at once.
+func (m *Manager) poked() {
+	m.mu.Lock()
+	s := m.current
+	m.mu.Unlock()
+	if s != nil && s.detection != nil {
+		s.detection.d.Poke()
+	}
+}

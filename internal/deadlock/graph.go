@@ -1,0 +1,265 @@
+package deadlock
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"sync"
+
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// Bounds of one look.
+const (
+	MaxReads  = 64 // documents and records together
+	maxLevels = 32
+)
+
+// Source is where a look gets its facts from.
+type Source interface {
+	// Own returns the document that this process has published for one of its leases, nil where there is
+	// none. ok is false for a lease of another process.
+	Own(lease string) (d *Doc, ok bool)
+	// Cached returns the newest state of a record that this process knows of without asking. It may be old.
+	Cached(key string) (rec *record.Record, rev uint64, ok bool)
+	// Doc reads the document of another process's lease, nil where there is none.
+	Doc(ctx context.Context, lease string) (*Doc, error)
+	// Record reads a record from the leader, nil where there is none.
+	Record(ctx context.Context, key string) (*record.Record, uint64, error)
+}
+
+// node is a wait.
+type node struct{ key, id string }
+
+// edge leads from a wait over an entry that is in its way to another wait that has to end first.
+type edge struct {
+	from  node
+	mode  record.Mode // that from waits for
+	entry record.Entry
+	unit  *Unit // that the entry belongs to; nil: it is the entry itself that waits
+	to    node
+}
+
+// same reports whether two looks saw the same.
+func (e *edge) same(o *edge) bool {
+	return e.from == o.from && e.to == o.to && e.mode == o.mode && e.entry.ID == o.entry.ID &&
+		e.entry.Mode == o.entry.Mode && e.entry.Convert.ID == o.entry.Convert.ID
+}
+
+type seen struct {
+	rec *record.Record
+	rev uint64
+}
+
+// graph is what one look has found.
+type graph struct {
+	src   Source
+	whole bool // without a bound
+	docs  map[string]*Doc
+	recs  map[string]seen
+	edges map[node][]edge
+	units map[node][]*Unit // who waits there, as far as documents were read
+
+	reads     int
+	exhausted bool // something was left out for want of reads or levels
+}
+
+func newGraph(src Source) *graph {
+	return &graph{src: src, docs: map[string]*Doc{}, recs: map[string]seen{}, edges: map[node][]edge{}, units: map[node][]*Unit{}}
+}
+
+// look follows the edges from the given waits of this process, breadth first. With cached the records in which
+// these wait are taken as this process knows them.
+func look(ctx context.Context, src Source, starts []node, cached bool) *graph {
+	g := newGraph(src)
+	if cached {
+		for _, n := range starts {
+			if rec, rev, ok := src.Cached(n.key); ok {
+				g.recs[n.key] = seen{rec, rev}
+			}
+		}
+	}
+	known := map[node]bool{}
+	level := starts
+	for _, n := range starts {
+		known[n] = true
+	}
+	for range maxLevels {
+		g.readRecords(ctx, level)
+		g.readDocs(ctx, level)
+		var next []node
+		for _, n := range level {
+			g.edges[n] = g.edgesOf(n, false)
+			for _, e := range g.edges[n] {
+				if !known[e.to] {
+					known[e.to] = true
+					next = append(next, e.to)
+				}
+			}
+		}
+		if level = next; len(level) == 0 {
+			return g
+		}
+	}
+	g.exhausted = true
+	return g
+}
+
+func (g *graph) readRecords(ctx context.Context, level []node) {
+	var missing []string
+	for _, n := range level {
+		if _, ok := g.recs[n.key]; ok || slices.Contains(missing, n.key) {
+			continue
+		}
+		missing = append(missing, n.key)
+	}
+	shuffle(missing)
+	readAll(g.afford(missing), func(key string) func() {
+		rec, rev, err := g.src.Record(ctx, key)
+		return func() {
+			if err == nil {
+				g.recs[key] = seen{rec, rev}
+			}
+		}
+	})
+}
+
+// readDocs reads the documents that say who is behind the entries in the way: first of the holders, of
+// which there are few, then of those before it in the queue.
+func (g *graph) readDocs(ctx context.Context, level []node) {
+	var holders, waiters []string
+	wanted := map[string]bool{}
+	for _, n := range level {
+		w, blockers := g.blockers(n)
+		for i := range blockers {
+			e := &blockers[i]
+			lease := e.Lease()
+			if _, ok := g.docs[lease]; ok || wanted[lease] || onlyGrant(&blockers[i], w.Mode, g.recs[n.key].rec) {
+				continue
+			}
+			if d, own := g.src.Own(lease); own {
+				g.learn(lease, d)
+				continue
+			}
+			wanted[lease] = true
+			if _, holds := g.recs[n.key].rec.Holder(e.ID); holds {
+				holders = append(holders, lease)
+			} else {
+				waiters = append(waiters, lease)
+			}
+		}
+	}
+	shuffle(holders)
+	shuffle(waiters)
+	g.readThese(ctx, append(holders, waiters...))
+}
+
+func (g *graph) readThese(ctx context.Context, leases []string) {
+	readAll(g.afford(leases), func(lease string) func() {
+		d, err := g.src.Doc(ctx, lease)
+		return func() {
+			if err == nil {
+				g.learn(lease, d)
+			}
+		}
+	})
+}
+
+func (g *graph) learn(lease string, d *Doc) {
+	g.docs[lease] = d
+	if d == nil {
+		return
+	}
+	for i := range d.Units {
+		u := &d.Units[i]
+		for _, w := range u.Waits {
+			n := node{w.Key, w.ID}
+			if !slices.ContainsFunc(g.units[n], func(o *Unit) bool { return o.Unit == u.Unit }) {
+				g.units[n] = append(g.units[n], u)
+			}
+		}
+	}
+}
+
+// afford cuts a list of reads to what is left.
+func (g *graph) afford(list []string) []string {
+	if n := MaxReads - g.reads; len(list) > n && !g.whole {
+		list, g.exhausted = list[:n], true
+	}
+	g.reads += len(list)
+	return list
+}
+
+// blockers returns the wait of the node and the entries in its way. One that its process holds back comes behind
+// everybody who waits now.
+func (g *graph) blockers(n node) (record.Wait, []record.Entry) {
+	rec := g.recs[n.key].rec
+	if w, ok := rec.Waiting(n.id); ok {
+		return w, rec.Blockers(n.id)
+	}
+	for _, u := range g.units[n] {
+		for _, w := range u.Waits {
+			if w.ID == n.id && w.Back && rec != nil {
+				return record.Wait{ID: w.ID, Mode: w.Mode}, rec.BlockersOfNext(w.Mode)
+			}
+		}
+	}
+	return record.Wait{}, nil
+}
+
+// onlyGrant reports whether the entry only has to be granted what it waits for.
+func onlyGrant(e *record.Entry, mode record.Mode, rec *record.Record) bool {
+	_, waits := rec.Waiting(e.ID)
+	return waits && record.Compatible(e.Becomes(), mode)
+}
+
+// edgesOf returns the edges from a wait. Of the waiters that are in the way by themselves, with no document or
+// only until they are granted, the last one of each mode stands for those before it, since it waits for all that
+// they wait for, unless every one is asked for.
+func (g *graph) edgesOf(n node, every bool) (edges []edge) {
+	w, blockers := g.blockers(n)
+	rec := g.recs[n.key].rec
+	alone := map[record.Mode]int{} // place in edges
+	for _, e := range blockers {
+		ew, waits := rec.Waiting(e.ID)
+		if waits {
+			self := edge{from: n, mode: w.Mode, entry: e, to: node{n.key, ew.ID}}
+			if i, ok := alone[ew.Mode]; ok && !every && ew.ID == e.ID {
+				edges[i] = self
+			} else {
+				if ew.ID == e.ID { // no conversion
+					alone[ew.Mode] = len(edges)
+				}
+				edges = append(edges, self)
+			}
+			if record.Compatible(e.Becomes(), w.Mode) {
+				continue
+			}
+		}
+		for _, u := range g.docs[e.Lease()].behind(&e) {
+			for _, uw := range u.Waits {
+				if to := (node{uw.Key, uw.ID}); to.id != ew.ID || !waits {
+					edges = append(edges, edge{from: n, mode: w.Mode, entry: e, unit: u, to: to})
+				}
+			}
+		}
+	}
+	return edges
+}
+
+func shuffle(list []string) {
+	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+}
+
+// readAll calls read for all in parallel, and then what it returned, one after the other.
+func readAll(list []string, read func(string) func()) {
+	done := make([]func(), len(list))
+	var wg sync.WaitGroup
+	for i, item := range list {
+		wg.Go(func() { done[i] = read(item) })
+	}
+	wg.Wait()
+	for _, f := range done {
+		f()
+	}
+}
