@@ -196,14 +196,7 @@ func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 		if err != nil || !strings.HasPrefix(name, prefix) {
 			return true
 		}
-		info := Info{Key: name, Kind: "unreadable", Revision: e.Revision, Holders: []Party{}, Waiters: []Party{}}
-		switch rec, err := record.Decode(e.Value); {
-		case err == nil:
-			rec.Resolve(e.Revision)
-			info = newInfo(name, rec, e.Revision)
-		case errors.Is(err, record.ErrNewerSchema):
-			info.Kind = "newer"
-		}
+		info := entryInfo(name, e)
 		if i, again := places[name]; again {
 			out[i] = info
 			return true
@@ -231,6 +224,22 @@ func (m *Manager) Identify(ctx context.Context, infos []Info) error {
 	}
 	s.identify(ctx, infos)
 	return m.explain(caller, ctx.Err())
+}
+
+// entryInfo is what an entry tells. One that can't be read has a kind that says so.
+func entryInfo(key string, e jskv.Entry) Info {
+	if e.Deleted {
+		return newInfo(key, nil, e.Revision)
+	}
+	rec, err := record.Decode(e.Value)
+	switch {
+	case err == nil:
+		rec.Resolve(e.Revision)
+		return newInfo(key, rec, e.Revision)
+	case errors.Is(err, record.ErrNewerSchema):
+		return Info{Key: key, Kind: "newer", Revision: e.Revision, Holders: []Party{}, Waiters: []Party{}}
+	}
+	return Info{Key: key, Kind: "unreadable", Revision: e.Revision, Holders: []Party{}, Waiters: []Party{}}
 }
 
 func newInfo(key string, rec *record.Record, rev uint64) Info {

@@ -75,19 +75,23 @@ type lockWatch struct {
 }
 
 // run tells of the lock until there is a reason to end, nil if the loop was left.
-func (w *lockWatch) run(caller context.Context) error {
-	ctx, done := w.m.bind(caller)
+func (w *lockWatch) run(caller context.Context) error { return w.m.onSessions(caller, w.follow) }
+
+// onSessions calls follow with one session after the other until there is a reason to
+// end, nil if follow ended with errLeft.
+func (m *Manager) onSessions(caller context.Context, follow func(ctx context.Context, s *session) error) error {
+	ctx, done := m.bind(caller)
 	defer done()
 	for {
-		s, err := w.session(ctx)
+		s, err := m.sessionSoon(ctx)
 		if err == nil {
-			err = w.follow(ctx, s)
+			err = follow(ctx, s)
 		}
 		switch {
 		case errors.Is(err, errLeft):
 			return nil
 		case ctx.Err() != nil:
-			return w.m.explain(caller, ctx.Err())
+			return m.explain(caller, ctx.Err())
 		case err != nil && !transient(err):
 			return err
 		case err != nil:
@@ -96,10 +100,10 @@ func (w *lockWatch) run(caller context.Context) error {
 	}
 }
 
-func (w *lockWatch) session(ctx context.Context) (*session, error) {
+func (m *Manager) sessionSoon(ctx context.Context) (*session, error) {
 	ctx, cancel := context.WithTimeout(ctx, watchAttempt)
 	defer cancel()
-	return w.m.session(ctx)
+	return m.session(ctx)
 }
 
 // transient says whether an error of the buckets passes by itself.

@@ -164,13 +164,7 @@ func (h *Hub) deliver(g *group, e jetstream.KeyValueEntry) {
 	if k == nil {
 		return
 	}
-	entry := Entry{Key: k.name, Revision: e.Revision(), Created: e.Created()}
-	if e.Operation() == jetstream.KeyValuePut {
-		entry.Value = e.Value()
-	} else {
-		entry.Deleted = true
-	}
-	h.fromWatch(g, k, entry)
+	h.fromWatch(g, k, newEntry(e))
 }
 
 // initialise notes that the first values are complete. A key without one is
