@@ -54,6 +54,10 @@ var examples = map[string][]string{
 		"lockfabric release --force --now nightly-backup",
 		"lockfabric release --force --prefix photos/",
 	},
+	"ui": {
+		"lockfabric ui",
+		"lockfabric --context prod ui --allow-release",
+	},
 	"gc":         {"lockfabric gc --dry-run"},
 	"doctor":     {"lockfabric --server nats://nats1:4222 doctor --strict"},
 	"version":    {"lockfabric version"},

@@ -105,6 +105,7 @@ type cli struct {
 	Inspect inspectCmd `cmd:"" help:"Show who holds a lock, or anything else, and who waits for it."`
 	Release releaseCmd `cmd:"" help:"Take a lock, or anything else, away from its holders."`
 	Gc      gcCmd      `cmd:"" help:"Remove the entries of dead processes from all locks."`
+	UI      uiCmd      `cmd:"" name:"ui" help:"Show who holds what in a browser."`
 	Doctor  doctorCmd  `cmd:"" help:"Find out what is wrong with the server, the cluster and the fabric's buckets."`
 	Version versionCmd `cmd:"" help:"Show the version of this program."`
 	Help    helpCmd    `cmd:"" help:"Show what a command is for."`
@@ -187,7 +188,7 @@ func (c *cli) level(command string) slog.Level {
 	switch {
 	case c.LogLevel != "auto":
 		_ = level.UnmarshalText([]byte(c.LogLevel)) // kong has checked it
-	case command == "serve", command == "inspect" && c.Inspect.Watch, command == "ls" && c.Ls.Watch, command == "elect" && c.Elect.Observe:
+	case command == "serve", command == "ui", command == "inspect" && c.Inspect.Watch, command == "ls" && c.Ls.Watch, command == "elect" && c.Elect.Observe:
 		level = slog.LevelInfo
 	case command == "run", command == "lock", command == "elect", command == "barrier":
 		level = slog.LevelWarn

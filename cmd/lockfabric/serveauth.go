@@ -42,7 +42,7 @@ type serveAuth struct {
 func (a *serveAuth) options() (options, error) {
 	user, err := login(embedded.WithUser, "--allow-user", a.AllowUser, "--password-file", a.PasswordFile, passwordEnv)
 	system, serr := login(embedded.WithSystemUser, "--system-user", a.SystemUser, "--system-password-file", a.SystemPasswordFile, systemPasswordEnv)
-	token, terr := readSecret("--token-file", a.TokenFile, "")
+	token, terr := readSecret("serve --token-file", a.TokenFile, "")
 	if err := cmp.Or(err, serr, terr); err != nil {
 		return nil, err
 	}
@@ -66,7 +66,7 @@ func (a *serveAuth) clusterOptions() (options, error) {
 // login returns the option for a name and its password, none where neither is
 // given.
 func login(option func(name, password string) embedded.Option, nameFlag, name, fileFlag, file, env string) (options, error) {
-	password, err := readSecret(fileFlag, file, env)
+	password, err := readSecret("serve "+fileFlag, file, env)
 	switch {
 	case err != nil:
 		return nil, err
@@ -85,7 +85,7 @@ func (a *serveAuth) forCluster() bool {
 	return a.ClusterUser+a.ClusterPasswordFile+a.ClusterTLSCert+a.ClusterTLSKey+a.ClusterTLSCA != ""
 }
 
-// readSecret reads a secret from the file, or else from the environment. A line
+// readSecret reads the secret of a command's flag from the file, or else from the environment. A line
 // break at the end is not part of it.
 func readSecret(flag, file, env string) (string, error) {
 	switch {
@@ -96,14 +96,14 @@ func readSecret(flag, file, env string) (string, error) {
 	}
 	data, err := os.ReadFile(file)
 	if err != nil {
-		return "", usageError("serve %s: %w", flag, err)
+		return "", usageError("%s: %w", flag, err)
 	}
 	text := strings.TrimRight(string(data), "\r\n")
 	switch {
 	case text == "":
-		return "", usageError("serve %s: %s is empty", flag, file)
+		return "", usageError("%s: %s is empty", flag, file)
 	case strings.ContainsAny(text, "\r\n"):
-		return "", usageError("serve %s: %s has more than one line", flag, file)
+		return "", usageError("%s: %s has more than one line", flag, file)
 	}
 	return text, nil
 }

@@ -66,6 +66,7 @@ var layers = map[string]layer{
 	// would refuse them; natscontext says how to reach a server and knows nothing of locks.
 	"cmd/lockfabric/internal/doctor":      {imports: []string{"fabric", "kv", "internal/jskv", "internal/record", "internal/lease"}},
 	"cmd/lockfabric/internal/natscontext": {},
+	"cmd/lockfabric/internal/ui":          {imports: []string{"fabric"}},
 
 	"examples/internal/demo": {imports: []string{"fabric", "embedded"}},
 }
@@ -74,7 +75,7 @@ var layers = map[string]layer{
 var programs = map[string]layer{
 	"cmd": {program: true, imports: []string{
 		"primitives", "fabric", "kv", "internal/pause", "internal/record", "internal/lease", "internal/clock", "embedded",
-		"cmd/lockfabric/internal/doctor", "cmd/lockfabric/internal/natscontext",
+		"cmd/lockfabric/internal/doctor", "cmd/lockfabric/internal/natscontext", "cmd/lockfabric/internal/ui",
 		// Servers that embedded doesn't offer: with accounts, or without JetStream.
 	}, serverInTests: true},
 	// An example shows what a reader can do, so it gets public packages only.

@@ -1,0 +1,228 @@
+package ui
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+const (
+	// maxStreams bounds the pages that are open at a time, as each takes a consumer of
+	// the locks bucket.
+	maxStreams = 32
+	// gather is how long changes are gathered before they are written.
+	gather = 100 * time.Millisecond
+	// chunk is how many rows are written at a time.
+	chunk = 500
+	// lookEvery is how often the server is asked whether it answers, and leases are
+	// looked up again. An answer is waited for as long.
+	lookEvery = 5 * time.Second
+	// writeTime is how long a page may take for one event.
+	writeTime = 30 * time.Second
+	// probe is a name that nothing uses. Its read shows that the leader answers.
+	probe = "lockfabric-ui"
+)
+
+// stream is one open page.
+type stream struct {
+	s    *server
+	w    http.ResponseWriter
+	wake chan struct{}
+
+	mu      sync.Mutex
+	rows    map[string]row      // of the last state of each name that is in use
+	changed map[string]struct{} // names to be written
+	begun   bool                // the first list has come
+	ended   error               // why nothing more will come
+
+	told    bool // that the first list was written, to the page
+	trouble string
+	people  people
+}
+
+// events is the stream of one page.
+func (s *server) events(w http.ResponseWriter, r *http.Request) {
+	select {
+	case s.streams <- struct{}{}:
+		defer func() { <-s.streams }()
+	default:
+		refuse(w, http.StatusServiceUnavailable, "too many pages are open")
+		return
+	}
+	h := w.Header()
+	h.Set("Content-Type", "text/event-stream")
+	h.Set("X-Accel-Buffering", "no") // of proxies
+	st := &stream{s: s, w: w, wake: make(chan struct{}, 1), rows: map[string]row{}, changed: map[string]struct{}{}}
+	st.people = people{known: map[string]*person{}}
+	ctx, cancel := context.WithCancel(r.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { st.follow(ctx) })
+	if st.hello() == nil {
+		_ = st.run(ctx, &wg)
+	}
+}
+
+// follow takes in what changes until ctx ends or nothing more comes.
+func (st *stream) follow(ctx context.Context) {
+	for infos, err := range st.s.locks.WatchAll(ctx, "") {
+		st.mu.Lock()
+		for _, info := range infos {
+			if info.Kind == "" {
+				delete(st.rows, info.Key)
+			} else {
+				st.rows[info.Key] = newRow(info, st.s.cfg.State(info))
+			}
+			st.changed[info.Key] = struct{}{}
+		}
+		st.begun, st.ended = true, err
+		st.mu.Unlock()
+		select {
+		case st.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (st *stream) hello() error {
+	return st.send("hello", struct {
+		Fabric  string    `json:"fabric"`
+		Now     time.Time `json:"now"`
+		Release bool      `json:"release"`
+	}{st.s.cfg.Fabric, time.Now(), st.s.cfg.AllowRelease})
+}
+
+// run writes until ctx ends, the page is gone or there is nothing more to tell.
+func (st *stream) run(ctx context.Context, wg *sync.WaitGroup) error {
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	looked := make(chan string, 1) // what the look found wrong
+	looking := false
+	seen := make(chan map[string]fabric.Lease, 1)
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-st.wake:
+			if err = st.flush(); err == nil {
+				err = st.over()
+			}
+			// What comes meanwhile is written together.
+			select {
+			case <-time.After(gather):
+			case <-ctx.Done():
+			}
+		case <-look.C:
+			if !looking {
+				looking = true
+				wg.Go(func() { looked <- st.look(ctx) })
+			}
+			err = st.send("", nil) // also keeps proxies from closing it
+			st.people.again()
+		case trouble := <-looked:
+			looking = false
+			err = st.tell(trouble)
+		case found := <-seen:
+			st.people.looking = false
+			err = st.introduce(found)
+		}
+		if err != nil {
+			return err
+		}
+		st.mu.Lock()
+		ids := st.people.next(st.rows)
+		st.mu.Unlock()
+		if len(ids) > 0 {
+			wg.Go(func() { seen <- st.identify(ctx, ids) })
+		}
+	}
+}
+
+// flush writes what has changed.
+func (st *stream) flush() error {
+	st.mu.Lock()
+	rows, gone := make([]row, 0, len(st.changed)), []string{}
+	for key := range st.changed {
+		if r, ok := st.rows[key]; ok {
+			rows = append(rows, r)
+		} else {
+			gone = append(gone, key)
+		}
+	}
+	clear(st.changed)
+	begun := st.begun
+	st.mu.Unlock()
+	for len(rows) > 0 || len(gone) > 0 {
+		n, m := min(len(rows), chunk), min(len(gone), chunk)
+		err := st.send("rows", struct {
+			Rows []row    `json:"rows"`
+			Gone []string `json:"gone"`
+		}{rows[:n], gone[:m]})
+		if err != nil {
+			return err
+		}
+		rows, gone = rows[n:], gone[m:]
+	}
+	if begun && !st.told {
+		st.told = true
+		return st.send("ready", struct{}{})
+	}
+	return nil
+}
+
+// over tells why nothing more will come, and returns that.
+func (st *stream) over() error {
+	st.mu.Lock()
+	ended := st.ended
+	st.mu.Unlock()
+	if ended != nil {
+		_ = st.tell(ended.Error())
+	}
+	return ended
+}
+
+// look says what is wrong with the server, nothing if it answers.
+func (st *stream) look(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, lookEvery)
+	defer cancel()
+	if _, err := st.s.locks.Read(ctx, probe); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+// tell writes what is wrong, or that nothing is any more, if that is news.
+func (st *stream) tell(trouble string) error {
+	if trouble == st.trouble {
+		return nil
+	}
+	st.trouble = trouble
+	return st.send("trouble", struct {
+		Text string `json:"text"`
+	}{trouble})
+}
+
+// send writes one event, or a comment that only shows that the stream lives.
+func (st *stream) send(event string, v any) error {
+	text := ":\n\n"
+	if event != "" {
+		data, err := json.Marshal(v) // has no line break in it
+		if err != nil {
+			return err
+		}
+		text = fmt.Sprintf("event: %s\ndata: %s\n\n", event, data)
+	}
+	control := http.NewResponseController(st.w)
+	_ = control.SetWriteDeadline(time.Now().Add(writeTime))
+	if _, err := st.w.Write([]byte(text)); err != nil {
+		return err
+	}
+	return control.Flush()
+}

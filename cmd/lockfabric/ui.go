@@ -1,0 +1,128 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"time"
+
+	"github.com/lockfabric/lockfabric/cmd/lockfabric/internal/ui"
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+type uiCmd struct {
+	Listen       string   `default:"127.0.0.1:4280" placeholder:"HOST:PORT" help:"Address of the page; port 0 takes a free one. One that other hosts reach needs --tls-cert and --tls-key."`
+	Host         []string `placeholder:"NAME" help:"Name under which browsers may ask for the page, beside localhost and addresses. May be repeated."`
+	TLSCert      string   `name:"tls-cert" placeholder:"FILE" help:"Speak TLS with browsers, with this certificate."`
+	TLSKey       string   `name:"tls-key" placeholder:"FILE" help:"Private key of --tls-cert."`
+	TokenFile    string   `placeholder:"FILE" help:"Ask browsers for the token in this file, in place of a new one that is printed; or in LOCKFABRIC_UI_TOKEN."`
+	AllowRelease bool     `help:"Let those who have the token take locks away from their holders."`
+}
+
+// uiTokenEnv is the variable for the page's token.
+const uiTokenEnv = "LOCKFABRIC_UI_TOKEN"
+
+// Help says what one sees, and who.
+func (*uiCmd) Help() string {
+	return "The page shows names as a tree, with holders, queues, tokens and ages, as they change. It asks for a token, which the printed address has in it. " +
+		"SIGINT and SIGTERM end it with exit code 0."
+}
+
+// pageAt is the JSON that ui writes when the page is there.
+type pageAt struct {
+	URL   string `json:"url"`   // with the token, unless it was given
+	Login bool   `json:"login"` // the page asks for the token that was given
+	TLS   bool   `json:"tls"`
+}
+
+// Run serves the page until it is interrupted.
+func (u *uiCmd) Run(ctx context.Context, c *cli, s *streams) error {
+	certs, err := u.check()
+	if err != nil {
+		return err
+	}
+	given, err := readSecret("ui --token-file", u.TokenFile, uiTokenEnv)
+	if err != nil {
+		return err
+	}
+	if given != "" && len(given) < ui.MinToken {
+		return usageError("ui: the token is too short: give at least %d characters", ui.MinToken)
+	}
+	token := cmp.Or(given, rand.Text())
+	l, err := net.Listen("tcp", u.Listen)
+	if err != nil {
+		return usageError("ui --listen=%s: %w", u.Listen, err)
+	}
+	defer func() { _ = l.Close() }()
+	at := url.URL{Scheme: "http", Host: l.Addr().String(), Path: "/"}
+	if certs != nil {
+		at.Scheme = "https"
+		l = tls.NewListener(l, &tls.Config{Certificates: certs})
+	}
+	if given == "" {
+		at.Fragment = "token=" + token
+	}
+	return c.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
+		err := s.print(c.Output, pageAt{URL: at.String(), Login: given != "", TLS: certs != nil}, func(w io.Writer) {
+			fmt.Fprintf(w, "open %s\n", &at)
+		})
+		if err != nil {
+			return err
+		}
+		return servePage(ctx, l, s.log, ui.New(m, ui.Config{
+			Fabric: c.Fabric, Token: token, Hosts: u.Host, AllowRelease: u.AllowRelease, State: state,
+		}))
+	})
+}
+
+// check refuses an address at which a token would be read by others.
+func (u *uiCmd) check() ([]tls.Certificate, error) {
+	host, _, err := net.SplitHostPort(u.Listen)
+	if err != nil {
+		return nil, usageError("ui --listen=%s: give HOST:PORT", u.Listen)
+	}
+	if u.TLSCert+u.TLSKey != "" {
+		cert, err := tls.LoadX509KeyPair(u.TLSCert, u.TLSKey)
+		if err != nil {
+			return nil, usageError("ui --tls-cert, --tls-key: %w", err)
+		}
+		return []tls.Certificate{cert}, nil
+	}
+	if a, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !a.IsLoopback()) {
+		return nil, usageError("ui --listen=%s: other hosts reach this address, and could read the token: give --tls-cert and --tls-key, or listen on loopback behind something that speaks TLS or SSH", u.Listen)
+	}
+	return nil, nil
+}
+
+// servePage serves until ctx ends.
+func servePage(ctx context.Context, l net.Listener, log *slog.Logger, page http.Handler) error {
+	srv := &http.Server{
+		Handler: page, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 1 << 16,
+		BaseContext: func(net.Listener) context.Context { return ctx }, // ends the streams
+		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(l) }()
+	select {
+	case <-ctx.Done():
+	case err := <-ended:
+		return fmt.Errorf("ui: the page is served no more: %w", err)
+	}
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	err := srv.Shutdown(limited)
+	_ = srv.Close()
+	if serr := <-ended; !errors.Is(serr, http.ErrServerClosed) {
+		err = cmp.Or(err, serr)
+	}
+	return err
+}
