@@ -19,7 +19,6 @@ const (
 
 func startCluster(t *testing.T) *cluster.Cluster {
 	t.Helper()
-	leakFree(t)
 	return cluster.Run(t, 3)
 }
 
@@ -58,6 +57,7 @@ func stepDowns(t *testing.T, s *scenario, c *cluster.Cluster, d time.Duration) {
 // The stream's leader resigns every second. Nobody notices but by waiting: no
 // error, no loss, no unconfirmed release.
 func TestSoakLeaderResigns(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t)
 	managers := newManagers(t, 8, func(int) string { return c.URL() }, connOptions())
 	s := begin(t, &chaos.Workload{Managers: managers, Workers: 64, Keys: 32})
@@ -69,6 +69,7 @@ func TestSoakLeaderResigns(t *testing.T) {
 // outlives every election, so nothing is lost; a release can take longer than
 // its five seconds.
 func TestSoakServerRestarts(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t)
 	managers := newManagers(t, 8, func(int) string { return c.URL() }, connOptions())
 	s := begin(t, &chaos.Workload{Managers: managers, Workers: 64, Keys: 32, Tolerance: chaos.Tolerance{Unconfirmed: true}})
@@ -102,6 +103,7 @@ func TestSoakServerRestarts(t *testing.T) {
 // it. They are granted nothing, lose what they hold at their deadlines, and the
 // others take over.
 func TestSoakLeaderCutOff(t *testing.T) {
+	t.Parallel()
 	const ttl = 3 * time.Second
 	c := startCluster(t)
 	first := newManagers(t, 1, func(int) string { return c.URL() }, connOptions()) // makes the buckets

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -25,6 +26,7 @@ func share(n int) faultproxy.Match {
 // long given up, and connections break. No write's outcome can be relied upon,
 // and still nobody is granted twice and nothing is left behind.
 func TestSoakMessagesLost(t *testing.T) {
+	t.Parallel()
 	srv := startServer(t)
 	proxy := faultproxy.New(t, srv.ClientURL())
 	managers := newManagers(t, 8, func(int) string { return proxy.URL() }, connOptions())
@@ -35,7 +37,11 @@ func TestSoakMessagesLost(t *testing.T) {
 	}
 	names := []string{"answers lost", "requests lost", "requests twice", "answers twice"}
 	late := 0
-	for deadline := time.Now().Add(lasts(2500 * time.Millisecond)); time.Now().Before(deadline); {
+	none := func() bool {
+		return slices.ContainsFunc(rules, func(r *faultproxy.Rule) bool { return r.Count() == 0 })
+	}
+	ctx := testContext(t)
+	for deadline := time.Now().Add(lasts(2500 * time.Millisecond)); time.Now().Before(deadline) || none() && ctx.Err() == nil; {
 		// Held for longer than an attempt waits: the write comes when it was
 		// given up, and maybe repeated, long ago.
 		held := proxy.HoldRequests(share(200))
@@ -63,6 +69,7 @@ func TestSoakMessagesLost(t *testing.T) {
 // others take over at the earliest moment at which that is safe, so a holder
 // that believes in its lock for too long is caught.
 func TestSoakClientsStall(t *testing.T) {
+	t.Parallel()
 	const ttl = 400 * time.Millisecond
 	srv := startServer(t)
 	proxies := make([]*faultproxy.Proxy, 6)
@@ -103,6 +110,7 @@ func stall(s *scenario, p *faultproxy.Proxy, d time.Duration) {
 // An operator takes locks away. Their holders know before anybody else has the
 // lock, as for every other loss.
 func TestSoakForceRelease(t *testing.T) {
+	t.Parallel()
 	s, forced := forceRelease(t, &chaos.Workload{Tolerance: chaos.Tolerance{Lost: []error{fabric.ErrRevoked}}})
 	r := s.finish()
 	if forced == 0 || r.Lost == 0 {
@@ -113,6 +121,7 @@ func TestSoakForceRelease(t *testing.T) {
 // With ForceNow two can hold at once, for the moment until the old holder knows;
 // what remains is the order of the tokens.
 func TestSoakForceReleaseNow(t *testing.T) {
+	t.Parallel()
 	w := &chaos.Workload{Tolerance: chaos.Tolerance{Lost: []error{fabric.ErrRevoked, fabric.ErrRemoved}}}
 	w.Oracle.TokensOnly = true
 	s, forced := forceRelease(t, w, fabric.ForceNow())

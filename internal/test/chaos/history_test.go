@@ -16,6 +16,7 @@ const checkLimit = 30 * time.Second
 // With the leader resigning under contention, everything that callers saw has an
 // order in which the lock was never held twice and tokens rose.
 func TestHistoryIsLinearizable(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t)
 	managers := newManagers(t, 8, func(int) string { return c.URL() }, connOptions())
 	w := &chaos.Workload{Managers: managers, Workers: 32, Keys: 4, Recorder: chaos.NewRecorder()}
@@ -31,6 +32,7 @@ func TestHistoryIsLinearizable(t *testing.T) {
 // The same check, and the oracle's, on a lock whose writes are not compared with
 // anything: both must see that it is none.
 func TestWithoutCASTheHistoryIsRefused(t *testing.T) {
+	t.Parallel()
 	srv := startServer(t)
 	url := func(int) string { return srv.ClientURL() }
 	managers := newManagers(t, 8, url, connOptions(chaos.WithoutCAS()), fabric.WithTTL(2*time.Second))

@@ -14,6 +14,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/test/chaos"
+	"github.com/lockfabric/lockfabric/internal/test/sites"
 )
 
 var (
@@ -31,6 +32,7 @@ func TestMain(m *testing.M) {
 			os.Exit(self())
 		}
 	}
+	sites.RunMoreAtOnce()
 	goleak.VerifyTestMain(m)
 }
 
@@ -160,16 +162,4 @@ func (s *scenario) work(d time.Duration) {
 	case <-timer.C:
 	case <-s.t.Context().Done():
 	}
-}
-
-// leakFree fails the test if a goroutine outlives it. Call it first: clean-ups
-// run last in, first out.
-func leakFree(t *testing.T) {
-	t.Helper()
-	before := goleak.IgnoreCurrent()
-	t.Cleanup(func() {
-		if !t.Failed() {
-			goleak.VerifyNone(t, before)
-		}
-	})
 }

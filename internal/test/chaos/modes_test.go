@@ -41,6 +41,7 @@ func common(a, b string) string {
 
 // Every pair of modes, held by two processes.
 func TestModesOfTwoProcesses(t *testing.T) {
+	t.Parallel()
 	s := startServer(t)
 	p := launchConverters(t, s.ClientURL(), 2)
 	for _, a := range allModes {
@@ -159,6 +160,7 @@ func shown(info fabric.Info) []string {
 // Random conversions of several processes come to what the oracle says, and who
 // waits for each other in a circle is told.
 func TestRandomConversionsOfProcesses(t *testing.T) {
+	t.Parallel()
 	seed := *modesSeed
 	if seed == 0 {
 		seed = rand.Uint64()
@@ -266,6 +268,7 @@ func TestRandomConversionsOfProcesses(t *testing.T) {
 
 // Two readers in two processes who both want to write: the second is told.
 func TestTwoReadersWhoWantToWrite(t *testing.T) {
+	t.Parallel()
 	s := startServer(t)
 	m, _ := one(t, s)
 	p := launchConverters(t, s.ClientURL(), 2)

@@ -16,6 +16,7 @@ import (
 // TestPermitsOfKilledAndStoppedProcesses: a semaphore of 3 among 8 processes that are killed and stopped
 // at random. At no time are more than 3 permits valid, by what their holders see, and all come back.
 func TestPermitsOfKilledAndStoppedProcesses(t *testing.T) {
+	t.Parallel()
 	const processes, enough = 8, 50
 	ctx := testContext(t)
 	s := startServer(t)

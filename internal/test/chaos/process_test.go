@@ -42,7 +42,6 @@ func within(t *testing.T, limit time.Duration, fn func() time.Duration) {
 
 func startServer(t *testing.T) *embedded.Server {
 	t.Helper()
-	leakFree(t)
 	s, err := embedded.Start(testContext(t), embedded.WithTempStore(), embedded.WithListen("127.0.0.1:0"),
 		embedded.WithSync(embedded.SyncInterval(time.Minute)))
 	if err != nil {

@@ -68,6 +68,7 @@ func TestStoppedHolderCanDoNoHarm(t *testing.T) {
 // waking it first hears of its grant, or of its end, and in no case does it
 // hold: it queues again, behind the one who holds by then.
 func TestStoppedWaiterIsNotGrantedInItsSleep(t *testing.T) {
+	t.Parallel()
 	s := startServer(t)
 	m, _ := one(t, s)
 	first, err := m.Acquire(testContext(t), "asleep")
@@ -100,6 +101,7 @@ func TestStoppedWaiterIsNotGrantedInItsSleep(t *testing.T) {
 
 // A holder that is stopped for less than its lease keeps it, and its lock.
 func TestShortlyStoppedHolderKeepsTheLock(t *testing.T) {
+	t.Parallel()
 	s := startServer(t)
 	m, _ := one(t, s)
 	p := startHolder(t, s.ClientURL(), "paused", fabric.DefaultTTL)
