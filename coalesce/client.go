@@ -222,7 +222,7 @@ func (c *Client) receive(m *nats.Msg) {
 	case c.closed:
 	case kind == "r":
 		c.take(m.Data)
-	case kind == "h" && nobody:
+	case kind == "h" && nobody && c.hello != nil:
 		c.hello.Stop()
 		c.helloPause = 0
 		go c.cfg.Unserved()
@@ -356,6 +356,9 @@ func (c *Client) lose(t *term) {
 				delete(t.calls, key) // a release, which does no harm later
 			}
 		}
+	}
+	if c.router != nil {
+		c.router.unholdAll()
 	}
 }
 

@@ -37,6 +37,7 @@ type Router struct {
 	routes map[string]*route
 	trips  map[*trip]struct{} // that are not over
 	claims map[string]*claim  // by the operation's id
+	queues map[string]*queue  // by key
 	tick   *time.Timer
 }
 
@@ -57,7 +58,7 @@ const (
 // Contended call the router's.
 func NewRouter(e *engine.Engine, c *Client, cfg RouterConfig) *Router {
 	r := &Router{
-		engine: e, client: c, cfg: cfg, routes: map[string]*route{}, trips: map[*trip]struct{}{}, claims: map[string]*claim{},
+		engine: e, client: c, cfg: cfg, routes: map[string]*route{}, trips: map[*trip]struct{}{}, claims: map[string]*claim{}, queues: map[string]*queue{},
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	c.mu.Lock()
@@ -171,7 +172,7 @@ func (r *Router) submit(q *engine.Request) {
 		r.claims[q.Op.ID] = t.claim
 		fallthrough
 	default: // the same again
-		t.call = r.ask(t, q.Op)
+		r.enter(t)
 	}
 	if !coalesced || r.cfg.Belt {
 		r.goDirect(t)

@@ -308,6 +308,9 @@ func TestC27Handover(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.clean("k", p, q)
+	if p.client.Stats().Suspended+q.client.Stats().Suspended > 0 {
+		t.Error("nobody was told; they found out by silence")
+	}
 	if next.Stats().Operations == 0 {
 		t.Error("nothing went over the next owner")
 	}

@@ -1,6 +1,11 @@
 package coalesce
 
-import "testing"
+import (
+	"context"
+	"testing"
+
+	"github.com/lockfabric/lockfabric/internal/record"
+)
 
 // The thin path: one process owns, another one acquires and releases over it.
 func TestAcquireAndReleaseOverTheOwner(t *testing.T) {
@@ -24,4 +29,68 @@ func TestAcquireAndReleaseOverTheOwner(t *testing.T) {
 	if st := o.Stats(); st.Grants != 3 || st.Operations != 6 || st.UnderWay+st.Waiting != 0 {
 		t.Errorf("%+v", st)
 	}
+}
+
+// Of the acquires of one process for one key only so many stand in the record. The others follow in
+// their order; one that is given up while it is held back was nowhere.
+func TestWindowOfAProcess(t *testing.T) {
+	w := newWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p, holder := w.process(always), w.process(RouterConfig{})
+	p.meet()
+	id := holder.mustAcquire("k")
+	const n = 2*perKey + 5
+	var ids []string
+	var done []chan error
+	for i := range n {
+		ids = append(ids, p.lease.NextOp())
+		q, d := p.start("k", p.op(record.OpAcquire, ids[i]))
+		done = append(done, d)
+		if i == perKey+1 {
+			p.router.Withdraw(q, context.Canceled)
+			w.wait("withdraw", d, context.Canceled)
+		}
+	}
+	w.until("the window is full", func() bool { return o.Stats().Waiting == perKey })
+	if rec := p.record("k"); len(rec.Waiters) != perKey {
+		t.Errorf("%d wait in the record", len(rec.Waiters))
+	}
+	holder.mustRelease("k", id)
+	for i, d := range done {
+		if i != perKey+1 {
+			w.wait("acquire", d, nil)
+			p.mustRelease("k", ids[i])
+		}
+	}
+	w.clean("k", p)
+	if len(p.router.queues) > 0 {
+		t.Error("a queue is left")
+	}
+}
+
+// Those that are held back go directly when the owner is lost.
+func TestWindowWithoutAnOwner(t *testing.T) {
+	w := newWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p := w.process(always)
+	p.meet()
+	var ids []string
+	var done []chan error
+	for i := range perKey + 3 {
+		ids = append(ids, p.lease.NextOp())
+		_, d := p.start("k", p.op(record.OpAcquire, ids[i]))
+		done = append(done, d)
+	}
+	w.until("the window is full", func() bool { return o.Stats().Waiting == perKey })
+	if err := o.Close(w.context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.lease.Close(w.context()); err != nil {
+		t.Fatal(err)
+	}
+	for i, d := range done {
+		w.wait("acquire", d, nil)
+		p.mustRelease("k", ids[i])
+	}
+	w.clean("k", p)
 }

@@ -19,6 +19,9 @@ type trip struct {
 	// position is where it waits, as the owner said; 0 = not known.
 	position int
 
+	queue *queue // where it counts as being at the owner
+	held  bool   // back in this process
+
 	missed   bool  // an owner was lost with it, which may have done it
 	existed  bool  // of a release: one road found something
 	cause    error // of its withdrawal
@@ -53,6 +56,7 @@ func (r *Router) goDirect(t *trip) {
 		return
 	}
 	q := t.req
+	r.unhold(t)
 	d := &engine.Request{Key: q.Key, Op: q.Op, AtLeast: q.AtLeast, Held: q.Held, FailFast: q.FailFast, Prove: q.Prove}
 	var over []*call
 	if t.releases() && t.claim != nil {
@@ -129,16 +133,18 @@ func (r *Router) concluded(k *call, o *outcome) {
 		return
 	}
 	t.call = nil
-	switch o.kind {
-	case granted:
+	switch {
+	case o.kind == granted:
 		rt := r.route(k.key)
 		if rt.alone++; !o.alone {
 			rt.alone = 0
 		}
 		r.answer(t, engine.Outcome{Entry: o.entry(&k.op), Revision: o.rev, Existed: true}, nil)
-	case refused:
+	case o.kind == refused && o.verdict == record.QueueFull:
+		r.goDirect(t) // there it may wait in this process
+	case o.kind == refused:
 		r.answer(t, engine.Outcome{}, o.refusal())
-	case gone:
+	case o.kind == gone:
 		r.answer(t, engine.Outcome{}, engine.ErrGone)
 	default:
 		r.goDirect(t)
@@ -176,6 +182,8 @@ func (r *Router) answer(t *trip, out engine.Outcome, err error) {
 		return
 	}
 	t.answered, t.out, t.err = true, out, err
+	r.unhold(t)
+	r.leave(t)
 	if !t.telling {
 		r.client.due.add(action{answer: t})
 	}
@@ -225,6 +233,10 @@ func (r *Router) withdraw(t *trip, cause error) {
 	if direct != nil {
 		t.direct = nil
 		r.client.due.add(action{withdraw: direct, cause: engine.ErrElsewhere})
+	}
+	if r.unhold(t) {
+		r.answer(t, engine.Outcome{}, cause)
+		return
 	}
 	atOwner := t.call != nil
 	t.call = nil
