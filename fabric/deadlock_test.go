@@ -289,7 +289,7 @@ func TestM38_OppositeHierarchies(t *testing.T) {
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		ctx, k1, k2 := waitContext(t), s.key(t)+"-1", s.key(t)+"-2"
 		a, b, c := s.manager(t, soon()), s.manager(t, soon()), s.manager(t)
-		i1, i2 := acquire(t, c, k1, fabric.WithMode(fabric.IntentExclusive)), acquire(t, c, k2, fabric.WithMode(fabric.IntentExclusive))
+		s1, s2 := acquire(t, c, k1, fabric.WithMode(fabric.Shared)), acquire(t, c, k2, fabric.WithMode(fabric.Shared))
 		ends := make(chan error, 2)
 		for m, h := range map[*fabric.Manager]fabric.Hierarchy{a: fabric.NewHierarchy(k1, k2), b: fabric.NewHierarchy(k2, k1)} {
 			go func() {
@@ -300,10 +300,10 @@ func TestM38_OppositeHierarchies(t *testing.T) {
 				ends <- err
 			}()
 		}
-		waitQueue(t, c, k1, 1) // each holds its own root, and waits for the other's
+		waitQueue(t, c, k1, 1) // each waits for its root; then it waits for the root of the other
 		waitQueue(t, c, k2, 1)
-		release(t, i1)
-		release(t, i2)
+		release(t, s1)
+		release(t, s2)
 		if err := errors.Join(receive(t, ends), receive(t, ends)); err != nil {
 			t.Error(err)
 		}

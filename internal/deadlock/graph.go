@@ -181,9 +181,11 @@ func (g *graph) learn(lease string, d *Doc) {
 	}
 }
 
-// afford cuts a list of reads to what is left.
+// afford cuts a list of reads to a half of what is left, or to a few: a crowd must not use up the reads of those
+// behind it.
 func (g *graph) afford(list []string) []string {
-	if n := MaxReads - g.reads; len(list) > n && !g.whole {
+	left := MaxReads - g.reads
+	if n := max(left/2, min(left, 4)); len(list) > n && !g.whole {
 		list, g.exhausted = list[:n], true
 	}
 	g.reads += len(list)
