@@ -3,6 +3,7 @@ package deadlock
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -308,9 +309,7 @@ func TestM35_AnEntryOfSeveralUnits(t *testing.T) {
 		a, other := p.unit("a"), p.unit("other")
 		b := w.process(ctx, "pb", 100*time.Millisecond).unit("b")
 		a.must("k1", record.IX)
-		for id, key := range a.holds {
-			other.holds[id] = key // it works, and waits for nothing
-		}
+		maps.Copy(other.holds, a.holds) // it works, and waits for nothing
 		b.must("k2", record.X)
 		var wg sync.WaitGroup
 		a.ask(&wg, "k2", record.X)
