@@ -6,7 +6,7 @@ import { Details } from './details.js';
 const rows = new Map(); // key -> row
 const leases = new Map(); // id -> lease
 const folded = new Set(); // paths of branches that are closed
-let stream, ready = false, ahead = 0, drawing = false, byProcess = false;
+let stream, ready = false, ahead = 0, drawing = false, pause = 50, byProcess = false;
 
 const page = { release: false, now: () => Date.now() + ahead, refused: loggedOut };
 const list = new List(choose, (item, open) => {
@@ -20,11 +20,16 @@ const details = new Details(page, () => {
 
 // Drawing
 
-// soon draws once for all changes that come together.
+// soon draws once for all changes that come together, and leaves time for other things.
 function soon() {
   if (drawing) return;
   drawing = true;
-  setTimeout(() => { drawing = false; redraw(); }, 50);
+  setTimeout(() => {
+    const begun = performance.now();
+    drawing = false;
+    redraw();
+    pause = Math.min(Math.max(50, 3 * (performance.now() - begun)), 1000);
+  }, pause);
 }
 
 function redraw() {
@@ -229,6 +234,7 @@ function loggedOut() {
   stream?.close();
   rows.clear();
   leases.clear();
+  list.set([]);
   if ($('release').open) $('release').close();
   $('app').hidden = true;
   $('login').hidden = false;

@@ -1,8 +1,11 @@
 // Texts that others chose, and elements. Everything becomes text: nothing here makes
 // HTML of a string.
 
-// show makes characters visible that are invisible, move the eye or look like a space.
-export const show = s => String(s).replace(/[\p{C}\p{Zl}\p{Zp}]|(?! )\p{Zs}/gu, c => '\\u{' + c.codePointAt(0).toString(16) + '}') || '""';
+// show makes characters visible that are invisible, move the eye or look like a space,
+// and spaces that would not be seen.
+export const show = s => String(s).replace(/[\p{C}\p{Zl}\p{Zp}]|(?! )\p{Zs}|^ +| +$| {2,}/gu, found => [...found].map(code).join('')) || '""';
+
+const code = c => '\\u{' + c.codePointAt(0).toString(16) + '}';
 
 // el makes an element. Its children are elements or texts; what is not there is left out.
 export function el(tag, attributes = {}, ...children) {
