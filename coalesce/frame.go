@@ -43,7 +43,7 @@ func carries(key string, op *record.Op) bool {
 		text += len(k) + len(v) + 8
 	}
 	small := func(n int) bool { return n >= 0 && n <= maxNumber }
-	return slices.Contains(verbs[1:], op.Verb) && slices.Contains(kinds, op.Kind) && op.Holder == "" && !op.Value.Set &&
+	return slices.Contains(verbs[1:], op.Verb) && slices.Contains(kinds, op.Kind) && op.Holder == "" && op.Base == 0 && !op.Value.Set &&
 		op.Lease != "" && op.Lease == record.LeaseOf(op.ID) && small(op.N) && small(op.Limit) &&
 		min(op.TTL, op.Hold, op.Patience) >= 0 && text <= maxText && validKey(key)
 }

@@ -154,7 +154,7 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 	}
 	op := a.compose(ctx, sl)
 	w := a.session.waiting(a.unit, sl, a.enc, &op)
-	opt := engine.Options{FailFast: a.req.failFast && !op.Stays(), Stop: sl.lease.Lost(), Queued: w.queued(a.whenQueued(sl, op.ID))}
+	opt := engine.Options{FailFast: a.req.failFast && !op.Stays(), Stop: sl.lease.Lost(), AtLeast: op.Base, Queued: w.queued(a.whenQueued(sl, op.ID))}
 	if from := a.claim.From; from != nil {
 		op.Holder, op.Token, op.Hold, opt.AtLeast = from.entry.ID, from.Token(), releaseOp(from).Hold, from.revision()
 		if err := from.give(); err != nil {
@@ -249,6 +249,9 @@ func (a *attempt) place(ctx context.Context) (*slot, error) {
 	if err := s.awaitReady(ctx, a.req.failFast); err != nil {
 		return nil, err
 	}
+	if err := a.stampedOn(s); err != nil {
+		return nil, err
+	}
 	return a.slot(ctx, s)
 }
 
@@ -274,7 +277,11 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 		sl.give(op.ID)
 		return nil, err
 	}
-	if err := a.confirm(ctx, op, out, before); err != nil && !op.Stays() {
+	err := a.confirm(ctx, op, out, before)
+	if err == nil {
+		err = a.stampedOn(s)
+	}
+	if err != nil && !op.Stays() {
 		return useless(err)
 	}
 	if out.Entry.ID == "" {

@@ -102,6 +102,9 @@ func (m *Manager) claim(caller context.Context, key string, c Claim, opts []Acqu
 	if a.op, err = c.op(&req); err != nil {
 		return fail(err)
 	}
+	if err = a.checkStamp(); err != nil {
+		return fail(err)
+	}
 	if a.enc, err = kv.EncodeName(key); err != nil {
 		return fail(err)
 	}
@@ -326,8 +329,10 @@ func refusal(key string, op *record.Op, refused *engine.RefusedError) error {
 	err := refusalCause(key, op, refused)
 	switch refused.Verdict {
 	case record.Stale, record.OtherLife, record.NotHolder, record.Finished:
-		// A claim that meets a result was not granted, whatever became of its attempts.
-		if refused.Uncertain && (refused.Verdict != record.Finished || !op.Waits()) {
+		// A claim that meets a result was not granted, and a try that does not stand is not held, whatever
+		// became of the attempts.
+		known := refused.Verdict == record.Finished && op.Waits() || refused.Verdict == record.Stale && op.Verb == record.OpTry
+		if refused.Uncertain && !known {
 			err = fmt.Errorf("%w: %w", ErrUncertain, err)
 		}
 	}

@@ -53,8 +53,8 @@ var (
 	// up or died, its action failed, or somebody reset it. It comes as a *BrokenError.
 	ErrBroken = errors.New("fabric: barrier broken")
 
-	// ErrStale says that what a change was based on has changed since. Nothing was done:
-	// read again, and decide again.
+	// ErrStale says that what a change was based on, as the stamp of WithStamp, has changed since.
+	// Nothing was done: read again, and decide again.
 	ErrStale = errors.New("fabric: based on what has changed since")
 
 	// ErrDeleted says that the record is not the one that was read: it was deleted, and

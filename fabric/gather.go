@@ -117,6 +117,9 @@ func (g *gathering) prepare(opts []AcquireOption, plan func() ([]*level, error))
 	if g.req.hasMode {
 		return fmt.Errorf("%w: WithMode is for one lock, and each member of a set has its own", ErrInvalidOption)
 	}
+	if g.req.stamp != nil {
+		return fmt.Errorf("%w: WithStamp is for TryAcquire of one lock", ErrInvalidOption)
+	}
 	if g.listed, err = plan(); err != nil {
 		return err
 	}

@@ -38,6 +38,8 @@ type Manager struct {
 
 	seen atomic.Uint64 // highest revision of the locks bucket in sessions that have ended
 
+	optimism optimism
+
 	life context.Context // ends with the manager; its cause says why
 	die  context.CancelCauseFunc
 	gone chan struct{} // closed when the connection was closed for good

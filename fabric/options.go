@@ -114,6 +114,7 @@ type request struct {
 	inTime     bool
 	noTakeover bool
 	holding    []*Hold
+	stamp      *Stamp // of WithStamp
 }
 
 func (c *config) newRequest(opts []AcquireOption) (request, error) {

@@ -17,6 +17,10 @@ type Stats struct {
 	Busy       uint64 // writes that the server put off (code 10164)
 	Unknown    uint64 // writes whose outcome had to be found out
 
+	OptimisticReads     uint64 // stamps that were validated, or found to be old
+	OptimisticHits      uint64 // of these, those that were valid
+	OptimisticFallbacks uint64 // calls of ReadOptimistic that came to a Shared hold
+
 	HoldTime     time.Duration // how long this manager's holds last, smoothed; 0 = none was released yet
 	Waiting      int           // acquires and conversions that stand in a queue now
 	ExpectedWait time.Duration // the longest that one of these is expected to wait from now; 0 = not known
@@ -58,6 +62,7 @@ func (m *Manager) Stats() Stats {
 	}
 	st.Operations, st.Writes, st.Reads, st.Conflicts, st.Busy, st.Unknown = e.Operations, e.Writes, e.Reads, e.Conflicts, e.Busy, e.Unknown
 	st.HoldTime, st.Waiting, st.ExpectedWait = e.HoldTime, e.Waiting, e.ExpectedWait
+	st.OptimisticReads, st.OptimisticHits, st.OptimisticFallbacks = m.optimism.reads.Load(), m.optimism.hits.Load(), m.optimism.fallbacks.Load()
 	return st
 }
 

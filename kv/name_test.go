@@ -266,3 +266,15 @@ func FuzzDecodeKey(f *testing.F) {
 		}
 	})
 }
+
+// M47: the keys that the module writes beside records, as that of validations, are those of no name.
+func TestM47_NoNameHasAKeyOfTheModule(t *testing.T) {
+	for _, key := range []string{"=v", "=position"} {
+		if name, err := kv.DecodeKey(key); !errors.Is(err, kv.ErrInvalidName) {
+			t.Errorf("%s is the key of %q, %v", key, name, err)
+		}
+		if enc, err := kv.EncodeName(key); err != nil || enc == key {
+			t.Errorf("the name %q has the key %s, %v", key, enc, err)
+		}
+	}
+}

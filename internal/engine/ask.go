@@ -60,20 +60,29 @@ func (c *core) read(ctx context.Context, key string, silent *silence, failFast b
 // when the request is out.
 func (c *core) write(key string, value []byte, rev uint64, silent *silence, failFast bool, sent func()) (newRev uint64, err error) {
 	c.rounds.Add(1)
-	took, err := c.ask(c.ctx, &silent.writes, failFast, func(ctx context.Context) error {
+	newRev, err = c.publish(c.ctx, silent, failFast, func(ctx context.Context) (uint64, error) {
 		if sent != nil {
 			ctx = outgoing{ctx, sent}
 		}
 		if value == nil {
-			newRev, err = c.cfg.Store.Purge(ctx, key, rev, jskv.MarkerTTL)
-		} else {
-			newRev, err = c.cfg.Store.Update(ctx, key, value, rev, 0)
+			return c.cfg.Store.Purge(ctx, key, rev, jskv.MarkerTTL)
 		}
+		return c.cfg.Store.Update(ctx, key, value, rev, 0)
+	})
+	if err == nil {
+		c.writes.Add(1)
+	}
+	return newRev, err
+}
+
+// publish sends a conditional write and waits for its acknowledgement.
+func (c *core) publish(ctx context.Context, silent *silence, failFast bool, send func(ctx context.Context) (uint64, error)) (newRev uint64, err error) {
+	took, err := c.ask(ctx, &silent.writes, failFast, func(ctx context.Context) error {
+		newRev, err = send(ctx)
 		return err
 	})
 	switch {
 	case err == nil:
-		c.writes.Add(1)
 		c.cfg.RTT.Observe(took)
 	case errors.Is(err, jskv.ErrConflict) || errors.Is(err, jskv.ErrBusy):
 		c.cfg.RTT.ObserveQuick(took)

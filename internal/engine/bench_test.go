@@ -27,6 +27,8 @@ func (s *instant) Purge(context.Context, string, uint64, time.Duration) (uint64,
 	return s.rev.Add(1), nil
 }
 
+func (*instant) CheckAt(context.Context, string, uint64) (uint64, error) { return 0, jskv.ErrBusy }
+
 func (*instant) MaxValue() int { return 1 << 20 }
 
 // BenchmarkPair is an acquire and a release of a free key without a server.

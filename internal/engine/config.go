@@ -15,6 +15,7 @@ type Store interface {
 	Get(ctx context.Context, key string) (jskv.Entry, error)
 	Update(ctx context.Context, key string, value []byte, rev uint64, ttl time.Duration) (uint64, error)
 	Purge(ctx context.Context, key string, rev uint64, markerTTL time.Duration) (uint64, error)
+	CheckAt(ctx context.Context, key string, rev uint64) (at uint64, err error)
 	MaxValue() int // size of the largest value that can be written at present
 }
 

@@ -29,22 +29,26 @@ const (
 
 // bucket is a KV bucket in memory with faults, and a watcher on top.
 type bucket struct {
-	t        *testing.T
-	mu       sync.Mutex
-	seq      uint64
-	entries  map[string]jskv.Entry
-	watches  map[string]map[int]func(jskv.Entry)
-	nextID   int
-	fault    func(n int) fault // for the n-th write, from 1
-	stale    *jskv.Entry       // what reads answer with, if set
-	writes   int
-	commits  int
-	reads    int
-	held     []func()
-	release  chan struct{}
-	block    chan struct{} // writes wait for it, if set
-	arrived  chan struct{} // told of each write that arrives, if set
-	maxValue int           // what a larger value is rejected for, if set
+	t            *testing.T
+	mu           sync.Mutex
+	seq          uint64
+	entries      map[string]jskv.Entry
+	watches      map[string]map[int]func(jskv.Entry)
+	nextID       int
+	fault        func(n int) fault // for the n-th write, from 1
+	stale        *jskv.Entry       // what reads answer with, if set
+	writes       int
+	commits      int
+	reads        int
+	replies      chan struct{} // answers to checks wait for it, if set
+	checks       int           // of these writes
+	checking     int           // under way
+	mostChecking int           // at a time
+	held         []func()
+	release      chan struct{}
+	block        chan struct{} // writes wait for it, if set
+	arrived      chan struct{} // told of each write that arrives, if set
+	maxValue     int           // what a larger value is rejected for, if set
 }
 
 func newBucket(t *testing.T) *bucket {
@@ -88,7 +92,44 @@ func (b *bucket) Purge(ctx context.Context, key string, rev uint64, markerTTL ti
 	return b.write(ctx, jskv.Entry{Key: key, Deleted: true}, rev)
 }
 
+// CheckAt meets the faults of writes, counted with them.
+func (b *bucket) CheckAt(ctx context.Context, key string, rev uint64) (uint64, error) {
+	if rev == 0 {
+		b.t.Errorf("check of the absence of %s", key)
+	}
+	b.mu.Lock()
+	b.checks++
+	b.checking++
+	b.mostChecking = max(b.mostChecking, b.checking)
+	b.mu.Unlock()
+	defer func() {
+		if b.replies != nil {
+			<-b.replies
+		}
+		b.mu.Lock()
+		b.checking--
+		b.mu.Unlock()
+	}()
+	return b.attempt(ctx, func() (uint64, error) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if is := b.get(key).Revision; is != rev {
+			return 0, &jskv.ConflictError{Key: key, Expected: rev, Actual: is}
+		}
+		b.seq++
+		return b.seq, nil
+	})
+}
+
 func (b *bucket) write(ctx context.Context, e jskv.Entry, rev uint64) (uint64, error) {
+	if len(e.Value) > b.MaxValue() {
+		return b.attempt(ctx, func() (uint64, error) { return 0, fmt.Errorf("%w: injected", kv.ErrRejected) })
+	}
+	return b.attempt(ctx, func() (uint64, error) { return b.commit(e, rev) })
+}
+
+// attempt commits, or not, as the fault says.
+func (b *bucket) attempt(ctx context.Context, commit func() (uint64, error)) (uint64, error) {
 	b.mu.Lock()
 	b.writes++
 	f := pass
@@ -102,9 +143,6 @@ func (b *bucket) write(ctx context.Context, e jskv.Entry, rev uint64) (uint64, e
 	}
 	if block != nil {
 		<-block
-	}
-	if len(e.Value) > b.MaxValue() {
-		f = rejected
 	}
 	switch f {
 	case busy:
@@ -122,17 +160,17 @@ func (b *bucket) write(ctx context.Context, e jskv.Entry, rev uint64) (uint64, e
 	case lose, late:
 		if f == late {
 			b.mu.Lock()
-			b.held = append(b.held, func() { _, _ = b.commit(e, rev) })
+			b.held = append(b.held, func() { _, _ = commit() })
 			b.mu.Unlock()
 		}
 		<-ctx.Done()
 		return 0, fmt.Errorf("%w: %w", jskv.ErrUnknown, ctx.Err())
 	case loseReply:
-		_, _ = b.commit(e, rev)
+		_, _ = commit()
 		<-ctx.Done()
 		return 0, fmt.Errorf("%w: %w", jskv.ErrUnknown, ctx.Err())
 	}
-	return b.commit(e, rev)
+	return commit()
 }
 
 // deliverLate lets the writes arrive that were held back.

@@ -58,6 +58,7 @@ type view struct {
 	stopHurry func() // of the watch for those who wait
 	lastUse   time.Time
 	absence   bool // a second look at an absent key is under way
+	proofs    proofs
 
 	listed    bool          // among the core's watched
 	turn      string        // who held at the last look, or when this process began to wait
@@ -415,7 +416,7 @@ func (v *view) carryOut(r *Request) {
 
 // idle reports whether nobody wants anything of the view. Called with mu held.
 func (v *view) idle() bool {
-	return len(v.waiting)+len(v.holds) == 0 && v.stopWatch == nil && !v.absence && !v.looking
+	return len(v.waiting)+len(v.holds) == 0 && v.stopWatch == nil && !v.absence && !v.looking && !v.proofs.running
 }
 
 // close ends everything that waits with ErrClosed. Called with mu held.

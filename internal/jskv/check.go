@@ -22,8 +22,8 @@ const headerExpectedSubject = "Nats-Expected-Last-Subject-Sequence-Subject"
 // it was, at an instant between the call and its return. Unlike a read it can't come from
 // a leader that was deposed: a marker is written to another key of the bucket, under the condition
 // that this one stands at rev, and it is acknowledged when a quorum has it. It returns the
-// marker's revision, which is that instant. The key can be that of a record or of a delete marker. Absence, revision 0, can't be proved: it comes
-// back when a marker expires.
+// marker's revision, which is that instant. The key can be that of a record or of a delete
+// marker. Absence, revision 0, can't be proved: it comes back when a marker expires.
 //
 // Errors: a *ConflictError (ErrConflict) says that the key is or was at another revision, for
 // the leader that answered. After ErrBusy, ErrUnknown and ErrNotSent nothing is known. The

@@ -77,6 +77,7 @@ func (h *Hub) reconnected() {
 // checkGone follows an announcement that the bucket is deleted or changed. One that
 // is found may be another by the same name.
 func (h *Hub) checkGone(ctx context.Context) {
+	h.doubt() // at once, for who goes by what was true before
 	for _, after := range goneChecks {
 		if !pause.For(ctx, after) {
 			return

@@ -330,6 +330,9 @@ func (m *machine) try(op *Op) Result {
 	if indexOf(m.Holders, op.ID) >= 0 {
 		return Result{Verdict: Applied}
 	}
+	if op.Base != 0 && op.Base != m.rev {
+		return Result{Verdict: Stale}
+	}
 	if other := m.sameOwner(op.Owner); other != nil && other.ID != op.ID {
 		return Result{Verdict: AlreadyHeld, Blocker: *other}
 	}

@@ -15,7 +15,8 @@ const (
 
 	// OpAcquire holds, or queues at the tail. Uses ID, Lease, Mode, TTL, and Owner, Since, Meta, Hold, Patience.
 	OpAcquire
-	// OpTry holds at once or leaves no trace. Uses what OpAcquire uses, but Patience.
+	// OpTry holds at once or leaves no trace. Uses what OpAcquire uses, but Patience; and of locks Base, if
+	// it is not 0: it holds only over the very revision that the caller knows.
 	OpTry
 	// OpRelease removes ID wherever it stands; for a waiter this is cancel. Uses ID, Lease if it is given, Hold, and
 	// Token of a hold that was handed out: without it, a signal that brought ID here is passed on to another.

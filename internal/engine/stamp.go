@@ -1,0 +1,246 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/pause"
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// Stamp returns a committed state of the key and its revision, which is never 0: what is known, if that is
+// likely to be the newest there is, or else what the leader has. Where nothing is stored it puts a delete
+// marker: an absence would come back when everybody's marker expires, and a revision never does.
+// The state may be old all the same; Prove tells. Errors: ErrUnavailable (with failFast), ErrClosed, the
+// context's, and those of record.Decode.
+func (e *Engine) Stamp(ctx context.Context, key string, failFast bool) (*record.Record, uint64, error) {
+	w := e.lock(key)
+	rec, rev, recent := w.recent()
+	w.mu.Unlock()
+	if recent {
+		return rec, rev, nil
+	}
+	for n := 0; ; n++ {
+		rec, rev, err := w.read(ctx)
+		if err == nil && rev == 0 {
+			rev, err = w.anchor(ctx, failFast)
+		}
+		if err == nil {
+			return rec, rev, nil
+		}
+		again := errors.Is(err, ErrUnavailable) && !errors.Is(err, jskv.ErrBucketGone)
+		met := errors.Is(err, jskv.ErrConflict) || errors.Is(err, jskv.ErrBusy) || errors.Is(err, errStale)
+		switch {
+		case e.ctx.Err() != nil:
+			return nil, 0, ErrClosed
+		case !again, failFast && !met, ctx.Err() != nil, !e.sleep(ctx, proofPause(n, err)):
+			return nil, 0, err
+		}
+	}
+}
+
+// recent returns the known state if it is likely to be the newest: it is watched, or was proved to be
+// the newest the last time that somebody asked. Called with mu held.
+func (v *view) recent() (rec *record.Record, rev uint64, ok bool) {
+	watched := v.stopWatch != nil && v.proofs.refuted != v.rev
+	return v.rec, v.rev, v.trusted() && v.rev > 0 && (watched || v.proofs.proven == v.rev)
+}
+
+// anchor puts a delete marker where nothing is stored.
+func (v *view) anchor(ctx context.Context, failFast bool) (rev uint64, err error) {
+	rev, err = v.core.publish(ctx, &v.silent, failFast, func(ctx context.Context) (uint64, error) {
+		return v.core.cfg.Store.Purge(ctx, v.key, 0, jskv.MarkerTTL)
+	})
+	if err != nil {
+		return 0, err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.learn(nil, rev) {
+		v.settle()
+	}
+	return rev, nil
+}
+
+// proofs are the checks of one key's revision. One is under way at a time, since on replicas they exclude
+// each other and the key's writers; who asks meanwhile shares the next one.
+type proofs struct {
+	waiting []*proof
+	running bool
+	proven  uint64 // revision that the last check confirmed
+	refuted uint64 // revision that a check found not to be the newest
+}
+
+// proof is what somebody asks for with Prove.
+type proof struct {
+	rev      uint64
+	patience int // how often the server may put it off; 0 = no limit
+	failFast bool
+
+	over bool
+	ok   bool
+	err  error
+	done chan struct{} // closed when it is over
+}
+
+func (p *proof) end(ok bool, err error) {
+	p.over, p.ok, p.err = true, ok, err
+	close(p.done)
+}
+
+// ProveOptions change how Prove asks.
+type ProveOptions struct {
+	// Patience, if above 0, is how often in a row the server may put the check off before Prove gives up with
+	// ErrUnavailable: others write the key, or check it.
+	Patience int
+	FailFast bool // end with ErrUnavailable at the first sign that no leader answers
+}
+
+// Prove reports whether the key's record is still at rev, which Stamp returned: true is proved by a quorum for an
+// instant after the call began, false says that it was written since, or may have been. It costs one write to
+// another key of the bucket, which all who ask at the same time share, and nothing if a newer revision is known.
+// Errors, after which nothing is known: ErrUnavailable, ErrClosed, the context's.
+func (e *Engine) Prove(ctx context.Context, key string, rev uint64, opt ProveOptions) (bool, error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	p := &proof{rev: rev, patience: opt.Patience, failFast: opt.FailFast, done: make(chan struct{})}
+	w := e.lock(key)
+	w.prove(p)
+	w.mu.Unlock()
+	select {
+	case <-p.done:
+		return p.ok, p.err
+	case <-ctx.Done():
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !p.over {
+		p.end(false, ctx.Err())
+	}
+	return p.ok, p.err
+}
+
+// prove takes p in. Called with mu held.
+func (v *view) prove(p *proof) {
+	v.proofs.waiting = append(v.proofs.waiting, p)
+	if !v.proofs.running {
+		v.proofs.running = !v.closed && v.core.goIfOpen(v.check)
+	}
+	if !v.proofs.running {
+		v.endProofs(v.proofs.waiting, false, ErrClosed)
+	}
+}
+
+// check asks for everybody who waits for a proof, until nobody does.
+func (v *view) check() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for n := 0; ; n++ {
+		batch, rev := v.toProve()
+		if len(batch) == 0 || v.closed || v.core.ctx.Err() != nil {
+			v.endProofs(batch, false, ErrClosed)
+			v.proofs.running = false
+			return
+		}
+		before, failFast := v.core.newest.Load(), false
+		for _, p := range batch {
+			failFast = failFast || p.failFast
+		}
+		v.mu.Unlock()
+		at, err := v.core.publish(v.core.ctx, &v.silent, failFast, func(ctx context.Context) (uint64, error) {
+			return v.core.cfg.Store.CheckAt(ctx, v.key, rev)
+		})
+		v.mu.Lock()
+		if v.checked(batch, rev, at, before, err) {
+			n = -1
+			continue
+		}
+		v.mu.Unlock()
+		v.core.sleep(v.core.ctx, proofPause(n, err))
+		v.mu.Lock()
+	}
+}
+
+// toProve returns those who wait for a proof of the same revision, the highest that anybody knows of. The
+// others' were written over since. Called with mu held.
+func (v *view) toProve() (batch []*proof, rev uint64) {
+	rev = v.newestRev
+	for _, p := range v.proofs.waiting {
+		rev = max(rev, p.rev)
+	}
+	for _, p := range v.proofs.waiting {
+		switch {
+		case p.over:
+		case p.rev < rev:
+			p.end(false, nil)
+		default:
+			batch = append(batch, p)
+		}
+	}
+	v.proofs.waiting = append([]*proof(nil), batch...)
+	return batch, rev
+}
+
+// checked takes in the answer to a check, and reports whether there is one. before is the newest revision of the
+// bucket that was known when it was sent. Called with mu held.
+func (v *view) checked(batch []*proof, rev, at, before uint64, err error) bool {
+	var conflict *jskv.ConflictError
+	switch {
+	case err == nil && at <= before:
+		// This is not the bucket that was opened, or it was set back.
+		v.core.cfg.Suspect()
+		v.endProofs(batch, false, nil)
+	case err == nil:
+		v.core.saw(at)
+		v.proofs.proven = rev
+		v.endProofs(batch, true, nil)
+	case errors.As(err, &conflict):
+		v.proofs.refuted, v.proofs.proven = rev, 0
+		v.endProofs(batch, false, nil)
+	case errors.Is(err, jskv.ErrBusy):
+		for _, p := range batch {
+			if p.patience--; p.patience == 0 && !p.over {
+				p.end(false, fmt.Errorf("%w: the revision is being checked or written by others: %w", ErrUnavailable, err))
+			}
+		}
+		return false
+	default:
+		if errors.Is(err, jskv.ErrNotSent) {
+			v.core.cfg.Suspect() // nobody answers for a stream that is no more
+		}
+		for _, p := range batch {
+			if (p.failFast || !errors.Is(err, ErrUnavailable)) && !p.over {
+				p.end(false, err)
+			}
+		}
+		return false
+	}
+	return true
+}
+
+// endProofs ends those of a batch that are not over. Called with mu held.
+func (v *view) endProofs(batch []*proof, ok bool, err error) {
+	for _, p := range batch {
+		if !p.over {
+			p.end(ok, err)
+		}
+	}
+}
+
+// Pauses between two checks. Whoever checks gives way to whoever writes, see backoff.
+const (
+	leastProofPause = 2 * time.Millisecond
+	mostProofPause  = 50 * time.Millisecond
+)
+
+// proofPause is the pause after the n-th failure in a row, from 0.
+func proofPause(n int, err error) time.Duration {
+	if errors.Is(err, jskv.ErrBusy) || errors.Is(err, jskv.ErrConflict) || errors.Is(err, errStale) {
+		return pause.Around(pause.Doubled(leastProofPause, n, mostProofPause))
+	}
+	return pause.Around(pause.Doubled(20*time.Millisecond, n, time.Second))
+}
