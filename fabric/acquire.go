@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -446,12 +445,4 @@ func (a *attempt) retryRefused(ctx context.Context, refused *engine.RefusedError
 		}
 	}
 	return false, refusal(a.key, &a.op, refused)
-}
-
-func heldError(key string, refused *engine.RefusedError) *HeldError {
-	b := refused.Blocker
-	return &HeldError{
-		Key: key, Owner: b.OwnerID(), Mode: modeOf(b.Mode), Since: b.Since, Token: b.Token,
-		Metadata: maps.Clone(b.Meta), already: refused.Verdict == record.AlreadyHeld,
-	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
@@ -378,6 +379,14 @@ func refusalCause(key string, op *record.Op, refused *engine.RefusedError) error
 		return fmt.Errorf("%w: %s of kind %q: a number, a text or a value is out of its bounds", ErrInvalidOption, op.Verb, op.Kind)
 	}
 	return fmt.Errorf("fabric: %q: operation refused: %v", key, refused.Verdict)
+}
+
+func heldError(key string, refused *engine.RefusedError) *HeldError {
+	b := refused.Blocker
+	return &HeldError{
+		Key: key, Owner: b.OwnerID(), Mode: modeOf(b.Mode), Since: b.Since, Token: b.Token,
+		Metadata: maps.Clone(b.Meta), already: refused.Verdict == record.AlreadyHeld,
+	}
 }
 
 func brokenError(key string, gen uint64, rec *record.Record) error {
