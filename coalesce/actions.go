@@ -13,6 +13,7 @@ type action struct {
 	submit   *engine.Request
 	withdraw *engine.Request
 	cause    error
+	undo     *engine.Request // in the background
 	tell     *trip
 	place    record.Place
 	answer   *trip
@@ -30,6 +31,8 @@ func (a *actions) do(r *Router) {
 			r.engine.Submit(what.submit)
 		case what.withdraw != nil:
 			r.engine.Withdraw(what.withdraw, what.cause)
+		case what.undo != nil:
+			r.engine.UndoInBackground(what.undo.Key, what.undo.Op, what.undo.AtLeast)
 		case what.answer != nil:
 			what.answer.req.Done(what.answer.out, what.answer.err)
 		case what.tell != nil:

@@ -63,6 +63,7 @@ type Client struct {
 
 	helloAt    time.Time // when the next one may be sent
 	helloPause time.Duration
+	heardBack  bool        // a hello was answered, be it that nobody is there
 	hello      *time.Timer // running while one is out
 
 	suspensions []time.Time // the last ones
@@ -224,9 +225,10 @@ func (c *Client) receive(m *nats.Msg) {
 		c.take(m.Data)
 	case kind == "h" && nobody && c.hello != nil:
 		c.hello.Stop()
-		c.helloPause = 0
+		c.helloPause, c.heardBack = 0, true
 		go c.cfg.Unserved()
 	case kind == "h":
+		c.heardBack = true
 		c.meet(m.Data)
 	case strings.HasPrefix(kind, "f.") && nobody:
 		c.unheard(strings.TrimPrefix(kind, "f."))
@@ -239,8 +241,12 @@ func (c *Client) receive(m *nats.Msg) {
 func (c *Client) heard(m *nats.Msg) {
 	c.mu.Lock()
 	defer c.unlock()
-	if !c.closed {
+	switch {
+	case c.closed:
+	case c.heardBack:
 		c.meet(m.Data)
+	default: // it may hear owners that don't hear it
+		c.want()
 	}
 }
 

@@ -250,7 +250,7 @@ func decodeBeat(b []byte) (t beat, err error) {
 	r.b = r.b[copy(t.stamp[:], r.b):]
 	t.term, t.lease = r.uint(), r.string(maxLease)
 	t.rank, t.min, t.max, t.next = int(r.small(maxNumber)), r.uint(), r.uint(), r.small(1<<20)
-	if r.bad || t.term == 0 || t.lease != "" && !validLease(t.lease) {
+	if r.bad || t.term == 0 || !validLease(t.lease) {
 		return beat{}, errMalformed
 	}
 	return t, nil

@@ -191,12 +191,12 @@ func (r *Router) answer(t *trip, out engine.Outcome, err error) {
 		r.unwanted(t.claim)
 	}
 	if t.direct != nil && !t.releases() {
-		d, cause := t.direct, engine.ErrElsewhere
-		if err != nil {
-			cause = err // it may still be granted there
-		}
+		d := t.direct
 		t.direct = nil
-		r.client.due.add(action{withdraw: d, cause: cause})
+		r.client.due.add(action{withdraw: d, cause: engine.ErrElsewhere})
+		if err != nil {
+			r.client.due.add(action{undo: d}) // also if it was granted there just now
+		}
 	}
 	r.review(t)
 }
