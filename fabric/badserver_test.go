@@ -126,18 +126,19 @@ func TestServerOutOfReach(t *testing.T) {
 // helpful can be left out, at the price of time: flow control of watchers, and
 // news of a deleted bucket.
 func needed(name string) (publish, helpful, subscribe []string) {
-	hints := "lf." + name + ".p.>"
-	helpful, subscribe = []string{hints}, []string{"_INBOX.>", hints}
-	publish = []string{"$KV." + name + "-locks.>", "$KV." + name + "-leases.>"}
-	for _, stream := range []string{"KV_" + name + "-locks", "KV_" + name + "-leases"} {
-		publish = append(publish,
-			"$JS.API.STREAM.INFO."+stream,
-			"$JS.API.STREAM.MSG.GET."+stream,
-			"$JS.API.CONSUMER.CREATE."+stream+".>",
-			"$JS.API.CONSUMER.DELETE."+stream+".>",
-		)
-		helpful = append(helpful, "$JS.FC."+stream+".>")
-		subscribe = append(subscribe, "$JS.EVENT.ADVISORY.STREAM.DELETED."+stream, "$JS.EVENT.ADVISORY.STREAM.UPDATED."+stream)
+	all, err := fabric.Permissions(name, fabric.RoleClient, "_INBOX")
+	if err != nil {
+		panic(err)
+	}
+	for _, p := range all {
+		switch {
+		case p.Subscribe:
+			subscribe = append(subscribe, p.Subject)
+		case p.Helpful:
+			helpful = append(helpful, p.Subject)
+		default:
+			publish = append(publish, p.Subject)
+		}
 	}
 	return publish, helpful, subscribe
 }

@@ -177,6 +177,9 @@ func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, e
 		return nil, translate(err)
 	}
 	m.feed.start()
+	if cfg.lazy {
+		return m, nil
+	}
 	// Make the shared lease now, so that the first acquire is one write.
 	sl, err := s.slot(ctx, cfg.timing)
 	if err != nil {

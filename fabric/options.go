@@ -75,6 +75,7 @@ type config struct {
 	logger   *slog.Logger
 	hook     func(Event) // nil = nobody wants to know
 	failFast bool
+	lazy     bool          // make no lease before it is needed
 	sweep    time.Duration // between two sweeps; 0 = none
 
 	detectAfter time.Duration // of deadlocks
@@ -224,6 +225,13 @@ func WithLabel(label string) ManagerOption {
 		c.label = label
 		return nil
 	}
+}
+
+// WithLazyLease has the manager write its lease when something is acquired for the first time,
+// and not when it is opened. For those who only look, who need not be allowed to write then;
+// give them WithSweepInterval(0), too.
+func WithLazyLease() ManagerOption {
+	return func(c *config) error { c.lazy = true; return nil }
 }
 
 // WithLogger sets where the manager reports what it can't return: lost leases,

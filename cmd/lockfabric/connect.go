@@ -79,7 +79,8 @@ func (c *cli) with(ctx context.Context, s *streams, fn func(ctx context.Context,
 
 // withoutLimit is with for what takes as long as it takes.
 func (c *cli) withoutLimit(ctx context.Context, s *streams, fn func(ctx context.Context, m *fabric.Manager) error) error {
-	m, err := c.connect(ctx, s)
+	// Most of these only look, and their user may not be allowed more.
+	m, err := c.connect(ctx, s, fabric.WithLazyLease(), fabric.WithSweepInterval(0))
 	if err != nil {
 		return err
 	}

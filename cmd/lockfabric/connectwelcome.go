@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"regexp"
 	"strings"
 	"sync"
 
@@ -95,12 +96,18 @@ func (w *welcome) news(err error) (text string, news bool) {
 	return text, news
 }
 
+// ofWaits matches a refusal of what only the detection of deadlocks needs.
+var ofWaits = regexp.MustCompile(`"\$(KV\.[\w-]+-waits\.|JS\.API\.STREAM\.[A-Z.]+\.KV_[\w-]+-waits")`)
+
 // needed reports whether nothing goes without what was refused. The server says it
 // in a text only. A wrong guess costs time, and no lock: what isn't taken for
 // needed ends with the time that there is to wait. Lock held.
 func (w *welcome) needed(text string) bool {
 	if strings.Contains(text, `Subscription to "`) {
 		return !strings.Contains(text, `"$JS.EVENT.`) && !strings.Contains(text, `"lf.`)
+	}
+	if ofWaits.MatchString(text) {
+		return false
 	}
 	subjects := []string{`"$KV.`, `"$JS.API.STREAM.MSG.GET.`, `"$JS.API.CONSUMER.CREATE.`}
 	if w.opening {

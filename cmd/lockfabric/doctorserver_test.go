@@ -196,15 +196,21 @@ func TestDoctorSyncOfAll(t *testing.T) {
 func TestDoctorPermissions(t *testing.T) {
 	t.Parallel()
 	name := fabricName(t)
-	hints := "lf." + name + ".p.>"
-	subscribe := []string{"_INBOX.>", hints}
+	all, err := fabric.Permissions(name, fabric.RoleClient, "_INBOX")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var subscribe, helpful []string
 	publish := []string{"$JS.API.INFO"}
-	helpful := []string{hints}
-	for _, bucket := range []string{name + "-locks", name + "-leases"} {
-		publish = append(publish, "$KV."+bucket+".>", "$JS.API.STREAM.INFO.KV_"+bucket, "$JS.API.STREAM.MSG.GET.KV_"+bucket,
-			"$JS.API.CONSUMER.CREATE.KV_"+bucket+".>", "$JS.API.CONSUMER.DELETE.KV_"+bucket+".>")
-		helpful = append(helpful, "$JS.FC.KV_"+bucket+".>")
-		subscribe = append(subscribe, "$JS.EVENT.ADVISORY.STREAM.DELETED.KV_"+bucket, "$JS.EVENT.ADVISORY.STREAM.UPDATED.KV_"+bucket)
+	for _, p := range all {
+		switch {
+		case p.Subscribe:
+			subscribe = append(subscribe, p.Subject) // the inbox first
+		case p.Helpful:
+			helpful = append(helpful, p.Subject)
+		default:
+			publish = append(publish, p.Subject)
+		}
 	}
 	tells := append(slices.Clone(publish), "$SYS.REQ.USER.INFO")
 	user := func(name string, publish, deny, subscribe []string) *natsserver.User {

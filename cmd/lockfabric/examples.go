@@ -58,6 +58,10 @@ var examples = map[string][]string{
 		"lockfabric ui",
 		"lockfabric --context prod ui --allow-release",
 	},
+	"permissions": {
+		"lockfabric permissions --role client",
+		"lockfabric --fabric prod permissions --role admin --as nsc",
+	},
 	"gc":         {"lockfabric gc --dry-run"},
 	"doctor":     {"lockfabric --server nats://nats1:4222 doctor --strict"},
 	"version":    {"lockfabric version"},

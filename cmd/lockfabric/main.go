@@ -110,8 +110,9 @@ type cli struct {
 	Version versionCmd `cmd:"" help:"Show the version of this program."`
 	Help    helpCmd    `cmd:"" help:"Show what a command is for."`
 
-	Completion completionCmd `cmd:"" help:"Print a script that makes a shell complete command lines."`
-	Complete   completeCmd   `cmd:"" hidden:"" help:"Print what may come next on a command line."`
+	Permissions permissionsCmd `cmd:"" help:"Show what a user of NATS has to be allowed for locks."`
+	Completion  completionCmd  `cmd:"" help:"Print a script that makes a shell complete command lines."`
+	Complete    completeCmd    `cmd:"" hidden:"" help:"Print what may come next on a command line."`
 }
 
 // streams are what a command writes to.

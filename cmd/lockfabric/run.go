@@ -9,15 +9,15 @@ import (
 )
 
 type runCmd struct {
-	Key           string   `arg:"" complete:"lock" help:"Name of the lock or semaphore; '/' separates levels."`
-	Command       []string `arg:"" optional:"" name:"cmd" passthrough:"partial" help:"Command to run, best after '--', with its arguments; flags of lockfabric stand before it."`
-	Line          string   `name:"command" short:"c" placeholder:"LINE" complete:"-" help:"Run this line with 'sh -c' in place of CMD."`
-	Mode          string   `xor:"mode" placeholder:"IS|IX|S|SIX|U|X" complete:"IS,IX,S,SIX,U,X" help:"What else may be held beside it: X, the default, excludes all others, S those who write, U all but S and IS; IS, IX and SIX announce locks on parts."`
-	Shared        bool     `xor:"mode" help:"The same as --mode S: hold the lock together with others who do so, too."`
-	Semaphore     int      `xor:"mode" placeholder:"N" complete:"-" help:"Hold a permit of a semaphore with N permits instead of a lock. All who use the name have to give the same N."`
-	Permits       int      `default:"1" placeholder:"K" complete:"-" help:"How many permits of --semaphore to hold."`
+	Key       string   `arg:"" complete:"lock" help:"Name of the lock or semaphore; '/' separates levels."`
+	Command   []string `arg:"" optional:"" name:"cmd" passthrough:"partial" help:"Command to run, best after '--', with its arguments; flags of lockfabric stand before it."`
+	Line      string   `name:"command" short:"c" placeholder:"LINE" complete:"-" help:"Run this line with 'sh -c' in place of CMD."`
+	Mode      string   `xor:"mode" placeholder:"IS|IX|S|SIX|U|X" complete:"IS,IX,S,SIX,U,X" help:"What else may be held beside it: X, the default, excludes all others, S those who write, U all but S and IS; IS, IX and SIX announce locks on parts."`
+	Shared    bool     `xor:"mode" help:"The same as --mode S: hold the lock together with others who do so, too."`
+	Semaphore int      `xor:"mode" placeholder:"N" complete:"-" help:"Hold a permit of a semaphore with N permits instead of a lock. All who use the name have to give the same N."`
+	Permits   int      `default:"1" placeholder:"K" complete:"-" help:"How many permits of --semaphore to hold."`
 	several
-	DeadlineCheck bool     `help:"Don't queue, exit with 75 at once, when the wait is expected to last longer than --wait. Nothing is expected of a lock that nobody has waited for."`
+	DeadlineCheck bool `help:"Don't queue, exit with 75 at once, when the wait is expected to last longer than --wait. Nothing is expected of a lock that nobody has waited for."`
 	claiming
 	holding
 	staying

@@ -64,7 +64,7 @@ func (e *exam) entries(ctx context.Context, name string, fn func(jskv.Entry)) er
 // server would not answer.
 func (e *exam) mayNotRead(name string) bool {
 	for _, n := range e.needs {
-		if e.rights.known && strings.Contains(n.subject, ".KV_"+name) && !n.helpful && !e.rights.allow(n) {
+		if e.rights.known && strings.Contains(n.Subject, ".KV_"+name) && !n.Helpful && !e.rights.allow(n) {
 			return true
 		}
 	}

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"strconv"
@@ -8,41 +9,17 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/lockfabric/lockfabric/kv"
+	"github.com/lockfabric/lockfabric/fabric"
 )
 
 // need is one right that a program with locks in the fabric needs.
-type need struct {
-	subject   string
-	subscribe bool   // else publish
-	helpful   bool   // without it locks are safe, and some things take longer
-	why       string // what needs it
-}
+type need fabric.Permission
 
 // needsOf lists what a user needs who makes no buckets.
-func needsOf(nc *nats.Conn, fabric string) []need {
-	inbox := nc.Opts.InboxPrefix
-	if inbox == "" {
-		inbox = "_INBOX"
-	}
-	hints := "lf." + fabric + ".p.>"
-	list := []need{
-		{subject: inbox + ".>", subscribe: true, why: "answers"},
-		{subject: hints, helpful: true, why: "telling a waiter at once"},
-		{subject: hints, subscribe: true, helpful: true, why: "being told at once, as a waiter"},
-	}
-	for _, bucket := range []string{kv.LocksBucket(fabric), kv.LeasesBucket(fabric)} {
-		stream := "KV_" + bucket
-		list = append(list,
-			need{subject: "$KV." + bucket + ".>", why: "writing " + bucket},
-			need{subject: "$JS.API.STREAM.INFO." + stream, why: "opening " + bucket},
-			need{subject: "$JS.API.STREAM.MSG.GET." + stream, why: "reading " + bucket},
-			need{subject: "$JS.API.CONSUMER.CREATE." + stream + ".>", why: "watching " + bucket},
-			need{subject: "$JS.API.CONSUMER.DELETE." + stream + ".>", why: "ending a watch of " + bucket},
-			need{subject: "$JS.FC." + stream + ".>", helpful: true, why: "flow control of watches"},
-			need{subject: "$JS.EVENT.ADVISORY.STREAM.DELETED." + stream, subscribe: true, helpful: true, why: "news that the bucket was deleted"},
-			need{subject: "$JS.EVENT.ADVISORY.STREAM.UPDATED." + stream, subscribe: true, helpful: true, why: "news that the bucket was set back"},
-		)
+func needsOf(nc *nats.Conn, name string) (list []need) {
+	all, _ := fabric.Permissions(name, fabric.RoleClient, cmp.Or(nc.Opts.InboxPrefix, "_INBOX"))
+	for _, p := range all {
+		list = append(list, need(p))
 	}
 	return list
 }
@@ -55,14 +32,14 @@ func bearable(needs []need, err error) bool {
 	}
 	// The client gives the server's text, with the subject in quotes, and no more.
 	return slices.ContainsFunc(needs, func(n need) bool {
-		return n.helpful && strings.Contains(err.Error(), ` to "`+strings.TrimSuffix(n.subject, ">"))
+		return n.Helpful && strings.Contains(err.Error(), ` to "`+strings.TrimSuffix(n.Subject, ">"))
 	})
 }
 
 // String names the right as the server's configuration would.
 func (n need) String() string {
-	if n.subscribe {
-		return "subscribe " + strconv.Quote(n.subject)
+	if n.Subscribe {
+		return "subscribe " + strconv.Quote(n.Subject)
 	}
-	return "publish " + strconv.Quote(n.subject)
+	return "publish " + strconv.Quote(n.Subject)
 }

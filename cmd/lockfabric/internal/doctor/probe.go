@@ -66,7 +66,7 @@ func (e *exam) writes(ctx context.Context) {
 		return
 	}
 	for _, n := range e.needs {
-		if !n.helpful && e.rights.known && !e.rights.allow(n) {
+		if !n.Helpful && e.rights.known && !e.rights.allow(n) {
 			r.unknown(checkWrites, "", "not measured: the user may not do all that locks need", grantIt)
 			return
 		}

@@ -47,10 +47,10 @@ func (r *rights) allow(n need) bool {
 	if !r.restricted {
 		return true
 	}
-	if n.subscribe {
-		return r.sub.allows(n.subject)
+	if n.Subscribe {
+		return r.sub.allows(n.Subject)
 	}
-	return r.pub.allows(n.subject)
+	return r.pub.allows(n.Subject)
 }
 
 // lacks reports whether it is known that the user may not publish on a subject.
@@ -81,11 +81,11 @@ func (e *exam) permissions(ctx context.Context) {
 			continue
 		}
 		missing++
-		detail, remedy := fmt.Sprintf("not allowed: %s, for %s", n, n.why), "allow the user to "+n.String()
-		if n.helpful {
-			e.report.warn(checkPermissions, n.subject, detail, remedy)
+		detail, remedy := fmt.Sprintf("not allowed: %s, for %s", n, n.Why), "allow the user to "+n.String()
+		if n.Helpful {
+			e.report.warn(checkPermissions, n.Subject, detail, remedy)
 		} else {
-			e.report.problem(checkPermissions, n.subject, detail, remedy)
+			e.report.problem(checkPermissions, n.Subject, detail, remedy)
 		}
 	}
 	if missing == 0 {

@@ -1,0 +1,111 @@
+package fabric
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// Role is what a user of a fabric is for.
+type Role string
+
+// The roles. Each may do what the one before it may, but for the observer.
+const (
+	RoleObserver  Role = "observer"  // looks at locks, and takes none
+	RoleClient    Role = "client"    // takes locks in buckets that exist
+	RoleCoalescer Role = "coalescer" // carries out operations for clients as well
+	RoleAdmin     Role = "admin"     // makes the buckets as well, and moves them up after a restore
+)
+
+// Permission is a subject that a user has to be allowed.
+type Permission struct {
+	Subject   string
+	Subscribe bool   // else publish
+	Helpful   bool   // without it locks are safe, and some things take longer
+	Why       string // what needs it
+}
+
+// Permissions returns what a user of a fabric needs for a role, and no more, with inbox as the
+// prefix of the subjects on which answers come, "_INBOX" unless a client was told another one.
+// docs/security.md tells what each role could do if it were hostile. Errors: ErrInvalidOption
+// for a role that there is not, and for names that would allow more than is meant.
+func Permissions(fabric string, role Role, inbox string) ([]Permission, error) {
+	if err := (jskv.Config{Fabric: fabric}).Validate(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalidOption, err)
+	}
+	if inbox == "" || strings.ContainsAny(inbox, "*> \t\r\n\"'") || strings.HasSuffix(inbox, ".") {
+		return nil, fmt.Errorf("%w: inbox prefix %q: use one such as _INBOX, without a dot at its end", ErrInvalidOption, inbox)
+	}
+	lf := "lf." + fabric + "."
+	all := []Permission{{Subject: inbox + ".>", Subscribe: true, Why: "answers"}}
+	if role != RoleObserver {
+		all = append(all,
+			Permission{Subject: lf + "p.>", Helpful: true, Why: "telling a waiter at once"},
+			Permission{Subject: lf + "p.>", Subscribe: true, Helpful: true, Why: "being told at once, as a waiter"},
+			Permission{Subject: lf + "*.*.op", Helpful: true, Why: "operations that a coalescer carries out"},
+			Permission{Subject: lf + "*.hello", Helpful: true, Why: "finding a coalescer"},
+			Permission{Subject: lf + "*.beat", Subscribe: true, Helpful: true, Why: "knowing of a coalescer"},
+			Permission{Subject: lf + "n.>", Subscribe: true, Helpful: true, Why: "a coalescer's answers"},
+		)
+	}
+	if waits := kv.WaitsBucket(fabric); role != RoleObserver {
+		all = append(all,
+			Permission{Subject: "$KV." + waits + ".>", Helpful: true, Why: "deadlock detection"},
+			Permission{Subject: "$JS.API.STREAM.INFO.KV_" + waits, Helpful: true, Why: "deadlock detection"},
+			Permission{Subject: "$JS.API.STREAM.MSG.GET.KV_" + waits, Helpful: true, Why: "deadlock detection"},
+		)
+	}
+	for _, bucket := range []string{kv.LocksBucket(fabric), kv.LeasesBucket(fabric)} {
+		all = append(all, bucketPermissions(bucket, role)...)
+	}
+	switch role {
+	case RoleObserver, RoleClient:
+	case RoleCoalescer:
+		all = append(all, ownerPermissions(lf)...)
+	case RoleAdmin:
+		all = append(append(all, ownerPermissions(lf)...),
+			Permission{Subject: "$JS.API.INFO", Why: "making buckets"},
+			Permission{Subject: "$JS.API.STREAM.CREATE.KV_" + kv.WaitsBucket(fabric), Why: "making " + kv.WaitsBucket(fabric)},
+			Permission{Subject: "$SYS.REQ.USER.INFO", Helpful: true, Why: "the doctor"},
+		)
+	default:
+		return nil, fmt.Errorf("%w: role %q: give observer, client, coalescer or admin", ErrInvalidOption, role)
+	}
+	return all, nil
+}
+
+func bucketPermissions(bucket string, role Role) []Permission {
+	stream := "KV_" + bucket
+	all := []Permission{
+		{Subject: "$JS.API.STREAM.INFO." + stream, Why: "opening " + bucket},
+		{Subject: "$JS.API.STREAM.MSG.GET." + stream, Why: "reading " + bucket},
+		{Subject: "$JS.API.CONSUMER.CREATE." + stream + ".>", Why: "watching " + bucket},
+		{Subject: "$JS.API.CONSUMER.DELETE." + stream + ".>", Why: "ending a watch of " + bucket},
+		{Subject: "$JS.FC." + stream + ".>", Helpful: true, Why: "flow control of watches"},
+		{Subject: "$JS.EVENT.ADVISORY.STREAM.DELETED." + stream, Subscribe: true, Helpful: true, Why: "news that the bucket was deleted"},
+		{Subject: "$JS.EVENT.ADVISORY.STREAM.UPDATED." + stream, Subscribe: true, Helpful: true, Why: "news that the bucket was set back"},
+	}
+	if role != RoleObserver {
+		all = append(all, Permission{Subject: "$KV." + bucket + ".>", Why: "writing " + bucket})
+	}
+	if role == RoleAdmin {
+		all = append(all,
+			Permission{Subject: "$JS.API.STREAM.CREATE." + stream, Why: "making " + bucket},
+			Permission{Subject: "$JS.API.STREAM.UPDATE." + stream, Why: "moving " + bucket + " up after a restore"},
+			Permission{Subject: "$JS.API.STREAM.PURGE." + stream, Why: "moving " + bucket + " up after a restore"},
+		)
+	}
+	return all
+}
+
+// ownerPermissions are those of who carries out operations of others.
+func ownerPermissions(lf string) []Permission {
+	return []Permission{
+		{Subject: lf + "*.*.op", Subscribe: true, Why: "taking operations of clients"},
+		{Subject: lf + "*.hello", Subscribe: true, Why: "being found by clients"},
+		{Subject: lf + "*.beat", Why: "telling clients that it is there"},
+		{Subject: lf + "n.>", Why: "answers to clients"},
+	}
+}
