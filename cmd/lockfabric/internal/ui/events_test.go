@@ -23,6 +23,7 @@ type reader struct {
 	header http.Header
 	status int
 	events chan event
+	leases map[string]fabric.Lease // that it was told of
 	done   chan struct{}
 }
 
@@ -56,6 +57,46 @@ func open(t *testing.T, h http.Handler) (r *reader, end func()) {
 		h.ServeHTTP(r, req)
 	}()
 	return r, func() { cancel(); <-r.done }
+}
+
+// rows returns the next change. What is found out about leases comes when it is known,
+// before or after it.
+func (r *reader) rows() (c change) {
+	r.t.Helper()
+	for {
+		e := <-r.events
+		switch e.name {
+		case "leases":
+			r.introduced(e)
+			continue
+		case "rows":
+			if err := json.Unmarshal([]byte(e.data), &c); err != nil {
+				r.t.Fatal(err)
+			}
+			return c
+		}
+		r.t.Fatalf("got %s, want rows: %s", e.name, e.data)
+	}
+}
+
+// knows waits until the page has been told of a lease.
+func (r *reader) knows(id string) fabric.Lease {
+	r.t.Helper()
+	for r.leases[id].ID == "" {
+		e := <-r.events
+		if e.name != "leases" {
+			r.t.Fatalf("got %s, want leases: %s", e.name, e.data)
+		}
+		r.introduced(e)
+	}
+	return r.leases[id]
+}
+
+func (r *reader) introduced(e event) {
+	r.t.Helper()
+	if err := json.Unmarshal([]byte(e.data), &r.leases); err != nil {
+		r.t.Fatal(err)
+	}
 }
 
 // next returns the data of the next event.
@@ -104,7 +145,7 @@ func TestStream(t *testing.T) {
 		f.lists <- append(first, held(hostile, "another"))
 		got := map[string]row{}
 		for _, n := range []int{chunk, 1} {
-			c := next[change](r, "rows")
+			c := r.rows()
 			if len(c.Rows) != n || len(c.Gone) > 0 {
 				t.Errorf("%d rows, %q", len(c.Rows), c.Gone)
 			}
@@ -117,32 +158,29 @@ func TestStream(t *testing.T) {
 			t.Errorf("row %+v", one)
 		}
 		// Each lease once.
-		if l := next[map[string]fabric.Lease](r, "leases"); len(l) != 2 || l["another"].Host != "host of another" || f.identified != 2 {
-			t.Errorf("leases %v, %d looked up", l, f.identified)
+		if l := r.knows("another"); l.Host != "host of another" || r.knows("one lease").Host == "" || f.identified != 2 {
+			t.Errorf("%+v, %d looked up", l, f.identified)
 		}
-		// Changes of one name that come together are one.
 		f.lists <- []fabric.Info{held("k/1", "third"), {Key: hostile}}
-		if c := next[change](r, "rows"); len(c.Rows) != 1 || c.Rows[0].Holders[0].Lease != "third" || len(c.Gone) != 1 || c.Gone[0] != hostile {
+		if c := r.rows(); len(c.Rows) != 1 || c.Rows[0].Holders[0].Lease != "third" || len(c.Gone) != 1 || c.Gone[0] != hostile {
 			t.Errorf("changed: %+v", c)
 		}
-		next[map[string]fabric.Lease](r, "leases")
+		r.knows("third")
+		// Changes of one name that come together are one.
+		synctest.Wait()
 		for i := range 10 {
 			f.lists <- []fabric.Info{held("k/2", fmt.Sprint("fast ", i))}
 		}
-		synctest.Wait()
-		time.Sleep(2 * gather)
-		var last row
-		for n := 0; last.Key == "" || last.Holders[0].Lease != "fast 9"; n++ {
-			if e := <-r.events; e.name == "rows" {
-				var c change
-				if err := json.Unmarshal([]byte(e.data), &c); err != nil || len(c.Rows) != 1 {
-					t.Fatalf("%s: %v", e.data, err)
-				}
-				last = c.Rows[0]
+		changes := 0
+		for last := ""; last != "fast 9"; changes++ {
+			c := r.rows()
+			if len(c.Rows) != 1 {
+				t.Fatalf("%+v", c)
 			}
-			if n > 5 {
-				t.Fatal("changes that came together were told one by one")
-			}
+			last = c.Rows[0].Holders[0].Lease
+		}
+		if changes > 3 {
+			t.Errorf("changes that came together were told in %d pieces", changes)
 		}
 	})
 }
