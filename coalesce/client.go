@@ -57,8 +57,9 @@ type Client struct {
 	terms   map[uint64]*term // all that something may still come of
 	highest uint64           // term that was heard of
 	link    rtt.Estimator
-	timer   *time.Timer // of the oldest frame without an answer
-	timing  bool        // it is running
+	least   time.Duration // of silence and of waiting before the direct road is taken; of tests
+	timer   *time.Timer   // of the oldest frame without an answer
+	timing  bool          // it is running
 	beatDue *time.Timer
 
 	helloAt    time.Time // when the next one may be sent
@@ -310,7 +311,7 @@ func (c *Client) expectBeat() {
 	if c.beatDue != nil {
 		c.beatDue.Stop()
 	}
-	c.beatDue = time.AfterFunc(beatsMissed*t.next+leastSilence, func() {
+	c.beatDue = time.AfterFunc(max(beatsMissed*t.next+leastSilence, c.least), func() {
 		c.mu.Lock()
 		defer c.unlock()
 		if c.now == t && !c.closed {

@@ -30,10 +30,19 @@ type world struct {
 	fabric string
 	url    string
 	terms  uint64
+	// patient has clients rely on their owner however slow it is, as tests need that look at what went
+	// over it.
+	patient bool
 }
 
 func newWorld(t testing.TB) *world {
 	return &world{t: t, fabric: fmt.Sprintf("co%d", fabrics.Add(1)), url: startSite(t).ClientURL()}
+}
+
+func newPatientWorld(t testing.TB) *world {
+	w := newWorld(t)
+	w.patient = true
+	return w
 }
 
 func (w *world) context() context.Context {
@@ -90,6 +99,9 @@ func (w *world) process(cfg RouterConfig, url ...string) *process {
 	p.client, err = NewClient(ClientConfig{Conn: p.nc, Fabric: w.fabric, Manager: p.manager, Stamp: p.stamp()})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if w.patient {
+		p.client.least = patience
 	}
 	cfg.LeaseDead = p.leaseDead
 	p.router = NewRouter(p.engine, p.client, cfg)

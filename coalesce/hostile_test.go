@@ -104,7 +104,7 @@ func TestC17RepliesGoNowhereElse(t *testing.T) {
 
 // C17: garbage, what is too large, and the leases of others.
 func TestC17HostileFrames(t *testing.T) {
-	w := newWorld(t)
+	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
 	p := w.process(always)
 	p.meet()
@@ -152,7 +152,7 @@ func TestC17TooManySessions(t *testing.T) {
 
 // C17: so are the operations of a session.
 func TestC17TooManyOperations(t *testing.T) {
-	w := newWorld(t)
+	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
 	p := w.process(always)
 	p.meet()
@@ -200,7 +200,7 @@ func TestC18DeadLeases(t *testing.T) {
 
 // C18: what a client asks for while its lease is read stays in its order.
 func TestC18OrderWhileALeaseIsRead(t *testing.T) {
-	w := newWorld(t)
+	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
 	p := w.process(always)
 	block := make(chan struct{})
@@ -222,7 +222,7 @@ func TestC18OrderWhileALeaseIsRead(t *testing.T) {
 
 // C19: who lost its lease while it queued asks again under a new id; the old one is taken back.
 func TestC19AnotherLease(t *testing.T) {
-	w := newWorld(t)
+	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
 	p, holder := w.process(always), w.process(RouterConfig{})
 	p.meet()
@@ -268,7 +268,7 @@ func TestC20OtherStamp(t *testing.T) {
 
 // C23: a frame that the owner's subscription had no room for is asked for again, and sent again.
 func TestC23LostFrameIsAskedForAgain(t *testing.T) {
-	w := newWorld(t)
+	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
 	p, proxy := w.behind(always)
 	p.meet()
@@ -330,7 +330,7 @@ func TestUnserved(t *testing.T) {
 // A session is forgotten when all of its leases are dead, and no sooner: what comes late has to find
 // its frame's number, or a dead lease.
 func TestSessionsAreForgotten(t *testing.T) {
-	w := newWorld(t)
+	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
 	p := w.process(always)
 	p.meet()

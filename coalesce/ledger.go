@@ -161,7 +161,7 @@ func (r *Router) onTick() {
 // patience is how long a wait relies on the owner alone. Called with mu held.
 func (r *Router) patience(t *trip) time.Duration {
 	mean, _ := r.client.link.RTT()
-	d := max(lookFirst, 4*mean) * time.Duration(max(t.position, 1))
+	d := max(lookFirst, 4*mean, r.client.least) * time.Duration(max(t.position, 1))
 	if ttl := t.req.Op.TTL; ttl > 0 {
 		d = min(d, ttl/3)
 	}

@@ -64,9 +64,9 @@ func (c *Client) post(t *term, calls []*call) {
 func (c *Client) patience() time.Duration {
 	d := c.link.Expect()
 	if d == 0 {
-		return firstSilence
+		d = firstSilence
 	}
-	return max(d+receiptAfter, leastSilence)
+	return max(d+receiptAfter, leastSilence, c.least)
 }
 
 // expectReply has the owner suspended if the oldest frame gets no answer. Called with mu held.

@@ -9,7 +9,7 @@ import (
 
 // The thin path: one process owns, another one acquires and releases over it.
 func TestAcquireAndReleaseOverTheOwner(t *testing.T) {
-	w := newWorld(t)
+	w := newPatientWorld(t)
 	o, p := w.process(RouterConfig{}).serve(), w.process(RouterConfig{Always: true})
 	p.meet()
 	before := p.engine.Stats()
@@ -34,7 +34,7 @@ func TestAcquireAndReleaseOverTheOwner(t *testing.T) {
 // Of the acquires of one process for one key only so many stand in the record. The others follow in
 // their order; one that is given up while it is held back was nowhere.
 func TestWindowOfAProcess(t *testing.T) {
-	w := newWorld(t)
+	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
 	p, holder := w.process(always), w.process(RouterConfig{})
 	p.meet()
@@ -70,7 +70,7 @@ func TestWindowOfAProcess(t *testing.T) {
 
 // Those that are held back go directly when the owner is lost.
 func TestWindowWithoutAnOwner(t *testing.T) {
-	w := newWorld(t)
+	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
 	p := w.process(always)
 	p.meet()
