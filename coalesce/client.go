@@ -191,14 +191,14 @@ func (c *Client) want() {
 	}
 	c.helloAt = now.Add(helloAgain)
 	if !c.listens {
-		sub, err := c.cfg.Conn.Subscribe(beatSubject(c.cfg.Fabric, c.cfg.Shard), c.heard)
+		sub, err := c.cfg.Conn.Subscribe(BeatSubject(c.cfg.Fabric, c.cfg.Shard), c.heard)
 		if err != nil {
 			return
 		}
 		c.subs, c.listens = append(c.subs, sub), true
 	}
 	c.stats.Hellos++
-	if c.cfg.Conn.PublishRequest(helloSubject(c.cfg.Fabric, c.cfg.Shard), c.inbox+"h", nil) != nil {
+	if c.cfg.Conn.PublishRequest(HelloSubject(c.cfg.Fabric, c.cfg.Shard), c.inbox+"h", nil) != nil {
 		return
 	}
 	if c.hello != nil {

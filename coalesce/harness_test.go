@@ -188,7 +188,7 @@ func (p *process) serve(ttl ...time.Duration) *owner {
 // shout tells everybody that the owner is there.
 func (o *owner) shout() {
 	b := o.beat()
-	_ = o.p.nc.Publish(beatSubject(o.cfg.Fabric, o.cfg.Shard), b.append(nil))
+	_ = o.p.nc.Publish(BeatSubject(o.cfg.Fabric, o.cfg.Shard), b.append(nil))
 }
 
 // meet has the client find the owner.

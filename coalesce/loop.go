@@ -38,7 +38,7 @@ func (s *Service) loop() {
 		if wait := s.beatEvery(); now.Sub(beaten) >= wait && s.entitled() {
 			beaten = now
 			b := s.beat()
-			_ = s.cfg.Conn.Publish(beatSubject(s.cfg.Fabric, s.cfg.Shard), b.append(nil))
+			_ = s.cfg.Conn.Publish(BeatSubject(s.cfg.Fabric, s.cfg.Shard), b.append(nil))
 		}
 		if at := now.Add(max(s.beatEvery()-now.Sub(beaten), beatBusy/4)); next.IsZero() || at.Before(next) {
 			next = at

@@ -63,6 +63,9 @@ func NewRouter(e *engine.Engine, c *Client, cfg RouterConfig) *Router {
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	c.mu.Lock()
 	c.router = r
+	if cfg.Belt || cfg.Always {
+		c.want()
+	}
 	c.mu.Unlock()
 	return r
 }
@@ -270,3 +273,6 @@ func (r *Router) owed(id string) bool {
 	defer r.client.mu.Unlock()
 	return r.claims[id] != nil
 }
+
+// Stats returns the counters of what was sent to owners.
+func (r *Router) Stats() ClientStats { return r.client.Stats() }

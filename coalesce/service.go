@@ -148,7 +148,7 @@ func (s *Service) register() error {
 		micro.WithEndpointSubject(opSubject(cfg.Fabric, cfg.Shard, cfg.Term)), micro.WithEndpointQueueGroupDisabled())
 	if err == nil {
 		err = svc.AddEndpoint("hello", micro.HandlerFunc(s.takeHello), limits,
-			micro.WithEndpointSubject(helloSubject(cfg.Fabric, cfg.Shard)), micro.WithEndpointQueueGroup(QueueGroup))
+			micro.WithEndpointSubject(HelloSubject(cfg.Fabric, cfg.Shard)), micro.WithEndpointQueueGroup(QueueGroup))
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("coalesce: service: %w", err), svc.Stop())
@@ -236,7 +236,7 @@ func (s *Service) Close(ctx context.Context) error {
 	s.flush()
 	b := s.beat()
 	b.bye = true
-	err := s.cfg.Conn.Publish(beatSubject(s.cfg.Fabric, s.cfg.Shard), b.append(nil))
+	err := s.cfg.Conn.Publish(BeatSubject(s.cfg.Fabric, s.cfg.Shard), b.append(nil))
 	if s.cfg.Conn.IsClosed() {
 		return err
 	}

@@ -34,11 +34,13 @@ func opSubject(fabric string, shard int, term uint64) string {
 	return "lf." + fabric + "." + strconv.Itoa(shard) + "." + strconv.FormatUint(term, 10) + ".op"
 }
 
-func helloSubject(fabric string, shard int) string {
+// HelloSubject is where clients look for an owner. One of those in QueueGroup answers.
+func HelloSubject(fabric string, shard int) string {
 	return "lf." + fabric + "." + strconv.Itoa(shard) + ".hello"
 }
 
-func beatSubject(fabric string, shard int) string {
+// BeatSubject is where an owner tells everybody that it is there.
+func BeatSubject(fabric string, shard int) string {
 	return "lf." + fabric + "." + strconv.Itoa(shard) + ".beat"
 }
 

@@ -193,10 +193,10 @@ func (a *attempt) conclude(ctx context.Context, sl *slot, op *record.Op, out eng
 		if errors.Is(err, engine.ErrGone) || a.claim.From != nil {
 			// It may stand after all: the reads that said otherwise can be those of
 			// a deposed leader. Nothing may be left under a lease that lives.
-			a.session.engine.ReleaseInBackground(a.enc, sl.id, op.ID, 0)
+			a.session.doer.ReleaseInBackground(a.enc, sl.id, op.ID, 0)
 		}
 		if from := a.claim.From; from != nil {
-			a.session.engine.ReleaseInBackground(a.enc, sl.id, op.Holder, from.revision())
+			a.session.doer.ReleaseInBackground(a.enc, sl.id, op.Holder, from.revision())
 		}
 		if a.victim != nil {
 			err = a.victim
@@ -258,7 +258,7 @@ func (a *attempt) place(ctx context.Context) (*slot, error) {
 // as long as the manager lives.
 func (a *attempt) do(ctx context.Context, op record.Op, opt engine.Options) (engine.Outcome, error) {
 	if op.Stays() {
-		stop := context.AfterFunc(ctx, func() { a.session.engine.UndoInBackground(a.enc, op, opt.AtLeast) })
+		stop := context.AfterFunc(ctx, func() { a.session.doer.UndoInBackground(a.enc, op, opt.AtLeast) })
 		defer stop()
 		var done func()
 		ctx, done = a.m.bind(context.WithoutCancel(ctx))
@@ -271,7 +271,7 @@ func (a *attempt) do(ctx context.Context, op record.Op, opt engine.Options) (eng
 func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engine.Outcome, before uint64) (*Hold, error) {
 	s := a.session
 	useless := func(err error) (*Hold, error) {
-		s.engine.ReleaseInBackground(a.enc, sl.id, op.ID, out.Revision)
+		s.doer.ReleaseInBackground(a.enc, sl.id, op.ID, out.Revision)
 		a.withdrawn(sl, op.ID, err)
 		sl.give(op.ID)
 		return nil, err
@@ -307,7 +307,7 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 	// the acquire waited, or this process slept, grants nothing.
 	if !sl.lease.Valid() || ended != nil || out.Entry.Revoked || a.set == nil && !h.handOut(a) {
 		h.lose(ErrExpired)
-		s.engine.ReleaseInBackground(a.enc, sl.id, op.ID, out.Revision)
+		s.doer.ReleaseInBackground(a.enc, sl.id, op.ID, out.Revision)
 		why := errAgain
 		if out.Entry.Revoked {
 			why = ErrRevoked

@@ -161,7 +161,7 @@ func BenchmarkManyKeys(b *testing.B) {
 	}
 	defer nc.Close()
 	m := benchManager(b, nc)
-	contend(b, 64, func(worker int) error {
+	contendAll(b, 64, func(worker int) error {
 		lock, err := m.Acquire(b.Context(), fmt.Sprintf("key-%d", worker))
 		if err != nil {
 			return err
@@ -180,7 +180,7 @@ func BenchmarkOneKeyOneProcess(b *testing.B) {
 	}
 	defer nc.Close()
 	m := benchManager(b, nc)
-	contend(b, 64, func(int) error {
+	contendAll(b, 64, func(int) error {
 		lock, err := m.Acquire(b.Context(), "hot")
 		if err != nil {
 			return err
@@ -189,36 +189,84 @@ func BenchmarkOneKeyOneProcess(b *testing.B) {
 	})
 }
 
-// BenchmarkOneKeyManyProcesses hands one lock over between 8 managers with
-// connections of their own.
+// BenchmarkOneKeyManyProcesses hands one lock over between managers with connections of their own:
+// each for itself, and with a coalescer in the server's process or in another one's.
 func BenchmarkOneKeyManyProcesses(b *testing.B) {
-	srv := benchServer(b)
-	for _, n := range []int{2, 8, 16, 64} {
-		b.Run(strconv.Itoa(n), func(b *testing.B) {
-			var managers []*fabric.Manager
-			for range n {
-				nc, err := links[1].dial(srv)
-				if err != nil {
-					b.Fatal(err)
+	onRoads(b, []int{2, 8, 16, 64}, func(int) string { return "hot" })
+}
+
+// BenchmarkOwnKeysManyProcesses is the same with a key for each of them.
+func BenchmarkOwnKeysManyProcesses(b *testing.B) {
+	onRoads(b, []int{64}, func(worker int) string { return "key-" + strconv.Itoa(worker) })
+}
+
+func onRoads(b *testing.B, counts []int, key func(worker int) string) {
+	owners := []struct {
+		name string
+		link *link
+	}{{"direct", nil}, {"coalesced", &links[0]}, {"coalesced-tcp", &links[1]}}
+	for _, n := range counts {
+		for _, owner := range owners {
+			b.Run(strconv.Itoa(n)+"/"+owner.name, func(b *testing.B) {
+				srv := benchServer(b)
+				var serves *fabric.Manager
+				if owner.link != nil {
+					nc, err := owner.link.dial(srv)
+					if err != nil {
+						b.Fatal(err)
+					}
+					defer nc.Close()
+					if serves, err = fabric.New(b.Context(), nc, fabric.WithCoalescer()); err != nil {
+						b.Fatal(err)
+					}
+					defer func() { _ = serves.Close() }()
 				}
-				defer nc.Close()
-				managers = append(managers, benchManager(b, nc))
-			}
-			contend(b, n, func(worker int) error {
-				lock, err := managers[worker].Acquire(b.Context(), "hot")
-				if err != nil {
-					return err
+				var managers []*fabric.Manager
+				for range n {
+					nc, err := links[1].dial(srv)
+					if err != nil {
+						b.Fatal(err)
+					}
+					defer nc.Close()
+					managers = append(managers, benchManager(b, nc))
 				}
-				return lock.Release(b.Context())
+				pair := func(worker int) error {
+					lock, err := managers[worker].Acquire(b.Context(), key(worker))
+					if err != nil {
+						return err
+					}
+					return lock.Release(b.Context())
+				}
+				contend(b, n, 20*n, pair)
+				writes := func() (sum uint64) {
+					for _, m := range append(managers, serves) {
+						if m != nil {
+							sum += m.Stats().Writes
+						}
+					}
+					return sum
+				}
+				before := writes()
+				b.ResetTimer()
+				contend(b, n, b.N, pair)
+				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "pairs/s")
+				b.ReportMetric(float64(writes()-before)/float64(b.N), "writes/pair")
 			})
-		})
+		}
 	}
 }
 
-// contend runs b.N operations from n goroutines.
-func contend(b *testing.B, n int, op func(worker int) error) {
+// contendAll runs b.N operations from n goroutines.
+func contendAll(b *testing.B, n int, op func(worker int) error) {
 	b.Helper()
 	b.ResetTimer()
+	contend(b, n, b.N, op)
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "pairs/s")
+}
+
+// contend runs so many operations from n goroutines.
+func contend(b *testing.B, n, operations int, op func(worker int) error) {
+	b.Helper()
 	var wg sync.WaitGroup
 	work := make(chan struct{}, n)
 	for w := range n {
@@ -230,10 +278,9 @@ func contend(b *testing.B, n int, op func(worker int) error) {
 			}
 		})
 	}
-	for range b.N {
+	for range operations {
 		work <- struct{}{}
 	}
 	close(work)
 	wg.Wait()
-	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "pairs/s")
 }

@@ -292,7 +292,7 @@ func (h *Hold) postLast(ctx context.Context, op record.Op, opt engine.Options) (
 		var refused *engine.RefusedError
 		if errors.As(err, &refused) && refused.Verdict != record.NotHolder {
 			// The entry stands as it did.
-			h.s.engine.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
+			h.s.doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
 		}
 		return h.s.m.explain(ctx, h.postFailed(&op, err))
 	})

@@ -14,7 +14,7 @@ import (
 )
 
 func TestLock(t *testing.T) {
-	runBehaviours(t, []behaviour{
+	runOnRoads(t, []behaviour{
 		{"lock free", lockFree},
 		{"unlock", unlock},
 		{"try free", tryFree},
@@ -240,7 +240,8 @@ func failedTryLeavesNothing(t *testing.T, s *site) {
 			t.Fatal(err)
 		}
 	}
-	if after := inspect(t, m, key).Revision; after != before {
+	// On both roads at once it does, to shut out the road that has not answered.
+	if after := inspect(t, m, key).Revision; after != before && s != beltSite {
 		t.Errorf("a failed try wrote revision %d over %d", after, before)
 	}
 	release(t, l)

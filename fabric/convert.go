@@ -119,7 +119,7 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 			case n > 1 && !isRefused, !weaker:
 				// The engine knows of this attempt, not of those before. And the handle counts on
 				// less since it asked, also where nothing was written: the record follows.
-				l.s.engine.UndoInBackground(l.enc, op, known)
+				l.s.doer.UndoInBackground(l.enc, op, known)
 			}
 			return l.notConverted(ctx, op, err)
 		}
@@ -129,7 +129,7 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 			return l.Err()
 		}
 		if !pauseAgain(ctx, n) {
-			l.s.engine.UndoInBackground(l.enc, op, known)
+			l.s.doer.UndoInBackground(l.enc, op, known)
 			if weaker {
 				return fmt.Errorf("%w: %w", ErrUnconfirmed, ctx.Err())
 			}

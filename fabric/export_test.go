@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/lockfabric/lockfabric/coalesce"
 	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
@@ -42,3 +43,39 @@ func WatchAllTrusting(ctx context.Context, m *Manager, prefix string, trust time
 		yield(nil, err)
 	}
 }
+
+// OwnerKey is the key of the lock of whoever serves as the coalescer.
+const OwnerKey = ownerKey
+
+// AsServer makes the manager a coalescer of a server's rank.
+func AsServer() ManagerOption {
+	return func(c *config) error { c.rank = rankServer; return nil }
+}
+
+// WithLeisure sets for how long a coalescer that nobody asks stays.
+func WithLeisure(d time.Duration) ManagerOption {
+	return func(c *config) error { c.leisure = d; return nil }
+}
+
+// OnBothRoads has every operation take both roads at once.
+func OnBothRoads() ManagerOption {
+	return func(c *config) error { c.belt = true; return nil }
+}
+
+// Serving returns the term in which the manager is the coalescer, 0 if it is not.
+func Serving(m *Manager) uint64 { return m.serving.Load() }
+
+// Name returns the name of the manager's fabric.
+func Name(m *Manager) string { return m.cfg.buckets.Fabric }
+
+// Roads counts what the manager has sent to coalescers.
+func Roads(m *Manager) coalesce.ClientStats {
+	s, err := m.session(context.Background())
+	if err != nil || s.router == nil {
+		return coalesce.ClientStats{}
+	}
+	return s.router.Stats()
+}
+
+// OnRoad reports whether the manager takes the road over a coalescer from the beginning.
+func OnRoad(m *Manager) bool { return m.cfg.road == RoadCoalesced || m.cfg.belt }

@@ -127,7 +127,7 @@ func (l *level) end(why error) *Hold {
 // letGo releases a level in the background.
 func (l *level) letGo(why error) {
 	if h := l.end(why); h != nil {
-		h.s.engine.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
+		h.s.doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
 		h.slot.drop(h)
 	}
 }

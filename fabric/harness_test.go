@@ -3,7 +3,9 @@ package fabric_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -13,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/lockfabric/lockfabric/coalesce"
 	"github.com/lockfabric/lockfabric/embedded"
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/test/cluster"
@@ -24,26 +27,67 @@ const patience = 60 * time.Second
 // site is where tests run: a single server or a cluster of three. It is started
 // by the first test that needs it and stopped by TestMain.
 type site struct {
-	name    string
-	once    sync.Once
-	err     error
-	server  *embedded.Server // of a single one
-	cluster *cluster.Cluster // else
-	numbers atomic.Uint64
+	name      string
+	options   []fabric.Option // of its managers
+	coalesced bool            // somebody serves as the coalescer of the common fabric
+	once      sync.Once
+	err       error
+	server    *embedded.Server // of a single one
+	cluster   *cluster.Cluster // else
+	owner     *fabric.Manager  // who serves, where it is coalesced
+	end       []func()         // of what is to end before the server
+	kept      sync.Once
+	numbers   atomic.Uint64
 }
 
 var (
 	singleSite  = &site{name: "one server"}
 	clusterSite = &site{name: "three servers"}
+
+	// On these all that can take the road over a coalescer takes it; in belt mode it takes both roads at
+	// once.
+	coalescedSite = &site{name: "one server, coalesced", coalesced: true, options: []fabric.Option{fabric.WithRoad(fabric.RoadCoalesced)}}
+	beltSite      = &site{name: "one server, on both roads", coalesced: true, options: []fabric.Option{fabric.OnBothRoads()}}
+
+	allSites = []*site{singleSite, clusterSite, coalescedSite, beltSite}
 )
+
+// roads has every list of behaviours run on each road.
+var roads = flag.Bool("roads", false, "run the conformance tests on the coalesced road, and on both at once, as well")
 
 func (s *site) start() {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if s == singleSite {
+	if s != clusterSite {
 		s.server, s.err = embedded.Start(ctx, embedded.WithTempStore(), embedded.WithSync(embedded.SyncInterval(time.Second)), embedded.WithListen("127.0.0.1:0"))
 	} else {
 		s.cluster, s.err = cluster.Start(ctx, 3)
+	}
+	if s.coalesced && s.err == nil {
+		s.err = s.appoint(ctx)
+	}
+}
+
+// appoint has somebody serve as the coalescer.
+func (s *site) appoint(ctx context.Context) error {
+	nc, err := s.server.Connect(nats.ReconnectBufSize(-1))
+	if err != nil {
+		return err
+	}
+	m, err := fabric.New(ctx, nc, fabric.WithCoalescer(), fabric.WithLeisure(time.Hour))
+	if err != nil {
+		return err
+	}
+	s.owner = m
+	s.end = append(s.end, func() { _ = m.Close(); nc.Close() })
+	for {
+		if fabric.Serving(m) > 0 {
+			return nil
+		}
+		if err := errors.Join(ctx.Err(), nc.Publish(coalesce.HelloSubject(fabric.DefaultFabric, 0), nil)); err != nil {
+			return err
+		}
+		time.Sleep(5 * time.Millisecond)
 	}
 }
 
@@ -51,11 +95,16 @@ func stopSites() error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var errs []error
-	if s := singleSite.server; s != nil {
-		errs = append(errs, s.Shutdown(ctx))
-	}
-	if c := clusterSite.cluster; c != nil {
-		errs = append(errs, c.Shutdown())
+	for _, s := range allSites {
+		for _, end := range s.end {
+			end()
+		}
+		if s.server != nil {
+			errs = append(errs, s.server.Shutdown(ctx))
+		}
+		if s.cluster != nil {
+			errs = append(errs, s.cluster.Shutdown())
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -86,17 +135,34 @@ type behaviour struct {
 	run  func(t *testing.T, s *site)
 }
 
+// runBehaviours runs them on one server and on three, and with -roads on every road.
 func runBehaviours(t *testing.T, list []behaviour) {
 	t.Helper()
+	runOn(t, list)
+}
+
+// runOnRoads is runBehaviours for what always runs on both roads at once, too.
+func runOnRoads(t *testing.T, list []behaviour) {
+	t.Helper()
+	runOn(t, list, beltSite)
+}
+
+func runOn(t *testing.T, list []behaviour, more ...*site) {
+	t.Helper()
 	t.Parallel()
-	onBothSites(t, func(t *testing.T, s *site) {
-		for _, b := range list {
-			t.Run(b.name, func(t *testing.T) {
-				t.Parallel()
-				b.run(t, s)
-			})
-		}
-	})
+	if *roads {
+		more = []*site{coalescedSite, beltSite}
+	}
+	for _, s := range append(more, singleSite, clusterSite) {
+		onSite(t, s, func(t *testing.T, s *site) {
+			for _, b := range list {
+				t.Run(b.name, func(t *testing.T) {
+					t.Parallel()
+					b.run(t, s)
+				})
+			}
+		})
+	}
 }
 
 // conn returns a connection of its own, as a process of its own would have.
@@ -119,7 +185,11 @@ func (s *site) conn(t testing.TB, opts ...nats.Option) *nats.Conn {
 // site's common one unless the options say otherwise.
 func (s *site) manager(t testing.TB, opts ...fabric.Option) *fabric.Manager {
 	t.Helper()
-	return newManager(t, s.conn(t), opts...)
+	m := newManager(t, s.conn(t), slices.Concat(s.options, opts)...)
+	if s.coalesced && fabric.Name(m) == fabric.DefaultFabric && fabric.OnRoad(m) {
+		eventually(t, "a coalescer is known", func() bool { return fabric.Roads(m).Term > 0 })
+	}
+	return m
 }
 
 func newManager(t testing.TB, nc *nats.Conn, opts ...fabric.Option) *fabric.Manager {
@@ -146,6 +216,8 @@ func (s *site) key(t testing.TB) string {
 // deleted at the end of the test.
 func (s *site) fabric(t testing.TB) string {
 	t.Helper()
+	// With its last stream a server removes the directory of streams, even while another is being made.
+	s.kept.Do(func() { _ = s.manager(t).Close() })
 	name := fmt.Sprintf("own-%d", s.numbers.Add(1))
 	js := s.jetStream(t)
 	t.Cleanup(func() {

@@ -301,7 +301,7 @@ func (h *Hold) releaseError(out engine.Outcome, err error) error {
 	case !errors.Is(err, engine.ErrUnconfirmed):
 		// It ended for good, as on a record that can't be read and that somebody
 		// may restore with the entry in it.
-		h.s.engine.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
+		h.s.doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
 	}
 	return fmt.Errorf("%w: %q: %w", ErrUnconfirmed, h.key, err)
 }
@@ -362,7 +362,7 @@ func (h *Hold) lose(reason error) {
 		// A revoked entry blocks until its holder lets go, and one that seems to be
 		// gone may stand: the reads that said so can be those of a deposed leader.
 		// Nothing may be left under a lease that lives.
-		h.s.engine.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
+		h.s.doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
 	}
 	h.slot.drop(h)
 }

@@ -34,7 +34,8 @@ type Manager struct {
 	gate  *gate         // that every request passes
 	hints *hints
 
-	owners owners // units of work by owner
+	owners  owners        // units of work by owner
+	serving atomic.Uint64 // term in which this process is the fabric's coalescer, 0 = it is not
 
 	seen atomic.Uint64 // highest revision of the locks bucket in sessions that have ended
 
@@ -244,7 +245,7 @@ func (m *Manager) look(key string, rev uint64) {
 	s := m.current
 	m.mu.Unlock()
 	if s != nil {
-		s.engine.Look(key, rev)
+		s.doer.Look(key, rev)
 	}
 }
 

@@ -51,7 +51,8 @@ type timing struct {
 	ttl         time.Duration
 	renewEvery  time.Duration // 0 = a third of the TTL
 	noRenewal   bool
-	maxRenewals int // 0 = no limit
+	maxRenewals int  // 0 = no limit
+	owner       bool // of a coalescer's lock: its lease is closed after that was let go
 }
 
 // limited reports whether a lease of this timing ends by itself, so that it
@@ -77,6 +78,11 @@ type config struct {
 	failFast bool
 	lazy     bool          // make no lease before it is needed
 	sweep    time.Duration // between two sweeps; 0 = none
+	road     Road
+	belt     bool          // every operation takes both roads at once, for tests
+	rank     int           // of this process as a coalescer; 0 = it is none
+	leisure  time.Duration // how long an owner that nobody asks keeps its office
+	standIn  bool          // it was opened because somebody asked for a coalescer, and ends when nobody does
 
 	detectAfter time.Duration // of deadlocks
 	noDetection bool
@@ -84,7 +90,10 @@ type config struct {
 }
 
 func newConfig(opts []Option) (config, error) {
-	c := config{timing: timing{ttl: DefaultTTL}, sweep: DefaultSweepInterval, detectAfter: DefaultDeadlockDelay, logger: slog.New(slog.DiscardHandler)}
+	c := config{
+		timing: timing{ttl: DefaultTTL}, sweep: DefaultSweepInterval, detectAfter: DefaultDeadlockDelay,
+		road: RoadAutomatic, leisure: idleOwner, logger: slog.New(slog.DiscardHandler),
+	}
 	c.buckets.Fabric = DefaultFabric
 	for _, o := range opts {
 		if o == nil {

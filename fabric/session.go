@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/lockfabric/lockfabric/coalesce"
 	"github.com/lockfabric/lockfabric/internal/clock"
 	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/jskv"
@@ -40,12 +41,14 @@ type session struct {
 	leaseHub  *jskv.Hub
 	observer  *lease.Observer
 	engine    *engine.Engine
-	detection *detection    // of deadlocks; nil = off
-	doer      engine.Doer   // what claims, posts and releases are given to
-	ready     chan struct{} // closed when grants are allowed
+	detection *detection       // of deadlocks; nil = off
+	doer      doer             // what claims, posts and releases are given to
+	router    *coalesce.Router // the doer, unless that is the engine alone
+	ready     chan struct{}    // closed when grants are allowed
 	stop      context.CancelFunc
 	ctx       context.Context // ends when the session, or the manager, begins to end
 	finished  chan struct{}   // closed when end has done all
+	coalesced chan struct{}   // closed when this process serves no more
 	wg        sync.WaitGroup  // added to under mu while ended is nil
 	local     sync.Map        // lease id -> *slot: live leases of this process
 	over      sync.Map        // lease id -> struct{}: its lost ones, without a tombstone yet
@@ -75,7 +78,7 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 		return nil, err
 	}
 	s := &session{
-		m: m, buckets: buckets, ready: make(chan struct{}), finished: make(chan struct{}), doubts: newDoubts(),
+		m: m, buckets: buckets, ready: make(chan struct{}), finished: make(chan struct{}), coalesced: make(chan struct{}), doubts: newDoubts(),
 		slots: map[timing]*slot{}, making: newTurn(), all: map[*slot]struct{}{},
 	}
 	s.confirmed.Store(buckets.Last)
@@ -90,15 +93,26 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 		Suspect: s.suspect,
 		Evicted: s.evicted,
 		RTT:     &m.rtt,
-		Hints:   m.hints,
-		Logger:  m.cfg.logger,
+		Hints:   m.hints, Contended: s.contended,
+		Logger: m.cfg.logger,
 	})
-	s.doer = s.engine
+	if err := s.route(); err != nil {
+		s.engine.Close()
+		s.observer.Close()
+		s.lockHub.Close()
+		s.leaseHub.Close()
+		return nil, err
+	}
 	s.detect()
 	s.goIfOpen(s.housekeep)
 	s.goIfOpen(s.lookAfterBuckets)
 	if m.cfg.sweep > 0 {
 		s.goIfOpen(s.sweep)
+	}
+	if m.cfg.rank > 0 {
+		s.goIfOpen(s.coalesce)
+	} else {
+		close(s.coalesced)
 	}
 	if buckets.Quarantine == 0 {
 		close(s.ready)
@@ -341,12 +355,20 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	}
 	// The tombstones first: they free everything at once, whatever happens to
 	// the sweep.
-	forEach(ctx, closeAtOnce, all, func(sl *slot) { s.closeLease(ctx, sl.lease) })
+	forEach(ctx, closeAtOnce, all, func(sl *slot) {
+		if sl.timing.owner {
+			s.awaitHandover(ctx)
+		}
+		s.closeLease(ctx, sl.lease)
+	})
 	if sweep && s.m.nc.IsConnected() {
 		// So that nobody has to evict them.
 		forEach(ctx, closeAtOnce, left, func(l *Hold) {
 			_, _ = engine.Do(ctx, s.doer, l.enc, releaseOp(l), engine.Options{FailFast: true, AtLeast: l.revision()})
 		})
+	}
+	if s.router != nil {
+		s.router.Close()
 	}
 	s.engine.Close()
 	s.observer.Close()

@@ -294,7 +294,7 @@ func (s *session) closeLease(ctx context.Context, le *lease.Lease) {
 		return
 	}
 	s.over.Delete(le.ID())
-	s.engine.DropLease(le.ID())
+	s.doer.DropLease(le.ID())
 }
 
 // tend retires leases under which an operation could not be resolved for a
@@ -308,7 +308,7 @@ func (s *session) tend() {
 	}
 	s.mu.Unlock()
 	for _, sl := range all {
-		stuck := s.engine.Unresolved(sl.id) > sl.timing.ttl
+		stuck := s.doer.Unresolved(sl.id) > sl.timing.ttl
 		sl.mu.Lock()
 		unused := sl.users == 0 && sl.timing != s.m.cfg.timing && time.Since(sl.idle) > max(2*sl.timing.ttl, 10*time.Second)
 		if stuck && !sl.retired {

@@ -44,7 +44,7 @@ func (s *site) wired(t testing.TB, opts ...fabric.Option) (*fabric.Manager, *wir
 	t.Helper()
 	nc := s.conn(t)
 	w := &wire{send: nc.RequestMsgWithContext, over: make(chan struct{})}
-	m := newManager(t, nc, append(opts, fabric.WithTrip(w.trip))...)
+	m := newManager(t, nc, slices.Concat(s.options, opts, []fabric.Option{fabric.WithTrip(w.trip)})...)
 	t.Cleanup(w.heal)
 	t.Cleanup(func() {
 		close(w.over)

@@ -17,6 +17,10 @@ const (
 // kept. No lease has this name.
 const MetaKey = "_fabric"
 
+// CoalescerKey is the key in the locks bucket of the lock that the fabric's coalescer holds. No name
+// of a lock encodes to it.
+const CoalescerKey = "=coalescer.0"
+
 // LocksBucket returns the name of the bucket that a fabric keeps its records in.
 func LocksBucket(fabric string) string { return fabric + "-locks" }
 

@@ -300,7 +300,7 @@ func TestDoctorContent(t *testing.T) {
 		return fmt.Sprintf(`{"v":1,"kind":"lock","holders":[{"id":"%s.1","mode":"X","token":"00000000000000000000","ttl":100%s}]}`, id, more)
 	}
 	live, dead := nuid.Next(), nuid.Next()
-	put(t, js, "-leases", live, fmt.Sprintf(`{"v":1,"id":%q,"state":"live","ttl":80000000,"margin":5,"nonce":"n"}`, live))
+	put(t, js, "-leases", live, fmt.Sprintf(`{"v":1,"id":%q,"state":"live","host":"somewhere","pid":7,"ttl":80000000,"margin":5,"nonce":"n"}`, live))
 	put(t, js, "-leases", dead, fmt.Sprintf(`{"v":1,"id":%q,"state":"dead","reason":"closed","by":"h:1","at":1,"ttl":1000,"margin":5}`, dead))
 	for _, id := range []string{live, dead} {
 		b, err := js.KeyValue(t.Context(), fabricName(t)+"-leases")
@@ -316,12 +316,14 @@ func TestDoctorContent(t *testing.T) {
 		}
 	}
 	put(t, js, "-locks", "fine", entry(live, ""))
+	put(t, js, "-locks", kv.CoalescerKey, entry(live, ""))
 	d := examine(t, server.ClientURL())
 	d.exits(0)
 	d.only("sync")
 	d.has("records", doctor.OK, "1 in use")
 	d.has("leases", doctor.OK, "1 live")
-	if b := d.Fabric.Buckets; len(b) != 2 || b[1].Keys != 1 || b[0].Keys < 3 || b[0].Storage != "file" || b[0].Replicas != 1 || b[0].LastSeq == 0 || b[0].FirstSeq == 0 {
+	d.has("coalescer", doctor.OK, "somewhere:7 is the coalescer")
+	if b := d.Fabric.Buckets; len(b) != 2 || b[1].Keys != 2 || b[0].Keys < 3 || b[0].Storage != "file" || b[0].Replicas != 1 || b[0].LastSeq == 0 || b[0].FirstSeq == 0 {
 		t.Errorf("%+v", b)
 	}
 

@@ -28,7 +28,7 @@ const (
 
 type serveCmd struct {
 	Store         string        `placeholder:"DIR" env:"LOCKFABRIC_STORE" help:"Directory for the locks; one server at a time uses it. Required, unless --config names one."`
-	Config        string        `placeholder:"FILE" help:"Configuration file of nats-server, for all that is not given here. Goes with --store, --sync, --name, --allow-remote and --idle-exit."`
+	Config        string        `placeholder:"FILE" help:"Configuration file of nats-server, for all that is not given here. Goes with --store, --sync, --name, --allow-remote, --no-coalesce and --idle-exit."`
 	Listen        string        `placeholder:"HOST:PORT" help:"Address for clients, 127.0.0.1:4222 unless given; port 0 takes a free one."`
 	AllowRemote   bool          `help:"Allow addresses that other hosts reach where nobody is asked who they are: everybody there can take and break every lock."`
 	Sync          string        `placeholder:"always|INTERVAL" help:"When writes reach the disk: always, before they are acknowledged, which is the default; or every so often, and then a power failure can lose locks that were granted."`
@@ -37,6 +37,7 @@ type serveCmd struct {
 	ClusterListen string        `placeholder:"HOST:PORT" help:"Address for the other servers of the cluster."`
 	Routes        []string      `placeholder:"HOST:PORT" help:"Cluster addresses of all servers, this one too, with commas."`
 	Security      serveAuth     `embed:""`
+	NoCoalesce    bool          `help:"Leave it to others to carry out together what many programs wait for."`
 	IdleExit      time.Duration `help:"End when no client was connected for so long; 0 is never."`
 	Local         bool          `hidden:"" help:"Be the local server of --local-dir."`
 }
@@ -88,7 +89,13 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		fmt.Fprintf(w, "serving %s from %s\n", ready.URL, printable(ready.Store))
 	})
 	if err == nil {
-		err = watch(ctx, probe{health: srv.Health, clients: srv.NumClients, idle: v.IdleExit})
+		var own *coalescing
+		if !v.NoCoalesce {
+			own = coalesceFor(srv, s.log)
+		}
+		clients := func() int { return srv.NumClients() - own.clients() }
+		err = watch(ctx, probe{health: srv.Health, clients: clients, idle: v.IdleExit})
+		own.end()
 	}
 	unhook()
 	return end(srv, err)
@@ -149,7 +156,7 @@ func (o options) add(given bool, option embedded.Option) options {
 }
 
 // goWithConfig are the flags of serve that have a place beside a configuration file.
-var goWithConfig = []string{"config", "store", "sync", "name", "allow-remote", "idle-exit"}
+var goWithConfig = []string{"config", "store", "sync", "name", "allow-remote", "no-coalesce", "idle-exit"}
 
 // checkConfig refuses flags, and passwords, whose place is in the configuration
 // file.

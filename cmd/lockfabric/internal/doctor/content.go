@@ -22,7 +22,8 @@ const revokeTime = time.Second
 // leaseSight is what a look at the leases shows.
 type leaseSight struct {
 	live, dead map[string]bool
-	stale      map[string]bool // live, and not renewed for twice its TTL
+	stale      map[string]bool   // live, and not renewed for twice its TTL
+	hosts      map[string]string // of those that live: "host:pid"
 	unreadable []string
 	strange    []string // keys that are no lease ids
 }
@@ -77,7 +78,7 @@ func (e *exam) readLeases(ctx context.Context) *leaseSight {
 		return nil
 	}
 	name := e.leases.Bucket
-	s := &leaseSight{live: map[string]bool{}, dead: map[string]bool{}, stale: map[string]bool{}}
+	s := &leaseSight{live: map[string]bool{}, dead: map[string]bool{}, stale: map[string]bool{}, hosts: map[string]string{}}
 	now := time.Now()
 	err := e.entries(ctx, name, func(entry jskv.Entry) {
 		if entry.Key == kv.MetaKey || strings.HasPrefix(entry.Key, lease.AskPrefix) {
@@ -96,6 +97,7 @@ func (e *exam) readLeases(ctx context.Context) *leaseSight {
 		default:
 			s.live[entry.Key] = true
 			s.stale[entry.Key] = now.Sub(entry.Created) > 2*info.TTL
+			s.hosts[entry.Key] = info.Host + ":" + strconv.Itoa(info.PID)
 		}
 	})
 	if err != nil {
@@ -121,6 +123,7 @@ type lockSight struct {
 	records                                 int
 	strange, unreadable, newer, other, dead []string
 	revoked                                 []string
+	coalescer                               *record.Record // the lock of whoever serves as one
 	leases                                  *leaseSight
 	now                                     time.Time
 }
@@ -159,6 +162,27 @@ func (e *exam) readLocks(ctx context.Context, leases *leaseSight) {
 		r.ok(checkHolders, name, "nobody is told to let go in vain")
 	}
 	e.standing(s)
+	e.coalescer(s)
+}
+
+// coalescer tells who carries out for others what they wait for.
+func (e *exam) coalescer(s *lockSight) {
+	const is = "is the coalescer"
+	switch {
+	case s.coalescer == nil || len(s.coalescer.Holders) == 0:
+		e.report.ok(checkCoalescer, e.Fabric, "nobody serves as the coalescer; one that stands by begins when programs wait for each other")
+		return
+	case s.leases == nil:
+		e.report.ok(checkCoalescer, e.Fabric, "some process "+is)
+		return
+	}
+	lease := s.coalescer.Holders[0].Lease()
+	who, also := s.leases.hosts[lease], len(s.coalescer.Waiters)
+	if who == "" || s.leases.stale[lease] {
+		e.report.ok(checkCoalescer, e.Fabric, "the process that was the coalescer has ended without a release; %d wait to follow, and programs do without meanwhile", also)
+		return
+	}
+	e.report.ok(checkCoalescer, e.Fabric, "%s "+is+", %d wait to follow it", who, also)
 }
 
 // standing tells of entries whose leases are gone. Whoever asks for such a lock
@@ -182,6 +206,10 @@ func (e *exam) standing(s *lockSight) {
 
 // see sorts one record in.
 func (s *lockSight) see(entry jskv.Entry) {
+	if entry.Key == kv.CoalescerKey {
+		s.coalescer, _ = record.Decode(entry.Value)
+		return
+	}
 	name, err := kv.DecodeKey(entry.Key)
 	if err != nil {
 		s.strange = append(s.strange, strconv.Quote(entry.Key))

@@ -32,7 +32,8 @@ func bearable(needs []need, err error) bool {
 	}
 	// The client gives the server's text, with the subject in quotes, and no more.
 	return slices.ContainsFunc(needs, func(n need) bool {
-		return n.Helpful && strings.Contains(err.Error(), ` to "`+strings.TrimSuffix(n.Subject, ">"))
+		begins, _, _ := strings.Cut(n.Subject, "*")
+		return n.Helpful && strings.Contains(err.Error(), ` to "`+strings.TrimSuffix(begins, ">"))
 	})
 }
 

@@ -36,6 +36,7 @@ const (
 	checkRecords       = "records"
 	checkHolders       = "holders"
 	checkLeases        = "leases"
+	checkCoalescer     = "coalescer"
 	checkRTT           = "rtt"
 	checkWrites        = "writes"
 )
@@ -45,7 +46,7 @@ func Checks() []string {
 	return []string{
 		checkServer, checkVersion, checkJetStream, checkLimits, checkPermissions, checkSync,
 		checkBucket, checkConfiguration, checkStorage, checkReplicas, checkPeers, checkClock, checkIncarnation, checkSequence,
-		checkKeys, checkRecords, checkHolders, checkLeases, checkRTT, checkWrites,
+		checkKeys, checkRecords, checkHolders, checkLeases, checkCoalescer, checkRTT, checkWrites,
 	}
 }
 

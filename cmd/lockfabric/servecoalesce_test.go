@@ -1,0 +1,61 @@
+//go:build unix
+
+package main
+
+import (
+	"encoding/json"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+// serve becomes the coalescer of a fabric whose clients ask for one, as `nats micro info lockfabric`
+// shows, and hands over when it ends.
+func TestServeCoalesces(t *testing.T) {
+	t.Parallel()
+	for _, flags := range [][]string{{}, {"--no-coalesce"}} {
+		p := start(t, bare(t, append([]string{"--output", "json", "serve", "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--sync", "1s", "--log-level", "error"}, flags...)...))
+		var ready serving
+		var text []byte
+		for json.Unmarshal(text, &ready) != nil {
+			text = append(text, p.line()...)
+		}
+		nc, err := nats.Connect(ready.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		m, err := fabric.New(t.Context(), nc, fabric.WithFabric("served"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := func() (rank string) {
+			if err := nc.Publish("lf.served.0.hello", nil); err != nil {
+				t.Fatal(err)
+			}
+			msg, err := nc.Request("$SRV.INFO.lockfabric", nil, 100*time.Millisecond)
+			if err != nil {
+				return ""
+			}
+			var info micro.Info
+			if err := json.Unmarshal(msg.Data, &info); err != nil {
+				t.Fatal(err)
+			}
+			return info.Metadata["rank"]
+		}
+		if len(flags) == 0 {
+			eventually(t, "the server serves", func() bool { return found() == "3" })
+		} else if rank := found(); rank != "" {
+			t.Errorf("somebody of rank %q serves", rank)
+		}
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+		p.signal(killable)
+		p.exits(0)
+	}
+}

@@ -1,0 +1,274 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/lockfabric/lockfabric/coalesce"
+	"github.com/lockfabric/lockfabric/internal/pause"
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+const (
+	// spares is how many candidates wait for the lock of an owner, to take over when it
+	// crashes. More only look after it when its beats stop.
+	spares = 2
+	// silence is how long no beat of an owner is heard until a candidate looks whether there
+	// is one. An idle owner sends one every 5 s.
+	silence = 12 * time.Second
+	// idleOwner is how long an owner without active sessions keeps its lock, and idleHeir how
+	// long one does that nobody has asked.
+	idleOwner = 30 * time.Second
+	idleHeir  = 5 * time.Second
+	// handover bounds how long an owner that goes takes to answer what it was asked.
+	handover = time.Second
+)
+
+// WithCoalescer has this process serve as the fabric's coalescer when somebody asks for one: it then
+// carries out for others what they wait for, which is cheaper than that each does it by itself. One
+// process serves at a time, a better one ("lockfabric serve") before others. Nothing but speed
+// depends on it. docs/coalescing.md tells what it costs and which permissions it needs.
+func WithCoalescer() ManagerOption {
+	return func(c *config) error { c.rank = rankProcess; return nil }
+}
+
+// coalescer is this process as a candidate for the shard, and as its owner.
+//
+//	rests -- hello --> waits for the lock -- granted --> serves
+//	 ^ ^                     ^                            |
+//	 | +-- idle -------------|----------------------------+
+//	 |                       +----- better candidate -----+
+//	 +---- too many candidates, until the beats stop
+//
+// A fabric in which nobody asks costs nothing: a candidate that rests has two subscriptions.
+type coalescer struct {
+	s     *session
+	rank  int
+	hello chan struct{} // holds an element once somebody asks for an owner
+	beat  chan struct{} // likewise, once an owner was heard
+}
+
+// coalesce is the session's goroutine while the manager serves.
+func (s *session) coalesce() {
+	defer close(s.coalesced)
+	if s.awaitReady(s.ctx, false) != nil {
+		return
+	}
+	cfg := &s.m.cfg
+	c := &coalescer{s: s, rank: cfg.rank, hello: make(chan struct{}, 1), beat: make(chan struct{}, 1)}
+	stop, err := c.listen(coalesce.BeatSubject(cfg.buckets.Fabric, 0), "", c.beat)
+	if err != nil {
+		cfg.logger.Warn("this process can't serve as a coalescer", "error", err)
+		return
+	}
+	defer stop()
+	for asked := cfg.standIn; asked || c.standBy(&asked); asked = false {
+		o, err := s.ownShard(s.ctx, c.rank)
+		if err == nil {
+			err = c.serve(o, asked)
+		}
+		switch {
+		case s.ctx.Err() != nil:
+			return
+		case errors.Is(err, errNobodyAsks):
+			if cfg.standIn {
+				s.m.die(ErrClosed)
+				return
+			}
+		case !errors.Is(err, errBetter):
+			cfg.logger.Warn("the coalescer stopped, and tries again", "error", err)
+			pause.For(s.ctx, pause.Around(time.Second))
+		}
+	}
+}
+
+// listen leaves an element in c for every message, until stop.
+func (c *coalescer) listen(subject, queue string, heard chan struct{}) (stop func(), err error) {
+	sub, err := c.s.m.nc.QueueSubscribe(subject, queue, func(*nats.Msg) { signal(heard) })
+	if err != nil {
+		return nil, err
+	}
+	return func() { _ = sub.Unsubscribe() }, nil
+}
+
+// standBy returns true once it is this process's turn to wait for the lock, and false when the
+// session ends. asked is whether somebody has asked for an owner.
+func (c *coalescer) standBy(asked *bool) bool {
+	for c.s.ctx.Err() == nil {
+		rec, _, err := c.s.engine.Read(c.s.ctx, ownerKey)
+		switch {
+		case err != nil:
+			pause.For(c.s.ctx, pause.Around(time.Second))
+		case (rec == nil || len(rec.Holders) == 0) && c.s.m.cfg.standIn:
+			c.s.m.die(ErrClosed) // another one has been there, and nobody asks any more
+		case rec == nil || len(rec.Holders) == 0:
+			if *asked = c.rest(); *asked {
+				return true
+			}
+		case c.wanted(rec):
+			return true
+		default:
+			c.awaitSilence()
+		}
+	}
+	return false
+}
+
+// wanted reports whether one more candidate is of use beside those who wait.
+func (c *coalescer) wanted(rec *record.Record) bool {
+	n := 0
+	for i := range rec.Waiters {
+		if rankOf(&rec.Waiters[i]) >= c.rank {
+			n++
+		}
+	}
+	return n < spares
+}
+
+// rest waits until somebody asks for an owner, which it reports, or there may be one.
+func (c *coalescer) rest() (asked bool) {
+	stop, err := c.listen(coalesce.HelloSubject(c.s.m.cfg.buckets.Fabric, 0), coalesce.QueueGroup, c.hello)
+	if err != nil {
+		pause.For(c.s.ctx, pause.Around(time.Second))
+		return false
+	}
+	defer stop()
+	select {
+	case <-c.s.ctx.Done():
+	case <-c.hello:
+		return true
+	case <-c.beat:
+		pause.For(c.s.ctx, rand.N(time.Second)) // there may be many of us
+	}
+	return false
+}
+
+// awaitSilence waits until there seems to be no owner any more.
+func (c *coalescer) awaitSilence() {
+	for {
+		late := time.NewTimer(silence + rand.N(silence/4))
+		select {
+		case <-c.s.ctx.Done():
+		case <-late.C:
+		case <-c.beat:
+			late.Stop()
+			continue
+		}
+		late.Stop()
+		return
+	}
+}
+
+// Reasons why a term ends.
+var (
+	errOwnershipLost = errors.New("fabric: the lock of the coalescer is lost")
+	errNobodyAsks    = errors.New("fabric: nobody asks")
+	errBetter        = errors.New("fabric: a better candidate waits")
+)
+
+// serve is one term of the owner. Its error says why it ended.
+func (c *coalescer) serve(o *ownership, asked bool) error {
+	s, cfg := c.s, &c.s.m.cfg
+	svc, err := coalesce.Serve(coalesce.ServiceConfig{
+		Conn: s.m.nc, Fabric: cfg.buckets.Fabric, Stamp: s.stamp(), Term: o.term, Lease: o.slot.id,
+		Rank: c.rank, Version: version(), Metadata: map[string]string{"process": s.m.label()},
+		Doer: s.engine, Valid: o.slot.lease.Valid, LeaseAlive: s.leaseAlive, Logger: cfg.logger,
+	})
+	if err != nil {
+		o.release(s.ctx)
+		return err
+	}
+	cfg.logger.Info("this process is the fabric's coalescer", "term", o.term)
+	s.here(o.term)
+	why := c.term(o, svc, asked)
+	s.here(0)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), handover)
+	defer cancel()
+	if err := svc.Close(ctx); err != nil {
+		cfg.logger.Debug("not everybody was told that the coalescer ends", "error", err)
+	}
+	o.release(ctx)
+	cfg.logger.Info("this process is the fabric's coalescer no more", "term", o.term, "reason", why)
+	return why
+}
+
+// term lasts until there is a reason to end it.
+func (c *coalescer) term(o *ownership, svc *coalesce.Service, asked bool) error {
+	long := c.s.m.cfg.leisure
+	limit := min(idleHeir, long)
+	if asked {
+		limit = long
+	}
+	tick := time.NewTicker(limit / 10)
+	defer tick.Stop()
+	used, operations := time.Now(), uint64(0)
+	for {
+		select {
+		case <-c.s.ctx.Done():
+			return c.s.why()
+		case <-o.slot.lease.Lost():
+			return errOwnershipLost
+		case <-o.gone:
+			return errOwnershipLost
+		case <-o.better:
+			return errBetter
+		case <-tick.C:
+			st := svc.Stats()
+			if st.Operations > operations || st.UnderWay+st.Waiting > 0 {
+				used, operations, limit = time.Now(), st.Operations, long
+			}
+			if time.Since(used) >= limit {
+				return errNobodyAsks
+			}
+		}
+	}
+}
+
+// stamp names what this session has in common with others that work on the same bucket.
+func (s *session) stamp() coalesce.Stamp {
+	return coalesce.NewStamp(s.buckets.Locks.Incarnation(), 0, 1)
+}
+
+// leaseAlive reports whether a lease exists and has no tombstone.
+func (s *session) leaseAlive(ctx context.Context, id string) (bool, error) {
+	st, err := s.observer.Check(ctx, id, DefaultTTL)
+	return err == nil && !st.Dead && st.Revision > 0, err
+}
+
+// version is that of this library, as far as the program knows it.
+func version() string {
+	const path = "github.com/lockfabric/lockfabric"
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	for _, mod := range append(info.Deps, &info.Main) {
+		if mod.Path == path {
+			return strings.TrimPrefix(mod.Version, "v")
+		}
+	}
+	return ""
+}
+
+// awaitHandover waits, at the session's end, until a coalescer has answered what it was asked and
+// let the shard go, so that nobody has to wait for its lease.
+func (s *session) awaitHandover(ctx context.Context) {
+	select {
+	case <-s.coalesced:
+	case <-ctx.Done():
+	}
+}
+
+// here notes that this process owns the shard, 0 for no more: what it wants itself it does directly then.
+func (s *session) here(term uint64) {
+	s.m.serving.Store(term)
+	if s.router != nil {
+		s.router.SetHere(term > 0)
+	}
+}

@@ -1,0 +1,82 @@
+package fabric
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/lockfabric/lockfabric/coalesce"
+	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// Road is how a manager has its operations carried out.
+type Road string
+
+// The roads. Whatever is chosen, the same locks exclude each other, and a coalescer that does not
+// answer is done without.
+const (
+	// RoadAutomatic is the default: by this process itself, and by the fabric's coalescer, if there
+	// is one, for locks that others want at the same time.
+	RoadAutomatic Road = "automatic"
+	// RoadDirect is always by this process itself.
+	RoadDirect Road = "direct"
+	// RoadCoalesced is by the coalescer, while there is one, also for locks that nobody else wants.
+	RoadCoalesced Road = "coalesced"
+)
+
+// WithRoad chooses how operations are carried out. The default adapts itself: choose only to measure,
+// or where permissions leave one road.
+func WithRoad(r Road) ManagerOption {
+	return func(c *config) error {
+		switch r {
+		case RoadAutomatic, RoadDirect, RoadCoalesced:
+			c.road = r
+			return nil
+		}
+		return fmt.Errorf("%w: road %q: use %q, %q or %q", ErrInvalidOption, r, RoadAutomatic, RoadDirect, RoadCoalesced)
+	}
+}
+
+// doer carries out what claims, posts and releases ask for: a *coalesce.Router, or the engine alone.
+type doer interface {
+	engine.Doer
+	Look(key string, rev uint64)
+	ReleaseInBackground(key, lease, id string, atLeast uint64)
+	UndoInBackground(key string, op record.Op, atLeast uint64)
+	Unresolved(lease string) time.Duration
+	DropLease(lease string)
+}
+
+// route makes the session's doer.
+func (s *session) route() error {
+	cfg := &s.m.cfg
+	s.doer = s.engine
+	if cfg.road == RoadDirect {
+		return nil
+	}
+	client, err := coalesce.NewClient(coalesce.ClientConfig{
+		Conn: s.m.nc, Fabric: cfg.buckets.Fabric, Manager: s.m.hints.id, Stamp: s.stamp(), Logger: cfg.logger,
+	})
+	if err != nil {
+		return err
+	}
+	s.router = coalesce.NewRouter(s.engine, client, coalesce.RouterConfig{
+		LeaseDead: s.leaseDead, Always: cfg.road == RoadCoalesced, Belt: cfg.belt,
+	})
+	s.doer = s.router
+	return nil
+}
+
+// contended is told by the engine that this process is not alone on a key.
+func (s *session) contended(key string) {
+	if s.router != nil && key != ownerKey {
+		s.router.Contended(key)
+	}
+}
+
+// leaseDead reports whether a lease's tombstone is committed.
+func (s *session) leaseDead(ctx context.Context, id string) (bool, error) {
+	st, err := s.observer.Check(ctx, id, ownerTTL)
+	return st.Dead, err
+}
