@@ -88,7 +88,7 @@ func TestC17RepliesGoNowhereElse(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.publish(subject, f.append(nil))
-		if err := r.nc.PublishRequest(helloSubject(w.fabric, 0), subject, nil); err != nil {
+		if err := r.nc.PublishRequest(HelloSubject(w.fabric, 0), subject, nil); err != nil {
 			t.Fatal(err)
 		}
 		w.until("it came", func() bool { return o.Stats().Dropped == o.Stats().Frames })
