@@ -199,17 +199,14 @@ func (m *Manager) validate(caller context.Context, st Stamp, opt engine.ProveOpt
 }
 
 // optimism counts for Stats.
-type optimism struct {
-	reads, hits, fallbacks             atomic.Uint64
-	updates, updateTries, updateQueued atomic.Uint64
-}
+type optimism struct{ reads, hits, fallbacks atomic.Uint64 }
 
-// OptimisticOption configures ReadOptimistic and Update.
+// OptimisticOption configures ReadOptimistic.
 type OptimisticOption func(*optimistic) error
 
 type optimistic struct{ tries int }
 
-// WithTries sets how often to try without a lock, at least once. The default is 3 for ReadOptimistic and 5 for Update.
+// WithTries sets how often to try without a lock, at least once. The default is 3.
 func WithTries(n int) OptimisticOption {
 	return func(o *optimistic) error {
 		if n < 1 {
@@ -220,8 +217,8 @@ func WithTries(n int) OptimisticOption {
 	}
 }
 
-func newOptimistic(tries int, opts []OptimisticOption) (optimistic, error) {
-	o := optimistic{tries: tries}
+func newOptimistic(opts []OptimisticOption) (optimistic, error) {
+	o := optimistic{tries: readTries}
 	for _, opt := range opts {
 		if opt == nil {
 			return o, fmt.Errorf("%w: an option is nil", ErrInvalidOption)
@@ -234,9 +231,8 @@ func newOptimistic(tries int, opts []OptimisticOption) (optimistic, error) {
 }
 
 const (
-	readTries   = 3
-	updateTries = 5
-	// checkPatience is how often the server may put a validation off, because of others, before Read rather holds.
+	readTries = 3
+	// checkPatience is how often the server may put a validation off, because of others, before ReadOptimistic rather holds.
 	checkPatience = 5
 )
 
@@ -249,7 +245,7 @@ const (
 //
 // Errors: fn's, those of Optimistic, Validate and, when it came to that, of Acquire.
 func (m *Manager) ReadOptimistic(ctx context.Context, key string, fn func(ctx context.Context) error, opts ...OptimisticOption) error {
-	o, err := newOptimistic(readTries, opts)
+	o, err := newOptimistic(opts)
 	if err != nil {
 		return err
 	}

@@ -214,13 +214,11 @@ func TestOptimisticCosts(t *testing.T) {
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		m, w := s.wired(t)
 		other, key := s.manager(t), s.key(t)
-		reads, writes := w.fault(-1, lockRead, goesThrough), (*fault)(nil)
-		w.heal()
-		count := func(msg *nats.Msg) bool { return lockWrite(msg) }
+		var reads, writes *fault
 		cost := func(what string, r, wr int, do func()) {
 			t.Helper()
 			w.heal()
-			reads, writes = w.fault(-1, lockRead, goesThrough), w.fault(-1, count, goesThrough)
+			reads, writes = w.fault(-1, lockRead, goesThrough), w.fault(-1, lockWrite, goesThrough)
 			do()
 			if reads.count() != r || writes.count() != wr {
 				t.Errorf("%s: %d reads and %d writes, want %d and %d", what, reads.count(), writes.count(), r, wr)
@@ -250,7 +248,7 @@ func TestOptimisticCosts(t *testing.T) {
 		cost("a stamp of what others use", 1, 0, func() {
 			w.heal()
 			_, _ = m.Validate(waitContext(t), st)
-			reads, writes = w.fault(-1, lockRead, goesThrough), w.fault(-1, count, goesThrough)
+			reads, writes = w.fault(-1, lockRead, goesThrough), w.fault(-1, lockWrite, goesThrough)
 			st = stampOf(t, m, key)
 		})
 		held := acquire(t, other, key)
