@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -44,6 +45,24 @@ func TestConnectionClosedForGood(t *testing.T) {
 	})
 }
 
+// sharedBuffer is written by the goroutines of a manager and read by the test.
+type sharedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *sharedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *sharedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
 // A borrowed connection that gives up during an outage ends a wait without a deadline,
 // and New has warned of that.
 func TestConnectionThatGivesUp(t *testing.T) {
@@ -55,7 +74,7 @@ func TestConnectionThatGivesUp(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(nc.Close)
-		var log bytes.Buffer
+		var log sharedBuffer
 		m := newManager(t, nc, fabric.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
 		if !strings.Contains(log.String(), "nats.MaxReconnects(-1)") {
 			t.Errorf("no warning in %q", log.String())
