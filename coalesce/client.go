@@ -25,6 +25,7 @@ const (
 	helloRare    = time.Minute            // the next one after that, then twice as long each time
 	helloRarest  = 10 * time.Minute
 	beatsMissed  = 4
+	invitations  = 3 // hellos to an owner whose beats are heard, before they become rare
 )
 
 // ClientConfig is what a client is made of. Conn, Fabric, Manager and Stamp are needed.
@@ -64,8 +65,11 @@ type Client struct {
 
 	helloAt    time.Time // when the next one may be sent
 	helloPause time.Duration
-	heardBack  bool        // a hello was answered, be it that nobody is there
-	hello      *time.Timer // running while one is out
+	// invited is the term that was asked last since its beat was heard, and invitations how often.
+	invited     uint64
+	invitations int
+	heardBack   bool        // a hello was answered, be it that nobody is there
+	hello       *time.Timer // running while one is out
 
 	suspensions []time.Time // the last ones
 	restUntil   time.Time   // no owner is used before
@@ -242,13 +246,28 @@ func (c *Client) receive(m *nats.Msg) {
 func (c *Client) heard(m *nats.Msg) {
 	c.mu.Lock()
 	defer c.unlock()
-	switch {
-	case c.closed:
-	case c.heardBack:
+	if !c.closed && (c.heardBack || !c.invite(m.Data)) {
 		c.meet(m.Data)
-	default: // it may hear owners that don't hear it
-		c.want()
 	}
+}
+
+// invite has an owner asked whose beat was heard, as long as nothing has come back: a client may
+// hear owners that don't hear it. Whoever was to become the owner may have been asked before, and does
+// not answer. It reports whether the beat is one to wait for an answer to. Called with mu held.
+func (c *Client) invite(data []byte) bool {
+	b, err := decodeBeat(data)
+	if err != nil || b.bye {
+		return false
+	}
+	if b.term != c.invited {
+		c.invited, c.invitations = b.term, 0
+	}
+	if c.invitations < invitations {
+		c.invitations++
+		c.helloAt = time.Time{}
+	}
+	c.want()
+	return true
 }
 
 // meet takes in that an owner is there, or goes. Called with mu held.

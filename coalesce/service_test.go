@@ -3,6 +3,9 @@ package coalesce
 import (
 	"context"
 	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/internal/record"
 )
@@ -93,4 +96,29 @@ func TestWindowWithoutAnOwner(t *testing.T) {
 		p.mustRelease("k", ids[i])
 	}
 	w.clean("k", p)
+}
+
+// Whoever stands by does not answer a hello, but becomes the owner, and then its beats are heard.
+func TestOwnerThatComesAfterASilentHello(t *testing.T) {
+	w := newPatientWorld(t)
+	p, next := w.process(always), w.process(RouterConfig{})
+	asked := make(chan struct{}, 10)
+	sub, err := next.nc.QueueSubscribe("lf."+w.fabric+".0.hello", QueueGroup, func(*nats.Msg) { asked <- struct{}{} })
+	if err != nil || next.nc.Flush() != nil {
+		t.Fatal(err)
+	}
+	p.router.Contended("k")
+	<-asked
+	if err := sub.Unsubscribe(); err != nil {
+		t.Fatal(err)
+	}
+	p.client.mu.Lock()
+	p.client.helloAt = time.Now().Add(helloRarest) // as after silence
+	p.client.mu.Unlock()
+	o := next.serve()
+	w.until("the owner is known", p.client.served.Load)
+	p.mustRelease("k", p.mustAcquire("k"))
+	if o.Stats().Grants != 1 {
+		t.Error("it did not go over the owner")
+	}
 }
