@@ -28,7 +28,7 @@ const (
 
 type serveCmd struct {
 	Store         string        `placeholder:"DIR" env:"LOCKFABRIC_STORE" help:"Directory for the locks; one server at a time uses it. Required, unless --config names one."`
-	Config        string        `placeholder:"FILE" help:"Configuration file of nats-server, for all that is not given here. Goes with --store, --sync, --name, --allow-remote, --no-coalesce and --idle-exit."`
+	Config        string        `placeholder:"FILE" help:"Configuration file of nats-server, for all that is not given here. Goes with --store, --sync, --name, --allow-remote, --no-coalesce, --health and --idle-exit."`
 	Listen        string        `placeholder:"HOST:PORT" help:"Address for clients, 127.0.0.1:4222 unless given; port 0 takes a free one."`
 	AllowRemote   bool          `help:"Allow addresses that other hosts reach where nobody is asked who they are: everybody there can take and break every lock."`
 	Sync          string        `placeholder:"always|INTERVAL" help:"When writes reach the disk: always, before they are acknowledged, which is the default; or every so often, and then a power failure can lose locks that were granted."`
@@ -38,6 +38,7 @@ type serveCmd struct {
 	Routes        []string      `placeholder:"HOST:PORT" help:"Cluster addresses of all servers, this one too, with commas."`
 	Security      serveAuth     `embed:""`
 	NoCoalesce    bool          `help:"Leave it to others to carry out together what many programs wait for."`
+	Health        string        `placeholder:"HOST:PORT" help:"Answer probes there over HTTP, to everybody who can reach it: /livez while this process runs, /readyz while locks can be taken and released."`
 	IdleExit      time.Duration `help:"End when no client was connected for so long; 0 is never."`
 	Local         bool          `hidden:"" help:"Be the local server of --local-dir."`
 }
@@ -49,6 +50,7 @@ type serving struct {
 	Auth    bool   `json:"auth"`              // clients have to say who they are
 	TLS     bool   `json:"tls"`               // clients have to use TLS
 	Cluster string `json:"cluster,omitempty"` // address for other servers
+	Health  string `json:"health,omitempty"`  // address for probes
 	PID     int    `json:"pid"`
 }
 
@@ -73,6 +75,12 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err != nil {
 		return err
 	}
+	var probes health
+	at, stopProbes, err := probes.listen(v.Health)
+	if err != nil {
+		return err
+	}
+	defer stopProbes()
 	srv, err := embedded.Start(ctx, append(opts, embedded.WithLogger(s.log))...)
 	switch {
 	case toldToEnd(ctx, err):
@@ -81,10 +89,12 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		return advise(err)
 	}
 	unhook := reloadOn(hangup, srv, s)
-	ready := serving{URL: srv.ClientURL(), Store: srv.StoreDir(), Auth: srv.Auth(), TLS: srv.TLS(), PID: os.Getpid()}
+	ready := serving{URL: srv.ClientURL(), Store: srv.StoreDir(), Auth: srv.Auth(), TLS: srv.TLS(), Health: at, PID: os.Getpid()}
 	if a := srv.ClusterAddr(); a != nil {
 		ready.Cluster = a.String()
 	}
+	probes.ready(srv.Health)
+	notify("READY=1")
 	err = s.print(c.Output, ready, func(w io.Writer) {
 		fmt.Fprintf(w, "serving %s from %s\n", ready.URL, printable(ready.Store))
 	})
@@ -98,6 +108,7 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		own.end()
 	}
 	unhook()
+	notify("STOPPING=1")
 	return end(srv, err)
 }
 
@@ -156,7 +167,7 @@ func (o options) add(given bool, option embedded.Option) options {
 }
 
 // goWithConfig are the flags of serve that have a place beside a configuration file.
-var goWithConfig = []string{"config", "store", "sync", "name", "allow-remote", "no-coalesce", "idle-exit"}
+var goWithConfig = []string{"config", "store", "sync", "name", "allow-remote", "no-coalesce", "idle-exit", "health"}
 
 // checkConfig refuses flags, and passwords, whose place is in the configuration
 // file.

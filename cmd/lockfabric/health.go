@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"time"
+)
+
+// health answers the probes of whoever runs a server.
+type health struct {
+	check atomic.Pointer[func() error] // nil until the server has started
+}
+
+// errStarting says that a server recovers its store, or waits for its cluster.
+var errStarting = errors.New("the server has not started yet")
+
+// ready sets how to look at the server that has started.
+func (h *health) ready(check func() error) { h.check.Store(&check) }
+
+// ServeHTTP implements http.Handler: /livez says that the process runs, /readyz that locks can be
+// taken and released there.
+func (h *health) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	err := error(nil)
+	switch r.URL.Path {
+	case "/livez":
+	case "/readyz":
+		if err = errStarting; h.check.Load() != nil {
+			err = (*h.check.Load())()
+		}
+	default:
+		http.NotFound(w, r)
+		return
+	}
+	if err != nil {
+		http.Error(w, oneLine(err.Error()), http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = w.Write([]byte("ok\n"))
+}
+
+// listen answers probes at an address until stop, which waits, and returns the address.
+func (h *health) listen(addr string) (at string, stop func(), err error) {
+	if addr == "" {
+		return "", func() {}, nil
+	}
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return "", nil, usageError("serve --health: %w", err)
+	}
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = srv.Serve(l)
+	}()
+	return l.Addr().String(), func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_ = srv.Shutdown(ctx)
+		_ = srv.Close()
+		<-done
+	}, nil
+}
+
+// notify tells systemd how it stands with a service of type notify. Without systemd it does
+// nothing.
+func notify(state string) {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return
+	}
+	_, _ = conn.Write([]byte(state))
+	_ = conn.Close()
+}
