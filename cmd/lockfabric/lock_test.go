@@ -67,7 +67,7 @@ func TestLockOfAScript(t *testing.T) {
 			"ends":   func(_ *proc, stdin *os.File) { _ = stdin.Close() },
 			"killed": func(p *proc, _ *os.File) { p.signal(syscall.SIGKILL) },
 		} {
-			p, stdin := script(t, shell, `token=$(lf lock k --meta a=b) || exit; echo "$token"; read x; exit 4`)
+			p, stdin := script(t, shell, `token=$(lf lock k --ttl 20s --meta a=b) || exit; echo "$token"; read x; exit 4`)
 			heldUnder(t, m, p.line())
 			if code, _, stderr := run(t, lockfabric(t, "run", "k", "--wait", "0", "--", "true")); code != 75 {
 				t.Errorf("%s, %s: exit code %d, %s", shell, name, code, stderr)
