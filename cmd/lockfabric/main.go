@@ -102,6 +102,9 @@ type cli struct {
 	Serve   serveCmd   `cmd:"" help:"Run a server, alone or as part of a cluster."`
 	Ls      lsCmd      `cmd:"" help:"List the locks and so on that are in use."`
 	Tree    treeCmd    `cmd:"" help:"Show the locks in use below a name, level by level."`
+
+	Deadlocks deadlocksCmd `cmd:"" help:"Show who holds something and waits for long, and who waits for each other."`
+
 	Inspect inspectCmd `cmd:"" help:"Show who holds a lock, or anything else, and who waits for it."`
 	Release releaseCmd `cmd:"" help:"Take a lock, or anything else, away from its holders."`
 	Gc      gcCmd      `cmd:"" help:"Remove the entries of dead processes from all locks."`

@@ -264,14 +264,14 @@ func (b *lockedBuffer) String() string {
 }
 
 // manager looks at the test's locks from outside of the command.
-func manager(t *testing.T) *fabric.Manager {
+func manager(t *testing.T, opts ...fabric.Option) *fabric.Manager {
 	t.Helper()
 	nc, err := server.Connect(nats.ReconnectBufSize(-1))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(nc.Close)
-	m, err := fabric.New(t.Context(), nc, fabric.WithFabric(fabricName(t)))
+	m, err := fabric.New(t.Context(), nc, append(opts, fabric.WithFabric(fabricName(t)))...)
 	if err != nil {
 		t.Fatal(err)
 	}

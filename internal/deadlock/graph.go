@@ -79,6 +79,12 @@ func look(ctx context.Context, src Source, starts []node, cached bool) *graph {
 			}
 		}
 	}
+	g.follow(ctx, starts)
+	return g
+}
+
+// follow adds all that can be reached from the given waits.
+func (g *graph) follow(ctx context.Context, starts []node) {
 	known := map[node]bool{}
 	level := starts
 	for _, n := range starts {
@@ -98,11 +104,10 @@ func look(ctx context.Context, src Source, starts []node, cached bool) *graph {
 			}
 		}
 		if level = next; len(level) == 0 {
-			return g
+			return
 		}
 	}
 	g.exhausted = true
-	return g
 }
 
 func (g *graph) readRecords(ctx context.Context, level []node) {

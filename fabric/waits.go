@@ -1,0 +1,119 @@
+package fabric
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/lockfabric/lockfabric/internal/deadlock"
+	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/kv"
+)
+
+// Waits are the units of work that hold something and have waited for long, and the deadlocks among them.
+type Waits struct {
+	Units     []WaitingUnit    `json:"units"`
+	Deadlocks [][]DeadlockEdge `json:"deadlocks"` // the first edge of each is the one that will get a DeadlockError
+}
+
+// WaitingUnit is one unit of work.
+type WaitingUnit struct {
+	Unit   string     `json:"unit"`
+	Owner  string     `json:"owner,omitempty"` // explicit owner
+	Host   string     `json:"host,omitempty"`
+	PID    int        `json:"pid,omitempty"`
+	Label  string     `json:"label,omitempty"`
+	Deaths int        `json:"deaths,omitempty"` // how often it was picked to give up
+	Waits  []UnitWait `json:"waits"`
+	Holds  []string   `json:"holds"` // ids of its holds
+}
+
+// UnitWait is one lock that a unit waits for.
+type UnitWait struct {
+	Key  string `json:"key"`
+	ID   string `json:"id"`
+	Mode Mode   `json:"mode"`
+}
+
+// Waits tells who waits for whom, as far as units of work hold something and have waited for longer than the delay of
+// deadlock detection. It only reads. Errors: kv.ErrNoBucket where nothing can be told, ErrUnavailable, ErrClosed, and
+// the context's.
+func (m *Manager) Waits(caller context.Context) (Waits, error) {
+	ctx, done := m.bind(caller)
+	defer done()
+	s, err := m.session(ctx)
+	if err != nil {
+		return Waits{}, m.explain(caller, err)
+	}
+	b, err := s.buckets.Waits(ctx)
+	if err != nil {
+		return Waits{}, m.explain(caller, err)
+	}
+	docs := map[string]*deadlock.Doc{}
+	err = b.Entries(ctx, ">", func(e jskv.Entry) bool {
+		if d, err := deadlock.DecodeDoc(e.Value); err == nil {
+			docs[e.Key] = d
+		}
+		return true
+	})
+	if err != nil {
+		return Waits{}, fmt.Errorf("list waits: %w", m.explain(caller, err))
+	}
+	w := Waits{Units: []WaitingUnit{}, Deadlocks: [][]DeadlockEdge{}}
+	told := map[string]bool{}
+	for lease, d := range docs {
+		who := s.lookUp(ctx, Lease{ID: lease})
+		if who.State == "dead" || who.State == "missing" {
+			delete(docs, lease) // it says what was
+			continue
+		}
+		for _, u := range d.Units {
+			if !told[u.Unit] {
+				told[u.Unit] = true
+				w.Units = append(w.Units, waitingUnit(who, &u))
+			}
+		}
+	}
+	slices.SortFunc(w.Units, func(a, b WaitingUnit) int { return cmp.Compare(a.Unit, b.Unit) })
+	dt := &detection{s: s}
+	for _, c := range deadlock.Survey(ctx, overview{s, docs}, docs) {
+		w.Deadlocks = append(w.Deadlocks, dt.explain(ctx, c).Cycle)
+	}
+	return w, m.explain(caller, ctx.Err())
+}
+
+func waitingUnit(who Lease, u *deadlock.Unit) WaitingUnit {
+	w := WaitingUnit{
+		Unit: u.Unit, Owner: u.Owner, Host: who.Host, PID: who.PID, Label: who.Label, Deaths: u.Deaths,
+		Waits: []UnitWait{}, Holds: append([]string{}, u.Holds...),
+	}
+	for _, uw := range u.Waits {
+		name, err := kv.DecodeKey(uw.Key)
+		if err != nil {
+			name = uw.Key
+		}
+		w.Waits = append(w.Waits, UnitWait{Key: name, ID: uw.ID, Mode: modeOf(uw.Mode)})
+	}
+	return w
+}
+
+// overview is a deadlock.Source that has all documents.
+type overview struct {
+	s    *session
+	docs map[string]*deadlock.Doc
+}
+
+var errNotCached = errors.New("fabric: every document was read")
+
+func (s overview) Own(lease string) (*deadlock.Doc, bool) { return s.docs[lease], true }
+
+func (s overview) Cached(string) (*record.Record, uint64, bool) { return nil, 0, false }
+
+func (s overview) Doc(context.Context, string) (*deadlock.Doc, error) { return nil, errNotCached }
+
+func (s overview) Record(ctx context.Context, key string) (*record.Record, uint64, error) {
+	return s.s.engine.Read(ctx, key)
+}
