@@ -101,7 +101,7 @@ func TestWindowWithoutAnOwner(t *testing.T) {
 // Whoever stands by does not answer a hello, but becomes the owner, and then its beats are heard.
 func TestOwnerThatComesAfterASilentHello(t *testing.T) {
 	w := newPatientWorld(t)
-	p, next := w.process(always), w.process(RouterConfig{})
+	p, next := w.process(RouterConfig{}), w.process(RouterConfig{})
 	asked := make(chan struct{}, 10)
 	sub, err := next.nc.QueueSubscribe("lf."+w.fabric+".0.hello", QueueGroup, func(*nats.Msg) { asked <- struct{}{} })
 	if err != nil || next.nc.Flush() != nil {
@@ -117,6 +117,7 @@ func TestOwnerThatComesAfterASilentHello(t *testing.T) {
 	p.client.mu.Unlock()
 	o := next.serve()
 	w.until("the owner is known", p.client.served.Load)
+	p.router.cfg.Always = true
 	p.mustRelease("k", p.mustAcquire("k"))
 	if o.Stats().Grants != 1 {
 		t.Error("it did not go over the owner")
