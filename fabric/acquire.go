@@ -36,7 +36,7 @@ const proofLimit = 10 * time.Second
 // request that was given up may still write is removed in the background. Its
 // causes: the context's error (also after WithWaitLimit), ErrInvalidName,
 // ErrInvalidOption, ErrAlreadyHeld, ErrQueueFull, ErrKindMismatch,
-// ErrMalformedRecord, ErrNewerSchema, ErrClosed, kv.ErrFull, ErrWaitTooLong with WithDeadlineCheck,
+// ErrMalformedRecord, ErrNewerSchema, ErrClosed, kv.ErrFull, ErrWaitTooLong with WithDeadlineCheck, ErrDeadlock in a unit of work (see [WithUnit]),
 // and ErrUnavailable with WithFailFast; kv.ErrRejected where the server refuses a write
 // for good, as it does when its limit of a message was lowered; and, if the buckets
 // were deleted and have to be opened again, those of [New]: kv.ErrUnsafeConfig,
