@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/lockfabric/lockfabric/fabric"
@@ -67,7 +68,7 @@ func (s *several) acquire(m *fabric.Manager, key string, mode fabric.Mode) acqui
 		var set *fabric.Set
 		var err error
 		if len(s.Under) > 0 {
-			levels := append(s.Under[1:len(s.Under):len(s.Under)], key)
+			levels := slices.Concat(s.Under[1:], []string{key})
 			set, err = below(ctx, fabric.NewHierarchy(s.Under[0], levels...), mode, opts...)
 		} else {
 			set, err = all(ctx, wants, opts...)

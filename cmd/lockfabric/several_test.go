@@ -80,7 +80,7 @@ func TestTree(t *testing.T) {
 	waiters(t, m, "global", 1)
 	code, stdout, stderr := run(t, lockfabric(t, "tree", "global/"))
 	var lines []string
-	for _, line := range strings.Split(stdout, "\n") {
+	for line := range strings.SplitSeq(stdout, "\n") {
 		lines = append(lines, strings.Join(strings.Fields(line), " "))
 	}
 	text := strings.Join(lines, "\n")
