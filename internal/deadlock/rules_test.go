@@ -101,10 +101,11 @@ func TestM27_NoVictimWithoutASecondLook(t *testing.T) {
 		a.ask(&wg, "k2", record.X)
 		b.ask(&wg, "k1", record.X)
 		time.Sleep(20 * time.Second)
-		if n := w.counted(); n != 0 || reads["pa"]+reads["pb"] < 4 {
+		n := w.counted()
+		w.mu.Lock()
+		if n != 0 || reads["pa"]+reads["pb"] < 4 {
 			t.Errorf("%d victims after %v", n, reads)
 		}
-		w.mu.Lock()
 		w.missDoc = nil
 		w.mu.Unlock()
 		wg.Wait()
@@ -344,10 +345,12 @@ func TestM37_ALookIsBounded(t *testing.T) {
 					t.Fatal(err)
 				}
 				d := u.Describe()
+				w.mu.Lock()
 				rw, _ := w.recs[key].rec.Waiting(id)
 				d.Waits = []Wait{{Key: key, ID: id, Mode: record.X, Queued: rw.Queued}}
 				_, value := encode([]Unit{d})
 				w.docs[u.p.lease] = stored{value, 1}
+				w.mu.Unlock()
 			}
 			units[i].ask(&wg, key, record.X)
 		}
