@@ -143,6 +143,15 @@ func (r *Router) Submit(reqs ...*engine.Request) {
 	c.unlock()
 }
 
+// SubmitInOrder is that of the engine where there is nothing but the direct road, and Submit elsewhere.
+func (r *Router) SubmitInOrder(reqs ...*engine.Request) {
+	if !r.busy() {
+		r.engine.SubmitInOrder(reqs...)
+		return
+	}
+	r.Submit(reqs...)
+}
+
 // busy reports whether there is anything but the direct road.
 func (r *Router) busy() bool { return r.client.served.Load() && !r.here.Load() || r.owes.Load() }
 

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
-	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -96,6 +95,7 @@ type attempt struct {
 	waitedID string   // lease that was observed already
 	mine     []string // with an owner: ids of all rounds, whose entries may still stand
 	began    time.Time
+	asked    bool  // those who hold shared intents
 	queued   *bool // an event that the last round is queued was sent; nil if nobody wants to know
 }
 
@@ -129,11 +129,6 @@ func (a *attempt) repeat(ctx context.Context, try func() (done bool, err error))
 			return ctx.Err()
 		}
 	}
-}
-
-// pauseAgain waits before the n-th repetition, and reports whether to go on.
-func pauseAgain(ctx context.Context, n int) bool {
-	return pause.For(ctx, min(time.Duration(n)*10*time.Millisecond, time.Second))
 }
 
 // lostWaiting is the error of a claim that is not made again.
@@ -424,6 +419,9 @@ func (a *attempt) decideRetry(ctx context.Context, err error) (again bool, final
 func (a *attempt) retryRefused(ctx context.Context, refused *engine.RefusedError) (again bool, final error) {
 	switch refused.Verdict {
 	case record.Held, record.AlreadyHeld, record.WaitTooLong:
+		if a.op.Verb == record.OpTry && a.askPins(ctx, refused) {
+			return true, nil
+		}
 		again, err := a.takeover(ctx, refused)
 		if again || err != nil {
 			return again, err

@@ -173,16 +173,21 @@ func (g *gathering) round(ctx context.Context) (err error) {
 	set := newSet(sl, g.listed)
 	g.result, g.failed = set, nil
 	for _, l := range g.levels {
-		l.set, l.lock, l.op.Verb = set, nil, record.OpTry
+		l.set, l.lock, l.pin, l.op.Verb = set, nil, nil, record.OpTry
 	}
 	defer func() {
+		g.failPins()
 		if err != nil {
 			g.rollBack(err)
 		}
 	}()
+	if err := g.joinPins(ctx, sl); err != nil {
+		return err
+	}
 	if err := g.atOnce(ctx, sl); err != nil {
 		return err
 	}
+	g.failPins() // of levels that were not tried: nobody is to wait for them
 	for {
 		first := g.firstMissing()
 		if first < 0 {
@@ -202,13 +207,17 @@ func (g *gathering) round(ctx context.Context) (err error) {
 // It is -1 if all are held in order.
 func (g *gathering) firstMissing() int {
 	return slices.IndexFunc(g.levels, func(l *level) bool {
-		late := func(a *level) bool { return a.lock == nil || a.lock.Token() > l.lock.Token() }
-		return l.lock == nil || slices.ContainsFunc(l.above, late)
+		h := l.hold()
+		late := func(a *level) bool { return a.hold() == nil || a.hold().Token() > h.Token() }
+		return h == nil || slices.ContainsFunc(l.above, late)
 	})
 }
 
 // acquire waits for one level, with those before it held.
 func (g *gathering) acquire(ctx context.Context, sl *slot, l *level) error {
+	if g.joinOpen(l) {
+		return nil
+	}
 	g.failed = l
 	if !g.try {
 		l.op.Verb = record.OpAcquire
@@ -238,8 +247,10 @@ func (g *gathering) broken(sl *slot) bool {
 
 // handOver is the last look before the set is the caller's: every level is held now.
 func (g *gathering) handOver(ctx context.Context, sl *slot) error {
-	if err := g.begin(ctx, g.levels[0].lock.Hold); err != nil {
-		return err
+	if g.req.timing.limited() { // so none is shared
+		if err := g.begin(ctx, g.levels[0].lock.Hold); err != nil {
+			return err
+		}
 	}
 	switch {
 	case ctx.Err() != nil:
@@ -248,7 +259,9 @@ func (g *gathering) handOver(ctx context.Context, sl *slot) error {
 		return errAgain
 	}
 	for _, l := range g.listed {
-		l.lock.handOut(&l.attempt)
+		if l.lock != nil {
+			l.lock.handOut(&l.attempt)
+		}
 	}
 	return nil
 }

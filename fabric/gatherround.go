@@ -26,21 +26,22 @@ func (*refusedError) Error() string { return "fabric: refused" }
 // atOnce tries all levels at the same time. If one is known to be held, a try asks about that
 // first, since then it has nothing to write; else those before it are tried.
 func (g *gathering) atOnce(ctx context.Context, sl *slot) error {
-	known := slices.IndexFunc(g.levels, func(l *level) bool {
+	levels := slices.DeleteFunc(slices.Clone(g.levels), func(l *level) bool { return l.pin != nil })
+	known := slices.IndexFunc(levels, func(l *level) bool {
 		op := l.op
 		op.ID, op.Lease = sl.id+".0", sl.id
 		return g.session.engine.Foresee(l.enc, op) == record.Held
 	})
 	switch {
 	case known < 0:
-		return g.tryAll(ctx, sl, g.levels)
+		return g.tryAll(ctx, sl, levels)
 	case !g.try:
-		return g.tryAll(ctx, sl, g.levels[:known])
+		return g.tryAll(ctx, sl, levels[:known])
 	}
-	if err := g.tryAll(ctx, sl, g.levels[known:known+1]); err != nil {
+	if err := g.tryAll(ctx, sl, levels[known:known+1]); err != nil {
 		return err
 	}
-	return g.tryAll(ctx, sl, slices.Concat(g.levels[:known], g.levels[known+1:]))
+	return g.tryAll(ctx, sl, slices.Concat(levels[:known], levels[known+1:]))
 }
 
 // tryAll submits a try of each of these levels in one go. Where the set can wait, a level that
@@ -63,7 +64,7 @@ func (g *gathering) tryAll(ctx context.Context, sl *slot, levels []*level) error
 		why := (*engine.RefusedError)(nil)
 		switch {
 		case err == nil:
-			l.lock = &Lock{h}
+			l.granted(h)
 		case errors.As(err, &why) && (why.Verdict == record.Held || why.Verdict == record.AlreadyHeld):
 			refused.levels, refused.errs = append(refused.levels, l), append(refused.errs, why)
 		case final == nil:
@@ -110,6 +111,10 @@ func (g *gathering) takeOver(ctx context.Context, refused *refusedError) error {
 // end makes the handle of a level that is not to be handed out invalid, and returns what is to
 // be released. It is nil if nothing was granted.
 func (l *level) end(why error) *Hold {
+	if l.pin != nil {
+		l.pin.leave(l.set)
+		l.pin = nil
+	}
 	if l.lock == nil {
 		return nil
 	}
@@ -127,9 +132,19 @@ func (l *level) end(why error) *Hold {
 // letGo releases a level in the background.
 func (l *level) letGo(why error) {
 	if h := l.end(why); h != nil {
-		h.s.doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
-		h.slot.drop(h)
+		discard(h)
 	}
+}
+
+// discard ends a hold that nobody has a handle of, and releases it in the background.
+func discard(h *Hold) {
+	h.mu.Lock()
+	if h.err == nil {
+		h.end(ErrReleased)
+	}
+	h.mu.Unlock()
+	h.s.doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
+	h.slot.drop(h)
 }
 
 // rollBack releases what a set that is not to be had holds, in reverse.

@@ -40,6 +40,7 @@ type Hold struct {
 	set      *Set  // that it is a member of, or nil
 	lock     bool  // it is of a lock
 	unit     *unit // that acquired it; nil: it was acquired by itself
+	pin      *pin  // that it is the entry of, or nil
 
 	mu         sync.Mutex
 	rev        uint64    // at which entry was read
@@ -370,8 +371,12 @@ func (h *Hold) lose(reason error) {
 // end makes the handle invalid. Called with h.mu held and h.err nil.
 func (h *Hold) end(err error) {
 	h.err = err
-	if h.set != nil && isLost(err) {
+	switch {
+	case !isLost(err):
+	case h.set != nil:
 		h.set.lose(err)
+	case h.pin != nil:
+		h.pin.lose(err)
 	}
 	if h.lost != nil && isLost(err) {
 		close(h.lost)

@@ -34,8 +34,9 @@ type Manager struct {
 	gate  *gate         // that every request passes
 	hints *hints
 
-	owners  owners        // units of work by owner
-	serving atomic.Uint64 // term in which this process is the fabric's coalescer, 0 = it is not
+	owners                         owners        // units of work by owner
+	serving                        atomic.Uint64 // term in which this process is the fabric's coalescer, 0 = it is not
+	pins, pinJoins, pinRevocations atomic.Uint64
 
 	seen atomic.Uint64 // highest revision of the locks bucket in sessions that have ended
 
@@ -244,7 +245,11 @@ func (m *Manager) look(key string, rev uint64) {
 	m.mu.Lock()
 	s := m.current
 	m.mu.Unlock()
-	if s != nil {
+	switch {
+	case s == nil:
+	case rev == 0: // somebody's try was refused
+		s.dropIdlePins(key)
+	default:
 		s.doer.Look(key, rev)
 	}
 }

@@ -77,6 +77,7 @@ type config struct {
 	hook     func(Event) // nil = nobody wants to know
 	failFast bool
 	lazy     bool          // make no lease before it is needed
+	linger   time.Duration // of intents that paths share; 0 = none are shared
 	sweep    time.Duration // between two sweeps; 0 = none
 	road     Road
 	belt     bool          // every operation takes both roads at once, for tests
@@ -91,7 +92,7 @@ type config struct {
 
 func newConfig(opts []Option) (config, error) {
 	c := config{
-		timing: timing{ttl: DefaultTTL}, sweep: DefaultSweepInterval, detectAfter: DefaultDeadlockDelay,
+		timing: timing{ttl: DefaultTTL}, sweep: DefaultSweepInterval, linger: DefaultIntentLinger, detectAfter: DefaultDeadlockDelay,
 		road: RoadAutomatic, leisure: idleOwner, logger: slog.New(slog.DiscardHandler),
 	}
 	c.buckets.Fabric = DefaultFabric
@@ -125,6 +126,7 @@ type request struct {
 	noTakeover bool
 	holding    []*Hold
 	stamp      *Stamp // of WithStamp
+	ownIntents bool
 }
 
 func (c *config) newRequest(opts []AcquireOption) (request, error) {

@@ -92,7 +92,7 @@ func pathWholeAndParts(t *testing.T, s *site) {
 }
 
 func hierarchyOrder(t *testing.T, s *site) {
-	m, w := s.wired(t)
+	m, w := s.wired(t, fabric.WithIntentLinger(0))
 	base := s.tree(t)
 	names := []string{base + "-z", base + "-m", base + "-a"} // not in the order of names
 	var mu sync.Mutex
@@ -164,14 +164,26 @@ func TestCostOfSets(t *testing.T) {
 			}
 		}
 		var set *fabric.Set
-		cost("a path of 4, cold", 4, 0, 1, func() {
-			set = acquirePath(t, m, root+"/a/b/c", fabric.Exclusive, fabric.WithTTL(29e9))
-		})
-		cost("its release", 4, 0, 1, func() { releaseSet(t, set) })
+		path := func(path string, mode fabric.Mode, opts ...fabric.AcquireOption) func() {
+			return func() { set = acquirePath(t, m, path, mode, opts...) }
+		}
+		free := func() { releaseSet(t, set) }
+		cost("a path of 4, with intents of its own", 4, 0, 1, path(root+"/a/b/c", fabric.Exclusive, fabric.WithoutSharedIntents()))
+		cost("its release", 4, 0, 1, free)
+		cost("a path of 4, cold", 4, 0, 1, path(root+"/a/b/c", fabric.Exclusive))
+		cost("its release", 1, 0, 1, free)
+		cost("a path of 4, warm", 1, 0, 1, path(root+"/a/b/d", fabric.Exclusive))
+		cost("its release", 1, 0, 1, free)
+		cost("one more level", 2, 0, 1, path(root+"/a/b/c/d", fabric.Shared))
+		cost("to exclusive under IS", 2, 0, 2, func() { convert(t, set.Lock(root+"/a/b/c/d"), fabric.Exclusive) })
+		cost("its release", 2, 0, 1, free)
+		cost("a reader beside shared intents of writers", 1, 0, 1, path(root+"/a/b/x", fabric.Shared))
+		cost("to exclusive under IX", 1, 0, 1, func() { convert(t, set.Lock(root+"/a/b/x"), fabric.Exclusive) })
+		cost("its release", 1, 0, 1, free)
 		cost("a set of 5", 5, 0, 1, func() {
 			set = acquireAll(t, m, fabric.Names(root+"-1", root+"-2", root+"-3", root+"-4", root+"-5"))
 		})
-		cost("its release", 5, 0, 1, func() { releaseSet(t, set) })
+		cost("its release", 5, 0, 1, free)
 		busy := acquire(t, m, root+"-3")
 		cost("a try that is known to be refused", 0, 1, 1, func() {
 			_, err := m.TryAcquireAll(waitContext(t), fabric.Names(root+"-1", root+"-2", root+"-3", root+"-4", root+"-5"), fabric.WithoutTakeover())

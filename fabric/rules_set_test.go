@@ -32,7 +32,7 @@ func free(t testing.TB, m *fabric.Manager, key string) bool {
 
 func TestM1_AllMembersStandUnderOneLease(t *testing.T) {
 	onSite(t, singleSite, func(t *testing.T, s *site) {
-		m, root := s.manager(t), s.tree(t)
+		m, root := s.manager(t, fabric.WithIntentLinger(0)), s.tree(t)
 		for _, opts := range [][]fabric.AcquireOption{nil, {fabric.WithTTL(9 * time.Second)}, {fabric.WithTTL(500 * time.Millisecond), fabric.WithAutoRenew(false)}} {
 			set := acquirePath(t, m, root+"/a/b", fabric.Exclusive, opts...)
 			leases := map[string]bool{}
@@ -90,7 +90,7 @@ func TestM2_EveryMemberIsHeldWhenTheSetIsHandedOut(t *testing.T) {
 
 func TestM3_AllHandlesAreInvalidBeforeTheFirstRelease(t *testing.T) {
 	onSite(t, singleSite, func(t *testing.T, s *site) {
-		m, w := s.wired(t)
+		m, w := s.wired(t, fabric.WithIntentLinger(0))
 		root := s.tree(t)
 		set := acquirePath(t, m, root+"/a/b/c", fabric.Exclusive)
 		locks := set.Locks()
@@ -138,7 +138,7 @@ func TestM13_CancelAtAnyStepLeavesNothing(t *testing.T) {
 			},
 			deaf, vanish,
 		} {
-			m, w := s.wired(t)
+			m, w := s.wired(t, fabric.WithIntentLinger(time.Millisecond))
 			other, root := s.manager(t), s.tree(t)
 			k := []string{root, root + "/a", root + "/a/b", root + "/a/b/c"}
 			busy := acquire(t, other, k[2])
@@ -206,7 +206,7 @@ func TestM15_AnotherKindIsFoundBeforeAnythingIsWaitedFor(t *testing.T) {
 // A conversion upwards announces itself first. If it comes to nothing the level is as it was.
 func TestM16_IntentsBeforeTheLevelThatNeedsThem(t *testing.T) {
 	onSite(t, singleSite, func(t *testing.T, s *site) {
-		m, other, root := s.manager(t), s.manager(t), s.tree(t)
+		m, other, root := s.manager(t, fabric.WithIntentLinger(0)), s.manager(t), s.tree(t)
 		set := acquirePath(t, m, root+"/a/b", fabric.Shared)
 		leaf := set.Lock(root + "/a/b")
 		reader := acquireMode(t, other, root+"/a", fabric.Shared)
@@ -281,7 +281,7 @@ func TestM18_AMemberStaysWhileOthersNeedIt(t *testing.T) {
 // that was granted before.
 func TestM19_TokensIncreaseDownAPath(t *testing.T) {
 	onSite(t, singleSite, func(t *testing.T, s *site) {
-		m, w := s.wired(t)
+		m, w := s.wired(t, fabric.WithIntentLinger(0))
 		root := s.tree(t)
 		expect := func(set *fabric.Set) {
 			t.Helper()

@@ -21,7 +21,7 @@ import (
 type Set struct {
 	s      *session
 	slot   *slot
-	levels []*level // in the order in which they are listed
+	levels []*level // in the order in which they are listed; whether they are held by locks of their own is guarded by mu
 
 	gone       chan struct{} // closed when a member is lost
 	converting atomic.Bool
@@ -38,8 +38,11 @@ func newSet(sl *slot, levels []*level) *Set {
 	return &Set{s: sl.s, slot: sl, levels: levels, gone: make(chan struct{})}
 }
 
-// Lock returns the member of this name, nil if there is none. Its Release is ErrMember.
+// Lock returns the member of this name, nil if there is none, and for an ancestor whose intent is
+// shared: see WithIntentLinger. Its Release is ErrMember.
 func (s *Set) Lock(key string) *Lock {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, l := range s.levels {
 		if l.key == key {
 			return l.lock
@@ -49,13 +52,30 @@ func (s *Set) Lock(key string) *Lock {
 }
 
 // Locks returns the members in the order in which they are listed, ancestors before the first
-// one below them.
+// one below them, without those whose intent is shared.
 func (s *Set) Locks() []*Lock {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var locks []*Lock
 	for _, l := range s.levels {
-		locks = append(locks, l.lock)
+		if l.lock != nil {
+			locks = append(locks, l.lock)
+		}
 	}
 	return locks
+}
+
+// hold is what stands for the level in its record, nil if it is not held.
+func (l *level) hold() *Hold {
+	l.set.mu.Lock()
+	defer l.set.mu.Unlock()
+	switch {
+	case l.lock != nil:
+		return l.lock.Hold
+	case l.pin != nil:
+		return l.pin.hold
+	}
+	return nil
 }
 
 // last is the member that the set is named after.
@@ -68,11 +88,11 @@ func (s *Set) Key() string { return s.last().key }
 // tokens of its ancestors at that moment.
 func (s *Set) Token() uint64 { return s.last().Token() }
 
-// Tokens returns the fencing tokens of all members, by name.
+// Tokens returns the fencing tokens of all members, by name, shared intents among them.
 func (s *Set) Tokens() map[string]uint64 {
 	tokens := make(map[string]uint64, len(s.levels))
 	for _, l := range s.levels {
-		tokens[l.key] = l.lock.Token()
+		tokens[l.key] = l.hold().Token()
 	}
 	return tokens
 }
@@ -83,8 +103,8 @@ func (s *Set) check() {
 		return
 	}
 	for _, l := range s.levels {
-		if l.lock != nil {
-			l.lock.check() // which ends the set
+		if h := l.hold(); h != nil {
+			h.check() // which ends the set
 		}
 	}
 }
@@ -103,11 +123,12 @@ func (s *Set) Lost() <-chan struct{} {
 // Context returns a context that ends with the set, as [Hold.Context] does with a hold.
 func (s *Set) Context() context.Context {
 	s.check()
+	held := s.holding()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ctx == nil {
 		s.ctx, s.cancel = context.WithCancelCause(context.Background())
-		s.ctx = &holdContext{s.ctx, s.holding()}
+		s.ctx = &holdContext{s.ctx, held}
 		if s.err != nil {
 			s.cancel(s.err)
 		}
@@ -146,7 +167,7 @@ func (s *Set) ValidUntil() time.Time {
 // IsValid reports whether all members are valid now, as [Hold.IsValid] does for one. It asks
 // about all of them at once.
 func (s *Set) IsValid(ctx context.Context) bool {
-	forEach(ctx, closeAtOnce, s.Locks(), func(l *Lock) { l.IsValid(ctx) })
+	forEach(ctx, closeAtOnce, s.levels, func(l *level) { l.hold().IsValid(ctx) })
 	return s.Err() == nil
 }
 
@@ -180,6 +201,9 @@ func (s *Set) releaseAll() error {
 	var all []ending
 	var calls []*engine.Call
 	for _, l := range slices.Backward(s.levels) {
+		if l.lock == nil {
+			continue
+		}
 		ended, err := l.lock.invalidate()
 		if ended == nil {
 			errs = append(errs, err)
@@ -187,6 +211,11 @@ func (s *Set) releaseAll() error {
 		}
 		c := &engine.Call{Key: l.enc, Op: releaseOp(l.lock.Hold), AtLeast: l.lock.revision()}
 		all, calls = append(all, ending{l.lock, ended, c}), append(calls, c)
+	}
+	for _, l := range s.levels {
+		if l.pin != nil {
+			l.pin.leave(s)
+		}
 	}
 	engine.DoAll(context.Background(), s.s.doer, calls, engine.Options{Bound: releaseTimeout, Stop: s.s.m.gone})
 	for _, e := range all {
@@ -220,7 +249,7 @@ func (s *Set) end(err error) {
 
 // stop ends the wait for a member: when the lease is lost, or another member.
 func (s *Set) stop(sl *slot) <-chan struct{} {
-	if !slices.ContainsFunc(s.levels, func(l *level) bool { return l.lock != nil }) {
+	if !slices.ContainsFunc(s.levels, func(l *level) bool { return l.hold() != nil }) {
 		return sl.lease.Lost()
 	}
 	return s.gone // with the lease all members are lost

@@ -100,7 +100,7 @@ func TestM14_RandomSetsAndPaths(t *testing.T) {
 		var all sync.WaitGroup
 		end := time.Now().Add(last)
 		for i := range 3 {
-			m := s.manager(t)
+			m := s.manager(t, fabric.WithIntentLinger(time.Duration(i)*time.Millisecond))
 			for j := range clients / 3 {
 				r := rand.New(rand.NewPCG(*setsSeed, uint64(10*i+j)))
 				all.Go(func() {

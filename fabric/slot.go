@@ -20,6 +20,7 @@ type slot struct {
 	mu      sync.Mutex
 	users   int              // acquires under way and holds
 	ids     map[string]*Hold // what stands under the lease, by id; nil while its acquire is under way
+	pins    map[pinKey]*pin  // shared intents on ancestors
 	retired bool             // takes no new acquires; ends with its last user
 	idle    time.Time
 }
@@ -317,8 +318,12 @@ func (s *session) tend() {
 		if stuck || unused {
 			sl.retired = true
 		}
-		over := sl.retired && sl.users == 0
+		over, linger := sl.retired && sl.users == 0, s.m.cfg.linger
+		if sl.retired {
+			linger = 0
+		}
 		sl.mu.Unlock()
+		sl.dropPins("", linger)
 		if over {
 			s.dispose(sl)
 		}

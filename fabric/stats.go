@@ -20,6 +20,9 @@ type Stats struct {
 	OptimisticReads     uint64 // stamps that were validated, or found to be old
 	OptimisticHits      uint64 // of these, those that were valid
 	OptimisticFallbacks uint64 // calls of ReadOptimistic that came to a Shared hold
+	Pins                uint64 // shared intents on ancestors that were taken
+	PinJoins            uint64 // how often a path found one, and had nothing to write
+	PinRevocations      uint64 // how often one was given up because somebody waited for the ancestor
 
 	HoldTime     time.Duration // how long this manager's holds last, smoothed; 0 = none was released yet
 	Waiting      int           // acquires and conversions that stand in a queue now
@@ -61,6 +64,7 @@ func (m *Manager) Stats() Stats {
 		st.RenewEarly = s.renewEarly()
 	}
 	st.Operations, st.Writes, st.Reads, st.Conflicts, st.Busy, st.Unknown = e.Operations, e.Writes, e.Reads, e.Conflicts, e.Busy, e.Unknown
+	st.Pins, st.PinJoins, st.PinRevocations = m.pins.Load(), m.pinJoins.Load(), m.pinRevocations.Load()
 	st.HoldTime, st.Waiting, st.ExpectedWait = e.HoldTime, e.Waiting, e.ExpectedWait
 	st.OptimisticReads, st.OptimisticHits, st.OptimisticFallbacks = m.optimism.reads.Load(), m.optimism.hits.Load(), m.optimism.fallbacks.Load()
 	return st

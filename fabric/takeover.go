@@ -3,9 +3,11 @@ package fabric
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/lease"
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
@@ -92,4 +94,9 @@ func inTheWay(refused *engine.RefusedError) []record.Entry {
 		}
 	}
 	return out
+}
+
+// pauseAgain waits before the n-th repetition, and reports whether to go on.
+func pauseAgain(ctx context.Context, n int) bool {
+	return pause.For(ctx, min(time.Duration(n)*10*time.Millisecond, time.Second))
 }

@@ -74,8 +74,8 @@ type Holder interface {
 func (h *Hold) holding() []*Hold { return []*Hold{h} }
 
 func (s *Set) holding() (all []*Hold) {
-	for _, l := range s.levels {
-		all = append(all, l.lock.Hold)
+	for _, l := range s.Locks() { // shared intents are with the unit of these
+		all = append(all, l.Hold)
 	}
 	return all
 }

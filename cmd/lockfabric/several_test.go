@@ -68,7 +68,7 @@ func TestRunSeveral(t *testing.T) {
 func TestTree(t *testing.T) {
 	t.Parallel()
 	m := manager(t)
-	set, err := m.AcquirePath(t.Context(), "global/bucket/object", fabric.Shared, fabric.WithOwner("reader"))
+	set, err := m.AcquirePath(t.Context(), "global/bucket/object", fabric.Shared, fabric.WithOwner("reader"), fabric.WithoutSharedIntents())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -42,7 +42,8 @@ func run(ctx context.Context, out io.Writer, server string) error {
 	}
 	defer closeAll()
 
-	object, err := m.AcquireHierarchy(ctx, fabric.NewHierarchy("global-lock", "bucket-lock", "object-lock"), fabric.Exclusive)
+	object, err := m.AcquireHierarchy(ctx, fabric.NewHierarchy("global-lock", "bucket-lock", "object-lock"), fabric.Exclusive,
+		fabric.WithoutSharedIntents()) // else an intent stays for a while, for the next object
 	if err != nil {
 		return err
 	}

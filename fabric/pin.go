@@ -1,0 +1,305 @@
+package fabric
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// DefaultIntentLinger is how long an intent that paths share stays after its last user.
+const DefaultIntentLinger = 30 * time.Second
+
+// The metadata of an intent that is shared. Who is refused by nothing else asks its process to
+// drop it.
+const intentKey, sharedIntent = "intent", "shared"
+
+// WithIntentLinger sets how long an intent on an ancestor stays with the manager when no path
+// uses it any more: the next path below has it without a write. As soon as anybody queues for the
+// ancestor it is given up, at once if it is idle. 0 means that every path takes intents of its own.
+func WithIntentLinger(d time.Duration) ManagerOption {
+	return func(c *config) error {
+		if d < 0 {
+			return fmt.Errorf("%w: intent linger %v: use 0 or more", ErrInvalidOption, d)
+		}
+		c.linger = d
+		return nil
+	}
+}
+
+// WithoutSharedIntents gives a path intents of its own on its ancestors: one write for each, and a
+// handle of its own in the set.
+func WithoutSharedIntents() RequestOption {
+	return func(r *request) error { r.ownIntents = true; return nil }
+}
+
+// pin is an intent on an ancestor that all paths of a lease share. To others it is a holder like
+// any: it ends only when nobody uses it, and who uses it is lost with it.
+//
+//	taking -> open -> draining, when somebody waits for the ancestor -> gone
+//	   |        +------------- idle for the linger ------------------->|
+//	   +-- not granted ------------------------------------------------+
+type pin struct {
+	slot *slot
+	at   pinKey
+	done chan struct{} // closed when it is open, or has come to nothing
+
+	mu       sync.Mutex
+	hold     *Hold          // nil before it is open
+	users    map[*Set]*unit // and for which unit of work
+	draining bool           // takes nobody in
+	gone     bool
+	idle     time.Time // since when nobody uses it
+	unwatch  func()
+}
+
+type pinKey struct {
+	enc  string
+	mode record.Mode
+}
+
+// pin returns the pin for a level, and whether it was made for the caller, who takes it then and
+// calls open or fail. One of mode IX serves IS as well.
+func (sl *slot) pin(enc string, mode record.Mode) (_ *pin, mine bool) {
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	if p := sl.pins[pinKey{enc, record.IX}]; p != nil {
+		return p, false
+	}
+	at := pinKey{enc, mode}
+	if p := sl.pins[at]; p != nil {
+		return p, false
+	}
+	p := &pin{slot: sl, at: at, done: make(chan struct{}), users: map[*Set]*unit{}}
+	if sl.pins == nil {
+		sl.pins = map[pinKey]*pin{}
+	}
+	sl.pins[at] = p
+	return p, true
+}
+
+// open makes a grant the pin, with its first user. It reports false if the hold has ended.
+func (p *pin) open(h *Hold, user *Set, u *unit) bool {
+	h.mu.Lock()
+	if h.err != nil {
+		h.mu.Unlock()
+		p.fail()
+		return false
+	}
+	h.set, h.pin, h.unit = nil, p, nil // u has it already
+	p.mu.Lock()
+	p.hold = h
+	p.users[user] = u
+	p.mu.Unlock()
+	h.mu.Unlock()
+	stop := h.s.lockHub.Follow(h.enc, p.saw)
+	p.mu.Lock()
+	p.unwatch = stop
+	gone := p.gone
+	p.mu.Unlock()
+	if gone {
+		stop()
+	}
+	p.slot.s.m.pins.Add(1)
+	close(p.done)
+	return true
+}
+
+// fail ends a pin that was not granted.
+func (p *pin) fail() {
+	p.mu.Lock()
+	p.gone = true
+	p.mu.Unlock()
+	p.forget()
+	close(p.done)
+}
+
+func (p *pin) forget() {
+	p.slot.mu.Lock()
+	defer p.slot.mu.Unlock()
+	if p.slot.pins[p.at] == p {
+		delete(p.slot.pins, p.at)
+	}
+}
+
+// join makes a set one of its users, if it takes anybody in. While somebody waits for the ancestor
+// it takes in only who uses it already: they are in the way anyhow, and behind the one who
+// waits they would wait for themselves.
+func (p *pin) join(user *Set, u *unit) bool {
+	mine := slices.Contains(u.all(), p.hold)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.hold == nil || p.gone || p.draining && !mine {
+		return false
+	}
+	p.users[user] = u
+	u.add(p.hold)
+	p.slot.s.m.pinJoins.Add(1)
+	return true
+}
+
+// leave ends the use by a set, whose handles are invalid.
+func (p *pin) leave(user *Set) {
+	p.mu.Lock()
+	p.users[user].drop(p.hold)
+	delete(p.users, user)
+	p.idle = time.Now()
+	p.mu.Unlock()
+	p.endIf(func() bool { return p.draining })
+}
+
+// saw looks at the ancestor's record: whoever waits there waits for the pin, too. It is called by
+// the hub and must not block.
+func (p *pin) saw(e jskv.Entry) {
+	rec, err := record.Decode(e.Value)
+	if e.Deleted || err != nil || rec == nil {
+		return
+	}
+	converts := func(h record.Entry) bool { return h.Convert.ID != "" }
+	if len(rec.Waiters) == 0 && !slices.ContainsFunc(rec.Holders, converts) {
+		return
+	}
+	p.mu.Lock()
+	first := !p.draining && !p.gone
+	p.draining = true
+	p.mu.Unlock()
+	if first {
+		p.slot.s.m.pinRevocations.Add(1)
+	}
+	p.endIf(func() bool { return true })
+}
+
+// endIf releases the pin if nobody uses it and due says so, which is called with mu held.
+func (p *pin) endIf(due func() bool) bool {
+	p.mu.Lock()
+	if p.hold == nil || p.gone || len(p.users) > 0 || !due() {
+		p.mu.Unlock()
+		return false
+	}
+	p.gone = true
+	h, stop := p.hold, p.unwatch
+	p.mu.Unlock()
+	p.forget()
+	if stop != nil {
+		stop()
+	}
+	h.s.goIfOpen(func() { discard(h) })
+	return true
+}
+
+// lose ends the sets that use it. Called with the hold's mu held.
+func (p *pin) lose(err error) {
+	p.mu.Lock()
+	p.gone = true
+	users, stop := p.users, p.unwatch
+	p.users = map[*Set]*unit{}
+	p.mu.Unlock()
+	p.forget()
+	if stop != nil {
+		stop()
+	}
+	for s, u := range users {
+		u.drop(p.hold)
+		s.lose(err)
+	}
+}
+
+// give makes the pin the entry of its only user, and reports whether it could.
+func (p *pin) give(user *Set) bool {
+	p.hold.mu.Lock()
+	defer p.hold.mu.Unlock()
+	p.mu.Lock()
+	u, uses := p.users[user]
+	alone := uses && len(p.users) == 1 && !p.gone && p.hold.err == nil
+	p.gone = p.gone || alone
+	stop := p.unwatch
+	p.mu.Unlock()
+	if !alone {
+		return false
+	}
+	p.forget()
+	if stop != nil {
+		stop()
+	}
+	p.hold.pin, p.hold.set, p.hold.unit = nil, user, u
+	return true
+}
+
+// dropPins releases those that nobody has used for so long; enc limits it to one name.
+func (sl *slot) dropPins(enc string, idleFor time.Duration) {
+	sl.mu.Lock()
+	var pins []*pin
+	for at, p := range sl.pins {
+		if enc == "" || at.enc == enc {
+			pins = append(pins, p)
+		}
+	}
+	sl.mu.Unlock()
+	for _, p := range pins {
+		p.endIf(func() bool { return time.Since(p.idle) >= idleFor })
+	}
+}
+
+// dropIdlePins gives way to a try of another one that was refused by them.
+func (s *session) dropIdlePins(enc string) {
+	s.local.Range(func(_, sl any) bool {
+		sl.(*slot).dropPins(enc, 0)
+		return true
+	})
+}
+
+// askPins asks for shared intents to be dropped, if nothing else refuses a try, and reports
+// whether it is worth repeating. Those that are in use stay.
+func (a *attempt) askPins(ctx context.Context, refused *engine.RefusedError) bool {
+	if a.asked || refused.Verdict != record.Held || !onlyPins(refused.Record, a.op.Mode) {
+		return false
+	}
+	a.asked = true
+	s := a.session
+	free := make(chan struct{}, 1)
+	stop := s.lockHub.Watch(a.enc, func(e jskv.Entry) {
+		rec, err := record.Decode(e.Value)
+		if e.Deleted && e.Revision > 0 || err == nil && rec != nil && !inTheWayOf(rec, a.op.Mode) {
+			select {
+			case free <- struct{}{}:
+			default:
+			}
+		}
+	})
+	defer stop()
+	s.dropIdlePins(a.enc)
+	var leases []string
+	for i := range refused.Record.Holders {
+		leases = append(leases, refused.Record.Holders[i].Lease())
+	}
+	s.m.hints.Tell(leases, a.enc, 0)
+	took, _ := s.m.rtt.RTT()
+	late := time.NewTimer(max(50*time.Millisecond, 4*took))
+	defer late.Stop()
+	select {
+	case <-free:
+		return true
+	case <-late.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// onlyPins reports whether nothing but shared intents is in the way of this mode.
+func onlyPins(rec *record.Record, mode record.Mode) bool {
+	if rec == nil || len(rec.Waiters) > 0 || !inTheWayOf(rec, mode) {
+		return false
+	}
+	return !slices.ContainsFunc(rec.Holders, func(h record.Entry) bool {
+		return !record.Compatible(h.Mode, mode) && h.Meta[intentKey] != sharedIntent || h.Convert.ID != ""
+	})
+}
+
+func inTheWayOf(rec *record.Record, mode record.Mode) bool {
+	return slices.ContainsFunc(rec.Holders, func(h record.Entry) bool { return !record.Compatible(h.Mode, mode) })
+}
