@@ -40,9 +40,9 @@ func benchServer(b *testing.B) *embedded.Server {
 	return srv
 }
 
-func benchManager(b *testing.B, nc *nats.Conn) *fabric.Manager {
+func benchManager(b *testing.B, nc *nats.Conn, opts ...fabric.Option) *fabric.Manager {
 	b.Helper()
-	m, err := fabric.New(b.Context(), nc)
+	m, err := fabric.New(b.Context(), nc, opts...)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -228,7 +228,7 @@ func onRoads(b *testing.B, counts []int, key func(worker int) string) {
 						b.Fatal(err)
 					}
 					defer nc.Close()
-					managers = append(managers, benchManager(b, nc))
+					managers = append(managers, benchManager(b, nc, fabric.WithRoad(fabric.RoadAutomatic)))
 				}
 				pair := func(worker int) error {
 					lock, err := managers[worker].Acquire(b.Context(), key(worker))

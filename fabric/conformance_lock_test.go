@@ -14,7 +14,7 @@ import (
 )
 
 func TestLock(t *testing.T) {
-	runOnRoads(t, []behaviour{
+	runBehaviours(t, []behaviour{
 		{"lock free", lockFree},
 		{"unlock", unlock},
 		{"try free", tryFree},

@@ -10,7 +10,7 @@ import (
 // The two modes that this floor grants; the rest of reading and writing belongs
 // to what is built on it.
 func TestSharedLock(t *testing.T) {
-	runOnRoads(t, []behaviour{
+	runBehaviours(t, []behaviour{
 		{"many readers at once, and a writer waits for all of them", readersThenWriter},
 		{"a reader behind a queued writer waits", readerBehindWriter},
 		{"readers queued together are granted together", readersTogether},

@@ -138,22 +138,12 @@ type behaviour struct {
 // runBehaviours runs them on one server and on three, and with -roads on every road.
 func runBehaviours(t *testing.T, list []behaviour) {
 	t.Helper()
-	runOn(t, list)
-}
-
-// runOnRoads is runBehaviours for what always runs on both roads at once, too.
-func runOnRoads(t *testing.T, list []behaviour) {
-	t.Helper()
-	runOn(t, list, beltSite)
-}
-
-func runOn(t *testing.T, list []behaviour, more ...*site) {
-	t.Helper()
 	t.Parallel()
+	sites := []*site{singleSite, clusterSite}
 	if *roads {
-		more = []*site{coalescedSite, beltSite}
+		sites = append(sites, coalescedSite, beltSite)
 	}
-	for _, s := range append(more, singleSite, clusterSite) {
+	for _, s := range sites {
 		onSite(t, s, func(t *testing.T, s *site) {
 			for _, b := range list {
 				t.Run(b.name, func(t *testing.T) {
