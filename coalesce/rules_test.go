@@ -282,6 +282,39 @@ func TestC26Belt(t *testing.T) {
 	}
 }
 
+// C26: a release over both roads ends when the owner has answered it, too: it may have been behind, and
+// written the acquire once more. Else the next try of this process would find its own old hold.
+func TestC26ReleaseEndsOnBothRoads(t *testing.T) {
+	w := newPatientWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p := w.process(RouterConfig{Belt: true})
+	block := make(chan struct{})
+	o.mu.Lock()
+	read := o.cfg.LeaseAlive
+	o.cfg.LeaseAlive = func(ctx context.Context, id string) (bool, error) {
+		<-block
+		return read(ctx, id)
+	}
+	o.mu.Unlock()
+	p.meet()
+	id := p.mustAcquire("k")
+	_, released := p.start("k", p.op(record.OpRelease, id))
+	w.until("both came, and the direct road has done them", func() bool { return o.Stats().Operations == 2 && p.record("k") == nil })
+	select {
+	case <-released:
+		close(block)
+		t.Fatal("a release ended while the owner could still write the acquire")
+	default:
+	}
+	close(block)
+	w.wait("release", released, nil)
+	next := p.op(record.OpTry, p.lease.NextOp())
+	_, tried := p.start("k", next)
+	w.wait("try", tried, nil)
+	p.mustRelease("k", next.ID)
+	w.clean("k", p)
+}
+
 // C27: an owner that closes tells everybody. Those who wait go on, and no lease is waited for.
 func TestC27Handover(t *testing.T) {
 	w := newPatientWorld(t)

@@ -23,7 +23,8 @@ type trip struct {
 	held  bool   // back in this process
 
 	missed   bool  // an owner was lost with it, which may have done it
-	existed  bool  // of a release: one road found something
+	released bool  // of a release: one road has done it
+	existed  bool  // likewise: one road found something
 	cause    error // of its withdrawal
 	told     bool
 	telling  bool // Queued is being called
@@ -158,17 +159,24 @@ func (r *Router) lost(k *call) {
 		return // the ledger sees to it
 	}
 	t.call, t.missed = nil, true
-	if t.cause != nil && !t.releases() {
+	switch {
+	case t.cause != nil && !t.releases():
 		r.undoDirect(t)
-		return
+	case t.released && t.direct == nil:
+		r.releasedOnce(t, engine.Outcome{}, false)
+	default:
+		r.goDirect(t)
 	}
-	r.goDirect(t)
 }
 
-// releasedOnce takes in that a release was done on one road. Called with mu held.
+// releasedOnce takes in that a release was done on one road, or that the owner was lost after
+// that. Called with mu held.
 func (r *Router) releasedOnce(t *trip, out engine.Outcome, existed bool) {
-	t.existed = t.existed || existed
-	if !t.existed && !t.missed && (t.call != nil || t.direct != nil) {
+	t.released, t.existed = true, t.existed || existed
+	if t.call != nil {
+		return // until it answers, the owner may write the acquire once more, and take it back then
+	}
+	if !t.existed && !t.missed && t.direct != nil {
 		return // the other road may have found it
 	}
 	out.Existed = t.existed || t.missed

@@ -35,8 +35,11 @@ func ackSeq(reply *nats.Msg) uint64 {
 	return ack.Seq
 }
 
+// direct is for whose own writes go wrong, beside others who take other roads.
+var direct = fabric.WithRoad(fabric.RoadDirect)
+
 func retriedAcquire(t *testing.T, s *site) {
-	m, w := s.wired(t)
+	m, w := s.wired(t, direct)
 	for name, op := range map[string]func(context.Context, string, ...fabric.AcquireOption) (*fabric.Lock, error){
 		"Acquire": m.Acquire, "TryAcquire": m.TryAcquire,
 	} {
@@ -66,7 +69,7 @@ func retriedAcquire(t *testing.T, s *site) {
 func retriedPending(t *testing.T, s *site) {
 	key, m := s.key(t), s.manager(t)
 	holder := acquire(t, m, key)
-	waiter, w := s.wired(t)
+	waiter, w := s.wired(t, direct)
 	lostReply := w.fault(1, lockPut, deaf)
 	wait := queue(t, waitContext(t), waiter, key)
 	if lostReply.count() != 1 {
@@ -165,7 +168,7 @@ func leaseLostInQueue(t *testing.T, s *site) {
 
 func leaseLostOnTheWay(t *testing.T, s *site) {
 	key, m := s.key(t), s.manager(t)
-	slow, w := s.wired(t, fabric.WithTTL(3*time.Second))
+	slow, w := s.wired(t, fabric.WithTTL(3*time.Second), direct)
 	witness := acquire(t, slow, s.key(t)) // under the same lease
 	var committed uint64
 	w.fault(1, lockPut, func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {

@@ -25,13 +25,13 @@ const (
 	RoadCoalesced Road = "coalesced"
 )
 
-// WithRoad chooses how operations are carried out. Other roads than RoadDirect are experimental: an operation that
-// has taken two roads at once was seen to leave its lock held, until a sweep or the end of its process.
+// WithRoad chooses how operations are carried out. Other roads than RoadDirect are experimental: they
+// exclude as safely, but have been tested less, and are no faster with few clients.
 func WithRoad(r Road) ManagerOption {
 	return func(c *config) error {
 		switch r {
 		case RoadAutomatic, RoadDirect, RoadCoalesced:
-			c.road = r
+			c.road, c.belt = r, false
 			return nil
 		}
 		return fmt.Errorf("%w: road %q: use %q, %q or %q", ErrInvalidOption, r, RoadAutomatic, RoadDirect, RoadCoalesced)

@@ -18,7 +18,8 @@ var examples = map[string][]string{
 		"lockfabric run encoders --semaphore 3 -- ./encode.sh film.mov",
 		"lockfabric --server nats://nats1:4222 run deploy --meta ticket=OPS-7 -- ./deploy.sh",
 	},
-	"tree": {"lockfabric tree photos", "lockfabric tree --watch photos/2026"},
+	"deadlocks": {"lockfabric deadlocks", "lockfabric deadlocks --watch"},
+	"tree":      {"lockfabric tree photos", "lockfabric tree --watch photos/2026"},
 	"lock": {
 		"token=$(lockfabric lock nightly-backup --wait 0) || exit",
 		"(lockfabric lock reports && ./report.sh)",
