@@ -214,7 +214,7 @@ func TestM31_VictimsTakeTurns(t *testing.T) {
 			key string
 		}{{a, "k2"}, {b, "k1"}} {
 			go func() {
-				for ctx.Err() == nil {
+				for w.counted() < 40 {
 					_, _ = c.u.acquire(c.key, record.X, "")
 				}
 			}()
@@ -222,12 +222,13 @@ func TestM31_VictimsTakeTurns(t *testing.T) {
 		for w.counted() < 40 {
 			time.Sleep(time.Second)
 		}
+		synctest.Wait() // the last victim has left
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if a.deaths < 15 || b.deaths < 15 {
 			t.Errorf("%d and %d times", a.deaths, b.deaths)
 		}
-		for _, sw := range w.waiters { // let them end
+		for _, sw := range w.waiters { // let the other one end
 			sw.done <- false
 		}
 	})

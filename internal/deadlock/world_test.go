@@ -348,16 +348,13 @@ func (p *simProc) Abort(_ context.Context, wt *Waiter, c Cycle) bool {
 	if p.w.frozen[p.lease] {
 		return false
 	}
-	if _, waits := p.w.recs[wt.Key].rec.Waiting(wt.ID); waits && !p.w.unchecked && !p.w.stuck(u) {
+	if _, waits := p.w.recs[wt.Key].rec.Waiting(wt.ID); !waits {
+		return false
+	}
+	if !p.w.unchecked && !p.w.stuck(u) {
 		p.w.t.Errorf("%s is a victim, and not in a deadlock: %s", u.name, c)
 	}
 	p.w.apply(wt.Key, record.Op{Verb: record.OpStopWaiting, ID: wt.ID, Lease: wt.Lease})
-	u.mu.Lock()
-	_, granted := u.holds[wt.ID]
-	u.mu.Unlock()
-	if granted {
-		return false
-	}
 	u.mu.Lock()
 	u.deaths++
 	u.mu.Unlock()
