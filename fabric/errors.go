@@ -168,6 +168,9 @@ type NotAcquiredError struct {
 }
 
 func (e *NotAcquiredError) Error() string {
+	if e.Key == "" { // a set that makes no sense
+		return fmt.Sprintf("fabric: not acquired: %v", e.Cause)
+	}
 	return fmt.Sprintf("fabric: %q not acquired: %v", e.Key, e.Cause)
 }
 

@@ -16,6 +16,9 @@ type deadlocksCmd struct {
 	Every time.Duration `default:"1s" help:"With --watch: how often to look."`
 }
 
+// minEvery keeps a look from following the other at once.
+const minEvery = 10 * time.Millisecond
+
 // Help tells what is shown.
 func (*deadlocksCmd) Help() string {
 	return "Shown are units of work that hold something and have waited for longer than the delay of deadlock detection, one second by default, and the " +
@@ -25,6 +28,9 @@ func (*deadlocksCmd) Help() string {
 
 // Run shows the waits.
 func (c *deadlocksCmd) Run(ctx context.Context, cl *cli, s *streams) error {
+	if c.Every < minEvery {
+		return usageError("deadlocks --every=%v: give %v or more", c.Every, minEvery)
+	}
 	if c.Watch {
 		return cl.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error { return c.watch(ctx, cl, s, m) })
 	}

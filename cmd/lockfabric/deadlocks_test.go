@@ -17,6 +17,9 @@ func TestDeadlocksCommand(t *testing.T) {
 	if code != 0 || stdout != "nobody who holds something waits for long\n" {
 		t.Errorf("exit code %d, %s%s", code, stdout, stderr)
 	}
+	if code, _, stderr := run(t, lockfabric(t, "deadlocks", "--watch", "--every", "0s")); code != 64 || !strings.Contains(stderr, "--every=0s") {
+		t.Errorf("exit code %d, %s", code, stderr)
+	}
 	seen := start(t, lockfabric(t, "--output", "json", "deadlocks", "--watch", "--every", "50ms"))
 	seen.expect(`{"units":[],"deadlocks":[]}`)
 	first, err := m.Acquire(t.Context(), "k1", fabric.WithOwner("alice"))

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
+
 	"github.com/alecthomas/kong"
 )
 
@@ -16,6 +19,9 @@ func (h *helpCmd) Run(s *streams) error {
 		_, err = parser.Parse(append(h.Command, "--help"))
 	}
 	if err != nil {
+		if path := (*fs.PathError)(nil); errors.As(err, &path) && path.Op == "write" {
+			return writeError(err)
+		}
 		return usageError("help: %w: see 'lockfabric --help'", err)
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -54,11 +55,17 @@ func (l *lockCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	defer signal.Stop(sigs)
 	catch(make(chan os.Signal, 1), brokenPipe)
 	if l.Stdin {
+		var closed atomic.Bool
 		go func() {
 			_, _ = io.Copy(io.Discard, os.Stdin)
+			closed.Store(true)
 			sigs <- syscall.SIGTERM
 		}()
-		return l.hold(ctx, c, s, sigs)
+		err := l.hold(ctx, c, s, sigs)
+		if e := (*exitError)(nil); errors.As(err, &e) && e.code == exitSignal+signalNumber(syscall.SIGTERM) && closed.Load() {
+			e.cause = errors.New("standard input was closed while waiting: nothing is held")
+		}
+		return err
 	}
 	text := os.Getenv(parentEnv)
 	if text == "" {
@@ -184,8 +191,11 @@ func lockMode(name string, shared bool) fabric.Mode {
 	return fabric.Mode(name)
 }
 
+// modes are the names that --mode takes.
+var modes = []string{"IS", "IX", "S", "SIX", "U", "X"}
+
 func checkMode(what, name string) error {
-	if !slices.Contains([]string{"", "IS", "IX", "S", "SIX", "U", "X"}, name) {
+	if name != "" && !slices.Contains(modes, name) {
 		return usageError("%s --mode=%s: give one of IS, IX, S, SIX, U, X", what, printable(name))
 	}
 	return nil

@@ -186,6 +186,9 @@ func TestLockUntilStdinCloses(t *testing.T) {
 	if _, err := m.Acquire(t.Context(), "k"); err != nil {
 		t.Fatal(err)
 	}
+	if code, _, stderr := run(t, lockfabric(t, "lock", "k", "--stdin")); code != 143 || !strings.Contains(stderr, "standard input was closed") {
+		t.Errorf("exit code %d, %s", code, stderr)
+	}
 	p, _ := withStdin(t, lockfabric(t, "lock", "k", "--stdin", "--wait", "0"))
 	p.exits(75)
 	p, stdin := withStdin(t, lockfabric(t, "lock", "k", "--stdin"))

@@ -14,7 +14,7 @@ type runCmd struct {
 	Line      string   `name:"command" short:"c" placeholder:"LINE" complete:"-" help:"Run this line with 'sh -c' in place of CMD."`
 	Mode      string   `xor:"mode" placeholder:"IS|IX|S|SIX|U|X" complete:"IS,IX,S,SIX,U,X" help:"What else may be held beside it: X, the default, excludes all others, S those who write, U all but S and IS; IS, IX and SIX announce locks on parts."`
 	Shared    bool     `xor:"mode" help:"The same as --mode S: hold the lock together with others who do so, too."`
-	Semaphore int      `xor:"mode" placeholder:"N" complete:"-" help:"Hold a permit of a semaphore with N permits instead of a lock. All who use the name have to give the same N."`
+	Semaphore *int     `xor:"mode" placeholder:"N" complete:"-" help:"Hold a permit of a semaphore with N permits instead of a lock. All who use the name have to give the same N."`
 	Permits   int      `default:"1" placeholder:"K" complete:"-" help:"How many permits of --semaphore to hold."`
 	several
 	DeadlineCheck bool `help:"Don't queue, exit with 75 at once, when the wait is expected to last longer than --wait. Nothing is expected of a lock that nobody has waited for."`
@@ -52,19 +52,28 @@ func (r *runCmd) Run(ctx context.Context, c *cli, s *streams) error {
 }
 
 func (r *runCmd) validate() error {
+	limit := r.limit()
 	switch {
 	case r.DeadlineCheck && (r.Wait == nil || *r.Wait == 0):
 		return usageError("run --deadline-check: give the time that is to be kept with --wait")
-	case r.Semaphore < 0:
-		return usageError("run --semaphore=%d: give 1 or more", r.Semaphore)
-	case r.Permits < 1 || r.Semaphore > 0 && r.Permits > r.Semaphore:
+	case r.Semaphore != nil && limit < 1:
+		return usageError("run --semaphore=%d: give 1 or more", limit)
+	case r.Permits < 1 || limit > 0 && r.Permits > limit:
 		return usageError("run --permits=%d: give 1 to the number of --semaphore", r.Permits)
-	case r.Permits > 1 && r.Semaphore == 0:
+	case r.Permits > 1 && limit == 0:
 		return usageError("run --permits=%d: say with --semaphore how many there are", r.Permits)
-	case r.DeadlineCheck && r.Semaphore > 0:
+	case r.DeadlineCheck && limit > 0:
 		return usageError("run --deadline-check: nothing is expected of a semaphore; leave it out")
 	}
-	return cmp.Or(r.several.validate(r.Semaphore > 0), checkMode("run", r.Mode), checkCommand("run", r.Command), r.claiming.validate("run"), r.holding.validate("run"), r.staying.validate("run"), checkName(r.Key))
+	return cmp.Or(r.several.validate(limit > 0), checkMode("run", r.Mode), checkCommand("run", r.Command), r.claiming.validate("run"), r.holding.validate("run"), r.staying.validate("run"), checkName(r.Key))
+}
+
+// limit is how many permits the semaphore has, 0 without one.
+func (r *runCmd) limit() int {
+	if r.Semaphore == nil {
+		return 0
+	}
+	return *r.Semaphore
 }
 
 // checkName refuses a name that nothing can have, before any server is asked.
@@ -75,8 +84,8 @@ func checkName(key string) error {
 
 func (r *runCmd) acquire(ctx context.Context, m *fabric.Manager) (held, error) {
 	c := fabric.Claim{Kind: fabric.KindLock, Mode: lockMode(r.Mode, r.Shared)}
-	if r.Semaphore > 0 {
-		c = fabric.Claim{Kind: fabric.KindSemaphore, Permits: r.Permits, Limit: r.Semaphore}
+	if limit := r.limit(); limit > 0 {
+		c = fabric.Claim{Kind: fabric.KindSemaphore, Permits: r.Permits, Limit: limit}
 	}
 	opts := []fabric.AcquireOption{fabric.WithMetadata(r.Meta)}
 	if r.DeadlineCheck {

@@ -24,7 +24,16 @@ func (s *several) validate(semaphore bool) error {
 	case len(s.Under) > 0 && (s.Path || len(s.Also) > 0):
 		return usageError("run --under: it names all levels; leave out --path and --also")
 	}
-	for _, name := range append(s.also(), s.Under...) {
+	for _, text := range s.Also {
+		name, mode := keyAndMode(text)
+		if name != text && !slices.Contains(modes, string(mode)) {
+			return usageError("run --also=%s: after the last = give one of IS, IX, S, SIX, U, X", printable(text))
+		}
+		if err := checkName(name); err != nil {
+			return err
+		}
+	}
+	for _, name := range s.Under {
 		if err := checkName(name); err != nil {
 			return err
 		}
@@ -32,23 +41,11 @@ func (s *several) validate(semaphore bool) error {
 	return nil
 }
 
-// also returns the names that --also gives.
-func (s *several) also() []string {
-	var names []string
-	for _, text := range s.Also {
-		name, _ := keyAndMode(text)
-		names = append(names, name)
-	}
-	return names
-}
-
-// keyAndMode splits KEY=MODE. A name may have a '=' of its own.
+// keyAndMode splits KEY=MODE. A name that has a '=' of its own is given with a mode, so that
+// a mistyped one is not taken for a part of the name.
 func keyAndMode(text string) (string, fabric.Mode) {
-	if i := strings.LastIndexByte(text, '='); i > 0 {
-		switch mode := fabric.Mode(text[i+1:]); mode {
-		case fabric.IntentShared, fabric.IntentExclusive, fabric.Shared, fabric.SharedIntentExclusive, fabric.Update, fabric.Exclusive:
-			return text[:i], mode
-		}
+	if i := strings.LastIndexByte(text, '='); i >= 0 {
+		return text[:i], fabric.Mode(text[i+1:])
 	}
 	return text, ""
 }

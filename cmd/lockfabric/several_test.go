@@ -48,7 +48,11 @@ func TestRunSeveral(t *testing.T) {
 		{[]string{"k6", "--path", "--semaphore", "2"}, 64, "--semaphore"},
 		{[]string{"k6", "--path", "--under", "k"}, 64, "--under"},
 		{[]string{"k6", "--also", ""}, 64, "name"},
-		{[]string{"k6", "--under", "k6"}, 64, "twice"},
+		{[]string{"k6", "--under", "k6"}, 64, "lockfabric: not acquired: invalid option: \"k6\" is twice"},
+		{[]string{"k6", "--also", "k7=s"}, 64, "--also=k7=s"},
+		{[]string{"k6", "--also", "k7="}, 64, "--also=k7="},
+		{[]string{"k6", "--also", "=S"}, 64, "name"},
+		{[]string{"k6", "--semaphore", "0"}, 64, "--semaphore=0"},
 	} {
 		code, stdout, stderr := run(t, lockfabric(t, append(append([]string{"run"}, c.args...), "--", "echo", "in")...))
 		if code != c.code || stdout != "" || !strings.Contains(stderr, c.stderr) {

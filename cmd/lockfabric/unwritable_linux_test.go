@@ -9,7 +9,7 @@ import (
 // A result that can't be written is not a command line that makes no sense.
 func TestResultsThatCannotBeWritten(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{{"--help"}, {"run", "--help"}, {"version"}, {"completion", "bash"}, {"ls"}, {"--output", "json", "ls"}, {"inspect", "k"}} {
+	for _, args := range [][]string{{"--help"}, {"run", "--help"}, {"help", "run"}, {"version"}, {"completion", "bash"}, {"ls"}, {"--output", "json", "ls"}, {"inspect", "k"}} {
 		full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
 		if err != nil {
 			t.Fatal(err)
