@@ -20,7 +20,7 @@ import (
 )
 
 type uiCmd struct {
-	Listen       string   `default:"127.0.0.1:4280" placeholder:"HOST:PORT" help:"Address of the page; port 0 takes a free one. One that other hosts reach needs --tls-cert and --tls-key."`
+	Listen       string   `default:"127.0.0.1:4280" placeholder:"HOST:PORT" help:"Address of the page, 127.0.0.1:4280 unless given; port 0 takes a free one. One that other hosts reach needs --tls-cert and --tls-key."`
 	Host         []string `placeholder:"NAME" help:"Name under which browsers may ask for the page, beside localhost and addresses. May be repeated."`
 	TLSCert      string   `name:"tls-cert" placeholder:"FILE" help:"Speak TLS with browsers, with this certificate."`
 	TLSKey       string   `name:"tls-key" placeholder:"FILE" help:"Private key of --tls-cert."`
