@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"strconv"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lockfabric/lockfabric/embedded"
 	"github.com/lockfabric/lockfabric/fabric"
@@ -259,4 +261,55 @@ func ExampleGuard() {
 	// Output:
 	// <nil>
 	// true
+}
+
+// A counter in a bucket of one's own, which any number of processes increment.
+func ExampleManager_Update() {
+	ctx := context.Background()
+	srv, err := embedded.Start(ctx, embedded.WithTempStore())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer func() { _ = srv.Shutdown(ctx) }()
+	nc, err := srv.Connect(nats.ReconnectBufSize(-1))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer nc.Close()
+	m, err := fabric.New(ctx, nc)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer func() { _ = m.Close() }()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		log.Fatal(err)
+	}
+	counters, err := js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: "counters"})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	for range 3 {
+		_, err := m.Update(ctx, "counters", "visits", func(old []byte) ([]byte, error) {
+			n := 0
+			if old != nil {
+				var err error
+				if n, err = strconv.Atoi(string(old)); err != nil {
+					return nil, err
+				}
+			}
+			return []byte(strconv.Itoa(n + 1)), nil
+		})
+		if err != nil {
+			log.Fatal(err) // fabric.ErrUncertain: it may count nevertheless
+		}
+	}
+	e, err := counters.Get(ctx, "visits")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(string(e.Value()))
+	// Output:
+	// 3
 }

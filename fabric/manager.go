@@ -41,6 +41,7 @@ type Manager struct {
 	seen atomic.Uint64 // highest revision of the locks bucket in sessions that have ended
 
 	optimism optimism
+	updates  updates
 
 	life context.Context // ends with the manager; its cause says why
 	die  context.CancelCauseFunc

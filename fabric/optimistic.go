@@ -201,12 +201,12 @@ func (m *Manager) validate(caller context.Context, st Stamp, opt engine.ProveOpt
 // optimism counts for Stats.
 type optimism struct{ reads, hits, fallbacks atomic.Uint64 }
 
-// OptimisticOption configures ReadOptimistic.
+// OptimisticOption configures ReadOptimistic and Update.
 type OptimisticOption func(*optimistic) error
 
 type optimistic struct{ tries int }
 
-// WithTries sets how often to try without a lock, at least once. The default is 3.
+// WithTries sets how often to try without a lock, at least once. The default is 3, and 5 for Update.
 func WithTries(n int) OptimisticOption {
 	return func(o *optimistic) error {
 		if n < 1 {
@@ -217,8 +217,8 @@ func WithTries(n int) OptimisticOption {
 	}
 }
 
-func newOptimistic(opts []OptimisticOption) (optimistic, error) {
-	o := optimistic{tries: readTries}
+func newOptimistic(tries int, opts []OptimisticOption) (optimistic, error) {
+	o := optimistic{tries: tries}
 	for _, opt := range opts {
 		if opt == nil {
 			return o, fmt.Errorf("%w: an option is nil", ErrInvalidOption)
@@ -245,7 +245,7 @@ const (
 //
 // Errors: fn's, those of Optimistic, Validate and, when it came to that, of Acquire.
 func (m *Manager) ReadOptimistic(ctx context.Context, key string, fn func(ctx context.Context) error, opts ...OptimisticOption) error {
-	o, err := newOptimistic(opts)
+	o, err := newOptimistic(readTries, opts)
 	if err != nil {
 		return err
 	}

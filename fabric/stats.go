@@ -20,6 +20,9 @@ type Stats struct {
 	OptimisticReads     uint64 // stamps that were validated, or found to be old
 	OptimisticHits      uint64 // of these, those that were valid
 	OptimisticFallbacks uint64 // calls of ReadOptimistic that came to a Shared hold
+	UpdateTries         uint64 // results of fn that Update tried to write
+	Updates             uint64 // of these, those that were written
+	UpdateFallbacks     uint64 // calls of Update that came to an exclusive hold
 	Pins                uint64 // shared intents on ancestors that were taken
 	PinJoins            uint64 // how often a path found one, and had nothing to write
 	PinRevocations      uint64 // how often one was given up because somebody waited for the ancestor
@@ -67,6 +70,7 @@ func (m *Manager) Stats() Stats {
 	st.Pins, st.PinJoins, st.PinRevocations = m.pins.Load(), m.pinJoins.Load(), m.pinRevocations.Load()
 	st.HoldTime, st.Waiting, st.ExpectedWait = e.HoldTime, e.Waiting, e.ExpectedWait
 	st.OptimisticReads, st.OptimisticHits, st.OptimisticFallbacks = m.optimism.reads.Load(), m.optimism.hits.Load(), m.optimism.fallbacks.Load()
+	st.UpdateTries, st.Updates, st.UpdateFallbacks = m.updates.tries.Load(), m.updates.done.Load(), m.updates.fallbacks.Load()
 	return st
 }
 

@@ -104,10 +104,16 @@ func (b *Bucket) MaxValue() int { return int(b.nc.MaxPayload()-readRoom) / 4 * 3
 // error: see [Entry]. Every error is kv.ErrUnavailable or ErrBucketGone, wraps its
 // cause, and means that nothing is known.
 func (b *Bucket) Get(ctx context.Context, key string) (Entry, error) {
+	e, _, err := b.get(ctx, key)
+	return e, err
+}
+
+// get is Get, with the message's header block.
+func (b *Bucket) get(ctx context.Context, key string) (_ Entry, header []byte, err error) {
 	req := &nats.Msg{Subject: b.getAPI, Data: append(append([]byte(`{"last_by_subj":"`+b.prefix), key...), `"}`...)}
 	reply, err := b.trip(ctx, req)
 	if err != nil {
-		return Entry{}, fmt.Errorf("%w: read of %s: %w", kv.ErrUnavailable, key, err)
+		return Entry{}, nil, fmt.Errorf("%w: read of %s: %w", kv.ErrUnavailable, key, err)
 	}
 	var resp struct {
 		Error   *jetstream.APIError `json:"error"`
@@ -119,23 +125,23 @@ func (b *Bucket) Get(ctx context.Context, key string) (Entry, error) {
 		} `json:"message"`
 	}
 	if err := json.Unmarshal(reply.Data, &resp); err != nil {
-		return Entry{}, fmt.Errorf("%w: read of %s: %w", kv.ErrUnavailable, key, err)
+		return Entry{}, nil, fmt.Errorf("%w: read of %s: %w", kv.ErrUnavailable, key, err)
 	}
 	switch {
 	case resp.Error != nil && resp.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
-		return Entry{Key: key, Deleted: true}, nil
+		return Entry{Key: key, Deleted: true}, nil, nil
 	case resp.Error != nil && resp.Error.ErrorCode == codeStreamNotFound:
-		return Entry{}, fmt.Errorf("%w: %s", ErrBucketGone, b.name)
+		return Entry{}, nil, fmt.Errorf("%w: %s", ErrBucketGone, b.name)
 	case resp.Error != nil:
-		return Entry{}, fmt.Errorf("%w: read of %s: %w", kv.ErrUnavailable, key, resp.Error)
+		return Entry{}, nil, fmt.Errorf("%w: read of %s: %w", kv.ErrUnavailable, key, resp.Error)
 	case resp.Message == nil:
-		return Entry{}, fmt.Errorf("%w: read of %s: empty answer", kv.ErrUnavailable, key)
+		return Entry{}, nil, fmt.Errorf("%w: read of %s: empty answer", kv.ErrUnavailable, key)
 	}
 	e := Entry{Key: key, Value: resp.Message.Data, Revision: resp.Message.Sequence, Created: resp.Message.Time}
 	if isMarker(resp.Message.Header) {
 		e.Deleted, e.Value = true, nil
 	}
-	return e, nil
+	return e, resp.Message.Header, nil
 }
 
 // isMarker reports whether a stored message's header block is that of a delete
