@@ -76,6 +76,28 @@ func TestM4_AWaiterDrainsTheSharedIntent(t *testing.T) {
 	})
 }
 
+// Beside one who waits for the ancestor only the unit of work that is in the way already joins: behind
+// that one it would wait for itself.
+func TestM4_OnlyWhoIsInTheWayJoinsBesideAWaiter(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		m, other, root := s.manager(t), s.manager(t), s.tree(t)
+		ctx := waitContext(t)
+		first := acquirePath(t, m, root+"/a", fabric.Exclusive)
+		wait := queue(t, ctx, other, root)
+		eventually(t, "the intent is to go", func() bool { return m.Stats().PinRevocations > 0 })
+		if set, err := m.TryAcquirePath(ctx, root+"/b", fabric.Exclusive); !errors.Is(err, fabric.ErrHeld) {
+			t.Errorf("a path of others beside one who waits: %v, %v", set, err)
+		}
+		more, err := m.TryAcquirePath(ctx, root+"/c", fabric.Exclusive, fabric.WithHolding(first))
+		if err != nil {
+			t.Fatalf("another path of the same unit: %v", err)
+		}
+		releaseSet(t, more)
+		releaseSet(t, first)
+		release(t, granted(t, wait))
+	})
+}
+
 func TestM5_LossOfASharedIntentIsTheLossOfThePathsBelow(t *testing.T) {
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		m, other, root := s.manager(t), s.manager(t), s.tree(t)
