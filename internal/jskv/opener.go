@@ -317,6 +317,13 @@ func (h *Hub) openFailed(o *opening, err error) {
 	for _, k := range h.pending { // those that came meanwhile
 		h.unwatched(k)
 	}
+	for _, g := range h.groups { // those whose turn comes when this one has succeeded
+		if g.broken {
+			for _, key := range h.liveKeys(g) {
+				h.unwatched(h.keys[key])
+			}
+		}
+	}
 	if o.wide {
 		for _, k := range h.keys {
 			h.unwatched(k)

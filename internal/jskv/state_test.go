@@ -139,14 +139,15 @@ func TestOneThatWaitsAmongManyThatFollow(t *testing.T) {
 
 func TestFollowedKeysAreReadWhileNoWatcherOpens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		const keys = 50
 		s := newFakeStream()
-		c := followMany(s, s.hub(t), 50)
+		c := followMany(s, s.hub(t), keys)
 		time.Sleep(time.Minute)
 		s.set(func(s *fakeStream) { s.openErr = fmt.Errorf("maximum consumers limit reached") })
 		s.end()
 		time.Sleep(time.Minute)
 		s.put(key(7), "2")
-		time.Sleep(2 * DefaultPollInterval)
+		time.Sleep(2*DefaultPollInterval + keys*time.Second/DefaultReadRate) // each in its time, and one after the other
 		c.values[key(7)].want(t, "1 2")
 	})
 }
