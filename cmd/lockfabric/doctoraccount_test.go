@@ -72,7 +72,7 @@ func TestFullStorageIsNamed(t *testing.T) {
 			_, err = js.Publish(t.Context(), "fill", make([]byte, size))
 		}
 	}
-	code, _, stderr := run(t, bare(t, "--server", url, "--fabric", fabricName(t), "--timeout", "2s", "run", "k", "--wait", "2s", "--", "true"))
+	code, _, stderr := run(t, bare(t, "--server", url, "--fabric", fabricName(t), "--timeout", "10s", "run", "k", "--wait", "10s", "--", "true"))
 	if code != 69 || !strings.Contains(stderr, "storage is full") || !strings.Contains(stderr, "free storage") || strings.Contains(stderr, "--tlsfirst") {
 		t.Errorf("exit code %d, %s", code, stderr)
 	}
