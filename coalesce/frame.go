@@ -222,6 +222,9 @@ func (r *reader) duration() time.Duration { return time.Duration(r.small(1<<63 -
 
 func (r *reader) meta() map[string]string {
 	n := r.count(len(r.b))
+	if n == 0 {
+		return nil
+	}
 	meta := make(map[string]string, min(n, 64))
 	for range n {
 		k := r.string(maxFrame)
