@@ -57,7 +57,7 @@ func (c *Config) patience(remaining time.Duration, unanswered silence) time.Dura
 	first := min(c.TTL/3, firstPatience)
 	expect := c.expect()
 	room := remaining - 5*expect/2 // with a pause between
-	d := min(max(c.RTT.Backoff(int(unanswered)), first, expect), max(expect, remaining/2), room)
+	d := min(max(c.RTT.Backoff(int(unanswered)), first), max(expect, remaining/2), room)
 	if room < expect {
 		mean, dev := c.RTT.RTT()
 		d = max(remaining/2, c.TTL/3, mean+min(dev, mean/2))
