@@ -185,6 +185,19 @@ func (p *process) serve(ttl ...time.Duration) *owner {
 	return o
 }
 
+// blockLeaseReads has the owner read no lease of a client before the channel is closed.
+func (o *owner) blockLeaseReads() (block chan struct{}) {
+	block = make(chan struct{})
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	read := o.cfg.LeaseAlive
+	o.cfg.LeaseAlive = func(ctx context.Context, id string) (bool, error) {
+		<-block
+		return read(ctx, id)
+	}
+	return block
+}
+
 // shout tells everybody that the owner is there.
 func (o *owner) shout() {
 	b := o.beat()

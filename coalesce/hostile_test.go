@@ -203,14 +203,7 @@ func TestC18OrderWhileALeaseIsRead(t *testing.T) {
 	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
 	p := w.process(always)
-	block := make(chan struct{})
-	o.mu.Lock()
-	read := o.cfg.LeaseAlive
-	o.cfg.LeaseAlive = func(ctx context.Context, id string) (bool, error) {
-		<-block
-		return read(ctx, id)
-	}
-	o.mu.Unlock()
+	block := o.blockLeaseReads()
 	p.meet()
 	q, done := p.start("k", p.op(record.OpAcquire, p.lease.NextOp()))
 	p.router.Withdraw(q, context.Canceled)

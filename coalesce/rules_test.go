@@ -288,14 +288,7 @@ func TestC26ReleaseEndsOnBothRoads(t *testing.T) {
 	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
 	p := w.process(RouterConfig{Belt: true})
-	block := make(chan struct{})
-	o.mu.Lock()
-	read := o.cfg.LeaseAlive
-	o.cfg.LeaseAlive = func(ctx context.Context, id string) (bool, error) {
-		<-block
-		return read(ctx, id)
-	}
-	o.mu.Unlock()
+	block := o.blockLeaseReads()
 	p.meet()
 	id := p.mustAcquire("k")
 	_, released := p.start("k", p.op(record.OpRelease, id))

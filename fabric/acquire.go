@@ -57,19 +57,12 @@ func (m *Manager) TryAcquire(ctx context.Context, key string, opts ...AcquireOpt
 // context given to fn ends when ctx ends or the hold is lost, with ErrLost as its
 // cause then. The error is the acquire's, or fn's joined with ErrLost if the hold
 // was lost before it was released.
-func (m *Manager) Do(ctx context.Context, key string, fn func(ctx context.Context, l *Lock) error, opts ...AcquireOption) (err error) {
+func (m *Manager) Do(ctx context.Context, key string, fn func(ctx context.Context, l *Lock) error, opts ...AcquireOption) error {
 	l, err := m.Acquire(ctx, key, opts...)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if rerr := l.Release(ctx); isLost(rerr) {
-			err = errors.Join(err, rerr)
-		}
-	}()
-	ctx, done := l.Within(ctx)
-	defer done()
-	return fn(ctx, l)
+	return do(ctx, l, fn)
 }
 
 func (m *Manager) acquire(ctx context.Context, key, verb string, opts []AcquireOption) (*Lock, error) {

@@ -112,13 +112,8 @@ func (m *Manager) claim(caller context.Context, key string, c Claim, opts []Acqu
 	if err := caller.Err(); err != nil {
 		return fail(err)
 	}
-	ctx, done := m.bind(caller)
+	ctx, done := m.bindFor(caller, req.waitLimit)
 	defer done()
-	if req.waitLimit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, req.waitLimit)
-		defer cancel()
-	}
 	h, out, err := a.run(ctx)
 	switch {
 	case err != nil:

@@ -38,18 +38,7 @@ func (m *Manager) DoAll(ctx context.Context, wants []Want, fn func(ctx context.C
 	if err != nil {
 		return err
 	}
-	return s.do(ctx, fn)
-}
-
-func (s *Set) do(ctx context.Context, fn func(ctx context.Context, s *Set) error) (err error) {
-	defer func() {
-		if rerr := s.Release(ctx); isLost(rerr) {
-			err = errors.Join(err, rerr)
-		}
-	}()
-	ctx, done := s.Within(ctx)
-	defer done()
-	return fn(ctx, s)
+	return do(ctx, s, fn)
 }
 
 // gathering is an acquire of a set under way, over as many leases and sessions as it takes.
@@ -73,13 +62,8 @@ func (m *Manager) gather(caller context.Context, g gathering, opts []AcquireOpti
 	if err == nil {
 		leave := g.inUnit(caller)
 		defer leave()
-		ctx, done := m.bind(caller)
+		ctx, done := m.bindFor(caller, g.req.waitLimit)
 		defer done()
-		if g.req.waitLimit > 0 {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, g.req.waitLimit)
-			defer cancel()
-		}
 		err = g.repeat(ctx, func() (done bool, err error) {
 			err = g.round(ctx)
 			if refused := (*refusedError)(nil); errors.As(err, &refused) {

@@ -120,11 +120,7 @@ func (l *level) end(why error) *Hold {
 	}
 	h := l.lock.Hold
 	l.lock = nil
-	h.mu.Lock()
-	if h.err == nil {
-		h.end(ErrReleased)
-	}
-	h.mu.Unlock()
+	h.void()
 	l.withdrawn(h.slot, h.entry.ID, why)
 	return h
 }
@@ -136,13 +132,18 @@ func (l *level) letGo(why error) {
 	}
 }
 
-// discard ends a hold that nobody has a handle of, and releases it in the background.
-func discard(h *Hold) {
+// void makes the handle of a hold that nobody has invalid.
+func (h *Hold) void() {
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	if h.err == nil {
 		h.end(ErrReleased)
 	}
-	h.mu.Unlock()
+}
+
+// discard ends a hold that nobody has a handle of, and releases it in the background.
+func discard(h *Hold) {
+	h.void()
 	h.s.doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
 	h.slot.drop(h)
 }

@@ -117,13 +117,12 @@ func (h *Hold) Context() context.Context {
 // Within returns a context that ends when ctx does or when the hold ends, with the cause of
 // [Hold.Context] then. Call done when the work is over.
 func (h *Hold) Within(ctx context.Context) (_ context.Context, done func()) {
-	held := h.Context()
-	ctx, cancel := context.WithCancelCause(context.WithValue(ctx, unitKey{}, whileHolding(unitIn(ctx), h)))
-	unhook := context.AfterFunc(held, func() { cancel(context.Cause(held)) })
-	return ctx, func() {
-		unhook()
-		cancel(nil)
-	}
+	return within(ctx, h.Context(), h)
+}
+
+// within returns a context for work under these holds that ends with ctx or with held.
+func within(ctx, held context.Context, holds ...*Hold) (_ context.Context, done func()) {
+	return both(context.WithValue(ctx, unitKey{}, whileHolding(unitIn(ctx), holds...)), held)
 }
 
 // Err returns nil while the hold is valid, a *LostError (ErrLost) once it is

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go"
 )
@@ -24,6 +25,19 @@ func (m *Manager) bind(ctx context.Context) (_ context.Context, done func()) {
 	return both(ctx, m.life)
 }
 
+// bindFor is bind for a call that lasts no longer than limit, if that is above 0.
+func (m *Manager) bindFor(ctx context.Context, limit time.Duration) (_ context.Context, done func()) {
+	ctx, unbind := m.bind(ctx)
+	if limit <= 0 {
+		return ctx, unbind
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	return ctx, func() {
+		cancel()
+		unbind()
+	}
+}
+
 // both returns a context that ends with either of two. done frees it.
 func both(ctx, other context.Context) (_ context.Context, done func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -32,6 +46,21 @@ func both(ctx, other context.Context) (_ context.Context, done func()) {
 		unhook()
 		cancel(nil)
 	}
+}
+
+// do calls fn while h is held and releases it. Its error is that of Do.
+func do[H interface {
+	Within(context.Context) (context.Context, func())
+	Release(context.Context) error
+}](ctx context.Context, h H, fn func(context.Context, H) error) (err error) {
+	defer func() {
+		if rerr := h.Release(ctx); isLost(rerr) {
+			err = errors.Join(err, rerr)
+		}
+	}()
+	ctx, done := h.Within(ctx)
+	defer done()
+	return fn(ctx, h)
 }
 
 // explain gives an error of a call its final form. ctx is the caller's own. What

@@ -138,13 +138,7 @@ func (s *Set) Context() context.Context {
 
 // Within returns a context that ends when ctx does or when the set ends. See [Hold.Within].
 func (s *Set) Within(ctx context.Context) (_ context.Context, done func()) {
-	held := s.Context()
-	ctx, cancel := context.WithCancelCause(context.WithValue(ctx, unitKey{}, whileHolding(unitIn(ctx), s.holding()...)))
-	unhook := context.AfterFunc(held, func() { cancel(context.Cause(held)) })
-	return ctx, func() {
-		unhook()
-		cancel(nil)
-	}
+	return within(ctx, s.Context(), s.holding()...)
 }
 
 // Err returns nil while all members are held, a *LostError (ErrLost), whose Key names the
