@@ -98,3 +98,44 @@ func TestDurationsThatAreNone(t *testing.T) {
 		}
 	}
 }
+
+// What makes no sense names the command whose help tells more, and gives no bad advice.
+func TestUsageErrors(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"run", "--bogus"}, "unknown flag --bogus: see 'lockfabric run --help'"},
+		{[]string{"latch", "wait", "--bogus"}, "unknown flag --bogus: see 'lockfabric latch wait --help'"},
+		{[]string{"--output", "xml", "ls"}, "see 'lockfabric ls --help'"},
+		{[]string{"bogus"}, "unexpected argument bogus: see 'lockfabric --help'"},
+		{[]string{"help", "--bogus"}, "see 'lockfabric help --help'"},
+		{[]string{"run", "k", "-E", "-1", "--", "true"}, "--conflict-exit-code: give a value, after a = if it begins with a dash: see 'lockfabric run --help'"},
+		{[]string{"run", "k", "--conflict-exit-code=-1", "--", "true"}, "run --conflict-exit-code=-1: give 0 to 255"},
+		{[]string{"run", "k", "-E", "x", "--", "true"}, `--conflict-exit-code: "x" is no whole number`},
+		{[]string{"run", "k", "--meta", "=foo", "--", "true"}, `expected KEY=VALUE but got "=foo"`},
+		{[]string{"--server", "a", "--bogus", "ls"}, "unknown flag --bogus"},
+		{[]string{"--password", "-bogus", "ls"}, "give a value"},
+		{[]string{"--token", "hush", "ls", "hush", "hush", "hush"}, "unexpected argument xxxxx"},
+	} {
+		code, stdout, stderr := run(t, bare(t, tt.args...))
+		if code != 64 || stdout != "" || !strings.Contains(stderr, tt.want) || strings.Count(stderr, "\n") != 1 || strings.Contains(stderr, "hush") {
+			t.Errorf("%q: exit code %d, %q, %q, want %q", tt.args, code, stdout, stderr, tt.want)
+		}
+	}
+}
+
+// An address that is taken is the host's trouble, one that is none is the caller's.
+func TestAddressesOfPages(t *testing.T) {
+	t.Parallel()
+	taken := server.Addr().String()
+	for _, args := range [][]string{{"serve", "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--health"}, {"ui", "--listen"}} {
+		for addr, want := range map[string]int{taken: 69, "127.0.0.1:x": 64, "127.0.0.1": 64, "127.0.0.1:99999": 64} {
+			code, stdout, stderr := run(t, bare(t, append(slices.Clone(args), addr)...))
+			if code != want || stdout != "" || !strings.Contains(stderr, args[0]+" "+args[len(args)-1]+"="+addr) {
+				t.Errorf("%v %s: exit code %d, %q, %q, want %d", args, addr, code, stdout, stderr, want)
+			}
+		}
+	}
+}

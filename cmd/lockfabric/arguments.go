@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"strconv"
 	"strings"
 	"time"
 
@@ -12,8 +13,8 @@ import (
 
 // textMappers read texts as they were given. Those of kong go through JSON, which
 // replaces every byte that is no UTF-8: the command under run would get the name of
-// another file, and two names of locks would become one. Durations are read here to
-// say what one looks like.
+// another file, and two names of locks would become one. Durations and numbers are read
+// here to say what one looks like.
 func textMappers() []kong.Option {
 	text := func(decode func(text string, target reflect.Value) error) kong.Mapper {
 		return kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
@@ -40,6 +41,14 @@ func textMappers() []kong.Option {
 			target.SetInt(int64(d))
 			return nil
 		})),
+		kong.KindMapper(reflect.Int, text(func(text string, target reflect.Value) error {
+			n, err := strconv.Atoi(text)
+			if err != nil {
+				return fmt.Errorf("%q is no whole number", text)
+			}
+			target.SetInt(int64(n))
+			return nil
+		})),
 		kong.NamedMapper("path", text(func(text string, target reflect.Value) error {
 			if text != "" { // which is not the present directory
 				text = kong.ExpandPath(text)
@@ -49,7 +58,7 @@ func textMappers() []kong.Option {
 		})),
 		kong.TypeMapper(reflect.TypeFor[map[string]string](), text(func(text string, target reflect.Value) error {
 			key, value, ok := strings.Cut(text, "=")
-			if !ok {
+			if !ok || key == "" {
 				return fmt.Errorf("expected KEY=VALUE but got %q", text)
 			}
 			if target.IsNil() {

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/alecthomas/kong"
 	"github.com/nats-io/nats.go"
@@ -248,7 +250,7 @@ func parseServers(list, origin string) (urls []*url.URL, credentials bool, err e
 }
 
 // hideArgs takes what was given for secret flags out of the parser's message, which
-// quotes values that it takes for flags.
+// quotes values that it takes for flags. It leaves words alone that only contain one.
 func hideArgs(text string, args []string) string {
 	for i, arg := range args {
 		flag, value, ok := strings.Cut(arg, "=")
@@ -257,11 +259,34 @@ func hideArgs(text string, args []string) string {
 		}
 		switch flag {
 		case "--password", "--token", "--server", "--creds", "--nkey":
-			if value != "" {
-				text = strings.ReplaceAll(text, strings.Trim(strconv.Quote(value), `"`), "xxxxx")
-				text = strings.ReplaceAll(text, value, "xxxxx")
+			for _, form := range []string{strings.Trim(strconv.Quote(value), `"`), value} {
+				text = hideWord(text, form)
 			}
 		}
 	}
 	return text
+}
+
+// hideWord masks a secret where no letter or digit goes on before or after it.
+func hideWord(text, secret string) string {
+	if secret == "" {
+		return text
+	}
+	alnum := func(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) }
+	var b strings.Builder
+	for {
+		before, after, found := strings.Cut(text, secret)
+		b.WriteString(before)
+		if !found {
+			return b.String()
+		}
+		last, _ := utf8.DecodeLastRuneInString(b.String())
+		next, _ := utf8.DecodeRuneInString(after)
+		if alnum(last) || alnum(next) {
+			b.WriteString(secret)
+		} else {
+			b.WriteString("xxxxx")
+		}
+		text = after
+	}
 }

@@ -67,7 +67,7 @@ var examples = map[string][]string{
 	"doctor":     {"lockfabric --server nats://nats1:4222 doctor --strict"},
 	"version":    {"lockfabric version"},
 	"completion": {"lockfabric completion bash"},
-	"help":       {"lockfabric help run"},
+	"help":       {"lockfabric help run", "lockfabric help --man > lockfabric.1"},
 }
 
 // pathOf is the name of a command, of several words where it stands under another.

@@ -225,7 +225,7 @@ func unseen(notes map[string]note) (missing []string) {
 
 // documented reads the codes of the table in the package comment.
 func documented() map[string]string {
-	source, err := os.ReadFile("main.go")
+	source, err := os.ReadFile("doc.go")
 	if err != nil {
 		panic(err)
 	}

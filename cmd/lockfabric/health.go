@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -47,9 +48,9 @@ func (h *health) listen(addr string) (at string, stop func(), err error) {
 	if addr == "" {
 		return "", func() {}, nil
 	}
-	l, err := net.Listen("tcp", addr)
+	l, err := listenOn("serve --health", addr)
 	if err != nil {
-		return "", nil, usageError("serve --health: %w", err)
+		return "", nil, err
 	}
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	done := make(chan struct{})
@@ -64,6 +65,19 @@ func (h *health) listen(addr string) (at string, stop func(), err error) {
 		_ = srv.Close()
 		<-done
 	}, nil
+}
+
+// listenOn listens at an address that a flag names. An error is one of usage unless the system refused.
+func listenOn(flag, addr string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	var refused *os.SyscallError
+	switch {
+	case errors.As(err, &refused):
+		err = &exitError{exitUnavailable, fmt.Errorf("%s=%s: %w", flag, addr, err)}
+	case err != nil:
+		err = usageError("%s=%s: give HOST:PORT: %w", flag, addr, err)
+	}
+	return l, err
 }
 
 // notify tells systemd how it stands with a service of type notify. Without systemd it does

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 
 	"github.com/alecthomas/kong"
@@ -10,11 +11,16 @@ import (
 // helpCmd is --help for those who look for a command.
 type helpCmd struct {
 	Command []string `arg:"" optional:"" complete:"command" help:"The command to tell of."`
+	Man     bool     `help:"Print the manual of all commands, in roff, as for man -l."`
 }
 
 // Run prints the help of a command.
 func (h *helpCmd) Run(s *streams) error {
 	parser, err := newParser(&cli{}, s.out, s.err)
+	if err == nil && h.Man {
+		_, err = io.WriteString(s.out, manPage(parser.Model))
+		return writeError(err)
+	}
 	if err == nil {
 		_, err = parser.Parse(append(h.Command, "--help"))
 	}

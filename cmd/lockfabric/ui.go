@@ -58,9 +58,9 @@ func (u *uiCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		return usageError("ui: the token is too short: give at least %d characters", ui.MinToken)
 	}
 	token := cmp.Or(given, rand.Text())
-	l, err := net.Listen("tcp", u.Listen)
+	l, err := listenOn("ui --listen", u.Listen)
 	if err != nil {
-		return usageError("ui --listen=%s: %w", u.Listen, err)
+		return err
 	}
 	defer func() { _ = l.Close() }()
 	at := url.URL{Scheme: "http", Host: l.Addr().String(), Path: "/"}
