@@ -3,6 +3,7 @@ package embedded
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
@@ -35,14 +36,10 @@ type clientAuth struct {
 // example, may take and break every lock. Not together with WithUser or WithNKey.
 func WithToken(token string) Option {
 	return func(c *config) error {
-		if token == "" {
-			return fmt.Errorf("%w: WithToken: the token is empty; leave the option out for a server that is open to everybody", ErrInvalidOption)
-		}
 		if err := checkSecret("WithToken", token); err != nil {
 			return err
 		}
-		c.auth.token = token
-		return nil
+		return set(&c.auth.token, token, token != "", "WithToken: the token is empty; leave the option out for a server that is open to everybody")
 	}
 }
 
@@ -77,19 +74,16 @@ func onlyLooks() *natsserver.Permissions {
 
 // add adds a user of the account, nil is the default one.
 func (a *clientAuth) add(option, name, password string, account *natsserver.Account) error {
-	if name == "" || strings.ContainsAny(name, " \t\r\n") {
-		return fmt.Errorf("%w: %s: name %q: give a name without spaces", ErrInvalidOption, option, name)
-	}
-	if password == "" {
-		return fmt.Errorf("%w: %s(%q): the password is empty; give one, or its bcrypt hash", ErrInvalidOption, option, name)
+	switch {
+	case !isName(name):
+		return invalid("%s: name %q: give a name without spaces", option, name)
+	case password == "":
+		return invalid("%s(%q): the password is empty; give one, or its bcrypt hash", option, name)
+	case slices.ContainsFunc(a.users, func(u *natsserver.User) bool { return u.Username == name }):
+		return invalid("%s(%q): the name is given twice; give each name once", option, name)
 	}
 	if err := checkSecret(option, password); err != nil {
 		return err
-	}
-	for _, u := range a.users {
-		if u.Username == name {
-			return fmt.Errorf("%w: %s(%q): the name is given twice; give each name once", ErrInvalidOption, option, name)
-		}
 	}
 	a.users = append(a.users, &natsserver.User{Username: name, Password: password, Account: account})
 	return nil
@@ -101,19 +95,16 @@ func (a *clientAuth) add(option, name, password string, account *natsserver.Acco
 func WithNKey(publicKeys ...string) Option {
 	return func(c *config) error {
 		if len(publicKeys) == 0 {
-			return fmt.Errorf("%w: WithNKey: no key; give the public key of a user, it begins with U", ErrInvalidOption)
+			return invalid("WithNKey: no key; give the public key of a user, it begins with U")
 		}
 		for i, k := range publicKeys {
 			switch {
 			case strings.HasPrefix(k, "S"): // not into a message: it is a secret
-				return fmt.Errorf("%w: WithNKey: key %d is a seed, which is a secret; give the public key that belongs to it, it begins with U", ErrInvalidOption, i+1)
+				return invalid("WithNKey: key %d is a seed, which is a secret; give the public key that belongs to it, it begins with U", i+1)
 			case !nkeys.IsValidPublicUserKey(k):
-				return fmt.Errorf("%w: WithNKey: key %d is not the public key of a user; such a key begins with U", ErrInvalidOption, i+1)
-			}
-			for _, n := range c.auth.nkeys {
-				if n.Nkey == k {
-					return fmt.Errorf("%w: WithNKey: %s is given twice; give each key once", ErrInvalidOption, k)
-				}
+				return invalid("WithNKey: key %d is not the public key of a user; such a key begins with U", i+1)
+			case slices.ContainsFunc(c.auth.nkeys, func(n *natsserver.NkeyUser) bool { return n.Nkey == k }):
+				return invalid("WithNKey: %s is given twice; give each key once", k)
 			}
 			c.auth.nkeys = append(c.auth.nkeys, &natsserver.NkeyUser{Nkey: k})
 		}
@@ -123,14 +114,14 @@ func WithNKey(publicKeys ...string) Option {
 
 func checkSecret(option, secret string) error {
 	if bcryptPrefix.MatchString(secret) && !bcryptHash.MatchString(secret) {
-		return fmt.Errorf("%w: %s: the secret begins like a bcrypt hash but is none; give the whole hash", ErrInvalidOption, option)
+		return invalid("%s: the secret begins like a bcrypt hash but is none; give the whole hash", option)
 	}
 	return nil
 }
 
 func (a *clientAuth) validate() error {
 	if a.token != "" && len(a.users)+len(a.nkeys) > 0 {
-		return fmt.Errorf("%w: WithToken together with WithUser, WithNKey or WithSystemUser; choose one, a token has no user", ErrInvalidOption)
+		return invalid("WithToken together with WithUser, WithNKey or WithSystemUser; choose one, a token has no user")
 	}
 	return nil
 }
@@ -228,12 +219,7 @@ func hasAccounts(o *natsserver.Options) bool {
 	if operated(o) || o.AuthCallout != nil {
 		return true
 	}
-	for _, a := range o.Accounts {
-		if !isSystemAccount(o, a) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(o.Accounts, func(a *natsserver.Account) bool { return !isSystemAccount(o, a) })
 }
 
 func isSystemAccount(o *natsserver.Options, a *natsserver.Account) bool {

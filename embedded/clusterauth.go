@@ -1,9 +1,7 @@
 package embedded
 
 import (
-	"fmt"
 	"net/url"
-	"strings"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
 )
@@ -22,12 +20,12 @@ type routeAuth struct {
 func WithClusterAuth(user, password string) Option {
 	return func(c *config) error {
 		switch {
-		case user == "" || strings.ContainsAny(user, " \t\r\n"):
-			return fmt.Errorf("%w: WithClusterAuth: name %q: give a name without spaces", ErrInvalidOption, user)
+		case !isName(user):
+			return invalid("WithClusterAuth: name %q: give a name without spaces", user)
 		case password == "":
-			return fmt.Errorf("%w: WithClusterAuth: the password is empty", ErrInvalidOption)
+			return invalid("WithClusterAuth: the password is empty")
 		case bcryptPrefix.MatchString(password):
-			return fmt.Errorf("%w: WithClusterAuth: the password is a bcrypt hash; give the password itself, the other servers ask for it", ErrInvalidOption)
+			return invalid("WithClusterAuth: the password is a bcrypt hash; give the password itself, the other servers ask for it")
 		}
 		c.routeAuth.user, c.routeAuth.password = user, password
 		return nil
@@ -41,11 +39,8 @@ func WithClusterAuth(user, password string) Option {
 // WithCluster; all servers need it or none.
 func WithClusterTLS(certFile, keyFile, caFile string) Option {
 	return func(c *config) error {
-		if certFile == "" || keyFile == "" || caFile == "" {
-			return fmt.Errorf("%w: WithClusterTLS: give three files, the certificate, its key, and the authorities", ErrInvalidOption)
-		}
-		c.routeAuth.tls = tlsFiles{certFile, keyFile, caFile}
-		return nil
+		all := certFile != "" && keyFile != "" && caFile != ""
+		return set(&c.routeAuth.tls, tlsFiles{certFile, keyFile, caFile}, all, "WithClusterTLS: give three files, the certificate, its key, and the authorities")
 	}
 }
 
@@ -83,10 +78,10 @@ func (a routeAuth) login(routes []*url.URL) (*url.Userinfo, error) {
 			continue
 		}
 		if _, ok := r.User.Password(); !ok || r.User.Username() == "" {
-			return nil, fmt.Errorf("%w: WithCluster: the route to %s names a user without a password; give both, or use WithClusterAuth", ErrInvalidOption, r.Host)
+			return nil, invalid("WithCluster: the route to %s names a user without a password; give both, or use WithClusterAuth", r.Host)
 		}
 		if found != nil && found.String() != r.User.String() {
-			return nil, fmt.Errorf("%w: WithCluster: the routes name different users; say with WithClusterAuth which one this server asks for", ErrInvalidOption)
+			return nil, invalid("WithCluster: the routes name different users; say with WithClusterAuth which one this server asks for")
 		}
 		found = r.User
 	}

@@ -28,11 +28,7 @@ import (
 // nats-server on the same directory knows nothing of that.
 func WithConfigFile(path string) Option {
 	return func(c *config) error {
-		if path == "" {
-			return fmt.Errorf("%w: WithConfigFile: the path is empty; name a configuration file of nats-server", ErrInvalidOption)
-		}
-		c.configFile = path
-		return nil
+		return set(&c.configFile, path, path != "", "WithConfigFile: the path is empty; name a configuration file of nats-server")
 	}
 }
 
@@ -55,7 +51,7 @@ func (c *config) checkAlone() error {
 		{"WithClusterTLS", c.routeAuth.tls.cert != ""},
 	} {
 		if o.given {
-			return fmt.Errorf("%w: %s and WithConfigFile; leave the option out and say it in %s", ErrInvalidOption, o.name, c.configFile)
+			return invalid("%s and WithConfigFile; leave the option out and say it in %s", o.name, c.configFile)
 		}
 	}
 	return nil
@@ -111,5 +107,5 @@ func (c *config) fileError(format string, args ...any) error {
 	if !strings.HasPrefix(text, c.configFile+":") {
 		text = c.configFile + ": " + text
 	}
-	return fmt.Errorf("%w: WithConfigFile: %s", ErrInvalidOption, text)
+	return invalid("WithConfigFile: %s", text)
 }

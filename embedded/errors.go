@@ -52,6 +52,11 @@ var (
 	ErrStopped = errors.New("embedded: server is stopped")
 )
 
+// invalid returns ErrInvalidOption with what is wrong and what to do.
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", ErrInvalidOption, fmt.Errorf(format, args...))
+}
+
 // StoreInUseError says which server has the store directory open. It matches
 // ErrStoreInUse with errors.Is.
 type StoreInUseError struct {

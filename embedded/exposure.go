@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -107,15 +108,9 @@ func asksClients(o *natsserver.Options) (asked bool, why string) {
 	if o.Username != "" {
 		return asksOne(o.Username, o.Password)
 	}
-	for _, u := range o.Users {
-		if !isSystemAccount(o, u.Account) {
-			return true, ""
-		}
-	}
-	for _, n := range o.Nkeys {
-		if !isSystemAccount(o, n.Account) {
-			return true, ""
-		}
+	if slices.ContainsFunc(o.Users, func(u *natsserver.User) bool { return !isSystemAccount(o, u.Account) }) ||
+		slices.ContainsFunc(o.Nkeys, func(n *natsserver.NkeyUser) bool { return !isSystemAccount(o, n.Account) }) {
+		return true, ""
 	}
 	return false, "only the system account has users"
 }

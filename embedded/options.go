@@ -1,7 +1,6 @@
 package embedded
 
 import (
-	"fmt"
 	"log/slog"
 	"net"
 	"net/url"
@@ -45,28 +44,21 @@ type clusterOptions struct {
 // is required.
 func WithStoreDir(dir string) Option {
 	return func(c *config) error {
-		if dir == "" {
-			return fmt.Errorf("%w: WithStoreDir: the directory is empty; name one, or use WithTempStore", ErrInvalidOption)
-		}
-		c.storeDir = dir
-		return nil
+		return set(&c.storeDir, dir, dir != "", "WithStoreDir: the directory is empty; name one, or use WithTempStore")
 	}
 }
 
 // WithTempStore keeps JetStream's data in a fresh temporary directory that
 // Shutdown removes.
 func WithTempStore() Option {
-	return func(c *config) error {
-		c.tempStore = true
-		return nil
-	}
+	return func(c *config) error { c.tempStore = true; return nil }
 }
 
 // WithSync says when writes reach the disk. The default is SyncAlways.
 func WithSync(mode SyncMode) Option {
 	return func(c *config) error {
-		c.sync, c.syncSet = mode, true
-		return mode.validate("WithSync")
+		c.syncSet = true
+		return set(&c.sync, mode, mode >= 0, "WithSync: the interval must be at least %v; use SyncAlways to sync each write", minSyncInterval)
 	}
 }
 
@@ -77,11 +69,7 @@ func WithSync(mode SyncMode) Option {
 // WithClientCA; or WithAllowNonLoopback.
 func WithListen(addr string) Option {
 	return func(c *config) error {
-		if addr == "" {
-			return fmt.Errorf("%w: WithListen: the address is empty; give host:port such as 127.0.0.1:0, or leave the option out", ErrInvalidOption)
-		}
-		c.listen = addr
-		return nil
+		return set(&c.listen, addr, addr != "", "WithListen: the address is empty; give host:port such as 127.0.0.1:0, or leave the option out")
 	}
 }
 
@@ -90,21 +78,14 @@ func WithListen(addr string) Option {
 // network where everybody may take and break every lock. A listener with
 // authentication needs no such permission.
 func WithAllowNonLoopback() Option {
-	return func(c *config) error {
-		c.allowExternal = true
-		return nil
-	}
+	return func(c *config) error { c.allowExternal = true; return nil }
 }
 
 // WithMaxStore limits JetStream's files to n bytes. The default is the server's:
 // three quarters of the free disk space.
 func WithMaxStore(n int64) Option {
 	return func(c *config) error {
-		if n <= 0 {
-			return fmt.Errorf("%w: WithMaxStore(%d): give a positive number of bytes", ErrInvalidOption, n)
-		}
-		c.maxStore = n
-		return nil
+		return set(&c.maxStore, n, n > 0, "WithMaxStore(%d): give a positive number of bytes", n)
 	}
 }
 
@@ -113,11 +94,7 @@ func WithMaxStore(n int64) Option {
 // bounds other users of the server.
 func WithMaxMemory(n int64) Option {
 	return func(c *config) error {
-		if n <= 0 {
-			return fmt.Errorf("%w: WithMaxMemory(%d): give a positive number of bytes", ErrInvalidOption, n)
-		}
-		c.maxMemory = n
-		return nil
+		return set(&c.maxMemory, n, n > 0, "WithMaxMemory(%d): give a positive number of bytes", n)
 	}
 }
 
@@ -125,21 +102,14 @@ func WithMaxMemory(n int64) Option {
 // in a cluster needs a name of its own that stays the same across restarts.
 func WithServerName(name string) Option {
 	return func(c *config) error {
-		if name == "" || strings.ContainsAny(name, " \t\r\n") {
-			return fmt.Errorf("%w: WithServerName(%q): give a name without spaces", ErrInvalidOption, name)
-		}
-		c.name = name
-		return nil
+		return set(&c.name, name, isName(name), "WithServerName(%q): give a name without spaces", name)
 	}
 }
 
 // WithLogger sends the server's log to l. Without it, or with nil, the server
 // is silent.
 func WithLogger(l *slog.Logger) Option {
-	return func(c *config) error {
-		c.logger = l
-		return nil
-	}
+	return func(c *config) error { c.logger = l; return nil }
 }
 
 // WithCluster makes the server one of a cluster with the given name. It accepts
@@ -154,19 +124,27 @@ func WithLogger(l *slog.Logger) Option {
 // found each other.
 func WithCluster(name, listenAddr string, routes ...string) Option {
 	return func(c *config) error {
-		if name == "" || strings.ContainsAny(name, " \t\r\n") {
-			return fmt.Errorf("%w: WithCluster: cluster name %q: give a name without spaces", ErrInvalidOption, name)
-		}
-		c.cluster = &clusterOptions{name: name, listen: listenAddr, routes: routes}
-		return nil
+		given := &clusterOptions{name: name, listen: listenAddr, routes: routes}
+		return set(&c.cluster, given, isName(name), "WithCluster: cluster name %q: give a name without spaces", name)
 	}
 }
+
+// set makes an option's value the field's, if it makes sense.
+func set[T any](field *T, value T, ok bool, format string, args ...any) error {
+	if !ok {
+		return invalid(format, args...)
+	}
+	*field = value
+	return nil
+}
+
+func isName(name string) bool { return name != "" && !strings.ContainsAny(name, " \t\r\n") }
 
 func newConfig(opts []Option) (*config, error) {
 	c := &config{}
 	for i, o := range opts {
 		if o == nil {
-			return nil, fmt.Errorf("%w: option %d is nil; leave it out", ErrInvalidOption, i)
+			return nil, invalid("option %d is nil; leave it out", i)
 		}
 		if err := o(c); err != nil {
 			return nil, err
@@ -179,24 +157,24 @@ func newConfig(opts []Option) (*config, error) {
 func (c *config) validate() error {
 	switch {
 	case c.storeDir != "" && c.tempStore:
-		return fmt.Errorf("%w: both WithStoreDir and WithTempStore; choose one", ErrInvalidOption)
+		return invalid("both WithStoreDir and WithTempStore; choose one")
 	case c.configFile != "":
 		return c.checkAlone()
 	case c.storeDir == "" && !c.tempStore:
-		return fmt.Errorf("%w: no store; give WithStoreDir, or WithTempStore for one that is thrown away", ErrInvalidOption)
+		return invalid("no store; give WithStoreDir, or WithTempStore for one that is thrown away")
 	case c.cluster != nil && c.name == "":
-		return fmt.Errorf("%w: WithCluster needs WithServerName, a name that stays the same across restarts", ErrInvalidOption)
+		return invalid("WithCluster needs WithServerName, a name that stays the same across restarts")
 	case c.cluster != nil && len(c.cluster.routes) == 0:
-		return fmt.Errorf("%w: WithCluster needs routes, the cluster addresses of all servers", ErrInvalidOption)
+		return invalid("WithCluster needs routes, the cluster addresses of all servers")
 	case c.cluster != nil && c.listen == "":
 		// The server opens its cluster port only after its client port.
-		return fmt.Errorf("%w: WithCluster needs WithListen, 127.0.0.1:0 will do", ErrInvalidOption)
+		return invalid("WithCluster needs WithListen, 127.0.0.1:0 will do")
 	case c.cluster == nil && c.routeAuth != routeAuth{}:
-		return fmt.Errorf("%w: WithClusterAuth or WithClusterTLS without WithCluster", ErrInvalidOption)
+		return invalid("WithClusterAuth or WithClusterTLS without WithCluster")
 	case c.tls.cert != "" && c.listen == "":
-		return fmt.Errorf("%w: WithTLS needs WithListen; without a listener there is nothing to encrypt", ErrInvalidOption)
+		return invalid("WithTLS needs WithListen; without a listener there is nothing to encrypt")
 	case c.tls.ca != "" && c.tls.cert == "":
-		return fmt.Errorf("%w: WithClientCA needs WithTLS, the server's own certificate", ErrInvalidOption)
+		return invalid("WithClientCA needs WithTLS, the server's own certificate")
 	}
 	return c.auth.validate()
 }
@@ -268,11 +246,11 @@ func (c *config) applySync(o *natsserver.Options) {
 func splitAddr(option, addr string) (host string, port int, err error) {
 	host, p, err := net.SplitHostPort(addr)
 	if err != nil {
-		return "", 0, fmt.Errorf("%w: %s(%q): give host:port such as 127.0.0.1:0", ErrInvalidOption, option, addr)
+		return "", 0, invalid("%s(%q): give host:port such as 127.0.0.1:0", option, addr)
 	}
 	port, err = strconv.Atoi(p)
 	if err != nil || port < 0 || port > 65535 {
-		return "", 0, fmt.Errorf("%w: %s(%q): the port must be a number from 0 to 65535", ErrInvalidOption, option, addr)
+		return "", 0, invalid("%s(%q): the port must be a number from 0 to 65535", option, addr)
 	}
 	if host == "" {
 		host = natsserver.DEFAULT_HOST
@@ -293,7 +271,7 @@ func parseRoute(r string) (*url.URL, error) {
 		if i := strings.LastIndexByte(r, '@'); i >= 0 {
 			r = r[i+1:] // what is before may be a password
 		}
-		return nil, fmt.Errorf("%w: WithCluster: route %q: give host:port or nats-route://host:port", ErrInvalidOption, r)
+		return nil, invalid("WithCluster: route %q: give host:port or nats-route://host:port", r)
 	}
 	return u, nil
 }

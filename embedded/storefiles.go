@@ -57,12 +57,12 @@ func (l *storeLock) present() error {
 	if err != nil {
 		return nil //nolint:nilerr // released by Shutdown
 	}
-	there, err := os.Stat(l.file.Name())
+	there, err := os.Stat(l.file.Path())
 	switch {
 	case err != nil:
 		return gone(err)
 	case !os.SameFile(ours, there):
-		return fmt.Errorf("%w: %s is another file", ErrStoreGone, l.file.Name())
+		return fmt.Errorf("%w: %s is another file", ErrStoreGone, l.file)
 	}
 	return nil
 }

@@ -2,10 +2,11 @@ package embedded
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/gofrs/flock"
 )
 
 const (
@@ -13,16 +14,13 @@ const (
 	ownerFileName = "lockfabric.owner"
 )
 
-// errLocked is what lockFile returns when somebody else has the lock.
-var errLocked = errors.New("locked")
-
 // storeLock keeps a store directory to one server. The lock is the operating
-// system's on the lock file; the owner file beside it only serves the error
-// message of whoever comes second. The lock file is never removed: a process
-// that waits with the old file open would else lock a name that is gone.
+// system's on the lock file, and ends with its process; the owner file beside it only
+// serves the error message of whoever comes second. The lock file is never removed: a
+// process that waits with the old file open would else lock a name that is gone.
 type storeLock struct {
 	dir  string
-	file *os.File
+	file *flock.Flock
 }
 
 // owner is the content of the owner file.
@@ -32,16 +30,12 @@ type owner struct {
 }
 
 func acquireStoreLock(dir string) (*storeLock, error) {
-	f, err := os.OpenFile(filepath.Join(dir, lockFileName), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrStartFailed, err)
-	}
-	if err := lockFile(f); err != nil {
-		_ = f.Close()
-		if errors.Is(err, errLocked) {
-			return nil, storeInUse(dir)
-		}
-		return nil, fmt.Errorf("%w: can't lock %s: %w", ErrStartFailed, f.Name(), err)
+	f := flock.New(filepath.Join(dir, lockFileName), flock.SetFlag(os.O_CREATE|os.O_RDWR))
+	switch locked, err := f.TryLock(); {
+	case err != nil:
+		return nil, fmt.Errorf("%w: can't lock %s: %w", ErrStartFailed, f, err)
+	case !locked:
+		return nil, storeInUse(dir)
 	}
 	l := &storeLock{dir: dir, file: f}
 	// At once, so that what an owner that crashed left behind isn't reported.
@@ -64,8 +58,7 @@ func (l *storeLock) setOwner(url string) {
 
 func (l *storeLock) release() error {
 	_ = os.Remove(filepath.Join(l.dir, ownerFileName))
-	// Closing the only descriptor of the file releases the lock.
-	if err := l.file.Close(); err != nil {
+	if err := l.file.Unlock(); err != nil {
 		return fmt.Errorf("embedded: releasing the store lock: %w", err)
 	}
 	return nil

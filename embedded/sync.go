@@ -1,7 +1,6 @@
 package embedded
 
 import (
-	"fmt"
 	"time"
 )
 
@@ -40,12 +39,4 @@ func (m SyncMode) String() string {
 	default:
 		return "every " + time.Duration(m).String()
 	}
-}
-
-func (m SyncMode) validate(option string) error {
-	if m < 0 {
-		return fmt.Errorf("%w: %s: the interval must be at least %v; use SyncAlways to sync each write",
-			ErrInvalidOption, option, minSyncInterval)
-	}
-	return nil
 }

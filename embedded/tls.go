@@ -3,7 +3,6 @@ package embedded
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"fmt"
 	"os"
 )
 
@@ -24,7 +23,7 @@ type tlsFiles struct {
 func WithTLS(certFile, keyFile string) Option {
 	return func(c *config) error {
 		if certFile == "" || keyFile == "" {
-			return fmt.Errorf("%w: WithTLS: give two files, the certificate and its key", ErrInvalidOption)
+			return invalid("WithTLS: give two files, the certificate and its key")
 		}
 		c.tls.cert, c.tls.key = certFile, keyFile
 		return nil
@@ -37,11 +36,7 @@ func WithTLS(certFile, keyFile string) Option {
 // besides. Needs WithTLS.
 func WithClientCA(caFile string) Option {
 	return func(c *config) error {
-		if caFile == "" {
-			return fmt.Errorf("%w: WithClientCA: the file is empty; name one with the certificates of the authorities", ErrInvalidOption)
-		}
-		c.tls.ca = caFile
-		return nil
+		return set(&c.tls.ca, caFile, caFile != "", "WithClientCA: the file is empty; name one with the certificates of the authorities")
 	}
 }
 
@@ -50,7 +45,7 @@ func WithClientCA(caFile string) Option {
 func (f tlsFiles) load(option string) (*tls.Config, error) {
 	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s: certificate %s and key %s: %w", ErrInvalidOption, option, f.cert, f.key, err)
+		return nil, invalid("%s: certificate %s and key %s: %w", option, f.cert, f.key, err)
 	}
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}}
 	if f.ca == "" {
@@ -58,11 +53,11 @@ func (f tlsFiles) load(option string) (*tls.Config, error) {
 	}
 	pem, err := os.ReadFile(f.ca)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s: authorities: %w", ErrInvalidOption, option, err)
+		return nil, invalid("%s: authorities: %w", option, err)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%w: %s: authorities: %s has no certificate in PEM", ErrInvalidOption, option, f.ca)
+		return nil, invalid("%s: authorities: %s has no certificate in PEM", option, f.ca)
 	}
 	cfg.ClientCAs, cfg.RootCAs = pool, pool
 	cfg.ClientAuth = tls.RequireAndVerifyClientCert

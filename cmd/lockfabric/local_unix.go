@@ -4,13 +4,13 @@ package main
 
 import (
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"syscall"
 
+	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
 )
 
@@ -67,16 +67,10 @@ func guardFile(dir, base string) (release func(), err error) {
 	if err := checkPrivate(own); err != nil { // any user can make it before
 		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(own, fmt.Sprintf("%x.lock", sha256.Sum256([]byte(path)))), os.O_CREATE|os.O_RDWR, privateFiles)
-	if err != nil {
-		return nil, err
+	f := flock.New(filepath.Join(own, fmt.Sprintf("%x.lock", sha256.Sum256([]byte(path)))), flock.SetFlag(os.O_CREATE|os.O_RDWR))
+	locked, err := f.TryLock()
+	if err == nil && !locked {
+		err = errGuarded
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = errGuarded
-		}
-		return nil, err
-	}
-	return func() { _ = f.Close() }, nil
+	return func() { _ = f.Unlock() }, err
 }
