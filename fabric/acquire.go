@@ -384,6 +384,9 @@ func (a *attempt) decideRetry(ctx context.Context, err error) (again bool, final
 		return false, err
 	case errors.Is(err, engine.ErrUncertain):
 		return false, fmt.Errorf("%w: %w", ErrUncertain, err)
+	case errors.Is(err, engine.ErrGone) && a.op.Kind == record.KindBarrier:
+		// The record that told how the generation ended is gone with it.
+		return false, fmt.Errorf("%w: the record of %q was deleted", ErrUncertain, a.key)
 	case ctx.Err() != nil:
 		switch {
 		case errors.Is(err, ctx.Err()):

@@ -2,6 +2,7 @@ package fabric_test
 
 import (
 	"errors"
+	"sync"
 	"testing"
 
 	"github.com/lockfabric/lockfabric/fabric"
@@ -27,6 +28,34 @@ func TestReleaseOfARemovedHoldIsALoss(t *testing.T) {
 			if err := l.Release(waitContext(t)); !errors.As(err, &lost) || !errors.Is(err, fabric.ErrRemoved) {
 				t.Errorf("taken by another one: %v; release: %v", taken, err)
 			}
+		}
+	})
+}
+
+// Holders that are told to let go all at once, and whose managers close as soon as they know, as those of
+// commands do: the releases are under way then, in each other's way, and none of their entries stays.
+func TestTakenFromSeveralWhoClose(t *testing.T) {
+	t.Parallel()
+	onBothSites(t, func(t *testing.T, s *site) {
+		op := s.manager(t)
+		for range 2 {
+			key := s.key(t)
+			var holders sync.WaitGroup
+			for range 4 {
+				m := s.manager(t)
+				l := acquire(t, m, key, shared)
+				holders.Go(func() {
+					<-l.Lost()
+					if err := m.Close(); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			if n, err := op.ForceRelease(waitContext(t), key); n != 4 || err != nil {
+				t.Fatalf("ForceRelease: %d, %v", n, err)
+			}
+			holders.Wait()
+			expectFree(t, op, key)
 		}
 	})
 }

@@ -348,9 +348,15 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	var hubs sync.WaitGroup
 	hubs.Go(s.lockHub.Close)
 	hubs.Go(s.leaseHub.Close)
-	var left []*Hold
+	var left []engine.Request
 	for _, sl := range all {
-		left = append(left, sl.all()...)
+		for _, l := range sl.all() {
+			left = append(left, engine.Request{Key: l.enc, Op: releaseOp(l), AtLeast: l.revision()})
+		}
+		// The tombstone ends these in the engine.
+		for _, r := range s.engine.Owed(sl.id) {
+			left = append(left, engine.Request{Key: r.Key, Op: r.Op})
+		}
 		sl.endHolds(reason)
 	}
 	// The tombstones first: they free everything at once, whatever happens to
@@ -363,8 +369,8 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	})
 	if sweep && s.m.nc.IsConnected() {
 		// So that nobody has to evict them.
-		forEach(ctx, closeAtOnce, left, func(l *Hold) {
-			_, _ = engine.Do(ctx, s.doer, l.enc, releaseOp(l), engine.Options{FailFast: true, AtLeast: l.revision()})
+		forEach(ctx, closeAtOnce, left, func(r engine.Request) {
+			_, _ = engine.Do(ctx, s.doer, r.Key, r.Op, engine.Options{FailFast: true, AtLeast: r.AtLeast})
 		})
 	}
 	if s.router != nil {

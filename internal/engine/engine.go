@@ -171,6 +171,9 @@ func (e *Engine) carryOut(key string, op record.Op, atLeast uint64) {
 // more has been going on; 0 means that there is none.
 func (e *Engine) Unresolved(lease string) time.Duration { return e.ledger.oldest(lease) }
 
+// Owed returns the operations under the lease that nobody waits for any more. They are not to be modified.
+func (e *Engine) Owed(lease string) []*Request { return e.ledger.under(lease) }
+
 // DropLease ends all operations under a lease that nobody waits for any more, once the lease's
 // tombstone is committed: its entries are evicted by whoever needs the key.
 func (e *Engine) DropLease(lease string) {
