@@ -58,6 +58,8 @@ type Event struct {
 	Mode  Mode   // held, or asked for
 	Token uint64 // fencing token; 0 before the first grant
 
+	Metadata map[string]string // what WithMetadata gave; read only
+
 	Conversion bool          // queued and withdrawn: it is a Convert
 	Position   int           // queued: 1 is the next, expected where more than 16 of the manager wait; 0 for a conversion, which stands before the queue
 	Blocker    string        // queued: owner of one of those in the way
@@ -65,6 +67,8 @@ type Event struct {
 	Waited     time.Duration // granted, converted, withdrawn: since Acquire or Convert was called
 	Held       time.Duration // released and lost: since the grant was handed out
 	Reason     error         // lost: ErrExpired and its like; withdrawn, released: see there
+
+	BlockerMetadata map[string]string // queued: that of Blocker; read only
 
 	Leases  []string // evicted: the dead leases
 	Entries int      // evicted: how many entries of theirs were removed

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"testing"
@@ -175,6 +176,32 @@ func expectNoOverlap(t testing.TB, events []fabric.Event) {
 		case fabric.EventReleased, fabric.EventLost:
 			delete(holder, e.Key)
 		}
+	}
+}
+
+// What is attached to a hold and to a waiter is in their events, and a waiter is told what is attached
+// to the one in the way, also where another process does the writing.
+func TestEventsTellMetadata(t *testing.T) {
+	t.Parallel()
+	for _, s := range []*site{singleSite, coalescedSite} {
+		onSite(t, s, func(t *testing.T, s *site) {
+			key := s.key(t)
+			first := acquire(t, s.manager(t), key, fabric.WithMetadata(map[string]string{"job": "first"}))
+			var rec recorder
+			wait := queue(t, waitContext(t), s.manager(t, fabric.WithEvents(rec.hook)), key,
+				fabric.WithMetadata(map[string]string{"job": "other", "a": "1"}), fabric.WithMetadata(map[string]string{"job": "second"}))
+			want := map[string]string{"a": "1", "job": "second"}
+			if q := rec.await(t, fabric.EventQueued); q.BlockerMetadata["job"] != "first" || !maps.Equal(q.Metadata, want) {
+				t.Errorf("%+v", q)
+			}
+			release(t, first)
+			release(t, granted(t, wait))
+			for _, typ := range []fabric.EventType{fabric.EventGranted, fabric.EventReleased} {
+				if e := rec.await(t, typ); !maps.Equal(e.Metadata, want) || e.BlockerMetadata != nil {
+					t.Errorf("%+v", e)
+				}
+			}
+		})
 	}
 }
 

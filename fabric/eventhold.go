@@ -16,7 +16,7 @@ import (
 func (h *Hold) event(t EventType) Event {
 	return Event{
 		Type: t, Time: time.Now(), Key: h.key, ID: h.entry.ID, Lease: h.slot.id,
-		Owner: h.entry.OwnerID(), Mode: modeOf(h.entry.Mode), Token: h.entry.Token,
+		Owner: h.entry.OwnerID(), Mode: modeOf(h.entry.Mode), Token: h.entry.Token, Metadata: h.entry.Meta,
 	}
 }
 
@@ -64,7 +64,7 @@ func (h *Hold) noteReleased(ev Event) {
 
 // waiter makes an event about an acquire that waits.
 func (a *attempt) waiter(t EventType, sl *slot, id string) Event {
-	ev := Event{Type: t, Time: time.Now(), Key: a.key, ID: id, Lease: sl.id, Owner: a.req.owner, Mode: modeOf(a.op.Mode)}
+	ev := Event{Type: t, Time: time.Now(), Key: a.key, ID: id, Lease: sl.id, Owner: a.req.owner, Mode: modeOf(a.op.Mode), Metadata: a.op.Meta}
 	if ev.Owner == "" {
 		ev.Owner = id
 	}
@@ -84,7 +84,8 @@ func (a *attempt) whenQueued(sl *slot, id string) func(record.Place) {
 	return func(p record.Place) {
 		*queued = true
 		m.feed.announce() // how it ends: granted or withdrawn
-		ev.Time, ev.Position, ev.Blocker = time.Now(), p.Position, blocker(p)
+		ev.Time, ev.Position = time.Now(), p.Position
+		ev.blockedBy(&p.Blocker)
 		m.note(ev)
 	}
 }
@@ -148,7 +149,7 @@ func (c *conversion) whenQueued() func(record.Place) {
 	c.queued = queued
 	return func(p record.Place) {
 		if !*queued { // else sent again with the same id
-			*queued = l.noteConversion(EventQueued, to, func(ev *Event) { ev.Blocker = blocker(p) })
+			*queued = l.noteConversion(EventQueued, to, func(ev *Event) { ev.blockedBy(&p.Blocker) })
 		}
 	}
 }
@@ -176,9 +177,8 @@ func (h *Hold) noteConversion(t EventType, to Mode, complete func(*Event)) bool 
 	return true
 }
 
-func blocker(p record.Place) string {
-	if p.Blocker.ID == "" {
-		return ""
+func (ev *Event) blockedBy(e *record.Entry) {
+	if e.ID != "" {
+		ev.Blocker, ev.BlockerMetadata = e.OwnerID(), e.Meta
 	}
-	return p.Blocker.OwnerID()
 }

@@ -3,6 +3,7 @@ package fabric
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"time"
 	"unicode/utf8"
 
@@ -314,12 +315,17 @@ func WithOwner(owner string) RequestOption {
 	}
 }
 
-// WithMetadata attaches texts to the hold that inspection shows: at most
-// MaxMetadata bytes together.
+// WithMetadata attaches texts to the hold that inspection shows and events tell: at most
+// MaxMetadata bytes together. Given again it adds to them.
 func WithMetadata(m map[string]string) RequestOption {
 	return func(r *request) error {
+		all := m
+		if len(r.metadata) > 0 {
+			all = maps.Clone(r.metadata)
+			maps.Copy(all, m)
+		}
 		size := 0
-		for k, v := range m {
+		for k, v := range all {
 			size += len(k) + len(v)
 			if err := checkText("metadata "+k, k+v, MaxMetadata); err != nil {
 				return err
@@ -328,7 +334,7 @@ func WithMetadata(m map[string]string) RequestOption {
 		if size > MaxMetadata {
 			return fmt.Errorf("%w: %d bytes of metadata: use at most %d", ErrInvalidOption, size, MaxMetadata)
 		}
-		r.metadata = m
+		r.metadata = all
 		return nil
 	}
 }

@@ -92,6 +92,7 @@ func TestRulesCanFail(t *testing.T) {
 		{"Prometheus in fabric", "fabric/b.go", importing("github.com/prometheus/client_golang/prometheus"), "stays behind fabric/fabricprom"},
 		{"Prometheus in a test of fabric", "fabric/b_test.go", importing("github.com/prometheus/client_golang/prometheus"), "stays behind fabric/fabricprom"},
 		{"Prometheus in the command", "cmd/lockfabric/b.go", importing("github.com/prometheus/client_golang/prometheus"), "stays behind fabric/fabricprom"},
+		{"OpenTelemetry in fabric", "fabric/b.go", importing("go.opentelemetry.io/otel/trace"), "stays in fabric/fabricotel"},
 		{"the collector in the command", "cmd/lockfabric/b.go", importing(lf + "fabric/fabricprom"), "imports go downwards only"},
 		{"the collector in fabric", "fabric/b.go", importing(lf + "fabric/fabricprom"), "imports go downwards only"},
 		{"embedded in a library", "fabric/b.go", importing(lf + "embedded"), "only programs and tests"},

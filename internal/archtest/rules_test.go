@@ -73,6 +73,9 @@ func importViolation(s source, imported string) string {
 	if within(imported, prometheus) && !from.prometheus {
 		return "the Prometheus client stays behind fabric/fabricprom"
 	}
+	if within(imported, "go.opentelemetry.io") {
+		return "OpenTelemetry stays in fabric/fabricotel, a module of its own"
+	}
 	isTestLibrary := func(lib string) bool { return within(imported, lib) }
 	if slices.ContainsFunc(testLibraries, isTestLibrary) && !s.isTest() && !from.testOnly {
 		return "that is for tests"

@@ -1,0 +1,278 @@
+package fabricotel
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+const (
+	scope       = "github.com/lockfabric/lockfabric/fabric/fabricotel"
+	traceparent = "traceparent"
+	lateness    = 10 * time.Second // of the events of an acquire that has failed
+)
+
+// Tracer makes spans and measurements of the events of managers. It is safe for concurrent
+// use.
+type Tracer struct {
+	tracer trace.Tracer
+	meters meters
+
+	mu   sync.Mutex
+	open map[string]*work // by traceparent
+}
+
+// Option configures a Tracer.
+type Option func(*config)
+
+type config struct {
+	traces  trace.TracerProvider
+	metrics metric.MeterProvider
+}
+
+// WithTracerProvider sets where spans go; the default is otel.GetTracerProvider.
+func WithTracerProvider(p trace.TracerProvider) Option { return func(c *config) { c.traces = p } }
+
+// WithMeterProvider sets where measurements go; the default is otel.GetMeterProvider.
+func WithMeterProvider(p metric.MeterProvider) Option { return func(c *config) { c.metrics = p } }
+
+// New returns a Tracer, whose Event is made for fabric.WithEvents. The errors are those of the
+// meter provider.
+func New(opts ...Option) (*Tracer, error) {
+	c := config{traces: otel.GetTracerProvider(), metrics: otel.GetMeterProvider()}
+	for _, o := range opts {
+		o(&c)
+	}
+	t := &Tracer{tracer: c.traces.Tracer(scope), open: map[string]*work{}}
+	return t, t.meters.make(c.metrics.Meter(scope))
+}
+
+// Acquire is Manager.Acquire in a span.
+func (t *Tracer) Acquire(ctx context.Context, m *fabric.Manager, key string, opts ...fabric.AcquireOption) (*fabric.Lock, error) {
+	opt, done := t.Trace(ctx, key)
+	l, err := m.Acquire(ctx, key, append(slices.Clip(opts), opt)...)
+	done(err)
+	return l, err
+}
+
+// TryAcquire is Manager.TryAcquire in a span.
+func (t *Tracer) TryAcquire(ctx context.Context, m *fabric.Manager, key string, opts ...fabric.AcquireOption) (*fabric.Lock, error) {
+	opt, done := t.Trace(ctx, key)
+	l, err := m.TryAcquire(ctx, key, append(slices.Clip(opts), opt)...)
+	done(err)
+	return l, err
+}
+
+// Trace begins the span of one acquire of any kind: AcquireAll, AcquirePath, Claim, a method of a primitive
+// that was made for this one call. Give opt to it, as the last option, and call done with its error.
+// The span ends with the last hold, or with the error. name is for the reader of the trace.
+//
+//	opt, done := t.Trace(ctx, "transfer")
+//	set, err := m.AcquireAll(ctx, wants, opt)
+//	done(err)
+func (t *Tracer) Trace(ctx context.Context, name string) (opt fabric.AcquireOption, done func(error)) {
+	ctx, span := t.tracer.Start(ctx, "lockfabric.lock", trace.WithAttributes(attribute.String("lockfabric.name", name)))
+	carrier := propagation.MapCarrier{}
+	propagation.TraceContext{}.Inject(ctx, carrier)
+	id := carrier[traceparent]
+	if id == "" || !span.IsRecording() {
+		span.End()
+		return fabric.WithMetadata(only(id)), func(error) {}
+	}
+	w := &work{ctx: ctx, span: span, parts: map[string]*part{}}
+	t.mu.Lock()
+	t.open[id] = w
+	t.mu.Unlock()
+	return fabric.WithMetadata(only(id)), func(err error) { t.done(id, w, err) }
+}
+
+func only(id string) map[string]string {
+	if id == "" {
+		return nil
+	}
+	return map[string]string{traceparent: id}
+}
+
+// done tells how the call ended.
+func (t *Tracer) done(id string, w *work, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	w.returned, w.failed = true, err != nil
+	var held *fabric.HeldError
+	switch {
+	case errors.As(err, &held):
+		link(w.span, held.Metadata)
+		w.span.SetAttributes(attribute.String("lockfabric.held_by", held.Owner))
+	case err != nil:
+		fail(w.span, err)
+	}
+	if w.failed && held == nil && !w.told {
+		// Its events may still come: that it was queued, and withdrawn.
+		w.span.End()
+		time.AfterFunc(lateness, func() { t.forget(id) })
+		return
+	}
+	t.endIfOver(id, w, time.Now())
+}
+
+func (t *Tracer) forget(id string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.open, id)
+}
+
+// Event is for fabric.WithEvents; a program with a hook of its own calls it from there.
+func (t *Tracer) Event(e fabric.Event) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e.Dropped > 0 {
+		t.cutAll(e.Time) // the ends of some may be among them
+	}
+	id := e.Metadata[traceparent]
+	w := t.open[id]
+	ctx := context.Background()
+	if w != nil {
+		ctx = w.ctx
+	}
+	t.meters.measure(ctx, &e) // with the trace as its exemplar
+	if w != nil {
+		w.event(t.tracer, &e)
+		t.endIfOver(id, w, e.Time)
+	}
+}
+
+func (t *Tracer) endIfOver(id string, w *work, at time.Time) {
+	if !w.returned || len(w.parts) > 0 || !w.failed && !w.granted {
+		return
+	}
+	if w.span.IsRecording() { // else it has ended
+		w.span.End(trace.WithTimestamp(at))
+	}
+	delete(t.open, id)
+}
+
+// cutAll ends every span, where events were dropped.
+func (t *Tracer) cutAll(at time.Time) {
+	for _, w := range t.open {
+		for _, p := range w.parts {
+			p.end(at)
+		}
+		w.span.AddEvent("events were dropped")
+		w.span.End(trace.WithTimestamp(at))
+	}
+	clear(t.open)
+}
+
+// work is one acquire and what it got. Its spans are changed with the Tracer's mu held.
+type work struct {
+	ctx  context.Context
+	span trace.Span
+
+	parts    map[string]*part // by the id of the waiter or the hold
+	returned bool             // the call
+	failed   bool             // it returned an error
+	told     bool             // there was an event
+	granted  bool             // something was told to be granted, or passed
+}
+
+// part is what one id does: it waits, it holds, it holds and waits for a conversion.
+type part struct{ wait, hold trace.Span }
+
+func (p *part) end(at time.Time) {
+	for _, s := range []trace.Span{p.wait, p.hold} {
+		if s != nil {
+			s.End(trace.WithTimestamp(at))
+		}
+	}
+}
+
+func (p *part) waited(at time.Time) {
+	if p.wait != nil {
+		p.wait.End(trace.WithTimestamp(at))
+		p.wait = nil
+	}
+}
+
+func (w *work) event(tr trace.Tracer, e *fabric.Event) {
+	start := func(name string, at time.Time, attrs ...attribute.KeyValue) trace.Span {
+		attrs = append(attrs, attribute.String("lockfabric.key", e.Key), attribute.String("lockfabric.id", e.ID))
+		_, s := tr.Start(w.ctx, name, trace.WithTimestamp(at), trace.WithAttributes(attrs...))
+		return s
+	}
+	w.told = true
+	p := w.parts[e.ID]
+	if p == nil {
+		p = &part{}
+	}
+	mode, token := attribute.String("lockfabric.mode", string(e.Mode)), attribute.Int64("lockfabric.token", int64(e.Token)) //nolint:gosec // below 2^63: a stream's sequence
+	switch e.Type {
+	case fabric.EventQueued:
+		p.wait = start("lockfabric.wait", e.Time, mode, attribute.Bool("lockfabric.conversion", e.Conversion),
+			attribute.Int("lockfabric.position", e.Position), attribute.String("lockfabric.blocker", e.Blocker))
+		link(p.wait, e.BlockerMetadata)
+		w.parts[e.ID] = p
+	case fabric.EventWithdrawn:
+		if p.wait != nil {
+			fail(p.wait, e.Reason)
+		}
+		p.waited(e.Time)
+		if p.hold == nil {
+			delete(w.parts, e.ID)
+		}
+	case fabric.EventGranted:
+		w.granted = true
+		p.waited(e.Time)
+		p.hold = start("lockfabric.hold", e.Time, mode, token)
+		w.parts[e.ID] = p
+	case fabric.EventPassed:
+		w.granted = true
+		p.waited(e.Time)
+		delete(w.parts, e.ID)
+	case fabric.EventConverted:
+		p.waited(e.Time)
+		if p.hold != nil {
+			p.hold.AddEvent("converted", trace.WithTimestamp(e.Time), trace.WithAttributes(mode, token))
+		}
+	case fabric.EventReleased, fabric.EventLost:
+		if e.Type == fabric.EventLost {
+			fail(w.span, e.Reason)
+			if p.hold != nil {
+				fail(p.hold, e.Reason)
+			}
+		} else {
+			release := start("lockfabric.release", e.Time)
+			fail(release, e.Reason)
+			release.End()
+		}
+		p.end(e.Time)
+		delete(w.parts, e.ID)
+	}
+}
+
+func fail(s trace.Span, err error) {
+	if err != nil {
+		s.RecordError(err)
+		s.SetStatus(codes.Error, err.Error())
+	}
+}
+
+// link has the span point to that of one who is in the way. The metadata is another's, and may be anything.
+func link(s trace.Span, metadata map[string]string) {
+	carrier := propagation.MapCarrier(maps.Clone(metadata))
+	sc := trace.SpanContextFromContext(propagation.TraceContext{}.Extract(context.Background(), carrier))
+	if sc.IsValid() {
+		s.AddLink(trace.Link{SpanContext: sc, Attributes: []attribute.KeyValue{attribute.String("lockfabric.link", "blocker")}})
+	}
+}
