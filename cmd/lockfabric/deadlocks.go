@@ -52,7 +52,7 @@ func (c *deadlocksCmd) watch(ctx context.Context, cl *cli, s *streams, m *fabric
 		}
 		if now := fmt.Sprint(w); now != last {
 			last = now
-			if err := c.show(cl, s, w); err != nil {
+			if err := s.again(cl.Output, w, func(out io.Writer) { drawWaits(out, w) }); err != nil {
 				return err
 			}
 		}
@@ -60,13 +60,6 @@ func (c *deadlocksCmd) watch(ctx context.Context, cl *cli, s *streams, m *fabric
 			return nil
 		}
 	}
-}
-
-func (c *deadlocksCmd) show(cl *cli, s *streams, w fabric.Waits) error {
-	if cl.Output == "json" {
-		return s.encode(w, "")
-	}
-	return s.print(cl.Output, w, func(out io.Writer) { drawWaits(out, w) })
 }
 
 func drawWaits(out io.Writer, w fabric.Waits) {

@@ -20,6 +20,7 @@ var examples = map[string][]string{
 	},
 	"deadlocks": {"lockfabric deadlocks", "lockfabric deadlocks --watch"},
 	"tree":      {"lockfabric tree photos", "lockfabric tree --watch photos/2026"},
+	"top":       {"lockfabric top", "lockfabric top photos/ --sort rate", "lockfabric top --once"},
 	"lock": {
 		"token=$(lockfabric lock nightly-backup --wait 0) || exit",
 		"(lockfabric lock reports && ./report.sh)",

@@ -1,19 +1,15 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strconv"
-	"text/tabwriter"
 	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
 type lsCmd struct {
@@ -24,8 +20,8 @@ type lsCmd struct {
 
 // Help tells what --watch writes.
 func (*lsCmd) Help() string {
-	return "With --watch the names that have changed are listed again every second, with the time; those that nobody uses any more with a dash as their kind. " +
-		"With --output json each is one object on one line. Changes within a second are shown together; the last one is never left out. SIGINT and SIGTERM end it with exit code 0."
+	return "With --watch the names that have changed are listed again, with the time; those that nobody uses any more with a dash as their kind. " +
+		"With --output json each is one object on one line. Changes that come together are shown as one; the last one is never left out. SIGINT and SIGTERM end it with exit code 0."
 }
 
 // Run lists the locks in use. The JSON is an array of fabric.Info, [] when there
@@ -102,81 +98,47 @@ func numberOrDash(n uint64) string {
 
 // watch lists what changes until it is interrupted.
 func (l *lsCmd) watch(ctx context.Context, c *cli, s *streams) error {
-	known := map[string]fabric.Info{}
-	begun := false
+	header := "TIME\t" + l.header() + "\n"
 	return c.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
-		return c.survey(ctx, s, m, l.Prefix, func(now time.Time, infos []fabric.Info) error {
-			changed := changes(known, infos)
-			if err := m.Identify(ctx, changed); err != nil {
+		for changed, err := range m.WatchAll(ctx, l.Prefix) {
+			if err != nil {
 				return err
 			}
+			slices.SortFunc(changed, byKey)
+			_ = m.Identify(ctx, changed) // who can't be looked up now is shown without
+			now := time.Now()
 			if c.Output == "json" {
 				for _, i := range changed {
 					if err := s.encode(watched{now, i}, ""); err != nil {
 						return err
 					}
 				}
-				return nil
+				continue
 			}
-			var b bytes.Buffer
-			w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-			if !begun {
-				fmt.Fprintln(w, "TIME\t"+l.header())
-				begun = true
+			err = s.print(c.Output, nil, func(w io.Writer) {
+				fmt.Fprint(w, header)
+				l.rows(w, now.Format(time.TimeOnly)+"\t", changed, now)
+			})
+			if err != nil {
+				return err
 			}
-			l.rows(w, now.Format(time.TimeOnly)+"\t", changed, now)
-			_ = w.Flush()
-			_, err := s.out.Write(b.Bytes())
-			return writeError(err)
-		})
+			header = ""
+		}
+		return nil
 	})
 }
 
-// changes returns the names whose record is another one than is known, and those that
-// are not in use any more, without a kind; and knows them then.
-func changes(known map[string]fabric.Info, infos []fabric.Info) (changed []fabric.Info) {
-	here := map[string]bool{}
-	for _, i := range infos {
-		here[i.Key] = true
-		if known[i.Key].Revision != i.Revision {
-			known[i.Key] = i
-			changed = append(changed, i)
-		}
-	}
-	for key := range known {
-		if !here[key] {
-			delete(known, key)
-			changed = append(changed, fabric.Info{Key: key, Holders: []fabric.Party{}, Waiters: []fabric.Party{}})
-		}
-	}
-	slices.SortFunc(changed, func(a, b fabric.Info) int { return cmp.Compare(a.Key, b.Key) })
-	return changed
-}
+func byKey(a, b fabric.Info) int { return cmp.Compare(a.Key, b.Key) }
 
-// surveyEvery is how often a list that is watched is made.
-const surveyEvery = time.Second
+// inUse are the names in use, as WatchAll has told of them.
+type inUse map[string]fabric.Info
 
-// survey lists the names in use again and again, until ctx ends or fn fails. A server
-// that does not answer is waited for.
-func (c *cli) survey(ctx context.Context, s *streams, m *fabric.Manager, prefix string, fn func(now time.Time, infos []fabric.Info) error) error {
-	for {
-		limited, cancel := context.WithTimeout(ctx, c.Timeout)
-		infos, err := m.List(limited, prefix)
-		cancel()
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case errors.Is(err, fabric.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
-			s.log.Warn("the list can't be made, it is tried again", "error", err)
-		case err != nil:
-			return err
-		default:
-			if err := fn(time.Now(), infos); err != nil {
-				return err
-			}
-		}
-		if !pause.For(ctx, surveyEvery) {
-			return ctx.Err()
+func (n inUse) take(changed []fabric.Info) {
+	for _, i := range changed {
+		if i.Kind == "" {
+			delete(n, i.Key)
+		} else {
+			n[i.Key] = i
 		}
 	}
 }

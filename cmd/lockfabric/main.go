@@ -36,6 +36,8 @@ type cli struct {
 	Ls      lsCmd      `cmd:"" help:"List the locks and so on that are in use."`
 	Tree    treeCmd    `cmd:"" help:"Show the locks in use below a name, level by level."`
 
+	Top topCmd `cmd:"" help:"Show who holds what, who waits and how much happens, live in the terminal."`
+
 	Deadlocks deadlocksCmd `cmd:"" help:"Show who holds something and waits for long, and who waits for each other."`
 
 	Inspect inspectCmd `cmd:"" help:"Show who holds a lock, or anything else, and who waits for it."`

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -17,9 +18,25 @@ func (s *streams) print(format string, v any, text func(w io.Writer)) error {
 	if format == "json" {
 		return s.encode(v, "  ")
 	}
-	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
+	_, err := s.out.Write(columns(text))
+	return writeError(err)
+}
+
+// again writes one of several results, as print does, or as JSON on one line.
+func (s *streams) again(format string, v any, text func(w io.Writer)) error {
+	if format == "json" {
+		return s.encode(v, "")
+	}
+	return s.print(format, v, text)
+}
+
+// columns aligns what is separated by tabs.
+func columns(text func(w io.Writer)) []byte {
+	var b bytes.Buffer
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	text(w)
-	return writeError(w.Flush())
+	_ = w.Flush()
+	return b.Bytes()
 }
 
 // encode writes a value as JSON, in one piece.

@@ -1,16 +1,16 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
 type treeCmd struct {
@@ -163,28 +163,28 @@ type shownTree struct {
 	Nodes []node    `json:"nodes"`
 }
 
+// treeEvery is how long changes of a tree are gathered.
+const treeEvery = time.Second
+
 func (c *treeCmd) watch(ctx context.Context, cl *cli, s *streams) error {
-	known, begun := map[string]fabric.Info{}, false
+	names := inUse{}
 	return cl.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
-		return cl.survey(ctx, s, m, c.root(), func(now time.Time, infos []fabric.Info) error {
-			if len(changes(known, infos)) == 0 && begun {
-				return nil
-			}
-			begun = true
-			nodes := c.nodes(infos)
-			if err := identify(ctx, m, nodes); err != nil {
+		for changed, err := range m.WatchAll(ctx, c.root()) {
+			if err != nil {
 				return err
 			}
-			if cl.Output == "json" {
-				return s.encode(shownTree{now, nodes}, "")
+			names.take(changed)
+			now, nodes := time.Now(), c.nodes(slices.Collect(maps.Values(names)))
+			_ = identify(ctx, m, nodes) // who can't be looked up now is shown without
+			err = s.again(cl.Output, shownTree{now, nodes}, func(w io.Writer) {
+				fmt.Fprintln(w, now.Format(time.TimeOnly))
+				drawTree(w, nodes, now)
+			})
+			if err != nil {
+				return err
 			}
-			var b bytes.Buffer
-			fmt.Fprintf(&b, "%s\n", now.Format(time.TimeOnly))
-			w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-			drawTree(w, nodes, now)
-			_ = w.Flush()
-			_, err := s.out.Write(b.Bytes())
-			return writeError(err)
-		})
+			pause.For(ctx, treeEvery)
+		}
+		return nil
 	})
 }
