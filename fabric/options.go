@@ -86,7 +86,8 @@ type config struct {
 	leisure  time.Duration // how long an owner that nobody asks keeps its office
 	standIn  bool          // it was opened because somebody asked for a coalescer, and ends when nobody does
 
-	detectAfter time.Duration // of deadlocks
+	watch       func(*Manager) (stop func()) // of StandBy
+	detectAfter time.Duration                // of deadlocks
 	noDetection bool
 	nats        []nats.Option
 }

@@ -56,6 +56,12 @@ func StandBy(ctx context.Context, nc *nats.Conn, opts ...Option) error {
 	return err
 }
 
+// WithWatch has StandBy call watch with each manager that it opens, and stop when that is closed: as made
+// for fabricprom's Collector.Watch. It is of no use elsewhere.
+func WithWatch(watch func(m *Manager) (stop func())) ManagerOption {
+	return func(c *config) error { c.watch = watch; return nil }
+}
+
 // standBy is the fabrics that are served at present.
 type standBy struct {
 	nc   *nats.Conn
@@ -103,6 +109,9 @@ func (sb *standBy) open(ctx context.Context, fabric string) error {
 	m, err := New(octx, sb.nc, append(sb.opts[:len(sb.opts):len(sb.opts)], WithFabric(fabric), ManagerOption(standIn))...)
 	if err != nil {
 		return err
+	}
+	if sb.cfg.watch != nil {
+		defer sb.cfg.watch(m)()
 	}
 	select {
 	case <-m.life.Done():

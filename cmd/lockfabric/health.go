@@ -13,7 +13,8 @@ import (
 
 // health answers the probes of whoever runs a server.
 type health struct {
-	check atomic.Pointer[func() error] // nil until the server has started
+	check   atomic.Pointer[func() error] // nil until the server has started
+	metrics http.Handler
 }
 
 // errStarting says that a server recovers its store, or waits for its cluster.
@@ -23,10 +24,13 @@ var errStarting = errors.New("the server has not started yet")
 func (h *health) ready(check func() error) { h.check.Store(&check) }
 
 // ServeHTTP implements http.Handler: /livez says that the process runs, /readyz that locks can be
-// taken and released there.
+// taken and released there; /metrics is for Prometheus.
 func (h *health) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	err := error(nil)
 	switch r.URL.Path {
+	case "/metrics":
+		h.metrics.ServeHTTP(w, r)
+		return
 	case "/livez":
 	case "/readyz":
 		if err = errStarting; h.check.Load() != nil {

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
 	"github.com/lockfabric/lockfabric/embedded"
 )
 
@@ -38,7 +40,7 @@ type serveCmd struct {
 	Routes        []string      `placeholder:"HOST:PORT" help:"Cluster addresses of all servers, this one too, with commas."`
 	Security      serveAuth     `embed:""`
 	NoCoalesce    bool          `help:"Leave it to others to carry out together what many programs wait for."`
-	Health        string        `placeholder:"HOST:PORT" help:"Answer probes there over HTTP, to everybody who can reach it: /livez while this process runs, /readyz while locks can be taken and released."`
+	Health        string        `placeholder:"HOST:PORT" help:"Answer probes there over HTTP, to everybody who can reach it: /livez while this process runs, /readyz while locks can be taken and released; and Prometheus: /metrics."`
 	IdleExit      time.Duration `help:"End when no client was connected for so long; 0 is never."`
 	Local         bool          `hidden:"" help:"Be the local server of --local-dir."`
 }
@@ -75,7 +77,8 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err != nil {
 		return err
 	}
-	var probes health
+	counted := newMetrics()
+	probes := health{metrics: promhttp.HandlerFor(counted, promhttp.HandlerOpts{})}
 	at, stopProbes, err := probes.listen(v.Health)
 	if err != nil {
 		return err
@@ -94,6 +97,7 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		ready.Cluster = a.String()
 	}
 	probes.ready(srv.Health)
+	counted.MustRegister(serverStats{srv})
 	notify("READY=1")
 	err = s.print(c.Output, ready, func(w io.Writer) {
 		fmt.Fprintf(w, "serving %s from %s\n", ready.URL, printable(ready.Store))
@@ -101,7 +105,7 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err == nil {
 		var own *coalescing
 		if !v.NoCoalesce {
-			own = coalesceFor(srv, s.log)
+			own = coalesceFor(srv, s.log, counted.coalescer)
 		}
 		clients := func() int { return srv.NumClients() - own.clients() }
 		err = watch(ctx, probe{health: srv.Health, clients: clients, idle: v.IdleExit})

@@ -9,6 +9,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/embedded"
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/fabric/fabricprom"
 )
 
 // coalescing is this process while it stands by as the coalescer of the fabrics on its server.
@@ -19,7 +20,7 @@ type coalescing struct {
 }
 
 // coalesceFor begins to stand by. Locks do without it, so what is in its way is only logged.
-func coalesceFor(srv *embedded.Server, log *slog.Logger) *coalescing {
+func coalesceFor(srv *embedded.Server, log *slog.Logger, counted *fabricprom.Collector) *coalescing {
 	c := &coalescing{done: make(chan struct{})}
 	nc, err := srv.Connect(nats.Name("lockfabric coalescer"), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
@@ -40,7 +41,9 @@ func coalesceFor(srv *embedded.Server, log *slog.Logger) *coalescing {
 	c.nc = nc
 	go func() {
 		defer close(c.done)
-		if err := fabric.StandBy(ctx, nc, fabric.WithLabel("serve"), fabric.WithLogger(log), fabric.WithSweepInterval(0)); err != nil {
+		err := fabric.StandBy(ctx, nc, fabric.WithLabel("serve"), fabric.WithLogger(log), fabric.WithSweepInterval(0),
+			fabric.WithEvents(counted.Event), fabric.WithWatch(counted.Watch))
+		if err != nil {
 			log.Warn("no coalescer here", "error", err)
 		}
 	}()

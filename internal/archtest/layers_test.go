@@ -73,8 +73,9 @@ var layers = map[string]layer{
 
 // programs is what every main package under cmd and examples may import.
 var programs = map[string]layer{
-	"cmd": {program: true, imports: []string{
-		"primitives", "fabric", "kv", "internal/pause", "internal/record", "internal/lease", "internal/clock", "embedded",
+	// Who runs serve may want its metrics, and nobody links a program.
+	"cmd": {program: true, prometheus: true, imports: []string{
+		"primitives", "fabric", "fabric/fabricprom", "kv", "internal/pause", "internal/record", "internal/lease", "internal/clock", "embedded",
 		"cmd/lockfabric/internal/doctor", "cmd/lockfabric/internal/natscontext", "cmd/lockfabric/internal/ui",
 		// Servers that embedded doesn't offer: with accounts, or without JetStream.
 	}, serverInTests: true},
