@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -49,6 +50,11 @@ func candidates(words []string) (all []string, offer string) {
 		return nil, offerFiles
 	case line.open != nil:
 		all, offer = line.values(line.open), line.offer(line.open)
+		if key, _, moded := strings.Cut(word, "="); moded && line.open.Name == "also" {
+			for _, m := range modes {
+				all = append(all, key+"="+m)
+			}
+		}
 	case strings.HasPrefix(word, "--") && strings.Contains(word, "="):
 		name, _, _ := strings.Cut(word[2:], "=")
 		offer = line.offer(line.flag(name))
@@ -73,7 +79,7 @@ func candidates(words []string) (all []string, offer string) {
 
 // offer returns what the shell may offer for the value of a flag.
 func (l *commandLine) offer(v *kong.Value) string {
-	if v != nil && (v.Enum != "" || v.Tag.Get("complete") != "") {
+	if v != nil && (v.Enum != "" || v.Tag.Get("complete") != "" || isDuration(v)) {
 		return offerNothing
 	}
 	return offerFiles
@@ -158,6 +164,9 @@ func (l *commandLine) values(v *kong.Value) []string {
 	if v.Enum != "" {
 		return strings.Split(v.Enum, ",")
 	}
+	if isDuration(v) {
+		return durations
+	}
 	switch kind := v.Tag.Get("complete"); kind {
 	case "", "-":
 		return nil
@@ -174,6 +183,14 @@ func (l *commandLine) values(v *kong.Value) []string {
 	default:
 		return strings.Split(kind, ",")
 	}
+}
+
+// durations are offered where one is wanted: nobody wants to remember how it is written.
+var durations = []string{"0s", "1s", "5s", "10s", "30s", "1m", "5m", "10m", "1h"}
+
+func isDuration(v *kong.Value) bool {
+	t := v.Target.Type()
+	return t == reflect.TypeFor[time.Duration]() || t == reflect.TypeFor[*time.Duration]()
 }
 
 // commandNames returns the commands that stand under a node.

@@ -26,7 +26,7 @@ func (*completionCmd) Help() string {
 	return "bash: source <(lockfabric completion bash)\n\n" +
 		"zsh: source <(lockfabric completion zsh), after compinit\n\n" +
 		"fish: lockfabric completion fish | source\n\n" +
-		"Commands, flags, their values and the names of locks are completed. For names the server is asked for a second at most, " +
+		"Commands, flags, their values, contexts and the names of locks are completed. For names the server is asked for a second at most, " +
 		"none is started, and those that a shell would have to quote are left out."
 }
 

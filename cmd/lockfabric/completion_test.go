@@ -80,6 +80,12 @@ func TestCompletionInBash(t *testing.T) {
 		{"inspect --w", "--watch"},
 		{"run k --mode S", "S SIX"},
 		{"run k --no-p", "--no-progress"},
+		{"run k --wait 1", "10m 10s 1h 1m 1s"},
+		{"run k --hold-at-least = 5", "5m 5s"},
+		{"--timeout 3", "30s"},
+		{"run k --also fi", "films/a films/b:c"},
+		{"run k --also films/a = S", "S SIX"},
+		{"top --sort ", "age holders key rate waiters"},
 		{"run k --semaphore 3 --pe", "--permits"},
 		{"inspect ", "films/a films/b:c photos/ä"},
 		{"inspect fi", "films/a films/b:c"},
@@ -177,6 +183,40 @@ func TestCompletionScripts(t *testing.T) {
 	}
 }
 
+// zsh, where it is there, adds what the command offers, in place of the last word.
+func TestCompletionInZsh(t *testing.T) {
+	t.Parallel()
+	zsh, err := exec.LookPath("zsh")
+	if err != nil {
+		return
+	}
+	dir := t.TempDir()
+	if err := os.Symlink(self(t), filepath.Join(dir, "lockfabric")); err != nil {
+		t.Fatal(err)
+	}
+	for line, want := range map[string]string{
+		"lockfabric in":               "inspect",
+		"~/lockfabric in":             "inspect",
+		"lockfabric completion ":      "bash fish zsh",
+		"lockfabric --output=j":       "--output=json",
+		"lockfabric run k --mode S":   "S SIX",
+		"lockfabric run k --wait 1":   "10m 10s 1h 1m 1s",
+		"lockfabric --creds in":       "files",
+		"lockfabric run k -- ca":      "commands",
+		"lockfabric ls --watch nobod": "files",
+	} {
+		cmd := exec.Command(zsh, append([]string{"-f", "-c", `compdef() {}; compadd() { print -l -- ${(P)2} }; _files() { print files }; _command_names() { print commands }
+words=("$@") CURRENT=$#
+source <(lockfabric completion zsh)
+_lockfabric`, "zsh"}, strings.Split(line, " ")...)...)
+		cmd.Env = slices.Concat(bare(t).Env, []string{"HOME=" + dir, "PATH=" + dir + ":" + os.Getenv("PATH")})
+		out, err := cmd.CombinedOutput()
+		if got := strings.Join(strings.Fields(string(out)), " "); err != nil || got != want {
+			t.Errorf("%q: %q, %v, want %q", line, got, err, want)
+		}
+	}
+}
+
 // fish offers the files of the directory beside what a script says, unless that says
 // not to. (Where there is no fish, the test before this one has read the script.)
 func TestCompletionInFish(t *testing.T) {
@@ -198,6 +238,8 @@ func TestCompletionInFish(t *testing.T) {
 		"lockfabric completion ":     "bash fish zsh",
 		"lockfabric --output=j":      "--output=json",
 		"lockfabric --creds in":      "inside",
+		"lockfabric run k --mode S":  "S SIX",
+		"lockfabric run k --wait 1":  "10m 10s 1h 1m 1s",
 		"lockfabric run k -- cat in": "inside",
 	} {
 		cmd := exec.Command(fish, "--no-config", "-c", `lockfabric completion fish | source; cd $HOME; complete -C $argv[1]`, words)

@@ -42,7 +42,10 @@ func manPage(app *kong.Application) string {
 }
 
 // roff is text in the language of man pages.
-type roff struct{ strings.Builder }
+type roff struct {
+	strings.Builder
+	begun bool // there is a paragraph in this section
+}
 
 // text makes every character stand for itself.
 func (m *roff) text(s string) {
@@ -60,6 +63,7 @@ func (m *roff) request(name string, args ...string) {
 		m.WriteString(` "` + strings.NewReplacer(`\`, `\e`, `"`, `\(dq`, "-", `\-`).Replace(a) + `"`)
 	}
 	m.WriteString("\n")
+	m.begun = name != "SH" && name != "SS"
 }
 
 func (m *roff) section(name, text string) {
@@ -67,9 +71,17 @@ func (m *roff) section(name, text string) {
 	m.text(text)
 }
 
+// gap parts a paragraph from the one before it.
+func (m *roff) gap() {
+	if m.begun {
+		m.request("PP")
+	}
+	m.begun = true
+}
+
 func (m *roff) paragraph(text string) {
 	if text = strings.TrimSpace(text); text != "" {
-		m.request("PP")
+		m.gap()
 		m.text(text)
 	}
 }
@@ -82,7 +94,8 @@ func (m *roff) item(what, text string) {
 
 func (m *roff) verbatim(text string) {
 	if text = strings.TrimRight(text, "\n"); text != "" {
-		m.WriteString(".PP\n.RS 4\n.nf\n")
+		m.gap()
+		m.WriteString(".RS 4\n.nf\n")
 		m.text(text)
 		m.WriteString(".fi\n.RE\n")
 	}

@@ -47,7 +47,7 @@ func TestManPage(t *testing.T) {
 			t.Errorf("no exit code %s", code)
 		}
 	}
-	for _, check := range [][]string{{"groff", "-k", "-man", "-Tutf8", "-ww", "-z"}, {"mandoc", "-T", "lint", "-W", "warning"}} {
+	for _, check := range [][]string{{"groff", "-k", "-man", "-Tutf8", "-ww", "-z"}, {"mandoc", "-T", "lint", "-W", "error"}} {
 		path, err := exec.LookPath(check[0])
 		if err != nil {
 			continue // the text was checked
