@@ -26,6 +26,9 @@ const proofLimit = 10 * time.Second
 // It is about this name alone: a lock on "a/b" takes no intents on "a", and is not seen by
 // who locks "a"; see AcquirePath.
 //
+// Two plain acquires that share no context, owner or set are two units of work, and their
+// deadlock is not seen: bound their waits, or see [WithUnit].
+//
 // The hold lasts until Release, however long that is, as long as this process
 // lives and reaches the cluster; see [Lock.Lost]. A wait goes on through server
 // failures and partitions; if the lease of the waiting acquire is lost
