@@ -144,7 +144,15 @@ type Lease struct {
 // has it. A lock that nobody uses is not an error. Errors: ErrInvalidName,
 // ErrMalformedRecord, ErrNewerSchema, ErrUnavailable, ErrClosed, and the context's.
 func (m *Manager) Inspect(ctx context.Context, key string) (Info, error) {
-	info, s, err := m.read(ctx, key)
+	enc, err := kv.EncodeName(key)
+	if err != nil {
+		return Info{}, err
+	}
+	return m.inspect(ctx, key, enc)
+}
+
+func (m *Manager) inspect(ctx context.Context, key, enc string) (Info, error) {
+	info, s, err := m.readEncoded(ctx, key, enc)
 	if err != nil {
 		return Info{}, err
 	}
@@ -160,6 +168,10 @@ func (m *Manager) read(caller context.Context, key string) (Info, *session, erro
 	if err != nil {
 		return Info{}, nil, err
 	}
+	return m.readEncoded(caller, key, enc)
+}
+
+func (m *Manager) readEncoded(caller context.Context, key, enc string) (Info, *session, error) {
 	ctx, done := m.bind(caller)
 	defer done()
 	s, err := m.session(ctx)
@@ -209,6 +221,12 @@ func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 		return nil, fmt.Errorf("list %q: %w", prefix, m.explain(caller, err))
 	}
 	return out, nil
+}
+
+// Coalescer tells who carries out together what many want of this fabric (see docs/coalescing.md), as the
+// holder, and who stands by, as the waiters. It is Inspect for that lock, which has no name.
+func (m *Manager) Coalescer(ctx context.Context) (Info, error) {
+	return m.inspect(ctx, "", ownerKey)
 }
 
 // Identify fills in who is behind the holders and waiters of a list, with one read for

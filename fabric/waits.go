@@ -36,6 +36,16 @@ type UnitWait struct {
 	Key  string `json:"key"`
 	ID   string `json:"id"`
 	Mode Mode   `json:"mode"`
+	// Blockers are in its way; none of them where it was granted meanwhile, or waits for a place only.
+	Blockers []Blocker `json:"blockers"`
+}
+
+// Blocker is an entry in the way of a wait.
+type Blocker struct {
+	ID      string `json:"id"`    // of a hold, or of a wait
+	Owner   string `json:"owner"` // its explicit owner, or its id
+	Mode    Mode   `json:"mode"`
+	Waiting bool   `json:"waiting,omitempty"` // it is not held: it waits there, ahead
 }
 
 // Waits tells who waits for whom, as far as units of work hold something and have waited for longer than the delay of
@@ -77,9 +87,15 @@ func (m *Manager) Waits(caller context.Context) (Waits, error) {
 			}
 		}
 	}
+	src := overview{s, docs, map[string]readRecord{}}
+	for i := range w.Units {
+		for j := range w.Units[i].Waits {
+			src.block(ctx, &w.Units[i].Waits[j])
+		}
+	}
 	slices.SortFunc(w.Units, func(a, b WaitingUnit) int { return cmp.Compare(a.Unit, b.Unit) })
 	dt := &detection{s: s}
-	for _, c := range deadlock.Survey(ctx, overview{s, docs}, docs) {
+	for _, c := range deadlock.Survey(ctx, src, docs) {
 		w.Deadlocks = append(w.Deadlocks, dt.explain(ctx, c).Cycle)
 	}
 	return w, m.explain(caller, ctx.Err())
@@ -104,6 +120,34 @@ func waitingUnit(who Lease, u *deadlock.Unit) WaitingUnit {
 type overview struct {
 	s    *session
 	docs map[string]*deadlock.Doc
+	recs map[string]readRecord // of what is waited for
+}
+
+type readRecord struct {
+	rec *record.Record
+	rev uint64
+	err error
+}
+
+// block finds out what is in the way of a wait.
+func (s overview) block(ctx context.Context, w *UnitWait) {
+	w.Blockers = []Blocker{}
+	enc, err := kv.EncodeName(w.Key)
+	if err != nil {
+		return
+	}
+	r, known := s.recs[enc]
+	if !known {
+		r.rec, r.rev, r.err = s.s.engine.Read(ctx, enc)
+		s.recs[enc] = r
+	}
+	if r.rec == nil {
+		return
+	}
+	for _, e := range r.rec.Blockers(w.ID) {
+		_, holds := r.rec.Holder(e.ID)
+		w.Blockers = append(w.Blockers, Blocker{ID: e.ID, Owner: e.OwnerID(), Mode: modeOf(e.Mode), Waiting: !holds})
+	}
 }
 
 var errNotCached = errors.New("fabric: every document was read")
@@ -115,5 +159,8 @@ func (s overview) Cached(string) (*record.Record, uint64, bool) { return nil, 0,
 func (s overview) Doc(context.Context, string) (*deadlock.Doc, error) { return nil, errNotCached }
 
 func (s overview) Record(ctx context.Context, key string) (*record.Record, uint64, error) {
+	if r, ok := s.recs[key]; ok {
+		return r.rec, r.rev, r.err
+	}
 	return s.s.engine.Read(ctx, key)
 }

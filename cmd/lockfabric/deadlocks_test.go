@@ -35,7 +35,8 @@ func TestDeadlocksCommand(t *testing.T) {
 	}
 	code, stdout, stderr = run(t, lockfabric(t, "--output", "json", "deadlocks"))
 	var w fabric.Waits
-	if err := json.Unmarshal([]byte(stdout), &w); err != nil || code != 0 || len(w.Units) != 1 || len(w.Deadlocks) != 0 || w.Units[0].Waits[0].Key != "k2" || w.Units[0].Holds[0] != first.ID() {
+	if err := json.Unmarshal([]byte(stdout), &w); err != nil || code != 0 || len(w.Units) != 1 || len(w.Deadlocks) != 0 || w.Units[0].Waits[0].Key != "k2" || w.Units[0].Holds[0] != first.ID() ||
+		len(w.Units[0].Waits[0].Blockers) != 1 || w.Units[0].Waits[0].Blockers[0].Owner != "bob" || w.Units[0].Waits[0].Blockers[0].Waiting {
 		t.Errorf("exit code %d, %v, %s%s", code, err, stdout, stderr)
 	}
 	code, stdout, _ = run(t, lockfabric(t, "deadlocks"))

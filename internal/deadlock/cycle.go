@@ -112,17 +112,10 @@ func again(ctx context.Context, src Source, path []edge) (*graph, []edge, bool) 
 	g := newGraph(src)
 	g.whole = true
 	nodes := make([]node, len(path))
-	var leases []string // of those who wait: their documents say so, and whether they are held back
 	for i, e := range path {
 		nodes[i] = e.from
-		lease := record.LeaseOf(e.from.id)
-		if d, own := src.Own(lease); own {
-			g.learn(lease, d)
-		} else if !slices.Contains(leases, lease) {
-			leases = append(leases, lease)
-		}
 	}
-	g.readThese(ctx, leases)
+	g.readWaiting(ctx, nodes) // also says whether they are held back
 	g.readRecords(ctx, nodes)
 	g.readDocs(ctx, nodes)
 	now := make([]edge, len(path))

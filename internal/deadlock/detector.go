@@ -260,6 +260,7 @@ func (d *Detector) round(ctx context.Context, due []*Waiter, judges *sync.WaitGr
 		d.cut.Add(1)
 	}
 	for _, group := range g.circles() {
+		g.readWaiting(ctx, group) // else two processes could each take the other's wait for the victim, for ever
 		v, ok := g.victim(group)
 		if !ok {
 			continue

@@ -159,6 +159,24 @@ func (g *graph) readDocs(ctx context.Context, level []node) {
 	g.readThese(ctx, append(holders, waiters...))
 }
 
+// readWaiting reads the documents of those who wait at the nodes. Not all are known of a circle that was
+// found: one behind an entry that only has to be granted was none of its edges' affair.
+func (g *graph) readWaiting(ctx context.Context, nodes []node) {
+	var leases []string
+	for _, n := range nodes {
+		lease := record.LeaseOf(n.id)
+		if _, known := g.docs[lease]; known || slices.Contains(leases, lease) {
+			continue
+		}
+		if d, own := g.src.Own(lease); own {
+			g.learn(lease, d)
+		} else {
+			leases = append(leases, lease)
+		}
+	}
+	g.readThese(ctx, leases)
+}
+
 func (g *graph) readThese(ctx context.Context, leases []string) {
 	readAll(g.afford(leases), func(lease string) func() {
 		d, err := g.src.Doc(ctx, lease)

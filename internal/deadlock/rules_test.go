@@ -2,6 +2,7 @@ package deadlock
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"sync"
@@ -155,6 +156,9 @@ func TestM28_AGrantThatComesFirstCounts(t *testing.T) {
 		if e1, e2 := <-first, <-second; e1 != nil || e2 != nil || w.counted() != 0 {
 			t.Errorf("%v, %v, %d victims", e1, e2, w.counted())
 		}
+		if n := a.p.d.Stats().Plus(b.p.d.Stats()).Victims; n != 0 {
+			t.Errorf("%d waits were counted as victims", n)
+		}
 		wg.Wait()
 	})
 }
@@ -182,6 +186,38 @@ func TestM29_OneVictim(t *testing.T) {
 }
 
 // Only the victim aborts itself: while its process is stopped nobody else is aborted.
+// One of the circle only has to be granted, so no edge leads over what it holds: the others know all the same that it
+// is the victim, and so does itself.
+func TestM29_TheVictimIsInNobodysWay(t *testing.T) {
+	for i := range 20 {
+		scene(t, func(ctx context.Context, w *world) {
+			w.lag = time.Duration(i%3) * 5 * time.Millisecond
+			a, b, c := w.process(ctx, "pa", 100*time.Millisecond).unit("a"), w.process(ctx, "pb", 100*time.Millisecond).unit("b"), w.process(ctx, "pc", 100*time.Millisecond).unit("c")
+			b.deaths, c.deaths = 1, 1
+			a.must("k9", record.X)
+			b.must("k1", record.IX)
+			c.must("k2", record.X)
+			var wg sync.WaitGroup
+			ends := a.ask(&wg, "k1", record.S) // for b
+			time.Sleep(time.Millisecond)
+			c.ask(&wg, "k1", record.IS) // for a to be granted, whatever a holds
+			b.ask(&wg, "k2", record.X)  // for c
+			select {
+			case err := <-ends:
+				if !errors.Is(err, errVictim) {
+					t.Errorf("a got %v", err)
+				}
+			case <-time.After(time.Minute):
+				t.Fatal("the deadlock stays")
+			}
+			wg.Wait()
+			if w.counted() != 1 {
+				t.Errorf("%d victims", w.counted())
+			}
+		})
+	}
+}
+
 func TestM30_OnlyTheVictimAbortsItself(t *testing.T) {
 	scene(t, func(ctx context.Context, w *world) {
 		a, b := pair(ctx, w, 100*time.Millisecond)
@@ -304,23 +340,40 @@ func TestM34_AllWaitsOfAUnit(t *testing.T) {
 	})
 }
 
-// An entry that several units use is in the way until all of them are done.
+// An entry that several units use is in the way until all of them are done: a circle over any of them is found, whichever
+// of them waits first.
 func TestM35_AnEntryOfSeveralUnits(t *testing.T) {
-	scene(t, func(ctx context.Context, w *world) {
-		p := w.process(ctx, "pa", 100*time.Millisecond)
-		a, other := p.unit("a"), p.unit("other")
-		b := w.process(ctx, "pb", 100*time.Millisecond).unit("b")
-		a.must("k1", record.IX)
-		maps.Copy(other.holds, a.holds) // it works, and waits for nothing
-		b.must("k2", record.X)
-		var wg sync.WaitGroup
-		a.ask(&wg, "k2", record.X)
-		b.ask(&wg, "k1", record.X)
-		wg.Wait()
-		if w.counted() != 1 {
-			t.Errorf("%d victims", w.counted())
-		}
-	})
+	for _, inCircleFirst := range []bool{false, true} {
+		scene(t, func(ctx context.Context, w *world) {
+			p := w.process(ctx, "pa", 100*time.Millisecond)
+			a, other, idle := p.unit("a"), p.unit("other"), p.unit("idle")
+			b := w.process(ctx, "pb", 100*time.Millisecond).unit("b")
+			c := w.process(ctx, "pc", time.Hour).unit("c")
+			a.must("k1", record.IX)
+			maps.Copy(other.holds, a.holds)
+			maps.Copy(idle.holds, a.holds) // it works, and waits for nothing
+			b.must("k2", record.X)
+			c.must("k3", record.X) // works
+			var wg sync.WaitGroup
+			if !inCircleFirst {
+				other.ask(&wg, "k3", record.X)
+			}
+			time.Sleep(time.Millisecond)
+			a.ask(&wg, "k2", record.X)
+			time.Sleep(time.Millisecond)
+			if inCircleFirst {
+				other.ask(&wg, "k3", record.X)
+			}
+			time.Sleep(5 * time.Second) // both are told of
+			b.ask(&wg, "k1", record.X)
+			time.Sleep(10 * time.Second)
+			if w.counted() != 1 {
+				t.Errorf("%d victims while the others work", w.counted())
+			}
+			c.release(0)
+			wg.Wait()
+		})
+	}
 }
 
 // A look is bounded, and one that was cut short goes elsewhere the next time: a circle of five is found among
