@@ -223,12 +223,6 @@ func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 	return out, nil
 }
 
-// Coalescer tells who carries out together what many want of this fabric (see docs/coalescing.md), as the
-// holder, and who stands by, as the waiters. It is Inspect for that lock, which has no name.
-func (m *Manager) Coalescer(ctx context.Context) (Info, error) {
-	return m.inspect(ctx, "", ownerKey)
-}
-
 // Identify fills in who is behind the holders and waiters of a list, with one read for
 // each lease. What can't be read stays as it is. Errors: ErrUnavailable, ErrClosed, and
 // the context's.

@@ -113,3 +113,9 @@ func (o *ownership) leave() {
 	o.slot.mu.Unlock()
 	o.slot.give(o.id)
 }
+
+// Coalescer tells who carries out together what many want of this fabric (see docs/coalescing.md), as the
+// holder, and who stands by, as the waiters. It is Inspect for that lock, which has no name.
+func (m *Manager) Coalescer(ctx context.Context) (Info, error) {
+	return m.inspect(ctx, "", ownerKey)
+}
