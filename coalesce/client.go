@@ -22,8 +22,7 @@ const (
 	firstSilence = 500 * time.Millisecond // the same, before anything was measured
 	helloAgain   = time.Second            // after nobody was there
 	helloSilence = time.Second            // after which a hello is taken to be lost
-	helloRare    = time.Minute            // the next one after that, then twice as long each time
-	helloRarest  = 10 * time.Minute
+	helloRarest  = 10 * time.Minute       // between two of those that get no answer; each time twice as long as before
 	beatsMissed  = 4
 	invitations  = 3 // hellos to an owner whose beats are heard, before they become rare
 )
@@ -211,8 +210,8 @@ func (c *Client) want() {
 	c.hello = time.AfterFunc(helloSilence, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if c.now == nil { // perhaps it may not be asked
-			c.helloPause = min(max(2*c.helloPause, helloRare), helloRarest)
+		if c.now == nil { // perhaps it may not be asked, or who was chosen to answer is stopped
+			c.helloPause = min(max(2*c.helloPause, helloAgain), helloRarest)
 			c.helloAt = time.Now().Add(c.helloPause)
 		}
 	})

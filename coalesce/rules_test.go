@@ -308,6 +308,31 @@ func TestC26ReleaseEndsOnBothRoads(t *testing.T) {
 	w.clean("k", p)
 }
 
+// C27: an owner that closes refuses the release of what it is about to write. Whoever has released it on the other
+// road takes it back there once more.
+func TestC27ReleaseRefusedAtTheEnd(t *testing.T) {
+	w := newWorld(t)
+	op, proxy := w.behind(RouterConfig{})
+	o := op.serve()
+	p := w.process(RouterConfig{Belt: true})
+	p.meet()
+	p.mustRelease("x", p.mustAcquire("x")) // the owner has read the lease
+	held := proxy.HoldRequests(faultproxy.Times(1, w.records()))
+	id := p.mustAcquire("k")
+	if err := held.Wait(w.context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = o.Close(w.context()) })
+	w.until("it takes nothing more", func() bool { o.mu.Lock(); defer o.mu.Unlock(); return o.closing })
+	p.mustRelease("k", id)
+	if err := held.Release(); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	w.clean("k", p)
+}
+
 // C27: an owner that closes tells everybody. Those who wait go on, and no lease is waited for.
 func TestC27Handover(t *testing.T) {
 	w := newPatientWorld(t)

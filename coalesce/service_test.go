@@ -123,3 +123,15 @@ func TestOwnerThatComesAfterASilentHello(t *testing.T) {
 		t.Error("it did not go over the owner")
 	}
 }
+
+// Whoever was chosen to answer a hello may be stopped: the next one is sent soon, and another one may be chosen.
+func TestSilentHelloIsRepeated(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p, next := w.process(RouterConfig{}), w.process(RouterConfig{})
+	asked := make(chan struct{}, 10)
+	if _, err := next.nc.QueueSubscribe("lf."+w.fabric+".0.hello", QueueGroup, func(*nats.Msg) { asked <- struct{}{} }); err != nil || next.nc.Flush() != nil {
+		t.Fatal(err)
+	}
+	w.until("a second hello", func() bool { p.router.Contended("k"); return len(asked) >= 2 })
+}

@@ -127,7 +127,9 @@ func (r *Router) concluded(k *call, o *outcome) {
 		r.tell(t, o.place())
 		return
 	}
-	if !o.uncertain {
+	if o.kind == granted && !k.claim.wanted {
+		r.late(k, o)
+	} else if !o.uncertain {
 		r.settle(k.claim, []*call{k})
 	}
 	if t.call != k || t.cause != nil {
@@ -150,6 +152,16 @@ func (r *Router) concluded(k *call, o *outcome) {
 	default:
 		r.goDirect(t)
 	}
+}
+
+// late takes in that an owner has written an acquire that nobody wants any more. It takes it back itself
+// if it has been asked to; but it may have refused that, as one that ends does. Called with mu held.
+func (r *Router) late(k *call, o *outcome) {
+	if k.term.calls[callKey{k.op.ID, true}] != nil || o.uncertain {
+		return
+	}
+	r.client.due.add(action{undo: &engine.Request{Key: k.key, Op: k.op, AtLeast: o.rev}})
+	r.settle(k.claim, []*call{k})
 }
 
 // lost is told that what an owner does with a call is not known. Called with mu held.

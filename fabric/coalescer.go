@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/coalesce"
+	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 )
@@ -68,11 +69,13 @@ func (s *session) coalesce() {
 		return
 	}
 	defer stop()
-	for asked := cfg.standIn; asked || c.standBy(&asked); asked = false {
+	again := false // an owner was there just now
+	for asked := cfg.standIn; asked || again || c.standBy(&asked); asked = false {
 		o, err := s.ownShard(s.ctx, c.rank)
 		if err == nil {
 			err = c.serve(o, asked)
 		}
+		again = false
 		switch {
 		case s.ctx.Err() != nil:
 			return
@@ -82,6 +85,7 @@ func (s *session) coalesce() {
 				return
 			}
 		case !errors.Is(err, errBetter):
+			again = errors.Is(err, errOwnershipLost) || errors.Is(err, engine.ErrGone)
 			cfg.logger.Warn("the coalescer stopped, and tries again", "error", err)
 			pause.For(s.ctx, pause.Around(time.Second))
 		}

@@ -57,11 +57,6 @@ func WithLeisure(d time.Duration) ManagerOption {
 	return func(c *config) error { c.leisure = d; return nil }
 }
 
-// OnBothRoads has every operation take both roads at once.
-func OnBothRoads() ManagerOption {
-	return func(c *config) error { c.belt = true; return nil }
-}
-
 // Serving returns the term in which the manager is the coalescer, 0 if it is not.
 func Serving(m *Manager) uint64 { return m.serving.Load() }
 
@@ -78,4 +73,4 @@ func Roads(m *Manager) coalesce.ClientStats {
 }
 
 // OnRoad reports whether the manager takes the road over a coalescer from the beginning.
-func OnRoad(m *Manager) bool { return m.cfg.road == RoadCoalesced || m.cfg.belt }
+func OnRoad(m *Manager) bool { return m.cfg.road == RoadCoalesced || m.cfg.road == RoadBoth }

@@ -47,7 +47,7 @@ var (
 	// On these all that can take the road over a coalescer takes it; in belt mode it takes both roads at
 	// once.
 	coalescedSite = &site{name: "one server, coalesced", coalesced: true, options: []fabric.Option{fabric.WithRoad(fabric.RoadCoalesced)}}
-	beltSite      = &site{name: "one server, on both roads", coalesced: true, options: []fabric.Option{fabric.OnBothRoads()}}
+	beltSite      = &site{name: "one server, on both roads", coalesced: true, options: []fabric.Option{fabric.WithRoad(fabric.RoadBoth)}}
 
 	allSites = []*site{singleSite, clusterSite, coalescedSite, beltSite}
 )

@@ -23,6 +23,8 @@ const (
 	RoadAutomatic Road = "automatic"
 	// RoadCoalesced is by the coalescer, while there is one, also for locks that nobody else wants.
 	RoadCoalesced Road = "coalesced"
+	// RoadBoth is by this process and by the coalescer at once, for tests: it costs more than either.
+	RoadBoth Road = "both"
 )
 
 // WithRoad chooses how operations are carried out. Other roads than RoadDirect are experimental: they
@@ -30,8 +32,8 @@ const (
 func WithRoad(r Road) ManagerOption {
 	return func(c *config) error {
 		switch r {
-		case RoadAutomatic, RoadDirect, RoadCoalesced:
-			c.road, c.belt = r, false
+		case RoadAutomatic, RoadDirect, RoadCoalesced, RoadBoth:
+			c.road = r
 			return nil
 		}
 		return fmt.Errorf("%w: road %q: use %q, %q or %q", ErrInvalidOption, r, RoadAutomatic, RoadDirect, RoadCoalesced)
@@ -52,7 +54,7 @@ type doer interface {
 func (s *session) route() error {
 	cfg := &s.m.cfg
 	s.doer = s.engine
-	if cfg.road == RoadDirect && !cfg.belt {
+	if cfg.road == RoadDirect {
 		return nil
 	}
 	client, err := coalesce.NewClient(coalesce.ClientConfig{
@@ -62,7 +64,7 @@ func (s *session) route() error {
 		return err
 	}
 	s.router = coalesce.NewRouter(s.engine, client, coalesce.RouterConfig{
-		LeaseDead: s.leaseDead, Always: cfg.road == RoadCoalesced, Belt: cfg.belt,
+		LeaseDead: s.leaseDead, Always: cfg.road == RoadCoalesced, Belt: cfg.road == RoadBoth,
 	})
 	s.doer = s.router
 	return nil
