@@ -91,6 +91,7 @@ var testLibraries = []string{
 	"go.uber.org/goleak",
 	"pgregory.net/rapid",
 	"github.com/anishathalye/porcupine",
+	"go.yaml.in/yaml",
 }
 
 // layerOf finds the line of the table for a package.
