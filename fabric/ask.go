@@ -14,7 +14,6 @@ import (
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 // An entry can come back that its process has released: with a stream that was restored
@@ -104,7 +103,6 @@ func (s *session) release(enc string, e *record.Entry, rev uint64) {
 	op := record.Op{Verb: record.OpRelease, ID: e.ID, Lease: e.Lease()}
 	out, err := engine.Do(s.ctx, s.engine, enc, op, engine.Options{Bound: releaseTimeout, AtLeast: rev})
 	if err == nil && out.Existed {
-		key, _ := kv.DecodeKey(enc)
-		s.m.cfg.logger.Warn("an entry that had been released was there again, and was released once more", "key", key, "id", e.ID)
+		s.m.cfg.logger.Warn("an entry that had been released was there again, and was released once more", "key", nameOf(enc), "id", e.ID)
 	}
 }

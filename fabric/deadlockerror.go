@@ -101,15 +101,19 @@ func indexes(n int) []int {
 	return all
 }
 
+// nameOf is the name of a lock whose key stands in a record or a document.
+func nameOf(enc string) string {
+	if name, err := kv.DecodeKey(enc); err == nil {
+		return name
+	}
+	return enc
+}
+
 // edge names who is behind a step of a circle.
 func (s *session) edge(ctx context.Context, step *deadlock.Step) DeadlockEdge {
-	name, err := kv.DecodeKey(step.Key)
-	if err != nil {
-		name = step.Key
-	}
 	who := s.lookUp(ctx, Lease{ID: step.Lease})
 	edge := DeadlockEdge{
-		Owner: step.ID, Host: who.Host, PID: who.PID, Label: who.Label, Waits: name, Mode: modeOf(step.Mode), Since: step.Since,
+		Owner: step.ID, Host: who.Host, PID: who.PID, Label: who.Label, Waits: nameOf(step.Key), Mode: modeOf(step.Mode), Since: step.Since,
 		Holder: step.Entry.ID, HeldMode: modeOf(step.Entry.Mode), Waiting: step.Ahead,
 	}
 	if step.Unit != nil {

@@ -33,10 +33,7 @@ func newDoubts() *doubts {
 // raise reports a doubt and returns its number. It never blocks.
 func (d *doubts) raise() uint64 {
 	n := d.raised.Add(1)
-	select {
-	case d.wake <- struct{}{}:
-	default: // a wake that is not received yet is followed by a look
-	}
+	signal(d.wake)
 	return n
 }
 

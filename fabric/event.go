@@ -2,11 +2,8 @@ package fabric
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"time"
-
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 // EventType says what happened.
@@ -103,11 +100,7 @@ type Event struct {
 // A panic of the hook is not recovered.
 func WithEvents(hook func(Event)) ManagerOption {
 	return func(c *config) error {
-		if hook == nil {
-			return fmt.Errorf("%w: the event hook is nil", ErrInvalidOption)
-		}
-		c.hook = hook
-		return nil
+		return set(&c.hook, hook, hook != nil, "the event hook is nil")
 	}
 }
 
@@ -157,11 +150,7 @@ func (m *Manager) logEvent(ev *Event) {
 
 // evicted is told by the engine.
 func (s *session) evicted(enc string, leases []string, entries int) {
-	key, err := kv.DecodeKey(enc)
-	if err != nil {
-		key = enc // not reached: it was encoded by this process
-	}
-	s.m.note(Event{Type: EventEvicted, Time: time.Now(), Key: key, Leases: leases, Entries: entries})
+	s.m.note(Event{Type: EventEvicted, Time: time.Now(), Key: nameOf(enc), Leases: leases, Entries: entries})
 }
 
 // tookOver is told by the observer.

@@ -53,7 +53,7 @@ func (f *feed) push(ev Event) {
 	f.mu.Lock()
 	f.add(ev)
 	f.mu.Unlock()
-	f.rouse()
+	signal(f.wake)
 }
 
 // announce makes close wait, within its bound, for one push of an event that is
@@ -76,7 +76,7 @@ func (f *feed) deliver(ev Event) {
 	f.owed--
 	f.add(ev)
 	f.mu.Unlock()
-	f.rouse()
+	signal(f.wake)
 }
 
 // add is called with mu held.
@@ -88,13 +88,6 @@ func (f *feed) add(ev Event) {
 	ev.Dropped, f.dropped = f.dropped, 0
 	f.queue = append(f.queue, ev)
 	f.behind++
-}
-
-func (f *feed) rouse() {
-	select {
-	case f.wake <- struct{}{}:
-	default: // it is going to look
-	}
 }
 
 func (f *feed) run() {
@@ -136,7 +129,7 @@ func (f *feed) close(limit time.Duration) error {
 	f.closing = true
 	started := f.started
 	f.mu.Unlock()
-	f.rouse()
+	signal(f.wake)
 	if started {
 		t := time.NewTimer(limit)
 		defer t.Stop()
@@ -148,7 +141,7 @@ func (f *feed) close(limit time.Duration) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.cut = true
-	f.rouse() // never waits
+	signal(f.wake) // never waits
 	if left := uint64(max(f.behind+f.owed, 0)) + f.dropped; left > 0 {
 		return fmt.Errorf("%w: %d of them", ErrEventsDropped, left)
 	}

@@ -144,45 +144,32 @@ type Lease struct {
 // has it. A lock that nobody uses is not an error. Errors: ErrInvalidName,
 // ErrMalformedRecord, ErrNewerSchema, ErrUnavailable, ErrClosed, and the context's.
 func (m *Manager) Inspect(ctx context.Context, key string) (Info, error) {
+	return m.read(ctx, key, true)
+}
+
+func (m *Manager) read(ctx context.Context, key string, identify bool) (Info, error) {
 	enc, err := kv.EncodeName(key)
 	if err != nil {
 		return Info{}, err
 	}
-	return m.inspect(ctx, key, enc)
+	return m.readEncoded(ctx, key, enc, identify)
 }
 
-func (m *Manager) inspect(ctx context.Context, key, enc string) (Info, error) {
-	info, s, err := m.readEncoded(ctx, key, enc)
+func (m *Manager) readEncoded(ctx context.Context, key, enc string, identify bool) (info Info, err error) {
+	err = m.inSession(ctx, func(ctx context.Context, s *session) error {
+		rec, rev, err := s.engine.Read(ctx, enc)
+		if err != nil {
+			return err
+		}
+		if info = newInfo(key, rec, rev); identify {
+			s.identify(ctx, []Info{info})
+		}
+		return nil
+	})
 	if err != nil {
-		return Info{}, err
+		return Info{}, fmt.Errorf("inspect %q: %w", key, err)
 	}
-	ctx, done := m.bind(ctx)
-	defer done()
-	s.identify(ctx, []Info{info})
 	return info, nil
-}
-
-// read is Read, and says where it was read.
-func (m *Manager) read(caller context.Context, key string) (Info, *session, error) {
-	enc, err := kv.EncodeName(key)
-	if err != nil {
-		return Info{}, nil, err
-	}
-	return m.readEncoded(caller, key, enc)
-}
-
-func (m *Manager) readEncoded(caller context.Context, key, enc string) (Info, *session, error) {
-	ctx, done := m.bind(caller)
-	defer done()
-	s, err := m.session(ctx)
-	if err != nil {
-		return Info{}, nil, m.explain(caller, err)
-	}
-	rec, rev, err := s.engine.Read(ctx, enc)
-	if err != nil {
-		return Info{}, nil, fmt.Errorf("inspect %q: %w", key, m.explain(caller, err))
-	}
-	return newInfo(key, rec, rev), s, nil
 }
 
 // List tells of every lock in use whose name starts with prefix, in the order of
@@ -193,13 +180,6 @@ func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 	filter, err := kv.EncodePrefix(prefix)
 	if err != nil {
 		return nil, err
-	}
-	caller := ctx
-	ctx, done := m.bind(ctx)
-	defer done()
-	s, err := m.session(ctx)
-	if err != nil {
-		return nil, m.explain(caller, err)
 	}
 	var out []Info
 	places := map[string]int{} // in out
@@ -217,8 +197,9 @@ func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 		out = append(out, info)
 		return true
 	}
-	if err := s.buckets.Locks.Entries(ctx, filter, collect); err != nil {
-		return nil, fmt.Errorf("list %q: %w", prefix, m.explain(caller, err))
+	err = m.inSession(ctx, func(ctx context.Context, s *session) error { return s.buckets.Locks.Entries(ctx, filter, collect) })
+	if err != nil {
+		return nil, fmt.Errorf("list %q: %w", prefix, err)
 	}
 	return out, nil
 }
@@ -227,15 +208,10 @@ func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 // each lease. What can't be read stays as it is. Errors: ErrUnavailable, ErrClosed, and
 // the context's.
 func (m *Manager) Identify(ctx context.Context, infos []Info) error {
-	caller := ctx
-	ctx, done := m.bind(ctx)
-	defer done()
-	s, err := m.session(ctx)
-	if err != nil {
-		return m.explain(caller, err)
-	}
-	s.identify(ctx, infos)
-	return m.explain(caller, ctx.Err())
+	return m.inSession(ctx, func(ctx context.Context, s *session) error {
+		s.identify(ctx, infos)
+		return ctx.Err()
+	})
 }
 
 // entryInfo is what an entry tells. One that can't be read has a kind that says so.
@@ -270,8 +246,7 @@ func newInfo(key string, rec *record.Record, rev uint64) Info {
 		info.Holders = append(info.Holders, p)
 	}
 	for i, e := range rec.Waiters {
-		p := newParty(e)
-		p.Queued = e.Token
+		p := newWaiter(e)
 		p.ExpectedWait = rec.ExpectedWait(i)
 		info.Waiters = append(info.Waiters, p)
 	}
@@ -289,12 +264,16 @@ func (i *Info) fill(f record.Facts) {
 	for _, q := range f.Queues {
 		c := Condition{Name: q.Name}
 		for _, e := range q.Waiters {
-			p := newParty(e)
-			p.Queued = e.Token
-			c.Waiters = append(c.Waiters, p)
+			c.Waiters = append(c.Waiters, newWaiter(e))
 		}
 		i.Conditions = append(i.Conditions, c)
 	}
+}
+
+func newWaiter(e record.Entry) Party {
+	p := newParty(e)
+	p.Queued = e.Token
+	return p
 }
 
 func newParty(e record.Entry) Party {
@@ -396,53 +375,51 @@ func (m *Manager) ForceRelease(ctx context.Context, key string, opts ...ForceOpt
 	if err != nil {
 		return 0, err
 	}
-	caller := ctx
-	ctx, done := m.bind(ctx)
-	defer done()
-	s, err := m.session(ctx)
-	if err != nil {
-		return 0, m.explain(caller, err)
+	if f.holder != "" && record.LeaseOf(f.holder) == "" {
+		return 0, fmt.Errorf("%w: holder id %q: take it from Inspect", ErrInvalidOption, f.holder)
 	}
+	n := 0
+	err = m.inSession(ctx, func(ctx context.Context, s *session) (err error) {
+		n, err = s.forceRelease(ctx, enc, f)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("force release of %q: %w", key, err)
+	}
+	if n > 0 {
+		m.cfg.logger.Warn("lock taken away by force", "key", key, "holders", n, "now", f.now)
+	}
+	return n, nil
+}
+
+func (s *session) forceRelease(ctx context.Context, enc string, f force) (int, error) {
 	rec, rev, err := s.engine.Read(ctx, enc)
-	if err != nil {
-		return 0, fmt.Errorf("force release of %q: %w", key, m.explain(caller, err))
+	if err != nil || rec == nil {
+		return 0, err
 	}
-	if rec == nil {
-		return 0, nil
-	}
-	n := len(rec.Holders)
-	if f.holder != "" {
-		if n = 0; record.LeaseOf(f.holder) == "" {
-			return 0, fmt.Errorf("%w: holder id %q: take it from Inspect", ErrInvalidOption, f.holder)
-		}
-		if _, ok := rec.Holder(f.holder); ok {
-			n = 1
-		}
-	}
-	if n == 0 {
+	holders := slices.DeleteFunc(slices.Clone(rec.Holders), func(h record.Entry) bool { return f.holder != "" && h.ID != f.holder })
+	if len(holders) == 0 {
 		return 0, nil
 	}
 	op := record.Op{Verb: record.OpRevoke, ID: f.holder, UpTo: rev}
 	if f.now {
 		op.Verb = record.OpRemove
 	}
-	if _, err := engine.Do(ctx, s.engine, enc, op, engine.Options{}); err != nil {
-		var refused *engine.RefusedError
-		if errors.As(err, &refused) {
-			return 0, fmt.Errorf("force release of %q: %w", key, ErrKindMismatch)
-		}
-		return 0, fmt.Errorf("force release of %q: %w", key, m.explain(caller, err))
+	_, err = engine.Do(ctx, s.engine, enc, op, engine.Options{})
+	var refused *engine.RefusedError
+	switch {
+	case errors.As(err, &refused):
+		return 0, ErrKindMismatch
+	case err != nil:
+		return 0, err
 	}
 	if !f.now {
 		// Their watches tell them, but not of a hold that came back: see ownUp.
 		others := map[string][]string{}
-		for i := range rec.Holders {
-			if h := &rec.Holders[i]; f.holder == "" || h.ID == f.holder {
-				others[h.Lease()] = []string{enc}
-			}
+		for _, h := range holders {
+			others[h.Lease()] = []string{enc}
 		}
 		s.ownUp(ctx, []string{enc}, others)
 	}
-	m.cfg.logger.Warn("lock taken away by force", "key", key, "holders", n, "now", f.now)
-	return n, nil
+	return len(holders), nil
 }

@@ -38,6 +38,18 @@ func (m *Manager) bindFor(ctx context.Context, limit time.Duration) (_ context.C
 	}
 }
 
+// inSession calls fn with the session that there is now, under a context that ends with
+// the manager, too, and gives its error the final form.
+func (m *Manager) inSession(caller context.Context, fn func(ctx context.Context, s *session) error) error {
+	ctx, done := m.bind(caller)
+	defer done()
+	s, err := m.session(ctx)
+	if err == nil {
+		err = fn(ctx, s)
+	}
+	return m.explain(caller, err)
+}
+
 // both returns a context that ends with either of two. done frees it.
 func both(ctx, other context.Context) (_ context.Context, done func()) {
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -1,6 +1,7 @@
 package fabric
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -120,12 +121,7 @@ func (st *Stamp) each(fn func(i int, l *stampLevel) error) error {
 		wg.Go(func() { errs[i] = fn(i, &st.levels[i]) })
 	}
 	wg.Wait()
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return cmp.Or(errs...)
 }
 
 // admits returns who holds the lock in a mode that want excludes.
@@ -209,11 +205,7 @@ type optimistic struct{ tries int }
 // WithTries sets how often to try without a lock, at least once. The default is 3, and 5 for Update.
 func WithTries(n int) OptimisticOption {
 	return func(o *optimistic) error {
-		if n < 1 {
-			return fmt.Errorf("%w: %d tries: use at least 1", ErrInvalidOption, n)
-		}
-		o.tries = n
-		return nil
+		return set(&o.tries, n, n >= 1, "%d tries: use at least 1", n)
 	}
 }
 

@@ -256,7 +256,7 @@ func TestOptimisticCosts(t *testing.T) {
 		cost("a validation that fails", 0, 1, func() { expectValid(t, m, st, false) })
 		cost("another one", 0, 1, func() { expectValid(t, m, st, false) })
 		cost("a path of three", 3, 3, func() {
-			if _, err := m.OptimisticPath(waitContext(t), "costs-of-a-path/b/c"); err != nil {
+			if _, err := m.OptimisticPath(waitContext(t), strings.ReplaceAll(s.key(t), "/", "-")+"/b/c"); err != nil {
 				t.Error(err)
 			}
 		})

@@ -143,17 +143,22 @@ func (c *config) newRequest(opts []AcquireOption) (request, error) {
 	return r, r.timing.validate()
 }
 
+// set makes an option's value the field's, if it makes sense.
+func set[T any](field *T, value T, ok bool, format string, args ...any) error {
+	if !ok {
+		return fmt.Errorf("%w: %w", ErrInvalidOption, fmt.Errorf(format, args...))
+	}
+	*field = value
+	return nil
+}
+
 // WithTTL sets how long a hold outlives its holder's last sign of life, between
 // MinTTL and MaxTTL. The default is 30 s, or the manager's. A TTL under 15 s
 // loses locks whenever a JetStream leader crashes, because electing the next one
 // takes several seconds.
 func WithTTL(d time.Duration) TimingOption {
 	return func(t *timing) error {
-		if d < MinTTL || d > MaxTTL {
-			return fmt.Errorf("%w: TTL %v: use %v to %v", ErrInvalidOption, d, MinTTL, MaxTTL)
-		}
-		t.ttl = d
-		return nil
+		return set(&t.ttl, d, d >= MinTTL && d <= MaxTTL, "TTL %v: use %v to %v", d, MinTTL, MaxTTL)
 	}
 }
 
@@ -161,11 +166,7 @@ func WithTTL(d time.Duration) TimingOption {
 // of the TTL; more than nine tenths of it is refused.
 func WithRenewInterval(d time.Duration) TimingOption {
 	return func(t *timing) error {
-		if d < time.Millisecond {
-			return fmt.Errorf("%w: renew interval %v: use at least 1ms", ErrInvalidOption, d)
-		}
-		t.renewEvery = d
-		return nil
+		return set(&t.renewEvery, d, d >= time.Millisecond, "renew interval %v: use at least 1ms", d)
 	}
 }
 
@@ -173,21 +174,14 @@ func WithRenewInterval(d time.Duration) TimingOption {
 // default. Without, the hold ends one TTL after it was granted, or after its last
 // Renew. Turning it off is for Acquire only.
 func WithAutoRenew(on bool) TimingOption {
-	return func(t *timing) error {
-		t.noRenewal = !on
-		return nil
-	}
+	return func(t *timing) error { t.noRenewal = !on; return nil }
 }
 
 // WithMaxRenewals ends the hold after n renewals, automatic and by hand
 // together, and the rest of the TTL. For Acquire only.
 func WithMaxRenewals(n int) TimingOption {
 	return func(t *timing) error {
-		if n < 1 {
-			return fmt.Errorf("%w: %d renewals: use at least 1, or WithAutoRenew(false) for none", ErrInvalidOption, n)
-		}
-		t.maxRenewals = n
-		return nil
+		return set(&t.maxRenewals, n, n >= 1, "%d renewals: use at least 1, or WithAutoRenew(false) for none", n)
 	}
 }
 
@@ -213,11 +207,7 @@ func WithFabric(name string) ManagerOption {
 // and what they have when they exist.
 func WithReplicas(n int) ManagerOption {
 	return func(c *config) error {
-		if n < 1 || n > 5 {
-			return fmt.Errorf("%w: %d replicas: use 1 to 5", ErrInvalidOption, n)
-		}
-		c.buckets.Replicas = n
-		return nil
+		return set(&c.buckets.Replicas, n, n >= 1 && n <= 5, "%d replicas: use 1 to 5", n)
 	}
 }
 
@@ -231,11 +221,8 @@ func WithMemoryStorage() ManagerOption {
 // holder: at most MaxOwnerLen bytes.
 func WithLabel(label string) ManagerOption {
 	return func(c *config) error {
-		if err := checkText("label", label, MaxOwnerLen); err != nil {
-			return err
-		}
 		c.label = label
-		return nil
+		return checkText("label", label, MaxOwnerLen)
 	}
 }
 
@@ -250,11 +237,7 @@ func WithLazyLease() ManagerOption {
 // retries, operator's doings. The default is silence.
 func WithLogger(l *slog.Logger) ManagerOption {
 	return func(c *config) error {
-		if l == nil {
-			return fmt.Errorf("%w: the logger is nil", ErrInvalidOption)
-		}
-		c.logger = l
-		return nil
+		return set(&c.logger, l, l != nil, "the logger is nil")
 	}
 }
 
@@ -263,11 +246,7 @@ func WithLogger(l *slog.Logger) ManagerOption {
 // 0 looks at once.
 func WithDeadlockDelay(d time.Duration) ManagerOption {
 	return func(c *config) error {
-		if d < 0 {
-			return fmt.Errorf("%w: deadlock delay %v: use 0 or more", ErrInvalidOption, d)
-		}
-		c.detectAfter = d
-		return nil
+		return set(&c.detectAfter, d, d >= 0, "deadlock delay %v: use 0 or more", d)
 	}
 }
 
@@ -287,11 +266,9 @@ func WithNATS(opts ...nats.Option) ManagerOption {
 // WithMode sets the mode; the default is Exclusive.
 func WithMode(m Mode) RequestOption {
 	return func(r *request) error {
-		if _, err := m.record(); err != nil {
-			return err
-		}
 		r.mode, r.hasMode = m, true
-		return nil
+		_, err := m.record()
+		return err
 	}
 }
 
@@ -304,14 +281,10 @@ func WithMode(m Mode) RequestOption {
 // use WithLabel or WithMetadata.
 func WithOwner(owner string) RequestOption {
 	return func(r *request) error {
-		if owner == "" {
-			return fmt.Errorf("%w: the owner is empty", ErrInvalidOption)
-		}
 		if err := checkText("owner", owner, MaxOwnerLen); err != nil {
 			return err
 		}
-		r.owner = owner
-		return nil
+		return set(&r.owner, owner, owner != "", "the owner is empty")
 	}
 }
 
@@ -331,11 +304,7 @@ func WithMetadata(m map[string]string) RequestOption {
 				return err
 			}
 		}
-		if size > MaxMetadata {
-			return fmt.Errorf("%w: %d bytes of metadata: use at most %d", ErrInvalidOption, size, MaxMetadata)
-		}
-		r.metadata = all
-		return nil
+		return set(&r.metadata, all, size <= MaxMetadata, "%d bytes of metadata: use at most %d", size, MaxMetadata)
 	}
 }
 
@@ -343,11 +312,7 @@ func WithMetadata(m map[string]string) RequestOption {
 // ErrNotAcquired and context.DeadlineExceeded.
 func WithWaitLimit(d time.Duration) RequestOption {
 	return func(r *request) error {
-		if d <= 0 {
-			return fmt.Errorf("%w: wait limit %v: use more than 0, or TryAcquire", ErrInvalidOption, d)
-		}
-		r.waitLimit = d
-		return nil
+		return set(&r.waitLimit, d, d > 0, "wait limit %v: use more than 0, or TryAcquire", d)
 	}
 }
 

@@ -70,7 +70,8 @@ func (s *session) ownShard(ctx context.Context, rank int) (*ownership, error) {
 	return o, nil
 }
 
-// signal leaves an element in a channel that has room for one.
+// signal leaves an element in a channel that has room for one. One that is there and was
+// not received yet will do.
 func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -117,5 +118,5 @@ func (o *ownership) leave() {
 // Coalescer tells who carries out together what many want of this fabric (see docs/coalescing.md), as the
 // holder, and who stands by, as the waiters. It is Inspect for that lock, which has no name.
 func (m *Manager) Coalescer(ctx context.Context) (Info, error) {
-	return m.inspect(ctx, "", ownerKey)
+	return m.readEncoded(ctx, "", ownerKey, true)
 }

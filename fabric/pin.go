@@ -2,7 +2,6 @@ package fabric
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -24,11 +23,7 @@ const intentKey, sharedIntent = "intent", "shared"
 // ancestor it is given up, at once if it is idle. 0 means that every path takes intents of its own.
 func WithIntentLinger(d time.Duration) ManagerOption {
 	return func(c *config) error {
-		if d < 0 {
-			return fmt.Errorf("%w: intent linger %v: use 0 or more", ErrInvalidOption, d)
-		}
-		c.linger = d
-		return nil
+		return set(&c.linger, d, d >= 0, "intent linger %v: use 0 or more", d)
 	}
 }
 
@@ -75,7 +70,7 @@ func (sl *slot) pin(enc string, mode record.Mode) (_ *pin, mine bool) {
 	if p := sl.pins[at]; p != nil {
 		return p, false
 	}
-	p := &pin{slot: sl, at: at, done: make(chan struct{}), users: map[*Set]*unit{}}
+	p := &pin{slot: sl, at: at, done: make(chan struct{}), users: map[*Set]*unit{}, unwatch: func() {}}
 	if sl.pins == nil {
 		sl.pins = map[pinKey]*pin{}
 	}
@@ -185,9 +180,7 @@ func (p *pin) endIf(due func() bool) bool {
 	h, stop := p.hold, p.unwatch
 	p.mu.Unlock()
 	p.forget()
-	if stop != nil {
-		stop()
-	}
+	stop()
 	h.s.goIfOpen(func() { discard(h) })
 	return true
 }
@@ -200,9 +193,7 @@ func (p *pin) lose(err error) {
 	p.users = map[*Set]*unit{}
 	p.mu.Unlock()
 	p.forget()
-	if stop != nil {
-		stop()
-	}
+	stop()
 	for s, u := range users {
 		u.drop(p.hold)
 		s.lose(err)
@@ -223,9 +214,7 @@ func (p *pin) give(user *Set) bool {
 		return false
 	}
 	p.forget()
-	if stop != nil {
-		stop()
-	}
+	stop()
 	p.hold.pin, p.hold.set, p.hold.unit = nil, user, u
 	return true
 }
@@ -265,10 +254,7 @@ func (a *attempt) askPins(ctx context.Context, refused *engine.RefusedError) boo
 	stop := s.lockHub.Watch(a.enc, func(e jskv.Entry) {
 		rec, err := record.Decode(e.Value)
 		if e.Deleted && e.Revision > 0 || err == nil && rec != nil && !inTheWayOf(rec, a.op.Mode) {
-			select {
-			case free <- struct{}{}:
-			default:
-			}
+			signal(free)
 		}
 	})
 	defer stop()

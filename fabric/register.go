@@ -6,13 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"time"
-	"unicode/utf8"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/pause"
+	"github.com/lockfabric/lockfabric/internal/record"
 )
 
 // Register is one key of a KV bucket of the user's that only accepts writes with
@@ -76,11 +76,7 @@ func (r *Register) read(ctx context.Context) (Fenced, string, error) {
 	if err := json.Unmarshal(e.Value(), &env); err != nil || env.Version != 1 || env.Token == 0 || env.Write == "" {
 		return Fenced{}, "", fmt.Errorf("%w: key %q", ErrNotRegister, r.key)
 	}
-	f := Fenced{Value: env.Data, Token: env.Token, Revision: e.Revision()}
-	if env.Text != nil {
-		f.Value = []byte(*env.Text)
-	}
-	return f, env.Write, nil
+	return Fenced{Value: bytesOf(env.Text, env.Data), Token: env.Token, Revision: e.Revision()}, env.Write, nil
 }
 
 // Write stores value under the token of the writer's hold. It is a
@@ -93,11 +89,8 @@ func (r *Register) Write(ctx context.Context, token uint64, value []byte) (uint6
 	if token == 0 {
 		return 0, fmt.Errorf("%w: token 0 belongs to no hold", ErrInvalidOption)
 	}
-	env := envelope{Version: 1, Token: token, Write: nuid.Next(), Data: value}
-	if utf8.Valid(value) {
-		text := string(value)
-		env.Text, env.Data = &text, nil
-	}
+	env := envelope{Version: 1, Token: token, Write: nuid.Next()}
+	env.Text, env.Data = textOrData(record.Value{Set: true, Data: string(value)})
 	encoded, err := json.Marshal(env)
 	if err != nil {
 		return 0, err

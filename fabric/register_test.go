@@ -29,6 +29,10 @@ func userBucket(t *testing.T, s *site) jetstream.KeyValue {
 		defer cancel()
 		_ = js.DeleteKeyValue(ctx, name)
 	})
+	// It is there, and for a moment no replica answers direct reads.
+	for ctx, err := waitContext(t), nats.ErrNoResponders; errors.Is(err, nats.ErrNoResponders); {
+		_, err = b.Get(ctx, "none")
+	}
 	return b
 }
 

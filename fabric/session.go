@@ -3,6 +3,8 @@ package fabric
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -297,11 +299,9 @@ func (s *session) confirm(ctx context.Context, out engine.Outcome, before uint64
 			return nil
 		}
 		n := s.doubts.raise()
-		wctx, cancel := context.WithCancel(ctx)
-		unhook := context.AfterFunc(s.ctx, cancel)
+		wctx, done := both(ctx, s.ctx)
 		err := s.doubts.wait(wctx, n)
-		unhook()
-		cancel()
+		done()
 		switch {
 		case s.ctx.Err() != nil || s.why() != nil:
 			return s.why()
@@ -336,10 +336,7 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	defer close(s.finished)
 	s.ended = reason
 	raiseTo(&s.m.seen, s.seen())
-	all := make([]*slot, 0, len(s.all))
-	for sl := range s.all {
-		all = append(all, sl)
-	}
+	all := slices.Collect(maps.Keys(s.all))
 	s.mu.Unlock()
 	s.m.forget(s)
 	s.stop()

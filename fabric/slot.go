@@ -3,6 +3,8 @@ package fabric
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -303,10 +305,7 @@ func (s *session) closeLease(ctx context.Context, le *lease.Lease) {
 func (s *session) tend() {
 	s.m.owners.expire(time.Now())
 	s.mu.Lock()
-	all := make([]*slot, 0, len(s.all))
-	for sl := range s.all {
-		all = append(all, sl)
-	}
+	all := slices.Collect(maps.Keys(s.all))
 	s.mu.Unlock()
 	for _, sl := range all {
 		stuck := s.doer.Unresolved(sl.id) > sl.timing.ttl

@@ -36,11 +36,7 @@ const (
 // second is refused.
 func WithSweepInterval(d time.Duration) ManagerOption {
 	return func(c *config) error {
-		if d < 0 || d > 0 && d < time.Second {
-			return fmt.Errorf("%w: sweep interval %v: use at least 1s, or 0 for none", ErrInvalidOption, d)
-		}
-		c.sweep = d
-		return nil
+		return set(&c.sweep, d, d == 0 || d >= time.Second, "sweep interval %v: use at least 1s, or 0 for none", d)
 	}
 }
 
@@ -81,21 +77,18 @@ func (m *Manager) Collect(ctx context.Context, prefix string, opts ...CollectOpt
 	if err != nil {
 		return Collected{}, err
 	}
-	caller := ctx
-	ctx, done := m.bind(ctx)
-	defer done()
-	s, err := m.session(ctx)
-	if err != nil {
-		return Collected{}, m.explain(caller, err)
-	}
-	if !c.dryRun {
-		if err := s.awaitReady(ctx, false); err != nil {
-			return Collected{}, m.explain(caller, err)
+	var got Collected
+	err = m.inSession(ctx, func(ctx context.Context, s *session) (err error) {
+		if !c.dryRun {
+			err = s.awaitReady(ctx, false)
 		}
-	}
-	got, err := s.collect(ctx, filter, c)
+		if err == nil {
+			got, err = s.collect(ctx, filter, c)
+		}
+		return err
+	})
 	if err != nil {
-		return got, fmt.Errorf("collect %q: %w", prefix, m.explain(caller, err))
+		return got, fmt.Errorf("collect %q: %w", prefix, err)
 	}
 	return got, nil
 }

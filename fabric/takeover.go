@@ -62,16 +62,10 @@ func (a *attempt) lookAt(ctx context.Context, entries []record.Entry) []look {
 			looks = append(looks, look{entry: e, over: over})
 		}
 	}
-	check := func(l *look) {
-		l.state, l.err = a.session.observer.Check(ctx, l.entry.Lease(), l.entry.TTL)
-	}
-	if len(looks) == 1 {
-		check(&looks[0])
-		return looks
-	}
 	var wg sync.WaitGroup
 	for i := range looks {
-		wg.Go(func() { check(&looks[i]) })
+		l := &looks[i]
+		wg.Go(func() { l.state, l.err = a.session.observer.Check(ctx, l.entry.Lease(), l.entry.TTL) })
 	}
 	wg.Wait()
 	return looks

@@ -51,16 +51,18 @@ type Blocker struct {
 // Waits tells who waits for whom, as far as units of work hold something and have waited for longer than the delay of
 // deadlock detection. It only reads. Errors: kv.ErrNoBucket where nothing can be told, ErrUnavailable, ErrClosed, and
 // the context's.
-func (m *Manager) Waits(caller context.Context) (Waits, error) {
-	ctx, done := m.bind(caller)
-	defer done()
-	s, err := m.session(ctx)
-	if err != nil {
-		return Waits{}, m.explain(caller, err)
-	}
+func (m *Manager) Waits(ctx context.Context) (w Waits, err error) {
+	err = m.inSession(ctx, func(ctx context.Context, s *session) error {
+		w, err = s.waits(ctx)
+		return err
+	})
+	return w, err
+}
+
+func (s *session) waits(ctx context.Context) (Waits, error) {
 	b, err := s.buckets.Waits(ctx)
 	if err != nil {
-		return Waits{}, m.explain(caller, err)
+		return Waits{}, err
 	}
 	docs := map[string]*deadlock.Doc{}
 	err = b.Entries(ctx, ">", func(e jskv.Entry) bool {
@@ -70,7 +72,7 @@ func (m *Manager) Waits(caller context.Context) (Waits, error) {
 		return true
 	})
 	if err != nil {
-		return Waits{}, fmt.Errorf("list waits: %w", m.explain(caller, err))
+		return Waits{}, fmt.Errorf("list waits: %w", err)
 	}
 	w := Waits{Units: []WaitingUnit{}, Deadlocks: [][]DeadlockEdge{}}
 	told := map[string]bool{}
@@ -98,7 +100,7 @@ func (m *Manager) Waits(caller context.Context) (Waits, error) {
 	for _, c := range deadlock.Survey(ctx, src, docs) {
 		w.Deadlocks = append(w.Deadlocks, dt.explain(ctx, c).Cycle)
 	}
-	return w, m.explain(caller, ctx.Err())
+	return w, ctx.Err()
 }
 
 func waitingUnit(who Lease, u *deadlock.Unit) WaitingUnit {
@@ -107,11 +109,7 @@ func waitingUnit(who Lease, u *deadlock.Unit) WaitingUnit {
 		Waits: []UnitWait{}, Holds: append([]string{}, u.Holds...),
 	}
 	for _, uw := range u.Waits {
-		name, err := kv.DecodeKey(uw.Key)
-		if err != nil {
-			name = uw.Key
-		}
-		w.Waits = append(w.Waits, UnitWait{Key: name, ID: uw.ID, Mode: modeOf(uw.Mode)})
+		w.Waits = append(w.Waits, UnitWait{Key: nameOf(uw.Key), ID: uw.ID, Mode: modeOf(uw.Mode)})
 	}
 	return w
 }

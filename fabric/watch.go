@@ -55,7 +55,7 @@ func (m *Manager) Watch(ctx context.Context, key string) iter.Seq2[Info, error] 
 			return
 		}
 		w := &lockWatch{m: m, key: key, enc: enc, yield: yield}
-		if err := w.run(ctx); err != nil {
+		if err := m.onSessions(ctx, w.follow); err != nil {
 			yield(Info{}, fmt.Errorf("watch %q: %w", key, translate(err)))
 		}
 	}
@@ -74,9 +74,6 @@ type lockWatch struct {
 	last Info
 }
 
-// run tells of the lock until there is a reason to end, nil if the loop was left.
-func (w *lockWatch) run(caller context.Context) error { return w.m.onSessions(caller, w.follow) }
-
 // onSessions calls follow with one session after the other until there is a reason to
 // end, nil if follow ended with errLeft.
 func (m *Manager) onSessions(caller context.Context, follow func(ctx context.Context, s *session) error) error {
@@ -92,8 +89,8 @@ func (m *Manager) onSessions(caller context.Context, follow func(ctx context.Con
 			return nil
 		case ctx.Err() != nil:
 			return m.explain(caller, ctx.Err())
-		case err != nil && !transient(err):
-			return err
+		case err != nil && !errors.Is(translate(err), ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded):
+			return err // it does not pass by itself
 		case err != nil:
 			pause.For(ctx, watchPause)
 		}
@@ -106,11 +103,6 @@ func (m *Manager) sessionSoon(ctx context.Context) (*session, error) {
 	return m.session(ctx)
 }
 
-// transient says whether an error of the buckets passes by itself.
-func transient(err error) bool {
-	return errors.Is(translate(err), ErrUnavailable) || errors.Is(err, context.DeadlineExceeded)
-}
-
 // follow tells of the lock until the session ends, and returns nil then. The hub
 // says when to look and how new at least the answer has to be, the leader what
 // there is. The hub is asked first: what changes after the read is announced.
@@ -120,10 +112,7 @@ func (w *lockWatch) follow(ctx context.Context, s *session) error {
 	changed <- struct{}{} // look at once
 	stop := s.lockHub.Watch(w.enc, func(e jskv.Entry) {
 		least.Store(e.Revision)
-		select {
-		case changed <- struct{}{}:
-		default: // a look that has not begun yet will see this entry, too
-		}
+		signal(changed)
 	})
 	defer stop()
 	var newest uint64 // told on this session
