@@ -152,6 +152,15 @@ func (r *Router) SubmitInOrder(reqs ...*engine.Request) {
 	r.Submit(reqs...)
 }
 
+// SubmitHere is that of the engine where there is nothing but the direct road, and Submit elsewhere.
+func (r *Router) SubmitHere(q *engine.Request) {
+	if !r.busy() {
+		r.engine.SubmitHere(q)
+		return
+	}
+	r.Submit(q)
+}
+
 // busy reports whether there is anything but the direct road.
 func (r *Router) busy() bool { return r.client.served.Load() && !r.here.Load() || r.owes.Load() }
 

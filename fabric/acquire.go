@@ -156,7 +156,7 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 		opt.Stop = a.set.stop(sl)
 	}
 	before := a.session.seen()
-	out, err := a.do(ctx, op, opt)
+	out, err := a.do(ctx, &op, opt)
 	a.victim = w.end(err)
 	h, err := a.conclude(ctx, sl, &op, out, err, before)
 	return h, out, err
@@ -247,15 +247,15 @@ func (a *attempt) place(ctx context.Context) (*slot, error) {
 
 // do carries the operation out. One that stays in its queue when ctx ends is waited for
 // as long as the manager lives.
-func (a *attempt) do(ctx context.Context, op record.Op, opt engine.Options) (engine.Outcome, error) {
-	if op.Stays() {
-		stop := context.AfterFunc(ctx, func() { a.session.doer.UndoInBackground(a.enc, op, opt.AtLeast) })
-		defer stop()
-		var done func()
-		ctx, done = a.m.bind(context.WithoutCancel(ctx))
-		defer done()
+func (a *attempt) do(ctx context.Context, op *record.Op, opt engine.Options) (engine.Outcome, error) {
+	if !op.Stays() {
+		return engine.Do(ctx, a.session.doer, a.enc, *op, opt)
 	}
-	return engine.Do(ctx, a.session.doer, a.enc, op, opt)
+	stop := context.AfterFunc(ctx, func() { a.session.doer.UndoInBackground(a.enc, *op, opt.AtLeast) })
+	defer stop()
+	bound, done := a.m.bind(context.WithoutCancel(ctx))
+	defer done()
+	return engine.Do(bound, a.session.doer, a.enc, *op, opt)
 }
 
 // granted makes a handle of an outcome, or nil of one that leaves nothing to release.

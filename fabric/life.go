@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -22,7 +23,64 @@ func (m *Manager) over() error {
 // bind returns a context for one call, which ends with ctx and with the manager.
 // done frees it.
 func (m *Manager) bind(ctx context.Context) (_ context.Context, done func()) {
-	return both(ctx, m.life)
+	b := &bound{Context: ctx, life: m.life}
+	return b, b.free
+}
+
+// bound is a context that ends with the one it is made of and with the manager's life. That it does
+// is seen to when somebody waits for it: most calls find what they want at once.
+type bound struct {
+	context.Context
+	life context.Context
+
+	mu     sync.Mutex
+	whole  context.Context // of both; nil until somebody waits
+	unbind func()
+}
+
+// noLonger is the whole of a bound context that is freed before anybody waited.
+var noLonger = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
+
+func (b *bound) free() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.whole == nil {
+		b.whole = noLonger
+	} else if b.unbind != nil {
+		b.unbind()
+	}
+}
+
+func (b *bound) Done() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.whole == nil {
+		b.whole, b.unbind = both(b.Context, b.life)
+	}
+	return b.whole.Done()
+}
+
+func (b *bound) Err() error {
+	if err := b.now().Err(); err != nil || b.life.Err() == nil {
+		return err
+	}
+	return context.Canceled
+}
+
+func (b *bound) Value(key any) any { return b.now().Value(key) }
+
+// now is the whole, or as long as nobody waits the one that it is made of.
+func (b *bound) now() context.Context {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.whole == nil {
+		return b.Context
+	}
+	return b.whole
 }
 
 // bindFor is bind for a call that lasts no longer than limit, if that is above 0.

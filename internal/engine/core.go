@@ -17,10 +17,11 @@ type core struct {
 	cancel context.CancelFunc
 	newest atomic.Uint64 // highest revision seen in the bucket
 	ledger ledger
-	jobs   chan job // to runners that have nothing to do
 
 	operations, rounds, writes, reads, conflicts, busy, unknown atomic.Uint64
 	holdTime                                                    atomic.Int64 // smoothed hold time
+
+	shared atomic.Pointer[deadline] // of the newest writes
 
 	mu      sync.Mutex
 	closed  bool
@@ -35,7 +36,7 @@ type watched interface {
 }
 
 func newCore(cfg Config) *core {
-	c := &core{cfg: cfg.withDefaults(), jobs: make(chan job), watched: map[watched]struct{}{}}
+	c := &core{cfg: cfg.withDefaults(), watched: map[watched]struct{}{}}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c
 }
@@ -72,41 +73,6 @@ func (c *core) goIfOpen(fn func()) bool {
 	}
 	c.wg.Go(fn)
 	return true
-}
-
-// job is what a runner does.
-type job interface{ run(scratch *scratch) }
-
-// scratch is room that a runner lends to its jobs.
-type scratch struct{ ops []record.Op }
-
-// start has a runner do j: one that has nothing to do, or a new one. It returns at
-// once, false when the engine is closed.
-func (c *core) start(j job) bool {
-	select {
-	case c.jobs <- j:
-		return true
-	default:
-	}
-	return c.goIfOpen(func() {
-		var s scratch
-		for j != nil {
-			j.run(&s)
-			select {
-			case j = <-c.jobs:
-			case <-c.ctx.Done():
-				return
-			}
-		}
-	})
-}
-
-// retireRunner ends a runner that has nothing to do, if there is one.
-func (c *core) retireRunner() {
-	select {
-	case c.jobs <- nil:
-	default:
-	}
 }
 
 // sleep waits for d, or less when the context or the engine ends, and reports

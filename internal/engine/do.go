@@ -31,13 +31,11 @@ const cleanup = 500 * time.Millisecond
 // call is a request whose caller blocks.
 type call struct {
 	Request
-	result  Outcome
-	failure error
-	done    chan struct{}
+	done chan struct{}
 }
 
 func (c *call) end(out Outcome, err error) {
-	c.result, c.failure = out, err
+	c.out, c.err = out, err // of another Doer
 	close(c.done)
 }
 
@@ -52,15 +50,10 @@ func (c *call) end(out Outcome, err error) {
 // context's error, and record.ErrMalformed or record.ErrNewerSchema, in which
 // case the stored bytes are left as they are.
 func Do(ctx context.Context, d Doer, key string, op record.Op, opt Options) (Outcome, error) {
-	ended := ctx.Done()
-	var late <-chan time.Time
-	if opt.Bound > 0 {
-		t := time.NewTimer(opt.Bound)
-		defer t.Stop()
-		ended, late = nil, t.C
-	} else if err := ctx.Err(); err != nil {
+	if err := ctx.Err(); err != nil && opt.Bound <= 0 {
 		return Outcome{}, err
 	}
+	began := time.Now()
 	c := &call{done: make(chan struct{})}
 	c.Request = Request{Key: key, Op: op, AtLeast: opt.AtLeast, FailFast: opt.FailFast, Done: c.end}
 	var placed chan record.Place
@@ -75,12 +68,31 @@ func Do(ctx context.Context, d Doer, key string, op record.Op, opt Options) (Out
 			}
 		}()
 	}
-	d.Submit(&c.Request)
+	if h, ok := d.(interface{ SubmitHere(r *Request) }); ok {
+		h.SubmitHere(&c.Request)
+	} else {
+		d.Submit(&c.Request)
+	}
+	select {
+	case <-c.done:
+		return c.out, c.err
+	default:
+	}
+	here := time.Since(began)
+	var ended <-chan struct{}
+	var late <-chan time.Time
+	if opt.Bound > 0 {
+		t := time.NewTimer(opt.Bound - here)
+		defer t.Stop()
+		late = t.C
+	} else {
+		ended = ctx.Done()
+	}
 	var cause error
 	for cause == nil {
 		select {
 		case <-c.done:
-			return c.result, c.failure
+			return c.out, c.err
 		case p := <-placed:
 			opt.Queued(p)
 		case <-ended:
@@ -92,18 +104,18 @@ func Do(ctx context.Context, d Doer, key string, op record.Op, opt Options) (Out
 		}
 	}
 	d.Withdraw(&c.Request, cause)
-	limit := cleanup
-	if op.Proven() {
+	limit := cleanup - here // the wait may have ended when that began
+	if c.Op.Proven() {
 		limit = proofTimeout
 	}
 	t := time.NewTimer(limit)
 	defer t.Stop()
 	select {
 	case <-c.done:
-		return c.result, c.failure
+		return c.out, c.err
 	case <-t.C:
 	}
-	if op.Proven() {
+	if c.Op.Proven() {
 		return Outcome{}, fmt.Errorf("%w: %w", ErrUncertain, cause)
 	}
 	return Outcome{}, cause

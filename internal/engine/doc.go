@@ -26,7 +26,8 @@
 // value with two callbacks, so a request may come from another process as well. Every
 // key has one mutex. A round is planned and concluded under it, and sent without it,
 // by a runner: a goroutine of the engine that works on the key until nothing is
-// pending there. Every write runs under the engine's context and its own time-out;
+// pending there. On a fast link the first request for a key at rest is sent by the caller that waits
+// for it, since a hand-over between goroutines costs as much as all the rest. Every write runs under the engine's context and its own time-out;
 // whoever submitted it bounds only their own waiting. Callbacks are called when the
 // mutex is let go.
 //

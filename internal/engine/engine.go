@@ -9,6 +9,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/internal/rtt"
 )
 
 // Engine applies operations to resources. It is a Doer, and safe for concurrent use.
@@ -91,7 +92,7 @@ func (e *Engine) forgetSome() {
 	}
 }
 
-// janitor closes watches that nobody has used for a while, and lets runners go.
+// janitor closes watches that nobody has used for a while.
 func (e *Engine) janitor() {
 	t := time.NewTicker(linger / 2)
 	defer t.Stop()
@@ -107,7 +108,6 @@ func (e *Engine) janitor() {
 		for _, v := range all {
 			v.sweep()
 		}
-		e.retireRunner()
 	}
 }
 
@@ -134,6 +134,30 @@ func (e *Engine) Submit(reqs ...*Request) {
 			reqs = reqs[1:]
 		}
 		w.mu.Unlock()
+	}
+}
+
+// mostHere is how long an answer may take, as a rule, for the first request to be sent from its
+// caller's goroutine: who gives up meanwhile waits for it.
+const mostHere = rtt.Floor
+
+// SubmitHere is Submit for a caller that waits: if nothing is under way for the key, it sends the
+// request, whose answer takes mostHere at most, and takes the answer in, before it returns. What is
+// left to do then is a runner's.
+func (e *Engine) SubmitHere(r *Request) {
+	w := e.lock(r.Key)
+	if w.closed || w.running || len(w.pending)+len(w.backlog) > 0 || r.FailFast || w.silent.any() || e.cfg.RTT.Timeout() > mostHere {
+		w.accept(r)
+		w.mu.Unlock()
+		return
+	}
+	e.wg.Add(1) // Close waits for it: it has not come to this key yet
+	defer e.wg.Done()
+	defer w.mu.Unlock()
+	w.running = true
+	w.accept(r)
+	if w.step() {
+		w.handOver()
 	}
 }
 

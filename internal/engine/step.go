@@ -2,6 +2,7 @@ package engine
 
 import (
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
@@ -10,8 +11,8 @@ import (
 
 // step is one request to the server: a read, or the write of what a batch makes of the record.
 type step struct {
-	batch   []*Request
-	scratch *scratch
+	batch []*Request
+	ops   []record.Op // of the batch: room for them
 
 	// Of a write.
 	write     bool
@@ -35,7 +36,7 @@ type step struct {
 // compose applies the batch to the record at rev. Without any knowledge the key is taken to be
 // free: the write finds out, and costs a free one nothing.
 func (s *step) compose(base *record.Record, rev uint64, limits record.Limits) {
-	ops := s.scratch.ops[:0]
+	ops := s.ops[:0]
 	for i, r := range s.batch {
 		ops = append(ops, r.Op)
 		if r.Op.Patience > 0 {
@@ -50,8 +51,16 @@ func (s *step) compose(base *record.Record, rev uint64, limits record.Limits) {
 	s.next, s.results, changed = record.Apply(base, rev, ops, limits)
 	s.unchanged = !changed
 	clear(ops)
-	if s.scratch.ops = ops; len(ops) > 64 {
-		s.scratch.ops = nil
+	s.ops = ops
+}
+
+// steps has steps that are over, for their room.
+var steps = sync.Pool{New: func() any { return new(step) }}
+
+func (s *step) free() {
+	*s = step{ops: s.ops}
+	if cap(s.ops) <= 64 {
+		steps.Put(s)
 	}
 }
 

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -183,6 +184,72 @@ func TestGivingUpDoesNotBreakTheWriteOff(t *testing.T) {
 		synctest.Wait()
 		if st := e.Stats(); st.Unknown != 0 || st.Writes != 2 || !b.record("k").Idle() {
 			t.Errorf("%+v, left behind %+v", st, b.record("k"))
+		}
+	})
+}
+
+// So it is where the caller sends the write itself, as it does on a fast link, also if nobody answers.
+// An answer that comes first counts.
+func TestACallerThatSendsItselfGivesUpInTime(t *testing.T) {
+	for _, answered := range []bool{true, false} {
+		t.Run(fmt.Sprintf("answered %v", answered), func(t *testing.T) {
+			in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
+				e.cfg.RTT.Observe(time.Millisecond)
+				b.release = make(chan struct{})
+				b.fault = func(n int) fault {
+					if n <= 2 {
+						return slow
+					}
+					return pass
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				caller := doAsync(ctx, e, acquireOp("L1.1"))
+				synctest.Wait()
+				other := doAsync(t.Context(), e, releaseOp("L2.1")) // is not kept waiting by whoever sends
+				cancel()
+				began := time.Now()
+				if answered {
+					close(b.release)
+				}
+				if got := <-caller; answered != (got.err == nil) || !answered && !errors.Is(got.err, context.Canceled) {
+					t.Error(got.err)
+				}
+				if took := time.Since(began); took > cleanup {
+					t.Errorf("returned after %v", took)
+				}
+				<-other
+				time.Sleep(time.Minute)
+				if stands := b.record("k").Has("L1.1"); stands != answered {
+					t.Errorf("it stands: %v", stands)
+				}
+			})
+		})
+	}
+}
+
+// The engine's end breaks off what a caller sends, and waits for it.
+func TestCloseWaitsForACallerThatSends(t *testing.T) {
+	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
+		e.cfg.RTT.Observe(time.Millisecond)
+		b.block, b.release = make(chan struct{}), make(chan struct{})
+		b.fault = func(int) fault { return slow }
+		caller := doAsync(t.Context(), e, acquireOp("L1.1"))
+		synctest.Wait()
+		closed := make(chan struct{})
+		go func() {
+			defer close(closed)
+			e.Close()
+		}()
+		synctest.Wait()
+		select {
+		case <-closed:
+			t.Error("closed while a request was being sent")
+		default:
+		}
+		close(b.block)
+		<-closed
+		if got := <-caller; !errors.Is(got.err, ErrClosed) {
+			t.Error(got.err)
 		}
 	})
 }

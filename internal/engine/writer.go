@@ -26,7 +26,8 @@ type writer struct {
 	backlog   []*Request // those that the window holds back, in order
 	trouble   backoff
 	refusals  refusals
-	resting   bool // a timer is set that goes on with what is pending
+	resting   bool          // a timer is set that goes on with what is pending
+	pause     time.Duration // before the next step
 
 	// A write that expects uncertain has an unknown outcome: it can still be committed while that
 	// is the newest revision. Only one can matter, since a write that expects an older one can't.
@@ -86,7 +87,7 @@ func (w *writer) enqueue(r *Request) {
 // start has a runner take over if none is here. Called with mu held.
 func (w *writer) start() {
 	if !w.running {
-		w.running = w.core.start(w)
+		w.running = w.core.goIfOpen(w.run)
 	}
 }
 
@@ -133,29 +134,52 @@ func (w *writer) idle() bool {
 }
 
 // run is the runner's work: step after step while something is pending.
-func (w *writer) run(scratch *scratch) {
-	s := step{scratch: scratch}
+func (w *writer) run() {
 	w.mu.Lock()
-	for w.plan(&s) {
-		s.order()
-		w.mu.Unlock()
-		s.send(w.core, w.key, &w.silent)
-		w.mu.Lock()
-		if pause := w.conclude(&s); pause > 0 {
+	defer w.mu.Unlock()
+	for more := true; more; more = w.step() {
+		if d := w.pause; d > 0 {
 			w.mu.Unlock()
-			w.core.sleep(w.core.ctx, pause)
+			w.core.sleep(w.core.ctx, d)
 			w.mu.Lock()
 		}
 	}
+}
+
+// handOver has a runner do what is left after a step. Called with mu held.
+func (w *writer) handOver() {
+	if len(w.take()) > 0 {
+		w.running = w.core.goIfOpen(w.run)
+	} else {
+		w.stop()
+	}
+}
+
+// stop is for who has worked here and finds nothing more to do. Called with mu held.
+func (w *writer) stop() { w.running, w.trouble, w.pause = false, backoff{}, 0 }
+
+// step carries the next step out, if there is anything to do, and sets how long to pause before
+// another one. Called with mu held, which it lets go meanwhile.
+func (w *writer) step() bool {
+	s := steps.Get().(*step)
+	defer s.free()
+	if !w.plan(s) {
+		return false
+	}
+	s.order()
 	w.mu.Unlock()
+	s.send(w.core, w.key, &w.silent)
+	w.mu.Lock()
+	w.pause = w.conclude(s)
+	return true
 }
 
 // plan composes the next step, if there is anything to do. Called with mu held.
 func (w *writer) plan(s *step) bool {
 	for {
-		*s = step{scratch: s.scratch, batch: w.take()}
+		*s = step{ops: s.ops, batch: w.take()}
 		if len(s.batch) == 0 || w.closed || w.core.ctx.Err() != nil {
-			w.running, w.trouble = false, backoff{}
+			w.stop()
 			return false
 		}
 		if w.mustRead(s.batch) {

@@ -169,13 +169,21 @@ func (b *Bucket) Update(ctx context.Context, key string, value []byte, rev uint6
 // DEL that carries a TTL the server rolls the key up on expiry without a
 // revision check, which can erase a later write.
 func (b *Bucket) Purge(ctx context.Context, key string, rev uint64, markerTTL time.Duration) (uint64, error) {
-	return b.publish(ctx, key, nil, rev, nats.Header{
-		headerExpectedRevision: {strconv.FormatUint(rev, 10)},
-		headerOperation:        {"PURGE"},
-		headerRollup:           {"sub"},
-		headerTTL:              {ttlSeconds(markerTTL)},
-	})
+	h := make(nats.Header, 4)
+	h[headerExpectedRevision] = []string{strconv.FormatUint(rev, 10)}
+	h[headerOperation], h[headerRollup], h[headerTTL] = operationPurge, rollupSubject, ttlOfMarkers
+	if markerTTL != MarkerTTL {
+		h[headerTTL] = []string{ttlSeconds(markerTTL)}
+	}
+	return b.publish(ctx, key, nil, rev, h)
 }
+
+// Values of headers that are the same each time.
+var (
+	operationPurge = []string{"PURGE"}
+	rollupSubject  = []string{"sub"}
+	ttlOfMarkers   = []string{ttlSeconds(MarkerTTL)}
+)
 
 func ttlSeconds(d time.Duration) string {
 	s := int64((d + time.Second - 1) / time.Second)

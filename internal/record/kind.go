@@ -197,6 +197,9 @@ func (r *Record) Turn() string {
 // LetIn returns the leases under which operations waited in base and don't in r, the record after it:
 // they were granted, refused, or taken away. Those for which known is true are left out.
 func (r *Record) LetIn(base *Record, known func(id string) bool) (leases []string) {
+	if base == nil || base.Body == nil && len(base.Waiters) == 0 && !base.converting() {
+		return nil // nobody can
+	}
 	var waited []string
 	for id, st := range base.States() {
 		if st.Standing == Waiting && !known(id) {
