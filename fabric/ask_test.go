@@ -1,6 +1,7 @@
 package fabric_test
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -132,5 +133,62 @@ func TestP25_PermitThatComesBack(t *testing.T) {
 			t.Error(err)
 		}
 		free(claim(other))
+	})
+}
+
+// P25: who waits, in any kind, and comes back after it has left, is withdrawn by its process.
+func TestP25_WaitersThatComeBack(t *testing.T) {
+	t.Parallel()
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		own := s.fabric(t)
+		owner, other := s.manager(t, fabric.WithFabric(own)), s.manager(t, fabric.WithFabric(own))
+		b := s.bucket(t, own+"-locks")
+		for name, claim := range map[string]fabric.Claim{
+			"arrival":           {Kind: fabric.KindBarrier, Verb: "arrive", Limit: 2, Gen: 1, Once: true},
+			"member":            {Kind: fabric.KindGate, Verb: "enter", Limit: 2},
+			"waiter of a latch": {Kind: fabric.KindLatch, Verb: "await", Limit: 1},
+			"condition":         {Kind: fabric.KindLock, Verb: "wait", Queue: "c", Once: true},
+		} {
+			if claim.Queue != "" {
+				claim.From = acquire(t, owner, name).Hold
+			}
+			enc, err := kv.EncodeName(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			stands := func() bool {
+				i, err := other.Read(waitContext(t), name)
+				return err == nil && len(i.Holders)+len(i.Waiters)+len(i.Conditions) > 0
+			}
+			ctx, cancel := context.WithCancel(waitContext(t))
+			ended := make(chan error, 1)
+			go func() {
+				h, _, err := owner.Await(ctx, name, claim)
+				if h != nil {
+					err = h.Release(context.Background())
+				}
+				ended <- err
+			}()
+			eventually(t, name+" waits", func() bool {
+				i, err := other.Read(waitContext(t), name)
+				return err == nil && len(i.Waiters)+len(i.Conditions)+i.Arrived > 0
+			})
+			e, err := b.Get(waitContext(t), enc)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cancel()
+			<-ended
+			if stands() {
+				t.Fatalf("%s: still there", name)
+			}
+			if _, err := b.Put(waitContext(t), enc, e.Value()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := owner.Collect(waitContext(t), ""); err != nil {
+				t.Error(err)
+			}
+			eventually(t, name+" is withdrawn", func() bool { return !stands() })
+		}
 	})
 }

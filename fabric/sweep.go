@@ -123,23 +123,25 @@ func (s *session) survey(ctx context.Context, filter string, later time.Duration
 			return true // not ours to change
 		}
 		st := standing{key: e.Key, rec: rec}
-		for _, list := range [][]record.Entry{rec.Holders, rec.Waiters} {
-			for i := range list {
-				entry, id := &list[i], list[i].Lease()
-				if live, _ := s.own(id); live {
-					if s.nobodys(entry) && !slices.Contains(v.ours, e.Key) {
-						v.ours = append(v.ours, e.Key)
-					}
-					continue
+		for op, state := range rec.States() {
+			entry := state.Entry
+			if entry == nil || entry.ID != op {
+				continue
+			}
+			id := entry.Lease()
+			if live, _ := s.own(id); live {
+				if s.nobodys(entry) && !slices.Contains(v.ours, e.Key) {
+					v.ours = append(v.ours, e.Key)
 				}
-				if slices.Contains(st.leases, id) {
-					continue
-				}
-				st.leases = append(st.leases, id)
-				v.ttls[id] = entry.TTL
-				if len(rec.Waiters) > 0 && time.Since(entry.Since) > s.m.cfg.sweep {
-					v.long[id] = append(v.long[id], e.Key)
-				}
+				continue
+			}
+			if slices.Contains(st.leases, id) {
+				continue
+			}
+			st.leases = append(st.leases, id)
+			v.ttls[id] = entry.TTL
+			if len(rec.Waiters) > 0 && time.Since(entry.Since) > s.m.cfg.sweep {
+				v.long[id] = append(v.long[id], e.Key)
 			}
 		}
 		for id, ttl := range rec.Leases() { // of marks as well

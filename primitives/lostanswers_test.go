@@ -44,11 +44,13 @@ func (l *lossy) ok(err error) {
 // unanswered, and what has to be true when it has returned nil.
 type change struct {
 	name    string
+	writes  uint64 // that it costs
+	reads   uint64
 	prepare func(l *lossy) (do func(ctx context.Context) error, made func())
 }
 
 var changes = []change{
-	{"Mutex.Lock", func(l *lossy) (func(context.Context) error, func()) {
+	{"Mutex.Lock", 1, 0, func(l *lossy) (func(context.Context) error, func()) {
 		var held *primitives.Lock
 		return func(ctx context.Context) (err error) {
 				held, err = primitives.NewMutex(l.m, l.key).Lock(ctx)
@@ -60,7 +62,7 @@ var changes = []change{
 				l.free()
 			}
 	}},
-	{"Mutex.TryLock", func(l *lossy) (func(context.Context) error, func()) {
+	{"Mutex.TryLock", 1, 0, func(l *lossy) (func(context.Context) error, func()) {
 		var held *primitives.Lock
 		return func(ctx context.Context) (err error) {
 				held, err = primitives.NewMutex(l.m, l.key).TryLock(ctx)
@@ -68,10 +70,10 @@ var changes = []change{
 			},
 			func() { release(l.t, held); l.free() }
 	}},
-	{"Lock.Release", func(l *lossy) (func(context.Context) error, func()) {
+	{"Lock.Release", 1, 0, func(l *lossy) (func(context.Context) error, func()) {
 		return lock(l.t, primitives.NewMutex(l.m, l.key)).Release, l.free
 	}},
-	{"Lock.Upgrade", func(l *lossy) (func(context.Context) error, func()) {
+	{"Lock.Upgrade", 1, 0, func(l *lossy) (func(context.Context) error, func()) {
 		held, err := primitives.NewRWMutex(l.m, l.key).ULock(waitContext(l.t))
 		l.ok(err)
 		return held.Upgrade, func() {
@@ -80,7 +82,7 @@ var changes = []change{
 			l.free()
 		}
 	}},
-	{"Lock.Downgrade", func(l *lossy) (func(context.Context) error, func()) {
+	{"Lock.Downgrade", 1, 0, func(l *lossy) (func(context.Context) error, func()) {
 		held, err := primitives.NewRWMutex(l.m, l.key).Lock(waitContext(l.t))
 		l.ok(err)
 		return held.Downgrade, func() {
@@ -89,7 +91,7 @@ var changes = []change{
 			l.free()
 		}
 	}},
-	{"Semaphore.AcquireN", func(l *lossy) (func(context.Context) error, func()) {
+	{"Semaphore.AcquireN", 1, 0, func(l *lossy) (func(context.Context) error, func()) {
 		var p *primitives.Permit
 		return func(ctx context.Context) (err error) {
 				p, err = primitives.NewSemaphore(l.m, l.key, 3).AcquireN(ctx, 2)
@@ -97,7 +99,7 @@ var changes = []change{
 			},
 			func() { taken(l.t, l.look, l.key, 2); release(l.t, p); l.free() }
 	}},
-	{"Semaphore.Drain", func(l *lossy) (func(context.Context) error, func()) {
+	{"Semaphore.Drain", 1, 0, func(l *lossy) (func(context.Context) error, func()) {
 		var p *primitives.Permit
 		return func(ctx context.Context) (err error) {
 				p, err = primitives.NewSemaphore(l.m, l.key, 3).Drain(ctx)
@@ -105,7 +107,7 @@ var changes = []change{
 			},
 			func() { taken(l.t, l.look, l.key, 3); release(l.t, p); l.free() }
 	}},
-	{"Semaphore.Resize", func(l *lossy) (func(context.Context) error, func()) {
+	{"Semaphore.Resize", 1, 1, func(l *lossy) (func(context.Context) error, func()) {
 		s := primitives.NewSemaphore(l.m, l.key, 3)
 		return func(ctx context.Context) error { return s.Resize(ctx, 5) },
 			func() {
@@ -113,20 +115,20 @@ var changes = []change{
 				l.ok(s.Delete(waitContext(l.t)))
 			}
 	}},
-	{"Semaphore.Delete", func(l *lossy) (func(context.Context) error, func()) {
+	{"Semaphore.Delete", 1, 1, func(l *lossy) (func(context.Context) error, func()) {
 		s := primitives.NewSemaphore(l.m, l.key, 3)
 		l.ok(s.Resize(waitContext(l.t), 5))
 		return s.Delete, l.free
 	}},
-	{"Permit.ReleaseN", func(l *lossy) (func(context.Context) error, func()) {
+	{"Permit.ReleaseN", 1, 0, func(l *lossy) (func(context.Context) error, func()) {
 		p := permits(l.t, primitives.NewSemaphore(l.m, l.key, 3), 3)
 		return func(ctx context.Context) error { return p.ReleaseN(ctx, 1) },
 			func() { taken(l.t, l.look, l.key, 2); release(l.t, p); l.free() }
 	}},
-	{"Permit.Release", func(l *lossy) (func(context.Context) error, func()) {
+	{"Permit.Release", 1, 0, func(l *lossy) (func(context.Context) error, func()) {
 		return permits(l.t, primitives.NewSemaphore(l.m, l.key, 3), 3).Release, l.free
 	}},
-	{"Barrier.Wait, the last one", func(l *lossy) (func(context.Context) error, func()) {
+	{"Barrier.Wait, the last one", 1, 1, func(l *lossy) (func(context.Context) error, func()) {
 		first := async(func() (int, error) { return primitives.NewBarrier(l.look, l.key, 2).Wait(waitContext(l.t)) })
 		waitQueue(l.t, l.look, l.key, 1)
 		b := primitives.NewBarrier(l.m, l.key, 2)
@@ -135,7 +137,7 @@ var changes = []change{
 			l.is("in the second generation, with nobody there", func(i fabric.Info) bool { return i.Generation == 2 && i.Arrived == 0 })
 		}
 	}},
-	{"Barrier.Wait with an action", func(l *lossy) (func(context.Context) error, func()) {
+	{"Barrier.Wait with an action", 2, 1, func(l *lossy) (func(context.Context) error, func()) {
 		ran := 0
 		b := primitives.NewBarrier(l.m, l.key, 1).WithAction(func(context.Context, uint64) error { ran++; return nil })
 		return func(ctx context.Context) error { _, err := b.Wait(ctx); return err }, func() {
@@ -145,7 +147,7 @@ var changes = []change{
 			}
 		}
 	}},
-	{"Barrier.Reset", func(l *lossy) (func(context.Context) error, func()) {
+	{"Barrier.Reset", 1, 1, func(l *lossy) (func(context.Context) error, func()) {
 		first := async(func() (int, error) { return primitives.NewBarrier(l.look, l.key, 2).Wait(waitContext(l.t)) })
 		waitQueue(l.t, l.look, l.key, 1)
 		return primitives.NewBarrier(l.m, l.key, 2).Reset, func() {
@@ -155,13 +157,13 @@ var changes = []change{
 			l.is("in the second generation", func(i fabric.Info) bool { return i.Generation == 2 })
 		}
 	}},
-	{"Barrier.Delete", func(l *lossy) (func(context.Context) error, func()) {
+	{"Barrier.Delete", 1, 1, func(l *lossy) (func(context.Context) error, func()) {
 		b := primitives.NewBarrier(l.m, l.key, 1)
 		_, err := b.Wait(waitContext(l.t))
 		l.ok(err)
 		return b.Delete, l.free
 	}},
-	{"DoubleBarrier.Enter", func(l *lossy) (func(context.Context) error, func()) {
+	{"DoubleBarrier.Enter", 1, 1, func(l *lossy) (func(context.Context) error, func()) {
 		var in *primitives.Member
 		return func(ctx context.Context) (err error) {
 				in, err = primitives.NewDoubleBarrier(l.m, l.key, 1).Enter(ctx)
@@ -173,20 +175,20 @@ var changes = []change{
 				l.free()
 			}
 	}},
-	{"Member.Leave", func(l *lossy) (func(context.Context) error, func()) {
+	{"Member.Leave", 1, 0, func(l *lossy) (func(context.Context) error, func()) {
 		in, err := primitives.NewDoubleBarrier(l.m, l.key, 1).Enter(waitContext(l.t))
 		l.ok(err)
 		return in.Leave, l.free
 	}},
-	{"Latch.CountDown", func(l *lossy) (func(context.Context) error, func()) {
+	{"Latch.CountDown", 1, 1, func(l *lossy) (func(context.Context) error, func()) {
 		return primitives.NewLatch(l.m, l.key, 3).CountDown, func() { l.is("at 2", func(i fabric.Info) bool { return i.Count == 2 }) }
 	}},
-	{"Latch.Add", func(l *lossy) (func(context.Context) error, func()) {
+	{"Latch.Add", 1, 1, func(l *lossy) (func(context.Context) error, func()) {
 		la := primitives.NewLatch(l.m, l.key, 3)
 		l.ok(la.CountDown(waitContext(l.t)))
 		return func(ctx context.Context) error { return la.Add(ctx, 2) }, func() { l.is("at 4", func(i fabric.Info) bool { return i.Count == 4 }) }
 	}},
-	{"Latch.Wait", func(l *lossy) (func(context.Context) error, func()) {
+	{"Latch.Wait", 1, 2, func(l *lossy) (func(context.Context) error, func()) {
 		la := primitives.NewLatch(l.look, l.key, 2)
 		l.ok(la.CountDown(waitContext(l.t)))
 		counted := async(func() (bool, error) {
@@ -198,12 +200,12 @@ var changes = []change{
 			l.is("open, with nobody there", func(i fabric.Info) bool { return i.Open && len(i.Waiters) == 0 })
 		}
 	}},
-	{"Latch.Delete", func(l *lossy) (func(context.Context) error, func()) {
+	{"Latch.Delete", 1, 1, func(l *lossy) (func(context.Context) error, func()) {
 		la := primitives.NewLatch(l.m, l.key, 1)
 		l.ok(la.CountDown(waitContext(l.t)))
 		return la.Delete, l.free
 	}},
-	{"Cond.Wait", func(l *lossy) (func(context.Context) error, func()) {
+	{"Cond.Wait", 1, 1, func(l *lossy) (func(context.Context) error, func()) {
 		held := lock(l.t, primitives.NewMutex(l.m, l.key))
 		mu := primitives.NewMutex(l.look, l.key)
 		signalled := async(func() (bool, error) {
@@ -218,9 +220,9 @@ var changes = []change{
 			return err
 		}, func() { must(l.t, signalled); release(l.t, held); l.free() }
 	}},
-	{"Cond.Signal", func(l *lossy) (func(context.Context) error, func()) { return signals(l, false) }},
-	{"Cond.Broadcast", func(l *lossy) (func(context.Context) error, func()) { return signals(l, true) }},
-	{"Election.Campaign", func(l *lossy) (func(context.Context) error, func()) {
+	{"Cond.Signal", 1, 0, func(l *lossy) (func(context.Context) error, func()) { return signals(l, false) }},
+	{"Cond.Broadcast", 1, 0, func(l *lossy) (func(context.Context) error, func()) { return signals(l, true) }},
+	{"Election.Campaign", 1, 0, func(l *lossy) (func(context.Context) error, func()) {
 		var lead *primitives.Leadership
 		return func(ctx context.Context) (err error) {
 				lead, err = primitives.NewElection(l.m, l.key).Campaign(ctx, []byte("me"))
@@ -231,7 +233,7 @@ var changes = []change{
 				l.free()
 			}
 	}},
-	{"Leadership.Proclaim", func(l *lossy) (func(context.Context) error, func()) {
+	{"Leadership.Proclaim", 1, 0, func(l *lossy) (func(context.Context) error, func()) {
 		lead, err := primitives.NewElection(l.m, l.key).Campaign(waitContext(l.t), []byte("me"))
 		l.ok(err)
 		return func(ctx context.Context) error { return lead.Proclaim(ctx, []byte("you")) }, func() {
@@ -242,14 +244,14 @@ var changes = []change{
 			l.ok(lead.Resign(waitContext(l.t)))
 		}
 	}},
-	{"Leadership.Resign", func(l *lossy) (func(context.Context) error, func()) {
+	{"Leadership.Resign", 1, 0, func(l *lossy) (func(context.Context) error, func()) {
 		lead, err := primitives.NewElection(l.m, l.key).Campaign(waitContext(l.t), nil)
 		l.ok(err)
 		return lead.Resign, l.free
 	}},
-	{"Once.Do, to begin", func(l *lossy) (func(context.Context) error, func()) { return once(l, false) }},
-	{"Once.Do, to finish", func(l *lossy) (func(context.Context) error, func()) { return once(l, true) }},
-	{"Once.Forget", func(l *lossy) (func(context.Context) error, func()) {
+	{"Once.Do, to begin", 2, 1, func(l *lossy) (func(context.Context) error, func()) { return once(l, false) }},
+	{"Once.Do, to finish", 1, 0, func(l *lossy) (func(context.Context) error, func()) { return once(l, true) }},
+	{"Once.Forget", 1, 1, func(l *lossy) (func(context.Context) error, func()) {
 		o := primitives.NewOnce(l.m, l.key)
 		_, err := o.Do(waitContext(l.t), func(context.Context, uint64) ([]byte, error) { return nil, nil })
 		l.ok(err)

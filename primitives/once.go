@@ -10,7 +10,8 @@ import (
 
 // Once has one process do something, and all others read what it came to. It is safe for concurrent use.
 //
-// The result stays until [Once.Forget]. What ended with an error, or with the death of its process, is done
+// The result stays until [Once.Forget]; nothing else removes it, whatever its age. A process keeps no copy: each Do of
+// what is done reads the record once. What ended with an error, or with the death of its process, is done
 // again by the next one who asks: fn can run more than once, but never by two whose lease is valid at the same
 // time, and only one result is stored. For side effects fn gets a fencing token.
 type Once struct {

@@ -20,10 +20,11 @@ const processTTL = 2 * time.Second
 // roles are what a process of a test's own can do, by name. Its words come out of its standard output, one a line.
 // It ends when its standard input does.
 var roles = map[string]func(ctx context.Context, m *fabric.Manager, key string, say func(format string, args ...any)) error{
-	"candidate": candidate,
-	"producer":  producer,
-	"consumer":  consumer,
-	"party":     party,
+	"candidate":  candidate,
+	"producer":   producer,
+	"consumer":   consumer,
+	"party":      party,
+	"proclaimer": proclaimer,
 }
 
 // play is the whole life of such a process.
