@@ -155,6 +155,63 @@ func TestWaitDeadOfALivingLease(t *testing.T) {
 	})
 }
 
+// Those who check a lease at the same time share a read, which begins after they have asked; they
+// are not left alone by the one who sent it.
+func TestChecksShareARead(t *testing.T) {
+	for gaveUp, reads := range map[error]int{nil: 2, context.Canceled: 3} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBucket()
+			o := observe(t, b)
+			id := ghost(b, 10*sec)
+			b.hooks(nil, func(int, string) fault { return fault{slow: 100 * ms} })
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var wg sync.WaitGroup
+			check := func(ctx context.Context, want error) {
+				wg.Go(func() {
+					if _, err := o.Check(ctx, id, 10*sec); !errors.Is(err, want) {
+						t.Errorf("%v, want %v", err, want)
+					}
+				})
+				synctest.Wait()
+			}
+			check(t.Context(), nil)
+			for range 63 {
+				check(ctx, gaveUp)
+			}
+			check(t.Context(), nil)
+			time.Sleep(150 * ms) // the second read is under way, sent by one of the 63
+			if gaveUp != nil {
+				cancel()
+			}
+			wg.Wait()
+			if n := b.reads(); n > reads {
+				t.Errorf("%d reads, want %d", n, reads)
+			}
+		})
+	}
+}
+
+// A read that was under way may be older than what the asker knows of.
+func TestACheckIsNoOlderThanItsQuestion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBucket()
+		o := observe(t, b)
+		l := create(t, b, lease.Config{TTL: 10 * sec})
+		b.hooks(nil, func(int, string) fault { return fault{slow: 100 * ms} })
+		var wg sync.WaitGroup
+		wg.Go(func() { _, _ = o.Check(t.Context(), l.ID(), 10*sec) })
+		synctest.Wait() // it has read, and waits for the answer
+		if err := l.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if st, err := o.Check(t.Context(), l.ID(), 10*sec); !st.Dead || err != nil {
+			t.Errorf("%+v, %v", st, err)
+		}
+		wg.Wait()
+	})
+}
+
 func TestWaitDeadEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()

@@ -61,6 +61,17 @@ type Observer struct {
 	judges  int                 // goroutines that work on queue
 	memory  int                 // most sights remembered, those asked about apart
 	pruneAt int                 // number of sights at which to forget old ones
+	reading map[string]*reading // under way for Check, by lease
+	begun   int                 // how many of these have begun
+}
+
+// reading is a read of a lease that several may share.
+type reading struct {
+	n    int // how many had begun with it
+	done chan struct{}
+	e    jskv.Entry
+	err  error
+	left bool // err is because its caller gave up
 }
 
 // NewObserver returns an observer and starts its goroutine. clk is
@@ -84,7 +95,7 @@ func NewObserver(b Bucket, watch WatchFunc, clk clock.Clock, by string, link *rt
 	o := &Observer{
 		b: b, watch: watch, clk: clk, by: cut(by), rtt: link, log: log,
 		cancel: cancel, done: ctx.Done(), wake: make(chan struct{}, 1),
-		sights: make(map[string]*sight), active: make(map[*sight]struct{}),
+		sights: make(map[string]*sight), active: make(map[*sight]struct{}), reading: make(map[string]*reading),
 		memory: maxSights, pruneAt: maxSights / 100,
 	}
 	o.tail.Go(func() { o.run(ctx) })
@@ -116,12 +127,10 @@ func (o *Observer) Observe(id string, ttl time.Duration, urgent bool, dead func(
 }
 
 // Check reads the lease once, for two seconds at most unless answers take longer
-// on this link, and remembers what it saw for later observations. An error means
-// that nothing was learned.
+// on this link, and remembers what it saw for later observations. Those who ask at the same time
+// share a read that begins after they have asked. An error means that nothing was learned.
 func (o *Observer) Check(ctx context.Context, id string, ttl time.Duration) (State, error) {
-	rctx, cancel := context.WithTimeout(ctx, o.patience(ttl)) // an answer can get lost
-	e, err := o.b.Get(rctx, id)
-	cancel()
+	e, err := o.read(ctx, id, ttl)
 	if err != nil {
 		return State{}, fmt.Errorf("lease: check: %w", err)
 	}
@@ -135,6 +144,37 @@ func (o *Observer) Check(ctx context.Context, id string, ttl time.Duration) (Sta
 		st.Stale = e.Deleted || now >= s.first+s.limit() || time.Since(e.Created) > 2*s.limit()
 	}
 	return st, nil
+}
+
+// read is the read of Check.
+func (o *Observer) read(ctx context.Context, id string, ttl time.Duration) (jskv.Entry, error) {
+	o.mu.Lock()
+	asked := o.begun
+	for r := o.reading[id]; r != nil; r = o.reading[id] {
+		o.mu.Unlock()
+		select {
+		case <-r.done:
+		case <-ctx.Done():
+			return jskv.Entry{}, ctx.Err()
+		}
+		if r.n > asked && !r.left {
+			return r.e, r.err
+		}
+		o.mu.Lock()
+	}
+	o.begun++
+	r := &reading{n: o.begun, done: make(chan struct{})}
+	o.reading[id] = r
+	o.mu.Unlock()
+	rctx, cancel := context.WithTimeout(ctx, o.patience(ttl)) // an answer can get lost
+	r.e, r.err = o.b.Get(rctx, id)
+	cancel()
+	r.left = ctx.Err() != nil
+	o.mu.Lock()
+	delete(o.reading, id)
+	o.mu.Unlock()
+	close(r.done)
+	return r.e, r.err
 }
 
 // WaitDead observes the lease until it is known to be dead (true) or alive,
