@@ -144,9 +144,9 @@ func TestRecordsThatCannotBeRead(t *testing.T) {
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		m := s.manager(t)
 		for name, value := range map[string]string{
-			"empty": "", "text": "hello", "no JSON": `{"v":1,"kind":"lock"`, "a list": "[]", "no version": `{"kind":"lock"}`,
-			"newer": `{"v":9,"kind":"lock","holders":[{"shape":"new"}]}`, "newer kind": `{"v":1,"kind":"turnstile","permits":3}`, "binary": "\x00\x01\xff", "unknown field": `{"v":1,"kind":"lock","x":1}`,
-			"too long": `{"v":1,"kind":"lock"}{}`,
+			"empty": "", "text": "hello", "no JSON": `{"v":3,"kind":"lock"`, "a list": "[]", "no version": `{"kind":"lock"}`,
+			"newer": `{"v":9,"kind":"lock","holders":[{"shape":"new"}]}`, "newer kind": `{"v":3,"kind":"turnstile","permits":3}`, "binary": "\x00\x01\xff", "unknown field": `{"v":3,"kind":"lock","x":1}`,
+			"too long": `{"v":3,"kind":"lock"}{}`,
 		} {
 			t.Run(name, func(t *testing.T) {
 				key := s.key(t)

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -144,8 +145,8 @@ func heldVisible(t *testing.T, s *site) {
 		t.Fatal(err)
 	}
 	e, err := s.locks(t).Get(waitContext(t), enc)
-	if err != nil || e.Revision() != l.Token() {
-		t.Errorf("an ordinary KV client reads %v, %v; want revision %d", e, err, l.Token())
+	if err != nil || e.Revision() != record.RevisionOf(l.Token()) {
+		t.Errorf("an ordinary KV client reads %v, %v; want revision %d", e, err, record.RevisionOf(l.Token()))
 	}
 }
 
@@ -282,7 +283,7 @@ func unknownKind(t *testing.T, s *site) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	value := []byte(`{"v":1,"kind":"turnstile","permits":3}`)
+	value := []byte(`{"v":3,"kind":"turnstile","permits":3}`)
 	rev, err := s.locks(t).Put(waitContext(t), enc, value)
 	if err != nil {
 		t.Fatal(err)

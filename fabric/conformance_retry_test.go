@@ -12,6 +12,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/record"
 )
 
 func TestRetry(t *testing.T) {
@@ -57,7 +58,7 @@ func retriedAcquire(t *testing.T, s *site) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if l.Token() != committed {
+		if record.RevisionOf(l.Token()) != committed {
 			t.Errorf("%s: token %d, the first attempt was committed at %d", name, l.Token(), committed)
 		}
 		expectHolder(t, m, key, l)
@@ -183,7 +184,7 @@ func leaseLostOnTheWay(t *testing.T, s *site) {
 	if committed == 0 {
 		t.Fatal("the first grant was not committed")
 	}
-	if l.Token() == committed || leaseOf(l.ID()) == leaseOf(witness.ID()) {
+	if record.RevisionOf(l.Token()) == committed || leaseOf(l.ID()) == leaseOf(witness.ID()) {
 		t.Errorf("the grant at %d under the lost lease was returned: %s, token %d", committed, l.ID(), l.Token())
 	}
 	expectHolder(t, m, key, l)

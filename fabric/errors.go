@@ -208,7 +208,7 @@ type HeldError struct {
 	Owner    string    // explicit owner, or the operation id of the hold
 	Mode     Mode      // "" where the kind has none
 	Since    time.Time // when the other one asked, by its own clock
-	Token    uint64    // its fencing token, or the revision at which it queued
+	Token    uint64    // its fencing token, or its ticket if it waits
 	Metadata map[string]string
 	already  bool
 }

@@ -394,12 +394,12 @@ func (h *Hold) end(err error) {
 // watch has the engine report when the entry is revoked or removed.
 func (h *Hold) watch() {
 	h.mu.Lock()
-	over, token := h.err != nil, h.entry.Token
+	over, rev := h.err != nil, h.rev
 	h.mu.Unlock()
 	if over {
 		return
 	}
-	stop := h.s.engine.WatchHold(h.enc, h.entry.ID, token, func(err error) {
+	stop := h.s.engine.WatchHold(h.enc, h.entry.ID, rev, func(err error) {
 		if errors.Is(err, engine.ErrRevoked) {
 			h.lose(ErrRevoked)
 		} else {

@@ -98,11 +98,11 @@ func textOrData(v record.Value) (text *string, data []byte) {
 
 // Party is one holder or waiter.
 type Party struct {
-	ID     string `json:"id"`               // "<lease>.<sequence>"
-	Owner  string `json:"owner"`            // explicit owner, or the id
-	Mode   Mode   `json:"mode,omitempty"`   // of a lock
-	Token  uint64 `json:"token,omitempty"`  // a holder's fencing token
-	Queued uint64 `json:"queued,omitempty"` // the revision at which a waiter queued
+	ID     string `json:"id"`                      // "<lease>.<sequence>"
+	Owner  string `json:"owner"`                   // explicit owner, or the id
+	Mode   Mode   `json:"mode,omitempty"`          // of a lock
+	Token  uint64 `json:"token,omitempty,string"`  // a holder's fencing token
+	Queued uint64 `json:"queued,omitempty,string"` // a waiter's ticket, which is its token when it is granted
 	// Converting is the mode to which a holder waits to be converted, if it does.
 	Converting Mode      `json:"converting,omitempty"`
 	Since      time.Time `json:"since"` // when it asked, by its own clock
@@ -393,7 +393,7 @@ func (m *Manager) ForceRelease(ctx context.Context, key string, opts ...ForceOpt
 }
 
 func (s *session) forceRelease(ctx context.Context, enc string, f force) (int, error) {
-	rec, rev, err := s.engine.Read(ctx, enc)
+	rec, _, err := s.engine.Read(ctx, enc)
 	if err != nil || rec == nil {
 		return 0, err
 	}
@@ -401,7 +401,7 @@ func (s *session) forceRelease(ctx context.Context, enc string, f force) (int, e
 	if len(holders) == 0 {
 		return 0, nil
 	}
-	op := record.Op{Verb: record.OpRevoke, ID: f.holder, UpTo: rev}
+	op := record.Op{Verb: record.OpRevoke, ID: f.holder, UpTo: rec.NewestHold()}
 	if f.now {
 		op.Verb = record.OpRemove
 	}

@@ -43,7 +43,7 @@ type Fenced struct {
 // envelope is the stored form.
 type envelope struct {
 	Version int     `json:"v"`
-	Token   uint64  `json:"token"`
+	Token   uint64  `json:"token,string"`
 	Write   string  `json:"write"`
 	Text    *string `json:"text,omitempty"`
 	Data    []byte  `json:"data,omitempty"`
@@ -73,7 +73,7 @@ func (r *Register) read(ctx context.Context) (Fenced, string, error) {
 		return Fenced{}, "", fmt.Errorf("%w: register %q: %w", kind, r.key, err)
 	}
 	var env envelope
-	if err := json.Unmarshal(e.Value(), &env); err != nil || env.Version != 1 || env.Token == 0 || env.Write == "" {
+	if err := json.Unmarshal(e.Value(), &env); err != nil || env.Version != 2 || env.Token == 0 || env.Write == "" {
 		return Fenced{}, "", fmt.Errorf("%w: key %q", ErrNotRegister, r.key)
 	}
 	return Fenced{Value: bytesOf(env.Text, env.Data), Token: env.Token, Revision: e.Revision()}, env.Write, nil
@@ -89,7 +89,7 @@ func (r *Register) Write(ctx context.Context, token uint64, value []byte) (uint6
 	if token == 0 {
 		return 0, fmt.Errorf("%w: token 0 belongs to no hold", ErrInvalidOption)
 	}
-	env := envelope{Version: 1, Token: token, Write: nuid.Next()}
+	env := envelope{Version: 2, Token: token, Write: nuid.Next()}
 	env.Text, env.Data = textOrData(record.Value{Set: true, Data: string(value)})
 	encoded, err := json.Marshal(env)
 	if err != nil {

@@ -102,7 +102,7 @@ func TestRegisterRefusesWhatItDidNotWrite(t *testing.T) {
 	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		bucket := userBucket(t, s)
-		for i, value := range []string{"", "text", "{}", `{"v":2,"token":1,"write":"x"}`, `{"v":1,"token":0,"write":"x"}`} {
+		for i, value := range []string{"", "text", "{}", `{"v":3,"token":"1","write":"x"}`, `{"v":2,"token":1,"write":"x"}`, `{"v":2,"token":"0","write":"x"}`} {
 			key := fmt.Sprint("k", i)
 			rev, err := bucket.PutString(waitContext(t), key, value)
 			if err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -193,11 +194,11 @@ func TestReplaced_AJumpInTheSameBucketIsOnlyALook(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := stream.Purge(ctx, jetstream.WithPurgeSequence(first.Token()+10*jskv.MaxStep)); err != nil {
+		if err := stream.Purge(ctx, jetstream.WithPurgeSequence(record.RevisionOf(first.Token())+10*jskv.MaxStep)); err != nil {
 			t.Fatal(err)
 		}
 		l := acquire(t, m, "k2", fabric.WithFailFast())
-		if l.Token() < first.Token()+10*jskv.MaxStep {
+		if l.Token() < record.RevisionOf(first.Token())+10*jskv.MaxStep {
 			t.Errorf("token %d after %d and the purge", l.Token(), first.Token())
 		}
 		release(t, l)

@@ -15,6 +15,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/pause"
+	"github.com/lockfabric/lockfabric/internal/record"
 )
 
 // closeAtOnce is how many requests a session's end has under way at most.
@@ -293,7 +294,7 @@ func (s *session) seen() uint64 { return max(s.engine.Seen(), s.confirmed.Load()
 // a look, and so does a doubt that nobody has looked into yet.
 func (s *session) confirm(ctx context.Context, out engine.Outcome, before uint64) error {
 	for {
-		known, low := s.confirmed.Load(), out.Entry.ID != "" && out.Entry.Token <= before
+		known, low := s.confirmed.Load(), out.Entry.ID != "" && record.RevisionOf(out.Entry.Token) <= before
 		if !low && (out.Revision <= known || out.Revision <= known+jskv.MaxStep && !s.doubts.pending()) {
 			raiseTo(&s.confirmed, out.Revision)
 			return nil

@@ -297,7 +297,7 @@ func TestDoctorContent(t *testing.T) {
 	t.Parallel()
 	js := made(t, server.ClientURL())
 	entry := func(id string, more string) string {
-		return fmt.Sprintf(`{"v":1,"kind":"lock","holders":[{"id":"%s.1","mode":"X","token":"00000000000000000000","ttl":100%s}]}`, id, more)
+		return fmt.Sprintf(`{"v":3,"kind":"lock","holders":[{"id":"%s.1","mode":"X","token":"00000000000000000000","ttl":100%s}]}`, id, more)
 	}
 	live, dead := nuid.Next(), nuid.Next()
 	put(t, js, "-leases", live, fmt.Sprintf(`{"v":1,"id":%q,"state":"live","host":"somewhere","pid":7,"ttl":80000000,"margin":5,"nonce":"n"}`, live))
@@ -333,9 +333,9 @@ func TestDoctorContent(t *testing.T) {
 	d.exits(0)
 	d.has("leases", doctor.OK, "2 lock(s)", `"left"`, `"missing"`)
 
-	put(t, js, "-locks", "garbled.a", `{"v":1,"kind":"lock","holders":`)
+	put(t, js, "-locks", "garbled.a", `{"v":3,"kind":"lock","holders":`)
 	put(t, js, "-locks", "newer", `{"v":9,"kind":"lock"}`)
-	put(t, js, "-locks", "other", `{"v":1,"kind":"quantum"}`)
+	put(t, js, "-locks", "other", `{"v":3,"kind":"quantum"}`)
 	put(t, js, "-locks", "not=canonical", `x`)
 	put(t, js, "-locks", "revoked", entry(live, `,"revoked":true`))
 	put(t, js, "-leases", nuid.Next(), `x`)
@@ -368,7 +368,7 @@ func TestDoctorStaleLease(t *testing.T) {
 	js := made(t, server.ClientURL())
 	id := nuid.Next()
 	put(t, js, "-leases", id, fmt.Sprintf(`{"v":1,"id":%q,"state":"live","ttl":100,"margin":5,"nonce":"n"}`, id))
-	put(t, js, "-locks", "k", fmt.Sprintf(`{"v":1,"kind":"lock","holders":[{"id":"%s.1","mode":"X","token":"00000000000000000000","ttl":100}]}`, id))
+	put(t, js, "-locks", "k", fmt.Sprintf(`{"v":3,"kind":"lock","holders":[{"id":"%s.1","mode":"X","token":"00000000000000000000","ttl":100}]}`, id))
 	eventually(t, "stale lease", func() bool {
 		f := examine(t, server.ClientURL(), "--no-probe").find("leases")
 		return len(f) == 1 && f[0].Status == doctor.OK && strings.Contains(f[0].Detail, `"k"`)

@@ -34,7 +34,7 @@ const parentEnv = "LOCKFABRIC_LOCK_PARENT"
 // locked is the JSON of lock.
 type locked struct {
 	Key   string `json:"key"`
-	Token uint64 `json:"token"` // fencing token
+	Token uint64 `json:"token,string"` // fencing token
 }
 
 // Help tells who keeps it, and until when.

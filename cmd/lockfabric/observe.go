@@ -18,7 +18,7 @@ import (
 // leading is the JSON of one line of elect --observe.
 type leading struct {
 	Time  time.Time `json:"time"`            // when it was seen, by the clock of this host
-	Term  uint64    `json:"term"`            // 0 = nobody leads
+	Term  uint64    `json:"term,string"`     // 0 = nobody leads
 	Owner string    `json:"owner,omitempty"` // explicit owner, or the id of the hold
 	Value *string   `json:"value,omitempty"` // what the leader says of itself
 	Data  []byte    `json:"data,omitempty"`  // likewise, where it is not text

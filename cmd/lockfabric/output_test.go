@@ -63,10 +63,10 @@ func TestListAndInspect(t *testing.T) {
 	lease := h["lease"].(map[string]any)
 	for _, ok := range []bool{
 		info["key"] == "photos/a", info["kind"] == "lock", info["revision"].(float64) > 0,
-		h["owner"] == "Zoë\x1b[2J", h["mode"] == "X", h["token"].(float64) > 0, h["since"] != "", h["id"] != "",
+		h["owner"] == "Zoë\x1b[2J", h["mode"] == "X", h["token"].(string) > "0", h["since"] != "", h["id"] != "",
 		h["metadata"].(map[string]any)["job"] == "nightly",
 		lease["state"] == "live", lease["ttl_ns"] == 7e9, int(lease["pid"].(float64)) == holder.cmd.Process.Pid, lease["host"] == hostname(),
-		w["queued"].(float64) > 0, w["token"] == nil,
+		w["queued"].(string) > h["token"].(string), w["token"] == nil,
 	} {
 		if !ok {
 			t.Errorf("inspect --output json: %s", stdout)

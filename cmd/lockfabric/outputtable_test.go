@@ -249,7 +249,7 @@ func (tb table) add(prefix string, s reflect.Type) {
 			f.kind = "time"
 		case typ == reflect.TypeFor[time.Duration]():
 			f.kind = "duration"
-		case typ.Kind() == reflect.String, typ == reflect.TypeFor[*string](), typ == reflect.TypeFor[[]byte]():
+		case strings.Contains(options, "string"), typ.Kind() == reflect.String, typ == reflect.TypeFor[*string](), typ == reflect.TypeFor[[]byte]():
 			f.kind = "string"
 		case typ.Kind() == reflect.Bool:
 			f.kind = "boolean"

@@ -26,12 +26,12 @@ func TestRunSeveral(t *testing.T) {
 	} {
 		code, stdout, stderr := run(t, lockfabric(t, append(c.args, show...)...))
 		key, text, _ := strings.Cut(stdout, " ")
-		var tokens map[string]uint64
+		var tokens map[string]string
 		if err := json.Unmarshal([]byte(text), &tokens); code != 0 || err != nil || key != c.key || len(tokens) != len(c.names) {
 			t.Errorf("%s: exit code %d, %v, %q, %s", name, code, err, stdout, stderr)
 		}
 		for _, n := range c.names {
-			if tokens[n] == 0 {
+			if tokens[n] == "" {
 				t.Errorf("%s: no token of %s in %v", name, n, tokens)
 			}
 		}

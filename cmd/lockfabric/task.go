@@ -110,7 +110,11 @@ func (t *task) run(ctx context.Context, c *cli, s *streams) error {
 func environment(h held) []string {
 	env := []string{"LOCKFABRIC_KEY=" + h.Key(), "LOCKFABRIC_TOKEN=" + strconv.FormatUint(h.Token(), 10)}
 	if s, ok := h.(*heldSet); ok {
-		tokens, _ := json.Marshal(s.Tokens())
+		texts := map[string]string{} // many readers of JSON take numbers up to 2^53 only
+		for key, token := range s.Tokens() {
+			texts[key] = strconv.FormatUint(token, 10)
+		}
+		tokens, _ := json.Marshal(texts)
 		env = append(env, "LOCKFABRIC_TOKENS="+string(tokens))
 	}
 	return env

@@ -106,7 +106,7 @@ func TestUI(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	comes(`"key":"a/b"`, `"state":"held"`, fmt.Sprintf(`"token":%d`, lock.Token()))
+	comes(`"key":"a/b"`, `"state":"held"`, fmt.Sprintf(`"token":"%d"`, lock.Token()))
 	comes(`"pid":`+fmt.Sprint(os.Getpid()), `"state":"live"`)
 	resp := v.ask(http.MethodPost, "api/release", fmt.Sprintf(`{"key":"a/b","holders":[%q]}`, lock.ID()))
 	if resp.StatusCode != http.StatusOK {

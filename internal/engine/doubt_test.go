@@ -14,7 +14,7 @@ import (
 // refused once is not refused for ever, out of memory.
 func TestAnotherKindIsLookedAtAgain(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
-		b.put("k", []byte(`{"v":1,"kind":"turnstile"}`))
+		b.put("k", []byte(`{"v":3,"kind":"turnstile"}`))
 		if _, err := Do(t.Context(), e, "k", tryOp("L1.1"), Options{}); !errors.Is(err, record.ErrNewerSchema) {
 			t.Fatal(err)
 		}
@@ -123,7 +123,7 @@ func TestAWatchedHoldIsNotLostForOneLook(t *testing.T) {
 		}
 		b.answer(nil)
 		lost := make(chan error, 1)
-		stop := e.WatchHold("k", "L1.1", out.Entry.Token, func(err error) { lost <- err })
+		stop := e.WatchHold("k", "L1.1", out.Revision, func(err error) { lost <- err })
 		defer stop()
 		time.Sleep(time.Minute)
 		select {

@@ -38,7 +38,7 @@ func TestFreeResourceCostsOneWriteAndNoRead(t *testing.T) {
 		for i := range 10 {
 			id := record.ID("L1", uint64(i+1))
 			out, err := Do(t.Context(), e, "k", acquireOp(id), Options{})
-			if must(t, out, err).Entry.Token != b.peek("k").Revision {
+			if must(t, out, err).Entry.Token != record.Ticket(b.peek("k").Revision, 0) {
 				t.Fatalf("token %d, revision %d", out.Entry.Token, b.peek("k").Revision)
 			}
 			out, err = Do(t.Context(), e, "k", releaseOp(id), Options{})
@@ -215,7 +215,7 @@ func TestRule2_CancelWritesWhenAbsenceIsNotProved(t *testing.T) {
 		if len(rec.Waiters) != 0 || len(rec.Holders) != 1 {
 			t.Fatalf("a ghost waits: %+v", rec)
 		}
-		if rec.Holders[0].Token != 1001 {
+		if rec.Holders[0].Token != record.Ticket(1001, 0) {
 			t.Fatalf("writing the same record again changed the holder's token to %d", rec.Holders[0].Token)
 		}
 	})
@@ -279,7 +279,7 @@ func TestConflictReadsAndAppliesAgain(t *testing.T) {
 			t.Fatalf("%+v", rec)
 		}
 		b.apply("k", releaseOp("L9.1"))
-		if out := <-done; out.Entry.Token != b.peek("k").Revision {
+		if out := <-done; out.Revision != b.peek("k").Revision {
 			t.Fatalf("%+v", out)
 		}
 	})
@@ -306,7 +306,7 @@ func TestUnreadableRecordIsLeftAlone(t *testing.T) {
 	}{
 		"garbage":      {"not json", record.ErrMalformed},
 		"newer schema": {`{"v":99,"kind":"lock"}`, record.ErrNewerSchema},
-		"other kind":   {`{"v":1,"kind":"orchard","trees":3}`, record.ErrNewerSchema},
+		"other kind":   {`{"v":3,"kind":"orchard","trees":3}`, record.ErrNewerSchema},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
@@ -366,7 +366,7 @@ func TestWatchedHoldIsReportedWhenItGoes(t *testing.T) {
 				out, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{})
 				must(t, out, err)
 				lost := make(chan error, 1)
-				stop := e.WatchHold("k", "L1.1", out.Entry.Token, func(err error) { lost <- err })
+				stop := e.WatchHold("k", "L1.1", out.Revision, func(err error) { lost <- err })
 				defer stop()
 				synctest.Wait()
 				select {

@@ -286,7 +286,7 @@ func holder(rec *record.Record, id string) (record.Entry, bool) {
 }
 
 // watchHold is Engine.WatchHold. Called with mu held.
-func (v *view) watchHold(id string, token uint64, lost func(error)) (stop func()) {
+func (v *view) watchHold(id string, rev uint64, lost func(error)) (stop func()) {
 	if v.closed {
 		return func() {}
 	}
@@ -295,7 +295,7 @@ func (v *view) watchHold(id string, token uint64, lost func(error)) (stop func()
 	}
 	h := &watchedHold{lost: lost}
 	v.holds[id] = h
-	v.newestRev = max(v.newestRev, token)
+	v.newestRev = max(v.newestRev, rev)
 	if v.trusted() {
 		v.settle()
 	} else {

@@ -106,13 +106,13 @@ func TestACrowdLeavesRoomForOthers(t *testing.T) {
 // In a record that is nearly full each process has one entry.
 func TestACrowdInAFullRecord(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
-		ops := make([]record.Op, 801)
+		ops := make([]record.Op, 1601)
 		for i := range ops {
 			ops[i] = acquireOp(fmt.Sprintf("M%d.1", i))
 		}
 		b.apply("k", ops...)
 		crowd(t.Context(), e, 1, 50)
-		if all, mine := b.queued("L1"); all != 801 || mine != 1 {
+		if all, mine := b.queued("L1"); all != 1601 || mine != 1 {
 			t.Errorf("%d of %d waiters are ours", mine, all)
 		}
 	})

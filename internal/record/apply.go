@@ -10,10 +10,10 @@ import (
 // Apply applies ops in their order to rec, which was read at revision rev (nil and 0 if the key is
 // absent), and returns the next record and one result per operation.
 //
-// rec is never modified. next is a copy whose tokens are resolved at rev, so a token of 0 in next
-// means "granted, or queued, by the write of next". If changed is false then next is rec with its
+// rec is never modified. next is a copy whose tokens are resolved at rev, so a ticket without a revision in
+// next is of the write of next. If changed is false then next is rec with its
 // tokens resolved, or, where nobody holds or waits, an empty record without a kind. A caller that writes although nothing changed (to
-// prove by a committed CAS that an id is absent) writes next, never rec again: a token of 0 in rec
+// prove by a committed CAS that an id is absent) writes next, never rec again: a ticket without a revision in rec
 // would become a later revision than the one its holder was told.
 //
 // What an operation achieved is read off the record that was committed, by id, never off
@@ -30,6 +30,7 @@ func Apply(rec *Record, rev uint64, ops []Op, lim Limits) (next *Record, results
 	for i := range ops {
 		results[i] = m.apply(&ops[i])
 	}
+	m.number()
 	if next.Idle() {
 		*next = Record{} // it is deleted, and free for any kind
 	}
@@ -44,6 +45,7 @@ type machine struct {
 	removed []Entry // that op took away, of kinds with a body
 	lim     Limits
 	size    int    // of the record by sizeBound, -1 while nobody asked
+	stale   bool   // waiters need new tickets
 	shut    bool   // something that came to nothing must not come late: write, though nothing changed
 	scratch []byte // for what is encoded to be measured
 	long    Entry  // likewise
@@ -159,6 +161,9 @@ func (m *machine) remove(list *[]Entry, gone selection) {
 	for i := range *list {
 		if e := &(*list)[i]; gone.has(e) {
 			m.took(e)
+			if list == &m.Holders {
+				m.overtaken(e.Mode)
+			}
 		} else {
 			kept = append(kept, *e)
 		}

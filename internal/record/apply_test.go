@@ -79,7 +79,7 @@ func TestNetEffectOfNothingIsNoChange(t *testing.T) {
 	}
 	// Releasing and acquiring again under the same id is a new grant, with a new token.
 	next, _, changed := Apply(base, rev, []Op{release("b.1"), acquire("b.1", S)}, Limits{})
-	if !changed || next.Waiters[0].Token != 0 {
+	if !changed || next.Waiters[0].Token != Ticket(0, 1) {
 		t.Errorf("changed %v, %s", changed, next.Append(nil))
 	}
 	next, _, changed = Apply(nil, 0, []Op{acquire("c.1", X), release("c.1")}, Limits{})
@@ -243,20 +243,20 @@ func TestAlreadyHeld(t *testing.T) {
 // A retry of "whoever holds" must not hit those who were granted in between.
 func TestUpToMakesRevokeAndRemoveIdempotent(t *testing.T) {
 	base, rev := after(t, Limits{}, acquire("a.1", S), acquire("b.1", S), acquire("c.1", X))
-	remove := Op{Verb: OpRemove, UpTo: rev}
+	remove := Op{Verb: OpRemove, UpTo: Ticket(rev, 0)}
 	next, _, _ := Apply(base, rev, []Op{remove}, Limits{})
 	expect(t, next, "c.1", "")
-	again, _, changed := Apply(next, rev+1, []Op{remove, {Verb: OpRevoke, UpTo: rev}}, Limits{})
+	again, _, changed := Apply(next, rev+1, []Op{remove, {Verb: OpRevoke, UpTo: Ticket(rev, 0)}}, Limits{})
 	expect(t, again, "c.1", "")
 	if changed || again.Holders[0].Revoked {
 		t.Errorf("%+v", again)
 	}
-	inOneWrite, _, _ := Apply(base, rev, []Op{remove, remove, {Verb: OpRevoke, UpTo: rev}}, Limits{})
+	inOneWrite, _, _ := Apply(base, rev, []Op{remove, remove, {Verb: OpRevoke, UpTo: Ticket(rev, 0)}}, Limits{})
 	expect(t, inOneWrite, "c.1", "")
 	if inOneWrite.Holders[0].Revoked {
 		t.Errorf("%+v", inOneWrite)
 	}
-	older, _, _ := Apply(base, rev, []Op{{Verb: OpRemove, UpTo: 1}}, Limits{})
+	older, _, _ := Apply(base, rev, []Op{{Verb: OpRemove, UpTo: Ticket(1, 0)}}, Limits{})
 	expect(t, older, "b.1", "c.1")
 	everybody, _, _ := Apply(next, rev+1, []Op{{Verb: OpRemove}}, Limits{})
 	expect(t, everybody, "", "")
@@ -347,7 +347,7 @@ func TestLowerLimitsStillDrain(t *testing.T) {
 }
 
 func TestDefaultLimits(t *testing.T) {
-	if got := (Limits{MaxHolders: -1, MaxBytes: 5}).orDefaults(); got != (Limits{MaxHolders: 1024, MaxWaiters: 1024, MaxBytes: 5}) {
+	if got := (Limits{MaxHolders: -1, MaxBytes: 5}).orDefaults(); got != (Limits{MaxHolders: 1024, MaxWaiters: 2047, MaxBytes: 5}) {
 		t.Errorf("%+v", got)
 	}
 }

@@ -54,8 +54,6 @@ func (barrierRules) facts(r *Record, f *Facts) {
 	}
 }
 
-func (barrierRules) schema(*Record) uint64 { return 1 }
-
 // lives: a trip is of a hold, whose id is of this life.
 func (barrierRules) lives(op *Op) bool { return !op.common() && op.Verb != OpTrip }
 

@@ -14,7 +14,7 @@ func (e *Entry) Becomes() Mode {
 type Wait struct {
 	ID     string // of the request or the conversion
 	Mode   Mode   // that is waited for
-	Queued uint64 // the revision of the write that asked; 0 = this record's
+	Queued uint64 // the revision of the write that asked, or gave it its last ticket; 0 = this record's
 	Entry  Entry
 }
 
@@ -26,7 +26,7 @@ func (r *Record) Waiting(id string) (Wait, bool) {
 	}
 	if i := indexOf(r.Waiters, id); i >= 0 {
 		e := r.Waiters[i]
-		return Wait{ID: e.ID, Mode: e.Mode, Queued: e.Token, Entry: e}, true
+		return Wait{ID: e.ID, Mode: e.Mode, Queued: RevisionOf(e.Token), Entry: e}, true
 	}
 	for _, h := range r.Holders {
 		if c := h.Convert; c.ID != "" && (c.ID == id || h.ID == id) {

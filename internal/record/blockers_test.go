@@ -286,7 +286,7 @@ func TestM36NoEdgesWhereAnyOfSeveralWillDo(t *testing.T) {
 	if len(sem.Waiters) != 1 || len(sem.Blockers("b.1")) > 0 {
 		t.Errorf("%s: waits for [%s]", sem.Append(nil), ids(sem.Blockers("b.1")))
 	}
-	wait := Op{Kind: KindLock, Verb: OpWait, Lease: "a", ID: "a.2", Holder: "a.1", Token: 1, Queue: "c"}
+	wait := Op{Kind: KindLock, Verb: OpWait, Lease: "a", ID: "a.2", Holder: "a.1", Token: Ticket(1, 0), Queue: "c"}
 	cond, _ := after(t, Limits{}, acquire("a.1", X), wait, acquire("b.1", X))
 	if got := cond.Blockers("a.2"); len(got) > 0 || ids(cond.Holders) != "b.1" {
 		t.Errorf("waits for a signal, and for [%s]", ids(got))

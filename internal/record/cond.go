@@ -74,9 +74,9 @@ func (m *machine) setCondition(name string, list []Entry) {
 }
 
 // queued counts the entries of all queues together.
-func (m *machine) queued() int {
-	n := len(m.Waiters)
-	for _, q := range m.conditions() {
+func (r *Record) queued() int {
+	n := len(r.Waiters)
+	for _, q := range r.conditions() {
 		n += len(q.Waiters)
 	}
 	return n
@@ -233,8 +233,8 @@ func (op *Op) checkWait() Verdict {
 	return Applied
 }
 
-// checkWhole refuses what no record of a lock can say. It is called of schema 2 only.
-func (l lockRules) checkWhole(d *decoder) error {
+// whole refuses what no record of a lock can say.
+func (lockRules) whole(d *decoder) error {
 	for _, list := range [][]Entry{d.rec.Holders, d.rec.Waiters} {
 		for i := range list {
 			switch e := &list[i]; {

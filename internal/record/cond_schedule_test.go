@@ -148,6 +148,7 @@ type condWorld struct {
 	lim    Limits
 	stored []byte
 	rev    uint64
+	last   uint64 // token
 	model  condOracle
 	sent   []Op // all that may come late, or twice
 	met    map[string]int
@@ -238,7 +239,12 @@ func (w *condWorld) step(t *rapid.T) {
 	}
 	for i := range model.stand {
 		if e := &model.stand[i]; e.place == "held" && e.token == 0 {
-			e.token = w.rev
+			h, _ := next.Holder(e.id)
+			h.Resolve(w.rev)
+			if e.token = h.Token; e.token <= w.last {
+				t.Fatalf("%s has token %d, after one that had %d", e.id, e.token, w.last)
+			}
+			w.last = e.token
 		}
 	}
 	w.model = model
@@ -323,7 +329,7 @@ func TestFullRecordWithConditionsDrains(t *testing.T) {
 		for id := range b.rec.States() {
 			b.must(Op{Verb: OpRevoke})
 			fits("revoke")
-			b.must(Op{Kind: KindLock, Verb: OpCancelWait, ID: id, Lease: LeaseOf(id), Holder: id, Token: 1})
+			b.must(Op{Kind: KindLock, Verb: OpCancelWait, ID: id, Lease: LeaseOf(id), Holder: id, Token: Ticket(1, 0)})
 			fits("coming back")
 			if b.rec == nil {
 				break

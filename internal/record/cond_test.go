@@ -136,15 +136,15 @@ func TestP2_WaitReleasesAndQueuesInOneWrite(t *testing.T) {
 	if b.rev != before+1 {
 		t.Errorf("%d writes", b.rev-before)
 	}
-	if s, _ := b.rec.Holder("s.1"); s.Token != b.rev {
-		t.Errorf("granted with token %d by write %d", s.Token, b.rev)
+	if s, _ := b.rec.Holder("s.1"); s.Token != Ticket(before, 1) {
+		t.Errorf("granted with token %s", ticketText(s.Token))
 	}
 	b.must(b.signal("s.1", 2, "full"))
 	b.is("s.1 | a.2*")
 	b.must(b.unlock("s.1"))
 	b.is("a.2* | ")
-	if a, _ := b.rec.Holder("a.2"); a.Token != b.rev {
-		t.Errorf("back with token %d by write %d", a.Token, b.rev)
+	if a, _ := b.rec.Holder("a.2"); a.Token != Ticket(b.rev-1, 1) {
+		t.Errorf("back with token %s by write %d", ticketText(a.Token), b.rev)
 	}
 	b.must(b.unlock("a.2"))
 	b.is("absent")
@@ -155,7 +155,7 @@ func TestConditionNeedsTheLock(t *testing.T) {
 	b.must(acquire("c.1", X))
 	for why, op := range map[string]Op{
 		"of nobody":        {Holder: "s.9", ID: "s.10", Lease: "s", Token: 1},
-		"of a waiter":      {Holder: "c.1", ID: "c.2", Lease: "c", Token: 4},
+		"of a waiter":      {Holder: "c.1", ID: "c.2", Lease: "c", Token: Ticket(4, 1)},
 		"of another token": {Holder: "s.1", ID: "s.2", Lease: "s", Token: 2},
 	} {
 		for _, verb := range []Verb{OpWait, OpSignal, OpProclaim} {

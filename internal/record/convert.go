@@ -59,7 +59,7 @@ func (m *machine) convert(op *Op) Result {
 	case h.Convert.ID != "":
 		return Result{Verdict: ConvertPending}
 	case h.Mode.Covers(op.Mode) || m.others(i).admits(op.Mode):
-		h.become(op.ID, op.Mode)
+		m.become(h, op.ID, op.Mode)
 	default:
 		if blocker := m.deadlock(i, op.Mode); blocker >= 0 {
 			return Result{Verdict: ConvertDeadlock, Blocker: m.Holders[blocker]}
@@ -80,7 +80,7 @@ func (m *machine) unconvert(op *Op) {
 		if newest := sequenceOf(h.Convert.ID + h.Converted); newest <= sequenceOf(op.ID) { // there is one of them at most
 			h.Convert = Conversion{}
 			if h.Mode.Covers(op.Mode) {
-				h.setMode(op.Mode)
+				m.setMode(h, op.Mode)
 			}
 		}
 	}
@@ -89,16 +89,19 @@ func (m *machine) unconvert(op *Op) {
 
 // become grants a conversion. More than before is a new grant, with a new token: others may have
 // come and gone meanwhile with tokens above the old one. Less than before is the old grant still.
-func (e *Entry) become(id string, mode Mode) {
+func (m *machine) become(e *Entry, id string, mode Mode) {
 	if !e.Mode.Covers(mode) {
-		e.Token = 0
+		e.Token, m.stale = 0, true
 	}
 	e.Convert, e.Converted = Conversion{}, id
-	e.setMode(mode)
+	m.setMode(e, mode)
 }
 
 // setMode: only a holder of X signals, and when it has X again it has another token.
-func (e *Entry) setMode(mode Mode) {
+func (m *machine) setMode(e *Entry, mode Mode) {
+	if mode != e.Mode {
+		m.overtaken(e.Mode)
+	}
 	if e.Mode = mode; mode != X {
 		e.LastSignal = 0
 	}
@@ -139,7 +142,7 @@ func (m *machine) promoteConversions() (waits bool) {
 			n++
 			continue
 		}
-		h.become(h.Convert.ID, h.Convert.Mode)
+		m.become(h, h.Convert.ID, h.Convert.Mode)
 		queue = slices.Delete(queue, n, n+1)
 		n = 0 // a change like S to IX may let an older one in
 	}

@@ -60,9 +60,9 @@ func TestEveryConversion(t *testing.T) {
 					t.Errorf("%s: %s, changed %v", why, results[0].Verdict, changed)
 				case fits && (h.Mode != to || h.Converted != "a.2" || h.Convert != Conversion{}):
 					t.Errorf("%s: %+v", why, h)
-				case !fits && (h.Mode != from || h.Converted != "" || h.Convert != Conversion{ID: "a.2", Mode: to} || h.Token != 1):
+				case !fits && (h.Mode != from || h.Converted != "" || h.Convert != Conversion{ID: "a.2", Mode: to} || h.Token != Ticket(1, 0)):
 					t.Errorf("%s: %+v", why, h)
-				case fits && (h.Token == 1) != covered(from, to):
+				case fits && (h.Token == Ticket(1, 0)) != covered(from, to):
 					t.Errorf("%s: token %d", why, h.Token)
 				}
 				op := convert("a.1", 2, to)

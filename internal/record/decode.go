@@ -2,6 +2,7 @@ package record
 
 import (
 	"errors"
+	"strconv"
 	"time"
 )
 
@@ -74,7 +75,7 @@ func (d *decoder) record() error {
 		// Which fields are known depends on version and kind. They come first in what this package writes;
 		// from another hand they may come later, and are looked for first then.
 		d.i, d.seen, d.rec = 0, 0, Record{}
-		if err = d.head(); err == nil && d.version > 0 && d.version <= schemaVersion && d.rec.rules() != nil {
+		if err = d.head(); err == nil && d.version == schemaVersion && d.rec.rules() != nil {
 			d.i, d.seen, d.late = 0, 0, true
 			err = d.fields()
 		}
@@ -89,8 +90,8 @@ func (d *decoder) record() error {
 		return d.fail("no schema version \"v\"")
 	case d.version > schemaVersion:
 		return &SchemaError{Version: d.version}
-	case d.version == 0:
-		return d.fail("schema version 0")
+	case d.version < schemaVersion:
+		return d.fail("schema version " + strconv.FormatUint(d.version, 10) + ", of before tokens were tickets")
 	case d.rec.Kind == "":
 		return d.fail("no kind")
 	case d.rec.rules() == nil:
@@ -144,7 +145,7 @@ func (d *decoder) fields() error {
 		}
 		both := d.seen&hasVersion != 0 && d.seen&hasKind != 0
 		switch {
-		case d.version > schemaVersion, both && (d.version == 0 || d.rec.rules() == nil):
+		case d.version > schemaVersion, both && (d.version < schemaVersion || d.rec.rules() == nil):
 			return d.skip()
 		case !both && !d.late:
 			return errLate
@@ -320,12 +321,12 @@ func (d *decoder) token() (token uint64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	if len(digits) != tokenWidth || string(digits) > "18446744073709551615" {
-		return 0, d.fail("a token has 20 digits and fits 64 bits")
+	if len(digits) != tokenWidth || string(digits) > "09223372036854775807" {
+		return 0, d.fail("a token has 20 digits and fits 63 bits")
 	}
 	for _, c := range digits {
 		if c < '0' || c > '9' {
-			return 0, d.fail("a token has 20 digits and fits 64 bits")
+			return 0, d.fail("a token has 20 digits and fits 63 bits")
 		}
 		token = token*10 + uint64(c-'0')
 	}
@@ -353,6 +354,9 @@ func (d *decoder) meta(e *Entry) error {
 func (d *decoder) unique() error {
 	n := len(d.rec.Holders) + len(d.rec.Waiters)
 	conds := d.rec.conditions()
+	if d.rec.queued() > MaxWaiters {
+		return d.fail("more waiters than tickets")
+	}
 	if n < 2 && conds == nil {
 		return nil
 	}

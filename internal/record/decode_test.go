@@ -19,22 +19,22 @@ const (
 	waiter     = `{"id":"b.1","mode":"S","queued":"00000000000000000008","ttl":1000}`
 )
 
-func lock(fields string) string { return `{"v":1,"kind":"lock"` + fields + `}` }
+func lock(fields string) string { return `{"v":3,"kind":"lock"` + fields + `}` }
 
 // refused are values that Decode must not take, by what is wrong with them.
 var refused = []struct{ why, value string }{
 	{"empty", ``}, {"space", ` `}, {"null", `null`}, {"array", `[]`}, {"text", `"lock"`}, {"number", `1`}, {"no JSON", `lock`},
-	{"empty object", `{}`}, {"no version", `{"kind":"lock"}`}, {"no kind", `{"v":1}`}, {"empty kind", `{"v":1,"kind":""}`},
-	{"version 0", `{"v":0,"kind":"lock"}`}, {"negative version", `{"v":-1,"kind":"lock"}`}, {"fraction version", `{"v":1.0,"kind":"lock"}`},
-	{"exponent version", `{"v":1e0,"kind":"lock"}`}, {"text version", `{"v":"1","kind":"lock"}`}, {"zero-led version", `{"v":01,"kind":"lock"}`},
-	{"huge version", `{"v":99999999999999999999999,"kind":"lock"}`}, {"version null", `{"v":null,"kind":"lock"}`}, {"kind is a number", `{"v":1,"kind":1}`},
-	{"version twice", `{"v":1,"v":1,"kind":"lock"}`}, {"kind twice", `{"v":1,"kind":"lock","kind":"lock"}`}, {"newer, then older version", `{"v":9,"v":1,"kind":"lock"}`},
+	{"empty object", `{}`}, {"no version", `{"kind":"lock"}`}, {"no kind", `{"v":3}`}, {"empty kind", `{"v":3,"kind":""}`},
+	{"version 0", `{"v":0,"kind":"lock"}`}, {"negative version", `{"v":-1,"kind":"lock"}`}, {"fraction version", `{"v":3.0,"kind":"lock"}`},
+	{"exponent version", `{"v":3e0,"kind":"lock"}`}, {"text version", `{"v":"1","kind":"lock"}`}, {"zero-led version", `{"v":01,"kind":"lock"}`},
+	{"huge version", `{"v":99999999999999999999999,"kind":"lock"}`}, {"version null", `{"v":null,"kind":"lock"}`}, {"kind is a number", `{"v":3,"kind":1}`},
+	{"version twice", `{"v":3,"v":3,"kind":"lock"}`}, {"kind twice", `{"v":3,"kind":"lock","kind":"lock"}`}, {"newer, then older version", `{"v":9,"v":3,"kind":"lock"}`},
 	{"hold time of 0", lock(`,"hold_us":0`)}, {"negative hold time", lock(`,"hold_us":-1`)}, {"hold time beyond its limit", lock(`,"hold_us":9007199254740992`)},
-	{"hold time is text", lock(`,"hold_us":"1"`)}, {"hold time twice", lock(`,"hold_us":1,"hold_us":1`)}, {"bad hold time before the kind", `{"hold_us":0,"v":1,"kind":"lock"}`},
-	{"unknown field", lock(`,"extra":1`)}, {"unknown field first", `{"extra":{"a":[1,2,{}]},"v":1,"kind":"lock"}`},
+	{"hold time is text", lock(`,"hold_us":"1"`)}, {"hold time twice", lock(`,"hold_us":1,"hold_us":1`)}, {"bad hold time before the kind", `{"hold_us":0,"v":3,"kind":"lock"}`},
+	{"unknown field", lock(`,"extra":1`)}, {"unknown field first", `{"extra":{"a":[1,2,{}]},"v":3,"kind":"lock"}`},
 	{"other case", `{"V":1,"kind":"lock"}`}, {"other case of a list", lock(`,"Holders":[]`)},
-	{"cut", `{"v":1,"kind":"lock"`}, {"cut text", `{"v":1,"kind":"loc`}, {"cut escape", `{"v":1,"kind":"loc\`}, {"cut after an escape", `{"v":1,"kind":"lo\u0063k`}, {"cut \\u", `{"v":1,"kind":"loc\u00`},
-	{"trailing comma", `{"v":1,"kind":"lock",}`}, {"no comma", `{"v":1 "kind":"lock"}`}, {"no colon", `{"v" 1,"kind":"lock"}`}, {"bare key", `{v:1,"kind":"lock"}`},
+	{"cut", `{"v":3,"kind":"lock"`}, {"cut text", `{"v":3,"kind":"loc`}, {"cut escape", `{"v":3,"kind":"loc\`}, {"cut after an escape", `{"v":3,"kind":"lo\u0063k`}, {"cut \\u", `{"v":3,"kind":"loc\u00`},
+	{"trailing comma", `{"v":3,"kind":"lock",}`}, {"no comma", `{"v":3 "kind":"lock"}`}, {"no colon", `{"v" 1,"kind":"lock"}`}, {"bare key", `{v:1,"kind":"lock"}`},
 	{"data behind", lock(``) + `x`}, {"a second value", lock(``) + lock(``)}, {"NUL behind", lock(``) + "\x00"},
 	{"holders is an object", lock(`,"holders":{}`)}, {"holders null", lock(`,"holders":null`)}, {"holders twice", lock(`,"holders":[],"holders":[]`)},
 	{"holder is text", lock(`,"holders":["a.1"]`)}, {"trailing comma in holders", lock(`,"holders":[` + holder + `,]`)}, {"cut holders", lock(`,"holders":[` + holder)},
@@ -48,19 +48,19 @@ var refused = []struct{ why, value string }{
 	{"field of an entry twice", lock(`,"holders":[` + strings.Replace(holder, `"ttl"`, `"mode":"X","ttl"`, 1) + `]`)},
 	{"id twice", lock(`,"holders":[` + holder + `,` + holder + `]`)},
 	{"id in both lists", lock(`,"holders":[` + holder + `],"waiters":[` + strings.Replace(waiter, "b.1", "a.1", 1) + `]`)},
-	{"id in both lists, lists first", `{"holders":[` + holder + `],"waiters":[` + strings.Replace(waiter, "b.1", "a.1", 1) + `],"v":1,"kind":"lock"}`},
-	{"bad holder, lists first", `{"holders":[{}],"v":1,"kind":"lock"}`}, {"bad waiter, lists first", `{"waiters":[{}],"v":1,"kind":"lock"}`},
+	{"id in both lists, lists first", `{"holders":[` + holder + `],"waiters":[` + strings.Replace(waiter, "b.1", "a.1", 1) + `],"v":3,"kind":"lock"}`},
+	{"bad holder, lists first", `{"holders":[{}],"v":3,"kind":"lock"}`}, {"bad waiter, lists first", `{"waiters":[{}],"v":3,"kind":"lock"}`},
 	{"id without lease", bad("a.1", ".1")}, {"id without sequence", bad("a.1", "a")}, {"id with bad sequence", bad("a.1", "a.01")}, {"empty id", bad("a.1", "")},
 	{"id with a wildcard", bad("a.1", "*.1")}, {"unknown mode", bad(`"X"`, `"Z"`)}, {"no mode", bad(`"X"`, `"None"`)}, {"lower case mode", bad(`"X"`, `"x"`)}, {"mode is a number", bad(`"X"`, `6`)},
 	{"short token", bad("00000000000000000007", "7")}, {"long token", bad("00000000000000000007", "000000000000000000007")},
-	{"token above 64 bits", bad("00000000000000000007", "18446744073709551616")}, {"token with letters", bad("00000000000000000007", "0000000000000000000x")},
+	{"token above 63 bits", bad("00000000000000000007", "09223372036854775808")}, {"schema of before tickets", `{"v":2,"kind":"lock"}`}, {"token with letters", bad("00000000000000000007", "0000000000000000000x")},
 	{"negative token", bad("00000000000000000007", "-0000000000000000007")}, {"token is a number", bad(`"00000000000000000007"`, `7`)},
 	{"ttl 0", bad("1000", "0")}, {"negative ttl", bad("1000", "-1")}, {"fraction ttl", bad("1000", "1.5")}, {"ttl above the clock", bad("1000", "9223372036855")}, {"ttl is text", bad("1000", `"1s"`)},
 	{"negative since", bad("1000", `1000,"since":-1`)}, {"since is text", bad("1000", `1000,"since":"now"`)}, {"since above 2^53", bad("1000", `1000,"since":9007199254740992`)},
 	{"converting waiter", lock(`,"waiters":[` + strings.Replace(waiter, `"ttl"`, conversion+`,"ttl"`, 1) + `]`)},
 	{"converted waiter", lock(`,"waiters":[` + strings.Replace(waiter, `"ttl"`, `"converted":"b.2","ttl"`, 1) + `]`)},
 	{"converting and converted", bad("1000", `1000,`+conversion+`,"converted":"a.3"`)}, {"converting twice", bad("1000", `1000,`+conversion+`,`+conversion)},
-	{"convert is null", bad("1000", `1000,"convert":null`)}, {"convert is empty", bad("1000", `1000,"convert":{}`)}, {"cut convert", `{"v":1,"kind":"lock","holders":[{"convert":{"id":"a.2"`},
+	{"convert is null", bad("1000", `1000,"convert":null`)}, {"convert is empty", bad("1000", `1000,"convert":{}`)}, {"cut convert", `{"v":3,"kind":"lock","holders":[{"convert":{"id":"a.2"`},
 	{"convert without id", bad("1000", `1000,"convert":{"mode":"X","queued":"00000000000000000007"}`)}, {"convert without mode", bad("1000", `1000,"convert":{"id":"a.2","queued":"00000000000000000007"}`)},
 	{"convert without queued", bad("1000", `1000,"convert":{"id":"a.2","mode":"X"}`)}, {"field of convert twice", bad("1000", `1000,`+strings.Replace(conversion, `"id"`, `"mode":"X","id"`, 1))},
 	{"unknown field of convert", bad("1000", `1000,`+strings.Replace(conversion, `"id"`, `"since":1,"id"`, 1))}, {"convert to an unknown mode", bad("1000", `1000,`+strings.Replace(conversion, `"X"`, `"Z"`, 1))},
@@ -73,12 +73,8 @@ var refused = []struct{ why, value string }{
 	{"half a character", bad("1000", `1000,"owner":"\ud83d"`)}, {"the other half", bad("1000", `1000,"owner":"\udd12"`)}, {"two first halves", bad("1000", `1000,"owner":"\ud83d\ud83d"`)},
 	{"unknown escape", bad("1000", `1000,"owner":"\x41"`)}, {"bad hex", bad("1000", `1000,"owner":"\u00g0"`)},
 	{"control character", bad("1000", "1000,\"owner\":\"a\nb\"")}, {"control character after an escape", bad("1000", "1000,\"owner\":\"\\t\nb\"")},
-	{"kind is no UTF-8", "{\"v\":1,\"kind\":\"\xff\"}"}, {"other kind, cut", `{"v":1,"kind":"barrier","x":[`}, {"other kind, data behind", `{"v":1,"kind":"barrier"}}`},
+	{"kind is no UTF-8", "{\"v\":1,\"kind\":\"\xff\"}"}, {"other kind, cut", `{"v":3,"kind":"barrier","x":[`}, {"other kind, data behind", `{"v":3,"kind":"barrier"}}`},
 	{"newer, cut", `{"v":9,"kind":"lock"`},
-	{"condition: in version 1", lock(`,"conds":{"full":[` + condWaiter + `]}`)},
-	{"candidate in version 1", bad("1000", `1000,"value":"x"`)},
-	{"signalled in version 1", bad("1000", `1000,"signalled":"full"`)},
-	{"signal in version 1", bad("1000", `1000,"signal":7`)},
 	{"condition: none", conds(`{}`)},
 	{"condition: null", conds(`null`)},
 	{"condition: a list", conds(`[]`)},
@@ -101,18 +97,18 @@ var refused = []struct{ why, value string }{
 	{"value and data", bad2("1000", `1000,"value":"x","data":"eA=="`)},
 	{"data is no base64", bad2("1000", `1000,"data":"x"`)},
 	{"permits of a lock", bad2("1000", `1000,"permits":1`)},
-	{"waiter with a last signal", `{"v":2,"kind":"lock","waiters":[` + strings.Replace(waiter, `"ttl"`, `"signal":7,"ttl"`, 1) + `]}`},
-	{"waiter that proclaims", `{"v":2,"kind":"lock","waiters":[` + strings.Replace(waiter, `"ttl"`, `"value":"x","proclaimed":7,"ttl"`, 1) + `]}`},
-	{"condition: of a semaphore", `{"v":2,"kind":"semaphore","size":1,"initial":1,"sized":"00000000000000000007","conds":{"full":[` + condWaiter + `]}}`},
+	{"waiter with a last signal", `{"v":3,"kind":"lock","waiters":[` + strings.Replace(waiter, `"ttl"`, `"signal":7,"ttl"`, 1) + `]}`},
+	{"waiter that proclaims", `{"v":3,"kind":"lock","waiters":[` + strings.Replace(waiter, `"ttl"`, `"value":"x","proclaimed":7,"ttl"`, 1) + `]}`},
+	{"condition: of a semaphore", `{"v":3,"kind":"semaphore","size":1,"initial":1,"sized":"00000000000000000007","conds":{"full":[` + condWaiter + `]}}`},
 
-	{"semaphore without size", `{"v":1,"kind":"semaphore","initial":1,"sized":"00000000000000000001"}`}, {"semaphore without anything", `{"v":1,"kind":"semaphore"}`},
+	{"semaphore without size", `{"v":3,"kind":"semaphore","initial":1,"sized":"00000000000000000001"}`}, {"semaphore without anything", `{"v":3,"kind":"semaphore"}`},
 	{"semaphore of 0", sem(`0`, ``)}, {"negative semaphore", sem(`-1`, ``)}, {"semaphore beyond 31 bits", sem(`2147483648`, ``)}, {"size twice", sem(`1`, `,"size":1`)},
 	{"semaphore with a life of 0", sem(`1`, `,"life":0`)}, {"lock with a life", lock(`,"life":7`)}, {"lock with a size", lock(`,"size":1`)}, {"short sized", sem(`1`, `,"sized":"1"`)},
 	{"entry without permits", sem(`1`, `,"waiters":[{"id":"b.1","queued":"00000000000000000008","ttl":1000}]`)}, {"0 permits", sem(`1`, permitsOf(`0`))},
 	{"permits with a mode", sem(`1`, permitsOf(`1,"mode":"X"`))}, {"permits with a value", sem(`1`, permitsOf(`1,"value":"x"`))}, {"refused holder", sem(`1`, strings.Replace(strings.Replace(permitsOf(`1,"refused":true`), "waiters", "holders", 1), "queued", "token", 1))},
 
 	{"latch without count", latched(``)}, {"latch of 0", latched(`,"count":0`)}, {"latch that is not open", latched(`,"open":false`)}, {"latch open with a count", latched(`,"open":true,"count":1`)},
-	{"latch without initial", `{"v":1,"kind":"latch","count":1}`}, {"latch without anything", `{"v":1,"kind":"latch"}`}, {"latch with a size", latched(`,"count":1,"size":1`)}, {"fenced at 0", latched(`,"count":1,"fenced":0`)}, {"shut twice", latched(`,"count":1,"shut":1,"shut":1`)},
+	{"latch without initial", `{"v":3,"kind":"latch","count":1}`}, {"latch without anything", `{"v":3,"kind":"latch"}`}, {"latch with a size", latched(`,"count":1,"size":1`)}, {"fenced at 0", latched(`,"count":1,"fenced":0`)}, {"shut twice", latched(`,"count":1,"shut":1,"shut":1`)},
 	{"latch with a holder", latched(`,"count":1,"holders":[{"id":"a.1","token":"00000000000000000007","ttl":1000}]`)}, {"open latch with a mark", latched(`,"open":true,"marks":{"a":[1,"1"]}`)},
 	{"open latch with a waiter", latched(`,"open":true,"waiters":[{"id":"a.1","queued":"00000000000000000007","ttl":1000}]`)},
 	{"mark of nobody", marked(`"":[1,"1"]`)}, {"mark twice", marked(`"a":[1,"1"],"a":[1,"2"]`)}, {"empty mark", marked(`"a":[]`)}, {"mark without sequences", marked(`"a":[1]`)}, {"mark with more", marked(`"a":[1,"1",2]`)}, {"mark with ttl 0", marked(`"a":[0,"1"]`)},
@@ -126,7 +122,7 @@ var refused = []struct{ why, value string }{
 }
 
 func sem(size, fields string) string {
-	return `{"v":1,"kind":"semaphore","size":` + size + `,"initial":1,"sized":"00000000000000000001"` + fields + `}`
+	return `{"v":3,"kind":"semaphore","size":` + size + `,"initial":1,"sized":"00000000000000000001"` + fields + `}`
 }
 
 // permitsOf are the fields of a semaphore with one waiter.
@@ -134,9 +130,9 @@ func permitsOf(permits string) string {
 	return `,"waiters":[{"id":"b.1","queued":"00000000000000000008","ttl":1000,"permits":` + permits + `}]`
 }
 
-func latched(fields string) string { return `{"v":1,"kind":"latch","initial":3` + fields + `}` }
+func latched(fields string) string { return `{"v":3,"kind":"latch","initial":3` + fields + `}` }
 func marked(marks string) string   { return latched(`,"count":1,"marks":{` + marks + `}`) }
-func onceOf(fields string) string  { return `{"v":1,"kind":"once"` + fields + `}` }
+func onceOf(fields string) string  { return `{"v":3,"kind":"once"` + fields + `}` }
 
 // bad is a record with one holder, in which something is replaced.
 func bad(old, new string) string {
@@ -144,10 +140,10 @@ func bad(old, new string) string {
 }
 
 // conds is a record with something as its conditions.
-func conds(value string) string { return `{"v":2,"kind":"lock","conds":` + value + `}` }
+func conds(value string) string { return `{"v":3,"kind":"lock","conds":` + value + `}` }
 
 // bad2 is bad of a record of schema 2.
-func bad2(old, new string) string { return strings.Replace(bad(old, new), `"v":1`, `"v":2`, 1) }
+func bad2(old, new string) string { return strings.Replace(bad(old, new), `"v":3`, `"v":3`, 1) }
 
 func TestDecodeRefuses(t *testing.T) {
 	for _, c := range refused {
@@ -182,10 +178,10 @@ func TestDecodeTakes(t *testing.T) {
 		t.Fatal(err)
 	}
 	for why, value := range map[string]string{
-		"white space":      " {\n\t\"v\" : 1 ,\r\n\"kind\" : \"lock\" , \"holders\" : [ " + strings.ReplaceAll(holder, ":", " : ") + " ] , \"waiters\" : [ " + waiter + "\n] }\n",
-		"another order":    `{"waiters":[` + waiter + `],"holders":[` + holder + `],"kind":"lock","v":1}`,
-		"kind at the end":  `{"v":1,"holders":[` + holder + `],"waiters":[` + waiter + `],"kind":"lock"}`,
-		"escapes":          `{"v":1,"kind":"l\u006fck","\u0068olders":[` + strings.Replace(holder, "a.1", `\u0061.1`, 1) + `],"waiters":[` + waiter + `]}`,
+		"white space":      " {\n\t\"v\" : 3 ,\r\n\"kind\" : \"lock\" , \"holders\" : [ " + strings.ReplaceAll(holder, ":", " : ") + " ] , \"waiters\" : [ " + waiter + "\n] }\n",
+		"another order":    `{"waiters":[` + waiter + `],"holders":[` + holder + `],"kind":"lock","v":3}`,
+		"kind at the end":  `{"v":3,"holders":[` + holder + `],"waiters":[` + waiter + `],"kind":"lock"}`,
+		"escapes":          `{"v":3,"kind":"l\u006fck","\u0068olders":[` + strings.Replace(holder, "a.1", `\u0061.1`, 1) + `],"waiters":[` + waiter + `]}`,
 		"fields unordered": lock(`,"holders":[{"ttl":1000,"token":"00000000000000000007","mode":"X","id":"a.1"}],"waiters":[` + waiter + `]`),
 		"empty options":    lock(`,"holders":[` + strings.Replace(holder, `1000`, `1000,"owner":"","revoked":false,"meta":{}`, 1) + `],"waiters":[` + waiter + `]`),
 	} {
@@ -213,7 +209,7 @@ func TestDecodeNamesWhatItDoesNotKnow(t *testing.T) {
 			t.Errorf("%s: %v", value, err)
 		}
 	}
-	for _, value := range []string{`{"v":1,"kind":"turnstile"}`, `{"permits":{"n":3},"v":1,"holders":{"a":1},"kind":"turnstile","waiters":[{}]}`} {
+	for _, value := range []string{`{"v":3,"kind":"turnstile"}`, `{"permits":{"n":3},"v":3,"holders":{"a":1},"kind":"turnstile","waiters":[{}]}`} {
 		rec, err := Decode([]byte(value))
 		var schema *SchemaError
 		if rec != nil || !errors.Is(err, ErrNewerSchema) || !errors.As(err, &schema) || schema.Kind != "turnstile" || errors.Is(err, ErrMalformed) {
@@ -228,17 +224,17 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Add([]byte(fullJSON))
 	f.Add([]byte(`{"v":9,"kind":"lock"}`))
-	f.Add([]byte(`{"v":1,"kind":"barrier","life":10,"holders":[{"id":"E.42","token":"00000000000000000012","ttl":30000,"gen":3,"acts":true}],` +
+	f.Add([]byte(`{"v":3,"kind":"barrier","life":10,"holders":[{"id":"E.42","token":"00000000000000000012","ttl":30000,"gen":3,"acts":true}],` +
 		`"waiters":[{"id":"A.1","queued":"00000000000000000011","ttl":30000,"gen":3},{"id":"A.9","queued":"00000000000000000012","ttl":30000,"gen":4,"acts":true}],` +
 		`"parties":2,"gen":4,"leases":["A","E","B"],"acting":{"gen":3,"ids":"0.1 1.42"},"ended":[{"gen":1,"broken":"died","by":"B","ids":"2.1"},{"gen":2,"ids":"2.3-4"}]}`))
-	f.Add([]byte(`{"v":1,"kind":"gate","life":10,"holders":[{"id":"A.1","token":"00000000000000000012","ttl":30000,"leaving":7}],"waiters":[{"id":"B.1","queued":"00000000000000000012","ttl":1}],"parties":1,"gen":3,"open":true}`))
+	f.Add([]byte(`{"v":3,"kind":"gate","life":10,"holders":[{"id":"A.1","token":"00000000000000000012","ttl":30000,"leaving":7}],"waiters":[{"id":"B.1","queued":"00000000000000000012","ttl":1}],"parties":1,"gen":3,"open":true}`))
 	f.Add([]byte(conds(`{"full":[` + condWaiter + `]}`)))
 	f.Add([]byte(bad2("1000", `1000,"data":"/w==","proclaimed":3,"signalled":"full","all":true,"signal":7`)))
 	f.Add([]byte(sem(`3`, `,"resized":true,"life":7`+permitsOf(`3,"refused":true`))))
 	f.Add([]byte(latched(`,"life":7,"count":1,"fenced":8,"shut":9,"marks":{"b":[1000,"1-3,5"],"a":[300,"18446744073709551614-18446744073709551615"]}`)))
 	f.Add([]byte(latched(`,"open":true`)))
 	f.Add([]byte(onceOf(`,"data":"/w==","by":"a.1"`)))
-	f.Add([]byte(`{"waiters":[` + waiter + `],"holders":[` + holder + `],"kind":"lock","v":1}`))
+	f.Add([]byte(`{"waiters":[` + waiter + `],"holders":[` + holder + `],"kind":"lock","v":3}`))
 	f.Fuzz(func(t *testing.T, value []byte) {
 		kept := bytes.Clone(value)
 		rec, err := Decode(value)

@@ -35,8 +35,10 @@
 //     unknown outcome the caller reads the record and applies the same operation again. The one
 //     exception is revoking or removing "whoever holds", without Op.UpTo.
 //   - An entry belongs to the lease its id names, "<lease>.<sequence>", and to no other.
-//   - The fencing token of a grant is the revision of the write that granted. A conversion to a mode
-//     that excludes more is a new grant; one to a weaker mode keeps its token. A token isn't known while
+//   - The fencing token of a grant is its ticket: the revision of the write that queued it, or granted it
+//     at once, and its place among those that this write queued. It is larger than every token granted
+//     before, and a write after which this would not hold for a waiter gives all of them new tickets. A conversion to a mode
+//     that excludes more is a new grant; one to a weaker mode keeps its token. The revision isn't known while
 //     that write is composed, so it is stored as 0, "the revision this record is stored at", and
 //     the next write fills it in. Token fields have a fixed width: filling one in never makes a
 //     record larger.

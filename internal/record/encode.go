@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// schemaVersion is the newest schema version that this package reads. A record states the lowest
-// that its content needs, so that an older client can go on with all others.
-const schemaVersion = 2
+// schemaVersion is the one that this package reads and writes. Versions 1 and 2 had revisions for tokens:
+// whoever writes them would issue smaller tokens than were granted already.
+const schemaVersion = 3
 
 // tokenWidth is the width of a token: that of the largest uint64, so that no token is wider than
 // another and their order as text is that of the numbers.
@@ -57,7 +57,7 @@ const (
 // appendHead appends what stands before the lists.
 func (r *Record) appendHead(dst []byte, holdTime time.Duration) []byte {
 	dst = append(dst, `{"v":`...)
-	dst = strconv.AppendUint(dst, r.schema(), 10)
+	dst = strconv.AppendUint(dst, schemaVersion, 10)
 	dst = append(dst, `,"kind":`...)
 	dst = appendString(dst, string(r.Kind))
 	if holdTime > 0 {

@@ -20,14 +20,14 @@ func full() *Record {
 			Token: 1790000000000000, Revoked: true, Converted: "La.9", Meta: map[string]string{"pid": "12", "host": "a \"b\"\n"}},
 			{ID: "Lb.1", Mode: IS, TTL: 300 * time.Millisecond, Convert: Conversion{ID: "Lb.2", Mode: SIX, Queued: 1790000000000001}}},
 		Waiters: []Entry{{ID: "Lc.3", Mode: X, Owner: "ünï", TTL: time.Second, Since: time.UnixMilli(0).UTC(),
-			Token: math.MaxUint64, Meta: map[string]string{"": ""}}},
+			Token: math.MaxInt64, Meta: map[string]string{"": ""}}},
 	}
 }
 
-const fullJSON = `{"v":1,"kind":"lock","hold_us":1500,"holders":[` +
+const fullJSON = `{"v":3,"kind":"lock","hold_us":1500,"holders":[` +
 	`{"id":"La.7","mode":"S","owner":"alice","token":"00001790000000000000","ttl":30000,"since":1790000000000,"revoked":true,"converted":"La.9","meta":{"host":"a \"b\"\u000a","pid":"12"}},` +
 	`{"id":"Lb.1","mode":"IS","token":"00000000000000000000","ttl":300,"convert":{"id":"Lb.2","mode":"SIX","queued":"00001790000000000001"}}],` +
-	`"waiters":[{"id":"Lc.3","mode":"X","owner":"ünï","queued":"18446744073709551615","ttl":1000,"since":0,"meta":{"":""}}]}`
+	`"waiters":[{"id":"Lc.3","mode":"X","owner":"ünï","queued":"09223372036854775807","ttl":1000,"since":0,"meta":{"":""}}]}`
 
 func TestStoredForm(t *testing.T) {
 	for _, c := range []struct {
@@ -35,9 +35,9 @@ func TestStoredForm(t *testing.T) {
 		want string
 	}{
 		{full(), fullJSON},
-		{New(KindLock), `{"v":1,"kind":"lock"}`},
+		{New(KindLock), `{"v":3,"kind":"lock"}`},
 		{&Record{Kind: KindLock, Holders: []Entry{}, Waiters: []Entry{{ID: "a.1", Mode: U, TTL: 1e6}}},
-			`{"v":1,"kind":"lock","waiters":[{"id":"a.1","mode":"U","queued":"00000000000000000000","ttl":1}]}`},
+			`{"v":3,"kind":"lock","waiters":[{"id":"a.1","mode":"U","queued":"00000000000000000000","ttl":1}]}`},
 	} {
 		got := string(c.rec.Append([]byte("before")))
 		if got != "before"+c.want {
@@ -96,7 +96,7 @@ func TestCloneIsDeep(t *testing.T) {
 
 func TestResolveFillsOnlyZeros(t *testing.T) {
 	r := full()
-	r.Waiters = append(r.Waiters, Entry{ID: "d.1"})
+	r.Waiters = append(r.Waiters, Entry{ID: "d.1", Token: Ticket(0, 3)})
 	r.Holders[1].Convert.Queued = 0
 	r.Resolve(5)
 	if r.Holders[1].Convert.Queued != 5 || r.Holders[0].Convert != (Conversion{}) {
@@ -106,7 +106,7 @@ func TestResolveFillsOnlyZeros(t *testing.T) {
 	if r.Holders[1].Convert.Queued != 5 {
 		t.Errorf("%+v", r)
 	}
-	if r.Holders[0].Token != 1790000000000000 || r.Holders[1].Token != 5 || r.Waiters[0].Token != math.MaxUint64 || r.Waiters[1].Token != 5 {
+	if r.Holders[0].Token != 1790000000000000 || r.Holders[1].Token != Ticket(5, 0) || r.Waiters[0].Token != math.MaxInt64 || r.Waiters[1].Token != Ticket(5, 3) {
 		t.Errorf("%+v", r)
 	}
 }
@@ -138,7 +138,7 @@ func anyEntry(t *rapid.T, id string, holder bool) Entry {
 		Mode:  Mode(rapid.IntRange(int(IS), int(X)).Draw(t, "mode")),
 		Owner: rapid.String().Draw(t, "owner"),
 		TTL:   time.Duration(rapid.Int64Range(1, int64(maxTTL/time.Millisecond)).Draw(t, "ttl")) * time.Millisecond,
-		Token: rapid.Uint64().Draw(t, "token"),
+		Token: rapid.Uint64Max(math.MaxInt64).Draw(t, "token"),
 		Meta:  rapid.MapOfN(rapid.String(), rapid.String(), 0, 3).Draw(t, "meta"),
 	}
 	if len(e.Meta) == 0 {
@@ -153,7 +153,7 @@ func anyEntry(t *rapid.T, id string, holder bool) Entry {
 	case seq%3 == 0:
 		e.Converted = ID(e.Lease(), seq)
 	case seq%3 == 1:
-		e.Convert = Conversion{ID: ID(e.Lease(), seq), Mode: e.Mode, Queued: rapid.Uint64().Draw(t, "queued")}
+		e.Convert = Conversion{ID: ID(e.Lease(), seq), Mode: e.Mode, Queued: rapid.Uint64Max(math.MaxInt64).Draw(t, "queued")}
 	}
 	if rapid.Bool().Draw(t, "candidate") {
 		e.Value = Value{Set: true, Data: string(rapid.SliceOf(rapid.Byte()).Draw(t, "value"))}

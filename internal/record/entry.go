@@ -15,8 +15,8 @@ type Entry struct {
 	TTL   time.Duration // the TTL of its lease, whole milliseconds: an observer needs it when the lease's key is missing
 	Since time.Time     // when it was asked for, by the requester's wall clock: for people, decides nothing. UTC, milliseconds; zero = not known
 
-	// Token is a holder's fencing token, and for a waiter the revision of the write that queued it.
-	// 0 means "the revision this record is stored at"; see Record.Resolve.
+	// Token is the entry's ticket: a holder's fencing token, and a waiter's place in all queues; see ticket.go.
+	// One without a revision is of the write that this record is stored by; see Record.Resolve.
 	Token uint64
 	Meta  map[string]string // what the owner wants others to see; read-only once in a record
 
@@ -127,10 +127,10 @@ func (e Entry) OwnerID() string {
 // Lease is the id of the lease that this entry stands and falls with.
 func (e Entry) Lease() string { return LeaseOf(e.ID) }
 
-// Resolve gives what is 0 and stands for the revision of the record that value, rev.
+// Resolve fills in rev, the revision of the record, where the entry says "this record's".
 func (e *Entry) Resolve(rev uint64) {
-	if e.Token == 0 {
-		e.Token = rev
+	if RevisionOf(e.Token) == 0 {
+		e.Token |= rev << ticketBits
 	}
 	if e.Convert.ID != "" && e.Convert.Queued == 0 {
 		e.Convert.Queued = rev

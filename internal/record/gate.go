@@ -28,8 +28,6 @@ func (gateRules) facts(r *Record, f *Facts) {
 	f.Parties, f.Gen, f.Open, f.Arrived = g.parties, g.gen, g.open, len(r.Holders)
 }
 
-func (gateRules) schema(*Record) uint64 { return 1 }
-
 // lives: what is of a member is of this life.
 func (gateRules) lives(op *Op) bool { return op.Verb == OpEnter }
 

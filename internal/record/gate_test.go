@@ -25,7 +25,7 @@ func opened(t *testing.T) (s *site, a, b Op) {
 	s.stands(Waiting, 0, a)
 	s.must(b)
 	s.stands(Granted, 0, a, b)
-	if f := s.rec.Facts(); !f.Open || f.Parties != 2 || f.Arrived != 2 || f.Gen != 2 || s.rec.Holders[0].Token != s.rev {
+	if f := s.rec.Facts(); !f.Open || f.Parties != 2 || f.Arrived != 2 || f.Gen != 2 || s.rec.Holders[0].Token != Ticket(s.rev, 0) {
 		t.Fatalf("%+v", f)
 	}
 	return s, a, b

@@ -33,8 +33,6 @@ var kinds = map[Kind]rules{
 // rules is what a kind adds to what all records have in common: entries that stand under leases,
 // and the verbs release, evict, revoke and remove. A new kind is a new value of it, in a file of its own.
 type rules interface {
-	// schema is the lowest schema version that reads r.
-	schema(r *Record) uint64
 	// check returns Applied for an operation with a verb of this kind that can be applied to some
 	// record, and BadOp for other verbs.
 	check(op *Op) Verdict
@@ -246,14 +244,6 @@ func (r *Record) Idle() bool {
 func (r *Record) Outlived(age time.Duration) bool {
 	k := r.rules()
 	return k != nil && len(r.Holders)+len(r.Waiters) == 0 && k.outlived(r, age)
-}
-
-// schema is the lowest schema version that reads r.
-func (r *Record) schema() uint64 {
-	if k := r.rules(); k != nil {
-		return k.schema(r)
-	}
-	return 1
 }
 
 // rules is nil for a nil record and for one that has no kind yet, or none that is known.

@@ -6,12 +6,10 @@ import (
 	"time"
 )
 
-// other is a second kind, of records that need a newer schema.
+// other is a second kind.
 const other Kind = "other"
 
 type otherRules struct{ lockRules }
-
-func (otherRules) schema(*Record) uint64 { return 7 }
 
 // storedForm is the stored form of r, of an idle record as another hand may have left it.
 func storedForm(r *Record) []byte {
@@ -70,18 +68,6 @@ func TestCommonVerbsNeedNoKind(t *testing.T) {
 		if _, results, _ := Apply(held, 1, []Op{op}, Limits{}); results[0].Verdict != BadOp {
 			t.Errorf("%s of kind %q: %s", op.Verb, op.Kind, results[0].Verdict)
 		}
-	}
-}
-
-// A record states the lowest schema that its content needs: a newer kind makes only its own records
-// unreadable to an older client.
-func TestRecordStatesTheSchemaItNeeds(t *testing.T) {
-	if stored := string(New(KindLock).Append(nil)); stored != `{"v":1,"kind":"lock"}` {
-		t.Error(stored)
-	}
-	withOther(t)
-	if stored := string(New(other).Append(nil)); stored != `{"v":7,"kind":"other"}` {
-		t.Error(stored)
 	}
 }
 

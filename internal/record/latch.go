@@ -44,8 +44,6 @@ func (latchRules) facts(r *Record, f *Facts) {
 	f.Count, f.Initial, f.Open, f.Fenced = l.count, l.initial, l.count == 0, l.fenced
 }
 
-func (latchRules) schema(*Record) uint64 { return 1 }
-
 func (latchRules) lives(op *Op) bool { return !op.common() }
 
 func (latchRules) begin(r *Record, op *Op) {

@@ -29,7 +29,7 @@ func TestP14_EachCountsOnceInAnyOrder(t *testing.T) {
 	again := latchOp(OpAdd, "z.1", 7, 0)
 	rec, _ = verdict(rec, rev, again)
 	wantCount(t, rec, 7)
-	if want := `{"v":1,"kind":"latch","count":7,"initial":3,"marks":{"a":[30000,"1-2,4"],"z":[30000,"1"]}}`; string(rec.Append(nil)) != want {
+	if want := `{"v":3,"kind":"latch","count":7,"initial":3,"marks":{"a":[30000,"1-2,4"],"z":[30000,"1"]}}`; string(rec.Append(nil)) != want {
 		t.Errorf("%s, want %s", rec.Append(nil), want)
 	}
 }
@@ -135,7 +135,7 @@ func TestLatchOpensOnce(t *testing.T) {
 	rev++
 	expect(t, rec, "", "")
 	wantCount(t, rec, 0)
-	if want := `{"v":1,"kind":"latch","open":true,"initial":3}`; string(rec.Append(nil)) != want || rec.Idle() {
+	if want := `{"v":3,"kind":"latch","open":true,"initial":3}`; string(rec.Append(nil)) != want || rec.Idle() {
 		t.Errorf("%s, want %s", rec.Append(nil), want)
 	}
 	if st := rec.Standing(&wait); st.Standing != Granted || st.Entry != nil {

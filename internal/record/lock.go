@@ -12,21 +12,6 @@ import (
 // cond.go, elections in election.go.
 type lockRules struct{}
 
-// schema: conditions and values are what version 1 doesn't know.
-func (lockRules) schema(r *Record) uint64 {
-	if r.Body != nil {
-		return 2
-	}
-	for _, list := range [][]Entry{r.Holders, r.Waiters} {
-		for i := range list {
-			if e := &list[i]; e.Value.Set || e.Proclaim > 0 || e.Signalled != "" || e.SignalAll || e.LastSignal > 0 {
-				return 2
-			}
-		}
-	}
-	return 1
-}
-
 func (lockRules) idle(r *Record) bool {
 	return len(r.Holders) == 0 && len(r.Waiters) == 0 && r.Body == nil
 }
@@ -59,16 +44,6 @@ func (lockRules) longest(e *Entry) {
 	if e.Value.Set {
 		e.Proclaim = math.MaxUint64
 	}
-}
-
-func (l lockRules) whole(d *decoder) error {
-	switch needs := l.schema(&d.rec); {
-	case d.version < needs:
-		return d.fail("schema version 1 has no conditions, signals and values")
-	case needs > 1:
-		return l.checkWhole(d)
-	}
-	return nil
 }
 
 func (lockRules) check(op *Op) Verdict {
@@ -419,13 +394,14 @@ func (m *machine) sameOwner(owner string) *Entry {
 // if one behind it would: else readers could keep a writer waiting for ever.
 // Conversions come first, and while one of them waits nobody is let in beside it, for the same reason.
 func (m *machine) promote() {
-	if m.promoteConversions() {
+	waits := m.promoteConversions()
+	m.reticket()
+	if waits {
 		return
 	}
 	held, n := m.modes(), 0
 	for n < len(m.Waiters) && len(m.Holders) < m.lim.MaxHolders && held.admits(m.Waiters[n].Mode) {
 		e := m.Waiters[n]
-		e.Token = 0 // the fencing token is the revision of this write, not of the one that queued it
 		m.Holders = append(m.Holders, e)
 		held = held.with(e.Mode)
 		n++

@@ -23,8 +23,6 @@ func (r *Record) once() *once { return r.Body.(*once) }
 
 func (onceRules) facts(r *Record, f *Facts) { f.Value, f.By = r.once().result, r.once().by }
 
-func (onceRules) schema(*Record) uint64 { return 1 }
-
 func (onceRules) lives(op *Op) bool { return !op.common() }
 
 func (onceRules) begin(r *Record, _ *Op) { r.Body = new(once) }

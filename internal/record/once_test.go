@@ -11,7 +11,7 @@ func begin(id string, life uint64) Op {
 }
 
 func finish(holder string, token, life uint64, result string) Op {
-	return Op{Kind: KindOnce, Verb: OpFinish, ID: LeaseOf(holder) + ".99", Lease: LeaseOf(holder), Holder: holder, Token: token, Life: life, Value: Value{Set: true, Data: result}}
+	return Op{Kind: KindOnce, Verb: OpFinish, ID: LeaseOf(holder) + ".99", Lease: LeaseOf(holder), Holder: holder, Token: Ticket(token, 0), Life: life, Value: Value{Set: true, Data: result}}
 }
 
 func TestOnce(t *testing.T) {
@@ -29,7 +29,7 @@ func TestOnce(t *testing.T) {
 	expect(t, next, "b.1", "c.1")
 
 	rec, _ = verdict(rec, rev, finish("a.1", 1, 0, "42"))
-	if want := `{"v":1,"kind":"once","value":"42","by":"a.1"}`; string(rec.Append(nil)) != want || rec.Idle() {
+	if want := `{"v":3,"kind":"once","value":"42","by":"a.1"}`; string(rec.Append(nil)) != want || rec.Idle() {
 		t.Errorf("%s, want %s", rec.Append(nil), want)
 	}
 	waits := begin("b.1", 0)
@@ -154,7 +154,7 @@ func TestOnceSchedules(t *testing.T) {
 		case 0, 1, 2:
 			if rec != nil && len(rec.Holders) > 0 {
 				h := rec.Holders[0]
-				op = finish(h.ID, h.Token, life, h.ID)
+				op = finish(h.ID, RevisionOf(h.Token), life, h.ID)
 				op.Fail = rng.IntN(3) > 0
 			}
 		case 3:

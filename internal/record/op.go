@@ -149,7 +149,7 @@ type Op struct {
 	Patience time.Duration
 
 	// UpTo makes OpRevoke and OpRemove of every holder idempotent: they touch only holders whose
-	// token is at most UpTo, the revision of the record that the operator saw. With 0 they touch
+	// token is at most UpTo, the greatest among those that the operator saw. With 0 they touch
 	// whoever holds, and a retry after an unknown outcome hits those who were granted meanwhile.
 	UpTo uint64
 
@@ -222,13 +222,13 @@ func validCount(n int) bool { return n >= 1 && n <= maxCount }
 // Limits bound a record. A field that is zero or less means its default.
 type Limits struct {
 	MaxHolders int // entries; further compatible requests queue
-	MaxWaiters int // entries
+	MaxWaiters int // entries, in all queues together; above the constant MaxWaiters only of what is not written
 	MaxBytes   int // of the encoding, with room for what may still happen to its entries
 }
 
-// DefaultLimits are 1,024 holders, 1,024 waiters and 512 KiB, half of a server's usual limit of a message.
+// DefaultLimits are 1,024 holders, 2,047 waiters and 512 KiB, half of a server's usual limit of a message.
 func DefaultLimits() Limits {
-	return Limits{MaxHolders: 1024, MaxWaiters: 1024, MaxBytes: 512 << 10}
+	return Limits{MaxHolders: 1024, MaxWaiters: MaxWaiters, MaxBytes: 512 << 10}
 }
 
 // Within returns l for records that have to fit n bytes.

@@ -46,14 +46,45 @@ func (o *oracle) clone() *oracle {
 
 // commit says that the state was written at revision rev.
 func (o *oracle) commit(rev uint64) {
+	for i, n := range o.numbers() {
+		o.entries[i].token = n
+	}
 	for i := range o.entries {
-		if o.entries[i].token == 0 {
-			o.entries[i].token = rev
+		if o.entries[i].token < 2048 {
+			o.entries[i].token += rev * 2048
 		}
 		if o.entries[i].convert != "" && o.entries[i].since == 0 {
 			o.entries[i].since = rev
 		}
 	}
+}
+
+// numbers are the places of those, by their index, who wait and have no ticket yet.
+func (o *oracle) numbers() map[int]uint64 {
+	numbers := map[int]uint64{}
+	for _, w := range o.list(false) {
+		if w.token == 0 {
+			for i := range o.entries {
+				if o.entries[i].op.ID == w.op.ID {
+					numbers[i] = uint64(len(numbers) + 1)
+				}
+			}
+		}
+	}
+	return numbers
+}
+
+// again gives those who wait new tickets: somebody ceased to hold an intent, or has got a new token.
+func (o *oracle) again() {
+	for i := range o.entries {
+		if !o.entries[i].holds {
+			o.entries[i].token = 0
+		}
+	}
+}
+
+func intent(e oracleEntry) bool {
+	return e.holds && (e.op.Mode == IS || e.op.Mode == IX || e.op.Mode == SIX)
 }
 
 // list returns the holders or the waiters, in order.
@@ -82,6 +113,8 @@ func (o *oracle) drop(gone func(oracleEntry) bool) {
 	for _, e := range o.entries {
 		if !gone(e) {
 			kept = append(kept, e)
+		} else if intent(e) {
+			defer o.again()
 		}
 	}
 	o.entries = kept
@@ -155,6 +188,10 @@ func (o *oracle) waitsFor() map[[2]string]bool {
 func (o *oracle) become(h *oracleEntry, id string, mode Mode) {
 	if !oracleCovers(h.op.Mode, mode) {
 		h.token = 0
+		o.again()
+	}
+	if intent(*h) && h.op.Mode != mode {
+		o.again()
 	}
 	h.op.Mode, h.converted = mode, id
 	h.target, h.convert, h.since = None, "", 0
@@ -174,6 +211,9 @@ func (o *oracle) conversion(op Op) (Verdict, string) {
 		if newest <= back {
 			h.target, h.convert, h.since = None, "", 0
 			if oracleCovers(h.op.Mode, op.Mode) {
+				if intent(*h) && h.op.Mode != op.Mode {
+					o.again()
+				}
 				h.op.Mode = op.Mode
 			}
 		}
@@ -223,7 +263,7 @@ func (o *oracle) promote() {
 		}
 		head := o.find(waiters[0].op.ID)
 		o.clock++
-		head.holds, head.order, head.token = true, o.clock, 0
+		head.holds, head.order = true, o.clock
 	}
 }
 
@@ -263,7 +303,7 @@ func oracleSize(op Op) int {
 }
 
 func (o *oracle) size() int {
-	n := len(`{"v":1,"kind":"lock","hold_us":9007199254740991,"holders":[],"waiters":[]}`)
+	n := len(`{"v":3,"kind":"lock","hold_us":9007199254740991,"holders":[],"waiters":[]}`)
 	for _, e := range o.entries {
 		n += oracleSize(e.op)
 	}
@@ -411,6 +451,10 @@ func (o *oracle) turns(newcomer Mode) int {
 
 // record is the state as a record. Times and TTLs are expected to be whole milliseconds.
 func (o *oracle) record() *Record {
+	o = o.clone()
+	for i, n := range o.numbers() {
+		o.entries[i].token = n
+	}
 	r := &Record{Kind: "lock", Hold: o.hold}
 	for _, holding := range []bool{true, false} {
 		for _, e := range o.list(holding) {

@@ -60,8 +60,8 @@ func (r *Record) Clone() *Record {
 	return c
 }
 
-// Resolve gives every entry whose token is 0 the token rev, the revision at which r was read, and
-// likewise the conversions whose Queued is 0.
+// Resolve fills in rev, the revision at which r was read, in tickets without one, and likewise in
+// conversions whose Queued is 0.
 func (r *Record) Resolve(rev uint64) {
 	for _, list := range [][]Entry{r.Holders, r.Waiters} {
 		for i := range list {

@@ -34,8 +34,6 @@ func (semaphoreRules) facts(r *Record, f *Facts) {
 	f.Size, f.Taken, f.Initial, f.Sized = s.size, r.permitsOut(), s.initial, s.sized
 }
 
-func (semaphoreRules) schema(*Record) uint64 { return 1 }
-
 func (semaphoreRules) lives(op *Op) bool { return op.Verb == OpResize || op.Verb == OpDelete }
 
 func (semaphoreRules) begin(r *Record, op *Op) {

@@ -25,10 +25,12 @@ var update = flag.Bool("update", false, "write what the transcripts in testdata 
 //	release ID [lease=L] [hold=D] [token=T]
 //	evict LEASE...
 //	KIND VERB [ID] [FIELD=VALUE]...   an operation of another kind than lock; FIELD is n, limit, base, life, holder, token, value or fail
-//	revoke ID|all [upto=REVISION]   (also: remove)
+//	revoke ID|all [upto=T]   (also: remove)
 //	lost COMMAND      apply, but lose the write: the conflict or the failure of a CAS
 //	limits holders=N waiters=N bytes=N
 //	json              the record as it is stored
+//
+// A ticket T is REVISION, or REVISION.NUMBER.
 //
 // With -update the files are written anew; read the difference before you keep it.
 func TestTranscripts(t *testing.T) {
@@ -149,7 +151,7 @@ func (s *script) parse(words []string) (op Op) {
 		var err error
 		switch name {
 		case "token":
-			op.Token, err = strconv.ParseUint(value, 10, 64)
+			op.Token, err = parseTicket(value)
 		case "value":
 			op.Value = Value{Set: true, Data: value}
 		case "all":
@@ -165,7 +167,7 @@ func (s *script) parse(words []string) (op Op) {
 		case "patience":
 			op.Patience, err = time.ParseDuration(value)
 		case "upto":
-			op.UpTo, err = strconv.ParseUint(value, 10, 64)
+			op.UpTo, err = parseTicket(value)
 		default:
 			key, ok := strings.CutPrefix(name, "meta.")
 			if !ok {
@@ -221,7 +223,7 @@ func (s *script) apply(ops []Op, lost bool) {
 	s.out.WriteByte('\n')
 	s.body(next)
 	for _, e := range next.Holders {
-		fmt.Fprintf(s.out, "    held     %-4s %-3s token %d", e.ID, take(e), e.Token)
+		fmt.Fprintf(s.out, "    held     %-4s %-3s token %s", e.ID, take(e), ticketText(e.Token))
 		if e.Revoked {
 			s.out.WriteString(", revoked")
 		}
@@ -234,7 +236,7 @@ func (s *script) apply(ops []Op, lost bool) {
 		s.signalled(e)
 	}
 	for i, e := range next.Waiters {
-		fmt.Fprintf(s.out, "    waiting  %-4s %-3s since %d", e.ID, take(e), e.Token)
+		fmt.Fprintf(s.out, "    waiting  %-4s %-3s since %s", e.ID, take(e), ticketText(e.Token))
 		if wait := next.ExpectedWait(i); wait > 0 {
 			fmt.Fprintf(s.out, ", for about %v", wait)
 		}
@@ -242,9 +244,26 @@ func (s *script) apply(ops []Op, lost bool) {
 	}
 	for _, q := range next.Facts().Queues {
 		for _, e := range q.Waiters {
-			fmt.Fprintf(s.out, "    for %-4s %-4s %-3s since %d\n", q.Name, e.ID, e.Mode, e.Token)
+			fmt.Fprintf(s.out, "    for %-4s %-4s %-3s since %s\n", q.Name, e.ID, e.Mode, ticketText(e.Token))
 		}
 	}
+}
+
+func ticketText(token uint64) string {
+	if n := token & MaxWaiters; n > 0 {
+		return fmt.Sprintf("%d.%d", RevisionOf(token), n)
+	}
+	return strconv.FormatUint(RevisionOf(token), 10)
+}
+
+func parseTicket(text string) (uint64, error) {
+	revision, number, _ := strings.Cut(text, ".")
+	rev, err := strconv.ParseUint(revision, 10, 53)
+	n := 0
+	if err == nil && number != "" {
+		n, err = strconv.Atoi(number)
+	}
+	return Ticket(rev, n), err
 }
 
 // signalled ends the line of an entry with what conditions and elections say about it.

@@ -29,7 +29,7 @@ func (s *script) parseOf(kind Kind, words []string) Op {
 		case "life":
 			op.Life, err = strconv.ParseUint(value, 10, 64)
 		case "token":
-			op.Token, err = strconv.ParseUint(value, 10, 64)
+			op.Token, err = parseTicket(value)
 		case "holder":
 			op.Holder = value
 		case "value":

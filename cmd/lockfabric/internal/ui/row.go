@@ -23,7 +23,7 @@ type row struct {
 type holder struct {
 	Owner   string    `json:"owner,omitempty"` // one that was given
 	Mode    string    `json:"mode,omitempty"`
-	Token   uint64    `json:"token"`
+	Token   uint64    `json:"token,string"`
 	Since   time.Time `json:"since"`
 	Lease   string    `json:"lease"`
 	Revoked bool      `json:"revoked,omitempty"`
