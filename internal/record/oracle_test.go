@@ -59,34 +59,6 @@ func (o *oracle) commit(rev uint64) {
 	}
 }
 
-// numbers are the places of those, by their index, who wait and have no ticket yet.
-func (o *oracle) numbers() map[int]uint64 {
-	numbers := map[int]uint64{}
-	for _, w := range o.list(false) {
-		if w.token == 0 {
-			for i := range o.entries {
-				if o.entries[i].op.ID == w.op.ID {
-					numbers[i] = uint64(len(numbers) + 1)
-				}
-			}
-		}
-	}
-	return numbers
-}
-
-// again gives those who wait new tickets: somebody ceased to hold an intent, or has got a new token.
-func (o *oracle) again() {
-	for i := range o.entries {
-		if !o.entries[i].holds {
-			o.entries[i].token = 0
-		}
-	}
-}
-
-func intent(e oracleEntry) bool {
-	return e.holds && (e.op.Mode == IS || e.op.Mode == IX || e.op.Mode == SIX)
-}
-
 // list returns the holders or the waiters, in order.
 func (o *oracle) list(holding bool) []oracleEntry {
 	var out []oracleEntry
