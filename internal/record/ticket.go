@@ -19,6 +19,14 @@ func Ticket(rev uint64, n int) uint64 { return rev<<ticketBits | uint64(n) }
 // RevisionOf returns the revision of a ticket, 0 of one without.
 func RevisionOf(token uint64) uint64 { return token >> ticketBits }
 
+// NewestHold returns the greatest token of those who hold, 0 where nobody does. Who holds later has a greater one.
+func (r *Record) NewestHold() (token uint64) {
+	for i := range r.Holders {
+		token = max(token, r.Holders[i].Token)
+	}
+	return token
+}
+
 // number gives those their tickets who have come to wait by the write at hand; until then they have 0, as
 // those who hold by it have for good.
 func (m *machine) number() {
