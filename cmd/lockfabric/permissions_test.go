@@ -78,6 +78,9 @@ func TestRolesDoTheirJob(t *testing.T) {
 	if got := as("observer", 0, "ls", "--long"); !strings.Contains(got, hostname()) {
 		t.Errorf("%s", got)
 	}
+	if got := as("observer", 0, "top", "--once", "--every", "10ms"); !strings.Contains(got, " 1 hold, 1 wait,") { // by a watch
+		t.Errorf("%s", got)
+	}
 	as("observer", 77, "--timeout", "1s", "run", "other", "--", "true")
 	as("observer", 77, "--timeout", "1s", "release", "--force", "k")
 	_ = stdin.Close()
