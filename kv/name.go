@@ -128,53 +128,27 @@ func refusal(s string) string {
 }
 
 // encodeLevels encodes s, all of whose slashes separate levels. It allocates
-// at most its result, and nothing when s is its own key.
+// its result, with room for what is rarely needed, and nothing when s is its own key.
 func encodeLevels(s string) string {
-	size, last := 0, -1
-	for i := range len(s) {
-		switch c := s[i]; {
-		case literal(c):
-			size++
-		case c == '/':
-			if i == last+1 {
-				size++
-			}
-			size++
-			last = i
-		default:
-			size += 3
-		}
-	}
-	if last == len(s)-1 { // also the single empty level of ""
-		size++
-	}
-	if size == len(s) && last < 0 {
+	if s != "" && plain(s) {
 		return s
 	}
-
 	var b strings.Builder
-	b.Grow(size)
-	last = -1
-	for i := range len(s) {
-		switch c := s[i]; {
-		case literal(c):
-			b.WriteByte(c)
-		case c == '/':
-			if i == last+1 {
-				b.WriteString(emptyLevel)
-			}
-			b.WriteByte('.')
-			last = i
-		default:
-			b.WriteByte('=')
-			b.WriteByte(hexDigits[c>>4])
-			b.WriteByte(hexDigits[c&15])
+	b.Grow(len(s) + 16)
+	for level := range strings.SplitSeq(s, "/") {
+		if level == "" {
+			b.WriteString(emptyLevel)
 		}
+		for i := range len(level) {
+			if c := level[i]; literal(c) {
+				b.WriteByte(c)
+			} else {
+				b.Write([]byte{'=', hexDigits[c>>4], hexDigits[c&15]})
+			}
+		}
+		b.WriteByte('.')
 	}
-	if last == len(s)-1 {
-		b.WriteString(emptyLevel)
-	}
-	return b.String()
+	return b.String()[:b.Len()-1]
 }
 
 // decodeLevels reverses encodeLevels and refuses what that does not write.

@@ -38,7 +38,7 @@ var layers = map[string]layer{
 	"internal/clock":    {},
 	"internal/rtt":      {},
 	"internal/lease":    {imports: []string{"kv", "internal/jskv", "internal/pause", "internal/clock", "internal/rtt"}},
-	"internal/deadlock": {imports: []string{"internal/record"}},
+	"internal/deadlock": {imports: []string{"internal/pause", "internal/record"}},
 	"internal/engine":   {imports: []string{"kv", "internal/jskv", "internal/pause", "internal/record", "internal/lease", "internal/rtt"}},
 	"coalesce": {imports: []string{
 		"internal/engine", "kv", "internal/jskv", "internal/record", "internal/lease", "internal/clock", "internal/rtt",

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
@@ -151,7 +152,7 @@ const (
 // records were written meanwhile.
 func confirm(ctx context.Context, j Judge, path []edge) (c Cycle, agrees, proved bool) {
 	for range looksForProof {
-		if !sleep(ctx, j.Settle()) {
+		if !pause.For(ctx, j.Settle()) {
 			return nil, false, false
 		}
 		g, now, ok := again(ctx, j, path)
@@ -201,15 +202,4 @@ func (g *graph) cycle(path []edge) Cycle {
 		}
 	}
 	return c
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }

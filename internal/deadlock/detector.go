@@ -4,12 +4,12 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
@@ -188,7 +188,7 @@ func (d *Detector) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-d.wake:
-			if rest := time.Until(last.Add(spacing)); rest > 0 && !sleep(ctx, rest) {
+			if rest := time.Until(last.Add(spacing)); rest > 0 && !pause.For(ctx, rest) {
 				return
 			}
 		case <-t.C:
@@ -242,11 +242,12 @@ func (d *Detector) round(ctx context.Context, due []*Waiter, judges *sync.WaitGr
 	first := true // of all of them
 	d.mu.Lock()
 	for _, w := range due {
-		if d.documented(w) {
+		// Its unit is in the document of every lease that it stands under.
+		if p := d.docs[w.Lease]; p != nil && slices.ContainsFunc(p.doc.Units, func(u Unit) bool { return u.waits(w.ID) }) {
 			starts = append(starts, node{w.Key, w.ID})
 			first = first && w.looks == 0
 		}
-		w.due = now.Add(near(min(firstAgain<<min(w.looks, 8), lastAgain)))
+		w.due = now.Add(pause.Near(min(firstAgain<<min(w.looks, 8), lastAgain)))
 		w.looks++
 	}
 	d.mu.Unlock()
@@ -301,33 +302,24 @@ func (d *Detector) judge(ctx context.Context, w *Waiter, path []edge) {
 	}
 	d.mu.Lock()
 	w.judged = false
-	w.due = time.Now().Add(near(firstAgain))
+	w.due = time.Now().Add(pause.Near(firstAgain))
 	d.wakeBy(w.due)
 	d.mu.Unlock()
-}
-
-// documented reports whether the unit of w is in the document of every lease that it stands under. Called with
-// mu held.
-func (d *Detector) documented(w *Waiter) bool {
-	p := d.docs[w.Lease]
-	return p != nil && slices.ContainsFunc(p.doc.Units, func(u Unit) bool { return u.waits(w.ID) })
 }
 
 // publish writes the documents that are to say something else than they do, and those that are to be renewed.
 func (d *Detector) publish(ctx context.Context) {
 	units := d.compose()
-	leases := map[string]bool{}
-	for lease := range units {
-		leases[lease] = true
-	}
 	d.mu.Lock()
 	for lease := range d.docs {
-		leases[lease] = true
+		if _, ok := units[lease]; !ok {
+			units[lease] = nil // it has nothing to say any more
+		}
 	}
 	d.mu.Unlock()
 	var wg sync.WaitGroup
-	for lease := range leases {
-		wg.Go(func() { d.write(ctx, lease, units[lease]) })
+	for lease, list := range units {
+		wg.Go(func() { d.write(ctx, lease, list) })
 	}
 	wg.Wait()
 }
@@ -434,5 +426,3 @@ func (d *Detector) describe(w *Waiter) Wait {
 	}
 	return Wait{Key: w.Key, ID: w.ID, Mode: w.Mode, Queued: w.queued, Back: w.back}
 }
-
-func near(d time.Duration) time.Duration { return d*3/4 + rand.N(d/2+1) }

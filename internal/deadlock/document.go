@@ -72,9 +72,6 @@ func encode(units []Unit) (*Doc, []byte) {
 	}
 }
 
-// holds reports whether the entry with the id, under the document's lease, is one that the unit keeps.
-func (u *Unit) holds(id string) bool { return u.All || slices.Contains(u.Holds, id) }
-
 // waits reports whether the unit waits under this id.
 func (u *Unit) waits(id string) bool {
 	return slices.ContainsFunc(u.Waits, func(w Wait) bool { return w.ID == id })
@@ -86,7 +83,8 @@ func (d *Doc) behind(e *record.Entry) (units []*Unit) {
 		return nil
 	}
 	for i := range d.Units {
-		if u := &d.Units[i]; u.holds(e.ID) || u.waits(e.ID) || e.Convert.ID != "" && u.waits(e.Convert.ID) {
+		u := &d.Units[i]
+		if u.All || slices.Contains(u.Holds, e.ID) || u.waits(e.ID) || e.Convert.ID != "" && u.waits(e.Convert.ID) {
 			units = append(units, u)
 		}
 	}

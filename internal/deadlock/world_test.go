@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
@@ -256,7 +257,7 @@ func (p *simProc) pause(ctx context.Context) {
 	}
 	p.w.mu.Unlock()
 	if lag > 0 {
-		sleep(ctx, lag)
+		pause.For(ctx, lag)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -83,14 +84,6 @@ func (b *Bucket) Incarnation() string { return b.incarnation }
 
 // Stream returns the name of the stream under the bucket.
 func (b *Bucket) Stream() string { return b.stream }
-
-// KeyValue returns the bucket as the NATS client's own type. Do not write
-// through it: its Update drops TTLs and its Delete writes DEL markers, which the
-// server may erase later writes with.
-func (b *Bucket) KeyValue() jetstream.KeyValue { return b.kv }
-
-// Conn returns the connection the bucket uses.
-func (b *Bucket) Conn() *nats.Conn { return b.nc }
 
 // readRoom is what a leader's answer to a read has around the value.
 const readRoom = 1 << 10
@@ -252,8 +245,9 @@ func (b *Bucket) parseAck(data []byte, key string, rev uint64) (uint64, error) {
 	}
 	switch ack.Error.ErrorCode {
 	case codeWrongLastSequence:
-		actual, ok := trailingNumber(ack.Error.Description)
-		if !ok {
+		text := ack.Error.Description // "wrong last sequence: 42"
+		actual, err := strconv.ParseUint(text[strings.LastIndexByte(text, ' ')+1:], 10, 64)
+		if err != nil {
 			return 0, fmt.Errorf("%w: conflict without a revision: %w", ErrBusy, ack.Error)
 		}
 		return 0, &ConflictError{Key: key, Expected: rev, Actual: actual}
@@ -265,16 +259,6 @@ func (b *Bucket) parseAck(data []byte, key string, rev uint64) (uint64, error) {
 		return 0, fmt.Errorf("%w: %w: %w", ErrUnknown, kv.ErrFull, ack.Error)
 	}
 	return 0, fmt.Errorf("%w: %w", ErrUnknown, ack.Error)
-}
-
-// trailingNumber returns the number at the end of "wrong last sequence: 42".
-func trailingNumber(s string) (uint64, bool) {
-	i := len(s)
-	for i > 0 && s[i-1] >= '0' && s[i-1] <= '9' {
-		i--
-	}
-	n, err := strconv.ParseUint(s[i:], 10, 64)
-	return n, err == nil
 }
 
 // listQuiet is how long a list waits for the next entry before it asks for the rest

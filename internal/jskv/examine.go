@@ -118,18 +118,9 @@ func (s *BucketState) Foreign() bool {
 	return len(s.Faults) == 1 && s.Faults[0].Field == fieldSchema
 }
 
-// Locks and Leases return the states of the fabric's buckets. That a bucket does
-// not exist is no error. Errors: kv.ErrNoJetStream, kv.ErrUnavailable.
-func (x *Examiner) Locks(ctx context.Context) (BucketState, error) {
-	return x.bucket(ctx, kv.LocksBucket(x.cfg.Fabric))
-}
-
-// Leases is explained at Locks.
-func (x *Examiner) Leases(ctx context.Context) (BucketState, error) {
-	return x.bucket(ctx, kv.LeasesBucket(x.cfg.Fabric))
-}
-
-func (x *Examiner) bucket(ctx context.Context, name string) (BucketState, error) {
+// Bucket returns the state of one of the fabric's buckets. That it does not exist is no
+// error. Errors: kv.ErrNoJetStream, kv.ErrUnavailable.
+func (x *Examiner) Bucket(ctx context.Context, name string) (BucketState, error) {
 	s := BucketState{Bucket: name}
 	asked := time.Now()
 	stream, err := x.js.Stream(ctx, streamName(name))

@@ -1,6 +1,7 @@
 package jskv
 
 import (
+	"container/heap"
 	"regexp"
 	"strings"
 	"time"
@@ -59,7 +60,7 @@ func (h *Hub) removeKey(k *watchedKey) {
 	}
 	k.dead = true
 	delete(h.keys, k.name)
-	h.unschedule(k)
+	heap.Remove(&h.polls, k.heapIndex)
 	h.detach(k)
 	if len(h.keys) == fewKeys { // from now on each is read by itself
 		for _, k := range h.keys {

@@ -58,7 +58,7 @@ type Buckets struct {
 	// bucket's; see Verify.
 	Last uint64
 
-	openWaits func(context.Context) (*Bucket, error)
+	cfg Config
 }
 
 // meta is the fabric's note in the leases bucket.
@@ -106,7 +106,6 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
 
 func openBuckets(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, cfg Config) (*Buckets, error) {
 	l := &link{clustered: nc.ConnectedClusterName() != ""}
-	noFloor := func(context.Context) (uint64, error) { return 0, nil }
 	leases, err := openBucket(ctx, l, nc, js, cfg, kv.LeasesBucket(cfg.Fabric), noFloor)
 	if err != nil {
 		return nil, err
@@ -119,7 +118,7 @@ func openBuckets(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, cfg
 	if err != nil {
 		return nil, err
 	}
-	b := &Buckets{Locks: locks, Leases: leases, Last: locks.last, openWaits: waitsOpener(nc, js, cfg)}
+	b := &Buckets{Locks: locks, Leases: leases, Last: locks.last, cfg: cfg}
 	if locks.unused {
 		b.makeWaits(ctx)
 	}
@@ -267,6 +266,9 @@ func highWater(ctx context.Context, leases *Bucket) (noted, seen uint64, err err
 	})
 	return noted, seen, err
 }
+
+// noFloor is that of a bucket whose revisions need not rise when it is made again.
+func noFloor(context.Context) (uint64, error) { return 0, nil }
 
 // openBucket opens a bucket, or creates it with revisions above floor, which is
 // asked only then.
@@ -423,11 +425,9 @@ func tooOld(level int) error {
 }
 
 func openError(what string, err error) error {
-	switch {
-	case errors.Is(err, jetstream.ErrJetStreamNotEnabled),
-		errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount),
-		errors.Is(err, nats.ErrNoResponders):
-		return fmt.Errorf("%w: %s: %w", kv.ErrNoJetStream, what, err)
+	kind := kv.ErrUnavailable
+	if errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) || errors.Is(err, nats.ErrNoResponders) {
+		kind = kv.ErrNoJetStream
 	}
-	return fmt.Errorf("%w: %s: %w", kv.ErrUnavailable, what, err)
+	return fmt.Errorf("%w: %s: %w", kind, what, err)
 }

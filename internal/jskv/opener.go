@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"iter"
 	"slices"
 	"time"
 
@@ -180,7 +181,9 @@ func (h *Hub) planPending() *opening {
 			o.absorb = append(o.absorb, g)
 		}
 		if len(o.absorb) == 0 {
-			return h.planWide() // all are full, or the keys are so long that a group holds few of them
+			// All are full, or the keys are so long that a group holds few of them: one watcher
+			// of the whole bucket takes their place.
+			return &opening{wide: true, absorb: slices.Clone(h.groups)}
 		}
 	}
 	for _, key := range candidates {
@@ -192,12 +195,6 @@ func (h *Hub) planPending() *opening {
 		size += bytes
 	}
 	return o
-}
-
-// planWide returns the opening that replaces all groups by one watcher of the
-// whole bucket. Lock held.
-func (h *Hub) planWide() *opening {
-	return &opening{wide: true, absorb: slices.Clone(h.groups)}
 }
 
 // maxFilters is how many bytes of filters one request to open a watcher carries.
@@ -214,21 +211,29 @@ func (h *Hub) filterBytes(keys []string) int {
 	return n
 }
 
-// liveKeys returns the keys of a group that are still registered. Lock held.
-func (h *Hub) liveKeys(g *group) []string {
-	keys := make([]string, 0, g.live)
-	if g.wide() {
-		for name, k := range h.keys {
-			if k.group == g {
-				keys = append(keys, name)
+// keysOf yields the keys of a group that are still registered. Lock held.
+func (h *Hub) keysOf(g *group) iter.Seq[*watchedKey] {
+	return func(yield func(*watchedKey) bool) {
+		if g.wide() {
+			for _, k := range h.keys {
+				if k.group == g && !yield(k) {
+					return
+				}
 			}
 		}
-		return keys
-	}
-	for name := range g.filters {
-		if k := h.keys[name]; k != nil && k.group == g {
-			keys = append(keys, name)
+		for name := range g.filters {
+			if k := h.keys[name]; k != nil && k.group == g && !yield(k) {
+				return
+			}
 		}
+	}
+}
+
+// liveKeys returns their names. Lock held.
+func (h *Hub) liveKeys(g *group) []string {
+	keys := make([]string, 0, g.live)
+	for k := range h.keysOf(g) {
+		keys = append(keys, k.name)
 	}
 	return keys
 }
@@ -319,8 +324,8 @@ func (h *Hub) openFailed(o *opening, err error) {
 	}
 	for _, g := range h.groups { // those whose turn comes when this one has succeeded
 		if g.broken {
-			for _, key := range h.liveKeys(g) {
-				h.unwatched(h.keys[key])
+			for k := range h.keysOf(g) {
+				h.unwatched(k)
 			}
 		}
 	}

@@ -96,8 +96,8 @@ func (h *Hub) nextRead(now time.Time) (*watchedKey, time.Duration) {
 	}
 	for len(h.polls) > 0 {
 		k := h.polls[0]
-		if at := latest(k.due, h.nextPoll); at.After(now) {
-			return nil, at.Sub(now)
+		if wait := max(k.due.Sub(now), h.nextPoll.Sub(now)); wait > 0 {
+			return nil, wait
 		}
 		needed := h.needed(k)
 		k.doubted = false
@@ -238,15 +238,6 @@ func (h *Hub) schedule(k *watchedKey, d time.Duration) {
 func (h *Hub) readAnyway(k *watchedKey, d time.Duration) {
 	k.doubted = true
 	h.schedule(k, d)
-}
-
-func (h *Hub) unschedule(k *watchedKey) { heap.Remove(&h.polls, k.heapIndex) }
-
-func latest(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
 }
 
 // pollHeap orders keys by the time of their next poll.

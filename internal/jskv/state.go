@@ -162,11 +162,8 @@ func (h *Hub) refresh(s mark, removed bool, now time.Time) {
 
 // follows reports whether a watcher has keys that nobody waits for. Lock held.
 func (h *Hub) follows(g *group) bool {
-	if g.wide() {
-		return len(h.keys) > h.hot
-	}
-	for name := range g.filters {
-		if k := h.keys[name]; k != nil && k.group == g && k.hot == 0 {
+	for k := range h.keysOf(g) {
+		if k.hot == 0 {
 			return true
 		}
 	}

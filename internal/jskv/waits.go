@@ -4,9 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -16,15 +13,11 @@ const makeTimeout = 2 * time.Second
 // Waits opens the bucket in which units of work that wait for long say what they hold, and creates it
 // where that is allowed. It is kept in memory: what is lost with its servers is written again. Errors are
 // those of Open; locks work without it.
-func (b *Buckets) Waits(ctx context.Context) (*Bucket, error) { return b.openWaits(ctx) }
-
-func waitsOpener(nc *nats.Conn, js jetstream.JetStream, cfg Config) func(context.Context) (*Bucket, error) {
+func (b *Buckets) Waits(ctx context.Context) (*Bucket, error) {
+	cfg, nc := b.cfg, b.Locks.nc
 	cfg.Memory = true
-	return func(ctx context.Context) (*Bucket, error) {
-		noFloor := func(context.Context) (uint64, error) { return 0, nil }
-		l := &link{clustered: nc.ConnectedClusterName() != ""}
-		return openBucket(ctx, l, nc, js, cfg, kv.WaitsBucket(cfg.Fabric), noFloor)
-	}
+	l := &link{clustered: nc.ConnectedClusterName() != ""}
+	return openBucket(ctx, l, nc, b.Locks.js, cfg, kv.WaitsBucket(cfg.Fabric), noFloor)
 }
 
 // makeWaits creates the bucket together with the others, if that works: whoever needs it later may not

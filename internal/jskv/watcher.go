@@ -172,24 +172,13 @@ func (h *Hub) deliver(g *group, e jetstream.KeyValueEntry) {
 // leader is asked. Lock held.
 func (h *Hub) initialise(g *group) {
 	g.initialised = true
-	check := func(k *watchedKey) {
+	for k := range h.keysOf(g) {
 		switch {
-		case k.group != g || k.watchRev > 0 || k.joined:
+		case k.watchRev > 0 || k.joined:
 		case k.version == 0:
 			h.urge(k)
 		case k.entry.Revision > 0:
 			h.readAnyway(k, 0) // known once, and now nothing
-		}
-	}
-	if g.wide() {
-		for _, k := range h.keys {
-			check(k)
-		}
-		return
-	}
-	for name := range g.filters {
-		if k := h.keys[name]; k != nil {
-			check(k)
 		}
 	}
 }

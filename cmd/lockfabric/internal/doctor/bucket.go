@@ -19,8 +19,8 @@ const farBehind = 10_000
 var firstDay = uint64(time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro())
 
 func (e *exam) buckets(ctx context.Context) {
-	e.leases = e.bucket(ctx, kv.LeasesBucket(e.Fabric), e.kv.Leases)
-	e.locks = e.bucket(ctx, kv.LocksBucket(e.Fabric), e.kv.Locks)
+	e.leases = e.bucket(ctx, kv.LeasesBucket(e.Fabric))
+	e.locks = e.bucket(ctx, kv.LocksBucket(e.Fabric))
 	e.room()
 	if e.locks == nil || e.leases == nil {
 		return
@@ -44,9 +44,9 @@ func (e *exam) buckets(ctx context.Context) {
 }
 
 // bucket looks at one bucket, and returns nil if nothing is known of it.
-func (e *exam) bucket(ctx context.Context, name string, get func(context.Context) (jskv.BucketState, error)) *jskv.BucketState {
+func (e *exam) bucket(ctx context.Context, name string) *jskv.BucketState {
 	r := e.report
-	s, err := ask(ctx, e, e.rights.lacks("$JS.API.STREAM.INFO.KV_"+name), get)
+	s, err := ask(ctx, e, e.rights.lacks("$JS.API.STREAM.INFO.KV_"+name), func(ctx context.Context) (jskv.BucketState, error) { return e.kv.Bucket(ctx, name) })
 	switch {
 	case err == nil:
 	case notAllowed(err):
