@@ -22,7 +22,6 @@ var (
 	bcryptHash   = regexp.MustCompile(`^\$2[abxy]\$\d{2}\$[./A-Za-z0-9]{53}$`)
 )
 
-// clientAuth is who may use the client listener.
 type clientAuth struct {
 	token string
 	users []*natsserver.User // those of the system account, too
@@ -176,7 +175,6 @@ func newIdentity() (*identity, error) {
 	return &identity{public: public, pair: pair}, err
 }
 
-// admit adds the identity to the users.
 func (id *identity) admit(o *natsserver.Options) {
 	o.Nkeys = append(o.Nkeys, &natsserver.NkeyUser{Nkey: id.public, AllowedConnectionTypes: map[string]struct{}{inProcessOnly: {}}})
 }

@@ -17,7 +17,6 @@ type greeting struct {
 	done bool
 }
 
-// Write implements net.Conn.
 func (g *greeting) Write(p []byte) (int, error) {
 	switch {
 	case g.done:

@@ -32,7 +32,6 @@ type config struct {
 	syncSet       bool // by WithSync
 }
 
-// clusterOptions is what WithCluster fills in.
 type clusterOptions struct {
 	name   string
 	listen string

@@ -16,7 +16,6 @@ type plan struct {
 	warnings []func(*slog.Logger)
 }
 
-// access is how clients get in.
 type access struct {
 	auth, tls bool
 	internal  bool // Connect has a user of its own

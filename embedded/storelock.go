@@ -23,7 +23,6 @@ type storeLock struct {
 	file *flock.Flock
 }
 
-// owner is the content of the owner file.
 type owner struct {
 	PID int    `json:"pid"`
 	URL string `json:"url,omitempty"`

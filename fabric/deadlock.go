@@ -52,7 +52,6 @@ func (s *session) detect() {
 	s.goIfOpen(func() { s.detection.d.Run(s.ctx) })
 }
 
-// waiting is a wait of a unit of work for a lock.
 type waiting struct {
 	deadlock.Waiter
 	in     *detection

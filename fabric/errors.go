@@ -177,7 +177,6 @@ func (e *NotAcquiredError) Error() string {
 // Is makes errors.Is(err, ErrNotAcquired) true.
 func (e *NotAcquiredError) Is(target error) bool { return target == ErrNotAcquired }
 
-// Unwrap returns the cause.
 func (e *NotAcquiredError) Unwrap() error { return e.Cause }
 
 // ConvertError is the error of every Convert that failed.
@@ -199,7 +198,6 @@ func (e *ConvertError) Error() string {
 // Is makes errors.Is(err, ErrNotConverted) true.
 func (e *ConvertError) Is(target error) bool { return target == ErrNotConverted }
 
-// Unwrap returns the cause.
 func (e *ConvertError) Unwrap() error { return e.Cause }
 
 // HeldError says who is in the way.
@@ -308,7 +306,6 @@ func (e *LostError) Error() string {
 // Is makes errors.Is(err, ErrLost) true.
 func (e *LostError) Is(target error) bool { return target == ErrLost }
 
-// Unwrap returns the reason.
 func (e *LostError) Unwrap() error { return e.Reason }
 
 // StaleTokenError is the refusal of a token.

@@ -62,7 +62,6 @@ func (h *Hold) noteReleased(ev Event) {
 	h.s.m.logEvent(&ev)
 }
 
-// waiter makes an event about an acquire that waits.
 func (a *attempt) waiter(t EventType, sl *slot, id string) Event {
 	ev := Event{Type: t, Time: time.Now(), Key: a.key, ID: id, Lease: sl.id, Owner: a.req.owner, Mode: modeOf(a.op.Mode), Metadata: a.op.Meta}
 	if ev.Owner == "" {

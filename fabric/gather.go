@@ -93,7 +93,6 @@ func (g *gathering) inUnit(caller context.Context) (leave func()) {
 	return leave
 }
 
-// prepare makes the levels.
 func (g *gathering) prepare(opts []AcquireOption, plan func() ([]*level, error)) (err error) {
 	if g.req, err = g.m.cfg.newRequest(opts); err != nil {
 		return err

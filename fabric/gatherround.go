@@ -125,7 +125,6 @@ func (l *level) end(why error) *Hold {
 	return h
 }
 
-// letGo releases a level in the background.
 func (l *level) letGo(why error) {
 	if h := l.end(why); h != nil {
 		discard(h)

@@ -23,7 +23,6 @@ type Stamp struct {
 	levels []stampLevel // from the root down
 }
 
-// stampLevel is the state of one record.
 type stampLevel struct {
 	enc string
 	rev uint64 // never 0: an absence comes back
@@ -194,7 +193,6 @@ func (m *Manager) validate(caller context.Context, st Stamp, opt engine.ProveOpt
 	return true, nil
 }
 
-// optimism counts for Stats.
 type optimism struct{ reads, hits, fallbacks atomic.Uint64 }
 
 // OptimisticOption configures ReadOptimistic and Update.
@@ -288,7 +286,6 @@ func (a *attempt) stampedOn(s *session) error {
 	return nil
 }
 
-// checkStamp refuses what a stamp can't be given for, and makes the operation depend on it.
 func (a *attempt) checkStamp() error {
 	st := a.req.stamp
 	switch {

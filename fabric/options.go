@@ -114,7 +114,6 @@ func newConfig(opts []Option) (config, error) {
 	return c, c.timing.validate()
 }
 
-// request is one acquire with its options.
 type request struct {
 	timing     timing
 	mode       Mode

@@ -97,7 +97,6 @@ func rankOf(e *record.Entry) int {
 	return n
 }
 
-// release hands the shard on.
 func (o *ownership) release(ctx context.Context) {
 	op := record.Op{Verb: record.OpRelease, ID: o.id, Lease: o.slot.id}
 	_, _ = engine.Do(ctx, o.s.engine, ownerKey, op, engine.Options{FailFast: true, AtLeast: o.rev}) // else it ends with the lease

@@ -40,7 +40,6 @@ type Fenced struct {
 	Revision uint64 // in the user's bucket
 }
 
-// envelope is the stored form.
 type envelope struct {
 	Version int     `json:"v"`
 	Token   uint64  `json:"token,string"`

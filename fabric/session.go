@@ -18,7 +18,6 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// closeAtOnce is how many requests a session's end has under way at most.
 const closeAtOnce = 256
 
 // Holds that last are watched for an operator's interference; short ones are

@@ -67,7 +67,6 @@ func (l *level) refusal(to Mode, cause error) error {
 	return e
 }
 
-// mode is the mode that the level is held in.
 func (l *level) mode() record.Mode {
 	if l.lock == nil {
 		return l.op.Mode

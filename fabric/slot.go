@@ -209,7 +209,6 @@ func (sl *slot) hold(l *Hold) {
 	sl.mu.Unlock()
 }
 
-// all returns the locks held under the lease.
 func (sl *slot) all() []*Hold {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()

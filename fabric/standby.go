@@ -62,7 +62,6 @@ func WithWatch(watch func(m *Manager) (stop func())) ManagerOption {
 	return func(c *config) error { c.watch = watch; return nil }
 }
 
-// standBy is the fabrics that are served at present.
 type standBy struct {
 	nc   *nats.Conn
 	js   jetstream.JetStream

@@ -100,7 +100,6 @@ type standing struct {
 	leases []string
 }
 
-// survey is what a list of the locks shows.
 type survey struct {
 	locks  int
 	others []standing               // locks with entries of other processes
@@ -250,7 +249,6 @@ func (s *session) isDead(ctx context.Context, id string, ttl time.Duration, gues
 	return s.observer.WaitDead(ctx, id, ttl)
 }
 
-// sweep collects dead entries in the background, when it is this manager's turn.
 func (s *session) sweep() {
 	every := s.m.cfg.sweep
 	if s.awaitReady(s.ctx, false) != nil {

@@ -32,7 +32,6 @@ type updates struct {
 	buckets                sync.Map // name → *jskv.UserBucket
 }
 
-// update is one call of Update.
 type update struct {
 	m           *Manager
 	caller, ctx context.Context
@@ -120,7 +119,6 @@ func (u *update) request(n int) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(u.ctx, pause.Doubled(u.m.rtt.Timeout(), n-1, 5*time.Second))
 }
 
-// open returns the bucket.
 func (u *update) open() (*jskv.UserBucket, error) {
 	if b, ok := u.m.updates.buckets.Load(u.bucket); ok {
 		return b.(*jskv.UserBucket), nil

@@ -110,7 +110,6 @@ func plan(wants []Want) ([]*level, error) {
 	return levels, nil
 }
 
-// mode is the mode that is wanted.
 func (w Want) mode() (record.Mode, error) {
 	if w.Mode == "" {
 		return record.X, nil

@@ -46,7 +46,6 @@ func (e *NameError) Error() string {
 	return fmt.Sprintf("%v %q%s: %s", ErrInvalidName, name, more, e.Reason)
 }
 
-// Unwrap returns ErrInvalidName.
 func (e *NameError) Unwrap() error { return ErrInvalidName }
 
 // EncodeName returns the KV key of a resource name. Levels, which '/'

@@ -19,7 +19,6 @@ type barrierCmd struct {
 	holding
 }
 
-// Help tells of the two kinds, and of the exit codes.
 func (*barrierCmd) Help() string {
 	return "Without CMD it ends when N parties have come, for all of them, and the next N are the next generation. One that gives up, at the end of --wait or by a signal, or dies " +
 		"breaks the barrier for those who wait with it, and theirs is exit code 79.\n\n" +
@@ -30,7 +29,6 @@ func (*barrierCmd) Help() string {
 		"65: the number of parties is another one, or the name is something else; others as of run."
 }
 
-// Run waits for the others, and runs the command among them.
 func (b *barrierCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	b.Command = afterDashes(b.Command)
 	if err := b.validate(); err != nil {
@@ -38,7 +36,8 @@ func (b *barrierCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	}
 	t := &task{holding: &b.holding, name: "barrier", key: b.Name, command: b.Command, acquire: b.pass, advice: waitLonger}
 	if len(b.Command) > 0 {
-		t.acquire, t.after = b.enter, leave
+		t.acquire = b.enter
+		t.after = func(ctx context.Context, h held) error { return h.(*primitives.Member).Leave(ctx) }
 	}
 	return t.run(ctx, c, s)
 }
@@ -75,10 +74,6 @@ func (b *barrierCmd) enter(ctx context.Context, m *fabric.Manager) (h held, err 
 	return h, err
 }
 
-// leave waits until all have left.
-func leave(ctx context.Context, h held) error { return h.(*primitives.Member).Leave(ctx) }
-
-// errNotPassed says that what was waited for did not come in time.
 var errNotPassed = errors.New("not passed in time")
 
 // inTime calls fn with the time that there is to wait.

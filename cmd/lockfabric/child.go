@@ -19,7 +19,6 @@ func afterDashes(command []string) []string {
 	return command
 }
 
-// checkCommand refuses a line that runs nothing.
 func checkCommand(what string, command []string) error {
 	if len(command) == 0 || command[0] == "" {
 		return usageError("%s: the command is empty: give one after --", what)
@@ -27,7 +26,6 @@ func checkCommand(what string, command []string) error {
 	return nil
 }
 
-// childOf prepares a command with more variables.
 func childOf(path string, command []string, env ...string) *exec.Cmd {
 	cmd := exec.Command(path)
 	cmd.Args = command

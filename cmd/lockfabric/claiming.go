@@ -8,7 +8,6 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// claiming are the flags of the commands that wait in a queue.
 type claiming struct {
 	Wait       *time.Duration `placeholder:"DURATION" help:"How long to wait; 0 only tries. Without it, as long as it takes. A holder that looks dead is observed for about its TTL on top."`
 	Owner      string         `help:"Identity to hold it under; the same one can't take it twice. Each run is its own by default."`
@@ -44,7 +43,6 @@ func (c *claiming) conflict(err error) error {
 	return refused
 }
 
-// claim waits as long as the flags say.
 func (c *claiming) claim(ctx context.Context, m *fabric.Manager, key string, what fabric.Claim, opts ...fabric.AcquireOption) (held, error) {
 	return c.ask(ctx, func(ctx context.Context, try bool, opts ...fabric.AcquireOption) (held, error) {
 		if try {
@@ -57,7 +55,6 @@ func (c *claiming) claim(ctx context.Context, m *fabric.Manager, key string, wha
 // acquirer waits for what a command holds, or tries.
 type acquirer func(ctx context.Context, try bool, opts ...fabric.AcquireOption) (held, error)
 
-// ask calls acquire as the flags say.
 func (c *claiming) ask(ctx context.Context, acquire acquirer, opts ...fabric.AcquireOption) (held, error) {
 	if c.Owner != "" {
 		opts = append(opts, fabric.WithOwner(c.Owner))

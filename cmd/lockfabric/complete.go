@@ -77,7 +77,6 @@ func candidates(words []string) (all []string, offer string) {
 	return slices.Compact(all), offer
 }
 
-// offer returns what the shell may offer for the value of a flag.
 func (l *commandLine) offer(v *kong.Value) string {
 	if v != nil && (v.Enum != "" || v.Tag.Get("complete") != "" || isDuration(v)) {
 		return offerNothing
@@ -137,7 +136,6 @@ func (l *commandLine) take(w string) {
 	}
 }
 
-// runs says whether what comes last on the line is a command.
 func (l *commandLine) runs() bool {
 	args := l.node.Positional
 	return len(args) > 0 && args[len(args)-1].Passthrough
@@ -193,7 +191,6 @@ func isDuration(v *kong.Value) bool {
 	return t == reflect.TypeFor[time.Duration]() || t == reflect.TypeFor[*time.Duration]()
 }
 
-// commandNames returns the commands that stand under a node.
 func commandNames(node *kong.Node) (names []string) {
 	for _, n := range node.Children {
 		if !n.Hidden {
@@ -236,21 +233,13 @@ func lockNames(global []string) []string {
 	if err != nil {
 		return nil
 	}
-	defer func() { _ = keys.Stop() }()
 	var names []string
-	for {
-		select {
-		case key, ok := <-keys.Keys():
-			if !ok {
-				return names
-			}
-			if name, err := kv.DecodeKey(key); err == nil && plain(name) {
-				names = append(names, name)
-			}
-		case <-ctx.Done():
-			return names
+	for key := range keys.Keys() { // which ends with ctx
+		if name, err := kv.DecodeKey(key); err == nil && plain(name) {
+			names = append(names, name)
 		}
 	}
+	return names
 }
 
 // peek connects to the server as it is, within half of the time.

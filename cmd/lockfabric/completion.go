@@ -21,7 +21,6 @@ type completionCmd struct {
 	Shell string `arg:"" enum:"bash,zsh,fish" help:"The shell: bash, zsh or fish."`
 }
 
-// Help says where the scripts go.
 func (*completionCmd) Help() string {
 	return "bash: source <(lockfabric completion bash)\n\n" +
 		"zsh: source <(lockfabric completion zsh), after compinit\n\n" +
@@ -30,14 +29,12 @@ func (*completionCmd) Help() string {
 		"none is started, and those that a shell would have to quote are left out."
 }
 
-// Run prints the script of a shell.
 func (v *completionCmd) Run(s *streams) error {
 	text := map[string]string{"bash": bashCompletion, "zsh": zshCompletion, "fish": fishCompletion}[v.Shell]
 	_, err := io.WriteString(s.out, text)
 	return writeError(err)
 }
 
-// completeCmd is what the scripts call.
 type completeCmd struct {
 	Words []string `arg:"" optional:"" help:"The command line up to the cursor, without the program's name; the last word may be empty."`
 }

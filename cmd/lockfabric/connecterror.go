@@ -115,5 +115,4 @@ func (t *target) advice(err error, timeout time.Duration) string {
 	return fmt.Sprintf("check %s, and that the server runs with JetStream", t.origin)
 }
 
-// hidden hides secrets in an error's text.
 func (t *target) hidden(err error) error { return &reworded{err, t.secrets.Hide(err.Error())} }

@@ -57,7 +57,6 @@ func (c *connection) note(parsed *kong.Context) {
 	}
 }
 
-// connectingFlags say how to connect.
 var connectingFlags = []string{"server", "context", "creds", "nkey", "user", "password", "token", "tlscert", "tlskey", "tlsca", "tlsfirst", "inbox-prefix"}
 
 // connecting returns a flag that was given on the command line and says how to
@@ -71,7 +70,6 @@ func (c *connection) connecting() string {
 	return ""
 }
 
-// target is a server to connect to.
 type target struct {
 	servers string // for nats.Connect
 	origin  string // who named the server, for messages
@@ -210,7 +208,6 @@ func (t *target) merge(own natscontext.Settings, explicit bool, context string) 
 	return nil
 }
 
-// joined returns a list of URLs, with the credentials in them or without.
 func joined(urls []*url.URL, credentials bool) string {
 	list := make([]string, len(urls))
 	for i, u := range urls {

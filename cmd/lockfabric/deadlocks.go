@@ -19,14 +19,12 @@ type deadlocksCmd struct {
 // minEvery keeps a look from following the other at once.
 const minEvery = 10 * time.Millisecond
 
-// Help tells what is shown.
 func (*deadlocksCmd) Help() string {
 	return "Shown are units of work that hold something and have waited for longer than the delay of deadlock detection, one second by default, and the " +
 		"deadlocks among them, each with the one first that is about to give up. It only reads. A deadlock that stays has somebody in it whose process is " +
 		"stopped: its lease ends it. With --output json each look is one line with --watch. SIGINT and SIGTERM end it with exit code 0."
 }
 
-// Run shows the waits.
 func (c *deadlocksCmd) Run(ctx context.Context, cl *cli, s *streams) error {
 	if c.Every < minEvery {
 		return usageError("deadlocks --every=%v: give %v or more", c.Every, minEvery)
@@ -34,13 +32,7 @@ func (c *deadlocksCmd) Run(ctx context.Context, cl *cli, s *streams) error {
 	if c.Watch {
 		return cl.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error { return c.watch(ctx, cl, s, m) })
 	}
-	return cl.with(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
-		w, err := m.Waits(ctx)
-		if err != nil {
-			return err
-		}
-		return s.print(cl.Output, w, func(out io.Writer) { drawWaits(out, w) })
-	})
+	return show(ctx, cl, s, func(ctx context.Context, m *fabric.Manager) (fabric.Waits, error) { return m.Waits(ctx) }, drawWaits)
 }
 
 func (c *deadlocksCmd) watch(ctx context.Context, cl *cli, s *streams, m *fabric.Manager) error {

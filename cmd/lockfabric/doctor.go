@@ -11,7 +11,6 @@ import (
 	"github.com/lockfabric/lockfabric/internal/lease"
 )
 
-// maxProbes keeps the probe short.
 const maxProbes = 1000
 
 type doctorCmd struct {
@@ -23,7 +22,6 @@ type doctorCmd struct {
 	SystemCreds  string        `placeholder:"FILE" env:"LOCKFABRIC_SYSTEM_CREDS" help:"Credentials file of a user of the system account."`
 }
 
-// Help explains the result.
 func (*doctorCmd) Help() string {
 	return "Nothing is changed: no bucket is created, and with --no-probe nothing is written at all. " +
 		"docs/doctor.md explains every finding.\n\n" +

@@ -30,7 +30,6 @@ func (c *cli) conn(ctx context.Context, s *streams, to *target) (nc *nats.Conn, 
 	return nc, nil
 }
 
-// system returns a connection to the system account.
 func (d *doctorCmd) system(ctx context.Context, c *cli, s *streams, to *target) (*nats.Conn, error) {
 	account, err := to.as(d.SystemServer, d.SystemCreds)
 	if err != nil {

@@ -17,7 +17,6 @@ type electCmd struct {
 	holding
 }
 
-// Help tells what CMD gets, and of the exit codes.
 func (*electCmd) Help() string {
 	return "CMD runs while this process leads, with LOCKFABRIC_KEY and LOCKFABRIC_TOKEN, the term, in its environment; the process resigns when CMD ends. " +
 		"If the leadership is lost CMD gets SIGTERM, and SIGKILL after --kill-after. To stand again is up to who starts this command, such as systemd.\n\n" +
@@ -27,7 +26,6 @@ func (*electCmd) Help() string {
 		"Exit code: CMD's own, or 128+n when signal n ended it; 75: not elected in the time of --wait; 76: the leadership was lost while CMD ran; others as of run."
 }
 
-// Run stands for election, or observes one.
 func (e *electCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	e.Command = afterDashes(e.Command)
 	if err := e.validate(); err != nil {

@@ -42,7 +42,6 @@ func (e *exitError) Error() string {
 	return e.cause.Error()
 }
 
-// Unwrap returns the cause.
 func (e *exitError) Unwrap() error { return e.cause }
 
 // reworded is an error with a better text.
@@ -53,7 +52,6 @@ type reworded struct {
 
 func (e *reworded) Error() string { return e.text }
 
-// Unwrap returns the error as it was.
 func (e *reworded) Unwrap() error { return e.error }
 
 func usageError(format string, args ...any) error {

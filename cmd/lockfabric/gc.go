@@ -13,13 +13,11 @@ type gcCmd struct {
 	DryRun bool   `help:"Change nothing, and tell what looks dead by the server's time stamps."`
 }
 
-// Help says what is collected, and how long that takes.
 func (*gcCmd) Help() string {
 	return "Entries of dead processes are removed whenever somebody wants the lock, and every few minutes by the programs that use the library. " +
 		"This does it now. A process that looks dead is observed for the TTL of its lease and a margin first; one that renews meanwhile keeps what it has."
 }
 
-// Run collects.
 func (g *gcCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	var opts []fabric.CollectOption
 	if g.DryRun {

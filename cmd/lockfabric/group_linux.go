@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lastSignal is the last real-time signal.
 const lastSignal = syscall.Signal(64)
 
 // moreEndings returns those that only this system has. Go can catch the real-time

@@ -17,10 +17,8 @@ type health struct {
 	metrics http.Handler
 }
 
-// errStarting says that a server recovers its store, or waits for its cluster.
 var errStarting = errors.New("the server has not started yet")
 
-// ready sets how to look at the server that has started.
 func (h *health) ready(check func() error) { h.check.Store(&check) }
 
 // ServeHTTP implements http.Handler: /livez says that the process runs, /readyz that locks can be

@@ -14,7 +14,6 @@ type helpCmd struct {
 	Man     bool     `help:"Print the manual of all commands, in roff, as for man -l."`
 }
 
-// Run prints the help of a command.
 func (h *helpCmd) Run(s *streams) error {
 	parser, err := newParser(&cli{}, s.out, s.err)
 	if err == nil && h.Man {

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
-	"text/tabwriter"
 	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
@@ -16,7 +14,6 @@ type inspectCmd struct {
 	Watch bool   `help:"Show it again after each change, until interrupted."`
 }
 
-// Help tells what --watch writes.
 func (*inspectCmd) Help() string {
 	return "With --watch each state is a block that begins with the time, or with --output json one object on one line. " +
 		"Changes that come faster than they can be written are shown together; the last one is never left out. SIGINT and SIGTERM end it with exit code 0."
@@ -31,18 +28,11 @@ func (i *inspectCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if i.Watch {
 		return i.watch(ctx, c, s)
 	}
-	var info fabric.Info
-	err := c.with(ctx, s, func(ctx context.Context, m *fabric.Manager) (err error) {
-		info, err = m.Inspect(ctx, i.Key)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	return s.print(c.Output, info, func(w io.Writer) { describe(w, info, time.Now()) })
+	return show(ctx, c, s,
+		func(ctx context.Context, m *fabric.Manager) (fabric.Info, error) { return m.Inspect(ctx, i.Key) },
+		func(w io.Writer, info fabric.Info) { describe(w, info, time.Now()) })
 }
 
-// watch shows it until it is interrupted.
 func (i *inspectCmd) watch(ctx context.Context, c *cli, s *streams) error {
 	return c.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
 		for info, err := range m.Watch(ctx, i.Key) {
@@ -63,18 +53,11 @@ type watched struct {
 	fabric.Info
 }
 
-// printWatched writes each state at once, so that a reader gets whole blocks.
 func (s *streams) printWatched(format string, v watched) error {
-	if format == "json" {
-		return s.encode(v, "")
-	}
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s %s %s, revision %d\n", v.Time.Format(time.RFC3339), printable(v.Key), state(v.Info), v.Revision)
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	facts(w, v.Info)
-	allParties(w, v.Info, v.Time)
-	_ = w.Flush()
-	fmt.Fprintln(&b)
-	_, err := s.out.Write(b.Bytes())
-	return writeError(err)
+	return s.again(format, v, func(w io.Writer) {
+		fmt.Fprintf(w, "%s %s %s, revision %d\n", v.Time.Format(time.RFC3339), printable(v.Key), state(v.Info), v.Revision)
+		facts(w, v.Info)
+		allParties(w, v.Info, v.Time)
+		fmt.Fprintln(w)
+	})
 }

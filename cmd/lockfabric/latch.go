@@ -52,13 +52,11 @@ type latchWaitCmd struct {
 	NoProgress bool           `help:"Don't tell on the terminal how long this waits."`
 }
 
-// Help tells of the exit codes.
 func (*latchWaitCmd) Help() string {
 	return "Exit code: 0: the latch is open; 75: it did not open in the time of --wait; 79: it was deleted meanwhile; " +
 		"65: its count is another one, the name is something else, or there is no latch and no --count."
 }
 
-// Run waits for the latch.
 func (l *latchWaitCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if l.Wait != nil && *l.Wait < 0 {
 		return usageError("latch wait --wait=%v: give 0 to only look, or leave it out to wait without limit", *l.Wait)
@@ -90,7 +88,6 @@ type latchCountDownCmd struct {
 	Times int `short:"n" default:"1" placeholder:"K" complete:"-" help:"How many times to count."`
 }
 
-// Help tells of the exit codes.
 func (*latchCountDownCmd) Help() string {
 	return "On an open latch it changes nothing. Exit code: 0: it is counted; 69: no server said whether it is; " +
 		"65: the count of the latch is another one, the name is something else, or there is no latch and no --count."
@@ -102,7 +99,6 @@ type counted struct {
 	Count int    `json:"count"` // how many counts are missing; 0 = it is open
 }
 
-// Run counts.
 func (l *latchCountDownCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if l.Times < 1 {
 		return usageError("latch count-down --times=%d: give 1 or more", l.Times)
@@ -110,8 +106,8 @@ func (l *latchCountDownCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err := l.validate("count-down"); err != nil {
 		return err
 	}
-	now := counted{Key: l.Name}
-	err := c.with(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
+	return show(ctx, c, s, func(ctx context.Context, m *fabric.Manager) (counted, error) {
+		now := counted{Key: l.Name}
 		latch, err := l.latch(ctx, m)
 		if err == nil {
 			err = latch.CountDownN(ctx, l.Times)
@@ -119,12 +115,8 @@ func (l *latchCountDownCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		if err == nil {
 			now.Count, err = latch.Count(ctx)
 		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	return s.print(c.Output, now, func(w io.Writer) {
+		return now, err
+	}, func(w io.Writer, now counted) {
 		if now.Count == 0 {
 			fmt.Fprintf(w, "%s: open\n", printable(l.Name))
 		} else {
@@ -137,12 +129,10 @@ type latchDeleteCmd struct {
 	Name string `arg:"" complete:"lock" help:"Name of the latch."`
 }
 
-// Help tells of the exit codes.
 func (*latchDeleteCmd) Help() string {
 	return "An open latch goes by itself a day after it opened. Exit code: 0: there is none any more; 75: somebody waits for it; 65: the name is something else."
 }
 
-// Run deletes the latch.
 func (l *latchDeleteCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err := checkName(l.Name); err != nil {
 		return err

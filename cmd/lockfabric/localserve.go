@@ -46,7 +46,6 @@ func (v *serveCmd) serveLocal(ctx context.Context, c *cli, s *streams) error {
 	return l.run(ctx)
 }
 
-// localServer is a local server while it runs.
 type localServer struct {
 	dir    string
 	idle   time.Duration // whoever started it gets time to find it
@@ -102,7 +101,6 @@ func (l *localServer) run(ctx context.Context) error {
 	return end(l.srv, nil)
 }
 
-// clients counts connections but our own.
 func (l *localServer) clients() int {
 	n := l.srv.NumClients()
 	if l.leases.nc.IsConnected() {

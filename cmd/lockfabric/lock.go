@@ -37,7 +37,6 @@ type locked struct {
 	Token uint64 `json:"token,string"` // fencing token
 }
 
-// Help tells who keeps it, and until when.
 func (*lockCmd) Help() string {
 	return "It ends when the lock is held, and prints the fencing token. A process in the background keeps the lock until the process that called this command has ended, " +
 		"such as a script, or a part of one in parentheses. If the lock is lost before that, it sends SIGTERM to that process. To release the lock earlier, put what needs it in parentheses.\n\n" +
@@ -183,7 +182,6 @@ func (l *lockCmd) acquire(ctx context.Context, m *fabric.Manager) (held, error) 
 	return l.claim(ctx, m, l.Key, fabric.Claim{Kind: fabric.KindLock, Mode: lockMode(l.Mode, l.Shared)}, fabric.WithMetadata(l.Meta))
 }
 
-// lockMode is the mode that the flags say.
 func lockMode(name string, shared bool) fabric.Mode {
 	if shared {
 		return fabric.Shared
@@ -191,7 +189,6 @@ func lockMode(name string, shared bool) fabric.Mode {
 	return fabric.Mode(name)
 }
 
-// modes are the names that --mode takes.
 var modes = []string{"IS", "IX", "S", "SIX", "U", "X"}
 
 func checkMode(what, name string) error {

@@ -18,7 +18,6 @@ type lsCmd struct {
 	Watch  bool   `help:"Go on with the names that change, until interrupted."`
 }
 
-// Help tells what --watch writes.
 func (*lsCmd) Help() string {
 	return "With --watch the names that have changed are listed again, with the time; those that nobody uses any more with a dash as their kind. " +
 		"With --output json each is one object on one line. Changes that come together are shown as one; the last one is never left out. SIGINT and SIGTERM end it with exit code 0."
@@ -30,19 +29,14 @@ func (l *lsCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if l.Watch {
 		return l.watch(ctx, c, s)
 	}
-	infos := []fabric.Info{}
-	err := c.with(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
+	return show(ctx, c, s, func(ctx context.Context, m *fabric.Manager) ([]fabric.Info, error) {
 		list, err := m.List(ctx, l.Prefix)
-		infos = append(infos, list...)
-		if err != nil || c.Output != "text" && !l.Long {
-			return err
+		infos := append([]fabric.Info{}, list...)
+		if err == nil && (c.Output == "text" || l.Long) {
+			err = m.Identify(ctx, infos)
 		}
-		return m.Identify(ctx, infos)
-	})
-	if err != nil {
-		return err
-	}
-	return s.print(c.Output, infos, func(w io.Writer) {
+		return infos, err
+	}, func(w io.Writer, infos []fabric.Info) {
 		fmt.Fprintln(w, l.header())
 		l.rows(w, "", infos, time.Now())
 	})
@@ -96,7 +90,6 @@ func numberOrDash(n uint64) string {
 	return strconv.FormatUint(n, 10)
 }
 
-// watch lists what changes until it is interrupted.
 func (l *lsCmd) watch(ctx context.Context, c *cli, s *streams) error {
 	header := "TIME\t" + l.header() + "\n"
 	return c.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error {

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/term"
 )
 
-// cli is the command line.
 type cli struct {
 	connection
 	Fabric        string        `default:"lockfabric" env:"LOCKFABRIC_FABRIC" help:"Fabric to use: those who name the same one on the same server share locks."`

@@ -24,7 +24,6 @@ type leading struct {
 	Data  []byte    `json:"data,omitempty"`  // likewise, where it is not text
 }
 
-// observe tells who leads until it is interrupted.
 func (e *electCmd) observe(ctx context.Context, c *cli, s *streams) error {
 	return c.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
 		for l, err := range primitives.NewElection(m, e.Name).Observe(ctx) {

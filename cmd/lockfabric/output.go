@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -10,6 +11,8 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode"
+
+	"github.com/lockfabric/lockfabric/fabric"
 )
 
 // print writes a result: the value as JSON, or what text writes in columns that
@@ -28,6 +31,19 @@ func (s *streams) again(format string, v any, text func(w io.Writer)) error {
 		return s.encode(v, "")
 	}
 	return s.print(format, v, text)
+}
+
+// show asks the fabric something, within --timeout, and prints the answer.
+func show[T any](ctx context.Context, c *cli, s *streams, ask func(ctx context.Context, m *fabric.Manager) (T, error), text func(w io.Writer, answer T)) error {
+	var answer T
+	err := c.with(ctx, s, func(ctx context.Context, m *fabric.Manager) (err error) {
+		answer, err = ask(ctx, m)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return s.print(c.Output, answer, func(w io.Writer) { text(w, answer) })
 }
 
 // columns aligns what is separated by tabs.

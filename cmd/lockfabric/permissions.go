@@ -22,14 +22,12 @@ type permissions struct {
 	Subscribe []string `json:"subscribe"` // subjects that the user may subscribe to
 }
 
-// Help tells where the text goes.
 func (*permissionsCmd) Help() string {
 	return "It needs no server. The fabric is that of --fabric. As configuration it goes with a user: { user: NAME, password: …, and then what is printed }. " +
 		"With --inbox-prefix, answers come on subjects of that prefix; give every user another one, and no user can read the answers to others. " +
 		"docs/security.md says what each role could do if it were hostile."
 }
 
-// Run prints what a role needs.
 func (p *permissionsCmd) Run(c *cli, s *streams) error {
 	all, err := fabric.Permissions(c.Fabric, fabric.Role(p.Role), cmp.Or(c.InboxPrefix, "_INBOX"))
 	if err != nil {

@@ -68,8 +68,6 @@ func showing(ctx context.Context, line *statusLine, text func() string, beside f
 	}
 }
 
-// pause waits for d and reports whether ctx has not ended.
-
 // waiting is the line. What matters most comes first, because the end may be cut.
 func waiting(key string, info *fabric.Info, started, now time.Time) string {
 	text := fmt.Sprintf("waiting %s for %s", age(started, now), printable(key))

@@ -22,7 +22,6 @@ type releaseCmd struct {
 	Yes    bool   `short:"y" help:"Don't ask before locks are taken by --prefix."`
 }
 
-// Help explains the two ways.
 func (*releaseCmd) Help() string {
 	return "Each holder is told, ends its command and lets go; the next one is granted then, or when the holder turns out to be dead. " +
 		"With --now the next one is granted at once and the holders learn of it within a second: safety rests on fencing tokens alone.\n\n" +
@@ -36,7 +35,6 @@ type released struct {
 	Now      bool   `json:"now"`
 }
 
-// Run takes the lock away.
 func (r *releaseCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	switch {
 	case !r.Force:
@@ -51,15 +49,9 @@ func (r *releaseCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err := checkName(r.Key); err != nil {
 		return err
 	}
-	var done released
-	err := c.with(ctx, s, func(ctx context.Context, m *fabric.Manager) (err error) {
-		done, err = r.take(ctx, m, r.Key)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	return s.print(c.Output, done, done.write)
+	return show(ctx, c, s,
+		func(ctx context.Context, m *fabric.Manager) (released, error) { return r.take(ctx, m, r.Key) },
+		func(w io.Writer, done released) { done.write(w) })
 }
 
 func (r *releaseCmd) take(ctx context.Context, m *fabric.Manager, key string) (released, error) {
@@ -132,7 +124,6 @@ func (r *releaseCmd) takeAll(ctx context.Context, c *cli, s *streams) error {
 	return err
 }
 
-// confirm shows names and asks whether they are all meant.
 func confirm(w io.Writer, keys []string) bool {
 	for _, key := range keys {
 		fmt.Fprintf(w, "  %s\n", printable(key))

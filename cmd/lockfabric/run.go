@@ -23,7 +23,6 @@ type runCmd struct {
 	staying
 }
 
-// Help tells of the exit codes.
 func (*runCmd) Help() string {
 	return "CMD gets LOCKFABRIC_KEY and LOCKFABRIC_TOKEN, the fencing token, in its environment, and with --also, --path and --under LOCKFABRIC_TOKENS, a JSON object of all names and tokens. Signals are passed on to its process group. " +
 		"If the lock or the permit is lost the group gets SIGTERM, and SIGKILL after --kill-after.\n\n" +
@@ -35,7 +34,6 @@ func (*runCmd) Help() string {
 		"126, 127: CMD can't be run, not found; 70: a defect."
 }
 
-// Run holds the lock, or the permits, while the command runs.
 func (r *runCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	r.Command = afterDashes(r.Command)
 	if r.Line != "" && len(r.Command) == 0 {

@@ -18,7 +18,6 @@ import (
 	"github.com/lockfabric/lockfabric/embedded"
 )
 
-// shutdownTimeout bounds an orderly end of a server.
 const shutdownTimeout = 30 * time.Second
 
 // defaultListen and defaultCluster are not defaults of the flags, so that a
@@ -159,7 +158,6 @@ func (v *serveCmd) options(c *cli) ([]embedded.Option, error) {
 	return append(append(opts, more...), embedded.WithCluster(cmp.Or(v.ClusterName, defaultCluster), v.ClusterListen, v.Routes...)), err
 }
 
-// options are those of the server.
 type options []embedded.Option
 
 // add adds an option if what it is for was given.

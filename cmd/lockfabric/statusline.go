@@ -26,7 +26,6 @@ func (l *statusLine) usable() bool {
 	return term.IsTerminal(int(l.term.Fd())) && kind != "dumb"
 }
 
-// Write implements io.Writer.
 func (l *statusLine) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -25,7 +25,6 @@ type held interface {
 	Release(ctx context.Context) error
 }
 
-// holding are the flags of the commands that hold something while CMD runs.
 type holding struct {
 	TTL        time.Duration     `default:"30s" help:"How long it stays held after the last sign of life. Under 15s a server's failover can cost it."`
 	KillAfter  time.Duration     `default:"10s" help:"Time from SIGTERM to SIGKILL when it is lost while CMD runs."`
@@ -56,7 +55,6 @@ type task struct {
 	after func(ctx context.Context, h held) error
 }
 
-// run holds it while the command runs.
 func (t *task) run(ctx context.Context, c *cli, s *streams) error {
 	path := ""
 	if len(t.command) > 0 {
@@ -106,7 +104,6 @@ func (t *task) run(ctx context.Context, c *cli, s *streams) error {
 	return err
 }
 
-// environment tells a command what is held.
 func environment(h held) []string {
 	env := []string{"LOCKFABRIC_KEY=" + h.Key(), "LOCKFABRIC_TOKEN=" + strconv.FormatUint(h.Token(), 10)}
 	if s, ok := h.(*heldSet); ok {
@@ -120,7 +117,6 @@ func environment(h held) []string {
 	return env
 }
 
-// end lets go of what is held, and closes the manager.
 func (t *task) end(ctx context.Context, m *fabric.Manager, h held, sigs <-chan os.Signal) error {
 	if t.after == nil || h.Err() != nil {
 		return impatiently(sigs, func() error { return letGo(ctx, m, h) })
@@ -142,7 +138,6 @@ const (
 	closeTime   = 500 * time.Millisecond
 )
 
-// letGo releases what is held and closes the manager.
 func letGo(ctx context.Context, m *fabric.Manager, h held) error {
 	late := time.AfterFunc(releaseTime, func() { _ = m.Close() }) // which ends the release, too
 	defer late.Stop()

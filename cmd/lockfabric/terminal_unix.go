@@ -68,7 +68,6 @@ func (t *terminal) set(pgrp int) bool {
 	return unix.IoctlSetPointerInt(int(t.file.Fd()), unix.TIOCSPGRP, pgrp) == nil
 }
 
-// lent reports whether the command has the terminal.
 func (t *terminal) lent() bool { return t.foreground() == t.group.pid }
 
 // lend gives the terminal to the command, if it is ours to give: a run in the
@@ -94,7 +93,6 @@ func (t *terminal) close(restore bool) {
 	_ = t.file.Close()
 }
 
-// forward gives a signal to the group.
 func (v *supervisor) forward(sig os.Signal) {
 	s, ok := sig.(syscall.Signal)
 	if !ok {

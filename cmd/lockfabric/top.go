@@ -24,7 +24,6 @@ type topCmd struct {
 	Once   bool          `help:"Count once for the time of --every, write the table and end; also where there is no terminal."`
 }
 
-// Help tells what is counted.
 func (*topCmd) Help() string {
 	return "RATE is how many changes of a name came in a second: grants, releases and waiters that come or go; those that come together count as one. " +
 		"The writes in the first line are those of all names of the fabric. AGE is that of the first holder, WAITED that of the first waiter. " +
@@ -43,7 +42,6 @@ const (
 	clearBelow  = "\x1b[J"
 )
 
-// Run shows the table until it is ended.
 func (c *topCmd) Run(ctx context.Context, cl *cli, s *streams) error {
 	screen, _ := s.out.(*os.File)
 	switch {

@@ -18,7 +18,6 @@ type treeCmd struct {
 	Watch  bool   `help:"Show it again after each change, until interrupted."`
 }
 
-// Help tells what is marked.
 func (*treeCmd) Help() string {
 	return "Levels without a lock of their own are shown where something below them is in use. Marked are intents that a process shares among its paths, " +
 		"and holds that are announced on no level above, as those of a lock that was acquired without its path: who locks a level above doesn't see them. " +
@@ -37,19 +36,14 @@ func (c *treeCmd) Run(ctx context.Context, cl *cli, s *streams) error {
 	if c.Watch {
 		return c.watch(ctx, cl, s)
 	}
-	var nodes []node
-	err := cl.with(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
+	return show(ctx, cl, s, func(ctx context.Context, m *fabric.Manager) ([]node, error) {
 		infos, err := m.List(ctx, c.root())
 		if err != nil {
-			return err
+			return nil, err
 		}
-		nodes = c.nodes(infos)
-		return identify(ctx, m, nodes)
-	})
-	if err != nil {
-		return err
-	}
-	return s.print(cl.Output, nodes, func(w io.Writer) { drawTree(w, nodes, time.Now()) })
+		nodes := c.nodes(infos)
+		return nodes, identify(ctx, m, nodes)
+	}, func(w io.Writer, nodes []node) { drawTree(w, nodes, time.Now()) })
 }
 
 // root is the highest level above the names that are asked for: their announcements begin there.

@@ -31,7 +31,6 @@ type uiCmd struct {
 // uiTokenEnv is the variable for the page's token.
 const uiTokenEnv = "LOCKFABRIC_UI_TOKEN"
 
-// Help says what one sees, and who.
 func (*uiCmd) Help() string {
 	return "The page shows names as a tree, with holders, queues, tokens and ages, as they change. It asks for a token, which the printed address has in it. " +
 		"SIGINT and SIGTERM end it with exit code 0."
@@ -44,7 +43,6 @@ type pageAt struct {
 	TLS   bool   `json:"tls"`
 }
 
-// Run serves the page until it is interrupted.
 func (u *uiCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	certs, err := u.check()
 	if err != nil {
@@ -103,7 +101,6 @@ func (u *uiCmd) check() ([]tls.Certificate, error) {
 	return nil, nil
 }
 
-// servePage serves until ctx ends.
 func servePage(ctx context.Context, l net.Listener, log *slog.Logger, page http.Handler) error {
 	srv := &http.Server{
 		Handler: page, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 1 << 16,

@@ -41,7 +41,6 @@ func newVersionInfo(build *debug.BuildInfo) versionInfo {
 	return v
 }
 
-// Run shows the version.
 func (*versionCmd) Run(c *cli, s *streams) error {
 	v := thisVersion()
 	return s.print(c.Output, v, v.write)
@@ -52,7 +51,6 @@ func thisVersion() versionInfo {
 	return newVersionInfo(build)
 }
 
-// write writes it as a line.
 func (v versionInfo) write(w io.Writer) {
 	fmt.Fprintf(w, "lockfabric %s", v.Version)
 	if v.Revision != "" {

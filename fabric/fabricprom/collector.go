@@ -177,7 +177,6 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 // other stands for what has no name among a label's values.
 const other = "other"
 
-// modes are the values of the label mode.
 var modes = []fabric.Mode{
 	fabric.Exclusive, fabric.Shared, fabric.Update, fabric.IntentShared, fabric.IntentExclusive, fabric.SharedIntentExclusive,
 }
@@ -190,7 +189,6 @@ func mode(m fabric.Mode) string {
 	return other
 }
 
-// reasons are the values of the label reason.
 var reasons = []struct {
 	err  error
 	name string

@@ -15,7 +15,6 @@ const (
 	longest             // a gauge, of which the largest counts
 )
 
-// statistic is one number of fabric.Stats.
 type statistic struct {
 	kind  kind
 	name  string

@@ -187,7 +187,6 @@ func (g *graph) proved(ctx context.Context, j Judge, path []edge) bool {
 	return true
 }
 
-// cycle tells of a path.
 func (g *graph) cycle(path []edge) Cycle {
 	c := make(Cycle, len(path))
 	for i, e := range path {

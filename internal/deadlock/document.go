@@ -72,7 +72,6 @@ func encode(units []Unit) (*Doc, []byte) {
 	}
 }
 
-// waits reports whether the unit waits under this id.
 func (u *Unit) waits(id string) bool {
 	return slices.ContainsFunc(u.Waits, func(w Wait) bool { return w.ID == id })
 }

@@ -28,7 +28,6 @@ type Source interface {
 	Record(ctx context.Context, key string) (*record.Record, uint64, error)
 }
 
-// node is a wait.
 type node struct{ key, id string }
 
 // edge leads from a wait over an entry that is in its way to another wait that has to end first.

@@ -59,5 +59,4 @@ func (e *ConflictError) Error() string {
 	return fmt.Sprintf("kv: revision conflict on %q: expected %d, is %d", e.Key, e.Expected, e.Actual)
 }
 
-// Unwrap makes errors.Is(err, ErrConflict) true.
 func (e *ConflictError) Unwrap() error { return ErrConflict }

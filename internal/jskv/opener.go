@@ -351,7 +351,6 @@ func (h *Hub) unwatched(k *watchedKey) {
 	}
 }
 
-// backoff returns the pause after n failures in a row.
 func backoff(n int) time.Duration {
 	return pause.Near(pause.Doubled(openRetry, n-1, maxOpenRetry))
 }

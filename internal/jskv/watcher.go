@@ -67,7 +67,6 @@ type group struct {
 
 func (g *group) wide() bool { return g.filters == nil }
 
-// covers reports whether the watcher delivers entries of a key.
 func (g *group) covers(key string) bool {
 	if g.wide() {
 		return true

@@ -19,7 +19,6 @@ import (
 // learns within a second.
 const revokeTime = time.Second
 
-// leaseSight is what a look at the leases shows.
 type leaseSight struct {
 	live, dead map[string]bool
 	stale      map[string]bool   // live, and not renewed for twice its TTL
@@ -204,7 +203,6 @@ func (e *exam) standing(s *lockSight) {
 	r.ok(checkLeases, name, "%d live", len(s.leases.live))
 }
 
-// see sorts one record in.
 func (s *lockSight) see(entry jskv.Entry) {
 	if entry.Key == kv.CoalescerKey {
 		s.coalescer, _ = record.Decode(entry.Value)

@@ -39,7 +39,6 @@ type Options struct {
 	Logger   *slog.Logger
 }
 
-// exam is one look at everything.
 type exam struct {
 	Options
 	nc      *nats.Conn
@@ -110,7 +109,6 @@ func (e *exam) doing(what string) {
 	}
 }
 
-// measuring tells of the next round trip or write.
 func (e *exam) measuring(check string, done int) {
 	e.doing(fmt.Sprintf("%s, %d of %d", check, done+1, e.Probes))
 }

@@ -91,7 +91,6 @@ func (e *exam) writes(ctx context.Context) {
 	r.ok(checkWrites, "", "%s", text)
 }
 
-// limit returns how long one measurement may take.
 func (e *exam) limit() time.Duration {
 	if e.ProbeTime > 0 {
 		return e.ProbeTime
@@ -152,7 +151,6 @@ func sum(took []time.Duration) *Times {
 
 func round(d time.Duration) time.Duration { return d.Round(time.Microsecond) }
 
-// roundUp makes a TTL that is good to read.
 func roundUp(d time.Duration) time.Duration {
 	unit := time.Second
 	if d < unit {

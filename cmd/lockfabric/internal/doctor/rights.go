@@ -13,7 +13,6 @@ import (
 // userInfo is where a server tells a user about themselves.
 const userInfo = "$SYS.REQ.USER.INFO"
 
-// rights are the permissions of the connection's user.
 type rights struct {
 	known      bool
 	pub, sub   permission
@@ -53,7 +52,6 @@ func (r *rights) allow(n need) bool {
 	return r.pub.allows(n.Subject)
 }
 
-// lacks reports whether it is known that the user may not publish on a subject.
 func (r *rights) lacks(pattern string) bool { return r.known && r.restricted && !r.pub.allows(pattern) }
 
 func (e *exam) permissions(ctx context.Context) {

@@ -25,7 +25,6 @@ const setSync = "set 'sync_interval: always' in the jetstream block of each serv
 const askSystem = "ask as the system account: --system-server nats://user:password@host:4222, or --system-creds FILE; " +
 	"or look for sync_interval in the jetstream block of each server's configuration"
 
-// serverAnswer is what one server says.
 type serverAnswer struct {
 	Server struct {
 		Name    string `json:"name"`
