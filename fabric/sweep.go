@@ -122,33 +122,26 @@ func (s *session) survey(ctx context.Context, filter string, later time.Duration
 			return true // not ours to change
 		}
 		st := standing{key: e.Key, rec: rec}
+		for id, ttl := range rec.Leases() { // of marks as well
+			if live, _ := s.own(id); !live && !slices.Contains(st.leases, id) {
+				st.leases = append(st.leases, id)
+				v.ttls[id] = ttl
+			}
+		}
 		for op, state := range rec.States() {
 			entry := state.Entry
 			if entry == nil || entry.ID != op {
 				continue
 			}
 			id := entry.Lease()
-			if live, _ := s.own(id); live {
+			switch live, _ := s.own(id); {
+			case live:
 				if s.nobodys(entry) && !slices.Contains(v.ours, e.Key) {
 					v.ours = append(v.ours, e.Key)
 				}
-				continue
-			}
-			if slices.Contains(st.leases, id) {
-				continue
-			}
-			st.leases = append(st.leases, id)
-			v.ttls[id] = entry.TTL
-			if len(rec.Waiters) > 0 && time.Since(entry.Since) > s.m.cfg.sweep {
+			case len(rec.Waiters) > 0 && time.Since(entry.Since) > s.m.cfg.sweep && !slices.Contains(v.long[id], e.Key):
 				v.long[id] = append(v.long[id], e.Key)
 			}
-		}
-		for id, ttl := range rec.Leases() { // of marks as well
-			if live, _ := s.own(id); live || slices.Contains(st.leases, id) {
-				continue
-			}
-			st.leases = append(st.leases, id)
-			v.ttls[id] = ttl
 		}
 		if rec.Outlived(now.Sub(e.Created)) {
 			v.old = append(v.old, jskv.Entry{Key: e.Key, Revision: e.Revision})

@@ -7,15 +7,16 @@ import (
 )
 
 const (
-	// DefaultPollInterval is how often a hub reads every key, unless told otherwise.
+	// DefaultPollInterval is how often a hub looks after a key that somebody waits for,
+	// jittered by a quarter. The read rate may stretch it.
 	DefaultPollInterval = 3 * time.Second
 
 	// DefaultRestInterval is how often a hub looks whether it has missed something
 	// about keys that are only followed, unless told otherwise.
 	DefaultRestInterval = 15 * time.Second
 
-	// DefaultReadRate is how many keys a hub reads per second at most, unless told
-	// otherwise.
+	// DefaultReadRate is how many keys a hub reads per second at most. The one read that
+	// confirms the absence of a new key is not counted.
 	DefaultReadRate = 100
 
 	leastPollInterval = 10 * time.Millisecond
@@ -106,24 +107,10 @@ type HubStats struct {
 // HubOption changes how a hub works.
 type HubOption func(*Hub)
 
-// WithPollInterval sets how often a key that somebody waits for is looked after,
-// jittered by a quarter. The read rate may stretch it. Less than 10 ms counts as
-// 10 ms.
-func WithPollInterval(d time.Duration) HubOption {
-	return func(h *Hub) { h.interval = max(d, leastPollInterval) }
-}
-
 // WithRestInterval sets how often the keys that are only followed are looked after,
 // jittered by a quarter. Less than 10 ms counts as 10 ms.
 func WithRestInterval(d time.Duration) HubOption {
 	return func(h *Hub) { h.rest = max(d, leastPollInterval) }
-}
-
-// WithReadRate sets how many keys a hub reads per second at most; where more have
-// to be read, that takes longer. Less than 1 counts as 1. The one read that confirms
-// the absence of a new key is not counted.
-func WithReadRate(perSecond int) HubOption {
-	return func(h *Hub) { h.gap = time.Second / time.Duration(max(perSecond, 1)) }
 }
 
 // WithDoubt sets a function that is called when the bucket may not be the one that

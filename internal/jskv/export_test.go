@@ -1,0 +1,13 @@
+package jskv
+
+import "time"
+
+// WithPollInterval sets how often a key that somebody waits for is looked after.
+func WithPollInterval(d time.Duration) HubOption {
+	return func(h *Hub) { h.interval = max(d, leastPollInterval) }
+}
+
+// WithReadRate sets how many keys a hub reads per second at most.
+func WithReadRate(perSecond int) HubOption {
+	return func(h *Hub) { h.gap = time.Second / time.Duration(perSecond) }
+}
