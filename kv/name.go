@@ -153,22 +153,17 @@ func encodeLevels(s string) string {
 // decodeLevels reverses encodeLevels and refuses what that does not write.
 func decodeLevels(key string) (string, error) {
 	var b strings.Builder
-	b.Grow(len(key))
-	rest, more := key, true
-	for first := true; more; first = false {
-		var level string
-		level, rest, more = strings.Cut(rest, ".")
-		if !first {
-			b.WriteByte('/')
-		}
+	b.Grow(len(key) + 1)
+	for level := range strings.SplitSeq(key, ".") {
 		if level == "" {
 			return "", &NameError{key, "it has an empty token: pass a key made by EncodeName"}
 		}
 		if level != emptyLevel && !decodeLevel(&b, level) {
 			return "", &NameError{key, fmt.Sprintf("the token %q is not canonical: pass a key made by EncodeName", level)}
 		}
+		b.WriteByte('/')
 	}
-	return b.String(), nil
+	return b.String()[:b.Len()-1], nil
 }
 
 // decodeLevel appends what one token stands for and reports whether the token
