@@ -183,7 +183,7 @@ func TestOutputOfServe(t *testing.T) {
 	t.Parallel()
 	tb := outputTable(t, outputDoc(t), "serve")
 	routes := freeAddrs(t, 2)
-	for _, cluster := range [][]string{nil, {"--health", "127.0.0.1:0", "--name", "node0", "--cluster-listen", routes[0], "--routes", strings.Join(routes, ",")}} {
+	for _, cluster := range [][]string{nil, {"--health", "127.0.0.1:0", "--ui", "127.0.0.1:0", "--name", "node0", "--cluster-listen", routes[0], "--routes", strings.Join(routes, ",")}} {
 		p := start(t, bare(t, append([]string{"--output", "json", "serve", "--store", filepath.Join(t.TempDir(), "s"), "--listen", "127.0.0.1:0"}, cluster...)...))
 		tb.check(t, "serve", p.object())
 		p.signal(killable)

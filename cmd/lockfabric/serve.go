@@ -29,7 +29,7 @@ const (
 
 type serveCmd struct {
 	Store         string        `placeholder:"DIR" env:"LOCKFABRIC_STORE" help:"Directory for the locks; one server at a time uses it. Required, unless --config names one."`
-	Config        string        `placeholder:"FILE" help:"Configuration file of nats-server, for all that is not given here. Goes with --store, --sync, --name, --allow-remote, --no-coalesce, --health and --idle-exit."`
+	Config        string        `placeholder:"FILE" help:"Configuration file of nats-server, for all that is not given here. Goes with --store, --sync, --name, --allow-remote, --no-coalesce, --health, --ui and --idle-exit."`
 	Listen        string        `placeholder:"HOST:PORT" help:"Address for clients, 127.0.0.1:4222 unless given; port 0 takes a free one."`
 	AllowRemote   bool          `help:"Allow addresses that other hosts reach where nobody is asked who they are: everybody there can take and break every lock."`
 	Sync          string        `placeholder:"always|INTERVAL" help:"When writes reach the disk: always, before they are acknowledged, which is the default; or every so often, and then a power failure can lose locks that were granted."`
@@ -40,6 +40,7 @@ type serveCmd struct {
 	Security      serveAuth     `embed:""`
 	NoCoalesce    bool          `help:"Leave it to others to carry out together what many programs wait for."`
 	Health        string        `placeholder:"HOST:PORT" help:"Answer probes there over HTTP, to everybody who can reach it: /livez while this process runs, /readyz while locks can be taken and released; and Prometheus: /metrics."`
+	UI            string        `name:"ui" placeholder:"HOST:PORT" help:"Serve the page of 'lockfabric ui' there, for looking only: a loopback address. Its address with the token is printed, unless LOCKFABRIC_UI_TOKEN gives one."`
 	IdleExit      time.Duration `help:"End when no client was connected for so long; 0 is never."`
 	Local         bool          `hidden:"" help:"Be the local server of --local-dir."`
 }
@@ -52,6 +53,7 @@ type serving struct {
 	TLS     bool   `json:"tls"`               // clients have to use TLS
 	Cluster string `json:"cluster,omitempty"` // address for other servers
 	Health  string `json:"health,omitempty"`  // address for probes
+	UI      string `json:"ui,omitempty"`      // address of the page, as that of ui
 	PID     int    `json:"pid"`
 }
 
@@ -83,6 +85,13 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		return err
 	}
 	defer stopProbes()
+	var page *pageListener
+	if v.UI != "" {
+		if page, err = (&uiCmd{Listen: v.UI}).listen("serve --ui"); err != nil {
+			return err
+		}
+		defer func() { _ = page.Close() }()
+	}
 	srv, err := embedded.Start(ctx, append(opts, embedded.WithLogger(s.log))...)
 	switch {
 	case toldToEnd(ctx, err):
@@ -95,24 +104,40 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if a := srv.ClusterAddr(); a != nil {
 		ready.Cluster = a.String()
 	}
+	if page != nil {
+		ready.UI = page.at.URL
+	}
 	probes.ready(srv.Health)
 	counted.MustRegister(serverStats{srv})
 	notify("READY=1")
 	err = s.print(c.Output, ready, func(w io.Writer) {
 		fmt.Fprintf(w, "serving %s from %s\n", ready.URL, printable(ready.Store))
+		if page != nil {
+			fmt.Fprintf(w, "open %s\n", ready.UI)
+		}
 	})
 	if err == nil {
-		var own *coalescing
-		if !v.NoCoalesce {
-			own = coalesceFor(srv, s.log, counted.coalescer)
-		}
-		clients := func() int { return srv.NumClients() - own.clients() }
-		err = watch(ctx, probe{health: srv.Health, clients: clients, idle: v.IdleExit})
-		own.end()
+		err = v.attend(ctx, srv, page, c.Fabric, counted, s)
 	}
 	unhook()
 	notify("STOPPING=1")
 	return end(srv, err)
+}
+
+// attend does what a running server does beside serving, until it is to end.
+func (v *serveCmd) attend(ctx context.Context, srv *embedded.Server, l *pageListener, name string, counted *metrics, s *streams) error {
+	page, err := showPage(srv, l, name, s)
+	if err != nil {
+		return err
+	}
+	defer page.end()
+	var own *coalescing
+	if !v.NoCoalesce {
+		own = coalesceFor(srv, s.log, counted.coalescer)
+	}
+	defer own.end()
+	clients := func() int { return srv.NumClients() - own.clients() - page.clients() }
+	return watch(ctx, probe{health: srv.Health, clients: clients, idle: v.IdleExit})
 }
 
 // toldToEnd reports whether a server did not start for a signal alone.
@@ -169,7 +194,7 @@ func (o options) add(given bool, option embedded.Option) options {
 }
 
 // goWithConfig are the flags of serve that have a place beside a configuration file.
-var goWithConfig = []string{"config", "store", "sync", "name", "allow-remote", "no-coalesce", "idle-exit", "health"}
+var goWithConfig = []string{"config", "store", "sync", "name", "allow-remote", "no-coalesce", "idle-exit", "health", "ui"}
 
 // checkConfig refuses flags, and passwords, whose place is in the configuration
 // file.

@@ -44,49 +44,68 @@ type pageAt struct {
 }
 
 func (u *uiCmd) Run(ctx context.Context, c *cli, s *streams) error {
-	certs, err := u.check()
-	if err != nil {
-		return err
-	}
-	given, err := readSecret("ui --token-file", u.TokenFile, uiTokenEnv)
-	if err != nil {
-		return err
-	}
-	if given != "" && len(given) < ui.MinToken {
-		return usageError("ui: the token is too short: give at least %d characters", ui.MinToken)
-	}
-	token := cmp.Or(given, rand.Text())
-	l, err := listenOn("ui --listen", u.Listen)
+	l, err := u.listen("ui --listen")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = l.Close() }()
-	at := url.URL{Scheme: "http", Host: l.Addr().String(), Path: "/"}
-	if certs != nil {
-		at.Scheme = "https"
-		l = tls.NewListener(l, &tls.Config{Certificates: certs})
-	}
-	if given == "" {
-		at.Fragment = "token=" + token
-	}
 	return c.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
-		err := s.print(c.Output, pageAt{URL: at.String(), Login: given != "", TLS: certs != nil}, func(w io.Writer) {
-			fmt.Fprintf(w, "open %s\n", &at)
-		})
+		err := s.print(c.Output, l.at, func(w io.Writer) { fmt.Fprintf(w, "open %s\n", l.at.URL) })
 		if err != nil {
 			return err
 		}
-		return servePage(ctx, l, s.log, ui.New(m, ui.Config{
-			Fabric: c.Fabric, Token: token, Hosts: u.Host, AllowRelease: u.AllowRelease, State: state,
-		}))
+		return u.serve(ctx, l, m, c.Fabric, s.log)
 	})
 }
 
+// pageListener is where the page is.
+type pageListener struct {
+	net.Listener
+	at    pageAt
+	token string
+}
+
+// listen takes the address that the flag names.
+func (u *uiCmd) listen(flag string) (*pageListener, error) {
+	certs, err := u.check(flag)
+	if err != nil {
+		return nil, err
+	}
+	given, err := readSecret("ui --token-file", u.TokenFile, uiTokenEnv)
+	if err != nil {
+		return nil, err
+	}
+	if given != "" && len(given) < ui.MinToken {
+		return nil, usageError("ui: the token is too short: give at least %d characters", ui.MinToken)
+	}
+	l := &pageListener{token: cmp.Or(given, rand.Text())}
+	if l.Listener, err = listenOn(flag, u.Listen); err != nil {
+		return nil, err
+	}
+	at := url.URL{Scheme: "http", Host: l.Addr().String(), Path: "/"}
+	if certs != nil {
+		at.Scheme = "https"
+		l.Listener = tls.NewListener(l.Listener, &tls.Config{Certificates: certs})
+	}
+	if given == "" {
+		at.Fragment = "token=" + l.token
+	}
+	l.at = pageAt{URL: at.String(), Login: given != "", TLS: certs != nil}
+	return l, nil
+}
+
+// serve serves the page until ctx ends.
+func (u *uiCmd) serve(ctx context.Context, l *pageListener, m *fabric.Manager, name string, log *slog.Logger) error {
+	return servePage(ctx, l, log, ui.New(m, ui.Config{
+		Fabric: name, Token: l.token, Hosts: u.Host, AllowRelease: u.AllowRelease, State: state,
+	}))
+}
+
 // check refuses an address at which a token would be read by others.
-func (u *uiCmd) check() ([]tls.Certificate, error) {
+func (u *uiCmd) check(flag string) ([]tls.Certificate, error) {
 	host, _, err := net.SplitHostPort(u.Listen)
 	if err != nil {
-		return nil, usageError("ui --listen=%s: give HOST:PORT", u.Listen)
+		return nil, usageError("%s=%s: give HOST:PORT", flag, u.Listen)
 	}
 	if u.TLSCert+u.TLSKey != "" {
 		cert, err := tls.LoadX509KeyPair(u.TLSCert, u.TLSKey)
@@ -96,7 +115,7 @@ func (u *uiCmd) check() ([]tls.Certificate, error) {
 		return []tls.Certificate{cert}, nil
 	}
 	if a, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !a.IsLoopback()) {
-		return nil, usageError("ui --listen=%s: other hosts reach this address, and could read the token: give --tls-cert and --tls-key, or listen on loopback behind something that speaks TLS or SSH", u.Listen)
+		return nil, usageError("%s=%s: other hosts reach this address, and could read the token: give ui --tls-cert and --tls-key, or listen on loopback behind something that speaks TLS or SSH", flag, u.Listen)
 	}
 	return nil, nil
 }

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/test/testca"
 )
 
@@ -118,6 +119,50 @@ func TestUI(t *testing.T) {
 	for events.Scan() { // ends
 	}
 	p.exits(0)
+}
+
+// The page of a server itself shows its locks, takes none away, and is no client that keeps it from ending.
+func TestServeUI(t *testing.T) {
+	t.Parallel()
+	cmd := bare(t, "--output", "json", "--fabric", "shown", "serve", "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--ui", "127.0.0.1:0", "--idle-exit", "1s")
+	p := start(t, cmd)
+	var ready serving
+	if err := json.Unmarshal([]byte(p.object()), &ready); err != nil {
+		t.Fatalf("%v: %s", err, p.err)
+	}
+	at, token, _ := strings.Cut(ready.UI, "#token=")
+	m, err := fabric.Connect(t.Context(), ready.URL, fabric.WithFabric("shown"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := m.Acquire(t.Context(), "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := &visitor{t: t, url: at}
+	if resp := v.ask(http.MethodGet, "api/key?name=k", ""); resp.StatusCode != http.StatusUnauthorized {
+		t.Errorf("without the token: %s", resp.Status)
+	}
+	if status := v.login(token); status != http.StatusNoContent {
+		t.Fatalf("login: %d", status)
+	}
+	var info fabric.Info
+	if err := json.NewDecoder(v.ask(http.MethodGet, "api/key?name=k", "").Body).Decode(&info); err != nil || len(info.Holders) != 1 || info.Holders[0].ID != l.ID() {
+		t.Errorf("%+v, %v", info, err)
+	}
+	if resp := v.ask(http.MethodGet, "api/waits", ""); resp.StatusCode != http.StatusOK {
+		t.Errorf("waits: %s", resp.Status)
+	}
+	if resp := v.ask(http.MethodPost, "api/release", fmt.Sprintf(`{"key":"k","holders":[%q]}`, l.ID())); resp.StatusCode != http.StatusForbidden {
+		t.Errorf("release: %s", resp.Status)
+	}
+	if err := m.Close(); err != nil {
+		t.Error(err)
+	}
+	p.exits(0)
+	if code, _, stderr := run(t, bare(t, "serve", "--store", t.TempDir(), "--ui", "0.0.0.0:0")); code != 64 || !strings.Contains(stderr, "serve --ui=0.0.0.0:0: other hosts reach this address") {
+		t.Errorf("exit code %d, %s", code, stderr)
+	}
 }
 
 // With a token of one's own, under a name, by TLS; and without the right to release.

@@ -18,6 +18,8 @@ type Locks interface {
 	WatchAll(ctx context.Context, prefix string) iter.Seq2[[]fabric.Info, error]
 	Read(ctx context.Context, key string) (fabric.Info, error)
 	Identify(ctx context.Context, infos []fabric.Info) error
+	Waits(ctx context.Context) (fabric.Waits, error)
+	Coalescer(ctx context.Context) (fabric.Info, error)
 	ForceRelease(ctx context.Context, key string, opts ...fabric.ForceOption) (int, error)
 }
 
@@ -48,6 +50,7 @@ type server struct {
 	locks   Locks
 	session session
 	streams chan struct{} // one for each stream that is open
+	waiting waiting
 }
 
 // New returns the page's handler. Its streams end with their requests' contexts.
@@ -58,6 +61,7 @@ func New(locks Locks, cfg Config) http.Handler {
 	api.HandleFunc("POST /api/logout", s.logout)
 	api.HandleFunc("GET /api/events", s.events)
 	api.HandleFunc("GET /api/key", s.key)
+	api.HandleFunc("GET /api/waits", s.waits)
 	api.HandleFunc("POST /api/release", s.release)
 	all := http.NewServeMux()
 	all.Handle("/api/", s.authenticated(api))

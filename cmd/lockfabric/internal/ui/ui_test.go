@@ -33,7 +33,19 @@ type fakeLocks struct {
 	err        error       // of Read, Identify and ForceRelease
 	identified int         // leases that were asked for
 	released   []string
+	waits      fabric.Waits
+	looks      int // at waits
+	coalescer  fabric.Info
 }
+
+func (f *fakeLocks) Waits(context.Context) (fabric.Waits, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.looks++
+	return f.waits, f.err
+}
+
+func (f *fakeLocks) Coalescer(context.Context) (fabric.Info, error) { return f.coalescer, nil }
 
 func (f *fakeLocks) WatchAll(ctx context.Context, _ string) iter.Seq2[[]fabric.Info, error] {
 	return func(yield func([]fabric.Info, error) bool) {
@@ -235,7 +247,7 @@ func TestForeignNamesAndOrigins(t *testing.T) {
 // The page has only what its policy lets it have, and the policy comes with everything.
 func TestPolicy(t *testing.T) {
 	h := handler(&fakeLocks{}, Config{})
-	for _, path := range []string{"/", "/app.js", "/list.js", "/details.js", "/text.js", "/style.css", "/icon.svg", "/nowhere", "/api/session", "/../doc.go"} {
+	for _, path := range []string{"/", "/app.js", "/list.js", "/details.js", "/waits.js", "/text.js", "/style.css", "/icon.svg", "/nowhere", "/api/session", "/../doc.go"} {
 		resp := do(h, request("GET", path, ""))
 		csp := resp.Header.Get("Content-Security-Policy")
 		for _, part := range []string{"default-src 'none'", "script-src 'self'", "frame-ancestors 'none'", "require-trusted-types-for 'script'"} {
@@ -254,7 +266,7 @@ func TestPolicy(t *testing.T) {
 	if bad := regexp.MustCompile(`(?i)<style|style="|<script>|\son\w+=|https?://|javascript:`).FindString(index); bad != "" {
 		t.Errorf("the page has %q in it", bad)
 	}
-	for _, name := range []string{"app.js", "list.js", "details.js", "text.js", "style.css"} {
+	for _, name := range []string{"app.js", "list.js", "details.js", "waits.js", "text.js", "style.css"} {
 		text := expect(t, name, do(h, request("GET", "/"+name, "")), 200)
 		if bad := regexp.MustCompile(`innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function|https?://|@import|url\(`).FindString(text); bad != "" {
 			t.Errorf("%s has %q in it", name, bad)

@@ -2,11 +2,13 @@
 import { $, age, el, plural, process, show } from './text.js';
 import { List, tree } from './list.js';
 import { Details } from './details.js';
+import { Waits } from './waits.js';
 
 const rows = new Map(); // key -> row
 const leases = new Map(); // id -> lease
 const folded = new Set(); // paths of branches that are closed
 let stream, ready = false, ahead = 0, drawing = false, pause = 50, byProcess = false;
+const tabs = ['by-name', 'by-process', 'by-waits'];
 
 const page = { release: false, now: () => Date.now() + ahead, refused: loggedOut };
 const list = new List(choose, (item, open) => {
@@ -17,6 +19,8 @@ const details = new Details(page, () => {
   if (location.hash) history.pushState(null, '', location.pathname);
   $('list').focus();
 });
+
+const waits = new Waits(page, key => choose({ key }));
 
 // Drawing
 
@@ -46,7 +50,7 @@ function redraw() {
   $('counts').textContent = (found.length < rows.size ? found.length + ' of ' : '') + plural(rows.size, 'name') + (waiting ? ', ' + waiting + ' waited for' : '');
   $('fold').hidden = !byProcess && !list.items.some(i => i.open !== undefined);
   $('fold').textContent = list.items.some(i => i.open) ? 'Fold all' : 'Unfold all';
-  $('empty').hidden = list.items.length > 0;
+  $('empty').hidden = waits.shown || list.items.length > 0;
   $('empty').textContent = !ready ? 'Looking…' : rows.size ? 'Nothing matches.' : 'Nothing is in use.';
 }
 
@@ -118,21 +122,24 @@ function located() {
   } catch { /* not a name */ }
 }
 
-function listAs(processes) {
-  byProcess = processes;
-  for (const [id, on] of [['by-name', !processes], ['by-process', processes]]) {
-    $(id).setAttribute('aria-selected', String(on));
-    $(id).tabIndex = on ? 0 : -1;
+function turnTo(tab) {
+  byProcess = tab === 'by-process';
+  for (const id of tabs) {
+    $(id).setAttribute('aria-selected', String(id === tab));
+    $(id).tabIndex = id === tab ? 0 : -1;
   }
+  document.body.classList.toggle('waits', tab === 'by-waits');
+  waits.show(tab === 'by-waits');
   redraw();
 }
 
-$('by-name').addEventListener('click', () => listAs(false));
-$('by-process').addEventListener('click', () => listAs(true));
+for (const id of tabs) $(id).addEventListener('click', () => turnTo(id));
 document.querySelector('[role=tablist]').addEventListener('keydown', e => {
-  if (e.key !== 'ArrowLeft' && e.key !== 'ArrowRight') return;
-  listAs(!byProcess);
-  $(byProcess ? 'by-process' : 'by-name').focus();
+  const step = { ArrowLeft: tabs.length - 1, ArrowRight: 1 }[e.key];
+  if (!step) return;
+  const tab = tabs[(tabs.indexOf(e.target.id) + step) % tabs.length];
+  turnTo(tab);
+  $(tab).focus();
 });
 $('search').addEventListener('input', soon);
 $('search').addEventListener('keydown', e => {

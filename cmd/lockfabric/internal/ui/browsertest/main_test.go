@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -84,6 +85,7 @@ type page struct {
 	fabric string
 	url    string
 
+	fake     *faked // locks of the page, whose waits a test may make up
 	mu       sync.Mutex
 	messages []string // errors and warnings of the page
 }
@@ -98,8 +100,9 @@ func open(t *testing.T, release bool) *page {
 		t.Fatal(err)
 	}
 	served, stop := context.WithCancel(context.Background())
+	p.fake = &faked{Manager: p.manager()}
 	srv := &http.Server{
-		Handler:     ui.New(p.manager(), ui.Config{Fabric: name, Token: token, AllowRelease: release, State: state}),
+		Handler:     ui.New(p.fake, ui.Config{Fabric: name, Token: token, AllowRelease: release, State: state}),
 		BaseContext: func(net.Listener) context.Context { return served },
 	}
 	done := make(chan struct{})
@@ -127,6 +130,19 @@ func open(t *testing.T, release bool) *page {
 	p.run(chromedp.EmulateViewport(1280, 800), chromedp.Navigate(p.url+"#token="+token))
 	p.until("the page is live", `document.querySelector('#live').textContent === 'live'`)
 	return p
+}
+
+// faked are locks with waits that were made up, if there are any.
+type faked struct {
+	*fabric.Manager
+	waits atomic.Pointer[fabric.Waits]
+}
+
+func (f *faked) Waits(ctx context.Context) (fabric.Waits, error) {
+	if w := f.waits.Load(); w != nil {
+		return *w, nil
+	}
+	return f.Manager.Waits(ctx)
 }
 
 // state is in short what the command shows.
@@ -214,11 +230,11 @@ func (p *page) shoot(name string, width, height int64) {
 }
 
 // manager is that of another process.
-func (p *page) manager() *fabric.Manager {
+func (p *page) manager(opts ...fabric.Option) *fabric.Manager {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	m, err := fabric.Connect(ctx, server.ClientURL(), fabric.WithFabric(p.fabric))
+	m, err := fabric.Connect(ctx, server.ClientURL(), append(opts, fabric.WithFabric(p.fabric))...)
 	if err != nil {
 		p.t.Fatal(err)
 	}

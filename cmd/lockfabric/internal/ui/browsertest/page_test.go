@@ -3,6 +3,7 @@ package browsertest
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -110,6 +111,7 @@ func TestFiveThousandNamesStayUsable(t *testing.T) {
 	p.until("one more", `document.querySelector('#counts').textContent === '5001 names'`)
 	drawn := eval[float64](p, `(() => { const t = performance.now(); document.querySelector('#waited').dispatchEvent(new Event('change')); return performance.now() - t; })()`)
 	t.Logf("drawn anew in %.0f ms", drawn)
+	p.until("the waits, and the list again", `(document.querySelector('#by-waits').click(), document.querySelector('#by-name').click(), document.querySelectorAll('#space .row').length > 5)`)
 	// A page that is opened now gets all of it at once.
 	p.run(chromedp.Reload())
 	p.until("all names after a reload", `document.querySelector('#counts').textContent === '5001 names' && document.querySelector('#live').textContent === 'live'`)
@@ -222,6 +224,78 @@ func TestWithoutTheRight(t *testing.T) {
 	p.until("logged out", `(document.querySelector('#logout').click(), true)`)
 	p.until("the form", `!document.querySelector('#login').hidden && document.querySelector('#app').hidden && document.querySelectorAll('.row .name').length === 0`)
 	p.shoot("login", 390, 844)
+}
+
+// Two wait for a third one; then there is a circle, whose names are hostile; then nothing any more.
+func TestWhoWaitsForWhom(t *testing.T) {
+	p := open(t, true)
+	m := p.manager(fabric.WithDeadlockDelay(0))
+	for _, key := range []string{"by-name", "by-process"} {
+		p.until(key+" has the focus", fmt.Sprintf(`(document.querySelector('#%s').focus(), true)`, key))
+		p.run(chromedp.KeyEvent(kb.ArrowRight))
+	}
+	p.until("the tab is chosen by keys", `document.activeElement.id === 'by-waits' && document.activeElement.getAttribute('aria-selected') === 'true'`)
+	p.shows("that nobody waits", "#no-waits", "Nobody who holds something")
+	last := acquire(t, m, "stock/c", fabric.WithOwner("carol"))
+	waits := make(chan error, 2)
+	for _, who := range []string{"alice", "bob"} {
+		mine := acquire(t, m, "stock/of "+who, fabric.WithOwner(who))
+		go func() {
+			l, err := m.Acquire(p.ctx, "stock/c", fabric.WithOwner(who))
+			if err == nil {
+				err = errors.Join(l.Release(p.ctx), mine.Release(p.ctx))
+			}
+			waits <- err
+		}()
+	}
+	p.shows("alice", ".unit", "alice")
+	p.shows("bob", ".unit", "bob")
+	p.shows("carol, who does not wait", ".unit", "carol is not known to wait")
+	p.until("arrows: both wait for carol, one behind the other", `document.querySelectorAll('#graph path.head').length === 3`)
+	p.run(chromedp.KeyEvent(kb.Tab), chromedp.KeyEvent(kb.Tab))
+	p.until("a name has the focus", `document.activeElement.matches('#units button')`)
+	p.run(chromedp.KeyEvent(kb.Enter))
+	p.shows("its details", "#details-name", "stock/c")
+	p.shoot("waits", 1280, 800)
+	p.run(chromedp.KeyEvent(kb.Escape))
+	free(t, last)
+	for range 2 {
+		if err := <-waits; err != nil {
+			t.Error(err)
+		}
+	}
+	p.shows("that nobody waits any more", "#no-waits", "Nobody who holds something")
+
+	elements := `document.querySelectorAll('#app img, #app script, #app iframe').length`
+	before := eval[int](p, elements)
+	p.fake.waits.Store(circle([]string{`<img src=x onerror="window.hacked=1">`, `"><svg onload=window.hacked=1>`, "turned \u202etxt.exe"}))
+	p.shows("the deadlock", "#deadlocks", "is about to give up")
+	p.shows("a name as a text", ".unit.bad", "<img src=x")
+	p.until("red arrows", `document.querySelectorAll('#graph path.head.bad').length === 3`)
+	p.shoot("deadlock", 1280, 800)
+	p.shoot("deadlock-phone", 390, 844)
+	p.until("it fits a phone", `document.documentElement.scrollWidth <= innerWidth && document.querySelector('#waits').scrollWidth <= innerWidth`)
+	if eval[bool](p, `'hacked' in window || document.body.innerText.includes('\u202e')`) || eval[int](p, elements) != before {
+		t.Error("a text did something")
+	}
+	p.fake.waits.Store(&fabric.Waits{Units: []fabric.WaitingUnit{}, Deadlocks: [][]fabric.DeadlockEdge{}})
+	p.until("it is cleared", `!document.querySelector('#deadlocks li, .unit, #graph path')`)
+	p.quiet()
+}
+
+// circle is a deadlock of units with these owners, each of which holds a lock of its own name.
+func circle(owners []string) *fabric.Waits {
+	w := &fabric.Waits{Deadlocks: [][]fabric.DeadlockEdge{{}}}
+	for i, owner := range owners {
+		next := (i + 1) % len(owners)
+		id := func(i int) string { return fmt.Sprintf("lease%d.1", i) }
+		w.Units = append(w.Units, fabric.WaitingUnit{
+			Unit: fmt.Sprint("u", i), Owner: owner, Host: owner, PID: 7, Label: owner, Holds: []string{id(i)},
+			Waits: []fabric.UnitWait{{Key: owners[next], ID: fmt.Sprintf("lease%d.2", i), Mode: fabric.Exclusive, Blockers: []fabric.Blocker{{ID: id(next), Owner: owners[next], Mode: fabric.Exclusive}}}},
+		})
+		w.Deadlocks[0] = append(w.Deadlocks[0], fabric.DeadlockEdge{Unit: fmt.Sprint("u", i), Owner: owner, Host: owner, Waits: owners[next], Holder: id(next)})
+	}
+	return w
 }
 
 // Pictures of what there is to see, at three sizes.
