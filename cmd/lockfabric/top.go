@@ -131,7 +131,7 @@ func (b *board) sorted() []fabric.Info {
 		case "rate":
 			return cmp.Compare(b.rates[y.Key], b.rates[x.Key])
 		case "age":
-			return b.heldSince(x).Compare(b.heldSince(y))
+			return heldSince(x).Compare(heldSince(y))
 		}
 		return 0
 	})
@@ -139,7 +139,7 @@ func (b *board) sorted() []fabric.Info {
 }
 
 // heldSince is far off for what nobody holds.
-func (b *board) heldSince(i fabric.Info) time.Time {
+func heldSince(i fabric.Info) time.Time {
 	if len(i.Holders) == 0 {
 		return time.Now().Add(time.Hour)
 	}
