@@ -21,7 +21,7 @@ func TestMutexConformance(t *testing.T) {
 		{"the same owner again is refused", mutexSameOwner},
 		{"release twice, and by a former holder", mutexReleaseTwice},
 		{"release after loss leaves the successor alone", mutexReleaseAfterLoss},
-		{"FIFO among 12 waiters from several processes", mutexFIFO},
+		{"FIFO among 50 waiters from several processes", mutexFIFO},
 		{"tokens rise", mutexTokens},
 		{"an operator's release closes Lost", mutexForced},
 		{"another kind of the same name is refused", mutexKind},
@@ -144,13 +144,16 @@ func mutexReleaseAfterLoss(t *testing.T, s *site) {
 
 func mutexFIFO(t *testing.T, s *site) {
 	key := s.key(t)
-	managers := []*fabric.Manager{s.manager(t), s.manager(t), s.manager(t)}
+	var managers []*fabric.Manager // of each, 16 waiters at a time stand in the record
+	for range 5 {
+		managers = append(managers, s.manager(t))
+	}
 	first := lock(t, primitives.NewMutex(managers[0], key))
-	order := make(chan int, 12)
+	order := make(chan int, 50)
 	var all sync.WaitGroup
-	for i := range 12 {
+	for i := range 50 {
 		all.Go(func() {
-			err := primitives.NewMutex(managers[i%3], key).Do(waitContext(t), func(context.Context, *primitives.Lock) error {
+			err := primitives.NewMutex(managers[i%5], key).Do(waitContext(t), func(context.Context, *primitives.Lock) error {
 				order <- i
 				return nil
 			})
@@ -162,7 +165,7 @@ func mutexFIFO(t *testing.T, s *site) {
 	}
 	release(t, first)
 	all.Wait()
-	for i := range 12 {
+	for i := range 50 {
 		if got := <-order; got != i {
 			t.Fatalf("waiter %d was granted in place %d", got, i)
 		}

@@ -1,0 +1,239 @@
+package benchmarks
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+var (
+	table = flag.String("table", "", "file that the measured table is written to; without it each cell is tried once")
+	turn  = flag.Duration("turn", 300*time.Millisecond, "how long a turn of one cell is; each has five")
+)
+
+// systems are the columns.
+var systems = []string{"floor", "lockfabric", "etcd", "Redis"}
+
+// rows are what is measured: by how many clients, of each system.
+var rows = []struct {
+	what    string
+	clients int
+	by      [4]func(t *testing.T, s *servers, key string, clients int) round // as systems; nil = has none
+}{
+	{"mutex: lock and unlock", 1, [4]func(*testing.T, *servers, string, int) round{floor, ourMutex, etcdMutex, redisMutex}},
+	{"mutex, wanted by 2 clients", 2, [4]func(*testing.T, *servers, string, int) round{nil, ourMutex, etcdMutex, redisMutex}},
+	{"mutex, wanted by 8", 8, [4]func(*testing.T, *servers, string, int) round{nil, ourMutex, etcdMutex, redisMutex}},
+	{"mutex, wanted by 32", 32, [4]func(*testing.T, *servers, string, int) round{nil, ourMutex, etcdMutex, redisMutex}},
+	{"semaphore of 3: acquire and release", 1, [4]func(*testing.T, *servers, string, int) round{floor, ourSemaphore, nil, redisSemaphore}},
+	{"semaphore of 3, wanted by 8", 8, [4]func(*testing.T, *servers, string, int) round{nil, ourSemaphore, nil, redisSemaphore}},
+	{"election: campaign and resign", 1, [4]func(*testing.T, *servers, string, int) round{floor, ourElection, etcdElection, nil}},
+	{"election, 8 candidates", 8, [4]func(*testing.T, *servers, string, int) round{nil, ourElection, etcdElection, nil}},
+	{"barrier of 4, again and again", 4, [4]func(*testing.T, *servers, string, int) round{nil, ourBarrier, nil, nil}},
+	{"double barrier of 4: enter and leave", 4, [4]func(*testing.T, *servers, string, int) round{nil, ourDoubleBarrier, etcdDoubleBarrier, nil}},
+	{"one waits, another lets it go (latch; etcd: Barrier)", 1, [4]func(*testing.T, *servers, string, int) round{nil, ourLatch, etcdBarrier, nil}},
+	{"once, the first time", 1, [4]func(*testing.T, *servers, string, int) round{floor, ourOnce, nil, nil}},
+}
+
+// crew is the clients of one cell.
+type crew struct {
+	rounds []round
+	done   int // rounds of each client so far
+}
+
+// run has each client do n rounds, and returns how long a round took: the time divided by all rounds.
+func (c *crew) run(ctx context.Context, n int) (time.Duration, error) {
+	errs := make([]error, len(c.rounds))
+	began := time.Now()
+	var all sync.WaitGroup
+	for i, r := range c.rounds {
+		all.Go(func() {
+			for k := range n {
+				if errs[i] = r(ctx, c.done+k); errs[i] != nil {
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	c.done += n
+	for _, err := range errs {
+		if err != nil {
+			return 0, err
+		}
+	}
+	return time.Since(began) / time.Duration(n*len(c.rounds)), nil
+}
+
+// median of times.
+func median(d []time.Duration) time.Duration {
+	slices.Sort(d)
+	return d[len(d)/2]
+}
+
+// measure returns what a round of each system takes: the median of five turns, the systems in turn.
+func measure(t *testing.T, s *servers, row int) (cells [4]time.Duration) {
+	t.Helper()
+	r := rows[row]
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	var crews [4]*crew
+	var turns [4][]time.Duration
+	var each [4]int
+	for i, make := range r.by {
+		if make == nil || systems[i] == "Redis" && s.redis == "" {
+			continue
+		}
+		crews[i] = &crew{}
+		for range r.clients {
+			crews[i].rounds = append(crews[i].rounds, make(t, s, fmt.Sprint("row", row), r.clients))
+		}
+		took, err := crews[i].run(ctx, 3) // opens what is opened once
+		if err != nil {
+			t.Fatalf("%s, %s: %v", r.what, systems[i], err)
+		}
+		cells[i], each[i] = took, max(3, int(*turn/(took*time.Duration(r.clients))))
+	}
+	if *table == "" {
+		return cells
+	}
+	for range 5 {
+		for i, c := range crews {
+			if c == nil {
+				continue
+			}
+			took, err := c.run(ctx, each[i])
+			if err != nil {
+				t.Fatalf("%s, %s: %v", r.what, systems[i], err)
+			}
+			turns[i] = append(turns[i], took)
+		}
+	}
+	for i, list := range turns {
+		if list != nil {
+			cells[i] = median(list)
+		}
+	}
+	return cells
+}
+
+// TestTable measures all rows, with and without syncing, and writes the table.
+func TestTable(t *testing.T) {
+	var out strings.Builder
+	fmt.Fprintf(&out, `# Benchmarks
+
+Written by the command in [benchmarks/README.md](../benchmarks/README.md), which says what is compared. Don't edit it.
+
+Time of one round in microseconds: that of all clients together, divided by all their rounds. Each system has one server on this
+machine, reached over loopback TCP, and takes five turns, one after the other with the rest; a cell is the median. Smaller is better.
+One server shows the cost of an operation and not that of replication. The rows say nothing of what is promised: only the
+systems that write to disk before they acknowledge survive a power failure, redsync on one server depends on clocks and on that
+server, and its waiters, and those of the semaphore in Redis, ask again and are not served in order.
+A waiter of etcd's recipes is told in rounds of 100 ms where its watch begins in the past, as it comes.
+
+%s`, machine())
+	for _, synced := range []bool{true, false} {
+		title := map[bool]string{true: "Synced to disk before it is acknowledged", false: "Not synced (Redis: every second)"}[synced]
+		s := start(t, synced)
+		if s.redis == "" {
+			title += "; redis-server was not installed"
+		}
+		fmt.Fprintf(&out, "\n## %s\n\n| | %s |\n|---|---|---|---|---|\n", title, strings.Join(systems, " | "))
+		for i, r := range rows {
+			cells := measure(t, &s, i)
+			line := "| " + r.what
+			for _, c := range cells {
+				line += " | " + format(c)
+			}
+			fmt.Fprintln(&out, line+" |")
+			t.Log(line)
+		}
+	}
+	fmt.Fprintf(&out, "\nLoad of the machine at the end: %s.\n", load())
+	if *table != "" {
+		if err := os.WriteFile(*table, []byte(out.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// format is a cell.
+func format(d time.Duration) string {
+	switch {
+	case d == 0:
+		return ""
+	case d < 100*time.Microsecond:
+		return fmt.Sprintf("%.1f", float64(d)/1e3)
+	}
+	return fmt.Sprint(d.Microseconds())
+}
+
+// machine tells where and with what it was measured.
+func machine() string {
+	versions := []string{runtime.Version()}
+	for _, name := range []string{"github.com/nats-io/nats-server/v2", "github.com/nats-io/nats.go", "go.etcd.io/etcd/server/v3", "github.com/go-redsync/redsync/v4"} {
+		if out, err := exec.Command("go", "list", "-m", name).Output(); err == nil {
+			versions = append(versions, strings.TrimSpace(string(out)))
+		}
+	}
+	if out, err := exec.Command("redis-server", "--version").Output(); err == nil {
+		if _, v, ok := strings.Cut(string(out), "v="); ok {
+			versions = append(versions, "redis-server "+strings.Fields(v)[0])
+		}
+	}
+	return fmt.Sprintf("Measured on %s: %s/%s with %d processors, which servers and clients share; load at the beginning %s. %s.\n",
+		time.Now().Format(time.DateOnly), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), load(), strings.Join(versions, ", "))
+}
+
+// load is that of the last minute.
+func load() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "not known"
+	}
+	return strings.Fields(string(text))[0]
+}
+
+func TestFormat(t *testing.T) {
+	for d, want := range map[time.Duration]string{0: "", 1234: "1.2", 99900: "99.9", 1234567: "1234"} {
+		if got := format(d); got != want {
+			t.Errorf("%v: %q, want %q", d, got, want)
+		}
+	}
+}
+
+func TestMedian(t *testing.T) {
+	if got := median([]time.Duration{5, 1, 9, 2, 3}); got != 3 {
+		t.Error(got)
+	}
+}
+
+// Rounds are divided out over all clients, and numbered for each.
+func TestCrew(t *testing.T) {
+	var mu sync.Mutex
+	seen := map[int]int{}
+	one := func(_ context.Context, n int) error {
+		mu.Lock()
+		defer mu.Unlock()
+		seen[n]++
+		return nil
+	}
+	c := crew{rounds: []round{one, one}}
+	for range 2 {
+		if _, err := c.run(t.Context(), 3); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := range 6 {
+		if seen[n] != 2 {
+			t.Errorf("round %d was done %d times", n, seen[n])
+		}
+	}
+}
