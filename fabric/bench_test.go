@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -60,7 +61,7 @@ type floor struct {
 	rev     uint64
 }
 
-func newFloor(b *testing.B, nc *nats.Conn, key string) *floor {
+func newFloor(b testing.TB, nc *nats.Conn, key string) *floor {
 	b.Helper()
 	js, err := jetstream.New(nc)
 	if err != nil {
@@ -87,6 +88,32 @@ func (f *floor) pair(ctx context.Context) error {
 	}
 	f.rev = ack.Sequence
 	return nil
+}
+
+// An acquire and a release take about 17 allocations less than the bare writes, the server's included.
+func TestAllocationsOfAPair(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		m, key := s.manager(t), s.key(t)
+		f := newFloor(t, s.conn(t), strings.ReplaceAll(s.key(t), "/", "."))
+		bare := testing.AllocsPerRun(300, func() {
+			if err := f.pair(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		})
+		lock := testing.AllocsPerRun(300, func() {
+			l, err := m.Acquire(t.Context(), key)
+			if err == nil {
+				err = l.Release(t.Context())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		})
+		t.Logf("%v allocations, the bare writes %v", lock, bare)
+		if lock > bare+5 {
+			t.Errorf("%v allocations, the bare writes take %v", lock, bare)
+		}
+	})
 }
 
 // BenchmarkUncontended compares acquire+release of a free lock with the floor,
@@ -193,6 +220,45 @@ func BenchmarkOneKeyOneProcess(b *testing.B) {
 // each for itself, and with a coalescer in the server's process or in another one's.
 func BenchmarkOneKeyManyProcesses(b *testing.B) {
 	onRoads(b, []int{2, 8, 16, 64}, func(int) string { return "hot" })
+}
+
+// BenchmarkOwnKeys compares 64 clients with connections of their own, each with a key of its own, with
+// the bare writes of as many, in turns within one run.
+func BenchmarkOwnKeys(b *testing.B) {
+	const n, turn = 64, 10 * 64
+	srv := benchServer(b)
+	var managers [n]*fabric.Manager
+	var floors [n]*floor
+	for i := range n {
+		nc, err := links[1].dial(srv)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer nc.Close()
+		managers[i], floors[i] = benchManager(b, nc), newFloor(b, nc, "floor-"+strconv.Itoa(i))
+	}
+	lockPair := func(worker int) error {
+		lock, err := managers[worker].Acquire(b.Context(), "key-"+strconv.Itoa(worker))
+		if err != nil {
+			return err
+		}
+		return lock.Release(b.Context())
+	}
+	floorPair := func(worker int) error { return floors[worker].pair(b.Context()) }
+	run := func(pair func(int) error) time.Duration {
+		start := time.Now()
+		contend(b, n, turn, pair)
+		return time.Since(start)
+	}
+	run(floorPair)
+	run(lockPair)
+	b.ResetTimer()
+	var ratios []float64
+	for range max(b.N/turn, 1) {
+		ratios = append(ratios, float64(run(floorPair))/float64(run(lockPair)))
+	}
+	slices.Sort(ratios)
+	b.ReportMetric(ratios[len(ratios)/2], "ratio")
 }
 
 // BenchmarkOwnKeysManyProcesses is the same with a key for each of them.

@@ -131,6 +131,13 @@ type request struct {
 
 func (c *config) newRequest(opts []AcquireOption) (request, error) {
 	r := request{timing: c.timing, mode: Exclusive, failFast: c.failFast}
+	if len(opts) == 0 {
+		return r, r.timing.validate()
+	}
+	return r.with(opts)
+}
+
+func (r request) with(opts []AcquireOption) (request, error) {
 	for _, o := range opts {
 		if o == nil {
 			return r, fmt.Errorf("%w: an option is nil", ErrInvalidOption)

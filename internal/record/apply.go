@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"sync"
 )
 
 // Apply applies ops in their order to rec, which was read at revision rev (nil and 0 if the key is
@@ -26,7 +27,8 @@ import (
 func Apply(rec *Record, rev uint64, ops []Op, lim Limits) (next *Record, results []Result, changed bool) {
 	next = rec.resolved(rev)
 	results = make([]Result, len(ops))
-	m := machine{Record: next, rev: rev, lim: lim.orDefaults(), size: -1}
+	m := machines.Get().(*machine)
+	*m = machine{Record: next, rev: rev, lim: lim.orDefaults(), size: -1, scratch: m.scratch}
 	for i := range ops {
 		results[i] = m.apply(&ops[i])
 	}
@@ -34,8 +36,14 @@ func Apply(rec *Record, rev uint64, ops []Op, lim Limits) (next *Record, results
 	if next.Idle() {
 		*next = Record{} // it is deleted, and free for any kind
 	}
-	return next, results, m.shut || !m.unchanged(rec, rev)
+	changed = m.shut || !m.unchanged(rec, rev)
+	*m = machine{scratch: m.scratch}
+	machines.Put(m)
+	return next, results, changed
 }
+
+// machines has machines that have done their work, for their room.
+var machines = sync.Pool{New: func() any { return new(machine) }}
 
 // machine is a record that is being worked on.
 type machine struct {
