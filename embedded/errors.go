@@ -80,8 +80,7 @@ func (e *StoreInUseError) Error() string {
 	return msg + "; stop that server, or use another directory"
 }
 
-// Is reports whether target is ErrStoreInUse.
-func (e *StoreInUseError) Is(target error) bool { return target == ErrStoreInUse }
+func (e *StoreInUseError) Unwrap() error { return ErrStoreInUse }
 
 // OpenListenerError is returned by Start for a listener that other hosts reach
 // and that asks nobody who they are. It matches ErrInvalidOption with errors.Is.
@@ -118,5 +117,4 @@ func (e *OpenListenerError) Error() string {
 		"%s, listen on 127.0.0.1, or add WithAllowNonLoopback if everybody who can reach it may use it", ErrInvalidOption, what, e.Addr, reason, how)
 }
 
-// Is reports whether target is ErrInvalidOption.
-func (e *OpenListenerError) Is(target error) bool { return target == ErrInvalidOption }
+func (e *OpenListenerError) Unwrap() error { return ErrInvalidOption }

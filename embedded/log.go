@@ -32,20 +32,11 @@ func (l *logAdapter) install(s *natsserver.Server) {
 	s.SetLoggerV2(l, debug, false, false)
 }
 
-// Noticef logs at slog's info level.
 func (l *logAdapter) Noticef(format string, v ...any) { l.log(slog.LevelInfo, format, v) }
-
-// Warnf logs at slog's warn level.
-func (l *logAdapter) Warnf(format string, v ...any) { l.log(slog.LevelWarn, format, v) }
-
-// Errorf logs at slog's error level.
-func (l *logAdapter) Errorf(format string, v ...any) { l.log(slog.LevelError, format, v) }
-
-// Debugf logs at slog's debug level.
-func (l *logAdapter) Debugf(format string, v ...any) { l.log(slog.LevelDebug, format, v) }
-
-// Tracef logs below slog's debug level.
-func (l *logAdapter) Tracef(format string, v ...any) { l.log(slog.LevelDebug-4, format, v) }
+func (l *logAdapter) Warnf(format string, v ...any)   { l.log(slog.LevelWarn, format, v) }
+func (l *logAdapter) Errorf(format string, v ...any)  { l.log(slog.LevelError, format, v) }
+func (l *logAdapter) Debugf(format string, v ...any)  { l.log(slog.LevelDebug, format, v) }
+func (l *logAdapter) Tracef(format string, v ...any)  { l.log(slog.LevelDebug-4, format, v) }
 
 // Fatalf is called where the server's own command would end the process.
 func (l *logAdapter) Fatalf(format string, v ...any) {

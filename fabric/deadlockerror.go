@@ -38,8 +38,7 @@ type DeadlockEdge struct {
 	Waiting  bool      `json:"waiting,omitempty"` // that entry is not held: it waits there, ahead
 }
 
-// Is makes errors.Is(err, ErrDeadlock) true.
-func (e *DeadlockError) Is(target error) bool { return target == ErrDeadlock }
+func (e *DeadlockError) Unwrap() error { return ErrDeadlock }
 
 // Error tells of every wait, as in
 //

@@ -238,8 +238,7 @@ func (e *SizeMismatchError) Error() string {
 	return fmt.Sprintf("fabric: %q is in use with %d, not with %d", e.Key, e.Have, e.Want)
 }
 
-// Is makes errors.Is(err, ErrSizeMismatch) true.
-func (e *SizeMismatchError) Is(target error) bool { return target == ErrSizeMismatch }
+func (e *SizeMismatchError) Unwrap() error { return ErrSizeMismatch }
 
 // BrokenError says how a generation of a barrier was broken.
 type BrokenError struct {
@@ -260,8 +259,7 @@ func (e *BrokenError) Error() string {
 	return text
 }
 
-// Is makes errors.Is(err, ErrBroken) true.
-func (e *BrokenError) Is(target error) bool { return target == ErrBroken }
+func (e *BrokenError) Unwrap() error { return ErrBroken }
 
 // FinishedError has what is there already.
 type FinishedError struct {
@@ -272,8 +270,7 @@ type FinishedError struct {
 
 func (e *FinishedError) Error() string { return fmt.Sprintf("%v: %q", ErrFinished, e.Key) }
 
-// Is makes errors.Is(err, ErrFinished) true.
-func (e *FinishedError) Is(target error) bool { return target == ErrFinished }
+func (e *FinishedError) Unwrap() error { return ErrFinished }
 
 // WaitTooLongError says how long a wait was expected to last.
 type WaitTooLongError struct {
@@ -289,8 +286,7 @@ func (e *WaitTooLongError) Error() string {
 		e.Expected.Round(time.Millisecond), e.Owner, e.Position, e.Allowed.Round(time.Millisecond))
 }
 
-// Is makes errors.Is(err, ErrWaitTooLong) true.
-func (e *WaitTooLongError) Is(target error) bool { return target == ErrWaitTooLong }
+func (e *WaitTooLongError) Unwrap() error { return ErrWaitTooLong }
 
 // LostError is the ErrLost of one hold.
 type LostError struct {
@@ -318,5 +314,4 @@ func (e *StaleTokenError) Error() string {
 	return fmt.Sprintf("fabric: fencing token %d is stale: %d has been seen", e.Token, e.Highest)
 }
 
-// Is makes errors.Is(err, ErrStaleToken) true.
-func (e *StaleTokenError) Is(target error) bool { return target == ErrStaleToken }
+func (e *StaleTokenError) Unwrap() error { return ErrStaleToken }

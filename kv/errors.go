@@ -70,5 +70,4 @@ func (e *ConfigError) Error() string {
 		e.Bucket, e.Field, e.Value, e.Want, e.Remedy)
 }
 
-// Is makes errors.Is(err, ErrUnsafeConfig) true.
-func (e *ConfigError) Is(target error) bool { return target == ErrUnsafeConfig }
+func (e *ConfigError) Unwrap() error { return ErrUnsafeConfig }
