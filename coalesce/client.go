@@ -87,6 +87,8 @@ type ClientStats struct {
 	Replies    uint64
 	Hellos     uint64
 	Suspended  uint64 // times that an owner was taken to be lost
+	Fallbacks  uint64 // operations that went directly because no owner answered in time
+	Held       int    // acquires that wait in this process for a place at the owner
 	Dropped    uint64 // messages that were malformed, or from nobody who was asked
 }
 
@@ -172,6 +174,19 @@ func (c *Client) Stats() ClientStats {
 	if c.now != nil {
 		st.Term = c.now.id
 	}
+	if c.router != nil {
+		for _, q := range c.router.queues {
+			st.Held += len(q.held)
+		}
+	}
+	return st
+}
+
+// Plus adds up the counters of a client that is no more.
+func (st ClientStats) Plus(past ClientStats) ClientStats {
+	st.Frames, st.Operations, st.Replies = st.Frames+past.Frames, st.Operations+past.Operations, st.Replies+past.Replies
+	st.Hellos, st.Suspended = st.Hellos+past.Hellos, st.Suspended+past.Suspended
+	st.Fallbacks, st.Dropped = st.Fallbacks+past.Fallbacks, st.Dropped+past.Dropped
 	return st
 }
 

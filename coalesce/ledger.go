@@ -137,6 +137,7 @@ func (r *Router) onTick() {
 			r.lost(t.call)
 		} else {
 			t.missed = t.missed || t.releases()
+			c.stats.Fallbacks++
 			r.goDirect(t)
 		}
 	}

@@ -169,6 +169,9 @@ func (r *Router) submit(q *engine.Request) {
 	coalesced := r.coalesced(q)
 	release := q.Op.Verb == record.OpRelease
 	cl := r.claims[q.Op.ID]
+	if of := r.claims[q.Op.Holder]; of != nil && q.Op.Verb == record.OpWait {
+		r.ends(q, of)
+	}
 	if q.Guest != nil || r.client.closed || !coalesced && (!release || cl == nil) {
 		r.client.due.submit(q)
 		return
@@ -199,6 +202,30 @@ func (r *Router) submit(q *engine.Request) {
 		r.goDirect(t)
 	}
 	r.arm()
+}
+
+// ends has an owner take back the hold that a wait gives up, once it has: the owner may still write its
+// acquire. Called with mu held.
+func (r *Router) ends(q *engine.Request, of *claim) {
+	gone := func() {
+		r.client.mu.Lock()
+		defer r.client.unlock()
+		if r.claims[of.id] == of {
+			r.unwanted(of)
+		}
+	}
+	queued, done := q.Queued, q.Done
+	q.Queued = func(p record.Place) {
+		if gone(); queued != nil {
+			queued(p)
+		}
+	}
+	q.Done = func(out engine.Outcome, err error) {
+		if err == nil {
+			gone()
+		}
+		done(out, err)
+	}
 }
 
 // coalesced decides whether a request is sent to the owner. Called with mu held.

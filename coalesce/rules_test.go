@@ -93,6 +93,9 @@ func TestC3RepeatedFrames(t *testing.T) {
 	}
 	w.until("they were dropped", func() bool { return o.Stats().Dropped == uint64(len(seen)) })
 	p.mustRelease("other", p.mustAcquire("other")) // whatever came of them came before this
+	if st := o.Stats(); st.Writes < 4 || st.WritesPerOperation != float64(st.Writes)/float64(st.Operations) {
+		t.Errorf("two pairs: %+v", st)
+	}
 	w.clean("k", p)
 }
 
@@ -306,6 +309,30 @@ func TestC26ReleaseEndsOnBothRoads(t *testing.T) {
 	w.wait("try", tried, nil)
 	p.mustRelease("k", next.ID)
 	w.clean("k", p)
+}
+
+// C26: a wait on a condition gives a hold up whose acquire the owner may still write: it is taken back.
+func TestC26WaitEndsTheHold(t *testing.T) {
+	w := newPatientWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p, other := w.process(RouterConfig{Belt: true}), w.process(RouterConfig{})
+	block := o.blockLeaseReads()
+	p.meet()
+	id, out, err := p.acquire("k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait := p.op(record.OpWait, p.lease.NextOp())
+	wait.Holder, wait.Token, wait.Queue = id, out.Entry.Token, "c"
+	q, done := p.start("k", wait)
+	w.until("it waits", func() bool { rec := p.record("k"); return rec != nil && len(rec.Holders) == 0 })
+	close(block)
+	w.until("the owner has done both", func() bool { st := o.Stats(); return st.Operations >= 2 && st.UnderWay == 0 })
+	other.mustRelease("k", other.mustAcquire("k"))
+	p.router.Withdraw(q, context.Canceled)
+	<-done
+	p.mustRelease("k", wait.ID)
+	w.clean("k", p, other)
 }
 
 // C27: an owner that closes refuses the release of what it is about to write. Whoever has released it on the other

@@ -57,6 +57,8 @@ type ServiceConfig struct {
 	Metadata map[string]string // shown beside the service's own
 	// Doer carries the operations out: the engine of this process.
 	Doer engine.Doer
+	// Writes counts the committed writes of Doer, for the statistics. It may be nil.
+	Writes func() uint64
 	// Valid reports whether Lease is valid by this process's clock. It is asked before work is
 	// taken and before each write, and must be quick.
 	Valid func() bool
@@ -76,6 +78,7 @@ type Service struct {
 	wake    chan struct{}
 	reads   chan struct{} // taken by those who read a lease
 	over    atomic.Bool   // nothing is written for others any more
+	written uint64        // Writes at the beginning
 
 	mu       sync.Mutex
 	closing  bool
@@ -103,9 +106,14 @@ type ServiceStats struct {
 	Replies    uint64 `json:"replies"`
 	Dropped    uint64 `json:"dropped"` // frames: malformed, late, repeated, or from nobody
 	Refused    uint64 `json:"refused"` // operations that were not done
-	Sessions   int    `json:"sessions"`
-	Waiting    int    `json:"waiting"`
-	UnderWay   int    `json:"under_way"`
+	Writes     uint64 `json:"writes"`  // of records, what this process wants itself included
+	// WritesPerOperation is Writes by Operations, 0 before the first.
+	WritesPerOperation float64 `json:"writes_per_operation"`
+
+	Sessions int `json:"sessions"`
+	Waiting  int `json:"waiting"`
+	UnderWay int `json:"under_way"`
+	Limit    int `json:"limit"` // of UnderWay
 }
 
 // Serve begins to serve. Close ends it.
@@ -117,6 +125,9 @@ func Serve(cfg ServiceConfig) (*Service, error) {
 		cfg: cfg, inboxes: inboxes(cfg.Fabric), wake: make(chan struct{}, 1), reads: make(chan struct{}, leaseReads), sessions: map[string]*session{},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	if cfg.Writes != nil {
+		s.written = cfg.Writes()
+	}
 	if err := s.register(); err != nil {
 		s.cancel()
 		return nil, err
@@ -198,7 +209,13 @@ func (s *Service) Stats() ServiceStats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.stats
-	st.Sessions, st.Waiting, st.UnderWay = len(s.sessions), s.waiting, s.under
+	st.Sessions, st.Waiting, st.UnderWay, st.Limit = len(s.sessions), s.waiting, s.under, maxOperations
+	if s.cfg.Writes != nil {
+		st.Writes = s.cfg.Writes() - s.written
+	}
+	if st.Operations > 0 {
+		st.WritesPerOperation = float64(st.Writes) / float64(st.Operations)
+	}
 	return st
 }
 

@@ -171,6 +171,7 @@ func (r *Router) lost(k *call) {
 		return // the ledger sees to it
 	}
 	t.call, t.missed = nil, true
+	r.client.stats.Fallbacks++
 	switch {
 	case t.cause != nil && !t.releases():
 		r.undoDirect(t)

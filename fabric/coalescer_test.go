@@ -249,6 +249,9 @@ func TestCoalescer_UncontendedCostsNothing(t *testing.T) {
 					least = n
 				}
 			}
+			if st := m.Stats(); st.CoalescerTerm > 0 {
+				t.Errorf("a coalescer in use: %+v", st)
+			}
 			if st := fabric.Roads(m); st.Frames+st.Hellos > 0 && road == fabric.RoadAutomatic {
 				t.Errorf("asked the coalescer: %+v", st)
 			}
@@ -256,6 +259,25 @@ func TestCoalescer_UncontendedCostsNothing(t *testing.T) {
 		}
 		if direct, automatic := sent(fabric.RoadDirect), sent(fabric.RoadAutomatic); direct != automatic {
 			t.Errorf("ten pairs take %d messages directly, %d beside a coalescer", direct, automatic)
+		}
+	})
+}
+
+func TestStats_TellOfTheCoalescer(t *testing.T) {
+	onSite(t, coalescedSite, func(t *testing.T, s *site) {
+		t.Parallel()
+		m := s.manager(t)
+		before := m.Stats()
+		release(t, acquire(t, m, s.key(t)))
+		st, owner := m.Stats(), s.owner.Stats()
+		if st.Coalesced < before.Coalesced+2 || st.Frames <= before.Frames || st.CoalescerTerm == 0 || owner.Serving == 0 {
+			t.Errorf("a pair over the coalescer: %+v, before %+v; it says %+v", st, before, owner)
+		}
+		if err := m.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if now := m.Stats(); now.Coalesced < st.Coalesced || now.CoalescerTerm != 0 {
+			t.Errorf("closed: %+v, before %+v", now, st)
 		}
 	})
 }

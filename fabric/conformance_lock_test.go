@@ -35,7 +35,7 @@ func TestLock(t *testing.T) {
 		{"Do releases after a panic", doReleases},
 		{"kind mismatch on one name", unknownKind},
 		{"FIFO among 50 waiters from 5 managers", fifo},
-	})
+	}, beltSite)
 }
 
 func lockFree(t *testing.T, s *site) {

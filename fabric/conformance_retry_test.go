@@ -88,7 +88,7 @@ func retriedPending(t *testing.T, s *site) {
 
 func retriedRelease(t *testing.T, s *site) {
 	key, other := s.key(t), s.manager(t)
-	m, w := s.wired(t)
+	m, w := s.wired(t, direct)
 	l := acquire(t, m, key)
 	var next *fabric.Lock
 	w.fault(1, lockPurge, func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {

@@ -15,7 +15,7 @@ func TestSharedLock(t *testing.T) {
 		{"a reader behind a queued writer waits", readerBehindWriter},
 		{"readers queued together are granted together", readersTogether},
 		{"try shared beside a writer is ErrHeld", tryShared},
-	})
+	}, beltSite)
 }
 
 var shared = fabric.WithMode(fabric.Shared)

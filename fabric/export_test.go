@@ -66,10 +66,10 @@ func Name(m *Manager) string { return m.cfg.buckets.Fabric }
 // Roads counts what the manager has sent to coalescers.
 func Roads(m *Manager) coalesce.ClientStats {
 	s, err := m.session(context.Background())
-	if err != nil || s.router == nil {
+	if err != nil {
 		return coalesce.ClientStats{}
 	}
-	return s.router.Stats()
+	return s.roads()
 }
 
 // OnRoad reports whether the manager takes the road over a coalescer from the beginning.

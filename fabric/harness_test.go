@@ -135,13 +135,13 @@ type behaviour struct {
 	run  func(t *testing.T, s *site)
 }
 
-// runBehaviours runs them on one server and on three, and with -roads on every road.
-func runBehaviours(t *testing.T, list []behaviour) {
+// runBehaviours runs them on one server and on three, on more sites, and with -roads on every road.
+func runBehaviours(t *testing.T, list []behaviour, more ...*site) {
 	t.Helper()
 	t.Parallel()
-	sites := []*site{singleSite, clusterSite}
+	sites := append([]*site{singleSite, clusterSite}, more...)
 	if *roads {
-		sites = append(sites, coalescedSite, beltSite)
+		sites = allSites
 	}
 	for _, s := range sites {
 		onSite(t, s, func(t *testing.T, s *site) {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/lockfabric/lockfabric/coalesce"
 	"github.com/lockfabric/lockfabric/internal/clock"
 	"github.com/lockfabric/lockfabric/internal/deadlock"
 	"github.com/lockfabric/lockfabric/internal/engine"
@@ -52,6 +53,8 @@ type Manager struct {
 	current *session
 	leaving []*session   // that are being ended
 	past    engine.Stats // counters of sessions that have ended
+
+	pastRoads coalesce.ClientStats // likewise
 
 	pastDetection deadlock.Stats // likewise
 	opening       turn           // of opening a session
@@ -297,11 +300,14 @@ func (m *Manager) forget(s *session) {
 func (m *Manager) ended(s *session) {
 	st := s.engine.Stats()
 	st.Waiting, st.ExpectedWait = 0, 0
+	roads := s.roads()
+	roads.Term, roads.Held = 0, 0
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.leaving = slices.DeleteFunc(m.leaving, func(l *session) bool { return l == s })
 	m.past = m.past.Plus(st)
 	m.pastDetection = m.pastDetection.Plus(s.detection.stats())
+	m.pastRoads = roads.Plus(m.pastRoads)
 }
 
 // Bounds of Close, which don't follow the link, since Close promises to be bounded.

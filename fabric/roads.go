@@ -70,6 +70,14 @@ func (s *session) route() error {
 	return nil
 }
 
+// roads counts what the session has sent to coalescers.
+func (s *session) roads() coalesce.ClientStats {
+	if s.router == nil {
+		return coalesce.ClientStats{}
+	}
+	return s.router.Stats()
+}
+
 // contended is told by the engine that this process is not alone on a key.
 func (s *session) contended(key string) {
 	if s.router != nil && key != ownerKey {

@@ -17,6 +17,14 @@ type Stats struct {
 	Busy       uint64 // writes that the server put off (code 10164)
 	Unknown    uint64 // writes whose outcome had to be found out
 
+	Coalesced     uint64 // operations sent to a coalescer; one that goes directly as well counts above, too
+	Frames        uint64 // messages that took them there
+	Fallbacks     uint64 // of these operations, those that went directly as well, since the coalescer did not answer in time
+	CoalescerLost uint64 // how often a coalescer was taken to be gone
+	CoalescerTerm uint64 // term of the coalescer that is in use now; 0 = none
+	Held          int    // acquires that wait in this process until the coalescer has fewer of it for the same key
+	Serving       uint64 // term in which this manager is the coalescer; 0 = it is not
+
 	OptimisticReads     uint64 // stamps that were validated, or found to be old
 	OptimisticHits      uint64 // of these, those that were valid
 	OptimisticFallbacks uint64 // calls of ReadOptimistic that came to a Shared hold
@@ -54,12 +62,14 @@ func (m *Manager) Stats() Stats {
 	m.mu.Lock()
 	e, sessions := m.past, slices.Clone(m.leaving)
 	st.addDetection(m.pastDetection)
+	roads := m.pastRoads
 	s := m.current
 	if s != nil {
 		sessions = append(sessions, s)
 	}
 	m.mu.Unlock()
 	for _, s := range sessions {
+		roads = s.roads().Plus(roads)
 		e = e.Plus(s.engine.Stats())
 		st.addDetection(s.detection.stats())
 	}
@@ -67,6 +77,8 @@ func (m *Manager) Stats() Stats {
 		st.RenewEarly = s.renewEarly()
 	}
 	st.Operations, st.Writes, st.Reads, st.Conflicts, st.Busy, st.Unknown = e.Operations, e.Writes, e.Reads, e.Conflicts, e.Busy, e.Unknown
+	st.Coalesced, st.Frames, st.Fallbacks, st.CoalescerLost = roads.Operations, roads.Frames, roads.Fallbacks, roads.Suspended
+	st.CoalescerTerm, st.Held, st.Serving = roads.Term, roads.Held, m.serving.Load()
 	st.Pins, st.PinJoins, st.PinRevocations = m.pins.Load(), m.pinJoins.Load(), m.pinRevocations.Load()
 	st.HoldTime, st.Waiting, st.ExpectedWait = e.HoldTime, e.Waiting, e.ExpectedWait
 	st.OptimisticReads, st.OptimisticHits, st.OptimisticFallbacks = m.optimism.reads.Load(), m.optimism.hits.Load(), m.optimism.fallbacks.Load()

@@ -27,7 +27,7 @@ func TestMutexConformance(t *testing.T) {
 		{"another kind of the same name is refused", mutexKind},
 		{"Do unlocks whatever happens", mutexDo},
 		{"Locker excludes", mutexLocker},
-	})
+	}, bothRoadsOfThree)
 }
 
 func lock(t testing.TB, mu *primitives.Mutex) *primitives.Lock {

@@ -3,6 +3,7 @@ package primitives_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"strings"
 	"sync"
@@ -24,25 +25,40 @@ const patience = 60 * time.Second
 // needs it and stopped by TestMain.
 type site struct {
 	name    string
+	road    fabric.Road
 	once    sync.Once
 	err     error
 	server  *embedded.Server // of a single one
 	cluster *cluster.Cluster // else
+	owner   *fabric.Manager  // the coalescer, where there is one
 	numbers atomic.Uint64
 }
 
 var (
-	singleSite  = &site{name: "one server"}
-	clusterSite = &site{name: "three servers"}
+	singleSite  = &site{name: "one server", road: fabric.RoadDirect}
+	clusterSite = &site{name: "three servers", road: fabric.RoadDirect}
+
+	// Here operations go over a coalescer, and over it and directly at once.
+	coalescedSite    = &site{name: "one server, coalesced", road: fabric.RoadCoalesced}
+	bothRoadsSite    = &site{name: "one server, on both roads", road: fabric.RoadBoth}
+	bothRoadsOfThree = &site{name: "three servers, on both roads", road: fabric.RoadBoth}
+
+	allSites = []*site{singleSite, clusterSite, coalescedSite, bothRoadsSite, bothRoadsOfThree}
 )
+
+// roads has every list of behaviours run on each road.
+var roads = flag.Bool("roads", false, "run the primitives over a coalescer, and on both roads at once, as well")
 
 func (s *site) start() {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if s == singleSite {
+	if s != clusterSite && s != bothRoadsOfThree {
 		s.server, s.err = embedded.Start(ctx, embedded.WithTempStore(), embedded.WithSync(embedded.SyncInterval(time.Second)), embedded.WithListen("127.0.0.1:0"))
 	} else {
 		s.cluster, s.err = cluster.Start(ctx, 3)
+	}
+	if s.err == nil && s.road != fabric.RoadDirect {
+		s.owner, s.err = fabric.Connect(ctx, s.url(), fabric.WithCoalescer())
 	}
 }
 
@@ -50,11 +66,16 @@ func stopSites() error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var errs []error
-	if s := singleSite.server; s != nil {
-		errs = append(errs, s.Shutdown(ctx))
-	}
-	if c := clusterSite.cluster; c != nil {
-		errs = append(errs, c.Shutdown())
+	for _, s := range allSites {
+		if s.owner != nil {
+			errs = append(errs, s.owner.Close())
+		}
+		if s.server != nil {
+			errs = append(errs, s.server.Shutdown(ctx))
+		}
+		if s.cluster != nil {
+			errs = append(errs, s.cluster.Shutdown())
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -85,17 +106,24 @@ type behaviour struct {
 	run  func(t *testing.T, s *site)
 }
 
-func runBehaviours(t *testing.T, list []behaviour) {
+// runBehaviours runs them on one server, on three and on both roads, on more sites, and with -roads on all.
+func runBehaviours(t *testing.T, list []behaviour, more ...*site) {
 	t.Helper()
 	t.Parallel()
-	onBothSites(t, func(t *testing.T, s *site) {
-		for _, b := range list {
-			t.Run(b.name, func(t *testing.T) {
-				t.Parallel()
-				b.run(t, s)
-			})
-		}
-	})
+	sites := append([]*site{singleSite, clusterSite, bothRoadsSite}, more...)
+	if *roads {
+		sites = allSites
+	}
+	for _, s := range sites {
+		onSite(t, s, func(t *testing.T, s *site) {
+			for _, b := range list {
+				t.Run(b.name, func(t *testing.T) {
+					t.Parallel()
+					b.run(t, s)
+				})
+			}
+		})
+	}
 }
 
 // conn returns a connection of its own, as a process of its own would have.
@@ -124,7 +152,11 @@ func (s *site) url() string {
 // manager returns a manager with a connection of its own.
 func (s *site) manager(t testing.TB, opts ...fabric.Option) *fabric.Manager {
 	t.Helper()
-	return newManager(t, s.conn(t), opts...)
+	m := newManager(t, s.conn(t), append([]fabric.Option{fabric.WithRoad(s.road)}, opts...)...)
+	if s.owner != nil {
+		eventually(t, "a coalescer is known", func() bool { return m.Stats().CoalescerTerm > 0 })
+	}
+	return m
 }
 
 func newManager(t testing.TB, nc *nats.Conn, opts ...fabric.Option) *fabric.Manager {
@@ -229,8 +261,8 @@ func expectFree(t testing.TB, m *fabric.Manager, key string) {
 	}
 }
 
-// writeCount is how many writes were answered, and how many were not in time: those may be committed
-// or not, and are done again then.
+// writeCount is how many writes were answered, and how many were not in time, or were a coalescer's: those may be
+// committed or not, and are done again then.
 type writeCount struct{ done, unknown uint64 }
 
 // not reports whether n is certainly not the number of writes that it took.
@@ -241,7 +273,7 @@ func writes(fn func(), of ...*fabric.Manager) writeCount {
 	count := func() (c writeCount) {
 		for _, m := range of {
 			st := m.Stats()
-			c.done, c.unknown = c.done+st.Writes, c.unknown+st.Unknown
+			c.done, c.unknown = c.done+st.Writes, c.unknown+st.Unknown+st.Coalesced
 		}
 		return c
 	}
