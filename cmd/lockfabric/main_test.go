@@ -212,6 +212,16 @@ func (p *proc) signal(sig os.Signal) {
 	if err := p.cmd.Process.Signal(sig); err != nil {
 		p.t.Fatal(err)
 	}
+	if sig != syscall.SIGSTOP {
+		return
+	}
+	// It takes a moment until all threads stand still.
+	var status syscall.WaitStatus
+	for !status.Stopped() {
+		if pid, err := syscall.Wait4(p.cmd.Process.Pid, &status, syscall.WUNTRACED, nil); pid == -1 && !errors.Is(err, syscall.EINTR) {
+			p.t.Fatal(err)
+		}
+	}
 }
 
 // wait returns the exit code, -1 if a signal ended it.
