@@ -374,3 +374,16 @@ func TestDoctorStaleLease(t *testing.T) {
 		return len(f) == 1 && f[0].Status == doctor.OK && strings.Contains(f[0].Detail, `"k"`)
 	})
 }
+
+// Without the bucket of waits nobody finds a deadlock.
+func TestDoctorDeadlocks(t *testing.T) {
+	t.Parallel()
+	js := made(t, server.ClientURL())
+	examine(t, server.ClientURL(), "--no-probe").has("deadlocks", doctor.OK, "can tell each other")
+	if err := js.DeleteStream(t.Context(), "KV_"+kv.WaitsBucket(fabricName(t))); err != nil {
+		t.Fatal(err)
+	}
+	d := examine(t, server.ClientURL(), "--no-probe")
+	d.exits(0)
+	d.has("deadlocks", doctor.Warning, "does not exist", "may create streams")
+}

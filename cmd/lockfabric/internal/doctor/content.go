@@ -33,6 +33,7 @@ type leaseSight struct {
 func (e *exam) content(ctx context.Context) {
 	sight := e.readLeases(ctx)
 	e.readLocks(ctx, sight)
+	e.deadlocks(ctx)
 }
 
 // entries reads all of a bucket and notes how much that is.
@@ -182,6 +183,30 @@ func (e *exam) coalescer(s *lockSight) {
 		return
 	}
 	e.report.ok(checkCoalescer, e.Fabric, "%s "+is+", %d wait to follow it", who, also)
+}
+
+// deadlocks looks whether those who wait for long can tell each other what they hold.
+func (e *exam) deadlocks(ctx context.Context) {
+	if e.locks == nil || !e.locks.Exists {
+		return // it is made with the others
+	}
+	const remedy = "see that one program, or 'lockfabric deadlocks', runs as a user who may create streams"
+	name := kv.WaitsBucket(e.Fabric)
+	s, err := ask(ctx, e, e.rights.lacks("$JS.API.STREAM.INFO.KV_"+name), func(ctx context.Context) (jskv.BucketState, error) { return e.kv.Bucket(ctx, name) })
+	switch {
+	case notAllowed(err):
+		e.report.unknown(checkDeadlocks, name, "this user may not ask for its state", grantIt)
+	case err != nil && !e.rights.known:
+		e.report.unknown(checkDeadlocks, name, "no answer: this user may not ask for its state, or no leader answers for it", grantIt)
+	case err != nil:
+		e.report.warn(checkDeadlocks, name, "no leader answers for it, and deadlocks are not seen: "+err.Error(), "look at 'nats stream info KV_"+name+"'")
+	case !s.Exists:
+		e.report.warn(checkDeadlocks, name, "it does not exist: deadlocks are not seen before it is made", remedy)
+	case e.rights.lacks("$KV." + name + ".>"):
+		e.report.warn(checkDeadlocks, name, "this user may not write to it: deadlocks in which its programs are stay", "allow the user to publish "+"\"$KV."+name+".>\"")
+	default:
+		e.report.ok(checkDeadlocks, name, "those who wait for long can tell each other what they hold")
+	}
 }
 
 // standing tells of entries whose leases are gone. Whoever asks for such a lock

@@ -37,6 +37,7 @@ const (
 	checkHolders       = "holders"
 	checkLeases        = "leases"
 	checkCoalescer     = "coalescer"
+	checkDeadlocks     = "deadlocks"
 	checkRTT           = "rtt"
 	checkWrites        = "writes"
 )
@@ -46,7 +47,7 @@ func Checks() []string {
 	return []string{
 		checkServer, checkVersion, checkJetStream, checkLimits, checkPermissions, checkSync,
 		checkBucket, checkConfiguration, checkStorage, checkReplicas, checkPeers, checkClock, checkIncarnation, checkSequence,
-		checkKeys, checkRecords, checkHolders, checkLeases, checkCoalescer, checkRTT, checkWrites,
+		checkKeys, checkRecords, checkHolders, checkLeases, checkCoalescer, checkDeadlocks, checkRTT, checkWrites,
 	}
 }
 

@@ -146,6 +146,7 @@ export class Details {
     $('release-error').textContent = '';
     $('release-do').disabled = false;
     $('release').showModal();
+    $('release-cancel').focus();
   }
 
   async release() {
