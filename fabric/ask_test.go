@@ -95,6 +95,33 @@ func TestReleasedHoldThatComesBack(t *testing.T) {
 	}
 }
 
+// So it is after a forced release whose writes are lost, the mark as well as what its holder wrote.
+func TestForcedReleaseThatIsLost(t *testing.T) {
+	t.Parallel()
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		own := s.fabric(t)
+		owner, other := s.manager(t, fabric.WithFabric(own)), s.manager(t, fabric.WithFabric(own))
+		b := s.bucket(t, own+"-locks")
+		l := acquire(t, owner, "k")
+		e, err := b.Get(waitContext(t), "k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := other.ForceRelease(waitContext(t), "k"); n != 1 || err != nil {
+			t.Fatalf("%d, %v", n, err)
+		}
+		if reason := waitLost(t, l); !errors.Is(reason, fabric.ErrRevoked) {
+			t.Error(reason)
+		}
+		release(t, acquire(t, other, "k")) // the entry is gone
+		if _, err := b.Put(waitContext(t), "k", e.Value()); err != nil {
+			t.Fatal(err)
+		}
+		s.manager(t, fabric.WithFabric(own), fabric.WithSweepInterval(time.Second)) // asks the owner, for who waits
+		release(t, acquire(t, other, "k"))
+	})
+}
+
 // P25: so is an entry of a kind other than a lock.
 func TestP25_PermitThatComesBack(t *testing.T) {
 	t.Parallel()
