@@ -8,7 +8,10 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 	"github.com/lockfabric/lockfabric/primitives"
 )
 
@@ -150,10 +153,20 @@ func proclaimer(ctx context.Context, m *fabric.Manager, key string, say func(str
 func TestCondWaitOfOneWhoFailsFast(t *testing.T) {
 	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
+		proxy := faultproxy.New(t, s.url())
+		nc, err := nats.Connect(proxy.URL(), nats.ReconnectBufSize(-1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(nc.Close)
 		p := newCondPair(t, s)
-		mu := primitives.NewMutex(s.manager(t, fabric.WithFailFast()), p.key, fabric.WithFailFast())
+		mu := primitives.NewMutex(newManager(t, nc, fabric.WithFailFast()), p.key, fabric.WithFailFast())
 		l := lock(t, mu)
+		lost := proxy.DropRequests(faultproxy.Times(1, faultproxy.Subject("$KV."+fabric.DefaultFabric+"-locks.>")))
 		wait := async(func() (*primitives.Lock, error) { return primitives.NewCond(mu, "full").Wait(waitContext(t), l) })
+		if err := lost.Wait(waitContext(t), 1); err != nil {
+			t.Fatal(err)
+		}
 		p.waiters("full", 1)
 		l = lock(t, p.mus[0])
 		p.signal(l)
