@@ -24,7 +24,7 @@ func leave(t *testing.T, nc *nats.Conn, leases *jskv.Bucket, n int) {
 	for i := range n {
 		id := fmt.Sprintf("lease%017d", i)
 		msg := &nats.Msg{Subject: "$KV." + leases.Name() + "." + id, Data: fmt.Appendf(nil, value, id, 1795381826727799+i), Header: nats.Header{"Nats-TTL": {"24h"}}}
-		if _, err := js.PublishMsgAsync(msg); err != nil {
+		if _, err := js.PublishMsgAsync(msg, nats.StallWait(patience)); err != nil {
 			t.Fatal(err)
 		}
 	}
