@@ -82,6 +82,7 @@ func (m *machine) apply(op *Op) Result {
 	held := len(m.Holders)
 	switch op.Verb {
 	case OpRelease:
+		m.advance(op.ID, op.Token)
 		m.removeAll(selection{id: op.ID})
 		if len(m.Holders) < held {
 			m.Hold = SmoothHold(m.Hold, op.Hold)

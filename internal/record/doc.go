@@ -24,6 +24,9 @@
 // another holder brings it to the tail of the queue above. A signal is not lost with a waiter that dies
 // before it has used it.
 //
+// A lock in mode X can pass on before that is written: who holds by such a turn still waits here, behind
+// entries that have ended. See turn.go. Nothing sends turns yet.
+//
 // What it guarantees, for every record that was made by [Apply]:
 //
 //   - Any two holders' modes are compatible ([Compatible]).

@@ -52,7 +52,7 @@ func (lockRules) check(op *Op) Verdict {
 		return op.checkRequest()
 	case OpConvert, OpUnconvert:
 		return op.checkConversion()
-	case OpStopWaiting:
+	case OpStopWaiting, OpAdvance:
 		return op.checkID(true)
 	case OpWait, OpCancelWait, OpSignal:
 		return op.checkWait()
@@ -80,6 +80,9 @@ func (lockRules) apply(m *machine, op *Op) Result {
 		m.cancelWait(op)
 	case OpStopWaiting:
 		m.stopWaiting(op)
+	case OpAdvance:
+		m.advance(op.ID, op.Token)
+		m.promote()
 	default:
 		m.unconvert(op)
 	}

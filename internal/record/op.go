@@ -19,7 +19,8 @@ const (
 	// it is not 0: it holds only over the very revision that the caller knows.
 	OpTry
 	// OpRelease removes ID wherever it stands; for a waiter this is cancel. Uses ID, Lease if it is given, Hold, and
-	// Token of a hold that was handed out: without it, a signal that brought ID here is passed on to another.
+	// Token of a hold that was handed out: without it, a signal that brought ID here is passed on to another. A waiter
+	// with this very ticket held by a turn, so all before it are removed, too.
 	OpRelease
 	// OpEvict removes every entry of the dead leases named in Leases. The caller has seen a
 	// committed tombstone for each of them.
@@ -42,6 +43,10 @@ const (
 	// OpStopWaiting removes the request, or the conversion, ID if it still waits. What was granted stays as
 	// it is, so whoever asks learns from the record which of the two it was. Uses ID, Lease.
 	OpStopWaiting
+
+	// OpAdvance has ID hold in the record, which holds by a turn: all before it have ended, and are removed. It
+	// does nothing unless ID waits with the ticket Token. Uses ID, Lease, Token.
+	OpAdvance
 
 	// OpWait turns the hold Holder, of mode X and with Token, into a waiter for the condition Queue: in one
 	// write it holds no more, and ID stands in that queue until a signal. Where the queue is full the hold is
@@ -107,7 +112,7 @@ const (
 )
 
 var opNames = [...]string{OpAcquire: "acquire", OpTry: "try", OpRelease: "release", OpEvict: "evict", OpRevoke: "revoke", OpRemove: "remove",
-	OpConvert: "convert", OpUnconvert: "unconvert", OpStopWaiting: "stop-waiting",
+	OpConvert: "convert", OpUnconvert: "unconvert", OpStopWaiting: "stop-waiting", OpAdvance: "advance",
 	OpWait: "wait", OpCancelWait: "cancel-wait", OpSignal: "signal", OpProclaim: "proclaim",
 	OpReduce: "reduce", OpDrain: "drain", OpResize: "resize",
 	OpArrive: "arrive", OpArriveToAct: "arrive-to-act", OpCancel: "cancel", OpTrip: "trip", OpReset: "reset", OpEnter: "enter", OpLeave: "leave",

@@ -30,6 +30,9 @@
 // are harmless when late; a client is not forgotten; when nothing can happen any more, everybody is
 // done and nothing is left behind. Each kind adds its own, see the file of the kind.
 //
+// Turns, by which a lock passes on before it is written, have a model of their own (turns_test.go): clients that hold in
+// mode X, and owners that pass turns on. Nothing sends turns yet; the model is there before what it is of.
+//
 // What is left out: time, several keys, what a network or a server does (one write at a time is
 // committed, see package internal/test/chaos for whether it is), and the limits of a record.
 package explore

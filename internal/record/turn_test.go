@@ -1,0 +1,79 @@
+package record
+
+import "testing"
+
+func advance(id string, token uint64) Op {
+	return Op{Kind: KindLock, Verb: OpAdvance, ID: id, Lease: LeaseOf(id), Token: token}
+}
+
+// The turn passes from one that holds in X, or holds by a turn, to the next in X.
+func TestH2_WhoCanGetATurn(t *testing.T) {
+	candidate := acquire("d.1", X)
+	candidate.Value = Value{Set: true, Data: "north"}
+	rec, rev := after(t, Limits{}, acquire("a.1", X), acquire("b.1", X), acquire("c.1", X), candidate, acquire("e.1", X), acquire("f.1", S), acquire("g.1", X))
+	rec.Resolve(rev)
+	token := map[string]uint64{"a.1": Ticket(1, 0)}
+	for i, w := range rec.Waiters {
+		token[w.ID] = Ticket(uint64(i+2), 1)
+	}
+	for from, to := range map[string]string{"a.1": "b.1", "b.1": "c.1", "c.1": "", "d.1": "e.1", "e.1": "", "f.1": "", "g.1": "", "z.1": ""} {
+		next, ok := rec.Behind(from, token[from])
+		if ok != (to != "") || ok && next.ID != to {
+			t.Errorf("behind %s: %s, %v; want %q", from, next.ID, ok, to)
+		}
+		if _, ok := rec.Behind(from, token[from]+1); ok {
+			t.Errorf("behind another entry %s", from)
+		}
+	}
+	for why, ops := range map[string][]Op{
+		"converts": {acquire("a.1", S), acquire("b.1", S), convert("a.1", 2, X)}, "was converted": {acquire("a.1", U), convert("a.1", 2, X)}, "is shared": {acquire("a.1", S)},
+	} {
+		rec, rev := after(t, Limits{}, append(ops, acquire("x.1", X), acquire("y.1", X))...)
+		rec.Resolve(rev)
+		for _, list := range [][]Entry{rec.Holders, rec.Waiters} {
+			for _, e := range list {
+				if next, ok := rec.Behind(e.ID, e.Token); ok {
+					t.Errorf("%s: %s behind %s", why, next.ID, e.ID)
+				}
+			}
+		}
+	}
+	if _, ok := (*Record)(nil).Behind("a.1", 1); ok {
+		t.Error("behind nobody")
+	}
+}
+
+// A holder by a turn holds in the record after an advance, and its release leaves nobody before it.
+func TestH9_AdvanceAndRelease(t *testing.T) {
+	rec, rev := after(t, Limits{}, acquire("a.1", X), acquire("b.1", X), acquire("c.1", X), acquire("d.1", S))
+	rec.Resolve(rev)
+	for _, c := range []struct {
+		op               Op
+		holders, waiters string
+	}{
+		{advance("c.1", Ticket(3, 1)), "c.1", "d.1"},
+		{advance("c.1", Ticket(3, 0)), "a.1", "b.1 c.1 d.1"}, // another entry of that id
+		{advance("c.1", 0), "a.1", "b.1 c.1 d.1"},
+		{advance("a.1", Ticket(1, 0)), "a.1", "b.1 c.1 d.1"}, // holds already
+		{advance("z.1", Ticket(3, 1)), "a.1", "b.1 c.1 d.1"},
+		{Op{Verb: OpRelease, ID: "c.1", Token: Ticket(3, 1)}, "d.1", ""},
+		{Op{Verb: OpRelease, ID: "c.1", Token: Ticket(3, 0)}, "a.1", "b.1 d.1"},
+		{release("c.1"), "a.1", "b.1 d.1"},
+	} {
+		next, results, _ := Apply(rec, rev, []Op{c.op, c.op}, Limits{})
+		if expect(t, next, c.holders, c.waiters); results[0].Verdict != Applied {
+			t.Errorf("%s: %s", c.op.Verb, results[0].Verdict)
+		}
+		checkStored(t, next)
+	}
+}
+
+// What holds by a turn has used its signal: one that is removed before it passes none on.
+func TestH9_SignalsOfEndedEntriesAreUsedUp(t *testing.T) {
+	b := waiting(t, Limits{}, "full", "a", "b")
+	b.must(b.signal("s.1", 2, "full"), acquire("c.1", X))
+	c, _, _ := b.rec.Waiter("c.1")
+	b.is("s.1 | a.2* c.1 | full: b.2")
+	b.must(advance("c.1", c.Token))
+	b.is("c.1 |  | full: b.2")
+}
