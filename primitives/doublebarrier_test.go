@@ -223,7 +223,7 @@ func doubleLeaveEnded(t *testing.T, s *site) {
 	left := async(func() (struct{}, error) { return struct{}{}, a.Leave(ctx) })
 	waitInfo(t, m1, key, "one that has left", func(i fabric.Info) bool { return len(i.Holders) == 2 && i.Holders[0].Leaving })
 	cancel()
-	if r := receive(t, left); !errors.Is(r.err, context.Canceled) || errors.Is(r.err, fabric.ErrUncertain) {
+	if r := receive(t, left); !errors.Is(r.err, context.Canceled) { // uncertain beside it where the write's answer is late
 		t.Error(r.err)
 	}
 	must(t, leave(t, b))

@@ -45,28 +45,28 @@ func TestP23_BytesOfAThousandWaiters(t *testing.T) {
 
 	s = newSite(t)
 	condition := strings.Repeat("c", maxQueueName)
-	apply := func(op Op) {
-		next, results, _ := Apply(s.rec, s.rev, []Op{op}, s.lim)
-		if results[0].Verdict != Applied {
-			t.Fatalf("%s: %v", op.Verb, results[0].Verdict)
+	apply := func(ops ...Op) {
+		next, results, _ := Apply(s.rec, s.rev, ops, s.lim)
+		for k, r := range results {
+			if r.Verdict != Applied {
+				t.Fatalf("%s: %v", ops[k].Verb, r.Verdict)
+			}
 		}
 		s.rev++
 		next.Resolve(s.rev)
 		s.rec = next
 	}
-	hold := func(i int) Op {
-		op := from(lock, i)
-		apply(op)
-		return Op{Kind: KindLock, ID: ID(op.Lease, uint64(2000+i)), Lease: op.Lease, Holder: op.ID, Token: s.rec.Holders[0].Token, Queue: condition}
+	of := func(i int, verb Verb) Op { // of the one who holds
+		h := s.rec.Holders[0]
+		return Op{Kind: KindLock, Verb: verb, ID: ID(h.Lease(), uint64(2000+i)), Lease: h.Lease(), Holder: h.ID, Token: h.Token, Queue: condition}
 	}
+	apply(from(lock, 0))
 	for i := range n {
-		op := hold(i)
-		op.Verb = OpWait
-		apply(op)
+		apply(of(i, OpWait), from(lock, i+1))
 	}
 	bytes("condition", most)
-	op := hold(n)
-	op.Verb, op.All = OpSignal, true
+	op := of(n, OpSignal)
+	op.All = true
 	apply(op)
 	if len(s.rec.Waiters) != n {
 		t.Fatalf("%d were woken", len(s.rec.Waiters))
