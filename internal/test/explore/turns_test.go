@@ -252,7 +252,7 @@ func (s *turnState) look(i int) string {
 		return fmt.Sprintf("the entry %s is gone under a lease that lives", id)
 	}
 	c.seen = c.seen || stands
-	for e, _ := range c.known.rec.States() {
+	for e := range c.known.rec.States() {
 		_, owed := c.ledger[e]
 		mine := record.LeaseOf(e) == turnLease(i)
 		if mine && !owed && (e != id || c.phase == turnIdle) && !s.out("H16") {
