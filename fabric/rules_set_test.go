@@ -310,6 +310,32 @@ func TestM19_TokensIncreaseDownAPath(t *testing.T) {
 	})
 }
 
+// Whoever gets the whole has a larger token than all that was locked of its parts meanwhile, though it queued before.
+func TestM6_TheWholeComesAfterItsParts(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		m, other, root := s.manager(t), s.manager(t), s.tree(t)
+		for _, end := range []func(l *fabric.Lock){
+			func(l *fabric.Lock) { release(t, l) },
+			func(l *fabric.Lock) {
+				if _, err := m.ForceRelease(waitContext(t), root, fabric.ForceNow()); err != nil {
+					t.Error(err)
+				}
+			},
+		} {
+			intent := acquireMode(t, m, root, fabric.IntentExclusive)
+			whole := queue(t, waitContext(t), other, root)
+			part := acquire(t, m, root+"/part")
+			end(intent)
+			l := granted(t, whole)
+			if l.Token() <= part.Token() {
+				t.Errorf("the whole has token %d, a part of before %d", l.Token(), part.Token())
+			}
+			release(t, part)
+			release(t, l)
+		}
+	})
+}
+
 func TestM22_AnOwnersSets(t *testing.T) {
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		m, root, me := s.manager(t), s.tree(t), fabric.WithOwner("me")
