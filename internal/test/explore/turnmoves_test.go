@@ -148,13 +148,13 @@ func (s *turnState) holderMoves(i int, step func(what string, do func(n *turnSta
 				return fmt.Sprintf("%s holds and can't convert", n.id(i))
 			}
 			c.asked = true
-			return n.holds2(i, token)
+			return n.renewed(i, token)
 		})
 	}
 }
 
-// holds2 is a new token of one who holds.
-func (s *turnState) holds2(i int, token uint64) string {
+// renewed is a new token of one who holds.
+func (s *turnState) renewed(i int, token uint64) string {
 	asked := s.clients[i].asked
 	bad := s.holds(i, token)
 	s.clients[i].asked = asked
