@@ -300,7 +300,7 @@ func crash(t *testing.T, s *site, opts ...fabric.Option) (m *fabric.Manager, die
 func condCrash(t *testing.T, s *site) {
 	for _, when := range []string{"before the signal", "after the signal", "after its grant"} {
 		p := newCondPair(t, s)
-		m, die := crash(t, s, fabric.WithTTL(time.Second))
+		m, die := crash(t, s, fabric.WithTTL(3*time.Second))
 		mu := primitives.NewMutex(m, p.key)
 		dying := lock(t, mu)
 		waited := async(func() (*primitives.Lock, error) { return primitives.NewCond(mu, "full").Wait(waitContext(t), dying) })
@@ -363,8 +363,10 @@ func condWrites(t *testing.T, s *site) {
 	a := lock(t, p.mus[0])
 	waiting := make(chan (<-chan result[*primitives.Lock]), 1)
 	if n := writes(func() {
+		was := p.m.Stats()
 		waiting <- async(func() (*primitives.Lock, error) { return p.cond[0].Wait(ctx, a) })
 		p.waiters("full", 1)
+		eventually(t, "the answer to the write", func() bool { st := p.m.Stats(); return st.Writes+st.Unknown > was.Writes+was.Unknown })
 	}, p.m); n.not(1) {
 		t.Errorf("wait: %d writes", n)
 	}
