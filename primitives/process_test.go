@@ -21,6 +21,7 @@ const processTTL = 2 * time.Second
 // It ends when its standard input does.
 var roles = map[string]func(ctx context.Context, m *fabric.Manager, key string, say func(format string, args ...any)) error{
 	"candidate":  candidate,
+	"deadlocker": deadlocker,
 	"producer":   producer,
 	"consumer":   consumer,
 	"party":      party,
