@@ -50,12 +50,15 @@ func Permissions(fabric string, role Role, inbox string) ([]Permission, error) {
 			Permission{Subject: lf + "n.>", Subscribe: true, Helpful: true, Why: "a coalescer's answers"},
 		)
 	}
-	if waits := kv.WaitsBucket(fabric); role != RoleObserver {
-		all = append(all,
-			Permission{Subject: "$KV." + waits + ".>", Helpful: true, Why: "deadlock detection"},
-			Permission{Subject: "$JS.API.STREAM.INFO.KV_" + waits, Helpful: true, Why: "deadlock detection"},
-			Permission{Subject: "$JS.API.STREAM.MSG.GET.KV_" + waits, Helpful: true, Why: "deadlock detection"},
-		)
+	waits := kv.WaitsBucket(fabric)
+	all = append(all,
+		Permission{Subject: "$JS.API.STREAM.INFO.KV_" + waits, Helpful: true, Why: "deadlock detection"},
+		Permission{Subject: "$JS.API.STREAM.MSG.GET.KV_" + waits, Helpful: true, Why: "deadlock detection"},
+		Permission{Subject: "$JS.API.CONSUMER.CREATE.KV_" + waits + ".>", Helpful: true, Why: "showing waits and deadlocks"},
+		Permission{Subject: "$JS.API.CONSUMER.DELETE.KV_" + waits + ".*", Helpful: true, Why: "showing waits and deadlocks"},
+	)
+	if role != RoleObserver {
+		all = append(all, Permission{Subject: "$KV." + waits + ".>", Helpful: true, Why: "deadlock detection"})
 	}
 	for _, bucket := range []string{kv.LocksBucket(fabric), kv.LeasesBucket(fabric)} {
 		all = append(all, bucketPermissions(bucket, role)...)

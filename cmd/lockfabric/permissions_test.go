@@ -65,6 +65,9 @@ func TestRolesDoTheirJob(t *testing.T) {
 		as(role, 0, "run", "k", "--", "true")
 		as(role, 0, "run", "k", "--semaphore", "2", "--", "true")
 		as(role, 0, "gc", "--dry-run")
+		as(role, 0, "run", "p/a/b", "--path", "--", "true")
+		as(role, 0, "run", "k", "--also", "j=S", "--", "true")
+		as(role, 0, "deadlocks")
 	}
 	// One holds and another one waits, seen by the observer.
 	holder := bare(t, "--server", url, "--user", "client", "lock", "k", "--stdin")
@@ -81,6 +84,8 @@ func TestRolesDoTheirJob(t *testing.T) {
 	if got := as("observer", 0, "top", "--once", "--every", "10ms"); !strings.Contains(got, " 1 hold, 1 wait,") { // by a watch
 		t.Errorf("%s", got)
 	}
+	as("observer", 0, "tree", "k")
+	as("observer", 0, "deadlocks")
 	as("observer", 77, "--timeout", "1s", "run", "other", "--", "true")
 	as("observer", 77, "--timeout", "1s", "release", "--force", "k")
 	_ = stdin.Close()
