@@ -147,7 +147,11 @@ func (p plan) run(t *testing.T) (wrong []string, tombstones, renewals int) {
 	actors.Wait()
 	renewals = l.Renewals()
 	b.hooks(nil, nil)
-	if err := l.Close(context.Background()); err != nil {
+	err = l.Close(context.Background())
+	time.Sleep(2 * p.ttl) // late commits
+	mu.Lock()
+	defer mu.Unlock()
+	if err != nil {
 		wrong = append(wrong, err.Error())
 	}
 	told.Range(func(i, bad any) bool {
@@ -156,7 +160,6 @@ func (p plan) run(t *testing.T) (wrong []string, tombstones, renewals int) {
 		}
 		return true
 	})
-	time.Sleep(2 * p.ttl) // late commits
 	if !b.dead(l.ID()) {
 		wrong = append(wrong, "something came after the tombstone")
 	}
