@@ -14,6 +14,7 @@ import (
 type claim struct {
 	id, key, lease string
 	wanted         bool
+	ends           bool      // a wait on its way gives the hold up, as soon as it is committed
 	since          time.Time // when it ceased to be wanted
 	calls          []*call   // acquires that owners may still write, one for each term
 	undo           *call     // what takes it back, at the owner of this moment

@@ -205,8 +205,9 @@ func (r *Router) submit(q *engine.Request) {
 }
 
 // ends has an owner take back the hold that a wait gives up, once it has: the owner may still write its
-// acquire. Called with mu held.
+// acquire. A grant that comes before the wait's answer may have been written after the wait. Called with mu held.
 func (r *Router) ends(q *engine.Request, of *claim) {
+	of.ends = true
 	gone := func() {
 		r.client.mu.Lock()
 		defer r.client.unlock()

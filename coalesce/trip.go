@@ -129,7 +129,7 @@ func (r *Router) concluded(k *call, o *outcome) {
 	}
 	if o.kind == granted && !k.claim.wanted {
 		r.late(k, o)
-	} else if !o.uncertain {
+	} else if !o.uncertain && (o.kind != granted || !k.claim.ends) {
 		r.settle(k.claim, []*call{k})
 	}
 	if t.call != k || t.cause != nil {
