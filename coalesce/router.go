@@ -2,6 +2,8 @@ package coalesce
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -172,6 +174,9 @@ func (r *Router) submit(q *engine.Request) {
 	if of := r.claims[q.Op.Holder]; of != nil && q.Op.Verb == record.OpWait {
 		r.ends(q, of)
 	}
+	if q.Op.Verb == record.OpTry {
+		r.passGhosts(q)
+	}
 	if q.Guest != nil || r.client.closed || !coalesced && (!release || cl == nil) {
 		r.client.due.submit(q)
 		return
@@ -224,6 +229,29 @@ func (r *Router) ends(q *engine.Request, of *claim) {
 	q.Done = func(out engine.Outcome, err error) {
 		if err == nil {
 			gone()
+		}
+		done(out, err)
+	}
+}
+
+// passGhosts has a try asked for again that is refused by what this process had released before: an owner that was
+// behind has written it once more. It is taken back at once. Called with mu held.
+func (r *Router) passGhosts(q *engine.Request) {
+	var ghosts []string
+	for id, cl := range r.claims {
+		if cl.key == q.Key && !cl.wanted {
+			ghosts = append(ghosts, id)
+		}
+	}
+	if len(ghosts) == 0 {
+		return
+	}
+	done := q.Done
+	q.Done = func(out engine.Outcome, err error) {
+		var no *engine.RefusedError
+		if errors.As(err, &no) && no.Verdict == record.Held && slices.Contains(ghosts, no.Blocker.ID) {
+			r.engine.ReleaseInBackground(q.Key, no.Blocker.Lease(), no.Blocker.ID, 0)
+			err = engine.ErrGone
 		}
 		done(out, err)
 	}

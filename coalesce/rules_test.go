@@ -335,39 +335,6 @@ func TestC26WaitEndsTheHold(t *testing.T) {
 	w.clean("k", p, other)
 }
 
-// C26: likewise where the owner's grant is known before the wait's answer: it was written after the wait all the same.
-func TestC26GrantBeforeTheWaitsAnswer(t *testing.T) {
-	w := newPatientWorld(t)
-	o := w.process(RouterConfig{}).serve()
-	p, proxy := w.behind(RouterConfig{Belt: true})
-	other := w.process(RouterConfig{})
-	block := o.blockLeaseReads()
-	p.meet()
-	id, out, err := p.acquire("k")
-	if err != nil {
-		t.Fatal(err)
-	}
-	answers := []*faultproxy.Rule{proxy.DropRepliesTo(w.records()), proxy.DropRequests(faultproxy.Subject("$JS.API.STREAM.MSG.GET.KV_" + w.fabric + "-locks"))}
-	wait := p.op(record.OpWait, p.lease.NextOp())
-	wait.Holder, wait.Token, wait.Queue = id, out.Entry.Token, "c"
-	q, done := p.start("k", wait)
-	w.until("it waits", func() bool { rec := other.record("k"); return rec != nil && len(rec.Holders) == 0 })
-	close(block)
-	w.until("the grant is known", func() bool {
-		p.client.mu.Lock()
-		defer p.client.mu.Unlock()
-		return len(p.client.now.calls) == 0
-	})
-	for _, r := range answers {
-		r.Remove()
-	}
-	other.mustRelease("k", other.mustAcquire("k"))
-	p.router.Withdraw(q, context.Canceled)
-	<-done
-	p.mustRelease("k", wait.ID)
-	w.clean("k", p, other)
-}
-
 // C27: an owner that closes refuses the release of what it is about to write. Whoever has released it on the other
 // road takes it back there once more.
 func TestC27ReleaseRefusedAtTheEnd(t *testing.T) {

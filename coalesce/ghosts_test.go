@@ -1,0 +1,75 @@
+package coalesce
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
+)
+
+// C26: a wait gives a hold up, and the owner's grant of that is known before the wait's answer: it was written after the wait
+// all the same, and is taken back.
+func TestC26GrantBeforeTheWaitsAnswer(t *testing.T) {
+	w := newPatientWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p, proxy := w.behind(RouterConfig{Belt: true})
+	other := w.process(RouterConfig{})
+	block := o.blockLeaseReads()
+	p.meet()
+	id, out, err := p.acquire("k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers := []*faultproxy.Rule{proxy.DropRepliesTo(w.records()), proxy.DropRequests(faultproxy.Subject("$JS.API.STREAM.MSG.GET.KV_" + w.fabric + "-locks"))}
+	wait := p.op(record.OpWait, p.lease.NextOp())
+	wait.Holder, wait.Token, wait.Queue = id, out.Entry.Token, "c"
+	q, done := p.start("k", wait)
+	w.until("it waits", func() bool { rec := other.record("k"); return rec != nil && len(rec.Holders) == 0 })
+	close(block)
+	w.until("the grant is known", func() bool {
+		p.client.mu.Lock()
+		defer p.client.mu.Unlock()
+		return len(p.client.now.calls) == 0
+	})
+	for _, r := range answers {
+		r.Remove()
+	}
+	other.mustRelease("k", other.mustAcquire("k"))
+	p.router.Withdraw(q, context.Canceled)
+	<-done
+	p.mustRelease("k", wait.ID)
+	w.clean("k", p, other)
+}
+
+// C4: a release does not wait for an owner that is silent, which may write the acquire once more. A try that meets that is
+// not refused, but to be repeated.
+func TestC4TryAfterASilentOwner(t *testing.T) {
+	w := newPatientWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p, proxy := w.behind(RouterConfig{Belt: true})
+	other := w.process(RouterConfig{})
+	block := o.blockLeaseReads()
+	p.meet()
+	id := p.mustAcquire("k")
+	w.until("the acquire came", func() bool { return o.Stats().Operations == 1 })
+	undo := proxy.DropRequests(faultproxy.Subject("lf." + w.fabric + ".*.*.op"))
+	p.client.mu.Lock()
+	p.client.suspend(p.client.now)
+	p.client.unlock()
+	p.mustRelease("k", id)
+	close(block)
+	w.until("it was written once more", func() bool { rec := other.record("k"); return rec != nil && rec.Holders[0].ID == id })
+	for err := engine.ErrGone; err != nil; {
+		id = p.lease.NextOp()
+		_, tried := p.start("k", p.op(record.OpTry, id))
+		if err = <-tried; err != nil && !errors.Is(err, engine.ErrGone) {
+			t.Fatal(err)
+		}
+	}
+	undo.Remove()
+	p.mustRelease("k", id)
+	w.clean("k", p)
+}
