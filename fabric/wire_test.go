@@ -2,15 +2,18 @@ package fabric_test
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -142,11 +145,17 @@ func deaf(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg
 	return nil, nats.ErrTimeout
 }
 
-// surely sends a request, however long its answer takes: what a test has to know.
+// surely sends a request, however long its answer takes and until the stream has a leader: what a
+// test has to know.
 func surely(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
-	return send(ctx, msg)
+	for {
+		reply, err := send(ctx, msg)
+		if !errors.Is(err, nats.ErrNoResponders) || !pause.For(ctx, 50*time.Millisecond) {
+			return reply, err
+		}
+	}
 }
 
 // twice delivers the request two times; the first reply counts.
