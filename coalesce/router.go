@@ -321,10 +321,8 @@ func (r *Router) UndoInBackground(key string, op record.Op, atLeast uint64) {
 		if undo, ok := op.Undo(); ok {
 			op = undo
 		}
-		r.background(key, op, atLeast)
-		return
 	}
-	r.engine.UndoInBackground(key, op, atLeast)
+	r.background(key, op, atLeast)
 }
 
 func (r *Router) background(key string, op record.Op, atLeast uint64) {

@@ -331,12 +331,7 @@ func once(l *lossy, finish bool) (do func(context.Context) error, made func()) {
 func TestLostAnswers(t *testing.T) {
 	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
-		proxy := faultproxy.New(t, s.url())
-		nc, err := nats.Connect(proxy.URL(), nats.ReconnectBufSize(-1))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(nc.Close)
+		proxy, nc := s.behindProxy(t)
 		m, look := newManager(t, nc), s.manager(t)
 		for lost, lose := range map[string]func(faultproxy.Match) *faultproxy.Rule{"answer": proxy.DropRepliesTo, "request": proxy.DropRequests} {
 			for _, c := range changes {
@@ -365,12 +360,7 @@ func TestLostAnswers(t *testing.T) {
 func TestBarrierDeletedUnseen(t *testing.T) {
 	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
-		proxy := faultproxy.New(t, s.url())
-		nc, err := nats.Connect(proxy.URL(), nats.ReconnectBufSize(-1), nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(nc.Close)
+		proxy, nc := s.behindProxy(t, nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))
 		key, look := s.key(t), s.manager(t)
 		away, here := primitives.NewBarrier(newManager(t, nc), key, 2), primitives.NewBarrier(look, key, 2)
 		wait := async(func() (int, error) { return away.Wait(waitContext(t)) })

@@ -8,8 +8,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 	"github.com/lockfabric/lockfabric/primitives"
@@ -153,12 +151,7 @@ func proclaimer(ctx context.Context, m *fabric.Manager, key string, say func(str
 func TestCondWaitOfOneWhoFailsFast(t *testing.T) {
 	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
-		proxy := faultproxy.New(t, s.url())
-		nc, err := nats.Connect(proxy.URL(), nats.ReconnectBufSize(-1))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(nc.Close)
+		proxy, nc := s.behindProxy(t)
 		p := newCondPair(t, s)
 		mu := primitives.NewMutex(newManager(t, nc, fabric.WithFailFast()), p.key, fabric.WithFailFast())
 		l := lock(t, mu)

@@ -16,6 +16,7 @@ import (
 	"github.com/lockfabric/lockfabric/embedded"
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/test/cluster"
+	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 )
 
 // patience is how long a test waits for what has to come.
@@ -293,4 +294,16 @@ func release(t testing.TB, l releaser) {
 	if err := l.Release(waitContext(t)); err != nil {
 		t.Fatalf("release: %v", err)
 	}
+}
+
+// behindProxy returns a proxy before the site's server, and a connection through it.
+func (s *site) behindProxy(t *testing.T, opts ...nats.Option) (*faultproxy.Proxy, *nats.Conn) {
+	t.Helper()
+	proxy := faultproxy.New(t, s.url())
+	nc, err := nats.Connect(proxy.URL(), append(opts, nats.ReconnectBufSize(-1))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return proxy, nc
 }
