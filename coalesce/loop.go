@@ -53,7 +53,7 @@ func (s *Service) loop() {
 	}
 }
 
-// pass takes everything that has come.
+// pass takes what has come, of each session no more than its share.
 func (s *Service) pass(now time.Time, reqs []*engine.Request) []*engine.Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -61,11 +61,15 @@ func (s *Service) pass(now time.Time, reqs []*engine.Request) []*engine.Request 
 		reqs = s.resume(l, reqs)
 	}
 	s.resumed = nil
-	for i := range s.inbox {
-		reqs = s.take(&s.inbox[i], now, reqs)
+	more := s.ready[:0]
+	for _, c := range s.ready {
+		if reqs = s.take(c, now, reqs); len(c.in) > 0 {
+			more = append(more, c)
+			s.nudge()
+		}
 	}
-	clear(s.inbox)
-	s.inbox = s.inbox[:0]
+	clear(s.ready[len(more):])
+	s.ready = more
 	return reqs
 }
 

@@ -25,6 +25,11 @@ var (
 // records matches the writes of records.
 func (w *world) records() faultproxy.Match { return faultproxy.Subject("$KV." + w.fabric + "-locks.>") }
 
+// keyOf matches the writes of one key's record.
+func (w *world) keyOf(key string) faultproxy.Match {
+	return faultproxy.Subject("$KV." + w.fabric + "-locks." + key)
+}
+
 // C1: two owners of one shard at once, each with clients that know only that one.
 func TestC1TwoOwners(t *testing.T) {
 	w := newWorld(t)

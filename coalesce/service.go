@@ -28,6 +28,8 @@ const (
 	maxSessions   = 1 << 16
 	maxOperations = 1 << 18 // under way, of all sessions
 	maxCredit     = 1024    // operations of one session that neither wait nor have ended
+	maxPass       = 256     // operations of one session that are taken before the others have their turn
+	maxFrames     = 32      // of one session that wait for their turn
 	maxInbox      = 16384   // frames that wait in the subscription
 	maxInboxBytes = 32 << 20
 )
@@ -82,20 +84,15 @@ type Service struct {
 
 	mu       sync.Mutex
 	closing  bool
-	inbox    []arrival
 	sessions map[string]*session
+	ready    []*session // with frames that are not taken yet
+	unread   int        // operations in these
 	dirty    []*session // with something to send
 	resumed  []*leaseCheck
 	waiting  int // acquires that stand in a queue
 	under    int // operations that neither wait nor have ended
 	drained  chan struct{}
 	stats    ServiceStats
-}
-
-// arrival is a frame and who sent it.
-type arrival struct {
-	manager string
-	frame   frame
 }
 
 // ServiceStats counts what a service has done since it was made.
@@ -175,10 +172,8 @@ func (s *Service) takeFrame(req micro.Request) {
 		f, err = decodeFrame(req.Data())
 	}
 	s.mu.Lock()
-	if s.stats.Frames++; err != nil {
+	if s.stats.Frames++; err != nil || !s.arrive(manager, f) {
 		s.stats.Dropped++
-	} else {
-		s.inbox = append(s.inbox, arrival{manager, f})
 	}
 	s.mu.Unlock()
 	s.nudge()

@@ -14,8 +14,10 @@ import (
 // session is what an owner knows of one client in its term. It is guarded by the service's mutex.
 type session struct {
 	manager string
-	subject string // of replies
-	top     uint64 // the highest frame that was taken
+	subject string  // of replies
+	in      []frame // that are not taken yet, in their order
+	begun   int     // operations of the first of them that are taken
+	top     uint64  // the highest frame that was taken
 	used    time.Time
 	leases  map[string]*leaseCheck
 	live    map[string]*operation // acquires and tries without their final outcome, by id
@@ -73,35 +75,67 @@ func (s *Service) sessionOf(manager string) *session {
 	return c
 }
 
-// take takes a frame in and returns what it leads to. Called with mu held.
-func (s *Service) take(a *arrival, now time.Time, reqs []*engine.Request) []*engine.Request {
-	c := s.sessionOf(a.manager)
-	switch {
-	case c == nil:
-		s.stats.Dropped++ // as silence: the client goes on directly
-		return reqs
-	case a.frame.seq <= c.top:
-		// Late, or a second time: what it says may have been taken back since.
-		s.stats.Dropped++
-		return reqs
-	case a.frame.seq > c.top+1:
-		c.missed = span{c.top + 1, a.frame.seq - 1}
-		c.urgent = true
+// arrive notes a frame for the next pass. It reports false where there is no room: for the client that is
+// silence, and the frame is missed once a later one is taken. Called with mu held.
+func (s *Service) arrive(manager string, f frame) bool {
+	c := s.sessionOf(manager)
+	if c == nil || len(c.in) >= maxFrames || s.unread+len(f.items) > maxOperations {
+		return false
 	}
-	c.top, c.used = a.frame.seq, now
-	s.list(c, a.frame.ack, now)
-	for i := range a.frame.items {
-		it := &a.frame.items[i]
-		switch {
-		case a.frame.stamp != s.cfg.Stamp:
-			s.refuse(c, it, a.frame.seq, codeStamp)
-		case s.closing || !s.entitled():
-			s.refuse(c, it, a.frame.seq, codeNotOwner)
-		default:
-			reqs = s.accept(c, it, a.frame.seq, reqs)
+	s.unread += len(f.items)
+	if c.in = append(c.in, f); len(c.in) == 1 {
+		s.ready = append(s.ready, c)
+	}
+	return true
+}
+
+// take takes a session's frames in, up to its share of a pass, and returns what they lead to. Called with mu held.
+func (s *Service) take(c *session, now time.Time, reqs []*engine.Request) []*engine.Request {
+	for room := maxPass; room > 0 && len(c.in) > 0; {
+		f := &c.in[0]
+		if c.begun == 0 && !s.begin(c, f) {
+			s.unread -= len(f.items)
+			c.in = c.in[1:]
+			continue
+		}
+		items := f.items[c.begun:]
+		items = items[:min(len(items), room)]
+		for i := range items {
+			switch it := &items[i]; {
+			case f.stamp != s.cfg.Stamp:
+				s.refuse(c, it, f.seq, codeStamp)
+			case s.closing || !s.entitled():
+				s.refuse(c, it, f.seq, codeNotOwner)
+			default:
+				reqs = s.accept(c, it, f.seq, reqs)
+			}
+		}
+		room -= len(items)
+		s.unread -= len(items)
+		if c.begun += len(items); c.begun == len(f.items) {
+			c.top, c.used, c.begun = f.seq, now, 0
+			s.list(c, f.ack, now)
+			c.in = c.in[1:]
 		}
 	}
+	if len(c.in) == 0 {
+		c.in = nil
+	}
 	return reqs
+}
+
+// begin reports whether a frame is to be taken. Called with mu held.
+func (s *Service) begin(c *session, f *frame) bool {
+	switch {
+	case f.seq <= c.top:
+		// Late, or a second time: what it says may have been taken back since.
+		s.stats.Dropped++
+		return false
+	case f.seq > c.top+1:
+		c.missed = span{c.top + 1, f.seq - 1}
+		c.urgent = true
+	}
+	return true
 }
 
 // accept has an operation carried out, once its lease is known to be alive. Called with mu held.
@@ -311,7 +345,7 @@ func (s *Service) unanswered() (all []*engine.Request) {
 
 // idle reports whether nothing has come of a session for long, and nothing is under way.
 func (c *session) idle(now time.Time) bool {
-	return c.under == 0 && len(c.live) == 0 && !c.listed && now.Sub(c.used) > forgetAfter
+	return c.under == 0 && len(c.live)+len(c.in) == 0 && !c.listed && now.Sub(c.used) > forgetAfter
 }
 
 // forgetIdle drops the sessions that are idle at now and whose leases are all dead: only then

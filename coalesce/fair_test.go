@@ -1,0 +1,148 @@
+package coalesce
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// idleService returns one that nobody drives: a test does what its loop does.
+func idleService() *Service {
+	return &Service{
+		cfg: ServiceConfig{Valid: func() bool { return true }}, wake: make(chan struct{}, 1), sessions: map[string]*session{},
+	}
+}
+
+// sends has a frame of a client arrive that asks for n keys of its own, under a lease that is known.
+func (s *Service) sends(manager string, seq uint64, n int) bool {
+	f := frame{seq: seq}
+	lease := manager + "-1"
+	for i := range n {
+		op := record.Op{Kind: record.KindLock, Verb: record.OpAcquire, ID: record.ID(lease, seq<<16+uint64(i)), Lease: lease, Mode: record.X, TTL: time.Second}
+		f.items = append(f.items, item{key: fmt.Sprintf("%s.%d.%d", manager, seq, i), op: op})
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	came := s.arrive(manager, f)
+	if came {
+		c := s.sessions[manager]
+		c.leases[lease] = &leaseCheck{session: c, alive: true}
+	}
+	return came
+}
+
+// C24: who sends much at once is served beside the others, not before them, and in its own order.
+func TestC24SessionsTakeTurns(t *testing.T) {
+	s := idleService()
+	s.sends("large", 1, maxOps)
+	s.sends("large", 2, maxOps)
+	const others = 63
+	for i := range others {
+		s.sends(fmt.Sprintf("small%d", i), 1, 1)
+	}
+	var large []*engine.Request
+	for pass := 1; len(s.ready) > 0; pass++ {
+		small := 0
+		for _, r := range s.pass(time.Now(), nil) {
+			if strings.HasPrefix(r.Key, "large.") {
+				large = append(large, r)
+			} else {
+				small++
+			}
+		}
+		if len(large) != pass*maxPass {
+			t.Fatalf("after pass %d: %d of the large one", pass, len(large))
+		}
+		if pass == 1 && small != others {
+			t.Errorf("%d of %d others in the first pass", small, others)
+		}
+		if top := s.sessions["large"].top; top != uint64(len(large)/maxOps) {
+			t.Errorf("after pass %d frame %d is acknowledged", pass, top)
+		}
+		select {
+		case <-s.wake:
+		default:
+			if len(s.ready) > 0 {
+				t.Fatal("nothing has the loop go on")
+			}
+		}
+	}
+	if !slices.IsSortedFunc(large, func(a, b *engine.Request) int {
+		return int(sequenceOf(a.Op.ID)) - int(sequenceOf(b.Op.ID))
+	}) || len(large) != 2*maxOps || s.unread != 0 {
+		t.Errorf("%d taken, %d left, or out of order", len(large), s.unread)
+	}
+}
+
+// C24: the frames that wait for their turn are bounded. One too many is missed, and the client is told.
+func TestC24FramesAreBounded(t *testing.T) {
+	s := idleService()
+	for seq := uint64(1); seq <= maxFrames; seq++ {
+		if !s.sends("large", seq, 1) {
+			t.Fatalf("frame %d finds no room", seq)
+		}
+	}
+	if s.sends("large", maxFrames+1, 1) {
+		t.Error("one too many has come")
+	}
+	if !s.sends("small", 1, 1) {
+		t.Error("another client finds no room")
+	}
+	s.pass(time.Now(), nil)
+	s.sends("large", maxFrames+2, 1)
+	s.pass(time.Now(), nil)
+	if c := s.sessions["large"]; c.missed != (span{maxFrames + 1, maxFrames + 1}) || c.top != maxFrames+2 {
+		t.Errorf("missed %+v, taken up to %d", c.missed, c.top)
+	}
+	s.unread = maxOperations
+	if s.sends("small", 2, 1) {
+		t.Error("there is no bound of all")
+	}
+}
+
+// C25: a key that many want, and whose write takes long, delays no other one.
+func TestC25AHotKeyDelaysNoOther(t *testing.T) {
+	w := newPatientWorld(t)
+	server, proxy := w.behind(RouterConfig{})
+	o := server.serve()
+	p, quiet := w.process(always), w.process(always)
+	p.meet()
+	quiet.meet()
+	slow := proxy.HoldRequests(w.keyOf("hot"))
+	var hot []chan error
+	var ids []string
+	for range perKey {
+		id := p.lease.NextOp()
+		_, done := p.start("hot", p.op(record.OpAcquire, id))
+		ids, hot = append(ids, id), append(hot, done)
+	}
+	if err := slow.Wait(w.context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	const others = 64
+	for i := range others {
+		key := fmt.Sprintf("quiet%d", i)
+		quiet.mustRelease(key, quiet.mustAcquire(key))
+	}
+	for _, done := range hot {
+		select {
+		case err := <-done:
+			t.Fatalf("the hot key was served: %v", err)
+		default:
+		}
+	}
+	if g := o.Stats().Grants; g != others {
+		t.Errorf("%d grants over the owner, want %d", g, others)
+	}
+	slow.Remove()
+	for i, done := range hot {
+		w.wait("acquire", done, nil)
+		p.mustRelease("hot", ids[i])
+	}
+	w.clean("hot", p)
+}
