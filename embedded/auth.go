@@ -1,7 +1,11 @@
 package embedded
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
+	"net/url"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -207,9 +211,7 @@ func ownLogin(o *natsserver.Options) bool {
 }
 
 // operated reports whether accounts and users are JWTs.
-func operated(o *natsserver.Options) bool {
-	return len(o.TrustedOperators)+len(o.TrustedKeys) > 0
-}
+func operated(o *natsserver.Options) bool { return len(o.TrustedOperators)+len(o.TrustedKeys) > 0 }
 
 // hasAccounts reports whether clients are in accounts other than the default one,
 // or somebody else says in which.
@@ -222,4 +224,144 @@ func hasAccounts(o *natsserver.Options) bool {
 
 func isSystemAccount(o *natsserver.Options, a *natsserver.Account) bool {
 	return a != nil && (a.Name == o.SystemAccount || a.Name == natsserver.DEFAULT_SYSTEM_ACCOUNT)
+}
+
+// routeAuth is what the servers of a cluster ask of each other.
+type routeAuth struct {
+	user, password string
+	tls            tlsFiles
+}
+
+// WithClusterAuth makes the servers of a cluster ask each other for this name and
+// password; all need the same. A route that names its own user,
+// "nats-route://user:password@host:port", keeps it; and where all routes name the
+// same one, this option can be left out. The password is needed as it is, not as
+// a hash: this server gives it to the others. Needs WithCluster.
+func WithClusterAuth(user, password string) Option {
+	return func(c *config) error {
+		switch {
+		case !isName(user):
+			return invalid("WithClusterAuth: name %q: give a name without spaces", user)
+		case password == "":
+			return invalid("WithClusterAuth: the password is empty")
+		case bcryptPrefix.MatchString(password):
+			return invalid("WithClusterAuth: the password is a bcrypt hash; give the password itself, the other servers ask for it")
+		}
+		c.routeAuth.user, c.routeAuth.password = user, password
+		return nil
+	}
+}
+
+// WithClusterTLS makes the servers of a cluster speak TLS with each other, and
+// ask each other for a certificate that one of the authorities in caFile has
+// signed. A certificate must be good for both ends of a connection and name the
+// host by which the routes call this server. All files are PEM. Needs
+// WithCluster; all servers need it or none.
+func WithClusterTLS(certFile, keyFile, caFile string) Option {
+	return func(c *config) error {
+		all := certFile != "" && keyFile != "" && caFile != ""
+		return set(&c.routeAuth.tls, tlsFiles{certFile, keyFile, caFile}, all, "WithClusterTLS: give three files, the certificate, its key, and the authorities")
+	}
+}
+
+// apply completes the cluster's options, in which the routes are.
+func (a routeAuth) apply(o *natsserver.Options) error {
+	if a.tls.cert != "" {
+		t, err := a.tls.load("WithClusterTLS")
+		if err != nil {
+			return err
+		}
+		o.Cluster.TLSConfig, o.Cluster.TLSTimeout = t, tlsTimeout
+	}
+	login, err := a.login(o.Routes)
+	if err != nil || login == nil {
+		return err
+	}
+	o.Cluster.Username = login.Username()
+	o.Cluster.Password, _ = login.Password()
+	for _, r := range o.Routes {
+		if r.User == nil {
+			r.User = login
+		}
+	}
+	return nil
+}
+
+// login is what this server asks for: as told, or else what the routes say.
+func (a routeAuth) login(routes []*url.URL) (*url.Userinfo, error) {
+	if a.user != "" {
+		return url.UserPassword(a.user, a.password), nil
+	}
+	var found *url.Userinfo
+	for _, r := range routes {
+		if r.User == nil {
+			continue
+		}
+		if _, ok := r.User.Password(); !ok || r.User.Username() == "" {
+			return nil, invalid("WithCluster: the route to %s names a user without a password; give both, or use WithClusterAuth", r.Host)
+		}
+		if found != nil && found.String() != r.User.String() {
+			return nil, invalid("WithCluster: the routes name different users; say with WithClusterAuth which one this server asks for")
+		}
+		found = r.User
+	}
+	return found, nil
+}
+
+// tlsTimeout bounds a handshake, in seconds. The server's own default of two is
+// short for a host that is busy.
+const tlsTimeout = 5
+
+// tlsFiles are the files of one listener. They are read at the start and again
+// by Reload.
+type tlsFiles struct {
+	cert, key, ca string
+}
+
+// WithTLS makes the client listener speak TLS, and only that, with this
+// certificate (its chain may follow in the file) and its key, both in PEM.
+// ClientURL begins with "tls://" then. Connections inside the process need none.
+// Needs WithListen.
+func WithTLS(certFile, keyFile string) Option {
+	return func(c *config) error {
+		if certFile == "" || keyFile == "" {
+			return invalid("WithTLS: give two files, the certificate and its key")
+		}
+		c.tls.cert, c.tls.key = certFile, keyFile
+		return nil
+	}
+}
+
+// WithClientCA makes the client listener ask for a certificate that one of the
+// authorities in caFile (PEM) has signed; without one nobody gets in. That is
+// authentication of its own, and users, nkeys or a token can be asked for
+// besides. Needs WithTLS.
+func WithClientCA(caFile string) Option {
+	return func(c *config) error {
+		return set(&c.tls.ca, caFile, caFile != "", "WithClientCA: the file is empty; name one with the certificates of the authorities")
+	}
+}
+
+// load reads the files. With authorities the other side needs a certificate of
+// theirs, whoever dials.
+func (f tlsFiles) load(option string) (*tls.Config, error) {
+	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
+	if err != nil {
+		return nil, invalid("%s: certificate %s and key %s: %w", option, f.cert, f.key, err)
+	}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}}
+	if f.ca == "" {
+		return cfg, nil
+	}
+	pem, err := os.ReadFile(f.ca)
+	if err != nil {
+		return nil, invalid("%s: authorities: %w", option, err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, invalid("%s: authorities: %s has no certificate in PEM", option, f.ca)
+	}
+	cfg.ClientCAs, cfg.RootCAs = pool, pool
+	cfg.ClientAuth = tls.RequireAndVerifyClientCert
+	return cfg, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -295,4 +296,82 @@ func roomFor(dir string, limit int64, used uint64) error {
 	}
 	return fmt.Errorf("%w: the disk of %s is full: the store has %d bytes and may have %d, three quarters of what is free and its own; make room",
 		ErrStartFailed, dir, used, limit)
+}
+
+// Stats are counters and sizes of a server. The counters begin at its start.
+type Stats struct {
+	Connections, TotalConnections              uint64 // of clients: now, and all there were
+	Subscriptions                              uint64
+	SlowConsumers                              uint64 // connections that were cut because they took too little
+	InMessages, InBytes, OutMessages, OutBytes uint64 // of clients and of other servers
+	Routes                                     uint64 // connections to other servers of the cluster
+	Streams, Consumers                         uint64 // that this server keeps
+	StoredMessages, StoredBytes                uint64
+	APIRequests, APIErrors                     uint64 // of JetStream
+	Clustered                                  bool   // JetStream is
+	Leader                                     bool   // the cluster has a leader for its metadata, known here
+	StreamsLed                                 uint64 // of Streams in a cluster, those that this server leads
+}
+
+// Stats returns what the server counts. After Shutdown it is of no meaning.
+func (s *Server) Stats() Stats {
+	var st Stats
+	if v, err := s.srv.Varz(nil); err == nil {
+		st.Connections, st.TotalConnections, st.Subscriptions = uint64(v.Connections), v.TotalConnections, uint64(v.Subscriptions)
+		st.SlowConsumers, st.Routes = uint64(v.SlowConsumers), uint64(v.Routes)
+		st.InMessages, st.InBytes, st.OutMessages, st.OutBytes = uint64(v.InMsgs), uint64(v.InBytes), uint64(v.OutMsgs), uint64(v.OutBytes)
+	}
+	if js, err := s.srv.Jsz(nil); err == nil {
+		st.Streams, st.Consumers, st.StoredMessages, st.StoredBytes = uint64(js.Streams), uint64(js.Consumers), js.Messages, js.Bytes
+		st.APIRequests, st.APIErrors, st.StreamsLed = js.API.Total, js.API.Errors, uint64(js.StreamsLeader)
+		st.Clustered = js.Meta != nil
+		st.Leader = st.Clustered && js.Meta.Leader != ""
+	}
+	return st
+}
+
+// logAdapter gives the server's log to slog, and remembers the first fatal
+// message: the server reports that it can't start in no other way.
+type logAdapter struct {
+	out  *slog.Logger // nil: silent
+	once sync.Once
+	// fatal is closed once reason is set.
+	fatal  chan struct{}
+	reason string
+}
+
+var _ natsserver.Logger = (*logAdapter)(nil)
+
+func newLogAdapter(out *slog.Logger) *logAdapter {
+	return &logAdapter{out: out, fatal: make(chan struct{})}
+}
+
+// install attaches the adapter. Protocol traces stay off: they would put lock
+// owners and payloads into the log.
+func (l *logAdapter) install(s *natsserver.Server) {
+	debug := l.out != nil && l.out.Enabled(context.Background(), slog.LevelDebug)
+	s.SetLoggerV2(l, debug, false, false)
+}
+
+func (l *logAdapter) Noticef(format string, v ...any) { l.log(slog.LevelInfo, format, v) }
+func (l *logAdapter) Warnf(format string, v ...any)   { l.log(slog.LevelWarn, format, v) }
+func (l *logAdapter) Errorf(format string, v ...any)  { l.log(slog.LevelError, format, v) }
+func (l *logAdapter) Debugf(format string, v ...any)  { l.log(slog.LevelDebug, format, v) }
+func (l *logAdapter) Tracef(format string, v ...any)  { l.log(slog.LevelDebug-4, format, v) }
+
+// Fatalf is called where the server's own command would end the process.
+func (l *logAdapter) Fatalf(format string, v ...any) {
+	l.once.Do(func() {
+		l.reason = fmt.Sprintf(format, v...)
+		close(l.fatal)
+	})
+	l.log(slog.LevelError, format, v)
+}
+
+func (l *logAdapter) log(level slog.Level, format string, v []any) {
+	ctx := context.Background()
+	if l.out == nil || !l.out.Enabled(ctx, level) {
+		return
+	}
+	l.out.Log(ctx, level, fmt.Sprintf(format, v...))
 }

@@ -396,6 +396,4 @@ func brokenError(key string, gen uint64, rec *record.Record) error {
 
 // Read tells of the record as Inspect does, without looking up the processes behind it:
 // one read of the stream's leader.
-func (m *Manager) Read(ctx context.Context, key string) (Info, error) {
-	return m.read(ctx, key, false)
-}
+func (m *Manager) Read(ctx context.Context, key string) (Info, error) { return m.read(ctx, key, false) }

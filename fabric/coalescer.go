@@ -35,9 +35,7 @@ const (
 // carries out for others what they wait for, which is cheaper than that each does it by itself. One
 // process serves at a time, a better one ("lockfabric serve") before others. Nothing but speed
 // depends on it. docs/coalescing.md tells what it costs and which permissions it needs.
-func WithCoalescer() ManagerOption {
-	return func(c *config) error { c.rank = rankProcess; return nil }
-}
+func WithCoalescer() ManagerOption { return func(c *config) error { c.rank = rankProcess; return nil } }
 
 // coalescer is this process as a candidate for the shard, and as its owner.
 //

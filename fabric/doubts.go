@@ -26,9 +26,7 @@ type doubts struct {
 	news chan struct{} // closed, and made anew, when settled grows
 }
 
-func newDoubts() *doubts {
-	return &doubts{wake: make(chan struct{}, 1), news: make(chan struct{})}
-}
+func newDoubts() *doubts { return &doubts{wake: make(chan struct{}, 1), news: make(chan struct{})} }
 
 // raise reports a doubt and returns its number. It never blocks.
 func (d *doubts) raise() uint64 {

@@ -49,9 +49,7 @@ func newHints(nc *nats.Conn, fabric string, look func(key string, rev uint64), p
 }
 
 // leaseID names a lease so that its process can be told.
-func (h *hints) leaseID() string {
-	return h.id + "-" + strconv.FormatUint(h.leases.Add(1), 10)
-}
+func (h *hints) leaseID() string { return h.id + "-" + strconv.FormatUint(h.leases.Add(1), 10) }
 
 // Work is that of engine.Hints.
 func (h *hints) Work() bool { return h.works.Load() }

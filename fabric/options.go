@@ -235,9 +235,7 @@ func WithLabel(label string) ManagerOption {
 // WithLazyLease has the manager write its lease when something is acquired for the first time,
 // and not when it is opened. For those who only look, who need not be allowed to write then;
 // give them WithSweepInterval(0), too.
-func WithLazyLease() ManagerOption {
-	return func(c *config) error { c.lazy = true; return nil }
-}
+func WithLazyLease() ManagerOption { return func(c *config) error { c.lazy = true; return nil } }
 
 // WithLogger sets where the manager reports what it can't return: lost leases,
 // retries, operator's doings. The default is silence.
@@ -329,9 +327,7 @@ func WithWaitLimit(d time.Duration) RequestOption {
 // a lock that nobody has ever waited for, and without a deadline, it changes
 // nothing. Those in the way that look dead are seen to as by TryAcquire, and so is
 // WithoutTakeover.
-func WithDeadlineCheck() RequestOption {
-	return func(r *request) error { r.inTime = true; return nil }
-}
+func WithDeadlineCheck() RequestOption { return func(r *request) error { r.inTime = true; return nil } }
 
 // WithoutTakeover makes TryAcquire return ErrHeld at once even when the holder
 // looks dead. By default such a refusal takes one observation, about the

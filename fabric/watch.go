@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -178,6 +179,184 @@ func (w *lockWatch) tell(ctx context.Context, s *session, rec *record.Record, re
 	}
 	w.told, w.last = true, info
 	if !w.yield(info, nil) {
+		return errLeft
+	}
+	return nil
+}
+
+// followFor is how long one watcher is trusted. Then another one tells from the start,
+// and what the first has missed comes out.
+const followFor = time.Minute
+
+// WatchAll tells of all names that begin with prefix and are in use, as List does,
+// and then of those that have changed, until ctx ends or the loop over it is left. The
+// first list is complete, and empty if nothing is in use. A name that is in use no
+// more comes with the kind "". Several changes of one name that come together are told
+// as one.
+//
+// One watcher follows all names, however many there are. It shows what is committed, but
+// a change may show late: by up to a minute if the watcher has missed it. Use Watch
+// for a single lock on which something depends. Leases are as in List: Identify
+// looks up who is behind them.
+//
+// It goes on through lost connections, elections and deleted buckets. The last pair has an
+// error, unless the loop was left: those of Watch, but a record that can't be read
+// is told of as in List. All the work is done in the caller's goroutine.
+func (m *Manager) WatchAll(ctx context.Context, prefix string) iter.Seq2[[]Info, error] {
+	return func(yield func([]Info, error) bool) {
+		filter, err := kv.EncodePrefix(prefix)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		w := &prefixWatch{m: m, prefix: prefix, filter: filter, yield: yield, trust: followFor, told: map[string]uint64{}}
+		if err := m.onSessions(ctx, w.follow); err != nil {
+			yield(nil, fmt.Errorf("watch all of %q: %w", prefix, translate(err)))
+		}
+	}
+}
+
+// prefixWatch is one loop over WatchAll, on as many sessions as it takes.
+type prefixWatch struct {
+	m              *Manager
+	prefix, filter string
+	yield          func([]Info, error) bool
+	trust          time.Duration // in one watcher
+
+	s      *session          // that the revisions are of
+	begun  bool              // the first list was told
+	told   map[string]uint64 // names that were told to be in use, and their revisions
+	freed  map[string]uint64 // names that went since the watcher began, likewise
+	newest uint64            // highest revision that was met on this session
+}
+
+// follow tells of changes until the session ends, and returns nil then.
+func (w *prefixWatch) follow(ctx context.Context, s *session) error {
+	if w.s != s { // another bucket's revisions may be lower
+		w.s, w.newest = s, 0
+		for name := range w.told {
+			w.told[name] = 0
+		}
+	}
+	ctx, done := both(ctx, s.ctx)
+	defer done()
+	for {
+		err := w.once(ctx, s)
+		switch {
+		case errors.Is(err, errTrusted):
+		case s.ctx.Err() != nil && !errors.Is(err, errLeft):
+			return nil
+		case errors.Is(err, jskv.ErrBucketGone):
+			s.suspect()
+			return err
+		default:
+			return err
+		}
+	}
+}
+
+// errTrusted ends a watcher that was trusted for long enough.
+var errTrusted = errors.New("fabric: time for another watcher")
+
+// once follows one watcher for as long as it is trusted.
+func (w *prefixWatch) once(ctx context.Context, s *session) error {
+	w.freed = map[string]uint64{}
+	missing := map[string]struct{}{} // to be asked for: told to be in use, and not met yet
+	for name := range w.told {
+		missing[name] = struct{}{}
+	}
+	before := w.newest
+	var first []Info // of the first values
+	begun := false   // they are complete
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	err := s.buckets.Locks.Follow(ctx, w.filter, func(entries []jskv.Entry, complete bool) error {
+		changed := first
+		for _, e := range entries {
+			name, err := kv.DecodeKey(e.Key)
+			if err != nil || !strings.HasPrefix(name, w.prefix) {
+				continue
+			}
+			delete(missing, name)
+			// A replica that is behind has older entries, also of what was deleted since.
+			if _, known := w.told[name]; !known && !e.Deleted && e.Revision <= before {
+				missing[name] = struct{}{}
+				continue
+			}
+			changed = w.change(changed, entryInfo(name, e))
+		}
+		if !complete {
+			first = changed
+			return nil
+		}
+		changed, err := w.ask(ctx, s, missing, changed)
+		if err != nil {
+			return err
+		}
+		clear(missing)
+		if !begun {
+			begun, first = true, nil
+			end := time.AfterFunc(w.trust, func() { cancel(errTrusted) })
+			context.AfterFunc(ctx, func() { end.Stop() })
+		}
+		return w.tell(changed)
+	})
+	if cause := context.Cause(ctx); errors.Is(cause, errTrusted) && !errors.Is(err, errLeft) {
+		return errTrusted
+	}
+	return err
+}
+
+// ask adds what the leader has under names of which the watcher has nothing new.
+func (w *prefixWatch) ask(ctx context.Context, s *session, names map[string]struct{}, list []Info) ([]Info, error) {
+	for name := range names {
+		enc, err := kv.EncodeName(name)
+		if err != nil {
+			return nil, err // not possible: it was told of
+		}
+		e, err := s.buckets.Locks.Get(ctx, enc)
+		if err != nil {
+			return nil, err
+		}
+		list = w.change(list, entryInfo(name, e))
+	}
+	return list, nil
+}
+
+// change adds what is news to the list.
+func (w *prefixWatch) change(list []Info, info Info) []Info {
+	w.newest = max(w.newest, info.Revision)
+	rev, known := w.told[info.Key]
+	gone := info.Kind == ""
+	switch {
+	case gone && !known, !gone && info.Revision <= max(rev, w.freed[info.Key]), gone && info.Revision != 0 && info.Revision <= rev:
+		return list // no news
+	case gone:
+		delete(w.told, info.Key)
+		w.freed[info.Key] = max(rev, info.Revision)
+	default:
+		w.told[info.Key] = info.Revision
+	}
+	return append(list, info)
+}
+
+// tell hands a list to the loop, with the newest of each name.
+func (w *prefixWatch) tell(list []Info) error {
+	if len(list) == 0 && w.begun {
+		return nil
+	}
+	w.begun = true
+	places := make(map[string]int, len(list))
+	kept := make([]Info, 0, len(list))
+	for _, info := range list {
+		if i, again := places[info.Key]; again {
+			kept[i] = info
+			continue
+		}
+		places[info.Key] = len(kept)
+		kept = append(kept, info)
+	}
+	if !w.yield(kept, nil) {
 		return errLeft
 	}
 	return nil

@@ -1,13 +1,18 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/lockfabric/lockfabric/cmd/lockfabric/internal/doctor"
+	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/lease"
 )
 
@@ -98,4 +103,120 @@ func findings(w io.Writer, r *doctor.Report) {
 	for _, m := range r.Cluster.Servers {
 		fmt.Fprintf(w, "server %s: nats-server %s, sync %s\n", printable(m.Name), printable(m.Version), m.Sync())
 	}
+}
+
+// conn returns a connection to the server that was named, which is to, or to the
+// local one, when to is nil, and opens no fabric on it.
+func (c *cli) conn(ctx context.Context, s *streams, to *target) (nc *nats.Conn, err error) {
+	limited, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	open := func(ctx context.Context, servers string, opts ...nats.Option) (err error) {
+		nc, err = connectPlain(ctx, s, servers, opts...)
+		return err
+	}
+	if to == nil {
+		err = c.connectLocal(limited, s, open)
+		return nc, interrupted(ctx, err)
+	}
+	if err := open(limited, to.servers, to.options...); err != nil {
+		return nil, to.explain(err, c.Timeout)
+	}
+	return nc, nil
+}
+
+func (d *doctorCmd) system(ctx context.Context, c *cli, s *streams, to *target) (*nats.Conn, error) {
+	account, err := to.as(d.SystemServer, d.SystemCreds)
+	if err != nil {
+		return nil, err
+	}
+	return c.conn(ctx, s, account)
+}
+
+// as returns the target with other credentials, and at another address if one is
+// given: who the server is stays as it was.
+func (t *target) as(servers, creds string) (*target, error) {
+	other := &target{origin: "--system-server", setup: t.setup, who: "--system-creds"}
+	other.setup.Forget()
+	other.setup.Creds = creds
+	if servers == "" {
+		servers, other.origin = t.servers, t.origin
+	}
+	urls, inURL, err := parseServers(servers, other.origin)
+	if err != nil {
+		return nil, err
+	}
+	if creds == "" && inURL {
+		other.who = "the credentials in " + other.origin
+	}
+	other.servers = joined(urls, creds == "")
+	return other, other.prepare()
+}
+
+// connectPlain connects until ctx ends. The error is ErrUnavailable.
+func connectPlain(ctx context.Context, s *streams, servers string, opts ...nats.Option) (*nats.Conn, error) {
+	opts = append([]nats.Option{
+		nats.Name("lockfabric doctor"),
+		nats.ReconnectBufSize(-1), // what was given up must not be sent later
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { s.log.Debug("connection", "error", err) }),
+	}, opts...)
+	if deadline, ok := ctx.Deadline(); ok {
+		// The servers are tried one after the other, and each may be silent.
+		opts = append(opts, nats.Timeout(max(time.Until(deadline)/time.Duration(1+strings.Count(servers, ",")), time.Millisecond)))
+	}
+	nc, err := nats.Connect(servers, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", fabric.ErrUnavailable, err)
+	}
+	return nc, nil
+}
+
+type permissionsCmd struct {
+	Role string `required:"" enum:"observer,client,coalescer,admin" help:"What the user is for: observer looks, client takes locks, coalescer carries out operations for clients, too, and admin makes the buckets, too."`
+	As   string `enum:"config,nsc" default:"config" help:"Print it as a part of nats-server's configuration, or as arguments of nsc: config or nsc."`
+}
+
+// permissions is the JSON of permissions.
+type permissions struct {
+	Fabric    string   `json:"fabric"`
+	Role      string   `json:"role"`
+	Publish   []string `json:"publish"`   // subjects that the user may publish to
+	Subscribe []string `json:"subscribe"` // subjects that the user may subscribe to
+}
+
+func (*permissionsCmd) Help() string {
+	return "It needs no server. The fabric is that of --fabric. As configuration it goes with a user: { user: NAME, password: …, and then what is printed }. " +
+		"With --inbox-prefix, answers come on subjects of that prefix; give every user another one, and no user can read the answers to others. " +
+		"docs/security.md says what each role could do if it were hostile."
+}
+
+func (p *permissionsCmd) Run(c *cli, s *streams) error {
+	all, err := fabric.Permissions(c.Fabric, fabric.Role(p.Role), cmp.Or(c.InboxPrefix, "_INBOX"))
+	if err != nil {
+		return err
+	}
+	v := permissions{Fabric: c.Fabric, Role: p.Role, Publish: []string{}, Subscribe: []string{}}
+	for _, one := range all {
+		if one.Subscribe {
+			v.Subscribe = append(v.Subscribe, one.Subject)
+		} else {
+			v.Publish = append(v.Publish, one.Subject)
+		}
+	}
+	if c.Output == "text" && p.As == "nsc" {
+		_, err = fmt.Fprintf(s.out, "--allow-pub '%s' --allow-sub '%s'\n", strings.Join(v.Publish, ","), strings.Join(v.Subscribe, ","))
+		return writeError(err)
+	}
+	return s.print(c.Output, v, func(w io.Writer) {
+		fmt.Fprintf(w, "# Role %s of the fabric %q.\npermissions: {\n", p.Role, c.Fabric)
+		for _, subscribe := range []bool{false, true} {
+			fmt.Fprintf(w, "  %s: { allow: [\n", map[bool]string{false: "publish", true: "subscribe"}[subscribe])
+			for _, one := range all {
+				if one.Subscribe == subscribe {
+					fmt.Fprintf(w, "    %q\t# %s\n", one.Subject, one.Why)
+				}
+			}
+			fmt.Fprintln(w, "  ] }")
+		}
+		fmt.Fprintln(w, "}")
+	})
 }

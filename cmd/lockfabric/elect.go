@@ -3,9 +3,17 @@ package main
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"os"
+	"os/exec"
+	"os/signal"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/primitives"
 )
 
 type electCmd struct {
@@ -65,3 +73,76 @@ func (e *electCmd) campaign(ctx context.Context, m *fabric.Manager) (held, error
 	c := fabric.Claim{Kind: fabric.KindLock, Mode: fabric.Exclusive, Value: append([]byte{}, value...)}
 	return e.claim(ctx, m, e.Name, c, fabric.WithMetadata(e.Meta))
 }
+
+// leading is the JSON of one line of elect --observe.
+type leading struct {
+	Time  time.Time `json:"time"`            // when it was seen, by the clock of this host
+	Term  uint64    `json:"term,string"`     // 0 = nobody leads
+	Owner string    `json:"owner,omitempty"` // explicit owner, or the id of the hold
+	Value *string   `json:"value,omitempty"` // what the leader says of itself
+	Data  []byte    `json:"data,omitempty"`  // likewise, where it is not text
+}
+
+func (e *electCmd) observe(ctx context.Context, c *cli, s *streams) error {
+	return c.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
+		for l, err := range primitives.NewElection(m, e.Name).Observe(ctx) {
+			switch {
+			case err != nil:
+			case len(e.Command) > 0:
+				err = e.tell(ctx, s, l)
+			default:
+				err = s.printLeader(c.Output, l)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (s *streams) printLeader(format string, l primitives.Leader) error {
+	if format == "json" {
+		v := leading{Time: time.Now(), Term: l.Term, Owner: l.Owner}
+		if text := string(l.Value); l.Value != nil && utf8.Valid(l.Value) {
+			v.Value = &text
+		} else {
+			v.Data = l.Value
+		}
+		return s.encode(v, "")
+	}
+	value := "-"
+	if l.Term != 0 {
+		value = printable(string(l.Value))
+	}
+	_, err := fmt.Fprintf(s.out, "%d %s\n", l.Term, value)
+	return writeError(err)
+}
+
+// tell runs the command for one leader. Signals that end this program are for the
+// command, too.
+func (e *electCmd) tell(ctx context.Context, s *streams, l primitives.Leader) error {
+	path, err := exec.LookPath(e.Command[0])
+	if err != nil {
+		return cannotRun(e.Command[0], err)
+	}
+	sigs := make(chan os.Signal, 64)
+	defer signal.Stop(sigs)
+	value, _, _ := strings.Cut(string(l.Value), "\x00") // more can't be in a variable
+	v := &supervisor{held: unheld{}, sigs: sigs, killAfter: e.KillAfter, log: s.log}
+	code, err := v.run(childOf(path, e.Command, "LOCKFABRIC_KEY="+e.Name,
+		"LOCKFABRIC_LEADER_TERM="+strconv.FormatUint(l.Term, 10), "LOCKFABRIC_LEADER_VALUE="+value))
+	switch {
+	case err != nil:
+		return cannotRun(e.Command[0], err)
+	case code != 0 && ctx.Err() == nil:
+		s.log.Warn("the command failed", "command", e.Command[0], "exit_code", code, "term", l.Term)
+	}
+	return nil
+}
+
+// unheld is held by whoever holds nothing: it is never lost.
+type unheld struct{ held }
+
+func (unheld) Err() error            { return nil }
+func (unheld) Lost() <-chan struct{} { return nil }

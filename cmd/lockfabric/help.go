@@ -1,9 +1,15 @@
 package main
 
 import (
+	_ "embed"
 	"errors"
+	"fmt"
+	"go/doc/comment"
 	"io"
 	"io/fs"
+	"runtime"
+	"runtime/debug"
+	"strings"
 
 	"github.com/alecthomas/kong"
 )
@@ -40,4 +46,270 @@ func (versionFlag) BeforeReset(app *kong.Kong) error {
 	thisVersion().write(app.Stdout)
 	app.Exit(0)
 	return nil
+}
+
+// examples are shown at the end of a command's help.
+var examples = map[string][]string{
+	"run": {
+		"lockfabric run nightly-backup -- ./backup.sh",
+		"lockfabric run nightly-backup --wait 0 --hold-at-least 1m -- ./backup.sh",
+		"lockfabric run nightly-backup --wait 0 -q -E 0 -c 'cd /srv && ./backup.sh > backup.log'",
+		"lockfabric run report --shared --wait 30s -- ./report.sh",
+		"lockfabric run photos/2026/a --path -- ./edit.sh",
+		"lockfabric run report --also sales --also stock=S -- ./report.sh",
+		"lockfabric run encoders --semaphore 3 -- ./encode.sh film.mov",
+		"lockfabric --server nats://nats1:4222 run deploy --meta ticket=OPS-7 -- ./deploy.sh",
+	},
+	"deadlocks": {"lockfabric deadlocks", "lockfabric deadlocks --watch"},
+	"tree":      {"lockfabric tree photos", "lockfabric tree --watch photos/2026"},
+	"top":       {"lockfabric top", "lockfabric top photos/ --sort rate", "lockfabric top --once"},
+	"lock": {
+		"token=$(lockfabric lock nightly-backup --wait 0) || exit",
+		"(lockfabric lock reports && ./report.sh)",
+		"lockfabric lock nightly-backup --stdin",
+	},
+	"elect": {
+		"lockfabric elect scheduler --value host1:80 -- ./schedule.sh",
+		"lockfabric elect scheduler --observe",
+	},
+	"barrier": {
+		"lockfabric barrier sync -n 3 --wait 1m",
+		"lockfabric barrier phase -n 3 -- ./work.sh",
+	},
+	"latch wait":       {"lockfabric latch wait migrated --count 2 --wait 10m"},
+	"latch count-down": {"lockfabric latch count-down migrated --count 2"},
+	"latch delete":     {"lockfabric latch delete migrated"},
+	"serve": {
+		"lockfabric serve --store /var/lib/lockfabric",
+		"lockfabric serve --store /var/lib/lockfabric --listen 0.0.0.0:4222 --tls-cert s.pem --tls-key s.key --allow-user locks --password-file F",
+	},
+	"ls": {
+		"lockfabric ls photos/",
+		"lockfabric ls --long",
+		"lockfabric ls --watch photos/",
+		"lockfabric --output json ls",
+	},
+	"inspect": {
+		"lockfabric inspect nightly-backup",
+		"lockfabric inspect --watch nightly-backup",
+	},
+	"release": {
+		"lockfabric release --force nightly-backup",
+		"lockfabric release --force --now nightly-backup",
+		"lockfabric release --force --prefix photos/",
+	},
+	"ui": {
+		"lockfabric ui",
+		"lockfabric --context prod ui --allow-release",
+	},
+	"permissions": {
+		"lockfabric permissions --role client",
+		"lockfabric --fabric prod permissions --role admin --as nsc",
+	},
+	"gc":         {"lockfabric gc --dry-run"},
+	"doctor":     {"lockfabric --server nats://nats1:4222 doctor --strict"},
+	"version":    {"lockfabric version"},
+	"completion": {"lockfabric completion bash"},
+	"help":       {"lockfabric help run", "lockfabric help --man > lockfabric.1"},
+}
+
+// pathOf is the name of a command, of several words where it stands under another.
+func pathOf(n *kong.Node) string {
+	name := n.Name
+	for n = n.Parent; n != nil && n.Parent != nil; n = n.Parent {
+		name = n.Name + " " + name
+	}
+	return name
+}
+
+// arrange completes the help of all commands: their examples, and their own flags before
+// those of all commands.
+func arrange(app *kong.Application) {
+	all := &kong.Group{Key: "all", Title: "Flags of all commands:"}
+	for _, f := range app.Flags {
+		if f != app.HelpFlag {
+			f.Group = all
+		}
+	}
+	for _, n := range app.Leaves(false) {
+		if lines := examples[pathOf(n)]; len(lines) > 0 {
+			n.Detail = strings.TrimPrefix(n.Detail+"\n\nExamples:\n\n    "+strings.Join(lines, "\n    "), "\n\n")
+		}
+	}
+}
+
+// The man page is the text of --help for all commands, and the package comment.
+//
+//go:embed doc.go
+var packageComment string
+
+// manPage writes the manual of the command in roff.
+func manPage(app *kong.Application) string {
+	m := &roff{}
+	m.request("TH", "LOCKFABRIC", "1", "", "lockfabric "+thisVersion().Version, "")
+	m.section("NAME", "lockfabric - distributed locks on NATS JetStream")
+	m.section("SYNOPSIS", app.Name+app.Summary())
+	m.request("SH", "DESCRIPTION")
+	m.doc(packageComment)
+	m.request("SH", "COMMANDS")
+	for _, n := range app.Leaves(true) {
+		m.request("SS", n.Summary())
+		m.paragraph(n.Help)
+		for _, p := range n.Positional {
+			m.item(p.Summary(), p.Help)
+		}
+		m.flags(n.Flags)
+		detail, examples, _ := strings.Cut(n.Detail, "Examples:\n\n")
+		for p := range strings.SplitSeq(detail, "\n\n") {
+			m.paragraph(p)
+		}
+		m.verbatim(examples)
+	}
+	m.request("SH", "FLAGS OF ALL COMMANDS")
+	m.flags(app.Flags)
+	return m.String()
+}
+
+// roff is text in the language of man pages.
+type roff struct {
+	strings.Builder
+	begun bool // there is a paragraph in this section
+}
+
+// text makes every character stand for itself.
+func (m *roff) text(s string) {
+	for line := range strings.SplitSeq(s, "\n") {
+		if strings.HasPrefix(line, ".") || strings.HasPrefix(line, "'") {
+			m.WriteString(`\&`)
+		}
+		m.WriteString(strings.NewReplacer(`\`, `\e`, "-", `\-`, "^", `\(ha`, "~", `\(ti`, "`", `\(ga`, "'", `\(aq`).Replace(line) + "\n")
+	}
+}
+
+func (m *roff) request(name string, args ...string) {
+	fmt.Fprintf(m, ".%s", name)
+	for _, a := range args {
+		m.WriteString(` "` + strings.NewReplacer(`\`, `\e`, `"`, `\(dq`, "-", `\-`).Replace(a) + `"`)
+	}
+	m.WriteString("\n")
+	m.begun = name != "SH" && name != "SS"
+}
+
+func (m *roff) section(name, text string) {
+	m.request("SH", name)
+	m.text(text)
+}
+
+// gap parts a paragraph from the one before it.
+func (m *roff) gap() {
+	if m.begun {
+		m.request("PP")
+	}
+	m.begun = true
+}
+
+func (m *roff) paragraph(text string) {
+	if text = strings.TrimSpace(text); text != "" {
+		m.gap()
+		m.text(text)
+	}
+}
+
+func (m *roff) item(what, text string) {
+	m.request("TP")
+	m.text(what)
+	m.text(text)
+}
+
+func (m *roff) verbatim(text string) {
+	if text = strings.TrimRight(text, "\n"); text != "" {
+		m.gap()
+		m.WriteString(".RS 4\n.nf\n")
+		m.text(text)
+		m.WriteString(".fi\n.RE\n")
+	}
+}
+
+func (m *roff) flags(flags []*kong.Flag) {
+	for _, f := range flags {
+		if !f.Hidden {
+			m.item(f.String(), kong.DefaultHelpValueFormatter(f.Value))
+		}
+	}
+}
+
+// doc writes a package comment.
+func (m *roff) doc(source string) {
+	source, _, _ = strings.Cut(source, "\npackage ")
+	lines := strings.Split(source, "\n")
+	for i := range lines {
+		lines[i] = strings.TrimPrefix(strings.TrimPrefix(lines[i], "//"), " ")
+	}
+	var p comment.Printer
+	for _, block := range new(comment.Parser).Parse(strings.Join(lines, "\n")).Content {
+		text := strings.TrimSpace(string(p.Text(&comment.Doc{Content: []comment.Block{block}})))
+		switch b := block.(type) {
+		case *comment.Heading:
+			m.request("SS", strings.TrimPrefix(text, "# "))
+		case *comment.Code:
+			m.verbatim(strings.ReplaceAll(b.Text, "\t", "        "))
+		default:
+			m.paragraph(text)
+		}
+	}
+}
+
+type versionCmd struct{}
+
+// versionInfo is the JSON of version.
+type versionInfo struct {
+	Version  string `json:"version"`            // of the module, "(devel)" for a build from a work tree without tags
+	Revision string `json:"revision,omitempty"` // of the version control system
+	Time     string `json:"time,omitempty"`     // of that revision, RFC 3339
+	Modified bool   `json:"modified,omitempty"` // the work tree had changes
+	Go       string `json:"go"`
+	Platform string `json:"platform"` // "linux/amd64"
+}
+
+// newVersionInfo tells what is known of a build, nil if nothing was recorded.
+func newVersionInfo(build *debug.BuildInfo) versionInfo {
+	v := versionInfo{Version: "unknown", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	if build == nil {
+		return v
+	}
+	if build.Main.Version != "" {
+		v.Version = build.Main.Version
+	}
+	for _, setting := range build.Settings {
+		switch setting.Key {
+		case "vcs.revision":
+			v.Revision = setting.Value
+		case "vcs.time":
+			v.Time = setting.Value
+		case "vcs.modified":
+			v.Modified = setting.Value == "true"
+		}
+	}
+	return v
+}
+
+func (*versionCmd) Run(c *cli, s *streams) error {
+	v := thisVersion()
+	return s.print(c.Output, v, v.write)
+}
+
+func thisVersion() versionInfo {
+	build, _ := debug.ReadBuildInfo()
+	return newVersionInfo(build)
+}
+
+func (v versionInfo) write(w io.Writer) {
+	fmt.Fprintf(w, "lockfabric %s", v.Version)
+	if v.Revision != "" {
+		fmt.Fprintf(w, " %.12s", v.Revision)
+		if v.Modified {
+			fmt.Fprint(w, "+changes")
+		}
+	}
+	fmt.Fprintf(w, " %s %s\n", v.Go, v.Platform)
 }

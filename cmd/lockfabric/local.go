@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,10 +10,12 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -262,3 +266,116 @@ func openLog(path string) (*os.File, error) {
 	}
 	return os.OpenFile(path, flags, privateFiles)
 }
+
+const dirMode = 0o700
+
+// localPath returns where the local server's directory is or will be. It changes
+// nothing.
+func (c *cli) localPath() (string, error) {
+	if c.LocalDir != "" {
+		return filepath.Abs(c.LocalDir)
+	}
+	if c.given["local-dir"] {
+		return "", usageError("--local-dir is empty: name a directory, or leave it out")
+	}
+	dir, err := defaultDir()
+	if err != nil {
+		return "", usageError("no directory for the local server (%v): name one with --local-dir or LOCKFABRIC_DIR, or a server with --server", err)
+	}
+	return dir, nil
+}
+
+// localDir returns the local server's directory, made if need be, and refuses
+// one into which others can look or write.
+func (c *cli) localDir() (string, error) {
+	dir, err := c.localPath()
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, dirMode); err != nil {
+		return "", badDir(fmt.Errorf("%w: name another one with --local-dir or LOCKFABRIC_DIR, or a server with --server", err))
+	}
+	return dir, badDir(checkPrivate(dir))
+}
+
+func badDir(err error) error {
+	if err != nil {
+		return usageError("directory of the local server: %w", err)
+	}
+	return nil
+}
+
+// defaultDir is the directory for a user who names none. Locks are state: what
+// empties caches must not empty it.
+func defaultDir() (string, error) {
+	base, err := os.UserCacheDir() // on Windows, LocalAppData is for all that stays on this host
+	switch runtime.GOOS {
+	case "windows":
+	case "darwin", "ios":
+		base, err = os.UserConfigDir() // Application Support
+	default:
+		if base, err = os.Getenv("XDG_STATE_HOME"), nil; filepath.IsAbs(base) {
+			break
+		}
+		if base, err = os.UserHomeDir(); err == nil {
+			base = filepath.Join(base, ".local", "state")
+		}
+	}
+	return filepath.Join(base, "lockfabric"), err
+}
+
+const (
+	greetingTime = 2 * time.Second
+	greetingSize = 32 << 10
+)
+
+// localDialer reaches the local server and no other one. Its port may be
+// somebody else's after a crash, perhaps another NATS server's that lets everybody
+// in: to lock there would exclude nobody. A server says its name first, before it
+// is told the token. (The name is no secret: this is against accidents.)
+type localDialer struct{ name string }
+
+// Dial implements nats.CustomDialer.
+func (d localDialer) Dial(network, address string) (net.Conn, error) {
+	conn, err := net.DialTimeout(network, address, greetingTime)
+	if err != nil {
+		return nil, err
+	}
+	g, err := d.greet(conn)
+	if err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("%s is not the local server: %w", address, err)
+	}
+	return g, nil
+}
+
+func (d localDialer) greet(conn net.Conn) (*greeted, error) {
+	if err := conn.SetReadDeadline(time.Now().Add(greetingTime)); err != nil {
+		return nil, err
+	}
+	r := bufio.NewReaderSize(conn, greetingSize)
+	line, err := r.ReadSlice('\n') // a longer one is no greeting
+	if err != nil {
+		return nil, err
+	}
+	line = bytes.Clone(line)
+	var info struct {
+		Name string `json:"server_name"`
+	}
+	said, ok := bytes.CutPrefix(line, []byte("INFO "))
+	if !ok || json.Unmarshal(said, &info) != nil || info.Name != d.name {
+		return nil, fmt.Errorf("it calls itself %q", info.Name)
+	}
+	if err := conn.SetReadDeadline(time.Time{}); err != nil {
+		return nil, err
+	}
+	return &greeted{conn, io.MultiReader(bytes.NewReader(line), r)}, nil
+}
+
+// greeted is a connection whose first line was read already, and is read again.
+type greeted struct {
+	net.Conn
+	r io.Reader
+}
+
+func (g *greeted) Read(p []byte) (int, error) { return g.r.Read(p) }

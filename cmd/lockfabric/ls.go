@@ -5,11 +5,14 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
 type lsCmd struct {
@@ -134,4 +137,174 @@ func (n inUse) take(changed []fabric.Info) {
 			n[i.Key] = i
 		}
 	}
+}
+
+type treeCmd struct {
+	Prefix string `arg:"" optional:"" complete:"lock" help:"Only names that start so."`
+	Watch  bool   `help:"Show it again after each change, until interrupted."`
+}
+
+func (*treeCmd) Help() string {
+	return "Levels without a lock of their own are shown where something below them is in use. Marked are intents that a process shares among its paths, " +
+		"and holds that are announced on no level above, as those of a lock that was acquired without its path: who locks a level above doesn't see them. " +
+		"With --watch changes within a second are shown together, with --output json each tree on one line. SIGINT and SIGTERM end it with exit code 0."
+}
+
+// node is one name of a tree.
+type node struct {
+	fabric.Info
+	Depth       int      `json:"depth"`       // 0 is a root
+	Unannounced []string `json:"unannounced"` // ids of holders without an intent on each level above
+}
+
+// Run shows the tree. The JSON is an array of nodes, parents before their children.
+func (c *treeCmd) Run(ctx context.Context, cl *cli, s *streams) error {
+	if c.Watch {
+		return c.watch(ctx, cl, s)
+	}
+	return show(ctx, cl, s, func(ctx context.Context, m *fabric.Manager) ([]node, error) {
+		infos, err := m.List(ctx, c.root())
+		if err != nil {
+			return nil, err
+		}
+		nodes := c.nodes(infos)
+		return nodes, identify(ctx, m, nodes)
+	}, func(w io.Writer, nodes []node) { drawTree(w, nodes, time.Now()) })
+}
+
+// root is the highest level above the names that are asked for: their announcements begin there.
+func (c *treeCmd) root() string {
+	root, _, _ := strings.Cut(c.Prefix, "/")
+	return root
+}
+
+func identify(ctx context.Context, m *fabric.Manager, nodes []node) error {
+	infos := make([]fabric.Info, len(nodes))
+	for i := range nodes {
+		infos[i] = nodes[i].Info
+	}
+	return m.Identify(ctx, infos) // the parties in them are shared
+}
+
+// nodes sorts what is in use into a tree.
+func (c *treeCmd) nodes(infos []fabric.Info) []node {
+	byKey := map[string]fabric.Info{}
+	keys := map[string]bool{}
+	for _, i := range infos {
+		byKey[i.Key] = i
+		if strings.HasPrefix(i.Key, c.Prefix) {
+			for _, above := range levels(i.Key) {
+				keys[above] = true
+			}
+		}
+	}
+	nodes := []node{}
+	for key := range keys {
+		info, ok := byKey[key]
+		if !ok {
+			info = fabric.Info{Key: key, Holders: []fabric.Party{}, Waiters: []fabric.Party{}}
+		}
+		n := node{Info: info, Depth: strings.Count(key, "/"), Unannounced: []string{}}
+		for _, p := range info.Holders {
+			if info.Kind == fabric.KindLock && !announced(byKey, key, p) {
+				n.Unannounced = append(n.Unannounced, p.ID)
+			}
+		}
+		nodes = append(nodes, n)
+	}
+	slices.SortFunc(nodes, func(a, b node) int {
+		return slices.Compare(strings.Split(a.Key, "/"), strings.Split(b.Key, "/"))
+	})
+	return nodes
+}
+
+// levels returns the name and those above it, from the root down.
+func levels(name string) []string {
+	var all []string
+	for i, c := range name {
+		if c == '/' && i > 0 {
+			all = append(all, name[:i])
+		}
+	}
+	return append(all, name)
+}
+
+// announced reports whether each level above is held under the same lease, in a mode that
+// announces this one.
+func announced(byKey map[string]fabric.Info, key string, p fabric.Party) bool {
+	enough := func(h fabric.Party) bool {
+		reads := p.Mode == fabric.Shared || p.Mode == fabric.IntentShared
+		return h.Lease.ID == p.Lease.ID && (reads || h.Mode != fabric.IntentShared && h.Mode != fabric.Shared && h.Mode != fabric.Update)
+	}
+	all := levels(key)
+	for _, above := range all[:len(all)-1] {
+		if !slices.ContainsFunc(byKey[above].Holders, enough) {
+			return false
+		}
+	}
+	return true
+}
+
+func drawTree(w io.Writer, nodes []node, now time.Time) {
+	fmt.Fprintln(w, "NAME\tKIND\tROLE\tMODE\tAGE\tOWNER\tNOTE")
+	for _, n := range nodes {
+		levels := levels(n.Key)
+		name := levels[len(levels)-1]
+		if len(levels) > 1 {
+			name = name[len(levels[len(levels)-2])+1:]
+		}
+		line := strings.Repeat("  ", n.Depth) + printable(name)
+		row := func(role string, p fabric.Party, note string) {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", line, orDash(n.Kind), role, orDash(string(p.Mode)), age(p.Since, now), holder(p), note)
+			line = strings.Repeat("  ", n.Depth) + "."
+		}
+		for _, p := range n.Holders {
+			note := ""
+			switch {
+			case p.Metadata["intent"] == "shared":
+				note = "shared intent"
+			case slices.Contains(n.Unannounced, p.ID):
+				note = "no intent above"
+			}
+			row("holds", p, note)
+		}
+		for _, p := range n.Waiters {
+			row("waits", p, "")
+		}
+		if len(n.Holders)+len(n.Waiters) == 0 {
+			fmt.Fprintf(w, "%s\t%s\t-\t-\t-\t-\t\n", line, orDash(n.Kind))
+		}
+	}
+}
+
+// shownTree is what --watch shows at a time.
+type shownTree struct {
+	Time  time.Time `json:"time"` // when it was seen, by the clock of this host
+	Nodes []node    `json:"nodes"`
+}
+
+// treeEvery is how long changes of a tree are gathered.
+const treeEvery = time.Second
+
+func (c *treeCmd) watch(ctx context.Context, cl *cli, s *streams) error {
+	names := inUse{}
+	return cl.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
+		for changed, err := range m.WatchAll(ctx, c.root()) {
+			if err != nil {
+				return err
+			}
+			names.take(changed)
+			now, nodes := time.Now(), c.nodes(slices.Collect(maps.Values(names)))
+			_ = identify(ctx, m, nodes) // who can't be looked up now is shown without
+			err = s.again(cl.Output, shownTree{now, nodes}, func(w io.Writer) {
+				fmt.Fprintln(w, now.Format(time.TimeOnly))
+				drawTree(w, nodes, now)
+			})
+			if err != nil {
+				return err
+			}
+			pause.For(ctx, treeEvery)
+		}
+		return nil
+	})
 }

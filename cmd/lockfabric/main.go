@@ -8,11 +8,19 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"reflect"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/alecthomas/kong"
 	"github.com/lmittmann/tint"
+	"github.com/nats-io/nats.go"
 	"golang.org/x/term"
+
+	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 type cli struct {
@@ -168,4 +176,142 @@ func report(w io.Writer, err error) int {
 	}
 	fmt.Fprintf(w, "%s%s\n", reported, message(err))
 	return code
+}
+
+// textMappers read texts as they were given. Those of kong go through JSON, which
+// replaces every byte that is no UTF-8: the command under run would get the name of
+// another file, and two names of locks would become one. Durations and numbers are read
+// here to say what one looks like.
+func textMappers() []kong.Option {
+	text := func(decode func(text string, target reflect.Value) error) kong.Mapper {
+		return kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
+			if ctx.Scan.Peek().IsEOL() {
+				return errors.New("give a value")
+			}
+			token, err := ctx.Scan.PopValue("string")
+			if err != nil { // the next word is a flag
+				return errors.New("give a value, after a = if it begins with a dash")
+			}
+			return decode(fmt.Sprint(token.Value), target)
+		})
+	}
+	return []kong.Option{
+		kong.KindMapper(reflect.String, text(func(text string, target reflect.Value) error {
+			target.SetString(text)
+			return nil
+		})),
+		kong.TypeMapper(reflect.TypeFor[time.Duration](), text(func(text string, target reflect.Value) error {
+			d, err := time.ParseDuration(text)
+			if err != nil {
+				return fmt.Errorf("%q is no duration: give one like 30s, 5m or 1h30m", text)
+			}
+			target.SetInt(int64(d))
+			return nil
+		})),
+		kong.KindMapper(reflect.Int, text(func(text string, target reflect.Value) error {
+			n, err := strconv.Atoi(text)
+			if err != nil {
+				return fmt.Errorf("%q is no whole number", text)
+			}
+			target.SetInt(int64(n))
+			return nil
+		})),
+		kong.NamedMapper("path", text(func(text string, target reflect.Value) error {
+			if text != "" { // which is not the present directory
+				text = kong.ExpandPath(text)
+			}
+			target.SetString(text)
+			return nil
+		})),
+		kong.TypeMapper(reflect.TypeFor[map[string]string](), text(func(text string, target reflect.Value) error {
+			key, value, ok := strings.Cut(text, "=")
+			if !ok || key == "" {
+				return fmt.Errorf("expected KEY=VALUE but got %q", text)
+			}
+			if target.IsNil() {
+				target.Set(reflect.MakeMap(target.Type()))
+			}
+			target.SetMapIndex(reflect.ValueOf(key), reflect.ValueOf(value))
+			return nil
+		})),
+	}
+}
+
+// Exit codes. They follow sysexits.h and the shells; the package comment lists
+// them for users.
+const (
+	exitUsage       = 64
+	exitData        = 65
+	exitUnavailable = 69
+	exitInternal    = 70
+	exitNotAcquired = 75
+	exitLost        = 76
+	exitRefused     = 77
+	exitDoctor      = 78
+	exitBroken      = 79
+	exitCannotRun   = 126
+	exitNotFound    = 127
+	exitSignal      = 128 // plus the signal's number
+	maxExit         = 255
+)
+
+// exitError is an error with an exit code. Without a cause nothing is printed.
+type exitError struct {
+	code  int
+	cause error
+}
+
+func (e *exitError) Error() string {
+	if e.cause == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.cause.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.cause }
+
+// reworded is an error with a better text.
+type reworded struct {
+	error
+	text string
+}
+
+func (e *reworded) Error() string { return e.text }
+
+func (e *reworded) Unwrap() error { return e.error }
+
+func usageError(format string, args ...any) error {
+	return &exitError{code: exitUsage, cause: fmt.Errorf(format, args...)}
+}
+
+// exitCode maps an error to the exit code: the one it carries, or that of its
+// kind. The order matters where an error is of two kinds: a lock that was not
+// acquired because no server answered is the server's trouble, so that a job
+// which takes 75 for "somebody else is at it" doesn't hide an outage.
+func exitCode(err error) int {
+	var e *exitError
+	if errors.As(err, &e) {
+		return e.code
+	}
+	for _, k := range []struct {
+		code int
+		is   []error
+	}{
+		{exitUsage, []error{fabric.ErrInvalidOption, fabric.ErrInvalidName, kv.ErrInvalidOption, embedded.ErrInvalidOption}},
+		{exitData, []error{fabric.ErrKindMismatch, fabric.ErrSizeMismatch, fabric.ErrTooLarge, fabric.ErrMalformedRecord, fabric.ErrNewerSchema}},
+		{exitBroken, []error{fabric.ErrBroken, fabric.ErrDeleted}},
+		// Before 69, which they are as well: nothing but other credentials helps.
+		{exitRefused, []error{errRefused, nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked, nats.ErrAccountAuthExpired, nats.ErrPermissionViolation}},
+		{exitUnavailable, []error{fabric.ErrUnavailable, fabric.ErrUncertain, fabric.ErrConnectionClosed, kv.ErrNoJetStream, kv.ErrServerTooOld, kv.ErrUnsafeConfig, kv.ErrLimit, kv.ErrNoBucket,
+			embedded.ErrStartFailed, embedded.ErrStoreInUse, embedded.ErrStoreFailed}},
+		{exitNotAcquired, []error{fabric.ErrNotAcquired, fabric.ErrHeld, errNotPassed}},
+		{exitLost, []error{fabric.ErrLost}},
+	} {
+		for _, target := range k.is {
+			if errors.Is(err, target) {
+				return k.code
+			}
+		}
+	}
+	return exitInternal
 }

@@ -108,9 +108,7 @@ func oneLine(text string) string {
 }
 
 // age tells how long ago t was, by the clock of this host, in whole seconds.
-func age(t, now time.Time) string {
-	return max(now.Sub(t), 0).Truncate(time.Second).String()
-}
+func age(t, now time.Time) string { return max(now.Sub(t), 0).Truncate(time.Second).String() }
 
 // orDash marks an empty column.
 func orDash(text string) string {

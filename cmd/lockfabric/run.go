@@ -3,6 +3,12 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/kv"
@@ -93,4 +99,219 @@ func (r *runCmd) acquire(ctx context.Context, m *fabric.Manager) (held, error) {
 		return r.claiming.ask(ctx, r.several.acquire(m, r.Key, c.Mode), opts...)
 	}
 	return r.claim(ctx, m, r.Key, c, opts...)
+}
+
+// several are the flags of a command that holds more locks than one, as one.
+type several struct {
+	Also  []string `sep:"none" placeholder:"KEY[=MODE]" complete:"lock" help:"Hold this lock, too, all or none, in mode X unless it says another; can be repeated. Others that list the same in another order don't block each other."`
+	Path  bool     `help:"Announce each lock on all levels above it: of a/b/c on a and a/b. Whoever locks one of these waits then, and is waited for."`
+	Under []string `sep:"none" placeholder:"NAME" complete:"lock" help:"Announce the lock on NAME, which contains it; can be repeated, the outermost first."`
+}
+
+func (s *several) given() bool { return len(s.Also)+len(s.Under) > 0 || s.Path }
+
+func (s *several) validate(semaphore bool) error {
+	switch {
+	case s.given() && semaphore:
+		return usageError("run --semaphore: a permit is held alone; leave out --also, --path and --under")
+	case len(s.Under) > 0 && (s.Path || len(s.Also) > 0):
+		return usageError("run --under: it names all levels; leave out --path and --also")
+	}
+	for _, text := range s.Also {
+		name, mode := keyAndMode(text)
+		if name != text && !slices.Contains(modes, string(mode)) {
+			return usageError("run --also=%s: after the last = give one of IS, IX, S, SIX, U, X", printable(text))
+		}
+		if err := checkName(name); err != nil {
+			return err
+		}
+	}
+	for _, name := range s.Under {
+		if err := checkName(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keyAndMode splits KEY=MODE. A name that has a '=' of its own is given with a mode, so that
+// a mistyped one is not taken for a part of the name.
+func keyAndMode(text string) (string, fabric.Mode) {
+	if i := strings.LastIndexByte(text, '='); i >= 0 {
+		return text[:i], fabric.Mode(text[i+1:])
+	}
+	return text, ""
+}
+
+// acquire waits for all of them, or tries.
+func (s *several) acquire(m *fabric.Manager, key string, mode fabric.Mode) acquirer {
+	wants := []fabric.Want{{Key: key, Mode: mode, Path: s.Path}}
+	for _, text := range s.Also {
+		name, mode := keyAndMode(text)
+		wants = append(wants, fabric.Want{Key: name, Mode: mode, Path: s.Path})
+	}
+	return func(ctx context.Context, try bool, opts ...fabric.AcquireOption) (held, error) {
+		all, below := m.AcquireAll, m.AcquireHierarchy
+		if try {
+			all, below = m.TryAcquireAll, m.TryAcquireHierarchy
+		}
+		var set *fabric.Set
+		var err error
+		if len(s.Under) > 0 {
+			levels := slices.Concat(s.Under[1:], []string{key})
+			set, err = below(ctx, fabric.NewHierarchy(s.Under[0], levels...), mode, opts...)
+		} else {
+			set, err = all(ctx, wants, opts...)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return &heldSet{set, set.Lock(key)}, nil
+	}
+}
+
+// heldSet is a set that is named after one of its members.
+type heldSet struct {
+	*fabric.Set
+	named *fabric.Lock
+}
+
+func (h *heldSet) Key() string   { return h.named.Key() }
+func (h *heldSet) Token() uint64 { return h.named.Token() }
+
+type claiming struct {
+	Wait       *time.Duration `placeholder:"DURATION" help:"How long to wait; 0 only tries. Without it, as long as it takes. A holder that looks dead is observed for about its TTL on top."`
+	Owner      string         `help:"Identity to hold it under; the same one can't take it twice. Each run is its own by default."`
+	NoTakeover bool           `help:"When the time to wait is over, don't observe a holder that looks dead."`
+
+	ConflictExitCode *int `short:"E" placeholder:"N" complete:"-" help:"Exit code when others hold it, in place of 75."`
+	Quiet            bool `short:"q" help:"Say nothing when others hold it, and show no progress. Other errors are told."`
+}
+
+func (c *claiming) validate(what string) error {
+	if c.Wait != nil && *c.Wait < 0 {
+		return usageError("%s --wait=%v: give 0 to only try, or leave it out to wait without limit", what, *c.Wait)
+	}
+	if n := c.ConflictExitCode; n != nil && (*n < 0 || *n > maxExit) {
+		return usageError("%s --conflict-exit-code=%d: give 0 to %d", what, *n, maxExit)
+	}
+	return nil
+}
+
+// conflict gives the refusal of what others hold the exit code of the caller's choice.
+func (c *claiming) conflict(err error) error {
+	var passed *exitError
+	if errors.As(err, &passed) || exitCode(err) != exitNotAcquired {
+		return err
+	}
+	refused := &exitError{code: exitNotAcquired, cause: err}
+	if c.ConflictExitCode != nil {
+		refused.code = *c.ConflictExitCode
+	}
+	if c.Quiet {
+		refused.cause = nil
+	}
+	return refused
+}
+
+func (c *claiming) claim(ctx context.Context, m *fabric.Manager, key string, what fabric.Claim, opts ...fabric.AcquireOption) (held, error) {
+	return c.ask(ctx, func(ctx context.Context, try bool, opts ...fabric.AcquireOption) (held, error) {
+		if try {
+			what.Verb = "try"
+		}
+		return granted(m.Claim(ctx, key, what, opts...))
+	}, opts...)
+}
+
+// acquirer waits for what a command holds, or tries.
+type acquirer func(ctx context.Context, try bool, opts ...fabric.AcquireOption) (held, error)
+
+func (c *claiming) ask(ctx context.Context, acquire acquirer, opts ...fabric.AcquireOption) (held, error) {
+	if c.Owner != "" {
+		opts = append(opts, fabric.WithOwner(c.Owner))
+	}
+	if c.Wait == nil {
+		return acquire(ctx, false, opts...)
+	}
+	if *c.Wait > 0 {
+		h, err := acquire(ctx, false, append(opts, fabric.WithWaitLimit(*c.Wait))...)
+		if err == nil || ctx.Err() != nil || !timeOver(err) {
+			return h, err
+		}
+	}
+	// To try, also after a wait: it tells who is in the way, and it replaces a
+	// dead holder whose TTL is longer than the wait. Else a job that never waits so
+	// long would never run again.
+	if c.NoTakeover {
+		opts = append(opts, fabric.WithoutTakeover())
+	}
+	return acquire(ctx, true, append(opts, fabric.WithFailFast())...)
+}
+
+// granted makes no hold a nil one.
+func granted(h *fabric.Hold, err error) (held, error) {
+	if err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+// timeOver says whether a wait ended because its time was over, and no server's silence is to blame.
+func timeOver(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, fabric.ErrUnavailable) && !errors.Is(err, fabric.ErrUncertain)
+}
+
+func (*claiming) advice(err error) string {
+	switch {
+	case errors.Is(err, fabric.ErrAlreadyHeld):
+		return "end the other run of this --owner, or give another one"
+	case exitCode(err) == exitNotAcquired:
+		return "see 'lockfabric inspect', or wait longer with --wait"
+	}
+	return ""
+}
+
+// staying are the flags of the commands that can hold it for longer than CMD runs.
+type staying struct {
+	HoldAtLeast  time.Duration `placeholder:"DURATION" help:"Hold it for this long, also when CMD ends earlier: others that start a little later, by other clocks, find it held. SIGINT and SIGTERM end that."`
+	WaitChildren bool          `help:"Hold it until what CMD left in the background has ended, too, as far as it is in CMD's process group."`
+}
+
+func (f *staying) validate(what string) error {
+	if f.HoldAtLeast < 0 {
+		return usageError("%s --hold-at-least=%v: give a time", what, f.HoldAtLeast)
+	}
+	return nil
+}
+
+// stay keeps what is held until it was held for long enough since. It reports whether
+// it did wait; what is lost meanwhile is no loss of the command, which has ended.
+func (t *task) stay(ctx context.Context, h held, since time.Time, s *streams, visible bool, sigs <-chan os.Signal) bool {
+	until := since.Add(t.HoldAtLeast)
+	if !time.Now().Before(until) {
+		return false
+	}
+	s.log.Info("the command has ended, holding on", "key", h.Key(), "hold_at_least", t.HoldAtLeast)
+	if visible {
+		defer showing(ctx, s.status, func() string {
+			return fmt.Sprintf("%s has ended, holding %s for another %s", printable(label(t.command[0])), printable(h.Key()), age(time.Now(), until))
+		}, func(context.Context) {})()
+	}
+	enough := make(chan struct{})
+	defer listen(sigs, func(sig os.Signal) bool {
+		end := slices.Contains(endings, sig)
+		if end {
+			close(enough)
+		}
+		return end
+	})()
+	over := time.NewTimer(time.Until(until))
+	defer over.Stop()
+	select {
+	case <-over.C:
+	case <-enough:
+	case <-h.Lost():
+		s.log.Warn("lost after the command has ended, and before it was held long enough: others can have it", "key", h.Key(), "hold_at_least", t.HoldAtLeast)
+	}
+	return true
 }

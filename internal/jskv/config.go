@@ -1,6 +1,8 @@
 package jskv
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -174,4 +176,123 @@ func (c Config) faults(bucket string, sc jetstream.StreamConfig) (faults []*kv.C
 	bad(sc.Storage == jetstream.FileStorage && c.Memory, "storage", "file", "memory, as the memory option says", "open it without that option")
 	bad(c.Replicas != 0 && sc.Replicas != c.Replicas, "num_replicas", sc.Replicas, strconv.Itoa(c.Replicas)+", as the replicas option says", edit("--replicas="+strconv.Itoa(c.Replicas)))
 	return faults, nil
+}
+
+// checkKey is the key that CheckAt writes. No lock's name is encoded so, and no list
+// shows it, since all that is ever stored there is a delete marker.
+const checkKey = "=v"
+
+// headerExpectedSubject names the subject whose revision is compared, where it is not the
+// one that is written.
+const headerExpectedSubject = "Nats-Expected-Last-Subject-Sequence-Subject"
+
+// CheckAt proves that the key's last revision is rev, without writing the key: no error says that
+// it was, at an instant between the call and its return. Unlike a read it can't come from
+// a leader that was deposed: a marker is written to another key of the bucket, under the condition
+// that this one stands at rev, and it is acknowledged when a quorum has it. It returns the
+// marker's revision, which is that instant. The key can be that of a record or of a delete
+// marker. Absence, revision 0, can't be proved: it comes back when a marker expires.
+//
+// Errors: a *ConflictError (ErrConflict) says that the key is or was at another revision, for
+// the leader that answered. After ErrBusy, ErrUnknown and ErrNotSent nothing is known. The
+// check may then still be stored, which changes nothing: ask again. On a replicated bucket checks
+// of a key exclude each other and writes of the key; who loses gets ErrBusy, so check rarely
+// what others write. kv.ErrRejected is a key with wildcards, or revision 0.
+func (b *Bucket) CheckAt(ctx context.Context, key string, rev uint64) (at uint64, err error) {
+	if !validKey(key) || rev == 0 {
+		return 0, fmt.Errorf("%w: check of %q at %d: needs the revision of one key", kv.ErrRejected, key, rev)
+	}
+	reply, err := b.trip(ctx, &nats.Msg{Subject: b.prefix + checkKey, Header: nats.Header{
+		headerExpectedRevision: {strconv.FormatUint(rev, 10)},
+		headerExpectedSubject:  {b.prefix + key},
+		headerOperation:        {"PURGE"},
+	}})
+	if err != nil {
+		return 0, publishError(err)
+	}
+	return b.parseAck(reply.Data, key, rev)
+}
+
+// Sizes of a bucket in an account that wants every stream to say how large it may
+// become. Where nothing is wanted, a bucket has no limit of its own.
+const (
+	wantedBytes = 1 << 30
+	leastBytes  = 16 << 20
+)
+
+// leastConsumers is how many consumers one process needs at least: one that waits and
+// one that lists.
+const leastConsumers = 2
+
+// fit changes what is asked for a bucket so that it stays within the account's limits.
+// buckets is how many are still to be created, this one included. It returns kv.ErrLimit,
+// with the limit and its figure, where there is no room.
+func fit(sc *jetstream.StreamConfig, info *jetstream.AccountInfo, buckets int) error {
+	tier, copies := info.Tier, int64(sc.Replicas)
+	if len(info.Tiers) > 0 {
+		name := fmt.Sprintf("R%d", sc.Replicas)
+		t, ok := info.Tiers[name]
+		if !ok {
+			return fmt.Errorf("%w: the account has no limits for %d replica(s) (tier %s)", kv.ErrLimit, sc.Replicas, name)
+		}
+		tier, copies = t, 1 // limits of a tier count a stream once
+	}
+	lim := tier.Limits
+	if n := lim.MaxStreams; n > 0 && tier.Streams+buckets > n {
+		return fmt.Errorf("%w: streams: the account may have %d and has %d; %d more needed", kv.ErrLimit, n, tier.Streams, buckets)
+	}
+	if n := lim.MaxConsumers; n > 0 {
+		if n < leastConsumers {
+			return fmt.Errorf("%w: consumers: the account may have %d for each stream; at least %d needed", kv.ErrLimit, n, leastConsumers)
+		}
+		sc.MaxConsumers = min(sc.MaxConsumers, n)
+	}
+
+	what, most, used, stream := "file storage", lim.MaxStore, max(tier.Store, tier.ReservedStore), lim.StoreMaxStreamBytes
+	if sc.Storage == jetstream.MemoryStorage {
+		what, most, used, stream = "memory storage", lim.MaxMemory, max(tier.Memory, tier.ReservedMemory), lim.MemoryMaxStreamBytes
+	}
+	room := int64(wantedBytes)
+	if most >= 0 {
+		room = min(room, (most-int64(used))/copies/int64(buckets))
+	}
+	if room <= 0 {
+		return fmt.Errorf("%w: %s: the account may use %d bytes and has %d in use or reserved", kv.ErrLimit, what, most, used)
+	}
+	if !lim.MaxBytesRequired {
+		return nil
+	}
+	if stream > 0 {
+		room = min(room, stream)
+	}
+	if room < leastBytes {
+		return fmt.Errorf("%w: %s: the account wants a size for each stream and leaves %d bytes for this one; at least %d needed", kv.ErrLimit, what, room, leastBytes)
+	}
+	sc.MaxBytes = room
+	return nil
+}
+
+// limitCodes are refusals to create a stream for which a limit is the cause, with what
+// is limited. The server gives no figures.
+var limitCodes = map[jetstream.ErrorCode]string{
+	codeAccountExceeded: "storage of the account",
+	10005:               "servers for the replicas",
+	10023:               "resources of the servers",
+	10026:               "consumers of the account",
+	10027:               "streams of the account",
+	codeMemoryExceeded:  "memory storage",
+	codeStorageExceeded: "file storage",
+	10074:               "servers for the replicas: this one is alone",
+	10113:               "the account wants a size for each stream",
+	10120:               "the account has no limits for this many replicas",
+	10122:               "size of a stream",
+}
+
+// limitError returns kv.ErrLimit for a refusal that a limit caused, else nil.
+func limitError(err error) error {
+	var refused *jetstream.APIError
+	if !errors.As(err, &refused) || limitCodes[refused.ErrorCode] == "" {
+		return nil
+	}
+	return fmt.Errorf("%w: %s: %w", kv.ErrLimit, limitCodes[refused.ErrorCode], err)
 }

@@ -118,17 +118,13 @@ func WithRestInterval(d time.Duration) HubOption {
 // seen, and some times after the server announced its deletion or change. See
 // [Buckets.Verify] for what to ask then. The function is called on a goroutine of
 // the hub: it must not block and must not call Close.
-func WithDoubt(fn func()) HubOption {
-	return func(h *Hub) { h.doubt = fn }
-}
+func WithDoubt(fn func()) HubOption { return func(h *Hub) { h.doubt = fn } }
 
 // WithReadTimeout sets a function that says how long to wait for the answer to a
 // read from the leader, 2 s by default. It is called before each read: on a link
 // that gets slower the time has to grow with it, as reads are what a lost watcher is
 // found by. It must be quick and safe for concurrent use.
-func WithReadTimeout(fn func() time.Duration) HubOption {
-	return func(h *Hub) { h.readTimeout = fn }
-}
+func WithReadTimeout(fn func() time.Duration) HubOption { return func(h *Hub) { h.readTimeout = fn } }
 
 // NewHub starts a hub on a bucket. It opens no watcher before the first Watch.
 // Close stops it.

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lockfabric/lockfabric/internal/pause"
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 const (
@@ -198,9 +199,7 @@ func (h *Hub) planPending() *opening {
 }
 
 // maxFilters is how many bytes of filters one request to open a watcher carries.
-func (h *Hub) maxFilters() int {
-	return int(max(h.bucket.nc.MaxPayload()/2, 4096))
-}
+func (h *Hub) maxFilters() int { return int(max(h.bucket.nc.MaxPayload()/2, 4096)) }
 
 // filterBytes is how many bytes these keys take as filters, with quotes and comma.
 func (h *Hub) filterBytes(keys []string) int {
@@ -351,6 +350,46 @@ func (h *Hub) unwatched(k *watchedKey) {
 	}
 }
 
-func backoff(n int) time.Duration {
-	return pause.Near(pause.Doubled(openRetry, n-1, maxOpenRetry))
+func backoff(n int) time.Duration { return pause.Near(pause.Doubled(openRetry, n-1, maxOpenRetry)) }
+
+// Sweeps returns how often somebody has begun to collect dead entries in the fabric.
+// Errors are those of a read.
+func (b *Buckets) Sweeps(ctx context.Context) (uint64, error) {
+	m, _, err := b.note(ctx, func(*meta) bool { return false })
+	return m.Sweeps, err
+}
+
+// BeginSweep notes that the caller begins to collect dead entries, unless somebody
+// else has since there were n such sweeps. It returns their number now. Errors are
+// those of a write.
+func (b *Buckets) BeginSweep(ctx context.Context, n uint64) (mine bool, now uint64, err error) {
+	m, _, err := b.note(ctx, func(m *meta) bool {
+		mine = m.Sweeps == n
+		if mine {
+			m.Sweeps++
+		}
+		return mine
+	})
+	return mine && err == nil, m.Sweeps, err
+}
+
+// makeTimeout bounds what making the bucket of waits adds to the first opening of a fabric.
+const makeTimeout = 2 * time.Second
+
+// Waits opens the bucket in which units of work that wait for long say what they hold, and creates it
+// where that is allowed. It is kept in memory: what is lost with its servers is written again. Errors are
+// those of Open; locks work without it.
+func (b *Buckets) Waits(ctx context.Context) (*Bucket, error) {
+	cfg, nc := b.cfg, b.Locks.nc
+	cfg.Memory = true
+	l := &link{clustered: nc.ConnectedClusterName() != ""}
+	return openBucket(ctx, l, nc, b.Locks.js, cfg, kv.WaitsBucket(cfg.Fabric), noFloor)
+}
+
+// makeWaits creates the bucket together with the others, if that works: whoever needs it later may not
+// be allowed to.
+func (b *Buckets) makeWaits(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, makeTimeout)
+	defer cancel()
+	_, _ = b.Waits(ctx)
 }

@@ -2,9 +2,14 @@ package jskv
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 const (
@@ -76,9 +81,7 @@ func (g *group) covers(key string) bool {
 }
 
 // accepts reports whether a new key may join.
-func (g *group) accepts(key string) bool {
-	return !g.retiring && !g.broken && g.covers(key)
-}
+func (g *group) accepts(key string) bool { return !g.retiring && !g.broken && g.covers(key) }
 
 // penalty is the pause before the watcher is replaced: none for one that has
 // worked for long, more for one that replaced a failed one itself.
@@ -187,4 +190,110 @@ func (h *Hub) ended(g *group) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.breakGroup(g, g.penalty())
+}
+
+// Follow calls fn with the latest entry of every key that matches the KV filter, delete
+// markers too, and then with every change, until ctx ends or fn returns an error, which
+// is Follow's then. Entries that have come together are given together. complete is false
+// while first values are still to come, and true from the call on that has the last of
+// them, which may have none.
+//
+// It is what one KV watcher tells, see group: a replica may be behind, and after the
+// loss of the consumer nothing comes for up to 20 s. Who has to miss nothing for longer
+// than a time begins anew after it. Errors: kv.ErrUnavailable, and the context's.
+func (b *Bucket) Follow(ctx context.Context, filter string, fn func(entries []Entry, complete bool) error) error {
+	wctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	slow := time.AfterFunc(initGrace, cancel)
+	defer slow.Stop()
+	w, err := b.kv.Watch(wctx, filter)
+	if err != nil {
+		return fmt.Errorf("%w: changes of %s: %w", kv.ErrUnavailable, b.name, errors.Join(err, ctx.Err()))
+	}
+	defer func() { _ = w.Stop() }()
+	complete := false
+	for {
+		var batch []Entry
+		take := func(e jetstream.KeyValueEntry) {
+			if e == nil {
+				complete = true
+				slow.Stop()
+				return
+			}
+			if !complete {
+				slow.Reset(initGrace)
+			}
+			batch = append(batch, newEntry(e))
+		}
+		select {
+		case <-wctx.Done():
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return fmt.Errorf("%w: changes of %s: the first values do not come", kv.ErrUnavailable, b.name)
+		case e, ok := <-w.Updates():
+			if !ok {
+				return fmt.Errorf("%w: changes of %s: watcher closed", kv.ErrUnavailable, b.name)
+			}
+			take(e)
+		}
+		for more := true; more; {
+			select {
+			case e, ok := <-w.Updates():
+				if more = ok; ok { // else it is met again above
+					take(e)
+				}
+			default:
+				more = false
+			}
+		}
+		if err := fn(batch, complete); err != nil {
+			return err
+		}
+	}
+}
+
+func newEntry(e jetstream.KeyValueEntry) Entry {
+	entry := Entry{Key: e.Key(), Revision: e.Revision(), Created: e.Created()}
+	if e.Operation() == jetstream.KeyValuePut {
+		entry.Value = e.Value()
+	} else {
+		entry.Deleted = true
+	}
+	return entry
+}
+
+// shortestWait is how long an opening waits for an answer on a fast link before it
+// asks again.
+const shortestWait = 250 * time.Millisecond
+
+// link remembers how long the last answer to an opening took, so that a slow link
+// costs it a repetition once, and not with every request. nil remembers nothing.
+type link struct {
+	took      atomic.Int64
+	clustered bool
+}
+
+// wait returns how long to wait for the first answer.
+func (l *link) wait() time.Duration {
+	if l == nil {
+		return shortestWait
+	}
+	return min(max(shortestWait, 2*time.Duration(l.took.Load())), apiTimeout)
+}
+
+// startTime is how long a server of a cluster may need to know where JetStream is
+// after it was started. Until then a request finds no responders.
+const startTime = 3 * time.Second
+
+// starting reports whether a request that was first sent at begun and found no
+// responders may find them yet.
+func (l *link) starting(begun time.Time) bool {
+	return l != nil && l.clustered && time.Since(begun) < startTime
+}
+
+func (l *link) answered(took time.Duration) {
+	if l != nil {
+		l.took.Store(int64(took))
+	}
 }

@@ -122,9 +122,7 @@ func (m *machine) make(op *Op) {
 
 // reserve takes the room for e, or reports that there is not enough. The room is that of the
 // largest form e can ever have, so nothing that happens to it later needs more.
-func (m *machine) reserve(e *Entry) bool {
-	return m.reserveBytes(0) && m.reserveBytes(m.entryBound(e))
-}
+func (m *machine) reserve(e *Entry) bool { return m.reserveBytes(0) && m.reserveBytes(m.entryBound(e)) }
 
 // reserveBytes is reserve for what is no entry.
 func (m *machine) reserveBytes(need int) bool {

@@ -1,6 +1,10 @@
 package record
 
-import "fmt"
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
 
 // Mode is a lock mode: how much of a resource an entry claims, and so whom it excludes.
 type Mode uint8
@@ -40,9 +44,7 @@ var modeNames = [...]string{None: "None", IS: "IS", IX: "IX", S: "S", SIX: "SIX"
 
 // Compatible reports whether want may be granted while held is held by somebody else. It is
 // symmetric, and false when either is not valid.
-func Compatible(held, want Mode) bool {
-	return held.Valid() && modeSet(0).with(held).admits(want)
-}
+func Compatible(held, want Mode) bool { return held.Valid() && modeSet(0).with(held).admits(want) }
 
 // ParseMode is the inverse of String for the valid modes; anything else is ErrInvalidMode.
 // Upper case only, as in the stored record.
@@ -92,4 +94,165 @@ func (m *Mode) UnmarshalText(text []byte) error {
 	}
 	*m = parsed
 	return nil
+}
+
+// Conversion is a change of mode that a holder waits for. The zero Conversion is none.
+type Conversion struct {
+	ID     string // "<lease id>.<sequence>", under the holder's lease
+	Mode   Mode   // what the holder wants instead of what it has
+	Queued uint64 // the revision of the write that asked; 0 = this record's. The oldest that fits is granted first
+}
+
+// Covers reports whether m excludes everybody whom o excludes, as every mode does itself. Whoever
+// holds m may have o instead at any time: nobody notices but those who are let in.
+func (m Mode) Covers(o Mode) bool { return m.Valid() && o.Valid() && compatible[m]&^compatible[o] == 0 }
+
+// Meet returns the strongest mode that both a and b cover: what is certainly held by somebody who
+// holds one of them and doesn't know which. It is None if either is not valid.
+func Meet(a, b Mode) Mode {
+	best := None
+	for m := IS; m <= X; m++ {
+		if a.Covers(m) && b.Covers(m) && (best == None || m.Covers(best)) {
+			best = m
+		}
+	}
+	return best
+}
+
+// Join returns the weakest mode that covers both a and b. It is None if either is not valid.
+func Join(a, b Mode) Mode {
+	best := None
+	for m := IS; m <= X; m++ {
+		if m.Covers(a) && m.Covers(b) && (best == None || best.Covers(m)) {
+			best = m
+		}
+	}
+	return best
+}
+
+// convert gives a holder another mode, at once or later.
+//
+// A conversion waits for holders only, never for the queue: whoever holds and wants more can't step
+// back behind those who wait for it to let go.
+func (m *machine) convert(op *Op) Result {
+	i := indexOf(m.Holders, op.Holder)
+	if i < 0 {
+		m.promote()
+		return Result{Verdict: Applied}
+	}
+	switch h := &m.Holders[i]; {
+	case h.Converted == op.ID || h.Convert.ID == op.ID:
+		// An earlier attempt was written.
+	case h.Revoked:
+		return Result{Verdict: ConvertRevoked}
+	case h.Convert.ID != "":
+		return Result{Verdict: ConvertPending}
+	case h.Mode.Covers(op.Mode) || m.others(i).admits(op.Mode):
+		m.become(h, op.ID, op.Mode)
+	default:
+		if blocker := m.deadlock(i, op.Mode); blocker >= 0 {
+			return Result{Verdict: ConvertDeadlock, Blocker: m.Holders[blocker]}
+		}
+		// Only one of the two stands in an entry: the room that is reserved holds no more.
+		h.Convert, h.Converted = Conversion{ID: op.ID, Mode: op.Mode}, ""
+	}
+	m.promote()
+	return Result{Verdict: Applied}
+}
+
+// unconvert takes a conversion back, whether it waits, was granted or was never written, and makes
+// sure that the holder has no more than op.Mode then: its handle counts on no more since it asked.
+// A later conversion of the hold stays.
+func (m *machine) unconvert(op *Op) {
+	if i := indexOf(m.Holders, op.Holder); i >= 0 {
+		h := &m.Holders[i]
+		if newest := sequenceOf(h.Convert.ID + h.Converted); newest <= sequenceOf(op.ID) { // there is one of them at most
+			h.Convert = Conversion{}
+			if h.Mode.Covers(op.Mode) {
+				m.setMode(h, op.Mode)
+			}
+		}
+	}
+	m.promote()
+}
+
+// become grants a conversion. More than before is a new grant, with a new token: others may have
+// come and gone meanwhile with tokens above the old one. Less than before is the old grant still.
+func (m *machine) become(e *Entry, id string, mode Mode) {
+	if !e.Mode.Covers(mode) {
+		e.Token, m.stale = 0, true
+	}
+	e.Convert, e.Converted = Conversion{}, id
+	m.setMode(e, mode)
+}
+
+// setMode: only a holder of X signals, and when it has X again it has another token.
+func (m *machine) setMode(e *Entry, mode Mode) {
+	if mode != e.Mode {
+		m.overtaken(e.Mode)
+	}
+	if e.Mode = mode; mode != X {
+		e.LastSignal = 0
+	}
+}
+
+// converting reports whether some holder waits for a conversion.
+func (r *Record) converting() bool {
+	return slices.ContainsFunc(r.Holders, func(e Entry) bool { return e.Convert.ID != "" })
+}
+
+// others is the set of the modes held by all holders but the i-th.
+func (r *Record) others(i int) modeSet {
+	var s modeSet
+	for k := range r.Holders {
+		if k != i {
+			s = s.with(r.Holders[k].Mode)
+		}
+	}
+	return s
+}
+
+// promoteConversions grants the waiting conversions that fit, the oldest first, and reports whether
+// any still waits. One that doesn't fit holds up none behind it: they all hold already.
+func (m *machine) promoteConversions() (waits bool) {
+	var queue []int
+	for i := range m.Holders {
+		if m.Holders[i].Convert.ID != "" {
+			queue = append(queue, i)
+		}
+	}
+	slices.SortStableFunc(queue, func(a, b int) int {
+		// Less 1, so that 0, the write at hand, comes last.
+		return cmp.Compare(m.Holders[a].Convert.Queued-1, m.Holders[b].Convert.Queued-1)
+	})
+	for n := 0; n < len(queue); {
+		h := &m.Holders[queue[n]]
+		if !m.others(queue[n]).admits(h.Convert.Mode) {
+			n++
+			continue
+		}
+		m.become(h, h.Convert.ID, h.Convert.Mode)
+		queue = slices.Delete(queue, n, n+1)
+		n = 0 // a change like S to IX may let an older one in
+	}
+	return len(queue) > 0
+}
+
+// deadlock returns the holder because of whom the i-th would wait for ever for want: one that waits
+// for the i-th to give way. It returns -1 if there is none.
+//
+// Looking at pairs is enough, although a circle may be longer. Whom a mode waits for grows with the
+// mode among the modes that can be held together ({IS, IX}, {IS, SIX} or {IS, S, U}: for none, for
+// the strongest, and so on to X for all). So in a circle the one that wants most waits for all others
+// in it, also for the one that waits for it, and that pair is a circle of two. And only a conversion
+// that begins to wait can close one: whoever is granted waits no longer, and nobody new holds while
+// a conversion waits.
+func (m *machine) deadlock(i int, want Mode) int {
+	for k := range m.Holders {
+		other := &m.Holders[k]
+		if k != i && other.Convert.ID != "" && !Compatible(other.Mode, want) && !Compatible(m.Holders[i].Mode, other.Convert.Mode) {
+			return k
+		}
+	}
+	return -1
 }

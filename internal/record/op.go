@@ -120,9 +120,7 @@ var opNames = [...]string{OpAcquire: "acquire", OpTry: "try", OpRelease: "releas
 	OpDelete: "delete", OpSweep: "sweep"}
 
 // VerbNamed is the inverse of String; 0 for a name of no verb.
-func VerbNamed(name string) Verb {
-	return Verb(max(slices.Index(opNames[:], name), 0))
-}
+func VerbNamed(name string) Verb { return Verb(max(slices.Index(opNames[:], name), 0)) }
 
 func (k Verb) String() string {
 	if k == 0 || int(k) >= len(opNames) {

@@ -23,10 +23,10 @@ type mutant struct {
 var mutants = []mutant{
 	{"lock: compatible", "mode.go", `return m.Valid() && s&^compatible[m] == 0`, `return m.Valid() && (s&^compatible[m] == 0 || m == S)`, "TestLock"},
 	{"lock: in order", "lock.go", `return len(m.Waiters) == 0 && len(m.Holders)`, `return len(m.Holders)`, "TestLock"},
-	{"H1 new tickets", "convert.go", "e.Token, m.stale = 0, true", "e.Token = 0", "TestLock"},
-	{"H1 in order", "ticket.go", "\t\t\t\tn++\n", "", "TestLock"},
+	{"H1 new tickets", "mode.go", "e.Token, m.stale = 0, true", "e.Token = 0", "TestLock"},
+	{"H1 in order", "entry.go", "\t\t\t\tn++\n", "", "TestLock"},
 	{"lock: conversions first", "lock.go", "waits := m.promoteConversions()", "waits := false", "TestLock"},
-	{"lock: no deadlock", "convert.go", "blocker >= 0", "blocker >= 99", "TestLock"},
+	{"lock: no deadlock", "mode.go", "blocker >= 0", "blocker >= 99", "TestLock"},
 	{"release lets others in", "apply.go", "\tk.settle(m)\n", "\tif op.Verb != OpRelease {\n\t\tk.settle(m)\n\t}\n", "TestSemaphore"},
 	{"eviction lets others in", "apply.go", "\tk.settle(m)\n", "\tif op.Verb != OpEvict {\n\t\tk.settle(m)\n\t}\n", "TestSemaphore"},
 	{"P11 on arrival", "semaphore.go", `e.Permits <= free && len`, `e.Permits <= s.size && len`, "TestSemaphore"},

@@ -2,12 +2,20 @@ package ui
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/subtle"
 	"embed"
+	"encoding/hex"
 	"encoding/json"
 	"iter"
 	"mime"
+	"net"
 	"net/http"
+	"net/netip"
 	"path"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
@@ -103,4 +111,110 @@ func refuse(w http.ResponseWriter, status int, why string) {
 	answer(w, status, struct {
 		Error string `json:"error"`
 	}{why})
+}
+
+// policy is the content security policy of every answer.
+const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; " +
+	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+
+// maxBody bounds what a request may send.
+const maxBody = 1 << 20
+
+// guarded lets only requests through that come from the page itself, or from no page.
+func (s *server) guarded(next http.Handler) http.Handler {
+	origins := http.NewCrossOriginProtection()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Content-Security-Policy", policy)
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("X-Frame-Options", "DENY")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Cross-Origin-Opener-Policy", "same-origin")
+		h.Set("Cross-Origin-Resource-Policy", "same-origin")
+		h.Set("Cache-Control", "no-store")
+		site := r.Header.Get("Sec-Fetch-Site")
+		api := strings.HasPrefix(r.URL.Path, "/api/")
+		kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+		switch {
+		case !s.knownHost(r.Host):
+			refuse(w, http.StatusMisdirectedRequest, "not known under this name: allow it with --host")
+		case origins.Check(r) != nil, api && site != "" && site != "same-origin":
+			refuse(w, http.StatusForbidden, "asked for by another site's page")
+		case r.Method == http.MethodPost && kind != "application/json":
+			refuse(w, http.StatusUnsupportedMediaType, "send application/json")
+		default:
+			r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+			next.ServeHTTP(w, r)
+		}
+	})
+}
+
+// knownHost says whether a browser that asks for this host can't have been sent here by
+// a name of somebody else's. An address is nobody's name.
+func (s *server) knownHost(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	host = strings.ToLower(strings.Trim(host, "[]"))
+	if _, err := netip.ParseAddr(host); err == nil || host == "localhost" {
+		return true
+	}
+	return slices.ContainsFunc(s.cfg.Hosts, func(h string) bool { return strings.EqualFold(h, host) })
+}
+
+// session is the cookie that a token is exchanged for. The token can't be found from it.
+type session struct {
+	token       [sha256.Size]byte
+	name, value string
+}
+
+func newSession(token string) session {
+	derived := func(what string) string {
+		mac := hmac.New(sha256.New, []byte(token))
+		mac.Write([]byte("lockfabric ui " + what))
+		return hex.EncodeToString(mac.Sum(nil))
+	}
+	// Pages on other ports of the host share its cookies: each has a name of its own.
+	return session{token: sha256.Sum256([]byte(token)), name: "lockfabric_" + derived("name")[:8], value: derived("session")}
+}
+
+func (s *server) authenticated(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, err := r.Cookie(s.session.name)
+		if err != nil || subtle.ConstantTimeCompare([]byte(c.Value), []byte(s.session.value)) != 1 {
+			refuse(w, http.StatusUnauthorized, "log in with the token")
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (s *server) login(w http.ResponseWriter, r *http.Request) {
+	var req struct {
+		Token string `json:"token"`
+	}
+	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+		refuse(w, http.StatusBadRequest, "not readable: "+err.Error())
+		return
+	}
+	// Of hashes, as the comparison tells lengths apart.
+	given := sha256.Sum256([]byte(req.Token))
+	if subtle.ConstantTimeCompare(given[:], s.session.token[:]) != 1 {
+		refuse(w, http.StatusUnauthorized, "another token than this one")
+		return
+	}
+	s.setCookie(w, r, s.session.value, 0)
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *server) logout(w http.ResponseWriter, r *http.Request) {
+	s.setCookie(w, r, "", -1)
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *server) setCookie(w http.ResponseWriter, r *http.Request, value string, age int) {
+	http.SetCookie(w, &http.Cookie{
+		Name: s.session.name, Value: value, Path: "/", MaxAge: age,
+		HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: r.TLS != nil,
+	})
 }

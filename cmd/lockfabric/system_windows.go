@@ -1,6 +1,7 @@
 package main
 
 import (
+	"log/slog"
 	"os"
 	"os/exec"
 	"syscall"
@@ -124,3 +125,40 @@ func (v *supervisor) stopped(event) {}
 // inForeground reports whether this console is ours to write to; a console belongs to all
 // of its programs.
 func inForeground(*os.File) bool { return true }
+
+// checkPrivate does nothing: the user's own directories are private through their
+// access control lists, which new directories inherit.
+func checkPrivate(string) error { return nil }
+
+// detached makes a process survive the console of the one that started it.
+func detached() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{CreationFlags: windows.CREATE_NEW_PROCESS_GROUP | windows.DETACHED_PROCESS, HideWindow: true}
+}
+
+// closeInherited does nothing: only the handles that are named are inherited.
+func closeInherited() {}
+
+// guard is not needed: the system lets nobody remove the lock of the store while a
+// server has it open.
+func guard(string) (release func(), err error) { return func() {}, nil }
+
+// enoughFiles has nothing to refuse.
+func enoughFiles() error { return nil }
+
+// freeOfStarter does nothing: limits are not inherited.
+func freeOfStarter(*slog.Logger) {}
+
+// watchProcess returns a channel that is closed when a process has ended, and a function
+// that asks it to end, which does nothing here.
+func watchProcess(pid int) (gone <-chan struct{}, terminate func(), err error) {
+	p, err := windows.OpenProcess(windows.SYNCHRONIZE, false, uint32(pid))
+	if err != nil {
+		return nil, nil, err
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _ = windows.WaitForSingleObject(p, windows.INFINITE)
+	}()
+	return ended, func() {}, nil
+}

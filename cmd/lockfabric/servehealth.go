@@ -1,0 +1,223 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/fabric/fabricprom"
+)
+
+// health answers the probes of whoever runs a server.
+type health struct {
+	check   atomic.Pointer[func() error] // nil until the server has started
+	metrics http.Handler
+}
+
+var errStarting = errors.New("the server has not started yet")
+
+func (h *health) ready(check func() error) { h.check.Store(&check) }
+
+// ServeHTTP implements http.Handler: /livez says that the process runs, /readyz that locks can be
+// taken and released there; /metrics is for Prometheus.
+func (h *health) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	err := error(nil)
+	switch r.URL.Path {
+	case "/metrics":
+		h.metrics.ServeHTTP(w, r)
+		return
+	case "/livez":
+	case "/readyz":
+		if err = errStarting; h.check.Load() != nil {
+			err = (*h.check.Load())()
+		}
+	default:
+		http.NotFound(w, r)
+		return
+	}
+	if err != nil {
+		http.Error(w, oneLine(err.Error()), http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = w.Write([]byte("ok\n"))
+}
+
+// listen answers probes at an address until stop, which waits, and returns the address.
+func (h *health) listen(addr string) (at string, stop func(), err error) {
+	if addr == "" {
+		return "", func() {}, nil
+	}
+	l, err := listenOn("serve --health", addr)
+	if err != nil {
+		return "", nil, err
+	}
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = srv.Serve(l)
+	}()
+	return l.Addr().String(), func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_ = srv.Shutdown(ctx)
+		_ = srv.Close()
+		<-done
+	}, nil
+}
+
+// listenOn listens at an address that a flag names. An error is one of usage unless the system refused.
+func listenOn(flag, addr string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	var refused *os.SyscallError
+	switch {
+	case errors.As(err, &refused):
+		err = &exitError{exitUnavailable, fmt.Errorf("%s=%s: %w", flag, addr, err)}
+	case err != nil:
+		err = usageError("%s=%s: give HOST:PORT: %w", flag, addr, err)
+	}
+	return l, err
+}
+
+// notify tells systemd how it stands with a service of type notify. Without systemd it does
+// nothing.
+func notify(state string) {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return
+	}
+	_, _ = conn.Write([]byte(state))
+	_ = conn.Close()
+}
+
+// metrics are those of serve: of the process, of the managers that coalesce and, once it has
+// started, of the server.
+type metrics struct {
+	*prometheus.Registry
+	coalescer *fabricprom.Collector
+}
+
+func newMetrics() *metrics {
+	m := &metrics{prometheus.NewRegistry(), fabricprom.New()}
+	m.MustRegister(m.coalescer, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// serverStats is a prometheus.Collector.
+type serverStats struct{ *embedded.Server }
+
+// serverMetrics are all of them, one a line.
+var serverMetrics = []struct {
+	kind       prometheus.ValueType
+	name, help string
+	value      func(s embedded.Stats) uint64
+}{
+	{prometheus.GaugeValue, "connections", "Clients that are connected.", func(s embedded.Stats) uint64 { return s.Connections }},
+	{prometheus.CounterValue, "connections_total", "Clients that were connected.", func(s embedded.Stats) uint64 { return s.TotalConnections }},
+	{prometheus.GaugeValue, "subscriptions", "Subscriptions.", func(s embedded.Stats) uint64 { return s.Subscriptions }},
+	{prometheus.CounterValue, "slow_consumers_total", "Connections that were cut because they took too little.", func(s embedded.Stats) uint64 { return s.SlowConsumers }},
+	{prometheus.CounterValue, "in_messages_total", "Messages from clients and servers.", func(s embedded.Stats) uint64 { return s.InMessages }},
+	{prometheus.CounterValue, "in_bytes_total", "Bytes of these.", func(s embedded.Stats) uint64 { return s.InBytes }},
+	{prometheus.CounterValue, "out_messages_total", "Messages to clients and servers.", func(s embedded.Stats) uint64 { return s.OutMessages }},
+	{prometheus.CounterValue, "out_bytes_total", "Bytes of these.", func(s embedded.Stats) uint64 { return s.OutBytes }},
+	{prometheus.GaugeValue, "routes", "Connections to other servers of the cluster.", func(s embedded.Stats) uint64 { return s.Routes }},
+	{prometheus.GaugeValue, "streams", "Streams that this server keeps.", func(s embedded.Stats) uint64 { return s.Streams }},
+	{prometheus.GaugeValue, "streams_led", "Those that it leads in a cluster.", func(s embedded.Stats) uint64 { return s.StreamsLed }},
+	{prometheus.GaugeValue, "consumers", "Consumers of its streams.", func(s embedded.Stats) uint64 { return s.Consumers }},
+	{prometheus.GaugeValue, "stored_messages", "Messages in its streams.", func(s embedded.Stats) uint64 { return s.StoredMessages }},
+	{prometheus.GaugeValue, "stored_bytes", "Bytes of these.", func(s embedded.Stats) uint64 { return s.StoredBytes }},
+	{prometheus.CounterValue, "api_requests_total", "Requests to JetStream's API.", func(s embedded.Stats) uint64 { return s.APIRequests }},
+	{prometheus.CounterValue, "api_errors_total", "Those that ended with an error.", func(s embedded.Stats) uint64 { return s.APIErrors }},
+	{prometheus.GaugeValue, "leader_known", "1 where JetStream is alone, or knows the leader of its cluster.", func(s embedded.Stats) uint64 {
+		if s.Clustered && !s.Leader {
+			return 0
+		}
+		return 1
+	}},
+}
+
+// Describe says nothing: what is collected is always the same.
+func (serverStats) Describe(chan<- *prometheus.Desc) {}
+
+// Collect is part of prometheus.Collector.
+func (s serverStats) Collect(ch chan<- prometheus.Metric) {
+	st := s.Stats()
+	for _, m := range serverMetrics {
+		desc := prometheus.NewDesc("lockfabric_server_"+m.name, m.help, nil, nil)
+		ch <- prometheus.MustNewConstMetric(desc, m.kind, float64(m.value(st)))
+	}
+}
+
+// coalescing is this process while it stands by as the coalescer of the fabrics on its server.
+type coalescing struct {
+	nc   *nats.Conn // nil if it does not
+	stop context.CancelFunc
+	done chan struct{}
+}
+
+// coalesceFor begins to stand by. Locks do without it, so what is in its way is only logged.
+func coalesceFor(srv *embedded.Server, log *slog.Logger, counted *fabricprom.Collector) *coalescing {
+	c := &coalescing{done: make(chan struct{})}
+	nc, err := srv.Connect(nats.Name("lockfabric coalescer"), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			log.Debug("the NATS client of the coalescer reports an error", "error", err)
+		}))
+	switch {
+	case errors.Is(err, embedded.ErrCredentials):
+		log.Info("no coalescer here: the configuration file has accounts of its own, and programs in them can be one")
+	case err != nil:
+		log.Warn("no coalescer here", "error", err)
+	}
+	var ctx context.Context
+	ctx, c.stop = context.WithCancel(context.Background())
+	if err != nil {
+		close(c.done)
+		return c
+	}
+	c.nc = nc
+	go func() {
+		defer close(c.done)
+		err := fabric.StandBy(ctx, nc, fabric.WithLabel("serve"), fabric.WithLogger(log), fabric.WithSweepInterval(0),
+			fabric.WithEvents(counted.Event), fabric.WithWatch(counted.Watch))
+		if err != nil {
+			log.Warn("no coalescer here", "error", err)
+		}
+	}()
+	return c
+}
+
+// clients is how many of the server's clients are this one.
+func (c *coalescing) clients() int {
+	if c == nil || c.nc == nil || !c.nc.IsConnected() {
+		return 0
+	}
+	return 1
+}
+
+// end hands over what is served, within some seconds.
+func (c *coalescing) end() {
+	if c == nil {
+		return
+	}
+	c.stop()
+	<-c.done
+	if c.nc != nil {
+		c.nc.Close()
+	}
+}
