@@ -49,7 +49,7 @@ type Claim struct {
 type Post struct {
 	Kind, Verb string
 
-	N     int // permits, counts
+	N     int // permits, counts; of a finish for how many seconds the result stays at least, 0 = until it is deleted
 	Limit int // as in Claim
 	Gen   uint64
 	Life  uint64

@@ -24,7 +24,7 @@ func SweepAsIf(ctx context.Context, m *Manager, later time.Duration) (Collected,
 	if err != nil {
 		return Collected{}, err
 	}
-	return s.collect(ctx, ">", collect{later: later})
+	return s.collect(ctx, ">", collect{later: later, most: sweepLocks})
 }
 
 // Doubt reports that the buckets may be gone, so that the manager looks.

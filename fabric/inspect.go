@@ -55,6 +55,8 @@ type Info struct {
 	Value *string `json:"value,omitempty"`
 	Data  []byte  `json:"data,omitempty"`
 	By    string  `json:"by,omitempty"` // the id that gave the result
+	// Retention is how long a result stays at least; 0 = until it is deleted.
+	Retention time.Duration `json:"retention_ns,omitempty"`
 	// Conditions are those of a lock that somebody waits for.
 	Conditions []Condition `json:"conditions,omitempty"`
 }
@@ -256,7 +258,7 @@ func newInfo(key string, rec *record.Record, rev uint64) Info {
 func (i *Info) fill(f record.Facts) {
 	i.Size, i.Taken, i.Initial, i.Sized = f.Size, f.Taken, f.Initial, f.Sized
 	i.Parties, i.Arrived, i.Generation, i.Acting = f.Parties, f.Arrived, f.Gen, f.Acting
-	i.Count, i.Fenced, i.Open, i.By = f.Count, f.Fenced, f.Open, f.By
+	i.Count, i.Fenced, i.Open, i.By, i.Retention = f.Count, f.Fenced, f.Open, f.By, f.Retention
 	i.Value, i.Data = textOrData(f.Value)
 	for _, e := range f.Ended {
 		i.Ended = append(i.Ended, Ended{Generation: e.Gen, IDs: e.IDs, Broken: e.Broken, Why: e.Why, Who: e.Who})

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
@@ -22,8 +23,8 @@ import (
 // number of managers.
 const DefaultSweepInterval = 5 * time.Minute
 
-// sweepAtOnce bounds the leases that one sweep looks at or observes at a time, and
-// sweepLocks the records that one background sweep changes.
+// sweepAtOnce bounds the leases that one sweep looks at or observes, and the records that it removes, at a
+// time, and sweepLocks the records from which one background sweep evicts.
 const (
 	sweepAtOnce = 32
 	sweepLocks  = 10_000
@@ -162,8 +163,10 @@ func (s *session) collect(ctx context.Context, filter string, c collect) (Collec
 	if err != nil {
 		return got, err
 	}
-	if got.Swept, err = s.sweepOld(ctx, v.old, c); err != nil {
-		return got, err
+	if got.Swept = len(v.old); !c.dryRun {
+		if got.Swept, err = s.sweepOld(ctx, v.old); err != nil {
+			return got, err
+		}
 	}
 	dead, err := s.dead(ctx, v.ttls, c.dryRun)
 	got.Dead = len(dead)
@@ -194,24 +197,21 @@ func (s *session) collect(ctx context.Context, filter string, c collect) (Collec
 }
 
 // sweepOld removes records that were of no use any more at the revisions given, and returns how many.
-func (s *session) sweepOld(ctx context.Context, old []jskv.Entry, c collect) (n int, err error) {
-	for _, e := range old {
-		if c.most > 0 && n >= c.most {
-			break
+func (s *session) sweepOld(ctx context.Context, old []jskv.Entry) (int, error) {
+	var swept atomic.Int64
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	forEach(ctx, sweepAtOnce, old, func(e jskv.Entry) {
+		_, err := engine.Do(ctx, s.engine, e.Key, record.Op{Verb: record.OpSweep, Base: e.Revision}, engine.Options{})
+		var refused *engine.RefusedError
+		switch {
+		case err == nil:
+			swept.Add(1)
+		case !errors.As(err, &refused): // else somebody uses it again
+			stop(err)
 		}
-		if !c.dryRun {
-			_, err := engine.Do(ctx, s.engine, e.Key, record.Op{Verb: record.OpSweep, Base: e.Revision}, engine.Options{})
-			var refused *engine.RefusedError
-			if errors.As(err, &refused) {
-				continue // somebody uses it again
-			}
-			if err != nil {
-				return n, err
-			}
-		}
-		n++
-	}
-	return n, nil
+	})
+	return int(swept.Load()), context.Cause(ctx)
 }
 
 // dead returns those of the leases that are dead: their tombstones are committed. With

@@ -22,6 +22,7 @@ func TestOnceConformance(t *testing.T) {
 		{"a wait that is given up leaves the queue", onceGiveUp},
 		{"a result of any bytes, and one that is too large", onceResults},
 		{"forget", onceForget},
+		{"a result goes after its retention", onceRetention},
 		{"another kind of the same name is refused", onceKind},
 		{"crash of the one who runs", onceCrash},
 		{"a cancelled run leaves nothing", onceCancelled},
@@ -182,6 +183,33 @@ func onceForget(t *testing.T, s *site) {
 	}
 	wantResult(t, o, "", false)
 	do(t, o, gives("2"), "2")
+}
+
+func onceRetention(t *testing.T, s *site) {
+	m, key := s.manager(t), s.key(t)
+	o := primitives.NewOnce(m, key)
+	short, long := primitives.NewOnce(m, key+"/short").WithRetention(time.Second), primitives.NewOnce(m, key+"/long").WithRetention(time.Hour)
+	for _, o := range []*primitives.Once{o, short, long} {
+		do(t, o, gives("1"), "1")
+	}
+	waitInfo(t, m, key+"/short", "swept", func(i fabric.Info) bool {
+		if _, err := m.Collect(waitContext(t), key); err != nil {
+			t.Fatal(err)
+		}
+		return i.Kind == ""
+	})
+	do(t, short, gives("2"), "2")
+	for _, o := range []*primitives.Once{o, long} {
+		do(t, o, gives("2"), "1")
+	}
+	if got := read(t, m, key+"/long").Retention; got != time.Hour {
+		t.Errorf("stays for %v", got)
+	}
+	for _, d := range []time.Duration{-1, 1, time.Second - 1, 1 << 62} {
+		if _, err := o.WithRetention(d).Do(waitContext(t), gives("3")); !errors.Is(err, fabric.ErrInvalidOption) {
+			t.Errorf("%v: %v", d, err)
+		}
+	}
 }
 
 func onceKind(t *testing.T, s *site) {

@@ -128,6 +128,9 @@ func facts(w io.Writer, info fabric.Info) {
 		}
 		fmt.Fprintf(w, "generation %d:\t%s, %d arrived\n", e.Generation, how, len(e.IDs))
 	}
+	if info.Retention > 0 {
+		fmt.Fprintf(w, "stays for:\t%v\n", info.Retention)
+	}
 	if v := info.Bytes(); v != nil {
 		fmt.Fprintf(w, "value:\t%s\n", printable(string(v)))
 	}

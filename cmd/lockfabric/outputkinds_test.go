@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/primitives"
@@ -197,7 +198,7 @@ func outputOfLatches(t *testing.T, m *fabric.Manager, doc string, tb table) {
 		t.Errorf("exit code %d, %s", code, stderr)
 	}
 
-	once := primitives.NewOnce(m, "init")
+	once := primitives.NewOnce(m, "init").WithRetention(time.Hour)
 	for _, result := range []string{"text", "\xff"} {
 		if _, err := once.Do(t.Context(), func(context.Context, uint64) ([]byte, error) {
 			tb.shows(t, "init", `"kind": "once"`)
@@ -205,8 +206,8 @@ func outputOfLatches(t *testing.T, m *fabric.Manager, doc string, tb table) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		tb.shows(t, "init", `"by"`, map[bool]string{true: `"value": "text"`, false: `"data": "/w=="`}[result == "text"])
-		if code, stdout, _ := run(t, lockfabric(t, "inspect", "init")); code != 0 || !strings.Contains(stdout, "done") {
+		tb.shows(t, "init", `"by"`, `"retention_ns": 3600000000000`, map[bool]string{true: `"value": "text"`, false: `"data": "/w=="`}[result == "text"])
+		if code, stdout, _ := run(t, lockfabric(t, "inspect", "init")); code != 0 || !strings.Contains(stdout, "done") || !strings.Contains(stdout, "1h0m0s") {
 			t.Errorf("exit code %d, %q", code, stdout)
 		}
 		if err := once.Forget(t.Context()); err != nil {

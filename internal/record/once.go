@@ -14,6 +14,7 @@ type once struct {
 	noEntries
 	result Value
 	by     string // the id that gave it, "" without a result
+	stays  int    // for how many seconds at least, 0 = until it is deleted
 }
 
 // maxResult bounds a result, in bytes; it also takes no more than a quarter of Limits.MaxBytes as it is stored.
@@ -21,7 +22,12 @@ const maxResult = 64 << 10
 
 func (r *Record) once() *once { return r.Body.(*once) }
 
-func (onceRules) facts(r *Record, f *Facts) { f.Value, f.By = r.once().result, r.once().by }
+func (onceRules) facts(r *Record, f *Facts) {
+	o := r.once()
+	f.Value, f.By, f.Retention = o.result, o.by, o.retention()
+}
+
+func (o *once) retention() time.Duration { return time.Duration(o.stays) * time.Second }
 
 func (onceRules) lives(op *Op) bool { return !op.common() }
 
@@ -29,8 +35,11 @@ func (onceRules) begin(r *Record, _ *Op) { r.Body = new(once) }
 
 func (onceRules) idle(r *Record) bool { return len(r.Holders)+len(r.Waiters) == 0 && r.once().by == "" }
 
-// outlived: a result stays until it is deleted.
-func (onceRules) outlived(*Record, time.Duration) bool { return false }
+// outlived: a result stays for as long as whoever stored it wanted. Nothing writes the record meanwhile.
+func (onceRules) outlived(r *Record, age time.Duration) bool {
+	o := r.once()
+	return o.stays > 0 && age >= o.retention()
+}
 
 func (onceRules) check(op *Op) Verdict {
 	switch op.Verb {
@@ -39,7 +48,7 @@ func (onceRules) check(op *Op) Verdict {
 	case OpAcquire, OpTry:
 		return op.checkEntry()
 	case OpFinish:
-		if LeaseOf(op.Holder) != op.Lease {
+		if LeaseOf(op.Holder) != op.Lease || op.N != 0 && !validCount(op.N) {
 			return BadOp
 		}
 		return op.checkID(true)
@@ -88,7 +97,7 @@ func (k onceRules) finish(m *machine, op *Op) Result {
 	case !holds:
 		return Result{Verdict: NotHolder}
 	}
-	done := &once{result: Value{Set: true, Data: op.Value.Data}, by: op.Holder}
+	done := &once{result: Value{Set: true, Data: op.Value.Data}, by: op.Holder, stays: op.N}
 	if most := min(maxResult, m.lim.MaxBytes/4); len(op.Value.Data) > maxResult || done.bound(m) > m.lim.MaxBytes/4 {
 		return Result{Verdict: TooLarge, Have: most}
 	}
@@ -159,6 +168,7 @@ func (onceRules) longest(e *Entry) { e.Revoked = true }
 const (
 	hasResult = hasBody << iota
 	hasResultBy
+	hasRetention
 )
 
 func (onceRules) body(d *decoder, key []byte) (known bool, err error) {
@@ -171,6 +181,8 @@ func (onceRules) body(d *decoder, key []byte) (known bool, err error) {
 		return true, d.value(key, &d.seen, hasResult, &o.result)
 	case "by":
 		return true, d.once(&d.seen, hasResultBy, func() error { return d.id(&o.by) })
+	case "retention_s":
+		return true, d.count(&d.seen, hasRetention, &o.stays)
 	}
 	return false, nil
 }
@@ -179,8 +191,8 @@ func (onceRules) whole(d *decoder) error {
 	if d.rec.Body == nil {
 		d.rec.Body = new(once)
 	}
-	switch seen := d.seen & (hasResult | hasResultBy); {
-	case seen != 0 && seen != hasResult|hasResultBy:
+	switch seen := d.seen & (hasResult | hasResultBy | hasRetention); {
+	case seen != 0 && seen&^hasRetention != hasResult|hasResultBy:
 		return d.fail("a result needs value or data, and by")
 	case seen != 0 && len(d.rec.Holders)+len(d.rec.Waiters) > 0:
 		return d.fail("nobody runs or waits where there is a result")
@@ -203,7 +215,11 @@ func (o *once) append(dst []byte) []byte {
 	if o.by == "" {
 		return dst
 	}
-	return appendText(appendValue(dst, o.result), "by", o.by)
+	dst = appendText(appendValue(dst, o.result), "by", o.by)
+	if o.stays > 0 {
+		dst = appendNumber(dst, "retention_s", uint64(o.stays))
+	}
+	return dst
 }
 
 // bound: whoever runs has room for a result, as all entries go when it comes.

@@ -1,9 +1,12 @@
 package record
 
 import (
+	"errors"
+	"math"
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 )
 
 func begin(id string, life uint64) Op {
@@ -49,6 +52,40 @@ func TestOnce(t *testing.T) {
 	}
 	for _, bad := range []Op{finish("a", 1, 0, ""), {Kind: KindOnce, Verb: OpCount}, {Kind: KindOnce, Verb: OpFinish, ID: "a.9", Lease: "a", Holder: "b.1"}} {
 		wantVerdict(t, rec, rev, bad, BadOp, 0)
+	}
+}
+
+// P15: a result goes after its retention, if it has one, and only as it was read.
+func TestP15_ResultsOutliveTheirUse(t *testing.T) {
+	op := finish("a.1", 1, 0, "42")
+	forever, _ := after(t, Limits{}, begin("a.1", 0), op)
+	if forever.Outlived(math.MaxInt64) {
+		t.Error("without a retention")
+	}
+	wantVerdict(t, forever, 2, Op{Verb: OpSweep, Base: 2}, Stale, 0)
+	op.N = 60
+	running, rev := after(t, Limits{}, begin("a.1", 0))
+	if running.Outlived(math.MaxInt64) {
+		t.Error("somebody runs")
+	}
+	rec, _ := verdict(running, rev, op)
+	if want := `{"v":3,"kind":"once","value":"42","by":"a.1","retention_s":60}`; string(rec.Append(nil)) != want {
+		t.Errorf("%s, want %s", rec.Append(nil), want)
+	}
+	if d := rec.Facts().Retention; d != time.Minute || rec.Outlived(time.Minute-1) || !rec.Outlived(time.Minute) {
+		t.Errorf("stays for %v", d)
+	}
+	wantVerdict(t, rec, 2, Op{Verb: OpSweep, Base: 1}, Stale, 0)
+	if swept, _ := verdict(rec, 2, Op{Verb: OpSweep, Base: 2}); !swept.Idle() {
+		t.Errorf("%s", swept.Append(nil))
+	}
+	for _, op.N = range []int{-1, maxCount + 1} {
+		wantVerdict(t, running, rev, op, BadOp, 0)
+	}
+	for _, bad := range []string{`"retention_s":60`, `"value":"42","by":"a.1","retention_s":0`, `"value":"42","by":"a.1","retention_s":60,"retention_s":60`} {
+		if _, err := Decode([]byte(`{"v":3,"kind":"once",` + bad + `}`)); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %v", bad, err)
+		}
 	}
 }
 

@@ -107,7 +107,8 @@ const (
 	OpAwait
 
 	// OpFinish stores Value as the result of the one who runs, Holder, and ends all waits for it; with
-	// Fail it stores nothing, and the next one runs. Uses ID, Lease, Holder, Token, Value, Fail, Life.
+	// Fail it stores nothing, and the next one runs. The result is Outlived after N seconds; 0 = never.
+	// Uses ID, Lease, Holder, Token, Value, N, Fail, Life.
 	OpFinish
 )
 
@@ -158,7 +159,7 @@ type Op struct {
 
 	// Of other kinds than plain locks; each verb says which it uses.
 
-	N     int    // permits, counts
+	N     int    // permits, counts, seconds
 	Limit int    // what the caller takes for the size, the number of parties or the initial count
 	Life  uint64 // Record.Life as the caller read it; 0 = the key was absent and without a delete marker
 	Gen   uint64 // the generation that the caller read

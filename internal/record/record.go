@@ -179,6 +179,8 @@ type Facts struct {
 
 	Value Value  // election: the leader's; once: the result
 	By    string // once: the id that gave the result
+	// Retention is, of once, for how long the result stays at least; 0 = until it is deleted.
+	Retention time.Duration
 
 	Queues []Queue // lock: its conditions, by name
 }

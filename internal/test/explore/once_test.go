@@ -35,7 +35,7 @@ func finish(fail bool) step {
 			lease := record.LeaseOf(id)
 			op := record.Op{Kind: record.KindOnce, Verb: record.OpFinish, ID: id, Lease: lease, Holder: k.hold, Token: k.token, Life: k.life, Fail: fail}
 			if !fail {
-				op.Value = record.Value{Set: true, Data: lease}
+				op.Value, op.N = record.Value{Set: true, Data: lease}, 60
 			}
 			return op
 		},
@@ -72,7 +72,7 @@ func onceChange(c *change) string {
 	forgotten := false
 	g.n[0] = 0
 	for i, op := range c.ops {
-		if op.Verb == record.OpDelete && c.results[i].Verdict == record.Applied {
+		if (op.Verb == record.OpDelete || op.Verb == record.OpSweep) && c.results[i].Verdict == record.Applied {
 			forgotten, g.n[0], g.n[1] = true, 1, 1
 		}
 	}
@@ -123,6 +123,7 @@ func TestOnce(t *testing.T) {
 		onceProgram("two", faults{lost: 1, late: 1, cancels: 1, deaths: 1}, runs, runs),
 		onceProgram("one fails", faults{cancels: 1, deaths: 1}, fails, runs, runs),
 		onceProgram("forgotten", faults{lost: 1, late: 1, deaths: 1}, runs, forget, runs),
+		onceProgram("swept", faults{lost: 1, late: 1}, runs, append([]step{sweep()}, runs...)),
 		onceProgram("forgotten, late", faults{late: 2, cancels: 1}, runs, forget),
 		larger(onceProgram("three, all faults", faults{lost: 1, late: 2, cancels: 2, deaths: 2}, fails, runs, forget)),
 		larger(onceProgram("four", faults{late: 1, deaths: 1}, fails, runs, runs, forget)),
