@@ -20,16 +20,6 @@ type barrierCmd struct {
 	holding
 }
 
-func (*barrierCmd) Help() string {
-	return "Without CMD it ends when N parties have come, for all of them, and the next N are the next generation. One that gives up, at the end of --wait or by a signal, or dies " +
-		"breaks the barrier for those who wait with it, and theirs is exit code 79.\n\n" +
-		"With CMD it is a double barrier: CMD starts when N parties have come, with LOCKFABRIC_KEY and LOCKFABRIC_TOKEN, one token for all of them, " +
-		"and this command ends when those of all parties have ended. One that gives up or dies while others come leaves its place to another; one that dies later counts as having ended. " +
-		"The same name can't be used both with and without CMD at a time.\n\n" +
-		"Exit code: CMD's own, or 128+n when signal n ended it; 75: not all came in the time of --wait; 76: the membership was lost; 79: the barrier was broken; " +
-		"65: the number of parties is another one, or the name is something else; others as of run."
-}
-
 func (b *barrierCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	b.Command = afterDashes(b.Command)
 	if err := b.validate(); err != nil {
@@ -139,11 +129,6 @@ type latchWaitCmd struct {
 	NoProgress bool           `help:"Don't tell on the terminal how long this waits."`
 }
 
-func (*latchWaitCmd) Help() string {
-	return "Exit code: 0: the latch is open; 75: it did not open in the time of --wait; 79: it was deleted meanwhile; " +
-		"65: its count is another one, the name is something else, or there is no latch and no --count."
-}
-
 func (l *latchWaitCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if l.Wait != nil && *l.Wait < 0 {
 		return usageError("latch wait --wait=%v: give 0 to only look, or leave it out to wait without limit", *l.Wait)
@@ -173,11 +158,6 @@ func (l *latchWaitCmd) pass(ctx context.Context, m *fabric.Manager) (held, error
 type latchCountDownCmd struct {
 	counting
 	Times int `short:"n" default:"1" placeholder:"K" complete:"-" help:"How many times to count."`
-}
-
-func (*latchCountDownCmd) Help() string {
-	return "On an open latch it changes nothing. Exit code: 0: it is counted; 69: no server said whether it is; " +
-		"65: the count of the latch is another one, the name is something else, or there is no latch and no --count."
 }
 
 // counted is the JSON of latch count-down.
@@ -214,10 +194,6 @@ func (l *latchCountDownCmd) Run(ctx context.Context, c *cli, s *streams) error {
 
 type latchDeleteCmd struct {
 	Name string `arg:"" complete:"lock" help:"Name of the latch."`
-}
-
-func (*latchDeleteCmd) Help() string {
-	return "An open latch goes by itself a day after it opened. Exit code: 0: there is none any more; 75: somebody waits for it; 65: the name is something else."
 }
 
 func (l *latchDeleteCmd) Run(ctx context.Context, c *cli, s *streams) error {

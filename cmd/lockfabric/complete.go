@@ -35,14 +35,6 @@ type completionCmd struct {
 	Shell string `arg:"" enum:"bash,zsh,fish" help:"The shell: bash, zsh or fish."`
 }
 
-func (*completionCmd) Help() string {
-	return "bash: source <(lockfabric completion bash)\n\n" +
-		"zsh: source <(lockfabric completion zsh), after compinit\n\n" +
-		"fish: lockfabric completion fish | source\n\n" +
-		"Commands, flags, their values, contexts and the names of locks are completed. For names the server is asked for a second at most, " +
-		"none is started, and those that a shell would have to quote are left out."
-}
-
 func (v *completionCmd) Run(s *streams) error {
 	text := map[string]string{"bash": bashCompletion, "zsh": zshCompletion, "fish": fishCompletion}[v.Shell]
 	_, err := io.WriteString(s.out, text)

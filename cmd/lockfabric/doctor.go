@@ -27,12 +27,6 @@ type doctorCmd struct {
 	SystemCreds  string        `placeholder:"FILE" env:"LOCKFABRIC_SYSTEM_CREDS" help:"Credentials file of a user of the system account."`
 }
 
-func (*doctorCmd) Help() string {
-	return "Nothing is changed: no bucket is created, and with --no-probe nothing is written at all. " +
-		"docs/doctor.md explains every finding.\n\n" +
-		"Exit code: 0: no problem; 78: a problem, and with --strict also a warning or an unknown; 69: no server; 64: usage."
-}
-
 // Run examines and reports. The JSON is a doctor.Report.
 func (d *doctorCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err := d.validate(); err != nil {
@@ -181,12 +175,6 @@ type permissions struct {
 	Role      string   `json:"role"`
 	Publish   []string `json:"publish"`   // subjects that the user may publish to
 	Subscribe []string `json:"subscribe"` // subjects that the user may subscribe to
-}
-
-func (*permissionsCmd) Help() string {
-	return "It needs no server. The fabric is that of --fabric. As configuration it goes with a user: { user: NAME, password: …, and then what is printed }. " +
-		"With --inbox-prefix, answers come on subjects of that prefix; give every user another one, and no user can read the answers to others. " +
-		"docs/security.md says what each role could do if it were hostile."
 }
 
 func (p *permissionsCmd) Run(c *cli, s *streams) error {

@@ -25,15 +25,6 @@ type electCmd struct {
 	holding
 }
 
-func (*electCmd) Help() string {
-	return "CMD runs while this process leads, with LOCKFABRIC_KEY and LOCKFABRIC_TOKEN, the term, in its environment; the process resigns when CMD ends. " +
-		"If the leadership is lost CMD gets SIGTERM, and SIGKILL after --kill-after. To stand again is up to who starts this command, such as systemd.\n\n" +
-		"With --observe each leader is a line, TERM and VALUE, 0 and - when nobody leads. With CMD that runs instead of the line, once after the other, with LOCKFABRIC_LEADER_TERM and " +
-		"LOCKFABRIC_LEADER_VALUE, and an exit code of CMD is no reason to end. Changes that come while it runs are told together: a leader can be missed, the last one never is. " +
-		"SIGINT and SIGTERM end it with exit code 0.\n\n" +
-		"Exit code: CMD's own, or 128+n when signal n ended it; 75: not elected in the time of --wait; 76: the leadership was lost while CMD ran; others as of run."
-}
-
 func (e *electCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	e.Command = afterDashes(e.Command)
 	if err := e.validate(); err != nil {

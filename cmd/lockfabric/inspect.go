@@ -19,11 +19,6 @@ type inspectCmd struct {
 	Watch bool   `help:"Show it again after each change, until interrupted."`
 }
 
-func (*inspectCmd) Help() string {
-	return "With --watch each state is a block that begins with the time, or with --output json one object on one line. " +
-		"Changes that come faster than they can be written are shown together; the last one is never left out. SIGINT and SIGTERM end it with exit code 0."
-}
-
 // Run shows one lock. The JSON is a fabric.Info; a lock that nobody uses has no
 // holders and no waiters, and is no error.
 func (i *inspectCmd) Run(ctx context.Context, c *cli, s *streams) error {
@@ -244,12 +239,6 @@ type deadlocksCmd struct {
 
 // minEvery keeps a look from following the other at once.
 const minEvery = 10 * time.Millisecond
-
-func (*deadlocksCmd) Help() string {
-	return "Shown are units of work that hold something and have waited for longer than the delay of deadlock detection, one second by default, and the " +
-		"deadlocks among them, each with the one first that is about to give up. It only reads. A deadlock that stays has somebody in it whose process is " +
-		"stopped: its lease ends it. With --output json each look is one line with --watch. SIGINT and SIGTERM end it with exit code 0."
-}
 
 func (c *deadlocksCmd) Run(ctx context.Context, cl *cli, s *streams) error {
 	if c.Every < minEvery {

@@ -37,13 +37,6 @@ type locked struct {
 	Token uint64 `json:"token,string"` // fencing token
 }
 
-func (*lockCmd) Help() string {
-	return "It ends when the lock is held, and prints the fencing token. A process in the background keeps the lock until the process that called this command has ended, " +
-		"such as a script, or a part of one in parentheses. If the lock is lost before that, it sends SIGTERM to that process. To release the lock earlier, put what needs it in parentheses.\n\n" +
-		"With --stdin there is no other process: the command prints the token, holds the lock until its standard input is closed, or SIGTERM or SIGINT comes, and releases it.\n\n" +
-		"Exit code: 0: held, with --stdin: and released; 75, or that of --conflict-exit-code: not acquired, others hold it; 76: with --stdin: it was lost; others as of run."
-}
-
 // Run holds the lock for others than a command of ours.
 func (l *lockCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err := cmp.Or(checkMode("lock", l.Mode), l.claiming.validate("lock"), checkName(l.Key)); err != nil {

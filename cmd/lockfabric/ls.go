@@ -21,11 +21,6 @@ type lsCmd struct {
 	Watch  bool   `help:"Go on with the names that change, until interrupted."`
 }
 
-func (*lsCmd) Help() string {
-	return "With --watch the names that have changed are listed again, with the time; those that nobody uses any more with a dash as their kind. " +
-		"With --output json each is one object on one line. Changes that come together are shown as one; the last one is never left out. SIGINT and SIGTERM end it with exit code 0."
-}
-
 // Run lists the locks in use. The JSON is an array of fabric.Info, [] when there
 // are none; without --long the leases in it carry id and TTL only, inspect looks them up.
 func (l *lsCmd) Run(ctx context.Context, c *cli, s *streams) error {
@@ -142,12 +137,6 @@ func (n inUse) take(changed []fabric.Info) {
 type treeCmd struct {
 	Prefix string `arg:"" optional:"" complete:"lock" help:"Only names that start so."`
 	Watch  bool   `help:"Show it again after each change, until interrupted."`
-}
-
-func (*treeCmd) Help() string {
-	return "Levels without a lock of their own are shown where something below them is in use. Marked are intents that a process shares among its paths, " +
-		"and holds that are announced on no level above, as those of a lock that was acquired without its path: who locks a level above doesn't see them. " +
-		"With --watch changes within a second are shown together, with --output json each tree on one line. SIGINT and SIGTERM end it with exit code 0."
 }
 
 // node is one name of a tree.

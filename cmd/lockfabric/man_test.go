@@ -30,7 +30,7 @@ func TestManPage(t *testing.T) {
 		has(`.SS "` + n.Summary() + `"`)
 		has(n.Help)
 		flags = append(flags, n.Flags...)
-		for _, line := range examples[pathOf(n)] {
+		for _, line := range examplesOf(pathOf(n)) {
 			has("    " + line)
 		}
 	}

@@ -22,12 +22,6 @@ type releaseCmd struct {
 	Yes    bool   `short:"y" help:"Don't ask before locks are taken by --prefix."`
 }
 
-func (*releaseCmd) Help() string {
-	return "Each holder is told, ends its command and lets go; the next one is granted then, or when the holder turns out to be dead. " +
-		"With --now the next one is granted at once and the holders learn of it within a second: safety rests on fencing tokens alone.\n\n" +
-		"With --prefix the names that are held are shown first. The question is asked where standard input is a terminal; elsewhere --yes has to say that all of them are meant."
-}
-
 // released is the JSON of release.
 type released struct {
 	Key      string `json:"key"`
@@ -138,18 +132,13 @@ type gcCmd struct {
 	DryRun bool   `help:"Change nothing, and tell what looks dead by the server's time stamps."`
 }
 
-func (*gcCmd) Help() string {
-	return "Entries of dead processes are removed whenever somebody wants the lock, and every few minutes by the programs that use the library. " +
-		"This does it now. A process that looks dead is observed for the TTL of its lease and a margin first; one that renews meanwhile keeps what it has."
-}
-
 func (g *gcCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	var opts []fabric.CollectOption
 	if g.DryRun {
 		opts = append(opts, fabric.DryRun())
 	}
 	var got fabric.Collected
-	err := c.withoutLimit(ctx, s, func(ctx context.Context, m *fabric.Manager) (err error) { // see Help
+	err := c.withoutLimit(ctx, s, func(ctx context.Context, m *fabric.Manager) (err error) { // see its help
 		got, err = m.Collect(ctx, g.Prefix, opts...)
 		return err
 	})

@@ -29,17 +29,6 @@ type runCmd struct {
 	staying
 }
 
-func (*runCmd) Help() string {
-	return "CMD gets LOCKFABRIC_KEY and LOCKFABRIC_TOKEN, the fencing token, in its environment, and with --also, --path and --under LOCKFABRIC_TOKENS, a JSON object of all names and tokens. Signals are passed on to its process group. " +
-		"If the lock or the permit is lost the group gets SIGTERM, and SIGKILL after --kill-after.\n\n" +
-		"What CMD leaves in the background does not keep the lock: others can have it while that is at work. With --wait-children it does. " +
-		"For a job that many hosts start at the same time, of which one is to run, give --wait 0 and a --hold-at-least that is longer than their clocks differ. " +
-		"SIGINT and SIGTERM that run gets end CMD and that time; the exit code is CMD's all the same.\n\n" +
-		"Exit code: CMD's own, or 128+n when signal n ended it; 75, or that of --conflict-exit-code: not acquired, others hold it; 76: the lock or the permit was lost while CMD ran; " +
-		"77: the server refuses the credentials; 69: no server; 65: the name is something else, or a semaphore of another size; 64: usage; " +
-		"126, 127: CMD can't be run, not found; 70: a defect."
-}
-
 func (r *runCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	r.Command = afterDashes(r.Command)
 	if r.Line != "" && len(r.Command) == 0 {

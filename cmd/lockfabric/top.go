@@ -24,12 +24,6 @@ type topCmd struct {
 	Once   bool          `help:"Count once for the time of --every, write the table and end; also where there is no terminal."`
 }
 
-func (*topCmd) Help() string {
-	return "RATE is how many changes of a name came in a second: grants, releases and waiters that come or go; those that come together count as one. " +
-		"The writes in the first line are those of all names of the fabric. AGE is that of the first holder, WAITED that of the first waiter. " +
-		"Keys: s sorts by the next column, q or ^C ends it with exit code 0, as SIGINT and SIGTERM do."
-}
-
 // The columns that top sorts by, in the order of the key s.
 var topOrders = []string{"waiters", "holders", "rate", "age", "key"}
 

@@ -34,11 +34,6 @@ type uiCmd struct {
 // uiTokenEnv is the variable for the page's token.
 const uiTokenEnv = "LOCKFABRIC_UI_TOKEN"
 
-func (*uiCmd) Help() string {
-	return "The page shows names as a tree, with holders, queues, tokens and ages, as they change. It asks for a token, which the printed address has in it. " +
-		"SIGINT and SIGTERM end it with exit code 0."
-}
-
 // pageAt is the JSON that ui writes when the page is there.
 type pageAt struct {
 	URL   string `json:"url"`   // with the token, unless it was given

@@ -13,7 +13,6 @@ import (
 
 	"github.com/lockfabric/lockfabric/embedded"
 	"github.com/lockfabric/lockfabric/internal/jskv"
-	"github.com/lockfabric/lockfabric/internal/test/cluster"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -34,16 +33,25 @@ func open(t *testing.T, nc *nats.Conn, cfg jskv.Config) *jskv.Buckets {
 	return b
 }
 
-// onServers runs fn with the locks bucket of one server and of three.
+// onServers runs fn with a locks bucket of its own on one server and on three, which TestMain stops.
 func onServers(t *testing.T, fn func(t *testing.T, nc *nats.Conn, b *jskv.Bucket)) {
+	t.Parallel()
+	fabric := strings.ReplaceAll(t.Name(), "/", "-")
 	t.Run("one server", func(t *testing.T) {
-		nc := dial(t, startServer(t))
-		fn(t, nc, open(t, nc, jskv.Config{}).Locks)
+		srv, err := oneServer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		nc := dial(t, srv)
+		fn(t, nc, open(t, nc, jskv.Config{Fabric: fabric}).Locks)
 	})
 	t.Run("three servers", func(t *testing.T) {
-		c := cluster.Run(t, 3)
+		c, err := threeServers()
+		if err != nil {
+			t.Fatal(err)
+		}
 		nc := connect(t, c.Connect)
-		b := open(t, nc, jskv.Config{}).Locks
+		b := open(t, nc, jskv.Config{Fabric: fabric}).Locks
 		stream, err := jetStream(t, nc).Stream(testContext(t), b.Stream())
 		if err != nil {
 			t.Fatal(err)

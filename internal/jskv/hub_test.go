@@ -18,6 +18,7 @@ import (
 )
 
 func TestHubServesTenThousandWaiters(t *testing.T) {
+	t.Parallel()
 	const keys, waiters, limit = 2000, 10_000, 50
 	ctx := testContext(t)
 	srv := startServer(t)
@@ -100,6 +101,7 @@ func TestHubReadTimeout(t *testing.T) {
 }
 
 func TestHubDeletesAndMarkers(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	srv := startServer(t)
 	b := openLocks(t, connect(t, srv.Connect))
@@ -123,6 +125,7 @@ func TestHubDeletesAndMarkers(t *testing.T) {
 }
 
 func TestHubSurvivesDeletedConsumers(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	srv := startServer(t)
 	nc := connect(t, srv.Connect)
@@ -149,6 +152,7 @@ func TestHubSurvivesDeletedConsumers(t *testing.T) {
 }
 
 func TestHubResumesAfterReconnect(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	srv := startServer(t)
 	way := &line{srv: srv}
@@ -180,6 +184,7 @@ func TestHubResumesAfterReconnect(t *testing.T) {
 }
 
 func TestHubReportsTheBucketGone(t *testing.T) {
+	t.Parallel()
 	for name, interval := range map[string]time.Duration{"by advisory": never, "by polls": 100 * time.Millisecond} {
 		t.Run(name, func(t *testing.T) {
 			ctx := testContext(t)

@@ -13,6 +13,7 @@ import (
 )
 
 func TestHubOnACluster(t *testing.T) {
+	t.Parallel()
 	servers := cluster.Run(t, 3)
 	nc := connect(t, servers.Node(0).Connect)
 	b := openLocks(t, nc)

@@ -34,6 +34,7 @@ func TestFirstRevisionIsAboveTheClock(t *testing.T) {
 }
 
 func TestRevisionsRiseOverDeletion(t *testing.T) {
+	t.Parallel()
 	nc := dial(t, startServer(t))
 	js := jetStream(t, nc)
 	var last uint64
@@ -123,6 +124,7 @@ func TestQuarantine(t *testing.T) {
 
 // Many processes start at the same moment, and nothing is there.
 func TestOpenedByManyAtOnce(t *testing.T) {
+	t.Parallel()
 	c := cluster.Run(t, 3)
 	for round := range 3 {
 		var wg sync.WaitGroup
@@ -223,6 +225,7 @@ func TestOrdinaryClientsCanReadEverything(t *testing.T) {
 // The marker carries its lifetime, a live value has none, and the server takes a
 // purge with a lifetime for a marker: it is gone without a trace when it is over.
 func TestMarkers(t *testing.T) {
+	t.Parallel()
 	nc := dial(t, startServer(t))
 	b := open(t, nc, jskv.Config{}).Locks
 	stream, err := jetStream(t, nc).Stream(testContext(t), b.Stream())
@@ -378,6 +381,7 @@ func TestVerifyOfABucketThatWasSetBack(t *testing.T) {
 // Many find at the same time that the bucket was set back. Whoever moves it up, and
 // however late, removes nothing that was written above.
 func TestSetBackBucketIsMovedUpByManyAtOnce(t *testing.T) {
+	t.Parallel()
 	c := cluster.Run(t, 3)
 	nc, err := c.Connect()
 	if err != nil {

@@ -131,6 +131,7 @@ func TestMergingLeavesRoom(t *testing.T) {
 }
 
 func TestManyKeysTakeOneWideWatcher(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newFakeStream()
 		s.put("stranger", "x")
@@ -173,6 +174,7 @@ func TestManyKeysTakeOneWideWatcher(t *testing.T) {
 
 // Whatever comes and goes, every key has a watcher soon, and they are few.
 func TestEveryKeyIsCovered(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		type step struct{ first, keys, leave int }
 		steps := rapid.SliceOfN(rapid.Custom(func(rt *rapid.T) step {

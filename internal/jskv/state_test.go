@@ -67,6 +67,7 @@ func TestFollowedKeysCostNothingAtRest(t *testing.T) {
 
 // A purge of one subject tells no watcher.
 func TestRemovalWithoutAMarkerIsNoticed(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{1, 3, 300, 2000, 10_000} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -264,6 +264,7 @@ func TestUpToMakesRevokeAndRemoveIdempotent(t *testing.T) {
 
 // Rule 14: a record at all its limits can still be revoked, released, evicted and drained.
 func TestFullRecordDrains(t *testing.T) {
+	t.Parallel()
 	fill := func(lim Limits, mode func(i int) Mode) *Record {
 		var ops []Op
 		for i := range 4096 {

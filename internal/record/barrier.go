@@ -30,6 +30,7 @@ const (
 // barrier is the body.
 type barrier struct {
 	noEntries
+	noTickets
 	parties int
 	gen     uint64       // the generation that forms; the first one is 1
 	acting  *generation  // whose action runs: its last one holds

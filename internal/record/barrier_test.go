@@ -138,6 +138,7 @@ func TestP6_OutcomeIsOfTheGeneration(t *testing.T) {
 
 // P6, P15: what is kept is as much as fits 1,024 ids; what is not known any more is never "not arrived".
 func TestP6_ForgottenIsNotDenied(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	var first Op
 	for gen := uint64(1); gen <= 600; gen++ {

@@ -78,21 +78,12 @@ func (d *decoder) generation(g *generation) error {
 		case "gen":
 			return d.number(&seen, hasGenNumber, &g.gen)
 		case "broken":
-			return d.once(&seen, hasBroken, func() (err error) {
-				g.why, err = d.string()
-				return err
-			})
+			return d.str(&seen, hasBroken, &g.why)
 		case "by":
-			return d.once(&seen, hasBy, func() (err error) {
-				g.who, err = d.string()
-				return err
-			})
+			return d.str(&seen, hasBy, &g.who)
 		case "ids":
-			return d.once(&seen, hasIDs, func() error {
-				ids, err := d.string()
-				g.ids = []string{ids}
-				return err
-			})
+			g.ids = make([]string, 1)
+			return d.str(&seen, hasIDs, &g.ids[0])
 		}
 		return d.failAt(d.keyAt, "unknown field")
 	})
@@ -213,8 +204,6 @@ func (b *barrier) clone() Body {
 	return &c
 }
 
-func (b *barrier) resolve(uint64) {}
-
 func (b *barrier) equal(o Body) bool {
 	c := o.(*barrier)
 	if b.parties != c.parties || b.gen != c.gen || (b.acting == nil) != (c.acting == nil) || len(b.ended) != len(c.ended) {
@@ -314,10 +303,8 @@ func (b *barrier) bound(m *machine) int {
 	const one = len(`{"gen":,"broken":"cancelled","by":"","ids":""},`) + number + maxLeaseLen + 1 + number
 	m.scratch = b.append(m.scratch[:0])
 	n := len(m.scratch) + number + len(`,"leases":[],"acting":,"ended":[]`) + 4*one
-	for _, list := range [][]Entry{m.Holders, m.Waiters} {
-		for i := range list {
-			n += idBound(list[i].ID)
-		}
+	for e := range m.entries() {
+		n += idBound(e.ID)
 	}
 	return n
 }

@@ -172,6 +172,7 @@ func (w *modelWorld) predict(of edges) (stuck [modelUnits]bool) {
 // Rule M24: the edges find every unit that waits for ever and no other. Three that look right are wrong:
 // the model sees each of them fail.
 func TestM24EdgesAgainstTheGroundTruth(t *testing.T) {
+	t.Parallel()
 	weaker := func(keep func(r *Record, w Wait, e Entry) bool) edges {
 		return func(r *Record, id string) (away, granted []Entry) {
 			w, _ := r.Waiting(id)

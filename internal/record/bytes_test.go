@@ -10,6 +10,7 @@ import (
 // P23: a thousand who wait, each under a lease of its own, are less than 144 KiB in every kind, but for the
 // names of conditions that signalled them.
 func TestP23_BytesOfAThousandWaiters(t *testing.T) {
+	t.Parallel()
 	const n, most = 1000, 144 << 10
 	s := newSite(t)
 	from := func(op Op, i int) Op {

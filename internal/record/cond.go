@@ -4,7 +4,6 @@ import (
 	"iter"
 	"slices"
 	"strings"
-	"time"
 	"unicode/utf8"
 )
 
@@ -82,11 +81,6 @@ func (r *Record) queued() int {
 	return n
 }
 
-// stands reports whether an entry with the id stands anywhere.
-func (m *machine) stands(id string) bool {
-	return indexOf(m.Holders, id) >= 0 || indexOf(m.Waiters, id) >= 0 || m.Body != nil && m.Body.has(id)
-}
-
 // holderX returns the hold that op is of, if it holds in mode X.
 func (m *machine) holderX(op *Op) *Entry {
 	if i := indexOf(m.Holders, op.Holder); i >= 0 && m.Holders[i].Mode == X && m.Holders[i].Token == op.Token {
@@ -98,7 +92,7 @@ func (m *machine) holderX(op *Op) *Entry {
 // wait turns the hold into a waiter of the condition, under the new id. Where the queue is full the
 // hold just gets the new id: it holds, and was not signalled.
 func (m *machine) wait(op *Op) Result {
-	if m.stands(op.ID) {
+	if m.Has(op.ID) {
 		m.promote()
 		return Result{Verdict: Applied}
 	}
@@ -137,7 +131,7 @@ func (m *machine) cancelWait(op *Op) {
 		m.setCondition(name, slices.Delete(waiters, i, i+1))
 		e.Token = 0
 		m.Waiters = append(m.Waiters, e)
-	} else if i := indexOf(m.Holders, op.Holder); i >= 0 && m.Holders[i].Token == op.Token && !m.stands(op.ID) {
+	} else if i := indexOf(m.Holders, op.Holder); i >= 0 && m.Holders[i].Token == op.Token && !m.Has(op.ID) {
 		m.Holders[i].rename(op.ID)
 		m.size = -1
 	}
@@ -205,16 +199,12 @@ func (r *Record) aheadInConditions(mine func(id string) bool) iter.Seq[*Entry] {
 			if last < 0 {
 				continue
 			}
-			for i := range q.Waiters[:last] {
-				if !yield(&q.Waiters[i]) {
-					return
-				}
+			if !yieldAll(q.Waiters[:last], yield) {
+				return
 			}
-			for _, list := range [][]Entry{r.Holders, r.Waiters} {
-				for i := range list {
-					if list[i].Signalled == q.Name && !yield(&list[i]) {
-						return
-					}
+			for e := range r.entries() {
+				if e.Signalled == q.Name && !yield(e) {
+					return
 				}
 			}
 		}
@@ -233,16 +223,14 @@ func (op *Op) checkWait() Verdict {
 
 // whole refuses what no record of a lock can say.
 func (lockRules) whole(d *decoder) error {
-	for _, list := range [][]Entry{d.rec.Holders, d.rec.Waiters} {
-		for i := range list {
-			switch e := &list[i]; {
-			case e.SignalAll && e.Signalled == "", e.Signalled != "" && !validQueue(e.Signalled):
-				return d.fail("an entry was signalled without a condition")
-			case e.LastSignal > 0 && e.Mode != X:
-				return d.fail("a holder in another mode than X has signalled")
-			case e.Proclaim > 0 && !e.Value.Set:
-				return d.fail("an entry proclaims no value")
-			}
+	for e := range d.rec.entries() {
+		switch {
+		case e.SignalAll && e.Signalled == "", e.Signalled != "" && !validQueue(e.Signalled):
+			return d.fail("an entry was signalled without a condition")
+		case e.LastSignal > 0 && e.Mode != X:
+			return d.fail("a holder in another mode than X has signalled")
+		case e.Proclaim > 0 && !e.Value.Set:
+			return d.fail("an entry proclaims no value")
 		}
 	}
 	return nil
@@ -339,21 +327,6 @@ func (c *conditions) bound(m *machine) int {
 	return n
 }
 
-func (c *conditions) has(id string) bool {
-	return slices.ContainsFunc(c.queues, func(q Queue) bool { return indexOf(q.Waiters, id) >= 0 })
-}
-
-func (c *conditions) under(leases []string) (n int) {
-	for _, q := range c.queues {
-		for i := range q.Waiters {
-			if slices.Contains(leases, q.Waiters[i].Lease()) {
-				n++
-			}
-		}
-	}
-	return n
-}
-
 func (c *conditions) remove(gone selection, m *machine) {
 	for _, q := range slices.Clone(c.queues) {
 		kept := slices.DeleteFunc(q.Waiters, func(e Entry) bool { return gone.has(&e) })
@@ -361,15 +334,4 @@ func (c *conditions) remove(gone selection, m *machine) {
 			m.setCondition(q.Name, kept)
 		}
 	}
-}
-
-func (c *conditions) leases(yield func(string, time.Duration) bool) bool {
-	for _, q := range c.queues {
-		for i := range q.Waiters {
-			if !yield(q.Waiters[i].Lease(), q.Waiters[i].TTL) {
-				return false
-			}
-		}
-	}
-	return true
 }

@@ -287,6 +287,7 @@ func TestP1_EveryoneIsInOnePlace(t *testing.T) {
 
 // However full a record is, waiting, being signalled and coming back fit.
 func TestFullRecordWithConditionsDrains(t *testing.T) {
+	t.Parallel()
 	name := strings.Repeat("\x01", maxQueueName) // six bytes each
 	for room := 1; room < 2500; room += 7 {
 		b := &board{t: t, lim: Limits{MaxBytes: room}}

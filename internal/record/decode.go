@@ -127,11 +127,7 @@ func (d *decoder) headField(key []byte) (known bool, err error) {
 		if d.version > schemaVersion {
 			return true, d.skip()
 		}
-		return true, d.once(&d.seen, hasKind, func() error {
-			kind, err := d.string()
-			d.rec.Kind = Kind(kind)
-			return err
-		})
+		return true, d.str(&d.seen, hasKind, (*string)(&d.rec.Kind))
 	}
 	return false, nil
 }
@@ -197,15 +193,9 @@ func (d *decoder) entry(holder bool) (e Entry, err error) {
 		case "mode":
 			return d.once(&seen, hasMode, func() error { return d.mode(&e.Mode) })
 		case "owner":
-			return d.once(&seen, hasOwner, func() (err error) {
-				e.Owner, err = d.string()
-				return err
-			})
+			return d.str(&seen, hasOwner, &e.Owner)
 		case "ttl":
-			return d.once(&seen, hasTTL, func() (err error) {
-				e.TTL, err = d.ttl()
-				return err
-			})
+			return d.once(&seen, hasTTL, func() error { return d.ttl(&e.TTL) })
 		case "since":
 			return d.once(&seen, hasSince, func() error {
 				ms, err := d.uint(maxSince)
@@ -216,10 +206,7 @@ func (d *decoder) entry(holder bool) (e Entry, err error) {
 			return d.once(&seen, hasMeta, func() error { return d.meta(&e) })
 		case "token", "queued":
 			if (key[0] == 't') == holder {
-				return d.once(&seen, hasToken, func() (err error) {
-					e.Token, err = d.token()
-					return err
-				})
+				return d.revision(&seen, hasToken, &e.Token)
 			}
 		case "convert":
 			if holder {
@@ -271,10 +258,7 @@ func (d *decoder) conversion(c *Conversion) error {
 		case "mode":
 			return d.once(&seen, hasMode, func() error { return d.mode(&c.Mode) })
 		case "queued":
-			return d.once(&seen, hasToken, func() (err error) {
-				c.Queued, err = d.token()
-				return err
-			})
+			return d.revision(&seen, hasToken, &c.Queued)
 		}
 		return d.failAt(d.keyAt, "unknown field")
 	})
@@ -308,12 +292,12 @@ func (d *decoder) mode(m *Mode) error {
 	return err
 }
 
-func (d *decoder) ttl() (time.Duration, error) {
+func (d *decoder) ttl(ttl *time.Duration) error {
 	ms, err := d.uint(uint64(maxTTL / time.Millisecond))
-	if err == nil && ms == 0 {
-		return 0, d.fail("ttl is 0")
+	if *ttl = time.Duration(ms) * time.Millisecond; err == nil && ms == 0 {
+		return d.fail("ttl is 0")
 	}
-	return time.Duration(ms) * time.Millisecond, err
+	return err
 }
 
 func (d *decoder) token() (token uint64, err error) {
@@ -352,26 +336,20 @@ func (d *decoder) meta(e *Entry) error {
 
 // unique refuses an id that stands twice, in one list or in two.
 func (d *decoder) unique() error {
-	n := len(d.rec.Holders) + len(d.rec.Waiters)
-	conds := d.rec.conditions()
-	if d.rec.queued() > MaxWaiters {
+	waiting := d.rec.queued()
+	n := len(d.rec.Holders) + waiting
+	switch {
+	case waiting > MaxWaiters:
 		return d.fail("more waiters than tickets")
-	}
-	if n < 2 && conds == nil {
+	case n < 2:
 		return nil
 	}
-	lists := [][]Entry{d.rec.Holders, d.rec.Waiters}
-	for _, q := range conds {
-		lists = append(lists, q.Waiters)
-	}
 	ids := make(map[string]bool, n)
-	for _, list := range lists {
-		for i := range list {
-			if ids[list[i].ID] {
-				return d.fail("id " + list[i].ID + " stands twice")
-			}
-			ids[list[i].ID] = true
+	for e := range d.rec.entries() {
+		if ids[e.ID] {
+			return d.fail("id " + e.ID + " stands twice")
 		}
+		ids[e.ID] = true
 	}
 	return nil
 }

@@ -304,6 +304,14 @@ func (d *decoder) number(seen *uint, field uint, n *uint64) error {
 	})
 }
 
+// str reads a text, once.
+func (d *decoder) str(seen *uint, field uint, s *string) error {
+	return d.once(seen, field, func() (err error) {
+		*s, err = d.string()
+		return err
+	})
+}
+
 // count is number for an int that fits 31 bits.
 func (d *decoder) count(seen *uint, field uint, n *int) error {
 	return d.once(seen, field, func() error {

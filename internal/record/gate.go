@@ -16,6 +16,7 @@ type gateRules struct{}
 // gate is the body.
 type gate struct {
 	noEntries
+	noTickets
 	parties int
 	gen     uint64 // rises with all that lets nobody in who has read it before; the first one is 1
 	open    bool
@@ -265,8 +266,6 @@ func (g *gate) clone() Body {
 	return &c
 }
 
-func (g *gate) resolve(uint64) {}
-
 func (g *gate) equal(o Body) bool { return *g == *o.(*gate) }
 
 func (g *gate) append(dst []byte) []byte {
@@ -304,11 +303,9 @@ func (r *Record) allDepend(waiting []Entry, mine func(*Entry) bool) (leases iter
 		return func(func(string, time.Duration) bool) {}, false
 	}
 	return func(yield func(string, time.Duration) bool) {
-		for _, list := range [][]Entry{r.Holders, r.Waiters} {
-			for i := range list {
-				if lease := list[i].Lease(); (looks || slices.Contains(first, lease)) && !yield(lease, list[i].TTL) {
-					return
-				}
+		for e := range r.entries() {
+			if lease := e.Lease(); (looks || slices.Contains(first, lease)) && !yield(lease, e.TTL) {
+				return
 			}
 		}
 	}, next

@@ -18,6 +18,7 @@ type latchRules struct{}
 
 // latch is the body.
 type latch struct {
+	noTickets
 	count   int // 0 = open
 	initial int
 	marks   []mark // in the order of their leases; none once it is open
@@ -300,7 +301,7 @@ func (d *decoder) marks(list *[]mark) error {
 			switch fields++; fields {
 			case 1:
 				d.space()
-				mk.ttl, err = d.ttl()
+				err = d.ttl(&mk.ttl)
 			case 2:
 				mk.spans, err = d.spans()
 			default:
@@ -352,8 +353,6 @@ func (l *latch) clone() Body {
 	c.marks = slices.Clone(l.marks)
 	return &c
 }
-
-func (l *latch) resolve(uint64) {}
 
 func (l *latch) equal(o Body) bool {
 	x := o.(*latch)
@@ -422,24 +421,4 @@ func (l *latch) remove(gone selection, m *machine) {
 	if len(l.marks) == 0 {
 		l.marks = nil
 	}
-}
-
-func (*latch) has(string) bool { return false } // its marks are no entries
-
-func (l *latch) under(leases []string) (n int) {
-	for _, lease := range leases {
-		if _, ok := l.find(lease); ok {
-			n++
-		}
-	}
-	return n
-}
-
-func (l *latch) leases(yield func(string, time.Duration) bool) bool {
-	for i := range l.marks {
-		if !yield(l.marks[i].lease, l.marks[i].ttl) {
-			return false
-		}
-	}
-	return true
 }

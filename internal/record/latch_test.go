@@ -309,6 +309,7 @@ func (w *latchWorld) judge(op Op, v Verdict, rec *Record, was, is int) {
 // Counts, adds, cancels and deaths, delivered late, twice and in any order, some writes lost: each
 // changes the count once or never, and what is said of it is true.
 func TestLatchSchedules(t *testing.T) {
+	t.Parallel()
 	w := &latchWorld{t: t, rng: rand.New(rand.NewPCG(14, 26)), dead: map[string]bool{}, done: map[string]bool{}, undone: map[string]bool{}, met: map[string]int{}}
 	for range 20_000 {
 		w.step()

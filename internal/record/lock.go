@@ -271,7 +271,7 @@ func (op *Op) checkOfHold() Verdict {
 }
 
 func (m *machine) acquire(op *Op) Result {
-	if m.stands(op.ID) {
+	if m.Has(op.ID) {
 		m.promote()
 		return Result{Verdict: Applied}
 	}
@@ -376,18 +376,9 @@ func (m *machine) sameOwner(owner string) *Entry {
 	if owner == "" {
 		return nil
 	}
-	for _, list := range [][]Entry{m.Holders, m.Waiters} {
-		for i := range list {
-			if list[i].Owner == owner {
-				return &list[i]
-			}
-		}
-	}
-	for _, q := range m.conditions() {
-		for i := range q.Waiters {
-			if q.Waiters[i].Owner == owner {
-				return &q.Waiters[i]
-			}
+	for e := range m.entries() {
+		if e.Owner == owner {
+			return e
 		}
 	}
 	return nil

@@ -12,6 +12,7 @@ type onceRules struct{}
 // once is the body.
 type once struct {
 	noEntries
+	noTickets
 	result Value
 	by     string // the id that gave it, "" without a result
 	stays  int    // for how many seconds at least, 0 = until it is deleted
@@ -206,8 +207,6 @@ func (o *once) clone() Body {
 	c := *o
 	return &c
 }
-
-func (o *once) resolve(uint64) {}
 
 func (o *once) equal(x Body) bool { return *o == *x.(*once) }
 

@@ -168,6 +168,7 @@ func TestResultIsBounded(t *testing.T) {
 // Random runs with crashes, late and doubled operations: at most one runs, a result stays what it was
 // for as long as the record lives, and came from who ran at that moment.
 func TestOnceSchedules(t *testing.T) {
+	t.Parallel()
 	rng := rand.New(rand.NewPCG(19, 16))
 	var (
 		stored []byte

@@ -30,21 +30,17 @@ type Body interface {
 	append(dst []byte) []byte          // the fields as JSON, each after a comma
 	bound(m *machine) int              // bytes of the longest form it can take while nobody new comes
 	remove(gone selection, m *machine) // its own entries, with m.took for each
-	has(id string) bool                // reports whether one of its own entries has the id
-	under(leases []string) int         // how many of its entries and marks stand under these leases
-
-	// leases yields the leases of its entries and marks, with their TTLs, and reports whether to go on.
-	leases(yield func(lease string, ttl time.Duration) bool) bool
 }
 
 // noEntries is the part of a body that has no entries.
 type noEntries struct{}
 
 func (noEntries) remove(selection, *machine) {}
-func (noEntries) under([]string) int         { return 0 }
-func (noEntries) has(string) bool            { return false }
 
-func (noEntries) leases(func(string, time.Duration) bool) bool { return true }
+// noTickets is the part of a body in which nothing waits for the revision of its write.
+type noTickets struct{}
+
+func (noTickets) resolve(uint64) {}
 
 // New returns an empty record.
 func New(kind Kind) *Record { return &Record{Kind: kind} }
@@ -52,12 +48,29 @@ func New(kind Kind) *Record { return &Record{Kind: kind} }
 // Clone returns a deep copy.
 func (r *Record) Clone() *Record {
 	c := r.clone()
-	for _, list := range [][]Entry{c.Holders, c.Waiters} {
-		for i := range list {
-			list[i].Meta = maps.Clone(list[i].Meta)
-		}
+	for e := range c.entries() {
+		e.Meta = maps.Clone(e.Meta)
 	}
 	return c
+}
+
+// entries yields all who hold, who wait, and who wait for a signal.
+func (r *Record) entries() iter.Seq[*Entry] {
+	return func(yield func(*Entry) bool) {
+		more := yieldAll(r.Holders, yield) && yieldAll(r.Waiters, yield)
+		for _, q := range r.conditions() {
+			more = more && yieldAll(q.Waiters, yield)
+		}
+	}
+}
+
+func yieldAll(list []Entry, yield func(*Entry) bool) bool {
+	for i := range list {
+		if !yield(&list[i]) {
+			return false
+		}
+	}
+	return true
 }
 
 // Resolve fills in rev, the revision at which r was read, in tickets without one, and likewise in
@@ -91,42 +104,41 @@ func (r *Record) Waiter(id string) (e Entry, pos int, ok bool) {
 
 // Has reports whether an entry with the given id stands in r. A nil record has none.
 func (r *Record) Has(id string) bool {
-	return r != nil && (indexOf(r.Holders, id) >= 0 || indexOf(r.Waiters, id) >= 0 || r.Body != nil && r.Body.has(id))
+	return r != nil && (indexOf(r.Holders, id) >= 0 || indexOf(r.Waiters, id) >= 0 ||
+		slices.ContainsFunc(r.conditions(), func(q Queue) bool { return indexOf(q.Waiters, id) >= 0 }))
 }
 
 // HasLease reports whether an entry, or a mark of a latch, stands under the given lease.
 func (r *Record) HasLease(id string) bool { return r.EntriesUnder(id) > 0 }
 
-// EntriesUnder counts the entries under the given leases. A nil record has none.
+// EntriesUnder counts the entries, and marks, under the given leases. A nil record has none.
 func (r *Record) EntriesUnder(leases ...string) (n int) {
-	if r == nil {
-		return 0
-	}
-	for _, list := range [][]Entry{r.Holders, r.Waiters} {
-		for i := range list {
-			if slices.Contains(leases, list[i].Lease()) {
-				n++
-			}
+	for lease := range r.Leases() {
+		if slices.Contains(leases, lease) {
+			n++
 		}
-	}
-	if r.Body != nil {
-		n += r.Body.under(leases)
 	}
 	return n
 }
 
-// Leases yields the leases of all entries and marks, with their TTLs, one lease perhaps several times.
+// Leases yields the leases of all entries and marks, with their TTLs, one lease perhaps several times. A nil record
+// has none.
 func (r *Record) Leases() iter.Seq2[string, time.Duration] {
 	return func(yield func(string, time.Duration) bool) {
-		for _, list := range [][]Entry{r.Holders, r.Waiters} {
-			for i := range list {
-				if !yield(list[i].Lease(), list[i].TTL) {
+		if r == nil {
+			return
+		}
+		for e := range r.entries() {
+			if !yield(e.Lease(), e.TTL) {
+				return
+			}
+		}
+		if l, ok := r.Body.(*latch); ok {
+			for _, k := range l.marks {
+				if !yield(k.lease, k.ttl) {
 					return
 				}
 			}
-		}
-		if r.Body != nil {
-			r.Body.leases(yield)
 		}
 	}
 }

@@ -381,7 +381,10 @@ func schedule(t *rapid.T) {
 
 // TestSchedules holds Apply against the oracle and against every invariant, after every step of
 // random schedules with retries, lost writes, late duplicates, dead leases and tight limits.
-func TestSchedules(t *testing.T) { rapid.Check(t, schedule) }
+func TestSchedules(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, schedule)
+}
 
 // FuzzSchedules is TestSchedules, steered by coverage.
 func FuzzSchedules(f *testing.F) { f.Fuzz(rapid.MakeFuzz(schedule)) }
@@ -389,6 +392,7 @@ func FuzzSchedules(f *testing.F) { f.Fuzz(rapid.MakeFuzz(schedule)) }
 // TestSchedulesReachEverything makes sure that the schedules above are worth something: that random
 // ones like them meet every verdict, promotions of several at once, and full records.
 func TestSchedulesReachEverything(t *testing.T) {
+	t.Parallel()
 	met := map[string]int{}
 	gen := rapid.Custom(func(t *rapid.T) int {
 		lim := Limits{MaxHolders: 4, MaxWaiters: 3, MaxBytes: 1726}

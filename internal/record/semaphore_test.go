@@ -263,6 +263,7 @@ func (o *semaphoreOracle) apply(op Op) Verdict {
 // A hammer of acquires, partial and whole releases, resizes, crashes, lost writes and late duplicates of
 // all of them, held against the oracle after every step.
 func TestSemaphoreSchedules(t *testing.T) {
+	t.Parallel()
 	const steps = 100_000
 	rng := rand.New(rand.NewPCG(11, 12))
 	var (

@@ -47,7 +47,7 @@ var mutants = []mutant{
 	{"P10 all who wait", "cond.go", "n = len(m.condition(op.Queue))", "n = 1", "TestCondition"},
 	{"P10 not those who come later", "cond.go", "m.Holders[i].Mode == X && m.Holders[i].Token == op.Token", "m.Holders[i].Mode == X && (op.All || m.Holders[i].Token == op.Token)", "TestCondition"},
 	{"P26 wait", "cond.go", "m.Holders[i].rename(op.ID)\n\t\tm.size = -1", "m.size = -1", "TestCondition"},
-	{"P26 wait, by token", "cond.go", "i >= 0 && m.Holders[i].Token == op.Token && !m.stands", "i >= 0 && !m.stands", "TestCondition"},
+	{"P26 wait, by token", "cond.go", "i >= 0 && m.Holders[i].Token == op.Token && !m.Has", "i >= 0 && !m.Has", "TestCondition"},
 	{"P13 proclaim", "election.go", "if h.Proclaim >= seq {", "if false {", "TestElection"},
 	{"P19 proclaim", "cond.go", "if i := indexOf(m.Holders, op.Holder); i >= 0 && m.Holders[i].Mode == X && m.Holders[i].Token == op.Token {", "if i := 0; len(m.Holders) > 0 {", "TestElection"},
 	{"P4 generation", "barrier.go", "case gen != b.gen, forming == b.parties:", "case forming == b.parties:", "TestBarrier"},
