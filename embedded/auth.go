@@ -15,8 +15,7 @@ import (
 	"github.com/nats-io/nkeys"
 )
 
-// inProcessOnly restricts a user to connections inside the process; the name is
-// the server's.
+// inProcessOnly restricts a user to connections inside the process; the name is the server's.
 const inProcessOnly = "IN_PROCESS"
 
 // Like the server, which takes what has this prefix for a hash. What is not a
@@ -32,11 +31,10 @@ type clientAuth struct {
 	nkeys []*natsserver.NkeyUser
 }
 
-// WithToken makes the listener ask every client for this secret: give the same
-// to nats.Token, or write it before the host in the URL, "nats://token@host:port".
-// A bcrypt hash of the secret will do. Without it, and without WithUser, WithNKey
-// and WithClientCA, whoever reaches the listener, every user of this host for
-// example, may take and break every lock. Not together with WithUser or WithNKey.
+// WithToken makes the listener ask every client for this secret: give the same to nats.Token, or write it before the
+// host in the URL, "nats://token@host:port". A bcrypt hash of the secret will do. Without it, and without WithUser,
+// WithNKey and WithClientCA, whoever reaches the listener, every user of this host for example, may take and break
+// every lock. Not together with WithUser or WithNKey.
 func WithToken(token string) Option {
 	return func(c *config) error {
 		if err := checkSecret("WithToken", token); err != nil {
@@ -46,20 +44,17 @@ func WithToken(token string) Option {
 	}
 }
 
-// WithUser lets in clients that give this name and password, see nats.UserInfo.
-// It can be given several times, with different names, and together with
-// WithNKey. Instead of the password it takes its bcrypt hash, as nats-server
-// does: "$2a$11$...". All users may do everything; see WithConfigFile for
-// permissions.
+// WithUser lets in clients that give this name and password, see nats.UserInfo. It can be given several times, with
+// different names, and together with WithNKey. Instead of the password it takes its bcrypt hash, as nats-server does:
+// "$2a$11$...". All users may do everything; see WithConfigFile for permissions.
 func WithUser(name, password string) Option {
 	return func(c *config) error { return c.auth.add("WithUser", name, password, nil) }
 }
 
-// WithSystemUser lets in clients that give this name and password to the system
-// account, and there to one question alone: the state and the settings of JetStream
-// on all servers of the cluster, as 'lockfabric doctor' asks it. They can neither
-// read nor change anything else, locks above all. It says nothing of who
-// may take locks: WithUser, WithNKey or WithClientCA do. Not together with WithToken.
+// WithSystemUser lets in clients that give this name and password to the system account, and there to one question
+// alone: the state and the settings of JetStream on all servers of the cluster, as 'lockfabric doctor' asks it. They
+// can neither read nor change anything else, locks above all. It says nothing of who may take locks: WithUser,
+// WithNKey or WithClientCA do. Not together with WithToken.
 func WithSystemUser(name, password string) Option {
 	return func(c *config) error {
 		return c.auth.add("WithSystemUser", name, password, natsserver.NewAccount(natsserver.DEFAULT_SYSTEM_ACCOUNT))
@@ -92,9 +87,8 @@ func (a *clientAuth) add(option, name, password string, account *natsserver.Acco
 	return nil
 }
 
-// WithNKey lets in clients that prove to have the private key of one of these
-// public user keys ("U..."), see nats.Nkey and nats.NkeyOptionFromSeed. It can be
-// given several times. The server never learns a secret.
+// WithNKey lets in clients that prove to have the private key of one of these public user keys ("U..."), see
+// nats.Nkey and nats.NkeyOptionFromSeed. It can be given several times. The server never learns a secret.
 func WithNKey(publicKeys ...string) Option {
 	return func(c *config) error {
 		if len(publicKeys) == 0 {
@@ -129,8 +123,7 @@ func (a *clientAuth) validate() error {
 	return nil
 }
 
-// apply gives the server copies: it changes what it is given, and a reload
-// compares.
+// apply gives the server copies: it changes what it is given, and a reload compares.
 func (a *clientAuth) apply(o *natsserver.Options) error {
 	var system *natsserver.Account
 	locks := len(a.nkeys) > 0
@@ -213,8 +206,7 @@ func ownLogin(o *natsserver.Options) bool {
 // operated reports whether accounts and users are JWTs.
 func operated(o *natsserver.Options) bool { return len(o.TrustedOperators)+len(o.TrustedKeys) > 0 }
 
-// hasAccounts reports whether clients are in accounts other than the default one,
-// or somebody else says in which.
+// hasAccounts reports whether clients are in accounts other than the default one, or somebody else says in which.
 func hasAccounts(o *natsserver.Options) bool {
 	if operated(o) || o.AuthCallout != nil {
 		return true
@@ -232,11 +224,10 @@ type routeAuth struct {
 	tls            tlsFiles
 }
 
-// WithClusterAuth makes the servers of a cluster ask each other for this name and
-// password; all need the same. A route that names its own user,
-// "nats-route://user:password@host:port", keeps it; and where all routes name the
-// same one, this option can be left out. The password is needed as it is, not as
-// a hash: this server gives it to the others. Needs WithCluster.
+// WithClusterAuth makes the servers of a cluster ask each other for this name and password; all need the same. A
+// route that names its own user, "nats-route://user:password@host:port", keeps it; and where all routes name the same
+// one, this option can be left out. The password is needed as it is, not as a hash: this server gives it to the
+// others. Needs WithCluster.
 func WithClusterAuth(user, password string) Option {
 	return func(c *config) error {
 		switch {
@@ -252,11 +243,9 @@ func WithClusterAuth(user, password string) Option {
 	}
 }
 
-// WithClusterTLS makes the servers of a cluster speak TLS with each other, and
-// ask each other for a certificate that one of the authorities in caFile has
-// signed. A certificate must be good for both ends of a connection and name the
-// host by which the routes call this server. All files are PEM. Needs
-// WithCluster; all servers need it or none.
+// WithClusterTLS makes the servers of a cluster speak TLS with each other, and ask each other for a certificate that
+// one of the authorities in caFile has signed. A certificate must be good for both ends of a connection and name the
+// host by which the routes call this server. All files are PEM. Needs WithCluster; all servers need it or none.
 func WithClusterTLS(certFile, keyFile, caFile string) Option {
 	return func(c *config) error {
 		all := certFile != "" && keyFile != "" && caFile != ""
@@ -308,19 +297,16 @@ func (a routeAuth) login(routes []*url.URL) (*url.Userinfo, error) {
 	return found, nil
 }
 
-// tlsTimeout bounds a handshake, in seconds. The server's own default of two is
-// short for a host that is busy.
+// tlsTimeout bounds a handshake, in seconds. The server's own default of two is short for a host that is busy.
 const tlsTimeout = 5
 
-// tlsFiles are the files of one listener. They are read at the start and again
-// by Reload.
+// tlsFiles are the files of one listener. They are read at the start and again by Reload.
 type tlsFiles struct {
 	cert, key, ca string
 }
 
-// WithTLS makes the client listener speak TLS, and only that, with this
-// certificate (its chain may follow in the file) and its key, both in PEM.
-// ClientURL begins with "tls://" then. Connections inside the process need none.
+// WithTLS makes the client listener speak TLS, and only that, with this certificate (its chain may follow in the
+// file) and its key, both in PEM. ClientURL begins with "tls://" then. Connections inside the process need none.
 // Needs WithListen.
 func WithTLS(certFile, keyFile string) Option {
 	return func(c *config) error {
@@ -332,9 +318,8 @@ func WithTLS(certFile, keyFile string) Option {
 	}
 }
 
-// WithClientCA makes the client listener ask for a certificate that one of the
-// authorities in caFile (PEM) has signed; without one nobody gets in. That is
-// authentication of its own, and users, nkeys or a token can be asked for
+// WithClientCA makes the client listener ask for a certificate that one of the authorities in caFile (PEM) has
+// signed; without one nobody gets in. That is authentication of its own, and users, nkeys or a token can be asked for
 // besides. Needs WithTLS.
 func WithClientCA(caFile string) Option {
 	return func(c *config) error {
@@ -342,8 +327,7 @@ func WithClientCA(caFile string) Option {
 	}
 }
 
-// load reads the files. With authorities the other side needs a certificate of
-// theirs, whoever dials.
+// load reads the files. With authorities the other side needs a certificate of theirs, whoever dials.
 func (f tlsFiles) load(option string) (*tls.Config, error) {
 	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
 	if err != nil {

@@ -10,12 +10,10 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// Connect opens a connection inside the process; no listener is needed, nor TLS.
-// Where clients need credentials it brings its own, unless opts have some. The
-// caller has to give some only in the accounts of a configuration file or of an
-// operator, or where that file has other users for websocket or mqtt:
-// ErrCredentials. It fails with ErrStopped after Shutdown. The caller closes
-// the connection.
+// Connect opens a connection inside the process; no listener is needed, nor TLS. Where clients need credentials it
+// brings its own, unless opts have some. The caller has to give some only in the accounts of a configuration file or
+// of an operator, or where that file has other users for websocket or mqtt: ErrCredentials. It fails with ErrStopped
+// after Shutdown. The caller closes the connection.
 func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	select {
 	case <-s.stopping:
@@ -43,9 +41,8 @@ func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	}
 }
 
-// InProcessConn opens a raw connection inside the process. With it a Server can
-// be given to nats.InProcessServer; where clients need credentials, the caller
-// has to give them then.
+// InProcessConn opens a raw connection inside the process. With it a Server can be given to nats.InProcessServer;
+// where clients need credentials, the caller has to give them then.
 func (s *Server) InProcessConn() (net.Conn, error) {
 	conn, err := s.srv.InProcessConn()
 	if err != nil {
@@ -54,9 +51,8 @@ func (s *Server) InProcessConn() (net.Conn, error) {
 	return &greeting{Conn: conn}, nil
 }
 
-// ClientURL returns the URL for clients in other processes of this host, without
-// credentials: "nats://...", or "tls://..." where TLS is needed. It is empty when
-// the server has no listener.
+// ClientURL returns the URL for clients in other processes of this host, without credentials: "nats://...", or
+// "tls://..." where TLS is needed. It is empty when the server has no listener.
 func (s *Server) ClientURL() string {
 	a, ok := s.addr.(*net.TCPAddr)
 	if !ok {
@@ -76,16 +72,13 @@ func (s *Server) ClientURL() string {
 // TLS reports whether clients from outside the process have to use TLS.
 func (s *Server) TLS() bool { return s.access.Load().tls }
 
-// Auth reports whether clients from outside the process have to say who they
-// are, by credentials or by a certificate.
+// Auth reports whether clients from outside the process have to say who they are, by credentials or by a certificate.
 func (s *Server) Auth() bool { return s.access.Load().auth }
 
-// greeting is the client's end of a connection inside the process. Such a
-// connection has no buffer: a server that refuses the client's CONNECT has
-// something to say while the client still writes the PING that comes after it,
-// and each would wait for the other until the server gives up, ten seconds later.
-// So the two go out in one piece. A client writes them in turn, before it reads
-// or anything else writes.
+// greeting is the client's end of a connection inside the process. Such a connection has no buffer: a server that
+// refuses the client's CONNECT has something to say while the client still writes the PING that comes after it, and
+// each would wait for the other until the server gives up, ten seconds later. So the two go out in one piece. A
+// client writes them in turn, before it reads or anything else writes.
 type greeting struct {
 	net.Conn
 	held []byte

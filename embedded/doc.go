@@ -1,10 +1,8 @@
-// Package embedded runs a NATS server with JetStream inside the calling
-// process, so that a lock service needs nothing installed beside it: tests,
-// examples, single binaries and the daemon use it.
+// Package embedded runs a NATS server with JetStream inside the calling process, so that a lock service needs nothing
+// installed beside it: tests, examples, single binaries and the daemon use it.
 //
-// [Start] runs one server on a store directory. By default it has no network
-// listener at all (reach it with [Server.Connect]), logs nothing, and syncs
-// every write to disk before it is acknowledged. [WithCluster] joins it to
+// [Start] runs one server on a store directory. By default it has no network listener at all (reach it with
+// [Server.Connect]), logs nothing, and syncs every write to disk before it is acknowledged. [WithCluster] joins it to
 // others, as one of a cluster.
 //
 // # What is guaranteed
@@ -31,20 +29,17 @@
 //
 // # Configuration files
 //
-// [WithConfigFile] takes everything from a file of nats-server instead. What this
-// package promises stays: writes are synced unless the file says otherwise, the
-// store is one server's, and the addresses are checked. [Server.Reload] reads the
-// file, and certificates, again.
+// [WithConfigFile] takes everything from a file of nats-server instead. What this package promises stays: writes are
+// synced unless the file says otherwise, the store is one server's, and the addresses are checked. [Server.Reload]
+// reads the file, and certificates, again.
 //
 // # How it fails
 //
-// Everything that can be wrong is an error of Start: nonsense options, and files
-// that can't be used, are [ErrInvalidOption], a store that belongs to another
-// server is [ErrStoreInUse], and whatever makes the server give up (an address in
-// use, a store it can't read, a full disk) is [ErrStartFailed] with the server's own reason.
-// The server never ends the process and installs no signal handlers. A server that
-// runs can come to a point where it can't write its store any more, for a full disk:
-// [Server.Health] tells, and only another Start helps.
+// Everything that can be wrong is an error of Start: nonsense options, and files that can't be used, are
+// [ErrInvalidOption], a store that belongs to another server is [ErrStoreInUse], and whatever makes the server give
+// up (an address in use, a store it can't read, a full disk) is [ErrStartFailed] with the server's own reason. The
+// server never ends the process and installs no signal handlers. A server that runs can come to a point where it
+// can't write its store any more, for a full disk: [Server.Health] tells, and only another Start helps.
 //
 //	         Start                     Shutdown
 //	(none) --------> starting --> ready --------> stopping --> stopped

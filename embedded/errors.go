@@ -11,40 +11,34 @@ var (
 	// nothing was written; the message names the option and says what to do.
 	ErrInvalidOption = errors.New("embedded: invalid option")
 
-	// ErrStoreInUse is returned by Start when another server, in this process or
-	// in another one, has the store directory open. Use another directory, stop
-	// that server, or connect to it instead. errors.As with *StoreInUseError
-	// tells which server it is.
+	// ErrStoreInUse is returned by Start when another server, in this process or in another one, has the store
+	// directory open. Use another directory, stop that server, or connect to it instead. errors.As with
+	// *StoreInUseError tells which server it is.
 	ErrStoreInUse = errors.New("embedded: store directory is in use")
 
-	// ErrStartFailed is returned by Start when the server gave up while starting:
-	// the address is taken, the store can't be read, or its disk is full. The message carries the
-	// server's reason. The store lock has been released.
+	// ErrStartFailed is returned by Start when the server gave up while starting: the address is taken, the store
+	// can't be read, or its disk is full. The message carries the server's reason. The store lock has been released.
 	ErrStartFailed = errors.New("embedded: server failed to start")
 
-	// ErrStoreFailed is returned by Health when a write to the store has failed. The
-	// server then writes nothing there until it is started again, also when there is
-	// room on the disk meanwhile: locks can be neither taken nor released. What was
-	// acknowledged is kept.
+	// ErrStoreFailed is returned by Health when a write to the store has failed. The server then writes nothing there
+	// until it is started again, also when there is room on the disk meanwhile: locks can be neither taken nor
+	// released. What was acknowledged is kept.
 	ErrStoreFailed = errors.New("embedded: store can't be written")
 
-	// ErrStoreGone is returned by Health when files of the store were removed or
-	// replaced while the server runs. It goes on for a while with the files that it has
-	// open, but another server can be started on the same path, and what was
-	// acknowledged is lost with the process. Shut it down, and let no other one grant
-	// locks before the leases of its clients have ended.
+	// ErrStoreGone is returned by Health when files of the store were removed or replaced while the server runs. It
+	// goes on for a while with the files that it has open, but another server can be started on the same path, and
+	// what was acknowledged is lost with the process. Shut it down, and let no other one grant locks before the
+	// leases of its clients have ended.
 	ErrStoreGone = errors.New("embedded: files of the store were removed or replaced")
 
-	// ErrCredentials is returned by Connect when the server's accounts are those of
-	// a configuration file, or of an operator, and it does not know in which of
-	// them the caller belongs; or when the file has a user for websocket or mqtt
-	// alone, beside which the server takes no other: pass nats options with credentials to Connect, such
-	// as nats.UserInfo or nats.UserCredentials.
+	// ErrCredentials is returned by Connect when the server's accounts are those of a configuration file, or of an
+	// operator, and it does not know in which of them the caller belongs; or when the file has a user for websocket
+	// or mqtt alone, beside which the server takes no other: pass nats options with credentials to Connect, such as
+	// nats.UserInfo or nats.UserCredentials.
 	ErrCredentials = errors.New("embedded: the connection needs credentials")
 
-	// ErrReload is returned by Reload when the running server can't take over a
-	// change, such as another address or store. It goes on as before; restart it
-	// for the change.
+	// ErrReload is returned by Reload when the running server can't take over a change, such as another address or
+	// store. It goes on as before; restart it for the change.
 	ErrReload = errors.New("embedded: change needs a restart")
 
 	// ErrStopped is returned by Connect, Reload and Health once Shutdown has begun.
@@ -57,15 +51,13 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", ErrInvalidOption, fmt.Errorf(format, args...))
 }
 
-// StoreInUseError says which server has the store directory open. It matches
-// ErrStoreInUse with errors.Is.
+// StoreInUseError says which server has the store directory open. It matches ErrStoreInUse with errors.Is.
 type StoreInUseError struct {
 	// Dir is the store directory as an absolute path.
 	Dir string
 	// PID is the process id of the owner, 0 when it isn't known.
 	PID int
-	// URL is the client URL of the owner, empty when it has no listener, is
-	// still starting, or isn't known.
+	// URL is the client URL of the owner, empty when it has no listener, is still starting, or isn't known.
 	URL string
 }
 
@@ -92,8 +84,7 @@ type OpenListenerError struct {
 	Addr string
 	// File is the configuration file, empty without one.
 	File string
-	// Reason is what lets strangers in although there are users, such as
-	// "no_auth_user"; empty where there are none.
+	// Reason is what lets strangers in although there are users, such as "no_auth_user"; empty where there are none.
 	Reason string
 }
 

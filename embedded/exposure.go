@@ -14,8 +14,7 @@ import (
 	natsserver "github.com/nats-io/nats-server/v2/server"
 )
 
-// listener is an address that the server opens, and what it asks of those who
-// come there.
+// listener is an address that the server opens, and what it asks of those who come there.
 type listener struct {
 	name      string // in the words of the configuration file
 	addr      string
@@ -24,8 +23,7 @@ type listener struct {
 	why       string // auth is false although somebody is asked
 }
 
-// listeners returns all that give access to locks, and profiling, which gives
-// access to the process.
+// listeners returns all that give access to locks, and profiling, which gives access to the process.
 func listeners(o *natsserver.Options) []listener {
 	var ls []listener
 	add := func(name, host string, port int, tls *tls.Config, asked bool, why string) {
@@ -66,8 +64,7 @@ func listeners(o *natsserver.Options) []listener {
 	return ls
 }
 
-// monitors returns the addresses that show the server's state and change nothing.
-// They ask nobody, and can't.
+// monitors returns the addresses that show the server's state and change nothing. They ask nobody, and can't.
 func monitors(o *natsserver.Options) []listener {
 	var ls []listener
 	for _, port := range []int{o.HTTPPort, o.HTTPSPort} {
@@ -83,10 +80,9 @@ func newListener(name, host string, port int) listener {
 	return listener{name: name, addr: net.JoinHostPort(host, strconv.Itoa(max(port, 0))), loopback: isLoopback(host)}
 }
 
-// asksClients reports whether nobody gets in without credentials, and if not, why
-// although there are some. A user for those who have none means that everybody
-// does; a user without a password lets in who knows the name; and users of the
-// system account alone leave the default account open.
+// asksClients reports whether nobody gets in without credentials, and if not, why although there are some. A user for
+// those who have none means that everybody does; a user without a password lets in who knows the name; and users of
+// the system account alone leave the default account open.
 func asksClients(o *natsserver.Options) (asked bool, why string) {
 	switch {
 	case !needsCredentials(o):
@@ -145,9 +141,8 @@ func asksLeaves(o *natsserver.Options) (bool, string) {
 	return asksClients(o)
 }
 
-// asksWebsocket looks at all who come in there: also leaf nodes and MQTT clients,
-// where the server has listeners for them, and those are asked what they would be
-// asked there.
+// asksWebsocket looks at all who come in there: also leaf nodes and MQTT clients, where the server has listeners for
+// them, and those are asked what they would be asked there.
 func asksWebsocket(o *natsserver.Options) (bool, string) {
 	w, m := &o.Websocket, &o.MQTT
 	if asked, why := asksWith(o, w.Username, w.Password, w.Token, w.NoAuthUser); !asked {
@@ -177,9 +172,8 @@ func bareName(users []*natsserver.User) string {
 	return ""
 }
 
-// verifies reports whether a client needs a certificate of certain authorities.
-// Without their names it would be any that the host trusts, which are open to
-// everybody.
+// verifies reports whether a client needs a certificate of certain authorities. Without their names it would be any
+// that the host trusts, which are open to everybody.
 func verifies(t *tls.Config) bool {
 	return t != nil && t.ClientAuth == tls.RequireAndVerifyClientCert && t.ClientCAs != nil
 }
@@ -193,8 +187,7 @@ func isLoopback(host string) bool {
 	return ip != nil && ip.IsLoopback()
 }
 
-// plan is what a server is started or reloaded with: options that were checked,
-// and what there is to warn of.
+// plan is what a server is started or reloaded with: options that were checked, and what there is to warn of.
 type plan struct {
 	options  *natsserver.Options
 	access   *access

@@ -40,17 +40,15 @@ type clusterOptions struct {
 	routes []string
 }
 
-// WithStoreDir keeps JetStream's data in dir, which is made when it doesn't
-// exist. One server at a time can use a directory. Either this or WithTempStore
-// is required.
+// WithStoreDir keeps JetStream's data in dir, which is made when it doesn't exist. One server at a time can use a
+// directory. Either this or WithTempStore is required.
 func WithStoreDir(dir string) Option {
 	return func(c *config) error {
 		return set(&c.storeDir, dir, dir != "", "WithStoreDir: the directory is empty; name one, or use WithTempStore")
 	}
 }
 
-// WithTempStore keeps JetStream's data in a fresh temporary directory that
-// Shutdown removes.
+// WithTempStore keeps JetStream's data in a fresh temporary directory that Shutdown removes.
 func WithTempStore() Option { return func(c *config) error { c.tempStore = true; return nil } }
 
 // WithSync says when writes reach the disk. The default is SyncAlways.
@@ -61,20 +59,17 @@ func WithSync(mode SyncMode) Option {
 	}
 }
 
-// WithListen opens a TCP listener for clients on addr, "host:port"; port 0
-// picks a free one, see Server.ClientURL. Without this option there is no
-// listener and only Server.Connect reaches the server. An address that other
-// hosts reach needs authentication: WithUser, WithToken, WithNKey or
-// WithClientCA; or WithAllowNonLoopback.
+// WithListen opens a TCP listener for clients on addr, "host:port"; port 0 picks a free one, see Server.ClientURL.
+// Without this option there is no listener and only Server.Connect reaches the server. An address that other hosts
+// reach needs authentication: WithUser, WithToken, WithNKey or WithClientCA; or WithAllowNonLoopback.
 func WithListen(addr string) Option {
 	return func(c *config) error {
 		return set(&c.listen, addr, addr != "", "WithListen: the address is empty; give host:port such as 127.0.0.1:0, or leave the option out")
 	}
 }
 
-// WithAllowNonLoopback allows listeners for clients and for other servers that
-// other hosts can reach and that ask nobody who they are: do this only on a
-// network where everybody may take and break every lock. A listener with
+// WithAllowNonLoopback allows listeners for clients and for other servers that other hosts can reach and that ask
+// nobody who they are: do this only on a network where everybody may take and break every lock. A listener with
 // authentication needs no such permission.
 func WithAllowNonLoopback() Option {
 	return func(c *config) error { c.allowExternal = true; return nil }
@@ -88,9 +83,8 @@ func WithMaxStore(n int64) Option {
 	}
 }
 
-// WithMaxMemory limits JetStream's memory streams to n bytes. The default is the
-// server's: three quarters of the memory. Lock data is in files, so this only
-// bounds other users of the server.
+// WithMaxMemory limits JetStream's memory streams to n bytes. The default is the server's: three quarters of the
+// memory. Lock data is in files, so this only bounds other users of the server.
 func WithMaxMemory(n int64) Option {
 	return func(c *config) error {
 		return set(&c.maxMemory, n, n > 0, "WithMaxMemory(%d): give a positive number of bytes", n)
@@ -105,20 +99,16 @@ func WithServerName(name string) Option {
 	}
 }
 
-// WithLogger sends the server's log to l. Without it, or with nil, the server
-// is silent.
+// WithLogger sends the server's log to l. Without it, or with nil, the server is silent.
 func WithLogger(l *slog.Logger) Option { return func(c *config) error { c.logger = l; return nil } }
 
-// WithCluster makes the server one of a cluster with the given name. It accepts
-// other servers on listenAddr ("host:port", port 0 picks a free one) and
-// connects to routes, the cluster addresses ("host:port" or
-// "nats-route://host:port") of all servers, its own included: while the cluster
-// forms for the first time, the number of routes is taken for its size, and with
-// too few of them two parts could each go their own way.
+// WithCluster makes the server one of a cluster with the given name. It accepts other servers on listenAddr
+// ("host:port", port 0 picks a free one) and connects to routes, the cluster addresses ("host:port" or
+// "nats-route://host:port") of all servers, its own included: while the cluster forms for the first time, the number
+// of routes is taken for its size, and with too few of them two parts could each go their own way.
 //
-// Needs WithServerName and WithListen. Start returns before the cluster has
-// agreed on anything: JetStream answers once a majority of the servers has
-// found each other.
+// Needs WithServerName and WithListen. Start returns before the cluster has agreed on anything: JetStream answers
+// once a majority of the servers has found each other.
 func WithCluster(name, listenAddr string, routes ...string) Option {
 	return func(c *config) error {
 		given := &clusterOptions{name: name, listen: listenAddr, routes: routes}
@@ -273,24 +263,20 @@ func parseRoute(r string) (*url.URL, error) {
 	return u, nil
 }
 
-// SyncMode says when acknowledged writes reach the disk. Make one with
-// SyncAlways or SyncInterval.
+// SyncMode says when acknowledged writes reach the disk. Make one with SyncAlways or SyncInterval.
 type SyncMode time.Duration
 
-// SyncAlways syncs every write to disk before it is acknowledged. It is the
-// default of Start: a lock that was granted stays granted through a power
-// failure. A write costs what the disk's sync costs.
+// SyncAlways syncs every write to disk before it is acknowledged. It is the default of Start: a lock that was granted
+// stays granted through a power failure. A write costs what the disk's sync costs.
 const SyncAlways SyncMode = 0
 
 // minSyncInterval keeps the server's background sync from spinning.
 const minSyncInterval = time.Millisecond
 
-// SyncInterval syncs in the background about every d, at least one
-// millisecond, and acknowledges writes before. It is faster, many times so on
-// slow disks, and the price is that a power failure or a crash of the operating
-// system may lose acknowledged writes of the last d: a lock can then be held
-// twice, and fencing tokens may repeat. The end of the process alone loses
-// nothing.
+// SyncInterval syncs in the background about every d, at least one millisecond, and acknowledges writes before. It is
+// faster, many times so on slow disks, and the price is that a power failure or a crash of the operating system may
+// lose acknowledged writes of the last d: a lock can then be held twice, and fencing tokens may repeat. The end of
+// the process alone loses nothing.
 func SyncInterval(d time.Duration) SyncMode {
 	if d < minSyncInterval {
 		return SyncMode(-1) // refused by the option that gets it
@@ -310,9 +296,8 @@ func (m SyncMode) String() string {
 	}
 }
 
-// WithConfigFile takes everything from a configuration file of nats-server:
-// listeners, users, accounts and permissions, TLS, cluster. Some options can be
-// given besides, and no others:
+// WithConfigFile takes everything from a configuration file of nats-server: listeners, users, accounts and
+// permissions, TLS, cluster. Some options can be given besides, and no others:
 //
 //   - WithStoreDir or WithTempStore, which enable JetStream, if the file names no
 //     store_dir. One of the three is needed: the server's own default is below
@@ -325,9 +310,8 @@ func (m SyncMode) String() string {
 // The server reads the file at Start and by [Server.Reload] only, not for a user of
 // the system account who asks it to (nats server config reload).
 //
-// The file's rules for logging (log_file, syslog, debug, trace) have no effect, see
-// WithLogger. The store is kept to one server as with WithStoreDir, but a stock
-// nats-server on the same directory knows nothing of that.
+// The file's rules for logging (log_file, syslog, debug, trace) have no effect, see WithLogger. The store is kept to
+// one server as with WithStoreDir, but a stock nats-server on the same directory knows nothing of that.
 func WithConfigFile(path string) Option {
 	return func(c *config) error {
 		return set(&c.configFile, path, path != "", "WithConfigFile: the path is empty; name a configuration file of nats-server")

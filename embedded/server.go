@@ -34,12 +34,10 @@ type Server struct {
 	stopErr  error         // set before stopped is closed
 }
 
-// Start runs a server and returns when JetStream is up and its store is
-// recovered. It fails with ErrInvalidOption, ErrStoreInUse (a
-// *StoreInUseError), ErrStartFailed, or ctx's cause; then nothing is left
-// running and the store is free. ctx covers the start only: to end the server,
-// call Shutdown. Recovery of a store can't be interrupted, so Start returns
-// late when ctx ends in the middle of one.
+// Start runs a server and returns when JetStream is up and its store is recovered. It fails with ErrInvalidOption,
+// ErrStoreInUse (a *StoreInUseError), ErrStartFailed, or ctx's cause; then nothing is left running and the store is
+// free. ctx covers the start only: to end the server, call Shutdown. Recovery of a store can't be interrupted, so
+// Start returns late when ctx ends in the middle of one.
 func Start(ctx context.Context, opts ...Option) (_ *Server, err error) {
 	c, err := newConfig(opts)
 	if err != nil {
@@ -84,9 +82,8 @@ func Start(ctx context.Context, opts ...Option) (_ *Server, err error) {
 	return s, nil
 }
 
-// run brings the server up. The server's Start returns when all is done or when
-// it gave up; it is waited for in every case, because stopping a server that is
-// still recovering its store can leave files open behind the lock.
+// run brings the server up. The server's Start returns when all is done or when it gave up; it is waited for in every
+// case, because stopping a server that is still recovering its store can leave files open behind the lock.
 func (s *Server) run(ctx context.Context, o *natsserver.Options, l *logAdapter) error {
 	l.install(s.srv)
 	clustered := o.Cluster.Port != 0 // the server writes the port it got there, later
@@ -157,8 +154,7 @@ func makeStoreDir(dir string) (string, error) {
 // Addr returns the address of the client listener, nil when there is none.
 func (s *Server) Addr() net.Addr { return s.addr }
 
-// ClusterAddr returns the address on which other servers of the cluster are
-// accepted, nil without WithCluster.
+// ClusterAddr returns the address on which other servers of the cluster are accepted, nil without WithCluster.
 func (s *Server) ClusterAddr() net.Addr { return s.routes }
 
 // Name returns the server's name.
@@ -167,15 +163,12 @@ func (s *Server) Name() string { return s.srv.Name() }
 // StoreDir returns the store directory as an absolute path.
 func (s *Server) StoreDir() string { return s.dir }
 
-// NumClients returns the number of client connections, in-process ones
-// included.
+// NumClients returns the number of client connections, in-process ones included.
 func (s *Server) NumClients() int { return s.srv.NumClients() }
 
-// Shutdown stops the server, waits until it has stopped, releases the store and
-// removes a temporary one. Clients are disconnected. It can be called any
-// number of times and from anywhere; every call waits for the same end and
-// returns the same error. When ctx ends first, its cause is returned and the
-// server goes on stopping; call again to wait on.
+// Shutdown stops the server, waits until it has stopped, releases the store and removes a temporary one. Clients are
+// disconnected. It can be called any number of times and from anywhere; every call waits for the same end and returns
+// the same error. When ctx ends first, its cause is returned and the server goes on stopping; call again to wait on.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.stopOnce.Do(func() {
 		close(s.stopping)
@@ -221,12 +214,10 @@ func (s *Server) stop() {
 	s.stopErr = errors.Join(errs...)
 }
 
-// Reload reads the files again that the options name: certificates, keys and
-// authorities, and the configuration file with what it refers to. New connections
-// see the change; clients whose user is gone are disconnected. The same checks
-// apply as at the start, so it fails with ErrInvalidOption for files that make no
-// sense, and with ErrReload for a change that needs a restart. Then everything
-// stays as it was.
+// Reload reads the files again that the options name: certificates, keys and authorities, and the configuration file
+// with what it refers to. New connections see the change; clients whose user is gone are disconnected. The same
+// checks apply as at the start, so it fails with ErrInvalidOption for files that make no sense, and with ErrReload
+// for a change that needs a restart. Then everything stays as it was.
 func (s *Server) Reload() error {
 	s.reload.Lock()
 	defer s.reload.Unlock()
@@ -256,9 +247,8 @@ func (s *Server) Reload() error {
 	return nil
 }
 
-// Health fails with ErrStoreFailed when the server can't write its store any more,
-// because the disk is full for example, with ErrStoreGone when its files were removed
-// or replaced, and with ErrStopped after Shutdown. A
+// Health fails with ErrStoreFailed when the server can't write its store any more, because the disk is full for
+// example, with ErrStoreGone when its files were removed or replaced, and with ErrStopped after Shutdown. A
 // server alone finds out about every stream; one in a cluster, whose streams others
 // lead then, only when it has given up its whole store. For a moment it can fail
 // while a stream is made or deleted: take it seriously when it lasts for seconds.
@@ -346,8 +336,7 @@ func newLogAdapter(out *slog.Logger) *logAdapter {
 	return &logAdapter{out: out, fatal: make(chan struct{})}
 }
 
-// install attaches the adapter. Protocol traces stay off: they would put lock
-// owners and payloads into the log.
+// install attaches the adapter. Protocol traces stay off: they would put lock owners and payloads into the log.
 func (l *logAdapter) install(s *natsserver.Server) {
 	debug := l.out != nil && l.out.Enabled(context.Background(), slog.LevelDebug)
 	s.SetLoggerV2(l, debug, false, false)

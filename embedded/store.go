@@ -17,10 +17,9 @@ const (
 	ownerFileName = "lockfabric.owner"
 )
 
-// storeLock keeps a store directory to one server. The lock is the operating
-// system's on the lock file, and ends with its process; the owner file beside it only
-// serves the error message of whoever comes second. The lock file is never removed: a
-// process that waits with the old file open would else lock a name that is gone.
+// storeLock keeps a store directory to one server. The lock is the operating system's on the lock file, and ends with
+// its process; the owner file beside it only serves the error message of whoever comes second. The lock file is never
+// removed: a process that waits with the old file open would else lock a name that is gone.
 type storeLock struct {
 	dir  string
 	file *flock.Flock
@@ -75,11 +74,9 @@ func storeInUse(dir string) error {
 	return e
 }
 
-// checkFiles fails with ErrStoreGone when the store on disk is not the one that the
-// server has open: its directory was emptied, moved or replaced, or a stream's
-// directory was. The server goes on with the files that it has open and notices
-// nothing by itself, and another server can start on the path. What is inside of a
-// file is not looked at.
+// checkFiles fails with ErrStoreGone when the store on disk is not the one that the server has open: its directory
+// was emptied, moved or replaced, or a stream's directory was. The server goes on with the files that it has open and
+// notices nothing by itself, and another server can start on the path. What is inside of a file is not looked at.
 func (s *Server) checkFiles() error {
 	if err := s.lock.present(); err != nil {
 		return err

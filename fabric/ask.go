@@ -16,10 +16,9 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// An entry can come back that its process has released: with a stream that was restored
-// or has lost its last writes, or by hand. If its lease lives, nobody may evict it, and
-// that process does not watch the lock any more. So others ask it to look: they name
-// the lock under a key of the lease's own, which its process follows.
+// An entry can come back that its process has released: with a stream that was restored or has lost its last writes,
+// or by hand. If its lease lives, nobody may evict it, and that process does not watch the lock any more. So others
+// ask it to look: they name the lock under a key of the lease's own, which its process follows.
 const (
 	askTTL   = time.Minute
 	askBytes = 8 << 10 // of the names that are asked about at a time
@@ -78,8 +77,7 @@ func (s *session) disown(ctx context.Context, enc string) {
 	}
 }
 
-// ownUp disowns what came back in the locks ours, and asks the processes of other leases
-// to do so in locks of theirs.
+// ownUp disowns what came back in the locks ours, and asks the processes of other leases to do so in locks of theirs.
 func (s *session) ownUp(ctx context.Context, ours []string, others map[string][]string) {
 	forEach(ctx, sweepAtOnce, ours, func(enc string) { s.disown(ctx, enc) })
 	forEach(ctx, sweepAtOnce, slices.Collect(maps.Keys(others)), func(id string) {

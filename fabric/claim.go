@@ -22,9 +22,8 @@ const (
 	KindOnce      = string(record.KindOnce)
 )
 
-// Claim is what is asked for with [Manager.Claim] and [Manager.Await]: plain data that
-// the record's kind makes sense of. Package primitives is made of claims and posts;
-// use them to build a primitive of your own.
+// Claim is what is asked for with [Manager.Claim] and [Manager.Await]: plain data that the record's kind makes sense
+// of. Package primitives is made of claims and posts; use them to build a primitive of your own.
 type Claim struct {
 	Kind string // KindLock and its like
 	Verb string // what is asked for, by its name in the design of the kind; "" = acquire
@@ -59,16 +58,14 @@ type Post struct {
 	Fail  bool
 	Value []byte // nil = none
 
-	// Ends says, of a hold's post, that it ends the hold: the handle is released
-	// before the post is sent.
+	// Ends says, of a hold's post, that it ends the hold: the handle is released before the post is sent.
 	Ends bool
 }
 
-// Claim waits until the claim is granted or ctx ends, as Acquire does for a lock, and
-// returns the hold. Every error is a *NotAcquiredError; causes are those of Acquire and
-// those of the kind: ErrTooLarge, a *SizeMismatchError, a *BrokenError, ErrStale,
-// ErrDeleted, ErrFinished. ErrUncertain is among them where it could not be found out
-// in time what became of the claim.
+// Claim waits until the claim is granted or ctx ends, as Acquire does for a lock, and returns the hold. Every error
+// is a *NotAcquiredError; causes are those of Acquire and those of the kind: ErrTooLarge, a *SizeMismatchError, a
+// *BrokenError, ErrStale, ErrDeleted, ErrFinished. ErrUncertain is among them where it could not be found out in time
+// what became of the claim.
 //
 // A claim with From that stays in a queue goes on when ctx ends, asks to be granted as
 // soon as it can, and returns the hold together with ctx's error.
@@ -80,10 +77,9 @@ func (m *Manager) Claim(ctx context.Context, key string, c Claim, opts ...Acquir
 	return h, nil
 }
 
-// Await waits like Claim for what leaves nothing to be released, as a barrier's trip or
-// an open latch, and returns the record that says so. The hold is nil unless the
-// caller was given something to hold, as the one who runs a barrier's action. Errors
-// are the causes of Claim's.
+// Await waits like Claim for what leaves nothing to be released, as a barrier's trip or an open latch, and returns
+// the record that says so. The hold is nil unless the caller was given something to hold, as the one who runs a
+// barrier's action. Errors are the causes of Claim's.
 func (m *Manager) Await(ctx context.Context, key string, c Claim, opts ...AcquireOption) (*Hold, Info, error) {
 	return m.claim(ctx, key, c, opts)
 }
@@ -153,10 +149,9 @@ func (c *Claim) op(req *request) (record.Op, error) {
 
 func valueOf(b []byte) record.Value { return record.Value{Set: b != nil, Data: string(b)} }
 
-// Post makes a change and returns the record after it. ErrUncertain says that it is not
-// known whether it was made; other errors that it was not: ErrStale when it is based
-// on what has changed since, ErrDeleted, ErrTooLarge, a *SizeMismatchError, a *HeldError
-// where somebody is in the way, and those of Inspect.
+// Post makes a change and returns the record after it. ErrUncertain says that it is not known whether it was made;
+// other errors that it was not: ErrStale when it is based on what has changed since, ErrDeleted, ErrTooLarge, a
+// *SizeMismatchError, a *HeldError where somebody is in the way, and those of Inspect.
 func (m *Manager) Post(caller context.Context, key string, p Post) (Info, error) {
 	enc, err := kv.EncodeName(key)
 	if err != nil {
@@ -231,9 +226,8 @@ func postError(err error) error {
 	return err
 }
 
-// Post makes a change that only whoever holds may make. Posts of one hold are sent one
-// after the other. Errors: those of [Manager.Post], and ErrLost or ErrReleased when the
-// hold has ended.
+// Post makes a change that only whoever holds may make. Posts of one hold are sent one after the other. Errors: those
+// of [Manager.Post], and ErrLost or ErrReleased when the hold has ended.
 func (h *Hold) Post(ctx context.Context, p Post) (Info, error) {
 	op, err := p.op()
 	if err != nil {

@@ -14,9 +14,8 @@ import (
 // lookPause is the least time between two looks at the buckets.
 const lookPause = 250 * time.Millisecond
 
-// doubts joins reports that the buckets may not be those that were opened. No
-// report is dropped: each is followed by a look that began after it, which it may
-// share with others. It is safe for concurrent use.
+// doubts joins reports that the buckets may not be those that were opened. No report is dropped: each is followed by
+// a look that began after it, which it may share with others. It is safe for concurrent use.
 type doubts struct {
 	raised  atomic.Uint64 // how many reports there were
 	settled atomic.Uint64 // how many of them a look has answered
@@ -55,9 +54,8 @@ func (d *doubts) wait(ctx context.Context, n uint64) error {
 	}
 }
 
-// run looks whenever there is a doubt, until ctx ends or a look returns
-// jskv.ErrBucketGone, which it returns. After another error nothing is known, and it
-// looks again.
+// run looks whenever there is a doubt, until ctx ends or a look returns jskv.ErrBucketGone, which it returns. After
+// another error nothing is known, and it looks again.
 func (d *doubts) run(ctx context.Context, look func(context.Context) error) error {
 	for {
 		select {

@@ -18,24 +18,20 @@ var (
 	// *HeldError that names who is in the way. Try later, or use Acquire to queue.
 	ErrHeld = errors.New("fabric: lock is held")
 
-	// ErrAlreadyHeld says that the owner given with WithOwner holds this very
-	// lock, or waits for it, already. It comes as a *HeldError. Use the handle
-	// that the owner has, or another owner.
+	// ErrAlreadyHeld says that the owner given with WithOwner holds this very lock, or waits for it, already. It
+	// comes as a *HeldError. Use the handle that the owner has, or another owner.
 	ErrAlreadyHeld = errors.New("fabric: owner already holds or waits for this lock")
 
-	// ErrQueueFull says that the lock's record is at its limit of waiters or of bytes, by many processes:
-	// of one manager's acquires only 16 wait in it, the others in the process. The message says
-	// which limit, and its figure. Bytes are 512 KiB, or what the server's
-	// max_payload leaves. Try later.
+	// ErrQueueFull says that the lock's record is at its limit of waiters or of bytes, by many processes: of one
+	// manager's acquires only 16 wait in it, the others in the process. The message says which limit, and its figure.
+	// Bytes are 512 KiB, or what the server's max_payload leaves. Try later.
 	ErrQueueFull = errors.New("fabric: lock queue is full")
 
-	// ErrWaitTooLong says that the wait was expected to last beyond the deadline,
-	// which WithDeadlineCheck asks to find out at once. It comes as a
-	// *WaitTooLongError. Try later, or allow more time.
+	// ErrWaitTooLong says that the wait was expected to last beyond the deadline, which WithDeadlineCheck asks to
+	// find out at once. It comes as a *WaitTooLongError. Try later, or allow more time.
 	ErrWaitTooLong = errors.New("fabric: expected wait exceeds the deadline")
 
-	// ErrKindMismatch says that the name is in use as something else than a
-	// lock. Use another name.
+	// ErrKindMismatch says that the name is in use as something else than a lock. Use another name.
 	ErrKindMismatch = errors.New("fabric: name is in use as another kind")
 )
 
@@ -72,22 +68,19 @@ var (
 
 // Errors of holding.
 var (
-	// ErrLost says that the hold ended before it was released. It comes as a
-	// *LostError with the reason. Stop touching what the lock protects; what
-	// cannot be stopped is caught by the fencing token.
+	// ErrLost says that the hold ended before it was released. It comes as a *LostError with the reason. Stop
+	// touching what the lock protects; what cannot be stopped is caught by the fencing token.
 	ErrLost = errors.New("fabric: lock lost")
 
-	// ErrMember says that a hold is a member of a [Set] and can't be released alone, nor
-	// weakened below what the members under it need. Release the set, or convert the
-	// members under it first.
+	// ErrMember says that a hold is a member of a [Set] and can't be released alone, nor weakened below what the
+	// members under it need. Release the set, or convert the members under it first.
 	ErrMember = errors.New("fabric: the hold is a member of a set")
 
 	// ErrReleased is the state of a handle after Release.
 	ErrReleased = errors.New("fabric: lock released")
 
-	// ErrUnconfirmed says that a release, or a conversion to a weaker mode, was
-	// not confirmed in time. It goes on in the background; at the latest the end
-	// of the lease frees the lock.
+	// ErrUnconfirmed says that a release, or a conversion to a weaker mode, was not confirmed in time. It goes on in
+	// the background; at the latest the end of the lease frees the lock.
 	ErrUnconfirmed = errors.New("fabric: not confirmed yet")
 )
 
@@ -97,14 +90,12 @@ var (
 	// *ConvertError that says which mode is held.
 	ErrNotConverted = errors.New("fabric: hold not converted")
 
-	// ErrConvertDeadlock says that another holder waits to convert until this
-	// hold gives way, and that this conversion would wait for that one: neither
-	// would ever be granted. Release, or Convert to a weaker mode, and start
-	// over. Take Update instead of Shared where converting to Exclusive is likely.
+	// ErrConvertDeadlock says that another holder waits to convert until this hold gives way, and that this
+	// conversion would wait for that one: neither would ever be granted. Release, or Convert to a weaker mode, and
+	// start over. Take Update instead of Shared where converting to Exclusive is likely.
 	ErrConvertDeadlock = errors.New("fabric: conversion would deadlock")
 
-	// ErrConverting says that another Convert of the same handle is under way.
-	// Wait for it, or end its context.
+	// ErrConverting says that another Convert of the same handle is under way. Wait for it, or end its context.
 	ErrConverting = errors.New("fabric: another conversion of this hold is under way")
 )
 
@@ -127,37 +118,31 @@ var (
 	// ErrClosed says that the manager was closed.
 	ErrClosed = errors.New("fabric: manager is closed")
 
-	// ErrConnectionClosed says that the connection was closed for good: by whoever
-	// made it, after its last attempt to reconnect, or because a server refused its
-	// credentials twice. It ends every call. Close the manager and make a new one on
-	// a new connection, made with nats.MaxReconnects(-1).
+	// ErrConnectionClosed says that the connection was closed for good: by whoever made it, after its last attempt to
+	// reconnect, or because a server refused its credentials twice. It ends every call. Close the manager and make a
+	// new one on a new connection, made with nats.MaxReconnects(-1).
 	ErrConnectionClosed = errors.New("fabric: the connection was closed for good: make a new manager on a new connection")
 
-	// ErrEventsDropped says that Close gave up before the event hook had taken all
-	// events. Everything else is closed. Make the hook quicker, or have it only
-	// count.
+	// ErrEventsDropped says that Close gave up before the event hook had taken all events. Everything else is closed.
+	// Make the hook quicker, or have it only count.
 	ErrEventsDropped = errors.New("fabric: the event hook is too slow, events were dropped")
 
-	// ErrInvalidOption says that an option has a value that makes no sense; the
-	// message names it. Nothing was done.
+	// ErrInvalidOption says that an option has a value that makes no sense; the message names it. Nothing was done.
 	ErrInvalidOption = errors.New("fabric: invalid option")
 
 	// ErrStaleToken says that a fencing token is older than one that was seen
 	// already: its holder has been replaced. It comes as a *StaleTokenError.
 	ErrStaleToken = errors.New("fabric: stale fencing token")
 
-	// ErrMalformedRecord says that the value under the lock's key is no record
-	// of this library. It was left as it is. Look at it with 'nats kv get', and
-	// repair or delete it.
+	// ErrMalformedRecord says that the value under the lock's key is no record of this library. It was left as it is.
+	// Look at it with 'nats kv get', and repair or delete it.
 	ErrMalformedRecord = errors.New("fabric: unreadable lock record")
 
-	// ErrNewerSchema says that a newer version of this library wrote the record
-	// under the lock's key, or the buckets: of a schema or of a kind that this one
-	// doesn't know. It was left as it is. Upgrade this program.
+	// ErrNewerSchema says that a newer version of this library wrote the record under the lock's key, or the buckets:
+	// of a schema or of a kind that this one doesn't know. It was left as it is. Upgrade this program.
 	ErrNewerSchema = errors.New("fabric: written by a newer version")
 
-	// ErrInvalidName says that a lock name is empty, too long, too deep, not
-	// UTF-8, or contains control characters.
+	// ErrInvalidName says that a lock name is empty, too long, too deep, not UTF-8, or contains control characters.
 	ErrInvalidName = kv.ErrInvalidName
 )
 

@@ -15,15 +15,13 @@ type EventType string
 const (
 	// EventQueued: an acquire, or a conversion, waits. It has Position and Blocker.
 	EventQueued EventType = "queued"
-	// EventWithdrawn: one that was queued ended without a grant, for Reason: its
-	// context ended, or its lease was lost and it queues again under a new id. A
-	// conversion that waits when its hold ends has no such event: it ends with the
-	// hold.
+	// EventWithdrawn: one that was queued ended without a grant, for Reason: its context ended, or its lease was lost
+	// and it queues again under a new id. A conversion that waits when its hold ends has no such event: it ends with
+	// the hold.
 	EventWithdrawn EventType = "withdrawn"
 	// EventGranted: an acquire got the lock, after Waited.
 	EventGranted EventType = "granted"
-	// EventPassed: a wait is over, after Waited, that leaves nothing to release: a
-	// barrier tripped, a latch is open.
+	// EventPassed: a wait is over, after Waited, that leaves nothing to release: a barrier tripped, a latch is open.
 	EventPassed EventType = "passed"
 	// EventConverted: Convert was granted. Mode and Token are those from now on.
 	EventConverted EventType = "converted"
@@ -33,17 +31,14 @@ const (
 	// EventLost: a hold ended before it was released, after Held, for Reason. Of a
 	// hold that Release finds gone, it comes instead of EventReleased.
 	EventLost EventType = "lost"
-	// EventEvicted: this process removed entries of dead leases from the lock. It
-	// has Leases and Entries.
+	// EventEvicted: this process removed entries of dead leases from the lock. It has Leases and Entries.
 	EventEvicted EventType = "evicted"
-	// EventTakeover: this process declared the lease Lease dead, after it had seen
-	// no renewal for its TTL and the margin. It has no Key: one lease can stand
-	// behind many locks.
+	// EventTakeover: this process declared the lease Lease dead, after it had seen no renewal for its TTL and the
+	// margin. It has no Key: one lease can stand behind many locks.
 	EventTakeover EventType = "takeover"
 )
 
-// Event is one thing that happened to a lock, seen from this manager. Fields
-// that its type does not name are zero.
+// Event is one thing that happened to a lock, seen from this manager. Fields that its type does not name are zero.
 type Event struct {
 	Type EventType
 	Time time.Time // when it happened, by this process's clock
@@ -79,25 +74,21 @@ type Event struct {
 
 // WithEvents has the manager call hook for every event: see [EventType].
 //
-// The hook is called from one goroutine of the manager, one event after the
-// other. No lock of the library is held, so it may call what it likes but
-// Manager.Close, which waits for it. It delays nothing: Lost is closed, leases
-// are renewed and locks are granted whether or not it returns. So an event tells
-// what was true at its Time; to stop work in time, use Lost or Context.
+// The hook is called from one goroutine of the manager, one event after the other. No lock of the library is held, so
+// it may call what it likes but Manager.Close, which waits for it. It delays nothing: Lost is closed, leases are
+// renewed and locks are granted whether or not it returns. So an event tells what was true at its Time; to stop work
+// in time, use Lost or Context.
 //
-// Events of one hold come in order: queued, granted, converted any number of
-// times, then released or lost, exactly one of them and nothing after it. A grant
-// that was not handed out, as its lease ended at that moment, has no event.
-// Between holds go by Time: a release is told when its outcome is known, and its
-// Time is when Release was called, before the next one can be granted. Likewise
-// with a Convert that only gives up something. A hold that was taken away with
-// ForceNow is told as lost up to a second later, when others may have it.
+// Events of one hold come in order: queued, granted, converted any number of times, then released or lost, exactly
+// one of them and nothing after it. A grant that was not handed out, as its lease ended at that moment, has no event.
+// Between holds go by Time: a release is told when its outcome is known, and its Time is when Release was called,
+// before the next one can be granted. Likewise with a Convert that only gives up something. A hold that was taken
+// away with ForceNow is told as lost up to a second later, when others may have it.
 //
-// None is dropped while the hook is less than 65,536 events behind. Beyond that a
-// queue without a bound would only move the failure into the process's memory:
-// new events are dropped then, and the next one that is not says how many in
-// Dropped. Close delivers what is outstanding; if that takes longer than three
-// seconds it gives up and returns ErrEventsDropped.
+// None is dropped while the hook is less than 65,536 events behind. Beyond that a queue without a bound would only
+// move the failure into the process's memory: new events are dropped then, and the next one that is not says how many
+// in Dropped. Close delivers what is outstanding; if that takes longer than three seconds it gives up and returns
+// ErrEventsDropped.
 //
 // A panic of the hook is not recovered.
 func WithEvents(hook func(Event)) ManagerOption {
@@ -163,9 +154,8 @@ func (s *session) tookOver(id string) {
 // maxEvents is how many events wait for the hook at most.
 const maxEvents = 1 << 16
 
-// feed carries events to the hook. push never waits for it, so that it may be
-// called with a lock held, which is what keeps the events of a hold in order.
-// A nil feed takes nothing and costs nothing.
+// feed carries events to the hook. push never waits for it, so that it may be called with a lock held, which is what
+// keeps the events of a hold in order. A nil feed takes nothing and costs nothing.
 type feed struct {
 	hook func(Event)
 	wake chan struct{} // has the goroutine look
@@ -210,8 +200,7 @@ func (f *feed) push(ev Event) {
 	signal(f.wake)
 }
 
-// announce makes close wait, within its bound, for one push of an event that is
-// sure to come but not yet known.
+// announce makes close wait, within its bound, for one push of an event that is sure to come but not yet known.
 func (f *feed) announce() {
 	if f == nil {
 		return
@@ -272,9 +261,8 @@ func (f *feed) run() {
 	}
 }
 
-// close waits until every event is delivered, within the limit, and ends the
-// goroutine. A hook that does not return by then is not waited for; nothing is
-// delivered after it.
+// close waits until every event is delivered, within the limit, and ends the goroutine. A hook that does not return
+// by then is not waited for; nothing is delivered after it.
 func (f *feed) close(limit time.Duration) error {
 	if f == nil {
 		return nil

@@ -8,9 +8,8 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// The events of one hold are pushed to the feed with the handle's lock held,
-// together with the change of state that they are about. So none can come after
-// the one that ends the hold, whoever ends it.
+// The events of one hold are pushed to the feed with the handle's lock held, together with the change of state that
+// they are about. So none can come after the one that ends the hold, whoever ends it.
 
 // event makes an event about the hold. Called with l.mu held.
 func (h *Hold) event(t EventType) Event {
@@ -70,8 +69,7 @@ func (a *attempt) waiter(t EventType, sl *slot, id string) Event {
 	return ev
 }
 
-// whenQueued returns what the engine calls when the acquire has to wait, nil if
-// nobody wants to know.
+// whenQueued returns what the engine calls when the acquire has to wait, nil if nobody wants to know.
 func (a *attempt) whenQueued(sl *slot, id string) func(record.Place) {
 	a.queued = nil
 	if !a.m.noted() {
@@ -128,8 +126,7 @@ func (a *attempt) withdrawn(sl *slot, id string, err error) {
 	a.m.logEvent(&ev)
 }
 
-// conversion is a Convert that may have to wait. Its fields are for the goroutine
-// in Convert.
+// conversion is a Convert that may have to wait. Its fields are for the goroutine in Convert.
 type conversion struct {
 	l      *Lock
 	to     Mode
@@ -138,8 +135,7 @@ type conversion struct {
 	unit   *unit // of work, which waits; nil = the hold by itself
 }
 
-// whenQueued returns what the engine calls when the conversion has to wait, nil if
-// nobody wants to know.
+// whenQueued returns what the engine calls when the conversion has to wait, nil if nobody wants to know.
 func (c *conversion) whenQueued() func(record.Place) {
 	if !c.l.s.m.noted() {
 		return nil

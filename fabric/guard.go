@@ -16,33 +16,26 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// Guard is the receiving side of fencing, in memory: the owner of a resource asks
-// it before every write whether the writer's token is still good. The zero
-// Guard is ready; one guard belongs to one resource and one lock name. It forgets
-// when its process ends; see [Register] for one that does not. It is safe for
-// concurrent use.
+// Guard is the receiving side of fencing, in memory: the owner of a resource asks it before every write whether the
+// writer's token is still good. The zero Guard is ready; one guard belongs to one resource and one lock name. It
+// forgets when its process ends; see [Register] for one that does not. It is safe for concurrent use.
 //
-// The rule is that of the tokens, which increase strictly between conflicting
-// holds: a token is refused when a larger one was admitted in a mode that can't be
-// held beside its own. So an exclusive token must not be below any token seen, and a
-// shared or update one not below the highest exclusive one. A holder that
-// downgraded keeps its token, so an equal one is good; after an upgrade only the new
-// token may be used.
+// The rule is that of the tokens, which increase strictly between conflicting holds: a token is refused when a larger
+// one was admitted in a mode that can't be held beside its own. So an exclusive token must not be below any token
+// seen, and a shared or update one not below the highest exclusive one. A holder that downgraded keeps its token, so
+// an equal one is good; after an upgrade only the new token may be used.
 //
-// Holders that may hold together are not kept apart by tokens either, since they
-// may come in any order. That matters for the modes with which one writes below
-// a resource: two holders of IntentExclusive are let in side by side, also when
-// one of them has lost its hold meanwhile. Those modes allow no write to the
-// resource itself. Write under an Exclusive lock on the part, and guard that part
-// with that lock's token.
+// Holders that may hold together are not kept apart by tokens either, since they may come in any order. That matters
+// for the modes with which one writes below a resource: two holders of IntentExclusive are let in side by side, also
+// when one of them has lost its hold meanwhile. Those modes allow no write to the resource itself. Write under an
+// Exclusive lock on the part, and guard that part with that lock's token.
 type Guard struct {
 	mu       sync.Mutex
 	admitted [record.X + 1]uint64 // the highest token of each mode
 }
 
-// Admit admits the token of a hold in the given mode, or returns a
-// *StaleTokenError (ErrStaleToken) and changes nothing. What is no mode is
-// ErrInvalidOption, and not admitted either.
+// Admit admits the token of a hold in the given mode, or returns a *StaleTokenError (ErrStaleToken) and changes
+// nothing. What is no mode is ErrInvalidOption, and not admitted either.
 func (g *Guard) Admit(mode Mode, token uint64) error {
 	want, err := mode.record()
 	if err != nil {
@@ -74,10 +67,9 @@ func (g *Guard) Seen() uint64 {
 	return seen
 }
 
-// Register is one key of a KV bucket of the user's that only accepts writes with
-// a fencing token that is not older than the one stored: the receiving side of
-// fencing for state that lives in NATS itself. A holder that was paused past its
-// lease can't overwrite what its successor has written.
+// Register is one key of a KV bucket of the user's that only accepts writes with a fencing token that is not older
+// than the one stored: the receiving side of fencing for state that lives in NATS itself. A holder that was paused
+// past its lease can't overwrite what its successor has written.
 //
 // The stored value is a JSON object with the token, the write's id and the value,
 // as "text" where it is UTF-8 and as base64 "data" otherwise.
@@ -107,8 +99,7 @@ type envelope struct {
 	Data    []byte  `json:"data,omitempty"`
 }
 
-// ErrNotRegister says that the key's value was not written by a Register. It was
-// left as it is.
+// ErrNotRegister says that the key's value was not written by a Register. It was left as it is.
 var ErrNotRegister = errors.New("fabric: value was not written by a register")
 
 // Read returns what the register holds; the zero Fenced if nothing was written
@@ -137,12 +128,10 @@ func (r *Register) read(ctx context.Context) (Fenced, string, error) {
 	return Fenced{Value: bytesOf(env.Text, env.Data), Token: env.Token, Revision: e.Revision()}, env.Write, nil
 }
 
-// Write stores value under the token of the writer's hold. It is a
-// *StaleTokenError (ErrStaleToken), and nothing is written, if a later token has
-// written before. An unknown outcome is resolved by reading; when that is not
-// possible before ctx ends the error is ErrUnavailable and the write may have
-// happened: writing again with the same token is harmless. A key or a value that
-// the bucket never takes is ErrInvalidOption.
+// Write stores value under the token of the writer's hold. It is a *StaleTokenError (ErrStaleToken), and nothing is
+// written, if a later token has written before. An unknown outcome is resolved by reading; when that is not possible
+// before ctx ends the error is ErrUnavailable and the write may have happened: writing again with the same token is
+// harmless. A key or a value that the bucket never takes is ErrInvalidOption.
 func (r *Register) Write(ctx context.Context, token uint64, value []byte) (uint64, error) {
 	if token == 0 {
 		return 0, fmt.Errorf("%w: token 0 belongs to no hold", ErrInvalidOption)

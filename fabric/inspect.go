@@ -17,8 +17,7 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// Info is what is known of one name at one revision. Fields that its kind doesn't have
-// are zero.
+// Info is what is known of one name at one revision. Fields that its kind doesn't have are zero.
 type Info struct {
 	Key      string `json:"key"`
 	Kind     string `json:"kind"`     // KindLock and its like; "" when nothing is stored, in a list also "unreadable" and "newer"
@@ -174,10 +173,9 @@ func (m *Manager) readEncoded(ctx context.Context, key, enc string, identify boo
 	return info, nil
 }
 
-// List tells of every lock in use whose name starts with prefix, in the order of
-// their last changes. The processes behind holders are not looked up: their
-// leases carry the id and the TTL only; Identify adds the rest. Errors are those of Inspect; a record
-// that can't be read is listed with the kind "unreadable".
+// List tells of every lock in use whose name starts with prefix, in the order of their last changes. The processes
+// behind holders are not looked up: their leases carry the id and the TTL only; Identify adds the rest. Errors are
+// those of Inspect; a record that can't be read is listed with the kind "unreadable".
 func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 	filter, err := kv.EncodePrefix(prefix)
 	if err != nil {
@@ -206,9 +204,8 @@ func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 	return out, nil
 }
 
-// Identify fills in who is behind the holders and waiters of a list, with one read for
-// each lease. What can't be read stays as it is. Errors: ErrUnavailable, ErrClosed, and
-// the context's.
+// Identify fills in who is behind the holders and waiters of a list, with one read for each lease. What can't be read
+// stays as it is. Errors: ErrUnavailable, ErrClosed, and the context's.
 func (m *Manager) Identify(ctx context.Context, infos []Info) error {
 	return m.inSession(ctx, func(ctx context.Context, s *session) error {
 		s.identify(ctx, infos)
@@ -294,9 +291,8 @@ func newParty(e record.Entry) Party {
 // lookUps bounds the leases that are read at a time.
 const lookUps = 16
 
-// identify fills in who is behind the leases, one read for each, as far as they
-// can be read. Several are read at a time: behind a long queue stand many, and a
-// read on a slow link takes long.
+// identify fills in who is behind the leases, one read for each, as far as they can be read. Several are read at a
+// time: behind a long queue stand many, and a read on a slow link takes long.
 func (s *session) identify(ctx context.Context, infos []Info) {
 	byLease := map[string][]*Party{}
 	for _, info := range infos {
@@ -355,19 +351,17 @@ type force struct {
 	holder string
 }
 
-// ForceNow removes the holds at once instead of waiting until their holders let
-// go. The holders learn it within a second; until then only the fencing token
-// keeps their late writes out.
+// ForceNow removes the holds at once instead of waiting until their holders let go. The holders learn it within a
+// second; until then only the fencing token keeps their late writes out.
 func ForceNow() ForceOption { return func(f *force) { f.now = true } }
 
 // ForceHolder limits the release to the hold with this id.
 func ForceHolder(id string) ForceOption { return func(f *force) { f.holder = id } }
 
-// ForceRelease takes the lock away from those who hold it now and returns how
-// many. Each holder is told, invalidates its handle and lets go; the next waiter
-// is granted only then, or when the holder's lease is found dead. A hold that its
-// process has released already, and that came back with a restored stream, is released
-// by that process. Whoever is granted meanwhile is not touched. Errors are those of Inspect, and ErrKindMismatch.
+// ForceRelease takes the lock away from those who hold it now and returns how many. Each holder is told, invalidates
+// its handle and lets go; the next waiter is granted only then, or when the holder's lease is found dead. A hold that
+// its process has released already, and that came back with a restored stream, is released by that process. Whoever
+// is granted meanwhile is not touched. Errors are those of Inspect, and ErrKindMismatch.
 func (m *Manager) ForceRelease(ctx context.Context, key string, opts ...ForceOption) (int, error) {
 	var f force
 	for _, o := range opts {

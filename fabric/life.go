@@ -20,8 +20,7 @@ func (m *Manager) over() error {
 	return context.Cause(m.life)
 }
 
-// bind returns a context for one call, which ends with ctx and with the manager.
-// done frees it.
+// bind returns a context for one call, which ends with ctx and with the manager. done frees it.
 func (m *Manager) bind(ctx context.Context) (_ context.Context, done func()) {
 	b := &bound{Context: ctx, life: m.life}
 	return b, b.free

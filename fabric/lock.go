@@ -13,8 +13,7 @@ import (
 // Lock is the hold of a lock, with its mode. Like every [Hold] it is a single-use handle.
 type Lock struct{ *Hold }
 
-// Mode returns the mode held, which Convert changes: a weaker one at once, a
-// stronger one when it is granted.
+// Mode returns the mode held, which Convert changes: a weaker one at once, a stronger one when it is granted.
 func (l *Lock) Mode() Mode {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -23,24 +22,20 @@ func (l *Lock) Mode() Mode {
 
 // Convert changes the mode of the hold without letting it go in between.
 //
-// To a mode that excludes nobody else than the present one (see the table at
-// [Mode]) it is granted at once and keeps its token. The handle is weaker from the
-// moment Convert is called, whatever it returns. As with Release, ctx is looked at
-// only before; it takes at most ten seconds, and goes on in the background then.
+// To a mode that excludes nobody else than the present one (see the table at [Mode]) it is granted at once and keeps
+// its token. The handle is weaker from the moment Convert is called, whatever it returns. As with Release, ctx is
+// looked at only before; it takes at most ten seconds, and goes on in the background then.
 //
-// To any other mode it waits until no other holder is in the way, before everybody
-// in the queue, and nobody new is granted meanwhile. Once it is granted the hold has
-// a new, larger token: use that from then on. The mode is exactly the one asked
-// for: Shared becomes SharedIntentExclusive to go on reading, not IntentExclusive.
+// To any other mode it waits until no other holder is in the way, before everybody in the queue, and nobody new is
+// granted meanwhile. Once it is granted the hold has a new, larger token: use that from then on. The mode is exactly
+// the one asked for: Shared becomes SharedIntentExclusive to go on reading, not IntentExclusive.
 //
-// Every error is a *ConvertError (ErrNotConverted), which says what is held then: the
-// old mode, or where the new one excludes less in some way, what both have in
-// common. What a request that was given up may still write is taken back in the
-// background. Its causes: the context's error; ErrConvertDeadlock at once, when
-// another holder waits for this one to give way; ErrConverting while another
-// Convert of this handle is under way; ErrLost or ErrReleased when the hold ends
-// before; ErrInvalidOption; ErrUnconfirmed; ErrMalformedRecord; ErrNewerSchema; kv.ErrFull;
-// kv.ErrRejected; and ErrUnavailable with WithFailFast.
+// Every error is a *ConvertError (ErrNotConverted), which says what is held then: the old mode, or where the new one
+// excludes less in some way, what both have in common. What a request that was given up may still write is taken back
+// in the background. Its causes: the context's error; ErrConvertDeadlock at once, when another holder waits for this
+// one to give way; ErrConverting while another Convert of this handle is under way; ErrLost or ErrReleased when the
+// hold ends before; ErrInvalidOption; ErrUnconfirmed; ErrMalformedRecord; ErrNewerSchema; kv.ErrFull; kv.ErrRejected;
+// and ErrUnavailable with WithFailFast.
 func (l *Lock) Convert(ctx context.Context, mode Mode) error {
 	if l.set != nil {
 		return l.set.Convert(ctx, l.key, mode)
@@ -243,14 +238,12 @@ func (l *Lock) convertRefused(op record.Op, refused *engine.RefusedError) error 
 //	Update                  yes  -    yes  -    -    -
 //	Exclusive               -    -    -    -    -    -
 //
-// The intent modes are for a resource that contains others: whoever locks a part
-// announces it on the whole first, so that a lock on the whole and locks on its
-// parts keep each other out without looking at every part. They say nothing about
-// the parts; those have locks of their own.
+// The intent modes are for a resource that contains others: whoever locks a part announces it on the whole first, so
+// that a lock on the whole and locks on its parts keep each other out without looking at every part. They say nothing
+// about the parts; those have locks of their own.
 //
-// [Lock.Convert] goes from any mode to any other. It never has to wait downwards:
-// from X to SIX to U or IX; from U to S; from S or IX to IS; and further along
-// these.
+// [Lock.Convert] goes from any mode to any other. It never has to wait downwards: from X to SIX to U or IX; from U to
+// S; from S or IX to IS; and further along these.
 type Mode string
 
 // The modes that Acquire grants and Convert changes to.
@@ -263,9 +256,8 @@ const (
 	Shared Mode = "S"
 	// SharedIntentExclusive reads all of this resource and announces Exclusive locks on parts.
 	SharedIntentExclusive Mode = "SIX"
-	// Update reads and may want to write: others may read meanwhile, but nobody
-	// else holds Update, so converting to Exclusive waits for readers only and
-	// can't meet another holder who wants the same.
+	// Update reads and may want to write: others may read meanwhile, but nobody else holds Update, so converting to
+	// Exclusive waits for readers only and can't meet another holder who wants the same.
 	Update Mode = "U"
 	// Exclusive writes, with nobody beside it.
 	Exclusive Mode = "X"

@@ -22,9 +22,8 @@ import (
 	"github.com/lockfabric/lockfabric/internal/rtt"
 )
 
-// Manager acquires locks in one fabric. Make one for each process, or each
-// connection, and share it: all its holds with the same timing are kept alive
-// by one heartbeat. It is safe for concurrent use.
+// Manager acquires locks in one fabric. Make one for each process, or each connection, and share it: all its holds
+// with the same timing are kept alive by one heartbeat. It is safe for concurrent use.
 type Manager struct {
 	cfg   config
 	nc    *nats.Conn
@@ -65,10 +64,9 @@ type Manager struct {
 // Connect connects to a NATS server or cluster (a URL, or several with commas)
 // and opens the fabric there, creating its buckets on first use.
 //
-// Errors: ErrInvalidOption, those of the connection, and those of opening the
-// buckets in package kv: kv.ErrNoJetStream, kv.ErrServerTooOld,
-// kv.ErrUnsafeConfig, kv.ErrNoBucket, kv.ErrNewerSchema, kv.ErrLimit, kv.ErrUnavailable. All
-// but the first are also ErrUnavailable when nobody answered.
+// Errors: ErrInvalidOption, those of the connection, and those of opening the buckets in package kv:
+// kv.ErrNoJetStream, kv.ErrServerTooOld, kv.ErrUnsafeConfig, kv.ErrNoBucket, kv.ErrNewerSchema, kv.ErrLimit,
+// kv.ErrUnavailable. All but the first are also ErrUnavailable when nobody answered.
 func Connect(ctx context.Context, servers string, opts ...Option) (*Manager, error) {
 	cfg, err := newConfig(opts)
 	if err != nil {
@@ -142,10 +140,9 @@ func redacted(servers string) string {
 	return strings.Join(all, ",")
 }
 
-// New opens the fabric on a connection that the caller made and will close,
-// after the manager. Make it with nats.MaxReconnects(-1): else it gives up after two
-// minutes without a server, and its manager ends with ErrConnectionClosed. Make it with
-// nats.ReconnectBufSize(-1), too: else requests that
+// New opens the fabric on a connection that the caller made and will close, after the manager. Make it with
+// nats.MaxReconnects(-1): else it gives up after two minutes without a server, and its manager ends with
+// ErrConnectionClosed. Make it with nats.ReconnectBufSize(-1), too: else requests that
 // were given up may be delivered after a reconnect, which is safe but makes for
 // more work. A warning is logged for each. Errors are those of Connect.
 func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Manager, error) {
@@ -199,8 +196,7 @@ func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, e
 	return m, nil
 }
 
-// session returns the current session, opening one if there is none. ctx is bound to
-// the manager.
+// session returns the current session, opening one if there is none. ctx is bound to the manager.
 func (m *Manager) session(ctx context.Context) (*session, error) {
 	if s, err := m.running(false); s != nil || err != nil {
 		return s, err
@@ -285,8 +281,7 @@ func (m *Manager) resendRenewals(ctx context.Context) {
 	wg.Wait()
 }
 
-// forget makes the next acquire open a new session. Until it has ended, the old one
-// still counts.
+// forget makes the next acquire open a new session. Until it has ended, the old one still counts.
 func (m *Manager) forget(s *session) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -322,11 +317,10 @@ const (
 // goroutines. It closes the connection if Connect made it. Closing again does
 // nothing. The only error is ErrEventsDropped, for a manager with an event hook.
 //
-// It takes at most four seconds, whatever the link and the servers do. The handles
-// are invalid first. Then each lease is ended, which frees all that stands under it
-// for whoever waits; then the holds are removed from their records, as far as the
-// time allows. What can't be told the servers ends with the TTL. Calls that are under
-// way end with ErrClosed, and do so within the same time.
+// It takes at most four seconds, whatever the link and the servers do. The handles are invalid first. Then each lease
+// is ended, which frees all that stands under it for whoever waits; then the holds are removed from their records, as
+// far as the time allows. What can't be told the servers ends with the TTL. Calls that are under way end with
+// ErrClosed, and do so within the same time.
 func (m *Manager) Close() error {
 	m.mu.Lock()
 	if m.closed {
@@ -355,8 +349,7 @@ func (m *Manager) Close() error {
 			m.nc.Close()
 		}
 	}()
-	// The client can block for longer than its contexts last: while it dials it
-	// holds its lock.
+	// The client can block for longer than its contexts last: while it dials it holds its lock.
 	late := time.NewTimer(closeLimit)
 	defer late.Stop()
 	select {

@@ -139,11 +139,10 @@ func admits(key string, rec *record.Record, want record.Mode) error {
 	return nil
 }
 
-// Validate reports whether a stamp is still valid. True is proved, by a quorum: nobody has held the lock
-// exclusively (a path: its last level exclusively, or one above it) from the call of Optimistic
-// until an instant after the call of Validate. False says that somebody may have: any change of
-// the record counts, also that of a reader or a waiter, and so does the end of its buckets or a doubt about
-// them. After an error it is not known; take it for false.
+// Validate reports whether a stamp is still valid. True is proved, by a quorum: nobody has held the lock exclusively
+// (a path: its last level exclusively, or one above it) from the call of Optimistic until an instant after the call
+// of Validate. False says that somebody may have: any change of the record counts, also that of a reader or a waiter,
+// and so does the end of its buckets or a doubt about them. After an error it is not known; take it for false.
 //
 // It costs one write and one round trip, which all goroutines that validate stamps of a lock at the same time
 // share, and nothing if the change is known. On replicated buckets validations of one lock exclude each other
@@ -227,11 +226,10 @@ const (
 )
 
 // ReadOptimistic calls fn to read what the lock protects, without holding it, and validates afterwards that nobody
-// held it exclusively meanwhile; the error is fn's then. If somebody did, fn is called again, and after three
-// times (WithTries), or at once where the lock is held, under a Shared hold. So fn
-// may run several times, and on data that are half written: it must not trust them beyond returning them, nor have effects;
-// what it returned and what it has read count only once ReadOptimistic returns. Under the hold its context
-// ends if that is lost.
+// held it exclusively meanwhile; the error is fn's then. If somebody did, fn is called again, and after three times
+// (WithTries), or at once where the lock is held, under a Shared hold. So fn may run several times, and on data that
+// are half written: it must not trust them beyond returning them, nor have effects; what it returned and what it has
+// read count only once ReadOptimistic returns. Under the hold its context ends if that is lost.
 //
 // Errors: fn's, those of Optimistic, Validate and, when it came to that, of Acquire.
 func (m *Manager) ReadOptimistic(ctx context.Context, key string, fn func(ctx context.Context) error, opts ...OptimisticOption) error {

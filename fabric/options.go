@@ -28,9 +28,8 @@ type Option interface{ applyManager(*config) error }
 // AcquireOption configures one acquire.
 type AcquireOption interface{ applyAcquire(*request) error }
 
-// TimingOption sets the timing of leases: the manager's own, given to Connect
-// or New, or that of one hold, given to Acquire. A hold whose timing differs
-// from the manager's stands under another lease.
+// TimingOption sets the timing of leases: the manager's own, given to Connect or New, or that of one hold, given to
+// Acquire. A hold whose timing differs from the manager's stands under another lease.
 type TimingOption func(*timing) error
 
 func (o TimingOption) applyManager(c *config) error  { return o(&c.timing) }
@@ -46,8 +45,7 @@ type RequestOption func(*request) error
 
 func (o RequestOption) applyAcquire(r *request) error { return o(r) }
 
-// timing of a lease. Leases with the same timing are shared unless it is
-// limited.
+// timing of a lease. Leases with the same timing are shared unless it is limited.
 type timing struct {
 	ttl         time.Duration
 	renewEvery  time.Duration // 0 = a third of the TTL
@@ -56,8 +54,7 @@ type timing struct {
 	owner       bool // of a coalescer's lock: its lease is closed after that was let go
 }
 
-// limited reports whether a lease of this timing ends by itself, so that it
-// can belong to one hold only.
+// limited reports whether a lease of this timing ends by itself, so that it can belong to one hold only.
 func (t timing) limited() bool { return t.noRenewal || t.maxRenewals > 0 }
 
 func (t timing) validate() error {
@@ -158,10 +155,9 @@ func set[T any](field *T, value T, ok bool, format string, args ...any) error {
 	return nil
 }
 
-// WithTTL sets how long a hold outlives its holder's last sign of life, between
-// MinTTL and MaxTTL. The default is 30 s, or the manager's. A TTL under 15 s
-// loses locks whenever a JetStream leader crashes, because electing the next one
-// takes several seconds.
+// WithTTL sets how long a hold outlives its holder's last sign of life, between MinTTL and MaxTTL. The default is 30
+// s, or the manager's. A TTL under 15 s loses locks whenever a JetStream leader crashes, because electing the next
+// one takes several seconds.
 func WithTTL(d time.Duration) TimingOption {
 	return func(t *timing) error {
 		return set(&t.ttl, d, d >= MinTTL && d <= MaxTTL, "TTL %v: use %v to %v", d, MinTTL, MaxTTL)
@@ -176,9 +172,8 @@ func WithRenewInterval(d time.Duration) TimingOption {
 	}
 }
 
-// WithAutoRenew says whether the lease is renewed automatically, which is the
-// default. Without, the hold ends one TTL after it was granted, or after its last
-// Renew. Turning it off is for Acquire only.
+// WithAutoRenew says whether the lease is renewed automatically, which is the default. Without, the hold ends one TTL
+// after it was granted, or after its last Renew. Turning it off is for Acquire only.
 func WithAutoRenew(on bool) TimingOption {
 	return func(t *timing) error { t.noRenewal = !on; return nil }
 }
@@ -191,9 +186,8 @@ func WithMaxRenewals(n int) TimingOption {
 	}
 }
 
-// FailFastOption makes calls end with ErrUnavailable at the first sign that no
-// leader answers, instead of retrying until their context ends. As an Option it
-// is the default of every call of the manager.
+// FailFastOption makes calls end with ErrUnavailable at the first sign that no leader answers, instead of retrying
+// until their context ends. As an Option it is the default of every call of the manager.
 type FailFastOption struct{}
 
 func (FailFastOption) applyManager(c *config) error  { c.failFast = true; return nil }
@@ -208,9 +202,8 @@ func WithFabric(name string) ManagerOption {
 	return func(c *config) error { c.buckets.Fabric = name; return nil }
 }
 
-// WithReplicas sets the number of replicas of the buckets, 1 to 5. The default
-// is 3 on a clustered server and 1 on a single one when the buckets are created,
-// and what they have when they exist.
+// WithReplicas sets the number of replicas of the buckets, 1 to 5. The default is 3 on a clustered server and 1 on a
+// single one when the buckets are created, and what they have when they exist.
 func WithReplicas(n int) ManagerOption {
 	return func(c *config) error {
 		return set(&c.buckets.Replicas, n, n >= 1 && n <= 5, "%d replicas: use 1 to 5", n)
@@ -223,8 +216,7 @@ func WithMemoryStorage() ManagerOption {
 	return func(c *config) error { c.buckets.Memory = true; return nil }
 }
 
-// WithLabel sets a text that inspection shows beside host and process id of the
-// holder: at most MaxOwnerLen bytes.
+// WithLabel sets a text that inspection shows beside host and process id of the holder: at most MaxOwnerLen bytes.
 func WithLabel(label string) ManagerOption {
 	return func(c *config) error {
 		c.label = label
@@ -232,9 +224,8 @@ func WithLabel(label string) ManagerOption {
 	}
 }
 
-// WithLazyLease has the manager write its lease when something is acquired for the first time,
-// and not when it is opened. For those who only look, who need not be allowed to write then;
-// give them WithSweepInterval(0), too.
+// WithLazyLease has the manager write its lease when something is acquired for the first time, and not when it is
+// opened. For those who only look, who need not be allowed to write then; give them WithSweepInterval(0), too.
 func WithLazyLease() ManagerOption { return func(c *config) error { c.lazy = true; return nil } }
 
 // WithLogger sets where the manager reports what it can't return: lost leases,
@@ -245,9 +236,8 @@ func WithLogger(l *slog.Logger) ManagerOption {
 	}
 }
 
-// WithDeadlockDelay sets for how long a unit of work that holds something waits until
-// deadlocks are looked for; the default is DefaultDeadlockDelay. Waits that are shorter cost nothing.
-// 0 looks at once.
+// WithDeadlockDelay sets for how long a unit of work that holds something waits until deadlocks are looked for; the
+// default is DefaultDeadlockDelay. Waits that are shorter cost nothing. 0 looks at once.
 func WithDeadlockDelay(d time.Duration) ManagerOption {
 	return func(c *config) error {
 		return set(&c.detectAfter, d, d >= 0, "deadlock delay %v: use 0 or more", d)
@@ -260,9 +250,8 @@ func WithoutDeadlockDetection() ManagerOption {
 	return func(c *config) error { c.noDetection = true; return nil }
 }
 
-// WithNATS adds options to the connection that Connect makes: credentials, TLS,
-// an in-process server. Whatever they say of reconnects, that connection tries again
-// until a server refuses its credentials twice. New ignores them.
+// WithNATS adds options to the connection that Connect makes: credentials, TLS, an in-process server. Whatever they
+// say of reconnects, that connection tries again until a server refuses its credentials twice. New ignores them.
 func WithNATS(opts ...nats.Option) ManagerOption {
 	return func(c *config) error { c.nats = append(c.nats, opts...); return nil }
 }
@@ -276,13 +265,11 @@ func WithMode(m Mode) RequestOption {
 	}
 }
 
-// WithOwner gives the acquire an explicit identity, 1 to MaxOwnerLen bytes. An
-// owner that holds the lock, or waits for it, gets ErrAlreadyHeld instead of
-// waiting for itself. An entry that it has left behind is seen to first, as by
-// TryAcquire: one that this manager has lost, or whose holder looks dead. Without
-// it every acquire is its own owner. An owner is one unit of work, see [WithUnit]: what it
-// holds it is taken to keep until it is granted what it waits for. For an identity that independent goroutines share
-// use WithLabel or WithMetadata.
+// WithOwner gives the acquire an explicit identity, 1 to MaxOwnerLen bytes. An owner that holds the lock, or waits
+// for it, gets ErrAlreadyHeld instead of waiting for itself. An entry that it has left behind is seen to first, as by
+// TryAcquire: one that this manager has lost, or whose holder looks dead. Without it every acquire is its own owner.
+// An owner is one unit of work, see [WithUnit]: what it holds it is taken to keep until it is granted what it waits
+// for. For an identity that independent goroutines share use WithLabel or WithMetadata.
 func WithOwner(owner string) RequestOption {
 	return func(r *request) error {
 		if err := checkText("owner", owner, MaxOwnerLen); err != nil {
@@ -312,27 +299,23 @@ func WithMetadata(m map[string]string) RequestOption {
 	}
 }
 
-// WithWaitLimit bounds how long Acquire waits; the error is then both
-// ErrNotAcquired and context.DeadlineExceeded.
+// WithWaitLimit bounds how long Acquire waits; the error is then both ErrNotAcquired and context.DeadlineExceeded.
 func WithWaitLimit(d time.Duration) RequestOption {
 	return func(r *request) error {
 		return set(&r.waitLimit, d, d > 0, "wait limit %v: use more than 0, or TryAcquire", d)
 	}
 }
 
-// WithDeadlineCheck makes Acquire end at once with ErrWaitTooLong, without queueing,
-// when the wait is expected to last beyond the context's deadline or WithWaitLimit.
-// Expected is the number of turns before this one times the time for which this
-// lock was held of late, see Info.HoldTime. Where nobody knows that time, as with
-// a lock that nobody has ever waited for, and without a deadline, it changes
-// nothing. Those in the way that look dead are seen to as by TryAcquire, and so is
-// WithoutTakeover.
+// WithDeadlineCheck makes Acquire end at once with ErrWaitTooLong, without queueing, when the wait is expected to
+// last beyond the context's deadline or WithWaitLimit. Expected is the number of turns before this one times the time
+// for which this lock was held of late, see Info.HoldTime. Where nobody knows that time, as with a lock that nobody
+// has ever waited for, and without a deadline, it changes nothing. Those in the way that look dead are seen to as by
+// TryAcquire, and so is WithoutTakeover.
 func WithDeadlineCheck() RequestOption { return func(r *request) error { r.inTime = true; return nil } }
 
-// WithoutTakeover makes TryAcquire return ErrHeld at once even when the holder
-// looks dead. By default such a refusal takes one observation, about the
-// holder's TTL, after which a dead holder is replaced; else programs that only
-// ever try would never get past one.
+// WithoutTakeover makes TryAcquire return ErrHeld at once even when the holder looks dead. By default such a refusal
+// takes one observation, about the holder's TTL, after which a dead holder is replaced; else programs that only ever
+// try would never get past one.
 func WithoutTakeover() RequestOption {
 	return func(r *request) error { r.noTakeover = true; return nil }
 }

@@ -11,9 +11,8 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// Who serves a shard holds a lock on it: an exclusive one on a key that no name encodes to, taken
-// directly, under a lease of its own. Its token is the owner's term. Losing it in a failover is
-// harmless, so its TTL is short.
+// Who serves a shard holds a lock on it: an exclusive one on a key that no name encodes to, taken directly, under a
+// lease of its own. Its token is the owner's term. Losing it in a failover is harmless, so its TTL is short.
 const (
 	ownerKey = kv.CoalescerKey
 	ownerTTL = 4 * time.Second
@@ -70,8 +69,7 @@ func (s *session) ownShard(ctx context.Context, rank int) (*ownership, error) {
 	return o, nil
 }
 
-// signal leaves an element in a channel that has room for one. One that is there and was
-// not received yet will do.
+// signal leaves an element in a channel that has room for one. One that is there and was not received yet will do.
 func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:

@@ -16,19 +16,17 @@ import (
 // else there is to send after a reconnect.
 const leastFirst = time.Second
 
-// gate has renewals go first when a lost connection is back: the answers to those
-// that were under way are not to come any more, and the leases have no time to lose.
-// Every request of the manager passes it. Others are refused, as the client does
-// itself, while there is no connection, and wait until the renewals are answered.
+// gate has renewals go first when a lost connection is back: the answers to those that were under way are not to come
+// any more, and the leases have no time to lose. Every request of the manager passes it. Others are refused, as the
+// client does itself, while there is no connection, and wait until the renewals are answered.
 type gate struct {
 	send   jskv.RoundTripper
 	nc     *nats.Conn
 	resend func(context.Context) // sends renewals in doubt again and waits for the answers
 	limit  func() time.Duration  // how long an answer takes on this link, for that wait
 
-	// events tells of each change of the connection. The client sends it before the
-	// change takes effect, so that no request is sent on a new connection before events
-	// holds something or busy is set.
+	// events tells of each change of the connection. The client sends it before the change takes effect, so that no
+	// request is sent on a new connection before events holds something or busy is set.
 	events chan nats.Status
 	busy   atomic.Bool // the gate is not open
 	stop   context.CancelFunc
@@ -83,8 +81,7 @@ func (g *gate) run(ctx context.Context) {
 	}
 }
 
-// renewFirst has the renewals sent, and then opens the gate, unless the connection
-// has changed again.
+// renewFirst has the renewals sent, and then opens the gate, unless the connection has changed again.
 func (g *gate) renewFirst(ctx context.Context) {
 	g.mu.Lock()
 	g.renewed = make(chan struct{})
@@ -115,8 +112,7 @@ func (g *gate) trip(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
 	return g.send(ctx, msg)
 }
 
-// wait waits until the renewals have been answered. Its error says that nothing was
-// sent.
+// wait waits until the renewals have been answered. Its error says that nothing was sent.
 func (g *gate) wait(ctx context.Context) error {
 	g.mu.Lock()
 	renewed, open := g.renewed, !g.busy.Load() && len(g.events) == 0

@@ -20,8 +20,7 @@ import (
 
 const closeAtOnce = 256
 
-// Holds that last are watched for an operator's interference; short ones are
-// not worth a watcher.
+// Holds that last are watched for an operator's interference; short ones are not worth a watcher.
 const (
 	watchAfter = 250 * time.Millisecond
 	tendEvery  = time.Second
@@ -126,8 +125,7 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	return s, nil
 }
 
-// quarantine waits until no lease from before the bucket was replaced can be
-// alive, and then allows grants.
+// quarantine waits until no lease from before the bucket was replaced can be alive, and then allows grants.
 func (s *session) quarantine(d time.Duration) {
 	if !pause.For(s.ctx, d) {
 		return
@@ -197,8 +195,7 @@ func (s *session) goIfOpen(fn func()) {
 	}
 }
 
-// noteTTL notes that a TTL is in use, for the quarantine. It writes only for a
-// TTL longer than all before.
+// noteTTL notes that a TTL is in use, for the quarantine. It writes only for a TTL longer than all before.
 func (s *session) noteTTL(ctx context.Context, ttl time.Duration) error {
 	if int64(ttl) <= s.longest.Load() {
 		return nil
@@ -265,8 +262,7 @@ func (s *session) suspect() { s.doubts.raise() }
 func (s *session) lookAfterBuckets() {
 	if err := s.doubts.run(s.ctx, s.look); err != nil {
 		s.m.cfg.logger.Error("a bucket was deleted, created again or set back; every hold is lost", "error", err)
-		// Not in this goroutine, which end waits for; Manager.Close waits for
-		// that one.
+		// Not in this goroutine, which end waits for; Manager.Close waits for that one.
 		s.m.ending.Go(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 			defer cancel()
@@ -286,11 +282,10 @@ func (s *session) look(ctx context.Context) error {
 // seen returns the highest revision of the locks bucket that this session knows of.
 func (s *session) seen() uint64 { return max(s.engine.Seen(), s.confirmed.Load()) }
 
-// confirm returns nil once it is certain that a grant was written into the bucket
-// that this session opened, after all that the session had seen before it asked. A
-// write that expects no record fits any bucket, so the grant's revision decides: far
-// above what is known, it may be that of a bucket which was made since. That takes
-// a look, and so does a doubt that nobody has looked into yet.
+// confirm returns nil once it is certain that a grant was written into the bucket that this session opened, after all
+// that the session had seen before it asked. A write that expects no record fits any bucket, so the grant's revision
+// decides: far above what is known, it may be that of a bucket which was made since. That takes a look, and so does a
+// doubt that nobody has looked into yet.
 func (s *session) confirm(ctx context.Context, out engine.Outcome, before uint64) error {
 	for {
 		known, low := s.confirmed.Load(), out.Entry.ID != "" && record.RevisionOf(out.Entry.Token) <= before
@@ -323,9 +318,8 @@ func raiseTo(v *atomic.Uint64, n uint64) {
 	}
 }
 
-// end ends every hold with reason, then the leases, and stops the session. With
-// sweep it also removes the entries of the holds from their records. What it asks the
-// servers for ends with ctx.
+// end ends every hold with reason, then the leases, and stops the session. With sweep it also removes the entries of
+// the holds from their records. What it asks the servers for ends with ctx.
 func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	s.mu.Lock()
 	if s.ended != nil {
@@ -356,8 +350,7 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 		}
 		sl.endHolds(reason)
 	}
-	// The tombstones first: they free everything at once, whatever happens to
-	// the sweep.
+	// The tombstones first: they free everything at once, whatever happens to the sweep.
 	forEach(ctx, closeAtOnce, all, func(sl *slot) {
 		if sl.timing.owner {
 			s.awaitHandover(ctx)

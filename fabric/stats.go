@@ -39,8 +39,7 @@ type Stats struct {
 	Waiting      int           // acquires and conversions that stand in a queue now
 	ExpectedWait time.Duration // the longest that one of these is expected to wait from now; 0 = not known
 
-	// What the connection is like since the manager was made, and what that makes of
-	// the manager's timing.
+	// What the connection is like since the manager was made, and what that makes of the manager's timing.
 
 	RTT            time.Duration // smoothed time from a request to its answer; 0 before the first
 	RTTDeviation   time.Duration // its smoothed mean deviation

@@ -19,8 +19,7 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// DefaultSweepInterval is the least time between two sweeps of a fabric, whatever the
-// number of managers.
+// DefaultSweepInterval is the least time between two sweeps of a fabric, whatever the number of managers.
 const DefaultSweepInterval = 5 * time.Minute
 
 // sweepAtOnce bounds the leases that one sweep looks at or observes, and the records that it removes, at a
@@ -30,11 +29,10 @@ const (
 	sweepLocks  = 10_000
 )
 
-// WithSweepInterval sets how often this manager sees to it that entries of dead
-// processes are collected that nobody waits behind. The managers of a fabric share the
-// work: one of them does it in an interval, and for each of the others it is one read.
-// The default is DefaultSweepInterval; 0 has this manager take no part. Less than a
-// second is refused.
+// WithSweepInterval sets how often this manager sees to it that entries of dead processes are collected that nobody
+// waits behind. The managers of a fabric share the work: one of them does it in an interval, and for each of the
+// others it is one read. The default is DefaultSweepInterval; 0 has this manager take no part. Less than a second is
+// refused.
 func WithSweepInterval(d time.Duration) ManagerOption {
 	return func(c *config) error {
 		return set(&c.sweep, d, d == 0 || d >= time.Second, "sweep interval %v: use at least 1s, or 0 for none", d)
@@ -64,11 +62,10 @@ type collect struct {
 // stamps of the server, not what is known to be.
 func DryRun() CollectOption { return func(c *collect) { c.dryRun = true } }
 
-// Collect removes the entries of dead processes from all locks whose names start with
-// prefix, also where nobody waits for the lock. A lease that looks dead is observed for
-// its TTL and margin first, so Collect takes that long; one that is renewed meanwhile
-// lives, and nothing of it is touched. Errors are those of List; what was collected by
-// then is returned with them.
+// Collect removes the entries of dead processes from all locks whose names start with prefix, also where nobody waits
+// for the lock. A lease that looks dead is observed for its TTL and margin first, so Collect takes that long; one
+// that is renewed meanwhile lives, and nothing of it is touched. Errors are those of List; what was collected by then
+// is returned with them.
 func (m *Manager) Collect(ctx context.Context, prefix string, opts ...CollectOption) (Collected, error) {
 	var c collect
 	for _, o := range opts {

@@ -12,8 +12,7 @@ import (
 	"github.com/nats-io/nuid"
 )
 
-// unit is a unit of work: it keeps what it holds until it is granted what it waits for. Deadlocks are between
-// units.
+// unit is a unit of work: it keeps what it holds until it is granted what it waits for. Deadlocks are between units.
 type unit struct {
 	// shared says that all acquires made in the unit belong to it. Else each makes a unit of its own, which
 	// keeps what this one had when it began: goroutines that each acquire in the context of one hold
@@ -41,10 +40,9 @@ func unitIn(ctx context.Context) *unit {
 }
 
 // WithUnit begins a unit of work: what is acquired with the context that it returns, or one made from it, is kept
-// until all of it is there, as far as deadlock detection is concerned. So it is for one line of work: of
-// goroutines that run side by side each takes a unit of its own, and if one waits for another that has
-// the same unit it gets a *DeadlockError. A unit that begins in the context of another keeps what that one
-// holds at this moment, too.
+// until all of it is there, as far as deadlock detection is concerned. So it is for one line of work: of goroutines
+// that run side by side each takes a unit of its own, and if one waits for another that has the same unit it gets a
+// *DeadlockError. A unit that begins in the context of another keeps what that one holds at this moment, too.
 //
 // It is not needed where locks are taken inside of [Manager.Do], or with [Hold.Context] or [Hold.Within] of
 // the hold before: these contexts tell what is held. Holds of several managers are units of their own.

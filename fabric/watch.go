@@ -18,8 +18,7 @@ import (
 const (
 	// lookAgain is the pause after a read that may be that of a deposed leader.
 	lookAgain = 150 * time.Millisecond
-	// watchAttempt bounds one try to open the buckets again, watchPause is the time
-	// between two.
+	// watchAttempt bounds one try to open the buckets again, watchPause is the time between two.
 	watchAttempt = 10 * time.Second
 	watchPause   = 250 * time.Millisecond
 )
@@ -34,20 +33,16 @@ const (
 //		…
 //	}
 //
-// Everything it tells was read from the stream's leader, so it is committed, and
-// no state is followed by an older one. Changes that come faster than the loop
-// takes them are told together: states in between may be skipped, the last one
-// never is. A change of the lock's record counts, not the renewal or death of a
-// lease behind it.
+// Everything it tells was read from the stream's leader, so it is committed, and no state is followed by an older
+// one. Changes that come faster than the loop takes them are told together: states in between may be skipped, the
+// last one never is. A change of the lock's record counts, not the renewal or death of a lease behind it.
 //
-// It goes on through lost connections, elections and deleted buckets, and then
-// tells what has changed meanwhile. A lock whose buckets were deleted is told of as
-// free; revision 0 means then, as always, that nothing is stored.
+// It goes on through lost connections, elections and deleted buckets, and then tells what has changed meanwhile. A
+// lock whose buckets were deleted is told of as free; revision 0 means then, as always, that nothing is stored.
 //
-// The last pair has an error, unless the loop was left: the context's,
-// ErrInvalidName, ErrMalformedRecord, ErrNewerSchema, ErrClosed, or the reason why the buckets
-// can't be opened again, as from New. All the work is done in the caller's
-// goroutine, while it waits for the next pair.
+// The last pair has an error, unless the loop was left: the context's, ErrInvalidName, ErrMalformedRecord,
+// ErrNewerSchema, ErrClosed, or the reason why the buckets can't be opened again, as from New. All the work is done
+// in the caller's goroutine, while it waits for the next pair.
 func (m *Manager) Watch(ctx context.Context, key string) iter.Seq2[Info, error] {
 	return func(yield func(Info, error) bool) {
 		enc, err := kv.EncodeName(key)
@@ -142,10 +137,9 @@ func (w *lockWatch) follow(ctx context.Context, s *session) error {
 	}
 }
 
-// read returns what the leader has, at least as new as what the hub has seen and
-// what was told before: a leader that was deposed answers for a while, with less.
-// An absence is believed when the hub knows of nothing else, and of a lock that
-// was in use when it is seen twice.
+// read returns what the leader has, at least as new as what the hub has seen and what was told before: a leader that
+// was deposed answers for a while, with less. An absence is believed when the hub knows of nothing else, and of a
+// lock that was in use when it is seen twice.
 func (w *lockWatch) read(ctx context.Context, s *session, least *atomic.Uint64, newest uint64) (*record.Record, uint64, error) {
 	for absent := false; ; {
 		rec, rev, err := s.engine.Read(ctx, w.enc)
@@ -188,16 +182,13 @@ func (w *lockWatch) tell(ctx context.Context, s *session, rec *record.Record, re
 // and what the first has missed comes out.
 const followFor = time.Minute
 
-// WatchAll tells of all names that begin with prefix and are in use, as List does,
-// and then of those that have changed, until ctx ends or the loop over it is left. The
-// first list is complete, and empty if nothing is in use. A name that is in use no
-// more comes with the kind "". Several changes of one name that come together are told
-// as one.
+// WatchAll tells of all names that begin with prefix and are in use, as List does, and then of those that have
+// changed, until ctx ends or the loop over it is left. The first list is complete, and empty if nothing is in use. A
+// name that is in use no more comes with the kind "". Several changes of one name that come together are told as one.
 //
-// One watcher follows all names, however many there are. It shows what is committed, but
-// a change may show late: by up to a minute if the watcher has missed it. Use Watch
-// for a single lock on which something depends. Leases are as in List: Identify
-// looks up who is behind them.
+// One watcher follows all names, however many there are. It shows what is committed, but a change may show late: by
+// up to a minute if the watcher has missed it. Use Watch for a single lock on which something depends. Leases are as
+// in List: Identify looks up who is behind them.
 //
 // It goes on through lost connections, elections and deleted buckets. The last pair has an
 // error, unless the loop was left: those of Watch, but a record that can't be read

@@ -12,15 +12,13 @@ var (
 	// can be repeated. Every error of the buckets that passes is one.
 	ErrUnavailable = errors.New("kv: unavailable")
 
-	// ErrRejected says that the server refused the write for a reason that a
-	// retry does not cure, such as a value over the payload limit. Nothing was
-	// written.
+	// ErrRejected says that the server refused the write for a reason that a retry does not cure, such as a value
+	// over the payload limit. Nothing was written.
 	ErrRejected = errors.New("kv: write rejected")
 
-	// ErrFull says that the storage of the stream, the account or the server is
-	// used up. Whether the write was stored is not known: on a replicated stream one
-	// replica can fail to store what the others keep. Free storage or raise the
-	// limit.
+	// ErrFull says that the storage of the stream, the account or the server is used up. Whether the write was stored
+	// is not known: on a replicated stream one replica can fail to store what the others keep. Free storage or raise
+	// the limit.
 	ErrFull = errors.New("kv: storage is full")
 )
 
@@ -42,17 +40,15 @@ var (
 	// which a lock would not be safe. It always comes as a *ConfigError.
 	ErrUnsafeConfig = errors.New("kv: unsafe bucket configuration")
 
-	// ErrNoBucket says that a bucket does not exist and could not be created
-	// with these credentials. Create the buckets once with credentials that may
-	// create streams; afterwards the present ones are enough.
+	// ErrNoBucket says that a bucket does not exist and could not be created with these credentials. Create the
+	// buckets once with credentials that may create streams; afterwards the present ones are enough.
 	ErrNoBucket = errors.New("kv: bucket does not exist and cannot be created with these credentials")
 
 	// ErrNewerSchema says that the buckets were written by a newer version of
 	// this library. Nothing was changed; upgrade this program.
 	ErrNewerSchema = errors.New("kv: buckets have a newer schema")
 
-	// ErrInvalidOption says that an option has a value that makes no sense. The
-	// message names it.
+	// ErrInvalidOption says that an option has a value that makes no sense. The message names it.
 	ErrInvalidOption = errors.New("kv: invalid option")
 )
 

@@ -9,12 +9,10 @@ import (
 )
 
 const (
-	// MaxNameLen is the longest name EncodeName accepts, in bytes of UTF-8.
-	// Its key is at most three times as long.
+	// MaxNameLen is the longest name EncodeName accepts, in bytes of UTF-8. Its key is at most three times as long.
 	MaxNameLen = 512
 
-	// MaxNameDepth is the largest number of levels of a name. A name has one
-	// level more than it has slashes.
+	// MaxNameDepth is the largest number of levels of a name. A name has one level more than it has slashes.
 	MaxNameDepth = 32
 
 	// emptyLevel is the token of a level without characters ("a//b"). It can't
@@ -24,13 +22,11 @@ const (
 	hexDigits = "0123456789ABCDEF"
 )
 
-// ErrInvalidName is what every *NameError is, for errors.Is. It occurs when a
-// name can't be used as the name of a resource, or a key is not the key of any
-// name; choose another name, as the Reason of the *NameError tells.
+// ErrInvalidName is what every *NameError is, for errors.Is. It occurs when a name can't be used as the name of a
+// resource, or a key is not the key of any name; choose another name, as the Reason of the *NameError tells.
 var ErrInvalidName = errors.New("kv: invalid name")
 
-// NameError says which name was refused and why. From DecodeKey, Name is the
-// key that was refused.
+// NameError says which name was refused and why. From DecodeKey, Name is the key that was refused.
 type NameError struct {
 	Name   string
 	Reason string // what is wrong and what to do about it
@@ -48,12 +44,10 @@ func (e *NameError) Error() string {
 
 func (e *NameError) Unwrap() error { return ErrInvalidName }
 
-// EncodeName returns the KV key of a resource name. Levels, which '/'
-// separates in a name, become subject tokens, so that "photos/2026/a" is the
-// key "photos.2026.a" and the filter "photos.2026.>" follows a subtree.
-// Letters and digits of ASCII, '-' and '_' stand for themselves, every other
-// byte is written '=XX' in upper-case hex, and a level without characters is
-// the token "=". Different names have different keys; DecodeKey reverses it.
+// EncodeName returns the KV key of a resource name. Levels, which '/' separates in a name, become subject tokens, so
+// that "photos/2026/a" is the key "photos.2026.a" and the filter "photos.2026.>" follows a subtree. Letters and
+// digits of ASCII, '-' and '_' stand for themselves, every other byte is written '=XX' in upper-case hex, and a level
+// without characters is the token "=". Different names have different keys; DecodeKey reverses it.
 //
 // The error is a *NameError: the name is empty, longer than MaxNameLen, deeper
 // than MaxNameDepth, not UTF-8, or has control characters.
@@ -67,9 +61,8 @@ func EncodeName(name string) (key string, err error) {
 	return encodeLevels(name), nil
 }
 
-// DecodeKey returns the name whose key this is. It accepts exactly the keys
-// that EncodeName makes; every other key, also one that merely looks like a
-// key (lower-case hex, an escaped letter), is a *NameError, so that no two keys
+// DecodeKey returns the name whose key this is. It accepts exactly the keys that EncodeName makes; every other key,
+// also one that merely looks like a key (lower-case hex, an escaped letter), is a *NameError, so that no two keys
 // ever claim the same name.
 func DecodeKey(key string) (name string, err error) {
 	if plain(key) {
@@ -86,12 +79,10 @@ func DecodeKey(key string) (name string, err error) {
 	return name, nil
 }
 
-// EncodePrefix returns the narrowest KV filter that covers the keys of all
-// names beginning with prefix: "a.b.>" or, for everything, ">". Only complete
-// levels, those followed by '/', can be part of a filter: the names "a/b",
-// "a/bc" and "a/b/c" all begin with "a/b", and only "a.>" covers the three.
-// The filter therefore lets other names through, and the caller still compares
-// with strings.HasPrefix on the decoded names.
+// EncodePrefix returns the narrowest KV filter that covers the keys of all names beginning with prefix: "a.b.>" or,
+// for everything, ">". Only complete levels, those followed by '/', can be part of a filter: the names "a/b", "a/bc"
+// and "a/b/c" all begin with "a/b", and only "a.>" covers the three. The filter therefore lets other names through,
+// and the caller still compares with strings.HasPrefix on the decoded names.
 //
 // The error is a *NameError: no valid name begins with this prefix.
 func EncodePrefix(prefix string) (filter string, err error) {
@@ -166,8 +157,7 @@ func decodeLevels(key string) (string, error) {
 	return b.String()[:b.Len()-1], nil
 }
 
-// decodeLevel appends what one token stands for and reports whether the token
-// is one that encodeLevels writes.
+// decodeLevel appends what one token stands for and reports whether the token is one that encodeLevels writes.
 func decodeLevel(b *strings.Builder, level string) bool {
 	for i := 0; i < len(level); i++ {
 		c := level[i]
@@ -221,8 +211,7 @@ const (
 	MinPayload = 16 << 10
 )
 
-// MetaKey is the key in the leases bucket under which the fabric's own note is
-// kept. No lease has this name.
+// MetaKey is the key in the leases bucket under which the fabric's own note is kept. No lease has this name.
 const MetaKey = "_fabric"
 
 // CoalescerKey is the key in the locks bucket of the lock that the fabric's coalescer holds. No name

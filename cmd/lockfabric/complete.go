@@ -45,8 +45,7 @@ type completeCmd struct {
 	Words []string `arg:"" optional:"" help:"The command line up to the cursor, without the program's name; the last word may be empty."`
 }
 
-// Run prints what may come next, one on a line. It never fails: a shell has
-// nowhere to show that.
+// Run prints what may come next, one on a line. It never fails: a shell has nowhere to show that.
 func (v *completeCmd) Run(s *streams) error {
 	all, offer := candidates(v.Words)
 	for _, text := range all {
@@ -69,8 +68,7 @@ const (
 	offerNothing  = "\tnothing"
 )
 
-// candidates returns what may stand in place of the last word, and what the shell may
-// offer if there is nothing.
+// candidates returns what may stand in place of the last word, and what the shell may offer if there is nothing.
 func candidates(words []string) (all []string, offer string) {
 	var c cli
 	parser, err := newParser(&c, io.Discard, io.Discard)
@@ -238,9 +236,8 @@ func commandNames(node *kong.Node) (names []string) {
 	return names
 }
 
-// lockNames returns the locks in use on the server that these flags, or the
-// environment, name. It only reads: it makes no buckets, takes no lease and starts
-// no server.
+// lockNames returns the locks in use on the server that these flags, or the environment, name. It only reads: it
+// makes no buckets, takes no lease and starts no server.
 func lockNames(global []string) []string {
 	var c cli
 	parser, err := newParser(&c, io.Discard, io.Discard, kong.Exit(func(int) {})) // it would print help and end

@@ -123,10 +123,9 @@ func interrupted(ctx context.Context, err error) error {
 // errRefused says that the server lets us in no more, or not do what is needed.
 var errRefused = errors.New("the server refuses the credentials")
 
-// welcome watches whether the server lets a connection do its work. A request that
-// isn't permitted is never answered, and the refusal comes beside it; and when
-// credentials are refused while the client reconnects, it closes the connection for
-// good. Without this both would look like a server that is slow.
+// welcome watches whether the server lets a connection do its work. A request that isn't permitted is never answered,
+// and the refusal comes beside it; and when credentials are refused while the client reconnects, it closes the
+// connection for good. Without this both would look like a server that is slow.
 type welcome struct {
 	log *slog.Logger
 	to  *target
@@ -194,8 +193,7 @@ func (w *welcome) reconnected() {
 	w.warned = ""
 }
 
-// news returns an error's text without secrets, and whether it was not told yet.
-// Lock held.
+// news returns an error's text without secrets, and whether it was not told yet. Lock held.
 func (w *welcome) news(err error) (text string, news bool) {
 	text = w.to.secrets.Hide(err.Error())
 	news = text != w.warned
@@ -206,9 +204,8 @@ func (w *welcome) news(err error) (text string, news bool) {
 // ofWaits matches a refusal of what only the detection of deadlocks needs.
 var ofWaits = regexp.MustCompile(`"\$(KV\.[\w-]+-waits\.|JS\.API\.STREAM\.[A-Z.]+\.KV_[\w-]+-waits")`)
 
-// needed reports whether nothing goes without what was refused. The server says it
-// in a text only. A wrong guess costs time, and no lock: what isn't taken for
-// needed ends with the time that there is to wait. Lock held.
+// needed reports whether nothing goes without what was refused. The server says it in a text only. A wrong guess
+// costs time, and no lock: what isn't taken for needed ends with the time that there is to wait. Lock held.
 func (w *welcome) needed(text string) bool {
 	if strings.Contains(text, `Subscription to "`) {
 		return !strings.Contains(text, `"$JS.EVENT.`) && !strings.Contains(text, `"lf.`)
@@ -272,8 +269,7 @@ func (t *target) explain(err error, timeout time.Duration) error {
 	return hidden
 }
 
-// unreachable says why no server could be reached, which the client does not: it
-// asks the first again.
+// unreachable says why no server could be reached, which the client does not: it asks the first again.
 func (t *target) unreachable(err error) error {
 	first, _, _ := strings.Cut(t.servers, ",")
 	u, perr := url.Parse(first)
@@ -325,8 +321,7 @@ func (t *target) advice(err error, timeout time.Duration) string {
 		return "the server's certificate can't be used: have it replaced, or check the clock of this host"
 	case errors.As(err, &record) && t.setup.TLSFirst:
 		return "the server doesn't begin with TLS: leave out --tlsfirst (\"tls_first\" of the context)"
-	// The server's word on our certificate comes after the handshake, or is lost
-	// when we were writing by then.
+	// The server's word on our certificate comes after the handshake, or is lost when we were writing by then.
 	case (errors.As(err, &alert) && alert.Op == "remote error" || errors.Is(err, nats.ErrTLS)) && t.setup.Cert == "":
 		return "the server ended TLS: if it asks for a certificate, give one with --tlscert and --tlskey"
 	case errors.As(err, &alert) && alert.Op == "remote error" || errors.Is(err, nats.ErrTLS):

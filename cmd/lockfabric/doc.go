@@ -10,43 +10,35 @@
 //
 // # Where the locks are
 //
-// With --server (or LOCKFABRIC_SERVER) they are on that NATS server or cluster,
-// with --context on that of a context of the nats command; docs/connecting.md tells
-// of credentials and TLS. Without either, they are on a server of this user on this
-// host, which the first command starts in the background and which ends when nobody
-// has used it for some minutes. Its locks, store and address are kept in the user's
-// state directory (~/.local/state/lockfabric, by XDG_STATE_HOME another one; Application
-// Support on macOS, LocalAppData on Windows), or in LOCKFABRIC_DIR; it listens on
-// loopback only and lets in only who can read that directory. Such locks exclude the
-// programs of one user on one host, and stay in the store when the server ends.
+// With --server (or LOCKFABRIC_SERVER) they are on that NATS server or cluster, with --context on that of a context
+// of the nats command; docs/connecting.md tells of credentials and TLS. Without either, they are on a server of this
+// user on this host, which the first command starts in the background and which ends when nobody has used it for some
+// minutes. Its locks, store and address are kept in the user's state directory (~/.local/state/lockfabric, by
+// XDG_STATE_HOME another one; Application Support on macOS, LocalAppData on Windows), or in LOCKFABRIC_DIR; it
+// listens on loopback only and lets in only who can read that directory. Such locks exclude the programs of one user
+// on one host, and stay in the store when the server ends.
 //
-// When that directory is removed or replaced under the server, it notices within some
-// seconds and ends; its holders lose their locks, and nobody is let in before their
-// leases have ended. Only where the server was killed in the same TTL, its directory is
-// gone too, and holders go on, nothing tells the next server of them.
+// When that directory is removed or replaced under the server, it notices within some seconds and ends; its holders
+// lose their locks, and nobody is let in before their leases have ended. Only where the server was killed in the same
+// TTL, its directory is gone too, and holders go on, nothing tells the next server of them.
 //
 // # What run promises
 //
-// CMD starts when the lock is held, in a process group of its own, with the
-// standard streams of run, and with LOCKFABRIC_KEY and LOCKFABRIC_TOKEN (the
-// fencing token) in its environment. Signals sent to run go to the group. When
-// CMD ends the lock is released and its exit code is passed on; what CMD left in
-// the background does not keep the lock, unless --wait-children says so, and with
-// --hold-at-least it is released when that time is over. When no server answers then, or when run is
-// to end while it waits, that takes some seconds; another signal cuts it short.
+// CMD starts when the lock is held, in a process group of its own, with the standard streams of run, and with
+// LOCKFABRIC_KEY and LOCKFABRIC_TOKEN (the fencing token) in its environment. Signals sent to run go to the group.
+// When CMD ends the lock is released and its exit code is passed on; what CMD left in the background does not keep
+// the lock, unless --wait-children says so, and with --hold-at-least it is released when that time is over. When no
+// server answers then, or when run is to end while it waits, that takes some seconds; another signal cuts it short.
 //
-// All of this is so for permits and for a leadership, too. When the lock is lost while CMD runs, its group gets SIGTERM, what is left of it
-// after --kill-after gets SIGKILL, and the exit code is 76 whatever CMD said.
-// Others can have the lock already while CMD winds up: only a resource that checks
-// the token is safe then.
+// All of this is so for permits and for a leadership, too. When the lock is lost while CMD runs, its group gets
+// SIGTERM, what is left of it after --kill-after gets SIGKILL, and the exit code is 76 whatever CMD said. Others can
+// have the lock already while CMD winds up: only a resource that checks the token is safe then.
 //
-// Stopping run from a terminal (^Z) stops CMD too, and its lock is not renewed
-// meanwhile: when it is continued after the lease has run out, CMD is ended as
-// after any loss. Some signals can't be caught. A run that gets SIGSTOP stops alone,
-// and its lock runs out under CMD. A run that gets SIGKILL can't end CMD: on Linux
-// the kernel then sends CMD, but not what CMD started, a SIGTERM; elsewhere CMD
-// goes on without a lock. On Windows a signal to run becomes a Ctrl-Break for
-// the group.
+// Stopping run from a terminal (^Z) stops CMD too, and its lock is not renewed meanwhile: when it is continued after
+// the lease has run out, CMD is ended as after any loss. Some signals can't be caught. A run that gets SIGSTOP stops
+// alone, and its lock runs out under CMD. A run that gets SIGKILL can't end CMD: on Linux the kernel then sends CMD,
+// but not what CMD started, a SIGTERM; elsewhere CMD goes on without a lock. On Windows a signal to run becomes a
+// Ctrl-Break for the group.
 //
 // # Exit codes
 //

@@ -110,8 +110,7 @@ func (s *streams) printLeader(format string, l primitives.Leader) error {
 	return writeError(err)
 }
 
-// tell runs the command for one leader. Signals that end this program are for the
-// command, too.
+// tell runs the command for one leader. Signals that end this program are for the command, too.
 func (e *electCmd) tell(ctx context.Context, s *streams, l primitives.Leader) error {
 	path, err := exec.LookPath(e.Command[0])
 	if err != nil {

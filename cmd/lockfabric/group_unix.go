@@ -45,9 +45,8 @@ func startGroup(cmd *exec.Cmd) (*group, error) {
 	return g, nil
 }
 
-// watch reports when the leader is stopped and when it has exited. os/exec can't
-// tell of the former. It waits for all children, so that those that this program
-// has adopted don't stay as zombies.
+// watch reports when the leader is stopped and when it has exited. os/exec can't tell of the former. It waits for all
+// children, so that those that this program has adopted don't stay as zombies.
 func (g *group) watch() {
 	for {
 		var ws unix.WaitStatus
@@ -90,10 +89,9 @@ func (g *group) alive() bool {
 	return !errors.Is(unix.Kill(-g.pid, 0), unix.ESRCH)
 }
 
-// reaping waits for children that others have left to this program, until stop: as
-// the first process of a container it adopts all orphans there, and it inherits the
-// children of a shell that became it by exec. It must be stopped before a child is
-// started whose status matters.
+// reaping waits for children that others have left to this program, until stop: as the first process of a container
+// it adopts all orphans there, and it inherits the children of a shell that became it by exec. It must be stopped
+// before a child is started whose status matters.
 func reaping() (stop func()) {
 	ended, done := make(chan os.Signal, 1), make(chan struct{})
 	ended <- unix.SIGCHLD // some may have ended before
@@ -120,10 +118,9 @@ func reap() {
 	}
 }
 
-// endings are the signals that end a program which doesn't catch them. They end a
-// run that waits; while the command runs they are its affair, as are the rest of
-// forwarded. Those for faults are among them because Go tells of the ones that
-// were sent.
+// endings are the signals that end a program which doesn't catch them. They end a run that waits; while the command
+// runs they are its affair, as are the rest of forwarded. Those for faults are among them because Go tells of the
+// ones that were sent.
 //
 // SIGTSTP and SIGCONT are forwarded because a run that is stopped can't renew the
 // lock: the command has to stop first.
@@ -143,10 +140,9 @@ var (
 	brokenPipe = []os.Signal{unix.SIGPIPE}
 )
 
-// inheritIgnored ignores what was ignored when this program was started, as nohup,
-// a shell's trap or systemd want it. The command then inherits that. Go's runtime
-// undoes it for most signals. SIGCHLD is left out, because nobody could wait for the
-// command, and SIGURG, which Go's runtime needs.
+// inheritIgnored ignores what was ignored when this program was started, as nohup, a shell's trap or systemd want it.
+// The command then inherits that. Go's runtime undoes it for most signals. SIGCHLD is left out, because nobody could
+// wait for the command, and SIGURG, which Go's runtime needs.
 func inheritIgnored() {
 	for sig := syscall.Signal(1); sig <= lastSignal; sig++ {
 		if ignoredAtStart(sig) && sig != unix.SIGCHLD && sig != unix.SIGURG {

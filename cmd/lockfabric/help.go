@@ -69,8 +69,7 @@ func pathOf(n *kong.Node) string {
 	return name
 }
 
-// arrange completes the help of all commands: their examples, and their own flags before
-// those of all commands.
+// arrange completes the help of all commands: their examples, and their own flags before those of all commands.
 func arrange(app *kong.Application) {
 	all := &kong.Group{Key: "all", Title: "Flags of all commands:"}
 	for _, f := range app.Flags {

@@ -8,8 +8,7 @@ package main
 enum { most = 65 };
 static char ignored[most];
 
-// note runs before Go's runtime, which installs handlers of its own and forgets
-// what was there.
+// note runs before Go's runtime, which installs handlers of its own and forgets what was there.
 __attribute__((constructor)) static void note(void) {
 	struct sigaction a;
 	for (int sig = 1; sig < most; sig++) {

@@ -49,8 +49,7 @@ type localState struct {
 	Token string `json:"token"`
 	PID   int    `json:"pid"`
 	Host  string `json:"host"`
-	// ClosedUntil is when the leases of a server end whose files were removed under
-	// it. Nobody is let in before.
+	// ClosedUntil is when the leases of a server end whose files were removed under it. Nobody is let in before.
 	ClosedUntil time.Time `json:"closed_until,omitzero"`
 }
 
@@ -78,8 +77,7 @@ func readState(dir string) (localState, error) {
 	return s, nil
 }
 
-// write replaces the file at once, so that nobody reads half of it. Only the
-// owner of the store's lock writes.
+// write replaces the file at once, so that nobody reads half of it. Only the owner of the store's lock writes.
 func (s localState) write(dir string) error {
 	data, err := json.Marshal(s)
 	if err != nil {
@@ -106,9 +104,8 @@ func hostname() string {
 // to reach it. ErrUnavailable and the context's error make connectLocal try again.
 type openFunc func(ctx context.Context, url string, opts ...nats.Option) error
 
-// connectLocal connects to the local server and starts it if there is none. A
-// server that is just ending refuses, or goes away under the connection: then
-// this begins anew, until ctx ends.
+// connectLocal connects to the local server and starts it if there is none. A server that is just ending refuses, or
+// goes away under the connection: then this begins anew, until ctx ends.
 func (c *cli) connectLocal(ctx context.Context, s *streams, open openFunc) error {
 	st := &starter{c: c}
 	var last error
@@ -171,9 +168,8 @@ func sayScope(dir string, log *slog.Logger) {
 func (c *cli) attempt(ctx context.Context, s *streams, st *starter, state localState, open openFunc) error {
 	ctx, cancel := context.WithTimeout(ctx, perAttempt)
 	defer cancel()
-	// A local server that crashed is nobody's but its users': they start the next
-	// one, which takes over the address, and keep their locks. This is called for
-	// every attempt to reach it that fails.
+	// A local server that crashed is nobody's but its users': they start the next one, which takes over the address,
+	// and keep their locks. This is called for every attempt to reach it that fails.
 	gone := nats.ReconnectErrHandler(func(*nats.Conn, error) {
 		if err := st.start(); err != nil {
 			s.log.Warn("the local server is gone and can't be started again", "error", err)
@@ -190,9 +186,8 @@ type starter struct {
 	reason  atomic.Value // of the last one that failed, a string
 }
 
-// start starts a server, unless the last one that this process started is
-// running or began a moment ago. That some other process started one shows only
-// by the store's lock, which is why a new one may end at once.
+// start starts a server, unless the last one that this process started is running or began a moment ago. That some
+// other process started one shows only by the store's lock, which is why a new one may end at once.
 func (st *starter) start() error {
 	if time.Since(time.Unix(0, st.last.Load())) < startAgain || st.running.Swap(true) {
 		return nil
@@ -269,8 +264,7 @@ func openLog(path string) (*os.File, error) {
 
 const dirMode = 0o700
 
-// localPath returns where the local server's directory is or will be. It changes
-// nothing.
+// localPath returns where the local server's directory is or will be. It changes nothing.
 func (c *cli) localPath() (string, error) {
 	if c.LocalDir != "" {
 		return filepath.Abs(c.LocalDir)
@@ -305,8 +299,7 @@ func badDir(err error) error {
 	return nil
 }
 
-// defaultDir is the directory for a user who names none. Locks are state: what
-// empties caches must not empty it.
+// defaultDir is the directory for a user who names none. Locks are state: what empties caches must not empty it.
 func defaultDir() (string, error) {
 	base, err := os.UserCacheDir() // on Windows, LocalAppData is for all that stays on this host
 	switch runtime.GOOS {
@@ -329,10 +322,9 @@ const (
 	greetingSize = 32 << 10
 )
 
-// localDialer reaches the local server and no other one. Its port may be
-// somebody else's after a crash, perhaps another NATS server's that lets everybody
-// in: to lock there would exclude nobody. A server says its name first, before it
-// is told the token. (The name is no secret: this is against accidents.)
+// localDialer reaches the local server and no other one. Its port may be somebody else's after a crash, perhaps
+// another NATS server's that lets everybody in: to lock there would exclude nobody. A server says its name first,
+// before it is told the token. (The name is no secret: this is against accidents.)
 type localDialer struct{ name string }
 
 // Dial implements nats.CustomDialer.

@@ -32,13 +32,11 @@ func checkPrivate(dir string) error {
 	return nil
 }
 
-// detached makes a process survive the terminal and the session of the one that
-// started it.
+// detached makes a process survive the terminal and the session of the one that started it.
 func detached() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setsid: true} }
 
-// closeInherited closes the files that were open in the process which started
-// this one. Every file that Go opens is marked close-on-exec, so what is not
-// was inherited.
+// closeInherited closes the files that were open in the process which started this one. Every file that Go opens is
+// marked close-on-exec, so what is not was inherited.
 func closeInherited() {
 	entries, err := os.ReadDir("/dev/fd")
 	if err != nil {
@@ -77,8 +75,7 @@ func guardFile(dir, base string) (release func(), err error) {
 	return func() { _ = f.Unlock() }, err
 }
 
-// minFiles is how many open files a local server needs at least: its store, and one
-// for each client.
+// minFiles is how many open files a local server needs at least: its store, and one for each client.
 const minFiles = 256
 
 // enoughFiles refuses to start a local server that could let nobody in later. What
@@ -94,9 +91,8 @@ func enoughFiles() error {
 	return nil
 }
 
-// freeOfStarter takes back what the one who happened to start the local server had
-// set for itself: limits, as far as they are not hard ones, the mask of new files, and
-// niceness, which needs a privilege.
+// freeOfStarter takes back what the one who happened to start the local server had set for itself: limits, as far as
+// they are not hard ones, the mask of new files, and niceness, which needs a privilege.
 func freeOfStarter(log *slog.Logger) {
 	for _, which := range []int{unix.RLIMIT_NOFILE, unix.RLIMIT_FSIZE, unix.RLIMIT_CPU, unix.RLIMIT_DATA} {
 		var l unix.Rlimit

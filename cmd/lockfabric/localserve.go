@@ -23,16 +23,13 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// drainTime is how long a local server that nobody can find any more waits for
-// those who have just found it.
+// drainTime is how long a local server that nobody can find any more waits for those who have just found it.
 const drainTime = time.Second
 
-// serveLocal is the local server in its own process. Of several that are started
-// at once the guard, and the store's lock, let one run; the others leave without a
-// word, as whoever started them looks for any server.
+// serveLocal is the local server in its own process. Of several that are started at once the guard, and the store's
+// lock, let one run; the others leave without a word, as whoever started them looks for any server.
 func (v *serveCmd) serveLocal(ctx context.Context, c *cli, s *streams) error {
-	// What the first user's shell had open, a lock file or a pipe, is not to
-	// stay open as long as this server runs.
+	// What the first user's shell had open, a lock file or a pipe, is not to stay open as long as this server runs.
 	closeInherited()
 	freeOfStarter(s.log)
 	dir, err := filepath.Abs(c.LocalDir)
@@ -89,9 +86,8 @@ func (l *localServer) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
-		// Nobody is connected, but somebody may have read the address just now.
-		// They get time to connect, and if they do, all goes on. Later ones find
-		// no address, and start a server that waits for the guard.
+		// Nobody is connected, but somebody may have read the address just now. They get time to connect, and if they
+		// do, all goes on. Later ones find no address, and start a server that waits for the guard.
 		removeState(l.dir)
 		if !l.waitClient(ctx) {
 			break
@@ -117,8 +113,7 @@ func (l *localServer) clients() int {
 	return n
 }
 
-// look looks after what people may remove: it writes the address again, and fails
-// when the store is damaged.
+// look looks after what people may remove: it writes the address again, and fails when the store is damaged.
 func (l *localServer) look() error {
 	if err := l.srv.Health(); err != nil {
 		return err
@@ -131,11 +126,9 @@ func (l *localServer) look() error {
 	return l.state.write(l.dir)
 }
 
-// abandon ends a server whose store was removed or replaced under it, and keeps the
-// guard until no lease of its holders can be valid any more: they can't renew them,
-// and learn by their clocks that their locks are lost, before another server starts
-// with an empty store. It leaves the address to that one, so that those who wait find
-// it.
+// abandon ends a server whose store was removed or replaced under it, and keeps the guard until no lease of its
+// holders can be valid any more: they can't renew them, and learn by their clocks that their locks are lost, before
+// another server starts with an empty store. It leaves the address to that one, so that those who wait find it.
 func (l *localServer) abandon(ctx context.Context, cause error) error {
 	err := end(l.srv, fmt.Errorf("local server: %w", cause))
 	closed := time.Now()
@@ -177,11 +170,10 @@ func (l *localServer) waitClient(ctx context.Context) bool {
 	return true
 }
 
-// start starts the server at a free port with a fresh token. When the one
-// before crashed, or was told to end under its users' hands, they are trying to
-// reach it again at the old port: then it is taken over, and the token with it,
-// so that they keep their locks. If somebody else has the port by now, who may
-// have been told the token by them, neither is used.
+// start starts the server at a free port with a fresh token. When the one before crashed, or was told to end under
+// its users' hands, they are trying to reach it again at the old port: then it is taken over, and the token with it,
+// so that they keep their locks. If somebody else has the port by now, who may have been told the token by them,
+// neither is used.
 func (l *localServer) start(ctx context.Context) error {
 	l.state = localState{PID: os.Getpid(), Host: hostname()}
 	start := func(addr, name, token string) (err error) {
@@ -228,8 +220,7 @@ type leaseTime struct {
 // leasesSuffix is what the buckets of leases of all fabrics have in common.
 var leasesSuffix = kv.LeasesBucket("")
 
-// followLeases listens to the writes of leases, and reads those of before in the
-// background.
+// followLeases listens to the writes of leases, and reads those of before in the background.
 func followLeases(ctx context.Context, srv *embedded.Server) (*leases, error) {
 	nc, err := srv.Connect(nats.Name("lockfabric local server"), nats.MaxReconnects(-1))
 	if err != nil {
@@ -247,9 +238,8 @@ func followLeases(ctx context.Context, srv *embedded.Server) (*leases, error) {
 	return l, nil
 }
 
-// see notes a write, whether or not the server accepts it: a renewal that it refuses
-// makes us wait longer than need be. A tombstone counts only where the holder itself
-// has written it.
+// see notes a write, whether or not the server accepts it: a renewal that it refuses makes us wait longer than need
+// be. A tombstone counts only where the holder itself has written it.
 func (l *leases) see(subject string, value []byte) {
 	parts := strings.Split(subject, ".")
 	if len(parts) != 3 || !strings.HasSuffix(parts[1], leasesSuffix) {
@@ -269,8 +259,7 @@ func (l *leases) see(subject string, value []byte) {
 	}
 }
 
-// readAll takes what the store has for live. What is told twice is counted from
-// the later time.
+// readAll takes what the store has for live. What is told twice is counted from the later time.
 func (l *leases) readAll(ctx context.Context) {
 	js, err := jetstream.New(l.nc)
 	if err != nil {
@@ -298,8 +287,7 @@ func (l *leases) readAll(ctx context.Context) {
 	}
 }
 
-// last returns by when every lease has ended if none is renewed after now, now if
-// there is none.
+// last returns by when every lease has ended if none is renewed after now, now if there is none.
 func (l *leases) last(now time.Time) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()

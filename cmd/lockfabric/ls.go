@@ -218,8 +218,7 @@ func levels(name string) []string {
 	return append(all, name)
 }
 
-// announced reports whether each level above is held under the same lease, in a mode that
-// announces this one.
+// announced reports whether each level above is held under the same lease, in a mode that announces this one.
 func announced(byKey map[string]fabric.Info, key string, p fabric.Party) bool {
 	enough := func(h fabric.Party) bool {
 		reads := p.Mode == fabric.Shared || p.Mode == fabric.IntentShared

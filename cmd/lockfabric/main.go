@@ -135,9 +135,8 @@ func (c *cli) validate() error {
 	return nil
 }
 
-// level is how much a command logs unless told: a daemon tells what it does,
-// run what endangers its lock, a watch why nothing comes, and the others report
-// by their result.
+// level is how much a command logs unless told: a daemon tells what it does, run what endangers its lock, a watch why
+// nothing comes, and the others report by their result.
 func (c *cli) level(command string) slog.Level {
 	level := slog.LevelError
 	switch {
@@ -178,10 +177,9 @@ func report(w io.Writer, err error) int {
 	return code
 }
 
-// textMappers read texts as they were given. Those of kong go through JSON, which
-// replaces every byte that is no UTF-8: the command under run would get the name of
-// another file, and two names of locks would become one. Durations and numbers are read
-// here to say what one looks like.
+// textMappers read texts as they were given. Those of kong go through JSON, which replaces every byte that is no
+// UTF-8: the command under run would get the name of another file, and two names of locks would become one. Durations
+// and numbers are read here to say what one looks like.
 func textMappers() []kong.Option {
 	text := func(decode func(text string, target reflect.Value) error) kong.Mapper {
 		return kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
@@ -237,8 +235,7 @@ func textMappers() []kong.Option {
 	}
 }
 
-// Exit codes. They follow sysexits.h and the shells; the package comment lists
-// them for users.
+// Exit codes. They follow sysexits.h and the shells; the package comment lists them for users.
 const (
 	exitUsage       = 64
 	exitData        = 65
@@ -284,9 +281,8 @@ func usageError(format string, args ...any) error {
 	return &exitError{code: exitUsage, cause: fmt.Errorf(format, args...)}
 }
 
-// exitCode maps an error to the exit code: the one it carries, or that of its
-// kind. The order matters where an error is of two kinds: a lock that was not
-// acquired because no server answered is the server's trouble, so that a job
+// exitCode maps an error to the exit code: the one it carries, or that of its kind. The order matters where an error
+// is of two kinds: a lock that was not acquired because no server answered is the server's trouble, so that a job
 // which takes 75 for "somebody else is at it" doesn't hide an outage.
 func exitCode(err error) int {
 	var e *exitError

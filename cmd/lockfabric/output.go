@@ -15,8 +15,7 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// print writes a result: the value as JSON, or what text writes in columns that
-// are separated by tabs.
+// print writes a result: the value as JSON, or what text writes in columns that are separated by tabs.
 func (s *streams) print(format string, v any, text func(w io.Writer)) error {
 	if format == "json" {
 		return s.encode(v, "  ")

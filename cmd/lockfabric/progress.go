@@ -17,13 +17,11 @@ import (
 	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
-// progressEvery is how long a wait is silent first, and then how often what is
-// shown is brought up to date.
+// progressEvery is how long a wait is silent first, and then how often what is shown is brought up to date.
 const progressEvery = time.Second
 
-// startProgress shows, from a second on, who is in the way of an acquire by this
-// manager. The function it returns ends that and erases the line; nothing is
-// written after it has returned.
+// startProgress shows, from a second on, who is in the way of an acquire by this manager. The function it returns
+// ends that and erases the line; nothing is written after it has returned.
 func startProgress(ctx context.Context, m *fabric.Manager, key string, line *statusLine) (erase func()) {
 	var last atomic.Pointer[fabric.Info]
 	started := time.Now()
@@ -55,8 +53,7 @@ func startChecks(ctx context.Context, line *statusLine) (at func(what string), e
 	}, func(context.Context) {})
 }
 
-// showing shows text, brought up to date every second, and calls beside until erase,
-// which waits for it.
+// showing shows text, brought up to date every second, and calls beside until erase, which waits for it.
 func showing(ctx context.Context, line *statusLine, text func() string, beside func(ctx context.Context)) (erase func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -126,9 +123,8 @@ func holder(p fabric.Party) string {
 	return name
 }
 
-// statusLine is a terminal whose last line can be replaced. What is written
-// through it, such as a log, goes before that line. On any other file it only
-// writes.
+// statusLine is a terminal whose last line can be replaced. What is written through it, such as a log, goes before
+// that line. On any other file it only writes.
 type statusLine struct {
 	term *os.File
 
@@ -136,8 +132,7 @@ type statusLine struct {
 	shown string
 }
 
-// usable reports whether a line can be shown and replaced there. Colours are never
-// used, so NO_COLOR changes nothing.
+// usable reports whether a line can be shown and replaced there. Colours are never used, so NO_COLOR changes nothing.
 func (l *statusLine) usable() bool {
 	kind := os.Getenv("TERM")
 	return term.IsTerminal(int(l.term.Fd())) && kind != "dumb"
@@ -159,9 +154,8 @@ func (l *statusLine) Write(p []byte) (int, error) {
 // clearLine goes to the start of the terminal's line and erases it.
 const clearLine = "\r\x1b[K"
 
-// show replaces the line, "" erases it. A text that is too long for the terminal
-// is cut: where it wrapped, it could not be erased any more. In the background
-// the terminal is somebody else's, and nothing is shown.
+// show replaces the line, "" erases it. A text that is too long for the terminal is cut: where it wrapped, it could
+// not be erased any more. In the background the terminal is somebody else's, and nothing is shown.
 func (l *statusLine) show(text string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -183,8 +177,7 @@ func (l *statusLine) show(text string) {
 	l.shown = text
 }
 
-// fit cuts a text to at most so many columns of a terminal. Anything that may be wide
-// counts as two.
+// fit cuts a text to at most so many columns of a terminal. Anything that may be wide counts as two.
 func fit(text string, columns int) string {
 	text = oneLine(text)
 	used, cut := 0, 0 // cut is where the text ends if it has to be cut

@@ -71,8 +71,7 @@ func (d released) write(w io.Writer) {
 	}
 }
 
-// takeAll takes the locks whose names begin so, once that is confirmed. What was taken
-// before an error is told.
+// takeAll takes the locks whose names begin so, once that is confirmed. What was taken before an error is told.
 func (r *releaseCmd) takeAll(ctx context.Context, c *cli, s *streams) error {
 	all := []released{}
 	err := c.withoutLimit(ctx, s, func(ctx context.Context, m *fabric.Manager) error {

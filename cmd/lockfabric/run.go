@@ -228,9 +228,8 @@ func (c *claiming) ask(ctx context.Context, acquire acquirer, opts ...fabric.Acq
 			return h, err
 		}
 	}
-	// To try, also after a wait: it tells who is in the way, and it replaces a
-	// dead holder whose TTL is longer than the wait. Else a job that never waits so
-	// long would never run again.
+	// To try, also after a wait: it tells who is in the way, and it replaces a dead holder whose TTL is longer than
+	// the wait. Else a job that never waits so long would never run again.
 	if c.NoTakeover {
 		opts = append(opts, fabric.WithoutTakeover())
 	}

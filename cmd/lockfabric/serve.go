@@ -20,8 +20,7 @@ import (
 
 const shutdownTimeout = 30 * time.Second
 
-// defaultListen and defaultCluster are not defaults of the flags, so that a
-// configuration file can be told from them.
+// defaultListen and defaultCluster are not defaults of the flags, so that a configuration file can be told from them.
 const (
 	defaultListen  = "127.0.0.1:4222"
 	defaultCluster = "lockfabric"
@@ -196,8 +195,7 @@ func (o options) add(given bool, option embedded.Option) options {
 // goWithConfig are the flags of serve that have a place beside a configuration file.
 var goWithConfig = []string{"config", "store", "sync", "name", "allow-remote", "no-coalesce", "idle-exit", "health", "ui"}
 
-// checkConfig refuses flags, and passwords, whose place is in the configuration
-// file.
+// checkConfig refuses flags, and passwords, whose place is in the configuration file.
 func (v *serveCmd) checkConfig(c *cli) error {
 	const leaveOut = "serve: %s and --config: leave it out and say it in %s"
 	for _, flag := range c.flags {
@@ -213,8 +211,7 @@ func (v *serveCmd) checkConfig(c *cli) error {
 	return nil
 }
 
-// reloadOn reads certificates and configuration again at every signal, until stop,
-// which waits.
+// reloadOn reads certificates and configuration again at every signal, until stop, which waits.
 func reloadOn(hangup chan os.Signal, srv *embedded.Server, s *streams) (stop func()) {
 	done := make(chan struct{})
 	go func() {
@@ -245,9 +242,8 @@ func (v *serveCmd) syncMode() (embedded.SyncMode, error) {
 	return embedded.SyncInterval(d), nil
 }
 
-// How often a server looks at its store, and how often in a row it must have been
-// unable to write before it ends: looked at while a bucket is made or deleted, it
-// may seem so.
+// How often a server looks at its store, and how often in a row it must have been unable to write before it ends:
+// looked at while a bucket is made or deleted, it may seem so.
 const (
 	lookAtStore   = time.Second
 	storeFailures = 3
@@ -313,8 +309,7 @@ const (
 	clusterPasswordEnv = "LOCKFABRIC_SERVE_CLUSTER_PASSWORD"
 )
 
-// serveAuth is who may use the server. Secrets are never on the command line,
-// which other users of the host can read.
+// serveAuth is who may use the server. Secrets are never on the command line, which other users of the host can read.
 type serveAuth struct {
 	AllowUser          string   `placeholder:"NAME" help:"Let in clients with this name and the password in --password-file or LOCKFABRIC_SERVE_PASSWORD. More users: --config."`
 	PasswordFile       string   `placeholder:"FILE" help:"Password of --allow-user, or its bcrypt hash."`
@@ -359,8 +354,7 @@ func (a *serveAuth) clusterOptions() (options, error) {
 		embedded.WithClusterTLS(a.ClusterTLSCert, a.ClusterTLSKey, a.ClusterTLSCA)), err
 }
 
-// login returns the option for a name and its password, none where neither is
-// given.
+// login returns the option for a name and its password, none where neither is given.
 func login(option func(name, password string) embedded.Option, nameFlag, name, fileFlag, file, env string) (options, error) {
 	password, err := readSecret("serve "+fileFlag, file, env)
 	switch {

@@ -91,8 +91,7 @@ func listenOn(flag, addr string) (net.Listener, error) {
 	return l, err
 }
 
-// notify tells systemd how it stands with a service of type notify. Without systemd it does
-// nothing.
+// notify tells systemd how it stands with a service of type notify. Without systemd it does nothing.
 func notify(state string) {
 	path := os.Getenv("NOTIFY_SOCKET")
 	if path == "" {
@@ -106,8 +105,7 @@ func notify(state string) {
 	_ = conn.Close()
 }
 
-// metrics are those of serve: of the process, of the managers that coalesce and, once it has
-// started, of the server.
+// metrics are those of serve: of the process, of the managers that coalesce and, once it has started, of the server.
 type metrics struct {
 	*prometheus.Registry
 	coalescer *fabricprom.Collector

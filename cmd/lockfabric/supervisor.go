@@ -143,8 +143,7 @@ func childOf(path string, command []string, env ...string) *exec.Cmd {
 	return cmd
 }
 
-// label is what inspection shows of the command: not its arguments, which may be
-// secret.
+// label is what inspection shows of the command: not its arguments, which may be secret.
 func label(command string) string {
 	name := []rune(oneLine(filepath.Base(command)))
 	return string(name[:min(len(name), fabric.MaxOwnerLen/4)])
@@ -166,17 +165,14 @@ func cannotRun(command string, err error) error {
 	return &exitError{code: code, cause: fmt.Errorf("command %q %s: %w%s", command, what, err, advice)}
 }
 
-// insistent is how long after it has begun to end a run takes another signal for
-// impatience. One that comes sooner is the same once more: timeout(1) and systemd
-// send it to run and to all that it has started, which run passes on.
+// insistent is how long after it has begun to end a run takes another signal for impatience. One that comes sooner is
+// the same once more: timeout(1) and systemd send it to run and to all that it has started, which run passes on.
 const insistent = 2 * time.Second
 
-// errGivenUp says that a signal has ended the wait for a server that does not
-// answer.
+// errGivenUp says that a signal has ended the wait for a server that does not answer.
 var errGivenUp = errors.New("given up")
 
-// catch sends signals to c, but not those that are ignored: to catch them would undo
-// that, for the command too.
+// catch sends signals to c, but not those that are ignored: to catch them would undo that, for the command too.
 func catch(c chan<- os.Signal, sigs []os.Signal) {
 	for _, sig := range sigs { // to none signal.Notify would give all
 		if !signal.Ignored(sig) {
@@ -185,9 +181,8 @@ func catch(c chan<- os.Signal, sigs []os.Signal) {
 	}
 }
 
-// interruptible returns a context that a signal ends which asks to end, a channel
-// that is closed when another one insists, and a function that stops looking.
-// Signals after that stay in the channel.
+// interruptible returns a context that a signal ends which asks to end, a channel that is closed when another one
+// insists, and a function that stops looking. Signals after that stay in the channel.
 func interruptible(ctx context.Context, sigs <-chan os.Signal) (_ context.Context, again <-chan struct{}, done func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	insisted := make(chan struct{})

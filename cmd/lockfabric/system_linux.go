@@ -16,8 +16,7 @@ import (
 
 const lastSignal = syscall.Signal(64)
 
-// moreEndings returns those that only this system has. Go can catch the real-time
-// signals from 35 on.
+// moreEndings returns those that only this system has. Go can catch the real-time signals from 35 on.
 func moreEndings() []os.Signal {
 	sigs := []os.Signal{unix.SIGPWR, unix.SIGIO}
 	if sig := unix.SignalNum("SIGSTKFLT"); sig != 0 { // not on mips
@@ -29,9 +28,8 @@ func moreEndings() []os.Signal {
 	return sigs
 }
 
-// dieWithParent has the kernel end the command when this program is killed and
-// can't do it: the lock is not renewed any more then. SIGTERM lets the command
-// use what is left of the lease.
+// dieWithParent has the kernel end the command when this program is killed and can't do it: the lock is not renewed
+// any more then. SIGTERM lets the command use what is left of the lease.
 func dieWithParent(attr *syscall.SysProcAttr) { attr.Pdeathsig = syscall.SIGTERM }
 
 // adoptOrphans makes this program the parent of what its children leave behind.
@@ -53,10 +51,9 @@ func parentOf(pid int) int {
 	return parent
 }
 
-// guard keeps the path of a local server's directory to one server, also when the
-// directory is removed and made again: the lock in the store goes with the store.
-// The name of an abstract socket is no file that anybody could remove, ends with
-// its process, and is as wide as loopback is: one network namespace.
+// guard keeps the path of a local server's directory to one server, also when the directory is removed and made
+// again: the lock in the store goes with the store. The name of an abstract socket is no file that anybody could
+// remove, ends with its process, and is as wide as loopback is: one network namespace.
 // In a sandbox without such names it is a file, as on other systems.
 func guard(dir string) (release func(), err error) {
 	path, err := filepath.EvalSymlinks(dir)
@@ -83,8 +80,7 @@ func guard(dir string) (release func(), err error) {
 	return func() { _ = l.Close() }, nil
 }
 
-// guardedBy returns errGuarded, unless another user has the name: every user can
-// take every one.
+// guardedBy returns errGuarded, unless another user has the name: every user can take every one.
 func guardedBy(name *net.UnixAddr) error {
 	c, err := net.DialUnix(name.Net, nil, name)
 	if err != nil {

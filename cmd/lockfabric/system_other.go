@@ -20,12 +20,10 @@ func adoptOrphans() {}
 // parentOf can't tell here.
 func parentOf(int) int { return 0 }
 
-// guard is guardFile: the system has no sockets with names outside of the file
-// system.
+// guard is guardFile: the system has no sockets with names outside of the file system.
 func guard(dir string) (release func(), err error) { return guardFile(dir, "/tmp") }
 
-// watchProcess returns a channel that is closed when a process has ended, and a function
-// that asks it to end.
+// watchProcess returns a channel that is closed when a process has ended, and a function that asks it to end.
 func watchProcess(pid int) (gone <-chan struct{}, terminate func(), err error) {
 	return pollProcess(pid)
 }

@@ -101,8 +101,7 @@ func (g *group) working() bool {
 // adoptOrphans does nothing: there are none here.
 func adoptOrphans() {}
 
-// alive says no once the command has exited: there is nobody left to be asked,
-// so the rest of the job is ended.
+// alive says no once the command has exited: there is nobody left to be asked, so the rest of the job is ended.
 func (g *group) alive() bool {
 	g.kill()
 	return false
@@ -122,8 +121,7 @@ func (v *supervisor) forward(os.Signal) { v.group.terminate() }
 
 func (v *supervisor) stopped(event) {}
 
-// inForeground reports whether this console is ours to write to; a console belongs to all
-// of its programs.
+// inForeground reports whether this console is ours to write to; a console belongs to all of its programs.
 func inForeground(*os.File) bool { return true }
 
 // checkPrivate does nothing: the user's own directories are private through their
@@ -138,8 +136,7 @@ func detached() *syscall.SysProcAttr {
 // closeInherited does nothing: only the handles that are named are inherited.
 func closeInherited() {}
 
-// guard is not needed: the system lets nobody remove the lock of the store while a
-// server has it open.
+// guard is not needed: the system lets nobody remove the lock of the store while a server has it open.
 func guard(string) (release func(), err error) { return func() {}, nil }
 
 // enoughFiles has nothing to refuse.

@@ -130,9 +130,8 @@ func (t *task) end(ctx context.Context, m *fabric.Manager, h held, sigs <-chan o
 	})
 }
 
-// How long a command stays after CMD has ended: releaseTime for the release, and then
-// what Manager.Close takes, four seconds. After a loss there is nothing to release, and
-// closing is waited for no longer than closeTime.
+// How long a command stays after CMD has ended: releaseTime for the release, and then what Manager.Close takes, four
+// seconds. After a loss there is nothing to release, and closing is waited for no longer than closeTime.
 const (
 	releaseTime = 5 * time.Second
 	closeTime   = 500 * time.Millisecond
@@ -213,8 +212,7 @@ func (t *task) explain(err error, m *fabric.Manager) error {
 // nameTime bounds the look at who is in the way of something.
 const nameTime = time.Second
 
-// named has a refusal say on which host, in which process and for what it is
-// held, in place of an id.
+// named has a refusal say on which host, in which process and for what it is held, in place of an id.
 func named(err error, m *fabric.Manager, key string) error {
 	var held *fabric.HeldError
 	if !errors.As(err, &held) {

@@ -70,16 +70,14 @@ func (t *terminal) set(pgrp int) bool {
 
 func (t *terminal) lent() bool { return t.foreground() == t.group.pid }
 
-// lend gives the terminal to the command, if it is ours to give: a run in the
-// background of a shell has none.
+// lend gives the terminal to the command, if it is ours to give: a run in the background of a shell has none.
 func (t *terminal) lend() bool { return t.foreground() == t.own && t.set(t.group.pid) }
 
 // takeBack reports whether the command had the terminal.
 func (t *terminal) takeBack() bool { return t.lent() && t.set(t.own) }
 
-// close takes the terminal back, and sets it as it was if restore says so: a
-// command that was killed could not do so, and the shell does it only for those
-// whose end by a signal it sees.
+// close takes the terminal back, and sets it as it was if restore says so: a command that was killed could not do so,
+// and the shell does it only for those whose end by a signal it sees.
 func (t *terminal) close(restore bool) {
 	if t == nil {
 		return
@@ -104,10 +102,9 @@ func (v *supervisor) forward(sig os.Signal) {
 	v.group.signal(s)
 }
 
-// stopped deals with a command that was stopped. If it asked for the terminal it
-// gets it, if it has not got it in the meantime. Otherwise the user has stopped it
-// from there, and we stop too, so that the shell notices. Without a terminal nothing
-// is done: who stopped it will continue it, and the lock is kept.
+// stopped deals with a command that was stopped. If it asked for the terminal it gets it, if it has not got it in the
+// meantime. Otherwise the user has stopped it from there, and we stop too, so that the shell notices. Without a
+// terminal nothing is done: who stopped it will continue it, and the lock is kept.
 func (v *supervisor) stopped(e event) {
 	if v.term == nil {
 		return
@@ -135,9 +132,8 @@ func (v *supervisor) stopped(e event) {
 // stopSelf stops our process group, a pipeline or a script with us in it, until
 // the shell continues it. It returns the signals that came meanwhile.
 //
-// Others get the SIGTSTP that ^Z means; we can't, because Go has no way back to its
-// default once it was caught. What the kernel would do for us then is to not stop
-// a group that no shell could continue.
+// Others get the SIGTSTP that ^Z means; we can't, because Go has no way back to its default once it was caught. What
+// the kernel would do for us then is to not stop a group that no shell could continue.
 func (v *supervisor) stopSelf() (late []os.Signal) {
 	if orphaned() {
 		return nil

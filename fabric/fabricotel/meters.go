@@ -10,8 +10,7 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// buckets reach from a lock that is free, in the same rack, to one that is waited for,
-// or held, for an hour.
+// buckets reach from a lock that is free, in the same rack, to one that is waited for, or held, for an hour.
 var buckets = metric.WithExplicitBucketBoundaries(.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 
 type meters struct {

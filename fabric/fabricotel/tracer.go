@@ -24,8 +24,7 @@ const (
 	lateness    = 10 * time.Second // of the events of an acquire that has failed
 )
 
-// Tracer makes spans and measurements of the events of managers. It is safe for concurrent
-// use.
+// Tracer makes spans and measurements of the events of managers. It is safe for concurrent use.
 type Tracer struct {
 	tracer trace.Tracer
 	meters meters
@@ -48,8 +47,7 @@ func WithTracerProvider(p trace.TracerProvider) Option { return func(c *config) 
 // WithMeterProvider sets where measurements go; the default is otel.GetMeterProvider.
 func WithMeterProvider(p metric.MeterProvider) Option { return func(c *config) { c.metrics = p } }
 
-// New returns a Tracer, whose Event is made for fabric.WithEvents. The errors are those of the
-// meter provider.
+// New returns a Tracer, whose Event is made for fabric.WithEvents. The errors are those of the meter provider.
 func New(opts ...Option) (*Tracer, error) {
 	c := config{traces: otel.GetTracerProvider(), metrics: otel.GetMeterProvider()}
 	for _, o := range opts {

@@ -13,8 +13,7 @@ import (
 
 const namespace = "lockfabric"
 
-// Collector is a prometheus.Collector of one or more managers. It is safe for
-// concurrent use.
+// Collector is a prometheus.Collector of one or more managers. It is safe for concurrent use.
 type Collector struct {
 	queued, withdrawn, grants, conversions, losses *prometheus.CounterVec
 
@@ -31,8 +30,7 @@ type Collector struct {
 
 var _ prometheus.Collector = (*Collector)(nil)
 
-// buckets reach from a lock that is free, in the same rack, to one that is waited
-// for, or held, for an hour.
+// buckets reach from a lock that is free, in the same rack, to one that is waited for, or held, for an hour.
 func buckets() []float64 {
 	return []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600}
 }
@@ -72,9 +70,8 @@ func New() *Collector {
 	return c
 }
 
-// begin has every counter begin at 0, with all its labels: of one that appears with
-// its first event, that event is no increase, and a sum over none is nothing
-// instead of 0.
+// begin has every counter begin at 0, with all its labels: of one that appears with its first event, that event is no
+// increase, and a sum over none is nothing instead of 0.
 func (c *Collector) begin() {
 	for _, m := range modes {
 		for _, v := range []*prometheus.CounterVec{c.queued, c.withdrawn, c.conversions} {
@@ -90,8 +87,7 @@ func (c *Collector) begin() {
 	c.losses.WithLabelValues(other)
 }
 
-// Event counts one event. It is made for fabric.WithEvents; a program with a hook
-// of its own calls it from there.
+// Event counts one event. It is made for fabric.WithEvents; a program with a hook of its own calls it from there.
 func (c *Collector) Event(e fabric.Event) {
 	c.dropped.Add(float64(e.Dropped))
 	switch e.Type {
@@ -122,10 +118,9 @@ func (c *Collector) Event(e fabric.Event) {
 	}
 }
 
-// Watch adds the numbers of a manager to what is collected. After stop its counters
-// stay as they were then, because a counter must not fall, and its gauges count no
-// more. A manager that is watched twice at a time counts once; once stopped, don't
-// watch it again.
+// Watch adds the numbers of a manager to what is collected. After stop its counters stay as they were then, because a
+// counter must not fall, and its gauges count no more. A manager that is watched twice at a time counts once; once
+// stopped, don't watch it again.
 func (c *Collector) Watch(m *fabric.Manager) (stop func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -11,7 +11,6 @@
 //	internal/lease   internal/record
 //	kv               internal/clock
 //
-// embedded stands aside: it carries the whole NATS server, so only programs and
-// tests may import it, and nothing else may import the server. The table in
-// layers_test.go is the truth; a package that is missing there fails the test.
+// embedded stands aside: it carries the whole NATS server, so only programs and tests may import it, and nothing else
+// may import the server. The table in layers_test.go is the truth; a package that is missing there fails the test.
 package archtest

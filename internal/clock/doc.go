@@ -10,12 +10,10 @@
 //     valid. So [Observer] is Go's monotonic clock, which may stop while the
 //     host is suspended and never runs ahead.
 //
-// Neither is set by anybody or jumps with the wall clock, and neither means
-// anything on another host or after a restart. What a lease assumes beyond that
-// is that the rates of two clocks differ by less than its margin.
+// Neither is set by anybody or jumps with the wall clock, and neither means anything on another host or after a
+// restart. What a lease assumes beyond that is that the rates of two clocks differ by less than its margin.
 //
-// Where the operating system has no clock that counts suspension, or does not
-// let us read it, Holder is Go's monotonic clock too: a holder on a host that
-// was suspended past its lease then learns of the loss late, and only fencing
-// tokens protect the resource.
+// Where the operating system has no clock that counts suspension, or does not let us read it, Holder is Go's
+// monotonic clock too: a holder on a host that was suspended past its lease then learns of the loss late, and only
+// fencing tokens protect the resource.
 package clock

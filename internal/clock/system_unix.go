@@ -14,9 +14,8 @@ type kernel struct {
 	start int64 // nanoseconds
 }
 
-// system returns the kernel clock, or Go's monotonic one where the kernel, or a
-// sandbox around this process, does not know the id. The choice is made once:
-// the two must never be mixed.
+// system returns the kernel clock, or Go's monotonic one where the kernel, or a sandbox around this process, does not
+// know the id. The choice is made once: the two must never be mixed.
 func system(id int32) Clock {
 	start, err := read(id)
 	if err != nil {
@@ -25,9 +24,8 @@ func system(id int32) Clock {
 	return kernel{id: id, start: start}
 }
 
-// Now returns the elapsed time. Reading a clock that could be read before does
-// not fail; should it, the answer is the end of time, which ends every lease:
-// the safe side for a holder.
+// Now returns the elapsed time. Reading a clock that could be read before does not fail; should it, the answer is the
+// end of time, which ends every lease: the safe side for a holder.
 func (k kernel) Now() time.Duration {
 	now, err := read(k.id)
 	if err != nil {

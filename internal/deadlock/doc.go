@@ -1,10 +1,9 @@
 // Package deadlock finds units of work that wait for each other in a circle, over any number of locks and
 // processes, and picks the one that gives up its wait. It does no I/O of its own: a [Place] reads and writes.
 //
-// A unit of work keeps what it holds until it has got what it waits for. While it holds something and has
-// waited for longer than a delay, it says so in a document ([Doc]) for each lease that it holds or waits
-// under. From an entry in a lock's record the documents lead to the units behind it, and so to what these
-// wait for.
+// A unit of work keeps what it holds until it has got what it waits for. While it holds something and has waited for
+// longer than a delay, it says so in a document ([Doc]) for each lease that it holds or waits under. From an entry in
+// a lock's record the documents lead to the units behind it, and so to what these wait for.
 //
 //	waits, holds something -- delay --> document written -> look -> (0.5, 1, 2, 4, 5, 5 … s) -> look
 //	                                                         |
@@ -23,8 +22,7 @@
 //
 // # Limits
 //
-// A record convicts nobody that doesn't wait in it: a holder without a document is at work. What can come from
-// any of several, as a permit, a place among the holders or a signal, is no edge, so a circle
-// over it is not seen. A look costs a bounded number of reads ([MaxReads]); one that is cut short goes elsewhere
-// the next time.
+// A record convicts nobody that doesn't wait in it: a holder without a document is at work. What can come from any of
+// several, as a permit, a place among the holders or a signal, is no edge, so a circle over it is not seen. A look
+// costs a bounded number of reads ([MaxReads]); one that is cut short goes elsewhere the next time.
 package deadlock

@@ -16,9 +16,8 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// MarkerTTL is how long the marker of a deleted key stays before the server
-// collects it. A marker keeps a late write with an old revision out, so it
-// outlives every request that can still be on its way.
+// MarkerTTL is how long the marker of a deleted key stays before the server collects it. A marker keeps a late write
+// with an old revision out, so it outlives every request that can still be on its way.
 const MarkerTTL = 15 * time.Minute
 
 // Error codes of the JetStream API that decide an outcome. Both conflict codes
@@ -54,9 +53,8 @@ type Entry struct {
 	Deleted bool
 }
 
-// RoundTripper sends a request and waits for its reply, as
-// (*nats.Conn).RequestMsgWithContext does. It is the seam at which tests lose,
-// delay and repeat messages.
+// RoundTripper sends a request and waits for its reply, as (*nats.Conn).RequestMsgWithContext does. It is the seam at
+// which tests lose, delay and repeat messages.
 type RoundTripper func(ctx context.Context, msg *nats.Msg) (*nats.Msg, error)
 
 // Bucket is one KV bucket of the fabric. It is safe for concurrent use.
@@ -88,14 +86,12 @@ func (b *Bucket) Stream() string { return b.stream }
 // readRoom is what a leader's answer to a read has around the value.
 const readRoom = 1 << 10
 
-// MaxValue returns the size of the largest value that fits the connection at present:
-// one that can be written, and whose leader read, in base64, fits as well. A leaf node
-// that meets a larger answer closes its link.
+// MaxValue returns the size of the largest value that fits the connection at present: one that can be written, and
+// whose leader read, in base64, fits as well. A leaf node that meets a larger answer closes its link.
 func (b *Bucket) MaxValue() int { return int(b.nc.MaxPayload()-readRoom) / 4 * 3 }
 
-// Get reads the key's latest entry from the stream's leader. Absence is not an
-// error: see [Entry]. Every error is kv.ErrUnavailable or ErrBucketGone, wraps its
-// cause, and means that nothing is known.
+// Get reads the key's latest entry from the stream's leader. Absence is not an error: see [Entry]. Every error is
+// kv.ErrUnavailable or ErrBucketGone, wraps its cause, and means that nothing is known.
 func (b *Bucket) Get(ctx context.Context, key string) (Entry, error) {
 	e, _, err := b.get(ctx, key)
 	return e, err
@@ -144,9 +140,8 @@ func isMarker(header []byte) bool {
 		bytes.Contains(header, []byte("\r\n"+headerMarkerReason+":"))
 }
 
-// Update writes value if the key's revision is rev (0 = the key does not
-// exist), and returns the new revision. A ttl above 0 (whole seconds, at least
-// one) lets the server collect the value; only garbage may carry one.
+// Update writes value if the key's revision is rev (0 = the key does not exist), and returns the new revision. A ttl
+// above 0 (whole seconds, at least one) lets the server collect the value; only garbage may carry one.
 // On error nothing is known to be written; see the package comment.
 func (b *Bucket) Update(ctx context.Context, key string, value []byte, rev uint64, ttl time.Duration) (uint64, error) {
 	h := make(nats.Header, 2)
@@ -157,9 +152,8 @@ func (b *Bucket) Update(ctx context.Context, key string, value []byte, rev uint6
 	return b.publish(ctx, key, value, rev, h)
 }
 
-// Purge deletes the key if its revision is rev, leaving a marker that lives for
-// markerTTL, and returns the marker's revision. The marker is a PURGE: for a
-// DEL that carries a TTL the server rolls the key up on expiry without a
+// Purge deletes the key if its revision is rev, leaving a marker that lives for markerTTL, and returns the marker's
+// revision. The marker is a PURGE: for a DEL that carries a TTL the server rolls the key up on expiry without a
 // revision check, which can erase a later write.
 func (b *Bucket) Purge(ctx context.Context, key string, rev uint64, markerTTL time.Duration) (uint64, error) {
 	h := make(nats.Header, 4)
@@ -265,10 +259,9 @@ func (b *Bucket) parseAck(data []byte, key string, rev uint64) (uint64, error) {
 // anew, twice as long each time: the consumer under it may have died with its server.
 const listQuiet = time.Second
 
-// Entries calls fn for the latest entry of every existing key that matches the
-// KV filter, in revision order, until fn returns false. It is a snapshot by
-// watcher: a key written while it runs may be left out, or come again with its newer
-// entry. What nobody answers is asked again until ctx ends. Errors: kv.ErrUnavailable.
+// Entries calls fn for the latest entry of every existing key that matches the KV filter, in revision order, until fn
+// returns false. It is a snapshot by watcher: a key written while it runs may be left out, or come again with its
+// newer entry. What nobody answers is asked again until ctx ends. Errors: kv.ErrUnavailable.
 func (b *Bucket) Entries(ctx context.Context, filter string, fn func(Entry) bool) error {
 	last := uint64(0) // revision that fn has had
 	begun := time.Now()

@@ -29,8 +29,7 @@ const maxConsumers = 100_000
 
 // Config says which fabric to open and how its buckets are created.
 type Config struct {
-	// Fabric is the name that the buckets' names start with: letters, digits,
-	// '-' and '_', at most 64 of them.
+	// Fabric is the name that the buckets' names start with: letters, digits, '-' and '_', at most 64 of them.
 	Fabric string
 	// Replicas of each bucket; 0 means 3 on a clustered server and 1 on a
 	// single one when the bucket is created, and whatever it has when it exists.
@@ -46,8 +45,7 @@ type Config struct {
 
 var fabricName = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,64}$`)
 
-// Validate returns kv.ErrInvalidOption, with the field and what to use, when Open
-// would.
+// Validate returns kv.ErrInvalidOption, with the field and what to use, when Open would.
 func (c Config) Validate() error {
 	if !fabricName.MatchString(c.Fabric) {
 		return fmt.Errorf("%w: fabric name %q: use 1 to 64 letters, digits, '-' or '_'", kv.ErrInvalidOption, c.Fabric)
@@ -182,22 +180,19 @@ func (c Config) faults(bucket string, sc jetstream.StreamConfig) (faults []*kv.C
 // shows it, since all that is ever stored there is a delete marker.
 const checkKey = "=v"
 
-// headerExpectedSubject names the subject whose revision is compared, where it is not the
-// one that is written.
+// headerExpectedSubject names the subject whose revision is compared, where it is not the one that is written.
 const headerExpectedSubject = "Nats-Expected-Last-Subject-Sequence-Subject"
 
-// CheckAt proves that the key's last revision is rev, without writing the key: no error says that
-// it was, at an instant between the call and its return. Unlike a read it can't come from
-// a leader that was deposed: a marker is written to another key of the bucket, under the condition
-// that this one stands at rev, and it is acknowledged when a quorum has it. It returns the
-// marker's revision, which is that instant. The key can be that of a record or of a delete
-// marker. Absence, revision 0, can't be proved: it comes back when a marker expires.
+// CheckAt proves that the key's last revision is rev, without writing the key: no error says that it was, at an
+// instant between the call and its return. Unlike a read it can't come from a leader that was deposed: a marker is
+// written to another key of the bucket, under the condition that this one stands at rev, and it is acknowledged when
+// a quorum has it. It returns the marker's revision, which is that instant. The key can be that of a record or of a
+// delete marker. Absence, revision 0, can't be proved: it comes back when a marker expires.
 //
-// Errors: a *ConflictError (ErrConflict) says that the key is or was at another revision, for
-// the leader that answered. After ErrBusy, ErrUnknown and ErrNotSent nothing is known. The
-// check may then still be stored, which changes nothing: ask again. On a replicated bucket checks
-// of a key exclude each other and writes of the key; who loses gets ErrBusy, so check rarely
-// what others write. kv.ErrRejected is a key with wildcards, or revision 0.
+// Errors: a *ConflictError (ErrConflict) says that the key is or was at another revision, for the leader that
+// answered. After ErrBusy, ErrUnknown and ErrNotSent nothing is known. The check may then still be stored, which
+// changes nothing: ask again. On a replicated bucket checks of a key exclude each other and writes of the key; who
+// loses gets ErrBusy, so check rarely what others write. kv.ErrRejected is a key with wildcards, or revision 0.
 func (b *Bucket) CheckAt(ctx context.Context, key string, rev uint64) (at uint64, err error) {
 	if !validKey(key) || rev == 0 {
 		return 0, fmt.Errorf("%w: check of %q at %d: needs the revision of one key", kv.ErrRejected, key, rev)
@@ -220,13 +215,11 @@ const (
 	leastBytes  = 16 << 20
 )
 
-// leastConsumers is how many consumers one process needs at least: one that waits and
-// one that lists.
+// leastConsumers is how many consumers one process needs at least: one that waits and one that lists.
 const leastConsumers = 2
 
-// fit changes what is asked for a bucket so that it stays within the account's limits.
-// buckets is how many are still to be created, this one included. It returns kv.ErrLimit,
-// with the limit and its figure, where there is no room.
+// fit changes what is asked for a bucket so that it stays within the account's limits. buckets is how many are still
+// to be created, this one included. It returns kv.ErrLimit, with the limit and its figure, where there is no room.
 func fit(sc *jetstream.StreamConfig, info *jetstream.AccountInfo, buckets int) error {
 	tier, copies := info.Tier, int64(sc.Replicas)
 	if len(info.Tiers) > 0 {

@@ -2,9 +2,8 @@
 // buckets, writes by compare-and-set, reads from the stream leader, and turns
 // watchers into wakeups. What users of the module need of it is in package kv.
 //
-// The buckets are ordinary NATS KV buckets that any KV client and the stock
-// nats command can read. They are created by this package all the same, because
-// a lock needs settings that the KV API does not offer; see [Open].
+// The buckets are ordinary NATS KV buckets that any KV client and the stock nats command can read. They are created
+// by this package all the same, because a lock needs settings that the KV API does not offer; see [Open].
 //
 // # Outcomes of a write
 //
@@ -25,7 +24,6 @@
 //
 // # Reads
 //
-// [Bucket.Get] asks the stream's leader. A deposed leader that has not noticed
-// yet can answer with an old value, so a read is a hint and only a
-// compare-and-set decides. What a read does show was committed.
+// [Bucket.Get] asks the stream's leader. A deposed leader that has not noticed yet can answer with an old value, so a
+// read is a hint and only a compare-and-set decides. What a read does show was committed.
 package jskv

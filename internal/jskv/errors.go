@@ -21,27 +21,24 @@ var (
 	// closed for good. Make a new one: trying again is of no use.
 	ErrConnectionClosed = nats.ErrConnectionClosed
 
-	// ErrConflict says that the key's revision was not the expected one; the
-	// leader that answered wrote nothing. It always comes as a *ConflictError. Read
-	// and decide again. While leaders change two can take the same request, and the
-	// deposed one may answer first: an Actual below Expected comes from a leader that
-	// is behind, and the other one may have written, or may yet.
+	// ErrConflict says that the key's revision was not the expected one; the leader that answered wrote nothing. It
+	// always comes as a *ConflictError. Read and decide again. While leaders change two can take the same request,
+	// and the deposed one may answer first: an Actual below Expected comes from a leader that is behind, and the
+	// other one may have written, or may yet.
 	ErrConflict error = passing("kv: revision conflict")
 
-	// ErrBusy is the server's code 10164: another write of the same key was in
-	// flight, or one had been acknowledged a moment ago and its mark was not
-	// cleared yet. The leader that answered wrote nothing, and the expected
-	// revision may still be right: retry it after a short, jittered pause. As with
-	// ErrConflict it may have been a deposed leader, so nothing is proved.
+	// ErrBusy is the server's code 10164: another write of the same key was in flight, or one had been acknowledged a
+	// moment ago and its mark was not cleared yet. The leader that answered wrote nothing, and the expected revision
+	// may still be right: retry it after a short, jittered pause. As with ErrConflict it may have been a deposed
+	// leader, so nothing is proved.
 	ErrBusy error = passing("kv: key busy")
 
 	// ErrNotSent says that the request reached no stream: the connection is
 	// down, or nobody answers for the stream right now. Nothing was written.
 	ErrNotSent error = passing("kv: request not sent")
 
-	// ErrUnknown says that it is not known whether the write was committed, and
-	// that it may still be committed later. Only a committed write of the same
-	// key at or above the expected revision settles it.
+	// ErrUnknown says that it is not known whether the write was committed, and that it may still be committed later.
+	// Only a committed write of the same key at or above the expected revision settles it.
 	ErrUnknown error = passing("kv: outcome unknown")
 
 	// ErrBucketGone says that the bucket's stream does not exist any more.

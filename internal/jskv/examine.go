@@ -68,8 +68,7 @@ func (x *Examiner) Room(s AccountState, buckets int) error {
 	return fit(&sc, s.info, buckets)
 }
 
-// Account asks for the account's state. Errors: kv.ErrNoJetStream, kv.ErrUnavailable,
-// and the context's within them.
+// Account asks for the account's state. Errors: kv.ErrNoJetStream, kv.ErrUnavailable, and the context's within them.
 func (x *Examiner) Account(ctx context.Context) (AccountState, error) {
 	info, err := x.js.AccountInfo(ctx)
 	if err != nil {
@@ -116,8 +115,7 @@ type BucketState struct {
 	Clock, ClockError time.Duration
 }
 
-// Foreign reports whether the bucket was made by something else than this
-// package, so that its content means nothing.
+// Foreign reports whether the bucket was made by something else than this package, so that its content means nothing.
 func (s *BucketState) Foreign() bool { return len(s.Faults) == 1 && s.Faults[0].Field == fieldSchema }
 
 // Bucket returns the state of one of the fabric's buckets. That it does not exist is no

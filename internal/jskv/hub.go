@@ -21,29 +21,23 @@ const (
 
 	leastPollInterval = 10 * time.Millisecond
 
-	// dispatchers is how many goroutines at most call the functions given to Watch.
-	// A few, so that one slow function does not hold up all keys. They live while
-	// there is something to deliver.
+	// dispatchers is how many goroutines at most call the functions given to Watch. A few, so that one slow function
+	// does not hold up all keys. They live while there is something to deliver.
 	dispatchers = 4
 )
 
-// Hub watches keys of one bucket for a whole process. Registrations share KV
-// watchers, so that ten thousand goroutines that wait on thousands of keys take
-// a handful of the 1,000 consumers that a stream allows by default.
+// Hub watches keys of one bucket for a whole process. Registrations share KV watchers, so that ten thousand
+// goroutines that wait on thousands of keys take a handful of the 1,000 consumers that a stream allows by default.
 //
-// For every registered key the hub delivers the latest committed entry: first
-// the state at registration, absence included, then the state after each change
-// (states in between may be skipped). A watcher is not trusted to be complete.
-// The stream's leader is asked too: for each of a few keys, and where there are
-// more, for the state of the whole stream, by one request. While that stays as it
-// was, nothing was written and nothing was removed, and no key is read. When it has
-// changed, the keys somebody waits for are read within the poll interval, and those
-// that are only followed by watchers opened anew, a few of them a minute. A watcher
-// that missed what a read found is replaced. A watcher that ends is replaced too,
-// and so are all of them when the connection comes back.
+// For every registered key the hub delivers the latest committed entry: first the state at registration, absence
+// included, then the state after each change (states in between may be skipped). A watcher is not trusted to be
+// complete. The stream's leader is asked too: for each of a few keys, and where there are more, for the state of the
+// whole stream, by one request. While that stays as it was, nothing was written and nothing was removed, and no key
+// is read. When it has changed, the keys somebody waits for are read within the poll interval, and those that are
+// only followed by watchers opened anew, a few of them a minute. A watcher that missed what a read found is replaced.
+// A watcher that ends is replaced too, and so are all of them when the connection comes back.
 //
-// What is delivered is a hint that was true once. Only a compare-and-set
-// decides.
+// What is delivered is a hint that was true once. Only a compare-and-set decides.
 //
 // Hub is safe for concurrent use. Close it before its connection.
 type Hub struct {
@@ -60,9 +54,8 @@ type Hub struct {
 	wakeOpener chan struct{}
 	wakePoller chan struct{}
 
-	// mu guards everything below, and the state of keys, groups and
-	// registrations. It is never held during a call to the network or to a
-	// function given to Watch.
+	// mu guards everything below, and the state of keys, groups and registrations. It is never held during a call to
+	// the network or to a function given to Watch.
 	mu      sync.Mutex
 	closed  bool
 	gone    bool // the bucket was not found, and no watcher has been opened since
@@ -113,21 +106,18 @@ func WithRestInterval(d time.Duration) HubOption {
 	return func(h *Hub) { h.rest = max(d, leastPollInterval) }
 }
 
-// WithDoubt sets a function that is called when the bucket may not be the one that
-// the hub was made for: whenever it is not found, when a read finds less than was
-// seen, and some times after the server announced its deletion or change. See
-// [Buckets.Verify] for what to ask then. The function is called on a goroutine of
-// the hub: it must not block and must not call Close.
+// WithDoubt sets a function that is called when the bucket may not be the one that the hub was made for: whenever it
+// is not found, when a read finds less than was seen, and some times after the server announced its deletion or
+// change. See [Buckets.Verify] for what to ask then. The function is called on a goroutine of the hub: it must not
+// block and must not call Close.
 func WithDoubt(fn func()) HubOption { return func(h *Hub) { h.doubt = fn } }
 
-// WithReadTimeout sets a function that says how long to wait for the answer to a
-// read from the leader, 2 s by default. It is called before each read: on a link
-// that gets slower the time has to grow with it, as reads are what a lost watcher is
-// found by. It must be quick and safe for concurrent use.
+// WithReadTimeout sets a function that says how long to wait for the answer to a read from the leader, 2 s by
+// default. It is called before each read: on a link that gets slower the time has to grow with it, as reads are what
+// a lost watcher is found by. It must be quick and safe for concurrent use.
 func WithReadTimeout(fn func() time.Duration) HubOption { return func(h *Hub) { h.readTimeout = fn } }
 
-// NewHub starts a hub on a bucket. It opens no watcher before the first Watch.
-// Close stops it.
+// NewHub starts a hub on a bucket. It opens no watcher before the first Watch. Close stops it.
 func NewHub(b *Bucket, opts ...HubOption) *Hub {
 	h := newHub(b, opts...)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -171,25 +161,21 @@ type registration struct {
 	stopped bool
 }
 
-// Watch registers fn for a key and returns at once. fn is called on goroutines
-// of the hub, never twice at a time for one registration, with the key's newest
-// known entry: soon after registration, at once if the key is registered
+// Watch registers fn for a key and returns at once. fn is called on goroutines of the hub, never twice at a time for
+// one registration, with the key's newest known entry: soon after registration, at once if the key is registered
 // already, and then whenever it has changed.
 //
-// An entry older than the newest one that this hub has seen for the key is
-// never delivered, with one exception: a leader read that finds no entry is
-// delivered as absence (revision 0), and what it means is fn's to judge, since
-// a leader that was deposed and does not know it yet can be behind.
+// An entry older than the newest one that this hub has seen for the key is never delivered, with one exception: a
+// leader read that finds no entry is delivered as absence (revision 0), and what it means is fn's to judge, since a
+// leader that was deposed and does not know it yet can be behind.
 //
-// fn must not block, must not change the entry's value and must not call Close.
-// It may call stop and Watch, and take a lock that is held elsewhere around
-// calls of Watch and stop.
+// fn must not block, must not change the entry's value and must not call Close. It may call stop and Watch, and take
+// a lock that is held elsewhere around calls of Watch and stop.
 //
 // stop ends the registration and can be called more than once. It does not
 // wait: a call of fn in progress may still finish, no further one starts.
 //
-// A key that is not a valid KV key, or has wildcards, never exists, and fn is
-// not called. Nor is it on a closed hub.
+// A key that is not a valid KV key, or has wildcards, never exists, and fn is not called. Nor is it on a closed hub.
 func (h *Hub) Watch(key string, fn func(Entry)) (stop func()) { return h.register(key, fn, true) }
 
 // Follow is Watch for who does not wait for a change but has to learn of one, as a
@@ -251,10 +237,9 @@ func (h *Hub) Stats() HubStats {
 	return s
 }
 
-// Close ends all registrations, stops every goroutine of the hub and waits for
-// them, and with them for calls of fn in progress. It deletes the consumers on
-// the server, and waits up to a second for the answer. It can be called more than
-// once.
+// Close ends all registrations, stops every goroutine of the hub and waits for them, and with them for calls of fn in
+// progress. It deletes the consumers on the server, and waits up to a second for the answer. It can be called more
+// than once.
 func (h *Hub) Close() {
 	h.mu.Lock()
 	if !h.closed {
@@ -280,8 +265,7 @@ func (h *Hub) announce(k *watchedKey) {
 	}
 }
 
-// enqueue hands a registration to a dispatcher. One that is busy looks at the
-// key again by itself. Lock held.
+// enqueue hands a registration to a dispatcher. One that is busy looks at the key again by itself. Lock held.
 func (h *Hub) enqueue(r *registration) {
 	if r.busy || h.closed {
 		return
@@ -294,9 +278,8 @@ func (h *Hub) enqueue(r *registration) {
 	}
 }
 
-// dispatch calls the functions of the registrations in the queue until it is
-// empty. It takes the entry from the key only at the call, so that what is
-// delivered is the newest and two dispatchers can't deliver in the wrong order.
+// dispatch calls the functions of the registrations in the queue until it is empty. It takes the entry from the key
+// only at the call, so that what is delivered is the newest and two dispatchers can't deliver in the wrong order.
 func (h *Hub) dispatch() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -319,8 +302,7 @@ func (h *Hub) dispatch() {
 	}
 }
 
-// wake makes a loop look at its work again. A wake that is already waiting to
-// be received is enough.
+// wake makes a loop look at its work again. A wake that is already waiting to be received is enough.
 func wake(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:

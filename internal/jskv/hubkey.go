@@ -13,9 +13,8 @@ import (
 	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
-// watchedKey is what a hub knows about one registered key. Its fields are
-// guarded by Hub.mu. It lives from the key's first registration to its last
-// stop; a later registration begins anew.
+// watchedKey is what a hub knows about one registered key. Its fields are guarded by Hub.mu. It lives from the key's
+// first registration to its last stop; a later registration begins anew.
 type watchedKey struct {
 	name string
 	regs map[*registration]struct{}
@@ -45,8 +44,7 @@ func (h *Hub) addKey(name string) *watchedKey {
 	h.schedule(k, firstPoll)
 	for _, g := range h.groups {
 		if g.accepts(name) {
-			// The watcher has been there before: it reports changes from now
-			// on, and a read tells what was.
+			// The watcher has been there before: it reports changes from now on, and a read tells what was.
 			h.join(k, g)
 			return k
 		}
@@ -131,9 +129,8 @@ func (h *Hub) detach(k *watchedKey) {
 	}
 }
 
-// fromWatch takes in an entry that a watcher delivered. Any watcher will do,
-// not only the key's present group: a revision that was seen was committed.
-// Lock held.
+// fromWatch takes in an entry that a watcher delivered. Any watcher will do, not only the key's present group: a
+// revision that was seen was committed. Lock held.
 func (h *Hub) fromWatch(g *group, k *watchedKey, e Entry) {
 	if k.group == g {
 		k.watchRev = max(k.watchRev, e.Revision)
@@ -142,15 +139,13 @@ func (h *Hub) fromWatch(g *group, k *watchedKey, e Entry) {
 	case e.Revision > k.newest:
 		h.set(k, e)
 	case e.Revision == k.newest && k.entry.Revision == 0:
-		// A read has found the key absent since. Either that leader was behind,
-		// or this watcher's replica is.
+		// A read has found the key absent since. Either that leader was behind, or this watcher's replica is.
 		h.urge(k)
 	}
 }
 
-// fromRead takes in what a leader read found. before is the newest revision
-// that was known when the read began. It reports whether the key's watcher
-// still owes this entry. Lock held.
+// fromRead takes in what a leader read found. before is the newest revision that was known when the read began. It
+// reports whether the key's watcher still owes this entry. Lock held.
 func (h *Hub) fromRead(k *watchedKey, e Entry, before uint64) (missed bool) {
 	if k.joined {
 		// No first value came from the watcher, so it owes only what is newer.
@@ -192,8 +187,7 @@ const (
 	// reconnect, since a restarted server gets all its clients at once.
 	reconnectSpread = 200 * time.Millisecond
 
-	// goneProbe is a key to read when the question is only whether the bucket
-	// exists. It is valid and need not exist.
+	// goneProbe is a key to read when the question is only whether the bucket exists. It is valid and need not exist.
 	goneProbe = "-"
 )
 
@@ -201,9 +195,8 @@ const (
 // has announced its end or its change, which it does when that is not over yet.
 var goneChecks = [...]time.Duration{0, 100 * time.Millisecond, 400 * time.Millisecond, time.Second}
 
-// listen starts the goroutine that hears of reconnects and of the stream's deletion
-// or change. The announcement of these is a hint that saves waiting for the next
-// poll: without permission to subscribe to it, it is done without.
+// listen starts the goroutine that hears of reconnects and of the stream's deletion or change. The announcement of
+// these is a hint that saves waiting for the next poll: without permission to subscribe to it, it is done without.
 func (h *Hub) listen(ctx context.Context) {
 	nc := h.bucket.nc
 	connected := nc.StatusChanged(nats.CONNECTED)
@@ -232,9 +225,8 @@ func (h *Hub) listen(ctx context.Context) {
 	})
 }
 
-// reconnected replaces all watchers and has all keys read soon: entries may
-// have been missed, and a consumer that was without its client for more than
-// 5 s does not exist any more.
+// reconnected replaces all watchers and has all keys read soon: entries may have been missed, and a consumer that was
+// without its client for more than 5 s does not exist any more.
 func (h *Hub) reconnected() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -270,9 +262,8 @@ func (h *Hub) checkGone(ctx context.Context) {
 	}
 }
 
-// bucketGone notes and reports that the bucket is gone. The watchers follow a
-// stream that is no more; replacing them is how the hub learns of a new one by the
-// same name.
+// bucketGone notes and reports that the bucket is gone. The watchers follow a stream that is no more; replacing them
+// is how the hub learns of a new one by the same name.
 func (h *Hub) bucketGone() {
 	h.mu.Lock()
 	if h.closed {

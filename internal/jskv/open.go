@@ -15,12 +15,10 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// apiLevel is the JetStream API level of nats-server 2.12, the first with
-// atomic batches.
+// apiLevel is the JetStream API level of nats-server 2.12, the first with atomic batches.
 const apiLevel = 2
 
-// apiTimeout bounds one administrative request, and openTimeout all repetitions
-// of one.
+// apiTimeout bounds one administrative request, and openTimeout all repetitions of one.
 const (
 	apiTimeout  = 5 * time.Second
 	openTimeout = 15 * time.Second
@@ -48,14 +46,12 @@ type Buckets struct {
 	Locks  *Bucket
 	Leases *Bucket
 
-	// Quarantine is how long nothing may be granted, from the moment Open
-	// returned: 0 normally, the longest lease's life when the locks bucket is
-	// not the one that was noted or was set back, because holders of the lost
-	// bucket's locks may not know yet. Call ConfirmIncarnation afterwards.
+	// Quarantine is how long nothing may be granted, from the moment Open returned: 0 normally, the longest lease's
+	// life when the locks bucket is not the one that was noted or was set back, because holders of the lost bucket's
+	// locks may not know yet. Call ConfirmIncarnation afterwards.
 	Quarantine time.Duration
 
-	// Last is a revision of the locks bucket up to which all are certainly this
-	// bucket's; see Verify.
+	// Last is a revision of the locks bucket up to which all are certainly this bucket's; see Verify.
 	Last uint64
 
 	cfg Config
@@ -72,11 +68,10 @@ type meta struct {
 
 // Open opens the buckets of a fabric and creates those that do not exist.
 //
-// They are created as streams with what the KV API does not offer: leader reads
-// only, TTLs on single messages and on delete markers, atomic batches, no
-// discarding of old records, a consumer limit above the server's default, and a
-// first revision taken from the clock, so that revisions, which are fencing
-// tokens, keep rising when a bucket is deleted and created again.
+// They are created as streams with what the KV API does not offer: leader reads only, TTLs on single messages and on
+// delete markers, atomic batches, no discarding of old records, a consumer limit above the server's default, and a
+// first revision taken from the clock, so that revisions, which are fencing tokens, keep rising when a bucket is
+// deleted and created again.
 //
 // A locks bucket whose revisions are below what was seen, because it was restored
 // or replaced by hand, is emptied and its revisions are moved up.
@@ -195,9 +190,8 @@ func (b *Buckets) NoteTTL(ctx context.Context, ttl time.Duration, seen uint64) e
 	return err
 }
 
-// note reads the fabric's note, lets edit change it, and writes it back by CAS
-// until that succeeds or edit has nothing to change. known is false when there
-// was no note before.
+// note reads the fabric's note, lets edit change it, and writes it back by CAS until that succeeds or edit has
+// nothing to change. known is false when there was no note before.
 func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, known bool, err error) {
 	for attempt := 0; ; attempt++ {
 		e, err := insist(ctx, b.Leases.link, func(ctx context.Context) (Entry, error) { return b.Leases.Get(ctx, kv.MetaKey) })
@@ -223,8 +217,7 @@ func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, know
 		if err == nil {
 			return m, known, nil
 		}
-		// Every outcome but success is settled by reading again: the edit is
-		// idempotent.
+		// Every outcome but success is settled by reading again: the edit is idempotent.
 		if attempt >= 20 || ctx.Err() != nil || errors.Is(err, kv.ErrRejected) {
 			return meta{}, false, err
 		}
@@ -250,9 +243,8 @@ func (m meta) quarantine() time.Duration {
 	return longest + longest/20 + time.Second
 }
 
-// highWater returns the highest revision of the locks bucket that is in the fabric's
-// note, and the highest that any lease's owner has seen. It reads all leases and
-// tombstones, a day's worth: too much for every opening.
+// highWater returns the highest revision of the locks bucket that is in the fabric's note, and the highest that any
+// lease's owner has seen. It reads all leases and tombstones, a day's worth: too much for every opening.
 func highWater(ctx context.Context, leases *Bucket) (noted, seen uint64, err error) {
 	err = leases.Entries(ctx, ">", func(e Entry) bool {
 		var high struct {
@@ -270,8 +262,7 @@ func highWater(ctx context.Context, leases *Bucket) (noted, seen uint64, err err
 // noFloor is that of a bucket whose revisions need not rise when it is made again.
 func noFloor(context.Context) (uint64, error) { return 0, nil }
 
-// openBucket opens a bucket, or creates it with revisions above floor, which is
-// asked only then.
+// openBucket opens a bucket, or creates it with revisions above floor, which is asked only then.
 func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, floor func(context.Context) (uint64, error)) (*Bucket, error) {
 	info, err := ensureStream(ctx, l, nc, js, cfg, name, floor)
 	if err != nil {
@@ -311,8 +302,7 @@ func newBucket(nc *nats.Conn, js jetstream.JetStream, view jetstream.KeyValue, n
 	}
 }
 
-// ensureStream returns what is known of the bucket's stream, creating it if it does
-// not exist.
+// ensureStream returns what is known of the bucket's stream, creating it if it does not exist.
 func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, floor func(context.Context) (uint64, error)) (*jetstream.StreamInfo, error) {
 	existing := func(ctx context.Context) (*jetstream.StreamInfo, error) {
 		s, err := js.Stream(ctx, streamName(name))
@@ -356,9 +346,8 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 	}
 	cctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	// Asked again with the same words, it is the same stream. Somebody else may have
-	// created it in the meantime, with another first revision; theirs counts. On a
-	// cluster it may take a moment until it is found.
+	// Asked again with the same words, it is the same stream. Somebody else may have created it in the meantime, with
+	// another first revision; theirs counts. On a cluster it may take a moment until it is found.
 	info, err = insist(cctx, l, func(ctx context.Context) (*jetstream.StreamInfo, error) {
 		s, err := js.CreateStream(ctx, want)
 		if err == nil {
@@ -383,16 +372,14 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 	if info, again := insist(ctx, l, existing); again == nil {
 		return info, nil // we may not create it, and somebody else just did
 	} else if !errors.Is(again, jetstream.ErrStreamNotFound) {
-		// Nobody knows: a server that went away meanwhile, for example. It is not
-		// for want of credentials.
+		// Nobody knows: a server that went away meanwhile, for example. It is not for want of credentials.
 		return nil, openError(name, again)
 	}
 	return nil, fmt.Errorf("%w: bucket %s with %d replica(s): %w", kv.ErrNoBucket, name, want.Replicas, err)
 }
 
-// insist repeats a request while nobody answers it: a stream that was created a
-// moment ago, or has just lost its leader, does not answer, and a request that
-// met it then is never answered.
+// insist repeats a request while nobody answers it: a stream that was created a moment ago, or has just lost its
+// leader, does not answer, and a request that met it then is never answered.
 func insist[T any](ctx context.Context, l *link, request func(context.Context) (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()

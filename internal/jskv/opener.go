@@ -20,9 +20,8 @@ const (
 	// the filters of a consumer with each other, all pairs.
 	groupKeys = 256
 
-	// maxGroups is how many watchers a hub has at most, but for the moment in
-	// which one replaces others. When that is not enough, one watcher follows
-	// the whole bucket.
+	// maxGroups is how many watchers a hub has at most, but for the moment in which one replaces others. When that is
+	// not enough, one watcher follows the whole bucket.
 	maxGroups = 16
 	maxKeys   = maxGroups * groupKeys
 
@@ -249,9 +248,8 @@ func (h *Hub) open(ctx context.Context, o *opening) {
 		}
 		filters = slices.Clone(o.keys) // WatchFiltered writes into its argument
 	}
-	// The context lives as long as the watcher. The hub's own only aborts the
-	// opening; JetStream's request timeout of 5 s bounds it. An opening that was
-	// given up may leave a consumer, which the server removes after 5 s.
+	// The context lives as long as the watcher. The hub's own only aborts the opening; JetStream's request timeout of
+	// 5 s bounds it. An opening that was given up may leave a consumer, which the server removes after 5 s.
 	var wctx context.Context
 	wctx, g.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	unhook := context.AfterFunc(ctx, g.cancel)
@@ -304,8 +302,7 @@ func (h *Hub) adopt(g *group, o *opening) {
 	h.groups = append(h.groups, g)
 }
 
-// openFailed lets the groups that were to be replaced go on, and the poller
-// care for the keys meanwhile.
+// openFailed lets the groups that were to be replaced go on, and the poller care for the keys meanwhile.
 func (h *Hub) openFailed(o *opening, err error) {
 	h.mu.Lock()
 	for _, g := range o.absorb {
@@ -352,16 +349,14 @@ func (h *Hub) unwatched(k *watchedKey) {
 
 func backoff(n int) time.Duration { return pause.Near(pause.Doubled(openRetry, n-1, maxOpenRetry)) }
 
-// Sweeps returns how often somebody has begun to collect dead entries in the fabric.
-// Errors are those of a read.
+// Sweeps returns how often somebody has begun to collect dead entries in the fabric. Errors are those of a read.
 func (b *Buckets) Sweeps(ctx context.Context) (uint64, error) {
 	m, _, err := b.note(ctx, func(*meta) bool { return false })
 	return m.Sweeps, err
 }
 
-// BeginSweep notes that the caller begins to collect dead entries, unless somebody
-// else has since there were n such sweeps. It returns their number now. Errors are
-// those of a write.
+// BeginSweep notes that the caller begins to collect dead entries, unless somebody else has since there were n such
+// sweeps. It returns their number now. Errors are those of a write.
 func (b *Buckets) BeginSweep(ctx context.Context, n uint64) (mine bool, now uint64, err error) {
 	m, _, err := b.note(ctx, func(m *meta) bool {
 		mine = m.Sweeps == n
@@ -386,8 +381,7 @@ func (b *Buckets) Waits(ctx context.Context) (*Bucket, error) {
 	return openBucket(ctx, l, nc, b.Locks.js, cfg, kv.WaitsBucket(cfg.Fabric), noFloor)
 }
 
-// makeWaits creates the bucket together with the others, if that works: whoever needs it later may not
-// be allowed to.
+// makeWaits creates the bucket together with the others, if that works: whoever needs it later may not be allowed to.
 func (b *Buckets) makeWaits(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, makeTimeout)
 	defer cancel()

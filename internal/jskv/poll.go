@@ -10,8 +10,7 @@ import (
 )
 
 const (
-	// firstPoll is when a new key is read for the first time, in case the
-	// watcher has said nothing until then.
+	// firstPoll is when a new key is read for the first time, in case the watcher has said nothing until then.
 	firstPoll = time.Second
 
 	// readTimeout bounds one leader read, unless WithReadTimeout says otherwise.
@@ -37,9 +36,8 @@ const (
 	never = 1000 * time.Hour
 )
 
-// runPoller reads keys from the leader, each when it is due and urgent ones at
-// once, and looks at the state of the stream. Requests are made by short-lived
-// goroutines, so that one slow answer does not hold up the others.
+// runPoller reads keys from the leader, each when it is due and urgent ones at once, and looks at the state of the
+// stream. Requests are made by short-lived goroutines, so that one slow answer does not hold up the others.
 func (h *Hub) runPoller(ctx context.Context) {
 	slots := make(chan struct{}, maxReads)
 	for {
@@ -138,9 +136,8 @@ func (h *Hub) pace(k *watchedKey) time.Duration {
 	return never
 }
 
-// readKey reads one key and, when the read found an entry that the watcher has
-// not delivered, looks again after a while and replaces the watcher if it still has
-// not. before and state are what was known when it began.
+// readKey reads one key and, when the read found an entry that the watcher has not delivered, looks again after a
+// while and replaces the watcher if it still has not. before and state are what was known when it began.
 func (h *Hub) readKey(ctx context.Context, k *watchedKey, before uint64, state mark, answered func()) {
 	rctx, cancel := context.WithTimeout(ctx, h.readTimeout())
 	e, err := h.bucket.Get(rctx, k.name)

@@ -27,8 +27,7 @@ type State struct {
 	Now     time.Time // the server's wall clock
 }
 
-// State asks the stream's leader for the state of the bucket. Errors are those of
-// Get.
+// State asks the stream's leader for the state of the bucket. Errors are those of Get.
 func (b *Bucket) State(ctx context.Context) (State, error) {
 	reply, err := b.trip(ctx, &nats.Msg{Subject: apiStreamInfo + b.stream})
 	if err != nil {
@@ -60,13 +59,11 @@ func (b *Bucket) State(ctx context.Context) (State, error) {
 }
 
 const (
-	// fewKeys is how many keys are simply read, each by itself: the state of the
-	// stream would be one request more.
+	// fewKeys is how many keys are simply read, each by itself: the state of the stream would be one request more.
 	fewKeys = 2
 
-	// Watchers are opened anew, to read the keys that they follow, at most once in
-	// this many rest intervals on average. Each hundredth of refreshPart keys that
-	// one delivers counts as a hundredth of a rest interval more.
+	// Watchers are opened anew, to read the keys that they follow, at most once in this many rest intervals on
+	// average. Each hundredth of refreshPart keys that one delivers counts as a hundredth of a rest interval more.
 	refreshEvery = 2
 	refreshPart  = 3000
 )
@@ -192,15 +189,13 @@ func (h *Hub) afford(values uint64, credit bool, now time.Time) bool {
 	return true
 }
 
-// gap is how far above all that were seen the revisions of a locks bucket begin that
-// replaces another. So a revision says whether it may be another bucket's: see
-// [MaxStep]. The clock has passed it, half a second in microseconds, when the
-// quarantine is over: revisions go on rising when all that was noted is lost, too.
+// gap is how far above all that were seen the revisions of a locks bucket begin that replaces another. So a revision
+// says whether it may be another bucket's: see [MaxStep]. The clock has passed it, half a second in microseconds,
+// when the quarantine is over: revisions go on rising when all that was noted is lost, too.
 const gap = 1 << 19
 
-// MaxStep is how far above a revision of this bucket another one can lie and need
-// no look: see [Buckets.Verify]. It is below gap, and more than is written
-// between two acquires of one process as a rule.
+// MaxStep is how far above a revision of this bucket another one can lie and need no look: see [Buckets.Verify]. It
+// is below gap, and more than is written between two acquires of one process as a rule.
 const MaxStep = 1 << 17
 
 // probeKey is the key of the marker that Verify and Open write to find out where the
@@ -230,9 +225,8 @@ func (b *Bucket) position(ctx context.Context) (uint64, error) {
 	})
 }
 
-// Verify looks whether the buckets are those that were opened, and returns the last
-// revision of the locks bucket: it and all before are certainly this bucket's. seen
-// is the highest revision that was seen of it before the call.
+// Verify looks whether the buckets are those that were opened, and returns the last revision of the locks bucket: it
+// and all before are certainly this bucket's. seen is the highest revision that was seen of it before the call.
 //
 // Errors: ErrBucketGone when a bucket is another one, does not exist any more, or
 // was set back to before seen; kv.ErrUnavailable when nothing was found out.

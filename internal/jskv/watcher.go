@@ -17,8 +17,7 @@ const (
 	// was waited for is often waited for again soon.
 	groupIdle = 2 * time.Second
 
-	// groupProven is how long a watcher must have lived for its end or its gap
-	// to count as the first.
+	// groupProven is how long a watcher must have lived for its end or its gap to count as the first.
 	groupProven = 30 * time.Second
 
 	// closeGrace is how long the end of a stopped watcher is waited for.
@@ -29,8 +28,7 @@ const (
 	stopLimit = time.Second
 )
 
-// group is one KV watcher and the keys it serves. Its fields are guarded by
-// Hub.mu, except those that never change.
+// group is one KV watcher and the keys it serves. Its fields are guarded by Hub.mu, except those that never change.
 //
 // What lies under a watcher (nats.go 1.55): an ordered push consumer, ephemeral,
 // one replica in memory, on whichever replica of the stream the server chose.
@@ -46,10 +44,9 @@ const (
 //     merely times out, it is tried again after another 10 to 20 s of silence.
 //   - The connection is closed: the channel is closed.
 //
-// So silence is no news, and the hub asks the leader, replaces a watcher that misses
-// something, and replaces all of them on reconnecting. Keys that are only followed
-// and whose watcher falls silent without an end are left to nats.go's heartbeats for
-// that long.
+// So silence is no news, and the hub asks the leader, replaces a watcher that misses something, and replaces all of
+// them on reconnecting. Keys that are only followed and whose watcher falls silent without an end are left to
+// nats.go's heartbeats for that long.
 type group struct {
 	filters map[string]struct{} // nil: every key of the bucket
 	watcher jetstream.KeyWatcher
@@ -103,8 +100,7 @@ func (h *Hub) breakGroup(g *group, d time.Duration) {
 	wake(h.wakeOpener)
 }
 
-// retire stops a group's watcher. The caller removes it from Hub.groups.
-// Lock held.
+// retire stops a group's watcher. The caller removes it from Hub.groups. Lock held.
 func (h *Hub) retire(g *group) {
 	if g.retired {
 		return
@@ -113,9 +109,8 @@ func (h *Hub) retire(g *group) {
 	h.done.Go(g.stop)
 }
 
-// stop deletes the consumer, which asks the server, and ends the goroutine that
-// nats.go keeps for the context. On a silent link nats.go waits up to 5 s for the
-// answer, in a goroutine that is then left to itself.
+// stop deletes the consumer, which asks the server, and ends the goroutine that nats.go keeps for the context. On a
+// silent link nats.go waits up to 5 s for the answer, in a goroutine that is then left to itself.
 func (g *group) stop() {
 	deleted := make(chan struct{})
 	go func() {
@@ -146,8 +141,7 @@ func (h *Hub) follow(g *group) {
 			}
 			h.deliver(g, e)
 		case <-stopped:
-			// nats.go closes the channel, unless the connection was closed at
-			// the very moment the watcher was opened.
+			// nats.go closes the channel, unless the connection was closed at the very moment the watcher was opened.
 			stopped, giveUp = nil, time.After(closeGrace)
 		case <-giveUp:
 			return
@@ -169,9 +163,8 @@ func (h *Hub) deliver(g *group, e jetstream.KeyValueEntry) {
 	h.fromWatch(g, k, newEntry(e))
 }
 
-// initialise notes that the first values are complete. A key without one is
-// probably absent, but the watcher may live on a replica that is behind, so the
-// leader is asked. Lock held.
+// initialise notes that the first values are complete. A key without one is probably absent, but the watcher may live
+// on a replica that is behind, so the leader is asked. Lock held.
 func (h *Hub) initialise(g *group) {
 	g.initialised = true
 	for k := range h.keysOf(g) {
@@ -192,11 +185,10 @@ func (h *Hub) ended(g *group) {
 	h.breakGroup(g, g.penalty())
 }
 
-// Follow calls fn with the latest entry of every key that matches the KV filter, delete
-// markers too, and then with every change, until ctx ends or fn returns an error, which
-// is Follow's then. Entries that have come together are given together. complete is false
-// while first values are still to come, and true from the call on that has the last of
-// them, which may have none.
+// Follow calls fn with the latest entry of every key that matches the KV filter, delete markers too, and then with
+// every change, until ctx ends or fn returns an error, which is Follow's then. Entries that have come together are
+// given together. complete is false while first values are still to come, and true from the call on that has the last
+// of them, which may have none.
 //
 // It is what one KV watcher tells, see group: a replica may be behind, and after the
 // loss of the consumer nothing comes for up to 20 s. Who has to miss nothing for longer
@@ -263,8 +255,7 @@ func newEntry(e jetstream.KeyValueEntry) Entry {
 	return entry
 }
 
-// shortestWait is how long an opening waits for an answer on a fast link before it
-// asks again.
+// shortestWait is how long an opening waits for an answer on a fast link before it asks again.
 const shortestWait = 250 * time.Millisecond
 
 // link remembers how long the last answer to an opening took, so that a slow link
@@ -286,8 +277,7 @@ func (l *link) wait() time.Duration {
 // after it was started. Until then a request finds no responders.
 const startTime = 3 * time.Second
 
-// starting reports whether a request that was first sent at begun and found no
-// responders may find them yet.
+// starting reports whether a request that was first sent at begun and found no responders may find them yet.
 func (l *link) starting(begun time.Time) bool {
 	return l != nil && l.clustered && time.Since(begun) < startTime
 }

@@ -1,3 +1,2 @@
-// Package pause waits, for times that part those who would otherwise do the same at the
-// same moment.
+// Package pause waits, for times that part those who would otherwise do the same at the same moment.
 package pause

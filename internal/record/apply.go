@@ -17,10 +17,9 @@ import (
 // prove by a committed CAS that an id is absent) writes next, never rec again: a ticket without a revision in rec
 // would become a later revision than the one its holder was told.
 //
-// What an operation achieved is read off the record that was committed, by id, never off
-// intermediate states: in one call an acquire may be granted, released and succeeded by another.
-// Only what stands in next survives, and there, since holders are compatible, at most one new
-// exclusive grant. The Verdict only tells refusals apart.
+// What an operation achieved is read off the record that was committed, by id, never off intermediate states: in one
+// call an acquire may be granted, released and succeeded by another. Only what stands in next survives, and there,
+// since holders are compatible, at most one new exclusive grant. The Verdict only tells refusals apart.
 //
 // Every operation but a try grants afterwards what can be granted, conversions first, so repeating
 // one of them also mends a record whose head waiter was left behind by another hand or by lower limits.

@@ -6,10 +6,9 @@ import (
 	"time"
 )
 
-// barrierRules are the rules of barriers. Those who arrive wait, each for the generation that it
-// names, until as many are there as the barrier has parties. Then the generation trips, or the last
-// one holds until the action that it brought has ended. A generation without an action can also
-// break, and then is broken for all who are in it.
+// barrierRules are the rules of barriers. Those who arrive wait, each for the generation that it names, until as many
+// are there as the barrier has parties. Then the generation trips, or the last one holds until the action that it
+// brought has ended. A generation without an action can also break, and then is broken for all who are in it.
 //
 // How a generation ended is read from ended, by its number and the id that arrived. While nobody
 // acts every waiter is of the generation that forms, and they are fewer than the parties.

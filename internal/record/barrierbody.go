@@ -7,9 +7,8 @@ import (
 	"strconv"
 )
 
-// The body of a barrier as it is stored. Ids stand in the order in which they came, each as
-// <lease>.<sequence> where <lease> is a place in the field leases, and several in a row under one
-// lease as <lease>.<first>-<last>:
+// The body of a barrier as it is stored. Ids stand in the order in which they came, each as <lease>.<sequence> where
+// <lease> is a place in the field leases, and several in a row under one lease as <lease>.<first>-<last>:
 //
 //	"parties":2,"gen":9,"leases":["La","Lb"],"acting":{"gen":8,"ids":"0.7 1.3"},
 //	"ended":[{"gen":7,"ids":"0.5-6"},{"gen":6,"broken":"died","by":"Lb","ids":"1.1 0.4"}]

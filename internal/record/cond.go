@@ -119,8 +119,7 @@ func (m *machine) wait(op *Op) Result {
 	return Result{Verdict: Applied}
 }
 
-// rename gives a hold the id of a wait that it doesn't begin, so that this wait, when it comes late, finds no
-// holder.
+// rename gives a hold the id of a wait that it doesn't begin, so that this wait, when it comes late, finds no holder.
 func (e *Entry) rename(id string) { e.ID, e.LastSignal, e.Signalled, e.SignalAll = id, 0, "", false }
 
 // cancelWait brings a wait back, signalled or not: it goes on as one who waits for the lock.

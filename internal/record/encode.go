@@ -167,9 +167,8 @@ func appendString(dst []byte, s string) []byte {
 
 func needsEscape(c byte) bool { return c < ' ' || c == '"' || c == '\\' }
 
-// sizeBound is the size that no record can exceed which comes from r by promotion, conversion,
-// revocation, removal, the filling in of tokens, and what is learned of the hold time: that of r
-// with every entry in its longest form.
+// sizeBound is the size that no record can exceed which comes from r by promotion, conversion, revocation, removal,
+// the filling in of tokens, and what is learned of the hold time: that of r with every entry in its longest form.
 func (m *machine) sizeBound() int {
 	m.scratch = m.appendHead(slices.Grow(m.scratch[:0], 512), maxHold)
 	n := len(m.scratch) + len(holdersField+"]"+waitersField+"]}")

@@ -65,10 +65,9 @@ func ID(lease string, seq uint64) string {
 	return string(strconv.AppendUint(b, seq, 10))
 }
 
-// LeaseOf returns the lease id in an operation id: what stands before the last dot. It returns ""
-// for an id that is malformed, that is, unless a valid KV key of at most 128 letters, digits, '-',
-// '_', '=' and inner dots comes before that dot, and a number without leading zeros that fits 64
-// bits after it.
+// LeaseOf returns the lease id in an operation id: what stands before the last dot. It returns "" for an id that is
+// malformed, that is, unless a valid KV key of at most 128 letters, digits, '-', '_', '=' and inner dots comes before
+// that dot, and a number without leading zeros that fits 64 bits after it.
 func LeaseOf(id string) string {
 	dot := strings.LastIndexByte(id, '.')
 	if dot < 0 || !validLease(id[:dot]) || !validSequence(id[dot+1:]) {

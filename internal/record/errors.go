@@ -10,10 +10,9 @@ var (
 	// wrote: of a newer schema, or of a kind that this one doesn't know. It is a *SchemaError. Upgrade this process; nothing was changed.
 	ErrNewerSchema = errors.New("record: written by a newer version; upgrade this process")
 
-	// ErrMalformed is returned by Decode for a value that is no record: not JSON, an unknown or a
-	// missing field, a duplicate or bad id, an unknown mode, data after the end. It is a
-	// *MalformedError, which says what and where. Something else wrote this key: look at it with
-	// `nats kv get`, and repair or delete it by hand.
+	// ErrMalformed is returned by Decode for a value that is no record: not JSON, an unknown or a missing field, a
+	// duplicate or bad id, an unknown mode, data after the end. It is a *MalformedError, which says what and where.
+	// Something else wrote this key: look at it with `nats kv get`, and repair or delete it by hand.
 	ErrMalformed = errors.New("record: malformed")
 
 	// ErrInvalidMode is returned by ParseMode and by the text methods of Mode for anything that is
@@ -21,8 +20,7 @@ var (
 	ErrInvalidMode = errors.New("record: invalid lock mode; use one of IS, IX, S, SIX, U, X")
 )
 
-// SchemaError is the error of a record whose schema this version doesn't know.
-// errors.Is(err, ErrNewerSchema) holds.
+// SchemaError is the error of a record whose schema this version doesn't know. errors.Is(err, ErrNewerSchema) holds.
 type SchemaError struct {
 	Version uint64 // the record's "v"
 	Kind    Kind   // its kind, if that is what isn't known

@@ -7,10 +7,9 @@ import (
 	"time"
 )
 
-// gateRules are the rules of gates (double barriers). Those who enter stand among the holders and
-// wait until as many are there as the gate has parties: it opens, and they are its members. A member
-// that leaves waits until all have left or are gone. Then the gate is cleared, and those move up who
-// came while it was open.
+// gateRules are the rules of gates (double barriers). Those who enter stand among the holders and wait until as many
+// are there as the gate has parties: it opens, and they are its members. A member that leaves waits until all have
+// left or are gone. Then the gate is cleared, and those move up who came while it was open.
 type gateRules struct{}
 
 // gate is the body.

@@ -221,9 +221,8 @@ func (r *Record) LetIn(base *Record, known func(id string) bool) (leases []strin
 	return leases
 }
 
-// Ahead yields the leases, with their TTLs, of all entries that the operations for which mine is
-// true wait for, one lease perhaps several times. next is whether one of them is granted next. A
-// nil record has none.
+// Ahead yields the leases, with their TTLs, of all entries that the operations for which mine is true wait for, one
+// lease perhaps several times. next is whether one of them is granted next. A nil record has none.
 func (r *Record) Ahead(mine func(id string) bool) (leases iter.Seq2[string, time.Duration], next bool) {
 	if k := r.rules(); k != nil {
 		return k.ahead(r, mine)
@@ -270,8 +269,7 @@ func (op *Op) Owed() bool { return op.traits().owed }
 // committed in says where op stands.
 func (op *Op) Proven() bool { return op.traits().proven }
 
-// Stays reports whether whoever gives op up goes on waiting for it: Undo doesn't end it, but has it
-// granted sooner.
+// Stays reports whether whoever gives op up goes on waiting for it: Undo doesn't end it, but has it granted sooner.
 func (op *Op) Stays() bool { return op.traits().stays }
 
 func (op *Op) traits() traits {
@@ -284,10 +282,9 @@ func (op *Op) traits() traits {
 	return traits{}
 }
 
-// Undo returns the operation that takes op's place when nobody waits for op any more and op may
-// have been written: after it, op has left nothing behind. ok is false where there is nothing to
-// take back, because op, once asked for, has to be carried through: a release, an eviction, or
-// another one that is Owed.
+// Undo returns the operation that takes op's place when nobody waits for op any more and op may have been written:
+// after it, op has left nothing behind. ok is false where there is nothing to take back, because op, once asked for,
+// has to be carried through: a release, an eviction, or another one that is Owed.
 func (op *Op) Undo() (undo Op, ok bool) {
 	if k := kinds[op.Kind]; k != nil && !op.common() {
 		return k.undo(op)

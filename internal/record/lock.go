@@ -351,9 +351,8 @@ func (m *machine) grantable(want Mode) bool {
 	return len(m.Waiters) == 0 && len(m.Holders) < m.lim.MaxHolders && m.modes().admits(want) && !m.converting()
 }
 
-// blocker returns whom a request that is not grantable would have to wait for: a holder it is
-// incompatible with, else one that waits for a conversion, else the head of the queue, else (too
-// many holders) the oldest holder.
+// blocker returns whom a request that is not grantable would have to wait for: a holder it is incompatible with, else
+// one that waits for a conversion, else the head of the queue, else (too many holders) the oldest holder.
 func (m *machine) blocker(want Mode) Entry {
 	for i := range m.Holders {
 		if !Compatible(m.Holders[i].Mode, want) {

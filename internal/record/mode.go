@@ -241,12 +241,11 @@ func (m *machine) promoteConversions() (waits bool) {
 // deadlock returns the holder because of whom the i-th would wait for ever for want: one that waits
 // for the i-th to give way. It returns -1 if there is none.
 //
-// Looking at pairs is enough, although a circle may be longer. Whom a mode waits for grows with the
-// mode among the modes that can be held together ({IS, IX}, {IS, SIX} or {IS, S, U}: for none, for
-// the strongest, and so on to X for all). So in a circle the one that wants most waits for all others
-// in it, also for the one that waits for it, and that pair is a circle of two. And only a conversion
-// that begins to wait can close one: whoever is granted waits no longer, and nobody new holds while
-// a conversion waits.
+// Looking at pairs is enough, although a circle may be longer. Whom a mode waits for grows with the mode among the
+// modes that can be held together ({IS, IX}, {IS, SIX} or {IS, S, U}: for none, for the strongest, and so on to X for
+// all). So in a circle the one that wants most waits for all others in it, also for the one that waits for it, and
+// that pair is a circle of two. And only a conversion that begins to wait can close one: whoever is granted waits no
+// longer, and nobody new holds while a conversion waits.
 func (m *machine) deadlock(i int, want Mode) int {
 	for k := range m.Holders {
 		other := &m.Holders[k]

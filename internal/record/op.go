@@ -256,8 +256,7 @@ func (l Limits) orDefaults() Limits {
 	return d
 }
 
-// Verdict is what became of an operation. Every verdict but Applied means that the operation
-// changed nothing.
+// Verdict is what became of an operation. Every verdict but Applied means that the operation changed nothing.
 type Verdict uint8
 
 // The verdicts. The zero Verdict is none of them.

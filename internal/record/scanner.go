@@ -164,8 +164,7 @@ func (s *scanner) escape() (rune, error) {
 	return rune(meanings[n]), nil
 }
 
-// unicode reads \uXXXX, and two of them where the first is half of a character. Half a character
-// alone is no text.
+// unicode reads \uXXXX, and two of them where the first is half of a character. Half a character alone is no text.
 func (s *scanner) unicode() (rune, error) {
 	r, ok := s.hex4()
 	if ok && utf16.IsSurrogate(r) {

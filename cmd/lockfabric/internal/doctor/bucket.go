@@ -98,8 +98,7 @@ func (e *exam) bucket(ctx context.Context, name string) *jskv.BucketState {
 // clockOff is how far apart the clocks may be: less does not mislead who reads ages.
 const clockOff = 5 * time.Second
 
-// clock compares this host's clock with that of the bucket's server. Locks are safe
-// whatever it shows.
+// clock compares this host's clock with that of the bucket's server. Locks are safe whatever it shows.
 func (e *exam) clock(s *jskv.BucketState) {
 	off, which := s.Clock, "ahead of"
 	if off < 0 {

@@ -15,8 +15,7 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// revokeTime is how much longer than its TTL a holder may take to let go. It
-// learns within a second.
+// revokeTime is how much longer than its TTL a holder may take to let go. It learns within a second.
 const revokeTime = time.Second
 
 type leaseSight struct {
@@ -27,9 +26,8 @@ type leaseSight struct {
 	strange    []string // keys that are no lease ids
 }
 
-// content looks at what is in the buckets, without judging what is in doubt:
-// ages are told by comparing this host's clock with the server's, which is good
-// enough to tell people and for nothing else.
+// content looks at what is in the buckets, without judging what is in doubt: ages are told by comparing this host's
+// clock with the server's, which is good enough to tell people and for nothing else.
 func (e *exam) content(ctx context.Context) {
 	sight := e.readLeases(ctx)
 	e.readLocks(ctx, sight)
@@ -61,8 +59,7 @@ func (e *exam) entries(ctx context.Context, name string, fn func(jskv.Entry)) er
 	return err
 }
 
-// mayNotRead reports whether it is known that the user can't read a bucket. The
-// server would not answer.
+// mayNotRead reports whether it is known that the user can't read a bucket. The server would not answer.
 func (e *exam) mayNotRead(name string) bool {
 	for _, n := range e.needs {
 		if e.rights.known && strings.Contains(n.Subject, ".KV_"+name) && !n.Helpful && !e.rights.allow(n) {

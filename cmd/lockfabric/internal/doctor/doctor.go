@@ -22,8 +22,7 @@ type Options struct {
 	Fabric  string
 	Probes  int  // round trips to measure, at least 1
 	NoProbe bool // write nothing
-	// ProbeTime is how long the round trips, and then the writes, are measured at
-	// most; 0 means 30 s.
+	// ProbeTime is how long the round trips, and then the writes, are measured at most; 0 means 30 s.
 	ProbeTime time.Duration
 	TTL       time.Duration // of the programs' locks
 	Strict    bool          // warnings and unknowns count
@@ -55,9 +54,8 @@ type exam struct {
 	denied func(error) // ends the present step
 }
 
-// Run looks at everything and reports. It takes over the connection's error
-// handler; make the connection with nats.ReconnectBufSize(-1). The error is
-// kv.ErrInvalidOption, or the context's.
+// Run looks at everything and reports. It takes over the connection's error handler; make the connection with
+// nats.ReconnectBufSize(-1). The error is kv.ErrInvalidOption, or the context's.
 func Run(ctx context.Context, nc *nats.Conn, opts Options) (*Report, error) {
 	x, err := jskv.NewExaminer(nc, jskv.Config{Fabric: opts.Fabric})
 	if err != nil {
@@ -113,8 +111,7 @@ func (e *exam) measuring(check string, done int) {
 	e.doing(fmt.Sprintf("%s, %d of %d", check, done+1, e.Probes))
 }
 
-// step runs one question, which ends in time, or when the server says that the
-// user may not ask it.
+// step runs one question, which ends in time, or when the server says that the user may not ask it.
 func (e *exam) step(ctx context.Context, ask func(ctx context.Context) error) error {
 	return e.stepIn(ctx, stepTimeout, ask)
 }

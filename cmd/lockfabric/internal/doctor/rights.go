@@ -26,8 +26,7 @@ type rights struct {
 	restricted bool
 }
 
-// permission is one direction. Without an allow list everything is allowed that
-// is not denied.
+// permission is one direction. Without an allow list everything is allowed that is not denied.
 type permission struct {
 	Allow []string `json:"allow"`
 	Deny  []string `json:"deny"`
@@ -222,8 +221,7 @@ func (e *exam) rtt(ctx context.Context) {
 	r.ok(checkRTT, "", "%s", text)
 }
 
-// writes measures what it takes to acquire and to release a free lock: one CAS
-// write each.
+// writes measures what it takes to acquire and to release a free lock: one CAS write each.
 func (e *exam) writes(ctx context.Context) {
 	r := e.report
 	const later = "see the other findings, and run doctor again"

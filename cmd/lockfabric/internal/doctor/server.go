@@ -50,8 +50,7 @@ func (e *exam) version(name, version string) {
 	}
 }
 
-// older compares versions such as 2.12.0-RC.1 by their first two numbers: a
-// preview has the features of its release.
+// older compares versions such as 2.12.0-RC.1 by their first two numbers: a preview has the features of its release.
 func older(version, than string) (older, ok bool) {
 	var v, t [2]int
 	_, err := fmt.Sscanf(strings.TrimPrefix(version, "v"), "%d.%d", &v[0], &v[1])

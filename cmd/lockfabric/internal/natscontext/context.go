@@ -197,9 +197,8 @@ func (s *Secrets) AddURLs(list string) {
 	}
 }
 
-// Hide replaces them in a text. Short ones are left alone unless they stand in a
-// URL: what they turn into riddles would tell what they are. Nobody writes
-// them there on purpose; this is the net under it.
+// Hide replaces them in a text. Short ones are left alone unless they stand in a URL: what they turn into riddles
+// would tell what they are. Nobody writes them there on purpose; this is the net under it.
 func (s Secrets) Hide(text string) string {
 	const short = 6
 	for _, secret := range slices.Backward(slices.SortedFunc(slices.Values(s), func(a, b string) int { return len(a) - len(b) })) {

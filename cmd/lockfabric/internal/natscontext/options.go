@@ -50,9 +50,8 @@ func (s *Settings) Forget() {
 	s.Creds, s.NKey, s.User, s.Password, s.Token, s.UserJWT, s.UserSeed = "", "", "", "", "", "", ""
 }
 
-// Options makes options of the NATS client from the settings, having looked at the
-// files: the client would read them later, and take what it finds for a network
-// problem. It reads them again whenever it reconnects.
+// Options makes options of the NATS client from the settings, having looked at the files: the client would read them
+// later, and take what it finds for a network problem. It reads them again whenever it reconnects.
 func (s *Settings) Options() (opts []nats.Option, hidden Secrets, err error) {
 	add := func(o nats.Option, err error) error {
 		if err == nil {
@@ -119,8 +118,7 @@ func (s *Settings) credsOption() (nats.Option, error) {
 		return nil, err
 	}
 	jwt, err := nkeys.ParseDecoratedJWT(data)
-	// Without the decoration it returns all that there is, which may be a seed
-	// and must not go to any server.
+	// Without the decoration it returns all that there is, which may be a seed and must not go to any server.
 	if err == nil && strings.Count(jwt, ".") != 2 {
 		err = errors.New("there is no user's JWT in it")
 	}
@@ -194,8 +192,7 @@ func (s *Settings) wrap(field string, err error) error {
 	return nil
 }
 
-// resolve follows the references that contexts can have in place of a value. ok is
-// false for what is none.
+// resolve follows the references that contexts can have in place of a value. ok is false for what is none.
 func resolve(ref string) (text string, ok bool, err error) {
 	if name, is := strings.CutPrefix(ref, "env://"); is {
 		if text = os.Getenv(name); text == "" {

@@ -1,18 +1,16 @@
 // Package ui is the browser page of lockfabric: what is in use in one fabric, who
 // holds it and who waits, live, and a way to take a lock away by force.
 //
-// [New] makes an [http.Handler] over a [Locks], which is a *fabric.Manager. The page is
-// plain HTML, CSS and JavaScript that is embedded in the program. It asks nobody else
-// for anything.
+// [New] makes an [http.Handler] over a [Locks], which is a *fabric.Manager. The page is plain HTML, CSS and
+// JavaScript that is embedded in the program. It asks nobody else for anything.
 //
 // # How it stays live
 //
-// Each open page has one stream of server-sent events (GET api/events), and behind it
-// one loop over Manager.WatchAll, so one watcher of the whole bucket. A stream begins with
-// all that is in use and goes on with what has changed, at most every 100 ms and with
-// the newest state of each name. So a slow page gets less and not later. No page open,
-// nothing is read. Who stands behind a lease is read once and looked up again
-// every few seconds. The details of one name come from a leader read (GET api/key).
+// Each open page has one stream of server-sent events (GET api/events), and behind it one loop over Manager.WatchAll,
+// so one watcher of the whole bucket. A stream begins with all that is in use and goes on with what has changed, at
+// most every 100 ms and with the newest state of each name. So a slow page gets less and not later. No page open,
+// nothing is read. Who stands behind a lease is read once and looked up again every few seconds. The details of one
+// name come from a leader read (GET api/key).
 //
 // # Who may see it
 //

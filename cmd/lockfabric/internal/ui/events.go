@@ -12,8 +12,7 @@ import (
 )
 
 const (
-	// maxStreams bounds the pages that are open at a time, as each takes a consumer of
-	// the locks bucket.
+	// maxStreams bounds the pages that are open at a time, as each takes a consumer of the locks bucket.
 	maxStreams = 32
 	// gather is how long changes are gathered before they are written.
 	gather = 100 * time.Millisecond
