@@ -65,6 +65,7 @@ type process struct {
 	leases   atomic.Uint64
 	client   *Client
 	router   *Router
+	inbox    int // frames that wait in its subscription while it owns; 0 = as usual
 }
 
 // process starts one that connects to url, or to the world's server.
@@ -174,7 +175,7 @@ func (p *process) serve(ttl ...time.Duration) *owner {
 	o.valid.Store(true)
 	var err error
 	o.Service, err = Serve(ServiceConfig{
-		Conn: p.nc, Fabric: p.w.fabric, Stamp: p.stamp(), Term: p.w.terms, Lease: o.lease.ID(), Version: "1.2.3",
+		Conn: p.nc, Fabric: p.w.fabric, Stamp: p.stamp(), inbox: p.inbox, Term: p.w.terms, Lease: o.lease.ID(), Version: "1.2.3",
 		Doer: p.engine, Writes: func() uint64 { return p.engine.Stats().Writes }, Valid: func() bool { return o.valid.Load() && o.lease.Valid() }, LeaseAlive: p.leaseAlive,
 	})
 	if err != nil {

@@ -3,6 +3,7 @@ package coalesce
 import (
 	"bytes"
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -280,6 +281,70 @@ func TestC23LostFrameIsAskedForAgain(t *testing.T) {
 	p.mustRelease("a", first)
 	p.mustRelease("b", second)
 	w.clean("a", p)
+}
+
+// C23: the owner's subscription has no room for what comes while it can't look. What is lost there is asked for again too.
+func TestC23SlowConsumer(t *testing.T) {
+	w := newPatientWorld(t)
+	server := w.process(RouterConfig{})
+	server.inbox = 10
+	o := server.serve()
+	p := w.process(always)
+	p.meet()
+	slow := make(chan struct{}, 1)
+	server.nc.SetErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+		if errors.Is(err, nats.ErrSlowConsumer) {
+			slow <- struct{}{}
+		}
+	})
+	r := w.raw(o, "stranger")
+	o.mu.Lock()
+	for range server.inbox + 2 { // the first is with its handler
+		r.publish(inbox(w.fabric, "stranger")+"f.1.1", []byte("garbage"))
+	}
+	if err := r.nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	<-slow
+	first, second := p.lease.NextOp(), p.lease.NextOp()
+	_, done := p.start("a", p.op(record.OpTry, first))
+	if err := errors.Join(p.nc.Flush(), server.nc.Flush()); err != nil { // it has come to the subscription, and is lost
+		t.Fatal(err)
+	}
+	o.mu.Unlock()
+	_, done2 := p.start("b", p.op(record.OpTry, second))
+	w.wait("the second", done2, nil)
+	w.wait("the first", done, nil)
+	if st := o.Stats(); st.Grants != 2 {
+		t.Errorf("%+v", st)
+	}
+	p.mustRelease("a", first)
+	p.mustRelease("b", second)
+	w.clean("a", p)
+}
+
+// Owners and clients whose frames have no version in common do without each other.
+func TestForeignFrameVersion(t *testing.T) {
+	w := newWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p := w.process(always)
+	r := w.raw(o, "newer")
+	f := frame{stamp: p.stamp(), ack: true, seq: 1, items: []item{r.acquire("newer-1", 1)}}
+	data := f.append(nil)
+	data[1] = frameVersion + 1
+	r.publish(inbox(w.fabric, "newer")+"f.1.1", data)
+	w.until("it is dropped", func() bool { return o.Stats().Dropped == 1 })
+	b := o.beat()
+	b.term, b.min, b.max = o.cfg.Term+1, frameVersion+1, frameVersion+2
+	if err := r.nc.Publish(inbox(w.fabric, p.manager)+"h", b.append(nil)); err != nil {
+		t.Fatal(err)
+	}
+	w.until("the answer is dropped", func() bool { return p.client.Stats().Dropped == 1 })
+	p.meet() // the older one's
+	p.mustRelease("k", p.mustAcquire("k"))
+	if term := p.client.Stats().Term; term != o.cfg.Term || o.Stats().Grants != 1 {
+		t.Errorf("term %d is used", term)
+	}
 }
 
 // C29: an owner that is lost again and again is left alone for a while, and longer each time.

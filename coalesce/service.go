@@ -1,6 +1,7 @@
 package coalesce
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -67,6 +68,8 @@ type ServiceConfig struct {
 	// LeaseAlive reports whether a client's lease exists and has no tombstone, by one read.
 	LeaseAlive func(ctx context.Context, lease string) (bool, error)
 	Logger     *slog.Logger
+
+	inbox int // maxInbox, or less in tests
 }
 
 // Service serves a shard for one term. It is safe for concurrent use.
@@ -118,6 +121,7 @@ func Serve(cfg ServiceConfig) (*Service, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	cfg.inbox = cmp.Or(cfg.inbox, maxInbox)
 	s := &Service{
 		cfg: cfg, inboxes: inboxes(cfg.Fabric), wake: make(chan struct{}, 1), reads: make(chan struct{}, leaseReads), sessions: map[string]*session{},
 	}
@@ -151,7 +155,7 @@ func (s *Service) register() error {
 		return fmt.Errorf("coalesce: service: %w", err)
 	}
 	s.micro = svc
-	limits := micro.WithEndpointPendingLimits(maxInbox, maxInboxBytes)
+	limits := micro.WithEndpointPendingLimits(cfg.inbox, maxInboxBytes)
 	err = svc.AddEndpoint("op", micro.HandlerFunc(s.takeFrame), limits,
 		micro.WithEndpointSubject(opSubject(cfg.Fabric, cfg.Shard, cfg.Term)), micro.WithEndpointQueueGroupDisabled())
 	if err == nil {
