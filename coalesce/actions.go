@@ -17,6 +17,8 @@ type action struct {
 	tell     *trip
 	place    record.Place
 	answer   *trip
+	turn     *call // to be judged by
+	says     outcome
 }
 
 func (a *actions) add(what action) { a.list = append(a.list, what) }
@@ -33,6 +35,8 @@ func (a *actions) do(r *Router) {
 			r.engine.Withdraw(what.withdraw, what.cause)
 		case what.undo != nil:
 			r.engine.UndoInBackground(what.undo.Key, what.undo.Op, what.undo.AtLeast)
+		case what.turn != nil:
+			r.judge(what.turn, &what.says)
 		case what.answer != nil:
 			what.answer.req.Done(what.answer.out, what.answer.err)
 		case what.tell != nil:

@@ -4,27 +4,26 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
-
-	"github.com/lockfabric/lockfabric/internal/engine"
 )
 
 // BenchmarkPairs is an acquire and a release, of one key that all clients want and of a key for each
 // client, on the direct road and over an owner, each client with a connection of its own.
 func BenchmarkPairs(b *testing.B) {
-	for _, clients := range []int{1, 8, 64} {
+	for _, clients := range []int{1, 2, 8, 64} {
 		for _, keys := range []string{"one", "own"} {
-			for _, road := range []string{"direct", "owner"} {
+			for _, road := range []string{"direct", "owner", "turns"} {
 				name := keys + "/" + road + "/" + string(rune('0'+clients/10)) + string(rune('0'+clients%10))
-				b.Run(name, func(b *testing.B) { benchmarkPairs(b, clients, keys == "one", road == "owner") })
+				b.Run(name, func(b *testing.B) { benchmarkPairs(b, clients, keys == "one", road) })
 			}
 		}
 	}
 }
 
-func benchmarkPairs(b *testing.B, clients int, oneKey, overOwner bool) {
+func benchmarkPairs(b *testing.B, clients int, oneKey bool, road string) {
 	w := newWorld(b)
+	w.noTurns = road != "turns"
 	var o *owner
+	overOwner := road != "direct"
 	if overOwner {
 		o = w.process(RouterConfig{}).serve()
 	}
@@ -61,7 +60,7 @@ func benchmarkPairs(b *testing.B, clients int, oneKey, overOwner bool) {
 					b.Error(err)
 					return
 				}
-				if _, err := engine.Do(b.Context(), p.router, key, p.op(3, id), engine.Options{Bound: time.Minute}); err != nil {
+				if _, err := p.release(key, id); err != nil {
 					b.Error(err)
 					return
 				}

@@ -89,6 +89,7 @@ type ClientStats struct {
 	Suspended  uint64 // times that an owner was taken to be lost
 	Fallbacks  uint64 // operations that went directly because no owner answered in time
 	Held       int    // acquires that wait in this process for a place at the owner
+	Turns      uint64 // acquires that hold by a turn
 	Dropped    uint64 // messages that were malformed, or from nobody who was asked
 }
 
@@ -186,7 +187,7 @@ func (c *Client) Stats() ClientStats {
 func (st ClientStats) Plus(past ClientStats) ClientStats {
 	st.Frames, st.Operations, st.Replies = st.Frames+past.Frames, st.Operations+past.Operations, st.Replies+past.Replies
 	st.Hellos, st.Suspended = st.Hellos+past.Hellos, st.Suspended+past.Suspended
-	st.Fallbacks, st.Dropped = st.Fallbacks+past.Fallbacks, st.Dropped+past.Dropped
+	st.Fallbacks, st.Turns, st.Dropped = st.Fallbacks+past.Fallbacks, st.Turns+past.Turns, st.Dropped+past.Dropped
 	return st
 }
 

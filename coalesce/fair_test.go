@@ -48,7 +48,8 @@ func TestC24SessionsTakeTurns(t *testing.T) {
 	var large []*engine.Request
 	for pass := 1; len(s.ready) > 0; pass++ {
 		small := 0
-		for _, r := range s.pass(time.Now(), nil) {
+		reqs, _ := s.pass(time.Now(), nil)
+		for _, r := range reqs {
 			if strings.HasPrefix(r.Key, "large.") {
 				large = append(large, r)
 			} else {

@@ -16,6 +16,8 @@ type item struct {
 	op          record.Op
 	failFast    bool
 	tell        bool // its place in the queue, at once
+	held        bool // a release: of a hold whose turn can be passed on
+	turns       bool // an acquire: it can hold by a turn
 	unsupported bool // by this version: of an unknown kind, or with a field that it doesn't know
 }
 
@@ -54,6 +56,8 @@ const maxNumber = 1<<31 - 1
 const (
 	flagFailFast = 1 << iota
 	flagTell
+	flagHeld
+	flagTurns
 )
 
 // The tags of an operation's fields.
@@ -97,11 +101,10 @@ func (f *frame) append(dst []byte) []byte {
 func (it *item) append(dst []byte, leases, keys *table) []byte {
 	op := &it.op
 	var flags byte
-	if it.failFast {
-		flags |= flagFailFast
-	}
-	if it.tell {
-		flags |= flagTell
+	for i, set := range [...]bool{it.failFast, it.tell, it.held, it.turns} {
+		if set {
+			flags |= 1 << i
+		}
 	}
 	dst = append(dst, byte(slices.Index(verbs, op.Verb)), flags, byte(slices.Index(kinds, op.Kind)))
 	dst = appendUint(dst, leases.index(op.Lease))
@@ -170,6 +173,7 @@ func (r *reader) item(leases, keys []string) (it item) {
 		return it
 	}
 	it.key, it.failFast, it.tell = keys[key], flags&flagFailFast != 0, flags&flagTell != 0
+	it.held, it.turns = flags&flagHeld != 0, flags&flagTurns != 0
 	op := &it.op
 	op.Lease, op.ID = leases[lease], record.ID(leases[lease], seq)
 	if int(verb) < len(verbs) && int(kind) < len(kinds) && verb != 0 {

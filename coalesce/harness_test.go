@@ -33,6 +33,7 @@ type world struct {
 	// patient has clients rely on their owner however slow it is, as tests need that look at what went
 	// over it.
 	patient bool
+	noTurns bool
 }
 
 func newWorld(t testing.TB) *world {
@@ -63,6 +64,7 @@ type process struct {
 	lease    *lease.Lease
 	manager  string
 	leases   atomic.Uint64
+	tokens   sync.Map // of holds, by id
 	client   *Client
 	router   *Router
 	inbox    int // frames that wait in its subscription while it owns; 0 = as usual
@@ -176,7 +178,7 @@ func (p *process) serve(ttl ...time.Duration) *owner {
 	var err error
 	o.Service, err = Serve(ServiceConfig{
 		Conn: p.nc, Fabric: p.w.fabric, Stamp: p.stamp(), inbox: p.inbox, Term: p.w.terms, Lease: o.lease.ID(), Version: "1.2.3",
-		Doer: p.engine, Writes: func() uint64 { return p.engine.Stats().Writes }, Valid: func() bool { return o.valid.Load() && o.lease.Valid() }, LeaseAlive: p.leaseAlive,
+		Doer: p.engine, Known: p.engine.Known, Writes: func() uint64 { return p.engine.Stats().Writes }, Valid: func() bool { return o.valid.Load() && o.lease.Valid() }, LeaseAlive: p.leaseAlive,
 	})
 	if err != nil {
 		p.w.t.Fatal(err)
@@ -233,7 +235,10 @@ func (p *process) op(verb record.Verb, id string) record.Op {
 // acquire waits for the key, and returns the hold's id and its grant.
 func (p *process) acquire(key string) (string, engine.Outcome, error) {
 	id := p.lease.NextOp()
-	out, err := engine.Do(p.w.context(), p.router, key, p.op(record.OpAcquire, id), engine.Options{})
+	out, err := engine.Do(p.w.context(), p.router, key, p.op(record.OpAcquire, id), engine.Options{Turns: !p.w.noTurns})
+	if err == nil {
+		p.tokens.Store(id, out.Entry.Token)
+	}
 	return id, out, err
 }
 
@@ -247,7 +252,11 @@ func (p *process) mustAcquire(key string) string {
 }
 
 func (p *process) release(key, id string) (engine.Outcome, error) {
-	return engine.Do(context.Background(), p.router, key, p.op(record.OpRelease, id), engine.Options{Bound: patience})
+	op := p.op(record.OpRelease, id)
+	if token, ok := p.tokens.LoadAndDelete(id); ok {
+		op.Token = token.(uint64)
+	}
+	return engine.Do(context.Background(), p.router, key, op, engine.Options{Bound: patience, Held: op.Token != 0 && !p.w.noTurns})
 }
 
 func (p *process) mustRelease(key, id string) {

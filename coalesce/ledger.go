@@ -14,6 +14,8 @@ import (
 type claim struct {
 	id, key, lease string
 	wanted         bool
+	deaf           bool      // it takes no turn
+	turn           uint64    // the ticket of one that holds by a turn, as long as the record may not say so
 	ends           bool      // a wait on its way gives the hold up, as soon as it is committed
 	since          time.Time // when it ceased to be wanted
 	calls          []*call   // acquires that owners may still write, one for each term
@@ -130,7 +132,7 @@ func (r *Router) onTick() {
 	}
 	now := time.Now()
 	for t := range r.trips {
-		if t.answered || t.direct != nil || t.call == nil || now.Sub(t.since) < r.patience(t) {
+		if t.answered && !t.passed || t.direct != nil || t.call == nil || now.Sub(t.since) < r.patience(t) {
 			continue
 		}
 		// A reply may have got lost, or who let it in does not tell the owner.

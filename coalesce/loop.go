@@ -31,10 +31,14 @@ func (s *Service) loop() {
 	var reqs []*engine.Request
 	for {
 		now := time.Now()
-		reqs = s.pass(now, reqs[:0])
+		var paced time.Time
+		reqs, paced = s.pass(now, reqs[:0])
+		next := s.flush() // turns before what is written
+		if next.IsZero() || !paced.IsZero() && paced.Before(next) {
+			next = paced
+		}
 		s.cfg.Doer.Submit(reqs...)
 		clear(reqs)
-		next := s.flush()
 		if wait := s.beatEvery(); now.Sub(beaten) >= wait && s.entitled() {
 			beaten = now
 			b := s.beat()
@@ -53,8 +57,9 @@ func (s *Service) loop() {
 	}
 }
 
-// pass takes what has come, of each session no more than its share.
-func (s *Service) pass(now time.Time, reqs []*engine.Request) []*engine.Request {
+// pass takes what has come, of each session no more than its share, and returns when to look again at what is in
+// no hurry.
+func (s *Service) pass(now time.Time, reqs []*engine.Request) (_ []*engine.Request, next time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range s.resumed {
@@ -70,7 +75,7 @@ func (s *Service) pass(now time.Time, reqs []*engine.Request) []*engine.Request 
 	}
 	clear(s.ready[len(more):])
 	s.ready = more
-	return reqs
+	return s.paced(now, reqs)
 }
 
 // flush sends what is to be sent now, and returns when there is more.

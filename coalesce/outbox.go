@@ -123,7 +123,7 @@ func (c *Client) take(data []byte) {
 		if o.frame != k.frame {
 			o.uncertain = true // it was sent again since, and that is on its way
 		}
-		if o.kind == done || o.kind != queued && !o.uncertain {
+		if o.final() && (o.kind == done || !o.uncertain) {
 			delete(t.calls, k.name())
 		}
 		over = over || o.code == codeNotOwner
@@ -150,6 +150,9 @@ func (c *Client) repeat(t *term, missed span) {
 		}
 	}
 }
+
+// final reports whether nothing more follows for the operation.
+func (o *outcome) final() bool { return o.kind != queued && o.kind != turn && o.kind != passed }
 
 // entry is the hold that a grant tells of.
 func (o *outcome) entry(op *record.Op) record.Entry {

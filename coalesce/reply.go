@@ -27,7 +27,8 @@ const (
 	gone                    // its entry disappeared
 	done                    // a release: nothing of the id stands any more
 	notDone                 // nothing was done, and nothing will be: ask somebody else
-	failed                  // ended by an error. What was written, if anything, is for the client to undo
+	turn                    // an acquire: its turn came, as the record at rev and the end of the hold before it say
+	passed                  // a release: the turn went on, done follows
 )
 
 // code says why an operation was not done.
@@ -68,6 +69,7 @@ type outcome struct {
 	blocker  string // id, of an entry in record
 	record   []byte // who is in the way, as a record; may be cut
 	code     code
+	from     uint64 // a turn: the token of the hold that has ended, whose id is blocker
 }
 
 // The tags of an outcome's fields.
@@ -85,6 +87,7 @@ const (
 	tagBlocker
 	tagRecord
 	tagCode
+	tagFrom
 )
 
 const (
@@ -139,6 +142,7 @@ func (o *outcome) append(dst []byte, leases *table) []byte {
 	dst = appendField(dst, tagBlocker, o.blocker)
 	dst = appendField(dst, tagRecord, o.record)
 	dst = appendNumber(dst, tagCode, uint64(o.code))
+	dst = appendNumber(dst, tagFrom, o.from)
 	return append(dst, endOfFields)
 }
 
@@ -207,6 +211,8 @@ func (r *reader) outcome(leases []string) (o outcome) {
 			o.record = v.b
 		case tagCode:
 			o.code = code(v.small(255))
+		case tagFrom:
+			o.from = v.uint()
 		}
 	})
 	return o

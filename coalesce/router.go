@@ -40,6 +40,7 @@ type Router struct {
 	trips  map[*trip]struct{} // that are not over
 	claims map[string]*claim  // by the operation's id
 	queues map[string]*queue  // by key
+	passes map[string][]*trip // by key: releases whose turn went on, and that are not known to be done
 	tick   *time.Timer
 }
 
@@ -61,6 +62,7 @@ const (
 func NewRouter(e *engine.Engine, c *Client, cfg RouterConfig) *Router {
 	r := &Router{
 		engine: e, client: c, cfg: cfg, routes: map[string]*route{}, trips: map[*trip]struct{}{}, claims: map[string]*claim{}, queues: map[string]*queue{},
+		passes: map[string][]*trip{},
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	c.mu.Lock()
@@ -178,6 +180,8 @@ func (r *Router) submit(q *engine.Request) {
 		r.passGhosts(q)
 	}
 	if q.Guest != nil || r.client.closed || !coalesced && (!release || cl == nil) {
+		r.lead(q.Key)
+		r.advance(q)
 		r.client.due.submit(q)
 		return
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go/micro"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/record"
 )
 
 // ServiceName is the name of the micro service under which owners are found, as by `nats micro ls`.
@@ -62,6 +63,9 @@ type ServiceConfig struct {
 	Doer engine.Doer
 	// Writes counts the committed writes of Doer, for the statistics. It may be nil.
 	Writes func() uint64
+	// Known returns the newest committed record of a key that is known, without asking, as the engine's does. nil:
+	// no turns are passed on.
+	Known func(key string) (rec *record.Record, rev uint64, ok bool)
 	// Valid reports whether Lease is valid by this process's clock. It is asked before work is
 	// taken and before each write, and must be quick.
 	Valid func() bool
@@ -92,8 +96,9 @@ type Service struct {
 	unread   int        // operations in these
 	dirty    []*session // with something to send
 	resumed  []*leaseCheck
-	waiting  int // acquires that stand in a queue
-	under    int // operations that neither wait nor have ended
+	paces    map[string]*pace // by key
+	waiting  int              // acquires that stand in a queue
+	under    int              // operations that neither wait nor have ended
 	drained  chan struct{}
 	stats    ServiceStats
 }
@@ -103,6 +108,7 @@ type ServiceStats struct {
 	Frames     uint64 `json:"frames"`
 	Operations uint64 `json:"operations"`
 	Grants     uint64 `json:"grants"`
+	Turns      uint64 `json:"turns"` // locks that were passed on before it was written
 	Replies    uint64 `json:"replies"`
 	Dropped    uint64 `json:"dropped"` // frames: malformed, late, repeated, or from nobody
 	Refused    uint64 `json:"refused"` // operations that were not done
@@ -124,6 +130,7 @@ func Serve(cfg ServiceConfig) (*Service, error) {
 	cfg.inbox = cmp.Or(cfg.inbox, maxInbox)
 	s := &Service{
 		cfg: cfg, inboxes: inboxes(cfg.Fabric), wake: make(chan struct{}, 1), reads: make(chan struct{}, leaseReads), sessions: map[string]*session{},
+		paces: map[string]*pace{},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if cfg.Writes != nil {

@@ -36,6 +36,8 @@ type operation struct {
 	session *session
 	frame   uint64 // that brought it last
 	tell    bool
+	turns   bool // it can hold by a turn
+	over    bool // it held by a turn, and has ended
 	waits   bool
 	place   record.Place
 }
@@ -218,9 +220,10 @@ func (s *Service) resume(l *leaseCheck, reqs []*engine.Request) []*engine.Reques
 // perform makes a request of an operation. Called with mu held.
 func (s *Service) perform(c *session, it *item, frame uint64, reqs []*engine.Request) []*engine.Request {
 	if it.op.Verb == record.OpRelease {
+		on, more := s.passOn(c, it, frame)
 		r := &engine.Request{Key: it.key, Op: it.op, Guest: s.entitled, Prove: true}
-		r.Done = func(out engine.Outcome, err error) { s.released(c, r, frame, out, err) }
-		return append(reqs, r)
+		r.Done = func(out engine.Outcome, err error) { s.released(c, r, frame, on, out, err) }
+		return s.give(r, more, reqs)
 	}
 	if o := c.live[it.op.ID]; o != nil { // it came again
 		s.ended(c)
@@ -230,12 +233,12 @@ func (s *Service) perform(c *session, it *item, frame uint64, reqs []*engine.Req
 		}
 		return reqs
 	}
-	o := &operation{session: c, frame: frame, tell: it.tell}
+	o := &operation{session: c, frame: frame, tell: it.tell, turns: it.turns}
 	o.Request = engine.Request{Key: it.key, Op: it.op, FailFast: it.failFast, Guest: s.entitled}
 	o.Queued = func(p record.Place) { s.queued(o, p) }
 	o.Done = func(out engine.Outcome, err error) { s.answered(o, out, err) }
 	c.live[it.op.ID] = o
-	return append(reqs, &o.Request)
+	return s.give(&o.Request, it.turns && s.paces[it.key].runs(time.Now()), reqs)
 }
 
 // began and ended count what is under way. Called with mu held.
@@ -289,19 +292,19 @@ func (s *Service) answered(o *operation, out engine.Outcome, err error) {
 		s.stats.Grants++
 	}
 	a.frame = o.frame
-	if !errors.Is(err, engine.ErrElsewhere) {
+	if !errors.Is(err, engine.ErrElsewhere) && !o.over {
 		s.send(c, a, true)
 	}
 }
 
-// released is told the outcome of a release.
-func (s *Service) released(c *session, r *engine.Request, frame uint64, out engine.Outcome, err error) {
+// released is told the outcome of a release. on is whether its turn went on before.
+func (s *Service) released(c *session, r *engine.Request, frame uint64, on bool, out engine.Outcome, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ended(c)
 	a := outcomeOf(&r.Op, out, err)
 	a.frame, a.release = frame, true
-	s.send(c, a, true)
+	s.send(c, a, !on)
 }
 
 // refuse says that an operation was not done. Called with mu held.

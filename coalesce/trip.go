@@ -22,6 +22,8 @@ type trip struct {
 	queue *queue // where it counts as being at the owner
 	held  bool   // back in this process
 
+	passed   bool  // of a release: the turn went on, and it is answered
+	carried  bool  // of a release: the engine carries it through
 	missed   bool  // an owner was lost with it, which may have done it
 	released bool  // of a release: one road has done it
 	existed  bool  // likewise: one road found something
@@ -39,6 +41,7 @@ func (t *trip) releases() bool { return t.req.Op.Verb == record.OpRelease }
 func (r *Router) ask(t *trip, op record.Op) *call {
 	k := &call{term: r.client.now, trip: t, claim: t.claim}
 	k.item = item{key: t.req.Key, op: op, failFast: t.req.FailFast, tell: t.req.Queued != nil}
+	k.held, k.turns = t.req.Held && op.Verb == record.OpRelease, t.req.Turns
 	if op.Verb != record.OpRelease {
 		t.claim.calls = append(t.claim.calls, k)
 	}
@@ -52,10 +55,14 @@ func (k *call) wanted() bool { return k.op.Verb == record.OpRelease || k.claim.w
 // goDirect has the engine carry a trip out, beside whoever has it already. Called with mu held.
 func (r *Router) goDirect(t *trip) {
 	carried := t.releases() && t.cause != nil // for nobody
-	if t.direct != nil || t.answered && !carried {
+	if !t.releases() {
+		r.lead(t.req.Key)
+	}
+	if t.direct != nil || t.carried || t.answered && !carried {
 		r.review(t)
 		return
 	}
+	t.carried = carried
 	q := t.req
 	r.unhold(t)
 	d := &engine.Request{Key: q.Key, Op: q.Op, AtLeast: q.AtLeast, Held: q.Held, FailFast: q.FailFast, Prove: q.Prove}
@@ -104,6 +111,14 @@ func (r *Router) arrived(t *trip, out engine.Outcome, err error) {
 // concluded takes in what an owner says of a call. Called with mu held.
 func (r *Router) concluded(k *call, o *outcome) {
 	t := k.trip
+	switch o.kind {
+	case turn:
+		r.client.due.add(action{turn: k, says: *o})
+		return
+	case passed:
+		r.passed(k, o)
+		return
+	}
 	if k.op.Verb == record.OpRelease {
 		if o.kind == done {
 			r.settle(k.claim, k.claim.at(k.term))
@@ -226,6 +241,9 @@ func (r *Router) answer(t *trip, out engine.Outcome, err error) {
 func (r *Router) review(t *trip) {
 	if t.answered && t.direct == nil && (t.call == nil || !t.releases()) {
 		delete(r.trips, t)
+		if t.passed {
+			r.unpass(t)
+		}
 		r.forget(t.claim)
 	}
 }

@@ -154,6 +154,8 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 	}
 	if a.set != nil {
 		opt.Stop = a.set.stop(sl)
+	} else {
+		opt.Turns = !a.m.cfg.noTurns && op.Kind == record.KindLock && op.Verb == record.OpAcquire && op.Mode == record.X && !op.Value.Set
 	}
 	before := a.session.seen()
 	out, err := a.do(ctx, &op, opt)

@@ -361,10 +361,10 @@ func waitLost(t testing.TB, l *fabric.Lock) error {
 
 func expectHolder(t testing.TB, m *fabric.Manager, key string, l *fabric.Lock) {
 	t.Helper()
-	info := inspect(t, m, key)
-	if len(info.Holders) != 1 || info.Holders[0].ID != l.ID() || info.Holders[0].Token != l.Token() {
-		t.Errorf("held by %+v, want %s with token %d", info.Holders, l.ID(), l.Token())
-	}
+	eventually(t, fmt.Sprintf("held by %s with token %d alone", l.ID(), l.Token()), func() bool { // the record follows a turn
+		info := inspect(t, m, key)
+		return len(info.Holders) == 1 && info.Holders[0].ID == l.ID() && info.Holders[0].Token == l.Token()
+	})
 	if err := l.Err(); err != nil {
 		t.Errorf("the holder's handle says %v", err)
 	}

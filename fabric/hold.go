@@ -47,6 +47,7 @@ type Hold struct {
 	err        error     // nil while held; ErrReleased or a *LostError
 	since      time.Time // when it was handed out; zero before
 	converting bool      // a Convert is under way
+	asked      bool      // one was
 	released   error     // what Release returned
 	releasing  chan struct{}
 	lost       chan struct{}   // made on demand
@@ -157,7 +158,7 @@ func (h *Hold) IsValid(ctx context.Context) bool {
 	known := h.revision()
 	rec, rev, err := h.s.engine.Read(ctx, h.enc)
 	if err == nil && (rev == 0 || rev >= known) {
-		e, ok := find(rec, h.entry.ID)
+		e, ok := rec.Held(h.entry.ID, h.Token())
 		switch {
 		case ok && e.Revoked:
 			h.lose(ErrRevoked)
@@ -166,13 +167,6 @@ func (h *Hold) IsValid(ctx context.Context) bool {
 		}
 	}
 	return h.Err() == nil
-}
-
-func find(rec *record.Record, id string) (record.Entry, bool) {
-	if rec == nil {
-		return record.Entry{}, false
-	}
-	return rec.Holder(id)
 }
 
 // Renew renews the hold's lease now, for holds without automatic renewal. It
@@ -284,7 +278,9 @@ func (h *Hold) whyEnded() error {
 }
 
 func (h *Hold) release() error {
-	return h.releaseError(engine.Do(context.Background(), h.s.doer, h.enc, releaseOp(h), engine.Options{Bound: releaseTimeout, Stop: h.s.m.gone, AtLeast: h.revision()}))
+	op := releaseOp(h)
+	opt := engine.Options{Bound: releaseTimeout, Stop: h.s.m.gone, AtLeast: h.revision(), Held: op.Token != 0 && !h.asked && !h.s.m.cfg.noTurns}
+	return h.releaseError(engine.Do(context.Background(), h.s.doer, h.enc, op, opt))
 }
 
 // releaseError is what Release returns after a release that ended with out and err.
@@ -394,12 +390,12 @@ func (h *Hold) end(err error) {
 // watch has the engine report when the entry is revoked or removed.
 func (h *Hold) watch() {
 	h.mu.Lock()
-	over, rev := h.err != nil, h.rev
+	over, rev, token := h.err != nil, h.rev, h.entry.Token
 	h.mu.Unlock()
 	if over {
 		return
 	}
-	stop := h.s.engine.WatchHold(h.enc, h.entry.ID, rev, func(err error) {
+	stop := h.s.engine.WatchHold(h.enc, h.entry.ID, token, rev, func(err error) {
 		if errors.Is(err, engine.ErrRevoked) {
 			h.lose(ErrRevoked)
 		} else {

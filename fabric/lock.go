@@ -90,7 +90,7 @@ func (l *Lock) beginConvert(ctx context.Context, mode Mode) (record.Op, error) {
 	op := record.Op{
 		Kind: record.KindLock, Verb: record.OpConvert, ID: l.slot.lease.NextOp(), Lease: l.slot.id, Holder: l.entry.ID, From: l.entry.Mode, Mode: to,
 	}
-	l.converting = true
+	l.converting, l.asked = true, true
 	// Before anything is sent: as soon as it is, others may be let in.
 	l.entry.Mode = record.Meet(op.From, to)
 	return op, nil

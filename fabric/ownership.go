@@ -64,7 +64,7 @@ func (s *session) ownShard(ctx context.Context, rank int) (*ownership, error) {
 		return nil, err
 	}
 	o.stop = append(o.stop,
-		s.engine.WatchHold(ownerKey, o.id, o.rev, func(error) { signal(o.gone) }),
+		s.engine.WatchHold(ownerKey, o.id, o.term, o.rev, func(error) { signal(o.gone) }),
 		s.lockHub.Follow(ownerKey, o.see))
 	return o, nil
 }

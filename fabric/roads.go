@@ -40,6 +40,12 @@ func WithRoad(r Road) ManagerOption {
 	}
 }
 
+// WithoutTurns has every lock of this manager written before the next one gets it. Else a coalescer passes an
+// exclusive lock on to the next in its queue before it writes that, so that many handoffs cost one write.
+func WithoutTurns() ManagerOption {
+	return func(c *config) error { c.noTurns = true; return nil }
+}
+
 // doer carries out what claims, posts and releases ask for: a *coalesce.Router, or the engine alone.
 type doer interface {
 	engine.Doer

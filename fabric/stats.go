@@ -19,6 +19,7 @@ type Stats struct {
 
 	Coalesced     uint64 // operations sent to a coalescer; one that goes directly as well counts above, too
 	Frames        uint64 // messages that took them there
+	Turns         uint64 // of these operations, acquires that held by a turn: a coalescer passed the lock on before it was written
 	Fallbacks     uint64 // of these operations, those that went directly as well, since the coalescer did not answer in time
 	CoalescerLost uint64 // how often a coalescer was taken to be gone
 	CoalescerTerm uint64 // term of the coalescer that is in use now; 0 = none
@@ -77,6 +78,7 @@ func (m *Manager) Stats() Stats {
 	}
 	st.Operations, st.Writes, st.Reads, st.Conflicts, st.Busy, st.Unknown = e.Operations, e.Writes, e.Reads, e.Conflicts, e.Busy, e.Unknown
 	st.Coalesced, st.Frames, st.Fallbacks, st.CoalescerLost = roads.Operations, roads.Frames, roads.Fallbacks, roads.Suspended
+	st.Turns = roads.Turns
 	st.CoalescerTerm, st.Held, st.Serving = roads.Term, roads.Held, m.serving.Load()
 	st.Pins, st.PinJoins, st.PinRevocations = m.pins.Load(), m.pinJoins.Load(), m.pinRevocations.Load()
 	st.HoldTime, st.Waiting, st.ExpectedWait = e.HoldTime, e.Waiting, e.ExpectedWait

@@ -289,7 +289,7 @@ func TestWatchedHoldOutlivesItsConversions(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		out, err := Do(t.Context(), e, "k", modeOp("L1.1", record.S), Options{})
 		lost := make(chan error, 1)
-		stop := e.WatchHold("k", "L1.1", must(t, out, err).Revision, func(err error) { lost <- err })
+		stop := e.WatchHold("k", "L1.1", 0, must(t, out, err).Revision, func(err error) { lost <- err })
 		defer stop()
 		for i, m := range []record.Mode{record.X, record.IX, record.S, record.IS, record.SIX} {
 			out, err := Do(t.Context(), e, "k", convertOp("L1.1", record.ID("L1", uint64(i+2)), record.IS, m), Options{})

@@ -15,6 +15,8 @@ type Options struct {
 	// Bound, if above 0, is how long to wait instead of until the context ends, which is ignored.
 	Bound   time.Duration
 	AtLeast uint64 // as in Request
+	Held    bool   // likewise
+	Turns   bool   // likewise
 	// Queued is called once, from the goroutine that called Do and before Do
 	// returns, if the operation had to wait. No lock is held.
 	Queued func(record.Place)
@@ -55,7 +57,7 @@ func Do(ctx context.Context, d Doer, key string, op record.Op, opt Options) (Out
 	}
 	began := time.Now()
 	c := &call{done: make(chan struct{})}
-	c.Request = Request{Key: key, Op: op, AtLeast: opt.AtLeast, FailFast: opt.FailFast, Done: c.end}
+	c.Request = Request{Key: key, Op: op, AtLeast: opt.AtLeast, Held: opt.Held, Turns: opt.Turns, FailFast: opt.FailFast, Done: c.end}
 	var placed chan record.Place
 	if opt.Queued != nil {
 		placed = make(chan record.Place, 1)

@@ -123,7 +123,7 @@ func TestAWatchedHoldIsNotLostForOneLook(t *testing.T) {
 		}
 		b.answer(nil)
 		lost := make(chan error, 1)
-		stop := e.WatchHold("k", "L1.1", out.Revision, func(err error) { lost <- err })
+		stop := e.WatchHold("k", "L1.1", 0, out.Revision, func(err error) { lost <- err })
 		defer stop()
 		time.Sleep(time.Minute)
 		select {

@@ -209,13 +209,14 @@ func (e *Engine) DropLease(lease string) {
 }
 
 // WatchHold calls lost once, from a goroutine of the engine, when the entry with
-// this id, which was seen at revision rev, is revoked or gone from the key's record. It costs a share of a
+// this id, which was seen at revision rev, is revoked or gone from the key's record. One that holds by a turn
+// may wait there still, with this token. It costs a share of a
 // watcher, so it is for holds that last. stop ends it; a call in progress may
 // still finish.
-func (e *Engine) WatchHold(key, id string, rev uint64, lost func(error)) (stop func()) {
+func (e *Engine) WatchHold(key, id string, token, rev uint64, lost func(error)) (stop func()) {
 	w := e.lock(key)
 	defer w.mu.Unlock()
-	return w.watchHold(id, rev, lost)
+	return w.watchHold(id, token, rev, lost)
 }
 
 // Read returns the key's record as the leader has it, never older than

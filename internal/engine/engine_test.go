@@ -366,7 +366,7 @@ func TestWatchedHoldIsReportedWhenItGoes(t *testing.T) {
 				out, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{})
 				must(t, out, err)
 				lost := make(chan error, 1)
-				stop := e.WatchHold("k", "L1.1", out.Revision, func(err error) { lost <- err })
+				stop := e.WatchHold("k", "L1.1", 0, out.Revision, func(err error) { lost <- err })
 				defer stop()
 				synctest.Wait()
 				select {

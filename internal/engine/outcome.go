@@ -15,9 +15,6 @@ type Outcome struct {
 	// Existed is whether a release, cancel or removal found something to remove,
 	// now or in an earlier attempt whose outcome was not known.
 	Existed bool
-	// Passed is whether a release has handed its turn on although the record does not say so
-	// yet. This engine never does that.
-	Passed bool
 }
 
 // outcome is that of an operation which does not wait in the record at rev.

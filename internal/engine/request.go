@@ -30,9 +30,10 @@ type Request struct {
 	// that of the hold which the operation is about. What is older proves nothing, also where
 	// the engine has forgotten what it has seen.
 	AtLeast uint64
-	// Held is, of a release, the token of the hold; 0 means withdrawn without holding. This
-	// engine does not use it.
-	Held uint64
+	// Held is, of a release, whether the hold was handed out, was never to be converted, and is over: its turn
+	// can be passed on before anything is written. Turns is, of an acquire in mode X, whether it can hold by a
+	// turn. Both are for a Doer that passes requests on; this engine does not use them.
+	Held, Turns bool
 	// Guest, if it is not nil, makes this the request of another process, which may have it carried
 	// out by somebody else as well. It is called right before each write that contains the request is
 	// sent: whether this process is still entitled to. If not, the request ends with ErrNotEntitled.

@@ -85,7 +85,7 @@ func TestStampCosts(t *testing.T) {
 
 		out, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{})
 		held := must(t, out, err).Revision
-		stop := e.WatchHold("k", "L1.1", held, func(error) {})
+		stop := e.WatchHold("k", "L1.1", 0, held, func(error) {})
 		defer stop()
 		synctest.Wait()
 		rec, rev, err := e.Stamp(t.Context(), "k", false)

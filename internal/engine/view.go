@@ -21,7 +21,8 @@ const linger = 2 * time.Second
 
 // watchedHold is a granted entry whose disappearance somebody wants to know.
 type watchedHold struct {
-	lost func(error)
+	token uint64
+	lost  func(error)
 }
 
 // user is who stands on top of a view. It is called with the view's mutex held.
@@ -194,7 +195,7 @@ func (v *view) settle() {
 	v.settleWaiting()
 	for id, h := range v.holds {
 		var err error
-		switch entry, ok := holder(v.rec, id); {
+		switch entry, ok := v.rec.Held(id, h.token); {
 		case !ok:
 			err = ErrRemoved
 		case entry.Revoked:
@@ -278,22 +279,15 @@ func (v *view) stands(r *Request, st record.State, rec *record.Record, rev uint6
 	}
 }
 
-func holder(rec *record.Record, id string) (record.Entry, bool) {
-	if rec == nil {
-		return record.Entry{}, false
-	}
-	return rec.Holder(id)
-}
-
 // watchHold is Engine.WatchHold. Called with mu held.
-func (v *view) watchHold(id string, rev uint64, lost func(error)) (stop func()) {
+func (v *view) watchHold(id string, token, rev uint64, lost func(error)) (stop func()) {
 	if v.closed {
 		return func() {}
 	}
 	if v.holds == nil {
 		v.holds = map[string]*watchedHold{}
 	}
-	h := &watchedHold{lost: lost}
+	h := &watchedHold{token, lost}
 	v.holds[id] = h
 	v.newestRev = max(v.newestRev, rev)
 	if v.trusted() {

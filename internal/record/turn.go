@@ -30,6 +30,18 @@ func (r *Record) Behind(id string, token uint64) (next Entry, ok bool) {
 	return Entry{}, false
 }
 
+// Held returns the entry of a hold: a holder, or a waiter with this very token, which may hold by a turn.
+func (r *Record) Held(id string, token uint64) (Entry, bool) {
+	if r == nil {
+		return Entry{}, false
+	}
+	if e, ok := r.Holder(id); ok {
+		return e, true
+	}
+	e, _, ok := r.Waiter(id)
+	return e, ok && e.Token == token
+}
+
 // advance removes all before the waiter with this id and this very ticket, which holds by a turn: they have
 // ended. An id can come into a record again, by a late acquire: it has another ticket then.
 func (m *machine) advance(id string, token uint64) {

@@ -1,0 +1,355 @@
+package coalesce
+
+import (
+	"context"
+	"testing"
+
+	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
+)
+
+// lineup is clients that stand in one queue, at an owner whose writes can be held back.
+type lineup struct {
+	*world
+	o       *owner
+	proxy   *faultproxy.Proxy
+	all     []*process
+	ids     []string
+	waits   []*engine.Request
+	granted []chan engine.Outcome
+	failed  []chan error
+}
+
+// lineUp has n clients queue for the key "k", one after the other. The first holds.
+func lineUp(t *testing.T, n int) *lineup {
+	w := newPatientWorld(t)
+	op, proxy := w.behind(RouterConfig{})
+	l := &lineup{world: w, o: op.serve(), proxy: proxy}
+	look := w.process(RouterConfig{})
+	for range n {
+		p := w.process(always)
+		p.meet()
+		id := p.lease.NextOp()
+		granted, failed := make(chan engine.Outcome, 1), make(chan error, 1)
+		op := p.op(record.OpAcquire, id)
+		op.Owner = p.manager
+		q := &engine.Request{Key: "k", Op: op, Turns: true, Done: func(out engine.Outcome, err error) {
+			if err != nil {
+				failed <- err
+				return
+			}
+			p.tokens.Store(id, out.Entry.Token)
+			granted <- out
+		}}
+		p.router.Submit(q)
+		l.all, l.ids, l.waits = append(l.all, p), append(l.ids, id), append(l.waits, q)
+		l.granted, l.failed = append(l.granted, granted), append(l.failed, failed)
+		w.until("it stands in the record", func() bool { return look.record("k").Has(id) })
+	}
+	l.holds(0)
+	w.until("the owner is at rest", func() bool { return l.o.Stats().UnderWay == 0 })
+	return l
+}
+
+// holdWrites keeps what the owner writes from now on.
+func (l *lineup) holdWrites() *faultproxy.Rule { return l.proxy.HoldRequests(l.records()) }
+
+// holds waits until a client holds, and returns its grant.
+func (l *lineup) holds(i int) engine.Outcome {
+	l.t.Helper()
+	select {
+	case out := <-l.granted[i]:
+		return out
+	case err := <-l.failed[i]:
+		l.t.Fatalf("client %d: %v", i, err)
+	case <-l.context().Done():
+		l.t.Fatalf("client %d does not hold", i)
+	}
+	return engine.Outcome{}
+}
+
+// waiting fails if a client holds, or has ended.
+func (l *lineup) waiting(i int) {
+	l.t.Helper()
+	if len(l.granted[i])+len(l.failed[i]) > 0 {
+		l.t.Errorf("client %d waits no more", i)
+	}
+}
+
+func (l *lineup) release(i int) {
+	l.t.Helper()
+	l.all[i].mustRelease("k", l.ids[i])
+}
+
+// tell has a client hear of a turn, as an owner would send it.
+func (l *lineup) tell(i int, o outcome) {
+	c := l.all[i].client
+	c.mu.Lock()
+	defer c.unlock()
+	o.kind, o.lease, o.seq = turn, record.LeaseOf(l.ids[i]), sequenceOf(l.ids[i])
+	p := reply{term: c.now.id, upto: c.now.seq, outcomes: []outcome{o}}
+	c.take(p.append(nil))
+}
+
+// turnOf is the turn of the client in the record as it is.
+func (l *lineup) turnOf(i int) outcome {
+	rec, rev, err := l.all[i].engine.Read(l.context(), "k")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	e, before, _ := rec.Waiter(l.ids[i])
+	from := rec.Holders[0]
+	if before > 0 {
+		from = rec.Waiters[before-1]
+	}
+	return outcome{rev: rev, token: e.Token, mode: e.Mode, blocker: from.ID, from: from.Token}
+}
+
+// H8: the lock is passed on although nothing is written, from one to the next; the record follows.
+func TestH8_TheRecordFollows(t *testing.T) {
+	l := lineUp(t, 4)
+	l.all = append(l.all, l.process(RouterConfig{}))
+	rec := l.all[4].record("k")
+	rule := l.holdWrites()
+	for i := range 3 {
+		l.release(i)
+		if out := l.holds(i + 1); out.Entry.Token != rec.Waiters[i].Token || out.Revision == 0 || out.Entry.Mode != record.X {
+			t.Errorf("%d holds as %+v", i+1, out)
+		}
+	}
+	if now := l.all[4].record("k"); now.Holders[0].ID != l.ids[0] || len(now.Waiters) != 3 {
+		t.Errorf("the record follows too soon: %+v", now)
+	}
+	if st := l.o.Stats(); st.Turns != 3 {
+		t.Errorf("turns: %+v", st)
+	}
+	rule.Remove()
+	l.release(3)
+	l.clean("k", l.all...)
+	for i, p := range l.all {
+		if turns := p.client.Stats().Turns; turns != uint64(min(i, 1)) && i < 4 {
+			t.Errorf("turns of %d: %d", i, turns)
+		}
+	}
+}
+
+// H3: who has not held, or was asked to convert, passes nothing on.
+func TestH3_OnlyAHoldPassesItsTurnOn(t *testing.T) {
+	l := lineUp(t, 3)
+	rule := l.holdWrites()
+	l.all[1].router.Withdraw(l.waits[1], context.Canceled)
+	op := l.all[0].op(record.OpRelease, l.ids[0])
+	op.Token = 1
+	before := l.o.Stats().Operations
+	_, done := l.all[0].start("k", op)
+	l.until("both came", func() bool { return l.o.Stats().Operations >= before+1 })
+	l.waiting(2)
+	if st := l.o.Stats(); st.Turns != 0 {
+		t.Errorf("turns: %+v", st)
+	}
+	rule.Remove()
+	l.wait("release", done, nil)
+	l.holds(2)
+	l.release(2)
+	l.clean("k", l.all...)
+}
+
+// H4, H5: a turn counts only for the very entry that it names, directly behind the one that it names, as far as is known.
+func TestH4_WhatIsKnownContradictsATurn(t *testing.T) {
+	l := lineUp(t, 3)
+	right := l.turnOf(1)
+	for what, change := range map[string]func(o *outcome){
+		"another entry before it": func(o *outcome) { o.blocker = l.ids[2] },
+		"another ticket before":   func(o *outcome) { o.from++ },
+		"another ticket":          func(o *outcome) { o.token++ },
+	} {
+		o := right
+		o.rev-- // what is known is newer
+		change(&o)
+		if l.tell(1, o); len(l.granted[1]) > 0 {
+			t.Fatalf("a turn with %s", what)
+		}
+	}
+	l.waiting(1)
+	l.waiting(2)
+	l.tell(1, right)
+	if out := l.holds(1); out.Entry.Token != right.token || out.Revision != right.rev {
+		t.Errorf("it holds as %+v", out)
+	}
+	l.tell(1, right) // again
+	l.release(0)
+	l.release(1)
+	l.holds(2)
+	l.release(2)
+	l.tell(1, right) // late
+	l.clean("k", l.all...)
+}
+
+// H5: the owner passes on only what is of the very entry that it knows.
+func TestH5_TheOwnerKnowsTheEntry(t *testing.T) {
+	l := lineUp(t, 2)
+	l.o.mu.Lock()
+	c := l.o.sessions[l.all[0].manager]
+	it := &item{key: "k", held: true, op: l.all[0].op(record.OpRelease, l.ids[0])}
+	token, _ := l.all[0].tokens.Load(l.ids[0])
+	for _, other := range []uint64{0, token.(uint64) + 1} {
+		it.op.Token = other
+		if on, _ := l.o.passOn(c, it, 1); on {
+			t.Errorf("passed on for %d instead of %d", other, token)
+		}
+	}
+	l.o.mu.Unlock()
+	l.waiting(1)
+	l.release(0)
+	l.holds(1)
+	l.release(1)
+	l.clean("k", l.all...)
+}
+
+// H6, C12: a wait is over before it is taken back: a turn that comes then is dropped. One that came before has the
+// hold that somebody is given.
+func TestH6_WithdrawnBeforeTheTurn(t *testing.T) {
+	l := lineUp(t, 3)
+	rule := l.holdWrites()
+	one, two := l.turnOf(1), l.turnOf(2)
+	l.all[1].router.Withdraw(l.waits[1], context.Canceled)
+	l.tell(1, one)
+	l.waiting(1)
+	l.release(0) // and so does the owner
+	l.waiting(1)
+	rule.Remove()
+	l.wait("the withdrawn one", l.failed[1], context.Canceled)
+	l.holds(2)
+	l.tell(2, two)
+	l.all[2].router.Withdraw(l.waits[2], context.Canceled)
+	l.release(2)
+	l.clean("k", l.all...)
+}
+
+// H6: likewise of a wait that is stopped because of a deadlock. If its turn came before, it holds.
+func TestH6_StoppedBeforeTheTurn(t *testing.T) {
+	l := lineUp(t, 3)
+	stop := func(i int) chan error {
+		_, done := l.all[i].start("k", record.Op{Kind: record.KindLock, Verb: record.OpStopWaiting, ID: l.ids[i], Lease: record.LeaseOf(l.ids[i])})
+		return done
+	}
+	late := l.turnOf(2)
+	late.rev += 100 // newer than what is known
+	stopped := stop(2)
+	l.tell(2, late)
+	l.wait("the stop", stopped, nil)
+	l.wait("the stopped one", l.failed[2], engine.ErrGone)
+	rule := l.holdWrites()
+	l.release(0)
+	l.holds(1)
+	l.wait("the stop", stop(1), nil)
+	if rec := l.all[1].record("k"); rec == nil || len(rec.Holders) != 1 || rec.Holders[0].ID != l.ids[1] {
+		t.Errorf("it holds no more: %+v", rec)
+	}
+	rule.Remove()
+	l.release(1)
+	l.clean("k", l.all...)
+}
+
+// H9: a hold by a turn stands in the record as one before it converts.
+func TestH9_AdvanceBeforeAConversion(t *testing.T) {
+	l := lineUp(t, 3)
+	rule := l.holdWrites()
+	l.release(0)
+	l.holds(1)
+	p := l.all[1]
+	op := record.Op{Kind: record.KindLock, Verb: record.OpConvert, ID: p.lease.NextOp(), Lease: p.lease.ID(), Holder: l.ids[1], From: record.X, Mode: record.S}
+	if _, err := engine.Do(l.context(), p.router, "k", op, engine.Options{}); err != nil {
+		t.Fatalf("convert: %v", err)
+	}
+	if rec := p.record("k"); rec == nil || len(rec.Holders) != 1 || rec.Holders[0].ID != l.ids[1] || rec.Holders[0].Mode != record.S {
+		t.Errorf("record: %+v", rec)
+	}
+	rule.Remove()
+	l.release(1)
+	l.holds(2)
+	l.release(2)
+	l.clean("k", l.all...)
+}
+
+// H9, C13: the owner dies before it has written what it passed on. Who holds releases for those before, too, and
+// the others go on.
+func TestC13OwnerDiesBeforeItWrites(t *testing.T) {
+	l := lineUp(t, 4)
+	rule := l.holdWrites()
+	l.release(0)
+	l.holds(1)
+	l.release(1)
+	l.holds(2)
+	l.o.valid.Store(false)
+	l.proxy.Cut()
+	defer l.proxy.Heal()
+	defer rule.Remove()
+	for _, p := range l.all {
+		p.client.mu.Lock()
+		p.client.suspend(p.client.now)
+		p.client.unlock()
+	}
+	l.release(2)
+	l.holds(3)
+	l.release(3)
+	l.until("nothing stands in the record", func() bool { return l.all[0].record("k") == nil })
+}
+
+// H10: what a process has released goes before what it asks for directly: else it would meet itself.
+func TestH10_ItsReleasesGoFirst(t *testing.T) {
+	l := lineUp(t, 2)
+	rule := l.holdWrites()
+	l.release(0)
+	l.holds(1)
+	p := l.all[0]
+	again := p.op(record.OpAcquire, p.lease.NextOp())
+	again.Owner, again.Value = p.manager, record.Value{Set: true} // which goes directly
+	_, done := p.start("k", again)
+	l.until("it waits", func() bool {
+		if len(done) > 0 {
+			t.Fatalf("it has ended: %v", <-done)
+		}
+		rec := p.record("k")
+		return rec.Has(again.ID) && !rec.Has(l.ids[0])
+	})
+	rule.Remove()
+	l.release(1)
+	l.wait("the next", done, nil)
+	p.mustRelease("k", again.ID)
+	l.clean("k", l.all...)
+}
+
+// H13: with all turns lost the record says who is next, and nobody is stuck.
+func TestH13_AllTurnsLost(t *testing.T) {
+	w := newWorld(t)
+	op, proxy := w.behind(RouterConfig{})
+	o := op.serve()
+	lost := proxy.DropRequests(func(_ string, _, payload []byte) bool {
+		p, err := decodeReply(payload)
+		if err != nil {
+			return false
+		}
+		for i := range p.outcomes {
+			if p.outcomes[i].kind == turn {
+				return true
+			}
+		}
+		return false
+	})
+	all := []*process{w.process(always), w.process(always), w.process(always)}
+	for _, p := range all {
+		p.meet()
+	}
+	w.contest("k", 5, all...)
+	if lost.Count() == 0 || o.Stats().Turns == 0 {
+		t.Errorf("%d lost of %d", lost.Count(), o.Stats().Turns)
+	}
+	for _, p := range all {
+		if p.client.Stats().Turns > 0 {
+			t.Error("a turn has come")
+		}
+	}
+	w.clean("k", all...)
+}
