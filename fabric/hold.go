@@ -299,7 +299,7 @@ func (h *Hold) releaseError(out engine.Outcome, err error) error {
 		// may restore with the entry in it.
 		h.s.doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
 	}
-	return fmt.Errorf("%w: %q: %w", ErrUnconfirmed, h.key, err)
+	return fmt.Errorf("%w: %q: %w", ErrUnconfirmed, h.key, translate(err))
 }
 
 func releaseOp(h *Hold) record.Op {

@@ -190,7 +190,7 @@ func barrierCrashed(t *testing.T, s *site) {
 	key := s.key(t)
 	m, b := s.parties(t, key, 4)
 	p := s.proxied(t)
-	gone := newManager(t, p.conn, fabric.WithTTL(time.Second))
+	gone := newManager(t, p.conn, fabric.WithTTL(mortalTTL))
 	waits := []<-chan result[int]{arrive(t, m[0], key, b[0], 1)}
 	lost := arrive(t, m[0], key, primitives.NewBarrier(gone, key, 4), 2)
 	waits = append(waits, arrive(t, m[0], key, b[1], 3))

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/primitives"
@@ -124,7 +123,7 @@ func barrierActionCrashes(t *testing.T, s *site) {
 	key := s.key(t)
 	m, b := s.parties(t, key, 2)
 	p := s.proxied(t)
-	gone := newManager(t, p.conn, fabric.WithTTL(time.Second))
+	gone := newManager(t, p.conn, fabric.WithTTL(mortalTTL))
 	acts, started, finish := holdAction(primitives.NewBarrier(gone, key, 2))
 	first := arrive(t, m[0], key, b[0], 1)
 	last := async(func() (int, error) { return acts.Wait(waitContext(t)) })

@@ -3,7 +3,11 @@ package primitives_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
+	"os"
+	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -11,12 +15,18 @@ import (
 	"github.com/lockfabric/lockfabric/primitives"
 )
 
-// partiesOfProcesses is one more than there are processes, so that all of them wait.
-const partiesOfProcesses = 6
+var (
+	parties    = flag.Int("parties", 6, "of TestBarrierOfProcesses: how many parties there are, all but one a process")
+	partiesTTL = flag.Duration("parties.ttl", processTTL, "TTL of these processes")
+)
 
 // party is a process that waits at a barrier again and again, and says how each wait ended.
 func party(ctx context.Context, m *fabric.Manager, key string, say func(string, ...any)) error {
-	b := primitives.NewBarrier(m, key, partiesOfProcesses)
+	n, err := strconv.Atoi(os.Getenv("PARTIES"))
+	if err != nil {
+		return err
+	}
+	b := primitives.NewBarrier(m, key, n)
 	for {
 		_, err := b.Wait(ctx)
 		var broken *fabric.BrokenError
@@ -33,8 +43,28 @@ func party(ctx context.Context, m *fabric.Manager, key string, say func(string, 
 	}
 }
 
-// Five processes wait, and one of them is killed: the others are told within a TTL, its margin and a second, and
-// are the first of the next generation, which is whole.
+// observers counts the watchers of a lease: its own process's, and those who observe it.
+func (s *site) observers(t *testing.T, lease string) (n int) {
+	t.Helper()
+	bucket := fabric.DefaultFabric + "-leases"
+	stream, err := s.jetStream(t).Stream(waitContext(t), "KV_"+bucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := stream.ListConsumers(waitContext(t))
+	for c := range list.Info() {
+		if slices.Contains(append(c.Config.FilterSubjects, c.Config.FilterSubject), "$KV."+bucket+"."+lease) {
+			n++
+		}
+	}
+	if err := list.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// Processes wait, and one of them is killed: the others are told within a TTL, its margin and a second, and
+// are the first of the next generation, which is whole. P22: of however many, three observe the one that dies.
 func TestBarrierOfProcesses(t *testing.T) {
 	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
@@ -43,38 +73,103 @@ func TestBarrierOfProcesses(t *testing.T) {
 		arrived := func(n int) {
 			waitInfo(t, m, key, fmt.Sprintf("%d arrived", n), func(i fabric.Info) bool { return i.Arrived == n })
 		}
-		for range partiesOfProcesses - 1 {
-			all = append(all, startProcess(t, s, "party", key))
+		lease := func(i int) string { return read(t, m, key).Waiters[i].Lease.ID }
+		own := 0
+		for range *parties - 1 {
+			all = append(all, startProcess(t, s, "party", key, fmt.Sprint("PARTIES=", *parties), fmt.Sprint("LOCKFABRIC_TEST_TTL=", *partiesTTL)))
 			arrived(len(all))
-		}
-		all[0].kill() // the first one, who looks after the others
-		killed := time.Now()
-		all = all[1:]
-		for i, p := range all {
-			if got := p.next(); got != "died" {
-				t.Errorf("process %d: %s", i, got)
+			if len(all) == 1 {
+				own = s.observers(t, lease(0))
 			}
 		}
-		const promised = processTTL + processTTL/20 + time.Second
-		const room = 5 * time.Second // for a busy machine
-		if took := time.Since(killed); took > promised+room {
-			t.Errorf("told after %v, promised are %v", took, promised)
-		} else {
-			t.Logf("told after %v, promised are %v", took, promised)
+		first, fourth, last := lease(0), lease(3), lease(len(all)-1)
+		eventually(t, "all observe the first one", func() bool { return s.observers(t, first) == own+len(all)-1 })
+		for _, one := range []string{last, fourth} {
+			eventually(t, "three observe each of the others", func() bool { return s.observers(t, one) == own+3 })
 		}
-		arrived(len(all))
-		b := primitives.NewBarrier(m, key, partiesOfProcesses)
-		first := arrive(t, m, key, b, len(all)+1)
+		// The first one observes all others, and is observed by all; the last one by three.
+		for _, dies := range []int{0, len(all) - 2} {
+			all[dies].kill()
+			killed := time.Now()
+			all = slices.Delete(all, dies, dies+1)
+			for i, p := range all {
+				if got := p.next(); got != "died" {
+					t.Errorf("process %d: %s", i, got)
+				}
+			}
+			promised := *partiesTTL + *partiesTTL/20 + time.Second
+			const room = 5 * time.Second // for a busy machine
+			if took := time.Since(killed); took > promised+room {
+				t.Errorf("told after %v, promised are %v", took, promised)
+			} else {
+				t.Logf("told after %v, promised are %v", took, promised)
+			}
+			arrived(len(all))
+		}
+		b := primitives.NewBarrier(m, key, *parties)
+		mine := []<-chan result[int]{arrive(t, m, key, b, len(all)+1), arrive(t, m, key, b, len(all)+2)}
 		if i, err := b.Wait(waitContext(t)); i != 0 || err != nil {
 			t.Errorf("%d, %v", i, err)
 		}
-		if i := must(t, first); i != 1 {
-			t.Error(i)
+		for i, w := range mine {
+			if got := must(t, w); got != 2-i {
+				t.Errorf("%d is %d from the end", i, got)
+			}
 		}
 		for i, p := range all {
 			if got := p.next(); got != "passed" {
 				t.Errorf("process %d: %s", i, got)
 			}
 		}
+	})
+}
+
+// condWaiter is a process that waits for a condition.
+func condWaiter(ctx context.Context, m *fabric.Manager, key string, _ func(string, ...any)) error {
+	mu := primitives.NewMutex(m, key)
+	l, err := mu.Lock(ctx)
+	if err == nil {
+		l, err = primitives.NewCond(mu, "full").Wait(ctx, l)
+	}
+	if l != nil {
+		_ = l.Release(ctx)
+	}
+	return err
+}
+
+// P22: who waits for a condition observes all ahead of it there from the start, so that three that die together are
+// gone after one TTL, and the signal is that of the fourth.
+func TestP22_DeadWaitersOfACondition(t *testing.T) {
+	t.Parallel()
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		p := newCondPair(t, s)
+		leases := func() (ids []string) {
+			for _, w := range read(t, p.m, p.key).Conditions[0].Waiters {
+				ids = append(ids, w.Lease.ID)
+			}
+			return ids
+		}
+		own := 0
+		var dying []*process
+		for i := range 3 {
+			dying = append(dying, startProcess(t, s, "condwaiter", p.key))
+			p.waiters("full", i+1)
+			if i == 0 {
+				own = s.observers(t, leases()[0])
+			}
+		}
+		lives := p.wait(waitContext(t), 1, 4)
+		for i, lease := range leases()[:3] {
+			eventually(t, "all behind observe one who waits", func() bool { return s.observers(t, lease) == own+3-i })
+		}
+		for _, d := range dying {
+			d.kill()
+		}
+		p.waiters("full", 1)
+		l := lock(t, p.mus[0])
+		p.signal(l)
+		release(t, l)
+		release(t, must(t, lives))
+		expectFree(t, p.m, p.key)
 	})
 }

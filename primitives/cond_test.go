@@ -300,7 +300,7 @@ func crash(t *testing.T, s *site, opts ...fabric.Option) (m *fabric.Manager, die
 func condCrash(t *testing.T, s *site) {
 	for _, when := range []string{"before the signal", "after the signal", "after its grant"} {
 		p := newCondPair(t, s)
-		m, die := crash(t, s, fabric.WithTTL(3*time.Second))
+		m, die := crash(t, s, fabric.WithTTL(mortalTTL))
 		mu := primitives.NewMutex(m, p.key)
 		dying := lock(t, mu)
 		waited := async(func() (*primitives.Lock, error) { return primitives.NewCond(mu, "full").Wait(waitContext(t), dying) })

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/primitives"
@@ -138,7 +137,7 @@ func doubleWrites(t *testing.T, s *site) {
 func doubleDiesEntering(t *testing.T, s *site) {
 	key, m := s.key(t), s.manager(t)
 	p := s.proxied(t)
-	gone := newManager(t, p.conn, fabric.WithTTL(time.Second))
+	gone := newManager(t, p.conn, fabric.WithTTL(mortalTTL))
 	d := primitives.NewDoubleBarrier(m, key, 3)
 	ctx, cancel := context.WithCancel(waitContext(t))
 	dies := async(func() (member, error) { return primitives.NewDoubleBarrier(gone, key, 3).Enter(ctx) })
@@ -161,7 +160,7 @@ func doubleDiesEntering(t *testing.T, s *site) {
 func doubleDiesInside(t *testing.T, s *site) {
 	key, m := s.key(t), s.manager(t)
 	p := s.proxied(t)
-	gone := newManager(t, p.conn, fabric.WithTTL(time.Second))
+	gone := newManager(t, p.conn, fabric.WithTTL(mortalTTL))
 	dies, b := inside(t, s, key, gone, m)
 	left := leave(t, b)
 	p.cut()

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/primitives"
@@ -72,7 +71,7 @@ func electionResign(t *testing.T, s *site) {
 
 func electionCrash(t *testing.T, s *site) {
 	key := s.key(t)
-	m, die := crash(t, s, fabric.WithTTL(time.Second))
+	m, die := crash(t, s, fabric.WithTTL(mortalTTL))
 	first := campaign(t, primitives.NewElection(m, key), "dies")
 	e := primitives.NewElection(s.manager(t), key)
 	die()
@@ -194,7 +193,7 @@ func electionProclaim(t *testing.T, s *site) {
 func electionCutOff(t *testing.T, s *site) {
 	key := s.key(t)
 	c := s.proxied(t)
-	first := campaign(t, primitives.NewElection(newManager(t, c.conn, fabric.WithTTL(time.Second)), key), "")
+	first := campaign(t, primitives.NewElection(newManager(t, c.conn, fabric.WithTTL(mortalTTL)), key), "")
 	next := primitives.NewElection(s.manager(t), key)
 	led := async(func() (*primitives.Leadership, error) {
 		l, err := next.Campaign(waitContext(t), nil)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/primitives"
@@ -204,7 +203,7 @@ func latchCrash(t *testing.T, s *site) {
 	wait := waits(t.Context(), l)
 	waitQueue(t, m, key, 1)
 	dying := s.proxied(t)
-	gone := newManager(t, dying.conn, fabric.WithTTL(time.Second))
+	gone := newManager(t, dying.conn, fabric.WithTTL(mortalTTL))
 	countDown(t, primitives.NewLatch(gone, key, 2), 1)
 	dying.cut()
 	eventually(t, "the mark of the dead goes", func() bool {

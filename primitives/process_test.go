@@ -2,6 +2,7 @@ package primitives_test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ var roles = map[string]func(ctx context.Context, m *fabric.Manager, key string, 
 	"candidate":  candidate,
 	"deadlocker": deadlocker,
 	"producer":   producer,
+	"condwaiter": condWaiter,
 	"consumer":   consumer,
 	"party":      party,
 	"proclaimer": proclaimer,
@@ -36,7 +38,11 @@ func play(role string) int {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		cancel()
 	}()
-	m, err := fabric.Connect(ctx, os.Getenv("LOCKFABRIC_TEST_URL"), fabric.WithTTL(processTTL))
+	ttl, err := time.ParseDuration(cmp.Or(os.Getenv("LOCKFABRIC_TEST_TTL"), processTTL.String()))
+	if err != nil {
+		panic(err)
+	}
+	m, err := fabric.Connect(ctx, os.Getenv("LOCKFABRIC_TEST_URL"), fabric.WithTTL(ttl))
 	if err == nil {
 		err = roles[role](ctx, m, os.Getenv("LOCKFABRIC_TEST_KEY"), func(format string, args ...any) { fmt.Printf(format+"\n", args...) })
 		_ = m.Close()

@@ -416,19 +416,22 @@ func semaphoreNeverMore(t *testing.T, s *site) {
 					}
 					if n > 1 {
 						out.Add(-1)
-						if err := p.ReleaseN(t.Context(), 1); err != nil {
+						if err := p.ReleaseN(t.Context(), 1); err != nil && !errors.Is(err, fabric.ErrUncertain) {
 							t.Error(err)
 						}
 						n--
 					}
 					out.Add(int64(-n))
-					release(t, p)
+					// On a busy machine it may not be confirmed within 10 s, and goes on.
+					if err := p.Release(t.Context()); err != nil && !errors.Is(err, fabric.ErrUnconfirmed) {
+						t.Error(err)
+					}
 				}
 			})
 		}
 	}
 	all.Wait()
-	expectFree(t, s.manager(t), key)
+	waitInfo(t, s.manager(t), key, "all is returned", func(i fabric.Info) bool { return i.Kind == "" })
 }
 
 func ExampleSemaphore() {

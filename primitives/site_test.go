@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lockfabric/lockfabric/embedded"
 	"github.com/lockfabric/lockfabric/fabric"
@@ -21,6 +22,9 @@ import (
 
 // patience is how long a test waits for what has to come.
 const patience = 60 * time.Second
+
+// mortalTTL is that of managers that a test cuts off: long enough that they live until then on a busy machine, too.
+const mortalTTL = 3 * time.Second
 
 // site is where tests run: a single server or a cluster of three. It is started by the first test that
 // needs it and stopped by TestMain.
@@ -140,6 +144,26 @@ func (s *site) conn(t testing.TB) *nats.Conn {
 	}
 	t.Cleanup(nc.Close)
 	return nc
+}
+
+func (s *site) jetStream(t testing.TB) jetstream.JetStream {
+	t.Helper()
+	js, err := jetstream.New(s.conn(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
+}
+
+// locks returns the bucket of the records, as other programs see it.
+func (s *site) locks(t testing.TB) jetstream.KeyValue {
+	t.Helper()
+	s.manager(t) // makes it
+	bucket, err := s.jetStream(t).KeyValue(waitContext(t), fabric.DefaultFabric+"-locks")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bucket
 }
 
 // url is where a process of its own connects.

@@ -121,7 +121,25 @@ func TestUnreadableRecord(t *testing.T) {
 			t.Errorf("%v: exit code %d, stderr %q", args, code, stderr)
 		}
 	}
-	if code, stdout, _ := run(t, lockfabric(t, "ls")); code != 0 || !strings.Contains(stdout, "unreadable") {
+	// P21: what a newer version wrote is refused by every command that is about it, and stays.
+	rev, err := locks.Put(t.Context(), "new", []byte(`{"v":4,"kind":"lock","turns":[]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{
+		{"run", "new", "--", "true"}, {"run", "--semaphore", "2", "new", "--", "true"}, {"lock", "new"},
+		{"elect", "new", "--", "true"}, {"elect", "new", "--observe"}, {"barrier", "new", "-n", "1"},
+		{"latch", "wait", "new"}, {"latch", "count-down", "new"}, {"latch", "count-down", "new", "--count", "1"}, {"latch", "delete", "new"},
+		{"inspect", "new"}, {"release", "--force", "new"}, {"release", "--force", "--now", "new"},
+	} {
+		if code, _, stderr := run(t, lockfabric(t, args...)); code != 65 || !strings.Contains(stderr, "newer version") {
+			t.Errorf("%v: exit code %d, stderr %q", args, code, stderr)
+		}
+	}
+	if e, err := locks.Get(t.Context(), "new"); err != nil || e.Revision() != rev {
+		t.Errorf("it was touched: %v, %v", e, err)
+	}
+	if code, stdout, _ := run(t, lockfabric(t, "ls")); code != 0 || !strings.Contains(stdout, "unreadable") || !strings.Contains(stdout, "newer") {
 		t.Errorf("ls: exit code %d, %q", code, stdout)
 	}
 }

@@ -1,0 +1,163 @@
+package primitives_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/kv"
+	"github.com/lockfabric/lockfabric/primitives"
+)
+
+// untouched stores a record as another version would, and returns what looks whether it is still there.
+func untouched(t *testing.T, bucket jetstream.KeyValue, key, value string) (check func(what string)) {
+	t.Helper()
+	enc, err := kv.EncodeName(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rev, err := bucket.PutString(waitContext(t), enc, value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(what string) {
+		t.Helper()
+		if e, err := bucket.Get(waitContext(t), enc); err != nil || e.Revision() != rev || string(e.Value()) != value {
+			t.Errorf("%s has touched it: %v, %v", what, e, err)
+		}
+	}
+}
+
+// everyOperation are those that begin without a hold.
+func everyOperation(m *fabric.Manager, key string) map[string]func(ctx context.Context) error {
+	mu, rw, sem := primitives.NewMutex(m, key), primitives.NewRWMutex(m, key), primitives.NewSemaphore(m, key, 3)
+	b, d, la := primitives.NewBarrier(m, key, 1), primitives.NewDoubleBarrier(m, key, 1), primitives.NewLatch(m, key, 1)
+	e, o := primitives.NewElection(m, key), primitives.NewOnce(m, key)
+	return map[string]func(ctx context.Context) error{
+		"Lock":                func(ctx context.Context) error { return second(mu.Lock(ctx)) },
+		"TryLock":             func(ctx context.Context) error { return second(mu.TryLock(ctx)) },
+		"RLock":               func(ctx context.Context) error { return second(rw.RLock(ctx)) },
+		"ULock":               func(ctx context.Context) error { return second(rw.ULock(ctx)) },
+		"Acquire":             func(ctx context.Context) error { return second(sem.Acquire(ctx)) },
+		"TryAcquire":          func(ctx context.Context) error { return second(sem.TryAcquireN(ctx, 2)) },
+		"Drain":               func(ctx context.Context) error { return second(sem.Drain(ctx)) },
+		"Resize":              func(ctx context.Context) error { return sem.Resize(ctx, 5) },
+		"State":               func(ctx context.Context) error { return second(sem.State(ctx)) },
+		"Delete":              sem.Delete,
+		"Wait":                func(ctx context.Context) error { return second(b.Wait(ctx)) },
+		"Reset":               b.Reset,
+		"Delete of a barrier": b.Delete,
+		"Enter":               func(ctx context.Context) error { return second(d.Enter(ctx)) },
+		"CountDown":           la.CountDown,
+		"Add":                 func(ctx context.Context) error { return la.Add(ctx, 1) },
+		"Wait for a latch":    la.Wait,
+		"Count":               func(ctx context.Context) error { return second(la.Count(ctx)) },
+		"Delete of a latch":   la.Delete,
+		"Campaign":            func(ctx context.Context) error { return second(e.Campaign(ctx, nil)) },
+		"Leader":              func(ctx context.Context) error { return second(e.Leader(ctx)) },
+		"Candidates":          func(ctx context.Context) error { return second(e.Candidates(ctx)) },
+		"Observe": func(ctx context.Context) error {
+			for _, err := range e.Observe(ctx) {
+				return err
+			}
+			return nil
+		},
+		"Do":     func(ctx context.Context) error { return second(o.Do(ctx, gives("x"))) },
+		"Result": func(ctx context.Context) error { _, _, err := o.Result(ctx); return err },
+		"Forget": o.Forget,
+	}
+}
+
+// P21: a record that another version wrote is refused with a typed error, by every operation, and stays as it is.
+func TestP21_RecordsOfOtherVersions(t *testing.T) {
+	t.Parallel()
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		m, locks := s.manager(t), s.locks(t)
+		for name, c := range map[string]struct {
+			value string
+			err   error
+		}{
+			"newer": {`{"v":4,"kind":"lock","holders":[{"id":"new"}]}`, fabric.ErrNewerSchema},
+			"kind":  {`{"v":3,"kind":"orchard","trees":3}`, fabric.ErrNewerSchema},
+			// As commit 62afb6d wrote it.
+			"older": {`{"v":1,"kind":"lock","holders":[{"id":"KEhK9WKlOk6gjeKTNQeWme.1","mode":"X","token":"00001795695529503789","ttl":30000,"since":1795695529503}]}`, fabric.ErrMalformedRecord},
+		} {
+			t.Run(name, func(t *testing.T) {
+				for what := range everyOperation(m, "") {
+					key := s.key(t)
+					check := untouched(t, locks, key, c.value)
+					if err := everyOperation(m, key)[what](waitContext(t)); !errors.Is(err, c.err) {
+						t.Errorf("%s: %v", what, err)
+					}
+					if _, err := m.Collect(waitContext(t), key); err != nil {
+						t.Errorf("collect: %v", err)
+					}
+					check(what)
+				}
+			})
+		}
+	})
+}
+
+// P21, where a newer version comes to write a record in which this one holds: what it can't read it leaves alone.
+func TestP21_ANewerVersionTakesOver(t *testing.T) {
+	t.Parallel()
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		locks := s.locks(t)
+		ok := func(err error) {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		for name, prepare := range map[string]func(m *fabric.Manager, key string) func(ctx context.Context) error{
+			"release": func(m *fabric.Manager, key string) func(ctx context.Context) error {
+				return lock(t, primitives.NewMutex(m, key)).Release
+			},
+			"upgrade": func(m *fabric.Manager, key string) func(ctx context.Context) error {
+				l, err := primitives.NewRWMutex(m, key).ULock(waitContext(t))
+				ok(err)
+				return l.Upgrade
+			},
+			"queued": func(m *fabric.Manager, key string) func(ctx context.Context) error {
+				mu := primitives.NewMutex(m, key)
+				lock(t, mu)
+				next := async(func() (*primitives.Lock, error) { return mu.Lock(waitContext(t)) })
+				waitQueue(t, m, key, 1)
+				return func(context.Context) error { return receive(t, next).err }
+			},
+			"signal": func(m *fabric.Manager, key string) func(ctx context.Context) error {
+				mu := primitives.NewMutex(m, key)
+				l := lock(t, mu)
+				return func(ctx context.Context) error { return primitives.NewCond(mu, "c").Signal(ctx, l) }
+			},
+			"proclaim": func(m *fabric.Manager, key string) func(ctx context.Context) error {
+				l, err := primitives.NewElection(m, key).Campaign(waitContext(t), nil)
+				ok(err)
+				return func(ctx context.Context) error { return l.Proclaim(ctx, nil) }
+			},
+			"give one back": func(m *fabric.Manager, key string) func(ctx context.Context) error {
+				p, err := primitives.NewSemaphore(m, key, 2).AcquireN(waitContext(t), 2)
+				ok(err)
+				return func(ctx context.Context) error { return p.ReleaseN(ctx, 1) }
+			},
+			"leave": func(m *fabric.Manager, key string) func(ctx context.Context) error {
+				member, err := primitives.NewDoubleBarrier(m, key, 1).Enter(waitContext(t))
+				ok(err)
+				return member.Leave
+			},
+		} {
+			t.Run(name, func(t *testing.T) {
+				m, key := s.manager(t), s.key(t)
+				op := prepare(m, key)
+				check := untouched(t, locks, key, `{"v":4,"kind":"lock","turns":[]}`)
+				if err := op(waitContext(t)); !errors.Is(err, fabric.ErrNewerSchema) {
+					t.Error(err)
+				}
+				check(name)
+			})
+		}
+	})
+}
