@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,6 +54,7 @@ type Collected struct {
 type CollectOption func(*collect)
 
 type collect struct {
+	prefix string // of the names
 	dryRun bool
 	most   int           // locks to change
 	later  time.Duration // how much later it takes the time to be, for tests
@@ -67,7 +69,7 @@ func DryRun() CollectOption { return func(c *collect) { c.dryRun = true } }
 // that is renewed meanwhile lives, and nothing of it is touched. Errors are those of List; what was collected by then
 // is returned with them.
 func (m *Manager) Collect(ctx context.Context, prefix string, opts ...CollectOption) (Collected, error) {
-	var c collect
+	c := collect{prefix: prefix}
 	for _, o := range opts {
 		o(&c)
 	}
@@ -107,14 +109,17 @@ type survey struct {
 	old    []jskv.Entry             // records that nobody has used for long, without their values
 }
 
-func (s *session) survey(ctx context.Context, filter string, later time.Duration) (survey, error) {
+func (s *session) survey(ctx context.Context, filter string, c collect) (survey, error) {
 	v := survey{ttls: map[string]time.Duration{}, long: map[string][]string{}}
 	state, err := s.buckets.Locks.State(ctx)
 	if err != nil {
 		return v, err
 	}
-	now := state.Now.Add(later) // by the clock that has set the records' times
+	now := state.Now.Add(c.later) // by the clock that has set the records' times
 	err = s.buckets.Locks.Entries(ctx, filter, func(e jskv.Entry) bool {
+		if name, err := kv.DecodeKey(e.Key); err != nil || !strings.HasPrefix(name, c.prefix) {
+			return true // the filter lets more through
+		}
 		rec, err := record.Decode(e.Value)
 		if err != nil {
 			return true // not ours to change
@@ -155,7 +160,7 @@ func (s *session) survey(ctx context.Context, filter string, later time.Duration
 }
 
 func (s *session) collect(ctx context.Context, filter string, c collect) (Collected, error) {
-	v, err := s.survey(ctx, filter, c.later)
+	v, err := s.survey(ctx, filter, c)
 	got := Collected{Locks: v.locks, Leases: len(v.ttls)}
 	if err != nil {
 		return got, err

@@ -60,6 +60,11 @@ func TestDeadEntriesAreCollected(t *testing.T) {
 			got, err = m.Collect(waitContext(t), "dead/", fabric.DryRun())
 			return err == nil && got == want
 		})
+		// dead/1, and dead/10 to dead/19.
+		few := fabric.Collected{Locks: 11, Leases: 1, Dead: 1, Freed: 11, Entries: 11}
+		if got, err = m.Collect(waitContext(t), "dead/1", fabric.DryRun()); err != nil || got != few {
+			t.Errorf("with a prefix that ends within a level %+v, %v", got, err)
+		}
 		if list, err := m.List(waitContext(t), ""); err != nil || len(list) != n+1 {
 			t.Errorf("after a dry run %d locks, %v", len(list), err)
 		}

@@ -3,29 +3,25 @@ package primitives_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lockfabric/lockfabric/fabric"
-	"github.com/lockfabric/lockfabric/kv"
 	"github.com/lockfabric/lockfabric/primitives"
 )
 
 // untouched stores a record as another version would, and returns what looks whether it is still there.
 func untouched(t *testing.T, bucket jetstream.KeyValue, key, value string) (check func(what string)) {
 	t.Helper()
-	enc, err := kv.EncodeName(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rev, err := bucket.PutString(waitContext(t), enc, value)
+	rev, err := bucket.PutString(waitContext(t), key, value)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return func(what string) {
 		t.Helper()
-		if e, err := bucket.Get(waitContext(t), enc); err != nil || e.Revision() != rev || string(e.Value()) != value {
+		if e, err := bucket.Get(waitContext(t), key); err != nil || e.Revision() != rev || string(e.Value()) != value {
 			t.Errorf("%s has touched it: %v, %v", what, e, err)
 		}
 	}
@@ -87,7 +83,7 @@ func TestP21_RecordsOfOtherVersions(t *testing.T) {
 		} {
 			t.Run(name, func(t *testing.T) {
 				for what := range everyOperation(m, "") {
-					key := s.key(t)
+					key := fmt.Sprint("p21-", s.numbers.Add(1)) // stored under itself
 					check := untouched(t, locks, key, c.value)
 					if err := everyOperation(m, key)[what](waitContext(t)); !errors.Is(err, c.err) {
 						t.Errorf("%s: %v", what, err)
@@ -150,7 +146,7 @@ func TestP21_ANewerVersionTakesOver(t *testing.T) {
 			},
 		} {
 			t.Run(name, func(t *testing.T) {
-				m, key := s.manager(t), s.key(t)
+				m, key := s.manager(t), fmt.Sprint("p21-", s.numbers.Add(1))
 				op := prepare(m, key)
 				check := untouched(t, locks, key, `{"v":4,"kind":"lock","turns":[]}`)
 				if err := op(waitContext(t)); !errors.Is(err, fabric.ErrNewerSchema) {

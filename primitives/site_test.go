@@ -249,6 +249,8 @@ func async[T any](fn func() (T, error)) <-chan result[T] {
 	return out
 }
 
+func second[T any](_ T, err error) error { return err }
+
 // must is the value of a call that has to succeed.
 func must[T any](t testing.TB, c <-chan result[T]) T {
 	t.Helper()
