@@ -172,10 +172,6 @@ func newIdentity() (*identity, error) {
 	return &identity{public: public, pair: pair}, err
 }
 
-func (id *identity) admit(o *natsserver.Options) {
-	o.Nkeys = append(o.Nkeys, &natsserver.NkeyUser{Nkey: id.public, AllowedConnectionTypes: map[string]struct{}{inProcessOnly: {}}})
-}
-
 func (id *identity) option() nats.Option { return nats.Nkey(id.public, id.pair.Sign) }
 
 // credentialsGiven reports whether a caller of Connect brings its own.

@@ -218,9 +218,13 @@ func (c *config) plan(id *identity) (*plan, error) {
 		accounts: !ownLogin(o),
 	}
 	if p.access.internal {
-		id.admit(o)
+		o.Nkeys = append(o.Nkeys, &natsserver.NkeyUser{Nkey: id.public, AllowedConnectionTypes: map[string]struct{}{inProcessOnly: {}}})
 	}
-	ownWays(o)
+	// Signals are the program's business, and so is the log, which a reload would take over, too.
+	o.NoSigs, o.NoLog, o.DisableJetStreamBanner = true, true, true
+	o.LogFile, o.Syslog, o.RemoteSyslog = "", false, ""
+	o.Debug, o.Trace, o.TraceVerbose = false, false, false
+	o.Logtime, o.LogtimeUTC = false, false
 	return p, nil
 }
 
@@ -272,15 +276,6 @@ func (p *plan) log(l *slog.Logger) {
 	for _, warn := range p.warnings {
 		warn(l)
 	}
-}
-
-// ownWays keeps the server from what is the program's business: signals, and the
-// log, which a reload would take over, too.
-func ownWays(o *natsserver.Options) {
-	o.NoSigs, o.NoLog, o.DisableJetStreamBanner = true, true, true
-	o.LogFile, o.Syslog, o.RemoteSyslog = "", false, ""
-	o.Debug, o.Trace, o.TraceVerbose = false, false, false
-	o.Logtime, o.LogtimeUTC = false, false
 }
 
 // refused translates what the server says of its options.

@@ -75,7 +75,7 @@ func Start(ctx context.Context, opts ...Option) (_ *Server, err error) {
 	}
 	s.access.Store(p.access)
 	p.log(c.logger)
-	if err := s.run(ctx, o, newLogAdapter(c.logger)); err != nil {
+	if err := s.run(ctx, o, &logAdapter{out: c.logger, fatal: make(chan struct{})}); err != nil {
 		return nil, err
 	}
 	s.lock.setOwner(s.ClientURL())
@@ -85,7 +85,8 @@ func Start(ctx context.Context, opts ...Option) (_ *Server, err error) {
 // run brings the server up. The server's Start returns when all is done or when it gave up; it is waited for in every
 // case, because stopping a server that is still recovering its store can leave files open behind the lock.
 func (s *Server) run(ctx context.Context, o *natsserver.Options, l *logAdapter) error {
-	l.install(s.srv)
+	// Protocol traces stay off: they would put lock owners and payloads into the log.
+	s.srv.SetLoggerV2(l, l.out != nil && l.out.Enabled(ctx, slog.LevelDebug), false, false)
 	clustered := o.Cluster.Port != 0 // the server writes the port it got there, later
 	limited := o.JetStreamMaxStore > 0
 	s.srv.Start()
@@ -331,16 +332,6 @@ type logAdapter struct {
 }
 
 var _ natsserver.Logger = (*logAdapter)(nil)
-
-func newLogAdapter(out *slog.Logger) *logAdapter {
-	return &logAdapter{out: out, fatal: make(chan struct{})}
-}
-
-// install attaches the adapter. Protocol traces stay off: they would put lock owners and payloads into the log.
-func (l *logAdapter) install(s *natsserver.Server) {
-	debug := l.out != nil && l.out.Enabled(context.Background(), slog.LevelDebug)
-	s.SetLoggerV2(l, debug, false, false)
-}
 
 func (l *logAdapter) Noticef(format string, v ...any) { l.log(slog.LevelInfo, format, v) }
 func (l *logAdapter) Warnf(format string, v ...any)   { l.log(slog.LevelWarn, format, v) }

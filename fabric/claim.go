@@ -278,8 +278,7 @@ func (h *Hold) postLast(ctx context.Context, op record.Op, opt engine.Options) (
 		if out, err = engine.Do(bound, h.s.doer, h.enc, op, opt); err == nil {
 			return nil
 		}
-		var refused *engine.RefusedError
-		if errors.As(err, &refused) && refused.Verdict != record.NotHolder {
+		if refused, ok := errors.AsType[*engine.RefusedError](err); ok && refused.Verdict != record.NotHolder {
 			// The entry stands as it did.
 			h.s.doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
 		}

@@ -258,15 +258,6 @@ func version() string {
 	return ""
 }
 
-// awaitHandover waits, at the session's end, until a coalescer has answered what it was asked and
-// let the shard go, so that nobody has to wait for its lease.
-func (s *session) awaitHandover(ctx context.Context) {
-	select {
-	case <-s.coalesced:
-	case <-ctx.Done():
-	}
-}
-
 // here notes that this process owns the shard, 0 for no more: what it wants itself it does directly then.
 func (s *session) here(term uint64) {
 	s.m.serving.Store(term)

@@ -171,13 +171,6 @@ func (d *detection) waits(ctx context.Context) (*jskv.Bucket, error) {
 	return b, nil
 }
 
-// lostBucket has the bucket opened again, or made again: what is in memory goes with its servers.
-func (d *detection) lostBucket() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.bucket = nil
-}
-
 // The rest is deadlock.Place.
 
 func (d *detection) Own(id string) (*deadlock.Doc, bool) {
@@ -263,7 +256,9 @@ func (d *detection) Publish(ctx context.Context, id string, value []byte, rev ui
 	case errors.As(err, &conflict):
 		return conflict.Actual, err
 	case !errors.Is(err, jskv.ErrBusy):
-		d.lostBucket()
+		d.mu.Lock() // it is opened or made again: what is in memory goes with its servers
+		d.bucket = nil
+		d.mu.Unlock()
 	}
 	return rev, err
 }

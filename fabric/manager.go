@@ -98,8 +98,7 @@ func Connect(ctx context.Context, servers string, opts ...Option) (*Manager, err
 		return nil, err
 	}
 	nc, err := nats.Connect(servers, natsOpts...)
-	var unreadable *url.Error
-	if errors.As(err, &unreadable) {
+	if _, ok := errors.AsType[*url.Error](err); ok {
 		// It quotes the URL, and what is wrong with it may be a part of a password.
 		err = errors.New("a URL can't be read: write nats://HOST:PORT, and special characters of a user or password before it as %XX")
 	}

@@ -131,6 +131,7 @@ func TestM7_AWaitingSetHoldsOnlyWhatComesBefore(t *testing.T) {
 
 // Cancelled at any moment, an acquire leaves nothing.
 func TestM13_CancelAtAnyStepLeavesNothing(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		for _, act := range []action{
 			func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {

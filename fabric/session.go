@@ -353,7 +353,11 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	// The tombstones first: they free everything at once, whatever happens to the sweep.
 	forEach(ctx, closeAtOnce, all, func(sl *slot) {
 		if sl.timing.owner {
-			s.awaitHandover(ctx)
+			// A coalescer answers what it was asked, and lets the shard go: nobody is to wait for its lease.
+			select {
+			case <-s.coalesced:
+			case <-ctx.Done():
+			}
 		}
 		s.closeLease(ctx, sl.lease)
 	})

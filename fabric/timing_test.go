@@ -64,6 +64,7 @@ func longestTrip(t *testing.T, nc *nats.Conn, lock *fabric.Lock, duration, pause
 // machine can make it more, so the longest that was measured decides what a loss
 // means, and a case that the machine spoiled is done again.
 func TestRenewalOnLinks(t *testing.T) {
+	t.Parallel()
 	onLinks(t, func(t *testing.T, s *site, l netLink) {
 		for try := 1; ; try++ {
 			m, nc, _ := linked(t, s, l)
@@ -124,6 +125,7 @@ func TestTakeoverOnLinks(t *testing.T) {
 
 // A link that becomes slow and fast again loses nothing, and shows in the statistics.
 func TestLinkThatSlowsDown(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		// Slow enough for a timeout above its floor, however little it jitters.
 		slow := netLink{400 * time.Millisecond, 3 * time.Second}
@@ -228,6 +230,7 @@ func TestLostRequestsBackOff(t *testing.T) {
 
 // Who wants to renew as late as can be still has room for it on a slow link.
 func TestLateRenewalOnASlowLink(t *testing.T) {
+	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		l := netLink{200 * time.Millisecond, 1200 * time.Millisecond}
 		for try := 1; ; try++ {

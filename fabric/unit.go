@@ -184,7 +184,9 @@ func (u *unit) add(h *Hold) {
 	u.mu.Lock()
 	u.holds = append(u.holds, h)
 	u.mu.Unlock()
-	h.s.m.owners.use(u)
+	h.s.m.owners.mu.Lock()
+	u.users++
+	h.s.m.owners.mu.Unlock()
 }
 
 // drop says that it does not any more. Called with h.mu held.
@@ -253,12 +255,6 @@ func (o *owners) enter(owner string) *unit {
 	}
 	u.users++
 	return u
-}
-
-func (o *owners) use(u *unit) {
-	o.mu.Lock()
-	u.users++
-	o.mu.Unlock()
 }
 
 func (o *owners) leave(u *unit) {

@@ -104,8 +104,7 @@ func execute(args []string, stdout, stderr *os.File) int {
 
 // blamed names the command that the parser had come to.
 func blamed(err error) string {
-	var at *kong.ParseError
-	if errors.As(err, &at) && at.Context.Selected() != nil {
+	if at, ok := errors.AsType[*kong.ParseError](err); ok && at.Context.Selected() != nil {
 		return "lockfabric " + pathOf(at.Context.Selected())
 	}
 	return "lockfabric"
@@ -169,8 +168,7 @@ func report(w io.Writer, err error) int {
 		return 0
 	}
 	code := exitCode(err)
-	var passed *exitError
-	if errors.As(err, &passed) && passed.cause == nil {
+	if passed, ok := errors.AsType[*exitError](err); ok && passed.cause == nil {
 		return code // the child has said what there was to say
 	}
 	fmt.Fprintf(w, "%s%s\n", reported, message(err))
@@ -285,8 +283,7 @@ func usageError(format string, args ...any) error {
 // is of two kinds: a lock that was not acquired because no server answered is the server's trouble, so that a job
 // which takes 75 for "somebody else is at it" doesn't hide an outage.
 func exitCode(err error) int {
-	var e *exitError
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*exitError](err); ok {
 		return e.code
 	}
 	for _, k := range []struct {

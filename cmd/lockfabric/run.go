@@ -208,7 +208,11 @@ func (c *claiming) claim(ctx context.Context, m *fabric.Manager, key string, wha
 		if try {
 			what.Verb = "try"
 		}
-		return granted(m.Claim(ctx, key, what, opts...))
+		h, err := m.Claim(ctx, key, what, opts...)
+		if err != nil {
+			return nil, err // and no hold that is nil
+		}
+		return h, nil
 	}, opts...)
 }
 
@@ -234,14 +238,6 @@ func (c *claiming) ask(ctx context.Context, acquire acquirer, opts ...fabric.Acq
 		opts = append(opts, fabric.WithoutTakeover())
 	}
 	return acquire(ctx, true, append(opts, fabric.WithFailFast())...)
-}
-
-// granted makes no hold a nil one.
-func granted(h *fabric.Hold, err error) (held, error) {
-	if err != nil {
-		return nil, err
-	}
-	return h, nil
 }
 
 // timeOver says whether a wait ended because its time was over, and no server's silence is to blame.

@@ -130,7 +130,7 @@ func (v *serveCmd) attend(ctx context.Context, srv *embedded.Server, l *pageList
 		return err
 	}
 	defer page.end()
-	var own *coalescing
+	var own *guest
 	if !v.NoCoalesce {
 		own = coalesceFor(srv, s.log, counted.coalescer)
 	}
@@ -167,8 +167,10 @@ func (v *serveCmd) options(c *cli) ([]embedded.Option, error) {
 		add(v.Name != "", embedded.WithServerName(v.Name)).
 		add(v.Config != "", embedded.WithConfigFile(v.Config)).
 		add(v.Config == "", embedded.WithListen(cmp.Or(v.Listen, defaultListen)))
+	a := &v.Security
+	onlyForCluster := a.ClusterUser + a.ClusterPasswordFile + a.ClusterTLSCert + a.ClusterTLSKey + a.ClusterTLSCA
 	switch {
-	case v.ClusterListen == "" && len(v.Routes) == 0 && v.ClusterName == "" && !v.Security.forCluster():
+	case v.ClusterListen == "" && len(v.Routes) == 0 && v.ClusterName+onlyForCluster == "":
 		return opts, nil
 	case v.ClusterListen == "" || len(v.Routes) == 0 || v.Name == "":
 		return nil, usageError("serve: a cluster needs --cluster-listen, --routes and --name")
@@ -368,11 +370,6 @@ func login(option func(name, password string) embedded.Option, nameFlag, name, f
 		return nil, usageError("serve: %s and %s need %s", fileFlag, env, nameFlag)
 	}
 	return nil, nil
-}
-
-// forCluster reports whether something was given that only a cluster needs.
-func (a *serveAuth) forCluster() bool {
-	return a.ClusterUser+a.ClusterPasswordFile+a.ClusterTLSCert+a.ClusterTLSKey+a.ClusterTLSCA != ""
 }
 
 // readSecret reads the secret of a command's flag from the file, or else from the environment. A line

@@ -30,11 +30,6 @@ type Collector struct {
 
 var _ prometheus.Collector = (*Collector)(nil)
 
-// buckets reach from a lock that is free, in the same rack, to one that is waited for, or held, for an hour.
-func buckets() []float64 {
-	return []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600}
-}
-
 // New returns a collector that nothing feeds yet: give its Event to WithEvents,
 // the managers to Watch, and itself to a registry.
 func New() *Collector {
@@ -50,7 +45,9 @@ func New() *Collector {
 		return v
 	}
 	histogram := func(name, help string) prometheus.Histogram {
-		v := prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: namespace, Name: name, Help: help, Buckets: buckets()})
+		// From a lock that is free, in the same rack, to one that is waited for, or held, for an hour.
+		buckets := []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600}
+		v := prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: namespace, Name: name, Help: help, Buckets: buckets})
 		c.events = append(c.events, v)
 		return v
 	}

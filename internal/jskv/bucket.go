@@ -202,8 +202,7 @@ func publishError(err error) error {
 // Unwritable reports whether err, of a write through any KV bucket, says that this
 // key or value can't be written, however often one tries.
 func Unwritable(err error) bool {
-	var api *jetstream.APIError
-	if errors.As(err, &api) {
+	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
 		return api.ErrorCode == codeMessageTooLarge || api.ErrorCode == codeHeaderTooLarge
 	}
 	return errors.Is(err, jetstream.ErrInvalidKey) || errors.Is(publishError(err), kv.ErrRejected)

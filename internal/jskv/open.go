@@ -115,7 +115,10 @@ func openBuckets(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, cfg
 	}
 	b := &Buckets{Locks: locks, Leases: leases, Last: locks.last, cfg: cfg}
 	if locks.unused {
-		b.makeWaits(ctx)
+		// Together with the others, if that works: whoever needs it later may not be allowed to make it.
+		wctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		_, _ = b.Waits(wctx)
+		cancel()
 	}
 	m, known, err := b.note(ctx, func(m *meta) bool {
 		first := m.Incarnation == ""

@@ -49,9 +49,14 @@ func (lockRules) longest(e *Entry) {
 func (lockRules) check(op *Op) Verdict {
 	switch op.Verb {
 	case OpAcquire, OpTry:
-		return op.checkRequest()
+		if !op.Mode.Valid() || op.N != 0 || op.Gen != 0 {
+			return BadOp
+		}
+		return op.checkEntry()
 	case OpConvert, OpUnconvert:
-		return op.checkConversion()
+		if v := op.checkOfHold(); v != Applied || op.Mode.Valid() {
+			return v
+		}
 	case OpStopWaiting, OpAdvance:
 		return op.checkID(true)
 	case OpWait, OpCancelWait, OpSignal:
@@ -225,13 +230,6 @@ func (lockRules) undo(op *Op) (Op, bool) {
 	return Op{}, false
 }
 
-func (op *Op) checkRequest() Verdict {
-	if !op.Mode.Valid() || op.N != 0 || op.Gen != 0 {
-		return BadOp
-	}
-	return op.checkEntry()
-}
-
 // checkEntry refuses what no entry of any kind can be made of.
 func (op *Op) checkEntry() Verdict {
 	if v := op.checkID(true); v != Applied {
@@ -247,13 +245,6 @@ func (op *Op) checkEntry() Verdict {
 		}
 	}
 	return Applied
-}
-
-func (op *Op) checkConversion() Verdict {
-	if v := op.checkOfHold(); v != Applied || op.Mode.Valid() {
-		return v
-	}
-	return BadOp
 }
 
 // checkOfHold refuses an operation that is of no hold of its own lease.
