@@ -14,8 +14,7 @@ import (
 // DefaultIntentLinger is how long an intent that paths share stays after its last user.
 const DefaultIntentLinger = 30 * time.Second
 
-// The metadata of an intent that is shared. Who is refused by nothing else asks its process to
-// drop it.
+// The metadata of an intent that is shared. Who is refused by nothing else asks its process to drop it.
 const intentKey, sharedIntent = "intent", "shared"
 
 // WithIntentLinger sets how long an intent on an ancestor stays with the manager when no path
@@ -122,9 +121,8 @@ func (p *pin) forget() {
 	}
 }
 
-// join makes a set one of its users, if it takes anybody in. While somebody waits for the ancestor
-// it takes in only who uses it already: they are in the way anyhow, and behind the one who
-// waits they would wait for themselves.
+// join makes a set one of its users, if it takes anybody in. While somebody waits for the ancestor it takes in only
+// who uses it already: they are in the way anyhow, and behind the one who waits they would wait for themselves.
 func (p *pin) join(user *Set, u *unit) bool {
 	mine := slices.Contains(u.all(), p.hold)
 	p.mu.Lock()

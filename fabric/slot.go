@@ -27,9 +27,8 @@ type slot struct {
 	idle    time.Time
 }
 
-// slot returns a lease for an acquire with this timing: the shared one, or a new
-// one of its own where the timing is limited. The caller calls leave, or puts a
-// hold in its place.
+// slot returns a lease for an acquire with this timing: the shared one, or a new one of its own where the timing is
+// limited. The caller calls leave, or puts a hold in its place.
 func (s *session) slot(ctx context.Context, t timing) (*slot, error) {
 	if t.limited() {
 		return s.newSlot(ctx, t)
@@ -66,8 +65,7 @@ func (s *session) sharedSlot(t timing) (*slot, error) {
 	return nil, nil
 }
 
-// turn is a lock that is waited for no longer than a context lasts. Who has it makes
-// what the others find then.
+// turn is a lock that is waited for no longer than a context lasts. Who has it makes what the others find then.
 type turn chan struct{}
 
 func newTurn() turn { return make(turn, 1) }
@@ -95,8 +93,7 @@ func (s *session) newSlot(ctx context.Context, t timing) (_ *slot, err error) {
 	if err := s.noteTTL(ctx, t.ttl); err != nil {
 		return nil, err
 	}
-	// A limited lease is renewed without limit while its acquire waits in the
-	// queue; its limits begin with the grant.
+	// A limited lease is renewed without limit while its acquire waits in the queue; its limits begin with the grant.
 	le, err := lease.Create(ctx, s.buckets.Leases, lease.Config{
 		TTL: t.ttl, RenewEvery: t.renewEvery, AutoRenew: true,
 		Label: s.m.cfg.label, ID: s.m.hints.leaseID, Seen: s.seen, Clock: s.m.clock, RTT: &s.m.rtt, Logger: s.m.cfg.logger,
@@ -112,9 +109,8 @@ func (s *session) newSlot(ctx context.Context, t timing) (_ *slot, err error) {
 	return sl, nil
 }
 
-// adopt makes a lease one of the session's, with one user; nil if the session has
-// ended. The lease can be lost at any moment from its creation on, so that is asked
-// for last: what a loss ends is complete by then.
+// adopt makes a lease one of the session's, with one user; nil if the session has ended. The lease can be lost at any
+// moment from its creation on, so that is asked for last: what a loss ends is complete by then.
 func (s *session) adopt(le *lease.Lease, t timing) *slot {
 	sl := &slot{s: s, lease: le, id: le.ID(), timing: t, users: 1, ids: map[string]*Hold{}}
 	// So that a tombstone or a deletion by somebody else is seen at once.
@@ -165,8 +161,7 @@ func (sl *slot) enter() bool {
 	return true
 }
 
-// leave counts one user less. A lease that nobody will use again is closed in
-// the background.
+// leave counts one user less. A lease that nobody will use again is closed in the background.
 func (sl *slot) leave() {
 	sl.mu.Lock()
 	sl.users--
@@ -193,8 +188,7 @@ func (sl *slot) give(id string) {
 	sl.leave()
 }
 
-// uses reports whether something in this process holds or waits for the entry with
-// this id.
+// uses reports whether something in this process holds or waits for the entry with this id.
 func (sl *slot) uses(id string) bool {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
@@ -247,8 +241,7 @@ func (sl *slot) lost(err error) {
 	sl.s.dispose(sl)
 }
 
-// whyLost is why the lease is not valid any more. One that was closed ended with its
-// session.
+// whyLost is why the lease is not valid any more. One that was closed ended with its session.
 func (sl *slot) whyLost() error {
 	err := lossReason(sl.lease.Err())
 	if why := sl.s.why(); why != nil && errors.Is(err, ErrClosed) {

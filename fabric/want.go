@@ -73,8 +73,7 @@ func cover(a, b record.Mode) record.Mode {
 	return record.Join(a, b)
 }
 
-// plan makes the levels of wants, in the order in which they are listed, ancestors before the
-// first that needs them.
+// plan makes the levels of wants, in the order in which they are listed, ancestors before the first that needs them.
 func plan(wants []Want) ([]*level, error) {
 	byName := map[string]*level{}
 	var levels []*level

@@ -56,11 +56,10 @@ func (b *Barrier) WithAction(fn func(ctx context.Context, token uint64) error) *
 // told the same. While an action runs its generation can't be broken by one who gives up, so Wait goes on for up to 10 s and
 // returns [fabric.ErrUncertain] beside ctx's error then, as it does where no server answers.
 //
-// Other errors: fabric.ErrBroken as a *[fabric.BrokenError], which says why and because of whom; [fabric.ErrLost] when this
-// process lost its lease, which breaks the generation; [fabric.ErrUncertain] when so many generations
-// have ended, or the record was deleted, that it isn't known any more what became of this one;
-// [fabric.ErrSizeMismatch]; the action's, joined with ErrBroken; and those of [fabric.Manager.Acquire]. The index is -1
-// with an error.
+// Other errors: fabric.ErrBroken as a *[fabric.BrokenError], which says why and because of whom; [fabric.ErrLost]
+// when this process lost its lease, which breaks the generation; [fabric.ErrUncertain] when so many generations have
+// ended, or the record was deleted, that it isn't known any more what became of this one; [fabric.ErrSizeMismatch];
+// the action's, joined with ErrBroken; and those of [fabric.Manager.Acquire]. The index is -1 with an error.
 func (b *Barrier) Wait(ctx context.Context) (index int, err error) {
 	if err := validParties(b.parties); err != nil {
 		return -1, err
@@ -147,9 +146,8 @@ func (b *Barrier) act(ctx context.Context, h *fabric.Hold, gen uint64) (int, err
 	return 0, nil
 }
 
-// Reset breaks the generation that forms, if somebody waits in it; else it changes nothing. One whose
-// action runs is complete, and ends with the action. Errors: [fabric.ErrSizeMismatch], and those of
-// [fabric.Manager.Post].
+// Reset breaks the generation that forms, if somebody waits in it; else it changes nothing. One whose action runs is
+// complete, and ends with the action. Errors: [fabric.ErrSizeMismatch], and those of [fabric.Manager.Post].
 func (b *Barrier) Reset(ctx context.Context) error {
 	if err := validParties(b.parties); err != nil {
 		return err
@@ -166,4 +164,71 @@ func (b *Barrier) State(ctx context.Context) (fabric.Info, error) { return b.m.R
 // [fabric.ErrHeld]. Without a record it is nil.
 func (b *Barrier) Delete(ctx context.Context) error {
 	return remove(ctx, b.m, b.name, fabric.KindBarrier)
+}
+
+// DoubleBarrier has a number of parties go in together and come out together: Enter returns when all are there, and
+// Leave when all have left. It is safe for concurrent use, and one value serves any number of parties.
+//
+// One that dies or gives up while it enters leaves its place to another; one that dies
+// inside counts as having left. Who comes while the others are inside waits for the next time.
+type DoubleBarrier struct {
+	m       *fabric.Manager
+	name    string
+	parties int
+	opts    []fabric.AcquireOption
+}
+
+// NewDoubleBarrier returns the double barrier with this name, for 1 to MaxParties parties. Those who use it at a time have to
+// agree on their number: a name that nobody uses has none. The options are those of each Enter.
+func NewDoubleBarrier(m *fabric.Manager, name string, parties int, opts ...fabric.AcquireOption) *DoubleBarrier {
+	return &DoubleBarrier{m: m, name: name, parties: parties, opts: slices.Clone(opts)}
+}
+
+// Enter waits until all parties are there, and returns the membership. If ctx ends at the
+// moment at which the last one comes, Enter may succeed: the others have gone in together with it.
+//
+// Every error means that nothing was entered, but [fabric.ErrUncertain], which says that no server
+// could be asked in time. Others: [fabric.ErrSizeMismatch], and those of [fabric.Manager.Acquire].
+func (d *DoubleBarrier) Enter(ctx context.Context) (*Member, error) {
+	if err := validParties(d.parties); err != nil {
+		return nil, err
+	}
+	for {
+		info, err := d.m.Read(ctx, d.name)
+		if err != nil {
+			return nil, err
+		}
+		claim := fabric.Claim{Kind: fabric.KindGate, Verb: "enter", Limit: d.parties, Gen: info.Generation, Life: info.Life}
+		h, err := d.m.Claim(ctx, d.name, claim, d.opts...)
+		switch {
+		case err == nil:
+			return &Member{h}, nil
+		case errors.Is(err, fabric.ErrStale), errors.Is(err, fabric.ErrDeleted):
+			// Others came or went since, and it is not there: ask again.
+		default:
+			return nil, err
+		}
+	}
+}
+
+// State tells who is there, and whether they are inside. It is one read.
+func (d *DoubleBarrier) State(ctx context.Context) (fabric.Info, error) { return d.m.Read(ctx, d.name) }
+
+// Member is a membership: a single-use handle, see [fabric.Hold]. All members of one time have the same token, larger than
+// those of the times before. Release leaves without waiting for the others.
+type Member struct{ *fabric.Hold }
+
+// Leave ends the membership and waits until all members have left or are gone. The handle is invalid before
+// it is sent, and it leaves also when ctx has ended or ends meanwhile: then Leave doesn't wait
+// for the others, and returns ctx's error. Other errors: [fabric.ErrLost] when the membership was lost before, and
+// those of [fabric.Hold.Release].
+func (m *Member) Leave(ctx context.Context) error {
+	if ctx.Err() != nil {
+		if err := m.Release(ctx); err != nil {
+			return err
+		}
+		return ctx.Err()
+	}
+	_, err := m.Post(ctx, fabric.Post{Kind: fabric.KindGate, Verb: "leave", Ends: true})
+	return err
 }

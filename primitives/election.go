@@ -14,10 +14,9 @@ import (
 // ErrNoLeader is returned by Election.Leader when nobody leads at the moment.
 var ErrNoLeader = errors.New("primitives: nobody leads")
 
-// Election makes one of its candidates the leader, in the order in which they came. A leader has a term,
-// which is the fencing token of its hold: larger than that of every leader before. It leads until it resigns or
-// its lease is lost, which it learns from its own clock before the next one is made leader. An Election is
-// safe for concurrent use.
+// Election makes one of its candidates the leader, in the order in which they came. A leader has a term, which is the
+// fencing token of its hold: larger than that of every leader before. It leads until it resigns or its lease is lost,
+// which it learns from its own clock before the next one is made leader. An Election is safe for concurrent use.
 type Election struct {
 	m    *fabric.Manager
 	name string
@@ -79,11 +78,10 @@ func (e *Election) Candidates(ctx context.Context) ([]Leader, error) {
 	return out, nil
 }
 
-// Observe tells who leads, first as it is now and then after each change of the leader or its value, until ctx
-// ends or the loop over it is left. Nobody is a Leader with Term 0. Changes that come faster than the loop
-// takes them are told together: a term can be missed, the last one never is, and no term is followed by an older
-// one. It goes on through failures; the last pair has an error unless the loop was left, as of
-// [fabric.Manager.Watch].
+// Observe tells who leads, first as it is now and then after each change of the leader or its value, until ctx ends
+// or the loop over it is left. Nobody is a Leader with Term 0. Changes that come faster than the loop takes them are
+// told together: a term can be missed, the last one never is, and no term is followed by an older one. It goes on
+// through failures; the last pair has an error unless the loop was left, as of [fabric.Manager.Watch].
 func (e *Election) Observe(ctx context.Context) iter.Seq2[Leader, error] {
 	return func(yield func(Leader, error) bool) {
 		var last Leader
@@ -150,10 +148,9 @@ type Leadership struct{ *fabric.Hold }
 // Term returns the leader's term, its fencing token.
 func (l *Leadership) Term() uint64 { return l.Token() }
 
-// Proclaim replaces the leader's value, of at most 64 KiB, for everybody who observes. Of several calls the one
-// that was made last stays. Errors: [fabric.ErrLost] and [fabric.ErrReleased] when it leads no more, whose
-// record refuses it whatever its own clock says; [fabric.ErrTooLarge]; [fabric.ErrUncertain]; and those of
-// [fabric.Manager.Inspect].
+// Proclaim replaces the leader's value, of at most 64 KiB, for everybody who observes. Of several calls the one that
+// was made last stays. Errors: [fabric.ErrLost] and [fabric.ErrReleased] when it leads no more, whose record refuses
+// it whatever its own clock says; [fabric.ErrTooLarge]; [fabric.ErrUncertain]; and those of [fabric.Manager.Inspect].
 func (l *Leadership) Proclaim(ctx context.Context, value []byte) error {
 	_, err := l.Post(ctx, fabric.Post{Kind: fabric.KindLock, Verb: "proclaim", Value: notNil(value)})
 	return err

@@ -79,6 +79,4 @@ func (l *Latch) Count(ctx context.Context) (int, error) {
 
 // Delete removes the latch's record, whether it is open or not. While somebody waits it is [fabric.ErrHeld]. Without a record
 // it is nil.
-func (l *Latch) Delete(ctx context.Context) error {
-	return remove(ctx, l.m, l.name, fabric.KindLatch)
-}
+func (l *Latch) Delete(ctx context.Context) error { return remove(ctx, l.m, l.name, fabric.KindLatch) }

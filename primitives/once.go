@@ -106,6 +106,4 @@ func (o *Once) Result(ctx context.Context) (result []byte, done bool, err error)
 
 // Forget removes the result, so that the next Do runs again. While somebody runs it is [fabric.ErrHeld]. Without a
 // result it is nil.
-func (o *Once) Forget(ctx context.Context) error {
-	return remove(ctx, o.m, o.name, fabric.KindOnce)
-}
+func (o *Once) Forget(ctx context.Context) error { return remove(ctx, o.m, o.name, fabric.KindOnce) }

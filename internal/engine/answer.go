@@ -6,8 +6,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// monitor is a mutex under which requests get their answers: the callbacks are called when it
-// is let go.
+// monitor is a mutex under which requests get their answers: the callbacks are called when it is let go.
 type monitor struct {
 	mu          sync.Mutex
 	hints       []func()

@@ -8,9 +8,8 @@ import (
 	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
-// manyBusy is how many times in a row the server may put a write off before that
-// is taken for more than the moment it is as a rule. A leader that was cut off does
-// it for some ten seconds.
+// manyBusy is how many times in a row the server may put a write off before that is taken for more than the moment it
+// is as a rule. A leader that was cut off does it for some ten seconds.
 const manyBusy = 10
 
 // backoff spaces the attempts after failures in a row.

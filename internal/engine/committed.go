@@ -13,11 +13,10 @@ type committed struct {
 	known bool
 	rec   *record.Record
 	rev   uint64
-	// newestRev is the newest revision this process has seen for the key. rev is
-	// below it only when a read found the key absent, which may be the truth
-	// (the marker expired) or the view of a deposed leader: good to write upon,
-	// since the write decides, but no proof. What is idle can be forgotten, so
-	// whoever knows of a revision says so (Request.AtLeast).
+	// newestRev is the newest revision this process has seen for the key. rev is below it only when a read found the
+	// key absent, which may be the truth (the marker expired) or the view of a deposed leader: good to write upon,
+	// since the write decides, but no proof. What is idle can be forgotten, so whoever knows of a revision says so
+	// (Request.AtLeast).
 	newestRev uint64
 	// holdTime is how long a hold lasts, smoothed, as the newest record with holds said; 0 = not known.
 	// It outlives the record.

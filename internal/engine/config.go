@@ -19,8 +19,7 @@ type Store interface {
 	MaxValue() int // size of the largest value that can be written at present
 }
 
-// Watcher delivers the newest committed entry of a key, now and after every
-// change; jskv.Hub is one.
+// Watcher delivers the newest committed entry of a key, now and after every change; jskv.Hub is one.
 type Watcher interface {
 	Watch(key string, fn func(jskv.Entry)) (stop func())
 	// Follow is Watch for holds: nobody waits, so the change may be found later, and
@@ -42,15 +41,13 @@ type Config struct {
 	// RTT says how long to wait for an answer, and is told of every one; leases on
 	// the same connection share it. nil is one of its own.
 	RTT *rtt.Estimator
-	// Suspect is called when the bucket may not be the one that was opened: it is
-	// not found, nobody answers for it, or a key's revision went backwards, as it
-	// does when the bucket was created again or restored. It is called with locks
-	// held, as often as that is seen, and must return at once.
+	// Suspect is called when the bucket may not be the one that was opened: it is not found, nobody answers for it,
+	// or a key's revision went backwards, as it does when the bucket was created again or restored. It is called with
+	// locks held, as often as that is seen, and must return at once.
 	Suspect func()
-	// Evicted is called, if it is not nil, when a write of this engine that removed
-	// entries of dead leases is acknowledged, before anybody is told of a grant that
-	// this led to. It runs in the goroutine that wrote, with no lock held, and must
-	// be quick. An eviction whose acknowledgement got lost is not reported.
+	// Evicted is called, if it is not nil, when a write of this engine that removed entries of dead leases is
+	// acknowledged, before anybody is told of a grant that this led to. It runs in the goroutine that wrote, with no
+	// lock held, and must be quick. An eviction whose acknowledgement got lost is not reported.
 	Evicted func(key string, leases []string, entries int)
 	// Contended is called, if it is not nil, when this process is not alone on a key: a write met a
 	// newer record, or a request has to wait. It is called with locks held, often, and must return at once.

@@ -75,8 +75,7 @@ func (c *core) goIfOpen(fn func()) bool {
 	return true
 }
 
-// sleep waits for d, or less when the context or the engine ends, and reports
-// whether it may go on.
+// sleep waits for d, or less when the context or the engine ends, and reports whether it may go on.
 func (c *core) sleep(ctx context.Context, d time.Duration) bool {
 	return pause.Until(ctx, d, c.ctx.Done()) && c.ctx.Err() == nil
 }

@@ -28,9 +28,8 @@ func New(cfg Config) *Engine {
 	return e
 }
 
-// Close stops the engine and waits for its goroutines. Operations that are not
-// resolved end with ErrClosed; what they wrote stays, under leases that the
-// caller ends.
+// Close stops the engine and waits for its goroutines. Operations that are not resolved end with ErrClosed; what they
+// wrote stays, under leases that the caller ends.
 func (e *Engine) Close() {
 	e.mu.Lock()
 	if e.closed {
@@ -141,9 +140,8 @@ func (e *Engine) Submit(reqs ...*Request) {
 // caller's goroutine: who gives up meanwhile waits for it.
 const mostHere = rtt.Floor
 
-// SubmitHere is Submit for a caller that waits: if nothing is under way for the key, it sends the
-// request, whose answer takes mostHere at most, and takes the answer in, before it returns. What is
-// left to do then is a runner's.
+// SubmitHere is Submit for a caller that waits: if nothing is under way for the key, it sends the request, whose
+// answer takes mostHere at most, and takes the answer in, before it returns. What is left to do then is a runner's.
 func (e *Engine) SubmitHere(r *Request) {
 	w := e.lock(r.Key)
 	if w.closed || w.running || len(w.pending)+len(w.backlog) > 0 || r.FailFast || w.silent.any() || e.cfg.RTT.Timeout() > mostHere {
@@ -174,9 +172,8 @@ func (e *Engine) ReleaseInBackground(key, lease, id string, atLeast uint64) {
 	e.carryOut(key, record.Op{Verb: record.OpRelease, ID: id, Lease: lease}, atLeast)
 }
 
-// UndoInBackground takes an operation back without a caller, where nobody waits for its outcome
-// any more. It returns at once. An operation that can't be taken back is carried through.
-// atLeast is as in Request.
+// UndoInBackground takes an operation back without a caller, where nobody waits for its outcome any more. It returns
+// at once. An operation that can't be taken back is carried through. atLeast is as in Request.
 func (e *Engine) UndoInBackground(key string, op record.Op, atLeast uint64) {
 	if undo, ok := op.Undo(); ok {
 		op = undo
@@ -211,17 +208,15 @@ func (e *Engine) DropLease(lease string) {
 // WatchHold calls lost once, from a goroutine of the engine, when the entry with
 // this id, which was seen at revision rev, is revoked or gone from the key's record. One that holds by a turn
 // may wait there still, with this token. It costs a share of a
-// watcher, so it is for holds that last. stop ends it; a call in progress may
-// still finish.
+// watcher, so it is for holds that last. stop ends it; a call in progress may still finish.
 func (e *Engine) WatchHold(key, id string, token, rev uint64, lost func(error)) (stop func()) {
 	w := e.lock(key)
 	defer w.mu.Unlock()
 	return w.watchHold(id, token, rev, lost)
 }
 
-// Read returns the key's record as the leader has it, never older than
-// what this process has seen already; nil means that nobody holds or waits.
-// Errors: ErrUnavailable, and those of record.Decode.
+// Read returns the key's record as the leader has it, never older than what this process has seen already; nil means
+// that nobody holds or waits. Errors: ErrUnavailable, and those of record.Decode.
 func (e *Engine) Read(ctx context.Context, key string) (*record.Record, uint64, error) {
 	w := e.lock(key)
 	w.mu.Unlock()

@@ -17,8 +17,7 @@ var (
 	// found dead, or somebody deleted the resource. Acquire again with a new id.
 	ErrGone = errors.New("engine: entry is gone")
 
-	// ErrUnavailable says that no leader answered. The operation was not done,
-	// or is being undone in the background.
+	// ErrUnavailable says that no leader answered. The operation was not done, or is being undone in the background.
 	ErrUnavailable = kv.ErrUnavailable
 
 	// ErrUnconfirmed says that the caller's context ended before the operation
@@ -63,9 +62,7 @@ type RefusedError struct {
 // Unwrap returns the cause.
 func (e *RefusedError) Unwrap() error { return e.Cause }
 
-func (e *RefusedError) Error() string {
-	return fmt.Sprintf("engine: operation refused: %v", e.Verdict)
-}
+func (e *RefusedError) Error() string { return fmt.Sprintf("engine: operation refused: %v", e.Verdict) }
 
 // Is makes errors.Is(err, ErrRefused) true.
 func (e *RefusedError) Is(target error) bool { return target == ErrRefused }

@@ -100,8 +100,7 @@ func (v *view) hinted() bool { return v.core.cfg.Hints != nil && v.core.cfg.Hint
 // watched nobody looks at it, who would notice that the queue stands still. Called with mu held.
 func (v *view) moves() bool { return v.hinted() && !v.stalled && v.stopHurry == nil }
 
-// nextLook returns when to look next instead of watching, 0 if the record is to be watched.
-// Called with mu held.
+// nextLook returns when to look next instead of watching, 0 if the record is to be watched. Called with mu held.
 func (v *view) nextLook() time.Duration {
 	if !v.hinted() || v.first <= 1 && v.stalled {
 		return 0

@@ -11,11 +11,10 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// Stamp returns a committed state of the key and its revision, which is never 0: what is known, if that is
-// likely to be the newest there is, or else what the leader has. Where nothing is stored it puts a delete
-// marker: an absence would come back when everybody's marker expires, and a revision never does.
-// The state may be old all the same; Prove tells. Errors: ErrUnavailable (with failFast), ErrClosed, the
-// context's, and those of record.Decode.
+// Stamp returns a committed state of the key and its revision, which is never 0: what is known, if that is likely to
+// be the newest there is, or else what the leader has. Where nothing is stored it puts a delete marker: an absence
+// would come back when everybody's marker expires, and a revision never does. The state may be old all the same;
+// Prove tells. Errors: ErrUnavailable (with failFast), ErrClosed, the context's, and those of record.Decode.
 func (e *Engine) Stamp(ctx context.Context, key string, failFast bool) (*record.Record, uint64, error) {
 	w := e.lock(key)
 	rec, rev, recent := w.recent()

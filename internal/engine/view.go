@@ -73,8 +73,7 @@ type view struct {
 	lookTimer *time.Timer   // of the next one
 }
 
-// learn takes over a committed state if it is not older than what is known.
-// Called with mu held.
+// learn takes over a committed state if it is not older than what is known. Called with mu held.
 func (v *view) learn(rec *record.Record, rev uint64) bool {
 	if !v.committed.learn(rec, rev) {
 		return false
@@ -161,9 +160,8 @@ func (v *view) see(entry jskv.Entry) {
 	}
 }
 
-// noticeAbsence looks a second time at a key that was seen absent while
-// somebody holds or waits on it: one read may be that of a deposed leader.
-// Called with mu held.
+// noticeAbsence looks a second time at a key that was seen absent while somebody holds or waits on it: one read may
+// be that of a deposed leader. Called with mu held.
 func (v *view) noticeAbsence() {
 	if v.absence || len(v.waiting)+len(v.holds) == 0 {
 		return
@@ -316,10 +314,9 @@ func (v *view) observe() {
 	})
 }
 
-// ahead returns the leases, with their TTLs, of all entries that operations of this
-// process wait for. Leases of this process are among them: their end has to reach
-// its waiters, too. urgent is whether one of these operations is granted next.
-// Called with mu held.
+// ahead returns the leases, with their TTLs, of all entries that operations of this process wait for. Leases of this
+// process are among them: their end has to reach its waiters, too. urgent is whether one of these operations is
+// granted next. Called with mu held.
 func (v *view) ahead() (leases map[string]time.Duration, urgent bool) {
 	if len(v.waiting) == 0 || v.closed {
 		return nil, false
@@ -328,9 +325,8 @@ func (v *view) ahead() (leases map[string]time.Duration, urgent bool) {
 	return maps.Collect(all), urgent
 }
 
-// leaseDied is told by the observer that a lease's tombstone is committed. The
-// head of the queue evicts at once, others after a pause in which the head has
-// usually done it.
+// leaseDied is told by the observer that a lease's tombstone is committed. The head of the queue evicts at once,
+// others after a pause in which the head has usually done it.
 func (v *view) leaseDied(id string) {
 	v.core.goIfOpen(func() {
 		v.mu.Lock()
@@ -381,9 +377,8 @@ func (v *view) drop(r *Request) {
 	}
 }
 
-// undo replaces r, which may have been written, by what takes it back: that stays in the
-// ledger until a committed write proves that it is done. For a guest there is nothing
-// like that. Called with mu held.
+// undo replaces r, which may have been written, by what takes it back: that stays in the ledger until a committed
+// write proves that it is done. For a guest there is nothing like that. Called with mu held.
 func (v *view) undo(r *Request, cause error) *Request {
 	v.drop(r)
 	if r.Guest != nil {

@@ -8,10 +8,9 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// The window: of the requests of one process for one key that have to queue, only so many stand
-// in the record. The others wait in the process, in their order, and follow as those before them
-// are granted or leave. So a record stays small, and one process can't fill it. Beyond the window
-// the order holds within each process.
+// The window: of the requests of one process for one key that have to queue, only so many stand in the record. The
+// others wait in the process, in their order, and follow as those before them are granted or leave. So a record stays
+// small, and one process can't fill it. Beyond the window the order holds within each process.
 const (
 	windowSize = 16
 	maxBacklog = 1 << 16 // requests held back for one key
@@ -55,8 +54,7 @@ func (w *writer) holdBack(r *Request) {
 	w.end(r, Outcome{}, &RefusedError{Result: res, Record: w.rec})
 }
 
-// stopHeldBack ends a request that is held back, as the record does with one that waits there. Called with
-// mu held.
+// stopHeldBack ends a request that is held back, as the record does with one that waits there. Called with mu held.
 func (w *writer) stopHeldBack(id string) {
 	if i := slices.IndexFunc(w.backlog, func(r *Request) bool { return r.Op.ID == id }); i >= 0 {
 		r := w.backlog[i]
@@ -104,8 +102,7 @@ func (w *writer) wantsRefill() bool {
 	return len(w.backlog) > 0 && (w.queuers == 0 || 2*w.room() >= w.window())
 }
 
-// refill adds to the pending requests as many of those held back as there is room for. Called
-// with mu held.
+// refill adds to the pending requests as many of those held back as there is room for. Called with mu held.
 func (w *writer) refill() {
 	if len(w.backlog) > 0 && (len(w.pending) > 0 || w.wantsRefill()) {
 		w.admit(max(w.room(), 0))

@@ -203,9 +203,8 @@ func (w *writer) plan(s *step) bool {
 				w.trouble = backoff{}
 				continue
 			}
-			// What was read proves nothing while a write that expects this very
-			// revision may still be under way, this engine's or another's: write
-			// the same state again, and that one can't be committed any more.
+			// What was read proves nothing while a write that expects this very revision may still be under way, this
+			// engine's or another's: write the same state again, and that one can't be committed any more.
 		}
 		s.encode(w.size)
 		w.expected = s.value
@@ -258,8 +257,7 @@ func (w *writer) mustRead(batch []*Request) bool {
 		!slices.ContainsFunc(batch, func(r *Request) bool { return r.Op.Blind() }))
 }
 
-// conclude takes the answer to a step in, and returns how long to wait before the next one.
-// Called with mu held.
+// conclude takes the answer to a step in, and returns how long to wait before the next one. Called with mu held.
 func (w *writer) conclude(s *step) (pause time.Duration) {
 	w.expected = nil
 	if !s.write {
@@ -376,8 +374,7 @@ func (w *writer) failed(s *step, err error) (pause time.Duration) {
 	return w.trouble.next(err)
 }
 
-// deliver gives every request of a step what the committed record says about it.
-// Called with mu held.
+// deliver gives every request of a step what the committed record says about it. Called with mu held.
 func (w *writer) deliver(s *step, rec *record.Record, rev uint64) {
 	w.refuse(s, rec, rev)
 	for _, r := range s.batch {

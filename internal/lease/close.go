@@ -12,12 +12,10 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// Close ends the lease: first it is not valid any more and everybody who asked
-// is told, then its goroutines are joined, then the tombstone is written, so
-// that waiters go on at once. It tries until ctx ends, and no longer than
-// TTL + margin, when observers will have done it. On error the lease is not
-// valid either, its end has still to be observed by others, and Close can be
-// called again. It must not be called from a function given to OnLost. A caller
+// Close ends the lease: first it is not valid any more and everybody who asked is told, then its goroutines are
+// joined, then the tombstone is written, so that waiters go on at once. It tries until ctx ends, and no longer than
+// TTL + margin, when observers will have done it. On error the lease is not valid either, its end has still to be
+// observed by others, and Close can be called again. It must not be called from a function given to OnLost. A caller
 // whose context may have ended passes a detached, bounded one.
 func (l *Lease) Close(ctx context.Context) error {
 	l.mu.Lock()
@@ -51,9 +49,8 @@ func (l *Lease) Close(ctx context.Context) error {
 	return l.bury(ctx, reason)
 }
 
-// bury writes the lease's tombstone. The lease is lost already, so its holder
-// may declare it dead whatever stands there. Late renewals of ours, which may
-// still be under way, are at older revisions and lose.
+// bury writes the lease's tombstone. The lease is lost already, so its holder may declare it dead whatever stands
+// there. Late renewals of ours, which may still be under way, are at older revisions and lose.
 func (l *Lease) bury(ctx context.Context, reason string) error {
 	select {
 	case l.turn <- struct{}{}:

@@ -55,8 +55,7 @@ type Info struct {
 	At     time.Time // dead only: that writer's wall clock, milliseconds
 }
 
-// wire is Info as it stands in the bucket. Durations are milliseconds, times
-// Unix milliseconds.
+// wire is Info as it stands in the bucket. Durations are milliseconds, times Unix milliseconds.
 type wire struct {
 	Version int    `json:"v"`
 	ID      string `json:"id"`
@@ -102,9 +101,8 @@ func (i Info) tombstone(reason, by string, at time.Time) []byte {
 	return i.encode()
 }
 
-// Decode reads the value of the lease's key strictly: everything that this
-// version would not have written itself is ErrMalformed, or ErrNewerSchema. It
-// never panics, whatever the value is.
+// Decode reads the value of the lease's key strictly: everything that this version would not have written itself is
+// ErrMalformed, or ErrNewerSchema. It never panics, whatever the value is.
 func Decode(id string, value []byte) (Info, error) {
 	var version struct {
 		Version int `json:"v"`
@@ -146,8 +144,7 @@ func (w *wire) check(id string) error {
 		return fmt.Errorf("schema version %d", w.Version)
 	case w.ID != id:
 		return fmt.Errorf("id %.40q under the key of %.40q", w.ID, id)
-	// An observer waits as long as the value says, so nonsense must not make it
-	// wait too short or for ever.
+	// An observer waits as long as the value says, so nonsense must not make it wait too short or for ever.
 	case w.TTL < MinTTL.Milliseconds() || w.TTL > MaxTTL.Milliseconds():
 		return fmt.Errorf("ttl of %d ms", w.TTL)
 	case w.Margin < 1 || w.Margin > w.TTL/4:

@@ -25,15 +25,13 @@ const (
 // marginPart is the default margin as a part of the TTL: 5 %.
 const marginPart = 20
 
-// Config says how a lease lives. The zero value of every field but TTL is a
-// sensible default.
+// Config says how a lease lives. The zero value of every field but TTL is a sensible default.
 type Config struct {
 	// TTL is how long after its last renewal the lease can be declared dead, in
 	// whole milliseconds (what is below is cut off), from MinTTL to MaxTTL.
 	TTL time.Duration
-	// Margin is by how much earlier than TTL the holder gives up and by how much
-	// later an observer declares it dead. The clock rates of two hosts must differ
-	// by less than Margin/TTL. 0 is 5 % of TTL; at most a quarter of it.
+	// Margin is by how much earlier than TTL the holder gives up and by how much later an observer declares it dead.
+	// The clock rates of two hosts must differ by less than Margin/TTL. 0 is 5 % of TTL; at most a quarter of it.
 	Margin time.Duration
 	// AutoRenew renews the lease from a goroutine of its own.
 	AutoRenew bool
@@ -43,18 +41,16 @@ type Config struct {
 	// MaxRenewals is how often the lease is renewed, by its goroutine or by
 	// Renew; it is lost at the deadline of the last renewal. 0 is no limit.
 	MaxRenewals int
-	// RTT estimates the round trips of the connection and is told of each; share it
-	// with who else uses the connection. On a slow link answers are waited for
-	// longer, and renewals move earlier than RenewEvery says, by half of it at most.
-	// nil is one of its own.
+	// RTT estimates the round trips of the connection and is told of each; share it with who else uses the
+	// connection. On a slow link answers are waited for longer, and renewals move earlier than RenewEvery says, by
+	// half of it at most. nil is one of its own.
 	RTT *rtt.Estimator
 	// ID makes an id that no other lease has or had. nil is a random one.
 	ID func() string
 	// Label is free text for people, at most 256 bytes of UTF-8.
 	Label string
-	// Seen, if set, returns the highest lock revision that this process has seen.
-	// It is stored with every write, so that revisions can continue above it
-	// should the locks be lost. It must not block.
+	// Seen, if set, returns the highest lock revision that this process has seen. It is stored with every write, so
+	// that revisions can continue above it should the locks be lost. It must not block.
 	Seen func() uint64
 	// Clock measures the holder's validity. nil is clock.Holder().
 	Clock clock.Clock
@@ -105,9 +101,7 @@ func (c Config) resolve() (Config, error) {
 }
 
 // interval returns the time from the sending of one renewal to the next.
-func (c *Config) interval() time.Duration {
-	return jitter(c.RenewEvery-c.early(), 10)
-}
+func (c *Config) interval() time.Duration { return jitter(c.RenewEvery-c.early(), 10) }
 
 // seen returns what Seen says.
 func (c *Config) seen() uint64 {

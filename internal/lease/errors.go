@@ -2,13 +2,11 @@ package lease
 
 import "errors"
 
-// Why a lease is not valid any more: the values of [Lease.Err], wrapped with
-// details. Nothing held under the lease revives; make a new lease for new
-// acquisitions.
+// Why a lease is not valid any more: the values of [Lease.Err], wrapped with details. Nothing held under the lease
+// revives; make a new lease for new acquisitions.
 var (
-	// ErrExpired says that no renewal succeeded in time, by the holder's own
-	// clock: the server was out of reach, the process was stopped or starved, or
-	// the lease was not to be renewed. If it happens without an outage the TTL is
+	// ErrExpired says that no renewal succeeded in time, by the holder's own clock: the server was out of reach, the
+	// process was stopped or starved, or the lease was not to be renewed. If it happens without an outage the TTL is
 	// too short for the link.
 	ErrExpired = errors.New("lease: expired")
 
@@ -16,9 +14,8 @@ var (
 	// a tombstone for it, deleted it or overwrote it.
 	ErrDead = errors.New("lease: declared dead by another")
 
-	// ErrRenewalsUsedUp says that the lease was renewed as often as its
-	// configuration allows and then ran out. [Lease.Renew] returns it while such
-	// a lease is still valid.
+	// ErrRenewalsUsedUp says that the lease was renewed as often as its configuration allows and then ran out.
+	// [Lease.Renew] returns it while such a lease is still valid.
 	ErrRenewalsUsedUp = errors.New("lease: renewals used up")
 
 	// ErrClosed says that Close was called on the lease, or on the observer.
@@ -27,13 +24,11 @@ var (
 
 // Errors of calls.
 var (
-	// ErrInvalidConfig says that a Config makes no sense. The message names the
-	// field.
+	// ErrInvalidConfig says that a Config makes no sense. The message names the field.
 	ErrInvalidConfig = errors.New("lease: invalid configuration")
 
-	// ErrMalformed says that the value of a lease's key is not a lease. For an
-	// observer it is a living lease that cannot be read, and it ends as any
-	// other: when its revision stays the same for too long.
+	// ErrMalformed says that the value of a lease's key is not a lease. For an observer it is a living lease that
+	// cannot be read, and it ends as any other: when its revision stays the same for too long.
 	ErrMalformed = errors.New("lease: malformed value")
 
 	// ErrNewerSchema says that the value of a lease's key was written by a newer

@@ -2,6 +2,7 @@ package lease
 
 import (
 	"bytes"
+	"container/heap"
 	"context"
 	"errors"
 	"time"
@@ -32,8 +33,7 @@ func (o *Observer) run(ctx context.Context) {
 	}
 }
 
-// look tells askers of the dead, has those judged that are due, and returns how
-// long to sleep, never for until woken.
+// look tells askers of the dead, has those judged that are due, and returns how long to sleep, never for until woken.
 func (o *Observer) look(ctx context.Context) time.Duration {
 	o.mu.Lock()
 	dead := o.dead
@@ -115,9 +115,8 @@ func (o *Observer) wakeLocked() {
 	}
 }
 
-// judge makes one attempt to declare a lease dead whose revision was seen
-// unchanged for its limit. The compare-and-set proves what no read can: that it
-// was not renewed in between.
+// judge makes one attempt to declare a lease dead whose revision was seen unchanged for its limit. The
+// compare-and-set proves what no read can: that it was not renewed in between.
 func (o *Observer) judge(ctx context.Context, s *sight, rev uint64, limit time.Duration, value []byte) {
 	err := tombstone(ctx, o.b, limit, rev, value, s.id)
 	var e jskv.Entry
@@ -162,8 +161,7 @@ func (o *Observer) judge(ctx context.Context, s *sight, rev uint64, limit time.D
 	}
 }
 
-// epitaphLocked returns the tombstone for the lease, which keeps what is known
-// of its holder.
+// epitaphLocked returns the tombstone for the lease, which keeps what is known of its holder.
 func (o *Observer) epitaphLocked(s *sight) []byte {
 	info := s.info
 	if info.ID == "" { // never readable
@@ -198,4 +196,63 @@ func (o *Observer) announce(s *sight) {
 // patience bounds one write or read about a lease with this TTL.
 func (o *Observer) patience(ttl time.Duration) time.Duration {
 	return max(o.rtt.Timeout(), min(max(ttl/2, 500*time.Millisecond), 2*time.Second))
+}
+
+// agenda holds the leases that are to be looked at, by when. There may be ten thousand of them, each renewed every
+// few seconds, so a renewal does not move its lease: the loop does, when it finds that it is not due yet.
+type agenda []*sight
+
+// enter has the lease looked at no later than at.
+func (a *agenda) enter(s *sight, at time.Duration) {
+	switch {
+	case s.place == 0:
+		s.at = at
+		heap.Push(a, s)
+	case at < s.at:
+		s.at = at
+		heap.Fix(a, s.place-1)
+	}
+}
+
+// strike takes the lease off.
+func (a *agenda) strike(s *sight) {
+	if s.place > 0 {
+		heap.Remove(a, s.place-1)
+	}
+}
+
+// next returns when the loop has to look again, never if there is nothing.
+func (a agenda) next() time.Duration {
+	if len(a) == 0 {
+		return never
+	}
+	return a[0].at
+}
+
+// pop takes the next lease off.
+func (a *agenda) pop() *sight { return heap.Pop(a).(*sight) }
+
+// The methods of heap.Interface.
+
+func (a agenda) Len() int           { return len(a) }
+func (a agenda) Less(i, j int) bool { return a[i].at < a[j].at }
+
+func (a agenda) Swap(i, j int) {
+	a[i], a[j] = a[j], a[i]
+	a[i].place, a[j].place = i+1, j+1
+}
+
+func (a *agenda) Push(x any) {
+	s := x.(*sight)
+	*a = append(*a, s)
+	s.place = len(*a)
+}
+
+func (a *agenda) Pop() any {
+	last := len(*a) - 1
+	s := (*a)[last]
+	(*a)[last] = nil
+	*a = (*a)[:last]
+	s.place = 0
+	return s
 }

@@ -16,16 +16,14 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// Server TTLs of what this package writes. They collect garbage and nothing
-// else: no decision waits for them.
+// Server TTLs of what this package writes. They collect garbage and nothing else: no decision waits for them.
 const (
 	// liveGC is the least time for which an abandoned lease that nobody looks at
 	// stays. It is also at least liveGCFactor TTLs.
 	liveGC       = time.Hour
 	liveGCFactor = 20
-	// tombstoneGC is how long a tombstone stays. Afterwards a record entry that
-	// still names the lease is under a missing lease, which ends the same way,
-	// one observation later.
+	// tombstoneGC is how long a tombstone stays. Afterwards a record entry that still names the lease is under a
+	// missing lease, which ends the same way, one observation later.
 	tombstoneGC = 24 * time.Hour
 )
 
@@ -52,8 +50,7 @@ type Lease struct {
 	lost chan struct{} // closed on loss
 	tail sync.WaitGroup
 
-	// Readable without mu, for accessors that run per operation. Both change
-	// under mu only.
+	// Readable without mu, for accessors that run per operation. Both change under mu only.
 	gone       atomic.Bool
 	byHand     atomic.Bool  // Limit ended automatic renewal
 	validUntil atomic.Int64 // on cfg.Clock
@@ -85,11 +82,9 @@ type try struct {
 	free      bool          // sent before Limit, and not counted
 }
 
-// Create writes a new lease. Errors are retried under fresh ids until the
-// context ends: an attempt whose outcome is unknown is abandoned, and as its id
-// is never used, nobody waits for it. The error is ErrInvalidConfig, or wraps
-// the context's and the last attempt's errors, or is a kv.ErrRejected, which no
-// retry cures.
+// Create writes a new lease. Errors are retried under fresh ids until the context ends: an attempt whose outcome is
+// unknown is abandoned, and as its id is never used, nobody waits for it. The error is ErrInvalidConfig, or wraps the
+// context's and the last attempt's errors, or is a kv.ErrRejected, which no retry cures.
 func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
 	cfg, err := cfg.resolve()
 	if err != nil {
@@ -157,13 +152,10 @@ func (l *Lease) TTL() time.Duration { return l.cfg.TTL }
 func (l *Lease) Margin() time.Duration { return l.cfg.Margin }
 
 // NextOp returns a fresh operation id, "<lease id>.<sequence>".
-func (l *Lease) NextOp() string {
-	return l.who.ID + "." + strconv.FormatUint(l.ops.Add(1), 10)
-}
+func (l *Lease) NextOp() string { return l.who.ID + "." + strconv.FormatUint(l.ops.Add(1), 10) }
 
-// Valid reports whether the lease is valid now. It asks the clock first: when
-// the deadline has passed, Lost is closed before Valid returns, whatever timers
-// have done.
+// Valid reports whether the lease is valid now. It asks the clock first: when the deadline has passed, Lost is closed
+// before Valid returns, whatever timers have done.
 func (l *Lease) Valid() bool {
 	if l.gone.Load() {
 		return false
@@ -178,8 +170,7 @@ func (l *Lease) Valid() bool {
 	return l.checkLocked()
 }
 
-// ValidUntil returns the instant, on the lease's clock, at which the lease ends
-// unless it is renewed or lost before.
+// ValidUntil returns the instant, on the lease's clock, at which the lease ends unless it is renewed or lost before.
 func (l *Lease) ValidUntil() time.Duration { return time.Duration(l.validUntil.Load()) }
 
 // Remaining returns the time to ValidUntil, 0 when the lease is lost.
@@ -212,19 +203,17 @@ func (l *Lease) Err() error {
 	return l.err
 }
 
-// Renewals returns how many renewals have succeeded, since Limit if that was
-// called.
+// Renewals returns how many renewals have succeeded, since Limit if that was called.
 func (l *Lease) Renewals() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.renewals
 }
 
-// OnLost has fn called once when the lease is lost, with the reason; at once if
-// it is lost already. fn runs in a goroutine of the lease, never within a call
-// of one of its methods, so callers may hold their own locks; one fn runs after
-// the other, so it must be quick, and it must not wait for Close. After remove,
-// fn is not started any more, but may still be running.
+// OnLost has fn called once when the lease is lost, with the reason; at once if it is lost already. fn runs in a
+// goroutine of the lease, never within a call of one of its methods, so callers may hold their own locks; one fn runs
+// after the other, so it must be quick, and it must not wait for Close. After remove, fn is not started any more, but
+// may still be running.
 func (l *Lease) OnLost(fn func(error)) (remove func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -302,9 +291,8 @@ func (l *Lease) loseLocked(err error) {
 	})
 }
 
-// armLocked sets the timer for the deadline. Renewals do not touch it: when it
-// fires early it is set again. It may also fire late, after the process or the
-// host was stopped; therefore every accessor asks the clock itself.
+// armLocked sets the timer for the deadline. Renewals do not touch it: when it fires early it is set again. It may
+// also fire late, after the process or the host was stopped; therefore every accessor asks the clock itself.
 func (l *Lease) armLocked() {
 	d := time.Duration(l.validUntil.Load()) - l.cfg.Clock.Now()
 	l.tail.Add(1)
@@ -322,6 +310,4 @@ func (l *Lease) armLocked() {
 	})
 }
 
-func (l *Lease) usedUpLocked() bool {
-	return l.cfg.MaxRenewals > 0 && l.renewals >= l.cfg.MaxRenewals
-}
+func (l *Lease) usedUpLocked() bool { return l.cfg.MaxRenewals > 0 && l.renewals >= l.cfg.MaxRenewals }

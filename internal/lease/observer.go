@@ -17,26 +17,23 @@ import (
 // maxJudges bounds how many tombstones an observer writes at the same time.
 const maxJudges = 16
 
-// WatchFunc calls fn with the key's entry soon, also when the key is absent, and
-// again when it changes, until stop is called; (*jskv.Hub).Watch is one. fn does
-// not block.
+// WatchFunc calls fn with the key's entry soon, also when the key is absent, and again when it changes, until stop is
+// called; (*jskv.Hub).Watch is one. fn does not block.
 type WatchFunc func(key string, fn func(jskv.Entry)) (stop func())
 
 // State is what one read tells of a lease.
 type State struct {
 	// Dead is true when its tombstone is committed.
 	Dead bool
-	// Stale is true when the lease looks abandoned: its entry is missing, or by
-	// the server's time stamp was not written for twice its limit, or this
-	// observer has seen it unchanged for its limit. It is a reason to start
+	// Stale is true when the lease looks abandoned: its entry is missing, or by the server's time stamp was not
+	// written for twice its limit, or this observer has seen it unchanged for its limit. It is a reason to start
 	// observing, and never one to decide.
 	Stale bool
 	// Revision is the revision of its entry, 0 when it is missing.
 	Revision uint64
 }
 
-// Observer finds out which leases are dead, and declares them so. It is safe for
-// concurrent use.
+// Observer finds out which leases are dead, and declares them so. It is safe for concurrent use.
 type Observer struct {
 	b     Bucket
 	watch WatchFunc
@@ -74,9 +71,8 @@ type reading struct {
 	left bool // err is because its caller gave up
 }
 
-// NewObserver returns an observer and starts its goroutine. clk is
-// clock.Observer() but in tests; by, "host:pid", is who stands in its
-// tombstones, this process if empty; log may be nil.
+// NewObserver returns an observer and starts its goroutine. clk is clock.Observer() but in tests; by, "host:pid", is
+// who stands in its tombstones, this process if empty; log may be nil.
 // link, which says how long answers take, may be nil.
 func NewObserver(b Bucket, watch WatchFunc, clk clock.Clock, by string, link *rtt.Estimator, log *slog.Logger) *Observer {
 	if link == nil {
@@ -102,25 +98,22 @@ func NewObserver(b Bucket, watch WatchFunc, clk clock.Clock, by string, link *rt
 	return o
 }
 
-// OnTombstone has fn called whenever this observer has committed a tombstone,
-// before anybody who asked is told that the lease is dead; if the acknowledgement
-// got lost, once a read has shown the tombstone. fn runs in a goroutine of the
-// observer with no lock held, and must be quick. Call it before the first question.
+// OnTombstone has fn called whenever this observer has committed a tombstone, before anybody who asked is told that
+// the lease is dead; if the acknowledgement got lost, once a read has shown the tombstone. fn runs in a goroutine of
+// the observer with no lock held, and must be quick. Call it before the first question.
 func (o *Observer) OnTombstone(fn func(id string)) {
 	o.mu.Lock()
 	o.buried = fn
 	o.mu.Unlock()
 }
 
-// Observe watches the lease and calls dead once, from a goroutine of the
-// observer, when its tombstone is known to be committed; the observer writes it
-// when the lease is due. ttl is what the asker knows of the lease's TTL, in case
-// its entry cannot tell. An urgent asker is the one whose turn it is next;
-// without one the tombstone is delayed a little at random.
+// Observe watches the lease and calls dead once, from a goroutine of the observer, when its tombstone is known to be
+// committed; the observer writes it when the lease is due. ttl is what the asker knows of the lease's TTL, in case
+// its entry cannot tell. An urgent asker is the one whose turn it is next; without one the tombstone is delayed a
+// little at random.
 //
-// stop ends it. It may be called at any time, also from dead, with any lock
-// held, and again. A call of dead that is under way is not waited for, so dead
-// can still arrive while, or shortly after, stop is called. dead must be quick
+// stop ends it. It may be called at any time, also from dead, with any lock held, and again. A call of dead that is
+// under way is not waited for, so dead can still arrive while, or shortly after, stop is called. dead must be quick
 // and must not call Close.
 func (o *Observer) Observe(id string, ttl time.Duration, urgent bool, dead func(id string)) (stop func()) {
 	return o.subscribe(id, &asker{ttl: ttl, urgent: urgent, dead: dead})
@@ -177,10 +170,9 @@ func (o *Observer) read(ctx context.Context, id string, ttl time.Duration) (jskv
 	return r.e, r.err
 }
 
-// WaitDead observes the lease until it is known to be dead (true) or alive,
-// which is when it was renewed under observation (false). That takes no longer
-// than its TTL + margin and what the server needs to answer. The error wraps the
-// context's, or is ErrClosed.
+// WaitDead observes the lease until it is known to be dead (true) or alive, which is when it was renewed under
+// observation (false). That takes no longer than its TTL + margin and what the server needs to answer. The error
+// wraps the context's, or is ErrClosed.
 func (o *Observer) WaitDead(ctx context.Context, id string, ttl time.Duration) (bool, error) {
 	verdict := make(chan bool, 2) // each is called once at most
 	stop := o.subscribe(id, &asker{
@@ -199,8 +191,7 @@ func (o *Observer) WaitDead(ctx context.Context, id string, ttl time.Duration) (
 	}
 }
 
-// Close ends all observations, without a call of dead, and waits for the
-// observer's goroutines.
+// Close ends all observations, without a call of dead, and waits for the observer's goroutines.
 func (o *Observer) Close() {
 	o.mu.Lock()
 	o.closed = true

@@ -50,12 +50,10 @@ func (l *Lease) wakeLocked() {
 	}
 }
 
-// Renew renews the lease once, now. It tries through any error until ctx ends
-// or the lease is lost, and counts against MaxRenewals when it succeeds. The
-// error is ErrRenewalsUsedUp (the lease stays valid until its deadline), the
-// reason of the loss, or wraps the context's error: the lease is then as it was,
-// although the renewal may still come to pass and count, as a later one will find
-// out, which then renews once more.
+// Renew renews the lease once, now. It tries through any error until ctx ends or the lease is lost, and counts
+// against MaxRenewals when it succeeds. The error is ErrRenewalsUsedUp (the lease stays valid until its deadline),
+// the reason of the loss, or wraps the context's error: the lease is then as it was, although the renewal may still
+// come to pass and count, as a later one will find out, which then renews once more.
 func (l *Lease) Renew(ctx context.Context) error { return l.renew(ctx, false) }
 
 // renew is Renew, or with ifDue does nothing when another renewal was faster.
@@ -96,11 +94,9 @@ func (l *Lease) renew(ctx context.Context, ifDue bool) error {
 	}
 }
 
-// Limit starts the limits of a lease that was renewed freely so far: from now on
-// it is renewed by hand only if autoRenew is false, and at most maxRenewals times
-// (0 = no limit). What its Config said on either is replaced. A renewal that was sent
-// before is none of those. A lease whose goroutine has ended is not renewed by it
-// again.
+// Limit starts the limits of a lease that was renewed freely so far: from now on it is renewed by hand only if
+// autoRenew is false, and at most maxRenewals times (0 = no limit). What its Config said on either is replaced. A
+// renewal that was sent before is none of those. A lease whose goroutine has ended is not renewed by it again.
 func (l *Lease) Limit(autoRenew bool, maxRenewals int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -162,8 +158,7 @@ func (l *Lease) endRenewal() {
 	l.resends = nil
 }
 
-// attempt is one compare-and-set on the lease's own revision and, if that does
-// not tell, one read.
+// attempt is one compare-and-set on the lease's own revision and, if that does not tell, one read.
 func (l *Lease) attempt(ctx context.Context, unanswered *silence) error {
 	info := l.who
 	info.Nonce = nuid.Next()
@@ -172,8 +167,7 @@ func (l *Lease) attempt(ctx context.Context, unanswered *silence) error {
 
 	l.mu.Lock()
 	base := l.rev
-	// Before sending, and before anything that can block: an observer cannot
-	// see this attempt earlier than that.
+	// Before sending, and before anything that can block: an observer cannot see this attempt earlier than that.
 	started := time.Now()
 	l.attempts[info.Nonce] = try{sent: l.cfg.Clock.Now()}
 	actx, moot := context.WithCancel(ctx)
@@ -235,15 +229,13 @@ func (l *Lease) bounded(ctx context.Context, unanswered silence) (context.Contex
 	return context.WithTimeout(ctx, l.cfg.patience(l.ValidUntil()-l.cfg.Clock.Now(), unanswered))
 }
 
-// Saw tells the lease what a watch of its key delivered, so that a tombstone by
-// another ends it at once and not at its next renewal. Without a watch nothing
-// unsafe happens.
+// Saw tells the lease what a watch of its key delivered, so that a tombstone by another ends it at once and not at
+// its next renewal. Without a watch nothing unsafe happens.
 func (l *Lease) Saw(e jskv.Entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e.Deleted && e.Revision == 0 {
-		// A watch may have started before the key was written. The next renewal
-		// knows.
+		// A watch may have started before the key was written. The next renewal knows.
 		l.due = l.cfg.Clock.Now()
 		l.wakeLocked()
 		return
@@ -251,8 +243,7 @@ func (l *Lease) Saw(e jskv.Entry) {
 	l.judgeLocked(e, true)
 }
 
-// judgeLocked draws the conclusions from an entry of the lease's key that was
-// read, or delivered by the watch.
+// judgeLocked draws the conclusions from an entry of the lease's key that was read, or delivered by the watch.
 func (l *Lease) judgeLocked(e jskv.Entry, watched bool) {
 	absent := e.Deleted && e.Revision == 0
 	switch {
@@ -290,9 +281,8 @@ func (l *Lease) judgeLocked(e jskv.Entry, watched bool) {
 	l.adoptLocked(info.Nonce, e.Revision)
 }
 
-// adoptLocked notes that the attempt was committed at rev. The lease is extended
-// from when *that attempt* was sent: an observer may have seen it a moment later,
-// and counts from there.
+// adoptLocked notes that the attempt was committed at rev. The lease is extended from when *that attempt* was sent:
+// an observer may have seen it a moment later, and counts from there.
 func (l *Lease) adoptLocked(nonce string, rev uint64) {
 	if rev <= l.rev {
 		return // a watch was faster than the answer
@@ -304,8 +294,7 @@ func (l *Lease) adoptLocked(nonce string, rev uint64) {
 	if l.moot != nil && l.asked != nonce {
 		l.moot() // the next renewal may be due already
 	}
-	// First the clock: the deadline may have passed while the answer was on its
-	// way, and then nothing is revived.
+	// First the clock: the deadline may have passed while the answer was on its way, and then nothing is revived.
 	if !l.checkLocked() || !ok {
 		return
 	}
@@ -313,5 +302,42 @@ func (l *Lease) adoptLocked(nonce string, rev uint64) {
 	l.due = at.sent + l.cfg.interval()
 	if !at.free {
 		l.renewals++
+	}
+}
+
+// renewing marks the context of a renewal.
+type renewing struct{}
+
+// Renewing reports whether a request with this context is part of a renewal, which goes before everything else.
+func Renewing(ctx context.Context) bool { return ctx.Value(renewing{}) != nil }
+
+// Resend has a renewal that is under way sent again at once: what was sent on a connection that is gone may be lost,
+// or its answer. It returns when the repetition is answered or given up, the renewal has ended, or ctx has. Where no
+// renewal is under way there is nothing to do.
+func (l *Lease) Resend(ctx context.Context) {
+	l.mu.Lock()
+	if l.abort == nil {
+		l.mu.Unlock()
+		return
+	}
+	over := make(chan struct{})
+	l.resends = append(l.resends, over)
+	if l.moot != nil {
+		l.moot()
+	}
+	select {
+	case l.back <- struct{}{}:
+	default: // it is going to look
+	}
+	l.mu.Unlock()
+	select {
+	case <-over:
+	case <-ctx.Done():
+	}
+}
+
+func closeAll(list []chan struct{}) {
+	for _, c := range list {
+		close(c)
 	}
 }

@@ -14,20 +14,17 @@ import (
 // and saves an observation to who asks again about the same dead lease.
 const (
 	maxSights = 10_000
-	// rememberFor is for how many of a lease's limits its sight is remembered
-	// after the last question about it.
+	// rememberFor is for how many of a lease's limits its sight is remembered after the last question about it.
 	rememberFor = 10
 )
 
-// maxHold bounds the random delay of an observer that is not urgent, in favour
-// of the one that is.
+// maxHold bounds the random delay of an observer that is not urgent, in favour of the one that is.
 const maxHold = time.Second
 
 // never is later than any time.
 const never = time.Duration(math.MaxInt64)
 
-// sight is what an observer has seen of one lease. All of it is under the
-// observer's mutex.
+// sight is what an observer has seen of one lease. All of it is under the observer's mutex.
 type sight struct {
 	id    string
 	given time.Duration // longest TTL that an asker knew of
@@ -89,8 +86,7 @@ func (s *sight) ttl() time.Duration {
 	return max(s.given, s.info.TTL)
 }
 
-// limit returns for how long a revision must have been seen before the lease may
-// be declared dead.
+// limit returns for how long a revision must have been seen before the lease may be declared dead.
 func (s *sight) limit() time.Duration {
 	if s.readable {
 		return s.info.TTL + s.info.Margin
@@ -126,9 +122,8 @@ func (o *Observer) sightLocked(id string, ttl time.Duration) *sight {
 	return s
 }
 
-// seeLocked notes an entry of the lease's key that was received just now. The
-// time is taken here, after the entry has arrived: from any earlier moment on,
-// the revision may not have existed yet.
+// seeLocked notes an entry of the lease's key that was received just now. The time is taken here, after the entry has
+// arrived: from any earlier moment on, the revision may not have existed yet.
 func (o *Observer) seeLocked(s *sight, e jskv.Entry) {
 	if s.dead {
 		return
@@ -171,8 +166,7 @@ func holdFor(ttl time.Duration) time.Duration {
 	return most/4 + rand.N(most*3/4+1)
 }
 
-// pruneLocked forgets sights that nobody asked about for long, and the oldest
-// of the others when there are too many.
+// pruneLocked forgets sights that nobody asked about for long, and the oldest of the others when there are too many.
 func (o *Observer) pruneLocked() {
 	if len(o.sights) < o.pruneAt {
 		return
