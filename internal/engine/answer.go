@@ -1,8 +1,12 @@
 package engine
 
 import (
+	"errors"
 	"sync"
+	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
@@ -67,4 +71,63 @@ func (m *monitor) Unlock() {
 		r.Done(r.out, r.err)
 		r = next
 	}
+}
+
+// manyBusy is how many times in a row the server may put a write off before that is taken for more than the moment it
+// is as a rule. A leader that was cut off does it for some ten seconds.
+const manyBusy = 10
+
+// backoff spaces the attempts after failures in a row.
+type backoff struct{ conflicts, failures, busy int }
+
+// next returns the pause before the next attempt: none after the first conflict, short where
+// another writer was met, longer where nobody answered, always jittered so that writers part.
+func (b *backoff) next(err error) time.Duration {
+	conflict, busy := errors.Is(err, jskv.ErrConflict), errors.Is(err, jskv.ErrBusy)
+	if conflict {
+		if b.conflicts++; b.conflicts%2 == 1 {
+			return 0
+		}
+	}
+	b.failures++
+	if !busy {
+		b.busy = 0
+	} else if b.busy++; b.busy > manyBusy {
+		return pause.Around(pause.Doubled(20*time.Millisecond, b.busy-manyBusy, 250*time.Millisecond))
+	}
+	base, limit := 200*time.Microsecond, 20*time.Millisecond
+	if !conflict && !busy {
+		base, limit = 20*time.Millisecond, time.Second
+	}
+	return pause.Around(pause.Doubled(base, b.failures-1, limit))
+}
+
+// patientRefusals is how many reads in a row may each end in refusals only before they are spaced,
+// and refusalGap how far at most.
+const (
+	patientRefusals = 4
+	refusalGap      = 25 * time.Millisecond
+)
+
+// refusals spaces the reads of callers that are refused and ask again at once: those that come
+// meanwhile share the next one.
+type refusals struct {
+	inARow int
+	last   time.Time
+}
+
+// note counts a read that has led to nothing but refusals.
+func (f *refusals) note() { f.inARow, f.last = f.inARow+1, time.Now() }
+
+// pause returns how long to wait before the next such read.
+func (f *refusals) pause() time.Duration {
+	if f.inARow <= patientRefusals {
+		return 0
+	}
+	since := time.Since(f.last)
+	if since > time.Second {
+		*f = refusals{}
+		return 0
+	}
+	return min(time.Millisecond<<min(f.inARow-patientRefusals, 10), refusalGap) - since
 }

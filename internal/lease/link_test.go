@@ -132,25 +132,31 @@ func TestLostRenewalAfterASlowAnswer(t *testing.T) {
 // A lease lasts whatever a link does whose round trips are less than a third of its TTL
 // and than ten seconds, under a TTL of six seconds and less without a watch's help.
 func TestNoLossInAnyWeather(t *testing.T) {
-	for seed := range uint64(80) {
-		synctest.Test(t, func(t *testing.T) {
-			rng := rand.New(rand.NewPCG(seed, 7))
-			ttl := []time.Duration{100 * ms, 300 * ms, 900 * ms, 3 * sec, 6 * sec, 15 * sec, 30 * sec, time.Minute}[seed%8]
-			every := []time.Duration{ttl / 3, ttl / 3, ttl / 10, ttl / 2}[rng.IntN(4)]
-			w := &wire{bucket: newBucket(), trip: weather(rng, min(ttl/3, 10*sec)-ms)}
-			l, err := lease.Create(t.Context(), w, lease.Config{TTL: ttl, RenewEvery: every, AutoRenew: true, Clock: newClock(1)})
-			if err != nil {
-				t.Fatal(err)
+	for n, ttl := range []time.Duration{100 * ms, 300 * ms, 900 * ms, 3 * sec, 6 * sec, 15 * sec, 30 * sec, time.Minute} {
+		t.Run(ttl.String(), func(t *testing.T) {
+			t.Parallel()
+			for seed := uint64(n); seed < 80; seed += 8 {
+				synctest.Test(t, func(t *testing.T) { inWeather(t, ttl, seed) })
 			}
-			if ttl > 6*sec {
-				defer w.watch(l)()
-			}
-			time.Sleep(200 * ttl)
-			if !l.Valid() {
-				t.Errorf("seed %d, TTL %v, renewed every %v: %v after %d renewals", seed, ttl, every, l.Err(), l.Renewals())
-			}
-			_ = l.Close(context.Background()) // may not come through before others have observed the end
-			time.Sleep(time.Minute)           // what is under way arrives
 		})
 	}
+}
+
+func inWeather(t *testing.T, ttl time.Duration, seed uint64) {
+	rng := rand.New(rand.NewPCG(seed, 7))
+	every := []time.Duration{ttl / 3, ttl / 3, ttl / 10, ttl / 2}[rng.IntN(4)]
+	w := &wire{bucket: newBucket(), trip: weather(rng, min(ttl/3, 10*sec)-ms)}
+	l, err := lease.Create(t.Context(), w, lease.Config{TTL: ttl, RenewEvery: every, AutoRenew: true, Clock: newClock(1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ttl > 6*sec {
+		defer w.watch(l)()
+	}
+	time.Sleep(200 * ttl)
+	if !l.Valid() {
+		t.Errorf("seed %d, TTL %v, renewed every %v: %v after %d renewals", seed, ttl, every, l.Err(), l.Renewals())
+	}
+	_ = l.Close(context.Background()) // may not come through before others have observed the end
+	time.Sleep(time.Minute)           // what is under way arrives
 }

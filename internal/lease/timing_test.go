@@ -42,6 +42,7 @@ func TestNoLossUnderAThirdOfTheTTL(t *testing.T) {
 				"outlier": func(n int) time.Duration { return []time.Duration{ms, ttl/3 - ms}[min(n%20, 1)^1] },
 			} {
 				t.Run(fmt.Sprint(ttl, " every ", every, " ", name), func(t *testing.T) {
+					t.Parallel()
 					synctest.Test(t, func(t *testing.T) {
 						if every > ttl/2 && name != "steady" && name != "jitter" {
 							return // whoever renews that late has no room for surprises
