@@ -327,7 +327,6 @@ const (
 // before it is told the token. (The name is no secret: this is against accidents.)
 type localDialer struct{ name string }
 
-// Dial implements nats.CustomDialer.
 func (d localDialer) Dial(network, address string) (net.Conn, error) {
 	conn, err := net.DialTimeout(network, address, greetingTime)
 	if err != nil {

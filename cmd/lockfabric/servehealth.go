@@ -153,7 +153,6 @@ var serverMetrics = []struct {
 // Describe says nothing: what is collected is always the same.
 func (serverStats) Describe(chan<- *prometheus.Desc) {}
 
-// Collect is part of prometheus.Collector.
 func (s serverStats) Collect(ch chan<- prometheus.Metric) {
 	st := s.Stats()
 	for _, m := range serverMetrics {

@@ -59,10 +59,8 @@ type RefusedError struct {
 	Cause     error // why the caller gave the operation up, if it did before it was refused
 }
 
-// Unwrap returns the cause.
 func (e *RefusedError) Unwrap() error { return e.Cause }
 
 func (e *RefusedError) Error() string { return fmt.Sprintf("engine: operation refused: %v", e.Verdict) }
 
-// Is makes errors.Is(err, ErrRefused) true.
 func (e *RefusedError) Is(target error) bool { return target == ErrRefused }
