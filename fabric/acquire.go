@@ -151,6 +151,8 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 			sl.give(op.ID)
 			return nil, engine.Outcome{}, err
 		}
+		defer from.slot.drop(from)
+		opt.Queued = from.dropWhenQueued(opt.Queued)
 	}
 	if a.set != nil {
 		opt.Stop = a.set.stop(sl)

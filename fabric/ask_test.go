@@ -219,3 +219,15 @@ func TestP25_WaitersThatComeBack(t *testing.T) {
 		}
 	})
 }
+
+// Until a condition's wait has taken its place, the hold that it takes the place of is not one that
+// came back: nobody may release it between.
+func TestAHoldStaysUntilItsWaitIsWritten(t *testing.T) {
+	t.Parallel()
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		l := acquire(t, s.manager(t), s.key(t))
+		if nobodys, err := fabric.GiveAway(l.Hold); nobodys || err != nil {
+			t.Errorf("nobody's: %t, %v", nobodys, err)
+		}
+	})
+}

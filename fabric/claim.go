@@ -122,6 +122,15 @@ func (m *Manager) claim(caller context.Context, key string, c Claim, opts []Acqu
 	return nil, info, nil
 }
 
+// dropWhenQueued returns what the engine is to call when what takes the hold's place stands in its queue.
+func (h *Hold) dropWhenQueued(also func(record.Place)) func(record.Place) {
+	return func(p record.Place) {
+		if h.slot.drop(h); also != nil {
+			also(p)
+		}
+	}
+}
+
 // op is the operation without what a lease gives it.
 func (c *Claim) op(req *request) (record.Op, error) {
 	op := record.Op{

@@ -74,3 +74,10 @@ func Roads(m *Manager) coalesce.ClientStats {
 
 // OnRoad reports whether the manager takes the road over a coalescer from the beginning.
 func OnRoad(m *Manager) bool { return m.cfg.road == RoadCoalesced || m.cfg.road == RoadBoth }
+
+// GiveAway gives a hold up for what is about to take its place, and reports whether its entry is taken
+// for one that came back before that is written.
+func GiveAway(h *Hold) (nobodys bool, err error) {
+	err = h.give()
+	return h.s.nobodys(&h.entry), err
+}

@@ -251,7 +251,8 @@ func (h *Hold) finished(ended *Event, err error) {
 	close(h.releasing)
 }
 
-// give invalidates the handle, whose entry goes with the write of what takes its place.
+// give invalidates the handle, whose entry goes with the write of what takes its place. Until that
+// write is known the entry is this process's own, and not one that came back; the caller drops it then.
 func (h *Hold) give() error {
 	h.check()
 	h.mu.Lock()
@@ -265,7 +266,6 @@ func (h *Hold) give() error {
 	h.s.m.feed.push(ended)
 	h.mu.Unlock()
 	h.s.m.logEvent(&ended)
-	h.slot.drop(h)
 	return nil
 }
 
