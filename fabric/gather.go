@@ -176,9 +176,7 @@ func (g *gathering) round(ctx context.Context) (err error) {
 		if first < 0 {
 			return g.handOver(ctx, sl)
 		}
-		for _, l := range g.levels[first:] {
-			l.letGo(errAgain)
-		}
+		g.giveBack(g.levels[first:], errAgain) // before the next try: that may go another road
 		if err := g.acquire(ctx, sl, g.levels[first]); err != nil {
 			return err
 		}

@@ -125,12 +125,6 @@ func (l *level) end(why error) *Hold {
 	return h
 }
 
-func (l *level) letGo(why error) {
-	if h := l.end(why); h != nil {
-		discard(h)
-	}
-}
-
 // void makes the handle of a hold that nobody has invalid.
 func (h *Hold) void() {
 	h.mu.Lock()
@@ -147,14 +141,19 @@ func discard(h *Hold) {
 	h.slot.drop(h)
 }
 
-// rollBack releases what a set that is not to be had holds, in reverse.
+// rollBack releases what a set that is not to be had holds.
 func (g *gathering) rollBack(why error) {
-	var calls []*engine.Call
-	var holds []*Hold
 	if lost := g.result.Err(); lost != nil && errors.Is(why, errAgain) {
 		why = errors.Unwrap(lost)
 	}
-	for _, l := range slices.Backward(g.levels) {
+	g.giveBack(g.levels, why)
+}
+
+// giveBack releases what is held of these levels, in reverse.
+func (g *gathering) giveBack(levels []*level, why error) {
+	var calls []*engine.Call
+	var holds []*Hold
+	for _, l := range slices.Backward(levels) {
 		if h := l.end(why); h != nil {
 			holds = append(holds, h)
 			calls = append(calls, &engine.Call{Key: h.enc, Op: releaseOp(h), AtLeast: h.revision()})

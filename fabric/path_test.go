@@ -39,7 +39,7 @@ func TestPaths(t *testing.T) {
 		{"a lock of the whole and locks of parts keep each other out", pathWholeAndParts},
 		{"a hierarchy of any names, released in reverse", hierarchyOrder},
 		{"what is no hierarchy", hierarchyNonsense},
-	})
+	}, coalescedSite, beltSite)
 }
 
 func pathIntents(t *testing.T, s *site) {
@@ -47,8 +47,11 @@ func pathIntents(t *testing.T, s *site) {
 	for mode, intent := range map[fabric.Mode]string{"": "IX", "X": "IX", "S": "IS", "IS": "IS", "IX": "IX", "SIX": "IX", "U": "IX"} {
 		root := s.tree(t)
 		set := acquirePath(t, m, root+"/a/b", mode)
-		if got := modesOf(t, m, root) + modesOf(t, m, root+"/a"); got != intent+intent {
-			t.Errorf("%s above %s", got, mode)
+		for _, key := range []string{root, root + "/a"} {
+			got := strings.Fields(modesOf(t, m, key)) // a shared one that was granted before the level above it stays for a while
+			if len(slices.Compact(got)) != 1 || got[0] != intent {
+				t.Errorf("%v above %s", got, mode)
+			}
 		}
 		if len(set.Locks()) == 3 && set.Locks()[0].Key() != root || set.Key() != root+"/a/b" {
 			t.Errorf("the members are %v", set.Tokens())
