@@ -3,8 +3,11 @@ package fabric_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
+	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,7 +30,9 @@ func TestDeadlockOfSeveralManagers(t *testing.T) {
 			})
 		}
 	})
-	onSite(t, clusterSite, func(t *testing.T, s *site) { resolve(t, s, 3) })
+	for _, s := range []*site{clusterSite, coalescedSite, beltSite} {
+		onSite(t, s, func(t *testing.T, s *site) { resolve(t, s, 3) })
+	}
 }
 
 func resolve(t *testing.T, s *site, n int) {
@@ -99,6 +104,94 @@ func resolve(t *testing.T, s *site, n int) {
 	}
 	for i := range n {
 		expectFree(t, managers[0], name(i))
+	}
+}
+
+// So it is while the leader of the bucket of waits resigns, three times.
+func TestDeadlockWhileLeadersResign(t *testing.T) {
+	onSite(t, clusterSite, func(t *testing.T, s *site) {
+		ctx, cancel := context.WithCancel(waitContext(t))
+		var wg sync.WaitGroup
+		resigned := 0
+		wg.Go(func() {
+			for ; ctx.Err() == nil && resigned < 3; time.Sleep(200 * time.Millisecond) { // then it has to be found
+				if s.cluster.StepDown(ctx, "KV_"+fabric.DefaultFabric+"-waits") == nil {
+					resigned++
+				}
+			}
+		})
+		resolve(t, s, 3)
+		cancel()
+		wg.Wait()
+		if resigned == 0 {
+			t.Error("no leader resigned")
+		}
+	})
+}
+
+var liveRun = flag.Duration("deadlock.live", 0, "how long TestNoVictimOnBusyLocks runs on each site; 0 is the short form")
+
+// Units of work that take busy locks in one order, and wait for them long enough to be looked at, are never
+// taken for a deadlock.
+func TestNoVictimOnBusyLocks(t *testing.T) {
+	run := func(t *testing.T, s *site) {
+		key := s.key(t)
+		end := time.Now().Add(max(*liveRun, time.Second))
+		looks := func(of []*fabric.Manager) (n uint64) {
+			for _, m := range of {
+				n += m.Stats().DeadlockProbes
+			}
+			return n
+		}
+		var wg sync.WaitGroup
+		var managers []*fabric.Manager
+		for i := range 3 {
+			m := s.manager(t, fabric.WithDeadlockDelay(time.Duration(i)*5*time.Millisecond))
+			managers = append(managers, m)
+			for j := range 4 {
+				r := rand.New(rand.NewPCG(1, uint64(4*i+j)))
+				wg.Go(func() {
+					for (time.Now().Before(end) || looks([]*fabric.Manager{m}) == 0) && !t.Failed() {
+						busyUnit(t, m, r, key)
+					}
+				})
+			}
+		}
+		wg.Wait()
+		for _, m := range managers {
+			if n := m.Stats().Deadlocks; n > 0 {
+				t.Errorf("%d victims", n)
+			}
+		}
+		t.Logf("%d looks", looks(managers))
+	}
+	onSite(t, singleSite, run)
+	if *liveRun > 0 {
+		for _, s := range []*site{clusterSite, coalescedSite, beltSite} {
+			onSite(t, s, run)
+		}
+	}
+}
+
+// busyUnit takes some of four locks, in their order, and gives them back.
+func busyUnit(t *testing.T, m *fabric.Manager, r *rand.Rand, key string) {
+	ctx := fabric.WithUnit(waitContext(t))
+	var held []*fabric.Lock
+	for i := range 4 {
+		if r.IntN(2) == 0 {
+			continue
+		}
+		mode := []fabric.Mode{fabric.Exclusive, fabric.Shared, fabric.Update}[r.IntN(3)]
+		l, err := m.Acquire(ctx, fmt.Sprintf("%s/%d", key, i), fabric.WithMode(mode))
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		held = append(held, l)
+		time.Sleep(time.Duration(r.IntN(5)) * time.Millisecond)
+	}
+	for _, l := range held {
+		release(t, l)
 	}
 }
 

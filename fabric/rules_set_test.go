@@ -354,3 +354,64 @@ func TestM22_AnOwnersSets(t *testing.T) {
 		releaseSet(t, b)
 	})
 }
+
+// A set is tried without waiting first, and that passes nobody who waits for a member.
+func TestM8_TheFirstTryPassesNobody(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		m, other, k := s.manager(t), s.manager(t), s.keys(t, 2)
+		reader := acquireMode(t, other, k[1], fabric.Shared)
+		writer := queue(t, waitContext(t), other, k[1])
+		wants := []fabric.Want{{Key: k[0]}, {Key: k[1], Mode: fabric.Shared}}
+		if _, err := m.TryAcquireAll(waitContext(t), wants, fabric.WithoutTakeover()); !errors.Is(err, fabric.ErrHeld) {
+			t.Errorf("a try behind one who waits: %v", err)
+		}
+		set := acquireAllAsync(waitContext(t), m, wants)
+		waitQueue(t, other, k[1], 2)
+		release(t, reader)
+		w := granted(t, writer)
+		select {
+		case g := <-set:
+			t.Errorf("a set has passed who waited: %v", g.err)
+		default:
+		}
+		release(t, w)
+		g := receive(t, set)
+		if g.err != nil {
+			t.Fatal(g.err)
+		}
+		releaseSet(t, g.set)
+	})
+}
+
+// All locks of a fabric stand in one stream: so one guard admits the token of a level and then those of the
+// levels below it, and refuses them when the whole was locked meanwhile.
+func TestM23_OneGuardForAPath(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		m, w := s.wired(t)
+		other, root := s.manager(t), s.tree(t)
+		var g fabric.Guard
+		h := fabric.NewHierarchy(root, "a"+root, root+"/x") // not in the order of names
+		for range 3 {
+			w.fault(1, about(t, root, lockPut), busy)
+			set, err := m.AcquireHierarchy(waitContext(t), h, fabric.Exclusive)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tokens := set.Tokens()
+			for _, level := range []string{root, "a" + root, root + "/x"} {
+				if err := g.Admit(fabric.Exclusive, tokens[level]); err != nil {
+					t.Errorf("%s: %v", level, err)
+				}
+			}
+			releaseSet(t, set)
+			whole := acquire(t, other, root)
+			if err := g.Admit(fabric.Exclusive, whole.Token()); err != nil {
+				t.Errorf("the whole: %v", err)
+			}
+			if err := g.Admit(fabric.Exclusive, tokens[root+"/x"]); !errors.Is(err, fabric.ErrStaleToken) {
+				t.Errorf("a part of before: %v", err)
+			}
+			release(t, whole)
+		}
+	})
+}
