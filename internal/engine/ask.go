@@ -83,13 +83,13 @@ func (c *core) read(ctx context.Context, key string, silent *silence, failFast b
 	return entry, err
 }
 
-// write stores value, nil for none, if the key's revision is rev. sent, if it is not nil, is called
-// when the request is out.
-func (c *core) write(key string, value []byte, rev uint64, silent *silence, failFast bool, sent func()) (newRev uint64, err error) {
+// write stores value, nil for none, if the key's revision is rev. in, if it is not nil, gives
+// the context of the request.
+func (c *core) write(key string, value []byte, rev uint64, silent *silence, failFast bool, in func(context.Context) context.Context) (newRev uint64, err error) {
 	c.rounds.Add(1)
 	newRev, err = c.publish(c.ctx, silent, failFast, func(ctx context.Context) (uint64, error) {
-		if sent != nil {
-			ctx = outgoing{ctx, sent}
+		if in != nil {
+			ctx = in(ctx)
 		}
 		if value == nil {
 			return c.cfg.Store.Purge(ctx, key, rev, jskv.MarkerTTL)

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
@@ -106,15 +107,29 @@ func (a *answers) giveUp(calls []*Call, cause error) {
 
 // SubmitInOrder is Submit for different keys, of requests that don't queue. Where nothing is under
 // way for their keys, they are sent in this order, without waiting for answers: so in one stream they
-// are committed in this order, too, unless one of them has to be sent again. A key for which something
-// is under way holds up none of the others.
+// are committed in this order, too, unless one of them has to be sent again. Where that is faster they are
+// one atomic batch instead, on which nothing rests: each is answered, and sent again, by itself. A key for
+// which something is under way holds up none of the others.
 func (e *Engine) SubmitInOrder(reqs ...*Request) {
 	var before chan struct{}
+	var batch *jskv.Batch
+	if s, ok := e.cfg.Store.(interface{ NewBatch() *jskv.Batch }); ok && len(reqs) > 1 {
+		batch = s.NewBatch()
+	}
+	if batch != nil {
+		defer batch.Send()
+	}
 	for _, r := range reqs {
 		w := e.lock(r.Key)
-		if !w.running && !w.resting && len(w.pending) == 0 && !r.queues() {
+		switch {
+		case w.running || w.resting || len(w.pending) > 0 || r.queues():
+		case batch != nil:
+			m := batch.Add()
+			r.sent, r.in = m.Leave, m.In
+		default:
 			sent := make(chan struct{})
 			r.after, r.sent = before, sync.OnceFunc(func() { close(sent) })
+			r.in = func(ctx context.Context) context.Context { return outgoing{ctx, r.sent} }
 			before = sent
 		}
 		w.accept(r)
@@ -134,7 +149,7 @@ func (r *Request) passOn() {
 func (s *step) order() {
 	for _, r := range s.batch {
 		if r.sent != nil {
-			s.after, s.sent = r.after, r.sent
+			s.after, s.sent, s.in = r.after, r.sent, r.in
 			r.after = nil
 			return
 		}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/record"
@@ -78,7 +79,9 @@ type progress struct {
 	telling bool // it has not returned yet, so Done has to wait
 
 	after <-chan struct{} // closed when the request that is to be sent before was sent; nil: at once
-	sent  func()          // lets the one go on that is to be sent after this one; nil if none waits
+	sent  func()          // lets the others go on that wait until this one was sent; nil if none waits
+
+	in func(context.Context) context.Context // the context of its write; nil: as it is
 
 	undoes *Request // the withdrawn request that is answered when this one is over
 	cause  error    // of a withdrawal: what Done gets

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"slices"
 	"sync"
 	"time"
@@ -26,6 +27,7 @@ type step struct {
 
 	after <-chan struct{} // see order
 	sent  func()
+	in    func(context.Context) context.Context
 
 	// The answer.
 	entry  jskv.Entry // to a read
@@ -100,7 +102,7 @@ func (s *step) send(c *core, key string, silent *silence) {
 		s.err = ErrNotEntitled
 		return
 	}
-	s.newRev, s.err = c.write(key, s.value, s.rev, silent, failFast, s.sent)
+	s.newRev, s.err = c.write(key, s.value, s.rev, silent, failFast, s.in)
 	if s.err == nil && c.cfg.Evicted != nil && s.base != nil {
 		s.reportEvicted(c.cfg.Evicted, key)
 	}

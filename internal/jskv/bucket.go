@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -72,6 +73,9 @@ type Bucket struct {
 	incarnation string // of the stream, as its metadata said when it was opened
 	last        uint64 // revision that was the newest then
 	unused      bool   // nothing had been written then
+	batches     bool   // it is replicated and takes them, so they are faster than single writes
+
+	noBatches atomic.Int64 // none before then, in Unix nanoseconds
 }
 
 // Name returns the bucket's name.
@@ -178,7 +182,11 @@ func ttlSeconds(d time.Duration) string {
 }
 
 func (b *Bucket) publish(ctx context.Context, key string, value []byte, rev uint64, h nats.Header) (uint64, error) {
-	reply, err := b.trip(ctx, &nats.Msg{Subject: b.prefix + key, Header: h, Data: value})
+	msg := &nats.Msg{Subject: b.prefix + key, Header: h, Data: value}
+	if m, ok := ctx.Value(memberKey{}).(*Member); ok && m.comes(msg, key, rev) {
+		return m.write(ctx)
+	}
+	reply, err := b.trip(ctx, msg)
 	if err != nil {
 		return 0, publishError(err)
 	}

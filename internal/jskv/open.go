@@ -285,7 +285,7 @@ func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStr
 		return nil, fmt.Errorf("%w: bucket %s: %w", kv.ErrUnavailable, name, err)
 	}
 	b := newBucket(nc, js, view, name, cfg.Trip)
-	b.link, b.incarnation = l, info.Config.Metadata[metaIncarnation]
+	b.link, b.incarnation, b.batches = l, info.Config.Metadata[metaIncarnation], info.Config.Replicas > 1 && info.Config.AllowAtomicPublish
 	b.last = max(info.State.LastSeq, info.Config.FirstSeq-min(info.Config.FirstSeq, 1))
 	b.unused = info.State.LastSeq < info.Config.FirstSeq
 	return b, nil

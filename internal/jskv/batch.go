@@ -1,0 +1,172 @@
+package jskv
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nuid"
+)
+
+const (
+	headerBatchID       = "Nats-Batch-Id"
+	headerBatchSequence = "Nats-Batch-Sequence"
+	headerBatchCommit   = "Nats-Batch-Commit"
+)
+
+// unbatched is for how long no batch is made after the server has refused one for what it is: where they are
+// switched off, or too many are under way.
+const unbatched = time.Minute
+
+// Batch sends writes of different keys as one atomic batch. Each is made by itself, with Update or Purge under
+// a context of its Member, waits until all others have come or left, and has an outcome of its own: nothing
+// rests on their standing or falling together. If one of them meets another revision all are ErrBusy, and
+// whoever sends them again by themselves finds out which. It is a matter of speed only.
+type Batch struct {
+	b       *Bucket
+	ready   chan struct{} // closed when nobody is missing any more
+	done    chan struct{} // closed when it is answered
+	mu      sync.Mutex
+	missing int
+	members []*Member // in the order of their revisions
+}
+
+// Member is one write of a batch.
+type Member struct {
+	of     *Batch
+	come   bool      // or left
+	msg    *nats.Msg // nil: it has left
+	key    string
+	rev    uint64
+	newRev uint64
+	err    error
+}
+
+// NewBatch returns a batch without members, and nil where single writes are as fast: on one server each
+// batch takes longer than some writes one after the other. Call Add, and Send when there is no more to add.
+func (b *Bucket) NewBatch() *Batch {
+	if !b.batches || time.Now().UnixNano() < b.noBatches.Load() {
+		return nil
+	}
+	return &Batch{b: b, missing: 1, ready: make(chan struct{}), done: make(chan struct{})}
+}
+
+// Add makes a member. It has to write, or to leave, without waiting for anybody.
+func (t *Batch) Add() *Member {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	m := &Member{of: t}
+	t.members = append(t.members, m)
+	t.missing++
+	return m
+}
+
+// Send says that all members were added.
+func (t *Batch) Send() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.came()
+}
+
+func (t *Batch) came() {
+	if t.missing--; t.missing == 0 {
+		close(t.ready)
+	}
+}
+
+// Leave says that the member writes nothing, if it has not written.
+func (m *Member) Leave() { m.comes(nil, "", 0) }
+
+func (m *Member) comes(msg *nats.Msg, key string, rev uint64) bool {
+	m.of.mu.Lock()
+	defer m.of.mu.Unlock()
+	if m.come {
+		return false
+	}
+	m.come, m.msg, m.key, m.rev = true, msg, key, rev
+	m.of.came()
+	return true
+}
+
+type memberKey struct{}
+
+// In returns the context for the member's write. A second write under it goes by itself.
+func (m *Member) In(ctx context.Context) context.Context {
+	return context.WithValue(ctx, memberKey{}, m)
+}
+
+// write is the member's part of the batch; the last one sends it.
+func (m *Member) write(ctx context.Context) (uint64, error) {
+	t := m.of
+	select {
+	case <-t.ready:
+	case <-ctx.Done():
+		return 0, publishError(ctx.Err())
+	}
+	var all []*Member
+	for _, o := range t.members {
+		if o.msg != nil {
+			all = append(all, o)
+		}
+	}
+	if all[len(all)-1] == m {
+		t.send(ctx, all)
+	}
+	select {
+	case <-t.done:
+		return m.newRev, m.err
+	case <-ctx.Done():
+		return 0, publishError(ctx.Err())
+	}
+}
+
+func (t *Batch) send(ctx context.Context, all []*Member) {
+	defer close(t.done)
+	last, id := all[len(all)-1], nuid.Next()
+	for i, m := range all {
+		if len(all) == 1 {
+			break
+		}
+		h := m.msg.Header
+		h[headerBatchID], h[headerBatchSequence] = []string{id}, []string{strconv.Itoa(i + 1)}
+		if m == last {
+			h[headerBatchCommit] = []string{"1"}
+		} else if err := t.b.nc.PublishMsg(m.msg); err != nil {
+			t.answer(all, 0, publishError(err)) // without the last one it is none
+			return
+		}
+	}
+	reply, err := t.b.trip(ctx, last.msg)
+	if err != nil {
+		t.answer(all, 0, publishError(err))
+		return
+	}
+	seq, err := t.b.parseAck(reply.Data, last.key, last.rev)
+	switch {
+	case len(all) == 1:
+	case err == nil && !bytes.Contains(reply.Data, []byte(id)):
+		err = fmt.Errorf("%w: acknowledged as a single write", ErrUnknown)
+	case err != nil:
+		if errors.Is(err, ErrUnknown) {
+			t.b.noBatches.Store(time.Now().Add(unbatched).UnixNano())
+		} else {
+			err = fmt.Errorf("%w: of a batch: %v", ErrBusy, err) //nolint:errorlint // it may be another one's conflict
+		}
+	}
+	t.answer(all, seq, err)
+}
+
+// answer gives each its outcome. The revisions of a batch follow each other.
+func (t *Batch) answer(all []*Member, seq uint64, err error) {
+	for i, m := range all {
+		m.newRev, m.err = seq-uint64(len(all)-1-i), err
+		if err == nil && m.newRev <= m.rev {
+			m.err = fmt.Errorf("%w: acknowledged revision %d is not above %d", ErrUnknown, m.newRev, m.rev)
+		}
+	}
+}
