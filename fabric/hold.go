@@ -279,7 +279,7 @@ func (h *Hold) whyEnded() error {
 
 func (h *Hold) release() error {
 	op := releaseOp(h)
-	opt := engine.Options{Bound: releaseTimeout, Stop: h.s.m.gone, AtLeast: h.revision(), Held: op.Token != 0 && !h.asked && !h.s.m.cfg.noTurns}
+	opt := engine.Options{Bound: releaseTimeout, Stop: h.s.m.gone, AtLeast: h.revision(), Held: op.Token != 0 && !h.asked && h.s.m.cfg.turns}
 	return h.releaseError(engine.Do(context.Background(), h.s.doer, h.enc, op, opt))
 }
 

@@ -78,7 +78,7 @@ type config struct {
 	linger   time.Duration // of intents that paths share; 0 = none are shared
 	sweep    time.Duration // between two sweeps; 0 = none
 	road     Road
-	noTurns  bool
+	turns    bool          // locks are passed on before that is written
 	rank     int           // of this process as a coalescer; 0 = it is none
 	leisure  time.Duration // how long an owner that nobody asks keeps its office
 	standIn  bool          // it was opened because somebody asked for a coalescer, and ends when nobody does

@@ -40,10 +40,11 @@ func WithRoad(r Road) ManagerOption {
 	}
 }
 
-// WithoutTurns has every lock of this manager written before the next one gets it. Else a coalescer passes an
-// exclusive lock on to the next in its queue before it writes that, so that many handoffs cost one write.
-func WithoutTurns() ManagerOption {
-	return func(c *config) error { c.noTurns = true; return nil }
+// WithTurns has a coalescer pass an exclusive lock of this manager on to the next in its queue before that is
+// written, if the next one's manager does so, too: many handoffs cost one write, and the record follows some
+// milliseconds later. It is new, and not yet tested for long; docs/coalescing.md tells more.
+func WithTurns() ManagerOption {
+	return func(c *config) error { c.turns = true; return nil }
 }
 
 // doer carries out what claims, posts and releases ask for: a *coalesce.Router, or the engine alone.

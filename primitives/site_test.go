@@ -177,7 +177,7 @@ func (s *site) url() string {
 // manager returns a manager with a connection of its own.
 func (s *site) manager(t testing.TB, opts ...fabric.Option) *fabric.Manager {
 	t.Helper()
-	m := newManager(t, s.conn(t), append([]fabric.Option{fabric.WithRoad(s.road)}, opts...)...)
+	m := newManager(t, s.conn(t), append([]fabric.Option{fabric.WithRoad(s.road), fabric.WithTurns()}, opts...)...)
 	if s.owner != nil {
 		eventually(t, "a coalescer is known", func() bool { return m.Stats().CoalescerTerm > 0 })
 	}
