@@ -148,8 +148,10 @@ func outcomeOf(op *record.Op, out engine.Outcome, err error) outcome {
 	case err == nil && op.Verb == record.OpRelease:
 		a.kind, a.existed = done, out.Existed
 	case err == nil:
-		a.kind, a.token, a.revoked = granted, out.Entry.Token, out.Entry.Revoked
-		a.mode, a.permits = out.Entry.Mode, out.Entry.Permits
+		a.kind = granted
+		if e := out.Entry; e != nil {
+			a.token, a.revoked, a.mode, a.permits = e.Token, e.Revoked, e.Mode, e.Permits
+		}
 		a.alone = out.Record != nil && len(out.Record.Holders)+len(out.Record.Waiters) == 1
 	case errors.As(err, &no):
 		a.kind, a.verdict, a.have, a.limit = refused, no.Verdict, no.Have, no.Limit

@@ -155,8 +155,8 @@ func (c *Client) repeat(t *term, missed span) {
 func (o *outcome) final() bool { return o.kind != queued && o.kind != turn && o.kind != passed }
 
 // entry is the hold that a grant tells of.
-func (o *outcome) entry(op *record.Op) record.Entry {
-	return record.Entry{
+func (o *outcome) entry(op *record.Op) *record.Entry {
+	return &record.Entry{
 		ID: op.ID, Owner: op.Owner, TTL: op.TTL, Since: op.Since, Token: o.token, Meta: op.Meta,
 		Mode: o.mode, Permits: o.permits, Revoked: o.revoked,
 	}

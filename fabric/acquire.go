@@ -204,7 +204,7 @@ func (a *attempt) conclude(ctx context.Context, sl *slot, op *record.Op, out eng
 	switch {
 	case err != nil:
 		return nil, err
-	case !op.Stays() || out.Entry.Signalled != "":
+	case h == nil || !op.Stays() || out.Entry.Signalled != "":
 		return h, nil
 	case ctx.Err() != nil:
 		return h, ctx.Err()
@@ -255,7 +255,8 @@ func (a *attempt) do(ctx context.Context, op *record.Op, opt engine.Options) (en
 	if !op.Stays() {
 		return engine.Do(ctx, a.session.doer, a.enc, *op, opt)
 	}
-	stop := context.AfterFunc(ctx, func() { a.session.doer.UndoInBackground(a.enc, *op, opt.AtLeast) })
+	undo := *op
+	stop := context.AfterFunc(ctx, func() { a.session.doer.UndoInBackground(a.enc, undo, opt.AtLeast) })
 	defer stop()
 	bound, done := a.m.bind(context.WithoutCancel(ctx))
 	defer done()
@@ -278,13 +279,13 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 	if err != nil && !op.Stays() {
 		return useless(err)
 	}
-	if out.Entry.ID == "" {
+	if out.Entry == nil {
 		a.passed(sl, op.ID)
 		sl.give(op.ID)
 		return nil, nil
 	}
 	h := &Hold{
-		s: s, slot: sl, key: a.key, enc: a.enc, entry: out.Entry, rev: out.Revision, failFast: a.req.failFast,
+		s: s, slot: sl, key: a.key, enc: a.enc, entry: *out.Entry, rev: out.Revision, failFast: a.req.failFast,
 		set: a.set, lock: op.Kind == record.KindLock, unit: a.unit,
 	}
 	if a.set == nil { // else once, when all members are granted

@@ -43,13 +43,14 @@ type Hold struct {
 	pin      *pin  // that it is the entry of, or nil
 
 	mu         sync.Mutex
-	rev        uint64    // at which entry was read
-	err        error     // nil while held; ErrReleased or a *LostError
-	since      time.Time // when it was handed out; zero before
-	converting bool      // a Convert is under way
-	asked      bool      // one was
-	released   error     // what Release returned
-	releasing  chan struct{}
+	rev        uint64          // at which entry was read
+	err        error           // nil while held; ErrReleased or a *LostError
+	since      time.Time       // when it was handed out; zero before
+	converting bool            // a Convert is under way
+	asked      bool            // one was
+	released   error           // what Release returned
+	releasing  bool            // by Release or the like, which has turn meanwhile
+	turn       sync.Mutex      // taken before mu is let go, by one only
 	lost       chan struct{}   // made on demand
 	ctx        context.Context // made on demand
 	posting    chan struct{}   // made on demand; holds one element while a post is under way
@@ -212,8 +213,8 @@ func (h *Hold) Release(context.Context) error {
 // finish invalidates the handle and then has it ended, once, by end. Whoever comes
 // later gets what that one got.
 func (h *Hold) finish(end func() error) error {
-	ended, err := h.invalidate()
-	if ended == nil {
+	ended, first, err := h.invalidate()
+	if !first {
 		return err
 	}
 	h.finished(ended, end())
@@ -221,34 +222,36 @@ func (h *Hold) finish(end func() error) error {
 }
 
 // invalidate begins to release: the handle is invalid from here on. The caller sends what
-// ends the hold and calls finished, unless there is no event; then err is what Release
+// ends the hold and calls finished, if it is the first; else err is what Release
 // returns.
-func (h *Hold) invalidate() (ended *Event, err error) {
+func (h *Hold) invalidate() (ended Event, first bool, err error) {
 	h.check()
 	h.mu.Lock()
 	switch {
-	case h.releasing != nil:
+	case h.releasing:
 		h.mu.Unlock()
-		<-h.releasing
-		return nil, h.released
+		h.turn.Lock()
+		defer h.turn.Unlock()
+		return ended, false, h.released
 	case h.err != nil:
 		defer h.mu.Unlock()
-		return nil, h.err
+		return ended, false, h.err
 	}
-	h.releasing = make(chan struct{})
+	h.releasing = true
+	h.turn.Lock()
 	h.end(ErrReleased)
-	ev := h.ending(EventReleased)
+	ended = h.ending(EventReleased)
 	h.s.m.feed.announce()
 	h.mu.Unlock()
-	return &ev, nil
+	return ended, true, nil
 }
 
 // finished ends a release with its outcome.
-func (h *Hold) finished(ended *Event, err error) {
+func (h *Hold) finished(ended Event, err error) {
 	h.released = err
-	h.noteReleased(*ended)
+	h.noteReleased(ended)
 	h.slot.drop(h)
-	close(h.releasing)
+	h.turn.Unlock()
 }
 
 // give invalidates the handle, whose entry goes with the write of what takes its place. Until that
@@ -260,7 +263,7 @@ func (h *Hold) give() error {
 		defer h.mu.Unlock()
 		return h.err
 	}
-	h.releasing = closedChan
+	h.releasing = true
 	h.end(ErrReleased)
 	ended := h.ending(EventReleased)
 	h.s.m.feed.push(ended)

@@ -152,7 +152,8 @@ func (l *Lock) stopConverting(op record.Op, c *conversion, why error) error {
 	case err != nil:
 		l.s.engine.UndoInBackground(l.enc, op, l.revision())
 	case out.Record.Granted(op.ID, op.Holder):
-		out.Entry, _ = out.Record.Holder(op.Holder)
+		now, _ := out.Record.Holder(op.Holder)
+		out.Entry = &now
 		return l.converted(op, out, false, c)
 	default:
 		l.mu.Lock()

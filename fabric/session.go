@@ -288,7 +288,7 @@ func (s *session) seen() uint64 { return max(s.engine.Seen(), s.confirmed.Load()
 // doubt that nobody has looked into yet.
 func (s *session) confirm(ctx context.Context, out engine.Outcome, before uint64) error {
 	for {
-		known, low := s.confirmed.Load(), out.Entry.ID != "" && record.RevisionOf(out.Entry.Token) <= before
+		known, low := s.confirmed.Load(), out.Entry != nil && record.RevisionOf(out.Entry.Token) <= before
 		if !low && (out.Revision <= known || out.Revision <= known+jskv.MaxStep && !s.doubts.pending()) {
 			raiseTo(&s.confirmed, out.Revision)
 			return nil

@@ -188,7 +188,7 @@ func (s *Set) Release(context.Context) error {
 func (s *Set) releaseAll() error {
 	type ending struct {
 		lock  *Lock
-		ended *Event
+		ended Event
 		call  *engine.Call
 	}
 	var errs []error
@@ -198,8 +198,8 @@ func (s *Set) releaseAll() error {
 		if l.lock == nil {
 			continue
 		}
-		ended, err := l.lock.invalidate()
-		if ended == nil {
+		ended, first, err := l.lock.invalidate()
+		if !first {
 			errs = append(errs, err)
 			continue
 		}

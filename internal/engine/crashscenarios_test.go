@@ -111,7 +111,7 @@ func electionCrash() *scenario {
 		if err != nil {
 			return err
 		}
-		_, err = p.do(ofHold(record.Op{Kind: record.KindLock, Verb: record.OpProclaim, Value: record.Value{Set: true, Data: p.lease + " at work"}}, out.Entry))
+		_, err = p.do(ofHold(record.Op{Kind: record.KindLock, Verb: record.OpProclaim, Value: record.Value{Set: true, Data: p.lease + " at work"}}, *out.Entry))
 		return errors.Join(err, p.release(out.Entry.ID))
 	}
 	return &scenario{
@@ -142,7 +142,7 @@ func condCrash() *scenario {
 		if err != nil {
 			return err
 		}
-		return signalled(p, out.Entry, all)
+		return signalled(p, *out.Entry, all)
 	}
 	wait := func(p *mortal) error {
 		defer waits.Done()
@@ -150,10 +150,10 @@ func condCrash() *scenario {
 		if err != nil {
 			return err
 		}
-		if out, err = p.do(ofHold(record.Op{Kind: record.KindLock, Verb: record.OpWait, Queue: "q"}, out.Entry)); err != nil {
+		if out, err = p.do(ofHold(record.Op{Kind: record.KindLock, Verb: record.OpWait, Queue: "q"}, *out.Entry)); err != nil {
 			return err
 		}
-		return signalled(p, out.Entry, false)
+		return signalled(p, *out.Entry, false)
 	}
 	return &scenario{
 		processes: map[string]func(p *mortal) error{"A": wait, "B": wait, "C": func(p *mortal) error {
@@ -367,7 +367,7 @@ func onceCrash() *scenario {
 				result = "of " + p.lease
 				if _, err := p.do(ofHold(record.Op{
 					Kind: record.KindOnce, Verb: record.OpFinish, Value: record.Value{Set: true, Data: result}, Life: life,
-				}, out.Entry)); err != nil {
+				}, *out.Entry)); err != nil {
 					return err
 				}
 			}

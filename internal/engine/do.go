@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/record"
@@ -33,12 +34,17 @@ const cleanup = 500 * time.Millisecond
 // call is a request whose caller blocks.
 type call struct {
 	Request
-	done chan struct{}
+	done atomic.Pointer[chan struct{}] // closed when it is over; nil while nobody waits
 }
+
+// over is what done points to when it is over.
+var over = new(chan struct{})
 
 func (c *call) end(out Outcome, err error) {
 	c.out, c.err = out, err // of another Doer
-	close(c.done)
+	if done := c.done.Swap(over); done != nil {
+		close(*done)
+	}
 }
 
 // Do has d carry out one operation and returns what the committed record says.
@@ -56,7 +62,7 @@ func Do(ctx context.Context, d Doer, key string, op record.Op, opt Options) (Out
 		return Outcome{}, err
 	}
 	began := time.Now()
-	c := &call{done: make(chan struct{})}
+	c := new(call)
 	c.Request = Request{Key: key, Op: op, AtLeast: opt.AtLeast, Held: opt.Held, Turns: opt.Turns, FailFast: opt.FailFast, Done: c.end}
 	var placed chan record.Place
 	if opt.Queued != nil {
@@ -75,10 +81,12 @@ func Do(ctx context.Context, d Doer, key string, op record.Op, opt Options) (Out
 	} else {
 		d.Submit(&c.Request)
 	}
-	select {
-	case <-c.done:
+	if c.done.Load() == over {
 		return c.out, c.err
-	default:
+	}
+	done := make(chan struct{})
+	if !c.done.CompareAndSwap(nil, &done) {
+		return c.out, c.err
 	}
 	here := time.Since(began)
 	var ended <-chan struct{}
@@ -93,7 +101,7 @@ func Do(ctx context.Context, d Doer, key string, op record.Op, opt Options) (Out
 	var cause error
 	for cause == nil {
 		select {
-		case <-c.done:
+		case <-done:
 			return c.out, c.err
 		case p := <-placed:
 			opt.Queued(p)
@@ -113,7 +121,7 @@ func Do(ctx context.Context, d Doer, key string, op record.Op, opt Options) (Out
 	t := time.NewTimer(limit)
 	defer t.Stop()
 	select {
-	case <-c.done:
+	case <-done:
 		return c.out, c.err
 	case <-t.C:
 	}

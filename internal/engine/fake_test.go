@@ -276,20 +276,29 @@ func (b *bucket) counts() (writes, commits, reads int) {
 // observer is told by the test which leases are dead.
 type observer struct {
 	mu   sync.Mutex
-	dead map[string]func(string)
+	dead map[string]*leaseAsked
 }
 
-func (o *observer) Observe(id string, _ time.Duration, _ bool, dead func(string)) func() {
+// leaseAsked is a question about a lease.
+type leaseAsked struct {
+	urgent bool
+	dead   func(string)
+}
+
+func (o *observer) Observe(id string, _ time.Duration, urgent bool, dead func(string)) func() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.dead == nil {
-		o.dead = map[string]func(string){}
+		o.dead = map[string]*leaseAsked{}
 	}
-	o.dead[id] = dead
+	a := &leaseAsked{urgent, dead}
+	o.dead[id] = a
 	return func() {
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		delete(o.dead, id)
+		if o.dead[id] == a {
+			delete(o.dead, id)
+		}
 	}
 }
 
@@ -299,13 +308,19 @@ func (o *observer) observed() int {
 	return len(o.dead)
 }
 
+func (o *observer) urgent(id string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.dead[id] != nil && o.dead[id].urgent
+}
+
 func (o *observer) kill(id string) {
 	o.mu.Lock()
-	fn := o.dead[id]
+	a := o.dead[id]
 	delete(o.dead, id)
 	o.mu.Unlock()
-	if fn != nil {
-		go fn(id)
+	if a != nil {
+		go a.dead(id)
 	}
 }
 

@@ -79,7 +79,11 @@ func (u *historyUser) note(in historyCall, call func() (historyAnswer, error)) e
 func (u *historyUser) do(ctx context.Context, op record.Op) (Outcome, error) {
 	u.next++
 	op.ID, op.Lease, op.TTL = record.ID(u.lease, u.next), u.lease, 30*time.Second
-	return Do(ctx, u.Engine, "k", op, Options{})
+	out, err := Do(ctx, u.Engine, "k", op, Options{})
+	if out.Entry == nil {
+		out.Entry = new(record.Entry)
+	}
+	return out, err
 }
 
 func dawdle(rng *rand.Rand) { time.Sleep(time.Duration(rng.IntN(5000)) * time.Microsecond) }
@@ -131,7 +135,7 @@ func electionHistory(ctx context.Context, u *historyUser, rng *rand.Rand) error 
 		op := lockX
 		op.Value = record.Value{Set: true, Data: u.lease}
 		out, err := u.do(ctx, op)
-		hold = out.Entry
+		hold = *out.Entry
 		return historyAnswer{n: int(hold.Token)}, err
 	}); err != nil {
 		return err
@@ -190,7 +194,7 @@ func onceHistory(ctx context.Context, u *historyUser, rng *rand.Rand) error {
 			}
 			if err == nil {
 				dawdle(rng)
-				_, err = u.do(ctx, ofHold(record.Op{Kind: record.KindOnce, Verb: record.OpFinish, Value: record.Value{Set: true, Data: me}, Life: life}, out.Entry))
+				_, err = u.do(ctx, ofHold(record.Op{Kind: record.KindOnce, Verb: record.OpFinish, Value: record.Value{Set: true, Data: me}, Life: life}, *out.Entry))
 			}
 			return historyAnswer{value: me}, err
 		}

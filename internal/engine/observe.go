@@ -8,10 +8,14 @@ import "time"
 type obstacles struct {
 	observed map[string]func() // and how to stop observing
 	dead     map[string]bool   // whose tombstone is committed
+	urgent   bool              // one of the waiters was next, when they were last told
 }
 
-// follow makes the set of observed leases equal to ahead.
-func (o *obstacles) follow(ahead map[string]time.Duration, observe func(id string, ttl time.Duration) (stop func())) {
+// follow makes the set of observed leases equal to ahead. Where a waiter has become the next one, they are observed
+// anew: what was asked for one deep in the queue is answered with more patience.
+func (o *obstacles) follow(ahead map[string]time.Duration, urgent bool, observe func(id string, ttl time.Duration) (stop func())) {
+	anew := urgent && !o.urgent
+	o.urgent = urgent
 	for id, stop := range o.observed {
 		if _, ok := ahead[id]; !ok {
 			stop()
@@ -24,13 +28,17 @@ func (o *obstacles) follow(ahead map[string]time.Duration, observe func(id strin
 		}
 	}
 	for id, ttl := range ahead {
-		if _, ok := o.observed[id]; ok || o.dead[id] {
+		stop, ok := o.observed[id]
+		if ok && !anew || o.dead[id] {
 			continue
 		}
 		if o.observed == nil {
 			o.observed = map[string]func(){}
 		}
 		o.observed[id] = observe(id, ttl)
+		if ok {
+			stop() // not before: what was seen counts as long as somebody asks
+		}
 	}
 }
 

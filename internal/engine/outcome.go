@@ -9,7 +9,7 @@ import (
 
 // Outcome is what a committed record says about an operation.
 type Outcome struct {
-	Entry    record.Entry   // an acquire's or a conversion's: the grant, with its token
+	Entry    *record.Entry  // an acquire's or a conversion's: the grant, with its token, or nil; not to be modified
 	Revision uint64         // of the record the outcome was read from
 	Record   *record.Record // that record, nil if it was deleted; not to be modified
 	// Existed is whether a release, cancel or removal found something to remove,
@@ -21,11 +21,7 @@ type Outcome struct {
 func outcome(st record.State, rec *record.Record, rev uint64) (Outcome, error) {
 	switch st.Standing {
 	case record.Granted:
-		out := Outcome{Revision: rev, Existed: true, Record: rec}
-		if st.Entry != nil {
-			out.Entry = *st.Entry
-		}
-		return out, nil
+		return Outcome{Entry: st.Entry, Revision: rev, Existed: true, Record: rec}, nil
 	case record.Refused:
 		return Outcome{}, &RefusedError{Result: record.Result{Verdict: st.Why}, Record: rec}
 	}

@@ -181,3 +181,20 @@ func TestAnEvictionIsToldBeforeItsGrant(t *testing.T) {
 		o.expect("evicted L1", "granted L2.1")
 	})
 }
+
+// A waiter that has become the next one is not as patient about the leases ahead as it was behind others.
+func TestANewHeadIsUrgent(t *testing.T) {
+	in(t, func(t *testing.T, e *Engine, b *bucket, o *observer) {
+		b.apply("k", acquireOp("L8.1"), acquireOp("L9.1"))
+		waitFor(t, e, "L1.1")
+		time.Sleep(time.Second)
+		if n, urgent := o.observed(), o.urgent("L8"); n != 2 || urgent {
+			t.Errorf("behind another one: %d observed, urgent %v", n, urgent)
+		}
+		b.apply("k", releaseOp("L9.1"))
+		time.Sleep(time.Second)
+		if n, urgent := o.observed(), o.urgent("L8"); n != 1 || !urgent {
+			t.Errorf("as the next one: %d observed, urgent %v", n, urgent)
+		}
+	})
+}

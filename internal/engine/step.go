@@ -20,7 +20,7 @@ type step struct {
 	base      *record.Record // at revision rev
 	rev       uint64
 	next      *record.Record
-	results   []record.Result
+	results   []record.Result // room likewise
 	limits    record.Limits
 	value     []byte // nil where nobody holds or waits any more
 	unchanged bool   // next is base
@@ -50,7 +50,7 @@ func (s *step) compose(base *record.Record, rev uint64, limits record.Limits) {
 	}
 	var changed bool
 	s.base, s.rev, s.limits = base, rev, limits
-	s.next, s.results, changed = record.Apply(base, rev, ops, limits)
+	s.next, s.results, changed = record.ApplyInto(s.results, base, rev, ops, limits)
 	s.unchanged = !changed
 	clear(ops)
 	s.ops = ops
@@ -60,7 +60,8 @@ func (s *step) compose(base *record.Record, rev uint64, limits record.Limits) {
 var steps = sync.Pool{New: func() any { return new(step) }}
 
 func (s *step) free() {
-	*s = step{ops: s.ops}
+	clear(s.results)
+	*s = step{ops: s.ops, results: s.results}
 	if cap(s.ops) <= 64 {
 		steps.Put(s)
 	}

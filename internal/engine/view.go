@@ -309,7 +309,7 @@ func (v *view) observe() {
 	if !v.moves() {
 		ahead, urgent = v.ahead()
 	}
-	v.obstacles.follow(ahead, func(id string, ttl time.Duration) func() {
+	v.obstacles.follow(ahead, urgent, func(id string, ttl time.Duration) func() {
 		return v.core.cfg.Observer.Observe(id, ttl, urgent, v.leaseDied)
 	})
 }

@@ -20,7 +20,7 @@ const (
 
 // window is how many may stand in the record: one where it is three quarters full. Called with mu held.
 func (w *writer) window() int {
-	if limits := w.core.limits(); w.queue > limits.MaxWaiters/4*3 || w.size > limits.MaxBytes/4*3 {
+	if w.core.limits().Crowded(w.queue, w.size) {
 		return 1
 	}
 	return windowSize
@@ -73,9 +73,7 @@ func (w *writer) foresee(r *Request) record.Result {
 			ops = append(ops, op)
 		}
 	}
-	limits := w.core.limits()
-	limits.MaxWaiters, limits.MaxBytes = maxBacklog, 1<<30
-	_, results, _ := record.Apply(w.rec, w.rev, append(ops, r.Op), limits)
+	_, results, _ := record.Apply(w.rec, w.rev, append(ops, r.Op), w.core.limits().Foreseen(maxBacklog))
 	return results[len(ops)]
 }
 

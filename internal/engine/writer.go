@@ -177,7 +177,7 @@ func (w *writer) step() bool {
 // plan composes the next step, if there is anything to do. Called with mu held.
 func (w *writer) plan(s *step) bool {
 	for {
-		*s = step{ops: s.ops, batch: w.take()}
+		*s = step{ops: s.ops, results: s.results, batch: w.take()}
 		if len(s.batch) == 0 || w.closed || w.core.ctx.Err() != nil {
 			w.stop()
 			return false

@@ -24,8 +24,13 @@ import (
 // Every operation but a try grants afterwards what can be granted, conversions first, so repeating
 // one of them also mends a record whose head waiter was left behind by another hand or by lower limits.
 func Apply(rec *Record, rev uint64, ops []Op, lim Limits) (next *Record, results []Result, changed bool) {
+	return ApplyInto(nil, rec, rev, ops, lim)
+}
+
+// ApplyInto is Apply that puts the results into room, if there is enough of it.
+func ApplyInto(room []Result, rec *Record, rev uint64, ops []Op, lim Limits) (next *Record, results []Result, changed bool) {
 	next = rec.resolved(rev)
-	results = make([]Result, len(ops))
+	results = slices.Grow(room[:0], len(ops))[:len(ops)]
 	m := machines.Get().(*machine)
 	*m = machine{Record: next, rev: rev, lim: lim.orDefaults(), size: -1, scratch: m.scratch}
 	for i := range ops {
@@ -234,7 +239,7 @@ func (m *machine) delete() Result {
 // entry is the entry that a request makes, with the fields that its kind has.
 func (op *Op) entry() Entry {
 	e := Entry{ID: op.ID, Owner: op.Owner, TTL: wholeTTL(op.TTL), Since: wholeSince(op.Since), Meta: cloneMeta(op.Meta)}
-	required, allowed := kinds[op.Kind].fields(false)
+	required, allowed := op.Kind.rules().fields(false)
 	has := required | allowed
 	if has&hasMode != 0 {
 		e.Mode = op.Mode

@@ -30,6 +30,14 @@ var kinds = map[Kind]rules{
 	KindOnce:      onceRules{},
 }
 
+// rules is nil for no kind, and for one that is not known. A lock's are needed too often to look them up.
+func (k Kind) rules() rules {
+	if k == KindLock {
+		return lockRules{}
+	}
+	return kinds[k]
+}
+
 // rules is what a kind adds to what all records have in common: entries that stand under leases,
 // and the verbs release, evict, revoke and remove. A new kind is a new value of it, in a file of its own.
 type rules interface {
@@ -250,7 +258,7 @@ func (r *Record) rules() rules {
 	if r == nil {
 		return nil
 	}
-	return kinds[r.Kind]
+	return r.Kind.rules()
 }
 
 // Waits reports whether op's outcome is an entry: it is granted, now or later, and stands in
@@ -276,7 +284,7 @@ func (op *Op) traits() traits {
 	if op.common() {
 		return traits{owed: op.Verb == OpRelease}
 	}
-	if k := kinds[op.Kind]; k != nil {
+	if k := op.Kind.rules(); k != nil {
 		return k.traits(op)
 	}
 	return traits{}
@@ -286,7 +294,7 @@ func (op *Op) traits() traits {
 // after it, op has left nothing behind. ok is false where there is nothing to take back, because op, once asked for,
 // has to be carried through: a release, an eviction, or another one that is Owed.
 func (op *Op) Undo() (undo Op, ok bool) {
-	if k := kinds[op.Kind]; k != nil && !op.common() {
+	if k := op.Kind.rules(); k != nil && !op.common() {
 		return k.undo(op)
 	}
 	return Op{}, false

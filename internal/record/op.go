@@ -190,7 +190,7 @@ func (op *Op) common() bool {
 
 // check returns Applied for an operation that can be applied to some record.
 func (op *Op) check() Verdict {
-	k := kinds[op.Kind]
+	k := op.Kind.rules()
 	switch {
 	case k == nil && (op.Kind != "" || !op.common()):
 		return BadOp
@@ -239,6 +239,17 @@ func DefaultLimits() Limits {
 func (l Limits) Within(n int) Limits {
 	l = l.orDefaults()
 	l.MaxBytes = min(l.MaxBytes, max(n, 1))
+	return l
+}
+
+// Crowded reports whether a record of that many waiters and bytes is three quarters full.
+func (l Limits) Crowded(waiters, bytes int) bool {
+	return waiters > l.MaxWaiters/4*3 || bytes > l.MaxBytes/4*3
+}
+
+// Foreseen returns l for a record with up to n waiters that is not written.
+func (l Limits) Foreseen(n int) Limits {
+	l.MaxWaiters, l.MaxBytes = n, 1<<30
 	return l
 }
 
