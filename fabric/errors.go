@@ -159,6 +159,7 @@ func (e *NotAcquiredError) Error() string {
 	return fmt.Sprintf("fabric: %q not acquired: %v", e.Key, e.Cause)
 }
 
+// Is makes errors.Is(err, ErrNotAcquired) true.
 func (e *NotAcquiredError) Is(target error) bool { return target == ErrNotAcquired }
 
 func (e *NotAcquiredError) Unwrap() error { return e.Cause }
@@ -179,6 +180,7 @@ func (e *ConvertError) Error() string {
 	return fmt.Sprintf("fabric: lock %q not converted to %s, %s is held: %v", e.Key, e.To, held, e.Cause)
 }
 
+// Is makes errors.Is(err, ErrNotConverted) true.
 func (e *ConvertError) Is(target error) bool { return target == ErrNotConverted }
 
 func (e *ConvertError) Unwrap() error { return e.Cause }
@@ -282,6 +284,7 @@ func (e *LostError) Error() string {
 	return fmt.Sprintf("fabric: %q (token %d) lost: %v", e.Key, e.Token, e.Reason)
 }
 
+// Is makes errors.Is(err, ErrLost) true.
 func (e *LostError) Is(target error) bool { return target == ErrLost }
 
 func (e *LostError) Unwrap() error { return e.Reason }

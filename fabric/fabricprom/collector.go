@@ -140,6 +140,7 @@ func (c *Collector) unwatch(m *fabric.Manager) {
 	}
 }
 
+// Describe is part of prometheus.Collector.
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, v := range c.events {
 		v.Describe(ch)

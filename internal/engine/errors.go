@@ -63,4 +63,5 @@ func (e *RefusedError) Unwrap() error { return e.Cause }
 
 func (e *RefusedError) Error() string { return fmt.Sprintf("engine: operation refused: %v", e.Verdict) }
 
+// Is makes errors.Is(err, ErrRefused) true.
 func (e *RefusedError) Is(target error) bool { return target == ErrRefused }

@@ -34,6 +34,7 @@ func (e *SchemaError) Error() string {
 		e.Version, schemaVersion)
 }
 
+// Is reports whether target is ErrNewerSchema.
 func (e *SchemaError) Is(target error) bool { return target == ErrNewerSchema }
 
 // MalformedError says what is wrong with a value and where. errors.Is(err, ErrMalformed) holds.
@@ -46,4 +47,5 @@ func (e *MalformedError) Error() string {
 	return fmt.Sprintf("record: malformed at byte %d: %s", e.Offset, e.Reason)
 }
 
+// Is reports whether target is ErrMalformed.
 func (e *MalformedError) Is(target error) bool { return target == ErrMalformed }
