@@ -216,7 +216,7 @@ func (e *Engine) WatchHold(key, id string, token, rev uint64, lost func(error)) 
 }
 
 // Read returns the key's record as the leader has it, never older than what this process has seen already; nil means
-// that nobody holds or waits. Errors: ErrUnavailable, and those of record.Decode.
+// that nobody holds or waits. Errors: ErrUnavailable, and those of record.Decode; beside that of ctx if it has ended.
 func (e *Engine) Read(ctx context.Context, key string) (*record.Record, uint64, error) {
 	w := e.lock(key)
 	w.mu.Unlock()
@@ -226,7 +226,7 @@ func (e *Engine) Read(ctx context.Context, key string) (*record.Record, uint64, 
 			return rec, rev, nil
 		}
 		if !errors.Is(err, ErrUnavailable) || errors.Is(err, jskv.ErrBucketGone) || ctx.Err() != nil || !e.sleep(ctx, wait) {
-			return nil, 0, err
+			return nil, 0, errors.Join(err, ctx.Err())
 		}
 	}
 }

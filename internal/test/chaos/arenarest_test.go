@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/test/cluster"
 	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
@@ -170,6 +172,47 @@ func (p *player) disturb() {
 	g.unlock(l)
 }
 
+// die waits beside the consumer until its connection ends for good: a signal that came to it has to reach the consumer
+// when it is evicted.
+func (p *player) die(url string) {
+	nc, err := nats.Connect(url)
+	if err != nil {
+		p.violated("connect: %v", err)
+		return
+	}
+	defer nc.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), arenaPatience)
+	defer cancel()
+	m, err := fabric.New(ctx, nc, fabric.WithTTL(time.Second))
+	if err != nil {
+		p.violated("open: %v", err)
+		return
+	}
+	mu := primitives.NewMutex(m, turnstileKey(p.id))
+	woken := make(chan bool, 1)
+	go func() {
+		l, err := mu.Lock(ctx)
+		if err == nil {
+			_, err = primitives.NewCond(mu, "full").Wait(ctx, l)
+		}
+		woken <- err == nil
+	}()
+	time.Sleep(time.Duration(p.rand.IntN(100_000)) * time.Microsecond)
+	nc.Close()
+	_ = m.Close()
+	if <-woken { // the signal has reached it, and died with it
+		g := p.at(p.id, 3)
+		g.signal(g.lock(), true)
+	}
+	p.did("died")
+	for got := (fabric.Collected{Leases: 1}); got.Leases > 0 && ctx.Err() == nil && p.ctx.Err() != nil; time.Sleep(100 * time.Millisecond) {
+		if got, err = p.managers[3].Collect(ctx, turnstileKey(p.id)); err != nil {
+			p.violated("collect: %v", err)
+			return
+		}
+	}
+}
+
 // await waits for a signal. It returns the lock as it is held then, if it is.
 func (p *player) await(c *primitives.Cond, l *primitives.Lock, patient bool) (_ *primitives.Lock, signalled bool) {
 	d := arenaPatience
@@ -245,6 +288,14 @@ func TestSoakPrimitivesMessagesLost(t *testing.T) {
 	srv := startServer(t)
 	proxy := faultproxy.New(t, srv.ClientURL())
 	a := enter(t, newManagers(t, 4, func(int) string { return proxy.URL() }, connOptions()), fabric.ErrUnconfirmed, fabric.ErrUncertain)
+	if *soak > 0 { // each death costs a second
+		dies := &player{arena: a, rand: rand.New(rand.NewPCG(1, 1))}
+		a.all.Go(func() {
+			for a.ctx.Err() == nil {
+				dies.die(srv.ClientURL())
+			}
+		})
+	}
 	rules := []*faultproxy.Rule{
 		proxy.DropRepliesTo(share(50)), proxy.DropRequests(share(100)), proxy.DuplicateRequests(share(50)), proxy.DuplicateReplies(share(50)),
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -155,5 +156,39 @@ func TestP21_ANewerVersionTakesOver(t *testing.T) {
 				check(name)
 			})
 		}
+	})
+}
+
+// Every operation says what is wrong with its call, and leaves nothing.
+func TestEveryOperationBadlyCalled(t *testing.T) {
+	t.Parallel()
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		m, closed, key := s.manager(t), s.manager(t), s.key(t)
+		if err := closed.Close(); err != nil {
+			t.Fatal(err)
+		}
+		ended, cancel := context.WithCancel(context.Background())
+		cancel()
+		late, cancel := context.WithDeadline(context.Background(), time.Now().Add(-time.Hour))
+		defer cancel()
+		for why, c := range map[string]struct {
+			m   *fabric.Manager
+			key string
+			ctx context.Context
+			err error
+		}{
+			"ended context": {m, key, ended, context.Canceled},
+			"late context":  {m, key, late, context.DeadlineExceeded},
+			"closed":        {closed, key, waitContext(t), fabric.ErrClosed},
+			"no name":       {m, "", waitContext(t), fabric.ErrInvalidName},
+			"bad name":      {m, "a\nb", waitContext(t), fabric.ErrInvalidName},
+		} {
+			for what, op := range everyOperation(c.m, c.key) {
+				if err := op(c.ctx); !errors.Is(err, c.err) {
+					t.Errorf("%s, %s: %v", why, what, err)
+				}
+			}
+		}
+		expectFree(t, m, key)
 	})
 }
