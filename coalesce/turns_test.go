@@ -138,12 +138,13 @@ func TestH8_TheRecordFollows(t *testing.T) {
 func TestH3_OnlyAHoldPassesItsTurnOn(t *testing.T) {
 	l := lineUp(t, 3)
 	rule := l.holdWrites()
+	before := l.o.Stats().Operations
 	l.all[1].router.Withdraw(l.waits[1], context.Canceled)
 	op := l.all[0].op(record.OpRelease, l.ids[0])
-	op.Token = 1
-	before := l.o.Stats().Operations
+	token, _ := l.all[0].tokens.Load(l.ids[0])
+	op.Token = token.(uint64) // but it does not say that its turn can be passed on
 	_, done := l.all[0].start("k", op)
-	l.until("both came", func() bool { return l.o.Stats().Operations >= before+1 })
+	l.until("both came", func() bool { return l.o.Stats().Operations >= before+2 })
 	l.waiting(2)
 	if st := l.o.Stats(); st.Turns != 0 {
 		t.Errorf("turns: %+v", st)
