@@ -34,7 +34,7 @@ const size = 3
 
 // servers are one of each system. If synced, each writes to disk before it acknowledges.
 type servers struct {
-	nats, etcd, redis string // addresses; redis is "" if it isn't installed
+	nats, etcd, redis, zookeeper string // addresses; "" of what isn't installed
 }
 
 func start(t *testing.T, synced bool) (s servers) {
@@ -51,6 +51,8 @@ func start(t *testing.T, synced bool) (s servers) {
 	s.nats = srv.ClientURL()
 	s.etcd = startEtcd(t, synced)
 	s.redis = startRedis(t, synced)
+	s.zookeeper = startZooKeeper(t, synced)
+	standBy(t, srv)
 	return s
 }
 
@@ -85,40 +87,49 @@ func startRedis(t *testing.T, synced bool) string {
 		t.Log("redis-server is not installed: its columns stay empty")
 		return ""
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().(*net.TCPAddr)
-	_ = l.Close()
+	addr := freeAddr(t)
+	_, port, _ := net.SplitHostPort(addr)
 	fsync := "everysec"
 	if synced {
 		fsync = "always"
 	}
-	cmd := exec.Command(path, "--port", strconv.Itoa(addr.Port), "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--appendonly", "yes", "--appendfsync", fsync)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	c := redis.NewClient(&redis.Options{Addr: addr.String()})
+	cmd := exec.Command(path, "--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--appendonly", "yes", "--appendfsync", fsync)
+	run(t, cmd)
+	c := redis.NewClient(&redis.Options{Addr: addr})
 	defer func() { _ = c.Close() }()
 	for deadline := time.Now().Add(time.Minute); c.Ping(t.Context()).Err() != nil; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("redis-server does not come up")
 		}
 	}
-	return addr.String()
+	return addr
+}
+
+// standBy has this process serve as the coalescer of who asks for one, as `lockfabric serve` does.
+func standBy(t *testing.T, srv *embedded.Server) {
+	t.Helper()
+	nc, err := srv.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- fabric.StandBy(ctx, nc) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // round is one use of a primitive by one client. Its n is that of the client's earlier rounds.
 type round func(ctx context.Context, n int) error
 
-func (s *servers) manager(t *testing.T) *fabric.Manager {
+func (s *servers) manager(t *testing.T, opts ...fabric.Option) *fabric.Manager {
 	t.Helper()
-	m, err := fabric.Connect(t.Context(), s.nats, fabric.WithTTL(ttl), fabric.WithNATS(nats.ReconnectBufSize(-1)))
+	m, err := fabric.Connect(t.Context(), s.nats, append(opts, fabric.WithTTL(ttl), fabric.WithNATS(nats.ReconnectBufSize(-1)))...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,6 +204,13 @@ func taking[H releaser](take func(ctx context.Context) (H, error)) round {
 
 func ourMutex(t *testing.T, s *servers, key string, _ int) round {
 	return taking(primitives.NewMutex(s.manager(t), key).Lock)
+}
+
+// mutexWith is ourMutex of managers with these options.
+func mutexWith(opts ...fabric.Option) maker {
+	return func(t *testing.T, s *servers, key string, _ int) round {
+		return taking(primitives.NewMutex(s.manager(t, opts...), key).Lock)
+	}
 }
 
 func ourSemaphore(t *testing.T, s *servers, key string, _ int) round {

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/lockfabric/lockfabric/fabric"
 )
 
 var (
@@ -19,27 +21,54 @@ var (
 	turn  = flag.Duration("turn", 300*time.Millisecond, "how long a turn of one cell is; each has five")
 )
 
-// systems are the columns.
-var systems = []string{"floor", "lockfabric", "etcd", "Redis"}
+// maker makes what one client of a system does again and again.
+type maker func(t *testing.T, s *servers, key string, clients int) round
 
-// rows are what is measured: by how many clients, of each system.
-var rows = []struct {
+// row is what is measured: by how many clients, of each system; nil = has none.
+type row struct {
 	what    string
 	clients int
-	by      [4]func(t *testing.T, s *servers, key string, clients int) round // as systems; nil = has none
-}{
-	{"mutex: lock and unlock", 1, [4]func(*testing.T, *servers, string, int) round{floor, ourMutex, etcdMutex, redisMutex}},
-	{"mutex, wanted by 2 clients", 2, [4]func(*testing.T, *servers, string, int) round{nil, ourMutex, etcdMutex, redisMutex}},
-	{"mutex, wanted by 8", 8, [4]func(*testing.T, *servers, string, int) round{nil, ourMutex, etcdMutex, redisMutex}},
-	{"mutex, wanted by 32", 32, [4]func(*testing.T, *servers, string, int) round{nil, ourMutex, etcdMutex, redisMutex}},
-	{"semaphore of 3: acquire and release", 1, [4]func(*testing.T, *servers, string, int) round{floor, ourSemaphore, nil, redisSemaphore}},
-	{"semaphore of 3, wanted by 8", 8, [4]func(*testing.T, *servers, string, int) round{nil, ourSemaphore, nil, redisSemaphore}},
-	{"election: campaign and resign", 1, [4]func(*testing.T, *servers, string, int) round{floor, ourElection, etcdElection, nil}},
-	{"election, 8 candidates", 8, [4]func(*testing.T, *servers, string, int) round{nil, ourElection, etcdElection, nil}},
-	{"barrier of 4, again and again", 4, [4]func(*testing.T, *servers, string, int) round{nil, ourBarrier, nil, nil}},
-	{"double barrier of 4: enter and leave", 4, [4]func(*testing.T, *servers, string, int) round{nil, ourDoubleBarrier, etcdDoubleBarrier, nil}},
-	{"one waits, another lets it go (latch; etcd: Barrier)", 1, [4]func(*testing.T, *servers, string, int) round{nil, ourLatch, etcdBarrier, nil}},
-	{"once, the first time", 1, [4]func(*testing.T, *servers, string, int) round{floor, ourOnce, nil, nil}},
+	own     bool // each client has a key of its own
+	by      []maker
+}
+
+// part is one table.
+type part struct {
+	what    string
+	systems []string
+	rows    []row
+}
+
+var all = []part{
+	{"Primitives", []string{"floor", "lockfabric", "etcd", "Redis"}, []row{
+		{"mutex: lock and unlock", 1, false, []maker{floor, ourMutex, etcdMutex, redisMutex}},
+		{"mutex, wanted by 2 clients", 2, false, []maker{nil, ourMutex, etcdMutex, redisMutex}},
+		{"mutex, wanted by 8", 8, false, []maker{nil, ourMutex, etcdMutex, redisMutex}},
+		{"mutex, wanted by 32", 32, false, []maker{nil, ourMutex, etcdMutex, redisMutex}},
+		{"semaphore of 3: acquire and release", 1, false, []maker{floor, ourSemaphore, nil, redisSemaphore}},
+		{"semaphore of 3, wanted by 8", 8, false, []maker{nil, ourSemaphore, nil, redisSemaphore}},
+		{"election: campaign and resign", 1, false, []maker{floor, ourElection, etcdElection, nil}},
+		{"election, 8 candidates", 8, false, []maker{nil, ourElection, etcdElection, nil}},
+		{"barrier of 4, again and again", 4, false, []maker{nil, ourBarrier, nil, nil}},
+		{"double barrier of 4: enter and leave", 4, false, []maker{nil, ourDoubleBarrier, etcdDoubleBarrier, nil}},
+		{"one waits, another lets it go (latch; etcd: Barrier)", 1, false, []maker{nil, ourLatch, etcdBarrier, nil}},
+		{"once, the first time", 1, false, []maker{floor, ourOnce, nil, nil}},
+	}},
+	{"Many clients of a mutex", []string{"floor", "direct", "automatic", "coalesced", "etcd", "Redis", "ZooKeeper"}, []row{
+		wanted(2, false), wanted(8, false), wanted(16, false), wanted(64, false), wanted(256, false), wanted(64, true), wanted(256, true),
+	}},
+}
+
+// wanted is a row of many clients that lock and unlock one mutex, or one of their own each.
+func wanted(clients int, own bool) row {
+	r := row{fmt.Sprintf("one mutex, %d clients", clients), clients, own, []maker{
+		nil, mutexWith(fabric.WithRoad(fabric.RoadDirect)), mutexWith(fabric.WithRoad(fabric.RoadAutomatic)), mutexWith(fabric.WithRoad(fabric.RoadCoalesced)),
+		etcdMutex, redisMutex, zookeeperMutex,
+	}}
+	if own {
+		r.what, r.by[0] = fmt.Sprintf("%d clients, each with a mutex of its own", clients), floor
+	}
+	return r
 }
 
 // crew is the clients of one cell.
@@ -78,28 +107,52 @@ func median(d []time.Duration) time.Duration {
 	return d[len(d)/2]
 }
 
+// installed reports whether there is a server of the system.
+func (s *servers) installed(system string) bool {
+	return !(system == "Redis" && s.redis == "" || system == "ZooKeeper" && s.zookeeper == "")
+}
+
+// plain makes a key of a text.
+func plain(text string) string {
+	return strings.Map(func(c rune) rune {
+		if c == ' ' || c == ',' || c == ':' || c == ';' || c == '(' || c == ')' {
+			return '-'
+		}
+		return c
+	}, text)
+}
+
 // measure returns what a round of each system takes: the median of five turns, the systems in turn.
-func measure(t *testing.T, s *servers, row int) (cells [4]time.Duration) {
+func measure(t *testing.T, s *servers, systems []string, r row) []time.Duration {
 	t.Helper()
-	r := rows[row]
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	var crews [4]*crew
-	var turns [4][]time.Duration
-	var each [4]int
+	if *table == "" {
+		r.clients = min(r.clients, 8)
+	}
+	least := 3 // rounds of each client in a turn
+	if r.clients > 32 {
+		least = 1
+	}
+	cells, each := make([]time.Duration, len(systems)), make([]int, len(systems))
+	crews, turns := make([]*crew, len(systems)), make([][]time.Duration, len(systems))
 	for i, make := range r.by {
-		if make == nil || systems[i] == "Redis" && s.redis == "" {
+		if make == nil || !s.installed(systems[i]) {
 			continue
 		}
 		crews[i] = &crew{}
-		for range r.clients {
-			crews[i].rounds = append(crews[i].rounds, make(t, s, fmt.Sprint("row", row), r.clients))
+		for client := range r.clients {
+			key := plain(r.what + systems[i])
+			if r.own {
+				key += fmt.Sprint("-", client)
+			}
+			crews[i].rounds = append(crews[i].rounds, make(t, s, key, r.clients))
 		}
-		took, err := crews[i].run(ctx, 3) // opens what is opened once
+		took, err := crews[i].run(ctx, least) // opens what is opened once
 		if err != nil {
 			t.Fatalf("%s, %s: %v", r.what, systems[i], err)
 		}
-		cells[i], each[i] = took, max(3, int(*turn/(took*time.Duration(r.clients))))
+		cells[i], each[i] = took, max(least, int(*turn/(took*time.Duration(r.clients))))
 	}
 	if *table == "" {
 		return cells
@@ -142,18 +195,24 @@ A waiter of etcd's recipes is told in rounds of 100 ms where its watch begins in
 	for _, synced := range []bool{true, false} {
 		title := map[bool]string{true: "Synced to disk before it is acknowledged", false: "Not synced (Redis: every second)"}[synced]
 		s := start(t, synced)
-		if s.redis == "" {
-			title += "; redis-server was not installed"
-		}
-		fmt.Fprintf(&out, "\n## %s\n\n| | %s |\n|---|---|---|---|---|\n", title, strings.Join(systems, " | "))
-		for i, r := range rows {
-			cells := measure(t, &s, i)
-			line := "| " + r.what
-			for _, c := range cells {
-				line += " | " + format(c)
+		fmt.Fprintf(&out, "\n## %s\n", title)
+		for _, p := range all {
+			fmt.Fprintf(&out, "\n### %s\n\n| | %s |\n|%s\n", p.what, strings.Join(p.systems, " | "), strings.Repeat("---|", len(p.systems)+1))
+			for _, r := range p.rows {
+				line := "| " + r.what
+				t.Run(r.what, func(t *testing.T) { // whose clients end with it
+					for _, c := range measure(t, &s, p.systems, r) {
+						line += " | " + format(c)
+					}
+				})
+				fmt.Fprintln(&out, line+" |")
+				t.Log(line)
 			}
-			fmt.Fprintln(&out, line+" |")
-			t.Log(line)
+			for _, system := range p.systems {
+				if !s.installed(system) {
+					fmt.Fprintf(&out, "\n%s was not installed.\n", system)
+				}
+			}
 		}
 	}
 	fmt.Fprintf(&out, "\nLoad of the machine at the end: %s.\n", load())
@@ -178,7 +237,7 @@ func format(d time.Duration) string {
 // machine tells where and with what it was measured.
 func machine() string {
 	versions := []string{runtime.Version()}
-	for _, name := range []string{"github.com/nats-io/nats-server/v2", "github.com/nats-io/nats.go", "go.etcd.io/etcd/server/v3", "github.com/go-redsync/redsync/v4"} {
+	for _, name := range []string{"github.com/nats-io/nats-server/v2", "github.com/nats-io/nats.go", "go.etcd.io/etcd/server/v3", "github.com/go-redsync/redsync/v4", "github.com/go-zookeeper/zk"} {
 		if out, err := exec.Command("go", "list", "-m", name).Output(); err == nil {
 			versions = append(versions, strings.TrimSpace(string(out)))
 		}
