@@ -142,7 +142,9 @@ func (r *Router) Submit(reqs ...*engine.Request) {
 	c := r.client
 	c.mu.Lock()
 	for _, q := range reqs {
-		r.submit(q)
+		if r.submit(q) {
+			c.due.submit(q)
+		}
 	}
 	c.unlock()
 }
@@ -156,34 +158,38 @@ func (r *Router) SubmitInOrder(reqs ...*engine.Request) {
 	r.Submit(reqs...)
 }
 
-// SubmitHere is that of the engine where there is nothing but the direct road, and Submit elsewhere.
+// SubmitHere is that of the engine for what takes the direct road alone, and Submit for the rest.
 func (r *Router) SubmitHere(q *engine.Request) {
-	if !r.busy() {
-		r.engine.SubmitHere(q)
-		return
+	if r.busy() {
+		r.client.mu.Lock()
+		direct := r.submit(q)
+		r.client.unlock()
+		if !direct {
+			return
+		}
 	}
-	r.Submit(q)
+	r.engine.SubmitHere(q)
 }
 
 // busy reports whether there is anything but the direct road.
 func (r *Router) busy() bool { return r.client.served.Load() && !r.here.Load() || r.owes.Load() }
 
-// submit has a request carried out. Called with mu held.
-func (r *Router) submit(q *engine.Request) {
+// submit has a request carried out, unless it takes the direct road alone: then the caller gives it to the engine.
+// Called with mu held.
+func (r *Router) submit(q *engine.Request) (direct bool) {
 	coalesced := r.coalesced(q)
 	release := q.Op.Verb == record.OpRelease
 	cl := r.claims[q.Op.ID]
 	if of := r.claims[q.Op.Holder]; of != nil && q.Op.Verb == record.OpWait {
 		r.ends(q, of)
 	}
-	if q.Op.Verb == record.OpTry {
+	if q.Op.Verb == record.OpTry || q.Op.Verb == record.OpAcquire && q.Op.Owner != "" {
 		r.passGhosts(q)
 	}
 	if q.Guest != nil || r.client.closed || !coalesced && (!release || cl == nil) {
 		r.lead(q.Key)
 		r.advance(q)
-		r.client.due.submit(q)
-		return
+		return true
 	}
 	t := &trip{req: q, since: time.Now(), claim: cl}
 	q.Via = t
@@ -211,6 +217,7 @@ func (r *Router) submit(q *engine.Request) {
 		r.goDirect(t)
 	}
 	r.arm()
+	return false
 }
 
 // ends has an owner take back the hold that a wait gives up, once it has: the owner may still write its
@@ -238,13 +245,19 @@ func (r *Router) ends(q *engine.Request, of *claim) {
 	}
 }
 
-// passGhosts has a try asked for again that is refused by what this process had released before: an owner that was
-// behind has written it once more. It is taken back at once. Called with mu held.
+// passGhosts has a request asked for again that is refused by what this process had released before: the release has
+// not come there yet, or an owner that was behind has written the hold once more. It is taken back at once. Called
+// with mu held.
 func (r *Router) passGhosts(q *engine.Request) {
 	var ghosts []string
 	for id, cl := range r.claims {
 		if cl.key == q.Key && !cl.wanted {
 			ghosts = append(ghosts, id)
+		}
+	}
+	for t := range r.trips {
+		if t.releases() && t.req.Key == q.Key {
+			ghosts = append(ghosts, t.req.Op.ID)
 		}
 	}
 	if len(ghosts) == 0 {
@@ -253,7 +266,7 @@ func (r *Router) passGhosts(q *engine.Request) {
 	done := q.Done
 	q.Done = func(out engine.Outcome, err error) {
 		var no *engine.RefusedError
-		if errors.As(err, &no) && no.Verdict == record.Held && slices.Contains(ghosts, no.Blocker.ID) {
+		if errors.As(err, &no) && (no.Verdict == record.Held || no.Verdict == record.AlreadyHeld) && slices.Contains(ghosts, no.Blocker.ID) {
 			r.engine.ReleaseInBackground(q.Key, no.Blocker.Lease(), no.Blocker.ID, 0)
 			err = engine.ErrGone
 		}
@@ -285,15 +298,13 @@ func (r *Router) coalesced(q *engine.Request) bool {
 
 // Withdraw is that of engine.Doer.
 func (r *Router) Withdraw(q *engine.Request, cause error) {
-	t, _ := q.Via.(*trip)
-	if t == nil {
-		r.engine.Withdraw(q, cause)
-		return
-	}
 	c := r.client
 	c.mu.Lock()
 	defer c.unlock()
-	if !t.answered && t.cause == nil {
+	switch t, _ := q.Via.(*trip); {
+	case t == nil:
+		c.due.add(action{withdraw: q, cause: cause})
+	case !t.answered && t.cause == nil:
 		r.withdraw(t, cause)
 	}
 }

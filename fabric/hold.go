@@ -31,16 +31,16 @@ var closedChan = func() chan struct{} {
 // Every method that tells about the hold looks at the clock first, so a process
 // that was stopped past its lease learns it from the first call after waking.
 type Hold struct {
-	s        *session
-	slot     *slot
-	key      string       // name as given
-	enc      string       // encoded
-	entry    record.Entry // its Mode and Token change, and are guarded by mu
-	failFast bool
-	set      *Set  // that it is a member of, or nil
-	lock     bool  // it is of a lock
-	unit     *unit // that acquired it; nil: it was acquired by itself
-	pin      *pin  // that it is the entry of, or nil
+	s                *session
+	slot             *slot
+	key              string       // name as given
+	enc              string       // encoded
+	entry            record.Entry // its Mode and Token change, and are guarded by mu
+	failFast, posted bool
+	set              *Set  // that it is a member of, or nil
+	lock             bool  // it is of a lock
+	unit             *unit // that acquired it; nil: it was acquired by itself
+	pin              *pin  // that it is the entry of, or nil
 
 	mu         sync.Mutex
 	rev        uint64          // at which entry was read
@@ -202,10 +202,13 @@ func (h *Hold) Renew(ctx context.Context) error {
 //
 // Errors: ErrLost when the hold was lost before, in which case nobody else's
 // hold is touched; ErrUnconfirmed when no leader confirmed it in time, in which
-// case it goes on in the background. Releasing again returns the same.
+// case it goes on in the background. Releasing again returns the same. See [WithPostedRelease].
 func (h *Hold) Release(context.Context) error {
 	if h.set != nil {
 		return h.member()
+	}
+	if h.posted {
+		return h.post()
 	}
 	return h.finish(h.release)
 }

@@ -74,6 +74,7 @@ type config struct {
 	logger   *slog.Logger
 	hook     func(Event) // nil = nobody wants to know
 	failFast bool
+	posted   bool          // releases
 	lazy     bool          // make no lease before it is needed
 	linger   time.Duration // of intents that paths share; 0 = none are shared
 	sweep    time.Duration // between two sweeps; 0 = none
@@ -119,6 +120,7 @@ type request struct {
 	owner      string
 	metadata   map[string]string
 	failFast   bool
+	posted     bool
 	waitLimit  time.Duration
 	inTime     bool
 	noTakeover bool
@@ -128,7 +130,7 @@ type request struct {
 }
 
 func (c *config) newRequest(opts []AcquireOption) (request, error) {
-	r := request{timing: c.timing, mode: Exclusive, failFast: c.failFast}
+	r := request{timing: c.timing, mode: Exclusive, failFast: c.failFast, posted: c.posted}
 	if len(opts) == 0 {
 		return r, r.timing.validate()
 	}
