@@ -144,7 +144,7 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 	}
 	op := a.compose(ctx, sl)
 	w := a.session.waiting(a.unit, sl, a.enc, &op)
-	opt := engine.Options{FailFast: a.req.failFast && !op.Stays(), Stop: sl.lease.Lost(), AtLeast: op.Base, Queued: w.queued(a.whenQueued(sl, op.ID))}
+	opt := engine.Options{Keeper: a.keeper(sl), FailFast: a.req.failFast && !op.Stays(), Stop: sl.lease.Lost(), AtLeast: op.Base, Queued: w.queued(a.whenQueued(sl, op.ID))}
 	if from := a.claim.From; from != nil {
 		op.Holder, op.Token, op.Hold, opt.AtLeast = from.entry.ID, from.Token(), releaseOp(from).Hold, from.revision()
 		if err := from.give(); err != nil {
@@ -265,6 +265,9 @@ func (a *attempt) do(ctx context.Context, op *record.Op, opt engine.Options) (en
 
 // granted makes a handle of an outcome, or nil of one that leaves nothing to release.
 func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engine.Outcome, before uint64) (*Hold, error) {
+	if out.Uses > 1 {
+		return a.joined(sl, op, out)
+	}
 	s := a.session
 	useless := func(err error) (*Hold, error) {
 		s.doer.ReleaseInBackground(a.enc, sl.id, op.ID, out.Revision)
@@ -286,7 +289,7 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 	}
 	h := &Hold{
 		s: s, slot: sl, key: a.key, enc: a.enc, entry: *out.Entry, rev: out.Revision, failFast: a.req.failFast,
-		set: a.set, lock: op.Kind == record.KindLock, unit: a.unit,
+		set: a.set, lock: op.Kind == record.KindLock, unit: a.unit, keep: a.req.keep, uses: out.Uses,
 		posted: a.req.posted && (op.Kind == record.KindLock || op.Kind == record.KindSemaphore),
 	}
 	if a.set == nil { // else once, when all members are granted
@@ -296,13 +299,13 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 	}
 	sl.hold(h)
 	s.mu.Lock()
-	s.fresh = append(s.fresh, freshHold{h, time.Now()})
+	s.watchLater(h, out.Kept)
 	ended := s.ended
 	s.mu.Unlock()
 	a.unit.add(h)
 	// The last look before the grant is handed out: a lease that was lost while
 	// the acquire waited, or this process slept, grants nothing.
-	if !sl.lease.Valid() || ended != nil || out.Entry.Revoked || a.set == nil && !h.handOut(a) {
+	if !sl.lease.Valid() || ended != nil || out.Entry.Revoked || out.Kept && !s.engine.Kept(a.enc, op.ID) || a.set == nil && !h.handOut(a) {
 		h.lose(ErrExpired)
 		s.doer.ReleaseInBackground(a.enc, sl.id, op.ID, out.Revision)
 		why := errAgain
@@ -356,9 +359,6 @@ func (a *attempt) confirm(ctx context.Context, op *record.Op, out engine.Outcome
 	}
 	return err
 }
-
-// failFastLimit is how long to wait for a lease where the acquire is to fail fast.
-func (a *attempt) failFastLimit() time.Duration { return max(failFastTimeout, 4*a.m.rtt.Timeout()) }
 
 // begin starts the limits of a hold that has any.
 func (a *attempt) begin(ctx context.Context, h *Hold) error {

@@ -90,6 +90,9 @@ func (m *Manager) claim(caller context.Context, key string, c Claim, opts []Acqu
 	if err != nil {
 		return fail(err)
 	}
+	if h := m.join(caller, key, &c, &req); h != nil {
+		return h, Info{}, nil
+	}
 	a := attempt{m: m, key: key, claim: c, req: req, began: time.Now()}
 	var leave func()
 	if a.unit, leave = m.unitFor(caller, &req); c.From != nil {

@@ -210,6 +210,17 @@ func (f *feed) announce() {
 	f.mu.Unlock()
 }
 
+// retract says that an announced event does not come.
+func (f *feed) retract() {
+	if f == nil {
+		return
+	}
+	f.mu.Lock()
+	f.owed--
+	f.mu.Unlock()
+	signal(f.wake)
+}
+
 // deliver pushes an event that was announced.
 func (f *feed) deliver(ev Event) {
 	if f == nil {

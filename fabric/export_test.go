@@ -6,6 +6,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/coalesce"
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 // WithTrip puts trip in the place of the connection's request call: every read
@@ -41,6 +42,14 @@ func WatchAllTrusting(ctx context.Context, m *Manager, prefix string, trust time
 	w := &prefixWatch{m: m, prefix: prefix, filter: ">", yield: yield, trust: trust, told: map[string]uint64{}}
 	if err := m.onSessions(ctx, w.follow); err != nil {
 		yield(nil, err)
+	}
+}
+
+// Disown has the manager look whether it still wants what stands under its leases on a key, as others may ask it to.
+func Disown(ctx context.Context, m *Manager, key string) {
+	if s, err := m.session(ctx); err == nil {
+		enc, _ := kv.EncodeName(key)
+		s.disown(ctx, enc)
 	}
 }
 

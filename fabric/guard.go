@@ -32,11 +32,15 @@ import (
 type Guard struct {
 	mu       sync.Mutex
 	admitted [record.X + 1]uint64 // the highest token of each mode
+	use      uint64               // the highest of the highest exclusive token
 }
 
 // Admit admits the token of a hold in the given mode, or returns a *StaleTokenError (ErrStaleToken) and changes
 // nothing. What is no mode is ErrInvalidOption, and not admitted either.
-func (g *Guard) Admit(mode Mode, token uint64) error {
+//
+// Exclusive holds of a lock that is kept share a token: give the use as well, as [Hold.Grant] tells it, to have
+// those refused that have ended. A token without it is not refused for its use.
+func (g *Guard) Admit(mode Mode, token uint64, use ...uint64) error {
 	want, err := mode.record()
 	if err != nil {
 		return err
@@ -49,10 +53,21 @@ func (g *Guard) Admit(mode Mode, token uint64) error {
 			highest = max(highest, g.admitted[m])
 		}
 	}
-	if token == 0 || token < highest {
+	k := uint64(0)
+	if len(use) > 0 {
+		k = use[0]
+	}
+	last := uint64(0)
+	if want == record.X && token == g.admitted[want] {
+		last = g.use
+	}
+	if token == 0 || token < highest || k > 0 && k < last {
 		return &StaleTokenError{Token: token, Highest: highest}
 	}
 	g.admitted[want] = max(g.admitted[want], token)
+	if want == record.X {
+		g.use = max(last, k)
+	}
 	return nil
 }
 

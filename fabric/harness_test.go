@@ -49,7 +49,10 @@ var (
 	coalescedSite = &site{name: "one server, coalesced", coalesced: true, options: []fabric.Option{fabric.WithRoad(fabric.RoadCoalesced), fabric.WithTurns()}}
 	beltSite      = &site{name: "one server, on both roads", coalesced: true, options: []fabric.Option{fabric.WithRoad(fabric.RoadBoth), fabric.WithTurns()}}
 
-	allSites = []*site{singleSite, clusterSite, coalescedSite, beltSite}
+	// On this one locks are kept.
+	keptSite = &site{name: "one server, kept", options: []fabric.Option{fabric.WithKeep(20 * time.Millisecond)}}
+
+	allSites = []*site{singleSite, clusterSite, coalescedSite, beltSite, keptSite}
 )
 
 // roads has every list of behaviours run on each road.
@@ -372,6 +375,9 @@ func expectHolder(t testing.TB, m *fabric.Manager, key string, l *fabric.Lock) {
 
 func expectFree(t testing.TB, m *fabric.Manager, key string) {
 	t.Helper()
+	for h := inspect(t, m, key).Holders; len(h) == 1 && h[0].Metadata["intent"] == "kept"; h = inspect(t, m, key).Holders {
+		time.Sleep(10 * time.Millisecond) // on the site where locks are kept for a moment
+	}
 	if info := inspect(t, m, key); len(info.Holders)+len(info.Waiters) > 0 || info.Kind != "" {
 		t.Errorf("not free: %+v", info)
 	}

@@ -10,7 +10,6 @@ import (
 	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/record"
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 // releaseTimeout bounds a release, whatever the caller's context says. It is longer than
@@ -37,15 +36,20 @@ type Hold struct {
 	enc              string       // encoded
 	entry            record.Entry // its Mode and Token change, and are guarded by mu
 	failFast, posted bool
-	set              *Set  // that it is a member of, or nil
-	lock             bool  // it is of a lock
-	unit             *unit // that acquired it; nil: it was acquired by itself
-	pin              *pin  // that it is the entry of, or nil
+	set              *Set   // that it is a member of, or nil
+	lock             bool   // it is of a lock
+	unit             *unit  // that acquired it; nil: it was acquired by itself
+	pin              *pin   // that it is the entry of, or nil
+	keep             keep   // whether its entry may be kept
+	uses             uint64 // holds that the entry was, this one included, where it may be kept
 
 	mu         sync.Mutex
 	rev        uint64          // at which entry was read
 	err        error           // nil while held; ErrReleased or a *LostError
 	since      time.Time       // when it was handed out; zero before
+	left       time.Time       // when its release began
+	fate       int             // of the entry of one that may be kept
+	listed     bool            // a document about waits says that it is held
 	converting bool            // a Convert is under way
 	asked      bool            // one was
 	released   error           // what Release returned
@@ -207,10 +211,20 @@ func (h *Hold) Release(context.Context) error {
 	if h.set != nil {
 		return h.member()
 	}
-	if h.posted {
-		return h.post()
+	ended, first, err := h.invalidate()
+	switch {
+	case !first:
+		return err
+	case h.keep.on && h.stay(ended.Held):
+		h.s.m.feed.retract()
+		h.turn.Unlock()
+	case h.posted:
+		h.post(ended)
+		return nil
+	default:
+		h.finished(ended, h.release())
 	}
-	return h.finish(h.release)
+	return h.released
 }
 
 // finish invalidates the handle and then has it ended, once, by end. Whoever comes
@@ -244,6 +258,7 @@ func (h *Hold) invalidate() (ended Event, first bool, err error) {
 	h.turn.Lock()
 	h.end(ErrReleased)
 	ended = h.ending(EventReleased)
+	h.left = ended.Time
 	h.s.m.feed.announce()
 	h.mu.Unlock()
 	return ended, true, nil
@@ -313,7 +328,7 @@ func releaseOp(h *Hold) record.Op {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.since.IsZero() { // else nobody ever had it
-		op.Hold, op.Token = time.Since(h.since), h.entry.Token
+		op.Hold, op.Token = h.lasted(), h.entry.Token
 	}
 	return op
 }
@@ -430,20 +445,4 @@ func lossReason(err error) error {
 		return ErrClosed
 	}
 	return ErrExpired
-}
-
-// translate gives an error of the engine, or of the layers under it, this
-// package's name.
-func translate(err error) error {
-	switch {
-	case errors.Is(err, kv.ErrUnavailable):
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
-	case errors.Is(err, engine.ErrClosed):
-		return fmt.Errorf("%w: %w", ErrClosed, err)
-	case errors.Is(err, record.ErrNewerSchema), errors.Is(err, kv.ErrNewerSchema):
-		return fmt.Errorf("%w: %w", ErrNewerSchema, err)
-	case errors.Is(err, record.ErrMalformed):
-		return fmt.Errorf("%w: %w", ErrMalformedRecord, err)
-	}
-	return err
 }

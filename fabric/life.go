@@ -8,6 +8,10 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 // over returns nil while the manager works, and then why it does not any more.
@@ -131,6 +135,25 @@ func do[H interface {
 	defer done()
 	return fn(ctx, h)
 }
+
+// translate gives an error of the engine, or of the layers under it, this
+// package's name.
+func translate(err error) error {
+	switch {
+	case errors.Is(err, kv.ErrUnavailable):
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	case errors.Is(err, engine.ErrClosed):
+		return fmt.Errorf("%w: %w", ErrClosed, err)
+	case errors.Is(err, record.ErrNewerSchema), errors.Is(err, kv.ErrNewerSchema):
+		return fmt.Errorf("%w: %w", ErrNewerSchema, err)
+	case errors.Is(err, record.ErrMalformed):
+		return fmt.Errorf("%w: %w", ErrMalformedRecord, err)
+	}
+	return err
+}
+
+// failFastLimit is how long to wait for a lease where the acquire is to fail fast.
+func (a *attempt) failFastLimit() time.Duration { return max(failFastTimeout, 4*a.m.rtt.Timeout()) }
 
 // explain gives an error of a call its final form. ctx is the caller's own. What
 // came of the end of the manager has that as its reason.

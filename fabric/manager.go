@@ -37,6 +37,7 @@ type Manager struct {
 	owners                         owners        // units of work by owner
 	serving                        atomic.Uint64 // term in which this process is the fabric's coalescer, 0 = it is not
 	pins, pinJoins, pinRevocations atomic.Uint64
+	keptJoins                      atomic.Uint64
 
 	seen atomic.Uint64 // highest revision of the locks bucket in sessions that have ended
 

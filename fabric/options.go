@@ -74,8 +74,10 @@ type config struct {
 	logger   *slog.Logger
 	hook     func(Event) // nil = nobody wants to know
 	failFast bool
-	posted   bool          // releases
-	lazy     bool          // make no lease before it is needed
+	posted   bool // releases
+	lazy     bool // make no lease before it is needed
+	keep     keep // of kept locks
+	maxKept  int
 	linger   time.Duration // of intents that paths share; 0 = none are shared
 	sweep    time.Duration // between two sweeps; 0 = none
 	road     Road
@@ -127,10 +129,11 @@ type request struct {
 	holding    []*Hold
 	stamp      *Stamp // of WithStamp
 	ownIntents bool
+	keep       keep
 }
 
 func (c *config) newRequest(opts []AcquireOption) (request, error) {
-	r := request{timing: c.timing, mode: Exclusive, failFast: c.failFast, posted: c.posted}
+	r := request{timing: c.timing, mode: Exclusive, failFast: c.failFast, keep: c.keep, posted: c.posted}
 	if len(opts) == 0 {
 		return r, r.timing.validate()
 	}

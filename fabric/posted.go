@@ -33,11 +33,7 @@ func (PostedRelease) applyAcquire(r *request) error { r.posted = true; return ni
 func WithPostedRelease() PostedRelease { return PostedRelease{} }
 
 // post sends the release and returns: see WithPostedRelease.
-func (h *Hold) post() error {
-	ended, first, err := h.invalidate()
-	if !first {
-		return err
-	}
+func (h *Hold) post(ended Event) {
 	q := &engine.Request{Key: h.enc, Op: releaseOp(h), AtLeast: h.revision()}
 	late := time.AfterFunc(releaseTimeout, func() { h.s.doer.Withdraw(q, context.DeadlineExceeded) }) // it goes on, as owed
 	q.Done = func(out engine.Outcome, err error) {
@@ -45,5 +41,4 @@ func (h *Hold) post() error {
 		h.finished(ended, h.releaseError(out, err))
 	}
 	h.s.doer.Submit(q)
-	return nil
 }

@@ -95,6 +95,7 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 		Evicted: s.evicted,
 		RTT:     &m.rtt,
 		Hints:   m.hints, Contended: s.contended,
+		MaxKept: m.cfg.maxKept, KeepWait: m.cfg.detectAfter,
 		Logger: m.cfg.logger,
 	})
 	if err := s.route(); err != nil {
@@ -236,6 +237,13 @@ func (s *session) noteSeen() {
 	defer cancel()
 	if s.buckets.NoteSeen(ctx, seen) == nil {
 		s.noted = seen
+	}
+}
+
+// watchLater has a hold watched if it lasts, unless the engine does because its entry may be kept. Called with mu held.
+func (s *session) watchLater(h *Hold, kept bool) {
+	if !kept {
+		s.fresh = append(s.fresh, freshHold{h, time.Now()})
 	}
 }
 

@@ -232,6 +232,7 @@ func (sl *slot) drop(l *Hold) {
 func (sl *slot) lost(err error) {
 	sl.s.over.Store(sl.id, struct{}{})
 	sl.s.local.Delete(sl.id)
+	sl.s.engine.LetGo(sl.id, true)
 	sl.endHolds(lossReason(err))
 	sl.s.mu.Lock()
 	if sl.s.slots[sl.timing] == sl {
@@ -253,6 +254,7 @@ func (sl *slot) whyLost() error {
 func (sl *slot) endHolds(reason error) {
 	for _, l := range sl.all() {
 		l.lose(reason)
+		sl.unkeep(l, reason)
 	}
 }
 
@@ -315,6 +317,9 @@ func (s *session) tend() {
 		}
 		sl.mu.Unlock()
 		sl.dropPins("", linger)
+		if stuck {
+			s.engine.LetGo(sl.id, false)
+		}
 		if over {
 			s.dispose(sl)
 		}

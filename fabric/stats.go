@@ -35,6 +35,7 @@ type Stats struct {
 	Pins                uint64 // shared intents on ancestors that were taken
 	PinJoins            uint64 // how often a path found one, and had nothing to write
 	PinRevocations      uint64 // how often one was given up because somebody waited for the ancestor
+	KeptJoins           uint64 // acquires that found their lock kept, and had nothing to write
 
 	HoldTime     time.Duration // how long this manager's holds last, smoothed; 0 = none was released yet
 	Waiting      int           // acquires and conversions that stand in a queue now
@@ -81,6 +82,7 @@ func (m *Manager) Stats() Stats {
 	st.Turns = roads.Turns
 	st.CoalescerTerm, st.Held, st.Serving = roads.Term, roads.Held, m.serving.Load()
 	st.Pins, st.PinJoins, st.PinRevocations = m.pins.Load(), m.pinJoins.Load(), m.pinRevocations.Load()
+	st.KeptJoins = m.keptJoins.Load()
 	st.HoldTime, st.Waiting, st.ExpectedWait = e.HoldTime, e.Waiting, e.ExpectedWait
 	st.OptimisticReads, st.OptimisticHits, st.OptimisticFallbacks = m.optimism.reads.Load(), m.optimism.hits.Load(), m.optimism.fallbacks.Load()
 	st.UpdateTries, st.Updates, st.UpdateFallbacks = m.updates.tries.Load(), m.updates.done.Load(), m.updates.fallbacks.Load()

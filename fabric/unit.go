@@ -227,6 +227,7 @@ func (m member) Describe() deadlock.Unit {
 	for _, h := range m.all() {
 		if h.s == m.s && h.lock && !slices.Contains(d.Holds, h.entry.ID) {
 			d.Holds = append(d.Holds, h.entry.ID)
+			h.list()
 		}
 	}
 	return d

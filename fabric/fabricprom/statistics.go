@@ -38,6 +38,7 @@ var statistics = []statistic{
 	{longest, "coalescer_term", "Term of the coalescer in use; 0 = none.", func(s fabric.Stats) float64 { return float64(s.CoalescerTerm) }},
 	{longest, "serving_term", "Term in which the process is the coalescer; 0 = it is not.", func(s fabric.Stats) float64 { return float64(s.Serving) }},
 	{counter, "shared_intents_total", "Intents on ancestors taken for all paths below.", func(s fabric.Stats) float64 { return float64(s.Pins) }},
+	{counter, "kept_joins_total", "Acquires that found their lock kept by the process, without a message.", func(s fabric.Stats) float64 { return float64(s.KeptJoins) }},
 	{counter, "shared_intent_uses_total", "Uses of such an intent by a path, without a write.", func(s fabric.Stats) float64 { return float64(s.PinJoins) }},
 	{counter, "shared_intent_revocations_total", "Such intents given up because somebody waited.", func(s fabric.Stats) float64 { return float64(s.PinRevocations) }},
 	{counter, "request_timeouts_total", "Requests that were not answered in time.", func(s fabric.Stats) float64 { return float64(s.Timeouts) }},

@@ -55,8 +55,12 @@ type Config struct {
 	// newer record, or a request has to wait. It is called with locks held, often, and must return at once.
 	Contended func(key string)
 	// Hints, if it is not nil, tells other processes when they are let in.
-	Hints  Hints
-	Logger *slog.Logger
+	Hints Hints
+	// MaxKept is how many kept entries may be unused at a time, KeepWait how long requests wait for one in the
+	// process until they queue in the record.
+	MaxKept  int
+	KeepWait time.Duration
+	Logger   *slog.Logger
 }
 
 func (cfg Config) withDefaults() Config {
@@ -68,6 +72,12 @@ func (cfg Config) withDefaults() Config {
 	}
 	if cfg.Suspect == nil {
 		cfg.Suspect = func() {}
+	}
+	if cfg.KeepWait <= 0 {
+		cfg.KeepWait = time.Second
+	}
+	if cfg.MaxKept <= 0 {
+		cfg.MaxKept = DefaultMaxKept
 	}
 	if cfg.Contended == nil {
 		cfg.Contended = func(string) {}

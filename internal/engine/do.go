@@ -18,6 +18,7 @@ type Options struct {
 	AtLeast uint64 // as in Request
 	Held    bool   // likewise
 	Turns   bool   // likewise
+	Keeper  Keeper // likewise
 	// Queued is called once, from the goroutine that called Do and before Do
 	// returns, if the operation had to wait. No lock is held.
 	Queued func(record.Place)
@@ -63,7 +64,7 @@ func Do(ctx context.Context, d Doer, key string, op record.Op, opt Options) (Out
 	}
 	began := time.Now()
 	c := new(call)
-	c.Request = Request{Key: key, Op: op, AtLeast: opt.AtLeast, Held: opt.Held, Turns: opt.Turns, FailFast: opt.FailFast, Done: c.end}
+	c.Request = Request{Key: key, Op: op, AtLeast: opt.AtLeast, Held: opt.Held, Turns: opt.Turns, FailFast: opt.FailFast, Keeper: opt.Keeper, Done: c.end}
 	var placed chan record.Place
 	if opt.Queued != nil {
 		placed = make(chan record.Place, 1)

@@ -49,6 +49,7 @@ type bucket struct {
 	block        chan struct{} // writes wait for it, if set
 	arrived      chan struct{} // told of each write that arrives, if set
 	maxValue     int           // what a larger value is rejected for, if set
+	mute         bool          // watches tell nothing
 }
 
 func newBucket(t *testing.T) *bucket {
@@ -195,6 +196,9 @@ func (b *bucket) commit(e jskv.Entry, rev uint64) (uint64, error) {
 	e.Revision = b.seq
 	b.entries[e.Key] = e
 	for _, fn := range b.watches[e.Key] {
+		if b.mute {
+			break
+		}
 		go fn(e)
 	}
 	return e.Revision, nil

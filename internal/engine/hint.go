@@ -131,7 +131,7 @@ func (v *view) armLook(d time.Duration) {
 // adjustWatch opens the watch when somebody waits or watches a hold. It is
 // closed by sweep, later. Called with mu held.
 func (v *view) adjustWatch() {
-	if len(v.waiting)+len(v.holds) == 0 {
+	if !v.wanted() {
 		return
 	}
 	v.lastUse = time.Now()
@@ -145,7 +145,7 @@ func (v *view) adjustWatch() {
 		v.core.mu.Unlock()
 	}
 	if d := v.nextLook(); d > 0 && v.stopHurry == nil {
-		if v.armLook(d); len(v.holds) == 0 {
+		if v.armLook(d); len(v.holds) == 0 && !v.followed {
 			return
 		}
 	} else if len(v.waiting) > 0 && v.stopHurry == nil {
@@ -175,7 +175,7 @@ func (v *view) sweep() {
 	if len(v.waiting) == 0 {
 		v.dropHurry()
 	}
-	if len(v.waiting)+len(v.holds) == 0 && time.Since(v.lastUse) >= linger {
+	if !v.wanted() && time.Since(v.lastUse) >= linger {
 		v.dropWatch()
 	}
 }

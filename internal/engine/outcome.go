@@ -15,6 +15,9 @@ type Outcome struct {
 	// Existed is whether a release, cancel or removal found something to remove,
 	// now or in an earlier attempt whose outcome was not known.
 	Existed bool
+	// Kept is whether the entry may be kept: it is left with Engine.Leave. Uses counts the holds that it was.
+	Kept bool
+	Uses uint64
 }
 
 // outcome is that of an operation which does not wait in the record at rev.

@@ -44,7 +44,10 @@ type Request struct {
 	// Prove has the outcome read off a record that was committed after the request came, by a write
 	// that changes nothing if need be: whatever was sent for its id before, by anybody who
 	// sends no more of it, can't be committed any more.
-	Prove    bool
+	Prove bool
+	// Keeper, if it is not nil, is the lease of a plain exclusive request whose entry may be kept: it may be granted one
+	// that another request with the same Keeper has left.
+	Keeper   Keeper
 	FailFast bool // end with ErrUnavailable at the first sign that no leader answers
 	// Queued is called once, before Done, if the operation has to wait; nil if nobody wants to
 	// know. Done is called with the outcome. No lock is held in either. They must be quick, and
@@ -59,7 +62,7 @@ type Request struct {
 
 // progress is how far a request is. It is guarded by the mutex of the request's key.
 type progress struct {
-	asked          time.Time // when it was submitted, if it has patience for a time
+	asked          time.Time // when it was submitted, if it has patience for a time or a Keeper
 	fresh          bool      // the state was read after it was submitted
 	attempted      bool      // a write that contained it was sent
 	outcomeUnknown bool      // the outcome of such a write was unknown

@@ -30,6 +30,7 @@ type user interface {
 	watched
 	enqueue(r *Request) // an operation of the view's own: an eviction, or what takes a request back
 	settled()           // the state has changed
+	granted(r *Request, out *Outcome)
 }
 
 // view is the newest committed state of one key that this process knows of, and who wants to
@@ -60,6 +61,9 @@ type view struct {
 	lastUse   time.Time
 	absence   bool // a second look at an absent key is under way
 	proofs    proofs
+
+	followed  bool      // an entry of this process is kept
+	confirmed time.Time // when what is known was the newest for sure
 
 	listed    bool          // among the core's watched
 	turn      string        // who held at the last look, or when this process began to wait
@@ -108,6 +112,7 @@ func (v *view) absorb(entry jskv.Entry) error {
 		return nil
 	}
 	if entry.Revision == v.rev && v.known {
+		v.confirmed = time.Now()
 		return nil
 	}
 	if entry.Revision < v.newestRev {
@@ -123,7 +128,7 @@ func (v *view) absorb(entry jskv.Entry) error {
 		}
 		rec.Resolve(entry.Revision)
 	}
-	v.size = len(entry.Value)
+	v.size, v.confirmed = len(entry.Value), time.Now()
 	if v.learn(rec, entry.Revision) {
 		v.settle()
 	}
@@ -163,7 +168,7 @@ func (v *view) see(entry jskv.Entry) {
 // noticeAbsence looks a second time at a key that was seen absent while somebody holds or waits on it: one read may
 // be that of a deposed leader. Called with mu held.
 func (v *view) noticeAbsence() {
-	if v.absence || len(v.waiting)+len(v.holds) == 0 {
+	if v.absence || !v.wanted() {
 		return
 	}
 	v.absence = v.core.goIfOpen(func() {
@@ -270,6 +275,9 @@ func (v *view) stands(r *Request, st record.State, rec *record.Record, rev uint6
 	}
 	v.turn, v.stalled, v.looked = rec.Turn(), false, false
 	out, err := outcome(st, rec, rev)
+	if err == nil {
+		v.user.granted(r, &out)
+	}
 	v.end(r, out, err)
 	// The entry of one who was refused may still stand, and blocks nobody; it is taken away.
 	if undo, ok := r.Op.Undo(); ok && st.Standing == record.Refused && rec.Has(r.Op.ID) {
@@ -403,9 +411,12 @@ func (v *view) carryOut(r *Request) {
 	v.user.enqueue(r)
 }
 
+// wanted reports whether the process has to learn of changes. Called with mu held.
+func (v *view) wanted() bool { return len(v.waiting)+len(v.holds) > 0 || v.followed }
+
 // idle reports whether nobody wants anything of the view. Called with mu held.
 func (v *view) idle() bool {
-	return len(v.waiting)+len(v.holds) == 0 && v.stopWatch == nil && !v.absence && !v.looking && !v.proofs.running
+	return !v.wanted() && v.stopWatch == nil && !v.absence && !v.looking && !v.proofs.running
 }
 
 // close ends everything that waits with ErrClosed. Called with mu held.

@@ -20,7 +20,7 @@ const (
 
 // window is how many may stand in the record: one where it is three quarters full. Called with mu held.
 func (w *writer) window() int {
-	if w.core.limits().Crowded(w.queue, w.size) {
+	if w.inOne() || w.core.limits().Crowded(w.queue, w.size) {
 		return 1
 	}
 	return windowSize
@@ -97,12 +97,12 @@ func (w *writer) tellBacklog() {
 // wantsRefill reports whether the record has so much room for those held back that it is worth a
 // write of their own. Else they join the next one. Called with mu held.
 func (w *writer) wantsRefill() bool {
-	return len(w.backlog) > 0 && (w.queuers == 0 || 2*w.room() >= w.window())
+	return len(w.backlog) > 0 && !w.keepsBack() && (w.queuers == 0 || 2*w.room() >= w.window())
 }
 
 // refill adds to the pending requests as many of those held back as there is room for. Called with mu held.
 func (w *writer) refill() {
-	if len(w.backlog) > 0 && (len(w.pending) > 0 || w.wantsRefill()) {
+	if len(w.backlog) > 0 && !w.keepsBack() && (len(w.pending) > 0 || w.wantsRefill()) {
 		w.admit(max(w.room(), 0))
 	}
 }
@@ -119,7 +119,7 @@ func (w *writer) admit(n int) {
 // fitWindow extends a step by more and more of those held back as long as all are granted, and
 // takes those out that would stand in the record beyond the window. Called with mu held.
 func (w *writer) fitWindow(s *step) {
-	if len(w.backlog) == 0 || len(s.batch) < len(w.pending) || w.queuers > 0 {
+	if len(w.backlog) == 0 || len(s.batch) < len(w.pending) || w.queuers > 0 || w.inOne() {
 		return
 	}
 	wait := func(r *Request) bool {

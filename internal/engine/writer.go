@@ -19,6 +19,7 @@ import (
 // A step is planned and concluded under the view's mutex, and sent without it.
 type writer struct {
 	view
+	keeping
 	forgotten bool       // the engine has another writer for the key, or none
 	running   bool       // a runner works here
 	pending   []*Request // those without an outcome that don't stand in the record, in order
@@ -68,6 +69,9 @@ func (w *writer) accept(r *Request) {
 	if r.Op.Verb == record.OpStopWaiting {
 		w.stopHeldBack(r.Op.ID)
 	}
+	if w.meets(r) {
+		return
+	}
 	if r.queues() && !w.admits() {
 		w.holdBack(r)
 	} else {
@@ -77,6 +81,7 @@ func (w *writer) accept(r *Request) {
 
 // enqueue makes r part of the next round. Called with mu held.
 func (w *writer) enqueue(r *Request) {
+	w.concerns(r)
 	w.pending = append(w.pending, r)
 	if r.queues() {
 		w.queueing++
@@ -125,12 +130,15 @@ func (w *writer) close() {
 		w.end(r, Outcome{}, ErrClosed)
 	}
 	w.pending, w.backlog = nil, nil
+	if w.kept != nil {
+		w.forget(w.kept)
+	}
 	w.view.close()
 }
 
 // idle reports whether the writer can be forgotten. Called with mu held.
 func (w *writer) idle() bool {
-	return !w.running && len(w.pending)+len(w.backlog) == 0 && w.view.idle()
+	return !w.running && len(w.pending)+len(w.backlog) == 0 && w.kept == nil && w.view.idle()
 }
 
 // run is the runner's work: step after step while something is pending.
@@ -185,6 +193,7 @@ func (w *writer) plan(s *step) bool {
 		if w.mustRead(s.batch) {
 			return true
 		}
+		w.foreseeKept(s.batch)
 		s.compose(w.rec, w.rev, w.core.limits())
 		w.fitWindow(s)
 		if s.unchanged {
@@ -284,6 +293,7 @@ func (w *writer) conclude(s *step) (pause time.Duration) {
 	}
 	w.size = len(s.value)
 	w.learn(s.next, s.newRev)
+	w.wrote(s.rev, s.newRev)
 	w.deliver(s, s.next, s.newRev)
 	w.trouble, w.refusals = backoff{}, refusals{}
 	return 0
@@ -392,13 +402,14 @@ func (w *writer) deliver(s *step, rec *record.Record, rev uint64) {
 	}
 	// A promotion in this very write may concern those that queued before, and the
 	// watch may have brought something newer already.
-	if len(w.waiting)+len(w.holds) > 0 {
+	if w.keeping.again = false; w.wanted() {
 		w.settle()
 	}
 }
 
 // settled is called when the state has changed. Called with mu held.
 func (w *writer) settled() {
+	w.keepUp()
 	w.tellBacklog()
 	if w.wantsRefill() {
 		w.start()

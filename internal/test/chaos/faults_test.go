@@ -68,21 +68,37 @@ func TestSoakMessagesLost(t *testing.T) {
 // while, and then everything arrives that was under way. What they lose the
 // others take over at the earliest moment at which that is safe, so a holder
 // that believes in its lock for too long is caught.
-func TestSoakClientsStall(t *testing.T) {
+func TestSoakClientsStall(t *testing.T) { clientsStall(t, 6, &chaos.Workload{Workers: 24, Keys: 12}) }
+
+// The same with locks that stay with their clients, which use a key several times as a rule until another one does.
+func TestSoakKept(t *testing.T) {
+	managers := clientsStall(t, 2, &chaos.Workload{Workers: 6, Keys: 12, LongOneIn: 32}, fabric.WithKeep(200*time.Millisecond))
+	var joins uint64
+	for _, m := range managers {
+		joins += m.Stats().KeptJoins
+	}
+	if joins == 0 {
+		t.Error("nothing was kept")
+	}
+	t.Logf("%d joins", joins)
+}
+
+func clientsStall(t *testing.T, n int, w *chaos.Workload, opts ...fabric.Option) []*fabric.Manager {
+	t.Helper()
 	t.Parallel()
 	const ttl = 400 * time.Millisecond
 	srv := startServer(t)
-	proxies := make([]*faultproxy.Proxy, 6)
+	proxies := make([]*faultproxy.Proxy, n)
 	for i := range proxies {
 		proxies[i] = faultproxy.New(t, srv.ClientURL())
 	}
-	managers := newManagers(t, len(proxies), func(i int) string { return proxies[i].URL() }, connOptions(), fabric.WithTTL(ttl))
-	s := begin(t, &chaos.Workload{Managers: managers, Workers: 24, Keys: 12, LongHold: 3 * ttl, LongOneIn: 1, Tolerance: chaos.Tolerance{
-		Lost: []error{fabric.ErrExpired, fabric.ErrTakenOver}, Unconfirmed: true,
-	}})
+	managers := newManagers(t, len(proxies), func(i int) string { return proxies[i].URL() }, connOptions(), append(opts, fabric.WithTTL(ttl))...)
+	w.Managers, w.LongHold, w.LongOneIn = managers, 3*ttl, max(w.LongOneIn, 1)
+	w.Tolerance = chaos.Tolerance{Lost: []error{fabric.ErrExpired, fabric.ErrTakenOver}, Unconfirmed: true}
+	s := begin(t, w)
 	var wg sync.WaitGroup
 	deadline := time.Now().Add(lasts(2500 * time.Millisecond))
-	for _, p := range proxies[:3] {
+	for _, p := range proxies[:n/2] {
 		p.SetDelay(15*time.Millisecond, 15*time.Millisecond)
 		wg.Go(func() {
 			for time.Now().Before(deadline) {
@@ -98,6 +114,7 @@ func TestSoakClientsStall(t *testing.T) {
 		stall(s, proxies[0], 2*ttl)
 	}
 	s.finish()
+	return managers
 }
 
 func stall(s *scenario, p *faultproxy.Proxy, d time.Duration) {

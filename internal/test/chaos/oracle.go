@@ -14,6 +14,7 @@ type Hold interface {
 	ID() string
 	Mode() fabric.Mode
 	Token() uint64
+	Grant() (token, use uint64)
 	Err() error
 }
 
@@ -44,6 +45,7 @@ type OracleStats struct {
 type heldKey struct {
 	holds     map[Hold]struct{}
 	exclusive uint64 // highest token
+	use       uint64 // of it, the highest
 	shared    uint64
 	by        string // lease of the last grant
 	tokens    map[uint64]fabric.Mode
@@ -51,14 +53,14 @@ type heldKey struct {
 
 // Mark is the highest tokens that were shown before an acquire was called. What
 // it is granted is newer.
-type Mark struct{ exclusive, shared uint64 }
+type Mark struct{ exclusive, use, shared uint64 }
 
 // Mark returns the mark of a key.
 func (o *Oracle) Mark(key string) Mark {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if k := o.keys[key]; k != nil {
-		return Mark{exclusive: k.exclusive, shared: k.shared}
+		return Mark{exclusive: k.exclusive, use: k.use, shared: k.shared}
 	}
 	return Mark{}
 }
@@ -94,7 +96,7 @@ func (o *Oracle) Granted(h Hold, before Mark) bool {
 		}
 	}
 	if !o.TokensOnly {
-		before = Mark{exclusive: k.exclusive, shared: k.shared} // nobody else holds
+		before = Mark{exclusive: k.exclusive, use: k.use, shared: k.shared} // nobody else holds
 	}
 	o.checkToken(k, h, before)
 	if len(k.holds) > 0 {
@@ -109,20 +111,27 @@ func (o *Oracle) Granted(h Hold, before Mark) bool {
 }
 
 func (o *Oracle) checkToken(k *heldKey, h Hold, before Mark) {
-	token, exclusive := h.Token(), h.Mode() == fabric.Exclusive
+	token, use := h.Grant()
+	exclusive := h.Mode() == fabric.Exclusive
+	again := exclusive && token == before.exclusive && use > before.use // of a lock that is kept
 	if exclusive {
 		o.stats.Exclusive++
 		before.exclusive = max(before.exclusive, before.shared)
-		k.exclusive = max(k.exclusive, token)
+		if token > k.exclusive {
+			k.exclusive, k.use = token, 0
+		}
+		if token == k.exclusive {
+			k.use = max(k.use, use)
+		}
 	} else {
 		o.stats.Shared++
 		k.shared = max(k.shared, token)
 	}
-	if token <= before.exclusive {
+	if token <= before.exclusive && !again {
 		o.violated("%s token %d of %q is not above %d", h.Mode(), token, h.Key(), before.exclusive)
 	}
 	// Shared ones may share a token, and nobody else.
-	if other, used := k.tokens[token]; used && (exclusive || other == fabric.Exclusive) {
+	if other, used := k.tokens[token]; used && !again && (exclusive || other == fabric.Exclusive) {
 		o.violated("%s token %d of %q was given out before", h.Mode(), token, h.Key())
 	}
 	k.tokens[token] = h.Mode()

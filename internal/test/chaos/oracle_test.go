@@ -2,6 +2,7 @@ package chaos_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/lockfabric/lockfabric/fabric"
@@ -20,6 +21,11 @@ func (h *fakeHold) ID() string        { return h.id }
 func (h *fakeHold) Mode() fabric.Mode { return h.mode }
 func (h *fakeHold) Token() uint64     { return h.token }
 func (h *fakeHold) Err() error        { return h.err }
+
+// Grant has a use for each + in the id.
+func (h *fakeHold) Grant() (token, use uint64) {
+	return h.token, 1 + uint64(strings.Count(h.id, "+"))
+}
 
 func TestOracle(t *testing.T) {
 	lost := errors.New("lost")
@@ -41,6 +47,8 @@ func TestOracle(t *testing.T) {
 		{"the first is lost", []step{{fakeHold{"a.1", x, 5, lost}, false}, {fakeHold{"b.1", x, 6, nil}, false}}, 0},
 		{"the second was lost before it was shown", []step{{fakeHold{"a.1", x, 5, nil}, false}, {fakeHold{"b.1", x, 4, lost}, false}}, 0},
 		{"token repeated", []step{{fakeHold{"a.1", x, 5, nil}, true}, {fakeHold{"b.1", x, 5, nil}, true}}, 2},
+		{"token repeated by the next use", []step{{fakeHold{"a.1", x, 5, nil}, true}, {fakeHold{"a.1+", x, 5, nil}, true}, {fakeHold{"a.1++", x, 5, nil}, true}}, 0},
+		{"use repeated", []step{{fakeHold{"a.1+", x, 5, nil}, true}, {fakeHold{"a.1+", x, 5, nil}, true}}, 2},
 		{"token of a writer shared", []step{{fakeHold{"a.1", s, 5, nil}, true}, {fakeHold{"b.1", x, 5, nil}, true}}, 2},
 		{"token of a reader passed", []step{{fakeHold{"a.1", s, 5, nil}, true}, {fakeHold{"b.1", x, 4, nil}, true}}, 1},
 		{"reader below a writer", []step{{fakeHold{"a.1", x, 5, nil}, true}, {fakeHold{"b.1", s, 4, nil}, true}}, 1},

@@ -110,7 +110,7 @@ func (w *Workload) AwaitFree(ctx context.Context, m *fabric.Manager) error {
 // free acquires and releases a lock.
 func free(ctx context.Context, m *fabric.Manager, name string) error {
 	for {
-		l, err := m.Acquire(ctx, name)
+		l, err := m.Acquire(ctx, name, fabric.WithOwner("check")) // which is not kept
 		if err != nil {
 			return fmt.Errorf("chaos: lock %q is not free: %w: %s", name, err, parties(m, name))
 		}

@@ -1,0 +1,381 @@
+package engine
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// What an entry's metadata says of one that its process may keep, so that others know whom to ask for it.
+const (
+	IntentKey  = "intent"
+	KeptIntent = "kept"
+)
+
+var keptMeta = map[string]string{IntentKey: KeptIntent}
+
+const (
+	// confirmedFor is how long what is known of a record is good enough to pass an entry on.
+	confirmedFor = time.Second
+	// mostNeeded bounds how many acquires in a row have to meet nobody else before an entry is kept.
+	mostNeeded = 1024
+	// worthIt is after how many joins an entry that is called back was worth keeping.
+	worthIt = 10
+)
+
+// DefaultMaxKept is how many kept entries may be unused at a time.
+const DefaultMaxKept = 1024
+
+// Keeper is the lease that kept entries stand under, with what belongs to it.
+type Keeper interface {
+	// Keeps reports whether entries may be kept, and taken over, now: the lease is valid by its holder's own
+	// clock and takes new acquires. It is called with locks held.
+	Keeps() bool
+	// Ended says that an entry is kept no more: nobody used it, and it was let go; or it was found revoked
+	// or removed, for err. No lock is held.
+	Ended(key, id string, used bool, err error)
+}
+
+// kept is a holder entry of this process that stays in the record when its hold is released. The next request
+// with the same Keeper joins it: it takes the entry over in memory. All is guarded by the key's mutex.
+//
+//	open, used <-> open, idle -> gone
+//	   |              |            ^
+//	   +--> draining -+------------+
+//
+// It is open while nobody else wants the key. Who uses a draining one releases it.
+type kept struct {
+	w        *writer
+	entry    *record.Entry
+	lease    string
+	keeper   Keeper
+	marked   bool // its entry says that it may be kept; else it is only in the way of those who come
+	open     bool
+	used     bool
+	uses     uint64        // holds that it was, the present one included
+	hold     time.Duration // how long the last use lasted
+	linger   time.Duration // how long it may stay unused, as its last user said
+	idle     atomic.Int64  // since when nobody uses it, in nanoseconds; 0: somebody does
+	checking bool          // a read is under way that confirms what is known
+	timer    *time.Timer
+	due      time.Time // of timer; zero: it does not run
+}
+
+// keeping is what the writer of a key knows about keeping it.
+type keeping struct {
+	kept  *kept
+	lease string // of those who would keep it
+	on    bool   // all who wait here, held back, would keep it
+	ours  mark   // the revision of the last write, if it was ours and left nobody else in the record
+	again bool   // the write that is being concluded is based on such a one
+	row   int    // grants in a row that met nobody else
+	need  int    // how many it takes until an entry is kept; 0 = 1
+}
+
+// keeps is what all kept entries of an engine share.
+type keeps struct {
+	idle atomic.Int64
+	mu   sync.Mutex
+	all  map[*kept]struct{}
+}
+
+// Join has the caller take a kept entry over, if there is one under this lease that nobody uses and that may be
+// passed on now. n counts its uses.
+func (e *Engine) Join(key, lease string) (entry *record.Entry, rev, n uint64, ok bool) {
+	w := e.find(key)
+	if w == nil {
+		return entry, 0, 0, false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	k := w.kept
+	if k == nil || k.used || len(w.backlog) > 0 || k.lease != lease {
+		return entry, 0, 0, false
+	}
+	if may, _ := w.mayPass(k); !may {
+		return entry, 0, 0, false
+	}
+	k.use()
+	return k.entry, w.rev, k.uses, true
+}
+
+// Leave ends the use of an entry, and reports whether it stays: kept for linger, or with another one of this
+// process. If not the caller releases it.
+func (e *Engine) Leave(key, id string, hold, linger time.Duration) bool {
+	w := e.find(key)
+	if w == nil {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	k := w.kept
+	if k == nil || k.entry.ID != id || !k.used || !k.marked || linger <= 0 && len(w.backlog) == 0 {
+		return false
+	}
+	may, sure := w.mayPass(k)
+	if sure {
+		return false
+	}
+	k.used, k.hold, k.linger = false, hold, linger
+	k.idle.Store(time.Now().UnixNano())
+	w.core.keeps.idle.Add(1)
+	if w.keepUp(); !may && w.kept == k {
+		w.check(k)
+	}
+	if w.kept == k && !k.used {
+		w.arm(k, linger)
+		w.core.bound(w)
+	}
+	return true
+}
+
+// Kept reports whether an entry is one that this process uses and may keep.
+func (e *Engine) Kept(key, id string) bool {
+	w := e.find(key)
+	if w == nil {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.kept != nil && w.kept.used && w.kept.entry.ID == id
+}
+
+// LetGo ends the keeping of all entries under a lease. Those that nobody uses are released, unless they are
+// void: then their lease has ended.
+func (e *Engine) LetGo(lease string, void bool) {
+	for _, k := range e.keeps.under(lease) {
+		k.w.mu.Lock()
+		switch {
+		case k.w.kept != k:
+		case void:
+			k.w.forget(k)
+			k.w.start()
+		default:
+			k.w.letGo(false)
+		}
+		k.w.mu.Unlock()
+	}
+}
+
+func (e *Engine) find(key string) *writer {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.writers[key]
+}
+
+func (s *keeps) under(lease string) (all []*kept) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k := range s.all {
+		if k.lease == lease {
+			all = append(all, k)
+		}
+	}
+	return all
+}
+
+// mayPass reports whether the entry may be passed on at this instant. If not, sure says that no read would
+// change that. Called with mu held.
+func (w *writer) mayPass(k *kept) (may, sure bool) {
+	switch {
+	case !k.open || !k.keeper.Keeps():
+		return false, true
+	case !w.trusted():
+		return false, false
+	}
+	e, ok := w.holdsKept(k)
+	if !ok || e.Token != k.entry.Token || e.Revoked || e.Convert.ID != "" || w.rec.Awaited() {
+		return false, true
+	}
+	return time.Since(w.confirmed) < confirmedFor, false
+}
+
+// holdsKept is what the record has of the entry, among those who hold. Called with mu held.
+func (w *writer) holdsKept(k *kept) (record.Entry, bool) {
+	if w.rec == nil {
+		return record.Entry{}, false
+	}
+	return w.rec.Holder(k.entry.ID)
+}
+
+// foreign reports whether others than those who would keep the key stand in the record. Called with mu held.
+func (w *writer) foreign() bool { return w.rec.HasOthers(w.keeping.lease) }
+
+// inOne reports whether those who would keep the key wait here while one of them stands in the record, since
+// nobody else does. Called with mu held.
+func (w *writer) inOne() bool { return w.keeping.on && !w.foreign() }
+
+// keepsBack reports whether all who come wait here, behind who uses a kept entry. Called with mu held.
+func (w *writer) keepsBack() bool { return w.kept != nil && w.kept.open }
+
+// meets takes a request in as far as keeping is concerned, and reports whether it waits here for a kept entry.
+// Called with mu held.
+func (w *writer) meets(r *Request) (waits bool) {
+	k := w.kept
+	if r.Keeper == nil {
+		if r.Op.Verb == record.OpAcquire || r.Op.Verb == record.OpTry {
+			w.letGo(false)
+		}
+		if r.queues() {
+			w.keeping.on = false
+		}
+		return false
+	}
+	r.asked = time.Now()
+	if len(w.backlog) > 0 && w.keeping.lease != r.Op.Lease {
+		w.keeping.on = false
+	} else if len(w.backlog) == 0 {
+		w.keeping.on, w.keeping.lease = true, r.Op.Lease
+	}
+	switch {
+	case k == nil || !k.open:
+		return false
+	case k.lease != r.Op.Lease:
+		w.letGo(false)
+		return false
+	case r.Op.Verb == record.OpTry && (k.used || len(w.backlog) > 0), len(w.backlog) >= maxBacklog:
+		return false // the record refuses it
+	}
+	r.heldBack = true
+	w.backlog = append(w.backlog, r)
+	if w.keepUp(); !r.over && w.keepsBack() {
+		w.arm(k, w.core.cfg.KeepWait)
+	}
+	return true
+}
+
+// concerns takes note of an operation on the kept entry itself. Called with mu held.
+func (w *writer) concerns(r *Request) {
+	switch k := w.kept; {
+	case k == nil:
+	case r.Op.ID == k.entry.ID && r.Op.Verb == record.OpRelease:
+		w.forget(k)
+	case r.Op.ID == k.entry.ID, r.Op.Holder == k.entry.ID:
+		w.letGo(false) // it is released by who asked for that
+	}
+}
+
+func (k *kept) use() {
+	k.used = true
+	k.uses++
+	k.idle.Store(0)
+	k.w.core.keeps.idle.Add(-1)
+}
+
+// forget ends the keeping of an entry that is no more, or is on its way out. Called with mu held.
+func (w *writer) forget(k *kept) {
+	w.kept, w.followed = nil, false
+	if k.timer != nil {
+		k.timer.Stop()
+	}
+	s := &w.core.keeps
+	if !k.used {
+		s.idle.Add(-1)
+	}
+	s.mu.Lock()
+	delete(s.all, k)
+	s.mu.Unlock()
+}
+
+// keepUp looks what is to become of a kept entry: it goes to the first who waits for it here, if it may be
+// passed on, and drains if others want it. Called with mu held.
+func (w *writer) keepUp() {
+	k := w.kept
+	if k == nil {
+		return
+	}
+	if err := w.taken(k); err != nil {
+		w.forget(k)
+		w.tellEnd(k, err)
+		w.start()
+		return
+	}
+	may, sure := w.mayPass(k)
+	switch {
+	case sure:
+		w.letGo(false)
+	case k.used || len(w.backlog) == 0:
+	case !may:
+		w.check(k)
+	default:
+		r := w.backlog[0]
+		w.backlog[0] = nil
+		w.backlog = w.backlog[1:]
+		k.use()
+		w.end(r, Outcome{Entry: k.entry, Revision: w.rev, Record: w.rec, Existed: true, Kept: true, Uses: k.uses}, nil)
+		if len(w.backlog) > 0 {
+			w.arm(k, w.core.cfg.KeepWait)
+		}
+	}
+}
+
+// taken returns why the entry does not count any more, as far as the record says. Called with mu held.
+func (w *writer) taken(k *kept) error {
+	if !w.trusted() {
+		return nil
+	}
+	switch e, ok := w.holdsKept(k); {
+	case !ok || k.open && e.Token != k.entry.Token:
+		return ErrRemoved
+	case e.Revoked:
+		return ErrRevoked
+	}
+	return nil
+}
+
+// letGo has nobody join the entry any more, and releases it if nobody uses it. calledBack says that others
+// have asked for it. Called with mu held.
+func (w *writer) letGo(calledBack bool) {
+	k := w.kept
+	if k == nil {
+		return
+	}
+	if k.open {
+		k.open, w.keeping.on = false, false
+		if k.marked && (calledBack || w.foreign()) {
+			w.keeping.calledBack(k.uses - 1)
+		}
+		w.start()
+	}
+	if k.used || w.closed {
+		return
+	}
+	w.forget(k)
+	w.tellEnd(k, nil)
+	w.carryOut(&Request{Key: w.key, Op: record.Op{Verb: record.OpRelease, ID: k.entry.ID, Lease: k.lease, Hold: k.hold, Token: k.entry.Token}})
+}
+
+func (w *writer) tellEnd(k *kept, err error) {
+	key, used := w.key, k.used
+	w.mu.then(func() { k.keeper.Ended(key, k.entry.ID, used, err) })
+}
+
+// check reads the record for all who ask whether the entry may be passed on. Called with mu held.
+func (w *writer) check(k *kept) {
+	if k.checking {
+		return
+	}
+	k.checking = w.core.goIfOpen(func() {
+		sent := time.Now()
+		entry, err := w.core.read(w.core.ctx, w.key, &w.silent, true)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		k.checking = false
+		if w.kept != k {
+			return
+		}
+		if err == nil {
+			err = w.absorb(entry)
+		}
+		switch {
+		case w.kept != k:
+		case err != nil || !w.trusted():
+			w.letGo(false)
+		default:
+			w.confirmed = sent
+			w.keepUp()
+		}
+	})
+}

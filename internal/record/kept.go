@@ -1,0 +1,21 @@
+package record
+
+import "strings"
+
+// Awaited reports whether anybody waits in the record, which may be nil.
+func (r *Record) Awaited() bool { return r != nil && len(r.Waiters) > 0 }
+
+// HasOthers reports whether entries of other leases stand in the record, which may be nil.
+func (r *Record) HasOthers(lease string) bool {
+	if r == nil {
+		return false
+	}
+	for _, list := range [][]Entry{r.Holders, r.Waiters} {
+		for i := range list {
+			if id := list[i].ID; len(id) <= len(lease) || id[len(lease)] != '.' || !strings.HasPrefix(id, lease) {
+				return true
+			}
+		}
+	}
+	return false
+}
