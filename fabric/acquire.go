@@ -289,8 +289,7 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 	}
 	h := &Hold{
 		s: s, slot: sl, key: a.key, enc: a.enc, entry: *out.Entry, rev: out.Revision, failFast: a.req.failFast,
-		set: a.set, lock: op.Kind == record.KindLock, unit: a.unit, keep: a.req.keep, uses: out.Uses,
-		posted: a.req.posted && (op.Kind == record.KindLock || op.Kind == record.KindSemaphore),
+		set: a.set, lock: op.Kind == record.KindLock, unit: a.unit, keep: a.req.keep, uses: out.Uses, posted: a.req.postsReleaseOf(op.Kind),
 	}
 	if a.set == nil { // else once, when all members are granted
 		if err := a.begin(ctx, h); err != nil {

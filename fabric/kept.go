@@ -101,7 +101,7 @@ func (m *Manager) join(ctx context.Context, key string, c *Claim, r *request) *H
 func (sl *slot) join(key, enc string, u *unit, r *request, out engine.Outcome) *Hold {
 	h := &Hold{
 		s: sl.s, slot: sl, key: key, enc: enc, entry: *out.Entry, rev: out.Revision, failFast: r.failFast,
-		lock: true, unit: u, keep: r.keep, uses: out.Uses, since: time.Now(),
+		lock: true, unit: u, keep: r.keep, uses: out.Uses, posted: r.posted, since: time.Now(),
 	}
 	sl.hold(h)
 	u.add(h)

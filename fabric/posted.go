@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/record"
 )
 
 // PostedRelease makes Release return before it is confirmed. As an Option it is the default of every
@@ -13,6 +14,10 @@ type PostedRelease struct{}
 
 func (PostedRelease) applyManager(c *config) error  { c.posted = true; return nil }
 func (PostedRelease) applyAcquire(r *request) error { r.posted = true; return nil }
+
+func (r *request) postsReleaseOf(k record.Kind) bool {
+	return r.posted && (k == record.KindLock || k == record.KindSemaphore)
+}
 
 // WithPostedRelease returns a PostedRelease: Release of a lock, or of permits of a semaphore, returns nil as soon as
 // the release is on its way and this process goes on with it by itself. It saves the caller a round trip, and
