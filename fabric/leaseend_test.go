@@ -62,12 +62,13 @@ func TestEveryEndOfALeaseLetsWaitersThrough(t *testing.T) {
 }
 
 func (end *leaseEnd) run(t *testing.T, s *site, holder *fabric.Manager, waiters []*fabric.Manager, limit time.Duration) {
+	const patient = 20 * time.Second // outlasts the set-up of all pairs on a busy machine
 	timings := [][]fabric.AcquireOption{
 		nil, // the waiter's manager's own
 		end.timing,
-		{fabric.WithTTL(3 * time.Second)},
-		{fabric.WithTTL(3 * time.Second), fabric.WithAutoRenew(false)},
-		{fabric.WithTTL(3 * time.Second), fabric.WithMaxRenewals(2)},
+		{fabric.WithTTL(patient)},
+		{fabric.WithTTL(patient), fabric.WithAutoRenew(false)},
+		{fabric.WithTTL(patient), fabric.WithMaxRenewals(2)},
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
