@@ -14,8 +14,8 @@
 //
 // A unit is a victim only of a circle that stood at one instant: a second look has found the same entries, and
 // conditional writes have proved that no record changed between it and them. Where records never hold still,
-// three probes whose looks agree are enough. Only a unit that waits is ever a victim, and only its own process
-// aborts it: a grant that comes first stays.
+// three probes whose looks agree are enough. If circles overlap, the victim of another one may have freed it since.
+// Only a unit that waits is ever a victim, and only its own process aborts it: a grant that comes first stays.
 //
 // All who see a circle pick the same victim, since they order by what is committed: the fewest deaths, then the
 // youngest wait.

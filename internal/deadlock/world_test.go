@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -22,14 +23,16 @@ type world struct {
 	rev     uint64
 	recs    map[string]seen
 	docs    map[string]stored
-	dead    map[string]bool     // leases
-	waiters map[string]*simWait // by id
-	procs   map[string]*simProc // by lease
-	entries map[string]*simUnit // whose entry this is, by id, also of conversions
-	letting map[string]bool     // entries that were let go and stand all the same
-	victims []*simUnit          // in order
-	latest  Cycle               // of the last victim
-	lag     time.Duration       // of reads, at most
+	dead    map[string]bool        // leases
+	waiters map[string]*simWait    // by id
+	procs   map[string]*simProc    // by lease
+	entries map[string]*simUnit    // whose entry this is, by id, also of conversions
+	letting map[string]bool        // entries that were let go and stand all the same
+	victims []*simUnit             // in order
+	latest  Cycle                  // of the last victim
+	freed   map[*simUnit]time.Time // those whose deadlock the abort of another has ended; nil: nobody asks
+	late    int                    // victims whose circle had ended so while they were being judged
+	lag     time.Duration          // of reads, at most
 	poked   map[string]int
 	writes  int // of documents
 
@@ -247,6 +250,29 @@ func (w *world) stuck(u *simUnit) bool {
 	return waits(u)
 }
 
+// judged holds a victim against the ground truth: it is stuck, or was when its circle was proved, and the victim of
+// another circle has been aborted since.
+func (w *world) judged(u *simUnit, c Cycle) {
+	switch at, freed := w.freed[u]; {
+	case w.stuck(u):
+	case freed && time.Since(at) < 500*time.Millisecond: // more than a second look and all proofs take here
+		w.late++
+	default:
+		w.t.Errorf("%s is a victim, and not in a deadlock: %s", u.name, c)
+	}
+}
+
+func (w *world) allStuck() map[*simUnit]bool {
+	all := map[*simUnit]bool{}
+	for _, u := range w.entries {
+		if _, known := all[u]; !known {
+			all[u] = w.stuck(u)
+		}
+	}
+	maps.DeleteFunc(all, func(_ *simUnit, stuck bool) bool { return !stuck })
+	return all
+}
+
 // The Place of a process.
 
 func (p *simProc) pause(ctx context.Context) {
@@ -352,10 +378,19 @@ func (p *simProc) Abort(_ context.Context, wt *Waiter, c Cycle) bool {
 	if _, waits := p.w.recs[wt.Key].rec.Waiting(wt.ID); !waits {
 		return false
 	}
-	if !p.w.unchecked && !p.w.stuck(u) {
-		p.w.t.Errorf("%s is a victim, and not in a deadlock: %s", u.name, c)
+	if !p.w.unchecked {
+		p.w.judged(u, c)
+	}
+	var stuck map[*simUnit]bool
+	if p.w.freed != nil {
+		stuck = p.w.allStuck()
 	}
 	p.w.apply(wt.Key, record.Op{Verb: record.OpStopWaiting, ID: wt.ID, Lease: wt.Lease})
+	for other := range stuck {
+		if !p.w.stuck(other) {
+			p.w.freed[other] = time.Now()
+		}
+	}
 	u.mu.Lock()
 	u.deaths++
 	u.mu.Unlock()
