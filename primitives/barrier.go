@@ -158,7 +158,9 @@ func (b *Barrier) Reset(ctx context.Context) error {
 }
 
 // State tells who waits and for which generation, and how the last ones ended. It is one read.
-func (b *Barrier) State(ctx context.Context) (fabric.Info, error) { return b.m.Read(ctx, b.name) }
+func (b *Barrier) State(ctx context.Context) (fabric.Info, error) {
+	return read(ctx, b.m, b.name, fabric.KindBarrier)
+}
 
 // Delete removes the barrier's record, after which it may have another number of parties. While somebody waits it is
 // [fabric.ErrHeld]. Without a record it is nil.
@@ -212,7 +214,9 @@ func (d *DoubleBarrier) Enter(ctx context.Context) (*Member, error) {
 }
 
 // State tells who is there, and whether they are inside. It is one read.
-func (d *DoubleBarrier) State(ctx context.Context) (fabric.Info, error) { return d.m.Read(ctx, d.name) }
+func (d *DoubleBarrier) State(ctx context.Context) (fabric.Info, error) {
+	return read(ctx, d.m, d.name, fabric.KindGate)
+}
 
 // Member is a membership: a single-use handle, see [fabric.Hold]. All members of one time have the same token, larger than
 // those of the times before. Release leaves without waiting for the others.

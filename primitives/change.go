@@ -68,6 +68,18 @@ func remove(ctx context.Context, m *fabric.Manager, name, kind string) error {
 	}
 }
 
-func kindMismatch(name string, info fabric.Info) error {
+// read reads what has the name, which nothing or something of the kind may.
+func read(ctx context.Context, m *fabric.Manager, name string, kind string) (fabric.Info, error) {
+	info, err := m.Read(ctx, name)
+	if err == nil {
+		err = rightKind(name, &info, kind)
+	}
+	return info, err
+}
+
+func rightKind(name string, info *fabric.Info, kind string) error {
+	if info.Kind == "" || info.Kind == kind {
+		return nil
+	}
 	return fmt.Errorf("%w: %q is a %s", fabric.ErrKindMismatch, name, info.Kind)
 }

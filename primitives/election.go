@@ -53,7 +53,7 @@ func (e *Election) Campaign(ctx context.Context, value []byte) (*Leadership, err
 // Leader returns who leads now, as the stream's leader has it. Errors: ErrNoLeader, and those of
 // [fabric.Manager.Inspect].
 func (e *Election) Leader(ctx context.Context) (Leader, error) {
-	info, err := e.m.Read(ctx, e.name)
+	info, err := read(ctx, e.m, e.name, fabric.KindLock)
 	if err != nil {
 		return Leader{}, err
 	}
@@ -67,7 +67,7 @@ func (e *Election) Leader(ctx context.Context) (Leader, error) {
 // Candidates returns those who wait to lead, the next one first, with Term 0. Errors are those of
 // [fabric.Manager.Inspect].
 func (e *Election) Candidates(ctx context.Context) ([]Leader, error) {
-	info, err := e.m.Read(ctx, e.name)
+	info, err := read(ctx, e.m, e.name, fabric.KindLock)
 	if err != nil {
 		return nil, err
 	}
@@ -81,12 +81,16 @@ func (e *Election) Candidates(ctx context.Context) ([]Leader, error) {
 // Observe tells who leads, first as it is now and then after each change of the leader or its value, until ctx ends
 // or the loop over it is left. Nobody is a Leader with Term 0. Changes that come faster than the loop takes them are
 // told together: a term can be missed, the last one never is, and no term is followed by an older one. It goes on
-// through failures; the last pair has an error unless the loop was left, as of [fabric.Manager.Watch].
+// through failures; the last pair has an error unless the loop was left, as of [fabric.Manager.Watch]. A leader that
+// has died is told as the leader until somebody stands for election, or a sweep has removed it.
 func (e *Election) Observe(ctx context.Context) iter.Seq2[Leader, error] {
 	return func(yield func(Leader, error) bool) {
 		var last Leader
 		newest, told := uint64(0), false
 		for info, err := range e.m.Watch(ctx, e.name) {
+			if err == nil {
+				err = rightKind(e.name, &info, fabric.KindLock)
+			}
 			if err != nil {
 				yield(Leader{}, err)
 				return

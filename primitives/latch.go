@@ -65,14 +65,12 @@ func (l *Latch) Wait(ctx context.Context) error {
 
 // Count returns how many counts are missing, 0 when the latch is open. It is one read.
 func (l *Latch) Count(ctx context.Context) (int, error) {
-	info, err := l.m.Read(ctx, l.name)
+	info, err := read(ctx, l.m, l.name, fabric.KindLatch)
 	switch {
 	case err != nil:
 		return 0, err
 	case info.Kind == "":
 		return l.count, nil
-	case info.Kind != fabric.KindLatch:
-		return 0, kindMismatch(l.name, info)
 	}
 	return info.Count, nil
 }

@@ -94,12 +94,10 @@ func (o *Once) run(ctx context.Context, h *fabric.Hold, life uint64, fn func(ctx
 
 // Result returns the result; done is false if there is none. It is one read.
 func (o *Once) Result(ctx context.Context) (result []byte, done bool, err error) {
-	info, err := o.m.Read(ctx, o.name)
+	info, err := read(ctx, o.m, o.name, fabric.KindOnce)
 	switch {
 	case err != nil || info.Kind == "":
 		return nil, false, err
-	case info.Kind != fabric.KindOnce:
-		return nil, false, kindMismatch(o.name, info)
 	}
 	return info.Bytes(), info.By != "", nil
 }

@@ -192,3 +192,47 @@ func TestEveryOperationBadlyCalled(t *testing.T) {
 		expectFree(t, m, key)
 	})
 }
+
+// What reads a name that is something else says so, and takes nobody for a leader.
+func TestReadsOfAnotherKind(t *testing.T) {
+	t.Parallel()
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		m, key := s.manager(t), s.key(t)
+		p, err := primitives.NewSemaphore(m, key, 2).Acquire(waitContext(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer release(t, p)
+		e := primitives.NewElection(m, key)
+		for what, err := range map[string]error{
+			"leader":               second(e.Leader(waitContext(t))),
+			"candidates":           second(e.Candidates(waitContext(t))),
+			"state of a barrier":   second(primitives.NewBarrier(m, key, 2).State(waitContext(t))),
+			"state of a gate":      second(primitives.NewDoubleBarrier(m, key, 2).State(waitContext(t))),
+			"count of a latch":     second(primitives.NewLatch(m, key, 2).Count(waitContext(t))),
+			"state of a semaphore": second(primitives.NewSemaphore(m, s.lockOf(t, m), 2).State(waitContext(t))),
+		} {
+			if !errors.Is(err, fabric.ErrKindMismatch) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		for l, err := range e.Observe(waitContext(t)) {
+			if !errors.Is(err, fabric.ErrKindMismatch) {
+				t.Errorf("observed %+v, %v", l, err)
+			}
+			break
+		}
+	})
+}
+
+// lockOf returns a name that a lock has.
+func (s *site) lockOf(t *testing.T, m *fabric.Manager) string {
+	t.Helper()
+	key := s.key(t)
+	l, err := m.Acquire(waitContext(t), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { release(t, l) })
+	return key
+}

@@ -78,7 +78,9 @@ func (s *Semaphore) Resize(ctx context.Context, n int) error {
 }
 
 // State tells the size, how many permits are out, who holds and who waits. It is one read.
-func (s *Semaphore) State(ctx context.Context) (fabric.Info, error) { return s.m.Read(ctx, s.name) }
+func (s *Semaphore) State(ctx context.Context) (fabric.Info, error) {
+	return read(ctx, s.m, s.name, fabric.KindSemaphore)
+}
 
 // Delete removes the semaphore's record, and the size that was set with Resize. While somebody holds or waits it
 // is [fabric.ErrHeld]. Without a record it is nil.

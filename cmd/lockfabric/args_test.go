@@ -114,6 +114,7 @@ func TestUsageErrors(t *testing.T) {
 		{[]string{"run", "k", "-E", "-1", "--", "true"}, "--conflict-exit-code: give a value, after a = if it begins with a dash: see 'lockfabric run --help'"},
 		{[]string{"run", "k", "--conflict-exit-code=-1", "--", "true"}, "run --conflict-exit-code=-1: give 0 to 255"},
 		{[]string{"run", "k", "-E", "x", "--", "true"}, `--conflict-exit-code: "x" is no whole number`},
+		{[]string{"elect", "k", "--value", strings.Repeat("x", 1025), "--", "true"}, "elect --value of 1025 bytes: use at most 1024"},
 		{[]string{"run", "k", "--meta", "=foo", "--", "true"}, `expected KEY=VALUE but got "=foo"`},
 		{[]string{"--server", "a", "--bogus", "ls"}, "unknown flag --bogus"},
 		{[]string{"--password", "-bogus", "ls"}, "give a value"},

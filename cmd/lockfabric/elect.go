@@ -25,6 +25,8 @@ type electCmd struct {
 	holding
 }
 
+const maxValue = 1024 // bytes of what a candidate says of itself
+
 func (e *electCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	e.Command = afterDashes(e.Command)
 	if err := e.validate(); err != nil {
@@ -45,6 +47,9 @@ func (e *electCmd) validate() error {
 				return usageError("elect --observe stands for nothing: leave out --%s", flag)
 			}
 		}
+	}
+	if e.Value != nil && len(*e.Value) > maxValue {
+		return usageError("elect --value of %d bytes: use at most %d", len(*e.Value), maxValue)
 	}
 	if !e.Observe || len(e.Command) > 0 {
 		if err := checkCommand("elect", e.Command); err != nil {
