@@ -95,8 +95,7 @@ func (o *Once) run(ctx context.Context, h *fabric.Hold, life uint64, fn func(ctx
 // Result returns the result; done is false if there is none. It is one read.
 func (o *Once) Result(ctx context.Context) (result []byte, done bool, err error) {
 	info, err := read(ctx, o.m, o.name, fabric.KindOnce)
-	switch {
-	case err != nil || info.Kind == "":
+	if err != nil || info.Kind == "" {
 		return nil, false, err
 	}
 	return info.Bytes(), info.By != "", nil
