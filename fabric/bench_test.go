@@ -245,17 +245,23 @@ func BenchmarkOwnKeys(b *testing.B) {
 		return lock.Release(b.Context())
 	}
 	floorPair := func(worker int) error { return floors[worker].pair(b.Context()) }
+	reportRatio(b, n, turn, floorPair, lockPair)
+}
+
+// reportRatio has n workers do turn calls of one, and then of other, again and again. "ratio" is the median over the turns
+// of the former's time divided by the latter's.
+func reportRatio(b *testing.B, n, turn int, one, other func(worker int) error) {
 	run := func(pair func(int) error) time.Duration {
 		start := time.Now()
 		contend(b, n, turn, pair)
 		return time.Since(start)
 	}
-	run(floorPair)
-	run(lockPair)
+	run(one)
+	run(other)
 	b.ResetTimer()
 	var ratios []float64
 	for range max(b.N/turn, 1) {
-		ratios = append(ratios, float64(run(floorPair))/float64(run(lockPair)))
+		ratios = append(ratios, float64(run(one))/float64(run(other)))
 	}
 	slices.Sort(ratios)
 	b.ReportMetric(ratios[len(ratios)/2], "ratio")

@@ -48,25 +48,12 @@ func BenchmarkOneBucket(b *testing.B) {
 		}
 		return s.Release(b.Context())
 	}
-	run := func(pair func(int) error) time.Duration {
-		start := time.Now()
-		contend(b, n, turn, pair)
-		return time.Since(start)
-	}
 	for i := range n { // each has its intents
 		if err := errors.Join(plain(i), path(i)); err != nil {
 			b.Fatal(err)
 		}
 	}
-	run(plain)
-	run(path)
-	b.ResetTimer()
-	var ratios []float64
-	for range max(b.N/turn, 1) {
-		ratios = append(ratios, float64(run(plain))/float64(run(path)))
-	}
-	slices.Sort(ratios)
-	b.ReportMetric(ratios[len(ratios)/2], "ratio")
+	reportRatio(b, n, turn, plain, path)
 }
 
 // BenchmarkAtomicBatch compares compare-and-set writes of k keys that are sent one after the other without
