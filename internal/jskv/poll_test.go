@@ -30,7 +30,7 @@ func TestPollsCarryOnWhileNoWatcherOpens(t *testing.T) {
 		settle()
 		late.want(t, "absent")
 		s.put("a", "a2")
-		time.Sleep(2 * DefaultPollInterval)
+		time.Sleep(3 * DefaultPollInterval) // a look at the stream, then a read, each a quarter later at worst
 		a.want(t, "a1 a2")
 		st := h.Stats()
 		if st.OpenFailures == 0 || st.OpenFailures > 20 || !errors.Is(st.LastError, refused) {
