@@ -350,15 +350,11 @@ func refusalCause(key string, op *record.Op, refused *engine.RefusedError) error
 	case record.QueueFull:
 		return fmt.Errorf("%w: %q: the limit is %s", ErrQueueFull, key, refused.Limit)
 	case record.WrongKind:
-		return ErrKindMismatch
+		return kindMismatch(key, refused.Record, op.Kind)
 	case record.TooLarge:
-		have := refused.Have
-		if have == 0 && refused.Record != nil { // resized since
-			have = refused.Record.Facts().Size
-		}
-		return fmt.Errorf("%w: %q has %d", ErrTooLarge, key, have)
+		return tooLarge(key, op, refused)
 	case record.SizeMismatch:
-		return &SizeMismatchError{Key: key, Have: refused.Have, Want: op.Limit}
+		return &SizeMismatchError{Key: key, Kind: string(op.Kind), Have: refused.Have, Want: op.Limit}
 	case record.Stale:
 		return fmt.Errorf("%w: %q", ErrStale, key)
 	case record.Forgotten:
@@ -379,6 +375,32 @@ func refusalCause(key string, op *record.Op, refused *engine.RefusedError) error
 		return fmt.Errorf("%w: %s of kind %q: a number, a text or a value is out of its bounds", ErrInvalidOption, op.Verb, op.Kind)
 	}
 	return fmt.Errorf("fabric: %q: operation refused: %v", key, refused.Verdict)
+}
+
+func kindMismatch(key string, rec *record.Record, want record.Kind) error {
+	if rec == nil { // not told
+		return fmt.Errorf("%w: %q is not of kind %s", ErrKindMismatch, key, want)
+	}
+	return fmt.Errorf("%w: %q is of kind %s, not %s", ErrKindMismatch, key, rec.Kind, want)
+}
+
+func tooLarge(key string, op *record.Op, refused *engine.RefusedError) error {
+	have := refused.Have
+	switch op.Kind {
+	case record.KindSemaphore:
+		if have == 0 && refused.Record != nil { // resized since
+			have = refused.Record.Facts().Size
+		}
+		return fmt.Errorf("%w: semaphore %q has %d permits, %d were asked for", ErrTooLarge, key, have, op.N)
+	case record.KindLatch:
+		return fmt.Errorf("%w: latch %q can take %d counts more, not %d", ErrTooLarge, key, have, op.N)
+	}
+	escaped := ""
+	if len(op.Value.Data) <= have {
+		escaped = ", fewer where they have to be escaped"
+	}
+	return fmt.Errorf("%w: a value of %d bytes for %q: %d are the most%s; keep it elsewhere, and here where it is",
+		ErrTooLarge, len(op.Value.Data), key, have, escaped)
 }
 
 func heldError(key string, refused *engine.RefusedError) *HeldError {

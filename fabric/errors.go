@@ -31,15 +31,17 @@ var (
 	// find out at once. It comes as a *WaitTooLongError. Try later, or allow more time.
 	ErrWaitTooLong = errors.New("fabric: expected wait exceeds the deadline")
 
-	// ErrKindMismatch says that the name is in use as something else than a lock. Use another name.
+	// ErrKindMismatch says that the name is in use as something else; the message says as what. Use another name, or wait
+	// until nobody uses it: one whose users look dead is free once they were observed for their TTL and margin.
 	ErrKindMismatch = errors.New("fabric: name is in use as another kind")
 )
 
 // Errors of records that are no locks. Package primitives says where they occur.
 var (
-	// ErrTooLarge says that more was asked for than the size of the semaphore. Nothing
-	// waits. Ask for less, or resize.
-	ErrTooLarge = errors.New("fabric: more than the semaphore's size")
+	// ErrTooLarge says that more permits were asked for than the semaphore has, more counts than a latch can take, or
+	// that a value is longer than can be kept; the message says the bound. Nothing waits, and nothing was changed. Ask
+	// for less, or resize; keep a long value elsewhere, and here where it is.
+	ErrTooLarge = errors.New("fabric: too large")
 
 	// ErrSizeMismatch says that the name is in use with another size, number of parties
 	// or initial count than the one given. It comes as a *SizeMismatchError.
@@ -59,7 +61,7 @@ var (
 
 	// ErrFinished says that there is a result already, or that a latch is open. It comes as
 	// a *FinishedError, which has the result.
-	ErrFinished = errors.New("fabric: there is a result already")
+	ErrFinished = errors.New("fabric: finished already")
 
 	// ErrUncertain says that it is not known, and can't be found out any more or not in
 	// time, whether the operation was done. Read the state and decide.
@@ -216,11 +218,19 @@ func (e *HeldError) Is(target error) bool {
 // SizeMismatchError says what the name is in use with.
 type SizeMismatchError struct {
 	Key        string
-	Have, Want int // what the record says, and what was given
+	Kind       string // KindSemaphore and its like
+	Have, Want int    // what the record says, and what was given: permits, parties, or counts
 }
 
 func (e *SizeMismatchError) Error() string {
-	return fmt.Sprintf("fabric: %q is in use with %d, not with %d", e.Key, e.Have, e.Want)
+	counted := "parties"
+	switch e.Kind {
+	case KindSemaphore:
+		counted = "permits"
+	case KindLatch:
+		counted = "counts"
+	}
+	return fmt.Sprintf("fabric: %s %q has %d %s, not %d", e.Kind, e.Key, e.Have, counted, e.Want)
 }
 
 func (e *SizeMismatchError) Unwrap() error { return ErrSizeMismatch }
@@ -250,10 +260,15 @@ func (e *BrokenError) Unwrap() error { return ErrBroken }
 type FinishedError struct {
 	Key    string
 	Result []byte // nil for a latch
-	By     string // the id that gave it
+	By     string // the id that gave it, "" for a latch
 }
 
-func (e *FinishedError) Error() string { return fmt.Sprintf("%v: %q", ErrFinished, e.Key) }
+func (e *FinishedError) Error() string {
+	if e.By == "" {
+		return fmt.Sprintf("fabric: latch %q is open already, for good: delete it, or use another name", e.Key)
+	}
+	return fmt.Sprintf("fabric: %q has a result already", e.Key)
+}
 
 func (e *FinishedError) Unwrap() error { return ErrFinished }
 

@@ -224,7 +224,7 @@ func (l *Lock) convertRefused(op record.Op, refused *engine.RefusedError) error 
 	case record.ConvertPending:
 		return ErrConverting
 	case record.WrongKind:
-		return ErrKindMismatch
+		return kindMismatch(l.key, refused.Record, record.KindLock)
 	}
 	return fmt.Errorf("fabric: conversion refused: %v", refused.Verdict)
 }

@@ -129,7 +129,7 @@ func admits(key string, rec *record.Record, want record.Mode) error {
 		return nil
 	}
 	if rec.Kind != record.KindLock {
-		return ErrKindMismatch
+		return kindMismatch(key, rec, record.KindLock)
 	}
 	for _, h := range rec.Holders {
 		if !record.Compatible(h.Mode, want) {

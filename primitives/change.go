@@ -81,5 +81,5 @@ func rightKind(name string, info *fabric.Info, kind string) error {
 	if info.Kind == "" || info.Kind == kind {
 		return nil
 	}
-	return fmt.Errorf("%w: %q is a %s", fabric.ErrKindMismatch, name, info.Kind)
+	return fmt.Errorf("%w: %q is of kind %s, not %s", fabric.ErrKindMismatch, name, info.Kind, kind)
 }

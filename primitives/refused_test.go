@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -235,4 +236,55 @@ func (s *site) lockOf(t *testing.T, m *fabric.Manager) string {
 	}
 	t.Cleanup(func() { release(t, l) })
 	return key
+}
+
+// What is refused for a number, a length or a kind says which there is, and what is counted.
+func TestRefusalsSayWhatThereIs(t *testing.T) {
+	t.Parallel()
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		m, long := s.manager(t), make([]byte, 64<<10+1)
+		ctx := waitContext(t)
+		ok := func(err error) {
+			t.Helper()
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		permits, parties, members, opened, leads := s.key(t), s.key(t), s.key(t), s.key(t), s.key(t)
+		_, err := primitives.NewSemaphore(m, permits, 2).Acquire(ctx)
+		ok(err)
+		party := async(func() (int, error) { return primitives.NewBarrier(m, parties, 2).Wait(ctx) })
+		member := async(func() (*primitives.Member, error) { return primitives.NewDoubleBarrier(m, members, 2).Enter(ctx) })
+		ok(primitives.NewLatch(m, opened, 1).CountDown(ctx))
+		leader, err := primitives.NewElection(m, leads).Campaign(ctx, nil)
+		ok(err)
+		waitQueue(t, m, parties, 1)
+		waitInfo(t, m, members, "a member", func(i fabric.Info) bool { return i.Arrived == 1 })
+		latch := primitives.NewLatch(m, s.key(t), 1<<31-1)
+		for want, err := range map[string]error{
+			`semaphore "` + permits + `" has 2 permits, not 3`:                        second(primitives.NewSemaphore(m, permits, 3).Acquire(ctx)),
+			`semaphore "` + permits + `" has 2 permits, 5 were asked for`:             second(primitives.NewSemaphore(m, permits, 2).AcquireN(ctx, 5)),
+			`barrier "` + parties + `" has 2 parties, not 3`:                          second(primitives.NewBarrier(m, parties, 3).Wait(ctx)),
+			`gate "` + members + `" has 2 parties, not 4`:                             second(primitives.NewDoubleBarrier(m, members, 4).Enter(ctx)),
+			`latch "` + opened + `" has 1 counts, not 2`:                              primitives.NewLatch(m, opened, 2).CountDown(ctx),
+			`latch "` + opened + `" is open already`:                                  primitives.NewLatch(m, opened, 1).Add(ctx, 1),
+			`can take 0 counts more, not 1`:                                           latch.Add(ctx, 1),
+			`"` + permits + `" is of kind semaphore, not lock`:                        second(primitives.NewMutex(m, permits).Lock(ctx)),
+			`"` + permits + `" is of kind semaphore, not barrier`:                     second(primitives.NewBarrier(m, permits, 2).State(ctx)),
+			`"` + leads + `" is of kind lock, not latch`:                              primitives.NewLatch(m, leads, 2).Wait(ctx),
+			`a value of 65537 bytes for "` + leads + `": 65536 are the most; keep it`: leader.Proclaim(ctx, long),
+			`a value of 1025 bytes for`:                                               second(primitives.NewElection(m, s.key(t)).Campaign(ctx, long[:1025])),
+			`65537 bytes`:                                                             second(primitives.NewOnce(m, s.key(t)).Do(ctx, gives(string(long)))),
+			`, fewer where they have to be escaped; keep it elsewhere`:                second(primitives.NewOnce(m, s.key(t)).Do(ctx, gives(strings.Repeat("\x01", 64<<10)))),
+		} {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%v; want %s", err, want)
+			}
+		}
+		ok(primitives.NewBarrier(m, parties, 2).Reset(ctx))
+		receive(t, party)
+		_, err = primitives.NewDoubleBarrier(m, members, 2).Enter(ctx)
+		ok(err)
+		must(t, member)
+	})
 }

@@ -29,7 +29,7 @@ func TestBarrier(t *testing.T) {
 		stderr string
 		args   []string
 	}{
-		{65, "in use with 3", []string{"-n", "2"}},
+		{65, "has 3 parties, not 2", []string{"-n", "2"}},
 		{65, "another kind", []string{"-n", "3", "--", "true"}},
 		{64, "--parties", nil},
 		{64, "--parties=0", []string{"-n", "0"}},

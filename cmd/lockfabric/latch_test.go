@@ -29,8 +29,8 @@ func TestLatch(t *testing.T) {
 	waiters(t, m, "ready", 1)
 	latch(75, "", "waits for the latch", "delete", "ready")
 	latch(0, "ready: 2 to go\n", "", "count-down", "ready")
-	latch(65, "", "in use with 3", "count-down", "ready", "--count", "4")
-	latch(65, "", "in use with 3", "wait", "ready", "--count", "4")
+	latch(65, "", "has 3 counts, not 4", "count-down", "ready", "--count", "4")
+	latch(65, "", "has 3 counts, not 4", "wait", "ready", "--count", "4")
 	latch(75, "", "not passed in time", "wait", "ready", "--wait", "50ms")
 	if code, stdout, _ := run(t, lockfabric(t, "inspect", "ready")); code != 0 || !strings.Contains(stdout, "2 to go") {
 		t.Errorf("inspect: exit code %d, %q", code, stdout)

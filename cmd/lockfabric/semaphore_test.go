@@ -23,7 +23,7 @@ func TestRunSemaphore(t *testing.T) {
 	}{
 		{pool("--wait", "0", "--", "echo", "in"), 75, "not acquired"},
 		{pool("--wait", "50ms", "--no-takeover", "--", "echo", "in"), 75, "or wait longer"},
-		{[]string{"run", "pool", "--semaphore", "4", "--", "echo", "in"}, 65, "in use with 3, not with 4"},
+		{[]string{"run", "pool", "--semaphore", "4", "--", "echo", "in"}, 65, "has 3 permits, not 4"},
 		{[]string{"run", "pool", "--", "echo", "in"}, 65, "another kind"},
 		{pool("--permits", "4", "--", "echo", "in"), 64, "--permits=4"},
 		{[]string{"run", "pool", "--permits", "2", "--", "echo", "in"}, 64, "--semaphore"},
