@@ -85,7 +85,10 @@ func (e *electCmd) observe(ctx context.Context, c *cli, s *streams) error {
 			switch {
 			case err != nil:
 			case len(e.Command) > 0:
-				err = e.tell(ctx, s, l)
+				var enough bool
+				if enough, err = e.tell(ctx, s, l); enough {
+					return nil
+				}
 			default:
 				err = s.printLeader(c.Output, l)
 			}
@@ -115,11 +118,12 @@ func (s *streams) printLeader(format string, l primitives.Leader) error {
 	return writeError(err)
 }
 
-// tell runs the command for one leader. Signals that end this program are for the command, too.
-func (e *electCmd) tell(ctx context.Context, s *streams, l primitives.Leader) error {
+// tell runs the command for one leader. Signals that end this program are for the command, too; and ^C, which the
+// terminal sends to the command alone while that has it, is for this program, too: then it is enough.
+func (e *electCmd) tell(ctx context.Context, s *streams, l primitives.Leader) (enough bool, err error) {
 	path, err := exec.LookPath(e.Command[0])
 	if err != nil {
-		return cannotRun(e.Command[0], err)
+		return false, cannotRun(e.Command[0], err)
 	}
 	sigs := make(chan os.Signal, 64)
 	defer signal.Stop(sigs)
@@ -129,11 +133,11 @@ func (e *electCmd) tell(ctx context.Context, s *streams, l primitives.Leader) er
 		"LOCKFABRIC_LEADER_TERM="+strconv.FormatUint(l.Term, 10), "LOCKFABRIC_LEADER_VALUE="+value))
 	switch {
 	case err != nil:
-		return cannotRun(e.Command[0], err)
-	case code != 0 && ctx.Err() == nil:
+		return false, cannotRun(e.Command[0], err)
+	case code != 0 && ctx.Err() == nil && !v.typed:
 		s.log.Warn("the command failed", "command", e.Command[0], "exit_code", code, "term", l.Term)
 	}
-	return nil
+	return v.typed, nil
 }
 
 // unheld is held by whoever holds nothing: it is never lost.

@@ -41,6 +41,7 @@ type supervisor struct {
 	term      *terminal // nil without one
 	signalled bool      // a signal ended the command
 	told      bool      // to end, by SIGINT or SIGTERM
+	typed     bool      // ^C or ^\ at the terminal ended the command
 }
 
 // event is a change of the command itself, the leader of its group.
@@ -89,6 +90,7 @@ func (v *supervisor) wait() (code int, err error) {
 				continue
 			}
 			events, code, v.signalled = nil, e.code, e.signal != 0
+			v.typed = (code == exitSignal+int(syscall.SIGINT) || code == exitSignal+int(syscall.SIGQUIT)) && v.term.lent()
 			err := v.held.Err()
 			if killed || err == nil && !v.children {
 				return code, err

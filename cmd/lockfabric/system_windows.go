@@ -116,6 +116,8 @@ func (*terminal) giveTo(*group) {}
 
 func (*terminal) close(bool) {}
 
+func (*terminal) lent() bool { return false }
+
 // forward gives a console event to the group.
 func (v *supervisor) forward(os.Signal) { v.group.terminate() }
 

@@ -176,6 +176,26 @@ func TestTerminalInterrupt(t *testing.T) {
 	c.exits(0)
 }
 
+// ^C at the terminal ends the command of an observer, which alone gets it, and the observer with it.
+func TestTerminalInterruptEndsElectObserve(t *testing.T) {
+	t.Parallel()
+	c := newConsole(t, lockfabric(t, "elect", "svc", "--observe", "--", "sh", "-c", inFront+"echo in; read x"))
+	c.expect("in")
+	c.keys("\x03")
+	c.exits(0)
+}
+
+// The others end as their command does, and a member of a double barrier when the others have left.
+func TestTerminalInterruptEndsTheOthers(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"elect", "svc"}, {"run", "k"}, {"barrier", "b", "-n", "1"}} {
+		c := newConsole(t, lockfabric(t, append(args, "--", "sh", "-c", inFront+"echo in; read x")...))
+		c.expect("in")
+		c.keys("\x03")
+		c.exits(130)
+	}
+}
+
 // ^Z where no shell could ever continue us is not honoured.
 func TestTerminalStopWithoutShell(t *testing.T) {
 	t.Parallel()
