@@ -2,6 +2,7 @@ package fabric_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -55,9 +56,9 @@ func TestK2_TheOldHandleIsInvalidFirst(t *testing.T) {
 		var all sync.WaitGroup
 		for range 8 {
 			all.Go(func() {
-				for range 50 {
+				for range 500 {
 					l := acquire(t, m, key)
-					if old := last.Swap(l); old != nil && (old.Err() == nil || old.IsValid(waitContext(t)) || old.Context().Err() == nil) {
+					if old := last.Swap(l); old != nil && (old.Err() == nil || old.Context().Err() == nil) {
 						t.Error("two handles are valid")
 					}
 					if err := l.Err(); err != nil {
@@ -226,6 +227,33 @@ func TestK8_EventsAreTheRecords(t *testing.T) {
 		if evs := byID[id]; len(evs) == 2 && (evs[1].Held >= time.Second || evs[1].Reason != nil) {
 			t.Errorf("it was held for %v, %v", evs[1].Held, evs[1].Reason)
 		}
+	})
+}
+
+// A key that is never let go for long does not keep a lease alive that was retired for an operation whose fate
+// nobody learns.
+func TestK10_AHammeredLockLeavesARetiredLease(t *testing.T) {
+	t.Parallel()
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		m, w := s.wired(t, fabric.WithTTL(2*time.Second), fabric.WithKeep(time.Minute))
+		key, doubtful := s.keptAlready(t, m), s.key(t)
+		old := inspect(t, m, key).Holders[0].Lease.ID
+		w.fault(-1, about(t, doubtful, lockTraffic), vanish)
+		if _, err := m.Acquire(waitContext(t), doubtful, fabric.WithWaitLimit(300*time.Millisecond)); !errors.Is(err, fabric.ErrNotAcquired) {
+			t.Fatalf("acquire: %v", err)
+		}
+		var hammers sync.WaitGroup
+		var over atomic.Bool
+		for range 4 {
+			hammers.Go(func() {
+				for !over.Load() {
+					release(t, acquire(t, m, key))
+				}
+			})
+		}
+		defer hammers.Wait()
+		defer over.Store(true)
+		eventually(t, "the tombstone of the retired lease", func() bool { return leaseState(t, s, old) })
 	})
 }
 
