@@ -115,11 +115,11 @@ func (a *attempt) repeat(ctx context.Context, try func() (done bool, err error))
 		if done {
 			return err
 		}
-		again, err := a.decideRetry(ctx, err)
+		again, final := a.decideRetry(ctx, err)
 		switch {
 		case !again:
-			return err
-		case a.claim.Once:
+			return final
+		case a.claim.Once && !errors.Is(err, engine.ErrRefused):
 			return a.lostWaiting()
 		case n > 0 && !pauseAgain(ctx, n):
 			return ctx.Err()
@@ -422,7 +422,7 @@ func (a *attempt) decideRetry(ctx context.Context, err error) (again bool, final
 
 func (a *attempt) retryRefused(ctx context.Context, refused *engine.RefusedError) (again bool, final error) {
 	switch refused.Verdict {
-	case record.Held, record.AlreadyHeld, record.WaitTooLong:
+	case record.Held, record.AlreadyHeld, record.WaitTooLong, record.InUse, record.WrongKind:
 		if a.op.Verb == record.OpTry && a.askPins(ctx, refused) {
 			return true, nil
 		}

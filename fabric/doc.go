@@ -32,4 +32,6 @@
 // until their context ends, or end at once with [WithFailFast]. When a call gives up, whatever its request may still
 // write is undone in the background; if that does not succeed the lease under which it was made is given up, so no
 // forgotten hold survives.
+//
+// A context must not be nil: as in the standard library, the call panics, and nothing was sent.
 package fabric

@@ -319,7 +319,7 @@ func WithWaitLimit(d time.Duration) RequestOption {
 // TryAcquire, and so is WithoutTakeover.
 func WithDeadlineCheck() RequestOption { return func(r *request) error { r.inTime = true; return nil } }
 
-// WithoutTakeover makes TryAcquire return ErrHeld at once even when the holder looks dead. By default such a refusal
+// WithoutTakeover makes TryAcquire return ErrHeld, and Acquire ErrKindMismatch, at once even when the holder looks dead. By default such a refusal
 // takes one observation, about the holder's TTL, after which a dead holder is replaced; else programs that only ever
 // try would never get past one.
 func WithoutTakeover() RequestOption {

@@ -73,13 +73,22 @@ func (a *attempt) lookAt(ctx context.Context, entries []record.Entry) []look {
 
 // inTheWay returns one entry for each lease that a refusal may be due to.
 func inTheWay(refused *engine.RefusedError) []record.Entry {
-	if refused.Verdict == record.AlreadyHeld || refused.Record == nil {
+	switch {
+	case refused.Record == nil && refused.Verdict == record.WrongKind:
+		return nil // not told
+	case refused.Record == nil || refused.Verdict == record.AlreadyHeld:
 		return []record.Entry{refused.Blocker}
+	}
+	lists := [][]record.Entry{refused.Record.Holders, refused.Record.Waiters}
+	if refused.Verdict == record.WrongKind {
+		for _, q := range refused.Record.Facts().Queues {
+			lists = append(lists, q.Waiters)
+		}
 	}
 	const limit = 32 // leases to ask about; the others have to wait for their turn
 	seen := map[string]bool{}
 	var out []record.Entry
-	for _, list := range [][]record.Entry{refused.Record.Holders, refused.Record.Waiters} {
+	for _, list := range lists {
 		for _, e := range list {
 			if id := e.Lease(); !seen[id] && len(out) < limit {
 				seen[id] = true

@@ -13,8 +13,9 @@
 //
 // All of them work on one record of the name, by compare-and-set, as locks do: see package fabric for
 // leases, tokens, and how a hold is lost. Constructors do no I/O; what is wrong with a name or an option is
-// the error of the first call. A name has one kind of use at a time: a mutex and its conditions,
-// a reader-writer mutex and an election are all locks, the others are not, and get [fabric.ErrKindMismatch].
+// the error of the first call, and a nil context panics. A name has one kind of use at a time: a mutex and its conditions,
+// a reader-writer mutex and an election are all locks, the others are not, and get [fabric.ErrKindMismatch]. Users that
+// have died keep a name neither from another kind nor from being deleted: what looks dead is observed first, for its TTL.
 //
 // What is held is a handle for one use. It is invalid from the moment its release is sent, its release works
 // under a context that has ended, and it can't release the hold of anybody else. Whoever holds

@@ -190,6 +190,16 @@ func TestEveryOperationBadlyCalled(t *testing.T) {
 				}
 			}
 		}
+		for what, op := range everyOperation(m, key) {
+			func() {
+				defer func() {
+					if recover() == nil {
+						t.Errorf("%s without a context: no panic", what)
+					}
+				}()
+				_ = op(nil)
+			}()
+		}
 		expectFree(t, m, key)
 	})
 }
