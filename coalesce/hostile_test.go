@@ -312,6 +312,8 @@ func TestC23SlowConsumer(t *testing.T) {
 		t.Fatal(err)
 	}
 	o.mu.Unlock()
+	// Until then there may be no room for the second either, and nothing would follow it.
+	w.until("there is room again", func() bool { return o.Stats().Dropped == uint64(server.inbox) })
 	_, done2 := p.start("b", p.op(record.OpTry, second))
 	w.wait("the second", done2, nil)
 	w.wait("the first", done, nil)

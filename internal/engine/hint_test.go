@@ -203,11 +203,11 @@ func TestHint_MayOvertakeTheAcknowledgement(t *testing.T) {
 		store.block = block
 		store.bucket.mu.Unlock()
 		waitFor(t, b, "B.1")
-		close(block)
-		// Its write met the entry of A, and waits again.
 		_, _, reads := store.counts()
 		b.Look("k", store.peek("k").Revision+2)
+		close(block)
 		synctest.Wait()
+		// One read as its write meets the entry of A, one for the hint.
 		if _, _, now := store.counts(); now < reads+2 {
 			t.Errorf("%d reads", now-reads)
 		}

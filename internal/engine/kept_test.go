@@ -267,18 +267,20 @@ func TestK3_ThoseWhoWaitHereAreServedInOrder(t *testing.T) {
 		writes, _, _ := b.counts()
 		const n = 40
 		order := make(chan int, n)
+		var all sync.WaitGroup
 		for i := range n {
-			go func() {
+			all.Go(func() {
 				e, joined := p.hold()
 				if !joined {
 					t.Errorf("%d is not a join", i)
 				}
 				order <- i
 				p.leave(e)
-			}()
+			})
 			synctest.Wait()
 		}
 		p.leave(e)
+		all.Wait()
 		for i := range n {
 			if got := <-order; got != i {
 				t.Fatalf("%d after %d", got, i)

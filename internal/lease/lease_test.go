@@ -223,11 +223,16 @@ func TestRenewalKeepsItAlive(t *testing.T) {
 func TestRenewalLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()
+		start := time.Now()
 		l := create(t, b, lease.Config{TTL: 10 * sec, RenewEvery: 3 * sec, MaxRenewals: 5, AutoRenew: true})
 		<-l.Lost()
 		last := b.committed()[5]
-		if l.Renewals() != 5 || last.Info.Dead || time.Since(last.At) != 9500*ms {
-			t.Errorf("lost after %d renewals, %v after the last", l.Renewals(), time.Since(last.At))
+		if l.Renewals() != 5 || last.Info.Dead || l.ValidUntil() != last.At.Sub(start)+9500*ms {
+			t.Errorf("%d renewals, valid for %v after the last", l.Renewals(), l.ValidUntil()-last.At.Sub(start))
+		}
+		// The timer looks every second, and is never set for less than a millisecond.
+		if d := time.Since(last.At); d < 9500*ms || d > 9501*ms {
+			t.Errorf("lost %v after the last renewal", d)
 		}
 		if !errors.Is(l.Err(), lease.ErrRenewalsUsedUp) {
 			t.Errorf("reason %v", l.Err())
