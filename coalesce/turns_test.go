@@ -15,6 +15,7 @@ type lineup struct {
 	o       *owner
 	proxy   *faultproxy.Proxy
 	all     []*process
+	paths   []*faultproxy.Proxy // of each
 	ids     []string
 	waits   []*engine.Request
 	granted []chan engine.Outcome
@@ -28,7 +29,7 @@ func lineUp(t *testing.T, n int) *lineup {
 	l := &lineup{world: w, o: op.serve(), proxy: proxy}
 	look := w.process(RouterConfig{})
 	for range n {
-		p := w.process(always)
+		p, path := w.behind(always)
 		p.meet()
 		id := p.lease.NextOp()
 		granted, failed := make(chan engine.Outcome, 1), make(chan error, 1)
@@ -43,7 +44,7 @@ func lineUp(t *testing.T, n int) *lineup {
 			granted <- out
 		}}
 		p.router.Submit(q)
-		l.all, l.ids, l.waits = append(l.all, p), append(l.ids, id), append(l.waits, q)
+		l.all, l.paths, l.ids, l.waits = append(l.all, p), append(l.paths, path), append(l.ids, id), append(l.waits, q)
 		l.granted, l.failed = append(l.granted, granted), append(l.failed, failed)
 		w.until("it stands in the record", func() bool { return look.record("k").Has(id) })
 	}
