@@ -75,6 +75,7 @@ func renewalsByHand(t *testing.T, s *site) {
 func noAutoRenewal(t *testing.T, s *site) {
 	const ttl = time.Second
 	key, m := s.key(t), s.manager(t)
+	start := time.Now()
 	l := acquire(t, m, key, fabric.WithTTL(ttl), fabric.WithAutoRenew(false))
 	got := time.Now()
 	if until := l.ValidUntil(); until.After(got.Add(ttl)) {
@@ -82,6 +83,9 @@ func noAutoRenewal(t *testing.T, s *site) {
 	}
 	if reason := waitLost(t, l); !errors.Is(reason, fabric.ErrExpired) {
 		t.Errorf("lost because of %v", reason)
+	}
+	if took := time.Since(start); took < ttl*9/10 {
+		t.Errorf("lost after %v of %v", took, ttl)
 	}
 	release(t, acquire(t, s.manager(t), key))
 }
@@ -187,14 +191,14 @@ func oneHeartbeat(t *testing.T, s *site) {
 func closeReleases(t *testing.T, s *site) {
 	const n = 40
 	base, other := s.key(t), s.manager(t)
-	m := s.manager(t)
+	m := s.manager(t, fabric.WithTTL(time.Hour))
 	var locks []*fabric.Lock
 	var waits []<-chan grant
 	for i := range n {
 		key := fmt.Sprintf("%s/%d", base, i)
 		opts := []fabric.AcquireOption{}
 		if i%10 == 0 {
-			opts = append(opts, fabric.WithTTL(time.Hour), fabric.WithAutoRenew(false)) // a lease of its own
+			opts = append(opts, fabric.WithAutoRenew(false)) // a lease of its own
 		}
 		locks = append(locks, acquire(t, m, key, opts...))
 		if i%2 == 0 {

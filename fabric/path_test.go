@@ -37,6 +37,7 @@ func TestPaths(t *testing.T) {
 	runBehaviours(t, []behaviour{
 		{"intents on the ancestors", pathIntents},
 		{"a lock of the whole and locks of parts keep each other out", pathWholeAndParts},
+		{"ten levels", pathDeep},
 		{"a hierarchy of any names, released in reverse", hierarchyOrder},
 		{"what is no hierarchy", hierarchyNonsense},
 	}, coalescedSite, beltSite)
@@ -92,6 +93,43 @@ func pathWholeAndParts(t *testing.T, s *site) {
 		t.Errorf("a part beside the whole: %v", err)
 	}
 	releaseSet(t, g.set)
+	reader := acquirePath(t, other, root+"/a", fabric.Shared)
+	if _, err := m.TryAcquirePath(waitContext(t), root+"/a/b", fabric.Exclusive); !errors.Is(err, fabric.ErrHeld) {
+		t.Errorf("a part to write beside a reader of the whole: %v", err)
+	}
+	beside, err = m.TryAcquirePath(waitContext(t), root+"/a/b", fabric.Shared)
+	if err != nil {
+		t.Fatalf("a part to read beside a reader of the whole: %v", err)
+	}
+	releaseSet(t, beside)
+	releaseSet(t, reader)
+}
+
+func pathDeep(t *testing.T, s *site) {
+	m, other := s.manager(t), s.manager(t)
+	levels := []string{s.tree(t)}
+	for len(levels) < 10 {
+		levels = append(levels, levels[len(levels)-1]+"/x")
+	}
+	set := acquirePath(t, m, levels[9], fabric.Exclusive)
+	for i, l := range levels {
+		_, err := other.TryAcquirePath(waitContext(t), l, fabric.Shared, fabric.WithoutTakeover())
+		if modes := modesOf(t, m, l); !strings.HasPrefix(modes, "I") && i < 9 || !errors.Is(err, fabric.ErrHeld) {
+			t.Errorf("level %d: held in %q; another reader of it: %v", i, modes, err)
+		}
+		besides, err := other.TryAcquirePath(waitContext(t), l+"/y", fabric.Exclusive)
+		if i == 9 {
+			if !errors.Is(err, fabric.ErrHeld) {
+				t.Errorf("below: %v", err)
+			}
+			break
+		}
+		if err != nil {
+			t.Fatalf("beside level %d: %v", i, err)
+		}
+		releaseSet(t, besides)
+	}
+	releaseSet(t, set)
 }
 
 func hierarchyOrder(t *testing.T, s *site) {

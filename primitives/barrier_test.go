@@ -153,10 +153,11 @@ func barrierWrites(t *testing.T, s *site) {
 
 func barrierCancelled(t *testing.T, s *site) {
 	key := s.key(t)
-	m, b := s.parties(t, key, 3)
+	m, b := s.parties(t, key, 4)
 	first := arrive(t, m[0], key, b[0], 1)
 	ctx, cancel := context.WithCancel(waitContext(t))
 	second := arriveUnder(t, ctx, m[0], key, b[1], 2)
+	third := arrive(t, m[0], key, b[2], 3)
 	cancel()
 	if r := receive(t, second); !errors.Is(r.err, context.Canceled) || !errors.Is(r.err, fabric.ErrBroken) || errors.Is(r.err, fabric.ErrUncertain) {
 		t.Errorf("the one who gave up: %v", r.err)
@@ -164,6 +165,7 @@ func barrierCancelled(t *testing.T, s *site) {
 	if e := broken(t, first, "cancelled"); e.Gen != 1 || e.Key != key || e.Who == "" {
 		t.Errorf("%+v", e)
 	}
+	broken(t, third, "cancelled")
 	// Before the call: nobody hears of it.
 	if _, err := b[0].Wait(ctx); !errors.Is(err, context.Canceled) || errors.Is(err, fabric.ErrBroken) {
 		t.Error(err)
@@ -202,6 +204,16 @@ func barrierCrashed(t *testing.T, s *site) {
 	}
 	if r := receive(t, lost); !errors.Is(r.err, fabric.ErrLost) && !errors.Is(r.err, fabric.ErrUncertain) || r.value != -1 {
 		t.Errorf("the one who is cut off: %d, %v", r.value, r.err)
+	}
+	waits = nil
+	for i := range 3 { // the next generation is whole
+		waits = append(waits, arrive(t, m[0], key, b[i], i+1))
+	}
+	if i, err := b[3].Wait(waitContext(t)); i != 0 || err != nil {
+		t.Errorf("the generation after: %d, %v", i, err)
+	}
+	for _, c := range waits {
+		must(t, c)
 	}
 }
 
