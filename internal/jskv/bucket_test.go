@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,10 +34,13 @@ func open(t *testing.T, nc *nats.Conn, cfg jskv.Config) *jskv.Buckets {
 	return b
 }
 
+// fabrics counts those of onServers.
+var fabrics atomic.Uint64
+
 // onServers runs fn with a locks bucket of its own on one server and on three, which TestMain stops.
 func onServers(t *testing.T, fn func(t *testing.T, nc *nats.Conn, b *jskv.Bucket)) {
 	t.Parallel()
-	fabric := strings.ReplaceAll(t.Name(), "/", "-")
+	fabric := fmt.Sprintf("own%d", fabrics.Add(1)) // a new one each time with -count
 	t.Run("one server", func(t *testing.T) {
 		srv, err := oneServer()
 		if err != nil {
