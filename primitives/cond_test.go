@@ -238,9 +238,9 @@ func condTimeout(t *testing.T, s *site) {
 	}
 	release(t, r.value)
 
+	began := time.Now()
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	began := time.Now()
 	back, err := p.cond[0].Wait(short, lock(t, p.mus[0]))
 	if !errors.Is(err, context.DeadlineExceeded) || back == nil || back.Err() != nil || time.Since(began) < 50*time.Millisecond {
 		t.Fatalf("%v, %v", back, err)
