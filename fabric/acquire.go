@@ -422,7 +422,7 @@ func (a *attempt) decideRetry(ctx context.Context, err error) (again bool, final
 
 func (a *attempt) retryRefused(ctx context.Context, refused *engine.RefusedError) (again bool, final error) {
 	switch refused.Verdict {
-	case record.Held, record.AlreadyHeld, record.WaitTooLong, record.InUse, record.WrongKind:
+	case record.Held, record.AlreadyHeld, record.WaitTooLong, record.InUse, record.WrongKind, record.SizeMismatch:
 		if a.op.Verb == record.OpTry && a.askPins(ctx, refused) {
 			return true, nil
 		}

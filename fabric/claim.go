@@ -54,7 +54,7 @@ type Post struct {
 	Life  uint64
 	Base  uint64 // revision of what the caller read, on which the change is based
 	Queue string
-	All   bool
+	All   bool // of a signal: to everybody who waits; of a latch's delete: also while somebody waits
 	Fail  bool
 	Value []byte // nil = none
 

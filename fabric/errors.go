@@ -296,6 +296,9 @@ type LostError struct {
 }
 
 func (e *LostError) Error() string {
+	if e.Token == 0 {
+		return fmt.Sprintf("fabric: %q: the wait for it is lost: %v", e.Key, e.Reason)
+	}
 	return fmt.Sprintf("fabric: %q (token %d) lost: %v", e.Key, e.Token, e.Reason)
 }
 

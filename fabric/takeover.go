@@ -74,7 +74,7 @@ func (a *attempt) lookAt(ctx context.Context, entries []record.Entry) []look {
 // inTheWay returns one entry for each lease that a refusal may be due to.
 func inTheWay(refused *engine.RefusedError) []record.Entry {
 	switch {
-	case refused.Record == nil && refused.Verdict == record.WrongKind:
+	case refused.Record == nil && (refused.Verdict == record.WrongKind || refused.Verdict == record.SizeMismatch):
 		return nil // not told
 	case refused.Record == nil || refused.Verdict == record.AlreadyHeld:
 		return []record.Entry{refused.Blocker}

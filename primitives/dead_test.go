@@ -41,6 +41,10 @@ func TestDeadUsersKeepNoName(t *testing.T) {
 				}},
 				{"condition, then semaphore", waits, func(key string) error { return second(primitives.NewSemaphore(m, key, 2).Acquire(ctx)) }},
 				{"semaphore, then lock", permit, func(key string) error { return second(m.Acquire(ctx, key)) }},
+				{"semaphore, then of another size", permit, func(key string) error { return second(primitives.NewSemaphore(m, key, 3).Acquire(ctx)) }},
+				{"double barrier, then of another number", func(key string) { _, _ = primitives.NewDoubleBarrier(dying, key, 2).Enter(ctx) }, func(key string) error {
+					return second(primitives.NewDoubleBarrier(m, key, 1).Enter(ctx))
+				}},
 				{"double barrier, then barrier", func(key string) { _, _ = primitives.NewDoubleBarrier(dying, key, 2).Enter(ctx) }, func(key string) error {
 					return second(primitives.NewBarrier(m, key, 1).Wait(ctx))
 				}},
@@ -54,6 +58,9 @@ func TestDeadUsersKeepNoName(t *testing.T) {
 				}},
 				{"once forgotten", run, func(key string) error { return primitives.NewOnce(m, key).Forget(ctx) }},
 			}
+			kept := func(err error) bool {
+				return errors.Is(err, fabric.ErrKindMismatch) || errors.Is(err, fabric.ErrSizeMismatch) || errors.Is(err, fabric.ErrHeld)
+			}
 			keys := make([]string, len(cases))
 			for i, c := range cases {
 				keys[i] = s.key(t)
@@ -63,7 +70,7 @@ func TestDeadUsersKeepNoName(t *testing.T) {
 				})
 			}
 			for i, c := range cases {
-				if err := c.free(keys[i]); !errors.Is(err, fabric.ErrKindMismatch) && !errors.Is(err, fabric.ErrHeld) {
+				if err := c.free(keys[i]); !kept(err) {
 					t.Errorf("%s, while it lives: %v", c.name, err)
 				}
 			}
@@ -71,7 +78,7 @@ func TestDeadUsersKeepNoName(t *testing.T) {
 			for i, c := range cases {
 				eventually(t, c.name, func() bool {
 					err := c.free(keys[i])
-					if err != nil && !errors.Is(err, fabric.ErrKindMismatch) && !errors.Is(err, fabric.ErrHeld) {
+					if err != nil && !kept(err) {
 						t.Fatalf("%s: %v", c.name, err)
 					}
 					return err == nil

@@ -30,8 +30,11 @@ func TestBarrier(t *testing.T) {
 		args   []string
 	}{
 		{65, "has 3 parties, not 2", []string{"-n", "2"}},
-		{65, "another kind", []string{"-n", "3", "--", "true"}},
+		{65, "is of kind barrier, not gate: awaited by barrier on " + hostname() + " pid ", []string{"-n", "3", "--", "true"}},
 		{64, "--parties", nil},
+		{64, "--parties=-1: give 1 to 1024", []string{"-n", "-1"}},
+		{64, "--parties=-1: give 1 to 1024", []string{"-n=-1"}},
+		{64, "\"=x\" is no whole number", []string{"--parties==x"}},
 		{64, "--parties=0", []string{"-n", "0"}},
 		{64, "--wait=0s", []string{"-n", "3", "--wait", "0"}},
 		{64, "--kill-after", []string{"-n", "3", "--kill-after=-1s"}},
@@ -61,7 +64,8 @@ func TestBarrier(t *testing.T) {
 		}
 		giving.exits(want)
 		broken.exits(79)
-		if text := broken.err.String(); !strings.Contains(text, "broken: cancelled") || strings.Count(text, "\n") != 1 {
+		want := fmt.Sprintf("broken: cancelled by barrier on %s pid %d\n", hostname(), giving.cmd.Process.Pid)
+		if text := broken.err.String(); !strings.Contains(text, want) || strings.Count(text, "\n") != 1 {
 			t.Errorf("stderr %q", text)
 		}
 	}

@@ -9,11 +9,12 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/primitives"
 )
 
 type barrierCmd struct {
-	Name    string         `arg:"" complete:"lock" help:"Name of the barrier."`
+	Name    string         `arg:"" complete:"barrier,gate" help:"Name of the barrier."`
 	Command []string       `arg:"" optional:"" name:"cmd" passthrough:"partial" help:"Command that all parties run together, best after '--'."`
 	Parties int            `short:"n" required:"" placeholder:"N" complete:"-" help:"How many have to come. All who use the name have to give the same."`
 	Wait    *time.Duration `placeholder:"DURATION" help:"How long to wait for the others. Without it, as long as it takes."`
@@ -96,21 +97,23 @@ type latchCmd struct {
 
 // counting are the flags of those who have to agree on the count of a latch.
 type counting struct {
-	Name  string `arg:"" complete:"lock" help:"Name of the latch."`
-	Count int    `placeholder:"N" complete:"-" help:"The number of counts after which the latch opens. The first who uses it makes it so; others have to give the same, or may leave it out."`
+	Name  string `arg:"" complete:"latch" help:"Name of the latch."`
+	Count *int   `placeholder:"N" complete:"-" help:"The number of counts after which the latch opens. The first who uses it makes it so; others have to give the same, or may leave it out."`
 }
 
 func (c *counting) validate(what string) error {
-	if c.Count < 0 {
-		return usageError("latch %s --count=%d: give 1 or more", what, c.Count)
+	if n := c.Count; n != nil && (*n < 1 || *n > maxCount) {
+		return usageError("latch %s --count=%d: give 1 to %d, or leave it out for one that there is", what, *n, maxCount)
 	}
 	return checkName(c.Name)
 }
 
 // latch returns the latch, with the count that it was made with if none was given.
 func (c *counting) latch(ctx context.Context, m *fabric.Manager) (*primitives.Latch, error) {
-	count := c.Count
-	if count == 0 {
+	var count int
+	if c.Count != nil {
+		count = *c.Count
+	} else {
 		info, err := m.Read(ctx, c.Name)
 		switch {
 		case err != nil:
@@ -152,7 +155,15 @@ func (l *latchWaitCmd) pass(ctx context.Context, m *fabric.Manager) (held, error
 		}
 		return nil, err
 	}
-	return nil, inTime(ctx, l.Name, l.Wait, latch.Wait)
+	err = inTime(ctx, l.Name, l.Wait, latch.Wait)
+	if errors.Is(err, errNotPassed) { // or nobody could tell that it opened
+		limited, cancel := context.WithTimeout(ctx, nameTime)
+		defer cancel()
+		if _, rerr := latch.Count(limited); rerr != nil {
+			err = fmt.Errorf("%w: %w", fabric.ErrUnavailable, rerr)
+		}
+	}
+	return nil, err
 }
 
 type latchCountDownCmd struct {
@@ -167,8 +178,8 @@ type counted struct {
 }
 
 func (l *latchCountDownCmd) Run(ctx context.Context, c *cli, s *streams) error {
-	if l.Times < 1 {
-		return usageError("latch count-down --times=%d: give 1 or more", l.Times)
+	if l.Times < 1 || l.Times > maxCount {
+		return usageError("latch count-down --times=%d: give 1 to %d", l.Times, maxCount)
 	}
 	if err := l.validate("count-down"); err != nil {
 		return err
@@ -182,7 +193,7 @@ func (l *latchCountDownCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		if err == nil {
 			now.Count, err = latch.Count(ctx)
 		}
-		return now, err
+		return now, named(err, m, l.Name)
 	}, func(w io.Writer, now counted) {
 		if now.Count == 0 {
 			fmt.Fprintf(w, "%s: open\n", printable(l.Name))
@@ -193,18 +204,48 @@ func (l *latchCountDownCmd) Run(ctx context.Context, c *cli, s *streams) error {
 }
 
 type latchDeleteCmd struct {
-	Name string `arg:"" complete:"lock" help:"Name of the latch."`
+	Name string        `arg:"" complete:"latch" help:"Name of the latch."`
+	Wait time.Duration `placeholder:"DURATION" help:"How long to wait until nobody waits for it. A waiter that looks dead is observed for about its TTL on top."`
 }
 
 func (l *latchDeleteCmd) Run(ctx context.Context, c *cli, s *streams) error {
+	if l.Wait < 0 {
+		return usageError("latch delete --wait=%v: give a time, or leave it out to only try", l.Wait)
+	}
 	if err := checkName(l.Name); err != nil {
 		return err
 	}
-	return c.with(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
-		err := primitives.NewLatch(m, l.Name, 1).Delete(ctx)
-		if errors.Is(err, fabric.ErrHeld) {
-			return fmt.Errorf("%w: that one waits for the latch; delete it when nobody does", named(err, m, l.Name))
+	return c.withoutLimit(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
+		if c.Output == "text" && s.status.usable() {
+			defer showing(ctx, s.status, since("waiting %s for those who wait for the latch"), func(context.Context) {})()
 		}
-		return err
+		err := l.delete(ctx, m, c.Timeout)
+		if errors.Is(err, fabric.ErrHeld) {
+			return fmt.Errorf("%w: that one waits for the latch; delete it when nobody does, wait longer with --wait, or take it away with 'lockfabric release --force'", named(err, m, l.Name))
+		}
+		return named(err, m, l.Name)
 	})
+}
+
+// delete tries until the time to wait is over. A try takes as long as who looks dead is observed.
+func (l *latchDeleteCmd) delete(ctx context.Context, m *fabric.Manager, timeout time.Duration) error {
+	for end := time.Now().Add(l.Wait); ; {
+		limited, cancel := context.WithTimeout(ctx, timeout)
+		info, err := m.Read(limited, l.Name)
+		cancel()
+		if err != nil {
+			return err
+		}
+		observed := time.Duration(0)
+		for _, p := range info.Waiters {
+			observed = max(observed, 2*p.Lease.TTL)
+		}
+		limited, cancel = context.WithTimeout(ctx, timeout+observed)
+		err = primitives.NewLatch(m, l.Name, 1).Delete(limited)
+		cancel()
+		left := time.Until(end)
+		if !errors.Is(err, fabric.ErrHeld) || left <= 0 || !pause.For(ctx, min(time.Second, left)) {
+			return err
+		}
+	}
 }

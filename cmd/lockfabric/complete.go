@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	_ "embed"
+	"encoding/json"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -206,8 +207,8 @@ func (l *commandLine) values(v *kong.Value) []string {
 		return nil
 	case "command":
 		return commandNames(l.node.Parent)
-	case "lock":
-		return lockNames(l.global)
+	case "name", "lock", "lock,semaphore", "barrier,gate", "latch":
+		return lockNames(l.global, kind)
 	case "context":
 		dir, err := natscontext.Dir()
 		if err != nil {
@@ -236,9 +237,9 @@ func commandNames(node *kong.Node) (names []string) {
 	return names
 }
 
-// lockNames returns the locks in use on the server that these flags, or the environment, name. It only reads: it
-// makes no buckets, takes no lease and starts no server.
-func lockNames(global []string) []string {
+// lockNames returns the names of these kinds, or with "name" all names, in use on the server that these flags, or
+// the environment, name. It only reads: it makes no buckets, takes no lease and starts no server.
+func lockNames(global []string, kinds string) []string {
 	var c cli
 	parser, err := newParser(&c, io.Discard, io.Discard, kong.Exit(func(int) {})) // it would print help and end
 	if err != nil {
@@ -264,13 +265,22 @@ func lockNames(global []string) []string {
 	if err != nil {
 		return nil
 	}
-	keys, err := bucket.ListKeys(ctx)
+	opts := []jetstream.WatchOpt{jetstream.IgnoreDeletes(), jetstream.MetaOnly()}
+	if kinds != "name" {
+		opts = opts[:1]
+	}
+	all, err := bucket.WatchAll(ctx, opts...)
 	if err != nil {
 		return nil
 	}
 	var names []string
-	for key := range keys.Keys() { // which ends with ctx
-		if name, err := kv.DecodeKey(key); err == nil && plain(name) {
+	for e := range all.Updates() { // which ends with ctx
+		if e == nil { // that is all
+			break
+		}
+		var is struct{ Kind string }
+		_ = json.Unmarshal(e.Value(), &is)
+		if name, err := kv.DecodeKey(e.Key()); err == nil && plain(name) && (kinds == "name" || slices.Contains(strings.Split(kinds, ","), is.Kind)) {
 			names = append(names, name)
 		}
 	}

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/primitives"
 )
 
 // completed has bash complete a line as it does when the user presses the tab
@@ -47,6 +49,11 @@ func TestCompletionInBash(t *testing.T) {
 		if _, err := m.Acquire(t.Context(), key, fabric.WithMode(fabric.Shared)); err != nil {
 			t.Fatal(err)
 		}
+	}
+	_, err := primitives.NewSemaphore(m, "pool", 2).Acquire(t.Context())
+	_, gerr := primitives.NewDoubleBarrier(m, "phase", 1).Enter(t.Context())
+	if err = errors.Join(err, gerr, primitives.NewLatch(m, "ready", 2).CountDown(t.Context())); err != nil {
+		t.Fatal(err)
 	}
 	line := bare(t)
 	home := t.TempDir()
@@ -87,11 +94,13 @@ func TestCompletionInBash(t *testing.T) {
 		{"run k --also films/a = S", "S SIX"},
 		{"top --sort ", "age holders key rate waiters"},
 		{"run k --semaphore 3 --pe", "--permits"},
-		{"inspect ", "films/a films/b:c photos/ä"},
+		{"inspect ", "films/a films/b:c phase photos/ä pool ready"},
+		{"run ", "films/a films/b:c photos/ä pool"}, // what it can be of
+		{"lock p", "photos/ä"},
 		{"inspect fi", "films/a films/b:c"},
 		{"inspect films/b : ", "c"},
 		{"inspect films/b : c", "c"},
-		{"release --force ph", "photos/ä"},
+		{"release --force ph", "phase photos/ä"},
 		{"--timeout 3s ls f", "films/a films/b:c"},
 		{"--fabric nobodys inspect ", ""},
 		{"--fabric = nobodys inspect f", ""},
@@ -103,9 +112,10 @@ func TestCompletionInBash(t *testing.T) {
 		{"elect svc --ob", "--observe"},
 		{"latch ", "count-down delete wait"},
 		{"latch w", "wait"},
-		{"latch wait fi", "films/a films/b:c"},
-		{"latch count-down -n 2 ph", "photos/ä"},
-		{"barrier -n 3 ph", "photos/ä"},
+		{"latch wait ", "ready"},
+		{"latch count-down -n 2 ", "ready"},
+		{"latch delete fi", ""},
+		{"barrier -n 3 ", "phase"},
 		{"barrier sync -n 3 -- lockfabric-of-the-t", "lockfabric-of-the-test"},
 		{"elect f", "films/a films/b:c"},
 		{"elect svc --value x -- lockfabric-of-the-t", "lockfabric-of-the-test"},

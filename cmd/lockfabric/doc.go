@@ -49,7 +49,7 @@
 //	70       the result can't be written, or a defect of this program
 //	75       run, lock, elect: not acquired or not elected: held by others for the time given by --wait, unless --conflict-exit-code says another one;
 //	         barrier, latch wait: not passed in that time; latch delete: somebody waits for it
-//	76       run, elect, barrier: lost: the lock, the permit, the leadership or the membership was lost while CMD ran; lock --stdin: while it held it
+//	76       run, elect, barrier: lost: the lock, the permit, the leadership or the membership was lost while CMD ran; barrier: its own lease while it waited; lock --stdin: while it held it
 //	77       the server refuses the credentials, or a permission that locks need
 //	78       doctor: there is a problem (with --strict also a warning, or an unknown)
 //	79       barrier: broken: another one gave up or died, or it was reset; latch wait: deleted meanwhile

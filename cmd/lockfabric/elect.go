@@ -67,7 +67,11 @@ func (e *electCmd) campaign(ctx context.Context, m *fabric.Manager) (held, error
 		value, _ = os.Hostname()
 	}
 	c := fabric.Claim{Kind: fabric.KindLock, Mode: fabric.Exclusive, Value: append([]byte{}, value...)}
-	return e.claim(ctx, m, e.Name, c, fabric.WithMetadata(e.Meta))
+	h, err := e.claim(ctx, m, e.Name, c, fabric.WithMetadata(e.Meta))
+	if err != nil {
+		err = &reworded{err, strings.Replace(err.Error(), " not acquired: ", " not elected: ", 1)}
+	}
+	return h, err
 }
 
 // leading is the JSON of one line of elect --observe.

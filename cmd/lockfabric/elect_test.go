@@ -55,7 +55,7 @@ func TestElect(t *testing.T) {
 	}
 	for _, args := range [][]string{{"--wait", "0"}, {"--wait", "50ms", "--no-takeover"}, {"--owner", "first"}} {
 		code, stdout, stderr := run(t, lockfabric(t, append(append([]string{"elect", "svc"}, args...), "--", "echo", "in")...))
-		if code != 75 || stdout != "" || strings.Count(stderr, "\n") != 1 {
+		if code != 75 || stdout != "" || !strings.Contains(stderr, `"svc" not elected: `) || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("%v: exit code %d, stdout %q, stderr %q", args, code, stdout, stderr)
 		}
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 type inspectCmd struct {
-	Key   string `arg:"" complete:"lock" help:"Name of the lock."`
+	Key   string `arg:"" complete:"name" help:"Name of the lock."`
 	Watch bool   `help:"Show it again after each change, until interrupted."`
 }
 

@@ -16,7 +16,7 @@ import (
 )
 
 type lsCmd struct {
-	Prefix string `arg:"" optional:"" complete:"lock" help:"Only names that start so."`
+	Prefix string `arg:"" optional:"" complete:"name" help:"Only names that start so."`
 	Long   bool   `help:"A line for everybody who holds or waits, with host, process and metadata."`
 	Watch  bool   `help:"Go on with the names that change, until interrupted."`
 }
@@ -135,7 +135,7 @@ func (n inUse) take(changed []fabric.Info) {
 }
 
 type treeCmd struct {
-	Prefix string `arg:"" optional:"" complete:"lock" help:"Only names that start so."`
+	Prefix string `arg:"" optional:"" complete:"name" help:"Only names that start so."`
 	Watch  bool   `help:"Show it again after each change, until interrupted."`
 }
 

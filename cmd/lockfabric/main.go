@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/alecthomas/kong"
 	"github.com/lmittmann/tint"
@@ -191,12 +192,25 @@ func textMappers() []kong.Option {
 			return decode(fmt.Sprint(token.Value), target)
 		})
 	}
+	// A number may be below zero, and behind a flag of one letter come after a =: what is wrong with it is said then.
+	number := func(decode func(text string, target reflect.Value) error) kong.Mapper {
+		read := text(decode)
+		return kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
+			word, _ := ctx.Scan.Peek().Value.(string)
+			after, tail := strings.CutPrefix(word, "=")
+			if tail && ctx.Scan.Peek().Type == kong.ShortFlagTailToken || len(word) > 1 && word[0] == '-' && unicode.IsDigit(rune(word[1])) {
+				ctx.Scan.Pop()
+				return decode(after, target)
+			}
+			return read.Decode(ctx, target)
+		})
+	}
 	return []kong.Option{
 		kong.KindMapper(reflect.String, text(func(text string, target reflect.Value) error {
 			target.SetString(text)
 			return nil
 		})),
-		kong.TypeMapper(reflect.TypeFor[time.Duration](), text(func(text string, target reflect.Value) error {
+		kong.TypeMapper(reflect.TypeFor[time.Duration](), number(func(text string, target reflect.Value) error {
 			d, err := time.ParseDuration(text)
 			if err != nil {
 				return fmt.Errorf("%q is no duration: give one like 30s, 5m or 1h30m", text)
@@ -204,7 +218,7 @@ func textMappers() []kong.Option {
 			target.SetInt(int64(d))
 			return nil
 		})),
-		kong.KindMapper(reflect.Int, text(func(text string, target reflect.Value) error {
+		kong.KindMapper(reflect.Int, number(func(text string, target reflect.Value) error {
 			n, err := strconv.Atoi(text)
 			if err != nil {
 				return fmt.Errorf("%q is no whole number", text)

@@ -12,6 +12,8 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
@@ -90,9 +92,12 @@ func message(err error) string {
 		{"invalid option: invalid option", "invalid option"},
 		{"cluster unavailable: unavailable", "cluster unavailable"},
 		{"cluster unavailable: cluster unavailable", "cluster unavailable"},
+		{"not known whether it was done: not known whether it was done", "not known whether it was done"},
 	} {
 		text = strings.ReplaceAll(text, ": "+said[0]+": ", ": "+said[1]+": ")
 	}
+	// So the client says that there is no connection, where nothing is to be sent later.
+	text = strings.ReplaceAll(text, nats.ErrReconnectBufExceeded.Error(), "no server is connected")
 	return strings.TrimPrefix(text, ": ")
 }
 

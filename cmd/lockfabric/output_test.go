@@ -111,7 +111,7 @@ func TestRelease(t *testing.T) {
 		t.Errorf("exit code %d, %s", code, stderr)
 	}
 	var got released
-	if err := json.Unmarshal([]byte(release("--output", "json", "--now", "--holder", info.Holders[0].ID)), &got); err != nil || got != (released{"k", 1, true}) {
+	if err := json.Unmarshal([]byte(release("--output", "json", "--now", "--holder", info.Holders[0].ID)), &got); err != nil || got != (released{Key: "k", Released: 1, Now: true}) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	holders[0].expect("got TERM")
@@ -162,9 +162,12 @@ func TestResultCanNotBeWritten(t *testing.T) {
 func TestMessageSaysItOnce(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
+		(&fabric.LostError{Key: "k", Reason: fabric.ErrExpired}).Error():                                      `"k": the wait for it is lost: the lease ran out before it could be renewed`,
 		"fabric: cluster unavailable: fabric: cluster unavailable: kv: unavailable: read of k: nats: timeout": "cluster unavailable: read of k: nats: timeout",
 		"inspect \"k\": fabric: cluster unavailable: engine: no leader answers: kv: bucket is gone":           "inspect \"k\": cluster unavailable: no leader answers: bucket is gone",
 		"fabric: invalid option: kv: invalid option: fabric name \"a b\"":                                     "invalid option: fabric name \"a b\"",
+		"fabric: cluster unavailable: request not sent: nats: outbound buffer limit exceeded":                 "cluster unavailable: request not sent: no server is connected",
+		"fabric: not known whether it was done: fabric: not known whether it was done: end":                   "not known whether it was done: end",
 		"first\nsecond": "first second",
 	} {
 		if got := message(errors.New(text)); got != want {

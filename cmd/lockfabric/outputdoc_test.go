@@ -14,6 +14,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/cmd/lockfabric/internal/doctor"
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/primitives"
 )
 
 // printed runs a command line that ends with the exit code, wants its JSON as the
@@ -119,6 +120,10 @@ func TestOutputOfLocks(t *testing.T) {
 	deaf.expect("got TERM")
 	deaf.exits(76)
 	release.printed(t, 0, "release", "--force", "--now", "deaf") // nobody is there
+	if err := primitives.NewLatch(m, "latch", 2).CountDown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	release.printed(t, 0, "release", "--force", "latch")
 	release.complete(t, released{})
 	lock := outputTable(t, doc, "lock")
 	taken, stdin := withStdin(t, lockfabric(t, "--output", "json", "lock", "taken", "--stdin"))

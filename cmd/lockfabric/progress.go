@@ -53,6 +53,12 @@ func startChecks(ctx context.Context, line *statusLine) (at func(what string), e
 	}, func(context.Context) {})
 }
 
+// since is a text with the time from now on.
+func since(format string) func() string {
+	started := time.Now()
+	return func() string { return fmt.Sprintf(format, age(started, time.Now())) }
+}
+
 // showing shows text, brought up to date every second, and calls beside until erase, which waits for it.
 func showing(ctx context.Context, line *statusLine, text func() string, beside func(ctx context.Context)) (erase func()) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -75,6 +81,9 @@ func waiting(key string, info *fabric.Info, started, now time.Time) string {
 	text := fmt.Sprintf("waiting %s for %s", age(started, now), printable(key))
 	if info == nil {
 		return text
+	}
+	if info.Parties > 0 || info.Kind == fabric.KindLatch {
+		return text + ", " + state(*info)
 	}
 	for i, p := range info.Waiters {
 		if p.Own {

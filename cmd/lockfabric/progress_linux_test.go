@@ -69,6 +69,31 @@ func TestProgress(t *testing.T) {
 	c.exits(0)
 }
 
+// Where no queue is, it says how many have come.
+func TestProgressOfABarrier(t *testing.T) {
+	t.Parallel()
+	c := waitingConsole(t, manager(t), 200, lockfabric(t, "barrier", "k", "-n", "3"))
+	c.upTo(" for k, 1 of 3 arrived")
+	c.keys("\x03")
+	c.exits(130)
+}
+
+func TestGcProgress(t *testing.T) {
+	t.Parallel()
+	victim := start(t, lockfabric(t, "run", "--ttl", "3s", "k", "--", self(t), "child", "none"))
+	victim.ready()
+	victim.signal(unix.SIGKILL)
+	victim.wait()
+	eventually(t, "the word that it looks dead", func() bool {
+		_, stdout, _ := run(t, lockfabric(t, "gc", "--dry-run")) // a process that hasn't seen it before, as the next one
+		return strings.HasPrefix(stdout, "1 of 1 ")
+	})
+	c := newConsole(t, lockfabric(t, "gc"))
+	c.upTo("s: what looks dead is observed")
+	c.expect("1 of 1 processes dead")
+	c.exits(0)
+}
+
 func TestProgressFitsTheTerminal(t *testing.T) {
 	t.Parallel()
 	m := manager(t)

@@ -11,10 +11,11 @@ import (
 	"golang.org/x/term"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/primitives"
 )
 
 type releaseCmd struct {
-	Key    string `arg:"" complete:"lock" help:"Name of the lock, or with --prefix what the names begin with."`
+	Key    string `arg:"" complete:"name" help:"Name of the lock or anything else, or with --prefix what the names begin with."`
 	Force  bool   `help:"Take the lock from holders that have not released it. Required: there is no other way to release another program's lock."`
 	Now    bool   `help:"Don't wait for the holders: the next one gets the lock at once, while they may still be at work. Only fencing tokens keep their late writes out."`
 	Holder string `placeholder:"ID" complete:"-" help:"Take it only from the holder with this id; 'inspect' shows ids."`
@@ -25,8 +26,10 @@ type releaseCmd struct {
 // released is the JSON of release.
 type released struct {
 	Key      string `json:"key"`
-	Released int    `json:"released"` // how many holders it was taken from; 0 = nobody held it
+	Released int    `json:"released"` // how many holders, or parties of a barrier and waiters of a latch, it was taken from
 	Now      bool   `json:"now"`
+	Removed  bool   `json:"removed,omitempty"` // a barrier or a latch is gone
+	barrier  bool
 }
 
 func (r *releaseCmd) Run(ctx context.Context, c *cli, s *streams) error {
@@ -56,12 +59,38 @@ func (r *releaseCmd) take(ctx context.Context, m *fabric.Manager, key string) (r
 	if r.Holder != "" {
 		opts = append(opts, fabric.ForceHolder(r.Holder))
 	}
-	n, err := m.ForceRelease(ctx, key, opts...)
-	return released{Key: key, Released: n, Now: r.Now}, err
+	done := released{Key: key, Now: r.Now}
+	info, err := m.Read(ctx, key)
+	if err != nil {
+		return done, err
+	}
+	if len(info.Holders) > 0 || r.Holder != "" {
+		if done.Released, err = m.ForceRelease(ctx, key, opts...); err != nil {
+			return done, err
+		}
+	}
+	switch {
+	case r.Holder != "":
+	case info.Kind == fabric.KindLatch:
+		done.Released = len(info.Waiters)
+		_, err = m.Post(ctx, key, fabric.Post{Kind: info.Kind, Verb: "delete", Life: info.Life, All: true})
+		done.Removed = err == nil
+	case info.Kind == fabric.KindBarrier && info.Arrived > 0: // they read off the record how it ended
+		done.Released, done.barrier = done.Released+info.Arrived, true
+		err = primitives.NewBarrier(m, key, info.Parties).Reset(ctx)
+	case info.Kind == fabric.KindBarrier && len(info.Holders) == 0:
+		err = primitives.NewBarrier(m, key, info.Parties).Delete(ctx)
+		done.Removed = err == nil
+	}
+	return done, named(err, m, key)
 }
 
 func (d released) write(w io.Writer) {
 	switch {
+	case d.Removed:
+		fmt.Fprintf(w, "%s: removed, %d waited for it\n", printable(d.Key), d.Released)
+	case d.barrier:
+		fmt.Fprintf(w, "%s: broken for %d who waited; once more removes it\n", printable(d.Key), d.Released)
 	case d.Released == 0:
 		fmt.Fprintf(w, "%s: nobody to take it from\n", printable(d.Key))
 	case d.Now:
@@ -83,7 +112,7 @@ func (r *releaseCmd) takeAll(ctx context.Context, c *cli, s *streams) error {
 		}
 		var keys []string
 		for _, i := range infos {
-			if len(i.Holders) > 0 {
+			if len(i.Holders) > 0 || len(i.Waiters) > 0 && (i.Kind == fabric.KindBarrier || i.Kind == fabric.KindLatch) {
 				keys = append(keys, i.Key)
 			}
 		}
@@ -127,7 +156,7 @@ func confirm(w io.Writer, keys []string) bool {
 }
 
 type gcCmd struct {
-	Prefix string `arg:"" optional:"" complete:"lock" help:"Only locks whose names begin with this."`
+	Prefix string `arg:"" optional:"" complete:"name" help:"Only locks whose names begin with this."`
 	DryRun bool   `help:"Change nothing, and tell what looks dead by the server's time stamps."`
 }
 
@@ -138,6 +167,9 @@ func (g *gcCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	}
 	var got fabric.Collected
 	err := c.withoutLimit(ctx, s, func(ctx context.Context, m *fabric.Manager) (err error) { // see its help
+		if c.Output == "text" && s.status.usable() {
+			defer showing(ctx, s.status, since("gc %s: what looks dead is observed for its TTL and margin"), func(context.Context) {})()
+		}
 		got, err = m.Collect(ctx, g.Prefix, opts...)
 		return err
 	})

@@ -15,7 +15,7 @@ import (
 )
 
 type runCmd struct {
-	Key       string   `arg:"" complete:"lock" help:"Name of the lock or semaphore; '/' separates levels."`
+	Key       string   `arg:"" complete:"lock,semaphore" help:"Name of the lock or semaphore; '/' separates levels."`
 	Command   []string `arg:"" optional:"" name:"cmd" passthrough:"partial" help:"Command to run, best after '--', with its arguments; flags of lockfabric stand before it."`
 	Line      string   `name:"command" short:"c" placeholder:"LINE" complete:"-" help:"Run this line with 'sh -c' in place of CMD."`
 	Mode      string   `xor:"mode" placeholder:"IS|IX|S|SIX|U|X" complete:"IS,IX,S,SIX,U,X" help:"What else may be held beside it: X, the default, excludes all others, S those who write, U all but S and IS; IS, IX and SIX announce locks on parts."`
@@ -49,8 +49,8 @@ func (r *runCmd) validate() error {
 	switch {
 	case r.DeadlineCheck && (r.Wait == nil || *r.Wait == 0):
 		return usageError("run --deadline-check: give the time that is to be kept with --wait")
-	case r.Semaphore != nil && limit < 1:
-		return usageError("run --semaphore=%d: give 1 or more", limit)
+	case r.Semaphore != nil && (limit < 1 || limit > maxCount):
+		return usageError("run --semaphore=%d: give 1 to %d", limit, maxCount)
 	case r.Permits < 1 || limit > 0 && r.Permits > limit:
 		return usageError("run --permits=%d: give 1 to the number of --semaphore", r.Permits)
 	case r.Permits > 1 && limit == 0:
@@ -60,6 +60,8 @@ func (r *runCmd) validate() error {
 	}
 	return cmp.Or(r.several.validate(limit > 0), checkMode("run", r.Mode), checkCommand("run", r.Command), r.claiming.validate("run"), r.holding.validate("run"), r.staying.validate("run"), checkName(r.Key))
 }
+
+const maxCount = 1<<31 - 1 // of permits and counts
 
 // limit is how many permits the semaphore has, 0 without one.
 func (r *runCmd) limit() int {

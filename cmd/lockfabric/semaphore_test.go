@@ -3,6 +3,8 @@
 package main
 
 import (
+	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -24,7 +26,8 @@ func TestRunSemaphore(t *testing.T) {
 		{pool("--wait", "0", "--", "echo", "in"), 75, "not acquired"},
 		{pool("--wait", "50ms", "--no-takeover", "--", "echo", "in"), 75, "or wait longer"},
 		{[]string{"run", "pool", "--semaphore", "4", "--", "echo", "in"}, 65, "has 3 permits, not 4"},
-		{[]string{"run", "pool", "--", "echo", "in"}, 65, "another kind"},
+		{[]string{"run", "pool", "--", "echo", "in"}, 65, fmt.Sprintf("is of kind semaphore, not lock: held by %s on %s pid %d and 1 more: use another", filepath.Base(self(t)), hostname(), two.cmd.Process.Pid)},
+		{[]string{"run", "pool", "--semaphore", "2147483648", "--", "echo", "in"}, 64, "give 1 to 2147483647"},
 		{pool("--permits", "4", "--", "echo", "in"), 64, "--permits=4"},
 		{[]string{"run", "pool", "--permits", "2", "--", "echo", "in"}, 64, "--semaphore"},
 		{[]string{"run", "pool", "--semaphore=-1", "--", "echo", "in"}, 64, "--semaphore=-1"},

@@ -214,12 +214,18 @@ const nameTime = time.Second
 
 // named has a refusal say on which host, in which process and for what it is held, in place of an id.
 func named(err error, m *fabric.Manager, key string) error {
-	var held *fabric.HeldError
-	if !errors.As(err, &held) {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), nameTime)
 	defer cancel()
+	var held *fabric.HeldError
+	var broken *fabric.BrokenError
+	switch {
+	case errors.As(err, &broken) && broken.Who != "":
+		return blames(ctx, err, m, broken.Who)
+	case errors.Is(err, fabric.ErrKindMismatch), errors.Is(err, fabric.ErrSizeMismatch):
+		return occupied(ctx, err, m, key)
+	case !errors.As(err, &held):
+		return err
+	}
 	info, ierr := m.Inspect(ctx, cmp.Or(held.Key, key))
 	if ierr != nil {
 		return err
@@ -230,4 +236,39 @@ func named(err error, m *fabric.Manager, key string) error {
 		}
 	}
 	return err
+}
+
+// blames says whose lease that is, or who had that id: the lease tells for a while after its end.
+func blames(ctx context.Context, err error, m *fabric.Manager, who string) error {
+	lease, _, _ := strings.Cut(who, ".")
+	all := []fabric.Info{{Waiters: []fabric.Party{{ID: who, Owner: who, Lease: fabric.Lease{ID: lease}}}}}
+	if ierr := m.Identify(ctx, all); ierr != nil {
+		return err
+	}
+	p := all[0].Waiters[0]
+	p.Lease.State = "" // why it broke is said
+	return &reworded{err, strings.Replace(err.Error(), who, holder(p), 1)}
+}
+
+// occupied says who uses a name as something else, and what can be done about it.
+func occupied(ctx context.Context, err error, m *fabric.Manager, key string) error {
+	info, ierr := m.Inspect(ctx, key)
+	if ierr != nil {
+		return err
+	}
+	verb, parties := "held", info.Holders
+	if len(parties) == 0 {
+		verb, parties = "awaited", info.Waiters
+	}
+	how := "nobody uses it now"
+	if len(parties) > 0 {
+		how = verb + " by " + holder(parties[0])
+		if n := len(info.Holders) + len(info.Waiters) - 1; n > 0 {
+			how += fmt.Sprintf(" and %d more", n)
+		}
+	}
+	if len(parties) > 0 && parties[0].Lease.State == "stale" {
+		return fmt.Errorf("%w: %s: it is observed and replaced when this is tried again after its TTL, %v", err, how, parties[0].Lease.TTL)
+	}
+	return fmt.Errorf("%w: %s: use another name, or take this one away with 'lockfabric release --force'", err, how)
 }

@@ -18,7 +18,7 @@ import (
 )
 
 type topCmd struct {
-	Prefix string        `arg:"" optional:"" complete:"lock" help:"Only names that start so."`
+	Prefix string        `arg:"" optional:"" complete:"name" help:"Only names that start so."`
 	Sort   string        `enum:"waiters,holders,rate,age,key" default:"waiters" help:"What is on top: waiters, holders, rate, age or key."`
 	Every  time.Duration `default:"1s" help:"How often to draw, and for how long changes are counted."`
 	Once   bool          `help:"Count once for the time of --every, write the table and end; also where there is no terminal."`

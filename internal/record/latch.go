@@ -86,6 +86,9 @@ func (k latchRules) apply(m *machine, op *Op) Result {
 	}
 	switch {
 	case op.Verb == OpDelete:
+		if op.All { // those who wait see that it is not the one that they waited for
+			m.Waiters = nil
+		}
 		return m.delete()
 	case op.Verb == OpUncount:
 		return l.uncount(m, op)

@@ -166,7 +166,7 @@ type Op struct {
 	Base  uint64 // the revision that the caller read, on which the operation is based
 	Token uint64 // of Holder
 	Queue string // a condition's name
-	All   bool   // of a signal: to everybody who waits
+	All   bool   // of a signal: to everybody who waits; of a latch's delete: with those who wait
 	Fail  bool   // of an end: without success
 	Value Value
 }
