@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -100,6 +101,16 @@ func (b *backoff) next(err error) time.Duration {
 		base, limit = 20*time.Millisecond, time.Second
 	}
 	return pause.Around(pause.Doubled(base, b.failures-1, limit))
+}
+
+// mostWay is how long a request that would only queue gives way at most.
+const mostWay = 50 * time.Millisecond
+
+// giveWay returns the pause of one who has met others, and would only queue behind those that wait already: the
+// longer, the more of these there are, and the more often it has met somebody.
+func (b *backoff) giveWay(queue int, took time.Duration) time.Duration {
+	b.conflicts++
+	return rand.N(min(took*time.Duration(max(queue, 2<<min(b.conflicts, 8))), mostWay) + 1)
 }
 
 // patientRefusals is how many reads in a row may each end in refusals only before they are spaced,

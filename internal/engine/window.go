@@ -153,6 +153,14 @@ func (w *writer) fitWindow(s *step) {
 	s.compose(s.base, s.rev, s.limits)
 }
 
+// onlyQueues reports whether what is pending, as the record was when it was read, only goes to the end of a queue. Then
+// nobody waits for its write, which stands in the way of the one who lets the next in. Called with mu held.
+func (w *writer) onlyQueues(s *step) bool {
+	return !slices.ContainsFunc(w.pending, func(r *Request) bool {
+		return !r.over && (!r.fresh || !r.queues() || s.next.Standing(&r.Op).Standing != record.Waiting)
+	})
+}
+
 // expectedWait returns how many operations of this process wait, and the longest time that one of
 // them is expected to.
 func (w *writer) expectedWait() (waiting int, longest time.Duration) {

@@ -29,6 +29,7 @@ type writer struct {
 	refusals  refusals
 	resting   bool          // a timer is set that goes on with what is pending
 	pause     time.Duration // before the next step
+	givesWay  bool          // during the pause, to whatever else comes
 
 	// A write that expects uncertain has an unknown outcome: it can still be committed while that
 	// is the newest revision. Only one can matter, since a write that expects an older one can't.
@@ -146,7 +147,13 @@ func (w *writer) run() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for more := true; more; more = w.step() {
-		if d := w.pause; d > 0 {
+		d := w.pause
+		if w.givesWay {
+			w.givesWay, w.pause = false, 0
+			w.rest(d)
+			return
+		}
+		if d > 0 {
 			w.mu.Unlock()
 			w.core.sleep(w.core.ctx, d)
 			w.mu.Lock()
@@ -164,7 +171,7 @@ func (w *writer) handOver() {
 }
 
 // stop is for who has worked here and finds nothing more to do. Called with mu held.
-func (w *writer) stop() { w.running, w.trouble, w.pause = false, backoff{}, 0 }
+func (w *writer) stop() { w.running, w.trouble, w.pause, w.givesWay = false, backoff{}, 0, false }
 
 // step carries the next step out, if there is anything to do, and sets how long to pause before
 // another one. Called with mu held, which it lets go meanwhile.
@@ -380,6 +387,14 @@ func (w *writer) failed(s *step, err error) (pause time.Duration) {
 			w.undo(r, err)
 			w.mu.answer(r, Outcome{}, err)
 		}
+	}
+	if errors.Is(err, jskv.ErrConflict) && w.onlyQueues(s) {
+		for _, r := range w.pending {
+			r.fresh = false // what comes meanwhile goes with it
+		}
+		w.givesWay = true
+		took, _ := w.core.cfg.RTT.RTT()
+		return w.trouble.giveWay(w.queue, took)
 	}
 	return w.trouble.next(err)
 }
