@@ -209,8 +209,6 @@ func (s *site) key(t testing.TB) string {
 // deleted at the end of the test.
 func (s *site) fabric(t testing.TB) string {
 	t.Helper()
-	// With its last stream a server removes the directory of streams, even while another is being made.
-	s.kept.Do(func() { _ = s.manager(t).Close() })
 	name := fmt.Sprintf("own-%d", s.numbers.Add(1))
 	js := s.jetStream(t)
 	t.Cleanup(func() {
@@ -223,8 +221,11 @@ func (s *site) fabric(t testing.TB) string {
 	return name
 }
 
+// jetStream is the way to make and delete streams.
 func (s *site) jetStream(t testing.TB) jetstream.JetStream {
 	t.Helper()
+	// With its last stream a server removes the directory of streams, even while another is being made.
+	s.kept.Do(func() { _ = s.manager(t).Close() })
 	js, err := jetstream.New(s.conn(t))
 	if err != nil {
 		t.Fatal(err)
