@@ -53,7 +53,7 @@ func TestBarrier(t *testing.T) {
 	for sig, want := range map[syscall.Signal]int{0: 75, syscall.SIGTERM: 143} {
 		broken := party("-n", "3")
 		waiters(t, m, "sync", 1)
-		args := []string{"-n", "3", "--wait", "50ms"}
+		args := []string{"-n", "3", "--wait", "1s"}
 		if sig != 0 {
 			args = args[:2]
 		}
@@ -90,6 +90,9 @@ func TestDoubleBarrier(t *testing.T) {
 	}
 	a := member("--ttl", "20s", "--kill-after", "9s", "--no-progress")
 	holders(1, false)
+	if code, _, stderr := run(t, lockfabric(t, "release", "--force", "phase")); code != 75 || !strings.Contains(stderr, "would come again") {
+		t.Errorf("release of who waits to go in: exit code %d, %s", code, stderr)
+	}
 	late := start(t, lockfabric(t, "barrier", "phase", "-n", "3", "--", "true"))
 	late.exits(65)
 	b := member()
@@ -110,7 +113,7 @@ func TestDoubleBarrier(t *testing.T) {
 	a.exits(0)
 
 	// One does not come.
-	code, stdout, stderr := run(t, lockfabric(t, "barrier", "phase", "-n", "2", "--wait", "50ms", "--", "echo", "in"))
+	code, stdout, stderr := run(t, lockfabric(t, "barrier", "phase", "-n", "2", "--wait", "1s", "--", "echo", "in"))
 	if code != 75 || stdout != "" || !strings.Contains(stderr, "not passed in time") {
 		t.Errorf("exit code %d, %q, %s", code, stdout, stderr)
 	}

@@ -221,7 +221,7 @@ func (l *latchDeleteCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		}
 		err := l.delete(ctx, m, c.Timeout)
 		if errors.Is(err, fabric.ErrHeld) {
-			return fmt.Errorf("%w: that one waits for the latch; delete it when nobody does, wait longer with --wait, or take it away with 'lockfabric release --force'", named(err, m, l.Name))
+			return fmt.Errorf("%q: %w: that one waits for the latch: wait longer with --wait, or take it away with 'lockfabric release --force %s'", l.Name, named(err, m, l.Name), printable(l.Name))
 		}
 		return named(err, m, l.Name)
 	})

@@ -40,11 +40,11 @@ func TestLatch(t *testing.T) {
 	waiting := start(t, lockfabric(t, "latch", "wait", "ready", "--count", "3", "--no-progress"))
 	waiters(t, m, "ready", 1)
 	latch(75, "", fmt.Sprintf("held by latch on %s pid %d since", hostname(), waiting.cmd.Process.Pid), "delete", "ready")
-	latch(75, "", "that one waits for the latch", "delete", "ready", "--wait", "50ms")
+	latch(75, "", "that one waits for the latch", "delete", "ready", "--wait", "1s")
 	latch(0, "ready: 2 to go\n", "", "count-down", "ready")
 	latch(65, "", "has 3 counts, not 4", "count-down", "ready", "--count", "4")
 	latch(65, "", "has 3 counts, not 4", "wait", "ready", "--count", "4")
-	latch(75, "", "not passed in time", "wait", "ready", "--wait", "50ms")
+	latch(75, "", "not passed in time", "wait", "ready", "--wait", "1s")
 	if code, stdout, _ := run(t, lockfabric(t, "inspect", "ready")); code != 0 || !strings.Contains(stdout, "2 to go") {
 		t.Errorf("inspect: exit code %d, %q", code, stdout)
 	}

@@ -64,6 +64,9 @@ func (r *releaseCmd) take(ctx context.Context, m *fabric.Manager, key string) (r
 	if err != nil {
 		return done, err
 	}
+	if info.Kind == fabric.KindGate && !info.Open && len(info.Holders) > 0 {
+		return done, fmt.Errorf("%q: %w: who waits to go in would come again: end its process, 'lockfabric inspect' shows it", key, fabric.ErrHeld)
+	}
 	if len(info.Holders) > 0 || r.Holder != "" {
 		if done.Released, err = m.ForceRelease(ctx, key, opts...); err != nil {
 			return done, err

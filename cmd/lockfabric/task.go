@@ -210,7 +210,7 @@ func (t *task) explain(err error, m *fabric.Manager) error {
 }
 
 // nameTime bounds the look at who is in the way of something.
-const nameTime = time.Second
+const nameTime = 3 * time.Second
 
 // named has a refusal say on which host, in which process and for what it is held, in place of an id.
 func named(err error, m *fabric.Manager, key string) error {
@@ -270,5 +270,5 @@ func occupied(ctx context.Context, err error, m *fabric.Manager, key string) err
 	if len(parties) > 0 && parties[0].Lease.State == "stale" {
 		return fmt.Errorf("%w: %s: it is observed and replaced when this is tried again after its TTL, %v", err, how, parties[0].Lease.TTL)
 	}
-	return fmt.Errorf("%w: %s: use another name, or take this one away with 'lockfabric release --force'", err, how)
+	return fmt.Errorf("%w: %s: use another name, or take this one away with 'lockfabric release --force %s'", err, how, printable(key))
 }
