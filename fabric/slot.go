@@ -276,10 +276,12 @@ func (s *session) dispose(sl *slot) {
 	}
 }
 
-// abandon is closeLease within a time of its own.
+// abandon is closeLease without a caller: until others will have observed the lease's end, or for as long as Close may
+// take once the session ends.
 func (s *session) abandon(le *lease.Lease) {
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	defer context.AfterFunc(s.ctx, func() { time.AfterFunc(closeTimeout, cancel) })()
 	s.closeLease(ctx, le)
 }
 
