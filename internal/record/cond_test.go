@@ -297,6 +297,15 @@ func TestP10_ABroadcastMovesThoseWhoWaitThen(t *testing.T) {
 	}
 	b.is("d.1 |  | full: c.2")
 
+	// Nor where a late acquire brings the hold's id back.
+	b = waiting(t, Limits{}, "full", "a")
+	late = b.broadcast("s.1", 2, "full")
+	b.must(b.unlock("s.1"), acquire("s.1", X))
+	if v := b.do(late); v != "not the holder" {
+		t.Error(v)
+	}
+	b.is("s.1 |  | full: a.2")
+
 	// Within one hold: it can't be repeated for one who came by being passed over.
 	b = waiting(t, Limits{}, "full", "a", "b")
 	b.must(b.broadcast("s.1", 2, "full"), b.broadcast("s.1", 3, "other"), b.broadcast("s.1", 2, "full"))

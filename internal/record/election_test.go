@@ -56,6 +56,8 @@ func TestP26_ACancelledWaitComesBack(t *testing.T) {
 		if st := b.rec.Standing(&wait); st.Standing != Gone {
 			t.Errorf("%+v", st)
 		}
+		b.must(acquire("s.1", X), cancel) // which comes late, with another token
+		b.is("s.1 |  | full: a.2")
 	})
 }
 

@@ -103,6 +103,18 @@ func TestP13_LateResizeIsRefused(t *testing.T) {
 	}
 }
 
+// P16: what was read before the semaphore was used up, or made anew, changes neither size nor life of the next.
+func TestP16_SemaphoreOfAnotherLife(t *testing.T) {
+	next, _ := verdict(nil, 12, permits(OpAcquire, "a.2", 1))
+	next.Resolve(13)
+	for _, late := range []Op{resize(7, 13, 0), resize(7, 13, 13), {Kind: KindSemaphore, Verb: OpDelete}, {Kind: KindSemaphore, Verb: OpDelete, Life: 13}} {
+		wantVerdict(t, next, 13, late, OtherLife, 0)
+		wantVerdict(t, nil, 12, late, OtherLife, 0)
+	}
+	wantVerdict(t, next, 13, resize(7, 13, 12), Applied, 0)
+	wantVerdict(t, next, 13, Op{Kind: KindSemaphore, Verb: OpDelete, Life: 12}, InUse, 0)
+}
+
 func TestSemaphoreRefusals(t *testing.T) {
 	rec, rev := after(t, Limits{}, permits(OpAcquire, "a.1", 3), permits(OpAcquire, "b.1", 3), permits(OpAcquire, "c.1", 1))
 	other := permits(OpAcquire, "d.1", 1)
