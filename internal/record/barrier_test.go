@@ -231,7 +231,8 @@ func TestP8_EvictionBreaksOnce(t *testing.T) {
 	}
 }
 
-func TestBarrierReset(t *testing.T) {
+// P13: a reset that comes late breaks nobody else.
+func TestP13_LateResetIsRefused(t *testing.T) {
 	s := newSite(t)
 	if s.must(s.reset("x.1", 2, 0)); s.rec != nil {
 		t.Errorf("a reset of nothing left %s", s.rec.Append(nil))
