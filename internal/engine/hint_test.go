@@ -146,6 +146,54 @@ func TestHint_StandstillIsLookedAfter(t *testing.T) {
 	})
 }
 
+// While the holders change nothing is watched or observed, also after a look.
+func TestHint_AQueueThatMovesIsLeftAlone(t *testing.T) {
+	hinted(t, func(t *testing.T, _, b *Engine, store *watchCount, o *observer, _ *hintBoard) {
+		store.apply("k", acquireOp("H.1"), acquireOp("I.1"), acquireOp("J.1"))
+		granted := waitFor(t, b, "B.1")
+		_, _, reads := store.counts()
+		time.Sleep(lookAfter / 2)
+		store.apply("k", releaseOp("H.1"))
+		time.Sleep(lookAfter) // the first look was at 1.25 of it at the latest, the next one is at 2.25 at the earliest
+		synctest.Wait()
+		if _, _, now := store.counts(); now != reads+1 || store.count() != 0 || o.observed() != 0 {
+			t.Errorf("%d reads, %d watches, %d leases observed", now-reads, store.count(), o.observed())
+		}
+		store.apply("k", releaseOp("I.1"))
+		store.apply("k", releaseOp("J.1"))
+		<-granted
+	})
+}
+
+// A hint that comes while the record is read has it read once more: that read may have been too early.
+func TestHint_DuringALook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &link{bucket: newBucket(t)}
+		l.set(10*time.Millisecond, 10*time.Millisecond)
+		e := New(Config{Store: l, Watcher: l.bucket, Observer: &observer{}, Hints: &hintBoard{}})
+		defer e.Close()
+		l.apply("k", acquireOp("H.1"), acquireOp("I.1")) // the first who waits would watch
+		granted := waitFor(t, e, "B.1")
+		w := e.lock("k")
+		for len(w.waiting) == 0 {
+			w.mu.Unlock()
+			time.Sleep(time.Millisecond)
+			w.mu.Lock()
+		}
+		rev := w.rev
+		w.mu.Unlock()
+		e.Look("k", rev+1)
+		time.Sleep(7 * time.Millisecond) // it was read
+		l.apply("k", releaseOp("H.1"), releaseOp("I.1"))
+		e.Look("k", rev+1)
+		begun := time.Now()
+		<-granted
+		if took := time.Since(begun); took > 20*time.Millisecond { // the rest of a read, and a read
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
 // One who begins to wait while the watch for another one is still open has the leases ahead
 // observed, too: nobody looks at a record that is watched.
 func TestHint_WaiterWhoFindsTheWatchOpen(t *testing.T) {
