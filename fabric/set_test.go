@@ -96,18 +96,14 @@ func setAllOrNothing(t *testing.T, s *site) {
 		t.Errorf("releasing again: %v", err)
 	}
 	releaseSet(t, g.set)
-	expectFreeSoon(t, s, m, k...)
+	expectAllFree(t, m, k...)
 }
 
-// expectFreeSoon expects that nobody holds these, at once where there is one road.
-func expectFreeSoon(t *testing.T, s *site, m *fabric.Manager, keys ...string) {
+// expectAllFree expects that nobody holds these.
+func expectAllFree(t *testing.T, m *fabric.Manager, keys ...string) {
 	t.Helper()
 	for _, key := range keys {
-		if s.coalesced { // an owner that is behind may write once more what was released, also after a look
-			eventually(t, key+" is free", func() bool { return free(t, m, key) })
-		} else {
-			expectFree(t, m, key)
-		}
+		expectFree(t, m, key)
 	}
 }
 
@@ -121,7 +117,7 @@ func setTry(t *testing.T, s *site) {
 		if !errors.Is(err, fabric.ErrNotAcquired) || !errors.Is(err, fabric.ErrHeld) || !errors.As(err, &held) || held.Key != k[2] {
 			t.Errorf("refused with %v", err)
 		}
-		expectFreeSoon(t, s, other, k[0], k[1], k[3])
+		expectAllFree(t, other, k[0], k[1], k[3])
 	}
 	release(t, busy)
 	set, err := m.TryAcquireAll(waitContext(t), fabric.Names(k...))
@@ -157,7 +153,7 @@ func setMembers(t *testing.T, s *site) {
 	if err := set.Release(waitContext(t)); !errors.Is(err, fabric.ErrLost) {
 		t.Errorf("release of a lost set: %v", err)
 	}
-	expectFreeSoon(t, s, m, k[1])
+	expectAllFree(t, m, k[1])
 	err = m.DoAll(waitContext(t), fabric.Names(k...), func(ctx context.Context, set *fabric.Set) error {
 		releaseSet(t, set)
 		receive(t, ctx.Done())
