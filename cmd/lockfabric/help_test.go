@@ -49,7 +49,7 @@ func examplesOf(path string) (lines []string) {
 // Every command has examples in its help, and they are command lines of that command.
 func TestExamples(t *testing.T) {
 	t.Parallel()
-	unused := map[string]bool{}
+	unused, dir := map[string]bool{}, t.TempDir()
 	for block := range strings.SplitSeq(helpText, "\n== ") {
 		if path, _, ok := strings.Cut(block, "\n\n"); ok && !strings.HasPrefix(helpText, block) {
 			unused[path] = true
@@ -63,7 +63,9 @@ func TestExamples(t *testing.T) {
 		}
 		for _, line := range examplesOf(path) {
 			// What else is on the line may fail.
-			words, _ := exec.Command("sh", "-c", `exec 3>&1; lockfabric() { printf '%s\0' "$@" >&3; }; `+line).Output()
+			sh := exec.Command("sh", "-c", `exec 3>&1; lockfabric() { printf '%s\0' "$@" >&3; }; `+line)
+			sh.Dir = dir // one of them writes a file
+			words, _ := sh.Output()
 			parser, err := newParser(&cli{}, io.Discard, io.Discard)
 			if err != nil {
 				t.Fatal(err)

@@ -64,7 +64,7 @@ func (r *releaseCmd) take(ctx context.Context, m *fabric.Manager, key string) (r
 	if err != nil {
 		return done, err
 	}
-	if info.Kind == fabric.KindGate && !info.Open && len(info.Holders) > 0 {
+	if entering(info) {
 		return done, fmt.Errorf("%q: %w: who waits to go in would come again: end its process, 'lockfabric inspect' shows it", key, fabric.ErrHeld)
 	}
 	if len(info.Holders) > 0 || r.Holder != "" {
@@ -87,6 +87,9 @@ func (r *releaseCmd) take(ctx context.Context, m *fabric.Manager, key string) (r
 	}
 	return done, named(err, m, key)
 }
+
+// entering says whether parties of a double barrier wait to go in.
+func entering(i fabric.Info) bool { return i.Kind == fabric.KindGate && !i.Open && len(i.Holders) > 0 }
 
 func (d released) write(w io.Writer) {
 	switch {
@@ -115,7 +118,7 @@ func (r *releaseCmd) takeAll(ctx context.Context, c *cli, s *streams) error {
 		}
 		var keys []string
 		for _, i := range infos {
-			if len(i.Holders) > 0 || len(i.Waiters) > 0 && (i.Kind == fabric.KindBarrier || i.Kind == fabric.KindLatch) {
+			if len(i.Holders) > 0 && !entering(i) || len(i.Waiters) > 0 && (i.Kind == fabric.KindBarrier || i.Kind == fabric.KindLatch) {
 				keys = append(keys, i.Key)
 			}
 		}
