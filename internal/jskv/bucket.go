@@ -108,6 +108,9 @@ func (b *Bucket) get(ctx context.Context, key string) (_ Entry, header []byte, e
 	if err != nil {
 		return Entry{}, nil, fmt.Errorf("%w: read of %s: %w", kv.ErrUnavailable, key, err)
 	}
+	if seq, header, value, at, ok := scanRead(reply.Data); ok {
+		return found(key, seq, header, value, at), header, nil
+	}
 	var resp struct {
 		Error   *jetstream.APIError `json:"error"`
 		Message *struct {
@@ -130,11 +133,15 @@ func (b *Bucket) get(ctx context.Context, key string) (_ Entry, header []byte, e
 	case resp.Message == nil:
 		return Entry{}, nil, fmt.Errorf("%w: read of %s: empty answer", kv.ErrUnavailable, key)
 	}
-	e := Entry{Key: key, Value: resp.Message.Data, Revision: resp.Message.Sequence, Created: resp.Message.Time}
-	if isMarker(resp.Message.Header) {
-		e.Deleted, e.Value = true, nil
+	m := resp.Message
+	return found(key, m.Sequence, m.Header, m.Data, m.Time), m.Header, nil
+}
+
+func found(key string, seq uint64, header, value []byte, at time.Time) Entry {
+	if isMarker(header) {
+		return Entry{Key: key, Revision: seq, Created: at, Deleted: true}
 	}
-	return e, resp.Message.Header, nil
+	return Entry{Key: key, Value: value, Revision: seq, Created: at}
 }
 
 // isMarker reports whether a stored message's header block is that of a delete

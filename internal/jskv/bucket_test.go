@@ -322,3 +322,32 @@ func TestTooLarge(t *testing.T) {
 		t.Errorf("on a closed connection: %v", err)
 	}
 }
+
+// TestReadsAreScanned: servers answer in the form that is read without encoding/json.
+func TestReadsAreScanned(t *testing.T) {
+	onServers(t, func(t *testing.T, nc *nats.Conn, b *jskv.Bucket) {
+		ctx := testContext(t)
+		ask := func() []byte {
+			reply, err := nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+b.Stream(), []byte(`{"last_by_subj":"$KV.`+b.Name()+`.a"}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return reply.Data
+		}
+		rev, err := b.Update(ctx, "a", []byte("value"), 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer := ask()
+		if at, _, value, ok := jskv.ScanRead(answer); !ok || at != rev || string(value) != "value" {
+			t.Errorf("%d, %q, %v of %s", at, value, ok, answer)
+		}
+		if rev, err = b.Purge(ctx, "a", rev, jskv.MarkerTTL); err != nil {
+			t.Fatal(err)
+		}
+		answer = ask()
+		if at, header, value, ok := jskv.ScanRead(answer); !ok || at != rev || len(value) > 0 || !strings.Contains(string(header), "PURGE") {
+			t.Errorf("%d, %q, %q, %v of %s", at, header, value, ok, answer)
+		}
+	})
+}

@@ -2,6 +2,7 @@ package record
 
 import (
 	"errors"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -175,8 +176,12 @@ func (d *decoder) hold() error {
 }
 
 func (d *decoder) entries(list *[]Entry, holders bool) error {
+	start := d.i
 	return d.array(func() error {
 		e, err := d.entry(holders)
+		if len(*list) == 1 && !holders { // two are read; the others have about their size
+			*list = slices.Grow(*list, 2*(len(d.b)-d.i)/(d.i-start)+1)
+		}
 		*list = append(*list, e)
 		return err
 	})

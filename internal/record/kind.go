@@ -215,7 +215,7 @@ func (r *Record) LetIn(base *Record, known func(id string) bool) (leases []strin
 	if len(waited) == 0 {
 		return nil
 	}
-	still := map[string]bool{}
+	still := make(map[string]bool, len(waited))
 	for id, st := range r.States() {
 		if st.Standing == Waiting {
 			still[id] = true
