@@ -191,6 +191,9 @@ systems that write to disk before they acknowledge survive a power failure, reds
 server, and its waiters, and those of the semaphore in Redis, ask again and are not served in order.
 A waiter of etcd's recipes is told in rounds of 100 ms where its watch begins in the past, as it comes.
 
+![One mutex, synced: handoffs in a second over the number of clients](benchmarks-1.svg)
+![One mutex, not synced](benchmarks-2.svg)
+
 %s`, machine())
 	for _, synced := range []bool{true, false} {
 		title := map[bool]string{true: "Synced to disk before it is acknowledged", false: "Not synced (Redis: every second)"}[synced]
@@ -218,6 +221,9 @@ A waiter of etcd's recipes is told in rounds of 100 ms where its watch begins in
 	fmt.Fprintf(&out, "\nLoad of the machine at the end: %s.\n", load())
 	if *table != "" {
 		if err := os.WriteFile(*table, []byte(out.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := draw(*table); err != nil {
 			t.Fatal(err)
 		}
 	}
