@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// A run whose server is gone when its command ends is over within the time that the README
+// A run whose server is gone when its command ends is over within the time that docs/command.md
 // says, and its exit code is the command's.
 func TestRunEndsSoonWithoutItsServer(t *testing.T) {
 	t.Parallel()
