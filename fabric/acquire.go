@@ -178,7 +178,7 @@ func (a *attempt) compose(ctx context.Context, sl *slot) record.Op {
 	if a.req.owner != "" {
 		a.mine = append(a.mine, op.ID)
 	}
-	sl.begin(op.ID)
+	sl.note(op.ID, nil)
 	return op
 }
 
@@ -296,7 +296,7 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 			return useless(err)
 		}
 	}
-	sl.hold(h)
+	sl.note(op.ID, h)
 	s.mu.Lock()
 	s.watchLater(h, out.Kept)
 	ended := s.ended

@@ -95,7 +95,7 @@ func (s *session) coalesce() {
 
 // listen leaves an element in c for every message, until stop.
 func (c *coalescer) listen(subject, queue string, heard chan struct{}) (stop func(), err error) {
-	sub, err := c.s.m.nc.QueueSubscribe(subject, queue, func(*nats.Msg) { signal(heard) })
+	sub, err := c.s.m.nc.QueueSubscribe(subject, queue, func(*nats.Msg) { pause.Wake(heard) })
 	if err != nil {
 		return nil, err
 	}
@@ -157,16 +157,13 @@ func (c *coalescer) rest() (asked bool) {
 // awaitSilence waits until there seems to be no owner any more.
 func (c *coalescer) awaitSilence() {
 	for {
-		late := time.NewTimer(silence + rand.N(silence/4))
 		select {
 		case <-c.s.ctx.Done():
-		case <-late.C:
+			return
+		case <-time.After(silence + rand.N(silence/4)):
+			return
 		case <-c.beat:
-			late.Stop()
-			continue
 		}
-		late.Stop()
-		return
 	}
 }
 
@@ -308,7 +305,7 @@ func (s *session) ownShard(ctx context.Context, rank int) (*ownership, error) {
 		TTL: ownerTTL, Since: time.Now(), Meta: map[string]string{metaRank: strconv.Itoa(rank)},
 	}
 	o := &ownership{s: s, slot: sl, id: op.ID, rank: rank, gone: make(chan struct{}, 1), better: make(chan struct{}, 1)}
-	sl.begin(op.ID)
+	sl.note(op.ID, nil)
 	before := s.seen()
 	out, err := engine.Do(ctx, s.engine, ownerKey, op, engine.Options{Stop: sl.lease.Lost()})
 	if err != nil {
@@ -322,17 +319,9 @@ func (s *session) ownShard(ctx context.Context, rank int) (*ownership, error) {
 		return nil, err
 	}
 	o.stop = append(o.stop,
-		s.engine.WatchHold(ownerKey, o.id, o.term, o.rev, func(error) { signal(o.gone) }),
+		s.engine.WatchHold(ownerKey, o.id, o.term, o.rev, func(error) { pause.Wake(o.gone) }),
 		s.lockHub.Follow(ownerKey, o.see))
 	return o, nil
-}
-
-// signal leaves an element in a channel that has room for one. One that is there and was not received yet will do.
-func signal(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
 }
 
 // see looks for a better candidate among those who wait.
@@ -343,7 +332,7 @@ func (o *ownership) see(e jskv.Entry) {
 	}
 	for i := range rec.Waiters {
 		if rankOf(&rec.Waiters[i]) > o.rank {
-			signal(o.better)
+			pause.Wake(o.better)
 		}
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/lockfabric/lockfabric/internal/deadlock"
 	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/jskv"
-	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
@@ -204,14 +203,8 @@ func (d *detection) Alive(ctx context.Context, id string) bool {
 	if live, over := d.s.own(id); live || over {
 		return live
 	}
-	rctx, cancel := context.WithTimeout(ctx, d.s.m.rtt.Patience())
-	defer cancel()
-	e, err := d.s.buckets.Leases.Get(rctx, id)
-	if err != nil || e.Deleted {
-		return false
-	}
-	who, err := lease.Decode(id, e.Value)
-	return err == nil && !who.Dead
+	state := d.s.lookUp(ctx, Lease{ID: id}).State
+	return state == "live" || state == "stale"
 }
 
 func (d *detection) Prove(ctx context.Context, key string, rev uint64) (at bool, err error) {
@@ -285,10 +278,7 @@ func (d *detection) Poke(id string) { d.s.m.hints.poke(id) }
 
 // poked has the current session's detector look at once.
 func (m *Manager) poked() {
-	m.mu.Lock()
-	s := m.current
-	m.mu.Unlock()
-	if s != nil && s.detection != nil {
+	if s, _ := m.running(false); s != nil && s.detection != nil {
 		s.detection.d.Poke()
 	}
 }

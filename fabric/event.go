@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
 // EventType says what happened.
@@ -190,58 +192,35 @@ func (f *feed) start() {
 }
 
 // push adds an event, or counts it as dropped.
-func (f *feed) push(ev Event) {
-	if f == nil {
-		return
-	}
-	f.mu.Lock()
-	f.add(ev)
-	f.mu.Unlock()
-	signal(f.wake)
-}
+func (f *feed) push(ev Event) { f.take(0, &ev) }
 
 // announce makes close wait, within its bound, for one push of an event that is sure to come but not yet known.
-func (f *feed) announce() {
-	if f == nil {
-		return
-	}
-	f.mu.Lock()
-	f.owed++
-	f.mu.Unlock()
-}
+func (f *feed) announce() { f.take(1, nil) }
 
 // retract says that an announced event does not come.
-func (f *feed) retract() {
-	if f == nil {
-		return
-	}
-	f.mu.Lock()
-	f.owed--
-	f.mu.Unlock()
-	signal(f.wake)
-}
+func (f *feed) retract() { f.take(-1, nil) }
 
 // deliver pushes an event that was announced.
-func (f *feed) deliver(ev Event) {
+func (f *feed) deliver(ev Event) { f.take(-1, &ev) }
+
+// take adds an event, nil is none, and changes how many are owed.
+func (f *feed) take(owed int, ev *Event) {
 	if f == nil {
 		return
 	}
 	f.mu.Lock()
-	f.owed--
-	f.add(ev)
-	f.mu.Unlock()
-	signal(f.wake)
-}
-
-// add is called with mu held.
-func (f *feed) add(ev Event) {
-	if f.behind >= maxEvents || f.cut {
+	f.owed += owed
+	switch {
+	case ev == nil:
+	case f.behind >= maxEvents || f.cut:
 		f.dropped++
-		return
+	default:
+		ev.Dropped, f.dropped = f.dropped, 0
+		f.queue = append(f.queue, *ev)
+		f.behind++
 	}
-	ev.Dropped, f.dropped = f.dropped, 0
-	f.queue = append(f.queue, ev)
-	f.behind++
+	f.mu.Unlock()
+	pause.Wake(f.wake)
 }
 
 func (f *feed) run() {
@@ -282,19 +261,17 @@ func (f *feed) close(limit time.Duration) error {
 	f.closing = true
 	started := f.started
 	f.mu.Unlock()
-	signal(f.wake)
+	pause.Wake(f.wake)
 	if started {
-		t := time.NewTimer(limit)
-		defer t.Stop()
 		select {
 		case <-f.done:
-		case <-t.C:
+		case <-time.After(limit):
 		}
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.cut = true
-	signal(f.wake) // never waits
+	pause.Wake(f.wake) // never waits
 	if left := uint64(max(f.behind+f.owed, 0)) + f.dropped; left > 0 {
 		return fmt.Errorf("%w: %d of them", ErrEventsDropped, left)
 	}

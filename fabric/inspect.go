@@ -181,27 +181,18 @@ func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out []Info
-	places := map[string]int{} // in out
+	var all []Info
 	collect := func(e jskv.Entry) bool {
-		name, err := kv.DecodeKey(e.Key)
-		if err != nil || !strings.HasPrefix(name, prefix) {
-			return true
+		if name, err := kv.DecodeKey(e.Key); err == nil && strings.HasPrefix(name, prefix) {
+			all = append(all, entryInfo(name, e))
 		}
-		info := entryInfo(name, e)
-		if i, again := places[name]; again {
-			out[i] = info
-			return true
-		}
-		places[name] = len(out)
-		out = append(out, info)
 		return true
 	}
 	err = m.inSession(ctx, func(ctx context.Context, s *session) error { return s.buckets.Locks.Entries(ctx, filter, collect) })
 	if err != nil {
 		return nil, fmt.Errorf("list %q: %w", prefix, err)
 	}
-	return out, nil
+	return newest(all), nil
 }
 
 // Identify fills in who is behind the holders and waiters of a list, with one read for each lease. What can't be read

@@ -103,7 +103,7 @@ func (sl *slot) join(key, enc string, u *unit, r *request, out engine.Outcome) *
 		s: sl.s, slot: sl, key: key, enc: enc, entry: *out.Entry, rev: out.Revision, failFast: r.failFast,
 		lock: true, unit: u, keep: r.keep, uses: out.Uses, posted: r.posted, since: time.Now(),
 	}
-	sl.hold(h)
+	sl.note(h.entry.ID, h)
 	u.add(h)
 	// What ended the entry before this instant found no handle.
 	if !sl.s.engine.Kept(enc, out.Entry.ID) || !sl.Keeps() {

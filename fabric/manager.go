@@ -242,10 +242,7 @@ func (m *Manager) running(begin bool) (*session, error) {
 
 // look has the current session look at a record that a hint names.
 func (m *Manager) look(key string, rev uint64) {
-	m.mu.Lock()
-	s := m.current
-	m.mu.Unlock()
-	switch {
+	switch s, _ := m.running(false); {
 	case s == nil:
 	case rev == 0: // somebody's try was refused
 		s.dropIdlePins(key)
@@ -267,9 +264,7 @@ func (m *Manager) publish(s *session) {
 // resendRenewals has the renewals that are under way sent again at once, and returns
 // when all of them are answered or ctx ends.
 func (m *Manager) resendRenewals(ctx context.Context) {
-	m.mu.Lock()
-	s := m.current
-	m.mu.Unlock()
+	s, _ := m.running(false)
 	if s == nil {
 		return
 	}
@@ -350,11 +345,9 @@ func (m *Manager) Close() error {
 		}
 	}()
 	// The client can block for longer than its contexts last: while it dials it holds its lock.
-	late := time.NewTimer(closeLimit)
-	defer late.Stop()
 	select {
 	case <-ended:
-	case <-late.C:
+	case <-time.After(closeLimit):
 		m.cfg.logger.Warn("closed before everything has ended; the rest ends when the NATS client lets it")
 	}
 	return m.feed.close(time.Until(limit))

@@ -8,6 +8,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
@@ -252,7 +253,7 @@ func (a *attempt) askPins(ctx context.Context, refused *engine.RefusedError) boo
 	stop := s.lockHub.Watch(a.enc, func(e jskv.Entry) {
 		rec, err := record.Decode(e.Value)
 		if e.Deleted && e.Revision > 0 || err == nil && rec != nil && !inTheWayOf(rec, a.op.Mode) {
-			signal(free)
+			pause.Wake(free)
 		}
 	})
 	defer stop()
@@ -263,12 +264,10 @@ func (a *attempt) askPins(ctx context.Context, refused *engine.RefusedError) boo
 	}
 	s.m.hints.Tell(leases, a.enc, 0)
 	took, _ := s.m.rtt.RTT()
-	late := time.NewTimer(max(50*time.Millisecond, 4*took))
-	defer late.Stop()
 	select {
 	case <-free:
 		return true
-	case <-late.C:
+	case <-time.After(max(50*time.Millisecond, 4*took)):
 	case <-ctx.Done():
 	}
 	return false

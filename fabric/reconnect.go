@@ -152,7 +152,7 @@ func newDoubts() *doubts { return &doubts{wake: make(chan struct{}, 1), news: ma
 // raise reports a doubt and returns its number. It never blocks.
 func (d *doubts) raise() uint64 {
 	n := d.raised.Add(1)
-	signal(d.wake)
+	pause.Wake(d.wake)
 	return n
 }
 

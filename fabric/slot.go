@@ -173,10 +173,11 @@ func (sl *slot) leave() {
 	}
 }
 
-// begin notes the id of an acquire before it is submitted; hold or give ends that.
-func (sl *slot) begin(id string) {
+// note registers the id of an acquire, with no hold before it is submitted, and then with the one that it led to. An
+// acquire without one ends with give.
+func (sl *slot) note(id string, h *Hold) {
 	sl.mu.Lock()
-	sl.ids[id] = nil
+	sl.ids[id] = h
 	sl.mu.Unlock()
 }
 
@@ -194,13 +195,6 @@ func (sl *slot) uses(id string) bool {
 	defer sl.mu.Unlock()
 	_, ok := sl.ids[id]
 	return ok
-}
-
-// hold registers a granted lock in place of the acquire that led to it.
-func (sl *slot) hold(l *Hold) {
-	sl.mu.Lock()
-	sl.ids[l.entry.ID] = l
-	sl.mu.Unlock()
 }
 
 func (sl *slot) all() []*Hold {
@@ -234,11 +228,6 @@ func (sl *slot) lost(err error) {
 	sl.s.local.Delete(sl.id)
 	sl.s.engine.LetGo(sl.id, true)
 	sl.endHolds(lossReason(err))
-	sl.s.mu.Lock()
-	if sl.s.slots[sl.timing] == sl {
-		delete(sl.s.slots, sl.timing)
-	}
-	sl.s.mu.Unlock()
 	sl.s.dispose(sl)
 }
 

@@ -3,8 +3,6 @@ package fabric
 import (
 	"slices"
 	"time"
-
-	"github.com/lockfabric/lockfabric/internal/deadlock"
 )
 
 // Stats counts what the manager has done since it was made. The counters only rise:
@@ -61,10 +59,8 @@ func (m *Manager) Stats() Stats {
 	st.RTT, st.RTTDeviation = m.rtt.RTT()
 	st.RequestTimeout, st.Timeouts = m.rtt.Timeout(), m.rtt.Timeouts()
 	m.mu.Lock()
-	e, sessions := m.past, slices.Clone(m.leaving)
-	st.addDetection(m.pastDetection)
-	roads := m.pastRoads
-	s := m.current
+	e, d, roads := m.past, m.pastDetection, m.pastRoads
+	s, sessions := m.current, slices.Clone(m.leaving)
 	if s != nil {
 		sessions = append(sessions, s)
 	}
@@ -72,7 +68,7 @@ func (m *Manager) Stats() Stats {
 	for _, s := range sessions {
 		roads = s.roads().Plus(roads)
 		e = e.Plus(s.engine.Stats())
-		st.addDetection(s.detection.stats())
+		d = d.Plus(s.detection.stats())
 	}
 	if s != nil {
 		st.RenewEarly = s.renewEarly()
@@ -86,12 +82,6 @@ func (m *Manager) Stats() Stats {
 	st.HoldTime, st.Waiting, st.ExpectedWait = e.HoldTime, e.Waiting, e.ExpectedWait
 	st.OptimisticReads, st.OptimisticHits, st.OptimisticFallbacks = m.optimism.reads.Load(), m.optimism.hits.Load(), m.optimism.fallbacks.Load()
 	st.UpdateTries, st.Updates, st.UpdateFallbacks = m.updates.tries.Load(), m.updates.done.Load(), m.updates.fallbacks.Load()
+	st.DeadlockProbes, st.DeadlockReads, st.DeadlockCuts, st.Deadlocks = d.Probes, d.Reads, d.Cuts, d.Victims
 	return st
-}
-
-func (st *Stats) addDetection(d deadlock.Stats) {
-	st.DeadlockProbes += d.Probes
-	st.DeadlockReads += d.Reads
-	st.DeadlockCuts += d.Cuts
-	st.Deadlocks += d.Victims
 }

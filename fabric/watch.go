@@ -108,7 +108,7 @@ func (w *lockWatch) follow(ctx context.Context, s *session) error {
 	changed <- struct{}{} // look at once
 	stop := s.lockHub.Watch(w.enc, func(e jskv.Entry) {
 		least.Store(e.Revision)
-		signal(changed)
+		pause.Wake(changed)
 	})
 	defer stop()
 	var newest uint64 // told on this session
@@ -337,8 +337,15 @@ func (w *prefixWatch) tell(list []Info) error {
 		return nil
 	}
 	w.begun = true
+	if !w.yield(newest(list), nil) {
+		return errLeft
+	}
+	return nil
+}
+
+// newest returns the last one of each name, where the first one stood.
+func newest(list []Info) (kept []Info) {
 	places := make(map[string]int, len(list))
-	kept := make([]Info, 0, len(list))
 	for _, info := range list {
 		if i, again := places[info.Key]; again {
 			kept[i] = info
@@ -347,8 +354,5 @@ func (w *prefixWatch) tell(list []Info) error {
 		places[info.Key] = len(kept)
 		kept = append(kept, info)
 	}
-	if !w.yield(kept, nil) {
-		return errLeft
-	}
-	return nil
+	return kept
 }

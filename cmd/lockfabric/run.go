@@ -291,10 +291,8 @@ func (t *task) stay(ctx context.Context, h held, since time.Time, s *streams, vi
 		}
 		return end
 	})()
-	over := time.NewTimer(time.Until(until))
-	defer over.Stop()
 	select {
-	case <-over.C:
+	case <-time.After(time.Until(until)):
 	case <-enough:
 	case <-h.Lost():
 		s.log.Warn("lost after the command has ended, and before it was held long enough: others can have it", "key", h.Key(), "hold_at_least", t.HoldAtLeast)

@@ -66,7 +66,7 @@ var layers = map[string]layer{
 	// would refuse them; natscontext says how to reach a server and knows nothing of locks.
 	"cmd/lockfabric/internal/doctor":      {imports: []string{"fabric", "kv", "internal/jskv", "internal/record", "internal/lease"}},
 	"cmd/lockfabric/internal/natscontext": {},
-	"cmd/lockfabric/internal/ui":          {imports: []string{"fabric"}},
+	"cmd/lockfabric/internal/ui":          {imports: []string{"fabric", "internal/pause"}},
 
 	"examples/internal/demo": {imports: []string{"fabric", "embedded"}},
 }

@@ -165,12 +165,7 @@ func (d *Detector) wakeBy(t time.Time) {
 	}
 }
 
-func (d *Detector) nudge() {
-	select {
-	case d.wake <- struct{}{}:
-	default:
-	}
-}
+func (d *Detector) nudge() { pause.Wake(d.wake) }
 
 // Run is the detector's loop, until ctx ends.
 func (d *Detector) Run(ctx context.Context) {

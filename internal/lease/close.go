@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
@@ -32,9 +30,6 @@ func (l *Lease) Close(ctx context.Context) error {
 	reason := ReasonLost
 	if errors.Is(l.err, ErrClosed) {
 		reason = ReasonClosed
-		if l.retired {
-			reason = ReasonRetired
-		}
 	}
 	l.mu.Unlock()
 	stopBury()
@@ -103,22 +98,6 @@ func (l *Lease) setBuried() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.buried = true
-}
-
-// deliver calls what was registered with OnLost, in that order.
-func (l *Lease) deliver(err error) {
-	l.mu.Lock()
-	keys := slices.Sorted(maps.Keys(l.onLost))
-	l.mu.Unlock()
-	for _, key := range keys {
-		l.mu.Lock()
-		fn := l.onLost[key]
-		delete(l.onLost, key)
-		l.mu.Unlock()
-		if fn != nil { // else removed meanwhile
-			fn(err)
-		}
-	}
 }
 
 // tombstone is one bounded attempt to put a tombstone at rev.

@@ -146,24 +146,6 @@ func TestCloseOfALeaseThatWasDeclaredDead(t *testing.T) {
 	})
 }
 
-func TestRetiredLeaseIsRenewedUntilItsEnd(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBucket()
-		l := create(t, b, lease.Config{AutoRenew: true})
-		l.Retire()
-		time.Sleep(time.Minute)
-		if !l.Valid() {
-			t.Fatal(l.Err())
-		}
-		if err := l.Close(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if i := b.info(t, l.ID()); i.Reason != lease.ReasonRetired {
-			t.Errorf("left behind %+v", i)
-		}
-	})
-}
-
 func TestCloseRejected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()

@@ -21,7 +21,6 @@ const (
 // Reasons in a tombstone.
 const (
 	ReasonClosed  = "closed"  // its holder closed it
-	ReasonRetired = "retired" // its holder closed it after an operation that could not be resolved
 	ReasonLost    = "lost"    // its holder found that it had lost it
 	ReasonExpired = "expired" // an observer saw it unrenewed for too long
 )

@@ -8,28 +8,12 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
 // run is the observer's loop: it sleeps until a lease is due or somebody wakes it.
 func (o *Observer) run(ctx context.Context) {
-	for {
-		var fire <-chan time.Time
-		timer := (*time.Timer)(nil)
-		if d := o.look(ctx); d < never {
-			timer = time.NewTimer(d)
-			fire = timer.C
-		}
-		select {
-		case <-fire:
-		case <-o.wake:
-		case <-ctx.Done():
-		}
-		if timer != nil {
-			timer.Stop()
-		}
-		if ctx.Err() != nil {
-			return
-		}
+	for pause.Until(ctx, o.look(ctx), o.wake) {
 	}
 }
 
@@ -96,22 +80,15 @@ func (o *Observer) scheduleLocked(s *sight) {
 	}
 	if s.dead {
 		o.dead = append(o.dead, s)
-		o.wakeLocked()
+		pause.Wake(o.wake)
 		return
 	}
 	if due := s.due(); due < never {
 		next := o.agenda.next()
 		o.agenda.enter(s, due)
 		if due < next {
-			o.wakeLocked()
+			pause.Wake(o.wake)
 		}
-	}
-}
-
-func (o *Observer) wakeLocked() {
-	select {
-	case o.wake <- struct{}{}:
-	default: // it is going to look
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nuid"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -61,17 +62,15 @@ type Lease struct {
 	due      time.Duration  // when to renew next
 	attempts map[string]try // by nonce, those at rev that may commit
 	renewals int
-	retired  bool
-	buried   bool                   // a tombstone is known to be committed
-	joining  bool                   // Close has begun to wait: nothing joins tail any more
-	abort    context.CancelFunc     // of the renewal on its way, or nil
-	asked    string                 // nonce of the attempt whose answer is waited for
-	moot     context.CancelFunc     // ends waiting for what an attempt asked, or nil
-	resends  []chan struct{}        // closed when the next attempt, or the renewal, has ended
-	stopBury context.CancelFunc     // of the tombstone's writing after a loss, or nil
-	timer    *time.Timer            // fires at validUntil or before
-	onLost   map[uint64]func(error) // not called yet
-	nextFn   uint64
+	buried   bool               // a tombstone is known to be committed
+	joining  bool               // Close has begun to wait: nothing joins tail any more
+	abort    context.CancelFunc // of the renewal on its way, or nil
+	asked    string             // nonce of the attempt whose answer is waited for
+	moot     context.CancelFunc // ends waiting for what an attempt asked, or nil
+	resends  []chan struct{}    // closed when the next attempt, or the renewal, has ended
+	stopBury context.CancelFunc // of the tombstone's writing after a loss, or nil
+	timer    *time.Timer        // fires at validUntil or before
+	onLost   []func(error)
 	joined   chan struct{} // closed once every goroutine has ended; made by Close
 }
 
@@ -128,8 +127,7 @@ func start(b Bucket, cfg Config, who Info, rev uint64, sent time.Duration) *Leas
 	l := &Lease{
 		b: b, cfg: cfg, who: who, by: selfName(who.Host, who.PID),
 		turn: make(chan struct{}, 1), wake: make(chan struct{}, 1), back: make(chan struct{}, 1), lost: make(chan struct{}),
-		rev:      rev,
-		attempts: make(map[string]try), onLost: make(map[uint64]func(error)),
+		rev: rev, attempts: make(map[string]try),
 	}
 	l.validUntil.Store(int64(sent + cfg.TTL - cfg.Margin))
 	l.mu.Lock()
@@ -212,36 +210,18 @@ func (l *Lease) Renewals() int {
 
 // OnLost has fn called once when the lease is lost, with the reason; at once if it is lost already. fn runs in a
 // goroutine of the lease, never within a call of one of its methods, so callers may hold their own locks; one fn runs
-// after the other, so it must be quick, and it must not wait for Close. After remove, fn is not started any more, but
-// may still be running.
-func (l *Lease) OnLost(fn func(error)) (remove func()) {
+// after the other, so it must be quick, and it must not wait for Close.
+func (l *Lease) OnLost(fn func(error)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.err != nil {
-		err := l.err
-		if l.joining {
-			go fn(err)
-		} else {
-			l.tail.Go(func() { fn(err) })
-		}
-		return func() {}
+	switch err := l.err; {
+	case err == nil:
+		l.onLost = append(l.onLost, fn)
+	case l.joining:
+		go fn(err)
+	default:
+		l.tail.Go(func() { fn(err) })
 	}
-	key := l.nextFn
-	l.nextFn++
-	l.onLost[key] = fn
-	return func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		delete(l.onLost, key)
-	}
-}
-
-// Retire notes that nothing new is acquired under the lease. It goes on being
-// renewed for what it still holds, until Close, whose tombstone then says so.
-func (l *Lease) Retire() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.retired = true
 }
 
 // checkLocked asks the clock and reports whether the lease is valid.
@@ -279,9 +259,12 @@ func (l *Lease) loseLocked(err error) {
 	// to wait for it, and a later one cancels the burying.
 	ctx, cancel := context.WithTimeout(context.Background(), l.cfg.TTL+l.cfg.Margin)
 	l.stopBury = cancel
+	told := l.onLost
 	l.tail.Go(func() {
 		defer cancel()
-		l.deliver(err)
+		for _, fn := range told {
+			fn(err)
+		}
 		if !closed {
 			// So that waiters need not wait until they have observed it.
 			if err := l.bury(ctx, ReasonLost); err != nil {
@@ -305,7 +288,7 @@ func (l *Lease) armLocked() {
 		}
 		l.armLocked()
 		if l.cfg.Clock.Now() >= l.due {
-			l.wakeLocked()
+			pause.Wake(l.wake)
 		}
 	})
 }

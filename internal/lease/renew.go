@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nuid"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -16,13 +17,10 @@ import (
 func (l *Lease) run() {
 	for {
 		for d := l.untilDue(); d > 0; d = l.untilDue() {
-			timer := time.NewTimer(d)
 			select {
-			case <-timer.C:
+			case <-time.After(d):
 			case <-l.wake:
-				timer.Stop()
 			case <-l.lost:
-				timer.Stop()
 				return
 			}
 		}
@@ -40,14 +38,6 @@ func (l *Lease) untilDue() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.due - l.cfg.Clock.Now()
-}
-
-// wakeLocked has the goroutine, if there is one, look at due.
-func (l *Lease) wakeLocked() {
-	select {
-	case l.wake <- struct{}{}:
-	default: // it is going to look
-	}
 }
 
 // Renew renews the lease once, now. It tries through any error until ctx ends or the lease is lost, and counts
@@ -107,12 +97,12 @@ func (l *Lease) Limit(autoRenew bool, maxRenewals int) {
 	}
 	if maxRenewals > 0 {
 		l.due = l.ValidUntil() - l.cfg.TTL + l.cfg.Margin + l.cfg.interval() // not early any more
-		l.wakeLocked()
+		pause.Wake(l.wake)
 	}
 	if !autoRenew {
 		l.byHand.Store(true)
 		l.due = l.cfg.Clock.Now() // the goroutine wakes to find out
-		l.wakeLocked()
+		pause.Wake(l.wake)
 	}
 }
 
@@ -237,7 +227,7 @@ func (l *Lease) Saw(e jskv.Entry) {
 	if e.Deleted && e.Revision == 0 {
 		// A watch may have started before the key was written. The next renewal knows.
 		l.due = l.cfg.Clock.Now()
-		l.wakeLocked()
+		pause.Wake(l.wake)
 		return
 	}
 	l.judgeLocked(e, true)
@@ -325,10 +315,7 @@ func (l *Lease) Resend(ctx context.Context) {
 	if l.moot != nil {
 		l.moot()
 	}
-	select {
-	case l.back <- struct{}{}:
-	default: // it is going to look
-	}
+	pause.Wake(l.back)
 	l.mu.Unlock()
 	select {
 	case <-over:

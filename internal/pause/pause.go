@@ -23,6 +23,14 @@ func Until(ctx context.Context, d time.Duration, woken <-chan struct{}) bool {
 	return true
 }
 
+// Wake leaves an element in a channel that has room for one. One that is there and was not received yet will do.
+func Wake(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
 // Around returns a random time, d on average, from a half of it on.
 func Around(d time.Duration) time.Duration { return d/2 + rand.N(d+1) }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
 const (
@@ -82,10 +83,7 @@ func (st *stream) follow(ctx context.Context) {
 		}
 		st.begun, st.ended = true, err
 		st.mu.Unlock()
-		select {
-		case st.wake <- struct{}{}:
-		default:
-		}
+		pause.Wake(st.wake)
 	}
 }
 
@@ -114,10 +112,7 @@ func (st *stream) run(ctx context.Context, wg *sync.WaitGroup) error {
 				err = st.over()
 			}
 			// What comes meanwhile is written together.
-			select {
-			case <-time.After(gather):
-			case <-ctx.Done():
-			}
+			pause.For(ctx, gather)
 		case <-look.C:
 			if !looking {
 				looking = true
