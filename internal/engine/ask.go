@@ -19,27 +19,6 @@ type silence struct{ reads, writes atomic.Int32 }
 
 func (s *silence) any() bool { return s.reads.Load()+s.writes.Load() > 0 }
 
-// deadline is a context of the engine that ends limit after begun, or a little later.
-type deadline struct {
-	ctx    context.Context
-	cancel context.CancelFunc // not called: those who share it end at different times
-	begun  time.Time
-	limit  time.Duration
-}
-
-// within returns a context of the engine that ends limit from now, or up to a sixteenth of that
-// later: the requests of that time share one, since it costs more to make than a request.
-func (c *core) within(limit time.Duration, now time.Time) context.Context {
-	slack := limit / 16
-	if d := c.shared.Load(); d != nil && d.limit == limit && now.Sub(d.begun) < slack {
-		return d.ctx
-	}
-	d := &deadline{begun: now, limit: limit}
-	d.ctx, d.cancel = context.WithDeadline(c.ctx, now.Add(limit+slack))
-	c.shared.Store(d)
-	return d.ctx
-}
-
 // ask sends a request and waits for its answer hardly longer than answers take on this link,
 // since a leader that resigns forgets what it was asked and the next one answers soon; then
 // twice as long each time that nobody answers.

@@ -80,3 +80,24 @@ func (c *core) goIfOpen(fn func()) bool {
 func (c *core) sleep(ctx context.Context, d time.Duration) bool {
 	return pause.Until(ctx, d, c.ctx.Done()) && c.ctx.Err() == nil
 }
+
+// deadline is a context of the engine that ends limit after begun, or a little later.
+type deadline struct {
+	ctx    context.Context
+	cancel context.CancelFunc // not called: those who share it end at different times
+	begun  time.Time
+	limit  time.Duration
+}
+
+// within returns a context of the engine that ends limit from now, or up to a sixteenth of that
+// later: the requests of that time share one, since it costs more to make than a request.
+func (c *core) within(limit time.Duration, now time.Time) context.Context {
+	slack := limit / 16
+	if d := c.shared.Load(); d != nil && d.limit == limit && now.Sub(d.begun) < slack {
+		return d.ctx
+	}
+	d := &deadline{begun: now, limit: limit}
+	d.ctx, d.cancel = context.WithDeadline(c.ctx, now.Add(limit+slack))
+	c.shared.Store(d)
+	return d.ctx
+}

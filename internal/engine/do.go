@@ -115,6 +115,11 @@ func Do(ctx context.Context, d Doer, key string, op record.Op, opt Options) (Out
 		}
 	}
 	d.Withdraw(&c.Request, cause)
+	return c.afterWithdrawal(done, here, cause)
+}
+
+// afterWithdrawal waits for what becomes of an operation whose wait has ended, here after the submission began.
+func (c *call) afterWithdrawal(done <-chan struct{}, here time.Duration, cause error) (Outcome, error) {
 	limit := cleanup - here // the wait may have ended when that began
 	if c.Op.Proven() {
 		limit = proofTimeout

@@ -137,13 +137,6 @@ func (e *Engine) SubmitInOrder(reqs ...*Request) {
 	}
 }
 
-// passOn lets the one that is to be sent after r go on.
-func (r *Request) passOn() {
-	if r.sent != nil {
-		r.sent()
-	}
-}
-
 // order takes over when the step is to be sent: after that of another key, and before that of a
 // third one. Called with the mutex held.
 func (s *step) order() {

@@ -1,11 +1,6 @@
 package engine
 
-import (
-	"errors"
-	"fmt"
-
-	"github.com/lockfabric/lockfabric/internal/record"
-)
+import "github.com/lockfabric/lockfabric/internal/record"
 
 // Outcome is what a committed record says about an operation.
 type Outcome struct {
@@ -29,22 +24,4 @@ func outcome(st record.State, rec *record.Record, rev uint64) (Outcome, error) {
 		return Outcome{}, &RefusedError{Result: record.Result{Verdict: st.Why}, Record: rec}
 	}
 	return Outcome{}, ErrGone
-}
-
-// withdrawn is the outcome of a request that was withdrawn for cause and whose undo has ended with
-// out and err. What became of one that is Proven is read off the undo's record.
-func (r *Request) withdrawn(cause error, out Outcome, err error) (Outcome, error) {
-	if !r.Op.Proven() {
-		return Outcome{}, cause
-	}
-	if err != nil {
-		return Outcome{}, fmt.Errorf("%w: %w", ErrUncertain, cause)
-	}
-	out, err = outcome(out.Record.Standing(&r.Op), out.Record, out.Revision)
-	if refused := (*RefusedError)(nil); errors.As(err, &refused) {
-		refused.Cause = cause
-	} else if err != nil {
-		err = cause
-	}
-	return out, err
 }

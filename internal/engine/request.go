@@ -2,6 +2,8 @@ package engine
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/record"
@@ -94,3 +96,28 @@ type progress struct {
 // for those. A try leaves no trace, and a conversion, an arrival or a condition's wait must not be
 // kept from the record, since others may wait for it.
 func (r *Request) queues() bool { return r.Op.Verb == record.OpAcquire && r.Guest == nil }
+
+// passOn lets the one that is to be sent after r go on.
+func (r *Request) passOn() {
+	if r.sent != nil {
+		r.sent()
+	}
+}
+
+// withdrawn is the outcome of a request that was withdrawn for cause and whose undo has ended with
+// out and err. What became of one that is Proven is read off the undo's record.
+func (r *Request) withdrawn(cause error, out Outcome, err error) (Outcome, error) {
+	if !r.Op.Proven() {
+		return Outcome{}, cause
+	}
+	if err != nil {
+		return Outcome{}, fmt.Errorf("%w: %w", ErrUncertain, cause)
+	}
+	out, err = outcome(out.Record.Standing(&r.Op), out.Record, out.Revision)
+	if refused := (*RefusedError)(nil); errors.As(err, &refused) {
+		refused.Cause = cause
+	} else if err != nil {
+		err = cause
+	}
+	return out, err
+}
