@@ -34,7 +34,8 @@ const size = 3
 
 // servers are one of each system. If synced, each writes to disk before it acknowledges.
 type servers struct {
-	nats, etcd, redis, zookeeper string // addresses; "" of what isn't installed
+	nats, etcd, redis, zookeeper string   // addresses; "" of what isn't installed
+	misses                       []string // cells of a table without a figure, and why
 }
 
 func start(t *testing.T, synced bool) (s servers) {
@@ -127,7 +128,7 @@ func standBy(t *testing.T, srv *embedded.Server) {
 // round is one use of a primitive by one client. Its n is that of the client's earlier rounds.
 type round func(ctx context.Context, n int) error
 
-func (s *servers) manager(t *testing.T, opts ...fabric.Option) *fabric.Manager {
+func (s *servers) manager(t testing.TB, opts ...fabric.Option) *fabric.Manager {
 	t.Helper()
 	m, err := fabric.Connect(t.Context(), s.nats, append(opts, fabric.WithTTL(ttl), fabric.WithNATS(nats.ReconnectBufSize(-1)))...)
 	if err != nil {
@@ -137,7 +138,7 @@ func (s *servers) manager(t *testing.T, opts ...fabric.Option) *fabric.Manager {
 	return m
 }
 
-func (s *servers) session(t *testing.T) *concurrency.Session {
+func (s *servers) session(t testing.TB) *concurrency.Session {
 	t.Helper()
 	c, err := clientv3.New(clientv3.Config{Endpoints: []string{s.etcd}, DialTimeout: 10 * time.Second})
 	if err != nil {
@@ -152,7 +153,7 @@ func (s *servers) session(t *testing.T) *concurrency.Session {
 	return session
 }
 
-func (s *servers) redisClient(t *testing.T) *redis.Client {
+func (s *servers) redisClient(t testing.TB) *redis.Client {
 	t.Helper()
 	c := redis.NewClient(&redis.Options{Addr: s.redis})
 	t.Cleanup(func() { _ = c.Close() })
@@ -160,7 +161,7 @@ func (s *servers) redisClient(t *testing.T) *redis.Client {
 }
 
 // floor is two compare-and-set writes: what can't be avoided to take something and to give it back.
-func floor(t *testing.T, s *servers, key string, _ int) round {
+func floor(t testing.TB, s *servers, key string, _ int) round {
 	t.Helper()
 	nc, err := nats.Connect(s.nats)
 	if err != nil {
@@ -202,32 +203,32 @@ func taking[H releaser](take func(ctx context.Context) (H, error)) round {
 	}
 }
 
-func ourMutex(t *testing.T, s *servers, key string, _ int) round {
+func ourMutex(t testing.TB, s *servers, key string, _ int) round {
 	return taking(primitives.NewMutex(s.manager(t), key).Lock)
 }
 
 // mutexWith is ourMutex of managers with these options.
 func mutexWith(opts ...fabric.Option) maker {
-	return func(t *testing.T, s *servers, key string, _ int) round {
+	return func(t testing.TB, s *servers, key string, _ int) round {
 		return taking(primitives.NewMutex(s.manager(t, opts...), key).Lock)
 	}
 }
 
-func ourSemaphore(t *testing.T, s *servers, key string, _ int) round {
+func ourSemaphore(t testing.TB, s *servers, key string, _ int) round {
 	return taking(primitives.NewSemaphore(s.manager(t), key, size).Acquire)
 }
 
-func ourElection(t *testing.T, s *servers, key string, _ int) round {
+func ourElection(t testing.TB, s *servers, key string, _ int) round {
 	e := primitives.NewElection(s.manager(t), key)
 	return taking(func(ctx context.Context) (*primitives.Leadership, error) { return e.Campaign(ctx, []byte("me")) })
 }
 
-func ourBarrier(t *testing.T, s *servers, key string, clients int) round {
+func ourBarrier(t testing.TB, s *servers, key string, clients int) round {
 	b := primitives.NewBarrier(s.manager(t), key, clients)
 	return func(ctx context.Context, _ int) error { _, err := b.Wait(ctx); return err }
 }
 
-func ourDoubleBarrier(t *testing.T, s *servers, key string, clients int) round {
+func ourDoubleBarrier(t testing.TB, s *servers, key string, clients int) round {
 	m := s.manager(t)
 	return func(ctx context.Context, n int) error {
 		in, err := primitives.NewDoubleBarrier(m, fmt.Sprint(key, "/", n), clients).Enter(ctx)
@@ -238,7 +239,7 @@ func ourDoubleBarrier(t *testing.T, s *servers, key string, clients int) round {
 	}
 }
 
-func ourLatch(t *testing.T, s *servers, key string, _ int) round {
+func ourLatch(t testing.TB, s *servers, key string, _ int) round {
 	a, b := s.manager(t), s.manager(t)
 	return func(ctx context.Context, n int) error {
 		key := fmt.Sprint(key, "/", n)
@@ -248,7 +249,7 @@ func ourLatch(t *testing.T, s *servers, key string, _ int) round {
 	}
 }
 
-func ourOnce(t *testing.T, s *servers, key string, _ int) round {
+func ourOnce(t testing.TB, s *servers, key string, _ int) round {
 	m := s.manager(t)
 	return func(ctx context.Context, n int) error {
 		_, err := primitives.NewOnce(m, fmt.Sprint(key, "/", n)).Do(ctx, func(context.Context, uint64) ([]byte, error) { return nil, nil })
@@ -256,7 +257,7 @@ func ourOnce(t *testing.T, s *servers, key string, _ int) round {
 	}
 }
 
-func etcdMutex(t *testing.T, s *servers, key string, _ int) round {
+func etcdMutex(t testing.TB, s *servers, key string, _ int) round {
 	m := concurrency.NewMutex(s.session(t), "/"+key)
 	return func(ctx context.Context, _ int) error {
 		if err := m.Lock(ctx); err != nil {
@@ -266,7 +267,7 @@ func etcdMutex(t *testing.T, s *servers, key string, _ int) round {
 	}
 }
 
-func etcdElection(t *testing.T, s *servers, key string, _ int) round {
+func etcdElection(t testing.TB, s *servers, key string, _ int) round {
 	e := concurrency.NewElection(s.session(t), "/"+key)
 	return func(ctx context.Context, _ int) error {
 		if err := e.Campaign(ctx, "me"); err != nil {
@@ -276,7 +277,7 @@ func etcdElection(t *testing.T, s *servers, key string, _ int) round {
 	}
 }
 
-func etcdDoubleBarrier(t *testing.T, s *servers, key string, clients int) round {
+func etcdDoubleBarrier(t testing.TB, s *servers, key string, clients int) round {
 	session := s.session(t)
 	return func(_ context.Context, n int) error {
 		b := recipe.NewDoubleBarrier(session, fmt.Sprint("/", key, "/", n), clients)
@@ -287,7 +288,7 @@ func etcdDoubleBarrier(t *testing.T, s *servers, key string, clients int) round 
 	}
 }
 
-func etcdBarrier(t *testing.T, s *servers, key string, _ int) round {
+func etcdBarrier(t testing.TB, s *servers, key string, _ int) round {
 	a, b := s.session(t), s.session(t)
 	return func(_ context.Context, n int) error {
 		key := fmt.Sprint("/", key, "/", n)
@@ -300,7 +301,7 @@ func etcdBarrier(t *testing.T, s *servers, key string, _ int) round {
 	}
 }
 
-func redisMutex(t *testing.T, s *servers, key string, _ int) round {
+func redisMutex(t testing.TB, s *servers, key string, _ int) round {
 	m := redsync.New(goredis.NewPool(s.redisClient(t))).NewMutex(key, redsync.WithExpiry(ttl), redsync.WithTries(1<<20))
 	return func(ctx context.Context, _ int) error {
 		if err := m.LockContext(ctx); err != nil {
@@ -319,7 +320,7 @@ if redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[2]) then
 end
 return 0`)
 
-func redisSemaphore(t *testing.T, s *servers, key string, _ int) round {
+func redisSemaphore(t testing.TB, s *servers, key string, _ int) round {
 	c, me := s.redisClient(t), fmt.Sprintf("%p", t)+strconv.FormatInt(time.Now().UnixNano(), 36)
 	return func(ctx context.Context, _ int) error {
 		for {

@@ -2,6 +2,7 @@ package benchmarks
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -18,11 +19,16 @@ import (
 
 var (
 	table = flag.String("table", "", "file that the measured table is written to; without it each cell is tried once")
-	turn  = flag.Duration("turn", 300*time.Millisecond, "how long a turn of one cell is; each has five")
+	turn  = flag.Duration("turn", 200*time.Millisecond, "how long a turn of one cell is; each has five")
+	only  = flag.String("systems", "", "the columns that are measured, separated by semicolons; all if empty")
+	limit = flag.Duration("limit", time.Minute, "how long a cell may take to start, and each of its turns; one that takes longer is a miss")
 )
 
+// missed is the time of a cell that failed, or took longer than the limit.
+const missed = time.Duration(-1)
+
 // maker makes what one client of a system does again and again.
-type maker func(t *testing.T, s *servers, key string, clients int) round
+type maker func(t testing.TB, s *servers, key string, clients int) round
 
 // row is what is measured: by how many clients, of each system; nil = has none.
 type row struct {
@@ -54,15 +60,17 @@ var all = []part{
 		{"one waits, another lets it go (latch; etcd: Barrier)", 1, false, []maker{nil, ourLatch, etcdBarrier, nil}},
 		{"once, the first time", 1, false, []maker{floor, ourOnce, nil, nil}},
 	}},
-	{"Many clients of a mutex", []string{"floor", "direct", "automatic", "coalesced", "etcd", "Redis", "ZooKeeper"}, []row{
+	{"Many clients of a mutex", []string{"floor", "direct", "automatic", "coalesced", "coalesced, turns", "posted", "etcd", "Redis", "ZooKeeper"}, []row{
 		wanted(2, false), wanted(8, false), wanted(16, false), wanted(64, false), wanted(256, false), wanted(64, true), wanted(256, true),
 	}},
 }
 
 // wanted is a row of many clients that lock and unlock one mutex, or one of their own each.
 func wanted(clients int, own bool) row {
+	on := fabric.WithRoad
 	r := row{fmt.Sprintf("one mutex, %d clients", clients), clients, own, []maker{
-		nil, mutexWith(fabric.WithRoad(fabric.RoadDirect)), mutexWith(fabric.WithRoad(fabric.RoadAutomatic)), mutexWith(fabric.WithRoad(fabric.RoadCoalesced)),
+		nil, mutexWith(on(fabric.RoadDirect)), mutexWith(on(fabric.RoadAutomatic)), mutexWith(on(fabric.RoadCoalesced)),
+		mutexWith(on(fabric.RoadCoalesced), fabric.WithTurns()), mutexWith(on(fabric.RoadAutomatic), fabric.WithTurns(), fabric.WithPostedRelease()),
 		etcdMutex, redisMutex, zookeeperMutex,
 	}}
 	if own {
@@ -71,33 +79,51 @@ func wanted(clients int, own bool) row {
 	return r
 }
 
-// crew is the clients of one cell.
+// crew is the clients of one cell, which end with the row, or with the cell if that does not come to an end.
 type crew struct {
+	testing.TB
+	ends   []func()
 	rounds []round
 	done   int // rounds of each client so far
 }
 
-// run has each client do n rounds, and returns how long a round took: the time divided by all rounds.
+func (c *crew) Cleanup(end func()) { c.ends = append(c.ends, end) }
+
+func (c *crew) end() {
+	for _, end := range slices.Backward(c.ends) {
+		end()
+	}
+	c.ends = nil
+}
+
+// run has each client do n rounds within the limit, and returns how long a round took: the time divided by all rounds.
 func (c *crew) run(ctx context.Context, n int) (time.Duration, error) {
-	errs := make([]error, len(c.rounds))
-	began := time.Now()
-	var all sync.WaitGroup
-	for i, r := range c.rounds {
-		all.Go(func() {
+	ctx, cancel := context.WithTimeout(ctx, *limit)
+	defer cancel()
+	errs := make(chan error, len(c.rounds)) // some systems' clients don't heed ctx: those stay behind
+	began, done := time.Now(), c.done
+	for _, r := range c.rounds {
+		go func() {
 			for k := range n {
-				if errs[i] = r(ctx, c.done+k); errs[i] != nil {
+				if err := r(ctx, done+k); err != nil {
+					errs <- err
 					return
 				}
 			}
-		})
+			errs <- nil
+		}()
 	}
-	all.Wait()
-	c.done += n
-	for _, err := range errs {
-		if err != nil {
-			return 0, err
+	for range c.rounds {
+		select {
+		case err := <-errs:
+			if err != nil {
+				return 0, err
+			}
+		case <-ctx.Done():
+			return 0, ctx.Err()
 		}
 	}
+	c.done += n
 	return time.Since(began) / time.Duration(n*len(c.rounds)), nil
 }
 
@@ -105,6 +131,11 @@ func (c *crew) run(ctx context.Context, n int) (time.Duration, error) {
 func median(d []time.Duration) time.Duration {
 	slices.Sort(d)
 	return d[len(d)/2]
+}
+
+// asked reports whether the system is to be measured.
+func asked(system string) bool {
+	return *only == "" || slices.Contains(strings.Split(*only, ";"), system)
 }
 
 // installed reports whether there is a server of the system.
@@ -122,11 +153,10 @@ func plain(text string) string {
 	}, text)
 }
 
-// measure returns what a round of each system takes: the median of five turns, the systems in turn.
+// measure returns what a round of each system takes: the median of five turns, the systems in turn. A cell that
+// fails, or does not come to an end, is left out from then on.
 func measure(t *testing.T, s *servers, systems []string, r row) []time.Duration {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-	defer cancel()
 	if *table == "" {
 		r.clients = min(r.clients, 8)
 	}
@@ -136,23 +166,35 @@ func measure(t *testing.T, s *servers, systems []string, r row) []time.Duration 
 	}
 	cells, each := make([]time.Duration, len(systems)), make([]int, len(systems))
 	crews, turns := make([]*crew, len(systems)), make([][]time.Duration, len(systems))
+	run := func(i, n int) (took time.Duration, ok bool) {
+		took, err := crews[i].run(t.Context(), n)
+		if err != nil {
+			if *table == "" {
+				t.Fatalf("%s, %s: %v", r.what, systems[i], err)
+			}
+			s.misses = append(s.misses, fmt.Sprintf("%s, %s: %v", r.what, systems[i], err))
+			crews[i].end()
+			crews[i], cells[i], turns[i] = nil, missed, nil
+		}
+		return took, err == nil
+	}
 	for i, make := range r.by {
-		if make == nil || !s.installed(systems[i]) {
+		if make == nil || !s.installed(systems[i]) || !asked(systems[i]) {
 			continue
 		}
-		crews[i] = &crew{}
+		c := &crew{TB: t}
+		t.Cleanup(c.end)
+		crews[i] = c
 		for client := range r.clients {
 			key := plain(r.what + systems[i])
 			if r.own {
 				key += fmt.Sprint("-", client)
 			}
-			crews[i].rounds = append(crews[i].rounds, make(t, s, key, r.clients))
+			c.rounds = append(c.rounds, make(c, s, key, r.clients))
 		}
-		took, err := crews[i].run(ctx, least) // opens what is opened once
-		if err != nil {
-			t.Fatalf("%s, %s: %v", r.what, systems[i], err)
+		if took, ok := run(i, least); ok { // opens what is opened once
+			cells[i], each[i] = took, max(least, int(*turn/(took*time.Duration(r.clients))))
 		}
-		cells[i], each[i] = took, max(least, int(*turn/(took*time.Duration(r.clients))))
 	}
 	if *table == "" {
 		return cells
@@ -162,11 +204,9 @@ func measure(t *testing.T, s *servers, systems []string, r row) []time.Duration 
 			if c == nil {
 				continue
 			}
-			took, err := c.run(ctx, each[i])
-			if err != nil {
-				t.Fatalf("%s, %s: %v", r.what, systems[i], err)
+			if took, ok := run(i, each[i]); ok {
+				turns[i] = append(turns[i], took)
 			}
-			turns[i] = append(turns[i], took)
 		}
 	}
 	for i, list := range turns {
@@ -211,6 +251,10 @@ A waiter of etcd's recipes is told in rounds of 100 ms where its watch begins in
 				fmt.Fprintln(&out, line+" |")
 				t.Log(line)
 			}
+			for _, m := range s.misses {
+				fmt.Fprintf(&out, "\nMissed: %s.\n", m)
+			}
+			s.misses = nil
 			for _, system := range p.systems {
 				if !s.installed(system) {
 					fmt.Fprintf(&out, "\n%s was not installed.\n", system)
@@ -234,6 +278,8 @@ func format(d time.Duration) string {
 	switch {
 	case d == 0:
 		return ""
+	case d == missed:
+		return "missed"
 	case d < 100*time.Microsecond:
 		return fmt.Sprintf("%.1f", float64(d)/1e3)
 	}
@@ -267,7 +313,7 @@ func load() string {
 }
 
 func TestFormat(t *testing.T) {
-	for d, want := range map[time.Duration]string{0: "", 1234: "1.2", 99900: "99.9", 1234567: "1234"} {
+	for d, want := range map[time.Duration]string{0: "", missed: "missed", 1234: "1.2", 99900: "99.9", 1234567: "1234"} {
 		if got := format(d); got != want {
 			t.Errorf("%v: %q, want %q", d, got, want)
 		}
@@ -300,5 +346,22 @@ func TestCrew(t *testing.T) {
 		if seen[n] != 2 {
 			t.Errorf("round %d was done %d times", n, seen[n])
 		}
+	}
+}
+
+// A client that does not end, and does not heed its context, costs its cell and not the table.
+func TestCrewThatDoesNotEnd(t *testing.T) {
+	defer func(d time.Duration) { *limit = d }(*limit)
+	*limit = 10 * time.Millisecond
+	ended, stuck := 0, make(chan struct{})
+	c := crew{TB: t, rounds: []round{func(context.Context, int) error { <-stuck; return nil }}}
+	c.Cleanup(func() { ended++; close(stuck) })
+	if _, err := c.run(t.Context(), 1); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v, want that the limit was reached", err)
+	}
+	c.end()
+	c.end()
+	if ended != 1 {
+		t.Errorf("the client was ended %d times", ended)
 	}
 }
