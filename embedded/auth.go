@@ -116,13 +116,6 @@ func checkSecret(option, secret string) error {
 	return nil
 }
 
-func (a *clientAuth) validate() error {
-	if a.token != "" && len(a.users)+len(a.nkeys) > 0 {
-		return invalid("WithToken together with WithUser, WithNKey or WithSystemUser; choose one, a token has no user")
-	}
-	return nil
-}
-
 // apply gives the server copies: it changes what it is given, and a reload compares.
 func (a *clientAuth) apply(o *natsserver.Options) error {
 	var system *natsserver.Account

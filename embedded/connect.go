@@ -15,10 +15,8 @@ import (
 // of an operator, or where that file has other users for websocket or mqtt: ErrCredentials. It fails with ErrStopped
 // after Shutdown. The caller closes the connection.
 func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
-	select {
-	case <-s.stopping:
+	if s.stopping.Load() {
 		return nil, ErrStopped
-	default:
 	}
 	// Last, so that no option of the caller leads to another server.
 	opts = append(opts[:len(opts):len(opts)], nats.InProcessServer(s))

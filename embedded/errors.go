@@ -6,9 +6,8 @@ import (
 )
 
 var (
-	// ErrInvalidOption is returned by Start when an option, or
-	// a combination of options, makes no sense. Nothing has been started and
-	// nothing was written; the message names the option and says what to do.
+	// ErrInvalidOption is returned by Start when an option, or a combination of options, makes no sense. Nothing has
+	// been started and nothing was written; the message names the option and says what to do.
 	ErrInvalidOption = errors.New("embedded: invalid option")
 
 	// ErrStoreInUse is returned by Start when another server, in this process or in another one, has the store

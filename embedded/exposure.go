@@ -64,17 +64,6 @@ func listeners(o *natsserver.Options) []listener {
 	return ls
 }
 
-// monitors returns the addresses that show the server's state and change nothing. They ask nobody, and can't.
-func monitors(o *natsserver.Options) []listener {
-	var ls []listener
-	for _, port := range []int{o.HTTPPort, o.HTTPSPort} {
-		if port != 0 {
-			ls = append(ls, newListener("monitoring", cmp.Or(o.HTTPHost, o.Host), port))
-		}
-	}
-	return ls
-}
-
 func newListener(name, host string, port int) listener {
 	host = cmp.Or(host, natsserver.DEFAULT_HOST)
 	return listener{name: name, addr: net.JoinHostPort(host, strconv.Itoa(max(port, 0))), loopback: isLoopback(host)}
@@ -245,8 +234,8 @@ func (p *plan) check(c *config) error {
 	if c.configFile == "" {
 		return nil
 	}
-	for _, l := range monitors(p.options) {
-		if !l.loopback && !c.allowExternal {
+	for _, port := range []int{p.options.HTTPPort, p.options.HTTPSPort} { // they change nothing, and can't ask anybody
+		if l := newListener("monitoring", cmp.Or(p.options.HTTPHost, p.options.Host), port); port != 0 && !l.loopback && !c.allowExternal {
 			p.note(func(log *slog.Logger) {
 				log.Warn("monitoring asks nobody: who reaches it sees clients, buckets and names of locks; keep strangers from it, or write http: \"127.0.0.1:8222\"", "listener", l.name, "url", l.addr)
 			})

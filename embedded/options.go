@@ -162,8 +162,10 @@ func (c *config) validate() error {
 		return invalid("WithTLS needs WithListen; without a listener there is nothing to encrypt")
 	case c.tls.ca != "" && c.tls.cert == "":
 		return invalid("WithClientCA needs WithTLS, the server's own certificate")
+	case c.auth.token != "" && len(c.auth.users)+len(c.auth.nkeys) > 0:
+		return invalid("WithToken together with WithUser, WithNKey or WithSystemUser; choose one, a token has no user")
 	}
-	return c.auth.validate()
+	return nil
 }
 
 // serverOptions translates into the server's own options. What it returns was not

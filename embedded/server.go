@@ -29,7 +29,7 @@ type Server struct {
 	routes   net.Addr // nil without a cluster
 	reload   sync.Mutex
 	stopOnce sync.Once
-	stopping chan struct{} // closed when Shutdown begins
+	stopping atomic.Bool   // Shutdown has begun
 	stopped  chan struct{} // closed when everything is released
 	stopErr  error         // set before stopped is closed
 }
@@ -61,7 +61,7 @@ func Start(ctx context.Context, opts ...Option) (_ *Server, err error) {
 		return nil, err
 	}
 	o.StoreDir = dir
-	s := &Server{dir: dir, tempDir: c.tempStore, cfg: c, identity: id, stopping: make(chan struct{}), stopped: make(chan struct{})}
+	s := &Server{dir: dir, tempDir: c.tempStore, cfg: c, identity: id, stopped: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			_ = s.Shutdown(context.WithoutCancel(ctx))
@@ -101,8 +101,12 @@ func (s *Server) run(ctx context.Context, o *natsserver.Options, l *logAdapter) 
 	if !s.srv.JetStreamEnabled() {
 		return fmt.Errorf("%w: JetStream is not enabled", ErrStartFailed)
 	}
-	if !limited {
-		if err := s.checkRoom(); err != nil {
+	if !limited { // it uses a part of what is free on the disk now, and no more later
+		state, err := s.srv.Jsz(nil)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrStartFailed, err)
+		}
+		if err := roomFor(s.dir, state.Config.MaxStore, state.Store); err != nil {
 			return err
 		}
 	}
@@ -135,15 +139,10 @@ func (s *Server) waitRoutes(ctx context.Context, l *logAdapter) error {
 
 // makeStoreDir makes the directory, a temporary one if it has no name.
 func makeStoreDir(dir string) (string, error) {
+	var err error
 	if dir == "" {
-		dir, err := os.MkdirTemp("", "lockfabric-")
-		if err != nil {
-			return "", fmt.Errorf("%w: %w", ErrStartFailed, err)
-		}
-		return dir, nil
-	}
-	dir, err := filepath.Abs(dir)
-	if err == nil {
+		dir, err = os.MkdirTemp("", "lockfabric-")
+	} else if dir, err = filepath.Abs(dir); err == nil {
 		err = os.MkdirAll(dir, 0o700)
 	}
 	if err != nil {
@@ -172,7 +171,7 @@ func (s *Server) NumClients() int { return s.srv.NumClients() }
 // the same error. When ctx ends first, its cause is returned and the server goes on stopping; call again to wait on.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.stopOnce.Do(func() {
-		close(s.stopping)
+		s.stopping.Store(true)
 		go s.stop()
 	})
 	select {
@@ -222,10 +221,8 @@ func (s *Server) stop() {
 func (s *Server) Reload() error {
 	s.reload.Lock()
 	defer s.reload.Unlock()
-	select {
-	case <-s.stopping:
+	if s.stopping.Load() {
 		return ErrStopped
-	default:
 	}
 	p, err := s.cfg.plan(s.identity)
 	if err != nil {
@@ -254,10 +251,8 @@ func (s *Server) Reload() error {
 // lead then, only when it has given up its whole store. For a moment it can fail
 // while a stream is made or deleted: take it seriously when it lasts for seconds.
 func (s *Server) Health() error {
-	select {
-	case <-s.stopping:
+	if s.stopping.Load() {
 		return ErrStopped
-	default:
 	}
 	if err := s.checkFiles(); err != nil {
 		return err
@@ -271,16 +266,7 @@ func (s *Server) Health() error {
 	return nil
 }
 
-// checkRoom fails when the server would refuse every write: unless it was told, it
-// uses a part of what is free on the disk when it starts, and no more later.
-func (s *Server) checkRoom() error {
-	state, err := s.srv.Jsz(nil)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrStartFailed, err)
-	}
-	return roomFor(s.dir, state.Config.MaxStore, state.Store)
-}
-
+// roomFor fails when the server would refuse every write.
 func roomFor(dir string, limit int64, used uint64) error {
 	if limit > 0 && used < uint64(limit) {
 		return nil

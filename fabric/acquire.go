@@ -1,6 +1,7 @@
 package fabric
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,16 +13,13 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// failFastTimeout bounds what a call with WithFailFast waits for a lease, on a link
-// that is not slower than that.
+// failFastTimeout bounds what a call with WithFailFast waits for a lease, on a link that is not slower than that.
 const failFastTimeout = 2 * time.Second
 
-// proofLimit bounds how long a claim whose outcome must be told goes on when its caller
-// has given it up.
+// proofLimit bounds how long a claim whose outcome must be told goes on when its caller has given it up.
 const proofLimit = 10 * time.Second
 
-// Acquire waits in the lock's queue, first come first served, until it is
-// granted or ctx ends, and returns the hold.
+// Acquire waits in the lock's queue, first come first served, until it is granted or ctx ends, and returns the hold.
 //
 // It is about this name alone: a lock on "a/b" takes no intents on "a", and is not seen by
 // who locks "a"; see AcquirePath.
@@ -29,37 +27,32 @@ const proofLimit = 10 * time.Second
 // Two plain acquires that share no context, owner or set are two units of work, and their
 // deadlock is not seen: bound their waits, or see [WithUnit].
 //
-// The hold lasts until Release, however long that is, as long as this process
-// lives and reaches the cluster; see [Lock.Lost]. A wait goes on through server
-// failures and partitions; if the lease of the waiting acquire is lost
+// The hold lasts until Release, however long that is, as long as this process lives and reaches the cluster; see
+// [Lock.Lost]. A wait goes on through server failures and partitions; if the lease of the waiting acquire is lost
 // meanwhile, it queues again at the end under a new one.
 //
-// Every error is a *NotAcquiredError, and means that nothing is held: what a
-// request that was given up may still write is removed in the background. Its
-// causes: the context's error (also after WithWaitLimit), ErrInvalidName,
-// ErrInvalidOption, ErrAlreadyHeld, ErrQueueFull, ErrKindMismatch,
-// ErrMalformedRecord, ErrNewerSchema, ErrClosed, kv.ErrFull, ErrWaitTooLong with WithDeadlineCheck, ErrDeadlock in a unit of work (see [WithUnit]),
-// and ErrUnavailable with WithFailFast; kv.ErrRejected where the server refuses a write
-// for good, as it does when its limit of a message was lowered; and, if the buckets
-// were deleted and have to be opened again, those of [New]: kv.ErrUnsafeConfig,
-// kv.ErrNoBucket, kv.ErrLimit, kv.ErrNewerSchema, kv.ErrNoJetStream, kv.ErrServerTooOld.
+// Every error is a *NotAcquiredError, and means that nothing is held: what a request that was given up may still
+// write is removed in the background. Its causes: the context's error (also after WithWaitLimit), ErrInvalidName,
+// ErrInvalidOption, ErrAlreadyHeld, ErrQueueFull, ErrKindMismatch, ErrMalformedRecord, ErrNewerSchema, ErrClosed,
+// kv.ErrFull, ErrWaitTooLong with WithDeadlineCheck, ErrDeadlock in a unit of work (see [WithUnit]), and
+// ErrUnavailable with WithFailFast; kv.ErrRejected where the server refuses a write for good, as it does when its
+// limit of a message was lowered; and, if the buckets were deleted and have to be opened again, those of [New]:
+// kv.ErrUnsafeConfig, kv.ErrNoBucket, kv.ErrLimit, kv.ErrNewerSchema, kv.ErrNoJetStream, kv.ErrServerTooOld.
 func (m *Manager) Acquire(ctx context.Context, key string, opts ...AcquireOption) (*Lock, error) {
 	return m.acquire(ctx, key, "", opts)
 }
 
-// TryAcquire acquires the lock if nobody is in the way, and otherwise leaves
-// nothing behind and returns ErrHeld as a *HeldError. A refusal is decided on what
-// the stream's leader has, not by a quorum. A holder that looks dead is
-// observed for about its TTL and replaced, so a refusal may take that long; see
-// WithoutTakeover. Other errors are those of Acquire.
+// TryAcquire acquires the lock if nobody is in the way, and otherwise leaves nothing behind and returns ErrHeld as a
+// *HeldError. A refusal is decided on what the stream's leader has, not by a quorum. A holder that looks dead is
+// observed for about its TTL and replaced, so a refusal may take that long; see WithoutTakeover. Other errors are
+// those of Acquire.
 func (m *Manager) TryAcquire(ctx context.Context, key string, opts ...AcquireOption) (*Lock, error) {
 	return m.acquire(ctx, key, record.OpTry.String(), opts)
 }
 
-// Do acquires the lock, calls fn and releases the lock, also when fn panics. The
-// context given to fn ends when ctx ends or the hold is lost, with ErrLost as its
-// cause then. The error is the acquire's, or fn's joined with ErrLost if the hold
-// was lost before it was released.
+// Do acquires the lock, calls fn and releases the lock, also when fn panics. The context given to fn ends when ctx
+// ends or the hold is lost, with ErrLost as its cause then. The error is the acquire's, or fn's joined with ErrLost
+// if the hold was lost before it was released.
 func (m *Manager) Do(ctx context.Context, key string, fn func(ctx context.Context, l *Lock) error, opts ...AcquireOption) error {
 	l, err := m.Acquire(ctx, key, opts...)
 	if err != nil {
@@ -97,18 +90,7 @@ type attempt struct {
 
 var errAgain = errors.New("fabric: acquire again")
 
-// run submits the operation until it is granted, or there is a reason to end. A claim
-// that gave a hold up for a place in a queue has another one beside the error, if it can.
-func (a *attempt) run(ctx context.Context) (h *Hold, out engine.Outcome, err error) {
-	err = a.repeat(ctx, func() (done bool, err error) {
-		h, out, err = a.tryOnce(ctx)
-		return err == nil || h != nil, err
-	})
-	return h, out, err
-}
-
-// repeat calls try until it is done, each time a new round with a new id, or there is a
-// reason to end.
+// repeat calls try until it is done, each time a new round with a new id, or there is a reason to end.
 func (a *attempt) repeat(ctx context.Context, try func() (done bool, err error)) error {
 	for n := 0; ; n++ {
 		done, err := try()
@@ -166,8 +148,7 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 	return h, out, err
 }
 
-// compose makes the operation of a round under the lease, with a new id, which is given back by
-// conclude.
+// compose makes the operation of a round under the lease, with a new id, which is given back by conclude.
 func (a *attempt) compose(ctx context.Context, sl *slot) record.Op {
 	op := a.op
 	op.ID, op.Lease, op.Since = sl.lease.NextOp(), sl.id, time.Now()
@@ -231,7 +212,7 @@ func (a *attempt) place(ctx context.Context) (*slot, error) {
 			return nil, err
 		}
 		if !from.slot.enter() {
-			return nil, from.whyEnded()
+			return nil, cmp.Or(from.Err(), error(&LostError{Key: from.key, Token: from.Token(), Reason: from.slot.whyLost()}))
 		}
 		return from.slot, nil
 	}
@@ -249,8 +230,7 @@ func (a *attempt) place(ctx context.Context) (*slot, error) {
 	return a.slot(ctx, s)
 }
 
-// do carries the operation out. One that stays in its queue when ctx ends is waited for
-// as long as the manager lives.
+// do carries the operation out. One that stays in its queue when ctx ends is waited for as long as the manager lives.
 func (a *attempt) do(ctx context.Context, op *record.Op, opt engine.Options) (engine.Outcome, error) {
 	if !op.Stays() {
 		return engine.Do(ctx, a.session.doer, a.enc, *op, opt)
@@ -298,7 +278,9 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 	}
 	sl.note(op.ID, h)
 	s.mu.Lock()
-	s.watchLater(h, out.Kept)
+	if !out.Kept { // else the engine watches it
+		s.fresh = append(s.fresh, freshHold{h, time.Now()})
+	}
 	ended := s.ended
 	s.mu.Unlock()
 	a.unit.add(h)
@@ -366,8 +348,7 @@ func (a *attempt) begin(ctx context.Context, h *Hold) error {
 		return nil
 	}
 	if age := le.TTL() - le.Margin() - le.Remaining(); age > t.ttl/20 {
-		// The hold's time counts from its grant, not from when it queued or its lease
-		// was made.
+		// The hold's time counts from its grant, not from when it queued or its lease was made.
 		if a.req.failFast {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(ctx, a.failFastLimit())
@@ -381,8 +362,7 @@ func (a *attempt) begin(ctx context.Context, h *Hold) error {
 	return nil
 }
 
-// decideRetry decides whether to ask again after an error, and gives the error
-// its final form if not.
+// decideRetry decides whether to ask again after an error, and gives the error its final form if not.
 func (a *attempt) decideRetry(ctx context.Context, err error) (again bool, final error) {
 	var refused *engine.RefusedError
 	switch {

@@ -113,7 +113,13 @@ func (m *Manager) claim(caller context.Context, key string, c Claim, opts []Acqu
 	}
 	ctx, done := m.bindFor(caller, req.waitLimit)
 	defer done()
-	h, out, err := a.run(ctx)
+	var h *Hold
+	var out engine.Outcome
+	err = a.repeat(ctx, func() (done bool, err error) {
+		h, out, err = a.tryOnce(ctx)
+		// A claim that gave a hold up for a place in a queue has another one beside the error, if it can.
+		return err == nil || h != nil, err
+	})
 	switch {
 	case err != nil:
 		return h, Info{}, m.explain(caller, err)

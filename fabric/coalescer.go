@@ -14,6 +14,7 @@ import (
 	"github.com/lockfabric/lockfabric/coalesce"
 	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
@@ -179,7 +180,7 @@ func (c *coalescer) serve(o *ownership, asked bool) error {
 	s, cfg := c.s, &c.s.m.cfg
 	svc, err := coalesce.Serve(coalesce.ServiceConfig{
 		Conn: s.m.nc, Fabric: cfg.buckets.Fabric, Stamp: s.stamp(), Term: o.term, Lease: o.slot.id,
-		Rank: c.rank, Version: version(), Metadata: map[string]string{"process": s.m.label()},
+		Rank: c.rank, Version: version(), Metadata: map[string]string{"process": lease.Self()},
 		Doer: s.engine, Known: s.engine.Known, Writes: func() uint64 { return s.engine.Stats().Writes }, Valid: o.slot.lease.Valid, LeaseAlive: s.leaseAlive, Logger: cfg.logger,
 	})
 	if err != nil {

@@ -94,9 +94,7 @@ type Event struct {
 //
 // A panic of the hook is not recovered.
 func WithEvents(hook func(Event)) ManagerOption {
-	return func(c *config) error {
-		return set(&c.hook, hook, hook != nil, "the event hook is nil")
-	}
+	return func(c *config) error { return set(&c.hook, hook, hook != nil, "the event hook is nil") }
 }
 
 // note hands an event to the hook and to the log. No lock is held.

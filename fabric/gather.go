@@ -6,17 +6,18 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// AcquireAll acquires any locks as one, all or nothing: it waits until all are granted or ctx
-// ends. Sets and paths never wait for each other in a circle, in whatever order their members
-// are listed: while one waits for a lock it holds only those before it in the order of all
-// names. The listed order is the reverse of the order of release. A key that is listed twice is
-// held once, in the weakest mode that covers both.
+// AcquireAll acquires any locks as one, all or nothing: it waits until all are granted or ctx ends. Sets and paths
+// never wait for each other in a circle, in whatever order their members are listed: while one waits for a lock it
+// holds only those before it in the order of all names. The listed order is the reverse of the order of release. A
+// key that is listed twice is held once, in the weakest mode that covers both.
 //
 // The options are those of Acquire, for all members: one owner, one timing, one lease.
 // WithMode is ErrInvalidOption, since each Want has its mode. Errors are those of Acquire;
@@ -25,9 +26,8 @@ func (m *Manager) AcquireAll(ctx context.Context, wants []Want, opts ...AcquireO
 	return m.gather(ctx, gathering{}, opts, func() ([]*level, error) { return plan(wants) })
 }
 
-// TryAcquireAll acquires all these locks if nobody is in the way of any of them, and otherwise
-// leaves nothing behind and returns ErrHeld as a *HeldError about the first that was refused.
-// See TryAcquire.
+// TryAcquireAll acquires all these locks if nobody is in the way of any of them, and otherwise leaves nothing behind
+// and returns ErrHeld as a *HeldError about the first that was refused. See TryAcquire.
 func (m *Manager) TryAcquireAll(ctx context.Context, wants []Want, opts ...AcquireOption) (*Set, error) {
 	return m.gather(ctx, gathering{try: true}, opts, func() ([]*level, error) { return plan(wants) })
 }
@@ -153,15 +153,18 @@ func (g *gathering) round(ctx context.Context) (err error) {
 		return err
 	}
 	defer sl.leave()
-	set := newSet(sl, g.listed)
+	set := &Set{s: sl.s, slot: sl, levels: g.listed, gone: make(chan struct{})}
 	g.result, g.failed = set, nil
 	for _, l := range g.levels {
 		l.set, l.lock, l.pin, l.op.Verb = set, nil, nil, record.OpTry
 	}
 	defer func() {
 		g.failPins()
-		if err != nil {
-			g.rollBack(err)
+		if why := err; why != nil {
+			if lost := g.result.Err(); lost != nil && errors.Is(why, errAgain) {
+				why = errors.Unwrap(lost)
+			}
+			g.giveBack(g.levels, why)
 		}
 	}()
 	if err := g.joinPins(ctx, sl); err != nil {
@@ -183,9 +186,8 @@ func (g *gathering) round(ctx context.Context) (err error) {
 	}
 }
 
-// firstMissing returns the first level that is not held, or whose token is smaller than that of
-// a level above it: a guard that has seen the token of one who held in between would refuse it.
-// It is -1 if all are held in order.
+// firstMissing returns the first level that is not held, or whose token is smaller than that of a level above it: a
+// guard that has seen the token of one who held in between would refuse it. It is -1 if all are held in order.
 func (g *gathering) firstMissing() int {
 	return slices.IndexFunc(g.levels, func(l *level) bool {
 		h := l.hold()
@@ -247,11 +249,10 @@ func (g *gathering) handOver(ctx context.Context, sl *slot) error {
 	return nil
 }
 
-// AcquirePath locks "a/b/c" in this mode ("" is Exclusive) with intents on its ancestors "a" and
-// "a/b", all or nothing: IntentShared where the mode is Shared or IntentShared, else
-// IntentExclusive. So a lock of "a" and locks below it keep each other out, as long as all who
-// lock below "a" do it by paths: a plain Acquire("a/b/c") takes no intents, and is seen by
-// nobody who locks "a". See AcquireAll for everything else.
+// AcquirePath locks "a/b/c" in this mode ("" is Exclusive) with intents on its ancestors "a" and "a/b", all or
+// nothing: IntentShared where the mode is Shared or IntentShared, else IntentExclusive. So a lock of "a" and locks
+// below it keep each other out, as long as all who lock below "a" do it by paths: a plain Acquire("a/b/c") takes no
+// intents, and is seen by nobody who locks "a". See AcquireAll for everything else.
 func (m *Manager) AcquirePath(ctx context.Context, path string, mode Mode, opts ...AcquireOption) (*Set, error) {
 	return m.AcquireAll(ctx, []Want{{Key: path, Mode: mode, Path: true}}, opts...)
 }
@@ -266,10 +267,9 @@ func (m *Manager) DoPath(ctx context.Context, path string, mode Mode, fn func(ct
 	return m.DoAll(ctx, []Want{{Key: path, Mode: mode, Path: true}}, fn, opts...)
 }
 
-// AcquireHierarchy locks the last level of h in this mode ("" is Exclusive), with intents on the
-// levels above it, from the root down, as AcquirePath does. The order is the hierarchy's own:
-// two that have common levels in opposite order can wait for each other, until their contexts
-// end.
+// AcquireHierarchy locks the last level of h in this mode ("" is Exclusive), with intents on the levels above it,
+// from the root down, as AcquirePath does. The order is the hierarchy's own: two that have common levels in opposite
+// order can wait for each other, until their contexts end.
 func (m *Manager) AcquireHierarchy(ctx context.Context, h Hierarchy, mode Mode, opts ...AcquireOption) (*Set, error) {
 	return m.gather(ctx, gathering{ranked: true}, opts, func() ([]*level, error) { return h.plan(mode) })
 }
@@ -277,4 +277,150 @@ func (m *Manager) AcquireHierarchy(ctx context.Context, h Hierarchy, mode Mode, 
 // TryAcquireHierarchy is to AcquireHierarchy as TryAcquireAll is to AcquireAll.
 func (m *Manager) TryAcquireHierarchy(ctx context.Context, h Hierarchy, mode Mode, opts ...AcquireOption) (*Set, error) {
 	return m.gather(ctx, gathering{ranked: true, try: true}, opts, func() ([]*level, error) { return h.plan(mode) })
+}
+
+// rollBackTime is how long a set that was not granted waits for the proof that nothing is left
+// of it. It goes on in the background.
+const rollBackTime = 500 * time.Millisecond
+
+// refusedError says which levels of a try were refused, in their order.
+type refusedError struct {
+	levels []*level
+	errs   []*engine.RefusedError
+}
+
+func (*refusedError) Error() string { return "fabric: refused" }
+
+// atOnce tries all levels at the same time. If one is known to be held, a try asks about that
+// first, since then it has nothing to write; else those before it are tried.
+func (g *gathering) atOnce(ctx context.Context, sl *slot) error {
+	levels := slices.DeleteFunc(slices.Clone(g.levels), func(l *level) bool { return l.pin != nil })
+	known := slices.IndexFunc(levels, func(l *level) bool {
+		op := l.op
+		op.ID, op.Lease = sl.id+".0", sl.id
+		return g.session.engine.Foresee(l.enc, op) == record.Held
+	})
+	switch {
+	case known < 0:
+		return g.tryAll(ctx, sl, levels)
+	case !g.try:
+		return g.tryAll(ctx, sl, levels[:known])
+	}
+	if err := g.tryAll(ctx, sl, levels[known:known+1]); err != nil {
+		return err
+	}
+	return g.tryAll(ctx, sl, slices.Concat(levels[:known], levels[known+1:]))
+}
+
+// tryAll submits a try of each of these levels in one go. Where the set can wait, a level that
+// is held by others is left for acquire.
+func (g *gathering) tryAll(ctx context.Context, sl *slot, levels []*level) error {
+	calls := make([]*engine.Call, 0, len(levels))
+	before := g.session.seen()
+	for _, l := range levels {
+		if _, err := l.place(ctx); err != nil {
+			break
+		}
+		calls = append(calls, &engine.Call{Key: l.enc, Op: l.compose(ctx, sl)})
+	}
+	engine.DoAll(ctx, g.session.doer, calls, engine.Options{FailFast: g.req.failFast, Stop: sl.lease.Lost()})
+	var final error
+	var refused refusedError
+	for i, c := range calls {
+		l := levels[i]
+		h, err := l.conclude(ctx, sl, &c.Op, c.Outcome, c.Err, before)
+		why := (*engine.RefusedError)(nil)
+		switch {
+		case err == nil:
+			l.granted(h)
+		case errors.As(err, &why) && (why.Verdict == record.Held || why.Verdict == record.AlreadyHeld):
+			refused.levels, refused.errs = append(refused.levels, l), append(refused.errs, why)
+		case final == nil:
+			if again, err := l.decideRetry(ctx, err); !again {
+				final, g.failed = err, l
+			}
+		}
+	}
+	switch {
+	case final != nil:
+		return final
+	case g.try && len(refused.levels) > 0:
+		g.failed = refused.levels[0]
+		return &refused
+	case g.broken(sl):
+		return errAgain
+	}
+	return nil
+}
+
+// takeOver looks at once whether those in the way of a try are dead, and evicts them if so. It
+// returns errAgain if the try is worth repeating, and else what the first refusal is.
+func (g *gathering) takeOver(ctx context.Context, refused *refusedError) error {
+	errs := make([]error, len(refused.levels))
+	var looks sync.WaitGroup
+	for i, l := range refused.levels {
+		looks.Go(func() {
+			again, err := l.retryRefused(ctx, refused.errs[i])
+			if errs[i] = err; again {
+				errs[i] = errAgain
+			}
+		})
+	}
+	looks.Wait()
+	for i, err := range errs {
+		if !errors.Is(err, errAgain) {
+			g.failed = refused.levels[i]
+			return err
+		}
+	}
+	return errAgain
+}
+
+// end makes the handle of a level that is not to be handed out invalid, and returns what is to
+// be released. It is nil if nothing was granted.
+func (l *level) end(why error) *Hold {
+	if l.pin != nil {
+		l.pin.leave(l.set)
+		l.pin = nil
+	}
+	if l.lock == nil {
+		return nil
+	}
+	h := l.lock.Hold
+	l.lock = nil
+	h.void()
+	l.withdrawn(h.slot, h.entry.ID, why)
+	return h
+}
+
+// void makes the handle of a hold that nobody has invalid.
+func (h *Hold) void() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.err == nil {
+		h.end(ErrReleased)
+	}
+}
+
+// discard ends a hold that nobody has a handle of, and releases it in the background.
+func discard(h *Hold) {
+	h.void()
+	h.s.doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
+	h.slot.drop(h)
+}
+
+// giveBack releases what is held of these levels, in reverse.
+func (g *gathering) giveBack(levels []*level, why error) {
+	var calls []*engine.Call
+	var holds []*Hold
+	for _, l := range slices.Backward(levels) {
+		if h := l.end(why); h != nil {
+			holds = append(holds, h)
+			calls = append(calls, &engine.Call{Key: h.enc, Op: releaseOp(h), AtLeast: h.revision()})
+		}
+	}
+	engine.DoAll(context.Background(), g.session.doer, calls, engine.Options{Bound: rollBackTime, Stop: g.m.gone})
+	for _, h := range holds {
+		h.slot.drop(h)
+	}
 }

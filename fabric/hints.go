@@ -24,12 +24,12 @@ type hints struct {
 // pokeText is the message that asks for a look at deadlocks.
 const pokeText = " deadlock"
 
-// newHints starts listening; look is called for every hint, and poked when somebody asks for a look at
-// deadlocks. A connection that may not send or get
-// them works without.
+// newHints starts listening; look is called for every hint, and poked when somebody asks for a look at deadlocks. A
+// connection that may not send or get them works without.
 func newHints(nc *nats.Conn, fabric string, look func(key string, rev uint64), poked func()) *hints {
 	h := &hints{nc: nc, prefix: "lf." + fabric + ".p.", id: nuid.Next()}
-	sub, err := nc.Subscribe(h.prefix+h.id, func(m *nats.Msg) {
+	var err error
+	h.sub, err = nc.Subscribe(h.prefix+h.id, func(m *nats.Msg) {
 		key, text, _ := strings.Cut(string(m.Data), " ")
 		if key == "" {
 			if h.works.Store(true); string(m.Data) == pokeText {
@@ -42,7 +42,6 @@ func newHints(nc *nats.Conn, fabric string, look func(key string, rev uint64), p
 		}
 	})
 	if err == nil {
-		h.sub = sub
 		_ = nc.Publish(h.prefix+h.id, nil)
 	}
 	return h
@@ -73,8 +72,4 @@ func (h *hints) poke(lease string) {
 	}
 }
 
-func (h *hints) close() {
-	if h.sub != nil {
-		_ = h.sub.Unsubscribe()
-	}
-}
+func (h *hints) close() { _ = h.sub.Unsubscribe() } // of none is an error, too

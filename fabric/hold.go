@@ -23,9 +23,8 @@ var closedChan = func() chan struct{} {
 	return c
 }()
 
-// Hold is what was granted: a lock, permits of a semaphore, a membership. It is a
-// single-use handle: after Release, or after a loss, it can do nothing to whoever
-// holds next. It is safe for concurrent use.
+// Hold is what was granted: a lock, permits of a semaphore, a membership. It is a single-use handle: after Release,
+// or after a loss, it can do nothing to whoever holds next. It is safe for concurrent use.
 //
 // Every method that tells about the hold looks at the clock first, so a process
 // that was stopped past its lease learns it from the first call after waking.
@@ -65,10 +64,9 @@ type Hold struct {
 // Key returns the name of what is held.
 func (h *Hold) Key() string { return h.key }
 
-// Token returns the fencing token: larger than that of every earlier
-// conflicting hold of this name. Hand it to the resource with every write; see
-// [Guard] and [Register]. It changes only when Convert is granted a mode that
-// excludes more.
+// Token returns the fencing token: larger than that of every earlier conflicting hold of this name. Hand it to the
+// resource with every write; see [Guard] and [Register]. It changes only when Convert is granted a mode that excludes
+// more.
 func (h *Hold) Token() uint64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -88,9 +86,8 @@ func (h *Hold) Owner() string {
 	return h.entry.OwnerID()
 }
 
-// Lost returns a channel that is closed when the hold is lost: by this process's
-// own clock before anybody else can get the lock, and within a second when an
-// operator takes it away. It is not closed by Release.
+// Lost returns a channel that is closed when the hold is lost: by this process's own clock before anybody else can
+// get the lock, and within a second when an operator takes it away. It is not closed by Release.
 func (h *Hold) Lost() <-chan struct{} {
 	h.check()
 	h.mu.Lock()
@@ -140,9 +137,8 @@ func (h *Hold) Err() error {
 	return h.err
 }
 
-// ValidUntil returns the instant up to which the hold is certainly ours if
-// nothing more is heard from the server. Renewal moves it on. It is the zero time
-// when the hold has ended.
+// ValidUntil returns the instant up to which the hold is certainly ours if nothing more is heard from the server.
+// Renewal moves it on. It is the zero time when the hold has ended.
 func (h *Hold) ValidUntil() time.Time {
 	if h.Err() != nil {
 		return time.Time{}
@@ -150,9 +146,8 @@ func (h *Hold) ValidUntil() time.Time {
 	return time.Now().Add(h.slot.lease.Remaining())
 }
 
-// IsValid reports whether the hold is valid now. It looks at the clock, then asks
-// the stream's leader whether the entry still stands, which shows an
-// operator's interference at once. A leader that does not answer before ctx ends
+// IsValid reports whether the hold is valid now. It looks at the clock, then asks the stream's leader whether the
+// entry still stands, which shows an operator's interference at once. A leader that does not answer before ctx ends
 // changes nothing: the clock decides.
 func (h *Hold) IsValid(ctx context.Context) bool {
 	if h.Err() != nil {
@@ -174,9 +169,8 @@ func (h *Hold) IsValid(ctx context.Context) bool {
 	return h.Err() == nil
 }
 
-// Renew renews the hold's lease now, for holds without automatic renewal. It
-// counts against WithMaxRenewals. Errors: a *LostError when the hold is lost,
-// ErrRenewalsUsedUp, or ErrUnavailable, in which case the hold stays valid as
+// Renew renews the hold's lease now, for holds without automatic renewal. It counts against WithMaxRenewals. Errors:
+// a *LostError when the hold is lost, ErrRenewalsUsedUp, or ErrUnavailable, in which case the hold stays valid as
 // long as ValidUntil says.
 func (h *Hold) Renew(ctx context.Context) error {
 	if err := h.Err(); err != nil {
@@ -199,10 +193,9 @@ func (h *Hold) Renew(ctx context.Context) error {
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 
-// Release ends the hold and hands the lock to the next in the queue. The handle
-// is invalid from the moment Release is called, whatever it returns. A lock has
-// to be released whether or not the work's context has ended, so Release does not
-// look at ctx; it takes at most ten seconds.
+// Release ends the hold and hands the lock to the next in the queue. The handle is invalid from the moment Release is
+// called, whatever it returns. A lock has to be released whether or not the work's context has ended, so Release does
+// not look at ctx; it takes at most ten seconds.
 //
 // Errors: ErrLost when the hold was lost before, in which case nobody else's
 // hold is touched; ErrUnconfirmed when no leader confirmed it in time, in which
@@ -227,8 +220,7 @@ func (h *Hold) Release(context.Context) error {
 	return h.released
 }
 
-// finish invalidates the handle and then has it ended, once, by end. Whoever comes
-// later gets what that one got.
+// finish invalidates the handle and then has it ended, once, by end. Whoever comes later gets what that one got.
 func (h *Hold) finish(end func() error) error {
 	ended, first, err := h.invalidate()
 	if !first {
@@ -238,9 +230,8 @@ func (h *Hold) finish(end func() error) error {
 	return h.released
 }
 
-// invalidate begins to release: the handle is invalid from here on. The caller sends what
-// ends the hold and calls finished, if it is the first; else err is what Release
-// returns.
+// invalidate begins to release: the handle is invalid from here on. The caller sends what ends the hold and calls
+// finished, if it is the first; else err is what Release returns.
 func (h *Hold) invalidate() (ended Event, first bool, err error) {
 	h.check()
 	h.mu.Lock()
@@ -290,14 +281,6 @@ func (h *Hold) give() error {
 	return nil
 }
 
-// whyEnded is the error of a hold whose lease takes nothing new.
-func (h *Hold) whyEnded() error {
-	if err := h.Err(); err != nil {
-		return err
-	}
-	return &LostError{Key: h.key, Token: h.Token(), Reason: h.slot.whyLost()}
-}
-
 func (h *Hold) release() error {
 	op := releaseOp(h)
 	opt := engine.Options{Bound: releaseTimeout, Stop: h.s.m.gone, AtLeast: h.revision(), Held: op.Token != 0 && !h.asked && h.s.m.cfg.turns}
@@ -316,8 +299,7 @@ func (h *Hold) releaseError(out engine.Outcome, err error) error {
 	case errors.Is(err, engine.ErrStopped):
 		return fmt.Errorf("%w: %q: %w", ErrUnconfirmed, h.key, h.s.m.over())
 	case !errors.Is(err, engine.ErrUnconfirmed):
-		// It ended for good, as on a record that can't be read and that somebody
-		// may restore with the entry in it.
+		// It ended for good, as on a record that can't be read and that somebody may restore with the entry in it.
 		h.s.doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
 	}
 	return fmt.Errorf("%w: %q: %w", ErrUnconfirmed, h.key, translate(err))
@@ -376,9 +358,8 @@ func (h *Hold) lose(reason error) {
 		h.s.m.logEvent(&ended)
 	}
 	if errors.Is(reason, ErrRevoked) || errors.Is(reason, ErrRemoved) {
-		// A revoked entry blocks until its holder lets go, and one that seems to be
-		// gone may stand: the reads that said so can be those of a deposed leader.
-		// Nothing may be left under a lease that lives.
+		// A revoked entry blocks until its holder lets go, and one that seems to be gone may stand: the reads that
+		// said so can be those of a deposed leader. Nothing may be left under a lease that lives.
 		h.s.doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
 	}
 	h.slot.drop(h)

@@ -136,8 +136,7 @@ func do[H interface {
 	return fn(ctx, h)
 }
 
-// translate gives an error of the engine, or of the layers under it, this
-// package's name.
+// translate gives an error of the engine, or of the layers under it, this package's name.
 func translate(err error) error {
 	switch {
 	case errors.Is(err, kv.ErrUnavailable):

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -351,13 +349,4 @@ func (m *Manager) Close() error {
 		m.cfg.logger.Warn("closed before everything has ended; the rest ends when the NATS client lets it")
 	}
 	return m.feed.close(time.Until(limit))
-}
-
-// label names this process in what it writes about others.
-func (m *Manager) label() string {
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown"
-	}
-	return host + ":" + strconv.Itoa(os.Getpid())
 }

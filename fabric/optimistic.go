@@ -201,9 +201,7 @@ type optimistic struct{ tries int }
 
 // WithTries sets how often to try without a lock, at least once. The default is 3, and 5 for Update.
 func WithTries(n int) OptimisticOption {
-	return func(o *optimistic) error {
-		return set(&o.tries, n, n >= 1, "%d tries: use at least 1", n)
-	}
+	return func(o *optimistic) error { return set(&o.tries, n, n >= 1, "%d tries: use at least 1", n) }
 }
 
 func newOptimistic(tries int, opts []OptimisticOption) (optimistic, error) {

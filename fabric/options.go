@@ -237,17 +237,13 @@ func WithLazyLease() ManagerOption { return func(c *config) error { c.lazy = tru
 // WithLogger sets where the manager reports what it can't return: lost leases,
 // retries, operator's doings. The default is silence.
 func WithLogger(l *slog.Logger) ManagerOption {
-	return func(c *config) error {
-		return set(&c.logger, l, l != nil, "the logger is nil")
-	}
+	return func(c *config) error { return set(&c.logger, l, l != nil, "the logger is nil") }
 }
 
 // WithDeadlockDelay sets for how long a unit of work that holds something waits until deadlocks are looked for; the
 // default is DefaultDeadlockDelay. Waits that are shorter cost nothing. 0 looks at once.
 func WithDeadlockDelay(d time.Duration) ManagerOption {
-	return func(c *config) error {
-		return set(&c.detectAfter, d, d >= 0, "deadlock delay %v: use 0 or more", d)
-	}
+	return func(c *config) error { return set(&c.detectAfter, d, d >= 0, "deadlock delay %v: use 0 or more", d) }
 }
 
 // WithoutDeadlockDetection leaves deadlocks to the contexts and wait limits of those who wait. Others don't

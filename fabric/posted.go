@@ -23,8 +23,7 @@ func (r *request) postsReleaseOf(k record.Kind) bool {
 // the release is on its way and this process goes on with it by itself. It saves the caller a round trip, and
 // where the next acquire of the same name follows at once, both are often one write.
 //
-// Nobody is granted twice, and whatever this process wants next of the name comes after the release. What is
-// lost:
+// Nobody is granted twice, and whatever this process wants next of the name comes after the release. What is lost:
 //
 //   - Another process that hears by other means that Release has returned can still find the lock held, so that its
 //     TryAcquire is refused.

@@ -87,7 +87,7 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	s.ctx, s.stop = context.WithCancel(m.life)
 	hub := []jskv.HubOption{jskv.WithDoubt(s.suspect), jskv.WithReadTimeout(m.rtt.Patience)}
 	s.lockHub, s.leaseHub = jskv.NewHub(buckets.Locks, hub...), jskv.NewHub(buckets.Leases, append(hub, jskv.WithRestInterval(leaseRest))...)
-	s.observer = lease.NewObserver(buckets.Leases, s.leaseHub.Watch, clock.Observer(), m.label(), &m.rtt, m.cfg.logger)
+	s.observer = lease.NewObserver(buckets.Leases, s.leaseHub.Watch, clock.Observer(), "", &m.rtt, m.cfg.logger)
 	s.observer.OnTombstone(s.tookOver)
 	s.engine = engine.New(engine.Config{
 		Store: buckets.Locks, Watcher: s.lockHub, Observer: s.observer,
@@ -240,13 +240,7 @@ func (s *session) noteSeen() {
 	}
 }
 
-// watchLater has a hold watched if it lasts, unless the engine does because its entry may be kept. Called with mu held.
-func (s *session) watchLater(h *Hold, kept bool) {
-	if !kept {
-		s.fresh = append(s.fresh, freshHold{h, time.Now()})
-	}
-}
-
+// watchFresh has those holds watched that last.
 func (s *session) watchFresh() {
 	s.mu.Lock()
 	old := time.Now().Add(-watchAfter)

@@ -132,18 +132,6 @@ func (s *session) adopt(le *lease.Lease, t timing) *slot {
 	return sl
 }
 
-// renewEarly returns by how much earlier the manager's own lease is renewed because
-// of the link, 0 while there is none.
-func (s *session) renewEarly() time.Duration {
-	s.mu.Lock()
-	sl := s.slots[s.m.cfg.timing]
-	s.mu.Unlock()
-	if sl == nil {
-		return 0
-	}
-	return sl.lease.RenewEarly()
-}
-
 // enter counts one more user, unless the lease is known to be lost or retired. It
 // leaves the clock alone: that is asked before a grant is handed out.
 func (sl *slot) enter() bool {

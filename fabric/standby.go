@@ -49,7 +49,10 @@ func StandBy(ctx context.Context, nc *nats.Conn, opts ...Option) error {
 	}
 	<-ctx.Done()
 	err = sub.Unsubscribe()
-	sb.end()
+	sb.mu.Lock()
+	sb.over = true
+	sb.mu.Unlock()
+	sb.wg.Wait()
 	if errors.Is(err, nats.ErrConnectionClosed) {
 		return nil
 	}
@@ -105,7 +108,11 @@ func (sb *standBy) open(ctx context.Context, fabric string) error {
 	if _, err := sb.js.Stream(octx, "KV_"+kv.LocksBucket(fabric)); err != nil {
 		return err // opening would make it
 	}
-	m, err := New(octx, sb.nc, append(sb.opts[:len(sb.opts):len(sb.opts)], WithFabric(fabric), ManagerOption(standIn))...)
+	standIn := ManagerOption(func(c *config) error {
+		c.rank, c.standIn = rankServer, true
+		return nil
+	})
+	m, err := New(octx, sb.nc, append(sb.opts[:len(sb.opts):len(sb.opts)], WithFabric(fabric), standIn)...)
 	if err != nil {
 		return err
 	}
@@ -117,18 +124,4 @@ func (sb *standBy) open(ctx context.Context, fabric string) error {
 	case <-ctx.Done():
 	}
 	return m.Close()
-}
-
-// standIn makes a manager one that was opened because somebody asks.
-func standIn(c *config) error {
-	c.rank, c.standIn = rankServer, true
-	return nil
-}
-
-// end waits for what was begun.
-func (sb *standBy) end() {
-	sb.mu.Lock()
-	sb.over = true
-	sb.mu.Unlock()
-	sb.wg.Wait()
 }

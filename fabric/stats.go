@@ -71,7 +71,12 @@ func (m *Manager) Stats() Stats {
 		d = d.Plus(s.detection.stats())
 	}
 	if s != nil {
-		st.RenewEarly = s.renewEarly()
+		s.mu.Lock()
+		sl := s.slots[m.cfg.timing]
+		s.mu.Unlock()
+		if sl != nil {
+			st.RenewEarly = sl.lease.RenewEarly()
+		}
 	}
 	st.Operations, st.Writes, st.Reads, st.Conflicts, st.Busy, st.Unknown = e.Operations, e.Writes, e.Reads, e.Conflicts, e.Busy, e.Unknown
 	st.Coalesced, st.Frames, st.Fallbacks, st.CoalescerLost = roads.Operations, roads.Frames, roads.Fallbacks, roads.Suspended

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/deadlock"
@@ -241,17 +242,13 @@ func RetryDeadlock(ctx context.Context, fn func(ctx context.Context) error) erro
 // explain names who is in a circle.
 func (d *detection) explain(ctx context.Context, c deadlock.Cycle) *DeadlockError {
 	e := &DeadlockError{Cycle: make([]DeadlockEdge, len(c))}
-	forEach(ctx, lookUps, indexes(len(c)), func(i int) { e.Cycle[i] = d.s.edge(ctx, &c[i]) })
+	var looks sync.WaitGroup
+	for i := range c {
+		looks.Go(func() { e.Cycle[i] = d.s.edge(ctx, &c[i]) })
+	}
+	looks.Wait()
 	e.Key = e.Cycle[0].Waits
 	return e
-}
-
-func indexes(n int) []int {
-	all := make([]int, n)
-	for i := range all {
-		all[i] = i
-	}
-	return all
 }
 
 // nameOf is the name of a lock whose key stands in a record or a document.

@@ -110,20 +110,17 @@ func (c *counting) validate(what string) error {
 
 // latch returns the latch, with the count that it was made with if none was given.
 func (c *counting) latch(ctx context.Context, m *fabric.Manager) (*primitives.Latch, error) {
-	var count int
 	if c.Count != nil {
-		count = *c.Count
-	} else {
-		info, err := m.Read(ctx, c.Name)
-		switch {
-		case err != nil:
-			return nil, err
-		case info.Kind == "":
-			return nil, &exitError{code: exitData, cause: fmt.Errorf("there is no latch %q: say with --count after how many counts it opens", c.Name)}
-		}
-		count = max(info.Initial, 1) // 0 of another kind, which is refused as such
+		return primitives.NewLatch(m, c.Name, *c.Count), nil
 	}
-	return primitives.NewLatch(m, c.Name, count), nil
+	info, err := m.Read(ctx, c.Name)
+	switch {
+	case err != nil:
+		return nil, err
+	case info.Kind == "":
+		return nil, &exitError{code: exitData, cause: fmt.Errorf("there is no latch %q: say with --count after how many counts it opens", c.Name)}
+	}
+	return primitives.NewLatch(m, c.Name, max(info.Initial, 1)), nil // 0 of another kind, which is refused as such
 }
 
 type latchWaitCmd struct {
@@ -216,9 +213,7 @@ func (l *latchDeleteCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		return err
 	}
 	return c.withoutLimit(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
-		if c.Output == "text" && s.status.usable() {
-			defer showing(ctx, s.status, since("waiting %s for those who wait for the latch"), func(context.Context) {})()
-		}
+		defer c.telling(ctx, s, since("waiting %s for those who wait for the latch"))()
 		err := l.delete(ctx, m, c.Timeout)
 		if errors.Is(err, fabric.ErrHeld) {
 			return fmt.Errorf("%q: %w: that one waits for the latch: wait longer with --wait, or take it away with 'lockfabric release --force %s'", l.Name, named(err, m, l.Name), printable(l.Name))

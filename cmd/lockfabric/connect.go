@@ -34,7 +34,8 @@ func (c *cli) connect(ctx context.Context, s *streams, opts ...fabric.Option) (*
 	if to == nil {
 		to = &target{origin: "the local server"}
 	}
-	c.welcome = newWelcome(s.log, to)
+	c.welcome = &welcome{log: s.log, to: to, opening: true}
+	c.welcome.ctx, c.welcome.end = context.WithCancelCause(context.Background())
 	guarded, done := c.welcome.guard(ctx)
 	defer done()
 	limited, cancel := context.WithTimeout(guarded, c.Timeout)
@@ -63,7 +64,9 @@ func (c *cli) connect(ctx context.Context, s *streams, opts ...fabric.Option) (*
 	})
 	switch {
 	case err == nil:
-		c.welcome.opened()
+		c.welcome.mu.Lock()
+		c.welcome.opening = false
+		c.welcome.mu.Unlock()
 		return <-opened, nil
 	case ctx.Err() != nil:
 		return nil, interrupted(ctx, err)
@@ -79,16 +82,7 @@ func silent(err error) bool {
 	return errors.Is(err, fabric.ErrUnavailable) && (errors.Is(err, nats.ErrTimeout) || errors.As(err, &slow) && slow.Timeout())
 }
 
-// with opens the fabric, calls fn with it and closes it; fn has --timeout, too.
-func (c *cli) with(ctx context.Context, s *streams, fn func(ctx context.Context, m *fabric.Manager) error) error {
-	return c.withoutLimit(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
-		limited, cancel := context.WithTimeout(ctx, c.Timeout)
-		defer cancel()
-		return fn(limited, m)
-	})
-}
-
-// withoutLimit is with for what takes as long as it takes.
+// withoutLimit opens the fabric, calls fn with it and closes it; fn takes as long as it takes.
 func (c *cli) withoutLimit(ctx context.Context, s *streams, fn func(ctx context.Context, m *fabric.Manager) error) error {
 	// Most of these only look, and their user may not be allowed more.
 	m, err := c.connect(ctx, s, fabric.WithLazyLease(), fabric.WithSweepInterval(0))
@@ -134,30 +128,26 @@ type welcome struct {
 	end context.CancelCauseFunc
 
 	mu      sync.Mutex
-	opening bool
+	opening bool   // else less is needed
 	warned  string // last warning
-}
-
-func newWelcome(log *slog.Logger, to *target) *welcome {
-	w := &welcome{log: log, to: to, opening: true}
-	w.ctx, w.end = context.WithCancelCause(context.Background())
-	return w
 }
 
 // options are what the client has to tell. Without an error handler it would print.
 func (w *welcome) options() []nats.Option {
 	return []nats.Option{
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { w.heard(err) }),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { w.disconnected(err) }),
-		nats.ReconnectHandler(func(*nats.Conn) { w.reconnected() }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil { // one that we closed has none
+				w.log.Warn("the connection is lost, trying to connect again", "error", w.to.secrets.Hide(err.Error()))
+			}
+		}),
+		nats.ReconnectHandler(func(*nats.Conn) {
+			w.log.Info("connected again")
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.warned = ""
+		}),
 	}
-}
-
-// opened says that the fabric was opened; less is needed from now on.
-func (w *welcome) opened() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.opening = false
 }
 
 func (w *welcome) heard(err error) {
@@ -167,38 +157,23 @@ func (w *welcome) heard(err error) {
 	switch {
 	case errors.Is(err, nats.ErrPermissionViolation):
 		if w.needed(err.Error()) {
-			if text, news := w.news(err); news {
-				w.log.Warn("the server does not permit what a lock needs", "error", text)
+			if w.news(err) {
+				w.log.Warn("the server does not permit what a lock needs", "error", w.warned)
 			}
 			w.end(w.to.refused(err))
 		}
 	case refused(err):
-		if text, news := w.news(err); news {
-			w.log.Warn("the server refuses the credentials", "error", text)
+		if w.news(err) {
+			w.log.Warn("the server refuses the credentials", "error", w.warned)
 		}
 	}
 }
 
-// disconnected tells of a connection that was lost. One that we closed has no error.
-func (w *welcome) disconnected(err error) {
-	if err != nil {
-		w.log.Warn("the connection is lost, trying to connect again", "error", w.to.secrets.Hide(err.Error()))
-	}
-}
-
-func (w *welcome) reconnected() {
-	w.log.Info("connected again")
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.warned = ""
-}
-
-// news returns an error's text without secrets, and whether it was not told yet. Lock held.
-func (w *welcome) news(err error) (text string, news bool) {
-	text = w.to.secrets.Hide(err.Error())
-	news = text != w.warned
-	w.warned = text
-	return text, news
+// news notes an error's text, without secrets, as told, and whether it was not yet. Lock held.
+func (w *welcome) news(err error) bool {
+	before := w.warned
+	w.warned = w.to.secrets.Hide(err.Error())
+	return w.warned != before
 }
 
 // ofWaits matches a refusal of what only the detection of deadlocks needs.

@@ -59,16 +59,6 @@ func (c *connection) note(parsed *kong.Context) {
 
 var connectingFlags = []string{"server", "context", "creds", "nkey", "user", "password", "token", "tlscert", "tlskey", "tlsca", "tlsfirst", "inbox-prefix"}
 
-// connecting returns a flag that was given on the command line and says how to connect, "" if there was none.
-func (c *connection) connecting() string {
-	for _, name := range connectingFlags {
-		if c.given[name] {
-			return name
-		}
-	}
-	return ""
-}
-
 type target struct {
 	servers string // for nats.Connect
 	origin  string // who named the server, for messages

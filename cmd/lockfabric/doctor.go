@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -29,17 +30,19 @@ type doctorCmd struct {
 
 // Run examines and reports. The JSON is a doctor.Report.
 func (d *doctorCmd) Run(ctx context.Context, c *cli, s *streams) error {
-	if err := d.validate(); err != nil {
-		return err
+	switch {
+	case d.Probes < 1 || d.Probes > maxProbes:
+		return usageError("doctor --probes=%d: give 1 to %d", d.Probes, maxProbes)
+	case d.TTL < lease.MinTTL || d.TTL > lease.MaxTTL:
+		return usageError("doctor --ttl=%v: give %v to %v", d.TTL, lease.MinTTL, lease.MaxTTL)
 	}
 	to, err := c.target()
 	if err != nil {
 		return err
 	}
-	at, erase := func(string) {}, func() {}
-	if c.Output == "text" && s.status.usable() {
-		at, erase = startChecks(ctx, s.status)
-	}
+	var now atomic.Value
+	at, elapsed := func(what string) { now.Store(what) }, since("%s")
+	erase := c.telling(ctx, s, func() string { return fmt.Sprintf("doctor %s: %v", elapsed(), now.Load()) })
 	defer erase()
 	at("connecting")
 	nc, err := c.conn(ctx, s, to)
@@ -68,16 +71,6 @@ func (d *doctorCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if !report.OK {
 		return &exitError{code: exitDoctor, cause: fmt.Errorf("doctor: %d problem(s), %d warning(s), %d unknown",
 			report.Count(doctor.Problem), report.Count(doctor.Warning), report.Count(doctor.Unknown))}
-	}
-	return nil
-}
-
-func (d *doctorCmd) validate() error {
-	switch {
-	case d.Probes < 1 || d.Probes > maxProbes:
-		return usageError("doctor --probes=%d: give 1 to %d", d.Probes, maxProbes)
-	case d.TTL < lease.MinTTL || d.TTL > lease.MaxTTL:
-		return usageError("doctor --ttl=%v: give %v to %v", d.TTL, lease.MinTTL, lease.MaxTTL)
 	}
 	return nil
 }

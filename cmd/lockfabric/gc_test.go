@@ -8,6 +8,19 @@ import (
 	"testing"
 )
 
+// leftDead has a run hold the key, kills it, and waits until what a process says that hasn't seen it before tells so.
+func leftDead(t *testing.T, ttl, key, word string, args ...string) {
+	t.Helper()
+	victim := start(t, lockfabric(t, "run", "--ttl", ttl, key, "--", self(t), "child", "none"))
+	victim.ready()
+	victim.signal(syscall.SIGKILL)
+	victim.wait()
+	eventually(t, "the word that it looks dead", func() bool {
+		_, stdout, _ := run(t, lockfabric(t, args...))
+		return strings.Contains(stdout, word)
+	})
+}
+
 // What a killed run leaves is shown as dead, and collected when somebody asks for that.
 func TestGcCollectsWhatIsDead(t *testing.T) {
 	t.Parallel()
@@ -23,14 +36,7 @@ func TestGcCollectsWhatIsDead(t *testing.T) {
 	}
 	live := start(t, lockfabric(t, "run", "jobs/live", "--", self(t), "child", "TERM"))
 	live.ready()
-	victim := start(t, lockfabric(t, "run", "--ttl", "1s", "jobs/dead", "--", self(t), "child", "none"))
-	victim.ready()
-	victim.signal(syscall.SIGKILL)
-	victim.wait()
-	eventually(t, "the word that it looks dead", func() bool {
-		_, stdout, _ := run(t, lockfabric(t, "inspect", "jobs/dead"))
-		return strings.Contains(stdout, "looks dead, renewed ")
-	})
+	leftDead(t, "1s", "jobs/dead", "looks dead, renewed ", "inspect", "jobs/dead")
 	const found = `{"locks":2,"leases":2,"dead":1,"freed":1,"entries":1,"swept":0}`
 	eventually(t, "a dry run that finds it", func() bool { return gc("--dry-run") == found })
 	if got := gc("jobs/"); got != found {

@@ -217,9 +217,7 @@ func (t *terminal) set(pgrp int) bool {
 }
 
 // lent reports whether the command has the terminal, and so gets what is typed there: ^C goes to it alone.
-func (t *terminal) lent() bool {
-	return t != nil && t.group != nil && t.foreground() == t.group.pid
-}
+func (t *terminal) lent() bool { return t != nil && t.group != nil && t.foreground() == t.group.pid }
 
 // lend gives the terminal to the command, if it is ours to give: a run in the background of a shell has none.
 func (t *terminal) lend() bool { return t.foreground() == t.own && t.set(t.group.pid) }

@@ -36,8 +36,13 @@ func (i *inspectCmd) Run(ctx context.Context, c *cli, s *streams) error {
 func (i *inspectCmd) watch(ctx context.Context, c *cli, s *streams) error {
 	return c.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
 		for info, err := range m.Watch(ctx, i.Key) {
-			if err == nil {
-				err = s.printWatched(c.Output, watched{time.Now(), info})
+			if now := time.Now(); err == nil {
+				err = s.again(c.Output, watched{now, info}, func(w io.Writer) {
+					fmt.Fprintf(w, "%s %s %s, revision %d\n", now.Format(time.RFC3339), printable(info.Key), state(info), info.Revision)
+					facts(w, info)
+					allParties(w, info, now)
+					fmt.Fprintln(w)
+				})
 			}
 			if err != nil {
 				return err
@@ -51,15 +56,6 @@ func (i *inspectCmd) watch(ctx context.Context, c *cli, s *streams) error {
 type watched struct {
 	Time time.Time `json:"time"` // when it was seen, by the clock of this host
 	fabric.Info
-}
-
-func (s *streams) printWatched(format string, v watched) error {
-	return s.again(format, v, func(w io.Writer) {
-		fmt.Fprintf(w, "%s %s %s, revision %d\n", v.Time.Format(time.RFC3339), printable(v.Key), state(v.Info), v.Revision)
-		facts(w, v.Info)
-		allParties(w, v.Info, v.Time)
-		fmt.Fprintln(w)
-	})
 }
 
 // state says in few words how it stands with a name of any kind.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -90,8 +91,7 @@ func execute(args []string, stdout, stderr *os.File) int {
 		c.note(parsed)
 		err = c.validate()
 	}
-	var path *fs.PathError
-	if errors.As(err, &path) && path.Op == "write" { // of the help, which is written while it parses
+	if path, ok := errors.AsType[*fs.PathError](err); ok && path.Op == "write" { // of the help, which is written while it parses
 		return report(stderr, writeError(path))
 	}
 	if err != nil {
@@ -314,10 +314,8 @@ func exitCode(err error) int {
 		{exitNotAcquired, []error{fabric.ErrNotAcquired, fabric.ErrHeld, errNotPassed}},
 		{exitLost, []error{fabric.ErrLost}},
 	} {
-		for _, target := range k.is {
-			if errors.Is(err, target) {
-				return k.code
-			}
+		if slices.ContainsFunc(k.is, func(target error) bool { return errors.Is(err, target) }) {
+			return k.code
 		}
 	}
 	return exitInternal

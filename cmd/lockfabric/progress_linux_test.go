@@ -80,14 +80,7 @@ func TestProgressOfABarrier(t *testing.T) {
 
 func TestGcProgress(t *testing.T) {
 	t.Parallel()
-	victim := start(t, lockfabric(t, "run", "--ttl", "3s", "k", "--", self(t), "child", "none"))
-	victim.ready()
-	victim.signal(unix.SIGKILL)
-	victim.wait()
-	eventually(t, "the word that it looks dead", func() bool {
-		_, stdout, _ := run(t, lockfabric(t, "gc", "--dry-run")) // a process that hasn't seen it before, as the next one
-		return strings.HasPrefix(stdout, "1 of 1 ")
-	})
+	leftDead(t, "3s", "k", "1 of 1 ", "gc", "--dry-run")
 	c := newConsole(t, lockfabric(t, "gc"))
 	c.upTo("s: what looks dead is observed")
 	c.expect("1 of 1 processes dead")

@@ -173,9 +173,7 @@ func (g *gcCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	}
 	var got fabric.Collected
 	err := c.withoutLimit(ctx, s, func(ctx context.Context, m *fabric.Manager) (err error) { // see its help
-		if c.Output == "text" && s.status.usable() {
-			defer showing(ctx, s.status, since("gc %s: what looks dead is observed for its TTL and margin"), func(context.Context) {})()
-		}
+		defer c.telling(ctx, s, since("gc %s: what looks dead is observed for its TTL and margin"))()
 		got, err = m.Collect(ctx, g.Prefix, opts...)
 		return err
 	})

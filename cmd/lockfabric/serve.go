@@ -66,8 +66,8 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if v.Local {
 		return v.serveLocal(ctx, c, s)
 	}
-	if flag := c.connecting(); flag != "" {
-		return usageError("serve --%s: that is for commands that connect to a server; see 'lockfabric serve --help' for whom to let in", flag)
+	if i := slices.IndexFunc(connectingFlags, func(name string) bool { return c.given[name] }); i >= 0 {
+		return usageError("serve --%s: that is for commands that connect to a server; see 'lockfabric serve --help' for whom to let in", connectingFlags[i])
 	}
 	// From the beginning, so that none ends a server which still recovers its store.
 	hangup := make(chan os.Signal, 1)
@@ -180,8 +180,10 @@ func (v *serveCmd) options(c *cli) ([]embedded.Option, error) {
 			return nil, usageError("serve --routes: name and password on the command line can be read by all users of this host: give --cluster-user and --cluster-password-file")
 		}
 	}
-	more, err := v.Security.clusterOptions()
-	return append(append(opts, more...), embedded.WithCluster(cmp.Or(v.ClusterName, defaultCluster), v.ClusterListen, v.Routes...)), err
+	more, err := login(embedded.WithClusterAuth, "--cluster-user", a.ClusterUser, "--cluster-password-file", a.ClusterPasswordFile, clusterPasswordEnv)
+	opts = append(opts, more...).
+		add(a.ClusterTLSCert+a.ClusterTLSKey+a.ClusterTLSCA != "", embedded.WithClusterTLS(a.ClusterTLSCert, a.ClusterTLSKey, a.ClusterTLSCA))
+	return append(opts, embedded.WithCluster(cmp.Or(v.ClusterName, defaultCluster), v.ClusterListen, v.Routes...)), err
 }
 
 type options []embedded.Option
@@ -347,13 +349,6 @@ func (a *serveAuth) options() (options, error) {
 		add(len(a.AllowNkey) > 0, embedded.WithNKey(a.AllowNkey...)).
 		add(a.TLSCert+a.TLSKey != "", embedded.WithTLS(a.TLSCert, a.TLSKey)).
 		add(a.TLSVerify, embedded.WithClientCA(a.TLSCA)), nil
-}
-
-// clusterOptions is what goes with --cluster-listen.
-func (a *serveAuth) clusterOptions() (options, error) {
-	opts, err := login(embedded.WithClusterAuth, "--cluster-user", a.ClusterUser, "--cluster-password-file", a.ClusterPasswordFile, clusterPasswordEnv)
-	return opts.add(a.ClusterTLSCert+a.ClusterTLSKey+a.ClusterTLSCA != "",
-		embedded.WithClusterTLS(a.ClusterTLSCert, a.ClusterTLSKey, a.ClusterTLSCA)), err
 }
 
 // login returns the option for a name and its password, none where neither is given.

@@ -214,17 +214,19 @@ const nameTime = 3 * time.Second
 
 // named has a refusal say on which host, in which process and for what it is held, in place of an id.
 func named(err error, m *fabric.Manager, key string) error {
+	held, isHeld := errors.AsType[*fabric.HeldError](err)
+	broken, isBroken := errors.AsType[*fabric.BrokenError](err)
+	occupies := errors.Is(err, fabric.ErrKindMismatch) || errors.Is(err, fabric.ErrSizeMismatch)
+	if isBroken = isBroken && broken.Who != ""; !isHeld && !isBroken && !occupies {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), nameTime)
 	defer cancel()
-	var held *fabric.HeldError
-	var broken *fabric.BrokenError
 	switch {
-	case errors.As(err, &broken) && broken.Who != "":
+	case isBroken:
 		return blames(ctx, err, m, broken.Who)
-	case errors.Is(err, fabric.ErrKindMismatch), errors.Is(err, fabric.ErrSizeMismatch):
+	case occupies:
 		return occupied(ctx, err, m, key)
-	case !errors.As(err, &held):
-		return err
 	}
 	info, ierr := m.Inspect(ctx, cmp.Or(held.Key, key))
 	if ierr != nil {

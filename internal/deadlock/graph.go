@@ -112,10 +112,9 @@ func (g *graph) follow(ctx context.Context, starts []node) {
 func (g *graph) readRecords(ctx context.Context, level []node) {
 	var missing []string
 	for _, n := range level {
-		if _, ok := g.recs[n.key]; ok || slices.Contains(missing, n.key) {
-			continue
+		if _, ok := g.recs[n.key]; !ok && !slices.Contains(missing, n.key) {
+			missing = append(missing, n.key)
 		}
-		missing = append(missing, n.key)
 	}
 	shuffle(missing)
 	readAll(g.afford(missing), func(key string) func() {

@@ -182,16 +182,7 @@ func ValidID(id string) bool {
 	if n, err := strconv.ParseUint(number, 10, 64); numbered && (err != nil || strconv.FormatUint(n, 10) != number) {
 		return false
 	}
-	if len(id) != idLen {
-		return false
-	}
-	for i := range len(id) {
-		c := id[i]
-		if (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') {
-			return false
-		}
-	}
-	return true
+	return len(id) == idLen && strings.Trim(id, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz") == ""
 }
 
 // cut makes s valid UTF-8 that fits in a value.

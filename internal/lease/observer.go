@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
 	"time"
 
@@ -85,7 +84,7 @@ func NewObserver(b Bucket, watch WatchFunc, clk clock.Clock, by string, link *rt
 		clk = clock.Observer()
 	}
 	if by == "" {
-		by = selfName(host(), os.Getpid()) // a tombstone without it is none
+		by = Self() // a tombstone without it is none
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	o := &Observer{

@@ -152,7 +152,7 @@ func (l *Lease) endRenewal() {
 func (l *Lease) attempt(ctx context.Context, unanswered *silence) error {
 	info := l.who
 	info.Nonce = nuid.Next()
-	info.Seen = l.cfg.seen()
+	info.Seen = l.cfg.Seen()
 	value := info.encode()
 
 	l.mu.Lock()

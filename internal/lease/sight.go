@@ -18,7 +18,8 @@ const (
 	rememberFor = 10
 )
 
-// maxHold bounds the random delay of an observer that is not urgent, in favour of the one that is.
+// maxHold bounds the random delay of an observer that is not urgent, in favour of the one that is: a quarter to the
+// whole of it or, if that is shorter, of the TTL.
 const maxHold = time.Second
 
 // never is later than any time.
@@ -145,7 +146,8 @@ func (o *Observer) seeLocked(s *sight, e jskv.Entry) {
 				s.info, s.readable, s.dead = info, true, info.Dead
 			}
 		}
-		s.hold = holdFor(s.ttl())
+		most := min(s.ttl(), maxHold)
+		s.hold = most/4 + rand.N(most*3/4+1)
 		s.retry, s.pause = 0, newBackoff(s.ttl())
 	}
 	for a := range s.askers {
@@ -157,13 +159,6 @@ func (o *Observer) seeLocked(s *sight, e jskv.Entry) {
 			a.renewed()
 		}
 	}
-}
-
-// holdFor returns a random delay for who is not urgent, a quarter to the whole
-// of a second or, if that is shorter, of the TTL.
-func holdFor(ttl time.Duration) time.Duration {
-	most := min(ttl, maxHold)
-	return most/4 + rand.N(most*3/4+1)
 }
 
 // pruneLocked forgets sights that nobody asked about for long, and the oldest of the others when there are too many.

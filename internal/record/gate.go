@@ -260,10 +260,7 @@ func (gateRules) whole(d *decoder) error {
 	return nil
 }
 
-func (g *gate) clone() Body {
-	c := *g
-	return &c
-}
+func (g *gate) clone() Body { return new(*g) }
 
 func (g *gate) equal(o Body) bool { return *g == *o.(*gate) }
 

@@ -203,10 +203,7 @@ func (onceRules) whole(d *decoder) error {
 	return nil
 }
 
-func (o *once) clone() Body {
-	c := *o
-	return &c
-}
+func (o *once) clone() Body { return new(*o) }
 
 func (o *once) equal(x Body) bool { return *o == *x.(*once) }
 

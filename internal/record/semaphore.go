@@ -264,10 +264,7 @@ func (semaphoreRules) whole(d *decoder) error {
 	return nil
 }
 
-func (s *semaphore) clone() Body {
-	c := *s
-	return &c
-}
+func (s *semaphore) clone() Body { return new(*s) }
 
 func (s *semaphore) resolve(rev uint64) {
 	if s.sized == 0 {

@@ -151,29 +151,24 @@ func (e *exam) replicas(s *jskv.BucketState) {
 		r.problem(checkPeers, name, "it has no leader: nothing is granted", "see that most of its servers run and reach each other")
 		return
 	}
-	current := 1 // the leader
-	bad := false
+	current, before := 1, len(r.Findings) // the leader is
 	for _, p := range s.Peers {
 		switch {
 		case p.Offline:
-			bad = true
 			r.problem(checkPeers, name, fmt.Sprintf("the replica on %s is offline", p.Name), "start that server, or find out why the others don't reach it")
 			continue
 		case !p.Current:
-			bad = true
 			r.problem(checkPeers, name, fmt.Sprintf("the replica on %s is %d writes behind", p.Name, p.Lag), "wait until it has caught up; if it does not, look at that server's log and disk")
 			continue
 		case p.Lag > farBehind:
-			bad = true
 			r.warn(checkPeers, name, fmt.Sprintf("the replica on %s is %d writes behind", p.Name, p.Lag), "see whether that server's disk or network is slow")
 		}
 		current++
 	}
 	if missing := s.Replicas - 1 - len(s.Peers); missing > 0 {
-		bad = true
 		r.problem(checkPeers, name, fmt.Sprintf("%d of %d replicas have no server", missing, s.Replicas), "add servers to the cluster, or look at 'nats stream info KV_"+name+"'")
 	}
-	if !bad {
+	if len(r.Findings) == before {
 		r.ok(checkPeers, name, "%d of %d replicas are current, leader is %s", current, s.Replicas, s.Leader)
 	}
 }

@@ -26,14 +26,6 @@ type leaseSight struct {
 	strange    []string // keys that are no lease ids
 }
 
-// content looks at what is in the buckets, without judging what is in doubt: ages are told by comparing this host's
-// clock with the server's, which is good enough to tell people and for nothing else.
-func (e *exam) content(ctx context.Context) {
-	sight := e.readLeases(ctx)
-	e.readLocks(ctx, sight)
-	e.deadlocks(ctx)
-}
-
 // entries reads all of a bucket and notes how much that is.
 func (e *exam) entries(ctx context.Context, name string, fn func(jskv.Entry)) error {
 	n := 0

@@ -195,20 +195,15 @@ func (e *exam) rtt(ctx context.Context) {
 	r := e.report
 	r.Latency.Probes, r.Latency.TTL = e.Probes, e.TTL
 	var took []time.Duration
-	for end := time.Now().Add(e.limit()); len(took) < e.Probes && (len(took) == 0 || time.Now().Before(end)); {
-		e.measuring(checkRTT, len(took))
-		err := e.step(ctx, func(ctx context.Context) error {
-			start := time.Now()
-			err := e.nc.FlushWithContext(ctx)
-			if err == nil {
-				took = append(took, time.Since(start))
-			}
-			return err
-		})
-		if err != nil {
-			r.problem(checkRTT, "", "the server stopped answering: "+err.Error(), "check the network between here and the server")
-			return
-		}
+	err := e.measure(ctx, checkRTT, func(ctx context.Context) error {
+		start := time.Now()
+		err := e.nc.FlushWithContext(ctx)
+		took = append(took, time.Since(start))
+		return err
+	})
+	if err != nil {
+		r.problem(checkRTT, "", "the server stopped answering: "+err.Error(), "check the network between here and the server")
+		return
 	}
 	t := sum(took)
 	r.Latency.RTT = t
@@ -262,13 +257,6 @@ func (e *exam) writes(ctx context.Context) {
 	r.ok(checkWrites, "", "%s", text)
 }
 
-func (e *exam) limit() time.Duration {
-	if e.ProbeTime > 0 {
-		return e.ProbeTime
-	}
-	return probeTime
-}
-
 // safe reports whether fabric.New would take both buckets.
 func (e *exam) safe() bool {
 	if e.locks.Exists && e.leases.Exists && e.locks.Memory != e.leases.Memory {
@@ -294,24 +282,18 @@ func (e *exam) probe(ctx context.Context) (acquire, release []time.Duration, err
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
 	key := ProbePrefix + rand.Text()
-	for end := time.Now().Add(e.limit()); len(acquire) < e.Probes && (len(acquire) == 0 || time.Now().Before(end)); {
-		e.measuring(checkWrites, len(acquire))
-		err := e.step(ctx, func(ctx context.Context) error {
-			start := time.Now()
-			l, err := m.Acquire(ctx, key)
-			if err != nil {
-				return err
-			}
-			held := time.Now()
-			err = l.Release(ctx)
-			acquire, release = append(acquire, held.Sub(start)), append(release, time.Since(held))
-			return err
-		})
+	err = e.measure(ctx, checkWrites, func(ctx context.Context) error {
+		start := time.Now()
+		l, err := m.Acquire(ctx, key)
 		if err != nil {
-			return nil, nil, err
+			return err
 		}
-	}
-	return acquire, release, nil
+		held := time.Now()
+		err = l.Release(ctx)
+		acquire, release = append(acquire, held.Sub(start)), append(release, time.Since(held))
+		return err
+	})
+	return acquire, release, err
 }
 
 func sum(took []time.Duration) *Times {

@@ -119,7 +119,7 @@ func (st *stream) run(ctx context.Context, wg *sync.WaitGroup) error {
 				wg.Go(func() { looked <- st.look(ctx) })
 			}
 			err = st.send("", nil) // also keeps proxies from closing it
-			st.people.again()
+			st.people.due = true
 		case trouble := <-looked:
 			looking = false
 			err = st.tell(trouble)

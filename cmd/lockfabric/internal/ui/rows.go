@@ -201,10 +201,8 @@ func statusOf(err error) int {
 		{http.StatusConflict, []error{fabric.ErrKindMismatch, fabric.ErrMalformedRecord, fabric.ErrNewerSchema}},
 		{http.StatusServiceUnavailable, []error{fabric.ErrUnavailable, fabric.ErrClosed, context.DeadlineExceeded, context.Canceled}},
 	} {
-		for _, target := range k.is {
-			if errors.Is(err, target) {
-				return k.status
-			}
+		if slices.ContainsFunc(k.is, func(target error) bool { return errors.Is(err, target) }) {
+			return k.status
 		}
 	}
 	return http.StatusInternalServerError
@@ -228,9 +226,6 @@ type person struct {
 	lease fabric.Lease
 	at    time.Time // when it was looked up
 }
-
-// again has leases looked up again whose time has come.
-func (p *people) again() { p.due = true }
 
 // next returns leases to look up now: unknown ones, and from time to time the others.
 // It forgets those that no row has.
