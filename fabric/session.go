@@ -78,6 +78,9 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
+	if m.cfg.rank > 0 {
+		buckets.Locks.CommitInGroups() // many keys at a time are written by a coalescer
+	}
 	s := &session{
 		m: m, buckets: buckets, ready: make(chan struct{}), finished: make(chan struct{}), coalesced: make(chan struct{}), doubts: newDoubts(),
 		slots: map[timing]*slot{}, making: newTurn(), all: map[*slot]struct{}{},

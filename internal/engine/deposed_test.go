@@ -55,6 +55,11 @@ func behind(key string, rev uint64) error {
 	return &jskv.ConflictError{Key: key, Expected: rev, Actual: rev - 1}
 }
 
+// again is the conflict of a write that was in a batch before: the new leader has taken that.
+func again(key string, rev uint64) error {
+	return &jskv.ConflictError{Key: key, Expected: rev, Actual: rev + 1, Again: true}
+}
+
 func busyThere(string, uint64) error { return fmt.Errorf("%w: injected", jskv.ErrBusy) }
 
 func inDeposed(t *testing.T, fn func(t *testing.T, e *Engine, d *deposed)) {
@@ -71,7 +76,7 @@ func inDeposed(t *testing.T, fn func(t *testing.T, e *Engine, d *deposed)) {
 // A release that the new leader has committed, and the old one refused, found
 // its entry.
 func TestReleaseRefusedByADeposedLeader(t *testing.T) {
-	for name, answer := range map[string]func(string, uint64) error{"conflict": behind, "busy": busyThere} {
+	for name, answer := range map[string]func(string, uint64) error{"conflict": behind, "busy": busyThere, "in a batch before": again} {
 		t.Run(name, func(t *testing.T) {
 			inDeposed(t, func(t *testing.T, e *Engine, d *deposed) {
 				out, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{})

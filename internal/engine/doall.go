@@ -129,7 +129,7 @@ func (e *Engine) SubmitInOrder(reqs ...*Request) {
 		default:
 			sent := make(chan struct{})
 			r.after, r.sent = before, sync.OnceFunc(func() { close(sent) })
-			r.in = func(ctx context.Context) context.Context { return outgoing{ctx, r.sent} }
+			r.in = func(ctx context.Context) context.Context { return outgoing{jskv.Alone(ctx), r.sent} }
 			before = sent
 		}
 		w.accept(r)

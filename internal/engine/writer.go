@@ -316,7 +316,7 @@ func (w *writer) notWritten(s *step) (pause time.Duration) {
 	case errors.As(s.err, &conflict):
 		w.core.conflicts.Add(1)
 		w.core.cfg.Contended(w.key)
-		if conflict.Actual < s.rev {
+		if conflict.Actual < s.rev || conflict.Again {
 			// Said by a deposed leader that is behind what was seen; the same
 			// request may have reached the new one, too.
 			w.doubt(s)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -34,13 +35,20 @@ type Batch struct {
 	mu      sync.Mutex
 	missing int
 	members []*Member // in the order of their revisions
+	claimed bool      // somebody sends it
+
+	// Of a committer's.
+	answered func(n int, took time.Duration, err error) (singles bool)
+	singles  bool // its members are to be sent alone; set before done is closed
+	sent     bool // as a batch before
 }
 
 // Member is one write of a batch.
 type Member struct {
 	of     *Batch
 	come   bool      // or left
-	msg    *nats.Msg // nil: it has left
+	msg    *nats.Msg // nil: it writes nothing
+	left   bool      // its writer does not wait for the outcome any more
 	key    string
 	rev    uint64
 	newRev uint64
@@ -53,6 +61,10 @@ func (b *Bucket) NewBatch() *Batch {
 	if !b.batches || time.Now().UnixNano() < b.noBatches.Load() {
 		return nil
 	}
+	return newBatch(b)
+}
+
+func newBatch(b *Bucket) *Batch {
 	return &Batch{b: b, missing: 1, ready: make(chan struct{}), done: make(chan struct{})}
 }
 
@@ -95,38 +107,60 @@ func (m *Member) comes(msg *nats.Msg, key string, rev uint64) bool {
 
 type memberKey struct{}
 
+// Alone returns the context for a write that is sent at once, and not together with others.
+func Alone(ctx context.Context) context.Context {
+	return context.WithValue(ctx, memberKey{}, (*Member)(nil))
+}
+
 // In returns the context for the member's write. A second write under it goes by itself.
 func (m *Member) In(ctx context.Context) context.Context {
 	return context.WithValue(ctx, memberKey{}, m)
 }
 
-// write is the member's part of the batch; the last one sends it.
+// write is the member's part of the batch; the first one to see that it is complete sends it.
 func (m *Member) write(ctx context.Context) (uint64, error) {
 	t := m.of
 	select {
 	case <-t.ready:
 	case <-ctx.Done():
-		return 0, publishError(ctx.Err())
 	}
-	var all []*Member
-	for _, o := range t.members {
-		if o.msg != nil {
-			all = append(all, o)
-		}
+	t.mu.Lock()
+	if t.missing > 0 {
+		m.msg, m.left = nil, true
+		t.mu.Unlock()
+		return 0, fmt.Errorf("%w: %w", ErrNotSent, ctx.Err())
 	}
-	if all[len(all)-1] == m {
-		t.send(ctx, all)
+	first := !t.claimed
+	t.claimed = true
+	t.mu.Unlock()
+	if first {
+		t.send(ctx)
 	}
 	select {
 	case <-t.done:
 		return m.newRev, m.err
 	case <-ctx.Done():
+		m.left = true
 		return 0, publishError(ctx.Err())
 	}
 }
 
-func (t *Batch) send(ctx context.Context, all []*Member) {
+// present returns the members that write. Lock held, or complete.
+func (t *Batch) present() []*Member {
+	return slices.DeleteFunc(slices.Clone(t.members), func(m *Member) bool { return m.msg == nil })
+}
+
+func (t *Batch) send(ctx context.Context) {
 	defer close(t.done)
+	began, all := time.Now(), t.present()
+	err := t.trip(ctx, all)
+	if t.answered != nil {
+		t.sent, t.singles = true, t.answered(len(all), time.Since(began), err)
+	}
+}
+
+// trip sends the members and gives each its outcome. It returns that of all.
+func (t *Batch) trip(ctx context.Context, all []*Member) error {
 	last, id := all[len(all)-1], nuid.Next()
 	for i, m := range all {
 		if len(all) == 1 {
@@ -137,14 +171,12 @@ func (t *Batch) send(ctx context.Context, all []*Member) {
 		if m == last {
 			h[headerBatchCommit] = []string{"1"}
 		} else if err := t.b.nc.PublishMsg(m.msg); err != nil {
-			t.answer(all, 0, publishError(err)) // without the last one it is none
-			return
+			return t.answer(all, 0, publishError(err)) // without the last one it is none
 		}
 	}
 	reply, err := t.b.trip(ctx, last.msg)
 	if err != nil {
-		t.answer(all, 0, publishError(err))
-		return
+		return t.answer(all, 0, publishError(err))
 	}
 	seq, err := t.b.parseAck(reply.Data, last.key, last.rev)
 	switch {
@@ -158,15 +190,16 @@ func (t *Batch) send(ctx context.Context, all []*Member) {
 			err = fmt.Errorf("%w: of a batch: %v", ErrBusy, err) //nolint:errorlint // it may be another one's conflict
 		}
 	}
-	t.answer(all, seq, err)
+	return t.answer(all, seq, err)
 }
 
 // answer gives each its outcome. The revisions of a batch follow each other.
-func (t *Batch) answer(all []*Member, seq uint64, err error) {
+func (t *Batch) answer(all []*Member, seq uint64, err error) error {
 	for i, m := range all {
 		m.newRev, m.err = seq-uint64(len(all)-1-i), err
 		if err == nil && m.newRev <= m.rev {
 			m.err = fmt.Errorf("%w: acknowledged revision %d is not above %d", ErrUnknown, m.newRev, m.rev)
 		}
 	}
+	return err
 }

@@ -70,10 +70,12 @@ type Bucket struct {
 	trip   RoundTripper
 	link   *link // of the opening; may be nil
 
-	incarnation string // of the stream, as its metadata said when it was opened
-	last        uint64 // revision that was the newest then
-	unused      bool   // nothing had been written then
-	batches     bool   // it is replicated and takes them, so they are faster than single writes
+	incarnation string     // of the stream, as its metadata said when it was opened
+	last        uint64     // revision that was the newest then
+	unused      bool       // nothing had been written then
+	atomic      bool       // it takes batches
+	batches     bool       // and is replicated, so they are faster than single writes
+	group       *committer // nil: each write goes alone
 
 	noBatches atomic.Int64 // none before then, in Unix nanoseconds
 }
@@ -190,9 +192,17 @@ func ttlSeconds(d time.Duration) string {
 
 func (b *Bucket) publish(ctx context.Context, key string, value []byte, rev uint64, h nats.Header) (uint64, error) {
 	msg := &nats.Msg{Subject: b.prefix + key, Header: h, Data: value}
-	if m, ok := ctx.Value(memberKey{}).(*Member); ok && m.comes(msg, key, rev) {
+	m, set := ctx.Value(memberKey{}).(*Member)
+	if m != nil && m.comes(msg, key, rev) {
 		return m.write(ctx)
 	}
+	if b.group != nil && !set {
+		return b.group.write(ctx, msg, key, rev)
+	}
+	return b.single(ctx, msg, key, rev)
+}
+
+func (b *Bucket) single(ctx context.Context, msg *nats.Msg, key string, rev uint64) (uint64, error) {
 	reply, err := b.trip(ctx, msg)
 	if err != nil {
 		return 0, publishError(err)

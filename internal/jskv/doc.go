@@ -19,8 +19,8 @@
 //   - unknown: [ErrUnknown]. The write may have been committed, may be lost, or
 //     may be committed later, after this call has returned.
 //
-// Nothing in this package retries a write. The engine above knows whether a
-// retry is safe; this package only says what is known.
+// Nothing in this package retries a write, but for the members of a batch that was refused as a whole, see
+// [Bucket.CommitInGroups]. The engine above knows whether a retry is safe; this package only says what is known.
 //
 // # Reads
 //

@@ -50,6 +50,7 @@ type ConflictError struct {
 	Key      string // encoded key
 	Expected uint64 // revision that the caller expected
 	Actual   uint64 // revision that the key really has; 0 = the key does not exist
+	Again    bool   // the write was sent before, in a batch, and that may have been committed
 }
 
 func (e *ConflictError) Error() string {

@@ -17,3 +17,30 @@ func ScanRead(answer []byte) (rev uint64, header, value []byte, ok bool) {
 	rev, header, value, _, ok = scanRead(answer)
 	return rev, header, value, ok
 }
+
+// Gather has the bucket send writes in batches whatever they cost. The first one is sent by send, and
+// gathered says how many are in it.
+func (b *Bucket) Gather() (gathered func() int, send func()) {
+	if b.group == nil {
+		b.CommitInGroups()
+	}
+	g := b.group
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.on, g.out, g.longest, g.aside, g.lately, g.until = true, 1, time.Hour, time.Hour, longestGather, time.Now().Add(time.Hour)
+	return func() int {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			if g.next == nil {
+				return 0
+			}
+			return len(g.next.members)
+		}, func() {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			g.out, g.longest = 0, longestGather
+			if g.next != nil {
+				g.flush()
+			}
+		}
+}

@@ -285,7 +285,8 @@ func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStr
 		return nil, fmt.Errorf("%w: bucket %s: %w", kv.ErrUnavailable, name, err)
 	}
 	b := newBucket(nc, js, view, name, cfg.Trip)
-	b.link, b.incarnation, b.batches = l, info.Config.Metadata[metaIncarnation], info.Config.Replicas > 1 && info.Config.AllowAtomicPublish
+	b.link, b.incarnation, b.atomic = l, info.Config.Metadata[metaIncarnation], info.Config.AllowAtomicPublish
+	b.batches = b.atomic && info.Config.Replicas > 1
 	b.last = max(info.State.LastSeq, info.Config.FirstSeq-min(info.Config.FirstSeq, 1))
 	b.unused = info.State.LastSeq < info.Config.FirstSeq
 	return b, nil

@@ -1,0 +1,265 @@
+package jskv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+const (
+	// leastTogether is how many writes a batch has at least. On one server with a file a batch takes as long
+	// as some 15 synced single writes, however small it is.
+	leastTogether = 24
+	mostTogether  = 256
+	manyAlone     = 8 * leastTogether // writes in a row that found no batch: there is no crowd any more
+	mostBytes     = 1 << 20
+	largeMember   = 64 << 10 // goes by itself
+
+	// longestGather bounds how long a write waits for those that are under way, if one is not answered.
+	longestGather = 20 * time.Millisecond
+	// apart is for how long a key on which a write met another one is left out of batches.
+	apart = time.Second
+
+	sampled  = 256              // single writes that are measured at a time
+	tried    = 4                // batches that are measured after them
+	measured = 30 * time.Second // for how long the outcome counts
+)
+
+// committer is the group commit of a bucket: while writes are under way, those that come are gathered, and go
+// as one atomic batch when the former are answered. Each has its own outcome, as if it had been sent alone,
+// and nothing rests on their standing or falling together.
+//
+// Whether batches are faster depends on what a client can't see: whether the server syncs each write. So both
+// are measured, and single writes, which is how it begins, are left only while enough of them are under way at
+// a time. A write that finds none under way goes at once.
+//
+//	singles --sampled answers in a crowd--> batches --slower, few writes, or no answer--> singles
+type committer struct {
+	b       *Bucket
+	longest time.Duration // longestGather
+	aside   time.Duration // apart
+
+	mu   sync.Mutex
+	out  int    // writes under way
+	on   bool   // batches, not singles
+	next *Batch // gathers
+	size int    // of next
+	due  *time.Timer
+	met  map[string]time.Time // keys that are apart, since when
+
+	last    time.Time     // answer in a crowd; zero: there is none now
+	answers int           // in a crowd, in took
+	took    time.Duration // for them
+	single  time.Duration // what one took in the end
+	lone    int           // writes that went alone since the last batch
+	left    int           // batches that are still to be measured
+	members int           // of those that were
+	spent   time.Duration // by them
+	lately  time.Duration // by the last batch
+	until   time.Time     // when it is measured again
+
+	batches, grouped uint64
+}
+
+// CommitInGroups has the bucket send writes of different keys together while there are many at a time.
+// It is called before the first write.
+func (b *Bucket) CommitInGroups() {
+	if b.atomic {
+		b.group = &committer{b: b, longest: longestGather, aside: apart, met: map[string]time.Time{}}
+	}
+}
+
+// Grouped returns how many batches were sent by CommitInGroups, and how many writes were in them.
+func (b *Bucket) Grouped() (batches, writes uint64) {
+	if b.group == nil {
+		return 0, 0
+	}
+	b.group.mu.Lock()
+	defer b.group.mu.Unlock()
+	return b.group.batches, b.group.grouped
+}
+
+func (g *committer) write(ctx context.Context, msg *nats.Msg, key string, rev uint64) (uint64, error) {
+	m := g.join(msg, key, rev)
+	if m != nil {
+		newRev, err := m.write(ctx)
+		if m.left || !m.of.singles {
+			return newRev, err
+		}
+		for _, h := range []string{headerBatchID, headerBatchSequence, headerBatchCommit} {
+			delete(msg.Header, h)
+		}
+		g.mu.Lock()
+		g.out++
+		g.mu.Unlock()
+	}
+	newRev, err := g.b.single(ctx, msg, key, rev)
+	g.answered(key, err)
+	if m != nil && m.of.sent {
+		conflict := (*ConflictError)(nil)
+		if errors.As(err, &conflict) {
+			conflict.Again = true
+		} else if errors.Is(err, ErrNotSent) {
+			err = fmt.Errorf("%w: it was in a batch before: %v", ErrUnknown, err) //nolint:errorlint // it is not known
+		}
+	}
+	return newRev, err
+}
+
+// join returns nil where the write is to go at once and alone, and notes that it is under way.
+func (g *committer) join(msg *nats.Msg, key string, rev uint64) *Member {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.on || len(msg.Data) > largeMember || g.apart(key) || g.next.has(key) {
+		g.out++
+		g.lone++
+		return nil
+	}
+	if g.next != nil && g.size+len(msg.Data) > mostBytes {
+		g.flush()
+	}
+	if g.next == nil {
+		t := newBatch(g.b)
+		t.answered = g.batchAnswered
+		g.next, g.size = t, 0
+		wait := g.longest
+		if g.out == 0 {
+			wait = min(wait, g.lately/2)
+		}
+		g.due = time.AfterFunc(wait, func() {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			if g.next == t {
+				g.flush()
+			}
+		})
+	}
+	m := g.next.Add()
+	m.comes(msg, key, rev)
+	if g.size += len(msg.Data); len(g.next.members) == mostTogether {
+		g.flush()
+	}
+	return m
+}
+
+// apart reports whether another writer was met on the key a moment ago. Lock held.
+func (g *committer) apart(key string) bool {
+	at, ok := g.met[key]
+	if ok && time.Since(at) > g.aside {
+		delete(g.met, key)
+		return false
+	}
+	return ok
+}
+
+// flush sends what was gathered. Lock held.
+func (g *committer) flush() {
+	t := g.next
+	g.next = nil
+	g.due.Stop()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := len(t.present()); g.on && n >= leastTogether {
+		g.out += n
+		g.batches++
+		g.grouped += uint64(n)
+	} else {
+		t.singles, t.claimed = true, true
+		close(t.done)
+		if g.lone += n; g.on && g.lone > manyAlone {
+			g.stop(time.Second) // there is no crowd any more
+		}
+	}
+	t.came()
+}
+
+// stop goes back to single writes, which are measured anew. Lock held.
+func (g *committer) stop(d time.Duration) {
+	g.on, g.answers, g.took, g.last, g.until = false, 0, 0, time.Time{}, time.Now().Add(d)
+}
+
+// answered takes in that a single write is over.
+func (g *committer) answered(key string, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	crowd := g.out >= leastTogether
+	g.out--
+	if g.on {
+		if errors.Is(err, ErrConflict) || errors.Is(err, ErrBusy) {
+			if len(g.met) >= 1<<10 {
+				clear(g.met)
+			}
+			g.met[key] = time.Now()
+		}
+		g.flushIfIdle()
+		return
+	}
+	g.flushIfIdle()
+	if !crowd {
+		g.last = time.Time{}
+		return
+	}
+	now := time.Now()
+	if !g.last.IsZero() {
+		g.took += now.Sub(g.last)
+		g.answers++
+	}
+	g.last = now
+	if g.answers < sampled {
+		return
+	}
+	if now.After(g.until) {
+		g.single = g.took / sampled
+		g.on, g.lone, g.left, g.members, g.spent, g.lately, g.until = true, 0, tried, 0, 0, 4*g.single, now.Add(measured)
+	}
+	g.answers, g.took = 0, 0
+}
+
+// flushIfIdle sends what was gathered if nothing is under way, or lets it grow a little. Lock held.
+func (g *committer) flushIfIdle() {
+	switch {
+	case g.out > 0 || g.next == nil:
+	case g.on && len(g.next.members) < leastTogether:
+		g.due.Reset(g.lately / 2)
+	default:
+		g.flush()
+	}
+}
+
+// batchAnswered takes in that a batch is over, and reports whether its members are to be sent again, each alone.
+func (g *committer) batchAnswered(n int, took time.Duration, err error) (again bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.out -= n
+	g.lately = took
+	again = errors.Is(err, ErrBusy)
+	switch {
+	case !g.on:
+	case again:
+		if g.lone += 2 * leastTogether; g.lone > manyAlone {
+			g.stop(time.Second)
+		}
+	case err != nil:
+		g.stop(measured)
+	default:
+		g.lone, g.members, g.spent = 0, g.members+n, g.spent+took
+		g.left--
+		if g.left == 0 && 5*g.spent > 4*g.single*time.Duration(g.members) {
+			g.stop(measured)
+		} else if g.left < 0 && time.Now().After(g.until) {
+			g.stop(0)
+		}
+	}
+	g.flushIfIdle()
+	return again
+}
+
+// has reports whether a write of the key has joined.
+func (t *Batch) has(key string) bool {
+	return t != nil && slices.ContainsFunc(t.members, func(m *Member) bool { return m.key == key })
+}
