@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
@@ -84,7 +83,7 @@ type attempt struct {
 	waitedID string   // lease that was observed already
 	mine     []string // with an owner: ids of all rounds, whose entries may still stand
 	began    time.Time
-	asked    bool  // those who hold shared intents
+	asked    bool  // those who hold shared intents, or keep the lock
 	queued   *bool // an event that the last round is queued was sent; nil if nobody wants to know
 }
 
@@ -398,33 +397,4 @@ func (a *attempt) decideRetry(ctx context.Context, err error) (again bool, final
 		return !a.req.failFast, err
 	}
 	return false, err
-}
-
-func (a *attempt) retryRefused(ctx context.Context, refused *engine.RefusedError) (again bool, final error) {
-	switch refused.Verdict {
-	case record.Held, record.AlreadyHeld, record.WaitTooLong, record.InUse, record.WrongKind, record.SizeMismatch:
-		if a.op.Verb == record.OpTry && a.askPins(ctx, refused) {
-			return true, nil
-		}
-		again, err := a.takeover(ctx, refused)
-		if again || err != nil {
-			return again, err
-		}
-		b := refused.Blocker
-		if time.Since(b.Since) > settled && a.session.nobodys(&b) {
-			a.session.release(a.enc, &b, 0)
-			return true, nil
-		}
-		if refused.Verdict == record.AlreadyHeld && slices.Contains(a.mine, b.ID) {
-			return true, nil // this very acquire, under a lease it has lost: about to go
-		}
-		if refused.Verdict == record.WaitTooLong {
-			e := &WaitTooLongError{Key: a.key, Expected: refused.Wait, Position: refused.Position, Owner: b.OwnerID()}
-			if deadline, ok := ctx.Deadline(); ok {
-				e.Allowed = max(time.Until(deadline), 0)
-			}
-			return false, e
-		}
-	}
-	return false, refusal(a.key, &a.op, refused)
 }

@@ -120,6 +120,9 @@ type Party struct {
 	Value        *string           `json:"value,omitempty"`      // a candidate's
 	Data         []byte            `json:"data,omitempty"`       // likewise, where it is not text
 	Lease        Lease             `json:"lease"`
+	// Kept is, of a lock that its process may keep, whether it is "used", or "idle": released, and kept unused; "unknown"
+	// where its process does not answer. See WithKeep.
+	Kept string `json:"kept,omitempty"`
 	// Own says that the entry is of the manager that was asked.
 	Own bool `json:"-"`
 }
@@ -304,6 +307,7 @@ func (s *session) identify(ctx context.Context, infos []Info) {
 		for _, p := range parties {
 			p.Lease, p.Own = le, own
 		}
+		s.askUse(ctx, parties)
 	})
 }
 

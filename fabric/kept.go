@@ -39,8 +39,8 @@ func (d KeepOption) apply(k *keep) error {
 // their own.
 //
 // What it costs:
-//   - Others see a holder, and wait for a message and a write until an unused lock is theirs. A process that is
-//     frozen or dies while it keeps locks delays them by its TTL and the margin, though nobody was in the
+//   - Others see a holder, and wait for a message and a write until an unused lock is theirs, also if they only
+//     try. A process that is frozen or dies while it keeps locks delays them by its TTL and the margin, though nobody was in the
 //     critical section.
 //   - All holds of one entry have its token. So the token tells processes apart, and not the goroutines of one:
 //     a late write of a hold that was released before is not refused for its token. [Hold.Grant] gives a pair

@@ -168,7 +168,7 @@ func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, e
 	m.life, m.die = context.WithCancelCause(context.Background())
 	m.gate = newGate(nc, cfg.buckets.Trip, m.rtt.Timeout, m.resendRenewals)
 	m.cfg.buckets.Trip = m.gate.trip
-	m.hints = newHints(nc, cfg.buckets.Fabric, m.look, m.poked)
+	m.hints = newHints(nc, cfg.buckets.Fabric, m)
 	m.ending.Go(m.followConnection(nc.StatusChanged(nats.CLOSED)))
 	s, err := m.session(ctx)
 	if err != nil {

@@ -101,6 +101,12 @@ func (st *Stamp) take(ctx context.Context, m *Manager, levels []string) (err err
 			want = record.IS
 		}
 		rec, rev, err := st.s.engine.Stamp(ctx, l.enc, m.cfg.failFast)
+		if by := excludes(rec, want); err == nil && by != nil && mayBeKept(by) {
+			if released, _ := st.s.askFor(ctx, l.enc, by); released {
+				_, _, _ = st.s.engine.Read(ctx, l.enc) // what was known was before that
+				rec, rev, err = st.s.engine.Stamp(ctx, l.enc, m.cfg.failFast)
+			}
+		}
 		if err != nil {
 			return err
 		}
@@ -131,9 +137,20 @@ func admits(key string, rec *record.Record, want record.Mode) error {
 	if rec.Kind != record.KindLock {
 		return kindMismatch(key, rec, record.KindLock)
 	}
-	for _, h := range rec.Holders {
-		if !record.Compatible(h.Mode, want) {
-			return heldError(key, &engine.RefusedError{Result: record.Result{Verdict: record.Held, Blocker: h}})
+	if h := excludes(rec, want); h != nil {
+		return heldError(key, &engine.RefusedError{Result: record.Result{Verdict: record.Held, Blocker: *h}})
+	}
+	return nil
+}
+
+// excludes returns a holder in a mode that want excludes.
+func excludes(rec *record.Record, want record.Mode) *record.Entry {
+	if rec == nil {
+		return nil
+	}
+	for i := range rec.Holders {
+		if !record.Compatible(rec.Holders[i].Mode, want) {
+			return &rec.Holders[i]
 		}
 	}
 	return nil

@@ -42,8 +42,8 @@ func Permissions(fabric string, role Role, inbox string) ([]Permission, error) {
 	all := []Permission{{Subject: inbox + ".>", Subscribe: true, Why: "answers"}}
 	if role != RoleObserver {
 		all = append(all,
-			Permission{Subject: lf + "p.>", Helpful: true, Why: "telling a waiter at once"},
-			Permission{Subject: lf + "p.>", Subscribe: true, Helpful: true, Why: "being told at once, as a waiter"},
+			Permission{Subject: lf + "p.>", Helpful: true, Why: "telling a waiter at once, asking for a kept lock"},
+			Permission{Subject: lf + "p.>", Subscribe: true, Helpful: true, Why: "being told at once, as a waiter, and being asked for a kept lock"},
 			Permission{Subject: lf + "*.*.op", Helpful: true, Why: "operations that a coalescer carries out"},
 			Permission{Subject: lf + "*.hello", Helpful: true, Why: "finding a coalescer"},
 			Permission{Subject: lf + "*.beat", Subscribe: true, Helpful: true, Why: "knowing of a coalescer"},

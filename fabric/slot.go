@@ -185,6 +185,14 @@ func (sl *slot) uses(id string) bool {
 	return ok
 }
 
+// holds reports whether an entry of a key is one that a hold of this process has.
+func (sl *slot) holds(enc, id string) bool {
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	h := sl.ids[id]
+	return h != nil && h.enc == enc
+}
+
 func (sl *slot) all() []*Hold {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()

@@ -2,6 +2,7 @@ package fabric
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -10,6 +11,41 @@ import (
 	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 )
+
+// retryRefused decides whether to ask again after a refusal, for which those in the way are asked and looked at.
+func (a *attempt) retryRefused(ctx context.Context, refused *engine.RefusedError) (again bool, final error) {
+	switch refused.Verdict {
+	case record.Held, record.AlreadyHeld, record.WaitTooLong, record.InUse, record.WrongKind, record.SizeMismatch:
+		if a.op.Verb == record.OpTry && a.askPins(ctx, refused) {
+			return true, nil
+		}
+		if released, used := a.askKeeper(ctx, refused); released {
+			return true, nil
+		} else if used {
+			break
+		}
+		again, err := a.takeover(ctx, refused)
+		if again || err != nil {
+			return again, err
+		}
+		b := refused.Blocker
+		if time.Since(b.Since) > settled && a.session.nobodys(&b) {
+			a.session.release(a.enc, &b, 0)
+			return true, nil
+		}
+		if refused.Verdict == record.AlreadyHeld && slices.Contains(a.mine, b.ID) {
+			return true, nil // this very acquire, under a lease it has lost: about to go
+		}
+		if refused.Verdict == record.WaitTooLong {
+			e := &WaitTooLongError{Key: a.key, Expected: refused.Wait, Position: refused.Position, Owner: b.OwnerID()}
+			if deadline, ok := ctx.Deadline(); ok {
+				e.Allowed = max(time.Until(deadline), 0)
+			}
+			return false, e
+		}
+	}
+	return false, refusal(a.key, &a.op, refused)
+}
 
 // takeover looks whether those in the way are dead, and evicts them if so. It
 // reports whether it is worth to try again.

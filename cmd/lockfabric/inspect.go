@@ -176,6 +176,7 @@ func (t *partyTable) write(w io.Writer, kind string, now time.Time) {
 		if p.Revoked {
 			lease += ",revoked"
 		}
+		lease += kept(p)
 		if p.Lease.PID != 0 {
 			pid = strconv.Itoa(p.Lease.PID)
 		}
@@ -218,6 +219,14 @@ func share(kind string) (header string, of func(fabric.Party) string) {
 		}
 		return mode
 	}
+}
+
+// kept tells whether somebody uses a lock that its process may keep.
+func kept(p fabric.Party) string {
+	if p.Kept == "" {
+		return ""
+	}
+	return ",kept " + p.Kept
 }
 
 func metadata(m map[string]string) string {

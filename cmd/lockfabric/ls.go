@@ -65,7 +65,7 @@ func (l *lsCmd) rows(w io.Writer, before string, infos []fabric.Info, now time.T
 		_, of := share(i.Kind)
 		row := func(role string, p fabric.Party) {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", name, role, orDash(of(p)), numberOrDash(p.Token), age(p.Since, now),
-				orDash(p.Lease.Host), numberOrDash(uint64(p.Lease.PID)), orDash(p.Lease.Label), p.Lease.State, printable(p.Owner), metadata(p.Metadata))
+				orDash(p.Lease.Host), numberOrDash(uint64(p.Lease.PID)), orDash(p.Lease.Label), p.Lease.State+kept(p), printable(p.Owner), metadata(p.Metadata))
 		}
 		for _, p := range i.Holders {
 			row("holds", p)

@@ -147,6 +147,7 @@ func TestOutputOfLocks(t *testing.T) {
 	outputOfSemaphores(t, m, locks)
 	outputOfElections(t, m, locks)
 	outputOfConditions(t, m, locks)
+	outputOfKept(t, m, locks)
 	outputOfBarriers(t, m, locks)
 	outputOfLatches(t, m, doc, locks)
 
@@ -166,7 +167,7 @@ func TestOutputOfLocks(t *testing.T) {
 		t.Error(w)
 	}
 	never := []string{"waiters[].token", "waiters[].converting", "waiters[].revoked", "holders[].queued", "holders[].expected_wait_ns", "holders[].refused"}
-	never = append(never, "waiters[].leaving")
+	never = append(never, "waiters[].leaving", "waiters[].kept")
 	locks.complete(t, fabric.Info{}, never...)
 	for _, w := range timed.holds(watched{}, never...) {
 		t.Error(w)

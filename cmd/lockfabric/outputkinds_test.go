@@ -215,3 +215,26 @@ func outputOfLatches(t *testing.T, m *fabric.Manager, doc string, tb table) {
 		}
 	}
 }
+
+func outputOfKept(t *testing.T, m *fabric.Manager, tb table) {
+	use := func() *fabric.Lock {
+		l, err := m.Acquire(t.Context(), "shard", fabric.WithKeep(time.Hour))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	for range 2 {
+		free(t, use().Hold)
+	}
+	tb.shows(t, "shard", `"kept": "idle"`)
+	l := use()
+	tb.shows(t, "shard", `"kept": "used"`)
+	if code, stdout, _ := run(t, lockfabric(t, "ls", "--long")); code != 0 || !strings.Contains(stdout, "live,kept used") {
+		t.Errorf("exit code %d, %q", code, stdout)
+	}
+	free(t, l.Hold)
+	if st, err := m.Optimistic(t.Context(), "shard"); err != nil { // it is not in the list of those who come after
+		t.Errorf("%v, %v", st, err)
+	}
+}

@@ -28,7 +28,7 @@ const (
 )
 
 // Look has the key's record read if an operation of this process waits in it, or is found to wait
-// in an older one than rev, and the newest revision that is known is below rev. It returns at once.
+// in an older one than rev, or an entry is kept, and the newest revision that is known is below rev. It returns at once.
 func (e *Engine) Look(key string, rev uint64) {
 	e.mu.Lock()
 	w := e.writers[key]
@@ -42,6 +42,9 @@ func (e *Engine) Look(key string, rev uint64) {
 		// It may overtake the acknowledgement of the write that has the operation wait.
 		w.hint = max(w.hint, rev)
 		w.look()
+		if w.kept != nil {
+			w.check(w.kept)
+		}
 	}
 }
 

@@ -72,6 +72,7 @@ type keeping struct {
 	again bool   // the write that is being concluded is based on such a one
 	row   int    // grants in a row that met nobody else
 	need  int    // how many it takes until an entry is kept; 0 = 1
+	parting
 }
 
 // keeps is what all kept entries of an engine share.
@@ -207,8 +208,8 @@ func (w *writer) foreign() bool { return w.rec.HasOthers(w.keeping.lease) }
 // nobody else does. Called with mu held.
 func (w *writer) inOne() bool { return w.keeping.on && !w.foreign() }
 
-// keepsBack reports whether all who come wait here, behind who uses a kept entry. Called with mu held.
-func (w *writer) keepsBack() bool { return w.kept != nil && w.kept.open }
+// keepsBack reports whether all who come wait here, behind who uses a kept entry or whom it was given up for. Called with mu held.
+func (w *writer) keepsBack() bool { return w.kept != nil && w.kept.open || w.parting.yielding }
 
 // meets takes a request in as far as keeping is concerned, and reports whether it waits here for a kept entry.
 // Called with mu held.
@@ -240,7 +241,7 @@ func (w *writer) meets(r *Request) (waits bool) {
 	}
 	r.heldBack = true
 	w.backlog = append(w.backlog, r)
-	if w.keepUp(); !r.over && w.keepsBack() {
+	if w.keepUp(); !r.over && k.open {
 		w.arm(k, w.core.cfg.KeepWait)
 	}
 	return true
@@ -344,7 +345,7 @@ func (w *writer) letGo(calledBack bool) {
 	}
 	w.forget(k)
 	w.tellEnd(k, nil)
-	w.carryOut(&Request{Key: w.key, Op: record.Op{Verb: record.OpRelease, ID: k.entry.ID, Lease: k.lease, Hold: k.hold, Token: k.entry.Token}})
+	w.part(k)
 }
 
 func (w *writer) tellEnd(k *kept, err error) {

@@ -62,6 +62,8 @@ type view struct {
 	absence   bool // a second look at an absent key is under way
 	proofs    proofs
 
+	poking    bool      // the process of a kept entry is poked later
+	pokes     int       // so often it was
 	followed  bool      // an entry of this process is kept
 	confirmed time.Time // when what is known was the newest for sure
 
@@ -211,6 +213,7 @@ func (v *view) settle() {
 	}
 	v.adjustWatch()
 	v.observe()
+	v.pokeLater()
 	v.user.settled()
 }
 

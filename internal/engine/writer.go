@@ -70,7 +70,7 @@ func (w *writer) accept(r *Request) {
 	if r.Op.Verb == record.OpStopWaiting {
 		w.stopHeldBack(r.Op.ID)
 	}
-	if w.meets(r) {
+	if w.meets(r) || w.yields(r) {
 		return
 	}
 	if r.queues() && !w.admits() {
@@ -139,7 +139,7 @@ func (w *writer) close() {
 
 // idle reports whether the writer can be forgotten. Called with mu held.
 func (w *writer) idle() bool {
-	return !w.running && len(w.pending)+len(w.backlog) == 0 && w.kept == nil && w.view.idle()
+	return !w.running && len(w.pending)+len(w.backlog) == 0 && w.kept == nil && !w.parting.yielding && w.view.idle()
 }
 
 // run is the runner's work: step after step while something is pending.

@@ -5,6 +5,14 @@ import "strings"
 // Awaited reports whether anybody waits in the record, which may be nil.
 func (r *Record) Awaited() bool { return r != nil && len(r.Waiters) > 0 }
 
+// Sole returns the only holder, if there is one alone; the record may be nil.
+func (r *Record) Sole() *Entry {
+	if r == nil || len(r.Holders) != 1 {
+		return nil
+	}
+	return &r.Holders[0]
+}
+
 // HasOthers reports whether entries of other leases stand in the record, which may be nil.
 func (r *Record) HasOthers(lease string) bool {
 	if r == nil {

@@ -1,0 +1,99 @@
+package fabric
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// What a process answers that is asked for an entry that it may keep.
+const (
+	answerUsed     = "used"
+	answerReleased = "released"
+)
+
+// What Party.Kept says.
+const (
+	KeptUsed    = "used"
+	KeptIdle    = "idle"
+	KeptUnknown = "unknown"
+)
+
+// askKeeper asks the process of an entry that it may keep to release it, where nothing else refuses a try. It reports
+// whether it was released, and if not whether the process says that it is used. Without an answer neither is known.
+func (a *attempt) askKeeper(ctx context.Context, refused *engine.RefusedError) (released, used bool) {
+	if a.asked || a.op.Verb != record.OpTry || a.req.stamp != nil || refused.Verdict != record.Held || !mayBeKept(&refused.Blocker) {
+		return false, false
+	}
+	a.asked = true
+	return a.session.askFor(ctx, a.enc, &refused.Blocker)
+}
+
+// mayBeKept reports whether an entry says that its process may keep it.
+func mayBeKept(e *record.Entry) bool { return e.Meta[intentKey] == engine.KeptIntent }
+
+// askFor is askKeeper's question. What it is answered is a hint: the record decides, as the leader has it.
+func (s *session) askFor(ctx context.Context, enc string, e *record.Entry) (released, used bool) {
+	took, _ := s.m.rtt.RTT()
+	answer := s.m.hints.ask(ctx, e.Lease(), e.ID, enc+" "+giveUpText+e.ID, engine.PokeTime(took))
+	return answer == answerReleased, answer == answerUsed
+}
+
+// giveUp is asked by another process for an entry of this one, and answers nothing about what it does not know.
+func (m *Manager) giveUp(key, id string, answer func(string)) {
+	m.mu.Lock()
+	s := m.current
+	m.mu.Unlock()
+	if s == nil {
+		return
+	}
+	kept := s.engine.GiveUp(key, id, func(used bool) {
+		if used {
+			answer(answerUsed)
+		} else {
+			answer(answerReleased)
+		}
+	})
+	if sl, ok := s.local.Load(record.LeaseOf(id)); ok && !kept && sl.(*slot).holds(key, id) {
+		answer(answerUsed)
+	}
+}
+
+// unused is asked which entries under a lease of this process are kept, and used by nobody: "" where it knows nothing of
+// the lease.
+func (m *Manager) unused(lease string) string {
+	m.mu.Lock()
+	s := m.current
+	m.mu.Unlock()
+	if s == nil {
+		return ""
+	}
+	if _, ok := s.local.Load(lease); !ok {
+		return ""
+	}
+	return "." + strings.Join(s.engine.Unused(lease), ".") + "."
+}
+
+// askUse fills in of all entries under one lease that may be kept whether somebody uses them, with one question.
+func (s *session) askUse(ctx context.Context, parties []*Party) {
+	parties = slices.DeleteFunc(slices.Clone(parties), func(p *Party) bool { return p.Token == 0 || p.Metadata[intentKey] != engine.KeptIntent })
+	if len(parties) == 0 {
+		return
+	}
+	lease := parties[0].Lease.ID
+	took, _ := s.m.rtt.RTT()
+	unused := s.m.hints.ask(ctx, lease, lease, unusedText+lease, engine.PokeTime(took))
+	for _, p := range parties {
+		switch {
+		case unused == "":
+			p.Kept = KeptUnknown
+		case strings.Contains(unused, strings.TrimPrefix(p.ID, lease)+"."):
+			p.Kept = KeptIdle
+		default:
+			p.Kept = KeptUsed
+		}
+	}
+}

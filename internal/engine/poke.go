@@ -1,0 +1,142 @@
+package engine
+
+import (
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/pause"
+	"github.com/lockfabric/lockfabric/internal/record"
+)
+
+// Pokes are messages to the process of a kept entry, which make up for a watch that is silent and for those who don't
+// queue. Like hints they may get lost, come twice or late. Of those who wait behind the entry they are hints: the
+// process looks at the record. Of a try they ask for the entry: see Engine.GiveUp.
+
+// firstPoke is how long others wait for a kept entry at least until they ask for it, or ask no more.
+const firstPoke = 50 * time.Millisecond
+
+// PokeTime is how long to wait for a process that was asked for a kept entry.
+func PokeTime(rtt time.Duration) time.Duration { return max(firstPoke, 4*rtt) }
+
+// yieldTime is how long the acquires of a process wait after it has given an entry up for the try of another one,
+// which hears of it, reads the record and writes.
+func yieldTime(rtt time.Duration) time.Duration { return max(4*rtt, time.Millisecond) }
+
+// parting is a kept entry on its way out.
+type parting struct {
+	id       string
+	askers   []func(used bool)
+	yielding bool // all acquires of this process wait here, so that another one's try can come first
+}
+
+// GiveUp releases a kept entry if nobody uses it, for a try of another process, and reports whether it knows the id.
+// Then answer is called, from any goroutine and with no lock held, with whether it is used, else when it is released. It
+// is not called if it can't be.
+func (e *Engine) GiveUp(key, id string, answer func(used bool)) bool {
+	w := e.find(key)
+	if w == nil {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch k := w.kept; {
+	case k != nil && k.entry.ID == id && k.used:
+		w.mu.then(func() { answer(true) })
+		return true
+	case k != nil && k.entry.ID == id:
+		w.letGo(true)
+	}
+	if id == "" || w.parting.id != id {
+		return false
+	}
+	w.parting.yielding = true
+	w.parting.askers = append(w.parting.askers, answer)
+	return true
+}
+
+// Unused returns the sequences of all kept entries under a lease that nobody uses.
+func (e *Engine) Unused(lease string) (seqs []string) {
+	for _, k := range e.keeps.under(lease) {
+		if k.idle.Load() > 0 {
+			seqs = append(seqs, k.entry.ID[len(lease)+1:])
+		}
+	}
+	return seqs
+}
+
+// part releases an entry that is kept no more and that nobody uses. Called with mu held.
+func (w *writer) part(k *kept) {
+	w.parting = parting{id: k.entry.ID, yielding: w.parting.yielding}
+	op := record.Op{Verb: record.OpRelease, ID: k.entry.ID, Lease: k.lease, Hold: k.hold, Token: k.entry.Token}
+	w.carryOut(&Request{Key: w.key, Op: op, Done: func(_ Outcome, err error) { w.parted(op.ID, err) }})
+}
+
+// parted is told what has become of a release.
+func (w *writer) parted(id string, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.parting.id != id {
+		return
+	}
+	askers := w.parting.askers
+	w.parting.id, w.parting.askers = "", nil
+	if !w.parting.yielding {
+		return
+	}
+	took, _ := w.core.cfg.RTT.RTT()
+	time.AfterFunc(yieldTime(took), func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.parting.yielding = false; len(w.backlog) > 0 {
+			w.start()
+		}
+	})
+	if err == nil {
+		w.mu.then(func() {
+			for _, answer := range askers {
+				answer(false)
+			}
+		})
+	}
+}
+
+// yields has an acquire of this process wait here for a moment, if another one's try is to come first. Called with mu held.
+func (w *writer) yields(r *Request) bool {
+	if !w.parting.yielding || r.Guest != nil || r.Op.Verb != record.OpAcquire && r.Op.Verb != record.OpTry || len(w.backlog) >= maxBacklog {
+		return false
+	}
+	r.heldBack = true
+	w.backlog = append(w.backlog, r)
+	return true
+}
+
+// keptAhead returns the lease of a kept entry that operations of this process wait for. Called with mu held.
+func (v *view) keptAhead() string {
+	if e := v.rec.Sole(); len(v.waiting) > 0 && !v.closed && e != nil && e.Meta[IntentKey] == KeptIntent {
+		return e.Lease()
+	}
+	return ""
+}
+
+// pokeLater has the process of a kept entry told, again and again, that somebody waits: its watch may be silent. Called with mu held.
+func (v *view) pokeLater() {
+	if v.poking || v.core.cfg.Hints == nil || v.keptAhead() == "" {
+		return
+	}
+	v.poking = true
+	took, _ := v.core.cfg.RTT.RTT()
+	first := PokeTime(took)
+	time.AfterFunc(pause.Near(min(first<<min(v.pokes, 16), max(mostLook, first)))+first/4, func() {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.poking = false
+		lease := v.keptAhead()
+		if lease == "" {
+			v.pokes = 0
+			return
+		}
+		v.pokes++
+		h, key, rev := v.core.cfg.Hints, v.key, v.rev
+		v.mu.then(func() { h.Tell([]string{lease}, key, rev) })
+		v.pokeLater()
+	})
+}
