@@ -178,7 +178,7 @@ func (p *process) serve(ttl ...time.Duration) *owner {
 	var err error
 	o.Service, err = Serve(ServiceConfig{
 		Conn: p.nc, Fabric: p.w.fabric, Stamp: p.stamp(), inbox: p.inbox, Term: p.w.terms, Lease: o.lease.ID(), Version: "1.2.3",
-		Doer: p.engine, Known: p.engine.Known, Writes: func() uint64 { return p.engine.Stats().Writes }, Valid: func() bool { return o.valid.Load() && o.lease.Valid() }, LeaseAlive: p.leaseAlive,
+		Doer: p.engine, Known: p.engine.Known, Writes: func() uint64 { return p.engine.Stats().Writes }, Batched: func() uint64 { return 100 + p.engine.Stats().Writes }, Valid: func() bool { return o.valid.Load() && o.lease.Valid() }, LeaseAlive: p.leaseAlive,
 	})
 	if err != nil {
 		p.w.t.Fatal(err)

@@ -98,7 +98,7 @@ func TestC3RepeatedFrames(t *testing.T) {
 	}
 	w.until("they were dropped", func() bool { return o.Stats().Dropped == uint64(len(seen)) })
 	p.mustRelease("other", p.mustAcquire("other")) // whatever came of them came before this
-	if st := o.Stats(); st.Writes < 4 || st.WritesPerOperation != float64(st.Writes)/float64(st.Operations) {
+	if st := o.Stats(); st.Writes < 4 || st.WritesPerOperation != float64(st.Writes)/float64(st.Operations) || st.Batched != st.Writes {
 		t.Errorf("two pairs: %+v", st)
 	}
 	w.clean("k", p)

@@ -63,6 +63,8 @@ type ServiceConfig struct {
 	Doer engine.Doer
 	// Writes counts the committed writes of Doer, for the statistics. It may be nil.
 	Writes func() uint64
+	// Batched counts the writes of Doer that were sent in atomic batches, likewise.
+	Batched func() uint64
 	// Known returns the newest committed record of a key that is known, without asking, as the engine's does. nil:
 	// no turns are passed on.
 	Known func(key string) (rec *record.Record, rev uint64, ok bool)
@@ -88,6 +90,7 @@ type Service struct {
 	reads   chan struct{} // taken by those who read a lease
 	over    atomic.Bool   // nothing is written for others any more
 	written uint64        // Writes at the beginning
+	batched uint64        // Batched then
 
 	mu       sync.Mutex
 	closing  bool
@@ -115,6 +118,8 @@ type ServiceStats struct {
 	Writes     uint64 `json:"writes"`  // of records, what this process wants itself included
 	// WritesPerOperation is Writes by Operations, 0 before the first.
 	WritesPerOperation float64 `json:"writes_per_operation"`
+	// Batched is how many writes were sent in atomic batches.
+	Batched uint64 `json:"writes_in_batches"`
 
 	Sessions int `json:"sessions"`
 	Waiting  int `json:"waiting"`
@@ -135,6 +140,9 @@ func Serve(cfg ServiceConfig) (*Service, error) {
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if cfg.Writes != nil {
 		s.written = cfg.Writes()
+	}
+	if cfg.Batched != nil {
+		s.batched = cfg.Batched()
 	}
 	if err := s.register(); err != nil {
 		s.cancel()
@@ -218,6 +226,9 @@ func (s *Service) Stats() ServiceStats {
 	st.Sessions, st.Waiting, st.UnderWay, st.Limit = len(s.sessions), s.waiting, s.under, maxOperations
 	if s.cfg.Writes != nil {
 		st.Writes = s.cfg.Writes() - s.written
+	}
+	if s.cfg.Batched != nil {
+		st.Batched = s.cfg.Batched() - s.batched
 	}
 	if st.Operations > 0 {
 		st.WritesPerOperation = float64(st.Writes) / float64(st.Operations)

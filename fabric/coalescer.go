@@ -181,7 +181,7 @@ func (c *coalescer) serve(o *ownership, asked bool) error {
 	svc, err := coalesce.Serve(coalesce.ServiceConfig{
 		Conn: s.m.nc, Fabric: cfg.buckets.Fabric, Stamp: s.stamp(), Term: o.term, Lease: o.slot.id,
 		Rank: c.rank, Version: version(), Metadata: map[string]string{"process": lease.Self()},
-		Doer: s.engine, Known: s.engine.Known, Writes: func() uint64 { return s.engine.Stats().Writes }, Valid: o.slot.lease.Valid, LeaseAlive: s.leaseAlive, Logger: cfg.logger,
+		Doer: s.engine, Known: s.engine.Known, Writes: func() uint64 { return s.engine.Stats().Writes }, Batched: s.buckets.Locks.Batched, Valid: o.slot.lease.Valid, LeaseAlive: s.leaseAlive, Logger: cfg.logger,
 	})
 	if err != nil {
 		o.release(s.ctx)

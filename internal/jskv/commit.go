@@ -63,7 +63,7 @@ type committer struct {
 	lately  time.Duration // by the last batch
 	until   time.Time     // when it is measured again
 
-	batches, grouped uint64
+	batched uint64 // writes
 }
 
 // CommitInGroups has the bucket send writes of different keys together while there are many at a time.
@@ -74,14 +74,14 @@ func (b *Bucket) CommitInGroups() {
 	}
 }
 
-// Grouped returns how many batches were sent by CommitInGroups, and how many writes were in them.
-func (b *Bucket) Grouped() (batches, writes uint64) {
+// Batched returns how many writes were sent in batches of CommitInGroups.
+func (b *Bucket) Batched() uint64 {
 	if b.group == nil {
-		return 0, 0
+		return 0
 	}
 	b.group.mu.Lock()
 	defer b.group.mu.Unlock()
-	return b.group.batches, b.group.grouped
+	return b.group.batched
 }
 
 func (g *committer) write(ctx context.Context, msg *nats.Msg, key string, rev uint64) (uint64, error) {
@@ -166,8 +166,7 @@ func (g *committer) flush() {
 	defer t.mu.Unlock()
 	if n := len(t.present()); g.on && n >= leastTogether {
 		g.out += n
-		g.batches++
-		g.grouped += uint64(n)
+		g.batched += uint64(n)
 	} else {
 		t.singles, t.claimed = true, true
 		close(t.done)
