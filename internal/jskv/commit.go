@@ -50,6 +50,7 @@ type committer struct {
 	next *Batch // gathers
 	size int    // of next
 	due  *time.Timer
+	at   time.Time            // of due
 	met  map[string]time.Time // keys that are apart, since when
 
 	last    time.Time     // answer in a crowd; zero: there is none now
@@ -131,6 +132,7 @@ func (g *committer) join(msg *nats.Msg, key string, rev uint64) *Member {
 		if g.out == 0 {
 			wait = min(wait, g.lately/2)
 		}
+		g.at = time.Now().Add(wait)
 		g.due = time.AfterFunc(wait, func() {
 			g.mu.Lock()
 			defer g.mu.Unlock()
@@ -224,7 +226,10 @@ func (g *committer) flushIfIdle() {
 	switch {
 	case g.out > 0 || g.next == nil:
 	case g.on && len(g.next.members) < leastTogether:
-		g.due.Reset(g.lately / 2)
+		if at := time.Now().Add(g.lately / 2); at.Before(g.at) {
+			g.at = at
+			g.due.Reset(g.lately / 2)
+		}
 	default:
 		g.flush()
 	}

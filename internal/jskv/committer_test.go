@@ -89,6 +89,21 @@ func TestGroupsWhereTheyAreFaster(t *testing.T) {
 				t.Error("batches")
 			}
 		},
+		"gathered beside writes that go alone": func(t *testing.T) {
+			g := begun(t)
+			g.longest, g.lately = longestGather, 8*time.Millisecond
+			m := g.join(&nats.Msg{}, "k", 0)
+			for range 20 {
+				g.out++
+				time.Sleep(longestGather / 10)
+				g.answered("other", nil)
+			}
+			select {
+			case <-m.of.ready:
+			default:
+				t.Error("it still waits")
+			}
+		},
 		"conflicts": func(t *testing.T) {
 			g := begun(t)
 			for n := 0; g.on && n < 10; n++ {
