@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/record"
@@ -71,5 +72,47 @@ func TestC4TryAfterASilentOwner(t *testing.T) {
 	}
 	undo.Remove()
 	p.mustRelease("k", id)
+	w.clean("k", p)
+}
+
+// C26: a release that one road has done does not wait for ever for an owner that is there and says nothing of it. What that
+// may still write is the ledger's, which asks it again ever more rarely.
+func TestC26ReleaseEndsBesideASilentOwner(t *testing.T) {
+	w := newWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p := w.process(RouterConfig{Belt: true})
+	block := o.blockLeaseReads()
+	p.meet()
+	id := p.mustAcquire("k")
+	_, released := p.start("k", p.op(record.OpRelease, id))
+	w.wait("release", released, nil)
+	c := p.client
+	c.mu.Lock()
+	if cl := p.router.claims[id]; cl == nil || cl.wanted {
+		t.Error("nothing takes back what the owner may still write")
+	} else {
+		cl.since = time.Now().Add(-3 * undoAgain)
+		sends := func() (n int) { // and those that wait for the window
+			for _, k := range cl.calls {
+				if u := k.term.calls[callKey{id, true}]; u != nil {
+					n += u.sends + len(k.term.out)
+				}
+			}
+			return n
+		}
+		before := sends()
+		for range 6 {
+			c.mu.Unlock()
+			p.router.onTick()
+			c.mu.Lock()
+		}
+		if n := sends() - before; n > 2 {
+			t.Errorf("asked %d times again in three seconds", n)
+		}
+	}
+	c.mu.Unlock()
+	close(block)
+	w.clean("k", p)
+	p.mustRelease("k", p.mustAcquire("k"))
 	w.clean("k", p)
 }

@@ -18,6 +18,7 @@ type claim struct {
 	turn           uint64    // the ticket of one that holds by a turn, as long as the record may not say so
 	ends           bool      // a wait on its way gives the hold up, as soon as it is committed
 	since          time.Time // when it ceased to be wanted
+	told           int       // how often owners were asked again to take it back
 	calls          []*call   // acquires that owners may still write, one for each term
 	undo           *call     // what takes it back, at the owner of this moment
 	proving        bool      // a write is under way that shuts out what terms that are over have sent
@@ -26,7 +27,7 @@ type claim struct {
 // Times of the ledger.
 const (
 	tickEvery  = 500 * time.Millisecond
-	undoAgain  = time.Second
+	undoAgain  = time.Second            // until an owner is asked again to take something back; each time twice as long
 	lookFirst  = 500 * time.Millisecond // until a trip takes the direct road as well
 	deadWithin = 2 * time.Second
 )
@@ -136,9 +137,12 @@ func (r *Router) onTick() {
 			continue
 		}
 		// A reply may have got lost, or who let it in does not tell the owner.
-		if t.cause != nil {
+		switch {
+		case t.cause != nil:
 			r.lost(t.call)
-		} else {
+		case t.released: // what the owner may still write of the id is the ledger's
+			r.answer(t, engine.Outcome{Existed: true}, nil)
+		default:
 			t.missed = t.missed || t.releases()
 			c.stats.Fallbacks++
 			r.goDirect(t)
@@ -152,7 +156,10 @@ func (r *Router) onTick() {
 			}
 		}
 		if !cl.wanted && now.Sub(cl.since) > undoAgain {
-			r.sendUndo(cl, true)
+			if now.Sub(cl.since) > undoAgain<<cl.told {
+				cl.told++
+				r.sendUndo(cl, true)
+			}
 			r.prove(cl)
 		}
 	}
