@@ -20,10 +20,7 @@ func (l *lineup) ofHold(verb record.Verb, i int) record.Op {
 
 // P24: who holds by a turn waits for a condition, and signals, though nothing that is written says that it holds.
 func TestP24_AHolderByTurnWaitsAndSignals(t *testing.T) {
-	l := lineUp(t, 4)
-	rule := l.holdWrites()
-	l.release(0)
-	l.holds(1)
+	l, rule := byTurn(t, 4)
 	p, wait := l.all[1], l.ofHold(record.OpWait, 1)
 	_, woken := p.start("k", wait)
 	l.holds(2)
@@ -56,10 +53,7 @@ func TestP24_AHolderByTurnWaitsAndSignals(t *testing.T) {
 // P26: a wait of one who holds by a turn that is held back on its way, and is cancelled, comes back holding without a
 // signal, and nothing that comes late changes that.
 func TestP26_AHolderByTurnTakesItsWaitBack(t *testing.T) {
-	l := lineUp(t, 3)
-	rule := l.holdWrites()
-	l.release(0)
-	l.holds(1)
+	l, rule := byTurn(t, 3)
 	p, wait := l.all[1], l.ofHold(record.OpWait, 1)
 	late := l.paths[1].HoldRequests(faultproxy.Times(1, l.records()))
 	_, back := p.start("k", wait)

@@ -56,6 +56,15 @@ func lineUp(t *testing.T, n int) *lineup {
 // holdWrites keeps what the owner writes from now on.
 func (l *lineup) holdWrites() *faultproxy.Rule { return l.proxy.HoldRequests(l.records()) }
 
+// byTurn has the second of n clients hold by a turn, with what the owner writes held back.
+func byTurn(t *testing.T, n int) (*lineup, *faultproxy.Rule) {
+	l := lineUp(t, n)
+	rule := l.holdWrites()
+	l.release(0)
+	l.holds(1)
+	return l, rule
+}
+
 // holds waits until a client holds, and returns its grant.
 func (l *lineup) holds(i int) engine.Outcome {
 	l.t.Helper()
@@ -256,10 +265,7 @@ func TestH6_StoppedBeforeTheTurn(t *testing.T) {
 
 // H9: a hold by a turn stands in the record as one before it converts.
 func TestH9_AdvanceBeforeAConversion(t *testing.T) {
-	l := lineUp(t, 3)
-	rule := l.holdWrites()
-	l.release(0)
-	l.holds(1)
+	l, rule := byTurn(t, 3)
 	p := l.all[1]
 	op := record.Op{Kind: record.KindLock, Verb: record.OpConvert, ID: p.lease.NextOp(), Lease: p.lease.ID(), Holder: l.ids[1], From: record.X, Mode: record.S}
 	if _, err := engine.Do(l.context(), p.router, "k", op, engine.Options{}); err != nil {
@@ -278,10 +284,7 @@ func TestH9_AdvanceBeforeAConversion(t *testing.T) {
 // H9, C13: the owner dies before it has written what it passed on. Who holds releases for those before, too, and
 // the others go on.
 func TestC13OwnerDiesBeforeItWrites(t *testing.T) {
-	l := lineUp(t, 4)
-	rule := l.holdWrites()
-	l.release(0)
-	l.holds(1)
+	l, rule := byTurn(t, 4)
 	l.release(1)
 	l.holds(2)
 	l.o.valid.Store(false)
@@ -301,10 +304,7 @@ func TestC13OwnerDiesBeforeItWrites(t *testing.T) {
 
 // H10: what a process has released goes before what it asks for directly: else it would meet itself.
 func TestH10_ItsReleasesGoFirst(t *testing.T) {
-	l := lineUp(t, 2)
-	rule := l.holdWrites()
-	l.release(0)
-	l.holds(1)
+	l, rule := byTurn(t, 2)
 	p := l.all[0]
 	again := p.op(record.OpAcquire, p.lease.NextOp())
 	again.Owner, again.Value = p.manager, record.Value{Set: true} // which goes directly

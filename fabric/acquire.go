@@ -275,7 +275,7 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 			return useless(err)
 		}
 	}
-	sl.note(op.ID, h)
+	sl.note(h.entry.ID, h)
 	s.mu.Lock()
 	if !out.Kept { // else the engine watches it
 		s.fresh = append(s.fresh, freshHold{h, time.Now()})

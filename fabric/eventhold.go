@@ -51,11 +51,8 @@ func (h *Hold) handOut(a *attempt) bool {
 // noteReleased tells what Release came to.
 func (h *Hold) noteReleased(ev Event) {
 	ev.Reason = h.released
-	if h.released != nil {
-		var lost *LostError
-		if errors.As(h.released, &lost) {
-			ev.Type, ev.Reason = EventLost, lost.Reason
-		}
+	if lost, ok := errors.AsType[*LostError](h.released); ok {
+		ev.Type, ev.Reason = EventLost, lost.Reason
 	}
 	h.s.m.feed.deliver(ev)
 	h.s.m.logEvent(&ev)

@@ -34,7 +34,7 @@ func deleteUnderContention(t *testing.T, s *site, managers int) {
 	var all []*fabric.Manager
 	var quiet []*fabric.Lock
 	for i := range managers {
-		m := s.manager(t, name, fabric.WithTTL(2*time.Second))
+		m := s.manager(t, name, fabric.WithTTL(5*time.Second))
 		all = append(all, m)
 		quiet = append(quiet, acquire(t, m, fmt.Sprint("quiet", i)))
 	}

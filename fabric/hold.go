@@ -287,6 +287,17 @@ func (h *Hold) release() error {
 	return h.releaseError(engine.Do(context.Background(), h.s.doer, h.enc, op, opt))
 }
 
+// post sends the release and returns: see WithPostedRelease.
+func (h *Hold) post(ended Event) {
+	q := &engine.Request{Key: h.enc, Op: releaseOp(h), AtLeast: h.revision()}
+	late := time.AfterFunc(releaseTimeout, func() { h.s.doer.Withdraw(q, context.DeadlineExceeded) }) // it goes on, as owed
+	q.Done = func(out engine.Outcome, err error) {
+		late.Stop()
+		h.finished(ended, h.releaseError(out, err))
+	}
+	h.s.doer.Submit(q)
+}
+
 // releaseError is what Release returns after a release that ended with out and err.
 func (h *Hold) releaseError(out engine.Outcome, err error) error {
 	switch {

@@ -265,7 +265,14 @@ func (s *session) suspect() { s.doubts.raise() }
 // lookAfterBuckets looks, whenever there is a doubt, whether the buckets are still
 // those that were opened, and ends the session if not.
 func (s *session) lookAfterBuckets() {
-	if err := s.doubts.run(s.ctx, s.look); err != nil {
+	err := s.doubts.run(s.ctx, func(ctx context.Context) error {
+		last, err := s.buckets.Verify(ctx, s.seen())
+		if err == nil {
+			raiseTo(&s.confirmed, last)
+		}
+		return err
+	})
+	if err != nil {
 		s.m.cfg.logger.Error("a bucket was deleted, created again or set back; every hold is lost", "error", err)
 		// Not in this goroutine, which end waits for; Manager.Close waits for that one.
 		s.m.ending.Go(func() {
@@ -274,14 +281,6 @@ func (s *session) lookAfterBuckets() {
 			s.end(ctx, ErrBucketGone, false)
 		})
 	}
-}
-
-func (s *session) look(ctx context.Context) error {
-	last, err := s.buckets.Verify(ctx, s.seen())
-	if err == nil {
-		raiseTo(&s.confirmed, last)
-	}
-	return err
 }
 
 // seen returns the highest revision of the locks bucket that this session knows of.

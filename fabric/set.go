@@ -335,8 +335,7 @@ func (l *level) own(ctx context.Context, to Mode) error {
 		l.op.Verb = record.OpTry
 		var err error
 		if h, _, err = l.tryOnce(ctx); err != nil {
-			var refused *engine.RefusedError
-			if errors.As(err, &refused) && refused.Verdict == record.Held {
+			if refused, ok := errors.AsType[*engine.RefusedError](err); ok && refused.Verdict == record.Held {
 				err = fmt.Errorf("%w: others wait for the intent on %q, which other paths of this process use", ErrConvertDeadlock, l.key)
 			}
 			return l.refusal(to, l.m.explain(ctx, err))

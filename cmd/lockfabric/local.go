@@ -227,7 +227,11 @@ func (st *starter) command() (_ *exec.Cmd, said func() string, err error) {
 		return nil, nil, err
 	}
 	path := filepath.Join(dir, logFile)
-	log, err := openLog(path)
+	flags := os.O_CREATE | os.O_WRONLY | os.O_APPEND
+	if fi, err := os.Stat(path); err == nil && fi.Size() > maxLog {
+		flags |= os.O_TRUNC
+	}
+	log, err := os.OpenFile(path, flags, privateFiles)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -252,14 +256,6 @@ func lastWords(path string, from int64) string {
 	_, said, _ := strings.Cut(string(data[from:]), reported)
 	said, _, _ = strings.Cut(said, "\n")
 	return said
-}
-
-func openLog(path string) (*os.File, error) {
-	flags := os.O_CREATE | os.O_WRONLY | os.O_APPEND
-	if fi, err := os.Stat(path); err == nil && fi.Size() > maxLog {
-		flags |= os.O_TRUNC
-	}
-	return os.OpenFile(path, flags, privateFiles)
 }
 
 const dirMode = 0o700

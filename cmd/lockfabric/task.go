@@ -180,7 +180,10 @@ func (t *task) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.Si
 			}
 		}
 		if err != nil || ctx.Err() != nil {
-			err = t.explain(c.welcome.why(ctx, errors.Join(err, ctx.Err())), m)
+			err = named(c.welcome.why(ctx, errors.Join(err, ctx.Err())), m, t.key)
+			if text := t.advice(err); text != "" {
+				err = fmt.Errorf("%w: %s", err, text)
+			}
 			_ = m.Close()
 			return err
 		}
@@ -199,14 +202,6 @@ func (t *task) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.Si
 // visible says whether to show how it stands on the terminal.
 func (t *task) visible(c *cli, s *streams) bool {
 	return !t.NoProgress && c.Output == "text" && s.status.usable()
-}
-
-func (t *task) explain(err error, m *fabric.Manager) error {
-	err = named(err, m, t.key)
-	if text := t.advice(err); text != "" {
-		return fmt.Errorf("%w: %s", err, text)
-	}
-	return err
 }
 
 // nameTime bounds the look at who is in the way of something.

@@ -238,15 +238,13 @@ func (o *Observer) subscribe(id string, a *asker) (stop func()) {
 			unwatch()
 		}
 	}
-	return func() { o.unsubscribe(s, a) }
-}
-
-func (o *Observer) unsubscribe(s *sight, a *asker) {
-	o.mu.Lock()
-	unwatch := o.removeLocked(s, a)
-	o.mu.Unlock()
-	if unwatch != nil {
-		unwatch()
+	return func() {
+		o.mu.Lock()
+		unwatch := o.removeLocked(s, a)
+		o.mu.Unlock()
+		if unwatch != nil {
+			unwatch()
+		}
 	}
 }
 

@@ -65,7 +65,13 @@ func (l *Lease) renew(ctx context.Context, ifDue bool) error {
 	if err != nil {
 		return err
 	}
-	defer l.endRenewal()
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.abort = nil
+		closeAll(l.resends)
+		l.resends = nil
+	}()
 	var unanswered silence
 	for pauses := newBackoff(l.cfg.TTL); ; {
 		err := l.attempt(ctx, &unanswered)
@@ -138,14 +144,6 @@ func (l *Lease) renewalOver(began time.Duration, base uint64, ifDue bool) (over 
 		return true, ErrRenewalsUsedUp
 	}
 	return false, nil
-}
-
-func (l *Lease) endRenewal() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.abort = nil
-	closeAll(l.resends)
-	l.resends = nil
 }
 
 // attempt is one compare-and-set on the lease's own revision and, if that does not tell, one read.

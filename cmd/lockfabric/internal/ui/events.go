@@ -64,7 +64,12 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) {
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() { st.follow(ctx) })
-	if st.hello() == nil {
+	err := st.send("hello", struct {
+		Fabric  string    `json:"fabric"`
+		Now     time.Time `json:"now"`
+		Release bool      `json:"release"`
+	}{s.cfg.Fabric, time.Now(), s.cfg.AllowRelease})
+	if err == nil {
 		_ = st.run(ctx, &wg)
 	}
 }
@@ -85,14 +90,6 @@ func (st *stream) follow(ctx context.Context) {
 		st.mu.Unlock()
 		pause.Wake(st.wake)
 	}
-}
-
-func (st *stream) hello() error {
-	return st.send("hello", struct {
-		Fabric  string    `json:"fabric"`
-		Now     time.Time `json:"now"`
-		Release bool      `json:"release"`
-	}{st.s.cfg.Fabric, time.Now(), st.s.cfg.AllowRelease})
 }
 
 // run writes until ctx ends, the page is gone or there is nothing more to tell.
