@@ -1,0 +1,64 @@
+package chaos_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+	"github.com/nats-io/nats.go"
+
+	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/test/chaos"
+)
+
+// With locks passed on before that is written, by an owner that another one replaces again and again, everything
+// that callers saw has an order in which no lock was held twice and tokens rose.
+func TestHistoryOfTurnsIsLinearizable(t *testing.T) {
+	t.Parallel()
+	srv := startServer(t)
+	managers := newManagers(t, 8, func(int) string { return srv.ClientURL() }, connOptions(), fabric.WithRoad(fabric.RoadCoalesced), fabric.WithTurns())
+	w := &chaos.Workload{Managers: managers, Workers: 16, Keys: 2, Recorder: chaos.NewRecorder()}
+	turns := func() (n uint64) {
+		for _, m := range managers {
+			n += m.Stats().Turns
+		}
+		return n
+	}
+	s := begin(t, w)
+	for n, end := 0, time.Now().Add(lasts(0)); n < 3 || time.Now().Before(end); n++ {
+		before := turns()
+		serveUntil(t, srv.ClientURL(), func() bool { return turns() > before+10 })
+	}
+	s.finish()
+	if got := w.Recorder.Linearizable(checkLimit); got != porcupine.Ok {
+		t.Errorf("history of %d operations: %s", w.Recorder.Len(), got)
+	}
+	t.Logf("%d operations in the history, %d turns", w.Recorder.Len(), turns())
+}
+
+// serveUntil has this process serve as a coalescer until something has happened.
+func serveUntil(t *testing.T, url string, is func() bool) {
+	t.Helper()
+	nc, err := nats.Connect(url, connOptions()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	ctx, stop := context.WithCancel(testContext(t))
+	ended := make(chan error, 1)
+	go func() { ended <- fabric.StandBy(ctx, nc) }()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !is() {
+		select {
+		case <-tick.C:
+		case err := <-ended:
+			t.Fatalf("it serves no more: %v", err)
+		}
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
