@@ -26,7 +26,7 @@ const (
 	apart = time.Second
 
 	sampled  = 256              // single writes that are measured at a time
-	tried    = 4                // batches that are measured after them
+	tried    = 5                // batches that are measured after them, from the first one's answer
 	measured = 30 * time.Second // for how long the outcome counts
 )
 
@@ -53,14 +53,14 @@ type committer struct {
 	at   time.Time            // of due
 	met  map[string]time.Time // keys that are apart, since when
 
-	last    time.Time     // answer in a crowd; zero: there is none now
+	last    time.Time     // answer in a crowd, or to a batch; zero: there is none now
 	answers int           // in a crowd, in took
 	took    time.Duration // for them
 	single  time.Duration // what one took in the end
 	lone    int           // writes that went alone since the last batch
 	left    int           // batches that are still to be measured
 	members int           // of those that were
-	spent   time.Duration // by them
+	spent   time.Duration // from one's answer to the next one's
 	lately  time.Duration // by the last batch
 	until   time.Time     // when it is measured again
 
@@ -217,6 +217,7 @@ func (g *committer) answered(key string, err error) {
 	if now.After(g.until) {
 		g.single = g.took / sampled
 		g.on, g.lone, g.left, g.members, g.spent, g.lately, g.until = true, 0, tried, 0, 0, 4*g.single, now.Add(measured)
+		g.last = time.Time{}
 	}
 	g.answers, g.took = 0, 0
 }
@@ -251,7 +252,11 @@ func (g *committer) batchAnswered(n int, took time.Duration, err error) (again b
 	case err != nil:
 		g.stop(measured)
 	default:
-		g.lone, g.members, g.spent = 0, g.members+n, g.spent+took
+		now := time.Now()
+		if !g.last.IsZero() {
+			g.members, g.spent = g.members+n, g.spent+now.Sub(g.last)
+		}
+		g.lone, g.last = 0, now
 		g.left--
 		if g.left == 0 && 5*g.spent > 4*g.single*time.Duration(g.members) {
 			g.stop(measured)
