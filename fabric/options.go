@@ -314,11 +314,9 @@ func WithOwner(owner string) RequestOption {
 // MaxMetadata bytes together. Given again it adds to them.
 func WithMetadata(m map[string]string) RequestOption {
 	return func(r *request) error {
-		all := m
-		if len(r.metadata) > 0 {
-			all = maps.Clone(r.metadata)
-			maps.Copy(all, m)
-		}
+		all := map[string]string{} // it gets into the record as it is
+		maps.Copy(all, r.metadata)
+		maps.Copy(all, m)
 		size := 0
 		for k, v := range all {
 			size += len(k) + len(v)

@@ -103,7 +103,7 @@ func watchChanges(t *testing.T, s *site) {
 // Whatever the loop's body takes, and whatever happens meanwhile, the newest
 // state is told.
 func watchSlowly(t *testing.T, s *site) {
-	key, m := s.key(t), s.manager(t)
+	key, m := s.key(t), s.manager(t, fabric.WithKeep(0)) // each acquire is a change
 	ctx, cancel := context.WithCancel(waitContext(t))
 	defer cancel()
 	var held *fabric.Lock

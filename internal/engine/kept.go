@@ -122,7 +122,10 @@ func (e *Engine) Leave(key, id string, hold, linger time.Duration) bool {
 	k.used, k.hold, k.linger = false, hold, linger
 	k.idle.Store(time.Now().UnixNano())
 	w.core.keeps.idle.Add(1)
-	if w.keepUp(); !may && w.kept == k {
+	if !may || len(w.backlog) > 0 {
+		w.keepUp()
+	}
+	if !may && w.kept == k {
 		w.check(k)
 	}
 	if w.kept == k && !k.used {

@@ -2,7 +2,6 @@ package record
 
 import (
 	"fmt"
-	"maps"
 	"math"
 	"slices"
 	"sync"
@@ -238,7 +237,10 @@ func (m *machine) delete() Result {
 
 // entry is the entry that a request makes, with the fields that its kind has.
 func (op *Op) entry() Entry {
-	e := Entry{ID: op.ID, Owner: op.Owner, TTL: wholeTTL(op.TTL), Since: wholeSince(op.Since), Meta: cloneMeta(op.Meta)}
+	e := Entry{ID: op.ID, Owner: op.Owner, TTL: wholeTTL(op.TTL), Since: wholeSince(op.Since), Meta: op.Meta}
+	if len(e.Meta) == 0 {
+		e.Meta = nil
+	}
 	required, allowed := op.Kind.rules().fields(false)
 	has := required | allowed
 	if has&hasMode != 0 {
@@ -296,11 +298,4 @@ func nilIfEmpty(list []Entry) []Entry {
 		return nil
 	}
 	return list
-}
-
-func cloneMeta(meta map[string]string) map[string]string {
-	if len(meta) == 0 {
-		return nil
-	}
-	return maps.Clone(meta)
 }

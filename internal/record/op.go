@@ -142,7 +142,7 @@ type Op struct {
 	Owner  string            // explicit identity, or ""
 	TTL    time.Duration     // of the lease; above 0, rounded up to whole milliseconds
 	Since  time.Time         // for people; cut to milliseconds, dropped if before 1970
-	Meta   map[string]string // copied
+	Meta   map[string]string // not to be modified any more
 	Leases []string          // dead leases
 
 	// Hold is, for OpRelease, how long the hold lasted, and for a request what the requester takes for
