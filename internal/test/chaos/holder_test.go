@@ -19,8 +19,11 @@ import (
 )
 
 // holderEnv makes the test binary a process that holds a lock. Its value is
-// "<url> <lock> <ttl>".
-const holderEnv = "LOCKFABRIC_TEST_HOLDER"
+// "<url> <lock> <ttl>". With turnsEnv it goes over the coalescer, with turns.
+const (
+	holderEnv = "LOCKFABRIC_TEST_HOLDER"
+	turnsEnv  = "LOCKFABRIC_TEST_TURNS"
+)
 
 // registerBucket is the user's bucket in which the processes write to a register.
 const registerBucket = "chaos-register"
@@ -52,9 +55,19 @@ func holder() int {
 
 func obey(url, lock string, ttl time.Duration) error {
 	ctx := context.Background()
-	m, err := fabric.Connect(ctx, url, fabric.WithTTL(ttl))
+	opts := []fabric.Option{fabric.WithTTL(ttl)}
+	turns := os.Getenv(turnsEnv) != ""
+	if turns {
+		opts = append(opts, withTurns...)
+	}
+	m, err := fabric.Connect(ctx, url, opts...)
 	if err != nil {
 		return err
+	}
+	if turns {
+		if err := awaitOwner(ctx, m); err != nil {
+			return err
+		}
 	}
 	l, err := m.Acquire(ctx, lock)
 	if err != nil {
@@ -130,21 +143,21 @@ func startHolder(t *testing.T, url, lock string, ttl time.Duration) *process {
 }
 
 // launch starts a process that is going to hold the lock.
-func launch(t *testing.T, url, lock string, ttl time.Duration) *process {
+func launch(t *testing.T, url, lock string, ttl time.Duration, env ...string) *process {
 	t.Helper()
-	return launchSelf(t, fmt.Sprintf("%s=%s %s %v", holderEnv, url, lock, ttl))
+	return launchSelf(t, append(env, fmt.Sprintf("%s=%s %s %v", holderEnv, url, lock, ttl))...)
 }
 
-// launchSelf starts the test binary with one more variable in its environment,
-// which makes it something else than a test.
-func launchSelf(t *testing.T, env string) *process {
+// launchSelf starts the test binary with more variables in its environment,
+// which make it something else than a test.
+func launchSelf(t *testing.T, env ...string) *process {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := &process{t: t, cmd: exec.Command(exe), lines: make(chan string, 16)}
-	p.cmd.Env = append(os.Environ(), env)
+	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Stderr = os.Stderr
 	if p.in, err = p.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)

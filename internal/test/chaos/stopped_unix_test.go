@@ -3,10 +3,14 @@
 package chaos_test
 
 import (
+	"encoding/json"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/micro"
+
+	"github.com/lockfabric/lockfabric/coalesce"
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
@@ -71,11 +75,56 @@ func TestStoppedWaiterIsNotGrantedInItsSleep(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
 	m, _ := one(t, s)
+	grantedInItsSleep(t, m, func(lock string) *process { return launch(t, s.ClientURL(), lock, holderTTL) })
+}
+
+// C10: nor by a turn, which comes before anything is written and waits in its socket until it wakes.
+func TestC10_AStoppedWaiterTakesNoTurn(t *testing.T) {
+	t.Parallel()
+	s := startServer(t)
+	url := func(int) string { return s.ClientURL() }
+	owner := newManagers(t, 1, url, connOptions(), fabric.WithCoalescer())[0]
+	_, nc := one(t, s)
+	if _, err := owner.Acquire(testContext(t), "else"); err != nil {
+		t.Fatal(err)
+	}
+	for owner.Stats().Serving == 0 {
+		if err := nc.Publish(coalesce.HelloSubject(fabric.DefaultFabric, 0), nil); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	m := newManagers(t, 1, url, connOptions(), withTurns...)[0]
+	if err := awaitOwner(testContext(t), m); err != nil {
+		t.Fatal(err)
+	}
+	stats := func() (st coalesce.ServiceStats) { // of the owner, if there is one just then
+		var all micro.Stats
+		if reply, err := nc.Request("$SRV.STATS."+coalesce.ServiceName, nil, time.Minute); err == nil && json.Unmarshal(reply.Data, &all) == nil {
+			_ = json.Unmarshal(all.Endpoints[0].Data, &st)
+		}
+		return st
+	}
+	start := func(lock string) *process {
+		p := launch(t, s.ClientURL(), lock, holderTTL, turnsEnv+"=1")
+		for end := time.Now().Add(5 * time.Second); stats().Waiting == 0 && time.Now().Before(end); {
+			time.Sleep(2 * time.Millisecond)
+		}
+		return p
+	}
+	for stats().Turns == 0 { // where the owner is slow to answer they do without it
+		grantedInItsSleep(t, m, start)
+	}
+}
+
+// grantedInItsSleep has a waiter granted while it is stopped past its lease.
+func grantedInItsSleep(t *testing.T, m *fabric.Manager, start func(lock string) *process) {
+	t.Helper()
 	first, err := m.Acquire(testContext(t), "asleep")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := launch(t, s.ClientURL(), "asleep", holderTTL)
+	p := start("asleep")
 	queued(t, m, "asleep", 1)
 	signal(t, p, syscall.SIGSTOP)
 	release(t, first)

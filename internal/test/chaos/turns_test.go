@@ -12,12 +12,27 @@ import (
 	"github.com/lockfabric/lockfabric/internal/test/chaos"
 )
 
+// withTurns is what a manager is made with that takes turns.
+var withTurns = []fabric.Option{fabric.WithRoad(fabric.RoadCoalesced), fabric.WithTurns()}
+
+// awaitOwner waits until the manager knows a coalescer. It looks for one from its first use on.
+func awaitOwner(ctx context.Context, m *fabric.Manager) error {
+	l, err := m.Acquire(ctx, "owner")
+	if err != nil {
+		return err
+	}
+	for m.Stats().CoalescerTerm == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	return l.Release(ctx)
+}
+
 // With locks passed on before that is written, by an owner that another one replaces, everything
 // that callers saw has an order in which no lock was held twice and tokens rose.
 func TestHistoryOfTurnsIsLinearizable(t *testing.T) {
 	t.Parallel()
 	srv := startServer(t)
-	managers := newManagers(t, 8, func(int) string { return srv.ClientURL() }, connOptions(), fabric.WithRoad(fabric.RoadCoalesced), fabric.WithTurns())
+	managers := newManagers(t, 8, func(int) string { return srv.ClientURL() }, connOptions(), withTurns...)
 	w := &chaos.Workload{Managers: managers, Workers: 16, Keys: 2, Recorder: chaos.NewRecorder()}
 	turns := func() (n uint64) {
 		for _, m := range managers {
