@@ -36,7 +36,7 @@ const (
 //
 // Whether batches are faster depends on what a client can't see: whether the server syncs each write. So both
 // are measured, and single writes, which is how it begins, are left only while enough of them are under way at
-// a time. A write that finds none under way goes at once.
+// a time. A write that finds none under way goes at once, unless a batch was answered a moment ago.
 //
 //	singles --sampled answers in a crowd--> batches --slower, few writes, or no answer--> singles
 type committer struct {
@@ -116,7 +116,8 @@ func (g *committer) write(ctx context.Context, msg *nats.Msg, key string, rev ui
 func (g *committer) join(msg *nats.Msg, key string, rev uint64) *Member {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.on || len(msg.Data) > largeMember || g.apart(key) || g.next.has(key) {
+	quiet := g.out == 0 && g.next == nil && time.Since(g.last) > longestGather // nobody comes back from a batch
+	if !g.on || quiet || len(msg.Data) > largeMember || g.apart(key) || g.next.has(key) {
 		g.out++
 		g.lone++
 		return nil

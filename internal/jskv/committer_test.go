@@ -76,12 +76,12 @@ func TestGroupsWhereTheyAreFaster(t *testing.T) {
 		"no crowd any more": func(t *testing.T) {
 			g := begun(t)
 			batches(g, 2*tried, single)
-			g.longest = longestGather
+			g.longest, g.out = longestGather, 1
 			for range manyAlone + 1 {
 				if m := g.join(&nats.Msg{}, "k", 0); m == nil {
 					t.Fatal("alone")
 				}
-				time.Sleep(longestGather)
+				time.Sleep(longestGather + 1)
 			}
 			synctest.Wait()
 			g.mu.Lock()
@@ -92,7 +92,7 @@ func TestGroupsWhereTheyAreFaster(t *testing.T) {
 		},
 		"gathered beside writes that go alone": func(t *testing.T) {
 			g := begun(t)
-			g.longest, g.lately = longestGather, 8*time.Millisecond
+			g.longest, g.lately, g.last = longestGather, 8*time.Millisecond, time.Now()
 			m := g.join(&nats.Msg{}, "k", 0)
 			for range 20 {
 				g.out++
@@ -103,6 +103,14 @@ func TestGroupsWhereTheyAreFaster(t *testing.T) {
 			case <-m.of.ready:
 			default:
 				t.Error("it still waits")
+			}
+		},
+		"one write some time after a crowd": func(t *testing.T) {
+			g := begun(t)
+			batches(g, 2*tried, single)
+			time.Sleep(longestGather + 1)
+			if g.join(&nats.Msg{}, "k", 0) != nil {
+				t.Error("it waits for others")
 			}
 		},
 		"conflicts": func(t *testing.T) {
