@@ -10,7 +10,6 @@ import (
 
 	"github.com/nats-io/nats.go/micro"
 
-	"github.com/lockfabric/lockfabric/coalesce"
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
@@ -89,7 +88,7 @@ func TestC10_AStoppedWaiterTakesNoTurn(t *testing.T) {
 		t.Fatal(err)
 	}
 	for owner.Stats().Serving == 0 {
-		if err := nc.Publish(coalesce.HelloSubject(fabric.DefaultFabric, 0), nil); err != nil {
+		if err := nc.Publish("lf."+fabric.DefaultFabric+".0.hello", nil); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(5 * time.Millisecond)
@@ -98,9 +97,9 @@ func TestC10_AStoppedWaiterTakesNoTurn(t *testing.T) {
 	if err := awaitOwner(testContext(t), m); err != nil {
 		t.Fatal(err)
 	}
-	stats := func() (st coalesce.ServiceStats) { // of the owner, if there is one just then
+	stats := func() (st struct{ Turns, Waiting int }) { // of the owner, if there is one just then
 		var all micro.Stats
-		if reply, err := nc.Request("$SRV.STATS."+coalesce.ServiceName, nil, time.Minute); err == nil && json.Unmarshal(reply.Data, &all) == nil {
+		if reply, err := nc.Request("$SRV.STATS.lockfabric", nil, time.Minute); err == nil && json.Unmarshal(reply.Data, &all) == nil {
 			_ = json.Unmarshal(all.Endpoints[0].Data, &st)
 		}
 		return st
