@@ -3,6 +3,8 @@ package fabric_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -192,5 +194,46 @@ func TestK5_ATryBesideAHammer(t *testing.T) {
 			cancel()
 			all.Wait()
 		})
+	}
+}
+
+// BenchmarkKeptGoesToAnother measures the first acquire, or try, of another process of a lock that is kept unused, beside
+// that of a free one.
+func BenchmarkKeptGoesToAnother(b *testing.B) {
+	srv := benchServer(b)
+	var managers [2]*fabric.Manager
+	for i := range managers {
+		nc, err := srv.Connect()
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer nc.Close()
+		managers[i] = benchManager(b, nc, fabric.WithKeep(time.Hour))
+	}
+	m, other := managers[0], managers[1]
+	for name, take := range map[string]func(context.Context, string, ...fabric.AcquireOption) (*fabric.Lock, error){"acquire": other.Acquire, "try": other.TryAcquire} {
+		for _, kept := range []bool{false, true} {
+			b.Run(fmt.Sprintf("%s, kept=%v", name, kept), func(b *testing.B) {
+				var took []time.Duration
+				for n := 0; b.Loop(); n++ {
+					key := fmt.Sprint(b.Name(), b.N, "/", n)
+					for range 2 {
+						if kept {
+							release(b, acquire(b, m, key))
+						}
+					}
+					begun := time.Now()
+					l, err := take(b.Context(), key)
+					took = append(took, time.Since(begun))
+					if err != nil {
+						b.Fatal(err)
+					}
+					release(b, l)
+				}
+				slices.Sort(took)
+				b.ReportMetric(float64(took[len(took)/2].Microseconds()), "µs-median")
+				b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "µs-p99")
+			})
+		}
 	}
 }
