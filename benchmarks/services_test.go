@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/url"
 	"os/exec"
@@ -214,6 +215,17 @@ func mutexWith(opts ...fabric.Option) maker {
 	}
 }
 
+func ourRWMutex(t testing.TB, s *servers, key string, _ int) round {
+	mu := primitives.NewRWMutex(s.manager(t), key)
+	read, write, first := taking(mu.RLock), taking(mu.Lock), rand.N(10)
+	return func(ctx context.Context, n int) error {
+		if n%10 == first {
+			return write(ctx, n)
+		}
+		return read(ctx, n)
+	}
+}
+
 func ourSemaphore(t testing.TB, s *servers, key string, _ int) round {
 	return taking(primitives.NewSemaphore(s.manager(t), key, size).Acquire)
 }
@@ -264,6 +276,16 @@ func etcdMutex(t testing.TB, s *servers, key string, _ int) round {
 			return err
 		}
 		return m.Unlock(ctx)
+	}
+}
+
+func etcdRWMutex(t testing.TB, s *servers, key string, _ int) round {
+	mu, first := recipe.NewRWMutex(s.session(t), "/"+key), rand.N(10)
+	return func(_ context.Context, n int) error {
+		if n%10 == first {
+			return errors.Join(mu.Lock(), mu.Unlock())
+		}
+		return errors.Join(mu.RLock(), mu.RUnlock())
 	}
 }
 

@@ -51,6 +51,7 @@ var all = []part{
 		{"mutex, wanted by 2 clients", 2, false, []maker{nil, ourMutex, etcdMutex, redisMutex}},
 		{"mutex, wanted by 8", 8, false, []maker{nil, ourMutex, etcdMutex, redisMutex}},
 		{"mutex, wanted by 32", 32, false, []maker{nil, ourMutex, etcdMutex, redisMutex}},
+		{"reader-writer mutex, 10 clients, each tenth use writes", 10, false, []maker{nil, ourRWMutex, etcdRWMutex, nil}},
 		{"semaphore of 3: acquire and release", 1, false, []maker{floor, ourSemaphore, nil, redisSemaphore}},
 		{"semaphore of 3, wanted by 8", 8, false, []maker{nil, ourSemaphore, nil, redisSemaphore}},
 		{"election: campaign and resign", 1, false, []maker{floor, ourElection, etcdElection, nil}},
@@ -161,7 +162,7 @@ func measure(t *testing.T, s *servers, systems []string, r row) []time.Duration 
 		r.clients = min(r.clients, 8)
 	}
 	least := 3 // rounds of each client in a turn
-	if r.clients > 32 {
+	if r.clients > 64 {
 		least = 1
 	}
 	cells, each := make([]time.Duration, len(systems)), make([]int, len(systems))
