@@ -24,7 +24,7 @@ var (
 )
 
 // selves are what the test binary can be instead, by the variable that says so.
-var selves = map[string]func() int{holderEnv: holder, converterEnv: converter, permitsEnv: permitHolder, coalescerEnv: coalescerProcess}
+var selves = map[string]func() int{holderEnv: holder, converterEnv: converter, permitsEnv: permitHolder, coalescerEnv: coalescerProcess, keeperEnv: keeper}
 
 func TestMain(m *testing.M) {
 	for env, self := range selves {

@@ -1,0 +1,76 @@
+package chaos_test
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+var killedKept = flag.Int("kept.killed", 50, "how many locks a process keeps that is killed")
+
+// keeperEnv makes the test binary a process that keeps locks. Its value is "<url> <number>".
+const keeperEnv = "LOCKFABRIC_TEST_KEEPER"
+
+func keptName(i int) string { return fmt.Sprintf("kept/%d", i) }
+
+// keeper keeps its locks unused, prints "kept" and waits for the end of its input.
+func keeper() int {
+	var url string
+	var n int
+	ctx := context.Background()
+	_, err := fmt.Sscan(os.Getenv(keeperEnv), &url, &n)
+	var m *fabric.Manager
+	if err == nil {
+		m, err = fabric.Connect(ctx, url, fabric.WithTTL(holderTTL), fabric.WithKeep(time.Hour))
+	}
+	for i := 0; i < n && err == nil; i++ {
+		for k := 0; k < 2 && err == nil; k++ { // what is taken a second time is kept
+			err = m.Do(ctx, keptName(i), func(context.Context, *fabric.Lock) error { return nil })
+		}
+	}
+	if err != nil {
+		fmt.Println("error", err)
+		return 1
+	}
+	fmt.Println("kept")
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	return 0
+}
+
+// K12: the locks that a killed process has kept go to others like those that it has used.
+func TestK12_KilledWithKeptLocks(t *testing.T) {
+	t.Parallel()
+	s := startServer(t)
+	m, _ := one(t, s)
+	within(t, holderTTL+holderMargin+time.Second, func() time.Duration {
+		p := launchSelf(t, fmt.Sprintf("%s=%s %d", keeperEnv, s.ClientURL(), *killedKept))
+		p.expect("kept")
+		for i := range *killedKept {
+			if info, err := m.Inspect(testContext(t), keptName(i)); err != nil || len(info.Holders) != 1 {
+				t.Fatalf("%s: %+v, %v", keptName(i), info.Holders, err)
+			}
+		}
+		killed := time.Now()
+		p.kill()
+		var all sync.WaitGroup
+		for i := range *killedKept {
+			all.Go(func() {
+				l, err := m.Acquire(testContext(t), keptName(i))
+				if err != nil {
+					t.Errorf("%s: %v", keptName(i), err)
+					return
+				}
+				release(t, l)
+			})
+		}
+		all.Wait()
+		return time.Since(killed)
+	})
+}
