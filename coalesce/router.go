@@ -53,7 +53,7 @@ type route struct {
 // A key goes back to the direct road after so many grants that found nobody else, or unused for so long.
 const (
 	aloneMost = 8
-	idleMost  = 2 * time.Second
+	idleMost  = 30 * time.Second
 	maxRoutes = 1 << 12
 )
 
