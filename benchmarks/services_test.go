@@ -215,15 +215,20 @@ func mutexWith(opts ...fabric.Option) maker {
 	}
 }
 
-func ourRWMutex(t testing.TB, s *servers, key string, _ int) round {
-	mu := primitives.NewRWMutex(s.manager(t), key)
-	read, write, first := taking(mu.RLock), taking(mu.Lock), rand.N(10)
+// mixed is ten uses of which one writes.
+func mixed(read, write round) round {
+	first := rand.N(10)
 	return func(ctx context.Context, n int) error {
 		if n%10 == first {
 			return write(ctx, n)
 		}
 		return read(ctx, n)
 	}
+}
+
+func ourRWMutex(t testing.TB, s *servers, key string, _ int) round {
+	mu := primitives.NewRWMutex(s.manager(t), key)
+	return mixed(taking(mu.RLock), taking(mu.Lock))
 }
 
 func ourSemaphore(t testing.TB, s *servers, key string, _ int) round {
@@ -280,13 +285,11 @@ func etcdMutex(t testing.TB, s *servers, key string, _ int) round {
 }
 
 func etcdRWMutex(t testing.TB, s *servers, key string, _ int) round {
-	mu, first := recipe.NewRWMutex(s.session(t), "/"+key), rand.N(10)
-	return func(_ context.Context, n int) error {
-		if n%10 == first {
-			return errors.Join(mu.Lock(), mu.Unlock())
-		}
-		return errors.Join(mu.RLock(), mu.RUnlock())
-	}
+	mu := recipe.NewRWMutex(s.session(t), "/"+key)
+	return mixed(
+		func(context.Context, int) error { return errors.Join(mu.RLock(), mu.RUnlock()) },
+		func(context.Context, int) error { return errors.Join(mu.Lock(), mu.Unlock()) },
+	)
 }
 
 func etcdElection(t testing.TB, s *servers, key string, _ int) round {

@@ -79,10 +79,7 @@ func TestC4TryAfterASilentOwner(t *testing.T) {
 // may still write is the ledger's, which asks it again ever more rarely.
 func TestC26ReleaseEndsBesideASilentOwner(t *testing.T) {
 	w := newWorld(t)
-	o := w.process(RouterConfig{}).serve()
-	p := w.process(RouterConfig{Belt: true})
-	block := o.blockLeaseReads()
-	p.meet()
+	_, p, block := w.besideSilentOwner()
 	id := p.mustAcquire("k")
 	_, released := p.start("k", p.op(record.OpRelease, id))
 	w.wait("release", released, nil)

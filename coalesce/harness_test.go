@@ -201,6 +201,15 @@ func (o *owner) blockLeaseReads() (block chan struct{}) {
 	return block
 }
 
+// besideSilentOwner starts an owner that does nothing before block is closed, for it can't read whether a client's lease
+// is alive, and a process that sends everything on both roads and knows that owner.
+func (w *world) besideSilentOwner() (o *owner, p *process, block chan struct{}) {
+	o, p = w.process(RouterConfig{}).serve(), w.process(RouterConfig{Belt: true})
+	block = o.blockLeaseReads()
+	p.meet()
+	return o, p, block
+}
+
 // shout tells everybody that the owner is there.
 func (o *owner) shout() {
 	b := o.beat()

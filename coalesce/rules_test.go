@@ -294,10 +294,7 @@ func TestC26Belt(t *testing.T) {
 // written the acquire once more. Else the next try of this process would find its own old hold.
 func TestC26ReleaseEndsOnBothRoads(t *testing.T) {
 	w := newPatientWorld(t)
-	o := w.process(RouterConfig{}).serve()
-	p := w.process(RouterConfig{Belt: true})
-	block := o.blockLeaseReads()
-	p.meet()
+	o, p, block := w.besideSilentOwner()
 	id := p.mustAcquire("k")
 	_, released := p.start("k", p.op(record.OpRelease, id))
 	w.until("both came, and the direct road has done them", func() bool { return o.Stats().Operations == 2 && p.record("k") == nil })
@@ -319,10 +316,8 @@ func TestC26ReleaseEndsOnBothRoads(t *testing.T) {
 // C26: a wait on a condition gives a hold up whose acquire the owner may still write: it is taken back.
 func TestC26WaitEndsTheHold(t *testing.T) {
 	w := newPatientWorld(t)
-	o := w.process(RouterConfig{}).serve()
-	p, other := w.process(RouterConfig{Belt: true}), w.process(RouterConfig{})
-	block := o.blockLeaseReads()
-	p.meet()
+	o, p, block := w.besideSilentOwner()
+	other := w.process(RouterConfig{})
 	id, out, err := p.acquire("k")
 	if err != nil {
 		t.Fatal(err)
