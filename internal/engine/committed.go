@@ -45,3 +45,11 @@ func (c *committed) learnAbsent() (missing bool) {
 	c.known, c.rec, c.rev = true, nil, 0
 	return missing
 }
+
+// mark is a revision, or none.
+type mark struct {
+	set bool
+	rev uint64
+}
+
+func (m mark) at(rev uint64) bool { return m.set && m.rev == rev }

@@ -32,6 +32,22 @@ type Observer interface {
 	Observe(id string, ttl time.Duration, urgent bool, dead func(id string)) (stop func())
 }
 
+// Hints tell other processes over core NATS that what they wait for may have happened. A hint only
+// makes its process look at the record, so it may get lost, come twice or late, or be wrong.
+//
+// While hints work, a process that waits neither watches the record nor observes the leases ahead
+// as long as the queue moves: it is told by whoever lets it in. So a handover costs one message and
+// one read, however many wait. Where two looks show the same holder the wait goes on as without
+// hints, until one of the process's operations is let in: leases ahead are observed, and the first
+// in the queue watches the record. Those behind it go on reading it now and then.
+type Hints interface {
+	Work() bool                                   // whether they are known to arrive
+	Tell(leases []string, key string, rev uint64) // the processes of these leases to look at key, which has rev; must be quick
+}
+
+// DefaultMaxKept is how many kept entries may be unused at a time.
+const DefaultMaxKept = 1024
+
 // Config is what an engine is made of. Store, Watcher and Observer are needed.
 type Config struct {
 	Store    Store

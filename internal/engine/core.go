@@ -17,7 +17,6 @@ type core struct {
 	cancel context.CancelFunc
 	newest atomic.Uint64 // highest revision seen in the bucket
 	ledger ledger
-	keeps  keeps
 
 	operations, rounds, writes, reads, conflicts, busy, unknown atomic.Uint64
 	holdTime                                                    atomic.Int64 // smoothed hold time

@@ -137,18 +137,6 @@ func (e *Engine) SubmitInOrder(reqs ...*Request) {
 	}
 }
 
-// order takes over when the step is to be sent: after that of another key, and before that of a
-// third one. Called with the mutex held.
-func (s *step) order() {
-	for _, r := range s.batch {
-		if r.sent != nil {
-			s.after, s.sent, s.in = r.after, r.sent, r.in
-			r.after = nil
-			return
-		}
-	}
-}
-
 // outgoing is the context of a request whose sending somebody waits for. The client looks for the
 // first time when it ends once the request is on its way.
 type outgoing struct {
@@ -164,9 +152,7 @@ func (o outgoing) Done() <-chan struct{} {
 // Foresee returns what the newest state that is known of the key makes of op, without asking
 // anybody: Applied where nothing is known, and perhaps wrong.
 func (e *Engine) Foresee(key string, op record.Op) record.Verdict {
-	e.mu.Lock()
-	w := e.writers[key]
-	e.mu.Unlock()
+	w := e.find(key)
 	if w == nil {
 		return record.Applied
 	}

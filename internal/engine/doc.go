@@ -13,11 +13,14 @@
 //
 // # Parts
 //
-// From the top, each using only those below it:
+// From the top, each using only those below it (of two files at most one uses the other, see internal/archtest):
 //
 //	do        a context and a caller that blocks: Submit, select, Withdraw
 //	engine    the Doer: a writer for each key, made on first use, forgotten when idle
-//	writer    what is pending for a key, rounds, the write under way, what is uncertain, the window
+//	round     what becomes of a key's requests: plan, write, conclude
+//	kept      entries that stay when their hold is released; window: who waits in the record, who in the process
+//	watch     how a view learns of changes: watches, hints, looks; stamp: proofs that nothing has changed
+//	writer    the state of a key: what is pending, uncertain, held back, kept
 //	view      the newest committed state known of a key, who waits in it, watched holds
 //	observe   leases ahead of those who wait
 //	ledger    what must still happen though nobody waits for it, by lease

@@ -15,6 +15,7 @@ import (
 // Engine applies operations to resources. It is a Doer, and safe for concurrent use.
 type Engine struct {
 	*core
+	keeps   keeps
 	writers map[string]*writer // guarded by the core's mu
 }
 
@@ -60,7 +61,7 @@ func (e *Engine) lock(key string) *writer {
 			if len(e.writers) >= maxIdle {
 				e.forgetSome()
 			}
-			w = newWriter(e.core, key)
+			w = newWriter(e.core, &e.keeps, key)
 			w.closed = e.closed
 			e.writers[key] = w
 		}
@@ -71,6 +72,12 @@ func (e *Engine) lock(key string) *writer {
 		}
 		w.mu.Unlock()
 	}
+}
+
+func (e *Engine) find(key string) *writer {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.writers[key]
 }
 
 // forgetSome drops a few idle writers; map order makes the choice random.
@@ -113,9 +120,7 @@ func (e *Engine) janitor() {
 // Known returns the newest state of the key's record that this process knows of, without asking; nil
 // where nobody holds or waits. ok is false where it knows nothing, or that there is something newer.
 func (e *Engine) Known(key string) (rec *record.Record, rev uint64, ok bool) {
-	e.mu.Lock()
-	w := e.writers[key]
-	e.mu.Unlock()
+	w := e.find(key)
 	if w == nil {
 		return nil, 0, false
 	}
@@ -203,16 +208,6 @@ func (e *Engine) DropLease(lease string) {
 		w.end(r, Outcome{}, ErrGone)
 		w.mu.Unlock()
 	}
-}
-
-// WatchHold calls lost once, from a goroutine of the engine, when the entry with
-// this id, which was seen at revision rev, is revoked or gone from the key's record. One that holds by a turn
-// may wait there still, with this token. It costs a share of a
-// watcher, so it is for holds that last. stop ends it; a call in progress may still finish.
-func (e *Engine) WatchHold(key, id string, token, rev uint64, lost func(error)) (stop func()) {
-	w := e.lock(key)
-	defer w.mu.Unlock()
-	return w.watchHold(id, token, rev, lost)
 }
 
 // Read returns the key's record as the leader has it, never older than what this process has seen already; nil means

@@ -1,8 +1,6 @@
 package engine
 
 import (
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/record"
@@ -16,71 +14,8 @@ const (
 
 var keptMeta = map[string]string{IntentKey: KeptIntent}
 
-const (
-	// confirmedFor is how long what is known of a record is good enough to pass an entry on.
-	confirmedFor = time.Second
-	// mostNeeded bounds how many acquires in a row have to meet nobody else before an entry is kept.
-	mostNeeded = 1024
-	// worthIt is after how many joins an entry that is called back was worth keeping.
-	worthIt = 10
-)
-
-// DefaultMaxKept is how many kept entries may be unused at a time.
-const DefaultMaxKept = 1024
-
-// Keeper is the lease that kept entries stand under, with what belongs to it.
-type Keeper interface {
-	// Keeps reports whether entries may be kept, and taken over, now: the lease is valid by its holder's own
-	// clock and takes new acquires. It is called with locks held.
-	Keeps() bool
-	// Ended says that an entry is kept no more: nobody used it, and it was let go; or it was found revoked
-	// or removed, for err. No lock is held.
-	Ended(key, id string, used bool, err error)
-}
-
-// kept is a holder entry of this process that stays in the record when its hold is released. The next request
-// with the same Keeper joins it: it takes the entry over in memory. All is guarded by the key's mutex.
-//
-//	open, used <-> open, idle -> gone
-//	   |              |            ^
-//	   +--> draining -+------------+
-//
-// It is open while nobody else wants the key. Who uses a draining one releases it.
-type kept struct {
-	w        *writer
-	entry    *record.Entry
-	lease    string
-	keeper   Keeper
-	marked   bool // its entry says that it may be kept; else it is only in the way of those who come
-	open     bool
-	used     bool
-	uses     uint64        // holds that it was, the present one included
-	hold     time.Duration // how long the last use lasted
-	linger   time.Duration // how long it may stay unused, as its last user said
-	idle     atomic.Int64  // since when nobody uses it, in nanoseconds; 0: somebody does
-	checking bool          // a read is under way that confirms what is known
-	timer    *time.Timer
-	due      time.Time // of timer; zero: it does not run
-}
-
-// keeping is what the writer of a key knows about keeping it.
-type keeping struct {
-	kept  *kept
-	lease string // of those who would keep it
-	on    bool   // all who wait here, held back, would keep it
-	ours  mark   // the revision of the last write, if it was ours and left nobody else in the record
-	again bool   // the write that is being concluded is based on such a one
-	row   int    // grants in a row that met nobody else
-	need  int    // how many it takes until an entry is kept; 0 = 1
-	parting
-}
-
-// keeps is what all kept entries of an engine share.
-type keeps struct {
-	idle atomic.Int64
-	mu   sync.Mutex
-	all  map[*kept]struct{}
-}
+// confirmedFor is how long what is known of a record is good enough to pass an entry on.
+const confirmedFor = time.Second
 
 // Join has the caller take a kept entry over, if there is one under this lease that nobody uses and that may be
 // passed on now. n counts its uses.
@@ -121,7 +56,7 @@ func (e *Engine) Leave(key, id string, hold, linger time.Duration) bool {
 	}
 	k.used, k.hold, k.linger = false, hold, linger
 	k.idle.Store(time.Now().UnixNano())
-	w.core.keeps.idle.Add(1)
+	w.keeps.idle.Add(1)
 	if !may || len(w.backlog) > 0 {
 		w.keepUp()
 	}
@@ -130,7 +65,7 @@ func (e *Engine) Leave(key, id string, hold, linger time.Duration) bool {
 	}
 	if w.kept == k && !k.used {
 		w.arm(k, linger)
-		w.core.bound(w)
+		w.bound()
 	}
 	return true
 }
@@ -163,23 +98,6 @@ func (e *Engine) LetGo(lease string, void bool) {
 	}
 }
 
-func (e *Engine) find(key string) *writer {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.writers[key]
-}
-
-func (s *keeps) under(lease string) (all []*kept) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for k := range s.all {
-		if k.lease == lease {
-			all = append(all, k)
-		}
-	}
-	return all
-}
-
 // mayPass reports whether the entry may be passed on at this instant. If not, sure says that no read would
 // change that. Called with mu held.
 func (w *writer) mayPass(k *kept) (may, sure bool) {
@@ -203,9 +121,6 @@ func (w *writer) holdsKept(k *kept) (record.Entry, bool) {
 	}
 	return w.rec.Holder(k.entry.ID)
 }
-
-// foreign reports whether others than those who would keep the key stand in the record. Called with mu held.
-func (w *writer) foreign() bool { return w.rec.HasOthers(w.keeping.lease) }
 
 // inOne reports whether those who would keep the key wait here while one of them stands in the record, since
 // nobody else does. Called with mu held.
@@ -242,8 +157,7 @@ func (w *writer) meets(r *Request) (waits bool) {
 	case r.Op.Verb == record.OpTry && (k.used || len(w.backlog) > 0), len(w.backlog) >= maxBacklog:
 		return false // the record refuses it
 	}
-	r.heldBack = true
-	w.backlog = append(w.backlog, r)
+	w.delay(r)
 	if w.keepUp(); !r.over && k.open {
 		w.arm(k, w.core.cfg.KeepWait)
 	}
@@ -265,22 +179,7 @@ func (k *kept) use() {
 	k.used = true
 	k.uses++
 	k.idle.Store(0)
-	k.w.core.keeps.idle.Add(-1)
-}
-
-// forget ends the keeping of an entry that is no more, or is on its way out. Called with mu held.
-func (w *writer) forget(k *kept) {
-	w.kept, w.followed = nil, false
-	if k.timer != nil {
-		k.timer.Stop()
-	}
-	s := &w.core.keeps
-	if !k.used {
-		s.idle.Add(-1)
-	}
-	s.mu.Lock()
-	delete(s.all, k)
-	s.mu.Unlock()
+	k.w.keeps.idle.Add(-1)
 }
 
 // keepUp looks what is to become of a kept entry: it goes to the first who waits for it here, if it may be
@@ -327,33 +226,6 @@ func (w *writer) taken(k *kept) error {
 		return ErrRevoked
 	}
 	return nil
-}
-
-// letGo has nobody join the entry any more, and releases it if nobody uses it. calledBack says that others
-// have asked for it. Called with mu held.
-func (w *writer) letGo(calledBack bool) {
-	k := w.kept
-	if k == nil {
-		return
-	}
-	if k.open {
-		k.open, w.keeping.on = false, false
-		if k.marked && (calledBack || w.foreign()) {
-			w.keeping.calledBack(k.uses - 1)
-		}
-		w.start()
-	}
-	if k.used || w.closed {
-		return
-	}
-	w.forget(k)
-	w.tellEnd(k, nil)
-	w.part(k)
-}
-
-func (w *writer) tellEnd(k *kept, err error) {
-	key, used := w.key, k.used
-	w.mu.then(func() { k.keeper.Ended(key, k.entry.ID, used, err) })
 }
 
 // check reads the record for all who ask whether the entry may be passed on. Called with mu held.

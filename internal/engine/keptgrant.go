@@ -44,7 +44,7 @@ func (w *writer) granted(r *Request, out *Outcome) {
 	}
 	k := &kept{w: w, entry: out.Entry, lease: r.Op.Lease, keeper: r.Keeper, marked: out.Entry.Meta[IntentKey] == KeptIntent, open: true, used: true, uses: 1}
 	w.kept, w.followed, out.Kept, out.Uses = k, k.marked, k.marked, 1
-	s := &w.core.keeps
+	s := w.keeps
 	s.mu.Lock()
 	if s.all == nil {
 		s.all = map[*kept]struct{}{}
@@ -53,15 +53,5 @@ func (w *writer) granted(r *Request, out *Outcome) {
 	s.mu.Unlock()
 	if len(w.backlog) > 0 {
 		w.arm(k, w.core.cfg.KeepWait)
-	}
-}
-
-// calledBack takes note that others wanted the key after so many joins.
-func (s *keeping) calledBack(joins uint64) {
-	s.row = 0
-	if joins >= worthIt {
-		s.need = 1
-	} else {
-		s.need = min(4*max(s.need, 1), mostNeeded)
 	}
 }

@@ -38,21 +38,22 @@ func (w *writer) tick(k *kept) {
 	}
 }
 
-// bound lets go of the entry that is unused for longest, if there are too many. Called with w's mu held.
-func (c *core) bound(w *writer) {
-	if c.keeps.idle.Load() <= int64(c.cfg.MaxKept) {
+// bound lets go of the entry of the engine that is unused for longest, if there are too many. Called with mu held.
+func (w *writer) bound() {
+	s := w.keeps
+	if s.idle.Load() <= int64(w.core.cfg.MaxKept) {
 		return
 	}
 	w.mu.then(func() {
 		var oldest *kept
 		var since int64
-		c.keeps.mu.Lock()
-		for k := range c.keeps.all {
+		s.mu.Lock()
+		for k := range s.all {
 			if at := k.idle.Load(); at > 0 && (oldest == nil || at < since) {
 				oldest, since = k, at
 			}
 		}
-		c.keeps.mu.Unlock()
+		s.mu.Unlock()
 		if oldest == nil {
 			return
 		}

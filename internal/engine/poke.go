@@ -17,17 +17,6 @@ const firstPoke = 50 * time.Millisecond
 // PokeTime is how long to wait for a process that was asked for a kept entry.
 func PokeTime(rtt time.Duration) time.Duration { return max(firstPoke, 4*rtt) }
 
-// yieldTime is how long the acquires of a process wait after it has given an entry up for the try of another one,
-// which hears of it, reads the record and writes.
-func yieldTime(rtt time.Duration) time.Duration { return max(4*rtt, time.Millisecond) }
-
-// parting is a kept entry on its way out.
-type parting struct {
-	id       string
-	askers   []func(used bool)
-	yielding bool // all acquires of this process wait here, so that another one's try can come first
-}
-
 // GiveUp releases a kept entry if nobody uses it, for a try of another process, and reports whether it knows the id.
 // Then answer is called, from any goroutine and with no lock held, with whether it is used, else when it is released. It
 // is not called if it can't be.
@@ -63,49 +52,12 @@ func (e *Engine) Unused(lease string) (seqs []string) {
 	return seqs
 }
 
-// part releases an entry that is kept no more and that nobody uses. Called with mu held.
-func (w *writer) part(k *kept) {
-	w.parting = parting{id: k.entry.ID, yielding: w.parting.yielding}
-	op := record.Op{Verb: record.OpRelease, ID: k.entry.ID, Lease: k.lease, Hold: k.hold, Token: k.entry.Token}
-	w.carryOut(&Request{Key: w.key, Op: op, Done: func(_ Outcome, err error) { w.parted(op.ID, err) }})
-}
-
-// parted is told what has become of a release.
-func (w *writer) parted(id string, err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.parting.id != id {
-		return
-	}
-	askers := w.parting.askers
-	w.parting.id, w.parting.askers = "", nil
-	if !w.parting.yielding {
-		return
-	}
-	took, _ := w.core.cfg.RTT.RTT()
-	time.AfterFunc(yieldTime(took), func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		if w.parting.yielding = false; len(w.backlog) > 0 {
-			w.start()
-		}
-	})
-	if err == nil {
-		w.mu.then(func() {
-			for _, answer := range askers {
-				answer(false)
-			}
-		})
-	}
-}
-
 // yields has an acquire of this process wait here for a moment, if another one's try is to come first. Called with mu held.
 func (w *writer) yields(r *Request) bool {
 	if !w.parting.yielding || r.Guest != nil || r.Op.Verb != record.OpAcquire && r.Op.Verb != record.OpTry || len(w.backlog) >= maxBacklog {
 		return false
 	}
-	r.heldBack = true
-	w.backlog = append(w.backlog, r)
+	w.delay(r)
 	return true
 }
 

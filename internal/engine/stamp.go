@@ -64,27 +64,6 @@ func (v *view) anchor(ctx context.Context, failFast bool) (rev uint64, err error
 	return rev, nil
 }
 
-// proofs are the checks of one key's revision. One is under way at a time, since on replicas they exclude
-// each other and the key's writers; who asks meanwhile shares the next one.
-type proofs struct {
-	waiting []*proof
-	running bool
-	proven  uint64 // revision that the last check confirmed
-	refuted uint64 // revision that a check found not to be the newest
-}
-
-// proof is what somebody asks for with Prove.
-type proof struct {
-	rev      uint64
-	patience int // how often the server may put it off; 0 = no limit
-	failFast bool
-
-	over bool
-	ok   bool
-	err  error
-	done chan struct{} // closed when it is over
-}
-
 func (p *proof) end(ok bool, err error) {
 	p.over, p.ok, p.err = true, ok, err
 	close(p.done)

@@ -124,3 +124,15 @@ func (s *step) reportEvicted(tell func(key string, leases []string, entries int)
 		tell(key, leases, s.base.EntriesUnder(leases...))
 	}
 }
+
+// order takes over when the step is to be sent: after that of another key, and before that of a
+// third one. Called with the mutex held.
+func (s *step) order() {
+	for _, r := range s.batch {
+		if r.sent != nil {
+			s.after, s.sent, s.in = r.after, r.sent, r.in
+			r.after = nil
+			return
+		}
+	}
+}

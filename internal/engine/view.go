@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"math/rand/v2"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
@@ -29,8 +27,30 @@ type watchedHold struct {
 type user interface {
 	watched
 	enqueue(r *Request) // an operation of the view's own: an eviction, or what takes a request back
-	settled()           // the state has changed
+	run()               // takes over what is to be done
+	settled()           // the state has changed; whoever has to watch it does from now on
 	granted(r *Request, out *Outcome)
+}
+
+// proofs are the checks of one key's revision. One is under way at a time, since on replicas they exclude
+// each other and the key's writers; who asks meanwhile shares the next one.
+type proofs struct {
+	waiting []*proof
+	running bool
+	proven  uint64 // revision that the last check confirmed
+	refuted uint64 // revision that a check found not to be the newest
+}
+
+// proof is what somebody asks for with Prove.
+type proof struct {
+	rev      uint64
+	patience int // how often the server may put it off; 0 = no limit
+	failFast bool
+
+	over bool
+	ok   bool
+	err  error
+	done chan struct{} // closed when it is over
 }
 
 // view is the newest committed state of one key that this process knows of, and who wants to
@@ -211,9 +231,6 @@ func (v *view) settle() {
 		delete(v.holds, id)
 		v.core.goIfOpen(func() { h.lost(err) }) // it may call back into the engine
 	}
-	v.adjustWatch()
-	v.observe()
-	v.pokeLater()
 	v.user.settled()
 }
 
@@ -271,9 +288,6 @@ func (v *view) stands(r *Request, st record.State, rec *record.Record, rev uint6
 		if r.Queued != nil && !r.told {
 			v.mu.tell(r, rec.Place(&r.Op))
 		}
-		if v.hint > rev {
-			v.look()
-		}
 		return
 	}
 	v.turn, v.stalled, v.looked = rec.Turn(), false, false
@@ -286,75 +300,6 @@ func (v *view) stands(r *Request, st record.State, rec *record.Record, rev uint6
 	if undo, ok := r.Op.Undo(); ok && st.Standing == record.Refused && rec.Has(r.Op.ID) {
 		v.carryOut(&Request{Key: r.Key, Op: undo, Guest: r.Guest})
 	}
-}
-
-// watchHold is Engine.WatchHold. Called with mu held.
-func (v *view) watchHold(id string, token, rev uint64, lost func(error)) (stop func()) {
-	if v.closed {
-		return func() {}
-	}
-	if v.holds == nil {
-		v.holds = map[string]*watchedHold{}
-	}
-	h := &watchedHold{token, lost}
-	v.holds[id] = h
-	v.newestRev = max(v.newestRev, rev)
-	if v.trusted() {
-		v.settle()
-	} else {
-		v.adjustWatch() // the watch looks twice at what one read may have got wrong
-	}
-	return func() {
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		if v.holds[id] == h {
-			delete(v.holds, id)
-		}
-	}
-}
-
-// observe has the leases ahead of the waiting operations observed. Called with mu held.
-func (v *view) observe() {
-	var ahead map[string]time.Duration
-	urgent := false
-	if !v.moves() {
-		ahead, urgent = v.ahead()
-	}
-	v.obstacles.follow(ahead, urgent, func(id string, ttl time.Duration) func() {
-		return v.core.cfg.Observer.Observe(id, ttl, urgent, v.leaseDied)
-	})
-}
-
-// ahead returns the leases, with their TTLs, of all entries that operations of this process wait for. Leases of this
-// process are among them: their end has to reach its waiters, too. urgent is whether one of these operations is
-// granted next. Called with mu held.
-func (v *view) ahead() (leases map[string]time.Duration, urgent bool) {
-	if len(v.waiting) == 0 || v.closed {
-		return nil, false
-	}
-	all, urgent := v.rec.Ahead(func(id string) bool { return v.waiting[id] != nil })
-	return maps.Collect(all), urgent
-}
-
-// leaseDied is told by the observer that a lease's tombstone is committed. The head of the queue evicts at once,
-// others after a pause in which the head has usually done it.
-func (v *view) leaseDied(id string) {
-	v.core.goIfOpen(func() {
-		v.mu.Lock()
-		v.obstacles.died(id)
-		_, urgent := v.ahead()
-		v.mu.Unlock()
-		took, _ := v.core.cfg.RTT.RTT() // by the head, and until we are told
-		if !urgent && !v.core.sleep(v.core.ctx, took+50*time.Millisecond+rand.N(200*time.Millisecond)) {
-			return
-		}
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		stands := func(lease string) bool { return len(v.waiting) > 0 && v.rec.HasLease(lease) }
-		if leases := v.obstacles.evictable(stands); len(leases) > 0 {
-			v.user.enqueue(&Request{Key: v.key, Op: record.Op{Verb: record.OpEvict, Leases: leases}})
-		}
-	})
 }
 
 // end gives r its outcome. Called with mu held.
@@ -429,6 +374,4 @@ func (v *view) close() {
 		v.end(r, Outcome{}, ErrClosed)
 	}
 	clear(v.holds)
-	v.observe()
-	v.dropWatch()
 }

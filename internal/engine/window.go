@@ -13,7 +13,6 @@ import (
 // small, and one process can't fill it. Beyond the window the order holds within each process.
 const (
 	windowSize = 16
-	maxBacklog = 1 << 16 // requests held back for one key
 	// foresight is how many of those held back are considered to tell how long one more would wait.
 	foresight = 256
 )
@@ -34,8 +33,9 @@ func (w *writer) admits() bool {
 	return len(w.backlog) == 0 && (w.queuers+w.queueing == 0 || w.room() > 0)
 }
 
-// holdBack has r wait in the process, unless that is refused. Called with mu held.
-func (w *writer) holdBack(r *Request) {
+// holdsBack has r wait in the process, or refuses it, and reports whether it did; else the record decides, as it is
+// after r came. Called with mu held.
+func (w *writer) holdsBack(r *Request) bool {
 	res := w.foresee(r)
 	same := func(q *Request) bool { return q.Op.ID == res.Blocker.ID }
 	switch {
@@ -43,15 +43,14 @@ func (w *writer) holdBack(r *Request) {
 		res = record.Result{Verdict: record.QueueFull, Limit: fmt.Sprintf("%d waiters of one process", maxBacklog)}
 	case res.Verdict == record.WaitTooLong, res.Verdict == record.AlreadyHeld && slices.ContainsFunc(w.backlog, same):
 	case res.Verdict != record.Applied:
-		w.enqueue(r) // the record decides, as it is after r came
-		return
+		return false
 	default:
-		r.heldBack = true
-		w.backlog = append(w.backlog, r)
+		w.delay(r)
 		w.tellBacklog()
-		return
+		return true
 	}
 	w.end(r, Outcome{}, &RefusedError{Result: res, Record: w.rec})
+	return true
 }
 
 // stopHeldBack ends a request that is held back, as the record does with one that waits there. Called with mu held.

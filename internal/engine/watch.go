@@ -1,24 +1,14 @@
 package engine
 
 import (
+	"maps"
+	"math/rand/v2"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/pause"
+	"github.com/lockfabric/lockfabric/internal/record"
 )
-
-// Hints tell other processes over core NATS that what they wait for may have happened. A hint only
-// makes its process look at the record, so it may get lost, come twice or late, or be wrong.
-//
-// While hints work, a process that waits neither watches the record nor observes the leases ahead
-// as long as the queue moves: it is told by whoever lets it in. So a handover costs one message and
-// one read, however many wait. Where two looks show the same holder the wait goes on as without
-// hints, until one of the process's operations is let in: leases ahead are observed, and the first
-// in the queue watches the record. Those behind it go on reading it now and then.
-type Hints interface {
-	Work() bool                                   // whether they are known to arrive
-	Tell(leases []string, key string, rev uint64) // the processes of these leases to look at key, which has rev; must be quick
-}
 
 // lookAfter is the time to the first look, and times the place in the queue that between two
 // others: at most mostLook, and a quarter of the TTL.
@@ -27,38 +17,78 @@ const (
 	mostLook  = 5 * time.Second
 )
 
-// Look has the key's record read if an operation of this process waits in it, or is found to wait
-// in an older one than rev, or an entry is kept, and the newest revision that is known is below rev. It returns at once.
-func (e *Engine) Look(key string, rev uint64) {
-	e.mu.Lock()
-	w := e.writers[key]
-	e.mu.Unlock()
-	if w == nil {
-		return
-	}
-	w.mu.Lock()
+// WatchHold calls lost once, from a goroutine of the engine, when the entry with
+// this id, which was seen at revision rev, is revoked or gone from the key's record. One that holds by a turn
+// may wait there still, with this token. It costs a share of a
+// watcher, so it is for holds that last. stop ends it; a call in progress may still finish.
+func (e *Engine) WatchHold(key, id string, token, rev uint64, lost func(error)) (stop func()) {
+	w := e.lock(key)
 	defer w.mu.Unlock()
-	if w.rev < rev || !w.known {
-		// It may overtake the acknowledgement of the write that has the operation wait.
-		w.hint = max(w.hint, rev)
-		w.look()
-		if w.kept != nil {
-			w.check(w.kept)
+	if w.closed {
+		return func() {}
+	}
+	if w.holds == nil {
+		w.holds = map[string]*watchedHold{}
+	}
+	h := &watchedHold{token, lost}
+	w.holds[id] = h
+	w.newestRev = max(w.newestRev, rev)
+	if w.trusted() {
+		w.settle()
+	} else {
+		w.adjustWatch() // the watch looks twice at what one read may have got wrong
+	}
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.holds[id] == h {
+			delete(w.holds, id)
 		}
 	}
 }
 
-// tellOthers tells the processes that a committed step has let in, but those whose requests wait
-// here: these are answered. Called with mu held.
-func (w *writer) tellOthers(s *step) {
-	if !w.hinted() {
-		return
+// observe has the leases ahead of the waiting operations observed. Called with mu held.
+func (v *view) observe() {
+	var ahead map[string]time.Duration
+	urgent := false
+	if !v.moves() {
+		ahead, urgent = v.ahead()
 	}
-	here := func(id string) bool { return w.waiting[id] != nil }
-	if leases := s.next.LetIn(s.base, here); len(leases) > 0 {
-		h, key, rev := w.core.cfg.Hints, w.key, s.newRev
-		w.mu.then(func() { h.Tell(leases, key, rev) })
+	v.obstacles.follow(ahead, urgent, func(id string, ttl time.Duration) func() {
+		return v.core.cfg.Observer.Observe(id, ttl, urgent, v.leaseDied)
+	})
+}
+
+// ahead returns the leases, with their TTLs, of all entries that operations of this process wait for. Leases of this
+// process are among them: their end has to reach its waiters, too. urgent is whether one of these operations is
+// granted next. Called with mu held.
+func (v *view) ahead() (leases map[string]time.Duration, urgent bool) {
+	if len(v.waiting) == 0 || v.closed {
+		return nil, false
 	}
+	all, urgent := v.rec.Ahead(func(id string) bool { return v.waiting[id] != nil })
+	return maps.Collect(all), urgent
+}
+
+// leaseDied is told by the observer that a lease's tombstone is committed. The head of the queue evicts at once,
+// others after a pause in which the head has usually done it.
+func (v *view) leaseDied(id string) {
+	v.core.goIfOpen(func() {
+		v.mu.Lock()
+		v.obstacles.died(id)
+		_, urgent := v.ahead()
+		v.mu.Unlock()
+		took, _ := v.core.cfg.RTT.RTT() // by the head, and until we are told
+		if !urgent && !v.core.sleep(v.core.ctx, took+50*time.Millisecond+rand.N(200*time.Millisecond)) {
+			return
+		}
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		stands := func(lease string) bool { return len(v.waiting) > 0 && v.rec.HasLease(lease) }
+		if leases := v.obstacles.evictable(stands); len(leases) > 0 {
+			v.user.enqueue(&Request{Key: v.key, Op: record.Op{Verb: record.OpEvict, Leases: leases}})
+		}
+	})
 }
 
 // look reads the record, without a caller. Called with mu held.
@@ -203,5 +233,37 @@ func (v *view) dropHurry() {
 	if v.stopHurry != nil {
 		v.stopHurry()
 		v.stopHurry = nil
+	}
+}
+
+// Look has the key's record read if an operation of this process waits in it, or is found to wait
+// in an older one than rev, or an entry is kept, and the newest revision that is known is below rev. It returns at once.
+func (e *Engine) Look(key string, rev uint64) {
+	w := e.find(key)
+	if w == nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.rev < rev || !w.known {
+		// It may overtake the acknowledgement of the write that has the operation wait.
+		w.hint = max(w.hint, rev)
+		w.look()
+		if w.kept != nil {
+			w.check(w.kept)
+		}
+	}
+}
+
+// tellOthers tells the processes that a committed step has let in, but those whose requests wait
+// here: these are answered. Called with mu held.
+func (w *writer) tellOthers(s *step) {
+	if !w.hinted() {
+		return
+	}
+	here := func(id string) bool { return w.waiting[id] != nil }
+	if leases := s.next.LetIn(s.base, here); len(leases) > 0 {
+		h, key, rev := w.core.cfg.Hints, w.key, s.newRev
+		w.mu.then(func() { h.Tell(leases, key, rev) })
 	}
 }
