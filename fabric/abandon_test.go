@@ -66,7 +66,7 @@ func TestE5_TombstonesAreTriedForTheWholeTTL(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s := &session{m: &Manager{cfg: config{logger: slog.New(slog.DiscardHandler)}}, doer: d}
+			s := &session{m: &Manager{cfg: config{logger: slog.New(slog.DiscardHandler)}}, shards: []*shard{{doer: d}}}
 			s.ctx, s.stop = context.WithCancel(t.Context())
 			defer s.stop()
 			b.setSilent(true)

@@ -140,7 +140,7 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 	} else {
 		opt.Turns = a.m.cfg.turns && op.Kind == record.KindLock && op.Verb == record.OpAcquire && op.Mode == record.X && !op.Value.Set
 	}
-	before := a.session.seen()
+	before := a.session.shard(a.enc).seen()
 	out, err := a.do(ctx, &op, opt)
 	a.victim = w.end(err)
 	h, err := a.conclude(ctx, sl, &op, out, err, before)
@@ -168,10 +168,10 @@ func (a *attempt) conclude(ctx context.Context, sl *slot, op *record.Op, out eng
 		if errors.Is(err, engine.ErrGone) || a.claim.From != nil {
 			// It may stand after all: the reads that said otherwise can be those of
 			// a deposed leader. Nothing may be left under a lease that lives.
-			a.session.doer.ReleaseInBackground(a.enc, sl.id, op.ID, 0)
+			a.session.shard(a.enc).doer.ReleaseInBackground(a.enc, sl.id, op.ID, 0)
 		}
 		if from := a.claim.From; from != nil {
-			a.session.doer.ReleaseInBackground(a.enc, sl.id, op.Holder, from.revision())
+			a.session.shard(a.enc).doer.ReleaseInBackground(a.enc, sl.id, op.Holder, from.revision())
 		}
 		if a.victim != nil {
 			err = a.victim
@@ -232,14 +232,14 @@ func (a *attempt) place(ctx context.Context) (*slot, error) {
 // do carries the operation out. One that stays in its queue when ctx ends is waited for as long as the manager lives.
 func (a *attempt) do(ctx context.Context, op *record.Op, opt engine.Options) (engine.Outcome, error) {
 	if !op.Stays() {
-		return engine.Do(ctx, a.session.doer, a.enc, *op, opt)
+		return engine.Do(ctx, a.session.shard(a.enc).doer, a.enc, *op, opt)
 	}
 	undo := *op
-	stop := context.AfterFunc(ctx, func() { a.session.doer.UndoInBackground(a.enc, undo, opt.AtLeast) })
+	stop := context.AfterFunc(ctx, func() { a.session.shard(a.enc).doer.UndoInBackground(a.enc, undo, opt.AtLeast) })
 	defer stop()
 	bound, done := a.m.bind(context.WithoutCancel(ctx))
 	defer done()
-	return engine.Do(bound, a.session.doer, a.enc, *op, opt)
+	return engine.Do(bound, a.session.shard(a.enc).doer, a.enc, *op, opt)
 }
 
 // granted makes a handle of an outcome, or nil of one that leaves nothing to release.
@@ -249,7 +249,7 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 	}
 	s := a.session
 	useless := func(err error) (*Hold, error) {
-		s.doer.ReleaseInBackground(a.enc, sl.id, op.ID, out.Revision)
+		s.shard(a.enc).doer.ReleaseInBackground(a.enc, sl.id, op.ID, out.Revision)
 		a.withdrawn(sl, op.ID, err)
 		sl.give(op.ID)
 		return nil, err
@@ -285,9 +285,9 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 	a.unit.add(h)
 	// The last look before the grant is handed out: a lease that was lost while
 	// the acquire waited, or this process slept, grants nothing.
-	if !sl.lease.Valid() || ended != nil || out.Entry.Revoked || out.Kept && !s.engine.Kept(a.enc, op.ID) || a.set == nil && !h.handOut(a) {
+	if !sl.lease.Valid() || ended != nil || out.Entry.Revoked || out.Kept && !s.shard(a.enc).engine.Kept(a.enc, op.ID) || a.set == nil && !h.handOut(a) {
 		h.lose(ErrExpired)
-		s.doer.ReleaseInBackground(a.enc, sl.id, op.ID, out.Revision)
+		s.shard(a.enc).doer.ReleaseInBackground(a.enc, sl.id, op.ID, out.Revision)
 		why := errAgain
 		if out.Entry.Revoked {
 			why = ErrRevoked
@@ -323,7 +323,7 @@ func (a *attempt) confirm(ctx context.Context, op *record.Op, out engine.Outcome
 		fctx, cancel = context.WithTimeout(ctx, a.failFastLimit())
 	}
 	defer cancel()
-	err := a.session.confirm(fctx, out, before)
+	err := a.session.shard(a.enc).confirm(fctx, out, before)
 	switch {
 	case err == nil:
 	case ctx.Err() == nil && fctx.Err() != nil:
@@ -333,7 +333,7 @@ func (a *attempt) confirm(ctx context.Context, op *record.Op, out engine.Outcome
 		defer cancel()
 		late, done := a.m.bind(late)
 		defer done()
-		if err = a.session.confirm(late, out, before); err != nil && late.Err() != nil {
+		if err = a.session.shard(a.enc).confirm(late, out, before); err != nil && late.Err() != nil {
 			return fmt.Errorf("%w: %w", ErrUncertain, ctx.Err())
 		}
 	}

@@ -225,8 +225,8 @@ func (a *attempt) post(ctx context.Context) (out engine.Outcome, err error) {
 	defer sl.leave()
 	op := a.op
 	op.ID, op.Lease, op.TTL = sl.lease.NextOp(), sl.id, a.req.timing.ttl
-	before := s.seen()
-	out, err = engine.Do(ctx, s.doer, a.enc, op, engine.Options{FailFast: a.req.failFast, Stop: sl.lease.Lost()})
+	before := s.shard(a.enc).seen()
+	out, err = engine.Do(ctx, s.shard(a.enc).doer, a.enc, op, engine.Options{FailFast: a.req.failFast, Stop: sl.lease.Lost()})
 	if err != nil {
 		return out, postError(err)
 	}
@@ -274,7 +274,7 @@ func (h *Hold) Post(ctx context.Context, p Post) (Info, error) {
 	bound, done := h.s.m.bind(ctx)
 	defer done()
 	opt.Stop = h.Context().Done()
-	out, err := engine.Do(bound, h.s.doer, h.enc, op, opt)
+	out, err := engine.Do(bound, h.s.shard(h.enc).doer, h.enc, op, opt)
 	if err != nil {
 		return Info{}, h.s.m.explain(ctx, h.postFailed(&op, err))
 	}
@@ -293,12 +293,12 @@ func (h *Hold) postLast(ctx context.Context, op record.Op, opt engine.Options) (
 		op.Hold = releaseOp(h).Hold
 		opt.Stop = h.s.m.gone
 		var err error
-		if out, err = engine.Do(bound, h.s.doer, h.enc, op, opt); err == nil {
+		if out, err = engine.Do(bound, h.s.shard(h.enc).doer, h.enc, op, opt); err == nil {
 			return nil
 		}
 		if refused, ok := errors.AsType[*engine.RefusedError](err); ok && refused.Verdict != record.NotHolder {
 			// The entry stands as it did.
-			h.s.doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
+			h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
 		}
 		return h.s.m.explain(ctx, h.postFailed(&op, err))
 	})

@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -51,20 +52,30 @@ func WithCoalescer() ManagerOption { return func(c *config) error { c.rank = ran
 //
 // A fabric in which nobody asks costs nothing: a candidate that rests has two subscriptions.
 type coalescer struct {
-	s     *session
+	*shard
 	rank  int
 	hello chan struct{} // holds an element once somebody asks for an owner
 	beat  chan struct{} // likewise, once an owner was heard
 }
 
-// coalesce is the session's goroutine while the manager serves.
+// coalesce lasts while the manager serves.
 func (s *session) coalesce() {
 	defer close(s.coalesced)
+	var shards sync.WaitGroup
+	for _, sh := range s.shards {
+		shards.Go(sh.coalesce)
+	}
+	shards.Wait()
+}
+
+// coalesce is the shard's goroutine while the manager serves.
+func (sh *shard) coalesce() {
+	s := sh.s
 	if s.awaitReady(s.ctx, false) != nil {
 		return
 	}
 	cfg := &s.m.cfg
-	c := &coalescer{s: s, rank: cfg.rank, hello: make(chan struct{}, 1), beat: make(chan struct{}, 1)}
+	c := &coalescer{shard: sh, rank: cfg.rank, hello: make(chan struct{}, 1), beat: make(chan struct{}, 1)}
 	stop, err := c.listen(coalesce.BeatSubject(cfg.buckets.Fabric, 0), "", c.beat)
 	if err != nil {
 		cfg.logger.Warn("this process can't serve as a coalescer", "error", err)
@@ -73,7 +84,7 @@ func (s *session) coalesce() {
 	defer stop()
 	again := false // an owner was there just now
 	for asked := cfg.standIn; asked || again || c.standBy(&asked); asked = false {
-		o, err := s.ownShard(s.ctx, c.rank)
+		o, err := sh.own(s.ctx, c.rank)
 		if err == nil {
 			err = c.serve(o, asked)
 		}
@@ -107,7 +118,7 @@ func (c *coalescer) listen(subject, queue string, heard chan struct{}) (stop fun
 // session ends. asked is whether somebody has asked for an owner.
 func (c *coalescer) standBy(asked *bool) bool {
 	for c.s.ctx.Err() == nil {
-		rec, _, err := c.s.engine.Read(c.s.ctx, ownerKey)
+		rec, _, err := c.engine.Read(c.s.ctx, ownerKey)
 		switch {
 		case err != nil:
 			pause.For(c.s.ctx, pause.Around(time.Second))
@@ -179,18 +190,18 @@ var (
 func (c *coalescer) serve(o *ownership, asked bool) error {
 	s, cfg := c.s, &c.s.m.cfg
 	svc, err := coalesce.Serve(coalesce.ServiceConfig{
-		Conn: s.m.nc, Fabric: cfg.buckets.Fabric, Stamp: s.stamp(), Term: o.term, Lease: o.slot.id,
+		Conn: s.m.nc, Fabric: cfg.buckets.Fabric, Stamp: c.stamp(), Term: o.term, Lease: o.slot.id,
 		Rank: c.rank, Version: version(), Metadata: map[string]string{"process": lease.Self()},
-		Doer: s.engine, Known: s.engine.Known, Writes: func() uint64 { return s.engine.Stats().Writes }, Batched: s.buckets.Locks.Batched, Valid: o.slot.lease.Valid, LeaseAlive: s.leaseAlive, Logger: cfg.logger,
+		Doer: c.engine, Known: c.engine.Known, Writes: func() uint64 { return c.engine.Stats().Writes }, Batched: c.bucket.Batched, Valid: o.slot.lease.Valid, LeaseAlive: s.leaseAlive, Logger: cfg.logger,
 	})
 	if err != nil {
 		o.release(s.ctx)
 		return err
 	}
 	cfg.logger.Info("this process is the fabric's coalescer", "term", o.term)
-	s.here(o.term)
+	c.here(o.term)
 	why := c.term(o, svc, asked)
-	s.here(0)
+	c.here(0)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), handover)
 	defer cancel()
 	if err := svc.Close(ctx); err != nil {
@@ -234,8 +245,8 @@ func (c *coalescer) term(o *ownership, svc *coalesce.Service, asked bool) error 
 }
 
 // stamp names what this session has in common with others that work on the same bucket.
-func (s *session) stamp() coalesce.Stamp {
-	return coalesce.NewStamp(s.buckets.Locks.Incarnation(), 0, 1)
+func (sh *shard) stamp() coalesce.Stamp {
+	return coalesce.NewStamp(sh.bucket.Incarnation(), 0, 1)
 }
 
 // leaseAlive reports whether a lease exists and has no tombstone.
@@ -260,10 +271,10 @@ func version() string {
 }
 
 // here notes that this process owns the shard, 0 for no more: what it wants itself it does directly then.
-func (s *session) here(term uint64) {
-	s.m.serving.Store(term)
-	if s.router != nil {
-		s.router.SetHere(term > 0)
+func (sh *shard) here(term uint64) {
+	sh.s.m.serving.Store(term)
+	if sh.router != nil {
+		sh.router.SetHere(term > 0)
 	}
 }
 
@@ -283,7 +294,7 @@ const (
 
 // ownership is the lock on the shard while this process has it.
 type ownership struct {
-	s    *session
+	*shard
 	slot *slot
 	id   string
 	rank int
@@ -295,9 +306,9 @@ type ownership struct {
 	stop   []func()
 }
 
-// ownShard waits until this process owns the shard.
-func (s *session) ownShard(ctx context.Context, rank int) (*ownership, error) {
-	sl, err := s.newSlot(ctx, timing{ttl: ownerTTL, owner: true})
+// own waits until this process owns the shard.
+func (sh *shard) own(ctx context.Context, rank int) (*ownership, error) {
+	sl, err := sh.s.newSlot(ctx, timing{ttl: ownerTTL, owner: true})
 	if err != nil {
 		return nil, err
 	}
@@ -305,23 +316,23 @@ func (s *session) ownShard(ctx context.Context, rank int) (*ownership, error) {
 		Kind: record.KindLock, Verb: record.OpAcquire, Mode: record.X, ID: sl.lease.NextOp(), Lease: sl.id,
 		TTL: ownerTTL, Since: time.Now(), Meta: map[string]string{metaRank: strconv.Itoa(rank)},
 	}
-	o := &ownership{s: s, slot: sl, id: op.ID, rank: rank, gone: make(chan struct{}, 1), better: make(chan struct{}, 1)}
+	o := &ownership{shard: sh, slot: sl, id: op.ID, rank: rank, gone: make(chan struct{}, 1), better: make(chan struct{}, 1)}
 	sl.note(op.ID, nil)
-	before := s.seen()
-	out, err := engine.Do(ctx, s.engine, ownerKey, op, engine.Options{Stop: sl.lease.Lost()})
+	before := sh.seen()
+	out, err := engine.Do(ctx, sh.engine, ownerKey, op, engine.Options{Stop: sl.lease.Lost()})
 	if err != nil {
 		o.leave()
 		return nil, err
 	}
 	o.term, o.rev = out.Entry.Token, out.Revision
-	if err := s.confirm(ctx, out, before); err != nil {
-		s.engine.ReleaseInBackground(ownerKey, sl.id, o.id, o.rev)
+	if err := sh.confirm(ctx, out, before); err != nil {
+		sh.engine.ReleaseInBackground(ownerKey, sl.id, o.id, o.rev)
 		o.leave()
 		return nil, err
 	}
 	o.stop = append(o.stop,
-		s.engine.WatchHold(ownerKey, o.id, o.term, o.rev, func(error) { pause.Wake(o.gone) }),
-		s.lockHub.Follow(ownerKey, o.see))
+		sh.engine.WatchHold(ownerKey, o.id, o.term, o.rev, func(error) { pause.Wake(o.gone) }),
+		sh.hub.Follow(ownerKey, o.see))
 	return o, nil
 }
 
@@ -345,7 +356,7 @@ func rankOf(e *record.Entry) int {
 
 func (o *ownership) release(ctx context.Context) {
 	op := record.Op{Verb: record.OpRelease, ID: o.id, Lease: o.slot.id}
-	_, _ = engine.Do(ctx, o.s.engine, ownerKey, op, engine.Options{FailFast: true, AtLeast: o.rev}) // else it ends with the lease
+	_, _ = engine.Do(ctx, o.engine, ownerKey, op, engine.Options{FailFast: true, AtLeast: o.rev}) // else it ends with the lease
 	o.leave()
 }
 

@@ -109,7 +109,7 @@ func (w *waiting) stopped(err error) error {
 
 // checkOwn looks whether the unit waits for itself, which needs no documents.
 func (d *detection) checkOwn(w *waiting) {
-	rec, _, ok := d.s.engine.Known(w.Key)
+	rec, _, ok := d.s.shard(w.Key).engine.Known(w.Key)
 	if !ok || rec == nil {
 		return
 	}
@@ -179,10 +179,12 @@ func (d *detection) Own(id string) (*deadlock.Doc, bool) {
 	return d.d.Own(id), true
 }
 
-func (d *detection) Cached(key string) (*record.Record, uint64, bool) { return d.s.engine.Known(key) }
+func (d *detection) Cached(key string) (*record.Record, uint64, bool) {
+	return d.s.shard(key).engine.Known(key)
+}
 
 func (d *detection) Record(ctx context.Context, key string) (*record.Record, uint64, error) {
-	return d.s.engine.Read(ctx, key)
+	return d.s.shard(key).engine.Read(ctx, key)
 }
 
 func (d *detection) Doc(ctx context.Context, id string) (*deadlock.Doc, error) {
@@ -210,7 +212,7 @@ func (d *detection) Alive(ctx context.Context, id string) bool {
 func (d *detection) Prove(ctx context.Context, key string, rev uint64) (at bool, err error) {
 	for n := range proofTries {
 		rctx, cancel := context.WithTimeout(ctx, d.s.m.rtt.Patience())
-		_, err = d.s.buckets.Locks.CheckAt(rctx, key, rev)
+		_, err = d.s.shard(key).bucket.CheckAt(rctx, key, rev)
 		cancel()
 		switch {
 		case err == nil:
@@ -262,7 +264,7 @@ func (d *detection) Abort(ctx context.Context, dw *deadlock.Waiter, c deadlock.C
 	e := d.explain(ctx, c)
 	w.victim.Store(e)
 	op := record.Op{Kind: record.KindLock, Verb: record.OpStopWaiting, ID: w.ID, Lease: w.Lease}
-	out, err := engine.Do(ctx, d.s.doer, w.Key, op, engine.Options{Bound: releaseTimeout, Stop: d.s.m.gone})
+	out, err := engine.Do(ctx, d.s.shard(w.Key).doer, w.Key, op, engine.Options{Bound: releaseTimeout, Stop: d.s.m.gone})
 	if err != nil {
 		d.s.m.cfg.logger.Debug("a wait in a deadlock is not stopped yet", "key", e.Key, "error", err)
 		return false // it is carried through

@@ -298,7 +298,7 @@ func (g *gathering) atOnce(ctx context.Context, sl *slot) error {
 	known := slices.IndexFunc(levels, func(l *level) bool {
 		op := l.op
 		op.ID, op.Lease = sl.id+".0", sl.id
-		return g.session.engine.Foresee(l.enc, op) == record.Held
+		return g.session.shard(l.enc).engine.Foresee(l.enc, op) == record.Held
 	})
 	switch {
 	case known < 0:
@@ -316,19 +316,19 @@ func (g *gathering) atOnce(ctx context.Context, sl *slot) error {
 // is held by others is left for acquire.
 func (g *gathering) tryAll(ctx context.Context, sl *slot, levels []*level) error {
 	calls := make([]*engine.Call, 0, len(levels))
-	before := g.session.seen()
 	for _, l := range levels {
 		if _, err := l.place(ctx); err != nil {
 			break
 		}
+		l.before = l.session.shard(l.enc).seen()
 		calls = append(calls, &engine.Call{Key: l.enc, Op: l.compose(ctx, sl)})
 	}
-	engine.DoAll(ctx, g.session.doer, calls, engine.Options{FailFast: g.req.failFast, Stop: sl.lease.Lost()})
+	g.session.doAll(ctx, calls, engine.Options{FailFast: g.req.failFast, Stop: sl.lease.Lost()})
 	var final error
 	var refused refusedError
 	for i, c := range calls {
 		l := levels[i]
-		h, err := l.conclude(ctx, sl, &c.Op, c.Outcome, c.Err, before)
+		h, err := l.conclude(ctx, sl, &c.Op, c.Outcome, c.Err, l.before)
 		why := (*engine.RefusedError)(nil)
 		switch {
 		case err == nil:
@@ -405,7 +405,7 @@ func (h *Hold) void() {
 // discard ends a hold that nobody has a handle of, and releases it in the background.
 func discard(h *Hold) {
 	h.void()
-	h.s.doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
+	h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
 	h.slot.drop(h)
 }
 
@@ -419,7 +419,7 @@ func (g *gathering) giveBack(levels []*level, why error) {
 			calls = append(calls, &engine.Call{Key: h.enc, Op: releaseOp(h), AtLeast: h.revision()})
 		}
 	}
-	engine.DoAll(context.Background(), g.session.doer, calls, engine.Options{Bound: rollBackTime, Stop: g.m.gone})
+	g.session.doAll(context.Background(), calls, engine.Options{Bound: rollBackTime, Stop: g.m.gone})
 	for _, h := range holds {
 		h.slot.drop(h)
 	}

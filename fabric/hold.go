@@ -156,7 +156,7 @@ func (h *Hold) IsValid(ctx context.Context) bool {
 	ctx, done := h.s.m.bind(ctx)
 	defer done()
 	known := h.revision()
-	rec, rev, err := h.s.engine.Read(ctx, h.enc)
+	rec, rev, err := h.s.shard(h.enc).engine.Read(ctx, h.enc)
 	if err == nil && (rev == 0 || rev >= known) {
 		e, ok := rec.Held(h.entry.ID, h.Token())
 		switch {
@@ -284,18 +284,18 @@ func (h *Hold) give() error {
 func (h *Hold) release() error {
 	op := releaseOp(h)
 	opt := engine.Options{Bound: releaseTimeout, Stop: h.s.m.gone, AtLeast: h.revision(), Held: op.Token != 0 && !h.asked && h.s.m.cfg.turns}
-	return h.releaseError(engine.Do(context.Background(), h.s.doer, h.enc, op, opt))
+	return h.releaseError(engine.Do(context.Background(), h.s.shard(h.enc).doer, h.enc, op, opt))
 }
 
 // post sends the release and returns: see WithPostedRelease.
 func (h *Hold) post(ended Event) {
 	q := &engine.Request{Key: h.enc, Op: releaseOp(h), AtLeast: h.revision()}
-	late := time.AfterFunc(releaseTimeout, func() { h.s.doer.Withdraw(q, context.DeadlineExceeded) }) // it goes on, as owed
+	late := time.AfterFunc(releaseTimeout, func() { h.s.shard(h.enc).doer.Withdraw(q, context.DeadlineExceeded) }) // it goes on, as owed
 	q.Done = func(out engine.Outcome, err error) {
 		late.Stop()
 		h.finished(ended, h.releaseError(out, err))
 	}
-	h.s.doer.Submit(q)
+	h.s.shard(h.enc).doer.Submit(q)
 }
 
 // releaseError is what Release returns after a release that ended with out and err.
@@ -311,7 +311,7 @@ func (h *Hold) releaseError(out engine.Outcome, err error) error {
 		return fmt.Errorf("%w: %q: %w", ErrUnconfirmed, h.key, h.s.m.over())
 	case !errors.Is(err, engine.ErrUnconfirmed):
 		// It ended for good, as on a record that can't be read and that somebody may restore with the entry in it.
-		h.s.doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
+		h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
 	}
 	return fmt.Errorf("%w: %q: %w", ErrUnconfirmed, h.key, translate(err))
 }
@@ -371,7 +371,7 @@ func (h *Hold) lose(reason error) {
 	if errors.Is(reason, ErrRevoked) || errors.Is(reason, ErrRemoved) {
 		// A revoked entry blocks until its holder lets go, and one that seems to be gone may stand: the reads that
 		// said so can be those of a deposed leader. Nothing may be left under a lease that lives.
-		h.s.doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
+		h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
 	}
 	h.slot.drop(h)
 }
@@ -408,7 +408,7 @@ func (h *Hold) watch() {
 	if over {
 		return
 	}
-	stop := h.s.engine.WatchHold(h.enc, h.entry.ID, token, rev, func(err error) {
+	stop := h.s.shard(h.enc).engine.WatchHold(h.enc, h.entry.ID, token, rev, func(err error) {
 		if errors.Is(err, engine.ErrRevoked) {
 			h.lose(ErrRevoked)
 		} else {

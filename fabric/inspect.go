@@ -161,7 +161,7 @@ func (m *Manager) read(ctx context.Context, key string, identify bool) (Info, er
 
 func (m *Manager) readEncoded(ctx context.Context, key, enc string, identify bool) (info Info, err error) {
 	err = m.inSession(ctx, func(ctx context.Context, s *session) error {
-		rec, rev, err := s.engine.Read(ctx, enc)
+		rec, rev, err := s.shard(enc).engine.Read(ctx, enc)
 		if err != nil {
 			return err
 		}
@@ -191,7 +191,14 @@ func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 		}
 		return true
 	}
-	err = m.inSession(ctx, func(ctx context.Context, s *session) error { return s.buckets.Locks.Entries(ctx, filter, collect) })
+	err = m.inSession(ctx, func(ctx context.Context, s *session) error {
+		for _, sh := range s.shards {
+			if err := sh.bucket.Entries(ctx, filter, collect); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list %q: %w", prefix, err)
 	}
@@ -384,7 +391,7 @@ func (m *Manager) ForceRelease(ctx context.Context, key string, opts ...ForceOpt
 }
 
 func (s *session) forceRelease(ctx context.Context, enc string, f force) (int, error) {
-	rec, _, err := s.engine.Read(ctx, enc)
+	rec, _, err := s.shard(enc).engine.Read(ctx, enc)
 	if err != nil || rec == nil {
 		return 0, err
 	}
@@ -396,7 +403,7 @@ func (s *session) forceRelease(ctx context.Context, enc string, f force) (int, e
 	if f.now {
 		op.Verb = record.OpRemove
 	}
-	_, err = engine.Do(ctx, s.engine, enc, op, engine.Options{})
+	_, err = engine.Do(ctx, s.shard(enc).engine, enc, op, engine.Options{})
 	var refused *engine.RefusedError
 	switch {
 	case errors.As(err, &refused):

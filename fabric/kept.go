@@ -57,7 +57,7 @@ func WithMaxKept(n int) ManagerOption {
 // keeper is the lease if the attempt's lock may be kept, else nil: it is a plain exclusive one, and this process
 // alone carries its operations out.
 func (a *attempt) keeper(sl *slot) engine.Keeper {
-	if a.set == nil && keepable(&a.claim, &a.req) && a.op.Mode == record.X && a.session.router == nil {
+	if a.set == nil && keepable(&a.claim, &a.req) && a.op.Mode == record.X && a.session.shard(a.enc).router == nil {
 		return sl
 	}
 	return nil
@@ -88,7 +88,7 @@ func (m *Manager) join(ctx context.Context, key string, c *Claim, r *request) *H
 	if sl == nil {
 		return nil
 	}
-	entry, rev, n, ok := s.engine.Join(enc, sl.id)
+	entry, rev, n, ok := s.shard(enc).engine.Join(enc, sl.id)
 	if !ok {
 		return nil
 	}
@@ -106,7 +106,7 @@ func (sl *slot) join(key, enc string, u *unit, r *request, out engine.Outcome) *
 	sl.note(h.entry.ID, h)
 	u.add(h)
 	// What ended the entry before this instant found no handle.
-	if !sl.s.engine.Kept(enc, out.Entry.ID) || !sl.Keeps() {
+	if !sl.s.shard(enc).engine.Kept(enc, out.Entry.ID) || !sl.Keeps() {
 		h.lose(h.whyGone())
 		return nil
 	}
@@ -165,7 +165,7 @@ func (sl *slot) Ended(_, id string, used bool, err error) {
 		return
 	}
 	if err != nil { // as lose does
-		h.s.doer.ReleaseInBackground(h.enc, sl.id, id, h.revision())
+		h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, sl.id, id, h.revision())
 	}
 	sl.unkeep(h, err)
 }
@@ -188,7 +188,7 @@ func (h *Hold) stay(held time.Duration) bool {
 	if !may {
 		return false
 	}
-	if h.s.engine.Leave(h.enc, h.entry.ID, held, h.keep.linger) {
+	if h.s.shard(h.enc).engine.Leave(h.enc, h.entry.ID, held, h.keep.linger) {
 		return true
 	}
 	h.mu.Lock()

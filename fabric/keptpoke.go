@@ -50,7 +50,7 @@ func (m *Manager) giveUp(key, id string, answer func(string)) {
 	if s == nil {
 		return
 	}
-	kept := s.engine.GiveUp(key, id, func(used bool) {
+	kept := s.shard(key).engine.GiveUp(key, id, func(used bool) {
 		if used {
 			answer(answerUsed)
 		} else {
@@ -74,7 +74,11 @@ func (m *Manager) unused(lease string) string {
 	if _, ok := s.local.Load(lease); !ok {
 		return ""
 	}
-	return "." + strings.Join(s.engine.Unused(lease), ".") + "."
+	var unused []string
+	for _, sh := range s.shards {
+		unused = append(unused, sh.engine.Unused(lease)...)
+	}
+	return "." + strings.Join(unused, ".") + "."
 }
 
 // askUse fills in of all entries under one lease that may be kept whether somebody uses them, with one question.

@@ -111,7 +111,7 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 		opt = engine.Options{Bound: releaseTimeout, AtLeast: known}
 	}
 	for n := 1; ; n++ {
-		out, err := engine.Do(ctx, l.s.doer, l.enc, op, opt)
+		out, err := engine.Do(ctx, l.s.shard(l.enc).doer, l.enc, op, opt)
 		if err == nil {
 			return l.converted(op, out, weaker, c)
 		}
@@ -125,7 +125,7 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 			case n > 1 && !isRefused, !weaker:
 				// The engine knows of this attempt, not of those before. And the handle counts on
 				// less since it asked, also where nothing was written: the record follows.
-				l.s.doer.UndoInBackground(l.enc, op, known)
+				l.s.shard(l.enc).doer.UndoInBackground(l.enc, op, known)
 			}
 			return l.notConverted(ctx, op, err)
 		}
@@ -135,7 +135,7 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 			return l.Err()
 		}
 		if !pauseAgain(ctx, n) {
-			l.s.doer.UndoInBackground(l.enc, op, known)
+			l.s.shard(l.enc).doer.UndoInBackground(l.enc, op, known)
 			if weaker {
 				return fmt.Errorf("%w: %w", ErrUnconfirmed, ctx.Err())
 			}
@@ -147,10 +147,10 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 // stopConverting gives the handle back what it had, once it is certain that the conversion waits no more.
 func (l *Lock) stopConverting(op record.Op, c *conversion, why error) error {
 	stop := record.Op{Kind: record.KindLock, Verb: record.OpStopWaiting, ID: op.ID, Lease: op.Lease}
-	out, err := engine.Do(context.Background(), l.s.doer, l.enc, stop, engine.Options{Bound: releaseTimeout, AtLeast: l.revision()})
+	out, err := engine.Do(context.Background(), l.s.shard(l.enc).doer, l.enc, stop, engine.Options{Bound: releaseTimeout, AtLeast: l.revision()})
 	switch {
 	case err != nil:
-		l.s.engine.UndoInBackground(l.enc, op, l.revision())
+		l.s.shard(l.enc).engine.UndoInBackground(l.enc, op, l.revision())
 	case out.Record.Granted(op.ID, op.Holder):
 		now, _ := out.Record.Holder(op.Holder)
 		out.Entry = &now

@@ -245,7 +245,7 @@ func (m *Manager) look(key string, rev uint64) {
 	case rev == 0: // somebody's try was refused
 		s.dropIdlePins(key)
 	default:
-		s.doer.Look(key, rev)
+		s.shard(key).doer.Look(key, rev)
 	}
 }
 
@@ -286,7 +286,7 @@ func (m *Manager) forget(s *session) {
 
 // ended takes over the counters of a session that counts no more.
 func (m *Manager) ended(s *session) {
-	st := s.engine.Stats()
+	st := s.engineStats()
 	st.Waiting, st.ExpectedWait = 0, 0
 	roads := s.roads()
 	roads.Term, roads.Held = 0, 0

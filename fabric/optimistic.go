@@ -100,11 +100,11 @@ func (st *Stamp) take(ctx context.Context, m *Manager, levels []string) (err err
 		if i < len(levels)-1 {
 			want = record.IS
 		}
-		rec, rev, err := st.s.engine.Stamp(ctx, l.enc, m.cfg.failFast)
+		rec, rev, err := st.s.shard(l.enc).engine.Stamp(ctx, l.enc, m.cfg.failFast)
 		if by := excludes(rec, want); err == nil && by != nil && mayBeKept(by) {
 			if released, _ := st.s.askFor(ctx, l.enc, by); released {
-				_, _, _ = st.s.engine.Read(ctx, l.enc) // what was known was before that
-				rec, rev, err = st.s.engine.Stamp(ctx, l.enc, m.cfg.failFast)
+				_, _, _ = st.s.shard(l.enc).engine.Read(ctx, l.enc) // what was known was before that
+				rec, rev, err = st.s.shard(l.enc).engine.Stamp(ctx, l.enc, m.cfg.failFast)
 			}
 		}
 		if err != nil {
@@ -189,7 +189,7 @@ func (m *Manager) validate(caller context.Context, st Stamp, opt engine.ProveOpt
 	ctx, done := m.bind(caller)
 	defer done()
 	err = st.each(func(_ int, l *stampLevel) error {
-		same, err := st.s.engine.Prove(ctx, l.enc, l.rev, opt)
+		same, err := st.s.shard(l.enc).engine.Prove(ctx, l.enc, l.rev, opt)
 		if err == nil && !same {
 			return ErrStale
 		}

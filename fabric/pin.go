@@ -90,7 +90,7 @@ func (p *pin) open(h *Hold, user *Set, u *unit) bool {
 	p.users[user] = u
 	p.mu.Unlock()
 	h.mu.Unlock()
-	stop := h.s.lockHub.Follow(h.enc, p.saw)
+	stop := h.s.shard(h.enc).hub.Follow(h.enc, p.saw)
 	p.mu.Lock()
 	p.unwatch = stop
 	gone := p.gone
@@ -248,7 +248,7 @@ func (a *attempt) askPins(ctx context.Context, refused *engine.RefusedError) boo
 	a.asked = true
 	s := a.session
 	free := make(chan struct{}, 1)
-	stop := s.lockHub.Watch(a.enc, func(e jskv.Entry) {
+	stop := s.shard(a.enc).hub.Watch(a.enc, func(e jskv.Entry) {
 		rec, err := record.Decode(e.Value)
 		if e.Deleted && e.Revision > 0 || err == nil && rec != nil && !inTheWayOf(rec, a.op.Mode) {
 			pause.Wake(free)

@@ -57,38 +57,42 @@ type doer interface {
 	DropLease(lease string)
 }
 
-// route makes the session's doer.
-func (s *session) route() error {
-	cfg := &s.m.cfg
-	s.doer = s.engine
+// route makes the shard's doer.
+func (sh *shard) route() error {
+	s, cfg := sh.s, &sh.s.m.cfg
+	sh.doer = sh.engine
 	if cfg.road == RoadDirect {
 		return nil
 	}
 	client, err := coalesce.NewClient(coalesce.ClientConfig{
-		Conn: s.m.nc, Fabric: cfg.buckets.Fabric, Manager: s.m.hints.id, Stamp: s.stamp(), Logger: cfg.logger,
+		Conn: s.m.nc, Fabric: cfg.buckets.Fabric, Manager: s.m.hints.id, Stamp: sh.stamp(), Logger: cfg.logger,
 	})
 	if err != nil {
 		return err
 	}
-	s.router = coalesce.NewRouter(s.engine, client, coalesce.RouterConfig{
+	sh.router = coalesce.NewRouter(sh.engine, client, coalesce.RouterConfig{
 		LeaseDead: s.leaseDead, Always: cfg.road == RoadCoalesced, Belt: cfg.road == RoadBoth,
 	})
-	s.doer = s.router
+	sh.doer = sh.router
 	return nil
 }
 
 // roads counts what the session has sent to coalescers.
-func (s *session) roads() coalesce.ClientStats {
-	if s.router == nil {
-		return coalesce.ClientStats{}
+func (s *session) roads() (st coalesce.ClientStats) {
+	for _, sh := range s.shards {
+		if sh.router != nil {
+			one := sh.router.Stats()
+			one.Term, one.Held = max(one.Term, st.Term), one.Held+st.Held
+			st = one.Plus(st)
+		}
 	}
-	return s.router.Stats()
+	return st
 }
 
 // contended is told by the engine that this process is not alone on a key.
-func (s *session) contended(key string) {
-	if s.router != nil && key != ownerKey {
-		s.router.Contended(key)
+func (sh *shard) contended(key string) {
+	if sh.router != nil && key != ownerKey {
+		sh.router.Contended(key)
 	}
 }
 

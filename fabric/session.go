@@ -9,13 +9,11 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/lockfabric/lockfabric/coalesce"
 	"github.com/lockfabric/lockfabric/internal/clock"
 	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/pause"
-	"github.com/lockfabric/lockfabric/internal/record"
 )
 
 const closeAtOnce = 256
@@ -38,14 +36,11 @@ const leaseRest = 5 * time.Minute
 type session struct {
 	m         *Manager
 	buckets   *jskv.Buckets
-	lockHub   *jskv.Hub
+	shards    []*shard
 	leaseHub  *jskv.Hub
 	observer  *lease.Observer
-	engine    *engine.Engine
-	detection *detection       // of deadlocks; nil = off
-	doer      doer             // what claims, posts and releases are given to
-	router    *coalesce.Router // the doer, unless that is the engine alone
-	ready     chan struct{}    // closed when grants are allowed
+	detection *detection    // of deadlocks; nil = off
+	ready     chan struct{} // closed when grants are allowed
 	stop      context.CancelFunc
 	ctx       context.Context // ends when the session, or the manager, begins to end
 	finished  chan struct{}   // closed when end has done all
@@ -55,8 +50,6 @@ type session struct {
 	over      sync.Map        // lease id -> struct{}: its lost ones, without a tombstone yet
 	longest   atomic.Int64    // longest TTL noted
 	doubts    *doubts         // about the buckets
-	confirmed atomic.Uint64   // up to here all revisions are certainly the opened bucket's
-	noted     uint64          // revision that the fabric's note has at least; of housekeep
 
 	mu     sync.Mutex
 	ended  error
@@ -78,33 +71,21 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	if m.cfg.rank > 0 {
-		buckets.Locks.CommitInGroups() // many keys at a time are written by a coalescer
-	}
 	s := &session{
 		m: m, buckets: buckets, ready: make(chan struct{}), finished: make(chan struct{}), coalesced: make(chan struct{}), doubts: newDoubts(),
 		slots: map[timing]*slot{}, making: newTurn(), all: map[*slot]struct{}{},
 	}
-	s.confirmed.Store(buckets.Last)
-	s.noted = buckets.Last
 	s.ctx, s.stop = context.WithCancel(m.life)
 	hub := []jskv.HubOption{jskv.WithDoubt(s.suspect), jskv.WithReadTimeout(m.rtt.Patience)}
-	s.lockHub, s.leaseHub = jskv.NewHub(buckets.Locks, hub...), jskv.NewHub(buckets.Leases, append(hub, jskv.WithRestInterval(leaseRest))...)
+	s.leaseHub = jskv.NewHub(buckets.Leases, append(hub, jskv.WithRestInterval(leaseRest))...)
 	s.observer = lease.NewObserver(buckets.Leases, s.leaseHub.Watch, clock.Observer(), "", &m.rtt, m.cfg.logger)
 	s.observer.OnTombstone(s.tookOver)
-	s.engine = engine.New(engine.Config{
-		Store: buckets.Locks, Watcher: s.lockHub, Observer: s.observer,
-		Suspect: s.suspect,
-		Evicted: s.evicted,
-		RTT:     &m.rtt,
-		Hints:   m.hints, Contended: s.contended,
-		MaxKept: m.cfg.maxKept, KeepWait: m.cfg.detectAfter,
-		Logger: m.cfg.logger,
-	})
-	if err := s.route(); err != nil {
-		s.engine.Close()
+	sh, err := s.newShard(buckets.Locks, buckets.Last, hub)
+	s.shards = append(s.shards, sh)
+	if err != nil {
+		sh.close()
 		s.observer.Close()
-		s.lockHub.Close()
+		sh.hub.Close()
 		s.leaseHub.Close()
 		return nil, err
 	}
@@ -204,7 +185,7 @@ func (s *session) noteTTL(ctx context.Context, ttl time.Duration) error {
 	if int64(ttl) <= s.longest.Load() {
 		return nil
 	}
-	if err := s.buckets.NoteTTL(ctx, ttl, s.seen()); err != nil {
+	if err := s.buckets.NoteTTL(ctx, ttl, s.shards[0].seen()); err != nil {
 		return err
 	}
 	s.longest.Store(max(s.longest.Load(), int64(ttl)))
@@ -225,21 +206,10 @@ func (s *session) housekeep() {
 			s.watchFresh()
 		case <-tend.C:
 			s.tend()
-			s.noteSeen()
+			for _, sh := range s.shards {
+				sh.noteSeen()
+			}
 		}
-	}
-}
-
-// noteSeen notes how far the locks bucket has come, after many writes.
-func (s *session) noteSeen() {
-	seen := s.seen()
-	if seen < s.noted+seenEvery {
-		return
-	}
-	ctx, cancel := context.WithTimeout(s.ctx, closeTimeout)
-	defer cancel()
-	if s.buckets.NoteSeen(ctx, seen) == nil {
-		s.noted = seen
 	}
 }
 
@@ -266,9 +236,9 @@ func (s *session) suspect() { s.doubts.raise() }
 // those that were opened, and ends the session if not.
 func (s *session) lookAfterBuckets() {
 	err := s.doubts.run(s.ctx, func(ctx context.Context) error {
-		last, err := s.buckets.Verify(ctx, s.seen())
+		last, err := s.buckets.Verify(ctx, s.shards[0].seen())
 		if err == nil {
-			raiseTo(&s.confirmed, last)
+			raiseTo(&s.shards[0].confirmed, last)
 		}
 		return err
 	})
@@ -283,45 +253,6 @@ func (s *session) lookAfterBuckets() {
 	}
 }
 
-// seen returns the highest revision of the locks bucket that this session knows of.
-func (s *session) seen() uint64 { return max(s.engine.Seen(), s.confirmed.Load()) }
-
-// confirm returns nil once it is certain that a grant was written into the bucket that this session opened, after all
-// that the session had seen before it asked. A write that expects no record fits any bucket, so the grant's revision
-// decides: far above what is known, it may be that of a bucket which was made since. That takes a look, and so does a
-// doubt that nobody has looked into yet.
-func (s *session) confirm(ctx context.Context, out engine.Outcome, before uint64) error {
-	for {
-		known, low := s.confirmed.Load(), out.Entry != nil && record.RevisionOf(out.Entry.Token) <= before
-		if !low && (out.Revision <= known || out.Revision <= known+jskv.MaxStep && !s.doubts.pending()) {
-			raiseTo(&s.confirmed, out.Revision)
-			return nil
-		}
-		n := s.doubts.raise()
-		wctx, done := both(ctx, s.ctx)
-		err := s.doubts.wait(wctx, n)
-		done()
-		switch {
-		case s.ctx.Err() != nil || s.why() != nil:
-			return s.why()
-		case err != nil:
-			return ctx.Err()
-		case low:
-			return errAgain // others have brought the revisions up meanwhile
-		}
-	}
-}
-
-// raiseTo makes v at least n.
-func raiseTo(v *atomic.Uint64, n uint64) {
-	for {
-		old := v.Load()
-		if n <= old || v.CompareAndSwap(old, n) {
-			return
-		}
-	}
-}
-
 // end ends every hold with reason, then the leases, and stops the session. With sweep it also removes the entries of
 // the holds from their records. What it asks the servers for ends with ctx.
 func (s *session) end(ctx context.Context, reason error, sweep bool) {
@@ -333,7 +264,7 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	}
 	defer close(s.finished)
 	s.ended = reason
-	raiseTo(&s.m.seen, s.seen())
+	raiseTo(&s.m.seen, s.shards[0].seen())
 	all := slices.Collect(maps.Keys(s.all))
 	s.mu.Unlock()
 	s.m.forget(s)
@@ -341,16 +272,20 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	defer s.m.ended(s)
 
 	var hubs sync.WaitGroup
-	hubs.Go(s.lockHub.Close)
 	hubs.Go(s.leaseHub.Close)
+	for _, sh := range s.shards {
+		hubs.Go(sh.hub.Close)
+	}
 	var left []engine.Request
 	for _, sl := range all {
 		for _, l := range sl.all() {
 			left = append(left, engine.Request{Key: l.enc, Op: releaseOp(l), AtLeast: l.revision()})
 		}
 		// The tombstone ends these in the engine.
-		for _, r := range s.engine.Owed(sl.id) {
-			left = append(left, engine.Request{Key: r.Key, Op: r.Op})
+		for _, sh := range s.shards {
+			for _, r := range sh.engine.Owed(sl.id) {
+				left = append(left, engine.Request{Key: r.Key, Op: r.Op})
+			}
 		}
 		sl.endHolds(reason)
 	}
@@ -368,13 +303,12 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	if sweep && s.m.nc.IsConnected() {
 		// So that nobody has to evict them.
 		forEach(ctx, closeAtOnce, left, func(r engine.Request) {
-			_, _ = engine.Do(ctx, s.doer, r.Key, r.Op, engine.Options{FailFast: true, AtLeast: r.AtLeast})
+			_, _ = engine.Do(ctx, s.shard(r.Key).doer, r.Key, r.Op, engine.Options{FailFast: true, AtLeast: r.AtLeast})
 		})
 	}
-	if s.router != nil {
-		s.router.Close()
+	for _, sh := range s.shards {
+		sh.close()
 	}
-	s.engine.Close()
 	s.observer.Close()
 	hubs.Wait()
 	s.wg.Wait()

@@ -206,7 +206,7 @@ func (s *Set) releaseAll() error {
 			l.pin.leave(s)
 		}
 	}
-	engine.DoAll(context.Background(), s.s.doer, calls, engine.Options{Bound: releaseTimeout, Stop: s.s.m.gone})
+	s.s.doAll(context.Background(), calls, engine.Options{Bound: releaseTimeout, Stop: s.s.m.gone})
 	for _, e := range all {
 		err := e.lock.releaseError(e.call.Outcome, e.call.Err)
 		e.lock.finished(e.ended, err)

@@ -96,7 +96,7 @@ func (s *session) newSlot(ctx context.Context, t timing) (_ *slot, err error) {
 	// A limited lease is renewed without limit while its acquire waits in the queue; its limits begin with the grant.
 	le, err := lease.Create(ctx, s.buckets.Leases, lease.Config{
 		TTL: t.ttl, RenewEvery: t.renewEvery, AutoRenew: true,
-		Label: s.m.cfg.label, ID: s.m.hints.leaseID, Seen: s.seen, Clock: s.m.clock, RTT: &s.m.rtt, Logger: s.m.cfg.logger,
+		Label: s.m.cfg.label, ID: s.m.hints.leaseID, Seen: s.shards[0].seen, Clock: s.m.clock, RTT: &s.m.rtt, Logger: s.m.cfg.logger,
 	})
 	if err != nil {
 		return nil, err
@@ -222,9 +222,16 @@ func (sl *slot) drop(l *Hold) {
 func (sl *slot) lost(err error) {
 	sl.s.over.Store(sl.id, struct{}{})
 	sl.s.local.Delete(sl.id)
-	sl.s.engine.LetGo(sl.id, true)
+	sl.letGo(true)
 	sl.endHolds(lossReason(err))
 	sl.s.dispose(sl)
+}
+
+// letGo has what is kept under the lease end.
+func (sl *slot) letGo(lost bool) {
+	for _, sh := range sl.s.shards {
+		sh.engine.LetGo(sl.id, lost)
+	}
 }
 
 // whyLost is why the lease is not valid any more. One that was closed ended with its session.
@@ -278,7 +285,9 @@ func (s *session) closeLease(ctx context.Context, le *lease.Lease) {
 		return
 	}
 	s.over.Delete(le.ID())
-	s.doer.DropLease(le.ID())
+	for _, sh := range s.shards {
+		sh.doer.DropLease(le.ID())
+	}
 }
 
 // tend retires leases under which an operation could not be resolved for a
@@ -289,7 +298,7 @@ func (s *session) tend() {
 	all := slices.Collect(maps.Keys(s.all))
 	s.mu.Unlock()
 	for _, sl := range all {
-		stuck := s.doer.Unresolved(sl.id) > sl.timing.ttl
+		stuck := slices.ContainsFunc(s.shards, func(sh *shard) bool { return sh.doer.Unresolved(sl.id) > sl.timing.ttl })
 		sl.mu.Lock()
 		unused := sl.users == 0 && sl.timing != s.m.cfg.timing && time.Since(sl.idle) > max(2*sl.timing.ttl, 10*time.Second)
 		if stuck && !sl.retired {
@@ -305,7 +314,7 @@ func (s *session) tend() {
 		sl.mu.Unlock()
 		sl.dropPins("", linger)
 		if stuck {
-			s.engine.LetGo(sl.id, false)
+			sl.letGo(false)
 		}
 		if over {
 			s.dispose(sl)

@@ -67,7 +67,7 @@ func (m *Manager) Stats() Stats {
 	m.mu.Unlock()
 	for _, s := range sessions {
 		roads = s.roads().Plus(roads)
-		e = e.Plus(s.engine.Stats())
+		e = e.Plus(s.engineStats())
 		d = d.Plus(s.detection.stats())
 	}
 	if s != nil {

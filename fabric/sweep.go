@@ -112,12 +112,23 @@ type survey struct {
 
 func (s *session) survey(ctx context.Context, filter string, c collect) (survey, error) {
 	v := survey{ttls: map[string]time.Duration{}, long: map[string][]string{}}
-	state, err := s.buckets.Locks.State(ctx)
+	for _, sh := range s.shards {
+		if err := v.add(ctx, sh, filter, c); err != nil {
+			return v, err
+		}
+	}
+	return v, nil
+}
+
+// add adds what is in the shard's bucket.
+func (v *survey) add(ctx context.Context, sh *shard, filter string, c collect) error {
+	s := sh.s
+	state, err := sh.bucket.State(ctx)
 	if err != nil {
-		return v, err
+		return err
 	}
 	now := state.Now.Add(c.later) // by the clock that has set the records' times
-	err = s.buckets.Locks.Entries(ctx, filter, func(e jskv.Entry) bool {
+	return sh.bucket.Entries(ctx, filter, func(e jskv.Entry) bool {
 		if name, err := kv.DecodeKey(e.Key); err != nil || !strings.HasPrefix(name, c.prefix) {
 			return true // the filter lets more through
 		}
@@ -157,7 +168,6 @@ func (s *session) survey(ctx context.Context, filter string, c collect) (survey,
 		}
 		return true
 	})
-	return v, err
 }
 
 func (s *session) collect(ctx context.Context, filter string, c collect) (Collected, error) {
@@ -189,7 +199,7 @@ func (s *session) collect(ctx context.Context, filter string, c collect) (Collec
 			break
 		}
 		if !c.dryRun {
-			if _, err := engine.Do(ctx, s.engine, st.key, record.Op{Verb: record.OpEvict, Leases: gone}, engine.Options{}); err != nil {
+			if _, err := engine.Do(ctx, s.shard(st.key).engine, st.key, record.Op{Verb: record.OpEvict, Leases: gone}, engine.Options{}); err != nil {
 				return got, err
 			}
 		}
@@ -205,7 +215,7 @@ func (s *session) sweepOld(ctx context.Context, old []jskv.Entry) (int, error) {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	forEach(ctx, sweepAtOnce, old, func(e jskv.Entry) {
-		_, err := engine.Do(ctx, s.engine, e.Key, record.Op{Verb: record.OpSweep, Base: e.Revision}, engine.Options{})
+		_, err := engine.Do(ctx, s.shard(e.Key).engine, e.Key, record.Op{Verb: record.OpSweep, Base: e.Revision}, engine.Options{})
 		var refused *engine.RefusedError
 		switch {
 		case err == nil:
@@ -327,7 +337,7 @@ func (s *session) asked(e jskv.Entry) {
 // disown releases those entries of a lock that stand under leases of this process and
 // that nothing in it holds or waits for.
 func (s *session) disown(ctx context.Context, enc string) {
-	rec, rev, err := s.engine.Read(ctx, enc)
+	rec, rev, err := s.shard(enc).engine.Read(ctx, enc)
 	if err != nil || rec == nil {
 		return
 	}
@@ -360,7 +370,7 @@ func (s *session) nobodys(e *record.Entry) bool {
 // release releases an entry that is nobody's, which was read at rev.
 func (s *session) release(enc string, e *record.Entry, rev uint64) {
 	op := record.Op{Verb: record.OpRelease, ID: e.ID, Lease: e.Lease()}
-	out, err := engine.Do(s.ctx, s.engine, enc, op, engine.Options{Bound: releaseTimeout, AtLeast: rev})
+	out, err := engine.Do(s.ctx, s.shard(enc).engine, enc, op, engine.Options{Bound: releaseTimeout, AtLeast: rev})
 	if err == nil && out.Existed {
 		s.m.cfg.logger.Warn("an entry that had been released was there again, and was released once more", "key", nameOf(enc), "id", e.ID)
 	}

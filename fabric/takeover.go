@@ -76,7 +76,7 @@ func (a *attempt) takeover(ctx context.Context, refused *engine.RefusedError) (b
 	if len(dead) == 0 {
 		return false, nil
 	}
-	_, err := engine.Do(ctx, s.engine, a.enc, record.Op{Verb: record.OpEvict, Leases: dead}, engine.Options{FailFast: a.req.failFast})
+	_, err := engine.Do(ctx, s.shard(a.enc).engine, a.enc, record.Op{Verb: record.OpEvict, Leases: dead}, engine.Options{FailFast: a.req.failFast})
 	return err == nil, nil
 }
 

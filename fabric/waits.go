@@ -140,7 +140,7 @@ func (s overview) block(ctx context.Context, w *UnitWait) {
 	}
 	r, known := s.recs[enc]
 	if !known {
-		r.rec, r.rev, r.err = s.s.engine.Read(ctx, enc)
+		r.rec, r.rev, r.err = s.s.shard(enc).engine.Read(ctx, enc)
 		s.recs[enc] = r
 	}
 	if r.rec == nil {
@@ -164,7 +164,7 @@ func (s overview) Record(ctx context.Context, key string) (*record.Record, uint6
 	if r, ok := s.recs[key]; ok {
 		return r.rec, r.rev, r.err
 	}
-	return s.s.engine.Read(ctx, key)
+	return s.s.shard(key).engine.Read(ctx, key)
 }
 
 // ErrDeadlock says that the acquire, or the conversion, waited in a circle of units of work that wait for each

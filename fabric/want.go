@@ -49,6 +49,7 @@ type level struct {
 	taking *pin        // the one to be
 	above  []*level    // the levels that announce it, from the root down
 	base   record.Mode // what is wanted of it for itself; None if it only announces
+	before uint64      // what was seen of its bucket before it was tried
 }
 
 // intent is what announces a lock of this mode on the levels above it.

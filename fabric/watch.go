@@ -106,7 +106,7 @@ func (w *lockWatch) follow(ctx context.Context, s *session) error {
 	var least atomic.Uint64 // revision that the hub has seen; 0 = absent, or nothing known
 	changed := make(chan struct{}, 1)
 	changed <- struct{}{} // look at once
-	stop := s.lockHub.Watch(w.enc, func(e jskv.Entry) {
+	stop := s.shard(w.enc).hub.Watch(w.enc, func(e jskv.Entry) {
 		least.Store(e.Revision)
 		pause.Wake(changed)
 	})
@@ -142,7 +142,7 @@ func (w *lockWatch) follow(ctx context.Context, s *session) error {
 // lock that was in use when it is seen twice.
 func (w *lockWatch) read(ctx context.Context, s *session, least *atomic.Uint64, newest uint64) (*record.Record, uint64, error) {
 	for absent := false; ; {
-		rec, rev, err := s.engine.Read(ctx, w.enc)
+		rec, rev, err := s.shard(w.enc).engine.Read(ctx, w.enc)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -261,7 +261,7 @@ func (w *prefixWatch) once(ctx context.Context, s *session) error {
 	begun := false   // they are complete
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	err := s.buckets.Locks.Follow(ctx, w.filter, func(entries []jskv.Entry, complete bool) error {
+	err := s.shards[0].bucket.Follow(ctx, w.filter, func(entries []jskv.Entry, complete bool) error {
 		changed := first
 		for _, e := range entries {
 			name, err := kv.DecodeKey(e.Key)
@@ -305,7 +305,7 @@ func (w *prefixWatch) ask(ctx context.Context, s *session, names map[string]stru
 		if err != nil {
 			return nil, err // not possible: it was told of
 		}
-		e, err := s.buckets.Locks.Get(ctx, enc)
+		e, err := s.shard(enc).bucket.Get(ctx, enc)
 		if err != nil {
 			return nil, err
 		}
