@@ -25,15 +25,12 @@ const (
 // askKeeper asks the process of an entry that it may keep to release it, where nothing else refuses a try. It reports
 // whether it was released, and if not whether the process says that it is used. Without an answer neither is known.
 func (a *attempt) askKeeper(ctx context.Context, refused *engine.RefusedError) (released, used bool) {
-	if a.asked || a.op.Verb != record.OpTry || a.req.stamp != nil || refused.Verdict != record.Held || !mayBeKept(&refused.Blocker) {
+	if a.asked || a.op.Verb != record.OpTry || a.req.stamp != nil || refused.Verdict != record.Held || !record.MayBeKept(refused.Blocker.Meta) {
 		return false, false
 	}
 	a.asked = true
 	return a.session.askFor(ctx, a.enc, &refused.Blocker)
 }
-
-// mayBeKept reports whether an entry says that its process may keep it.
-func mayBeKept(e *record.Entry) bool { return e.Meta[intentKey] == engine.KeptIntent }
 
 // askFor is askKeeper's question. What it is answered is a hint: the record decides, as the leader has it.
 func (s *session) askFor(ctx context.Context, enc string, e *record.Entry) (released, used bool) {
@@ -44,9 +41,7 @@ func (s *session) askFor(ctx context.Context, enc string, e *record.Entry) (rele
 
 // giveUp is asked by another process for an entry of this one, and answers nothing about what it does not know.
 func (m *Manager) giveUp(key, id string, answer func(string)) {
-	m.mu.Lock()
-	s := m.current
-	m.mu.Unlock()
+	s, _ := m.running(false)
 	if s == nil {
 		return
 	}
@@ -65,9 +60,7 @@ func (m *Manager) giveUp(key, id string, answer func(string)) {
 // unused is asked which entries under a lease of this process are kept, and used by nobody: "" where it knows nothing of
 // the lease.
 func (m *Manager) unused(lease string) string {
-	m.mu.Lock()
-	s := m.current
-	m.mu.Unlock()
+	s, _ := m.running(false)
 	if s == nil {
 		return ""
 	}
@@ -83,7 +76,7 @@ func (m *Manager) unused(lease string) string {
 
 // askUse fills in of all entries under one lease that may be kept whether somebody uses them, with one question.
 func (s *session) askUse(ctx context.Context, parties []*Party) {
-	parties = slices.DeleteFunc(slices.Clone(parties), func(p *Party) bool { return p.Token == 0 || p.Metadata[intentKey] != engine.KeptIntent })
+	parties = slices.DeleteFunc(slices.Clone(parties), func(p *Party) bool { return p.Token == 0 || !record.MayBeKept(p.Metadata) })
 	if len(parties) == 0 {
 		return
 	}

@@ -197,33 +197,42 @@ func TestK5_ATryBesideAHammer(t *testing.T) {
 	}
 }
 
-// BenchmarkKeptGoesToAnother measures the first acquire, or try, of another process of a lock that is kept unused, beside
-// that of a free one.
+// BenchmarkKeptGoesToAnother measures the first acquire, or try, of another process of a lock that is kept unused: with
+// its process's watch open, and a moment after it was used. Beside that of one that its last user released, and of a new one.
 func BenchmarkKeptGoesToAnother(b *testing.B) {
 	srv := benchServer(b)
-	var managers [2]*fabric.Manager
-	for i := range managers {
+	var managers [3]*fabric.Manager
+	for i, opts := range [][]fabric.Option{{fabric.WithKeep(time.Hour)}, nil, nil} {
 		nc, err := srv.Connect()
 		if err != nil {
 			b.Fatal(err)
 		}
 		defer nc.Close()
-		managers[i] = benchManager(b, nc, fabric.WithKeep(time.Hour))
+		managers[i] = benchManager(b, nc, opts...)
 	}
-	m, other := managers[0], managers[1]
+	m, plain, other := managers[0], managers[1], managers[2]
 	for name, take := range map[string]func(context.Context, string, ...fabric.AcquireOption) (*fabric.Lock, error){"acquire": other.Acquire, "try": other.TryAcquire} {
-		for _, kept := range []bool{false, true} {
-			b.Run(fmt.Sprintf("%s, kept=%v", name, kept), func(b *testing.B) {
+		for _, of := range []struct {
+			name  string
+			user  *fabric.Manager
+			round int // keys that are used together
+			pause time.Duration
+		}{{"kept", m, 200, time.Second}, {"just kept", m, 1, 0}, {"released", plain, 200, time.Second}, {"new", nil, 200, time.Second}} {
+			b.Run(name+", "+of.name, func(b *testing.B) {
 				var took []time.Duration
 				for n := 0; b.Loop(); n++ {
-					key := fmt.Sprint(b.Name(), b.N, "/", n)
-					for range 2 {
-						if kept {
-							release(b, acquire(b, m, key))
+					if n%of.round == 0 {
+						b.StopTimer()
+						for i := range 3 * of.round {
+							if of.user != nil {
+								release(b, acquire(b, of.user, fmt.Sprint(b.Name(), b.N, "/", n+i/3)))
+							}
 						}
+						time.Sleep(of.pause) // until all are watched
+						b.StartTimer()
 					}
 					begun := time.Now()
-					l, err := take(b.Context(), key)
+					l, err := take(b.Context(), fmt.Sprint(b.Name(), b.N, "/", n))
 					took = append(took, time.Since(begun))
 					if err != nil {
 						b.Fatal(err)

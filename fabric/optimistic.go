@@ -101,7 +101,7 @@ func (st *Stamp) take(ctx context.Context, m *Manager, levels []string) (err err
 			want = record.IS
 		}
 		rec, rev, err := st.s.shard(l.enc).engine.Stamp(ctx, l.enc, m.cfg.failFast)
-		if by := excludes(rec, want); err == nil && by != nil && mayBeKept(by) {
+		if by := excludes(rec, want); err == nil && by != nil && record.MayBeKept(by.Meta) {
 			if released, _ := st.s.askFor(ctx, l.enc, by); released {
 				_, _, _ = st.s.shard(l.enc).engine.Read(ctx, l.enc) // what was known was before that
 				rec, rev, err = st.s.shard(l.enc).engine.Stamp(ctx, l.enc, m.cfg.failFast)

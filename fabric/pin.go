@@ -15,9 +15,6 @@ import (
 // DefaultIntentLinger is how long an intent that paths share stays after its last user.
 const DefaultIntentLinger = 30 * time.Second
 
-// The metadata of an intent that is shared. Who is refused by nothing else asks its process to drop it.
-const intentKey, sharedIntent = "intent", "shared"
-
 // WithIntentLinger sets how long an intent on an ancestor stays with the manager when no path
 // uses it any more: the next path below has it without a write. As soon as anybody queues for the
 // ancestor it is given up, at once if it is idle. 0 means that every path takes intents of its own.
@@ -277,7 +274,7 @@ func onlyPins(rec *record.Record, mode record.Mode) bool {
 		return false
 	}
 	return !slices.ContainsFunc(rec.Holders, func(h record.Entry) bool {
-		return !record.Compatible(h.Mode, mode) && h.Meta[intentKey] != sharedIntent || h.Convert.ID != ""
+		return !record.Compatible(h.Mode, mode) && h.Meta[record.IntentKey] != record.SharedIntent || h.Convert.ID != ""
 	})
 }
 
@@ -314,7 +311,7 @@ func (g *gathering) joinPins(ctx context.Context, sl *slot) error {
 		}
 		if mine {
 			l.taking, taking = p, true
-			l.op.Meta = map[string]string{intentKey: sharedIntent}
+			l.op.Meta = map[string]string{record.IntentKey: record.SharedIntent}
 		}
 	}
 	return nil

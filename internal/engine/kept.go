@@ -6,13 +6,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// What an entry's metadata says of one that its process may keep, so that others know whom to ask for it.
-const (
-	IntentKey  = "intent"
-	KeptIntent = "kept"
-)
-
-var keptMeta = map[string]string{IntentKey: KeptIntent}
+var keptMeta = map[string]string{record.IntentKey: record.KeptIntent}
 
 // confirmedFor is how long what is known of a record is good enough to pass an entry on.
 const confirmedFor = time.Second

@@ -42,7 +42,7 @@ func (w *writer) granted(r *Request, out *Outcome) {
 	if w.kept != nil || !w.keeping.on || out.Entry.Revoked || out.Record.Awaited() || out.Revision != w.rev {
 		return
 	}
-	k := &kept{w: w, entry: out.Entry, lease: r.Op.Lease, keeper: r.Keeper, marked: out.Entry.Meta[IntentKey] == KeptIntent, open: true, used: true, uses: 1}
+	k := &kept{w: w, entry: out.Entry, lease: r.Op.Lease, keeper: r.Keeper, marked: record.MayBeKept(out.Entry.Meta), open: true, used: true, uses: 1}
 	w.kept, w.followed, out.Kept, out.Uses = k, k.marked, k.marked, 1
 	s := w.keeps
 	s.mu.Lock()

@@ -61,17 +61,27 @@ func (w *writer) yields(r *Request) bool {
 	return true
 }
 
-// keptAhead returns the lease of a kept entry that operations of this process wait for. Called with mu held.
-func (v *view) keptAhead() string {
-	if e := v.rec.Sole(); len(v.waiting) > 0 && !v.closed && e != nil && e.Meta[IntentKey] == KeptIntent {
-		return e.Lease()
+// keptAhead returns the kept entry that operations of this process wait for. Called with mu held.
+func (v *view) keptAhead() *record.Entry {
+	if e := v.rec.Sole(); len(v.waiting) > 0 && !v.closed && e != nil && record.MayBeKept(e.Meta) {
+		return e
 	}
-	return ""
+	return nil
 }
 
-// pokeLater has the process of a kept entry told, again and again, that somebody waits: its watch may be silent. Called with mu held.
-func (v *view) pokeLater() {
-	if v.poking || v.core.cfg.Hints == nil || v.keptAhead() == "" {
+// pokeKept has the process of a kept entry told that somebody waits, at once and then again and again: its watch may be
+// silent, or not open yet. Called with mu held.
+func (v *view) pokeKept() {
+	e := v.keptAhead()
+	if e == nil || v.core.cfg.Hints == nil {
+		v.poked = ""
+		return
+	}
+	if v.poked != e.ID {
+		v.poked, v.pokes = e.ID, 0
+		v.poke(e)
+	}
+	if v.poking {
 		return
 	}
 	v.poking = true
@@ -81,14 +91,15 @@ func (v *view) pokeLater() {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		v.poking = false
-		lease := v.keptAhead()
-		if lease == "" {
-			v.pokes = 0
-			return
+		if e := v.keptAhead(); e != nil && e.ID == v.poked {
+			v.pokes++
+			v.poke(e)
 		}
-		v.pokes++
-		h, key, rev := v.core.cfg.Hints, v.key, v.rev
-		v.mu.then(func() { h.Tell([]string{lease}, key, rev) })
-		v.pokeLater()
+		v.pokeKept()
 	})
+}
+
+func (v *view) poke(e *record.Entry) {
+	h, key, rev := v.core.cfg.Hints, v.key, v.rev
+	v.mu.then(func() { h.Tell([]string{e.Lease()}, key, rev) })
 }

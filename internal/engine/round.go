@@ -379,7 +379,7 @@ func (w *writer) deliver(s *step, rec *record.Record, rev uint64) {
 func (w *writer) settled() {
 	w.adjustWatch()
 	w.observe()
-	w.pokeLater()
+	w.pokeKept()
 	w.keepUp()
 	w.tellBacklog()
 	if w.wantsRefill() {

@@ -82,7 +82,8 @@ type view struct {
 	absence   bool // a second look at an absent key is under way
 	proofs    proofs
 
-	poking    bool      // the process of a kept entry is poked later
+	poked     string    // the kept entry ahead, whose process was told
+	poking    bool      // it is told again later
 	pokes     int       // so often it was
 	followed  bool      // an entry of this process is kept
 	confirmed time.Time // when what is known was the newest for sure

@@ -2,6 +2,17 @@ package record
 
 import "strings"
 
+// What the metadata of an entry says that its process may hold without using it, so that others ask for it: an intent
+// that paths share, or a lock that is kept.
+const (
+	IntentKey    = "intent"
+	SharedIntent = "shared"
+	KeptIntent   = "kept"
+)
+
+// MayBeKept reports whether an entry with this metadata may be kept by its process.
+func MayBeKept(meta map[string]string) bool { return meta[IntentKey] == KeptIntent }
+
 // Awaited reports whether anybody waits in the record, which may be nil.
 func (r *Record) Awaited() bool { return r != nil && len(r.Waiters) > 0 }
 
