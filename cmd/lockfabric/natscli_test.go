@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/lockfabric/lockfabric/fabric"
@@ -44,11 +45,53 @@ type storedRecord struct {
 	Waiters []struct{ ID, Mode, Queued string }
 }
 
+// aLongQueue looks at a lock for which more wait than are stored as objects.
+func aLongQueue(t *testing.T, command func(args ...string) *exec.Cmd) {
+	m, all := manager(t), sync.WaitGroup{}
+	defer all.Wait()
+	lock, err := m.Acquire(t.Context(), "stock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Release(context.Background())
+	for range 9 {
+		all.Go(func() {
+			if l, err := m.Acquire(context.WithoutCancel(t.Context()), "stock"); err != nil || l.Release(context.Background()) != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for waiting := 0; waiting < 9; {
+		info, err := m.Inspect(t.Context(), "stock")
+		if err != nil {
+			t.Fatal(err)
+		}
+		waiting = len(info.Waiters)
+	}
+	_, stdout, _ := run(t, command("kv", "get", fabricName(t)+"-locks", "stock", "--raw"))
+	var rec struct {
+		V       int
+		Waiters []string
+	}
+	if err := json.Unmarshal([]byte(stdout), &rec); err != nil || rec.V != 4 || len(rec.Waiters) != 9 {
+		t.Fatalf("%s: %v", stdout, err)
+	}
+	lease, _, _ := strings.Cut(lock.ID(), ".")
+	first := regexp.MustCompile(`^#` + lease + `/\d+\.\d+X@\d+\+\d+$`)
+	other := regexp.MustCompile(`^0\.\d+X(@\d+|\*)?(:\d+)?([+-]\d+)?$`)
+	for i, text := range rec.Waiters {
+		if want := map[bool]*regexp.Regexp{true: first, false: other}[i == 0]; !want.MatchString(text) {
+			t.Errorf("waiter %d is %q, not %s", i, text, want)
+		}
+	}
+}
+
 // What the documentation shows is what the stock command does.
 func TestStockNATS(t *testing.T) {
 	t.Parallel()
 	command := stockNATS(t)
 	t.Run("inside", func(t *testing.T) { exampleInside(t, command().Path) })
+	t.Run("queue", func(t *testing.T) { aLongQueue(t, command) })
 	nats := func(args ...string) string {
 		t.Helper()
 		code, stdout, stderr := run(t, command(args...))

@@ -300,13 +300,7 @@ func (c *conditions) append(dst []byte) []byte {
 			dst = append(dst, ',')
 		}
 		dst = append(appendString(dst, q.Name), ":["...)
-		for i := range q.Waiters {
-			if i > 0 {
-				dst = append(dst, ',')
-			}
-			dst = appendEntry(dst, &q.Waiters[i], false)
-		}
-		dst = append(dst, ']')
+		dst = append(appendEntries(dst, q.Waiters, false), ']')
 	}
 	return append(dst, '}')
 }

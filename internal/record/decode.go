@@ -1,6 +1,7 @@
 package record
 
 import (
+	"bytes"
 	"errors"
 	"slices"
 	"strconv"
@@ -76,7 +77,7 @@ func (d *decoder) record() error {
 		// Which fields are known depends on version and kind. They come first in what this package writes;
 		// from another hand they may come later, and are looked for first then.
 		d.i, d.seen, d.rec = 0, 0, Record{}
-		if err = d.head(); err == nil && d.version == schemaVersion && d.rec.rules() != nil {
+		if err = d.head(); err == nil && d.version >= oldestSchema && d.version <= newestSchema && d.rec.rules() != nil {
 			d.i, d.seen, d.late = 0, 0, true
 			err = d.fields()
 		}
@@ -89,9 +90,9 @@ func (d *decoder) record() error {
 		return err
 	case d.seen&hasVersion == 0:
 		return d.fail("no schema version \"v\"")
-	case d.version > schemaVersion:
+	case d.version > newestSchema:
 		return &SchemaError{Version: d.version}
-	case d.version < schemaVersion:
+	case d.version < oldestSchema:
 		return d.fail("schema version " + strconv.FormatUint(d.version, 10) + ", of before tokens were tickets")
 	case d.rec.Kind == "":
 		return d.fail("no kind")
@@ -125,7 +126,7 @@ func (d *decoder) headField(key []byte) (known bool, err error) {
 			return err
 		})
 	case "kind":
-		if d.version > schemaVersion {
+		if d.version > newestSchema {
 			return true, d.skip()
 		}
 		return true, d.str(&d.seen, hasKind, (*string)(&d.rec.Kind))
@@ -142,7 +143,7 @@ func (d *decoder) fields() error {
 		}
 		both := d.seen&hasVersion != 0 && d.seen&hasKind != 0
 		switch {
-		case d.version > schemaVersion, both && (d.version < schemaVersion || d.rec.rules() == nil):
+		case d.version > newestSchema, both && (d.version < oldestSchema || d.rec.rules() == nil):
 			return d.skip()
 		case !both && !d.late:
 			return errLate
@@ -177,20 +178,32 @@ func (d *decoder) hold() error {
 
 func (d *decoder) entries(list *[]Entry, holders bool) error {
 	start := d.i
+	var c compact
 	return d.array(func() error {
-		e, err := d.entry(holders)
-		if len(*list) == 1 && !holders { // two are read; the others have about their size
-			*list = slices.Grow(*list, 2*(len(d.b)-d.i)/(d.i-start)+1)
+		e, err := d.entry(holders, &c)
+		if len(*list) == 1 && !holders { // two are read; the others have about their size, unless these are texts
+			*list = slices.Grow(*list, max(2*(len(d.b)-d.i)/(d.i-start), bytes.Count(d.b[d.i:], []byte(`","`)))+1)
 		}
 		*list = append(*list, e)
 		return err
 	})
 }
 
-func (d *decoder) entry(holder bool) (e Entry, err error) {
+func (d *decoder) entry(holder bool, c *compact) (e Entry, err error) {
 	d.space()
 	start := d.i
 	var seen uint
+	if d.i < len(d.b) && d.b[d.i] == '"' {
+		text, err := d.text()
+		ok := err == nil && d.version >= compactSchema
+		if ok {
+			e, seen, ok = c.read(text)
+		}
+		if !ok {
+			return e, d.failAt(start, "this text is no entry of schema 4")
+		}
+		return e, d.complete(&e, start, seen, holder)
+	}
 	err = d.object(func(key []byte) error {
 		switch string(key) {
 		case "id":
@@ -231,9 +244,16 @@ func (d *decoder) entry(holder bool) (e Entry, err error) {
 		}
 		return d.failAt(d.keyAt, "unknown field")
 	})
+	if err == nil {
+		err = d.complete(&e, start, seen, holder)
+	}
+	return e, err
+}
+
+// complete refuses an entry that lacks a field, or has one of another kind. start is where it begins.
+func (d *decoder) complete(e *Entry, start int, seen uint, holder bool) (err error) {
 	required, allowed := d.rec.rules().fields(holder)
 	switch {
-	case err != nil:
 	case seen&(needsAlways|required) != needsAlways|required:
 		err = d.failAt(start, "an entry needs id, ttl, token (holders) or queued (waiters), and mode or what its kind has instead")
 	case seen&^(hasEverywhere|required|allowed) != 0:
@@ -248,7 +268,7 @@ func (d *decoder) entry(holder bool) (e Entry, err error) {
 			err = d.failAt(start, "a conversion stands under another lease than its holder")
 		}
 	}
-	return e, err
+	return err
 }
 
 // conversion reads what a holder waits for.

@@ -221,6 +221,7 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Add([]byte(fullJSON))
 	f.Add([]byte(`{"v":9,"kind":"lock"}`))
+	f.Add([]byte(long("#La/30000.15X@900:2+1790000000000")))
 	f.Add([]byte(`{"v":3,"kind":"barrier","life":10,"holders":[{"id":"E.42","token":"00000000000000000012","ttl":30000,"gen":3,"acts":true}],` +
 		`"waiters":[{"id":"A.1","queued":"00000000000000000011","ttl":30000,"gen":3},{"id":"A.9","queued":"00000000000000000012","ttl":30000,"gen":4,"acts":true}],` +
 		`"parties":2,"gen":4,"leases":["A","E","B"],"acting":{"gen":3,"ids":"0.1 1.42"},"ended":[{"gen":1,"broken":"died","by":"B","ids":"2.1"},{"gen":2,"ids":"2.3-4"}]}`))

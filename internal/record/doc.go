@@ -48,6 +48,8 @@
 //   - A record is bounded ([Limits]), and the bound keeps room for everything that may still
 //     happen to the entries in it: release, evict, revoke, remove, conversion and promotion always fit.
 //
+// A record is stored as JSON, one object for each entry; in long lists a short text for most, see compact.go.
+//
 // A record has a [Kind], and what kinds add to the common verbs (release, evict, revoke, remove) are
 // their rules, one value for each in a file of its own. Whoever applies
 // operations and reads outcomes asks methods of [Record] and [Op], and needs to know no kind.

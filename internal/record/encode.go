@@ -11,9 +11,14 @@ import (
 	"unicode/utf8"
 )
 
-// schemaVersion is the one that this package reads and writes. Versions 1 and 2 had revisions for tokens:
-// whoever writes them would issue smaller tokens than were granted already.
-const schemaVersion = 3
+// The schema versions that this package reads. It writes the lowest one that a record needs: only a long list
+// needs compactSchema. Versions 1 and 2 had revisions for tokens: whoever writes them would issue smaller tokens than
+// were granted already.
+const (
+	oldestSchema  = 3
+	compactSchema = 4
+	newestSchema  = compactSchema
+)
 
 // tokenWidth is the width of a token: that of the largest uint64, so that no token is wider than
 // another and their order as text is that of the numbers.
@@ -27,24 +32,10 @@ const sequenceWidth = 20
 func (r *Record) Append(dst []byte) []byte {
 	dst = r.appendHead(dst, r.Hold)
 	if len(r.Holders) > 0 {
-		dst = append(dst, holdersField...)
-		for i := range r.Holders {
-			if i > 0 {
-				dst = append(dst, ',')
-			}
-			dst = appendEntry(dst, &r.Holders[i], true)
-		}
-		dst = append(dst, ']')
+		dst = append(appendEntries(append(dst, holdersField...), r.Holders, true), ']')
 	}
 	if len(r.Waiters) > 0 {
-		dst = append(dst, waitersField...)
-		for i := range r.Waiters {
-			if i > 0 {
-				dst = append(dst, ',')
-			}
-			dst = appendEntry(dst, &r.Waiters[i], false)
-		}
-		dst = append(dst, ']')
+		dst = append(appendEntries(append(dst, waitersField...), r.Waiters, false), ']')
 	}
 	if r.Body != nil {
 		dst = r.Body.append(dst)
@@ -59,8 +50,11 @@ const (
 
 // appendHead appends what stands before the lists.
 func (r *Record) appendHead(dst []byte, holdTime time.Duration) []byte {
-	dst = append(dst, `{"v":`...)
-	dst = strconv.AppendUint(dst, schemaVersion, 10)
+	version := uint64(oldestSchema)
+	if r.longList() {
+		version = compactSchema
+	}
+	dst = strconv.AppendUint(append(dst, `{"v":`...), version, 10)
 	dst = append(dst, `,"kind":`...)
 	dst = appendString(dst, string(r.Kind))
 	if holdTime > 0 {

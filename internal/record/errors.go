@@ -31,7 +31,7 @@ func (e *SchemaError) Error() string {
 		return fmt.Sprintf("record: kind %q was written by a newer version; upgrade this process", e.Kind)
 	}
 	return fmt.Sprintf("record: schema version %d was written by a newer version (this one reads up to %d); upgrade this process",
-		e.Version, schemaVersion)
+		e.Version, newestSchema)
 }
 
 // Is reports whether target is ErrNewerSchema.
