@@ -9,7 +9,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 // keptAlready returns a lock's name that the manager keeps.
@@ -384,4 +388,56 @@ func BenchmarkKept(b *testing.B) {
 			})
 		})
 	}
+}
+
+// A process that hears nothing of its watch gives a lock that it does not use to who waits for it, and nobody in it takes
+// over for longer than a second what was removed.
+func TestK1_ASilentWatch(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		p := faultproxy.New(t, s.server.ClientURL())
+		nc, err := nats.Connect(p.URL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(nc.Close)
+		m, other := newManager(t, nc, fabric.WithKeep(time.Hour)), s.manager(t)
+		fromWatch := faultproxy.Subject("$KV.>") // answers to reads have other subjects
+		var watched sync.Map
+		p.DropReplies(func(subject string, _, _ []byte) bool {
+			if fromWatch(subject, nil, nil) {
+				watched.Store(subject, true)
+			}
+			return false
+		})
+		keys := make([]string, 4) // more than are looked at one by one
+		for i := range keys {
+			keys[i] = s.keptAlready(t, m)
+			enc, _ := kv.EncodeName(keys[i])
+			eventually(t, "its watch is open", func() bool { _, ok := watched.Load("$KV." + fabric.Name(m) + "-locks." + enc); return ok })
+		}
+		waited, removed := keys[0], keys[1]
+		p.DropReplies(fromWatch)
+
+		begun := time.Now()
+		release(t, acquire(t, other, waited))
+		if took := time.Since(begun); took > 8*time.Second { // the hub looks after 11 s at the earliest
+			t.Errorf("granted after %v", took)
+		}
+
+		l := acquire(t, m, removed)
+		old := l.Token()
+		release(t, l)
+		if n, err := other.ForceRelease(waitContext(t), removed, fabric.ForceNow()); n != 1 || err != nil {
+			t.Fatalf("%d, %v", n, err)
+		}
+		forced := time.Now()
+		for stale := true; stale; {
+			begun := time.Now()
+			l := acquire(t, m, removed)
+			if stale = l.Token() == old; stale && begun.Sub(forced) > time.Second {
+				t.Fatalf("taken over %v after it was removed", begun.Sub(forced))
+			}
+			_ = l.Release(waitContext(t)) // it may be found to be lost
+		}
+	})
 }
