@@ -159,7 +159,7 @@ func (r *Router) SubmitInOrder(reqs ...*engine.Request) {
 }
 
 // SubmitHere is that of the engine for what takes the direct road alone, and Submit for the rest.
-func (r *Router) SubmitHere(q *engine.Request) {
+func (r *Router) SubmitHere(q *engine.Request) (over bool) {
 	if r.busy() {
 		r.client.mu.Lock()
 		direct := r.submit(q)
@@ -168,7 +168,7 @@ func (r *Router) SubmitHere(q *engine.Request) {
 			return
 		}
 	}
-	r.engine.SubmitHere(q)
+	return r.engine.SubmitHere(q)
 }
 
 // busy reports whether there is anything but the direct road.

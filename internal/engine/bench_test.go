@@ -47,7 +47,7 @@ func pair(t testing.TB) (once func()) {
 	}
 }
 
-// It takes 9 allocations, and some more with the race detector, under which pools forget.
+// It takes 6 allocations, and some more with the race detector, under which pools forget.
 func TestAllocationsOfAPair(t *testing.T) {
 	if n := testing.AllocsPerRun(1000, pair(t)); n > 20 {
 		t.Errorf("%v allocations", n)

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -35,8 +36,16 @@ const cleanup = 500 * time.Millisecond
 // call is a request whose caller blocks.
 type call struct {
 	Request
-	done atomic.Pointer[chan struct{}] // closed when it is over; nil while nobody waits
+	done  atomic.Pointer[chan struct{}] // closed when it is over; nil while nobody waits
+	ended func(Outcome, error)          // end
 }
+
+// calls has those that are over and that nobody else has, for their room.
+var calls = sync.Pool{New: func() any {
+	c := new(call)
+	c.ended = c.end
+	return c
+}}
 
 // over is what done points to when it is over.
 var over = new(chan struct{})
@@ -63,8 +72,8 @@ func Do(ctx context.Context, d Doer, key string, op record.Op, opt Options) (Out
 		return Outcome{}, err
 	}
 	began := time.Now()
-	c := new(call)
-	c.Request = Request{Key: key, Op: op, AtLeast: opt.AtLeast, Held: opt.Held, Turns: opt.Turns, FailFast: opt.FailFast, Keeper: opt.Keeper, Done: c.end}
+	c := calls.Get().(*call)
+	c.Request = Request{Key: key, Op: op, AtLeast: opt.AtLeast, Held: opt.Held, Turns: opt.Turns, FailFast: opt.FailFast, Keeper: opt.Keeper, Done: c.ended}
 	var placed chan record.Place
 	if opt.Queued != nil {
 		placed = make(chan record.Place, 1)
@@ -77,13 +86,20 @@ func Do(ctx context.Context, d Doer, key string, op record.Op, opt Options) (Out
 			}
 		}()
 	}
-	if h, ok := d.(interface{ SubmitHere(r *Request) }); ok {
-		h.SubmitHere(&c.Request)
+	free := false
+	if h, ok := d.(interface{ SubmitHere(r *Request) bool }); ok {
+		free = h.SubmitHere(&c.Request)
 	} else {
 		d.Submit(&c.Request)
 	}
 	if c.done.Load() == over {
-		return c.out, c.err
+		out, err := c.out, c.err
+		if free {
+			c.Request = Request{}
+			c.done.Store(nil)
+			calls.Put(c)
+		}
+		return out, err
 	}
 	done := make(chan struct{})
 	if !c.done.CompareAndSwap(nil, &done) {

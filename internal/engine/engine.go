@@ -147,12 +147,13 @@ const mostHere = rtt.Floor
 
 // SubmitHere is Submit for a caller that waits: if nothing is under way for the key, it sends the request, whose
 // answer takes mostHere at most, and takes the answer in, before it returns. What is left to do then is a runner's.
-func (e *Engine) SubmitHere(r *Request) {
+// over says that nobody has the request any more, once its Done was called.
+func (e *Engine) SubmitHere(r *Request) (over bool) {
 	w := e.lock(r.Key)
 	if w.closed || w.running || len(w.pending)+len(w.backlog) > 0 || r.FailFast || w.silent.any() || e.cfg.RTT.Timeout() > mostHere {
 		w.accept(r)
 		w.mu.Unlock()
-		return
+		return false
 	}
 	e.wg.Add(1) // Close waits for it: it has not come to this key yet
 	defer e.wg.Done()
@@ -162,6 +163,7 @@ func (e *Engine) SubmitHere(r *Request) {
 	if w.step() {
 		w.handOver()
 	}
+	return r.over
 }
 
 // Withdraw is that of Doer.

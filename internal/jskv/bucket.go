@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -157,49 +158,72 @@ func isMarker(header []byte) bool {
 // above 0 (whole seconds, at least one) lets the server collect the value; only garbage may carry one.
 // On error nothing is known to be written; see the package comment.
 func (b *Bucket) Update(ctx context.Context, key string, value []byte, rev uint64, ttl time.Duration) (uint64, error) {
-	h := make(nats.Header, 2)
-	h[headerExpectedRevision] = []string{strconv.FormatUint(rev, 10)}
 	if ttl > 0 {
-		h[headerTTL] = []string{ttlSeconds(ttl)}
+		m := newMessage()
+		m.Header[headerTTL] = []string{ttlSeconds(ttl)}
+		return b.write(ctx, m, nil, key, value, rev)
 	}
-	return b.publish(ctx, key, value, rev, h)
+	return b.write(ctx, updates.Get().(*message), &updates, key, value, rev)
 }
 
 // Purge deletes the key if its revision is rev, leaving a marker that lives for markerTTL, and returns the marker's
 // revision. The marker is a PURGE: for a DEL that carries a TTL the server rolls the key up on expiry without a
 // revision check, which can erase a later write.
 func (b *Bucket) Purge(ctx context.Context, key string, rev uint64, markerTTL time.Duration) (uint64, error) {
-	h := make(nats.Header, 4)
-	h[headerExpectedRevision] = []string{strconv.FormatUint(rev, 10)}
-	h[headerOperation], h[headerRollup], h[headerTTL] = operationPurge, rollupSubject, ttlOfMarkers
 	if markerTTL != MarkerTTL {
-		h[headerTTL] = []string{ttlSeconds(markerTTL)}
+		return b.write(ctx, newPurge(markerTTL), nil, key, nil, rev)
 	}
-	return b.publish(ctx, key, nil, rev, h)
+	return b.write(ctx, purges.Get().(*message), &purges, key, nil, rev)
 }
 
-// Values of headers that are the same each time.
+// message is a write with its header. To make one costs about as much as to send it, so those that were answered
+// are used again. The others may still be sent.
+type message struct {
+	nats.Msg
+	revision [1]string // that it expects, as the header has it
+}
+
 var (
-	operationPurge = []string{"PURGE"}
-	rollupSubject  = []string{"sub"}
-	ttlOfMarkers   = []string{ttlSeconds(MarkerTTL)}
+	updates = sync.Pool{New: func() any { return newMessage() }}
+	purges  = sync.Pool{New: func() any { return newPurge(MarkerTTL) }}
 )
+
+func newMessage() *message {
+	m := new(message)
+	m.Header = nats.Header{headerExpectedRevision: m.revision[:]}
+	return m
+}
+
+func newPurge(markerTTL time.Duration) *message {
+	m := newMessage()
+	m.Header[headerOperation], m.Header[headerRollup] = []string{"PURGE"}, []string{"sub"}
+	m.Header[headerTTL] = []string{ttlSeconds(markerTTL)}
+	return m
+}
 
 func ttlSeconds(d time.Duration) string {
 	s := int64((d + time.Second - 1) / time.Second)
 	return strconv.FormatInt(max(s, 1), 10) + "s"
 }
 
-func (b *Bucket) publish(ctx context.Context, key string, value []byte, rev uint64, h nats.Header) (uint64, error) {
-	msg := &nats.Msg{Subject: b.prefix + key, Header: h, Data: value}
-	m, set := ctx.Value(memberKey{}).(*Member)
-	if m != nil && m.comes(msg, key, rev) {
-		return m.write(ctx)
+// write sends m, which goes back into pool, if there is one, when it was answered and no batch has it.
+func (b *Bucket) write(ctx context.Context, m *message, pool *sync.Pool, key string, value []byte, rev uint64) (newRev uint64, err error) {
+	m.Subject, m.Data, m.revision[0] = b.prefix+key, value, strconv.FormatUint(rev, 10)
+	alone := true
+	member, set := ctx.Value(memberKey{}).(*Member)
+	switch {
+	case member != nil && member.comes(&m.Msg, key, rev):
+		return member.write(ctx)
+	case b.group != nil && !set:
+		newRev, alone, err = b.group.write(ctx, &m.Msg, key, rev)
+	default:
+		newRev, err = b.single(ctx, &m.Msg, key, rev)
 	}
-	if b.group != nil && !set {
-		return b.group.write(ctx, msg, key, rev)
+	if alone && err == nil && pool != nil {
+		m.Data = nil
+		pool.Put(m)
 	}
-	return b.single(ctx, msg, key, rev)
+	return newRev, err
 }
 
 func (b *Bucket) single(ctx context.Context, msg *nats.Msg, key string, rev uint64) (uint64, error) {

@@ -85,12 +85,13 @@ func (b *Bucket) Batched() uint64 {
 	return b.group.batched
 }
 
-func (g *committer) write(ctx context.Context, msg *nats.Msg, key string, rev uint64) (uint64, error) {
+// write reports beside the outcome whether the message was alone all the time.
+func (g *committer) write(ctx context.Context, msg *nats.Msg, key string, rev uint64) (newRev uint64, alone bool, err error) {
 	m := g.join(msg, key, rev)
 	if m != nil {
 		newRev, err := m.write(ctx)
 		if m.left || !m.of.singles {
-			return newRev, err
+			return newRev, false, err
 		}
 		for _, h := range []string{headerBatchID, headerBatchSequence, headerBatchCommit} {
 			delete(msg.Header, h)
@@ -99,7 +100,7 @@ func (g *committer) write(ctx context.Context, msg *nats.Msg, key string, rev ui
 		g.out++
 		g.mu.Unlock()
 	}
-	newRev, err := g.b.single(ctx, msg, key, rev)
+	newRev, err = g.b.single(ctx, msg, key, rev)
 	g.answered(key, err)
 	if m != nil && m.of.sent {
 		conflict := (*ConflictError)(nil)
@@ -109,7 +110,7 @@ func (g *committer) write(ctx context.Context, msg *nats.Msg, key string, rev ui
 			err = fmt.Errorf("%w: it was in a batch before: %v", ErrUnknown, err) //nolint:errorlint // it is not known
 		}
 	}
-	return newRev, err
+	return newRev, m == nil, err
 }
 
 // join returns nil where the write is to go at once and alone, and notes that it is under way.

@@ -293,10 +293,9 @@ func (u *UserBucket) Replace(ctx context.Context, key string, value []byte, id s
 	for _, l := range over.updates[:min(len(over.updates), maxListed-1)] {
 		list = append(list, l.id+"@"+strconv.FormatUint(l.base, 10))
 	}
-	return u.b.publish(ctx, key, value, over.Revision, nats.Header{
-		headerExpectedRevision: {strconv.FormatUint(over.Revision, 10)},
-		headerUpdate:           {strings.Join(list, " ")},
-	})
+	m := newMessage()
+	m.Header[headerUpdate] = []string{strings.Join(list, " ")}
+	return u.b.write(ctx, m, nil, key, value, over.Revision)
 }
 
 // Outcome is what a later read says of an update.

@@ -217,11 +217,9 @@ var errMoved = fmt.Errorf("%w: the bucket has moved", kv.ErrUnavailable)
 // read, it can't come from a leader that was deposed.
 func (b *Bucket) position(ctx context.Context) (uint64, error) {
 	return insist(ctx, b.link, func(ctx context.Context) (uint64, error) {
-		return b.publish(ctx, probeKey, nil, 0, nats.Header{
-			headerOperation: {"PURGE"},
-			headerRollup:    {"sub"},
-			headerTTL:       {ttlSeconds(probeMarkerTTL)},
-		})
+		m := newPurge(probeMarkerTTL)
+		delete(m.Header, headerExpectedRevision)
+		return b.write(ctx, m, nil, probeKey, nil, 0)
 	})
 }
 
