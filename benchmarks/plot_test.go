@@ -38,8 +38,8 @@ func graphs(text string) (list []graph) {
 		case strings.HasPrefix(line, "## "):
 			title = strings.TrimSpace(line[3:])
 		case strings.HasPrefix(line, "| |"):
-			header = cells[1:]
-		case len(cells) == len(header)+1:
+			header = slices.DeleteFunc(cells[1:], func(c string) bool { return c == "run" })
+		case len(header) > 0 && len(cells) > len(header):
 			if _, err := fmt.Sscanf(cells[0], "one mutex, %d clients", &n); err != nil {
 				continue
 			}
@@ -48,7 +48,7 @@ func graphs(text string) (list []graph) {
 			}
 			g := &list[len(list)-1]
 			g.clients = append(g.clients, n)
-			for i, cell := range cells[1:] {
+			for i, cell := range cells[1 : len(header)+1] {
 				rate := 0.0
 				if us, err := strconv.ParseFloat(cell, 64); err == nil {
 					rate = 1e6 / us
@@ -57,7 +57,7 @@ func graphs(text string) (list []graph) {
 			}
 		}
 	}
-	return list
+	return slices.DeleteFunc(list, func(g graph) bool { return len(g.clients) < 3 })
 }
 
 // Sizes of a drawing, in pixels.
@@ -181,17 +181,22 @@ func TestPlots(t *testing.T) {
 func TestGraphs(t *testing.T) {
 	list := graphs(`
 ## Synced
-| | floor | ours | theirs |
-|---|---|---|---|
-| another row | 1 | 2 | 3 |
-| one mutex, 2 clients |  | 1000 | 50.0 |
-| one mutex, 64 clients |  | 2000 |  |
+| | floor | ours | theirs | run |
+|---|---|---|---|---|
+| another row | 1 | 2 | 3 | 1 |
+| one mutex, 2 clients |  | 1000 | 50.0 | 1 |
+| one mutex, 8 clients |  | missed |  | 1 |
+| one mutex, 64 clients |  | 2000 |  | 1 |
+## Three servers
+| | floor | ours | theirs | run |
+|---|---|---|---|---|
+| one mutex, 2 clients |  | 1000 | 50.0 | 1 |
 `)
 	if len(list) != 1 {
 		t.Fatal(list)
 	}
 	g := list[0]
-	if fmt.Sprint(g) != "{Synced [2 64] [floor ours theirs] [[0 0] [1000 500] [20000 0]]}" {
+	if fmt.Sprint(g) != "{Synced [2 8 64] [floor ours theirs] [[0 0 0] [1000 0 500] [20000 0 0]]}" {
 		t.Error(g)
 	}
 	if svg := g.svg(); strings.Count(svg, "<polyline") != 2 || strings.Contains(svg, "NaN") || strings.Contains(svg, "Inf") {

@@ -9,10 +9,12 @@ import (
 	"net/url"
 	"os/exec"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/go-redsync/redsync/v4"
+	redsyncredis "github.com/go-redsync/redsync/v4/redis"
 	"github.com/go-redsync/redsync/v4/redis/goredis/v9"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -33,56 +35,109 @@ const ttl = 30 * time.Second
 // size is the number of permits of the semaphores.
 const size = 3
 
-// servers are one of each system. If synced, each writes to disk before it acknowledges.
+// servers are those of each system, one or three. If synced, each writes to disk before it acknowledges.
 type servers struct {
-	nats, etcd, redis, zookeeper string   // addresses; "" of what isn't installed
-	misses                       []string // cells of a table without a figure, and why
+	nats, etcd, redis, zookeeper []string // addresses; none of what isn't installed
+	replicas                     int      // of the floor's bucket
 }
 
-func start(t *testing.T, synced bool) (s servers) {
+func start(t testing.TB, nodes int, synced bool) *servers {
+	t.Helper()
+	s := &servers{replicas: nodes, etcd: startEtcd(t, nodes, synced), zookeeper: startZooKeeper(t, nodes, synced)}
+	for range nodes {
+		if addr := startRedis(t, synced); addr != "" {
+			s.redis = append(s.redis, addr)
+		}
+	}
+	s.startNATS(t, nodes, synced)
+	return s
+}
+
+func (s *servers) startNATS(t testing.TB, nodes int, synced bool) {
 	t.Helper()
 	mode := embedded.SyncAlways
 	if !synced {
 		mode = embedded.SyncInterval(time.Minute)
 	}
-	srv, err := embedded.Start(t.Context(), embedded.WithStoreDir(t.TempDir()), embedded.WithListen("127.0.0.1:0"), embedded.WithSync(mode))
+	peers := addrs(t, nodes)
+	for i, peer := range peers {
+		opts := []embedded.Option{embedded.WithStoreDir(t.TempDir()), embedded.WithListen("127.0.0.1:0"), embedded.WithSync(mode)}
+		if nodes > 1 {
+			opts = append(opts, embedded.WithServerName(fmt.Sprint("n", i)), embedded.WithCluster("benchmarks", peer, peers...))
+		}
+		srv, err := embedded.Start(t.Context(), opts...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = srv.Shutdown(context.Background()) })
+		s.nats = append(s.nats, srv.ClientURL())
+	}
+	nc, err := nats.Connect(s.nats[nodes-1])
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = srv.Shutdown(context.Background()) })
-	s.nats = srv.ClientURL()
-	s.etcd = startEtcd(t, synced)
-	s.redis = startRedis(t, synced)
-	s.zookeeper = startZooKeeper(t, synced)
-	standBy(t, srv)
-	return s
+	t.Cleanup(nc.Close)
+	js, err := nc.JetStream()
+	for deadline := time.Now().Add(time.Minute); err == nil; time.Sleep(50 * time.Millisecond) {
+		if _, err := js.AccountInfo(); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("JetStream does not come up: %v", err)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	standBy(t, nc)
 }
 
-func startEtcd(t *testing.T, synced bool) string {
+// addrs are n addresses of this machine that nobody listens on.
+func addrs(t testing.TB, n int) (list []string) {
+	for range n {
+		list = append(list, freeAddr(t))
+	}
+	return list
+}
+
+func startEtcd(t testing.TB, nodes int, synced bool) (clients []string) {
 	t.Helper()
-	anyPort := []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
-	cfg := embed.NewConfig()
-	cfg.Dir = t.TempDir()
-	cfg.ListenClientUrls, cfg.ListenPeerUrls = anyPort, anyPort
-	cfg.LogLevel = "panic"
-	cfg.UnsafeNoFsync = !synced
-	srv, err := embed.StartEtcd(cfg)
-	if err != nil {
-		t.Fatal(err)
+	peers := addrs(t, nodes)
+	var members []string
+	for i, peer := range peers {
+		members = append(members, fmt.Sprintf("n%d=http://%s", i, peer))
 	}
-	t.Cleanup(srv.Close)
-	select {
-	case <-srv.Server.ReadyNotify():
-	case err := <-srv.Err():
-		t.Fatal(err)
-	case <-time.After(time.Minute):
-		t.Fatal("etcd does not come up")
+	at := func(addr string) []url.URL { return []url.URL{{Scheme: "http", Host: addr}} }
+	var started []*embed.Etcd
+	for i, peer := range peers {
+		client := freeAddr(t)
+		cfg := embed.NewConfig()
+		cfg.Dir, cfg.Name = t.TempDir(), fmt.Sprint("n", i)
+		cfg.ListenClientUrls, cfg.AdvertiseClientUrls = at(client), at(client)
+		cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = at(peer), at(peer)
+		cfg.InitialCluster = strings.Join(members, ",")
+		cfg.LogLevel = "panic"
+		cfg.UnsafeNoFsync = !synced
+		srv, err := embed.StartEtcd(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(srv.Close)
+		started, clients = append(started, srv), append(clients, client)
 	}
-	return srv.Clients[0].Addr().String()
+	for _, srv := range started {
+		select {
+		case <-srv.Server.ReadyNotify():
+		case err := <-srv.Err():
+			t.Fatal(err)
+		case <-time.After(time.Minute):
+			t.Fatal("etcd does not come up")
+		}
+	}
+	return clients
 }
 
 // startRedis starts redis-server, and returns "" where there is none.
-func startRedis(t *testing.T, synced bool) string {
+func startRedis(t testing.TB, synced bool) string {
 	t.Helper()
 	path, err := exec.LookPath("redis-server")
 	if err != nil {
@@ -108,13 +163,8 @@ func startRedis(t *testing.T, synced bool) string {
 }
 
 // standBy has this process serve as the coalescer of who asks for one, as `lockfabric serve` does.
-func standBy(t *testing.T, srv *embedded.Server) {
+func standBy(t testing.TB, nc *nats.Conn) {
 	t.Helper()
-	nc, err := srv.Connect()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- fabric.StandBy(ctx, nc) }()
@@ -131,7 +181,7 @@ type round func(ctx context.Context, n int) error
 
 func (s *servers) manager(t testing.TB, opts ...fabric.Option) *fabric.Manager {
 	t.Helper()
-	m, err := fabric.Connect(t.Context(), s.nats, append(opts, fabric.WithTTL(ttl), fabric.WithNATS(nats.ReconnectBufSize(-1)))...)
+	m, err := fabric.Connect(t.Context(), strings.Join(s.nats, ","), append(opts, fabric.WithTTL(ttl), fabric.WithNATS(nats.ReconnectBufSize(-1)))...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +191,7 @@ func (s *servers) manager(t testing.TB, opts ...fabric.Option) *fabric.Manager {
 
 func (s *servers) session(t testing.TB) *concurrency.Session {
 	t.Helper()
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{s.etcd}, DialTimeout: 10 * time.Second})
+	c, err := clientv3.New(clientv3.Config{Endpoints: s.etcd, DialTimeout: 10 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +206,12 @@ func (s *servers) session(t testing.TB) *concurrency.Session {
 
 func (s *servers) redisClient(t testing.TB) *redis.Client {
 	t.Helper()
-	c := redis.NewClient(&redis.Options{Addr: s.redis})
+	return redisAt(t, s.redis[0])
+}
+
+func redisAt(t testing.TB, addr string) *redis.Client {
+	t.Helper()
+	c := redis.NewClient(&redis.Options{Addr: addr})
 	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
@@ -164,7 +219,7 @@ func (s *servers) redisClient(t testing.TB) *redis.Client {
 // floor is two compare-and-set writes: what can't be avoided to take something and to give it back.
 func floor(t testing.TB, s *servers, key string, _ int) round {
 	t.Helper()
-	nc, err := nats.Connect(s.nats)
+	nc, err := nats.Connect(strings.Join(s.nats, ","))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +228,7 @@ func floor(t testing.TB, s *servers, key string, _ int) round {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kv, err := js.CreateOrUpdateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "floor", LimitMarkerTTL: time.Minute})
+	kv, err := js.CreateOrUpdateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "floor", LimitMarkerTTL: time.Minute, Replicas: s.replicas})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -327,7 +382,11 @@ func etcdBarrier(t testing.TB, s *servers, key string, _ int) round {
 }
 
 func redisMutex(t testing.TB, s *servers, key string, _ int) round {
-	m := redsync.New(goredis.NewPool(s.redisClient(t))).NewMutex(key, redsync.WithExpiry(ttl), redsync.WithTries(1<<20))
+	var pools []redsyncredis.Pool
+	for _, addr := range s.redis {
+		pools = append(pools, goredis.NewPool(redisAt(t, addr)))
+	}
+	m := redsync.New(pools...).NewMutex(key, redsync.WithExpiry(ttl), redsync.WithTries(1<<20))
 	return func(ctx context.Context, _ int) error {
 		if err := m.LockContext(ctx); err != nil {
 			return err

@@ -21,11 +21,10 @@ var (
 	table = flag.String("table", "", "file that the measured table is written to; without it each cell is tried once")
 	turn  = flag.Duration("turn", 200*time.Millisecond, "how long a turn of one cell is; each has five")
 	only  = flag.String("systems", "", "the columns that are measured, separated by semicolons; all if empty")
+	full  = flag.Bool("full", false, "measure three servers and what takes long, too")
+	goOn  = flag.Bool("continue", false, "go on with the last run: leave out the rows that it has measured")
 	limit = flag.Duration("limit", time.Minute, "how long a cell may take to start, and each of its turns; one that takes longer is a miss")
 )
-
-// missed is the time of a cell that failed, or took longer than the limit.
-const missed = time.Duration(-1)
 
 // maker makes what one client of a system does again and again.
 type maker func(t testing.TB, s *servers, key string, clients int) round
@@ -35,6 +34,7 @@ type row struct {
 	what    string
 	clients int
 	own     bool // each client has a key of its own
+	slow    bool // a round takes seconds: three are measured
 	by      []maker
 }
 
@@ -45,37 +45,64 @@ type part struct {
 	rows    []row
 }
 
-var all = []part{
-	{"Primitives", []string{"floor", "lockfabric", "etcd", "Redis"}, []row{
-		{"mutex: lock and unlock", 1, false, []maker{floor, ourMutex, etcdMutex, redisMutex}},
-		{"mutex, wanted by 2 clients", 2, false, []maker{nil, ourMutex, etcdMutex, redisMutex}},
-		{"mutex, wanted by 8", 8, false, []maker{nil, ourMutex, etcdMutex, redisMutex}},
-		{"mutex, wanted by 32", 32, false, []maker{nil, ourMutex, etcdMutex, redisMutex}},
-		{"reader-writer mutex, 10 clients, each tenth use writes", 10, false, []maker{nil, ourRWMutex, etcdRWMutex, nil}},
-		{"semaphore of 3: acquire and release", 1, false, []maker{floor, ourSemaphore, nil, redisSemaphore}},
-		{"semaphore of 3, wanted by 8", 8, false, []maker{nil, ourSemaphore, nil, redisSemaphore}},
-		{"election: campaign and resign", 1, false, []maker{floor, ourElection, etcdElection, nil}},
-		{"election, 8 candidates", 8, false, []maker{nil, ourElection, etcdElection, nil}},
-		{"barrier of 4, again and again", 4, false, []maker{nil, ourBarrier, nil, nil}},
-		{"double barrier of 4: enter and leave", 4, false, []maker{nil, ourDoubleBarrier, etcdDoubleBarrier, nil}},
-		{"one waits, another lets it go (latch; etcd: Barrier)", 1, false, []maker{nil, ourLatch, etcdBarrier, nil}},
-		{"once, the first time", 1, false, []maker{floor, ourOnce, nil, nil}},
-	}},
-	{"Many clients of a mutex", []string{"floor", "direct", "automatic", "coalesced", "coalesced, turns", "posted", "etcd", "Redis", "ZooKeeper"}, []row{
+// section is what is measured with the same servers.
+type section struct {
+	title  string
+	nodes  int
+	synced bool
+	parts  []part
+}
+
+var sections = []section{
+	{"Synced to disk before it is acknowledged", 1, true, []part{primitive, contended}},
+	{"Not synced (Redis: every second)", 1, false, []part{primitive, contended}},
+	{"A client is killed", 1, true, []part{{"The next one has its mutex", []string{"lockfabric", "etcd", "Redis", "ZooKeeper"}, []row{
+		{"0.1 s after another one waits; TTL 4 s", 1, false, true, []maker{ourKill, etcdKill, redisKill, zookeeperKill}},
+	}}}},
+	{"Three servers, synced", 3, true, []part{contendedOnThree}},
+	{"Three servers, not synced", 3, false, []part{contendedOnThree}},
+}
+
+var roads = []string{"floor", "direct", "automatic", "coalesced", "coalesced, turns", "posted", "etcd", "Redis", "ZooKeeper"}
+
+var (
+	contended = part{"Many clients of a mutex", roads, []row{
 		wanted(2, false), wanted(8, false), wanted(16, false), wanted(64, false), wanted(256, false), wanted(64, true), wanted(256, true),
-	}},
+	}}
+	contendedOnThree = part{"Many clients of a mutex", roads, []row{wanted(1, true), wanted(8, false), wanted(64, false), wanted(64, true)}}
+)
+
+var primitive = part{
+	"Primitives", []string{"floor", "lockfabric", "etcd", "Redis"}, []row{
+		{"mutex: lock and unlock", 1, false, false, []maker{floor, ourMutex, etcdMutex, redisMutex}},
+		{"mutex, wanted by 2 clients", 2, false, false, []maker{nil, ourMutex, etcdMutex, redisMutex}},
+		{"mutex, wanted by 8", 8, false, false, []maker{nil, ourMutex, etcdMutex, redisMutex}},
+		{"mutex, wanted by 32", 32, false, false, []maker{nil, ourMutex, etcdMutex, redisMutex}},
+		{"reader-writer mutex, 10 clients, each tenth use writes", 10, false, false, []maker{nil, ourRWMutex, etcdRWMutex, nil}},
+		{"semaphore of 3: acquire and release", 1, false, false, []maker{floor, ourSemaphore, nil, redisSemaphore}},
+		{"semaphore of 3, wanted by 8", 8, false, false, []maker{nil, ourSemaphore, nil, redisSemaphore}},
+		{"election: campaign and resign", 1, false, false, []maker{floor, ourElection, etcdElection, nil}},
+		{"election, 8 candidates", 8, false, false, []maker{nil, ourElection, etcdElection, nil}},
+		{"barrier of 4, again and again", 4, false, false, []maker{nil, ourBarrier, nil, nil}},
+		{"double barrier of 4: enter and leave", 4, false, false, []maker{nil, ourDoubleBarrier, etcdDoubleBarrier, nil}},
+		{"one waits, another lets it go (latch; etcd: Barrier)", 1, false, false, []maker{nil, ourLatch, etcdBarrier, nil}},
+		{"once, the first time", 1, false, false, []maker{floor, ourOnce, nil, nil}},
+	},
 }
 
 // wanted is a row of many clients that lock and unlock one mutex, or one of their own each.
 func wanted(clients int, own bool) row {
 	on := fabric.WithRoad
-	r := row{fmt.Sprintf("one mutex, %d clients", clients), clients, own, []maker{
+	r := row{fmt.Sprintf("one mutex, %d clients", clients), clients, own, false, []maker{
 		nil, mutexWith(on(fabric.RoadDirect)), mutexWith(on(fabric.RoadAutomatic)), mutexWith(on(fabric.RoadCoalesced)),
 		mutexWith(on(fabric.RoadCoalesced), fabric.WithTurns()), mutexWith(on(fabric.RoadAutomatic), fabric.WithTurns(), fabric.WithPostedRelease()),
 		etcdMutex, redisMutex, zookeeperMutex,
 	}}
 	if own {
 		r.what, r.by[0] = fmt.Sprintf("%d clients, each with a mutex of its own", clients), floor
+	}
+	if own && clients == 1 {
+		r.what = "one client"
 	}
 	return r
 }
@@ -141,7 +168,7 @@ func asked(system string) bool {
 
 // installed reports whether there is a server of the system.
 func (s *servers) installed(system string) bool {
-	return !(system == "Redis" && s.redis == "" || system == "ZooKeeper" && s.zookeeper == "")
+	return !(system == "Redis" && s.redis == nil || system == "ZooKeeper" && s.zookeeper == nil)
 }
 
 // plain makes a key of a text.
@@ -156,16 +183,20 @@ func plain(text string) string {
 
 // measure returns what a round of each system takes: the median of five turns, the systems in turn. A cell that
 // fails, or does not come to an end, is left out from then on.
-func measure(t *testing.T, s *servers, systems []string, r row) []time.Duration {
+func measure(t *testing.T, s *servers, systems []string, r row) measurement {
 	t.Helper()
 	if *table == "" {
 		r.clients = min(r.clients, 8)
 	}
 	least := 3 // rounds of each client in a turn
-	if r.clients > 64 {
+	turnsOfAll := 5
+	if r.clients > 64 || r.slow {
 		least = 1
 	}
-	cells, each := make([]time.Duration, len(systems)), make([]int, len(systems))
+	if r.slow {
+		turnsOfAll = 3
+	}
+	cells, each := measurement{Micros: map[string]float64{}, Missed: map[string]string{}}, make([]int, len(systems))
 	crews, turns := make([]*crew, len(systems)), make([][]time.Duration, len(systems))
 	run := func(i, n int) (took time.Duration, ok bool) {
 		took, err := crews[i].run(t.Context(), n)
@@ -173,9 +204,9 @@ func measure(t *testing.T, s *servers, systems []string, r row) []time.Duration 
 			if *table == "" {
 				t.Fatalf("%s, %s: %v", r.what, systems[i], err)
 			}
-			s.misses = append(s.misses, fmt.Sprintf("%s, %s: %v", r.what, systems[i], err))
+			cells.Missed[systems[i]] = err.Error()
 			crews[i].end()
-			crews[i], cells[i], turns[i] = nil, missed, nil
+			crews[i], turns[i] = nil, nil
 		}
 		return took, err == nil
 	}
@@ -194,13 +225,13 @@ func measure(t *testing.T, s *servers, systems []string, r row) []time.Duration 
 			c.rounds = append(c.rounds, make(c, s, key, r.clients))
 		}
 		if took, ok := run(i, least); ok { // opens what is opened once
-			cells[i], each[i] = took, max(least, int(*turn/(took*time.Duration(r.clients))))
+			cells.Micros[systems[i]], each[i] = micros(took), max(least, int(*turn/(took*time.Duration(r.clients))))
 		}
 	}
 	if *table == "" {
 		return cells
 	}
-	for range 5 {
+	for range turnsOfAll {
 		for i, c := range crews {
 			if c == nil {
 				continue
@@ -212,79 +243,52 @@ func measure(t *testing.T, s *servers, systems []string, r row) []time.Duration 
 	}
 	for i, list := range turns {
 		if list != nil {
-			cells[i] = median(list)
+			cells.Micros[systems[i]] = micros(median(list))
 		}
 	}
 	return cells
 }
 
-// TestTable measures all rows, with and without syncing, and writes the table.
+// TestTable measures the rows and writes the page, after each row. What stays empty was not installed.
 func TestTable(t *testing.T) {
-	var out strings.Builder
-	fmt.Fprintf(&out, `# Benchmarks
-
-Written by the command in [benchmarks/README.md](../benchmarks/README.md), which says what is compared. Don't edit it.
-
-Time of one round in microseconds: that of all clients together, divided by all their rounds. Each system has one server on this
-machine, reached over loopback TCP, and takes five turns, one after the other with the rest; a cell is the median. Smaller is better.
-One server shows the cost of an operation and not that of replication. The rows say nothing of what is promised: only the
-systems that write to disk before they acknowledge survive a power failure, redsync on one server depends on clocks and on that
-server, and its waiters, and those of the semaphore in Redis, ask again and are not served in order.
-A waiter of etcd's recipes is told in rounds of 100 ms where its watch begins in the past, as it comes.
-
-![One mutex, synced: handoffs in a second over the number of clients](benchmarks-1.svg)
-![One mutex, not synced](benchmarks-2.svg)
-
-%s`, machine())
-	for _, synced := range []bool{true, false} {
-		title := map[bool]string{true: "Synced to disk before it is acknowledged", false: "Not synced (Redis: every second)"}[synced]
-		s := start(t, synced)
-		fmt.Fprintf(&out, "\n## %s\n", title)
-		for _, p := range all {
-			fmt.Fprintf(&out, "\n### %s\n\n| | %s |\n|%s\n", p.what, strings.Join(p.systems, " | "), strings.Repeat("---|", len(p.systems)+1))
-			for _, r := range p.rows {
-				line := "| " + r.what
-				t.Run(r.what, func(t *testing.T) { // whose clients end with it
-					for _, c := range measure(t, &s, p.systems, r) {
-						line += " | " + format(c)
+	r := &results{Runs: []string{""}, Rows: map[string]measurement{}}
+	if *table != "" {
+		var err error
+		if r, err = loadResults(*table, *goOn, machine()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, sec := range sections {
+		if (sec.nodes > 1 || sec.parts[0].rows[0].slow) && !*full {
+			continue
+		}
+		c := &crew{TB: t} // whose servers end with the section
+		t.Cleanup(c.end)
+		var s *servers
+		for _, p := range sec.parts {
+			for _, row := range p.rows {
+				name := name(sec, p, row)
+				if *goOn && r.measured(name) {
+					continue
+				}
+				t.Run(row.what, func(t *testing.T) { // whose clients end with it
+					if s == nil {
+						s = start(c, sec.nodes, sec.synced)
+					}
+					got := measure(t, s, p.systems, row)
+					got.Run = len(r.Runs) - 1
+					r.Rows[name] = got
+					t.Log(got)
+					if *table != "" {
+						if err := r.save(*table); err != nil {
+							t.Fatal(err)
+						}
 					}
 				})
-				fmt.Fprintln(&out, line+" |")
-				t.Log(line)
-			}
-			for _, m := range s.misses {
-				fmt.Fprintf(&out, "\nMissed: %s.\n", m)
-			}
-			s.misses = nil
-			for _, system := range p.systems {
-				if !s.installed(system) {
-					fmt.Fprintf(&out, "\n%s was not installed.\n", system)
-				}
 			}
 		}
+		c.end()
 	}
-	fmt.Fprintf(&out, "\nLoad of the machine at the end: %s.\n", load())
-	if *table != "" {
-		if err := os.WriteFile(*table, []byte(out.String()), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if err := draw(*table); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// format is a cell.
-func format(d time.Duration) string {
-	switch {
-	case d == 0:
-		return ""
-	case d == missed:
-		return "missed"
-	case d < 100*time.Microsecond:
-		return fmt.Sprintf("%.1f", float64(d)/1e3)
-	}
-	return fmt.Sprint(d.Microseconds())
 }
 
 // machine tells where and with what it was measured.
@@ -300,7 +304,7 @@ func machine() string {
 			versions = append(versions, "redis-server "+strings.Fields(v)[0])
 		}
 	}
-	return fmt.Sprintf("Measured on %s: %s/%s with %d processors, which servers and clients share; load at the beginning %s. %s.\n",
+	return fmt.Sprintf("%s, %s/%s with %d processors, which servers and clients share; load at the beginning %s. %s.",
 		time.Now().Format(time.DateOnly), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), load(), strings.Join(versions, ", "))
 }
 
@@ -311,14 +315,6 @@ func load() string {
 		return "not known"
 	}
 	return strings.Fields(string(text))[0]
-}
-
-func TestFormat(t *testing.T) {
-	for d, want := range map[time.Duration]string{0: "", missed: "missed", 1234: "1.2", 99900: "99.9", 1234567: "1234"} {
-		if got := format(d); got != want {
-			t.Errorf("%v: %q, want %q", d, got, want)
-		}
-	}
 }
 
 func TestMedian(t *testing.T) {

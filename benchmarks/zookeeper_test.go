@@ -2,6 +2,7 @@ package benchmarks
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -27,7 +28,7 @@ func classes() string {
 }
 
 // freeAddr is an address of this machine that nobody listens on.
-func freeAddr(t *testing.T) string {
+func freeAddr(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -38,7 +39,7 @@ func freeAddr(t *testing.T) string {
 }
 
 // run starts a program that ends with the test.
-func run(t *testing.T, cmd *exec.Cmd) {
+func run(t testing.TB, cmd *exec.Cmd) {
 	t.Helper()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -49,32 +50,46 @@ func run(t *testing.T, cmd *exec.Cmd) {
 	})
 }
 
-// startZooKeeper starts a server, and returns "" where ZooKeeper or Java isn't installed.
-func startZooKeeper(t *testing.T, synced bool) string {
+// startZooKeeper starts servers, and returns none where ZooKeeper or Java isn't installed.
+func startZooKeeper(t testing.TB, nodes int, synced bool) (clients []string) {
 	t.Helper()
 	java, err := exec.LookPath("java")
 	path := classes()
 	if err != nil || path == "" {
 		t.Log("ZooKeeper or Java is not installed: its column stays empty")
-		return ""
+		return nil
 	}
-	addr, store := freeAddr(t), t.TempDir()
-	_, port, _ := net.SplitHostPort(addr)
-	conf := filepath.Join(store, "zoo.cfg")
-	text := "dataDir=" + store + "\nclientPortAddress=127.0.0.1\nclientPort=" + port + "\ntickTime=2000\nmaxClientCnxns=0\nadmin.enableServer=false\n"
-	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	force := map[bool]string{true: "yes", false: "no"}[synced]
-	cmd := exec.Command(java, "-cp", path, "-Dzookeeper.forceSync="+force, "-Dzookeeper.admin.enableServer=false",
-		"org.apache.zookeeper.server.ZooKeeperServerMain", conf)
-	run(t, cmd)
-	for deadline := time.Now().Add(time.Minute); !serves(addr); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("ZooKeeper does not come up on port " + strconv.Quote(port))
+	clients = addrs(t, nodes)
+	common := "clientPortAddress=127.0.0.1\ntickTime=2000\nmaxClientCnxns=0\nadmin.enableServer=false\n"
+	if nodes > 1 {
+		common += "initLimit=20\nsyncLimit=10\n"
+		quorum, votes := addrs(t, nodes), addrs(t, nodes)
+		for i := range nodes {
+			_, port, _ := net.SplitHostPort(votes[i])
+			common += fmt.Sprintf("server.%d=%s:%s\n", i+1, quorum[i], port)
 		}
 	}
-	return addr
+	force := map[bool]string{true: "yes", false: "no"}[synced]
+	for i, addr := range clients {
+		store := t.TempDir()
+		_, port, _ := net.SplitHostPort(addr)
+		conf := filepath.Join(store, "zoo.cfg")
+		for file, text := range map[string]string{conf: common + "dataDir=" + store + "\nclientPort=" + port + "\n", filepath.Join(store, "myid"): strconv.Itoa(i+1) + "\n"} {
+			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		run(t, exec.Command(java, "-cp", path, "-Dzookeeper.forceSync="+force, "-Dzookeeper.admin.enableServer=false",
+			"org.apache.zookeeper.server.quorum.QuorumPeerMain", conf))
+	}
+	for _, addr := range clients {
+		for deadline := time.Now().Add(time.Minute); !serves(addr); time.Sleep(50 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("ZooKeeper does not come up at %s", addr)
+			}
+		}
+	}
+	return clients
 }
 
 // serves reports whether ZooKeeper takes sessions at addr. It listens before it does, and never answers who asks then.
@@ -93,7 +108,7 @@ func serves(addr string) bool {
 // zookeeperMutex is the client library's recipe: a sequential node for each who waits.
 func zookeeperMutex(t testing.TB, s *servers, key string, _ int) round {
 	t.Helper()
-	c, events, err := zk.Connect([]string{s.zookeeper}, ttl, zk.WithLogInfo(false), zk.WithLogger(silent{}))
+	c, events, err := zk.Connect(s.zookeeper, ttl, zk.WithLogInfo(false), zk.WithLogger(silent{}))
 	if err != nil {
 		t.Fatal(err)
 	}
