@@ -101,8 +101,7 @@ func (w *writer) mayPass(k *kept) (may, sure bool) {
 	case !w.trusted():
 		return false, false
 	}
-	e, ok := w.holdsKept(k)
-	if !ok || e.Token != k.entry.Token || e.Revoked || e.Convert.ID != "" || w.rec.Awaited() {
+	if !w.rec.Passable(k.entry.ID, k.entry.Token) {
 		return false, true
 	}
 	return time.Since(w.confirmed) < confirmedFor, false

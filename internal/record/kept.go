@@ -38,3 +38,13 @@ func (r *Record) HasOthers(lease string) bool {
 	}
 	return false
 }
+
+// Passable reports whether an entry may be passed on within its process: it holds, with this token, and nobody else
+// wants the lock, as far as the record says, which may be nil.
+func (r *Record) Passable(id string, token uint64) bool {
+	if r == nil || r.Awaited() {
+		return false
+	}
+	e, ok := r.Holder(id)
+	return ok && e.Token == token && !e.Revoked && e.Convert.ID == ""
+}

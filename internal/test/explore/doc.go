@@ -33,6 +33,9 @@
 // Turns, by which a lock passes on before it is written, have a model of their own (turns_test.go): clients that hold in
 // mode X, and owners that pass turns on. Nothing sends turns yet; the model is there before what it is of.
 //
+// Kept locks have one, too (kept_test.go): two processes of two goroutines each, which pass an entry on in memory by the
+// rule that the engine asks, [record.Record.Passable].
+//
 // What is left out: time, several keys, what a network or a server does (one write at a time is
 // committed, see package internal/test/chaos for whether it is), and the limits of a record.
 package explore

@@ -10,7 +10,7 @@ import (
 )
 
 // moves calls emit for everything that can happen next.
-func (s *turnState) moves(emit func(n *turnState, what, violation string)) {
+func (s *turnState) moves(emit func(n machine, what, violation string)) {
 	for i := range s.clients {
 		s.clientMoves(i, emit)
 	}
@@ -19,7 +19,7 @@ func (s *turnState) moves(emit func(n *turnState, what, violation string)) {
 	}
 }
 
-func (s *turnState) arrives(f int, emit func(n *turnState, what, violation string)) {
+func (s *turnState) arrives(f int, emit func(n machine, what, violation string)) {
 	ops := s.flight[f].ops
 	if s.out("H5 advance") {
 		ops = slices.Clone(ops)
@@ -53,7 +53,7 @@ func (s *turnState) waiter(id string) (record.Entry, int, bool) {
 	return s.now.rec.Waiter(id)
 }
 
-func (s *turnState) clientMoves(i int, emit func(n *turnState, what, violation string)) {
+func (s *turnState) clientMoves(i int, emit func(n machine, what, violation string)) {
 	c := &s.clients[i]
 	name := turnLease(i)
 	step := func(what string, do func(n *turnState, c *turnClient) string) {

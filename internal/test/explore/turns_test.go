@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
-	"hash/maphash"
 	"maps"
 	"slices"
 	"strings"
@@ -302,60 +301,17 @@ func (s *turnState) accepts(i int, t turnPair) bool {
 
 // explore visits every state, the nearest first, and returns how many there are and a way to a violation.
 func (p *turnProgram) explore(limit int) (states int, violation string, complete bool) {
-	type step struct {
-		from int
-		what string
-	}
 	first := &turnState{p: p, clients: make([]turnClient, len(p.rounds)), left: [5]int{p.copies, p.lost, p.cancels, p.conversions, p.deaths}}
 	for i := range first.clients {
 		first.clients[i].ledger = map[string]uint64{}
 	}
-	var buf []byte
-	hash := func(s *turnState) [2]uint64 {
-		buf = s.key(buf[:0])
-		return [2]uint64{maphash.Bytes(seeds[0], buf), maphash.Bytes(seeds[1], buf)}
+	return exhaust(first, limit)
+}
+
+// stuck is what is wrong if nothing more happens.
+func (s *turnState) stuck() string {
+	if s.now.rec == nil {
+		return ""
 	}
-	seen := map[[2]uint64]struct{}{hash(first): {}}
-	layer, at, steps := []*turnState{first}, []int{0}, []step{{-1, "start"}}
-	for len(layer) > 0 {
-		var next []*turnState
-		var nextAt []int
-		for i, s := range layer {
-			moved, own := false, hash(s)
-			emit := func(n *turnState, what, bad string) {
-				if violation != "" {
-					return
-				}
-				if bad == "" {
-					n.tidy()
-					k := hash(n)
-					moved = moved || k != own
-					if _, ok := seen[k]; ok {
-						return
-					}
-					seen[k] = struct{}{}
-				}
-				steps = append(steps, step{at[i], what})
-				next, nextAt = append(next, n), append(nextAt, len(steps)-1)
-				violation = bad
-			}
-			s.moves(emit)
-			if !moved && s.now.rec != nil {
-				violation = "nothing more happens, and the record is " + s.now.text
-				steps = append(steps, step{at[i], "stop"})
-			}
-			if violation != "" {
-				trace := violation
-				for k := len(steps) - 1; k > 0; k = steps[k].from {
-					trace = steps[k].what + "\n" + trace
-				}
-				return len(seen), trace, false
-			}
-			if len(seen) > limit {
-				return len(seen), "", false
-			}
-		}
-		layer, at = next, nextAt
-	}
-	return len(seen), "", true
+	return "nothing more happens, and the record is " + s.now.text
 }
