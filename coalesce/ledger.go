@@ -140,8 +140,8 @@ func (r *Router) onTick() {
 		switch {
 		case t.cause != nil:
 			r.lost(t.call)
-		case t.released: // what the owner may still write of the id is the ledger's
-			r.answer(t, engine.Outcome{Existed: true}, nil)
+		case t.released:
+			r.releasedOnce(t, engine.Outcome{}, false)
 		default:
 			t.missed = t.missed || t.releases()
 			c.stats.Fallbacks++

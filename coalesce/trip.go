@@ -197,12 +197,15 @@ func (r *Router) lost(k *call) {
 	}
 }
 
-// releasedOnce takes in that a release was done on one road, or that the owner was lost after
-// that. Called with mu held.
+// releasedOnce takes in that a release was done on one road, or that the owner was lost, or silent for long,
+// after that. Called with mu held.
 func (r *Router) releasedOnce(t *trip, out engine.Outcome, existed bool) {
 	t.released, t.existed = true, t.existed || existed
 	if t.call != nil {
-		return // until it answers, the owner may write the acquire once more, and take it back then
+		if time.Since(t.since) < r.patience(t) {
+			return // until it answers, the owner may write the acquire once more, and take it back then
+		}
+		t.missed = true // what it may still write of the id is the ledger's
 	}
 	if !t.existed && !t.missed && t.direct != nil {
 		return // the other road may have found it

@@ -16,7 +16,6 @@ const (
 	// as some 15 synced single writes, however small it is.
 	leastTogether = 24
 	mostTogether  = 256
-	manyAlone     = 8 * leastTogether // writes in a row that found no batch: there is no crowd any more
 	mostBytes     = 1 << 20
 	largeMember   = 64 << 10 // goes by itself
 
@@ -24,21 +23,12 @@ const (
 	longestGather = 20 * time.Millisecond
 	// apart is for how long a key on which a write met another one is left out of batches.
 	apart = time.Second
-
-	sampled  = 256              // single writes that are measured at a time
-	tried    = 5                // batches that are measured after them, from the first one's answer
-	measured = 30 * time.Second // for how long the outcome counts
 )
 
 // committer is the group commit of a bucket: while writes are under way, those that come are gathered, and go
 // as one atomic batch when the former are answered. Each has its own outcome, as if it had been sent alone,
 // and nothing rests on their standing or falling together.
-//
-// Whether batches are faster depends on what a client can't see: whether the server syncs each write. So both
-// are measured, and single writes, which is how it begins, are left only while enough of them are under way at
-// a time. A write that finds none under way goes at once, unless a batch was answered a moment ago.
-//
-//	singles --sampled answers in a crowd--> batches --slower, few writes, or no answer--> singles
+// A write that finds none under way goes at once, unless a batch was answered a moment ago.
 type committer struct {
 	b       *Bucket
 	longest time.Duration // longestGather
@@ -46,24 +36,12 @@ type committer struct {
 
 	mu   sync.Mutex
 	out  int    // writes under way
-	on   bool   // batches, not singles
 	next *Batch // gathers
 	size int    // of next
 	due  *time.Timer
 	at   time.Time            // of due
 	met  map[string]time.Time // keys that are apart, since when
-
-	last    time.Time     // answer in a crowd, or to a batch; zero: there is none now
-	answers int           // in a crowd, in took
-	took    time.Duration // for them
-	single  time.Duration // what one took in the end
-	lone    int           // writes that went alone since the last batch
-	left    int           // batches that are still to be measured
-	members int           // of those that were
-	spent   time.Duration // from one's answer to the next one's
-	lately  time.Duration // by the last batch
-	until   time.Time     // when it is measured again
-
+	gauge
 	batched uint64 // writes
 }
 
@@ -174,16 +152,9 @@ func (g *committer) flush() {
 	} else {
 		t.singles, t.claimed = true, true
 		close(t.done)
-		if g.lone += n; g.on && g.lone > manyAlone {
-			g.stop(time.Second) // there is no crowd any more
-		}
+		g.wentAlone(n)
 	}
 	t.came()
-}
-
-// stop goes back to single writes, which are measured anew. Lock held.
-func (g *committer) stop(d time.Duration) {
-	g.on, g.answers, g.took, g.last, g.until = false, 0, 0, time.Time{}, time.Now().Add(d)
 }
 
 // answered takes in that a single write is over.
@@ -203,25 +174,7 @@ func (g *committer) answered(key string, err error) {
 		return
 	}
 	g.flushIfIdle()
-	if !crowd {
-		g.last = time.Time{}
-		return
-	}
-	now := time.Now()
-	if !g.last.IsZero() {
-		g.took += now.Sub(g.last)
-		g.answers++
-	}
-	g.last = now
-	if g.answers < sampled {
-		return
-	}
-	if now.After(g.until) {
-		g.single = g.took / sampled
-		g.on, g.lone, g.left, g.members, g.spent, g.lately, g.until = true, 0, tried, 0, 0, 4*g.single, now.Add(measured)
-		g.last = time.Time{}
-	}
-	g.answers, g.took = 0, 0
+	g.aloneAnswered(crowd)
 }
 
 // flushIfIdle sends what was gathered if nothing is under way, or lets it grow a little. Lock held.
@@ -243,31 +196,9 @@ func (g *committer) batchAnswered(n int, took time.Duration, err error) (again b
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.out -= n
-	g.lately = took
-	again = errors.Is(err, ErrBusy)
-	switch {
-	case !g.on:
-	case again:
-		if g.lone += 2 * leastTogether; g.lone > manyAlone {
-			g.stop(time.Second)
-		}
-	case err != nil:
-		g.stop(measured)
-	default:
-		now := time.Now()
-		if !g.last.IsZero() {
-			g.members, g.spent = g.members+n, g.spent+now.Sub(g.last)
-		}
-		g.lone, g.last = 0, now
-		g.left--
-		if g.left == 0 && 5*g.spent > 4*g.single*time.Duration(g.members) {
-			g.stop(measured)
-		} else if g.left < 0 && time.Now().After(g.until) {
-			g.stop(0)
-		}
-	}
+	g.togetherAnswered(n, took, err)
 	g.flushIfIdle()
-	return again
+	return errors.Is(err, ErrBusy)
 }
 
 // has reports whether a write of the key has joined.
