@@ -8,12 +8,14 @@ import (
 	"log/slog"
 	"maps"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
+	"github.com/nats-io/nuid"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/record"
@@ -42,6 +44,7 @@ const (
 	beatIdle     = 5 * time.Second
 	receiptAfter = 20 * time.Millisecond // how long an acknowledgement waits for company
 	drainTime    = time.Second           // of what is under way at Close
+	heardWithin  = 5 * time.Second       // see Heard
 )
 
 // ServiceConfig is what the owner's side of a shard is made of, for one term. All fields but
@@ -234,6 +237,64 @@ func (s *Service) Stats() ServiceStats {
 		st.WritesPerOperation = float64(st.Writes) / float64(st.Operations)
 	}
 	return st
+}
+
+// Active returns how many clients have sent something since then, or have something that is under way or waits.
+func (s *Service) Active(since time.Time) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.sessions {
+		if c.busy() || c.used.After(since) {
+			n++
+		}
+	}
+	return n
+}
+
+// ErrUnheard is why an owner is of no use: its user may not subscribe to what clients send, or not answer them. Give it
+// the rights of a coalescer.
+var ErrUnheard = errors.New("coalesce: clients can't reach this owner, or it can't reach them")
+
+// Heard returns nil once a frame has reached this owner and its answer and a beat have come back, and ErrUnheard if they
+// do not: a server does not tell who asks for it that a subscription is refused.
+func (s *Service) Heard(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, heardWithin)
+	defer cancel()
+	nc, me := s.cfg.Conn, "self"+nuid.Next()
+	in := make(chan *nats.Msg, 16)
+	defer func() {
+		s.mu.Lock()
+		delete(s.sessions, me)
+		s.mu.Unlock()
+	}()
+	box := inbox(s.cfg.Fabric, me)
+	for _, subject := range []string{box + ">", BeatSubject(s.cfg.Fabric, s.cfg.Shard)} {
+		sub, err := nc.ChanSubscribe(subject, in)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = sub.Unsubscribe() }()
+	}
+	b, f := s.beat(), frame{ack: true, stamp: s.cfg.Stamp, seq: 1}
+	err := errors.Join(nc.Publish(BeatSubject(s.cfg.Fabric, s.cfg.Shard), b.append(nil)),
+		nc.PublishRequest(HelloSubject(s.cfg.Fabric, s.cfg.Shard), box+"h", nil),
+		nc.PublishRequest(opSubject(s.cfg.Fabric, s.cfg.Shard, s.cfg.Term), box+"f.1", f.append(nil)))
+	if err != nil {
+		return err
+	}
+	for beaten, answered := false, false; !beaten || !answered; {
+		select {
+		case <-ctx.Done():
+			return ErrUnheard
+		case m := <-in:
+			if m.Header.Get("Status") != "" {
+				return ErrUnheard // nobody listens
+			}
+			beaten = beaten || !strings.HasPrefix(m.Subject, box)
+			answered = answered || m.Subject == box+"r"
+		}
+	}
+	return nil
 }
 
 // Close ends the service: it takes nothing more, gives what is under way a moment to end, tells

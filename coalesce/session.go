@@ -346,9 +346,12 @@ func (s *Service) unanswered() (all []*engine.Request) {
 	return all
 }
 
+// busy reports whether something of the session is under way, or waits.
+func (c *session) busy() bool { return c.under+len(c.live)+len(c.in) > 0 }
+
 // idle reports whether nothing has come of a session for long, and nothing is under way.
 func (c *session) idle(now time.Time) bool {
-	return c.under == 0 && len(c.live)+len(c.in) == 0 && !c.listed && now.Sub(c.used) > forgetAfter
+	return !c.busy() && !c.listed && now.Sub(c.used) > forgetAfter
 }
 
 // forgetIdle drops the sessions that are idle at now and whose leases are all dead: only then

@@ -50,7 +50,8 @@ func WithCoalescer() ManagerOption { return func(c *config) error { c.rank = ran
 //	 |                       +----- better candidate -----+
 //	 +---- too many candidates, until the beats stop
 //
-// A fabric in which nobody asks costs nothing: a candidate that rests has two subscriptions.
+// A fabric in which nobody asks costs nothing: a candidate that rests has two subscriptions. One that
+// volunteers has none: it knows itself when an owner is of use, see volunteer.go.
 type coalescer struct {
 	*shard
 	rank  int
@@ -92,6 +93,8 @@ func (sh *shard) coalesce() {
 		switch {
 		case s.ctx.Err() != nil:
 			return
+		case c.rank == rankVolunteer:
+			pause.For(s.ctx, restOf(err))
 		case errors.Is(err, errNobodyAsks):
 			if cfg.standIn {
 				s.m.die(ErrClosed)
@@ -117,6 +120,10 @@ func (c *coalescer) listen(subject, queue string, heard chan struct{}) (stop fun
 // standBy returns true once it is this process's turn to wait for the lock, and false when the
 // session ends. asked is whether somebody has asked for an owner.
 func (c *coalescer) standBy(asked *bool) bool {
+	if c.rank == rankVolunteer {
+		*asked = c.volunteer()
+		return *asked
+	}
 	for c.s.ctx.Err() == nil {
 		rec, _, err := c.engine.Read(c.s.ctx, ownerKey)
 		switch {
@@ -189,6 +196,7 @@ var (
 // serve is one term of the owner. Its error says why it ended.
 func (c *coalescer) serve(o *ownership, asked bool) error {
 	s, cfg := c.s, &c.s.m.cfg
+	c.bucket.CommitInGroups() // many keys at a time are written by a coalescer
 	svc, err := coalesce.Serve(coalesce.ServiceConfig{
 		Conn: s.m.nc, Fabric: cfg.buckets.Fabric, Stamp: c.stamp(), Term: o.term, Lease: o.slot.id,
 		Rank: c.rank, Version: version(), Metadata: map[string]string{"process": lease.Self()},
@@ -215,13 +223,19 @@ func (c *coalescer) serve(o *ownership, asked bool) error {
 // term lasts until there is a reason to end it.
 func (c *coalescer) term(o *ownership, svc *coalesce.Service, asked bool) error {
 	long := c.s.m.cfg.leisure
-	limit := min(idleHeir, long)
+	limit, clients := min(idleHeir, long), 1
 	if asked {
 		limit = long
 	}
+	if c.rank == rankVolunteer {
+		if err := svc.Heard(c.s.ctx); err != nil {
+			return err
+		}
+		clients = volunteerFor
+	}
 	tick := time.NewTicker(limit / 10)
 	defer tick.Stop()
-	used, operations := time.Now(), uint64(0)
+	used, looked := time.Now(), time.Now()
 	for {
 		select {
 		case <-c.s.ctx.Done():
@@ -233,10 +247,10 @@ func (c *coalescer) term(o *ownership, svc *coalesce.Service, asked bool) error 
 		case <-o.better:
 			return errBetter
 		case <-tick.C:
-			st := svc.Stats()
-			if st.Operations > operations || st.UnderWay+st.Waiting > 0 {
-				used, operations, limit = time.Now(), st.Operations, long
+			if svc.Active(looked) >= clients {
+				used, limit = time.Now(), long
 			}
+			looked = time.Now()
 			if time.Since(used) >= limit {
 				return errNobodyAsks
 			}
@@ -288,8 +302,9 @@ const (
 
 // Ranks of owners: a better one is let in.
 const (
-	rankProcess = 2 // a process with WithCoalescer
-	rankServer  = 3 // a server, which is next to the data
+	rankVolunteer = 1 // a process that meets others, and nobody else serves
+	rankProcess   = 2 // a process with WithCoalescer
+	rankServer    = 3 // a server, which is next to the data
 )
 
 // ownership is the lock on the shard while this process has it.

@@ -58,11 +58,13 @@ func TestC21LeafNode(t *testing.T) {
 	eventually(t, "the link", func() bool { return hub.NumLeafNodes() == 1 })
 	one := fabric.WithReplicas(1) // a server with a link has the name of a cluster
 	newManager(t, connectTo(t, hub), fabric.WithCoalescer(), one)
-	inHub := newManager(t, connectTo(t, hub), one, fabric.WithRoad(fabric.RoadCoalesced))
+	asks := connectTo(t, hub)
+	inHub := newManager(t, asks, one, fabric.WithRoad(fabric.RoadCoalesced))
 	nc := connectTo(t, leaf)
 	inLeaf := newManager(t, nc, one, fabric.WithRoad(fabric.RoadCoalesced))
 	heard := beats(t, nc)
 	eventually(t, "the hub's owner serves the hub", func() bool {
+		_ = asks.Publish("lf.lockfabric.0.hello", nil) // the manager's own may have come before the owner listened
 		release(t, acquire(t, inHub, "k"))
 		return inHub.Stats().Coalesced > 0
 	})
@@ -96,8 +98,10 @@ func TestRoads_ClientWithoutRights(t *testing.T) {
 		return connectTo(t, srv, nats.UserInfo(name, "x"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	}
 	newManager(t, connect("owner"), fabric.WithCoalescer())
-	both := newManager(t, connect("both"), fabric.WithRoad(fabric.RoadCoalesced))
+	asks := connect("both")
+	both := newManager(t, asks, fabric.WithRoad(fabric.RoadCoalesced))
 	eventually(t, "the owner serves", func() bool {
+		_ = asks.Publish("lf.lockfabric.0.hello", nil) // the manager's own may have come before the owner listened
 		release(t, acquire(t, both, "k"))
 		return both.Stats().Coalesced > 0
 	})

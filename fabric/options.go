@@ -85,6 +85,7 @@ type config struct {
 	turns    bool          // locks are passed on before that is written
 	rank     int           // of this process as a coalescer; 0 = it is none
 	leisure  time.Duration // how long an owner that nobody asks keeps its office
+	aloof    bool          // it never volunteers to be one
 	standIn  bool          // it was opened because somebody asked for a coalescer, and ends when nobody does
 
 	watch       func(*Manager) (stop func()) // of StandBy
@@ -109,6 +110,9 @@ func newConfig(opts []Option) (config, error) {
 	}
 	if err := c.buckets.Validate(); err != nil {
 		return c, fmt.Errorf("%w: %w", ErrInvalidOption, err)
+	}
+	if c.volunteers() {
+		c.rank = rankVolunteer
 	}
 	if c.timing.limited() {
 		return c, fmt.Errorf("%w: a manager's own lease is always renewed; give WithAutoRenew(false) or WithMaxRenewals to Acquire", ErrInvalidOption)

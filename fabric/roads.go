@@ -7,6 +7,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/coalesce"
 	"github.com/lockfabric/lockfabric/internal/engine"
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
@@ -19,7 +20,8 @@ const (
 	// RoadDirect is the default: always by this process itself.
 	RoadDirect Road = "direct"
 	// RoadAutomatic is by this process itself, and by the fabric's coalescer, if there is one, for
-	// locks that others want at the same time.
+	// locks that others want at the same time. If there is none the process may become it, see
+	// [WithoutVolunteering].
 	RoadAutomatic Road = "automatic"
 	// RoadCoalesced is by the coalescer, while there is one, also for locks that nobody else wants.
 	RoadCoalesced Road = "coalesced"
@@ -66,6 +68,7 @@ func (sh *shard) route() error {
 	}
 	client, err := coalesce.NewClient(coalesce.ClientConfig{
 		Conn: s.m.nc, Fabric: cfg.buckets.Fabric, Manager: s.m.hints.id, Stamp: sh.stamp(), Logger: cfg.logger,
+		Unserved: func() { pause.Wake(sh.crowd.unserved) },
 	})
 	if err != nil {
 		return err
@@ -92,6 +95,10 @@ func (s *session) roads() (st coalesce.ClientStats) {
 // contended is told by the engine that this process is not alone on a key.
 func (sh *shard) contended(key string) {
 	if sh.router != nil && key != ownerKey {
+		if sh.s.m.cfg.rank == rankVolunteer {
+			last := key
+			sh.crowd.key.Store(&last)
+		}
 		sh.router.Contended(key)
 	}
 }

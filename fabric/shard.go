@@ -18,6 +18,7 @@ type shard struct {
 	engine    *engine.Engine
 	doer      doer             // what claims, posts and releases are given to
 	router    *coalesce.Router // the doer, unless that is the engine alone
+	crowd     crowd
 	confirmed atomic.Uint64    // up to here all revisions are certainly the opened bucket's
 	noted     uint64           // revision that the fabric's note has at least; of housekeep
 }
@@ -25,11 +26,9 @@ type shard struct {
 // newShard begins to work on a bucket of locks.
 func (s *session) newShard(b *jskv.Bucket, last uint64, hub []jskv.HubOption) (*shard, error) {
 	m := s.m
-	if m.cfg.rank > 0 {
-		b.CommitInGroups() // many keys at a time are written by a coalescer
-	}
 	sh := &shard{s: s, bucket: b, hub: jskv.NewHub(b, hub...), noted: last}
 	sh.confirmed.Store(last)
+	sh.crowd.unserved = make(chan struct{}, 1)
 	sh.engine = engine.New(engine.Config{
 		Store: b, Watcher: sh.hub, Observer: s.observer,
 		Suspect: s.suspect,

@@ -40,7 +40,7 @@ func (c *cli) connect(ctx context.Context, s *streams, opts ...fabric.Option) (*
 	defer done()
 	limited, cancel := context.WithTimeout(guarded, c.Timeout)
 	defer cancel()
-	opts = append(opts, fabric.WithFabric(c.Fabric), fabric.WithLogger(s.log), fabric.WithNATS(c.welcome.options()...))
+	opts = append(opts, fabric.WithFabric(c.Fabric), fabric.WithLogger(s.log), fabric.WithoutVolunteering(), fabric.WithNATS(c.welcome.options()...))
 	// The client does not stop to wait for a silent server when a context ends, and
 	// whoever has interrupted us does not wait for the client.
 	opened := make(chan *fabric.Manager, 1)

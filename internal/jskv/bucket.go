@@ -71,12 +71,12 @@ type Bucket struct {
 	trip   RoundTripper
 	link   *link // of the opening; may be nil
 
-	incarnation string     // of the stream, as its metadata said when it was opened
-	last        uint64     // revision that was the newest then
-	unused      bool       // nothing had been written then
-	atomic      bool       // it takes batches
-	batches     bool       // and is replicated, so they are faster than single writes
-	group       *committer // nil: each write goes alone
+	incarnation string                    // of the stream, as its metadata said when it was opened
+	last        uint64                    // revision that was the newest then
+	unused      bool                      // nothing had been written then
+	atomic      bool                      // it takes batches
+	batches     bool                      // and is replicated, so they are faster than single writes
+	group       atomic.Pointer[committer] // nil: each write goes alone
 
 	noBatches atomic.Int64 // none before then, in Unix nanoseconds
 }
@@ -211,11 +211,12 @@ func (b *Bucket) write(ctx context.Context, m *message, pool *sync.Pool, key str
 	m.Subject, m.Data, m.revision[0] = b.prefix+key, value, strconv.FormatUint(rev, 10)
 	alone := true
 	member, set := ctx.Value(memberKey{}).(*Member)
+	group := b.group.Load()
 	switch {
 	case member != nil && member.comes(&m.Msg, key, rev):
 		return member.write(ctx)
-	case b.group != nil && !set:
-		newRev, alone, err = b.group.write(ctx, &m.Msg, key, rev)
+	case group != nil && !set:
+		newRev, alone, err = group.write(ctx, &m.Msg, key, rev)
 	default:
 		newRev, err = b.single(ctx, &m.Msg, key, rev)
 	}

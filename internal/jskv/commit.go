@@ -46,21 +46,21 @@ type committer struct {
 }
 
 // CommitInGroups has the bucket send writes of different keys together while there are many at a time.
-// It is called before the first write.
 func (b *Bucket) CommitInGroups() {
 	if b.atomic {
-		b.group = &committer{b: b, longest: longestGather, aside: apart, met: map[string]time.Time{}}
+		b.group.CompareAndSwap(nil, &committer{b: b, longest: longestGather, aside: apart, met: map[string]time.Time{}})
 	}
 }
 
 // Batched returns how many writes were sent in batches of CommitInGroups.
 func (b *Bucket) Batched() uint64 {
-	if b.group == nil {
+	g := b.group.Load()
+	if g == nil {
 		return 0
 	}
-	b.group.mu.Lock()
-	defer b.group.mu.Unlock()
-	return b.group.batched
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.batched
 }
 
 // write reports beside the outcome whether the message was alone all the time.

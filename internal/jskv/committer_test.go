@@ -174,7 +174,7 @@ func TestAMemberThatGivesUp(t *testing.T) {
 		}
 	}
 	send()
-	if b.group.out != 0 {
-		t.Errorf("%d are under way", b.group.out)
+	if n := b.group.Load().out; n != 0 {
+		t.Errorf("%d are under way", n)
 	}
 }

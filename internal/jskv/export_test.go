@@ -21,10 +21,8 @@ func ScanRead(answer []byte) (rev uint64, header, value []byte, ok bool) {
 // Gather has the bucket send writes in batches whatever they cost. The first one is sent by send, and
 // gathered says how many are in it.
 func (b *Bucket) Gather() (gathered func() int, send func()) {
-	if b.group == nil {
-		b.CommitInGroups()
-	}
-	g := b.group
+	b.CommitInGroups()
+	g := b.group.Load()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.on, g.out, g.longest, g.aside, g.lately, g.until = true, 1, time.Hour, time.Hour, longestGather, time.Now().Add(time.Hour)

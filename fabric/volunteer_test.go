@@ -1,0 +1,208 @@
+package fabric_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/internal/test/testserver"
+)
+
+// crowd has managers want one lock all the time, each with a connection of its own, until the test ends.
+func crowd(t *testing.T, managers []*fabric.Manager) {
+	ctx, cancel := context.WithCancel(waitContext(t))
+	var wg sync.WaitGroup
+	for _, m := range managers {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				l, err := m.Acquire(ctx, "crowded")
+				if err != nil {
+					if ctx.Err() == nil && !errors.Is(err, fabric.ErrClosed) && !errors.Is(err, fabric.ErrConnectionClosed) {
+						t.Error(err)
+					}
+					return
+				}
+				time.Sleep(time.Millisecond)
+				_ = l.Release(ctx)
+			}
+		})
+	}
+	t.Cleanup(func() { cancel(); wg.Wait() })
+}
+
+// volunteer waits until one of the managers serves, and others send it operations.
+func volunteer(t *testing.T, managers []*fabric.Manager, after uint64) (serving *fabric.Manager) {
+	t.Helper()
+	before := map[*fabric.Manager]uint64{}
+	eventually(t, "one of them serves, and the others use it", func() bool {
+		var owners, users []*fabric.Manager
+		for _, m := range managers {
+			st := m.Stats()
+			switch _, noted := before[m]; {
+			case st.Serving > after:
+				owners = append(owners, m)
+			case st.CoalescerTerm <= after:
+			case !noted:
+				before[m] = st.Coalesced
+			case st.Coalesced > before[m]+20:
+				users = append(users, m)
+			}
+		}
+		if len(owners) != 1 || len(users) < 2 {
+			return false
+		}
+		serving = owners[0]
+		return true
+	})
+	return serving
+}
+
+// Who meets others all the time serves itself where nobody does; the next one when it is gone; and lets a better one.
+func TestVolunteer(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		t.Parallel()
+		o, _ := s.inOffice(t)
+		conns := map[*fabric.Manager]*nats.Conn{}
+		var managers []*fabric.Manager
+		for i := range 6 {
+			nc := s.conn(t)
+			road := []fabric.Road{fabric.RoadAutomatic, fabric.RoadCoalesced}[i%2]
+			m := newManager(t, nc, fabric.WithFabric(o.name), fabric.WithRoad(road), fabric.WithTTL(5*time.Second))
+			managers, conns[m] = append(managers, m), nc
+		}
+		crowd(t, managers)
+		first := volunteer(t, managers, 0)
+		owner, _ := o.owner(t)
+		if owner.Meta["rank"] != "1" || owner.Token != first.Stats().Serving {
+			t.Errorf("the owner is %+v, and %d serves", owner, first.Stats().Serving)
+		}
+		conns[first].Close()
+		second := volunteer(t, managers, owner.Token)
+		if first == second {
+			t.Error("whose connection is closed serves")
+		}
+		better := o.manager(t, fabric.WithCoalescer())
+		eventually(t, "the better one serves", func() bool { return better.Stats().Serving > second.Stats().Serving && second.Stats().Serving == 0 })
+	})
+}
+
+// asked waits until all have found n times more that nobody serves.
+func asked(t *testing.T, managers []*fabric.Manager, n uint64) {
+	t.Helper()
+	for _, m := range managers {
+		before := fabric.Roads(m).Hellos
+		eventually(t, "an owner is looked for", func() bool { return fabric.Roads(m).Hellos >= before+n })
+	}
+}
+
+func TestVolunteer_NotWhereFewMeetOrItIsOff(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		t.Parallel()
+		few, m := s.inOffice(t)
+		waiter := few.manager(t, fabric.WithRoad(fabric.RoadAutomatic))
+		off, _ := s.inOffice(t)
+		var managers []*fabric.Manager
+		for range 5 {
+			managers = append(managers, off.manager(t, fabric.WithRoad(fabric.RoadAutomatic), fabric.WithoutVolunteering()))
+		}
+		crowd(t, managers)
+		acquire(t, m, "k")
+		for fabric.Roads(waiter).Hellos < 2 && few.record(t) == nil {
+			ctx, cancel := context.WithTimeout(waitContext(t), 500*time.Millisecond)
+			if _, err := waiter.Acquire(ctx, "k"); !errors.Is(err, context.DeadlineExceeded) {
+				t.Fatal(err)
+			}
+			cancel()
+		}
+		asked(t, managers[:1], 2)
+		for _, o := range []*office{few, off} {
+			if rec := o.record(t); rec != nil {
+				t.Errorf("somebody serves: %+v", rec)
+			}
+		}
+	})
+}
+
+// C30: who may not serve gives the lock back, and does not try again for long.
+func TestC30AVolunteerWithoutRights(t *testing.T) {
+	t.Parallel()
+	opts := &server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir()}
+	for name, role := range map[string]fabric.Role{"client": fabric.RoleClient, "admin": fabric.RoleAdmin} {
+		u := &server.User{Username: name, Password: "x", Permissions: &server.Permissions{Publish: &server.SubjectPermission{}, Subscribe: &server.SubjectPermission{}}}
+		all, err := fabric.Permissions(fabric.DefaultFabric, role, "_INBOX")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range all {
+			list := &u.Permissions.Publish.Allow
+			if p.Subscribe {
+				list = &u.Permissions.Subscribe.Allow
+			}
+			*list = append(*list, p.Subject)
+		}
+		opts.Users = append(opts.Users, u)
+	}
+	url := testserver.Start(t, opts).ClientURL()
+	connect := func(user string) *nats.Conn {
+		nc, err := nats.Connect(url, nats.UserInfo(user, "x"), nats.ReconnectBufSize(-1), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(nc.Close)
+		return nc
+	}
+	admin := connect("admin")
+	newManager(t, admin)
+	var managers []*fabric.Manager
+	for range 5 {
+		managers = append(managers, newManager(t, connect("client"), fabric.WithRoad(fabric.RoadAutomatic)))
+	}
+	bucket, err := kvOf(admin, fabric.DefaultFabric+"-locks")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen, err := bucket.Watch(waitContext(t), fabric.OwnerKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	crowd(t, managers)
+	terms := map[string]bool{}
+	held := false
+	look := func() {
+		for {
+			select {
+			case e := <-seen.Updates():
+				if e == nil {
+					continue
+				}
+				rec, _ := record.Decode(e.Value())
+				if held = rec != nil && len(rec.Holders) > 0; held {
+					terms[rec.Holders[0].ID] = true
+				}
+			default:
+				return
+			}
+		}
+	}
+	eventually(t, "each has had the lock, and has given it back", func() bool { look(); return !held && len(terms) >= len(managers) })
+	asked(t, managers, 2)
+	if look(); held || len(terms) > len(managers) {
+		t.Errorf("%d terms of %d who may not serve", len(terms), len(managers))
+	}
+}
+
+func kvOf(nc *nats.Conn, name string) (jetstream.KeyValue, error) {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, err
+	}
+	return js.KeyValue(context.Background(), name)
+}
