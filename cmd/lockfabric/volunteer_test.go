@@ -36,7 +36,7 @@ func TestCommandsDoNotVolunteer(t *testing.T) {
 		wg.Go(func() {
 			for ctx.Err() == nil {
 				if l, err := m.Acquire(ctx, "crowded"); err == nil {
-					time.Sleep(time.Millisecond)
+					time.Sleep(5 * time.Millisecond)
 					_ = l.Release(t.Context())
 				}
 			}
