@@ -19,8 +19,8 @@ type shard struct {
 	doer      doer             // what claims, posts and releases are given to
 	router    *coalesce.Router // the doer, unless that is the engine alone
 	crowd     crowd
-	confirmed atomic.Uint64    // up to here all revisions are certainly the opened bucket's
-	noted     uint64           // revision that the fabric's note has at least; of housekeep
+	confirmed atomic.Uint64 // up to here all revisions are certainly the opened bucket's
+	noted     uint64        // revision that the fabric's note has at least; of housekeep
 }
 
 // newShard begins to work on a bucket of locks.

@@ -52,7 +52,7 @@ func volunteer(t *testing.T, managers []*fabric.Manager, after uint64) (serving 
 			case st.CoalescerTerm <= after:
 			case !noted:
 				before[m] = st.Coalesced
-			case st.Coalesced > before[m]+20:
+			case st.Coalesced > before[m]+5:
 				users = append(users, m)
 			}
 		}
@@ -163,7 +163,7 @@ func TestC30AVolunteerWithoutRights(t *testing.T) {
 	var managers []*fabric.Manager
 	var terms [5]atomic.Int32 // that have ended
 	for i := range terms {
-		log := slog.New(told{slog.DiscardHandler, "this process is the fabric's coalescer no more", &terms[i]})
+		log := slog.New(counted{slog.DiscardHandler, "this process is the fabric's coalescer no more", &terms[i]})
 		managers = append(managers, newManager(t, connect("client"), fabric.WithRoad(fabric.RoadAutomatic), fabric.WithLogger(log)))
 	}
 	crowd(t, managers)
@@ -182,16 +182,16 @@ func TestC30AVolunteerWithoutRights(t *testing.T) {
 	}
 }
 
-// told counts the records with a message.
-type told struct {
+// counted counts the records with a message.
+type counted struct {
 	slog.Handler
 	message string
 	n       *atomic.Int32
 }
 
-func (h told) Enabled(context.Context, slog.Level) bool { return true }
+func (h counted) Enabled(context.Context, slog.Level) bool { return true }
 
-func (h told) Handle(_ context.Context, r slog.Record) error {
+func (h counted) Handle(_ context.Context, r slog.Record) error {
 	if r.Message == h.message {
 		h.n.Add(1)
 	}
