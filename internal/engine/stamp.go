@@ -118,6 +118,11 @@ func (v *view) check() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for n := 0; ; n++ {
+		if d := v.proofs.way(); d > 0 {
+			v.mu.Unlock()
+			v.core.sleep(v.core.ctx, d)
+			v.mu.Lock()
+		}
 		batch, rev := v.toProve()
 		if len(batch) == 0 || v.closed || v.core.ctx.Err() != nil {
 			v.endProofs(batch, false, ErrClosed)
@@ -129,12 +134,19 @@ func (v *view) check() {
 			failFast = failFast || p.failFast
 		}
 		v.mu.Unlock()
+		sent := time.Now()
 		at, err := v.core.publish(v.core.ctx, &v.silent, failFast, func(ctx context.Context) (uint64, error) {
 			return v.core.cfg.Store.CheckAt(ctx, v.key, rev)
 		})
 		v.mu.Lock()
 		if v.checked(batch, rev, at, before, err) {
 			n = -1
+			v.proofs.met = max(v.proofs.met-1, 0)
+			v.proofs.took = time.Since(sent)
+			continue
+		}
+		if errors.Is(err, jskv.ErrBusy) {
+			v.proofs.met, v.proofs.metAt = min(v.proofs.met+2, mostMet), time.Now()
 			continue
 		}
 		v.mu.Unlock()
@@ -214,6 +226,24 @@ const (
 	leastProofPause = 2 * time.Millisecond
 	mostProofPause  = 50 * time.Millisecond
 )
+
+// What is remembered of others that were met: how much at most, and for how long.
+const (
+	mostMet = 7
+	metFor  = 5 * time.Second
+)
+
+// way is how long the next check gives way to others who were met lately, also if those since were answered: on replicas,
+// processes that check in loops would leave a writer no gap, and the quickest of them would leave the others none.
+func (p *proofs) way() time.Duration {
+	switch {
+	case p.met > 0:
+		return pause.Around(pause.Doubled(leastProofPause, p.met-2, mostProofPause))
+	case time.Since(p.metAt) < metFor:
+		return min(2*p.took, leastProofPause)
+	}
+	return 0
+}
 
 // proofPause is the pause after the n-th failure in a row, from 0.
 func proofPause(n int, err error) time.Duration {

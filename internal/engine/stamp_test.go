@@ -236,6 +236,15 @@ func TestM39_ChecksYield(t *testing.T) {
 		if ok || !errors.Is(err, ErrUnavailable) || !errors.Is(err, jskv.ErrBusy) || b.checks != 5 {
 			t.Errorf("%v, %v after %d checks", ok, err, b.checks)
 		}
+		// Checks that are answered give way, too, less and less.
+		b.fault = nil
+		for n := range 20 {
+			begun := time.Now()
+			expectProof(t, e, rev, true)
+			if took := time.Since(begun); n < 2 && took < 10*time.Millisecond || n > mostMet && took > leastProofPause {
+				t.Errorf("check %d took %v", n, took)
+			}
+		}
 	})
 }
 

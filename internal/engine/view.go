@@ -39,6 +39,9 @@ type proofs struct {
 	running bool
 	proven  uint64 // revision that the last check confirmed
 	refuted uint64 // revision that a check found not to be the newest
+	met     int    // how much others were met lately
+	metAt   time.Time
+	took    time.Duration // by the last check that was answered
 }
 
 // proof is what somebody asks for with Prove.

@@ -20,6 +20,7 @@ import (
 var (
 	soak    = flag.Duration("soak", 0, "how long each scenario runs; 0 is a few seconds")
 	seed    = flag.Uint64("soak.seed", 0, "seed of the load; 0 is a new one")
+	keep    = flag.Duration("soak.keep", 0, "have managers keep locks for so long, unless the scenario says it itself")
 	verbose = flag.Bool("soak.log", false, "log what managers report")
 )
 
@@ -68,6 +69,9 @@ func newManagers(t *testing.T, n int, url func(i int) string, natsOpts []nats.Op
 	if *verbose {
 		opts = append(opts, fabric.WithLogger(slog.New(slog.NewTextHandler(os.Stderr, nil))))
 	}
+	if *keep > 0 {
+		opts = append([]fabric.Option{fabric.WithKeep(*keep)}, opts...)
+	}
 	managers := make([]*fabric.Manager, n)
 	for i := range managers {
 		nc, err := nats.Connect(url(i), natsOpts...)
@@ -79,7 +83,12 @@ func newManagers(t *testing.T, n int, url func(i int) string, natsOpts []nats.Op
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { _ = m.Close() })
+		t.Cleanup(func() {
+			if n := m.Stats().KeptJoins; n > 0 {
+				t.Logf("%d joins", n)
+			}
+			_ = m.Close()
+		})
 		managers[i] = m
 	}
 	return managers
