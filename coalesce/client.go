@@ -86,11 +86,12 @@ type ClientStats struct {
 	Operations uint64
 	Replies    uint64
 	Hellos     uint64
-	Suspended  uint64 // times that an owner was taken to be lost
-	Fallbacks  uint64 // operations that went directly because no owner answered in time
-	Held       int    // acquires that wait in this process for a place at the owner
-	Turns      uint64 // acquires that hold by a turn
-	Dropped    uint64 // messages that were malformed, or from nobody who was asked
+	Suspended  uint64        // times that an owner was taken to be lost
+	Fallbacks  uint64        // operations that went directly because no owner answered in time
+	Held       int           // acquires that wait in this process for a place at the owner
+	Turns      uint64        // acquires that hold by a turn
+	Dropped    uint64        // messages that were malformed, or from nobody who was asked
+	RTT        time.Duration // smoothed, from a frame to its acknowledgement; 0 before the first
 }
 
 // term is an owner as a client knows it.
@@ -172,6 +173,7 @@ func (c *Client) Stats() ClientStats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	st := c.stats
+	st.RTT, _ = c.link.RTT()
 	if c.now != nil {
 		st.Term = c.now.id
 	}

@@ -270,6 +270,9 @@ func TestStats_TellOfTheCoalescer(t *testing.T) {
 		before := m.Stats()
 		release(t, acquire(t, m, s.key(t)))
 		st, owner := m.Stats(), s.owner.Stats()
+		if st.CoalescedRTT <= 0 || st.CoalescedRTT > time.Minute {
+			t.Errorf("the road over the coalescer takes %v", st.CoalescedRTT)
+		}
 		if st.Coalesced < before.Coalesced+2 || st.Frames <= before.Frames || st.CoalescerTerm == 0 || owner.Serving == 0 {
 			t.Errorf("a pair over the coalescer: %+v, before %+v; it says %+v", st, before, owner)
 		}

@@ -85,7 +85,7 @@ func (s *session) roads() (st coalesce.ClientStats) {
 	for _, sh := range s.shards {
 		if sh.router != nil {
 			one := sh.router.Stats()
-			one.Term, one.Held = max(one.Term, st.Term), one.Held+st.Held
+			one.Term, one.Held, one.RTT = max(one.Term, st.Term), one.Held+st.Held, max(one.RTT, st.RTT)
 			st = one.Plus(st)
 		}
 	}

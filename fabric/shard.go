@@ -61,6 +61,7 @@ func (s *session) doAll(ctx context.Context, calls []*engine.Call, opt engine.Op
 func (s *session) engineStats() (st engine.Stats) {
 	for _, sh := range s.shards {
 		st = st.Plus(sh.engine.Stats())
+		st.Batched += sh.bucket.Batched()
 	}
 	return st
 }

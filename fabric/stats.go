@@ -10,6 +10,7 @@ import (
 type Stats struct {
 	Operations uint64 // acquires, releases and others given to the engine
 	Writes     uint64 // committed writes of lock records
+	Batched    uint64 // of these, those that were sent in atomic batches: by a coalescer, of many locks at a time
 	Reads      uint64 // reads from the leader
 	Conflicts  uint64 // writes that met a newer record and were done again
 	Busy       uint64 // writes that the server put off (code 10164)
@@ -23,6 +24,9 @@ type Stats struct {
 	CoalescerTerm uint64 // term of the coalescer that is in use now; 0 = none
 	Held          int    // acquires that wait in this process until the coalescer has fewer of it for the same key
 	Serving       uint64 // term in which this manager is the coalescer; 0 = it is not
+	// CoalescedRTT is for the road over a coalescer what RTT is for the direct one: smoothed, from a message to the word that
+	// it was taken. 0 before the first.
+	CoalescedRTT time.Duration
 
 	OptimisticReads     uint64 // stamps that were validated, or found to be old
 	OptimisticHits      uint64 // of these, those that were valid
@@ -80,7 +84,7 @@ func (m *Manager) Stats() Stats {
 	}
 	st.Operations, st.Writes, st.Reads, st.Conflicts, st.Busy, st.Unknown = e.Operations, e.Writes, e.Reads, e.Conflicts, e.Busy, e.Unknown
 	st.Coalesced, st.Frames, st.Fallbacks, st.CoalescerLost = roads.Operations, roads.Frames, roads.Fallbacks, roads.Suspended
-	st.Turns = roads.Turns
+	st.Turns, st.CoalescedRTT, st.Batched = roads.Turns, roads.RTT, e.Batched
 	st.CoalescerTerm, st.Held, st.Serving = roads.Term, roads.Held, m.serving.Load()
 	st.Pins, st.PinJoins, st.PinRevocations = m.pins.Load(), m.pinJoins.Load(), m.pinRevocations.Load()
 	st.KeptJoins = m.keptJoins.Load()

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -386,4 +387,36 @@ func TestDoctorDeadlocks(t *testing.T) {
 	d := examine(t, server.ClientURL(), "--no-probe")
 	d.exits(0)
 	d.has("deadlocks", doctor.Warning, "does not exist", "may create streams")
+}
+
+// Who serves is told, and how long a lock takes on each road.
+func TestDoctorMeasuresBothRoads(t *testing.T) {
+	t.Parallel()
+	coalescer(t)
+	d := examine(t, server.ClientURL())
+	d.exits(0)
+	d.has("coalescer", doctor.OK, "is the coalescer, of rank 2, 0 wait")
+	d.has("writes", doctor.OK, "both over the coalescer")
+	if l := d.Latency; l.Coalesced == nil || l.Coalesced.Median <= 0 || l.Acquire == nil {
+		t.Errorf("%+v", l)
+	}
+}
+
+// coalescer has somebody serve in the test's fabric, whose buckets go with the test.
+func coalescer(t *testing.T) {
+	nc, js := dialTo(t, server.ClientURL())
+	m, err := fabric.New(t.Context(), nc, fabric.WithFabric(fabricName(t)), fabric.WithCoalescer())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = m.Close()
+		for _, bucket := range []string{"-locks", "-leases", "-waits"} {
+			_ = js.DeleteStream(context.Background(), "KV_"+fabricName(t)+bucket)
+		}
+	})
+	eventually(t, "it serves", func() bool {
+		_ = nc.Publish("lf."+fabricName(t)+".0.hello", nil)
+		return m.Stats().Serving > 0
+	})
 }

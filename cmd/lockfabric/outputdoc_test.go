@@ -250,6 +250,8 @@ func TestOutputOfDoctor(t *testing.T) {
 		t.Errorf("%s", got)
 	}
 	tb.printed(t, 78, "doctor", "--strict", "--probes", "1")
+	coalescer(t)
+	tb.printed(t, 0, "doctor")
 	tb.complete(t, doctor.Report{})
 }
 

@@ -11,6 +11,7 @@ type Stats struct {
 	Operations uint64 // submitted
 	Rounds     uint64 // compare-and-set attempts
 	Writes     uint64 // committed
+	Batched    uint64 // of these, those of a group commit; whoever owns the store adds them
 	Reads      uint64 // leader reads
 	Conflicts  uint64
 	Busy       uint64 // code 10164
@@ -45,6 +46,7 @@ func (s Stats) Plus(o Stats) Stats {
 	s.Operations += o.Operations
 	s.Rounds += o.Rounds
 	s.Writes += o.Writes
+	s.Batched += o.Batched
 	s.Reads += o.Reads
 	s.Conflicts += o.Conflicts
 	s.Busy += o.Busy

@@ -165,13 +165,15 @@ func (e *exam) coalescer(s *lockSight) {
 		e.report.ok(checkCoalescer, e.Fabric, "some process "+is)
 		return
 	}
-	lease := s.coalescer.Holders[0].Lease()
+	owner := &s.coalescer.Holders[0]
+	lease := owner.Lease()
 	who, also := s.leases.hosts[lease], len(s.coalescer.Waiters)
 	if who == "" || s.leases.stale[lease] {
 		e.report.ok(checkCoalescer, e.Fabric, "the process that was the coalescer has ended without a release; %d wait to follow, and programs do without meanwhile", also)
 		return
 	}
-	e.report.ok(checkCoalescer, e.Fabric, "%s "+is+", %d wait to follow it", who, also)
+	e.served = true
+	e.report.ok(checkCoalescer, e.Fabric, "%s "+is+", of rank %s, %d wait to follow it", who, owner.Meta["rank"], also)
 }
 
 // deadlocks looks whether those who wait for long can tell each other what they hold.

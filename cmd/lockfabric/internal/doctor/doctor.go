@@ -50,6 +50,7 @@ type exam struct {
 	leases  *jskv.BucketState
 	account *jskv.AccountState // nil = not known
 	void    bool               // tokens would repeat, or nothing is granted: no probe
+	served  bool               // somebody is the coalescer
 
 	mu     sync.Mutex
 	denied func(error) // ends the present step
@@ -300,6 +301,8 @@ type Latency struct {
 	RTT     *Times        `json:"rtt"`     // connection
 	Acquire *Times        `json:"acquire"` // one CAS write; null = not measured
 	Release *Times        `json:"release"` // one CAS delete; null = not measured
+	// Coalesced is of an acquire and a release over the coalescer; null = not measured, or nobody serves.
+	Coalesced *Times `json:"coalesced"`
 }
 
 // Times sums up one kind of round trip.

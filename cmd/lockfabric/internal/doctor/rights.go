@@ -237,7 +237,7 @@ func (e *exam) writes(ctx context.Context) {
 			return
 		}
 	}
-	acquire, release, err := e.probe(ctx)
+	acquire, release, _, err := e.probe(ctx)
 	switch {
 	case notAllowed(err):
 		r.problem(checkWrites, "", "the user may not write locks: "+err.Error(), grantIt)
@@ -249,12 +249,30 @@ func (e *exam) writes(ctx context.Context) {
 	r.Latency.Acquire, r.Latency.Release = sum(acquire), sum(release)
 	a, l := r.Latency.Acquire, r.Latency.Release
 	text := fmt.Sprintf("acquire %v, p99 %v, max %v; release %v, p99 %v, max %v", a.Median, a.P99, a.Max, l.Median, l.P99, l.Max)
+	text += e.coalesced(ctx)
 	if slow := max(a.P99, l.P99); slow > e.TTL/10 {
 		r.warn(checkWrites, "", fmt.Sprintf("%s: over a tenth of the TTL of %v, so renewals come late when the server is busy", text, e.TTL),
 			fmt.Sprintf("use a TTL of %v or more, or a faster disk or network", roundUp(10*slow)))
 		return
 	}
 	r.ok(checkWrites, "", "%s", text)
+}
+
+// coalesced measures the other road, if somebody serves, and tells of it.
+func (e *exam) coalesced(ctx context.Context) string {
+	if !e.served {
+		return ""
+	}
+	acquire, release, st, err := e.probe(ctx, fabric.WithRoad(fabric.RoadCoalesced), fabric.WithoutVolunteering())
+	if err != nil || st.Coalesced == 0 || st.Fallbacks > 0 {
+		return "; the coalescer does not answer, and locks do without it"
+	}
+	for i := range acquire {
+		acquire[i] += release[i]
+	}
+	t := sum(acquire)
+	e.report.Latency.Coalesced = t
+	return fmt.Sprintf("; both over the coalescer %v, p99 %v, max %v", t.Median, t.P99, t.Max)
 }
 
 // safe reports whether fabric.New would take both buckets.
@@ -267,8 +285,9 @@ func (e *exam) safe() bool {
 
 // probe takes and frees one lock again and again, each time in the place of the
 // marker that the release before has left.
-func (e *exam) probe(ctx context.Context) (acquire, release []time.Duration, err error) {
+func (e *exam) probe(ctx context.Context, more ...fabric.Option) (acquire, release []time.Duration, st fabric.Stats, err error) {
 	opts := []fabric.Option{fabric.WithFabric(e.Fabric), fabric.WithLabel("lockfabric doctor"), fabric.WithLogger(e.Logger)}
+	opts = append(opts, more...)
 	if e.locks.Memory {
 		opts = append(opts, fabric.WithMemoryStorage())
 	}
@@ -278,9 +297,12 @@ func (e *exam) probe(ctx context.Context) (acquire, release []time.Duration, err
 		return err
 	})
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, st, err
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
+	for end := time.Now().Add(knownWithin); len(more) > 0 && m.Stats().CoalescerTerm == 0 && time.Now().Before(end) && ctx.Err() == nil; {
+		time.Sleep(time.Millisecond)
+	}
 	key := ProbePrefix + rand.Text()
 	err = e.measure(ctx, checkWrites, func(ctx context.Context) error {
 		start := time.Now()
@@ -293,8 +315,11 @@ func (e *exam) probe(ctx context.Context) (acquire, release []time.Duration, err
 		acquire, release = append(acquire, held.Sub(start)), append(release, time.Since(held))
 		return err
 	})
-	return acquire, release, err
+	return acquire, release, m.Stats(), err
 }
+
+// knownWithin bounds how long to wait until a coalescer is known.
+const knownWithin = time.Second
 
 func sum(took []time.Duration) *Times {
 	slices.Sort(took)
