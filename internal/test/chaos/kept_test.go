@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -20,7 +21,7 @@ const keeperEnv = "LOCKFABRIC_TEST_KEEPER"
 
 func keptName(i int) string { return fmt.Sprintf("kept/%d", i) }
 
-// keeper keeps its locks unused, prints "kept" and waits for the end of its input.
+// keeper keeps its locks unused, prints "kept" and the bytes that each takes, and waits for the end of its input.
 func keeper() int {
 	var url string
 	var n int
@@ -30,6 +31,7 @@ func keeper() int {
 	if err == nil {
 		m, err = fabric.Connect(ctx, url, fabric.WithTTL(holderTTL), fabric.WithKeep(time.Hour))
 	}
+	begun := heap()
 	for i := 0; i < n && err == nil; i++ {
 		for k := 0; k < 2 && err == nil; k++ { // what is taken a second time is kept
 			err = m.Do(ctx, keptName(i), func(context.Context, *fabric.Lock) error { return nil })
@@ -39,9 +41,20 @@ func keeper() int {
 		fmt.Println("error", err)
 		return 1
 	}
-	fmt.Println("kept")
+	time.Sleep(time.Second) // until all are watched
+	fmt.Println("kept", (int64(heap())-int64(begun))/int64(n))
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	return 0
+}
+
+// heap is what is in use, once nothing more goes.
+func heap() uint64 {
+	var m runtime.MemStats
+	for range 2 {
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
 }
 
 // K12: the locks that a killed process has kept go to others like those that it has used.
@@ -51,7 +64,7 @@ func TestK12_KilledWithKeptLocks(t *testing.T) {
 	m, _ := one(t, s)
 	within(t, holderTTL+holderMargin+time.Second, func() time.Duration {
 		p := launchSelf(t, fmt.Sprintf("%s=%s %d", keeperEnv, s.ClientURL(), *killedKept))
-		p.expect("kept")
+		t.Logf("%s bytes of memory for each", p.expect("kept "))
 		for i := range *killedKept {
 			if info, err := m.Inspect(testContext(t), keptName(i)); err != nil || len(info.Holders) != 1 {
 				t.Fatalf("%s: %+v, %v", keptName(i), info.Holders, err)
