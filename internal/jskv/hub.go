@@ -232,7 +232,7 @@ func (h *Hub) Stats() HubStats {
 	s := h.stats
 	s.Watchers, s.Keys = len(h.groups), len(h.keys)
 	for _, g := range h.groups {
-		s.Wide = s.Wide || g.wide()
+		s.Wide = s.Wide || g.wholeBucket()
 	}
 	return s
 }

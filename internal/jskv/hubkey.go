@@ -104,7 +104,7 @@ func (h *Hub) cool(k *watchedKey) {
 func (h *Hub) join(k *watchedKey, g *group) {
 	h.attach(k, g)
 	k.joined = true
-	h.urge(k)
+	h.readNow(k)
 }
 
 // attach moves a key to a group. Lock held.
@@ -124,7 +124,7 @@ func (h *Hub) detach(k *watchedKey) {
 		g.emptySince = time.Now()
 		wake(h.wakeOpener)
 	}
-	if g.wide() && !g.retiring && len(h.keys) < wideKeys {
+	if g.wholeBucket() && !g.retiring && len(h.keys) < wideKeys {
 		wake(h.wakeOpener) // few enough for groups again
 	}
 }
@@ -140,7 +140,7 @@ func (h *Hub) fromWatch(g *group, k *watchedKey, e Entry) {
 		h.set(k, e)
 	case e.Revision == k.newest && k.entry.Revision == 0:
 		// A read has found the key absent since. Either that leader was behind, or this watcher's replica is.
-		h.urge(k)
+		h.readNow(k)
 	}
 }
 
@@ -156,7 +156,7 @@ func (h *Hub) fromRead(k *watchedKey, e Entry, before uint64) (missed bool) {
 	case e.Revision == 0 && k.newest != before:
 		// The watcher delivered an entry while the read was on its way, and the
 		// read may have been answered before that entry was written.
-		h.urge(k)
+		h.readNow(k)
 	case e.Revision == 0 && k.version > 0 && k.entry.Revision == 0:
 		// Absent, as known.
 	case e.Revision == 0, e.Revision > k.newest:

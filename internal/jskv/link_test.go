@@ -26,7 +26,7 @@ func TestOpeningLearnsTheLink(t *testing.T) {
 			}
 		}
 		for i := range 5 {
-			if _, err := insist(t.Context(), l, request); err != nil {
+			if _, err := retryUnanswered(t.Context(), l, request); err != nil {
 				t.Fatal(err)
 			}
 			if i == 0 && asked != 3 {
@@ -37,7 +37,7 @@ func TestOpeningLearnsTheLink(t *testing.T) {
 			t.Errorf("%d requests for five answers", asked)
 		}
 		// And it does not stay slow.
-		if _, err := insist(t.Context(), l, func(context.Context) (int, error) { return 0, nil }); err != nil {
+		if _, err := retryUnanswered(t.Context(), l, func(context.Context) (int, error) { return 0, nil }); err != nil {
 			t.Fatal(err)
 		}
 		if d := l.wait(); d != shortestWait {
@@ -64,7 +64,7 @@ func TestRefusalsThatPassAreRepeated(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			asked := 0
-			_, err := insist(t.Context(), &link{clustered: c.clustered}, func(context.Context) (int, error) {
+			_, err := retryUnanswered(t.Context(), &link{clustered: c.clustered}, func(context.Context) (int, error) {
 				if asked++; asked <= 3 {
 					return 0, c.err
 				}
@@ -78,7 +78,7 @@ func TestRefusalsThatPassAreRepeated(t *testing.T) {
 	// No responders for long is the answer: there is no JetStream.
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
-		_, err := insist(t.Context(), &link{clustered: true}, func(context.Context) (int, error) { return 0, nats.ErrNoResponders })
+		_, err := retryUnanswered(t.Context(), &link{clustered: true}, func(context.Context) (int, error) { return 0, nats.ErrNoResponders })
 		if took := time.Since(start); !errors.Is(err, nats.ErrNoResponders) || took > 2*startTime {
 			t.Errorf("%v after %v", err, took)
 		}

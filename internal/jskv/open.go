@@ -197,7 +197,7 @@ func (b *Buckets) NoteTTL(ctx context.Context, ttl time.Duration, seen uint64) e
 // nothing to change. known is false when there was no note before.
 func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, known bool, err error) {
 	for attempt := 0; ; attempt++ {
-		e, err := insist(ctx, b.Leases.link, func(ctx context.Context) (Entry, error) { return b.Leases.Get(ctx, kv.MetaKey) })
+		e, err := retryUnanswered(ctx, b.Leases.link, func(ctx context.Context) (Entry, error) { return b.Leases.Get(ctx, kv.MetaKey) })
 		if err != nil {
 			return meta{}, false, err
 		}
@@ -274,7 +274,7 @@ func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStr
 	if err := cfg.check(name, info.Config); err != nil {
 		return nil, err
 	}
-	view, err := insist(ctx, l, func(ctx context.Context) (jetstream.KeyValue, error) {
+	view, err := retryUnanswered(ctx, l, func(ctx context.Context) (jetstream.KeyValue, error) {
 		view, err := js.KeyValue(ctx, name)
 		if errors.Is(err, jetstream.ErrBucketNotFound) {
 			err = context.DeadlineExceeded // it was there: another server that answers knows it soon
@@ -315,7 +315,7 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 		}
 		return s.CachedInfo(), nil
 	}
-	info, err := insist(ctx, l, existing)
+	info, err := retryUnanswered(ctx, l, existing)
 	if err == nil {
 		return info, nil
 	}
@@ -325,7 +325,7 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 	// Who may not ask hears nothing: that is no reason to wait for long.
 	actx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	account, err := insist(actx, l, js.AccountInfo)
+	account, err := retryUnanswered(actx, l, js.AccountInfo)
 	if err != nil {
 		return nil, openError("account", err)
 	}
@@ -352,7 +352,7 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 	defer cancel()
 	// Asked again with the same words, it is the same stream. Somebody else may have created it in the meantime, with
 	// another first revision; theirs counts. On a cluster it may take a moment until it is found.
-	info, err = insist(cctx, l, func(ctx context.Context) (*jetstream.StreamInfo, error) {
+	info, err = retryUnanswered(cctx, l, func(ctx context.Context) (*jetstream.StreamInfo, error) {
 		s, err := js.CreateStream(ctx, want)
 		if err == nil {
 			return s.CachedInfo(), nil
@@ -373,7 +373,7 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 	if limit := limitError(err); limit != nil {
 		return nil, fmt.Errorf("%w (bucket %s with %d replica(s))", limit, name, want.Replicas)
 	}
-	if info, again := insist(ctx, l, existing); again == nil {
+	if info, again := retryUnanswered(ctx, l, existing); again == nil {
 		return info, nil // we may not create it, and somebody else just did
 	} else if !errors.Is(again, jetstream.ErrStreamNotFound) {
 		// Nobody knows: a server that went away meanwhile, for example. It is not for want of credentials.
@@ -382,9 +382,9 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 	return nil, fmt.Errorf("%w: bucket %s with %d replica(s): %w", kv.ErrNoBucket, name, want.Replicas, err)
 }
 
-// insist repeats a request while nobody answers it: a stream that was created a moment ago, or has just lost its
+// retryUnanswered repeats a request while nobody answers it: a stream that was created a moment ago, or has just lost its
 // leader, does not answer, and a request that met it then is never answered.
-func insist[T any](ctx context.Context, l *link, request func(context.Context) (T, error)) (T, error) {
+func retryUnanswered[T any](ctx context.Context, l *link, request func(context.Context) (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	begun := time.Now()

@@ -35,13 +35,13 @@ const (
 
 // opening is one watcher to be opened.
 type opening struct {
-	keys   []string
-	wide   bool     // the whole bucket instead of keys
-	absorb []*group // closed once the new watcher is there
-	again  bool     // replaces a broken one
-	trials int      // troubles of the new group
-	gone   bool     // the bucket was known to be gone when this was planned
-	state  mark     // of the stream, as it was known then
+	keys        []string
+	wholeBucket bool     // the whole bucket instead of keys
+	absorb      []*group // closed once the new watcher is there
+	again       bool     // replaces a broken one
+	trials      int      // failures of the new group
+	gone        bool     // the bucket was known to be gone when this was planned
+	state       mark     // of the stream, as it was known then
 }
 
 // runOpener opens and closes watchers. Being one goroutine, it gathers what is
@@ -116,11 +116,11 @@ func (h *Hub) planRepair(now time.Time, wait *time.Duration) *opening {
 			*wait = min(*wait, left)
 			continue
 		}
-		o := &opening{wide: g.wide(), absorb: []*group{g}, again: true, trials: 1}
+		o := &opening{wholeBucket: g.wholeBucket(), absorb: []*group{g}, again: true, trials: 1}
 		if now.Sub(g.opened) <= groupProven {
-			o.trials = g.troubles + 1
+			o.trials = g.failures + 1
 		}
-		if !o.wide {
+		if !o.wholeBucket {
 			o.keys = h.liveKeys(g)
 			if h.filterBytes(o.keys) > h.maxFilters() {
 				// The server of the present connection takes smaller requests.
@@ -142,7 +142,7 @@ func (h *Hub) planPending() *opening {
 	var wide *group
 	groups := make([]*group, 0, len(h.groups))
 	for _, g := range h.groups {
-		if g.wide() {
+		if g.wholeBucket() {
 			wide = g
 		} else {
 			groups = append(groups, g)
@@ -183,7 +183,7 @@ func (h *Hub) planPending() *opening {
 		if len(o.absorb) == 0 {
 			// All are full, or the keys are so long that a group holds few of them: one watcher
 			// of the whole bucket takes their place.
-			return &opening{wide: true, absorb: slices.Clone(h.groups)}
+			return &opening{wholeBucket: true, absorb: slices.Clone(h.groups)}
 		}
 	}
 	for _, key := range candidates {
@@ -212,7 +212,7 @@ func (h *Hub) filterBytes(keys []string) int {
 // keysOf yields the keys of a group that are still registered. Lock held.
 func (h *Hub) keysOf(g *group) iter.Seq[*watchedKey] {
 	return func(yield func(*watchedKey) bool) {
-		if g.wide() {
+		if g.wholeBucket() {
 			for _, k := range h.keys {
 				if k.group == g && !yield(k) {
 					return
@@ -239,9 +239,9 @@ func (h *Hub) liveKeys(g *group) []string {
 // open opens a watcher, moves its keys to it, and only then closes the groups
 // it replaces, so that no key is ever without a watcher that it had.
 func (h *Hub) open(ctx context.Context, o *opening) {
-	g := &group{stopped: make(chan struct{}), troubles: o.trials}
+	g := &group{stopped: make(chan struct{}), failures: o.trials}
 	filters := []string{jetstream.AllKeys}
-	if !o.wide {
+	if !o.wholeBucket {
 		g.filters = make(map[string]struct{}, len(o.keys))
 		for _, key := range o.keys {
 			g.filters[key] = struct{}{}
@@ -281,7 +281,7 @@ func (h *Hub) adopt(g *group, o *opening) {
 	if o.again {
 		h.stats.Reopened++
 	}
-	if g.wide() {
+	if g.wholeBucket() {
 		for _, k := range h.keys {
 			h.attach(k, g)
 		}
@@ -325,7 +325,7 @@ func (h *Hub) openFailed(o *opening, err error) {
 			}
 		}
 	}
-	if o.wide {
+	if o.wholeBucket {
 		for _, k := range h.keys {
 			h.unwatched(k)
 		}

@@ -122,8 +122,8 @@ func TestMergingLeavesRoom(t *testing.T) {
 		}
 		h.pending = []*watchedKey{h.addKey("late")}
 		o := h.planPending()
-		if full := live == groupKeys; o.wide != full {
-			t.Errorf("%d watchers of %d keys and another key: one for the whole bucket: %v", maxGroups, live, o.wide)
+		if full := live == groupKeys; o.wholeBucket != full {
+			t.Errorf("%d watchers of %d keys and another key: one for the whole bucket: %v", maxGroups, live, o.wholeBucket)
 		} else if !full && (!slices.Contains(o.keys, "late") || len(o.keys) > groupKeys || len(o.absorb) == 0) {
 			t.Errorf("%d watchers of %d keys and another key: %d keys from %d watchers", maxGroups, live, len(o.keys), len(o.absorb))
 		}

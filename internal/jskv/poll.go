@@ -168,7 +168,7 @@ func (h *Hub) finishRead(k *watchedKey, e Entry, err error, before uint64, state
 	}
 	if k.urgent { // asked for while this read was on its way
 		k.urgent = false
-		h.urge(k)
+		h.readNow(k)
 	}
 	if err != nil {
 		if h.pace(k) == never {
@@ -200,11 +200,11 @@ func (h *Hub) verify(g *group, k *watchedKey, rev uint64) {
 		return // the entry is among first values still to come
 	}
 	h.stats.Missed++
-	h.breakGroup(g, g.penalty())
+	h.breakGroup(g, g.reopenDelay())
 }
 
-// urge has a key read at once. Lock held.
-func (h *Hub) urge(k *watchedKey) {
+// readNow has a key read at once. Lock held.
+func (h *Hub) readNow(k *watchedKey) {
 	if k.dead || k.urgent {
 		return
 	}

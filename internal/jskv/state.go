@@ -146,7 +146,7 @@ func (h *Hub) refresh(s mark, removed bool, now time.Time) {
 	slices.SortFunc(due, func(a, b *group) int { return cmp.Compare(a.opened.UnixNano(), b.opened.UnixNano()) })
 	for _, g := range due {
 		delivers := uint64(g.live)
-		if g.wide() {
+		if g.wholeBucket() {
 			delivers = s.entries
 		}
 		if !h.afford(delivers, removed, now) {
@@ -216,7 +216,7 @@ var errMoved = fmt.Errorf("%w: the bucket has moved", kv.ErrUnavailable)
 // position returns a revision that was committed after the call began. Unlike a
 // read, it can't come from a leader that was deposed.
 func (b *Bucket) position(ctx context.Context) (uint64, error) {
-	return insist(ctx, b.link, func(ctx context.Context) (uint64, error) {
+	return retryUnanswered(ctx, b.link, func(ctx context.Context) (uint64, error) {
 		m := newPurge(probeMarkerTTL)
 		delete(m.Header, headerExpectedRevision)
 		return b.write(ctx, m, nil, probeKey, nil, 0)
@@ -232,7 +232,7 @@ func (b *Buckets) Verify(ctx context.Context, seen uint64) (last uint64, err err
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	for _, bucket := range []*Bucket{b.Leases, b.Locks} {
-		s, err := insist(ctx, bucket.link, func(ctx context.Context) (jetstream.Stream, error) { return bucket.js.Stream(ctx, bucket.stream) })
+		s, err := retryUnanswered(ctx, bucket.link, func(ctx context.Context) (jetstream.Stream, error) { return bucket.js.Stream(ctx, bucket.stream) })
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			return 0, fmt.Errorf("%w: %s", ErrBucketGone, bucket.name)
 		}
@@ -298,7 +298,7 @@ func (b *Buckets) moveUp(ctx context.Context, floor uint64) (*jetstream.StreamIn
 	defer cancel()
 	incarnation := nuid.Next()
 	// Each step can be repeated.
-	info, err := insist(ctx, b.Locks.link, func(ctx context.Context) (*jetstream.StreamInfo, error) {
+	info, err := retryUnanswered(ctx, b.Locks.link, func(ctx context.Context) (*jetstream.StreamInfo, error) {
 		s, err := b.Locks.js.Stream(ctx, b.Locks.stream)
 		if err != nil {
 			return nil, err

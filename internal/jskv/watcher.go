@@ -64,13 +64,13 @@ type group struct {
 	verifying   bool // an entry it owes is being waited for
 	broken      bool // to be replaced
 	retryAt     time.Time
-	troubles    int // replacements in a row that this watcher comes from
+	failures    int // replacements in a row that this watcher comes from
 }
 
-func (g *group) wide() bool { return g.filters == nil }
+func (g *group) wholeBucket() bool { return g.filters == nil }
 
 func (g *group) covers(key string) bool {
-	if g.wide() {
+	if g.wholeBucket() {
 		return true
 	}
 	_, ok := g.filters[key]
@@ -80,13 +80,13 @@ func (g *group) covers(key string) bool {
 // accepts reports whether a new key may join.
 func (g *group) accepts(key string) bool { return !g.retiring && !g.broken && g.covers(key) }
 
-// penalty is the pause before the watcher is replaced: none for one that has
+// reopenDelay is the pause before the watcher is replaced: none for one that has
 // worked for long, more for one that replaced a failed one itself.
-func (g *group) penalty() time.Duration {
-	if g.troubles == 0 || time.Since(g.opened) > groupProven {
+func (g *group) reopenDelay() time.Duration {
+	if g.failures == 0 || time.Since(g.opened) > groupProven {
 		return 0
 	}
-	return backoff(g.troubles)
+	return backoff(g.failures)
 }
 
 // breakGroup has a group replaced in about d, or sooner if that was decided
@@ -171,7 +171,7 @@ func (h *Hub) initialise(g *group) {
 		switch {
 		case k.watchRev > 0 || k.joined:
 		case k.version == 0:
-			h.urge(k)
+			h.readNow(k)
 		case k.entry.Revision > 0:
 			h.readAnyway(k, 0) // known once, and now nothing
 		}
@@ -182,7 +182,7 @@ func (h *Hub) initialise(g *group) {
 func (h *Hub) ended(g *group) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.breakGroup(g, g.penalty())
+	h.breakGroup(g, g.reopenDelay())
 }
 
 // Follow calls fn with the latest entry of every key that matches the KV filter, delete markers too, and then with

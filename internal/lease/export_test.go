@@ -18,7 +18,7 @@ const LeastRoom = leastRoom
 func (o *Observer) Remembered() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return len(o.sights)
+	return len(o.observations)
 }
 
 // SetMemory bounds what the observer remembers.

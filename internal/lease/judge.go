@@ -21,28 +21,28 @@ func (o *Observer) run(ctx context.Context) {
 	}
 }
 
-// look tells askers of the dead, has those judged that are due, and returns how long to sleep, never for until woken.
+// look tells subscribers of the dead, has those judged that are due, and returns how long to sleep, never for until woken.
 func (o *Observer) look(ctx context.Context) time.Duration {
 	o.mu.Lock()
 	dead := o.dead
 	o.dead = nil
 	now := o.clk.Now()
-	for o.agenda.next() <= now {
-		s := o.agenda.pop()
+	for o.schedule.next() <= now {
+		s := o.schedule.pop()
 		switch due := s.due(); {
 		case due == never: // a question that ended, or one that a read will renew
 		case due > now: // renewed since it was entered
-			o.agenda.enter(s, due)
+			o.schedule.enter(s, due)
 		default:
 			s.judging = true
 			o.queue = append(o.queue, s)
 			if o.judges < maxJudges {
 				o.judges++
-				o.tail.Go(func() { o.work(ctx) })
+				o.wg.Go(func() { o.work(ctx) })
 			}
 		}
 	}
-	sleep := o.agenda.next()
+	sleep := o.schedule.next()
 	if sleep < never {
 		sleep -= now
 	}
@@ -68,8 +68,8 @@ func (o *Observer) work(ctx context.Context) {
 			continue
 		}
 		s.judging = true
-		rev, limit, value := s.rev, o.patience(s.ttl()), o.epitaphLocked(s)
-		s.epitaph = value
+		rev, limit, value := s.rev, o.patience(s.ttl()), o.tombstoneValueLocked(s)
+		s.tombstoneValue = value
 		o.mu.Unlock()
 		o.judge(ctx, s, rev, limit, value)
 		o.mu.Lock()
@@ -78,8 +78,8 @@ func (o *Observer) work(ctx context.Context) {
 }
 
 // scheduleLocked has the loop do what there is to be done about s.
-func (o *Observer) scheduleLocked(s *sight) {
-	if len(s.askers) == 0 {
+func (o *Observer) scheduleLocked(s *observation) {
+	if len(s.subscribers) == 0 {
 		return
 	}
 	if s.dead {
@@ -88,8 +88,8 @@ func (o *Observer) scheduleLocked(s *sight) {
 		return
 	}
 	if due := s.due(); due < never {
-		next := o.agenda.next()
-		o.agenda.enter(s, due)
+		next := o.schedule.next()
+		o.schedule.enter(s, due)
 		if due < next {
 			pause.Wake(o.wake)
 		}
@@ -98,7 +98,7 @@ func (o *Observer) scheduleLocked(s *sight) {
 
 // judge makes one attempt to declare a lease dead whose revision was seen unchanged for its limit. The
 // compare-and-set proves what no read can: that it was not renewed in between.
-func (o *Observer) judge(ctx context.Context, s *sight, rev uint64, limit time.Duration, value []byte) {
+func (o *Observer) judge(ctx context.Context, s *observation, rev uint64, limit time.Duration, value []byte) {
 	err := tombstone(ctx, o.b, limit, rev, value, s.id)
 	var e jskv.Entry
 	readErr := err
@@ -110,16 +110,16 @@ func (o *Observer) judge(ctx context.Context, s *sight, rev uint64, limit time.D
 	}
 	if err == nil || readErr == nil && bytes.Equal(e.Value, value) {
 		o.mu.Lock()
-		buried := o.buried
+		tell := o.onTombstone
 		o.mu.Unlock()
 		// Before the lease counts as dead: from then on others act upon it.
-		if buried != nil {
-			buried(s.id)
+		if tell != nil {
+			tell(s.id)
 		}
 	}
 
 	o.mu.Lock()
-	s.judging, s.epitaph = false, nil
+	s.judging, s.tombstoneValue = false, nil
 	if err == nil {
 		s.dead = true
 	} else if readErr == nil {
@@ -142,8 +142,8 @@ func (o *Observer) judge(ctx context.Context, s *sight, rev uint64, limit time.D
 	}
 }
 
-// epitaphLocked returns the tombstone for the lease, which keeps what is known of its holder.
-func (o *Observer) epitaphLocked(s *sight) []byte {
+// tombstoneValueLocked returns the tombstone for the lease, which keeps what is known of its holder.
+func (o *Observer) tombstoneValueLocked(s *observation) []byte {
 	info := s.info
 	if info.ID == "" { // never readable
 		info = Info{ID: s.id, TTL: max(s.ttl(), MinTTL)}
@@ -153,24 +153,24 @@ func (o *Observer) epitaphLocked(s *sight) []byte {
 	return info.tombstone(ReasonExpired, o.by, time.Now())
 }
 
-// announce tells each asker once that the lease is dead, and stops watching it.
-func (o *Observer) announce(s *sight) {
+// announce tells each subscriber once that the lease is dead, and stops watching it.
+func (o *Observer) announce(s *observation) {
 	for {
 		o.mu.Lock()
-		var asker *asker
+		var subscriber *subscriber
 		var unwatch func()
-		for a := range s.askers {
-			asker, unwatch = a, o.removeLocked(s, a)
+		for a := range s.subscribers {
+			subscriber, unwatch = a, o.removeLocked(s, a)
 			break
 		}
 		o.mu.Unlock()
-		if asker == nil {
+		if subscriber == nil {
 			return
 		}
 		if unwatch != nil {
 			unwatch()
 		}
-		asker.dead(s.id)
+		subscriber.dead(s.id)
 	}
 }
 
@@ -179,12 +179,12 @@ func (o *Observer) patience(ttl time.Duration) time.Duration {
 	return max(o.rtt.Timeout(), min(max(ttl/2, 500*time.Millisecond), 2*time.Second))
 }
 
-// agenda holds the leases that are to be looked at, by when. There may be ten thousand of them, each renewed every
+// schedule holds the leases that are to be looked at, by when. There may be ten thousand of them, each renewed every
 // few seconds, so a renewal does not move its lease: the loop does, when it finds that it is not due yet.
-type agenda []*sight
+type schedule []*observation
 
 // enter has the lease looked at no later than at.
-func (a *agenda) enter(s *sight, at time.Duration) {
+func (a *schedule) enter(s *observation, at time.Duration) {
 	switch {
 	case s.place == 0:
 		s.at = at
@@ -195,15 +195,15 @@ func (a *agenda) enter(s *sight, at time.Duration) {
 	}
 }
 
-// strike takes the lease off.
-func (a *agenda) strike(s *sight) {
+// remove takes the lease off.
+func (a *schedule) remove(s *observation) {
 	if s.place > 0 {
 		heap.Remove(a, s.place-1)
 	}
 }
 
 // next returns when the loop has to look again, never if there is nothing.
-func (a agenda) next() time.Duration {
+func (a schedule) next() time.Duration {
 	if len(a) == 0 {
 		return never
 	}
@@ -211,25 +211,25 @@ func (a agenda) next() time.Duration {
 }
 
 // pop takes the next lease off.
-func (a *agenda) pop() *sight { return heap.Pop(a).(*sight) }
+func (a *schedule) pop() *observation { return heap.Pop(a).(*observation) }
 
 // The methods of heap.Interface.
 
-func (a agenda) Len() int           { return len(a) }
-func (a agenda) Less(i, j int) bool { return a[i].at < a[j].at }
+func (a schedule) Len() int           { return len(a) }
+func (a schedule) Less(i, j int) bool { return a[i].at < a[j].at }
 
-func (a agenda) Swap(i, j int) {
+func (a schedule) Swap(i, j int) {
 	a[i], a[j] = a[j], a[i]
 	a[i].place, a[j].place = i+1, j+1
 }
 
-func (a *agenda) Push(x any) {
-	s := x.(*sight)
+func (a *schedule) Push(x any) {
+	s := x.(*observation)
 	*a = append(*a, s)
 	s.place = len(*a)
 }
 
-func (a *agenda) Pop() any {
+func (a *schedule) Pop() any {
 	last := len(*a) - 1
 	s := (*a)[last]
 	(*a)[last] = nil
@@ -238,11 +238,11 @@ func (a *agenda) Pop() any {
 	return s
 }
 
-// Limits of an observer's memory. A remembered sight costs some hundred bytes
+// Limits of an observer's memory. A remembered observation costs some hundred bytes
 // and saves an observation to who asks again about the same dead lease.
 const (
 	maxSights = 10_000
-	// rememberFor is for how many of a lease's limits its sight is remembered after the last question about it.
+	// rememberFor is for how many of a lease's limits its observation is remembered after the last question about it.
 	rememberFor = 10
 )
 
@@ -253,10 +253,10 @@ const maxHold = time.Second
 // never is later than any time.
 const never = time.Duration(math.MaxInt64)
 
-// sight is what an observer has seen of one lease. All of it is under the observer's mutex.
-type sight struct {
+// observation is what an observer has seen of one lease. All of it is under the observer's mutex.
+type observation struct {
 	id    string
-	given time.Duration // longest TTL that an asker knew of
+	given time.Duration // longest TTL that a subscriber knew of
 
 	seen     bool // something was received at all
 	rev      uint64
@@ -265,23 +265,23 @@ type sight struct {
 	readable bool          // info is the content of rev
 	dead     bool          // its tombstone is committed; final
 
-	askers  map[*asker]struct{}
-	urgent  int           // how many of them are
-	fresh   bool          // rev was received since somebody asks
-	opening bool          // a watch is being opened
-	stop    func()        // ends the watch
-	hold    time.Duration // delay when nobody is urgent
-	judging bool          // queued, or its tombstone is being written
-	epitaph []byte        // that tombstone, from before it is sent until its outcome is known
-	retry   time.Duration // not to be judged before
-	pause   *backoff
-	at      time.Duration // when it is to be looked at, if place > 0
-	place   int           // its place on the agenda, counted from 1; 0 is none
-	used    time.Duration // when it was last of use
+	subscribers    map[*subscriber]struct{}
+	urgent         int           // how many of them are
+	fresh          bool          // rev was received since somebody asks
+	opening        bool          // a watch is being opened
+	stop           func()        // ends the watch
+	hold           time.Duration // delay when nobody is urgent
+	judging        bool          // queued, or its tombstone is being written
+	tombstoneValue []byte        // that tombstone, from before it is sent until its outcome is known
+	retry          time.Duration // not to be judged before
+	pause          *backoff
+	at             time.Duration // when it is to be looked at, if place > 0
+	place          int           // its place on the schedule, counted from 1; 0 is none
+	used           time.Duration // when it was last of use
 }
 
-// asker is one question about a lease.
-type asker struct {
+// subscriber is one question about a lease.
+type subscriber struct {
 	ttl     time.Duration
 	urgent  bool
 	dead    func(id string)
@@ -293,11 +293,11 @@ type asker struct {
 }
 
 // addLocked adds a question.
-func (s *sight) addLocked(a *asker) {
-	if s.askers == nil {
-		s.askers = make(map[*asker]struct{})
+func (s *observation) addLocked(a *subscriber) {
+	if s.subscribers == nil {
+		s.subscribers = make(map[*subscriber]struct{})
 	}
-	s.askers[a] = struct{}{}
+	s.subscribers[a] = struct{}{}
 	if a.urgent {
 		s.urgent++
 	}
@@ -308,7 +308,7 @@ func (s *sight) addLocked(a *asker) {
 
 // ttl returns the lease's TTL as far as it is known. The lease itself says it
 // best; for one that is missing or unreadable the longest that is known is safe.
-func (s *sight) ttl() time.Duration {
+func (s *observation) ttl() time.Duration {
 	if s.readable {
 		return s.info.TTL
 	}
@@ -316,7 +316,7 @@ func (s *sight) ttl() time.Duration {
 }
 
 // limit returns for how long a revision must have been seen before the lease may be declared dead.
-func (s *sight) limit() time.Duration {
+func (s *observation) limit() time.Duration {
 	if s.readable {
 		return s.info.TTL + s.info.Margin
 	}
@@ -324,8 +324,8 @@ func (s *sight) limit() time.Duration {
 }
 
 // due returns when the lease is to be declared dead, never if not at all.
-func (s *sight) due() time.Duration {
-	if s.dead || !s.fresh || s.judging || len(s.askers) == 0 {
+func (s *observation) due() time.Duration {
+	if s.dead || !s.fresh || s.judging || len(s.subscribers) == 0 {
 		return never
 	}
 	d := s.first + s.limit()
@@ -335,16 +335,16 @@ func (s *sight) due() time.Duration {
 	return max(d, s.retry)
 }
 
-// sightLocked returns the lease's sight, which it makes if there is none.
-func (o *Observer) sightLocked(id string, ttl time.Duration) *sight {
+// observationLocked returns the lease's observation, which it makes if there is none.
+func (o *Observer) observationLocked(id string, ttl time.Duration) *observation {
 	if ttl <= 0 || ttl > MaxTTL {
 		ttl = MaxTTL // nonsense must not kill anybody
 	}
-	s := o.sights[id]
+	s := o.observations[id]
 	if s == nil {
 		o.pruneLocked()
-		s = &sight{id: id}
-		o.sights[id] = s
+		s = &observation{id: id}
+		o.observations[id] = s
 	}
 	s.given = max(s.given, ttl)
 	s.used = o.clk.Now()
@@ -353,7 +353,7 @@ func (o *Observer) sightLocked(id string, ttl time.Duration) *sight {
 
 // seeLocked notes an entry of the lease's key that was received just now. The time is taken here, after the entry has
 // arrived: from any earlier moment on, the revision may not have existed yet.
-func (o *Observer) seeLocked(s *sight, e jskv.Entry) {
+func (o *Observer) seeLocked(s *observation, e jskv.Entry) {
 	if s.dead {
 		return
 	}
@@ -365,7 +365,7 @@ func (o *Observer) seeLocked(s *sight, e jskv.Entry) {
 	// A revision shows that nothing was written while nobody looked. Absence
 	// shows nothing of the kind: it has to be seen all along.
 	changed := !s.seen || e.Revision != s.rev || e.Revision == 0 && !s.fresh
-	s.fresh = s.fresh || len(s.askers) > 0
+	s.fresh = s.fresh || len(s.subscribers) > 0
 	if changed {
 		s.seen, s.rev, s.first = true, e.Revision, o.clk.Now()
 		s.readable = false
@@ -378,7 +378,7 @@ func (o *Observer) seeLocked(s *sight, e jskv.Entry) {
 		s.hold = most/4 + rand.N(most*3/4+1)
 		s.retry, s.pause = 0, newBackoff(s.ttl())
 	}
-	for a := range s.askers {
+	for a := range s.subscribers {
 		switch {
 		case !a.based:
 			a.based, a.base = true, e.Revision
@@ -389,30 +389,30 @@ func (o *Observer) seeLocked(s *sight, e jskv.Entry) {
 	}
 }
 
-// pruneLocked forgets sights that nobody asked about for long, and the oldest of the others when there are too many.
+// pruneLocked forgets observations that nobody asked about for long, and the oldest of the others when there are too many.
 func (o *Observer) pruneLocked() {
-	if len(o.sights) < o.pruneAt {
+	if len(o.observations) < o.pruneAt {
 		return
 	}
 	now := o.clk.Now()
-	var idle []*sight
-	for id, s := range o.sights {
+	var idle []*observation
+	for id, s := range o.observations {
 		switch {
-		case len(s.askers) > 0 || s.judging || s.opening:
+		case len(s.subscribers) > 0 || s.judging || s.opening:
 		case now-s.used > rememberFor*s.limit():
-			delete(o.sights, id)
+			delete(o.observations, id)
 		default:
 			idle = append(idle, s)
 		}
 	}
 	// A tenth at a time, so that a full memory is not sorted for each newcomer.
-	if over := len(o.sights) - o.memory*9/10; over > 0 {
-		slices.SortFunc(idle, func(a, b *sight) int { return cmp.Compare(a.used, b.used) })
+	if over := len(o.observations) - o.memory*9/10; over > 0 {
+		slices.SortFunc(idle, func(a, b *observation) int { return cmp.Compare(a.used, b.used) })
 		for _, s := range idle[:min(over, len(idle))] {
-			delete(o.sights, s.id)
+			delete(o.observations, s.id)
 		}
 	}
-	// Not again before it has doubled or is full; where the sights in use alone
+	// Not again before it has doubled or is full; where the observations in use alone
 	// are more than that, not before a tenth more have come.
-	o.pruneAt = max(min(2*len(o.sights), o.memory), len(o.sights)+o.memory/10)
+	o.pruneAt = max(min(2*len(o.observations), o.memory), len(o.observations)+o.memory/10)
 }

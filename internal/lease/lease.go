@@ -40,38 +40,38 @@ type Bucket interface {
 
 // Lease is a holder's claim to be alive. It is safe for concurrent use.
 type Lease struct {
-	b    Bucket
-	cfg  Config
-	who  Info   // what every value of this lease has in common
-	by   string // "host:pid"
-	ops  atomic.Uint64
-	turn chan struct{} // held by the renewal that is on its way: one at a time
-	wake chan struct{} // has the goroutine look at due again
-	back chan struct{} // ends the pause between two attempts
-	lost chan struct{} // closed on loss
-	tail sync.WaitGroup
+	b        Bucket
+	cfg      Config
+	who      Info   // what every value of this lease has in common
+	by       string // "host:pid"
+	ops      atomic.Uint64
+	renewing chan struct{} // held by the renewal that is on its way: one at a time
+	wake     chan struct{} // has the goroutine look at due again
+	back     chan struct{} // ends the pause between two attempts
+	lost     chan struct{} // closed on loss
+	wg       sync.WaitGroup
 
 	// Readable without mu, for accessors that run per operation. Both change under mu only.
 	gone       atomic.Bool
 	byHand     atomic.Bool  // Limit ended automatic renewal
 	validUntil atomic.Int64 // on cfg.Clock
 
-	mu       sync.Mutex
-	err      error          // why it was lost
-	rev      uint64         // newest revision known to be ours
-	due      time.Duration  // when to renew next
-	attempts map[string]try // by nonce, those at rev that may commit
-	renewals int
-	buried   bool               // a tombstone is known to be committed
-	joining  bool               // Close has begun to wait: nothing joins tail any more
-	abort    context.CancelFunc // of the renewal on its way, or nil
-	asked    string             // nonce of the attempt whose answer is waited for
-	moot     context.CancelFunc // ends waiting for what an attempt asked, or nil
-	resends  []chan struct{}    // closed when the next attempt, or the renewal, has ended
-	stopBury context.CancelFunc // of the tombstone's writing after a loss, or nil
-	timer    *time.Timer        // fires at validUntil or before
-	onLost   []func(error)
-	joined   chan struct{} // closed once every goroutine has ended; made by Close
+	mu            sync.Mutex
+	err           error          // why it was lost
+	rev           uint64         // newest revision known to be ours
+	due           time.Duration  // when to renew next
+	attempts      map[string]try // by nonce, those at rev that may commit
+	renewals      int
+	hasTombstone  bool               // a tombstone is known to be committed
+	joining       bool               // Close has begun to wait: nothing joins wg any more
+	abort         context.CancelFunc // of the renewal on its way, or nil
+	awaitedNonce  string             // nonce of the attempt whose answer is waited for
+	cancelWait    context.CancelFunc // ends waiting for what an attempt asked, or nil
+	resends       []chan struct{}    // closed when the next attempt, or the renewal, has ended
+	stopTombstone context.CancelFunc // of the tombstone's writing after a loss, or nil
+	timer         *time.Timer        // fires at validUntil or before
+	onLost        []func(error)
+	joined        chan struct{} // closed once every goroutine has ended; made by Close
 }
 
 // try is one attempt to renew.
@@ -126,7 +126,7 @@ func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
 func start(b Bucket, cfg Config, who Info, rev uint64, sent time.Duration) *Lease {
 	l := &Lease{
 		b: b, cfg: cfg, who: who, by: Self(),
-		turn: make(chan struct{}, 1), wake: make(chan struct{}, 1), back: make(chan struct{}, 1), lost: make(chan struct{}),
+		renewing: make(chan struct{}, 1), wake: make(chan struct{}, 1), back: make(chan struct{}, 1), lost: make(chan struct{}),
 		rev: rev, attempts: make(map[string]try),
 	}
 	l.validUntil.Store(int64(sent + cfg.TTL - cfg.Margin))
@@ -134,7 +134,7 @@ func start(b Bucket, cfg Config, who Info, rev uint64, sent time.Duration) *Leas
 	l.due = sent + cfg.interval()
 	l.armLocked()
 	if cfg.AutoRenew {
-		l.tail.Go(l.run)
+		l.wg.Go(l.run)
 	}
 	l.mu.Unlock()
 	return l
@@ -220,7 +220,7 @@ func (l *Lease) OnLost(fn func(error)) {
 	case l.joining:
 		go fn(err)
 	default:
-		l.tail.Go(func() { fn(err) })
+		l.wg.Go(func() { fn(err) })
 	}
 }
 
@@ -246,7 +246,7 @@ func (l *Lease) loseLocked(err error) {
 	l.gone.Store(true)
 	close(l.lost)
 	if l.timer.Stop() {
-		l.tail.Done()
+		l.wg.Done()
 	}
 	if l.abort != nil {
 		l.abort()
@@ -258,16 +258,16 @@ func (l *Lease) loseLocked(err error) {
 	// The goroutine that delivers the loss; a Close that caused it is only about
 	// to wait for it, and a later one cancels the burying.
 	ctx, cancel := context.WithTimeout(context.Background(), l.cfg.TTL+l.cfg.Margin)
-	l.stopBury = cancel
+	l.stopTombstone = cancel
 	told := l.onLost
-	l.tail.Go(func() {
+	l.wg.Go(func() {
 		defer cancel()
 		for _, fn := range told {
 			fn(err)
 		}
 		if !closed {
 			// So that waiters need not wait until they have observed it.
-			if err := l.bury(ctx, ReasonLost); err != nil {
+			if err := l.writeTombstone(ctx, ReasonLost); err != nil {
 				l.cfg.Logger.Debug("lost lease not tombstoned", "lease", l.who.ID, "error", err)
 			}
 		}
@@ -278,9 +278,9 @@ func (l *Lease) loseLocked(err error) {
 // also fire late, after the process or the host was stopped; therefore every accessor asks the clock itself.
 func (l *Lease) armLocked() {
 	d := time.Duration(l.validUntil.Load()) - l.cfg.Clock.Now()
-	l.tail.Add(1)
+	l.wg.Add(1)
 	l.timer = time.AfterFunc(min(max(d, time.Millisecond), recheck), func() {
-		defer l.tail.Done()
+		defer l.wg.Done()
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		if !l.checkLocked() {
@@ -307,17 +307,17 @@ func (l *Lease) Close(ctx context.Context) error {
 		l.joining = true
 		l.joined = make(chan struct{})
 		go func() {
-			l.tail.Wait()
+			l.wg.Wait()
 			close(l.joined)
 		}()
 	}
-	stopBury := l.stopBury
+	stopTombstone := l.stopTombstone
 	reason := ReasonLost
 	if errors.Is(l.err, ErrClosed) {
 		reason = ReasonClosed
 	}
 	l.mu.Unlock()
-	stopBury()
+	stopTombstone()
 
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.TTL+l.cfg.Margin)
 	defer cancel()
@@ -326,24 +326,24 @@ func (l *Lease) Close(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("lease: close: %w", context.Cause(ctx))
 	}
-	return l.bury(ctx, reason)
+	return l.writeTombstone(ctx, reason)
 }
 
-// bury writes the lease's tombstone. The lease is lost already, so its holder may declare it dead whatever stands
+// writeTombstone writes the lease's tombstone. The lease is lost already, so its holder may declare it dead whatever stands
 // there. Late renewals of ours, which may still be under way, are at older revisions and lose.
-func (l *Lease) bury(ctx context.Context, reason string) error {
+func (l *Lease) writeTombstone(ctx context.Context, reason string) error {
 	select {
-	case l.turn <- struct{}{}:
+	case l.renewing <- struct{}{}:
 	case <-ctx.Done():
 		return fmt.Errorf("lease: tombstone: %w", context.Cause(ctx))
 	}
-	defer func() { <-l.turn }()
+	defer func() { <-l.renewing }()
 	var unanswered silence
 	for pauses := newBackoff(l.cfg.TTL); ; {
 		l.mu.Lock()
-		rev, buried := l.rev, l.buried
+		rev, written := l.rev, l.hasTombstone
 		l.mu.Unlock()
-		if buried {
+		if written {
 			return nil
 		}
 		info := l.who
@@ -382,7 +382,7 @@ func (l *Lease) bury(ctx context.Context, reason string) error {
 func (l *Lease) setBuried() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.buried = true
+	l.hasTombstone = true
 }
 
 // tombstone is one bounded attempt to put a tombstone at rev.

@@ -192,7 +192,7 @@ func TestChecksShareARead(t *testing.T) {
 	}
 }
 
-// A read that was under way may be older than what the asker knows of.
+// A read that was under way may be older than what the subscriber knows of.
 func TestACheckIsNoOlderThanItsQuestion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()

@@ -41,24 +41,24 @@ type Observer struct {
 	rtt   *rtt.Estimator
 	log   *slog.Logger
 
-	tail   sync.WaitGroup
+	wg     sync.WaitGroup
 	cancel context.CancelFunc // ends the goroutines
 	done   <-chan struct{}    // closed by Close
 	wake   chan struct{}      // has the loop look again
 
-	mu      sync.Mutex
-	closed  bool
-	buried  func(id string)     // see OnTombstone; may be nil
-	sights  map[string]*sight   // all that is remembered
-	active  map[*sight]struct{} // those that somebody asks about
-	agenda  agenda              // those of them that will be due
-	queue   []*sight            // those that are due
-	dead    []*sight            // those whose askers are to be told
-	judges  int                 // goroutines that work on queue
-	memory  int                 // most sights remembered, those asked about apart
-	pruneAt int                 // number of sights at which to forget old ones
-	reading map[string]*reading // under way for Check, by lease
-	begun   int                 // how many of these have begun
+	mu           sync.Mutex
+	closed       bool
+	onTombstone  func(id string)           // see OnTombstone; may be nil
+	observations map[string]*observation   // all that is remembered
+	active       map[*observation]struct{} // those that somebody asks about
+	schedule     schedule                  // those of them that will be due
+	queue        []*observation            // those that are due
+	dead         []*observation            // those whose subscribers are to be told
+	judges       int                       // goroutines that work on queue
+	memory       int                       // most observations remembered, those asked about apart
+	pruneAt      int                       // number of observations at which to forget old ones
+	reading      map[string]*reading       // under way for Check, by lease
+	begun        int                       // how many of these have begun
 }
 
 // reading is a read of a lease that several may share.
@@ -90,10 +90,10 @@ func NewObserver(b Bucket, watch WatchFunc, clk clock.Clock, by string, link *rt
 	o := &Observer{
 		b: b, watch: watch, clk: clk, by: cut(by), rtt: link, log: log,
 		cancel: cancel, done: ctx.Done(), wake: make(chan struct{}, 1),
-		sights: make(map[string]*sight), active: make(map[*sight]struct{}), reading: make(map[string]*reading),
+		observations: make(map[string]*observation), active: make(map[*observation]struct{}), reading: make(map[string]*reading),
 		memory: maxSights, pruneAt: maxSights / 100,
 	}
-	o.tail.Go(func() { o.run(ctx) })
+	o.wg.Go(func() { o.run(ctx) })
 	return o
 }
 
@@ -102,20 +102,20 @@ func NewObserver(b Bucket, watch WatchFunc, clk clock.Clock, by string, link *rt
 // the observer with no lock held, and must be quick. Call it before the first question.
 func (o *Observer) OnTombstone(fn func(id string)) {
 	o.mu.Lock()
-	o.buried = fn
+	o.onTombstone = fn
 	o.mu.Unlock()
 }
 
 // Observe watches the lease and calls dead once, from a goroutine of the observer, when its tombstone is known to be
-// committed; the observer writes it when the lease is due. ttl is what the asker knows of the lease's TTL, in case
-// its entry cannot tell. An urgent asker is the one whose turn it is next; without one the tombstone is delayed a
+// committed; the observer writes it when the lease is due. ttl is what the subscriber knows of the lease's TTL, in case
+// its entry cannot tell. An urgent subscriber is the one whose turn it is next; without one the tombstone is delayed a
 // little at random.
 //
 // stop ends it. It may be called at any time, also from dead, with any lock held, and again. A call of dead that is
 // under way is not waited for, so dead can still arrive while, or shortly after, stop is called. dead must be quick
 // and must not call Close.
 func (o *Observer) Observe(id string, ttl time.Duration, urgent bool, dead func(id string)) (stop func()) {
-	return o.subscribe(id, &asker{ttl: ttl, urgent: urgent, dead: dead})
+	return o.subscribe(id, &subscriber{ttl: ttl, urgent: urgent, dead: dead})
 }
 
 // Check reads the lease once, for two seconds at most unless answers take longer
@@ -128,7 +128,7 @@ func (o *Observer) Check(ctx context.Context, id string, ttl time.Duration) (Sta
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	s := o.sightLocked(id, ttl)
+	s := o.observationLocked(id, ttl)
 	now := o.clk.Now()
 	o.seeLocked(s, e)
 	st := State{Dead: s.dead, Revision: e.Revision}
@@ -174,7 +174,7 @@ func (o *Observer) read(ctx context.Context, id string, ttl time.Duration) (jskv
 // wraps the context's, or is ErrClosed.
 func (o *Observer) WaitDead(ctx context.Context, id string, ttl time.Duration) (bool, error) {
 	verdict := make(chan bool, 2) // each is called once at most
-	stop := o.subscribe(id, &asker{
+	stop := o.subscribe(id, &subscriber{
 		ttl: ttl, urgent: true,
 		dead:    func(string) { verdict <- true },
 		renewed: func() { verdict <- false },
@@ -199,26 +199,26 @@ func (o *Observer) Close() {
 		if s.stop != nil {
 			stops = append(stops, s.stop)
 		}
-		s.stop, s.askers, s.urgent = nil, nil, 0
+		s.stop, s.subscribers, s.urgent = nil, nil, 0
 	}
 	clear(o.active)
-	o.agenda, o.queue, o.dead = nil, nil, nil
+	o.schedule, o.queue, o.dead = nil, nil, nil
 	o.mu.Unlock()
 	o.cancel()
 	for _, stop := range stops {
 		stop()
 	}
-	o.tail.Wait()
+	o.wg.Wait()
 }
 
-// subscribe adds an asker and sees to it that the lease is watched.
-func (o *Observer) subscribe(id string, a *asker) (stop func()) {
+// subscribe adds a subscriber and sees to it that the lease is watched.
+func (o *Observer) subscribe(id string, a *subscriber) (stop func()) {
 	o.mu.Lock()
 	if o.closed {
 		o.mu.Unlock()
 		return func() {}
 	}
-	s := o.sightLocked(id, a.ttl)
+	s := o.observationLocked(id, a.ttl)
 	s.addLocked(a)
 	o.active[s] = struct{}{}
 	open := !s.dead && s.stop == nil && !s.opening
@@ -230,7 +230,7 @@ func (o *Observer) subscribe(id string, a *asker) (stop func()) {
 		unwatch := o.watch(id, func(e jskv.Entry) { o.received(s, e) })
 		o.mu.Lock()
 		s.opening = false
-		if len(s.askers) > 0 {
+		if len(s.subscribers) > 0 {
 			s.stop, unwatch = unwatch, nil
 		}
 		o.mu.Unlock()
@@ -248,20 +248,20 @@ func (o *Observer) subscribe(id string, a *asker) (stop func()) {
 	}
 }
 
-// removeLocked returns what ends the watch, if a was the last asker.
-func (o *Observer) removeLocked(s *sight, a *asker) (unwatch func()) {
-	if _, ok := s.askers[a]; !ok {
+// removeLocked returns what ends the watch, if a was the last subscriber.
+func (o *Observer) removeLocked(s *observation, a *subscriber) (unwatch func()) {
+	if _, ok := s.subscribers[a]; !ok {
 		return nil
 	}
-	delete(s.askers, a)
+	delete(s.subscribers, a)
 	if a.urgent {
 		s.urgent--
 	}
-	if len(s.askers) > 0 {
+	if len(s.subscribers) > 0 {
 		return nil
 	}
 	delete(o.active, s)
-	o.agenda.strike(s)
+	o.schedule.remove(s)
 	s.used = o.clk.Now()
 	// What is remembered counts again once a read has confirmed it.
 	s.fresh = false
@@ -270,10 +270,10 @@ func (o *Observer) removeLocked(s *sight, a *asker) (unwatch func()) {
 }
 
 // received takes an entry from the watch.
-func (o *Observer) received(s *sight, e jskv.Entry) {
+func (o *Observer) received(s *observation, e jskv.Entry) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if s.epitaph != nil && bytes.Equal(e.Value, s.epitaph) {
+	if s.tombstoneValue != nil && bytes.Equal(e.Value, s.tombstoneValue) {
 		return // our own: whoever wrote it tells of it first, as soon as it is answered
 	}
 	o.seeLocked(s, e)

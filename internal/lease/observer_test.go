@@ -68,7 +68,7 @@ func TestDeadAfterTTLAndMarginSinceFirstSeen(t *testing.T) {
 		id := ghost(b, 10*sec)
 		time.Sleep(time.Hour) // its age on the server does not matter
 		start := time.Now()
-		o.Observe(id, time.Second, true, d.dead) // nor does what the asker thinks
+		o.Observe(id, time.Second, true, d.dead) // nor does what the subscriber thinks
 		time.Sleep(time.Minute)
 		if got := d.after(id, start); got != 10500*ms {
 			t.Errorf("dead after %v", got)

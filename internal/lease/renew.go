@@ -49,13 +49,13 @@ func (l *Lease) Renew(ctx context.Context) error { return l.renew(ctx, false) }
 // renew is Renew, or with ifDue does nothing when another renewal was faster.
 func (l *Lease) renew(ctx context.Context, ifDue bool) error {
 	select {
-	case l.turn <- struct{}{}:
+	case l.renewing <- struct{}{}:
 	case <-ctx.Done():
 		return fmt.Errorf("lease: renew: %w", context.Cause(ctx))
 	case <-l.lost:
 		return l.Err()
 	}
-	defer func() { <-l.turn }()
+	defer func() { <-l.renewing }()
 	if ifDue && l.untilDue() > 0 {
 		return nil // one by hand, which must not be counted twice
 	}
@@ -158,9 +158,9 @@ func (l *Lease) attempt(ctx context.Context, unanswered *silence) error {
 	// Before sending, and before anything that can block: an observer cannot see this attempt earlier than that.
 	started := time.Now()
 	l.attempts[info.Nonce] = try{sent: l.cfg.Clock.Now()}
-	actx, moot := context.WithCancel(ctx)
-	defer moot()
-	l.asked, l.moot = info.Nonce, moot
+	actx, cancelWait := context.WithCancel(ctx)
+	defer cancelWait()
+	l.awaitedNonce, l.cancelWait = info.Nonce, cancelWait
 	resends := l.resends
 	l.resends = nil
 	l.mu.Unlock()
@@ -208,7 +208,7 @@ func (l *Lease) gaveUp(nonce string, started time.Time, base uint64) (renewed bo
 	}
 	a := l.attempts[nonce]
 	a.abandoned = started
-	l.attempts[nonce], l.asked = a, ""
+	l.attempts[nonce], l.awaitedNonce = a, ""
 	return false
 }
 
@@ -253,7 +253,7 @@ func (l *Lease) judgeLocked(e jskv.Entry, watched bool) {
 		l.loseLocked(fmt.Errorf("%w: its key was overwritten: %w", ErrDead, err))
 		return
 	case info.Dead:
-		l.buried = true
+		l.hasTombstone = true
 		l.loseLocked(fmt.Errorf("%w: tombstone by %s: %s", ErrDead, info.By, info.Reason))
 		return
 	}
@@ -279,8 +279,8 @@ func (l *Lease) adoptLocked(nonce string, rev uint64) {
 	l.rev = rev
 	// All the others were at the revision before and can not commit any more.
 	clear(l.attempts)
-	if l.moot != nil && l.asked != nonce {
-		l.moot() // the next renewal may be due already
+	if l.cancelWait != nil && l.awaitedNonce != nonce {
+		l.cancelWait() // the next renewal may be due already
 	}
 	// First the clock: the deadline may have passed while the answer was on its way, and then nothing is revived.
 	if !l.checkLocked() || !ok {
@@ -310,8 +310,8 @@ func (l *Lease) Resend(ctx context.Context) {
 	}
 	over := make(chan struct{})
 	l.resends = append(l.resends, over)
-	if l.moot != nil {
-		l.moot()
+	if l.cancelWait != nil {
+		l.cancelWait()
 	}
 	pause.Wake(l.back)
 	l.mu.Unlock()
