@@ -143,7 +143,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if cfg.Unserved == nil {
 		cfg.Unserved = func() {}
 	}
-	c := &Client{cfg: cfg, inbox: inbox(cfg.Fabric, cfg.Manager), terms: map[uint64]*term{}}
+	c := &Client{cfg: cfg, inbox: inbox(cfg.Fabric, cfg.Shard, cfg.Manager), terms: map[uint64]*term{}}
 	sub, err := cfg.Conn.Subscribe(c.inbox+">", c.receive)
 	if err != nil {
 		return nil, err

@@ -84,7 +84,7 @@ func (w *world) process(cfg RouterConfig, url ...string) *process {
 	if p.buckets, err = jskv.Open(ctx, p.nc, jskv.Config{Fabric: w.fabric}); err != nil {
 		t.Fatal(err)
 	}
-	p.hub, p.leaseHub = jskv.NewHub(p.buckets.Locks), jskv.NewHub(p.buckets.Leases)
+	p.hub, p.leaseHub = jskv.NewHub(p.buckets.Locks[0]), jskv.NewHub(p.buckets.Leases)
 	t.Cleanup(p.hub.Close)
 	t.Cleanup(p.leaseHub.Close)
 	p.observer = lease.NewObserver(p.buckets.Leases, p.leaseHub.Watch, clock.Observer(), "", nil, nil)
@@ -95,7 +95,7 @@ func (w *world) process(cfg RouterConfig, url ...string) *process {
 	}
 	p.engine = engine.New(engine.Config{
 		Hints: hints,
-		Store: p.buckets.Locks, Watcher: p.hub, Observer: p.observer,
+		Store: p.buckets.Locks[0], Watcher: p.hub, Observer: p.observer,
 		Contended: func(key string) { p.router.Contended(key) },
 	})
 	t.Cleanup(p.engine.Close)
@@ -137,7 +137,7 @@ func (h *hints) take(m *nats.Msg) {
 	}
 }
 
-func (p *process) stamp() Stamp { return NewStamp(p.buckets.Locks.Incarnation(), 0, 1) }
+func (p *process) stamp() Stamp { return NewStamp(p.buckets.Locks[0].Incarnation(), 0, 1) }
 
 func (p *process) newLease(ttl time.Duration) *lease.Lease {
 	p.w.t.Helper()

@@ -33,7 +33,7 @@ func (w *world) raw(o *owner, manager string) *raw {
 	}
 	w.t.Cleanup(nc.Close)
 	r := &raw{w: w, nc: nc, o: o, manager: manager}
-	if r.replies, err = nc.SubscribeSync(inbox(w.fabric, manager) + "r"); err != nil {
+	if r.replies, err = nc.SubscribeSync(inbox(w.fabric, 0, manager) + "r"); err != nil {
 		w.t.Fatal(err)
 	}
 	return r
@@ -51,7 +51,7 @@ func (r *raw) send(stamp Stamp, items ...item) outcome {
 	r.w.t.Helper()
 	r.seq++
 	f := frame{stamp: stamp, ack: true, seq: r.seq, items: items}
-	r.publish(inbox(r.w.fabric, r.manager)+"f.1.1", f.append(nil))
+	r.publish(inbox(r.w.fabric, 0, r.manager)+"f.1.1", f.append(nil))
 	for {
 		m, err := r.replies.NextMsg(patience)
 		if err != nil {
@@ -110,7 +110,7 @@ func TestC17HostileFrames(t *testing.T) {
 	p := w.process(always)
 	p.meet()
 	r := w.raw(o, "stranger")
-	reply := inbox(w.fabric, "stranger") + "f.1.1"
+	reply := inbox(w.fabric, 0, "stranger") + "f.1.1"
 	for _, data := range [][]byte{nil, {frameMagic}, []byte("hello"), bytes.Repeat([]byte{0xff}, 100), make([]byte, maxFrame+1), make([]byte, 900<<10)} {
 		r.publish(reply, data)
 	}
@@ -244,7 +244,7 @@ func TestC20OtherStamp(t *testing.T) {
 	w := newWorld(t)
 	o := w.process(RouterConfig{}).serve()
 	p := w.process(RouterConfig{})
-	other := NewStamp(p.buckets.Locks.Incarnation(), 1, 2)
+	other := NewStamp(p.buckets.Locks[0].Incarnation(), 1, 2)
 	r := w.raw(o, p.manager)
 	if out := r.send(other, r.acquire(p.lease.ID(), 1)); out.kind != notDone || out.code != codeStamp {
 		t.Errorf("a frame with another stamp: %+v", out)
@@ -300,7 +300,7 @@ func TestC23SlowConsumer(t *testing.T) {
 	r := w.raw(o, "stranger")
 	o.mu.Lock()
 	for range server.inbox + 2 { // the first is with its handler
-		r.publish(inbox(w.fabric, "stranger")+"f.1.1", []byte("garbage"))
+		r.publish(inbox(w.fabric, 0, "stranger")+"f.1.1", []byte("garbage"))
 	}
 	if err := r.nc.Flush(); err != nil {
 		t.Fatal(err)
@@ -334,11 +334,11 @@ func TestForeignFrameVersion(t *testing.T) {
 	f := frame{stamp: p.stamp(), ack: true, seq: 1, items: []item{r.acquire("newer-1", 1)}}
 	data := f.append(nil)
 	data[1] = frameVersion + 1
-	r.publish(inbox(w.fabric, "newer")+"f.1.1", data)
+	r.publish(inbox(w.fabric, 0, "newer")+"f.1.1", data)
 	w.until("it is dropped", func() bool { return o.Stats().Dropped == 1 })
 	b := o.beat()
 	b.term, b.min, b.max = o.cfg.Term+1, frameVersion+1, frameVersion+2
-	if err := r.nc.Publish(inbox(w.fabric, p.manager)+"h", b.append(nil)); err != nil {
+	if err := r.nc.Publish(inbox(w.fabric, 0, p.manager)+"h", b.append(nil)); err != nil {
 		t.Fatal(err)
 	}
 	w.until("the answer is dropped", func() bool { return p.client.Stats().Dropped == 1 })

@@ -137,7 +137,7 @@ func Serve(cfg ServiceConfig) (*Service, error) {
 	}
 	cfg.inbox = cmp.Or(cfg.inbox, maxInbox)
 	s := &Service{
-		cfg: cfg, inboxes: inboxes(cfg.Fabric), wake: make(chan struct{}, 1), reads: make(chan struct{}, leaseReads), sessions: map[string]*session{},
+		cfg: cfg, inboxes: inboxes(cfg.Fabric, cfg.Shard), wake: make(chan struct{}, 1), reads: make(chan struct{}, leaseReads), sessions: map[string]*session{},
 		paces: map[string]*pace{},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -267,7 +267,7 @@ func (s *Service) Heard(ctx context.Context) error {
 		delete(s.sessions, me)
 		s.mu.Unlock()
 	}()
-	box := inbox(s.cfg.Fabric, me)
+	box := inbox(s.cfg.Fabric, s.cfg.Shard, me)
 	for _, subject := range []string{box + ">", BeatSubject(s.cfg.Fabric, s.cfg.Shard)} {
 		sub, err := nc.ChanSubscribe(subject, in)
 		if err != nil {

@@ -69,7 +69,7 @@ func (s *Service) sessionOf(manager string) *session {
 	c := s.sessions[manager]
 	if c == nil && len(s.sessions) < maxSessions {
 		c = &session{
-			manager: manager, subject: inbox(s.cfg.Fabric, manager) + "r",
+			manager: manager, subject: inbox(s.cfg.Fabric, s.cfg.Shard, manager) + "r",
 			leases: map[string]*leaseCheck{}, live: map[string]*operation{},
 		}
 		s.sessions[manager] = c

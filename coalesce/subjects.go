@@ -30,6 +30,8 @@ func (s Stamp) String() string { return hex.EncodeToString(s[:]) }
 //	lf.F.s.hello   client -> any owner of the shard, answered to lf.F.n.M.h
 //	lf.F.s.beat    owner -> everybody
 //	lf.F.n.M.>     owner -> client: replies at lf.F.n.M.r
+//
+// That is shard 0. For another one lf.F.n.s.M stands in the place of lf.F.n.M.
 func opSubject(fabric string, shard int, term uint64) string {
 	return "lf." + fabric + "." + strconv.Itoa(shard) + "." + strconv.FormatUint(term, 10) + ".op"
 }
@@ -39,15 +41,25 @@ func HelloSubject(fabric string, shard int) string {
 	return "lf." + fabric + "." + strconv.Itoa(shard) + ".hello"
 }
 
+// AnyHello is every HelloSubject.
+const AnyHello = "lf.*.*.hello"
+
 // BeatSubject is where an owner tells everybody that it is there.
 func BeatSubject(fabric string, shard int) string {
 	return "lf." + fabric + "." + strconv.Itoa(shard) + ".beat"
 }
 
 // inbox is the prefix of all subjects on which a manager listens.
-func inbox(fabric, manager string) string { return inboxes(fabric) + manager + "." }
+func inbox(fabric string, shard int, manager string) string {
+	return inboxes(fabric, shard) + manager + "."
+}
 
-func inboxes(fabric string) string { return "lf." + fabric + ".n." }
+func inboxes(fabric string, shard int) string {
+	if shard == 0 {
+		return "lf." + fabric + ".n."
+	}
+	return "lf." + fabric + ".n." + strconv.Itoa(shard) + "."
+}
 
 // managerOf returns the manager in the reply subject of a frame or a hello, and "" for every other
 // subject: an owner publishes to no subject that a client has made up.

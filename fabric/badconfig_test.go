@@ -138,7 +138,7 @@ func TestNewerBuckets(t *testing.T) {
 			t.Fatal(err)
 		}
 		cfg := stream.CachedInfo().Config
-		cfg.Metadata["lockfabric.schema"] = "2"
+		cfg.Metadata["lockfabric.schema"] = "3"
 		if _, err := js.UpdateStream(waitContext(t), cfg); err != nil {
 			t.Fatal(err)
 		}

@@ -154,7 +154,7 @@ func TestRecordsThatCannotBeRead(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				rev, err := s.locks(t).Put(waitContext(t), enc, []byte(value))
+				rev, err := s.locks(t, enc).Put(waitContext(t), enc, []byte(value))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -177,12 +177,12 @@ func TestRecordsThatCannotBeRead(t *testing.T) {
 				if err != nil || len(list) != 1 || list[0].Kind != kind || list[0].Holders == nil || list[0].Waiters == nil || list[0].Revision != rev {
 					t.Errorf("List: %+v, %v", list, err)
 				}
-				e, err := s.locks(t).Get(ctx, enc)
+				e, err := s.locks(t, enc).Get(ctx, enc)
 				if err != nil || string(e.Value()) != value || e.Revision() != rev {
 					t.Errorf("now it is %v, %v", e, err)
 				}
 				// Once it is repaired, all goes on.
-				if err := s.locks(t).Purge(ctx, enc); err != nil {
+				if err := s.locks(t, enc).Purge(ctx, enc); err != nil {
 					t.Fatal(err)
 				}
 				release(t, acquire(t, m, key))
@@ -202,11 +202,11 @@ func TestRecordOverwritten(t *testing.T) {
 		}
 		l := acquire(t, s.manager(t), key)
 		wait := queue(t, waitContext(t), m, key)
-		good, err := s.locks(t).Get(waitContext(t), enc)
+		good, err := s.locks(t, enc).Get(waitContext(t), enc)
 		if err != nil {
 			t.Fatal(err)
 		}
-		rev, err := s.locks(t).Put(waitContext(t), enc, []byte("nonsense"))
+		rev, err := s.locks(t, enc).Put(waitContext(t), enc, []byte("nonsense"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -216,11 +216,11 @@ func TestRecordOverwritten(t *testing.T) {
 		if err := l.Release(waitContext(t)); !errors.Is(err, fabric.ErrUnconfirmed) {
 			t.Errorf("release: %v", err)
 		}
-		if e, err := s.locks(t).Get(waitContext(t), enc); err != nil || e.Revision() != rev {
+		if e, err := s.locks(t, enc).Get(waitContext(t), enc); err != nil || e.Revision() != rev {
 			t.Errorf("now it is %v, %v", e, err)
 		}
 		// And somebody repairs it, with the entries of both, who have left.
-		if _, err := s.locks(t).Put(waitContext(t), enc, good.Value()); err != nil {
+		if _, err := s.locks(t, enc).Put(waitContext(t), enc, good.Value()); err != nil {
 			t.Fatal(err)
 		}
 		release(t, acquire(t, s.manager(t), key))

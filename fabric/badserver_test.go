@@ -126,7 +126,7 @@ func TestServerOutOfReach(t *testing.T) {
 // helpful can be left out, at the price of time: flow control of watchers, and
 // news of a deleted bucket.
 func needed(name string) (publish, helpful, subscribe []string) {
-	all, err := fabric.Permissions(name, fabric.RoleClient, "_INBOX")
+	all, err := fabric.Permissions(name, fabric.RoleClient, "_INBOX", 1)
 	if err != nil {
 		panic(err)
 	}

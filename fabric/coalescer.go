@@ -77,7 +77,7 @@ func (sh *shard) coalesce() {
 	}
 	cfg := &s.m.cfg
 	c := &coalescer{shard: sh, rank: cfg.rank, hello: make(chan struct{}, 1), beat: make(chan struct{}, 1)}
-	stop, err := c.listen(coalesce.BeatSubject(cfg.buckets.Fabric, 0), "", c.beat)
+	stop, err := c.listen(coalesce.BeatSubject(cfg.buckets.Fabric, sh.n), "", c.beat)
 	if err != nil {
 		cfg.logger.Warn("this process can't serve as a coalescer", "error", err)
 		return
@@ -96,7 +96,7 @@ func (sh *shard) coalesce() {
 		case c.rank == rankVolunteer:
 			pause.For(s.ctx, restOf(err))
 		case errors.Is(err, errNobodyAsks):
-			if cfg.standIn {
+			if cfg.standIn && len(s.shards) == 1 {
 				s.m.die(ErrClosed)
 				return
 			}
@@ -125,14 +125,17 @@ func (c *coalescer) standBy(asked *bool) bool {
 		return *asked
 	}
 	for c.s.ctx.Err() == nil {
-		rec, _, err := c.engine.Read(c.s.ctx, ownerKey)
+		rec, _, err := c.engine.Read(c.s.ctx, c.owner)
 		switch {
 		case err != nil:
 			pause.For(c.s.ctx, pause.Around(time.Second))
-		case (rec == nil || len(rec.Holders) == 0) && c.s.m.cfg.standIn:
-			c.s.m.die(ErrClosed) // another one has been there, and nobody asks any more
 		case rec == nil || len(rec.Holders) == 0:
-			if *asked = c.rest(); *asked {
+			if int(c.s.resting.Add(1)) == len(c.s.shards) && c.s.m.cfg.standIn {
+				c.s.m.die(ErrClosed) // others have been there, and nobody asks any more
+			}
+			*asked = c.rest()
+			c.s.resting.Add(-1)
+			if *asked {
 				return true
 			}
 		case c.wanted(rec):
@@ -157,7 +160,7 @@ func (c *coalescer) wanted(rec *record.Record) bool {
 
 // rest waits until somebody asks for an owner, which it reports, or there may be one.
 func (c *coalescer) rest() (asked bool) {
-	stop, err := c.listen(coalesce.HelloSubject(c.s.m.cfg.buckets.Fabric, 0), coalesce.QueueGroup, c.hello)
+	stop, err := c.listen(coalesce.HelloSubject(c.s.m.cfg.buckets.Fabric, c.n), coalesce.QueueGroup, c.hello)
 	if err != nil {
 		pause.For(c.s.ctx, pause.Around(time.Second))
 		return false
@@ -198,7 +201,7 @@ func (c *coalescer) serve(o *ownership, asked bool) error {
 	s, cfg := c.s, &c.s.m.cfg
 	c.bucket.CommitInGroups() // many keys at a time are written by a coalescer
 	svc, err := coalesce.Serve(coalesce.ServiceConfig{
-		Conn: s.m.nc, Fabric: cfg.buckets.Fabric, Stamp: c.stamp(), Term: o.term, Lease: o.slot.id,
+		Conn: s.m.nc, Fabric: cfg.buckets.Fabric, Shard: c.n, Stamp: c.stamp(), Term: o.term, Lease: o.slot.id,
 		Rank: c.rank, Version: version(), Metadata: map[string]string{"process": lease.Self()},
 		Doer: c.engine, Known: c.engine.Known, Writes: func() uint64 { return c.engine.Stats().Writes }, Batched: c.bucket.Batched, Valid: o.slot.lease.Valid, LeaseAlive: s.leaseAlive, Logger: cfg.logger,
 	})
@@ -260,7 +263,7 @@ func (c *coalescer) term(o *ownership, svc *coalesce.Service, asked bool) error 
 
 // stamp names what this session has in common with others that work on the same bucket.
 func (sh *shard) stamp() coalesce.Stamp {
-	return coalesce.NewStamp(sh.bucket.Incarnation(), 0, 1)
+	return coalesce.NewStamp(sh.bucket.Incarnation(), 0, len(sh.s.buckets.Locks))
 }
 
 // leaseAlive reports whether a lease exists and has no tombstone.
@@ -286,7 +289,7 @@ func version() string {
 
 // here notes that this process owns the shard, 0 for no more: what it wants itself it does directly then.
 func (sh *shard) here(term uint64) {
-	sh.s.m.serving.Store(term)
+	sh.serving.Store(term)
 	if sh.router != nil {
 		sh.router.SetHere(term > 0)
 	}
@@ -295,7 +298,6 @@ func (sh *shard) here(term uint64) {
 // Who serves a shard holds a lock on it: an exclusive one on a key that no name encodes to, taken directly, under a
 // lease of its own. Its token is the owner's term. Losing it in a failover is harmless, so its TTL is short.
 const (
-	ownerKey = kv.CoalescerKey
 	ownerTTL = 4 * time.Second
 	metaRank = "rank" // of an owner and of those who wait to be one
 )
@@ -334,20 +336,20 @@ func (sh *shard) own(ctx context.Context, rank int) (*ownership, error) {
 	o := &ownership{shard: sh, slot: sl, id: op.ID, rank: rank, gone: make(chan struct{}, 1), better: make(chan struct{}, 1)}
 	sl.note(op.ID, nil)
 	before := sh.seen()
-	out, err := engine.Do(ctx, sh.engine, ownerKey, op, engine.Options{Stop: sl.lease.Lost()})
+	out, err := engine.Do(ctx, sh.engine, o.owner, op, engine.Options{Stop: sl.lease.Lost()})
 	if err != nil {
 		o.leave()
 		return nil, err
 	}
 	o.term, o.rev = out.Entry.Token, out.Revision
 	if err := sh.confirm(ctx, out, before); err != nil {
-		sh.engine.ReleaseInBackground(ownerKey, sl.id, o.id, o.rev)
+		sh.engine.ReleaseInBackground(o.owner, sl.id, o.id, o.rev)
 		o.leave()
 		return nil, err
 	}
 	o.stop = append(o.stop,
-		sh.engine.WatchHold(ownerKey, o.id, o.term, o.rev, func(error) { pause.Wake(o.gone) }),
-		sh.hub.Follow(ownerKey, o.see))
+		sh.engine.WatchHold(o.owner, o.id, o.term, o.rev, func(error) { pause.Wake(o.gone) }),
+		sh.hub.Follow(o.owner, o.see))
 	return o, nil
 }
 
@@ -371,7 +373,7 @@ func rankOf(e *record.Entry) int {
 
 func (o *ownership) release(ctx context.Context) {
 	op := record.Op{Verb: record.OpRelease, ID: o.id, Lease: o.slot.id}
-	_, _ = engine.Do(ctx, o.engine, ownerKey, op, engine.Options{FailFast: true, AtLeast: o.rev}) // else it ends with the lease
+	_, _ = engine.Do(ctx, o.engine, o.owner, op, engine.Options{FailFast: true, AtLeast: o.rev}) // else it ends with the lease
 	o.leave()
 }
 
@@ -387,7 +389,21 @@ func (o *ownership) leave() {
 }
 
 // Coalescer tells who carries out together what many want of this fabric (see docs/coalescing.md), as the
-// holder, and who stands by, as the waiters. It is Inspect for that lock, which has no name.
-func (m *Manager) Coalescer(ctx context.Context) (Info, error) {
-	return m.readEncoded(ctx, "", ownerKey, true)
+// holder, and who stands by, as the waiters. It is Inspect for that lock, which has no name. Each shard of a fabric
+// has a coalescer of its own, see [WithShards]; that of another than the first, shard 0, is told by CoalescerOf.
+func (m *Manager) Coalescer(ctx context.Context) (Info, error) { return m.CoalescerOf(ctx, 0) }
+
+// CoalescerOf is Coalescer for one of the fabric's shards.
+func (m *Manager) CoalescerOf(ctx context.Context, shard int) (Info, error) {
+	return m.readEncoded(ctx, "", kv.CoalescerPrefix+strconv.Itoa(shard), true)
+}
+
+// Shards returns the number of the fabric's shards, as of the last session: it changes only if all buckets are made anew.
+func (m *Manager) Shards() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.current != nil {
+		return len(m.current.shards)
+	}
+	return max(1, len(m.seen))
 }

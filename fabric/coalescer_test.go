@@ -13,6 +13,7 @@ import (
 	"github.com/lockfabric/lockfabric/coalesce"
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 // office is a fabric of its own whose owner a test looks at.
@@ -28,7 +29,7 @@ func (s *site) inOffice(t *testing.T) (*office, *fabric.Manager) {
 	t.Helper()
 	o := &office{s: s, name: s.fabric(t), nc: s.conn(t)}
 	m := s.manager(t, fabric.WithFabric(o.name))
-	o.bucket = s.bucket(t, o.name+"-locks")
+	o.bucket = s.bucket(t, kv.LocksBuckets(o.name, s.shards)[0])
 	return o, m
 }
 
@@ -197,38 +198,43 @@ func TestCoalescer_StepsDownWhenItsLockIsTaken(t *testing.T) {
 }
 
 func TestStandBy_ServesWhoeverAsks(t *testing.T) {
-	onSite(t, singleSite, func(t *testing.T, s *site) {
-		t.Parallel()
-		o, _ := s.inOffice(t)
-		nc := s.conn(t)
-		ctx, cancel := context.WithCancel(waitContext(t))
-		ended := make(chan error, 1)
-		go func() { ended <- fabric.StandBy(ctx, nc, fabric.WithLeisure(300*time.Millisecond)) }()
-		t.Cleanup(cancel)
-		owner := o.owned(t, record.Entry{})
-		if owner.Meta["rank"] != "3" {
-			t.Errorf("rank %q owns", owner.Meta["rank"])
+	t.Parallel()
+	for _, s := range []*site{singleSite, shardedSite} {
+		onSite(t, s, standBy)
+	}
+}
+
+func standBy(t *testing.T, s *site) {
+	t.Parallel()
+	o, _ := s.inOffice(t)
+	nc := s.conn(t)
+	ctx, cancel := context.WithCancel(waitContext(t))
+	ended := make(chan error, 1)
+	go func() { ended <- fabric.StandBy(ctx, nc, fabric.WithLeisure(300*time.Millisecond)) }()
+	t.Cleanup(cancel)
+	owner := o.owned(t, record.Entry{})
+	if owner.Meta["rank"] != "3" {
+		t.Errorf("rank %q owns", owner.Meta["rank"])
+	}
+	eventually(t, "the owner lets go", func() bool { return o.record(t) == nil })
+	o.owned(t, owner)
+	for _, name := range []string{"nobody-has-opened-it", ">"} {
+		if err := errors.Join(o.nc.Publish(coalesce.HelloSubject(name, 0), nil), o.nc.Flush()); err != nil {
+			t.Fatal(err)
 		}
-		eventually(t, "the owner lets go", func() bool { return o.record(t) == nil })
-		o.owned(t, owner)
-		for _, name := range []string{"nobody-has-opened-it", ">"} {
-			if err := errors.Join(o.nc.Publish(coalesce.HelloSubject(name, 0), nil), o.nc.Flush()); err != nil {
-				t.Fatal(err)
-			}
+	}
+	cancel()
+	if err := receive(t, ended); err != nil {
+		t.Error(err)
+	}
+	if o.record(t) != nil {
+		t.Error("it ended, and owns")
+	}
+	for name := range s.jetStream(t).KeyValueStoreNames(waitContext(t)).Name() {
+		if strings.HasPrefix(name, "nobody-") {
+			t.Errorf("made %s", name)
 		}
-		cancel()
-		if err := receive(t, ended); err != nil {
-			t.Error(err)
-		}
-		if o.record(t) != nil {
-			t.Error("it ended, and owns")
-		}
-		for name := range s.jetStream(t).KeyValueStoreNames(waitContext(t)).Name() {
-			if strings.HasPrefix(name, "nobody-") {
-				t.Errorf("made %s", name)
-			}
-		}
-	})
+	}
 }
 
 // A lock that nobody else wants costs the same messages whether or not somebody serves.

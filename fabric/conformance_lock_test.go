@@ -136,7 +136,7 @@ func heldVisible(t *testing.T, s *site) {
 		h.Lease.Label != "worker seven" || h.Lease.PID == 0 || h.Lease.Host == "" {
 		t.Errorf("%+v", h)
 	}
-	list, err := other.List(waitContext(t), t.Name())
+	list, err := other.List(waitContext(t), key)
 	if err != nil || len(list) != 1 || list[0].Key != key || list[0].Holders[0].ID != l.ID() {
 		t.Errorf("List: %+v, %v", list, err)
 	}
@@ -144,7 +144,7 @@ func heldVisible(t *testing.T, s *site) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, err := s.locks(t).Get(waitContext(t), enc)
+	e, err := s.locks(t, enc).Get(waitContext(t), enc)
 	if err != nil || e.Revision() != record.RevisionOf(l.Token()) {
 		t.Errorf("an ordinary KV client reads %v, %v; want revision %d", e, err, record.RevisionOf(l.Token()))
 	}
@@ -250,7 +250,7 @@ func failedTryLeavesNothing(t *testing.T, s *site) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if e, err := s.locks(t).Get(waitContext(t), enc); !errors.Is(err, jetstream.ErrKeyNotFound) {
+	if e, err := s.locks(t, enc).Get(waitContext(t), enc); !errors.Is(err, jetstream.ErrKeyNotFound) {
 		t.Errorf("the key of a lock nobody uses: %v, %v", e, err)
 	}
 }
@@ -284,7 +284,7 @@ func unknownKind(t *testing.T, s *site) {
 		t.Fatal(err)
 	}
 	value := []byte(`{"v":3,"kind":"turnstile","permits":3}`)
-	rev, err := s.locks(t).Put(waitContext(t), enc, value)
+	rev, err := s.locks(t, enc).Put(waitContext(t), enc, value)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -302,7 +302,7 @@ func unknownKind(t *testing.T, s *site) {
 	if _, err := m.Inspect(waitContext(t), key); !errors.Is(err, fabric.ErrNewerSchema) {
 		t.Errorf("Inspect: %v", err)
 	}
-	if e, err := s.locks(t).Get(waitContext(t), enc); err != nil || e.Revision() != rev || string(e.Value()) != string(value) {
+	if e, err := s.locks(t, enc).Get(waitContext(t), enc); err != nil || e.Revision() != rev || string(e.Value()) != string(value) {
 		t.Errorf("the other kind's record was touched: %v, %v", e, err)
 	}
 }

@@ -127,7 +127,7 @@ func keyGone(t *testing.T, s *site, remove func(context.Context, jetstream.KeyVa
 	}
 	l := acquire(t, m, key)
 	wait := queue(t, waitContext(t), s.manager(t), key)
-	if err := remove(waitContext(t), s.locks(t), enc); err != nil {
+	if err := remove(waitContext(t), s.locks(t, enc), enc); err != nil {
 		t.Fatal(err)
 	}
 	if reason := waitLost(t, l); !errors.Is(reason, fabric.ErrRemoved) {
@@ -159,14 +159,10 @@ func leaseDeleted(t *testing.T, s *site) {
 
 func bucketsDeleted(t *testing.T, s *site) {
 	name := s.fabric(t)
-	key, js := s.key(t), s.jetStream(t)
+	key := s.key(t)
 	m := s.manager(t, fabric.WithFabric(name), fabric.WithTTL(2*time.Second))
 	l := acquire(t, m, key)
-	for _, bucket := range []string{"-locks", "-leases"} {
-		if err := js.DeleteStream(waitContext(t), "KV_"+name+bucket); err != nil {
-			t.Fatal(err)
-		}
-	}
+	s.deleteBuckets(t, name)
 	start := time.Now()
 	if reason := waitLost(t, l); !errors.Is(reason, fabric.ErrBucketGone) && !errors.Is(reason, fabric.ErrExpired) {
 		t.Errorf("lost because of %v", reason)

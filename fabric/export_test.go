@@ -54,7 +54,7 @@ func Disown(ctx context.Context, m *Manager, key string) {
 }
 
 // OwnerKey is the key of the lock of whoever serves as the coalescer.
-const OwnerKey = ownerKey
+const OwnerKey = kv.CoalescerKey
 
 // AsServer makes the manager a coalescer of a server's rank.
 func AsServer() ManagerOption {
@@ -67,7 +67,7 @@ func WithLeisure(d time.Duration) ManagerOption {
 }
 
 // Serving returns the term in which the manager is the coalescer, 0 if it is not.
-func Serving(m *Manager) uint64 { return m.serving.Load() }
+func Serving(m *Manager) uint64 { return m.Stats().Serving }
 
 // Name returns the name of the manager's fabric.
 func Name(m *Manager) string { return m.cfg.buckets.Fabric }

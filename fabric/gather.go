@@ -153,6 +153,9 @@ func (g *gathering) round(ctx context.Context) (err error) {
 		return err
 	}
 	defer sl.leave()
+	if g.ranked && slices.ContainsFunc(g.levels, func(l *level) bool { return sl.s.shard(l.enc) != sl.s.shard(g.levels[0].enc) }) {
+		return fmt.Errorf("%w: the levels of this hierarchy are in several shards, whose tokens have no common order: begin their names alike, as in \"a/b\"", ErrInvalidOption)
+	}
 	set := &Set{s: sl.s, slot: sl, levels: g.listed, gone: make(chan struct{})}
 	g.result, g.failed = set, nil
 	for _, l := range g.levels {

@@ -19,6 +19,7 @@ import (
 	"github.com/lockfabric/lockfabric/embedded"
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/test/cluster"
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 // patience is how long a test waits for what has to come.
@@ -29,6 +30,7 @@ const patience = 60 * time.Second
 type site struct {
 	name      string
 	options   []fabric.Option // of its managers
+	shards    int             // of its fabrics; 0 is 1
 	coalesced bool            // somebody serves as the coalescer of the common fabric
 	once      sync.Once
 	err       error
@@ -52,7 +54,10 @@ var (
 	// On this one locks are kept.
 	keptSite = &site{name: "one server, kept", options: []fabric.Option{fabric.WithKeep(20 * time.Millisecond)}}
 
-	allSites = []*site{singleSite, clusterSite, coalescedSite, beltSite, keptSite}
+	// On this one the locks are divided over several buckets.
+	shardedSite = &site{name: "one server, three shards", shards: 3, options: []fabric.Option{fabric.WithShards(3)}}
+
+	allSites = []*site{singleSite, clusterSite, coalescedSite, beltSite, keptSite, shardedSite}
 )
 
 // roads has every list of behaviours run on each road.
@@ -66,9 +71,26 @@ func (s *site) start() {
 	} else {
 		s.cluster, s.err = cluster.Start(ctx, 3)
 	}
+	if s.shards > 0 && s.err == nil {
+		s.err = s.make(ctx)
+	}
 	if s.coalesced && s.err == nil {
 		s.err = s.appoint(ctx)
 	}
+}
+
+// make makes the common fabric, for managers that don't say how.
+func (s *site) make(ctx context.Context) error {
+	nc, err := s.server.Connect()
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	m, err := fabric.New(ctx, nc, s.options...)
+	if err != nil {
+		return err
+	}
+	return m.Close()
 }
 
 // appoint has somebody serve as the coalescer.
@@ -77,7 +99,7 @@ func (s *site) appoint(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m, err := fabric.New(ctx, nc, fabric.WithCoalescer(), fabric.WithLeisure(time.Hour))
+	m, err := fabric.New(ctx, nc, slices.Concat(s.options, []fabric.Option{fabric.WithCoalescer(), fabric.WithLeisure(time.Hour)})...)
 	if err != nil {
 		return err
 	}
@@ -197,12 +219,16 @@ func newManager(t testing.TB, nc *nats.Conn, opts ...fabric.Option) *fabric.Mana
 
 // key returns a lock name that no other test uses.
 func (s *site) key(t testing.TB) string {
-	return fmt.Sprintf("%s/%d", strings.Map(func(r rune) rune {
+	n, name := s.numbers.Add(1), strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {
 			return '_'
 		}
 		return r
-	}, t.Name()), s.numbers.Add(1))
+	}, t.Name())
+	if s.shards > 1 { // the keys of a test are in all of them
+		return fmt.Sprintf("%d-%s/%d", n, name, n)
+	}
+	return fmt.Sprintf("%s/%d", name, n)
 }
 
 // fabric returns the name of a fabric that no other test uses, whose buckets are
@@ -214,7 +240,9 @@ func (s *site) fabric(t testing.TB) string {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		_ = js.DeleteStream(ctx, "KV_"+name+"-locks")
+		for _, bucket := range kv.LocksBuckets(name, s.shards) {
+			_ = js.DeleteStream(ctx, "KV_"+bucket)
+		}
 		_ = js.DeleteStream(ctx, "KV_"+name+"-leases")
 		_ = js.DeleteStream(ctx, "KV_"+name+"-waits")
 	})
@@ -243,9 +271,20 @@ func (s *site) bucket(t testing.TB, name string) jetstream.KeyValue {
 	return b
 }
 
-func (s *site) locks(t testing.TB) jetstream.KeyValue {
+// locks returns the bucket of the common fabric that has the lock of this encoded name.
+func (s *site) locks(t testing.TB, enc string) jetstream.KeyValue {
 	t.Helper()
-	return s.bucket(t, fabric.DefaultFabric+"-locks")
+	return s.bucket(t, kv.LocksBuckets(fabric.DefaultFabric, s.shards)[kv.Shard(enc, s.shards)])
+}
+
+// deleteBuckets deletes those of a fabric.
+func (s *site) deleteBuckets(t testing.TB, name string) {
+	t.Helper()
+	for _, bucket := range append(kv.LocksBuckets(name, s.shards), kv.LeasesBucket(name)) {
+		if err := s.jetStream(t).DeleteStream(waitContext(t), "KV_"+bucket); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // waitContext ends after patience.

@@ -32,12 +32,9 @@ type Manager struct {
 	gate  *gate         // that every request passes
 	hints *hints
 
-	owners                         owners        // units of work by owner
-	serving                        atomic.Uint64 // term in which this process is the fabric's coalescer, 0 = it is not
+	owners                         owners // units of work by owner
 	pins, pinJoins, pinRevocations atomic.Uint64
 	keptJoins                      atomic.Uint64
-
-	seen atomic.Uint64 // highest revision of the locks bucket in sessions that have ended
 
 	optimism optimism
 	updates  updates
@@ -49,6 +46,7 @@ type Manager struct {
 	mu      sync.Mutex
 	closed  bool
 	current *session
+	seen    []uint64     // highest revision of each shard in sessions that have ended
 	leaving []*session   // that are being ended
 	past    engine.Stats // counters of sessions that have ended
 
@@ -64,7 +62,7 @@ type Manager struct {
 // and opens the fabric there, creating its buckets on first use.
 //
 // Errors: ErrInvalidOption, those of the connection, and those of opening the buckets in package kv:
-// kv.ErrNoJetStream, kv.ErrServerTooOld, kv.ErrUnsafeConfig, kv.ErrNoBucket, kv.ErrNewerSchema, kv.ErrLimit,
+// kv.ErrNoJetStream, kv.ErrServerTooOld, kv.ErrUnsafeConfig, kv.ErrShards, kv.ErrNoBucket, kv.ErrNewerSchema, kv.ErrLimit,
 // kv.ErrUnavailable. All but the first are also ErrUnavailable when nobody answered.
 func Connect(ctx context.Context, servers string, opts ...Option) (*Manager, error) {
 	cfg, err := newConfig(opts)
@@ -280,6 +278,11 @@ func (m *Manager) forget(s *session) {
 	defer m.mu.Unlock()
 	if m.current == s {
 		m.current = nil
+	}
+	before := m.seen
+	m.seen = s.seen()
+	for i := range min(len(m.seen), len(before)) {
+		m.seen[i] = max(m.seen[i], before[i])
 	}
 	m.leaving = append(m.leaving, s)
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 // Defaults and bounds.
@@ -246,6 +247,17 @@ func WithFabric(name string) ManagerOption {
 func WithReplicas(n int) ManagerOption {
 	return func(c *config) error {
 		return set(&c.buckets.Replicas, n, n >= 1 && n <= 5, "%d replicas: use 1 to 5", n)
+	}
+}
+
+// WithShards divides the locks of a fabric that is made over so many buckets, 1 to 64: each is a stream of its own,
+// with a leader and a coalescer of its own, so more is written at the same time on servers that have the processors
+// and disks for it. The first level of a name decides, so a path stays together. The number is fixed as long as the
+// buckets are there: of a fabric that exists it is the one that is expected, and kv.ErrShards tells that it has
+// another one. Without this option it is what the fabric has, and 1 for one that is made. docs/coalescing.md tells more.
+func WithShards(n int) ManagerOption {
+	return func(c *config) error {
+		return set(&c.buckets.Shards, n, n >= 1 && n <= kv.MaxShards, "%d shards: use 1 to %d", n, kv.MaxShards)
 	}
 }
 

@@ -40,7 +40,7 @@ func TestPaths(t *testing.T) {
 		{"ten levels", pathDeep},
 		{"a hierarchy of any names, released in reverse", hierarchyOrder},
 		{"what is no hierarchy", hierarchyNonsense},
-	}, coalescedSite, beltSite)
+	}, coalescedSite, beltSite, shardedSite)
 }
 
 func pathIntents(t *testing.T, s *site) {
@@ -135,13 +135,13 @@ func pathDeep(t *testing.T, s *site) {
 func hierarchyOrder(t *testing.T, s *site) {
 	m, w := s.wired(t, fabric.WithIntentLinger(0))
 	base := s.tree(t)
-	names := []string{base + "-z", base + "-m", base + "-a"} // not in the order of names
+	names := []string{base + "/z", base + "/m", base + "/a"} // not in the order of names
 	var mu sync.Mutex
 	var order []string
 	w.fault(-1, lockWrite, seen(func(msg *nats.Msg) {
 		mu.Lock()
 		defer mu.Unlock()
-		_, enc, _ := strings.Cut(msg.Subject, "-locks.")
+		_, enc, _ := strings.Cut(strings.TrimPrefix(msg.Subject, "$KV."), ".")
 		name, _ := kv.DecodeKey(enc)
 		if strings.HasPrefix(name, base) {
 			order = append(order, name)

@@ -27,12 +27,12 @@ type Permission struct {
 	Why       string // what needs it
 }
 
-// Permissions returns what a user of a fabric needs for a role, and no more, with inbox as the
+// Permissions returns what a user of a fabric of so many shards needs for a role, and no more, with inbox as the
 // prefix of the subjects on which answers come, "_INBOX" unless a client was told another one.
 // docs/security.md tells what each role could do if it were hostile. Errors: ErrInvalidOption
 // for a role that there is not, and for names that would allow more than is meant.
-func Permissions(fabric string, role Role, inbox string) ([]Permission, error) {
-	if err := (jskv.Config{Fabric: fabric}).Validate(); err != nil {
+func Permissions(fabric string, role Role, inbox string, shards int) ([]Permission, error) {
+	if err := (jskv.Config{Fabric: fabric, Shards: shards}).Validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidOption, err)
 	}
 	if inbox == "" || strings.ContainsAny(inbox, "*> \t\r\n\"'") || strings.HasSuffix(inbox, ".") {
@@ -60,7 +60,7 @@ func Permissions(fabric string, role Role, inbox string) ([]Permission, error) {
 	if role != RoleObserver {
 		all = append(all, Permission{Subject: "$KV." + waits + ".>", Helpful: true, Why: "deadlock detection"})
 	}
-	for _, bucket := range []string{kv.LocksBucket(fabric), kv.LeasesBucket(fabric)} {
+	for _, bucket := range append(kv.LocksBuckets(fabric, shards), kv.LeasesBucket(fabric)) {
 		all = append(all, bucketPermissions(bucket, role)...)
 	}
 	switch role {

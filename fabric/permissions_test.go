@@ -15,7 +15,7 @@ func TestPermissionsOfNamesThatAreNone(t *testing.T) {
 		role   fabric.Role
 		inbox  string
 	}{{">", fabric.RoleClient, "_INBOX"}, {"a.b", fabric.RoleClient, "_INBOX"}, {"a", "boss", "_INBOX"}, {"a", fabric.RoleClient, ""}, {"a", fabric.RoleClient, "*"}, {"a", fabric.RoleClient, "a.>"}} {
-		if all, err := fabric.Permissions(tt.fabric, tt.role, tt.inbox); !errors.Is(err, fabric.ErrInvalidOption) || all != nil {
+		if all, err := fabric.Permissions(tt.fabric, tt.role, tt.inbox, 1); !errors.Is(err, fabric.ErrInvalidOption) || all != nil {
 			t.Errorf("%+v: %v, %v", tt, all, err)
 		}
 	}

@@ -67,7 +67,7 @@ func (sh *shard) route() error {
 		return nil
 	}
 	client, err := coalesce.NewClient(coalesce.ClientConfig{
-		Conn: s.m.nc, Fabric: cfg.buckets.Fabric, Manager: s.m.hints.id, Stamp: sh.stamp(), Logger: cfg.logger,
+		Conn: s.m.nc, Fabric: cfg.buckets.Fabric, Shard: sh.n, Manager: s.m.hints.id, Stamp: sh.stamp(), Logger: cfg.logger,
 		Unserved: func() { pause.Wake(sh.crowd.unserved) },
 	})
 	if err != nil {
@@ -94,7 +94,7 @@ func (s *session) roads() (st coalesce.ClientStats) {
 
 // contended is told by the engine that this process is not alone on a key.
 func (sh *shard) contended(key string) {
-	if sh.router != nil && key != ownerKey {
+	if sh.router != nil && key != sh.owner {
 		if sh.s.m.cfg.rank == rankVolunteer {
 			last := key
 			sh.crowd.key.Store(&last)

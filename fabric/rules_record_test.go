@@ -229,11 +229,11 @@ func fillQueue(ctx context.Context, t *testing.T, m *fabric.Manager, key string,
 // metadata. empty takes them out again.
 func fillRecord(t *testing.T, s *site, key string, meta map[string]string) (empty func()) {
 	t.Helper()
-	locks := s.locks(t)
 	enc, err := kv.EncodeName(key)
 	if err != nil {
 		t.Fatal(err)
 	}
+	locks := s.locks(t, enc)
 	change := func(ops []record.Op) {
 		eventually(t, "a write of others", func() bool {
 			e, err := locks.Get(waitContext(t), enc)

@@ -50,6 +50,7 @@ type session struct {
 	over      sync.Map        // lease id -> struct{}: its lost ones, without a tombstone yet
 	longest   atomic.Int64    // longest TTL noted
 	doubts    *doubts         // about the buckets
+	resting   atomic.Int32    // shards for which nobody asks for a coalescer
 
 	mu     sync.Mutex
 	ended  error
@@ -66,7 +67,9 @@ type freshHold struct {
 
 func openSession(ctx context.Context, m *Manager) (*session, error) {
 	cfg := m.cfg.buckets
-	cfg.Seen = m.seen.Load()
+	m.mu.Lock()
+	cfg.Seen, cfg.Again = slices.Clone(m.seen), len(m.seen)
+	m.mu.Unlock()
 	buckets, err := jskv.Open(ctx, m.nc, cfg)
 	if err != nil {
 		return nil, err
@@ -80,14 +83,16 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	s.leaseHub = jskv.NewHub(buckets.Leases, append(hub, jskv.WithRestInterval(leaseRest))...)
 	s.observer = lease.NewObserver(buckets.Leases, s.leaseHub.Watch, clock.Observer(), "", &m.rtt, m.cfg.logger)
 	s.observer.OnTombstone(s.tookOver)
-	sh, err := s.newShard(buckets.Locks, buckets.Last, hub)
-	s.shards = append(s.shards, sh)
-	if err != nil {
-		sh.close()
-		s.observer.Close()
-		sh.hub.Close()
-		s.leaseHub.Close()
-		return nil, err
+	for _, b := range buckets.Locks {
+		if err := s.addShard(b, hub); err != nil {
+			for _, sh := range s.shards {
+				sh.close()
+				sh.hub.Close()
+			}
+			s.observer.Close()
+			s.leaseHub.Close()
+			return nil, err
+		}
 	}
 	s.detect()
 	s.goIfOpen(s.housekeep)
@@ -103,8 +108,8 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	if buckets.Quarantine == 0 {
 		close(s.ready)
 	} else {
-		m.cfg.logger.Warn("the locks bucket was replaced or set back; nothing is granted until every lease of before has ended",
-			"bucket", buckets.Locks.Name(), "wait", buckets.Quarantine)
+		m.cfg.logger.Warn("a locks bucket was replaced or set back; nothing is granted until every lease of before has ended",
+			"fabric", cfg.Fabric, "wait", buckets.Quarantine)
 		s.goIfOpen(func() { s.quarantine(buckets.Quarantine) })
 	}
 	return s, nil
@@ -185,7 +190,7 @@ func (s *session) noteTTL(ctx context.Context, ttl time.Duration) error {
 	if int64(ttl) <= s.longest.Load() {
 		return nil
 	}
-	if err := s.buckets.NoteTTL(ctx, ttl, s.shards[0].seen()); err != nil {
+	if err := s.buckets.NoteTTL(ctx, ttl, s.seen()); err != nil {
 		return err
 	}
 	s.longest.Store(max(s.longest.Load(), int64(ttl)))
@@ -236,9 +241,11 @@ func (s *session) suspect() { s.doubts.raise() }
 // those that were opened, and ends the session if not.
 func (s *session) lookAfterBuckets() {
 	err := s.doubts.run(s.ctx, func(ctx context.Context) error {
-		last, err := s.buckets.Verify(ctx, s.shards[0].seen())
+		last, err := s.buckets.Verify(ctx, s.seen())
 		if err == nil {
-			raiseTo(&s.shards[0].confirmed, last)
+			for n, sh := range s.shards {
+				raiseTo(&sh.confirmed, last[n])
+			}
 		}
 		return err
 	})
@@ -264,7 +271,6 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	}
 	defer close(s.finished)
 	s.ended = reason
-	raiseTo(&s.m.seen, s.shards[0].seen())
 	all := slices.Collect(maps.Keys(s.all))
 	s.mu.Unlock()
 	s.m.forget(s)

@@ -16,7 +16,7 @@ func TestSets(t *testing.T) {
 		{"members", setMembers},
 		{"the same key twice", setSameKeyTwice},
 		{"what is no set", setNonsense},
-	}, coalescedSite, beltSite)
+	}, coalescedSite, beltSite, shardedSite)
 }
 
 func acquireAll(t testing.TB, m *fabric.Manager, wants []fabric.Want, opts ...fabric.AcquireOption) *fabric.Set {

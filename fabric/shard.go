@@ -2,32 +2,40 @@ package fabric
 
 import (
 	"context"
+	"strconv"
+	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/lockfabric/lockfabric/coalesce"
 	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/kv"
 )
 
-// shard is what a session has for the locks of one bucket.
+// shard is what a session has for the locks of one bucket. kv.Shard says which locks these are.
 type shard struct {
 	s         *session
+	n         int
+	owner     string // key of the lock of who serves it as a coalescer
 	bucket    *jskv.Bucket
 	hub       *jskv.Hub
 	engine    *engine.Engine
 	doer      doer             // what claims, posts and releases are given to
 	router    *coalesce.Router // the doer, unless that is the engine alone
 	crowd     crowd
+	serving   atomic.Uint64 // term in which this process is its coalescer; 0 = it is not
 	confirmed atomic.Uint64 // up to here all revisions are certainly the opened bucket's
 	noted     uint64        // revision that the fabric's note has at least; of housekeep
 }
 
-// newShard begins to work on a bucket of locks.
-func (s *session) newShard(b *jskv.Bucket, last uint64, hub []jskv.HubOption) (*shard, error) {
-	m := s.m
-	sh := &shard{s: s, bucket: b, hub: jskv.NewHub(b, hub...), noted: last}
-	sh.confirmed.Store(last)
+// addShard begins to work on the next bucket of locks.
+func (s *session) addShard(b *jskv.Bucket, hub []jskv.HubOption) error {
+	m, n := s.m, len(s.shards)
+	sh := &shard{s: s, n: n, owner: kv.CoalescerPrefix + strconv.Itoa(n), bucket: b, hub: jskv.NewHub(b, hub...), noted: b.Last()}
+	s.shards = append(s.shards, sh)
+	sh.confirmed.Store(b.Last())
 	sh.crowd.unserved = make(chan struct{}, 1)
 	sh.engine = engine.New(engine.Config{
 		Store: b, Watcher: sh.hub, Observer: s.observer,
@@ -38,7 +46,7 @@ func (s *session) newShard(b *jskv.Bucket, last uint64, hub []jskv.HubOption) (*
 		MaxKept: m.cfg.maxKept, KeepWait: m.cfg.detectAfter,
 		Logger: m.cfg.logger,
 	})
-	return sh, sh.route()
+	return sh.route()
 }
 
 // close is for a shard whose hub is closed, or of a session that does not begin.
@@ -50,11 +58,81 @@ func (sh *shard) close() {
 }
 
 // shard is that of a lock, by its encoded name.
-func (s *session) shard(string) *shard { return s.shards[0] }
+func (s *session) shard(enc string) *shard {
+	if len(s.shards) > 1 && strings.HasPrefix(enc, kv.CoalescerPrefix) {
+		n, _ := strconv.Atoi(enc[len(kv.CoalescerPrefix):]) // of a message: it may be anything
+		return s.shards[max(0, n)%len(s.shards)]
+	}
+	return s.shards[kv.Shard(enc, len(s.shards))]
+}
 
-// doAll is engine.DoAll.
+// doAll is engine.DoAll. Calls of different shards go at the same time.
 func (s *session) doAll(ctx context.Context, calls []*engine.Call, opt engine.Options) {
-	engine.DoAll(ctx, s.shards[0].doer, calls, opt)
+	if len(s.shards) == 1 {
+		engine.DoAll(ctx, s.shards[0].doer, calls, opt)
+		return
+	}
+	parts := map[*shard][]*engine.Call{}
+	for _, c := range calls {
+		sh := s.shard(c.Key)
+		parts[sh] = append(parts[sh], c)
+	}
+	var all sync.WaitGroup
+	for sh, part := range parts {
+		all.Go(func() { engine.DoAll(ctx, sh.doer, part, opt) })
+	}
+	all.Wait()
+}
+
+// followAll is jskv.Bucket.Follow of all shards. It calls fn in the caller's goroutine.
+func (s *session) followAll(ctx context.Context, filter string, fn func(sh *shard, entries []jskv.Entry, complete bool) error) error {
+	if sh := s.shards[0]; len(s.shards) == 1 {
+		return sh.bucket.Follow(ctx, filter, func(entries []jskv.Entry, complete bool) error { return fn(sh, entries, complete) })
+	}
+	type news struct {
+		sh       *shard
+		entries  []jskv.Entry
+		complete bool
+	}
+	var all sync.WaitGroup
+	defer all.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	come, ended := make(chan news), make(chan error, len(s.shards))
+	for _, sh := range s.shards {
+		all.Go(func() {
+			ended <- sh.bucket.Follow(ctx, filter, func(entries []jskv.Entry, complete bool) error {
+				select {
+				case come <- news{sh, entries, complete}:
+					return nil
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			})
+		})
+	}
+	complete := map[*shard]bool{}
+	for {
+		select {
+		case n := <-come:
+			if n.complete {
+				complete[n.sh] = true
+			}
+			if err := fn(n.sh, n.entries, len(complete) == len(s.shards)); err != nil {
+				return err
+			}
+		case err := <-ended:
+			return err
+		}
+	}
+}
+
+// seen returns the highest revision of each locks bucket that this session knows of.
+func (s *session) seen() (all []uint64) {
+	for _, sh := range s.shards {
+		all = append(all, sh.seen())
+	}
+	return all
 }
 
 // engineStats sums the counters of the shards up.
@@ -66,10 +144,10 @@ func (s *session) engineStats() (st engine.Stats) {
 	return st
 }
 
-// seen returns the highest revision of the locks bucket that this session knows of.
+// seen returns the highest revision of the bucket that this session knows of.
 func (sh *shard) seen() uint64 { return max(sh.engine.Seen(), sh.confirmed.Load()) }
 
-// noteSeen notes how far the locks bucket has come, after many writes.
+// noteSeen notes how far the bucket has come, after many writes.
 func (sh *shard) noteSeen() {
 	seen := sh.seen()
 	if seen < sh.noted+seenEvery {
@@ -77,7 +155,7 @@ func (sh *shard) noteSeen() {
 	}
 	ctx, cancel := context.WithTimeout(sh.s.ctx, closeTimeout)
 	defer cancel()
-	if sh.s.buckets.NoteSeen(ctx, seen) == nil {
+	if sh.s.buckets.NoteSeen(ctx, sh.n, seen) == nil {
 		sh.noted = seen
 	}
 }

@@ -96,7 +96,7 @@ func (s *session) newSlot(ctx context.Context, t timing) (_ *slot, err error) {
 	// A limited lease is renewed without limit while its acquire waits in the queue; its limits begin with the grant.
 	le, err := lease.Create(ctx, s.buckets.Leases, lease.Config{
 		TTL: t.ttl, RenewEvery: t.renewEvery, AutoRenew: true,
-		Label: s.m.cfg.label, ID: s.m.hints.leaseID, Seen: s.shards[0].seen, Clock: s.m.clock, RTT: &s.m.rtt, Logger: s.m.cfg.logger,
+		Label: s.m.cfg.label, ID: s.m.hints.leaseID, Seen: s.seen, Clock: s.m.clock, RTT: &s.m.rtt, Logger: s.m.cfg.logger,
 	})
 	if err != nil {
 		return nil, err

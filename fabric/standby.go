@@ -39,9 +39,9 @@ func StandBy(ctx context.Context, nc *nats.Conn, opts ...Option) error {
 	}
 	sb := &standBy{nc: nc, js: js, opts: opts, cfg: cfg, serving: map[string]bool{}}
 	// No queue group: whoever serves already answers the same message.
-	sub, err := nc.Subscribe(coalesce.HelloSubject("*", 0), func(m *nats.Msg) {
-		if fabric := strings.Split(m.Subject, ".")[1]; sb.begin(fabric) {
-			go sb.serve(ctx, fabric)
+	sub, err := nc.Subscribe(coalesce.AnyHello, func(m *nats.Msg) {
+		if at := strings.Split(m.Subject, "."); sb.begin(at[1]) {
+			go sb.serve(ctx, at[1], at[2])
 		}
 	})
 	if err != nil {
@@ -90,9 +90,9 @@ func (sb *standBy) begin(fabric string) bool {
 }
 
 // serve is the coalescer of a fabric until nobody asks for it any more.
-func (sb *standBy) serve(ctx context.Context, fabric string) {
+func (sb *standBy) serve(ctx context.Context, fabric, shard string) {
 	defer sb.wg.Done()
-	err := sb.open(ctx, fabric)
+	err := sb.open(ctx, fabric, shard)
 	if err != nil && ctx.Err() == nil {
 		sb.cfg.logger.Debug("no coalescer for a fabric that asks for one", "fabric", fabric, "error", err)
 		pause.For(ctx, time.Second)
@@ -102,10 +102,15 @@ func (sb *standBy) serve(ctx context.Context, fabric string) {
 	sb.mu.Unlock()
 }
 
-func (sb *standBy) open(ctx context.Context, fabric string) error {
+func (sb *standBy) open(ctx context.Context, fabric, shard string) error {
 	octx, cancel := context.WithTimeout(ctx, openStandIn)
 	defer cancel()
-	if _, err := sb.js.Stream(octx, "KV_"+kv.LocksBucket(fabric)); err != nil {
+	stream := "KV_" + kv.LocksBucket(fabric)
+	_, err := sb.js.Stream(octx, stream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		_, err = sb.js.Stream(octx, stream+"-"+shard)
+	}
+	if err != nil {
 		return err // opening would make it
 	}
 	standIn := ManagerOption(func(c *config) error {

@@ -21,9 +21,9 @@ type Stats struct {
 	Turns         uint64 // of these operations, acquires that held by a turn: a coalescer passed the lock on before it was written
 	Fallbacks     uint64 // of these operations, those that went directly as well, since the coalescer did not answer in time
 	CoalescerLost uint64 // how often a coalescer was taken to be gone
-	CoalescerTerm uint64 // term of the coalescer that is in use now; 0 = none
+	CoalescerTerm uint64 // term of the coalescer that is in use now, the highest where there are several; 0 = none
 	Held          int    // acquires that wait in this process until the coalescer has fewer of it for the same key
-	Serving       uint64 // term in which this manager is the coalescer; 0 = it is not
+	Serving       uint64 // term in which this manager is a coalescer, likewise; 0 = it is not
 	// CoalescedRTT is for the road over a coalescer what RTT is for the direct one: smoothed, from a message to the word that
 	// it was taken. 0 before the first.
 	CoalescedRTT time.Duration
@@ -75,6 +75,9 @@ func (m *Manager) Stats() Stats {
 		d = d.Plus(s.detection.stats())
 	}
 	if s != nil {
+		for _, sh := range s.shards {
+			st.Serving = max(st.Serving, sh.serving.Load())
+		}
 		s.mu.Lock()
 		sl := s.slots[m.cfg.timing]
 		s.mu.Unlock()
@@ -85,7 +88,7 @@ func (m *Manager) Stats() Stats {
 	st.Operations, st.Writes, st.Reads, st.Conflicts, st.Busy, st.Unknown = e.Operations, e.Writes, e.Reads, e.Conflicts, e.Busy, e.Unknown
 	st.Coalesced, st.Frames, st.Fallbacks, st.CoalescerLost = roads.Operations, roads.Frames, roads.Fallbacks, roads.Suspended
 	st.Turns, st.CoalescedRTT, st.Batched = roads.Turns, roads.RTT, e.Batched
-	st.CoalescerTerm, st.Held, st.Serving = roads.Term, roads.Held, m.serving.Load()
+	st.CoalescerTerm, st.Held = roads.Term, roads.Held
 	st.Pins, st.PinJoins, st.PinRevocations = m.pins.Load(), m.pinJoins.Load(), m.pinRevocations.Load()
 	st.KeptJoins = m.keptJoins.Load()
 	st.HoldTime, st.Waiting, st.ExpectedWait = e.HoldTime, e.Waiting, e.ExpectedWait

@@ -82,7 +82,7 @@ func (c *coalescer) volunteer() bool {
 		if !c.crowded() || !pause.For(c.s.ctx, againLeast+rand.N(againLeast)) || !c.stillMet() || !c.nobodyServes() {
 			continue
 		}
-		rec, _, err := c.engine.Read(c.s.ctx, ownerKey)
+		rec, _, err := c.engine.Read(c.s.ctx, c.owner)
 		if err == nil && (rec == nil || c.wanted(rec)) {
 			return true
 		}
@@ -98,7 +98,7 @@ func (c *coalescer) stillMet() bool {
 func (c *coalescer) nobodyServes() bool {
 	ctx, cancel := context.WithTimeout(c.s.ctx, time.Second)
 	defer cancel()
-	_, err := c.s.m.nc.RequestWithContext(ctx, coalesce.HelloSubject(c.s.m.cfg.buckets.Fabric, 0), nil)
+	_, err := c.s.m.nc.RequestWithContext(ctx, coalesce.HelloSubject(c.s.m.cfg.buckets.Fabric, c.n), nil)
 	return errors.Is(err, nats.ErrNoResponders)
 }
 

@@ -137,7 +137,7 @@ func TestC30AVolunteerWithoutRights(t *testing.T) {
 	opts := &server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir()}
 	for name, role := range map[string]fabric.Role{"client": fabric.RoleClient, "admin": fabric.RoleAdmin} {
 		u := &server.User{Username: name, Password: "x", Permissions: &server.Permissions{Publish: &server.SubjectPermission{}, Subscribe: &server.SubjectPermission{}}}
-		all, err := fabric.Permissions(fabric.DefaultFabric, role, "_INBOX")
+		all, err := fabric.Permissions(fabric.DefaultFabric, role, "_INBOX", 1)
 		if err != nil {
 			t.Fatal(err)
 		}

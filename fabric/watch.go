@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -186,7 +187,7 @@ const followFor = time.Minute
 // changed, until ctx ends or the loop over it is left. The first list is complete, and empty if nothing is in use. A
 // name that is in use no more comes with the kind "". Several changes of one name that come together are told as one.
 //
-// One watcher follows all names, however many there are. It shows what is committed, but a change may show late: by
+// One watcher follows all names, in a fabric with shards one of each, however many there are. It shows what is committed, but a change may show late: by
 // up to a minute if the watcher has missed it. Use Watch for a single lock on which something depends. Leases are as
 // in List: Identify looks up who is behind them.
 //
@@ -218,13 +219,13 @@ type prefixWatch struct {
 	begun  bool              // the first list was told
 	told   map[string]uint64 // names that were told to be in use, and their revisions
 	freed  map[string]uint64 // names that went since the watcher began, likewise
-	newest uint64            // highest revision that was met on this session
+	newest map[*shard]uint64 // highest revision that was met on this session
 }
 
 // follow tells of changes until the session ends, and returns nil then.
 func (w *prefixWatch) follow(ctx context.Context, s *session) error {
 	if w.s != s { // another bucket's revisions may be lower
-		w.s, w.newest = s, 0
+		w.s, w.newest = s, map[*shard]uint64{}
 		for name := range w.told {
 			w.told[name] = 0
 		}
@@ -256,12 +257,12 @@ func (w *prefixWatch) once(ctx context.Context, s *session) error {
 	for name := range w.told {
 		missing[name] = struct{}{}
 	}
-	before := w.newest
+	before := maps.Clone(w.newest)
 	var first []Info // of the first values
 	begun := false   // they are complete
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	err := s.shards[0].bucket.Follow(ctx, w.filter, func(entries []jskv.Entry, complete bool) error {
+	err := s.followAll(ctx, w.filter, func(sh *shard, entries []jskv.Entry, complete bool) error {
 		changed := first
 		for _, e := range entries {
 			name, err := kv.DecodeKey(e.Key)
@@ -270,11 +271,11 @@ func (w *prefixWatch) once(ctx context.Context, s *session) error {
 			}
 			delete(missing, name)
 			// A replica that is behind has older entries, also of what was deleted since.
-			if _, known := w.told[name]; !known && !e.Deleted && e.Revision <= before {
+			if _, known := w.told[name]; !known && !e.Deleted && e.Revision <= before[sh] {
 				missing[name] = struct{}{}
 				continue
 			}
-			changed = w.change(changed, entryInfo(name, e))
+			changed = w.change(sh, changed, entryInfo(name, e))
 		}
 		if !complete {
 			first = changed
@@ -305,18 +306,19 @@ func (w *prefixWatch) ask(ctx context.Context, s *session, names map[string]stru
 		if err != nil {
 			return nil, err // not possible: it was told of
 		}
-		e, err := s.shard(enc).bucket.Get(ctx, enc)
+		sh := s.shard(enc)
+		e, err := sh.bucket.Get(ctx, enc)
 		if err != nil {
 			return nil, err
 		}
-		list = w.change(list, entryInfo(name, e))
+		list = w.change(sh, list, entryInfo(name, e))
 	}
 	return list, nil
 }
 
 // change adds what is news to the list.
-func (w *prefixWatch) change(list []Info, info Info) []Info {
-	w.newest = max(w.newest, info.Revision)
+func (w *prefixWatch) change(sh *shard, list []Info, info Info) []Info {
+	w.newest[sh] = max(w.newest[sh], info.Revision)
 	rev, known := w.told[info.Key]
 	gone := info.Kind == ""
 	switch {

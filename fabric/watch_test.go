@@ -20,7 +20,7 @@ func TestWatch(t *testing.T) {
 		{"reconnect and election", watchDisturbed},
 		{"buckets deleted", watchBucketsGone},
 		{"how it ends", watchEnds},
-	})
+	}, shardedSite)
 }
 
 // told is what a watch in the background tells.
@@ -142,19 +142,19 @@ func watchDeleted(t *testing.T, s *site) {
 	c := watching(t, waitContext(t), s.manager(t), key)
 	var last fabric.Info
 	until(t, c, &last, "held", heldBy(l))
-	if err := s.locks(t).Delete(waitContext(t), enc); err != nil {
+	if err := s.locks(t, enc).Delete(waitContext(t), enc); err != nil {
 		t.Fatal(err)
 	}
 	until(t, c, &last, "deleted", isFree)
 	l = acquire(t, m, key)
 	until(t, c, &last, "held again", heldBy(l))
 	// Without a marker of the tool's own; the server writes one a moment later.
-	name := "KV_" + fabric.DefaultFabric + "-locks"
-	stream, err := s.jetStream(t).Stream(waitContext(t), name)
+	name := s.locks(t, enc).Bucket()
+	stream, err := s.jetStream(t).Stream(waitContext(t), "KV_"+name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := stream.Purge(waitContext(t), jetstream.WithPurgeSubject("$KV."+fabric.DefaultFabric+"-locks."+enc)); err != nil {
+	if err := stream.Purge(waitContext(t), jetstream.WithPurgeSubject("$KV."+name+"."+enc)); err != nil {
 		t.Fatal(err)
 	}
 	until(t, c, &last, "erased", isFree)
@@ -194,12 +194,7 @@ func watchBucketsGone(t *testing.T, s *site) {
 	c := watching(t, waitContext(t), s.manager(t, named...), "k")
 	var last fabric.Info
 	until(t, c, &last, "held", heldBy(l))
-	js := s.jetStream(t)
-	for _, bucket := range []string{"-locks", "-leases"} {
-		if err := js.DeleteStream(waitContext(t), "KV_"+name+bucket); err != nil {
-			t.Fatal(err)
-		}
-	}
+	s.deleteBuckets(t, name)
 	until(t, c, &last, "free on new buckets", isFree)
 	l = acquire(t, m, "k")
 	until(t, c, &last, "held on new buckets", heldBy(l))
@@ -229,7 +224,7 @@ func watchEnds(t *testing.T, s *site) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.locks(t).Put(waitContext(t), enc, []byte("no record")); err != nil {
+	if _, err := s.locks(t, enc).Put(waitContext(t), enc, []byte("no record")); err != nil {
 		t.Fatal(err)
 	}
 	if end := receive(t, watching(t, waitContext(t), m, bad)); !errors.Is(end.err, fabric.ErrMalformedRecord) {

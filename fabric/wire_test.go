@@ -106,7 +106,7 @@ func (f *fault) count() int {
 // Sorts of requests.
 
 func lockWrite(msg *nats.Msg) bool {
-	return strings.HasPrefix(msg.Subject, "$KV.") && strings.Contains(msg.Subject, "-locks.")
+	return strings.HasPrefix(msg.Subject, "$KV.") && strings.Contains(msg.Subject, "-locks")
 }
 
 func lockPut(msg *nats.Msg) bool { return lockWrite(msg) && msg.Header.Get("KV-Operation") == "" }
@@ -116,7 +116,7 @@ func lockPurge(msg *nats.Msg) bool {
 }
 
 func lockRead(msg *nats.Msg) bool {
-	return strings.HasPrefix(msg.Subject, "$JS.API.STREAM.MSG.GET.") && strings.HasSuffix(msg.Subject, "-locks")
+	return strings.HasPrefix(msg.Subject, "$JS.API.STREAM.MSG.GET.") && strings.Contains(msg.Subject, "-locks")
 }
 
 func lockTraffic(msg *nats.Msg) bool { return lockWrite(msg) || lockRead(msg) }

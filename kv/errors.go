@@ -44,6 +44,11 @@ var (
 	// buckets once with credentials that may create streams; afterwards the present ones are enough.
 	ErrNoBucket = errors.New("kv: bucket does not exist and cannot be created with these credentials")
 
+	// ErrShards says that the fabric has another number of shards than was asked for, or that its buckets differ in
+	// it. Ask for the number that the message names, or for none. It is fixed when the buckets are made: to have
+	// another one, end all programs that use the fabric, delete its buckets, and start them with the new number.
+	ErrShards = errors.New("kv: another number of shards")
+
 	// ErrNewerSchema says that the buckets were written by a newer version of
 	// this library. Nothing was changed; upgrade this program.
 	ErrNewerSchema = errors.New("kv: buckets have a newer schema")

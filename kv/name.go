@@ -3,6 +3,7 @@ package kv
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -214,12 +215,43 @@ const (
 // MetaKey is the key in the leases bucket under which the fabric's own note is kept. No lease has this name.
 const MetaKey = "_fabric"
 
-// CoalescerKey is the key in the locks bucket of the lock that the fabric's coalescer holds. No name
-// of a lock encodes to it.
-const CoalescerKey = "=coalescer.0"
+// CoalescerKey is the key in the locks bucket of the lock that the fabric's coalescer holds, and CoalescerPrefix, with
+// the number of the shard behind it, that of each shard. No name of a lock encodes to it.
+const (
+	CoalescerKey    = CoalescerPrefix + "0"
+	CoalescerPrefix = "=coalescer."
+)
 
-// LocksBucket returns the name of the bucket that a fabric keeps its records in.
+// LocksBucket returns the name of the bucket that a fabric of one shard keeps its records in.
 func LocksBucket(fabric string) string { return fabric + "-locks" }
+
+// MaxShards is the largest number of shards of a fabric.
+const MaxShards = 64
+
+// LocksBuckets returns the names of the buckets that a fabric of so many shards keeps its records in: one for each
+// shard. See [Shard].
+func LocksBuckets(fabric string, shards int) (names []string) {
+	if shards <= 1 {
+		return []string{LocksBucket(fabric)}
+	}
+	for s := range shards {
+		names = append(names, LocksBucket(fabric)+"-"+strconv.Itoa(s))
+	}
+	return names
+}
+
+// Shard returns the shard of a lock's key among so many: the 32-bit FNV-1a hash of the key's first level, modulo
+// their number. So a path stays in one shard with all its ancestors.
+func Shard(key string, shards int) int {
+	if shards <= 1 {
+		return 0
+	}
+	h := uint32(2166136261)
+	for i := 0; i < len(key) && key[i] != '.'; i++ {
+		h = (h ^ uint32(key[i])) * 16777619
+	}
+	return int(h % uint32(shards))
+}
 
 // LeasesBucket returns the name of the bucket that a fabric keeps its leases in.
 func LeasesBucket(fabric string) string { return fabric + "-leases" }

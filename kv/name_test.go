@@ -278,3 +278,21 @@ func TestM47_NoNameHasAKeyOfTheModule(t *testing.T) {
 		}
 	}
 }
+
+// A path is in one shard, and the shards are known to programs in other languages.
+func TestShard(t *testing.T) {
+	for key, want := range map[string]int{"": 2166136261 % 7, "a": 0xe40c292c % 7, "foobar": 0xbf9cf968 % 7, "foobar.b": 0xbf9cf968 % 7, "foobar.b.c": 0xbf9cf968 % 7, "foobar.c.d": 0xbf9cf968 % 7} {
+		if got := kv.Shard(key, 7); got != want {
+			t.Errorf("%q is in shard %d, not %d", key, got, want)
+		}
+	}
+	if kv.Shard("a", 0) != 0 || kv.Shard("a", 1) != 0 {
+		t.Error("one shard has all")
+	}
+	if got := kv.LocksBuckets("f", 1); len(got) != 1 || got[0] != "f-locks" {
+		t.Errorf("one shard is %q", got)
+	}
+	if got := kv.LocksBuckets("f", 2); len(got) != 2 || got[1] != "f-locks-1" {
+		t.Errorf("two shards are %q", got)
+	}
+}

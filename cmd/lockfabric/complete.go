@@ -261,10 +261,22 @@ func lockNames(global []string, kinds string) []string {
 	if err != nil {
 		return nil
 	}
-	bucket, err := js.KeyValue(ctx, kv.LocksBucket(c.Fabric))
-	if err != nil {
-		return nil
+	var names []string
+	if bucket, err := js.KeyValue(ctx, kv.LocksBucket(c.Fabric)); err == nil {
+		return namesIn(ctx, bucket, kinds)
 	}
+	for _, name := range kv.LocksBuckets(c.Fabric, kv.MaxShards) {
+		bucket, err := js.KeyValue(ctx, name)
+		if err != nil {
+			break
+		}
+		names = append(names, namesIn(ctx, bucket, kinds)...)
+	}
+	return names
+}
+
+// namesIn is lockNames of one bucket.
+func namesIn(ctx context.Context, bucket jetstream.KeyValue, kinds string) (names []string) {
 	opts := []jetstream.WatchOpt{jetstream.IgnoreDeletes(), jetstream.MetaOnly()}
 	if kinds != "name" {
 		opts = opts[:1]
@@ -273,7 +285,6 @@ func lockNames(global []string, kinds string) []string {
 	if err != nil {
 		return nil
 	}
-	var names []string
 	for e := range all.Updates() { // which ends with ctx
 		if e == nil { // that is all
 			break

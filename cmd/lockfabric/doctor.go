@@ -158,8 +158,9 @@ func connectPlain(ctx context.Context, s *streams, servers string, opts ...nats.
 }
 
 type permissionsCmd struct {
-	Role string `required:"" enum:"observer,client,coalescer,admin" help:"What the user is for: observer looks, client takes locks, coalescer carries out operations for clients, too, and admin makes the buckets, too."`
-	As   string `enum:"config,nsc" default:"config" help:"Print it as a part of nats-server's configuration, or as arguments of nsc: config or nsc."`
+	Role   string `required:"" enum:"observer,client,coalescer,admin" help:"What the user is for: observer looks, client takes locks, coalescer carries out operations for clients, too, and admin makes the buckets, too."`
+	Shards int    `default:"1" help:"Number of the fabric's shards, as 'lockfabric doctor' tells it."`
+	As     string `enum:"config,nsc" default:"config" help:"Print it as a part of nats-server's configuration, or as arguments of nsc: config or nsc."`
 }
 
 // permissions is the JSON of permissions.
@@ -171,7 +172,7 @@ type permissions struct {
 }
 
 func (p *permissionsCmd) Run(c *cli, s *streams) error {
-	all, err := fabric.Permissions(c.Fabric, fabric.Role(p.Role), cmp.Or(c.InboxPrefix, "_INBOX"))
+	all, err := fabric.Permissions(c.Fabric, fabric.Role(p.Role), cmp.Or(c.InboxPrefix, "_INBOX"), p.Shards)
 	if err != nil {
 		return err
 	}

@@ -283,7 +283,7 @@ func TestDoctorJSON(t *testing.T) {
 	if err := json.Unmarshal([]byte(examine(t, server.ClientURL()).stdout), &v); err != nil {
 		t.Fatal(err)
 	}
-	const want = `cluster{name servers[]} fabric{buckets[{first_seq keys last_seq leader name replicas storage}] name} ` +
+	const want = `cluster{name servers[]} fabric{buckets[{first_seq keys last_seq leader name replicas storage}] name shards} ` +
 		`findings[{check detail remedy? status subject?}] latency{acquire{max_ns median_ns p99_ns} coalesced probes release{max_ns median_ns p99_ns} rtt{max_ns median_ns p99_ns} ttl_ns} ` +
 		`ok server{address name version}`
 	if got := strings.TrimSuffix(strings.TrimPrefix(shape(v), "{"), "}"); got != want {

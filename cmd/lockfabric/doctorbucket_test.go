@@ -90,7 +90,7 @@ func TestDoctorUnsafeBuckets(t *testing.T) {
 			d.has("configuration", doctor.OK, fabricName(t)+"-leases")
 		})
 	}
-	for value, want := range map[string]string{"": "lockfabric.schema is missing", "one": "schema is one", "2": "newer schema"} {
+	for value, want := range map[string]string{"": "lockfabric.schema is missing", "one": "schema is one", "3": "newer schema"} {
 		t.Run("schema "+value, func(t *testing.T) {
 			t.Parallel()
 			js := made(t, server.ClientURL())

@@ -196,7 +196,7 @@ func TestDoctorSyncOfAll(t *testing.T) {
 func TestDoctorPermissions(t *testing.T) {
 	t.Parallel()
 	name := fabricName(t)
-	all, err := fabric.Permissions(name, fabric.RoleClient, "_INBOX")
+	all, err := fabric.Permissions(name, fabric.RoleClient, "_INBOX", 1)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -309,7 +309,7 @@ func exitCode(err error) int {
 		{exitBroken, []error{fabric.ErrBroken, fabric.ErrDeleted}},
 		// Before 69, which they are as well: nothing but other credentials helps.
 		{exitRefused, []error{errRefused, nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked, nats.ErrAccountAuthExpired, nats.ErrPermissionViolation}},
-		{exitUnavailable, []error{fabric.ErrUnavailable, fabric.ErrUncertain, fabric.ErrConnectionClosed, kv.ErrNoJetStream, kv.ErrServerTooOld, kv.ErrUnsafeConfig, kv.ErrLimit, kv.ErrNoBucket,
+		{exitUnavailable, []error{fabric.ErrUnavailable, fabric.ErrUncertain, fabric.ErrConnectionClosed, kv.ErrNoJetStream, kv.ErrServerTooOld, kv.ErrUnsafeConfig, kv.ErrShards, kv.ErrLimit, kv.ErrNoBucket,
 			embedded.ErrStartFailed, embedded.ErrStoreInUse, embedded.ErrStoreFailed}},
 		{exitNotAcquired, []error{fabric.ErrNotAcquired, fabric.ErrHeld, errNotPassed}},
 		{exitLost, []error{fabric.ErrLost}},

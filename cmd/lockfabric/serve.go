@@ -28,7 +28,7 @@ const (
 
 type serveCmd struct {
 	Store         string        `placeholder:"DIR" env:"LOCKFABRIC_STORE" help:"Directory for the locks; one server at a time uses it. Required, unless --config names one."`
-	Config        string        `placeholder:"FILE" help:"Configuration file of nats-server, for all that is not given here. Goes with --store, --sync, --name, --allow-remote, --no-coalesce, --health, --ui and --idle-exit."`
+	Config        string        `placeholder:"FILE" help:"Configuration file of nats-server, for all that is not given here. Goes with --store, --sync, --name, --allow-remote, --shards, --no-coalesce, --health, --ui and --idle-exit."`
 	Listen        string        `placeholder:"HOST:PORT" help:"Address for clients, 127.0.0.1:4222 unless given; port 0 takes a free one."`
 	AllowRemote   bool          `help:"Allow addresses that other hosts reach where nobody is asked who they are: everybody there can take and break every lock."`
 	Sync          string        `placeholder:"always|INTERVAL" help:"When writes reach the disk: always, before they are acknowledged, which is the default; or every so often, and then a power failure can lose locks that were granted."`
@@ -37,6 +37,7 @@ type serveCmd struct {
 	ClusterListen string        `placeholder:"HOST:PORT" help:"Address for the other servers of the cluster."`
 	Routes        []string      `placeholder:"HOST:PORT" help:"Cluster addresses of all servers, this one too, with commas."`
 	Security      serveAuth     `embed:""`
+	Shards        int           `placeholder:"N" help:"Make the fabric, where there is none yet, with its locks divided over so many streams, 1 to 64: see docs/coalescing.md. One that exists has to have as many."`
 	NoCoalesce    bool          `help:"Leave it to others to carry out together what many programs wait for."`
 	Health        string        `placeholder:"HOST:PORT" help:"Answer probes there over HTTP, to everybody who can reach it: /livez while this process runs, /readyz while locks can be taken and released; and Prometheus: /metrics."`
 	UI            string        `name:"ui" placeholder:"HOST:PORT" help:"Serve the page of 'lockfabric ui' there, for looking only: a loopback address. Its address with the token is printed, unless LOCKFABRIC_UI_TOKEN gives one."`
@@ -97,6 +98,11 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		return nil
 	case err != nil:
 		return advise(err)
+	}
+	if v.Shards != 0 {
+		if err := v.divide(ctx, srv, c.Fabric, s); err != nil {
+			return end(srv, err)
+		}
 	}
 	unhook := reloadOn(hangup, srv, s)
 	ready := serving{URL: srv.ClientURL(), Store: srv.StoreDir(), Auth: srv.Auth(), TLS: srv.TLS(), Health: at, PID: os.Getpid()}
@@ -197,7 +203,7 @@ func (o options) add(given bool, option embedded.Option) options {
 }
 
 // goWithConfig are the flags of serve that have a place beside a configuration file.
-var goWithConfig = []string{"config", "store", "sync", "name", "allow-remote", "no-coalesce", "idle-exit", "health", "ui"}
+var goWithConfig = []string{"config", "store", "sync", "name", "allow-remote", "shards", "no-coalesce", "idle-exit", "health", "ui"}
 
 // checkConfig refuses flags, and passwords, whose place is in the configuration file.
 func (v *serveCmd) checkConfig(c *cli) error {

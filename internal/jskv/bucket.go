@@ -72,7 +72,8 @@ type Bucket struct {
 	link   *link // of the opening; may be nil
 
 	incarnation string                    // of the stream, as its metadata said when it was opened
-	last        uint64                    // revision that was the newest then
+	shards      int                       // of its fabric, likewise
+	last        uint64                    // revision up to which all are certainly this bucket's
 	unused      bool                      // nothing had been written then
 	atomic      bool                      // it takes batches
 	batches     bool                      // and is replicated, so they are faster than single writes
@@ -86,6 +87,9 @@ func (b *Bucket) Name() string { return b.name }
 
 // Incarnation returns what tells the bucket from those that had its name before.
 func (b *Bucket) Incarnation() string { return b.incarnation }
+
+// Last returns a revision up to which all are certainly this bucket's, as of its opening; see [Buckets.Verify].
+func (b *Bucket) Last() uint64 { return b.last }
 
 // Stream returns the name of the stream under the bucket.
 func (b *Bucket) Stream() string { return b.stream }

@@ -47,7 +47,7 @@ func onServers(t *testing.T, fn func(t *testing.T, nc *nats.Conn, b *jskv.Bucket
 			t.Fatal(err)
 		}
 		nc := dial(t, srv)
-		fn(t, nc, open(t, nc, jskv.Config{Fabric: fabric}).Locks)
+		fn(t, nc, open(t, nc, jskv.Config{Fabric: fabric}).Locks[0])
 	})
 	t.Run("three servers", func(t *testing.T) {
 		c, err := threeServers()
@@ -55,7 +55,7 @@ func onServers(t *testing.T, fn func(t *testing.T, nc *nats.Conn, b *jskv.Bucket
 			t.Fatal(err)
 		}
 		nc := connect(t, c.Connect)
-		b := open(t, nc, jskv.Config{Fabric: fabric}).Locks
+		b := open(t, nc, jskv.Config{Fabric: fabric}).Locks[0]
 		stream, err := jetStream(t, nc).Stream(testContext(t), b.Stream())
 		if err != nil {
 			t.Fatal(err)
@@ -249,7 +249,7 @@ func TestOutcomes(t *testing.T) {
 				}
 				return nc.RequestMsgWithContext(ctx, msg)
 			}
-			b := open(t, nc, jskv.Config{Trip: trip}).Locks
+			b := open(t, nc, jskv.Config{Trip: trip}).Locks[0]
 			for op, do := range map[string]func() (uint64, error){
 				"update": func() (uint64, error) { return b.Update(testContext(t), "k", []byte("v"), 7, 0) },
 				"purge":  func() (uint64, error) { return b.Purge(testContext(t), "k", 7, jskv.MarkerTTL) },
@@ -296,7 +296,7 @@ func TestReadFailures(t *testing.T) {
 			}
 			return nc.RequestMsgWithContext(ctx, msg)
 		}
-		b := open(t, nc, jskv.Config{Trip: trip}).Locks
+		b := open(t, nc, jskv.Config{Trip: trip}).Locks[0]
 		fail = true
 		e, err := b.Get(testContext(t), "k")
 		if gone := errors.Is(err, jskv.ErrBucketGone); !errors.Is(err, c.want) || gone != errors.Is(c.want, jskv.ErrBucketGone) {
@@ -308,7 +308,7 @@ func TestReadFailures(t *testing.T) {
 // A real server's refusals, and that a value over the limit is one.
 func TestTooLarge(t *testing.T) {
 	nc := dial(t, startServer(t))
-	b := open(t, nc, jskv.Config{}).Locks
+	b := open(t, nc, jskv.Config{}).Locks[0]
 	_, err := b.Update(testContext(t), "k", make([]byte, nc.MaxPayload()+1), 0, 0)
 	if !errors.Is(err, kv.ErrRejected) || errors.Is(err, jskv.ErrUnknown) {
 		t.Errorf("over the payload limit: %v", err)

@@ -64,7 +64,7 @@ func TestCheckAt(t *testing.T) {
 // M41: what is checked is one key of this bucket; servers don't check what matches a wildcard safely.
 func TestM41_ACheckIsOfOneKey(t *testing.T) {
 	nc := dial(t, startServer(t))
-	b := open(t, nc, jskv.Config{}).Locks
+	b := open(t, nc, jskv.Config{}).Locks[0]
 	first := update(t, b, "a", "one", 0)
 	for _, key := range []string{"*", "a.*", ">", "", "a..b"} {
 		if _, err := b.CheckAt(testContext(t), key, first); !errors.Is(err, kv.ErrRejected) {

@@ -164,7 +164,7 @@ func TestC15_ABatchWhoseAnswerIsLost(t *testing.T) {
 				}
 			}
 			return nil, context.DeadlineExceeded
-		}}).Locks
+		}}).Locks[0]
 		all := together(t, b, func(i int) (uint64, error) { return b.Update(ctx, member(i), []byte("once"), 0, 0) })
 		for i, o := range all {
 			if !errors.Is(o.err, jskv.ErrUnknown) {

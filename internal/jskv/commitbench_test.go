@@ -46,7 +46,7 @@ func BenchmarkGroups(b *testing.B) {
 					if err != nil {
 						b.Fatal(err)
 					}
-					buckets[i] = all.Locks
+					buckets[i] = all.Locks[0]
 				}
 				buckets[1].CommitInGroups()
 				var ratios []float64

@@ -19,6 +19,7 @@ import (
 const (
 	metaSchema      = "lockfabric.schema"
 	metaIncarnation = "lockfabric.incarnation"
+	metaShards      = "lockfabric.shards" // absent: one
 
 	fieldSchema = "metadata." + metaSchema
 )
@@ -37,8 +38,10 @@ type Config struct {
 	// Memory keeps the buckets in memory: faster, and every hold is void when
 	// the servers stop. The default is file storage.
 	Memory bool
-	// Seen is the highest revision of the locks bucket that the caller knows of.
-	Seen uint64
+	// Shards is the number of locks buckets; 0 means as many as there are, and Again, or 1, where they are made.
+	Shards, Again int
+	// Seen is the highest revision of each locks bucket that the caller knows of.
+	Seen []uint64
 	// Trip replaces the connection's own request call; nil means that call.
 	Trip RoundTripper
 }
@@ -53,14 +56,32 @@ func (c Config) Validate() error {
 	if c.Replicas < 0 || c.Replicas > 5 {
 		return fmt.Errorf("%w: %d replicas: use 1 to 5, or 0 for the default", kv.ErrInvalidOption, c.Replicas)
 	}
+	if c.Shards < 0 || c.Shards > kv.MaxShards {
+		return fmt.Errorf("%w: %d shards: use 1 to %d", kv.ErrInvalidOption, c.Shards, kv.MaxShards)
+	}
 	return nil
 }
+
+// seen is what the caller knows of one of n locks buckets.
+func (c Config) seen(s, n int) uint64 {
+	if len(c.Seen) == n {
+		return c.Seen[s]
+	}
+	return slices.Max(append([]uint64{0}, c.Seen...)) // any of those that there were
+}
+
+// shardedSchema is the schema of the buckets of a fabric with several shards.
+const shardedSchema = kv.Schema + 1
 
 // streamConfig returns the configuration under which a bucket is created.
 func (c Config) streamConfig(bucket, incarnation string, firstSeq uint64, replicas int) jetstream.StreamConfig {
 	storage := jetstream.FileStorage
 	if c.Memory {
 		storage = jetstream.MemoryStorage
+	}
+	metadata := map[string]string{metaSchema: strconv.Itoa(kv.Schema), metaIncarnation: incarnation}
+	if c.Shards > 1 { // programs that know of no shards stay away
+		metadata[metaSchema], metadata[metaShards] = strconv.Itoa(shardedSchema), strconv.Itoa(c.Shards)
 	}
 	return jetstream.StreamConfig{
 		Name:              streamName(bucket),
@@ -83,10 +104,7 @@ func (c Config) streamConfig(bucket, incarnation string, firstSeq uint64, replic
 		SubjectDeleteMarkerTTL: MarkerTTL,
 		AllowAtomicPublish:     true,
 		FirstSeq:               firstSeq,
-		Metadata: map[string]string{
-			metaSchema:      strconv.Itoa(kv.Schema),
-			metaIncarnation: incarnation,
-		},
+		Metadata:               metadata,
 	}
 }
 
@@ -99,6 +117,19 @@ func (c Config) replicas(nc *nats.Conn) int {
 		return 3
 	}
 	return 1
+}
+
+// shardsOf is how many shards a fabric has, as a bucket of it says; 0 for what makes no sense.
+func shardsOf(sc jetstream.StreamConfig) int {
+	text, several := sc.Metadata[metaShards]
+	if !several {
+		return 1
+	}
+	n, _ := strconv.Atoi(text)
+	if n > kv.MaxShards {
+		return 0
+	}
+	return n
 }
 
 func streamName(bucket string) string    { return "KV_" + bucket }
@@ -138,8 +169,8 @@ func (c Config) faults(bucket string, sc jetstream.StreamConfig) (faults []*kv.C
 	case v < 1:
 		bad(true, fieldSchema, schema, strconv.Itoa(kv.Schema), recreate)
 		return faults, nil
-	case v > kv.Schema:
-		return nil, fmt.Errorf("%w: bucket %s has schema %d, this version knows %d", kv.ErrNewerSchema, bucket, v, kv.Schema)
+	case v > shardedSchema:
+		return nil, fmt.Errorf("%w: bucket %s has schema %d, this version knows %d", kv.ErrNewerSchema, bucket, v, shardedSchema)
 	}
 	subject := subjectPrefix(bucket) + ">"
 	retention := edit("--retention=limits")

@@ -106,6 +106,8 @@ type BucketState struct {
 	Leader      string                // "" = there is none, when Clustered
 	Peers       []*jetstream.PeerInfo // the replicas but the leader
 	Incarnation string
+	Schema      int
+	Shards      int    // of the fabric
 	FirstSeq    uint64 // the first revision, as configured
 	LastSeq     uint64
 	Consumers   Usage // of the bucket's own limit
@@ -137,6 +139,8 @@ func (x *Examiner) Bucket(ctx context.Context, name string) (BucketState, error)
 	s.Memory = info.Config.Storage == jetstream.MemoryStorage
 	s.Faults, s.Newer = Config{Fabric: x.cfg.Fabric, Memory: s.Memory}.faults(name, info.Config)
 	s.Replicas = info.Config.Replicas
+	s.Schema, _ = strconv.Atoi(info.Config.Metadata[metaSchema])
+	s.Shards = shardsOf(info.Config)
 	s.Incarnation = info.Config.Metadata[metaIncarnation]
 	s.FirstSeq, s.LastSeq = info.Config.FirstSeq, info.State.LastSeq
 	s.Consumers = Usage{"consumers", int64(info.State.Consumers), int64(info.Config.MaxConsumers)}
@@ -147,7 +151,7 @@ func (x *Examiner) Bucket(ctx context.Context, name string) (BucketState, error)
 	return s, nil
 }
 
-// Note is the fabric's own note, and what leases add to it.
+// Note is the fabric's own note of one shard, and what leases add to it.
 type Note struct {
 	Exists      bool
 	Incarnation string        // of the locks bucket that was noted
@@ -155,14 +159,14 @@ type Note struct {
 	HighWater   uint64        // the highest revision of the locks bucket that anybody noted
 }
 
-// Note reads the fabric's note. Errors: kv.ErrUnsafeConfig when it can't be read,
+// Note reads the fabric's note of a shard. Errors: kv.ErrUnsafeConfig when it can't be read,
 // kv.ErrNewerSchema, kv.ErrUnavailable.
-func (x *Examiner) Note(ctx context.Context) (Note, error) {
+func (x *Examiner) Note(ctx context.Context, s int) (Note, error) {
 	b, err := x.Open(ctx, kv.LeasesBucket(x.cfg.Fabric))
 	if err != nil {
 		return Note{}, err
 	}
-	noted, seen, err := highWater(ctx, b)
+	noted, seen, err := highWater(ctx, b, s)
 	if err != nil {
 		return Note{}, err
 	}
@@ -175,7 +179,7 @@ func (x *Examiner) Note(ctx context.Context) (Note, error) {
 	if err != nil {
 		return Note{HighWater: high}, err
 	}
-	return Note{Exists: true, Incarnation: m.Incarnation, Quarantine: m.quarantine(), HighWater: high}, nil
+	return Note{Exists: true, Incarnation: m.shard(s).Incarnation, Quarantine: m.quarantine(), HighWater: high}, nil
 }
 
 // Open returns an existing bucket for reading, whatever its configuration. Don't

@@ -106,7 +106,7 @@ func openLocksBy(t *testing.T, nc *nats.Conn, trip jskv.RoundTripper) *jskv.Buck
 	if err != nil {
 		t.Fatal(err)
 	}
-	return b.Locks
+	return b.Locks[0]
 }
 
 // put writes a key from scratch or over what there is, whatever it takes, and

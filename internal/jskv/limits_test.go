@@ -107,7 +107,7 @@ func TestLimitsOfTheAccount(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, b := range []*jskv.Bucket{b.Leases, b.Locks} {
+			for _, b := range []*jskv.Bucket{b.Leases, b.Locks[0]} {
 				s, err := js.Stream(testContext(t), b.Stream())
 				if err != nil {
 					t.Fatal(err)

@@ -1,8 +1,8 @@
 package jskv
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -35,35 +35,17 @@ const (
 	codeNotActive = 10006
 )
 
-// noteEvery is how many writes of locks may pass until their revision is noted.
-const noteEvery = 1 << 16
-
-// noteTimeout bounds one request for the fabric's note.
-const noteTimeout = 2 * time.Second
-
 // Buckets are the opened buckets of one fabric.
 type Buckets struct {
-	Locks  *Bucket
+	Locks  []*Bucket // one for each shard
 	Leases *Bucket
 
 	// Quarantine is how long nothing may be granted, from the moment Open returned: 0 normally, the longest lease's
-	// life when the locks bucket is not the one that was noted or was set back, because holders of the lost bucket's
+	// life when a locks bucket is not the one that was noted or was set back, because holders of the lost bucket's
 	// locks may not know yet. Call ConfirmIncarnation afterwards.
 	Quarantine time.Duration
 
-	// Last is a revision of the locks bucket up to which all are certainly this bucket's; see Verify.
-	Last uint64
-
 	cfg Config
-}
-
-// meta is the fabric's note in the leases bucket.
-type meta struct {
-	Version     int    `json:"v"`
-	Incarnation string `json:"incarnation"`
-	LongestTTL  int64  `json:"longest_ttl"`      // milliseconds
-	HighWater   uint64 `json:"high_water"`       // revision of the locks bucket
-	Sweeps      uint64 `json:"sweeps,omitempty"` // how often dead entries were collected
 }
 
 // Open opens the buckets of a fabric and creates those that do not exist.
@@ -76,7 +58,7 @@ type meta struct {
 // A locks bucket whose revisions are below what was seen, because it was restored
 // or replaced by hand, is emptied and its revisions are moved up.
 //
-// Errors: kv.ErrInvalidOption, kv.ErrUnsafeConfig (*kv.ConfigError), kv.ErrNewerSchema, kv.ErrLimit,
+// Errors: kv.ErrInvalidOption, kv.ErrUnsafeConfig (*kv.ConfigError), kv.ErrShards, kv.ErrNewerSchema, kv.ErrLimit,
 // kv.ErrNoBucket, kv.ErrNoJetStream, kv.ErrServerTooOld, kv.ErrUnavailable. Nothing is
 // changed on error, except that the first bucket may already exist.
 func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
@@ -101,173 +83,100 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
 
 func openBuckets(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, cfg Config) (*Buckets, error) {
 	l := &link{clustered: nc.ConnectedClusterName() != ""}
-	leases, err := openBucket(ctx, l, nc, js, cfg, kv.LeasesBucket(cfg.Fabric), noFloor)
+	wanted := cfg.Shards
+	cfg.Shards = cmp.Or(wanted, cfg.Again, 1)
+	leases, err := openBucket(ctx, l, nc, js, cfg, kv.LeasesBucket(cfg.Fabric), 1+cfg.Shards, noFloor)
 	if err != nil {
 		return nil, err
 	}
-	floor := func(ctx context.Context) (uint64, error) {
-		noted, seen, err := highWater(ctx, leases)
-		return max(noted, seen, cfg.Seen), err
-	}
-	locks, err := openBucket(ctx, l, nc, js, cfg, kv.LocksBucket(cfg.Fabric), floor)
-	if err != nil {
+	if err := leases.checkShards(cmp.Or(wanted, leases.shards)); err != nil {
 		return nil, err
 	}
-	b := &Buckets{Locks: locks, Leases: leases, Last: locks.last, cfg: cfg}
-	if locks.unused {
+	n := leases.shards
+	cfg.Shards = n
+	b := &Buckets{Leases: leases, cfg: cfg}
+	for s, name := range kv.LocksBuckets(cfg.Fabric, n) {
+		floor := func(ctx context.Context) (uint64, error) {
+			noted, seen, err := highWater(ctx, leases, s)
+			return max(noted, seen, cfg.seen(s, n)), err
+		}
+		locks, err := openBucket(ctx, l, nc, js, cfg, name, n-s, floor)
+		if err == nil {
+			err = locks.checkShards(n)
+		}
+		if err != nil {
+			return nil, err
+		}
+		b.Locks = append(b.Locks, locks)
+	}
+	if b.Locks[n-1].unused {
 		// Together with the others, if that works: whoever needs it later may not be allowed to make it.
 		wctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 		_, _ = b.Waits(wctx)
 		cancel()
 	}
-	m, known, err := b.note(ctx, func(m *meta) bool {
-		first := m.Incarnation == ""
-		if first {
-			m.Incarnation = locks.incarnation
+	m, known, err := b.note(ctx, func(m *meta) (changed bool) {
+		for s, locks := range b.Locks {
+			o := m.shard(s)
+			if o.Incarnation == "" {
+				o.Incarnation, changed = locks.incarnation, true
+			}
+			if o.Incarnation == locks.incarnation && locks.last > o.HighWater+noteEvery {
+				o.HighWater, changed = locks.last, true
+			}
 		}
-		if m.Incarnation != locks.incarnation || b.Last <= m.HighWater+noteEvery {
-			return first
-		}
-		m.HighWater = b.Last
-		return true
+		return changed
 	})
 	if err != nil {
 		return nil, err
 	}
-	seen := m.HighWater
-	if m.Incarnation == setBack {
-		seen-- // where it is to be moved up to: seen by nobody yet
-	}
-	seen = max(seen, cfg.Seen)
-	if replaced := known && m.Incarnation != locks.incarnation; replaced || b.Last < seen {
-		b.Quarantine = m.quarantine()
-		_, byLeases, err := highWater(ctx, leases)
-		if err != nil {
+	for s := range b.Locks {
+		if err := b.examine(ctx, s, m, known); err != nil {
 			return nil, err
-		}
-		if seen = max(seen, byLeases); b.Last < seen {
-			if err := b.raise(ctx, seen); err != nil {
-				return nil, err
-			}
 		}
 	}
 	return b, nil
 }
 
-// NoteSeen notes a revision of the locks bucket, so that whoever opens the fabric
-// knows whether it was set back. Errors are those of a write.
-func (b *Buckets) NoteSeen(ctx context.Context, seen uint64) error {
-	_, _, err := b.note(ctx, func(m *meta) bool {
-		if m.Incarnation != b.Locks.incarnation || seen < m.HighWater+noteEvery {
-			return false // of another bucket, or noted by somebody else
-		}
-		m.HighWater = seen
-		return true
-	})
-	return err
-}
-
-// ConfirmIncarnation notes the present locks bucket as the fabric's, after the
-// quarantine has been waited out. Errors are those of a write.
-func (b *Buckets) ConfirmIncarnation(ctx context.Context) error {
-	_, _, err := b.note(ctx, func(m *meta) bool {
-		changed := m.Incarnation != b.Locks.incarnation
-		m.Incarnation = b.Locks.incarnation
-		return changed
-	})
-	return err
-}
-
-// NoteTTL notes that leases of this length are in use. It writes only when ttl
-// is longer than every one before. Errors are those of a write.
-func (b *Buckets) NoteTTL(ctx context.Context, ttl time.Duration, seen uint64) error {
-	ms := (ttl + time.Millisecond - 1).Milliseconds()
-	_, _, err := b.note(ctx, func(m *meta) bool {
-		if ms <= m.LongestTTL {
-			return false
-		}
-		m.LongestTTL = ms
-		m.HighWater = max(m.HighWater, seen)
-		return true
-	})
-	return err
-}
-
-// note reads the fabric's note, lets edit change it, and writes it back by CAS until that succeeds or edit has
-// nothing to change. known is false when there was no note before.
-func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, known bool, err error) {
-	for attempt := 0; ; attempt++ {
-		e, err := retryUnanswered(ctx, b.Leases.link, func(ctx context.Context) (Entry, error) { return b.Leases.Get(ctx, kv.MetaKey) })
-		if err != nil {
-			return meta{}, false, err
-		}
-		m = meta{Version: kv.Schema}
-		if known = !e.Deleted; known {
-			if m, err = b.Leases.parseNote(e); err != nil {
-				return meta{}, false, err
-			}
-		}
-		if !edit(&m) {
-			return m, known, nil
-		}
-		value, err := json.Marshal(m)
-		if err != nil {
-			return meta{}, false, err
-		}
-		wctx, cancel := context.WithTimeout(ctx, min(b.Leases.link.wait()<<attempt, noteTimeout))
-		_, err = b.Leases.Update(wctx, kv.MetaKey, value, e.Revision, 0)
-		cancel()
-		if err == nil {
-			return m, known, nil
-		}
-		// Every outcome but success is settled by reading again: the edit is idempotent.
-		if attempt >= 20 || ctx.Err() != nil || errors.Is(err, kv.ErrRejected) {
-			return meta{}, false, err
-		}
-		pause.For(ctx, time.Duration(attempt+1)*2*time.Millisecond)
+// checkShards returns kv.ErrShards if the bucket is not of a fabric of n shards.
+func (b *Bucket) checkShards(n int) error {
+	if b.shards == n && n > 0 {
+		return nil
 	}
+	return fmt.Errorf("%w: bucket %s is of a fabric of %d, not of %d: ask for that number, or for none; it can't be changed but by ending "+
+		"all programs that use the fabric and deleting all its buckets", kv.ErrShards, b.name, b.shards, n)
 }
 
-func (b *Bucket) parseNote(e Entry) (meta, error) {
-	m := meta{Version: kv.Schema}
-	if err := json.Unmarshal(e.Value, &m); err != nil {
-		return meta{}, &kv.ConfigError{Bucket: b.name, Field: kv.MetaKey, Value: "unreadable", Want: "JSON",
-			Remedy: "restore it, or delete the key while nobody holds a lock"}
+// examine finds out whether a locks bucket was replaced or set back since it was noted. If its revisions are below
+// what was seen, it moves them up.
+func (b *Buckets) examine(ctx context.Context, s int, m meta, known bool) error {
+	locks, o := b.Locks[s], m.shard(s)
+	seen := o.HighWater
+	if o.Incarnation == setBack {
+		seen-- // where it is to be moved up to: seen by nobody yet
 	}
-	if m.Version > kv.Schema {
-		return meta{}, fmt.Errorf("%w: %s in bucket %s has version %d", kv.ErrNewerSchema, kv.MetaKey, b.name, m.Version)
+	seen = max(seen, b.cfg.seen(s, len(b.Locks)))
+	if replaced := known && o.Incarnation != locks.incarnation; !replaced && locks.last >= seen {
+		return nil
 	}
-	return m, nil
-}
-
-// quarantine is how long nothing is granted in a locks bucket that was not noted.
-func (m meta) quarantine() time.Duration {
-	longest := time.Duration(m.LongestTTL) * time.Millisecond
-	return longest + longest/20 + time.Second
-}
-
-// highWater returns the highest revision of the locks bucket that is in the fabric's note, and the highest that any
-// lease's owner has seen. It reads all leases and tombstones, a day's worth: too much for every opening.
-func highWater(ctx context.Context, leases *Bucket) (noted, seen uint64, err error) {
-	err = leases.Entries(ctx, ">", func(e Entry) bool {
-		var high struct {
-			Seen  uint64 `json:"seen"`
-			Noted uint64 `json:"high_water"`
-		}
-		if json.Unmarshal(e.Value, &high) == nil {
-			noted, seen = max(noted, high.Noted), max(seen, high.Seen)
-		}
-		return true
-	})
-	return noted, seen, err
+	b.Quarantine = m.quarantine()
+	_, byLeases, err := highWater(ctx, b.Leases, s)
+	if err != nil {
+		return err
+	}
+	if seen = max(seen, byLeases); locks.last < seen {
+		return b.raise(ctx, s, seen)
+	}
+	return nil
 }
 
 // noFloor is that of a bucket whose revisions need not rise when it is made again.
 func noFloor(context.Context) (uint64, error) { return 0, nil }
 
-// openBucket opens a bucket, or creates it with revisions above floor, which is asked only then.
-func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, floor func(context.Context) (uint64, error)) (*Bucket, error) {
-	info, err := ensureStream(ctx, l, nc, js, cfg, name, floor)
+// openBucket opens a bucket, or creates it with revisions above floor, which is asked only then. missing is how many
+// buckets may have to be created, this one included.
+func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, missing int, floor func(context.Context) (uint64, error)) (*Bucket, error) {
+	info, err := ensureStream(ctx, l, nc, js, cfg, name, missing, floor)
 	if err != nil {
 		return nil, err
 	}
@@ -286,6 +195,7 @@ func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStr
 	}
 	b := newBucket(nc, js, view, name, cfg.Trip)
 	b.link, b.incarnation, b.atomic = l, info.Config.Metadata[metaIncarnation], info.Config.AllowAtomicPublish
+	b.shards = shardsOf(info.Config)
 	b.batches = b.atomic && info.Config.Replicas > 1
 	b.last = max(info.State.LastSeq, info.Config.FirstSeq-min(info.Config.FirstSeq, 1))
 	b.unused = info.State.LastSeq < info.Config.FirstSeq
@@ -307,7 +217,7 @@ func newBucket(nc *nats.Conn, js jetstream.JetStream, view jetstream.KeyValue, n
 }
 
 // ensureStream returns what is known of the bucket's stream, creating it if it does not exist.
-func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, floor func(context.Context) (uint64, error)) (*jetstream.StreamInfo, error) {
+func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, missing int, floor func(context.Context) (uint64, error)) (*jetstream.StreamInfo, error) {
 	existing := func(ctx context.Context) (*jetstream.StreamInfo, error) {
 		s, err := js.Stream(ctx, streamName(name))
 		if err != nil {
@@ -341,11 +251,7 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 		first = max(first, high+gap)
 	}
 	want := cfg.streamConfig(name, nuid.Next(), first, cfg.replicas(nc))
-	buckets := 1
-	if name == kv.LeasesBucket(cfg.Fabric) {
-		buckets = 2 // the other one comes after it
-	}
-	if err := fit(&want, account, buckets); err != nil {
+	if err := fit(&want, account, missing); err != nil {
 		return nil, fmt.Errorf("%w (bucket %s)", err, name)
 	}
 	cctx, cancel := context.WithTimeout(ctx, apiTimeout)

@@ -23,7 +23,7 @@ func TestFirstRevisionIsAboveTheClock(t *testing.T) {
 	nc := dial(t, startServer(t))
 	before := uint64(time.Now().UnixMicro())
 	b := open(t, nc, jskv.Config{})
-	for _, bucket := range []*jskv.Bucket{b.Locks, b.Leases} {
+	for _, bucket := range []*jskv.Bucket{b.Locks[0], b.Leases} {
 		if rev := update(t, bucket, "k", "v", 0); rev <= before || rev >= 1<<53 {
 			t.Errorf("%s: revision %d, the clock said %d", bucket.Name(), rev, before)
 		}
@@ -40,12 +40,12 @@ func TestRevisionsRiseOverDeletion(t *testing.T) {
 	var last uint64
 	for i := range 4 {
 		b := open(t, nc, jskv.Config{})
-		rev := update(t, b.Locks, "k", "v", 0)
+		rev := update(t, b.Locks[0], "k", "v", 0)
 		if rev <= last {
 			t.Errorf("round %d: revision %d after %d", i, rev, last)
 		}
 		last = rev
-		if err := js.DeleteStream(testContext(t), b.Locks.Stream()); err != nil {
+		if err := js.DeleteStream(testContext(t), b.Locks[0].Stream()); err != nil {
 			t.Fatal(err)
 		}
 		if i == 1 { // and once with the note, but not before the quarantine is over
@@ -62,7 +62,7 @@ func TestRevisionsRiseOverWhatWasSeen(t *testing.T) {
 	nc := dial(t, startServer(t))
 	ahead := uint64(time.Now().Add(24 * time.Hour).UnixMicro())
 	for name, note := range map[string]func(b *jskv.Buckets) error{
-		"in the note": func(b *jskv.Buckets) error { return b.NoteTTL(testContext(t), time.Minute, ahead) },
+		"in the note": func(b *jskv.Buckets) error { return b.NoteTTL(testContext(t), time.Minute, []uint64{ahead}) },
 		"by a lease": func(b *jskv.Buckets) error {
 			_, err := b.Leases.Update(testContext(t), "some-lease", fmt.Appendf(nil, `{"v":1,"seen":%d}`, ahead), 0, time.Hour)
 			return err
@@ -73,10 +73,10 @@ func TestRevisionsRiseOverWhatWasSeen(t *testing.T) {
 		if err := note(b); err != nil {
 			t.Fatal(err)
 		}
-		if err := jetStream(t, nc).DeleteStream(testContext(t), b.Locks.Stream()); err != nil {
+		if err := jetStream(t, nc).DeleteStream(testContext(t), b.Locks[0].Stream()); err != nil {
 			t.Fatal(err)
 		}
-		if rev := update(t, open(t, nc, cfg).Locks, "k", "v", 0); rev <= ahead {
+		if rev := update(t, open(t, nc, cfg).Locks[0], "k", "v", 0); rev <= ahead {
 			t.Errorf("%s: revision %d, %d had been seen", name, rev, ahead)
 		}
 	}
@@ -86,23 +86,23 @@ func TestQuarantine(t *testing.T) {
 	nc := dial(t, startServer(t))
 	b := open(t, nc, jskv.Config{})
 	for _, ttl := range []time.Duration{time.Minute, time.Second, 40 * time.Second} {
-		if err := b.NoteTTL(testContext(t), ttl, 0); err != nil {
+		if err := b.NoteTTL(testContext(t), ttl, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := b.Verify(testContext(t), 0); err != nil {
+	if _, err := b.Verify(testContext(t), []uint64{0}); err != nil {
 		t.Errorf("verify: %v", err)
 	}
 	if q := open(t, nc, jskv.Config{}).Quarantine; q != 0 {
 		t.Errorf("opened again: quarantine of %v", q)
 	}
-	if err := jetStream(t, nc).DeleteStream(testContext(t), b.Locks.Stream()); err != nil {
+	if err := jetStream(t, nc).DeleteStream(testContext(t), b.Locks[0].Stream()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Verify(testContext(t), 0); !errors.Is(err, jskv.ErrBucketGone) {
+	if _, err := b.Verify(testContext(t), []uint64{0}); !errors.Is(err, jskv.ErrBucketGone) {
 		t.Errorf("verify of a deleted bucket: %v", err)
 	}
-	if _, err := b.Locks.Get(testContext(t), "k"); !errors.Is(err, jskv.ErrBucketGone) {
+	if _, err := b.Locks[0].Get(testContext(t), "k"); !errors.Is(err, jskv.ErrBucketGone) {
 		t.Errorf("read of a deleted bucket: %v", err)
 	}
 	next := open(t, nc, jskv.Config{})
@@ -111,7 +111,7 @@ func TestQuarantine(t *testing.T) {
 			t.Errorf("quarantine of %v, leases lasted %v", bs.Quarantine, time.Minute)
 		}
 	}
-	if _, err := b.Verify(testContext(t), 0); !errors.Is(err, jskv.ErrBucketGone) {
+	if _, err := b.Verify(testContext(t), []uint64{0}); !errors.Is(err, jskv.ErrBucketGone) {
 		t.Errorf("verify of a bucket that was created again: %v", err)
 	}
 	if err := next.ConfirmIncarnation(testContext(t)); err != nil {
@@ -152,7 +152,7 @@ func TestOpenedByManyAtOnce(t *testing.T) {
 			if b.Quarantine != 0 {
 				t.Errorf("round %d: quarantine of %v", round, b.Quarantine)
 			}
-			if _, err := b.Verify(testContext(t), 0); err != nil {
+			if _, err := b.Verify(testContext(t), []uint64{0}); err != nil {
 				t.Errorf("round %d: they opened different buckets: %v", round, err)
 			}
 		}
@@ -162,7 +162,7 @@ func TestOpenedByManyAtOnce(t *testing.T) {
 // Everything stays readable for who knows nothing of this library.
 func TestOrdinaryClientsCanReadEverything(t *testing.T) {
 	srv := startServer(t)
-	b := open(t, dial(t, srv), jskv.Config{}).Locks
+	b := open(t, dial(t, srv), jskv.Config{}).Locks[0]
 	theirs, err := jetStream(t, dial(t, srv)).KeyValue(testContext(t), b.Name())
 	if err != nil {
 		t.Fatal(err)
@@ -227,7 +227,7 @@ func TestOrdinaryClientsCanReadEverything(t *testing.T) {
 func TestMarkers(t *testing.T) {
 	t.Parallel()
 	nc := dial(t, startServer(t))
-	b := open(t, nc, jskv.Config{}).Locks
+	b := open(t, nc, jskv.Config{}).Locks[0]
 	stream, err := jetStream(t, nc).Stream(testContext(t), b.Stream())
 	if err != nil {
 		t.Fatal(err)
@@ -272,7 +272,7 @@ func TestMarkers(t *testing.T) {
 
 func TestEntries(t *testing.T) {
 	nc := dial(t, startServer(t))
-	b := open(t, nc, jskv.Config{}).Locks
+	b := open(t, nc, jskv.Config{}).Locks[0]
 	a, c := update(t, b, "x.a", "1", 0), update(t, b, "x.c", "3", 0)
 	rev := update(t, b, "x.b", "2", 0)
 	if _, err := b.Purge(testContext(t), "x.b", rev, jskv.MarkerTTL); err != nil {
@@ -351,7 +351,7 @@ func TestServerGoesAwayWhileBucketsAreMade(t *testing.T) {
 // revision 1.
 func setBack(t *testing.T, js jetstream.JetStream, b *jskv.Buckets) {
 	t.Helper()
-	s, err := js.Stream(testContext(t), b.Locks.Stream())
+	s, err := js.Stream(testContext(t), b.Locks[0].Stream())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -368,12 +368,12 @@ func setBack(t *testing.T, js jetstream.JetStream, b *jskv.Buckets) {
 func TestVerifyOfABucketThatWasSetBack(t *testing.T) {
 	nc := dial(t, startServer(t))
 	b := open(t, nc, jskv.Config{})
-	seen := update(t, b.Locks, "k", "v", 0)
-	if last, err := b.Verify(testContext(t), seen); err != nil || last != seen {
+	seen := update(t, b.Locks[0], "k", "v", 0)
+	if last, err := b.Verify(testContext(t), []uint64{seen}); err != nil || last[0] != seen {
 		t.Errorf("verified up to %d, %v; %d was written", last, err, seen)
 	}
 	setBack(t, jetStream(t, nc), b)
-	if _, err := b.Verify(testContext(t), seen); !errors.Is(err, jskv.ErrBucketGone) {
+	if _, err := b.Verify(testContext(t), []uint64{seen}); !errors.Is(err, jskv.ErrBucketGone) {
 		t.Errorf("set back: %v", err)
 	}
 }
@@ -389,22 +389,22 @@ func TestSetBackBucketIsMovedUpByManyAtOnce(t *testing.T) {
 	}
 	t.Cleanup(nc.Close)
 	b := open(t, nc, jskv.Config{})
-	seen := update(t, b.Locks, "k", "v", 0)
+	seen := update(t, b.Locks[0], "k", "v", 0)
 	setBack(t, jetStream(t, nc), b)
 	var all sync.WaitGroup
 	for i := range 8 {
 		all.Go(func() {
 			// Some have seen more than others.
-			bs, err := jskv.Open(testContext(t), nc, jskv.Config{Fabric: b.Locks.Name()[:len(b.Locks.Name())-len("-locks")], Seen: seen + uint64(i)})
+			bs, err := jskv.Open(testContext(t), nc, jskv.Config{Fabric: b.Locks[0].Name()[:len(b.Locks[0].Name())-len("-locks")], Seen: []uint64{seen + uint64(i)}})
 			if err != nil {
 				t.Errorf("open: %v", err)
 				return
 			}
-			if bs.Quarantine == 0 || bs.Last <= seen {
-				t.Errorf("quarantine of %v, revisions from %d on; %d was seen", bs.Quarantine, bs.Last, seen)
+			if bs.Quarantine == 0 || bs.Locks[0].Last() <= seen {
+				t.Errorf("quarantine of %v, revisions from %d on; %d was seen", bs.Quarantine, bs.Locks[0].Last(), seen)
 			}
 			key := fmt.Sprint("k", i)
-			rev, err := bs.Locks.Update(testContext(t), key, []byte("v"), 0, 0)
+			rev, err := bs.Locks[0].Update(testContext(t), key, []byte("v"), 0, 0)
 			if err != nil || rev <= seen+8 {
 				t.Errorf("revision %d after %d: %v", rev, seen, err)
 			}
@@ -412,7 +412,7 @@ func TestSetBackBucketIsMovedUpByManyAtOnce(t *testing.T) {
 	}
 	all.Wait()
 	for i := range 8 {
-		if e, err := b.Locks.Get(testContext(t), fmt.Sprint("k", i)); err != nil || e.Deleted {
+		if e, err := b.Locks[0].Get(testContext(t), fmt.Sprint("k", i)); err != nil || e.Deleted {
 			t.Errorf("k%d, written above what was seen: %+v, %v", i, e, err)
 		}
 	}

@@ -42,7 +42,7 @@ func TestOpeningCostsTheSameAfterABusyDay(t *testing.T) {
 	nc := dial(t, srv)
 	b := open(t, nc, jskv.Config{})
 	leases := b.Leases
-	update(t, b.Locks, "k", "v", 0) // it is in use
+	update(t, b.Locks[0], "k", "v", 0) // it is in use
 	cost := func() (out, in uint64) {
 		// A request that is repeated because the machine is busy counts for nothing.
 		for range 5 {

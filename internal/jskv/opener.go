@@ -372,8 +372,8 @@ func (b *Buckets) BeginSweep(ctx context.Context, n uint64) (mine bool, now uint
 // where that is allowed. It is kept in memory: what is lost with its servers is written again. Errors are
 // those of Open; locks work without it.
 func (b *Buckets) Waits(ctx context.Context) (*Bucket, error) {
-	cfg, nc := b.cfg, b.Locks.nc
+	cfg, nc := b.cfg, b.Leases.nc
 	cfg.Memory = true
 	l := &link{clustered: nc.ConnectedClusterName() != ""}
-	return openBucket(ctx, l, nc, b.Locks.js, cfg, kv.WaitsBucket(cfg.Fabric), noFloor)
+	return openBucket(ctx, l, nc, b.Leases.js, cfg, kv.WaitsBucket(cfg.Fabric), 1, noFloor)
 }

@@ -35,7 +35,7 @@ func TestEveryRequestIsRepeated(t *testing.T) {
 				t.Fatal(err)
 			}
 			keys := 0
-			if err := b.Locks.Entries(testContext(t), ">", func(jskv.Entry) bool { keys++; return true }); err != nil || keys != 0 {
+			if err := b.Locks[0].Entries(testContext(t), ">", func(jskv.Entry) bool { keys++; return true }); err != nil || keys != 0 {
 				t.Errorf("the list of locks: %d keys, %v", keys, err)
 			}
 			if rule.Count() < 2 {

@@ -223,49 +223,65 @@ func (b *Bucket) position(ctx context.Context) (uint64, error) {
 	})
 }
 
-// Verify looks whether the buckets are those that were opened, and returns the last revision of the locks bucket: it
-// and all before are certainly this bucket's. seen is the highest revision that was seen of it before the call.
+// Verify looks whether the buckets are those that were opened, and returns the last revision of each locks bucket: it
+// and all before are certainly this bucket's. seen is the highest revision that was seen of each before the call.
 //
 // Errors: ErrBucketGone when a bucket is another one, does not exist any more, or
 // was set back to before seen; kv.ErrUnavailable when nothing was found out.
-func (b *Buckets) Verify(ctx context.Context, seen uint64) (last uint64, err error) {
+func (b *Buckets) Verify(ctx context.Context, seen []uint64) (last []uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	for _, bucket := range []*Bucket{b.Leases, b.Locks} {
-		s, err := retryUnanswered(ctx, bucket.link, func(ctx context.Context) (jetstream.Stream, error) { return bucket.js.Stream(ctx, bucket.stream) })
-		if errors.Is(err, jetstream.ErrStreamNotFound) {
-			return 0, fmt.Errorf("%w: %s", ErrBucketGone, bucket.name)
-		}
+	if _, err := b.Leases.verify(ctx); err != nil {
+		return nil, err
+	}
+	for _, locks := range b.Locks {
+		rev, err := locks.verify(ctx)
 		if err != nil {
-			return 0, fmt.Errorf("%w: %s: %w", kv.ErrUnavailable, bucket.name, err)
+			return nil, err
 		}
-		info := s.CachedInfo()
-		if info.Config.Metadata[metaIncarnation] != bucket.incarnation {
-			return 0, fmt.Errorf("%w: %s was created again", ErrBucketGone, bucket.name)
+		last = append(last, rev)
+	}
+	for s, locks := range b.Locks {
+		if last[s] >= seen[s] {
+			continue
 		}
-		last = info.State.LastSeq
+		// Set back, or said by a leader that is behind. Only a write decides.
+		at, err := locks.position(ctx)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("%w: %s: %w", kv.ErrUnavailable, locks.name, err)
+		case at <= seen[s]:
+			return nil, fmt.Errorf("%w: %s was set back to revision %d, %d was seen", ErrBucketGone, locks.name, at, seen[s])
+		}
+		return nil, fmt.Errorf("%w: %s: its leader is behind", kv.ErrUnavailable, locks.name)
 	}
-	if last >= seen {
-		return last, nil
-	}
-	// Set back, or said by a leader that is behind. Only a write decides.
-	at, err := b.Locks.position(ctx)
-	switch {
-	case err != nil:
-		return 0, fmt.Errorf("%w: %s: %w", kv.ErrUnavailable, b.Locks.name, err)
-	case at <= seen:
-		return 0, fmt.Errorf("%w: %s was set back to revision %d, %d was seen", ErrBucketGone, b.Locks.name, at, seen)
-	}
-	return 0, fmt.Errorf("%w: %s: its leader is behind", kv.ErrUnavailable, b.Locks.name)
+	return last, nil
 }
 
-// raise moves the revisions of the locks bucket above seen, or returns errMoved if
+// verify looks whether the bucket is the one that was opened, and returns its last revision.
+func (b *Bucket) verify(ctx context.Context) (last uint64, err error) {
+	s, err := retryUnanswered(ctx, b.link, func(ctx context.Context) (jetstream.Stream, error) { return b.js.Stream(ctx, b.stream) })
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return 0, fmt.Errorf("%w: %s", ErrBucketGone, b.name)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("%w: %s: %w", kv.ErrUnavailable, b.name, err)
+	}
+	info := s.CachedInfo()
+	if info.Config.Metadata[metaIncarnation] != b.incarnation {
+		return 0, fmt.Errorf("%w: %s was created again", ErrBucketGone, b.name)
+	}
+	return info.State.LastSeq, nil
+}
+
+// raise moves the revisions of a shard's bucket above seen, or returns errMoved if
 // they are there. It removes all records in it. That is another incarnation, which all sessions notice.
 //
 // Several may do this at once, or one after the other: how far up is noted first, so
 // that nobody removes what was written later.
-func (b *Buckets) raise(ctx context.Context, seen uint64) error {
-	at, err := b.Locks.position(ctx)
+func (b *Buckets) raise(ctx context.Context, s int, seen uint64) error {
+	locks := b.Locks[s]
+	at, err := locks.position(ctx)
 	if err != nil {
 		return err
 	}
@@ -273,40 +289,41 @@ func (b *Buckets) raise(ctx context.Context, seen uint64) error {
 		return errMoved
 	}
 	m, _, err := b.note(ctx, func(m *meta) bool {
-		changed := m.Incarnation != setBack || m.HighWater <= seen
-		m.Incarnation = setBack
-		if m.HighWater <= seen {
-			m.HighWater = seen + gap
+		o := m.shard(s)
+		changed := o.Incarnation != setBack || o.HighWater <= seen
+		o.Incarnation = setBack
+		if o.HighWater <= seen {
+			o.HighWater = seen + gap
 		}
 		return changed
 	})
 	if err != nil {
 		return err
 	}
-	info, err := b.moveUp(ctx, m.HighWater)
+	info, err := locks.moveUp(ctx, m.shard(s).HighWater)
 	if err != nil {
 		return fmt.Errorf("%w: bucket %s was set back to revision %d, and %d was seen; these credentials can't move it up, so use others "+
-			"or do what 'lockfabric doctor' says: %w", kv.ErrUnavailable, b.Locks.name, at, seen, err)
+			"or do what 'lockfabric doctor' says: %w", kv.ErrUnavailable, locks.name, at, seen, err)
 	}
-	b.Locks.incarnation, b.Last = info.Config.Metadata[metaIncarnation], info.State.LastSeq
+	locks.incarnation, locks.last = info.Config.Metadata[metaIncarnation], info.State.LastSeq
 	return nil
 }
 
-// moveUp gives the locks bucket another incarnation and revisions above floor.
-func (b *Buckets) moveUp(ctx context.Context, floor uint64) (*jetstream.StreamInfo, error) {
+// moveUp gives a locks bucket another incarnation and revisions above floor.
+func (b *Bucket) moveUp(ctx context.Context, floor uint64) (*jetstream.StreamInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	incarnation := nuid.Next()
 	// Each step can be repeated.
-	info, err := retryUnanswered(ctx, b.Locks.link, func(ctx context.Context) (*jetstream.StreamInfo, error) {
-		s, err := b.Locks.js.Stream(ctx, b.Locks.stream)
+	info, err := retryUnanswered(ctx, b.link, func(ctx context.Context) (*jetstream.StreamInfo, error) {
+		s, err := b.js.Stream(ctx, b.stream)
 		if err != nil {
 			return nil, err
 		}
 		cfg := s.CachedInfo().Config
 		cfg.Metadata = maps.Clone(cfg.Metadata)
 		cfg.Metadata[metaIncarnation] = incarnation
-		if s, err = b.Locks.js.UpdateStream(ctx, cfg); err != nil {
+		if s, err = b.js.UpdateStream(ctx, cfg); err != nil {
 			return nil, err
 		}
 		if err := s.Purge(ctx, jetstream.WithPurgeSequence(floor+1)); err != nil {

@@ -23,7 +23,7 @@ func TestWaitsBucketIsMadeWithTheOthers(t *testing.T) {
 	if c := s.CachedInfo().Config; c.Storage != jetstream.MemoryStorage || !c.AllowMsgTTL || c.AllowDirect {
 		t.Errorf("%+v", c)
 	}
-	update(t, b.Locks, "k", "v", 0)
+	update(t, b.Locks[0], "k", "v", 0)
 	if err := js.DeleteStream(testContext(t), "KV_"+kv.WaitsBucket("f")); err != nil {
 		t.Fatal(err)
 	}

@@ -45,7 +45,7 @@ type Info struct {
 	PID     int
 	Label   string    // free text by the holder
 	Started time.Time // holder's wall clock, milliseconds
-	Seen    uint64    // highest lock revision that the holder had seen
+	Seen    []uint64  // highest lock revision that the holder had seen, of each shard
 
 	Nonce string // live only: names the attempt that wrote this
 
@@ -56,20 +56,21 @@ type Info struct {
 
 // wire is Info as it stands in the bucket. Durations are milliseconds, times Unix milliseconds.
 type wire struct {
-	Version int    `json:"v"`
-	ID      string `json:"id"`
-	State   string `json:"state"`
-	Reason  string `json:"reason,omitempty"`
-	By      string `json:"by,omitempty"`
-	At      int64  `json:"at,omitempty"`
-	TTL     int64  `json:"ttl"`
-	Margin  int64  `json:"margin"`
-	Host    string `json:"host,omitempty"`
-	PID     int    `json:"pid,omitempty"`
-	Label   string `json:"label,omitempty"`
-	Started int64  `json:"started,omitempty"`
-	Nonce   string `json:"nonce,omitempty"`
-	Seen    uint64 `json:"seen,omitempty"`
+	Version int      `json:"v"`
+	ID      string   `json:"id"`
+	State   string   `json:"state"`
+	Reason  string   `json:"reason,omitempty"`
+	By      string   `json:"by,omitempty"`
+	At      int64    `json:"at,omitempty"`
+	TTL     int64    `json:"ttl"`
+	Margin  int64    `json:"margin"`
+	Host    string   `json:"host,omitempty"`
+	PID     int      `json:"pid,omitempty"`
+	Label   string   `json:"label,omitempty"`
+	Started int64    `json:"started,omitempty"`
+	Nonce   string   `json:"nonce,omitempty"`
+	Seen    uint64   `json:"seen,omitempty"`        // of the first shard
+	Others  []uint64 `json:"seen_shards,omitempty"` // and of the others
 }
 
 // encode returns the value for the bucket: one line of JSON.
@@ -77,7 +78,10 @@ func (i Info) encode() []byte {
 	w := wire{
 		Version: schema, ID: i.ID, State: stateLive,
 		TTL: i.TTL.Milliseconds(), Margin: i.Margin.Milliseconds(),
-		Host: i.Host, PID: i.PID, Label: i.Label, Nonce: i.Nonce, Seen: i.Seen,
+		Host: i.Host, PID: i.PID, Label: i.Label, Nonce: i.Nonce,
+	}
+	if len(i.Seen) > 0 {
+		w.Seen, w.Others = i.Seen[0], i.Seen[1:]
 	}
 	if !i.Started.IsZero() {
 		w.Started = i.Started.UnixMilli()
@@ -126,7 +130,7 @@ func Decode(id string, value []byte) (Info, error) {
 	}
 	i := Info{
 		ID: w.ID, Dead: w.State == stateDead, TTL: millis(w.TTL), Margin: millis(w.Margin),
-		Host: w.Host, PID: w.PID, Label: w.Label, Seen: w.Seen, Nonce: w.Nonce, Reason: w.Reason, By: w.By,
+		Host: w.Host, PID: w.PID, Label: w.Label, Seen: append([]uint64{w.Seen}, w.Others...), Nonce: w.Nonce, Reason: w.Reason, By: w.By,
 	}
 	if w.Started != 0 {
 		i.Started = time.UnixMilli(w.Started)

@@ -23,7 +23,7 @@ const (
 func TestDecode(t *testing.T) {
 	live, err := lease.Decode(testID, []byte(liveValue))
 	if err != nil || live.Dead || live.TTL != 30*sec || live.Margin != 1500*ms || live.Nonce != "n" ||
-		live.Seen != 1790000000000000 || live.Started.UnixMilli() != 1700000000000 {
+		live.Seen[0] != 1790000000000000 || live.Started.UnixMilli() != 1700000000000 {
 		t.Errorf("live: %+v, %v", live, err)
 	}
 	dead, err := lease.Decode(testID, []byte(deadValue))

@@ -53,9 +53,9 @@ type Config struct {
 	ID func() string
 	// Label is free text for people, at most 256 bytes of UTF-8.
 	Label string
-	// Seen, if set, returns the highest lock revision that this process has seen. It is stored with every write, so
+	// Seen, if set, returns the highest lock revision that this process has seen of each shard. It is stored with every write, so
 	// that revisions can continue above it should the locks be lost. It must not block.
-	Seen func() uint64
+	Seen func() []uint64
 	// Clock measures the holder's validity. nil is clock.Holder().
 	Clock clock.Clock
 	// Logger gets losses (warn) and failed renewals (debug). nil is silence.
@@ -99,7 +99,7 @@ func (c Config) resolve() (Config, error) {
 		c.ID = nuid.Next
 	}
 	if c.Seen == nil {
-		c.Seen = func() uint64 { return 0 }
+		c.Seen = func() []uint64 { return nil }
 	}
 	if c.Clock == nil {
 		c.Clock = clock.Holder()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -18,10 +19,10 @@ import (
 func TestCreateWritesAReadableLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()
-		l := create(t, b, lease.Config{Label: "backup", Seen: func() uint64 { return 77 }})
+		l := create(t, b, lease.Config{Label: "backup", Seen: func() []uint64 { return []uint64{77, 5} }})
 		w := b.committed()[0]
 		i := b.info(t, l.ID())
-		if i.Dead || i.TTL != 30*sec || i.Margin != 1500*ms || i.Label != "backup" || i.Seen != 77 || i.PID == 0 ||
+		if i.Dead || i.TTL != 30*sec || i.Margin != 1500*ms || i.Label != "backup" || !slices.Equal(i.Seen, []uint64{77, 5}) || i.PID == 0 ||
 			i.Host == "" || !i.Started.Equal(time.Now()) {
 			t.Errorf("stored %+v", i)
 		}

@@ -20,8 +20,25 @@ var firstDay = uint64(time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro())
 
 func (e *exam) buckets(ctx context.Context) {
 	e.leases = e.bucket(ctx, kv.LeasesBucket(e.Fabric))
-	e.locks = e.bucket(ctx, kv.LocksBucket(e.Fabric))
+	shards := 1
+	if readable(e.leases) {
+		shards = e.leases.Shards
+		e.report.Fabric.Shards = shards
+		if shards > 1 {
+			e.report.ok(checkBucket, e.Fabric, "its locks are divided over %d shards", shards)
+		}
+	}
+	for _, name := range kv.LocksBuckets(e.Fabric, shards) {
+		e.all = append(e.all, e.bucket(ctx, name))
+	}
 	e.room()
+	for _, e.locks = range e.all {
+		e.pair()
+	}
+}
+
+// pair compares a bucket of locks with that of the leases.
+func (e *exam) pair() {
 	if e.locks == nil || e.leases == nil {
 		return
 	}
@@ -73,7 +90,7 @@ func (e *exam) bucket(ctx context.Context, name string) *jskv.BucketState {
 		r.problem(checkBucket, name, "it was not made by lockfabric: "+s.Faults[0].Field+" is "+s.Faults[0].Value, s.Faults[0].Remedy)
 		return &s
 	}
-	r.ok(checkBucket, name, "it exists, schema %d", kv.Schema)
+	r.ok(checkBucket, name, "it exists, schema %d", s.Schema)
 	for _, f := range s.Faults {
 		r.problem(checkConfiguration, name, fmt.Sprintf("%s is %s, must be %s", f.Field, f.Value, f.Want), f.Remedy)
 	}
@@ -184,8 +201,8 @@ func (e *exam) incarnation(ctx context.Context) {
 		e.void = e.leases == nil
 		return
 	}
-	r, name := e.report, kv.LocksBucket(e.Fabric)
-	note, err := ask(ctx, e, e.mayNotRead(e.leases.Bucket), e.kv.Note)
+	r, name := e.report, kv.LocksBuckets(e.Fabric, len(e.all))[e.shard]
+	note, err := ask(ctx, e, e.mayNotRead(e.leases.Bucket), func(ctx context.Context) (jskv.Note, error) { return e.kv.Note(ctx, e.shard) })
 	switch {
 	case err == nil:
 	case errors.Is(err, kv.ErrUnsafeConfig), errors.Is(err, kv.ErrNewerSchema):
@@ -217,7 +234,7 @@ func (e *exam) incarnation(ctx context.Context) {
 }
 
 func (e *exam) sequence(note jskv.Note) {
-	r, name := e.report, kv.LocksBucket(e.Fabric)
+	r, name := e.report, e.locks.Bucket
 	switch {
 	case e.locks.LastSeq < note.HighWater:
 		e.void = true

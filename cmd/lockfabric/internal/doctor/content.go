@@ -157,28 +157,32 @@ func (e *exam) readLocks(ctx context.Context, leases *leaseSight) {
 // coalescer tells who carries out for others what they wait for.
 func (e *exam) coalescer(s *lockSight) {
 	const is = "is the coalescer"
+	subject := e.Fabric
+	if len(e.all) > 1 {
+		subject = e.locks.Bucket
+	}
 	switch {
 	case s.coalescer == nil || len(s.coalescer.Holders) == 0:
-		e.report.ok(checkCoalescer, e.Fabric, "nobody serves as the coalescer; one that stands by begins when programs wait for each other")
+		e.report.ok(checkCoalescer, subject, "nobody serves as the coalescer; one that stands by begins when programs wait for each other")
 		return
 	case s.leases == nil:
-		e.report.ok(checkCoalescer, e.Fabric, "some process "+is)
+		e.report.ok(checkCoalescer, subject, "some process "+is)
 		return
 	}
 	owner := &s.coalescer.Holders[0]
 	lease := owner.Lease()
 	who, also := s.leases.hosts[lease], len(s.coalescer.Waiters)
 	if who == "" || s.leases.stale[lease] {
-		e.report.ok(checkCoalescer, e.Fabric, "the process that was the coalescer has ended without a release; %d wait to follow, and programs do without meanwhile", also)
+		e.report.ok(checkCoalescer, subject, "the process that was the coalescer has ended without a release; %d wait to follow, and programs do without meanwhile", also)
 		return
 	}
 	e.served = true
-	e.report.ok(checkCoalescer, e.Fabric, "%s "+is+", of rank %s, %d wait to follow it", who, owner.Meta["rank"], also)
+	e.report.ok(checkCoalescer, subject, "%s "+is+", of rank %s, %d wait to follow it", who, owner.Meta["rank"], also)
 }
 
 // deadlocks looks whether those who wait for long can tell each other what they hold.
 func (e *exam) deadlocks(ctx context.Context) {
-	if e.locks == nil || !e.locks.Exists {
+	if !slices.ContainsFunc(e.all, func(s *jskv.BucketState) bool { return s != nil && s.Exists }) {
 		return // it is made with the others
 	}
 	const remedy = "see that one program, or 'lockfabric deadlocks', runs as a user who may create streams"
@@ -220,7 +224,7 @@ func (e *exam) standing(s *lockSight) {
 }
 
 func (s *lockSight) see(entry jskv.Entry) {
-	if entry.Key == kv.CoalescerKey {
+	if strings.HasPrefix(entry.Key, kv.CoalescerPrefix) {
 		s.coalescer, _ = record.Decode(entry.Value)
 		return
 	}

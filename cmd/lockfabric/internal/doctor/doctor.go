@@ -46,7 +46,9 @@ type exam struct {
 	report  *Report
 	needs   []need
 	rights  rights
-	locks   *jskv.BucketState // nil = not known
+	all     []*jskv.BucketState // of locks, by shard; nil = not known
+	shard   int                 // that is looked at
+	locks   *jskv.BucketState   // its bucket
 	leases  *jskv.BucketState
 	account *jskv.AccountState // nil = not known
 	void    bool               // tokens would repeat, or nothing is granted: no probe
@@ -63,13 +65,13 @@ func Run(ctx context.Context, nc *nats.Conn, opts Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &exam{Options: opts, nc: nc, kv: x, needs: needsOf(nc, opts.Fabric), report: &Report{Cluster: Cluster{Servers: []Member{}}, Fabric: Fabric{Name: opts.Fabric, Buckets: []Bucket{}}}}
+	e := &exam{Options: opts, nc: nc, kv: x, needs: needsOf(nc, opts.Fabric, 1), report: &Report{Cluster: Cluster{Servers: []Member{}}, Fabric: Fabric{Name: opts.Fabric, Buckets: []Bucket{}}}}
 	// The server tells of a subject that is not allowed, and the request is never
 	// answered: no use in waiting. What programs do without ends nothing.
 	nc.SetErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+		e.mu.Lock()
+		defer e.mu.Unlock()
 		if errors.Is(err, nats.ErrPermissionViolation) && !bearable(e.needs, err) {
-			e.mu.Lock()
-			defer e.mu.Unlock()
 			if e.denied != nil && !e.rights.known {
 				e.denied(err)
 			}
@@ -85,11 +87,16 @@ func Run(ctx context.Context, nc *nats.Conn, opts Options) (*Report, error) {
 		e.doing(checkBucket)
 		e.buckets(ctx)
 		e.doing(checkIncarnation)
-		e.incarnation(ctx)
+		for e.shard, e.locks = range e.all {
+			e.incarnation(ctx)
+		}
 		e.doing(checkRecords)
 		// Nothing that is in doubt is judged: ages are told by comparing this host's clock with the server's, which is
 		// good enough to tell people and for nothing else.
-		e.readLocks(ctx, e.readLeases(ctx))
+		leases := e.readLeases(ctx)
+		for e.shard, e.locks = range e.all {
+			e.readLocks(ctx, leases)
+		}
 		e.deadlocks(ctx)
 	}
 	e.rtt(ctx)
@@ -280,6 +287,7 @@ func (m *Member) Sync() string {
 // Fabric is the fabric and its buckets.
 type Fabric struct {
 	Name    string   `json:"name"`
+	Shards  int      `json:"shards"`  // 0 = not known
 	Buckets []Bucket `json:"buckets"` // those that exist
 }
 

@@ -15,6 +15,8 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 // userInfo is where a server tells a user about themselves.
@@ -78,6 +80,14 @@ func (e *exam) permissions(ctx context.Context) {
 		}
 		e.report.unknown(checkPermissions, "", why, fmt.Sprintf("allow the user to publish %q, or see under the other checks what could not be read", userInfo))
 		return
+	}
+	if leases := kv.LeasesBucket(e.Fabric); e.rights.restricted && !e.rights.lacks("$JS.API.STREAM.INFO.KV_"+leases) {
+		s, err := ask(ctx, e, false, func(ctx context.Context) (jskv.BucketState, error) { return e.kv.Bucket(ctx, leases) })
+		if err == nil && s.Shards > 1 {
+			e.mu.Lock()
+			e.needs = needsOf(e.nc, e.Fabric, s.Shards)
+			e.mu.Unlock()
+		}
 	}
 	missing := 0
 	for _, n := range e.needs {
@@ -154,8 +164,8 @@ func overlap(a, b string) bool {
 type need fabric.Permission
 
 // needsOf lists what a user needs who makes no buckets.
-func needsOf(nc *nats.Conn, name string) (list []need) {
-	all, _ := fabric.Permissions(name, fabric.RoleClient, cmp.Or(nc.Opts.InboxPrefix, "_INBOX"))
+func needsOf(nc *nats.Conn, name string, shards int) (list []need) {
+	all, _ := fabric.Permissions(name, fabric.RoleClient, cmp.Or(nc.Opts.InboxPrefix, "_INBOX"), shards)
 	for _, p := range all {
 		list = append(list, need(p))
 	}
@@ -224,10 +234,10 @@ func (e *exam) writes(ctx context.Context) {
 	case e.NoProbe:
 		r.ok(checkWrites, "", "not measured, as --no-probe says")
 		return
-	case e.locks == nil || e.leases == nil || e.void || !e.safe():
+	case slices.Contains(e.all, nil) || e.leases == nil || e.void || !e.safe():
 		r.unknown(checkWrites, "", "not measured: the buckets are not in order", later)
 		return
-	case !e.locks.Exists || !e.leases.Exists:
+	case slices.ContainsFunc(e.all, func(s *jskv.BucketState) bool { return !s.Exists }) || !e.leases.Exists:
 		r.unknown(checkWrites, "", "not measured: doctor creates no buckets", "use the fabric once, for example with 'lockfabric ls', and run doctor again")
 		return
 	}
@@ -275,12 +285,14 @@ func (e *exam) coalesced(ctx context.Context) string {
 	return fmt.Sprintf("; both over the coalescer %v, p99 %v, max %v", t.Median, t.P99, t.Max)
 }
 
-// safe reports whether fabric.New would take both buckets.
+// safe reports whether fabric.New would take the buckets.
 func (e *exam) safe() bool {
-	if e.locks.Exists && e.leases.Exists && e.locks.Memory != e.leases.Memory {
-		return false
+	for _, s := range e.all {
+		if s.Exists && e.leases.Exists && s.Memory != e.leases.Memory || s.Newer != nil || len(s.Faults) > 0 {
+			return false
+		}
 	}
-	return e.locks.Newer == nil && e.leases.Newer == nil && len(e.locks.Faults)+len(e.leases.Faults) == 0
+	return e.leases.Newer == nil && len(e.leases.Faults) == 0
 }
 
 // probe takes and frees one lock again and again, each time in the place of the

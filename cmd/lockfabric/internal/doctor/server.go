@@ -88,7 +88,7 @@ func (e *exam) jetStream(ctx context.Context) bool {
 // room tells whether the account leaves room for the buckets that do not exist yet.
 func (e *exam) room() {
 	missing := 0
-	for _, b := range []*jskv.BucketState{e.leases, e.locks} {
+	for _, b := range append([]*jskv.BucketState{e.leases}, e.all...) {
 		if b != nil && !b.Exists {
 			missing++
 		}

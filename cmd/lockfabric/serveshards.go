@@ -1,0 +1,62 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/fabric"
+)
+
+// divide makes the fabric with its shards. In a cluster that is done once enough servers are there, while this one serves.
+func (v *serveCmd) divide(ctx context.Context, srv *embedded.Server, name string, s *streams) error {
+	made := make(chan error, 1)
+	g, err := invite(srv, "shards", s.log, func(ctx context.Context, nc *nats.Conn) {
+		made <- makeFabric(ctx, nc, fabric.WithFabric(name), fabric.WithShards(v.Shards), fabric.WithLabel("serve"))
+	})
+	if err != nil {
+		return err
+	}
+	if srv.ClusterAddr() == nil {
+		defer g.end()
+		select {
+		case err := <-made:
+			return err
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	go func() {
+		select {
+		case err := <-made:
+			if err != nil {
+				s.log.Error("the fabric is not as --shards says", "fabric", name, "error", err)
+			}
+		case <-ctx.Done():
+		}
+		g.end()
+	}()
+	return nil
+}
+
+// makeFabric opens a fabric, as soon as the servers answer.
+func makeFabric(ctx context.Context, nc *nats.Conn, opts ...fabric.Option) error {
+	for {
+		octx, cancel := context.WithTimeout(ctx, shutdownTimeout)
+		m, err := fabric.New(octx, nc, opts...)
+		cancel()
+		switch {
+		case err == nil:
+			return m.Close()
+		case ctx.Err() != nil || !errors.Is(err, fabric.ErrUnavailable):
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
