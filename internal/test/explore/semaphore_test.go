@@ -58,6 +58,14 @@ func semaphoreChange(c *change) string {
 	if bad := resized(c); bad != "" {
 		return bad
 	}
+	for i, res := range c.results {
+		if res.Verdict != record.SizeMismatch {
+			continue
+		}
+		if then, _, _ := record.Apply(c.before, c.rev, c.ops[:i], record.Limits{}); then.Idle() {
+			return fmt.Sprintf("%s is refused for the size %d of a semaphore that is gone by then", c.ops[i].ID, res.Have)
+		}
+	}
 	if after == nil {
 		return ""
 	}
