@@ -92,6 +92,12 @@ func expectMode(t testing.TB, m *fabric.Manager, l *fabric.Lock, mode fabric.Mod
 	}
 }
 
+// takenBack waits until a conversion that was given up is gone from the record: after half a second its caller waits no longer.
+func takenBack(t testing.TB, m *fabric.Manager, l *fabric.Lock) {
+	t.Helper()
+	eventually(t, "the conversion is taken back", func() bool { return partyOf(t, m, l).Converting == "" })
+}
+
 func expectConvertError(t testing.TB, err error, to, held fabric.Mode, cause error) {
 	t.Helper()
 	var failed *fabric.ConvertError
@@ -154,6 +160,7 @@ func everyConversion(t *testing.T, s *site) {
 				}
 				cancel()
 				expectConvertError(t, converted(t, wait), to, l.Mode(), context.Canceled)
+				takenBack(t, two, l)
 				expectMode(t, two, l, l.Mode())
 				if covers(to, from) && l.Mode() != from {
 					t.Errorf("%s to %s: cancelled, and %s is held", from, to, l.Mode())
@@ -274,6 +281,7 @@ func upgradeCancelled(t *testing.T, s *site) {
 	late := queue(t, waitContext(t), other, key, shared)
 	cancel()
 	expectConvertError(t, converted(t, up), fabric.Exclusive, fabric.Update, context.Canceled)
+	takenBack(t, other, l)
 	expectMode(t, other, l, fabric.Update)
 	release(t, granted(t, late)) // what the upgrade kept out is let in
 	expectConvertError(t, l.Convert(ctx, fabric.Exclusive), fabric.Exclusive, fabric.Update, context.Canceled)
