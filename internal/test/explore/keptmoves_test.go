@@ -178,7 +178,8 @@ var keptPrograms = map[string]keptProgram{
 }
 
 var largerKept = map[string]keptProgram{
-	"three, all faults":  {rounds: [2][]int{{1, 1}, {1}}, copies: 1, lost: 1, cancels: 1, deaths: 1},
+	"a copy, a death":    {rounds: [2][]int{{1, 1}, {1}}, copies: 1, deaths: 1, pokes: 1},
+	"a cancel, one lost": {rounds: [2][]int{{1, 1}, {1}}, cancels: 1, lost: 1},
 	"two and two, twice": {rounds: [2][]int{{2, 1}, {1, 1}}, pokes: 1},
 }
 
