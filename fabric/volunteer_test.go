@@ -16,8 +16,8 @@ import (
 	"github.com/lockfabric/lockfabric/internal/test/testserver"
 )
 
-// crowd has managers want one lock all the time, each with a connection of its own, until the test ends.
-func crowd(t *testing.T, managers []*fabric.Manager) {
+// crowd has managers want one lock all the time, each with a connection of its own, until the test ends, or stop.
+func crowd(t *testing.T, managers []*fabric.Manager) (stop func()) {
 	ctx, cancel := context.WithCancel(waitContext(t))
 	var wg sync.WaitGroup
 	for _, m := range managers {
@@ -35,7 +35,9 @@ func crowd(t *testing.T, managers []*fabric.Manager) {
 			}
 		})
 	}
-	t.Cleanup(func() { cancel(); wg.Wait() })
+	stop = func() { cancel(); wg.Wait() }
+	t.Cleanup(stop)
+	return stop
 }
 
 // volunteer waits until one of the managers serves, and others send it operations.
@@ -91,6 +93,29 @@ func TestVolunteer(t *testing.T) {
 		}
 		better := o.manager(t, fabric.WithCoalescer())
 		eventually(t, "the better one serves", func() bool { return better.Stats().Serving > second.Stats().Serving && second.Stats().Serving == 0 })
+	})
+}
+
+// One client is not enough for a volunteer to go on.
+func TestVolunteer_LetsGoOfFewClients(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		t.Parallel()
+		o, _ := s.inOffice(t)
+		var managers []*fabric.Manager
+		for range 5 {
+			managers = append(managers, o.manager(t, fabric.WithRoad(fabric.RoadCoalesced), fabric.WithLeisure(time.Second)))
+		}
+		stop := crowd(t, managers)
+		owner := volunteer(t, managers, 0)
+		stop()
+		client := managers[0]
+		if client == owner {
+			client = managers[1]
+		}
+		eventually(t, "it lets go", func() bool {
+			release(t, acquire(t, client, "k"))
+			return owner.Stats().Serving == 0
+		})
 	})
 }
 
