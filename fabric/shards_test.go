@@ -197,7 +197,7 @@ func TestC20_EachShardHasAnOwner(t *testing.T) {
 		set := acquireAll(t, m, []fabric.Want{{Key: inShard(0, s.shards)}, {Key: inShard(1, s.shards)}, {Key: inShard(2, s.shards)}})
 		releaseSet(t, set)
 		_ = one.Close()
-		for shard := range s.shards { // they go directly, and wait for no owner
+		for shard := range s.shards { // directly, or over the StandBy of another test
 			release(t, acquire(t, m, inShard(shard, s.shards)))
 		}
 	})
