@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -99,4 +100,37 @@ func TestGuardRefusesWhatIsNoMode(t *testing.T) {
 			t.Errorf("%q: %v, seen %d", bad, err, g.Seen())
 		}
 	}
+}
+
+// Holds of one entry share its token; the pair tells an ended one of them apart, and the number alone does not.
+func TestK6_ThePairTellsHoldsApart(t *testing.T) {
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		m := s.manager(t, fabric.WithKeep(time.Minute))
+		key := s.keptAlready(t, m)
+		var g, numbers fabric.Guard
+		admit := func(g *fabric.Guard, token uint64, use ...uint64) error {
+			return g.Admit(fabric.Exclusive, token, use...)
+		}
+		var tokens, uses []uint64
+		for range 3 {
+			l := acquire(t, m, key)
+			token, use := l.Grant()
+			if err := errors.Join(admit(&g, token, use), admit(&g, token, use), admit(&numbers, token)); err != nil {
+				t.Error(err)
+			}
+			tokens, uses = append(tokens, token), append(uses, use)
+			release(t, l)
+		}
+		if tokens[0] != tokens[2] || uses[0] >= uses[1] || uses[1] >= uses[2] {
+			t.Errorf("tokens %d, uses %d", tokens, uses)
+		}
+		for i, late := range uses[:2] {
+			if err := admit(&g, tokens[i], late); !errors.Is(err, fabric.ErrStaleToken) {
+				t.Errorf("use %d is admitted late: %v", late, err)
+			}
+		}
+		if err := admit(&numbers, tokens[0]); err != nil {
+			t.Error(err)
+		}
+	})
 }
