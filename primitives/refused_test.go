@@ -78,7 +78,7 @@ func TestP21_RecordsOfOtherVersions(t *testing.T) {
 			value string
 			err   error
 		}{
-			"newer": {`{"v":4,"kind":"lock","holders":[{"id":"new"}]}`, fabric.ErrNewerSchema},
+			"newer": {`{"v":9,"kind":"lock","holders":[{"id":"new"}]}`, fabric.ErrNewerSchema},
 			"kind":  {`{"v":3,"kind":"orchard","trees":3}`, fabric.ErrNewerSchema},
 			// As commit 62afb6d wrote it.
 			"older": {`{"v":1,"kind":"lock","holders":[{"id":"KEhK9WKlOk6gjeKTNQeWme.1","mode":"X","token":"00001795695529503789","ttl":30000,"since":1795695529503}]}`, fabric.ErrMalformedRecord},
@@ -150,7 +150,7 @@ func TestP21_ANewerVersionTakesOver(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				m, key := s.manager(t), fmt.Sprint("p21-", s.numbers.Add(1))
 				op := prepare(m, key)
-				check := untouched(t, locks, key, `{"v":4,"kind":"lock","turns":[]}`)
+				check := untouched(t, locks, key, `{"v":9,"kind":"lock","turns":[]}`)
 				if err := op(waitContext(t)); !errors.Is(err, fabric.ErrNewerSchema) {
 					t.Error(err)
 				}

@@ -122,7 +122,7 @@ func TestUnreadableRecord(t *testing.T) {
 		}
 	}
 	// P21: what a newer version wrote is refused by every command that is about it, and stays.
-	rev, err := locks.Put(t.Context(), "new", []byte(`{"v":4,"kind":"lock","turns":[]}`))
+	rev, err := locks.Put(t.Context(), "new", []byte(`{"v":9,"kind":"lock","turns":[]}`))
 	if err != nil {
 		t.Fatal(err)
 	}
