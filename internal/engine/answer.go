@@ -103,9 +103,8 @@ func (b *backoff) next(err error) time.Duration {
 	return pause.Around(pause.Doubled(base, b.failures-1, limit))
 }
 
-// mostWay is how long a request that would only queue gives way at most. With 50 ms, 256 clients of one lock on a busy
-// machine left hardly any room for the release of who held it.
-const mostWay = 500 * time.Millisecond
+// mostWay is how long a request that would only queue gives way at most.
+const mostWay = 50 * time.Millisecond
 
 // giveWay returns the pause of one who has met others, and would only queue behind those that wait already: the
 // longer, the more of these there are, and the more often it has met somebody.
