@@ -179,7 +179,13 @@ func TestPermissionsForms(t *testing.T) {
 	if code, stdout, _ := run(t, bare(t, "--fabric", "prod", "permissions", "--role", "client", "--as", "nsc", "--inbox-prefix", "_mine")); code != 0 || stdout != want {
 		t.Errorf("exit code %d, %q, want %q", code, stdout, want)
 	}
-	for _, args := range [][]string{{"--fabric", ">", "permissions", "--role", "client"}, {"permissions", "--role", "client", "--inbox-prefix", "*"}, {"permissions", "--role", "boss"}, {"permissions"}} {
+	_, text, _ = run(t, bare(t, "--fabric", "prod", "--output", "json", "permissions", "--role", "client", "--shards", "2"))
+	for _, subject := range []string{"$KV.prod-locks-0.>", "$KV.prod-locks-1.>"} {
+		if !strings.Contains(text, `"`+subject+`"`) {
+			t.Errorf("two shards: no %s in %s", subject, text)
+		}
+	}
+	for _, args := range [][]string{{"--fabric", ">", "permissions", "--role", "client"}, {"permissions", "--role", "client", "--shards", "65"}, {"permissions", "--role", "client", "--inbox-prefix", "*"}, {"permissions", "--role", "boss"}, {"permissions"}} {
 		if code, stdout, stderr := run(t, bare(t, args...)); code != 64 || stdout != "" || stderr == "" {
 			t.Errorf("%v: exit code %d, %s%s", args, code, stdout, stderr)
 		}
