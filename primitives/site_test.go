@@ -288,8 +288,8 @@ func expectFree(t testing.TB, m *fabric.Manager, key string) {
 	}
 }
 
-// writeCount is how many writes were answered, and how many were not in time, or were a coalescer's: those may be
-// committed or not, and are done again then.
+// writeCount is how many writes were answered, and how many were not in time, were put off by a busy server, or were
+// a coalescer's: those may be committed or not, and are done again then.
 type writeCount struct{ done, unknown uint64 }
 
 // not reports whether n is certainly not the number of writes that it took.
@@ -300,7 +300,7 @@ func writes(fn func(), of ...*fabric.Manager) writeCount {
 	count := func() (c writeCount) {
 		for _, m := range of {
 			st := m.Stats()
-			c.done, c.unknown = c.done+st.Writes, c.unknown+st.Unknown+st.Coalesced
+			c.done, c.unknown = c.done+st.Writes, c.unknown+st.Unknown+st.Busy+st.Coalesced
 		}
 		return c
 	}
