@@ -1,6 +1,10 @@
 package explore
 
-import "hash/maphash"
+import (
+	"hash/maphash"
+	"testing"
+	"time"
+)
 
 // machine is a state of a model, which says itself what can happen in it.
 type machine interface {
@@ -65,4 +69,18 @@ func exhaust(first machine, limit int) (states int, violation string, complete b
 		layer, at = next, nextAt
 	}
 	return len(seen), "", true
+}
+
+// exhausts explores a program, which may violate nothing and has to come to an end, but with the race detector.
+func exhausts(t *testing.T, explore func(limit int) (states int, violation string, complete bool), limit int) {
+	t.Helper()
+	began := time.Now()
+	states, violation, complete := explore(limit)
+	switch {
+	case violation != "":
+		t.Fatal(violation)
+	case !complete && !raceDetector:
+		t.Fatalf("not exhausted after %d states", states)
+	}
+	t.Logf("%d states, %s", states, time.Since(began).Round(time.Millisecond))
 }

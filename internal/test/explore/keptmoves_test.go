@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/lockfabric/lockfabric/internal/record"
 )
@@ -195,15 +194,7 @@ func TestKept(t *testing.T) {
 	for _, programs := range all {
 		for name, p := range programs {
 			t.Run(name, func(t *testing.T) {
-				began := time.Now()
-				states, violation, complete := p.explore(limit)
-				switch {
-				case violation != "":
-					t.Fatal(violation)
-				case !complete && !raceDetector:
-					t.Fatalf("not exhausted after %d states", states)
-				}
-				t.Logf("%d states, %s", states, time.Since(began).Round(time.Millisecond))
+				exhausts(t, p.explore, limit)
 			})
 		}
 	}

@@ -3,7 +3,6 @@ package explore
 import (
 	"strings"
 	"testing"
-	"time"
 )
 
 // turnPrograms are exhausted in CI, turnPrograms and largerTurns in the long form.
@@ -30,15 +29,7 @@ func TestTurns(t *testing.T) {
 	run := func(programs map[string]turnProgram, limit int) {
 		for name, p := range programs {
 			t.Run(name, func(t *testing.T) {
-				began := time.Now()
-				states, violation, complete := p.explore(limit)
-				switch {
-				case violation != "":
-					t.Fatal(violation)
-				case !complete && !raceDetector:
-					t.Fatalf("not exhausted after %d states", states)
-				}
-				t.Logf("%d states, %s", states, time.Since(began).Round(time.Millisecond))
+				exhausts(t, p.explore, limit)
 			})
 		}
 	}
