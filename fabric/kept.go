@@ -121,7 +121,7 @@ func (a *attempt) joined(sl *slot, op *record.Op, out engine.Outcome) (*Hold, er
 		a.passed(sl, op.ID)
 	}
 	sl.give(op.ID)
-	if h == nil {
+	if h == nil || h.Err() != nil { // it has waited to be told
 		return nil, errAgain
 	}
 	return h, nil
@@ -139,13 +139,15 @@ func (h *Hold) lasted() time.Duration {
 	return h.left.Sub(h.since)
 }
 
-// Keeps is that of engine.Keeper.
+// Keeps and Valid are those of engine.Keeper.
 func (sl *slot) Keeps() bool {
 	sl.mu.Lock()
 	retired := sl.retired
 	sl.mu.Unlock()
-	return !retired && sl.s.ctx.Err() == nil && !sl.s.doubts.pending() && sl.lease.Valid()
+	return !retired && sl.s.ctx.Err() == nil && !sl.s.doubts.pending()
 }
+
+func (sl *slot) Valid() bool { return sl.lease.Valid() }
 
 // Ended is that of engine.Keeper.
 func (sl *slot) Ended(_, id string, used bool, err error) {

@@ -24,7 +24,7 @@ func (e *Engine) Join(key, lease string) (entry *record.Entry, rev, n uint64, ok
 	if k == nil || k.used || len(w.backlog) > 0 || k.lease != lease {
 		return entry, 0, 0, false
 	}
-	if may, _ := w.mayPass(k); !may {
+	if may, _ := w.mayPass(k); !may || !k.keeper.Valid() {
 		return entry, 0, 0, false
 	}
 	k.use()
@@ -92,8 +92,8 @@ func (e *Engine) LetGo(lease string, void bool) {
 	}
 }
 
-// mayPass reports whether the entry may be passed on at this instant. If not, sure says that no read would
-// change that. Called with mu held.
+// mayPass reports whether the entry may be passed on at this instant, if its lease is valid. If not, sure says that no
+// read would change that. Called with mu held.
 func (w *writer) mayPass(k *kept) (may, sure bool) {
 	switch {
 	case !k.open || !k.keeper.Keeps():
@@ -195,6 +195,8 @@ func (w *writer) keepUp() {
 	case k.used || len(w.backlog) == 0:
 	case !may:
 		w.check(k)
+	case !k.keeper.Valid():
+		w.letGo(false)
 	default:
 		r := w.backlog[0]
 		w.backlog[0] = nil

@@ -31,7 +31,9 @@ func newKeeper(t *testing.T, b *bucket, lease string) *keeper {
 	return &keeper{t: t, e: e, lease: lease, linger: time.Minute}
 }
 
-func (p *keeper) Keeps() bool {
+func (p *keeper) Keeps() bool { return true }
+
+func (p *keeper) Valid() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return !p.void

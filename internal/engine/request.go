@@ -124,9 +124,10 @@ func (r *Request) withdrawn(cause error, out Outcome, err error) (Outcome, error
 
 // Keeper is the lease that kept entries stand under, with what belongs to it.
 type Keeper interface {
-	// Keeps reports whether entries may be kept, and taken over, now: the lease is valid by its holder's own
-	// clock and takes new acquires. It is called with locks held.
+	// Keeps reports whether entries may be kept: the lease takes new acquires. Valid reports whether it is valid by
+	// its holder's own clock, without which none is taken over. They are called with locks held.
 	Keeps() bool
+	Valid() bool
 	// Ended says that an entry is kept no more: nobody used it, and it was let go; or it was found revoked
 	// or removed, for err. No lock is held.
 	Ended(key, id string, used bool, err error)
