@@ -203,17 +203,10 @@ func (m *machine) unchanged(rec *Record, rev uint64) bool {
 
 // sameEntries reports whether the entries, read at rev, would be stored the same.
 func sameEntries(was, is []Entry, rev uint64) bool {
-	if len(was) != len(is) {
-		return false
-	}
-	for i := range was {
-		e := was[i]
+	return slices.EqualFunc(was, is, func(e, now Entry) bool {
 		e.Resolve(rev)
-		if !e.equal(&is[i]) {
-			return false
-		}
-	}
-	return true
+		return e.equal(&now)
+	})
 }
 
 func sameBody(was, is Body, rev uint64) bool {

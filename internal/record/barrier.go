@@ -12,7 +12,7 @@ import (
 //
 // How a generation ended is read from ended, by its number and the id that arrived. While nobody
 // acts every waiter is of the generation that forms, and they are fewer than the parties.
-type barrierRules struct{}
+type barrierRules struct{ usual }
 
 // MaxParties bounds the parties of a barrier and of a gate.
 const MaxParties = 1024
@@ -76,12 +76,7 @@ func (barrierRules) check(op *Op) Verdict {
 			return BadOp
 		}
 		return op.checkEntry()
-	case OpCancel:
-		if !parties {
-			return BadOp
-		}
-		return op.checkID(true)
-	case OpReset:
+	case OpCancel, OpReset:
 		if !parties {
 			return BadOp
 		}
@@ -111,12 +106,10 @@ func (k barrierRules) apply(m *machine, op *Op) Result {
 	case OpReset:
 		return k.reset(m, op)
 	case OpDelete:
-		if e := m.first(); e.ID != "" {
-			return Result{Verdict: InUse, Blocker: e}
-		} else if m.barrier().fresh > 0 {
+		if m.first().ID == "" && m.barrier().fresh > 0 {
 			return Result{Verdict: Stale} // those who were in it read how it ended off this write
 		}
-		*m.Record, m.size = Record{}, -1
+		return m.delete()
 	}
 	return Result{Verdict: Applied}
 }
@@ -244,19 +237,15 @@ func (m *machine) whyRemoved() (why, who string) {
 func (m *machine) breakForming(why, who string) {
 	b := m.barrier()
 	g := generation{gen: b.gen, why: why, who: who}
-	kept := m.Waiters[:0]
-	for _, e := range m.Waiters {
+	m.Waiters = nilIfEmpty(slices.DeleteFunc(m.Waiters, func(e Entry) bool {
 		if e.Gen == b.gen {
 			g.ids = append(g.ids, e.ID)
-		} else {
-			kept = append(kept, e)
 		}
-	}
+		return e.Gen == b.gen
+	}))
 	for i := range m.removed {
 		g.ids = append(g.ids, m.removed[i].ID)
 	}
-	clear(m.Waiters[len(kept):])
-	m.Waiters = nilIfEmpty(kept)
 	b.gen++
 	m.end(g)
 }
@@ -305,8 +294,11 @@ func (b *barrier) forget() bool {
 
 // forming is how many have come for the generation that forms.
 func (r *Record) forming() (n int) {
-	for i := len(r.Waiters) - 1; i >= 0 && r.Waiters[i].Gen == r.barrier().gen; i-- {
-		n++ // they came last
+	for _, e := range slices.Backward(r.Waiters) {
+		if e.Gen != r.barrier().gen {
+			break // they came last
+		}
+		n++
 	}
 	return n
 }
@@ -329,8 +321,6 @@ func (b *barrier) wasIn(gen uint64, id string) bool {
 	i := b.find(gen)
 	return i >= 0 && slices.Contains(b.ended[i].ids, id)
 }
-
-func (barrierRules) states(r *Record) iter.Seq2[string, State] { return r.entryStates() }
 
 func (k barrierRules) standing(r *Record, op *Op) State {
 	b, gen := r.barrier(), op.generation()
@@ -382,18 +372,20 @@ func (barrierRules) traits(op *Op) traits {
 }
 
 func (barrierRules) undo(op *Op) (Op, bool) {
-	switch op.Verb {
-	case OpArrive, OpArriveToAct:
-		return Op{Kind: KindBarrier, Verb: OpCancel, ID: op.ID, Lease: op.Lease, Limit: op.Limit, Gen: op.Gen, Life: op.Life}, true
+	if op.Verb == OpArrive || op.Verb == OpArriveToAct {
+		return op.cancelled()
 	}
 	return Op{}, false
 }
 
-func (barrierRules) fields(holder bool) (required, allowed uint) {
-	if holder {
-		return hasGen, hasActs | hasRevoked
-	}
-	return hasGen, hasActs
+// cancelled is what takes back an arrival, or an enter.
+func (op *Op) cancelled() (Op, bool) {
+	return Op{Kind: op.Kind, Verb: OpCancel, ID: op.ID, Lease: op.Lease, Limit: op.Limit, Gen: op.Gen, Life: op.Life}, true
+}
+
+func (k barrierRules) fields(holder bool) (required, allowed uint) {
+	_, allowed = k.usual.fields(holder)
+	return hasGen, hasActs | allowed
 }
 
 func (barrierRules) longest(e *Entry) { e.Revoked, e.Acts = true, true }

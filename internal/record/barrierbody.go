@@ -33,15 +33,12 @@ const (
 const mostIDs = 16 * MaxParties
 
 func (barrierRules) body(d *decoder, key []byte) (known bool, err error) {
-	if d.rec.Body == nil {
-		d.rec.Body = new(barrier)
-	}
 	b := d.rec.barrier()
 	switch string(key) {
 	case "parties":
-		return true, d.count(&d.seen, hasParties, &b.parties)
+		return true, field(d, &d.seen, hasParties, &b.parties, d.count)
 	case "gen":
-		return true, d.number(&d.seen, hasBodyGen, &b.gen)
+		return true, field(d, &d.seen, hasBodyGen, &b.gen, d.number)
 	case "leases":
 		return true, d.once(&d.seen, hasLeases, func() error {
 			return d.array(func() error {
@@ -75,14 +72,14 @@ func (d *decoder) generation(g *generation) error {
 	err := d.object(func(key []byte) error {
 		switch string(key) {
 		case "gen":
-			return d.number(&seen, hasGenNumber, &g.gen)
+			return field(d, &seen, hasGenNumber, &g.gen, d.number)
 		case "broken":
-			return d.str(&seen, hasBroken, &g.why)
+			return field(d, &seen, hasBroken, &g.why, d.string)
 		case "by":
-			return d.str(&seen, hasBy, &g.who)
+			return field(d, &seen, hasBy, &g.who, d.string)
 		case "ids":
 			g.ids = make([]string, 1)
-			return d.str(&seen, hasIDs, &g.ids[0])
+			return field(d, &seen, hasIDs, &g.ids[0], d.string)
 		}
 		return d.failAt(d.keyAt, "unknown field")
 	})
@@ -220,7 +217,7 @@ func (b *barrier) equal(o Body) bool {
 }
 
 func (b *barrier) append(dst []byte) []byte {
-	dst = appendNumber(dst, "parties", uint64(b.parties))
+	dst = appendNumber(dst, "parties", b.parties)
 	dst = appendNumber(dst, "gen", b.gen)
 	places := map[string]int{}
 	var leases []string
@@ -233,42 +230,16 @@ func (b *barrier) append(dst []byte) []byte {
 			}
 		}
 	}
-	for i, lease := range leases {
-		if i == 0 {
-			dst = append(dst, `,"leases":[`...)
-		} else {
-			dst = append(dst, ',')
-		}
-		dst = appendString(dst, lease)
-		if i == len(leases)-1 {
-			dst = append(dst, ']')
-		}
-	}
+	dst = appendList(dst, `,"leases":[`, len(leases), "]", func(dst []byte, i int) []byte { return appendString(dst, leases[i]) })
 	if b.acting != nil {
 		dst = b.acting.append(append(dst, `,"acting":`...), places)
 	}
-	for i := range b.ended {
-		if i == 0 {
-			dst = append(dst, `,"ended":[`...)
-		} else {
-			dst = append(dst, ',')
-		}
-		dst = b.ended[i].append(dst, places)
-		if i == len(b.ended)-1 {
-			dst = append(dst, ']')
-		}
-	}
-	return dst
+	return appendList(dst, `,"ended":[`, len(b.ended), "]", func(dst []byte, i int) []byte { return b.ended[i].append(dst, places) })
 }
 
 func (g *generation) append(dst []byte, places map[string]int) []byte {
 	dst = strconv.AppendUint(append(dst, `{"gen":`...), g.gen, 10)
-	if g.why != "" {
-		dst = appendText(dst, "broken", g.why)
-	}
-	if g.who != "" {
-		dst = appendText(dst, "by", g.who)
-	}
+	dst = appendText(appendText(dst, "broken", g.why), "by", g.who)
 	if len(g.ids) > 0 {
 		dst = append(dst, `,"ids":"`...)
 		dst = append(appendIDs(dst, g.ids, places), '"')

@@ -34,20 +34,15 @@ func (r *Record) longList() bool {
 	return long
 }
 
-// appendEntries appends the elements of a list.
-func appendEntries(dst []byte, list []Entry, holders bool) []byte {
+// appendEntries appends a list.
+func appendEntries(dst []byte, open string, list []Entry, holders bool) []byte {
 	var c compact
-	for i := range list {
-		if i > 0 {
-			dst = append(dst, ',')
-		}
+	return appendList(dst, open, len(list), "]", func(dst []byte, i int) []byte {
 		if e := &list[i]; len(list) > compactAbove && c.fits(e) {
-			dst = c.append(dst, e)
-		} else {
-			dst = appendEntry(dst, e, holders)
+			return c.append(dst, e)
 		}
-	}
-	return dst
+		return appendEntry(dst, &list[i], holders)
+	})
 }
 
 // compact is what the next text of a list is relative to.

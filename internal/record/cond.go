@@ -294,15 +294,10 @@ func (c *conditions) equal(o Body) bool {
 }
 
 func (c *conditions) append(dst []byte) []byte {
-	dst = append(dst, `,"conds":{`...)
-	for i, q := range c.queues {
-		if i > 0 {
-			dst = append(dst, ',')
-		}
-		dst = append(appendString(dst, q.Name), ":["...)
-		dst = append(appendEntries(dst, q.Waiters, false), ']')
-	}
-	return append(dst, '}')
+	return appendList(dst, `,"conds":{`, len(c.queues), "}", func(dst []byte, i int) []byte {
+		q := c.queues[i]
+		return appendEntries(appendString(dst, q.Name), ":[", q.Waiters, false)
+	})
 }
 
 // bound: whoever waits is signalled some time, and is longer then.

@@ -3,6 +3,7 @@ package record
 import (
 	"bytes"
 	"errors"
+	"math"
 	"slices"
 	"strconv"
 	"time"
@@ -121,15 +122,16 @@ func (d *decoder) head() error {
 func (d *decoder) headField(key []byte) (known bool, err error) {
 	switch string(key) {
 	case "v":
-		return true, d.once(&d.seen, hasVersion, func() (err error) {
-			d.version, err = d.uint(maxSince)
-			return err
-		})
+		return true, field(d, &d.seen, hasVersion, &d.version, d.exact)
 	case "kind":
 		if d.version > newestSchema {
 			return true, d.skip()
 		}
-		return true, d.str(&d.seen, hasKind, (*string)(&d.rec.Kind))
+		err = field(d, &d.seen, hasKind, (*string)(&d.rec.Kind), d.string)
+		if k := d.rec.rules(); err == nil && k != nil && d.rec.Body == nil {
+			k.begin(&d.rec, new(Op))
+		}
+		return true, err
 	}
 	return false, nil
 }
@@ -150,10 +152,10 @@ func (d *decoder) fields() error {
 		}
 		switch string(key) {
 		case "hold_us":
-			return d.once(&d.seen, hasHold, d.hold)
+			return field(d, &d.seen, hasHold, &d.rec.Hold, d.hold)
 		case "life":
 			if d.rec.Kind != KindLock {
-				return d.number(&d.seen, hasLife, &d.rec.Life)
+				return field(d, &d.seen, hasLife, &d.rec.Life, d.number)
 			}
 		case "holders":
 			return d.once(&d.seen, hasHolders, func() error { return d.entries(&d.rec.Holders, true) })
@@ -167,14 +169,7 @@ func (d *decoder) fields() error {
 	})
 }
 
-func (d *decoder) hold() error {
-	us, err := d.uint(uint64(maxHold / time.Microsecond))
-	d.rec.Hold = time.Duration(us) * time.Microsecond
-	if err == nil && us == 0 {
-		return d.fail("hold_us is 0")
-	}
-	return err
-}
+func (d *decoder) hold() (time.Duration, error) { return d.duration(maxHold, time.Microsecond) }
 
 func (d *decoder) entries(list *[]Entry, holders bool) error {
 	start := d.i
@@ -207,36 +202,32 @@ func (d *decoder) entry(holder bool, c *compact) (e Entry, err error) {
 	err = d.object(func(key []byte) error {
 		switch string(key) {
 		case "id":
-			return d.once(&seen, hasID, func() error { return d.id(&e.ID) })
+			return field(d, &seen, hasID, &e.ID, d.id)
 		case "mode":
-			return d.once(&seen, hasMode, func() error { return d.mode(&e.Mode) })
+			return field(d, &seen, hasMode, &e.Mode, d.mode)
 		case "owner":
-			return d.str(&seen, hasOwner, &e.Owner)
+			return field(d, &seen, hasOwner, &e.Owner, d.string)
 		case "ttl":
-			return d.once(&seen, hasTTL, func() error { return d.ttl(&e.TTL) })
+			return field(d, &seen, hasTTL, &e.TTL, d.ttl)
 		case "since":
-			return d.once(&seen, hasSince, func() error {
-				ms, err := d.uint(maxSince)
-				e.Since = time.UnixMilli(int64(ms)).UTC()
-				return err
-			})
+			return field(d, &seen, hasSince, &e.Since, d.since)
 		case "meta":
-			return d.once(&seen, hasMeta, func() error { return d.meta(&e) })
+			return field(d, &seen, hasMeta, &e.Meta, d.meta)
 		case "token", "queued":
 			if (key[0] == 't') == holder {
-				return d.revision(&seen, hasToken, &e.Token)
+				return field(d, &seen, hasToken, &e.Token, d.token)
 			}
 		case "convert":
 			if holder {
-				return d.once(&seen, hasConvert, func() error { return d.conversion(&e.Convert) })
+				return field(d, &seen, hasConvert, &e.Convert, d.conversion)
 			}
 		case "converted":
 			if holder {
-				return d.once(&seen, hasConverted, func() error { return d.id(&e.Converted) })
+				return field(d, &seen, hasConverted, &e.Converted, d.id)
 			}
 		case "revoked":
 			if holder {
-				return d.flag(&seen, hasRevoked, &e.Revoked)
+				return field(d, &seen, hasRevoked, &e.Revoked, d.bool)
 			}
 		}
 		if known, err := d.kindField(key, &e, &seen); known {
@@ -272,57 +263,90 @@ func (d *decoder) complete(e *Entry, start int, seen uint, holder bool) (err err
 }
 
 // conversion reads what a holder waits for.
-func (d *decoder) conversion(c *Conversion) error {
+func (d *decoder) conversion() (c Conversion, err error) {
 	d.space()
 	start := d.i
 	var seen uint
-	err := d.object(func(key []byte) error {
+	err = d.object(func(key []byte) error {
 		switch string(key) {
 		case "id":
-			return d.once(&seen, hasID, func() error { return d.id(&c.ID) })
+			return field(d, &seen, hasID, &c.ID, d.id)
 		case "mode":
-			return d.once(&seen, hasMode, func() error { return d.mode(&c.Mode) })
+			return field(d, &seen, hasMode, &c.Mode, d.mode)
 		case "queued":
-			return d.revision(&seen, hasToken, &c.Queued)
+			return field(d, &seen, hasToken, &c.Queued, d.token)
 		}
 		return d.failAt(d.keyAt, "unknown field")
 	})
 	if err == nil && seen != hasID|hasMode|hasToken {
 		err = d.failAt(start, "a conversion needs id, mode and queued")
 	}
-	return err
+	return c, err
 }
 
 // once reads a field's value, unless the field was there before.
-func (d *decoder) once(seen *uint, field uint, read func() error) error {
-	if *seen&field != 0 {
+func (d *decoder) once(seen *uint, bit uint, read func() error) error {
+	if *seen&bit != 0 {
 		return d.failAt(d.keyAt, "field stands twice")
 	}
-	*seen |= field
+	*seen |= bit
 	return read()
 }
 
-func (d *decoder) id(id *string) (err error) {
-	if *id, err = d.string(); err == nil && LeaseOf(*id) == "" {
-		return d.fail("id is not <lease>.<sequence>")
-	}
-	return err
+// field is once for a value that is stored at v.
+func field[T any](d *decoder, seen *uint, bit uint, v *T, read func() (T, error)) error {
+	return d.once(seen, bit, func() (err error) {
+		*v, err = read()
+		return err
+	})
 }
 
-func (d *decoder) mode(m *Mode) error {
+func (d *decoder) id() (id string, err error) {
+	if id, err = d.string(); err == nil && LeaseOf(id) == "" {
+		return id, d.fail("id is not <lease>.<sequence>")
+	}
+	return id, err
+}
+
+func (d *decoder) mode() (Mode, error) {
 	name, err := d.text()
-	if *m = modeOf(name); err == nil && *m == None {
-		return d.fail("unknown mode")
+	m := modeOf(name)
+	if err == nil && m == None {
+		return m, d.fail("unknown mode")
 	}
-	return err
+	return m, err
 }
 
-func (d *decoder) ttl(ttl *time.Duration) error {
-	ms, err := d.uint(uint64(maxTTL / time.Millisecond))
-	if *ttl = time.Duration(ms) * time.Millisecond; err == nil && ms == 0 {
-		return d.fail("ttl is 0")
+// duration reads how many units it has, at least one.
+func (d *decoder) duration(longest, unit time.Duration) (time.Duration, error) {
+	n, err := d.positive(uint64(longest / unit))
+	return time.Duration(n) * unit, err
+}
+
+func (d *decoder) ttl() (time.Duration, error) { return d.duration(maxTTL, time.Millisecond) }
+
+func (d *decoder) since() (time.Time, error) {
+	ms, err := d.exact()
+	return time.UnixMilli(int64(ms)).UTC(), err
+}
+
+// exact reads a number that every JSON reader takes exactly.
+func (d *decoder) exact() (uint64, error) { return d.uint(maxSince) }
+
+// positive reads a number above 0.
+func (d *decoder) positive(limit uint64) (uint64, error) {
+	n, err := d.uint(limit)
+	if err == nil && n == 0 {
+		return 0, d.fail("0 where a number above 0 is expected")
 	}
-	return err
+	return n, err
+}
+
+func (d *decoder) number() (uint64, error) { return d.positive(math.MaxUint64) }
+
+func (d *decoder) count() (int, error) {
+	n, err := d.positive(math.MaxInt32)
+	return int(n), err
 }
 
 func (d *decoder) token() (token uint64, err error) {
@@ -342,21 +366,19 @@ func (d *decoder) token() (token uint64, err error) {
 	return token, nil
 }
 
-func (d *decoder) meta(e *Entry) error {
-	return d.object(func(key []byte) error {
-		if _, twice := e.Meta[string(key)]; twice {
+func (d *decoder) meta() (meta map[string]string, err error) {
+	err = d.object(func(key []byte) (err error) {
+		if _, twice := meta[string(key)]; twice {
 			return d.failAt(d.keyAt, "field stands twice")
 		}
-		v, err := d.string()
-		if err != nil {
-			return err
+		if meta == nil {
+			meta = make(map[string]string)
 		}
-		if e.Meta == nil {
-			e.Meta = make(map[string]string)
-		}
-		e.Meta[string(key)] = v
-		return nil
+		name := string(key)
+		meta[name], err = d.string()
+		return err
 	})
+	return meta, err
 }
 
 // unique refuses an id that stands twice, in one list or in two.

@@ -3,7 +3,6 @@ package record
 import (
 	"encoding/base64"
 	"maps"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,12 +30,8 @@ const sequenceWidth = 20
 // Empty optional fields are left out.
 func (r *Record) Append(dst []byte) []byte {
 	dst = r.appendHead(dst, r.Hold)
-	if len(r.Holders) > 0 {
-		dst = append(appendEntries(append(dst, holdersField...), r.Holders, true), ']')
-	}
-	if len(r.Waiters) > 0 {
-		dst = append(appendEntries(append(dst, waitersField...), r.Waiters, false), ']')
-	}
+	dst = appendEntries(dst, holdersField, r.Holders, true)
+	dst = appendEntries(dst, waitersField, r.Waiters, false)
 	if r.Body != nil {
 		dst = r.Body.append(dst)
 	}
@@ -55,85 +50,110 @@ func (r *Record) appendHead(dst []byte, holdTime time.Duration) []byte {
 		version = compactSchema
 	}
 	dst = strconv.AppendUint(append(dst, `{"v":`...), version, 10)
-	dst = append(dst, `,"kind":`...)
-	dst = appendString(dst, string(r.Kind))
-	if holdTime > 0 {
-		dst = append(dst, `,"hold_us":`...)
-		dst = strconv.AppendInt(dst, int64(holdTime/time.Microsecond), 10)
-	}
-	if r.Life > 0 {
-		dst = appendNumber(dst, "life", r.Life)
-	}
-	return dst
+	dst = appendText(dst, "kind", string(r.Kind))
+	dst = appendNumber(dst, "hold_us", holdTime/time.Microsecond)
+	return appendNumber(dst, "life", r.Life)
 }
 
 func appendEntry(dst []byte, e *Entry, holder bool) []byte {
-	dst = append(dst, `{"id":`...)
-	dst = appendString(dst, e.ID)
+	dst = appendString(append(dst, `{"id":`...), e.ID)
 	if e.Mode != None {
-		dst = append(dst, `,"mode":"`...)
-		dst = append(dst, e.Mode.String()...)
-		dst = append(dst, '"')
+		dst = appendText(dst, "mode", e.Mode.String())
 	}
-	if e.Owner != "" {
-		dst = append(dst, `,"owner":`...)
-		dst = appendString(dst, e.Owner)
+	dst = appendText(dst, "owner", e.Owner)
+	if holder {
+		dst = appendToken(dst, "token", e.Token)
+	} else {
+		dst = appendToken(dst, "queued", e.Token)
+	}
+	dst = appendNumber(dst, "ttl", e.TTL/time.Millisecond)
+	if !e.Since.IsZero() {
+		dst = strconv.AppendInt(append(dst, `,"since":`...), e.Since.UnixMilli(), 10)
 	}
 	if holder {
-		dst = append(dst, `,"token":"`...)
-	} else {
-		dst = append(dst, `,"queued":"`...)
-	}
-	dst = appendToken(dst, e.Token)
-	dst = append(dst, `","ttl":`...)
-	dst = strconv.AppendInt(dst, int64(e.TTL/time.Millisecond), 10)
-	if !e.Since.IsZero() {
-		dst = append(dst, `,"since":`...)
-		dst = strconv.AppendInt(dst, e.Since.UnixMilli(), 10)
-	}
-	if holder && e.Revoked {
-		dst = append(dst, `,"revoked":true`...)
-	}
-	if holder && e.Convert.ID != "" {
-		dst = append(dst, `,"convert":{"id":`...)
-		dst = appendString(dst, e.Convert.ID)
-		dst = append(dst, `,"mode":"`...)
-		dst = append(dst, e.Convert.Mode.String()...)
-		dst = append(dst, `","queued":"`...)
-		dst = appendToken(dst, e.Convert.Queued)
-		dst = append(dst, `"}`...)
-	}
-	if holder && e.Converted != "" {
-		dst = append(dst, `,"converted":`...)
-		dst = appendString(dst, e.Converted)
+		dst = appendFlag(dst, "revoked", e.Revoked)
+		if e.Convert.ID != "" {
+			dst = appendString(append(dst, `,"convert":{"id":`...), e.Convert.ID)
+			dst = appendText(dst, "mode", e.Convert.Mode.String())
+			dst = append(appendToken(dst, "queued", e.Convert.Queued), '}')
+		}
+		dst = appendText(dst, "converted", e.Converted)
 	}
 	if len(e.Meta) > 0 {
 		dst = appendMeta(dst, e.Meta)
 	}
-	return append(appendKindFields(dst, e), '}')
+	// What only some kinds have.
+	dst = appendNumber(dst, "permits", e.Permits)
+	dst = appendFlag(dst, "refused", e.Refused)
+	dst = appendNumber(dst, "gen", e.Gen)
+	dst = appendFlag(dst, "acts", e.Acts)
+	dst = appendNumber(dst, "leaving", e.Leaving)
+	dst = appendValue(dst, e.Value)
+	dst = appendNumber(dst, "proclaimed", e.Proclaim)
+	dst = appendText(dst, "signalled", e.Signalled)
+	dst = appendFlag(dst, "all", e.SignalAll)
+	dst = appendNumber(dst, "signal", e.LastSignal)
+	return append(dst, '}')
 }
 
-func appendToken(dst []byte, token uint64) []byte {
+// appendField appends what comes before a field's value.
+func appendField(dst []byte, name string) []byte {
+	return append(append(append(dst, `,"`...), name...), `":`...)
+}
+
+// appendNumber appends a field, unless it is 0.
+func appendNumber[N ~int | ~int64 | ~uint64](dst []byte, name string, n N) []byte {
+	if n == 0 {
+		return dst
+	}
+	return strconv.AppendUint(appendField(dst, name), uint64(n), 10)
+}
+
+// appendText appends a field, unless it is empty.
+func appendText(dst []byte, name, text string) []byte {
+	if text == "" {
+		return dst
+	}
+	return appendString(appendField(dst, name), text)
+}
+
+// appendFlag appends a field, unless it is false.
+func appendFlag(dst []byte, name string, set bool) []byte {
+	if !set {
+		return dst
+	}
+	return append(appendField(dst, name), "true"...)
+}
+
+// appendToken appends a field with a ticket or a revision, in a width that filling it in doesn't change.
+func appendToken(dst []byte, name string, token uint64) []byte {
 	var digits [tokenWidth]byte
 	for i := tokenWidth - 1; i >= 0; i-- {
 		digits[i] = byte('0' + token%10)
 		token /= 10
 	}
-	return append(dst, digits[:]...)
+	dst = append(append(appendField(dst, name), '"'), digits[:]...)
+	return append(dst, '"')
+}
+
+// appendList appends n elements, with commas between them, from open to end; nothing where there are none.
+func appendList(dst []byte, open string, n int, end string, element func(dst []byte, i int) []byte) []byte {
+	for i := range n {
+		dst = element(append(dst, open...), i)
+		open = ","
+	}
+	if n > 0 {
+		dst = append(dst, end...)
+	}
+	return dst
 }
 
 // appendMeta writes the keys in their order as bytes, so that equal maps have one form.
 func appendMeta(dst []byte, meta map[string]string) []byte {
-	dst = append(dst, `,"meta":{`...)
-	for i, k := range slices.Sorted(maps.Keys(meta)) {
-		if i > 0 {
-			dst = append(dst, ',')
-		}
-		dst = appendString(dst, k)
-		dst = append(dst, ':')
-		dst = appendString(dst, meta[k])
-	}
-	return append(dst, '}')
+	keys := slices.Sorted(maps.Keys(meta))
+	return appendList(dst, `,"meta":{`, len(keys), "}", func(dst []byte, i int) []byte {
+		return appendString(append(appendString(dst, keys[i]), ':'), meta[keys[i]])
+	})
 }
 
 // appendString writes s, which must be UTF-8 (Apply and Decode let nothing else into a record), and
@@ -188,66 +208,12 @@ func (m *machine) entryBound(e *Entry) int {
 	return len(m.scratch) + 2*(sequenceWidth-sequence) + len("queued") - len("token") + len(",")
 }
 
-// The fields that only some kinds have, written and read.
-
-// appendKindFields appends what only some kinds have.
-func appendKindFields(dst []byte, e *Entry) []byte {
-	if e.Permits > 0 {
-		dst = appendNumber(dst, "permits", uint64(e.Permits))
-	}
-	if e.Refused {
-		dst = append(dst, `,"refused":true`...)
-	}
-	if e.Gen > 0 {
-		dst = appendNumber(dst, "gen", e.Gen)
-	}
-	if e.Acts {
-		dst = append(dst, `,"acts":true`...)
-	}
-	if e.Leaving > 0 {
-		dst = appendNumber(dst, "leaving", e.Leaving)
-	}
-	dst = appendValue(dst, e.Value)
-	if e.Proclaim > 0 {
-		dst = appendNumber(dst, "proclaimed", e.Proclaim)
-	}
-	if e.Signalled != "" {
-		dst = appendText(dst, "signalled", e.Signalled)
-	}
-	if e.SignalAll {
-		dst = append(dst, `,"all":true`...)
-	}
-	if e.LastSignal > 0 {
-		dst = appendNumber(dst, "signal", e.LastSignal)
-	}
-	return dst
-}
-
-// appendNumber appends a field, after a comma.
-func appendNumber(dst []byte, field string, n uint64) []byte {
-	dst = append(append(append(dst, `,"`...), field...), `":`...)
-	return strconv.AppendUint(dst, n, 10)
-}
-
-// appendText is appendNumber for a string.
-func appendText(dst []byte, field, s string) []byte {
-	dst = append(append(append(dst, `,"`...), field...), `":`...)
-	return appendString(dst, s)
-}
-
-// appendRevision appends a field with a revision, in the width of a token, so that filling it in makes
-// nothing longer.
-func appendRevision(dst []byte, field string, rev uint64) []byte {
-	dst = append(append(append(dst, `,"`...), field...), `":"`...)
-	return append(appendToken(dst, rev), '"')
-}
-
 // appendValue appends what is set, as "value" where it is text and as base64 "data" otherwise.
 func appendValue(dst []byte, v Value) []byte {
 	switch {
 	case !v.Set:
 	case utf8.ValidString(v.Data):
-		dst = appendText(dst, "value", v.Data)
+		dst = appendString(appendField(dst, "value"), v.Data)
 	default:
 		dst = append(dst, `,"data":"`...)
 		dst = append(base64.StdEncoding.AppendEncode(dst, []byte(v.Data)), '"')
@@ -259,82 +225,35 @@ func appendValue(dst []byte, v Value) []byte {
 func (d *decoder) kindField(key []byte, e *Entry, seen *uint) (known bool, err error) {
 	switch string(key) {
 	case "permits":
-		return true, d.count(seen, hasPermits, &e.Permits)
+		return true, field(d, seen, hasPermits, &e.Permits, d.count)
 	case "refused":
-		return true, d.flag(seen, hasRefused, &e.Refused)
+		return true, field(d, seen, hasRefused, &e.Refused, d.bool)
 	case "gen":
-		return true, d.number(seen, hasGen, &e.Gen)
+		return true, field(d, seen, hasGen, &e.Gen, d.number)
 	case "acts":
-		return true, d.flag(seen, hasActs, &e.Acts)
+		return true, field(d, seen, hasActs, &e.Acts, d.bool)
 	case "leaving":
-		return true, d.number(seen, hasLeaving, &e.Leaving)
+		return true, field(d, seen, hasLeaving, &e.Leaving, d.number)
 	case "value", "data":
 		return true, d.value(key, seen, hasValue, &e.Value)
 	case "proclaimed":
-		return true, d.number(seen, hasProclaim, &e.Proclaim)
+		return true, field(d, seen, hasProclaim, &e.Proclaim, d.number)
 	case "signalled":
-		return true, d.once(seen, hasSignalled, func() (err error) {
-			if e.Signalled, err = d.string(); err == nil && e.Signalled == "" {
-				return d.fail("signalled without a condition")
-			}
-			return err
-		})
+		if err = field(d, seen, hasSignalled, &e.Signalled, d.string); err == nil && e.Signalled == "" {
+			err = d.fail("signalled without a condition")
+		}
+		return true, err
 	case "all":
-		return true, d.flag(seen, hasAll, &e.SignalAll)
+		return true, field(d, seen, hasAll, &e.SignalAll, d.bool)
 	case "signal":
-		return true, d.number(seen, hasSignal, &e.LastSignal)
+		return true, field(d, seen, hasSignal, &e.LastSignal, d.number)
 	}
 	return false, nil
 }
 
-// number reads a number above 0, once.
-func (d *decoder) number(seen *uint, field uint, n *uint64) error {
-	return d.once(seen, field, func() (err error) {
-		if *n, err = d.uint(math.MaxUint64); err == nil && *n == 0 {
-			return d.fail("0 where a number above 0 is expected")
-		}
-		return err
-	})
-}
-
-// str reads a text, once.
-func (d *decoder) str(seen *uint, field uint, s *string) error {
-	return d.once(seen, field, func() (err error) {
-		*s, err = d.string()
-		return err
-	})
-}
-
-// count is number for an int that fits 31 bits.
-func (d *decoder) count(seen *uint, field uint, n *int) error {
-	return d.once(seen, field, func() error {
-		v, err := d.uint(math.MaxInt32)
-		if *n = int(v); err == nil && v == 0 {
-			return d.fail("0 where a number above 0 is expected")
-		}
-		return err
-	})
-}
-
-// flag reads true, once: what is false is left out.
-func (d *decoder) flag(seen *uint, field uint, b *bool) error {
-	return d.once(seen, field, func() (err error) {
-		*b, err = d.bool()
-		return err
-	})
-}
-
-// revision reads a revision in the width of a token, once.
-func (d *decoder) revision(seen *uint, field uint, rev *uint64) error {
-	return d.once(seen, field, func() (err error) {
-		*rev, err = d.token()
-		return err
-	})
-}
-
 // value reads what appendValue has written.
-func (d *decoder) value(key []byte, seen *uint, field uint, v *Value) error {
-	return d.once(seen, field, func() error {
+func (d *decoder) value(key []byte, seen *uint, bit uint, v *Value) error {
+	return d.once(seen, bit, func() error {
 		text, err := d.string()
 		if err == nil && string(key) == "data" {
 			var data []byte

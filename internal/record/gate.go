@@ -3,14 +3,13 @@ package record
 import (
 	"iter"
 	"slices"
-	"strconv"
 	"time"
 )
 
 // gateRules are the rules of gates (double barriers). Those who enter stand among the holders and wait until as many
 // are there as the gate has parties: it opens, and they are its members. A member that leaves waits until all have
 // left or are gone. Then the gate is cleared, and those move up who came while it was open.
-type gateRules struct{}
+type gateRules struct{ usual }
 
 // gate is the body.
 type gate struct {
@@ -32,10 +31,6 @@ func (gateRules) facts(r *Record, f *Facts) {
 func (gateRules) lives(op *Op) bool { return op.Verb == OpEnter }
 
 func (gateRules) begin(r *Record, op *Op) { r.Body = &gate{parties: op.Limit, gen: 1} }
-
-func (gateRules) idle(r *Record) bool { return len(r.Holders)+len(r.Waiters) == 0 }
-
-func (gateRules) outlived(*Record, time.Duration) bool { return false }
 
 func (gateRules) check(op *Op) Verdict {
 	parties := op.Limit >= 1 && op.Limit <= MaxParties
@@ -212,16 +207,16 @@ func (gateRules) traits(op *Op) traits {
 
 func (gateRules) undo(op *Op) (Op, bool) {
 	if op.Verb == OpEnter {
-		return Op{Kind: KindGate, Verb: OpCancel, ID: op.ID, Lease: op.Lease, Limit: op.Limit, Gen: op.Gen, Life: op.Life}, true
+		return op.cancelled()
 	}
 	return Op{}, false
 }
 
-func (gateRules) fields(holder bool) (required, allowed uint) {
-	if holder {
-		return 0, hasRevoked | hasLeaving
+func (k gateRules) fields(holder bool) (required, allowed uint) {
+	if _, allowed = k.usual.fields(holder); holder {
+		allowed |= hasLeaving
 	}
-	return 0, 0
+	return 0, allowed
 }
 
 func (gateRules) longest(e *Entry) { e.Revoked, e.Leaving = true, 1<<64-1 }
@@ -229,17 +224,14 @@ func (gateRules) longest(e *Entry) { e.Revoked, e.Leaving = true, 1<<64-1 }
 const hasOpen = hasBody << 2 // beside hasParties and hasBodyGen
 
 func (gateRules) body(d *decoder, key []byte) (known bool, err error) {
-	if d.rec.Body == nil {
-		d.rec.Body = new(gate)
-	}
 	g := d.rec.gate()
 	switch string(key) {
 	case "parties":
-		return true, d.count(&d.seen, hasParties, &g.parties)
+		return true, field(d, &d.seen, hasParties, &g.parties, d.count)
 	case "gen":
-		return true, d.number(&d.seen, hasBodyGen, &g.gen)
+		return true, field(d, &d.seen, hasBodyGen, &g.gen, d.number)
 	case "open":
-		return true, d.flag(&d.seen, hasOpen, &g.open)
+		return true, field(d, &d.seen, hasOpen, &g.open, d.bool)
 	}
 	return false, nil
 }
@@ -265,13 +257,9 @@ func (g *gate) clone() Body { return new(*g) }
 func (g *gate) equal(o Body) bool { return *g == *o.(*gate) }
 
 func (g *gate) append(dst []byte) []byte {
-	dst = append(dst, `,"parties":`...)
-	dst = strconv.AppendInt(dst, int64(g.parties), 10)
+	dst = appendNumber(dst, "parties", g.parties)
 	dst = appendNumber(dst, "gen", g.gen)
-	if g.open {
-		dst = append(dst, `,"open":true`...)
-	}
-	return dst
+	return appendFlag(dst, "open", g.open)
 }
 
 func (g *gate) bound(*machine) int {
@@ -296,7 +284,7 @@ func (r *Record) allDepend(waiting []Entry, mine func(*Entry) bool) (leases iter
 		}
 	}
 	if !waits {
-		return func(func(string, time.Duration) bool) {}, false
+		return noLeases, false
 	}
 	return func(yield func(string, time.Duration) bool) {
 		for e := range r.entries() {

@@ -2,6 +2,7 @@ package record
 
 import (
 	"iter"
+	"slices"
 	"time"
 )
 
@@ -83,6 +84,62 @@ type rules interface {
 	whole(d *decoder) error
 }
 
+// usual is what most kinds do. A kind embeds it, and has the methods that are otherwise with it.
+type usual struct{}
+
+func (usual) lives(*Op) bool                       { return false }
+func (usual) begin(*Record, *Op)                   {}
+func (usual) settle(*machine)                      {}
+func (usual) idle(r *Record) bool                  { return len(r.Holders)+len(r.Waiters) == 0 }
+func (usual) outlived(*Record, time.Duration) bool { return false }
+
+func (usual) states(r *Record) iter.Seq2[string, State] { return r.entryStates() }
+func (usual) inTheWay(*Record, *Op) (e Entry, ok bool)  { return e, false }
+
+// ahead: a waiter waits for all holders and all waiters before it.
+func (usual) ahead(r *Record, mine func(id string) bool) (leases iter.Seq2[string, time.Duration], next bool) {
+	last := r.lastWaiter(mine)
+	if last < 0 {
+		return noLeases, false
+	}
+	return leasesOf(r.Holders, r.Waiters[:last]), mine(r.Waiters[0].ID)
+}
+
+func (usual) fields(holder bool) (required, allowed uint) {
+	if holder {
+		return 0, hasRevoked
+	}
+	return 0, 0
+}
+
+func (usual) longest(e *Entry) { e.Revoked = true }
+
+// released is what takes back a request of which nothing but its entry is left.
+func (op *Op) released() (Op, bool) {
+	return Op{Kind: op.Kind, Verb: OpRelease, ID: op.ID, Lease: op.Lease}, true
+}
+
+// lastWaiter is the index of the last waiter for which mine is true, -1 if there is none.
+func (r *Record) lastWaiter(mine func(id string) bool) int {
+	for i, e := range slices.Backward(r.Waiters) {
+		if mine(e.ID) {
+			return i
+		}
+	}
+	return -1
+}
+
+// leasesOf yields the leases of entries, with their TTLs.
+func leasesOf(lists ...[]Entry) iter.Seq2[string, time.Duration] {
+	return func(yield func(string, time.Duration) bool) {
+		for _, list := range lists {
+			if !yieldAll(list, func(e *Entry) bool { return yield(e.Lease(), e.TTL) }) {
+				return
+			}
+		}
+	}
+}
+
 // traits are what the verb of an operation says about how it is carried out.
 type traits struct {
 	waits, blind, owed, proven, stays bool
@@ -141,37 +198,14 @@ func (r *Record) entryState(id string) State {
 // entryStates yields the standings of all entries.
 func (r *Record) entryStates() iter.Seq2[string, State] {
 	return func(yield func(string, State) bool) {
-		for i := range r.Holders {
-			if !yield(r.Holders[i].ID, State{Standing: Granted, Entry: &r.Holders[i]}) {
-				return
-			}
-		}
-		for i := range r.Waiters {
-			if !yield(r.Waiters[i].ID, State{Standing: Waiting, Entry: &r.Waiters[i]}) {
-				return
-			}
-		}
+		_ = yieldAll(r.Holders, func(e *Entry) bool { return yield(e.ID, State{Standing: Granted, Entry: e}) }) &&
+			yieldStates(r.Waiters, yield)
 	}
 }
 
-// queueAhead is rules.ahead of a kind whose waiters wait for all holders and all waiters before them.
-func (r *Record) queueAhead(mine func(id string) bool) (leases iter.Seq2[string, time.Duration], next bool) {
-	last := len(r.Waiters) - 1
-	for last >= 0 && !mine(r.Waiters[last].ID) {
-		last--
-	}
-	if last < 0 {
-		return noLeases, false
-	}
-	return func(yield func(string, time.Duration) bool) {
-		for _, list := range [][]Entry{r.Holders, r.Waiters[:last]} {
-			for i := range list {
-				if !yield(list[i].Lease(), list[i].TTL) {
-					return
-				}
-			}
-		}
-	}, mine(r.Waiters[0].ID)
+// yieldStates yields the standings of entries that wait.
+func yieldStates(waiters []Entry, yield func(string, State) bool) bool {
+	return yieldAll(waiters, func(e *Entry) bool { return yield(e.ID, State{Standing: Waiting, Entry: e}) })
 }
 
 // States yields every operation that stands in r, by its id. A nil record has none.

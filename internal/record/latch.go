@@ -14,7 +14,7 @@ import (
 // and all who wait go. Each count is marked under the lease of whoever counted, by its own sequence,
 // so that its retry counts no second time. Marks go with the tombstone of their lease; what they
 // counted stays counted, and a retry of it that comes later is told from a new count by its age.
-type latchRules struct{}
+type latchRules struct{ usual }
 
 // latch is the body.
 type latch struct {
@@ -200,10 +200,6 @@ func withSequence(spans []span, seq uint64) []span {
 	return out
 }
 
-func (latchRules) settle(*machine) {}
-
-func (latchRules) states(r *Record) iter.Seq2[string, State] { return r.entryStates() }
-
 func (latchRules) standing(r *Record, op *Op) State {
 	l := r.latch()
 	switch {
@@ -217,9 +213,7 @@ func (latchRules) standing(r *Record, op *Op) State {
 	return r.entryState(op.ID)
 }
 
-// inTheWay, ahead: who waits for a latch waits for no entry.
-func (latchRules) inTheWay(*Record, *Op) (e Entry, ok bool) { return e, false }
-
+// ahead: who waits for a latch waits for no entry.
 func (latchRules) ahead(*Record, func(string) bool) (iter.Seq2[string, time.Duration], bool) {
 	return noLeases, false
 }
@@ -231,16 +225,12 @@ func (latchRules) traits(op *Op) traits {
 func (latchRules) undo(op *Op) (Op, bool) {
 	switch op.Verb {
 	case OpAwait:
-		return Op{Kind: KindLatch, Verb: OpRelease, ID: op.ID, Lease: op.Lease}, true
+		return op.released()
 	case OpCount, OpAdd:
 		return Op{Kind: KindLatch, Verb: OpUncount, ID: op.ID, Lease: op.Lease, Base: op.Base, Life: op.Life}, true
 	}
 	return Op{}, false
 }
-
-func (latchRules) fields(bool) (required, allowed uint) { return 0, 0 }
-
-func (latchRules) longest(*Entry) {}
 
 const (
 	hasLatchCount = hasBody << iota
@@ -252,25 +242,22 @@ const (
 )
 
 func (latchRules) body(d *decoder, key []byte) (known bool, err error) {
-	if d.rec.Body == nil {
-		d.rec.Body = new(latch)
-	}
 	l := d.rec.latch()
 	switch string(key) {
 	case "count":
-		return true, d.count(&d.seen, hasLatchCount, &l.count)
+		return true, field(d, &d.seen, hasLatchCount, &l.count, d.count)
 	case "open":
 		var open bool
-		if err = d.flag(&d.seen, hasLatchOpen, &open); err == nil && !open {
+		if err = field(d, &d.seen, hasLatchOpen, &open, d.bool); err == nil && !open {
 			err = d.fail("a latch is open or has a count")
 		}
 		return true, err
 	case "initial":
-		return true, d.count(&d.seen, hasLatchInitial, &l.initial)
+		return true, field(d, &d.seen, hasLatchInitial, &l.initial, d.count)
 	case "fenced":
-		return true, d.number(&d.seen, hasLatchFenced, &l.fenced)
+		return true, field(d, &d.seen, hasLatchFenced, &l.fenced, d.number)
 	case "shut":
-		return true, d.number(&d.seen, hasLatchShut, &l.shut)
+		return true, field(d, &d.seen, hasLatchShut, &l.shut, d.number)
 	case "marks":
 		return true, d.once(&d.seen, hasLatchMarks, func() error { return d.marks(&l.marks) })
 	}
@@ -279,6 +266,7 @@ func (latchRules) body(d *decoder, key []byte) (known bool, err error) {
 
 func (latchRules) whole(d *decoder) error {
 	const counts, open = hasLatchInitial | hasLatchCount, hasLatchInitial | hasLatchOpen
+	d.rec.latch().fresh = false
 	switch seen := d.seen & (counts | open); {
 	case len(d.rec.Holders) > 0:
 		return d.fail("a latch has no holders")
@@ -303,8 +291,7 @@ func (d *decoder) marks(list *[]mark) error {
 		err := d.array(func() (err error) {
 			switch fields++; fields {
 			case 1:
-				d.space()
-				err = d.ttl(&mk.ttl)
+				mk.ttl, err = d.ttl()
 			case 2:
 				mk.spans, err = d.spans()
 			default:
@@ -366,29 +353,12 @@ func (l *latch) equal(o Body) bool {
 }
 
 func (l *latch) append(dst []byte) []byte {
-	if l.count > 0 {
-		dst = appendNumber(dst, "count", uint64(l.count))
-	} else {
-		dst = append(dst, `,"open":true`...)
-	}
-	dst = appendNumber(dst, "initial", uint64(l.initial))
-	if l.fenced > 0 {
-		dst = appendNumber(dst, "fenced", l.fenced)
-	}
-	if l.shut > 0 {
-		dst = appendNumber(dst, "shut", l.shut)
-	}
-	if len(l.marks) == 0 {
-		return dst
-	}
-	dst = append(dst, marksField...)
-	for i := range l.marks {
-		if i > 0 {
-			dst = append(dst, ',')
-		}
-		dst = l.marks[i].append(dst)
-	}
-	return append(dst, '}')
+	dst = appendNumber(dst, "count", l.count)
+	dst = appendFlag(dst, "open", l.count == 0)
+	dst = appendNumber(dst, "initial", l.initial)
+	dst = appendNumber(dst, "fenced", l.fenced)
+	dst = appendNumber(dst, "shut", l.shut)
+	return appendList(dst, marksField, len(l.marks), "}", func(dst []byte, i int) []byte { return l.marks[i].append(dst) })
 }
 
 const marksField = `,"marks":{`

@@ -10,17 +10,11 @@ import (
 
 // lockRules are the rules of locks: entries have modes, and a holder can convert its mode. Conditions are in
 // cond.go, elections in election.go.
-type lockRules struct{}
+type lockRules struct{ usual }
 
 func (lockRules) idle(r *Record) bool {
 	return len(r.Holders) == 0 && len(r.Waiters) == 0 && r.Body == nil
 }
-
-func (lockRules) outlived(*Record, time.Duration) bool { return false }
-
-func (lockRules) lives(*Op) bool { return false }
-
-func (lockRules) begin(*Record, *Op) {}
 
 func (lockRules) facts(r *Record, f *Facts) {
 	f.Queues = slices.Clip(r.conditions())
@@ -101,24 +95,16 @@ func (lockRules) settle(m *machine) {
 
 func (lockRules) states(r *Record) iter.Seq2[string, State] {
 	return func(yield func(string, State) bool) {
-		for i := range r.Holders {
-			h := &r.Holders[i]
-			granted := State{Standing: Granted, Entry: h}
-			if !yield(h.ID, granted) || h.Converted != "" && !yield(h.Converted, granted) ||
-				h.Convert.ID != "" && !yield(h.Convert.ID, State{Standing: Waiting, Entry: h}) {
-				return
-			}
-		}
-		for i := range r.Waiters {
-			if !yield(r.Waiters[i].ID, State{Standing: Waiting, Entry: &r.Waiters[i]}) {
+		for id, st := range r.entryStates() {
+			e := st.Entry
+			if !yield(id, st) || e.Converted != "" && !yield(e.Converted, st) ||
+				e.Convert.ID != "" && !yield(e.Convert.ID, State{Standing: Waiting, Entry: e}) {
 				return
 			}
 		}
 		for _, q := range r.conditions() {
-			for i := range q.Waiters {
-				if !yield(q.Waiters[i].ID, State{Standing: Waiting, Entry: &q.Waiters[i]}) {
-					return
-				}
+			if !yieldStates(q.Waiters, yield) {
+				return
 			}
 		}
 	}
@@ -132,18 +118,17 @@ func (lockRules) standing(r *Record, op *Op) State {
 		}
 		return r.entryState(op.ID)
 	case OpConvert:
-	default:
-		return r.entryState(op.ID)
-	}
-	if i := indexOf(r.Holders, op.Holder); i >= 0 {
-		switch h := &r.Holders[i]; op.ID {
-		case h.Converted:
-			return State{Standing: Granted, Entry: h}
-		case h.Convert.ID:
-			return State{Standing: Waiting, Entry: h}
+		if i := indexOf(r.Holders, op.Holder); i >= 0 {
+			switch h := &r.Holders[i]; op.ID {
+			case h.Converted:
+				return State{Standing: Granted, Entry: h}
+			case h.Convert.ID:
+				return State{Standing: Waiting, Entry: h}
+			}
 		}
+		return State{}
 	}
-	return State{}
+	return r.entryState(op.ID)
 }
 
 // inTheWay: a holder, else the waiter before, else a holder that converts; for one that waits for a
@@ -175,10 +160,7 @@ func (lockRules) inTheWay(r *Record, op *Op) (Entry, bool) {
 // for a signal depends on those before it in that condition, and on those whom a signal of it has woken:
 // if they die the signal is passed on.
 func (lockRules) ahead(r *Record, mine func(id string) bool) (leases iter.Seq2[string, time.Duration], next bool) {
-	last := len(r.Waiters) - 1
-	for last >= 0 && !mine(r.Waiters[last].ID) {
-		last--
-	}
+	last := r.lastWaiter(mine)
 	next = slices.ContainsFunc(r.Holders, func(e Entry) bool { return e.Convert.ID != "" && mine(e.Convert.ID) })
 	holders := r.Holders
 	if last < 0 && !next {
@@ -191,13 +173,7 @@ func (lockRules) ahead(r *Record, mine func(id string) bool) (leases iter.Seq2[s
 				return
 			}
 		}
-		for _, list := range [][]Entry{holders, r.Waiters[:max(last, 0)]} {
-			for i := range list {
-				if !yield(list[i].Lease(), list[i].TTL) {
-					return
-				}
-			}
-		}
+		leasesOf(holders, r.Waiters[:max(last, 0)])(yield)
 	}, next
 }
 
@@ -221,7 +197,7 @@ func (l lockRules) traits(op *Op) traits {
 func (lockRules) undo(op *Op) (Op, bool) {
 	switch {
 	case op.Verb == OpAcquire || op.Verb == OpTry:
-		return Op{Kind: KindLock, Verb: OpRelease, ID: op.ID, Lease: op.Lease}, true
+		return op.released()
 	case op.Verb == OpConvert && !op.From.Covers(op.Mode):
 		return Op{Kind: KindLock, Verb: OpUnconvert, ID: op.ID, Lease: op.Lease, Holder: op.Holder, Mode: Meet(op.From, op.Mode)}, true
 	case op.Verb == OpWait:

@@ -1,13 +1,12 @@
 package record
 
 import (
-	"iter"
 	"time"
 )
 
 // onceRules are the rules of what is done once: the holder runs, those who wait run after it if it
 // fails, and the first result ends that. It stays, and is read by all who come later.
-type onceRules struct{}
+type onceRules struct{ usual }
 
 // once is the body.
 type once struct {
@@ -114,8 +113,6 @@ func (onceRules) settle(m *machine) {
 	}
 }
 
-func (onceRules) states(r *Record) iter.Seq2[string, State] { return r.entryStates() }
-
 func (onceRules) standing(r *Record, op *Op) State {
 	switch o := r.once(); {
 	case op.Life != r.Life:
@@ -136,10 +133,6 @@ func (onceRules) inTheWay(r *Record, op *Op) (Entry, bool) {
 	return e, e.ID != "" && e.ID != op.ID
 }
 
-func (onceRules) ahead(r *Record, mine func(string) bool) (iter.Seq2[string, time.Duration], bool) {
-	return r.queueAhead(mine)
-}
-
 func (onceRules) traits(op *Op) traits {
 	return traits{waits: op.Verb == OpAcquire || op.Verb == OpTry, proven: op.Verb == OpFinish && !op.Fail, owed: op.Verb == OpFinish && op.Fail}
 }
@@ -148,7 +141,7 @@ func (onceRules) traits(op *Op) traits {
 func (onceRules) undo(op *Op) (Op, bool) {
 	switch {
 	case op.Verb == OpAcquire || op.Verb == OpTry:
-		return Op{Kind: KindOnce, Verb: OpRelease, ID: op.ID, Lease: op.Lease}, true
+		return op.released()
 	case op.Verb == OpFinish && !op.Fail:
 		failed := *op
 		failed.Fail, failed.Value = true, Value{}
@@ -157,15 +150,6 @@ func (onceRules) undo(op *Op) (Op, bool) {
 	return Op{}, false
 }
 
-func (onceRules) fields(holder bool) (required, allowed uint) {
-	if holder {
-		return 0, hasRevoked
-	}
-	return 0, 0
-}
-
-func (onceRules) longest(e *Entry) { e.Revoked = true }
-
 const (
 	hasResult = hasBody << iota
 	hasResultBy
@@ -173,25 +157,19 @@ const (
 )
 
 func (onceRules) body(d *decoder, key []byte) (known bool, err error) {
-	if d.rec.Body == nil {
-		d.rec.Body = new(once)
-	}
 	o := d.rec.once()
 	switch string(key) {
 	case "value", "data":
 		return true, d.value(key, &d.seen, hasResult, &o.result)
 	case "by":
-		return true, d.once(&d.seen, hasResultBy, func() error { return d.id(&o.by) })
+		return true, field(d, &d.seen, hasResultBy, &o.by, d.id)
 	case "retention_s":
-		return true, d.count(&d.seen, hasRetention, &o.stays)
+		return true, field(d, &d.seen, hasRetention, &o.stays, d.count)
 	}
 	return false, nil
 }
 
 func (onceRules) whole(d *decoder) error {
-	if d.rec.Body == nil {
-		d.rec.Body = new(once)
-	}
 	switch seen := d.seen & (hasResult | hasResultBy | hasRetention); {
 	case seen != 0 && seen&^hasRetention != hasResult|hasResultBy:
 		return d.fail("a result needs value or data, and by")
@@ -212,10 +190,7 @@ func (o *once) append(dst []byte) []byte {
 		return dst
 	}
 	dst = appendText(appendValue(dst, o.result), "by", o.by)
-	if o.stays > 0 {
-		dst = appendNumber(dst, "retention_s", uint64(o.stays))
-	}
-	return dst
+	return appendNumber(dst, "retention_s", o.stays)
 }
 
 // bound: whoever runs has room for a result, as all entries go when it comes.

@@ -9,7 +9,7 @@ import (
 // semaphoreRules are the rules of semaphores: each entry has a number of permits, and those that are
 // out are never more than the size, unless the size was made smaller since. First come, first
 // served: the head of the queue waits until it fits, and nobody passes it.
-type semaphoreRules struct{}
+type semaphoreRules struct{ usual }
 
 // semaphore is the body.
 type semaphore struct {
@@ -45,9 +45,6 @@ func (semaphoreRules) idle(r *Record) bool {
 	s := r.semaphore()
 	return len(r.Holders)+len(r.Waiters) == 0 && s.size == s.initial
 }
-
-// outlived: a size that was set by hand stays until it is deleted.
-func (semaphoreRules) outlived(*Record, time.Duration) bool { return false }
 
 func (semaphoreRules) check(op *Op) Verdict {
 	switch op.Verb {
@@ -170,11 +167,7 @@ func (semaphoreRules) settle(m *machine) {
 
 func (semaphoreRules) states(r *Record) iter.Seq2[string, State] {
 	return func(yield func(string, State) bool) {
-		for id, st := range r.entryStates() {
-			if !yield(id, refusedState(st)) {
-				return
-			}
-		}
+		r.entryStates()(func(id string, st State) bool { return yield(id, refusedState(st)) })
 	}
 }
 
@@ -200,8 +193,8 @@ func (semaphoreRules) inTheWay(r *Record, op *Op) (Entry, bool) {
 	return Entry{}, false
 }
 
-func (semaphoreRules) ahead(r *Record, mine func(string) bool) (iter.Seq2[string, time.Duration], bool) {
-	leases, _ := r.queueAhead(mine)
+func (k semaphoreRules) ahead(r *Record, mine func(string) bool) (iter.Seq2[string, time.Duration], bool) {
+	leases, _ := k.usual.ahead(r, mine)
 	head := firstInLine(r.Waiters)
 	return leases, head >= 0 && mine(r.Waiters[head].ID)
 }
@@ -217,7 +210,7 @@ func (semaphoreRules) traits(op *Op) traits {
 func (semaphoreRules) undo(op *Op) (Op, bool) {
 	switch op.Verb {
 	case OpAcquire, OpTry, OpDrain:
-		return Op{Kind: KindSemaphore, Verb: OpRelease, ID: op.ID, Lease: op.Lease}, true
+		return op.released()
 	}
 	return Op{}, false
 }
@@ -229,8 +222,6 @@ func (semaphoreRules) fields(holder bool) (required, allowed uint) {
 	return hasPermits, hasRefused
 }
 
-func (semaphoreRules) longest(e *Entry) { e.Revoked = true } // "refused" is as long, and not beside it
-
 const (
 	hasSize = hasBody << iota
 	hasInitial
@@ -239,19 +230,16 @@ const (
 )
 
 func (semaphoreRules) body(d *decoder, key []byte) (known bool, err error) {
-	if d.rec.Body == nil {
-		d.rec.Body = new(semaphore)
-	}
 	s := d.rec.semaphore()
 	switch string(key) {
 	case "size":
-		return true, d.count(&d.seen, hasSize, &s.size)
+		return true, field(d, &d.seen, hasSize, &s.size, d.count)
 	case "initial":
-		return true, d.count(&d.seen, hasInitial, &s.initial)
+		return true, field(d, &d.seen, hasInitial, &s.initial, d.count)
 	case "sized":
-		return true, d.revision(&d.seen, hasSized, &s.sized)
+		return true, field(d, &d.seen, hasSized, &s.sized, d.token)
 	case "resized":
-		return true, d.flag(&d.seen, hasResized, &s.resized)
+		return true, field(d, &d.seen, hasResized, &s.resized, d.bool)
 	}
 	return false, nil
 }
@@ -275,13 +263,10 @@ func (s *semaphore) resolve(rev uint64) {
 func (s *semaphore) equal(o Body) bool { return *s == *o.(*semaphore) }
 
 func (s *semaphore) append(dst []byte) []byte {
-	dst = appendNumber(dst, "size", uint64(s.size))
-	dst = appendNumber(dst, "initial", uint64(s.initial))
-	dst = appendRevision(dst, "sized", s.sized)
-	if s.resized {
-		dst = append(dst, `,"resized":true`...)
-	}
-	return dst
+	dst = appendNumber(dst, "size", s.size)
+	dst = appendNumber(dst, "initial", s.initial)
+	dst = appendToken(dst, "sized", s.sized)
+	return appendFlag(dst, "resized", s.resized)
 }
 
 func (s *semaphore) bound(*machine) int {
