@@ -113,3 +113,31 @@ func TestC26ReleaseEndsBesideASilentOwner(t *testing.T) {
 	p.mustRelease("k", p.mustAcquire("k"))
 	w.clean("k", p)
 }
+
+// C26: a try has the release of its own process carried out that is under way. The release has found the hold, then.
+func TestC26ATryTakesAReleaseOver(t *testing.T) {
+	l := lineUp(t, 1)
+	p := l.all[0]
+	rule := l.paths[0].HoldRequests(faultproxy.Subject("lf." + l.fabric + ".*.*.op"))
+	released := make(chan engine.Outcome, 1)
+	go func() {
+		out, err := p.release("k", l.ids[0])
+		if err != nil {
+			t.Error(err)
+		}
+		released <- out
+	}()
+	l.until("the release is on its way", func() bool { return rule.Count() > 0 })
+	op := p.op(record.OpTry, p.lease.NextOp())
+	op.Value = record.Value{Set: true} // so it goes directly
+	_, tried := p.start("k", op)
+	l.wait("try", tried, engine.ErrGone)
+	l.until("the hold is gone", func() bool { return p.record("k") == nil })
+	if err := rule.Release(); err != nil {
+		t.Error(err)
+	}
+	if out := <-released; !out.Existed {
+		t.Error("the release has found nothing")
+	}
+	l.clean("k", p)
+}

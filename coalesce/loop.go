@@ -150,7 +150,7 @@ func outcomeOf(op *record.Op, out engine.Outcome, err error) outcome {
 	case err == nil:
 		a.kind = granted
 		if e := out.Entry; e != nil {
-			a.token, a.revoked, a.mode, a.permits = e.Token, e.Revoked, e.Mode, e.Permits
+			a.token, a.revoked, a.letTurn, a.mode, a.permits = e.Token, e.Revoked, e.LetTurn, e.Mode, e.Permits
 		}
 		a.alone = out.Record != nil && len(out.Record.Holders)+len(out.Record.Waiters) == 1
 	case errors.As(err, &no):

@@ -158,6 +158,6 @@ func (o *outcome) final() bool { return o.kind != queued && o.kind != turn && o.
 func (o *outcome) entry(op *record.Op) *record.Entry {
 	return &record.Entry{
 		ID: op.ID, Owner: op.Owner, TTL: op.TTL, Since: op.Since, Token: o.token, Meta: op.Meta,
-		Mode: o.mode, Permits: o.permits, Revoked: o.revoked,
+		Mode: o.mode, Permits: o.permits, Revoked: o.revoked, LetTurn: o.letTurn,
 	}
 }

@@ -58,6 +58,7 @@ type outcome struct {
 	permits   int
 	alone     bool // nobody else stands in the record
 	revoked   bool
+	letTurn   bool // turns are over here: its release passes none on
 	existed   bool
 	uncertain bool // an earlier attempt may be committed
 
@@ -96,6 +97,7 @@ const (
 	flagExisted
 	flagUncertain
 	flagRelease
+	flagLetTurn
 )
 
 func (o *outcome) id() string { return record.ID(o.lease, o.seq) }
@@ -120,7 +122,7 @@ func (p *reply) append(dst []byte) []byte {
 
 func (o *outcome) append(dst []byte, leases *table) []byte {
 	var flags uint64
-	for i, set := range [...]bool{o.alone, o.revoked, o.existed, o.uncertain, o.release} {
+	for i, set := range [...]bool{o.alone, o.revoked, o.existed, o.uncertain, o.release, o.letTurn} {
 		if set {
 			flags |= 1 << i
 		}
@@ -194,7 +196,7 @@ func (r *reader) outcome(leases []string) (o outcome) {
 			flags := v.uint()
 			o.alone, o.revoked = flags&flagAlone != 0, flags&flagRevoked != 0
 			o.existed, o.uncertain = flags&flagExisted != 0, flags&flagUncertain != 0
-			o.release = flags&flagRelease != 0
+			o.release, o.letTurn = flags&flagRelease != 0, flags&flagLetTurn != 0
 		case tagPosition:
 			o.position = int(v.small(maxNumber))
 		case tagVerdict:

@@ -267,6 +267,11 @@ func (r *Router) passGhosts(q *engine.Request) {
 	q.Done = func(out engine.Outcome, err error) {
 		var no *engine.RefusedError
 		if errors.As(err, &no) && (no.Verdict == record.Held || no.Verdict == record.AlreadyHeld) && slices.Contains(ghosts, no.Blocker.ID) {
+			r.client.mu.Lock()
+			for t := range r.trips { // one that is under way may find nothing any more
+				t.missed = t.missed || t.releases() && t.req.Op.ID == no.Blocker.ID
+			}
+			r.client.unlock()
 			r.engine.ReleaseInBackground(q.Key, no.Blocker.Lease(), no.Blocker.ID, 0)
 			err = engine.ErrGone
 		}

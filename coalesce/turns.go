@@ -35,7 +35,7 @@ func (r *Router) judge(k *call, o *outcome) {
 		t.call = nil
 	}
 	r.route(k.key).alone = 0
-	r.answer(t, engine.Outcome{Entry: o.entry(&k.op), Revision: o.rev, Existed: true}, nil)
+	r.answer(t, engine.Outcome{Entry: o.entry(&k.op), Revision: o.rev, Existed: true, Turn: true}, nil)
 }
 
 // passed answers a release whose turn went on: the hold is over, and the next may run. It goes on until an

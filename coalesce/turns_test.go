@@ -102,6 +102,13 @@ func (l *lineup) tell(i int, o outcome) {
 	c.take(p.append(nil))
 }
 
+// look has a client read the record.
+func (l *lineup) look(i int) {
+	if _, _, err := l.all[i].engine.Read(l.context(), "k"); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
 // turnOf is the turn of the client in the record as it is.
 func (l *lineup) turnOf(i int) outcome {
 	rec, rev, err := l.all[i].engine.Read(l.context(), "k")

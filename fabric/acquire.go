@@ -270,6 +270,9 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 		s: s, slot: sl, key: a.key, enc: a.enc, entry: *out.Entry, rev: out.Revision, failFast: a.req.failFast,
 		set: a.set, lock: op.Kind == record.KindLock, unit: a.unit, keep: a.req.keep, uses: out.Uses, posted: a.req.postsReleaseOf(op.Kind),
 	}
+	if out.Turn {
+		h.byTurn = out.Entry.Token
+	}
 	if a.set == nil { // else once, when all members are granted
 		if err := a.begin(ctx, h); err != nil {
 			return useless(err)

@@ -348,7 +348,7 @@ func (sh *shard) own(ctx context.Context, rank int) (*ownership, error) {
 		return nil, err
 	}
 	o.stop = append(o.stop,
-		sh.engine.WatchHold(o.owner, o.id, o.term, o.rev, func(error) { pause.Wake(o.gone) }),
+		sh.engine.WatchHold(o.owner, o.id, 0, o.rev, func(error) { pause.Wake(o.gone) }),
 		sh.hub.Follow(o.owner, o.see))
 	return o, nil
 }

@@ -41,6 +41,7 @@ type Hold struct {
 	pin              *pin   // that it is the entry of, or nil
 	keep             keep   // whether its entry may be kept
 	uses             uint64 // holds that the entry was, this one included, where it may be kept
+	byTurn           uint64 // the ticket of one that holds by a turn
 
 	mu         sync.Mutex
 	rev        uint64          // at which entry was read
@@ -158,9 +159,9 @@ func (h *Hold) IsValid(ctx context.Context) bool {
 	known := h.revision()
 	rec, rev, err := h.s.shard(h.enc).engine.Read(ctx, h.enc)
 	if err == nil && (rev == 0 || rev >= known) {
-		e, ok := rec.Held(h.entry.ID, h.Token())
+		revoked, ok := rec.Held(h.entry.ID, h.byTurn)
 		switch {
-		case ok && e.Revoked:
+		case ok && revoked:
 			h.lose(ErrRevoked)
 		case !ok && rev != 0: // rev 0, absence, is confirmed by the watch first
 			h.lose(ErrRemoved)
@@ -283,13 +284,14 @@ func (h *Hold) give() error {
 
 func (h *Hold) release() error {
 	op := releaseOp(h)
-	opt := engine.Options{Bound: releaseTimeout, Stop: h.s.m.gone, AtLeast: h.revision(), Held: op.Token != 0 && !h.asked && h.s.m.cfg.turns}
+	opt := engine.Options{Bound: releaseTimeout, Stop: h.s.m.gone, AtLeast: h.revision(), Held: h.passesTurn(&op)}
 	return h.releaseError(engine.Do(context.Background(), h.s.shard(h.enc).doer, h.enc, op, opt))
 }
 
 // post sends the release and returns: see WithPostedRelease.
 func (h *Hold) post(ended Event) {
 	q := &engine.Request{Key: h.enc, Op: releaseOp(h), AtLeast: h.revision()}
+	q.Held = h.passesTurn(&q.Op)
 	late := time.AfterFunc(releaseTimeout, func() { h.s.shard(h.enc).doer.Withdraw(q, context.DeadlineExceeded) }) // it goes on, as owed
 	q.Done = func(out engine.Outcome, err error) {
 		late.Stop()
@@ -324,6 +326,11 @@ func releaseOp(h *Hold) record.Op {
 		op.Hold, op.Token = h.lasted(), h.entry.Token
 	}
 	return op
+}
+
+// passesTurn reports whether a turn can follow the release.
+func (h *Hold) passesTurn(op *record.Op) bool {
+	return op.Token != 0 && !h.asked && !h.entry.LetTurn && h.s.m.cfg.turns
 }
 
 // revision is the newest at which the hold was seen in the record.
@@ -403,12 +410,12 @@ func (h *Hold) end(err error) {
 // watch has the engine report when the entry is revoked or removed.
 func (h *Hold) watch() {
 	h.mu.Lock()
-	over, rev, token := h.err != nil, h.rev, h.entry.Token
+	over, rev := h.err != nil, h.rev
 	h.mu.Unlock()
 	if over {
 		return
 	}
-	stop := h.s.shard(h.enc).engine.WatchHold(h.enc, h.entry.ID, token, rev, func(err error) {
+	stop := h.s.shard(h.enc).engine.WatchHold(h.enc, h.entry.ID, h.byTurn, rev, func(err error) {
 		if errors.Is(err, engine.ErrRevoked) {
 			h.lose(ErrRevoked)
 		} else {

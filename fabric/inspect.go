@@ -360,10 +360,11 @@ func ForceNow() ForceOption { return func(f *force) { f.now = true } }
 // ForceHolder limits the release to the hold with this id.
 func ForceHolder(id string) ForceOption { return func(f *force) { f.holder = id } }
 
-// ForceRelease takes the lock away from those who hold it now and returns how many. Each holder is told, invalidates
-// its handle and lets go; the next waiter is granted only then, or when the holder's lease is found dead. A hold that
-// its process has released already, and that came back with a restored stream, is released by that process. Whoever
-// is granted meanwhile is not touched. Errors are those of Inspect, and ErrKindMismatch.
+// ForceRelease takes the lock away from those who hold it now and returns how many, as the record shows it. Each holder
+// is told, invalidates its handle and lets go; the next waiter is granted only then, or when the holder's lease is found
+// dead. If a holder has passed the lock on by a turn, which the record does not show yet, the one that holds by a turn
+// is told. A hold that its process has released already, and that came back with a restored stream, is released by that
+// process. Whoever is granted meanwhile is not touched. Errors are those of Inspect, and ErrKindMismatch.
 func (m *Manager) ForceRelease(ctx context.Context, key string, opts ...ForceOption) (int, error) {
 	var f force
 	for _, o := range opts {
@@ -396,6 +397,9 @@ func (s *session) forceRelease(ctx context.Context, enc string, f force) (int, e
 		return 0, err
 	}
 	holders := slices.DeleteFunc(slices.Clone(rec.Holders), func(h record.Entry) bool { return f.holder != "" && h.ID != f.holder })
+	if e, _, _ := rec.Waiter(f.holder); !f.now && rec.MayHold(f.holder) {
+		holders = append(holders, e)
+	}
 	if len(holders) == 0 {
 		return 0, nil
 	}

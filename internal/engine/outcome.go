@@ -10,6 +10,7 @@ type Outcome struct {
 	// Existed is whether a release, cancel or removal found something to remove,
 	// now or in an earlier attempt whose outcome was not known.
 	Existed bool
+	Turn    bool // it holds by a turn: the record may show it as waiting
 	// Kept is whether the entry may be kept: it is left with Engine.Leave. Uses counts the holds that it was.
 	Kept bool
 	Uses uint64

@@ -19,8 +19,8 @@ const linger = 2 * time.Second
 
 // watchedHold is a granted entry whose disappearance somebody wants to know.
 type watchedHold struct {
-	token uint64
-	lost  func(error)
+	turn uint64 // its ticket, if it holds by a turn
+	lost func(error)
 }
 
 // user is who stands on top of a view. It is called with the view's mutex held.
@@ -224,10 +224,10 @@ func (v *view) settle() {
 	v.settleWaiting()
 	for id, h := range v.holds {
 		var err error
-		switch entry, ok := v.rec.Held(id, h.token); {
+		switch revoked, ok := v.rec.Held(id, h.turn); {
 		case !ok:
 			err = ErrRemoved
-		case entry.Revoked:
+		case revoked:
 			err = ErrRevoked
 		default:
 			continue

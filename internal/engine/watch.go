@@ -18,10 +18,10 @@ const (
 )
 
 // WatchHold calls lost once, from a goroutine of the engine, when the entry with
-// this id, which was seen at revision rev, is revoked or gone from the key's record. One that holds by a turn
-// may wait there still, with this token. It costs a share of a
+// this id, which was seen at revision rev, is revoked or gone from the key's record. One that holds by a turn, of
+// which that is the ticket, may wait there still; turn is 0 of others. It costs a share of a
 // watcher, so it is for holds that last. stop ends it; a call in progress may still finish.
-func (e *Engine) WatchHold(key, id string, token, rev uint64, lost func(error)) (stop func()) {
+func (e *Engine) WatchHold(key, id string, turn, rev uint64, lost func(error)) (stop func()) {
 	w := e.lock(key)
 	defer w.mu.Unlock()
 	if w.closed {
@@ -30,7 +30,7 @@ func (e *Engine) WatchHold(key, id string, token, rev uint64, lost func(error)) 
 	if w.holds == nil {
 		w.holds = map[string]*watchedHold{}
 	}
-	h := &watchedHold{token, lost}
+	h := &watchedHold{turn, lost}
 	w.holds[id] = h
 	w.newestRev = max(w.newestRev, rev)
 	if w.trusted() {

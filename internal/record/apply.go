@@ -93,9 +93,10 @@ func (m *machine) apply(op *Op) Result {
 	case OpEvict:
 		m.removeAll(selectLeases(op.Leases))
 	case OpRevoke:
+		m.revokeTurns(op)
 		for i := range m.Holders {
 			if h := &m.Holders[i]; op.targets(h) {
-				h.Revoked, h.Convert = true, Conversion{} // it is to let go, not to get more
+				h.Revoked, h.LetTurn, h.Convert = true, false, Conversion{} // it is to let go, not to get more
 			}
 		}
 	case OpRemove:

@@ -39,6 +39,7 @@ const (
 	hasTTL
 	hasSince
 	hasRevoked
+	hasLetTurn
 	hasMeta
 	hasConvert
 	hasConverted
@@ -229,6 +230,8 @@ func (d *decoder) entry(holder bool, c *compact) (e Entry, err error) {
 			if holder {
 				return field(d, &seen, hasRevoked, &e.Revoked, d.bool)
 			}
+		case "turn":
+			return field(d, &seen, hasLetTurn, &e.LetTurn, d.bool)
 		}
 		if known, err := d.kindField(key, &e, &seen); known {
 			return err

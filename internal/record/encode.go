@@ -70,6 +70,7 @@ func appendEntry(dst []byte, e *Entry, holder bool) []byte {
 	if !e.Since.IsZero() {
 		dst = strconv.AppendInt(append(dst, `,"since":`...), e.Since.UnixMilli(), 10)
 	}
+	dst = appendFlag(dst, "turn", e.LetTurn)
 	if holder {
 		dst = appendFlag(dst, "revoked", e.Revoked)
 		if e.Convert.ID != "" {

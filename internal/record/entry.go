@@ -26,6 +26,7 @@ type Entry struct {
 	Converted string
 	Mode      Mode
 	Revoked   bool // holders of every kind: told to let go by an operator. The entry blocks all the same
+	LetTurn   bool // told to let go if it holds by a turn of before; what the record grants it is not meant
 
 	// Of other kinds than plain locks: rules.fields says which kind has which.
 
@@ -138,7 +139,7 @@ func (e *Entry) Resolve(rev uint64) {
 
 // equal reports whether e and o would be stored the same.
 func (e *Entry) equal(o *Entry) bool {
-	return e.ID == o.ID && e.Token == o.Token && e.Mode == o.Mode && e.Revoked == o.Revoked &&
+	return e.ID == o.ID && e.Token == o.Token && e.Mode == o.Mode && e.Revoked == o.Revoked && e.LetTurn == o.LetTurn &&
 		e.Convert == o.Convert && e.Converted == o.Converted &&
 		e.Permits == o.Permits && e.Refused == o.Refused && e.Gen == o.Gen && e.Acts == o.Acts && e.Leaving == o.Leaving &&
 		e.Value == o.Value && e.Proclaim == o.Proclaim &&

@@ -25,13 +25,13 @@ func (lockRules) facts(r *Record, f *Facts) {
 
 func (lockRules) fields(holder bool) (required, allowed uint) {
 	if holder {
-		return hasMode, hasRevoked | hasConvert | hasConverted | hasSignalled | hasAll | hasSignal | hasValue | hasProclaim
+		return hasMode, hasRevoked | hasLetTurn | hasConvert | hasConverted | hasSignalled | hasAll | hasSignal | hasValue | hasProclaim
 	}
-	return hasMode, hasSignalled | hasAll | hasValue
+	return hasMode, hasLetTurn | hasSignalled | hasAll | hasValue
 }
 
 func (lockRules) longest(e *Entry) {
-	e.Mode, e.Revoked, e.Converted = SIX, true, ""
+	e.Mode, e.Revoked, e.LetTurn, e.Converted = SIX, true, false, ""
 	// One that was granted leaves less behind, also beside the last signal, which only a holder of X has.
 	e.Convert, e.LastSignal = Conversion{ID: e.ID, Mode: SIX}, 0
 	e.SignalAll = e.Signalled != ""

@@ -26,10 +26,12 @@ const (
 	// committed tombstone for each of them.
 	OpEvict
 	// OpRevoke marks the holder ID as revoked, or every holder if ID is "". A revoked entry still
-	// blocks: its owner releases when it is told, or its lease dies. With ID "", set UpTo.
+	// blocks: its owner releases when it is told, or its lease dies. With ID "", set UpTo. Waiters who may hold by a
+	// turn, in place of such a holder or as ID itself, are told to let go if they do.
 	OpRevoke
 	// OpRemove removes the holder ID, or every holder if ID is "", whether or not its owner knows:
-	// from then on safety rests on the fencing tokens alone. With ID "", set UpTo.
+	// from then on safety rests on the fencing tokens alone. With ID "", set UpTo. A waiter is never removed: it could
+	// accept a turn later.
 	OpRemove
 	// OpConvert changes the mode of the hold Holder to Mode: at once if nobody is in the way, else
 	// when those in the way have let go, before everybody in the queue. Uses ID, which names the

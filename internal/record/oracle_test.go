@@ -24,6 +24,7 @@ type oracleEntry struct {
 	order   int    // of its grant if it holds, else of its arrival
 	token   uint64 // 0: of the write at hand
 	revoked bool
+	letTurn bool
 
 	target    Mode   // of a conversion that waits
 	convert   string // its id
@@ -308,9 +309,19 @@ func (o *oracle) apply(op Op) (Verdict, string) {
 			return false
 		})
 	case OpRevoke:
+		if h := o.list(true); len(h) == 1 && h[0].op.Mode == X && h[0].convert == "" && h[0].converted == "" {
+			for _, e := range o.list(false) {
+				if e.op.Mode != X {
+					break
+				}
+				if e.op.ID == op.ID || op.ID == "" && o.means(op, h[0]) {
+					o.find(e.op.ID).letTurn = true
+				}
+			}
+		}
 		for i := range o.entries {
 			if e := &o.entries[i]; e.holds && o.means(op, *e) {
-				e.revoked = true
+				e.revoked, e.letTurn = true, false
 				e.target, e.convert, e.since = None, "", 0
 			}
 		}
@@ -385,42 +396,6 @@ func (o *oracle) request(op Op) (Verdict, string) {
 	return Applied, ""
 }
 
-// inTheWay is whom a request that can't be granted waits for.
-func (o *oracle) inTheWay(want Mode) string {
-	for _, h := range o.list(true) {
-		if !oracleCompatible(h.op.Mode, want) {
-			return h.op.ID
-		}
-	}
-	for _, h := range o.list(true) {
-		if h.convert != "" {
-			return h.op.ID
-		}
-	}
-	return append(o.list(false), o.list(true)...)[0].op.ID
-}
-
-// turns counts the groups that hold one after the other until a newcomer has its turn: those who
-// hold, each who converts, and the queue by who gets along with all of the group before.
-func (o *oracle) turns(newcomer Mode) int {
-	groups := 1 + len(o.converting())
-	var group []Mode
-	queue := []Mode{}
-	for _, e := range o.list(false) {
-		queue = append(queue, e.op.Mode)
-	}
-	for _, m := range append(queue, newcomer) {
-		for _, other := range group {
-			if !oracleCompatible(other, m) {
-				groups, group = groups+1, nil
-				break
-			}
-		}
-		group = append(group, m)
-	}
-	return groups
-}
-
 // record is the state as a record. Times and TTLs are expected to be whole milliseconds.
 func (o *oracle) record() *Record {
 	o = o.clone()
@@ -430,7 +405,7 @@ func (o *oracle) record() *Record {
 	r := &Record{Kind: "lock", Hold: o.hold}
 	for _, holding := range []bool{true, false} {
 		for _, e := range o.list(holding) {
-			entry := Entry{ID: e.op.ID, Mode: e.op.Mode, Owner: e.op.Owner, TTL: e.op.TTL, Since: e.op.Since, Token: e.token, Revoked: e.revoked, Meta: e.op.Meta,
+			entry := Entry{ID: e.op.ID, Mode: e.op.Mode, Owner: e.op.Owner, TTL: e.op.TTL, Since: e.op.Since, Token: e.token, Revoked: e.revoked, LetTurn: e.letTurn, Meta: e.op.Meta,
 				Convert: Conversion{ID: e.convert, Mode: e.target, Queued: e.since}, Converted: e.converted}
 			if holding {
 				r.Holders = append(r.Holders, entry)

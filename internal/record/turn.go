@@ -19,10 +19,10 @@ func (r *Record) Behind(id string, token uint64) (next Entry, ok bool) {
 	before := &r.Holders[0]
 	for i := range r.Waiters {
 		switch e := &r.Waiters[i]; {
-		case before.Mode != X || before.Convert.ID != "" || before.Converted != "":
+		case !before.passes():
 			return Entry{}, false // nor does one who waits behind it hold by a turn
 		case before.ID == id && before.Token == token:
-			return *e, e.Mode == X && !e.Value.Set
+			return *e, e.Mode == X && !e.Value.Set && !e.LetTurn
 		default:
 			before = e
 		}
@@ -30,16 +30,51 @@ func (r *Record) Behind(id string, token uint64) (next Entry, ok bool) {
 	return Entry{}, false
 }
 
-// Held returns the entry of a hold: a holder, or a waiter with this very token, which may hold by a turn.
-func (r *Record) Held(id string, token uint64) (Entry, bool) {
+// passes reports whether a turn can go on from the entry, if it holds.
+func (e *Entry) passes() bool { return e.Mode == X && e.Convert.ID == "" && e.Converted == "" }
+
+// MayHold reports whether a waiter may hold by a turn.
+func (r *Record) MayHold(id string) bool {
+	_, n, ok := r.Waiter(id)
+	return ok && n < r.turns()
+}
+
+// turns is how many waiters from the head of the queue on may hold by a turn, or have.
+func (r *Record) turns() (n int) {
+	if r.Kind != KindLock || len(r.Holders) != 1 || !r.Holders[0].passes() {
+		return 0
+	}
+	for n < len(r.Waiters) && r.Waiters[n].Mode == X && !r.Waiters[n].Value.Set {
+		n++
+	}
+	return n
+}
+
+// Held returns the entry of a hold: a holder, or a waiter with the ticket turn, which it holds by. turn is 0 where the
+// record has granted it. revoked is whether it is to let go.
+func (r *Record) Held(id string, turn uint64) (revoked, ok bool) {
 	if r == nil {
-		return Entry{}, false
+		return false, false
 	}
-	if e, ok := r.Holder(id); ok {
-		return e, true
+	e, ok := r.Holder(id)
+	if !ok && turn != 0 {
+		e, _, ok = r.Waiter(id)
+		ok = ok && e.Token == turn
 	}
-	e, _, ok := r.Waiter(id)
-	return e, ok && e.Token == token
+	return e.Revoked || e.LetTurn && turn != 0, ok
+}
+
+// revokeTurns marks those who may hold by a turn in place of a holder that op targets, or the one that it names. No
+// turn of a later record goes to them, and what the record grants them passes none on. So one lets go at most: the one
+// that holds by a turn when it hears of it.
+func (m *machine) revokeTurns(op *Op) {
+	n := m.turns()
+	all := n > 0 && op.ID == "" && op.targets(&m.Holders[0])
+	for i := range m.Waiters[:n] {
+		if e := &m.Waiters[i]; all || e.ID == op.ID {
+			e.LetTurn = true
+		}
+	}
 }
 
 // advance removes all before the waiter with this id and this very ticket, which holds by a turn: they have

@@ -1,6 +1,9 @@
 package record
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 func advance(id string, token uint64) Op {
 	return Op{Kind: KindLock, Verb: OpAdvance, ID: id, Lease: LeaseOf(id), Token: token}
@@ -76,4 +79,67 @@ func TestH9_SignalsOfEndedEntriesAreUsedUp(t *testing.T) {
 	b.is("s.1 | a.2* c.1 | full: b.2")
 	b.must(advance("c.1", c.Token))
 	b.is("c.1 |  | full: b.2")
+}
+
+// H12: a revocation marks who may hold by a turn in place of the holder that is meant. It takes no turn then, and what
+// the record grants it is not meant.
+func TestH12_WhoIsRevoked(t *testing.T) {
+	candidate := acquire("d.1", X)
+	candidate.Value = Value{Set: true}
+	rec, rev := after(t, Limits{}, acquire("a.1", X), acquire("b.1", X), acquire("c.1", X), candidate, acquire("e.1", X))
+	rec.Resolve(rev)
+	seen := rec.NewestHold()
+	for _, c := range []struct {
+		op     Op
+		marked string
+	}{
+		{Op{UpTo: seen}, "*a.1 b.1 c.1"},
+		{Op{}, "*a.1 b.1 c.1"},
+		{Op{UpTo: seen - 1}, ""},
+		{Op{ID: "a.1"}, "*a.1"},
+		{Op{ID: "c.1"}, "c.1"},
+		{Op{ID: "e.1"}, ""},
+	} {
+		c.op.Verb = OpRevoke
+		next, _, _ := Apply(rec, rev, []Op{c.op, c.op}, Limits{})
+		var marked []string
+		for _, h := range next.Holders {
+			if h.Revoked {
+				marked = append(marked, "*"+h.ID)
+			}
+		}
+		for _, w := range next.Waiters {
+			if w.LetTurn {
+				marked = append(marked, w.ID)
+			}
+			if w.Revoked || w.LetTurn && !rec.MayHold(w.ID) {
+				t.Errorf("%+v: %+v", c.op, w)
+			}
+		}
+		if got := strings.Join(marked, " "); got != c.marked {
+			t.Errorf("%+v marks %q, want %q", c.op, got, c.marked)
+		}
+		checkStored(t, next)
+	}
+	for _, w := range rec.Waiters { // a removed one could accept a turn later
+		if _, _, changed := Apply(rec, rev, []Op{{Verb: OpRemove, ID: w.ID}, {Verb: OpRemove, UpTo: seen - 1}}, Limits{}); changed {
+			t.Errorf("%s is removed", w.ID)
+		}
+	}
+	next, _, _ := Apply(rec, rev, []Op{{Verb: OpRevoke, UpTo: seen}, release("a.1")}, Limits{})
+	next.Resolve(rev + 1)
+	for turn, want := range map[uint64]bool{0: false, Ticket(2, 1): true} {
+		if revoked, ok := next.Held("b.1", turn); !ok || revoked != want {
+			t.Errorf("held by turn %d: revoked %v, %v", turn, revoked, ok)
+		}
+	}
+	if next, ok := next.Behind("b.1", Ticket(2, 1)); ok {
+		t.Errorf("a turn goes to %+v", next)
+	}
+	for _, other := range [][]Op{{acquire("a.1", S), acquire("b.1", X)}, {acquire("a.1", U), convert("a.1", 2, X), acquire("b.1", X)}} {
+		rec, _ := after(t, Limits{}, other...)
+		if rec.MayHold("b.1") {
+			t.Errorf("may hold by a turn: %+v", rec)
+		}
+	}
 }

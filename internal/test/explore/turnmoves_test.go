@@ -17,6 +17,14 @@ func (s *turnState) moves(emit func(n machine, what, violation string)) {
 	for f := range s.flight {
 		s.arrives(f, emit)
 	}
+	for k, verb := range []record.Verb{5: record.OpRemove, record.OpRevoke} {
+		if s.left[k] > 0 && verb != 0 && s.now.rec != nil {
+			n := s.clone()
+			n.left[k]--
+			n.send(record.Op{Verb: verb, UpTo: s.now.rec.NewestHold()})
+			emit(n, "an operator sends "+verb.String(), "")
+		}
+	}
 }
 
 func (s *turnState) arrives(f int, emit func(n machine, what, violation string)) {
@@ -63,7 +71,7 @@ func (s *turnState) clientMoves(i int, emit func(n machine, what, violation stri
 	}
 	for _, t := range s.pairs {
 		if s.accepts(i, t) {
-			step(fmt.Sprintf("accepts %v", t), func(n *turnState, _ *turnClient) string { return n.holds(i, t.to.token) })
+			step(fmt.Sprintf("accepts %v", t), func(n *turnState, _ *turnClient) string { return n.holds(i, t.to.token, true) })
 		}
 	}
 	if c.phase == turnDead {
@@ -93,7 +101,7 @@ func (s *turnState) clientMoves(i int, emit func(n machine, what, violation stri
 		}
 		step("asks", func(n *turnState, c *turnClient) string {
 			c.seq++
-			c.phase, c.seen = turnWaits, false
+			c.phase, c.seen, c.robbed = turnWaits, false, false
 			n.ask(i)
 			return ""
 		})
@@ -127,7 +135,7 @@ func (s *turnState) holderMoves(i int, step func(what string, do func(n *turnSta
 		if !n.out("H2") {
 			c.phase = turnIdle
 		}
-		n.release(i, n.id(i), c.token, !c.asked)
+		n.release(i, n.id(i), c.token, !c.asked && !c.marked)
 		return ""
 	})
 	if s.left[3] > 0 {
@@ -156,7 +164,7 @@ func (s *turnState) holderMoves(i int, step func(what string, do func(n *turnSta
 // renewed is a new token of one who holds.
 func (s *turnState) renewed(i int, token uint64) string {
 	asked := s.clients[i].asked
-	bad := s.holds(i, token)
+	bad := s.holds(i, token, s.clients[i].byTurn)
 	s.clients[i].asked = asked
 	return bad
 }

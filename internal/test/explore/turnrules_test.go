@@ -13,6 +13,8 @@ var turnPrograms = map[string]turnProgram{
 	"two, a cancel":     {rounds: []uint64{2, 1}, cancels: 1},
 	"two, a conversion": {rounds: []uint64{2, 1}, conversions: 1},
 	"two, a death":      {rounds: []uint64{2, 1}, deaths: 1},
+	"two, a removal":    {rounds: []uint64{2, 1}, removals: 1},
+	"two, a revocation": {rounds: []uint64{2, 1}, revokes: 1},
 	"three":             {rounds: []uint64{1, 1, 1}},
 }
 
@@ -22,6 +24,8 @@ var largerTurns = map[string]turnProgram{
 	"two, all faults":   {rounds: []uint64{1, 1}, copies: 1, lost: 1, cancels: 1, conversions: 1, deaths: 1},
 	"three, a cancel":   {rounds: []uint64{1, 1, 1}, cancels: 1},
 	"three, a death":    {rounds: []uint64{1, 1, 1}, deaths: 1},
+	"three, revoked":    {rounds: []uint64{1, 1, 1}, revokes: 1},
+	"three, a removal":  {rounds: []uint64{1, 1, 1}, removals: 1},
 }
 
 // TestTurns exhausts small programs of turns, with the real record.
@@ -77,5 +81,11 @@ func TestH6_WaitingIsOverBeforeACancel(t *testing.T) {
 func TestH9_AHolderByTurnAdvancesBeforeItConverts(t *testing.T) {
 	takenOut(t, "H9", turnPrograms["two, a conversion"])
 }
+
+func TestH12_ARemovalHitsNoWaiter(t *testing.T) {
+	takenOut(t, "H12 removal", largerTurns["three, a removal"])
+}
+
+func TestH12_OneLetsGoAtMost(t *testing.T) { takenOut(t, "H12 release", largerTurns["three, revoked"]) }
 
 func TestH16_GhostsAreReleased(t *testing.T) { takenOut(t, "H16", turnPrograms["two, a copy"]) }

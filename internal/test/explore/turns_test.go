@@ -20,6 +20,7 @@ type turnProgram struct {
 	lost                 int      // operations that don't arrive
 	cancels, conversions int
 	deaths               int
+	removals, revokes    int    // by an operator, of the holders that it saw
 	without              string // the rule that is taken out
 }
 
@@ -44,6 +45,9 @@ type turnClient struct {
 	seq    uint64 // of the last acquire
 	token  uint64
 	asked  bool              // to convert
+	byTurn bool              // it holds by a turn
+	marked bool              // the record that granted it says that turns are over here
+	robbed bool              // its entry was removed: it may lose what it has
 	seen   bool              // its entry was seen in a record since it asked
 	ledger map[string]uint64 // ids that are to be released, and the newest revision when that was sent
 	known  known
@@ -75,7 +79,8 @@ type turnState struct {
 	pairs   []turnPair
 	ended   []ticketed // who said that it has held and holds no more
 	granted uint64     // greatest token
-	left    [5]int     // copies, lost, cancels, conversions, deaths
+	let     int        // holds that were lost by a revocation
+	left    [7]int     // copies, lost, cancels, conversions, deaths, removals, revocations
 }
 
 func (s *turnState) clone() *turnState {
@@ -94,12 +99,13 @@ func (s *turnState) key(b []byte) []byte {
 	b = append(b, s.now.text...)
 	number(s.now.rev)
 	number(s.granted)
+	number(uint64(s.let))
 	for _, n := range s.left {
 		b = append(b, byte(n))
 	}
 	for i := range s.clients {
 		c := &s.clients[i]
-		b = append(b, byte(c.phase), byte(c.seq), bit(c.asked), bit(c.seen), byte(len(c.ledger)))
+		b = append(b, byte(c.phase), byte(c.seq), bit(c.asked), bit(c.seen), bit(c.byTurn), bit(c.marked), bit(c.robbed), byte(len(c.ledger)))
 		number(c.token)
 		for _, id := range slices.Sorted(maps.Keys(c.ledger)) {
 			b = append(b, id...)
@@ -130,7 +136,7 @@ func (s *turnState) key(b []byte) []byte {
 func (s *turnState) send(ops ...record.Op) {
 	m := turnOps{ops: ops}
 	for _, op := range ops {
-		m.text += fmt.Sprint(" ", op.Verb, " ", op.ID, " ", op.Token)
+		m.text += fmt.Sprint(" ", op.Verb, " ", op.ID, " ", op.Token+op.UpTo)
 	}
 	i, _ := slices.BinarySearchFunc(s.flight, m, func(a, b turnOps) int { return strings.Compare(a.text, b.text) })
 	s.flight = slices.Insert(s.flight, i, m)
@@ -144,6 +150,17 @@ func (s *turnState) id(i int) string { return record.ID(turnLease(i), s.clients[
 
 // write applies operations to the newest record, as a compare-and-set does in the end.
 func (s *turnState) write(ops []record.Op) {
+	if ops[0].Verb == record.OpRemove && s.now.rec != nil {
+		for i := range s.clients {
+			e, held := s.now.rec.Holder(s.id(i))
+			s.clients[i].robbed = s.clients[i].robbed || held && e.Token <= ops[0].UpTo
+		}
+		if s.out("H12 removal") {
+			for _, w := range s.now.rec.Waiters {
+				ops = append(slices.Clip(ops), turnRelease(w.ID, 0))
+			}
+		}
+	}
 	next, _, changed := record.Apply(s.now.rec, s.now.rev, ops, record.Limits{})
 	if !changed {
 		return
@@ -214,11 +231,14 @@ func (s *turnState) release(i int, id string, token uint64, held bool) {
 }
 
 // holds makes the client a holder, and returns what is wrong with that.
-func (s *turnState) holds(i int, token uint64) string {
+func (s *turnState) holds(i int, token uint64, byTurn bool) string {
 	c := &s.clients[i]
-	c.phase, c.token, c.asked = turnHolds, token, false
+	c.phase, c.token, c.asked, c.byTurn, c.marked = turnHolds, token, false, byTurn, false
+	if c.robbed {
+		return ""
+	}
 	for k := range s.clients {
-		if k != i && s.clients[k].phase == turnHolds {
+		if k != i && s.clients[k].phase == turnHolds && !s.clients[k].robbed {
 			return fmt.Sprintf("%s and %s hold together", s.id(i), s.id(k))
 		}
 	}
@@ -244,13 +264,25 @@ func (s *turnState) look(i int) string {
 	switch {
 	case c.phase == turnWaits && holds:
 		token, _ := turnHolder(c.known.rec, id)
-		if bad := s.holds(i, token); bad != "" {
+		if bad := s.holds(i, token, false); bad != "" {
 			return bad
 		}
+		e, _ := c.known.rec.Holder(id)
+		c.marked = e.LetTurn && !s.out("H12 release")
+	case c.robbed && !stands && (c.seen || c.phase == turnHolds):
+		c.phase = turnIdle
 	case c.phase == turnHolds && !stands, c.phase == turnWaits && c.seen && !stands:
 		return fmt.Sprintf("the entry %s is gone under a lease that lives", id)
 	}
 	c.seen = c.seen || stands
+	if revoked, _ := c.known.rec.Held(id, turnOf(c)); revoked && c.phase == turnHolds {
+		if c.phase = turnIdle; c.ledger[id] == 0 {
+			s.release(i, id, 0, false)
+		}
+		if s.let++; s.let > s.p.revokes-s.left[6] {
+			return fmt.Sprintf("%d holds were lost by %d revocations", s.let, s.p.revokes-s.left[6])
+		}
+	}
 	for e := range c.known.rec.States() {
 		_, owed := c.ledger[e]
 		mine := record.LeaseOf(e) == turnLease(i)
@@ -259,6 +291,14 @@ func (s *turnState) look(i int) string {
 		}
 	}
 	return ""
+}
+
+// turnOf is the ticket of one that holds by a turn.
+func turnOf(c *turnClient) uint64 {
+	if c.byTurn {
+		return c.token
+	}
+	return 0
 }
 
 func turnHolder(rec *record.Record, id string) (token uint64, ok bool) {
@@ -285,7 +325,7 @@ func (s *turnState) accepts(i int, t turnPair) bool {
 	}
 	e, before, ok := c.known.rec.Waiter(t.to.id)
 	switch {
-	case !ok, e.Token != t.to.token:
+	case !ok, e.Token != t.to.token, e.LetTurn:
 		return false
 	case s.out("H4 predecessor"):
 		return true
@@ -301,7 +341,7 @@ func (s *turnState) accepts(i int, t turnPair) bool {
 
 // explore visits every state, the nearest first, and returns how many there are and a way to a violation.
 func (p *turnProgram) explore(limit int) (states int, violation string, complete bool) {
-	first := &turnState{p: p, clients: make([]turnClient, len(p.rounds)), left: [5]int{p.copies, p.lost, p.cancels, p.conversions, p.deaths}}
+	first := &turnState{p: p, clients: make([]turnClient, len(p.rounds)), left: [7]int{p.copies, p.lost, p.cancels, p.conversions, p.deaths, p.removals, p.revokes}}
 	for i := range first.clients {
 		first.clients[i].ledger = map[string]uint64{}
 	}
