@@ -279,10 +279,23 @@ func (r *Router) passGhosts(q *engine.Request) {
 	}
 }
 
+// Routed reports whether what is asked of the key now takes another road than the direct one.
+func (r *Router) Routed(key string) bool {
+	if r.cfg.Belt || r.cfg.Always {
+		return true
+	}
+	if !r.busy() {
+		return false
+	}
+	r.client.mu.Lock()
+	defer r.client.mu.Unlock()
+	return r.routes[key] != nil
+}
+
 // coalesced decides whether a request is sent to the owner. Called with mu held.
 func (r *Router) coalesced(q *engine.Request) bool {
 	c := r.client
-	if c.now == nil || c.closed || r.here.Load() || !carries(q.Key, &q.Op) || !leaseOf(q.Op.Lease, c.cfg.Manager) {
+	if c.now == nil || c.closed || r.here.Load() || q.Keeper != nil || !carries(q.Key, &q.Op) || !leaseOf(q.Op.Lease, c.cfg.Manager) {
 		return false
 	}
 	if r.cfg.Belt || r.cfg.Always {

@@ -147,9 +147,10 @@ func deadHolderInTime(t *testing.T, s *site) {
 	crashing := newManager(t, nc, fabric.WithTTL(300*time.Millisecond))
 	heldLong(t, s, crashing, key)
 	nc.Close()
-	inTheWay := 0
+	inTheWay, limit := 0, longHold/2
 	eventually(t, "grant after a crash", func() bool {
-		l, err := m.Acquire(waitContext(t), key, fabric.WithWaitLimit(longHold/2), fabric.WithDeadlineCheck())
+		l, err := m.Acquire(waitContext(t), key, fabric.WithWaitLimit(limit), fabric.WithDeadlineCheck())
+		limit += limit / 20 // so that it is longer than an answer takes, however busy the machine
 		switch {
 		case err == nil:
 			release(t, l)

@@ -43,8 +43,12 @@ type site struct {
 }
 
 var (
-	singleSite  = &site{name: "one server"}
-	clusterSite = &site{name: "three servers"}
+	// On these nothing takes the road over a coalescer, so that writes and reads can be counted.
+	singleSite  = &site{name: "one server", options: []fabric.Option{fabric.WithRoad(fabric.RoadDirect)}}
+	clusterSite = &site{name: "three servers", options: []fabric.Option{fabric.WithRoad(fabric.RoadDirect)}}
+
+	// On this one managers are as they are by default. Some of them become coalescers.
+	defaultSite = &site{name: "one server, as by default"}
 
 	// On these all that can take the road over a coalescer takes it; in belt mode it takes both roads at
 	// once.
@@ -57,7 +61,7 @@ var (
 	// On this one the locks are divided over several buckets.
 	shardedSite = &site{name: "one server, three shards", shards: 3, options: []fabric.Option{fabric.WithShards(3)}}
 
-	allSites = []*site{singleSite, clusterSite, coalescedSite, beltSite, keptSite, shardedSite}
+	allSites = []*site{singleSite, clusterSite, defaultSite, coalescedSite, beltSite, keptSite, shardedSite}
 )
 
 // roads has every list of behaviours run on each road.
@@ -160,11 +164,11 @@ type behaviour struct {
 	run  func(t *testing.T, s *site)
 }
 
-// runBehaviours runs them on one server and on three, on more sites, and with -roads on every road.
+// runBehaviours runs them on one server, on three and as by default, on more sites, and with -roads on every road.
 func runBehaviours(t *testing.T, list []behaviour, more ...*site) {
 	t.Helper()
 	t.Parallel()
-	sites := append([]*site{singleSite, clusterSite}, more...)
+	sites := append([]*site{singleSite, clusterSite, defaultSite}, more...)
 	if *roads {
 		sites = allSites
 	}

@@ -35,8 +35,8 @@ func (d KeepOption) apply(k *keep) error {
 //
 // It is for a process that takes the same locks again and again while hardly anybody else wants them: locks are
 // kept only where the acquire before met nobody else, and less and less where others keep asking. Only plain
-// exclusive locks are: Acquire, TryAcquire, Do and primitives.Mutex, on [RoadDirect], without owner, metadata, stamp or timing of
-// their own.
+// exclusive locks are: Acquire, TryAcquire, Do and primitives.Mutex, without owner, metadata, stamp or timing of
+// their own, and only while no coalescer carries the lock's operations out.
 //
 // What it costs:
 //   - Others see a holder, and wait for a message and a write until an unused lock is theirs, also if they only
@@ -55,12 +55,15 @@ func WithMaxKept(n int) ManagerOption {
 }
 
 // keeper is the lease if the attempt's lock may be kept, else nil: it is a plain exclusive one, and this process
-// alone carries its operations out.
+// carries its operations out.
 func (a *attempt) keeper(sl *slot) engine.Keeper {
-	if a.set == nil && keepable(&a.claim, &a.req) && a.op.Mode == record.X && a.session.shard(a.enc).router == nil {
-		return sl
+	if a.set != nil || !keepable(&a.claim, &a.req) || a.op.Mode != record.X {
+		return nil
 	}
-	return nil
+	if r := a.session.shard(a.enc).router; r != nil && r.Routed(a.enc) {
+		return nil
+	}
+	return sl
 }
 
 func keepable(c *Claim, r *request) bool {

@@ -98,7 +98,7 @@ type config struct {
 func newConfig(opts []Option) (config, error) {
 	c := config{
 		timing: timing{ttl: DefaultTTL}, sweep: DefaultSweepInterval, linger: DefaultIntentLinger, detectAfter: DefaultDeadlockDelay,
-		road: RoadDirect, leisure: idleOwner, logger: slog.New(slog.DiscardHandler),
+		road: RoadAutomatic, leisure: idleOwner, logger: slog.New(slog.DiscardHandler),
 	}
 	c.buckets.Fabric = DefaultFabric
 	for _, o := range opts {

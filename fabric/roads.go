@@ -17,9 +17,9 @@ type Road string
 // The roads. Whatever is chosen, the same locks exclude each other, and a coalescer that does not
 // answer is done without.
 const (
-	// RoadDirect is the default: always by this process itself.
+	// RoadDirect is always by this process itself.
 	RoadDirect Road = "direct"
-	// RoadAutomatic is by this process itself, and by the fabric's coalescer, if there is one, for
+	// RoadAutomatic is the default: by this process itself, and by the fabric's coalescer, if there is one, for
 	// locks that others want at the same time. If there is none the process may become it, see
 	// [WithoutVolunteering].
 	RoadAutomatic Road = "automatic"
@@ -29,8 +29,7 @@ const (
 	RoadBoth Road = "both"
 )
 
-// WithRoad chooses how operations are carried out. Other roads than RoadDirect are experimental: they
-// exclude as safely, but have been tested less, and are no faster with few clients.
+// WithRoad chooses how operations are carried out; the default is RoadAutomatic.
 func WithRoad(r Road) ManagerOption {
 	return func(c *config) error {
 		switch r {

@@ -40,15 +40,17 @@ type site struct {
 }
 
 var (
+	// Here everything goes directly, so that writes and reads can be counted.
 	singleSite  = &site{name: "one server", road: fabric.RoadDirect}
 	clusterSite = &site{name: "three servers", road: fabric.RoadDirect}
 
-	// Here operations go over a coalescer, and over it and directly at once.
+	// Here somebody serves as the coalescer. Operations go as is the default, over the coalescer, and over it and directly at once.
+	automaticSite    = &site{name: "one server, automatic", road: fabric.RoadAutomatic}
 	coalescedSite    = &site{name: "one server, coalesced", road: fabric.RoadCoalesced}
 	bothRoadsSite    = &site{name: "one server, on both roads", road: fabric.RoadBoth}
 	bothRoadsOfThree = &site{name: "three servers, on both roads", road: fabric.RoadBoth}
 
-	allSites = []*site{singleSite, clusterSite, coalescedSite, bothRoadsSite, bothRoadsOfThree}
+	allSites = []*site{singleSite, clusterSite, automaticSite, coalescedSite, bothRoadsSite, bothRoadsOfThree}
 )
 
 // roads has every list of behaviours run on each road.
@@ -111,11 +113,11 @@ type behaviour struct {
 	run  func(t *testing.T, s *site)
 }
 
-// runBehaviours runs them on one server, on three and on both roads, on more sites, and with -roads on all.
+// runBehaviours runs them on one server, on three, as is the default and on both roads, on more sites, and with -roads on all.
 func runBehaviours(t *testing.T, list []behaviour, more ...*site) {
 	t.Helper()
 	t.Parallel()
-	sites := append([]*site{singleSite, clusterSite, bothRoadsSite}, more...)
+	sites := append([]*site{singleSite, clusterSite, automaticSite, bothRoadsSite}, more...)
 	if *roads {
 		sites = allSites
 	}
@@ -177,7 +179,7 @@ func (s *site) url() string {
 // manager returns a manager with a connection of its own.
 func (s *site) manager(t testing.TB, opts ...fabric.Option) *fabric.Manager {
 	t.Helper()
-	m := newManager(t, s.conn(t), append([]fabric.Option{fabric.WithRoad(s.road), fabric.WithTurns()}, opts...)...)
+	m := newManager(t, s.conn(t), append([]fabric.Option{fabric.WithRoad(s.road), fabric.WithoutVolunteering(), fabric.WithTurns()}, opts...)...)
 	if s.owner != nil {
 		eventually(t, "a coalescer is known", func() bool { return m.Stats().CoalescerTerm > 0 })
 	}
@@ -304,7 +306,14 @@ func writes(fn func(), of ...*fabric.Manager) writeCount {
 		}
 		return c
 	}
+	// What was written before can be read before its answer has come.
 	before := count()
+	for still := 0; still < 10; still++ {
+		time.Sleep(5 * time.Millisecond)
+		if now := count(); now != before {
+			before, still = now, 0
+		}
+	}
 	fn()
 	after := count()
 	return writeCount{after.done - before.done, after.unknown - before.unknown}
