@@ -57,7 +57,7 @@ var sections = []section{
 	{"Synced to disk before it is acknowledged", 1, true, []part{primitive, contended}},
 	{"Not synced (Redis: every second)", 1, false, []part{primitive, contended}},
 	{"A client is killed", 1, true, []part{{"The next one has its mutex", []string{"lockfabric", "etcd", "Redis", "ZooKeeper"}, []row{
-		{"0.1 s after another one waits; TTL 4 s", 1, false, true, []maker{ourKill, etcdKill, redisKill, zookeeperKill}},
+		{what: "0.1 s after another one waits; TTL 4 s", clients: 1, slow: true, by: []maker{ourKill, etcdKill, redisKill, zookeeperKill}},
 	}}}},
 	{"Three servers, synced", 3, true, []part{contendedOnThree}},
 	{"Three servers, not synced", 3, false, []part{contendedOnThree}},
@@ -74,26 +74,26 @@ var (
 
 var primitive = part{
 	"Primitives", []string{"floor", "lockfabric", "etcd", "Redis"}, []row{
-		{"mutex: lock and unlock", 1, false, false, []maker{floor, ourMutex, etcdMutex, redisMutex}},
-		{"mutex, wanted by 2 clients", 2, false, false, []maker{nil, ourMutex, etcdMutex, redisMutex}},
-		{"mutex, wanted by 8", 8, false, false, []maker{nil, ourMutex, etcdMutex, redisMutex}},
-		{"mutex, wanted by 32", 32, false, false, []maker{nil, ourMutex, etcdMutex, redisMutex}},
-		{"reader-writer mutex, 10 clients, each tenth use writes", 10, false, false, []maker{nil, ourRWMutex, etcdRWMutex, nil}},
-		{"semaphore of 3: acquire and release", 1, false, false, []maker{floor, ourSemaphore, nil, redisSemaphore}},
-		{"semaphore of 3, wanted by 8", 8, false, false, []maker{nil, ourSemaphore, nil, redisSemaphore}},
-		{"election: campaign and resign", 1, false, false, []maker{floor, ourElection, etcdElection, nil}},
-		{"election, 8 candidates", 8, false, false, []maker{nil, ourElection, etcdElection, nil}},
-		{"barrier of 4, again and again", 4, false, false, []maker{nil, ourBarrier, nil, nil}},
-		{"double barrier of 4: enter and leave", 4, false, false, []maker{nil, ourDoubleBarrier, etcdDoubleBarrier, nil}},
-		{"one waits, another lets it go (latch; etcd: Barrier)", 1, false, false, []maker{nil, ourLatch, etcdBarrier, nil}},
-		{"once, the first time", 1, false, false, []maker{floor, ourOnce, nil, nil}},
+		{what: "mutex: lock and unlock", clients: 1, by: []maker{floor, ourMutex, etcdMutex, redisMutex}},
+		{what: "mutex, wanted by 2 clients", clients: 2, by: []maker{nil, ourMutex, etcdMutex, redisMutex}},
+		{what: "mutex, wanted by 8", clients: 8, by: []maker{nil, ourMutex, etcdMutex, redisMutex}},
+		{what: "mutex, wanted by 32", clients: 32, by: []maker{nil, ourMutex, etcdMutex, redisMutex}},
+		{what: "reader-writer mutex, 10 clients, each tenth use writes", clients: 10, by: []maker{nil, ourRWMutex, etcdRWMutex, nil}},
+		{what: "semaphore of 3: acquire and release", clients: 1, by: []maker{floor, ourSemaphore, nil, redisSemaphore}},
+		{what: "semaphore of 3, wanted by 8", clients: 8, by: []maker{nil, ourSemaphore, nil, redisSemaphore}},
+		{what: "election: campaign and resign", clients: 1, by: []maker{floor, ourElection, etcdElection, nil}},
+		{what: "election, 8 candidates", clients: 8, by: []maker{nil, ourElection, etcdElection, nil}},
+		{what: "barrier of 4, again and again", clients: 4, by: []maker{nil, ourBarrier, nil, nil}},
+		{what: "double barrier of 4: enter and leave", clients: 4, by: []maker{nil, ourDoubleBarrier, etcdDoubleBarrier, nil}},
+		{what: "one waits, another lets it go (latch; etcd: Barrier)", clients: 1, by: []maker{nil, ourLatch, etcdBarrier, nil}},
+		{what: "once, the first time", clients: 1, by: []maker{floor, ourOnce, nil, nil}},
 	},
 }
 
 // wanted is a row of many clients that lock and unlock one mutex, or one of their own each.
 func wanted(clients int, own bool) row {
 	on := fabric.WithRoad
-	r := row{fmt.Sprintf("one mutex, %d clients", clients), clients, own, false, []maker{
+	r := row{what: fmt.Sprintf("one mutex, %d clients", clients), clients: clients, own: own, by: []maker{
 		nil, mutexWith(on(fabric.RoadDirect)), mutexWith(on(fabric.RoadAutomatic)), mutexWith(on(fabric.RoadCoalesced)),
 		mutexWith(on(fabric.RoadCoalesced), fabric.WithTurns()), mutexWith(on(fabric.RoadAutomatic), fabric.WithTurns(), fabric.WithPostedRelease()),
 		etcdMutex, redisMutex, zookeeperMutex,

@@ -223,10 +223,7 @@ func forms(t *testing.T, c container, flags serveCmd, secrets string, passwords 
 		started = append(started, start(t, bare(t, append([]string{"--output", "json", "--log-level", "error"}, args...)...)))
 	}
 	for _, p := range started {
-		var v serving
-		if err := json.Unmarshal([]byte(p.object()), &v); err != nil {
-			t.Fatal(err)
-		}
+		v := p.serving()
 		servers, at = append(servers, v.URL), append(at, v)
 	}
 	for _, v := range at {

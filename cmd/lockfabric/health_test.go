@@ -3,7 +3,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -39,10 +38,7 @@ func TestServeHealth(t *testing.T) {
 	cmd := bare(t, "--output", "json", "serve", "--store", filepath.Join(t.TempDir(), "s"), "--listen", "127.0.0.1:0", "--health", "127.0.0.1:0")
 	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+socket)
 	p := start(t, cmd)
-	var v serving
-	if err := json.Unmarshal([]byte(p.object()), &v); err != nil {
-		t.Fatal(err)
-	}
+	v := p.serving()
 	told("READY=1")
 	for path, want := range map[string]int{"/livez": 200, "/readyz": 200, "/": 404} {
 		r, err := http.Get("http://" + v.Health + path)
@@ -88,10 +84,7 @@ func TestHealthOfAServerThatIsNotReady(t *testing.T) {
 func TestServeMetrics(t *testing.T) {
 	t.Parallel()
 	p := start(t, bare(t, "--output", "json", "serve", "--store", filepath.Join(t.TempDir(), "s"), "--listen", "127.0.0.1:0", "--sync", "1s", "--log-level", "error", "--health", "127.0.0.1:0"))
-	var v serving
-	if err := json.Unmarshal([]byte(p.object()), &v); err != nil {
-		t.Fatal(err)
-	}
+	v := p.serving()
 	m, err := fabric.Connect(t.Context(), v.URL, fabric.WithFabric("counted"), fabric.WithRoad(fabric.RoadCoalesced))
 	if err != nil {
 		t.Fatal(err)

@@ -38,10 +38,7 @@ func startServe(t *testing.T, env []string, args ...string) (*proc, serving) {
 	cmd := bare(t, append([]string{"--output", "json", "--log-level", "warn", "serve"}, args...)...)
 	cmd.Env = append(cmd.Env, env...)
 	p := start(t, cmd)
-	var got serving
-	if err := json.Unmarshal([]byte(p.object()), &got); err != nil {
-		t.Fatalf("%v: %s", err, p.err)
-	}
+	got := p.serving()
 	return p, got
 }
 
@@ -56,6 +53,15 @@ func (p *proc) object() string {
 		}
 	}
 	return out.String()
+}
+
+// serving reads what serve --output json says when it is ready.
+func (p *proc) serving() (ready serving) {
+	p.t.Helper()
+	if err := json.Unmarshal([]byte(p.object()), &ready); err != nil {
+		p.t.Fatalf("%v: %s", err, p.err)
+	}
+	return ready
 }
 
 // lockAt takes a lock there, or reports why that can't be.

@@ -19,11 +19,7 @@ func TestServeCoalesces(t *testing.T) {
 	t.Parallel()
 	for _, flags := range [][]string{{}, {"--no-coalesce"}} {
 		p := start(t, bare(t, append([]string{"--output", "json", "serve", "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--sync", "1s", "--log-level", "error"}, flags...)...))
-		var ready serving
-		var text []byte
-		for json.Unmarshal(text, &ready) != nil {
-			text = append(text, p.line()...)
-		}
+		ready := p.serving()
 		nc, err := nats.Connect(ready.URL)
 		if err != nil {
 			t.Fatal(err)

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"encoding/json"
 	"strings"
 	"testing"
 
@@ -20,11 +19,7 @@ func TestServeShards(t *testing.T) {
 		return start(t, bare(t, "--output", "json", "serve", "--store", store, "--listen", "127.0.0.1:0", "--sync", "1s", "--log-level", "error", "--shards", n))
 	}
 	p := serve("3")
-	var ready serving
-	var text []byte
-	for json.Unmarshal(text, &ready) != nil {
-		text = append(text, p.line()...)
-	}
+	ready := p.serving()
 	nc, err := nats.Connect(ready.URL)
 	if err != nil {
 		t.Fatal(err)

@@ -126,10 +126,7 @@ func TestServeUI(t *testing.T) {
 	t.Parallel()
 	cmd := bare(t, "--output", "json", "--fabric", "shown", "serve", "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--ui", "127.0.0.1:0", "--idle-exit", "1s")
 	p := start(t, cmd)
-	var ready serving
-	if err := json.Unmarshal([]byte(p.object()), &ready); err != nil {
-		t.Fatalf("%v: %s", err, p.err)
-	}
+	ready := p.serving()
 	at, token, _ := strings.Cut(ready.UI, "#token=")
 	m, err := fabric.Connect(t.Context(), ready.URL, fabric.WithFabric("shown"))
 	if err != nil {

@@ -92,7 +92,7 @@ func condChange(c *change) string {
 	}
 	op, after := &c.ops[0], c.after.key.rec
 	if after == nil {
-		after = record.New(record.KindLock)
+		after = &record.Record{Kind: record.KindLock}
 	}
 	queues := c.before.Facts().Queues
 	if len(queues) == 0 {
