@@ -68,10 +68,6 @@ func (s *session) shard(enc string) *shard {
 
 // doAll is engine.DoAll. Calls of different shards go at the same time.
 func (s *session) doAll(ctx context.Context, calls []*engine.Call, opt engine.Options) {
-	if len(s.shards) == 1 {
-		engine.DoAll(ctx, s.shards[0].doer, calls, opt)
-		return
-	}
 	parts := map[*shard][]*engine.Call{}
 	for _, c := range calls {
 		sh := s.shard(c.Key)
@@ -86,9 +82,6 @@ func (s *session) doAll(ctx context.Context, calls []*engine.Call, opt engine.Op
 
 // followAll is jskv.Bucket.Follow of all shards. It calls fn in the caller's goroutine.
 func (s *session) followAll(ctx context.Context, filter string, fn func(sh *shard, entries []jskv.Entry, complete bool) error) error {
-	if sh := s.shards[0]; len(s.shards) == 1 {
-		return sh.bucket.Follow(ctx, filter, func(entries []jskv.Entry, complete bool) error { return fn(sh, entries, complete) })
-	}
 	type news struct {
 		sh       *shard
 		entries  []jskv.Entry

@@ -13,15 +13,11 @@ import (
 
 // monitor is a mutex under which requests get their answers: the callbacks are called when it is let go.
 type monitor struct {
-	mu          sync.Mutex
+	sync.Mutex
 	hints       []func()
 	queued      []*Request
 	first, last *Request // whose Done is to be called, linked
 }
-
-func (m *monitor) Lock() { m.mu.Lock() }
-
-func (m *monitor) TryLock() bool { return m.mu.TryLock() }
 
 // answer has r's Done called, once.
 func (m *monitor) answer(r *Request, out Outcome, err error) {
@@ -53,16 +49,16 @@ func (m *monitor) tell(r *Request, p record.Place) {
 func (m *monitor) Unlock() {
 	hints, queued, r := m.hints, m.queued, m.first
 	m.hints, m.queued, m.first, m.last = nil, nil, nil, nil
-	m.mu.Unlock()
+	m.Mutex.Unlock()
 	for _, fn := range hints {
 		fn()
 	}
 	for _, r := range queued {
 		r.Queued(*r.place)
-		m.mu.Lock()
+		m.Lock()
 		r.telling = false
 		answered := r.answered
-		m.mu.Unlock()
+		m.Mutex.Unlock()
 		if answered && r.Done != nil {
 			r.Done(r.out, r.err)
 		}

@@ -17,6 +17,8 @@ type Call struct {
 
 	Outcome Outcome // set by DoAll
 	Err     error   // as that of Do
+
+	answered bool
 }
 
 // DoAll has d carry out operations on different keys at once, as Do does each, and returns when
@@ -70,8 +72,7 @@ func DoAll(ctx context.Context, d Doer, calls []*Call, opt Options) {
 type answers struct {
 	mu   sync.Mutex
 	left int
-	over bool // nobody waits any more
-	done map[*Call]bool
+	over bool          // nobody waits any more
 	all  chan struct{} // closed when none is left
 }
 
@@ -82,11 +83,7 @@ func (a *answers) to(c *Call) func(Outcome, error) {
 		if a.over {
 			return
 		}
-		c.Outcome, c.Err = out, err
-		if a.done == nil {
-			a.done = make(map[*Call]bool, a.left)
-		}
-		a.done[c] = true
+		c.Outcome, c.Err, c.answered = out, err, true
 		if a.left--; a.left == 0 {
 			close(a.all)
 		}
@@ -99,7 +96,7 @@ func (a *answers) giveUp(calls []*Call, cause error) {
 	defer a.mu.Unlock()
 	a.over = true
 	for _, c := range calls {
-		if !a.done[c] {
+		if !c.answered {
 			c.Err = cause
 		}
 	}

@@ -225,7 +225,7 @@ func (b *bucket) record(key string) *record.Record {
 	b.t.Helper()
 	e := b.peek(key)
 	if e.Deleted {
-		return record.New(record.KindLock)
+		return &record.Record{Kind: record.KindLock}
 	}
 	rec, err := record.Decode(e.Value)
 	if err != nil {

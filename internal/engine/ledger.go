@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"time"
 )
@@ -41,11 +43,7 @@ func (l *ledger) remove(r *Request) {
 func (l *ledger) under(lease string) []*Request {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var all []*Request
-	for r := range l.byLease[lease] {
-		all = append(all, r)
-	}
-	return all
+	return slices.Collect(maps.Keys(l.byLease[lease]))
 }
 
 // oldest returns how long something has been owed under a lease, 0 if nothing is.

@@ -1,6 +1,9 @@
 package engine
 
-import "time"
+import (
+	"maps"
+	"time"
+)
 
 // obstacles are the leases of all entries that stand in the way of this process's waiters on one
 // key: every holder and every waiter ahead, from the moment they queue, so that any number of
@@ -22,11 +25,7 @@ func (o *obstacles) follow(ahead map[string]time.Duration, urgent bool, observe 
 			delete(o.observed, id)
 		}
 	}
-	for id := range o.dead {
-		if _, ok := ahead[id]; !ok {
-			delete(o.dead, id)
-		}
-	}
+	maps.DeleteFunc(o.dead, func(id string, _ bool) bool { _, ok := ahead[id]; return !ok })
 	for id, ttl := range ahead {
 		stop, ok := o.observed[id]
 		if ok && !anew || o.dead[id] {

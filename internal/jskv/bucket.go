@@ -127,21 +127,29 @@ func (b *Bucket) get(ctx context.Context, key string) (_ Entry, header []byte, e
 			Time     time.Time `json:"time"`
 		} `json:"message"`
 	}
-	if err := json.Unmarshal(reply.Data, &resp); err != nil {
-		return Entry{}, nil, fmt.Errorf("%w: read of %s: %w", kv.ErrUnavailable, key, err)
-	}
-	switch {
+	switch err := b.answerError(json.Unmarshal(reply.Data, &resp), resp.Error); {
 	case resp.Error != nil && resp.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
 		return Entry{Key: key, Deleted: true}, nil, nil
-	case resp.Error != nil && resp.Error.ErrorCode == codeStreamNotFound:
-		return Entry{}, nil, fmt.Errorf("%w: %s", ErrBucketGone, b.name)
-	case resp.Error != nil:
-		return Entry{}, nil, fmt.Errorf("%w: read of %s: %w", kv.ErrUnavailable, key, resp.Error)
+	case err != nil:
+		return Entry{}, nil, fmt.Errorf("%w: read of %s", err, key)
 	case resp.Message == nil:
 		return Entry{}, nil, fmt.Errorf("%w: read of %s: empty answer", kv.ErrUnavailable, key)
 	}
 	m := resp.Message
 	return found(key, m.Sequence, m.Header, m.Data, m.Time), m.Header, nil
+}
+
+// answerError is the error of an answer of JetStream that could not be read, or is a refusal.
+func (b *Bucket) answerError(unreadable error, refused *jetstream.APIError) error {
+	switch {
+	case unreadable != nil:
+		return fmt.Errorf("%w: %w", kv.ErrUnavailable, unreadable)
+	case refused != nil && refused.ErrorCode == codeStreamNotFound:
+		return fmt.Errorf("%w: %s", ErrBucketGone, b.name)
+	case refused != nil:
+		return fmt.Errorf("%w: %w", kv.ErrUnavailable, refused)
+	}
+	return nil
 }
 
 func found(key string, seq uint64, header, value []byte, at time.Time) Entry {

@@ -301,11 +301,3 @@ func (h *Hub) dispatch() {
 		}
 	}
 }
-
-// wake makes a loop look at its work again. A wake that is already waiting to be received is enough.
-func wake(c chan<- struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}

@@ -53,7 +53,7 @@ func (h *Hub) addKey(name string) *watchedKey {
 	if h.failures > 0 {
 		h.schedule(k, 0) // it may be long before a watcher is tried again
 	}
-	wake(h.wakeOpener)
+	pause.Wake(h.wakeOpener)
 	return k
 }
 
@@ -122,10 +122,10 @@ func (h *Hub) detach(k *watchedKey) {
 	k.group = nil
 	if g.live--; g.live == 0 {
 		g.emptySince = time.Now()
-		wake(h.wakeOpener)
+		pause.Wake(h.wakeOpener)
 	}
 	if g.wholeBucket() && !g.retiring && len(h.keys) < wideKeys {
-		wake(h.wakeOpener) // few enough for groups again
+		pause.Wake(h.wakeOpener) // few enough for groups again
 	}
 }
 
@@ -240,7 +240,7 @@ func (h *Hub) reconnected() {
 		}
 	}
 	h.lookWithin(reconnectSpread)
-	wake(h.wakeOpener)
+	pause.Wake(h.wakeOpener)
 }
 
 // checkGone follows an announcement that the bucket is deleted or changed. One that

@@ -312,21 +312,8 @@ func (h *Hub) openFailed(o *opening, err error) {
 	h.nextOpen = time.Now().Add(backoff(h.failures))
 	h.stats.OpenFailures++
 	h.stats.LastError = err
-	for _, key := range o.keys {
-		h.unwatched(h.keys[key])
-	}
-	for _, k := range h.pending { // those that came meanwhile
-		h.unwatched(k)
-	}
-	for _, g := range h.groups { // those whose turn comes when this one has succeeded
-		if g.broken {
-			for k := range h.keysOf(g) {
-				h.unwatched(k)
-			}
-		}
-	}
-	if o.wholeBucket {
-		for _, k := range h.keys {
+	for _, k := range h.keys {
+		if k.group == nil || k.group.broken {
 			h.unwatched(k)
 		}
 	}
@@ -338,11 +325,9 @@ func (h *Hub) openFailed(o *opening, err error) {
 
 // unwatched has a key read that may be without a watcher. Lock held.
 func (h *Hub) unwatched(k *watchedKey) {
-	switch {
-	case k == nil || k.dead:
-	case k.version == 0:
+	if k.version == 0 {
 		h.schedule(k, 0)
-	case time.Until(k.due) > 2*h.interval:
+	} else if time.Until(k.due) > 2*h.interval {
 		h.schedule(k, h.interval)
 	}
 }

@@ -211,7 +211,7 @@ func (h *Hub) readNow(k *watchedKey) {
 	k.urgent = true
 	if !k.reading {
 		h.urgent = append(h.urgent, k)
-		wake(h.wakePoller)
+		pause.Wake(h.wakePoller)
 	}
 }
 
@@ -227,7 +227,7 @@ func (h *Hub) schedule(k *watchedKey, d time.Duration) {
 		heap.Fix(&h.polls, k.heapIndex)
 	}
 	if k.heapIndex == 0 {
-		wake(h.wakePoller)
+		pause.Wake(h.wakePoller)
 	}
 }
 

@@ -43,14 +43,8 @@ func (b *Bucket) State(ctx context.Context) (State, error) {
 			Last     uint64 `json:"last_seq"`
 		} `json:"state"`
 	}
-	if err := json.Unmarshal(reply.Data, &resp); err != nil {
-		return State{}, fmt.Errorf("%w: state of %s: %w", kv.ErrUnavailable, b.name, err)
-	}
-	switch {
-	case resp.Error != nil && resp.Error.ErrorCode == codeStreamNotFound:
-		return State{}, fmt.Errorf("%w: %s", ErrBucketGone, b.name)
-	case resp.Error != nil:
-		return State{}, fmt.Errorf("%w: state of %s: %w", kv.ErrUnavailable, b.name, resp.Error)
+	if err := b.answerError(json.Unmarshal(reply.Data, &resp), resp.Error); err != nil {
+		return State{}, fmt.Errorf("%w: state of %s", err, b.name)
 	}
 	return State{
 		Entries: resp.State.Messages, First: resp.State.First, Last: resp.State.Last,
@@ -107,7 +101,7 @@ func (h *Hub) look(ctx context.Context, answered func()) {
 // lookIn has the state looked at in about d. Lock held.
 func (h *Hub) lookIn(d time.Duration) {
 	h.nextLook = time.Now().Add(pause.Near(d))
-	wake(h.wakePoller)
+	pause.Wake(h.wakePoller)
 }
 
 // lookWithin has it looked at in about d, or sooner if it is to be already. Lock held.

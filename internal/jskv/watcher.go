@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -97,7 +98,7 @@ func (h *Hub) breakGroup(g *group, d time.Duration) {
 		return
 	}
 	g.broken, g.retryAt = true, at
-	wake(h.wakeOpener)
+	pause.Wake(h.wakeOpener)
 }
 
 // retire stops a group's watcher. The caller removes it from Hub.groups. Lock held.

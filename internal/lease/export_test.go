@@ -23,3 +23,10 @@ func (o *Observer) Remembered() int {
 
 // SetMemory bounds what the observer remembers.
 func (o *Observer) SetMemory(n int) { o.memory, o.pruneAt = n, n/100 }
+
+// Renewals returns how many renewals have succeeded, since Limit if that was called.
+func (l *Lease) Renewals() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.renewals
+}

@@ -104,9 +104,7 @@ func (o *Observer) judge(ctx context.Context, s *observation, rev uint64, limit 
 	readErr := err
 	if errors.Is(err, jskv.ErrConflict) || errors.Is(err, jskv.ErrUnknown) {
 		// Renewed, or declared dead by another or by ourselves.
-		rctx, cancel := context.WithTimeout(ctx, limit)
-		e, readErr = o.b.Get(rctx, s.id)
-		cancel()
+		e, readErr = get(ctx, o.b, limit, s.id)
 	}
 	if err == nil || readErr == nil && bytes.Equal(e.Value, value) {
 		o.mu.Lock()

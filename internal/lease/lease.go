@@ -201,13 +201,6 @@ func (l *Lease) Err() error {
 	return l.err
 }
 
-// Renewals returns how many renewals have succeeded, since Limit if that was called.
-func (l *Lease) Renewals() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.renewals
-}
-
 // OnLost has fn called once when the lease is lost, with the reason; at once if it is lost already. fn runs in a
 // goroutine of the lease, never within a call of one of its methods, so callers may hold their own locks; one fn runs
 // after the other, so it must be quick, and it must not wait for Close.
@@ -365,9 +358,7 @@ func (l *Lease) writeTombstone(ctx context.Context, reason string) error {
 			fallthrough
 		case errors.Is(err, jskv.ErrUnknown):
 			// Is it a tombstone that stands there, ours or another's?
-			rctx, cancel := context.WithTimeout(ctx, limit)
-			e, readErr := l.b.Get(rctx, l.who.ID)
-			cancel()
+			e, readErr := get(ctx, l.b, limit, l.who.ID)
 			if readErr == nil && isTombstone(l.who.ID, e) {
 				l.setBuried()
 				return nil
@@ -391,6 +382,13 @@ func tombstone(ctx context.Context, b Bucket, limit time.Duration, rev uint64, v
 	defer cancel()
 	_, err := b.Update(ctx, id, value, rev, tombstoneGC)
 	return err
+}
+
+// get is one bounded read.
+func get(ctx context.Context, b Bucket, limit time.Duration, id string) (jskv.Entry, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return b.Get(ctx, id)
 }
 
 // isTombstone reports whether the entry declares the lease dead.

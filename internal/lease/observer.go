@@ -158,9 +158,7 @@ func (o *Observer) read(ctx context.Context, id string, ttl time.Duration) (jskv
 	r := &reading{n: o.begun, done: make(chan struct{})}
 	o.reading[id] = r
 	o.mu.Unlock()
-	rctx, cancel := context.WithTimeout(ctx, o.patience(ttl)) // an answer can get lost
-	r.e, r.err = o.b.Get(rctx, id)
-	cancel()
+	r.e, r.err = get(ctx, o.b, o.patience(ttl), id) // an answer can get lost
 	r.left = ctx.Err() != nil
 	o.mu.Lock()
 	delete(o.reading, id)

@@ -140,6 +140,20 @@ func (m *machine) reserveBytes(need int) bool {
 	return true
 }
 
+// queue has op's entry wait at the end of the queue, if there is room, and grants what can be granted.
+func (m *machine) queue(op *Op) Result {
+	if len(m.Waiters) >= m.lim.MaxWaiters {
+		return m.queueFull()
+	}
+	e := op.entry()
+	if !m.reserve(&e) {
+		return m.tooLarge()
+	}
+	m.Waiters = append(m.Waiters, e)
+	m.rules().settle(m)
+	return Result{Verdict: Applied}
+}
+
 func (m *machine) queueFull() Result {
 	return Result{Verdict: QueueFull, Limit: fmt.Sprintf("%d waiters", m.lim.MaxWaiters)}
 }

@@ -72,20 +72,11 @@ func (barrierRules) check(op *Op) Verdict {
 	parties := op.Limit >= 1 && op.Limit <= MaxParties
 	switch op.Verb {
 	case OpArrive, OpArriveToAct:
-		if !parties || op.Mode != None {
-			return BadOp
-		}
-		return op.checkEntry()
+		return unless(!parties || op.Mode != None, op.checkEntry())
 	case OpCancel, OpReset:
-		if !parties {
-			return BadOp
-		}
-		return op.checkID(true)
+		return unless(!parties, op.checkID(true))
 	case OpTrip:
-		if LeaseOf(op.Holder) != op.Lease {
-			return BadOp
-		}
-		return op.checkID(true)
+		return unless(LeaseOf(op.Holder) != op.Lease, op.checkID(true))
 	case OpDelete:
 		return Applied
 	}
@@ -137,7 +128,7 @@ func (k barrierRules) arrive(m *machine, op *Op) Result {
 		return m.queueFull()
 	}
 	e := op.entry()
-	e.Gen, e.Acts, e.Permits = gen, op.Verb == OpArriveToAct, 0
+	e.Gen, e.Acts = gen, op.Verb == OpArriveToAct
 	for !m.reserveBytes(m.entryBound(&e) + idBound(e.ID)) {
 		if !b.forget() {
 			return m.tooLarge()

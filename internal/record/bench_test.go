@@ -8,7 +8,7 @@ import (
 
 // realistic is a record with n entries: one writer holds, the others wait.
 func realistic(n int) *Record {
-	rec := New(KindLock)
+	rec := &Record{Kind: KindLock}
 	for i := range n {
 		op := acquire(ID("Vd8Tb1SnVHxAjnLm9rPfQa", uint64(1000+i)), X)
 		op.Since = time.UnixMilli(1790000000000)

@@ -113,8 +113,8 @@ func (c *compact) appendLease(dst []byte, id string, ttl time.Duration) []byte {
 
 // read reads a text. seen are the fields it has; ok is false where the text is malformed.
 func (c *compact) read(text []byte) (e Entry, seen uint, ok bool) {
-	s := scanner{b: text}
-	if bytes.ContainsAny(text, " \t\r\n") || !c.readID(&s, &e) {
+	s := scanner{b: text, dense: true}
+	if !c.readID(&s, &e) {
 		return e, 0, false
 	}
 	seen = hasID | hasTTL | hasToken | hasSince

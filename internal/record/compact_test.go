@@ -18,7 +18,7 @@ func TestCompactForm(t *testing.T) {
 	entry := func(id string, mode Mode, token uint64, since int64) Entry {
 		return Entry{ID: id, Mode: mode, TTL: 30 * time.Second, Token: token, Since: time.UnixMilli(since).UTC()}
 	}
-	rec := New(KindLock)
+	rec := &Record{Kind: KindLock}
 	rec.Waiters = []Entry{
 		entry("La.15", X, Ticket(900, 1), 1790000000000),
 		entry("Lb.x.2", S, Ticket(900, 2), 1790000000000),
@@ -50,7 +50,7 @@ func TestCompactForm(t *testing.T) {
 // Whatever stands in a long list comes back, and the list is not larger than as objects.
 func TestCompactIsInverse(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		r := New(KindLock)
+		r := &Record{Kind: KindLock}
 		seq, rev, since := uint64(0), uint64(0), int64(0)
 		for _, list := range []*[]Entry{&r.Holders, &r.Waiters} {
 			for range rapid.IntRange(0, 3*compactAbove).Draw(t, "entries") {
@@ -121,7 +121,7 @@ func TestCompactRefused(t *testing.T) {
 
 // The size of a record follows the number of its processes: 1,600 who wait, of 100 processes, were 190,000 bytes.
 func TestSizeFollowsProcesses(t *testing.T) {
-	rec := New(KindLock)
+	rec := &Record{Kind: KindLock}
 	for i := range 160 {
 		var ops []Op
 		for k := range 10 {

@@ -35,7 +35,7 @@ func TestStoredForm(t *testing.T) {
 		want string
 	}{
 		{full(), fullJSON},
-		{New(KindLock), `{"v":3,"kind":"lock"}`},
+		{(&Record{Kind: KindLock}), `{"v":3,"kind":"lock"}`},
 		{&Record{Kind: KindLock, Holders: []Entry{}, Waiters: []Entry{{ID: "a.1", Mode: U, TTL: 1e6}}},
 			`{"v":3,"kind":"lock","waiters":[{"id":"a.1","mode":"U","queued":"00000000000000000000","ttl":1}]}`},
 	} {
@@ -126,7 +126,7 @@ func TestLookup(t *testing.T) {
 	if _, _, ok := r.Waiter("La.7"); ok {
 		t.Error("a holder is no waiter")
 	}
-	if r.Idle() || !New(KindLock).Idle() {
+	if r.Idle() || !(&Record{Kind: KindLock}).Idle() {
 		t.Error("Idle")
 	}
 }
@@ -174,7 +174,7 @@ func anyEntry(t *rapid.T, id string, holder bool) Entry {
 func anyCondition(t *rapid.T) string { return rapid.StringN(1, 20, maxQueueName).Draw(t, "condition") }
 
 func anyRecord(t *rapid.T) *Record {
-	r := New(KindLock)
+	r := &Record{Kind: KindLock}
 	r.Hold = wholeHold(time.Duration(rapid.Int64().Draw(t, "hold")))
 	seq := uint64(0)
 	for _, list := range []*[]Entry{&r.Holders, &r.Waiters} {
@@ -212,7 +212,7 @@ func TestDecodeIsInverseOfAppend(t *testing.T) {
 func TestSizeBound(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		r := anyRecord(t)
-		bound, frame := sizeBound(r), sizeBound(New(KindLock))
+		bound, frame := sizeBound(r), sizeBound((&Record{Kind: KindLock}))
 		const slack = len(`,"revoked":true` + `,"convert":{"id":"L.18446744073709551615","mode":"SIX","queued":"18446744073709551615"}` + `SIX`)
 		const more = len(`,"proclaimed":18446744073709551615,"signalled":"","all":true,"conds":{"":[]},8446744073709551615`) + 6*maxQueueName
 		n := (&machine{Record: r}).queued() + len(r.Holders)

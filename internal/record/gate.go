@@ -36,20 +36,11 @@ func (gateRules) check(op *Op) Verdict {
 	parties := op.Limit >= 1 && op.Limit <= MaxParties
 	switch op.Verb {
 	case OpEnter:
-		if !parties || op.Mode != None {
-			return BadOp
-		}
-		return op.checkEntry()
+		return unless(!parties || op.Mode != None, op.checkEntry())
 	case OpCancel:
-		if !parties {
-			return BadOp
-		}
-		return op.checkID(true)
+		return unless(!parties, op.checkID(true))
 	case OpLeave:
-		if LeaseOf(op.Holder) != op.Lease || sequenceOf(op.ID) == 0 {
-			return BadOp
-		}
-		return op.checkID(true)
+		return unless(LeaseOf(op.Holder) != op.Lease || sequenceOf(op.ID) == 0, op.checkID(true))
 	}
 	return BadOp
 }
@@ -83,17 +74,10 @@ func (k gateRules) enter(m *machine, op *Op) Result {
 		return Result{Verdict: SizeMismatch, Have: g.parties}
 	case op.generation() != g.gen:
 		return Result{Verdict: Stale}
-	case g.parties > m.lim.MaxHolders, g.open && len(m.Waiters) >= m.lim.MaxWaiters:
+	case g.parties > m.lim.MaxHolders:
 		return m.queueFull()
 	}
-	e := op.entry()
-	e.Gen, e.Permits = 0, 0
-	if !m.reserve(&e) {
-		return m.tooLarge()
-	}
-	m.Waiters = append(m.Waiters, e)
-	k.settle(m)
-	return Result{Verdict: Applied}
+	return m.queue(op)
 }
 
 // cancel takes an enter back unless the gate has opened for it, and shuts it out if it isn't there yet.

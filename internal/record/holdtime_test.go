@@ -51,7 +51,7 @@ func TestSmoothHoldFollows(t *testing.T) {
 
 func TestTurns(t *testing.T) {
 	held := func(modes ...Mode) *Record {
-		r := New(KindLock)
+		r := &Record{Kind: KindLock}
 		for _, m := range modes {
 			r.Holders = append(r.Holders, Entry{Mode: m})
 		}
@@ -85,7 +85,7 @@ func TestTurns(t *testing.T) {
 
 // However long holds are and however many wait, an expected wait is never negative.
 func TestExpectedWaitDoesNotOverflow(t *testing.T) {
-	r := New(KindLock)
+	r := &Record{Kind: KindLock}
 	r.Hold, r.Holders = maxHold, []Entry{{Mode: X}}
 	for range 1000 {
 		r.Waiters = append(r.Waiters, Entry{Mode: X})

@@ -14,7 +14,7 @@ type otherRules struct{ lockRules }
 // storedForm is the stored form of r, of an idle record as another hand may have left it.
 func storedForm(r *Record) []byte {
 	if r.Idle() {
-		r = New(KindLock)
+		r = &Record{Kind: KindLock}
 	}
 	return r.Append(nil)
 }
@@ -41,7 +41,7 @@ func TestWrongKindIsLeftAlone(t *testing.T) {
 		t.Errorf("%+v, %v, %v", next, results, changed)
 	}
 	// What this version doesn't know is never taken to be idle.
-	if unknown := New("unknown"); unknown.Idle() {
+	if unknown := (&Record{Kind: "unknown"}); unknown.Idle() {
 		t.Error("a record of an unknown kind looks idle")
 	} else if _, results, changed = Apply(unknown, 3, []Op{foreign, {Verb: OpRevoke}}, Limits{}); changed || results[0].Verdict != WrongKind || results[1].Verdict != WrongKind {
 		t.Errorf("%v, %v", results, changed)
@@ -111,8 +111,8 @@ func TestP15_SweepTakesOnlyWhatItHasSeen(t *testing.T) {
 	const kept Kind = "kept"
 	kinds[kept] = outlivedRules{}
 	t.Cleanup(func() { delete(kinds, kept) })
-	old := New(kept)
-	if old.Outlived(time.Hour-1) || !old.Outlived(time.Hour) || (*Record)(nil).Outlived(time.Hour) || New(KindLock).Outlived(1<<62) {
+	old := &Record{Kind: kept}
+	if old.Outlived(time.Hour-1) || !old.Outlived(time.Hour) || (*Record)(nil).Outlived(time.Hour) || (&Record{Kind: KindLock}).Outlived(1<<62) {
 		t.Error("age")
 	}
 	sweep := Op{Verb: OpSweep, Base: 7}

@@ -66,15 +66,9 @@ func (latchRules) check(op *Op) Verdict {
 	case OpUncount:
 		return op.checkID(true)
 	case OpCount, OpAdd:
-		if !validCount(op.N) || !validCount(op.Limit) {
-			return BadOp
-		}
-		return op.checkEntry()
+		return unless(!validCount(op.N) || !validCount(op.Limit), op.checkEntry())
 	case OpAwait:
-		if !validCount(op.Limit) {
-			return BadOp
-		}
-		return op.checkEntry()
+		return unless(!validCount(op.Limit), op.checkEntry())
 	}
 	return BadOp
 }
@@ -134,19 +128,12 @@ func (l *latch) uncount(m *machine, op *Op) Result {
 }
 
 func (l *latch) await(m *machine, op *Op) Result {
-	switch {
-	case l.count == 0, m.Has(op.ID):
+	if l.count == 0 || m.Has(op.ID) {
 		return Result{Verdict: Applied}
-	case len(m.Waiters) >= m.lim.MaxWaiters:
-		return m.queueFull()
 	}
-	e := op.entry()
-	if !m.reserve(&e) {
-		return m.tooLarge()
-	}
-	m.Waiters = append(m.Waiters, e)
-	l.fresh = false
-	return Result{Verdict: Applied}
+	res := m.queue(op)
+	l.fresh = l.fresh && res.Verdict != Applied
+	return res
 }
 
 // find returns where the mark of a lease stands, or would stand.

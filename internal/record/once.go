@@ -48,10 +48,7 @@ func (onceRules) check(op *Op) Verdict {
 	case OpAcquire, OpTry:
 		return op.checkEntry()
 	case OpFinish:
-		if LeaseOf(op.Holder) != op.Lease || op.N != 0 && !validCount(op.N) {
-			return BadOp
-		}
-		return op.checkID(true)
+		return unless(LeaseOf(op.Holder) != op.Lease || op.N != 0 && !validCount(op.N), op.checkID(true))
 	}
 	return BadOp
 }
@@ -71,16 +68,8 @@ func (k onceRules) apply(m *machine, op *Op) Result {
 		return Result{Verdict: Applied}
 	case op.Verb == OpTry && m.first().ID != "":
 		return Result{Verdict: Held, Blocker: m.first()}
-	case len(m.Waiters) >= m.lim.MaxWaiters:
-		return m.queueFull()
 	}
-	e := op.entry()
-	if !m.reserve(&e) {
-		return m.tooLarge()
-	}
-	m.Waiters = append(m.Waiters, e)
-	k.settle(m)
-	return Result{Verdict: Applied}
+	return m.queue(op)
 }
 
 func (k onceRules) finish(m *machine, op *Op) Result {

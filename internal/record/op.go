@@ -208,6 +208,14 @@ func (op *Op) check() Verdict {
 	return k.check(op)
 }
 
+// unless is BadOp for nonsense, and else v.
+func unless(nonsense bool, v Verdict) Verdict {
+	if nonsense {
+		return BadOp
+	}
+	return v
+}
+
 // checkID refuses an id that exists under another lease than the requester's: queued under one
 // lease, granted, retried under a second and evicted through the first, it would be held twice.
 func (op *Op) checkID(underLease bool) Verdict {

@@ -42,9 +42,6 @@ type noTickets struct{}
 
 func (noTickets) resolve(uint64) {}
 
-// New returns an empty record.
-func New(kind Kind) *Record { return &Record{Kind: kind} }
-
 // Clone returns a deep copy.
 func (r *Record) Clone() *Record {
 	c := r.clone()

@@ -11,8 +11,9 @@ import (
 // "ID" for "id", a field that stands twice, and replaces text that is no UTF-8.
 type scanner struct {
 	b     []byte
-	i     int // the next byte
-	keyAt int // where the last key began, for errors
+	i     int  // the next byte
+	keyAt int  // where the last key began, for errors
+	dense bool // white space means nothing
 }
 
 func (s *scanner) fail(reason string) error { return s.failAt(s.i, reason) }
@@ -21,7 +22,7 @@ func (s *scanner) failAt(at int, reason string) error {
 }
 
 func (s *scanner) space() {
-	for s.i < len(s.b) && (s.b[s.i] == ' ' || s.b[s.i] == '\n' || s.b[s.i] == '\t' || s.b[s.i] == '\r') {
+	for !s.dense && s.i < len(s.b) && (s.b[s.i] == ' ' || s.b[s.i] == '\n' || s.b[s.i] == '\t' || s.b[s.i] == '\r') {
 		s.i++
 	}
 }

@@ -49,20 +49,11 @@ func (semaphoreRules) idle(r *Record) bool {
 func (semaphoreRules) check(op *Op) Verdict {
 	switch op.Verb {
 	case OpAcquire, OpTry, OpDrain:
-		if op.Verb != OpDrain && !validCount(op.N) || !validCount(op.Limit) {
-			return BadOp
-		}
-		return op.checkEntry()
+		return unless(op.Verb != OpDrain && !validCount(op.N) || !validCount(op.Limit), op.checkEntry())
 	case OpReduce:
-		if op.N < 1 || LeaseOf(op.Holder) != op.Lease {
-			return BadOp
-		}
-		return op.checkID(true)
+		return unless(op.N < 1 || LeaseOf(op.Holder) != op.Lease, op.checkID(true))
 	case OpResize:
-		if !validCount(op.N) || !validCount(op.Limit) {
-			return BadOp
-		}
-		return Applied
+		return unless(!validCount(op.N) || !validCount(op.Limit), Applied)
 	case OpDelete:
 		return Applied
 	}
