@@ -180,7 +180,7 @@ func (s *site) url() string {
 func (s *site) manager(t testing.TB, opts ...fabric.Option) *fabric.Manager {
 	t.Helper()
 	m := newManager(t, s.conn(t), append([]fabric.Option{fabric.WithRoad(s.road), fabric.WithoutVolunteering(), fabric.WithTurns()}, opts...)...)
-	if s.owner != nil {
+	if s.owner != nil && s.road != fabric.RoadAutomatic { // which asks once it meets somebody
 		eventually(t, "a coalescer is known", func() bool { return m.Stats().CoalescerTerm > 0 })
 	}
 	return m
