@@ -56,6 +56,7 @@ type Client struct {
 	now     *term            // that is sent to, nil if there is none
 	terms   map[uint64]*term // all that something may still come of
 	highest uint64           // term that was heard of
+	seen    uint64           // newest revision that an owner told
 	link    rtt.Estimator
 	least   time.Duration // of silence and of waiting before the direct road is taken; of tests
 	timer   *time.Timer   // of the oldest frame without an answer
@@ -296,8 +297,8 @@ func (c *Client) meet(data []byte) {
 	}
 	t := c.terms[b.term]
 	switch {
-	case b.term < c.highest:
-		return // of an owner that was deposed
+	case b.term < c.highest, leaseOf(b.lease, c.cfg.Manager):
+		return // of an owner that was deposed, or is this process
 	case b.bye:
 		c.highest = b.term + 1 // nobody is to come back to it
 		if t != nil && t == c.now {

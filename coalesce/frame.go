@@ -15,10 +15,11 @@ type item struct {
 	key         string
 	op          record.Op
 	failFast    bool
-	tell        bool // its place in the queue, at once
-	held        bool // a release: of a hold whose turn can be passed on
-	turns       bool // an acquire: it can hold by a turn
-	unsupported bool // by this version: of an unknown kind, or with a field that it doesn't know
+	tell        bool   // its place in the queue, at once
+	held        bool   // a release: of a hold whose turn can be passed on
+	turns       bool   // an acquire: it can hold by a turn
+	since       uint64 // an acquire or a try: see engine.Request.Since
+	unsupported bool   // by this version: of an unknown kind, or with a field that it doesn't know
 }
 
 // frame is what a client sends: operations, in their order.
@@ -73,6 +74,7 @@ const (
 	tagN
 	tagLimit
 	tagLife
+	tagSeen
 )
 
 // append encodes a frame.
@@ -125,6 +127,7 @@ func (it *item) append(dst []byte, leases, keys *table) []byte {
 	dst = appendNumber(dst, tagN, uint64(op.N))
 	dst = appendNumber(dst, tagLimit, uint64(op.Limit))
 	dst = appendNumber(dst, tagLife, op.Life)
+	dst = appendNumber(dst, tagSeen, it.since)
 	return append(dst, endOfFields)
 }
 
@@ -205,6 +208,8 @@ func (r *reader) item(leases, keys []string) (it item) {
 			op.Limit = int(v.small(maxNumber))
 		case tagLife:
 			op.Life = v.uint()
+		case tagSeen:
+			it.since = v.uint()
 		default:
 			it.unsupported = true
 		}

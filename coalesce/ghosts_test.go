@@ -2,7 +2,6 @@ package coalesce
 
 import (
 	"context"
-	"errors"
 	"testing"
 	"time"
 
@@ -45,32 +44,93 @@ func TestC26GrantBeforeTheWaitsAnswer(t *testing.T) {
 	w.clean("k", p, other)
 }
 
-// C4: a release does not wait for an owner that is silent, which may write the acquire once more. A try that meets that is
-// not refused, but to be repeated.
-func TestC4TryAfterASilentOwner(t *testing.T) {
+// C4: an owner that was silent does not write an acquire any more that its client has made directly, and that was released, or
+// removed by somebody else, since.
+func TestC4AnAcquireThatIsOverDoesNotComeBack(t *testing.T) {
+	for _, forced := range []bool{false, true} {
+		w := newPatientWorld(t)
+		o := w.process(RouterConfig{}).serve()
+		p, proxy := w.behind(RouterConfig{Belt: true})
+		other := w.process(RouterConfig{})
+		block := o.blockLeaseReads()
+		p.meet()
+		id := p.mustAcquire("k")
+		w.until("the acquire came", func() bool { return o.Stats().Operations == 1 })
+		undo := proxy.DropRequests(frames)
+		p.client.mu.Lock()
+		p.client.suspend(p.client.now)
+		p.client.unlock()
+		if forced {
+			remove := record.Op{Verb: record.OpRemove, ID: id}
+			if out, err := engine.Do(w.context(), other.engine, "k", remove, engine.Options{}); err != nil || !out.Existed {
+				t.Fatalf("remove: %+v, %v", out, err)
+			}
+		} else {
+			p.mustRelease("k", id)
+		}
+		_, before, _ := other.engine.Read(w.context(), "k")
+		close(block)
+		w.until("the owner has done what it had", func() bool { return o.Stats().UnderWay == 0 })
+		if rec, rev, err := other.engine.Read(w.context(), "k"); rec != nil || err != nil {
+			t.Fatalf("forced %v: the record says %+v at %d, after %d; %v", forced, rec, rev, before, err)
+		}
+		tried := other.op(record.OpTry, other.lease.NextOp())
+		_, done := other.start("k", tried)
+		w.wait("try", done, nil)
+		other.mustRelease("k", tried.ID)
+		undo.Remove()
+		if forced {
+			_, _ = p.release("k", id)
+		}
+		w.clean("k", p, other)
+	}
+}
+
+// C4: an acquire that went nowhere else is asked for again when others were ahead of it at the owner.
+func TestC4OvertakenAcquiresAreAskedForAgain(t *testing.T) {
+	w := newPatientWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p, other := w.process(always), w.process(RouterConfig{})
+	block := o.blockLeaseReads()
+	p.meet()
+	id := p.lease.NextOp()
+	_, done := p.start("k", p.op(record.OpAcquire, id))
+	w.until("it came", func() bool { return o.Stats().Operations == 1 })
+	other.mustRelease("k", other.mustAcquire("k"))
+	close(block)
+	w.wait("acquire", done, nil)
+	if st, direct := o.Stats(), p.engine.Stats().Operations; st.Operations != 2 || st.Grants != 1 || direct != 0 {
+		t.Errorf("%d operations and %d grants of the owner, %d of the process itself", st.Operations, st.Grants, direct)
+	}
+	p.mustRelease("k", id)
+	w.clean("k", p)
+}
+
+// C4: one that went directly, too, is not asked for again: it may be in the record by then, and over.
+func TestC4OvertakenAcquiresOfBothRoads(t *testing.T) {
 	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
 	p, proxy := w.behind(RouterConfig{Belt: true})
 	other := w.process(RouterConfig{})
 	block := o.blockLeaseReads()
 	p.meet()
-	id := p.mustAcquire("k")
-	w.until("the acquire came", func() bool { return o.Stats().Operations == 1 })
-	undo := proxy.DropRequests(faultproxy.Subject("lf." + w.fabric + ".*.*.op"))
-	p.client.mu.Lock()
-	p.client.suspend(p.client.now)
-	p.client.unlock()
-	p.mustRelease("k", id)
-	close(block)
-	w.until("it was written once more", func() bool { rec := other.record("k"); return rec != nil && rec.Holders[0].ID == id })
-	for err := engine.ErrGone; err != nil; {
-		id = p.lease.NextOp()
-		_, tried := p.start("k", p.op(record.OpTry, id))
-		if err = <-tried; err != nil && !errors.Is(err, engine.ErrGone) {
-			t.Fatal(err)
-		}
+	held := proxy.HoldRequests(faultproxy.Times(1, w.keyOf("k")))
+	id := p.lease.NextOp()
+	_, done := p.start("k", p.op(record.OpAcquire, id))
+	if err := held.Wait(w.context(), 1); err != nil {
+		t.Fatal(err)
 	}
-	undo.Remove()
+	w.until("it came", func() bool { return o.Stats().Operations == 1 })
+	other.mustRelease("k", other.mustAcquire("k"))
+	close(block)
+	w.until("the owner has refused it", func() bool { return o.Stats().UnderWay == 0 && !p.claimed() })
+	if n := o.Stats().Operations; n != 1 {
+		t.Errorf("%d operations at the owner", n)
+	}
+	if err := held.Release(); err != nil {
+		t.Fatal(err)
+	}
+	w.wait("acquire", done, nil)
 	p.mustRelease("k", id)
 	w.clean("k", p)
 }

@@ -225,6 +225,7 @@ func TestC19AnotherLease(t *testing.T) {
 	w.until("it waits", func() bool { return o.Stats().Waiting == 1 })
 	p.router.Withdraw(q, engine.ErrStopped)
 	w.wait("withdraw", done, engine.ErrStopped)
+	w.until("it waits no more", func() bool { return o.Stats().Waiting == 0 })
 	old := p.lease.ID()
 	p.lease = p.newLease(30 * time.Second)
 	again := p.lease.NextOp()

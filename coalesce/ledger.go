@@ -14,6 +14,8 @@ import (
 type claim struct {
 	id, key, lease string
 	wanted         bool
+	seen           uint64    // a revision that was committed before the id was sent anywhere
+	direct         bool      // it was sent on the direct road
 	deaf           bool      // it takes no turn
 	turn           uint64    // the ticket of one that holds by a turn, as long as the record may not say so
 	ends           bool      // a wait on its way gives the hold up, as soon as it is committed

@@ -162,6 +162,8 @@ func outcomeOf(op *record.Op, out engine.Outcome, err error) outcome {
 		}
 	case errors.Is(err, engine.ErrGone):
 		a.kind = gone
+	case errors.Is(err, engine.ErrOvertaken):
+		a.kind, a.code = notDone, codeOvertaken
 	case errors.Is(err, engine.ErrNotEntitled):
 		a.kind, a.code, a.uncertain = notDone, codeNotOwner, true
 	default:

@@ -116,6 +116,7 @@ func (c *Client) take(data []byte) {
 	over := false
 	for i := range p.outcomes {
 		o := &p.outcomes[i]
+		c.seen = max(c.seen, o.rev)
 		k := t.calls[callKey{o.id(), o.release}]
 		if k == nil {
 			continue // it came twice

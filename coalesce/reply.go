@@ -42,6 +42,7 @@ const (
 	codeStamp                        // the frame is for another bucket, or other shards
 	codeNotOwner                     // the term is over
 	codeFailed                       // it ended with an error, which whoever asks again meets, too
+	codeOvertaken                    // others have written the key since, at rev at the latest
 )
 
 // outcome is what became of one operation.

@@ -207,7 +207,7 @@ func (r *Router) submit(q *engine.Request) (direct bool) {
 			r.unwanted(cl)
 		}
 	case cl == nil:
-		t.claim = &claim{id: q.Op.ID, key: q.Key, lease: q.Op.Lease, wanted: true}
+		t.claim = &claim{id: q.Op.ID, key: q.Key, lease: q.Op.Lease, wanted: true, seen: r.seen()}
 		r.claims[q.Op.ID] = t.claim
 		fallthrough
 	default: // the same again

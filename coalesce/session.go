@@ -234,7 +234,7 @@ func (s *Service) perform(c *session, it *item, frame uint64, reqs []*engine.Req
 		return reqs
 	}
 	o := &operation{session: c, frame: frame, tell: it.tell, turns: it.turns}
-	o.Request = engine.Request{Key: it.key, Op: it.op, FailFast: it.failFast, Guest: s.entitled}
+	o.Request = engine.Request{Key: it.key, Op: it.op, FailFast: it.failFast, Guest: s.entitled, Since: it.since}
 	o.Queued = func(p record.Place) { s.queued(o, p) }
 	o.Done = func(out engine.Outcome, err error) { s.answered(o, out, err) }
 	c.live[it.op.ID] = o

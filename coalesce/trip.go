@@ -17,7 +17,8 @@ type trip struct {
 	direct *engine.Request // at the engine, nil if it isn't there
 	since  time.Time
 	// position is where it waits, as the owner said; 0 = not known.
-	position int
+	position  int
+	overtaken int // how often others were ahead of it at the owner
 
 	queue *queue // where it counts as being at the owner
 	held  bool   // back in this process
@@ -43,6 +44,7 @@ func (r *Router) ask(t *trip, op record.Op) *call {
 	k.item = item{key: t.req.Key, op: op, failFast: t.req.FailFast, tell: t.req.Queued != nil}
 	k.held, k.turns = t.req.Held && op.Verb == record.OpRelease, t.req.Turns
 	if op.Verb != record.OpRelease {
+		k.since = t.claim.seen
 		t.claim.calls = append(t.claim.calls, k)
 	}
 	r.client.submit(k)
@@ -57,6 +59,7 @@ func (r *Router) goDirect(t *trip) {
 	carried := t.releases() && t.cause != nil // for nobody
 	if !t.releases() {
 		r.lead(t.req.Key)
+		t.claim.direct = true
 	}
 	if t.direct != nil || t.carried || t.answered && !carried {
 		r.review(t)
@@ -158,6 +161,7 @@ func (r *Router) concluded(k *call, o *outcome) {
 			rt.alone = 0
 		}
 		r.answer(t, engine.Outcome{Entry: o.entry(&k.op), Revision: o.rev, Existed: true}, nil)
+	case o.code == codeOvertaken && r.askAgain(t, o):
 	case o.kind == refused && o.verdict == record.QueueFull:
 		r.goDirect(t) // there it may wait in this process
 	case o.kind == refused:
@@ -168,6 +172,26 @@ func (r *Router) concluded(k *call, o *outcome) {
 		r.goDirect(t)
 	}
 }
+
+// seen returns a revision of the bucket that is committed. Called with mu held.
+func (r *Router) seen() uint64 { return max(r.engine.Seen(), r.client.seen) }
+
+// askAgain sends an acquire to the owner once more that others were ahead of with a write of the key, if that can't have been its own
+// on another road. It reports false where the direct road is to be taken. Called with mu held.
+func (r *Router) askAgain(t *trip, o *outcome) bool {
+	cl := t.claim
+	if o.uncertain || cl.direct || !cl.wanted || len(cl.calls) > 0 || r.client.now == nil || t.overtaken >= mostOvertaken {
+		return false
+	}
+	t.overtaken++
+	cl.seen = r.seen()
+	r.claims[cl.id] = cl
+	t.call = r.ask(t, t.req.Op)
+	return true
+}
+
+// mostOvertaken is how often an acquire is sent to the owner again because others wrote the key.
+const mostOvertaken = 3
 
 // late takes in that an owner has written an acquire that nobody wants any more. It takes it back itself
 // if it has been asked to; but it may have refused that, as one that ends does. Called with mu held.

@@ -18,6 +18,9 @@ type committed struct {
 	// since the write decides, but no proof. What is idle can be forgotten, so whoever knows of a revision says so
 	// (Request.AtLeast).
 	newestRev uint64
+	// since is a revision after which nobody but this process has written the key, up to rev. 0: as long as a delete
+	// marker stands, for the key was absent.
+	since uint64
 	// holdTime is how long a hold lasts, smoothed, as the newest record with holds said; 0 = not known.
 	// It outlives the record.
 	holdTime time.Duration
@@ -42,7 +45,7 @@ func (c *committed) learn(rec *record.Record, rev uint64) bool {
 // there should be one: a live record never expires.
 func (c *committed) learnAbsent() (missing bool) {
 	missing = c.newestRev > 0 && c.known && c.rec != nil
-	c.known, c.rec, c.rev = true, nil, 0
+	c.known, c.rec, c.rev, c.since = true, nil, 0, 0
 	return missing
 }
 

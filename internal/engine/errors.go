@@ -32,6 +32,10 @@ var (
 	// An earlier write of it may still be committed.
 	ErrNotEntitled = errors.New("engine: no longer entitled to write for others")
 
+	// ErrOvertaken says of a guest's request that others have written the key since it was asked for: it may have been
+	// done on another road, and its entry removed. Nothing of it is written any more. The outcome tells the revision that is known.
+	ErrOvertaken = errors.New("engine: others have written since")
+
 	// ErrElsewhere is the cause to withdraw a request with that was, or is being, carried out by somebody else.
 	ErrElsewhere = errors.New("engine: carried out elsewhere")
 

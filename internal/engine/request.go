@@ -43,6 +43,9 @@ type Request struct {
 	// Whatever becomes of a guest, this engine never takes it back: only who asked for it knows
 	// whether it is wanted. It is not held back by the window of this process. It must be quick.
 	Guest func() bool
+	// Since is, of a guest that is to have an entry, a revision that was committed before its operation was sent anywhere. If
+	// others have written the key after that it ends with ErrOvertaken, unless its entry stands in the record that is known.
+	Since uint64
 	// Prove has the outcome read off a record that was committed after the request came, by a write
 	// that changes nothing if need be: whatever was sent for its id before, by anybody who
 	// sends no more of it, can't be committed any more.
@@ -64,7 +67,7 @@ type Request struct {
 
 // progress is how far a request is. It is guarded by the mutex of the request's key.
 type progress struct {
-	asked          time.Time // when it was submitted, if it has patience for a time or a Keeper
+	asked          time.Time // when it was submitted, if it has patience for a time or a Keeper, or is a guest
 	fresh          bool      // the state was read after it was submitted
 	attempted      bool      // a write that contained it was sent
 	outcomeUnknown bool      // the outcome of such a write was unknown

@@ -19,6 +19,9 @@ func (w *writer) accept(r *Request) {
 	}
 	w.core.operations.Add(1)
 	w.newestRev = max(w.newestRev, r.AtLeast)
+	if r.Guest != nil {
+		r.asked = time.Now()
+	}
 	if r.Op.Blind() {
 		r.Op.Hold = w.holdTime
 		if r.Op.Patience > 0 {
@@ -153,6 +156,9 @@ func (w *writer) plan(s *step) bool {
 		w.foreseeKept(s.batch)
 		s.compose(w.rec, w.rev, w.core.limits())
 		w.fitWindow(s)
+		if w.overtaken(s.batch) {
+			continue
+		}
 		if s.unchanged {
 			if slices.ContainsFunc(s.batch, func(r *Request) bool { return !r.fresh }) {
 				if s.refused() && w.refusals.pause() > 0 {

@@ -155,7 +155,11 @@ func (v *view) absorb(entry jskv.Entry) error {
 		rec.Resolve(entry.Revision)
 	}
 	v.size, v.confirmed = len(entry.Value), time.Now()
+	before := v.rev
 	if v.learn(rec, entry.Revision) {
+		if entry.Revision != before {
+			v.since = entry.Revision
+		}
 		v.settle()
 	}
 	return nil
