@@ -281,7 +281,7 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 	sl.note(h.entry.ID, h)
 	s.mu.Lock()
 	if !out.Kept { // else the engine watches it
-		s.fresh = append(s.fresh, freshHold{h, time.Now()})
+		s.unwatched = append(s.unwatched, unwatchedHold{h, time.Now()})
 	}
 	ended := s.ended
 	s.mu.Unlock()

@@ -62,7 +62,7 @@ func TestComplete_LeaseLostBeforeItsSlotIsMade(t *testing.T) {
 			t.Fatalf("%d watches are left", watches()-before)
 		}
 	}
-	if _, live := s.local.Load(le.ID()); live {
+	if _, live := s.liveLeases.Load(le.ID()); live {
 		t.Error("a lost lease counts as alive")
 	}
 }

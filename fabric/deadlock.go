@@ -173,7 +173,7 @@ func (d *detection) waits(ctx context.Context) (*jskv.Bucket, error) {
 // The rest is deadlock.Place.
 
 func (d *detection) Own(id string) (*deadlock.Doc, bool) {
-	if _, ok := d.s.local.Load(id); !ok {
+	if _, ok := d.s.liveLeases.Load(id); !ok {
 		return nil, false
 	}
 	return d.d.Own(id), true

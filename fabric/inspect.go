@@ -310,7 +310,7 @@ func (s *session) identify(ctx context.Context, infos []Info) {
 	}
 	forEach(ctx, lookUps, slices.Collect(maps.Values(byLease)), func(parties []*Party) {
 		le := s.lookUp(ctx, parties[0].Lease)
-		_, own := s.local.Load(le.ID)
+		_, own := s.liveLeases.Load(le.ID)
 		for _, p := range parties {
 			p.Lease, p.Own = le, own
 		}

@@ -52,7 +52,7 @@ func (m *Manager) giveUp(key, id string, answer func(string)) {
 			answer(answerReleased)
 		}
 	})
-	if sl, ok := s.local.Load(record.LeaseOf(id)); ok && !kept && sl.(*slot).holds(key, id) {
+	if sl, ok := s.liveLeases.Load(record.LeaseOf(id)); ok && !kept && sl.(*slot).holds(key, id) {
 		answer(answerUsed)
 	}
 }
@@ -64,7 +64,7 @@ func (m *Manager) unused(lease string) string {
 	if s == nil {
 		return ""
 	}
-	if _, ok := s.local.Load(lease); !ok {
+	if _, ok := s.liveLeases.Load(lease); !ok {
 		return ""
 	}
 	var unused []string

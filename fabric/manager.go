@@ -265,7 +265,7 @@ func (m *Manager) resendRenewals(ctx context.Context) {
 		return
 	}
 	var wg sync.WaitGroup
-	s.local.Range(func(_, sl any) bool {
+	s.liveLeases.Range(func(_, sl any) bool {
 		wg.Go(func() { sl.(*slot).lease.Resend(ctx) })
 		return true
 	})

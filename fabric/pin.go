@@ -230,7 +230,7 @@ func (sl *slot) dropPins(enc string, idleFor time.Duration) {
 
 // dropIdlePins gives way to a try of another one that was refused by them.
 func (s *session) dropIdlePins(enc string) {
-	s.local.Range(func(_, sl any) bool {
+	s.liveLeases.Range(func(_, sl any) bool {
 		sl.(*slot).dropPins(enc, 0)
 		return true
 	})

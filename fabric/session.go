@@ -20,8 +20,8 @@ const closeAtOnce = 256
 
 // Holds that last are watched for an operator's interference; short ones are not worth a watcher.
 const (
-	watchAfter = 250 * time.Millisecond
-	tendEvery  = time.Second
+	watchAfter  = 250 * time.Millisecond
+	retireEvery = time.Second
 )
 
 // seenEvery is how many writes of locks pass until a session notes their revision.
@@ -34,33 +34,33 @@ const leaseRest = 5 * time.Minute
 // session is everything that hangs on one incarnation of the fabric's buckets.
 // When they are deleted or created again the manager makes a new one.
 type session struct {
-	m         *Manager
-	buckets   *jskv.Buckets
-	shards    []*shard
-	leaseHub  *jskv.Hub
-	observer  *lease.Observer
-	detection *detection    // of deadlocks; nil = off
-	ready     chan struct{} // closed when grants are allowed
-	stop      context.CancelFunc
-	ctx       context.Context // ends when the session, or the manager, begins to end
-	finished  chan struct{}   // closed when end has done all
-	coalesced chan struct{}   // closed when this process serves no more
-	wg        sync.WaitGroup  // added to under mu while ended is nil
-	local     sync.Map        // lease id -> *slot: live leases of this process
-	over      sync.Map        // lease id -> struct{}: its lost ones, without a tombstone yet
-	longest   atomic.Int64    // longest TTL noted
-	doubts    *doubts         // about the buckets
-	resting   atomic.Int32    // shards for which nobody asks for a coalescer
+	m          *Manager
+	buckets    *jskv.Buckets
+	shards     []*shard
+	leaseHub   *jskv.Hub
+	observer   *lease.Observer
+	detection  *detection    // of deadlocks; nil = off
+	ready      chan struct{} // closed when grants are allowed
+	stop       context.CancelFunc
+	ctx        context.Context // ends when the session, or the manager, begins to end
+	finished   chan struct{}   // closed when end has done all
+	coalesced  chan struct{}   // closed when this process serves no more
+	wg         sync.WaitGroup  // added to under mu while ended is nil
+	liveLeases sync.Map        // lease id -> *slot: live leases of this process
+	lostLeases sync.Map        // lease id -> struct{}: its lost ones, without a tombstone yet
+	longest    atomic.Int64    // longest TTL noted
+	doubts     *doubts         // about the buckets
+	resting    atomic.Int32    // shards for which nobody asks for a coalescer
 
-	mu     sync.Mutex
-	ended  error
-	slots  map[timing]*slot // shared leases
-	making turn             // of making a shared lease
-	all    map[*slot]struct{}
-	fresh  []freshHold // not watched yet, oldest first
+	mu        sync.Mutex
+	ended     error
+	slots     map[timing]*slot // shared leases
+	making    turn             // of making a shared lease
+	all       map[*slot]struct{}
+	unwatched []unwatchedHold // not watched yet, oldest first
 }
 
-type freshHold struct {
+type unwatchedHold struct {
 	hold  *Hold
 	since time.Time
 }
@@ -157,11 +157,11 @@ func (s *session) awaitReady(ctx context.Context, failFast bool) error {
 // own tells of a lease whether it is one of this process that lives, or one that it
 // has lost and whose tombstone is not known to be written yet.
 func (s *session) own(id string) (live, over bool) {
-	if sl, ok := s.local.Load(id); ok {
+	if sl, ok := s.liveLeases.Load(id); ok {
 		live = sl.(*slot).lease.Valid() // the clock comes before the news of it
 		return live, !live
 	}
-	_, over = s.over.Load(id)
+	_, over = s.lostLeases.Load(id)
 	return false, over
 }
 
@@ -197,20 +197,20 @@ func (s *session) noteTTL(ctx context.Context, ttl time.Duration) error {
 	return nil
 }
 
-// housekeep watches holds that last and tends leases.
+// housekeep watches holds that last and retires leases.
 func (s *session) housekeep() {
 	watch := time.NewTicker(watchAfter)
 	defer watch.Stop()
-	tend := time.NewTicker(tendEvery)
-	defer tend.Stop()
+	retire := time.NewTicker(retireEvery)
+	defer retire.Stop()
 	for {
 		select {
 		case <-s.ctx.Done():
 			return
 		case <-watch.C:
-			s.watchFresh()
-		case <-tend.C:
-			s.tend()
+			s.watchLasting()
+		case <-retire.C:
+			s.retireLeases()
 			for _, sh := range s.shards {
 				sh.noteSeen()
 			}
@@ -218,16 +218,16 @@ func (s *session) housekeep() {
 	}
 }
 
-// watchFresh has those holds watched that last.
-func (s *session) watchFresh() {
+// watchLasting has those holds watched that last.
+func (s *session) watchLasting() {
 	s.mu.Lock()
 	old := time.Now().Add(-watchAfter)
 	n := 0
-	for n < len(s.fresh) && s.fresh[n].since.Before(old) {
+	for n < len(s.unwatched) && s.unwatched[n].since.Before(old) {
 		n++
 	}
-	due := s.fresh[:n:n]
-	s.fresh = s.fresh[n:]
+	due := s.unwatched[:n:n]
+	s.unwatched = s.unwatched[n:]
 	s.mu.Unlock()
 	for _, f := range due {
 		f.hold.watch()

@@ -126,7 +126,7 @@ func (s *session) adopt(le *lease.Lease, t timing) *slot {
 		return nil
 	}
 	s.all[sl] = struct{}{}
-	s.local.Store(sl.id, sl)
+	s.liveLeases.Store(sl.id, sl)
 	s.mu.Unlock()
 	le.OnLost(sl.lost)
 	return sl
@@ -220,8 +220,8 @@ func (sl *slot) drop(l *Hold) {
 
 // lost ends every hold under the lease.
 func (sl *slot) lost(err error) {
-	sl.s.over.Store(sl.id, struct{}{})
-	sl.s.local.Delete(sl.id)
+	sl.s.lostLeases.Store(sl.id, struct{}{})
+	sl.s.liveLeases.Delete(sl.id)
 	sl.letGo(true)
 	sl.endHolds(lossReason(err))
 	sl.s.dispose(sl)
@@ -260,7 +260,7 @@ func (s *session) dispose(sl *slot) {
 	}
 	s.mu.Unlock()
 	if there {
-		s.local.Delete(sl.id)
+		s.liveLeases.Delete(sl.id)
 		s.goIfOpen(func() {
 			sl.unwatch()
 			s.abandon(sl.lease)
@@ -284,15 +284,15 @@ func (s *session) closeLease(ctx context.Context, le *lease.Lease) {
 		s.m.cfg.logger.Debug("lease not closed; it ends by itself", "lease", le.ID(), "error", err)
 		return
 	}
-	s.over.Delete(le.ID())
+	s.lostLeases.Delete(le.ID())
 	for _, sh := range s.shards {
 		sh.doer.DropLease(le.ID())
 	}
 }
 
-// tend retires leases under which an operation could not be resolved for a
+// retireLeases retires leases under which an operation could not be resolved for a
 // whole TTL, and ends those that nobody has used for long.
-func (s *session) tend() {
+func (s *session) retireLeases() {
 	s.m.owners.expire(time.Now())
 	s.mu.Lock()
 	all := slices.Collect(maps.Keys(s.all))

@@ -363,7 +363,7 @@ func (s *session) ownUp(ctx context.Context, ours []string, others map[string][]
 // nobodys reports whether an entry stands under a lease of this process, and nothing in
 // it holds or waits for it. e was read from a record: its id was in use before.
 func (s *session) nobodys(e *record.Entry) bool {
-	sl, ok := s.local.Load(e.Lease())
+	sl, ok := s.liveLeases.Load(e.Lease())
 	return ok && !sl.(*slot).uses(e.ID)
 }
 
