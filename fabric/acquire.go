@@ -127,7 +127,7 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 	w := a.session.waiting(a.unit, sl, a.enc, &op)
 	opt := engine.Options{Keeper: a.keeper(sl), FailFast: a.req.failFast && !op.Stays(), Stop: sl.lease.Lost(), AtLeast: op.Base, Queued: w.queued(a.whenQueued(sl, op.ID))}
 	if from := a.claim.From; from != nil {
-		op.Holder, op.Token, op.Hold, opt.AtLeast = from.entry.ID, from.Token(), releaseOp(from).Hold, from.revision()
+		op.Holder, op.Token, op.Hold, opt.AtLeast = from.id, from.Token(), releaseOp(from).Hold, from.revision()
 		if err := from.give(); err != nil {
 			sl.give(op.ID)
 			return nil, engine.Outcome{}, err
@@ -267,7 +267,7 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 		return nil, nil
 	}
 	h := &Hold{
-		s: s, slot: sl, key: a.key, enc: a.enc, entry: *out.Entry, rev: out.Revision, failFast: a.req.failFast,
+		s: s, slot: sl, key: a.key, enc: a.enc, granted: grantOf(out.Entry), rev: out.Revision, failFast: a.req.failFast,
 		set: a.set, lock: op.Kind == record.KindLock, unit: a.unit, keep: a.req.keep, uses: out.Uses, posted: a.req.postsReleaseOf(op.Kind),
 	}
 	if out.Turn {
@@ -278,7 +278,7 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 			return useless(err)
 		}
 	}
-	sl.note(h.entry.ID, h)
+	sl.note(h.id, h)
 	s.mu.Lock()
 	if !out.Kept { // else the engine watches it
 		s.unwatched = append(s.unwatched, unwatchedHold{h, time.Now()})

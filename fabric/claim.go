@@ -266,7 +266,7 @@ func (h *Hold) Post(ctx context.Context, p Post) (Info, error) {
 	if err := h.Err(); err != nil {
 		return Info{}, err
 	}
-	op.ID, op.Lease, op.Holder, op.Token, op.TTL = h.slot.lease.NextOp(), h.slot.id, h.entry.ID, h.Token(), h.slot.timing.ttl
+	op.ID, op.Lease, op.Holder, op.Token, op.TTL = h.slot.lease.NextOp(), h.slot.id, h.id, h.Token(), h.slot.timing.ttl
 	opt := engine.Options{FailFast: h.failFast, AtLeast: h.revision()}
 	if p.Ends {
 		return h.postLast(ctx, op, opt)
@@ -298,7 +298,7 @@ func (h *Hold) postLast(ctx context.Context, op record.Op, opt engine.Options) (
 		}
 		if refused, ok := errors.AsType[*engine.RefusedError](err); ok && refused.Verdict != record.NotHolder {
 			// The entry stands as it did.
-			h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
+			h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.id, h.revision())
 		}
 		return h.s.m.explain(ctx, h.postFailed(&op, err))
 	})

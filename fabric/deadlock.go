@@ -104,6 +104,7 @@ func (w *waiting) stopped(err error) error {
 		return nil
 	}
 	w.Unit.(member).deaths.Add(1)
+	w.in.d.Ended()
 	return v
 }
 
@@ -120,7 +121,7 @@ func (d *detection) checkOwn(w *waiting) {
 	all := w.Unit.(member).all()
 	for _, e := range blockers {
 		_, waits := rec.Waiting(e.ID)
-		if waits && record.Compatible(e.Becomes(), w.Mode) || !slices.ContainsFunc(all, func(h *Hold) bool { return h.entry.ID == e.ID }) {
+		if waits && record.Compatible(e.Becomes(), w.Mode) || !slices.ContainsFunc(all, func(h *Hold) bool { return h.id == e.ID }) {
 			continue
 		}
 		u := w.Unit.Describe()
@@ -259,21 +260,18 @@ func (d *detection) Publish(ctx context.Context, id string, value []byte, rev ui
 }
 
 // Abort stops the wait because of the circle, if it still waits.
-func (d *detection) Abort(ctx context.Context, dw *deadlock.Waiter, c deadlock.Cycle) bool {
+func (d *detection) Abort(ctx context.Context, dw *deadlock.Waiter, c deadlock.Cycle) {
 	w := dw.Data.(*waiting)
 	e := d.explain(ctx, c)
 	w.victim.Store(e)
 	op := record.Op{Kind: record.KindLock, Verb: record.OpStopWaiting, ID: w.ID, Lease: w.Lease}
 	out, err := engine.Do(ctx, d.s.shard(w.Key).doer, w.Key, op, engine.Options{Bound: releaseTimeout, Stop: d.s.m.gone})
-	if err != nil {
+	switch {
+	case err != nil: // it is carried through
 		d.s.m.cfg.logger.Debug("a wait in a deadlock is not stopped yet", "key", e.Key, "error", err)
-		return false // it is carried through
+	case !out.Record.Granted(w.ID, w.Holder):
+		d.s.m.cfg.logger.Info("stopped waiting: deadlock", "key", e.Key, "id", w.ID, "error", e)
 	}
-	if out.Record.Granted(w.ID, w.Holder) {
-		return false
-	}
-	d.s.m.cfg.logger.Info("stopped waiting: deadlock", "key", e.Key, "id", w.ID, "error", e)
-	return true
 }
 
 func (d *detection) Poke(id string) { d.s.m.hints.poke(id) }

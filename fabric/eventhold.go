@@ -1,6 +1,7 @@
 package fabric
 
 import (
+	"cmp"
 	"errors"
 	"time"
 
@@ -14,8 +15,8 @@ import (
 // event makes an event about the hold. Called with l.mu held.
 func (h *Hold) event(t EventType) Event {
 	return Event{
-		Type: t, Time: time.Now(), Key: h.key, ID: h.entry.ID, Lease: h.slot.id,
-		Owner: h.entry.OwnerID(), Mode: modeOf(h.entry.Mode), Token: h.entry.Token, Metadata: h.entry.Meta,
+		Type: t, Time: time.Now(), Key: h.key, ID: h.id, Lease: h.slot.id,
+		Owner: cmp.Or(h.owner, h.id), Mode: modeOf(h.mode), Token: h.token, Metadata: h.meta,
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/coalesce"
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -88,5 +89,5 @@ func OnRoad(m *Manager) bool { return m.cfg.road == RoadCoalesced || m.cfg.road 
 // for one that came back before that is written.
 func GiveAway(h *Hold) (nobodys bool, err error) {
 	err = h.give()
-	return h.s.nobodys(&h.entry), err
+	return h.s.nobodys(&record.Entry{ID: h.id}), err
 }

@@ -392,7 +392,7 @@ func (l *level) end(why error) *Hold {
 	h := l.lock.Hold
 	l.lock = nil
 	h.void()
-	l.withdrawn(h.slot, h.entry.ID, why)
+	l.withdrawn(h.slot, h.id, why)
 	return h
 }
 
@@ -408,7 +408,7 @@ func (h *Hold) void() {
 // discard ends a hold that nobody has a handle of, and releases it in the background.
 func discard(h *Hold) {
 	h.void()
-	h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
+	h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.id, h.revision())
 	h.slot.drop(h)
 }
 

@@ -1,6 +1,7 @@
 package fabric
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,17 +24,31 @@ var closedChan = func() chan struct{} {
 	return c
 }()
 
+// granted is what a hold has of its entry in the record.
+type granted struct {
+	id, owner string
+	permits   int
+	meta      map[string]string
+	letTurn   bool
+	mode      record.Mode // guarded by the hold's mu, like token
+	token     uint64
+}
+
+func grantOf(e *record.Entry) granted {
+	return granted{e.ID, e.Owner, e.Permits, e.Meta, e.LetTurn, e.Mode, e.Token}
+}
+
 // Hold is what was granted: a lock, permits of a semaphore, a membership. It is a single-use handle: after Release,
 // or after a loss, it can do nothing to whoever holds next. It is safe for concurrent use.
 //
 // Every method that tells about the hold looks at the clock first, so a process
 // that was stopped past its lease learns it from the first call after waking.
 type Hold struct {
-	s                *session
-	slot             *slot
-	key              string       // name as given
-	enc              string       // encoded
-	entry            record.Entry // its Mode and Token change, and are guarded by mu
+	s    *session
+	slot *slot
+	key  string // name as given
+	enc  string // encoded
+	granted
 	failFast, posted bool
 	set              *Set   // that it is a member of, or nil
 	lock             bool   // it is of a lock
@@ -71,20 +86,20 @@ func (h *Hold) Key() string { return h.key }
 func (h *Hold) Token() uint64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.entry.Token
+	return h.token
 }
 
 // ID returns the hold's id, as inspection shows it.
-func (h *Hold) ID() string { return h.entry.ID }
+func (h *Hold) ID() string { return h.id }
 
 // Permits returns how many permits of a semaphore were granted, and 0 for other kinds.
-func (h *Hold) Permits() int { return h.entry.Permits }
+func (h *Hold) Permits() int { return h.permits }
 
 // Owner returns the explicit owner, or the hold's id if there is none.
 func (h *Hold) Owner() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.entry.OwnerID()
+	return cmp.Or(h.owner, h.id)
 }
 
 // Lost returns a channel that is closed when the hold is lost: by this process's own clock before anybody else can
@@ -159,7 +174,7 @@ func (h *Hold) IsValid(ctx context.Context) bool {
 	known := h.revision()
 	rec, rev, err := h.s.shard(h.enc).engine.Read(ctx, h.enc)
 	if err == nil && (rev == 0 || rev >= known) {
-		revoked, ok := rec.Held(h.entry.ID, h.byTurn)
+		revoked, ok := rec.Held(h.id, h.byTurn)
 		switch {
 		case ok && revoked:
 			h.lose(ErrRevoked)
@@ -313,24 +328,24 @@ func (h *Hold) releaseError(out engine.Outcome, err error) error {
 		return fmt.Errorf("%w: %q: %w", ErrUnconfirmed, h.key, h.s.m.over())
 	case !errors.Is(err, engine.ErrUnconfirmed):
 		// It ended for good, as on a record that can't be read and that somebody may restore with the entry in it.
-		h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
+		h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.id, h.revision())
 	}
 	return fmt.Errorf("%w: %q: %w", ErrUnconfirmed, h.key, translate(err))
 }
 
 func releaseOp(h *Hold) record.Op {
-	op := record.Op{Verb: record.OpRelease, ID: h.entry.ID, Lease: h.slot.id}
+	op := record.Op{Verb: record.OpRelease, ID: h.id, Lease: h.slot.id}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.since.IsZero() { // else nobody ever had it
-		op.Hold, op.Token = h.lasted(), h.entry.Token
+		op.Hold, op.Token = h.lasted(), h.token
 	}
 	return op
 }
 
 // passesTurn reports whether a turn can follow the release.
 func (h *Hold) passesTurn(op *record.Op) bool {
-	return op.Token != 0 && !h.asked && !h.entry.LetTurn && h.s.m.cfg.turns
+	return op.Token != 0 && !h.asked && !h.letTurn && h.s.m.cfg.turns
 }
 
 // revision is the newest at which the hold was seen in the record.
@@ -363,7 +378,7 @@ func (h *Hold) lose(reason error) {
 		h.mu.Unlock()
 		return
 	}
-	token := h.entry.Token
+	token := h.token
 	h.end(&LostError{Key: h.key, Token: token, Reason: reason})
 	mine := !h.since.IsZero() // nobody has a handle of a grant that is not handed out
 	ended := h.ending(EventLost)
@@ -378,7 +393,7 @@ func (h *Hold) lose(reason error) {
 	if errors.Is(reason, ErrRevoked) || errors.Is(reason, ErrRemoved) {
 		// A revoked entry blocks until its holder lets go, and one that seems to be gone may stand: the reads that
 		// said so can be those of a deposed leader. Nothing may be left under a lease that lives.
-		h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.entry.ID, h.revision())
+		h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.id, h.revision())
 	}
 	h.slot.drop(h)
 }
@@ -415,7 +430,7 @@ func (h *Hold) watch() {
 	if over {
 		return
 	}
-	stop := h.s.shard(h.enc).engine.WatchHold(h.enc, h.entry.ID, h.byTurn, rev, func(err error) {
+	stop := h.s.shard(h.enc).engine.WatchHold(h.enc, h.id, h.byTurn, rev, func(err error) {
 		if errors.Is(err, engine.ErrRevoked) {
 			h.lose(ErrRevoked)
 		} else {
@@ -432,16 +447,3 @@ func (h *Hold) watch() {
 }
 
 func isLost(err error) bool { return errors.Is(err, ErrLost) }
-
-// lossReason gives the end of a lease this package's name.
-func lossReason(err error) error {
-	switch {
-	case errors.Is(err, lease.ErrRenewalsUsedUp):
-		return ErrRenewalsUsedUp
-	case errors.Is(err, lease.ErrDead):
-		return ErrTakenOver
-	case errors.Is(err, lease.ErrClosed):
-		return ErrClosed
-	}
-	return ErrExpired
-}

@@ -55,9 +55,10 @@ func WithMaxKept(n int) ManagerOption {
 }
 
 // keeper is the lease if the attempt's lock may be kept, else nil: it is a plain exclusive one, and this process
-// carries its operations out.
+// carries its operations out. Who waits for a lock that its own unit of work holds does so in the record, where that is
+// seen at once.
 func (a *attempt) keeper(sl *slot) engine.Keeper {
-	if a.set != nil || !keepable(&a.claim, &a.req) || a.op.Mode != record.X {
+	if a.set != nil || a.unit.hasKey(a.enc) || !keepable(&a.claim, &a.req) || a.op.Mode != record.X {
 		return nil
 	}
 	if r := a.session.shard(a.enc).router; r != nil && r.Routed(a.enc) {
@@ -103,10 +104,10 @@ func (m *Manager) join(ctx context.Context, key string, c *Claim, r *request) *H
 // join makes a handle of a kept entry that was taken over. It is nil if that was lost meanwhile.
 func (sl *slot) join(key, enc string, u *unit, r *request, out engine.Outcome) *Hold {
 	h := &Hold{
-		s: sl.s, slot: sl, key: key, enc: enc, entry: *out.Entry, rev: out.Revision, failFast: r.failFast,
+		s: sl.s, slot: sl, key: key, enc: enc, granted: grantOf(out.Entry), rev: out.Revision, failFast: r.failFast,
 		lock: true, unit: u, keep: r.keep, uses: out.Uses, posted: r.posted, since: time.Now(),
 	}
-	sl.note(h.entry.ID, h)
+	sl.note(h.id, h)
 	u.add(h)
 	// What ended the entry before this instant found no handle.
 	if !sl.s.shard(enc).engine.Kept(enc, out.Entry.ID) || !sl.Keeps() {
@@ -193,11 +194,13 @@ func (h *Hold) stay(held time.Duration) bool {
 	if !may {
 		return false
 	}
-	if h.s.shard(h.enc).engine.Leave(h.enc, h.entry.ID, held, h.keep.linger) {
-		return true
-	}
+	left := h.s.shard(h.enc).engine.Leave(h.enc, h.id, held, h.keep.linger)
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.ctx, h.cancel = nil, nil // have ended, and h stays until the entry goes
+	if left {
+		return true
+	}
 	if h.fate == fateTold {
 		return true // with the lease, or the session
 	}

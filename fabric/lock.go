@@ -17,7 +17,7 @@ type Lock struct{ *Hold }
 func (l *Lock) Mode() Mode {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return modeOf(l.entry.Mode)
+	return modeOf(l.mode)
 }
 
 // Convert changes the mode of the hold without letting it go in between.
@@ -88,11 +88,11 @@ func (l *Lock) beginConvert(ctx context.Context, mode Mode) (record.Op, error) {
 		return record.Op{}, ctx.Err()
 	}
 	op := record.Op{
-		Kind: record.KindLock, Verb: record.OpConvert, ID: l.slot.lease.NextOp(), Lease: l.slot.id, Holder: l.entry.ID, From: l.entry.Mode, Mode: to,
+		Kind: record.KindLock, Verb: record.OpConvert, ID: l.slot.lease.NextOp(), Lease: l.slot.id, Holder: l.id, From: l.mode, Mode: to,
 	}
 	l.converting, l.asked = true, true
 	// Before anything is sent: as soon as it is, others may be let in.
-	l.entry.Mode = record.Meet(op.From, to)
+	l.mode = record.Meet(op.From, to)
 	return op, nil
 }
 
@@ -158,7 +158,7 @@ func (l *Lock) stopConverting(op record.Op, c *conversion, why error) error {
 	default:
 		l.mu.Lock()
 		if l.err == nil {
-			l.entry.Mode = op.From
+			l.mode = op.From
 		}
 		l.mu.Unlock()
 	}
@@ -178,7 +178,7 @@ func (l *Lock) converted(op record.Op, out engine.Outcome, weaker bool, c *conve
 	}
 	l.rev = max(l.rev, out.Revision)
 	if !weaker {
-		l.entry.Mode, l.entry.Token = op.Mode, out.Entry.Token
+		l.mode, l.token = op.Mode, out.Entry.Token
 	}
 	ev := l.event(EventConverted)
 	ev.Queued, ev.Waited = told(c.queued), ev.Time.Sub(c.began)
@@ -216,7 +216,7 @@ func (l *Lock) convertRefused(op record.Op, refused *engine.RefusedError) error 
 		// A refusal acknowledges that nothing has changed.
 		l.mu.Lock()
 		if l.err == nil {
-			l.entry.Mode = op.From
+			l.mode = op.From
 		}
 		l.mu.Unlock()
 		b := refused.Blocker

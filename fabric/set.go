@@ -305,7 +305,7 @@ func (l *level) mode() record.Mode {
 	}
 	l.lock.mu.Lock()
 	defer l.lock.mu.Unlock()
-	return l.lock.entry.Mode
+	return l.lock.mode
 }
 
 // convert changes the mode of a level that is converted for the sake of one below. A shared intent

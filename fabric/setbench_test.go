@@ -21,18 +21,31 @@ import (
 
 // BenchmarkOneBucket compares 64 clients with connections of their own that lock different objects below
 // one bucket, as paths of three levels, with as many that take plain locks of these objects, in turns
-// within one run. "ratio" is the median over the turns of the paths' rate divided by the plain locks'.
+// within one run, directly and over a coalescer. "ratio" is the median over the turns of the paths' rate divided by the plain locks'.
 func BenchmarkOneBucket(b *testing.B) {
+	b.Run("direct", func(b *testing.B) { oneBucket(b, benchServer(b), fabric.RoadDirect) })
+	b.Run("coalesced", func(b *testing.B) {
+		srv := benchServer(b)
+		benchManager(b, dialed(b, srv), fabric.WithCoalescer())
+		oneBucket(b, srv, fabric.RoadCoalesced)
+	})
+}
+
+func dialed(b *testing.B, srv *embedded.Server) *nats.Conn {
+	b.Helper()
+	nc, err := links[1].dial(srv)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(nc.Close)
+	return nc
+}
+
+func oneBucket(b *testing.B, srv *embedded.Server, road fabric.Road) {
 	const n, turn = 64, 10 * 64
-	srv := benchServer(b)
 	var managers [n]*fabric.Manager
 	for i := range n {
-		nc, err := links[1].dial(srv)
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer nc.Close()
-		managers[i] = benchManager(b, nc)
+		managers[i] = benchManager(b, dialed(b, srv), fabric.WithRoad(road))
 	}
 	plain := func(worker int) error {
 		l, err := managers[worker].Acquire(b.Context(), "plain/bucket/"+strconv.Itoa(worker))

@@ -208,9 +208,9 @@ func (sl *slot) all() []*Hold {
 // drop takes a lock that has ended out.
 func (sl *slot) drop(l *Hold) {
 	sl.mu.Lock()
-	there := sl.ids[l.entry.ID] == l
+	there := sl.ids[l.id] == l
 	if there {
-		delete(sl.ids, l.entry.ID)
+		delete(sl.ids, l.id)
 	}
 	sl.mu.Unlock()
 	if there {
@@ -241,6 +241,19 @@ func (sl *slot) whyLost() error {
 		return why
 	}
 	return err
+}
+
+// lossReason gives the end of a lease this package's name.
+func lossReason(err error) error {
+	switch {
+	case errors.Is(err, lease.ErrRenewalsUsedUp):
+		return ErrRenewalsUsedUp
+	case errors.Is(err, lease.ErrDead):
+		return ErrTakenOver
+	case errors.Is(err, lease.ErrClosed):
+		return ErrClosed
+	}
+	return ErrExpired
 }
 
 func (sl *slot) endHolds(reason error) {

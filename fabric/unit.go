@@ -176,6 +176,11 @@ func (u *unit) all() []*Hold {
 	})
 }
 
+// hasKey reports whether the unit holds this key. There may be no unit.
+func (u *unit) hasKey(enc string) bool {
+	return u != nil && slices.ContainsFunc(u.all(), func(h *Hold) bool { return h.enc == enc })
+}
+
 // add says that the unit holds h.
 func (u *unit) add(h *Hold) {
 	if u == nil {
@@ -225,8 +230,8 @@ type member struct {
 func (m member) Describe() deadlock.Unit {
 	d := deadlock.Unit{Unit: m.name(), Owner: m.owner, Deaths: int(m.deaths.Load())}
 	for _, h := range m.all() {
-		if h.s == m.s && h.lock && !slices.Contains(d.Holds, h.entry.ID) {
-			d.Holds = append(d.Holds, h.entry.ID)
+		if h.s == m.s && h.lock && !slices.Contains(d.Holds, h.id) {
+			d.Holds = append(d.Holds, h.id)
 			h.list()
 		}
 	}

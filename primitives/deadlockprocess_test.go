@@ -46,7 +46,7 @@ func deadlocker(ctx context.Context, m *fabric.Manager, key string, say func(str
 // Circles of two, three and five processes: one of each gives up, because of the circle, and the others go on.
 func TestDeadlockOfProcesses(t *testing.T) {
 	t.Parallel()
-	onSite(t, singleSite, func(t *testing.T, s *site) {
+	on := func(t *testing.T, s *site) {
 		for _, n := range []int{2, 3, 5} {
 			base := fmt.Sprintf("%s/%d", s.key(t), n)
 			all := make([]*process, n)
@@ -80,5 +80,7 @@ func TestDeadlockOfProcesses(t *testing.T) {
 				p.end()
 			}
 		}
-	})
+	}
+	onSite(t, singleSite, on)
+	onSite(t, coalescedSite, on)
 }

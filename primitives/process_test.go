@@ -42,7 +42,7 @@ func play(role string) int {
 	if err != nil {
 		panic(err)
 	}
-	m, err := fabric.Connect(ctx, os.Getenv("LOCKFABRIC_TEST_URL"), fabric.WithTTL(ttl))
+	m, err := fabric.Connect(ctx, os.Getenv("LOCKFABRIC_TEST_URL"), fabric.WithTTL(ttl), fabric.WithRoad(fabric.Road(os.Getenv("LOCKFABRIC_TEST_ROAD"))))
 	if err == nil {
 		err = roles[role](ctx, m, os.Getenv("LOCKFABRIC_TEST_KEY"), func(format string, args ...any) { fmt.Printf(format+"\n", args...) })
 		_ = m.Close()
@@ -68,7 +68,7 @@ type process struct {
 func startProcess(t *testing.T, s *site, role, key string, env ...string) *process {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), append(env, roleVar+"="+role, "LOCKFABRIC_TEST_URL="+s.url(), "LOCKFABRIC_TEST_KEY="+key)...)
+	cmd.Env = append(os.Environ(), append(env, roleVar+"="+role, "LOCKFABRIC_TEST_URL="+s.url(), "LOCKFABRIC_TEST_ROAD="+string(s.road), "LOCKFABRIC_TEST_KEY="+key)...)
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {

@@ -29,8 +29,8 @@ type Place interface {
 	// Publish writes the document of one of this process's leases, or removes it where value is nil, if its
 	// revision is rev. On error it returns the revision to try next.
 	Publish(ctx context.Context, lease string, value []byte, rev uint64) (uint64, error)
-	// Abort has the wait end because of the circle, if it still waits, and reports whether it did.
-	Abort(ctx context.Context, w *Waiter, c Cycle) bool
+	// Abort has the wait end because of the circle, if it still waits: see Detector.Ended.
+	Abort(ctx context.Context, w *Waiter, c Cycle)
 	// Poke has the process of a lease look at once. It is a hint.
 	Poke(lease string)
 }
@@ -81,7 +81,7 @@ type Detector struct {
 
 	says atomic.Bool // there are documents
 
-	probes, reads, aborts, cut atomic.Uint64
+	probes, reads, victims, cut atomic.Uint64
 }
 
 // New returns a detector. Run it.
@@ -102,9 +102,12 @@ func (s Stats) Plus(o Stats) Stats {
 	return Stats{s.Probes + o.Probes, s.Reads + o.Reads, s.Cuts + o.Cuts, s.Victims + o.Victims}
 }
 
+// Ended counts a wait that was ended by Abort. Abort itself may come twice, or to one that was granted and released.
+func (d *Detector) Ended() { d.victims.Add(1) }
+
 // Stats returns the detector's counters.
 func (d *Detector) Stats() Stats {
-	return Stats{d.probes.Load(), d.reads.Load(), d.cut.Load(), d.aborts.Load()}
+	return Stats{d.probes.Load(), d.reads.Load(), d.cut.Load(), d.victims.Load()}
 }
 
 // Begin says that w waits. It costs nothing but memory before the delay is over.
@@ -292,8 +295,8 @@ func (d *Detector) judge(ctx context.Context, w *Waiter, path []edge) {
 	}
 	there := d.waits[w.ID] == w
 	d.mu.Unlock()
-	if proved && there && d.place.Abort(ctx, w, c) {
-		d.aborts.Add(1)
+	if proved && there {
+		d.place.Abort(ctx, w, c)
 	}
 	d.mu.Lock()
 	w.judged = false

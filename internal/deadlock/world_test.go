@@ -365,7 +365,7 @@ func (p *simProc) Poke(lease string) {
 	}
 }
 
-func (p *simProc) Abort(_ context.Context, wt *Waiter, c Cycle) bool {
+func (p *simProc) Abort(_ context.Context, wt *Waiter, c Cycle) {
 	if p.w.onAbort != nil {
 		p.w.onAbort(wt)
 	}
@@ -373,10 +373,10 @@ func (p *simProc) Abort(_ context.Context, wt *Waiter, c Cycle) bool {
 	defer p.w.mu.Unlock()
 	u := wt.Unit.(*simUnit)
 	if p.w.frozen[p.lease] {
-		return false
+		return
 	}
 	if _, waits := p.w.recs[wt.Key].rec.Waiting(wt.ID); !waits {
-		return false
+		return
 	}
 	if !p.w.unchecked {
 		p.w.judged(u, c)
@@ -395,7 +395,6 @@ func (p *simProc) Abort(_ context.Context, wt *Waiter, c Cycle) bool {
 	u.deaths++
 	u.mu.Unlock()
 	p.w.victims, p.w.latest = append(p.w.victims, u), c
-	return true
 }
 
 func (c Cycle) String() (s string) {

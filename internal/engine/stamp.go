@@ -44,8 +44,11 @@ func (e *Engine) Stamp(ctx context.Context, key string, failFast bool) (*record.
 // recent returns the known state if it is likely to be the newest: it is watched, or was proved to be
 // the newest the last time that somebody asked. Called with mu held.
 func (v *view) recent() (rec *record.Record, rev uint64, ok bool) {
-	watched := v.stopWatch != nil && v.proofs.refuted != v.rev
-	return v.rec, v.rev, v.trusted() && v.rev > 0 && (watched || v.proofs.proven == v.rev)
+	watched, proven := v.stopWatch != nil, false
+	if p := v.proofs; p != nil {
+		watched, proven = watched && p.refuted != v.rev, p.proven == v.rev
+	}
+	return v.rec, v.rev, v.trusted() && v.rev > 0 && (watched || proven)
 }
 
 // anchor puts a delete marker where nothing is stored.
@@ -104,6 +107,9 @@ func (e *Engine) Prove(ctx context.Context, key string, rev uint64, opt ProveOpt
 
 // prove takes p in. Called with mu held.
 func (v *view) prove(p *proof) {
+	if v.proofs == nil {
+		v.proofs = &proofs{}
+	}
 	v.proofs.waiting = append(v.proofs.waiting, p)
 	if !v.proofs.running {
 		v.proofs.running = !v.closed && v.core.goIfOpen(v.check)

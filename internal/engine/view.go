@@ -63,8 +63,8 @@ type view struct {
 	key  string
 	user user
 
-	mu     monitor // of everything below, and of whatever is built on top of the view
-	closed bool
+	mu monitor // of everything below, and of whatever is built on top of the view
+	flags
 
 	committed
 	// expected is the value of a write that is under way: its acknowledgement, or the read
@@ -82,25 +82,30 @@ type view struct {
 	stopWatch func()
 	stopHurry func() // of the watch for those who wait
 	lastUse   time.Time
-	absence   bool // a second look at an absent key is under way
-	proofs    proofs
+	proofs    *proofs // nil until one is asked for
 
 	poked     string    // the kept entry ahead, whose process was told
-	poking    bool      // it is told again later
 	pokes     int       // so often it was
-	followed  bool      // an entry of this process is kept
 	confirmed time.Time // when what is known was the newest for sure
 
-	listed    bool          // among the core's watched
 	turn      string        // who held at the last look, or when this process began to wait
-	stalled   bool          // two looks showed the same
-	looked    bool          // there was a look
 	ttl       time.Duration // of the last that came to wait
 	first     int           // place of its first in the queue, as of the last settle
 	hint      uint64        // newest revision that a hint named
-	looking   bool          // a look is under way
-	lookAgain bool          // another one is to follow
 	lookTimer *time.Timer   // of the next one
+}
+
+// flags of a view stand together since there are many views.
+type flags struct {
+	closed    bool
+	absence   bool // a second look at an absent key is under way
+	poking    bool // the process of the kept entry ahead is told again later
+	followed  bool // an entry of this process is kept
+	listed    bool // among the core's watched
+	stalled   bool // two looks showed the same
+	looked    bool // there was a look
+	looking   bool // a look is under way
+	lookAgain bool // another one is to follow
 }
 
 // learn takes over a committed state if it is not older than what is known. Called with mu held.
@@ -372,7 +377,7 @@ func (v *view) wanted() bool { return len(v.waiting)+len(v.holds) > 0 || v.follo
 
 // idle reports whether nobody wants anything of the view. Called with mu held.
 func (v *view) idle() bool {
-	return !v.wanted() && v.stopWatch == nil && !v.absence && !v.looking && !v.proofs.running
+	return !v.wanted() && v.stopWatch == nil && !v.absence && !v.looking && (v.proofs == nil || !v.proofs.running)
 }
 
 // close ends everything that waits with ErrClosed. Called with mu held.

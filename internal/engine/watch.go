@@ -177,12 +177,12 @@ func (v *view) adjustWatch() {
 		v.core.watched[v.user] = struct{}{}
 		v.core.mu.Unlock()
 	}
-	if d := v.nextLook(); d > 0 && v.stopHurry == nil {
-		if v.armLook(d); len(v.holds) == 0 && !v.followed {
+	if len(v.waiting) > 0 && v.stopHurry == nil {
+		if d := v.nextLook(); d == 0 {
+			v.stopHurry = v.core.cfg.Watcher.Watch(v.key, func(jskv.Entry) {}) // notify is called by the other
+		} else if v.armLook(d); len(v.holds) == 0 && !v.followed {
 			return
 		}
-	} else if len(v.waiting) > 0 && v.stopHurry == nil {
-		v.stopHurry = v.core.cfg.Watcher.Watch(v.key, func(jskv.Entry) {}) // notify is called by the other
 	}
 	if v.stopWatch != nil {
 		return

@@ -23,14 +23,14 @@ type writer struct {
 	keeps     *keeps     // of the engine
 	forgotten bool       // the engine has another writer for the key, or none
 	running   bool       // a runner works here
+	resting   bool       // a timer is set that goes on with what is pending
+	givesWay  bool       // during the pause, to whatever else comes
 	pending   []*Request // those without an outcome that don't stand in the record, in order
 	queueing  int        // of these, those that may have to queue
 	backlog   []*Request // those that the window holds back, in order
 	trouble   backoff
 	refusals  refusals
-	resting   bool          // a timer is set that goes on with what is pending
 	pause     time.Duration // before the next step
-	givesWay  bool          // during the pause, to whatever else comes
 
 	// A write that expects uncertain has an unknown outcome: it can still be committed while that
 	// is the newest revision. Only one can matter, since a write that expects an older one can't.

@@ -2,6 +2,7 @@ package jskv
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 )
@@ -197,7 +198,7 @@ func (h *Hub) register(key string, fn func(Entry), waits bool) (stop func()) {
 		k = h.addKey(key)
 	}
 	r := &registration{key: k, fn: fn, waits: waits}
-	k.regs[r] = struct{}{}
+	k.regs = append(k.regs, r)
 	if waits {
 		h.heat(k)
 	}
@@ -216,7 +217,7 @@ func (h *Hub) stop(r *registration) {
 	}
 	r.stopped = true
 	h.stats.Registrations--
-	delete(r.key.regs, r)
+	r.key.regs = slices.DeleteFunc(r.key.regs, func(o *registration) bool { return o == r })
 	if r.waits {
 		h.cool(r.key)
 	}
@@ -260,7 +261,7 @@ func (h *Hub) Close() {
 // announce delivers the key's state to all its registrations. Lock held.
 func (h *Hub) announce(k *watchedKey) {
 	k.version++
-	for r := range k.regs {
+	for _, r := range k.regs {
 		h.enqueue(r)
 	}
 }

@@ -17,7 +17,7 @@ import (
 // first registration to its last stop; a later registration begins anew.
 type watchedKey struct {
 	name string
-	regs map[*registration]struct{}
+	regs []*registration
 	hot  int  // registrations that wait
 	dead bool // not in Hub.keys any more
 
@@ -39,7 +39,7 @@ type watchedKey struct {
 
 // addKey starts watching a key. Lock held.
 func (h *Hub) addKey(name string) *watchedKey {
-	k := &watchedKey{name: name, regs: make(map[*registration]struct{})}
+	k := &watchedKey{name: name}
 	h.keys[name] = k
 	h.schedule(k, firstPoll)
 	for _, g := range h.groups {
