@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"net"
@@ -241,12 +242,8 @@ func splitAddr(option, addr string) (host string, port int, err error) {
 	if err != nil || port < 0 || port > 65535 {
 		return "", 0, invalid("%s(%q): the port must be a number from 0 to 65535", option, addr)
 	}
-	if host == "" {
-		host = natsserver.DEFAULT_HOST
-	}
-	if port == 0 {
-		port = natsserver.RANDOM_PORT
-	}
+	host = cmp.Or(host, natsserver.DEFAULT_HOST)
+	port = cmp.Or(port, natsserver.RANDOM_PORT)
 	return host, port, nil
 }
 
@@ -371,12 +368,8 @@ func (c *config) fileOptions() (*natsserver.Options, error) {
 	// file by itself, past all that is checked and added here.
 	o.ConfigFile = ""
 	o.JetStream = true
-	if o.StoreDir == "" {
-		o.StoreDir = c.storeDir
-	}
-	if c.name != "" {
-		o.ServerName = c.name
-	}
+	o.StoreDir = cmp.Or(o.StoreDir, c.storeDir)
+	o.ServerName = cmp.Or(c.name, o.ServerName)
 	if !o.SyncAlways && o.SyncInterval == 0 {
 		c.applySync(o)
 	}

@@ -61,9 +61,7 @@ func (h *Hold) noteReleased(ev Event) {
 
 func (a *attempt) waiter(t EventType, sl *slot, id string) Event {
 	ev := Event{Type: t, Time: time.Now(), Key: a.key, ID: id, Lease: sl.id, Owner: a.req.owner, Mode: modeOf(a.op.Mode), Metadata: a.op.Meta}
-	if ev.Owner == "" {
-		ev.Owner = id
-	}
+	ev.Owner = cmp.Or(ev.Owner, id)
 	return ev
 }
 

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -31,9 +32,7 @@ func (c *cli) connect(ctx context.Context, s *streams, opts ...fabric.Option) (*
 	if err != nil {
 		return nil, err
 	}
-	if to == nil {
-		to = &target{origin: "the local server"}
-	}
+	to = cmp.Or(to, &target{origin: "the local server"})
 	c.welcome = &welcome{log: s.log, to: to, opening: true}
 	c.welcome.ctx, c.welcome.end = context.WithCancelCause(context.Background())
 	guarded, done := c.welcome.guard(ctx)
@@ -192,12 +191,7 @@ func (w *welcome) needed(text string) bool {
 	if w.opening {
 		subjects = append(subjects, `"$JS.API.INFO"`, `"$JS.API.STREAM.INFO.`, `"$JS.API.STREAM.CREATE.`)
 	}
-	for _, s := range subjects {
-		if strings.Contains(text, s) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(subjects, func(s string) bool { return strings.Contains(text, s) })
 }
 
 // guard returns a context that ends, with the cause, when there is no use in going on.

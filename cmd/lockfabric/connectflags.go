@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/url"
@@ -187,13 +188,9 @@ func (t *target) merge(own natscontext.Settings, explicit bool, context string) 
 	if own.Cert != "" {
 		t.setup.Cert, t.setup.Key = own.Cert, own.Key
 	}
-	if own.CA != "" {
-		t.setup.CA = own.CA
-	}
+	t.setup.CA = cmp.Or(own.CA, t.setup.CA)
 	t.setup.TLSFirst = t.setup.TLSFirst || own.TLSFirst
-	if own.InboxPrefix != "" {
-		t.setup.InboxPrefix = own.InboxPrefix
-	}
+	t.setup.InboxPrefix = cmp.Or(own.InboxPrefix, t.setup.InboxPrefix)
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -221,9 +222,7 @@ func newVersionInfo(build *debug.BuildInfo) versionInfo {
 	if build == nil {
 		return v
 	}
-	if build.Main.Version != "" {
-		v.Version = build.Main.Version
-	}
+	v.Version = cmp.Or(build.Main.Version, v.Version)
 	for _, setting := range build.Settings {
 		switch setting.Key {
 		case "vcs.revision":

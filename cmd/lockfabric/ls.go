@@ -225,12 +225,7 @@ func announced(byKey map[string]fabric.Info, key string, p fabric.Party) bool {
 		return h.Lease.ID == p.Lease.ID && (reads || h.Mode != fabric.IntentShared && h.Mode != fabric.Shared && h.Mode != fabric.Update)
 	}
 	all := levels(key)
-	for _, above := range all[:len(all)-1] {
-		if !slices.ContainsFunc(byKey[above].Holders, enough) {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(all[:len(all)-1], func(above string) bool { return !slices.ContainsFunc(byKey[above].Holders, enough) })
 }
 
 func drawTree(w io.Writer, nodes []node, now time.Time) {

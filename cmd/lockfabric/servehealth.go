@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -64,18 +65,32 @@ func (h *health) listen(addr string) (at string, stop func(), err error) {
 		return "", nil, err
 	}
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = srv.Serve(l)
+		_ = serveUntil(ctx, srv, l, time.Second)
 	}()
-	return l.Addr().String(), func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		_ = srv.Shutdown(ctx)
-		_ = srv.Close()
-		<-done
-	}, nil
+	return l.Addr().String(), func() { cancel(); <-done }, nil
+}
+
+// serveUntil serves until ctx ends, and then gives requests that are under way so much time to end.
+func serveUntil(ctx context.Context, srv *http.Server, l net.Listener, grace time.Duration) error {
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(l) }()
+	select {
+	case <-ctx.Done():
+	case err := <-ended:
+		return err
+	}
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	defer cancel()
+	err := srv.Shutdown(limited)
+	_ = srv.Close()
+	if serr := <-ended; !errors.Is(serr, http.ErrServerClosed) {
+		err = cmp.Or(err, serr)
+	}
+	return err
 }
 
 // listenOn listens at an address that a flag names. An error is one of usage unless the system refused.

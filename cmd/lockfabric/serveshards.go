@@ -9,6 +9,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/embedded"
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
 // divide makes the fabric with its shards. In a cluster that is done once enough servers are there, while this one serves.
@@ -20,7 +21,7 @@ func (v *serveCmd) divide(ctx context.Context, srv *embedded.Server, name string
 	if err != nil {
 		return err
 	}
-	if srv.ClusterAddr() == nil {
+	wait := func() error {
 		defer g.end()
 		select {
 		case err := <-made:
@@ -29,15 +30,13 @@ func (v *serveCmd) divide(ctx context.Context, srv *embedded.Server, name string
 			return nil
 		}
 	}
+	if srv.ClusterAddr() == nil {
+		return wait()
+	}
 	go func() {
-		select {
-		case err := <-made:
-			if err != nil {
-				s.log.Error("the fabric is not as --shards says", "fabric", name, "error", err)
-			}
-		case <-ctx.Done():
+		if err := wait(); err != nil {
+			s.log.Error("the fabric is not as --shards says", "fabric", name, "error", err)
 		}
-		g.end()
 	}()
 	return nil
 }
@@ -54,9 +53,6 @@ func makeFabric(ctx context.Context, nc *nats.Conn, opts ...fabric.Option) error
 		case ctx.Err() != nil || !errors.Is(err, fabric.ErrUnavailable):
 			return err
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Second):
-		}
+		pause.For(ctx, time.Second)
 	}
 }

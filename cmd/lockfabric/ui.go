@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -119,24 +118,13 @@ func (u *uiCmd) check(flag string) ([]tls.Certificate, error) {
 }
 
 func servePage(ctx context.Context, l net.Listener, log *slog.Logger, page http.Handler) error {
-	srv := &http.Server{
+	err := serveUntil(ctx, &http.Server{
 		Handler: page, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 1 << 16,
 		BaseContext: func(net.Listener) context.Context { return ctx }, // ends the streams
 		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- srv.Serve(l) }()
-	select {
-	case <-ctx.Done():
-	case err := <-ended:
+	}, l, 5*time.Second)
+	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("ui: the page is served no more: %w", err)
-	}
-	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	err := srv.Shutdown(limited)
-	_ = srv.Close()
-	if serr := <-ended; !errors.Is(serr, http.ErrServerClosed) {
-		err = cmp.Or(err, serr)
 	}
 	return err
 }

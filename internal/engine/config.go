@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"time"
@@ -78,21 +79,13 @@ type Config struct {
 }
 
 func (cfg Config) withDefaults() Config {
-	if cfg.RTT == nil {
-		cfg.RTT = new(rtt.Estimator)
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
-	}
+	cfg.RTT = cmp.Or(cfg.RTT, new(rtt.Estimator))
+	cfg.Logger = cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))
 	if cfg.Suspect == nil {
 		cfg.Suspect = func() {}
 	}
-	if cfg.KeepWait <= 0 {
-		cfg.KeepWait = time.Second
-	}
-	if cfg.MaxKept <= 0 {
-		cfg.MaxKept = DefaultMaxKept
-	}
+	cfg.KeepWait = cmp.Or(max(cfg.KeepWait, 0), time.Second)
+	cfg.MaxKept = cmp.Or(max(cfg.MaxKept, 0), DefaultMaxKept)
 	if cfg.Contended == nil {
 		cfg.Contended = func(string) {}
 	}

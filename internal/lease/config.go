@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -71,18 +72,14 @@ func (c Config) resolve() (Config, error) {
 	if c.TTL < MinTTL || c.TTL > MaxTTL {
 		return invalid("TTL %v is not within %v and %v", c.TTL, MinTTL, MaxTTL)
 	}
-	if c.Margin == 0 {
-		c.Margin = defaultMargin(c.TTL)
-	}
+	c.Margin = cmp.Or(c.Margin, defaultMargin(c.TTL))
 	// Up, as the TTL was cut down: the stored numbers are those that the holder
 	// goes by, and rounding must not make it valid for longer.
 	c.Margin = ceilMillis(c.Margin)
 	if c.Margin < 0 || c.Margin > c.TTL/4 {
 		return invalid("Margin %v is not within 0 and a quarter of TTL %v", c.Margin, c.TTL)
 	}
-	if c.RenewEvery == 0 {
-		c.RenewEvery = c.TTL / 3
-	}
+	c.RenewEvery = cmp.Or(c.RenewEvery, c.TTL/3)
 	if c.RenewEvery < 0 || c.RenewEvery >= c.TTL-c.Margin {
 		return invalid("RenewEvery %v is not within 0 and TTL - Margin, %v", c.RenewEvery, c.TTL-c.Margin)
 	}
@@ -92,21 +89,15 @@ func (c Config) resolve() (Config, error) {
 	if len(c.Label) > maxText || !utf8.ValidString(c.Label) {
 		return invalid("Label is longer than %d bytes or not UTF-8", maxText)
 	}
-	if c.RTT == nil {
-		c.RTT = new(rtt.Estimator)
-	}
+	c.RTT = cmp.Or(c.RTT, new(rtt.Estimator))
 	if c.ID == nil {
 		c.ID = nuid.Next
 	}
 	if c.Seen == nil {
 		c.Seen = func() []uint64 { return nil }
 	}
-	if c.Clock == nil {
-		c.Clock = clock.Holder()
-	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
+	c.Clock = cmp.Or(c.Clock, clock.Holder())
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	return c, nil
 }
 

@@ -2,6 +2,7 @@ package lease
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -74,18 +75,10 @@ type reading struct {
 // who stands in its tombstones, this process if empty; log may be nil.
 // link, which says how long answers take, may be nil.
 func NewObserver(b Bucket, watch WatchFunc, clk clock.Clock, by string, link *rtt.Estimator, log *slog.Logger) *Observer {
-	if link == nil {
-		link = new(rtt.Estimator)
-	}
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
-	if clk == nil {
-		clk = clock.Observer()
-	}
-	if by == "" {
-		by = Self() // a tombstone without it is none
-	}
+	link = cmp.Or(link, new(rtt.Estimator))
+	log = cmp.Or(log, slog.New(slog.DiscardHandler))
+	clk = cmp.Or(clk, clock.Observer())
+	by = cmp.Or(by, Self()) // a tombstone without it is none
 	ctx, cancel := context.WithCancel(context.Background())
 	o := &Observer{
 		b: b, watch: watch, clk: clk, by: cut(by), rtt: link, log: log,

@@ -1,6 +1,7 @@
 package record
 
 import (
+	"cmp"
 	"iter"
 	"math"
 	"slices"
@@ -298,18 +299,14 @@ func (m *machine) try(op *Op) Result {
 
 // seedHoldTime takes over what a requester knows of the hold time, where the record knows nothing.
 func (m *machine) seedHoldTime(op *Op) {
-	if m.Hold == 0 {
-		m.Hold = wholeHold(op.Hold)
-	}
+	m.Hold = cmp.Or(m.Hold, wholeHold(op.Hold))
 }
 
 // expectedWaitOf returns how long a request would wait at the end of the queue; hold is the
 // requester's idea of the hold time.
 func (m *machine) expectedWaitOf(e *Entry, hold time.Duration) time.Duration {
 	queued := Record{Kind: m.Kind, Hold: m.Hold, Holders: m.Holders, Waiters: append(slices.Clip(m.Waiters), *e)}
-	if queued.Hold == 0 {
-		queued.Hold = wholeHold(hold)
-	}
+	queued.Hold = cmp.Or(queued.Hold, wholeHold(hold))
 	return queued.ExpectedWait(len(m.Waiters))
 }
 

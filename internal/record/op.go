@@ -1,6 +1,7 @@
 package record
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -265,16 +266,11 @@ func (l Limits) Foreseen(n int) Limits {
 
 func (l Limits) orDefaults() Limits {
 	d := DefaultLimits()
-	if l.MaxHolders > 0 {
-		d.MaxHolders = l.MaxHolders
+	return Limits{
+		MaxHolders: cmp.Or(max(l.MaxHolders, 0), d.MaxHolders),
+		MaxWaiters: cmp.Or(max(l.MaxWaiters, 0), d.MaxWaiters),
+		MaxBytes:   cmp.Or(max(l.MaxBytes, 0), d.MaxBytes),
 	}
-	if l.MaxWaiters > 0 {
-		d.MaxWaiters = l.MaxWaiters
-	}
-	if l.MaxBytes > 0 {
-		d.MaxBytes = l.MaxBytes
-	}
-	return d
 }
 
 // Verdict is what became of an operation. Every verdict but Applied means that the operation changed nothing.

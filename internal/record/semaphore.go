@@ -1,6 +1,7 @@
 package record
 
 import (
+	"cmp"
 	"iter"
 	"slices"
 	"time"
@@ -246,9 +247,7 @@ func (semaphoreRules) whole(d *decoder) error {
 func (s *semaphore) clone() Body { return new(*s) }
 
 func (s *semaphore) resolve(rev uint64) {
-	if s.sized == 0 {
-		s.sized = rev
-	}
+	s.sized = cmp.Or(s.sized, rev)
 }
 
 func (s *semaphore) equal(o Body) bool { return *s == *o.(*semaphore) }

@@ -53,12 +53,9 @@ func (e *exam) entries(ctx context.Context, name string, fn func(jskv.Entry)) er
 
 // mayNotRead reports whether it is known that the user can't read a bucket. The server would not answer.
 func (e *exam) mayNotRead(name string) bool {
-	for _, n := range e.needs {
-		if e.rights.known && strings.Contains(n.Subject, ".KV_"+name) && !n.Helpful && !e.rights.allow(n) {
-			return true
-		}
-	}
-	return false
+	return e.rights.known && slices.ContainsFunc(e.needs, func(n need) bool {
+		return strings.Contains(n.Subject, ".KV_"+name) && !n.Helpful && !e.rights.allow(n)
+	})
 }
 
 // readLeases returns nil when they can't be read.

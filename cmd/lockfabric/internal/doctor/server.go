@@ -168,9 +168,7 @@ func (e *exam) sync(ctx context.Context) {
 		return
 	}
 	nc := e.System
-	if nc == nil {
-		nc = e.nc
-	}
+	nc = cmp.Or(nc, e.nc)
 	answers, err := ask(ctx, e, e.System == nil && e.rights.lacks(pingServers), func(ctx context.Context) ([]serverAnswer, error) {
 		return everyServer(ctx, nc)
 	})

@@ -95,9 +95,7 @@ func Load(name string) (Settings, error) {
 	if err := decode(data, &s); err != nil {
 		return none, fmt.Errorf("context %q (%s): %w", name, path, err)
 	}
-	if s.URL == "" {
-		s.URL = nats.DefaultURL // as for the nats command
-	}
+	s.URL = cmp.Or(s.URL, nats.DefaultURL) // as for the nats command
 	for _, file := range []*string{&s.Creds, &s.NKey, &s.Cert, &s.Key, &s.CA} {
 		*file = expandHome(*file)
 	}
