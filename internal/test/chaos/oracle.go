@@ -48,7 +48,13 @@ type heldKey struct {
 	use       uint64 // of it, the highest
 	shared    uint64
 	by        string // lease of the last grant
-	tokens    map[uint64]fabric.Mode
+	tokens    map[uint64]given
+}
+
+// given is how a token was given out last.
+type given struct {
+	mode fabric.Mode
+	use  uint64
 }
 
 // Mark is the highest tokens that were shown before an acquire was called. What
@@ -79,7 +85,7 @@ func (o *Oracle) Granted(h Hold, before Mark) bool {
 	}
 	k := o.keys[h.Key()]
 	if k == nil {
-		k = &heldKey{holds: make(map[Hold]struct{}), tokens: make(map[uint64]fabric.Mode)}
+		k = &heldKey{holds: make(map[Hold]struct{}), tokens: make(map[uint64]given)}
 		o.keys[h.Key()] = k
 	}
 	// The new one first: who is valid after it was valid at the same time.
@@ -130,11 +136,13 @@ func (o *Oracle) checkToken(k *heldKey, h Hold, before Mark) {
 	if token <= before.exclusive && !again {
 		o.violated("%s token %d of %q is not above %d", h.Mode(), token, h.Key(), before.exclusive)
 	}
-	// Shared ones may share a token, and nobody else.
-	if other, used := k.tokens[token]; used && !again && (exclusive || other == fabric.Exclusive) {
+	// Shared ones may share a token, and else only those that use a kept lock one after the other.
+	other, used := k.tokens[token]
+	handedOn := exclusive && other.mode == fabric.Exclusive && use > other.use
+	if used && !handedOn && (exclusive || other.mode == fabric.Exclusive) {
 		o.violated("%s token %d of %q was given out before", h.Mode(), token, h.Key())
 	}
-	k.tokens[token] = h.Mode()
+	k.tokens[token] = given{h.Mode(), use}
 }
 
 // Ending takes a handle out.

@@ -74,6 +74,7 @@ func TestOracleOfTokensOnly(t *testing.T) {
 	early := o.Mark("k")
 	o.Granted(&fakeHold{"a.1", fabric.Exclusive, 8, nil}, early)
 	o.Granted(&fakeHold{"b.1", fabric.Exclusive, 7, nil}, early)
+	o.Granted(&fakeHold{"a.1+", fabric.Exclusive, 8, nil}, early) // handed on to one who waited before anybody held
 	if got := o.Stats().Violations; len(got) != 0 {
 		t.Errorf("violations %q", got)
 	}
