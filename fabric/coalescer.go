@@ -395,7 +395,7 @@ func (m *Manager) Coalescer(ctx context.Context) (Info, error) { return m.Coales
 
 // CoalescerOf is Coalescer for one of the fabric's shards.
 func (m *Manager) CoalescerOf(ctx context.Context, shard int) (Info, error) {
-	return m.readEncoded(ctx, "", kv.CoalescerPrefix+strconv.Itoa(shard), true)
+	return m.readEncoded(ctx, "", kv.CoalescerOf(shard), true)
 }
 
 // Shards returns the number of the fabric's shards, as of the last session: it changes only if all buckets are made anew.

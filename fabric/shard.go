@@ -33,7 +33,7 @@ type shard struct {
 // addShard begins to work on the next bucket of locks.
 func (s *session) addShard(b *jskv.Bucket, hub []jskv.HubOption) error {
 	m, n := s.m, len(s.shards)
-	sh := &shard{s: s, n: n, owner: kv.CoalescerPrefix + strconv.Itoa(n), bucket: b, hub: jskv.NewHub(b, hub...), noted: b.Last()}
+	sh := &shard{s: s, n: n, owner: kv.CoalescerOf(n), bucket: b, hub: jskv.NewHub(b, hub...), noted: b.Last()}
 	s.shards = append(s.shards, sh)
 	sh.confirmed.Store(b.Last())
 	sh.crowd.unserved = make(chan struct{}, 1)

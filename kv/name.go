@@ -222,6 +222,9 @@ const (
 	CoalescerPrefix = "=coalescer."
 )
 
+// CoalescerOf returns that key of a shard.
+func CoalescerOf(shard int) string { return CoalescerPrefix + strconv.Itoa(shard) }
+
 // LocksBucket returns the name of the bucket that a fabric of one shard keeps its records in.
 func LocksBucket(fabric string) string { return fabric + "-locks" }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/pause"
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 type inspectCmd struct {
@@ -29,8 +30,41 @@ func (i *inspectCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		return i.watch(ctx, c, s)
 	}
 	return show(ctx, c, s,
-		func(ctx context.Context, m *fabric.Manager) (fabric.Info, error) { return m.Inspect(ctx, i.Key) },
-		func(w io.Writer, info fabric.Info) { describe(w, info, time.Now()) })
+		func(ctx context.Context, m *fabric.Manager) (is inspected, err error) {
+			if is.Info, err = m.Inspect(ctx, i.Key); err == nil {
+				is.Coalescer = coalescerOf(ctx, m, i.Key)
+			}
+			return is, err
+		},
+		func(w io.Writer, is inspected) { describe(w, is, time.Now()) })
+}
+
+// inspected is the JSON of inspect.
+type inspected struct {
+	fabric.Info
+	Coalescer shardOwner `json:"coalescer,omitzero"`
+}
+
+// shardOwner is who carries out for others what they want of a name.
+type shardOwner struct {
+	Shard int    `json:"shard"`
+	Rank  int    `json:"rank"`
+	Term  uint64 `json:"term,string"`
+	Host  string `json:"host"`
+	PID   int    `json:"pid"`
+}
+
+// coalescerOf returns who serves the name's shard, the zero value if nobody does, or it can't be read.
+func coalescerOf(ctx context.Context, m *fabric.Manager, name string) (c shardOwner) {
+	key, _ := kv.EncodeName(name)
+	shard := kv.Shard(key, m.Shards())
+	info, err := m.CoalescerOf(ctx, shard)
+	if err != nil || len(info.Holders) == 0 {
+		return c
+	}
+	owner := &info.Holders[0]
+	rank, _ := strconv.Atoi(owner.Metadata["rank"])
+	return shardOwner{Shard: shard, Rank: rank, Term: owner.Token, Host: owner.Lease.Host, PID: owner.Lease.PID}
 }
 
 func (i *inspectCmd) watch(ctx context.Context, c *cli, s *streams) error {
@@ -127,9 +161,13 @@ func facts(w io.Writer, info fabric.Info) {
 	}
 }
 
-func describe(w io.Writer, info fabric.Info, now time.Time) {
+func describe(w io.Writer, is inspected, now time.Time) {
+	info := is.Info
 	fmt.Fprintf(w, "key:\t%s\nkind:\t%s\nstate:\t%s\nrevision:\t%d\n", printable(info.Key), orDash(info.Kind), state(info), info.Revision)
 	facts(w, info)
+	if c := is.Coalescer; c.Term > 0 {
+		fmt.Fprintf(w, "coalescer:\t%s pid %d, of rank %d\n", orDash(c.Host), c.PID, c.Rank)
+	}
 	if len(info.Holders)+len(info.Waiters)+len(info.Conditions) > 0 {
 		fmt.Fprintln(w)
 	}

@@ -169,6 +169,11 @@ func TestOutputOfLocks(t *testing.T) {
 	never := []string{"waiters[].token", "waiters[].converting", "waiters[].revoked", "holders[].queued", "holders[].expected_wait_ns", "holders[].refused"}
 	never = append(never, "waiters[].leaving", "waiters[].kept")
 	locks.complete(t, fabric.Info{}, never...)
+	one := outputTable(t, doc, "ls and inspect").with(outputTable(t, doc, "inspect"))
+	outputOfCoalescer(t, one)
+	for _, w := range one.holds(inspected{}, never...) {
+		t.Error(w)
+	}
 	for _, w := range timed.holds(watched{}, never...) {
 		t.Error(w)
 	}

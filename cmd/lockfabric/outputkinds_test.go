@@ -4,6 +4,8 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -236,5 +238,23 @@ func outputOfKept(t *testing.T, m *fabric.Manager, tb table) {
 	free(t, l.Hold)
 	if st, err := m.Optimistic(t.Context(), "shard"); err != nil { // it is not in the list of those who come after
 		t.Errorf("%v, %v", st, err)
+	}
+}
+
+// outputOfCoalescer has somebody serve, whom inspect names.
+func outputOfCoalescer(t *testing.T, tb table) {
+	m := manager(t, fabric.WithCoalescer())
+	nc, _ := dialTo(t, server.ClientURL())
+	eventually(t, "it serves", func() bool {
+		if err := nc.Publish("lf."+fabricName(t)+".0.hello", nil); err != nil {
+			t.Fatal(err)
+		}
+		return m.Stats().Serving > 0
+	})
+	got := tb.printed(t, 0, "inspect", "free")
+	for _, want := range []string{`"rank": 2`, fmt.Sprintf(`"pid": %d`, os.Getpid()), fmt.Sprintf(`"term": "%d"`, m.Stats().Serving)} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %s in %s", want, got)
+		}
 	}
 }

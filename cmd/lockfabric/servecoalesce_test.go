@@ -4,6 +4,8 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -45,6 +47,11 @@ func TestServeCoalesces(t *testing.T) {
 		}
 		if len(flags) == 0 {
 			eventually(t, "the server serves", func() bool { return found() == "3" })
+			asked := []string{"--server", ready.URL, "--fabric", "served", "inspect", "k"}
+			code, text, _ := run(t, bare(t, asked...))
+			if want := fmt.Sprintf(" pid %d, of rank 3\n", p.cmd.Process.Pid); code != 0 || !strings.Contains(text, "coalescer:") || !strings.Contains(text, want) {
+				t.Errorf("inspect: exit code %d, no %q in %q", code, want, text)
+			}
 		} else if rank := found(); rank != "" {
 			t.Errorf("somebody of rank %q serves", rank)
 		}
