@@ -94,8 +94,8 @@ var primitive = part{
 func wanted(clients int, own bool) row {
 	on := fabric.WithRoad
 	r := row{what: fmt.Sprintf("one mutex, %d clients", clients), clients: clients, own: own, by: []maker{
-		nil, mutexWith(on(fabric.RoadDirect)), mutexWith(on(fabric.RoadAutomatic)), mutexWith(on(fabric.RoadCoalesced)),
-		mutexWith(on(fabric.RoadCoalesced), fabric.WithTurns()), mutexWith(on(fabric.RoadAutomatic), fabric.WithTurns(), fabric.WithPostedRelease()),
+		nil, mutexWith(on(fabric.RoadDirect)), mutexWith(on(fabric.RoadAutomatic)), mutexWith(on(fabric.RoadCoalesced), fabric.WithoutTurns()),
+		mutexWith(on(fabric.RoadCoalesced)), mutexWith(on(fabric.RoadAutomatic), fabric.WithPostedRelease()),
 		etcdMutex, redisMutex, zookeeperMutex,
 	}}
 	if own {

@@ -198,6 +198,7 @@ func (r *Router) submit(q *engine.Request) (direct bool) {
 	switch {
 	case release:
 		if coalesced {
+			r.engine.NoteHold(q.Op.Hold)
 			t.call = r.ask(t, q.Op)
 		}
 		if cl != nil {

@@ -231,3 +231,18 @@ func TestAHoldStaysUntilItsWaitIsWritten(t *testing.T) {
 		}
 	})
 }
+
+// H16: an entry under a lease of this process that nothing in it knows of, as one that a late acquire has written, is
+// released when the process meets it in a record. Nobody sweeps, and nobody asks.
+func TestH16_AGhostIsReleased(t *testing.T) {
+	t.Parallel()
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		own := s.fabric(t)
+		owner, other := s.manager(t, fabric.WithFabric(own), fabric.WithSweepInterval(0)), s.manager(t, fabric.WithFabric(own), fabric.WithSweepInterval(0))
+		comesBack(t, s, own, owner, "k")
+		waits := queue(t, waitContext(t), other, "k")
+		mine := queue(t, waitContext(t), owner, "k") // and so it sees the record
+		release(t, granted(t, waits))
+		release(t, granted(t, mine))
+	})
+}

@@ -47,7 +47,9 @@ func heldLong(t *testing.T, s *site, m *fabric.Manager, key string, opts ...fabr
 	next := queue(t, waitContext(t), m, key, opts...)
 	time.Sleep(longHold)
 	release(t, first)
-	return granted(t, next)
+	l := granted(t, next)
+	eventually(t, "the record follows the turn", func() bool { return inspect(t, m, key).Holders[0].ID == l.ID() })
+	return l
 }
 
 func refusedInTime(t *testing.T, s *site) {

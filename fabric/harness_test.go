@@ -52,8 +52,8 @@ var (
 
 	// On these all that can take the road over a coalescer takes it; in belt mode it takes both roads at
 	// once.
-	coalescedSite = &site{name: "one server, coalesced", coalesced: true, options: []fabric.Option{fabric.WithRoad(fabric.RoadCoalesced), fabric.WithTurns()}}
-	beltSite      = &site{name: "one server, on both roads", coalesced: true, options: []fabric.Option{fabric.WithRoad(fabric.RoadBoth), fabric.WithTurns()}}
+	coalescedSite = &site{name: "one server, coalesced", coalesced: true, options: []fabric.Option{fabric.WithRoad(fabric.RoadCoalesced)}}
+	beltSite      = &site{name: "one server, on both roads", coalesced: true, options: []fabric.Option{fabric.WithRoad(fabric.RoadBoth)}}
 
 	// On this one locks are kept.
 	keptSite = &site{name: "one server, kept", options: []fabric.Option{fabric.WithKeep(20 * time.Millisecond)}}

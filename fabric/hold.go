@@ -345,7 +345,7 @@ func releaseOp(h *Hold) record.Op {
 
 // passesTurn reports whether a turn can follow the release.
 func (h *Hold) passesTurn(op *record.Op) bool {
-	return op.Token != 0 && !h.asked && !h.letTurn && h.s.m.cfg.turns
+	return op.Token != 0 && !h.asked && !h.letTurn && !h.s.m.cfg.noTurns
 }
 
 // revision is the newest at which the hold was seen in the record.

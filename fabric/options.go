@@ -83,7 +83,7 @@ type config struct {
 	linger   time.Duration // of intents that paths share; 0 = none are shared
 	sweep    time.Duration // between two sweeps; 0 = none
 	road     Road
-	turns    bool          // locks are passed on before that is written
+	noTurns  bool          // locks are passed on after that is written
 	rank     int           // of this process as a coalescer; 0 = it is none
 	leisure  time.Duration // how long an owner that nobody asks keeps its office
 	aloof    bool          // it never volunteers to be one

@@ -6,8 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
@@ -16,13 +14,7 @@ import (
 // posting is a manager whose releases are posted, behind a proxy.
 func (o *office) posting(t *testing.T, opts ...fabric.Option) (*fabric.Manager, *faultproxy.Proxy) {
 	t.Helper()
-	proxy := faultproxy.New(t, o.s.server.ClientURL())
-	nc, err := nats.Connect(proxy.URL(), nats.ReconnectBufSize(-1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	return newManager(t, nc, append(opts, fabric.WithFabric(o.name), fabric.WithPostedRelease())...), proxy
+	return o.behind(t, append(opts, fabric.WithPostedRelease())...)
 }
 
 func (o *office) records() faultproxy.Match { return faultproxy.Subject("$KV." + o.name + "-locks.>") }

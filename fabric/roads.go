@@ -41,11 +41,11 @@ func WithRoad(r Road) ManagerOption {
 	}
 }
 
-// WithTurns has a coalescer pass an exclusive lock of this manager on to the next in its queue before that is
-// written, if the next one's manager does so, too: many handoffs cost one write, and the record follows some
-// milliseconds later. It is new, and not yet tested for long; docs/coalescing.md tells more.
-func WithTurns() ManagerOption {
-	return func(c *config) error { c.turns = true; return nil }
+// WithoutTurns has a coalescer write each handoff of this manager's locks before the next one holds. Otherwise it passes
+// an exclusive lock on to the next in its queue first, if that one's manager takes turns, too: many handoffs cost one
+// write, and the record follows some milliseconds later. docs/coalescing.md tells more.
+func WithoutTurns() ManagerOption {
+	return func(c *config) error { c.noTurns = true; return nil }
 }
 
 // doer carries out what claims, posts and releases ask for: a *coalesce.Router, or the engine alone.

@@ -58,6 +58,7 @@ type session struct {
 	making    turn             // of making a shared lease
 	all       map[*slot]struct{}
 	unwatched []unwatchedHold // not watched yet, oldest first
+	strays    sync.Map        // locks that are looked at soon, by their encoded names
 }
 
 type unwatchedHold struct {

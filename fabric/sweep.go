@@ -297,6 +297,8 @@ const (
 	// settled is the age from which on an entry that refuses a try, and that nothing here
 	// holds any more, is taken for one that came back. A younger one is about to go as a rule.
 	settled = 5 * time.Second
+	// strayAfter is for how long an entry of nobody may stand that a record has shown.
+	strayAfter = time.Second
 )
 
 // ask has the process of a lease look whether it still wants what stands under it in
@@ -345,6 +347,20 @@ func (s *session) disown(ctx context.Context, enc string) {
 		if st.Entry != nil && st.Entry.ID == id && s.nobodys(st.Entry) {
 			s.release(enc, st.Entry, rev)
 		}
+	}
+}
+
+// stray is told of entries of this process that its engine knows nothing of. What has just been released may stand for a
+// moment; what stands longer, and is nobody's, was written by an acquire that came once more. It would block for ever.
+func (s *session) stray(enc string, e *record.Entry) {
+	if !s.nobodys(e) {
+		return
+	}
+	if _, soon := s.strays.LoadOrStore(enc, nil); !soon {
+		time.AfterFunc(strayAfter, func() {
+			s.strays.Delete(enc)
+			s.goIfOpen(func() { s.disown(s.ctx, enc) })
+		})
 	}
 }
 

@@ -179,7 +179,7 @@ func (s *site) url() string {
 // manager returns a manager with a connection of its own.
 func (s *site) manager(t testing.TB, opts ...fabric.Option) *fabric.Manager {
 	t.Helper()
-	m := newManager(t, s.conn(t), append([]fabric.Option{fabric.WithRoad(s.road), fabric.WithoutVolunteering(), fabric.WithTurns()}, opts...)...)
+	m := newManager(t, s.conn(t), append([]fabric.Option{fabric.WithRoad(s.road), fabric.WithoutVolunteering()}, opts...)...)
 	if s.owner != nil && s.road != fabric.RoadAutomatic { // which asks once it meets somebody
 		eventually(t, "a coalescer is known", func() bool { return m.Stats().CoalescerTerm > 0 })
 	}

@@ -69,6 +69,10 @@ type Config struct {
 	// Contended is called, if it is not nil, when this process is not alone on a key: a write met a
 	// newer record, or a request has to wait. It is called with locks held, often, and must return at once.
 	Contended func(key string)
+	// Stray is called, if it is not nil, when a record has an entry whose id begins with Mine, and that no request or watched
+	// hold of this engine is about. It is called with locks held, often, and must return at once.
+	Stray func(key string, e *record.Entry)
+	Mine  string
 	// Hints, if it is not nil, tells other processes when they are let in.
 	Hints Hints
 	// MaxKept is how many kept entries may be unused at a time, KeepWait how long requests wait for one in the

@@ -58,3 +58,6 @@ func (s Stats) Plus(o Stats) Stats {
 	s.ExpectedWait = max(s.ExpectedWait, o.ExpectedWait)
 	return s
 }
+
+// NoteHold takes a hold into Stats.HoldTime that lasted d and is released by another process.
+func (e *Engine) NoteHold(d time.Duration) { e.held(d) }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
@@ -258,6 +259,9 @@ func (v *view) settleWaiting() {
 		}
 		switch r := v.waiting[id]; {
 		case r == nil:
+			if v.core.cfg.Stray != nil && strings.HasPrefix(id, v.core.cfg.Mine) && v.holds[id] == nil && st.Entry != nil && st.Entry.ID == id {
+				v.core.cfg.Stray(v.key, st.Entry)
+			}
 		case st.Standing == record.Waiting:
 			if waiting++; waiting == 1 {
 				v.first = v.queue

@@ -45,7 +45,7 @@ func soakRoads(t *testing.T, url, server string, c *cluster.Cluster) {
 		if i >= len(allRoads) {
 			to = lossy.URL()
 		}
-		managers = append(managers, newManagers(t, 1, func(int) string { return to }, connOptions(), fabric.WithRoad(allRoads[i%len(allRoads)]), fabric.WithTurns())...)
+		managers = append(managers, newManagers(t, 1, func(int) string { return to }, connOptions(), fabric.WithRoad(allRoads[i%len(allRoads)]))...)
 	}
 	if *seed == 0 && *soak == 0 {
 		*seed = 11

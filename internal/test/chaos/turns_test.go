@@ -13,7 +13,7 @@ import (
 )
 
 // withTurns is what a manager is made with that takes turns.
-var withTurns = []fabric.Option{fabric.WithRoad(fabric.RoadCoalesced), fabric.WithTurns()}
+var withTurns = []fabric.Option{fabric.WithRoad(fabric.RoadCoalesced)}
 
 // awaitOwner waits until the manager knows a coalescer. It looks for one from its first use on.
 func awaitOwner(ctx context.Context, m *fabric.Manager) error {
