@@ -200,22 +200,6 @@ func (b *barrier) clone() Body {
 	return &c
 }
 
-func (b *barrier) equal(o Body) bool {
-	c := o.(*barrier)
-	if b.parties != c.parties || b.gen != c.gen || (b.acting == nil) != (c.acting == nil) || len(b.ended) != len(c.ended) {
-		return false
-	}
-	if b.acting != nil && b.acting.gen != c.acting.gen {
-		return false
-	}
-	for i := range b.ended {
-		if b.ended[i].gen != c.ended[i].gen {
-			return false
-		}
-	}
-	return true // a generation doesn't change any more
-}
-
 func (b *barrier) append(dst []byte) []byte {
 	dst = appendNumber(dst, "parties", b.parties)
 	dst = appendNumber(dst, "gen", b.gen)

@@ -287,12 +287,6 @@ func (c *conditions) resolve(rev uint64) {
 	}
 }
 
-func (c *conditions) equal(o Body) bool {
-	return slices.EqualFunc(c.queues, o.(*conditions).queues, func(a, b Queue) bool {
-		return a.Name == b.Name && slices.EqualFunc(a.Waiters, b.Waiters, func(a, b Entry) bool { return a.equal(&b) })
-	})
-}
-
 func (c *conditions) append(dst []byte) []byte {
 	return appendList(dst, `,"conds":{`, len(c.queues), "}", func(dst []byte, i int) []byte {
 		q := c.queues[i]

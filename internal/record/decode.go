@@ -129,8 +129,8 @@ func (d *decoder) headField(key []byte) (known bool, err error) {
 			return true, d.skip()
 		}
 		err = field(d, &d.seen, hasKind, (*string)(&d.rec.Kind), d.string)
-		if k := d.rec.rules(); err == nil && k != nil && d.rec.Body == nil {
-			k.begin(&d.rec, new(Op))
+		if k := d.rec.rules(); err == nil && k != nil && d.rec.Body == nil && d.rec.Kind != KindLock {
+			k.begin(&d.rec, new(Op)) // a lock has none of it
 		}
 		return true, err
 	}
@@ -357,14 +357,8 @@ func (d *decoder) token() (token uint64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	if len(digits) != tokenWidth || string(digits) > "09223372036854775807" {
+	if token, err = strconv.ParseUint(string(digits), 10, 63); err != nil || len(digits) != tokenWidth {
 		return 0, d.fail("a token has 20 digits and fits 63 bits")
-	}
-	for _, c := range digits {
-		if c < '0' || c > '9' {
-			return 0, d.fail("a token has 20 digits and fits 63 bits")
-		}
-		token = token*10 + uint64(c-'0')
 	}
 	return token, nil
 }

@@ -104,16 +104,8 @@ func validLease(s string) bool {
 }
 
 func validSequence(s string) bool {
-	const limit = "18446744073709551615"
-	if s == "" || len(s) > len(limit) || s[0] == '0' && len(s) > 1 {
-		return false
-	}
-	for i := range len(s) {
-		if s[i] < '0' || s[i] > '9' {
-			return false
-		}
-	}
-	return len(s) < len(limit) || s <= limit
+	_, err := strconv.ParseUint(s, 10, 64)
+	return err == nil && (s[0] != '0' || len(s) == 1)
 }
 
 // OwnerID is the identity that counts for "already held": Owner, or the entry's own ID.

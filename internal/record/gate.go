@@ -238,8 +238,6 @@ func (gateRules) whole(d *decoder) error {
 
 func (g *gate) clone() Body { return new(*g) }
 
-func (g *gate) equal(o Body) bool { return *g == *o.(*gate) }
-
 func (g *gate) append(dst []byte) []byte {
 	dst = appendNumber(dst, "parties", g.parties)
 	dst = appendNumber(dst, "gen", g.gen)

@@ -331,14 +331,6 @@ func (l *latch) clone() Body {
 	return &c
 }
 
-func (l *latch) equal(o Body) bool {
-	x := o.(*latch)
-	return l.count == x.count && l.initial == x.initial && l.fenced == x.fenced && l.shut == x.shut &&
-		slices.EqualFunc(l.marks, x.marks, func(a, b mark) bool {
-			return a.lease == b.lease && a.ttl == b.ttl && slices.Equal(a.spans, b.spans)
-		})
-}
-
 func (l *latch) append(dst []byte) []byte {
 	dst = appendNumber(dst, "count", l.count)
 	dst = appendFlag(dst, "open", l.count == 0)

@@ -172,8 +172,6 @@ func (onceRules) whole(d *decoder) error {
 
 func (o *once) clone() Body { return new(*o) }
 
-func (o *once) equal(x Body) bool { return *o == *x.(*once) }
-
 func (o *once) append(dst []byte) []byte {
 	if o.by == "" {
 		return dst

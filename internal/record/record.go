@@ -26,7 +26,6 @@ type Record struct {
 type Body interface {
 	clone() Body
 	resolve(rev uint64)                // like Record.Resolve
-	equal(o Body) bool                 // would be stored the same; o is of the same type
 	append(dst []byte) []byte          // the fields as JSON, each after a comma
 	bound(m *machine) int              // bytes of the longest form it can take while nobody new comes
 	remove(gone selection, m *machine) // its own entries, with m.took for each

@@ -3,7 +3,7 @@ package record
 import (
 	"bytes"
 	"encoding/json"
-	"unicode/utf16"
+	"regexp"
 	"unicode/utf8"
 )
 
@@ -108,104 +108,36 @@ func (s *scanner) text() ([]byte, error) {
 	if !s.take('"') {
 		return nil, s.fail("expected a string")
 	}
-	start := s.i
-	for s.i < len(s.b) {
+	start, escapes := s.i, false
+	for ; s.i < len(s.b) && s.b[s.i] != '"'; s.i++ {
 		switch c := s.b[s.i]; {
-		case c == '"':
-			text := s.b[start:s.i]
-			s.i++
-			return s.utf8(text)
 		case c == '\\':
-			return s.escaped(append([]byte(nil), s.b[start:s.i]...))
+			escapes = true
+			s.i++ // what comes next may be a quote
 		case c < ' ':
 			return nil, s.fail("control character in a string")
-		default:
-			s.i++
 		}
 	}
-	return nil, s.fail("unfinished string")
-}
-
-// escaped reads the rest of a string that has escapes.
-func (s *scanner) escaped(text []byte) ([]byte, error) {
-	for s.i < len(s.b) {
-		switch c := s.b[s.i]; {
-		case c == '"':
-			s.i++
-			return s.utf8(text)
-		case c == '\\':
-			r, err := s.escape()
-			if err != nil {
-				return nil, err
-			}
-			text = utf8.AppendRune(text, r)
-		case c < ' ':
-			return nil, s.fail("control character in a string")
-		default:
-			text = append(text, c)
-			s.i++
-		}
+	if s.i >= len(s.b) {
+		return nil, s.failAt(len(s.b), "unfinished string")
 	}
-	return nil, s.fail("unfinished string")
-}
-
-func (s *scanner) escape() (rune, error) {
-	const letters, meanings = `"\/bfnrt`, "\"\\/\b\f\n\r\t"
-	if s.i+1 >= len(s.b) {
-		return 0, s.fail("unfinished escape")
-	}
-	if s.b[s.i+1] == 'u' {
-		return s.unicode()
-	}
-	n := bytes.IndexByte([]byte(letters), s.b[s.i+1])
-	if n < 0 {
-		return 0, s.fail("unknown escape")
-	}
-	s.i += 2
-	return rune(meanings[n]), nil
-}
-
-// unicode reads \uXXXX, and two of them where the first is half of a character. Half a character alone is no text.
-func (s *scanner) unicode() (rune, error) {
-	r, ok := s.hex4()
-	if ok && utf16.IsSurrogate(r) {
-		low, lowOK := s.hex4()
-		r, ok = utf16.DecodeRune(r, low), lowOK
-		ok = ok && r != utf8.RuneError
-	}
-	if !ok {
-		return 0, s.fail("bad \\u escape")
-	}
-	return r, nil
-}
-
-func (s *scanner) hex4() (r rune, ok bool) {
-	if s.i+6 > len(s.b) || s.b[s.i] != '\\' || s.b[s.i+1] != 'u' {
-		return 0, false
-	}
-	for _, c := range s.b[s.i+2 : s.i+6] {
-		switch {
-		case c >= '0' && c <= '9':
-			c -= '0'
-		case c >= 'a' && c <= 'f':
-			c -= 'a' - 10
-		case c >= 'A' && c <= 'F':
-			c -= 'A' - 10
-		default:
-			return 0, false
-		}
-		r = r<<4 | rune(c)
-	}
-	s.i += 6
-	return r, true
-}
-
-func (s *scanner) utf8(text []byte) ([]byte, error) {
-	if !utf8.Valid(text) {
+	text := s.b[start:s.i]
+	s.i++
+	switch {
+	case !utf8.Valid(text):
 		return nil, s.fail("text that is not UTF-8")
+	case !escapes:
+		return text, nil
 	}
-	return text, nil
+	var plain string
+	if !wholeEscapes.Match(text) || json.Unmarshal(s.b[start-1:s.i], &plain) != nil {
+		return nil, s.fail("bad escape")
+	}
+	return []byte(plain), nil
 }
+
+// wholeEscapes finds no half of a character escaped alone, which is no text, and which encoding/json replaces.
+var wholeEscapes = regexp.MustCompile(`^(?:[^\\]|\\[^u]|\\u(?:[^dD].|[dD][0-7])..|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)*$`)
 
 // uint reads a whole number from 0 to limit.
 func (s *scanner) uint(limit uint64) (n uint64, err error) {

@@ -250,8 +250,6 @@ func (s *semaphore) resolve(rev uint64) {
 	s.sized = cmp.Or(s.sized, rev)
 }
 
-func (s *semaphore) equal(o Body) bool { return *s == *o.(*semaphore) }
-
 func (s *semaphore) append(dst []byte) []byte {
 	dst = appendNumber(dst, "size", s.size)
 	dst = appendNumber(dst, "initial", s.initial)
