@@ -55,13 +55,14 @@ var (
 	coalescedSite = &site{name: "one server, coalesced", coalesced: true, options: []fabric.Option{fabric.WithRoad(fabric.RoadCoalesced)}}
 	beltSite      = &site{name: "one server, on both roads", coalesced: true, options: []fabric.Option{fabric.WithRoad(fabric.RoadBoth)}}
 
-	// On this one locks are kept.
-	keptSite = &site{name: "one server, kept", options: []fabric.Option{fabric.WithKeep(20 * time.Millisecond)}}
+	// On these locks are kept.
+	keptSite        = &site{name: "one server, kept", options: []fabric.Option{fabric.WithKeep(20 * time.Millisecond)}}
+	keptClusterSite = &site{name: "three servers, kept", options: keptSite.options}
 
 	// On this one the locks are divided over several buckets.
 	shardedSite = &site{name: "one server, three shards", shards: 3, options: []fabric.Option{fabric.WithShards(3)}}
 
-	allSites = []*site{singleSite, clusterSite, defaultSite, coalescedSite, beltSite, keptSite, shardedSite}
+	allSites = []*site{singleSite, clusterSite, defaultSite, coalescedSite, beltSite, keptSite, keptClusterSite, shardedSite}
 )
 
 // roads has every list of behaviours run on each road.
@@ -70,7 +71,7 @@ var roads = flag.Bool("roads", false, "run the conformance tests on the coalesce
 func (s *site) start() {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if s != clusterSite {
+	if s != clusterSite && s != keptClusterSite {
 		s.server, s.err = embedded.Start(ctx, embedded.WithTempStore(), embedded.WithSync(embedded.SyncInterval(time.Second)), embedded.WithListen("127.0.0.1:0"))
 	} else {
 		s.cluster, s.err = cluster.Start(ctx, 3)

@@ -21,7 +21,7 @@ import (
 type Set struct {
 	s      *session
 	slot   *slot
-	levels []*level // in the order in which they are listed; whether they are held by locks of their own is guarded by mu
+	levels []*level // in the order in which they are listed; the list, and whether they are held by locks of their own, is guarded by mu
 
 	gone       chan struct{} // closed when a member is lost
 	converting atomic.Bool
@@ -37,12 +37,20 @@ type Set struct {
 // Lock returns the member of this name, nil if there is none, and for an ancestor whose intent is
 // shared: see WithIntentLinger. Its Release is ErrMember.
 func (s *Set) Lock(key string) *Lock {
+	l := s.level(key)
+	if l == nil {
+		return nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, l := range s.levels {
-		if l.key == key {
-			return l.lock
-		}
+	return l.lock
+}
+
+// level is the member of this name, nil if there is none.
+func (s *Set) level(key string) *level {
+	levels := s.all()
+	if i := slices.IndexFunc(levels, func(l *level) bool { return l.key == key }); i >= 0 {
+		return levels[i]
 	}
 	return nil
 }
@@ -75,7 +83,17 @@ func (l *level) hold() *Hold {
 }
 
 // last is the member that the set is named after.
-func (s *Set) last() *Lock { return s.levels[len(s.levels)-1].lock }
+func (s *Set) last() *Lock {
+	levels := s.all()
+	return levels[len(levels)-1].lock
+}
+
+// all returns the levels in the order in which they are listed. It is not to be modified: Narrow makes a new list.
+func (s *Set) all() []*level {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.levels
+}
 
 // Key returns the name of the last member: the leaf of a path.
 func (s *Set) Key() string { return s.last().key }
@@ -86,8 +104,8 @@ func (s *Set) Token() uint64 { return s.last().Token() }
 
 // Tokens returns the fencing tokens of all members, by name, shared intents among them.
 func (s *Set) Tokens() map[string]uint64 {
-	tokens := make(map[string]uint64, len(s.levels))
-	for _, l := range s.levels {
+	tokens := map[string]uint64{}
+	for _, l := range s.all() {
 		tokens[l.key] = l.hold().Token()
 	}
 	return tokens
@@ -98,7 +116,7 @@ func (s *Set) check() {
 	if s.slot.lease.Valid() {
 		return
 	}
-	for _, l := range s.levels {
+	for _, l := range s.all() {
 		if h := l.hold(); h != nil {
 			h.check() // which ends the set
 		}
@@ -157,7 +175,7 @@ func (s *Set) ValidUntil() time.Time {
 // IsValid reports whether all members are valid now, as [Hold.IsValid] does for one. It asks
 // about all of them at once.
 func (s *Set) IsValid(ctx context.Context) bool {
-	forEach(ctx, closeAtOnce, s.levels, func(l *level) { l.hold().IsValid(ctx) })
+	forEach(ctx, closeAtOnce, s.all(), func(l *level) { l.hold().IsValid(ctx) })
 	return s.Err() == nil
 }
 
@@ -189,7 +207,7 @@ func (s *Set) releaseAll() error {
 	var errs []error
 	var all []ending
 	var calls []*engine.Call
-	for _, l := range slices.Backward(s.levels) {
+	for _, l := range slices.Backward(s.all()) {
 		if l.lock == nil {
 			continue
 		}
@@ -201,7 +219,7 @@ func (s *Set) releaseAll() error {
 		c := &engine.Call{Key: l.enc, Op: releaseOp(l.lock.Hold), AtLeast: l.lock.revision()}
 		all, calls = append(all, ending{l.lock, ended, c}), append(calls, c)
 	}
-	for _, l := range s.levels {
+	for _, l := range s.all() {
 		if l.pin != nil {
 			l.pin.leave(s)
 		}
@@ -238,7 +256,7 @@ func (s *Set) end(err error) {
 
 // stop ends the wait for a member: when the lease is lost, or another member.
 func (s *Set) stop(sl *slot) <-chan struct{} {
-	if !slices.ContainsFunc(s.levels, func(l *level) bool { return l.hold() != nil }) {
+	if !slices.ContainsFunc(s.all(), func(l *level) bool { return l.hold() != nil }) {
 		return sl.lease.Lost()
 	}
 	return s.gone // with the lease all members are lost
@@ -250,11 +268,10 @@ func (s *Set) stop(sl *slot) <-chan struct{} {
 // One Convert of a set is made at a time, another one meanwhile is ErrConverting. A mode that is too weak for the
 // members below is ErrMember; a key that is no member is ErrInvalidOption.
 func (s *Set) Convert(ctx context.Context, key string, mode Mode) error {
-	i := slices.IndexFunc(s.levels, func(l *level) bool { return l.key == key })
-	if i < 0 {
+	l := s.level(key)
+	if l == nil {
 		return &ConvertError{Key: key, To: mode, Cause: fmt.Errorf("%w: it is no member of the set", ErrInvalidOption)}
 	}
-	l := s.levels[i]
 	to, err := mode.record()
 	if err == nil && !s.converting.CompareAndSwap(false, true) {
 		err = ErrConverting
@@ -359,7 +376,7 @@ func (l *level) own(ctx context.Context, to Mode) error {
 
 // needed is the intent that the levels below need of a level; None if there are none.
 func (s *Set) needed(of *level) (m record.Mode) {
-	for _, l := range s.levels {
+	for _, l := range s.all() {
 		if slices.Contains(l.above, of) {
 			m = cover(m, intent(l.mode()))
 		}
