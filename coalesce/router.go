@@ -171,8 +171,16 @@ func (r *Router) SubmitHere(q *engine.Request) (over bool) {
 	return r.engine.SubmitHere(q)
 }
 
-// busy reports whether there is anything but the direct road.
-func (r *Router) busy() bool { return r.client.served.Load() && !r.here.Load() || r.owes.Load() }
+// busy reports whether there is anything but the direct road. It asks for an owner where one is always wanted.
+func (r *Router) busy() bool {
+	served, here := r.client.served.Load(), r.here.Load()
+	if r.cfg.Always && !served && !here {
+		r.client.mu.Lock()
+		r.client.want()
+		r.client.mu.Unlock()
+	}
+	return served && !here || r.owes.Load()
+}
 
 // submit has a request carried out, unless it takes the direct road alone: then the caller gives it to the engine.
 // Called with mu held.

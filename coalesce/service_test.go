@@ -135,3 +135,17 @@ func TestSilentHelloIsRepeated(t *testing.T) {
 	}
 	w.until("a second hello", func() bool { p.router.Contended("k"); return len(asked) >= 2 })
 }
+
+// Who always wants an owner asks again, also without meeting anybody: one may come later.
+func TestAnOwnerIsLookedForAgain(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.process(RouterConfig{Always: true})
+	use := func() { p.mustRelease("k", p.mustAcquire("k")) }
+	w.until("a hello that nobody hears", func() bool { use(); return p.router.Stats().Hellos > 0 })
+	asked := make(chan struct{}, 10)
+	if _, err := p.nc.QueueSubscribe(HelloSubject(w.fabric, 0), QueueGroup, func(*nats.Msg) { asked <- struct{}{} }); err != nil || p.nc.Flush() != nil {
+		t.Fatal(err)
+	}
+	w.until("a hello that is heard", func() bool { use(); return len(asked) > 0 })
+}

@@ -70,6 +70,12 @@ func WithLeisure(d time.Duration) ManagerOption {
 // Serving returns the term in which the manager is the coalescer, 0 if it is not.
 func Serving(m *Manager) uint64 { return m.Stats().Serving }
 
+// Meetings is what a process that may volunteer counts.
+type Meetings struct{ meetings }
+
+// Often counts.
+func (m *Meetings) Often(n uint64, now time.Time) bool { return m.often(n, now) }
+
 // Name returns the name of the manager's fabric.
 func Name(m *Manager) string { return m.cfg.buckets.Fabric }
 

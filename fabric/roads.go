@@ -97,6 +97,7 @@ func (sh *shard) contended(key string) {
 		if sh.s.m.cfg.rank == rankVolunteer {
 			last := key
 			sh.crowd.key.Store(&last)
+			pause.Wake(sh.crowd.met)
 		}
 		sh.router.Contended(key)
 	}

@@ -36,7 +36,7 @@ func (s *session) addShard(b *jskv.Bucket, hub []jskv.HubOption) error {
 	sh := &shard{s: s, n: n, owner: kv.CoalescerOf(n), bucket: b, hub: jskv.NewHub(b, hub...), noted: b.Last()}
 	s.shards = append(s.shards, sh)
 	sh.confirmed.Store(b.Last())
-	sh.crowd.unserved = make(chan struct{}, 1)
+	sh.crowd.unserved, sh.crowd.met = make(chan struct{}, 1), make(chan struct{}, 1)
 	sh.engine = engine.New(engine.Config{
 		Store: b, Watcher: sh.hub, Observer: s.observer,
 		Suspect: s.suspect,

@@ -40,17 +40,24 @@ func (c *config) volunteers() bool {
 type crowd struct {
 	unserved chan struct{}          // holds an element once nobody serves, though locks are contended
 	key      atomic.Pointer[string] // that was contended last
-	met      uint64                 // conflicts until looked
-	looked   time.Time
+	met      chan struct{}          // holds an element once that was
+	meetings meetings
 }
 
-// crowded reports whether others are met so often that an owner is of use.
-func (c *coalescer) crowded() bool {
-	cr := &c.crowd
-	n, now := c.engine.Stats().Conflicts, time.Now()
-	often := float64(n-cr.met) >= crowdConflicts*max(now.Sub(cr.looked), time.Second).Seconds()
-	cr.met, cr.looked = n, now
-	return often || c.foreignAhead() >= crowdLeases
+// meetings is how many conflicts there had been at a time, a second ago or longer.
+type meetings struct {
+	n  uint64
+	at time.Time
+}
+
+// often reports whether others are met so often that an owner is of use, where there have been n conflicts by now.
+func (m *meetings) often(n uint64, now time.Time) bool {
+	passed := max(now.Sub(m.at), time.Second)
+	often := float64(n-m.n) >= crowdConflicts*passed.Seconds()
+	if now.Sub(m.at) >= time.Second {
+		*m = meetings{n, now}
+	}
+	return often
 }
 
 // foreignAhead returns how many leases of others are ahead of what waits for the lock that was contended last.
@@ -79,7 +86,10 @@ func (c *coalescer) volunteer() bool {
 			return false
 		case <-c.crowd.unserved:
 		}
-		if !c.crowded() || !pause.For(c.s.ctx, againLeast+rand.N(againLeast)) || !c.stillMet() || !c.nobodyServes() {
+		c.awaitMeeting()
+		met := c.engine.Stats().Conflicts
+		crowded := c.crowd.meetings.often(met, time.Now()) || c.foreignAhead() >= crowdLeases
+		if !crowded || !pause.For(c.s.ctx, againLeast+rand.N(againLeast)) || !c.stillMet(met) || !c.nobodyServes() {
 			continue
 		}
 		rec, _, err := c.engine.Read(c.s.ctx, c.owner)
@@ -89,9 +99,24 @@ func (c *coalescer) volunteer() bool {
 	}
 }
 
-// stillMet reports whether others were met since the last look.
-func (c *coalescer) stillMet() bool {
-	return c.engine.Stats().Conflicts > c.crowd.met || c.foreignAhead() >= crowdLeases
+// awaitMeeting waits a second at most until others are met: an owner is looked for at the beginning of a use, too, when nothing
+// of this process waits.
+func (c *coalescer) awaitMeeting() {
+	select {
+	case <-c.crowd.met: // long ago, perhaps
+	default:
+	}
+	select {
+	case <-c.crowd.met:
+	case <-time.After(time.Second):
+	case <-c.s.ctx.Done():
+	}
+}
+
+// stillMet reports whether others were met after so many conflicts.
+func (c *coalescer) stillMet(conflicts uint64) bool {
+	c.awaitMeeting()
+	return c.engine.Stats().Conflicts > conflicts || c.foreignAhead() >= crowdLeases
 }
 
 // nobodyServes asks for an owner, and reports whether the server says that there is none who could hear it.

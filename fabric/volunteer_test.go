@@ -108,6 +108,9 @@ func TestVolunteer_LetsGoOfFewClients(t *testing.T) {
 		stop := crowd(t, managers)
 		owner := volunteer(t, managers, 0)
 		stop()
+		if n := fabric.Roads(owner).Hellos; n > 10 { // one each second; it is to look while it waits, not when it begins to
+			t.Errorf("it looked for an owner %d times before it served", n)
+		}
 		client := managers[0]
 		if client == owner {
 			client = managers[1]
@@ -117,6 +120,24 @@ func TestVolunteer_LetsGoOfFewClients(t *testing.T) {
 			return owner.Stats().Serving == 0
 		})
 	})
+}
+
+// How often others are met is counted over a second at least, however soon one looks again.
+func TestVolunteer_LooksAtASecond(t *testing.T) {
+	var m fabric.Meetings
+	now := time.Now()
+	m.Often(100, now)
+	for i := range uint64(9) {
+		if now = now.Add(100 * time.Millisecond); m.Often(100+2*i, now) {
+			t.Errorf("%d conflicts in %d ms are often", 2*i, 100*(i+1))
+		}
+	}
+	if !m.Often(120, now.Add(99*time.Millisecond)) {
+		t.Error("20 conflicts in a second are not often")
+	}
+	if m.Often(139, now.Add(100*time.Millisecond)) != true || m.Often(158, now.Add(1100*time.Millisecond)) {
+		t.Error("a second begins with a look at the end of the one before")
+	}
 }
 
 // asked waits until all have found n times more that nobody serves.
