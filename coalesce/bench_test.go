@@ -71,4 +71,9 @@ func benchmarkPairs(b *testing.B, clients int, oneKey bool, road string) {
 	b.StopTimer()
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "pairs/s")
 	b.ReportMetric(float64(writes()-before)/float64(b.N), "writes/pair")
+	turns := uint64(0)
+	for _, p := range all {
+		turns += p.client.Stats().Turns
+	}
+	b.ReportMetric(float64(turns)/float64(b.N), "turns/pair")
 }

@@ -1,6 +1,7 @@
 package record
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -140,6 +141,46 @@ func TestH12_WhoIsRevoked(t *testing.T) {
 		rec, _ := after(t, Limits{}, other...)
 		if rec.MayHold("b.1") {
 			t.Errorf("may hold by a turn: %+v", rec)
+		}
+	}
+}
+
+// H7: nothing comes to stand between two entries of a queue, whatever is done, unless they have new tickets: else a turn
+// of an older record could pass somebody.
+func TestH7_NothingComesBetween(t *testing.T) {
+	b := waiting(t, Limits{}, "full", "d", "e")
+	b.must(acquire("b.1", X), acquire("c.1", X))
+	rec, rev := b.rec, b.rev
+	up := convert("s.1", 5, S)
+	wait := b.wait("s.1", 6, "full")
+	for what, ops := range map[string][]Op{
+		"acquire": {acquire("a.1", X)}, "again": {acquire("c.1", X), acquire("b.1", X)}, "shared": {acquire("a.1", S), acquire("a.2", IS)},
+		"signal": {b.signal("s.1", 3, "full")}, "broadcast": {b.broadcast("s.1", 4, "full")}, "wait": {wait}, "wait taken back": {wait, {Kind: KindLock, Verb: OpCancelWait, ID: wait.ID, Lease: "s", Holder: "s.1", Token: wait.Token}},
+		"conversion": {up}, "and back": {up, acquire("a.1", S), convert("s.1", 7, X)}, "advance": {advance("b.1", rec.Waiters[0].Token)},
+		"release": {release("b.1")}, "end": {release("s.1"), acquire("s.2", X)}, "revocation": {{Verb: OpRevoke}}, "removal": {{Verb: OpRemove}},
+		"eviction": {{Verb: OpEvict, Leases: []string{"b", "d"}}}, "all": {b.broadcast("s.1", 4, "full"), acquire("a.1", X), release("s.1"), acquire("s.2", X), release("b.1")},
+	} {
+		next, _, _ := Apply(rec, rev, ops, Limits{})
+		order := func(r *Record) (all []Entry) { return slices.Concat(r.Holders, r.Waiters) }
+		was, is := order(rec), order(next)
+		for i, from := range was {
+			for _, to := range was[i+1:] {
+				at := func(e Entry) int {
+					return slices.IndexFunc(is, func(o Entry) bool { return o.ID == e.ID && o.Token == e.Token })
+				}
+				f, n := at(from), at(to)
+				if f < 0 || n < 0 {
+					continue
+				}
+				for _, between := range is[min(f, n)+1 : max(f, n)] {
+					if !slices.ContainsFunc(was, func(e Entry) bool { return e.ID == between.ID }) {
+						t.Errorf("%s: %s stands between %s and %s", what, between.ID, from.ID, to.ID)
+					}
+				}
+				if f > n {
+					t.Errorf("%s: %s stands behind %s", what, from.ID, to.ID)
+				}
+			}
 		}
 	}
 }
