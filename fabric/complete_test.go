@@ -67,6 +67,37 @@ func TestComplete_LeaseLostBeforeItsSlotIsMade(t *testing.T) {
 	}
 }
 
+// A lease that its last user leaves while the session ends is closed by that end: it would be renewed for ever.
+func TestComplete_LeaseLeftWhileTheSessionEnds(t *testing.T) {
+	t.Parallel()
+	m := completeManager(t)
+	s, err := m.session(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sl, err := s.newSlot(t.Context(), timing{ttl: time.Minute, maxRenewals: 9})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.mu.Lock()
+	s.ended = ErrClosed // as end begins
+	s.mu.Unlock()
+	sl.leave()
+	s.mu.Lock()
+	_, left := s.all[sl]
+	s.ended = nil
+	s.mu.Unlock()
+	if !left {
+		t.Error("the session's end does not find it")
+	}
+	if err := m.Close(); err != nil {
+		t.Error(err)
+	}
+	if sl.lease.Valid() {
+		t.Error("it lives on after Close")
+	}
+}
+
 // The buckets can be gone before the session that was opened on them is known.
 func TestComplete_SessionEndedBeforeItIsCurrent(t *testing.T) {
 	t.Parallel()

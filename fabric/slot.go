@@ -266,19 +266,19 @@ func (sl *slot) endHolds(reason error) {
 // dispose closes a lease that is over, once, in the background.
 func (s *session) dispose(sl *slot) {
 	s.mu.Lock()
-	_, there := s.all[sl]
+	defer s.mu.Unlock()
+	if _, there := s.all[sl]; !there || s.ended != nil {
+		return // it has begun, or the session's end closes it with the others
+	}
 	delete(s.all, sl)
 	if s.slots[sl.timing] == sl {
 		delete(s.slots, sl.timing)
 	}
-	s.mu.Unlock()
-	if there {
-		s.liveLeases.Delete(sl.id)
-		s.goIfOpen(func() {
-			sl.unwatch()
-			s.abandon(sl.lease)
-		})
-	}
+	s.liveLeases.Delete(sl.id)
+	s.wg.Go(func() {
+		sl.unwatch()
+		s.abandon(sl.lease)
+	})
 }
 
 // abandon is closeLease without a caller: until others will have observed the lease's end, or for as long as Close may

@@ -99,7 +99,7 @@ func TestP18_NoHerdReads(t *testing.T) {
 			t.Fatal(err)
 		}
 		all.Wait()
-		if n := reads(managers) - before; n > uint64(len(managers)) {
+		if n := reads(managers) - before; n > 2*uint64(len(managers)) { // one look, and one that was due just then
 			t.Errorf("%d reads by %d processes", n, len(managers))
 		}
 	})

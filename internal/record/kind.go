@@ -240,23 +240,12 @@ func (r *Record) LetIn(base *Record, known func(id string) bool) (leases []strin
 	if base == nil || base.Body == nil && len(base.Waiters) == 0 && !base.converting() {
 		return nil // nobody can
 	}
-	var waited []string
-	for id, st := range base.States() {
-		if st.Standing == Waiting && !known(id) {
-			waited = append(waited, id)
-		}
-	}
-	if len(waited) == 0 {
-		return nil
-	}
-	still := make(map[string]bool, len(waited))
+	waits := map[string]bool{}
 	for id, st := range r.States() {
-		if st.Standing == Waiting {
-			still[id] = true
-		}
+		waits[id] = st.Standing == Waiting
 	}
-	for _, id := range waited {
-		if !still[id] {
+	for id, st := range base.States() {
+		if st.Standing == Waiting && !waits[id] && !known(id) {
 			leases = append(leases, LeaseOf(id))
 		}
 	}
