@@ -253,12 +253,12 @@ func TestDeadlineCheck(t *testing.T) {
 	if code, _, stderr := run(t, lockfabric(t, "run", "k", "--wait", "10ms", "--no-takeover", "--deadline-check", "--", "true")); code != 75 || strings.Contains(stderr, "expected wait") {
 		t.Errorf("nothing is known yet: exit code %d, stderr %q", code, stderr)
 	}
-	time.Sleep(100 * time.Millisecond)
+	time.Sleep(1500 * time.Millisecond)
 	if err := first.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	second.ready()
-	code, stdout, stderr := run(t, lockfabric(t, "run", "k", "--wait", "50ms", "--deadline-check", "--", "echo", "in"))
+	code, stdout, stderr := run(t, lockfabric(t, "run", "k", "--wait", "1s", "--deadline-check", "--", "echo", "in"))
 	if code != 75 || stdout != "" || !strings.Contains(stderr, "expected wait of") || strings.Count(stderr, "\n") != 1 {
 		t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
 	}
