@@ -255,8 +255,7 @@ func (r *Router) ends(q *engine.Request, of *claim) {
 }
 
 // passGhosts has a request asked for again that is refused by what this process had released before: the release has
-// not come there yet, or an owner that was behind has written the hold once more. It is taken back at once. Called
-// with mu held.
+// not come there yet, or an owner has written an acquire that was given up. It is taken back at once. Called with mu held.
 func (r *Router) passGhosts(q *engine.Request) {
 	var ghosts []string
 	for id, cl := range r.claims {

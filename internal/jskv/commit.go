@@ -95,7 +95,7 @@ func (g *committer) write(ctx context.Context, msg *nats.Msg, key string, rev ui
 func (g *committer) join(msg *nats.Msg, key string, rev uint64) *Member {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	quiet := g.out == 0 && g.next == nil && time.Since(g.last) > longestGather // nobody comes back from a batch
+	quiet := g.out == 0 && g.next == nil && time.Since(g.turn.last) > longestGather // nobody comes back from a batch
 	if !g.on || quiet || len(msg.Data) > largeMember || g.apart(key) || g.next.has(key) {
 		g.out++
 		g.lone++

@@ -25,6 +25,36 @@ func (g *committer) crowded(n, out int, d time.Duration) {
 	g.mu.Unlock()
 }
 
+// decides plays turns of both ways until it is decided, and returns which it is. cost is what a write takes in the n-th turn
+// of a way, from 1.
+func (g *committer) decides(cost func(batches bool, n int) time.Duration) (batches bool) {
+	var n [2]int
+	was := !g.on
+	for time.Now().After(g.until) {
+		way := 0
+		if g.on {
+			way = 1
+		}
+		if g.on != was {
+			was = g.on
+			n[way]++
+		}
+		if d := cost(g.on, n[way]); g.on {
+			g.together(64, d)
+		} else {
+			g.crowded(1, leastTogether, d)
+		}
+	}
+	return g.on
+}
+
+// together has a batch of n answered, in which a write took d.
+func (g *committer) together(n int, d time.Duration) {
+	g.out += n
+	time.Sleep(time.Duration(n) * d)
+	g.batchAnswered(n, time.Duration(n)*d/2, nil) // and as long again until the next one was sent
+}
+
 // Batches are made where they were measured to be faster, and while there are many writes at a time.
 func TestGroupsWhereTheyAreFaster(t *testing.T) {
 	const single = time.Millisecond
@@ -36,33 +66,45 @@ func TestGroupsWhereTheyAreFaster(t *testing.T) {
 		}
 		return g
 	}
-	batches := func(g *committer, n int, took time.Duration) {
-		for range n {
-			g.out += 64
-			time.Sleep(took)
-			g.batchAnswered(64, took/2, nil) // and as long again until the next one was sent
+	// with returns what batches take as a part of that, and in the n-th turn of one way a hundred times as much.
+	with := func(part float64, bad bool, n int) func(bool, int) time.Duration {
+		return func(batches bool, turn int) time.Duration {
+			d := single
+			if batches {
+				d = time.Duration(part * float64(single))
+			}
+			if batches == bad && turn == n {
+				d *= 100
+			}
+			return d
 		}
 	}
 	for name, fn := range map[string]func(t *testing.T){
 		"few writes at a time": func(t *testing.T) {
 			g := &committer{met: map[string]time.Time{}}
-			if g.crowded(10*sampled, leastTogether-1, single); g.on {
+			if g.crowded(20*sampled, leastTogether-1, single); g.on {
 				t.Error("batches")
 			}
 		},
 		"faster": func(t *testing.T) {
 			g := begun(t)
-			if batches(g, 100*tried, 64*single*3/4); !g.on || g.single != single {
-				t.Errorf("single writes, after %v each", g.single)
+			if !g.decides(with(0.75, false, 0)) {
+				t.Error("single writes")
 			}
 			time.Sleep(measured + 1)
-			if batches(g, 1, single); g.on {
-				t.Error("single writes are not measured again")
+			for range 2 * tried {
+				g.together(64, single)
+			}
+			if g.on || g.slower > 0 {
+				t.Error("single writes are not measured again, before anything counts")
+			}
+			if g.decides(with(0.9, false, 0)) {
+				t.Error("batches, which are not faster any more")
 			}
 		},
 		"not faster": func(t *testing.T) {
 			g := begun(t)
-			if batches(g, tried, 64*single*9/10); g.on {
+			if g.decides(with(0.9, false, 0)) {
 				t.Error("batches")
 			}
 			if g.crowded(2*sampled, leastTogether, single); g.on {
@@ -73,9 +115,21 @@ func TestGroupsWhereTheyAreFaster(t *testing.T) {
 				t.Error("batches are not tried again")
 			}
 		},
+		"a bad moment": func(t *testing.T) {
+			for turn := 1; turn < 2*enough; turn++ {
+				for _, of := range []bool{false, true} {
+					if g := (&committer{met: map[string]time.Time{}}); !g.decides(with(0.5, of, turn)) {
+						t.Errorf("single writes, after the turn %d, of batches: %v", turn, of)
+					}
+					if g := (&committer{met: map[string]time.Time{}}); g.decides(with(2, of, turn)) {
+						t.Errorf("batches, after the turn %d, of batches: %v", turn, of)
+					}
+				}
+			}
+		},
 		"no crowd any more": func(t *testing.T) {
 			g := begun(t)
-			batches(g, 2*tried, single)
+			g.together(64, single)
 			g.longest, g.out = longestGather, 1
 			for range manyAlone + 1 {
 				if m := g.join(&nats.Msg{}, "k", 0); m == nil {
@@ -92,7 +146,7 @@ func TestGroupsWhereTheyAreFaster(t *testing.T) {
 		},
 		"gathered beside writes that go alone": func(t *testing.T) {
 			g := begun(t)
-			g.longest, g.lately, g.last = longestGather, 8*time.Millisecond, time.Now()
+			g.longest, g.lately, g.turn.last = longestGather, 8*time.Millisecond, time.Now()
 			m := g.join(&nats.Msg{}, "k", 0)
 			for range 20 {
 				g.out++
@@ -107,7 +161,7 @@ func TestGroupsWhereTheyAreFaster(t *testing.T) {
 		},
 		"one write some time after a crowd": func(t *testing.T) {
 			g := begun(t)
-			batches(g, 2*tried, single)
+			g.together(64, single)
 			time.Sleep(longestGather + 1)
 			if g.join(&nats.Msg{}, "k", 0) != nil {
 				t.Error("it waits for others")

@@ -1,41 +1,82 @@
 package jskv
 
 import (
+	"cmp"
 	"errors"
 	"time"
 )
 
 const (
-	sampled   = 256               // single writes that are measured at a time
-	tried     = 5                 // batches that are measured after them, from the first one's answer
+	sampled   = 192               // writes of a turn, at least
+	tried     = 3                 // answers in a turn, at least: of batches each is that of many writes
+	enough    = 3                 // pairs of turns that have the same outcome
 	measured  = 30 * time.Second  // for how long the outcome counts
 	manyAlone = 8 * leastTogether // writes in a row that found no batch: there is no crowd any more
 )
 
 // gauge decides by measuring whether a bucket's writes go in batches, since that depends on what a client can't
 // see: whether the server syncs each write. Single writes, which is how it begins, are left only while enough of
-// them are under way at a time.
+// them are under way at a time. Both ways have turns, one after the other, and each pair of turns has an outcome. The one that
+// comes up three times counts: a bad moment of the disk falls into one or two turns.
 //
-//	singles --sampled answers in a crowd--> batches --slower, few writes, or no answer--> singles
+//	singles -> batches -> singles -> ... --three times a fifth faster--> batches, for 30 s, then turns again
+//	                                     --else, few writes, or no answer--> singles, likewise
 type gauge struct {
-	on bool // batches, not singles
+	on     bool // batches, not singles
+	turn   turn
+	single time.Duration // what a write took in the turn of singles before
+	faster int           // pairs in which batches were
+	slower int           // and in which they weren't
+	until  time.Time     // when turns begin again
+	lone   int           // writes that went alone since the last batch
+	lately time.Duration // by the last batch
+}
 
-	last    time.Time     // answer in a crowd, or to a batch; zero: there is none now
-	answers int           // in a crowd, in took
-	took    time.Duration // for them
-	single  time.Duration // what one took in the end
-	lone    int           // writes that went alone since the last batch
-	left    int           // batches that are still to be measured
-	members int           // of those that were
+// turn is what one way has taken lately.
+type turn struct {
+	last    time.Time // answer in a crowd, or to a batch; zero: there is none now
+	answers int
+	writes  int
 	spent   time.Duration // from one's answer to the next one's
-	lately  time.Duration // by the last batch
-	until   time.Time     // when it is measured again
 }
 
-// stop goes back to single writes, which are measured anew.
-func (g *gauge) stop(d time.Duration) {
-	g.on, g.answers, g.took, g.last, g.until = false, 0, 0, time.Time{}, time.Now().Add(d)
+// takes counts an answer for n writes. It returns what one of them took, once they are enough, and 0 before.
+func (t *turn) takes(n int) (cost time.Duration) {
+	now := time.Now()
+	if !t.last.IsZero() {
+		t.answers, t.writes, t.spent = t.answers+1, t.writes+n, t.spent+now.Sub(t.last)
+	}
+	t.last = now
+	if t.answers >= tried && t.writes >= sampled {
+		cost = max(t.spent/time.Duration(t.writes), 1)
+		*t = turn{last: now}
+	}
+	return cost
 }
+
+// went takes in that n writes are over, as it is decided, and lets the other way have its turn.
+func (g *gauge) went(n int) {
+	cost := g.turn.takes(n)
+	if cost == 0 || time.Now().Before(g.until) {
+		return
+	}
+	switch {
+	case !g.on:
+		g.single, g.lately = cost, cmp.Or(g.lately, 4*cost)
+	case g.single == 0: // the first turn after a while
+	case 5*cost <= 4*g.single:
+		g.faster++
+	default:
+		g.slower++
+	}
+	if g.on = !g.on; g.faster == enough || g.slower == enough {
+		*g = gauge{on: g.faster == enough, lately: g.lately, until: time.Now().Add(measured)}
+	}
+	g.turn, g.lone = turn{}, 0
+}
+
+// stop goes back to single writes. Turns begin again after d.
+func (g *gauge) stop(d time.Duration) { *g = gauge{until: time.Now().Add(d)} }
 
 // wentAlone counts writes that did not find enough others for a batch.
 func (g *gauge) wentAlone(n int) {
@@ -47,29 +88,14 @@ func (g *gauge) wentAlone(n int) {
 // aloneAnswered takes in that a single write is over, and whether there was a crowd.
 func (g *gauge) aloneAnswered(crowd bool) {
 	if !crowd {
-		g.last = time.Time{}
+		g.turn.last = time.Time{}
 		return
 	}
-	now := time.Now()
-	if !g.last.IsZero() {
-		g.took += now.Sub(g.last)
-		g.answers++
-	}
-	g.last = now
-	if g.answers < sampled {
-		return
-	}
-	if now.After(g.until) {
-		g.single = g.took / sampled
-		g.on, g.lone, g.left, g.members, g.spent, g.lately, g.until = true, 0, tried, 0, 0, 4*g.single, now.Add(measured)
-		g.last = time.Time{}
-	}
-	g.answers, g.took = 0, 0
+	g.went(1)
 }
 
 // togetherAnswered takes in that a batch of n is over.
 func (g *gauge) togetherAnswered(n int, took time.Duration, err error) {
-	g.lately = took
 	switch {
 	case !g.on:
 	case errors.Is(err, ErrBusy):
@@ -77,16 +103,7 @@ func (g *gauge) togetherAnswered(n int, took time.Duration, err error) {
 	case err != nil:
 		g.stop(measured)
 	default:
-		now := time.Now()
-		if !g.last.IsZero() {
-			g.members, g.spent = g.members+n, g.spent+now.Sub(g.last)
-		}
-		g.lone, g.last = 0, now
-		g.left--
-		if g.left == 0 && 5*g.spent > 4*g.single*time.Duration(g.members) {
-			g.stop(measured)
-		} else if g.left < 0 && now.After(g.until) {
-			g.stop(0)
-		}
+		g.lone, g.lately = 0, took
+		g.went(n)
 	}
 }
