@@ -189,6 +189,10 @@ func readOptimistic(t *testing.T, s *site) {
 		}
 	}
 	l := acquire(t, other, key)
+	eventually(t, "the reader knows of it", func() bool {
+		_, err := m.Optimistic(waitContext(t), key)
+		return errors.Is(err, fabric.ErrHeld)
+	})
 	done := make(chan error, 1)
 	go func() {
 		done <- read(func(context.Context) error {
