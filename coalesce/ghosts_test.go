@@ -14,11 +14,7 @@ import (
 // all the same, and is taken back.
 func TestC26GrantBeforeTheWaitsAnswer(t *testing.T) {
 	w := newPatientWorld(t)
-	o := w.process(RouterConfig{}).serve()
-	p, proxy := w.behind(RouterConfig{Belt: true})
-	other := w.process(RouterConfig{})
-	block := o.blockLeaseReads()
-	p.meet()
+	_, p, proxy, other, block := w.behindSilentOwner()
 	id, out, err := p.acquire("k")
 	if err != nil {
 		t.Fatal(err)
@@ -49,11 +45,7 @@ func TestC26GrantBeforeTheWaitsAnswer(t *testing.T) {
 func TestC4AnAcquireThatIsOverDoesNotComeBack(t *testing.T) {
 	for _, forced := range []bool{false, true} {
 		w := newPatientWorld(t)
-		o := w.process(RouterConfig{}).serve()
-		p, proxy := w.behind(RouterConfig{Belt: true})
-		other := w.process(RouterConfig{})
-		block := o.blockLeaseReads()
-		p.meet()
+		o, p, proxy, other, block := w.behindSilentOwner()
 		id := p.mustAcquire("k")
 		w.until("the acquire came", func() bool { return o.Stats().Operations == 1 })
 		undo := proxy.DropRequests(frames)
@@ -109,11 +101,7 @@ func TestC4OvertakenAcquiresAreAskedForAgain(t *testing.T) {
 // C4: one that went directly, too, is not asked for again: it may be in the record by then, and over.
 func TestC4OvertakenAcquiresOfBothRoads(t *testing.T) {
 	w := newPatientWorld(t)
-	o := w.process(RouterConfig{}).serve()
-	p, proxy := w.behind(RouterConfig{Belt: true})
-	other := w.process(RouterConfig{})
-	block := o.blockLeaseReads()
-	p.meet()
+	o, p, proxy, other, block := w.behindSilentOwner()
 	held := proxy.HoldRequests(faultproxy.Times(1, w.keyOf("k")))
 	id := p.lease.NextOp()
 	_, done := p.start("k", p.op(record.OpAcquire, id))

@@ -210,6 +210,16 @@ func (w *world) besideSilentOwner() (o *owner, p *process, block chan struct{}) 
 	return o, p, block
 }
 
+// behindSilentOwner is besideSilentOwner with a proxy between the process and the server, and another process that has not met the owner.
+func (w *world) behindSilentOwner() (o *owner, p *process, proxy *faultproxy.Proxy, other *process, block chan struct{}) {
+	o = w.process(RouterConfig{}).serve()
+	p, proxy = w.behind(RouterConfig{Belt: true})
+	other = w.process(RouterConfig{})
+	block = o.blockLeaseReads()
+	p.meet()
+	return o, p, proxy, other, block
+}
+
 // shout tells everybody that the owner is there.
 func (o *owner) shout() {
 	b := o.beat()

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 // What people remove or replace under the local server costs its holders their locks,
@@ -134,11 +133,7 @@ func TestGuard(t *testing.T) {
 		}
 		release()
 		// Another test's process that is starting just now has a copy of the open file until it runs its program.
-		for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
-			if release, err = again(); !errors.Is(err, errGuarded) || time.Now().After(end) {
-				break
-			}
-		}
+		eventually(t, "end of the guard "+name, func() bool { release, err = again(); return !errors.Is(err, errGuarded) })
 		if err != nil {
 			t.Errorf("%s: after the first: %v", name, err)
 		} else {
