@@ -43,7 +43,7 @@ func (s *session) addShard(b *jskv.Bucket, hub []jskv.HubOption) error {
 		Evicted: s.evicted,
 		RTT:     &m.rtt,
 		Hints:   m.hints, Contended: sh.contended,
-		Stray: s.stray, Mine: m.hints.id + "-",
+		Orphan: s.stray, Mine: m.hints.id + "-",
 		MaxKept: m.cfg.maxKept, KeepWait: m.cfg.detectAfter,
 		Logger: m.cfg.logger,
 	})

@@ -230,7 +230,7 @@ func (sl *slot) lost(err error) {
 // letGo has what is kept under the lease end.
 func (sl *slot) letGo(lost bool) {
 	for _, sh := range sl.s.shards {
-		sh.engine.LetGo(sl.id, lost)
+		sh.engine.EndKeeping(sl.id, lost)
 	}
 }
 

@@ -11,22 +11,22 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// monitor is a mutex under which requests get their answers: the callbacks are called when it is let go.
+// monitor is a mutex that collects callbacks while it is held, and calls them after it is unlocked.
 type monitor struct {
 	sync.Mutex
-	hints       []func()
+	calls       []func()
 	queued      []*Request
-	first, last *Request // whose Done is to be called, linked
+	first, last *Request // linked list of requests whose Done is due
 }
 
-// answer has r's Done called, once.
+// answer schedules r's Done, once.
 func (m *monitor) answer(r *Request, out Outcome, err error) {
 	if r.answered {
 		return
 	}
 	r.answered, r.out, r.err = true, out, err
-	if r.Done == nil || r.telling {
-		return // whoever calls Queued calls Done then
+	if r.Done == nil || r.queuedRunning {
+		return // the goroutine that calls Queued calls Done then
 	}
 	if m.last == nil {
 		m.first = r
@@ -36,27 +36,27 @@ func (m *monitor) answer(r *Request, out Outcome, err error) {
 	m.last = r
 }
 
-// then has fn called.
-func (m *monitor) then(fn func()) { m.hints = append(m.hints, fn) }
+// afterUnlock schedules a call of fn.
+func (m *monitor) afterUnlock(fn func()) { m.calls = append(m.calls, fn) }
 
-// tell has r's Queued called, once.
+// tell schedules r's Queued. It is called once for each request.
 func (m *monitor) tell(r *Request, p record.Place) {
-	r.place, r.told, r.telling = &p, true, true
+	r.place, r.queuedDue, r.queuedRunning = &p, true, true
 	m.queued = append(m.queued, r)
 }
 
-// Unlock lets the mutex go and makes the calls that are due.
+// Unlock unlocks the mutex and makes the scheduled calls.
 func (m *monitor) Unlock() {
-	hints, queued, r := m.hints, m.queued, m.first
-	m.hints, m.queued, m.first, m.last = nil, nil, nil, nil
+	calls, queued, r := m.calls, m.queued, m.first
+	m.calls, m.queued, m.first, m.last = nil, nil, nil, nil
 	m.Mutex.Unlock()
-	for _, fn := range hints {
+	for _, fn := range calls {
 		fn()
 	}
 	for _, r := range queued {
 		r.Queued(*r.place)
 		m.Lock()
-		r.telling = false
+		r.queuedRunning = false
 		answered := r.answered
 		m.Mutex.Unlock()
 		if answered && r.Done != nil {
@@ -74,11 +74,11 @@ func (m *monitor) Unlock() {
 // is as a rule. A leader that was cut off does it for some ten seconds.
 const manyBusy = 10
 
-// backoff spaces the attempts after failures in a row.
+// backoff computes the pauses between attempts after failures in a row.
 type backoff struct{ conflicts, failures, busy int }
 
-// next returns the pause before the next attempt: none after the first conflict, short where
-// another writer was met, longer where nobody answered, always jittered so that writers part.
+// next returns the pause before the next attempt: none after the first conflict, short when
+// another writer was in the way, longer when no server answered, always jittered so that two writers don't retry together.
 func (b *backoff) next(err error) time.Duration {
 	conflict, busy := errors.Is(err, jskv.ErrConflict), errors.Is(err, jskv.ErrBusy)
 	if conflict {
@@ -99,34 +99,33 @@ func (b *backoff) next(err error) time.Duration {
 	return pause.Around(pause.Doubled(base, b.failures-1, limit))
 }
 
-// mostWay is how long a request that would only queue gives way at most.
-const mostWay = 50 * time.Millisecond
+// maxQueuePause bounds queuePause.
+const maxQueuePause = 50 * time.Millisecond
 
-// giveWay returns the pause of one who has met others, and would only queue behind those that wait already: the
-// longer, the more of these there are, and the more often it has met somebody.
-func (b *backoff) giveWay(queue int, took time.Duration) time.Duration {
+// queuePause returns the pause after a conflict of a step that would only join the queue. It grows with the
+// number of waiters in the queue and with the conflicts in a row.
+func (b *backoff) queuePause(queue int, took time.Duration) time.Duration {
 	b.conflicts++
-	return rand.N(min(took*time.Duration(max(queue, 2<<min(b.conflicts, 8))), mostWay) + 1)
+	return rand.N(min(took*time.Duration(max(queue, 2<<min(b.conflicts, 8))), maxQueuePause) + 1)
 }
 
-// patientRefusals is how many reads in a row may each end in refusals only before they are spaced,
-// and refusalGap how far at most.
+// After patientRefusals reads in a row with refusals only, reads are spaced, by up to refusalGap.
 const (
 	patientRefusals = 4
 	refusalGap      = 25 * time.Millisecond
 )
 
-// refusals spaces the reads of callers that are refused and ask again at once: those that come
-// meanwhile share the next one.
+// refusals spaces the reads for callers that are refused and try again at once. Requests that come during
+// a pause share the next read.
 type refusals struct {
 	inARow int
 	last   time.Time
 }
 
-// note counts a read that has led to nothing but refusals.
+// note counts a read after which every request was refused.
 func (f *refusals) note() { f.inARow, f.last = f.inARow+1, time.Now() }
 
-// pause returns how long to wait before the next such read.
+// pause returns the wait before the next such read.
 func (f *refusals) pause() time.Duration {
 	if f.inARow <= patientRefusals {
 		return 0

@@ -9,27 +9,27 @@ import (
 // committed is the newest committed state of one key that this process knows of.
 type committed struct {
 	// rec is the record at revision rev, if known is true. It is nil when there is no record; rev
-	// is then the delete marker's, or 0. Records are never modified once they are here.
+	// is then the delete marker's, or 0. A record is never modified after it was stored here.
 	known bool
 	rec   *record.Record
 	rev   uint64
 	// newestRev is the newest revision this process has seen for the key. rev is below it only when a read found the
-	// key absent, which may be the truth (the marker expired) or the view of a deposed leader: good to write upon,
-	// since the write decides, but no proof. What is idle can be forgotten, so whoever knows of a revision says so
-	// (Request.AtLeast).
+	// key absent. That may be the truth (the marker expired) or the view of a deposed leader. The engine may write upon
+	// such a state, since the write decides, but it proves nothing. An idle key's state can be forgotten, so a caller that
+	// knows a revision passes it on (Request.AtLeast).
 	newestRev uint64
-	// since is a revision after which nobody but this process has written the key, up to rev. 0: as long as a delete
-	// marker stands, for the key was absent.
+	// since is a revision after which only this process has written the key, up to rev. 0 means that the key was absent:
+	// only this process has written it for as long as a delete marker stays.
 	since uint64
-	// holdTime is how long a hold lasts, smoothed, as the newest record with holds said; 0 = not known.
-	// It outlives the record.
+	// holdTime is the smoothed length of a hold, from the newest record with holds; 0 = not known.
+	// It stays when the record is deleted.
 	holdTime time.Duration
 }
 
-// trusted reports whether the known state is at least as new as everything seen.
+// trusted reports whether the known state is as new as the newest revision seen.
 func (c *committed) trusted() bool { return c.known && c.rev >= c.newestRev }
 
-// learn takes over a committed state if it is not older than what is known.
+// learn stores a committed state unless a newer one is known.
 func (c *committed) learn(rec *record.Record, rev uint64) bool {
 	if rev < c.newestRev || c.known && rev < c.rev {
 		return false
@@ -41,7 +41,7 @@ func (c *committed) learn(rec *record.Record, rev uint64) bool {
 	return true
 }
 
-// learnAbsent takes over that a read or a conflict showed no entry at all. It reports whether
+// learnAbsent stores that a read or a conflict showed no entry at all. missing is whether
 // there should be one: a live record never expires.
 func (c *committed) learnAbsent() (missing bool) {
 	missing = c.newestRev > 0 && c.known && c.rec != nil
@@ -49,7 +49,7 @@ func (c *committed) learnAbsent() (missing bool) {
 	return missing
 }
 
-// mark is a revision, or none.
+// mark is an optional revision.
 type mark struct {
 	set bool
 	rev uint64

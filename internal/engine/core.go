@@ -10,7 +10,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// core is what all keys of an engine share.
+// core is the state that all keys of an engine share.
 type core struct {
 	cfg    Config
 	ctx    context.Context // ends at Close; every write runs under it
@@ -21,7 +21,7 @@ type core struct {
 	operations, rounds, writes, reads, conflicts, busy, unknown atomic.Uint64
 	holdTime                                                    atomic.Int64 // smoothed hold time
 
-	shared atomic.Pointer[deadline] // of the newest writes
+	shared atomic.Pointer[deadline] // of the newest requests
 
 	mu      sync.Mutex
 	closed  bool
@@ -41,11 +41,11 @@ func newCore(cfg Config) *core {
 	return c
 }
 
-// limits returns what a record may have now: the server's limit can change.
+// limits returns the present limits of a record. The server's limit can change.
 func (c *core) limits() record.Limits { return c.cfg.Limits.Within(c.cfg.Store.MaxValue()) }
 
-// saw notes a revision of the bucket.
-func (c *core) saw(rev uint64) {
+// noteRevision raises newest to a revision of the bucket.
+func (c *core) noteRevision(rev uint64) {
 	for {
 		old := c.newest.Load()
 		if rev <= old || c.newest.CompareAndSwap(old, rev) {
@@ -54,8 +54,8 @@ func (c *core) saw(rev uint64) {
 	}
 }
 
-// held notes that a hold was released which lasted d.
-func (c *core) held(d time.Duration) {
+// noteHold takes a released hold of length d into the smoothed hold time.
+func (c *core) noteHold(d time.Duration) {
 	for d > 0 {
 		old := c.holdTime.Load()
 		if c.holdTime.CompareAndSwap(old, int64(record.SmoothHold(time.Duration(old), d))) {
@@ -75,22 +75,22 @@ func (c *core) goIfOpen(fn func()) bool {
 	return true
 }
 
-// sleep waits for d, or less when the context or the engine ends, and reports whether it may go on.
+// sleep waits for d, or less when the context or the engine ends. It returns false if one of them ended.
 func (c *core) sleep(ctx context.Context, d time.Duration) bool {
 	return pause.Until(ctx, d, c.ctx.Done()) && c.ctx.Err() == nil
 }
 
-// deadline is a context of the engine that ends limit after begun, or a little later.
+// deadline is a context of the engine that ends limit after begun, or up to a sixteenth later.
 type deadline struct {
 	ctx    context.Context
-	cancel context.CancelFunc // not called: those who share it end at different times
+	cancel context.CancelFunc // not called, since requests that end at different times share ctx
 	begun  time.Time
 	limit  time.Duration
 }
 
-// within returns a context of the engine that ends limit from now, or up to a sixteenth of that
-// later: the requests of that time share one, since it costs more to make than a request.
-func (c *core) within(limit time.Duration, now time.Time) context.Context {
+// contextFor returns a context of the engine that ends limit from now, or up to a sixteenth of it later.
+// Requests of that time share one context, since making one costs more than making a request.
+func (c *core) contextFor(limit time.Duration, now time.Time) context.Context {
 	slack := limit / 16
 	if d := c.shared.Load(); d != nil && d.limit == limit && now.Sub(d.begun) < slack {
 		return d.ctx

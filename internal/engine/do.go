@@ -10,63 +10,63 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// Options change how one operation is carried out.
+// Options change how one operation is done.
 type Options struct {
 	FailFast bool            // end with ErrUnavailable at the first sign that no leader answers
 	Stop     <-chan struct{} // ends the wait with ErrStopped, like the end of the context
-	// Bound, if above 0, is how long to wait instead of until the context ends, which is ignored.
+	// Bound, if above 0, limits the wait. The end of the context is then ignored.
 	Bound   time.Duration
 	AtLeast uint64 // as in Request
-	Held    bool   // likewise
-	Turns   bool   // likewise
-	Keeper  Keeper // likewise
+	Held    bool   // as in Request
+	Turns   bool   // as in Request
+	Keeper  Keeper // as in Request
 	// Queued is called once, from the goroutine that called Do and before Do
 	// returns, if the operation had to wait. No lock is held.
 	Queued func(record.Place)
 }
 
-// proofTimeout bounds how long whoever gave an operation up waits for the proof of what became of it,
-// see record.Op.Proven. It is longer than electing a leader takes.
+// proofTimeout bounds how long a caller that gave up an operation waits for the proof of its outcome,
+// see record.Op.Proven. It is longer than the election of a leader takes.
 const proofTimeout = 10 * time.Second
 
-// cleanup bounds how long Do waits, after its wait was ended, for its queue entry to be gone; the
-// Doer goes on beyond it. It does not follow the link: the caller's time is up.
-const cleanup = 500 * time.Millisecond
+// cleanupTime bounds how long Do waits for the removal of its queue entry after its wait was ended; the
+// Doer goes on beyond it. It does not depend on the link, since the caller has no time left.
+const cleanupTime = 500 * time.Millisecond
 
-// call is a request whose caller blocks.
+// call is a request with a blocked caller.
 type call struct {
 	Request
-	done  atomic.Pointer[chan struct{}] // closed when it is over; nil while nobody waits
-	ended func(Outcome, error)          // end
+	done  atomic.Pointer[chan struct{}] // closed when the request is done; nil while the caller does not wait yet
+	ended func(Outcome, error)          // the method end, as a value
 }
 
-// calls has those that are over and that nobody else has, for their room.
+// calls recycles calls that are done and that nobody else refers to.
 var calls = sync.Pool{New: func() any {
 	c := new(call)
 	c.ended = c.end
 	return c
 }}
 
-// over is what done points to when it is over.
-var over = new(chan struct{})
+// callDone is the value of call.done once the request is done.
+var callDone = new(chan struct{})
 
 func (c *call) end(out Outcome, err error) {
-	c.out, c.err = out, err // of another Doer
-	if done := c.done.Swap(over); done != nil {
+	c.out, c.err = out, err // needed if the Doer is no engine
+	if done := c.done.Swap(callDone); done != nil {
 		close(*done)
 	}
 }
 
-// Do has d carry out one operation and returns what the committed record says.
+// Do has d carry out one operation and returns its outcome, as the committed record says.
 //
-// An acquire returns when it is granted, and otherwise waits in the key's
-// queue until the context ends or opt.Stop is closed; its entry is then removed,
+// An acquire returns when it is granted. Until then it waits in the key's
+// queue, until the context ends or opt.Stop is closed; then its entry is removed,
 // in the background if need be. A conversion waits likewise, before the queue, and
-// is taken back; one that only gives up something (see record.Op.Undo) is carried
-// through instead, like a release. Errors: *RefusedError, ErrGone, ErrStopped, ErrUnavailable
+// is undone; a conversion that only gives up something (see record.Op.Undo) is completed
+// instead, as a release is. Errors: *RefusedError, ErrGone, ErrStopped, ErrUnavailable
 // (with FailFast), ErrUnconfirmed for operations other than an acquire, ErrClosed, the
 // context's error, and record.ErrMalformed or record.ErrNewerSchema, in which
-// case the stored bytes are left as they are.
+// case the stored bytes stay as they are.
 func Do(ctx context.Context, d Doer, key string, op record.Op, opt Options) (Outcome, error) {
 	if err := ctx.Err(); err != nil && opt.Bound <= 0 {
 		return Outcome{}, err
@@ -78,7 +78,7 @@ func Do(ctx context.Context, d Doer, key string, op record.Op, opt Options) (Out
 	if opt.Queued != nil {
 		placed = make(chan record.Place, 1)
 		c.Queued = func(p record.Place) { placed <- p }
-		defer func() { // also if the answer was seen first
+		defer func() { // needed if the select below saw the answer first
 			select {
 			case p := <-placed:
 				opt.Queued(p)
@@ -86,15 +86,15 @@ func Do(ctx context.Context, d Doer, key string, op record.Op, opt Options) (Out
 			}
 		}()
 	}
-	free := false
+	reusable := false
 	if h, ok := d.(interface{ SubmitHere(r *Request) bool }); ok {
-		free = h.SubmitHere(&c.Request)
+		reusable = h.SubmitHere(&c.Request)
 	} else {
 		d.Submit(&c.Request)
 	}
-	if c.done.Load() == over {
+	if c.done.Load() == callDone {
 		out, err := c.out, c.err
-		if free {
+		if reusable {
 			c.Request = Request{}
 			c.done.Store(nil)
 			calls.Put(c)
@@ -105,13 +105,13 @@ func Do(ctx context.Context, d Doer, key string, op record.Op, opt Options) (Out
 	if !c.done.CompareAndSwap(nil, &done) {
 		return c.out, c.err
 	}
-	here := time.Since(began)
+	spent := time.Since(began)
 	var ended <-chan struct{}
-	var late <-chan time.Time
+	var timeout <-chan time.Time
 	if opt.Bound > 0 {
-		t := time.NewTimer(opt.Bound - here)
+		t := time.NewTimer(opt.Bound - spent)
 		defer t.Stop()
-		late = t.C
+		timeout = t.C
 	} else {
 		ended = ctx.Done()
 	}
@@ -124,19 +124,19 @@ func Do(ctx context.Context, d Doer, key string, op record.Op, opt Options) (Out
 			opt.Queued(p)
 		case <-ended:
 			cause = ctx.Err()
-		case <-late:
+		case <-timeout:
 			cause = context.DeadlineExceeded
 		case <-opt.Stop:
 			cause = ErrStopped
 		}
 	}
 	d.Withdraw(&c.Request, cause)
-	return c.afterWithdrawal(done, here, cause)
+	return c.afterWithdrawal(done, spent, cause)
 }
 
-// afterWithdrawal waits for what becomes of an operation whose wait has ended, here after the submission began.
-func (c *call) afterWithdrawal(done <-chan struct{}, here time.Duration, cause error) (Outcome, error) {
-	limit := cleanup - here // the wait may have ended when that began
+// afterWithdrawal waits for the outcome of a withdrawn operation. The submission itself took spent.
+func (c *call) afterWithdrawal(done <-chan struct{}, spent time.Duration, cause error) (Outcome, error) {
+	limit := cleanupTime - spent // the caller may have given up at the beginning of the submission
 	if c.Op.Proven() {
 		limit = proofTimeout
 	}

@@ -12,7 +12,7 @@ import (
 // Call is one operation of DoAll.
 type Call struct {
 	Key     string
-	Op      record.Op // none that is Proven
+	Op      record.Op // not one that is Proven
 	AtLeast uint64    // as in Request
 
 	Outcome Outcome // set by DoAll
@@ -21,24 +21,24 @@ type Call struct {
 	answered bool
 }
 
-// DoAll has d carry out operations on different keys at once, as Do does each, and returns when
-// all have ended. They are sent in the order of calls, see Engine.SubmitInOrder. Of opt, FailFast,
-// Stop and Bound count, for all together.
+// DoAll has d carry out operations on different keys at once, each as Do does, and returns when
+// all have ended. d sends them in the order of calls, see Engine.SubmitInOrder. Of opt it uses FailFast,
+// Stop and Bound, for all calls together.
 func DoAll(ctx context.Context, d Doer, calls []*Call, opt Options) {
 	if len(calls) == 0 {
 		return
 	}
 	ended := ctx.Done()
-	var late <-chan time.Time
+	var timeout <-chan time.Time
 	if opt.Bound > 0 {
 		t := time.NewTimer(opt.Bound)
 		defer t.Stop()
-		ended, late = nil, t.C
+		ended, timeout = nil, t.C
 	}
 	a := &answers{left: len(calls), all: make(chan struct{})}
 	reqs := make([]*Request, len(calls))
 	for i, c := range calls {
-		reqs[i] = &Request{Key: c.Key, Op: c.Op, AtLeast: c.AtLeast, FailFast: opt.FailFast, Done: a.to(c)}
+		reqs[i] = &Request{Key: c.Key, Op: c.Op, AtLeast: c.AtLeast, FailFast: opt.FailFast, Done: a.doneFunc(c)}
 	}
 	if o, ok := d.(interface{ SubmitInOrder(reqs ...*Request) }); ok {
 		o.SubmitInOrder(reqs...)
@@ -51,7 +51,7 @@ func DoAll(ctx context.Context, d Doer, calls []*Call, opt Options) {
 		return
 	case <-ended:
 		cause = ctx.Err()
-	case <-late:
+	case <-timeout:
 		cause = context.DeadlineExceeded
 	case <-opt.Stop:
 		cause = ErrStopped
@@ -59,28 +59,28 @@ func DoAll(ctx context.Context, d Doer, calls []*Call, opt Options) {
 	for _, r := range reqs {
 		d.Withdraw(r, cause)
 	}
-	t := time.NewTimer(cleanup)
+	t := time.NewTimer(cleanupTime)
 	defer t.Stop()
 	select {
 	case <-a.all:
 	case <-t.C:
-		a.giveUp(calls, cause)
+		a.abandon(calls, cause)
 	}
 }
 
 // answers collects the outcomes of calls that were submitted together.
 type answers struct {
-	mu   sync.Mutex
-	left int
-	over bool          // nobody waits any more
-	all  chan struct{} // closed when none is left
+	mu        sync.Mutex
+	left      int
+	abandoned bool          // the caller waits no more
+	all       chan struct{} // closed when left is 0
 }
 
-func (a *answers) to(c *Call) func(Outcome, error) {
+func (a *answers) doneFunc(c *Call) func(Outcome, error) {
 	return func(out Outcome, err error) {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		if a.over {
+		if a.abandoned {
 			return
 		}
 		c.Outcome, c.Err, c.answered = out, err, true
@@ -90,11 +90,11 @@ func (a *answers) to(c *Call) func(Outcome, error) {
 	}
 }
 
-// giveUp gives those that are not answered their cause.
-func (a *answers) giveUp(calls []*Call, cause error) {
+// abandon sets cause as the error of every unanswered call.
+func (a *answers) abandon(calls []*Call, cause error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.over = true
+	a.abandoned = true
 	for _, c := range calls {
 		if !c.answered {
 			c.Err = cause
@@ -102,11 +102,11 @@ func (a *answers) giveUp(calls []*Call, cause error) {
 	}
 }
 
-// SubmitInOrder is Submit for different keys, of requests that don't queue. Where nothing is under
-// way for their keys, they are sent in this order, without waiting for answers: so in one stream they
-// are committed in this order, too, unless one of them has to be sent again. Where that is faster they are
-// one atomic batch instead, on which nothing rests: each is answered, and sent again, by itself. A key for
-// which something is under way holds up none of the others.
+// SubmitInOrder is Submit for different keys, of requests that don't queue. It sends the requests in this order,
+// without waiting for answers, as far as nothing is under way for their keys. So in one stream
+// they are committed in this order, unless one of them has to be sent again. Where it is faster, they go as
+// one atomic batch instead. No guarantee depends on the batch: each request is answered, and sent again, by itself.
+// A key for which something is under way delays none of the others.
 func (e *Engine) SubmitInOrder(reqs ...*Request) {
 	var before chan struct{}
 	var batch *jskv.Batch
@@ -119,14 +119,14 @@ func (e *Engine) SubmitInOrder(reqs ...*Request) {
 	for _, r := range reqs {
 		w := e.lock(r.Key)
 		switch {
-		case w.running || w.resting || len(w.pending) > 0 || r.queues():
+		case w.running || w.retrySet || len(w.pending) > 0 || r.queues():
 		case batch != nil:
 			m := batch.Add()
-			r.sent, r.in = m.Leave, m.In
+			r.markSent, r.wrapCtx = m.Leave, m.In
 		default:
 			sent := make(chan struct{})
-			r.after, r.sent = before, sync.OnceFunc(func() { close(sent) })
-			r.in = func(ctx context.Context) context.Context { return outgoing{jskv.Alone(ctx), r.sent} }
+			r.sendAfter, r.markSent = before, sync.OnceFunc(func() { close(sent) })
+			r.wrapCtx = func(ctx context.Context) context.Context { return outgoing{jskv.Alone(ctx), r.markSent} }
 			before = sent
 		}
 		w.accept(r)
@@ -134,8 +134,8 @@ func (e *Engine) SubmitInOrder(reqs ...*Request) {
 	}
 }
 
-// outgoing is the context of a request whose sending somebody waits for. The client looks for the
-// first time when it ends once the request is on its way.
+// outgoing is the context of a request; sent is called when the request is on its way. It relies on the
+// NATS client, which calls Done for the first time after it has sent the request.
 type outgoing struct {
 	context.Context
 	sent func()
@@ -146,8 +146,8 @@ func (o outgoing) Done() <-chan struct{} {
 	return o.Context.Done()
 }
 
-// Foresee returns what the newest state that is known of the key makes of op, without asking
-// anybody: Applied where nothing is known, and perhaps wrong.
+// Foresee returns the verdict on op by the newest state that is known of the key, without a
+// request: Applied if no state is known. The verdict may be wrong.
 func (e *Engine) Foresee(key string, op record.Op) record.Verdict {
 	w := e.find(key)
 	if w == nil {

@@ -15,7 +15,7 @@ import (
 // Engine applies operations to resources. It is a Doer, and safe for concurrent use.
 type Engine struct {
 	*core
-	keeps   keeps
+	keptSet keptSet
 	writers map[string]*writer // guarded by the core's mu
 }
 
@@ -29,8 +29,8 @@ func New(cfg Config) *Engine {
 	return e
 }
 
-// Close stops the engine and waits for its goroutines. Operations that are not resolved end with ErrClosed; what they
-// wrote stays, under leases that the caller ends.
+// Close stops the engine and waits for its goroutines. Unresolved operations end with ErrClosed; what they
+// wrote stays in the records, under leases that the caller ends.
 func (e *Engine) Close() {
 	e.mu.Lock()
 	if e.closed {
@@ -52,7 +52,7 @@ func (e *Engine) Close() {
 // Seen returns the highest revision that this engine has seen in the bucket.
 func (e *Engine) Seen() uint64 { return e.newest.Load() }
 
-// lock returns the key's writer, made on first use, with its mutex held.
+// lock returns the key's writer with its mutex held, and makes the writer on first use.
 func (e *Engine) lock(key string) *writer {
 	for {
 		e.mu.Lock()
@@ -61,7 +61,7 @@ func (e *Engine) lock(key string) *writer {
 			if len(e.writers) >= maxIdle {
 				e.forgetSome()
 			}
-			w = newWriter(e.core, &e.keeps, key)
+			w = newWriter(e.core, &e.keptSet, key)
 			w.closed = e.closed
 			e.writers[key] = w
 		}
@@ -81,7 +81,7 @@ func (e *Engine) find(key string) *writer {
 }
 
 // forgetSome drops a few idle writers; map order makes the choice random.
-// Called with mu held, so it does not wait for a writer.
+// Called with mu held, so it must not wait for a writer's mutex.
 func (e *Engine) forgetSome() {
 	tries := 64
 	for key, w := range e.writers {
@@ -98,7 +98,7 @@ func (e *Engine) forgetSome() {
 	}
 }
 
-// janitor closes watches that nobody has used for a while.
+// janitor closes watches that have been unused for a while.
 func (e *Engine) janitor() {
 	t := time.NewTicker(linger / 2)
 	defer t.Stop()
@@ -117,8 +117,8 @@ func (e *Engine) janitor() {
 	}
 }
 
-// Known returns the newest state of the key's record that this process knows of, without asking; nil
-// where nobody holds or waits. ok is false where it knows nothing, or that there is something newer.
+// Known returns the newest state of the key's record that this process knows, without a request; nil
+// if the record is empty. ok is false if the process knows nothing, or knows that there is a newer state.
 func (e *Engine) Known(key string) (rec *record.Record, rev uint64, ok bool) {
 	w := e.find(key)
 	if w == nil {
@@ -129,7 +129,7 @@ func (e *Engine) Known(key string) (rec *record.Record, rev uint64, ok bool) {
 	return w.rec, w.rev, w.trusted()
 }
 
-// Submit is that of Doer.
+// Submit implements Doer.
 func (e *Engine) Submit(reqs ...*Request) {
 	for len(reqs) > 0 {
 		w := e.lock(reqs[0].Key)
@@ -141,69 +141,69 @@ func (e *Engine) Submit(reqs ...*Request) {
 	}
 }
 
-// mostHere is how long an answer may take, as a rule, for the first request to be sent from its
-// caller's goroutine: who gives up meanwhile waits for it.
-const mostHere = rtt.Floor
+// maxInline is the longest usual answer time with which a caller's goroutine sends the first request
+// itself: a caller that gives up meanwhile has to wait for that answer.
+const maxInline = rtt.Floor
 
-// SubmitHere is Submit for a caller that waits: if nothing is under way for the key, it sends the request, whose
-// answer takes mostHere at most, and takes the answer in, before it returns. What is left to do then is a runner's.
-// over says that nobody has the request any more, once its Done was called.
-func (e *Engine) SubmitHere(r *Request) (over bool) {
+// SubmitHere is Submit for a caller that waits. If nothing is under way for the key and an answer takes
+// maxInline at most, the call itself sends the request and handles the answer. A runner does any further steps.
+// finished says that the engine does not use the request any more, once Done was called.
+func (e *Engine) SubmitHere(r *Request) (finished bool) {
 	w := e.lock(r.Key)
-	if w.closed || w.running || len(w.pending)+len(w.backlog) > 0 || r.FailFast || w.silent.any() || e.cfg.RTT.Timeout() > mostHere {
+	if w.closed || w.running || len(w.pending)+len(w.backlog) > 0 || r.FailFast || w.timeouts.any() || e.cfg.RTT.Timeout() > maxInline {
 		w.accept(r)
 		w.mu.Unlock()
 		return false
 	}
-	e.wg.Add(1) // Close waits for it: it has not come to this key yet
+	e.wg.Add(1) // Close waits for this call, since it has not reached this key yet
 	defer e.wg.Done()
 	defer w.mu.Unlock()
 	w.running = true
 	w.accept(r)
-	if w.step() {
-		w.handOver()
+	if w.runStep() {
+		w.continueInRunner()
 	}
-	return r.over
+	return r.finished
 }
 
-// Withdraw is that of Doer.
+// Withdraw implements Doer.
 func (e *Engine) Withdraw(r *Request, cause error) {
 	w := e.lock(r.Key)
 	defer w.mu.Unlock()
 	w.withdraw(r, cause)
 }
 
-// ReleaseInBackground releases an id without a caller: for a grant that turned out to be
-// useless. It returns at once. atLeast is as in Request.
+// ReleaseInBackground releases an id without a caller, for a grant that nobody needs. It returns
+// at once. atLeast is as in Request.
 func (e *Engine) ReleaseInBackground(key, lease, id string, atLeast uint64) {
-	e.carryOut(key, record.Op{Verb: record.OpRelease, ID: id, Lease: lease}, atLeast)
+	e.submitOwed(key, record.Op{Verb: record.OpRelease, ID: id, Lease: lease}, atLeast)
 }
 
-// UndoInBackground takes an operation back without a caller, where nobody waits for its outcome any more. It returns
-// at once. An operation that can't be taken back is carried through. atLeast is as in Request.
+// UndoInBackground undoes an operation whose caller has left. It returns at once. An operation that can't be
+// undone is completed instead. atLeast is as in Request.
 func (e *Engine) UndoInBackground(key string, op record.Op, atLeast uint64) {
 	if undo, ok := op.Undo(); ok {
 		op = undo
 	}
-	e.carryOut(key, op, atLeast)
+	e.submitOwed(key, op, atLeast)
 }
 
-func (e *Engine) carryOut(key string, op record.Op, atLeast uint64) {
+func (e *Engine) submitOwed(key string, op record.Op, atLeast uint64) {
 	w := e.lock(key)
 	defer w.mu.Unlock()
 	w.newestRev = max(w.newestRev, atLeast)
-	w.carryOut(&Request{Key: key, Op: op})
+	w.submitOwed(&Request{Key: key, Op: op})
 }
 
-// Unresolved returns how long the oldest operation under the lease that nobody waits for any
-// more has been going on; 0 means that there is none.
+// Unresolved returns the age of the oldest operation in the ledger under this lease; 0 means that
+// there is none.
 func (e *Engine) Unresolved(lease string) time.Duration { return e.ledger.oldest(lease) }
 
-// Owed returns the operations under the lease that nobody waits for any more. They are not to be modified.
+// Owed returns the operations in the ledger under this lease. The caller must not modify them.
 func (e *Engine) Owed(lease string) []*Request { return e.ledger.under(lease) }
 
-// DropLease ends all operations under a lease that nobody waits for any more, once the lease's
-// tombstone is committed: its entries are evicted by whoever needs the key.
+// DropLease ends all operations in the ledger under a lease. Call it once the lease's tombstone is
+// committed: the next process that needs the key evicts the entries.
 func (e *Engine) DropLease(lease string) {
 	for _, r := range e.ledger.under(lease) {
 		w := e.lock(r.Key)
@@ -212,8 +212,8 @@ func (e *Engine) DropLease(lease string) {
 	}
 }
 
-// Read returns the key's record as the leader has it, never older than what this process has seen already; nil means
-// that nobody holds or waits. Errors: ErrUnavailable, and those of record.Decode; beside that of ctx if it has ended.
+// Read returns the key's record as the leader has it, never older than what this process has seen; nil if the
+// record is empty. Errors: ErrUnavailable, and those of record.Decode; joined with that of ctx if it has ended.
 func (e *Engine) Read(ctx context.Context, key string) (*record.Record, uint64, error) {
 	w := e.lock(key)
 	w.mu.Unlock()

@@ -9,34 +9,34 @@ import (
 )
 
 var (
-	// ErrRefused says that the state of the resource forbids the operation; it
-	// comes as a *RefusedError that says which way. Nothing was left behind.
+	// ErrRefused says that the state of the resource forbids the operation. It
+	// comes as a *RefusedError with the reason. The operation left nothing behind.
 	ErrRefused = errors.New("engine: operation refused")
 
 	// ErrGone says that a waiting operation's entry disappeared: its lease was
 	// found dead, or somebody deleted the resource. Acquire again with a new id.
 	ErrGone = errors.New("engine: entry is gone")
 
-	// ErrUnavailable says that no leader answered. The operation was not done, or is being undone in the background.
+	// ErrUnavailable says that no leader answered. The operation was not done, or the engine undoes it in the background.
 	ErrUnavailable = kv.ErrUnavailable
 
 	// ErrUnconfirmed says that the caller's context ended before the operation
 	// was confirmed. The engine goes on with it.
 	ErrUnconfirmed = errors.New("engine: not confirmed in time")
 
-	// ErrUncertain says that the caller's context ended, and that nobody answered in time what had
-	// become of the operation. The engine goes on with undoing it.
+	// ErrUncertain says that the caller's context ended and that the operation's outcome is not known,
+	// since no answer came in time. The engine goes on undoing it.
 	ErrUncertain = errors.New("engine: not known whether it was done")
 
-	// ErrNotEntitled says of a guest's request that this process may not write for others any more.
-	// An earlier write of it may still be committed.
+	// ErrNotEntitled says of a guest that this process may not write for others any more.
+	// An earlier write of the guest may still be committed.
 	ErrNotEntitled = errors.New("engine: no longer entitled to write for others")
 
-	// ErrOvertaken says of a guest's request that others have written the key since it was asked for: it may have been
-	// done on another road, and its entry removed. Nothing of it is written any more. The outcome tells the revision that is known.
+	// ErrOvertaken says of a guest that others have written the key since it was sent: it may have been done
+	// by another process, and its entry removed. Nothing more is written for it. The outcome has the revision that is known.
 	ErrOvertaken = errors.New("engine: others have written since")
 
-	// ErrElsewhere is the cause to withdraw a request with that was, or is being, carried out by somebody else.
+	// ErrElsewhere is the cause for withdrawing a request that another process carries out, or has carried out.
 	ErrElsewhere = errors.New("engine: carried out elsewhere")
 
 	// ErrStopped says that the stop channel given with the operation was closed.

@@ -89,7 +89,7 @@ func TestAReleaseDoesNotWaitForOneThatGivesWay(t *testing.T) {
 			}()
 			time.Sleep(200 * time.Millisecond) // many attempts
 			w := e.lock("k")
-			for !w.resting || w.running {
+			for !w.retrySet || w.running {
 				w.mu.Unlock()
 				time.Sleep(time.Millisecond)
 				w = e.lock("k")

@@ -121,7 +121,7 @@ func TestHint_LostOneCostsALook(t *testing.T) {
 		must(t, out, err)
 		began := time.Now()
 		<-granted
-		if took := time.Since(began); took > 2*lookAfter {
+		if took := time.Since(began); took > 2*lookGap {
 			t.Errorf("granted after %v", took)
 		}
 	})
@@ -136,7 +136,7 @@ func TestHint_StandstillIsLookedAfter(t *testing.T) {
 		if o.observed() != 0 || store.count() != 0 {
 			t.Errorf("at once: %d leases, %d watches", o.observed(), store.count())
 		}
-		time.Sleep(2 * lookAfter)
+		time.Sleep(2 * lookGap)
 		synctest.Wait()
 		if o.observed() != 1 || store.count() == 0 {
 			t.Errorf("after a while: %d leases, %d watches", o.observed(), store.count())
@@ -152,9 +152,9 @@ func TestHint_AQueueThatMovesIsLeftAlone(t *testing.T) {
 		store.apply("k", acquireOp("H.1"), acquireOp("I.1"), acquireOp("J.1"))
 		granted := waitFor(t, b, "B.1")
 		_, _, reads := store.counts()
-		time.Sleep(lookAfter / 2)
+		time.Sleep(lookGap / 2)
 		store.apply("k", releaseOp("H.1"))
-		time.Sleep(lookAfter) // the first look was at 1.25 of it at the latest, the next one is at 2.25 at the earliest
+		time.Sleep(lookGap) // the first look was at 1.25 of it at the latest, the next one is at 2.25 at the earliest
 		synctest.Wait()
 		if _, _, now := store.counts(); now != reads+1 || store.count() != 0 || o.observed() != 0 {
 			t.Errorf("%d reads, %d watches, %d leases observed", now-reads, store.count(), o.observed())
@@ -205,7 +205,7 @@ func TestHint_WaiterWhoFindsTheWatchOpen(t *testing.T) {
 			_, err := Do(t.Context(), b, "k", acquireOp("B.1"), Options{Stop: stop})
 			stopped <- err
 		}()
-		time.Sleep(3 * lookAfter / 2) // a look, and no round of the janitor
+		time.Sleep(3 * lookGap / 2) // a look, and no round of the janitor
 		close(stop)
 		if err := <-stopped; !errors.Is(err, ErrStopped) {
 			t.Fatal(err)
@@ -228,7 +228,7 @@ func TestHint_DeepWaiterReadsNowAndThen(t *testing.T) {
 			store.apply("k", acquireOp(id))
 		}
 		waitFor(t, b, "B.1")
-		time.Sleep(2 * lookAfter)
+		time.Sleep(2 * lookGap)
 		synctest.Wait()
 		_, _, reads := store.counts()
 		if o.observed() != 3 || store.count() != 0 {

@@ -8,11 +8,11 @@ import (
 
 var keptMeta = map[string]string{record.IntentKey: record.KeptIntent}
 
-// confirmedFor is how long what is known of a record is good enough to pass an entry on.
+// confirmedFor is how long after a confirmation the known state is good enough to pass an entry on.
 const confirmedFor = time.Second
 
-// Join has the caller take a kept entry over, if there is one under this lease that nobody uses and that may be
-// passed on now. n counts its uses.
+// Join lets the caller take over a kept entry, if this lease has an unused one that may be
+// passed on now. n is the number of its uses.
 func (e *Engine) Join(key, lease string) (entry *record.Entry, rev, n uint64, ok bool) {
 	w := e.find(key)
 	if w == nil {
@@ -24,15 +24,15 @@ func (e *Engine) Join(key, lease string) (entry *record.Entry, rev, n uint64, ok
 	if k == nil || k.used || len(w.backlog) > 0 || k.lease != lease {
 		return entry, 0, 0, false
 	}
-	if may, _ := w.mayPass(k); !may || !k.keeper.Valid() {
+	if ok, _ := w.canPass(k); !ok || !k.keeper.Valid() {
 		return entry, 0, 0, false
 	}
 	k.use()
 	return k.entry, w.rev, k.uses, true
 }
 
-// Leave ends the use of an entry, and reports whether it stays: kept for linger, or with another one of this
-// process. If not the caller releases it.
+// Leave ends the use of an entry. It reports whether the entry stays: kept for linger, or passed on to another request of
+// this process. If not, the caller releases it.
 func (e *Engine) Leave(key, id string, hold, linger time.Duration) bool {
 	w := e.find(key)
 	if w == nil {
@@ -44,27 +44,27 @@ func (e *Engine) Leave(key, id string, hold, linger time.Duration) bool {
 	if k == nil || k.entry.ID != id || !k.used || !k.marked || linger <= 0 && len(w.backlog) == 0 {
 		return false
 	}
-	may, sure := w.mayPass(k)
-	if sure {
+	ok, final := w.canPass(k)
+	if final {
 		return false
 	}
 	k.used, k.hold, k.linger = false, hold, linger
 	k.idle.Store(time.Now().UnixNano())
-	w.keeps.idle.Add(1)
-	if !may || len(w.backlog) > 0 {
-		w.keepUp()
+	w.keptSet.idle.Add(1)
+	if !ok || len(w.backlog) > 0 {
+		w.updateKept()
 	}
-	if !may && w.kept == k {
-		w.check(k)
+	if !ok && w.kept == k {
+		w.confirmKept(k)
 	}
 	if w.kept == k && !k.used {
-		w.arm(k, linger)
-		w.bound()
+		w.armTimer(k, linger)
+		w.limitUnused()
 	}
 	return true
 }
 
-// Kept reports whether an entry is one that this process uses and may keep.
+// Kept reports whether this process uses the entry and may keep it.
 func (e *Engine) Kept(key, id string) bool {
 	w := e.find(key)
 	if w == nil {
@@ -75,26 +75,26 @@ func (e *Engine) Kept(key, id string) bool {
 	return w.kept != nil && w.kept.used && w.kept.entry.ID == id
 }
 
-// LetGo ends the keeping of all entries under a lease. Those that nobody uses are released, unless they are
-// void: then their lease has ended.
-func (e *Engine) LetGo(lease string, void bool) {
-	for _, k := range e.keeps.under(lease) {
+// EndKeeping stops keeping all entries under a lease. It releases the unused ones, unless ended says that
+// the lease has ended.
+func (e *Engine) EndKeeping(lease string, ended bool) {
+	for _, k := range e.keptSet.under(lease) {
 		k.w.mu.Lock()
 		switch {
 		case k.w.kept != k:
-		case void:
-			k.w.forget(k)
+		case ended:
+			k.w.removeKept(k)
 			k.w.start()
 		default:
-			k.w.letGo(false)
+			k.w.drain(false)
 		}
 		k.w.mu.Unlock()
 	}
 }
 
-// mayPass reports whether the entry may be passed on at this instant, if its lease is valid. If not, sure says that no
-// read would change that. Called with mu held.
-func (w *writer) mayPass(k *kept) (may, sure bool) {
+// canPass reports whether the entry may be passed on now, if its lease is valid. If not, final says that no
+// read can change that. Called with mu held.
+func (w *writer) canPass(k *kept) (ok, final bool) {
 	switch {
 	case !k.open || !k.keeper.Keeps():
 		return false, true
@@ -107,35 +107,36 @@ func (w *writer) mayPass(k *kept) (may, sure bool) {
 	return time.Since(w.confirmed) < confirmedFor, false
 }
 
-// holdsKept is what the record has of the entry, among those who hold. Called with mu held.
-func (w *writer) holdsKept(k *kept) (record.Entry, bool) {
+// keptHolder returns the holder in the record that is the kept entry. Called with mu held.
+func (w *writer) keptHolder(k *kept) (record.Entry, bool) {
 	if w.rec == nil {
 		return record.Entry{}, false
 	}
 	return w.rec.Holder(k.entry.ID)
 }
 
-// inOne reports whether those who would keep the key wait here while one of them stands in the record, since
-// nobody else does. Called with mu held.
-func (w *writer) inOne() bool { return w.keeping.on && !w.foreign() }
+// oneAtATime reports whether requests that would keep the key wait in the process while one of them is in the record.
+// It is so if no other process is there. Called with mu held.
+func (w *writer) oneAtATime() bool { return w.keeping.on && !w.hasOthers() }
 
-// keepsBack reports whether all who come wait here, behind who uses a kept entry or whom it was given up for. Called with mu held.
-func (w *writer) keepsBack() bool { return w.kept != nil && w.kept.open || w.parting.yielding }
+// holdsAllBack reports whether all new acquires wait in the process: for the open kept entry, or because a try of
+// another process comes first. Called with mu held.
+func (w *writer) holdsAllBack() bool { return w.kept != nil && w.kept.open || w.delayAcquires }
 
-// meets takes a request in as far as keeping is concerned, and reports whether it waits here for a kept entry.
-// Called with mu held.
-func (w *writer) meets(r *Request) (waits bool) {
+// waitForKept updates the keeping for a new request, and reports whether the request waits in the process for a kept
+// entry. Called with mu held.
+func (w *writer) waitForKept(r *Request) (waits bool) {
 	k := w.kept
 	if r.Keeper == nil {
 		if r.Op.Verb == record.OpAcquire || r.Op.Verb == record.OpTry {
-			w.letGo(false)
+			w.drain(false)
 		}
 		if r.queues() {
 			w.keeping.on = false
 		}
 		return false
 	}
-	r.asked = time.Now()
+	r.submitted = time.Now()
 	if len(w.backlog) > 0 && w.keeping.lease != r.Op.Lease {
 		w.keeping.on = false
 	} else if len(w.backlog) == 0 {
@@ -145,26 +146,26 @@ func (w *writer) meets(r *Request) (waits bool) {
 	case k == nil || !k.open:
 		return false
 	case k.lease != r.Op.Lease:
-		w.letGo(false)
+		w.drain(false)
 		return false
 	case r.Op.Verb == record.OpTry && (k.used || len(w.backlog) > 0), len(w.backlog) >= maxBacklog:
 		return false // the record refuses it
 	}
-	w.delay(r)
-	if w.keepUp(); !r.over && k.open {
-		w.arm(k, w.core.cfg.KeepWait)
+	w.addToBacklog(r)
+	if w.updateKept(); !r.finished && k.open {
+		w.armTimer(k, w.core.cfg.KeepWait)
 	}
 	return true
 }
 
-// concerns takes note of an operation on the kept entry itself. Called with mu held.
-func (w *writer) concerns(r *Request) {
+// noteKeptOp ends the keeping if r is an operation on the kept entry itself. Called with mu held.
+func (w *writer) noteKeptOp(r *Request) {
 	switch k := w.kept; {
 	case k == nil:
 	case r.Op.ID == k.entry.ID && r.Op.Verb == record.OpRelease:
-		w.forget(k)
+		w.removeKept(k)
 	case r.Op.ID == k.entry.ID, r.Op.Holder == k.entry.ID:
-		w.letGo(false) // it is released by who asked for that
+		w.drain(false) // the sender of r releases it
 	}
 }
 
@@ -172,31 +173,31 @@ func (k *kept) use() {
 	k.used = true
 	k.uses++
 	k.idle.Store(0)
-	k.w.keeps.idle.Add(-1)
+	k.w.keptSet.idle.Add(-1)
 }
 
-// keepUp looks what is to become of a kept entry: it goes to the first who waits for it here, if it may be
-// passed on, and drains if others want it. Called with mu held.
-func (w *writer) keepUp() {
+// updateKept decides what to do with the kept entry: pass it on to the first request that waits in the process, drain it
+// if others want it, or forget it if it was lost. Called with mu held.
+func (w *writer) updateKept() {
 	k := w.kept
 	if k == nil {
 		return
 	}
-	if err := w.taken(k); err != nil {
-		w.forget(k)
-		w.tellEnd(k, err)
+	if err := w.lostReason(k); err != nil {
+		w.removeKept(k)
+		w.reportEnded(k, err)
 		w.start()
 		return
 	}
-	may, sure := w.mayPass(k)
+	ok, final := w.canPass(k)
 	switch {
-	case sure:
-		w.letGo(false)
+	case final:
+		w.drain(false)
 	case k.used || len(w.backlog) == 0:
-	case !may:
-		w.check(k)
+	case !ok:
+		w.confirmKept(k)
 	case !k.keeper.Valid():
-		w.letGo(false)
+		w.drain(false)
 	default:
 		r := w.backlog[0]
 		w.backlog[0] = nil
@@ -204,17 +205,17 @@ func (w *writer) keepUp() {
 		k.use()
 		w.end(r, Outcome{Entry: k.entry, Revision: w.rev, Record: w.rec, Existed: true, Kept: true, Uses: k.uses}, nil)
 		if len(w.backlog) > 0 {
-			w.arm(k, w.core.cfg.KeepWait)
+			w.armTimer(k, w.core.cfg.KeepWait)
 		}
 	}
 }
 
-// taken returns why the entry does not count any more, as far as the record says. Called with mu held.
-func (w *writer) taken(k *kept) error {
+// lostReason returns why the entry is lost, by the known record; nil if it is not. Called with mu held.
+func (w *writer) lostReason(k *kept) error {
 	if !w.trusted() {
 		return nil
 	}
-	switch e, ok := w.holdsKept(k); {
+	switch e, ok := w.keptHolder(k); {
 	case !ok || k.open && e.Token != k.entry.Token:
 		return ErrRemoved
 	case e.Revoked:
@@ -223,17 +224,17 @@ func (w *writer) taken(k *kept) error {
 	return nil
 }
 
-// check reads the record for all who ask whether the entry may be passed on. Called with mu held.
-func (w *writer) check(k *kept) {
-	if k.checking {
+// confirmKept reads the record, and then updates the kept entry. Called with mu held.
+func (w *writer) confirmKept(k *kept) {
+	if k.confirming {
 		return
 	}
-	k.checking = w.core.goIfOpen(func() {
+	k.confirming = w.core.goIfOpen(func() {
 		sent := time.Now()
-		entry, err := w.core.read(w.core.ctx, w.key, &w.silent, true)
+		entry, err := w.core.read(w.core.ctx, w.key, &w.timeouts, true)
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		k.checking = false
+		k.confirming = false
 		if w.kept != k {
 			return
 		}
@@ -243,10 +244,10 @@ func (w *writer) check(k *kept) {
 		switch {
 		case w.kept != k:
 		case err != nil || !w.trusted():
-			w.letGo(false)
+			w.drain(false)
 		default:
 			w.confirmed = sent
-			w.keepUp()
+			w.updateKept()
 		}
 	})
 }

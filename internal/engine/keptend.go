@@ -6,16 +6,16 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// letGo has nobody join the entry any more, and releases it if nobody uses it. calledBack says that others
+// drain stops the passing on of the kept entry, and releases it if it is unused. calledBack says that others
 // have asked for it. Called with mu held.
-func (w *writer) letGo(calledBack bool) {
+func (w *writer) drain(calledBack bool) {
 	k := w.kept
 	if k == nil {
 		return
 	}
 	if k.open {
 		k.open, w.keeping.on = false, false
-		if k.marked && (calledBack || w.foreign()) {
+		if k.marked && (calledBack || w.hasOthers()) {
 			w.keeping.calledBack(k.uses - 1)
 		}
 		w.start()
@@ -23,18 +23,18 @@ func (w *writer) letGo(calledBack bool) {
 	if k.used || w.closed {
 		return
 	}
-	w.forget(k)
-	w.tellEnd(k, nil)
-	w.part(k)
+	w.removeKept(k)
+	w.reportEnded(k, nil)
+	w.releaseKept(k)
 }
 
-// forget ends the keeping of an entry that is no more, or is on its way out. Called with mu held.
-func (w *writer) forget(k *kept) {
+// removeKept forgets a kept entry that was lost, or is being released. Called with mu held.
+func (w *writer) removeKept(k *kept) {
 	w.kept, w.followed = nil, false
 	if k.timer != nil {
 		k.timer.Stop()
 	}
-	s := w.keeps
+	s := w.keptSet
 	if !k.used {
 		s.idle.Add(-1)
 	}
@@ -43,43 +43,43 @@ func (w *writer) forget(k *kept) {
 	s.mu.Unlock()
 }
 
-func (w *writer) tellEnd(k *kept, err error) {
+func (w *writer) reportEnded(k *kept, err error) {
 	key, used := w.key, k.used
-	w.mu.then(func() { k.keeper.Ended(key, k.entry.ID, used, err) })
+	w.mu.afterUnlock(func() { k.keeper.Ended(key, k.entry.ID, used, err) })
 }
 
-// foreign reports whether others than those who would keep the key stand in the record. Called with mu held.
-func (w *writer) foreign() bool { return w.rec.HasOthers(w.keeping.lease) }
+// hasOthers reports whether the record has entries of other leases than the one that would keep the key. Called with mu held.
+func (w *writer) hasOthers() bool { return w.rec.HasOthers(w.keeping.lease) }
 
-// part releases an entry that is kept no more and that nobody uses. Called with mu held.
-func (w *writer) part(k *kept) {
-	w.parting = parting{id: k.entry.ID, yielding: w.parting.yielding}
+// releaseKept releases an entry that was kept and is unused. Called with mu held.
+func (w *writer) releaseKept(k *kept) {
+	w.keptRelease = keptRelease{id: k.entry.ID, delayAcquires: w.keptRelease.delayAcquires}
 	op := record.Op{Verb: record.OpRelease, ID: k.entry.ID, Lease: k.lease, Hold: k.hold, Token: k.entry.Token}
-	w.carryOut(&Request{Key: w.key, Op: op, Done: func(_ Outcome, err error) { w.parted(op.ID, err) }})
+	w.submitOwed(&Request{Key: w.key, Op: op, Done: func(_ Outcome, err error) { w.keptReleased(op.ID, err) }})
 }
 
-// parted is told what has become of a release.
-func (w *writer) parted(id string, err error) {
+// keptReleased is called with the outcome of such a release.
+func (w *writer) keptReleased(id string, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.parting.id != id {
+	if w.keptRelease.id != id {
 		return
 	}
-	askers := w.parting.askers
-	w.parting.id, w.parting.askers = "", nil
-	if !w.parting.yielding {
+	askers := w.keptRelease.askers
+	w.keptRelease.id, w.keptRelease.askers = "", nil
+	if !w.keptRelease.delayAcquires {
 		return
 	}
 	took, _ := w.core.cfg.RTT.RTT()
-	time.AfterFunc(yieldTime(took), func() {
+	time.AfterFunc(tryHeadStart(took), func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if w.parting.yielding = false; len(w.backlog) > 0 {
+		if w.keptRelease.delayAcquires = false; len(w.backlog) > 0 {
 			w.start()
 		}
 	})
 	if err == nil {
-		w.mu.then(func() {
+		w.mu.afterUnlock(func() {
 			for _, answer := range askers {
 				answer(false)
 			}
@@ -87,6 +87,6 @@ func (w *writer) parted(id string, err error) {
 	}
 }
 
-// yieldTime is how long the acquires of a process wait after it has given an entry up for the try of another one,
-// which hears of it, reads the record and writes.
-func yieldTime(rtt time.Duration) time.Duration { return max(4*rtt, time.Millisecond) }
+// tryHeadStart is how long acquires of this process wait after an entry was released for a try of another process. In
+// that time the try gets the message, reads the record and writes.
+func tryHeadStart(rtt time.Duration) time.Duration { return max(4*rtt, time.Millisecond) }

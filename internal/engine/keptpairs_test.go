@@ -43,12 +43,12 @@ var happens = []struct {
 		w.mu.Unlock()
 		if k != nil {
 			k.linger = 0
-			w.tick(k)
+			w.onTimer(k)
 		}
 	}},
 	{"loss", false, func(x *events) {
 		x.p.set(true)
-		x.p.e.LetGo("L1", true)
+		x.p.e.EndKeeping("L1", true)
 		x.over = true
 		x.apply(record.Op{Verb: record.OpEvict, Leases: []string{"L1"}})
 	}},
@@ -149,8 +149,8 @@ func (x *events) settle() {
 	if rec := x.b.record("k"); !rec.Idle() {
 		x.t.Errorf("left behind: %+v, %+v wait", rec.Holders, rec.Waiters)
 	}
-	if n := x.p.e.keeps.idle.Load(); n != 0 || len(x.p.e.keeps.under("L1")) > 0 {
-		x.t.Errorf("%d kept unused, of %d", n, len(x.p.e.keeps.under("L1")))
+	if n := x.p.e.keptSet.idle.Load(); n != 0 || len(x.p.e.keptSet.under("L1")) > 0 {
+		x.t.Errorf("%d kept unused, of %d", n, len(x.p.e.keptSet.under("L1")))
 	}
 }
 

@@ -7,16 +7,16 @@ import (
 	"time"
 )
 
-// ledger has the requests that go on though nobody waits for them any more: releases that were
-// not confirmed in time, and what takes given-up requests back. They stay until a committed
-// write proves that they are done, or their lease has ended.
+// ledger has the requests that go on though no caller waits for them: releases that were
+// not confirmed in time, and undos of requests that were given up. A request stays until a committed
+// write proves that it is done, or its lease has ended.
 type ledger struct {
 	mu      sync.Mutex
-	byLease map[string]map[*Request]time.Time // and since when
+	byLease map[string]map[*Request]time.Time // with the time of add
 }
 
 func (l *ledger) add(r *Request) {
-	r.owed = true
+	r.inLedger = true
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.byLease == nil {
@@ -39,14 +39,14 @@ func (l *ledger) remove(r *Request) {
 	}
 }
 
-// under returns what is owed under a lease.
+// under returns the requests under a lease.
 func (l *ledger) under(lease string) []*Request {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Collect(maps.Keys(l.byLease[lease]))
 }
 
-// oldest returns how long something has been owed under a lease, 0 if nothing is.
+// oldest returns the age of the oldest request under a lease, 0 if there is none.
 func (l *ledger) oldest(lease string) (longest time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -5,18 +5,18 @@ import (
 	"time"
 )
 
-// obstacles are the leases of all entries that stand in the way of this process's waiters on one
-// key: every holder and every waiter ahead, from the moment they queue, so that any number of
+// leasesAhead are the leases of all entries in the way of this process's waiters on one
+// key: every holder and every waiter ahead. They are observed from the moment the waiter queues, so that any number of
 // dead ones costs one TTL together.
-type obstacles struct {
-	observed map[string]func() // and how to stop observing
-	dead     map[string]bool   // whose tombstone is committed
-	urgent   bool              // one of the waiters was next, when they were last told
+type leasesAhead struct {
+	observed map[string]func() // with the function that stops the observation
+	dead     map[string]bool   // leases with a committed tombstone
+	urgent   bool              // at the last follow, one of the waiters was next
 }
 
-// follow makes the set of observed leases equal to ahead. Where a waiter has become the next one, they are observed
-// anew: what was asked for one deep in the queue is answered with more patience.
-func (o *obstacles) follow(ahead map[string]time.Duration, urgent bool, observe func(id string, ttl time.Duration) (stop func())) {
+// follow makes the set of observed leases equal to ahead. When a waiter has become the next one, follow starts
+// the observations again, since an observation for a deep waiter is more patient.
+func (o *leasesAhead) follow(ahead map[string]time.Duration, urgent bool, observe func(id string, ttl time.Duration) (stop func())) {
 	anew := urgent && !o.urgent
 	o.urgent = urgent
 	for id, stop := range o.observed {
@@ -36,13 +36,13 @@ func (o *obstacles) follow(ahead map[string]time.Duration, urgent bool, observe 
 		}
 		o.observed[id] = observe(id, ttl)
 		if ok {
-			stop() // not before: what was seen counts as long as somebody asks
+			stop() // only now: what the observer has seen counts as long as there is an observation
 		}
 	}
 }
 
-// died notes that a lease's tombstone is committed.
-func (o *obstacles) died(id string) {
+// died notes that a lease has a committed tombstone.
+func (o *leasesAhead) died(id string) {
 	delete(o.observed, id)
 	if o.dead == nil {
 		o.dead = map[string]bool{}
@@ -50,16 +50,16 @@ func (o *obstacles) died(id string) {
 	o.dead[id] = true
 }
 
-// again has leases observed anew, should their entries still be in the way.
-func (o *obstacles) again(leases []string) {
+// observeAgain has leases observed again, if their entries are still in the way.
+func (o *leasesAhead) observeAgain(leases []string) {
 	for _, id := range leases {
 		delete(o.dead, id)
 	}
 }
 
-// evictable returns the dead leases under which entries stand, and forgets the others: whoever
-// waits for them later is told of their end again.
-func (o *obstacles) evictable(stands func(lease string) bool) (leases []string) {
+// evictable returns the dead leases that have entries, and forgets the other dead ones: if a waiter
+// meets them later, the observer reports their end again.
+func (o *leasesAhead) evictable(stands func(lease string) bool) (leases []string) {
 	for id := range o.dead {
 		if stands(id) {
 			leases = append(leases, id)

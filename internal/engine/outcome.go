@@ -8,15 +8,15 @@ type Outcome struct {
 	Revision uint64         // of the record the outcome was read from
 	Record   *record.Record // that record, nil if it was deleted; not to be modified
 	// Existed is whether a release, cancel or removal found something to remove,
-	// now or in an earlier attempt whose outcome was not known.
+	// in this attempt or in an earlier one with an unknown outcome.
 	Existed bool
-	Turn    bool // it holds by a turn: the record may show it as waiting
-	// Kept is whether the entry may be kept: it is left with Engine.Leave. Uses counts the holds that it was.
+	Turn    bool // the operation holds by a turn: the record may still show it as waiting
+	// Kept is whether the entry may be kept: the caller ends its use with Engine.Leave. Uses counts the holds of the entry so far.
 	Kept bool
 	Uses uint64
 }
 
-// outcome is that of an operation which does not wait in the record at rev.
+// outcome returns the outcome of an operation that does not wait in the record at rev.
 func outcome(st record.State, rec *record.Record, rev uint64) (Outcome, error) {
 	switch st.Standing {
 	case record.Granted:

@@ -7,19 +7,19 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// Pokes are messages to the process of a kept entry, which make up for a watch that is silent and for those who don't
-// queue. Like hints they may get lost, come twice or late. Of those who wait behind the entry they are hints: the
-// process looks at the record. Of a try they ask for the entry: see Engine.GiveUp.
+// Pokes are messages to the process that keeps an entry. They are needed because its watch may be late, and because a try
+// does not queue. Like hints they may get lost, come twice or late. A waiter behind the entry sends a hint: the
+// process looks at the record. A try asks for the entry: see Engine.GiveUp.
 
-// firstPoke is how long others wait for a kept entry at least until they ask for it, or ask no more.
+// firstPoke is the least time to wait for a kept entry before the next poke, or, for a try, before it fails.
 const firstPoke = 50 * time.Millisecond
 
-// PokeTime is how long to wait for a process that was asked for a kept entry.
+// PokeTime is how long to wait for the answer of a process that was poked.
 func PokeTime(rtt time.Duration) time.Duration { return max(firstPoke, 4*rtt) }
 
-// GiveUp releases a kept entry if nobody uses it, for a try of another process, and reports whether it knows the id.
-// Then answer is called, from any goroutine and with no lock held, with whether it is used, else when it is released. It
-// is not called if it can't be.
+// GiveUp releases a kept entry if it is unused, for a try of another process. It reports whether it knows the id.
+// If so it calls answer, from any goroutine and with no lock held: at once with true if the entry is used, else with false
+// after the release. It never calls answer if the release fails.
 func (e *Engine) GiveUp(key, id string, answer func(used bool)) bool {
 	w := e.find(key)
 	if w == nil {
@@ -29,22 +29,22 @@ func (e *Engine) GiveUp(key, id string, answer func(used bool)) bool {
 	defer w.mu.Unlock()
 	switch k := w.kept; {
 	case k != nil && k.entry.ID == id && k.used:
-		w.mu.then(func() { answer(true) })
+		w.mu.afterUnlock(func() { answer(true) })
 		return true
 	case k != nil && k.entry.ID == id:
-		w.letGo(true)
+		w.drain(true)
 	}
-	if id == "" || w.parting.id != id {
+	if id == "" || w.keptRelease.id != id {
 		return false
 	}
-	w.parting.yielding = true
-	w.parting.askers = append(w.parting.askers, answer)
+	w.keptRelease.delayAcquires = true
+	w.keptRelease.askers = append(w.keptRelease.askers, answer)
 	return true
 }
 
-// Unused returns the sequences of all kept entries under a lease that nobody uses.
+// Unused returns the sequences of all unused kept entries under a lease.
 func (e *Engine) Unused(lease string) (seqs []string) {
-	for _, k := range e.keeps.under(lease) {
+	for _, k := range e.keptSet.under(lease) {
 		if k.idle.Load() > 0 {
 			seqs = append(seqs, k.entry.ID[len(lease)+1:])
 		}
@@ -52,16 +52,17 @@ func (e *Engine) Unused(lease string) (seqs []string) {
 	return seqs
 }
 
-// yields has an acquire of this process wait here for a moment, if another one's try is to come first. Called with mu held.
-func (w *writer) yields(r *Request) bool {
-	if !w.parting.yielding || r.Guest != nil || r.Op.Verb != record.OpAcquire && r.Op.Verb != record.OpTry || len(w.backlog) >= maxBacklog {
+// delayForTry holds back an acquire of this process for a moment, if a try of another process is to come first.
+// Called with mu held.
+func (w *writer) delayForTry(r *Request) bool {
+	if !w.delayAcquires || r.Guest != nil || r.Op.Verb != record.OpAcquire && r.Op.Verb != record.OpTry || len(w.backlog) >= maxBacklog {
 		return false
 	}
-	w.delay(r)
+	w.addToBacklog(r)
 	return true
 }
 
-// keptAhead returns the kept entry that operations of this process wait for. Called with mu held.
+// keptAhead returns the kept entry that operations of this process wait for, or nil. Called with mu held.
 func (v *view) keptAhead() *record.Entry {
 	if e := v.rec.Sole(); len(v.waiting) > 0 && !v.closed && e != nil && record.MayBeKept(e.Meta) {
 		return e
@@ -69,8 +70,8 @@ func (v *view) keptAhead() *record.Entry {
 	return nil
 }
 
-// pokeKept has the process of a kept entry told that somebody waits, at once and then again and again: its watch may be
-// silent, or not open yet. Called with mu held.
+// pokeKept pokes the process of a kept entry ahead, at once and then again and again: its watch may be late or not
+// open yet. Called with mu held.
 func (v *view) pokeKept() {
 	e := v.keptAhead()
 	if e == nil || v.core.cfg.Hints == nil {
@@ -87,7 +88,7 @@ func (v *view) pokeKept() {
 	v.poking = true
 	took, _ := v.core.cfg.RTT.RTT()
 	first := PokeTime(took)
-	time.AfterFunc(pause.Near(min(first<<min(v.pokes, 16), max(mostLook, first)))+first/4, func() {
+	time.AfterFunc(pause.Near(min(first<<min(v.pokes, 16), max(maxLookGap, first)))+first/4, func() {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		v.poking = false
@@ -101,5 +102,5 @@ func (v *view) pokeKept() {
 
 func (v *view) poke(e *record.Entry) {
 	h, key, rev := v.core.cfg.Hints, v.key, v.rev
-	v.mu.then(func() { h.Tell([]string{e.Lease()}, key, rev) })
+	v.mu.afterUnlock(func() { h.Tell([]string{e.Lease()}, key, rev) })
 }

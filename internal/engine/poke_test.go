@@ -121,8 +121,8 @@ func TestK5_ATryIsAnswered(t *testing.T) {
 		}
 		w := p.e.lock("k")
 		defer w.mu.Unlock()
-		if w.need != 4 {
-			t.Errorf("kept after %d acquires again, want 4: it was called back", w.need)
+		if w.quietNeeded != 4 {
+			t.Errorf("kept after %d acquires again, want 4: it was called back", w.quietNeeded)
 		}
 	})
 }

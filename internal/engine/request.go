@@ -9,18 +9,18 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// Doer carries requests out: an engine in this process, or a client of a process that has one.
+// Doer carries out requests: an engine in this process, or a client of a process that has one.
 type Doer interface {
 	// Submit takes requests of one moment, for any keys. It never blocks. Each request's Done
 	// is called exactly once: from within Submit, or later from a goroutine of the Doer.
 	Submit(reqs ...*Request)
-	// Withdraw says that nobody waits for the request any more. What it wrote, or may still
-	// write, is undone, and Done is called after that, at the latest when its lease ends: with
-	// cause, or for an operation that is Proven with what became of it. A request that can't be undone is carried through in the background, and Done gets
-	// ErrUnconfirmed with cause at once. A request that is done is left alone.
+	// Withdraw says that the caller does not wait for the request any more. The Doer undoes what the request wrote, or may
+	// still write, and then calls Done, at the latest when the lease ends: with
+	// cause, or for an operation that is Proven with its real outcome. The Doer completes a request that
+	// can't be undone in the background, and at once calls Done with ErrUnconfirmed and cause. It ignores a request that is done.
 	//
-	// With ErrElsewhere as its cause nothing is undone: what was written stays, and
-	// nothing more is written for it but by a write that is under way.
+	// With ErrElsewhere as cause nothing is undone: what was written stays, and
+	// nothing more is written for the request except by a write that is under way.
 	Withdraw(r *Request, cause error)
 }
 
@@ -29,86 +29,86 @@ type Doer interface {
 type Request struct {
 	Key string
 	Op  record.Op
-	// AtLeast is a revision at which the caller knows that the key's record was written, as
-	// that of the hold which the operation is about. What is older proves nothing, also where
-	// the engine has forgotten what it has seen.
+	// AtLeast is a revision at which the caller knows that the key's record was written, such as
+	// the revision of the hold that a release is about. An older state proves nothing, even if
+	// the engine has forgotten which revisions it has seen.
 	AtLeast uint64
-	// Held is, of a release, whether the hold was handed out, was never to be converted, and is over: its turn
+	// Held is, of a release, whether the hold was handed out, can have no conversion, and is over: then its turn
 	// can be passed on before anything is written. Turns is, of an acquire in mode X, whether it can hold by a
-	// turn. Both are for a Doer that passes requests on; this engine does not use them.
+	// turn. Both are for a Doer that forwards requests; this engine does not use them.
 	Held, Turns bool
-	// Guest, if it is not nil, makes this the request of another process, which may have it carried
-	// out by somebody else as well. It is called right before each write that contains the request is
-	// sent: whether this process is still entitled to. If not, the request ends with ErrNotEntitled.
-	// Whatever becomes of a guest, this engine never takes it back: only who asked for it knows
-	// whether it is wanted. It is not held back by the window of this process. It must be quick.
+	// Guest, if not nil, makes this a guest: a request of another process, which may also send it to
+	// other processes. The engine calls Guest right before it sends a write that contains the request, to learn
+	// whether this process is still entitled to write it. If not, the request ends with ErrNotEntitled.
+	// The engine never undoes a guest: only the process that asked for it knows
+	// whether it needs it. The window of this process does not hold a guest back. Guest must be quick.
 	Guest func() bool
-	// Since is, of a guest that is to have an entry, a revision that was committed before its operation was sent anywhere. If
-	// others have written the key after that it ends with ErrOvertaken, unless its entry stands in the record that is known.
+	// Since is, of a guest that adds an entry, a revision that was committed before its operation was first sent. If
+	// others have written the key after Since, the guest ends with ErrOvertaken, unless the known record has its entry.
 	Since uint64
-	// Prove has the outcome read off a record that was committed after the request came, by a write
-	// that changes nothing if need be: whatever was sent for its id before, by anybody who
-	// sends no more of it, can't be committed any more.
+	// Prove has the outcome read off a record that was committed after the request came; if need be the engine
+	// writes the same record again. Then no earlier write for the request's id can be committed any more,
+	// if its senders send nothing more for that id.
 	Prove bool
-	// Keeper, if it is not nil, is the lease of a plain exclusive request whose entry may be kept: it may be granted one
-	// that another request with the same Keeper has left.
+	// Keeper, if not nil, is the lease of a plain exclusive request whose entry may be kept: the request may be granted an
+	// entry that another request with the same Keeper has left.
 	Keeper   Keeper
 	FailFast bool // end with ErrUnavailable at the first sign that no leader answers
-	// Queued is called once, before Done, if the operation has to wait; nil if nobody wants to
-	// know. Done is called with the outcome. No lock is held in either. They must be quick, and
+	// Queued, if not nil, is called once, before Done, if the operation has to wait. Done is called
+	// with the outcome. Both are called with no lock held. They must be quick, and
 	// may call Submit and Withdraw.
 	Queued func(record.Place)
 	Done   func(Outcome, error)
-	// Via is for a Doer that passes requests on; this engine does not use it.
+	// Via is for a Doer that forwards requests; this engine does not use it.
 	Via any
 
 	progress
 }
 
-// progress is how far a request is. It is guarded by the mutex of the request's key.
+// progress is the engine's state of a request. The mutex of the request's key guards it.
 type progress struct {
-	asked          time.Time // when it was submitted, if it has patience for a time or a Keeper, or is a guest
-	fresh          bool      // the state was read after it was submitted
-	attempted      bool      // a write that contained it was sent
-	outcomeUnknown bool      // the outcome of such a write was unknown
-	found          bool      // the last attempt's base contained the id
-	maybeFound     bool      // so did the base of an attempt whose outcome was unknown
-	heldBack       bool      // it was held back by the window
-	owed           bool      // in the ledger: goes on without a caller
+	submitted      time.Time // when it was submitted; set only with a Patience, a Keeper or a Guest
+	readSince      bool      // the state was read after the request was submitted
+	attempted      bool      // a write that contained the request was sent
+	outcomeUnknown bool      // such a write has an unknown outcome
+	found          bool      // the base of the last attempt contained the id
+	maybeFound     bool      // the base of an attempt with an unknown outcome contained the id
+	heldBack       bool      // the window has held it back
+	inLedger       bool      // it is in the ledger and goes on without a caller
 
-	over     bool // it needs no further attempt: it has its outcome, or was replaced by its undo
+	finished bool // it needs no further attempt: it has its outcome, or its undo replaces it
 	answered bool // Done was called, or is about to be
 	out      Outcome
 	err      error
-	next     *Request // in the list of those whose Done is to be called
+	next     *Request // in the list of requests whose Done is due
 
-	place   *record.Place
-	told    bool // Queued was called, or is about to be
-	telling bool // it has not returned yet, so Done has to wait
+	place         *record.Place
+	queuedDue     bool // Queued was called, or is about to be
+	queuedRunning bool // Queued has not returned yet, so Done has to wait
 
-	after <-chan struct{} // closed when the request that is to be sent before was sent; nil: at once
-	sent  func()          // lets the others go on that wait until this one was sent; nil if none waits
+	sendAfter <-chan struct{} // closed when the request before it was sent; nil: send at once
+	markSent  func()          // unblocks the requests that wait until this one was sent; nil if none does
 
-	in func(context.Context) context.Context // the context of its write; nil: as it is
+	wrapCtx func(context.Context) context.Context // makes the context of its write; nil: no change
 
-	undoes *Request // the withdrawn request that is answered when this one is over
-	cause  error    // of a withdrawal: what Done gets
+	undoes *Request // the withdrawn request that is answered when this one has finished
+	cause  error    // of a withdrawal: the error for Done
 }
 
-// queues reports whether r, if it isn't granted at once, goes to the end of a queue: the window is
-// for those. A try leaves no trace, and a conversion, an arrival or a condition's wait must not be
-// kept from the record, since others may wait for it.
+// queues reports whether r goes to the end of a queue if it isn't granted at once. The window is only
+// for such requests. A try never waits. A conversion, an arrival or a condition's wait must reach
+// the record, since others may wait for it.
 func (r *Request) queues() bool { return r.Op.Verb == record.OpAcquire && r.Guest == nil }
 
-// passOn lets the one that is to be sent after r go on.
-func (r *Request) passOn() {
-	if r.sent != nil {
-		r.sent()
+// unblockNext lets the request after r be sent.
+func (r *Request) unblockNext() {
+	if r.markSent != nil {
+		r.markSent()
 	}
 }
 
-// withdrawn is the outcome of a request that was withdrawn for cause and whose undo has ended with
-// out and err. What became of one that is Proven is read off the undo's record.
+// withdrawn returns the outcome of a request that was withdrawn for cause and whose undo has ended with
+// out and err. The outcome of a Proven operation is read off the undo's record.
 func (r *Request) withdrawn(cause error, out Outcome, err error) (Outcome, error) {
 	if !r.Op.Proven() {
 		return Outcome{}, cause
@@ -125,13 +125,13 @@ func (r *Request) withdrawn(cause error, out Outcome, err error) (Outcome, error
 	return out, err
 }
 
-// Keeper is the lease that kept entries stand under, with what belongs to it.
+// Keeper is the lease of kept entries, with its callbacks.
 type Keeper interface {
-	// Keeps reports whether entries may be kept: the lease takes new acquires. Valid reports whether it is valid by
-	// its holder's own clock, without which none is taken over. They are called with locks held.
+	// Keeps reports whether entries may be kept: the lease takes new acquires. Valid reports whether the lease is valid by
+	// its holder's own clock; without that no entry is passed on. Both are called with locks held.
 	Keeps() bool
 	Valid() bool
-	// Ended says that an entry is kept no more: nobody used it, and it was let go; or it was found revoked
-	// or removed, for err. No lock is held.
+	// Ended says that an entry is not kept any more: it was unused and is being released; or it was found revoked
+	// or removed, which err says. It is called with no lock held.
 	Ended(key, id string, used bool, err error)
 }

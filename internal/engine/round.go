@@ -11,7 +11,7 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// accept takes a request in. Called with mu held.
+// accept takes a new request: it ends it, holds it back, or enqueues it. Called with mu held.
 func (w *writer) accept(r *Request) {
 	if w.closed {
 		w.end(r, Outcome{}, ErrClosed)
@@ -20,30 +20,30 @@ func (w *writer) accept(r *Request) {
 	w.core.operations.Add(1)
 	w.newestRev = max(w.newestRev, r.AtLeast)
 	if r.Guest != nil {
-		r.asked = time.Now()
+		r.submitted = time.Now()
 	}
 	if r.Op.Blind() {
 		r.Op.Hold = w.holdTime
 		if r.Op.Patience > 0 {
-			r.asked = time.Now()
+			r.submitted = time.Now()
 		}
 	} else {
-		w.core.held(r.Op.Hold)
+		w.core.noteHold(r.Op.Hold)
 	}
 	if r.Op.Verb == record.OpStopWaiting {
-		w.stopHeldBack(r.Op.ID)
+		w.cancelHeldBack(r.Op.ID)
 	}
-	if w.meets(r) || w.yields(r) {
+	if w.waitForKept(r) || w.delayForTry(r) {
 		return
 	}
-	if !r.queues() || w.admits() || !w.holdsBack(r) {
+	if !r.queues() || w.canAdmit() || !w.holdBack(r) {
 		w.enqueue(r)
 	}
 }
 
-// enqueue makes r part of the next round. Called with mu held.
+// enqueue adds r to the next round. Called with mu held.
 func (w *writer) enqueue(r *Request) {
-	w.concerns(r)
+	w.noteKeptOp(r)
 	w.pending = append(w.pending, r)
 	if r.queues() {
 		w.queueing++
@@ -51,39 +51,39 @@ func (w *writer) enqueue(r *Request) {
 	w.start()
 }
 
-// withdraw is Doer.Withdraw. Called with mu held.
+// withdraw implements Doer.Withdraw. Called with mu held.
 func (w *writer) withdraw(r *Request, cause error) {
 	stands := w.waiting[r.Op.ID] == r
 	switch _, undoable := r.Op.Undo(); {
-	case r.over || r.answered:
+	case r.finished || r.answered:
 	case errors.Is(cause, ErrElsewhere), r.Guest != nil, !r.attempted && !r.Op.Owed():
-		// If nothing of it was written, there is nothing to undo. The entry that a
-		// release is about is there all the same, under a lease that lives on.
+		// If nothing was written for it, there is nothing to undo. The exception is a release:
+		// its entry is in the record all the same, under a lease that lives on.
 		w.end(r, Outcome{}, cause)
 		w.backlog = slices.DeleteFunc(w.backlog, func(q *Request) bool { return q == r })
 	case undoable:
 		u := w.undo(r, cause)
 		if stands && r.Op.Proven() && errors.Is(cause, ErrStopped) {
-			w.mu.answer(r, Outcome{}, cause) // it goes with its lease, which is lost
+			w.mu.answer(r, Outcome{}, cause) // its lease is lost, and the entry ends with it
 			return
 		}
 		u.undoes, u.cause = r, cause
 	case stands:
-		w.end(r, Outcome{}, cause) // it is carried out, and only what it waits for isn't there yet
+		w.end(r, Outcome{}, cause) // its own part is committed; it only waits
 	default:
 		w.core.ledger.add(r)
 		w.mu.answer(r, Outcome{}, fmt.Errorf("%w: %w", ErrUnconfirmed, cause))
 	}
 }
 
-// close ends everything with ErrClosed. Called with mu held.
+// close ends every request with ErrClosed. Called with mu held.
 func (w *writer) close() {
 	for _, r := range slices.Concat(w.pending, w.backlog) {
 		w.end(r, Outcome{}, ErrClosed)
 	}
 	w.pending, w.backlog = nil, nil
 	if w.kept != nil {
-		w.forget(w.kept)
+		w.removeKept(w.kept)
 	}
 	w.view.close()
 	w.observe()
@@ -92,18 +92,18 @@ func (w *writer) close() {
 
 // idle reports whether the writer can be forgotten. Called with mu held.
 func (w *writer) idle() bool {
-	return !w.running && len(w.pending)+len(w.backlog) == 0 && w.kept == nil && !w.parting.yielding && w.view.idle()
+	return !w.running && len(w.pending)+len(w.backlog) == 0 && w.kept == nil && !w.delayAcquires && w.view.idle()
 }
 
-// run is the runner's work: step after step while something is pending.
+// run is the runner: it does step after step while something is pending.
 func (w *writer) run() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for more := true; more; more = w.step() {
+	for more := true; more; more = w.runStep() {
 		d := w.pause
-		if w.givesWay {
-			w.givesWay, w.pause = false, 0
-			w.rest(d)
+		if w.interruptible {
+			w.interruptible, w.pause = false, 0
+			w.retryIn(d)
 			return
 		}
 		if d > 0 {
@@ -114,55 +114,57 @@ func (w *writer) run() {
 	}
 }
 
-// handOver has a runner do what is left after a step. Called with mu held.
-func (w *writer) handOver() {
-	if len(w.take()) > 0 {
+// continueInRunner starts a runner for what is pending after a step. Called with mu held.
+func (w *writer) continueInRunner() {
+	if len(w.nextBatch()) > 0 {
 		w.running = w.core.goIfOpen(w.run)
 	} else {
-		w.stop()
+		w.finishRun()
 	}
 }
 
-// stop is for who has worked here and finds nothing more to do. Called with mu held.
-func (w *writer) stop() { w.running, w.trouble, w.pause, w.givesWay = false, backoff{}, 0, false }
+// finishRun resets the state of the goroutine that worked on the key, when nothing is left to do. Called with mu held.
+func (w *writer) finishRun() {
+	w.running, w.backoff, w.pause, w.interruptible = false, backoff{}, 0, false
+}
 
-// step carries the next step out, if there is anything to do, and sets how long to pause before
-// another one. Called with mu held, which it lets go meanwhile.
-func (w *writer) step() bool {
+// runStep plans, sends and concludes one step, and sets the pause before the next one. It returns false if there
+// was nothing to do. Called with mu held; it unlocks mu while the request is under way.
+func (w *writer) runStep() bool {
 	s := steps.Get().(*step)
 	defer s.free()
 	if !w.plan(s) {
 		return false
 	}
-	s.order()
+	s.takeSendOrder()
 	w.mu.Unlock()
-	s.send(w.core, w.key, &w.silent)
+	s.send(w.core, w.key, &w.timeouts)
 	w.mu.Lock()
 	w.pause = w.conclude(s)
 	return true
 }
 
-// plan composes the next step, if there is anything to do. Called with mu held.
+// plan composes the next step. It returns false if there is nothing to do. Called with mu held.
 func (w *writer) plan(s *step) bool {
 	for {
-		*s = step{ops: s.ops, results: s.results, batch: w.take()}
+		*s = step{ops: s.ops, results: s.results, batch: w.nextBatch()}
 		if len(s.batch) == 0 || w.closed || w.core.ctx.Err() != nil {
-			w.stop()
+			w.finishRun()
 			return false
 		}
 		if w.mustRead(s.batch) {
 			return true
 		}
-		w.foreseeKept(s.batch)
+		w.markKept(s.batch)
 		s.compose(w.rec, w.rev, w.core.limits())
 		w.fitWindow(s)
-		if w.overtaken(s.batch) {
+		if w.endOvertaken(s.batch) {
 			continue
 		}
 		if s.unchanged {
-			if slices.ContainsFunc(s.batch, func(r *Request) bool { return !r.fresh }) {
+			if slices.ContainsFunc(s.batch, func(r *Request) bool { return !r.readSince }) {
 				if s.refused() && w.refusals.pause() > 0 {
-					w.rest(w.refusals.pause())
+					w.retryIn(w.refusals.pause())
 					return false
 				}
 				return true
@@ -172,11 +174,11 @@ func (w *writer) plan(s *step) bool {
 					w.refusals.note()
 				}
 				w.deliver(s, w.rec, w.rev)
-				w.trouble = backoff{}
+				w.backoff = backoff{}
 				continue
 			}
-			// What was read proves nothing while a write that expects this very revision may still be under way, this
-			// engine's or another's: write the same state again, and that one can't be committed any more.
+			// The state that was read proves nothing while a write that expects its revision may still be under way,
+			// of this engine or of another. So write the same state again: then that write can't be committed any more.
 		}
 		s.encode(w.size)
 		w.expected = s.value
@@ -184,38 +186,38 @@ func (w *writer) plan(s *step) bool {
 	}
 }
 
-// rest leaves what is pending until d is over or something else comes. Called with mu held.
-func (w *writer) rest(d time.Duration) {
+// retryIn stops the run and starts a new one after d, or as soon as another request comes. Called with mu held.
+func (w *writer) retryIn(d time.Duration) {
 	w.running = false
 	for _, r := range w.pending {
-		r.passOn()
+		r.unblockNext()
 	}
-	if w.resting {
+	if w.retrySet {
 		return
 	}
-	w.resting = true
+	w.retrySet = true
 	time.AfterFunc(d, func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		w.resting = false
+		w.retrySet = false
 		if len(w.pending) > 0 {
 			w.start()
 		}
 	})
 }
 
-// take returns what is to be done in the next step: the requests for which the state was read
-// since they came, if there are any, or else all. Called with mu held.
-func (w *writer) take() []*Request {
+// nextBatch returns the requests of the next step: those for which the state was read
+// after they came, if there are any, or else all. Called with mu held.
+func (w *writer) nextBatch() []*Request {
 	w.queueing = 0
 	w.pending = slices.DeleteFunc(w.pending, func(r *Request) bool {
-		gone := r.over || w.waiting[r.Op.ID] == r
+		gone := r.finished || w.waiting[r.Op.ID] == r
 		if !gone && r.queues() {
 			w.queueing++
 		}
 		return gone
 	})
-	n := slices.IndexFunc(w.pending, func(r *Request) bool { return !r.fresh })
+	n := slices.IndexFunc(w.pending, func(r *Request) bool { return !r.readSince })
 	if n <= 0 {
 		w.refill()
 		n = len(w.pending)
@@ -223,13 +225,13 @@ func (w *writer) take() []*Request {
 	return w.pending[:n:n]
 }
 
-// mustRead reports whether what is known is no base for the batch. Called with mu held.
+// mustRead reports whether the batch needs a read first, since the known state is no base for it. Called with mu held.
 func (w *writer) mustRead(batch []*Request) bool {
 	return w.outdated.at(w.rev) || !w.known && (w.uncertain.set || w.newestRev > 0 ||
 		!slices.ContainsFunc(batch, func(r *Request) bool { return r.Op.Blind() }))
 }
 
-// conclude takes the answer to a step in, and returns how long to wait before the next one. Called with mu held.
+// conclude handles the answer to a step, and returns the pause before the next one. Called with mu held.
 func (w *writer) conclude(s *step) (pause time.Duration) {
 	w.expected = nil
 	if !s.write {
@@ -238,31 +240,31 @@ func (w *writer) conclude(s *step) (pause time.Duration) {
 			err = w.absorb(s.entry)
 		}
 		if err != nil {
-			return w.failed(s, err)
+			return w.handleFailure(s, err)
 		}
 		w.outdated = mark{}
 		for _, r := range s.batch {
-			r.fresh = true
+			r.readSince = true
 		}
 		return 0
 	}
 	if s.err != nil {
 		return w.notWritten(s)
 	}
-	w.tellOthers(s)
+	w.sendHints(s)
 	s.next.Resolve(s.newRev)
 	if s.next.Idle() {
 		s.next = nil
 	}
 	w.size = len(s.value)
 	w.learn(s.next, s.newRev)
-	w.wrote(s.rev, s.newRev)
+	w.noteWritten(s.rev, s.newRev)
 	w.deliver(s, s.next, s.newRev)
-	w.trouble, w.refusals = backoff{}, refusals{}
+	w.backoff, w.refusals = backoff{}, refusals{}
 	return 0
 }
 
-// notWritten takes in why a write was not acknowledged. Called with mu held.
+// notWritten handles a write that was not acknowledged. Called with mu held.
 func (w *writer) notWritten(s *step) (pause time.Duration) {
 	var conflict *jskv.ConflictError
 	switch {
@@ -273,9 +275,9 @@ func (w *writer) notWritten(s *step) (pause time.Duration) {
 		w.core.conflicts.Add(1)
 		w.core.cfg.Contended(w.key)
 		if conflict.Actual < s.rev || conflict.Again {
-			// Said by a deposed leader that is behind what was seen; the same
-			// request may have reached the new one, too.
-			w.doubt(s)
+			// A deposed leader says so, which is behind what was seen. The same
+			// request may have reached the new leader, too.
+			w.markUncertain(s)
 		}
 		if conflict.Actual == 0 {
 			w.learnAbsent()
@@ -284,27 +286,27 @@ func (w *writer) notWritten(s *step) (pause time.Duration) {
 		}
 	case errors.Is(s.err, jskv.ErrUnknown):
 		w.core.unknown.Add(1)
-		w.doubt(s)
+		w.markUncertain(s)
 		if w.rev == s.rev {
 			w.known = false // apply again to what the leader has by then
 		}
 	case errors.Is(s.err, jskv.ErrBusy):
 		w.core.busy.Add(1)
-		w.doubt(s) // a deposed leader says so, too
+		w.markUncertain(s) // a deposed leader may have said so
 	case errors.Is(s.err, kv.ErrRejected):
 		if w.core.limits() != s.limits {
 			return 0 // apply again to what fits by now
 		}
-		// The record is larger than this connection takes, by another's hand. Who
-		// wants to add to it need not wait until somebody else has made it smaller.
+		// Another writer has made the record larger than this connection can write. A request
+		// that would add to it need not wait until somebody has made it smaller.
 		w.refuse(s, s.base, s.rev)
 	case errors.Is(s.err, jskv.ErrNotSent):
-		w.core.cfg.Suspect() // nobody answers for a stream that is no more
+		w.core.cfg.Suspect() // no server answers for a deleted stream
 	}
-	return w.failed(s, s.err)
+	return w.handleFailure(s, s.err)
 }
 
-// dropGuests ends the requests of a batch that this process may not write any more. Called with mu held.
+// dropGuests ends the guests of a batch that this process may not write any more. Called with mu held.
 func (w *writer) dropGuests(batch []*Request) {
 	for _, r := range batch {
 		if r.Guest != nil && !r.Guest() {
@@ -313,8 +315,8 @@ func (w *writer) dropGuests(batch []*Request) {
 	}
 }
 
-// doubt notes that a write may be committed, now or later. Called with mu held.
-func (w *writer) doubt(s *step) {
+// markUncertain notes that a write may be committed, now or later. Called with mu held.
+func (w *writer) markUncertain(s *step) {
 	if s.rev >= w.newestRev {
 		w.uncertain = mark{true, s.rev}
 	}
@@ -324,19 +326,19 @@ func (w *writer) doubt(s *step) {
 	}
 }
 
-// failed ends the requests of a step that its failure ends, and returns how long to wait before
-// the others are tried again. Called with mu held.
-func (w *writer) failed(s *step, err error) (pause time.Duration) {
+// handleFailure ends the requests of a failed step that can't be tried again, and returns the pause before
+// the others are. Called with mu held.
+func (w *writer) handleFailure(s *step, err error) (pause time.Duration) {
 	malformed := errors.Is(err, record.ErrMalformed) || errors.Is(err, record.ErrNewerSchema)
 	rejected := errors.Is(err, kv.ErrRejected) || errors.Is(err, kv.ErrFull)
-	again := errors.Is(err, jskv.ErrConflict) || errors.Is(err, jskv.ErrBusy) || errors.Is(err, errStale)
-	away := errors.Is(err, ErrUnavailable) && !again
+	contended := errors.Is(err, jskv.ErrConflict) || errors.Is(err, jskv.ErrBusy) || errors.Is(err, errStale)
+	noLeader := errors.Is(err, ErrUnavailable) && !contended
 	for _, r := range s.batch {
 		switch _, undoable := r.Op.Undo(); {
-		case r.over, r.owed, w.waiting[r.Op.ID] == r:
+		case r.finished, r.inLedger, w.waiting[r.Op.ID] == r:
 		case rejected && (r.Op.Owed() || len(r.Op.Leases) > 0) && !r.FailFast:
-			// Full storage may have room again; the entry must go.
-		case !malformed && !rejected && !(away && r.FailFast): // only a matter of trying again
+			// The entry must be removed, and full storage may have room again.
+		case !malformed && !rejected && !(noLeader && r.FailFast): // it is tried again
 		case !r.outcomeUnknown:
 			w.end(r, Outcome{}, err)
 		case undoable:
@@ -346,62 +348,62 @@ func (w *writer) failed(s *step, err error) (pause time.Duration) {
 	}
 	if errors.Is(err, jskv.ErrConflict) && w.onlyQueues(s) {
 		for _, r := range w.pending {
-			r.fresh = false // what comes meanwhile goes with it
+			r.readSince = false // requests that come meanwhile join it
 		}
-		w.givesWay = true
+		w.interruptible = true
 		took, _ := w.core.cfg.RTT.RTT()
-		return w.trouble.giveWay(w.queue, took)
+		return w.backoff.queuePause(w.queue, took)
 	}
-	return w.trouble.next(err)
+	return w.backoff.next(err)
 }
 
-// deliver gives every request of a step what the committed record says about it. Called with mu held.
+// deliver gives every request of a step its outcome or state in the committed record. Called with mu held.
 func (w *writer) deliver(s *step, rec *record.Record, rev uint64) {
 	w.refuse(s, rec, rev)
 	for _, r := range s.batch {
-		if r.over {
+		if r.finished {
 			continue
 		}
 		if !r.Op.Waits() {
 			if rec == nil && r.found {
-				w.holdTime = record.SmoothHold(w.holdTime, r.Op.Hold) // no record is left to remember it
+				w.holdTime = record.SmoothHold(w.holdTime, r.Op.Hold) // no record is left that has it
 			}
 			w.end(r, Outcome{Revision: rev, Record: rec, Existed: r.found || r.maybeFound}, nil)
 			continue
 		}
-		w.stands(r, rec.Standing(&r.Op), rec, rev)
-		if w.hint > rev && w.waiting[r.Op.ID] == r {
+		w.applyState(r, rec.Standing(&r.Op), rec, rev)
+		if w.hintRev > rev && w.waiting[r.Op.ID] == r {
 			w.look()
 		}
 	}
-	// A promotion in this very write may concern those that queued before, and the
+	// This write may have promoted requests that queued before, and the
 	// watch may have brought something newer already.
-	if w.keeping.again = false; w.wanted() {
+	if w.keeping.basedOnOurs = false; w.wanted() {
 		w.settle()
 	}
 }
 
-// settled is called when the state has changed. Called with mu held.
-func (w *writer) settled() {
+// stateChanged is called after the known state has changed. Called with mu held.
+func (w *writer) stateChanged() {
 	w.adjustWatch()
 	w.observe()
 	w.pokeKept()
-	w.keepUp()
-	w.tellBacklog()
+	w.updateKept()
+	w.reportBacklog()
 	if w.wantsRefill() {
 		w.start()
 	}
 }
 
-// refuse ends the requests of a step that the record at rev forbids. Called with mu held.
+// refuse ends the requests of a step that the record at rev does not allow. Called with mu held.
 func (w *writer) refuse(s *step, rec *record.Record, rev uint64) {
 	for i, r := range s.batch {
 		res := s.results[i]
-		if r.over || res.Verdict == record.Applied {
+		if r.finished || res.Verdict == record.Applied {
 			continue
 		}
 		if res.Blocker.ID != "" {
-			res.Blocker.Resolve(rev) // it may be in the way since this very write
+			res.Blocker.Resolve(rev) // this very write may have granted the blocker
 		}
 		w.end(r, Outcome{}, &RefusedError{Result: res, Record: rec, Uncertain: r.outcomeUnknown})
 	}

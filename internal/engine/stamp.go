@@ -11,10 +11,10 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// Stamp returns a committed state of the key and its revision, which is never 0: what is known, if that is likely to
-// be the newest there is, or else what the leader has. Where nothing is stored it puts a delete marker: an absence
-// would come back when everybody's marker expires, and a revision never does. The state may be old all the same;
-// Prove tells. Errors: ErrUnavailable (with failFast), ErrClosed, the context's, and those of record.Decode.
+// Stamp returns a committed state of the key and its revision, which is never 0: the known state if it is likely to
+// be the newest, else the leader's. If nothing is stored, Stamp writes a delete marker: "absent" would be true
+// again after a marker expires, but a revision never comes back. The state may be old all the same;
+// Prove finds out. Errors: ErrUnavailable (with failFast), ErrClosed, the context's, and those of record.Decode.
 func (e *Engine) Stamp(ctx context.Context, key string, failFast bool) (*record.Record, uint64, error) {
 	w := e.lock(key)
 	rec, rev, recent := w.recent()
@@ -25,24 +25,24 @@ func (e *Engine) Stamp(ctx context.Context, key string, failFast bool) (*record.
 	for n := 0; ; n++ {
 		rec, rev, err := w.read(ctx)
 		if err == nil && rev == 0 {
-			rev, err = w.anchor(ctx, failFast)
+			rev, err = w.putMarker(ctx, failFast)
 		}
 		if err == nil {
 			return rec, rev, nil
 		}
 		again := errors.Is(err, ErrUnavailable) && !errors.Is(err, jskv.ErrBucketGone)
-		met := errors.Is(err, jskv.ErrConflict) || errors.Is(err, jskv.ErrBusy) || errors.Is(err, errStale)
+		contended := errors.Is(err, jskv.ErrConflict) || errors.Is(err, jskv.ErrBusy) || errors.Is(err, errStale)
 		switch {
 		case e.ctx.Err() != nil:
 			return nil, 0, ErrClosed
-		case !again, failFast && !met, ctx.Err() != nil, !e.sleep(ctx, proofPause(n, err)):
+		case !again, failFast && !contended, ctx.Err() != nil, !e.sleep(ctx, proofPause(n, err)):
 			return nil, 0, err
 		}
 	}
 }
 
-// recent returns the known state if it is likely to be the newest: it is watched, or was proved to be
-// the newest the last time that somebody asked. Called with mu held.
+// recent returns the known state. ok is whether it is likely to be the newest: it is watched, or the last check
+// has proved it. Called with mu held.
 func (v *view) recent() (rec *record.Record, rev uint64, ok bool) {
 	watched, proven := v.stopWatch != nil, false
 	if p := v.proofs; p != nil {
@@ -51,9 +51,9 @@ func (v *view) recent() (rec *record.Record, rev uint64, ok bool) {
 	return v.rec, v.rev, v.trusted() && v.rev > 0 && (watched || proven)
 }
 
-// anchor puts a delete marker where nothing is stored.
-func (v *view) anchor(ctx context.Context, failFast bool) (rev uint64, err error) {
-	rev, err = v.core.publish(ctx, &v.silent, failFast, func(ctx context.Context) (uint64, error) {
+// putMarker writes a delete marker for an absent key.
+func (v *view) putMarker(ctx context.Context, failFast bool) (rev uint64, err error) {
+	rev, err = v.core.publish(ctx, &v.timeouts, failFast, func(ctx context.Context) (uint64, error) {
 		return v.core.cfg.Store.Purge(ctx, v.key, 0, jskv.MarkerTTL)
 	})
 	if err != nil {
@@ -72,17 +72,17 @@ func (p *proof) end(ok bool, err error) {
 	close(p.done)
 }
 
-// ProveOptions change how Prove asks.
+// ProveOptions are the options of Prove.
 type ProveOptions struct {
-	// Patience, if above 0, is how often in a row the server may put the check off before Prove gives up with
-	// ErrUnavailable: others write the key, or check it.
+	// Patience, if above 0, is how often in a row the server may answer busy, because other processes write or check
+	// the key, before Prove ends with ErrUnavailable.
 	Patience int
 	FailFast bool // end with ErrUnavailable at the first sign that no leader answers
 }
 
-// Prove reports whether the key's record is still at rev, which Stamp returned: true is proved by a quorum for an
-// instant after the call began, false says that it was written since, or may have been. It costs one write to
-// another key of the bucket, which all who ask at the same time share, and nothing if a newer revision is known.
+// Prove reports whether the key's record is still at rev, which Stamp returned. true is proved by a quorum, for an
+// instant after the call began. false says that the key was written since, or may have been. Prove costs one write to
+// another key of the bucket, shared by all callers of the same time, and nothing if a newer revision is known.
 // Errors, after which nothing is known: ErrUnavailable, ErrClosed, the context's.
 func (e *Engine) Prove(ctx context.Context, key string, rev uint64, opt ProveOptions) (bool, error) {
 	if err := ctx.Err(); err != nil {
@@ -105,31 +105,31 @@ func (e *Engine) Prove(ctx context.Context, key string, rev uint64, opt ProveOpt
 	return p.ok, p.err
 }
 
-// prove takes p in. Called with mu held.
+// prove adds p to the waiting proofs. Called with mu held.
 func (v *view) prove(p *proof) {
 	if v.proofs == nil {
 		v.proofs = &proofs{}
 	}
 	v.proofs.waiting = append(v.proofs.waiting, p)
 	if !v.proofs.running {
-		v.proofs.running = !v.closed && v.core.goIfOpen(v.check)
+		v.proofs.running = !v.closed && v.core.goIfOpen(v.runProofs)
 	}
 	if !v.proofs.running {
 		v.endProofs(v.proofs.waiting, false, ErrClosed)
 	}
 }
 
-// check asks for everybody who waits for a proof, until nobody does.
-func (v *view) check() {
+// runProofs sends checks until no proof is waiting.
+func (v *view) runProofs() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for n := 0; ; n++ {
-		if d := v.proofs.way(); d > 0 {
+		if d := v.proofs.pause(); d > 0 {
 			v.mu.Unlock()
 			v.core.sleep(v.core.ctx, d)
 			v.mu.Lock()
 		}
-		batch, rev := v.toProve()
+		batch, rev := v.nextProofs()
 		if len(batch) == 0 || v.closed || v.core.ctx.Err() != nil {
 			v.endProofs(batch, false, ErrClosed)
 			v.proofs.running = false
@@ -141,18 +141,18 @@ func (v *view) check() {
 		}
 		v.mu.Unlock()
 		sent := time.Now()
-		at, err := v.core.publish(v.core.ctx, &v.silent, failFast, func(ctx context.Context) (uint64, error) {
+		at, err := v.core.publish(v.core.ctx, &v.timeouts, failFast, func(ctx context.Context) (uint64, error) {
 			return v.core.cfg.Store.CheckAt(ctx, v.key, rev)
 		})
 		v.mu.Lock()
-		if v.checked(batch, rev, at, before, err) {
+		if v.takeProofAnswer(batch, rev, at, before, err) {
 			n = -1
-			v.proofs.met = max(v.proofs.met-1, 0)
+			v.proofs.busy = max(v.proofs.busy-1, 0)
 			v.proofs.took = time.Since(sent)
 			continue
 		}
 		if errors.Is(err, jskv.ErrBusy) {
-			v.proofs.met, v.proofs.metAt = min(v.proofs.met+2, mostMet), time.Now()
+			v.proofs.busy, v.proofs.busyAt = min(v.proofs.busy+2, maxBusy), time.Now()
 			continue
 		}
 		v.mu.Unlock()
@@ -161,9 +161,9 @@ func (v *view) check() {
 	}
 }
 
-// toProve returns those who wait for a proof of the same revision, the highest that anybody knows of. The
-// others' were written over since. Called with mu held.
-func (v *view) toProve() (batch []*proof, rev uint64) {
+// nextProofs returns the waiting proofs of the highest revision that is known. It ends the others with
+// false, since their revisions were overwritten. Called with mu held.
+func (v *view) nextProofs() (batch []*proof, rev uint64) {
 	rev = v.newestRev
 	for _, p := range v.proofs.waiting {
 		rev = max(rev, p.rev)
@@ -181,17 +181,17 @@ func (v *view) toProve() (batch []*proof, rev uint64) {
 	return batch, rev
 }
 
-// checked takes in the answer to a check, and reports whether there is one. before is the newest revision of the
-// bucket that was known when it was sent. Called with mu held.
-func (v *view) checked(batch []*proof, rev, at, before uint64, err error) bool {
+// takeProofAnswer handles the result of a check, and returns false if there was no answer. before is the newest known
+// revision of the bucket when the check was sent. Called with mu held.
+func (v *view) takeProofAnswer(batch []*proof, rev, at, before uint64, err error) bool {
 	var conflict *jskv.ConflictError
 	switch {
 	case err == nil && at <= before:
-		// This is not the bucket that was opened, or it was set back.
+		// The bucket is not the one that was opened, or it was restored from an older state.
 		v.core.cfg.Suspect()
 		v.endProofs(batch, false, nil)
 	case err == nil:
-		v.core.saw(at)
+		v.core.noteRevision(at)
 		v.proofs.proven = rev
 		v.endProofs(batch, true, nil)
 	case errors.As(err, &conflict):
@@ -206,7 +206,7 @@ func (v *view) checked(batch []*proof, rev, at, before uint64, err error) bool {
 		return false
 	default:
 		if errors.Is(err, jskv.ErrNotSent) {
-			v.core.cfg.Suspect() // nobody answers for a stream that is no more
+			v.core.cfg.Suspect() // no server answers for a deleted stream
 		}
 		for _, p := range batch {
 			if (p.failFast || !errors.Is(err, ErrUnavailable)) && !p.over {
@@ -218,7 +218,7 @@ func (v *view) checked(batch []*proof, rev, at, before uint64, err error) bool {
 	return true
 }
 
-// endProofs ends those of a batch that are not over. Called with mu held.
+// endProofs ends the proofs of a batch that are not over. Called with mu held.
 func (v *view) endProofs(batch []*proof, ok bool, err error) {
 	for _, p := range batch {
 		if !p.over {
@@ -227,25 +227,25 @@ func (v *view) endProofs(batch []*proof, ok bool, err error) {
 	}
 }
 
-// Pauses between two checks. Whoever checks gives way to whoever writes, see backoff.
+// Bounds of the pause between two checks. It leaves room for writers, see backoff.
 const (
 	leastProofPause = 2 * time.Millisecond
 	mostProofPause  = 50 * time.Millisecond
 )
 
-// What is remembered of others that were met: how much at most, and for how long.
+// How many busy answers count at most, and for how long.
 const (
-	mostMet = 7
-	metFor  = 5 * time.Second
+	maxBusy    = 7
+	busyMemory = 5 * time.Second
 )
 
-// way is how long the next check gives way to others who were met lately, also if those since were answered: on replicas,
+// pause returns the pause before the next check, if other processes were busy lately, even after an answer: on replicas,
 // processes that check in loops would leave a writer no gap, and the quickest of them would leave the others none.
-func (p *proofs) way() time.Duration {
+func (p *proofs) pause() time.Duration {
 	switch {
-	case p.met > 0:
-		return pause.Around(pause.Doubled(leastProofPause, p.met-2, mostProofPause))
-	case time.Since(p.metAt) < metFor:
+	case p.busy > 0:
+		return pause.Around(pause.Doubled(leastProofPause, p.busy-2, mostProofPause))
+	case time.Since(p.busyAt) < busyMemory:
 		return min(2*p.took, leastProofPause)
 	}
 	return 0

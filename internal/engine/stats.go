@@ -11,18 +11,18 @@ type Stats struct {
 	Operations uint64 // submitted
 	Rounds     uint64 // compare-and-set attempts
 	Writes     uint64 // committed
-	Batched    uint64 // of these, those of a group commit; whoever owns the store adds them
+	Batched    uint64 // of these, in a group commit; the owner of the store adds them
 	Reads      uint64 // leader reads
 	Conflicts  uint64
 	Busy       uint64 // code 10164
 	Unknown    uint64 // writes whose outcome was not known at once
 
-	HoldTime     time.Duration // how long this process's holds last, smoothed; 0 = none was released yet
-	Waiting      int           // operations that stand in a queue now
-	ExpectedWait time.Duration // the longest that one of these is expected to wait from now; 0 = not known
+	HoldTime     time.Duration // smoothed length of this process's holds; 0 = none was released yet
+	Waiting      int           // operations that wait in a queue now
+	ExpectedWait time.Duration // the longest expected wait among these, from now; 0 = not known
 }
 
-// Stats returns the counters, and how long the operations wait that stand in a queue now.
+// Stats returns the counters, and the expected wait of the operations in a queue now.
 func (e *Engine) Stats() Stats {
 	st := Stats{
 		Operations: e.operations.Load(), Rounds: e.rounds.Load(), Writes: e.writes.Load(), Reads: e.reads.Load(),
@@ -30,7 +30,7 @@ func (e *Engine) Stats() Stats {
 		HoldTime: time.Duration(e.holdTime.Load()),
 	}
 	e.mu.Lock()
-	watched := slices.Collect(maps.Keys(e.watched)) // whoever waits has a watch
+	watched := slices.Collect(maps.Keys(e.watched)) // every key with waiting operations is in it
 	e.mu.Unlock()
 	for _, v := range watched {
 		waiting, expected := v.expectedWait()
@@ -40,8 +40,8 @@ func (e *Engine) Stats() Stats {
 	return st
 }
 
-// Plus adds up the numbers of two engines. Times are not added: of HoldTime, the one
-// that o knows counts, and of ExpectedWait the longer one.
+// Plus adds up the counters of two engines. It does not add times: the result has HoldTime of
+// o if that is known, and the longer ExpectedWait.
 func (s Stats) Plus(o Stats) Stats {
 	s.Operations += o.Operations
 	s.Rounds += o.Rounds
@@ -59,5 +59,5 @@ func (s Stats) Plus(o Stats) Stats {
 	return s
 }
 
-// NoteHold takes a hold into Stats.HoldTime that lasted d and is released by another process.
-func (e *Engine) NoteHold(d time.Duration) { e.held(d) }
+// NoteHold takes a hold of length d that another process releases into Stats.HoldTime.
+func (e *Engine) NoteHold(d time.Duration) { e.noteHold(d) }

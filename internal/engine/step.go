@@ -10,42 +10,42 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// step is one request to the server: a read, or the write of what a batch makes of the record.
+// step is one request to the server: a read, or a write of the record after a batch.
 type step struct {
 	batch []*Request
-	ops   []record.Op // of the batch: room for them
+	ops   []record.Op // of the batch; the slice is reused
 
-	// Of a write.
+	// For a write:
 	write     bool
 	base      *record.Record // at revision rev
 	rev       uint64
 	next      *record.Record
-	results   []record.Result // room likewise
+	results   []record.Result // reused, too
 	limits    record.Limits
-	value     []byte // nil where nobody holds or waits any more
+	value     []byte // nil deletes the record, when it is empty
 	unchanged bool   // next is base
 
-	after <-chan struct{} // see order
-	sent  func()
-	in    func(context.Context) context.Context
+	sendAfter <-chan struct{} // of the request that takeSendOrder found, as the next two
+	markSent  func()
+	wrapCtx   func(context.Context) context.Context
 
-	// The answer.
+	// The answer:
 	entry  jskv.Entry // to a read
 	newRev uint64     // to a write
 	err    error
 }
 
-// compose applies the batch to the record at rev. Without any knowledge the key is taken to be
-// free: the write finds out, and costs a free one nothing.
+// compose applies the batch to the record at rev. If nothing is known, it takes the key to be
+// free: the write shows whether that is true, and a free key costs no read.
 func (s *step) compose(base *record.Record, rev uint64, limits record.Limits) {
 	ops := s.ops[:0]
 	for i, r := range s.batch {
 		ops = append(ops, r.Op)
 		if r.Op.Patience > 0 {
-			ops[i].Patience = max(r.Op.Patience-time.Since(r.asked), 1) // of what it had when it was asked for
+			ops[i].Patience = max(r.Op.Patience-time.Since(r.submitted), 1) // the rest of the patience it came with
 		}
-		// Not what an earlier attempt saw: if its write was refused somebody else
-		// may have removed the entry since. If that is unknown, maybeFound says so.
+		// An earlier attempt's result does not count: if its write was refused, another process
+		// may have removed the entry since. If its outcome is unknown, maybeFound has the result.
 		r.found = base.Has(r.Op.ID) || r.Op.ID == "" && base != nil
 	}
 	var changed bool
@@ -56,7 +56,7 @@ func (s *step) compose(base *record.Record, rev uint64, limits record.Limits) {
 	s.ops = ops
 }
 
-// steps has steps that are over, for their room.
+// steps recycles finished steps with their slices.
 var steps = sync.Pool{New: func() any { return new(step) }}
 
 func (s *step) free() {
@@ -67,12 +67,12 @@ func (s *step) free() {
 	}
 }
 
-// refused reports whether the record forbids all of the batch.
+// refused reports whether the record refuses all of the batch.
 func (s *step) refused() bool {
 	return !slices.ContainsFunc(s.results, func(r record.Result) bool { return r.Verdict == record.Applied })
 }
 
-// encode makes a write of what was composed; the record had about that size before.
+// encode makes the step a write of the composed record. size is about the size of the base record.
 func (s *step) encode(size int) {
 	s.write = true
 	if !s.next.Idle() {
@@ -83,33 +83,33 @@ func (s *step) encode(size int) {
 	}
 }
 
-// send carries the step out. Called without a lock.
-func (s *step) send(c *core, key string, silent *silence) {
+// send sends the request and waits for the answer. Called with no lock held.
+func (s *step) send(c *core, key string, timeouts *timeouts) {
 	failFast := slices.ContainsFunc(s.batch, func(r *Request) bool { return r.FailFast })
-	if s.after != nil {
+	if s.sendAfter != nil {
 		select {
-		case <-s.after:
+		case <-s.sendAfter:
 		case <-c.ctx.Done():
 		}
 	}
-	if s.sent != nil {
-		defer s.sent()
+	if s.markSent != nil {
+		defer s.markSent()
 	}
 	if !s.write {
-		s.entry, s.err = c.read(c.ctx, key, silent, failFast)
+		s.entry, s.err = c.read(c.ctx, key, timeouts, failFast)
 		return
 	}
 	if slices.ContainsFunc(s.batch, func(r *Request) bool { return r.Guest != nil && !r.Guest() }) {
 		s.err = ErrNotEntitled
 		return
 	}
-	s.newRev, s.err = c.write(key, s.value, s.rev, silent, failFast, s.in)
+	s.newRev, s.err = c.write(key, s.value, s.rev, timeouts, failFast, s.wrapCtx)
 	if s.err == nil && c.cfg.Evicted != nil && s.base != nil {
 		s.reportEvicted(c.cfg.Evicted, key)
 	}
 }
 
-// reportEvicted tells which leases a committed write has evicted: those that its
+// reportEvicted reports the leases that a committed write has evicted: those that its
 // batch names and that had entries in base.
 func (s *step) reportEvicted(tell func(key string, leases []string, entries int), key string) {
 	var leases []string
@@ -125,13 +125,13 @@ func (s *step) reportEvicted(tell func(key string, leases []string, entries int)
 	}
 }
 
-// order takes over when the step is to be sent: after that of another key, and before that of a
-// third one. Called with the mutex held.
-func (s *step) order() {
+// takeSendOrder finds out when the step may be sent: after a request for another key, and before one for a
+// third key. Called with the mutex held.
+func (s *step) takeSendOrder() {
 	for _, r := range s.batch {
-		if r.sent != nil {
-			s.after, s.sent, s.in = r.after, r.sent, r.in
-			r.after = nil
+		if r.markSent != nil {
+			s.sendAfter, s.markSent, s.wrapCtx = r.sendAfter, r.markSent, r.wrapCtx
+			r.sendAfter = nil
 			return
 		}
 	}

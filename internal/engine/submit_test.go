@@ -177,7 +177,7 @@ func TestGivingUpDoesNotBreakTheWriteOff(t *testing.T) {
 		if got := <-caller; !errors.Is(got.err, context.Canceled) {
 			t.Error(got.err)
 		}
-		if took := time.Since(began); took > cleanup {
+		if took := time.Since(began); took > cleanupTime {
 			t.Errorf("returned after %v", took)
 		}
 		close(b.release)
@@ -214,7 +214,7 @@ func TestACallerThatSendsItselfGivesUpInTime(t *testing.T) {
 				if got := <-caller; answered != (got.err == nil) || !answered && !errors.Is(got.err, context.Canceled) {
 					t.Error(got.err)
 				}
-				if took := time.Since(began); took > cleanup {
+				if took := time.Since(began); took > cleanupTime {
 					t.Errorf("returned after %v", took)
 				}
 				<-other

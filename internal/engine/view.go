@@ -12,122 +12,122 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// errStale says that a read showed less than this process has seen already.
+// errStale says that a read returned an older revision than this process has seen.
 var errStale = fmt.Errorf("%w: read is older than what was seen", ErrUnavailable)
 
-// linger is how long a watch is kept after its last user left.
+// linger is how long a watch stays open after its last use.
 const linger = 2 * time.Second
 
-// watchedHold is a granted entry whose disappearance somebody wants to know.
+// watchedHold is a granted entry; lost is called when it disappears.
 type watchedHold struct {
-	turn uint64 // its ticket, if it holds by a turn
+	turn uint64 // its ticket, if it holds by a turn, else 0
 	lost func(error)
 }
 
-// user is who stands on top of a view. It is called with the view's mutex held.
+// user is the part on top of a view: the writer. It is called with the view's mutex held.
 type user interface {
 	watched
-	enqueue(r *Request) // an operation of the view's own: an eviction, or what takes a request back
-	run()               // takes over what is to be done
-	settled()           // the state has changed; whoever has to watch it does from now on
-	granted(r *Request, out *Outcome)
+	enqueue(r *Request) // adds an operation of the view's own: an eviction, or an undo
+	run()               // the runner
+	stateChanged()      // the known state has changed; the user adapts what it watches
+	onGranted(r *Request, out *Outcome)
 }
 
-// proofs are the checks of one key's revision. One is under way at a time, since on replicas they exclude
-// each other and the key's writers; who asks meanwhile shares the next one.
+// proofs are the checks of one key's revision. One runs at a time, because on replicas checks exclude
+// each other and the key's writers. Callers that come meanwhile share the next one.
 type proofs struct {
 	waiting []*proof
 	running bool
-	proven  uint64 // revision that the last check confirmed
-	refuted uint64 // revision that a check found not to be the newest
-	met     int    // how much others were met lately
-	metAt   time.Time
-	took    time.Duration // by the last check that was answered
+	proven  uint64        // revision that the last check has confirmed
+	refuted uint64        // revision that a check has found outdated
+	busy    int           // how often other processes were in the way lately, weighted
+	busyAt  time.Time     // the last time
+	took    time.Duration // how long the last answered check took
 }
 
-// proof is what somebody asks for with Prove.
+// proof is one call of Prove.
 type proof struct {
 	rev      uint64
-	patience int // how often the server may put it off; 0 = no limit
+	patience int // how often the server may still answer busy; 0 = no limit
 	failFast bool
 
 	over bool
 	ok   bool
 	err  error
-	done chan struct{} // closed when it is over
+	done chan struct{} // closed when over is set
 }
 
-// view is the newest committed state of one key that this process knows of, and who wants to
-// hear of it: operations that stand in the record, and holds.
+// view is the newest committed state of one key that this process knows, with the operations of this process
+// that wait in the record and its watched holds.
 type view struct {
 	core *core
 	key  string
 	user user
 
-	mu monitor // of everything below, and of whatever is built on top of the view
+	mu monitor // guards everything below, and the fields of the view's user
 	flags
 
 	committed
-	// expected is the value of a write that is under way: its acknowledgement, or the read
-	// after that was lost, tells more than the watch.
+	// expected is the value of a write that is under way. The watch ignores it, since the acknowledgement, or
+	// the read after a lost acknowledgement, tells more.
 	expected []byte
 
-	silent silence
+	timeouts timeouts
 
-	size      int                     // of rec as it is stored, about
-	queue     int                     // operations of all processes that wait in rec, as of the last settle
-	waiting   map[string]*Request     // operations that wait in the committed record, by id
-	queuers   int                     // of these, those that came through the window
-	holds     map[string]*watchedHold // watched holds, by id
-	obstacles obstacles               // leases ahead of waiting
-	stopWatch func()
-	stopHurry func() // of the watch for those who wait
-	lastUse   time.Time
-	proofs    *proofs // nil until one is asked for
+	size        int                     // about the stored size of rec
+	queue       int                     // number of operations of all processes that wait in rec, at the last settle
+	waiting     map[string]*Request     // operations that wait in the committed record, by id
+	queuers     int                     // how many of these the window counts
+	holds       map[string]*watchedHold // watched holds, by id
+	leasesAhead leasesAhead             // of the operations in waiting
+	stopWatch   func()                  // of Watcher.Follow, which calls notify
+	stopUrgent  func()                  // of Watcher.Watch, open while operations wait
+	lastUse     time.Time
+	proofs      *proofs // nil until one is asked for
 
-	poked     string    // the kept entry ahead, whose process was told
-	pokes     int       // so often it was
-	confirmed time.Time // when what is known was the newest for sure
+	poked     string    // id of the kept entry ahead whose process was poked
+	pokes     int       // number of pokes to it
+	confirmed time.Time // when the known state was the newest for certain
 
-	turn      string        // who held at the last look, or when this process began to wait
-	ttl       time.Duration // of the last that came to wait
-	first     int           // place of its first in the queue, as of the last settle
-	hint      uint64        // newest revision that a hint named
-	lookTimer *time.Timer   // of the next one
+	lastHolder string        // the holder at the last look, or at the beginning of the wait
+	ttl        time.Duration // of the operation that began to wait last
+	firstPlace int           // place of the first of waiting in the queue, at the last settle
+	hintRev    uint64        // newest revision that a hint named
+	lookTimer  *time.Timer   // starts the next look
 }
 
-// flags of a view stand together since there are many views.
+// flags are the booleans of a view, together to save memory: there are many views.
 type flags struct {
-	closed    bool
-	absence   bool // a second look at an absent key is under way
-	poking    bool // the process of the kept entry ahead is told again later
-	followed  bool // an entry of this process is kept
-	listed    bool // among the core's watched
-	stalled   bool // two looks showed the same
-	looked    bool // there was a look
-	looking   bool // a look is under way
-	lookAgain bool // another one is to follow
+	closed     bool
+	rechecking bool // a second read of an absent key is under way
+	poking     bool // a timer for the next poke is set
+	followed   bool // this process keeps an entry of the key
+	listed     bool // the view is in the core's watched
+	stalled    bool // two looks found the same holder
+	looked     bool // there was a look
+	looking    bool // a look is under way
+	lookAgain  bool // another look has to follow
 }
 
-// learn takes over a committed state if it is not older than what is known. Called with mu held.
+// learn stores a committed state unless a newer one is known. Called with mu held.
 func (v *view) learn(rec *record.Record, rev uint64) bool {
 	if !v.committed.learn(rec, rev) {
 		return false
 	}
-	v.core.saw(rev)
+	v.core.noteRevision(rev)
 	return true
 }
 
-// learnAbsent takes over that there is no entry at all. Called with mu held.
+// learnAbsent stores that the key has no entry. Called with mu held.
 func (v *view) learnAbsent() {
 	if v.committed.learnAbsent() {
 		v.core.cfg.Suspect()
 	}
 }
 
-// read asks the leader, learns the answer and returns what is known then.
+// read asks the leader, learns the answer and returns the state that is known then.
 func (v *view) read(ctx context.Context) (*record.Record, uint64, error) {
-	entry, err := v.core.read(ctx, v.key, &v.silent, false)
+	entry, err := v.core.read(ctx, v.key, &v.timeouts, false)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -137,7 +137,7 @@ func (v *view) read(ctx context.Context) (*record.Record, uint64, error) {
 	return v.rec, v.rev, err
 }
 
-// absorb learns a committed entry and tells whom it concerns. Called with mu held.
+// absorb decodes and learns a committed entry, and settles the requests. Called with mu held.
 func (v *view) absorb(entry jskv.Entry) error {
 	if entry.Revision == 0 {
 		v.learnAbsent()
@@ -171,7 +171,7 @@ func (v *view) absorb(entry jskv.Entry) error {
 	return nil
 }
 
-// notify is the watch's callback.
+// notify is the callback of the watch.
 func (v *view) notify(entry jskv.Entry) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -179,43 +179,43 @@ func (v *view) notify(entry jskv.Entry) {
 		return
 	}
 	if entry.Revision == 0 {
-		v.noticeAbsence()
+		v.recheckAbsent()
 		return
 	}
 	if len(v.expected) > 0 && bytes.Equal(entry.Value, v.expected) {
 		return
 	}
-	v.see(entry)
+	v.absorbIfNewer(entry)
 }
 
-// see takes an entry in that nobody asked for. Called with mu held.
-func (v *view) see(entry jskv.Entry) {
+// absorbIfNewer absorbs an entry that came unasked. Called with mu held.
+func (v *view) absorbIfNewer(entry jskv.Entry) {
 	if entry.Revision < v.newestRev {
-		return // it is behind our own reads and writes
+		return // it is older than our own reads and writes
 	}
 	if err := v.absorb(entry); err != nil && !errors.Is(err, errStale) {
 		for _, r := range v.waiting {
-			v.undo(r, err) // somebody may restore the record with the entry in it
+			v.undo(r, err) // somebody may restore a readable record that contains the entry
 			v.mu.answer(r, Outcome{}, err)
 		}
 	}
 }
 
-// noticeAbsence looks a second time at a key that was seen absent while somebody holds or waits on it: one read may
-// be that of a deposed leader. Called with mu held.
-func (v *view) noticeAbsence() {
-	if v.absence || !v.wanted() {
+// recheckAbsent reads a key a second time that looked absent while an operation waits or holds there: one read may
+// have come from a deposed leader. Called with mu held.
+func (v *view) recheckAbsent() {
+	if v.rechecking || !v.wanted() {
 		return
 	}
-	v.absence = v.core.goIfOpen(func() {
-		v.core.sleep(v.core.ctx, 150*time.Millisecond) // what a new leader is behind, whatever the link
-		// Not repeated before the watch's next poll.
+	v.rechecking = v.core.goIfOpen(func() {
+		v.core.sleep(v.core.ctx, 150*time.Millisecond) // a new leader has caught up by then, on any link
+		// If it fails, the watch's next poll begins again.
 		actx, cancel := context.WithTimeout(v.core.ctx, v.core.cfg.RTT.Patience())
 		defer cancel()
 		entry, err := v.core.cfg.Store.Get(actx, v.key)
 		v.mu.Lock()
 		defer v.mu.Unlock()
-		v.absence = false
+		v.rechecking = false
 		if err != nil || v.closed {
 			return
 		}
@@ -228,8 +228,8 @@ func (v *view) noticeAbsence() {
 	})
 }
 
-// settle reads the outcomes of waiting operations and watched holds off the newest
-// committed record. Called with mu held.
+// settle applies the newest committed record to the waiting operations and the watched
+// holds. Called with mu held.
 func (v *view) settle() {
 	v.settleWaiting()
 	for id, h := range v.holds {
@@ -245,29 +245,29 @@ func (v *view) settle() {
 		delete(v.holds, id)
 		v.core.goIfOpen(func() { h.lost(err) }) // it may call back into the engine
 	}
-	v.user.settled()
+	v.user.stateChanged()
 }
 
-// settleWaiting ends the operations that don't wait any more. It looks at
-// each entry once, since there can be many of both. Called with mu held.
+// settleWaiting ends the operations that wait no more. It visits each entry of the record and
+// each operation once, since there can be many of both. Called with mu held.
 func (v *view) settleWaiting() {
 	waiting := 0
-	v.queue, v.first = 0, 0
+	v.queue, v.firstPlace = 0, 0
 	for id, st := range v.rec.States() {
 		if st.Standing == record.Waiting {
 			v.queue++
 		}
 		switch r := v.waiting[id]; {
 		case r == nil:
-			if v.core.cfg.Stray != nil && strings.HasPrefix(id, v.core.cfg.Mine) && v.holds[id] == nil && st.Entry != nil && st.Entry.ID == id {
-				v.core.cfg.Stray(v.key, st.Entry)
+			if v.core.cfg.Orphan != nil && strings.HasPrefix(id, v.core.cfg.Mine) && v.holds[id] == nil && st.Entry != nil && st.Entry.ID == id {
+				v.core.cfg.Orphan(v.key, st.Entry)
 			}
 		case st.Standing == record.Waiting:
 			if waiting++; waiting == 1 {
-				v.first = v.queue
+				v.firstPlace = v.queue
 			}
 		default:
-			v.stands(r, st, v.rec, v.rev)
+			v.applyState(r, st, v.rec, v.rev)
 		}
 	}
 	if waiting == len(v.waiting) {
@@ -275,13 +275,13 @@ func (v *view) settleWaiting() {
 	}
 	for _, r := range v.waiting {
 		if st := v.rec.Standing(&r.Op); st.Standing != record.Waiting {
-			v.stands(r, st, v.rec, v.rev)
+			v.applyState(r, st, v.rec, v.rev)
 		}
 	}
 }
 
-// stands has r wait, or ends it, as the record at rev says. Called with mu held.
-func (v *view) stands(r *Request, st record.State, rec *record.Record, rev uint64) {
+// applyState makes r wait or ends it, as the record at rev says. Called with mu held.
+func (v *view) applyState(r *Request, st record.State, rec *record.Record, rev uint64) {
 	if st.Standing == record.Waiting {
 		if v.waiting == nil {
 			v.waiting = map[string]*Request{}
@@ -293,42 +293,42 @@ func (v *view) stands(r *Request, st record.State, rec *record.Record, rev uint6
 			}
 		}
 		v.waiting[r.Op.ID] = r
-		if r.owed {
-			v.core.ledger.remove(r) // it is known where it stands
+		if r.inLedger {
+			v.core.ledger.remove(r) // its place in the record is known
 		}
 		if len(v.waiting) == 1 {
-			v.turn, v.stalled, v.looked = rec.Turn(), false, false
+			v.lastHolder, v.stalled, v.looked = rec.Turn(), false, false
 		}
 		if r.Op.TTL > 0 { // a conversion has none
 			v.ttl = r.Op.TTL
 		}
-		if r.Queued != nil && !r.told {
+		if r.Queued != nil && !r.queuedDue {
 			v.mu.tell(r, rec.Place(&r.Op))
 		}
 		return
 	}
-	v.turn, v.stalled, v.looked = rec.Turn(), false, false
+	v.lastHolder, v.stalled, v.looked = rec.Turn(), false, false
 	out, err := outcome(st, rec, rev)
 	if err == nil {
-		v.user.granted(r, &out)
+		v.user.onGranted(r, &out)
 	}
 	v.end(r, out, err)
-	// The entry of one who was refused may still stand, and blocks nobody; it is taken away.
+	// The entry of a refused operation may still be in the record. It blocks nobody; remove it.
 	if undo, ok := r.Op.Undo(); ok && st.Standing == record.Refused && rec.Has(r.Op.ID) {
-		v.carryOut(&Request{Key: r.Key, Op: undo, Guest: r.Guest})
+		v.submitOwed(&Request{Key: r.Key, Op: undo, Guest: r.Guest})
 	}
 }
 
 // end gives r its outcome. Called with mu held.
 func (v *view) end(r *Request, out Outcome, err error) {
-	if r.over {
+	if r.finished {
 		return
 	}
-	v.drop(r)
+	v.retire(r)
 	if err != nil {
-		v.obstacles.again(r.Op.Leases)
+		v.leasesAhead.observeAgain(r.Op.Leases)
 	}
-	if r.owed {
+	if r.inLedger {
 		v.core.ledger.remove(r)
 	}
 	if r.undoes != nil {
@@ -338,10 +338,10 @@ func (v *view) end(r *Request, out Outcome, err error) {
 	v.mu.answer(r, out, err)
 }
 
-// drop sees to it that nothing more is done for r. Called with mu held.
-func (v *view) drop(r *Request) {
-	r.over = true
-	r.passOn()
+// retire marks r as finished, so that nothing more is done for it. Called with mu held.
+func (v *view) retire(r *Request) {
+	r.finished = true
+	r.unblockNext()
 	if v.waiting[r.Op.ID] == r {
 		delete(v.waiting, r.Op.ID)
 		if r.queues() {
@@ -350,10 +350,10 @@ func (v *view) drop(r *Request) {
 	}
 }
 
-// undo replaces r, which may have been written, by what takes it back: that stays in the ledger until a committed
-// write proves that it is done. For a guest there is nothing like that. Called with mu held.
+// undo replaces r, which may have been written, by an operation that takes it back. That operation stays in the ledger
+// until a committed write proves that it is done. A guest is only retired. Called with mu held.
 func (v *view) undo(r *Request, cause error) *Request {
-	v.drop(r)
+	v.retire(r)
 	if r.Guest != nil {
 		return nil
 	}
@@ -362,14 +362,14 @@ func (v *view) undo(r *Request, cause error) *Request {
 		op = r.Op
 	}
 	u := &Request{Key: r.Key, Op: op, progress: progress{outcomeUnknown: r.outcomeUnknown}}
-	v.carryOut(u)
+	v.submitOwed(u)
 	return u
 }
 
-// carryOut submits a request that nobody waits for. Called with mu held.
-func (v *view) carryOut(r *Request) {
+// submitOwed submits a request that no caller waits for, through the ledger. Called with mu held.
+func (v *view) submitOwed(r *Request) {
 	if v.closed {
-		r.over = true
+		r.finished = true
 		return
 	}
 	v.core.ledger.add(r)
@@ -379,12 +379,12 @@ func (v *view) carryOut(r *Request) {
 // wanted reports whether the process has to learn of changes. Called with mu held.
 func (v *view) wanted() bool { return len(v.waiting)+len(v.holds) > 0 || v.followed }
 
-// idle reports whether nobody wants anything of the view. Called with mu held.
+// idle reports whether nothing uses the view. Called with mu held.
 func (v *view) idle() bool {
-	return !v.wanted() && v.stopWatch == nil && !v.absence && !v.looking && (v.proofs == nil || !v.proofs.running)
+	return !v.wanted() && v.stopWatch == nil && !v.rechecking && !v.looking && (v.proofs == nil || !v.proofs.running)
 }
 
-// close ends everything that waits with ErrClosed. Called with mu held.
+// close ends every waiting operation with ErrClosed. Called with mu held.
 func (v *view) close() {
 	v.closed = true
 	for _, r := range v.waiting {

@@ -10,17 +10,17 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// lookAfter is the time to the first look, and times the place in the queue that between two
-// others: at most mostLook, and a quarter of the TTL.
+// A look is a read of the record by a process that waits without a watch. The first look is lookGap after the
+// wait began; later gaps are lookGap times the place in the queue, at most maxLookGap. No gap exceeds TTL/4.
 const (
-	lookAfter = 500 * time.Millisecond
-	mostLook  = 5 * time.Second
+	lookGap    = 500 * time.Millisecond
+	maxLookGap = 5 * time.Second
 )
 
-// WatchHold calls lost once, from a goroutine of the engine, when the entry with
-// this id, which was seen at revision rev, is revoked or gone from the key's record. One that holds by a turn, of
-// which that is the ticket, may wait there still; turn is 0 of others. It costs a share of a
-// watcher, so it is for holds that last. stop ends it; a call in progress may still finish.
+// WatchHold calls lost once, from a goroutine of the engine, when the entry with this id, which was seen at
+// revision rev, is revoked or missing in the key's record. If the hold is by a turn, the argument turn is its ticket, and
+// the entry may still be a waiter; else turn is 0. A watched hold costs a share of a
+// watcher, so it is for long holds. stop ends it; a call in progress may still finish.
 func (e *Engine) WatchHold(key, id string, turn, rev uint64, lost func(error)) (stop func()) {
 	w := e.lock(key)
 	defer w.mu.Unlock()
@@ -47,20 +47,20 @@ func (e *Engine) WatchHold(key, id string, turn, rev uint64, lost func(error)) (
 	}
 }
 
-// observe has the leases ahead of the waiting operations observed. Called with mu held.
+// observe starts and stops the observation of the leases ahead of the waiting operations. Called with mu held.
 func (v *view) observe() {
 	var ahead map[string]time.Duration
 	urgent := false
-	if !v.moves() {
+	if !v.hintsSuffice() {
 		ahead, urgent = v.ahead()
 	}
-	v.obstacles.follow(ahead, urgent, func(id string, ttl time.Duration) func() {
+	v.leasesAhead.follow(ahead, urgent, func(id string, ttl time.Duration) func() {
 		return v.core.cfg.Observer.Observe(id, ttl, urgent, v.leaseDied)
 	})
 }
 
-// ahead returns the leases, with their TTLs, of all entries that operations of this process wait for. Leases of this
-// process are among them: their end has to reach its waiters, too. urgent is whether one of these operations is
+// ahead returns the leases, with their TTLs, of all entries that operations of this process wait for. It includes leases
+// of this process, since its own waiters must learn of their end, too. urgent is whether one of these operations is
 // granted next. Called with mu held.
 func (v *view) ahead() (leases map[string]time.Duration, urgent bool) {
 	if len(v.waiting) == 0 || v.closed {
@@ -70,12 +70,12 @@ func (v *view) ahead() (leases map[string]time.Duration, urgent bool) {
 	return maps.Collect(all), urgent
 }
 
-// leaseDied is told by the observer that a lease's tombstone is committed. The head of the queue evicts at once,
-// others after a pause in which the head has usually done it.
+// leaseDied is the observer's callback for a committed tombstone. The process at the head of the queue evicts at once,
+// the others after a pause in which the head has usually done it.
 func (v *view) leaseDied(id string) {
 	v.core.goIfOpen(func() {
 		v.mu.Lock()
-		v.obstacles.died(id)
+		v.leasesAhead.died(id)
 		_, urgent := v.ahead()
 		v.mu.Unlock()
 		took, _ := v.core.cfg.RTT.RTT() // by the head, and until we are told
@@ -85,13 +85,13 @@ func (v *view) leaseDied(id string) {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		stands := func(lease string) bool { return len(v.waiting) > 0 && v.rec.HasLease(lease) }
-		if leases := v.obstacles.evictable(stands); len(leases) > 0 {
+		if leases := v.leasesAhead.evictable(stands); len(leases) > 0 {
 			v.user.enqueue(&Request{Key: v.key, Op: record.Op{Verb: record.OpEvict, Leases: leases}})
 		}
 	})
 }
 
-// look reads the record, without a caller. Called with mu held.
+// look reads the record in the background. Called with mu held.
 func (v *view) look() {
 	if v.closed || len(v.waiting) == 0 {
 		return
@@ -108,40 +108,40 @@ func (v *view) look() {
 			v.lookAgain = false
 			v.mu.Unlock()
 			var entry jskv.Entry
-			entry, err = v.core.read(v.core.ctx, v.key, &v.silent, false)
+			entry, err = v.core.read(v.core.ctx, v.key, &v.timeouts, false)
 			v.mu.Lock()
 			switch {
 			case err == nil && entry.Revision == 0:
-				v.noticeAbsence()
+				v.recheckAbsent()
 			case err == nil:
-				v.see(entry)
+				v.absorbIfNewer(entry)
 			}
 		}
 		v.looking = false
 		now := v.rec.Turn()
-		v.stalled = v.stalled || err != nil || now == v.turn
-		v.turn, v.looked = now, true
+		v.stalled = v.stalled || err != nil || now == v.lastHolder
+		v.lastHolder, v.looked = now, true
 		v.adjustWatch()
 		v.observe()
 	})
 }
 
-// hinted reports whether the waits of this process rely on hints. Called with mu held.
-func (v *view) hinted() bool { return v.core.cfg.Hints != nil && v.core.cfg.Hints.Work() }
+// hintsWork reports whether hints are known to arrive. Called with mu held.
+func (v *view) hintsWork() bool { return v.core.cfg.Hints != nil && v.core.cfg.Hints.Work() }
 
-// moves reports whether hints are relied on alone, since the queue moves. While the record is
-// watched nobody looks at it, who would notice that the queue stands still. Called with mu held.
-func (v *view) moves() bool { return v.hinted() && !v.stalled && v.stopHurry == nil }
+// hintsSuffice reports whether the process relies on hints alone, since the queue moves. It is false while the record
+// is watched: nothing looks at it then, so nothing would notice that the queue has stopped. Called with mu held.
+func (v *view) hintsSuffice() bool { return v.hintsWork() && !v.stalled && v.stopUrgent == nil }
 
-// nextLook returns when to look next instead of watching, 0 if the record is to be watched. Called with mu held.
+// nextLook returns the time to the next look, 0 if the record is to be watched instead. Called with mu held.
 func (v *view) nextLook() time.Duration {
-	if !v.hinted() || v.first <= 1 && v.stalled {
+	if !v.hintsWork() || v.firstPlace <= 1 && v.stalled {
 		return 0
 	}
 	took, _ := v.core.cfg.RTT.RTT()
-	d := max(lookAfter, 4*took)
+	d := max(lookGap, 4*took)
 	if v.looked {
-		d = min(time.Duration(max(v.first, 1))*d, max(mostLook, d))
+		d = min(time.Duration(max(v.firstPlace, 1))*d, max(maxLookGap, d))
 	}
 	if v.ttl > 0 {
 		d = min(d, max(v.ttl/4, time.Millisecond))
@@ -149,7 +149,7 @@ func (v *view) nextLook() time.Duration {
 	return pause.Near(d)
 }
 
-// armLook has the record looked at after d. Called with mu held.
+// armLook schedules a look in d. Called with mu held.
 func (v *view) armLook(d time.Duration) {
 	if v.lookTimer != nil {
 		v.lookTimer.Stop()
@@ -161,8 +161,8 @@ func (v *view) armLook(d time.Duration) {
 	})
 }
 
-// adjustWatch opens the watch when somebody waits or watches a hold. It is
-// closed by sweep, later. Called with mu held.
+// adjustWatch opens the watch if an operation waits or a hold is watched. sweep closes it,
+// later. Called with mu held.
 func (v *view) adjustWatch() {
 	if !v.wanted() {
 		return
@@ -177,9 +177,9 @@ func (v *view) adjustWatch() {
 		v.core.watched[v.user] = struct{}{}
 		v.core.mu.Unlock()
 	}
-	if len(v.waiting) > 0 && v.stopHurry == nil {
+	if len(v.waiting) > 0 && v.stopUrgent == nil {
 		if d := v.nextLook(); d == 0 {
-			v.stopHurry = v.core.cfg.Watcher.Watch(v.key, func(jskv.Entry) {}) // notify is called by the other
+			v.stopUrgent = v.core.cfg.Watcher.Watch(v.key, func(jskv.Entry) {}) // the other watch calls notify
 		} else if v.armLook(d); len(v.holds) == 0 && !v.followed {
 			return
 		}
@@ -189,7 +189,7 @@ func (v *view) adjustWatch() {
 	}
 	v.stopWatch = func() {}
 	v.core.goIfOpen(func() {
-		// Outside mu: the watcher may call notify at once.
+		// Without mu, since the watcher may call notify at once.
 		stop := v.core.cfg.Watcher.Follow(v.key, v.notify)
 		v.mu.Lock()
 		defer v.mu.Unlock()
@@ -201,19 +201,19 @@ func (v *view) adjustWatch() {
 	})
 }
 
-// sweep closes the watch once nobody has needed it for a while.
+// sweep closes the watch after it was unused for a while.
 func (v *view) sweep() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if len(v.waiting) == 0 {
-		v.dropHurry()
+		v.dropUrgent()
 	}
 	if !v.wanted() && time.Since(v.lastUse) >= linger {
 		v.dropWatch()
 	}
 }
 
-// dropWatch ends the watch. Called with mu held.
+// dropWatch closes the watch. Called with mu held.
 func (v *view) dropWatch() {
 	if v.lookTimer != nil {
 		v.lookTimer.Stop()
@@ -222,22 +222,22 @@ func (v *view) dropWatch() {
 		v.stopWatch()
 		v.stopWatch = nil
 	}
-	v.dropHurry()
+	v.dropUrgent()
 	v.listed = false
 	v.core.mu.Lock()
 	delete(v.core.watched, v.user)
 	v.core.mu.Unlock()
 }
 
-func (v *view) dropHurry() {
-	if v.stopHurry != nil {
-		v.stopHurry()
-		v.stopHurry = nil
+func (v *view) dropUrgent() {
+	if v.stopUrgent != nil {
+		v.stopUrgent()
+		v.stopUrgent = nil
 	}
 }
 
-// Look has the key's record read if an operation of this process waits in it, or is found to wait
-// in an older one than rev, or an entry is kept, and the newest revision that is known is below rev. It returns at once.
+// Look reads the key's record in the background if this process knows no revision as new as rev, and an operation of it
+// waits there or an entry is kept. If a write under way queues an operation below rev, the read follows its acknowledgement.
 func (e *Engine) Look(key string, rev uint64) {
 	w := e.find(key)
 	if w == nil {
@@ -246,24 +246,24 @@ func (e *Engine) Look(key string, rev uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.rev < rev || !w.known {
-		// It may overtake the acknowledgement of the write that has the operation wait.
-		w.hint = max(w.hint, rev)
+		// A hint can overtake the acknowledgement of the write that queues the operation.
+		w.hintRev = max(w.hintRev, rev)
 		w.look()
 		if w.kept != nil {
-			w.check(w.kept)
+			w.confirmKept(w.kept)
 		}
 	}
 }
 
-// tellOthers tells the processes that a committed step has let in, but those whose requests wait
-// here: these are answered. Called with mu held.
-func (w *writer) tellOthers(s *step) {
-	if !w.hinted() {
+// sendHints sends hints to the processes whose operations a committed step has granted or ended. Requests that
+// wait in this process get their answers directly. Called with mu held.
+func (w *writer) sendHints(s *step) {
+	if !w.hintsWork() {
 		return
 	}
-	here := func(id string) bool { return w.waiting[id] != nil }
-	if leases := s.next.LetIn(s.base, here); len(leases) > 0 {
+	waitsHere := func(id string) bool { return w.waiting[id] != nil }
+	if leases := s.next.LetIn(s.base, waitsHere); len(leases) > 0 {
 		h, key, rev := w.core.cfg.Hints, w.key, s.newRev
-		w.mu.then(func() { h.Tell(leases, key, rev) })
+		w.mu.afterUnlock(func() { h.Tell(leases, key, rev) })
 	}
 }

@@ -8,35 +8,35 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// The window: of the requests of one process for one key that have to queue, only so many stand in the record. The
-// others wait in the process, in their order, and follow as those before them are granted or leave. So a record stays
-// small, and one process can't fill it. Beyond the window the order holds within each process.
+// The window: of one process's requests that queue for a key, at most windowSize wait in the record. The
+// others wait in the process, in their order, and follow when requests before them are granted or leave. So a record stays
+// small, and one process can't fill it. Among requests outside the window, order holds only within each process.
 const (
 	windowSize = 16
-	// foresight is how many of those held back are considered to tell how long one more would wait.
-	foresight = 256
+	// maxPredicted bounds how many requests of the backlog predict takes into account for a request with Patience.
+	maxPredicted = 256
 )
 
-// window is how many may stand in the record: one where it is three quarters full. Called with mu held.
+// window returns how many requests may wait in the record: one if it is three quarters full. Called with mu held.
 func (w *writer) window() int {
-	if w.inOne() || w.core.limits().Crowded(w.queue, w.size) {
+	if w.oneAtATime() || w.core.limits().Crowded(w.queue, w.size) {
 		return 1
 	}
 	return windowSize
 }
 
-// room is how many more may go there. Called with mu held.
+// room returns how many more may wait in the record. Called with mu held.
 func (w *writer) room() int { return w.window() - w.queuers - w.queueing }
 
-// admits reports whether a request that comes now need not be held back. Called with mu held.
-func (w *writer) admits() bool {
+// canAdmit reports whether a new request need not be held back. Called with mu held.
+func (w *writer) canAdmit() bool {
 	return len(w.backlog) == 0 && (w.queuers+w.queueing == 0 || w.room() > 0)
 }
 
-// holdsBack has r wait in the process, or refuses it, and reports whether it did; else the record decides, as it is
+// holdBack adds r to the backlog, or refuses it. It returns false if the record has to decide, in the state
 // after r came. Called with mu held.
-func (w *writer) holdsBack(r *Request) bool {
-	res := w.foresee(r)
+func (w *writer) holdBack(r *Request) bool {
+	res := w.predict(r)
 	same := func(q *Request) bool { return q.Op.ID == res.Blocker.ID }
 	switch {
 	case len(w.backlog) >= maxBacklog:
@@ -45,16 +45,16 @@ func (w *writer) holdsBack(r *Request) bool {
 	case res.Verdict != record.Applied:
 		return false
 	default:
-		w.delay(r)
-		w.tellBacklog()
+		w.addToBacklog(r)
+		w.reportBacklog()
 		return true
 	}
 	w.end(r, Outcome{}, &RefusedError{Result: res, Record: w.rec})
 	return true
 }
 
-// stopHeldBack ends a request that is held back, as the record does with one that waits there. Called with mu held.
-func (w *writer) stopHeldBack(id string) {
+// cancelHeldBack ends a request in the backlog, as OpStopWaiting does with one in the record. Called with mu held.
+func (w *writer) cancelHeldBack(id string) {
 	if i := slices.IndexFunc(w.backlog, func(r *Request) bool { return r.Op.ID == id }); i >= 0 {
 		r := w.backlog[i]
 		w.backlog = slices.Delete(w.backlog, i, i+1)
@@ -62,11 +62,11 @@ func (w *writer) stopHeldBack(id string) {
 	}
 }
 
-// foresee applies r behind those that are held back, as far as they matter to it. Called with mu held.
-func (w *writer) foresee(r *Request) record.Result {
+// predict applies r behind the requests of the backlog that matter to it. Called with mu held.
+func (w *writer) predict(r *Request) record.Result {
 	var ops []record.Op
 	for i, q := range w.backlog {
-		if r.Op.Patience > 0 && i < foresight || r.Op.Owner != "" && q.Op.Owner == r.Op.Owner {
+		if r.Op.Patience > 0 && i < maxPredicted || r.Op.Owner != "" && q.Op.Owner == r.Op.Owner {
 			op := q.Op
 			op.Patience = 0
 			ops = append(ops, op)
@@ -76,16 +76,16 @@ func (w *writer) foresee(r *Request) record.Result {
 	return results[len(ops)]
 }
 
-// tellBacklog tells those that are held back where they wait, once that is certain. Called with mu held.
-func (w *writer) tellBacklog() {
+// reportBacklog reports their place to requests in the backlog, once they certainly wait. Called with mu held.
+func (w *writer) reportBacklog() {
 	if w.queuers == 0 {
 		return
 	}
 	for i, r := range slices.Backward(w.backlog) {
-		if r.told {
+		if r.queuedDue {
 			return
 		}
-		if r.told = true; r.Queued != nil {
+		if r.queuedDue = true; r.Queued != nil {
 			p := w.rec.Place(&r.Op)
 			p.Position = w.queue + i + 1
 			w.mu.tell(r, p)
@@ -93,20 +93,20 @@ func (w *writer) tellBacklog() {
 	}
 }
 
-// wantsRefill reports whether the record has so much room for those held back that it is worth a
-// write of their own. Else they join the next one. Called with mu held.
+// wantsRefill reports whether the record has enough room for a write only to move requests of the backlog
+// there. Otherwise they join the next write. Called with mu held.
 func (w *writer) wantsRefill() bool {
-	return len(w.backlog) > 0 && !w.keepsBack() && (w.queuers == 0 || 2*w.room() >= w.window())
+	return len(w.backlog) > 0 && !w.holdsAllBack() && (w.queuers == 0 || 2*w.room() >= w.window())
 }
 
-// refill adds to the pending requests as many of those held back as there is room for. Called with mu held.
+// refill moves requests from the backlog to pending, as many as there is room for. Called with mu held.
 func (w *writer) refill() {
-	if len(w.backlog) > 0 && !w.keepsBack() && (len(w.pending) > 0 || w.wantsRefill()) {
+	if len(w.backlog) > 0 && !w.holdsAllBack() && (len(w.pending) > 0 || w.wantsRefill()) {
 		w.admit(max(w.room(), 0))
 	}
 }
 
-// admit makes the next n of those held back pending. Called with mu held.
+// admit moves the first n requests of the backlog to pending. Called with mu held.
 func (w *writer) admit(n int) {
 	n = min(n, len(w.backlog))
 	w.pending = append(w.pending, w.backlog[:n]...)
@@ -115,10 +115,10 @@ func (w *writer) admit(n int) {
 	w.backlog = w.backlog[n:]
 }
 
-// fitWindow extends a step by more and more of those held back as long as all are granted, and
-// takes those out that would stand in the record beyond the window. Called with mu held.
+// fitWindow adds requests of the backlog to a step as long as all are granted, and
+// moves back requests that would wait in the record beyond the window. Called with mu held.
 func (w *writer) fitWindow(s *step) {
-	if len(w.backlog) == 0 || len(s.batch) < len(w.pending) || w.queuers > 0 || w.inOne() {
+	if len(w.backlog) == 0 || len(s.batch) < len(w.pending) || w.queuers > 0 || w.oneAtATime() {
 		return
 	}
 	wait := func(r *Request) bool {
@@ -152,16 +152,16 @@ func (w *writer) fitWindow(s *step) {
 	s.compose(s.base, s.rev, s.limits)
 }
 
-// onlyQueues reports whether what is pending, as the record was when it was read, only goes to the end of a queue. Then
-// nobody waits for its write, which stands in the way of the one who lets the next in. Called with mu held.
+// onlyQueues reports whether all that is pending would only join the end of the queue, by the record that was read. No
+// process waits for such a write, and it may conflict with the write that grants the next waiter. Called with mu held.
 func (w *writer) onlyQueues(s *step) bool {
 	return !slices.ContainsFunc(w.pending, func(r *Request) bool {
-		return !r.over && (!r.fresh || !r.queues() || s.next.Standing(&r.Op).Standing != record.Waiting)
+		return !r.finished && (!r.readSince || !r.queues() || s.next.Standing(&r.Op).Standing != record.Waiting)
 	})
 }
 
-// expectedWait returns how many operations of this process wait, and the longest time that one of
-// them is expected to.
+// expectedWait returns how many operations of this process wait, and the longest expected wait
+// among them.
 func (w *writer) expectedWait() (waiting int, longest time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
