@@ -125,7 +125,7 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 	}
 	op := a.compose(ctx, sl)
 	w := a.session.waiting(a.unit, sl, a.enc, &op)
-	opt := engine.Options{Keeper: a.keeper(sl), FailFast: a.req.failFast && !op.Stays(), Stop: sl.lease.Lost(), AtLeast: op.Base, Queued: w.queued(a.whenQueued(sl, op.ID))}
+	opt := engine.Options{Keeper: a.keeper(sl), FailFast: a.req.failFast && !op.WaitsAfterUndo(), Stop: sl.lease.Lost(), AtLeast: op.Base, Queued: w.queued(a.whenQueued(sl, op.ID))}
 	if from := a.claim.From; from != nil {
 		op.Holder, op.Token, op.Hold, opt.AtLeast = from.id, from.Token(), releaseOp(from).Hold, from.revision()
 		if err := from.give(); err != nil {
@@ -184,7 +184,7 @@ func (a *attempt) conclude(ctx context.Context, sl *slot, op *record.Op, out eng
 	switch {
 	case err != nil:
 		return nil, err
-	case h == nil || !op.Stays() || out.Entry.Signalled != "":
+	case h == nil || !op.WaitsAfterUndo() || out.Entry.Signalled != "":
 		return h, nil
 	case ctx.Err() != nil:
 		return h, ctx.Err()
@@ -231,7 +231,7 @@ func (a *attempt) place(ctx context.Context) (*slot, error) {
 
 // do carries the operation out. One that stays in its queue when ctx ends is waited for as long as the manager lives.
 func (a *attempt) do(ctx context.Context, op *record.Op, opt engine.Options) (engine.Outcome, error) {
-	if !op.Stays() {
+	if !op.WaitsAfterUndo() {
 		return engine.Do(ctx, a.session.shard(a.enc).doer, a.enc, *op, opt)
 	}
 	undo := *op
@@ -258,7 +258,7 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 	if err == nil {
 		err = a.stampedOn(s)
 	}
-	if err != nil && !op.Stays() {
+	if err != nil && !op.WaitsAfterUndo() {
 		return useless(err)
 	}
 	if out.Entry == nil {

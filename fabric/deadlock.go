@@ -121,7 +121,7 @@ func (d *detection) checkOwn(w *waiting) {
 	all := w.Unit.(member).all()
 	for _, e := range blockers {
 		_, waits := rec.Waiting(e.ID)
-		if waits && record.Compatible(e.Becomes(), w.Mode) || !slices.ContainsFunc(all, func(h *Hold) bool { return h.id == e.ID }) {
+		if waits && record.Compatible(e.FinalMode(), w.Mode) || !slices.ContainsFunc(all, func(h *Hold) bool { return h.id == e.ID }) {
 			continue
 		}
 		u := w.Unit.Describe()

@@ -233,7 +233,7 @@ func (g *graph) blockers(n node) (record.Wait, []record.Entry) {
 // onlyGrant reports whether the entry only has to be granted what it waits for.
 func onlyGrant(e *record.Entry, mode record.Mode, rec *record.Record) bool {
 	_, waits := rec.Waiting(e.ID)
-	return waits && record.Compatible(e.Becomes(), mode)
+	return waits && record.Compatible(e.FinalMode(), mode)
 }
 
 // edgesOf returns the edges from a wait. Of the waiters that are in the way by themselves, with no document or
@@ -255,7 +255,7 @@ func (g *graph) edgesOf(n node, every bool) (edges []edge) {
 				}
 				edges = append(edges, self)
 			}
-			if record.Compatible(e.Becomes(), w.Mode) {
+			if record.Compatible(e.FinalMode(), w.Mode) {
 				continue
 			}
 		}

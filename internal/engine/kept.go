@@ -101,7 +101,7 @@ func (w *writer) canPass(k *kept) (ok, final bool) {
 	case !w.trusted():
 		return false, false
 	}
-	if !w.rec.Passable(k.entry.ID, k.entry.Token) {
+	if !w.rec.CanPassOn(k.entry.ID, k.entry.Token) {
 		return false, true
 	}
 	return time.Since(w.confirmed) < confirmedFor, false

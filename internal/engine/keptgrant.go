@@ -34,12 +34,12 @@ func (w *writer) onGranted(r *Request, out *Outcome) {
 		return
 	}
 	w.updateKept() // the entry that was kept before may be gone
-	if out.Record.Awaited() || !w.keeping.basedOnOurs {
+	if out.Record.HasQueue() || !w.keeping.basedOnOurs {
 		w.keeping.quietGrants = 0
 	} else {
 		w.keeping.quietGrants++
 	}
-	if w.kept != nil || !w.keeping.on || out.Entry.Revoked || out.Record.Awaited() || out.Revision != w.rev {
+	if w.kept != nil || !w.keeping.on || out.Entry.Revoked || out.Record.HasQueue() || out.Revision != w.rev {
 		return
 	}
 	k := &kept{w: w, entry: out.Entry, lease: r.Op.Lease, keeper: r.Keeper, marked: record.MayBeKept(out.Entry.Meta), open: true, used: true, uses: 1}

@@ -64,7 +64,7 @@ func (w *writer) delayForTry(r *Request) bool {
 
 // keptAhead returns the kept entry that operations of this process wait for, or nil. Called with mu held.
 func (v *view) keptAhead() *record.Entry {
-	if e := v.rec.Sole(); len(v.waiting) > 0 && !v.closed && e != nil && record.MayBeKept(e.Meta) {
+	if e := v.rec.OnlyHolder(); len(v.waiting) > 0 && !v.closed && e != nil && record.MayBeKept(e.Meta) {
 		return e
 	}
 	return nil

@@ -56,7 +56,7 @@ func (w *writer) withdraw(r *Request, cause error) {
 	stands := w.waiting[r.Op.ID] == r
 	switch _, undoable := r.Op.Undo(); {
 	case r.finished || r.answered:
-	case errors.Is(cause, ErrElsewhere), r.Guest != nil, !r.attempted && !r.Op.Owed():
+	case errors.Is(cause, ErrElsewhere), r.Guest != nil, !r.attempted && !r.Op.MustComplete():
 		// If nothing was written for it, there is nothing to undo. The exception is a release:
 		// its entry is in the record all the same, under a lease that lives on.
 		w.end(r, Outcome{}, cause)
@@ -336,7 +336,7 @@ func (w *writer) handleFailure(s *step, err error) (pause time.Duration) {
 	for _, r := range s.batch {
 		switch _, undoable := r.Op.Undo(); {
 		case r.finished, r.inLedger, w.waiting[r.Op.ID] == r:
-		case rejected && (r.Op.Owed() || len(r.Op.Leases) > 0) && !r.FailFast:
+		case rejected && (r.Op.MustComplete() || len(r.Op.Leases) > 0) && !r.FailFast:
 			// The entry must be removed, and full storage may have room again.
 		case !malformed && !rejected && !(noLeader && r.FailFast): // it is tried again
 		case !r.outcomeUnknown:

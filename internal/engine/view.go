@@ -297,7 +297,7 @@ func (v *view) applyState(r *Request, st record.State, rec *record.Record, rev u
 			v.core.ledger.remove(r) // its place in the record is known
 		}
 		if len(v.waiting) == 1 {
-			v.lastHolder, v.stalled, v.looked = rec.Turn(), false, false
+			v.lastHolder, v.stalled, v.looked = rec.OldestHolder(), false, false
 		}
 		if r.Op.TTL > 0 { // a conversion has none
 			v.ttl = r.Op.TTL
@@ -307,7 +307,7 @@ func (v *view) applyState(r *Request, st record.State, rec *record.Record, rev u
 		}
 		return
 	}
-	v.lastHolder, v.stalled, v.looked = rec.Turn(), false, false
+	v.lastHolder, v.stalled, v.looked = rec.OldestHolder(), false, false
 	out, err := outcome(st, rec, rev)
 	if err == nil {
 		v.user.onGranted(r, &out)

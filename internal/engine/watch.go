@@ -118,7 +118,7 @@ func (v *view) look() {
 			}
 		}
 		v.looking = false
-		now := v.rec.Turn()
+		now := v.rec.OldestHolder()
 		v.stalled = v.stalled || err != nil || now == v.lastHolder
 		v.lastHolder, v.looked = now, true
 		v.adjustWatch()
@@ -262,7 +262,7 @@ func (w *writer) sendHints(s *step) {
 		return
 	}
 	waitsHere := func(id string) bool { return w.waiting[id] != nil }
-	if leases := s.next.LetIn(s.base, waitsHere); len(leases) > 0 {
+	if leases := s.next.EndedWaits(s.base, waitsHere); len(leases) > 0 {
 		h, key, rev := w.core.cfg.Hints, w.key, s.newRev
 		w.mu.afterUnlock(func() { h.Tell(leases, key, rev) })
 	}

@@ -19,7 +19,7 @@ const (
 
 // window returns how many requests may wait in the record: one if it is three quarters full. Called with mu held.
 func (w *writer) window() int {
-	if w.oneAtATime() || w.core.limits().Crowded(w.queue, w.size) {
+	if w.oneAtATime() || w.core.limits().NearlyFull(w.queue, w.size) {
 		return 1
 	}
 	return windowSize
@@ -72,7 +72,7 @@ func (w *writer) predict(r *Request) record.Result {
 			ops = append(ops, op)
 		}
 	}
-	_, results, _ := record.Apply(w.rec, w.rev, append(ops, r.Op), w.core.limits().Foreseen(maxBacklog))
+	_, results, _ := record.Apply(w.rec, w.rev, append(ops, r.Op), w.core.limits().ForPrediction(maxBacklog))
 	return results[len(ops)]
 }
 

@@ -12,22 +12,22 @@ import (
 // absent), and returns the next record and one result per operation.
 //
 // rec is never modified. next is a copy whose tokens are resolved at rev, so a ticket without a revision in
-// next is of the write of next. If changed is false then next is rec with its
-// tokens resolved, or, where nobody holds or waits, an empty record without a kind. A caller that writes although nothing changed (to
-// prove by a committed CAS that an id is absent) writes next, never rec again: a ticket without a revision in rec
-// would become a later revision than the one its holder was told.
+// next belongs to the write of next. If changed is false, next is rec with its
+// tokens resolved, or, if it has no entries, an empty record without a kind. A caller that writes although nothing changed (to
+// prove by a committed CAS that an id is absent) must write next, never rec: a ticket without a revision in rec
+// would get a later revision than its holder was told.
 //
-// What an operation achieved is read off the record that was committed, by id, never off intermediate states: in one
-// call an acquire may be granted, released and succeeded by another. Only what stands in next survives, and there,
-// since holders are compatible, at most one new exclusive grant. The Verdict only tells refusals apart.
+// The outcome of an operation is read off the committed record, by id, never off intermediate states: in one
+// call an acquire may be granted, released and succeeded by another. Only the entries in next count, and among them,
+// since holders are compatible, is at most one new exclusive grant. The Verdict only tells refusals apart.
 //
-// Every operation but a try grants afterwards what can be granted, conversions first, so repeating
-// one of them also mends a record whose head waiter was left behind by another hand or by lower limits.
+// Every operation but a try afterwards grants what can be granted, conversions first. So repeating
+// one of them also repairs a record whose head waiter was not granted, because of another program or of lower limits.
 func Apply(rec *Record, rev uint64, ops []Op, lim Limits) (next *Record, results []Result, changed bool) {
 	return ApplyInto(nil, rec, rev, ops, lim)
 }
 
-// ApplyInto is Apply that puts the results into room, if there is enough of it.
+// ApplyInto is Apply with results stored in room, if it is long enough.
 func ApplyInto(room []Result, rec *Record, rev uint64, ops []Op, lim Limits) (next *Record, results []Result, changed bool) {
 	next = rec.resolved(rev)
 	results = slices.Grow(room[:0], len(ops))[:len(ops)]
@@ -36,31 +36,31 @@ func ApplyInto(room []Result, rec *Record, rev uint64, ops []Op, lim Limits) (ne
 	for i := range ops {
 		results[i] = m.apply(&ops[i])
 	}
-	m.number()
+	m.assignTickets()
 	if next.Idle() {
-		*next = Record{} // it is deleted, and free for any kind
+		*next = Record{} // it will be deleted, and the key is free for any kind
 	}
-	changed = m.shut || !m.unchanged(rec, rev)
+	changed = m.forceWrite || !m.unchanged(rec, rev)
 	*m = machine{scratch: m.scratch}
 	machines.Put(m)
 	return next, results, changed
 }
 
-// machines has machines that have done their work, for their room.
+// machines recycles machines with their buffers.
 var machines = sync.Pool{New: func() any { return new(machine) }}
 
-// machine is a record that is being worked on.
+// machine is a record while operations are applied to it.
 type machine struct {
 	*Record
-	rev     uint64  // at which the record was read; with none, that of its delete marker
-	op      *Op     // that is being applied
-	removed []Entry // that op took away, of kinds with a body
-	lim     Limits
-	size    int    // of the record by sizeBound, -1 while nobody asked
-	stale   bool   // waiters need new tickets
-	shut    bool   // something that came to nothing must not come late: write, though nothing changed
-	scratch []byte // for what is encoded to be measured
-	long    Entry  // likewise
+	rev          uint64  // at which the record was read; of an absent one, that of its delete marker
+	op           *Op     // the operation at hand
+	removed      []Entry // that op has removed, for kinds with a body
+	lim          Limits
+	size         int    // of the record by sizeBound, -1 = not computed
+	staleTickets bool   // waiters need new tickets
+	forceWrite   bool   // an operation that did nothing must not be done later: write, though nothing changed
+	scratch      []byte // buffer for encoding an entry to measure it
+	long         Entry  // buffer, too
 }
 
 func (m *machine) apply(op *Op) Result {
@@ -70,9 +70,9 @@ func (m *machine) apply(op *Op) Result {
 	m.op, m.removed = op, nil
 	if m.Idle() {
 		if op.common() {
-			return Result{Verdict: Applied} // nobody is there
+			return Result{Verdict: Applied} // there is no entry
 		}
-		if op.Kind != m.Kind || m.Body != nil && !m.shut {
+		if op.Kind != m.Kind || m.Body != nil && !m.forceWrite {
 			m.make(op)
 		}
 	}
@@ -80,7 +80,7 @@ func (m *machine) apply(op *Op) Result {
 	switch {
 	case k == nil, op.Kind != "" && op.Kind != m.Kind:
 		return Result{Verdict: WrongKind}
-	case op.Life != m.Life && k.lives(op):
+	case op.Life != m.Life && k.needsLife(op):
 		return Result{Verdict: OtherLife}
 	}
 	held := len(m.Holders)
@@ -97,7 +97,7 @@ func (m *machine) apply(op *Op) Result {
 		m.revokeTurns(op)
 		for i := range m.Holders {
 			if h := &m.Holders[i]; op.targets(h) {
-				h.Revoked, h.LetTurn, h.Convert = true, false, Conversion{} // it is to let go, not to get more
+				h.Revoked, h.LetTurn, h.Convert = true, false, Conversion{} // its owner has to release it, so it gets no other mode
 			}
 		}
 	case OpRemove:
@@ -115,21 +115,21 @@ func (m *machine) apply(op *Op) Result {
 	return Result{Verdict: Applied}
 }
 
-// make makes a new record, over what nobody uses any more.
+// make makes a new record in place of an idle one.
 func (m *machine) make(op *Op) {
 	*m.Record, m.size = Record{Kind: op.Kind}, -1
 	k := m.rules()
-	k.begin(m.Record, op)
+	k.initBody(m.Record, op)
 	if m.Body != nil {
 		m.Life = m.rev
 	}
 }
 
-// reserve takes the room for e, or reports that there is not enough. The room is that of the
-// largest form e can ever have, so nothing that happens to it later needs more.
+// reserve reserves the room for e. It returns false if there is not enough. The room is for the
+// largest form that e can ever take, so no later change of it needs more.
 func (m *machine) reserve(e *Entry) bool { return m.reserveBytes(0) && m.reserveBytes(m.entryBound(e)) }
 
-// reserveBytes is reserve for what is no entry.
+// reserveBytes is reserve for need bytes.
 func (m *machine) reserveBytes(need int) bool {
 	if m.size < 0 {
 		m.size = m.sizeBound()
@@ -141,8 +141,8 @@ func (m *machine) reserveBytes(need int) bool {
 	return true
 }
 
-// queue has op's entry wait at the end of the queue, if there is room, and grants what can be granted.
-func (m *machine) queue(op *Op) Result {
+// enqueue adds op's entry to the end of the queue, if there is room, and grants what can be granted.
+func (m *machine) enqueue(op *Op) Result {
 	if len(m.Waiters) >= m.lim.MaxWaiters {
 		return m.queueFull()
 	}
@@ -159,8 +159,8 @@ func (m *machine) queueFull() Result {
 	return Result{Verdict: QueueFull, Limit: fmt.Sprintf("%d waiters", m.lim.MaxWaiters)}
 }
 
-// first is the oldest of those who hold, or else the head of the queue.
-func (r *Record) first() (e Entry) {
+// oldestEntry returns the oldest holder, or else the head of the queue.
+func (r *Record) oldestEntry() (e Entry) {
 	for _, list := range [][]Entry{r.Holders, r.Waiters} {
 		if len(list) > 0 {
 			return list[0]
@@ -173,7 +173,7 @@ func (m *machine) tooLarge() Result {
 	return Result{Verdict: QueueFull, Limit: fmt.Sprintf("%d bytes", m.lim.MaxBytes)}
 }
 
-// removeAll removes entries wherever they stand.
+// removeAll removes entries from the holders, the waiters and the body.
 func (m *machine) removeAll(gone selection) {
 	m.remove(&m.Holders, gone)
 	m.remove(&m.Waiters, gone)
@@ -186,9 +186,9 @@ func (m *machine) remove(list *[]Entry, gone selection) {
 	kept := (*list)[:0]
 	for i := range *list {
 		if e := &(*list)[i]; gone.has(e) {
-			m.took(e)
+			m.noteRemoved(e)
 			if list == &m.Holders {
-				m.overtaken(e.Mode)
+				m.noteModeEnded(e.Mode)
 			}
 		} else {
 			kept = append(kept, *e)
@@ -198,8 +198,8 @@ func (m *machine) remove(list *[]Entry, gone selection) {
 	*list = nilIfEmpty(kept)
 }
 
-// took notes that an entry was removed for good, and gives its room back.
-func (m *machine) took(e *Entry) {
+// noteRemoved notes that an entry was removed, and frees its room.
+func (m *machine) noteRemoved(e *Entry) {
 	if m.size >= 0 {
 		m.size -= m.entryBound(e)
 	}
@@ -208,7 +208,7 @@ func (m *machine) took(e *Entry) {
 	}
 }
 
-// unchanged reports whether all operations together left the record as it was.
+// unchanged reports whether all operations together have left the record as it was.
 func (m *machine) unchanged(rec *Record, rev uint64) bool {
 	if rec == nil {
 		return m.Idle()
@@ -217,7 +217,7 @@ func (m *machine) unchanged(rec *Record, rev uint64) bool {
 		sameEntries(rec.Waiters, m.Waiters, rev) && sameBody(rec.Body, m.Body, rev)
 }
 
-// sameEntries reports whether the entries, read at rev, would be stored the same.
+// sameEntries reports whether two lists have the same stored form. was is resolved at rev first.
 func sameEntries(was, is []Entry, rev uint64) bool {
 	return slices.EqualFunc(was, is, func(e, now Entry) bool {
 		e.Resolve(rev)
@@ -235,19 +235,19 @@ func sameBody(was, is Body, rev uint64) bool {
 	return bytes.Equal(was.append(nil), is.append(nil))
 }
 
-// delete takes a record away in which nobody stands, whatever is kept in it. What comes after it in
-// the same write finds a new one.
+// delete deletes a record without entries, whatever its body keeps. A later operation in
+// the same write makes a new record.
 func (m *machine) delete() Result {
-	if e := m.first(); e.ID != "" {
+	if e := m.oldestEntry(); e.ID != "" {
 		return Result{Verdict: InUse, Blocker: e}
 	}
 	*m.Record, m.size = Record{}, -1
 	return Result{Verdict: Applied}
 }
 
-// entry is the entry that a request makes, with the fields that its kind has.
+// entry returns the entry of a request, with the fields of its kind.
 func (op *Op) entry() Entry {
-	e := Entry{ID: op.ID, Owner: op.Owner, TTL: wholeTTL(op.TTL), Since: wholeSince(op.Since), Meta: op.Meta}
+	e := Entry{ID: op.ID, Owner: op.Owner, TTL: roundTTL(op.TTL), Since: truncSince(op.Since), Meta: op.Meta}
 	if len(e.Meta) == 0 {
 		e.Meta = nil
 	}
@@ -272,7 +272,7 @@ func (op *Op) entry() Entry {
 type selection struct {
 	id      string
 	leases  []string
-	many    map[string]bool // leases, where they are many
+	many    map[string]bool // leases, if there are many
 	targets *Op
 }
 
@@ -297,7 +297,7 @@ func (s *selection) has(e *Entry) bool {
 	return s.hasLease(e.Lease())
 }
 
-// hasLease reports whether all that stands under the lease is selected.
+// hasLease reports whether all entries under the lease are selected.
 func (s *selection) hasLease(lease string) bool {
 	return s.many[lease] || slices.Contains(s.leases, lease)
 }

@@ -6,24 +6,24 @@ import (
 	"time"
 )
 
-// barrierRules are the rules of barriers. Those who arrive wait, each for the generation that it names, until as many
-// are there as the barrier has parties. Then the generation trips, or the last one holds until the action that it
-// brought has ended. A generation without an action can also break, and then is broken for all who are in it.
+// barrierRules are the rules of barriers. Each entry that arrives waits for the generation that it names, until as many
+// have arrived as the barrier has parties. Then the generation trips, or its last entry holds until its
+// action has ended. A generation can also break, before it is complete or by its action; then it is broken for all its parties.
 //
-// How a generation ended is read from ended, by its number and the id that arrived. While nobody
-// acts every waiter is of the generation that forms, and they are fewer than the parties.
-type barrierRules struct{ usual }
+// The outcome of a generation is read from ended, by its number and the id that arrived. While no action
+// runs, every waiter belongs to the generation that is forming, and there are fewer waiters than parties.
+type barrierRules struct{ baseRules }
 
 // MaxParties bounds the parties of a barrier and of a gate.
 const MaxParties = 1024
 
 // Why a generation broke, in Ended.
 const (
-	WhyCancelled = "cancelled" // one of it gave up
-	WhyDied      = "died"      // the lease of one of it ended
-	WhyFailed    = "failed"    // its action did
+	WhyCancelled = "cancelled" // one of its parties gave up
+	WhyDied      = "died"      // the lease of one of its parties ended
+	WhyFailed    = "failed"    // its action failed
 	WhyReset     = "reset"     // the barrier was reset
-	WhyRemoved   = "removed"   // an operator removed the one who ran its action
+	WhyRemoved   = "removed"   // an operator removed the entry that ran its action
 )
 
 // barrier is the body.
@@ -31,17 +31,17 @@ type barrier struct {
 	noEntries
 	noTickets
 	parties int
-	gen     uint64       // the generation that forms; the first one is 1
-	acting  *generation  // whose action runs: its last one holds
-	ended   []generation // as they ended
-	fresh   int          // how many of these the write at hand has added
+	gen     uint64       // the generation that is forming; the first one is 1
+	acting  *generation  // the one whose action runs: its last entry holds
+	ended   []generation // in the order in which they ended
+	added   int          // how many of these this write has added
 }
 
-// generation is who was in a generation, and how it ended. Its ids are not modified.
+// generation is a complete or broken generation. Its ids are read-only.
 type generation struct {
 	gen      uint64
-	ids      []string // in the order in which they came
-	why, who string   // of a broken one
+	ids      []string // in the order in which they arrived
+	why, who string   // why it broke, and which id or lease broke it
 }
 
 func (r *Record) barrier() *barrier { return r.Body.(*barrier) }
@@ -54,29 +54,29 @@ func (barrierRules) facts(r *Record, f *Facts) {
 	}
 }
 
-// lives: a trip is of a hold, whose id is of this life.
-func (barrierRules) lives(op *Op) bool { return !op.common() && op.Verb != OpTrip }
+// needsLife: a trip names a hold, whose id belongs to this life.
+func (barrierRules) needsLife(op *Op) bool { return !op.common() && op.Verb != OpTrip }
 
-func (barrierRules) begin(r *Record, op *Op) { r.Body = &barrier{parties: op.Limit, gen: 1} }
+func (barrierRules) initBody(r *Record, op *Op) { r.Body = &barrier{parties: op.Limit, gen: 1} }
 
 func (barrierRules) idle(r *Record) bool {
 	return len(r.Holders)+len(r.Waiters) == 0 && r.barrier().gen == 1
 }
 
-// outlived: who asks how a generation ended does so within a life of a delete marker.
+// outlived: a caller reads the outcome of a generation within the time that a delete marker stays.
 func (barrierRules) outlived(r *Record, age time.Duration) bool {
-	return age >= time.Hour && r.barrier().fresh == 0
+	return age >= time.Hour && r.barrier().added == 0
 }
 
 func (barrierRules) check(op *Op) Verdict {
 	parties := op.Limit >= 1 && op.Limit <= MaxParties
 	switch op.Verb {
 	case OpArrive, OpArriveToAct:
-		return unless(!parties || op.Mode != None, op.checkEntry())
+		return badOpIf(!parties || op.Mode != None, op.checkEntry())
 	case OpCancel, OpReset:
-		return unless(!parties, op.checkID(true))
+		return badOpIf(!parties, op.checkID(true))
 	case OpTrip:
-		return unless(LeaseOf(op.Holder) != op.Lease, op.checkID(true))
+		return badOpIf(LeaseOf(op.Holder) != op.Lease, op.checkID(true))
 	case OpDelete:
 		return Applied
 	}
@@ -88,7 +88,7 @@ func (k barrierRules) apply(m *machine, op *Op) Result {
 	case OpArrive, OpArriveToAct:
 		return k.arrive(m, op)
 	case OpCancel:
-		// If the generation has ended, or ends with its action, the record says how.
+		// A generation that has ended, or whose action runs, gets its outcome without this.
 		if b := m.barrier(); op.generation() == b.gen && op.Limit == b.parties {
 			m.breakForming(WhyCancelled, op.ID)
 		}
@@ -97,15 +97,15 @@ func (k barrierRules) apply(m *machine, op *Op) Result {
 	case OpReset:
 		return k.reset(m, op)
 	case OpDelete:
-		if m.first().ID == "" && m.barrier().fresh > 0 {
-			return Result{Verdict: Stale} // those who were in it read how it ended off this write
+		if m.oldestEntry().ID == "" && m.barrier().added > 0 {
+			return Result{Verdict: Stale} // its parties read the outcome off this write
 		}
 		return m.delete()
 	}
 	return Result{Verdict: Applied}
 }
 
-// generation is the one that op names: 0, of who found no record, is the first.
+// generation returns the generation that op names. 0, of a caller that found no record, is the first.
 func (op *Op) generation() uint64 { return max(op.Gen, 1) }
 
 func (k barrierRules) arrive(m *machine, op *Op) Result {
@@ -117,9 +117,9 @@ func (k barrierRules) arrive(m *machine, op *Op) Result {
 	switch {
 	case op.Limit != b.parties:
 		return Result{Verdict: SizeMismatch, Have: b.parties}
-	case gen < b.gen && !b.knows(gen):
+	case gen < b.gen && !b.remembers(gen):
 		return Result{Verdict: Forgotten}
-	case gen != b.gen, forming == b.parties: // the latter waits for the end of the action
+	case gen != b.gen, forming == b.parties: // with forming == b.parties, the running action has to end first
 		return Result{Verdict: Stale}
 	case len(m.Waiters) < m.lim.MaxWaiters, b.acting == nil && forming == b.parties-1:
 	case b.acting != nil:
@@ -130,7 +130,7 @@ func (k barrierRules) arrive(m *machine, op *Op) Result {
 	e := op.entry()
 	e.Gen, e.Acts = gen, op.Verb == OpArriveToAct
 	for !m.reserveBytes(m.entryBound(&e) + idBound(e.ID)) {
-		if !b.forget() {
+		if !b.dropOldest() {
 			return m.tooLarge()
 		}
 		m.size = -1
@@ -158,12 +158,12 @@ func (k barrierRules) trip(m *machine, op *Op) Result {
 		if g.why != "" && !op.Fail {
 			return Result{Verdict: Broken}
 		}
-		return Result{Verdict: Applied} // before
+		return Result{Verdict: Applied} // an earlier attempt has done it
 	}
 	return Result{Verdict: NotHolder}
 }
 
-// reset breaks the generation that it names if that still forms and somebody is in it. One whose
+// reset breaks the generation that op names, if it is still forming and has an entry. A generation whose
 // action runs ends with the action.
 func (k barrierRules) reset(m *machine, op *Op) Result {
 	b, gen := m.barrier(), op.generation()
@@ -172,13 +172,13 @@ func (k barrierRules) reset(m *machine, op *Op) Result {
 		return Result{Verdict: SizeMismatch, Have: b.parties}
 	case gen == b.gen && m.forming() > 0:
 		m.breakForming(WhyReset, op.ID)
-	case gen != b.gen && (i < 0 || b.ended[i].who != op.ID): // else it was done
+	case gen != b.gen && (i < 0 || b.ended[i].who != op.ID): // if equal, an earlier attempt has done it
 		return Result{Verdict: Stale}
 	}
 	return Result{Verdict: Applied}
 }
 
-// settle does what a removal leads to, and ends or begins what can be.
+// settle ends a generation from which entries were removed, and completes generations that are full.
 func (barrierRules) settle(m *machine) {
 	b := m.barrier()
 	switch why, who := m.whyRemoved(); {
@@ -187,7 +187,7 @@ func (barrierRules) settle(m *machine) {
 	case b.acting == nil && len(m.removed) > 0:
 		m.breakForming(why, who)
 	}
-	// While an action runs, who is removed had arrived, or comes for the next generation early and
+	// While an action runs, a removed entry had arrived for it, or came early for the next generation and
 	// leaves nothing behind.
 	for b.acting == nil && len(m.Waiters) == b.parties {
 		g := generation{gen: b.gen, ids: make([]string, b.parties)}
@@ -199,7 +199,7 @@ func (barrierRules) settle(m *machine) {
 		last := m.Waiters[b.parties-1]
 		if !last.Acts {
 			m.Waiters = nil
-			m.end(g)
+			m.keepEnded(g)
 			continue
 		}
 		last.Token = 0
@@ -209,7 +209,7 @@ func (barrierRules) settle(m *machine) {
 	}
 }
 
-// whyRemoved says why the operation at hand broke the generation of those whom it removed.
+// whyRemoved returns why the operation at hand broke a generation, if it removed entries.
 func (m *machine) whyRemoved() (why, who string) {
 	if len(m.removed) == 0 {
 		return "", ""
@@ -224,7 +224,7 @@ func (m *machine) whyRemoved() (why, who string) {
 	return WhyCancelled, gone.ID
 }
 
-// breakForming ends the generation that forms, with nobody left in it.
+// breakForming ends the generation that is forming, and removes its entries.
 func (m *machine) breakForming(why, who string) {
 	b := m.barrier()
 	g := generation{gen: b.gen, why: why, who: who}
@@ -238,7 +238,7 @@ func (m *machine) breakForming(why, who string) {
 		g.ids = append(g.ids, m.removed[i].ID)
 	}
 	b.gen++
-	m.end(g)
+	m.keepEnded(g)
 }
 
 // endAction ends the generation whose action runs.
@@ -248,63 +248,63 @@ func (m *machine) endAction(why, who string) {
 	g.why, g.who = why, who
 	m.Holders, b.acting = nil, nil
 	m.Waiters = nilIfEmpty(slices.DeleteFunc(m.Waiters, func(e Entry) bool { return e.Gen == g.gen }))
-	m.end(g)
+	m.keepEnded(g)
 }
 
-// end keeps how a generation ended, and forgets the oldest ones that are too many.
-func (m *machine) end(g generation) {
+// keepEnded stores a generation that has ended, and forgets the oldest ones if there are too many.
+func (m *machine) keepEnded(g generation) {
 	b := m.barrier()
 	b.ended = append(b.ended, g)
-	b.fresh++
+	b.added++
 	n := 0
 	for _, g := range b.ended {
 		n += g.weight()
 	}
 	for n > MaxParties {
 		w := b.ended[0].weight()
-		if !b.forget() {
+		if !b.dropOldest() {
 			break
 		}
 		n -= w
 	}
-	for m.size = -1; !m.reserveBytes(0) && b.forget(); m.size = -1 {
+	for m.size = -1; !m.reserveBytes(0) && b.dropOldest(); m.size = -1 {
 	}
 }
 
-// weight is how much a generation counts among those that are kept.
+// weight is how much a generation counts among the stored ones.
 func (g *generation) weight() int { return max(len(g.ids), 1) }
 
-// forget drops the oldest generation that ended before this write, if there is one.
-func (b *barrier) forget() bool {
-	if len(b.ended) == b.fresh {
+// dropOldest drops the oldest generation that ended before this write. It returns false if there is none.
+func (b *barrier) dropOldest() bool {
+	if len(b.ended) == b.added {
 		return false
 	}
 	b.ended = b.ended[1:]
 	return true
 }
 
-// forming is how many have come for the generation that forms.
+// forming returns how many have arrived for the generation that is forming.
 func (r *Record) forming() (n int) {
 	for _, e := range slices.Backward(r.Waiters) {
 		if e.Gen != r.barrier().gen {
-			break // they came last
+			break // its entries are the last ones
 		}
 		n++
 	}
 	return n
 }
 
-// find returns the place of a generation in ended, or -1.
+// find returns the index of a generation in ended, or -1.
 func (b *barrier) find(gen uint64) int {
 	return slices.IndexFunc(b.ended, func(g generation) bool { return g.gen == gen })
 }
 
-// knows reports whether it is known who was in a generation that is complete.
-func (b *barrier) knows(gen uint64) bool {
+// remembers reports whether the parties of a complete generation are still known.
+func (b *barrier) remembers(gen uint64) bool {
 	return b.acting != nil && b.acting.gen == gen || b.find(gen) >= 0
 }
 
-// wasIn reports whether id is known to have been in a generation that is complete.
+// wasIn reports whether id is known as a party of a complete generation.
 func (b *barrier) wasIn(gen uint64, id string) bool {
 	if b.acting != nil && b.acting.gen == gen {
 		return slices.Contains(b.acting.ids, id)
@@ -330,7 +330,7 @@ func (k barrierRules) standing(r *Record, op *Op) State {
 		return State{Standing: Refused, Why: OtherLife}
 	case i < 0 && b.wasIn(gen, op.ID):
 		return State{Standing: Waiting} // its entry was removed while the action runs
-	case gen < b.gen && !b.knows(gen):
+	case gen < b.gen && !b.remembers(gen):
 		return State{Standing: Refused, Why: Forgotten}
 	case i < 0 || !b.wasIn(gen, op.ID):
 		return State{}
@@ -340,8 +340,8 @@ func (k barrierRules) standing(r *Record, op *Op) State {
 	return State{Standing: Granted}
 }
 
-// inTheWay: the one whose action runs. Else those are awaited who aren't there.
-func (barrierRules) inTheWay(r *Record, _ *Op) (e Entry, ok bool) {
+// blockerOf returns the entry whose action runs. Otherwise a party waits for others that have no entry yet.
+func (barrierRules) blockerOf(r *Record, _ *Op) (e Entry, ok bool) {
 	if len(r.Holders) == 0 {
 		return e, false
 	}
@@ -349,7 +349,7 @@ func (barrierRules) inTheWay(r *Record, _ *Op) (e Entry, ok bool) {
 }
 
 func (barrierRules) ahead(r *Record, mine func(string) bool) (iter.Seq2[string, time.Duration], bool) {
-	return r.allDepend(r.Waiters, func(e *Entry) bool { return mine(e.ID) })
+	return r.allAhead(r.Waiters, func(e *Entry) bool { return mine(e.ID) })
 }
 
 func (barrierRules) traits(op *Op) traits {
@@ -357,25 +357,25 @@ func (barrierRules) traits(op *Op) traits {
 	case OpArrive, OpArriveToAct:
 		return traits{waits: true, proven: true}
 	case OpCancel:
-		return traits{waits: true, owed: true}
+		return traits{waits: true, mustComplete: true}
 	}
-	return traits{owed: op.Verb == OpTrip}
+	return traits{mustComplete: op.Verb == OpTrip}
 }
 
 func (barrierRules) undo(op *Op) (Op, bool) {
 	if op.Verb == OpArrive || op.Verb == OpArriveToAct {
-		return op.cancelled()
+		return op.undoByCancel()
 	}
 	return Op{}, false
 }
 
-// cancelled is what takes back an arrival, or an enter.
-func (op *Op) cancelled() (Op, bool) {
+// undoByCancel undoes an arrival, or an enter.
+func (op *Op) undoByCancel() (Op, bool) {
 	return Op{Kind: op.Kind, Verb: OpCancel, ID: op.ID, Lease: op.Lease, Limit: op.Limit, Gen: op.Gen, Life: op.Life}, true
 }
 
 func (k barrierRules) fields(holder bool) (required, allowed uint) {
-	_, allowed = k.usual.fields(holder)
+	_, allowed = k.baseRules.fields(holder)
 	return hasGen, hasActs | allowed
 }
 

@@ -7,8 +7,8 @@ import (
 	"strconv"
 )
 
-// The body of a barrier as it is stored. Ids stand in the order in which they came, each as <lease>.<sequence> where
-// <lease> is a place in the field leases, and several in a row under one lease as <lease>.<first>-<last>:
+// The stored body of a barrier. Ids are in the order in which they arrived, each as <lease>.<sequence>, where
+// <lease> is an index in the field leases. Successive sequences under one lease are <lease>.<first>-<last>:
 //
 //	"parties":2,"gen":9,"leases":["La","Lb"],"acting":{"gen":8,"ids":"0.7 1.3"},
 //	"ended":[{"gen":7,"ids":"0.5-6"},{"gen":6,"broken":"died","by":"Lb","ids":"1.1 0.4"}]
@@ -29,10 +29,10 @@ const (
 	hasIDs
 )
 
-// mostIDs bounds the ids in a record that is read: more than those that one write can end and keep.
+// mostIDs bounds the ids in a record that is read. It is more than one write can store.
 const mostIDs = 16 * MaxParties
 
-func (barrierRules) body(d *decoder, key []byte) (known bool, err error) {
+func (barrierRules) decodeField(d *decoder, key []byte) (known bool, err error) {
 	b := d.rec.barrier()
 	switch string(key) {
 	case "parties":
@@ -40,7 +40,7 @@ func (barrierRules) body(d *decoder, key []byte) (known bool, err error) {
 	case "gen":
 		return true, field(d, &d.seen, hasBodyGen, &b.gen, d.number)
 	case "leases":
-		return true, d.once(&d.seen, hasLeases, func() error {
+		return true, d.readOnce(&d.seen, hasLeases, func() error {
 			return d.array(func() error {
 				lease, err := d.string()
 				if err == nil && !validLease(lease) {
@@ -51,12 +51,12 @@ func (barrierRules) body(d *decoder, key []byte) (known bool, err error) {
 			})
 		})
 	case "acting":
-		return true, d.once(&d.seen, hasActing, func() error {
+		return true, d.readOnce(&d.seen, hasActing, func() error {
 			b.acting = new(generation)
 			return d.generation(b.acting)
 		})
 	case "ended":
-		return true, d.once(&d.seen, hasEnded, func() error {
+		return true, d.readOnce(&d.seen, hasEnded, func() error {
 			return d.array(func() error {
 				b.ended = append(b.ended, generation{})
 				return d.generation(&b.ended[len(b.ended)-1])
@@ -66,7 +66,7 @@ func (barrierRules) body(d *decoder, key []byte) (known bool, err error) {
 	return false, nil
 }
 
-// generation reads a generation. Its ids stay as they are stored, in ids[0], until whole.
+// generation reads a generation. Until validate, ids[0] has its ids in the stored form.
 func (d *decoder) generation(g *generation) error {
 	var seen uint
 	err := d.object(func(key []byte) error {
@@ -92,8 +92,8 @@ func (d *decoder) generation(g *generation) error {
 	return nil
 }
 
-// whole also gives the generations their ids.
-func (barrierRules) whole(d *decoder) error {
+// validate also parses the ids of the generations.
+func (barrierRules) validate(d *decoder) error {
 	const required = hasParties | hasBodyGen
 	if d.seen&required != required {
 		return d.fail("a barrier needs parties and gen")
@@ -124,7 +124,7 @@ func (barrierRules) whole(d *decoder) error {
 	return b.check(d)
 }
 
-// check checks what entries and generations say together.
+// check checks entries and generations against each other.
 func (b *barrier) check(d *decoder) error {
 	acting := uint64(0)
 	if b.acting != nil {
@@ -155,7 +155,7 @@ func (b *barrier) check(d *decoder) error {
 	return nil
 }
 
-// ids reads what appendIDs has written, and notes which leases are used.
+// ids parses what appendIDs has written, and notes which leases are used.
 func (d *decoder) ids(g *generation, stored string, used []bool) bool {
 	for part := range bytes.SplitSeq([]byte(stored), []byte(" ")) {
 		place, seqs, ok := bytes.Cut(part, []byte("."))
@@ -180,7 +180,7 @@ func (d *decoder) ids(g *generation, stored string, used []bool) bool {
 	return true
 }
 
-// generations yields those that are complete.
+// generations yields the complete and broken generations.
 func (b *barrier) generations() func(func(*generation) bool) {
 	return func(yield func(*generation) bool) {
 		if b.acting != nil && !yield(b.acting) {
@@ -196,7 +196,7 @@ func (b *barrier) generations() func(func(*generation) bool) {
 
 func (b *barrier) clone() Body {
 	c := *b
-	c.ended, c.fresh = slices.Clone(b.ended), 0
+	c.ended, c.added = slices.Clone(b.ended), 0
 	return &c
 }
 
@@ -250,7 +250,7 @@ func appendIDs(dst []byte, ids []string, places map[string]int) []byte {
 	return dst
 }
 
-// bound is what the body can become: each entry can also be an id in it, and a few generations can
+// bound is the largest size of the body: each entry can also become an id in it, and a few generations can
 // end before older ones have to be forgotten.
 func (b *barrier) bound(m *machine) int {
 	const number = len("18446744073709551615")

@@ -119,11 +119,11 @@ func (w *modelWorld) truth() (stuck [modelUnits]bool) {
 // to go or only the entry's wait has to end.
 type edges func(r *Record, id string) (away, granted []Entry)
 
-// theEdges are those of Blockers and Becomes.
+// theEdges are those of Blockers and FinalMode.
 func theEdges(r *Record, id string) (away, granted []Entry) {
 	w, _ := r.Waiting(id)
 	for _, e := range r.Blockers(id) {
-		if _, waits := r.Waiting(e.ID); waits && Compatible(e.Becomes(), w.Mode) {
+		if _, waits := r.Waiting(e.ID); waits && Compatible(e.FinalMode(), w.Mode) {
 			granted = append(granted, e)
 		} else {
 			away = append(away, e)

@@ -8,21 +8,21 @@ import (
 	"time"
 )
 
-// compactAbove is how many entries a list has at most with each as an object. In a longer one an entry that
-// has nothing uncommon is a text, in which most numbers are told by their difference to those of the text before
+// compactAbove is the most entries of a list that has each as an object. In a longer list, an entry with only
+// common fields is a text. Most numbers in it are differences to the text before
 // it in the same list:
 //
-//	#LEASE/TTL.SEQUENCE   or   N.SEQUENCE, under the N-th lease of this list that was given as above, from 0
+//	#LEASE/TTL.SEQUENCE   or   N.SEQUENCE, under the N-th lease that this list gives as above, from 0
 //	MODE                  locks
 //	xPERMITS              semaphores
-//	@D                    its ticket's revision is D above the last one's; * it is the record's own; neither: the same
-//	:PLACE                its place in that revision, if it is not the one behind the last one's, or 1 in another revision
-//	+D or -D              when it was asked for, in milliseconds after or before the last one, if not then
+//	@D                    its ticket's revision is D above the last one's; *: it is the record's own; neither: the same
+//	:PLACE                its place in that revision, unless it is the last one's plus 1, or 1 in another revision
+//	+D or -D              its Since, in milliseconds after or before the last one's, unless it is equal
 //
 // "#Vd8Tb1SnVHxAjnLm9rPfQa/30000.15X@3676941981+1795381826727", "0.16X@1+3", "0.17S+1".
 //
-// So the size of a record that many wait in follows the number of their processes, and what is added for each
-// waiter is small. Such a record has schema version 4.
+// So the size of a record with many waiters depends on the number of their processes, and each
+// waiter adds little. Such a record has schema version 4.
 const compactAbove = 8
 
 // longList reports whether r has a list that is stored in compact form.
@@ -45,7 +45,7 @@ func appendEntries(dst []byte, open string, list []Entry, holders bool) []byte {
 	})
 }
 
-// compact is what the next text of a list is relative to.
+// compact is the state that the next text of a list is relative to.
 type compact struct {
 	leases []compactLease
 	index  map[string]int // of leases, by id
@@ -59,7 +59,7 @@ type compactLease struct {
 	ttl time.Duration
 }
 
-// fits reports whether e can be a text.
+// fits reports whether e can be stored as a text.
 func (c *compact) fits(e *Entry) bool {
 	rev := RevisionOf(e.Token)
 	plain := Entry{ID: e.ID, Mode: e.Mode, Permits: e.Permits, TTL: e.TTL, Since: e.Since, Token: e.Token}
@@ -111,7 +111,7 @@ func (c *compact) appendLease(dst []byte, id string, ttl time.Duration) []byte {
 	return strconv.AppendInt(dst, int64(ttl/time.Millisecond), 10)
 }
 
-// read reads a text. seen are the fields it has; ok is false where the text is malformed.
+// read reads a text. seen are its fields; ok is false if the text is malformed.
 func (c *compact) read(text []byte) (e Entry, seen uint, ok bool) {
 	s := scanner{b: text, dense: true}
 	if !c.readID(&s, &e) {

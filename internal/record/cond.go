@@ -7,12 +7,12 @@ import (
 	"unicode/utf8"
 )
 
-// Conditions of a lock: queues of those who gave the lock up to wait for a signal, by name. Whoever was
-// signalled goes to the tail of the lock's own queue, so that it returns holding.
+// Conditions of a lock: queues, by name, of entries that released the lock to wait for a signal. A signal
+// moves an entry to the tail of the lock's own queue, so its wait returns with the lock held.
 
-// conditions is the body of a lock that somebody waits for a condition of. There is none otherwise.
+// conditions is the body of a lock with entries that wait for a condition. Otherwise a lock has no body.
 type conditions struct {
-	queues []Queue // none is empty; in the order of their names
+	queues []Queue // never empty ones; in the order of their names
 }
 
 // maxQueueName bounds the name of a condition, in bytes.
@@ -22,7 +22,7 @@ func validQueue(name string) bool {
 	return name != "" && len(name) <= maxQueueName && utf8.ValidString(name)
 }
 
-// conditions returns the queues of a lock, nil where there are none.
+// conditions returns the condition queues of a lock, nil if there are none.
 func (r *Record) conditions() []Queue {
 	if c, ok := r.Body.(*conditions); ok {
 		return c.queues
@@ -40,7 +40,7 @@ func (r *Record) condition(name string) []Entry {
 	return nil
 }
 
-// inCondition finds an entry that waits for a signal.
+// inCondition finds an entry that waits for a signal; i is -1 if there is none.
 func (r *Record) inCondition(id string) (name string, i int) {
 	for _, q := range r.conditions() {
 		if i := indexOf(q.Waiters, id); i >= 0 {
@@ -52,7 +52,7 @@ func (r *Record) inCondition(id string) (name string, i int) {
 
 // setCondition replaces the queue of a condition.
 func (m *machine) setCondition(name string, list []Entry) {
-	m.size = -1 // headers come and go
+	m.size = -1 // the sizes of the queues' names change
 	c, _ := m.Body.(*conditions)
 	if c == nil {
 		c = new(conditions)
@@ -81,7 +81,7 @@ func (r *Record) queued() int {
 	return n
 }
 
-// holderX returns the hold that op is of, if it holds in mode X.
+// holderX returns the hold that op names, if it holds in mode X with op's token, else nil.
 func (m *machine) holderX(op *Op) *Entry {
 	if i := indexOf(m.Holders, op.Holder); i >= 0 && m.Holders[i].Mode == X && m.Holders[i].Token == op.Token {
 		return &m.Holders[i]
@@ -89,8 +89,8 @@ func (m *machine) holderX(op *Op) *Entry {
 	return nil
 }
 
-// wait turns the hold into a waiter of the condition, under the new id. Where the queue is full the
-// hold just gets the new id: it holds, and was not signalled.
+// wait turns the hold into a waiter of the condition, under the new id. If the queue is full, the
+// hold only gets the new id: it holds, and was not signalled.
 func (m *machine) wait(op *Op) Result {
 	if m.Has(op.ID) {
 		m.promote()
@@ -104,9 +104,9 @@ func (m *machine) wait(op *Op) Result {
 	hold := *h
 	waiter := Entry{ID: op.ID, Mode: X, Owner: hold.Owner, TTL: hold.TTL, Since: hold.Since, Meta: hold.Meta}
 	waiters := m.condition(op.Queue)
-	n := m.queued() - min(len(m.Waiters), 1) // one of them is granted now
+	n := m.queued() - min(len(m.Waiters), 1) // the head of the queue is granted now
 	m.remove(&m.Holders, selection{id: op.Holder})
-	m.removed = nil // it is still here, and its own signal is used up
+	m.removed = nil // the entry is still here, and a signal that woke it is used up
 	m.setCondition(op.Queue, append(slices.Clip(waiters), waiter))
 	if n >= m.lim.MaxWaiters || m.sizeBound() > m.lim.MaxBytes {
 		m.setCondition(op.Queue, waiters)
@@ -119,10 +119,10 @@ func (m *machine) wait(op *Op) Result {
 	return Result{Verdict: Applied}
 }
 
-// rename gives a hold the id of a wait that it doesn't begin, so that this wait, when it comes late, finds no holder.
+// rename gives a hold the id of a wait that it doesn't begin, so that a late attempt of this wait finds no holder.
 func (e *Entry) rename(id string) { e.ID, e.LastSignal, e.Signalled, e.SignalAll = id, 0, "", false }
 
-// cancelWait brings a wait back, signalled or not: it goes on as one who waits for the lock.
+// cancelWait ends a wait, signalled or not: its entry waits for the lock from now on.
 func (m *machine) cancelWait(op *Op) {
 	if name, i := m.inCondition(op.ID); i >= 0 {
 		waiters := m.condition(name)
@@ -138,7 +138,7 @@ func (m *machine) cancelWait(op *Op) {
 }
 
 // signal wakes the first of a condition's queue, or all. A signal that wakes nobody leaves nothing
-// behind: nobody can begin to wait while its sender holds.
+// behind: no wait can begin while its sender holds.
 func (m *machine) signal(op *Op) Result {
 	h := m.holderX(op)
 	switch {
@@ -158,7 +158,7 @@ func (m *machine) signal(op *Op) Result {
 	return Result{Verdict: Applied}
 }
 
-// wake moves the first n of a condition's queue to the tail of the lock's, and reports whether there were any.
+// wake moves the first n of a condition's queue to the tail of the lock's queue, and reports whether there were any.
 func (m *machine) wake(name string, n int, all bool) bool {
 	waiters := m.condition(name)
 	if n = min(n, len(waiters)); n == 0 {
@@ -172,9 +172,9 @@ func (m *machine) wake(name string, n int, all bool) bool {
 	return true
 }
 
-// passSignals wakes another for each entry that was woken alone and went before it could do anything
-// with the lock: a signal is not lost with a waiter. Of a hold that was handed out, which its release
-// names by the token, nothing is passed on.
+// passSignals wakes another entry for each one that a single signal woke and that was removed before it could use the
+// lock, so a signal is not lost with a waiter. A hold that was handed out, which its release
+// names by the token, passes nothing on.
 func (m *machine) passSignals() {
 	if m.op.Verb == OpRelease && m.op.Token != 0 {
 		return
@@ -186,8 +186,8 @@ func (m *machine) passSignals() {
 	}
 }
 
-// aheadInConditions yields those on whom depends who waits for a signal: those before it in its
-// condition, and those who were signalled there.
+// aheadInConditions yields the entries that an entry waiting for a signal depends on: those before it in its
+// condition, and those that a signal of it has woken.
 func (r *Record) aheadInConditions(mine func(id string) bool) iter.Seq[*Entry] {
 	return func(yield func(*Entry) bool) {
 		for _, q := range r.conditions() {
@@ -220,8 +220,8 @@ func (op *Op) checkWait() Verdict {
 	return Applied
 }
 
-// whole refuses what no record of a lock can say.
-func (lockRules) whole(d *decoder) error {
+// validate refuses a record that no lock can have.
+func (lockRules) validate(d *decoder) error {
 	for e := range d.rec.entries() {
 		switch {
 		case e.SignalAll && e.Signalled == "", e.Signalled != "" && !validQueue(e.Signalled):
@@ -237,11 +237,11 @@ func (lockRules) whole(d *decoder) error {
 
 const hasConds = hasBody
 
-func (lockRules) body(d *decoder, key []byte) (known bool, err error) {
+func (lockRules) decodeField(d *decoder, key []byte) (known bool, err error) {
 	if string(key) != "conds" {
 		return false, nil
 	}
-	return true, d.once(&d.seen, hasConds, func() error {
+	return true, d.readOnce(&d.seen, hasConds, func() error {
 		c := new(conditions)
 		err := d.object(func(key []byte) error {
 			q := Queue{Name: string(key)}
@@ -294,7 +294,7 @@ func (c *conditions) append(dst []byte) []byte {
 	})
 }
 
-// bound: whoever waits is signalled some time, and is longer then.
+// bound: an entry that waits here is signalled some time, and is longer then.
 func (c *conditions) bound(m *machine) int {
 	n := len(`,"conds":{}`)
 	for _, q := range c.queues {

@@ -9,15 +9,15 @@ import (
 	"time"
 )
 
-// Decode reads a stored record. It is strict, since whatever it took but didn't understand would be
-// lost when the record is written again: an unknown or missing field, a field or an id that stands
-// twice, an unknown mode, a bad id or number, text that is no UTF-8, data behind the end and an
-// empty value are ErrMalformed. White space and the order of fields don't matter.
+// Decode reads a stored record. It is strict, since a field that it accepted but didn't understand would be
+// lost when the record is written again. ErrMalformed is returned for an unknown or missing field, a field or an id
+// that occurs twice, an unknown mode, a bad id or number, text that is not UTF-8, data after the end and an
+// empty value. White space and the order of fields don't matter.
 //
-// A schema version above this package's, or a kind that it doesn't know, is ErrNewerSchema, whatever
+// A schema version above this package's, or an unknown kind, is ErrNewerSchema, whatever
 // the other fields are.
 //
-// Tokens are returned as stored: call Resolve with the revision the value was read at.
+// Tokens are returned as stored: call Resolve with the revision at which the value was read.
 func Decode(b []byte) (*Record, error) {
 	d := decoder{scanner: scanner{b: b}}
 	if err := d.record(); err != nil {
@@ -66,21 +66,21 @@ const (
 
 type decoder struct {
 	scanner
-	rec     Record
-	version uint64
-	seen    uint
-	leases  []string // of a barrier's ids
-	late    bool     // version and kind are known, though they come behind other fields
+	rec      Record
+	version  uint64
+	seen     uint
+	leases   []string // of the ids in a barrier
+	headRead bool     // version and kind are known, because head was called: they come after other fields
 }
 
 func (d *decoder) record() error {
 	err := d.fields()
-	if errors.Is(err, errLate) {
-		// Which fields are known depends on version and kind. They come first in what this package writes;
-		// from another hand they may come later, and are looked for first then.
+	if errors.Is(err, errFieldBeforeHead) {
+		// Version and kind decide which fields are known. This package writes them first;
+		// another program may write them later, and then they are searched first.
 		d.i, d.seen, d.rec = 0, 0, Record{}
 		if err = d.head(); err == nil && d.version >= oldestSchema && d.version <= newestSchema && d.rec.rules() != nil {
-			d.i, d.seen, d.late = 0, 0, true
+			d.i, d.seen, d.headRead = 0, 0, true
 			err = d.fields()
 		}
 	}
@@ -101,16 +101,16 @@ func (d *decoder) record() error {
 	case d.rec.rules() == nil:
 		return &SchemaError{Version: d.version, Kind: d.rec.Kind}
 	}
-	if err := d.rec.rules().whole(d); err != nil {
+	if err := d.rec.rules().validate(d); err != nil {
 		return err
 	}
 	return d.unique()
 }
 
-// errLate says that a field came before version and kind.
-var errLate = errors.New("record: version and kind come late")
+// errFieldBeforeHead says that a field came before version and kind.
+var errFieldBeforeHead = errors.New("record: version and kind come late")
 
-// head reads version and kind, wherever they stand.
+// head reads version and kind, at any position.
 func (d *decoder) head() error {
 	return d.object(func(key []byte) error {
 		if known, err := d.headField(key); known {
@@ -130,14 +130,14 @@ func (d *decoder) headField(key []byte) (known bool, err error) {
 		}
 		err = field(d, &d.seen, hasKind, (*string)(&d.rec.Kind), d.string)
 		if k := d.rec.rules(); err == nil && k != nil && d.rec.Body == nil && d.rec.Kind != KindLock {
-			k.begin(&d.rec, new(Op)) // a lock has none of it
+			k.initBody(&d.rec, new(Op)) // a lock gets no body
 		}
 		return true, err
 	}
 	return false, nil
 }
 
-// fields reads all fields of a record whose version and kind come first, or are known. Of a record that
+// fields reads all fields of a record whose version and kind come first, or are known. For a record that
 // this version can't read it only checks that it is JSON.
 func (d *decoder) fields() error {
 	return d.object(func(key []byte) error {
@@ -148,8 +148,8 @@ func (d *decoder) fields() error {
 		switch {
 		case d.version > newestSchema, both && (d.version < oldestSchema || d.rec.rules() == nil):
 			return d.skip()
-		case !both && !d.late:
-			return errLate
+		case !both && !d.headRead:
+			return errFieldBeforeHead
 		}
 		switch string(key) {
 		case "hold_us":
@@ -159,11 +159,11 @@ func (d *decoder) fields() error {
 				return field(d, &d.seen, hasLife, &d.rec.Life, d.number)
 			}
 		case "holders":
-			return d.once(&d.seen, hasHolders, func() error { return d.entries(&d.rec.Holders, true) })
+			return d.readOnce(&d.seen, hasHolders, func() error { return d.entries(&d.rec.Holders, true) })
 		case "waiters":
-			return d.once(&d.seen, hasWaiters, func() error { return d.entries(&d.rec.Waiters, false) })
+			return d.readOnce(&d.seen, hasWaiters, func() error { return d.entries(&d.rec.Waiters, false) })
 		}
-		if known, err := d.rec.rules().body(d, key); known {
+		if known, err := d.rec.rules().decodeField(d, key); known {
 			return err
 		}
 		return d.failAt(d.keyAt, "unknown field")
@@ -177,7 +177,7 @@ func (d *decoder) entries(list *[]Entry, holders bool) error {
 	var c compact
 	return d.array(func() error {
 		e, err := d.entry(holders, &c)
-		if len(*list) == 1 && !holders { // two are read; the others have about their size, unless these are texts
+		if len(*list) == 1 && !holders { // two are read; the others have about their size, unless they are texts
 			*list = slices.Grow(*list, max(2*(len(d.b)-d.i)/(d.i-start), bytes.Count(d.b[d.i:], []byte(`","`)))+1)
 		}
 		*list = append(*list, e)
@@ -244,7 +244,7 @@ func (d *decoder) entry(holder bool, c *compact) (e Entry, err error) {
 	return e, err
 }
 
-// complete refuses an entry that lacks a field, or has one of another kind. start is where it begins.
+// complete refuses an entry that lacks a field, or has a field of another kind. start is its offset.
 func (d *decoder) complete(e *Entry, start int, seen uint, holder bool) (err error) {
 	required, allowed := d.rec.rules().fields(holder)
 	switch {
@@ -254,7 +254,7 @@ func (d *decoder) complete(e *Entry, start int, seen uint, holder bool) (err err
 		err = d.failAt(start, "an entry has a field of another kind")
 	}
 	if err == nil && seen&(hasConvert|hasConverted) != 0 {
-		// What Apply has reserved room for, and what it writes.
+		// Apply reserves room for this much, and writes no more.
 		switch {
 		case seen&hasConvert != 0 && seen&hasConverted != 0:
 			err = d.failAt(start, "an entry has convert or converted, not both")
@@ -265,7 +265,7 @@ func (d *decoder) complete(e *Entry, start int, seen uint, holder bool) (err err
 	return err
 }
 
-// conversion reads what a holder waits for.
+// conversion reads the conversion of a holder.
 func (d *decoder) conversion() (c Conversion, err error) {
 	d.space()
 	start := d.i
@@ -287,8 +287,8 @@ func (d *decoder) conversion() (c Conversion, err error) {
 	return c, err
 }
 
-// once reads a field's value, unless the field was there before.
-func (d *decoder) once(seen *uint, bit uint, read func() error) error {
+// readOnce reads a field's value, unless the field has occurred before.
+func (d *decoder) readOnce(seen *uint, bit uint, read func() error) error {
 	if *seen&bit != 0 {
 		return d.failAt(d.keyAt, "field stands twice")
 	}
@@ -296,9 +296,9 @@ func (d *decoder) once(seen *uint, bit uint, read func() error) error {
 	return read()
 }
 
-// field is once for a value that is stored at v.
+// field is readOnce for a value that is stored at v.
 func field[T any](d *decoder, seen *uint, bit uint, v *T, read func() (T, error)) error {
-	return d.once(seen, bit, func() (err error) {
+	return d.readOnce(seen, bit, func() (err error) {
 		*v, err = read()
 		return err
 	})
@@ -320,7 +320,7 @@ func (d *decoder) mode() (Mode, error) {
 	return m, err
 }
 
-// duration reads how many units it has, at least one.
+// duration reads a positive number of units.
 func (d *decoder) duration(longest, unit time.Duration) (time.Duration, error) {
 	n, err := d.positive(uint64(longest / unit))
 	return time.Duration(n) * unit, err
@@ -333,7 +333,7 @@ func (d *decoder) since() (time.Time, error) {
 	return time.UnixMilli(int64(ms)).UTC(), err
 }
 
-// exact reads a number that every JSON reader takes exactly.
+// exact reads a number that is exact in every JSON reader.
 func (d *decoder) exact() (uint64, error) { return d.uint(maxSince) }
 
 // positive reads a number above 0.
@@ -378,7 +378,7 @@ func (d *decoder) meta() (meta map[string]string, err error) {
 	return meta, err
 }
 
-// unique refuses an id that stands twice, in one list or in two.
+// unique refuses an id that occurs twice, in one list or in two.
 func (d *decoder) unique() error {
 	waiting := d.rec.queued()
 	n := len(d.rec.Holders) + waiting

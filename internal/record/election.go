@@ -1,6 +1,6 @@
 package record
 
-// An election is a lock in mode X whose entries have a value: what the candidate says, and the leader.
+// An election is a lock in mode X whose entries have a value, set by the candidate and later by the leader.
 
 // maxCampaign bounds the value of a candidate, and maxValue that of a leader, in bytes. The leader's is also
 // at most a quarter of a record.
@@ -9,7 +9,7 @@ const (
 	maxValue    = 64 << 10
 )
 
-// proclaim sets the value of a holder. The highest sequence stays, so a late one changes nothing.
+// proclaim sets the value of a holder. A late proclaim with a lower sequence changes nothing.
 func (m *machine) proclaim(op *Op) Result {
 	h := m.holderX(op)
 	if h == nil {

@@ -11,7 +11,7 @@ func TestP26_ACancelledWaitComesBack(t *testing.T) {
 		b.must(acquire("a.1", X))
 		wait := b.wait("a.1", 2, "full")
 		cancel, ok := wait.Undo()
-		if !ok || !wait.Stays() || !wait.Waits() || !cancel.Owed() {
+		if !ok || !wait.WaitsAfterUndo() || !wait.Waits() || !cancel.MustComplete() {
 			t.Fatalf("%+v, %v", cancel, ok)
 		}
 		b.must(wait, acquire("s.1", X), cancel, cancel)

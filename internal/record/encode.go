@@ -11,23 +11,23 @@ import (
 )
 
 // The schema versions that this package reads. It writes the lowest one that a record needs: only a long list
-// needs compactSchema. Versions 1 and 2 had revisions for tokens: whoever writes them would issue smaller tokens than
-// were granted already.
+// needs compactSchema. Versions 1 and 2 had revisions as tokens: a program that writes them would issue smaller tokens than
+// those already granted.
 const (
 	oldestSchema  = 3
 	compactSchema = 4
 	newestSchema  = compactSchema
 )
 
-// tokenWidth is the width of a token: that of the largest uint64, so that no token is wider than
-// another and their order as text is that of the numbers.
+// tokenWidth is the width of a stored token: that of the largest uint64. So all tokens have the same width,
+// and sort as text as they do as numbers.
 const tokenWidth = 20
 
 // sequenceWidth is the width of the longest sequence in an id.
 const sequenceWidth = 20
 
-// Append appends the stored form of r to dst: JSON on one line, one form for equal records.
-// Empty optional fields are left out.
+// Append appends the stored form of r to dst: JSON on one line, the same bytes for equal records.
+// It leaves out empty optional fields.
 func (r *Record) Append(dst []byte) []byte {
 	dst = r.appendHead(dst, r.Hold)
 	dst = appendEntries(dst, holdersField, r.Holders, true)
@@ -43,7 +43,7 @@ const (
 	waitersField = `,"waiters":[`
 )
 
-// appendHead appends what stands before the lists.
+// appendHead appends the fields before the lists.
 func (r *Record) appendHead(dst []byte, holdTime time.Duration) []byte {
 	version := uint64(oldestSchema)
 	if r.longList() {
@@ -83,7 +83,7 @@ func appendEntry(dst []byte, e *Entry, holder bool) []byte {
 	if len(e.Meta) > 0 {
 		dst = appendMeta(dst, e.Meta)
 	}
-	// What only some kinds have.
+	// Fields of some kinds.
 	dst = appendNumber(dst, "permits", e.Permits)
 	dst = appendFlag(dst, "refused", e.Refused)
 	dst = appendNumber(dst, "gen", e.Gen)
@@ -97,7 +97,7 @@ func appendEntry(dst []byte, e *Entry, holder bool) []byte {
 	return append(dst, '}')
 }
 
-// appendField appends what comes before a field's value.
+// appendField appends the name of a field, with what comes before its value.
 func appendField(dst []byte, name string) []byte {
 	return append(append(append(dst, `,"`...), name...), `":`...)
 }
@@ -126,7 +126,7 @@ func appendFlag(dst []byte, name string, set bool) []byte {
 	return append(appendField(dst, name), "true"...)
 }
 
-// appendToken appends a field with a ticket or a revision, in a width that filling it in doesn't change.
+// appendToken appends a field with a ticket or a revision, in a fixed width, so that filling it in doesn't change its size.
 func appendToken(dst []byte, name string, token uint64) []byte {
 	var digits [tokenWidth]byte
 	for i := tokenWidth - 1; i >= 0; i-- {
@@ -137,7 +137,7 @@ func appendToken(dst []byte, name string, token uint64) []byte {
 	return append(dst, '"')
 }
 
-// appendList appends n elements, with commas between them, from open to end; nothing where there are none.
+// appendList appends n elements, separated by commas, between open and end; nothing if n is 0.
 func appendList(dst []byte, open string, n int, end string, element func(dst []byte, i int) []byte) []byte {
 	for i := range n {
 		dst = element(append(dst, open...), i)
@@ -149,7 +149,7 @@ func appendList(dst []byte, open string, n int, end string, element func(dst []b
 	return dst
 }
 
-// appendMeta writes the keys in their order as bytes, so that equal maps have one form.
+// appendMeta writes the keys sorted as bytes, so that equal maps have the same form.
 func appendMeta(dst []byte, meta map[string]string) []byte {
 	keys := slices.Sorted(maps.Keys(meta))
 	return appendList(dst, `,"meta":{`, len(keys), "}", func(dst []byte, i int) []byte {
@@ -157,8 +157,8 @@ func appendMeta(dst []byte, meta map[string]string) []byte {
 	})
 }
 
-// appendString writes s, which must be UTF-8 (Apply and Decode let nothing else into a record), and
-// escapes only what JSON demands: names stay readable in `nats kv get`.
+// appendString writes s, which must be UTF-8 (Apply and Decode ensure it). It
+// escapes only what JSON requires, so names stay readable in `nats kv get`.
 func appendString(dst []byte, s string) []byte {
 	const hex = "0123456789abcdef"
 	dst = append(dst, '"')
@@ -182,8 +182,8 @@ func appendString(dst []byte, s string) []byte {
 
 func needsEscape(c byte) bool { return c < ' ' || c == '"' || c == '\\' }
 
-// sizeBound is the size that no record can exceed which comes from r by promotion, conversion, revocation, removal,
-// the filling in of tokens, and what is learned of the hold time: that of r with every entry in its longest form.
+// sizeBound returns a size that no record can exceed that comes from r by promotion, conversion, revocation, removal,
+// filling in of tokens, or a new hold time: the size of r with every entry in its longest form.
 func (m *machine) sizeBound() int {
 	m.scratch = m.appendHead(slices.Grow(m.scratch[:0], 512), maxHold)
 	n := len(m.scratch) + len(holdersField+"]"+waitersField+"]}")
@@ -198,9 +198,9 @@ func (m *machine) sizeBound() int {
 	return n
 }
 
-// entryBound is an entry's share of sizeBound: the length of the longest form that it can ever
-// have, and a comma: also under another id, and with a conversion, of the longest sequence. It is the same
-// whatever becomes of the entry, so that what was reserved for it is what it gives back.
+// entryBound returns an entry's share of sizeBound: the length of the longest form that it can ever
+// have, with a comma, also under another id and with a conversion of the longest sequence. It never changes
+// for an entry, so removing the entry frees exactly what was reserved for it.
 func (m *machine) entryBound(e *Entry) int {
 	m.long = *e
 	m.rules().longest(&m.long)
@@ -209,7 +209,7 @@ func (m *machine) entryBound(e *Entry) int {
 	return len(m.scratch) + 2*(sequenceWidth-sequence) + len("queued") - len("token") + len(",")
 }
 
-// appendValue appends what is set, as "value" where it is text and as base64 "data" otherwise.
+// appendValue appends a value that is set: as "value" if it is text, else as base64 "data".
 func appendValue(dst []byte, v Value) []byte {
 	switch {
 	case !v.Set:
@@ -254,7 +254,7 @@ func (d *decoder) kindField(key []byte, e *Entry, seen *uint) (known bool, err e
 
 // value reads what appendValue has written.
 func (d *decoder) value(key []byte, seen *uint, bit uint, v *Value) error {
-	return d.once(seen, bit, func() error {
+	return d.readOnce(seen, bit, func() error {
 		text, err := d.string()
 		if err == nil && string(key) == "data" {
 			var data []byte

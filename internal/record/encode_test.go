@@ -175,7 +175,7 @@ func anyCondition(t *rapid.T) string { return rapid.StringN(1, 20, maxQueueName)
 
 func anyRecord(t *rapid.T) *Record {
 	r := &Record{Kind: KindLock}
-	r.Hold = wholeHold(time.Duration(rapid.Int64().Draw(t, "hold")))
+	r.Hold = truncHold(time.Duration(rapid.Int64().Draw(t, "hold")))
 	seq := uint64(0)
 	for _, list := range []*[]Entry{&r.Holders, &r.Waiters} {
 		for range rapid.IntRange(0, 3).Draw(t, "entries") {

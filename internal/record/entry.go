@@ -8,57 +8,58 @@ import (
 	"time"
 )
 
-// Entry is one holder of, or one waiter for, a resource.
+// Entry is one holder of a resource, or one waiter for it.
 type Entry struct {
-	ID    string        // "<lease id>.<sequence>": names one acquire, for good
+	ID    string        // "<lease id>.<sequence>": names one acquire for ever
 	Owner string        // explicit identity; "" means that the entry is its own owner, see OwnerID
 	TTL   time.Duration // the TTL of its lease, whole milliseconds: an observer needs it when the lease's key is missing
-	Since time.Time     // when it was asked for, by the requester's wall clock: for people, decides nothing. UTC, milliseconds; zero = not known
+	Since time.Time     // when it was requested, by the requester's wall clock, in UTC and milliseconds; zero = not known. For people, decides nothing
 
 	// Token is the entry's ticket: a holder's fencing token, and a waiter's place in all queues; see Ticket.
-	// One without a revision is of the write that this record is stored by; see Record.Resolve.
+	// A ticket without a revision belongs to the write that stores this record; see Record.Resolve.
 	Token uint64
-	Meta  map[string]string // what the owner wants others to see; read-only once in a record
+	Meta  map[string]string // shown to others; read-only once in a record
 
-	// Of locks: what it holds or waits for; for holders the change of mode it waits for, if any, and
-	// else the id of its last granted conversion.
+	// For locks: the mode, and for holders the conversion that waits, if any, or
+	// else the id of the last granted conversion.
 	Convert   Conversion
 	Converted string
 	Mode      Mode
-	Revoked   bool // holders of every kind: told to let go by an operator. The entry blocks all the same
-	LetTurn   bool // told to let go if it holds by a turn of before; what the record grants it is not meant
+	Revoked   bool // holders of every kind: an operator told the owner to release. The entry still blocks
+	LetTurn   bool // an operator told the owner to release a hold by a turn; a later grant by the record is not affected
 
 	// Of other kinds than plain locks: rules.fields says which kind has which.
 
-	Refused   bool   // semaphore, a waiter: asks for more than the size has become; stays refused
-	Acts      bool   // barrier: runs an action if it is the last to come
+	// For other kinds than plain locks; rules.fields says which kind has which.
+	Refused   bool   // semaphore, a waiter: asks for more permits than the size after a resize; it stays refused
+	Acts      bool   // barrier: runs an action if it is the last to arrive
 	SignalAll bool   // see Signalled
 	Permits   int    // semaphore: held or asked for
 	Gen       uint64 // barrier: the generation it arrived for
 	Leaving   uint64 // gate, a member: sequence of the operation by which it has left; 0 = it has not
-	Value     Value  // election: what the candidate, or the leader, says
-	Proclaim  uint64 // election, a holder: sequence of the operation that set Value last
+	Value     Value  // election: of the candidate, or of the leader
+	Proclaim  uint64 // election, a holder: sequence of the last operation that set Value
 	// Signalled is the condition whose signal moved this entry out of its queue, "" if none did, and
-	// SignalAll whether that was a broadcast. It stays while the entry waits for the lock and holds it.
+	// SignalAll whether that signal was a broadcast. Both stay while the entry waits for the lock and holds it.
 	Signalled  string
 	LastSignal uint64 // a holder: sequence of its last signal
 }
 
-// Value is what a user stores beside an entry or as a result, any bytes. The zero Value is none; one
+// Value is any bytes that a user stores in an entry or as a result. The zero Value is no value; one
 // that is set and empty is a value.
 type Value struct {
 	Set  bool
 	Data string
 }
 
-// Bounds of what a record can say.
+// Bounds of the values in a record.
 const (
 	maxLeaseLen = 128                                                 // bytes of a lease id
 	maxTTL      = math.MaxInt64 / time.Millisecond * time.Millisecond // the longest TTL in whole milliseconds
-	maxSince    = 1<<53 - 1                                           // Unix milliseconds that every JSON reader takes exactly
+	maxSince    = 1<<53 - 1                                           // Unix milliseconds that are exact in every JSON reader
 )
 
-// ID is the id of the operation with the given sequence under a lease. LeaseOf is its inverse.
+// ID returns the id of the operation with the given sequence under a lease. LeaseOf is its inverse.
 func ID(lease string, seq uint64) string {
 	b := make([]byte, 0, len(lease)+1+20)
 	b = append(b, lease...)
@@ -66,9 +67,9 @@ func ID(lease string, seq uint64) string {
 	return string(strconv.AppendUint(b, seq, 10))
 }
 
-// LeaseOf returns the lease id in an operation id: what stands before the last dot. It returns "" for an id that is
-// malformed, that is, unless a valid KV key of at most 128 letters, digits, '-', '_', '=' and inner dots comes before
-// that dot, and a number without leading zeros that fits 64 bits after it.
+// LeaseOf returns the lease id in an operation id: the part before the last dot. It returns "" for a malformed id.
+// The part before that dot must be a valid KV key of at most 128 letters, digits, '-', '_', '=' and inner dots; the
+// part after it a number without leading zeros that fits 64 bits.
 func LeaseOf(id string) string {
 	dot := strings.LastIndexByte(id, '.')
 	if dot < 0 || !validLease(id[:dot]) || !validSequence(id[dot+1:]) {
@@ -83,13 +84,13 @@ func sequenceOf(id string) uint64 {
 	return seq
 }
 
-// validLease is strict because a lease whose id is no KV key could never be tombstoned: its
+// validLease is strict, because a lease whose id is not a KV key could never get a tombstone: its
 // entries would block for ever.
 func validLease(s string) bool {
 	if s == "" || len(s) > maxLeaseLen {
 		return false
 	}
-	afterDot := true // also at the start, where a dot is as wrong as behind another one
+	afterDot := true // also at the start, where a dot is as wrong as after another one
 	for i := range len(s) {
 		switch c := s[i]; {
 		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_', c == '=':
@@ -108,7 +109,7 @@ func validSequence(s string) bool {
 	return err == nil && (s[0] != '0' || len(s) == 1)
 }
 
-// OwnerID is the identity that counts for "already held": Owner, or the entry's own ID.
+// OwnerID returns the identity that decides "already held": Owner, or else the entry's ID.
 func (e Entry) OwnerID() string {
 	if e.Owner != "" {
 		return e.Owner
@@ -116,10 +117,10 @@ func (e Entry) OwnerID() string {
 	return e.ID
 }
 
-// Lease is the id of the lease that this entry stands and falls with.
+// Lease returns the id of the lease of this entry. The entry ends with it.
 func (e Entry) Lease() string { return LeaseOf(e.ID) }
 
-// Resolve fills in rev, the revision of the record, where the entry says "this record's".
+// Resolve fills in rev, the revision of the record, where the entry has 0 for it.
 func (e *Entry) Resolve(rev uint64) {
 	if RevisionOf(e.Token) == 0 {
 		e.Token |= rev << ticketBits
@@ -129,7 +130,7 @@ func (e *Entry) Resolve(rev uint64) {
 	}
 }
 
-// equal reports whether e and o would be stored the same.
+// equal reports whether e and o have the same stored form.
 func (e *Entry) equal(o *Entry) bool {
 	return e.ID == o.ID && e.Token == o.Token && e.Mode == o.Mode && e.Revoked == o.Revoked && e.LetTurn == o.LetTurn &&
 		e.Convert == o.Convert && e.Converted == o.Converted &&
@@ -139,9 +140,9 @@ func (e *Entry) equal(o *Entry) bool {
 		e.Owner == o.Owner && e.TTL == o.TTL && e.Since.Equal(o.Since) && maps.Equal(e.Meta, o.Meta)
 }
 
-// wholeTTL rounds up to whole milliseconds: an observer that waits too long is only slow. Zero
+// roundTTL rounds up to whole milliseconds: an observer that waits a little longer does no harm. Zero
 // means that ttl can't be stored.
-func wholeTTL(ttl time.Duration) time.Duration {
+func roundTTL(ttl time.Duration) time.Duration {
 	if ttl <= 0 || ttl > maxTTL {
 		return 0
 	}
@@ -151,9 +152,9 @@ func wholeTTL(ttl time.Duration) time.Duration {
 	return ttl
 }
 
-// wholeSince cuts to milliseconds. A time that a record can't hold is dropped, not refused: a lock
-// must not depend on what a wall clock says.
-func wholeSince(t time.Time) time.Time {
+// truncSince cuts to milliseconds. It drops a time that a record can't hold, instead of refusing it: a lock
+// must not depend on a wall clock.
+func truncSince(t time.Time) time.Time {
 	ms := t.UnixMilli()
 	if t.IsZero() || ms < 0 || ms > maxSince {
 		return time.Time{}
@@ -161,26 +162,26 @@ func wholeSince(t time.Time) time.Time {
 	return time.UnixMilli(ms).UTC()
 }
 
-// A ticket is the revision of the write that queued an entry, or granted it at once, and a number of 11 bits:
-// from 1 along the queue for those who wait from that write on, and 0 for those who hold, who are
-// compatible with each other. An entry keeps its ticket when it is granted: it is the fencing token.
+// A ticket is the revision of the write that queued an entry, or granted it at once, and a number of 11 bits.
+// The number counts from 1 along the queue for entries that this write queued. It is 0 for those that it granted, which
+// are compatible with each other. An entry keeps its ticket when it is granted: it is the fencing token.
 //
-// Tickets increase along the queue, and a waiter's is larger than every token that was granted before. A write
-// that breaks this gives all waiters new ones, of its own revision; see machine.reticket.
+// Tickets increase along the queue, and a waiter's ticket is larger than every token that was granted before. A write
+// that breaks this gives all waiters new tickets, of its own revision; see machine.renewTickets.
 
 const ticketBits = 11
 
-// MaxWaiters is how many waiters a record has at most, in all queues together: one write can give all of
+// MaxWaiters is the most waiters that a record has, in all queues together: one write can give all of
 // them tickets.
 const MaxWaiters = 1<<ticketBits - 1
 
 // Ticket returns the n-th ticket of a revision, as a number that is below 2^63.
 func Ticket(rev uint64, n int) uint64 { return rev<<ticketBits | uint64(n) }
 
-// RevisionOf returns the revision of a ticket, 0 of one without.
+// RevisionOf returns the revision of a ticket, 0 if it has none yet.
 func RevisionOf(token uint64) uint64 { return token >> ticketBits }
 
-// NewestHold returns the greatest token of those who hold, 0 where nobody does. Who holds later has a greater one.
+// NewestHold returns the greatest token of the holders, 0 if there is none. Every later hold has a greater one.
 func (r *Record) NewestHold() (token uint64) {
 	for i := range r.Holders {
 		token = max(token, r.Holders[i].Token)
@@ -188,9 +189,9 @@ func (r *Record) NewestHold() (token uint64) {
 	return token
 }
 
-// number gives those their tickets who have come to wait by the write at hand; until then they have 0, as
-// those who hold by it have for good.
-func (m *machine) number() {
+// assignTickets gives tickets to the entries that this write queues. Until then their token is 0, and it
+// stays 0 for those that it grants.
+func (m *machine) assignTickets() {
 	n := uint64(0)
 	give := func(list []Entry) {
 		for i := range list {
@@ -206,17 +207,19 @@ func (m *machine) number() {
 	}
 }
 
-// overtaken notes that a holder in the mode is none any more, or in another mode. Beside a hold of an intent
-// others hold parts of what it is on, with larger tokens than those who wait for the whole have.
-func (m *machine) overtaken(mode Mode) { m.stale = m.stale || mode == IS || mode == IX || mode == SIX }
+// noteModeEnded notes that a holder has left the mode. Below a hold with an intention mode, other processes
+// hold parts of its resource, with larger tokens than the waiters for the whole have.
+func (m *machine) noteModeEnded(mode Mode) {
+	m.staleTickets = m.staleTickets || mode == IS || mode == IX || mode == SIX
+}
 
-// reticket gives all waiters new tickets, in their order, if the write at hand has overtaken theirs: it
-// gave a conversion a new token, or took away a hold of an intent.
-func (m *machine) reticket() {
-	if !m.stale {
+// renewTickets gives all waiters new tickets, in their order, if this write has made theirs too small: it
+// gave a conversion a new token, or ended a hold with an intention mode.
+func (m *machine) renewTickets() {
+	if !m.staleTickets {
 		return
 	}
-	m.stale = false
+	m.staleTickets = false
 	for i := range m.Waiters {
 		m.Waiters[i].Token = 0
 	}

@@ -47,7 +47,7 @@ func TestWholeTTL(t *testing.T) {
 		0: 0, -1: 0, 1: time.Millisecond, time.Millisecond: time.Millisecond, time.Millisecond + 1: 2 * time.Millisecond,
 		30 * time.Second: 30 * time.Second, maxTTL: maxTTL, maxTTL - 1: maxTTL, maxTTL + 1: 0, math.MaxInt64: 0, math.MinInt64: 0,
 	} {
-		if got := wholeTTL(in); got != want {
+		if got := roundTTL(in); got != want {
 			t.Errorf("wholeTTL(%d) = %d, want %d", in, got, want)
 		}
 	}
@@ -55,16 +55,16 @@ func TestWholeTTL(t *testing.T) {
 
 func TestWholeSince(t *testing.T) {
 	at := time.Date(2026, 9, 21, 13, 33, 20, 123456789, time.FixedZone("east", 7200))
-	if got := wholeSince(at); got != time.Date(2026, 9, 21, 11, 33, 20, 123000000, time.UTC) {
+	if got := truncSince(at); got != time.Date(2026, 9, 21, 11, 33, 20, 123000000, time.UTC) {
 		t.Error(got)
 	}
 	for _, odd := range []time.Time{{}, time.UnixMilli(-1), time.UnixMilli(maxSince + 1), time.Unix(math.MaxInt64, 0), time.Unix(math.MinInt64, 0)} {
-		got := wholeSince(odd)
+		got := truncSince(odd)
 		if ms := got.UnixMilli(); !got.IsZero() && (ms < 0 || ms > maxSince) {
 			t.Errorf("%v became %v", odd, got)
 		}
 	}
-	if got := wholeSince(time.UnixMilli(0)); got.IsZero() || got.UnixMilli() != 0 {
+	if got := truncSince(time.UnixMilli(0)); got.IsZero() || got.UnixMilli() != 0 {
 		t.Error(got)
 	}
 }

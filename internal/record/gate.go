@@ -6,17 +6,17 @@ import (
 	"time"
 )
 
-// gateRules are the rules of gates (double barriers). Those who enter stand among the holders and wait until as many
-// are there as the gate has parties: it opens, and they are its members. A member that leaves waits until all have
-// left or are gone. Then the gate is cleared, and those move up who came while it was open.
-type gateRules struct{ usual }
+// gateRules are the rules of gates (double barriers). Entries that enter are holders and wait until there are as many
+// as the gate has parties: then it opens, and they are its members. A member that leaves waits until all have
+// left or are gone. Then the gate is cleared, and the entries that came while it was open move up.
+type gateRules struct{ baseRules }
 
 // gate is the body.
 type gate struct {
 	noEntries
 	noTickets
 	parties int
-	gen     uint64 // rises with all that lets nobody in who has read it before; the first one is 1
+	gen     uint64 // the first one is 1; each rise refuses enters that have read an older one
 	open    bool
 }
 
@@ -27,20 +27,20 @@ func (gateRules) facts(r *Record, f *Facts) {
 	f.Parties, f.Gen, f.Open, f.Arrived = g.parties, g.gen, g.open, len(r.Holders)
 }
 
-// lives: what is of a member is of this life.
-func (gateRules) lives(op *Op) bool { return op.Verb == OpEnter }
+// needsLife: an operation of a member names a hold, which belongs to this life.
+func (gateRules) needsLife(op *Op) bool { return op.Verb == OpEnter }
 
-func (gateRules) begin(r *Record, op *Op) { r.Body = &gate{parties: op.Limit, gen: 1} }
+func (gateRules) initBody(r *Record, op *Op) { r.Body = &gate{parties: op.Limit, gen: 1} }
 
 func (gateRules) check(op *Op) Verdict {
 	parties := op.Limit >= 1 && op.Limit <= MaxParties
 	switch op.Verb {
 	case OpEnter:
-		return unless(!parties || op.Mode != None, op.checkEntry())
+		return badOpIf(!parties || op.Mode != None, op.checkEntry())
 	case OpCancel:
-		return unless(!parties, op.checkID(true))
+		return badOpIf(!parties, op.checkID(true))
 	case OpLeave:
-		return unless(LeaseOf(op.Holder) != op.Lease || sequenceOf(op.ID) == 0, op.checkID(true))
+		return badOpIf(LeaseOf(op.Holder) != op.Lease || sequenceOf(op.ID) == 0, op.checkID(true))
 	}
 	return BadOp
 }
@@ -54,7 +54,7 @@ func (k gateRules) apply(m *machine, op *Op) Result {
 	case OpLeave:
 		i := indexOf(m.Holders, op.Holder)
 		switch {
-		case i < 0: // it was cleared away, or is gone as it would be by a release
+		case i < 0: // the gate was cleared, or the member was removed
 		case !m.gate().open || m.Holders[i].Token != op.Token:
 			return Result{Verdict: NotHolder}
 		case m.Holders[i].Leaving == 0:
@@ -77,10 +77,10 @@ func (k gateRules) enter(m *machine, op *Op) Result {
 	case g.parties > m.lim.MaxHolders:
 		return m.queueFull()
 	}
-	return m.queue(op)
+	return m.enqueue(op)
 }
 
-// cancel takes an enter back unless the gate has opened for it, and shuts it out if it isn't there yet.
+// cancel undoes an enter unless the gate has opened for it. An enter without an entry is refused from then on.
 func (k gateRules) cancel(m *machine, op *Op) {
 	g := m.gate()
 	inside := g.open && indexOf(m.Holders, op.ID) >= 0
@@ -90,11 +90,11 @@ func (k gateRules) cancel(m *machine, op *Op) {
 		m.removeAll(selection{id: op.ID})
 	case op.generation() == g.gen:
 		g.gen++
-		m.shut = true
+		m.forceWrite = true
 	}
 }
 
-// settle clears, moves up and opens.
+// settle clears an open gate, moves waiters up and opens a full gate.
 func (gateRules) settle(m *machine) {
 	g := m.gate()
 	if len(m.removed) > 0 {
@@ -118,7 +118,7 @@ func (gateRules) settle(m *machine) {
 	g.open = true
 	g.gen++
 	for i := range m.Holders {
-		m.Holders[i].Token = 0 // the token is the revision of the write that opened
+		m.Holders[i].Token = 0 // the token becomes the revision of the write that opened the gate
 	}
 }
 
@@ -136,7 +136,7 @@ func (gateRules) states(r *Record) iter.Seq2[string, State] {
 	}
 }
 
-// entered is the standing of an entry's enter.
+// entered turns the state of an entry into the state of its enter.
 func (r *Record) entered(st State) State {
 	if st.Standing == Granted && !r.gate().open {
 		st.Standing = Waiting
@@ -154,8 +154,8 @@ func (gateRules) standing(r *Record, op *Op) State {
 	return State{Standing: Granted}
 }
 
-// inTheWay: whoever waits for those that aren't there waits for nobody; else for one who is inside.
-func (gateRules) inTheWay(r *Record, op *Op) (e Entry, ok bool) {
+// blockerOf returns another member that has not left. Before the gate opens, a party waits for others without an entry.
+func (gateRules) blockerOf(r *Record, op *Op) (e Entry, ok bool) {
 	for i := range r.Holders {
 		if h := &r.Holders[i]; r.gate().open && h.Leaving == 0 && h.ID != op.ID {
 			return *h, true
@@ -171,7 +171,7 @@ func (gateRules) ahead(r *Record, mine func(string) bool) (iter.Seq2[string, tim
 			waiting = append(waiting, *h)
 		}
 	}
-	return r.allDepend(append(waiting, r.Waiters...), func(e *Entry) bool {
+	return r.allAhead(append(waiting, r.Waiters...), func(e *Entry) bool {
 		if e.Leaving > 0 {
 			return mine(ID(e.Lease(), e.Leaving))
 		}
@@ -184,20 +184,20 @@ func (gateRules) traits(op *Op) traits {
 	case OpEnter:
 		return traits{waits: true, proven: true}
 	case OpLeave:
-		return traits{waits: true, owed: true, leaves: true}
+		return traits{waits: true, mustComplete: true, leaves: true}
 	}
-	return traits{owed: op.Verb == OpCancel}
+	return traits{mustComplete: op.Verb == OpCancel}
 }
 
 func (gateRules) undo(op *Op) (Op, bool) {
 	if op.Verb == OpEnter {
-		return op.cancelled()
+		return op.undoByCancel()
 	}
 	return Op{}, false
 }
 
 func (k gateRules) fields(holder bool) (required, allowed uint) {
-	if _, allowed = k.usual.fields(holder); holder {
+	if _, allowed = k.baseRules.fields(holder); holder {
 		allowed |= hasLeaving
 	}
 	return 0, allowed
@@ -207,7 +207,7 @@ func (gateRules) longest(e *Entry) { e.Revoked, e.Leaving = true, 1<<64-1 }
 
 const hasOpen = hasBody << 2 // beside hasParties and hasBodyGen
 
-func (gateRules) body(d *decoder, key []byte) (known bool, err error) {
+func (gateRules) decodeField(d *decoder, key []byte) (known bool, err error) {
 	g := d.rec.gate()
 	switch string(key) {
 	case "parties":
@@ -220,7 +220,7 @@ func (gateRules) body(d *decoder, key []byte) (known bool, err error) {
 	return false, nil
 }
 
-func (gateRules) whole(d *decoder) error {
+func (gateRules) validate(d *decoder) error {
 	const required = hasParties | hasBodyGen
 	if d.seen&required != required {
 		return d.fail("a gate needs parties and gen")
@@ -248,17 +248,17 @@ func (g *gate) bound(*machine) int {
 	return len((&gate{parties: MaxParties, gen: 1<<64 - 1, open: true}).append(nil))
 }
 
-// lookouts is how many leases of those who wait look after all others, in kinds where everybody
-// depends on everybody. The others look after the lookouts.
-const lookouts = 3
+// observers is how many leases of waiters observe all others, in kinds where every operation
+// depends on all entries. The other waiters observe only these.
+const observers = 3
 
-// allDepend is rules.ahead of such a kind. waiting are the entries whose operations wait.
-func (r *Record) allDepend(waiting []Entry, mine func(*Entry) bool) (leases iter.Seq2[string, time.Duration], next bool) {
+// allAhead is rules.ahead of such a kind. waiting are the entries whose operations wait.
+func (r *Record) allAhead(waiting []Entry, mine func(*Entry) bool) (leases iter.Seq2[string, time.Duration], next bool) {
 	var first []string
 	waits, looks := false, false
 	for i := range waiting {
 		lease := waiting[i].Lease()
-		if len(first) < lookouts && !slices.Contains(first, lease) {
+		if len(first) < observers && !slices.Contains(first, lease) {
 			first = append(first, lease)
 		}
 		if mine(&waiting[i]) {

@@ -2,8 +2,8 @@ package record
 
 import "strings"
 
-// What the metadata of an entry says that its process may hold without using it, so that others ask for it: an intent
-// that paths share, or a lock that is kept.
+// The metadata of an entry that its process may hold without using it: an intent that paths share, or a lock that is
+// kept. Other processes can ask for such an entry.
 const (
 	IntentKey    = "intent"
 	SharedIntent = "shared"
@@ -13,18 +13,18 @@ const (
 // MayBeKept reports whether an entry with this metadata may be kept by its process.
 func MayBeKept(meta map[string]string) bool { return meta[IntentKey] == KeptIntent }
 
-// Awaited reports whether anybody waits in the record, which may be nil.
-func (r *Record) Awaited() bool { return r != nil && len(r.Waiters) > 0 }
+// HasQueue reports whether the record, which may be nil, has waiters.
+func (r *Record) HasQueue() bool { return r != nil && len(r.Waiters) > 0 }
 
-// Sole returns the only holder, if there is one alone; the record may be nil.
-func (r *Record) Sole() *Entry {
+// OnlyHolder returns the holder if there is exactly one, else nil. The record may be nil.
+func (r *Record) OnlyHolder() *Entry {
 	if r == nil || len(r.Holders) != 1 {
 		return nil
 	}
 	return &r.Holders[0]
 }
 
-// HasOthers reports whether entries of other leases stand in the record, which may be nil.
+// HasOthers reports whether the record, which may be nil, has entries of other leases.
 func (r *Record) HasOthers(lease string) bool {
 	if r == nil {
 		return false
@@ -39,10 +39,10 @@ func (r *Record) HasOthers(lease string) bool {
 	return false
 }
 
-// Passable reports whether an entry may be passed on within its process: it holds, with this token, and nobody else
-// wants the lock, as far as the record says, which may be nil.
-func (r *Record) Passable(id string, token uint64) bool {
-	if r == nil || r.Awaited() {
+// CanPassOn reports whether an entry may be passed on within its process: it holds, with this token, and by the record,
+// which may be nil, nobody else wants the lock.
+func (r *Record) CanPassOn(id string, token uint64) bool {
+	if r == nil || r.HasQueue() {
 		return false
 	}
 	e, ok := r.Holder(id)

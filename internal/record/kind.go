@@ -14,11 +14,11 @@ const (
 	// KindLock is a lock: a mutex, a reader-writer lock with its conditions, an election, or one with
 	// the modes of a hierarchy.
 	KindLock      Kind = "lock"
-	KindSemaphore Kind = "semaphore" // permits, of which each entry takes some
-	KindBarrier   Kind = "barrier"   // parties that wait until all of them are there
-	KindGate      Kind = "gate"      // parties that go in together and go out together
-	KindLatch     Kind = "latch"     // a count, and those who wait until it is 0
-	KindOnce      Kind = "once"      // a result, or who is about to give it
+	KindSemaphore Kind = "semaphore" // permits; each entry takes some
+	KindBarrier   Kind = "barrier"   // parties that wait until all have arrived
+	KindGate      Kind = "gate"      // parties that enter together and leave together
+	KindLatch     Kind = "latch"     // a count, and waiters until it is 0
+	KindOnce      Kind = "once"      // a result, or a runner that will produce it
 )
 
 // kinds has the rules of every kind that this version knows.
@@ -31,7 +31,7 @@ var kinds = map[Kind]rules{
 	KindOnce:      onceRules{},
 }
 
-// rules is nil for no kind, and for one that is not known. A lock's are needed too often to look them up.
+// rules returns nil for "" and for an unknown kind. Locks are checked first, since looking them up would cost too much.
 func (k Kind) rules() rules {
 	if k == KindLock {
 		return lockRules{}
@@ -39,65 +39,65 @@ func (k Kind) rules() rules {
 	return kinds[k]
 }
 
-// rules is what a kind adds to what all records have in common: entries that stand under leases,
-// and the verbs release, evict, revoke and remove. A new kind is a new value of it, in a file of its own.
+// rules are what a kind adds to the common part of all records: entries under leases,
+// and the verbs release, evict, revoke and remove. A new kind is a new type with these methods, in a file of its own.
 type rules interface {
 	// check returns Applied for an operation with a verb of this kind that can be applied to some
 	// record, and BadOp for other verbs.
 	check(op *Op) Verdict
-	// lives reports whether op has to name the life of the record it means (Op.Life).
-	lives(op *Op) bool
-	// begin gives a new record its body, as the operation says that makes it.
-	begin(r *Record, op *Op)
-	// apply applies an operation that check let through.
+	// needsLife reports whether op applies only to the life of the record that it names (Op.Life).
+	needsLife(op *Op) bool
+	// initBody gives a new record its body. op is the operation that creates the record.
+	initBody(r *Record, op *Op)
+	// apply applies an operation that passed check.
 	apply(m *machine, op *Op) Result
-	// settle does what a change of the entries leads to: it grants what can be granted. m.op is what
-	// changed them, and m.removed are the entries that it took away.
+	// settle grants what can be granted after a change of the entries. m.op is the operation that
+	// changed them, and m.removed are the entries that it removed.
 	settle(m *machine)
-	// idle reports whether nothing in r is worth keeping.
+	// idle reports whether r contains nothing worth keeping.
 	idle(r *Record) bool
-	// outlived is Record.Outlived, of a record in which nobody stands.
+	// outlived is Record.Outlived, for a record without entries.
 	outlived(r *Record, age time.Duration) bool
-	// states yields every operation that stands in r, by its id.
+	// states yields every operation in r, by its id.
 	states(r *Record) iter.Seq2[string, State]
-	// standing reads the standing of op off r.
+	// standing returns the state of op in r.
 	standing(r *Record, op *Op) State
-	// inTheWay returns one of those that op, which waits in r, waits for.
-	inTheWay(r *Record, op *Op) (Entry, bool)
+	// blockerOf returns one of the entries that op, which waits in r, waits for.
+	blockerOf(r *Record, op *Op) (Entry, bool)
 	// ahead is Record.Ahead.
 	ahead(r *Record, mine func(id string) bool) (leases iter.Seq2[string, time.Duration], next bool)
-	// traits says how an operation is to be carried out.
+	// traits says how the engine has to treat an operation.
 	traits(op *Op) traits
 	// undo is Op.Undo.
 	undo(op *Op) (Op, bool)
 
-	// facts fills in what the kind has.
+	// facts fills in the facts of this kind.
 	facts(r *Record, f *Facts)
 
-	// fields are those that an entry must have and may have, beside those that all entries have.
+	// fields are the fields that an entry must have and may have, besides those of all entries.
 	fields(holder bool) (required, allowed uint)
-	// longest makes e the longest form that it can ever take.
+	// longest changes e to the longest form that it can ever take.
 	longest(e *Entry)
-	// body reads the value of a top-level field of this kind. known is false for other fields.
-	body(d *decoder, key []byte) (known bool, err error)
-	// whole checks what the fields of a decoded record say together.
-	whole(d *decoder) error
+	// decodeField decodes the value of a top-level field of this kind. known is false for other fields.
+	decodeField(d *decoder, key []byte) (known bool, err error)
+	// validate checks the fields of a decoded record against each other.
+	validate(d *decoder) error
 }
 
-// usual is what most kinds do. A kind embeds it, and has the methods that are otherwise with it.
-type usual struct{}
+// baseRules are the rules that most kinds share. A kind embeds them, and overrides those that differ.
+type baseRules struct{}
 
-func (usual) lives(*Op) bool                       { return false }
-func (usual) begin(*Record, *Op)                   {}
-func (usual) settle(*machine)                      {}
-func (usual) idle(r *Record) bool                  { return len(r.Holders)+len(r.Waiters) == 0 }
-func (usual) outlived(*Record, time.Duration) bool { return false }
+func (baseRules) needsLife(*Op) bool                   { return false }
+func (baseRules) initBody(*Record, *Op)                {}
+func (baseRules) settle(*machine)                      {}
+func (baseRules) idle(r *Record) bool                  { return len(r.Holders)+len(r.Waiters) == 0 }
+func (baseRules) outlived(*Record, time.Duration) bool { return false }
 
-func (usual) states(r *Record) iter.Seq2[string, State] { return r.entryStates() }
-func (usual) inTheWay(*Record, *Op) (e Entry, ok bool)  { return e, false }
+func (baseRules) states(r *Record) iter.Seq2[string, State] { return r.entryStates() }
+func (baseRules) blockerOf(*Record, *Op) (e Entry, ok bool) { return e, false }
 
 // ahead: a waiter waits for all holders and all waiters before it.
-func (usual) ahead(r *Record, mine func(id string) bool) (leases iter.Seq2[string, time.Duration], next bool) {
+func (baseRules) ahead(r *Record, mine func(id string) bool) (leases iter.Seq2[string, time.Duration], next bool) {
 	last := r.lastWaiter(mine)
 	if last < 0 {
 		return noLeases, false
@@ -105,21 +105,21 @@ func (usual) ahead(r *Record, mine func(id string) bool) (leases iter.Seq2[strin
 	return leasesOf(r.Holders, r.Waiters[:last]), mine(r.Waiters[0].ID)
 }
 
-func (usual) fields(holder bool) (required, allowed uint) {
+func (baseRules) fields(holder bool) (required, allowed uint) {
 	if holder {
 		return 0, hasRevoked
 	}
 	return 0, 0
 }
 
-func (usual) longest(e *Entry) { e.Revoked = true }
+func (baseRules) longest(e *Entry) { e.Revoked = true }
 
-// released is what takes back a request of which nothing but its entry is left.
-func (op *Op) released() (Op, bool) {
+// undoByRelease undoes a request that has left nothing but its entry.
+func (op *Op) undoByRelease() (Op, bool) {
 	return Op{Kind: op.Kind, Verb: OpRelease, ID: op.ID, Lease: op.Lease}, true
 }
 
-// lastWaiter is the index of the last waiter for which mine is true, -1 if there is none.
+// lastWaiter returns the index of the last waiter for which mine is true, -1 if there is none.
 func (r *Record) lastWaiter(mine func(id string) bool) int {
 	for i, e := range slices.Backward(r.Waiters) {
 		if mine(e.ID) {
@@ -140,40 +140,40 @@ func leasesOf(lists ...[]Entry) iter.Seq2[string, time.Duration] {
 	}
 }
 
-// traits are what the verb of an operation says about how it is carried out.
+// traits say how the engine has to treat an operation; see the methods of Op with these names.
 type traits struct {
-	waits, blind, owed, proven, stays bool
-	leaves                            bool // what it waits for is that nothing of it stands any more
+	waits, blind, mustComplete, proven, waitsAfterUndo bool
+	leaves                                             bool // it is granted when no entry of it is left
 }
 
-// Standing is what a record says about an operation whose outcome is an entry.
+// Standing is the state of an operation whose outcome is an entry.
 type Standing uint8
 
 // The standings.
 const (
-	Gone    Standing = iota // it neither waits nor was granted, any more or yet
+	Gone    Standing = iota // it neither waits nor was granted
 	Waiting                 // it waits, in the queue or before it
-	Granted                 // it has what it asked for
-	Refused                 // it won't get what it asked for: State.Why says why
+	Granted                 // it has what it requested
+	Refused                 // it will never get what it requested: State.Why says why
 )
 
-// State is an operation's standing and the entry that says so.
+// State is an operation's standing with its entry.
 type State struct {
 	Standing Standing
-	Entry    *Entry  // not to be modified; nil where none stands
-	Why      Verdict // of Refused
+	Entry    *Entry  // read-only; nil if there is none
+	Why      Verdict // set with Refused
 }
 
 // Place is where an operation waits in a record.
 type Place struct {
 	// Position in the queue: 1 is granted next. 0 is before the queue, as a conversion.
 	Position int
-	// Blocker is one of those in the way: a holder that can't be held beside what is asked for, or
-	// else the next in the queue before it.
+	// Blocker is one of the entries in the way: a holder that excludes the request, or
+	// else the waiter before it.
 	Blocker Entry
 }
 
-// Standing returns where op, which Waits, stands in r. In a nil record nobody does.
+// Standing returns the state of op, which Waits, in r. A nil record has no entries.
 func (r *Record) Standing(op *Op) State {
 	if k := r.rules(); k != nil && (r.Kind == op.Kind || op.common()) {
 		return k.standing(r, op)
@@ -184,7 +184,7 @@ func (r *Record) Standing(op *Op) State {
 	return State{}
 }
 
-// entryState is the standing of an operation whose outcome is the entry with its id.
+// entryState returns the state of an operation whose outcome is the entry with its id.
 func (r *Record) entryState(id string) State {
 	if i := indexOf(r.Holders, id); i >= 0 {
 		return State{Standing: Granted, Entry: &r.Holders[i]}
@@ -195,7 +195,7 @@ func (r *Record) entryState(id string) State {
 	return State{}
 }
 
-// entryStates yields the standings of all entries.
+// entryStates yields the states of all entries.
 func (r *Record) entryStates() iter.Seq2[string, State] {
 	return func(yield func(string, State) bool) {
 		_ = yieldAll(r.Holders, func(e *Entry) bool { return yield(e.ID, State{Standing: Granted, Entry: e}) }) &&
@@ -203,12 +203,12 @@ func (r *Record) entryStates() iter.Seq2[string, State] {
 	}
 }
 
-// yieldStates yields the standings of entries that wait.
+// yieldStates yields the states of waiting entries.
 func yieldStates(waiters []Entry, yield func(string, State) bool) bool {
 	return yieldAll(waiters, func(e *Entry) bool { return yield(e.ID, State{Standing: Waiting, Entry: e}) })
 }
 
-// States yields every operation that stands in r, by its id. A nil record has none.
+// States yields every operation in r, by its id. A nil record has none.
 func (r *Record) States() iter.Seq2[string, State] {
 	if k := r.rules(); k != nil {
 		return k.states(r)
@@ -222,23 +222,23 @@ func (r *Record) Place(op *Op) Place {
 	if _, before, ok := r.Waiter(op.ID); ok {
 		p.Position = before + 1
 	}
-	p.Blocker, _ = r.rules().inTheWay(r, op)
+	p.Blocker, _ = r.rules().blockerOf(r, op)
 	return p
 }
 
-// Turn names the oldest hold in r, and changes when that is handed on. It is "" where nobody holds.
-func (r *Record) Turn() string {
+// OldestHolder returns the id of the oldest holder, "" if there is none.
+func (r *Record) OldestHolder() string {
 	if r == nil || len(r.Holders) == 0 {
 		return ""
 	}
 	return r.Holders[0].ID
 }
 
-// LetIn returns the leases under which operations waited in base and don't in r, the record after it:
-// they were granted, refused, or taken away. Those for which known is true are left out.
-func (r *Record) LetIn(base *Record, known func(id string) bool) (leases []string) {
+// EndedWaits returns the leases of the operations that waited in base and wait no more in r, the record after it:
+// they were granted, refused, or removed. It leaves out those for which known is true.
+func (r *Record) EndedWaits(base *Record, known func(id string) bool) (leases []string) {
 	if base == nil || base.Body == nil && len(base.Waiters) == 0 && !base.converting() {
-		return nil // nobody can
+		return nil // nothing waited
 	}
 	waits := map[string]bool{}
 	for id, st := range r.States() {
@@ -252,8 +252,8 @@ func (r *Record) LetIn(base *Record, known func(id string) bool) (leases []strin
 	return leases
 }
 
-// Ahead yields the leases, with their TTLs, of all entries that the operations for which mine is true wait for, one
-// lease perhaps several times. next is whether one of them is granted next. A nil record has none.
+// Ahead yields the leases, with their TTLs, of all entries that the operations for which mine is true wait for. A
+// lease may come several times. next is whether one of these operations is granted next. A nil record has none.
 func (r *Record) Ahead(mine func(id string) bool) (leases iter.Seq2[string, time.Duration], next bool) {
 	if k := r.rules(); k != nil {
 		return k.ahead(r, mine)
@@ -263,20 +263,20 @@ func (r *Record) Ahead(mine func(id string) bool) (leases iter.Seq2[string, time
 
 func noLeases(func(string, time.Duration) bool) {}
 
-// Idle reports whether nothing in r is worth keeping: its key can be deleted.
+// Idle reports whether r contains nothing worth keeping: its key can be deleted.
 func (r *Record) Idle() bool {
 	k := r.rules()
 	return r == nil || r.Kind == "" || k != nil && k.idle(r)
 }
 
-// Outlived reports whether r, last written so long ago, is kept for nobody any more, though it isn't
+// Outlived reports whether r, last written so long ago, is of no use any more, though it isn't
 // Idle: it can be swept, see OpSweep.
 func (r *Record) Outlived(age time.Duration) bool {
 	k := r.rules()
 	return k != nil && len(r.Holders)+len(r.Waiters) == 0 && k.outlived(r, age)
 }
 
-// rules is nil for a nil record and for one that has no kind yet, or none that is known.
+// rules returns nil for a nil record and for one with no kind or an unknown kind.
 func (r *Record) rules() rules {
 	if r == nil {
 		return nil
@@ -284,28 +284,28 @@ func (r *Record) rules() rules {
 	return r.Kind.rules()
 }
 
-// Waits reports whether op's outcome is an entry: it is granted, now or later, and stands in
-// committed records meanwhile.
+// Waits reports whether op's outcome is an entry: it is granted, now or later, and its entry is in
+// committed records until then.
 func (op *Op) Waits() bool { return op.traits().waits }
 
-// Blind reports whether op may be tried on a key that was never read, which is taken to be absent.
+// Blind reports whether op may be tried on a key that was never read, as if the key were absent.
 func (op *Op) Blind() bool { return op.traits().blind }
 
-// Owed reports whether op only takes something away from its own holder, who counts on it no more
-// from the moment it asks, so that it must happen some time whatever comes in between.
-func (op *Op) Owed() bool { return op.traits().owed }
+// MustComplete reports whether op only takes something away from its own holder. The holder stops relying on it
+// when it submits op, so op has to be committed some time, whatever happens meanwhile.
+func (op *Op) MustComplete() bool { return op.traits().mustComplete }
 
-// Proven reports whether whoever gives op up has to know what became of it, since it would change
-// something for others if it came late: its Undo has to be committed first, and the record it was
-// committed in says where op stands.
+// Proven reports whether a caller that gives op up has to know its outcome, since op would change
+// something for others if it came late. Then its Undo has to be committed first, and the state of op in that
+// record is the outcome.
 func (op *Op) Proven() bool { return op.traits().proven }
 
-// Stays reports whether whoever gives op up goes on waiting for it: Undo doesn't end it, but has it granted sooner.
-func (op *Op) Stays() bool { return op.traits().stays }
+// WaitsAfterUndo reports whether a caller that gives op up still waits for it: Undo doesn't end it, but has it granted sooner.
+func (op *Op) WaitsAfterUndo() bool { return op.traits().waitsAfterUndo }
 
 func (op *Op) traits() traits {
 	if op.common() {
-		return traits{owed: op.Verb == OpRelease}
+		return traits{mustComplete: op.Verb == OpRelease}
 	}
 	if k := op.Kind.rules(); k != nil {
 		return k.traits(op)
@@ -313,9 +313,9 @@ func (op *Op) traits() traits {
 	return traits{}
 }
 
-// Undo returns the operation that takes op's place when nobody waits for op any more and op may have been written:
-// after it, op has left nothing behind. ok is false where there is nothing to take back, because op, once asked for,
-// has to be carried through: a release, an eviction, or another one that is Owed.
+// Undo returns the operation that replaces op when its caller has given it up and op may have been written.
+// After Undo, op has left nothing behind. ok is false if nothing can be undone, because op has to be
+// completed: a release, an eviction, or another operation that MustComplete.
 func (op *Op) Undo() (undo Op, ok bool) {
 	if k := op.Kind.rules(); k != nil && !op.common() {
 		return k.undo(op)

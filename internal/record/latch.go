@@ -11,29 +11,29 @@ import (
 )
 
 // latchRules are the rules of latches: a count that goes down to 0, where the latch opens for good
-// and all who wait go. Each count is marked under the lease of whoever counted, by its own sequence,
-// so that its retry counts no second time. Marks go with the tombstone of their lease; what they
-// counted stays counted, and a retry of it that comes later is told from a new count by its age.
-type latchRules struct{ usual }
+// and all waiters are released. Each count is marked under the lease of its caller, by its own sequence,
+// so that a retry does not count again. The tombstone of the lease removes its marks. What they
+// counted stays counted; a late retry is told from a new count by its age.
+type latchRules struct{ baseRules }
 
 // latch is the body.
 type latch struct {
 	noTickets
 	count   int // 0 = open
 	initial int
-	marks   []mark // in the order of their leases; none once it is open
-	fresh   bool   // made by the operation at hand, which has left nothing yet
+	marks   []mark // sorted by lease; none once it is open
+	unused  bool   // made by the operation at hand, which has stored nothing yet
 
-	// What is based on an older revision and is not marked counts no more: it may have counted before
-	// marks were removed (fenced), or was given up (shut).
+	// An operation that is based on an older revision than these and has no mark is refused: it may have counted before
+	// marks were removed (fenced), or its caller gave it up (shut).
 	fenced, shut uint64
 }
 
-// mark is what was counted under one lease.
+// mark has what was counted under one lease.
 type mark struct {
 	lease string
 	ttl   time.Duration // of the lease
-	spans []span        // of sequences, in order, none beside the next; not modified
+	spans []span        // of sequences, sorted, never adjacent; read-only
 }
 
 type span struct{ from, to uint64 }
@@ -45,16 +45,16 @@ func (latchRules) facts(r *Record, f *Facts) {
 	f.Count, f.Initial, f.Open, f.Fenced = l.count, l.initial, l.count == 0, l.fenced
 }
 
-func (latchRules) lives(op *Op) bool { return !op.common() }
+func (latchRules) needsLife(op *Op) bool { return !op.common() }
 
-func (latchRules) begin(r *Record, op *Op) {
-	r.Body = &latch{count: op.Limit, initial: op.Limit, fresh: true}
+func (latchRules) initBody(r *Record, op *Op) {
+	r.Body = &latch{count: op.Limit, initial: op.Limit, unused: true}
 }
 
-// idle: what was counted is worth keeping, and so is that it was all.
-func (latchRules) idle(r *Record) bool { return r.latch().fresh }
+// idle: a count is worth keeping, and so is the fact that the latch has opened.
+func (latchRules) idle(r *Record) bool { return r.latch().unused }
 
-// outlived: who comes a day after a latch opened is not one of those that it was made for.
+// outlived: a caller that comes a day after a latch has opened is not one of its users.
 func (latchRules) outlived(r *Record, age time.Duration) bool {
 	return r.latch().count == 0 && age >= 24*time.Hour
 }
@@ -66,21 +66,21 @@ func (latchRules) check(op *Op) Verdict {
 	case OpUncount:
 		return op.checkID(true)
 	case OpCount, OpAdd:
-		return unless(!validCount(op.N) || !validCount(op.Limit), op.checkEntry())
+		return badOpIf(!validCount(op.N) || !validCount(op.Limit), op.checkEntry())
 	case OpAwait:
-		return unless(!validCount(op.Limit), op.checkEntry())
+		return badOpIf(!validCount(op.Limit), op.checkEntry())
 	}
 	return BadOp
 }
 
 func (k latchRules) apply(m *machine, op *Op) Result {
 	l := m.latch()
-	if l.fresh && l.initial == 0 {
-		l.count, l.initial = op.Limit, op.Limit // an uncount has made it, which names none
+	if l.unused && l.initial == 0 {
+		l.count, l.initial = op.Limit, op.Limit // an uncount has made it, which has no Limit
 	}
 	switch {
 	case op.Verb == OpDelete:
-		if op.All { // those who wait see that it is not the one that they waited for
+		if op.All { // the waiters see that the record is another one
 			m.Waiters = nil
 		}
 		return m.delete()
@@ -106,7 +106,7 @@ func (k latchRules) apply(m *machine, op *Op) Result {
 	if !l.mark(m, op) {
 		return m.tooLarge()
 	}
-	if l.fresh = false; op.Verb == OpAdd {
+	if l.unused = false; op.Verb == OpAdd {
 		l.count += op.N
 	} else {
 		l.count -= op.N
@@ -116,8 +116,8 @@ func (k latchRules) apply(m *machine, op *Op) Result {
 
 func (l *latch) uncount(m *machine, op *Op) Result {
 	switch {
-	case l.fresh:
-		m.shut, l.shut = true, m.rev+1
+	case l.unused:
+		m.forceWrite, l.shut = true, m.rev+1
 	case l.count == 0, l.marked(op):
 	case op.Base < l.fenced:
 		return Result{Verdict: Forgotten}
@@ -131,17 +131,17 @@ func (l *latch) await(m *machine, op *Op) Result {
 	if l.count == 0 || m.Has(op.ID) {
 		return Result{Verdict: Applied}
 	}
-	res := m.queue(op)
-	l.fresh = l.fresh && res.Verdict != Applied
+	res := m.enqueue(op)
+	l.unused = l.unused && res.Verdict != Applied
 	return res
 }
 
-// find returns where the mark of a lease stands, or would stand.
+// find returns the index of the mark of a lease, or where it would be.
 func (l *latch) find(lease string) (int, bool) {
 	return slices.BinarySearchFunc(l.marks, lease, func(m mark, lease string) int { return cmp.Compare(m.lease, lease) })
 }
 
-// marked reports whether op has counted, as far as the marks tell.
+// marked reports whether op has counted, by the marks.
 func (l *latch) marked(op *Op) bool {
 	i, ok := l.find(op.Lease)
 	if !ok {
@@ -151,10 +151,10 @@ func (l *latch) marked(op *Op) bool {
 	return slices.ContainsFunc(l.marks[i].spans, func(s span) bool { return s.from <= seq && seq <= s.to })
 }
 
-// mark notes that op has counted, or reports that there is no room for that.
+// mark notes that op has counted. It returns false if there is no room for that.
 func (l *latch) mark(m *machine, op *Op) bool {
 	i, known := l.find(op.Lease)
-	added, need := mark{lease: op.Lease, ttl: wholeTTL(op.TTL)}, len(",")
+	added, need := mark{lease: op.Lease, ttl: roundTTL(op.TTL)}, len(",")
 	if known {
 		added, need = l.marks[i], -len(l.marks[i].append(nil))
 	}
@@ -169,7 +169,7 @@ func (l *latch) mark(m *machine, op *Op) bool {
 	return true
 }
 
-// withSequence returns spans with one sequence more, which is not in them.
+// withSequence returns spans with one more sequence, which is not in them.
 func withSequence(spans []span, seq uint64) []span {
 	i := 0
 	for i < len(spans) && spans[i].to < seq {
@@ -193,26 +193,26 @@ func (latchRules) standing(r *Record, op *Op) State {
 	case op.Life != r.Life:
 		return State{Standing: Refused, Why: OtherLife}
 	case l.count == 0 && op.Verb == OpAdd:
-		return State{Standing: Refused, Why: Forgotten} // its mark, if there was one, went when the latch opened
+		return State{Standing: Refused, Why: Forgotten} // if it had a mark, the opening has removed it
 	case l.count == 0, l.marked(op):
 		return State{Standing: Granted}
 	}
 	return r.entryState(op.ID)
 }
 
-// ahead: who waits for a latch waits for no entry.
+// ahead: a waiter of a latch waits for no entry.
 func (latchRules) ahead(*Record, func(string) bool) (iter.Seq2[string, time.Duration], bool) {
 	return noLeases, false
 }
 
 func (latchRules) traits(op *Op) traits {
-	return traits{waits: op.Verb == OpAwait, proven: op.Verb == OpCount || op.Verb == OpAdd, owed: op.Verb == OpUncount}
+	return traits{waits: op.Verb == OpAwait, proven: op.Verb == OpCount || op.Verb == OpAdd, mustComplete: op.Verb == OpUncount}
 }
 
 func (latchRules) undo(op *Op) (Op, bool) {
 	switch op.Verb {
 	case OpAwait:
-		return op.released()
+		return op.undoByRelease()
 	case OpCount, OpAdd:
 		return Op{Kind: KindLatch, Verb: OpUncount, ID: op.ID, Lease: op.Lease, Base: op.Base, Life: op.Life}, true
 	}
@@ -228,7 +228,7 @@ const (
 	hasLatchMarks
 )
 
-func (latchRules) body(d *decoder, key []byte) (known bool, err error) {
+func (latchRules) decodeField(d *decoder, key []byte) (known bool, err error) {
 	l := d.rec.latch()
 	switch string(key) {
 	case "count":
@@ -246,14 +246,14 @@ func (latchRules) body(d *decoder, key []byte) (known bool, err error) {
 	case "shut":
 		return true, field(d, &d.seen, hasLatchShut, &l.shut, d.number)
 	case "marks":
-		return true, d.once(&d.seen, hasLatchMarks, func() error { return d.marks(&l.marks) })
+		return true, d.readOnce(&d.seen, hasLatchMarks, func() error { return d.marks(&l.marks) })
 	}
 	return false, nil
 }
 
-func (latchRules) whole(d *decoder) error {
+func (latchRules) validate(d *decoder) error {
 	const counts, open = hasLatchInitial | hasLatchCount, hasLatchInitial | hasLatchOpen
-	d.rec.latch().fresh = false
+	d.rec.latch().unused = false
 	switch seen := d.seen & (counts | open); {
 	case len(d.rec.Holders) > 0:
 		return d.fail("a latch has no holders")
@@ -301,7 +301,7 @@ func (d *decoder) marks(list *[]mark) error {
 	return err
 }
 
-// spans reads "1-3,7": in order, and as short as it can be said.
+// spans reads "1-3,7": sorted, and in the shortest form.
 func (d *decoder) spans() (spans []span, err error) {
 	text, err := d.string()
 	if err != nil {
@@ -363,7 +363,7 @@ func (l *latch) bound(*machine) int {
 	return len(longest.append(nil)) + len(marksField+"}")
 }
 
-// remove takes marks of dead leases away, and shuts their late counts out.
+// remove removes the marks of dead leases, and prevents late counts of theirs.
 func (l *latch) remove(gone selection, m *machine) {
 	had := len(l.marks)
 	l.marks = slices.DeleteFunc(l.marks, func(k mark) bool { return gone.hasLease(k.lease) })

@@ -11,7 +11,7 @@ import (
 
 // lockRules are the rules of locks: entries have modes, and a holder can convert its mode. Conditions are in
 // cond.go, elections in election.go.
-type lockRules struct{ usual }
+type lockRules struct{ baseRules }
 
 func (lockRules) idle(r *Record) bool {
 	return len(r.Holders) == 0 && len(r.Waiters) == 0 && r.Body == nil
@@ -33,7 +33,7 @@ func (lockRules) fields(holder bool) (required, allowed uint) {
 
 func (lockRules) longest(e *Entry) {
 	e.Mode, e.Revoked, e.LetTurn, e.Converted = SIX, true, false, ""
-	// One that was granted leaves less behind, also beside the last signal, which only a holder of X has.
+	// A granted conversion leaves less, also together with the last signal, which only a holder of X has.
 	e.Convert, e.LastSignal = Conversion{ID: e.ID, Mode: SIX}, 0
 	e.SignalAll = e.Signalled != ""
 	if e.Value.Set {
@@ -132,9 +132,9 @@ func (lockRules) standing(r *Record, op *Op) State {
 	return r.entryState(op.ID)
 }
 
-// inTheWay: a holder, else the waiter before, else a holder that converts; for one that waits for a
-// signal, the one before it.
-func (lockRules) inTheWay(r *Record, op *Op) (Entry, bool) {
+// blockerOf returns a holder, else the waiter before, else a holder that converts. For an entry that waits for a
+// signal it returns the one before it.
+func (lockRules) blockerOf(r *Record, op *Op) (Entry, bool) {
 	if name, i := r.inCondition(op.ID); i >= 0 {
 		if i > 0 {
 			return r.condition(name)[i-1], true
@@ -157,9 +157,9 @@ func (lockRules) inTheWay(r *Record, op *Op) (Entry, bool) {
 	return Entry{}, false
 }
 
-// ahead: a conversion waits for holders, and a waiter for all holders and all waiters before it. Who waits
-// for a signal depends on those before it in that condition, and on those whom a signal of it has woken:
-// if they die the signal is passed on.
+// ahead: a conversion waits for holders, and a waiter for all holders and all waiters before it. An entry that waits
+// for a signal depends on the entries before it in that condition, and on those that a signal of it has woken:
+// if they die, the signal is passed on.
 func (lockRules) ahead(r *Record, mine func(id string) bool) (leases iter.Seq2[string, time.Duration], next bool) {
 	last := r.lastWaiter(mine)
 	next = slices.ContainsFunc(r.Holders, func(e Entry) bool { return e.Convert.ID != "" && mine(e.Convert.ID) })
@@ -184,21 +184,21 @@ func (l lockRules) traits(op *Op) traits {
 		return traits{waits: true, blind: true}
 	case OpConvert:
 		_, undone := l.undo(op)
-		return traits{waits: true, owed: !undone}
+		return traits{waits: true, mustComplete: !undone}
 	case OpUnconvert, OpCancelWait:
-		return traits{owed: true}
+		return traits{mustComplete: true}
 	case OpWait:
-		return traits{waits: true, stays: true}
+		return traits{waits: true, waitsAfterUndo: true}
 	}
 	return traits{}
 }
 
-// undo: a conversion to a mode that op.From covers is carried through, as its holder counts itself
-// weaker already. A wait that is given up comes back: it waits for the lock then, and holds in the end.
+// undo: a conversion to a mode that op.From covers is completed, since its holder already relies only on the
+// weaker mode. A condition's wait that is given up waits for the lock, and holds it in the end.
 func (lockRules) undo(op *Op) (Op, bool) {
 	switch {
 	case op.Verb == OpAcquire || op.Verb == OpTry:
-		return op.released()
+		return op.undoByRelease()
 	case op.Verb == OpConvert && !op.From.Covers(op.Mode):
 		return Op{Kind: KindLock, Verb: OpUnconvert, ID: op.ID, Lease: op.Lease, Holder: op.Holder, Mode: Meet(op.From, op.Mode)}, true
 	case op.Verb == OpWait:
@@ -207,13 +207,13 @@ func (lockRules) undo(op *Op) (Op, bool) {
 	return Op{}, false
 }
 
-// checkEntry refuses what no entry of any kind can be made of.
+// checkEntry refuses a request that can't become an entry of any kind.
 func (op *Op) checkEntry() Verdict {
 	if v := op.checkID(true); v != Applied {
 		return v
 	}
-	// Text that is no UTF-8 would not come back from JSON as it went in.
-	if wholeTTL(op.TTL) == 0 || !utf8.ValidString(op.Owner) {
+	// JSON would change text that is not UTF-8.
+	if roundTTL(op.TTL) == 0 || !utf8.ValidString(op.Owner) {
 		return BadOp
 	}
 	for k, v := range op.Meta {
@@ -224,7 +224,7 @@ func (op *Op) checkEntry() Verdict {
 	return Applied
 }
 
-// checkOfHold refuses an operation that is of no hold of its own lease.
+// checkOfHold refuses an operation that names no hold of its own lease.
 func (op *Op) checkOfHold() Verdict {
 	if v := op.checkID(true); v != Applied {
 		return v
@@ -297,26 +297,26 @@ func (m *machine) try(op *Op) Result {
 	return Result{Verdict: Applied}
 }
 
-// seedHoldTime takes over what a requester knows of the hold time, where the record knows nothing.
+// seedHoldTime stores the requester's estimate of the hold time, if the record has none.
 func (m *machine) seedHoldTime(op *Op) {
-	m.Hold = cmp.Or(m.Hold, wholeHold(op.Hold))
+	m.Hold = cmp.Or(m.Hold, truncHold(op.Hold))
 }
 
-// expectedWaitOf returns how long a request would wait at the end of the queue; hold is the
-// requester's idea of the hold time.
+// expectedWaitOf returns the expected wait of a request at the end of the queue; hold is the
+// requester's estimate of the hold time.
 func (m *machine) expectedWaitOf(e *Entry, hold time.Duration) time.Duration {
 	queued := Record{Kind: m.Kind, Hold: m.Hold, Holders: m.Holders, Waiters: append(slices.Clip(m.Waiters), *e)}
-	queued.Hold = cmp.Or(queued.Hold, wholeHold(hold))
+	queued.Hold = cmp.Or(queued.Hold, truncHold(hold))
 	return queued.ExpectedWait(len(m.Waiters))
 }
 
-// grantable reports whether a request that arrives now can be granted without passing anybody.
+// grantable reports whether a new request can be granted at once without overtaking a waiter or a conversion.
 func (m *machine) grantable(want Mode) bool {
 	return len(m.Waiters) == 0 && len(m.Holders) < m.lim.MaxHolders && m.modes().admits(want) && !m.converting()
 }
 
-// blocker returns whom a request that is not grantable would have to wait for: a holder it is incompatible with, else
-// one that waits for a conversion, else the head of the queue, else (too many holders) the oldest holder.
+// blocker returns the entry that a request that is not grantable would wait for: a holder that excludes it, else
+// a holder that waits for a conversion, else the head of the queue, else (too many holders) the oldest holder.
 func (m *machine) blocker(want Mode) Entry {
 	for i := range m.Holders {
 		if !Compatible(m.Holders[i].Mode, want) {
@@ -334,7 +334,7 @@ func (m *machine) blocker(want Mode) Entry {
 	return m.Holders[0]
 }
 
-// sameOwner finds an entry of the same explicit owner.
+// sameOwner returns an entry of the same explicit owner, or nil.
 func (m *machine) sameOwner(owner string) *Entry {
 	if owner == "" {
 		return nil
@@ -348,11 +348,11 @@ func (m *machine) sameOwner(owner string) *Entry {
 }
 
 // promote grants from the head of the queue and stops at the first waiter that doesn't fit, even
-// if one behind it would: else readers could keep a writer waiting for ever.
-// Conversions come first, and while one of them waits nobody is let in beside it, for the same reason.
+// if a later one would fit: otherwise readers could keep a writer waiting for ever.
+// Conversions come first, and while one of them waits no waiter is granted, for the same reason.
 func (m *machine) promote() {
 	waits := m.promoteConversions()
-	m.reticket()
+	m.renewTickets()
 	if waits {
 		return
 	}
@@ -366,7 +366,7 @@ func (m *machine) promote() {
 	m.Waiters = nilIfEmpty(slices.Delete(m.Waiters, 0, n))
 }
 
-// modes is the set of the modes held.
+// modes returns the set of the modes held.
 func (r *Record) modes() modeSet {
 	var s modeSet
 	for i := range r.Holders {

@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// Mode is a lock mode: how much of a resource an entry claims, and so whom it excludes.
+// Mode is a lock mode: it says which other modes an entry excludes.
 type Mode uint8
 
 // The modes of multi-granularity locking. An intention mode on a resource announces locks on what
@@ -29,7 +29,7 @@ func (s modeSet) with(m Mode) modeSet { return s | 1<<m }
 // admits reports whether m is compatible with every mode in s.
 func (s modeSet) admits(m Mode) bool { return m.Valid() && s&^compatible[m] == 0 }
 
-// compatible maps a mode to those that may be held beside it. The relation is symmetric.
+// compatible maps a mode to the modes that other holders may have beside it. The relation is symmetric.
 var compatible = [...]modeSet{
 	None: 0,
 	IS:   1<<IS | 1<<IX | 1<<S | 1<<SIX | 1<<U,
@@ -42,8 +42,8 @@ var compatible = [...]modeSet{
 
 var modeNames = [...]string{None: "None", IS: "IS", IX: "IX", S: "S", SIX: "SIX", U: "U", X: "X"}
 
-// Compatible reports whether want may be granted while held is held by somebody else. It is
-// symmetric, and false when either is not valid.
+// Compatible reports whether want may be granted while another entry holds held. It is
+// symmetric, and false if either is not valid.
 func Compatible(held, want Mode) bool { return held.Valid() && modeSet(0).with(held).admits(want) }
 
 // ParseMode is the inverse of String for the valid modes; anything else is ErrInvalidMode.
@@ -55,7 +55,7 @@ func ParseMode(s string) (Mode, error) {
 	return None, fmt.Errorf("%w (got %q)", ErrInvalidMode, s)
 }
 
-// modeOf returns None for a name it doesn't know.
+// modeOf returns None for an unknown name.
 func modeOf(name []byte) Mode {
 	for m := IS; m <= X; m++ {
 		if string(name) == modeNames[m] {
@@ -68,7 +68,7 @@ func modeOf(name []byte) Mode {
 // Valid reports whether m is one of IS, IX, S, SIX, U and X.
 func (m Mode) Valid() bool { return m >= IS && m <= X }
 
-// Exclusive reports whether m excludes everybody else, which only X does.
+// Exclusive reports whether m excludes every other holder, which only X does.
 func (m Mode) Exclusive() bool { return m == X }
 
 func (m Mode) String() string {
@@ -78,7 +78,7 @@ func (m Mode) String() string {
 	return modeNames[m]
 }
 
-// MarshalText makes a mode its name in JSON. A mode that is not valid is ErrInvalidMode.
+// MarshalText returns the name of the mode. A mode that is not valid is ErrInvalidMode.
 func (m Mode) MarshalText() ([]byte, error) {
 	if !m.Valid() {
 		return nil, fmt.Errorf("%w (got %s)", ErrInvalidMode, m)
@@ -99,16 +99,16 @@ func (m *Mode) UnmarshalText(text []byte) error {
 // Conversion is a change of mode that a holder waits for. The zero Conversion is none.
 type Conversion struct {
 	ID     string // "<lease id>.<sequence>", under the holder's lease
-	Mode   Mode   // what the holder wants instead of what it has
-	Queued uint64 // the revision of the write that asked; 0 = this record's. The oldest that fits is granted first
+	Mode   Mode   // the mode that the holder wants
+	Queued uint64 // the revision of the write that requested it; 0 = this record's. The oldest that fits is granted first
 }
 
-// Covers reports whether m excludes everybody whom o excludes, as every mode does itself. Whoever
-// holds m may have o instead at any time: nobody notices but those who are let in.
+// Covers reports whether m excludes every mode that o excludes; each mode covers itself. A holder of
+// m may have o instead at any time: that only lets more others in.
 func (m Mode) Covers(o Mode) bool { return m.Valid() && o.Valid() && compatible[m]&^compatible[o] == 0 }
 
-// Meet returns the strongest mode that both a and b cover: what is certainly held by somebody who
-// holds one of them and doesn't know which. It is None if either is not valid.
+// Meet returns the strongest mode that both a and b cover: the mode that is certainly held if one of
+// them is, and it is not known which. It is None if either is not valid.
 func Meet(a, b Mode) Mode {
 	best := None
 	for m := IS; m <= X; m++ {
@@ -132,8 +132,8 @@ func Join(a, b Mode) Mode {
 
 // convert gives a holder another mode, at once or later.
 //
-// A conversion waits for holders only, never for the queue: whoever holds and wants more can't step
-// back behind those who wait for it to let go.
+// A conversion waits for holders only, never for the queue: a holder that wants a stronger mode can't go
+// behind waiters that wait for it to release.
 func (m *machine) convert(op *Op) Result {
 	i := indexOf(m.Holders, op.Holder)
 	if i < 0 {
@@ -148,25 +148,25 @@ func (m *machine) convert(op *Op) Result {
 	case h.Convert.ID != "":
 		return Result{Verdict: ConvertPending}
 	case h.Mode.Covers(op.Mode) || m.others(i).admits(op.Mode):
-		m.become(h, op.ID, op.Mode)
+		m.grantConversion(h, op.ID, op.Mode)
 	default:
 		if blocker := m.deadlock(i, op.Mode); blocker >= 0 {
 			return Result{Verdict: ConvertDeadlock, Blocker: m.Holders[blocker]}
 		}
-		// Only one of the two stands in an entry: the room that is reserved holds no more.
+		// An entry has only one of the two, since its reserved room is for one.
 		h.Convert, h.Converted = Conversion{ID: op.ID, Mode: op.Mode}, ""
 	}
 	m.promote()
 	return Result{Verdict: Applied}
 }
 
-// unconvert takes a conversion back, whether it waits, was granted or was never written, and makes
-// sure that the holder has no more than op.Mode then: its handle counts on no more since it asked.
+// unconvert undoes a conversion, whether it waits, was granted or was never written, and makes
+// sure that the holder has at most op.Mode then: its handle relies on no more since it gave up.
 // A later conversion of the hold stays.
 func (m *machine) unconvert(op *Op) {
 	if i := indexOf(m.Holders, op.Holder); i >= 0 {
 		h := &m.Holders[i]
-		if newest := sequenceOf(h.Convert.ID + h.Converted); newest <= sequenceOf(op.ID) { // there is one of them at most
+		if newest := sequenceOf(h.Convert.ID + h.Converted); newest <= sequenceOf(op.ID) { // at most one is set
 			h.Convert = Conversion{}
 			if h.Mode.Covers(op.Mode) {
 				m.setMode(h, op.Mode)
@@ -176,32 +176,33 @@ func (m *machine) unconvert(op *Op) {
 	m.promote()
 }
 
-// become grants a conversion. More than before is a new grant, with a new token: others may have
-// come and gone meanwhile with tokens above the old one. Less than before is the old grant still.
-func (m *machine) become(e *Entry, id string, mode Mode) {
+// grantConversion grants a conversion. A mode that excludes more is a new grant, with a new token: other holders may
+// have come and gone meanwhile with larger tokens. A weaker mode is still the old grant.
+func (m *machine) grantConversion(e *Entry, id string, mode Mode) {
 	if !e.Mode.Covers(mode) {
-		e.Token, m.stale = 0, true
+		e.Token, m.staleTickets = 0, true
 	}
 	e.Convert, e.Converted = Conversion{}, id
 	m.setMode(e, mode)
 }
 
-// setMode: only a holder of X signals, and when it has X again it has another token.
+// setMode sets a mode. A holder that leaves X forgets its last signal: only a holder of X signals, and when it has X
+// again it has another token.
 func (m *machine) setMode(e *Entry, mode Mode) {
 	if mode != e.Mode {
-		m.overtaken(e.Mode)
+		m.noteModeEnded(e.Mode)
 	}
 	if e.Mode = mode; mode != X {
 		e.LastSignal = 0
 	}
 }
 
-// converting reports whether some holder waits for a conversion.
+// converting reports whether a holder waits for a conversion.
 func (r *Record) converting() bool {
 	return slices.ContainsFunc(r.Holders, func(e Entry) bool { return e.Convert.ID != "" })
 }
 
-// others is the set of the modes held by all holders but the i-th.
+// others returns the set of the modes of all holders but the i-th.
 func (r *Record) others(i int) modeSet {
 	var s modeSet
 	for k := range r.Holders {
@@ -213,7 +214,7 @@ func (r *Record) others(i int) modeSet {
 }
 
 // promoteConversions grants the waiting conversions that fit, the oldest first, and reports whether
-// any still waits. One that doesn't fit holds up none behind it: they all hold already.
+// any still waits. One that doesn't fit does not delay later ones: all of them are holders already.
 func (m *machine) promoteConversions() (waits bool) {
 	var queue []int
 	for i := range m.Holders {
@@ -222,7 +223,7 @@ func (m *machine) promoteConversions() (waits bool) {
 		}
 	}
 	slices.SortStableFunc(queue, func(a, b int) int {
-		// Less 1, so that 0, the write at hand, comes last.
+		// Minus 1, so that 0, which means this write, comes last.
 		return cmp.Compare(m.Holders[a].Convert.Queued-1, m.Holders[b].Convert.Queued-1)
 	})
 	for n := 0; n < len(queue); {
@@ -231,21 +232,21 @@ func (m *machine) promoteConversions() (waits bool) {
 			n++
 			continue
 		}
-		m.become(h, h.Convert.ID, h.Convert.Mode)
+		m.grantConversion(h, h.Convert.ID, h.Convert.Mode)
 		queue = slices.Delete(queue, n, n+1)
-		n = 0 // a change like S to IX may let an older one in
+		n = 0 // a change like S to IX may allow an older one
 	}
 	return len(queue) > 0
 }
 
-// deadlock returns the holder because of whom the i-th would wait for ever for want: one that waits
-// for the i-th to give way. It returns -1 if there is none.
+// deadlock returns a holder that makes the i-th wait for ever for want: a holder that itself waits
+// for the i-th. It returns -1 if there is none.
 //
-// Looking at pairs is enough, although a circle may be longer. Whom a mode waits for grows with the mode among the
-// modes that can be held together ({IS, IX}, {IS, SIX} or {IS, S, U}: for none, for the strongest, and so on to X for
-// all). So in a circle the one that wants most waits for all others in it, also for the one that waits for it, and
-// that pair is a circle of two. And only a conversion that begins to wait can close one: whoever is granted waits no
-// longer, and nobody new holds while a conversion waits.
+// It is enough to look at pairs, although a circle may be longer. Among modes that can be held together ({IS, IX},
+// {IS, SIX} or {IS, S, U}), a stronger wanted mode waits for a superset of the holders: from none up to X, which waits for
+// all. So in a circle, the conversion to the strongest mode waits for all others in it, also for the one that waits for it, and
+// that pair is a circle of two. Only a new waiting conversion can close a circle: a granted one waits no
+// longer, and no new holder comes while a conversion waits.
 func (m *machine) deadlock(i int, want Mode) int {
 	for k := range m.Holders {
 		other := &m.Holders[k]

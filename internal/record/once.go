@@ -4,20 +4,20 @@ import (
 	"time"
 )
 
-// onceRules are the rules of what is done once: the holder runs, those who wait run after it if it
-// fails, and the first result ends that. It stays, and is read by all who come later.
-type onceRules struct{ usual }
+// onceRules are the rules of work that is done once: the holder runs it. If it fails, the next waiter
+// runs. The first result ends that; it stays, and all later callers read it.
+type onceRules struct{ baseRules }
 
 // once is the body.
 type once struct {
 	noEntries
 	noTickets
-	result Value
-	by     string // the id that gave it, "" without a result
-	stays  int    // for how many seconds at least, 0 = until it is deleted
+	result  Value
+	by      string // the id that stored it, "" without a result
+	seconds int    // least time that it stays, 0 = until it is deleted
 }
 
-// maxResult bounds a result, in bytes; it also takes no more than a quarter of Limits.MaxBytes as it is stored.
+// maxResult bounds a result, in bytes; its stored form is also at most a quarter of Limits.MaxBytes.
 const maxResult = 64 << 10
 
 func (r *Record) once() *once { return r.Body.(*once) }
@@ -27,18 +27,18 @@ func (onceRules) facts(r *Record, f *Facts) {
 	f.Value, f.By, f.Retention = o.result, o.by, o.retention()
 }
 
-func (o *once) retention() time.Duration { return time.Duration(o.stays) * time.Second }
+func (o *once) retention() time.Duration { return time.Duration(o.seconds) * time.Second }
 
-func (onceRules) lives(op *Op) bool { return !op.common() }
+func (onceRules) needsLife(op *Op) bool { return !op.common() }
 
-func (onceRules) begin(r *Record, _ *Op) { r.Body = new(once) }
+func (onceRules) initBody(r *Record, _ *Op) { r.Body = new(once) }
 
 func (onceRules) idle(r *Record) bool { return len(r.Holders)+len(r.Waiters) == 0 && r.once().by == "" }
 
-// outlived: a result stays for as long as whoever stored it wanted. Nothing writes the record meanwhile.
+// outlived: a result stays for the time that was stored with it. Nothing writes the record meanwhile.
 func (onceRules) outlived(r *Record, age time.Duration) bool {
 	o := r.once()
-	return o.stays > 0 && age >= o.retention()
+	return o.seconds > 0 && age >= o.retention()
 }
 
 func (onceRules) check(op *Op) Verdict {
@@ -48,7 +48,7 @@ func (onceRules) check(op *Op) Verdict {
 	case OpAcquire, OpTry:
 		return op.checkEntry()
 	case OpFinish:
-		return unless(LeaseOf(op.Holder) != op.Lease || op.N != 0 && !validCount(op.N), op.checkID(true))
+		return badOpIf(LeaseOf(op.Holder) != op.Lease || op.N != 0 && !validCount(op.N), op.checkID(true))
 	}
 	return BadOp
 }
@@ -66,10 +66,10 @@ func (k onceRules) apply(m *machine, op *Op) Result {
 	case m.Has(op.ID):
 		k.settle(m)
 		return Result{Verdict: Applied}
-	case op.Verb == OpTry && m.first().ID != "":
-		return Result{Verdict: Held, Blocker: m.first()}
+	case op.Verb == OpTry && m.oldestEntry().ID != "":
+		return Result{Verdict: Held, Blocker: m.oldestEntry()}
 	}
-	return m.queue(op)
+	return m.enqueue(op)
 }
 
 func (k onceRules) finish(m *machine, op *Op) Result {
@@ -86,7 +86,7 @@ func (k onceRules) finish(m *machine, op *Op) Result {
 	case !holds:
 		return Result{Verdict: NotHolder}
 	}
-	done := &once{result: Value{Set: true, Data: op.Value.Data}, by: op.Holder, stays: op.N}
+	done := &once{result: Value{Set: true, Data: op.Value.Data}, by: op.Holder, seconds: op.N}
 	if most := min(maxResult, m.lim.MaxBytes/4); len(op.Value.Data) > maxResult || done.bound(m) > m.lim.MaxBytes/4 {
 		return Result{Verdict: TooLarge, Have: most}
 	}
@@ -114,23 +114,23 @@ func (onceRules) standing(r *Record, op *Op) State {
 	return r.entryState(op.ID)
 }
 
-func (onceRules) inTheWay(r *Record, op *Op) (Entry, bool) {
+func (onceRules) blockerOf(r *Record, op *Op) (Entry, bool) {
 	if _, before, _ := r.Waiter(op.ID); before > 0 {
 		return r.Waiters[before-1], true
 	}
-	e := r.first()
+	e := r.oldestEntry()
 	return e, e.ID != "" && e.ID != op.ID
 }
 
 func (onceRules) traits(op *Op) traits {
-	return traits{waits: op.Verb == OpAcquire || op.Verb == OpTry, proven: op.Verb == OpFinish && !op.Fail, owed: op.Verb == OpFinish && op.Fail}
+	return traits{waits: op.Verb == OpAcquire || op.Verb == OpTry, proven: op.Verb == OpFinish && !op.Fail, mustComplete: op.Verb == OpFinish && op.Fail}
 }
 
-// undo: who gives up a finish gives up its turn.
+// undo: a finish that is given up fails the run.
 func (onceRules) undo(op *Op) (Op, bool) {
 	switch {
 	case op.Verb == OpAcquire || op.Verb == OpTry:
-		return op.released()
+		return op.undoByRelease()
 	case op.Verb == OpFinish && !op.Fail:
 		failed := *op
 		failed.Fail, failed.Value = true, Value{}
@@ -145,7 +145,7 @@ const (
 	hasRetention
 )
 
-func (onceRules) body(d *decoder, key []byte) (known bool, err error) {
+func (onceRules) decodeField(d *decoder, key []byte) (known bool, err error) {
 	o := d.rec.once()
 	switch string(key) {
 	case "value", "data":
@@ -153,12 +153,12 @@ func (onceRules) body(d *decoder, key []byte) (known bool, err error) {
 	case "by":
 		return true, field(d, &d.seen, hasResultBy, &o.by, d.id)
 	case "retention_s":
-		return true, field(d, &d.seen, hasRetention, &o.stays, d.count)
+		return true, field(d, &d.seen, hasRetention, &o.seconds, d.count)
 	}
 	return false, nil
 }
 
-func (onceRules) whole(d *decoder) error {
+func (onceRules) validate(d *decoder) error {
 	switch seen := d.seen & (hasResult | hasResultBy | hasRetention); {
 	case seen != 0 && seen&^hasRetention != hasResult|hasResultBy:
 		return d.fail("a result needs value or data, and by")
@@ -177,8 +177,8 @@ func (o *once) append(dst []byte) []byte {
 		return dst
 	}
 	dst = appendText(appendValue(dst, o.result), "by", o.by)
-	return appendNumber(dst, "retention_s", o.stays)
+	return appendNumber(dst, "retention_s", o.seconds)
 }
 
-// bound: whoever runs has room for a result, as all entries go when it comes.
+// bound: a result has room, since all entries are removed when it is stored.
 func (o *once) bound(*machine) int { return len(o.append(nil)) }

@@ -124,7 +124,7 @@ func TestP26_FinishThatWasGivenUpNeverStores(t *testing.T) {
 	rec, rev := after(t, Limits{}, begin("a.1", 0), begin("b.1", 0))
 	late := finish("a.1", 1, 0, "42")
 	undo, ok := late.Undo()
-	if !late.Proven() || !ok || !undo.Owed() {
+	if !late.Proven() || !ok || !undo.MustComplete() {
 		t.Fatal("whoever gives a finish up has to know what became of it")
 	}
 	next, _ := verdict(rec, rev, undo)

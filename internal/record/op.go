@@ -16,101 +16,101 @@ const (
 
 	// OpAcquire holds, or queues at the tail. Uses ID, Lease, Mode, TTL, and Owner, Since, Meta, Hold, Patience.
 	OpAcquire
-	// OpTry holds at once or leaves no trace. Uses what OpAcquire uses, but Patience; and of locks Base, if
-	// it is not 0: it holds only over the very revision that the caller knows.
+	// OpTry holds at once or leaves no trace. Uses what OpAcquire uses, except Patience; for locks also Base: if
+	// it is not 0, the try succeeds only on this very revision of the record.
 	OpTry
-	// OpRelease removes ID wherever it stands; for a waiter this is cancel. Uses ID, Lease if it is given, Hold, and
-	// Token of a hold that was handed out: without it, a signal that brought ID here is passed on to another. A waiter
-	// with this very ticket held by a turn, so all before it are removed, too.
+	// OpRelease removes ID from the holders or the waiters; for a waiter it is a cancel. Uses ID, Lease if given, Hold, and
+	// Token for a hold that was handed out: without it, a signal that woke ID is passed on to another waiter. A waiter
+	// with this very ticket held by a turn, so all entries before it are removed, too.
 	OpRelease
-	// OpEvict removes every entry of the dead leases named in Leases. The caller has seen a
+	// OpEvict removes every entry of the dead leases in Leases. The caller has seen a
 	// committed tombstone for each of them.
 	OpEvict
 	// OpRevoke marks the holder ID as revoked, or every holder if ID is "". A revoked entry still
-	// blocks: its owner releases when it is told, or its lease dies. With ID "", set UpTo. Waiters who may hold by a
-	// turn, in place of such a holder or as ID itself, are told to let go if they do.
+	// blocks until its owner hears of it and releases it, or its lease dies. With ID "", set UpTo. A waiter that may hold by
+	// a turn, in place of such a holder or as ID itself, is marked to let go if it does.
 	OpRevoke
 	// OpRemove removes the holder ID, or every holder if ID is "", whether or not its owner knows:
-	// from then on safety rests on the fencing tokens alone. With ID "", set UpTo. A waiter is never removed: it could
+	// from then on only the fencing tokens protect the resource. With ID "", set UpTo. It never removes a waiter, since that could
 	// accept a turn later.
 	OpRemove
-	// OpConvert changes the mode of the hold Holder to Mode: at once if nobody is in the way, else
-	// when those in the way have let go, before everybody in the queue. Uses ID, which names the
-	// conversion, Lease, Holder, Mode, and for Undo From. Look at the holder: Convert.ID is ID while
-	// it waits, Converted is ID when it was granted. If it is neither the conversion was cancelled.
+	// OpConvert changes the mode of the hold Holder to Mode: at once if no other holder is in the way, else
+	// when those have let go, before everybody in the queue. Uses ID, which names the
+	// conversion, Lease, Holder, Mode, and From for Undo. The outcome is in the holder: Convert.ID is ID while
+	// it waits, Converted is ID after the grant. If it is neither, the conversion was cancelled.
 	OpConvert
-	// OpUnconvert takes the conversion ID of the hold Holder back, whether it waits, was granted or was
-	// never written, and lowers the hold to Mode if that is less than it has then; unless a conversion
-	// with a higher sequence came after it. Uses ID, Lease, Holder, Mode.
+	// OpUnconvert undoes the conversion ID of the hold Holder, whether it waits, was granted or was
+	// never written, and lowers the hold to Mode if that is less than its mode then. It does nothing if a conversion
+	// with a higher sequence came later. Uses ID, Lease, Holder, Mode.
 	OpUnconvert
-	// OpStopWaiting removes the request, or the conversion, ID if it still waits. What was granted stays as
-	// it is, so whoever asks learns from the record which of the two it was. Uses ID, Lease.
+	// OpStopWaiting removes the request, or the conversion, ID if it still waits. A granted one stays,
+	// so the record shows which of the two it was. Uses ID, Lease.
 	OpStopWaiting
 
-	// OpAdvance has ID hold in the record, which holds by a turn: all before it have ended, and are removed. It
-	// does nothing unless ID waits with the ticket Token. Uses ID, Lease, Token.
+	// OpAdvance makes ID, which holds by a turn, a holder in the record: all entries before it have ended and are removed.
+	// It does nothing unless ID waits with the ticket Token. Uses ID, Lease, Token.
 	OpAdvance
 
-	// OpWait turns the hold Holder, of mode X and with Token, into a waiter for the condition Queue: in one
-	// write it holds no more, and ID stands in that queue until a signal. Where the queue is full the hold is
+	// OpWait turns the hold Holder, of mode X and with Token, into a waiter for the condition Queue. In one
+	// write the hold ends, and ID is in that queue until a signal. If the queue is full, the hold is
 	// only renamed to ID: a holder ID that was not Signalled. Uses ID, Lease, Holder, Token, Queue, Hold.
 	OpWait
-	// OpCancelWait takes the wait ID back, signalled or not, and shuts it out if it comes late: ID waits for
-	// the lock, or holds. Uses ID, Lease, Holder, Token.
+	// OpCancelWait undoes the wait ID, signalled or not, and prevents it from taking effect later: afterwards ID waits for
+	// the lock, or holds it. Uses ID, Lease, Holder, Token.
 	OpCancelWait
-	// OpSignal moves the first of those who wait for the condition Queue, or All, to the tail of the lock's
-	// queue. Only who holds X can signal. Uses ID, whose sequence tells a hold's signals apart, Lease, Holder,
+	// OpSignal moves the first waiter for the condition Queue, or all with All, to the tail of the lock's
+	// queue. Only a holder of X can signal. Uses ID, whose sequence tells a hold's signals apart, Lease, Holder,
 	// Token, Queue, All.
 	OpSignal
-	// OpProclaim sets the value of the hold Holder of mode X, unless one of a higher sequence was set. Uses ID,
+	// OpProclaim sets the value of the hold Holder of mode X, unless an OpProclaim of a higher sequence did. Uses ID,
 	// Lease, Holder, Token, Value.
 	OpProclaim
 
-	// OpReduce leaves the holder Holder of a semaphore with at most N permits. Uses ID, Lease, Holder, N.
+	// OpReduce leaves the holder Holder of a semaphore at most N permits. Uses ID, Lease, Holder, N.
 	OpReduce
-	// OpDrain takes all permits that are free, as a try. Uses what OpTry uses; N is set by the record.
+	// OpDrain takes all free permits, as a try. Uses what OpTry uses; the record sets N.
 	OpDrain
 	// OpResize makes N the size of a semaphore, if Base is still the revision at which its size was set.
 	// Uses N, Limit, Base, Life.
 	OpResize
-	// OpArrive waits until all parties are there for the generation Gen. Look at the generation: it
-	// tripped, or was broken; no entry is left. Uses what OpAcquire uses but Mode, and Limit, Gen, Life;
-	// Gen 0, of who read no record, is the first generation.
+	// OpArrive waits until all parties of the generation Gen have arrived. The outcome is in the generation: it
+	// tripped, or was broken; no entry is left. Uses what OpAcquire uses except Mode, and Limit, Gen, Life;
+	// Gen 0, of a caller that read no record, is the first generation.
 	OpArrive
-	// OpArriveToAct is OpArrive of one who, if it is the last to come, holds before the others are let
-	// go, until OpTrip: there is something to be done between the generations.
+	// OpArriveToAct is OpArrive of a party with an action. If it is the last to arrive, it holds until OpTrip, before
+	// the others are released: the action runs between the generations.
 	OpArriveToAct
-	// OpCancel takes an arrival, or an enter, back that has not led to anything. Uses ID, Lease, Limit,
-	// Gen and Life, those of the operation.
+	// OpCancel undoes an arrival, or an enter, that has not led to anything. Uses ID, Lease, Limit,
+	// Gen and Life of that operation.
 	OpCancel
 	// OpTrip ends the generation whose action ran, with Fail as a broken one. Uses ID, Lease, Holder, Token, Fail.
 	OpTrip
-	// OpReset breaks the generation Gen if somebody waits in it and it is not complete. Uses ID, Lease, Limit, Gen, Life.
+	// OpReset breaks the generation Gen if an entry waits in it and it is not complete. Uses ID, Lease, Limit, Gen, Life.
 	OpReset
 
-	// OpEnter waits until all parties of a gate are there. Uses what OpArrive uses.
+	// OpEnter waits until all parties of a gate have entered. Uses what OpArrive uses.
 	OpEnter
 	// OpLeave ends the membership Holder and waits until all members have left. Uses ID, Lease, Holder, Token.
 	OpLeave
 
-	// OpDelete takes away a record in which nobody stands, whatever is kept in it. Uses Life.
+	// OpDelete deletes a record without entries, whatever its body keeps. Uses Life.
 	OpDelete
-	// OpSweep takes away a record that was Outlived when it was read at revision Base. Uses Base.
+	// OpSweep deletes a record that was Outlived when it was read at revision Base. Uses Base.
 	OpSweep
 
 	// OpCount counts a latch down by N. Uses ID, Lease, TTL, N, Limit, Life, and Base, the revision at
-	// which the record was read: what was read after the last marks went can't have counted before.
+	// which the record was read: an operation that read it after the last removal of marks can't have counted before.
 	OpCount
 	// OpAdd raises the count of a latch by N. Uses what OpCount uses.
 	OpAdd
-	// OpUncount shuts out the OpCount or OpAdd with this ID if it was not done, and leaves it if it was.
-	// Uses ID, Lease, Life and Base, those of the operation.
+	// OpUncount prevents the OpCount or OpAdd with this ID if it was not done, and leaves it if it was.
+	// Uses ID, Lease, Life and Base of that operation.
 	OpUncount
 	// OpAwait waits until a latch is open; its entry is gone then. Uses what OpAcquire uses, Limit and Life.
 	OpAwait
 
-	// OpFinish stores Value as the result of the one who runs, Holder, and ends all waits for it; with
-	// Fail it stores nothing, and the next one runs. The result is Outlived after N seconds; 0 = never.
+	// OpFinish stores Value as the result of the runner, Holder, and ends all waits for it. With
+	// Fail it stores nothing, and the next waiter runs. The result is Outlived after N seconds; 0 = never.
 	// Uses ID, Lease, Holder, Token, Value, N, Fail, Life.
 	OpFinish
 )
@@ -123,7 +123,7 @@ var opNames = [...]string{OpAcquire: "acquire", OpTry: "try", OpRelease: "releas
 	OpCount: "count", OpAdd: "add", OpUncount: "uncount", OpAwait: "await", OpFinish: "finish",
 	OpDelete: "delete", OpSweep: "sweep"}
 
-// VerbNamed is the inverse of String; 0 for a name of no verb.
+// VerbNamed is the inverse of String; 0 for an unknown name.
 func VerbNamed(name string) Verb { return Verb(max(slices.Index(opNames[:], name), 0)) }
 
 func (k Verb) String() string {
@@ -133,56 +133,56 @@ func (k Verb) String() string {
 	return opNames[k]
 }
 
-// Op is one operation on a record. See the verbs for the fields each uses; the others are ignored.
+// Op is one operation on a record. Each verb says which fields it uses; it ignores the others.
 type Op struct {
-	Kind   Kind // of the record that it works on; "", of a verb that every kind has, is whatever there is
+	Kind   Kind // the kind of record it is for; "" with a common verb is any kind
 	Verb   Verb
 	ID     string            // "<lease>.<sequence>"
-	Lease  string            // the lease the requester lives under: what LeaseOf(ID) must say
+	Lease  string            // the requester's lease: equal to LeaseOf(ID)
 	Mode   Mode              // locks: a valid mode
-	Holder string            // the id of the hold that the operation is of; under the same lease as ID
-	From   Mode              // what the holder of a conversion counts on holding before it; see Undo
+	Holder string            // the id of the hold that the operation is about; under the same lease as ID
+	From   Mode              // the mode that the holder relies on having before a conversion; see Undo
 	Owner  string            // explicit identity, or ""
 	TTL    time.Duration     // of the lease; above 0, rounded up to whole milliseconds
 	Since  time.Time         // for people; cut to milliseconds, dropped if before 1970
-	Meta   map[string]string // not to be modified any more
+	Meta   map[string]string // read-only
 	Leases []string          // dead leases
 
-	// Hold is, for OpRelease, how long the hold lasted, and for a request what the requester takes for
-	// the hold time of a record that doesn't know; 0 = not known.
+	// Hold is, for OpRelease, how long the hold lasted. For a request it is the requester's estimate of
+	// the hold time, for a record that knows none; 0 = not known.
 	Hold time.Duration
-	// Patience, if above 0, refuses an OpAcquire that would wait longer than that, as far as can be
-	// told. Whoever stands in the queue stays there.
+	// Patience, if above 0, refuses an OpAcquire whose expected wait is longer. An
+	// entry that is already in the queue stays there.
 	Patience time.Duration
 
-	// UpTo makes OpRevoke and OpRemove of every holder idempotent: they touch only holders whose
-	// token is at most UpTo, the greatest among those that the operator saw. With 0 they touch
-	// whoever holds, and a retry after an unknown outcome hits those who were granted meanwhile.
+	// UpTo makes OpRevoke and OpRemove of every holder idempotent: they affect only holders with a
+	// token of at most UpTo, the greatest that the operator saw. With 0 they affect
+	// every holder, and a retry after an unknown outcome hits holders that were granted meanwhile.
 	UpTo uint64
 
 	// Of other kinds than plain locks; each verb says which it uses.
 
 	N     int    // permits, counts, seconds
-	Limit int    // what the caller takes for the size, the number of parties or the initial count
-	Life  uint64 // Record.Life as the caller read it; 0 = the key was absent and without a delete marker
+	Limit int    // the size, number of parties or initial count that the caller assumes
+	Life  uint64 // Record.Life as the caller read it; 0 = the key was absent, without a delete marker
 	Gen   uint64 // the generation that the caller read
 	Base  uint64 // the revision that the caller read, on which the operation is based
 	Token uint64 // of Holder
 	Queue string // a condition's name
-	All   bool   // of a signal: to everybody who waits; of a latch's delete: with those who wait
-	Fail  bool   // of an end: without success
+	All   bool   // of a signal: to all waiters; of a latch's delete: together with the waiters
+	Fail  bool   // of an end: it failed
 	Value Value
 }
 
-// targets reports whether OpRevoke or OpRemove means this holder.
+// targets reports whether OpRevoke or OpRemove applies to this holder.
 func (op *Op) targets(e *Entry) bool {
 	if op.ID != "" {
 		return e.ID == op.ID
 	}
-	return op.UpTo == 0 || e.Token != 0 && e.Token <= op.UpTo // 0: granted by the write at hand
+	return op.UpTo == 0 || e.Token != 0 && e.Token <= op.UpTo // 0: granted by this very write
 }
 
-// common reports whether op's verb is one that every kind has.
+// common reports whether op has a verb that every kind supports.
 func (op *Op) common() bool {
 	switch op.Verb {
 	case OpRelease, OpEvict, OpRevoke, OpRemove, OpSweep:
@@ -209,15 +209,15 @@ func (op *Op) check() Verdict {
 	return k.check(op)
 }
 
-// unless is BadOp for nonsense, and else v.
-func unless(nonsense bool, v Verdict) Verdict {
+// badOpIf returns BadOp if nonsense is true, else v.
+func badOpIf(nonsense bool, v Verdict) Verdict {
 	if nonsense {
 		return BadOp
 	}
 	return v
 }
 
-// checkID refuses an id that exists under another lease than the requester's: queued under one
+// checkID refuses an id under another lease than the requester's: if it were queued under one
 // lease, granted, retried under a second and evicted through the first, it would be held twice.
 func (op *Op) checkID(underLease bool) Verdict {
 	switch lease := LeaseOf(op.ID); {
@@ -237,8 +237,8 @@ func validCount(n int) bool { return n >= 1 && n <= maxCount }
 // Limits bound a record. A field that is zero or less means its default.
 type Limits struct {
 	MaxHolders int // entries; further compatible requests queue
-	MaxWaiters int // entries, in all queues together; above the constant MaxWaiters only of what is not written
-	MaxBytes   int // of the encoding, with room for what may still happen to its entries
+	MaxWaiters int // entries, in all queues together; above the constant MaxWaiters only for a record that is not written
+	MaxBytes   int // of the encoding, with room reserved for later changes of the entries
 }
 
 // DefaultLimits are 1,024 holders, 2,047 waiters and 512 KiB, half of a server's usual limit of a message.
@@ -246,20 +246,20 @@ func DefaultLimits() Limits {
 	return Limits{MaxHolders: 1024, MaxWaiters: MaxWaiters, MaxBytes: 512 << 10}
 }
 
-// Within returns l for records that have to fit n bytes.
+// Within returns l for records of at most n bytes.
 func (l Limits) Within(n int) Limits {
 	l = l.orDefaults()
 	l.MaxBytes = min(l.MaxBytes, max(n, 1))
 	return l
 }
 
-// Crowded reports whether a record of that many waiters and bytes is three quarters full.
-func (l Limits) Crowded(waiters, bytes int) bool {
+// NearlyFull reports whether a record with so many waiters and bytes is three quarters full.
+func (l Limits) NearlyFull(waiters, bytes int) bool {
 	return waiters > l.MaxWaiters/4*3 || bytes > l.MaxBytes/4*3
 }
 
-// Foreseen returns l for a record with up to n waiters that is not written.
-func (l Limits) Foreseen(n int) Limits {
+// ForPrediction returns l for a record with up to n waiters that is never written.
+func (l Limits) ForPrediction(n int) Limits {
 	l.MaxWaiters, l.MaxBytes = n, 1<<30
 	return l
 }
@@ -273,36 +273,36 @@ func (l Limits) orDefaults() Limits {
 	}
 }
 
-// Verdict is what became of an operation. Every verdict but Applied means that the operation changed nothing.
+// Verdict is the answer to an operation. Every verdict but Applied means that the operation changed nothing.
 type Verdict uint8
 
 // The verdicts. The zero Verdict is none of them.
 const (
 	_             Verdict = iota
-	Applied               // done, now or by an earlier attempt, or there was nothing to do: look the id up in the record
-	Held                  // a try that can't be granted now; Blocker stands in the way
-	AlreadyHeld           // Owner holds or waits already under another id, that of Blocker
+	Applied               // done, now or by an earlier attempt, or there was nothing to do: look up the id in the record
+	Held                  // a try that can't be granted now; Blocker is in the way
+	AlreadyHeld           // Owner already holds or waits under another id, that of Blocker
 	QueueFull             // the record is at its limits
-	WaitTooLong           // the expected wait, Wait, is longer than Patience; Blocker stands in the way
+	WaitTooLong           // the expected wait, Wait, is longer than Patience; Blocker is in the way
 	LeaseMismatch         // ID belongs to another lease than Lease
 	WrongKind             // the record is of another kind
-	BadOp                 // nonsense: unknown kind or mode, bad id, TTL of 0 or less, text that is no UTF-8
+	BadOp                 // invalid: unknown kind or mode, bad id, TTL of 0 or less, text that is not UTF-8
 
-	ConvertPending  // the hold waits for another conversion already
-	ConvertDeadlock // Blocker, itself converting, waits for this hold, perhaps over others: neither would ever get it
-	ConvertRevoked  // the hold was revoked: it is to let go
+	ConvertPending  // the hold already waits for another conversion
+	ConvertDeadlock // Blocker, itself converting, waits for this hold, perhaps indirectly: neither would ever be granted
+	ConvertRevoked  // the hold was revoked: its owner has to release it
 
 	// Of other kinds than plain locks.
 
 	TooLarge     // asks for more than the size, Have
-	SizeMismatch // the record's size, parties or initial count is Have, and Limit is another
-	Stale        // what it is based on has changed: read, and ask again
-	Forgotten    // whether it was done before is not known any more
+	SizeMismatch // the record's size, parties or initial count is Have, and Limit differs
+	Stale        // the state that it is based on has changed: read, and try again
+	Forgotten    // the record does not know any more whether it was done before
 	OtherLife    // the record is not the one that was read: it was deleted, and perhaps made again
-	InUse        // somebody stands in the record; Blocker is one of them
+	InUse        // the record has entries; Blocker is one of them
 	NotHolder    // Holder doesn't hold, or not with Token
 	Broken       // its generation of a barrier was broken
-	Finished     // there is a result already
+	Finished     // there is already a result
 )
 
 var verdictNames = [...]string{Applied: "applied", Held: "held", AlreadyHeld: "already held", QueueFull: "queue full", WaitTooLong: "wait too long",
@@ -318,13 +318,13 @@ func (v Verdict) String() string {
 	return verdictNames[v]
 }
 
-// Result answers one operation.
+// Result is the answer to one operation.
 type Result struct {
 	Verdict Verdict
 	Have    int   // for TooLarge and SizeMismatch
-	Blocker Entry // for Held, AlreadyHeld, WaitTooLong and ConvertDeadlock the entry that stands in the way, a holder first, else a waiter
+	Blocker Entry // for Held, AlreadyHeld, WaitTooLong and ConvertDeadlock the entry in the way: a holder if there is one, else a waiter
 
 	Limit    string        // for QueueFull: the limit that is reached, as "1024 waiters"
-	Wait     time.Duration // for WaitTooLong: how long it would take
-	Position int           // for WaitTooLong: how many wait before it
+	Wait     time.Duration // for WaitTooLong: the expected wait
+	Position int           // for WaitTooLong: number of waiters before it
 }

@@ -10,33 +10,33 @@ import (
 // Record is the state of one resource.
 type Record struct {
 	Kind Kind
-	// Hold is how long a hold lasts here, smoothed over those that were released since the record was
+	// Hold is the smoothed length of a hold here, over the holds that were released since the record was
 	// made; 0 = not known. See SmoothHold.
 	Hold    time.Duration
 	Holders []Entry // in the order they were granted
 	Waiters []Entry // in queue order, the head first
-	// Life tells this record from those that stood under its key before: the revision of the delete
-	// marker that it was made over, 0 if there was none. A lock has none: nothing depends on it.
+	// Life tells this record from earlier records of its key: it is the revision of the delete
+	// marker that the record replaced, 0 if there was none. A lock has no Life: nothing depends on it.
 	Life uint64
-	Body Body // the kind's own; nil for a plain lock
+	Body Body // of the kind; nil for a plain lock
 }
 
-// Body is what the records of a kind have beside holders and waiters. A body that is in a record is
-// not modified: Apply works on a clone.
+// Body has the fields of a kind besides holders and waiters. A body in a record is
+// never modified: Apply works on a clone.
 type Body interface {
 	clone() Body
 	resolve(rev uint64)                // like Record.Resolve
 	append(dst []byte) []byte          // the fields as JSON, each after a comma
-	bound(m *machine) int              // bytes of the longest form it can take while nobody new comes
-	remove(gone selection, m *machine) // its own entries, with m.took for each
+	bound(m *machine) int              // bytes of the longest form that it can take without new entries
+	remove(gone selection, m *machine) // removes its own entries, with m.noteRemoved for each
 }
 
-// noEntries is the part of a body that has no entries.
+// noEntries is embedded in a body without entries.
 type noEntries struct{}
 
 func (noEntries) remove(selection, *machine) {}
 
-// noTickets is the part of a body in which nothing waits for the revision of its write.
+// noTickets is embedded in a body without fields that need the revision of its write.
 type noTickets struct{}
 
 func (noTickets) resolve(uint64) {}
@@ -50,7 +50,7 @@ func (r *Record) Clone() *Record {
 	return c
 }
 
-// entries yields all who hold, who wait, and who wait for a signal.
+// entries yields all holders, all waiters, and all entries that wait for a signal.
 func (r *Record) entries() iter.Seq[*Entry] {
 	return func(yield func(*Entry) bool) {
 		more := yieldAll(r.Holders, yield) && yieldAll(r.Waiters, yield)
@@ -69,7 +69,7 @@ func yieldAll(list []Entry, yield func(*Entry) bool) bool {
 	return true
 }
 
-// Resolve fills in rev, the revision at which r was read, in tickets without one, and likewise in
+// Resolve fills in rev, the revision at which r was read, in tickets without a revision and in
 // conversions whose Queued is 0.
 func (r *Record) Resolve(rev uint64) {
 	for _, list := range [][]Entry{r.Holders, r.Waiters} {
@@ -90,7 +90,7 @@ func (r *Record) Holder(id string) (Entry, bool) {
 	return Entry{}, false
 }
 
-// Waiter returns the waiter with the given id, if there is one, and how many wait before it.
+// Waiter returns the waiter with the given id, if there is one, and the number of waiters before it.
 func (r *Record) Waiter(id string) (e Entry, pos int, ok bool) {
 	if i := indexOf(r.Waiters, id); i >= 0 {
 		return r.Waiters[i], i, true
@@ -98,13 +98,13 @@ func (r *Record) Waiter(id string) (e Entry, pos int, ok bool) {
 	return Entry{}, 0, false
 }
 
-// Has reports whether an entry with the given id stands in r. A nil record has none.
+// Has reports whether r has an entry with the given id. A nil record has none.
 func (r *Record) Has(id string) bool {
 	return r != nil && (indexOf(r.Holders, id) >= 0 || indexOf(r.Waiters, id) >= 0 ||
 		slices.ContainsFunc(r.conditions(), func(q Queue) bool { return indexOf(q.Waiters, id) >= 0 }))
 }
 
-// HasLease reports whether an entry, or a mark of a latch, stands under the given lease.
+// HasLease reports whether r has an entry, or a mark of a latch, under the given lease.
 func (r *Record) HasLease(id string) bool { return r.EntriesUnder(id) > 0 }
 
 // EntriesUnder counts the entries, and marks, under the given leases. A nil record has none.
@@ -117,7 +117,7 @@ func (r *Record) EntriesUnder(leases ...string) (n int) {
 	return n
 }
 
-// Leases yields the leases of all entries and marks, with their TTLs, one lease perhaps several times. A nil record
+// Leases yields the leases of all entries and marks, with their TTLs. A lease may come several times. A nil record
 // has none.
 func (r *Record) Leases() iter.Seq2[string, time.Duration] {
 	return func(yield func(string, time.Duration) bool) {
@@ -139,8 +139,8 @@ func (r *Record) Leases() iter.Seq2[string, time.Duration] {
 	}
 }
 
-// resolved returns a copy of r as it stands at revision rev, and an empty one without a kind for nil. It
-// shares the Meta maps, which nobody modifies once they are in a record.
+// resolved returns a copy of r with tickets resolved at revision rev, and an empty record without a kind for nil. The copy
+// shares the Meta maps, which are read-only once in a record.
 func (r *Record) resolved(rev uint64) *Record {
 	if r == nil {
 		return new(Record)
@@ -168,47 +168,47 @@ func indexOf(list []Entry, id string) int {
 	return -1
 }
 
-// Facts are what a record says beside its entries, of whatever kind it is, for whoever looks at it.
+// Facts are the contents of a record besides its entries, of any kind, for showing them.
 type Facts struct {
-	Size    int    // semaphore: how many permits there are
-	Taken   int    // semaphore: how many of them are out
+	Size    int    // semaphore: number of permits
+	Taken   int    // semaphore: number of permits held
 	Initial int    // semaphore: the size it was made with; latch: the count
-	Sized   uint64 // semaphore: revision at which its size was set, which a resize is based on
+	Sized   uint64 // semaphore: revision at which its size was set; a resize is based on it
 
-	Parties int     // barrier, gate: how many have to come
-	Arrived int     // barrier, gate: how many of them have come, for the generation Gen
-	Gen     uint64  // barrier, gate: the generation that forms
-	Acting  bool    // barrier: the last one who came for a generation runs its action
-	Ended   []Ended // barrier: the last generations, the oldest first
+	Parties int     // barrier, gate: number of parties
+	Arrived int     // barrier, gate: parties that have arrived for the generation Gen
+	Gen     uint64  // barrier, gate: the generation that is forming
+	Acting  bool    // barrier: the last to arrive in a generation runs its action
+	Ended   []Ended // barrier: the last generations that ended, the oldest first
 
-	Open   bool   // gate: all are in; latch: the count is 0
+	Open   bool   // gate: all have entered; latch: the count is 0
 	Count  int    // latch
-	Fenced uint64 // latch: revision at which marks of dead leases were removed last
+	Fenced uint64 // latch: revision of the last removal of marks of dead leases
 
-	Value Value  // election: the leader's; once: the result
-	By    string // once: the id that gave the result
-	// Retention is, of once, for how long the result stays at least; 0 = until it is deleted.
+	Value Value  // election: of the leader; once: the result
+	By    string // once: the id that stored the result
+	// Retention is, for once, the least time that the result stays; 0 = until it is deleted.
 	Retention time.Duration
 
 	Queues []Queue // lock: its conditions, by name
 }
 
-// Ended is how one generation of a barrier ended.
+// Ended is a generation of a barrier that has ended.
 type Ended struct {
 	Gen    uint64
-	IDs    []string // who was in it, in the order they came
+	IDs    []string // its parties, in the order in which they arrived
 	Broken bool
-	Why    string // of a broken one
-	Who    string // the id, or the lease, because of which
+	Why    string // if it was broken
+	Who    string // the id, or the lease, that broke it
 }
 
-// Queue is a condition with those who wait for its signal, the next one first.
+// Queue is a condition with the entries that wait for its signal, the next one first.
 type Queue struct {
 	Name    string
 	Waiters []Entry
 }
 
-// Facts tells what r says beside its entries. A nil record says nothing.
+// Facts returns the contents of r besides its entries. A nil record has none.
 func (r *Record) Facts() (f Facts) {
 	if k := r.rules(); k != nil {
 		k.facts(r, &f)

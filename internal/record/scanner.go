@@ -7,13 +7,13 @@ import (
 	"unicode/utf8"
 )
 
-// scanner reads JSON as strictly as a record needs it, which encoding/json is not: that takes
-// "ID" for "id", a field that stands twice, and replaces text that is no UTF-8.
+// scanner reads JSON as strictly as a record needs it. encoding/json does not: it accepts
+// "ID" for "id" and a field that occurs twice, and replaces text that is not UTF-8.
 type scanner struct {
 	b     []byte
 	i     int  // the next byte
 	keyAt int  // where the last key began, for errors
-	dense bool // white space means nothing
+	dense bool // white space is not allowed
 }
 
 func (s *scanner) fail(reason string) error { return s.failAt(s.i, reason) }
@@ -45,7 +45,7 @@ func (s *scanner) end() error {
 	return nil
 }
 
-// object calls field for each key, to read the value. key is valid until then.
+// object calls field for each key, to read the value. key is valid only during the call.
 func (s *scanner) object(field func(key []byte) error) error {
 	if !s.take('{') {
 		return s.fail("expected an object")
@@ -103,7 +103,7 @@ func (s *scanner) string() (string, error) {
 	return string(b), err
 }
 
-// text reads a string; the result is a part of the input where the string has no escapes.
+// text reads a string. The result is a part of the input if the string has no escapes.
 func (s *scanner) text() ([]byte, error) {
 	if !s.take('"') {
 		return nil, s.fail("expected a string")
@@ -136,7 +136,7 @@ func (s *scanner) text() ([]byte, error) {
 	return []byte(plain), nil
 }
 
-// wholeEscapes finds no half of a character escaped alone, which is no text, and which encoding/json replaces.
+// wholeEscapes matches text without a half of a surrogate pair escaped alone, which is not text and which encoding/json replaces.
 var wholeEscapes = regexp.MustCompile(`^(?:[^\\]|\\[^u]|\\u(?:[^dD].|[dD][0-7])..|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)*$`)
 
 // uint reads a whole number from 0 to limit.
@@ -154,7 +154,7 @@ func (s *scanner) uint(limit uint64) (n uint64, err error) {
 	if s.i == start || s.b[start] == '0' && s.i > start+1 {
 		return 0, s.failAt(start, "expected a whole number")
 	}
-	return n, nil // a fraction or an exponent fails at what must follow a value
+	return n, nil // a fraction or an exponent fails at the check of what follows the value
 }
 
 func (s *scanner) bool() (bool, error) {
@@ -168,7 +168,7 @@ func (s *scanner) bool() (bool, error) {
 	return false, s.fail("expected true or false")
 }
 
-// skip passes over one value of any form. It is off the path of the records this package writes.
+// skip passes over one value of any form. Records of this package need it rarely.
 func (s *scanner) skip() error {
 	dec := json.NewDecoder(bytes.NewReader(s.b[s.i:]))
 	var value json.RawMessage

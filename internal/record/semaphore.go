@@ -7,23 +7,23 @@ import (
 	"time"
 )
 
-// semaphoreRules are the rules of semaphores: each entry has a number of permits, and those that are
-// out are never more than the size, unless the size was made smaller since. First come, first
-// served: the head of the queue waits until it fits, and nobody passes it.
-type semaphoreRules struct{ usual }
+// semaphoreRules are the rules of semaphores: each entry has a number of permits. The sum of the permits
+// held is at most the size, unless the size was made smaller since. First come, first
+// served: the head of the queue waits until it fits, and no waiter overtakes it.
+type semaphoreRules struct{ baseRules }
 
 // semaphore is the body.
 type semaphore struct {
 	noEntries
 	size    int
-	initial int    // the size that it was made with, which its users have to agree on until it is resized
-	sized   uint64 // revision of the write that set the size; 0 = the record's
+	initial int    // the size at creation; its users have to agree on it until a resize
+	sized   uint64 // revision of the write that set the size; 0 = this record's
 	resized bool
 }
 
 func (r *Record) semaphore() *semaphore { return r.Body.(*semaphore) }
 
-func (r *Record) permitsOut() (out int) {
+func (r *Record) permitsHeld() (out int) {
 	for i := range r.Holders {
 		out += r.Holders[i].Permits
 	}
@@ -32,16 +32,16 @@ func (r *Record) permitsOut() (out int) {
 
 func (semaphoreRules) facts(r *Record, f *Facts) {
 	s := r.semaphore()
-	f.Size, f.Taken, f.Initial, f.Sized = s.size, r.permitsOut(), s.initial, s.sized
+	f.Size, f.Taken, f.Initial, f.Sized = s.size, r.permitsHeld(), s.initial, s.sized
 }
 
-func (semaphoreRules) lives(op *Op) bool { return op.Verb == OpResize || op.Verb == OpDelete }
+func (semaphoreRules) needsLife(op *Op) bool { return op.Verb == OpResize || op.Verb == OpDelete }
 
-func (semaphoreRules) begin(r *Record, op *Op) {
+func (semaphoreRules) initBody(r *Record, op *Op) {
 	r.Body = &semaphore{size: op.Limit, initial: op.Limit}
 }
 
-// idle: a size that was set by hand is worth keeping.
+// idle: a size that was set by a resize is worth keeping.
 func (semaphoreRules) idle(r *Record) bool {
 	s := r.semaphore()
 	return len(r.Holders)+len(r.Waiters) == 0 && s.size == s.initial
@@ -50,11 +50,11 @@ func (semaphoreRules) idle(r *Record) bool {
 func (semaphoreRules) check(op *Op) Verdict {
 	switch op.Verb {
 	case OpAcquire, OpTry, OpDrain:
-		return unless(op.Verb != OpDrain && !validCount(op.N) || !validCount(op.Limit), op.checkEntry())
+		return badOpIf(op.Verb != OpDrain && !validCount(op.N) || !validCount(op.Limit), op.checkEntry())
 	case OpReduce:
-		return unless(op.N < 1 || LeaseOf(op.Holder) != op.Lease, op.checkID(true))
+		return badOpIf(op.N < 1 || LeaseOf(op.Holder) != op.Lease, op.checkID(true))
 	case OpResize:
-		return unless(!validCount(op.N) || !validCount(op.Limit), Applied)
+		return badOpIf(!validCount(op.N) || !validCount(op.Limit), Applied)
 	case OpDelete:
 		return Applied
 	}
@@ -85,7 +85,7 @@ func (k semaphoreRules) acquire(m *machine, op *Op) Result {
 	}
 	s := m.semaphore()
 	e := op.entry()
-	free := s.size - m.permitsOut()
+	free := s.size - m.permitsHeld()
 	if op.Verb == OpDrain {
 		e.Permits = max(free, 1)
 	}
@@ -99,7 +99,7 @@ func (k semaphoreRules) acquire(m *machine, op *Op) Result {
 	switch {
 	case granted:
 	case op.Verb != OpAcquire:
-		return Result{Verdict: Held, Blocker: m.first()}
+		return Result{Verdict: Held, Blocker: m.oldestEntry()}
 	case len(m.Waiters) >= m.lim.MaxWaiters:
 		return m.queueFull()
 	}
@@ -133,14 +133,14 @@ func (k semaphoreRules) resize(m *machine, op *Op) Result {
 	return Result{Verdict: Applied}
 }
 
-// firstInLine is the index of the first waiter that is not refused, -1 if there is none.
+// firstInLine returns the index of the first waiter that is not refused, -1 if there is none.
 func firstInLine(waiters []Entry) int {
 	return slices.IndexFunc(waiters, func(e Entry) bool { return !e.Refused })
 }
 
-// settle grants from the head of the queue all that fit. Who was refused is on the way out.
+// settle grants from the head of the queue all that fit. It skips refused waiters, which are being removed.
 func (semaphoreRules) settle(m *machine) {
-	free := m.semaphore().size - m.permitsOut()
+	free := m.semaphore().size - m.permitsHeld()
 	kept := m.Waiters[:0]
 	stop := false
 	for _, e := range m.Waiters {
@@ -172,7 +172,7 @@ func refusedState(st State) State {
 	return st
 }
 
-func (semaphoreRules) inTheWay(r *Record, op *Op) (Entry, bool) {
+func (semaphoreRules) blockerOf(r *Record, op *Op) (Entry, bool) {
 	_, before, _ := r.Waiter(op.ID)
 	for before--; before >= 0; before-- {
 		if !r.Waiters[before].Refused {
@@ -186,7 +186,7 @@ func (semaphoreRules) inTheWay(r *Record, op *Op) (Entry, bool) {
 }
 
 func (k semaphoreRules) ahead(r *Record, mine func(string) bool) (iter.Seq2[string, time.Duration], bool) {
-	leases, _ := k.usual.ahead(r, mine)
+	leases, _ := k.baseRules.ahead(r, mine)
 	head := firstInLine(r.Waiters)
 	return leases, head >= 0 && mine(r.Waiters[head].ID)
 }
@@ -196,13 +196,13 @@ func (semaphoreRules) traits(op *Op) traits {
 	case OpAcquire, OpTry, OpDrain:
 		return traits{waits: true, blind: true}
 	}
-	return traits{owed: op.Verb == OpReduce}
+	return traits{mustComplete: op.Verb == OpReduce}
 }
 
 func (semaphoreRules) undo(op *Op) (Op, bool) {
 	switch op.Verb {
 	case OpAcquire, OpTry, OpDrain:
-		return op.released()
+		return op.undoByRelease()
 	}
 	return Op{}, false
 }
@@ -221,7 +221,7 @@ const (
 	hasResized
 )
 
-func (semaphoreRules) body(d *decoder, key []byte) (known bool, err error) {
+func (semaphoreRules) decodeField(d *decoder, key []byte) (known bool, err error) {
 	s := d.rec.semaphore()
 	switch string(key) {
 	case "size":
@@ -236,7 +236,7 @@ func (semaphoreRules) body(d *decoder, key []byte) (known bool, err error) {
 	return false, nil
 }
 
-func (semaphoreRules) whole(d *decoder) error {
+func (semaphoreRules) validate(d *decoder) error {
 	const required = hasSize | hasInitial | hasSized
 	if d.seen&required != required {
 		return d.fail("a semaphore needs size, initial and sized")

@@ -2,16 +2,16 @@ package record
 
 import "slices"
 
-// A lock can be handed over without a write: a holder in X ends its hold and says so, and the next in the
-// queue holds from then on by a turn, with its ticket as its token. The record is behind then: it shows the entry that
-// has ended as the holder still, until that is released there.
+// A lock can be handed over without a write: a holder in X ends its hold and says so, and the next waiter in the
+// queue holds from then on by a turn, with its ticket as its token. The record is late then: it still shows the ended
+// entry as the holder, until a release is written.
 //
-// If one entry stood directly before another in any committed record, and has held and holds no more, then
-// all before the other are gone for good: the first was granted only when all before it were gone, and nothing
-// is ever put between two entries of a queue. So it does no harm if a turn comes late, twice, or from one who is behind.
+// Suppose that entry A was directly before entry B in any committed record, and that A has held and holds no more. Then
+// all entries before B have ended for good: A was granted only after all before it had ended, and nothing
+// is ever inserted between two entries of a queue. So a turn does no harm if it comes late, twice, or from an old record.
 
-// Behind returns the entry to which the turn passes when the hold with this id and this very token ends,
-// which was never to be converted: both in mode X, and without a value.
+// Behind returns the entry that gets the turn when the hold with this id and this token ends. That hold
+// must never have been converted. Both must be in mode X and without a value.
 func (r *Record) Behind(id string, token uint64) (next Entry, ok bool) {
 	if r == nil || r.Kind != KindLock || len(r.Holders) != 1 {
 		return Entry{}, false
@@ -19,8 +19,8 @@ func (r *Record) Behind(id string, token uint64) (next Entry, ok bool) {
 	before := &r.Holders[0]
 	for i := range r.Waiters {
 		switch e := &r.Waiters[i]; {
-		case !before.passes():
-			return Entry{}, false // nor does one who waits behind it hold by a turn
+		case !before.canPassTurn():
+			return Entry{}, false // no waiter behind it can hold by a turn either
 		case before.ID == id && before.Token == token:
 			return *e, e.Mode == X && !e.Value.Set && !e.LetTurn
 		default:
@@ -30,8 +30,8 @@ func (r *Record) Behind(id string, token uint64) (next Entry, ok bool) {
 	return Entry{}, false
 }
 
-// passes reports whether a turn can go on from the entry, if it holds.
-func (e *Entry) passes() bool { return e.Mode == X && e.Convert.ID == "" && e.Converted == "" }
+// canPassTurn reports whether the entry, if it holds, can pass a turn to the next one.
+func (e *Entry) canPassTurn() bool { return e.Mode == X && e.Convert.ID == "" && e.Converted == "" }
 
 // MayHold reports whether a waiter may hold by a turn.
 func (r *Record) MayHold(id string) bool {
@@ -39,9 +39,9 @@ func (r *Record) MayHold(id string) bool {
 	return ok && n < r.turns()
 }
 
-// turns is how many waiters from the head of the queue on may hold by a turn, or have.
+// turns returns how many waiters from the head of the queue may hold by a turn, or may have held.
 func (r *Record) turns() (n int) {
-	if r.Kind != KindLock || len(r.Holders) != 1 || !r.Holders[0].passes() {
+	if r.Kind != KindLock || len(r.Holders) != 1 || !r.Holders[0].canPassTurn() {
 		return 0
 	}
 	for n < len(r.Waiters) && r.Waiters[n].Mode == X && !r.Waiters[n].Value.Set {
@@ -50,8 +50,8 @@ func (r *Record) turns() (n int) {
 	return n
 }
 
-// Held returns the entry of a hold: a holder, or a waiter with the ticket turn, which it holds by. turn is 0 where the
-// record has granted it. revoked is whether it is to let go.
+// Held reports whether a hold is in the record: as a holder, or as a waiter that holds by a turn, with the ticket turn.
+// turn is 0 if the record has granted it. revoked is whether its owner has to release it.
 func (r *Record) Held(id string, turn uint64) (revoked, ok bool) {
 	if r == nil {
 		return false, false
@@ -64,9 +64,9 @@ func (r *Record) Held(id string, turn uint64) (revoked, ok bool) {
 	return e.Revoked || e.LetTurn && turn != 0, ok
 }
 
-// revokeTurns marks those who may hold by a turn in place of a holder that op targets, or the one that it names. No
-// turn of a later record goes to them, and what the record grants them passes none on. So one lets go at most: the one
-// that holds by a turn when it hears of it.
+// revokeTurns marks the waiters that may hold by a turn in place of a holder that op targets, or the waiter that op names.
+// A marked waiter gets no turn by a later record, and passes none on after a grant. So at most one owner lets go: the
+// one that holds by a turn when it hears of the mark.
 func (m *machine) revokeTurns(op *Op) {
 	n := m.turns()
 	all := n > 0 && op.ID == "" && op.targets(&m.Holders[0])
@@ -77,8 +77,8 @@ func (m *machine) revokeTurns(op *Op) {
 	}
 }
 
-// advance removes all before the waiter with this id and this very ticket, which holds by a turn: they have
-// ended. An id can come into a record again, by a late acquire: it has another ticket then.
+// advance removes all entries before the waiter with this id and this ticket. It holds by a turn, so they have
+// ended. A late acquire can add an id to a record again, but with another ticket.
 func (m *machine) advance(id string, token uint64) {
 	i := indexOf(m.Waiters, id)
 	if token == 0 || m.Kind != KindLock || i < 0 || m.Waiters[i].Token != token {
@@ -86,9 +86,9 @@ func (m *machine) advance(id string, token uint64) {
 	}
 	for _, list := range [][]Entry{m.Holders, m.Waiters[:i]} {
 		for k := range list {
-			m.took(&list[k])
+			m.noteRemoved(&list[k])
 		}
 	}
 	m.Holders, m.Waiters = nil, slices.Delete(m.Waiters, 0, i)
-	m.removed = nil // they have held: signals that let them in are used up
+	m.removed = nil // they have held, so the signals that woke them are used up
 }

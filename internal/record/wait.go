@@ -5,26 +5,26 @@ import (
 	"time"
 )
 
-// Who waits for whom, for finding deadlocks over several records.
+// What waits for what in a record, for finding deadlocks over several records.
 
-// Becomes is the mode that e has when it waits no more, or has already.
-func (e *Entry) Becomes() Mode {
+// FinalMode returns the mode that e has when it waits no more: the target of its conversion, else its mode.
+func (e *Entry) FinalMode() Mode {
 	if e.Convert.ID != "" {
 		return e.Convert.Mode
 	}
 	return e.Mode
 }
 
-// Wait is what waits in a record: a request in the queue, or a holder's conversion.
+// Wait is one waiting operation: a request in the queue, or a holder's conversion.
 type Wait struct {
 	ID     string // of the request or the conversion
-	Mode   Mode   // that is waited for
-	Queued uint64 // the revision of the write that asked, or gave it its last ticket; 0 = this record's
+	Mode   Mode   // the mode that it waits for
+	Queued uint64 // the revision of the write that requested it, or gave it its last ticket; 0 = this record's
 	Entry  Entry
 }
 
-// Waiting returns what waits in a lock's record under the id, that of a request, of a conversion or of
-// the holder that converts. Who waits for a signal is not in the lock's queue.
+// Waiting returns the waiting operation in a lock's record. id names a request, a conversion or
+// the holder that converts. An entry that waits for a signal is not in the lock's queue.
 func (r *Record) Waiting(id string) (Wait, bool) {
 	if r == nil || r.Kind != KindLock {
 		return Wait{}, false
@@ -41,16 +41,16 @@ func (r *Record) Waiting(id string) (Wait, bool) {
 	return Wait{}, false
 }
 
-// Blockers returns the entries because of which the request, or the conversion, with this id waits in a
-// lock's record. It is granted when none of them is in its way any more. One that waits itself and then has a
-// mode (Becomes) beside which the other can be granted only has to be granted; any other one has to go.
+// Blockers returns the entries that make the request, or the conversion, with this id wait in a
+// lock's record. It is granted when none of them is in its way any more. A blocker that itself waits for a
+// mode (FinalMode) that admits the other one only has to be granted; every other blocker has to be released.
 //
-// A request waits for everybody before it in the queue, compatible or not, since promotion
+// A request waits for all entries before it in the queue, compatible or not, since promotion
 // stops at the first that does not fit; for every holder whose mode excludes its own; and for
 // every holder that converts. A conversion waits for the other holders whose modes exclude its target.
 //
-// It returns nil for who waits only for a place among the holders, which is free when any of them goes,
-// and in records of other kinds.
+// Blockers returns nil for a request that waits only because there are too many holders, since any of them may be
+// the next to release, and for records of other kinds.
 func (r *Record) Blockers(id string) (all []Entry) {
 	w, ok := r.Waiting(id)
 	switch {
@@ -68,8 +68,8 @@ func (r *Record) Blockers(id string) (all []Entry) {
 	return all
 }
 
-// Granted reports whether a lock's request with this id holds, or for a conversion of the given holder
-// whether it was granted.
+// Granted reports whether a lock's request with this id holds or, if holder is given, whether that
+// holder's conversion with this id was granted.
 func (r *Record) Granted(id, holder string) bool {
 	if r == nil {
 		return false
@@ -81,7 +81,7 @@ func (r *Record) Granted(id, holder string) bool {
 	return h.Converted == id
 }
 
-// BlockersOfNext returns the entries because of which a request for the mode would wait that queues now.
+// BlockersOfNext returns the entries that a request for the mode would wait for if it queued now.
 func (r *Record) BlockersOfNext(mode Mode) (all []Entry) {
 	if r == nil || r.Kind != KindLock {
 		return nil
@@ -94,7 +94,7 @@ func (r *Record) BlockersOfNext(mode Mode) (all []Entry) {
 	return append(all, r.Waiters...)
 }
 
-// stopWaiting removes a request, or a conversion, that still waits. What was granted stays.
+// stopWaiting removes a request, or a conversion, that still waits. A granted one stays.
 func (m *machine) stopWaiting(op *Op) {
 	m.remove(&m.Waiters, selection{id: op.ID})
 	for i := range m.Holders {
@@ -105,39 +105,39 @@ func (m *machine) stopWaiting(op *Op) {
 	lockRules{}.settle(m)
 }
 
-// How long a hold lasts, and so how long a wait will be, is an estimate: for people and for those
-// who would rather not queue than come too late. It decides nothing else, so a hold that was counted
+// The hold time, and so the expected wait, is an estimate: for people, and for requests
+// with Patience. It decides nothing else, so a hold that was counted
 // twice, or not at all, does no harm.
 
 // holdGain is the weight of the newest hold in the smoothed hold time, as a divisor: the gain that
 // RFC 6298 gives to a new round trip.
 const holdGain = 8
 
-// maxHold is the longest hold time that a record can say, in microseconds every JSON reader takes exactly.
+// maxHold is the longest hold time that a record can store: its microseconds are exact in every JSON reader.
 const maxHold = maxSince * time.Microsecond
 
-// SmoothHold returns the smoothed hold time after one more hold, of the given length. 0 is "not
-// known", for smoothed as well as for held.
+// SmoothHold returns the smoothed hold time after one more hold, of the given length. 0 means not
+// known, for both arguments.
 func SmoothHold(smoothed, held time.Duration) time.Duration {
 	switch {
 	case held <= 0:
 		return smoothed
 	case smoothed <= 0:
-		return wholeHold(held)
+		return truncHold(held)
 	}
-	return wholeHold(smoothed + (held-smoothed)/holdGain)
+	return truncHold(smoothed + (held-smoothed)/holdGain)
 }
 
-// wholeHold cuts to whole microseconds, but never to 0, which would mean that nothing is known.
-func wholeHold(d time.Duration) time.Duration {
+// truncHold cuts to whole microseconds, but never to 0, which would mean "not known".
+func truncHold(d time.Duration) time.Duration {
 	if d <= 0 {
 		return 0
 	}
 	return min(max(d.Truncate(time.Microsecond), time.Microsecond), maxHold)
 }
 
-// Turns returns how many holds follow each other until the waiter at pos is granted, holds that are
-// granted together counting as one. It is at least 1.
+// Turns returns how many holds end one after the other before the waiter at pos is granted. Holds that are
+// granted together count as one. It is at least 1.
 func (r *Record) Turns(pos int) int {
 	turns, group := 1, r.modes()
 	for i := range r.Holders {
@@ -145,7 +145,7 @@ func (r *Record) Turns(pos int) int {
 			turns, group = turns+1, modeSet(0).with(c.Mode)
 		}
 	}
-	// Nobody in the queue can share with the present holders as long as its head can't.
+	// As long as the head of the queue doesn't fit the present holders, no waiter can join them.
 	for i := 0; i <= pos && i < len(r.Waiters); i++ {
 		mode := r.Waiters[i].Mode
 		if i > 0 && group.admits(mode) {
@@ -160,7 +160,7 @@ func (r *Record) Turns(pos int) int {
 	return turns
 }
 
-// LongestWait returns how long the last of the waiters for whom mine is true will wait from now. A
+// LongestWait returns the expected wait, from now, of the last waiter for which mine is true. A
 // nil record has none.
 func (r *Record) LongestWait(mine func(id string) bool) time.Duration {
 	if r == nil {
@@ -168,14 +168,14 @@ func (r *Record) LongestWait(mine func(id string) bool) time.Duration {
 	}
 	for i, w := range slices.Backward(r.Waiters) {
 		if mine(w.ID) {
-			return r.ExpectedWait(i) // nobody before it waits longer
+			return r.ExpectedWait(i) // no waiter before it waits longer
 		}
 	}
 	return 0
 }
 
-// ExpectedWait returns how long the waiter at pos will wait from now, as far as can be told from the
-// holds of before: its turns times the smoothed hold time. 0 means that nothing is known.
+// ExpectedWait returns the expected wait, from now, of the waiter at pos, by the
+// holds so far: its turns times the smoothed hold time. 0 means not known.
 func (r *Record) ExpectedWait(pos int) time.Duration {
 	if r.Kind != KindLock {
 		return 0

@@ -34,7 +34,7 @@
 // mode X, and owners that pass turns on. Nothing sends turns yet; the model is there before what it is of.
 //
 // Kept locks have one, too (kept_test.go): two processes of two goroutines each, which pass an entry on in memory by the
-// rule that the engine asks, [record.Record.Passable].
+// rule that the engine asks, [record.Record.CanPassOn].
 //
 // What is left out: time, several keys, what a network or a server does (one write at a time is
 // committed, see package internal/test/chaos for whether it is), and the limits of a record.

@@ -117,7 +117,7 @@ func (s *keptState) stuck() string {
 			return "nothing more happens, and somebody waits: " + s.now.text
 		}
 	}
-	if e := s.now.rec.Sole(); s.now.rec != nil && (e == nil || !slices.ContainsFunc(s.procs[:], func(p keptProcess) bool { return p.id == e.ID && p.open })) {
+	if e := s.now.rec.OnlyHolder(); s.now.rec != nil && (e == nil || !slices.ContainsFunc(s.procs[:], func(p keptProcess) bool { return p.id == e.ID && p.open })) {
 		return "nothing more happens, and the record is " + s.now.text
 	}
 	return ""
@@ -172,14 +172,14 @@ func (s *keptState) holds(i, u int, id string, token, use uint64) string {
 // passable is what a process asks before it passes its entry on: the rule of the record.
 func (s *keptState) passable(i int) bool {
 	p := &s.procs[i]
-	return p.id != "" && (p.open || s.out("draining")) && (!p.dead || s.out("lease")) && (p.known.rec.Passable(p.id, p.token) || s.out("waiters"))
+	return p.id != "" && (p.open || s.out("draining")) && (!p.dead || s.out("lease")) && (p.known.rec.CanPassOn(p.id, p.token) || s.out("waiters"))
 }
 
 // join has a goroutine take the entry over.
 func (s *keptState) join(i, u int) string {
 	p := &s.procs[i]
 	p.used, p.uses = true, p.uses+1
-	if p.known.rec.Awaited() && !p.dead {
+	if p.known.rec.HasQueue() && !p.dead {
 		return "a kept entry is passed on beside one who is known to wait"
 	}
 	return s.holds(i, u, p.id, p.token, uint64(p.uses))
@@ -246,7 +246,7 @@ func (s *keptState) hear(i int) string {
 		if k.phase != turnWaits || k.id == "" || !ok {
 			continue
 		}
-		if p.id == "" && !s.now.rec.Awaited() {
+		if p.id == "" && !s.now.rec.HasQueue() {
 			p.id, p.token, p.open, p.used, p.uses = k.id, token, true, true, 1
 		}
 		if bad := s.holds(i, u, k.id, token, 1); bad != "" {

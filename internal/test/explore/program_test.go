@@ -141,5 +141,5 @@ func (s *state) clientKnows(i int, id string) bool {
 // harmless reports whether an operation may come late, after its client has got its answer: it asks
 // for an entry, and its client withdraws what it knows nothing of, or it is that which withdraws.
 func harmless(op *record.Op) bool {
-	return op.Waits() && !op.Proven() && !op.Stays() || op.Verb == record.OpRelease
+	return op.Waits() && !op.Proven() && !op.WaitsAfterUndo() || op.Verb == record.OpRelease
 }

@@ -297,7 +297,7 @@ func (w *walk) cancel(i int) {
 		return
 	}
 	undo, undoes := k.op.Undo()
-	if k.op.Stays() {
+	if k.op.WaitsAfterUndo() {
 		if !k.quit {
 			n.clients[i].quit = true
 			n.flight = with(n.flight, nil, message{op: &undo, client: int8(i), role: ledger})
