@@ -21,15 +21,15 @@ const (
 // Reasons in a tombstone.
 const (
 	ReasonClosed  = "closed"  // its holder closed it
-	ReasonLost    = "lost"    // its holder found that it had lost it
-	ReasonExpired = "expired" // an observer saw it unrenewed for too long
+	ReasonLost    = "lost"    // its holder has lost it
+	ReasonExpired = "expired" // an observer saw no renewal for too long
 )
 
 // maxText bounds each text of a lease's value, in bytes.
 const maxText = 256
 
-// AskPrefix and a lease's id are a key, in the bucket of the leases, under which others
-// ask the lease's process to look at what stands under it.
+// AskPrefix and a lease's id make a key in the leases bucket. Other processes write it to
+// ask the lease's process to look at the locks that the value names.
 const AskPrefix = "ask."
 
 // idLen is the length of a lease id, a nuid.
@@ -38,23 +38,23 @@ const idLen = 22
 // Info is the content of a lease's key, for people and for observers.
 type Info struct {
 	ID      string
-	Dead    bool // a tombstone; else a live lease
+	Dead    bool // a tombstone, not a live lease
 	TTL     time.Duration
 	Margin  time.Duration
 	Host    string // where the holder runs
 	PID     int
 	Label   string    // free text by the holder
 	Started time.Time // holder's wall clock, milliseconds
-	Seen    []uint64  // highest lock revision that the holder had seen, of each shard
+	Seen    []uint64  // highest lock revision that the holder had seen, in each shard
 
-	Nonce string // live only: names the attempt that wrote this
+	Nonce string // live only: names the attempt that wrote this value
 
 	Reason string    // dead only: one of the Reason constants
 	By     string    // dead only: who wrote the tombstone, "host:pid"
 	At     time.Time // dead only: that writer's wall clock, milliseconds
 }
 
-// wire is Info as it stands in the bucket. Durations are milliseconds, times Unix milliseconds.
+// wire is the stored form of Info. Durations are milliseconds, times Unix milliseconds.
 type wire struct {
 	Version int      `json:"v"`
 	ID      string   `json:"id"`
@@ -92,19 +92,19 @@ func (i Info) encode() []byte {
 	}
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
-	enc.SetEscapeHTML(false) // people read it
+	enc.SetEscapeHTML(false) // for people who read it
 	// A struct of numbers and strings always encodes.
 	_ = enc.Encode(w)
 	return bytes.TrimSuffix(buf.Bytes(), []byte("\n"))
 }
 
-// tombstone returns the value that declares the lease dead and keeps who held it.
+// tombstone returns a value that declares the lease dead and keeps the data of its holder.
 func (i Info) tombstone(reason, by string, at time.Time) []byte {
 	i.Dead, i.Reason, i.By, i.At = true, reason, by, at
 	return i.encode()
 }
 
-// Decode reads the value of the lease's key strictly: everything that this version would not have written itself is
+// Decode reads the value of the lease's key strictly: a value that this version would not have written is
 // ErrMalformed, or ErrNewerSchema. It never panics, whatever the value is.
 func Decode(id string, value []byte) (Info, error) {
 	var version struct {
@@ -147,7 +147,7 @@ func (w *wire) check(id string) error {
 		return fmt.Errorf("schema version %d", w.Version)
 	case w.ID != id:
 		return fmt.Errorf("id %.40q under the key of %.40q", w.ID, id)
-	// An observer waits as long as the value says, so nonsense must not make it wait too short or for ever.
+	// An observer waits as long as the value says, so a bad value must not make it wait too short or for ever.
 	case w.TTL < MinTTL.Milliseconds() || w.TTL > MaxTTL.Milliseconds():
 		return fmt.Errorf("ttl of %d ms", w.TTL)
 	case w.Margin < 1 || w.Margin > w.TTL/4:
@@ -179,8 +179,8 @@ func (w *wire) check(id string) error {
 	return nil
 }
 
-// ValidID reports whether id can be the id of a lease: 22 letters and digits, and perhaps a hyphen and a number. Ids that come from
-// elsewhere are checked with it before they are used as keys.
+// ValidID reports whether id can be the id of a lease: 22 letters and digits, and optionally a hyphen and a number. Callers
+// check ids from elsewhere with it before they use them as keys.
 func ValidID(id string) bool {
 	id, number, numbered := strings.Cut(id, "-")
 	if n, err := strconv.ParseUint(number, 10, 64); numbered && (err != nil || strconv.FormatUint(n, 10) != number) {
@@ -189,8 +189,8 @@ func ValidID(id string) bool {
 	return len(id) == idLen && strings.Trim(id, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz") == ""
 }
 
-// cut makes s valid UTF-8 that fits in a value.
-func cut(s string) string {
+// truncate makes s valid UTF-8 of at most maxText bytes.
+func truncate(s string) string {
 	s = strings.ToValidUTF8(s, "?")
 	if len(s) > maxText {
 		s = strings.ToValidUTF8(s[:maxText], "")

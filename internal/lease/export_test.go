@@ -8,11 +8,11 @@ func (c Config) Patience(remaining time.Duration, unanswered int) time.Duration 
 	if err != nil {
 		panic(err)
 	}
-	return c.patience(remaining, silence(unanswered))
+	return c.patience(remaining, timeouts(unanswered))
 }
 
 // LeastRoom is what an attempt is reckoned to take at least.
-const LeastRoom = leastRoom
+const LeastRoom = minAttempt
 
 // Remembered returns how many leases the observer remembers.
 func (o *Observer) Remembered() int {
@@ -22,7 +22,7 @@ func (o *Observer) Remembered() int {
 }
 
 // SetMemory bounds what the observer remembers.
-func (o *Observer) SetMemory(n int) { o.memory, o.pruneAt = n, n/100 }
+func (o *Observer) SetMemory(n int) { o.maxRemembered, o.pruneAt = n, n/100 }
 
 // Renewals returns how many renewals have succeeded, since Limit if that was called.
 func (l *Lease) Renewals() int {

@@ -15,14 +15,14 @@ import (
 	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
-// run is the observer's loop: it sleeps until a lease is due or somebody wakes it.
+// run is the observer's loop: it sleeps until a lease is due or something wakes it.
 func (o *Observer) run(ctx context.Context) {
-	for pause.Until(ctx, o.look(ctx), o.wake) {
+	for pause.Until(ctx, o.processDue(ctx), o.wake) {
 	}
 }
 
-// look tells subscribers of the dead, has those judged that are due, and returns how long to sleep, never for until woken.
-func (o *Observer) look(ctx context.Context) time.Duration {
+// processDue calls the subscribers of dead leases, queues the leases that are due, and returns how long to sleep; never means until woken.
+func (o *Observer) processDue(ctx context.Context) time.Duration {
 	o.mu.Lock()
 	dead := o.dead
 	o.dead = nil
@@ -30,15 +30,15 @@ func (o *Observer) look(ctx context.Context) time.Duration {
 	for o.schedule.next() <= now {
 		s := o.schedule.pop()
 		switch due := s.due(); {
-		case due == never: // a question that ended, or one that a read will renew
-		case due > now: // renewed since it was entered
-			o.schedule.enter(s, due)
+		case due == never: // has no subscriber, or an entry has to be received first
+		case due > now: // renewed since it was added
+			o.schedule.add(s, due)
 		default:
-			s.judging = true
+			s.tombstoning = true
 			o.queue = append(o.queue, s)
-			if o.judges < maxJudges {
-				o.judges++
-				o.wg.Go(func() { o.work(ctx) })
+			if o.writers < maxWriters {
+				o.writers++
+				o.wg.Go(func() { o.writeQueued(ctx) })
 			}
 		}
 	}
@@ -48,36 +48,36 @@ func (o *Observer) look(ctx context.Context) time.Duration {
 	}
 	o.mu.Unlock()
 	for _, s := range dead {
-		o.announce(s)
+		o.reportDead(s)
 	}
 	return sleep
 }
 
-// work judges what is queued.
-func (o *Observer) work(ctx context.Context) {
+// writeQueued writes tombstones for the queue.
+func (o *Observer) writeQueued(ctx context.Context) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for len(o.queue) > 0 && ctx.Err() == nil {
 		s := o.queue[0]
 		o.queue = o.queue[1:]
-		s.judging = false
-		// Only now is it certain, under the same lock as the revision that is
-		// taken: it may have been renewed while it was queued.
+		s.tombstoning = false
+		// Check again, under the same lock that covers the revision: the
+		// lease may have been renewed while it was queued.
 		if s.due() > o.clk.Now() {
 			o.scheduleLocked(s)
 			continue
 		}
-		s.judging = true
+		s.tombstoning = true
 		rev, limit, value := s.rev, o.patience(s.ttl()), o.tombstoneValueLocked(s)
 		s.tombstoneValue = value
 		o.mu.Unlock()
-		o.judge(ctx, s, rev, limit, value)
+		o.tryTombstone(ctx, s, rev, limit, value)
 		o.mu.Lock()
 	}
-	o.judges--
+	o.writers--
 }
 
-// scheduleLocked has the loop do what there is to be done about s.
+// scheduleLocked makes the loop process s when it is dead or due.
 func (o *Observer) scheduleLocked(s *observation) {
 	if len(s.subscribers) == 0 {
 		return
@@ -89,42 +89,42 @@ func (o *Observer) scheduleLocked(s *observation) {
 	}
 	if due := s.due(); due < never {
 		next := o.schedule.next()
-		o.schedule.enter(s, due)
+		o.schedule.add(s, due)
 		if due < next {
 			pause.Wake(o.wake)
 		}
 	}
 }
 
-// judge makes one attempt to declare a lease dead whose revision was seen unchanged for its limit. The
-// compare-and-set proves what no read can: that it was not renewed in between.
-func (o *Observer) judge(ctx context.Context, s *observation, rev uint64, limit time.Duration, value []byte) {
+// tryTombstone makes one attempt to declare a lease dead whose revision was seen unchanged for its limit. The
+// compare-and-set proves what no read can prove: that the lease was not renewed in between.
+func (o *Observer) tryTombstone(ctx context.Context, s *observation, rev uint64, limit time.Duration, value []byte) {
 	err := tombstone(ctx, o.b, limit, rev, value, s.id)
 	var e jskv.Entry
 	readErr := err
 	if errors.Is(err, jskv.ErrConflict) || errors.Is(err, jskv.ErrUnknown) {
-		// Renewed, or declared dead by another or by ourselves.
+		// It was renewed, or declared dead by another observer or by this one.
 		e, readErr = get(ctx, o.b, limit, s.id)
 	}
 	if err == nil || readErr == nil && bytes.Equal(e.Value, value) {
 		o.mu.Lock()
 		tell := o.onTombstone
 		o.mu.Unlock()
-		// Before the lease counts as dead: from then on others act upon it.
+		// Before the lease counts as dead, since subscribers act on that.
 		if tell != nil {
 			tell(s.id)
 		}
 	}
 
 	o.mu.Lock()
-	s.judging, s.tombstoneValue = false, nil
+	s.tombstoning, s.tombstoneValue = false, nil
 	if err == nil {
 		s.dead = true
 	} else if readErr == nil {
-		o.seeLocked(s, e)
+		o.noteEntryLocked(s, e)
 	}
 	if !s.dead && s.rev == rev {
-		s.retry = o.clk.Now() + s.pause.after(err)
+		s.retryAt = o.clk.Now() + s.pause.pauseAfter(err)
 	}
 	o.scheduleLocked(s)
 	dead := s.dead
@@ -136,14 +136,14 @@ func (o *Observer) judge(ctx context.Context, s *observation, rev uint64, limit 
 		o.log.Debug("lease not declared dead", "lease", s.id, "revision", rev, "error", err)
 	}
 	if dead {
-		o.announce(s)
+		o.reportDead(s)
 	}
 }
 
-// tombstoneValueLocked returns the tombstone for the lease, which keeps what is known of its holder.
+// tombstoneValueLocked returns the tombstone for the lease, with what is known of its holder.
 func (o *Observer) tombstoneValueLocked(s *observation) []byte {
 	info := s.info
-	if info.ID == "" { // never readable
+	if info.ID == "" { // no value could be read
 		info = Info{ID: s.id, TTL: max(s.ttl(), MinTTL)}
 		info.TTL = info.TTL.Truncate(time.Millisecond)
 		info.Margin = defaultMargin(info.TTL)
@@ -151,8 +151,8 @@ func (o *Observer) tombstoneValueLocked(s *observation) []byte {
 	return info.tombstone(ReasonExpired, o.by, time.Now())
 }
 
-// announce tells each subscriber once that the lease is dead, and stops watching it.
-func (o *Observer) announce(s *observation) {
+// reportDead tells each subscriber once that the lease is dead, and ends the watch.
+func (o *Observer) reportDead(s *observation) {
 	for {
 		o.mu.Lock()
 		var subscriber *subscriber
@@ -177,30 +177,30 @@ func (o *Observer) patience(ttl time.Duration) time.Duration {
 	return max(o.rtt.Timeout(), min(max(ttl/2, 500*time.Millisecond), 2*time.Second))
 }
 
-// schedule holds the leases that are to be looked at, by when. There may be ten thousand of them, each renewed every
-// few seconds, so a renewal does not move its lease: the loop does, when it finds that it is not due yet.
+// schedule has the leases to be checked, ordered by time. There may be ten thousand of them, each renewed every
+// few seconds. So a renewal does not move its lease: the loop does, when it finds that the lease is not due yet.
 type schedule []*observation
 
-// enter has the lease looked at no later than at.
-func (a *schedule) enter(s *observation, at time.Duration) {
+// add makes the loop check the lease at the time at, or earlier.
+func (a *schedule) add(s *observation, at time.Duration) {
 	switch {
-	case s.place == 0:
+	case s.heapIndex == 0:
 		s.at = at
 		heap.Push(a, s)
 	case at < s.at:
 		s.at = at
-		heap.Fix(a, s.place-1)
+		heap.Fix(a, s.heapIndex-1)
 	}
 }
 
-// remove takes the lease off.
+// remove removes the lease.
 func (a *schedule) remove(s *observation) {
-	if s.place > 0 {
-		heap.Remove(a, s.place-1)
+	if s.heapIndex > 0 {
+		heap.Remove(a, s.heapIndex-1)
 	}
 }
 
-// next returns when the loop has to look again, never if there is nothing.
+// next returns when the loop has to check again, never if there is nothing to check.
 func (a schedule) next() time.Duration {
 	if len(a) == 0 {
 		return never
@@ -208,7 +208,7 @@ func (a schedule) next() time.Duration {
 	return a[0].at
 }
 
-// pop takes the next lease off.
+// pop removes the next lease and returns it.
 func (a *schedule) pop() *observation { return heap.Pop(a).(*observation) }
 
 // The methods of heap.Interface.
@@ -218,13 +218,13 @@ func (a schedule) Less(i, j int) bool { return a[i].at < a[j].at }
 
 func (a schedule) Swap(i, j int) {
 	a[i], a[j] = a[j], a[i]
-	a[i].place, a[j].place = i+1, j+1
+	a[i].heapIndex, a[j].heapIndex = i+1, j+1
 }
 
 func (a *schedule) Push(x any) {
 	s := x.(*observation)
 	*a = append(*a, s)
-	s.place = len(*a)
+	s.heapIndex = len(*a)
 }
 
 func (a *schedule) Pop() any {
@@ -232,65 +232,65 @@ func (a *schedule) Pop() any {
 	s := (*a)[last]
 	(*a)[last] = nil
 	*a = (*a)[:last]
-	s.place = 0
+	s.heapIndex = 0
 	return s
 }
 
-// Limits of an observer's memory. A remembered observation costs some hundred bytes
-// and saves an observation to who asks again about the same dead lease.
+// Limits of an observer's memory. A remembered observation costs some hundred bytes. It saves the
+// next subscriber of the same dead lease the waiting.
 const (
-	maxSights = 10_000
-	// rememberFor is for how many of a lease's limits its observation is remembered after the last question about it.
+	maxObservations = 10_000
+	// rememberFor is how many limits of a lease its observation is remembered after the last use.
 	rememberFor = 10
 )
 
-// maxHold bounds the random delay of an observer that is not urgent, in favour of the one that is: a quarter to the
-// whole of it or, if that is shorter, of the TTL.
-const maxHold = time.Second
+// maxDelay bounds the random delay of an observer without an urgent subscriber, so that an urgent one comes first. The
+// delay is a quarter to the whole of maxDelay or, if that is shorter, of the TTL.
+const maxDelay = time.Second
 
 // never is later than any time.
 const never = time.Duration(math.MaxInt64)
 
-// observation is what an observer has seen of one lease. All of it is under the observer's mutex.
+// observation is what an observer has seen of one lease. The observer's mutex guards it.
 type observation struct {
-	id    string
-	given time.Duration // longest TTL that a subscriber knew of
+	id       string
+	givenTTL time.Duration // longest TTL that a subscriber named
 
-	seen     bool // something was received at all
+	seen     bool // an entry was received
 	rev      uint64
-	first    time.Duration // when rev was first received: not before it was written
-	info     Info          // last content that could be read
-	readable bool          // info is the content of rev
+	since    time.Duration // when rev was first received, which is never before it was written
+	info     Info          // last value that could be read
+	readable bool          // info is the value of rev
 	dead     bool          // its tombstone is committed; final
 
 	subscribers    map[*subscriber]struct{}
-	urgent         int           // how many of them are
-	fresh          bool          // rev was received since somebody asks
+	urgent         int           // how many of them are urgent
+	confirmed      bool          // rev was received since there are subscribers
 	opening        bool          // a watch is being opened
 	stop           func()        // ends the watch
-	hold           time.Duration // delay when nobody is urgent
-	judging        bool          // queued, or its tombstone is being written
+	delay          time.Duration // used while no subscriber is urgent
+	tombstoning    bool          // queued, or its tombstone is being written
 	tombstoneValue []byte        // that tombstone, from before it is sent until its outcome is known
-	retry          time.Duration // not to be judged before
+	retryAt        time.Duration // no tombstone before this time
 	pause          *backoff
-	at             time.Duration // when it is to be looked at, if place > 0
-	place          int           // its place on the schedule, counted from 1; 0 is none
-	used           time.Duration // when it was last of use
+	at             time.Duration // when to check it, if heapIndex > 0
+	heapIndex      int           // its index in the schedule plus 1; 0 means that it is not there
+	lastUsed       time.Duration // when it was last used
 }
 
-// subscriber is one question about a lease.
+// subscriber is one call of Observe or WaitDead.
 type subscriber struct {
 	ttl     time.Duration
 	urgent  bool
 	dead    func(id string)
 	renewed func() // optional; called once, under the observer's mutex: must not block
 
-	based    bool   // base is set
-	base     uint64 // first revision under this question
+	baseSet  bool   // base is set
+	base     uint64 // first revision seen by this subscriber
 	answered bool   // renewed was called
 }
 
-// addLocked adds a question.
+// addLocked adds a subscriber.
 func (s *observation) addLocked(a *subscriber) {
 	if s.subscribers == nil {
 		s.subscribers = make(map[*subscriber]struct{})
@@ -299,21 +299,21 @@ func (s *observation) addLocked(a *subscriber) {
 	if a.urgent {
 		s.urgent++
 	}
-	if s.fresh {
-		a.based, a.base = true, s.rev
+	if s.confirmed {
+		a.baseSet, a.base = true, s.rev
 	}
 }
 
-// ttl returns the lease's TTL as far as it is known. The lease itself says it
-// best; for one that is missing or unreadable the longest that is known is safe.
+// ttl returns the lease's TTL as far as it is known. The lease's own value is the best;
+// if that is missing or unreadable, the longest known TTL is safe.
 func (s *observation) ttl() time.Duration {
 	if s.readable {
 		return s.info.TTL
 	}
-	return max(s.given, s.info.TTL)
+	return max(s.givenTTL, s.info.TTL)
 }
 
-// limit returns for how long a revision must have been seen before the lease may be declared dead.
+// limit returns how long a revision must have been seen before the lease may be declared dead.
 func (s *observation) limit() time.Duration {
 	if s.readable {
 		return s.info.TTL + s.info.Margin
@@ -321,22 +321,22 @@ func (s *observation) limit() time.Duration {
 	return s.ttl() + max(defaultMargin(s.ttl()), s.info.Margin)
 }
 
-// due returns when the lease is to be declared dead, never if not at all.
+// due returns when to declare the lease dead, never if not at all.
 func (s *observation) due() time.Duration {
-	if s.dead || !s.fresh || s.judging || len(s.subscribers) == 0 {
+	if s.dead || !s.confirmed || s.tombstoning || len(s.subscribers) == 0 {
 		return never
 	}
-	d := s.first + s.limit()
+	d := s.since + s.limit()
 	if s.urgent == 0 {
-		d += s.hold
+		d += s.delay
 	}
-	return max(d, s.retry)
+	return max(d, s.retryAt)
 }
 
-// observationLocked returns the lease's observation, which it makes if there is none.
+// observationLocked returns the lease's observation, and makes it if there is none.
 func (o *Observer) observationLocked(id string, ttl time.Duration) *observation {
 	if ttl <= 0 || ttl > MaxTTL {
-		ttl = MaxTTL // nonsense must not kill anybody
+		ttl = MaxTTL // a wrong value must not kill a lease too early
 	}
 	s := o.observations[id]
 	if s == nil {
@@ -344,42 +344,42 @@ func (o *Observer) observationLocked(id string, ttl time.Duration) *observation 
 		s = &observation{id: id}
 		o.observations[id] = s
 	}
-	s.given = max(s.given, ttl)
-	s.used = o.clk.Now()
+	s.givenTTL = max(s.givenTTL, ttl)
+	s.lastUsed = o.clk.Now()
 	return s
 }
 
-// seeLocked notes an entry of the lease's key that was received just now. The time is taken here, after the entry has
-// arrived: from any earlier moment on, the revision may not have existed yet.
-func (o *Observer) seeLocked(s *observation, e jskv.Entry) {
+// noteEntryLocked notes an entry of the lease's key that was received just now. It takes the time now, after the entry has
+// arrived: at an earlier time the revision may not have existed yet.
+func (o *Observer) noteEntryLocked(s *observation, e jskv.Entry) {
 	if s.dead {
 		return
 	}
-	// An older revision comes from a read that was overtaken. Revision 0 can be
-	// one too, or the end of a marker; to start anew is safe in both cases.
+	// An older revision comes from a read that a newer answer has overtaken. Revision 0 can be
+	// one, too, or the end of a marker; starting again is safe in both cases.
 	if s.seen && e.Revision < s.rev && e.Revision != 0 {
 		return
 	}
-	// A revision shows that nothing was written while nobody looked. Absence
-	// shows nothing of the kind: it has to be seen all along.
-	changed := !s.seen || e.Revision != s.rev || e.Revision == 0 && !s.fresh
-	s.fresh = s.fresh || len(s.subscribers) > 0
+	// The same revision proves that nothing was written while there was no watch. Absence
+	// does not prove that: it has to be watched all the time.
+	changed := !s.seen || e.Revision != s.rev || e.Revision == 0 && !s.confirmed
+	s.confirmed = s.confirmed || len(s.subscribers) > 0
 	if changed {
-		s.seen, s.rev, s.first = true, e.Revision, o.clk.Now()
+		s.seen, s.rev, s.since = true, e.Revision, o.clk.Now()
 		s.readable = false
 		if !e.Deleted {
 			if info, err := Decode(s.id, e.Value); err == nil {
 				s.info, s.readable, s.dead = info, true, info.Dead
 			}
 		}
-		most := min(s.ttl(), maxHold)
-		s.hold = most/4 + rand.N(most*3/4+1)
-		s.retry, s.pause = 0, newBackoff(s.ttl())
+		most := min(s.ttl(), maxDelay)
+		s.delay = most/4 + rand.N(most*3/4+1)
+		s.retryAt, s.pause = 0, newBackoff(s.ttl())
 	}
 	for a := range s.subscribers {
 		switch {
-		case !a.based:
-			a.based, a.base = true, e.Revision
+		case !a.baseSet:
+			a.baseSet, a.base = true, e.Revision
 		case !s.dead && !e.Deleted && e.Revision > a.base && a.renewed != nil && !a.answered:
 			a.answered = true
 			a.renewed()
@@ -387,7 +387,7 @@ func (o *Observer) seeLocked(s *observation, e jskv.Entry) {
 	}
 }
 
-// pruneLocked forgets observations that nobody asked about for long, and the oldest of the others when there are too many.
+// pruneLocked forgets observations that were unused for long and, if there are too many, the longest unused of the others.
 func (o *Observer) pruneLocked() {
 	if len(o.observations) < o.pruneAt {
 		return
@@ -396,21 +396,21 @@ func (o *Observer) pruneLocked() {
 	var idle []*observation
 	for id, s := range o.observations {
 		switch {
-		case len(s.subscribers) > 0 || s.judging || s.opening:
-		case now-s.used > rememberFor*s.limit():
+		case len(s.subscribers) > 0 || s.tombstoning || s.opening:
+		case now-s.lastUsed > rememberFor*s.limit():
 			delete(o.observations, id)
 		default:
 			idle = append(idle, s)
 		}
 	}
-	// A tenth at a time, so that a full memory is not sorted for each newcomer.
-	if over := len(o.observations) - o.memory*9/10; over > 0 {
-		slices.SortFunc(idle, func(a, b *observation) int { return cmp.Compare(a.used, b.used) })
+	// Forget a tenth at a time, so that a full memory is not sorted for each new lease.
+	if over := len(o.observations) - o.maxRemembered*9/10; over > 0 {
+		slices.SortFunc(idle, func(a, b *observation) int { return cmp.Compare(a.lastUsed, b.lastUsed) })
 		for _, s := range idle[:min(over, len(idle))] {
 			delete(o.observations, s.id)
 		}
 	}
-	// Not again before it has doubled or is full; where the observations in use alone
-	// are more than that, not before a tenth more have come.
-	o.pruneAt = max(min(2*len(o.observations), o.memory), len(o.observations)+o.memory/10)
+	// Prune again when the number has doubled or the memory is full. If the active observations alone
+	// are more than that, prune when another tenth has come.
+	o.pruneAt = max(min(2*len(o.observations), o.maxRemembered), len(o.observations)+o.maxRemembered/10)
 }

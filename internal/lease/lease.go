@@ -17,73 +17,73 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// Server TTLs of what this package writes. They collect garbage and nothing else: no decision waits for them.
+// Server TTLs of the entries that this package writes. They only collect garbage: no decision waits for them.
 const (
-	// liveGC is the least time for which an abandoned lease that nobody looks at
-	// stays. It is also at least liveGCFactor TTLs.
+	// liveGC is the least time that an abandoned lease stays if no observer
+	// looks at it. It also stays at least liveGCFactor TTLs.
 	liveGC       = time.Hour
 	liveGCFactor = 20
 	// tombstoneGC is how long a tombstone stays. Afterwards a record entry that still names the lease is under a
-	// missing lease, which ends the same way, one observation later.
+	// missing lease; an observer declares that dead in the same way, after one more observation.
 	tombstoneGC = 24 * time.Hour
 )
 
-// recheck bounds how late a loss is noticed by itself when the holder's clock
-// counts a suspension that Go's timers do not.
-const recheck = time.Second
+// recheckInterval bounds how late the timer notices a loss when the holder's clock
+// counts a suspension that Go's timers do not count.
+const recheckInterval = time.Second
 
-// Bucket is what a lease needs of its KV bucket; a *jskv.Bucket is one.
+// Bucket is the KV bucket of the leases; a *jskv.Bucket is one.
 type Bucket interface {
 	Get(ctx context.Context, key string) (jskv.Entry, error)
 	Update(ctx context.Context, key string, value []byte, rev uint64, ttl time.Duration) (uint64, error)
 }
 
-// Lease is a holder's claim to be alive. It is safe for concurrent use.
+// Lease is this process's claim to be alive. It is safe for concurrent use.
 type Lease struct {
 	b        Bucket
 	cfg      Config
-	who      Info   // what every value of this lease has in common
+	who      Info   // common content of all values of this lease
 	by       string // "host:pid"
 	ops      atomic.Uint64
-	renewing chan struct{} // held by the renewal that is on its way: one at a time
-	wake     chan struct{} // has the goroutine look at due again
-	back     chan struct{} // ends the pause between two attempts
+	renewing chan struct{} // held by the renewal under way: one at a time
+	wake     chan struct{} // makes the goroutine check due again
+	retryNow chan struct{} // ends the pause between two attempts
 	lost     chan struct{} // closed on loss
 	wg       sync.WaitGroup
 
-	// Readable without mu, for accessors that run per operation. Both change under mu only.
+	// Accessors read these without mu, since they run for each operation. They change under mu only.
 	gone       atomic.Bool
-	byHand     atomic.Bool  // Limit ended automatic renewal
+	manualOnly atomic.Bool  // Limit has ended automatic renewal
 	validUntil atomic.Int64 // on cfg.Clock
 
 	mu            sync.Mutex
-	err           error          // why it was lost
-	rev           uint64         // newest revision known to be ours
-	due           time.Duration  // when to renew next
-	attempts      map[string]try // by nonce, those at rev that may commit
+	err           error                     // why it was lost
+	rev           uint64                    // newest revision known to be ours
+	due           time.Duration             // when to renew next
+	attempts      map[string]renewalAttempt // by nonce, those at rev that may still commit
 	renewals      int
-	hasTombstone  bool               // a tombstone is known to be committed
-	joining       bool               // Close has begun to wait: nothing joins wg any more
-	abort         context.CancelFunc // of the renewal on its way, or nil
-	awaitedNonce  string             // nonce of the attempt whose answer is waited for
-	cancelWait    context.CancelFunc // ends waiting for what an attempt asked, or nil
+	hasTombstone  bool               // a committed tombstone is known
+	closing       bool               // Close has begun to wait: no goroutine joins wg any more
+	abort         context.CancelFunc // of the renewal under way, or nil
+	awaitedNonce  string             // nonce of the attempt that waits for its answer
+	cancelWait    context.CancelFunc // ends the wait for an attempt's answer, or nil
 	resends       []chan struct{}    // closed when the next attempt, or the renewal, has ended
-	stopTombstone context.CancelFunc // of the tombstone's writing after a loss, or nil
-	timer         *time.Timer        // fires at validUntil or before
+	stopTombstone context.CancelFunc // of the writing of the tombstone after a loss, or nil
+	timer         *time.Timer        // fires at validUntil or earlier
 	onLost        []func(error)
-	joined        chan struct{} // closed once every goroutine has ended; made by Close
+	allDone       chan struct{} // closed once every goroutine has ended; made by Close
 }
 
-// try is one attempt to renew.
-type try struct {
-	sent      time.Duration // on the holder's clock, for the validity
-	abandoned time.Time     // when it was sent, for the estimate, once it was given up
-	free      bool          // sent before Limit, and not counted
+// renewalAttempt is one attempt to renew.
+type renewalAttempt struct {
+	sent       time.Duration // on the holder's clock, for the validity
+	gaveUpSent time.Time     // when it was sent, set once it was given up: for the estimate
+	uncounted  bool          // sent before Limit, so it does not count
 }
 
-// Create writes a new lease. Errors are retried under fresh ids until the context ends: an attempt whose outcome is
-// unknown is abandoned, and as its id is never used, nobody waits for it. The error is ErrInvalidConfig, or wraps the
-// context's and the last attempt's errors, or is a kv.ErrRejected, which no retry cures.
+// Create writes a new lease. It retries errors under fresh ids until the context ends: an attempt with an unknown
+// outcome is abandoned, and since its id is never used, nobody waits for it. The error is ErrInvalidConfig, or wraps the
+// context's and the last attempt's errors, or is a kv.ErrRejected, for which a retry is of no use.
 func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
 	cfg, err := cfg.resolve()
 	if err != nil {
@@ -93,7 +93,7 @@ func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
 		TTL: cfg.TTL, Margin: cfg.Margin,
 		Host: host(), PID: os.Getpid(), Label: cfg.Label, Started: time.Now(),
 	}
-	var unanswered silence
+	var unanswered timeouts
 	for pauses := newBackoff(cfg.TTL); ; {
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("lease: create: %w", context.Cause(ctx))
@@ -104,11 +104,11 @@ func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
 		info.Seen = cfg.Seen()
 		sent, started := cfg.Clock.Now(), time.Now()
 		actx, cancel := context.WithTimeout(ctx, cfg.creationPatience(unanswered))
-		rev, err := b.Update(actx, who.ID, info.encode(), 0, gcAfter(cfg.TTL))
+		rev, err := b.Update(actx, who.ID, info.encode(), 0, liveTTL(cfg.TTL))
 		cancel()
-		unanswered.took(ctx, &cfg, started, false, err)
+		unanswered.note(ctx, &cfg, started, false, err)
 		if err == nil && cfg.Clock.Now() >= sent+cfg.TTL-cfg.Margin {
-			err = ErrExpired // acknowledged too late to be of any use
+			err = ErrExpired // acknowledged too late
 		}
 		if err == nil {
 			return start(b, cfg, who, rev, sent), nil
@@ -126,8 +126,8 @@ func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
 func start(b Bucket, cfg Config, who Info, rev uint64, sent time.Duration) *Lease {
 	l := &Lease{
 		b: b, cfg: cfg, who: who, by: Self(),
-		renewing: make(chan struct{}, 1), wake: make(chan struct{}, 1), back: make(chan struct{}, 1), lost: make(chan struct{}),
-		rev: rev, attempts: make(map[string]try),
+		renewing: make(chan struct{}, 1), wake: make(chan struct{}, 1), retryNow: make(chan struct{}, 1), lost: make(chan struct{}),
+		rev: rev, attempts: make(map[string]renewalAttempt),
 	}
 	l.validUntil.Store(int64(sent + cfg.TTL - cfg.Margin))
 	l.mu.Lock()
@@ -146,21 +146,21 @@ func (l *Lease) ID() string { return l.who.ID }
 // TTL returns how long after its last renewal the lease can be declared dead.
 func (l *Lease) TTL() time.Duration { return l.cfg.TTL }
 
-// Margin returns by how much earlier than TTL the holder gives up.
+// Margin returns how much earlier than TTL the holder gives up.
 func (l *Lease) Margin() time.Duration { return l.cfg.Margin }
 
 // NextOp returns a fresh operation id, "<lease id>.<sequence>".
 func (l *Lease) NextOp() string { return l.who.ID + "." + strconv.FormatUint(l.ops.Add(1), 10) }
 
-// Valid reports whether the lease is valid now. It asks the clock first: when the deadline has passed, Lost is closed
-// before Valid returns, whatever timers have done.
+// Valid reports whether the lease is valid now. It asks the clock first: if the deadline has passed, Valid closes Lost
+// before it returns, even if no timer has fired yet.
 func (l *Lease) Valid() bool {
 	if l.gone.Load() {
 		return false
 	}
 	if l.cfg.Clock.Now() < time.Duration(l.validUntil.Load()) {
-		// A loss for another reason may come between the two loads and now; this
-		// answer was true when the first was made.
+		// A loss for another reason may come after the first load; this
+		// answer was true at that load.
 		return true
 	}
 	l.mu.Lock()
@@ -168,10 +168,10 @@ func (l *Lease) Valid() bool {
 	return l.checkLocked()
 }
 
-// ValidUntil returns the instant, on the lease's clock, at which the lease ends unless it is renewed or lost before.
+// ValidUntil returns the time, on the lease's clock, at which the lease ends unless it is renewed or lost before.
 func (l *Lease) ValidUntil() time.Duration { return time.Duration(l.validUntil.Load()) }
 
-// Remaining returns the time to ValidUntil, 0 when the lease is lost.
+// Remaining returns the time to ValidUntil, 0 if the lease is lost.
 func (l *Lease) Remaining() time.Duration {
 	if !l.Valid() {
 		return 0
@@ -179,12 +179,12 @@ func (l *Lease) Remaining() time.Duration {
 	return max(0, l.ValidUntil()-l.cfg.Clock.Now())
 }
 
-// RenewEarly returns by how much earlier than its configuration says the lease is
+// RenewEarly returns how much earlier than RenewEvery the lease is
 // renewed at present, because of the link.
 func (l *Lease) RenewEarly() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.cfg.early()
+	return l.cfg.renewEarly()
 }
 
 // Lost returns a channel that is closed when the lease is not valid any more.
@@ -201,16 +201,16 @@ func (l *Lease) Err() error {
 	return l.err
 }
 
-// OnLost has fn called once when the lease is lost, with the reason; at once if it is lost already. fn runs in a
-// goroutine of the lease, never within a call of one of its methods, so callers may hold their own locks; one fn runs
-// after the other, so it must be quick, and it must not wait for Close.
+// OnLost calls fn once when the lease is lost, with the reason; at once if it is lost already. fn runs in a
+// goroutine of the lease, never within a call of a method, so callers may hold their own locks. The fns run one
+// after the other, so fn must be quick, and it must not wait for Close.
 func (l *Lease) OnLost(fn func(error)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch err := l.err; {
 	case err == nil:
 		l.onLost = append(l.onLost, fn)
-	case l.joining:
+	case l.closing:
 		go fn(err)
 	default:
 		l.wg.Go(func() { fn(err) })
@@ -229,7 +229,7 @@ func (l *Lease) checkLocked() bool {
 	return l.err == nil
 }
 
-// loseLocked ends the validity. There is no way back: whatever commits or is
+// loseLocked ends the validity for good: whatever is committed or
 // acknowledged later, only a new lease is valid again.
 func (l *Lease) loseLocked(err error) {
 	if l.err != nil {
@@ -248,8 +248,8 @@ func (l *Lease) loseLocked(err error) {
 	if !closed {
 		l.cfg.Logger.Warn("lease lost", "lease", l.who.ID, "reason", err)
 	}
-	// The goroutine that delivers the loss; a Close that caused it is only about
-	// to wait for it, and a later one cancels the burying.
+	// This goroutine reports the loss. A Close that caused it has not begun
+	// to wait yet, and a later Close cancels the writing of the tombstone.
 	ctx, cancel := context.WithTimeout(context.Background(), l.cfg.TTL+l.cfg.Margin)
 	l.stopTombstone = cancel
 	told := l.onLost
@@ -259,7 +259,7 @@ func (l *Lease) loseLocked(err error) {
 			fn(err)
 		}
 		if !closed {
-			// So that waiters need not wait until they have observed it.
+			// Otherwise waiters would have to observe the lease first.
 			if err := l.writeTombstone(ctx, ReasonLost); err != nil {
 				l.cfg.Logger.Debug("lost lease not tombstoned", "lease", l.who.ID, "error", err)
 			}
@@ -267,12 +267,12 @@ func (l *Lease) loseLocked(err error) {
 	})
 }
 
-// armLocked sets the timer for the deadline. Renewals do not touch it: when it fires early it is set again. It may
-// also fire late, after the process or the host was stopped; therefore every accessor asks the clock itself.
+// armLocked sets the timer for the deadline. A renewal does not change the timer: if it fires early, it is set again. It may
+// also fire late, after the process or the host was stopped. Therefore every accessor asks the clock itself.
 func (l *Lease) armLocked() {
 	d := time.Duration(l.validUntil.Load()) - l.cfg.Clock.Now()
 	l.wg.Add(1)
-	l.timer = time.AfterFunc(min(max(d, time.Millisecond), recheck), func() {
+	l.timer = time.AfterFunc(min(max(d, time.Millisecond), recheckInterval), func() {
 		defer l.wg.Done()
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -288,20 +288,20 @@ func (l *Lease) armLocked() {
 
 func (l *Lease) usedUpLocked() bool { return l.cfg.MaxRenewals > 0 && l.renewals >= l.cfg.MaxRenewals }
 
-// Close ends the lease: first it is not valid any more and everybody who asked is told, then its goroutines are
-// joined, then the tombstone is written, so that waiters go on at once. It tries until ctx ends, and no longer than
-// TTL + margin, when observers will have done it. On error the lease is not valid either, its end has still to be
-// observed by others, and Close can be called again. It must not be called from a function given to OnLost. A caller
-// whose context may have ended passes a detached, bounded one.
+// Close ends the lease: it ends the validity and reports the loss, then waits for the lease's goroutines, then writes
+// the tombstone, so that waiters go on at once. It tries until ctx ends, and no longer than
+// TTL + margin, when an observer has written the tombstone. On error the lease is not valid either, but other
+// processes have to observe its end, and Close can be called again. It must not be called from a function given to
+// OnLost. A caller whose context may have ended passes a detached, bounded one.
 func (l *Lease) Close(ctx context.Context) error {
 	l.mu.Lock()
 	l.loseLocked(fmt.Errorf("%w", ErrClosed))
-	if !l.joining {
-		l.joining = true
-		l.joined = make(chan struct{})
+	if !l.closing {
+		l.closing = true
+		l.allDone = make(chan struct{})
 		go func() {
 			l.wg.Wait()
-			close(l.joined)
+			close(l.allDone)
 		}()
 	}
 	stopTombstone := l.stopTombstone
@@ -315,15 +315,15 @@ func (l *Lease) Close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.TTL+l.cfg.Margin)
 	defer cancel()
 	select {
-	case <-l.joined:
+	case <-l.allDone:
 	case <-ctx.Done():
 		return fmt.Errorf("lease: close: %w", context.Cause(ctx))
 	}
 	return l.writeTombstone(ctx, reason)
 }
 
-// writeTombstone writes the lease's tombstone. The lease is lost already, so its holder may declare it dead whatever stands
-// there. Late renewals of ours, which may still be under way, are at older revisions and lose.
+// writeTombstone writes the lease's tombstone. The lease is lost already, so its holder may declare it dead whatever
+// its key contains. Late renewals of this lease, which may still be under way, are at older revisions and fail.
 func (l *Lease) writeTombstone(ctx context.Context, reason string) error {
 	select {
 	case l.renewing <- struct{}{}:
@@ -331,7 +331,7 @@ func (l *Lease) writeTombstone(ctx context.Context, reason string) error {
 		return fmt.Errorf("lease: tombstone: %w", context.Cause(ctx))
 	}
 	defer func() { <-l.renewing }()
-	var unanswered silence
+	var unanswered timeouts
 	for pauses := newBackoff(l.cfg.TTL); ; {
 		l.mu.Lock()
 		rev, written := l.rev, l.hasTombstone
@@ -343,11 +343,11 @@ func (l *Lease) writeTombstone(ctx context.Context, reason string) error {
 		info.Seen = l.cfg.Seen()
 		started, limit := time.Now(), l.cfg.tombstonePatience(unanswered)
 		err := tombstone(ctx, l.b, limit, rev, info.tombstone(reason, l.by, time.Now()), l.who.ID)
-		unanswered.took(ctx, &l.cfg, started, false, err)
+		unanswered.note(ctx, &l.cfg, started, false, err)
 		var conflict *jskv.ConflictError
 		switch {
 		case err == nil:
-			l.setBuried()
+			l.setTombstoned()
 			return nil
 		case errors.Is(err, kv.ErrRejected), errors.Is(err, jskv.ErrConnectionClosed):
 			return fmt.Errorf("lease: tombstone: %w", err)
@@ -357,10 +357,10 @@ func (l *Lease) writeTombstone(ctx context.Context, reason string) error {
 			l.mu.Unlock()
 			fallthrough
 		case errors.Is(err, jskv.ErrUnknown):
-			// Is it a tombstone that stands there, ours or another's?
+			// The key may have a tombstone already, ours or an observer's.
 			e, readErr := get(ctx, l.b, limit, l.who.ID)
 			if readErr == nil && isTombstone(l.who.ID, e) {
-				l.setBuried()
+				l.setTombstoned()
 				return nil
 			}
 		}
@@ -370,13 +370,13 @@ func (l *Lease) writeTombstone(ctx context.Context, reason string) error {
 	}
 }
 
-func (l *Lease) setBuried() {
+func (l *Lease) setTombstoned() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.hasTombstone = true
 }
 
-// tombstone is one bounded attempt to put a tombstone at rev.
+// tombstone makes one bounded attempt to write a tombstone at rev.
 func tombstone(ctx context.Context, b Bucket, limit time.Duration, rev uint64, value []byte, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -384,14 +384,14 @@ func tombstone(ctx context.Context, b Bucket, limit time.Duration, rev uint64, v
 	return err
 }
 
-// get is one bounded read.
+// get makes one bounded read.
 func get(ctx context.Context, b Bucket, limit time.Duration, id string) (jskv.Entry, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	return b.Get(ctx, id)
 }
 
-// isTombstone reports whether the entry declares the lease dead.
+// isTombstone reports whether the entry is a tombstone of the lease.
 func isTombstone(id string, e jskv.Entry) bool {
 	if e.Deleted {
 		return false

@@ -13,7 +13,7 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// run renews until the lease is lost or its renewals are used up.
+// run renews until the lease is lost or has no renewals left.
 func (l *Lease) run() {
 	for {
 		for d := l.untilDue(); d > 0; d = l.untilDue() {
@@ -24,10 +24,10 @@ func (l *Lease) run() {
 				return
 			}
 		}
-		if l.byHand.Load() {
+		if l.manualOnly.Load() {
 			return
 		}
-		// Returns on success, on loss, or when there is no renewal left.
+		// renew returns on success, on loss, or when no renewal is left.
 		if err := l.renew(context.Background(), true); err != nil {
 			return
 		}
@@ -40,13 +40,13 @@ func (l *Lease) untilDue() time.Duration {
 	return l.due - l.cfg.Clock.Now()
 }
 
-// Renew renews the lease once, now. It tries through any error until ctx ends or the lease is lost, and counts
-// against MaxRenewals when it succeeds. The error is ErrRenewalsUsedUp (the lease stays valid until its deadline),
-// the reason of the loss, or wraps the context's error: the lease is then as it was, although the renewal may still
-// come to pass and count, as a later one will find out, which then renews once more.
+// Renew renews the lease once, now. It retries after any error until ctx ends or the lease is lost. A success counts
+// against MaxRenewals. The error is ErrRenewalsUsedUp (the lease stays valid until its deadline), the reason of the loss,
+// or wraps the context's error. In the last case the lease is unchanged, but the renewal may still be committed and
+// count. A later Renew will find that out, and then renews once more.
 func (l *Lease) Renew(ctx context.Context) error { return l.renew(ctx, false) }
 
-// renew is Renew, or with ifDue does nothing when another renewal was faster.
+// renew is Renew. With ifDue it does nothing if another renewal was faster.
 func (l *Lease) renew(ctx context.Context, ifDue bool) error {
 	select {
 	case l.renewing <- struct{}{}:
@@ -57,7 +57,7 @@ func (l *Lease) renew(ctx context.Context, ifDue bool) error {
 	}
 	defer func() { <-l.renewing }()
 	if ifDue && l.untilDue() > 0 {
-		return nil // one by hand, which must not be counted twice
+		return nil // Renew was faster, and this one must not count, too
 	}
 	ctx, cancel := context.WithCancel(context.WithValue(ctx, renewing{}, true))
 	defer cancel()
@@ -72,16 +72,16 @@ func (l *Lease) renew(ctx context.Context, ifDue bool) error {
 		closeAll(l.resends)
 		l.resends = nil
 	}()
-	var unanswered silence
+	var unanswered timeouts
 	for pauses := newBackoff(l.cfg.TTL); ; {
-		err := l.attempt(ctx, &unanswered)
-		if over, err := l.renewalOver(began, base, ifDue); over {
+		err := l.tryOnce(ctx, &unanswered)
+		if over, err := l.renewalDone(began, base, ifDue); over {
 			return err
 		}
 		l.cfg.Logger.Debug("lease not renewed yet", "lease", l.who.ID, "error", err)
-		goOn := pauses.wait(ctx, err, l.back)
-		// The watch can have shown meanwhile that it was renewed after all.
-		if over, err := l.renewalOver(began, base, ifDue); over {
+		goOn := pauses.wait(ctx, err, l.retryNow)
+		// Meanwhile the watch may have shown that the renewal was committed.
+		if over, err := l.renewalDone(began, base, ifDue); over {
 			return err
 		}
 		if !goOn {
@@ -90,30 +90,30 @@ func (l *Lease) renew(ctx context.Context, ifDue bool) error {
 	}
 }
 
-// Limit starts the limits of a lease that was renewed freely so far: from now on it is renewed by hand only if
-// autoRenew is false, and at most maxRenewals times (0 = no limit). What its Config said on either is replaced. A
-// renewal that was sent before is none of those. A lease whose goroutine has ended is not renewed by it again.
+// Limit limits a lease that had no limits so far. From now on it is renewed only by Renew if
+// autoRenew is false, and at most maxRenewals times (0 = no limit); this replaces the values of its Config. A
+// renewal that was sent before does not count. If the lease's goroutine has ended, Limit does not start it again.
 func (l *Lease) Limit(autoRenew bool, maxRenewals int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.cfg.MaxRenewals, l.renewals = maxRenewals, 0
 	for nonce, a := range l.attempts {
-		a.free = true
+		a.uncounted = true
 		l.attempts[nonce] = a
 	}
 	if maxRenewals > 0 {
-		l.due = l.ValidUntil() - l.cfg.TTL + l.cfg.Margin + l.cfg.interval() // not early any more
+		l.due = l.ValidUntil() - l.cfg.TTL + l.cfg.Margin + l.cfg.interval() // from now on without renewing early
 		pause.Wake(l.wake)
 	}
 	if !autoRenew {
-		l.byHand.Store(true)
-		l.due = l.cfg.Clock.Now() // the goroutine wakes to find out
+		l.manualOnly.Store(true)
+		l.due = l.cfg.Clock.Now() // the goroutine wakes, and ends
 		pause.Wake(l.wake)
 	}
 }
 
-// beginRenewal registers what cancels the renewal when the lease is lost, and returns
-// when it began and at which revision.
+// beginRenewal stores cancel, which a loss of the lease calls, and returns
+// the time and the revision at the beginning of the renewal.
 func (l *Lease) beginRenewal(cancel context.CancelFunc) (began time.Duration, base uint64, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -127,10 +127,10 @@ func (l *Lease) beginRenewal(cancel context.CancelFunc) (began time.Duration, ba
 	return l.cfg.Clock.Now(), l.rev, nil
 }
 
-// renewalOver reports whether there is nothing left to do for a renewal, and how it
-// ended. An attempt from before it began that turns out to have been committed is not
-// what was asked for, unless that was only that the lease is renewed when it is due.
-func (l *Lease) renewalOver(began time.Duration, base uint64, ifDue bool) (over bool, err error) {
+// renewalDone reports whether a renewal has ended, and how. An older
+// attempt that turns out to be committed does not end it, since the caller
+// wants a newer one, unless ifDue only wants the lease to be renewed when due.
+func (l *Lease) renewalDone(began time.Duration, base uint64, ifDue bool) (over bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -138,7 +138,7 @@ func (l *Lease) renewalOver(began time.Duration, base uint64, ifDue bool) (over 
 		return true, l.err
 	case l.rev > base && l.ValidUntil() >= began+l.cfg.TTL-l.cfg.Margin:
 		return true, nil
-	case ifDue && (l.byHand.Load() || l.due > l.cfg.Clock.Now()):
+	case ifDue && (l.manualOnly.Load() || l.due > l.cfg.Clock.Now()):
 		return true, nil
 	case l.usedUpLocked():
 		return true, ErrRenewalsUsedUp
@@ -146,8 +146,8 @@ func (l *Lease) renewalOver(began time.Duration, base uint64, ifDue bool) (over 
 	return false, nil
 }
 
-// attempt is one compare-and-set on the lease's own revision and, if that does not tell, one read.
-func (l *Lease) attempt(ctx context.Context, unanswered *silence) error {
+// tryOnce makes one compare-and-set on the lease's own revision and, if its outcome is unknown, one read.
+func (l *Lease) tryOnce(ctx context.Context, unanswered *timeouts) error {
 	info := l.who
 	info.Nonce = nuid.Next()
 	info.Seen = l.cfg.Seen()
@@ -155,9 +155,9 @@ func (l *Lease) attempt(ctx context.Context, unanswered *silence) error {
 
 	l.mu.Lock()
 	base := l.rev
-	// Before sending, and before anything that can block: an observer cannot see this attempt earlier than that.
+	// Taken before sending, and before anything that can block: no observer can see this attempt earlier.
 	started := time.Now()
-	l.attempts[info.Nonce] = try{sent: l.cfg.Clock.Now()}
+	l.attempts[info.Nonce] = renewalAttempt{sent: l.cfg.Clock.Now()}
 	actx, cancelWait := context.WithCancel(ctx)
 	defer cancelWait()
 	l.awaitedNonce, l.cancelWait = info.Nonce, cancelWait
@@ -166,73 +166,73 @@ func (l *Lease) attempt(ctx context.Context, unanswered *silence) error {
 	l.mu.Unlock()
 	defer closeAll(resends)
 
-	wctx, cancel := l.bounded(actx, *unanswered)
-	rev, err := l.b.Update(wctx, l.who.ID, value, base, gcAfter(l.cfg.TTL))
+	wctx, cancel := l.withPatience(actx, *unanswered)
+	rev, err := l.b.Update(wctx, l.who.ID, value, base, liveTTL(l.cfg.TTL))
 	cancel()
-	unanswered.took(ctx, &l.cfg, started, false, err)
+	unanswered.note(ctx, &l.cfg, started, false, err)
 	switch {
 	case err == nil:
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.adoptLocked(info.Nonce, rev)
 		return nil
-	case l.gaveUp(info.Nonce, started, base):
+	case l.noteGaveUp(info.Nonce, started, base):
 		return err
 	case errors.Is(err, jskv.ErrBusy), errors.Is(err, jskv.ErrNotSent), errors.Is(err, kv.ErrRejected):
 		return err // not written, and nothing learned about the revision
 	case actx.Err() != nil:
-		return err // to be sent again at once
+		return err // Resend asked to send it again at once
 	}
-	// A conflict can be with an attempt of ours whose answer was lost.
+	// The conflict may be with an attempt of this lease whose answer was lost.
 	started = time.Now()
-	rctx, cancel := l.bounded(actx, *unanswered)
+	rctx, cancel := l.withPatience(actx, *unanswered)
 	defer cancel()
 	e, readErr := l.b.Get(rctx, l.who.ID)
-	unanswered.took(ctx, &l.cfg, started, true, readErr)
+	unanswered.note(ctx, &l.cfg, started, true, readErr)
 	if readErr != nil {
 		return fmt.Errorf("%w; %w", err, readErr)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.judgeLocked(e, false)
+	l.applyEntryLocked(e, false)
 	return err
 }
 
-// gaveUp notes that an attempt was not answered in time. It reports whether a
-// watch has shown meanwhile that it, or one before it, renewed the lease.
-func (l *Lease) gaveUp(nonce string, started time.Time, base uint64) (renewed bool) {
+// noteGaveUp notes that no answer to an attempt came in time. renewed is whether a
+// watch has shown meanwhile that this attempt, or an earlier one, renewed the lease.
+func (l *Lease) noteGaveUp(nonce string, started time.Time, base uint64) (renewed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.rev > base {
 		return true
 	}
 	a := l.attempts[nonce]
-	a.abandoned = started
+	a.gaveUpSent = started
 	l.attempts[nonce], l.awaitedNonce = a, ""
 	return false
 }
 
-// bounded returns the context of one request of a renewal.
-func (l *Lease) bounded(ctx context.Context, unanswered silence) (context.Context, context.CancelFunc) {
+// withPatience returns the context of one request of a renewal.
+func (l *Lease) withPatience(ctx context.Context, unanswered timeouts) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, l.cfg.patience(l.ValidUntil()-l.cfg.Clock.Now(), unanswered))
 }
 
-// Saw tells the lease what a watch of its key delivered, so that a tombstone by another ends it at once and not at
-// its next renewal. Without a watch nothing unsafe happens.
+// Saw passes an entry from a watch of the key to the lease, so that another process's tombstone ends it at once and not
+// only at its next renewal. The lease is safe without a watch, too.
 func (l *Lease) Saw(e jskv.Entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e.Deleted && e.Revision == 0 {
-		// A watch may have started before the key was written. The next renewal knows.
+		// The watch may have started before the key was written. The next renewal finds out.
 		l.due = l.cfg.Clock.Now()
 		pause.Wake(l.wake)
 		return
 	}
-	l.judgeLocked(e, true)
+	l.applyEntryLocked(e, true)
 }
 
-// judgeLocked draws the conclusions from an entry of the lease's key that was read, or delivered by the watch.
-func (l *Lease) judgeLocked(e jskv.Entry, watched bool) {
+// applyEntryLocked updates the lease by an entry of its key that was read, or that the watch delivered.
+func (l *Lease) applyEntryLocked(e jskv.Entry, watched bool) {
 	absent := e.Deleted && e.Revision == 0
 	switch {
 	case l.err != nil:
@@ -240,8 +240,8 @@ func (l *Lease) judgeLocked(e jskv.Entry, watched bool) {
 	case e.Revision < l.rev && !absent:
 		return // a stale read
 	case e.Revision == l.rev:
-		// Nothing is proved: what we sent may still commit. All attempts since
-		// are at this revision, so at most one of them ever will.
+		// This proves nothing: an attempt may still be committed. All attempts since
+		// expect this revision, so at most one of them ever will.
 		return
 	case e.Deleted:
 		l.loseLocked(fmt.Errorf("%w: its key was deleted", ErrDead))
@@ -262,33 +262,33 @@ func (l *Lease) judgeLocked(e jskv.Entry, watched bool) {
 		l.loseLocked(fmt.Errorf("%w: its key was overwritten", ErrDead))
 		return
 	}
-	if watched && !at.abandoned.IsZero() {
-		// The link is slower than the answer was waited for, and this is how much.
-		l.cfg.RTT.Observe(time.Since(at.abandoned))
+	if watched && !at.gaveUpSent.IsZero() {
+		// The link is slower than the wait was. This is a sample of it.
+		l.cfg.RTT.Observe(time.Since(at.gaveUpSent))
 	}
 	l.adoptLocked(info.Nonce, e.Revision)
 }
 
-// adoptLocked notes that the attempt was committed at rev. The lease is extended from when *that attempt* was sent:
-// an observer may have seen it a moment later, and counts from there.
+// adoptLocked notes that the attempt was committed at rev. The new validity counts from when that attempt was sent: an
+// observer may have seen it a moment later, and counts from there.
 func (l *Lease) adoptLocked(nonce string, rev uint64) {
 	if rev <= l.rev {
 		return // a watch was faster than the answer
 	}
 	at, ok := l.attempts[nonce]
 	l.rev = rev
-	// All the others were at the revision before and can not commit any more.
+	// All other attempts expect the revision before, and can't be committed any more.
 	clear(l.attempts)
 	if l.cancelWait != nil && l.awaitedNonce != nonce {
 		l.cancelWait() // the next renewal may be due already
 	}
-	// First the clock: the deadline may have passed while the answer was on its way, and then nothing is revived.
+	// Check the clock first: if the deadline has passed before the answer came, the lease stays lost.
 	if !l.checkLocked() || !ok {
 		return
 	}
 	l.validUntil.Store(int64(at.sent + l.cfg.TTL - l.cfg.Margin))
 	l.due = at.sent + l.cfg.interval()
-	if !at.free {
+	if !at.uncounted {
 		l.renewals++
 	}
 }
@@ -296,12 +296,12 @@ func (l *Lease) adoptLocked(nonce string, rev uint64) {
 // renewing marks the context of a renewal.
 type renewing struct{}
 
-// Renewing reports whether a request with this context is part of a renewal, which goes before everything else.
+// Renewing reports whether a request with this context is part of a renewal, which has priority over all other requests.
 func Renewing(ctx context.Context) bool { return ctx.Value(renewing{}) != nil }
 
-// Resend has a renewal that is under way sent again at once: what was sent on a connection that is gone may be lost,
-// or its answer. It returns when the repetition is answered or given up, the renewal has ended, or ctx has. Where no
-// renewal is under way there is nothing to do.
+// Resend sends a renewal that is under way again at once, since a lost connection may have lost the request
+// or its answer. It returns when the new attempt is answered or given up, the renewal has ended, or ctx has. Without
+// a renewal under way it does nothing.
 func (l *Lease) Resend(ctx context.Context) {
 	l.mu.Lock()
 	if l.abort == nil {
@@ -313,7 +313,7 @@ func (l *Lease) Resend(ctx context.Context) {
 	if l.cancelWait != nil {
 		l.cancelWait()
 	}
-	pause.Wake(l.back)
+	pause.Wake(l.retryNow)
 	l.mu.Unlock()
 	select {
 	case <-over:
