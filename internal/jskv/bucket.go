@@ -18,14 +18,14 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// MarkerTTL is how long the marker of a deleted key stays before the server collects it. A marker keeps a late write
-// with an old revision out, so it outlives every request that can still be on its way.
+// MarkerTTL is how long the marker of a deleted key stays before the server collects it. A marker makes a late write
+// with an old revision fail, so it must outlive every request that can still be under way.
 const MarkerTTL = 15 * time.Minute
 
-// Error codes of the JetStream API that decide an outcome. Both conflict codes
-// map to the same errors in nats.go, so they are told apart here.
+// Error codes of the JetStream API that decide an outcome. nats.go maps both conflict
+// codes to the same errors, so this package tells them apart.
 const (
-	codeWrongLastSequence     = 10071 // carries the actual sequence in its text
+	codeWrongLastSequence     = 10071 // its text has the actual sequence
 	codeWrongLastSequenceBusy = 10164
 	codeStreamNotFound        = 10059
 	codeMessageTooLarge       = 10054
@@ -51,12 +51,12 @@ type Entry struct {
 	Revision uint64
 	Created  time.Time // the server's wall clock
 	// Deleted is true for a key without a value. Revision is then the delete
-	// marker's, or 0 when the key was never written or its marker has expired.
+	// marker's, or 0 if the key was never written or its marker has expired.
 	Deleted bool
 }
 
-// RoundTripper sends a request and waits for its reply, as (*nats.Conn).RequestMsgWithContext does. It is the seam at
-// which tests lose, delay and repeat messages.
+// RoundTripper sends a request and waits for its reply, as (*nats.Conn).RequestMsgWithContext does. Tests replace it
+// to lose, delay and repeat messages.
 type RoundTripper func(ctx context.Context, msg *nats.Msg) (*nats.Msg, error)
 
 // Bucket is one KV bucket of the fabric. It is safe for concurrent use.
@@ -69,37 +69,37 @@ type Bucket struct {
 	prefix string // subject prefix of the keys, with its final dot
 	getAPI string // subject of the leader read
 	trip   RoundTripper
-	link   *link // of the opening; may be nil
+	link   *link // of Open; may be nil
 
-	incarnation string                    // of the stream, as its metadata said when it was opened
-	shards      int                       // of its fabric, likewise
-	last        uint64                    // revision up to which all are certainly this bucket's
-	unused      bool                      // nothing had been written then
-	atomic      bool                      // it takes batches
-	batches     bool                      // and is replicated, so they are faster than single writes
-	group       atomic.Pointer[committer] // nil: each write goes alone
+	incarnation string                    // of the stream, from its metadata at Open
+	shards      int                       // of its fabric, at Open
+	last        uint64                    // revision up to which all certainly belong to this bucket
+	wasEmpty    bool                      // at Open, nothing had been written
+	atomic      bool                      // it accepts batches
+	batches     bool                      // and is replicated, so batches are faster than single writes
+	group       atomic.Pointer[committer] // nil: each write is sent alone
 
-	noBatches atomic.Int64 // none before then, in Unix nanoseconds
+	noBatches atomic.Int64 // no batch before this time, in Unix nanoseconds
 }
 
 // Name returns the bucket's name.
 func (b *Bucket) Name() string { return b.name }
 
-// Incarnation returns what tells the bucket from those that had its name before.
+// Incarnation returns the id that tells the bucket from earlier buckets of the same name.
 func (b *Bucket) Incarnation() string { return b.incarnation }
 
-// Last returns a revision up to which all are certainly this bucket's, as of its opening; see [Buckets.Verify].
+// Last returns a revision up to which all certainly belong to this bucket, as of its opening; see [Buckets.Verify].
 func (b *Bucket) Last() uint64 { return b.last }
 
 // Stream returns the name of the stream under the bucket.
 func (b *Bucket) Stream() string { return b.stream }
 
-// readRoom is what a leader's answer to a read has around the value.
-const readRoom = 1 << 10
+// readOverhead is the size of a leader's answer to a read without the value.
+const readOverhead = 1 << 10
 
-// MaxValue returns the size of the largest value that fits the connection at present: one that can be written, and
-// whose leader read, in base64, fits as well. A leaf node that meets a larger answer closes its link.
-func (b *Bucket) MaxValue() int { return int(b.nc.MaxPayload()-readRoom) / 4 * 3 }
+// MaxValue returns the size of the largest value that fits the connection at present. It can be written, and
+// the leader's answer to a read of it, in base64, fits as well. A leaf node that gets a larger answer closes its link.
+func (b *Bucket) MaxValue() int { return int(b.nc.MaxPayload()-readOverhead) / 4 * 3 }
 
 // Get reads the key's latest entry from the stream's leader. Absence is not an error: see [Entry]. Every error is
 // kv.ErrUnavailable or ErrBucketGone, wraps its cause, and means that nothing is known.
@@ -116,7 +116,7 @@ func (b *Bucket) get(ctx context.Context, key string) (_ Entry, header []byte, e
 		return Entry{}, nil, fmt.Errorf("%w: read of %s: %w", kv.ErrUnavailable, key, err)
 	}
 	if seq, header, value, at, ok := scanRead(reply.Data); ok {
-		return found(key, seq, header, value, at), header, nil
+		return entryOf(key, seq, header, value, at), header, nil
 	}
 	var resp struct {
 		Error   *jetstream.APIError `json:"error"`
@@ -136,10 +136,10 @@ func (b *Bucket) get(ctx context.Context, key string) (_ Entry, header []byte, e
 		return Entry{}, nil, fmt.Errorf("%w: read of %s: empty answer", kv.ErrUnavailable, key)
 	}
 	m := resp.Message
-	return found(key, m.Sequence, m.Header, m.Data, m.Time), m.Header, nil
+	return entryOf(key, m.Sequence, m.Header, m.Data, m.Time), m.Header, nil
 }
 
-// answerError is the error of an answer of JetStream that could not be read, or is a refusal.
+// answerError returns the error for a JetStream answer that could not be read, or that is a refusal.
 func (b *Bucket) answerError(unreadable error, refused *jetstream.APIError) error {
 	switch {
 	case unreadable != nil:
@@ -152,7 +152,7 @@ func (b *Bucket) answerError(unreadable error, refused *jetstream.APIError) erro
 	return nil
 }
 
-func found(key string, seq uint64, header, value []byte, at time.Time) Entry {
+func entryOf(key string, seq uint64, header, value []byte, at time.Time) Entry {
 	if isMarker(header) {
 		return Entry{Key: key, Revision: seq, Created: at, Deleted: true}
 	}
@@ -166,9 +166,9 @@ func isMarker(header []byte) bool {
 		bytes.Contains(header, []byte("\r\n"+headerMarkerReason+":"))
 }
 
-// Update writes value if the key's revision is rev (0 = the key does not exist), and returns the new revision. A ttl
-// above 0 (whole seconds, at least one) lets the server collect the value; only garbage may carry one.
-// On error nothing is known to be written; see the package comment.
+// Update writes value if the key's revision is rev (0 = the key does not exist), and returns the new revision. With a ttl
+// above 0 (whole seconds, at least one) the server deletes the value later; use it only for garbage.
+// After an error the write may be committed or not; see the package comment.
 func (b *Bucket) Update(ctx context.Context, key string, value []byte, rev uint64, ttl time.Duration) (uint64, error) {
 	if ttl > 0 {
 		m := newMessage()
@@ -178,8 +178,8 @@ func (b *Bucket) Update(ctx context.Context, key string, value []byte, rev uint6
 	return b.write(ctx, updates.Get().(*message), &updates, key, value, rev)
 }
 
-// Purge deletes the key if its revision is rev, leaving a marker that lives for markerTTL, and returns the marker's
-// revision. The marker is a PURGE: for a DEL that carries a TTL the server rolls the key up on expiry without a
+// Purge deletes the key if its revision is rev. It leaves a marker that lives for markerTTL, and returns the marker's
+// revision. The marker is a PURGE: when a DEL with a TTL expires, the server rolls the key up without a
 // revision check, which can erase a later write.
 func (b *Bucket) Purge(ctx context.Context, key string, rev uint64, markerTTL time.Duration) (uint64, error) {
 	if markerTTL != MarkerTTL {
@@ -188,11 +188,11 @@ func (b *Bucket) Purge(ctx context.Context, key string, rev uint64, markerTTL ti
 	return b.write(ctx, purges.Get().(*message), &purges, key, nil, rev)
 }
 
-// message is a write with its header. To make one costs about as much as to send it, so those that were answered
-// are used again. The others may still be sent.
+// message is a write with its header. Making one costs about as much as sending it, so a message
+// is reused after its answer. A message without an answer may still be sent.
 type message struct {
 	nats.Msg
-	revision [1]string // that it expects, as the header has it
+	revision [1]string // the expected one, used by the header
 }
 
 var (
@@ -218,7 +218,7 @@ func ttlSeconds(d time.Duration) string {
 	return strconv.FormatInt(max(s, 1), 10) + "s"
 }
 
-// write sends m, which goes back into pool, if there is one, when it was answered and no batch has it.
+// write sends m. m goes back into pool, if there is one, when it was answered and was never in a batch.
 func (b *Bucket) write(ctx context.Context, m *message, pool *sync.Pool, key string, value []byte, rev uint64) (newRev uint64, err error) {
 	m.Subject, m.Data, m.revision[0] = b.prefix+key, value, strconv.FormatUint(rev, 10)
 	alone := true
@@ -262,7 +262,7 @@ func publishError(err error) error {
 }
 
 // Unwritable reports whether err, of a write through any KV bucket, says that this
-// key or value can't be written, however often one tries.
+// key or value can never be written.
 func Unwritable(err error) bool {
 	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
 		return api.ErrorCode == codeMessageTooLarge || api.ErrorCode == codeHeaderTooLarge
@@ -270,8 +270,8 @@ func Unwritable(err error) bool {
 	return errors.Is(err, jetstream.ErrInvalidKey) || errors.Is(publishError(err), kv.ErrRejected)
 }
 
-// parseAck reads a publish acknowledgement. The common one is scanned by hand,
-// because it stands on the path of every operation.
+// parseAck reads a publish acknowledgement. It scans the common form by hand,
+// because every operation needs it.
 func (b *Bucket) parseAck(data []byte, key string, rev uint64) (uint64, error) {
 	if !bytes.Contains(data, []byte(`"error"`)) {
 		if _, rest, ok := bytes.Cut(data, []byte(`"seq":`)); ok {
@@ -316,15 +316,15 @@ func (b *Bucket) parseAck(data []byte, key string, rev uint64) (uint64, error) {
 	return 0, fmt.Errorf("%w: %w", ErrUnknown, ack.Error)
 }
 
-// listQuiet is how long a list waits for the next entry before it asks for the rest
-// anew, twice as long each time: the consumer under it may have died with its server.
+// listQuiet is how long a list waits for the next entry before it requests the rest
+// again; the time doubles with each attempt. The consumer may have died with its server.
 const listQuiet = time.Second
 
 // Entries calls fn for the latest entry of every existing key that matches the KV filter, in revision order, until fn
-// returns false. It is a snapshot by watcher: a key written while it runs may be left out, or come again with its
-// newer entry. What nobody answers is asked again until ctx ends. Errors: kv.ErrUnavailable.
+// returns false. It is a snapshot by watcher: a key that is written meanwhile may be missing, or come again with its
+// newer entry. Requests without an answer are repeated until ctx ends. Errors: kv.ErrUnavailable.
 func (b *Bucket) Entries(ctx context.Context, filter string, fn func(Entry) bool) error {
-	last := uint64(0) // revision that fn has had
+	last := uint64(0) // newest revision given to fn
 	begun := time.Now()
 	for quiet := listQuiet; ; quiet = min(2*quiet, 8*time.Second) {
 		more, err := b.list(ctx, filter, begun, quiet, func(e Entry) bool {
@@ -343,7 +343,7 @@ func (b *Bucket) Entries(ctx context.Context, filter string, fn func(Entry) bool
 	}
 }
 
-// list is one attempt of Entries; more says that another one may do better.
+// list is one attempt of Entries; more says that another attempt may succeed.
 func (b *Bucket) list(ctx context.Context, filter string, begun time.Time, quiet time.Duration, fn func(Entry) bool) (more bool, err error) {
 	wctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -353,7 +353,7 @@ func (b *Bucket) list(ctx context.Context, filter string, begun time.Time, quiet
 	if err != nil {
 		again := unanswered(err) || errors.Is(err, context.Canceled) || b.link.starting(begun) && errors.Is(err, nats.ErrNoResponders)
 		if again {
-			<-wctx.Done() // an error that came early must not make this spin
+			<-wctx.Done() // an early error must not make this spin
 		}
 		return again, err
 	}

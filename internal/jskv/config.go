@@ -15,40 +15,40 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// Names of the stream metadata this package writes and checks.
+// Names of the stream metadata that this package writes and checks.
 const (
 	metaSchema      = "lockfabric.schema"
 	metaIncarnation = "lockfabric.incarnation"
-	metaShards      = "lockfabric.shards" // absent: one
+	metaShards      = "lockfabric.shards" // absent means one
 
 	fieldSchema = "metadata." + metaSchema
 )
 
-// maxConsumers lifts the server's default of 1,000 consumers for each stream,
-// which a fleet of waiting processes would reach.
+// maxConsumers replaces the server's default of 1,000 consumers for each stream,
+// which many waiting processes would reach.
 const maxConsumers = 100_000
 
-// Config says which fabric to open and how its buckets are created.
+// Config says which fabric to open and how to create its buckets.
 type Config struct {
-	// Fabric is the name that the buckets' names start with: letters, digits, '-' and '_', at most 64 of them.
+	// Fabric is the prefix of the buckets' names: 1 to 64 letters, digits, '-' and '_'.
 	Fabric string
-	// Replicas of each bucket; 0 means 3 on a clustered server and 1 on a
-	// single one when the bucket is created, and whatever it has when it exists.
+	// Replicas of each bucket. 0 means, for a new bucket, 3 on a cluster and 1 on a
+	// single server; for an existing bucket, any number.
 	Replicas int
-	// Memory keeps the buckets in memory: faster, and every hold is void when
+	// Memory keeps the buckets in memory: faster, but all holds are lost when
 	// the servers stop. The default is file storage.
 	Memory bool
-	// Shards is the number of locks buckets; 0 means as many as there are, and Again, or 1, where they are made.
+	// Shards is the number of locks buckets; 0 means the number of an existing fabric, and for a new one Again, or else 1.
 	Shards, Again int
-	// Seen is the highest revision of each locks bucket that the caller knows of.
+	// Seen is the highest revision of each locks bucket that the caller knows.
 	Seen []uint64
-	// Trip replaces the connection's own request call; nil means that call.
+	// Trip replaces the request call of the connection, if not nil.
 	Trip RoundTripper
 }
 
 var fabricName = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,64}$`)
 
-// Validate returns kv.ErrInvalidOption, with the field and what to use, when Open would.
+// Validate returns kv.ErrInvalidOption, with the field and a remedy, if Open would.
 func (c Config) Validate() error {
 	if !fabricName.MatchString(c.Fabric) {
 		return fmt.Errorf("%w: fabric name %q: use 1 to 64 letters, digits, '-' or '_'", kv.ErrInvalidOption, c.Fabric)
@@ -62,12 +62,12 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// seen is what the caller knows of one of n locks buckets.
+// seen returns the highest revision that the caller knows of one of n locks buckets.
 func (c Config) seen(s, n int) uint64 {
 	if len(c.Seen) == n {
 		return c.Seen[s]
 	}
-	return slices.Max(append([]uint64{0}, c.Seen...)) // any of those that there were
+	return slices.Max(append([]uint64{0}, c.Seen...)) // the highest of any number of shards
 }
 
 // shardedSchema is the schema of the buckets of a fabric with several shards.
@@ -80,7 +80,7 @@ func (c Config) streamConfig(bucket, incarnation string, firstSeq uint64, replic
 		storage = jetstream.MemoryStorage
 	}
 	metadata := map[string]string{metaSchema: strconv.Itoa(kv.Schema), metaIncarnation: incarnation}
-	if c.Shards > 1 { // programs that know of no shards stay away
+	if c.Shards > 1 { // keeps out programs that don't know shards
 		metadata[metaSchema], metadata[metaShards] = strconv.Itoa(shardedSchema), strconv.Itoa(c.Shards)
 	}
 	return jetstream.StreamConfig{
@@ -98,7 +98,7 @@ func (c Config) streamConfig(bucket, incarnation string, firstSeq uint64, replic
 		Duplicates:        2 * time.Minute,
 		DenyDelete:        true,
 		AllowRollup:       true,
-		// Direct gets are answered by followers, which may be behind.
+		// Followers answer direct gets, and may be behind.
 		AllowDirect:            false,
 		AllowMsgTTL:            true,
 		SubjectDeleteMarkerTTL: MarkerTTL,
@@ -108,7 +108,7 @@ func (c Config) streamConfig(bucket, incarnation string, firstSeq uint64, replic
 	}
 }
 
-// replicas is how many a bucket gets that is created on this connection.
+// replicas returns the number of replicas for a new bucket on this connection.
 func (c Config) replicas(nc *nats.Conn) int {
 	switch {
 	case c.Replicas > 0:
@@ -119,7 +119,7 @@ func (c Config) replicas(nc *nats.Conn) int {
 	return 1
 }
 
-// shardsOf is how many shards a fabric has, as a bucket of it says; 0 for what makes no sense.
+// shardsOf returns the number of shards of a fabric, by the metadata of one of its buckets; 0 if that is invalid.
 func shardsOf(sc jetstream.StreamConfig) int {
 	text, several := sc.Metadata[metaShards]
 	if !several {
@@ -135,8 +135,8 @@ func shardsOf(sc jetstream.StreamConfig) int {
 func streamName(bucket string) string    { return "KV_" + bucket }
 func subjectPrefix(bucket string) string { return "$KV." + bucket + "." }
 
-// check compares an existing bucket with what safe locking needs and returns a
-// *kv.ConfigError for the first setting that is wrong, or kv.ErrNewerSchema.
+// check compares an existing bucket with the settings that safe locking needs. It returns a
+// *kv.ConfigError for the first wrong setting, or kv.ErrNewerSchema.
 func (c Config) check(bucket string, sc jetstream.StreamConfig) error {
 	faults, newer := c.faults(bucket, sc)
 	if newer != nil {
@@ -148,10 +148,10 @@ func (c Config) check(bucket string, sc jetstream.StreamConfig) error {
 	return nil
 }
 
-// faults finds all settings that are wrong. What a foreign bucket or one of a
-// newer schema should look like is not known: then there is nothing else to say.
+// faults returns all wrong settings. For a foreign bucket or one of a
+// newer schema the right settings are not known, so it returns only that.
 func (c Config) faults(bucket string, sc jetstream.StreamConfig) (faults []*kv.ConfigError, newer error) {
-	// The command asks back, as the stream is that of a KV bucket.
+	// The command asks for confirmation, since the stream belongs to a KV bucket.
 	edit := func(flags string) string { return "change it: nats stream edit " + streamName(bucket) + " " + flags }
 	const recreate = "it can't be changed: use another fabric name, or delete the bucket while nobody holds a lock"
 	bad := func(wrong bool, field string, value any, want, remedy string) {
@@ -164,7 +164,7 @@ func (c Config) faults(bucket string, sc jetstream.StreamConfig) (faults []*kv.C
 		bad(true, fieldSchema, "missing", strconv.Itoa(kv.Schema), "this bucket was not made by lockfabric: "+recreate)
 		return faults, nil
 	}
-	v, _ := strconv.Atoi(schema) // 0 for what is no number
+	v, _ := strconv.Atoi(schema) // 0 if it is not a number
 	switch {
 	case v < 1:
 		bad(true, fieldSchema, schema, strconv.Itoa(kv.Schema), recreate)
@@ -175,7 +175,7 @@ func (c Config) faults(bucket string, sc jetstream.StreamConfig) (faults []*kv.C
 	subject := subjectPrefix(bucket) + ">"
 	retention := edit("--retention=limits")
 	if sc.Retention == jetstream.WorkQueuePolicy {
-		retention = recreate // the only one that can't be left
+		retention = recreate // the only policy that can't be changed
 	}
 	bad(sc.Metadata[metaIncarnation] == "", "metadata."+metaIncarnation, "missing", "set", recreate)
 	bad(!slices.Equal(sc.Subjects, []string{subject}), "subjects", sc.Subjects, subject, edit("--subjects='"+subject+"'"))
@@ -207,23 +207,23 @@ func (c Config) faults(bucket string, sc jetstream.StreamConfig) (faults []*kv.C
 	return faults, nil
 }
 
-// checkKey is the key that CheckAt writes. No lock's name is encoded so, and no list
-// shows it, since all that is ever stored there is a delete marker.
+// checkKey is the key that CheckAt writes. No lock's name is encoded to it, and no list
+// shows it, since only delete markers are ever stored there.
 const checkKey = "=v"
 
-// headerExpectedSubject names the subject whose revision is compared, where it is not the one that is written.
+// headerExpectedSubject names the subject whose revision is compared, if it is not the one that is written.
 const headerExpectedSubject = "Nats-Expected-Last-Subject-Sequence-Subject"
 
-// CheckAt proves that the key's last revision is rev, without writing the key: no error says that it was, at an
-// instant between the call and its return. Unlike a read it can't come from a leader that was deposed: a marker is
-// written to another key of the bucket, under the condition that this one stands at rev, and it is acknowledged when
-// a quorum has it. It returns the marker's revision, which is that instant. The key can be that of a record or of a
-// delete marker. Absence, revision 0, can't be proved: it comes back when a marker expires.
+// CheckAt proves that the key's last revision is rev, without writing the key: nil as error means that it was, at an
+// instant between the call and its return. Unlike a read, the proof can't come from a deposed leader: CheckAt writes a
+// marker to another key of the bucket, under the condition that this key is at rev, and a quorum has the marker when it is
+// acknowledged. It returns the marker's revision, which is that instant. rev can be the revision of a record or of a
+// delete marker. Absence, revision 0, can't be proved, since a key is absent again when its marker expires.
 //
-// Errors: a *ConflictError (ErrConflict) says that the key is or was at another revision, for the leader that
+// Errors: a *ConflictError (ErrConflict) says that the key is or was at another revision, by the leader that
 // answered. After ErrBusy, ErrUnknown and ErrNotSent nothing is known. The check may then still be stored, which
-// changes nothing: ask again. On a replicated bucket checks of a key exclude each other and writes of the key; who
-// loses gets ErrBusy, so check rarely what others write. kv.ErrRejected is a key with wildcards, or revision 0.
+// changes nothing: try again. On a replicated bucket, checks of a key exclude each other and writes of the key; the
+// loser gets ErrBusy, so rarely check keys that others write. kv.ErrRejected means a key with wildcards, or revision 0.
 func (b *Bucket) CheckAt(ctx context.Context, key string, rev uint64) (at uint64, err error) {
 	if !validKey(key) || rev == 0 {
 		return 0, fmt.Errorf("%w: check of %q at %d: needs the revision of one key", kv.ErrRejected, key, rev)
@@ -239,19 +239,19 @@ func (b *Bucket) CheckAt(ctx context.Context, key string, rev uint64) (at uint64
 	return b.parseAck(reply.Data, key, rev)
 }
 
-// Sizes of a bucket in an account that wants every stream to say how large it may
-// become. Where nothing is wanted, a bucket has no limit of its own.
+// Sizes of a bucket in an account that requires a maximum size for every stream.
+// In other accounts a bucket has no limit of its own.
 const (
 	wantedBytes = 1 << 30
 	leastBytes  = 16 << 20
 )
 
-// leastConsumers is how many consumers one process needs at least: one that waits and one that lists.
+// leastConsumers is how many consumers one process needs at least: one for waiting and one for a list.
 const leastConsumers = 2
 
-// fit changes what is asked for a bucket so that it stays within the account's limits. buckets is how many are still
-// to be created, this one included. It returns kv.ErrLimit, with the limit and its figure, where there is no room.
-func fit(sc *jetstream.StreamConfig, info *jetstream.AccountInfo, buckets int) error {
+// fitLimits adapts the configuration of a new bucket to the account's limits. buckets is how many are still
+// to be created, with this one. It returns kv.ErrLimit, with the limit and its figure, if there is no room.
+func fitLimits(sc *jetstream.StreamConfig, info *jetstream.AccountInfo, buckets int) error {
 	tier, copies := info.Tier, int64(sc.Replicas)
 	if len(info.Tiers) > 0 {
 		name := fmt.Sprintf("R%d", sc.Replicas)
@@ -259,7 +259,7 @@ func fit(sc *jetstream.StreamConfig, info *jetstream.AccountInfo, buckets int) e
 		if !ok {
 			return fmt.Errorf("%w: the account has no limits for %d replica(s) (tier %s)", kv.ErrLimit, sc.Replicas, name)
 		}
-		tier, copies = t, 1 // limits of a tier count a stream once
+		tier, copies = t, 1 // a tier's limits count a stream once
 	}
 	lim := tier.Limits
 	if n := lim.MaxStreams; n > 0 && tier.Streams+buckets > n {
@@ -296,7 +296,7 @@ func fit(sc *jetstream.StreamConfig, info *jetstream.AccountInfo, buckets int) e
 	return nil
 }
 
-// limitCodes are refusals to create a stream for which a limit is the cause, with what
+// limitCodes are the error codes for which a limit prevents the creation of a stream, with what
 // is limited. The server gives no figures.
 var limitCodes = map[jetstream.ErrorCode]string{
 	codeAccountExceeded: "storage of the account",
@@ -312,7 +312,7 @@ var limitCodes = map[jetstream.ErrorCode]string{
 	10122:               "size of a stream",
 }
 
-// limitError returns kv.ErrLimit for a refusal that a limit caused, else nil.
+// limitError returns kv.ErrLimit if a limit caused the error, else nil.
 func limitError(err error) error {
 	var refused *jetstream.APIError
 	if !errors.As(err, &refused) || limitCodes[refused.ErrorCode] == "" {

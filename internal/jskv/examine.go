@@ -21,16 +21,16 @@ const (
 	apiMessageGet = "$JS.API.STREAM.MSG.GET."
 )
 
-// Examiner looks at a fabric without opening it: it creates nothing, writes
-// nothing, and copes with buckets that Open refuses.
+// Examiner examines a fabric without opening it: it creates nothing, writes
+// nothing, and accepts buckets that Open refuses.
 type Examiner struct {
 	nc  *nats.Conn
 	js  jetstream.JetStream
 	cfg Config
 }
 
-// NewExaminer returns an Examiner. Of cfg, Replicas and Memory are not used:
-// what a bucket has is told by its state. The error is kv.ErrInvalidOption.
+// NewExaminer returns an Examiner. It ignores Replicas and Memory of cfg:
+// the state of a bucket shows them. The error is kv.ErrInvalidOption.
 func NewExaminer(nc *nats.Conn, cfg Config) (*Examiner, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -42,14 +42,14 @@ func NewExaminer(nc *nats.Conn, cfg Config) (*Examiner, error) {
 	return &Examiner{nc: nc, js: js, cfg: cfg}, nil
 }
 
-// Usage is how much of one resource an account has in use.
+// Usage is how much of one resource is in use.
 type Usage struct {
 	Resource string // "file storage", "memory storage", "streams", "consumers" or "bytes"
 	Used     int64  // bytes, or a number
 	Limit    int64  // 0 or less = none
 }
 
-// AccountState is what JetStream tells about the connection's account.
+// AccountState is the JetStream state of the connection's account.
 type AccountState struct {
 	APILevel int
 	TooOld   error // kv.ErrServerTooOld, or nil
@@ -58,17 +58,17 @@ type AccountState struct {
 	info *jetstream.AccountInfo
 }
 
-// Room returns kv.ErrLimit, with the limit and its figure, when the account has no room
-// for this many new buckets, and else nil.
+// Room returns kv.ErrLimit, with the limit and its figure, if the account has no room
+// for this many new buckets, else nil.
 func (x *Examiner) Room(s AccountState, buckets int) error {
 	if buckets == 0 {
 		return nil
 	}
 	sc := x.cfg.streamConfig(kv.LocksBucket(x.cfg.Fabric), "", 1, x.cfg.replicas(x.nc))
-	return fit(&sc, s.info, buckets)
+	return fitLimits(&sc, s.info, buckets)
 }
 
-// Account asks for the account's state. Errors: kv.ErrNoJetStream, kv.ErrUnavailable, and the context's within them.
+// Account requests the account's state. Errors: kv.ErrNoJetStream, kv.ErrUnavailable, each with the context's error inside.
 func (x *Examiner) Account(ctx context.Context) (AccountState, error) {
 	info, err := x.js.AccountInfo(ctx)
 	if err != nil {
@@ -94,17 +94,17 @@ func (x *Examiner) Account(ctx context.Context) (AccountState, error) {
 	return s, nil
 }
 
-// BucketState is what is known of one bucket.
+// BucketState is the state of one bucket.
 type BucketState struct {
 	Bucket      string
-	Exists      bool // the other fields are set only then
+	Exists      bool // the other fields are set only if it is true
 	Newer       error
-	Faults      []*kv.ConfigError // every setting under which locking is not safe
+	Faults      []*kv.ConfigError // every setting that makes locking unsafe
 	Memory      bool              // kept in memory, not in files
 	Replicas    int
 	Clustered   bool
-	Leader      string                // "" = there is none, when Clustered
-	Peers       []*jetstream.PeerInfo // the replicas but the leader
+	Leader      string                // "" = no leader, if Clustered
+	Peers       []*jetstream.PeerInfo // the replicas without the leader
 	Incarnation string
 	Schema      int
 	Shards      int    // of the fabric
@@ -113,14 +113,14 @@ type BucketState struct {
 	Consumers   Usage // of the bucket's own limit
 	Bytes       Usage // of the bucket's own limit
 	// Clock is how far the clock of the server that answered is ahead of this host's,
-	// right to within ClockError, half of the round trip.
+	// with an error of at most ClockError, half of the round trip.
 	Clock, ClockError time.Duration
 }
 
-// Foreign reports whether the bucket was made by something else than this package, so that its content means nothing.
+// Foreign reports whether another program made the bucket, so that its content has no meaning here.
 func (s *BucketState) Foreign() bool { return len(s.Faults) == 1 && s.Faults[0].Field == fieldSchema }
 
-// Bucket returns the state of one of the fabric's buckets. That it does not exist is no
+// Bucket returns the state of one of the fabric's buckets. A missing bucket is no
 // error. Errors: kv.ErrNoJetStream, kv.ErrUnavailable.
 func (x *Examiner) Bucket(ctx context.Context, name string) (BucketState, error) {
 	s := BucketState{Bucket: name}
@@ -151,15 +151,15 @@ func (x *Examiner) Bucket(ctx context.Context, name string) (BucketState, error)
 	return s, nil
 }
 
-// Note is the fabric's own note of one shard, and what leases add to it.
+// Note is the fabric's own note of one shard, with data from the leases.
 type Note struct {
 	Exists      bool
-	Incarnation string        // of the locks bucket that was noted
-	Quarantine  time.Duration // how long nothing is granted by whoever opens another one
-	HighWater   uint64        // the highest revision of the locks bucket that anybody noted
+	Incarnation string        // of the noted locks bucket
+	Quarantine  time.Duration // how long a process that opens another locks bucket grants nothing
+	HighWater   uint64        // the highest noted revision of the locks bucket
 }
 
-// Note reads the fabric's note of a shard. Errors: kv.ErrUnsafeConfig when it can't be read,
+// Note reads the fabric's note of a shard. Errors: kv.ErrUnsafeConfig if it can't be read,
 // kv.ErrNewerSchema, kv.ErrUnavailable.
 func (x *Examiner) Note(ctx context.Context, s int) (Note, error) {
 	b, err := x.Open(ctx, kv.LeasesBucket(x.cfg.Fabric))
@@ -193,24 +193,24 @@ func (x *Examiner) Open(ctx context.Context, name string) (*Bucket, error) {
 }
 
 // headerUpdate lists the last updates of a key, the message's own first, as "id@base": base is the
-// revision that the update replaced. So an update that got no answer can be found below later ones.
+// revision that the update replaced. So an update without an answer can be found below later ones.
 const headerUpdate = "Lockfabric-Update"
 
 // maxListed is how many updates a message lists.
 const maxListed = 8
 
-// ErrUnsuitable says that a bucket isn't one in which values can be updated safely.
+// ErrUnsuitable says that values in this bucket can't be updated safely.
 var ErrUnsuitable = errors.New("kv: unsuitable bucket")
 
 var bucketName = regexp.MustCompile(`^[a-zA-Z0-9_-]+$`)
 
-// UserBucket is a KV bucket of the user's whose values are updated by compare-and-set.
+// UserBucket is a KV bucket of the user whose values are updated by compare-and-set.
 type UserBucket struct {
-	b       *Bucket
-	forgets bool // delete markers expire: revision 0 comes back
+	b             *Bucket
+	markersExpire bool // delete markers expire, so revision 0 comes back
 }
 
-// OpenUser looks at a bucket that exists. Errors: ErrUnsuitable; kv.ErrUnavailable when nobody answers, or
+// OpenUser opens an existing bucket. Errors: ErrUnsuitable; kv.ErrUnavailable if nobody answers, or
 // the credentials don't allow it.
 func OpenUser(ctx context.Context, nc *nats.Conn, trip RoundTripper, name string) (*UserBucket, error) {
 	if !bucketName.MatchString(name) {
@@ -238,24 +238,24 @@ func OpenUser(ctx context.Context, nc *nats.Conn, trip RoundTripper, name string
 	case cfg.Discard != jetstream.DiscardNew && (cfg.MaxBytes > 0 || cfg.MaxMsgs > 0):
 		return nil, fmt.Errorf("%w: %s drops its oldest values when it is full", ErrUnsuitable, name)
 	}
-	return &UserBucket{b: newBucket(nc, js, nil, name, trip), forgets: cfg.AllowMsgTTL}, nil
+	return &UserBucket{b: newBucket(nc, js, nil, name, trip), markersExpire: cfg.AllowMsgTTL}, nil
 }
 
 // UserEntry is the state of a user's key.
 type UserEntry struct {
 	Value    []byte // nil if there is none
 	Revision uint64
-	updates  []listed
+	updates  []listedUpdate
 }
 
-// listed is an update that a message lists.
-type listed struct {
+// listedUpdate is an update in the list of a message.
+type listedUpdate struct {
 	id   string
-	base uint64 // what it replaced
-	rev  uint64 // what it made
+	base uint64 // the revision that it replaced
+	rev  uint64 // the revision that it made
 }
 
-// Get reads the key from the stream's leader. Errors are those of [Bucket.Get], and kv.ErrRejected for what is no key.
+// Get reads the key from the stream's leader. Errors are those of [Bucket.Get], and kv.ErrRejected for an invalid key.
 func (u *UserBucket) Get(ctx context.Context, key string) (UserEntry, error) {
 	if !validKey(key) {
 		return UserEntry{}, fmt.Errorf("%w: %q is no key", kv.ErrRejected, key)
@@ -270,8 +270,8 @@ func (u *UserBucket) Get(ctx context.Context, key string) (UserEntry, error) {
 	return UserEntry{Value: e.Value, Revision: e.Revision, updates: parseListed(header, e.Revision)}, nil
 }
 
-// parseListed reads the list of a stored message's header block. What makes no sense ends it.
-func parseListed(header []byte, rev uint64) (all []listed) {
+// parseListed reads the list from a stored message's header block. It stops at the first invalid element.
+func parseListed(header []byte, rev uint64) (all []listedUpdate) {
 	h, err := nats.DecodeHeadersMsg(header)
 	if err != nil {
 		return nil
@@ -282,15 +282,15 @@ func parseListed(header []byte, rev uint64) (all []listed) {
 		if !ok || id == "" || err != nil || base >= rev {
 			break
 		}
-		all = append(all, listed{id, base, rev})
+		all = append(all, listedUpdate{id, base, rev})
 		rev = base
 	}
 	return all[:min(len(all), maxListed)]
 }
 
-// Replace writes value over what was read, as the update id. Errors are those of [Bucket.Update]. But for kv.ErrRejected of the first
-// attempt, and ErrNotSent without ErrConnectionClosed, every error leaves it open whether it was or will be written, also ErrConflict
-// and ErrBusy, which can come from a deposed leader: see [UserBucket.Outcome].
+// Replace writes value over the entry that was read, as the update id. Errors are those of [Bucket.Update]. After an error the write may
+// be, or may become, committed, even after ErrConflict and ErrBusy, which can come from a deposed leader: see [UserBucket.Outcome].
+// The exceptions are kv.ErrRejected of the first attempt, and ErrNotSent without ErrConnectionClosed.
 func (u *UserBucket) Replace(ctx context.Context, key string, value []byte, id string, over UserEntry) (uint64, error) {
 	list := make([]string, 1, maxListed)
 	list[0] = id + "@" + strconv.FormatUint(over.Revision, 10)
@@ -302,26 +302,26 @@ func (u *UserBucket) Replace(ctx context.Context, key string, value []byte, id s
 	return u.b.write(ctx, m, nil, key, value, over.Revision)
 }
 
-// Outcome is what a later read says of an update.
+// Outcome is what a later read shows of an update.
 type Outcome int
 
 // The outcomes.
 const (
-	UpdateOpen   Outcome = iota // it may still be written: repeating it can't write it twice
+	UpdateOpen   Outcome = iota // it may still be written; a repetition can't write it twice
 	UpdateDone                  // it was written
-	UpdateBeaten                // another update replaced what it was to replace: it never will be written
-	UpdateHidden                // it can't be found out: somebody else wrote, or 8 updates since
+	UpdateBeaten                // another update has replaced its base: it will never be written
+	UpdateHidden                // unknown: somebody else wrote, or there were 8 updates since
 )
 
-// Outcome says, by an entry that was read after Replace, what became of the update id of revision base, and the
-// revision that it made.
+// Outcome returns the outcome of the update id of revision base, by an entry that was read after Replace, and the
+// revision that the update made.
 func (u *UserBucket) Outcome(now UserEntry, id string, base uint64) (o Outcome, rev uint64) {
-	i := slices.IndexFunc(now.updates, func(l listed) bool { return l.base == base })
+	i := slices.IndexFunc(now.updates, func(l listedUpdate) bool { return l.base == base })
 	switch {
 	case i >= 0 && now.updates[i].id == id:
 		return UpdateDone, now.updates[i].rev
-	case base == 0 && u.forgets:
-		return UpdateHidden, 0 // it may have been written, and have vanished
+	case base == 0 && u.markersExpire:
+		return UpdateHidden, 0 // it may have been written and deleted since
 	case i >= 0:
 		return UpdateBeaten, 0
 	case now.Revision <= base:

@@ -9,7 +9,7 @@ func WithPollInterval(d time.Duration) HubOption {
 
 // WithReadRate sets how many keys a hub reads per second at most.
 func WithReadRate(perSecond int) HubOption {
-	return func(h *Hub) { h.gap = time.Second / time.Duration(perSecond) }
+	return func(h *Hub) { h.readGap = time.Second / time.Duration(perSecond) }
 }
 
 // ScanRead reads the revision, header and value off the answer to a leader read.

@@ -8,46 +8,46 @@ import (
 )
 
 const (
-	// DefaultPollInterval is how often a hub looks after a key that somebody waits for,
+	// DefaultPollInterval is how often a hub polls a key that has waiters,
 	// jittered by a quarter. The read rate may stretch it.
 	DefaultPollInterval = 3 * time.Second
 
-	// DefaultRestInterval is how often a hub looks whether it has missed something
-	// about keys that are only followed, unless told otherwise.
+	// DefaultRestInterval is how often a hub checks keys that are only followed
+	// for missed changes, unless WithRestInterval says otherwise.
 	DefaultRestInterval = 15 * time.Second
 
-	// DefaultReadRate is how many keys a hub reads per second at most. The one read that
-	// confirms the absence of a new key is not counted.
+	// DefaultReadRate bounds how many keys a hub reads per second. It does not count the one read that
+	// confirms the absence of a new key.
 	DefaultReadRate = 100
 
 	leastPollInterval = 10 * time.Millisecond
 
-	// dispatchers is how many goroutines at most call the functions given to Watch. A few, so that one slow function
-	// does not hold up all keys. They live while there is something to deliver.
+	// dispatchers bounds the goroutines that call the functions given to Watch. There are several, so that one slow
+	// function does not delay all keys. They live while there is something to deliver.
 	dispatchers = 4
 )
 
-// Hub watches keys of one bucket for a whole process. Registrations share KV watchers, so that ten thousand
-// goroutines that wait on thousands of keys take a handful of the 1,000 consumers that a stream allows by default.
+// Hub watches keys of one bucket for a whole process. Registrations share KV watchers: ten thousand
+// goroutines that wait on thousands of keys need only a few of the 1,000 consumers that a stream allows by default.
 //
 // For every registered key the hub delivers the latest committed entry: first the state at registration, absence
-// included, then the state after each change (states in between may be skipped). A watcher is not trusted to be
-// complete. The stream's leader is asked too: for each of a few keys, and where there are more, for the state of the
-// whole stream, by one request. While that stays as it was, nothing was written and nothing was removed, and no key
-// is read. When it has changed, the keys somebody waits for are read within the poll interval, and those that are
-// only followed by watchers opened anew, a few of them a minute. A watcher that missed what a read found is replaced.
-// A watcher that ends is replaced too, and so are all of them when the connection comes back.
+// included, then the state after each change (it may skip states in between). It does not trust a watcher to be
+// complete, and also asks the stream's leader: for each key if there are few, else for the state of the
+// whole stream, by one request. While that state stays the same, nothing was written or removed, and the hub reads no
+// key. After a change it reads the keys with waiters within the poll interval, and for keys that are
+// only followed it opens watchers again, a few of them a minute. It replaces a watcher that missed what a read found,
+// a watcher that ends, and all watchers when the connection comes back.
 //
-// What is delivered is a hint that was true once. Only a compare-and-set decides.
+// A delivered entry is a hint that was true once. Only a compare-and-set decides.
 //
 // Hub is safe for concurrent use. Close it before its connection.
 type Hub struct {
-	bucket   *Bucket
-	interval time.Duration // of polling one key that somebody waits for
-	rest     time.Duration // of looking after the others
-	gap      time.Duration // between two polls of any keys
-	doubt    func()
-	// readTimeout is asked before each read how long to wait for its answer.
+	bucket       *Bucket
+	interval     time.Duration // for polling one key with waiters
+	restInterval time.Duration // for checking the other keys
+	readGap      time.Duration // between two polls of any keys
+	onDoubt      func()
+	// readTimeout returns how long to wait for the answer to a read; called before each read.
 	readTimeout func() time.Duration
 
 	cancel     context.CancelFunc
@@ -57,65 +57,65 @@ type Hub struct {
 
 	// mu guards everything below, and the state of keys, groups and registrations. It is never held during a call to
 	// the network or to a function given to Watch.
-	mu      sync.Mutex
-	closed  bool
-	gone    bool // the bucket was not found, and no watcher has been opened since
-	keys    map[string]*watchedKey
-	hot     int             // keys that somebody waits for
-	queue   []*registration // waiting for a dispatcher
-	callers int             // dispatchers that run
+	mu         sync.Mutex
+	closed     bool
+	gone       bool // the bucket was not found, and no watcher was opened since
+	keys       map[string]*watchedKey
+	waitedKeys int             // number of keys with waiters
+	queue      []*registration // for the dispatchers
+	callers    int             // number of dispatchers that run
 
 	pending  []*watchedKey // keys that no group covers yet
 	groups   []*group
-	nextOpen time.Time // no watcher is opened before, because opening failed
-	failures int       // of opening, in a row
+	nextOpen time.Time // no watcher is opened before this time, because opening failed
+	failures int       // to open, in a row
 
 	polls    pollHeap
-	nextPoll time.Time     // no rate-limited read before
+	nextPoll time.Time     // no rate-limited read before this time
 	urgent   []*watchedKey // to be read at once
 
-	state    mark      // of the stream, as it was seen last
-	nextLook time.Time // when it is looked at again
-	looking  bool
-	spent    time.Time // until when watchers were opened anew on credit, see afford
+	streamState     streamMark // of the stream, as last seen
+	nextStreamCheck time.Time  // when to ask for the state again
+	checkingStream  bool
+	creditUsed      time.Time // up to this time the credit for opening watchers again is used, see takeCredit
 
 	stats HubStats
 }
 
 // HubStats describes a hub at one moment. The counters begin at NewHub.
 type HubStats struct {
-	Watchers      int    // KV watchers open, each one consumer of the stream
-	Keys          int    // keys registered
+	Watchers      int    // open KV watchers, each one consumer of the stream
+	Keys          int    // registered keys
 	Registrations int    // calls of Watch not stopped yet
-	Wide          bool   // one watcher follows the whole bucket, because the keys are too many
+	Wide          bool   // one watcher follows the whole bucket, because there are too many keys
 	Opened        uint64 // watchers opened
 	Reopened      uint64 // of these, those that replace a watcher that ended, missed an entry or outlived its connection
 	OpenFailures  uint64 // watchers that could not be opened
 	Polls         uint64 // keys read from the leader
 	Looks         uint64 // requests for the state of the stream
-	Refreshed     uint64 // watchers opened anew to read the keys that they follow
+	Refreshed     uint64 // watchers opened again to read the keys that they follow
 	Missed        uint64 // entries that a read found and a watcher did not deliver in time
 	LastError     error  // of the last failure to open, nil when one succeeded since
 }
 
-// HubOption changes how a hub works.
+// HubOption is an option of NewHub.
 type HubOption func(*Hub)
 
-// WithRestInterval sets how often the keys that are only followed are looked after,
+// WithRestInterval sets how often the hub checks keys that are only followed,
 // jittered by a quarter. Less than 10 ms counts as 10 ms.
 func WithRestInterval(d time.Duration) HubOption {
-	return func(h *Hub) { h.rest = max(d, leastPollInterval) }
+	return func(h *Hub) { h.restInterval = max(d, leastPollInterval) }
 }
 
-// WithDoubt sets a function that is called when the bucket may not be the one that the hub was made for: whenever it
-// is not found, when a read finds less than was seen, and some times after the server announced its deletion or
-// change. See [Buckets.Verify] for what to ask then. The function is called on a goroutine of the hub: it must not
-// block and must not call Close.
-func WithDoubt(fn func()) HubOption { return func(h *Hub) { h.doubt = fn } }
+// WithDoubt sets a function that is called when the bucket may not be the one that the hub was made for: each time it
+// is not found, when a read finds an older revision than was seen, and several times after the server announced its
+// deletion or change. See [Buckets.Verify] for the check to make then. The function is called on a goroutine of the hub: it must
+// not block and must not call Close.
+func WithDoubt(fn func()) HubOption { return func(h *Hub) { h.onDoubt = fn } }
 
-// WithReadTimeout sets a function that says how long to wait for the answer to a read from the leader, 2 s by
-// default. It is called before each read: on a link that gets slower the time has to grow with it, as reads are what
-// a lost watcher is found by. It must be quick and safe for concurrent use.
+// WithReadTimeout sets a function that returns how long to wait for the answer to a read from the leader, 2 s by
+// default. It is called before each read: on a link that becomes slower the time has to grow, since reads
+// are how the hub finds a lost watcher. It must be quick and safe for concurrent use.
 func WithReadTimeout(fn func() time.Duration) HubOption { return func(h *Hub) { h.readTimeout = fn } }
 
 // NewHub starts a hub on a bucket. It opens no watcher before the first Watch. Close stops it.
@@ -130,15 +130,15 @@ func NewHub(b *Bucket, opts ...HubOption) *Hub {
 
 func newHub(b *Bucket, opts ...HubOption) *Hub {
 	h := &Hub{
-		bucket:      b,
-		interval:    DefaultPollInterval,
-		rest:        DefaultRestInterval,
-		gap:         time.Second / DefaultReadRate,
-		doubt:       func() {},
-		readTimeout: func() time.Duration { return readTimeout },
-		wakeOpener:  make(chan struct{}, 1),
-		wakePoller:  make(chan struct{}, 1),
-		keys:        make(map[string]*watchedKey),
+		bucket:       b,
+		interval:     DefaultPollInterval,
+		restInterval: DefaultRestInterval,
+		readGap:      time.Second / DefaultReadRate,
+		onDoubt:      func() {},
+		readTimeout:  func() time.Duration { return readTimeout },
+		wakeOpener:   make(chan struct{}, 1),
+		wakePoller:   make(chan struct{}, 1),
+		keys:         make(map[string]*watchedKey),
 	}
 	for _, opt := range opts {
 		opt(h)
@@ -156,31 +156,31 @@ func (h *Hub) run(ctx context.Context) {
 type registration struct {
 	key     *watchedKey
 	fn      func(Entry)
-	waits   bool   // made by Watch and not by Follow
+	waits   bool   // made by Watch, not by Follow
 	seen    uint64 // key.version at the last call of fn
-	busy    bool   // in the queue, or in fn
+	busy    bool   // in the queue, or fn is running
 	stopped bool
 }
 
-// Watch registers fn for a key and returns at once. fn is called on goroutines of the hub, never twice at a time for
+// Watch registers fn for a key and returns at once. fn is called on goroutines of the hub, never concurrently for
 // one registration, with the key's newest known entry: soon after registration, at once if the key is registered
-// already, and then whenever it has changed.
+// already, and then after each change.
 //
-// An entry older than the newest one that this hub has seen for the key is never delivered, with one exception: a
-// leader read that finds no entry is delivered as absence (revision 0), and what it means is fn's to judge, since a
-// leader that was deposed and does not know it yet can be behind.
+// Watch never delivers an entry older than the newest one that this hub has seen for the key, with one exception: a
+// leader read that finds no entry is delivered as absence (revision 0). fn has to judge that, since a
+// deposed leader that does not know it yet can be behind.
 //
 // fn must not block, must not change the entry's value and must not call Close. It may call stop and Watch, and take
 // a lock that is held elsewhere around calls of Watch and stop.
 //
 // stop ends the registration and can be called more than once. It does not
-// wait: a call of fn in progress may still finish, no further one starts.
+// wait: a call of fn in progress may still finish, but no further one starts.
 //
-// A key that is not a valid KV key, or has wildcards, never exists, and fn is not called. Nor is it on a closed hub.
+// fn is never called for an invalid key or one with wildcards, and never on a closed hub.
 func (h *Hub) Watch(key string, fn func(Entry)) (stop func()) { return h.register(key, fn, true) }
 
-// Follow is Watch for who does not wait for a change but has to learn of one, as a
-// holder of its lock does. What a watcher misses is found later, but following a
+// Follow is Watch for a caller that does not wait for a change but has to learn of it, such as the
+// holder of a lock. A change that a watcher misses is found later, but following a
 // key costs nothing while nothing changes, however many keys there are.
 func (h *Hub) Follow(key string, fn func(Entry)) (stop func()) { return h.register(key, fn, false) }
 
@@ -200,7 +200,7 @@ func (h *Hub) register(key string, fn func(Entry), waits bool) (stop func()) {
 	r := &registration{key: k, fn: fn, waits: waits}
 	k.regs = append(k.regs, r)
 	if waits {
-		h.heat(k)
+		h.addWaiter(k)
 	}
 	h.stats.Registrations++
 	if k.version > 0 {
@@ -219,7 +219,7 @@ func (h *Hub) stop(r *registration) {
 	h.stats.Registrations--
 	r.key.regs = slices.DeleteFunc(r.key.regs, func(o *registration) bool { return o == r })
 	if r.waits {
-		h.cool(r.key)
+		h.removeWaiter(r.key)
 	}
 	if len(r.key.regs) == 0 {
 		h.removeKey(r.key)
@@ -238,7 +238,7 @@ func (h *Hub) Stats() HubStats {
 	return s
 }
 
-// Close ends all registrations, stops every goroutine of the hub and waits for them, and with them for calls of fn in
+// Close ends all registrations, stops every goroutine of the hub and waits for them, and so for calls of fn in
 // progress. It deletes the consumers on the server, and waits up to a second for the answer. It can be called more
 // than once.
 func (h *Hub) Close() {
@@ -258,15 +258,15 @@ func (h *Hub) Close() {
 	h.done.Wait()
 }
 
-// announce delivers the key's state to all its registrations. Lock held.
-func (h *Hub) announce(k *watchedKey) {
+// notifyAll delivers the key's state to all its registrations. Lock held.
+func (h *Hub) notifyAll(k *watchedKey) {
 	k.version++
 	for _, r := range k.regs {
 		h.enqueue(r)
 	}
 }
 
-// enqueue hands a registration to a dispatcher. One that is busy looks at the key again by itself. Lock held.
+// enqueue gives a registration to a dispatcher. A busy one checks the key again by itself. Lock held.
 func (h *Hub) enqueue(r *registration) {
 	if r.busy || h.closed {
 		return
@@ -280,7 +280,7 @@ func (h *Hub) enqueue(r *registration) {
 }
 
 // dispatch calls the functions of the registrations in the queue until it is empty. It takes the entry from the key
-// only at the call, so that what is delivered is the newest and two dispatchers can't deliver in the wrong order.
+// only at the call. So it delivers the newest entry, and two dispatchers can't deliver in the wrong order.
 func (h *Hub) dispatch() {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -13,28 +13,28 @@ import (
 	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
-// watchedKey is what a hub knows about one registered key. Its fields are guarded by Hub.mu. It lives from the key's
-// first registration to its last stop; a later registration begins anew.
+// watchedKey is the state of one registered key in a hub. Hub.mu guards its fields. It lives from the key's
+// first registration to its last stop; a later registration makes a new one.
 type watchedKey struct {
-	name string
-	regs []*registration
-	hot  int  // registrations that wait
-	dead bool // not in Hub.keys any more
+	name    string
+	regs    []*registration
+	waiters int  // registrations made by Watch
+	dead    bool // removed from Hub.keys
 
 	entry   Entry  // last state delivered
-	version uint64 // of entry; 0 while nothing is known
-	newest  uint64 // highest revision seen, also after entry became absent
+	version uint64 // counts the entries; 0 while nothing is known
+	newest  uint64 // highest revision seen, also after the key became absent
 
-	group    *group // covers the key; nil while it waits for one
-	watchRev uint64 // highest revision that this group delivered
-	joined   bool   // joined a group that was open already and knows no first value of it
+	group    *group // its watcher; nil while it has none
+	watchRev uint64 // highest revision that this group has delivered
+	joined   bool   // it joined an open group, which has no first value for it
 
-	checked   mark      // state of the stream at which a read confirmed what is known
-	doubted   bool      // to be read when it is due, whatever the stream's state
-	due       time.Time // of the next poll
+	checked   streamMark // state of the stream when a read last confirmed the entry
+	forceRead bool       // read it when it is due, whatever the stream's state
+	due       time.Time  // of the next poll
 	heapIndex int
 	reading   bool
-	urgent    bool // waits in Hub.urgent, or is to be read again when reading ends
+	urgent    bool // in Hub.urgent, or to be read again when the present read ends
 }
 
 // addKey starts watching a key. Lock held.
@@ -44,14 +44,14 @@ func (h *Hub) addKey(name string) *watchedKey {
 	h.schedule(k, firstPoll)
 	for _, g := range h.groups {
 		if g.accepts(name) {
-			// The watcher has been there before: it reports changes from now on, and a read tells what was.
+			// The watcher is open already: it reports changes from now on, and a read gets the present state.
 			h.join(k, g)
 			return k
 		}
 	}
 	h.pending = append(h.pending, k)
 	if h.failures > 0 {
-		h.schedule(k, 0) // it may be long before a watcher is tried again
+		h.schedule(k, 0) // the next attempt to open a watcher may be far away
 	}
 	pause.Wake(h.wakeOpener)
 	return k
@@ -66,41 +66,41 @@ func (h *Hub) removeKey(k *watchedKey) {
 	delete(h.keys, k.name)
 	heap.Remove(&h.polls, k.heapIndex)
 	h.detach(k)
-	if len(h.keys) == fewKeys { // from now on each is read by itself
+	if len(h.keys) == fewKeys { // from now on each key is read by itself
 		for _, k := range h.keys {
-			h.schedule(k, h.pace(k))
+			h.schedule(k, h.pollInterval(k))
 		}
 	}
 }
 
-// heat notes that one more waits for the key. Lock held.
-func (h *Hub) heat(k *watchedKey) {
-	if k.hot++; k.hot == 1 {
-		h.hot++
+// addWaiter counts one more waiter of the key. Lock held.
+func (h *Hub) addWaiter(k *watchedKey) {
+	if k.waiters++; k.waiters == 1 {
+		h.waitedKeys++
 		if k.version > 0 {
 			h.schedule(k, h.interval)
 		}
-		if h.hot == fewKeys+1 { // from now on the stream is asked, and soon
-			h.lookWithin(h.interval)
+		if h.waitedKeys == fewKeys+1 { // from now on the hub asks for the stream's state, soon for the first time
+			h.checkStreamWithin(h.interval)
 		}
 	}
 }
 
-// cool is the opposite of heat. Lock held.
-func (h *Hub) cool(k *watchedKey) {
-	if k.hot--; k.hot > 0 {
+// removeWaiter is the inverse of addWaiter. Lock held.
+func (h *Hub) removeWaiter(k *watchedKey) {
+	if k.waiters--; k.waiters > 0 {
 		return
 	}
-	if h.hot--; h.hot == fewKeys {
+	if h.waitedKeys--; h.waitedKeys == fewKeys {
 		for _, k := range h.keys {
-			if k.hot > 0 {
+			if k.waiters > 0 {
 				h.schedule(k, h.interval)
 			}
 		}
 	}
 }
 
-// join puts a key into a group that has been open for some time. Lock held.
+// join adds a key to an open group. Lock held.
 func (h *Hub) join(k *watchedKey, g *group) {
 	h.attach(k, g)
 	k.joined = true
@@ -111,7 +111,7 @@ func (h *Hub) join(k *watchedKey, g *group) {
 func (h *Hub) attach(k *watchedKey, g *group) {
 	h.detach(k)
 	k.group, k.watchRev, k.joined = g, 0, false
-	g.live++
+	g.keyCount++
 }
 
 func (h *Hub) detach(k *watchedKey) {
@@ -120,61 +120,61 @@ func (h *Hub) detach(k *watchedKey) {
 		return
 	}
 	k.group = nil
-	if g.live--; g.live == 0 {
+	if g.keyCount--; g.keyCount == 0 {
 		g.emptySince = time.Now()
 		pause.Wake(h.wakeOpener)
 	}
-	if g.wholeBucket() && !g.retiring && len(h.keys) < wideKeys {
-		pause.Wake(h.wakeOpener) // few enough for groups again
+	if g.wholeBucket() && !g.retiring && len(h.keys) < leaveWholeBucket {
+		pause.Wake(h.wakeOpener) // few enough keys for groups again
 	}
 }
 
-// fromWatch takes in an entry that a watcher delivered. Any watcher will do, not only the key's present group: a
-// revision that was seen was committed. Lock held.
-func (h *Hub) fromWatch(g *group, k *watchedKey, e Entry) {
+// applyWatched handles an entry that a watcher delivered. It may be any watcher, not only that of the key's present
+// group: a revision that was seen was committed. Lock held.
+func (h *Hub) applyWatched(g *group, k *watchedKey, e Entry) {
 	if k.group == g {
 		k.watchRev = max(k.watchRev, e.Revision)
 	}
 	switch {
 	case e.Revision > k.newest:
-		h.set(k, e)
+		h.setEntry(k, e)
 	case e.Revision == k.newest && k.entry.Revision == 0:
 		// A read has found the key absent since. Either that leader was behind, or this watcher's replica is.
 		h.readNow(k)
 	}
 }
 
-// fromRead takes in what a leader read found. before is the newest revision that was known when the read began. It
-// reports whether the key's watcher still owes this entry. Lock held.
-func (h *Hub) fromRead(k *watchedKey, e Entry, before uint64) (missed bool) {
+// applyRead handles the result of a leader read. before is the newest revision that was known when the read began. missed
+// is whether the key's watcher has not delivered this entry yet. Lock held.
+func (h *Hub) applyRead(k *watchedKey, e Entry, before uint64) (missed bool) {
 	if k.joined {
-		// No first value came from the watcher, so it owes only what is newer.
+		// The watcher delivers no first value for this key, only later changes.
 		k.joined = false
 		k.watchRev = max(k.watchRev, e.Revision)
 	}
 	switch {
 	case e.Revision == 0 && k.newest != before:
-		// The watcher delivered an entry while the read was on its way, and the
+		// The watcher delivered an entry while the read was under way. The
 		// read may have been answered before that entry was written.
 		h.readNow(k)
 	case e.Revision == 0 && k.version > 0 && k.entry.Revision == 0:
-		// Absent, as known.
+		// Absent, as before.
 	case e.Revision == 0, e.Revision > k.newest:
-		h.set(k, e)
+		h.setEntry(k, e)
 	case e.Revision == k.newest && k.entry.Revision == 0:
-		h.set(k, e) // it was the absence that was stale
+		h.setEntry(k, e) // the absence was stale
 	}
 	return k.group != nil && e.Revision > k.watchRev
 }
 
 // set makes e the key's state. Lock held.
-func (h *Hub) set(k *watchedKey, e Entry) {
+func (h *Hub) setEntry(k *watchedKey, e Entry) {
 	k.entry = e
 	k.newest = max(k.newest, e.Revision)
-	h.announce(k)
+	h.notifyAll(k)
 }
 
-// validKey reports whether a watcher on key sees this one key and no other.
+// validKey reports whether a watcher on key watches this one key and no other.
 // The server and nats.go refuse a whole group for one invalid key in it.
 func validKey(key string) bool {
 	return keyPattern.MatchString(key) && key[0] != '.' && key[len(key)-1] != '.' && !strings.Contains(key, "..")
@@ -183,20 +183,21 @@ func validKey(key string) bool {
 var keyPattern = regexp.MustCompile(`^[-/_=.a-zA-Z0-9]+$`)
 
 const (
-	// reconnectSpread is over how long the watchers are replaced after a
+	// reconnectSpread is the time over which watchers are replaced after a
 	// reconnect, since a restarted server gets all its clients at once.
 	reconnectSpread = 200 * time.Millisecond
 
-	// goneProbe is a key to read when the question is only whether the bucket exists. It is valid and need not exist.
+	// goneProbe is the key to read to find out whether the bucket exists. It is valid and need not exist.
 	goneProbe = "-"
 )
 
-// goneChecks are the pauses before each look for the bucket after the server
-// has announced its end or its change, which it does when that is not over yet.
+// goneChecks are the pauses before each check for the bucket after the server
+// has announced its deletion or change: the announcement comes before the work is done.
 var goneChecks = [...]time.Duration{0, 100 * time.Millisecond, 400 * time.Millisecond, time.Second}
 
-// listen starts the goroutine that hears of reconnects and of the stream's deletion or change. The announcement of
-// these is a hint that saves waiting for the next poll: without permission to subscribe to it, it is done without.
+// listen starts the goroutine that handles reconnects and announcements of the stream's deletion or change. An
+// announcement is a hint that comes before the next poll. Without permission to subscribe to it, the hub works
+// without it.
 func (h *Hub) listen(ctx context.Context) {
 	nc := h.bucket.nc
 	connected := nc.StatusChanged(nats.CONNECTED)
@@ -225,8 +226,8 @@ func (h *Hub) listen(ctx context.Context) {
 	})
 }
 
-// reconnected replaces all watchers and has all keys read soon: entries may have been missed, and a consumer that was
-// without its client for more than 5 s does not exist any more.
+// reconnected replaces all watchers and has all keys read soon: entries may have been missed, and the server has deleted a
+// consumer whose client was away for more than 5 s.
 func (h *Hub) reconnected() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -235,18 +236,18 @@ func (h *Hub) reconnected() {
 		h.breakGroup(g, pause.Near(reconnectSpread))
 	}
 	for _, k := range h.keys {
-		if k.hot > 0 || h.pace(k) < never {
+		if k.waiters > 0 || h.pollInterval(k) < never {
 			h.schedule(k, reconnectSpread)
 		}
 	}
-	h.lookWithin(reconnectSpread)
+	h.checkStreamWithin(reconnectSpread)
 	pause.Wake(h.wakeOpener)
 }
 
-// checkGone follows an announcement that the bucket is deleted or changed. One that
-// is found may be another by the same name.
+// checkGone handles an announcement that the bucket is deleted or changed. If it is found, it
+// may still be another one of the same name.
 func (h *Hub) checkGone(ctx context.Context) {
-	h.doubt() // at once, for who goes by what was true before
+	h.onDoubt() // at once, so that the session stops trusting what it knew
 	for _, after := range goneChecks {
 		if !pause.For(ctx, after) {
 			return
@@ -258,12 +259,12 @@ func (h *Hub) checkGone(ctx context.Context) {
 			h.bucketGone()
 			return
 		}
-		h.doubt()
+		h.onDoubt()
 	}
 }
 
-// bucketGone notes and reports that the bucket is gone. The watchers follow a stream that is no more; replacing them
-// is how the hub learns of a new one by the same name.
+// bucketGone notes and reports that the bucket is gone. The watchers follow a deleted stream. Replacing them
+// is how the hub finds a new stream of the same name.
 func (h *Hub) bucketGone() {
 	h.mu.Lock()
 	if h.closed {
@@ -277,5 +278,5 @@ func (h *Hub) bucketGone() {
 		}
 	}
 	h.mu.Unlock()
-	h.doubt()
+	h.onDoubt()
 }

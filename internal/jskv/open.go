@@ -18,19 +18,19 @@ import (
 // apiLevel is the JetStream API level of nats-server 2.12, the first with atomic batches.
 const apiLevel = 2
 
-// apiTimeout bounds one administrative request, and openTimeout all repetitions of one.
+// apiTimeout bounds one administrative request, openTimeout all repetitions of one.
 const (
 	apiTimeout  = 5 * time.Second
 	openTimeout = 15 * time.Second
 )
 
 const (
-	// codeStreamNameInUse answers a creation when the stream exists with another
-	// configuration, be it only that its leader is not elected yet.
+	// codeStreamNameInUse answers a creation if the stream exists with another
+	// configuration, or if only its leader is not elected yet.
 	codeStreamNameInUse = 10058
 	// codeClusterNotAvailable is the answer while the cluster has no leader.
 	codeClusterNotAvailable = 10008
-	// codeNotLeader and codeNotActive are given by a server that is starting.
+	// codeNotLeader and codeNotActive are answers of a server that is starting.
 	codeNotLeader = 10009
 	codeNotActive = 10006
 )
@@ -40,9 +40,9 @@ type Buckets struct {
 	Locks  []*Bucket // one for each shard
 	Leases *Bucket
 
-	// Quarantine is how long nothing may be granted, from the moment Open returned: 0 normally, the longest lease's
-	// life when a locks bucket is not the one that was noted or was set back, because holders of the lost bucket's
-	// locks may not know yet. Call ConfirmIncarnation afterwards.
+	// Quarantine is how long nothing may be granted after Open returned: normally 0. It is the longest lease's
+	// life if a locks bucket is not the noted one or was set back, because holders of locks in the lost bucket
+	// may not know it yet. Call ConfirmIncarnation afterwards.
 	Quarantine time.Duration
 
 	cfg Config
@@ -50,22 +50,22 @@ type Buckets struct {
 
 // Open opens the buckets of a fabric and creates those that do not exist.
 //
-// They are created as streams with what the KV API does not offer: leader reads only, TTLs on single messages and on
+// It creates streams with settings that the KV API does not offer: leader reads only, TTLs on single messages and on
 // delete markers, atomic batches, no discarding of old records, a consumer limit above the server's default, and a
-// first revision taken from the clock, so that revisions, which are fencing tokens, keep rising when a bucket is
-// deleted and created again.
+// first revision taken from the clock. Because of the last one, revisions, which are fencing tokens, keep rising when a
+// bucket is deleted and created again.
 //
-// A locks bucket whose revisions are below what was seen, because it was restored
-// or replaced by hand, is emptied and its revisions are moved up.
+// If the revisions of a locks bucket are below those that were seen, because it was restored
+// or replaced by hand, Open empties it and moves its revisions up.
 //
 // Errors: kv.ErrInvalidOption, kv.ErrUnsafeConfig (*kv.ConfigError), kv.ErrShards, kv.ErrNewerSchema, kv.ErrLimit,
-// kv.ErrNoBucket, kv.ErrNoJetStream, kv.ErrServerTooOld, kv.ErrUnavailable. Nothing is
-// changed on error, except that the first bucket may already exist.
+// kv.ErrNoBucket, kv.ErrNoJetStream, kv.ErrServerTooOld, kv.ErrUnavailable. After an error nothing is
+// changed, except that the first bucket may already exist.
 func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Buckets, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	if n := nc.MaxPayload(); n > 0 && n < kv.MinPayload { // 0: was never connected
+	if n := nc.MaxPayload(); n > 0 && n < kv.MinPayload { // 0: it was never connected
 		return nil, fmt.Errorf("%w: max_payload is %d bytes for this connection; at least %d are needed", kv.ErrLimit, n, kv.MinPayload)
 	}
 	js, err := jetstream.New(nc)
@@ -109,8 +109,8 @@ func openBuckets(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, cfg
 		}
 		b.Locks = append(b.Locks, locks)
 	}
-	if b.Locks[n-1].unused {
-		// Together with the others, if that works: whoever needs it later may not be allowed to make it.
+	if b.Locks[n-1].wasEmpty {
+		// Created with the others, if possible: a process that needs it later may not be allowed to create it.
 		wctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 		_, _ = b.Waits(wctx)
 		cancel()
@@ -138,7 +138,7 @@ func openBuckets(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, cfg
 	return b, nil
 }
 
-// checkShards returns kv.ErrShards if the bucket is not of a fabric of n shards.
+// checkShards returns kv.ErrShards unless the bucket belongs to a fabric of n shards.
 func (b *Bucket) checkShards(n int) error {
 	if b.shards == n && n > 0 {
 		return nil
@@ -148,12 +148,12 @@ func (b *Bucket) checkShards(n int) error {
 }
 
 // examine finds out whether a locks bucket was replaced or set back since it was noted. If its revisions are below
-// what was seen, it moves them up.
+// those that were seen, it moves them up.
 func (b *Buckets) examine(ctx context.Context, s int, m meta, known bool) error {
 	locks, o := b.Locks[s], m.shard(s)
 	seen := o.HighWater
-	if o.Incarnation == setBack {
-		seen-- // where it is to be moved up to: seen by nobody yet
+	if o.Incarnation == setBackIncarnation {
+		seen-- // this is the target of a move, which nobody has seen yet
 	}
 	seen = max(seen, b.cfg.seen(s, len(b.Locks)))
 	if replaced := known && o.Incarnation != locks.incarnation; !replaced && locks.last >= seen {
@@ -165,16 +165,16 @@ func (b *Buckets) examine(ctx context.Context, s int, m meta, known bool) error 
 		return err
 	}
 	if seen = max(seen, byLeases); locks.last < seen {
-		return b.raise(ctx, s, seen)
+		return b.moveAbove(ctx, s, seen)
 	}
 	return nil
 }
 
-// noFloor is that of a bucket whose revisions need not rise when it is made again.
+// noFloor is the floor of a bucket whose revisions need not rise when it is created again.
 func noFloor(context.Context) (uint64, error) { return 0, nil }
 
-// openBucket opens a bucket, or creates it with revisions above floor, which is asked only then. missing is how many
-// buckets may have to be created, this one included.
+// openBucket opens a bucket, or creates it with revisions above floor, which is called only then. missing is how many
+// buckets may have to be created, with this one.
 func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, missing int, floor func(context.Context) (uint64, error)) (*Bucket, error) {
 	info, err := ensureStream(ctx, l, nc, js, cfg, name, missing, floor)
 	if err != nil {
@@ -186,7 +186,7 @@ func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStr
 	view, err := retryUnanswered(ctx, l, func(ctx context.Context) (jetstream.KeyValue, error) {
 		view, err := js.KeyValue(ctx, name)
 		if errors.Is(err, jetstream.ErrBucketNotFound) {
-			err = context.DeadlineExceeded // it was there: another server that answers knows it soon
+			err = context.DeadlineExceeded // it exists: the server that answered will know it soon
 		}
 		return view, err
 	})
@@ -198,7 +198,7 @@ func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStr
 	b.shards = shardsOf(info.Config)
 	b.batches = b.atomic && info.Config.Replicas > 1
 	b.last = max(info.State.LastSeq, info.Config.FirstSeq-min(info.Config.FirstSeq, 1))
-	b.unused = info.State.LastSeq < info.Config.FirstSeq
+	b.wasEmpty = info.State.LastSeq < info.Config.FirstSeq
 	return b, nil
 }
 
@@ -216,7 +216,7 @@ func newBucket(nc *nats.Conn, js jetstream.JetStream, view jetstream.KeyValue, n
 	}
 }
 
-// ensureStream returns what is known of the bucket's stream, creating it if it does not exist.
+// ensureStream returns the info of the bucket's stream, and creates the stream if it does not exist.
 func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStream, cfg Config, name string, missing int, floor func(context.Context) (uint64, error)) (*jetstream.StreamInfo, error) {
 	existing := func(ctx context.Context) (*jetstream.StreamInfo, error) {
 		s, err := js.Stream(ctx, streamName(name))
@@ -232,7 +232,7 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 	if !errors.Is(err, jetstream.ErrStreamNotFound) {
 		return nil, openError(name, err)
 	}
-	// Who may not ask hears nothing: that is no reason to wait for long.
+	// Without permission for this request no answer comes, so don't wait for long.
 	actx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	account, err := retryUnanswered(actx, l, js.AccountInfo)
@@ -248,16 +248,16 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 	}
 	first := uint64(time.Now().UnixMicro()) + 1
 	if high > 0 {
-		first = max(first, high+gap)
+		first = max(first, high+revisionGap)
 	}
 	want := cfg.streamConfig(name, nuid.Next(), first, cfg.replicas(nc))
-	if err := fit(&want, account, missing); err != nil {
+	if err := fitLimits(&want, account, missing); err != nil {
 		return nil, fmt.Errorf("%w (bucket %s)", err, name)
 	}
 	cctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	// Asked again with the same words, it is the same stream. Somebody else may have created it in the meantime, with
-	// another first revision; theirs counts. On a cluster it may take a moment until it is found.
+	// The same request again creates the same stream. Another process may have created it meanwhile, with
+	// another first revision; that one counts. On a cluster it may take a moment until it is found.
 	info, err = retryUnanswered(cctx, l, func(ctx context.Context) (*jetstream.StreamInfo, error) {
 		s, err := js.CreateStream(ctx, want)
 		if err == nil {
@@ -280,16 +280,16 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 		return nil, fmt.Errorf("%w (bucket %s with %d replica(s))", limit, name, want.Replicas)
 	}
 	if info, again := retryUnanswered(ctx, l, existing); again == nil {
-		return info, nil // we may not create it, and somebody else just did
+		return info, nil // it may not be created here, but another process just has
 	} else if !errors.Is(again, jetstream.ErrStreamNotFound) {
-		// Nobody knows: a server that went away meanwhile, for example. It is not for want of credentials.
+		// It is not known whether it exists, for example since a server went away. Missing permissions are not the cause.
 		return nil, openError(name, again)
 	}
 	return nil, fmt.Errorf("%w: bucket %s with %d replica(s): %w", kv.ErrNoBucket, name, want.Replicas, err)
 }
 
-// retryUnanswered repeats a request while nobody answers it: a stream that was created a moment ago, or has just lost its
-// leader, does not answer, and a request that met it then is never answered.
+// retryUnanswered repeats a request while no answer comes. A stream that was created a moment ago, or has just lost its
+// leader, does not answer, and never answers a request that came at that time.
 func retryUnanswered[T any](ctx context.Context, l *link, request func(context.Context) (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
@@ -306,7 +306,7 @@ func retryUnanswered[T any](ctx context.Context, l *link, request func(context.C
 			cancel()
 			return got, err
 		}
-		<-actx.Done() // an error that came early must not make this spin
+		<-actx.Done() // an early error must not make this spin
 		cancel()
 	}
 }

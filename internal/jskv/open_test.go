@@ -349,7 +349,7 @@ func TestServerGoesAwayWhileBucketsAreMade(t *testing.T) {
 
 // setBack replaces the locks bucket by one like it, identity included, that begins at
 // revision 1.
-func setBack(t *testing.T, js jetstream.JetStream, b *jskv.Buckets) {
+func setBackIncarnation(t *testing.T, js jetstream.JetStream, b *jskv.Buckets) {
 	t.Helper()
 	s, err := js.Stream(testContext(t), b.Locks[0].Stream())
 	if err != nil {
@@ -372,7 +372,7 @@ func TestVerifyOfABucketThatWasSetBack(t *testing.T) {
 	if last, err := b.Verify(testContext(t), []uint64{seen}); err != nil || last[0] != seen {
 		t.Errorf("verified up to %d, %v; %d was written", last, err, seen)
 	}
-	setBack(t, jetStream(t, nc), b)
+	setBackIncarnation(t, jetStream(t, nc), b)
 	if _, err := b.Verify(testContext(t), []uint64{seen}); !errors.Is(err, jskv.ErrBucketGone) {
 		t.Errorf("set back: %v", err)
 	}
@@ -390,7 +390,7 @@ func TestSetBackBucketIsMovedUpByManyAtOnce(t *testing.T) {
 	t.Cleanup(nc.Close)
 	b := open(t, nc, jskv.Config{})
 	seen := update(t, b.Locks[0], "k", "v", 0)
-	setBack(t, jetStream(t, nc), b)
+	setBackIncarnation(t, jetStream(t, nc), b)
 	var all sync.WaitGroup
 	for i := range 8 {
 		all.Go(func() {

@@ -20,14 +20,14 @@ const (
 	// the filters of a consumer with each other, all pairs.
 	groupKeys = 256
 
-	// maxGroups is how many watchers a hub has at most, but for the moment in which one replaces others. When that is
+	// maxGroups is how many watchers a hub has at most, except for a moment while one replaces others. If that is
 	// not enough, one watcher follows the whole bucket.
 	maxGroups = 16
 	maxKeys   = maxGroups * groupKeys
 
-	// wideKeys is how few keys there must be to return from that. It is well
-	// below maxKeys, or the hub would go back and forth.
-	wideKeys = maxKeys / 2
+	// leaveWholeBucket is the number of keys below which the hub returns to groups. It is well
+	// below maxKeys, so that the hub does not go back and forth.
+	leaveWholeBucket = maxKeys / 2
 
 	openRetry    = 100 * time.Millisecond
 	maxOpenRetry = 5 * time.Second
@@ -36,16 +36,16 @@ const (
 // opening is one watcher to be opened.
 type opening struct {
 	keys        []string
-	wholeBucket bool     // the whole bucket instead of keys
-	absorb      []*group // closed once the new watcher is there
-	again       bool     // replaces a broken one
-	trials      int      // failures of the new group
-	gone        bool     // the bucket was known to be gone when this was planned
-	state       mark     // of the stream, as it was known then
+	wholeBucket bool       // follows the whole bucket instead of keys
+	replaces    []*group   // closed after the new watcher is open
+	reopens     bool       // replaces a broken one
+	trials      int        // group.failures of the new group
+	gone        bool       // the bucket was known to be gone at planning
+	state       streamMark // of the stream, as known at planning
 }
 
-// runOpener opens and closes watchers. Being one goroutine, it gathers what is
-// registered while it opens a watcher into the next one.
+// runOpener opens and closes watchers. It is one goroutine, so the keys that are
+// registered while it opens a watcher go together into the next one.
 func (h *Hub) runOpener(ctx context.Context) {
 	for {
 		o, wait := h.plan(time.Now())
@@ -62,7 +62,7 @@ func (h *Hub) runOpener(ctx context.Context) {
 	}
 }
 
-// plan returns the next watcher to open, or how long nothing needs to be done.
+// plan returns the next watcher to open, or how long there is nothing to do.
 func (h *Hub) plan(now time.Time) (*opening, time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -80,20 +80,20 @@ func (h *Hub) plan(now time.Time) (*opening, time.Duration) {
 		o = h.planPending()
 	}
 	if o != nil {
-		o.gone, o.state = h.gone, h.state
-		for _, g := range o.absorb {
+		o.gone, o.state = h.gone, h.streamState
+		for _, g := range o.replaces {
 			g.retiring = true
 		}
 	}
 	return o, wait
 }
 
-// closeEmpty closes the groups that have had no keys for long, and broken ones
-// without keys, and returns when to look again. Lock held.
+// closeEmpty closes groups that had no keys for long, and broken groups
+// without keys, and returns the time to the next check. Lock held.
 func (h *Hub) closeEmpty(now time.Time) time.Duration {
 	wait := time.Hour
 	h.groups = slices.DeleteFunc(h.groups, func(g *group) bool {
-		if g.live > 0 {
+		if g.keyCount > 0 {
 			return false
 		}
 		if left := g.emptySince.Add(groupIdle).Sub(now); left > 0 && !g.broken {
@@ -106,7 +106,7 @@ func (h *Hub) closeEmpty(now time.Time) time.Duration {
 	return wait
 }
 
-// planRepair returns the opening that replaces a broken group. Lock held.
+// planRepair returns an opening that replaces a broken group. Lock held.
 func (h *Hub) planRepair(now time.Time, wait *time.Duration) *opening {
 	for _, g := range h.groups {
 		if !g.broken {
@@ -116,14 +116,14 @@ func (h *Hub) planRepair(now time.Time, wait *time.Duration) *opening {
 			*wait = min(*wait, left)
 			continue
 		}
-		o := &opening{wholeBucket: g.wholeBucket(), absorb: []*group{g}, again: true, trials: 1}
+		o := &opening{wholeBucket: g.wholeBucket(), replaces: []*group{g}, reopens: true, trials: 1}
 		if now.Sub(g.opened) <= groupProven {
 			o.trials = g.failures + 1
 		}
 		if !o.wholeBucket {
 			o.keys = h.liveKeys(g)
 			if h.filterBytes(o.keys) > h.maxFilters() {
-				// The server of the present connection takes smaller requests.
+				// The present connection's server accepts only smaller requests.
 				for _, name := range o.keys {
 					h.detach(h.keys[name])
 					h.pending = append(h.pending, h.keys[name])
@@ -136,8 +136,8 @@ func (h *Hub) planRepair(now time.Time, wait *time.Duration) *opening {
 	return nil
 }
 
-// planPending returns the opening for keys that no group covers, or that the
-// watcher of the whole bucket covers and need not any more. Lock held.
+// planPending returns an opening for keys that no group covers, or that no longer need
+// the watcher of the whole bucket. Lock held.
 func (h *Hub) planPending() *opening {
 	var wide *group
 	groups := make([]*group, 0, len(h.groups))
@@ -148,7 +148,7 @@ func (h *Hub) planPending() *opening {
 			groups = append(groups, g)
 		}
 	}
-	if wide != nil && len(h.keys) < wideKeys {
+	if wide != nil && len(h.keys) < leaveWholeBucket {
 		wide.retiring = true
 	}
 	candidates := make([]string, 0, len(h.pending))
@@ -168,8 +168,8 @@ func (h *Hub) planPending() *opening {
 		return len(o.keys)+keys <= groupKeys && size+bytes <= h.maxFilters()
 	}
 	if len(groups) >= maxGroups {
-		first := h.filterBytes(candidates[:1]) // needs room, too
-		slices.SortFunc(groups, func(a, b *group) int { return cmp.Compare(a.live, b.live) })
+		first := h.filterBytes(candidates[:1]) // one new key must fit, too
+		slices.SortFunc(groups, func(a, b *group) int { return cmp.Compare(a.keyCount, b.keyCount) })
 		for _, g := range groups {
 			keys := h.liveKeys(g)
 			bytes := h.filterBytes(keys)
@@ -178,12 +178,12 @@ func (h *Hub) planPending() *opening {
 			}
 			o.keys = append(o.keys, keys...)
 			size += bytes
-			o.absorb = append(o.absorb, g)
+			o.replaces = append(o.replaces, g)
 		}
-		if len(o.absorb) == 0 {
-			// All are full, or the keys are so long that a group holds few of them: one watcher
-			// of the whole bucket takes their place.
-			return &opening{wholeBucket: true, absorb: slices.Clone(h.groups)}
+		if len(o.replaces) == 0 {
+			// All are full, or the keys are so long that a group has few of them: one watcher
+			// of the whole bucket replaces them.
+			return &opening{wholeBucket: true, replaces: slices.Clone(h.groups)}
 		}
 	}
 	for _, key := range candidates {
@@ -197,10 +197,10 @@ func (h *Hub) planPending() *opening {
 	return o
 }
 
-// maxFilters is how many bytes of filters one request to open a watcher carries.
+// maxFilters returns how many bytes of filters one request to open a watcher may have.
 func (h *Hub) maxFilters() int { return int(max(h.bucket.nc.MaxPayload()/2, 4096)) }
 
-// filterBytes is how many bytes these keys take as filters, with quotes and comma.
+// filterBytes returns how many bytes these keys take as filters, with quotes and comma.
 func (h *Hub) filterBytes(keys []string) int {
 	n := 0
 	for _, key := range keys {
@@ -227,17 +227,17 @@ func (h *Hub) keysOf(g *group) iter.Seq[*watchedKey] {
 	}
 }
 
-// liveKeys returns their names. Lock held.
+// liveKeys returns the names of these keys. Lock held.
 func (h *Hub) liveKeys(g *group) []string {
-	keys := make([]string, 0, g.live)
+	keys := make([]string, 0, g.keyCount)
 	for k := range h.keysOf(g) {
 		keys = append(keys, k.name)
 	}
 	return keys
 }
 
-// open opens a watcher, moves its keys to it, and only then closes the groups
-// it replaces, so that no key is ever without a watcher that it had.
+// open opens a watcher, moves its keys to it, and closes the groups that it replaces only then.
+// So no watched key is ever without a watcher.
 func (h *Hub) open(ctx context.Context, o *opening) {
 	g := &group{stopped: make(chan struct{}), failures: o.trials}
 	filters := []string{jetstream.AllKeys}
@@ -248,8 +248,8 @@ func (h *Hub) open(ctx context.Context, o *opening) {
 		}
 		filters = slices.Clone(o.keys) // WatchFiltered writes into its argument
 	}
-	// The context lives as long as the watcher. The hub's own only aborts the opening; JetStream's request timeout of
-	// 5 s bounds it. An opening that was given up may leave a consumer, which the server removes after 5 s.
+	// This context lives as long as the watcher. The hub's context only aborts the opening, which JetStream's request timeout
+	// of 5 s bounds. An aborted opening may leave a consumer, which the server removes after 5 s.
 	var wctx context.Context
 	wctx, g.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	unhook := context.AfterFunc(ctx, g.cancel)
@@ -261,10 +261,10 @@ func (h *Hub) open(ctx context.Context, o *opening) {
 		return
 	}
 	g.watcher, g.opened, g.checked = watcher, time.Now(), o.state
-	h.adopt(g, o)
+	h.install(g, o)
 }
 
-func (h *Hub) adopt(g *group, o *opening) {
+func (h *Hub) install(g *group, o *opening) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.done.Go(func() { h.follow(g) })
@@ -273,12 +273,12 @@ func (h *Hub) adopt(g *group, o *opening) {
 		return
 	}
 	h.failures, h.nextOpen = 0, time.Time{}
-	if o.gone { // an opening that had begun earlier would prove nothing
+	if o.gone { // an opening planned earlier would prove nothing
 		h.gone = false
 	}
 	h.stats.LastError = nil
 	h.stats.Opened++
-	if o.again {
+	if o.reopens {
 		h.stats.Reopened++
 	}
 	if g.wholeBucket() {
@@ -287,25 +287,25 @@ func (h *Hub) adopt(g *group, o *opening) {
 		}
 	}
 	for name := range g.filters {
-		// The key may have been registered anew meanwhile, or have left.
+		// The key may have been registered again meanwhile, or removed.
 		if k := h.keys[name]; k != nil {
 			h.attach(k, g)
 		}
 	}
-	if g.live == 0 {
+	if g.keyCount == 0 {
 		g.emptySince = g.opened
 	}
-	for _, old := range o.absorb {
+	for _, old := range o.replaces {
 		h.retire(old)
 	}
 	h.groups = slices.DeleteFunc(h.groups, func(g *group) bool { return g.retired })
 	h.groups = append(h.groups, g)
 }
 
-// openFailed lets the groups that were to be replaced go on, and the poller care for the keys meanwhile.
+// openFailed keeps the groups that were to be replaced, and has the poller read the keys meanwhile.
 func (h *Hub) openFailed(o *opening, err error) {
 	h.mu.Lock()
-	for _, g := range o.absorb {
+	for _, g := range o.replaces {
 		g.retiring = false
 	}
 	h.failures++
@@ -314,7 +314,7 @@ func (h *Hub) openFailed(o *opening, err error) {
 	h.stats.LastError = err
 	for _, k := range h.keys {
 		if k.group == nil || k.group.broken {
-			h.unwatched(k)
+			h.readUnwatched(k)
 		}
 	}
 	h.mu.Unlock()
@@ -323,8 +323,8 @@ func (h *Hub) openFailed(o *opening, err error) {
 	}
 }
 
-// unwatched has a key read that may be without a watcher. Lock held.
-func (h *Hub) unwatched(k *watchedKey) {
+// readUnwatched has a key read that may have no watcher. Lock held.
+func (h *Hub) readUnwatched(k *watchedKey) {
 	if k.version == 0 {
 		h.schedule(k, 0)
 	} else if time.Until(k.due) > 2*h.interval {
@@ -334,14 +334,14 @@ func (h *Hub) unwatched(k *watchedKey) {
 
 func backoff(n int) time.Duration { return pause.Near(pause.Doubled(openRetry, n-1, maxOpenRetry)) }
 
-// Sweeps returns how often somebody has begun to collect dead entries in the fabric. Errors are those of a read.
+// Sweeps returns how many sweeps for dead entries have begun in the fabric. Errors are those of a read.
 func (b *Buckets) Sweeps(ctx context.Context) (uint64, error) {
 	m, _, err := b.note(ctx, func(*meta) bool { return false })
 	return m.Sweeps, err
 }
 
-// BeginSweep notes that the caller begins to collect dead entries, unless somebody else has since there were n such
-// sweeps. It returns their number now. Errors are those of a write.
+// BeginSweep notes that the caller begins a sweep for dead entries, unless another process has begun one since there were
+// n sweeps. It returns their present number. Errors are those of a write.
 func (b *Buckets) BeginSweep(ctx context.Context, n uint64) (mine bool, now uint64, err error) {
 	m, _, err := b.note(ctx, func(m *meta) bool {
 		mine = m.Sweeps == n
@@ -353,8 +353,8 @@ func (b *Buckets) BeginSweep(ctx context.Context, n uint64) (mine bool, now uint
 	return mine && err == nil, m.Sweeps, err
 }
 
-// Waits opens the bucket in which units of work that wait for long say what they hold, and creates it
-// where that is allowed. It is kept in memory: what is lost with its servers is written again. Errors are
+// Waits opens the bucket in which long-waiting units of work list what they hold, and creates it
+// if that is allowed. It is in memory: after a loss of its servers the units write again. Errors are
 // those of Open; locks work without it.
 func (b *Buckets) Waits(ctx context.Context) (*Bucket, error) {
 	cfg, nc := b.cfg, b.Leases.nc

@@ -124,8 +124,8 @@ func TestMergingLeavesRoom(t *testing.T) {
 		o := h.planPending()
 		if full := live == groupKeys; o.wholeBucket != full {
 			t.Errorf("%d watchers of %d keys and another key: one for the whole bucket: %v", maxGroups, live, o.wholeBucket)
-		} else if !full && (!slices.Contains(o.keys, "late") || len(o.keys) > groupKeys || len(o.absorb) == 0) {
-			t.Errorf("%d watchers of %d keys and another key: %d keys from %d watchers", maxGroups, live, len(o.keys), len(o.absorb))
+		} else if !full && (!slices.Contains(o.keys, "late") || len(o.keys) > groupKeys || len(o.replaces) == 0) {
+			t.Errorf("%d watchers of %d keys and another key: %d keys from %d watchers", maxGroups, live, len(o.keys), len(o.replaces))
 		}
 	}
 }
@@ -154,12 +154,12 @@ func TestManyKeysTakeOneWideWatcher(t *testing.T) {
 		if k := c.unheard("wide"); k != "" {
 			t.Errorf("the wide watcher does not deliver %s", k)
 		}
-		for i := wideKeys - 1; i <= maxKeys; i++ {
+		for i := leaveWholeBucket - 1; i <= maxKeys; i++ {
 			c.leave(key(i))
 		}
 		time.Sleep(groupIdle + 100*time.Millisecond)
 		if st := h.Stats(); !st.Wide || st.Watchers != 1 {
-			t.Errorf("stats %+v, want the wide watcher kept with %d keys", st, wideKeys)
+			t.Errorf("stats %+v, want the wide watcher kept with %d keys", st, leaveWholeBucket)
 		}
 		c.leave("late")
 		time.Sleep(groupIdle + 100*time.Millisecond)

@@ -10,13 +10,13 @@ import (
 )
 
 const (
-	// firstPoll is when a new key is read for the first time, in case the watcher has said nothing until then.
+	// firstPoll is when a new key is read for the first time, if the watcher has delivered nothing until then.
 	firstPoll = time.Second
 
-	// readTimeout bounds one leader read, unless WithReadTimeout says otherwise.
+	// readTimeout bounds one leader read, unless WithReadTimeout sets another value.
 	readTimeout = 2 * time.Second
 
-	// readRetry is the pause before a key of which nothing is known is read again.
+	// readRetry is the pause before a key without any known state is read again.
 	readRetry = 250 * time.Millisecond
 
 	// maxReads bounds the reads in flight.
@@ -26,18 +26,18 @@ const (
 	goneGap = time.Second
 
 	// watchGrace is how much later than a read a watcher may deliver an entry.
-	// Watchers live on any replica, and a replica may be a little behind.
+	// Watchers are on any replica, and a replica may be a little behind.
 	watchGrace = 500 * time.Millisecond
 
 	// initGrace is how long a watcher may take over its first values.
 	initGrace = 10 * time.Second
 
-	// never is the pace of a key that is not read by itself.
+	// never is the poll interval of a key that needs no polls.
 	never = 1000 * time.Hour
 )
 
-// runPoller reads keys from the leader, each when it is due and urgent ones at once, and looks at the state of the
-// stream. Requests are made by short-lived goroutines, so that one slow answer does not hold up the others.
+// runPoller reads keys from the leader, each when it is due and urgent ones at once, and asks for the state of the
+// stream. Short-lived goroutines send the requests, so that one slow answer does not delay the others.
 func (h *Hub) runPoller(ctx context.Context) {
 	slots := make(chan struct{}, maxReads)
 	for {
@@ -57,36 +57,36 @@ func (h *Hub) runPoller(ctx context.Context) {
 	}
 }
 
-// request asks the leader something and calls answered once that is done.
+// request sends one request to the leader and calls answered after that.
 type request func(ctx context.Context, answered func())
 
-// nextRequest returns what to ask now, or how long to wait.
+// nextRequest returns the request to send now, or how long to wait.
 func (h *Hub) nextRequest(now time.Time) (request, time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	k, wait := h.nextRead(now)
 	if k != nil {
 		k.reading = true
-		before, state := k.newest, h.state
+		before, state := k.newest, h.streamState
 		return func(ctx context.Context, answered func()) { h.readKey(ctx, k, before, state, answered) }, 0
 	}
-	if h.looking || len(h.keys) <= fewKeys {
+	if h.checkingStream || len(h.keys) <= fewKeys {
 		return nil, wait
 	}
-	if left := h.nextLook.Sub(now); left > 0 {
+	if left := h.nextStreamCheck.Sub(now); left > 0 {
 		return nil, min(wait, left)
 	}
-	h.looking = true
-	return h.look, 0
+	h.checkingStream = true
+	return h.checkStream, 0
 }
 
-// nextRead picks the key to read now, or returns how long to wait. Lock held.
+// nextRead returns the key to read now, or how long to wait. Lock held.
 func (h *Hub) nextRead(now time.Time) (*watchedKey, time.Duration) {
 	for len(h.urgent) > 0 {
 		k := h.urgent[0]
 		h.urgent[0] = nil
 		h.urgent = h.urgent[1:]
-		if k.dead || k.reading { // when reading, it is read again afterwards
+		if k.dead || k.reading { // after the present read it is read again
 			continue
 		}
 		k.urgent = false
@@ -97,13 +97,13 @@ func (h *Hub) nextRead(now time.Time) (*watchedKey, time.Duration) {
 		if wait := max(k.due.Sub(now), h.nextPoll.Sub(now)); wait > 0 {
 			return nil, wait
 		}
-		needed := h.needed(k)
-		k.doubted = false
-		h.schedule(k, h.pace(k))
+		needed := h.mustRead(k)
+		k.forceRead = false
+		h.schedule(k, h.pollInterval(k))
 		if k.reading || !needed {
 			continue
 		}
-		gap := h.gap
+		gap := h.readGap
 		if h.gone {
 			gap = max(gap, goneGap)
 		}
@@ -113,32 +113,32 @@ func (h *Hub) nextRead(now time.Time) (*watchedKey, time.Duration) {
 	return nil, time.Hour
 }
 
-// needed reports whether a key whose time has come is to be read at all. Lock held.
-func (h *Hub) needed(k *watchedKey) bool {
+// mustRead reports whether a key that is due has to be read. Lock held.
+func (h *Hub) mustRead(k *watchedKey) bool {
 	switch {
-	case k.version == 0 || k.doubted:
+	case k.version == 0 || k.forceRead:
 		return true
-	case k.hot > 0 && h.hot > fewKeys: // a look found that the stream had changed
-		return k.checked != h.state || !h.state.known()
+	case k.waiters > 0 && h.waitedKeys > fewKeys: // the stream's state has changed
+		return k.checked != h.streamState || !h.streamState.known()
 	}
-	return h.pace(k) < never
+	return h.pollInterval(k) < never
 }
 
-// pace returns the time from one read of the key to the next, never where the
-// state of the stream tells when one is needed. Lock held.
-func (h *Hub) pace(k *watchedKey) time.Duration {
+// pollInterval returns the time between two reads of the key, or never if the
+// state of the stream shows when a read is needed. Lock held.
+func (h *Hub) pollInterval(k *watchedKey) time.Duration {
 	switch {
-	case k.version == 0, k.group == nil, k.group.broken, k.hot > 0 && h.hot <= fewKeys:
+	case k.version == 0, k.group == nil, k.group.broken, k.waiters > 0 && h.waitedKeys <= fewKeys:
 		return h.interval
 	case len(h.keys) <= fewKeys:
-		return h.rest
+		return h.restInterval
 	}
 	return never
 }
 
-// readKey reads one key and, when the read found an entry that the watcher has not delivered, looks again after a
-// while and replaces the watcher if it still has not. before and state are what was known when it began.
-func (h *Hub) readKey(ctx context.Context, k *watchedKey, before uint64, state mark, answered func()) {
+// readKey reads one key. If the read found an entry that the watcher has not delivered, it checks again after a
+// while, and replaces the watcher if it still has not. before and state were known when the read began.
+func (h *Hub) readKey(ctx context.Context, k *watchedKey, before uint64, state streamMark, answered func()) {
 	rctx, cancel := context.WithTimeout(ctx, h.readTimeout())
 	e, err := h.bucket.Get(rctx, k.name)
 	cancel()
@@ -146,19 +146,19 @@ func (h *Hub) readKey(ctx context.Context, k *watchedKey, before uint64, state m
 
 	suspect := h.finishRead(k, e, err, before, state)
 	if err == nil && e.Revision > 0 && e.Revision < before {
-		h.doubt() // the bucket was set back, or this leader is behind
+		h.onDoubt() // the bucket was set back, or this leader is behind
 	}
 	if errors.Is(err, ErrBucketGone) {
 		h.bucketGone()
 	}
 	if suspect != nil && pause.For(ctx, watchGrace) {
-		h.verify(suspect, k, e.Revision)
+		h.checkDelivered(suspect, k, e.Revision)
 	}
 }
 
-// finishRead takes in the result of a read and returns the group that owes the
-// entry, unless that group is being looked at already.
-func (h *Hub) finishRead(k *watchedKey, e Entry, err error, before uint64, state mark) (suspect *group) {
+// finishRead handles the result of a read. It returns the group that has not delivered the
+// entry yet, unless that group is being checked already.
+func (h *Hub) finishRead(k *watchedKey, e Entry, err error, before uint64, state streamMark) (suspect *group) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.stats.Polls++
@@ -166,13 +166,13 @@ func (h *Hub) finishRead(k *watchedKey, e Entry, err error, before uint64, state
 	if k.dead || h.closed {
 		return nil
 	}
-	if k.urgent { // asked for while this read was on its way
+	if k.urgent { // requested while this read was under way
 		k.urgent = false
 		h.readNow(k)
 	}
 	if err != nil {
-		if h.pace(k) == never {
-			h.readAnyway(k, h.interval)
+		if h.pollInterval(k) == never {
+			h.forceReadIn(k, h.interval)
 		} else if k.version == 0 {
 			h.schedule(k, readRetry)
 		}
@@ -180,16 +180,16 @@ func (h *Hub) finishRead(k *watchedKey, e Entry, err error, before uint64, state
 	}
 	k.checked = state
 	g := k.group
-	if !h.fromRead(k, e, before) || g.broken || g.verifying {
+	if !h.applyRead(k, e, before) || g.broken || g.verifying {
 		return nil
 	}
 	g.verifying = true
 	return g
 }
 
-// verify replaces the watcher of a group that has not delivered revision rev of
+// checkDelivered replaces the watcher of a group that has not delivered revision rev of
 // a key although a read found it some time ago.
-func (h *Hub) verify(g *group, k *watchedKey, rev uint64) {
+func (h *Hub) checkDelivered(g *group, k *watchedKey, rev uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	g.verifying = false
@@ -197,7 +197,7 @@ func (h *Hub) verify(g *group, k *watchedKey, rev uint64) {
 		return
 	}
 	if !g.initialised && time.Since(g.opened) < initGrace {
-		return // the entry is among first values still to come
+		return // the first values, with this entry, are still to come
 	}
 	h.stats.Missed++
 	h.breakGroup(g, g.reopenDelay())
@@ -231,9 +231,9 @@ func (h *Hub) schedule(k *watchedKey, d time.Duration) {
 	}
 }
 
-// readAnyway has a key read in about d whatever the state of the stream says. Lock held.
-func (h *Hub) readAnyway(k *watchedKey, d time.Duration) {
-	k.doubted = true
+// forceReadIn has a key read in about d, whatever the state of the stream is. Lock held.
+func (h *Hub) forceReadIn(k *watchedKey, d time.Duration) {
+	k.forceRead = true
 	h.schedule(k, d)
 }
 

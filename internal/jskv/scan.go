@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// scanRead reads the answer to a leader read in the one form in which servers write it, for encoding/json takes
-// five times as long. It is not ok for any other form, and for errors.
+// scanRead reads the answer to a leader read in the one form that servers write. encoding/json takes
+// five times as long. ok is false for any other form, and for errors.
 func scanRead(b []byte) (seq uint64, header, value []byte, at time.Time, ok bool) {
 	s := scan{b, true}
 	s.skip(`{"type":"io.nats.jetstream.api.v1.stream_msg_get_response","message":{"subject":"`)
@@ -28,7 +28,7 @@ func scanRead(b []byte) (seq uint64, header, value []byte, at time.Time, ok bool
 	return seq, header, value, at, s.ok && err == nil && err2 == nil && len(s.b) == 0
 }
 
-// scan is what is left of an answer, and whether it was as expected so far.
+// scan is the rest of an answer, and whether it was as expected so far.
 type scan struct {
 	b  []byte
 	ok bool
@@ -39,14 +39,14 @@ func (s *scan) skip(text string) {
 	s.b, s.ok = rest, s.ok && found
 }
 
-// text takes what comes until the end of a string without escapes.
+// text reads up to the end of a string without escapes.
 func (s *scan) text() []byte {
 	text, rest, found := bytes.Cut(s.b, []byte{'"'})
 	s.b, s.ok = rest, s.ok && found && bytes.IndexByte(text, '\\') < 0
 	return text
 }
 
-// base64 takes a field that may be missing.
+// base64 reads a field that may be missing.
 func (s *scan) base64(name string) []byte {
 	rest, found := bytes.CutPrefix(s.b, []byte(name))
 	if !found {

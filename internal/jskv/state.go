@@ -18,9 +18,9 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// State is what one request tells of all keys of a bucket.
+// State is the state of a whole bucket, by one request.
 type State struct {
-	Entries uint64    // stored: values and delete markers
+	Entries uint64    // number stored: values and delete markers
 	First   uint64    // revision of the oldest of them
 	Last    uint64    // newest revision that was ever written
 	Created time.Time // when the bucket was created
@@ -53,28 +53,30 @@ func (b *Bucket) State(ctx context.Context) (State, error) {
 }
 
 const (
-	// fewKeys is how many keys are simply read, each by itself: the state of the stream would be one request more.
+	// fewKeys is up to how many keys are read one by one: the state of the stream would be one request more.
 	fewKeys = 2
 
-	// Watchers are opened anew, to read the keys that they follow, at most once in this many rest intervals on
-	// average. Each hundredth of refreshPart keys that one delivers counts as a hundredth of a rest interval more.
+	// To read followed keys, watchers are opened again at most once in refreshEvery rest intervals on
+	// average. Each refreshPart keys that a watcher delivers count as one more rest interval.
 	refreshEvery = 2
 	refreshPart  = 3000
 )
 
-// mark is by what a hub knows a state of the stream again. While it stays the same
-// nothing was written, and nothing was removed, with or without a marker.
-type mark struct {
+// streamMark identifies a state of the stream. While it stays the same,
+// nothing was written and nothing was removed, with or without a marker.
+type streamMark struct {
 	entries, first, last uint64
 	created              int64
 }
 
-func (s *State) mark() mark { return mark{s.Entries, s.First, s.Last, s.Created.UnixNano()} }
+func (s *State) mark() streamMark {
+	return streamMark{s.Entries, s.First, s.Last, s.Created.UnixNano()}
+}
 
-func (m mark) known() bool { return m != mark{} }
+func (m streamMark) known() bool { return m != streamMark{} }
 
-// look asks for the state of the stream and has read what may have changed.
-func (h *Hub) look(ctx context.Context, answered func()) {
+// checkStream asks for the state of the stream and has the keys read that may have changed.
+func (h *Hub) checkStream(ctx context.Context, answered func()) {
 	rctx, cancel := context.WithTimeout(ctx, h.readTimeout())
 	s, err := h.bucket.State(rctx)
 	cancel()
@@ -82,43 +84,43 @@ func (h *Hub) look(ctx context.Context, answered func()) {
 
 	h.mu.Lock()
 	h.stats.Looks++
-	h.looking = false
-	every := h.rest
-	if h.hot > fewKeys {
+	h.checkingStream = false
+	every := h.restInterval
+	if h.waitedKeys > fewKeys {
 		every = h.interval
 	}
-	h.lookIn(every)
-	setBack := err == nil && !h.closed && h.compare(s.mark(), time.Now())
+	h.checkStreamIn(every)
+	setBack := err == nil && !h.closed && h.applyStreamState(s.mark(), time.Now())
 	h.mu.Unlock()
 	switch {
 	case errors.Is(err, ErrBucketGone):
 		h.bucketGone()
 	case setBack:
-		h.doubt()
+		h.onDoubt()
 	}
 }
 
-// lookIn has the state looked at in about d. Lock held.
-func (h *Hub) lookIn(d time.Duration) {
-	h.nextLook = time.Now().Add(pause.Near(d))
+// checkStreamIn schedules the next checkStream in about d. Lock held.
+func (h *Hub) checkStreamIn(d time.Duration) {
+	h.nextStreamCheck = time.Now().Add(pause.Near(d))
 	pause.Wake(h.wakePoller)
 }
 
-// lookWithin has it looked at in about d, or sooner if it is to be already. Lock held.
-func (h *Hub) lookWithin(d time.Duration) {
-	if time.Until(h.nextLook) > d {
-		h.lookIn(d)
+// checkStreamWithin schedules it in about d, unless it is scheduled earlier. Lock held.
+func (h *Hub) checkStreamWithin(d time.Duration) {
+	if time.Until(h.nextStreamCheck) > d {
+		h.checkStreamIn(d)
 	}
 }
 
-// compare takes in the state of the stream. It reports whether that is another
+// applyStreamState handles the state of the stream. setBack is whether that is another
 // stream, or was set back, or the leader is behind. Lock held.
-func (h *Hub) compare(s mark, now time.Time) (setBack bool) {
-	before := h.state
-	h.state = s
-	if h.hot > fewKeys {
+func (h *Hub) applyStreamState(s streamMark, now time.Time) (setBack bool) {
+	before := h.streamState
+	h.streamState = s
+	if h.waitedKeys > fewKeys {
 		for _, k := range h.keys {
-			if k.hot > 0 && k.checked != s && k.due.Sub(now) > h.interval {
+			if k.waiters > 0 && k.checked != s && k.due.Sub(now) > h.interval {
 				h.schedule(k, 0)
 			}
 		}
@@ -127,23 +129,23 @@ func (h *Hub) compare(s mark, now time.Time) (setBack bool) {
 	return before.known() && (s.created != before.created || s.last < before.last)
 }
 
-// refresh opens those watchers anew that follow keys and were opened at another
-// state, the oldest first, as far as can be afforded. removed says that something
-// was removed from the stream, and then the credit is used, too. Lock held.
-func (h *Hub) refresh(s mark, removed bool, now time.Time) {
+// refresh opens watchers again that follow keys and were opened at another
+// state, the oldest first, as far as the credit allows. removed says that an entry
+// was removed from the stream; only then the saved credit is used, too. Lock held.
+func (h *Hub) refresh(s streamMark, removed bool, now time.Time) {
 	var due []*group
 	for _, g := range h.groups {
-		if g.checked != s && !g.broken && !g.retiring && h.follows(g) {
+		if g.checked != s && !g.broken && !g.retiring && h.hasFollowedKeys(g) {
 			due = append(due, g)
 		}
 	}
 	slices.SortFunc(due, func(a, b *group) int { return cmp.Compare(a.opened.UnixNano(), b.opened.UnixNano()) })
 	for _, g := range due {
-		delivers := uint64(g.live)
+		delivers := uint64(g.keyCount)
 		if g.wholeBucket() {
 			delivers = s.entries
 		}
-		if !h.afford(delivers, removed, now) {
+		if !h.takeCredit(delivers, removed, now) {
 			return
 		}
 		h.stats.Refreshed++
@@ -151,65 +153,67 @@ func (h *Hub) refresh(s mark, removed bool, now time.Time) {
 	}
 }
 
-// follows reports whether a watcher has keys that nobody waits for. Lock held.
-func (h *Hub) follows(g *group) bool {
+// hasFollowedKeys reports whether a watcher has keys without waiters. Lock held.
+func (h *Hub) hasFollowedKeys(g *group) bool {
 	for k := range h.keysOf(g) {
-		if k.hot == 0 {
+		if k.waiters == 0 {
 			return true
 		}
 	}
 	return false
 }
 
-// afford reports whether a watcher that delivers so many first values may be opened
-// anew, and if so takes its price. What is not spent adds up to one opening of
-// every watcher. Without credit nothing is done that would use it up. Lock held.
-func (h *Hub) afford(values uint64, credit bool, now time.Time) bool {
+// takeCredit reports whether a watcher that delivers so many first values may be opened
+// again, and if so takes its price. Unused credit adds up to one opening of
+// every watcher. If credit is false, the saved credit must not be used up. Lock held.
+func (h *Hub) takeCredit(values uint64, credit bool, now time.Time) bool {
 	price := func(values uint64) time.Duration {
-		return refreshEvery*h.rest + time.Duration(values)*h.rest/refreshPart
+		return refreshEvery*h.restInterval + time.Duration(values)*h.restInterval/refreshPart
 	}
 	full := now.Add(-maxGroups * price(groupKeys))
 	limit := full
 	if credit {
 		limit = now
 	}
-	if h.spent.After(limit) {
+	if h.creditUsed.After(limit) {
 		return false
 	}
-	if h.spent.Before(full) {
-		h.spent = full
+	if h.creditUsed.Before(full) {
+		h.creditUsed = full
 	}
-	h.spent = h.spent.Add(price(values))
+	h.creditUsed = h.creditUsed.Add(price(values))
 	return true
 }
 
-// gap is how far above all that were seen the revisions of a locks bucket begin that replaces another. So a revision
-// says whether it may be another bucket's: see [MaxStep]. The clock has passed it, half a second in microseconds,
-// when the quarantine is over: revisions go on rising when all that was noted is lost, too.
-const gap = 1 << 19
+// revisionGap is how far the revisions of a new locks bucket begin above all revisions that were seen. So a revision
+// shows that it may belong to another bucket: see [MaxStep]. It is half a second in microseconds, so the clock has passed it
+// when the quarantine is over: revisions go on rising even if everything that was noted is lost.
+const revisionGap = 1 << 19
 
-// MaxStep is how far above a revision of this bucket another one can lie and need no look: see [Buckets.Verify]. It
-// is below gap, and more than is written between two acquires of one process as a rule.
+// MaxStep is how far a revision may be above the last known one and still certainly belong to this bucket, without a
+// check: see [Buckets.Verify]. It is below revisionGap, and usually more than is written between two acquires of a process.
 const MaxStep = 1 << 17
 
 // probeKey is the key of the marker that Verify and Open write to find out where the
 // bucket's revisions stand. No lock's name is encoded so.
 const (
+	// probeKey is the key of the marker that Verify and Open write to find out the present
+	// revision of the bucket. No lock's name is encoded to it.
 	probeKey       = "=position"
 	probeMarkerTTL = 10 * time.Second
 )
 
-// setBack is the incarnation noted between the discovery that revisions were set
+// setBackIncarnation is the noted incarnation between the discovery that a bucket was set
 // back and the end of the quarantine. No bucket has it.
-const setBack = "set-back"
+const setBackIncarnation = "set-back"
 
-// errMoved says that a bucket is not as the request before said: by a leader that was
-// behind, or it was moved up meanwhile.
+// errMoved says that a bucket is not in the state that an earlier answer showed: the answer came from a leader
+// that was behind, or the revisions were moved up meanwhile.
 var errMoved = fmt.Errorf("%w: the bucket has moved", kv.ErrUnavailable)
 
-// position returns a revision that was committed after the call began. Unlike a
-// read, it can't come from a leader that was deposed.
-func (b *Bucket) position(ctx context.Context) (uint64, error) {
+// probeRevision returns a revision that was committed after the call began. Unlike a
+// read, it can't come from a deposed leader.
+func (b *Bucket) probeRevision(ctx context.Context) (uint64, error) {
 	return retryUnanswered(ctx, b.link, func(ctx context.Context) (uint64, error) {
 		m := newPurge(probeMarkerTTL)
 		delete(m.Header, headerExpectedRevision)
@@ -217,11 +221,11 @@ func (b *Bucket) position(ctx context.Context) (uint64, error) {
 	})
 }
 
-// Verify looks whether the buckets are those that were opened, and returns the last revision of each locks bucket: it
-// and all before are certainly this bucket's. seen is the highest revision that was seen of each before the call.
+// Verify checks whether the buckets are those that were opened. It returns the last revision of each locks bucket: all
+// revisions up to it certainly belong to this bucket. seen is the highest revision that was seen of each before the call.
 //
-// Errors: ErrBucketGone when a bucket is another one, does not exist any more, or
-// was set back to before seen; kv.ErrUnavailable when nothing was found out.
+// Errors: ErrBucketGone if a bucket is another one, does not exist any more, or
+// was set back to before seen; kv.ErrUnavailable if nothing was found out.
 func (b *Buckets) Verify(ctx context.Context, seen []uint64) (last []uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
@@ -239,8 +243,8 @@ func (b *Buckets) Verify(ctx context.Context, seen []uint64) (last []uint64, err
 		if last[s] >= seen[s] {
 			continue
 		}
-		// Set back, or said by a leader that is behind. Only a write decides.
-		at, err := locks.position(ctx)
+		// It was set back, or its leader is behind. Only a write decides.
+		at, err := locks.probeRevision(ctx)
 		switch {
 		case err != nil:
 			return nil, fmt.Errorf("%w: %s: %w", kv.ErrUnavailable, locks.name, err)
@@ -252,7 +256,7 @@ func (b *Buckets) Verify(ctx context.Context, seen []uint64) (last []uint64, err
 	return last, nil
 }
 
-// verify looks whether the bucket is the one that was opened, and returns its last revision.
+// verify checks whether the bucket is the one that was opened, and returns its last revision.
 func (b *Bucket) verify(ctx context.Context) (last uint64, err error) {
 	s, err := retryUnanswered(ctx, b.link, func(ctx context.Context) (jetstream.Stream, error) { return b.js.Stream(ctx, b.stream) })
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -268,14 +272,14 @@ func (b *Bucket) verify(ctx context.Context) (last uint64, err error) {
 	return info.State.LastSeq, nil
 }
 
-// raise moves the revisions of a shard's bucket above seen, or returns errMoved if
-// they are there. It removes all records in it. That is another incarnation, which all sessions notice.
+// moveAbove moves the revisions of a shard's bucket above seen, or returns errMoved if
+// they are there already. It removes all records in it. The bucket gets another incarnation, which all sessions notice.
 //
-// Several may do this at once, or one after the other: how far up is noted first, so
-// that nobody removes what was written later.
-func (b *Buckets) raise(ctx context.Context, s int, seen uint64) error {
+// Several processes may do this at once, or one after the other. So the target is noted first:
+// then none of them removes what was written later.
+func (b *Buckets) moveAbove(ctx context.Context, s int, seen uint64) error {
 	locks := b.Locks[s]
-	at, err := locks.position(ctx)
+	at, err := locks.probeRevision(ctx)
 	if err != nil {
 		return err
 	}
@@ -284,10 +288,10 @@ func (b *Buckets) raise(ctx context.Context, s int, seen uint64) error {
 	}
 	m, _, err := b.note(ctx, func(m *meta) bool {
 		o := m.shard(s)
-		changed := o.Incarnation != setBack || o.HighWater <= seen
-		o.Incarnation = setBack
+		changed := o.Incarnation != setBackIncarnation || o.HighWater <= seen
+		o.Incarnation = setBackIncarnation
 		if o.HighWater <= seen {
-			o.HighWater = seen + gap
+			o.HighWater = seen + revisionGap
 		}
 		return changed
 	})

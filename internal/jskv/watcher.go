@@ -15,57 +15,57 @@ import (
 
 const (
 	// groupIdle is how long a group without keys stays open, because a key that
-	// was waited for is often waited for again soon.
+	// had waiters often has waiters again soon.
 	groupIdle = 2 * time.Second
 
-	// groupProven is how long a watcher must have lived for its end or its gap to count as the first.
+	// groupProven is how long a watcher must have lived before its end or its gap counts as a first failure.
 	groupProven = 30 * time.Second
 
-	// closeGrace is how long the end of a stopped watcher is waited for.
+	// closeGrace is how long the hub waits for the end of a stopped watcher.
 	closeGrace = time.Second
 
-	// stopLimit is how long the deletion of a consumer is waited for. The server
-	// deletes one by itself 5 s after its client has gone.
+	// stopLimit is how long the hub waits for the deletion of a consumer. The server
+	// deletes it by itself 5 s after its client has gone.
 	stopLimit = time.Second
 )
 
-// group is one KV watcher and the keys it serves. Its fields are guarded by Hub.mu, except those that never change.
+// group is one KV watcher and its keys. Hub.mu guards its fields, except those that never change.
 //
-// What lies under a watcher (nats.go 1.55): an ordered push consumer, ephemeral,
-// one replica in memory, on whichever replica of the stream the server chose.
+// A watcher uses (nats.go 1.55) an ordered push consumer: ephemeral,
+// with one replica in memory, on a replica of the stream that the server chose.
 //
 //   - The consumer is deleted, or its server dies: no message says so. nats.go
 //     misses the heartbeats (every 5 s) and makes a new consumer from the last
 //     delivered revision on, 10 to 20 s later. Until then nothing arrives.
-//   - The connection drops: nats.go subscribes again on reconnecting. The server
+//   - The connection drops: nats.go subscribes again after reconnecting. The server
 //     keeps the consumer for 5 s without interest; after that it is the case
-//     above. In between, a gap is noticed at the next message or heartbeat.
-//   - The stream is deleted: the same heartbeats are missed, then making the
-//     consumer fails and the channel of updates is closed. When that request
-//     merely times out, it is tried again after another 10 to 20 s of silence.
+//     above. Before that, nats.go notices a gap at the next message or heartbeat.
+//   - The stream is deleted: nats.go misses the heartbeats, fails to make a
+//     consumer and closes the channel of updates. If that request
+//     only times out, it tries again after another 10 to 20 s.
 //   - The connection is closed: the channel is closed.
 //
-// So silence is no news, and the hub asks the leader, replaces a watcher that misses something, and replaces all of
-// them on reconnecting. Keys that are only followed and whose watcher falls silent without an end are left to
-// nats.go's heartbeats for that long.
+// So "no message" does not mean "no change". The hub asks the leader, replaces a watcher that misses an entry, and
+// replaces all watchers after a reconnect. If the watcher of keys that are only followed stops delivering without
+// an end, the hub relies on nats.go's heartbeats for that time.
 type group struct {
 	filters map[string]struct{} // nil: every key of the bucket
 	watcher jetstream.KeyWatcher
 	cancel  context.CancelFunc
 	opened  time.Time
-	stopped chan struct{} // closed when the watcher has been told to stop
+	stopped chan struct{} // closed when the watcher was told to stop
 
-	live       int // keys whose group this is
+	keyCount   int // keys of this group
 	emptySince time.Time
-	retiring   bool // about to be replaced: takes no more keys
-	retired    bool // not in Hub.groups any more
+	retiring   bool // to be replaced soon: takes no more keys
+	retired    bool // removed from Hub.groups
 
-	checked     mark // state of the stream before it was opened, and its first values are no older
-	initialised bool // has delivered its first values
-	verifying   bool // an entry it owes is being waited for
-	broken      bool // to be replaced
+	checked     streamMark // state of the stream before it was opened; its first values are at least as new
+	initialised bool       // it has delivered its first values
+	verifying   bool       // a goroutine waits for an entry that it has not delivered yet
+	broken      bool       // to be replaced
 	retryAt     time.Time
-	failures    int // replacements in a row that this watcher comes from
+	failures    int // replacements in a row up to this watcher
 }
 
 func (g *group) wholeBucket() bool { return g.filters == nil }
@@ -81,8 +81,8 @@ func (g *group) covers(key string) bool {
 // accepts reports whether a new key may join.
 func (g *group) accepts(key string) bool { return !g.retiring && !g.broken && g.covers(key) }
 
-// reopenDelay is the pause before the watcher is replaced: none for one that has
-// worked for long, more for one that replaced a failed one itself.
+// reopenDelay is the pause before the watcher is replaced: none if it has
+// worked for long, growing if it has itself replaced a failed one.
 func (g *group) reopenDelay() time.Duration {
 	if g.failures == 0 || time.Since(g.opened) > groupProven {
 		return 0
@@ -90,8 +90,8 @@ func (g *group) reopenDelay() time.Duration {
 	return backoff(g.failures)
 }
 
-// breakGroup has a group replaced in about d, or sooner if that was decided
-// already. It goes on delivering until then. Lock held.
+// breakGroup has a group replaced in about d, or at an earlier time that was set
+// before. The group delivers until then. Lock held.
 func (h *Hub) breakGroup(g *group, d time.Duration) {
 	at := time.Now().Add(d)
 	if g.retired || g.broken && g.retryAt.Before(at) {
@@ -101,7 +101,7 @@ func (h *Hub) breakGroup(g *group, d time.Duration) {
 	pause.Wake(h.wakeOpener)
 }
 
-// retire stops a group's watcher. The caller removes it from Hub.groups. Lock held.
+// retire stops a group's watcher. The caller removes the group from Hub.groups. Lock held.
 func (h *Hub) retire(g *group) {
 	if g.retired {
 		return
@@ -110,8 +110,8 @@ func (h *Hub) retire(g *group) {
 	h.done.Go(g.stop)
 }
 
-// stop deletes the consumer, which asks the server, and ends the goroutine that nats.go keeps for the context. On a
-// silent link nats.go waits up to 5 s for the answer, in a goroutine that is then left to itself.
+// stop deletes the consumer by a request to the server, and ends the goroutine that nats.go keeps for the context. On a
+// silent link nats.go waits up to 5 s for the answer, in a goroutine that stop does not wait for.
 func (g *group) stop() {
 	deleted := make(chan struct{})
 	go func() {
@@ -128,7 +128,7 @@ func (g *group) stop() {
 	close(g.stopped)
 }
 
-// follow takes in what a group's watcher delivers until it ends. It reads on
+// follow handles what a group's watcher delivers until it ends. It goes on reading
 // after stop, because nats.go's own goroutine blocks on a full channel.
 func (h *Hub) follow(g *group) {
 	stopped := g.stopped
@@ -137,12 +137,12 @@ func (h *Hub) follow(g *group) {
 		select {
 		case e, ok := <-g.watcher.Updates():
 			if !ok {
-				h.ended(g)
+				h.watcherEnded(g)
 				return
 			}
 			h.deliver(g, e)
 		case <-stopped:
-			// nats.go closes the channel, unless the connection was closed at the very moment the watcher was opened.
+			// nats.go closes the channel, unless the connection was closed just when the watcher was opened.
 			stopped, giveUp = nil, time.After(closeGrace)
 		case <-giveUp:
 			return
@@ -161,11 +161,11 @@ func (h *Hub) deliver(g *group, e jetstream.KeyValueEntry) {
 	if k == nil {
 		return
 	}
-	h.fromWatch(g, k, newEntry(e))
+	h.applyWatched(g, k, newEntry(e))
 }
 
-// initialise notes that the first values are complete. A key without one is probably absent, but the watcher may live
-// on a replica that is behind, so the leader is asked. Lock held.
+// initialise notes that the first values are complete. A key without one is probably absent, but the watcher's
+// replica may be behind, so the hub asks the leader. Lock held.
 func (h *Hub) initialise(g *group) {
 	g.initialised = true
 	for k := range h.keysOf(g) {
@@ -174,26 +174,26 @@ func (h *Hub) initialise(g *group) {
 		case k.version == 0:
 			h.readNow(k)
 		case k.entry.Revision > 0:
-			h.readAnyway(k, 0) // known once, and now nothing
+			h.forceReadIn(k, 0) // an entry was known, and the watcher has none
 		}
 	}
 }
 
-// ended replaces a watcher whose channel was closed by somebody else than the hub.
-func (h *Hub) ended(g *group) {
+// watcherEnded replaces a watcher whose channel nats.go has closed without the hub's request.
+func (h *Hub) watcherEnded(g *group) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.breakGroup(g, g.reopenDelay())
 }
 
 // Follow calls fn with the latest entry of every key that matches the KV filter, delete markers too, and then with
-// every change, until ctx ends or fn returns an error, which is Follow's then. Entries that have come together are
-// given together. complete is false while first values are still to come, and true from the call on that has the last
-// of them, which may have none.
+// every change, until ctx ends or fn returns an error, which Follow then returns. Entries that came together are
+// passed together. complete is false while first values are still to come, and true from the call with the last
+// of them on; that call may have no entries.
 //
-// It is what one KV watcher tells, see group: a replica may be behind, and after the
-// loss of the consumer nothing comes for up to 20 s. Who has to miss nothing for longer
-// than a time begins anew after it. Errors: kv.ErrUnavailable, and the context's.
+// It is only as good as one KV watcher, see group: a replica may be behind, and after the
+// loss of the consumer nothing comes for up to 20 s. A caller that must not miss changes for longer
+// starts again after that time. Errors: kv.ErrUnavailable, and the context's.
 func (b *Bucket) Follow(ctx context.Context, filter string, fn func(entries []Entry, complete bool) error) error {
 	wctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -233,7 +233,7 @@ func (b *Bucket) Follow(ctx context.Context, filter string, fn func(entries []En
 		for more := true; more; {
 			select {
 			case e, ok := <-w.Updates():
-				if more = ok; ok { // else it is met again above
+				if more = ok; ok { // else the select above sees it again
 					take(e)
 				}
 			default:
@@ -256,11 +256,11 @@ func newEntry(e jetstream.KeyValueEntry) Entry {
 	return entry
 }
 
-// shortestWait is how long an opening waits for an answer on a fast link before it asks again.
+// shortestWait is how long Open waits for an answer on a fast link before it repeats the request.
 const shortestWait = 250 * time.Millisecond
 
-// link remembers how long the last answer to an opening took, so that a slow link
-// costs it a repetition once, and not with every request. nil remembers nothing.
+// link remembers how long the last answer during Open took, so that a slow link
+// costs one repetition, and not one for each request. nil remembers nothing.
 type link struct {
 	took      atomic.Int64
 	clustered bool
@@ -274,11 +274,11 @@ func (l *link) wait() time.Duration {
 	return min(max(shortestWait, 2*time.Duration(l.took.Load())), apiTimeout)
 }
 
-// startTime is how long a server of a cluster may need to know where JetStream is
-// after it was started. Until then a request finds no responders.
+// startTime is how long a server of a cluster may need after its start to find
+// JetStream. Until then a request gets "no responders".
 const startTime = 3 * time.Second
 
-// starting reports whether a request that was first sent at begun and found no responders may find them yet.
+// starting reports whether a request that was first sent at begun and got "no responders" may still succeed.
 func (l *link) starting(begun time.Time) bool {
 	return l != nil && l.clustered && time.Since(begun) < startTime
 }
