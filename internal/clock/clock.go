@@ -2,13 +2,13 @@ package clock
 
 import "time"
 
-// Clock tells elapsed time since an arbitrary origin. It never goes backwards.
+// Clock returns the elapsed time since an arbitrary origin. It never goes backwards.
 // Implementations are safe for concurrent use.
 type Clock interface {
 	Now() time.Duration
 }
 
-// Observer returns the clock for judging other processes' leases: Go's
+// Observer returns the clock for observing other processes' leases: Go's
 // monotonic time since the call. It may stop while the host is suspended.
 func Observer() Clock { return monotonic{start: time.Now()} }
 

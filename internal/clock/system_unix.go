@@ -8,14 +8,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernel is one of the kernel's clocks, counted from the call that made it.
+// kernel is a clock of the kernel, counted from the call that made it.
 type kernel struct {
 	id    int32
 	start int64 // nanoseconds
 }
 
-// system returns the kernel clock, or Go's monotonic one where the kernel, or a sandbox around this process, does not
-// know the id. The choice is made once: the two must never be mixed.
+// system returns the kernel clock. If the kernel, or a sandbox around this process, does not know the id, it returns
+// Go's monotonic clock. The choice is made once: the two must never be mixed.
 func system(id int32) Clock {
 	start, err := read(id)
 	if err != nil {
@@ -24,8 +24,8 @@ func system(id int32) Clock {
 	return kernel{id: id, start: start}
 }
 
-// Now returns the elapsed time. Reading a clock that could be read before does not fail; should it, the answer is the
-// end of time, which ends every lease: the safe side for a holder.
+// Now returns the elapsed time. A clock that could be read once can always be read. If it can't, Now returns the largest
+// time, which ends every lease: the safe side for a holder.
 func (k kernel) Now() time.Duration {
 	now, err := read(k.id)
 	if err != nil {

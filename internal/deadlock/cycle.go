@@ -21,11 +21,11 @@ const (
 	MaxHolds = 256      // of one unit; beyond that All
 )
 
-// Doc is what the units of work of one lease say while they hold something and wait for long. Its key in the
+// Doc lists the units of work of one lease that hold something and wait for long. Its key in the
 // bucket of waits is the lease's id.
 type Doc struct {
 	Version int    `json:"v"`
-	Units   []Unit `json:"units"`         // that hold or wait under the lease, the one that has waited longest first
+	Units   []Unit `json:"units"`         // that hold or wait under the lease, the longest wait first
 	Cut     bool   `json:"cut,omitempty"` // there are more than fit
 }
 
@@ -36,7 +36,7 @@ type Unit struct {
 	Deaths int      `json:"deaths,omitempty"` // how often it was a victim
 	Waits  []Wait   `json:"waits"`
 	Holds  []string `json:"holds,omitempty"` // ids of entries, under this lease and others
-	All    bool     `json:"all,omitempty"`   // it holds too many to list: every entry of the lease counts
+	All    bool     `json:"all,omitempty"`   // it holds too many to list: all entries of the lease count as its own
 }
 
 // Wait is an acquire or a conversion that waits.
@@ -45,10 +45,10 @@ type Wait struct {
 	ID     string      `json:"id"`
 	Mode   record.Mode `json:"mode"`
 	Queued uint64      `json:"queued,omitempty"` // the revision at which it queued
-	Back   bool        `json:"back,omitempty"`   // its process holds it back: it goes to the end of the queue later
+	Back   bool        `json:"back,omitempty"`   // its process holds it back, and queues it later
 }
 
-// DecodeDoc reads a stored document. What can't be read, or is of a newer version, says nothing.
+// DecodeDoc reads a stored document. It returns an error for an unreadable document or a newer version.
 func DecodeDoc(value []byte) (*Doc, error) {
 	var d Doc
 	if err := json.Unmarshal(value, &d); err != nil {
@@ -66,7 +66,7 @@ func encode(units []Unit) (*Doc, []byte) {
 	for {
 		value, err := json.Marshal(d)
 		if err != nil {
-			return nil, nil // a mode that is none
+			return nil, nil // an invalid mode
 		}
 		if len(value) <= MaxDoc {
 			return d, value
@@ -79,8 +79,8 @@ func (u *Unit) waits(id string) bool {
 	return slices.ContainsFunc(u.Waits, func(w Wait) bool { return w.ID == id })
 }
 
-// behind yields the units that the entry belongs to.
-func (d *Doc) behind(e *record.Entry) (units []*Unit) {
+// unitsOf returns the units that the entry belongs to.
+func (d *Doc) unitsOf(e *record.Entry) (units []*Unit) {
 	if d == nil {
 		return nil
 	}
@@ -93,19 +93,19 @@ func (d *Doc) behind(e *record.Entry) (units []*Unit) {
 	return units
 }
 
-// sooner orders units by who is to be the victim: the one that was a victim least often, of these the one whose
-// wait is youngest. It depends on committed data alone and no two units are equal, so all pick the same.
-func sooner(a, b candidate) int {
+// compareVictims orders units: the victim comes first. It is the unit with the fewest deaths, and of these the one with
+// the youngest wait. The order depends on committed data alone and no two units are equal, so all pick the same.
+func compareVictims(a, b candidate) int {
 	return cmp.Or(cmp.Compare(a.unit.Deaths, b.unit.Deaths), cmp.Compare(b.queued(), a.queued()), cmp.Compare(b.unit.Unit, a.unit.Unit))
 }
 
-// candidate is a unit with that wait of it which is in a circle.
+// candidate is a unit with its wait in a circle.
 type candidate struct {
 	unit *Unit
 	wait Wait
 }
 
-// queued is the age of the wait; one that does not stand in the record yet is the youngest.
+// queued is the age of the wait; a wait that is not in the record yet is the youngest.
 func (c candidate) queued() uint64 {
 	if c.wait.Queued == 0 {
 		return 1<<64 - 1
@@ -113,23 +113,23 @@ func (c candidate) queued() uint64 {
 	return c.wait.Queued
 }
 
-// Cycle is a circle of waits: each step waits for an entry of the next one, and the last for one of the first,
-// who is the victim.
+// Cycle is a circle of waits: each step waits for an entry of the next step, and the last for an entry of the first,
+// which is the victim.
 type Cycle []Step
 
 // Step is one wait in a circle.
 type Step struct {
 	Key   string       // encoded, of the record where it waits
 	ID    string       // of the wait
-	Mode  record.Mode  // that it waits for
-	Since time.Time    // when it asked, by its own clock; zero = not known
-	Entry record.Entry // in its way
-	Ahead bool         // that entry waits, too, before it
-	Lease string       // that the wait stands under
-	Unit  *Unit        // that waits; nil for a wait that nothing else is known of
+	Mode  record.Mode  // of the wait
+	Since time.Time    // of the wait's request, by its own clock; zero = not known
+	Entry record.Entry // that it waits for
+	Ahead bool         // that entry is a waiter before it
+	Lease string       // of the wait
+	Unit  *Unit        // of the wait; nil if it is not known
 }
 
-// circles finds the groups of waits that all wait for each other, directly or over others of the group, by
+// circles returns the groups of waits that all wait for each other, directly or over others of the group, by
 // Tarjan's algorithm.
 func (g *graph) circles() (groups [][]node) {
 	index, low := map[node]int{}, map[node]int{}
@@ -171,12 +171,12 @@ func (g *graph) circles() (groups [][]node) {
 	return groups
 }
 
-// victim picks the unit of a group that is to give up, with its wait there.
+// victim returns the unit of a group that is to be aborted, with its wait there.
 func (g *graph) victim(group []node) (best candidate, ok bool) {
 	for _, n := range group {
 		for _, u := range g.units[n] {
 			for _, w := range u.Waits {
-				if c := (candidate{u, w}); w.ID == n.id && (!ok || sooner(c, best) < 0) {
+				if c := (candidate{u, w}); w.ID == n.id && (!ok || compareVictims(c, best) < 0) {
 					best, ok = c, true
 				}
 			}
@@ -185,8 +185,8 @@ func (g *graph) victim(group []node) (best candidate, ok bool) {
 	return best, ok
 }
 
-// through returns a shortest circle through the wait.
-func (g *graph) through(start node) []edge {
+// circleThrough returns a shortest circle through the wait.
+func (g *graph) circleThrough(start node) []edge {
 	came := map[node]edge{}
 	level := []node{start}
 	for len(level) > 0 {
@@ -212,15 +212,15 @@ func (g *graph) through(start node) []edge {
 	return nil
 }
 
-// again looks a second time, by fresh reads, whether every edge of a path still stands.
-func again(ctx context.Context, src Source, path []edge) (*graph, []edge, bool) {
+// lookAgain checks by fresh reads whether every edge of a path still exists.
+func lookAgain(ctx context.Context, src Source, path []edge) (*graph, []edge, bool) {
 	g := newGraph(src)
-	g.whole = true
+	g.unbounded = true
 	nodes := make([]node, len(path))
 	for i, e := range path {
 		nodes[i] = e.from
 	}
-	g.readWaiting(ctx, nodes) // also says whether they are held back
+	g.readWaiting(ctx, nodes) // also shows whether they are held back
 	g.readRecords(ctx, nodes)
 	g.readDocs(ctx, nodes)
 	now := make([]edge, len(path))
@@ -235,31 +235,30 @@ func again(ctx context.Context, src Source, path []edge) (*graph, []edge, bool) 
 	return g, now, true
 }
 
-// Judge is what a conviction needs beside reads.
+// Judge does the further I/O of a conviction.
 type Judge interface {
 	Source
-	// Alive reports whether the lease is neither tombstoned nor missing.
+	// Alive reports whether the lease exists and has no tombstone.
 	Alive(ctx context.Context, lease string) bool
 	// Prove reports whether the record is still at this revision, by a conditional write.
 	Prove(ctx context.Context, key string, rev uint64) (at bool, err error)
-	// Settle is how long to wait between two looks.
+	// Settle returns how long to wait between two looks.
 	Settle() time.Duration
 }
 
 const (
-	looksForProof = 3 // of one probe
-	agreeing      = 3 // probes without proof after which looks that agree are enough
+	looksForProof  = 3 // in one probe
+	enoughUnproven = 3 // probes without proof whose looks agree are enough for a conviction
 )
 
-// confirm looks again at a circle that was found, and proves it. unproven is how many probes before this one
-// saw the circle and could not prove it. proved is false, and agrees true, where the circle stands and its
-// records were written meanwhile.
+// confirm looks again at a circle that was found, and proves it. agrees is whether the circle still exists; proved is whether
+// its records have not changed meanwhile.
 func confirm(ctx context.Context, j Judge, path []edge) (c Cycle, agrees, proved bool) {
 	for range looksForProof {
 		if !pause.For(ctx, j.Settle()) {
 			return nil, false, false
 		}
-		g, now, ok := again(ctx, j, path)
+		g, now, ok := lookAgain(ctx, j, path)
 		if !ok {
 			return nil, false, false
 		}

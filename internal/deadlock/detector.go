@@ -15,52 +15,52 @@ import (
 
 // Times of a detector.
 const (
-	DocTTL     = time.Minute            // of a document that is not renewed
-	renewEvery = 20 * time.Second       // a document that still says something
-	spacing    = 100 * time.Millisecond // between two rounds
-	firstAgain = 500 * time.Millisecond // from one look to the next, twice as long each time
-	lastAgain  = 5 * time.Second
-	judging    = 30 * time.Second // bound of one conviction
+	DocTTL            = time.Minute            // of a document that is not renewed
+	renewEvery        = 20 * time.Second       // between renewals of a document that is still needed
+	spacing           = 100 * time.Millisecond // least time between two rounds
+	firstRelook       = 500 * time.Millisecond // from one look to the next; doubled each time
+	maxRelook         = 5 * time.Second
+	convictionTimeout = 30 * time.Second // bounds one conviction
 )
 
-// Place is where a detector works.
+// Place does the I/O of a detector.
 type Place interface {
 	Judge
-	// Publish writes the document of one of this process's leases, or removes it where value is nil, if its
-	// revision is rev. On error it returns the revision to try next.
+	// Publish writes the document of one of this process's leases if its revision is rev, or removes it if value is nil.
+	// On error it returns the revision to try next.
 	Publish(ctx context.Context, lease string, value []byte, rev uint64) (uint64, error)
-	// Abort has the wait end because of the circle, if it still waits: see Detector.Ended.
+	// Abort ends the wait because of the circle, if it still waits: see Detector.Ended.
 	Abort(ctx context.Context, w *Waiter, c Cycle)
-	// Poke has the process of a lease look at once. It is a hint.
+	// Poke asks the process of a lease to look at once. It is a hint.
 	Poke(lease string)
 }
 
 // Member is a unit of work of this process.
 type Member interface {
-	// Describe tells of the unit, without its waits: which entries it holds now.
+	// Describe returns the unit without its waits: the entries that it holds now.
 	Describe() Unit
 }
 
-// Waiter is an acquire or a conversion of a unit of work, while it waits.
+// Waiter is a waiting acquire or conversion of a unit of work.
 type Waiter struct {
 	Key, ID string
 	Lease   string
 	Mode    record.Mode
-	Holder  string // of a conversion: the hold
+	Holder  string // of a conversion: the id of the hold
 	Unit    Member
-	Data    any // the caller's own
+	Data    any // for the caller
 
 	// Guarded by the detector's mutex.
-	due      time.Time // of the next look
-	looks    int
-	overdue  bool // it has waited for longer than the delay
-	judged   bool // it is being judged
-	queued   uint64
-	back     bool
-	unproven int
+	due        time.Time // of the next look
+	looks      int
+	overdue    bool // it has waited for longer than the delay
+	convicting bool // a conviction of it is under way
+	queued     uint64
+	heldBack   bool
+	unproven   int
 }
 
-// published is a document of this process as it is stored.
+// published is a document of this process in its stored form.
 type published struct {
 	doc   *Doc
 	value []byte
@@ -73,15 +73,15 @@ type Detector struct {
 	place Place
 	delay time.Duration
 
-	mu    sync.Mutex
-	waits map[string]*Waiter    // by id
-	docs  map[string]*published // by lease; not modified, but replaced
-	at    time.Time             // when the loop wakes by itself; zero = it does not
-	wake  chan struct{}
+	mu     sync.Mutex
+	waits  map[string]*Waiter    // by id
+	docs   map[string]*published // by lease; replaced, never modified
+	wakeAt time.Time             // when the loop wakes by itself; zero = never
+	wake   chan struct{}
 
-	says atomic.Bool // there are documents
+	hasDocs atomic.Bool // docs is not empty
 
-	probes, reads, victims, cut atomic.Uint64
+	probes, reads, victims, cuts atomic.Uint64
 }
 
 // New returns a detector. Run it.
@@ -92,7 +92,7 @@ func New(p Place, delay time.Duration) *Detector {
 // Stats are counters.
 type Stats struct {
 	Probes  uint64 // looks
-	Reads   uint64 // that they took
+	Reads   uint64 // reads of these looks
 	Cuts    uint64 // looks that were cut short
 	Victims uint64 // waits that were aborted
 }
@@ -102,15 +102,15 @@ func (s Stats) Plus(o Stats) Stats {
 	return Stats{s.Probes + o.Probes, s.Reads + o.Reads, s.Cuts + o.Cuts, s.Victims + o.Victims}
 }
 
-// Ended counts a wait that was ended by Abort. Abort itself may come twice, or to one that was granted and released.
+// Ended counts a wait that Abort has ended. Abort itself may be called twice, or for a wait that was granted meanwhile.
 func (d *Detector) Ended() { d.victims.Add(1) }
 
 // Stats returns the detector's counters.
 func (d *Detector) Stats() Stats {
-	return Stats{d.probes.Load(), d.reads.Load(), d.cut.Load(), d.victims.Load()}
+	return Stats{d.probes.Load(), d.reads.Load(), d.cuts.Load(), d.victims.Load()}
 }
 
-// Begin says that w waits. It costs nothing but memory before the delay is over.
+// Begin says that w waits. Before the delay is over it costs only memory.
 func (d *Detector) Begin(w *Waiter) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -119,19 +119,19 @@ func (d *Detector) Begin(w *Waiter) {
 	d.wakeBy(w.due)
 }
 
-// End says that w waits no more.
+// End says that w does not wait any more.
 func (d *Detector) End(w *Waiter) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.waits[w.ID] == w {
 		delete(d.waits, w.ID)
 		if w.overdue {
-			d.nudge() // what is published about it is to go
+			d.wakeLoop() // to remove it from the documents
 		}
 	}
 }
 
-// Poke has every unit that is published looked at now.
+// Poke starts a look for every published unit now.
 func (d *Detector) Poke() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -140,17 +140,17 @@ func (d *Detector) Poke() {
 			w.due = time.Unix(0, 0)
 		}
 	}
-	d.nudge()
+	d.wakeLoop()
 }
 
-// Changed says that some unit holds more or less than before. It is cheap while nothing is published.
+// Changed says that the holds of a unit have changed. It is cheap while nothing is published.
 func (d *Detector) Changed() {
-	if d.says.Load() {
-		d.nudge()
+	if d.hasDocs.Load() {
+		d.wakeLoop()
 	}
 }
 
-// Own is that of Source.
+// Own returns the published document of a lease, see Source.
 func (d *Detector) Own(lease string) *Doc {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -160,15 +160,15 @@ func (d *Detector) Own(lease string) *Doc {
 	return nil
 }
 
-// wakeBy has the loop awake at t. Called with mu held.
+// wakeBy makes the loop wake at t at the latest. Called with mu held.
 func (d *Detector) wakeBy(t time.Time) {
-	if d.at.IsZero() || t.Before(d.at) {
-		d.at = t
-		d.nudge()
+	if d.wakeAt.IsZero() || t.Before(d.wakeAt) {
+		d.wakeAt = t
+		d.wakeLoop()
 	}
 }
 
-func (d *Detector) nudge() { pause.Wake(d.wake) }
+func (d *Detector) wakeLoop() { pause.Wake(d.wake) }
 
 // Run is the detector's loop, until ctx ends.
 func (d *Detector) Run(ctx context.Context) {
@@ -179,7 +179,7 @@ func (d *Detector) Run(ctx context.Context) {
 	last := time.Time{} // of the last round
 	for {
 		t.Stop()
-		if in, ok := d.next(time.Now()); ok {
+		if in, ok := d.nextWork(time.Now()); ok {
 			t.Reset(max(in, time.Until(last.Add(spacing))))
 		}
 		select {
@@ -191,40 +191,40 @@ func (d *Detector) Run(ctx context.Context) {
 			}
 		case <-t.C:
 		}
-		if due, work := d.take(time.Now()); work {
+		if due, work := d.dueWaits(time.Now()); work {
 			last = time.Now()
 			d.round(ctx, due, &judges)
 		}
 	}
 }
 
-// next tells when there is something to do; ok is false where there is nothing until the next Begin.
-func (d *Detector) next(now time.Time) (in time.Duration, ok bool) {
+// nextWork returns when there is something to do; ok is false if there is nothing until the next Begin.
+func (d *Detector) nextWork(now time.Time) (in time.Duration, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.at = time.Time{}
-	sooner := func(t time.Time) {
-		if d.at.IsZero() || t.Before(d.at) {
-			d.at = t
+	d.wakeAt = time.Time{}
+	earlier := func(t time.Time) {
+		if d.wakeAt.IsZero() || t.Before(d.wakeAt) {
+			d.wakeAt = t
 		}
 	}
 	for _, w := range d.waits {
-		if !w.judged {
-			sooner(w.due)
+		if !w.convicting {
+			earlier(w.due)
 		}
 	}
 	for _, p := range d.docs {
-		sooner(p.at.Add(renewEvery))
+		earlier(p.at.Add(renewEvery))
 	}
-	return d.at.Sub(now), !d.at.IsZero()
+	return d.wakeAt.Sub(now), !d.wakeAt.IsZero()
 }
 
-// take returns the waits that are to be looked at now. work is whether a round is worth it.
-func (d *Detector) take(now time.Time) (due []*Waiter, work bool) {
+// dueWaits returns the waits that need a look now. work is whether there is anything to do in a round.
+func (d *Detector) dueWaits(now time.Time) (due []*Waiter, work bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, w := range d.waits {
-		if !w.due.After(now) && !w.judged {
+		if !w.due.After(now) && !w.convicting {
 			w.overdue = true
 			due = append(due, w)
 		}
@@ -232,20 +232,20 @@ func (d *Detector) take(now time.Time) (due []*Waiter, work bool) {
 	return due, len(due)+len(d.docs) > 0
 }
 
-// round publishes what has changed and then looks: whoever closes a circle sees the documents of the others.
+// round publishes changes and then looks. So the process that closes a circle sees the documents of the others.
 func (d *Detector) round(ctx context.Context, due []*Waiter, judges *sync.WaitGroup) {
 	d.publish(ctx)
 	now := time.Now()
 	var starts []node
-	first := true // of all of them
+	first := true // all of these waits look for the first time
 	d.mu.Lock()
 	for _, w := range due {
-		// Its unit is in the document of every lease that it stands under.
+		// Its unit is in the document of each of its leases.
 		if p := d.docs[w.Lease]; p != nil && slices.ContainsFunc(p.doc.Units, func(u Unit) bool { return u.waits(w.ID) }) {
 			starts = append(starts, node{w.Key, w.ID})
 			first = first && w.looks == 0
 		}
-		w.due = now.Add(pause.Near(min(firstAgain<<min(w.looks, 8), lastAgain)))
+		w.due = now.Add(pause.Near(min(firstRelook<<min(w.looks, 8), maxRelook)))
 		w.looks++
 	}
 	d.mu.Unlock()
@@ -256,33 +256,33 @@ func (d *Detector) round(ctx context.Context, due []*Waiter, judges *sync.WaitGr
 	d.probes.Add(1)
 	d.reads.Add(uint64(g.reads))
 	if g.exhausted {
-		d.cut.Add(1)
+		d.cuts.Add(1)
 	}
 	for _, group := range g.circles() {
-		g.readWaiting(ctx, group) // else two processes could each take the other's wait for the victim, for ever
+		g.readWaiting(ctx, group) // otherwise two processes could pick each other's wait as the victim, for ever
 		v, ok := g.victim(group)
 		if !ok {
 			continue
 		}
 		d.mu.Lock()
 		w := d.waits[v.wait.ID]
-		mine := w != nil && !w.judged
+		mine := w != nil && !w.convicting
 		if mine {
-			w.judged = true
+			w.convicting = true
 		}
 		d.mu.Unlock()
 		switch {
 		case mine:
-			judges.Go(func() { d.judge(ctx, w, g.through(node{v.wait.Key, v.wait.ID})) })
+			judges.Go(func() { d.convict(ctx, w, g.circleThrough(node{v.wait.Key, v.wait.ID})) })
 		case w == nil:
 			d.place.Poke(record.LeaseOf(v.wait.ID))
 		}
 	}
 }
 
-// judge convicts a wait of this process if the circle stands.
-func (d *Detector) judge(ctx context.Context, w *Waiter, path []edge) {
-	ctx, cancel := context.WithTimeout(ctx, judging)
+// convict aborts a wait of this process if the circle still exists.
+func (d *Detector) convict(ctx context.Context, w *Waiter, path []edge) {
+	ctx, cancel := context.WithTimeout(ctx, convictionTimeout)
 	defer cancel()
 	c, agrees, proved := confirm(ctx, d.place, path)
 	d.mu.Lock()
@@ -291,7 +291,7 @@ func (d *Detector) judge(ctx context.Context, w *Waiter, path []edge) {
 		w.unproven = 0
 	case !proved:
 		w.unproven++
-		proved = w.unproven >= agreeing
+		proved = w.unproven >= enoughUnproven
 	}
 	there := d.waits[w.ID] == w
 	d.mu.Unlock()
@@ -299,19 +299,19 @@ func (d *Detector) judge(ctx context.Context, w *Waiter, path []edge) {
 		d.place.Abort(ctx, w, c)
 	}
 	d.mu.Lock()
-	w.judged = false
-	w.due = time.Now().Add(pause.Near(firstAgain))
+	w.convicting = false
+	w.due = time.Now().Add(pause.Near(firstRelook))
 	d.wakeBy(w.due)
 	d.mu.Unlock()
 }
 
-// publish writes the documents that are to say something else than they do, and those that are to be renewed.
+// publish writes the documents that have changed, and those that are due for renewal.
 func (d *Detector) publish(ctx context.Context) {
 	units := d.compose()
 	d.mu.Lock()
 	for lease := range d.docs {
 		if _, ok := units[lease]; !ok {
-			units[lease] = nil // it has nothing to say any more
+			units[lease] = nil // its document is to be removed
 		}
 	}
 	d.mu.Unlock()
@@ -322,7 +322,7 @@ func (d *Detector) publish(ctx context.Context) {
 	wg.Wait()
 }
 
-// write brings the document of one lease to what it has to say.
+// write updates the document of one lease.
 func (d *Detector) write(ctx context.Context, lease string, units []Unit) {
 	d.mu.Lock()
 	was := d.docs[lease]
@@ -337,27 +337,27 @@ func (d *Detector) write(ctx context.Context, lease string, units []Unit) {
 		}
 	}
 	rev, err := d.place.Publish(ctx, lease, is.value, is.rev)
-	if err != nil { // once more, at what the server says it stands at
+	if err != nil { // once more, at the revision that the server named
 		rev, err = d.place.Publish(ctx, lease, is.value, rev)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch is.rev = rev; {
 	case is.value == nil:
-		delete(d.docs, lease) // what could not be removed ends by itself
+		delete(d.docs, lease) // if the removal failed, the document expires
 	case err == nil:
 		d.docs[lease] = &is
-	case was == nil: // nobody reads it
+	case was == nil: // there is no document to keep
 	default:
 		old := *was
 		old.rev = rev
 		d.docs[lease] = &old
 	}
-	d.says.Store(len(d.docs) > 0)
+	d.hasDocs.Store(len(d.docs) > 0)
 }
 
-// compose returns the units that are to be documented, by lease: those that hold something beside what they
-// convert and have waited for longer than the delay.
+// compose returns the units to publish, by lease: those that have waited for longer than the delay, and hold
+// something besides the hold that they convert.
 func (d *Detector) compose() map[string][]Unit {
 	d.mu.Lock()
 	long := map[Member][]*Waiter{}
@@ -411,16 +411,16 @@ func (u *Unit) oldest() uint64 {
 	return oldest
 }
 
-// describe is what a document says of a wait.
+// describe returns a wait for a document.
 func (d *Detector) describe(w *Waiter) Wait {
 	rec, _, known := d.place.Cached(w.Key)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if rw, ok := rec.Waiting(w.ID); ok {
-		w.queued, w.back = rw.Queued, false
+		w.queued, w.heldBack = rw.Queued, false
 	} else if known && w.queued == 0 && rec != nil {
 		_, granted := rec.Holder(w.ID)
-		w.back = !granted
+		w.heldBack = !granted
 	}
-	return Wait{Key: w.Key, ID: w.ID, Mode: w.Mode, Queued: w.queued, Back: w.back}
+	return Wait{Key: w.Key, ID: w.ID, Mode: w.Mode, Queued: w.queued, Back: w.heldBack}
 }

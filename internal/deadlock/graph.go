@@ -15,75 +15,75 @@ const (
 	maxLevels = 32
 )
 
-// Source is where a look gets its facts from.
+// Source is where a look reads its data from.
 type Source interface {
-	// Own returns the document that this process has published for one of its leases, nil where there is
+	// Own returns the document that this process has published for one of its leases, nil if there is
 	// none. ok is false for a lease of another process.
 	Own(lease string) (d *Doc, ok bool)
-	// Cached returns the newest state of a record that this process knows of without asking. It may be old.
+	// Cached returns the newest state of a record that this process knows, without a request. It may be old.
 	Cached(key string) (rec *record.Record, rev uint64, ok bool)
-	// Doc reads the document of another process's lease, nil where there is none.
+	// Doc reads the document of another process's lease, nil if there is none.
 	Doc(ctx context.Context, lease string) (*Doc, error)
-	// Record reads a record from the leader, nil where there is none.
+	// Record reads a record from the leader, nil if there is none.
 	Record(ctx context.Context, key string) (*record.Record, uint64, error)
 }
 
 type node struct{ key, id string }
 
-// edge leads from a wait over an entry that is in its way to another wait that has to end first.
+// edge leads from a wait, over an entry in its way, to another wait that has to end first.
 type edge struct {
 	from  node
-	mode  record.Mode // that from waits for
+	mode  record.Mode // of the wait from
 	entry record.Entry
-	unit  *Unit // that the entry belongs to; nil: it is the entry itself that waits
+	unit  *Unit // the owner of the entry; nil: the entry itself waits
 	to    node
 }
 
-// same reports whether two looks saw the same.
+// same reports whether two looks have found the same edge.
 func (e *edge) same(o *edge) bool {
 	return e.from == o.from && e.to == o.to && e.mode == o.mode && e.entry.ID == o.entry.ID &&
 		e.entry.Mode == o.entry.Mode && e.entry.Convert.ID == o.entry.Convert.ID
 }
 
-type seen struct {
+type versioned struct {
 	rec *record.Record
 	rev uint64
 }
 
-// graph is what one look has found.
+// graph is the result of one look.
 type graph struct {
-	src   Source
-	whole bool // without a bound
-	docs  map[string]*Doc
-	recs  map[string]seen
-	edges map[node][]edge
-	units map[node][]*Unit // who waits there, as far as documents were read
+	src       Source
+	unbounded bool // no bound of the reads
+	docs      map[string]*Doc
+	recs      map[string]versioned
+	edges     map[node][]edge
+	units     map[node][]*Unit // the units that wait there, as far as documents were read
 
 	reads     int
-	exhausted bool // something was left out for want of reads or levels
+	exhausted bool // something was left out because of the bounds of reads or levels
 }
 
 func newGraph(src Source) *graph {
-	return &graph{src: src, docs: map[string]*Doc{}, recs: map[string]seen{}, edges: map[node][]edge{}, units: map[node][]*Unit{}}
+	return &graph{src: src, docs: map[string]*Doc{}, recs: map[string]versioned{}, edges: map[node][]edge{}, units: map[node][]*Unit{}}
 }
 
-// look follows the edges from the given waits of this process, breadth first. With cached the records in which
-// these wait are taken as this process knows them.
+// look follows the edges from the given waits of this process, breadth first. With cached it uses the records in which
+// these waits are as this process knows them.
 func look(ctx context.Context, src Source, starts []node, cached bool) *graph {
 	g := newGraph(src)
 	if cached {
 		for _, n := range starts {
 			if rec, rev, ok := src.Cached(n.key); ok {
-				g.recs[n.key] = seen{rec, rev}
+				g.recs[n.key] = versioned{rec, rev}
 			}
 		}
 	}
-	g.follow(ctx, starts)
+	g.expand(ctx, starts)
 	return g
 }
 
-// follow adds all that can be reached from the given waits.
-func (g *graph) follow(ctx context.Context, starts []node) {
+// expand adds everything that can be reached from the given waits.
+func (g *graph) expand(ctx context.Context, starts []node) {
 	known := map[node]bool{}
 	level := starts
 	for _, n := range starts {
@@ -117,18 +117,18 @@ func (g *graph) readRecords(ctx context.Context, level []node) {
 		}
 	}
 	shuffle(missing)
-	readAll(g.afford(missing), func(key string) func() {
+	readAll(g.takeReads(missing), func(key string) func() {
 		rec, rev, err := g.src.Record(ctx, key)
 		return func() {
 			if err == nil {
-				g.recs[key] = seen{rec, rev}
+				g.recs[key] = versioned{rec, rev}
 			}
 		}
 	})
 }
 
-// readDocs reads the documents that say who is behind the entries in the way: first of the holders, of
-// which there are few, then of those before it in the queue.
+// readDocs reads the documents for the entries in the way: first those of the holders, of
+// which there are few, then those of the waiters ahead.
 func (g *graph) readDocs(ctx context.Context, level []node) {
 	var holders, waiters []string
 	wanted := map[string]bool{}
@@ -137,11 +137,11 @@ func (g *graph) readDocs(ctx context.Context, level []node) {
 		for i := range blockers {
 			e := &blockers[i]
 			lease := e.Lease()
-			if _, ok := g.docs[lease]; ok || wanted[lease] || onlyGrant(&blockers[i], w.Mode, g.recs[n.key].rec) {
+			if _, ok := g.docs[lease]; ok || wanted[lease] || onlyNeedsGrant(&blockers[i], w.Mode, g.recs[n.key].rec) {
 				continue
 			}
 			if d, own := g.src.Own(lease); own {
-				g.learn(lease, d)
+				g.addDoc(lease, d)
 				continue
 			}
 			wanted[lease] = true
@@ -154,11 +154,11 @@ func (g *graph) readDocs(ctx context.Context, level []node) {
 	}
 	shuffle(holders)
 	shuffle(waiters)
-	g.readThese(ctx, append(holders, waiters...))
+	g.readDocsOf(ctx, append(holders, waiters...))
 }
 
-// readWaiting reads the documents of those who wait at the nodes. Not all are known of a circle that was
-// found: one behind an entry that only has to be granted was none of its edges' affair.
+// readWaiting reads the documents of the units that wait at the nodes. A look does not read all of them: an entry that
+// only has to be granted needs no document for an edge.
 func (g *graph) readWaiting(ctx context.Context, nodes []node) {
 	var leases []string
 	for _, n := range nodes {
@@ -167,26 +167,26 @@ func (g *graph) readWaiting(ctx context.Context, nodes []node) {
 			continue
 		}
 		if d, own := g.src.Own(lease); own {
-			g.learn(lease, d)
+			g.addDoc(lease, d)
 		} else {
 			leases = append(leases, lease)
 		}
 	}
-	g.readThese(ctx, leases)
+	g.readDocsOf(ctx, leases)
 }
 
-func (g *graph) readThese(ctx context.Context, leases []string) {
-	readAll(g.afford(leases), func(lease string) func() {
+func (g *graph) readDocsOf(ctx context.Context, leases []string) {
+	readAll(g.takeReads(leases), func(lease string) func() {
 		d, err := g.src.Doc(ctx, lease)
 		return func() {
 			if err == nil {
-				g.learn(lease, d)
+				g.addDoc(lease, d)
 			}
 		}
 	})
 }
 
-func (g *graph) learn(lease string, d *Doc) {
+func (g *graph) addDoc(lease string, d *Doc) {
 	g.docs[lease] = d
 	if d == nil {
 		return
@@ -202,19 +202,19 @@ func (g *graph) learn(lease string, d *Doc) {
 	}
 }
 
-// afford cuts a list of reads to a half of what is left, or to a few: a crowd must not use up the reads of those
-// behind it.
-func (g *graph) afford(list []string) []string {
+// takeReads cuts a list of reads to a half of the rest, or to a few: one large group must not use up the reads for
+// later ones.
+func (g *graph) takeReads(list []string) []string {
 	left := MaxReads - g.reads
-	if n := max(left/2, min(left, 4)); len(list) > n && !g.whole {
+	if n := max(left/2, min(left, 4)); len(list) > n && !g.unbounded {
 		list, g.exhausted = list[:n], true
 	}
 	g.reads += len(list)
 	return list
 }
 
-// blockers returns the wait of the node and the entries in its way. One that its process holds back comes behind
-// everybody who waits now.
+// blockers returns the wait of the node and the entries in its way. A wait that its process holds back comes after
+// all present waiters.
 func (g *graph) blockers(n node) (record.Wait, []record.Entry) {
 	rec := g.recs[n.key].rec
 	if w, ok := rec.Waiting(n.id); ok {
@@ -230,19 +230,19 @@ func (g *graph) blockers(n node) (record.Wait, []record.Entry) {
 	return record.Wait{}, nil
 }
 
-// onlyGrant reports whether the entry only has to be granted what it waits for.
-func onlyGrant(e *record.Entry, mode record.Mode, rec *record.Record) bool {
+// onlyNeedsGrant reports whether the entry is out of the way once its own wait is granted.
+func onlyNeedsGrant(e *record.Entry, mode record.Mode, rec *record.Record) bool {
 	_, waits := rec.Waiting(e.ID)
 	return waits && record.Compatible(e.FinalMode(), mode)
 }
 
-// edgesOf returns the edges from a wait. Of the waiters that are in the way by themselves, with no document or
-// only until they are granted, the last one of each mode stands for those before it, since it waits for all that
-// they wait for, unless every one is asked for.
+// edgesOf returns the edges from a wait. Some waiters are in the way by themselves: without a document, or
+// only until they are granted. Of these the last one of each mode is enough, since it waits for everything that
+// the earlier ones wait for; with every, all are returned.
 func (g *graph) edgesOf(n node, every bool) (edges []edge) {
 	w, blockers := g.blockers(n)
 	rec := g.recs[n.key].rec
-	alone := map[record.Mode]int{} // place in edges
+	alone := map[record.Mode]int{} // index in edges
 	for _, e := range blockers {
 		ew, waits := rec.Waiting(e.ID)
 		if waits {
@@ -259,7 +259,7 @@ func (g *graph) edgesOf(n node, every bool) (edges []edge) {
 				continue
 			}
 		}
-		for _, u := range g.docs[e.Lease()].behind(&e) {
+		for _, u := range g.docs[e.Lease()].unitsOf(&e) {
 			for _, uw := range u.Waits {
 				if to := (node{uw.Key, uw.ID}); to.id != ew.ID || !waits {
 					edges = append(edges, edge{from: n, mode: w.Mode, entry: e, unit: u, to: to})
@@ -274,7 +274,7 @@ func shuffle(list []string) {
 	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
 }
 
-// readAll calls read for all in parallel, and then what it returned, one after the other.
+// readAll calls read for all in parallel, and then the results one after the other.
 func readAll(list []string, read func(string) func()) {
 	done := make([]func(), len(list))
 	var wg sync.WaitGroup
@@ -287,24 +287,24 @@ func readAll(list []string, read func(string) func()) {
 	}
 }
 
-// Survey finds the circles among all documents of a fabric, by lease, of which each is told once. It proves
-// nothing: what it tells may be over already.
+// Survey finds the circles among all documents of a fabric, by lease, and returns each of them once. It proves
+// nothing: a circle may have ended already.
 func Survey(ctx context.Context, src Source, docs map[string]*Doc) (cycles []Cycle) {
 	g := newGraph(src)
-	g.whole = true
+	g.unbounded = true
 	var starts []node
 	for lease, d := range docs {
-		g.learn(lease, d)
+		g.addDoc(lease, d)
 		for _, u := range d.Units {
 			for _, w := range u.Waits {
 				starts = append(starts, node{w.Key, w.ID})
 			}
 		}
 	}
-	g.follow(ctx, starts)
+	g.expand(ctx, starts)
 	for _, group := range g.circles() {
 		if v, ok := g.victim(group); ok {
-			cycles = append(cycles, g.cycle(g.through(node{v.wait.Key, v.wait.ID})))
+			cycles = append(cycles, g.cycle(g.circleThrough(node{v.wait.Key, v.wait.ID})))
 		}
 	}
 	return cycles

@@ -65,7 +65,7 @@ func TestM25_WriteThenLook(t *testing.T) {
 			if n := w.counted(); n != 1 {
 				t.Fatalf("%d victims", n)
 			}
-			if took := time.Since(began); took > time.Second+firstAgain/2 {
+			if took := time.Since(began); took > time.Second+firstRelook/2 {
 				t.Fatalf("resolved after %v: not by the first look", took)
 			}
 		})

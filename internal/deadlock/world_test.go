@@ -21,7 +21,7 @@ type world struct {
 	rnd *rand.Rand
 
 	rev     uint64
-	recs    map[string]seen
+	recs    map[string]versioned
 	docs    map[string]stored
 	dead    map[string]bool        // leases
 	waiters map[string]*simWait    // by id
@@ -74,7 +74,7 @@ type simUnit struct {
 
 func newWorld(t testing.TB, seed uint64) *world {
 	return &world{
-		t: t, rnd: rand.New(rand.NewPCG(seed, 12)), recs: map[string]seen{}, docs: map[string]stored{}, dead: map[string]bool{}, waiters: map[string]*simWait{},
+		t: t, rnd: rand.New(rand.NewPCG(seed, 12)), recs: map[string]versioned{}, docs: map[string]stored{}, dead: map[string]bool{}, waiters: map[string]*simWait{},
 		procs: map[string]*simProc{}, entries: map[string]*simUnit{}, letting: map[string]bool{}, poked: map[string]int{}, frozen: map[string]bool{},
 	}
 }
@@ -114,7 +114,7 @@ func (w *world) apply(key string, op record.Op) record.Verdict {
 	}
 	w.rev++
 	next.Resolve(w.rev)
-	w.recs[key] = seen{next, w.rev}
+	w.recs[key] = versioned{next, w.rev}
 	for id, sw := range w.waiters {
 		if sw.w.Key != key {
 			continue
@@ -220,10 +220,10 @@ func (u *simUnit) release(lag time.Duration) {
 
 // stuck is the ground truth: whether the unit waits for ever when all who don't wait let go. Called with mu held.
 func (w *world) stuck(u *simUnit) bool {
-	c := &world{t: w.t, rev: w.rev, recs: map[string]seen{}, waiters: map[string]*simWait{}}
+	c := &world{t: w.t, rev: w.rev, recs: map[string]versioned{}, waiters: map[string]*simWait{}}
 	for k, s := range w.recs {
 		if s.rec != nil {
-			c.recs[k] = seen{s.rec.Clone(), s.rev}
+			c.recs[k] = versioned{s.rec.Clone(), s.rev}
 		}
 	}
 	waits := func(u *simUnit) bool {

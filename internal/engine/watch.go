@@ -78,7 +78,7 @@ func (v *view) leaseDied(id string) {
 		v.leasesAhead.died(id)
 		_, urgent := v.ahead()
 		v.mu.Unlock()
-		took, _ := v.core.cfg.RTT.RTT() // by the head, and until we are told
+		took, _ := v.core.cfg.RTT.RTT() // about the time of the head's write, and of the hint after it
 		if !urgent && !v.core.sleep(v.core.ctx, took+50*time.Millisecond+rand.N(200*time.Millisecond)) {
 			return
 		}

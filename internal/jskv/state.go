@@ -194,8 +194,6 @@ const revisionGap = 1 << 19
 // check: see [Buckets.Verify]. It is below revisionGap, and usually more than is written between two acquires of a process.
 const MaxStep = 1 << 17
 
-// probeKey is the key of the marker that Verify and Open write to find out where the
-// bucket's revisions stand. No lock's name is encoded so.
 const (
 	// probeKey is the key of the marker that Verify and Open write to find out the present
 	// revision of the bucket. No lock's name is encoded to it.

@@ -1,2 +1,2 @@
-// Package pause waits, for times that part those who would otherwise do the same at the same moment.
+// Package pause waits, for random times, so that many processes don't do the same at the same moment.
 package pause

@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// For waits for d, or until ctx ends. It reports whether to go on.
+// For waits for d, or until ctx ends. It returns false if ctx ended.
 func For(ctx context.Context, d time.Duration) bool { return Until(ctx, d, nil) }
 
-// Until waits for d, or until woken delivers or is closed, or ctx ends. It reports
-// whether to go on, which is false only when ctx ended.
+// Until waits for d, until woken delivers or is closed, or until ctx ends. It returns
+// false only if ctx ended.
 func Until(ctx context.Context, d time.Duration, woken <-chan struct{}) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -23,7 +23,7 @@ func Until(ctx context.Context, d time.Duration, woken <-chan struct{}) bool {
 	return true
 }
 
-// Wake leaves an element in a channel that has room for one. One that is there and was not received yet will do.
+// Wake puts an element into a channel with room for one. If one is there already, that is enough.
 func Wake(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -31,13 +31,13 @@ func Wake(c chan<- struct{}) {
 	}
 }
 
-// Around returns a random time, d on average, from a half of it on.
+// Around returns a random time from d/2 to 3d/2, on average d.
 func Around(d time.Duration) time.Duration { return d/2 + rand.N(d+1) }
 
-// Near returns d changed by up to a quarter either way.
+// Near returns d changed at random by up to a quarter.
 func Near(d time.Duration) time.Duration { return d*3/4 + rand.N(d/2+1) }
 
-// Doubled returns least, doubled n times, but not more than most.
+// Doubled returns least, doubled n times, and at most most.
 func Doubled(least time.Duration, n int, most time.Duration) time.Duration {
 	return min(least<<min(max(n, 0), 16), most)
 }
