@@ -9,6 +9,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -23,8 +24,9 @@ type results struct {
 // measurement is a measured row. All its cells are of one run.
 type measurement struct {
 	Run    int                `json:"run"`
-	Micros map[string]float64 `json:"microseconds"`     // by system
-	Missed map[string]string  `json:"missed,omitempty"` // why there is none
+	Micros map[string]float64 `json:"microseconds,omitempty"` // by system
+	Counts map[string]float64 `json:"counts,omitempty"`       // by column, of a row without times
+	Missed map[string]string  `json:"missed,omitempty"`       // why there is none
 }
 
 // resultsOf is the file of a page's results.
@@ -90,6 +92,7 @@ machine, reached over loopback TCP, and takes five turns, one after the other wi
 Three servers on one machine share its processors and its disk. The rows say nothing of what is promised: only the
 systems that write to disk before they acknowledge survive a power failure, redsync depends on clocks, and its waiters,
 and those of the semaphore in Redis, ask again and are not served in order.
+The section on locks at rest counts: what one process sends that holds its locks, or waits for each, and what that takes of memory, there and in the server.
 A waiter of etcd's recipes is told in rounds of 100 ms where its watch begins in the past, as it comes.
 
 ![One mutex, synced: handoffs in a second over the number of clients](benchmarks-1.svg)
@@ -129,6 +132,9 @@ func (r *results) page() string {
 }
 
 func (r measurement) cell(system string) string {
+	if n, ok := r.Counts[system]; ok {
+		return strconv.FormatFloat(n, 'f', -1, 64)
+	}
 	us, ok := r.Micros[system]
 	switch {
 	case r.Missed[system] != "":

@@ -36,6 +36,7 @@ type row struct {
 	own     bool // each client has a key of its own
 	slow    bool // a round takes seconds: three are measured
 	by      []maker
+	counts  func(t testing.TB) map[string]float64 // instead of times; with servers of its own
 }
 
 // part is one table.
@@ -59,6 +60,7 @@ var sections = []section{
 	{"A client is killed", 1, true, []part{{"The next one has its mutex", []string{"lockfabric", "etcd", "Redis", "ZooKeeper"}, []row{
 		{what: "0.1 s after another one waits; TTL 4 s", clients: 1, slow: true, by: []maker{ourKill, etcdKill, redisKill, zookeeperKill}},
 	}}}},
+	{"Many locks at rest", 1, false, []part{atRest}},
 	{"Three servers, synced", 3, true, []part{contendedOnThree}},
 	{"Three servers, not synced", 3, false, []part{contendedOnThree}},
 }
@@ -278,10 +280,15 @@ func TestTable(t *testing.T) {
 					continue
 				}
 				t.Run(row.what, func(t *testing.T) { // whose clients end with it
-					if s == nil {
-						s = start(c, sec.nodes, sec.synced)
+					var got measurement
+					if row.counts != nil {
+						got.Counts = row.counts(t)
+					} else {
+						if s == nil {
+							s = start(c, sec.nodes, sec.synced)
+						}
+						got = measure(t, s, p.systems, row)
 					}
-					got := measure(t, s, p.systems, row)
 					got.Run = len(r.Runs) - 1
 					r.Rows[name] = got
 					t.Log(got)
