@@ -53,7 +53,7 @@ func (w *writer) hasOthers() bool { return w.rec.HasOthers(w.keeping.lease) }
 
 // releaseKept releases an entry that was kept and is unused. Called with mu held.
 func (w *writer) releaseKept(k *kept) {
-	w.keptRelease = keptRelease{id: k.entry.ID, delayAcquires: w.keptRelease.delayAcquires}
+	w.releasing, w.askers = k.entry.ID, nil
 	op := record.Op{Verb: record.OpRelease, ID: k.entry.ID, Lease: k.lease, Hold: k.hold, Token: k.entry.Token}
 	w.submitOwed(&Request{Key: w.key, Op: op, Done: func(_ Outcome, err error) { w.keptReleased(op.ID, err) }})
 }
@@ -62,19 +62,19 @@ func (w *writer) releaseKept(k *kept) {
 func (w *writer) keptReleased(id string, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.keptRelease.id != id {
+	if w.releasing != id {
 		return
 	}
-	askers := w.keptRelease.askers
-	w.keptRelease.id, w.keptRelease.askers = "", nil
-	if !w.keptRelease.delayAcquires {
+	askers := w.askers
+	w.releasing, w.askers = "", nil
+	if !w.delayAcquires {
 		return
 	}
 	took, _ := w.core.cfg.RTT.RTT()
 	time.AfterFunc(tryHeadStart(took), func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if w.keptRelease.delayAcquires = false; len(w.backlog) > 0 {
+		if w.delayAcquires = false; len(w.backlog) > 0 {
 			w.start()
 		}
 	})

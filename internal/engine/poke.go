@@ -34,11 +34,11 @@ func (e *Engine) GiveUp(key, id string, answer func(used bool)) bool {
 	case k != nil && k.entry.ID == id:
 		w.drain(true)
 	}
-	if id == "" || w.keptRelease.id != id {
+	if id == "" || w.releasing != id {
 		return false
 	}
-	w.keptRelease.delayAcquires = true
-	w.keptRelease.askers = append(w.keptRelease.askers, answer)
+	w.delayAcquires = true
+	w.askers = append(w.askers, answer)
 	return true
 }
 

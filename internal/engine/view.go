@@ -65,7 +65,16 @@ type view struct {
 	user user
 
 	mu monitor // guards everything below, and the fields of the view's user
-	flags
+	// The booleans are together to save memory: there are many views.
+	closed     bool
+	rechecking bool // a second read of an absent key is under way
+	poking     bool // a timer for the next poke is set
+	followed   bool // this process keeps an entry of the key
+	listed     bool // the view is in the core's watched
+	stalled    bool // two looks found the same holder
+	looked     bool // there was a look
+	looking    bool // a look is under way
+	lookAgain  bool // another look has to follow
 
 	committed
 	// expected is the value of a write that is under way. The watch ignores it, since the acknowledgement, or
@@ -94,19 +103,6 @@ type view struct {
 	firstPlace int           // place of the first of waiting in the queue, at the last settle
 	hintRev    uint64        // newest revision that a hint named
 	lookTimer  *time.Timer   // starts the next look
-}
-
-// flags are the booleans of a view, together to save memory: there are many views.
-type flags struct {
-	closed     bool
-	rechecking bool // a second read of an absent key is under way
-	poking     bool // a timer for the next poke is set
-	followed   bool // this process keeps an entry of the key
-	listed     bool // the view is in the core's watched
-	stalled    bool // two looks found the same holder
-	looked     bool // there was a look
-	looking    bool // a look is under way
-	lookAgain  bool // another look has to follow
 }
 
 // learn stores a committed state unless a newer one is known. Called with mu held.

@@ -91,7 +91,10 @@ type keeping struct {
 	basedOnOurs bool   // the write that is being concluded has such a base
 	quietGrants int    // grants in a row without other processes
 	quietNeeded int    // how many of these it takes until an entry is kept; 0 means 1
-	keptRelease
+
+	releasing     string            // id of the entry that was kept and whose release is under way, or ""
+	askers        []func(used bool) // of GiveUp, for that entry
+	delayAcquires bool              // acquires of this process wait, so that another process's try can come first
 }
 
 // keptSet has all kept entries of an engine.
@@ -110,13 +113,6 @@ func (s *keptSet) under(lease string) (all []*kept) {
 		}
 	}
 	return all
-}
-
-// keptRelease is a release of an entry that was kept, while it is under way.
-type keptRelease struct {
-	id            string
-	askers        []func(used bool)
-	delayAcquires bool // acquires of this process wait, so that another process's try can come first
 }
 
 const (
