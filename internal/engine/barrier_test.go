@@ -22,7 +22,7 @@ func enterOp(id string, parties int) record.Op {
 	return partyOp(record.KindGate, record.OpEnter, id, parties, 0)
 }
 
-// verb is one on a hold that another process has.
+// verb is an operation on a hold of another process.
 func (b *bucket) ofHolder(verb record.Verb, id, holder string) record.Op {
 	h, _ := b.record("k").Holder(holder)
 	kind := record.KindBarrier
@@ -93,8 +93,8 @@ func TestP7_CancelBesideTheLastArrival(t *testing.T) {
 	}
 }
 
-// P26: what its caller has given up before it arrived, and was told is not done, leads to nothing
-// when it arrives late: no generation trips with a party that has left, and no gate opens for one.
+// P26: an arrival that was given up before it was written, and reported as not done, has no effect
+// when it is written late: no generation trips with a party that has left, and no gate opens for one.
 func TestP26_LateAfterCancel(t *testing.T) {
 	for name, op := range map[string]record.Op{"arrive": arriveOp("L1.1", 2, 1), "enter": enterOp("L1.1", 2)} {
 		for _, first := range []bool{true, false} { // on an absent key, or behind another
@@ -151,7 +151,7 @@ func acting(t *testing.T, ctx context.Context, e *Engine, b *bucket) <-chan resu
 	return c
 }
 
-// P8, P26: who gives up while an action runs is told how it ended, and is no debt of its lease meanwhile.
+// P8, P26: a party that gives up while an action runs learns how it ended, and leaves nothing in the ledger meanwhile.
 func TestP26_CancelWaitsForTheEndOfTheAction(t *testing.T) {
 	for _, fail := range []bool{false, true} {
 		in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
@@ -193,7 +193,7 @@ func TestP26_CancelOfALongActionIsUncertain(t *testing.T) {
 	})
 }
 
-// An arrival that stands under a lease that is lost is not waited for.
+// Nothing waits for an arrival under a lost lease.
 func TestArrivalOfALostLeaseEndsAtOnce(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		stop := make(chan struct{})
@@ -214,7 +214,7 @@ func TestArrivalOfALostLeaseEndsAtOnce(t *testing.T) {
 	})
 }
 
-// Who has left waits for the others only as long as it wants to, and is no debt of its lease.
+// A member that has left can stop waiting for the others, and leaves nothing in the ledger.
 func TestLeaveThatStandsIsNoDebt(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		c := doAsync(t.Context(), e, enterOp("L1.1", 2))

@@ -9,7 +9,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
-// instant is a store of one key that answers at once: what is measured is the engine.
+// instant is a store of one key that answers at once, to measure only the engine.
 type instant struct {
 	deaf
 	rev atomic.Uint64

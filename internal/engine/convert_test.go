@@ -20,7 +20,7 @@ func convertOp(holder, id string, from, to record.Mode) record.Op {
 	return record.Op{Kind: record.KindLock, Verb: record.OpConvert, ID: id, Lease: record.LeaseOf(id), Holder: holder, From: from, Mode: to}
 }
 
-// result is what Do came to in the background.
+// result is the result of a Do in the background.
 type result struct {
 	out Outcome
 	err error
@@ -112,7 +112,7 @@ func (b *bucket) faultOnce(f fault) {
 	}
 }
 
-// Rule 13.2, for conversions: whoever gives up holds what it held, however late
+// Rule 13.2, for conversions: after giving up, the holder has its old mode, however late
 // the request arrives.
 func TestRule2_LateConversionLeavesTheOldMode(t *testing.T) {
 	for name, f := range map[string]fault{"late": late, "lost": lose, "reply lost": loseReply} {
@@ -156,8 +156,8 @@ func TestConversionGivenUpWhileItWaits(t *testing.T) {
 	})
 }
 
-// The grant comes while the caller gives up: the write that takes the conversion
-// back meets it as granted.
+// The grant comes while the caller gives up: the undo finds
+// the conversion granted.
 func TestConversionGrantedWhileItIsGivenUp(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		out, err := Do(t.Context(), e, "k", modeOp("L1.1", record.S), Options{})
@@ -183,7 +183,7 @@ func TestConversionGrantedWhileItIsGivenUp(t *testing.T) {
 	})
 }
 
-// Its holder counts on it no more from the moment it asks, so it must come true.
+// Its holder relies on the weaker mode from the request on, so it must be completed.
 func TestWeakerConversionIsCarriedThrough(t *testing.T) {
 	for name, f := range map[string]fault{"lost": lose, "late": late, "not sent": notSent, "no room": rejected} {
 		t.Run(name, func(t *testing.T) {
@@ -234,7 +234,7 @@ func TestConversionIsRefusedWithItsReason(t *testing.T) {
 	})
 }
 
-// A conversion ends with its hold, whatever ends that.
+// A conversion ends with its hold, whatever ends the hold.
 func TestConversionEndsWithItsHold(t *testing.T) {
 	for name, op := range map[string]record.Op{
 		"revoked": {Verb: record.OpRevoke, ID: "L1.1"}, "removed": {Verb: record.OpRemove, ID: "L1.1"},
@@ -308,7 +308,7 @@ func TestWatchedHoldOutlivesItsConversions(t *testing.T) {
 	})
 }
 
-// Like a release: the handle is weaker already, and the entry must follow.
+// Like a release: the handle has the weaker mode already, and the entry must get it.
 func TestWeakerConversionThatWasNotWrittenYetGoesOn(t *testing.T) {
 	inGated(t, func(t *testing.T, e *Engine, g *gated) {
 		g.apply("k", acquireOp("L1.1"))

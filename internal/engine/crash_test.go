@@ -20,10 +20,10 @@ import (
 // crashTTL is how long it takes until a dead process's lease is found dead.
 const crashTTL = 30 * time.Second
 
-// immortal are the processes with this lease and later ones: they do what others have left undone.
+// immortal are the processes with this lease and later ones: they complete what others have left.
 const immortal = "D"
 
-// crashWorld is a key that processes use, of which one crashes.
+// crashWorld is a key with several processes, one of which crashes.
 type crashWorld struct {
 	t     *testing.T
 	store *bucket
@@ -34,13 +34,13 @@ type crashWorld struct {
 	at     int            // the one at which its process crashes; 0: none
 	after  bool           // it is committed
 	died   string         // the lease of the process that has crashed
-	stood  *record.Record // in which it stood then, if it did
+	stood  *record.Record // with its entry at that time, if it had one
 	when   time.Time      // that was
 	buried map[string]bool
 	asked  map[string][]*question
 }
 
-// question is one of an engine about a lease.
+// question is an engine's call of Observe.
 type question struct{ dead func(string) }
 
 // mortal is one process of a crashWorld.
@@ -54,7 +54,7 @@ type mortal struct {
 	seen   uint64 // revision of the last read
 }
 
-// mortalStore is the store as one process reaches it.
+// mortalStore is the store as one process sees it.
 type mortalStore struct {
 	*bucket
 	p *mortal
@@ -75,7 +75,7 @@ func (s mortalStore) Purge(ctx context.Context, key string, rev uint64, markerTT
 	return s.p.write(ctx, func() (uint64, error) { return s.bucket.Purge(ctx, key, rev, markerTTL) })
 }
 
-// silent is what one hears who is dead.
+// silent makes a dead process get no answer.
 func silent(ctx context.Context) error {
 	<-ctx.Done()
 	return fmt.Errorf("%w: %w", jskv.ErrUnknown, ctx.Err())
@@ -121,7 +121,7 @@ func (w *crashWorld) read() *record.Record {
 	return w.store.record("k")
 }
 
-// Observe is that of an Observer, for all processes.
+// Observe implements Observer, for all processes.
 func (w *crashWorld) Observe(id string, _ time.Duration, _ bool, dead func(string)) func() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -155,7 +155,7 @@ func (w *crashWorld) crashed() string {
 	return w.died
 }
 
-// crashedIn returns the record in which the process stood that has crashed so long ago.
+// crashedIn returns the record with the entry of the process that crashed so long ago.
 func (w *crashWorld) crashedIn(ago time.Duration) *record.Record {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -183,12 +183,12 @@ func (p *mortal) op(op record.Op) record.Op {
 	return op
 }
 
-// do carries an operation out.
+// do does an operation.
 func (p *mortal) do(op record.Op) (Outcome, error) {
 	return Do(p.ctx, p.Engine, "k", p.op(op), Options{})
 }
 
-// look reads the record; life is what an operation on it names.
+// look reads the record; life is the Life for an operation on it.
 func (p *mortal) look() (f record.Facts, life uint64, err error) {
 	rec, rev, err := p.Engine.Read(p.ctx, "k")
 	p.seen = rev
@@ -198,10 +198,10 @@ func (p *mortal) look() (f record.Facts, life uint64, err error) {
 	return rec.Facts(), rec.Life, nil
 }
 
-// scenario is what some processes do with one key, once.
+// scenario is a program for some processes on one key, run once.
 type scenario struct {
 	processes map[string]func(p *mortal) error // by lease
-	// check looks at each change, and rest at what is left when all that live have ended. p is one more process.
+	// check checks each change, and rest the record when all live processes have ended. p is one more process.
 	check func(before, after *record.Record) string
 	rest  func(t *testing.T, w *crashWorld, p *mortal)
 }

@@ -20,7 +20,7 @@ func programs(program func(p *mortal) error, leases ...string) map[string]func(p
 	return all
 }
 
-// nothingLeft has the last process use the key, so that it cleans up, and looks whether the key goes.
+// nothingLeft has the last process use the key, so that it cleans up, and checks that the key is deleted.
 func nothingLeft(t *testing.T, w *crashWorld, use func() error) {
 	t.Helper()
 	if err := use(); err != nil {
@@ -31,7 +31,7 @@ func nothingLeft(t *testing.T, w *crashWorld, use func() error) {
 	}
 }
 
-// held returns how many hold, as far as the record says.
+// held returns the number of holders in the record.
 func held(rec *record.Record) int {
 	if rec == nil {
 		return 0
@@ -71,7 +71,7 @@ func semaphoreCrash() *scenario {
 	}
 }
 
-// oneHolder checks that tokens rise, and that one holds at a time.
+// oneHolder checks that tokens rise, and that there is one holder at a time.
 func oneHolder() func(before, after *record.Record) string {
 	newest := uint64(0)
 	return func(before, after *record.Record) string {
@@ -96,7 +96,7 @@ func (p *mortal) release(id string) error {
 	return err
 }
 
-// ofHold completes an operation of a hold.
+// ofHold fills in the fields of an operation on a hold.
 func ofHold(op record.Op, hold record.Entry) record.Op {
 	op.Holder, op.Token = hold.ID, hold.Token
 	return op
@@ -122,8 +122,8 @@ func electionCrash() *scenario {
 	}
 }
 
-// Two wait for a condition, and a third one signals once, when both wait or one is dead. Whoever is woken signals
-// the next. No signal is lost: the one of who has died wakes another.
+// Two processes wait for a condition, and a third signals once, when both wait or one is dead. A woken process signals
+// the next. No signal is lost: the signal to a process that died wakes another.
 func condCrash() *scenario {
 	var waits sync.WaitGroup
 	waits.Add(2)
@@ -167,7 +167,7 @@ func condCrash() *scenario {
 				}
 			}
 			return signal(p, false)
-		}, "D": func(p *mortal) error { // does what C has left undone
+		}, "D": func(p *mortal) error { // completes what C has left
 			over := make(chan struct{})
 			go func() {
 				waits.Wait()
@@ -193,16 +193,16 @@ func condCrash() *scenario {
 	}
 }
 
-// Three come to a barrier: whoever is in a generation passes with the others, or is told that it is broken with the
-// others.
+// Three processes come to a barrier: all parties of a generation pass together, or all learn that it is
+// broken.
 func barrierCrash() *scenario { return partiesCrash(3) }
 
-// A fourth one never comes: a death is told before anybody gives up.
+// A fourth process never comes: a death is reported before any party gives up.
 func missingPartyCrash() *scenario { return partiesCrash(4) }
 
 func partiesCrash(parties int) *scenario {
 	var mu sync.Mutex
-	passed := map[uint64]map[bool][]string{} // who was told what, by generation
+	passed := map[uint64]map[bool][]string{} // reported outcomes, by generation
 	arrive := func(p *mortal) error {
 		for range 2 {
 			f, life, err := p.look()
@@ -210,7 +210,7 @@ func partiesCrash(parties int) *scenario {
 				return err
 			}
 			gen := max(f.Gen, 1)
-			// Whoever waits for one that doesn't come gives up.
+			// A party that waits in vain for another gives up.
 			ctx, cancel := context.WithTimeout(p.ctx, 10*crashTTL)
 			_, err = Do(ctx, p.Engine, "k", p.op(record.Op{Kind: record.KindBarrier, Verb: record.OpArrive, Limit: parties, Gen: gen, Life: life}), Options{})
 			gaveUp := ctx.Err() != nil
@@ -262,7 +262,7 @@ func partiesCrash(parties int) *scenario {
 	}
 }
 
-// Two count a latch of two down, and one waits for it. Each count counts once, also that of one who crashes right
+// Two processes count a latch of two down, and one waits for it. Each count counts once, even if its process crashes right
 // after it.
 func latchCrash() *scenario {
 	const counts = 2
@@ -280,7 +280,7 @@ func latchCrash() *scenario {
 	count := func(p *mortal) error {
 		err := down(p, 1)
 		var refused *RefusedError
-		for errors.As(err, &refused) && refused.Verdict == record.OtherLife { // another one was the first
+		for errors.As(err, &refused) && refused.Verdict == record.OtherLife { // another process was first
 			err = down(p, 1)
 		}
 		if err == nil {
@@ -310,7 +310,7 @@ func latchCrash() *scenario {
 					return err
 				}
 			}
-		}, "D": func(p *mortal) error { // counts what one that has crashed has left
+		}, "D": func(p *mortal) error { // counts instead of a crashed process
 			over := make(chan struct{})
 			go func() {
 				opens.Wait()
@@ -344,7 +344,7 @@ func latchCrash() *scenario {
 	}
 }
 
-// Three want the result of a function that runs once. All get the same, also where the one who ran has crashed.
+// Three processes want the result of a function that runs once. All get the same, even if the runner has crashed.
 func onceCrash() *scenario {
 	var mu sync.Mutex
 	results := map[string]bool{}

@@ -12,9 +12,9 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// deposed is a bucket with two leaders for a moment: the next write is answered
-// by the old one, at once and out of what it still knows, and reaches the new
-// one all the same. On three replicas that happens for some seconds after a
+// deposed is a bucket with two leaders for a moment: the old leader answers
+// the next write, at once and by its old state, and the new leader
+// gets the write all the same. On three replicas that happens for some seconds after a
 // partition has healed.
 type deposed struct {
 	*bucket
@@ -55,7 +55,7 @@ func behind(key string, rev uint64) error {
 	return &jskv.ConflictError{Key: key, Expected: rev, Actual: rev - 1}
 }
 
-// again is the conflict of a write that was in a batch before: the new leader has taken that.
+// again is the conflict of a write that was in a batch before, which the new leader has committed.
 func again(key string, rev uint64) error {
 	return &jskv.ConflictError{Key: key, Expected: rev, Actual: rev + 1, Again: true}
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// tardy is a Doer that says at once that it has let a request go, but answers it a moment later, as an engine does
-// that is closed by somebody else meanwhile.
+// tardy is a Doer that reports at once that it does not use a request any more, but answers it a moment later, as an
+// engine does that is closed meanwhile.
 type tardy struct{ wg sync.WaitGroup }
 
 func (d *tardy) SubmitHere(r *Request) (over bool) {
@@ -25,7 +25,7 @@ func (d *tardy) Submit(...*Request) {}
 
 func (d *tardy) Withdraw(*Request, error) {}
 
-// A request is used again for another call only when its Done was called.
+// A request is reused for another call only after its Done was called.
 func TestDoUsesNoRequestAgainBeforeItsAnswer(t *testing.T) {
 	d := new(tardy)
 	defer d.wg.Wait()

@@ -15,8 +15,8 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// sendings is a store that notes in which order writes are sent, and answers none before answer
-// is closed. Like the NATS client it asks for the end of the context once a request is out.
+// sendings is a store that notes the order in which writes are sent, and answers none before answer
+// is closed. Like the NATS client it calls the context's Done once a request was sent.
 type sendings struct {
 	*bucket
 	answer chan struct{}
@@ -70,7 +70,7 @@ func TestCallsAreSentInOrderWithoutWaiting(t *testing.T) {
 		calls := tries("abcdefgh")
 		s.slow = "c"
 		go func() {
-			time.Sleep(60 * time.Millisecond) // all are out by then, and no answer is here
+			time.Sleep(60 * time.Millisecond) // all are sent by then, and none is answered
 			if got := s.sent(); got != "abcdefgh" {
 				t.Errorf("sent %s", got)
 			}
@@ -88,7 +88,7 @@ func TestCallsAreSentInOrderWithoutWaiting(t *testing.T) {
 	})
 }
 
-// A key for which something is under way holds up none of the others.
+// A key for which something is under way delays none of the others.
 func TestM9_ABusyKeyHoldsUpNoOther(t *testing.T) {
 	onSendings(t, func(t *testing.T, e *Engine, s *sendings) {
 		hot := ask("b", tryOp("L2.1"))

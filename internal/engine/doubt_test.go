@@ -10,8 +10,8 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// A name that was in use as something else is free when that is gone: what was
-// refused once is not refused for ever, out of memory.
+// A name that was used as another kind is free when that record is deleted: the engine
+// does not refuse for ever from its cache.
 func TestAnotherKindIsLookedAtAgain(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		b.put("k", []byte(`{"v":3,"kind":"turnstile"}`))
@@ -24,8 +24,8 @@ func TestAnotherKindIsLookedAtAgain(t *testing.T) {
 	})
 }
 
-// Who was granted in the very round that refuses somebody else has its token in the
-// refusal, too.
+// A refusal names its blocker with the token, even if the blocker was granted in the
+// same round.
 func TestARefusalNamesTheTokenOfTheSameRound(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		b.block, b.arrived = make(chan struct{}), make(chan struct{}, 10)
@@ -73,7 +73,7 @@ func TestAFailedEvictionIsMadeUpFor(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		o.kill("L9") // the observer says so at once to whoever asks again
+		o.kill("L9") // the observer reports it at once to a new observation
 		time.Sleep(time.Minute)
 		select {
 		case got := <-wait:
@@ -84,15 +84,15 @@ func TestAFailedEvictionIsMadeUpFor(t *testing.T) {
 	})
 }
 
-// deaf is a watch that tells nothing.
+// deaf is a watch that delivers nothing.
 type deaf struct{}
 
 func (*deaf) Watch(string, func(jskv.Entry)) func() { return func() {} }
 
 func (*deaf) Follow(string, func(jskv.Entry)) func() { return func() {} }
 
-// A release of what was not there found nothing, also if it had to be proved by a
-// write that was answered by nobody.
+// A release without an entry reports that it found nothing, even if it had to be proved by a
+// write that got no answer.
 func TestAReleaseThatNeverSawItsEntryFoundNothing(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		out, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{})
@@ -111,8 +111,8 @@ func TestAReleaseThatNeverSawItsEntryFoundNothing(t *testing.T) {
 	})
 }
 
-// A hold that begins to be watched is not lost because of one read that showed
-// nothing at all: that may be the view of a deposed leader.
+// A newly watched hold is not lost because one read found no
+// entry: a deposed leader may have answered.
 func TestAWatchedHoldIsNotLostForOneLook(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		out, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{})
@@ -134,8 +134,8 @@ func TestAWatchedHoldIsNotLostForOneLook(t *testing.T) {
 	})
 }
 
-// An engine that has forgotten a resource, as it does with some of very many,
-// believes a deposed leader no more than before: whoever releases knows how new the
+// An engine that has forgotten a key, as it does if there are very many,
+// still does not trust a deposed leader: the release says how new the
 // record must be.
 func TestRule4_WhatWasForgottenIsStillKnownToTheHolder(t *testing.T) {
 	for _, how := range []string{"release", "forget", "convert"} {
@@ -189,15 +189,15 @@ func forgotten(t *testing.T, e *Engine, b *bucket, o *observer, how string, old 
 	}
 }
 
-// answer is what all reads get from now on; nil is the truth.
+// answer sets the answer to all reads from now on; nil is the real one.
 func (b *bucket) answer(e *jskv.Entry) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.stale = e
 }
 
-// How long an acquire would wait at most counts from when it was asked for, however
-// long it takes until somebody answers.
+// An acquire's patience counts from its submission, however
+// long the answers take.
 func TestPatienceRunsOutWhileNobodyAnswers(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		freed := releaseOp("L9.1")
@@ -227,8 +227,8 @@ func TestPatienceRunsOutWhileNobodyAnswers(t *testing.T) {
 	})
 }
 
-// A waiter whose record becomes unreadable is told, and leaves nothing behind when
-// somebody restores the record with its entry in it.
+// A waiter whose record becomes unreadable gets an error, and its entry is removed when
+// somebody restores the record with it.
 func TestARestoredRecordIsCleanedUp(t *testing.T) {
 	for _, how := range []string{"acquire", "conversion"} {
 		t.Run(how, func(t *testing.T) {
@@ -263,7 +263,7 @@ func TestARestoredRecordIsCleanedUp(t *testing.T) {
 	}
 }
 
-// An eviction that a full bucket refuses is tried again: it is what makes room.
+// An eviction that a full bucket refuses is tried again, since it makes room.
 func TestARefusedEvictionIsTriedAgain(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, o *observer) {
 		b.apply("k", acquireOp("L9.1")) // another process holds

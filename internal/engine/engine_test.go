@@ -133,7 +133,7 @@ func TestRule2_LateAcquireLeavesNothing(t *testing.T) {
 				if _, err := Do(ctx, e, "k", acquireOp("L1.1"), Options{}); !errors.Is(err, context.DeadlineExceeded) {
 					t.Fatal(err)
 				}
-				time.Sleep(5 * time.Second) // the write that nobody answers is waited for, whoever gave up
+				time.Sleep(5 * time.Second) // the engine waits for the unanswered write even after callers gave up
 				if d := e.Unresolved("L1"); d != 0 {
 					t.Fatalf("unresolved for %v", d)
 				}
@@ -221,7 +221,7 @@ func TestRule2_CancelWritesWhenAbsenceIsNotProved(t *testing.T) {
 	})
 }
 
-// Rule 13.4: what is older than what was seen is no news.
+// Rule 13.4: a state older than one that was seen is ignored.
 func TestRule4_StaleReadsAreIgnored(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		out, err := Do(t.Context(), e, "k", acquireOp("L1.1"), Options{})

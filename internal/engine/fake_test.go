@@ -18,7 +18,7 @@ type fault int
 
 const (
 	pass      fault = iota
-	loseReply       // committed, but the writer is not told
+	loseReply       // committed, but the answer is lost
 	lose            // never arrives
 	late            // arrives when bucket.deliverLate is called
 	busy            // refused with code 10164
@@ -47,9 +47,9 @@ type bucket struct {
 	held         []func()
 	release      chan struct{}
 	block        chan struct{} // writes wait for it, if set
-	arrived      chan struct{} // told of each write that arrives, if set
+	arrived      chan struct{} // gets an element for each write that arrives, if set
 	maxValue     int           // what a larger value is rejected for, if set
-	mute         bool          // watches tell nothing
+	mute         bool          // watches deliver nothing
 }
 
 func newBucket(t *testing.T) *bucket {
@@ -93,7 +93,7 @@ func (b *bucket) Purge(ctx context.Context, key string, rev uint64, markerTTL ti
 	return b.write(ctx, jskv.Entry{Key: key, Deleted: true}, rev)
 }
 
-// CheckAt meets the faults of writes, counted with them.
+// CheckAt has the faults of writes, and counts with them.
 func (b *bucket) CheckAt(ctx context.Context, key string, rev uint64) (uint64, error) {
 	if rev == 0 {
 		b.t.Errorf("check of the absence of %s", key)
@@ -277,13 +277,13 @@ func (b *bucket) counts() (writes, commits, reads int) {
 	return b.writes, b.commits, b.reads
 }
 
-// observer is told by the test which leases are dead.
+// observer is an Observer; the test says which leases are dead.
 type observer struct {
 	mu   sync.Mutex
 	dead map[string]*leaseAsked
 }
 
-// leaseAsked is a question about a lease.
+// leaseAsked is a call of Observe.
 type leaseAsked struct {
 	urgent bool
 	dead   func(string)

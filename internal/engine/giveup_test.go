@@ -13,7 +13,7 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// gated is a bucket whose reads wait for a permission each.
+// gated is a bucket whose reads each wait for permission.
 type gated struct {
 	*bucket
 	reading chan struct{}
@@ -39,8 +39,8 @@ func inGated(t *testing.T, fn func(t *testing.T, e *Engine, g *gated)) {
 	})
 }
 
-// What is bounded is the call, and not what comes after its first request, which on a
-// slow link is waited for longer than that.
+// The bound applies to the call, not to the wait for the answer of its first request, which
+// takes longer on a slow link.
 func TestADetachedCallIsBoundedFromItsFirstRequestOn(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		b.apply("k", acquireOp("L1.1"))
@@ -66,8 +66,8 @@ func TestADetachedCallIsBoundedFromItsFirstRequestOn(t *testing.T) {
 	})
 }
 
-// A release whose caller gives up while nothing can even be read has written
-// nothing, and yet it must go on: the entry stands under a lease that lives.
+// A release whose caller gives up while even reads fail has written
+// nothing, but must go on: its entry is under a live lease.
 func TestReleaseThatWasNotWrittenYetGoesOn(t *testing.T) {
 	inGated(t, func(t *testing.T, e *Engine, g *gated) {
 		g.apply("k", acquireOp("L1.1"))
@@ -87,8 +87,8 @@ func TestReleaseThatWasNotWrittenYetGoesOn(t *testing.T) {
 	})
 }
 
-// An acquire whose caller gives up before anything was written leaves no
-// cleanup behind, so the round that has taken it must leave it out.
+// An acquire that is given up before anything was written has no
+// undo, so the round that contains it must leave it out.
 func TestAcquireThatWasNotWrittenYetIsNotWrittenLater(t *testing.T) {
 	inGated(t, func(t *testing.T, e *Engine, g *gated) {
 		g.apply("k", acquireOp("L9.1")) // somebody else holds
@@ -119,8 +119,8 @@ func TestAcquireThatWasNotWrittenYetIsNotWrittenLater(t *testing.T) {
 	})
 }
 
-// A dead lease is evicted for those who wait. When nobody of this process does
-// at that moment, the next one who queues behind it has it evicted all the same.
+// The engine evicts a dead lease for its waiters. If there are none at that
+// moment, the next waiter behind it has it evicted all the same.
 func TestDeadLeaseIsEvictedForTheNextWaiter(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, o *observer) {
 		b.apply("k", acquireOp("L9.1"), acquireOp("L8.1")) // one holds, one waits; both of other processes

@@ -22,7 +22,7 @@ func processes(t *testing.T, n int) (*bucket, []*Engine) {
 	return b, all
 }
 
-// Of many who come at the same moment each tries only a few times, since those who would queue give way.
+// Of many requests at the same moment each tries only a few times, since those that would only queue pause.
 func TestACrowdThatComesAtOnceGivesWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 64
@@ -54,7 +54,7 @@ func TestACrowdThatComesAtOnceGivesWay(t *testing.T) {
 	})
 }
 
-// meddled is a link on which somebody else writes first, each time, while meddle is set.
+// meddled is a link on which another process writes first, each time, while meddle is set.
 type meddled struct {
 	link
 	meddle func()
@@ -67,7 +67,7 @@ func (m *meddled) Update(ctx context.Context, key string, value []byte, rev uint
 	return m.link.Update(ctx, key, value, rev, ttl)
 }
 
-// A request that gives way does not keep another of its process waiting.
+// A request that pauses after a conflict does not delay another one of its process.
 func TestAReleaseDoesNotWaitForOneThatGivesWay(t *testing.T) {
 	for range 10 {
 		synctest.Test(t, func(t *testing.T) {

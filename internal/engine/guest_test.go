@@ -9,7 +9,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// entitlement is what a guest's request asks for.
+// entitlement is the Guest function of a request.
 type entitlement struct {
 	no    atomic.Bool
 	asked atomic.Int32
@@ -26,8 +26,8 @@ func guest(e *entitlement, op record.Op) *asked {
 	return a
 }
 
-// C5: whether this process may write for others is asked right before the write: after the round was
-// planned. What others asked for ends, and what this process wants of the key goes on.
+// C5: the engine checks whether this process may write for others right before the write, after the round was
+// planned. If not, guests end, and this process's own requests go on.
 func TestC5GuestsAreAskedForRightBeforeTheWrite(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		var term entitlement
@@ -56,8 +56,8 @@ func TestC5GuestsAreAskedForRightBeforeTheWrite(t *testing.T) {
 	})
 }
 
-// A guest's request is never taken back by this engine, whatever becomes of it: it may be held by
-// its id, over somebody else.
+// This engine never undoes a guest, whatever its outcome: its id may hold
+// by another process.
 func TestGuestsAreNotTakenBack(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		b.fault = func(n int) fault {
@@ -78,7 +78,7 @@ func TestGuestsAreNotTakenBack(t *testing.T) {
 	})
 }
 
-// What is withdrawn because somebody else has done it stays in the record, and is not written again.
+// A request that is withdrawn because another process has done it stays in the record, and is not written again.
 func TestElsewhereLeavesTheEntry(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		b.apply("k", acquireOp("L9.1"))
@@ -109,8 +109,8 @@ func TestGuestsAreNotHeldBack(t *testing.T) {
 	})
 }
 
-// C6: a release that has to prove itself is a write even if nothing is there: what an owner that is
-// over has sent can't be committed after it.
+// C6: a release with Prove writes even if there is no entry: then an earlier owner's writes
+// can't be committed any more.
 func TestC6ProofShutsOutWhatIsOnItsWay(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		base := b.peek("k").Revision

@@ -33,7 +33,7 @@ func (h *hintBoard) Tell(leases []string, key string, rev uint64) {
 	}
 }
 
-// watchCount counts what a bucket's watcher is asked for.
+// watchCount counts the calls of a bucket's watcher.
 type watchCount struct {
 	*bucket
 	mu     sync.Mutex
@@ -101,7 +101,7 @@ func TestHint_WaiterIsToldAndWatchesNothing(t *testing.T) {
 		default:
 			t.Fatal("not granted at once")
 		}
-		// One read by A, whose write met the entry of B, and one by B.
+		// One read by A, whose write conflicted with the entry of B, and one by B.
 		if _, _, now := store.counts(); now != reads+2 || store.count() != 0 || o.observed() != 0 {
 			t.Errorf("%d reads, %d watches, %d leases observed", now-reads, store.count(), o.observed())
 		}
@@ -127,7 +127,7 @@ func TestHint_LostOneCostsALook(t *testing.T) {
 	})
 }
 
-// A wait that lasts is looked after: leases ahead are observed, and the first watches the record.
+// During a long wait, leases ahead are observed, and the first process watches the record.
 func TestHint_StandstillIsLookedAfter(t *testing.T) {
 	hinted(t, func(t *testing.T, a, b *Engine, store *watchCount, o *observer, _ *hintBoard) {
 		out, err := Do(t.Context(), a, "k", acquireOp("A.1"), Options{})
@@ -165,14 +165,14 @@ func TestHint_AQueueThatMovesIsLeftAlone(t *testing.T) {
 	})
 }
 
-// A hint that comes while the record is read has it read once more: that read may have been too early.
+// After a hint during a read the record is read again: that read may have been too early.
 func TestHint_DuringALook(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &link{bucket: newBucket(t)}
 		l.set(10*time.Millisecond, 10*time.Millisecond)
 		e := New(Config{Store: l, Watcher: l.bucket, Observer: &observer{}, Hints: &hintBoard{}})
 		defer e.Close()
-		l.apply("k", acquireOp("H.1"), acquireOp("I.1")) // the first who waits would watch
+		l.apply("k", acquireOp("H.1"), acquireOp("I.1")) // the first waiter would watch
 		granted := waitFor(t, e, "B.1")
 		w := e.lock("k")
 		for len(w.waiting) == 0 {
@@ -194,8 +194,8 @@ func TestHint_DuringALook(t *testing.T) {
 	})
 }
 
-// One who begins to wait while the watch for another one is still open has the leases ahead
-// observed, too: nobody looks at a record that is watched.
+// If a request begins to wait while the watch for another one is still open, the leases ahead are
+// observed, too: there are no looks at a watched record.
 func TestHint_WaiterWhoFindsTheWatchOpen(t *testing.T) {
 	hinted(t, func(t *testing.T, a, b *Engine, _ *watchCount, o *observer, _ *hintBoard) {
 		out, err := Do(t.Context(), a, "k", acquireOp("A.1"), Options{})
@@ -220,8 +220,8 @@ func TestHint_WaiterWhoFindsTheWatchOpen(t *testing.T) {
 	})
 }
 
-// Who isn't first reads now and then, and watches nothing; the leases ahead are observed once the
-// queue stands still.
+// A process that isn't first reads from time to time, and watches nothing; the leases ahead are observed once the
+// queue has stopped.
 func TestHint_DeepWaiterReadsNowAndThen(t *testing.T) {
 	hinted(t, func(t *testing.T, a, b *Engine, store *watchCount, o *observer, _ *hintBoard) {
 		for _, id := range []string{"A.1", "C.1", "D.1"} {
@@ -242,7 +242,7 @@ func TestHint_DeepWaiterReadsNowAndThen(t *testing.T) {
 	})
 }
 
-// A hint that comes before the acknowledgement of the write that queued counts when that is there.
+// A hint that comes before the acknowledgement of the queueing write counts after it.
 func TestHint_MayOvertakeTheAcknowledgement(t *testing.T) {
 	hinted(t, func(t *testing.T, _, b *Engine, store *watchCount, _ *observer, _ *hintBoard) {
 		store.apply("k", acquireOp("A.1"))
@@ -255,7 +255,7 @@ func TestHint_MayOvertakeTheAcknowledgement(t *testing.T) {
 		b.Look("k", store.peek("k").Revision+2)
 		close(block)
 		synctest.Wait()
-		// One read as its write meets the entry of A, one for the hint.
+		// One read after the conflict with the entry of A, one for the hint.
 		if _, _, now := store.counts(); now < reads+2 {
 			t.Errorf("%d reads", now-reads)
 		}

@@ -16,10 +16,10 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// Histories of a semaphore, a latch, a result and an election, held against models that know nothing of records. The
+// Histories of a semaphore, a latch, a result and an election, checked by models that don't use records. The
 // same histories over a store that compares no revisions have to be refused.
 
-// historyCall is one call of a history, historyState what a model knows.
+// historyCall is one call of a history, historyState the state of a model.
 type (
 	historyCall struct {
 		verb, who string
@@ -48,7 +48,7 @@ func historyModel(start historyState, step func(s historyState, in historyCall, 
 	}
 }
 
-// historyUser is one process, whose calls are noted.
+// historyUser is one process; it notes its calls.
 type historyUser struct {
 	*Engine
 	id    int
@@ -252,7 +252,7 @@ func TestHistoriesAreLinearizable(t *testing.T) {
 	}
 }
 
-// recordHistory has four processes use a key while answers and requests get lost.
+// recordHistory makes four processes use a key while answers and requests get lost.
 func recordHistory(t *testing.T, seed uint64, loose bool, use func(ctx context.Context, u *historyUser, rng *rand.Rand) error) []porcupine.Operation {
 	var h historyNotes
 	synctest.Test(t, func(t *testing.T) {

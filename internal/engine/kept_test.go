@@ -58,7 +58,7 @@ func (p *keeper) id() string {
 	return record.ID(p.lease, p.seq)
 }
 
-// acquire acquires as a hold that may be kept does, and reports whether it joined.
+// acquire acquires with a Keeper, and reports whether it joined a kept entry.
 func (p *keeper) acquire(ctx context.Context) (e *record.Entry, joined bool, err error) {
 	if e, _, _, ok := p.e.Join("k", p.lease); ok {
 		return e, true, nil
@@ -88,7 +88,7 @@ func (p *keeper) leave(e *record.Entry) bool {
 	return false
 }
 
-// keep has the process keep the key, unused.
+// keep makes the process keep the key, unused.
 func (p *keeper) keep() *record.Entry {
 	p.t.Helper()
 	for range 3 {
@@ -125,8 +125,8 @@ func TestK1_AJoinIsInMemory(t *testing.T) {
 	})
 }
 
-// A process that was stopped past its lease joins nothing, and what it kept is not released by an id that
-// another lease's request has made.
+// A process that was stopped for longer than its lease joins nothing, and another lease's request does not release
+// its kept entry.
 func TestK1_NothingIsJoinedUnderALeaseThatIsVoid(t *testing.T) {
 	for name, wait := range map[string]bool{"on its way": false, "waiting here": true} {
 		t.Run(name, func(t *testing.T) {
@@ -159,7 +159,7 @@ func TestK1_NothingIsJoinedUnderALeaseThatIsVoid(t *testing.T) {
 	}
 }
 
-// The watch says nothing. What is known is good for a second, and then read again.
+// The watch delivers nothing. The known state is good for a second, and then read again.
 func TestK1_WhatIsNotConfirmedIsReadFirst(t *testing.T) {
 	asKeeper(t, func(t *testing.T, p *keeper, b *bucket) {
 		first := p.keep()
@@ -203,7 +203,7 @@ func TestK1_WhoIsRevokedOrRemovedIsNotJoined(t *testing.T) {
 					if len(p.ended) != 1 || !errors.Is(p.ended[0], ErrRevoked) && !errors.Is(p.ended[0], ErrRemoved) {
 						t.Errorf("told %v", p.ended)
 					}
-					if verb == record.OpRevoke { // who is told lets go
+					if verb == record.OpRevoke { // the user releases it
 						p.e.ReleaseInBackground("k", "L1", first.ID, 0)
 					}
 					if e, joined := p.hold(); joined || e.ID == first.ID {
@@ -215,7 +215,7 @@ func TestK1_WhoIsRevokedOrRemovedIsNotJoined(t *testing.T) {
 	}
 }
 
-// From the moment somebody else is known to wait nobody joins.
+// Once another process is known to wait, no request joins.
 func TestK3_AWaiterEndsIt(t *testing.T) {
 	for _, used := range []bool{true, false} {
 		t.Run(fmt.Sprint("used ", used), func(t *testing.T) {
@@ -294,7 +294,7 @@ func TestK3_ThoseWhoWaitHereAreServedInOrder(t *testing.T) {
 	})
 }
 
-// A request that can't join has the entry go, whoever waits here.
+// A request that can't join drains the entry, even if others wait in the process.
 func TestK3_WhoCantJoinEndsIt(t *testing.T) {
 	for name, op := range map[string]record.Op{"acquire": acquireOp("L2.1"), "try": tryOp("L2.1")} {
 		t.Run(name, func(t *testing.T) {
@@ -377,7 +377,7 @@ func TestK7_NobodyWaitsHereForLong(t *testing.T) {
 	})
 }
 
-// What was asked for under the entry ends with it.
+// Operations on the entry end with it.
 func TestK7_AnEntryWithMoreToItIsReleased(t *testing.T) {
 	asKeeper(t, func(t *testing.T, p *keeper, b *bucket) {
 		p.keep()

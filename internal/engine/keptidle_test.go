@@ -63,7 +63,7 @@ func TestTooManyKeptLocksGo(t *testing.T) {
 	})
 }
 
-// 0 passes an entry on to those who wait here, and never leaves it unused.
+// 0 passes an entry on to requests that wait in the process, and never leaves it unused.
 func TestLocalHandoff(t *testing.T) {
 	asKeeper(t, func(t *testing.T, p *keeper, b *bucket) {
 		p.linger = 0

@@ -11,16 +11,16 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// events is a process that keeps a key, and what two things that happen to it at the same moment do.
+// events is a process that keeps a key, with the effects of two events of the same moment.
 type events struct {
 	t    *testing.T
 	p    *keeper
 	b    *bucket
-	used *record.Entry // by whom the entry was used before, or who has joined it
+	used *record.Entry // the entry as used before, or as joined
 	over bool          // the lease has ended, or the engine is closed
 }
 
-// happens are the things that can happen to a kept entry.
+// happens are the events that a kept entry can have.
 var happens = []struct {
 	name string
 	used bool // the entry is used before
@@ -90,7 +90,7 @@ func (x *events) leave() {
 	}
 }
 
-// kept is the id of the key's holder.
+// kept returns the id of the key's holder.
 func (b *bucket) kept() string {
 	if h := b.record("k").Holders; len(h) == 1 {
 		return h[0].ID
@@ -98,8 +98,8 @@ func (b *bucket) kept() string {
 	return "L1.0"
 }
 
-// Whatever happens to a kept entry at the same time as something else, in either order and used or not: it is held by one,
-// nobody joins what has gone, and it neither stays behind nor keeps a waiter out.
+// For each pair of events at the same time, in either order, used or not: the entry has one user,
+// nobody joins an entry that has gone, and it neither stays behind nor blocks a waiter for ever.
 func TestK13_PairsOfEvents(t *testing.T) {
 	for _, first := range happens {
 		for _, second := range happens {
@@ -154,8 +154,8 @@ func (x *events) settle() {
 	}
 }
 
-// What an engine has of a key that it keeps unused is 2 KiB at most, with its record. The fake store's part is what it
-// stores, and a watch.
+// A kept and unused key takes at most 2 KiB of an engine's memory, with its record. The fake store adds its value
+// and a watch.
 func TestK12_MemoryOfAKeptKey(t *testing.T) {
 	b := newBucket(t)
 	const n = 4000

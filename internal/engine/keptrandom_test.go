@@ -17,7 +17,7 @@ func TestK13_RandomSchedules(t *testing.T) {
 	}
 }
 
-// ring is what must never be held twice: who holds, by what they know themselves.
+// ring notes the holders, by their own knowledge: never two at a time.
 type ring struct {
 	mu     sync.Mutex
 	holder *keeper

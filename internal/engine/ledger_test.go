@@ -7,7 +7,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// What is asked about one lease again and again does not look at what others owe.
+// Frequent questions about one lease do not visit the ledger entries of others.
 func TestE7_ALeaseIsAskedAboutByItself(t *testing.T) {
 	const others = 20_000
 	var l ledger

@@ -14,7 +14,7 @@ import (
 )
 
 // readers acquires n shared holds at once, each with 1,000 bytes of metadata: the first
-// alone, and the others together while its write is out.
+// alone, and the others together while its write is under way.
 func readers(t *testing.T, e *Engine, b *bucket, n int) (granted []string, refused int) {
 	t.Helper()
 	b.block = make(chan struct{})
@@ -54,8 +54,8 @@ func TestRecordFitsTheLargestValue(t *testing.T) {
 	})
 }
 
-// The limit can change with a reconnect, also between the making of a record and its
-// writing, and below what stands in the record already.
+// The limit can change with a reconnect: also between composing and writing a
+// record, and to less than the present record.
 func TestRecordFollowsAChangeOfTheLargestValue(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		b.fault = func(n int) fault {
@@ -97,8 +97,8 @@ func TestRecordFollowsAChangeOfTheLargestValue(t *testing.T) {
 	})
 }
 
-// Callers that are refused and ask again at once share reads that come at intervals. Whatever is
-// not refused does not wait for these, and a lock that is free again is soon taken.
+// Callers that are refused and retry at once share reads, which come at intervals. Other requests
+// don't wait for these reads, and a lock that becomes free is soon acquired.
 func TestRefusedCallersAreSpaced(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		b.apply("k", acquireOp("L9.1"), modeOp("L9.2", record.S))

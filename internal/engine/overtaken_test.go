@@ -10,7 +10,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// C4: a guest's acquire is not written if it can have been in the record already, on another road.
+// C4: a guest's acquire is not written if another process may have written it before.
 func TestC4GuestsThatOthersWereAheadOf(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		var term entitlement
@@ -47,7 +47,7 @@ func TestC4GuestsThatOthersWereAheadOf(t *testing.T) {
 	})
 }
 
-// C4: a guest's acquire that stands in the record is not written again behind what removes it in the same write.
+// C4: a guest's acquire that is in the record is not added again after an operation of the same write has removed it.
 func TestC4GuestsBesideTheirRemoval(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		b.apply("k", acquireOp("L1.1"))
@@ -69,7 +69,7 @@ func TestC4GuestsBesideTheirRemoval(t *testing.T) {
 	})
 }
 
-// C4: where no delete marker stands the key was not written for as long as one stays; what was asked for before that is not written.
+// C4: a key without a delete marker was not written for MarkerTTL. A guest that is older than that is not written.
 func TestC4OldGuestsOfAnAbsentKey(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		b.fault = func(n int) fault { return busy }

@@ -11,8 +11,8 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// told collects what the callbacks say, and asks the engine for the record each
-// time: a callback under a lock of the engine would wait for ever.
+// told collects the calls of the callbacks, and each time asks the engine for the
+// record: a callback under a lock of the engine would wait for ever.
 type told struct {
 	t     *testing.T
 	e     *Engine
@@ -25,7 +25,7 @@ func (o *told) say(line string) {
 	o.mu.Lock()
 	o.lines = append(o.lines, line)
 	o.mu.Unlock()
-	// Afterwards, since what it finds may be told, too.
+	// Afterwards, since its result may lead to another call.
 	if _, _, err := o.e.Read(context.Background(), "k"); err != nil {
 		o.t.Errorf("read within the callback: %v", err)
 	}
@@ -112,7 +112,7 @@ func TestAPlaceIsToldHoweverShortTheWait(t *testing.T) {
 				if _, _, ok := b.record("k").Waiter("L2.1"); ok {
 					break
 				}
-				time.Sleep(time.Millisecond) // who told its place may be in a pause of Read
+				time.Sleep(time.Millisecond) // the one that reported its place may be in a pause of Read
 			}
 			b.apply("k", releaseOp("L1.1"))
 			synctest.Wait()
@@ -182,7 +182,7 @@ func TestAnEvictionIsToldBeforeItsGrant(t *testing.T) {
 	})
 }
 
-// A waiter that has become the next one is not as patient about the leases ahead as it was behind others.
+// A waiter that becomes the next one is less patient about the leases ahead than it was before.
 func TestANewHeadIsUrgent(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, o *observer) {
 		b.apply("k", acquireOp("L8.1"), acquireOp("L9.1"))

@@ -8,7 +8,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// poked runs fn with a process that keeps a key, unused, and hears nothing of its watch, and another one.
+// poked runs fn with a process that keeps an unused key and whose watch delivers nothing, and another process.
 func poked(t *testing.T, fn func(t *testing.T, p *keeper, other *Engine, b *bucket, hints *hintBoard)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -27,7 +27,7 @@ func poked(t *testing.T, fn func(t *testing.T, p *keeper, other *Engine, b *buck
 	})
 }
 
-// Who waits for a kept entry is heard though its process's watch is silent, and though a poke gets lost.
+// A waiter for a kept entry is noticed even if the keeper's watch delivers nothing, and a poke gets lost.
 func TestK5_AWaiterPokes(t *testing.T) {
 	for name, lost := range map[string]time.Duration{"heard": 0, "lost at first": 100 * time.Millisecond} {
 		t.Run(name, func(t *testing.T) {
@@ -49,7 +49,7 @@ func TestK5_AWaiterPokes(t *testing.T) {
 	}
 }
 
-// A poke has a used entry go when its user leaves it, and each one costs a read at most.
+// After a poke a used entry is released when its use ends, and each poke costs at most one read.
 func TestK5_AWaiterPokesAUsedOne(t *testing.T) {
 	poked(t, func(t *testing.T, p *keeper, other *Engine, b *bucket, hints *hintBoard) {
 		e, joined := p.hold()
@@ -70,7 +70,7 @@ func TestK5_AWaiterPokesAUsedOne(t *testing.T) {
 	})
 }
 
-// replies counts what a process answers that is asked for an entry.
+// replies counts the answers of a process that is asked for an entry.
 type replies struct{ used, released int }
 
 func (a *replies) ask(e *Engine, id string) bool {
@@ -83,7 +83,7 @@ func (a *replies) ask(e *Engine, id string) bool {
 	})
 }
 
-// What nobody uses goes once however often it is asked for, what is used stays, and no other id counts.
+// An unused entry is released once, however often it is asked for; a used one stays, and no other id counts.
 func TestK5_ATryIsAnswered(t *testing.T) {
 	poked(t, func(t *testing.T, p *keeper, _ *Engine, b *bucket, _ *hintBoard) {
 		var got replies
@@ -127,7 +127,7 @@ func TestK5_ATryIsAnswered(t *testing.T) {
 	})
 }
 
-// The acquires of the process that gave an entry up wait until the try has had its time.
+// After a process has given an entry up, its acquires wait until the try had time to come.
 func TestK5_LocalAcquiresWaitForTheTry(t *testing.T) {
 	poked(t, func(t *testing.T, p *keeper, _ *Engine, b *bucket, _ *hintBoard) {
 		e, _ := p.hold()

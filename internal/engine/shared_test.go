@@ -7,9 +7,9 @@ import (
 	"testing/synctest"
 )
 
-// A caller that gives up ends its own wait only: whoever shares its round is answered
-// as if it had stayed, also one that fails fast, which would take the broken-off write
-// for the silence of the leader.
+// A caller that gives up ends only its own wait: other requests of its round are answered
+// as if it had stayed, even a fail-fast one, for which an aborted write
+// would look like a leader without an answer.
 func TestGivingUpLeavesASharedRoundAlone(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		b.release = make(chan struct{})
@@ -19,7 +19,7 @@ func TestGivingUpLeavesASharedRoundAlone(t *testing.T) {
 			}
 			return pass
 		}
-		// The other one submits while somebody works on the key, who is done by the time
+		// The other one submits while a runner works on the key, which has ended by the time
 		// that the caller comes: both are in the caller's first round.
 		w := e.lock("k")
 		w.running = true

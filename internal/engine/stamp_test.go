@@ -25,7 +25,7 @@ func proveAsync(ctx context.Context, e *Engine, rev uint64, opt ProveOptions) <-
 	return done
 }
 
-// meet has the next writes meet these faults.
+// meet gives the next writes these faults.
 func (b *bucket) meet(faults ...fault) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -54,8 +54,8 @@ func expectProof(t *testing.T, e *Engine, rev uint64, want bool) {
 	}
 }
 
-// What a stamp and its proof cost: a read for the first stamp, a marker if nothing is stored, and a write for each
-// proof. What was proved is taken for the newest state until a proof fails, and what is watched as well.
+// The cost of a stamp and its proof: a read for the first stamp, a marker if nothing is stored, and a write for each
+// proof. A state that was proved, or is watched, counts as the newest until a proof fails.
 func TestStampCosts(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		expect := func(what string, writes, reads int) {
@@ -96,8 +96,8 @@ func TestStampCosts(t *testing.T) {
 	})
 }
 
-// M42: an absence is no stamp, because it comes back: when everybody's markers have expired the key looks as if
-// nobody had ever held it.
+// M42: absence is no stamp, because it comes back: when all markers have expired, the key looks as if it
+// was never held.
 func TestM42_NoStampAtRevisionZero(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		rev := stamp(t, e)
@@ -113,7 +113,7 @@ func TestM42_NoStampAtRevisionZero(t *testing.T) {
 	})
 }
 
-// A key is anchored by whoever comes first, and used meanwhile or not.
+// The first call of Stamp puts the marker, whether the key is used meanwhile or not.
 func TestStampMeetsOthers(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		b.block, b.arrived = make(chan struct{}), make(chan struct{}, 1)
@@ -129,7 +129,7 @@ func TestStampMeetsOthers(t *testing.T) {
 	})
 }
 
-// M40: only a quorum proves. A leader that was deposed answers reads with the state that was, and its answer to a
+// M40: only a quorum proves. A deposed leader answers reads with an old state, but the answer to a
 // check comes from the new leader or not at all.
 func TestM40_NoValidityFromReads(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
@@ -147,8 +147,8 @@ func TestM40_NoValidityFromReads(t *testing.T) {
 	})
 }
 
-// M44: a check is repeated while nobody answers, and what arrives late changes nothing. A repetition that is
-// answered counts for its own time.
+// M44: a check is repeated until an answer comes, and one that arrives late changes nothing. An answered
+// repetition proves only its own time.
 func TestM44_ARetryOnlyMakesFalseOfTrue(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		rev := stamp(t, e)
@@ -173,7 +173,7 @@ func TestM44_ARetryOnlyMakesFalseOfTrue(t *testing.T) {
 	})
 }
 
-// M39: of one process and key one check is out at a time; those who ask meanwhile share the next.
+// M39: one process has one check of a key under way at a time; calls that come meanwhile share the next one.
 func TestM39_ChecksOfOneKeyAreShared(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		rev := stamp(t, e)
@@ -196,7 +196,7 @@ func TestM39_ChecksOfOneKeyAreShared(t *testing.T) {
 	})
 }
 
-// A proof is never older than its question: who asks while a check is out does not get that one's answer.
+// A proof is never older than its call: a call during a check does not get that check's answer.
 func TestAProofIsYoungerThanItsQuestion(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		rev := stamp(t, e)
@@ -216,8 +216,8 @@ func TestAProofIsYoungerThanItsQuestion(t *testing.T) {
 	})
 }
 
-// M39: who checks gives way to who writes: from 2 ms up to 50 ms after each time that the server puts it off, and
-// after so many times as it has patience it gives up.
+// M39: checks leave room for writes: from 2 ms up to 50 ms after each busy answer. After Patience
+// busy answers a check gives up.
 func TestM39_ChecksYield(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		rev := stamp(t, e)
@@ -236,7 +236,7 @@ func TestM39_ChecksYield(t *testing.T) {
 		if ok || !errors.Is(err, ErrUnavailable) || !errors.Is(err, jskv.ErrBusy) || b.checks != 5 {
 			t.Errorf("%v, %v after %d checks", ok, err, b.checks)
 		}
-		// Checks that are answered give way, too, less and less.
+		// After answered checks there are pauses, too, shorter and shorter.
 		b.fault = nil
 		for n := range 20 {
 			begun := time.Now()
@@ -248,7 +248,7 @@ func TestM39_ChecksYield(t *testing.T) {
 	})
 }
 
-// A bucket that acknowledges at a revision which was seen before is not the one that was opened.
+// A bucket that acknowledges a write at a revision that was seen before is not the one that was opened.
 func TestAProofOfABucketThatWasSetBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, suspected := newBucket(t), 0
@@ -298,7 +298,7 @@ func TestProofsEndWithTheirCallers(t *testing.T) {
 	})
 }
 
-// M45: a try that is based on a revision is granted over that one only, also if the state is as it was then.
+// M45: a try with Base is granted only over that revision, even if a newer state is equal.
 func TestM45_ATryOverARevisionNeverMovesOn(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		over := func(id string, rev uint64) error {
@@ -331,7 +331,7 @@ func TestM45_ATryOverARevisionNeverMovesOn(t *testing.T) {
 		out, err := Do(t.Context(), e, "k", releaseOp("L1.2"), Options{})
 		must(t, out, err)
 
-		// The answer is lost: the record says what became of it.
+		// The answer is lost: the record shows the outcome.
 		third := stamp(t, e)
 		b.meet(loseReply)
 		if err := over("L1.4", third); err != nil {

@@ -15,7 +15,7 @@ import (
 
 var _ Doer = (*Engine)(nil)
 
-// asked is a request whose answers are counted.
+// asked is a request with a counter of its answers.
 type asked struct {
 	Request
 	answers atomic.Int32
@@ -59,8 +59,8 @@ func TestRequestsOfOneMomentAreOneWrite(t *testing.T) {
 	})
 }
 
-// Callbacks may call the engine: no lock is held in them, and nothing waits for them that
-// they could wait for.
+// Callbacks may call the engine: they run without a lock, and nothing that they could wait
+// for waits for them.
 func TestCallbacksMayCallTheEngine(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		const turns = 100
@@ -93,7 +93,7 @@ func TestCallbacksMayCallTheEngine(t *testing.T) {
 	})
 }
 
-// What was withdrawn is answered once, with the cause, and leaves nothing behind, wherever it was.
+// A withdrawn request is answered once, with the cause, and leaves nothing behind, wherever it was.
 func TestWithdraw(t *testing.T) {
 	cause := errors.New("nobody waits")
 	for name, tc := range map[string]struct {
@@ -158,8 +158,8 @@ func TestWithdraw(t *testing.T) {
 	}
 }
 
-// A caller that gives up leaves also a write alone that is its own: it is answered, and not made
-// an unknown outcome. The caller does not wait for it longer than its cleanup may take.
+// A caller that gives up does not abort a write, even if only its own request is in it: the write gets its answer, and not
+// an unknown outcome. The caller waits for it no longer than cleanupTime.
 func TestGivingUpDoesNotBreakTheWriteOff(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		b.release = make(chan struct{})
@@ -188,7 +188,7 @@ func TestGivingUpDoesNotBreakTheWriteOff(t *testing.T) {
 	})
 }
 
-// So it is where the caller sends the write itself, as it does on a fast link, also if nobody answers.
+// The same holds if the caller sends the write itself, as on a fast link, even if no answer comes.
 // An answer that comes first counts.
 func TestACallerThatSendsItselfGivesUpInTime(t *testing.T) {
 	for _, answered := range []bool{true, false} {
@@ -205,7 +205,7 @@ func TestACallerThatSendsItselfGivesUpInTime(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				caller := doAsync(ctx, e, acquireOp("L1.1"))
 				synctest.Wait()
-				other := doAsync(t.Context(), e, releaseOp("L2.1")) // is not kept waiting by whoever sends
+				other := doAsync(t.Context(), e, releaseOp("L2.1")) // does not wait for the one that sends
 				cancel()
 				began := time.Now()
 				if answered {
@@ -227,7 +227,7 @@ func TestACallerThatSendsItselfGivesUpInTime(t *testing.T) {
 	}
 }
 
-// The engine's end breaks off what a caller sends, and waits for it.
+// Close aborts a request that a caller sends, and waits for it.
 func TestCloseWaitsForACallerThatSends(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		e.cfg.RTT.Observe(time.Millisecond)
@@ -254,7 +254,7 @@ func TestCloseWaitsForACallerThatSends(t *testing.T) {
 	})
 }
 
-// Done comes after Queued also where the grant overtakes it.
+// Done is called after Queued even if the grant overtakes it.
 func TestDoneWaitsForQueued(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		b.apply("k", acquireOp("L9.1"))
@@ -286,7 +286,7 @@ func TestDoneWaitsForQueued(t *testing.T) {
 	})
 }
 
-// What is owed under a lease ends with it, and so does what waits for that.
+// Ledger entries under a lease end with it, and so do requests that wait for them.
 func TestDropLeaseAnswersTheWithdrawn(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		b.fault = func(int) fault { return lose }

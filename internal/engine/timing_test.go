@@ -15,8 +15,8 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// link is a bucket at the end of a slow link: half of a round trip before a
-// request arrives, which it does also when nobody waits any more, and half after.
+// link is a bucket behind a slow link: half of a round trip before a
+// request arrives (even if its sender has given up), and half after.
 type link struct {
 	*bucket
 	mu     sync.Mutex
@@ -102,8 +102,8 @@ func onLink(t *testing.T, fn func(t *testing.T, e *Engine, l *link)) {
 	})
 }
 
-// lockAndUnlock does n of both, each under a key of its own: nothing is learned
-// from one key to the next but how slow the link is.
+// lockAndUnlock does n of both, each under a key of its own: from one key to the next
+// the engine only learns how slow the link is.
 func lockAndUnlock(t *testing.T, e *Engine, from, n int) {
 	t.Helper()
 	for i := from; i < from+n; i++ {
@@ -160,7 +160,7 @@ func TestFastReadsDoNotHideSlowWrites(t *testing.T) {
 	})
 }
 
-// Refusals of writes wait for no disk and no quorum either.
+// A refused write waits for no disk and no quorum either.
 func TestRefusalsDoNotHideSlowWrites(t *testing.T) {
 	onLink(t, func(t *testing.T, e *Engine, l *link) {
 		l.set(600*time.Millisecond, time.Millisecond)
@@ -179,8 +179,8 @@ func TestRefusalsDoNotHideSlowWrites(t *testing.T) {
 	})
 }
 
-// However many ask for one key at the same time, what none of them was answered is
-// one silence, and not one for each.
+// However many requests for one key are under way at the same time, if none is answered
+// they count as one time-out, not one for each.
 func TestReadsAtTheSameTimeBackOffOnce(t *testing.T) {
 	onLink(t, func(t *testing.T, e *Engine, l *link) {
 		lockAndUnlock(t, e, 0, 20)
@@ -202,8 +202,8 @@ func TestReadsAtTheSameTimeBackOffOnce(t *testing.T) {
 	})
 }
 
-// Each request that nobody answers is waited for twice as long as the one before,
-// also while reads are answered; and an answer ends that.
+// After each time-out the engine waits twice as long for the next answer,
+// even while reads are answered; an answer resets this.
 func TestUnansweredRequestsBackOff(t *testing.T) {
 	onLink(t, func(t *testing.T, e *Engine, l *link) {
 		lockAndUnlock(t, e, 0, 20)
@@ -230,7 +230,7 @@ func TestUnansweredRequestsBackOff(t *testing.T) {
 		if got := e.cfg.RTT.Timeouts(); got != 5 {
 			t.Errorf("%d timeouts counted", got)
 		}
-		// The key was answered at last, so it begins anew.
+		// The key got an answer at last, so the counter is reset.
 		first := len(l.sent)
 		l.bucket.fault = func(n int) fault {
 			if n == 48 {
@@ -248,8 +248,8 @@ func TestUnansweredRequestsBackOff(t *testing.T) {
 	})
 }
 
-// An isolated leader answers "busy" for some ten seconds. It is asked often at
-// first, since that is as a rule over in a moment, and then rarely.
+// An isolated leader answers "busy" for some ten seconds. The engine retries often at
+// first, since busy usually ends in a moment, and then rarely.
 func TestBusyForLongIsAskedRarely(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		start := time.Now()
@@ -275,7 +275,7 @@ func TestBusyForLongIsAskedRarely(t *testing.T) {
 	})
 }
 
-// Who fails fast is told of silence, so it waits for it a little longer.
+// A time-out ends a fail-fast call, so such a call waits a little longer.
 func TestFailFastIsPatientEnough(t *testing.T) {
 	onLink(t, func(t *testing.T, e *Engine, l *link) {
 		lockAndUnlock(t, e, 0, 20)

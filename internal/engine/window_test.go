@@ -11,7 +11,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// crowd has n acquires wait, one after the other, and returns the answers in the order of the grants.
+// crowd makes n acquires wait, one after the other, and returns the answers in the order of the grants.
 func crowd(ctx context.Context, e *Engine, from, n int) <-chan string {
 	granted := make(chan string, n)
 	for i := range n {
@@ -26,7 +26,7 @@ func crowd(ctx context.Context, e *Engine, from, n int) <-chan string {
 	return granted
 }
 
-// queued counts the waiters in the record, and of these those under a lease.
+// queued counts the waiters in the record, and how many of them are under a lease.
 func (b *bucket) queued(lease string) (all, mine int) {
 	rec := b.record("k")
 	for _, w := range rec.Waiters {
@@ -76,7 +76,7 @@ func TestACrowdIsServedInOrder(t *testing.T) {
 	}
 }
 
-// Another process that comes to a crowd waits for no more than the window of it.
+// Another process waits only for the window of a crowd, not for all of it.
 func TestACrowdLeavesRoomForOthers(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, o *observer) {
 		b.apply("k", acquireOp("L9.1"))
@@ -118,7 +118,7 @@ func TestACrowdInAFullRecord(t *testing.T) {
 	})
 }
 
-// Only what queues is held back, and not what is granted at once.
+// Only requests that queue are held back, not those that are granted at once.
 func TestTheWindowHoldsBackOnlyWhatQueues(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		reqs := make([]*Request, 500)
@@ -145,7 +145,7 @@ func TestTheWindowHoldsBackOnlyWhatQueues(t *testing.T) {
 	})
 }
 
-// Of acquires of one moment those come into the record that are granted, and the window of those behind.
+// Of acquires of one moment, the granted ones are written, and the window of the others.
 func TestTheWindowOfOneMoment(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		var reqs []*Request
@@ -168,7 +168,7 @@ func TestTheWindowOfOneMoment(t *testing.T) {
 	})
 }
 
-// Whoever is held back knows its place, can be withdrawn at once and without a trace, and is
+// A request that is held back knows its place, can be withdrawn at once and without a trace, and is
 // refused as the record would refuse it.
 func TestHeldBack(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
@@ -230,7 +230,7 @@ func TestHeldBack(t *testing.T) {
 	})
 }
 
-// An owner that holds already is told so at once, however many wait.
+// An owner that already holds is refused at once, however many wait.
 func TestAnOwnerIsNotHeldBackBehindItself(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		first := ask("k", acquireOp("L1.1"))
@@ -246,7 +246,7 @@ func TestAnOwnerIsNotHeldBackBehindItself(t *testing.T) {
 	})
 }
 
-// Those who wait for a condition take no place in the window: whoever signals has to come through it.
+// Waits for a condition take no place in the window, since the signalling request has to get through it.
 func TestTheWindowIsNotForConditions(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		var waits []*asked
@@ -270,7 +270,7 @@ func TestTheWindowIsNotForConditions(t *testing.T) {
 	})
 }
 
-// Those that are held back follow also where those before them left by another hand.
+// Requests that are held back follow also if another process has removed those before them.
 func TestHeldBackFollowsWhoWasRemoved(t *testing.T) {
 	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
 		b.apply("k", acquireOp("L9.1"))
