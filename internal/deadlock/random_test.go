@@ -15,10 +15,10 @@ import (
 
 var schedules = flag.Int("deadlock.schedules", 150, "random schedules of TestNoVictimWithoutADeadlock")
 
-// Units of several processes take locks in any order, convert them, release them late, and start over when
-// they are the victim. Whoever is a victim waits for ever by the ground truth at that instant, or did until the
-// victim of another circle was aborted while it was being judged, which is rare; and all of them
-// finish, so no deadlock is missed. With ordered locks there is none, and nobody is a victim.
+// Units of several processes acquire locks in any order, convert them, release them late, and start over as a
+// victim. By the ground truth a victim waits for ever at that instant, or it did until the
+// victim of another circle was aborted during its conviction, which is rare. All units
+// finish, so no deadlock is missed. With ordered locks there is no deadlock, and no victim.
 func TestNoVictimWithoutADeadlock(t *testing.T) {
 	victims, late := 0, 0
 	for seed := range *schedules {
@@ -65,7 +65,7 @@ func runSchedule(t *testing.T, seed uint64) (victims, late int) {
 	return w.counted(), w.late
 }
 
-// job takes a few locks and lets go of them. It reports whether it was done.
+// job acquires a few locks and releases them. It reports whether it was done.
 func (u *simUnit) job(rnd *rand.Rand, ordered bool) bool {
 	defer func() { u.release(time.Duration(rnd.IntN(3)) * time.Duration(rnd.IntN(2500)) * time.Millisecond / 2) }()
 	keys := rnd.Perm(4)[:2+rnd.IntN(2)]

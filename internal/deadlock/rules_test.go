@@ -24,7 +24,7 @@ func scene(t *testing.T, fn func(ctx context.Context, w *world)) {
 	})
 }
 
-// must holds, at once.
+// must acquires, at once.
 func (u *simUnit) must(key string, mode record.Mode) {
 	u.p.w.t.Helper()
 	if _, sw, err := u.begin(key, mode, ""); err != nil || sw != nil {
@@ -32,7 +32,7 @@ func (u *simUnit) must(key string, mode record.Mode) {
 	}
 }
 
-// ask waits, and sends the error when that is over; what it got is let go.
+// ask waits, and sends the error at the end; it releases what it got.
 func (u *simUnit) ask(wg *sync.WaitGroup, key string, mode record.Mode) <-chan error {
 	end := make(chan error, 1)
 	wg.Go(func() {
@@ -72,7 +72,7 @@ func TestM25_WriteThenLook(t *testing.T) {
 	}
 }
 
-// A record convicts nobody that doesn't wait in it: an entry that was released and still stands is no edge.
+// A holder without a document is no edge: for example an entry that was released and is still in the record.
 func TestM26_AStaleEntryIsNoEdge(t *testing.T) {
 	scene(t, func(ctx context.Context, w *world) {
 		a, b := pair(ctx, w, 100*time.Millisecond)
@@ -91,7 +91,7 @@ func TestM26_AStaleEntryIsNoEdge(t *testing.T) {
 	})
 }
 
-// Nobody is a victim when the second look misses an edge.
+// There is no victim if the second look misses an edge.
 func TestM27_NoVictimWithoutASecondLook(t *testing.T) {
 	scene(t, func(ctx context.Context, w *world) {
 		a, b := pair(ctx, w, 100*time.Millisecond)
@@ -116,7 +116,7 @@ func TestM27_NoVictimWithoutASecondLook(t *testing.T) {
 	})
 }
 
-// Where a record never holds still, three probes whose looks agree are enough, and one is not.
+// If a record changes all the time, three probes whose looks agree are enough, and one is not.
 func TestM27_RecordsThatNeverHoldStill(t *testing.T) {
 	scene(t, func(ctx context.Context, w *world) {
 		a, b := pair(ctx, w, 100*time.Millisecond)
@@ -140,11 +140,11 @@ func TestM27_RecordsThatNeverHoldStill(t *testing.T) {
 	})
 }
 
-// A grant between the proof and the abort counts: nobody is a victim.
+// A grant between the proof and the abort counts: there is no victim.
 func TestM28_AGrantThatComesFirstCounts(t *testing.T) {
 	scene(t, func(ctx context.Context, w *world) {
 		a, b := pair(ctx, w, 100*time.Millisecond)
-		w.onAbort = func(wt *Waiter) { // the other one gives up what it holds, by another hand
+		w.onAbort = func(wt *Waiter) { // the other one's hold is released
 			if wt.Unit == Member(a) {
 				b.release(0)
 			} else {
@@ -185,9 +185,9 @@ func TestM29_OneVictim(t *testing.T) {
 	}
 }
 
-// Only the victim aborts itself: while its process is stopped nobody else is aborted.
-// One of the circle only has to be granted, so no edge leads over what it holds: the others know all the same that it
-// is the victim, and so does itself.
+// Only the victim aborts itself: while its process is stopped no other wait is aborted.
+// One unit of the circle only has to be granted, so no edge leads over its holds. All the same, the others and it
+// itself know that it is the victim.
 func TestM29_TheVictimIsInNobodysWay(t *testing.T) {
 	for i := range 20 {
 		scene(t, func(ctx context.Context, w *world) {
@@ -240,7 +240,7 @@ func TestM30_OnlyTheVictimAbortsItself(t *testing.T) {
 	})
 }
 
-// Who was a victim before is one later than who was not: two that ask again at once, without letting go, take
+// A unit that was a victim before is picked after one that was not: two units that retry at once, without a release, take
 // turns.
 func TestM31_VictimsTakeTurns(t *testing.T) {
 	scene(t, func(ctx context.Context, w *world) {
@@ -318,7 +318,7 @@ func TestM33_ADeadLeaseIsInNobodysWay(t *testing.T) {
 	})
 }
 
-// A unit needs all that it waits for: a circle over the second of two waits is one, and it is broken there.
+// A unit needs all its waits: a circle over the second of two waits counts, and is broken there.
 func TestM34_AllWaitsOfAUnit(t *testing.T) {
 	scene(t, func(ctx context.Context, w *world) {
 		a, b := pair(ctx, w, 100*time.Millisecond)
@@ -376,8 +376,8 @@ func TestM35_AnEntryOfSeveralUnits(t *testing.T) {
 	}
 }
 
-// A look is bounded, and one that was cut short goes elsewhere the next time: a circle of five is found among
-// thousands of leases that wait, in many records.
+// A look is bounded, and after one that was cut short the next reads others: a circle of five is found among
+// thousands of waiting leases, in many records.
 func TestM37_ALookIsBounded(t *testing.T) {
 	scene(t, func(ctx context.Context, w *world) {
 		w.unchecked = true // the ground truth would take long

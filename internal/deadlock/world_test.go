@@ -27,20 +27,20 @@ type world struct {
 	waiters map[string]*simWait    // by id
 	procs   map[string]*simProc    // by lease
 	entries map[string]*simUnit    // whose entry this is, by id, also of conversions
-	letting map[string]bool        // entries that were let go and stand all the same
+	letting map[string]bool        // released entries that are still in the record
 	victims []*simUnit             // in order
 	latest  Cycle                  // of the last victim
-	freed   map[*simUnit]time.Time // those whose deadlock the abort of another has ended; nil: nobody asks
-	late    int                    // victims whose circle had ended so while they were being judged
+	freed   map[*simUnit]time.Time // those whose deadlock the abort of another has ended; nil: not used
+	late    int                    // victims whose circle ended so during their conviction
 	lag     time.Duration          // of reads, at most
 	poked   map[string]int
 	writes  int // of documents
 
-	missDoc   func(lease string) bool // a read that says there is none
+	missDoc   func(lease string) bool // a read that finds none
 	onProve   func(key string)
 	frozen    map[string]bool // processes that don't abort
 	onAbort   func(w *Waiter)
-	unchecked bool // victims are not held against the ground truth
+	unchecked bool // victims are not checked by the ground truth
 }
 
 type stored struct {
@@ -104,7 +104,7 @@ func (u *simUnit) Describe() Unit {
 	return d
 }
 
-// apply makes a write, and tells those that it lets in or takes away. Called with mu held.
+// apply makes a write, and ends the waits that it grants or removes. Called with mu held.
 func (w *world) apply(key string, op record.Op) record.Verdict {
 	op.Kind = record.KindLock
 	was := w.recs[key]
@@ -145,7 +145,7 @@ func (u *simUnit) granted(id, key string, granted bool) {
 
 var errVictim = errors.New("victim")
 
-// begin asks for a lock, or for another mode of a hold, and returns the wait, nil if it was granted at once.
+// begin requests a lock, or another mode of a hold, and returns the wait, nil if it was granted at once.
 func (u *simUnit) begin(key string, mode record.Mode, holder string) (id string, sw *simWait, err error) {
 	w := u.p.w
 	w.mu.Lock()
@@ -192,7 +192,7 @@ func (u *simUnit) acquire(key string, mode record.Mode, holder string) (string, 
 	return id, nil
 }
 
-// release lets go of everything; the records hear of it after up to lag.
+// release releases everything; the records change after up to lag.
 func (u *simUnit) release(lag time.Duration) {
 	w := u.p.w
 	u.mu.Lock()
@@ -218,7 +218,7 @@ func (u *simUnit) release(lag time.Duration) {
 	time.AfterFunc(lag, let)
 }
 
-// stuck is the ground truth: whether the unit waits for ever when all who don't wait let go. Called with mu held.
+// stuck is the ground truth: whether the unit waits for ever even if all units that don't wait release. Called with mu held.
 func (w *world) stuck(u *simUnit) bool {
 	c := &world{t: w.t, rev: w.rev, recs: map[string]versioned{}, waiters: map[string]*simWait{}}
 	for k, s := range w.recs {
@@ -250,8 +250,8 @@ func (w *world) stuck(u *simUnit) bool {
 	return waits(u)
 }
 
-// judged holds a victim against the ground truth: it is stuck, or was when its circle was proved, and the victim of
-// another circle has been aborted since.
+// judged checks a victim by the ground truth: it is stuck, or was when its circle was proved, and the victim of
+// another circle was aborted since.
 func (w *world) judged(u *simUnit, c Cycle) {
 	switch at, freed := w.freed[u]; {
 	case w.stuck(u):

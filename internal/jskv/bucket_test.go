@@ -166,8 +166,8 @@ func TestCompareAndSet(t *testing.T) {
 	})
 }
 
-// One of many writers at the same revision wins; nobody is told a revision that
-// was not the key's.
+// One of many writers at the same revision wins; no writer gets a revision that
+// the key never had.
 func TestCompareAndSetIsExclusive(t *testing.T) {
 	onServers(t, func(t *testing.T, nc *nats.Conn, b *jskv.Bucket) {
 		rev := update(t, b, "k", "start", 0)
@@ -201,7 +201,7 @@ func TestCompareAndSetIsExclusive(t *testing.T) {
 	})
 }
 
-// What the server's answer, or its absence, is taken for.
+// The outcome for each answer of the server, or for none.
 func TestOutcomes(t *testing.T) {
 	nc := dial(t, startServer(t))
 	refusal := func(code int, text string) string {

@@ -27,7 +27,7 @@ func check(t *testing.T, b *jskv.Bucket, key string, rev uint64) error {
 	return err
 }
 
-// What a check says of each state that a key can be in, and that it changes none.
+// The result of a check for each state of a key; a check changes none.
 func TestCheckAt(t *testing.T) {
 	onServers(t, func(t *testing.T, nc *nats.Conn, b *jskv.Bucket) {
 		expectConflict(t, check(t, b, "a", 7), "a", 7, 0)

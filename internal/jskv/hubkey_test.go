@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// A key that comes back soon joins its old group, whose watcher says nothing of
-// the value that was written in between to nobody.
+// A key that comes back soon joins its old group, whose watcher does not deliver
+// a value that was written in between.
 func TestReturningKeyReadsItsState(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newFakeStream()
@@ -23,7 +23,7 @@ func TestReturningKeyReadsItsState(t *testing.T) {
 		h.Watch("a", again.add)
 		synctest.Wait()
 		again.want(t, "a2")
-		time.Sleep(10 * time.Second) // the watcher owes nothing for a2
+		time.Sleep(10 * time.Second) // the watcher need not deliver a2
 		s.put("a", "a3")
 		synctest.Wait()
 		again.want(t, "a2 a3")
@@ -53,7 +53,7 @@ func TestOlderEntriesAreNotDelivered(t *testing.T) {
 		settle()
 		a.want(t, "a2")
 
-		// So does a leader that was deposed and does not know it.
+		// So does a deposed leader that does not know it.
 		current := s.entries["a"]
 		s.set(func(s *fakeStream) { s.entries["a"] = old })
 		time.Sleep(2 * DefaultPollInterval)

@@ -9,7 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// A write whose answer nobody waited for may still be sent. So its message is not used for another one.
+// A write that was given up may still be sent. So its message is not reused.
 func TestAMessageWithoutAnAnswerIsNotUsedAgain(t *testing.T) {
 	var given *nats.Msg
 	b := &Bucket{prefix: "$KV.b."}

@@ -159,7 +159,7 @@ func TestOpenedByManyAtOnce(t *testing.T) {
 	}
 }
 
-// Everything stays readable for who knows nothing of this library.
+// Everything stays readable for other KV clients.
 func TestOrdinaryClientsCanReadEverything(t *testing.T) {
 	srv := startServer(t)
 	b := open(t, dial(t, srv), jskv.Config{}).Locks[0]
@@ -310,8 +310,8 @@ func TestBadConfigs(t *testing.T) {
 	}
 }
 
-// A bucket that somebody else has made meanwhile exists: when the server goes away
-// before it is found, that is no matter of credentials, and trying again helps.
+// A bucket that another process has made meanwhile exists. If the server goes away
+// before it is found, the error does not blame the credentials, and a retry helps.
 func TestServerGoesAwayWhileBucketsAreMade(t *testing.T) {
 	srv := startServer(t, embedded.WithListen("127.0.0.1:0"))
 	proxy := faultproxy.New(t, srv.ClientURL())
@@ -378,8 +378,8 @@ func TestVerifyOfABucketThatWasSetBack(t *testing.T) {
 	}
 }
 
-// Many find at the same time that the bucket was set back. Whoever moves it up, and
-// however late, removes nothing that was written above.
+// Many processes find at the same time that the bucket was set back. None of them, however late it moves the revisions
+// up, removes what was written above.
 func TestSetBackBucketIsMovedUpByManyAtOnce(t *testing.T) {
 	t.Parallel()
 	c := cluster.Run(t, 3)

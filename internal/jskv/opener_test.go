@@ -46,8 +46,8 @@ func (c *crowd) leave(key string) {
 	}
 }
 
-// unheard writes every key and returns one whose watcher said nothing, if any.
-// No time passes for a poll to help.
+// unheard writes every key and returns one that its watcher did not deliver, if any.
+// No time passes, so no poll delivers it.
 func (c *crowd) unheard(value string) string {
 	for key := range c.stops {
 		c.stream.put(key, value)
@@ -87,7 +87,7 @@ func TestKeysShareWatchers(t *testing.T) {
 	})
 }
 
-// Keys that come one by one are gathered into ever fewer watchers.
+// Keys that come one by one are merged into few watchers.
 func TestSmallGroupsAreMerged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newFakeStream()
@@ -172,7 +172,7 @@ func TestManyKeysTakeOneWideWatcher(t *testing.T) {
 	})
 }
 
-// Whatever comes and goes, every key has a watcher soon, and they are few.
+// Whatever keys come and go, every key has a watcher soon, and there are few watchers.
 func TestEveryKeyIsCovered(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {

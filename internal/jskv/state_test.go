@@ -65,7 +65,7 @@ func TestFollowedKeysCostNothingAtRest(t *testing.T) {
 	}
 }
 
-// A purge of one subject tells no watcher.
+// A purge of one subject sends nothing to a watcher.
 func TestRemovalWithoutAMarkerIsNoticed(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{1, 3, 300, 2000, 10_000} {
@@ -116,7 +116,7 @@ func TestKeysThatAreWaitedForAreReadAfterAChangeOnly(t *testing.T) {
 	})
 }
 
-// One waits among many that follow: nothing but its own reads tell it in time.
+// One key with a waiter among many followed ones: only its own reads are in time.
 func TestOneThatWaitsAmongManyThatFollow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newFakeStream()

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// settle lets the hub do what it has to do at once, urgent reads and openings
-// included, but no poll.
+// settle lets the hub do all immediate work, such as urgent reads and openings,
+// but no poll.
 func settle() {
 	time.Sleep(20 * time.Millisecond)
 	synctest.Wait()
@@ -96,7 +96,7 @@ func TestSilentWatcherIsReplaced(t *testing.T) {
 	})
 }
 
-// An entry that is merely late does not cost a watcher.
+// An entry that is only late does not cost a watcher.
 func TestLateWatcherIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newFakeStream()

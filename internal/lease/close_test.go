@@ -65,8 +65,8 @@ func TestCloseResolvesUnknownOutcomes(t *testing.T) {
 	}
 }
 
-// A renewal that is still on its way when the lease is closed may commit first,
-// or lose: the tombstone stands in the end, and nothing comes after it.
+// A renewal that is still under way when the lease is closed may be committed first,
+// or fail: in the end the tombstone is there, and nothing comes after it.
 func TestCloseDuringARenewal(t *testing.T) {
 	for _, late := range []time.Duration{1, 100 * ms, 3 * sec} {
 		synctest.Test(t, func(t *testing.T) {
@@ -121,7 +121,7 @@ func TestCloseOfALostLease(t *testing.T) {
 		l := create(t, b, lease.Config{AutoRenew: true})
 		outage(b)
 		<-l.Lost()
-		time.Sleep(sec) // its tombstone is on its way, in vain
+		time.Sleep(sec) // its tombstone is under way, in vain
 		b.hooks(nil, nil)
 		if err := l.Close(t.Context()); err != nil {
 			t.Fatal(err)

@@ -81,8 +81,8 @@ func TestValidID(t *testing.T) {
 	}
 }
 
-// Whatever a holder is called, its tombstone must be readable, or nobody would
-// ever take it for one.
+// Whatever the name of a holder, its tombstone must be readable, or nobody would
+// see that it is one.
 func TestTombstoneIsReadableWhateverTheLabel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, label := range []string{strings.Repeat("\u2028", 85), "<&>\"\\\x00", strings.Repeat("\x01", 256)} {

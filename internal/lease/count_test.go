@@ -11,8 +11,8 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// A renewal whose answer is lost, and which the watch shows while it is given up or
-// read for, is one renewal and not two.
+// A renewal whose answer is lost, and which the watch shows during the give-up or
+// the read, counts once, not twice.
 func TestRenewalThatTheWatchShowsIsOne(t *testing.T) {
 	for name, watchAfter := range map[string]time.Duration{
 		"in the pause":        2*sec + ms, // after the timeout of 2 s there is one of 10 to 20 ms
@@ -45,8 +45,8 @@ func TestRenewalThatTheWatchShowsIsOne(t *testing.T) {
 	}
 }
 
-// One that failed and turns out to have come to pass is not what the next one is
-// asked for: that renews from now on, and both count.
+// If a failed renewal turns out to be committed, the next Renew
+// still renews from now on, and both count.
 func TestRenewalByHandIsFromNowOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()
@@ -67,7 +67,7 @@ func TestRenewalByHandIsFromNowOn(t *testing.T) {
 		if err := l.Renew(t.Context()); err != nil || l.Remaining() < 28*sec || l.Renewals() != 2 {
 			t.Errorf("%v, valid for %v after %d", err, l.Remaining(), l.Renewals())
 		}
-		// The last one that is allowed fails, but came to pass.
+		// The last allowed one fails, but was committed.
 		time.Sleep(sec)
 		fails()
 		until := l.ValidUntil()
@@ -77,8 +77,8 @@ func TestRenewalByHandIsFromNowOn(t *testing.T) {
 	})
 }
 
-// On a link so slow that the next renewal is due when one is answered there is always
-// one on its way. It is none of those that are counted from the grant on.
+// On a link so slow that the next renewal is due when one is answered, a renewal is always
+// under way. The one that is under way at the grant does not count.
 func TestLimitDoesNotCountWhatWasSentBefore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()
@@ -122,8 +122,8 @@ func TestLimitEndsWhatIsUnderWay(t *testing.T) {
 	})
 }
 
-// Once the watch has shown that an earlier attempt renewed the lease, the answer to a
-// later one is not waited for: it can only be a conflict, and the next may be due.
+// Once the watch has shown that an earlier attempt renewed the lease, the renewal does not wait for
+// the answer to a later attempt: it can only be a conflict, and the next may be due.
 func TestAnswersThatCannotMatterAreNotWaitedFor(t *testing.T) {
 	for name, f := range map[string]struct{ write, read fault }{
 		"to a write": {write: fault{slow: 20 * sec}, read: fault{err: kv.ErrUnavailable}},
@@ -132,7 +132,7 @@ func TestAnswersThatCannotMatterAreNotWaitedFor(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newBucket()
-				link := measured(8 * sec) // a request is waited for as long
+				link := measured(8 * sec) // the time that a request waits
 				l := create(t, b, lease.Config{TTL: 5 * time.Minute, MaxRenewals: 5, RTT: link})
 				b.hooks(func(n int, _ write) fault {
 					if n == 1 {
@@ -153,7 +153,7 @@ func TestAnswersThatCannotMatterAreNotWaitedFor(t *testing.T) {
 	}
 }
 
-// A value that was the lease's once, and that somebody puts back, is not a renewal.
+// An old value of the lease that somebody writes again is not a renewal.
 func TestAnOldValueIsNotOurs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()

@@ -11,7 +11,7 @@ func (c Config) Patience(remaining time.Duration, unanswered int) time.Duration 
 	return c.patience(remaining, timeouts(unanswered))
 }
 
-// LeastRoom is what an attempt is reckoned to take at least.
+// LeastRoom is the least expected time of an attempt.
 const LeastRoom = minAttempt
 
 // Remembered returns how many leases the observer remembers.
@@ -21,7 +21,7 @@ func (o *Observer) Remembered() int {
 	return len(o.observations)
 }
 
-// SetMemory bounds what the observer remembers.
+// SetMemory bounds how many leases the observer remembers.
 func (o *Observer) SetMemory(n int) { o.maxRemembered, o.pruneAt = n, n/100 }
 
 // Renewals returns how many renewals have succeeded, since Limit if that was called.

@@ -18,13 +18,13 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// The real ones are what the fakes stand for.
+// The fakes stand for these types.
 var (
 	_ lease.Bucket    = (*jskv.Bucket)(nil)
 	_ lease.WatchFunc = (*jskv.Hub)(nil).Watch
 )
 
-// fault is what happens to one request.
+// fault is the fault of one request.
 type fault struct {
 	err    error         // fail with it at once, without effect
 	delay  time.Duration // before the request arrives
@@ -198,7 +198,7 @@ func (b *bucket) purge(key string) uint64 {
 	return b.storeLocked(jskv.Entry{Key: key, Deleted: true})
 }
 
-// forget leaves nothing at all.
+// forget removes the key without a marker.
 func (b *bucket) forget(key string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -227,7 +227,7 @@ func (b *bucket) hooks(onWrite func(int, write) fault, onRead func(int, string) 
 	b.nWrites, b.nReads = 0, 0
 }
 
-// info decodes what stands at the key.
+// info decodes the value of the key.
 func (b *bucket) info(t *testing.T, key string) lease.Info {
 	t.Helper()
 	i, err := lease.Decode(key, b.get(key).Value)
@@ -257,9 +257,9 @@ func (w *watch) poke() {
 }
 
 // wait waits for d, unless the watch ends before. It makes no timer that is due at
-// once: in a bubble of synctest such a timer is run by who makes it, and with the race
-// detector (Go 1.26) beside others that are run at the same time, in a context that they
-// share and ruin, until the detector crashes.
+// once: in a bubble of synctest, the goroutine that makes such a timer runs it. With the race
+// detector (Go 1.26) it runs together with other timers, in a context that they
+// share and corrupt, until the detector crashes.
 func (w *watch) wait(d time.Duration) bool {
 	if d <= 0 {
 		return true

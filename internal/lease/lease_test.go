@@ -141,7 +141,7 @@ func TestInvalidConfig(t *testing.T) {
 	}
 }
 
-// What is stored must not be less than what the holder goes by.
+// The stored times must not be shorter than those that the holder uses.
 func TestRoundingKeepsTheHolderOnTheSafeSide(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()
@@ -231,7 +231,7 @@ func TestRenewalLimit(t *testing.T) {
 		if l.Renewals() != 5 || last.Info.Dead || l.ValidUntil() != last.At.Sub(start)+9500*ms {
 			t.Errorf("%d renewals, valid for %v after the last", l.Renewals(), l.ValidUntil()-last.At.Sub(start))
 		}
-		// The timer looks every second, and is never set for less than a millisecond.
+		// The timer fires every second, and is never set for less than a millisecond.
 		if d := time.Since(last.At); d < 9500*ms || d > 9501*ms {
 			t.Errorf("lost %v after the last renewal", d)
 		}
@@ -310,7 +310,7 @@ func TestLimit(t *testing.T) {
 	})
 }
 
-// One that is on its way when the next is due stands for it.
+// A renewal that is under way when the next is due counts as the next.
 func TestRenewalsByHandAndByItselfDoNotPileUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()

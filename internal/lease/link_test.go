@@ -14,8 +14,8 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// wire is a connection to a bucket. Each direction takes half of what trip says and
-// keeps its order, as TCP does; a request that is given up arrives all the same.
+// wire is a connection to a bucket. Each direction takes half of the trip time and
+// keeps its order, as TCP does; a request that was given up arrives all the same.
 type wire struct {
 	*bucket
 	mu       sync.Mutex
@@ -74,7 +74,7 @@ func (w *wire) Get(ctx context.Context, key string) (jskv.Entry, error) {
 	}
 }
 
-// watch has the lease see what its key is, over the same connection.
+// watch passes the entries of its key to the lease, over the same connection.
 func (w *wire) watch(l *lease.Lease) (stop func()) {
 	return w.Watch(l.ID(), func(e jskv.Entry) {
 		time.Sleep(w.arrival(&w.down))
@@ -82,8 +82,8 @@ func (w *wire) watch(l *lease.Lease) (stop func()) {
 	})
 }
 
-// weather changes how long a round trip takes, at random, and never more than most:
-// for some twenty messages it is much the same, with or without jitter.
+// weather changes the round-trip time at random, up to most: it
+// is about the same for some twenty messages, with or without jitter.
 func weather(rng *rand.Rand, most time.Duration) func() time.Duration {
 	var level, jitter time.Duration
 	left := 0
@@ -105,9 +105,9 @@ func weather(rng *rand.Rand, most time.Duration) func() time.Duration {
 	}
 }
 
-// One answer that took long, as a stopped process or an election makes it, raises
-// what is expected above what fits in. A renewal that is lost after that must not be
-// waited for to the end: the next one would be answered at once.
+// One slow answer, after a stopped process or an election, raises
+// the expected time above the remaining one. If the next renewal is lost, the lease must not
+// wait for it to the end: another one would be answered at once.
 func TestLostRenewalAfterASlowAnswer(t *testing.T) {
 	for _, c := range []struct{ ttl, slow time.Duration }{
 		{30 * sec, 5 * sec}, {30 * sec, 10 * sec}, {3 * sec, sec}, {3 * sec, 5 * sec}, {300 * ms, 500 * ms},
@@ -129,8 +129,8 @@ func TestLostRenewalAfterASlowAnswer(t *testing.T) {
 	}
 }
 
-// A lease lasts whatever a link does whose round trips are less than a third of its TTL
-// and than ten seconds, under a TTL of six seconds and less without a watch's help.
+// A lease lasts on any link with round trips of less than a third of its TTL
+// and less than ten seconds; with a TTL of up to six seconds also without a watch.
 func TestNoLossInAnyWeather(t *testing.T) {
 	for n, ttl := range []time.Duration{100 * ms, 300 * ms, 900 * ms, 3 * sec, 6 * sec, 15 * sec, 30 * sec, time.Minute} {
 		t.Run(ttl.String(), func(t *testing.T) {
@@ -157,6 +157,6 @@ func inWeather(t *testing.T, ttl time.Duration, seed uint64) {
 	if !l.Valid() {
 		t.Errorf("seed %d, TTL %v, renewed every %v: %v after %d renewals", seed, ttl, every, l.Err(), l.Renewals())
 	}
-	_ = l.Close(context.Background()) // may not come through before others have observed the end
-	time.Sleep(time.Minute)           // what is under way arrives
+	_ = l.Close(context.Background()) // may fail before others have observed the end
+	time.Sleep(time.Minute)           // requests under way arrive
 }

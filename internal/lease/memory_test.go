@@ -22,7 +22,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		}
 		id := ghost(b, time.Hour)
 		start := time.Now()
-		o.Observe(id, time.Hour, true, d.dead) // asked about all the time
+		o.Observe(id, time.Hour, true, d.dead) // observed all the time
 		time.Sleep(sec)
 		ask(10*time.Hour, 2_500)
 		if n := o.Remembered(); n > 1000 || n < 800 {
@@ -36,7 +36,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		if got := d.after(id, start); got != 63*time.Minute {
 			t.Errorf("the one asked about died after %v", got)
 		}
-		// What nobody has asked about for ten limits goes first.
+		// Observations that were unused for ten limits go first.
 		time.Sleep(200 * time.Hour)
 		ask(10*sec, 1000)
 		if _, err := o.Check(t.Context(), id, time.Hour); err != nil {
@@ -52,7 +52,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	})
 }
 
-// With more leases asked about than the memory holds, each is kept all the same.
+// If more leases are observed than the memory holds, each is kept all the same.
 func TestMemoryKeepsWhatIsAskedAbout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()

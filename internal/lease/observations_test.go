@@ -155,8 +155,8 @@ func TestWaitDeadOfALivingLease(t *testing.T) {
 	})
 }
 
-// Those who check a lease at the same time share a read, which begins after they have asked; they
-// are not left alone by the one who sent it.
+// Checks of a lease at the same time share a read, which begins after they came; if
+// the caller that sends it leaves, the others still get a result.
 func TestChecksShareARead(t *testing.T) {
 	for gaveUp, reads := range map[error]int{nil: 2, context.Canceled: 3} {
 		synctest.Test(t, func(t *testing.T) {
@@ -192,7 +192,7 @@ func TestChecksShareARead(t *testing.T) {
 	}
 }
 
-// A read that was under way may be older than what the subscriber knows of.
+// A read that was under way may be older than the state that the subscriber knows.
 func TestACheckIsNoOlderThanItsQuestion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()
@@ -272,7 +272,7 @@ func TestObserverClose(t *testing.T) {
 		never := func(id string) { t.Error("called") }
 		stop := o.Observe(ghost(b, 10*sec), 10*sec, true, never)
 		b.hooks(func(int, write) fault { return fault{lost: true} }, nil)
-		time.Sleep(11 * sec) // a tombstone is on its way
+		time.Sleep(11 * sec) // a tombstone is under way
 		start := time.Now()
 		o.Close()
 		o.Close()
@@ -285,8 +285,8 @@ func TestObserverClose(t *testing.T) {
 	})
 }
 
-// One that opens and closes questions about the same lease from many goroutines
-// is left with no watch and no question.
+// After observations of the same lease by many goroutines have ended,
+// no watch and no subscriber is left.
 func TestQuestionsComeAndGo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()

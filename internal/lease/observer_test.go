@@ -14,7 +14,7 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// ghost leaves a lease behind whose holder is gone.
+// ghost makes a lease whose holder is gone.
 func ghost(b *bucket, ttl time.Duration) string {
 	id := nuid.Next()
 	b.put(id, fmt.Appendf(nil, `{"v":1,"id":"%s","state":"live","ttl":%d,"margin":%d,"host":"gone","pid":1,"nonce":"n"}`,
@@ -102,7 +102,7 @@ func TestWhoIsNotUrgentLetsOthersGoFirst(t *testing.T) {
 		if most-least < 300*ms {
 			t.Errorf("delays from %v to %v are hardly random", least, most)
 		}
-		// Within a TTL also when that is short, and at once when one becomes urgent.
+		// Within a TTL even if that is short, and at once when a subscriber becomes urgent.
 		b := newBucket()
 		o, d := observe(t, b), newDeaths(t, b)
 		id := ghost(b, 100*ms)
@@ -134,7 +134,7 @@ func TestALivingLeaseIsLeftAlone(t *testing.T) {
 		if d.count() != 0 || !l.Valid() {
 			t.Fatalf("declared dead while valid %v", l.Valid())
 		}
-		// And is told at once that it was closed.
+		// And learns at once that it was closed.
 		if err := l.Close(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -145,8 +145,8 @@ func TestALivingLeaseIsLeftAlone(t *testing.T) {
 	})
 }
 
-// A revision counts from when it has arrived, not from when it was asked for:
-// in between it may have been written.
+// A revision counts from its arrival, not from the request:
+// it may have been written in between.
 func TestSeenMeansReceived(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()
@@ -171,7 +171,7 @@ func TestSeenMeansReceived(t *testing.T) {
 	})
 }
 
-// An observer that is about to declare many leases dead must look again at each.
+// An observer that declares many leases dead must check each again before.
 func TestRenewalWhileQueuedCounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()
@@ -297,7 +297,7 @@ func TestTombstoneOutcomes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newBucket()
-				// Without a watch's help: what counts is what the write and the read tell.
+				// Without a watch: only the answers to the write and the read count.
 				o := lease.NewObserver(b, func(key string, fn func(jskv.Entry)) func() {
 					go fn(b.get(key))
 					return func() {}

@@ -37,7 +37,7 @@ func TestOnLostOfTenThousand(t *testing.T) {
 	})
 }
 
-// Whoever finds out is not made to tell the others: it may hold a lock of theirs.
+// The goroutine that finds the loss does not call the others: it may hold a lock that they need.
 func TestOnLostIsNotCalledByWhoAsks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		clk := newClock(1)

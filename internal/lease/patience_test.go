@@ -25,7 +25,7 @@ func TestCreateDoesNotReturnALeaseInItsMargin(t *testing.T) {
 	})
 }
 
-// On a link that is known to be slow a tombstone is waited for as long as it takes.
+// On a link that is known to be slow the wait for a tombstone is long enough.
 func TestTombstonesOnASlowLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()
@@ -54,7 +54,7 @@ func TestTombstonesOnASlowLink(t *testing.T) {
 	})
 }
 
-// Of a lease that is missing the longest TTL counts that anybody knows of.
+// For a missing lease the longest known TTL counts.
 func TestMissingLeaseOfSeveralTTLs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()

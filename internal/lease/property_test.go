@@ -16,19 +16,19 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// plan is one random history: clocks, faults and who asks when.
+// plan is one random history: clocks, faults and times of calls.
 type plan struct {
 	seed         uint64
 	ttl          time.Duration
 	holderRate   float64
 	observerRate float64
-	faults       float64 // part of the requests that something happens to
+	faults       float64 // fraction of the requests with a fault
 	outages      bool
 	manual       bool // the holder renews by hand, at random times
 }
 
-// run plays the history against one lease and three observers, and returns what
-// went wrong.
+// run plays the history against one lease and three observers, and returns the
+// violations.
 func (p plan) run(t *testing.T) (wrong []string, tombstones, renewals int) {
 	var mu sync.Mutex
 	rng := rand.New(rand.NewPCG(p.seed, 1))

@@ -8,7 +8,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/lease"
 )
 
-// silentFor returns a bucket that nothing reaches between two moments from now.
+// silentFor returns a bucket that gets no request between two times from now.
 func silentFor(from, until time.Duration) *bucket {
 	b := newBucket()
 	start := time.Now()
@@ -28,8 +28,8 @@ func sent(b *bucket) int {
 	return b.nWrites
 }
 
-// A TTL of 2 s and 0.8 s of silence that end with a reset: the renewal and the read
-// that follows it are lost, and their answers are waited for until the lease is over.
+// A TTL of 2 s and 0.8 s without answers that end with a reset: the renewal and the read
+// after it are lost, and without Resend the lease would wait for their answers until it ends.
 func TestResend_ALeaseOutlivesSilenceThatEndsInAReset(t *testing.T) {
 	for range 20 {
 		synctest.Test(t, func(t *testing.T) {
@@ -49,8 +49,8 @@ func TestResend_ALeaseOutlivesSilenceThatEndsInAReset(t *testing.T) {
 	}
 }
 
-// At whatever moment of a renewal the connection comes back, the very next thing
-// that happens is another attempt. The first one begins after 600 to 667 ms.
+// At whatever moment of a renewal the connection comes back, another
+// attempt follows at once. The first one begins after 600 to 667 ms.
 func TestResend_AtOnce(t *testing.T) {
 	for at := 700 * time.Millisecond; at < 1850*time.Millisecond; at += 25 * time.Millisecond {
 		synctest.Test(t, func(t *testing.T) {
@@ -66,8 +66,8 @@ func TestResend_AtOnce(t *testing.T) {
 	}
 }
 
-// An attempt whose answer alone was lost counts from its own sending, and is not
-// taken for somebody else's.
+// An attempt of which only the answer was lost counts from its own sending, and does not
+// count as another process's write.
 func TestResend_TheFirstAttemptWasCommitted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()

@@ -18,8 +18,8 @@ func outage(b *bucket) {
 	b.hooks(func(int, write) fault { return fault{lost: true} }, func(int, string) fault { return fault{lost: true} })
 }
 
-// A renewal that was committed but not acknowledged counts from when it was
-// sent, however late that is found out.
+// A renewal that was committed but not acknowledged counts from its sending,
+// however late the lease finds that out.
 func TestRule6_LostAckDoesNotLengthenValidity(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()
@@ -50,7 +50,7 @@ func TestRule6_LostAckDoesNotLengthenValidity(t *testing.T) {
 	})
 }
 
-// Two attempts are out; the second one's send time must not be lent to the first.
+// Two attempts are under way; the first must not count from the second one's send time.
 func TestRule6_OnlyTheStoredAttemptCounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()
@@ -91,8 +91,8 @@ func TestRule6_LateAckRevivesNothing(t *testing.T) {
 		clk := newClock(1)
 		l := create(t, b, lease.Config{TTL: 10 * sec, Clock: clk})
 		time.Sleep(9 * sec)
-		// The clock passes the deadline while the answer is on its way, and no
-		// timer has noticed when it arrives.
+		// The clock passes the deadline while the answer is under way, and no
+		// timer has fired when it arrives.
 		b.hooks(func(int, write) fault { return fault{slow: 400 * ms, forced: true} }, nil)
 		time.AfterFunc(400*ms-1, func() { clk.jump.Store(int64(200 * ms)) })
 		if err := l.Renew(t.Context()); !errors.Is(err, lease.ErrExpired) {
@@ -166,7 +166,7 @@ func TestRule6_AStaleReadProvesNothing(t *testing.T) {
 	})
 }
 
-// An unchanged revision does not show that the attempt is lost: it may commit
+// An unchanged revision does not prove that the attempt is lost: it may be committed
 // later, and must then be recognised.
 func TestRule6_AnUnchangedRevisionProvesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -214,7 +214,7 @@ func TestRule7_CloseEndsValidityBeforeItIsSent(t *testing.T) {
 	})
 }
 
-// A process that was stopped must not answer from what its timers have done.
+// A process that was stopped must not rely on its timers for an answer.
 func TestAccessorsAskTheClockFirst(t *testing.T) {
 	for name, ask := range map[string]func(l *lease.Lease) bool{
 		"Valid":     func(l *lease.Lease) bool { return !l.Valid() },
@@ -241,7 +241,7 @@ func TestAccessorsAskTheClockFirst(t *testing.T) {
 	}
 }
 
-// Go's timers do not count a suspension; the loss is noticed soon all the same.
+// Go's timers do not count a suspension; the lease notices the loss soon all the same.
 func TestLossIsNoticedSoonAfterASuspension(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		clk := newClock(1)
@@ -304,7 +304,7 @@ func TestOutageLongerThanTheLease(t *testing.T) {
 		time.Sleep(5 * sec)
 		b.hooks(nil, nil)
 		time.Sleep(5 * sec)
-		// Waiters need not observe what the holder can tell them.
+		// Waiters need no observation if the holder writes the tombstone.
 		if i := b.info(t, l.ID()); !i.Dead || i.Reason != lease.ReasonLost {
 			t.Errorf("left behind %+v", i)
 		}
@@ -336,7 +336,7 @@ func TestValidDoesNotWaitForTheServer(t *testing.T) {
 		b := newBucket()
 		l := create(t, b, lease.Config{AutoRenew: true})
 		b.hooks(func(int, write) fault { return fault{slow: 15 * sec, forced: true} }, nil)
-		time.Sleep(11 * sec) // a renewal is on its way and ignores its context
+		time.Sleep(11 * sec) // a renewal is under way and ignores its context
 		start := time.Now()
 		if !l.Valid() || time.Since(start) != 0 {
 			t.Errorf("valid %v after %v", l.Valid(), time.Since(start))

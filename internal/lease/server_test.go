@@ -14,8 +14,8 @@ import (
 	"github.com/lockfabric/lockfabric/internal/lease"
 )
 
-// TestOnAServer goes through a lease's whole life on a real one, with the real
-// clocks, and waits for events only: how fast they come is not its business.
+// TestOnAServer goes through a lease's whole life on a real server, with the real
+// clocks. It waits for events only, however long they take.
 func TestOnAServer(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()

@@ -13,8 +13,8 @@ import (
 	"github.com/lockfabric/lockfabric/internal/rtt"
 )
 
-// setLink has every answer take what trip says. A request arrives at once, also
-// one that is given up.
+// setLink makes every answer take the trip time. A request arrives at once, even
+// if it is given up.
 func setLink(b *bucket, trip func(n int) time.Duration) {
 	b.hooks(func(n int, _ write) fault { return fault{slow: trip(n)} },
 		func(n int, _ string) fault { return fault{slow: trip(n)} })
@@ -45,10 +45,10 @@ func TestNoLossUnderAThirdOfTheTTL(t *testing.T) {
 					t.Parallel()
 					synctest.Test(t, func(t *testing.T) {
 						if every > ttl/2 && name != "steady" && name != "jitter" {
-							return // whoever renews that late has no room for surprises
+							return // a renewal that late leaves no room for delays
 						}
 						if ttl == 30*sec && name != "steady" && name != "jitter" {
-							trip = always(2*sec - ms) // see firstPatience
+							trip = always(2*sec - ms) // see minPatience
 						}
 						b := newBucket()
 						setLink(b, trip)
@@ -64,8 +64,8 @@ func TestNoLossUnderAThirdOfTheTTL(t *testing.T) {
 	}
 }
 
-// All of a sudden, however slow it was before, and the only answer that counts is the
-// one that is waited for.
+// The link becomes slow at once, whatever it was before, and only an answer within the
+// wait counts.
 func TestSuddenlySlowLink(t *testing.T) {
 	for _, ttl := range []time.Duration{100 * ms, 300 * ms, 900 * ms, 5 * sec} {
 		for _, before := range []time.Duration{0, ttl / 10, ttl / 6, ttl / 5, ttl / 4} {
@@ -90,7 +90,7 @@ func TestSuddenlySlowLink(t *testing.T) {
 }
 
 // The watch of its own key shows a renewal whose answer came after it was given
-// up. That keeps the lease, and tells how patient to be.
+// up. That keeps the lease, and is a sample for the estimator.
 func TestSlowLinkWithAWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()
@@ -110,7 +110,7 @@ func TestSlowLinkWithAWatch(t *testing.T) {
 	})
 }
 
-// What the watch has told need not be read.
+// A renewal that the watch has shown needs no read.
 func TestWatchIsAsGoodAsTheAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()
@@ -127,7 +127,7 @@ func TestRenewalsMoveEarlierOnASlowLink(t *testing.T) {
 	for _, c := range []struct{ every, link, early, least, most time.Duration }{
 		{10 * sec, 0, 0, 9 * sec, 10 * sec},
 		{10 * sec, 2 * sec, 2 * sec, 7 * sec, 8 * sec},
-		{10 * sec, 7 * sec, 5 * sec, 7 * sec, 7 * sec}, // half of it is the most; but one takes longer
+		{10 * sec, 7 * sec, 5 * sec, 7 * sec, 7 * sec}, // half of it is the maximum; but one takes longer
 		{27 * sec, 0, 0, 24 * sec, 27 * sec},
 		{27 * sec, 2 * sec, 6500 * ms, 18 * sec, 20500 * ms}, // leaves four round trips before the end
 	} {
@@ -149,8 +149,8 @@ func TestRenewalsMoveEarlierOnASlowLink(t *testing.T) {
 	}
 }
 
-// Renewals that are counted are not early, since each would take its time from the
-// holder, as long as one answer has room.
+// Counted renewals are not early if one answer has room, since each early one would take time from the
+// holder.
 func TestCountedRenewalsAreNotEarly(t *testing.T) {
 	for name, limit := range map[string]func(*lease.Config) func(*lease.Lease){
 		"from the beginning": func(c *lease.Config) func(*lease.Lease) {
@@ -241,10 +241,10 @@ func TestRefusedRenewalsAreNotMeasured(t *testing.T) {
 	})
 }
 
-// Rules of waiting, whatever was measured: never beyond the end of the validity, never
-// less than what is promised or an answer takes, of the longest timeout, while that is possible; beyond the
-// promise with room for a read and a write while that is possible, and else not to the
-// end either, if answers have come sooner as a rule.
+// Rules of the patience, whatever was measured: never beyond the end of the validity; if possible, never
+// less than minPatience, or than an answer of the longest timeout; beyond
+// minPatience, if possible, with room for a read and a write, and else not to the
+// end either, if answers usually came sooner.
 func TestPatience(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		link := new(rtt.Estimator)
@@ -258,7 +258,7 @@ func TestPatience(t *testing.T) {
 		got := lease.Config{TTL: ttl, RenewEvery: every, RTT: link}.Patience(remaining, n)
 		answer, promised := max(link.Expect(), lease.LeastRoom), min(ttl/3, 2*sec)
 		if every > ttl/2 {
-			promised = 0 // whoever renews that late has no room for surprises
+			promised = 0 // a renewal that late leaves no room for delays
 		}
 		mean, _ := link.RTT()
 		switch {

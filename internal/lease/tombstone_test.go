@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// The tombstone is told once, before anybody acts upon the death, though the watch
-// can be faster than the acknowledgement, and not when it is another's.
+// OnTombstone's function is called once, before any subscriber, even if the watch
+// is faster than the acknowledgement, and not for another observer's tombstone.
 func TestOwnTombstonesAreTold(t *testing.T) {
 	for _, lost := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -28,7 +28,7 @@ func TestOwnTombstonesAreTold(t *testing.T) {
 			}
 			tombstone := say("tombstone ")
 			o.OnTombstone(func(id string) {
-				// It runs without a lock of the observer, which would be waited for here.
+				// It runs without a lock of the observer, or this call would wait for ever.
 				if st, err := o.Check(t.Context(), id, 10*sec); err != nil || !st.Dead {
 					t.Errorf("%s: %+v, %v", id, st, err)
 				}

@@ -1,6 +1,6 @@
 package record
 
-// inTheWay is whom a request that can't be granted waits for.
+// inTheWay returns the entry that a request that can't be granted waits for.
 func (o *oracle) inTheWay(want Mode) string {
 	for _, h := range o.list(true) {
 		if !oracleCompatible(h.op.Mode, want) {

@@ -158,8 +158,8 @@ func TestQuickAnswers(t *testing.T) {
 	}
 }
 
-// Whatever was measured, everything stays within its bounds; and whatever it was,
-// the estimate converges to what comes then.
+// Whatever was measured, all results stay within their bounds, and
+// the estimate converges to later samples.
 func TestBoundsAndConvergence(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		e := new(rtt.Estimator)
