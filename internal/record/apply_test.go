@@ -49,7 +49,7 @@ func expect(t *testing.T, r *Record, holders, waiters string) {
 	}
 }
 
-// Rule 11: whatever was granted within a round, only what stands in its end counts.
+// Rule 11: of the grants within a round, only those in the final record count.
 func TestOneExclusiveGrantPerWrite(t *testing.T) {
 	next, results, changed := Apply(nil, 0, []Op{acquire("a.1", X), release("a.1"), acquire("b.1", X)}, Limits{})
 	expect(t, next, "b.1", "")
@@ -239,7 +239,7 @@ func TestAlreadyHeld(t *testing.T) {
 	}
 }
 
-// A retry of "whoever holds" must not hit those who were granted in between.
+// A retry of "every holder" must not hit holders that were granted in between.
 func TestUpToMakesRevokeAndRemoveIdempotent(t *testing.T) {
 	base, rev := after(t, Limits{}, acquire("a.1", S), acquire("b.1", S), acquire("c.1", X))
 	remove := Op{Verb: OpRemove, UpTo: Ticket(rev, 0)}

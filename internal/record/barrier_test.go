@@ -48,7 +48,7 @@ func (s *site) must(ops ...Op) {
 	}
 }
 
-// stands checks where operations stand.
+// stands checks the states of operations.
 func (s *site) stands(want Standing, why Verdict, ops ...Op) {
 	s.t.Helper()
 	for i := range ops {
@@ -86,7 +86,7 @@ func undoOf(t *testing.T, op Op) Op {
 	return undo
 }
 
-// P4: the one who came last did not hear of it, and everybody arrives again at once: the retry is of
+// P4: the last party lost its answer, and all parties arrive again at once: the retry is of
 // the generation that it named.
 func TestP4_RetryOfArriveCountsInNoLaterGeneration(t *testing.T) {
 	s := newSite(t)
@@ -104,7 +104,7 @@ func TestP4_RetryOfArriveCountsInNoLaterGeneration(t *testing.T) {
 	if f := s.rec.Facts(); f.Arrived != 1 || f.Gen != 2 {
 		t.Errorf("%+v", f)
 	}
-	// One that comes for the first time, for a generation that is over, counts nowhere.
+	// A first arrival for a generation that has ended counts nowhere.
 	if v := s.apply(s.arrive("d.1", 3, 1)); v != Stale || s.rec.Facts().Arrived != 1 {
 		t.Errorf("%s, %+v", v, s.rec.Facts())
 	}
@@ -112,7 +112,7 @@ func TestP4_RetryOfArriveCountsInNoLaterGeneration(t *testing.T) {
 
 // P5 and P6 are tested with all schedules, in barrierschedule_test.go.
 
-// P6: three clients on a barrier of two; one asks four generations later, and each is told of its own.
+// P6: three clients on a barrier of two; one asks four generations later, and each learns the outcome of its own.
 func TestP6_OutcomeIsOfTheGeneration(t *testing.T) {
 	s := newSite(t)
 	var broken, tripped []Op
@@ -128,7 +128,7 @@ func TestP6_OutcomeIsOfTheGeneration(t *testing.T) {
 	}
 	s.stands(Granted, 0, tripped...)
 	s.stands(Refused, Broken, broken...)
-	s.stands(Gone, 0, s.arrive("d.1", 2, 3)) // it wasn't there
+	s.stands(Gone, 0, s.arrive("d.1", 2, 3)) // it never arrived
 	for i, e := range s.rec.Facts().Ended {
 		if e.Gen != uint64(i+1) || e.Broken != (i%2 == 1) || e.Broken && (e.Why != WhyCancelled || e.Who != e.IDs[0]) {
 			t.Errorf("%+v", e)
@@ -136,7 +136,7 @@ func TestP6_OutcomeIsOfTheGeneration(t *testing.T) {
 	}
 }
 
-// P6, P15: what is kept is as much as fits 1,024 ids; what is not known any more is never "not arrived".
+// P6, P15: outcomes are kept for up to 1,024 ids; an outcome that was dropped is never "not arrived".
 func TestP6_ForgottenIsNotDenied(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
@@ -162,7 +162,7 @@ func TestP6_ForgottenIsNotDenied(t *testing.T) {
 	if n := len(s.rec.Append(nil)); n > 20<<10 {
 		t.Errorf("%d bytes", n)
 	}
-	// At least those that this write ended are kept: 1,024 at once, twice.
+	// At least the generations that this write ended are kept: 1,024 at once, twice.
 	s = newSite(t)
 	var ops []Op
 	for i := range MaxParties {
@@ -222,7 +222,7 @@ func TestP8_EvictionBreaksOnce(t *testing.T) {
 	if f := s.rec.Facts(); len(f.Ended) != 1 || f.Ended[0].Why != WhyDied || f.Ended[0].Who != "b" || len(f.Ended[0].IDs) != 4 || f.Gen != 2 {
 		t.Errorf("%+v", f)
 	}
-	// Of one that has passed, nothing.
+	// A generation that has passed stays.
 	s = newSite(t)
 	s.must(s.arrive("a.1", 1, 1))
 	s.must(evict("a"))
@@ -231,7 +231,7 @@ func TestP8_EvictionBreaksOnce(t *testing.T) {
 	}
 }
 
-// P13: a reset that comes late breaks nobody else.
+// P13: a late reset breaks no other generation.
 func TestP13_LateResetIsRefused(t *testing.T) {
 	s := newSite(t)
 	if s.must(s.reset("x.1", 2, 0)); s.rec != nil {
@@ -243,7 +243,7 @@ func TestP13_LateResetIsRefused(t *testing.T) {
 	s.stands(Refused, Broken, a)
 	b := s.arrive("b.1", 2, 2)
 	s.must(b)
-	s.must(s.reset("x.2", 2, 1)) // its retry breaks nobody else
+	s.must(s.reset("x.2", 2, 1)) // its retry breaks no other generation
 	if v := s.apply(s.reset("x.3", 2, 1)); v != Stale {
 		t.Error(v)
 	}
@@ -260,7 +260,7 @@ func TestBarrierPartiesDiffer(t *testing.T) {
 	if _, results, _ := Apply(s.rec, s.rev, []Op{wrong}, s.lim); results[0].Verdict != SizeMismatch || results[0].Have != 2 {
 		t.Errorf("%+v", results)
 	}
-	s.must(undoOf(t, wrong)) // breaks nobody's generation
+	s.must(undoOf(t, wrong)) // breaks no generation
 	if f := s.rec.Facts(); f.Gen != 1 || f.Arrived != 1 {
 		t.Errorf("%+v", f)
 	}
@@ -283,7 +283,7 @@ func TestBarrierDelete(t *testing.T) {
 	}
 }
 
-// P16: what was read before the record was deleted, or made anew, arrives nowhere.
+// P16: an arrival based on a record that was deleted, or made again, since counts nowhere.
 func TestP16_BarrierOfAnotherLife(t *testing.T) {
 	s := newSite(t)
 	a := s.arrive("a.1", 1, 1)
@@ -304,7 +304,7 @@ func TestP16_BarrierOfAnotherLife(t *testing.T) {
 	}
 	s.stands(Waiting, 0, b)
 	s.life = old
-	s.stands(Refused, OtherLife, a) // it tripped, which nobody knows any more
+	s.stands(Refused, OtherLife, a) // it tripped, but the record does not know that any more
 	// Two first users at once both arrive.
 	s = newSite(t)
 	s.must(s.arrive("a.1", 2, 0))
@@ -365,7 +365,7 @@ func TestBarrierOutlivesItsUse(t *testing.T) {
 	}
 }
 
-// Those who wait have to find how their generation ended in the write that ended it.
+// The parties have to find the outcome of their generation in the write that ended it.
 func TestP6_NotDeletedInTheWriteThatEndsAGeneration(t *testing.T) {
 	for _, op := range []Op{{Kind: KindBarrier, Verb: OpDelete, Life: 100}, {Verb: OpSweep}} {
 		s := newSite(t)

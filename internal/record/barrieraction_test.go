@@ -17,7 +17,7 @@ func acting(t *testing.T) (s *site, a, b, c Op) {
 	return s, a, b, c
 }
 
-// P8: while an action runs its generation ends by trip, or with who acts; never do two actions run.
+// P8: while an action runs, its generation ends by trip, or with the actor; two actions never run at once.
 func TestP8_OnlyWhoActsEndsAnAction(t *testing.T) {
 	s, a, b, c := acting(t)
 	one := func() {
@@ -32,7 +32,7 @@ func TestP8_OnlyWhoActsEndsAnAction(t *testing.T) {
 	s.must(undoOf(t, b))
 	one()
 	s.stands(Waiting, 0, b, undoOf(t, b))
-	s.must(s.reset("x.1", 3, 2)) // nobody is in it
+	s.must(s.reset("x.1", 3, 2)) // it has no party
 	one()
 	if v := s.apply(s.reset("x.2", 3, 1)); v != Stale {
 		t.Error(v)
@@ -54,7 +54,7 @@ func TestP8_OnlyWhoActsEndsAnAction(t *testing.T) {
 	s.must(s.trip("c.1", false))
 	s.stands(Granted, 0, a, b, c, undoOf(t, b), next[2])
 	s.stands(Waiting, 0, next[:2]...)
-	// Who acts dies: its generation is broken, and the next one forms.
+	// The actor dies: its generation is broken, and the next one forms.
 	s.must(evict("f"))
 	s.stands(Refused, Broken, next...)
 	if f := s.rec.Facts(); f.Acting || f.Gen != 3 || f.Ended[1].Who != "f" {
@@ -62,7 +62,7 @@ func TestP8_OnlyWhoActsEndsAnAction(t *testing.T) {
 	}
 }
 
-// An action ends once, whoever asks again; after its loss there is nothing to be ended.
+// An action ends once, whatever retries come; after its loss there is nothing to end.
 func TestBarrierTrip(t *testing.T) {
 	s, a, b, _ := acting(t)
 	ok, failed := s.trip("c.1", false), s.trip("c.1", true)
@@ -94,8 +94,8 @@ func TestBarrierTrip(t *testing.T) {
 	}
 }
 
-// While an action runs, those who come early are a generation of their own: it breaks when one of
-// them gives up, at once, and loses those who die.
+// While an action runs, early parties form a generation of their own. It breaks at once when one of
+// them gives up, and loses parties that die.
 func TestBarrierEarlyArrivals(t *testing.T) {
 	s, a, b, c := acting(t)
 	d, e := s.arrive("d.1", 3, 2), s.arrive("e.1", 3, 2)

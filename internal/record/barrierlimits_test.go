@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Limits: those who can never all wait are refused, and who only has to wait for an action is not.
+// Limits: parties that can never all wait are refused, but not a party that only waits for an action.
 func TestBarrierLimits(t *testing.T) {
 	s := newSite(t)
 	s.lim.MaxWaiters = 2
@@ -29,7 +29,7 @@ func TestBarrierLimits(t *testing.T) {
 			t.Error(n, v)
 		}
 	}
-	// What has ended gives way to those who come.
+	// Ended generations are dropped to make room for arrivals.
 	s = newSite(t)
 	s.lim.MaxBytes = 8 << 10
 	for gen := uint64(1); gen <= 40; gen++ {
@@ -42,7 +42,7 @@ func TestBarrierLimits(t *testing.T) {
 	}
 }
 
-// P22: whoever waits looks after all, if it is among the first three; the others after those three.
+// P22: the first three waiters observe all leases; the others observe those three.
 func TestP22_FewLookAfterAll(t *testing.T) {
 	s := newSite(t)
 	for i := range 100 {

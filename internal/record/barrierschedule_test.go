@@ -8,7 +8,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// barrierOracle knows every generation that ever was, and asks nothing but who is in which.
+// barrierOracle keeps every generation, and only the parties of each.
 type barrierOracle struct {
 	parties int
 	all     []*oracleGen // the last one forms
@@ -16,9 +16,9 @@ type barrierOracle struct {
 }
 
 type oracleGen struct {
-	came     []string        // all who came, in order
-	there    []string        // of these, those that are still there
-	actors   map[string]bool // who brought an action
+	came     []string        // all parties, in order of arrival
+	there    []string        // the parties that are still there
+	actors   map[string]bool // parties with an action
 	over     bool
 	why      string
 	complete bool // all parties came
@@ -56,7 +56,7 @@ func (o *barrierOracle) end(why string) {
 	o.acting = nil
 }
 
-// goOn completes what can be.
+// goOn completes generations that can be completed.
 func (o *barrierOracle) goOn() {
 	for g := o.forms(); o.acting == nil && len(g.there) == o.parties; g = o.forms() {
 		g.came, g.complete = slices.Clone(g.there), true
@@ -126,7 +126,7 @@ func (o *barrierOracle) apply(op Op) Verdict {
 	return Applied
 }
 
-// stands is where an id that named a generation stands.
+// stands returns the state of an id that named a generation.
 func (o *barrierOracle) stands(id string, gen int) (Standing, Verdict) {
 	if gen > len(o.all) || !slices.Contains(o.all[gen-1].came, id) {
 		return Gone, 0

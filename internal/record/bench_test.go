@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// realistic is a record with n entries: one writer holds, the others wait.
+// realistic returns a record with n entries: one writer holds, the others wait.
 func realistic(n int) *Record {
 	rec := &Record{Kind: KindLock}
 	for i := range n {
@@ -53,7 +53,7 @@ func BenchmarkDecode(b *testing.B) {
 	})
 }
 
-// BenchmarkApplyFree is the uncontended path: acquire what nobody has, then release it.
+// BenchmarkApplyFree is the uncontended path: acquire a free lock, then release it.
 func BenchmarkApplyFree(b *testing.B) {
 	ops := []Op{acquire("Vd8Tb1SnVHxAjnLm9rPfQa.1", X), release("Vd8Tb1SnVHxAjnLm9rPfQa.1")}
 	b.ReportAllocs()

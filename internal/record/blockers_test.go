@@ -8,8 +8,8 @@ import (
 )
 
 // The edges of deadlock detection (rule M24) against the ground truth, by the real state machine: units of
-// work hold and wait in several records, and whoever waits for nothing lets go of everything until nothing
-// more happens. Who still waits then is in a deadlock.
+// work hold and wait in several records, and units that don't wait release everything until nothing
+// more happens. A unit that still waits then is in a deadlock.
 
 const (
 	modelUnits   = 5
@@ -61,8 +61,8 @@ func (w *modelWorld) waiting(u int) (n int) {
 	return n
 }
 
-// step lets a random unit do something that it could do: one that waits may begin another wait beside
-// it, or give one up.
+// step makes a random unit do something possible: a waiting unit may begin another wait besides,
+// or give one up.
 func (w *modelWorld) step(rnd *rand.Rand) {
 	u, k := rnd.IntN(modelUnits), rnd.IntN(modelRecords)
 	busy := w.waiting(u)

@@ -37,7 +37,7 @@ func TestP23_BytesOfAThousandWaiters(t *testing.T) {
 	} {
 		s = newSite(t)
 		var ops []Op
-		for i := range n + 1 { // the first one holds, as a rule
+		for i := range n + 1 { // the first one usually holds
 			ops = append(ops, from(op, i))
 		}
 		s.must(ops...)
@@ -61,7 +61,7 @@ func TestP23_BytesOfAThousandWaiters(t *testing.T) {
 		next.Resolve(s.rev)
 		s.rec = next
 	}
-	of := func(i int, verb Verb) Op { // of the one who holds
+	of := func(i int, verb Verb) Op { // of the holder
 		h := s.rec.Holders[0]
 		return Op{Kind: KindLock, Verb: verb, ID: ID(h.Lease(), uint64(2000+i)), Lease: h.Lease(), Holder: h.ID, Token: h.Token, Queue: condition}
 	}

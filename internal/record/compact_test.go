@@ -13,7 +13,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// What a person sees of a long list: each number is relative to the text before.
+// The text of a long list as people see it: each number is relative to the text before.
 func TestCompactForm(t *testing.T) {
 	entry := func(id string, mode Mode, token uint64, since int64) Entry {
 		return Entry{ID: id, Mode: mode, TTL: 30 * time.Second, Token: token, Since: time.UnixMilli(since).UTC()}
@@ -47,7 +47,7 @@ func TestCompactForm(t *testing.T) {
 	}
 }
 
-// Whatever stands in a long list comes back, and the list is not larger than as objects.
+// Decoding returns every entry of a long list, and the list is not larger than as objects.
 func TestCompactIsInverse(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		r := &Record{Kind: KindLock}
@@ -105,7 +105,7 @@ func TestCompactRefused(t *testing.T) {
 		"", "#", "#La", "#La/1", "#La/1.", "#La/1.1", "#/1.1X@1+1", "#*/1.1X@1+1", "#La/0.1X@1+1", "#La/-1.1X@1+1", "#La/9223372036855.1X@1+1", "#La/1.01X@1+1", "#La/1.18446744073709551616X@1+1",
 		"#La/1.1@1+1", "#La/1.1Z@1+1", "#La/1.1x@1+1", "#La/1.1XX@1+1", "#La/1.1Xx1@1+1", "#La/1.1X@+1", "#La/1.1X@-1+1", "#La/1.1X@4503599627370496+1", "#La/1.1X*@1+1", "#La/1.1X@1:2048+1", "#La/1.1X@1:+1",
 		"#La/1.1X@1", "#La/1.1X@1+0", "#La/1.1X@1-1", "#La/1.1X@1+9007199254740991", "#La/1.1X@1+9007199254740992", "#La/1.1X@1+", "#La/1.1X@1+1 ", " #La/1.1X@1+1", "#La/1.1X@1+1+1", "#La/1. 1X@1+1", `#La\t/1.1X@1+1`,
-		`#La/1.1X@1:2047+1","0.2X`, "0.1X@1+1", "-1.1X@1+1", "#Lz/1.1X@1+1", // the last one's id stands twice
+		`#La/1.1X@1:2047+1","0.2X`, "0.1X@1+1", "-1.1X@1+1", "#Lz/1.1X@1+1", // the last one's id occurs twice
 	} {
 		if rec, err := Decode([]byte(long(bad))); err == nil {
 			t.Errorf("took %q: %+v", bad, rec)
@@ -119,7 +119,7 @@ func TestCompactRefused(t *testing.T) {
 	}
 }
 
-// The size of a record follows the number of its processes: 1,600 who wait, of 100 processes, were 190,000 bytes.
+// The size of a record depends on the number of its processes: 1,600 waiters of 100 processes were 190,000 bytes.
 func TestSizeFollowsProcesses(t *testing.T) {
 	rec := &Record{Kind: KindLock}
 	for i := range 160 {

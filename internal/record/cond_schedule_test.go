@@ -13,7 +13,7 @@ import (
 // condOracle says where every id of a lock with conditions is, as dumbly as it can: one list in the order
 // in which they came to where they are. All entries have mode X. It shares no code with the package.
 type condOracle struct {
-	max   int // of those who wait for anything
+	max   int // of all waiters
 	stand []condEntry
 }
 
@@ -224,7 +224,7 @@ func (w *condWorld) step(t *rapid.T) {
 	if len(ids) != len(model.stand) || next.EntriesUnder("a", "b", "c", "d") != len(ids) {
 		t.Fatalf("%d of %d: %s", len(ids), len(model.stand), layout(next))
 	}
-	// What is done is done: the same once more changes nothing.
+	// The same operations once more change nothing.
 	once, _, _ := Apply(base, w.rev, ops[:1], w.lim)
 	if _, _, again := Apply(once, w.rev+1, ops[:1], w.lim); again {
 		t.Fatalf("%s %s changes something twice: %s", ops[0].Verb, ops[0].ID, layout(once))

@@ -40,7 +40,7 @@ func (b *board) do(ops ...Op) string {
 	return strings.Join(verdicts, ", ")
 }
 
-// must is do of what has to be applied.
+// must is do for operations that have to be applied.
 func (b *board) must(ops ...Op) {
 	b.t.Helper()
 	for _, op := range ops {
@@ -50,7 +50,7 @@ func (b *board) must(ops ...Op) {
 	}
 }
 
-// is compares who holds, who waits for the lock, and who waits for which condition.
+// is compares the holders, the waiters for the lock, and the waiters for each condition.
 func (b *board) is(want string) {
 	b.t.Helper()
 	if got := layout(b.rec); got != want {
@@ -126,7 +126,7 @@ func waiting(t *testing.T, lim Limits, queue string, leases ...string) *board {
 	return b
 }
 
-// Wait gives up and queues in one write, so that whoever holds next finds the waiter there.
+// OpWait releases and queues in one write, so that the next holder finds the waiter there.
 func TestP2_WaitReleasesAndQueuesInOneWrite(t *testing.T) {
 	b := &board{t: t}
 	b.must(acquire("a.1", X), acquire("s.1", X))
@@ -176,7 +176,7 @@ func TestConditionNeedsTheLock(t *testing.T) {
 	}
 }
 
-// A signal whose answer was lost is sent again, and must not wake a second one.
+// A signal with a lost answer is sent again, and must not wake a second waiter.
 func TestP3_ARepeatedSignalWakesNobodyElse(t *testing.T) {
 	b := waiting(t, Limits{}, "full", "a", "b", "c")
 	first := b.signal("s.1", 2, "full")
@@ -257,7 +257,7 @@ func TestP9_ASignalIsNotPassedToTheDead(t *testing.T) {
 	b.is("s.1 | d.2* e.2*")
 }
 
-// A broadcast was for those who waited then, whether they live or not.
+// A broadcast is only for its waiters at that time, dead or alive.
 func TestP9_ABroadcastIsNotPassedOn(t *testing.T) {
 	b := waiting(t, Limits{}, "full", "a", "b")
 	b.must(b.broadcast("s.1", 2, "full"))
@@ -267,7 +267,7 @@ func TestP9_ABroadcastIsNotPassedOn(t *testing.T) {
 	b.is(" |  | full: s.3")
 }
 
-// Whoever used the lock that a signal gave it has used the signal.
+// A woken waiter that has used the lock has used the signal.
 func TestP9_AUsedSignalIsNotPassedOn(t *testing.T) {
 	b := waiting(t, Limits{}, "full", "a", "b")
 	b.must(b.signal("s.1", 2, "full"), b.unlock("s.1"))
@@ -283,7 +283,7 @@ func TestP9_AUsedSignalIsNotPassedOn(t *testing.T) {
 	b.is(" |  | full: b.2")
 }
 
-// A broadcast moves those who wait when it comes first, not those who wait when it comes again.
+// A broadcast moves the waiters of its first attempt, not later waiters at a retry.
 func TestP10_ABroadcastMovesThoseWhoWaitThen(t *testing.T) {
 	b := waiting(t, Limits{}, "full", "a", "b")
 	late := b.broadcast("s.1", 2, "full")
@@ -315,8 +315,8 @@ func TestP10_ABroadcastMovesThoseWhoWaitThen(t *testing.T) {
 // A wait that is given up comes back holding, whether or not it was written, or signalled.
 // The record decides, not the caller's clock: another holds by now.
 // Only records that have what version 1 doesn't know state version 2.
-// Who waits for a signal looks after those before it in that condition, and those who were signalled there:
-// three dead ones are found at once, and a dead one that was signalled swallows nothing.
+// A waiter for a signal observes the leases of those before it in that condition, and of those that were signalled there:
+// three dead ones are found at once, and a dead one that was signalled loses no signal.
 func TestP22_ConditionWaitersObserveThoseAhead(t *testing.T) {
 	b := waiting(t, Limits{}, "full", "a", "b", "c", "d", "e")
 	b.must(acquire("x.1", X))
@@ -349,7 +349,7 @@ func TestWaitInAFullQueue(t *testing.T) {
 	if v := b.do(acquire("c.1", X)); v != "queue full" {
 		t.Error(v)
 	}
-	// One that waits for the lock makes room by being granted.
+	// A waiter for the lock makes room when it is granted.
 	b = waiting(t, Limits{MaxWaiters: 2}, "full", "a")
 	b.must(acquire("c.1", X), b.wait("s.1", 2, "full"))
 	b.is("c.1 |  | full: a.2 s.2")

@@ -38,7 +38,7 @@ func TestCoversAndMeet(t *testing.T) {
 	}
 }
 
-// Every conversion beside every other holder, and what its undoing comes to: 6 x 6 x 7.
+// Every conversion beside every other holder, with the result of its undo: 6 x 6 x 7.
 func TestEveryConversion(t *testing.T) {
 	for from := IS; from <= X; from++ {
 		for to := IS; to <= X; to++ {

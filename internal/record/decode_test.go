@@ -21,7 +21,7 @@ const (
 
 func lock(fields string) string { return `{"v":3,"kind":"lock"` + fields + `}` }
 
-// refused are values that Decode must not take, by what is wrong with them.
+// refused are values that Decode must refuse, by their fault.
 var refused = []struct{ why, value string }{
 	{"empty", ``}, {"space", ` `}, {"null", `null`}, {"array", `[]`}, {"text", `"lock"`}, {"number", `1`}, {"no JSON", `lock`},
 	{"empty object", `{}`}, {"no version", `{"kind":"lock"}`}, {"no kind", `{"v":3}`}, {"empty kind", `{"v":3,"kind":""}`},
@@ -196,7 +196,7 @@ func TestDecodeTakes(t *testing.T) {
 	}
 }
 
-// What a newer version or another primitive wrote is named as that, not taken for damage.
+// A record of a newer version or another kind is reported as that, not as malformed.
 func TestDecodeNamesWhatItDoesNotKnow(t *testing.T) {
 	for _, value := range []string{`{"v":9}`, `{"v":9,"kind":"lock","holders":7}`, `{"v":9,"kind":{"is":"lock"}}`, `{"shards":[1,[2]],"v":9}`} {
 		_, err := Decode([]byte(value))

@@ -62,7 +62,7 @@ func TestGateOpensAndIsCleared(t *testing.T) {
 	}
 }
 
-// P8 and P25: one that dies entering leaves its place to another, one that dies inside has left.
+// P8 and P25: the place of a party that dies while entering is free for another; a member that dies has left.
 func TestGateLosesMembers(t *testing.T) {
 	s := newSite(t)
 	a, b := s.enter("a.1", 2, 0), s.enter("b.1", 2, 0)
@@ -99,7 +99,7 @@ func TestGateLosesMembers(t *testing.T) {
 	}
 }
 
-// P26: the gate doesn't open with one that gave up, however late its enter comes; on an absent key,
+// P26: the gate doesn't open with a party that gave up, however late its enter comes; on an absent key,
 // too, where a new marker shuts it out.
 func TestP26_CancelShutsALateEnterOut(t *testing.T) {
 	s := newSite(t)
@@ -144,7 +144,7 @@ func TestGateCancelAfterItOpened(t *testing.T) {
 	s.stands(Granted, 0, a, b)
 }
 
-// P16: what was read before the gate was used up, or made anew, enters nowhere.
+// P16: an enter based on a gate that was used up, or made again, since enters nowhere.
 func TestP16_GateOfAnotherLife(t *testing.T) {
 	s, _, _ := opened(t)
 	late := s.enter("late.1", 2, 2)
@@ -154,7 +154,7 @@ func TestP16_GateOfAnotherLife(t *testing.T) {
 		t.Error(v)
 	}
 	s.life = s.rev
-	s.must(s.enter("c.1", 3, 0)) // with other parties: nobody used it
+	s.must(s.enter("c.1", 3, 0)) // with another number of parties: the gate was unused
 	if v := s.apply(late); v != OtherLife {
 		t.Error(v)
 	}
@@ -189,7 +189,7 @@ func TestGateRefuses(t *testing.T) {
 	}
 }
 
-// P22, of a gate: those inside don't look, and who has left is known by the operation that it waits in.
+// P22, of a gate: members don't observe leases, and a member that has left waits under the id of its leave.
 func TestP22_WhoLooksAtAGate(t *testing.T) {
 	s := newSite(t)
 	for i := range 5 {
@@ -219,7 +219,7 @@ func TestP22_WhoLooksAtAGate(t *testing.T) {
 	}
 }
 
-// What is shut out by a write stays shut out where another enters in the same write.
+// An enter that a write refuses for good stays refused if another party enters in the same write.
 func TestP26_CancelBesideAnotherEnter(t *testing.T) {
 	s := newSite(t)
 	a, b := s.enter("a.1", 2, 0), s.enter("b.1", 2, 0)

@@ -27,7 +27,7 @@ func TestSmoothHold(t *testing.T) {
 	}
 }
 
-// It stays between the extremes of what was seen, and gets to where the holds are.
+// It stays between the extremes of the samples, and converges to the present holds.
 func TestSmoothHoldFollows(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		hold := time.Duration(0)

@@ -35,12 +35,12 @@ func TestWrongKindIsLeftAlone(t *testing.T) {
 	if changed || results[0].Verdict != WrongKind || !reflect.DeepEqual(next, held) {
 		t.Errorf("%+v, %v, %v", next, results, changed)
 	}
-	// A name that nobody uses is free for any kind, also within one write.
+	// An unused name is free for any kind, also within one write.
 	next, results, changed = Apply(held, 3, []Op{release("a.1"), foreign}, Limits{})
 	if !changed || results[1].Verdict != Applied || next.Kind != other || len(next.Holders) != 1 {
 		t.Errorf("%+v, %v, %v", next, results, changed)
 	}
-	// What this version doesn't know is never taken to be idle.
+	// A record of an unknown kind is never idle.
 	if unknown := (&Record{Kind: "unknown"}); unknown.Idle() {
 		t.Error("a record of an unknown kind looks idle")
 	} else if _, results, changed = Apply(unknown, 3, []Op{foreign, {Verb: OpRevoke}}, Limits{}); changed || results[0].Verdict != WrongKind || results[1].Verdict != WrongKind {
@@ -71,8 +71,8 @@ func TestCommonVerbsNeedNoKind(t *testing.T) {
 	}
 }
 
-// A record that became idle within a write is gone for what follows in that write, as it would be in the
-// next one: who comes then makes it, and another life begins.
+// A record that became idle within a write is gone for later operations of that write, as it would be in the
+// next one: a later operation makes a new one, with another life.
 func TestIdleWithinOneWriteIsGone(t *testing.T) {
 	take := func(id string, size int) Op {
 		return Op{Kind: KindSemaphore, Verb: OpAcquire, ID: id, Lease: LeaseOf(id), TTL: ttl, N: 1, Limit: size}
@@ -106,7 +106,7 @@ type outlivedRules struct{ lockRules }
 func (outlivedRules) idle(r *Record) bool                        { return len(r.Holders) > 1 }
 func (outlivedRules) outlived(_ *Record, age time.Duration) bool { return age >= time.Hour }
 
-// P15: a record is swept as it was when it was found to be old, and with nobody in it.
+// P15: a sweep deletes only the revision that was found to be old, and only without entries.
 func TestP15_SweepTakesOnlyWhatItHasSeen(t *testing.T) {
 	const kept Kind = "kept"
 	kinds[kept] = outlivedRules{}

@@ -39,14 +39,14 @@ func TestP14_DeadLeaseCountsNoSecondTime(t *testing.T) {
 	wantCount(t, rec, 1)
 	rec, _ = verdict(rec, rev, evict("a"))
 	rev++
-	wantCount(t, rec, 1) // what it counted stays counted
+	wantCount(t, rec, 1) // its count stays
 	if rec.HasLease("a") || !rec.HasLease("b") || rec.Facts().Fenced != rev {
 		t.Errorf("%s at %d", rec.Append(nil), rev)
 	}
 	wantVerdict(t, rec, rev, count("a.1", 0), Stale, 0)     // the answer was lost, and it is sent again
 	wantVerdict(t, rec, rev, count("a.1", rev-1), Stale, 0) // read just before its marks went
 	wantVerdict(t, rec, rev, count("b.1", 1), Applied, 0)   // its mark is still there
-	wantVerdict(t, rec, rev, count("c.1", 0), Stale, 0)     // nobody can tell it from a.1
+	wantVerdict(t, rec, rev, count("c.1", 0), Stale, 0)     // it can't be told from a.1
 	next, res := verdict(rec, rev, count("c.2", rev))
 	if res.Verdict != Applied {
 		t.Error(res.Verdict)
@@ -98,7 +98,7 @@ func TestP26_CountThatWasGivenUpNeverCounts(t *testing.T) {
 	if _, _, changed := Apply(rec, rev+1, []Op{undo}, Limits{}); changed {
 		t.Error("the second time it is shut out already")
 	}
-	// What has counted has counted, and the cancel is a success.
+	// A count that was done stays, and its cancel succeeds.
 	done := count("a.1", 0)
 	undo, _ = done.Undo()
 	if _, _, changed := Apply(rec, rev+1, []Op{undo}, Limits{}); changed || rec.Standing(&done).Standing != Granted {
@@ -112,7 +112,7 @@ func TestP26_CountThatWasGivenUpNeverCounts(t *testing.T) {
 	if none, results, write := Apply(nil, 0, []Op{undo}, Limits{}); results[0].Verdict != Applied || !none.Idle() || !write {
 		t.Errorf("%v, written %v: %s", results, write, none.Append(nil))
 	}
-	// Once it is open, an add can't be told any more from one that never came.
+	// Once it is open, an add that was done can't be told from one that never came.
 	added := latchOp(OpAdd, "a.9", 2, rev)
 	open, _ := verdict(rec, rev+2, latchOp(OpCount, "c.1", 9, rev+2))
 	if st := open.Standing(&added); st.Standing != Refused || st.Why != Forgotten {
@@ -188,7 +188,7 @@ func TestLatchIsBounded(t *testing.T) {
 	}
 }
 
-// latchWorld is a latch, clients whose messages are lost, late and doubled, and what really happened.
+// latchWorld is a latch, clients whose messages are lost, late and doubled, and the true history.
 type latchWorld struct {
 	t      *testing.T
 	rng    *rand.Rand
@@ -229,7 +229,7 @@ func (w *latchWorld) next() (op Op) {
 	return op
 }
 
-// step is one write of some operations, looked at one after the other.
+// step is one write of some operations, checked one after the other.
 func (w *latchWorld) step() {
 	var base *Record
 	if w.stored != nil {
@@ -368,7 +368,7 @@ func TestLatchYieldsLeasesOfMarks(t *testing.T) {
 	}
 }
 
-// What is given up before there is a latch is shut out also where another makes it in the same write.
+// A count that was given up before there is a latch stays refused even if another operation makes the latch in the same write.
 func TestP26_CountGivenUpBesideTheFirst(t *testing.T) {
 	late := count("b.1", 0)
 	undo, _ := late.Undo()

@@ -23,7 +23,7 @@ func TestOnce(t *testing.T) {
 	failed := finish("a.1", 1, 0, "")
 	failed.Fail = true
 	next, _ := verdict(rec, rev, failed)
-	expect(t, next, "b.1", "c.1") // nothing is kept, the next one runs
+	expect(t, next, "b.1", "c.1") // no result is stored, the next one runs
 	next, _ = verdict(rec, rev, gone("a.1"))
 	expect(t, next, "b.1", "c.1")
 	if next, _ = verdict(rec, rev, evict("a")); next.Facts().Value.Set {
@@ -55,7 +55,7 @@ func TestOnce(t *testing.T) {
 	}
 }
 
-// P15: a result goes after its retention, if it has one, and only as it was read.
+// P15: a result is swept after its retention, if it has one, and only at the revision that was read.
 func TestP15_ResultsOutliveTheirUse(t *testing.T) {
 	op := finish("a.1", 1, 0, "42")
 	forever, _ := after(t, Limits{}, begin("a.1", 0), op)
@@ -166,7 +166,7 @@ func TestResultIsBounded(t *testing.T) {
 }
 
 // Random runs with crashes, late and doubled operations: at most one runs, a result stays what it was
-// for as long as the record lives, and came from who ran at that moment.
+// for as long as the record lives, and came from the runner of that moment.
 func TestOnceSchedules(t *testing.T) {
 	t.Parallel()
 	rng := rand.New(rand.NewPCG(19, 16))

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// oracle does what Apply does, as dumbly as it can be done: one unordered list, everything searched
+// oracle does the same as Apply in the simplest way: one unordered list, everything searched
 // for, compatibility looked up in the table of the design, sizes measured by encoding/json. It
 // shares no code with the package.
 type oracle struct {
@@ -118,7 +118,7 @@ func (o *oracle) converting() []oracleEntry {
 	return out
 }
 
-// oracleCovers: nobody may stand beside a who may not stand beside b.
+// oracleCovers: every mode that is compatible with a is compatible with b.
 func oracleCovers(a, b Mode) bool {
 	for m := IS; m <= X; m++ {
 		if oracleCompatible(a, m) && !oracleCompatible(b, m) {
@@ -137,7 +137,7 @@ func (o *oracle) blocks(h oracleEntry, want Mode) (by []string) {
 	return by
 }
 
-// waitsFor says who waits for whom over any number of others: the closure of everything.
+// waitsFor is the transitive closure of the waits.
 func (o *oracle) waitsFor() map[[2]string]bool {
 	reach := map[[2]string]bool{}
 	for _, h := range o.converting() {

@@ -15,8 +15,8 @@ func (o *oracle) inTheWay(want Mode) string {
 	return append(o.list(false), o.list(true)...)[0].op.ID
 }
 
-// turns counts the groups that hold one after the other until a newcomer has its turn: those who
-// hold, each who converts, and the queue by who gets along with all of the group before.
+// turns counts the groups that hold one after the other before a new request is granted: the
+// holders, each conversion, and the queue in groups of compatible waiters.
 func (o *oracle) turns(newcomer Mode) int {
 	groups := 1 + len(o.converting())
 	var group []Mode

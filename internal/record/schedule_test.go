@@ -11,7 +11,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// world is one resource, as a bucket would keep it, beside the oracle's idea of it.
+// world is one resource, as stored in a bucket, with the oracle's state of it.
 type world struct {
 	lim    Limits
 	stored []byte // nil: absent
@@ -25,7 +25,7 @@ type grant struct {
 	token uint64
 }
 
-// read is a leader read: what is stored, and 0 for the revision of an absent key.
+// read is a leader read: the stored record, and revision 0 for an absent key.
 func (w *world) read(t *rapid.T) (*Record, uint64) {
 	if w.stored == nil {
 		return nil, 0
@@ -148,7 +148,7 @@ func (w *world) step(t *rapid.T) {
 	}
 }
 
-// checkState looks at one record alone.
+// checkState checks one record by itself.
 func (w *world) checkState(t *rapid.T, r *Record) {
 	for i, a := range r.Holders {
 		for _, b := range r.Holders[i+1:] {
@@ -197,8 +197,8 @@ func (w *world) checkState(t *rapid.T, r *Record) {
 	}
 }
 
-// checkProgress: whoever holds and waits for nothing lets go some time. If all who do leave, and who
-// is granted by that leaves as well, nobody may be left over.
+// checkProgress: a holder that waits for nothing releases some time. If all of them leave, and those
+// granted after them leave as well, no waiter may be left.
 func checkProgress(t *rapid.T, r *Record) {
 	left := r.Clone()
 	left.Waiters = nil
@@ -216,8 +216,8 @@ func checkProgress(t *rapid.T, r *Record) {
 	}
 }
 
-// checkOrder follows arrivals only, knowing nothing of modes: whoever was granted by these
-// operations arrived before everybody who still waits.
+// checkOrder uses only arrivals, not modes: entries that these operations have granted
+// arrived before all that still wait.
 func (w *world) checkOrder(t *rapid.T, base, next *Record, ops []Op, results []Result) {
 	var queue []string
 	leave := func(gone func(id string) bool) {
@@ -328,7 +328,7 @@ func (w *world) checkRoom(t *rapid.T, r *Record) {
 	}
 }
 
-// checkTokens looks at what was just written, as its readers will.
+// checkTokens checks the record just written, as its readers see it.
 func (w *world) checkTokens(t *rapid.T, base *Record, rev uint64, next *Record) {
 	was, mode := map[string]uint64{}, map[string]Mode{}
 	if base != nil {
@@ -358,7 +358,7 @@ func (w *world) checkTokens(t *rapid.T, base *Record, rev uint64, next *Record) 
 		}
 	}
 	w.grants = append(w.grants, grants...)
-	before := uint64(0) // no waiter's ticket is below that of the one before it, or a token that was granted
+	before := uint64(0) // every waiter's ticket is above that of the one before it, and above all granted tokens
 	for _, g := range w.grants {
 		before = max(before, g.token)
 	}

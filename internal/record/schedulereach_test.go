@@ -8,7 +8,7 @@ import (
 )
 
 // TestSchedulesReachEverything makes sure that the schedules above are worth something: that random
-// ones like them meet every verdict, promotions of several at once, and full records.
+// similar ones reach every verdict, promotions of several at once, and full records.
 func TestSchedulesReachEverything(t *testing.T) {
 	t.Parallel()
 	met := map[string]int{}

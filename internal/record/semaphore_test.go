@@ -23,7 +23,7 @@ func resize(n int, base, life uint64) Op {
 // gone is a release of an entry of any kind.
 func gone(id string) Op { return Op{Verb: OpRelease, ID: id} }
 
-// verdict applies one operation and returns what it led to.
+// verdict applies one operation and returns the result.
 func verdict(rec *Record, rev uint64, op Op) (*Record, Result) {
 	next, results, _ := Apply(rec, rev, []Op{op}, Limits{})
 	return next, results[0]
@@ -91,19 +91,19 @@ func TestP13_LateResizeIsRefused(t *testing.T) {
 	next.Resolve(1)
 	wantVerdict(t, next, 13, late, OtherLife, 0)
 	wantVerdict(t, nil, 12, late, OtherLife, 0)
-	// Two that both found no record: the second one is based on what the first has changed.
+	// Two operations that both found no record: the first has changed the base of the second.
 	made, results, _ := Apply(nil, 12, []Op{resize(5, 0, 12), resize(7, 0, 12)}, Limits{})
 	if made.Facts().Size != 5 || results[1].Verdict != Stale {
 		t.Errorf("%+v, %+v", made.Facts(), results)
 	}
-	// What was deleted and made anew in one write is another life as well.
+	// A record that is deleted and made again in one write has another life, too.
 	made, results, _ = Apply(rec, rev+1, []Op{gone("a.1"), {Kind: KindSemaphore, Verb: OpDelete}, permits(OpAcquire, "b.1", 3), resize(9, 0, 0)}, Limits{})
 	if f := made.Facts(); f.Size != 3 || results[3].Verdict != OtherLife || made.Life != rev+1 {
 		t.Errorf("%+v, %+v, life %d", f, results, made.Life)
 	}
 }
 
-// P16: what was read before the semaphore was used up, or made anew, changes neither size nor life of the next.
+// P16: an operation based on a semaphore that was used up, or made again, since changes neither size nor life of the next.
 func TestP16_SemaphoreOfAnotherLife(t *testing.T) {
 	next, _ := verdict(nil, 12, permits(OpAcquire, "a.2", 1))
 	next.Resolve(13)
@@ -142,7 +142,7 @@ func TestSemaphoreRefusals(t *testing.T) {
 		t.Error("who was refused is next")
 	}
 	rec, _ = verdict(rec, rev+2, resize(3, rev+1, 0))
-	wantVerdict(t, rec, rev+3, other, Applied, 0) // after a resize nobody has to agree with the first size
+	wantVerdict(t, rec, rev+3, other, Applied, 0) // after a resize no caller has to agree with the first size
 	expect(t, rec, "c.1", "b.1")
 
 	// All that is free, as one.
@@ -153,7 +153,7 @@ func TestSemaphoreRefusals(t *testing.T) {
 	wantVerdict(t, rec, rev+4, permits(OpDrain, "g.1", 0), Held, 0)
 }
 
-// What an operation says for other kinds gets into no record.
+// Fields of an operation for other kinds are not stored.
 func TestEntriesHaveTheFieldsOfTheirKind(t *testing.T) {
 	for _, op := range []Op{permits(OpAcquire, "a.1", 1), begin("a.1", 0), latchOp(OpAwait, "a.1", 0, 0)} {
 		op.Gen, op.Mode = 7, X
@@ -168,7 +168,7 @@ func TestEntriesHaveTheFieldsOfTheirKind(t *testing.T) {
 	}
 }
 
-// What came to nothing decides nothing for what comes after it in the same write.
+// An operation without effect does not affect later ones of the same write.
 func TestRefusedFirstUserLeavesNoRecord(t *testing.T) {
 	other := permits(OpAcquire, "b.1", 5)
 	other.Limit = 5
@@ -178,7 +178,7 @@ func TestRefusedFirstUserLeavesNoRecord(t *testing.T) {
 	}
 }
 
-// semaphoreOracle does what the rules do, as dumbly as it can be done.
+// semaphoreOracle does the same as the rules in the simplest way.
 type semaphoreOracle struct {
 	size, initial int
 	resized       bool

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// The token is the ticket of the write that queued, whoever grants later.
+// The token is the ticket of the write that queued the entry, whichever write grants it.
 func TestH1_TheTokenIsTheTicket(t *testing.T) {
 	rec, rev := after(t, Limits{}, acquire("a.1", X), acquire("b.1", X), acquire("c.1", X))
 	rec, _, _ = Apply(rec, rev, []Op{release("a.1")}, Limits{})
@@ -15,7 +15,7 @@ func TestH1_TheTokenIsTheTicket(t *testing.T) {
 	}
 }
 
-// Rule M6 of many locks: beside an intent a part was locked with a token above that of who waits for the whole.
+// Rule M6 of many locks: below an intent, a part was locked with a token above that of a waiter for the whole.
 func TestH1_NewTicketsWhenAnIntentEnds(t *testing.T) {
 	intents := acquire("a.1", IX)
 	evicted, removed := evict("a"), Op{Verb: OpRemove, ID: "a.1"}
@@ -51,7 +51,7 @@ func TestH1_NewTicketsWhenAnIntentEnds(t *testing.T) {
 	}
 }
 
-// One write can give new tickets to all whom a record can have, and all fit.
+// One write can give new tickets to all entries that a record can have.
 func TestH1_OneWriteNumbersAll(t *testing.T) {
 	ops := []Op{acquire("a.1", IX)}
 	for i := range MaxWaiters {
@@ -89,7 +89,7 @@ func TestH17_AWriteThatChangesNothingKeepsTickets(t *testing.T) {
 	}
 }
 
-// numbers are the places of those, by their index, who wait and have no ticket yet.
+// numbers returns the places of the waiters without a ticket, by their index.
 func (o *oracle) numbers() map[int]uint64 {
 	numbers := map[int]uint64{}
 	for _, w := range o.list(false) {
@@ -104,7 +104,7 @@ func (o *oracle) numbers() map[int]uint64 {
 	return numbers
 }
 
-// again gives those who wait new tickets: somebody ceased to hold an intent, or has got a new token.
+// again gives the waiters new tickets: a hold of an intent has ended, or a holder has got a new token.
 func (o *oracle) again() {
 	for i := range o.entries {
 		if !o.entries[i].holds {

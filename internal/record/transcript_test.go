@@ -14,7 +14,7 @@ import (
 var update = flag.Bool("update", false, "write what the transcripts in testdata show now")
 
 // TestTranscripts replays testdata/*.txt. In a transcript, lines that begin with "> " are commands;
-// the indented lines below are what they must show; everything else is prose. Each command is one
+// the indented lines below are the expected output; everything else is prose. Each command is one
 // write, its operations separated by ";":
 //
 //	acquire ID MODE [owner=O] [lease=L] [ttl=D] [hold=D] [patience=D] [meta.KEY=VALUE]   (also: try)
@@ -58,7 +58,7 @@ func TestTranscripts(t *testing.T) {
 	}
 }
 
-// replay returns the transcript with what its commands show.
+// replay returns the transcript with the output of its commands.
 func replay(t *testing.T, text string) string {
 	var out strings.Builder
 	s := &script{t: t, out: &out}
@@ -266,7 +266,7 @@ func parseTicket(text string) (uint64, error) {
 	return Ticket(rev, n), err
 }
 
-// signalled ends the line of an entry with what conditions and elections say about it.
+// signalled returns the end of an entry's line: its fields for conditions and elections.
 func (s *script) signalled(e Entry) {
 	if e.Signalled != "" {
 		fmt.Fprintf(s.out, ", signalled (%s)", e.Signalled)

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// parseOf reads an operation of another kind than locks, and shows of it what locks have not.
+// parseOf reads an operation of another kind than locks, with the fields that locks don't have.
 func (s *script) parseOf(kind Kind, words []string) Op {
 	op := Op{Kind: kind, Verb: VerbNamed(words[0]), TTL: ttl, Limit: 3}
 	if op.Verb == 0 {
@@ -46,7 +46,7 @@ func (s *script) parseOf(kind Kind, words []string) Op {
 	return op
 }
 
-// body shows what stands in the record beside its entries.
+// body shows the fields of the record besides its entries.
 func (s *script) body(r *Record) {
 	if r.Body == nil || r.Kind == KindLock {
 		return
@@ -56,7 +56,7 @@ func (s *script) body(r *Record) {
 	}
 }
 
-// take is what an entry takes: its mode, or its permits.
+// take shows an entry's mode, or its permits.
 func take(e Entry) string {
 	switch {
 	case e.Mode != None:

@@ -10,7 +10,7 @@ func advance(id string, token uint64) Op {
 	return Op{Kind: KindLock, Verb: OpAdvance, ID: id, Lease: LeaseOf(id), Token: token}
 }
 
-// The turn passes from one that holds in X, or holds by a turn, to the next in X.
+// The turn passes from a holder in X, or by a turn, to the next waiter in X.
 func TestH2_WhoCanGetATurn(t *testing.T) {
 	candidate := acquire("d.1", X)
 	candidate.Value = Value{Set: true, Data: "north"}
@@ -47,7 +47,7 @@ func TestH2_WhoCanGetATurn(t *testing.T) {
 	}
 }
 
-// A holder by a turn holds in the record after an advance, and its release leaves nobody before it.
+// After an advance, a holder by a turn is a holder in the record, and its release leaves no entry before it.
 func TestH9_AdvanceAndRelease(t *testing.T) {
 	rec, rev := after(t, Limits{}, acquire("a.1", X), acquire("b.1", X), acquire("c.1", X), acquire("d.1", S))
 	rec.Resolve(rev)
@@ -72,7 +72,7 @@ func TestH9_AdvanceAndRelease(t *testing.T) {
 	}
 }
 
-// What holds by a turn has used its signal: one that is removed before it passes none on.
+// A holder by a turn has used its signal: when it is removed, it passes none on.
 func TestH9_SignalsOfEndedEntriesAreUsedUp(t *testing.T) {
 	b := waiting(t, Limits{}, "full", "a", "b")
 	b.must(b.signal("s.1", 2, "full"), acquire("c.1", X))
