@@ -20,43 +20,43 @@ const (
 	headerBatchCommit   = "Nats-Batch-Commit"
 )
 
-// unbatched is for how long no batch is made after the server has refused one for what it is: where they are
+// unbatched is how long no batch is made after the server has refused one for a general reason: batches are
 // switched off, or too many are under way.
 const unbatched = time.Minute
 
-// Batch sends writes of different keys as one atomic batch. Each is made by itself, with Update or Purge under
-// a context of its Member, waits until all others have come or left, and has an outcome of its own: nothing
-// rests on their standing or falling together. If one of them meets another revision all are ErrBusy, and
-// whoever sends them again by themselves finds out which. It is a matter of speed only.
+// Batch sends writes of different keys as one atomic batch. Each is an Update or Purge under
+// a context of its Member, waits until all others have come or left, and has an outcome of its own. No guarantee
+// depends on the batch being atomic. If one member conflicts, all are ErrBusy; sent
+// again one by one, they show which. A batch is only for speed.
 type Batch struct {
 	b       *Bucket
-	ready   chan struct{} // closed when nobody is missing any more
-	done    chan struct{} // closed when it is answered
+	ready   chan struct{} // closed when no member is missing
+	done    chan struct{} // closed when the batch is answered
 	mu      sync.Mutex
 	missing int
 	members []*Member // in the order of their revisions
-	claimed bool      // somebody sends it
+	claimed bool      // a member sends it
 
-	// Of a committer's.
+	// For a committer's batch:
 	answered func(n int, took time.Duration, err error) (singles bool)
-	singles  bool // its members are to be sent alone; set before done is closed
-	sent     bool // as a batch before
+	singles  bool // its members have to be sent alone; set before done is closed
+	sent     bool // it was sent as a batch
 }
 
 // Member is one write of a batch.
 type Member struct {
 	of     *Batch
-	come   bool      // or left
-	msg    *nats.Msg // nil: it writes nothing
-	left   bool      // its writer does not wait for the outcome any more
+	come   bool      // it has come, or left
+	msg    *nats.Msg // nil: the member writes nothing
+	left   bool      // its writer has given up
 	key    string
 	rev    uint64
 	newRev uint64
 	err    error
 }
 
-// NewBatch returns a batch without members, and nil where single writes are as fast: on one server each
-// batch takes longer than some writes one after the other. Call Add, and Send when there is no more to add.
+// NewBatch returns a batch without members, or nil if single writes are as fast: on one server a
+// batch takes longer than a few writes one after the other. Call Add for each member, and then Send.
 func (b *Bucket) NewBatch() *Batch {
 	if !b.batches || time.Now().UnixNano() < b.noBatches.Load() {
 		return nil
@@ -68,7 +68,7 @@ func newBatch(b *Bucket) *Batch {
 	return &Batch{b: b, missing: 1, ready: make(chan struct{}), done: make(chan struct{})}
 }
 
-// Add makes a member. It has to write, or to leave, without waiting for anybody.
+// Add adds a member. The member has to write, or to leave, without waiting for others.
 func (t *Batch) Add() *Member {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -91,7 +91,7 @@ func (t *Batch) came() {
 	}
 }
 
-// Leave says that the member writes nothing, if it has not written.
+// Leave says that the member writes nothing, unless it has come already.
 func (m *Member) Leave() { m.comes(nil, "", 0) }
 
 func (m *Member) comes(msg *nats.Msg, key string, rev uint64) bool {
@@ -107,17 +107,17 @@ func (m *Member) comes(msg *nats.Msg, key string, rev uint64) bool {
 
 type memberKey struct{}
 
-// Alone returns the context for a write that is sent at once, and not together with others.
+// Alone returns a context whose write is sent at once, and not in a batch.
 func Alone(ctx context.Context) context.Context {
 	return context.WithValue(ctx, memberKey{}, (*Member)(nil))
 }
 
-// In returns the context for the member's write. A second write under it goes by itself.
+// In returns the context for the member's write. A second write under it is sent alone.
 func (m *Member) In(ctx context.Context) context.Context {
 	return context.WithValue(ctx, memberKey{}, m)
 }
 
-// write is the member's part of the batch; the first one to see that it is complete sends it.
+// write waits for the batch; the first member that sees it complete sends it.
 func (m *Member) write(ctx context.Context) (uint64, error) {
 	t := m.of
 	select {
@@ -145,7 +145,7 @@ func (m *Member) write(ctx context.Context) (uint64, error) {
 	}
 }
 
-// present returns the members that write. Lock held, or complete.
+// present returns the members that write. Lock held, or the batch is complete.
 func (t *Batch) present() []*Member {
 	return slices.DeleteFunc(slices.Clone(t.members), func(m *Member) bool { return m.msg == nil })
 }
@@ -159,7 +159,7 @@ func (t *Batch) send(ctx context.Context) {
 	}
 }
 
-// trip sends the members and gives each its outcome. It returns that of all.
+// trip sends the members and sets the outcome of each. It returns the outcome of the batch.
 func (t *Batch) trip(ctx context.Context, all []*Member) error {
 	last, id := all[len(all)-1], nuid.Next()
 	for i, m := range all {
@@ -171,7 +171,7 @@ func (t *Batch) trip(ctx context.Context, all []*Member) error {
 		if m == last {
 			h[headerBatchCommit] = []string{"1"}
 		} else if err := t.b.nc.PublishMsg(m.msg); err != nil {
-			return t.answer(all, 0, publishError(err)) // without the last one it is none
+			return t.answer(all, 0, publishError(err)) // without its last message the batch is not committed
 		}
 	}
 	reply, err := t.b.trip(ctx, last.msg)
@@ -187,13 +187,13 @@ func (t *Batch) trip(ctx context.Context, all []*Member) error {
 		if errors.Is(err, ErrUnknown) {
 			t.b.noBatches.Store(time.Now().Add(unbatched).UnixNano())
 		} else {
-			err = fmt.Errorf("%w: of a batch: %v", ErrBusy, err) //nolint:errorlint // it may be another one's conflict
+			err = fmt.Errorf("%w: of a batch: %v", ErrBusy, err) //nolint:errorlint // the conflict may be another member's
 		}
 	}
 	return t.answer(all, seq, err)
 }
 
-// answer gives each its outcome. The revisions of a batch follow each other.
+// answer sets the outcome of each member. The revisions of a batch are consecutive.
 func (t *Batch) answer(all []*Member, seq uint64, err error) error {
 	for i, m := range all {
 		m.newRev, m.err = seq-uint64(len(all)-1-i), err

@@ -11,7 +11,7 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// noteEvery is how many writes of locks may pass until their revision is noted.
+// noteEvery is how many writes of locks may pass before their revision is noted.
 const noteEvery = 1 << 16
 
 // noteTimeout bounds one request for the fabric's note.
@@ -26,13 +26,13 @@ type meta struct {
 	Shards     []noted `json:"shards,omitempty"` // all but the first
 }
 
-// noted is what the note says of one locks bucket.
+// noted is the part of the note about one locks bucket.
 type noted struct {
 	Incarnation string `json:"incarnation"`
 	HighWater   uint64 `json:"high_water"` // revision
 }
 
-// shard is what the note says of a shard.
+// shard returns the part of the note about a shard.
 func (m *meta) shard(s int) *noted {
 	if s == 0 {
 		return &m.noted
@@ -43,13 +43,13 @@ func (m *meta) shard(s int) *noted {
 	return &m.Shards[s-1]
 }
 
-// NoteSeen notes a revision of a shard's bucket, so that whoever opens the fabric
-// knows whether it was set back. Errors are those of a write.
+// NoteSeen notes a revision of a shard's bucket, so that a later Open
+// can see whether the bucket was set back. Errors are those of a write.
 func (b *Buckets) NoteSeen(ctx context.Context, s int, seen uint64) error {
 	_, _, err := b.note(ctx, func(m *meta) bool {
 		o := m.shard(s)
 		if o.Incarnation != b.Locks[s].incarnation || seen < o.HighWater+noteEvery {
-			return false // of another bucket, or noted by somebody else
+			return false // of another bucket, or noted already
 		}
 		o.HighWater = seen
 		return true
@@ -57,8 +57,8 @@ func (b *Buckets) NoteSeen(ctx context.Context, s int, seen uint64) error {
 	return err
 }
 
-// ConfirmIncarnation notes the present locks buckets as the fabric's, after the
-// quarantine has been waited out. Errors are those of a write.
+// ConfirmIncarnation notes the present locks buckets as the fabric's. Call it after
+// the quarantine. Errors are those of a write.
 func (b *Buckets) ConfirmIncarnation(ctx context.Context) error {
 	_, _, err := b.note(ctx, func(m *meta) (changed bool) {
 		for s, locks := range b.Locks {
@@ -71,8 +71,8 @@ func (b *Buckets) ConfirmIncarnation(ctx context.Context) error {
 	return err
 }
 
-// NoteTTL notes that leases of this length are in use, and with them what was seen of each locks bucket. It writes
-// only when ttl is longer than every one before. Errors are those of a write.
+// NoteTTL notes that leases of this length are in use, with the seen revision of each locks bucket. It writes
+// only if ttl is longer than every one before. Errors are those of a write.
 func (b *Buckets) NoteTTL(ctx context.Context, ttl time.Duration, seen []uint64) error {
 	ms := (ttl + time.Millisecond - 1).Milliseconds()
 	_, _, err := b.note(ctx, func(m *meta) bool {
@@ -90,7 +90,7 @@ func (b *Buckets) NoteTTL(ctx context.Context, ttl time.Duration, seen []uint64)
 }
 
 // note reads the fabric's note, lets edit change it, and writes it back by CAS until that succeeds or edit has
-// nothing to change. known is false when there was no note before.
+// nothing to change. known is false if there was no note.
 func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, known bool, err error) {
 	for attempt := 0; ; attempt++ {
 		e, err := retryUnanswered(ctx, b.Leases.link, func(ctx context.Context) (Entry, error) { return b.Leases.Get(ctx, kv.MetaKey) })
@@ -116,7 +116,7 @@ func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, know
 		if err == nil {
 			return m, known, nil
 		}
-		// Every outcome but success is settled by reading again: the edit is idempotent.
+		// After any other outcome, read again: the edit is idempotent.
 		if attempt >= 20 || ctx.Err() != nil || errors.Is(err, kv.ErrRejected) {
 			return meta{}, false, err
 		}
@@ -136,14 +136,14 @@ func (b *Bucket) parseNote(e Entry) (meta, error) {
 	return m, nil
 }
 
-// quarantine is how long nothing is granted in a locks bucket that was not noted.
+// quarantine is how long nothing is granted in a locks bucket that is not the noted one.
 func (m meta) quarantine() time.Duration {
 	longest := time.Duration(m.LongestTTL) * time.Millisecond
 	return longest + longest/20 + time.Second
 }
 
-// highWater returns the highest revision of a shard's bucket that is in the fabric's note, and the highest that any
-// lease's owner has seen. It reads all leases and tombstones, a day's worth: too much for every opening.
+// highWater returns the highest revision of a shard's bucket in the fabric's note, and the highest that any
+// lease's owner has seen. It reads all leases and tombstones of a day: too much for every opening.
 func highWater(ctx context.Context, leases *Bucket, s int) (high, seen uint64, err error) {
 	err = leases.Entries(ctx, ">", func(e Entry) bool {
 		var of struct {
