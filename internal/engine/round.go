@@ -53,7 +53,7 @@ func (w *writer) enqueue(r *Request) {
 
 // withdraw implements Doer.Withdraw. Called with mu held.
 func (w *writer) withdraw(r *Request, cause error) {
-	stands := w.waiting[r.Op.ID] == r
+	waits := w.waiting[r.Op.ID] == r
 	switch _, undoable := r.Op.Undo(); {
 	case r.finished || r.answered:
 	case errors.Is(cause, ErrElsewhere), r.Guest != nil, !r.attempted && !r.Op.MustComplete():
@@ -63,12 +63,12 @@ func (w *writer) withdraw(r *Request, cause error) {
 		w.backlog = slices.DeleteFunc(w.backlog, func(q *Request) bool { return q == r })
 	case undoable:
 		u := w.undo(r, cause)
-		if stands && r.Op.Proven() && errors.Is(cause, ErrStopped) {
+		if waits && r.Op.Proven() && errors.Is(cause, ErrStopped) {
 			w.mu.answer(r, Outcome{}, cause) // its lease is lost, and the entry ends with it
 			return
 		}
 		u.undoes, u.cause = r, cause
-	case stands:
+	case waits:
 		w.end(r, Outcome{}, cause) // its own part is committed; it only waits
 	default:
 		w.core.ledger.add(r)
