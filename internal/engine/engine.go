@@ -195,8 +195,7 @@ func (e *Engine) submitOwed(key string, op record.Op, atLeast uint64) {
 	w.submitOwed(&Request{Key: key, Op: op})
 }
 
-// Unresolved returns the age of the oldest operation in the ledger under this lease; 0 means that
-// there is none.
+// Unresolved returns the age of the oldest operation in the ledger under this lease; 0 means that there is none.
 func (e *Engine) Unresolved(lease string) time.Duration { return e.ledger.oldest(lease) }
 
 // Owed returns the operations in the ledger under this lease. The caller must not modify them.

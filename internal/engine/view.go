@@ -224,8 +224,7 @@ func (v *view) recheckAbsent() {
 	})
 }
 
-// settle applies the newest committed record to the waiting operations and the watched
-// holds. Called with mu held.
+// settle applies the newest committed record to the waiting operations and the watched holds. Called with mu held.
 func (v *view) settle() {
 	v.settleWaiting()
 	for id, h := range v.holds {

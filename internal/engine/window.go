@@ -160,8 +160,7 @@ func (w *writer) onlyQueues(s *step) bool {
 	})
 }
 
-// expectedWait returns how many operations of this process wait, and the longest expected wait
-// among them.
+// expectedWait returns how many operations of this process wait, and the longest expected wait among them.
 func (w *writer) expectedWait() (waiting int, longest time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

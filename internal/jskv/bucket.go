@@ -261,8 +261,7 @@ func publishError(err error) error {
 	return fmt.Errorf("%w: %w", ErrUnknown, err)
 }
 
-// Unwritable reports whether err, of a write through any KV bucket, says that this
-// key or value can never be written.
+// Unwritable reports whether err, of a write through any KV bucket, says that this key or value can never be written.
 func Unwritable(err error) bool {
 	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
 		return api.ErrorCode == codeMessageTooLarge || api.ErrorCode == codeHeaderTooLarge
@@ -270,8 +269,7 @@ func Unwritable(err error) bool {
 	return errors.Is(err, jetstream.ErrInvalidKey) || errors.Is(publishError(err), kv.ErrRejected)
 }
 
-// parseAck reads a publish acknowledgement. It scans the common form by hand,
-// because every operation needs it.
+// parseAck reads a publish acknowledgement. It scans the common form by hand, because every operation needs it.
 func (b *Bucket) parseAck(data []byte, key string, rev uint64) (uint64, error) {
 	if !bytes.Contains(data, []byte(`"error"`)) {
 		if _, rest, ok := bytes.Cut(data, []byte(`"seq":`)); ok {

@@ -20,8 +20,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/rtt"
 )
 
-// Limits of a lease's TTL. A waiter behind a crashed holder waits for its
-// TTL, and an observer has to run that long.
+// Limits of a lease's TTL. A waiter behind a crashed holder waits for its TTL, and an observer has to run that long.
 const (
 	MinTTL = 100 * time.Millisecond
 	MaxTTL = 24 * time.Hour

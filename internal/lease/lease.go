@@ -159,8 +159,7 @@ func (l *Lease) Valid() bool {
 		return false
 	}
 	if l.cfg.Clock.Now() < time.Duration(l.validUntil.Load()) {
-		// A loss for another reason may come after the first load; this
-		// answer was true at that load.
+		// A loss for another reason may come after the first load; this answer was true at that load.
 		return true
 	}
 	l.mu.Lock()
@@ -179,8 +178,7 @@ func (l *Lease) Remaining() time.Duration {
 	return max(0, l.ValidUntil()-l.cfg.Clock.Now())
 }
 
-// RenewEarly returns how much earlier than RenewEvery the lease is
-// renewed at present, because of the link.
+// RenewEarly returns how much earlier than RenewEvery the lease is renewed at present, because of the link.
 func (l *Lease) RenewEarly() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()

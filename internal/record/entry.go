@@ -171,8 +171,7 @@ func truncSince(t time.Time) time.Time {
 
 const ticketBits = 11
 
-// MaxWaiters is the most waiters that a record has, in all queues together: one write can give all of
-// them tickets.
+// MaxWaiters is the most waiters that a record has, in all queues together: one write can give all of them tickets.
 const MaxWaiters = 1<<ticketBits - 1
 
 // Ticket returns the n-th ticket of a revision, as a number that is below 2^63.

@@ -168,8 +168,7 @@ type State struct {
 type Place struct {
 	// Position in the queue: 1 is granted next. 0 is before the queue, as a conversion.
 	Position int
-	// Blocker is one of the entries in the way: a holder that excludes the request, or
-	// else the waiter before it.
+	// Blocker is one of the entries in the way: a holder that excludes the request, or else the waiter before it.
 	Blocker Entry
 }
 

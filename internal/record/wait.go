@@ -160,8 +160,7 @@ func (r *Record) Turns(pos int) int {
 	return turns
 }
 
-// LongestWait returns the expected wait, from now, of the last waiter for which mine is true. A
-// nil record has none.
+// LongestWait returns the expected wait, from now, of the last waiter for which mine is true. A nil record has none.
 func (r *Record) LongestWait(mine func(id string) bool) time.Duration {
 	if r == nil {
 		return 0
