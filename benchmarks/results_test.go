@@ -196,7 +196,7 @@ func TestResults(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	text, _ := os.ReadFile(page)
-	if want := "| " + p.rows[0].what + " |  | 12346 |  |  |  |  | 7.0 | missed |  | 2 |\n"; !strings.Contains(string(text), want) || !strings.Contains(string(text), "Missed: "+p.rows[0].what+", Redis: gone.") {
+	if want := "| " + p.rows[0].what + " |  | 12346 |  |  |  |  | 7.0 | missed |  |  |  |  | 2 |\n"; !strings.Contains(string(text), want) || !strings.Contains(string(text), "Missed: "+p.rows[0].what+", Redis: gone.") {
 		t.Errorf("no %q in\n%s", want, text)
 	}
 	if !slices.Contains(strings.Split(string(text), "\n"), "Run 1: one") {

@@ -65,7 +65,7 @@ var sections = []section{
 	{"Three servers, not synced", 3, false, []part{contendedOnThree}},
 }
 
-var roads = []string{"floor", "direct", "automatic", "coalesced", "coalesced, turns", "posted", "etcd", "Redis", "ZooKeeper"}
+var roads = []string{"floor", "direct", "automatic", "coalesced", "coalesced, turns", "posted", "etcd", "Redis", "ZooKeeper", "coalesced, posted", "direct, 4 shards", "posted, 4 shards"}
 
 var (
 	contended = part{"Many clients of a mutex", roads, []row{
@@ -98,10 +98,14 @@ func wanted(clients int, own bool) row {
 	r := row{what: fmt.Sprintf("one mutex, %d clients", clients), clients: clients, own: own, by: []maker{
 		nil, mutexWith(on(fabric.RoadDirect)), mutexWith(on(fabric.RoadAutomatic)), mutexWith(on(fabric.RoadCoalesced), fabric.WithoutTurns()),
 		mutexWith(on(fabric.RoadCoalesced)), mutexWith(on(fabric.RoadAutomatic), fabric.WithPostedRelease()),
-		etcdMutex, redisMutex, zookeeperMutex,
+		etcdMutex, redisMutex, zookeeperMutex, nil, nil, nil,
 	}}
 	if own {
 		r.what, r.by[0] = fmt.Sprintf("%d clients, each with a mutex of its own", clients), floor
+		four := []fabric.Option{fabric.WithFabric("four"), fabric.WithShards(4)}
+		r.by[9] = mutexWith(on(fabric.RoadCoalesced), fabric.WithPostedRelease())
+		r.by[10] = mutexWith(append(four, on(fabric.RoadDirect))...)
+		r.by[11] = mutexWith(append(four, on(fabric.RoadAutomatic), fabric.WithPostedRelease())...)
 	}
 	if own && clients == 1 {
 		r.what = "one client"

@@ -34,13 +34,13 @@ type committer struct {
 	longest time.Duration // longestGather
 	aside   time.Duration // apart
 
-	mu   sync.Mutex
-	out  int    // writes under way
-	next *Batch // gathers
-	size int    // of next
-	due  *time.Timer
-	at   time.Time            // of due
-	met  map[string]time.Time // keys that are apart, since when
+	mu    sync.Mutex
+	out   int    // writes under way
+	next  *Batch // gathers
+	bytes int    // of next
+	due   *time.Timer
+	at    time.Time            // of due
+	met   map[string]time.Time // keys that are apart, since when
 	gauge
 	batched uint64 // writes
 }
@@ -95,19 +95,19 @@ func (g *committer) write(ctx context.Context, msg *nats.Msg, key string, rev ui
 func (g *committer) join(msg *nats.Msg, key string, rev uint64) *Member {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	quiet := g.out == 0 && g.next == nil && time.Since(g.turn.last) > longestGather // nobody comes back from a batch
+	quiet := g.out == 0 && g.next == nil && g.begins()
 	if !g.on || quiet || len(msg.Data) > largeMember || g.apart(key) || g.next.has(key) {
 		g.out++
 		g.lone++
 		return nil
 	}
-	if g.next != nil && g.size+len(msg.Data) > mostBytes {
+	if g.next != nil && g.bytes+len(msg.Data) > mostBytes {
 		g.flush()
 	}
 	if g.next == nil {
 		t := newBatch(g.b)
 		t.answered = g.batchAnswered
-		g.next, g.size = t, 0
+		g.next, g.bytes = t, 0
 		wait := g.longest
 		if g.out == 0 {
 			wait = min(wait, g.lately/2)
@@ -123,7 +123,9 @@ func (g *committer) join(msg *nats.Msg, key string, rev uint64) *Member {
 	}
 	m := g.next.Add()
 	m.comes(msg, key, rev)
-	if g.size += len(msg.Data); len(g.next.members) == mostTogether {
+	g.bytes += len(msg.Data)
+	// While nothing is under way, as many as came back from the last batch are all that are to be expected.
+	if n := len(g.next.members); n == mostTogether || g.out == 0 && n >= max(leastTogether, g.size) {
 		g.flush()
 	}
 	return m
@@ -161,7 +163,7 @@ func (g *committer) flush() {
 func (g *committer) answered(key string, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	crowd := g.out >= leastTogether
+	out := g.out
 	g.out--
 	if g.on {
 		if errors.Is(err, ErrConflict) || errors.Is(err, ErrBusy) {
@@ -174,7 +176,7 @@ func (g *committer) answered(key string, err error) {
 		return
 	}
 	g.flushIfIdle()
-	g.aloneAnswered(crowd)
+	g.aloneAnswered(out)
 }
 
 // flushIfIdle sends what was gathered if nothing is under way, or lets it grow a little. Lock held.

@@ -55,6 +55,17 @@ func (g *committer) together(n int, d time.Duration) {
 	g.batchAnswered(n, time.Duration(n)*d/2, nil) // and as long again until the next one was sent
 }
 
+// burst has n single writes begin, and all answered after n times d, as by a server that syncs each.
+func (g *committer) burst(n int, d time.Duration) {
+	for range n {
+		g.join(&nats.Msg{}, "k", 0)
+	}
+	time.Sleep(time.Duration(n) * d)
+	for range n {
+		g.answered("k", nil)
+	}
+}
+
 // Batches are made where they were measured to be faster, and while there are many writes at a time.
 func TestGroupsWhereTheyAreFaster(t *testing.T) {
 	const single = time.Millisecond
@@ -92,7 +103,7 @@ func TestGroupsWhereTheyAreFaster(t *testing.T) {
 				t.Error("single writes")
 			}
 			time.Sleep(measured + 1)
-			for range 2 * tried {
+			for range 2 * sampled / 64 {
 				g.together(64, single)
 			}
 			if g.on || g.slower > 0 {
@@ -127,6 +138,39 @@ func TestGroupsWhereTheyAreFaster(t *testing.T) {
 				}
 			}
 		},
+		"the answers to a crowd come at once, and there are pauses": func(t *testing.T) {
+			for part, want := range map[float64]bool{0.75: true, 0.9: false} {
+				g := &committer{met: map[string]time.Time{}}
+				for wave := 0; time.Now().After(g.until); wave++ {
+					if wave%5 == 4 {
+						time.Sleep(time.Minute)
+					}
+					if !g.on {
+						g.burst(64, single)
+						continue
+					}
+					if g.next != nil || g.out > 0 {
+						t.Fatalf("%+v is left", g.next)
+					}
+					g.begins()
+					g.together(64, time.Duration(part*float64(single)))
+				}
+				if g.on != want {
+					t.Errorf("batches take %v of the time of single writes: %v", part, g.on)
+				}
+			}
+		},
+		"all who came back are there": func(t *testing.T) {
+			g := begun(t)
+			g.together(64, single)
+			g.longest = longestGather
+			for n := range 64 {
+				m := g.join(&nats.Msg{}, strconv.Itoa(n), 0)
+				if sent := g.next == nil; m == nil || sent != (n == 63) {
+					t.Fatalf("%d came of 64: sent %v", n+1, sent)
+				}
+			}
+		},
 		"no crowd any more": func(t *testing.T) {
 			g := begun(t)
 			g.together(64, single)
@@ -146,7 +190,7 @@ func TestGroupsWhereTheyAreFaster(t *testing.T) {
 		},
 		"gathered beside writes that go alone": func(t *testing.T) {
 			g := begun(t)
-			g.longest, g.lately, g.turn.last = longestGather, 8*time.Millisecond, time.Now()
+			g.longest, g.lately, g.back = longestGather, 8*time.Millisecond, time.Now()
 			m := g.join(&nats.Msg{}, "k", 0)
 			for range 20 {
 				g.out++
@@ -184,6 +228,22 @@ func TestGroupsWhereTheyAreFaster(t *testing.T) {
 			g.out += 64
 			if g.batchAnswered(64, single, ErrUnknown) || g.on {
 				t.Error("batches, or members that are sent again")
+			}
+			time.Sleep(2 * time.Second)
+			if g.crowded(2*sampled, leastTogether, single); g.on {
+				t.Error("batches again, although none was ever answered")
+			}
+		},
+		"silence after an answer": func(t *testing.T) {
+			g := begun(t)
+			g.together(64, single)
+			g.out += 64
+			if g.batchAnswered(64, single, ErrUnknown) || g.on {
+				t.Error("batches, or members that are sent again")
+			}
+			time.Sleep(2 * time.Second)
+			if g.crowded(2*sampled, leastTogether, single); !g.on {
+				t.Error("no batch is tried again")
 			}
 		},
 	} {

@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	sampled   = 192               // writes of a turn, at least
+	sampled   = 256               // writes of a turn, at least
 	tried     = 3                 // answers in a turn, at least: of batches each is that of many writes
 	enough    = 3                 // pairs of turns that have the same outcome
 	measured  = 30 * time.Second  // for how long the outcome counts
@@ -28,13 +28,16 @@ type gauge struct {
 	faster int           // pairs in which batches were
 	slower int           // and in which they weren't
 	until  time.Time     // when turns begin again
+	sparse int           // single writes answered since a crowd was under way
 	lone   int           // writes that went alone since the last batch
 	lately time.Duration // by the last batch
+	size   int           // of the last batch
+	back   time.Time     // when it was answered
 }
 
 // turn is what one way has taken lately.
 type turn struct {
-	last    time.Time // answer in a crowd, or to a batch; zero: there is none now
+	last    time.Time // answer in a crowd, or to a batch, or first write after a pause; zero: none
 	answers int
 	writes  int
 	spent   time.Duration // from one's answer to the next one's
@@ -70,9 +73,10 @@ func (g *gauge) went(n int) {
 		g.slower++
 	}
 	if g.on = !g.on; g.faster == enough || g.slower == enough {
-		*g = gauge{on: g.faster == enough, lately: g.lately, until: time.Now().Add(measured)}
+		g.on, g.until = g.faster == enough, time.Now().Add(measured)
+		g.single, g.faster, g.slower = 0, 0, 0
 	}
-	g.turn, g.lone = turn{}, 0
+	g.turn, g.lone = turn{last: time.Now()}, 0
 }
 
 // stop goes back to single writes. Turns begin again after d.
@@ -85,13 +89,27 @@ func (g *gauge) wentAlone(n int) {
 	}
 }
 
-// aloneAnswered takes in that a single write is over, and whether there was a crowd.
-func (g *gauge) aloneAnswered(crowd bool) {
-	if !crowd {
+// aloneAnswered takes in that one of so many single writes under way is over. A server that syncs answers all of a crowd
+// at once, so the last ones of these find few others, and count as the first ones do.
+func (g *gauge) aloneAnswered(out int) {
+	if g.sparse++; out >= leastTogether {
+		g.sparse = 0
+	}
+	if g.sparse > leastTogether {
 		g.turn.last = time.Time{}
 		return
 	}
 	g.went(1)
+}
+
+// begins takes in that a write comes while none is under way. It reports whether nobody has written lately. A pause is not
+// the server's time.
+func (g *gauge) begins() (quiet bool) {
+	now := time.Now()
+	if now.Sub(g.turn.last) > longestGather {
+		g.turn.last = now
+	}
+	return now.Sub(g.back) > longestGather // nobody comes back from a batch
 }
 
 // togetherAnswered takes in that a batch of n is over.
@@ -100,10 +118,12 @@ func (g *gauge) togetherAnswered(n int, took time.Duration, err error) {
 	case !g.on:
 	case errors.Is(err, ErrBusy):
 		g.wentAlone(2 * leastTogether)
-	case err != nil:
+	case err != nil && g.back.IsZero():
 		g.stop(measured)
+	case err != nil: // a slow moment: the server does take batches
+		g.stop(time.Second)
 	default:
-		g.lone, g.lately = 0, took
+		g.lone, g.lately, g.size, g.back = 0, took, n, time.Now()
 		g.went(n)
 	}
 }
