@@ -70,21 +70,21 @@ func (m *Manager) acquire(ctx context.Context, key, verb string, opts []AcquireO
 
 // attempt is one claim under way, over as many leases and sessions as it takes.
 type attempt struct {
-	m        *Manager
-	key, enc string
-	claim    Claim
-	op       record.Op // without what a lease gives it
-	req      request
-	set      *Set     // that this round is for a member of, or nil
-	unit     *unit    // of work; nil = it is by itself
-	victim   error    // a *DeadlockError, where that ended the last round
-	session  *session // of the last round
-	id       string   // of the last round
-	waitedID string   // lease that was observed already
-	mine     []string // with an owner: ids of all rounds, whose entries may still stand
-	began    time.Time
-	asked    bool  // those who hold shared intents, or keep the lock
-	queued   *bool // an event that the last round is queued was sent; nil if nobody wants to know
+	m             *Manager
+	key, enc      string
+	claim         Claim
+	op            record.Op // without what a lease gives it
+	req           request
+	set           *Set     // that this round is for a member of, or nil
+	unit          *unit    // of work; nil = it is by itself
+	victim        error    // a *DeadlockError, where that ended the last round
+	session       *session // of the last round
+	id            string   // of the last round
+	observedLease string   // lease that was observed already
+	roundIDs      []string // with an owner: ids of all rounds, whose entries may still stand
+	began         time.Time
+	askedHolders  bool  // those who hold shared intents, or keep the lock
+	queued        *bool // an event that the last round is queued was sent; nil if nobody wants to know
 }
 
 var errAgain = errors.New("fabric: acquire again")
@@ -102,7 +102,7 @@ func (a *attempt) repeat(ctx context.Context, try func() (done bool, err error))
 			return final
 		case a.claim.Once && !errors.Is(err, engine.ErrRefused):
 			return a.lostWaiting()
-		case n > 0 && !pauseAgain(ctx, n):
+		case n > 0 && !pauseBeforeRetry(ctx, n):
 			return ctx.Err()
 		}
 	}
@@ -111,15 +111,15 @@ func (a *attempt) repeat(ctx context.Context, try func() (done bool, err error))
 // lostWaiting is the error of a claim that is not made again.
 func (a *attempt) lostWaiting() error {
 	reason := ErrExpired
-	if a.session != nil && a.session.why() != nil {
-		reason = a.session.why()
+	if a.session != nil && a.session.endReason() != nil {
+		reason = a.session.endReason()
 	}
 	return &LostError{Key: a.key, Reason: reason}
 }
 
 // tryOnce submits the operation once, under one lease, with one id.
 func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
-	sl, err := a.place(ctx)
+	sl, err := a.takeLease(ctx)
 	if err != nil {
 		return nil, engine.Outcome{}, err
 	}
@@ -128,8 +128,8 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 	opt := engine.Options{Keeper: a.keeper(sl), FailFast: a.req.failFast && !op.WaitsAfterUndo(), Stop: sl.lease.Lost(), AtLeast: op.Base, Queued: w.queued(a.whenQueued(sl, op.ID))}
 	if from := a.claim.From; from != nil {
 		op.Holder, op.Token, op.Hold, opt.AtLeast = from.id, from.Token(), releaseOp(from).Hold, from.revision()
-		if err := from.give(); err != nil {
-			sl.give(op.ID)
+		if err := from.supersede(); err != nil {
+			sl.unregister(op.ID)
 			return nil, engine.Outcome{}, err
 		}
 		defer from.slot.drop(from)
@@ -143,7 +143,7 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 	before := a.session.shard(a.enc).seen()
 	out, err := a.do(ctx, &op, opt)
 	a.victim = w.end(err)
-	h, err := a.conclude(ctx, sl, &op, out, err, before)
+	h, err := a.finishRound(ctx, sl, &op, out, err, before)
 	return h, out, err
 }
 
@@ -152,18 +152,18 @@ func (a *attempt) compose(ctx context.Context, sl *slot) record.Op {
 	op := a.op
 	op.ID, op.Lease, op.Since = sl.lease.NextOp(), sl.id, time.Now()
 	a.id = op.ID
-	if deadline, ok := ctx.Deadline(); ok && a.req.inTime {
+	if deadline, ok := ctx.Deadline(); ok && a.req.deadlineCheck {
 		op.Patience = max(time.Until(deadline), 1)
 	}
 	if a.req.owner != "" {
-		a.mine = append(a.mine, op.ID)
+		a.roundIDs = append(a.roundIDs, op.ID)
 	}
-	sl.note(op.ID, nil)
+	sl.register(op.ID, nil)
 	return op
 }
 
-// conclude makes a handle of what a round's operation came to.
-func (a *attempt) conclude(ctx context.Context, sl *slot, op *record.Op, out engine.Outcome, err error, before uint64) (*Hold, error) {
+// finishRound makes a handle of what a round's operation came to.
+func (a *attempt) finishRound(ctx context.Context, sl *slot, op *record.Op, out engine.Outcome, err error, before uint64) (*Hold, error) {
 	if err != nil {
 		if errors.Is(err, engine.ErrGone) || a.claim.From != nil {
 			// It may stand after all: the reads that said otherwise can be those of
@@ -176,8 +176,8 @@ func (a *attempt) conclude(ctx context.Context, sl *slot, op *record.Op, out eng
 		if a.victim != nil {
 			err = a.victim
 		}
-		a.withdrawn(sl, op.ID, err)
-		sl.give(op.ID)
+		a.reportWithdrawn(sl, op.ID, err)
+		sl.unregister(op.ID)
 		return nil, err
 	}
 	h, err := a.granted(ctx, sl, op, out, before)
@@ -193,8 +193,8 @@ func (a *attempt) conclude(ctx context.Context, sl *slot, op *record.Op, out eng
 	return h, fmt.Errorf("%w: %q: condition %q", ErrQueueFull, a.key, op.Queue)
 }
 
-// place finds the session and the lease that the operation is to stand under.
-func (a *attempt) place(ctx context.Context) (*slot, error) {
+// takeLease finds the session and the lease that the operation is to stand under.
+func (a *attempt) takeLease(ctx context.Context) (*slot, error) {
 	if a.set != nil {
 		a.session = a.set.s
 		if !a.set.slot.enter() {
@@ -237,7 +237,7 @@ func (a *attempt) do(ctx context.Context, op *record.Op, opt engine.Options) (en
 	undo := *op
 	stop := context.AfterFunc(ctx, func() { a.session.shard(a.enc).doer.UndoInBackground(a.enc, undo, opt.AtLeast) })
 	defer stop()
-	bound, done := a.m.bind(context.WithoutCancel(ctx))
+	bound, done := a.m.callContext(context.WithoutCancel(ctx))
 	defer done()
 	return engine.Do(bound, a.session.shard(a.enc).doer, a.enc, *op, opt)
 }
@@ -250,8 +250,8 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 	s := a.session
 	useless := func(err error) (*Hold, error) {
 		s.shard(a.enc).doer.ReleaseInBackground(a.enc, sl.id, op.ID, out.Revision)
-		a.withdrawn(sl, op.ID, err)
-		sl.give(op.ID)
+		a.reportWithdrawn(sl, op.ID, err)
+		sl.unregister(op.ID)
 		return nil, err
 	}
 	err := a.confirm(ctx, op, out, before)
@@ -262,8 +262,8 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 		return useless(err)
 	}
 	if out.Entry == nil {
-		a.passed(sl, op.ID)
-		sl.give(op.ID)
+		a.reportPassed(sl, op.ID)
+		sl.unregister(op.ID)
 		return nil, nil
 	}
 	h := &Hold{
@@ -278,7 +278,7 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 			return useless(err)
 		}
 	}
-	sl.note(h.id, h)
+	sl.register(h.id, h)
 	s.mu.Lock()
 	if !out.Kept { // else the engine watches it
 		s.unwatched = append(s.unwatched, unwatchedHold{h, time.Now()})
@@ -295,7 +295,7 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 		if out.Entry.Revoked {
 			why = ErrRevoked
 		}
-		a.withdrawn(sl, op.ID, why)
+		a.reportWithdrawn(sl, op.ID, why)
 		return nil, errAgain
 	}
 	return h, nil
@@ -334,7 +334,7 @@ func (a *attempt) confirm(ctx context.Context, op *record.Op, out engine.Outcome
 	case ctx.Err() != nil && op.Proven():
 		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), proofLimit)
 		defer cancel()
-		late, done := a.m.bind(late)
+		late, done := a.m.callContext(late)
 		defer done()
 		if err = a.session.shard(a.enc).confirm(late, out, before); err != nil && late.Err() != nil {
 			return fmt.Errorf("%w: %w", ErrUncertain, ctx.Err())

@@ -111,7 +111,7 @@ func (m *Manager) claim(caller context.Context, key string, c Claim, opts []Acqu
 	if err := caller.Err(); err != nil {
 		return fail(err)
 	}
-	ctx, done := m.bindFor(caller, req.waitLimit)
+	ctx, done := m.callContextFor(caller, req.waitLimit)
 	defer done()
 	var h *Hold
 	var out engine.Outcome
@@ -182,7 +182,7 @@ func (m *Manager) Post(caller context.Context, key string, p Post) (Info, error)
 	if err := caller.Err(); err != nil {
 		return Info{}, err
 	}
-	ctx, done := m.bind(caller)
+	ctx, done := m.callContext(caller)
 	defer done()
 	req := request{timing: m.cfg.timing, failFast: m.cfg.failFast}
 	a := attempt{m: m, key: key, enc: enc, op: op, req: req}
@@ -271,7 +271,7 @@ func (h *Hold) Post(ctx context.Context, p Post) (Info, error) {
 	if p.Ends {
 		return h.postLast(ctx, op, opt)
 	}
-	bound, done := h.s.m.bind(ctx)
+	bound, done := h.s.m.callContext(ctx)
 	defer done()
 	opt.Stop = h.Context().Done()
 	out, err := engine.Do(bound, h.s.shard(h.enc).doer, h.enc, op, opt)
@@ -288,7 +288,7 @@ func (h *Hold) Post(ctx context.Context, p Post) (Info, error) {
 func (h *Hold) postLast(ctx context.Context, op record.Op, opt engine.Options) (Info, error) {
 	var out engine.Outcome
 	err := h.finish(func() error {
-		bound, done := h.s.m.bind(ctx)
+		bound, done := h.s.m.callContext(ctx)
 		defer done()
 		op.Hold = releaseOp(h).Hold
 		opt.Stop = h.s.m.gone

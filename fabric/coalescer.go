@@ -84,7 +84,7 @@ func (sh *shard) coalesce() {
 	}
 	defer stop()
 	again := false // an owner was there just now
-	for asked := cfg.standIn; asked || again || c.standBy(&asked); asked = false {
+	for asked := cfg.onDemand; asked || again || c.standBy(&asked); asked = false {
 		o, err := sh.own(s.ctx, c.rank)
 		if err == nil {
 			err = c.serve(o, asked)
@@ -96,7 +96,7 @@ func (sh *shard) coalesce() {
 		case c.rank == rankVolunteer:
 			pause.For(s.ctx, restOf(err))
 		case errors.Is(err, errNobodyAsks):
-			if cfg.standIn && len(s.shards) == 1 {
+			if cfg.onDemand && len(s.shards) == 1 {
 				s.m.die(ErrClosed)
 				return
 			}
@@ -130,7 +130,7 @@ func (c *coalescer) standBy(asked *bool) bool {
 		case err != nil:
 			pause.For(c.s.ctx, pause.Around(time.Second))
 		case rec == nil || len(rec.Holders) == 0:
-			if int(c.s.resting.Add(1)) == len(c.s.shards) && c.s.m.cfg.standIn {
+			if int(c.s.resting.Add(1)) == len(c.s.shards) && c.s.m.cfg.onDemand {
 				c.s.m.die(ErrClosed) // others have been there, and nobody asks any more
 			}
 			*asked = c.rest()
@@ -225,7 +225,7 @@ func (c *coalescer) serve(o *ownership, asked bool) error {
 
 // term lasts until there is a reason to end it.
 func (c *coalescer) term(o *ownership, svc *coalesce.Service, asked bool) error {
-	long := c.s.m.cfg.leisure
+	long := c.s.m.cfg.idleLimit
 	limit, clients := min(idleHeir, long), 1
 	if asked {
 		limit = long
@@ -242,7 +242,7 @@ func (c *coalescer) term(o *ownership, svc *coalesce.Service, asked bool) error 
 	for {
 		select {
 		case <-c.s.ctx.Done():
-			return c.s.why()
+			return c.s.endReason()
 		case <-o.slot.lease.Lost():
 			return errOwnershipLost
 		case <-o.gone:
@@ -334,7 +334,7 @@ func (sh *shard) own(ctx context.Context, rank int) (*ownership, error) {
 		TTL: ownerTTL, Since: time.Now(), Meta: map[string]string{metaRank: strconv.Itoa(rank)},
 	}
 	o := &ownership{shard: sh, slot: sl, id: op.ID, rank: rank, gone: make(chan struct{}, 1), better: make(chan struct{}, 1)}
-	sl.note(op.ID, nil)
+	sl.register(op.ID, nil)
 	before := sh.seen()
 	out, err := engine.Do(ctx, sh.engine, o.owner, op, engine.Options{Stop: sl.lease.Lost()})
 	if err != nil {
@@ -385,7 +385,7 @@ func (o *ownership) leave() {
 	o.slot.mu.Lock()
 	o.slot.retired = true
 	o.slot.mu.Unlock()
-	o.slot.give(o.id)
+	o.slot.unregister(o.id)
 }
 
 // Coalescer tells who carries out together what many want of this fabric (see docs/coalescing.md), as the

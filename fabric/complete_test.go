@@ -111,7 +111,7 @@ func TestComplete_SessionEndedBeforeItIsCurrent(t *testing.T) {
 	m.publish(s)
 	m.mu.Unlock()
 	next, err := m.session(t.Context())
-	if err != nil || next == s || !errors.Is(s.why(), ErrBucketGone) {
+	if err != nil || next == s || !errors.Is(s.endReason(), ErrBucketGone) {
 		t.Fatalf("the ended session is current: %v", err)
 	}
 }

@@ -48,7 +48,7 @@ func (s *session) detect() {
 	}
 	s.detection = &detection{s: s}
 	s.detection.d = deadlock.New(s.detection, s.m.cfg.detectAfter)
-	s.goIfOpen(func() { s.detection.d.Run(s.ctx) })
+	s.goUnlessEnded(func() { s.detection.d.Run(s.ctx) })
 }
 
 type waiting struct {
@@ -126,7 +126,7 @@ func (d *detection) checkOwn(w *waiting) {
 		}
 		u := w.Unit.Describe()
 		c := deadlock.Cycle{{Key: w.Key, ID: w.ID, Mode: w.Mode, Entry: e, Lease: w.Lease, Unit: &u}}
-		d.s.goIfOpen(func() { d.Abort(d.s.ctx, &w.Waiter, c) })
+		d.s.goUnlessEnded(func() { d.Abort(d.s.ctx, &w.Waiter, c) })
 		return
 	}
 }
@@ -203,7 +203,7 @@ func (d *detection) Doc(ctx context.Context, id string) (*deadlock.Doc, error) {
 }
 
 func (d *detection) Alive(ctx context.Context, id string) bool {
-	if live, over := d.s.own(id); live || over {
+	if live, over := d.s.leaseState(id); live || over {
 		return live
 	}
 	state := d.s.lookUp(ctx, Lease{ID: id}).State

@@ -97,14 +97,14 @@ func WithEvents(hook func(Event)) ManagerOption {
 	return func(c *config) error { return set(&c.hook, hook, hook != nil, "the event hook is nil") }
 }
 
-// note hands an event to the hook and to the log. No lock is held.
-func (m *Manager) note(ev Event) {
+// report hands an event to the hook and to the log. No lock is held.
+func (m *Manager) report(ev Event) {
 	m.feed.push(ev)
 	m.logEvent(&ev)
 }
 
-// noted reports whether anybody wants to know of events.
-func (m *Manager) noted() bool {
+// wantsEvents reports whether anybody wants to know of events.
+func (m *Manager) wantsEvents() bool {
 	return m.feed != nil || m.cfg.logger.Enabled(context.Background(), slog.LevelDebug)
 }
 
@@ -143,12 +143,12 @@ func (m *Manager) logEvent(ev *Event) {
 
 // evicted is told by the engine.
 func (s *session) evicted(enc string, leases []string, entries int) {
-	s.m.note(Event{Type: EventEvicted, Time: time.Now(), Key: nameOf(enc), Leases: leases, Entries: entries})
+	s.m.report(Event{Type: EventEvicted, Time: time.Now(), Key: nameOf(enc), Leases: leases, Entries: entries})
 }
 
 // tookOver is told by the observer.
 func (s *session) tookOver(id string) {
-	s.m.note(Event{Type: EventTakeover, Time: time.Now(), Lease: id})
+	s.m.report(Event{Type: EventTakeover, Time: time.Now(), Lease: id})
 }
 
 // maxEvents is how many events wait for the hook at most.
@@ -161,14 +161,14 @@ type feed struct {
 	wake chan struct{} // has the goroutine look
 	done chan struct{} // closed when the goroutine has ended
 
-	mu      sync.Mutex // innermost: nothing is called with it held
-	started bool
-	queue   []Event
-	behind  int    // events in queue, and those that the goroutine has taken and not delivered
-	dropped uint64 // since the last event that was taken
-	owed    int    // events that somebody has announced and not pushed yet
-	closing bool   // ends when there is nothing left
-	cut     bool   // ends after the call under way
+	mu        sync.Mutex // innermost: nothing is called with it held
+	started   bool
+	queue     []Event
+	behind    int    // events in queue, and those that the goroutine has taken and not delivered
+	dropped   uint64 // since the last event that was taken
+	announced int    // events that somebody has announced and not pushed yet
+	closing   bool   // ends when there is nothing left
+	aborted   bool   // ends after the call under way
 }
 
 func newFeed(hook func(Event)) *feed {
@@ -190,27 +190,27 @@ func (f *feed) start() {
 }
 
 // push adds an event, or counts it as dropped.
-func (f *feed) push(ev Event) { f.take(0, &ev) }
+func (f *feed) push(ev Event) { f.update(0, &ev) }
 
 // announce makes close wait, within its bound, for one push of an event that is sure to come but not yet known.
-func (f *feed) announce() { f.take(1, nil) }
+func (f *feed) announce() { f.update(1, nil) }
 
 // retract says that an announced event does not come.
-func (f *feed) retract() { f.take(-1, nil) }
+func (f *feed) retract() { f.update(-1, nil) }
 
 // deliver pushes an event that was announced.
-func (f *feed) deliver(ev Event) { f.take(-1, &ev) }
+func (f *feed) deliver(ev Event) { f.update(-1, &ev) }
 
-// take adds an event, nil is none, and changes how many are owed.
-func (f *feed) take(owed int, ev *Event) {
+// update adds an event, nil is none, and changes how many are owed.
+func (f *feed) update(owed int, ev *Event) {
 	if f == nil {
 		return
 	}
 	f.mu.Lock()
-	f.owed += owed
+	f.announced += owed
 	switch {
 	case ev == nil:
-	case f.behind >= maxEvents || f.cut:
+	case f.behind >= maxEvents || f.aborted:
 		f.dropped++
 	default:
 		ev.Dropped, f.dropped = f.dropped, 0
@@ -228,7 +228,7 @@ func (f *feed) run() {
 		f.mu.Lock()
 		clear(batch) // what it refers to
 		batch, f.queue = f.queue, batch[:0]
-		over := f.cut || f.closing && f.owed == 0 && len(batch) == 0
+		over := f.aborted || f.closing && f.announced == 0 && len(batch) == 0
 		f.mu.Unlock()
 		if over {
 			return
@@ -237,7 +237,7 @@ func (f *feed) run() {
 			f.hook(ev)
 			f.mu.Lock()
 			f.behind--
-			cut := f.cut
+			cut := f.aborted
 			f.mu.Unlock()
 			if cut {
 				return
@@ -268,9 +268,9 @@ func (f *feed) close(limit time.Duration) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.cut = true
+	f.aborted = true
 	pause.Wake(f.wake) // never waits
-	if left := uint64(max(f.behind+f.owed, 0)) + f.dropped; left > 0 {
+	if left := uint64(max(f.behind+f.announced, 0)) + f.dropped; left > 0 {
 		return fmt.Errorf("%w: %d of them", ErrEventsDropped, left)
 	}
 	return nil

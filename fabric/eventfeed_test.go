@@ -109,16 +109,16 @@ func TestNoHookNoAllocation(t *testing.T) {
 	m := &Manager{cfg: config{logger: slog.New(slog.DiscardHandler)}, feed: newFeed(nil)}
 	l := &Hold{s: &session{m: m}, slot: &slot{s: &session{m: m}, id: "L"}, key: "k"}
 	a := &attempt{m: m, key: "k"}
-	if m.noted() || a.whenQueued(l.slot, "L.1") != nil || (&conversion{l: &Lock{l}}).whenQueued() != nil {
+	if m.wantsEvents() || a.whenQueued(l.slot, "L.1") != nil || (&conversion{l: &Lock{l}}).whenQueued() != nil {
 		t.Error("somebody listens")
 	}
 	if n := testing.AllocsPerRun(1000, func() {
 		l.since = time.Time{}
 		_ = a.whenQueued(l.slot, "L.1")
 		l.handOut(a)
-		ev := l.ending(EventReleased)
+		ev := l.endEvent(EventReleased)
 		m.feed.announce()
-		l.noteReleased(ev)
+		l.reportReleased(ev)
 	}); n != 0 {
 		t.Errorf("%v allocations for a grant and a release", n)
 	}
@@ -134,9 +134,9 @@ func BenchmarkEvents(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				l.handOut(a)
-				ev := l.ending(EventReleased)
+				ev := l.endEvent(EventReleased)
 				m.feed.announce()
-				l.noteReleased(ev)
+				l.reportReleased(ev)
 			}
 			_ = m.feed.close(closeLimit)
 		})

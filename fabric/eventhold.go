@@ -20,8 +20,8 @@ func (h *Hold) event(t EventType) Event {
 	}
 }
 
-// ending makes the event of the hold's end. Called with l.mu held.
-func (h *Hold) ending(t EventType) Event {
+// endEvent makes the event of the hold's end. Called with l.mu held.
+func (h *Hold) endEvent(t EventType) Event {
 	ev := h.event(t)
 	if !h.since.IsZero() {
 		ev.Held = ev.Time.Sub(h.since)
@@ -38,7 +38,7 @@ func (h *Hold) handOut(a *attempt) bool {
 	}
 	ev := h.event(EventGranted)
 	h.since = ev.Time
-	ev.Queued, ev.Waited = told(a.queued), ev.Time.Sub(a.began)
+	ev.Queued, ev.Waited = wasQueued(a.queued), ev.Time.Sub(a.began)
 	if ev.Queued {
 		h.s.m.feed.deliver(ev)
 	} else {
@@ -49,8 +49,8 @@ func (h *Hold) handOut(a *attempt) bool {
 	return true
 }
 
-// noteReleased tells what Release came to.
-func (h *Hold) noteReleased(ev Event) {
+// reportReleased tells what Release came to.
+func (h *Hold) reportReleased(ev Event) {
 	ev.Reason = h.released
 	if lost, ok := errors.AsType[*LostError](h.released); ok {
 		ev.Type, ev.Reason = EventLost, lost.Reason
@@ -59,7 +59,7 @@ func (h *Hold) noteReleased(ev Event) {
 	h.s.m.logEvent(&ev)
 }
 
-func (a *attempt) waiter(t EventType, sl *slot, id string) Event {
+func (a *attempt) waiterEvent(t EventType, sl *slot, id string) Event {
 	ev := Event{Type: t, Time: time.Now(), Key: a.key, ID: id, Lease: sl.id, Owner: a.req.owner, Mode: modeOf(a.op.Mode), Metadata: a.op.Meta}
 	ev.Owner = cmp.Or(ev.Owner, id)
 	return ev
@@ -68,26 +68,26 @@ func (a *attempt) waiter(t EventType, sl *slot, id string) Event {
 // whenQueued returns what the engine calls when the acquire has to wait, nil if nobody wants to know.
 func (a *attempt) whenQueued(sl *slot, id string) func(record.Place) {
 	a.queued = nil
-	if !a.m.noted() {
+	if !a.m.wantsEvents() {
 		return nil
 	}
 	// Not a itself, which would have to be allocated for every acquire.
-	m, queued, ev := a.m, new(bool), a.waiter(EventQueued, sl, id)
+	m, queued, ev := a.m, new(bool), a.waiterEvent(EventQueued, sl, id)
 	a.queued = queued
 	return func(p record.Place) {
 		*queued = true
 		m.feed.announce() // how it ends: granted or withdrawn
 		ev.Time, ev.Position = time.Now(), p.Position
-		ev.blockedBy(&p.Blocker)
-		m.note(ev)
+		ev.setBlocker(&p.Blocker)
+		m.report(ev)
 	}
 }
 
-// passed tells that a wait is over which leaves nothing to release.
-func (a *attempt) passed(sl *slot, id string) {
-	if a.m.noted() {
-		ev := a.waiter(EventPassed, sl, id)
-		ev.Queued, ev.Waited = told(a.queued), ev.Time.Sub(a.began)
+// reportPassed tells that a wait is over which leaves nothing to release.
+func (a *attempt) reportPassed(sl *slot, id string) {
+	if a.m.wantsEvents() {
+		ev := a.waiterEvent(EventPassed, sl, id)
+		ev.Queued, ev.Waited = wasQueued(a.queued), ev.Time.Sub(a.began)
 		if ev.Queued {
 			a.m.feed.deliver(ev)
 		} else {
@@ -98,17 +98,17 @@ func (a *attempt) passed(sl *slot, id string) {
 	a.queued = nil
 }
 
-func told(queued *bool) bool { return queued != nil && *queued }
+func wasQueued(queued *bool) bool { return queued != nil && *queued }
 
-// withdrawn tells that an acquire that was queued is not any more.
-func (a *attempt) withdrawn(sl *slot, id string, err error) {
-	if !told(a.queued) {
+// reportWithdrawn tells that an acquire that was queued is not any more.
+func (a *attempt) reportWithdrawn(sl *slot, id string, err error) {
+	if !wasQueued(a.queued) {
 		return
 	}
 	a.queued = nil
 	switch {
-	case a.session.why() != nil: // the lease ended with the session
-		err = a.session.why()
+	case a.session.endReason() != nil: // the lease ended with the session
+		err = a.session.endReason()
 	case errors.Is(err, engine.ErrStopped), errors.Is(err, errAgain):
 		err = lossReason(sl.lease.Err())
 	case errors.Is(err, engine.ErrGone):
@@ -116,7 +116,7 @@ func (a *attempt) withdrawn(sl *slot, id string, err error) {
 	default:
 		err = translate(err)
 	}
-	ev := a.waiter(EventWithdrawn, sl, id)
+	ev := a.waiterEvent(EventWithdrawn, sl, id)
 	ev.Waited, ev.Reason = ev.Time.Sub(a.began), err
 	a.m.feed.deliver(ev)
 	a.m.logEvent(&ev)
@@ -133,27 +133,27 @@ type conversion struct {
 
 // whenQueued returns what the engine calls when the conversion has to wait, nil if nobody wants to know.
 func (c *conversion) whenQueued() func(record.Place) {
-	if !c.l.s.m.noted() {
+	if !c.l.s.m.wantsEvents() {
 		return nil
 	}
 	l, to, queued := c.l, c.to, new(bool)
 	c.queued = queued
 	return func(p record.Place) {
 		if !*queued { // else sent again with the same id
-			*queued = l.noteConversion(EventQueued, to, func(ev *Event) { ev.blockedBy(&p.Blocker) })
+			*queued = l.reportConversion(EventQueued, to, func(ev *Event) { ev.setBlocker(&p.Blocker) })
 		}
 	}
 }
 
-// withdrawn tells that the conversion came to nothing.
-func (c *conversion) withdrawn(err error) {
-	if told(c.queued) {
-		c.l.noteConversion(EventWithdrawn, c.to, func(ev *Event) { ev.Waited, ev.Reason = ev.Time.Sub(c.began), err })
+// reportWithdrawn tells that the conversion came to nothing.
+func (c *conversion) reportWithdrawn(err error) {
+	if wasQueued(c.queued) {
+		c.l.reportConversion(EventWithdrawn, c.to, func(ev *Event) { ev.Waited, ev.Reason = ev.Time.Sub(c.began), err })
 	}
 }
 
-// noteConversion tells about a conversion, unless the hold has ended.
-func (h *Hold) noteConversion(t EventType, to Mode, complete func(*Event)) bool {
+// reportConversion tells about a conversion, unless the hold has ended.
+func (h *Hold) reportConversion(t EventType, to Mode, complete func(*Event)) bool {
 	h.mu.Lock()
 	if h.err != nil {
 		h.mu.Unlock()
@@ -168,7 +168,7 @@ func (h *Hold) noteConversion(t EventType, to Mode, complete func(*Event)) bool 
 	return true
 }
 
-func (ev *Event) blockedBy(e *record.Entry) {
+func (ev *Event) setBlocker(e *record.Entry) {
 	if e.ID != "" {
 		ev.Blocker, ev.BlockerMetadata = e.OwnerID(), e.Meta
 	}

@@ -50,7 +50,7 @@ func WatchAllTrusting(ctx context.Context, m *Manager, prefix string, trust time
 func Disown(ctx context.Context, m *Manager, key string) {
 	if s, err := m.session(ctx); err == nil {
 		enc, _ := kv.EncodeName(key)
-		s.disown(ctx, enc)
+		s.releaseOrphans(ctx, enc)
 	}
 }
 
@@ -64,7 +64,7 @@ func AsServer() ManagerOption {
 
 // WithLeisure sets for how long a coalescer that nobody asks stays.
 func WithLeisure(d time.Duration) ManagerOption {
-	return func(c *config) error { c.leisure = d; return nil }
+	return func(c *config) error { c.idleLimit = d; return nil }
 }
 
 // Serving returns the term in which the manager is the coalescer, 0 if it is not.
@@ -94,6 +94,6 @@ func OnRoad(m *Manager) bool { return m.cfg.road == RoadCoalesced || m.cfg.road 
 // GiveAway gives a hold up for what is about to take its place, and reports whether its entry is taken
 // for one that came back before that is written.
 func GiveAway(h *Hold) (nobodys bool, err error) {
-	err = h.give()
-	return h.s.nobodys(&record.Entry{ID: h.id}), err
+	err = h.supersede()
+	return h.s.isOrphan(&record.Entry{ID: h.id}), err
 }

@@ -62,7 +62,7 @@ func (m *Manager) gather(caller context.Context, g gathering, opts []AcquireOpti
 	if err == nil {
 		leave := g.inUnit(caller)
 		defer leave()
-		ctx, done := m.bindFor(caller, g.req.waitLimit)
+		ctx, done := m.callContextFor(caller, g.req.waitLimit)
 		defer done()
 		err = g.repeat(ctx, func() (done bool, err error) {
 			err = g.round(ctx)
@@ -148,7 +148,7 @@ func (g *gathering) blame() string {
 // one after the other with waiting. Two sets that wait for each other can't be: each holds
 // only levels before the one that it waits for, and queues in one place.
 func (g *gathering) round(ctx context.Context) (err error) {
-	sl, err := g.place(ctx)
+	sl, err := g.takeLease(ctx)
 	if err != nil {
 		return err
 	}
@@ -159,10 +159,10 @@ func (g *gathering) round(ctx context.Context) (err error) {
 	set := &Set{s: sl.s, slot: sl, levels: g.listed, gone: make(chan struct{})}
 	g.result, g.failed = set, nil
 	for _, l := range g.levels {
-		l.set, l.lock, l.pin, l.op.Verb = set, nil, nil, record.OpTry
+		l.set, l.lock, l.intent, l.op.Verb = set, nil, nil, record.OpTry
 	}
 	defer func() {
-		g.failPins()
+		g.failIntents()
 		if why := err; why != nil {
 			if lost := g.result.Err(); lost != nil && errors.Is(why, errAgain) {
 				why = errors.Unwrap(lost)
@@ -170,13 +170,13 @@ func (g *gathering) round(ctx context.Context) (err error) {
 			g.giveBack(g.levels, why)
 		}
 	}()
-	if err := g.joinPins(ctx, sl); err != nil {
+	if err := g.joinIntents(ctx, sl); err != nil {
 		return err
 	}
 	if err := g.atOnce(ctx, sl); err != nil {
 		return err
 	}
-	g.failPins() // of levels that were not tried: nobody is to wait for them
+	g.failIntents() // of levels that were not tried: nobody is to wait for them
 	for {
 		first := g.firstMissing()
 		if first < 0 {
@@ -220,7 +220,7 @@ func (g *gathering) acquire(ctx context.Context, sl *slot, l *level) error {
 		if again, err := l.decideRetry(ctx, err); !again {
 			return err
 		}
-		if !pauseAgain(ctx, n) {
+		if !pauseBeforeRetry(ctx, n) {
 			return ctx.Err()
 		}
 	}
@@ -228,7 +228,7 @@ func (g *gathering) acquire(ctx context.Context, sl *slot, l *level) error {
 
 // broken reports whether what is held already is void.
 func (g *gathering) broken(sl *slot) bool {
-	return !sl.lease.Valid() || g.session.why() != nil || g.result.Err() != nil
+	return !sl.lease.Valid() || g.session.endReason() != nil || g.result.Err() != nil
 }
 
 // handOver is the last look before the set is the caller's: every level is held now.
@@ -297,7 +297,7 @@ func (*refusedError) Error() string { return "fabric: refused" }
 // atOnce tries all levels at the same time. If one is known to be held, a try asks about that
 // first, since then it has nothing to write; else those before it are tried.
 func (g *gathering) atOnce(ctx context.Context, sl *slot) error {
-	levels := slices.DeleteFunc(slices.Clone(g.levels), func(l *level) bool { return l.pin != nil })
+	levels := slices.DeleteFunc(slices.Clone(g.levels), func(l *level) bool { return l.intent != nil })
 	known := slices.IndexFunc(levels, func(l *level) bool {
 		op := l.op
 		op.ID, op.Lease = sl.id+".0", sl.id
@@ -320,7 +320,7 @@ func (g *gathering) atOnce(ctx context.Context, sl *slot) error {
 func (g *gathering) tryAll(ctx context.Context, sl *slot, levels []*level) error {
 	calls := make([]*engine.Call, 0, len(levels))
 	for _, l := range levels {
-		if _, err := l.place(ctx); err != nil {
+		if _, err := l.takeLease(ctx); err != nil {
 			break
 		}
 		l.before = l.session.shard(l.enc).seen()
@@ -331,7 +331,7 @@ func (g *gathering) tryAll(ctx context.Context, sl *slot, levels []*level) error
 	var refused refusedError
 	for i, c := range calls {
 		l := levels[i]
-		h, err := l.conclude(ctx, sl, &c.Op, c.Outcome, c.Err, l.before)
+		h, err := l.finishRound(ctx, sl, &c.Op, c.Outcome, c.Err, l.before)
 		why := (*engine.RefusedError)(nil)
 		switch {
 		case err == nil:
@@ -382,9 +382,9 @@ func (g *gathering) takeOver(ctx context.Context, refused *refusedError) error {
 // end makes the handle of a level that is not to be handed out invalid, and returns what is to
 // be released. It is nil if nothing was granted.
 func (l *level) end(why error) *Hold {
-	if l.pin != nil {
-		l.pin.leave(l.set)
-		l.pin = nil
+	if l.intent != nil {
+		l.intent.leave(l.set)
+		l.intent = nil
 	}
 	if l.lock == nil {
 		return nil
@@ -392,7 +392,7 @@ func (l *level) end(why error) *Hold {
 	h := l.lock.Hold
 	l.lock = nil
 	h.void()
-	l.withdrawn(h.slot, h.id, why)
+	l.reportWithdrawn(h.slot, h.id, why)
 	return h
 }
 

@@ -50,31 +50,31 @@ type Hold struct {
 	enc  string // encoded
 	granted
 	failFast, posted bool
-	set              *Set   // that it is a member of, or nil
-	lock             bool   // it is of a lock
-	unit             *unit  // that acquired it; nil: it was acquired by itself
-	pin              *pin   // that it is the entry of, or nil
-	keep             keep   // whether its entry may be kept
-	uses             uint64 // holds that the entry was, this one included, where it may be kept
-	byTurn           uint64 // the ticket of one that holds by a turn
+	set              *Set          // that it is a member of, or nil
+	lock             bool          // it is of a lock
+	unit             *unit         // that acquired it; nil: it was acquired by itself
+	intent           *sharedIntent // that it is the entry of, or nil
+	keep             keep          // whether its entry may be kept
+	uses             uint64        // holds that the entry was, this one included, where it may be kept
+	byTurn           uint64        // the ticket of one that holds by a turn
 
-	mu         sync.Mutex
-	rev        uint64          // at which entry was read
-	err        error           // nil while held; ErrReleased or a *LostError
-	since      time.Time       // when it was handed out; zero before
-	left       time.Time       // when its release began
-	fate       int             // of the entry of one that may be kept
-	listed     bool            // a document about waits says that it is held
-	converting bool            // a Convert is under way
-	asked      bool            // one was
-	released   error           // what Release returned
-	releasing  bool            // by Release or the like, which has turn meanwhile
-	turn       sync.Mutex      // taken before mu is let go, by one only
-	lost       chan struct{}   // made on demand
-	ctx        context.Context // made on demand
-	posting    chan struct{}   // made on demand; holds one element while a post is under way
-	cancel     context.CancelCauseFunc
-	unwatch    func()
+	mu            sync.Mutex
+	rev           uint64          // at which entry was read
+	err           error           // nil while held; ErrReleased or a *LostError
+	since         time.Time       // when it was handed out; zero before
+	releaseBegan  time.Time       // when its release began
+	keptState     int             // of the entry of one that may be kept
+	listed        bool            // a document about waits says that it is held
+	converting    bool            // a Convert is under way
+	convertCalled bool            // one was
+	released      error           // what Release returned
+	releasing     bool            // by Release or the like, which has turn meanwhile
+	releaseMu     sync.Mutex      // taken before mu is let go, by one only
+	lost          chan struct{}   // made on demand
+	ctx           context.Context // made on demand
+	posting       chan struct{}   // made on demand; holds one element while a post is under way
+	cancel        context.CancelCauseFunc
+	unwatch       func()
 }
 
 // Key returns the name of what is held.
@@ -169,7 +169,7 @@ func (h *Hold) IsValid(ctx context.Context) bool {
 	if h.Err() != nil {
 		return false
 	}
-	ctx, done := h.s.m.bind(ctx)
+	ctx, done := h.s.m.callContext(ctx)
 	defer done()
 	known := h.revision()
 	rec, rev, err := h.s.shard(h.enc).engine.Read(ctx, h.enc)
@@ -193,14 +193,14 @@ func (h *Hold) Renew(ctx context.Context) error {
 		return err
 	}
 	caller := ctx
-	ctx, done := h.s.m.bind(ctx)
+	ctx, done := h.s.m.callContext(ctx)
 	defer done()
 	err := h.slot.lease.Renew(ctx)
 	switch {
 	case err == nil:
 		return nil
-	case h.s.m.over() != nil && caller.Err() == nil:
-		return h.s.m.over()
+	case h.s.m.endReason() != nil && caller.Err() == nil:
+		return h.s.m.endReason()
 	case h.Err() != nil:
 		return h.Err()
 	case errors.Is(err, lease.ErrRenewalsUsedUp):
@@ -224,14 +224,14 @@ func (h *Hold) Release(context.Context) error {
 	switch {
 	case !first:
 		return err
-	case h.keep.on && h.stay(ended.Held):
+	case h.keep.on && h.keepEntry(ended.Held):
 		h.s.m.feed.retract()
-		h.turn.Unlock()
+		h.releaseMu.Unlock()
 	case h.posted:
 		h.post(ended)
 		return nil
 	default:
-		h.finished(ended, h.release())
+		h.releaseDone(ended, h.release())
 	}
 	return h.released
 }
@@ -242,7 +242,7 @@ func (h *Hold) finish(end func() error) error {
 	if !first {
 		return err
 	}
-	h.finished(ended, end())
+	h.releaseDone(ended, end())
 	return h.released
 }
 
@@ -254,34 +254,34 @@ func (h *Hold) invalidate() (ended Event, first bool, err error) {
 	switch {
 	case h.releasing:
 		h.mu.Unlock()
-		h.turn.Lock()
-		defer h.turn.Unlock()
+		h.releaseMu.Lock()
+		defer h.releaseMu.Unlock()
 		return ended, false, h.released
 	case h.err != nil:
 		defer h.mu.Unlock()
 		return ended, false, h.err
 	}
 	h.releasing = true
-	h.turn.Lock()
+	h.releaseMu.Lock()
 	h.end(ErrReleased)
-	ended = h.ending(EventReleased)
-	h.left = ended.Time
+	ended = h.endEvent(EventReleased)
+	h.releaseBegan = ended.Time
 	h.s.m.feed.announce()
 	h.mu.Unlock()
 	return ended, true, nil
 }
 
-// finished ends a release with its outcome.
-func (h *Hold) finished(ended Event, err error) {
+// releaseDone ends a release with its outcome.
+func (h *Hold) releaseDone(ended Event, err error) {
 	h.released = err
-	h.noteReleased(ended)
+	h.reportReleased(ended)
 	h.slot.drop(h)
-	h.turn.Unlock()
+	h.releaseMu.Unlock()
 }
 
-// give invalidates the handle, whose entry goes with the write of what takes its place. Until that
+// supersede invalidates the handle, whose entry goes with the write of what takes its place. Until that
 // write is known the entry is this process's own, and not one that came back; the caller drops it then.
-func (h *Hold) give() error {
+func (h *Hold) supersede() error {
 	h.check()
 	h.mu.Lock()
 	if h.err != nil {
@@ -290,7 +290,7 @@ func (h *Hold) give() error {
 	}
 	h.releasing = true
 	h.end(ErrReleased)
-	ended := h.ending(EventReleased)
+	ended := h.endEvent(EventReleased)
 	h.s.m.feed.push(ended)
 	h.mu.Unlock()
 	h.s.m.logEvent(&ended)
@@ -310,7 +310,7 @@ func (h *Hold) post(ended Event) {
 	late := time.AfterFunc(releaseTimeout, func() { h.s.shard(h.enc).doer.Withdraw(q, context.DeadlineExceeded) }) // it goes on, as owed
 	q.Done = func(out engine.Outcome, err error) {
 		late.Stop()
-		h.finished(ended, h.releaseError(out, err))
+		h.releaseDone(ended, h.releaseError(out, err))
 	}
 	h.s.shard(h.enc).doer.Submit(q)
 }
@@ -322,10 +322,10 @@ func (h *Hold) releaseError(out engine.Outcome, err error) error {
 		return nil
 	case err == nil:
 		return &LostError{Key: h.key, Token: h.Token(), Reason: h.whyGone()}
-	case errors.Is(h.s.why(), ErrBucketGone):
+	case errors.Is(h.s.endReason(), ErrBucketGone):
 		return &LostError{Key: h.key, Token: h.Token(), Reason: ErrBucketGone} // and the entry with it
 	case errors.Is(err, engine.ErrStopped):
-		return fmt.Errorf("%w: %q: %w", ErrUnconfirmed, h.key, h.s.m.over())
+		return fmt.Errorf("%w: %q: %w", ErrUnconfirmed, h.key, h.s.m.endReason())
 	case !errors.Is(err, engine.ErrUnconfirmed):
 		// It ended for good, as on a record that can't be read and that somebody may restore with the entry in it.
 		h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.id, h.revision())
@@ -338,14 +338,14 @@ func releaseOp(h *Hold) record.Op {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.since.IsZero() { // else nobody ever had it
-		op.Hold, op.Token = h.lasted(), h.token
+		op.Hold, op.Token = h.heldFor(), h.token
 	}
 	return op
 }
 
 // passesTurn reports whether a turn can follow the release.
 func (h *Hold) passesTurn(op *record.Op) bool {
-	return op.Token != 0 && !h.asked && !h.letTurn && !h.s.m.cfg.noTurns
+	return op.Token != 0 && !h.convertCalled && !h.letTurn && !h.s.m.cfg.noTurns
 }
 
 // revision is the newest at which the hold was seen in the record.
@@ -381,7 +381,7 @@ func (h *Hold) lose(reason error) {
 	token := h.token
 	h.end(&LostError{Key: h.key, Token: token, Reason: reason})
 	mine := !h.since.IsZero() // nobody has a handle of a grant that is not handed out
-	ended := h.ending(EventLost)
+	ended := h.endEvent(EventLost)
 	ended.Reason = reason
 	if mine {
 		h.s.m.feed.push(ended) // before the lock is let go, so that nothing comes in between
@@ -405,8 +405,8 @@ func (h *Hold) end(err error) {
 	case !isLost(err):
 	case h.set != nil:
 		h.set.lose(err)
-	case h.pin != nil:
-		h.pin.lose(err)
+	case h.intent != nil:
+		h.intent.lose(err)
 	}
 	if h.lost != nil && isLost(err) {
 		close(h.lost)

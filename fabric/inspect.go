@@ -314,7 +314,7 @@ func (s *session) identify(ctx context.Context, infos []Info) {
 		for _, p := range parties {
 			p.Lease, p.Own = le, own
 		}
-		s.askUse(ctx, parties)
+		s.askKeptUse(ctx, parties)
 	})
 }
 
@@ -421,7 +421,7 @@ func (s *session) forceRelease(ctx context.Context, enc string, f force) (int, e
 		for _, h := range holders {
 			others[h.Lease()] = []string{enc}
 		}
-		s.ownUp(ctx, []string{enc}, others)
+		s.cleanUpOrphans(ctx, []string{enc}, others)
 	}
 	return len(holders), nil
 }

@@ -68,7 +68,7 @@ func (a *attempt) keeper(sl *slot) engine.Keeper {
 }
 
 func keepable(c *Claim, r *request) bool {
-	return r.keep.on && c.Kind == KindLock && c.From == nil && c.Queue == "" && c.Value == nil && !c.Once && !r.inTime &&
+	return r.keep.on && c.Kind == KindLock && c.From == nil && c.Queue == "" && c.Value == nil && !c.Once && !r.deadlineCheck &&
 		r.owner == "" && r.stamp == nil && len(r.metadata) == 0 && !r.timing.limited()
 }
 
@@ -107,7 +107,7 @@ func (sl *slot) join(key, enc string, u *unit, r *request, out engine.Outcome) *
 		s: sl.s, slot: sl, key: key, enc: enc, granted: grantOf(out.Entry), rev: out.Revision, failFast: r.failFast,
 		lock: true, unit: u, keep: r.keep, uses: out.Uses, posted: r.posted, since: time.Now(),
 	}
-	sl.note(h.id, h)
+	sl.register(h.id, h)
 	u.add(h)
 	// What ended the entry before this instant found no handle.
 	if !sl.s.shard(enc).engine.Kept(enc, out.Entry.ID) || !sl.Keeps() {
@@ -121,10 +121,10 @@ func (sl *slot) join(key, enc string, u *unit, r *request, out engine.Outcome) *
 // joined makes a handle of a kept entry that an attempt has waited for here.
 func (a *attempt) joined(sl *slot, op *record.Op, out engine.Outcome) (*Hold, error) {
 	h := sl.join(a.key, a.enc, a.unit, &a.req, out)
-	if told(a.queued) {
-		a.passed(sl, op.ID)
+	if wasQueued(a.queued) {
+		a.reportPassed(sl, op.ID)
 	}
-	sl.give(op.ID)
+	sl.unregister(op.ID)
 	if h == nil || h.Err() != nil { // it has waited to be told
 		return nil, errAgain
 	}
@@ -135,12 +135,12 @@ func (a *attempt) joined(sl *slot, op *record.Op, out engine.Outcome) (*Hold, er
 // is kept, see [WithKeep], which share the token. The pair rises with every exclusive hold; see [Guard.Admit].
 func (h *Hold) Grant() (token, use uint64) { return h.Token(), max(h.uses, 1) }
 
-// lasted returns for how long the hold was used. Called with mu held.
-func (h *Hold) lasted() time.Duration {
-	if h.left.IsZero() {
+// heldFor returns for how long the hold was used. Called with mu held.
+func (h *Hold) heldFor() time.Duration {
+	if h.releaseBegan.IsZero() {
 		return time.Since(h.since)
 	}
-	return h.left.Sub(h.since)
+	return h.releaseBegan.Sub(h.since)
 }
 
 // Keeps and Valid are those of engine.Keeper.
@@ -173,22 +173,22 @@ func (sl *slot) Ended(_, id string, used bool, err error) {
 	if err != nil { // as lose does
 		h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, sl.id, id, h.revision())
 	}
-	sl.unkeep(h, err)
+	sl.reportKeptEnd(h, err)
 }
 
 // What became of a hold's entry at its release.
 const (
-	fateGoes = iota
-	fateStays
-	fateTold // it stayed, and its end was told
+	keptNot = iota
+	keptStays
+	keptReported // it stayed, and its end was told
 )
 
-// stay reports whether the entry stays with this process. The handle is invalid already.
-func (h *Hold) stay(held time.Duration) bool {
+// keepEntry reports whether the entry stays with this process. The handle is invalid already.
+func (h *Hold) keepEntry(held time.Duration) bool {
 	h.mu.Lock()
 	may := h.keep.on && !h.listed && !h.since.IsZero()
 	if may {
-		h.fate = fateStays
+		h.keptState = keptStays
 	}
 	h.mu.Unlock()
 	if !may {
@@ -201,33 +201,33 @@ func (h *Hold) stay(held time.Duration) bool {
 	if left {
 		return true
 	}
-	if h.fate == fateTold {
+	if h.keptState == keptReported {
 		return true // with the lease, or the session
 	}
-	h.fate = fateGoes
+	h.keptState = keptNot
 	return false
 }
 
-// unkeep tells of the end of a kept entry that nobody used, whose last hold this was.
-func (sl *slot) unkeep(h *Hold, reason error) {
+// reportKeptEnd tells of the end of a kept entry that nobody used, whose last hold this was.
+func (sl *slot) reportKeptEnd(h *Hold, reason error) {
 	h.mu.Lock()
-	if h.fate != fateStays {
+	if h.keptState != keptStays {
 		h.mu.Unlock()
 		return
 	}
-	h.fate = fateTold
+	h.keptState = keptReported
 	ev := h.event(EventReleased)
-	ev.Held = h.lasted()
+	ev.Held = h.heldFor()
 	if reason != nil && !errors.Is(reason, ErrClosed) {
 		ev.Type, ev.Reason = EventLost, reason
 	}
 	h.mu.Unlock()
-	sl.s.m.note(ev)
+	sl.s.m.report(ev)
 	sl.drop(h)
 }
 
-// list says that others are told that the hold is held, and when they read that nobody else may be it.
-func (h *Hold) list() {
+// markListed says that others are told that the hold is held, and when they read that nobody else may be it.
+func (h *Hold) markListed() {
 	h.mu.Lock()
 	h.listed = true
 	h.mu.Unlock()

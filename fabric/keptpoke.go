@@ -25,15 +25,15 @@ const (
 // askKeeper asks the process of an entry that it may keep to release it, where nothing else refuses a try. It reports
 // whether it was released, and if not whether the process says that it is used. Without an answer neither is known.
 func (a *attempt) askKeeper(ctx context.Context, refused *engine.RefusedError) (released, used bool) {
-	if a.asked || a.op.Verb != record.OpTry || a.req.stamp != nil || refused.Verdict != record.Held || !record.MayBeKept(refused.Blocker.Meta) {
+	if a.askedHolders || a.op.Verb != record.OpTry || a.req.stamp != nil || refused.Verdict != record.Held || !record.MayBeKept(refused.Blocker.Meta) {
 		return false, false
 	}
-	a.asked = true
-	return a.session.askFor(ctx, a.enc, &refused.Blocker)
+	a.askedHolders = true
+	return a.session.askToRelease(ctx, a.enc, &refused.Blocker)
 }
 
-// askFor is askKeeper's question. What it is answered is a hint: the record decides, as the leader has it.
-func (s *session) askFor(ctx context.Context, enc string, e *record.Entry) (released, used bool) {
+// askToRelease is askKeeper's question. What it is answered is a hint: the record decides, as the leader has it.
+func (s *session) askToRelease(ctx context.Context, enc string, e *record.Entry) (released, used bool) {
 	took, _ := s.m.rtt.RTT()
 	answer := s.m.hints.ask(ctx, e.Lease(), e.ID, enc+" "+giveUpText+e.ID, engine.PokeTime(took))
 	return answer == answerReleased, answer == answerUsed
@@ -74,8 +74,8 @@ func (m *Manager) unused(lease string) string {
 	return "." + strings.Join(unused, ".") + "."
 }
 
-// askUse fills in of all entries under one lease that may be kept whether somebody uses them, with one question.
-func (s *session) askUse(ctx context.Context, parties []*Party) {
+// askKeptUse fills in of all entries under one lease that may be kept whether somebody uses them, with one question.
+func (s *session) askKeptUse(ctx context.Context, parties []*Party) {
 	parties = slices.DeleteFunc(slices.Clone(parties), func(p *Party) bool { return p.Token == 0 || !record.MayBeKept(p.Metadata) })
 	if len(parties) == 0 {
 		return

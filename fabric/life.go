@@ -14,8 +14,8 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// over returns nil while the manager works, and then why it does not any more.
-func (m *Manager) over() error {
+// endReason returns nil while the manager works, and then why it does not any more.
+func (m *Manager) endReason() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
@@ -24,71 +24,71 @@ func (m *Manager) over() error {
 	return context.Cause(m.life)
 }
 
-// bind returns a context for one call, which ends with ctx and with the manager. done frees it.
-func (m *Manager) bind(ctx context.Context) (_ context.Context, done func()) {
-	b := &bound{Context: ctx, life: m.life}
+// callContext returns a context for one call, which ends with ctx and with the manager. done frees it.
+func (m *Manager) callContext(ctx context.Context) (_ context.Context, done func()) {
+	b := &callCtx{Context: ctx, life: m.life}
 	return b, b.free
 }
 
-// bound is a context that ends with the one it is made of and with the manager's life. That it does
+// callCtx is a context that ends with the one it is made of and with the manager's life. That it does
 // is seen to when somebody waits for it: most calls find what they want at once.
-type bound struct {
+type callCtx struct {
 	context.Context
 	life context.Context
 
-	mu     sync.Mutex
-	whole  context.Context // of both; nil until somebody waits
-	unbind func()
+	mu      sync.Mutex
+	merged  context.Context // of both; nil until somebody waits
+	unmerge func()
 }
 
-// noLonger is the whole of a bound context that is freed before anybody waited.
-var noLonger = func() context.Context {
+// freedContext is the whole of a bound context that is freed before anybody waited.
+var freedContext = func() context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	return ctx
 }()
 
-func (b *bound) free() {
+func (b *callCtx) free() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.whole == nil {
-		b.whole = noLonger
-	} else if b.unbind != nil {
-		b.unbind()
+	if b.merged == nil {
+		b.merged = freedContext
+	} else if b.unmerge != nil {
+		b.unmerge()
 	}
 }
 
-func (b *bound) Done() <-chan struct{} {
+func (b *callCtx) Done() <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.whole == nil {
-		b.whole, b.unbind = both(b.Context, b.life)
+	if b.merged == nil {
+		b.merged, b.unmerge = both(b.Context, b.life)
 	}
-	return b.whole.Done()
+	return b.merged.Done()
 }
 
-func (b *bound) Err() error {
-	if err := b.now().Err(); err != nil || b.life.Err() == nil {
+func (b *callCtx) Err() error {
+	if err := b.current().Err(); err != nil || b.life.Err() == nil {
 		return err
 	}
 	return context.Canceled
 }
 
-func (b *bound) Value(key any) any { return b.now().Value(key) }
+func (b *callCtx) Value(key any) any { return b.current().Value(key) }
 
-// now is the whole, or as long as nobody waits the one that it is made of.
-func (b *bound) now() context.Context {
+// current is the whole, or as long as nobody waits the one that it is made of.
+func (b *callCtx) current() context.Context {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.whole == nil {
+	if b.merged == nil {
 		return b.Context
 	}
-	return b.whole
+	return b.merged
 }
 
-// bindFor is bind for a call that lasts no longer than limit, if that is above 0.
-func (m *Manager) bindFor(ctx context.Context, limit time.Duration) (_ context.Context, done func()) {
-	ctx, unbind := m.bind(ctx)
+// callContextFor is bind for a call that lasts no longer than limit, if that is above 0.
+func (m *Manager) callContextFor(ctx context.Context, limit time.Duration) (_ context.Context, done func()) {
+	ctx, unbind := m.callContext(ctx)
 	if limit <= 0 {
 		return ctx, unbind
 	}
@@ -102,7 +102,7 @@ func (m *Manager) bindFor(ctx context.Context, limit time.Duration) (_ context.C
 // inSession calls fn with the session that there is now, under a context that ends with
 // the manager, too, and gives its error the final form.
 func (m *Manager) inSession(caller context.Context, fn func(ctx context.Context, s *session) error) error {
-	ctx, done := m.bind(caller)
+	ctx, done := m.callContext(caller)
 	defer done()
 	s, err := m.session(ctx)
 	if err == nil {
@@ -158,7 +158,7 @@ func (a *attempt) failFastLimit() time.Duration { return max(failFastTimeout, 4*
 // came of the end of the manager has that as its reason.
 func (m *Manager) explain(ctx context.Context, err error) error {
 	err = translate(err)
-	if end := m.over(); end != nil && ctx.Err() == nil &&
+	if end := m.endReason(); end != nil && ctx.Err() == nil &&
 		(errors.Is(err, context.Canceled) || errors.Is(err, ErrClosed) || errors.Is(err, ErrUnavailable)) {
 		return end
 	}

@@ -46,7 +46,7 @@ func (l *Lock) Convert(ctx context.Context, mode Mode) error {
 func (l *Lock) convertAlone(ctx context.Context, mode Mode) error {
 	op, err := l.beginConvert(ctx, mode)
 	if err == nil {
-		bound, done := l.s.m.bind(ctx)
+		bound, done := l.s.m.callContext(ctx)
 		c := &conversion{l: l, to: mode, began: time.Now()}
 		if u := unitIn(ctx); u != nil || l.unit != nil {
 			c.unit = whileHolding(u, l.Hold)
@@ -90,7 +90,7 @@ func (l *Lock) beginConvert(ctx context.Context, mode Mode) (record.Op, error) {
 	op := record.Op{
 		Kind: record.KindLock, Verb: record.OpConvert, ID: l.slot.lease.NextOp(), Lease: l.slot.id, Holder: l.id, From: l.mode, Mode: to,
 	}
-	l.converting, l.asked = true, true
+	l.converting, l.convertCalled = true, true
 	// Before anything is sent: as soon as it is, others may be let in.
 	l.mode = record.Meet(op.From, to)
 	return op, nil
@@ -99,7 +99,7 @@ func (l *Lock) beginConvert(ctx context.Context, mode Mode) (record.Op, error) {
 func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err error) {
 	defer func() {
 		if err != nil {
-			c.withdrawn(err)
+			c.reportWithdrawn(err)
 		}
 	}()
 	known := l.revision()
@@ -134,7 +134,7 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 		if !l.IsValid(ctx) {
 			return l.Err()
 		}
-		if !pauseAgain(ctx, n) {
+		if !pauseBeforeRetry(ctx, n) {
 			l.s.shard(l.enc).doer.UndoInBackground(l.enc, op, known)
 			if weaker {
 				return fmt.Errorf("%w: %w", ErrUnconfirmed, ctx.Err())
@@ -181,7 +181,7 @@ func (l *Lock) converted(op record.Op, out engine.Outcome, weaker bool, c *conve
 		l.mode, l.token = op.Mode, out.Entry.Token
 	}
 	ev := l.event(EventConverted)
-	ev.Queued, ev.Waited = told(c.queued), ev.Time.Sub(c.began)
+	ev.Queued, ev.Waited = wasQueued(c.queued), ev.Time.Sub(c.began)
 	if weaker {
 		ev.Time = c.began // others may have been let in before this was confirmed
 	}

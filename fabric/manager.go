@@ -53,7 +53,7 @@ type Manager struct {
 	pastRoads coalesce.ClientStats // likewise
 
 	pastDetection deadlock.Stats // likewise
-	opening       turn           // of opening a session
+	opening       ctxMutex       // of opening a session
 	ending        sync.WaitGroup
 	done          chan struct{} // closed when Close has finished
 }
@@ -162,7 +162,7 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Manager, error) {
 }
 
 func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, error) {
-	m := &Manager{cfg: cfg, nc: nc, own: own, opening: newTurn(), clock: clock.Holder(), feed: newFeed(cfg.hook), done: make(chan struct{}), gone: make(chan struct{})}
+	m := &Manager{cfg: cfg, nc: nc, own: own, opening: newCtxMutex(), clock: clock.Holder(), feed: newFeed(cfg.hook), done: make(chan struct{}), gone: make(chan struct{})}
 	m.life, m.die = context.WithCancelCause(context.Background())
 	m.gate = newGate(nc, cfg.buckets.Trip, m.rtt.Timeout, m.resendRenewals)
 	m.cfg.buckets.Trip = m.gate.trip
@@ -197,10 +197,10 @@ func (m *Manager) session(ctx context.Context) (*session, error) {
 	if s, err := m.running(false); s != nil || err != nil {
 		return s, err
 	}
-	if err := m.opening.take(ctx); err != nil {
+	if err := m.opening.lock(ctx); err != nil {
 		return nil, err
 	}
-	defer m.opening.leave()
+	defer m.opening.unlock()
 	if s, err := m.running(true); s != nil || err != nil {
 		return s, err
 	}
@@ -241,7 +241,7 @@ func (m *Manager) look(key string, rev uint64) {
 	switch s, _ := m.running(false); {
 	case s == nil:
 	case rev == 0: // somebody's try was refused
-		s.dropIdlePins(key)
+		s.dropIdleIntents(key)
 	default:
 		s.shard(key).doer.Look(key, rev)
 	}

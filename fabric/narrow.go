@@ -30,7 +30,7 @@ func (s *Set) Narrow(ctx context.Context, children ...Want) error {
 	}
 	m := s.s.m
 	g := gathering{attempt: whole.attempt, levels: below, result: s}
-	bound, done := m.bind(ctx)
+	bound, done := m.callContext(ctx)
 	defer done()
 	for _, l := range below {
 		if err = g.acquire(bound, s.slot, l); err != nil {

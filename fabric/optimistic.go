@@ -73,14 +73,14 @@ func (m *Manager) optimistic(caller context.Context, key string, levels ...strin
 		}
 		st.levels[i].enc = enc
 	}
-	ctx, done := m.bind(caller)
+	ctx, done := m.callContext(caller)
 	defer done()
 	for n := 1; ; n++ {
 		err := st.take(ctx, m, levels)
 		switch {
 		case err == nil:
 			return st, nil
-		case st.s == nil || st.s.why() == nil || m.over() != nil || ctx.Err() != nil, !pauseAgain(ctx, n):
+		case st.s == nil || st.s.endReason() == nil || m.endReason() != nil || ctx.Err() != nil, !pauseBeforeRetry(ctx, n):
 			return Stamp{}, m.explain(caller, err)
 		} // the session has ended meanwhile
 	}
@@ -102,7 +102,7 @@ func (st *Stamp) take(ctx context.Context, m *Manager, levels []string) (err err
 		}
 		rec, rev, err := st.s.shard(l.enc).engine.Stamp(ctx, l.enc, m.cfg.failFast)
 		if by := excludes(rec, want); err == nil && by != nil && record.MayBeKept(by.Meta) {
-			if released, _ := st.s.askFor(ctx, l.enc, by); released {
+			if released, _ := st.s.askToRelease(ctx, l.enc, by); released {
 				_, _, _ = st.s.shard(l.enc).engine.Read(ctx, l.enc) // what was known was before that
 				rec, rev, err = st.s.shard(l.enc).engine.Stamp(ctx, l.enc, m.cfg.failFast)
 			}
@@ -180,13 +180,13 @@ func (m *Manager) validate(caller context.Context, st Stamp, opt engine.ProveOpt
 		return false, fmt.Errorf("%w: a stamp of %q by another manager", ErrInvalidOption, st.key)
 	}
 	m.optimism.reads.Add(1)
-	if m.over() != nil {
-		return false, m.over()
+	if m.endReason() != nil {
+		return false, m.endReason()
 	}
 	if st.void() {
 		return false, nil
 	}
-	ctx, done := m.bind(caller)
+	ctx, done := m.callContext(caller)
 	defer done()
 	err = st.each(func(_ int, l *stampLevel) error {
 		same, err := st.s.shard(l.enc).engine.Prove(ctx, l.enc, l.rev, opt)
@@ -198,7 +198,7 @@ func (m *Manager) validate(caller context.Context, st Stamp, opt engine.ProveOpt
 	switch {
 	case errors.Is(err, ErrStale):
 		return false, nil
-	case err != nil && errors.Is(st.s.why(), ErrBucketGone):
+	case err != nil && errors.Is(st.s.endReason(), ErrBucketGone):
 		return false, nil
 	case err != nil:
 		return false, m.explain(caller, err)

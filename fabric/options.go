@@ -70,24 +70,24 @@ func (t timing) validate() error {
 }
 
 type config struct {
-	timing   timing
-	buckets  jskv.Config
-	label    string
-	logger   *slog.Logger
-	hook     func(Event) // nil = nobody wants to know
-	failFast bool
-	posted   bool // releases
-	lazy     bool // make no lease before it is needed
-	keep     keep // of kept locks
-	maxKept  int
-	linger   time.Duration // of intents that paths share; 0 = none are shared
-	sweep    time.Duration // between two sweeps; 0 = none
-	road     Road
-	noTurns  bool          // locks are passed on after that is written
-	rank     int           // of this process as a coalescer; 0 = it is none
-	leisure  time.Duration // how long an owner that nobody asks keeps its office
-	aloof    bool          // it never volunteers to be one
-	standIn  bool          // it was opened because somebody asked for a coalescer, and ends when nobody does
+	timing         timing
+	buckets        jskv.Config
+	label          string
+	logger         *slog.Logger
+	hook           func(Event) // nil = nobody wants to know
+	failFast       bool
+	posted         bool // releases
+	lazy           bool // make no lease before it is needed
+	keep           keep // of kept locks
+	maxKept        int
+	linger         time.Duration // of intents that paths share; 0 = none are shared
+	sweep          time.Duration // between two sweeps; 0 = none
+	road           Road
+	noTurns        bool          // locks are passed on after that is written
+	rank           int           // of this process as a coalescer; 0 = it is none
+	idleLimit      time.Duration // how long an owner that nobody asks keeps its office
+	noVolunteering bool          // it never volunteers to be one
+	onDemand       bool          // it was opened because somebody asked for a coalescer, and ends when nobody does
 
 	watch       func(*Manager) (stop func()) // of StandBy
 	detectAfter time.Duration                // of deadlocks
@@ -98,7 +98,7 @@ type config struct {
 func newConfig(opts []Option) (config, error) {
 	c := config{
 		timing: timing{ttl: DefaultTTL}, sweep: DefaultSweepInterval, linger: DefaultIntentLinger, detectAfter: DefaultDeadlockDelay,
-		road: RoadAutomatic, leisure: idleOwner, logger: slog.New(slog.DiscardHandler),
+		road: RoadAutomatic, idleLimit: idleOwner, logger: slog.New(slog.DiscardHandler),
 	}
 	c.buckets.Fabric = DefaultFabric
 	for _, o := range opts {
@@ -122,20 +122,20 @@ func newConfig(opts []Option) (config, error) {
 }
 
 type request struct {
-	timing     timing
-	mode       Mode
-	hasMode    bool // it was given
-	owner      string
-	metadata   map[string]string
-	failFast   bool
-	posted     bool
-	waitLimit  time.Duration
-	inTime     bool
-	noTakeover bool
-	holding    []*Hold
-	stamp      *Stamp // of WithStamp
-	ownIntents bool
-	keep       keep
+	timing        timing
+	mode          Mode
+	hasMode       bool // it was given
+	owner         string
+	metadata      map[string]string
+	failFast      bool
+	posted        bool
+	waitLimit     time.Duration
+	deadlineCheck bool
+	noTakeover    bool
+	holding       []*Hold
+	stamp         *Stamp // of WithStamp
+	ownIntents    bool
+	keep          keep
 }
 
 func (c *config) newRequest(opts []AcquireOption) (request, error) {
@@ -356,7 +356,9 @@ func WithWaitLimit(d time.Duration) RequestOption {
 // for which this lock was held of late, see Info.HoldTime. Where nobody knows that time, as with a lock that nobody
 // has ever waited for, and without a deadline, it changes nothing. Those in the way that look dead are seen to as by
 // TryAcquire, and so is WithoutTakeover.
-func WithDeadlineCheck() RequestOption { return func(r *request) error { r.inTime = true; return nil } }
+func WithDeadlineCheck() RequestOption {
+	return func(r *request) error { r.deadlineCheck = true; return nil }
+}
 
 // WithoutTakeover makes TryAcquire return ErrHeld, and Acquire ErrKindMismatch, at once even when the holder looks dead. By default such a refusal
 // takes one observation, about the holder's TTL, after which a dead holder is replaced; else programs that only ever

@@ -28,15 +28,15 @@ func WithoutSharedIntents() RequestOption {
 	return func(r *request) error { r.ownIntents = true; return nil }
 }
 
-// pin is an intent on an ancestor that all paths of a lease share. To others it is a holder like
+// sharedIntent is an intent on an ancestor that all paths of a lease share. To others it is a holder like
 // any: it ends only when nobody uses it, and who uses it is lost with it.
 //
 //	taking -> open -> draining, when somebody waits for the ancestor -> gone
 //	   |        +------------- idle for the linger ------------------->|
 //	   +-- not granted ------------------------------------------------+
-type pin struct {
+type sharedIntent struct {
 	slot *slot
-	at   pinKey
+	at   intentKey
 	done chan struct{} // closed when it is open, or has come to nothing
 
 	mu       sync.Mutex
@@ -48,46 +48,46 @@ type pin struct {
 	unwatch  func()
 }
 
-type pinKey struct {
+type intentKey struct {
 	enc  string
 	mode record.Mode
 }
 
-// pin returns the pin for a level, and whether it was made for the caller, who takes it then and
+// sharedIntent returns the sharedIntent for a level, and whether it was made for the caller, who takes it then and
 // calls open or fail. One of mode IX serves IS as well.
-func (sl *slot) pin(enc string, mode record.Mode) (_ *pin, mine bool) {
+func (sl *slot) sharedIntent(enc string, mode record.Mode) (_ *sharedIntent, mine bool) {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
-	if p := sl.pins[pinKey{enc, record.IX}]; p != nil {
+	if p := sl.intents[intentKey{enc, record.IX}]; p != nil {
 		return p, false
 	}
-	at := pinKey{enc, mode}
-	if p := sl.pins[at]; p != nil {
+	at := intentKey{enc, mode}
+	if p := sl.intents[at]; p != nil {
 		return p, false
 	}
-	p := &pin{slot: sl, at: at, done: make(chan struct{}), users: map[*Set]*unit{}, unwatch: func() {}}
-	if sl.pins == nil {
-		sl.pins = map[pinKey]*pin{}
+	p := &sharedIntent{slot: sl, at: at, done: make(chan struct{}), users: map[*Set]*unit{}, unwatch: func() {}}
+	if sl.intents == nil {
+		sl.intents = map[intentKey]*sharedIntent{}
 	}
-	sl.pins[at] = p
+	sl.intents[at] = p
 	return p, true
 }
 
 // open makes a grant the pin, with its first user. It reports false if the hold has ended.
-func (p *pin) open(h *Hold, user *Set, u *unit) bool {
+func (p *sharedIntent) open(h *Hold, user *Set, u *unit) bool {
 	h.mu.Lock()
 	if h.err != nil {
 		h.mu.Unlock()
 		p.fail()
 		return false
 	}
-	h.set, h.pin, h.unit = nil, p, nil // u has it already
+	h.set, h.intent, h.unit = nil, p, nil // u has it already
 	p.mu.Lock()
 	p.hold = h
 	p.users[user] = u
 	p.mu.Unlock()
 	h.mu.Unlock()
-	stop := h.s.shard(h.enc).hub.Follow(h.enc, p.saw)
+	stop := h.s.shard(h.enc).hub.Follow(h.enc, p.recordChanged)
 	p.mu.Lock()
 	p.unwatch = stop
 	gone := p.gone
@@ -101,7 +101,7 @@ func (p *pin) open(h *Hold, user *Set, u *unit) bool {
 }
 
 // fail ends a pin that was not granted.
-func (p *pin) fail() {
+func (p *sharedIntent) fail() {
 	p.mu.Lock()
 	p.gone = true
 	p.mu.Unlock()
@@ -109,17 +109,17 @@ func (p *pin) fail() {
 	close(p.done)
 }
 
-func (p *pin) forget() {
+func (p *sharedIntent) forget() {
 	p.slot.mu.Lock()
 	defer p.slot.mu.Unlock()
-	if p.slot.pins[p.at] == p {
-		delete(p.slot.pins, p.at)
+	if p.slot.intents[p.at] == p {
+		delete(p.slot.intents, p.at)
 	}
 }
 
 // join makes a set one of its users, if it takes anybody in. While somebody waits for the ancestor it takes in only
 // who uses it already: they are in the way anyhow, and behind the one who waits they would wait for themselves.
-func (p *pin) join(user *Set, u *unit) bool {
+func (p *sharedIntent) join(user *Set, u *unit) bool {
 	mine := slices.Contains(u.all(), p.hold)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -133,7 +133,7 @@ func (p *pin) join(user *Set, u *unit) bool {
 }
 
 // leave ends the use by a set, whose handles are invalid.
-func (p *pin) leave(user *Set) {
+func (p *sharedIntent) leave(user *Set) {
 	p.mu.Lock()
 	p.users[user].drop(p.hold)
 	delete(p.users, user)
@@ -142,9 +142,9 @@ func (p *pin) leave(user *Set) {
 	p.endIf(func() bool { return p.draining })
 }
 
-// saw looks at the ancestor's record: whoever waits there waits for the pin, too. It is called by
+// recordChanged looks at the ancestor's record: whoever waits there waits for the pin, too. It is called by
 // the hub and must not block.
-func (p *pin) saw(e jskv.Entry) {
+func (p *sharedIntent) recordChanged(e jskv.Entry) {
 	rec, err := record.Decode(e.Value)
 	if e.Deleted || err != nil || rec == nil {
 		return
@@ -164,7 +164,7 @@ func (p *pin) saw(e jskv.Entry) {
 }
 
 // endIf releases the pin if nobody uses it and due says so, which is called with mu held.
-func (p *pin) endIf(due func() bool) bool {
+func (p *sharedIntent) endIf(due func() bool) bool {
 	p.mu.Lock()
 	if p.hold == nil || p.gone || len(p.users) > 0 || !due() {
 		p.mu.Unlock()
@@ -175,12 +175,12 @@ func (p *pin) endIf(due func() bool) bool {
 	p.mu.Unlock()
 	p.forget()
 	stop()
-	h.s.goIfOpen(func() { discard(h) })
+	h.s.goUnlessEnded(func() { discard(h) })
 	return true
 }
 
 // lose ends the sets that use it. Called with the hold's mu held.
-func (p *pin) lose(err error) {
+func (p *sharedIntent) lose(err error) {
 	p.mu.Lock()
 	p.gone = true
 	users, stop := p.users, p.unwatch
@@ -194,8 +194,8 @@ func (p *pin) lose(err error) {
 	}
 }
 
-// give makes the pin the entry of its only user, and reports whether it could.
-func (p *pin) give(user *Set) bool {
+// makeOwn makes the pin the entry of its only user, and reports whether it could.
+func (p *sharedIntent) makeOwn(user *Set) bool {
 	p.hold.mu.Lock()
 	defer p.hold.mu.Unlock()
 	p.mu.Lock()
@@ -209,15 +209,15 @@ func (p *pin) give(user *Set) bool {
 	}
 	p.forget()
 	stop()
-	p.hold.pin, p.hold.set, p.hold.unit = nil, user, u
+	p.hold.intent, p.hold.set, p.hold.unit = nil, user, u
 	return true
 }
 
-// dropPins releases those that nobody has used for so long; enc limits it to one name.
-func (sl *slot) dropPins(enc string, idleFor time.Duration) {
+// dropIntents releases those that nobody has used for so long; enc limits it to one name.
+func (sl *slot) dropIntents(enc string, idleFor time.Duration) {
 	sl.mu.Lock()
-	var pins []*pin
-	for at, p := range sl.pins {
+	var pins []*sharedIntent
+	for at, p := range sl.intents {
 		if enc == "" || at.enc == enc {
 			pins = append(pins, p)
 		}
@@ -228,21 +228,21 @@ func (sl *slot) dropPins(enc string, idleFor time.Duration) {
 	}
 }
 
-// dropIdlePins gives way to a try of another one that was refused by them.
-func (s *session) dropIdlePins(enc string) {
+// dropIdleIntents gives way to a try of another one that was refused by them.
+func (s *session) dropIdleIntents(enc string) {
 	s.liveLeases.Range(func(_, sl any) bool {
-		sl.(*slot).dropPins(enc, 0)
+		sl.(*slot).dropIntents(enc, 0)
 		return true
 	})
 }
 
-// askPins asks for shared intents to be dropped, if nothing else refuses a try, and reports
+// askForIntents asks for shared intents to be dropped, if nothing else refuses a try, and reports
 // whether it is worth repeating. Those that are in use stay.
-func (a *attempt) askPins(ctx context.Context, refused *engine.RefusedError) bool {
-	if a.asked || refused.Verdict != record.Held || !onlyPins(refused.Record, a.op.Mode) {
+func (a *attempt) askForIntents(ctx context.Context, refused *engine.RefusedError) bool {
+	if a.askedHolders || refused.Verdict != record.Held || !onlySharedIntents(refused.Record, a.op.Mode) {
 		return false
 	}
-	a.asked = true
+	a.askedHolders = true
 	s := a.session
 	free := make(chan struct{}, 1)
 	stop := s.shard(a.enc).hub.Watch(a.enc, func(e jskv.Entry) {
@@ -252,7 +252,7 @@ func (a *attempt) askPins(ctx context.Context, refused *engine.RefusedError) boo
 		}
 	})
 	defer stop()
-	s.dropIdlePins(a.enc)
+	s.dropIdleIntents(a.enc)
 	var leases []string
 	for i := range refused.Record.Holders {
 		leases = append(leases, refused.Record.Holders[i].Lease())
@@ -268,8 +268,8 @@ func (a *attempt) askPins(ctx context.Context, refused *engine.RefusedError) boo
 	return false
 }
 
-// onlyPins reports whether nothing but shared intents is in the way of this mode.
-func onlyPins(rec *record.Record, mode record.Mode) bool {
+// onlySharedIntents reports whether nothing but shared intents is in the way of this mode.
+func onlySharedIntents(rec *record.Record, mode record.Mode) bool {
 	if rec == nil || len(rec.Waiters) > 0 || !inTheWayOf(rec, mode) {
 		return false
 	}
@@ -287,9 +287,9 @@ func (g *gathering) sharesIntents() bool {
 	return g.m.cfg.linger > 0 && !g.req.ownIntents && !g.req.timing.limited()
 }
 
-// joinPins has levels that only announce use shared intents: those that are open at once, those that somebody else is
+// joinIntents has levels that only announce use shared intents: those that are open at once, those that somebody else is
 // taking when they are granted. Where there is none the level's own entry becomes it.
-func (g *gathering) joinPins(ctx context.Context, sl *slot) error {
+func (g *gathering) joinIntents(ctx context.Context, sl *slot) error {
 	if !g.sharesIntents() {
 		return nil
 	}
@@ -298,7 +298,7 @@ func (g *gathering) joinPins(ctx context.Context, sl *slot) error {
 		if l.base != record.None {
 			continue
 		}
-		p, mine := sl.pin(l.enc, l.op.Mode)
+		p, mine := sl.sharedIntent(l.enc, l.op.Mode)
 		if !mine && !taking { // else two could wait for each other
 			select {
 			case <-p.done:
@@ -307,7 +307,7 @@ func (g *gathering) joinPins(ctx context.Context, sl *slot) error {
 			}
 		}
 		if !mine && !l.join(p) && p.endIf(func() bool { return true }) {
-			p, mine = sl.pin(l.enc, l.op.Mode)
+			p, mine = sl.sharedIntent(l.enc, l.op.Mode)
 		}
 		if mine {
 			l.taking, taking = p, true
@@ -318,7 +318,7 @@ func (g *gathering) joinPins(ctx context.Context, sl *slot) error {
 }
 
 // join has the level use an intent, unless that was granted before one above it.
-func (l *level) join(p *pin) bool {
+func (l *level) join(p *sharedIntent) bool {
 	select {
 	case <-p.done:
 	default:
@@ -331,7 +331,7 @@ func (l *level) join(p *pin) bool {
 	if slices.ContainsFunc(l.above, late) || !p.join(l.set, l.unit) {
 		return false
 	}
-	l.pin = p
+	l.intent = p
 	return true
 }
 
@@ -342,9 +342,9 @@ func (g *gathering) joinOpen(l *level) bool {
 	}
 	sl := l.set.slot
 	sl.mu.Lock()
-	p := sl.pins[pinKey{l.enc, record.IX}]
+	p := sl.intents[intentKey{l.enc, record.IX}]
 	if p == nil {
-		p = sl.pins[pinKey{l.enc, l.op.Mode}]
+		p = sl.intents[intentKey{l.enc, l.op.Mode}]
 	}
 	sl.mu.Unlock()
 	return p != nil && l.join(p)
@@ -355,14 +355,14 @@ func (l *level) granted(h *Hold) {
 	p := l.taking
 	l.taking = nil
 	if p != nil && p.open(h, l.set, l.unit) {
-		l.pin = p
+		l.intent = p
 		return
 	}
 	l.lock = &Lock{h}
 }
 
-// failPins ends those that were not granted.
-func (g *gathering) failPins() {
+// failIntents ends those that were not granted.
+func (g *gathering) failIntents() {
 	for _, l := range g.levels {
 		if l.taking != nil {
 			l.taking.fail()

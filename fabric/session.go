@@ -52,13 +52,13 @@ type session struct {
 	doubts     *doubts         // about the buckets
 	resting    atomic.Int32    // shards for which nobody asks for a coalescer
 
-	mu        sync.Mutex
-	ended     error
-	slots     map[timing]*slot // shared leases
-	making    turn             // of making a shared lease
-	all       map[*slot]struct{}
-	unwatched []unwatchedHold // not watched yet, oldest first
-	strays    sync.Map        // locks that are looked at soon, by their encoded names
+	mu          sync.Mutex
+	ended       error
+	slots       map[timing]*slot // shared leases
+	making      ctxMutex         // of making a shared lease
+	all         map[*slot]struct{}
+	unwatched   []unwatchedHold // not watched yet, oldest first
+	orphanLocks sync.Map        // locks that are looked at soon, by their encoded names
 }
 
 type unwatchedHold struct {
@@ -77,7 +77,7 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	}
 	s := &session{
 		m: m, buckets: buckets, ready: make(chan struct{}), finished: make(chan struct{}), coalesced: make(chan struct{}), doubts: newDoubts(),
-		slots: map[timing]*slot{}, making: newTurn(), all: map[*slot]struct{}{},
+		slots: map[timing]*slot{}, making: newCtxMutex(), all: map[*slot]struct{}{},
 	}
 	s.ctx, s.stop = context.WithCancel(m.life)
 	hub := []jskv.HubOption{jskv.WithDoubt(s.suspect), jskv.WithReadTimeout(m.rtt.Patience)}
@@ -96,13 +96,13 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 		}
 	}
 	s.detect()
-	s.goIfOpen(s.housekeep)
-	s.goIfOpen(s.lookAfterBuckets)
+	s.goUnlessEnded(s.housekeep)
+	s.goUnlessEnded(s.checkBuckets)
 	if m.cfg.sweep > 0 {
-		s.goIfOpen(s.sweep)
+		s.goUnlessEnded(s.sweep)
 	}
 	if m.cfg.rank > 0 {
-		s.goIfOpen(s.coalesce)
+		s.goUnlessEnded(s.coalesce)
 	} else {
 		close(s.coalesced)
 	}
@@ -111,7 +111,7 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	} else {
 		m.cfg.logger.Warn("a locks bucket was replaced or set back; nothing is granted until every lease of before has ended",
 			"fabric", cfg.Fabric, "wait", buckets.Quarantine)
-		s.goIfOpen(func() { s.quarantine(buckets.Quarantine) })
+		s.goUnlessEnded(func() { s.quarantine(buckets.Quarantine) })
 	}
 	return s, nil
 }
@@ -151,13 +151,13 @@ func (s *session) awaitReady(ctx context.Context, failFast bool) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-s.ctx.Done():
-		return s.why()
+		return s.endReason()
 	}
 }
 
-// own tells of a lease whether it is one of this process that lives, or one that it
+// leaseState tells of a lease whether it is one of this process that lives, or one that it
 // has lost and whose tombstone is not known to be written yet.
-func (s *session) own(id string) (live, over bool) {
+func (s *session) leaseState(id string) (live, over bool) {
 	if sl, ok := s.liveLeases.Load(id); ok {
 		live = sl.(*slot).lease.Valid() // the clock comes before the news of it
 		return live, !live
@@ -166,19 +166,19 @@ func (s *session) own(id string) (live, over bool) {
 	return false, over
 }
 
-// why returns nil while the session works, and then why it does not any more.
-func (s *session) why() error {
+// endReason returns nil while the session works, and then endReason it does not any more.
+func (s *session) endReason() error {
 	s.mu.Lock()
 	ended := s.ended
 	s.mu.Unlock()
 	if ended != nil {
 		return ended
 	}
-	return s.m.over()
+	return s.m.endReason()
 }
 
-// goIfOpen runs fn in a goroutine that the session's end waits for.
-func (s *session) goIfOpen(fn func()) {
+// goUnlessEnded runs fn in a goroutine that the session's end waits for.
+func (s *session) goUnlessEnded(fn func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended == nil {
@@ -209,7 +209,7 @@ func (s *session) housekeep() {
 		case <-s.ctx.Done():
 			return
 		case <-watch.C:
-			s.watchLasting()
+			s.watchLongHolds()
 		case <-retire.C:
 			s.retireLeases()
 			for _, sh := range s.shards {
@@ -219,8 +219,8 @@ func (s *session) housekeep() {
 	}
 }
 
-// watchLasting has those holds watched that last.
-func (s *session) watchLasting() {
+// watchLongHolds has those holds watched that last.
+func (s *session) watchLongHolds() {
 	s.mu.Lock()
 	old := time.Now().Add(-watchAfter)
 	n := 0
@@ -238,9 +238,9 @@ func (s *session) watchLasting() {
 // suspect reports that the buckets may not be those that were opened. It never blocks.
 func (s *session) suspect() { s.doubts.raise() }
 
-// lookAfterBuckets looks, whenever there is a doubt, whether the buckets are still
+// checkBuckets looks, whenever there is a doubt, whether the buckets are still
 // those that were opened, and ends the session if not.
-func (s *session) lookAfterBuckets() {
+func (s *session) checkBuckets() {
 	err := s.doubts.run(s.ctx, func(ctx context.Context) error {
 		last, err := s.buckets.Verify(ctx, s.seen())
 		if err == nil {

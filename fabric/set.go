@@ -76,8 +76,8 @@ func (l *level) hold() *Hold {
 	switch {
 	case l.lock != nil:
 		return l.lock.Hold
-	case l.pin != nil:
-		return l.pin.hold
+	case l.intent != nil:
+		return l.intent.hold
 	}
 	return nil
 }
@@ -220,14 +220,14 @@ func (s *Set) releaseAll() error {
 		all, calls = append(all, ending{l.lock, ended, c}), append(calls, c)
 	}
 	for _, l := range s.all() {
-		if l.pin != nil {
-			l.pin.leave(s)
+		if l.intent != nil {
+			l.intent.leave(s)
 		}
 	}
 	s.s.doAll(context.Background(), calls, engine.Options{Bound: releaseTimeout, Stop: s.s.m.gone})
 	for _, e := range all {
 		err := e.lock.releaseError(e.call.Outcome, e.call.Err)
-		e.lock.finished(e.ended, err)
+		e.lock.releaseDone(e.ended, err)
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
@@ -328,7 +328,7 @@ func (l *level) mode() record.Mode {
 // convert changes the mode of a level that is converted for the sake of one below. A shared intent
 // that covers it does as it is.
 func (l *level) convert(ctx context.Context, to record.Mode) error {
-	if l.lock == nil && l.pin.at.mode.Covers(to) {
+	if l.lock == nil && l.intent.at.mode.Covers(to) {
 		l.op.Mode = to
 		return nil
 	}
@@ -345,10 +345,10 @@ func (l *level) own(ctx context.Context, to Mode) error {
 	if l.lock != nil {
 		return nil
 	}
-	p := l.pin
+	p := l.intent
 	l.began, l.queued = time.Now(), nil
 	h := p.hold
-	if !p.give(l.set) {
+	if !p.makeOwn(l.set) {
 		l.op.Verb = record.OpTry
 		var err error
 		if h, _, err = l.tryOnce(ctx); err != nil {
@@ -365,7 +365,7 @@ func (l *level) own(ctx context.Context, to Mode) error {
 		discard(h)
 		return l.refusal(to, err)
 	}
-	l.lock, l.pin = &Lock{h}, nil
+	l.lock, l.intent = &Lock{h}, nil
 	s.mu.Unlock()
 	if h != p.hold {
 		p.leave(s)

@@ -43,7 +43,7 @@ func (s *session) addShard(b *jskv.Bucket, hub []jskv.HubOption) error {
 		Evicted: s.evicted,
 		RTT:     &m.rtt,
 		Hints:   m.hints, Contended: sh.contended,
-		Orphan: s.stray, Mine: m.hints.id + "-",
+		Orphan: s.reportOrphan, Mine: m.hints.id + "-",
 		MaxKept: m.cfg.maxKept, KeepWait: m.cfg.detectAfter,
 		Logger: m.cfg.logger,
 	})
@@ -171,8 +171,8 @@ func (sh *shard) confirm(ctx context.Context, out engine.Outcome, before uint64)
 		err := s.doubts.wait(wctx, n)
 		done()
 		switch {
-		case s.ctx.Err() != nil || s.why() != nil:
-			return s.why()
+		case s.ctx.Err() != nil || s.endReason() != nil:
+			return s.endReason()
 		case err != nil:
 			return ctx.Err()
 		case low:

@@ -20,10 +20,10 @@ type slot struct {
 	unwatch func()
 
 	mu      sync.Mutex
-	users   int              // acquires under way and holds
-	ids     map[string]*Hold // what stands under the lease, by id; nil while its acquire is under way
-	pins    map[pinKey]*pin  // shared intents on ancestors
-	retired bool             // takes no new acquires; ends with its last user
+	users   int                         // acquires under way and holds
+	ids     map[string]*Hold            // what stands under the lease, by id; nil while its acquire is under way
+	intents map[intentKey]*sharedIntent // shared intents on ancestors
+	retired bool                        // takes no new acquires; ends with its last user
 	idle    time.Time
 }
 
@@ -36,10 +36,10 @@ func (s *session) slot(ctx context.Context, t timing) (*slot, error) {
 	if sl, err := s.sharedSlot(t); sl != nil || err != nil {
 		return sl, err
 	}
-	if err := s.making.take(ctx); err != nil {
+	if err := s.making.lock(ctx); err != nil {
 		return nil, err
 	}
-	defer s.making.leave()
+	defer s.making.unlock()
 	if sl, err := s.sharedSlot(t); sl != nil || err != nil {
 		return sl, err
 	}
@@ -65,12 +65,12 @@ func (s *session) sharedSlot(t timing) (*slot, error) {
 	return nil, nil
 }
 
-// turn is a lock that is waited for no longer than a context lasts. Who has it makes what the others find then.
-type turn chan struct{}
+// ctxMutex is a lock that is waited for no longer than a context lasts. Who has it makes what the others find then.
+type ctxMutex chan struct{}
 
-func newTurn() turn { return make(turn, 1) }
+func newCtxMutex() ctxMutex { return make(ctxMutex, 1) }
 
-func (t turn) take(ctx context.Context) error {
+func (t ctxMutex) lock(ctx context.Context) error {
 	select {
 	case t <- struct{}{}:
 		return nil
@@ -79,14 +79,14 @@ func (t turn) take(ctx context.Context) error {
 	}
 }
 
-func (t turn) leave() { <-t }
+func (t ctxMutex) unlock() { <-t }
 
 // newSlot makes a lease, with one user. It does not outlast the session.
 func (s *session) newSlot(ctx context.Context, t timing) (_ *slot, err error) {
 	ctx, done := both(ctx, s.ctx)
 	defer done()
 	defer func() {
-		if why := s.why(); err != nil && why != nil {
+		if why := s.endReason(); err != nil && why != nil {
 			err = why
 		}
 	}()
@@ -104,7 +104,7 @@ func (s *session) newSlot(ctx context.Context, t timing) (_ *slot, err error) {
 	sl := s.adopt(le, t)
 	if sl == nil {
 		s.abandon(le)
-		return nil, s.why()
+		return nil, s.endReason()
 	}
 	return sl, nil
 }
@@ -116,7 +116,7 @@ func (s *session) adopt(le *lease.Lease, t timing) *slot {
 	// So that a tombstone or a deletion by somebody else is seen at once.
 	sl.unwatch = s.leaseHub.Follow(sl.id, le.Saw)
 	if !t.limited() { // else it ends with its hold
-		saw, heard := sl.unwatch, s.leaseHub.Follow(lease.AskPrefix+sl.id, s.asked)
+		saw, heard := sl.unwatch, s.leaseHub.Follow(lease.AskPrefix+sl.id, s.onAsked)
 		sl.unwatch = func() { saw(); heard() }
 	}
 	s.mu.Lock()
@@ -161,16 +161,16 @@ func (sl *slot) leave() {
 	}
 }
 
-// note registers the id of an acquire, with no hold before it is submitted, and then with the one that it led to. An
+// register registers the id of an acquire, with no hold before it is submitted, and then with the one that it led to. An
 // acquire without one ends with give.
-func (sl *slot) note(id string, h *Hold) {
+func (sl *slot) register(id string, h *Hold) {
 	sl.mu.Lock()
 	sl.ids[id] = h
 	sl.mu.Unlock()
 }
 
-// give is leave for an acquire that came to nothing.
-func (sl *slot) give(id string) {
+// unregister is leave for an acquire that came to nothing.
+func (sl *slot) unregister(id string) {
 	sl.mu.Lock()
 	delete(sl.ids, id)
 	sl.mu.Unlock()
@@ -222,13 +222,13 @@ func (sl *slot) drop(l *Hold) {
 func (sl *slot) lost(err error) {
 	sl.s.lostLeases.Store(sl.id, struct{}{})
 	sl.s.liveLeases.Delete(sl.id)
-	sl.letGo(true)
+	sl.endKept(true)
 	sl.endHolds(lossReason(err))
 	sl.s.dispose(sl)
 }
 
-// letGo has what is kept under the lease end.
-func (sl *slot) letGo(lost bool) {
+// endKept has what is kept under the lease end.
+func (sl *slot) endKept(lost bool) {
 	for _, sh := range sl.s.shards {
 		sh.engine.EndKeeping(sl.id, lost)
 	}
@@ -237,7 +237,7 @@ func (sl *slot) letGo(lost bool) {
 // whyLost is why the lease is not valid any more. One that was closed ended with its session.
 func (sl *slot) whyLost() error {
 	err := lossReason(sl.lease.Err())
-	if why := sl.s.why(); why != nil && errors.Is(err, ErrClosed) {
+	if why := sl.s.endReason(); why != nil && errors.Is(err, ErrClosed) {
 		return why
 	}
 	return err
@@ -259,7 +259,7 @@ func lossReason(err error) error {
 func (sl *slot) endHolds(reason error) {
 	for _, l := range sl.all() {
 		l.lose(reason)
-		sl.unkeep(l, reason)
+		sl.reportKeptEnd(l, reason)
 	}
 }
 
@@ -325,9 +325,9 @@ func (s *session) retireLeases() {
 			linger = 0
 		}
 		sl.mu.Unlock()
-		sl.dropPins("", linger)
+		sl.dropIntents("", linger)
 		if stuck {
-			sl.letGo(false)
+			sl.endKept(false)
 		}
 		if over {
 			s.dispose(sl)

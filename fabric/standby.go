@@ -114,7 +114,7 @@ func (sb *standBy) open(ctx context.Context, fabric, shard string) error {
 		return err // opening would make it
 	}
 	standIn := ManagerOption(func(c *config) error {
-		c.rank, c.standIn = rankServer, true
+		c.rank, c.onDemand = rankServer, true
 		return nil
 	})
 	m, err := New(octx, sb.nc, append(sb.opts[:len(sb.opts):len(sb.opts)], WithFabric(fabric), standIn)...)

@@ -94,24 +94,24 @@ func (m *Manager) Collect(ctx context.Context, prefix string, opts ...CollectOpt
 	return got, nil
 }
 
-// standing is one lock with the leases in its record that are not this process's.
-type standing struct {
+// foreignLock is one lock with the leases in its record that are not this process's.
+type foreignLock struct {
 	key    string
 	rec    *record.Record
 	leases []string
 }
 
 type survey struct {
-	locks  int
-	others []standing               // locks with entries of other processes
-	ttls   map[string]time.Duration // of their leases
-	long   map[string][]string      // locks that others wait for, by leases that have been in them for long
-	ours   []string                 // locks with entries under our leases that are nobody's
-	old    []jskv.Entry             // records that nobody has used for long, without their values
+	locks    int
+	others   []foreignLock            // locks with entries of other processes
+	ttls     map[string]time.Duration // of their leases
+	longHeld map[string][]string      // locks that others wait for, by leases that have been in them for long
+	orphaned []string                 // locks with entries under our leases that are nobody's
+	unused   []jskv.Entry             // records that nobody has used for long, without their values
 }
 
 func (s *session) survey(ctx context.Context, filter string, c collect) (survey, error) {
-	v := survey{ttls: map[string]time.Duration{}, long: map[string][]string{}}
+	v := survey{ttls: map[string]time.Duration{}, longHeld: map[string][]string{}}
 	for _, sh := range s.shards {
 		if err := v.add(ctx, sh, filter, c); err != nil {
 			return v, err
@@ -136,9 +136,9 @@ func (v *survey) add(ctx context.Context, sh *shard, filter string, c collect) e
 		if err != nil {
 			return true // not ours to change
 		}
-		st := standing{key: e.Key, rec: rec}
+		st := foreignLock{key: e.Key, rec: rec}
 		for id, ttl := range rec.Leases() { // of marks as well
-			if live, _ := s.own(id); !live && !slices.Contains(st.leases, id) {
+			if live, _ := s.leaseState(id); !live && !slices.Contains(st.leases, id) {
 				st.leases = append(st.leases, id)
 				v.ttls[id] = ttl
 			}
@@ -149,17 +149,17 @@ func (v *survey) add(ctx context.Context, sh *shard, filter string, c collect) e
 				continue
 			}
 			id := entry.Lease()
-			switch live, _ := s.own(id); {
+			switch live, _ := s.leaseState(id); {
 			case live:
-				if s.nobodys(entry) && !slices.Contains(v.ours, e.Key) {
-					v.ours = append(v.ours, e.Key)
+				if s.isOrphan(entry) && !slices.Contains(v.orphaned, e.Key) {
+					v.orphaned = append(v.orphaned, e.Key)
 				}
-			case len(rec.Waiters) > 0 && time.Since(entry.Since) > s.m.cfg.sweep && !slices.Contains(v.long[id], e.Key):
-				v.long[id] = append(v.long[id], e.Key)
+			case len(rec.Waiters) > 0 && time.Since(entry.Since) > s.m.cfg.sweep && !slices.Contains(v.longHeld[id], e.Key):
+				v.longHeld[id] = append(v.longHeld[id], e.Key)
 			}
 		}
 		if rec.Outlived(now.Sub(e.Created)) {
-			v.old = append(v.old, jskv.Entry{Key: e.Key, Revision: e.Revision})
+			v.unused = append(v.unused, jskv.Entry{Key: e.Key, Revision: e.Revision})
 			return true
 		}
 		v.locks++
@@ -176,8 +176,8 @@ func (s *session) collect(ctx context.Context, filter string, c collect) (Collec
 	if err != nil {
 		return got, err
 	}
-	if got.Swept = len(v.old); !c.dryRun {
-		if got.Swept, err = s.sweepOld(ctx, v.old); err != nil {
+	if got.Swept = len(v.unused); !c.dryRun {
+		if got.Swept, err = s.sweepOld(ctx, v.unused); err != nil {
 			return got, err
 		}
 	}
@@ -187,8 +187,8 @@ func (s *session) collect(ctx context.Context, filter string, c collect) (Collec
 		return got, err
 	}
 	if !c.dryRun {
-		maps.DeleteFunc(v.long, func(id string, _ []string) bool { return dead[id] })
-		s.ownUp(ctx, v.ours, v.long)
+		maps.DeleteFunc(v.longHeld, func(id string, _ []string) bool { return dead[id] })
+		s.cleanUpOrphans(ctx, v.orphaned, v.longHeld)
 	}
 	for _, st := range v.others {
 		gone := slices.DeleteFunc(st.leases, func(id string) bool { return !dead[id] })
@@ -294,16 +294,16 @@ const (
 	askTTL   = time.Minute
 	askBytes = 8 << 10 // of the names that are asked about at a time
 
-	// settled is the age from which on an entry that refuses a try, and that nothing here
+	// orphanAge is the age from which on an entry that refuses a try, and that nothing here
 	// holds any more, is taken for one that came back. A younger one is about to go as a rule.
-	settled = 5 * time.Second
-	// strayAfter is for how long an entry of nobody may stand that a record has shown.
-	strayAfter = time.Second
+	orphanAge = 5 * time.Second
+	// orphanDelay is for how long an entry of nobody may stand that a record has shown.
+	orphanDelay = time.Second
 )
 
-// ask has the process of a lease look whether it still wants what stands under it in
+// askProcess has the process of a lease look whether it still wants what stands under it in
 // the records of these locks, by their encoded names.
-func (s *session) ask(ctx context.Context, id string, locks ...string) error {
+func (s *session) askProcess(ctx context.Context, id string, locks ...string) error {
 	key := lease.AskPrefix + id
 	for {
 		e, err := s.buckets.Leases.Get(ctx, key)
@@ -323,68 +323,68 @@ func (s *session) ask(ctx context.Context, id string, locks ...string) error {
 	}
 }
 
-// asked looks at the locks that others ask about. It runs in the hub's goroutine.
-func (s *session) asked(e jskv.Entry) {
+// onAsked looks at the locks that others ask about. It runs in the hub's goroutine.
+func (s *session) onAsked(e jskv.Entry) {
 	if locks := strings.Fields(string(e.Value)); len(locks) > 0 {
-		s.goIfOpen(func() {
+		s.goUnlessEnded(func() {
 			for _, enc := range locks {
 				ctx, cancel := context.WithTimeout(s.ctx, closeTimeout)
-				s.disown(ctx, enc)
+				s.releaseOrphans(ctx, enc)
 				cancel()
 			}
 		})
 	}
 }
 
-// disown releases those entries of a lock that stand under leases of this process and
+// releaseOrphans releases those entries of a lock that stand under leases of this process and
 // that nothing in it holds or waits for.
-func (s *session) disown(ctx context.Context, enc string) {
+func (s *session) releaseOrphans(ctx context.Context, enc string) {
 	rec, rev, err := s.shard(enc).engine.Read(ctx, enc)
 	if err != nil || rec == nil {
 		return
 	}
 	for id, st := range rec.States() {
-		if st.Entry != nil && st.Entry.ID == id && s.nobodys(st.Entry) {
-			s.release(enc, st.Entry, rev)
+		if st.Entry != nil && st.Entry.ID == id && s.isOrphan(st.Entry) {
+			s.releaseOrphan(enc, st.Entry, rev)
 		}
 	}
 }
 
-// stray is told of entries of this process that its engine knows nothing of. What has just been released may stand for a
+// reportOrphan is told of entries of this process that its engine knows nothing of. What has just been released may stand for a
 // moment; what stands longer, and is nobody's, was written by an acquire that came once more. It would block for ever.
-func (s *session) stray(enc string, e *record.Entry) {
-	if !s.nobodys(e) {
+func (s *session) reportOrphan(enc string, e *record.Entry) {
+	if !s.isOrphan(e) {
 		return
 	}
-	if _, soon := s.strays.LoadOrStore(enc, nil); !soon {
-		time.AfterFunc(strayAfter, func() {
-			s.strays.Delete(enc)
-			s.goIfOpen(func() { s.disown(s.ctx, enc) })
+	if _, soon := s.orphanLocks.LoadOrStore(enc, nil); !soon {
+		time.AfterFunc(orphanDelay, func() {
+			s.orphanLocks.Delete(enc)
+			s.goUnlessEnded(func() { s.releaseOrphans(s.ctx, enc) })
 		})
 	}
 }
 
-// ownUp disowns what came back in the locks ours, and asks the processes of other leases to do so in locks of theirs.
-func (s *session) ownUp(ctx context.Context, ours []string, others map[string][]string) {
-	forEach(ctx, sweepAtOnce, ours, func(enc string) { s.disown(ctx, enc) })
+// cleanUpOrphans disowns what came back in the locks ours, and asks the processes of other leases to do so in locks of theirs.
+func (s *session) cleanUpOrphans(ctx context.Context, ours []string, others map[string][]string) {
+	forEach(ctx, sweepAtOnce, ours, func(enc string) { s.releaseOrphans(ctx, enc) })
 	forEach(ctx, sweepAtOnce, slices.Collect(maps.Keys(others)), func(id string) {
 		locks := others[id]
 		rand.Shuffle(len(locks), func(i, j int) { locks[i], locks[j] = locks[j], locks[i] }) // ask takes the last ones
-		if err := s.ask(ctx, id, locks...); err != nil {
+		if err := s.askProcess(ctx, id, locks...); err != nil {
 			s.m.cfg.logger.Debug("a lease's process was not asked", "lease", id, "error", err)
 		}
 	})
 }
 
-// nobodys reports whether an entry stands under a lease of this process, and nothing in
+// isOrphan reports whether an entry stands under a lease of this process, and nothing in
 // it holds or waits for it. e was read from a record: its id was in use before.
-func (s *session) nobodys(e *record.Entry) bool {
+func (s *session) isOrphan(e *record.Entry) bool {
 	sl, ok := s.liveLeases.Load(e.Lease())
 	return ok && !sl.(*slot).uses(e.ID)
 }
 
-// release releases an entry that is nobody's, which was read at rev.
-func (s *session) release(enc string, e *record.Entry, rev uint64) {
+// releaseOrphan releases an entry that is nobody's, which was read at rev.
+func (s *session) releaseOrphan(enc string, e *record.Entry, rev uint64) {
 	op := record.Op{Verb: record.OpRelease, ID: e.ID, Lease: e.Lease()}
 	out, err := engine.Do(s.ctx, s.shard(enc).engine, enc, op, engine.Options{Bound: releaseTimeout, AtLeast: rev})
 	if err == nil && out.Existed {

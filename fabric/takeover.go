@@ -16,7 +16,7 @@ import (
 func (a *attempt) retryRefused(ctx context.Context, refused *engine.RefusedError) (again bool, final error) {
 	switch refused.Verdict {
 	case record.Held, record.AlreadyHeld, record.WaitTooLong, record.InUse, record.WrongKind, record.SizeMismatch:
-		if a.op.Verb == record.OpTry && a.askPins(ctx, refused) {
+		if a.op.Verb == record.OpTry && a.askForIntents(ctx, refused) {
 			return true, nil
 		}
 		if released, used := a.askKeeper(ctx, refused); released {
@@ -29,11 +29,11 @@ func (a *attempt) retryRefused(ctx context.Context, refused *engine.RefusedError
 			return again, err
 		}
 		b := refused.Blocker
-		if time.Since(b.Since) > settled && a.session.nobodys(&b) {
-			a.session.release(a.enc, &b, 0)
+		if time.Since(b.Since) > orphanAge && a.session.isOrphan(&b) {
+			a.session.releaseOrphan(a.enc, &b, 0)
 			return true, nil
 		}
-		if refused.Verdict == record.AlreadyHeld && slices.Contains(a.mine, b.ID) {
+		if refused.Verdict == record.AlreadyHeld && slices.Contains(a.roundIDs, b.ID) {
 			return true, nil // this very acquire, under a lease it has lost: about to go
 		}
 		if refused.Verdict == record.WaitTooLong {
@@ -53,7 +53,7 @@ func (a *attempt) takeover(ctx context.Context, refused *engine.RefusedError) (b
 	var dead []string
 	var stale *record.Entry
 	s := a.session
-	for _, look := range a.lookAt(ctx, inTheWay(refused)) {
+	for _, look := range a.checkLeases(ctx, blockers(refused)) {
 		switch {
 		case look.err != nil:
 			return false, nil //nolint:nilerr // the refusal stands; nothing is known about the holder
@@ -64,7 +64,7 @@ func (a *attempt) takeover(ctx context.Context, refused *engine.RefusedError) (b
 		}
 	}
 	if len(dead) == 0 && stale != nil && !a.req.noTakeover {
-		a.waitedID = stale.Lease()
+		a.observedLease = stale.Lease()
 		gone, err := s.observer.WaitDead(ctx, stale.Lease(), stale.TTL)
 		if err != nil && ctx.Err() != nil {
 			return false, ctx.Err()
@@ -80,22 +80,22 @@ func (a *attempt) takeover(ctx context.Context, refused *engine.RefusedError) (b
 	return err == nil, nil
 }
 
-// look is what was found out about one of those in the way.
-type look struct {
+// leaseCheck is what was found out about one of those in the way.
+type leaseCheck struct {
 	entry record.Entry
 	over  bool // its lease is one that this process has lost
 	state lease.State
 	err   error
 }
 
-// lookAt checks the leases of entries that may have been left behind, all at once:
+// checkLeases checks the leases of entries that may have been left behind, all at once:
 // a try would take a round trip for each of them otherwise.
-func (a *attempt) lookAt(ctx context.Context, entries []record.Entry) []look {
-	var looks []look
+func (a *attempt) checkLeases(ctx context.Context, entries []record.Entry) []leaseCheck {
+	var looks []leaseCheck
 	for _, e := range entries {
-		live, over := a.session.own(e.Lease()) // before it is checked: over ends with the tombstone
-		if !live && e.Lease() != a.waitedID {
-			looks = append(looks, look{entry: e, over: over})
+		live, over := a.session.leaseState(e.Lease()) // before it is checked: over ends with the tombstone
+		if !live && e.Lease() != a.observedLease {
+			looks = append(looks, leaseCheck{entry: e, over: over})
 		}
 	}
 	var wg sync.WaitGroup
@@ -107,8 +107,8 @@ func (a *attempt) lookAt(ctx context.Context, entries []record.Entry) []look {
 	return looks
 }
 
-// inTheWay returns one entry for each lease that a refusal may be due to.
-func inTheWay(refused *engine.RefusedError) []record.Entry {
+// blockers returns one entry for each lease that a refusal may be due to.
+func blockers(refused *engine.RefusedError) []record.Entry {
 	switch {
 	case refused.Record == nil && (refused.Verdict == record.WrongKind || refused.Verdict == record.SizeMismatch):
 		return nil // not told
@@ -135,7 +135,7 @@ func inTheWay(refused *engine.RefusedError) []record.Entry {
 	return out
 }
 
-// pauseAgain waits before the n-th repetition, and reports whether to go on.
-func pauseAgain(ctx context.Context, n int) bool {
+// pauseBeforeRetry waits before the n-th repetition, and reports whether to go on.
+func pauseBeforeRetry(ctx context.Context, n int) bool {
 	return pause.For(ctx, min(time.Duration(n)*10*time.Millisecond, time.Second))
 }

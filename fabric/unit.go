@@ -17,10 +17,10 @@ type unit struct {
 	// shared says that all acquires made in the unit belong to it. Else each makes a unit of its own, which
 	// keeps what this one had when it began: goroutines that each acquire in the context of one hold
 	// don't wait for each other.
-	shared bool
-	owner  string
-	kept   []*Hold       // by the units that this one began in; not modified
-	deaths *atomic.Int64 // how often it, or one that it began in, was a victim
+	shared     bool
+	owner      string
+	outerHolds []*Hold       // by the units that this one began in; not modified
+	deaths     *atomic.Int64 // how often it, or one that it began in, was a victim
 
 	mu    sync.Mutex
 	id    string // "" until it is told to others
@@ -54,7 +54,7 @@ func WithUnit(ctx context.Context) context.Context {
 func newUnit(outer *unit, shared bool) *unit {
 	u := &unit{shared: shared}
 	if outer != nil {
-		u.kept, u.deaths = outer.all(), outer.deaths
+		u.outerHolds, u.deaths = outer.all(), outer.deaths
 	} else {
 		u.deaths = new(atomic.Int64)
 	}
@@ -146,8 +146,8 @@ func whileHolding(outer *unit, holds ...*Hold) *unit {
 
 // keep adds to what a unit keeps that begins.
 func (u *unit) keep(h *Hold) {
-	if !slices.Contains(u.kept, h) {
-		u.kept = append(u.kept, h)
+	if !slices.Contains(u.outerHolds, h) {
+		u.outerHolds = append(u.outerHolds, h)
 	}
 }
 
@@ -167,7 +167,7 @@ func (c *holdContext) Value(key any) any {
 // all returns what the unit holds now.
 func (u *unit) all() []*Hold {
 	u.mu.Lock()
-	all := slices.Concat(u.kept, u.holds)
+	all := slices.Concat(u.outerHolds, u.holds)
 	u.mu.Unlock()
 	return slices.DeleteFunc(all, func(h *Hold) bool {
 		h.mu.Lock()
@@ -232,7 +232,7 @@ func (m member) Describe() deadlock.Unit {
 	for _, h := range m.all() {
 		if h.s == m.s && h.lock && !slices.Contains(d.Holds, h.id) {
 			d.Holds = append(d.Holds, h.id)
-			h.list()
+			h.markListed()
 		}
 	}
 	return d

@@ -68,10 +68,10 @@ func (m *Manager) Update(ctx context.Context, bucket, key string, fn func(old []
 	if _, err := kv.EncodeName(lock); err != nil {
 		return 0, err
 	}
-	if err := m.over(); err != nil {
+	if err := m.endReason(); err != nil {
 		return 0, err
 	}
-	bound, done := m.bind(ctx)
+	bound, done := m.callContext(ctx)
 	defer done()
 	u := &update{m: m, caller: ctx, ctx: bound, bucket: bucket, key: key, id: nuid.Next(), fn: fn}
 	rev, err = u.run(o.tries)
@@ -168,7 +168,7 @@ func (u *update) try() (rev uint64, again bool, err error) {
 
 // unwritten is the result of a try that reached nobody.
 func (u *update) unwritten(err error) (uint64, bool, error) {
-	if u.m.cfg.failFast || u.m.over() != nil {
+	if u.m.cfg.failFast || u.m.endReason() != nil {
 		return 0, false, u.m.explain(u.caller, err)
 	}
 	return 0, true, err

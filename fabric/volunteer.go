@@ -29,11 +29,13 @@ const (
 // WithoutVolunteering has the manager never serve as the fabric's coalescer. Otherwise one with [RoadAutomatic] or
 // [RoadCoalesced] does while its locks are contended and nobody else serves. For programs that run for a short
 // time: what they serve has to move when they end.
-func WithoutVolunteering() ManagerOption { return func(c *config) error { c.aloof = true; return nil } }
+func WithoutVolunteering() ManagerOption {
+	return func(c *config) error { c.noVolunteering = true; return nil }
+}
 
 // volunteers reports whether the process serves without being asked to.
 func (c *config) volunteers() bool {
-	return c.rank == 0 && !c.aloof && (c.road == RoadAutomatic || c.road == RoadCoalesced)
+	return c.rank == 0 && !c.noVolunteering && (c.road == RoadAutomatic || c.road == RoadCoalesced)
 }
 
 // crowd is what a process that may volunteer knows of the others.
@@ -67,11 +69,11 @@ func (sh *shard) foreignAhead() int {
 		return 0
 	}
 	rec, _, _ := sh.engine.Known(*key)
-	mine := func(id string) bool { live, _ := sh.s.own(record.LeaseOf(id)); return live }
+	mine := func(id string) bool { live, _ := sh.s.leaseState(record.LeaseOf(id)); return live }
 	all, _ := rec.Ahead(mine)
 	leases := map[string]bool{}
 	for id := range all {
-		if live, _ := sh.s.own(id); !live {
+		if live, _ := sh.s.leaseState(id); !live {
 			leases[id] = true
 		}
 	}

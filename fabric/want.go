@@ -44,12 +44,12 @@ func NewHierarchy(root string, below ...string) Hierarchy {
 // level is one member of a set.
 type level struct {
 	attempt
-	lock   *Lock       // nil while it is not held, and where the intent is shared
-	pin    *pin        // the shared intent
-	taking *pin        // the one to be
-	above  []*level    // the levels that announce it, from the root down
-	base   record.Mode // what is wanted of it for itself; None if it only announces
-	before uint64      // what was seen of its bucket before it was tried
+	lock   *Lock         // nil while it is not held, and where the intent is shared
+	intent *sharedIntent // the shared intent
+	taking *sharedIntent // the one to be
+	above  []*level      // the levels that announce it, from the root down
+	base   record.Mode   // what is wanted of it for itself; None if it only announces
+	before uint64        // what was seen of its bucket before it was tried
 }
 
 // intent is what announces a lock of this mode on the levels above it.

@@ -74,7 +74,7 @@ type lockWatch struct {
 // onSessions calls follow with one session after the other until there is a reason to
 // end, nil if follow ended with errLeft.
 func (m *Manager) onSessions(caller context.Context, follow func(ctx context.Context, s *session) error) error {
-	ctx, done := m.bind(caller)
+	ctx, done := m.callContext(caller)
 	defer done()
 	for {
 		s, err := m.sessionSoon(ctx)
