@@ -12,46 +12,51 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// failFastTimeout bounds what a call with WithFailFast waits for a lease, on a link that is not slower than that.
+// failFastTimeout is the least time for which a call with WithFailFast waits for a lease; see failFastLimit.
 const failFastTimeout = 2 * time.Second
 
-// proofLimit bounds how long a claim whose outcome must be told goes on when its caller has given it up.
+// proofLimit limits how long a claim whose outcome must be reported continues after its caller has given up.
 const proofLimit = 10 * time.Second
 
-// Acquire waits in the lock's queue, first come first served, until it is granted or ctx ends, and returns the hold.
+// Acquire waits in the lock's queue, first come, first served, until the lock is granted or ctx ends. It returns the
+// hold.
 //
-// It is about this name alone: a lock on "a/b" takes no intents on "a", and is not seen by
-// who locks "a"; see AcquirePath.
+// Acquire locks this name only. A lock on "a/b" takes no intent on "a", so it does not exclude a holder of "a"; see
+// AcquirePath.
 //
-// Two plain acquires that share no context, owner or set are two units of work, and their
-// deadlock is not seen: bound their waits, or see [WithUnit].
+// Two plain acquires that share no context, owner or set are two units of work, and a deadlock between them is not
+// detected. Limit their waits, or see [WithUnit].
 //
-// The hold lasts until Release, however long that is, as long as this process lives and reaches the cluster; see
-// [Lock.Lost]. A wait goes on through server failures and partitions; if the lease of the waiting acquire is lost
-// meanwhile, it queues again at the end under a new one.
+// The hold lasts until Release, as long as this process lives and reaches the cluster; see [Lock.Lost]. A wait
+// continues through server failures and partitions. If the lease of the waiting acquire is lost, the acquire queues
+// again at the end, under a new lease.
 //
-// Every error is a *NotAcquiredError, and means that nothing is held: what a request that was given up may still
-// write is removed in the background. Its causes: the context's error (also after WithWaitLimit), ErrInvalidName,
-// ErrInvalidOption, ErrAlreadyHeld, ErrQueueFull, ErrKindMismatch, ErrMalformedRecord, ErrNewerSchema, ErrClosed,
-// kv.ErrFull, ErrWaitTooLong with WithDeadlineCheck, ErrDeadlock in a unit of work (see [WithUnit]), and
-// ErrUnavailable with WithFailFast; kv.ErrRejected where the server refuses a write for good, as it does when its
-// limit of a message was lowered; and, if the buckets were deleted and have to be opened again, those of [New]:
-// kv.ErrUnsafeConfig, kv.ErrNoBucket, kv.ErrLimit, kv.ErrNewerSchema, kv.ErrNoJetStream, kv.ErrServerTooOld.
+// Every error is a *NotAcquiredError and means that nothing is held. If a request that was given up is still written
+// later, the manager removes its entry in the background. Causes of the error are:
+//
+//   - the context's error, also after WithWaitLimit;
+//   - ErrInvalidName, ErrInvalidOption, ErrAlreadyHeld, ErrQueueFull, ErrKindMismatch, ErrMalformedRecord,
+//     ErrNewerSchema, ErrClosed, ErrConnectionClosed, kv.ErrFull;
+//   - ErrWaitTooLong with WithDeadlineCheck, ErrUnavailable with WithFailFast, and ErrDeadlock in a unit of work (see
+//     [WithUnit]);
+//   - kv.ErrRejected if the server refuses a write permanently, for example because its message size limit was lowered;
+//   - if the buckets were deleted and must be opened again, those of [New]: kv.ErrUnsafeConfig, kv.ErrNoBucket,
+//     kv.ErrLimit, kv.ErrNewerSchema, kv.ErrNoJetStream, kv.ErrServerTooOld.
 func (m *Manager) Acquire(ctx context.Context, key string, opts ...AcquireOption) (*Lock, error) {
 	return m.acquire(ctx, key, "", opts)
 }
 
-// TryAcquire acquires the lock if nobody is in the way, and otherwise leaves nothing behind and returns ErrHeld as a
-// *HeldError. A refusal is decided on what the stream's leader has, not by a quorum. A holder that looks dead is
-// observed for about its TTL and replaced, so a refusal may take that long; see WithoutTakeover. Other errors are
-// those of Acquire.
+// TryAcquire acquires the lock if no holder and no waiter is in the way. Otherwise it leaves nothing behind and returns
+// ErrHeld as a *HeldError. A refusal shows the state of the stream's leader, not of a quorum. A holder that looks dead
+// is observed for about its TTL and then replaced, so a refusal may take that long; see WithoutTakeover. Other errors
+// are those of Acquire.
 func (m *Manager) TryAcquire(ctx context.Context, key string, opts ...AcquireOption) (*Lock, error) {
 	return m.acquire(ctx, key, record.OpTry.String(), opts)
 }
 
-// Do acquires the lock, calls fn and releases the lock, also when fn panics. The context given to fn ends when ctx
-// ends or the hold is lost, with ErrLost as its cause then. The error is the acquire's, or fn's joined with ErrLost
-// if the hold was lost before it was released.
+// Do acquires the lock, calls fn and releases the lock, also if fn panics. The context of fn ends when ctx ends or when
+// the hold is lost; after a loss its cause is ErrLost. The error is that of the acquire, or fn's error, joined with
+// ErrLost if the hold was lost before it was released.
 func (m *Manager) Do(ctx context.Context, key string, fn func(ctx context.Context, l *Lock) error, opts ...AcquireOption) error {
 	l, err := m.Acquire(ctx, key, opts...)
 	if err != nil {
@@ -68,28 +73,28 @@ func (m *Manager) acquire(ctx context.Context, key, verb string, opts []AcquireO
 	return &Lock{h}, nil
 }
 
-// attempt is one claim under way, over as many leases and sessions as it takes.
+// attempt is a running claim. It may need several rounds, with several leases and sessions.
 type attempt struct {
 	m             *Manager
 	key, enc      string
 	claim         Claim
-	op            record.Op // without what a lease gives it
+	op            record.Op // without the fields that depend on the lease
 	req           request
-	set           *Set     // that this round is for a member of, or nil
-	unit          *unit    // of work; nil = it is by itself
-	victim        error    // a *DeadlockError, where that ended the last round
+	set           *Set     // the set whose member this round acquires, or nil
+	unit          *unit    // unit of work; nil = the claim belongs to none
+	victim        error    // the *DeadlockError that ended the last round, or nil
 	session       *session // of the last round
 	id            string   // of the last round
-	observedLease string   // lease that was observed already
-	roundIDs      []string // with an owner: ids of all rounds, whose entries may still stand
+	observedLease string   // lease that was already observed
+	roundIDs      []string // ids of all rounds, whose entries may still exist; only with an owner
 	began         time.Time
-	askedHolders  bool  // those who hold shared intents, or keep the lock
-	queued        *bool // an event that the last round is queued was sent; nil if nobody wants to know
+	askedHolders  bool  // the holders were asked to release shared intents or a kept lock
+	queued        *bool // whether EventQueued was sent for the last round; nil if nobody wants events
 }
 
 var errAgain = errors.New("fabric: acquire again")
 
-// repeat calls try until it is done, each time a new round with a new id, or there is a reason to end.
+// repeat calls try, each time with a new round and a new id, until it is done or until there is a reason to end.
 func (a *attempt) repeat(ctx context.Context, try func() (done bool, err error)) error {
 	for n := 0; ; n++ {
 		done, err := try()
@@ -108,7 +113,7 @@ func (a *attempt) repeat(ctx context.Context, try func() (done bool, err error))
 	}
 }
 
-// lostWaiting is the error of a claim that is not made again.
+// lostWaiting is the error of a claim with Once whose lease was lost.
 func (a *attempt) lostWaiting() error {
 	reason := ErrExpired
 	if a.session != nil && a.session.endReason() != nil {
@@ -117,7 +122,7 @@ func (a *attempt) lostWaiting() error {
 	return &LostError{Key: a.key, Reason: reason}
 }
 
-// tryOnce submits the operation once, under one lease, with one id.
+// tryOnce makes one round: it submits the operation once, under one lease, with one id.
 func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 	sl, err := a.takeLease(ctx)
 	if err != nil {
@@ -147,7 +152,8 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 	return h, out, err
 }
 
-// compose makes the operation of a round under the lease, with a new id, which is given back by conclude.
+// compose makes the operation of a round under the lease, with a new id. finishRound unregisters the id if the round
+// fails.
 func (a *attempt) compose(ctx context.Context, sl *slot) record.Op {
 	op := a.op
 	op.ID, op.Lease, op.Since = sl.lease.NextOp(), sl.id, time.Now()
@@ -162,12 +168,12 @@ func (a *attempt) compose(ctx context.Context, sl *slot) record.Op {
 	return op
 }
 
-// finishRound makes a handle of what a round's operation came to.
+// finishRound makes a handle from the outcome of a round.
 func (a *attempt) finishRound(ctx context.Context, sl *slot, op *record.Op, out engine.Outcome, err error, before uint64) (*Hold, error) {
 	if err != nil {
 		if errors.Is(err, engine.ErrGone) || a.claim.From != nil {
-			// It may stand after all: the reads that said otherwise can be those of
-			// a deposed leader. Nothing may be left under a lease that lives.
+			// The entry may exist nevertheless, because a deposed leader may have answered the reads. No entry may
+			// remain under a live lease.
 			a.session.shard(a.enc).doer.ReleaseInBackground(a.enc, sl.id, op.ID, 0)
 		}
 		if from := a.claim.From; from != nil {
@@ -189,11 +195,11 @@ func (a *attempt) finishRound(ctx context.Context, sl *slot, op *record.Op, out 
 	case ctx.Err() != nil:
 		return h, ctx.Err()
 	}
-	// It came back at once: there was no room in the condition's queue.
+	// The claim came back at once: the condition's queue was full.
 	return h, fmt.Errorf("%w: %q: condition %q", ErrQueueFull, a.key, op.Queue)
 }
 
-// takeLease finds the session and the lease that the operation is to stand under.
+// takeLease finds the session and the lease for the operation.
 func (a *attempt) takeLease(ctx context.Context) (*slot, error) {
 	if a.set != nil {
 		a.session = a.set.s
@@ -229,7 +235,8 @@ func (a *attempt) takeLease(ctx context.Context) (*slot, error) {
 	return a.slot(ctx, s)
 }
 
-// do carries the operation out. One that stays in its queue when ctx ends is waited for as long as the manager lives.
+// do carries the operation out. If the operation stays in its queue when ctx ends, do waits for it as long as the
+// manager lives.
 func (a *attempt) do(ctx context.Context, op *record.Op, opt engine.Options) (engine.Outcome, error) {
 	if !op.WaitsAfterUndo() {
 		return engine.Do(ctx, a.session.shard(a.enc).doer, a.enc, *op, opt)
@@ -242,7 +249,7 @@ func (a *attempt) do(ctx context.Context, op *record.Op, opt engine.Options) (en
 	return engine.Do(bound, a.session.shard(a.enc).doer, a.enc, *op, opt)
 }
 
-// granted makes a handle of an outcome, or nil of one that leaves nothing to release.
+// granted makes a handle from an outcome. It returns nil if there is nothing to release.
 func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engine.Outcome, before uint64) (*Hold, error) {
 	if out.Uses > 1 {
 		return a.joined(sl, op, out)
@@ -273,21 +280,21 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 	if out.Turn {
 		h.byTurn = out.Entry.Token
 	}
-	if a.set == nil { // else once, when all members are granted
+	if a.set == nil { // a set does this once, when all its members are granted
 		if err := a.begin(ctx, h); err != nil {
 			return useless(err)
 		}
 	}
 	sl.register(h.id, h)
 	s.mu.Lock()
-	if !out.Kept { // else the engine watches it
+	if !out.Kept { // the engine watches kept entries
 		s.unwatched = append(s.unwatched, unwatchedHold{h, time.Now()})
 	}
 	ended := s.ended
 	s.mu.Unlock()
 	a.unit.add(h)
-	// The last look before the grant is handed out: a lease that was lost while
-	// the acquire waited, or this process slept, grants nothing.
+	// The last check before the caller gets the grant: if the lease was lost while the acquire waited or this process
+	// was stopped, nothing is granted.
 	if !sl.lease.Valid() || ended != nil || out.Entry.Revoked || out.Kept && !s.shard(a.enc).engine.Kept(a.enc, op.ID) || a.set == nil && !h.handOut(a) {
 		h.lose(ErrExpired)
 		s.shard(a.enc).doer.ReleaseInBackground(a.enc, sl.id, op.ID, out.Revision)
@@ -301,12 +308,12 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 	return h, nil
 }
 
-// slot returns a lease for the acquire, after a bounded time if it is to fail fast.
+// slot returns a lease for the acquire. With fail-fast, it takes a limited time.
 func (a *attempt) slot(ctx context.Context, s *session) (*slot, error) {
 	if !a.req.failFast {
 		return s.slot(ctx, a.req.timing)
 	}
-	// A note of the TTL may have to be read and written before the lease is made.
+	// Before a lease is created, a note of the TTL may have to be read and written.
 	limit := a.failFastLimit()
 	fctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -317,9 +324,9 @@ func (a *attempt) slot(ctx context.Context, s *session) (*slot, error) {
 	return sl, err
 }
 
-// confirm is explained at session.confirm. It takes a bounded time if the acquire is
-// to fail fast. An outcome that has to be told, as that of a barrier's generation which
-// has ended, is confirmed also for one who has given up meanwhile.
+// confirm calls the shard's confirm; see there. With fail-fast, it takes a limited time. Some outcomes must be
+// reported, for example that a generation of a barrier has ended. Such an outcome is confirmed even if the caller has
+// given up in the meantime.
 func (a *attempt) confirm(ctx context.Context, op *record.Op, out engine.Outcome, before uint64) error {
 	fctx, cancel := ctx, context.CancelFunc(func() {})
 	if a.req.failFast {
@@ -343,14 +350,14 @@ func (a *attempt) confirm(ctx context.Context, op *record.Op, out engine.Outcome
 	return err
 }
 
-// begin starts the limits of a hold that has any.
+// begin starts the limits of a hold, if it has any.
 func (a *attempt) begin(ctx context.Context, h *Hold) error {
 	t, le := a.req.timing, h.slot.lease
 	if !t.limited() {
 		return nil
 	}
 	if age := le.TTL() - le.Margin() - le.Remaining(); age > t.ttl/20 {
-		// The hold's time counts from its grant, not from when it queued or its lease was made.
+		// The hold's time starts with its grant, not when the acquire was queued or the lease was created.
 		if a.req.failFast {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(ctx, a.failFastLimit())
@@ -364,7 +371,7 @@ func (a *attempt) begin(ctx context.Context, h *Hold) error {
 	return nil
 }
 
-// decideRetry decides whether to ask again after an error, and gives the error its final form if not.
+// decideRetry decides whether to try again after an error. If not, it returns the final form of the error.
 func (a *attempt) decideRetry(ctx context.Context, err error) (again bool, final error) {
 	var refused *engine.RefusedError
 	switch {
@@ -375,7 +382,7 @@ func (a *attempt) decideRetry(ctx context.Context, err error) (again bool, final
 	case errors.Is(err, engine.ErrUncertain):
 		return false, fmt.Errorf("%w: %w", ErrUncertain, err)
 	case errors.Is(err, engine.ErrGone) && a.op.Kind == record.KindBarrier:
-		// The record that told how the generation ended is gone with it.
+		// The deleted record also contained how the generation ended.
 		return false, fmt.Errorf("%w: the record of %q was deleted", ErrUncertain, a.key)
 	case ctx.Err() != nil:
 		switch {
@@ -388,14 +395,14 @@ func (a *attempt) decideRetry(ctx context.Context, err error) (again bool, final
 	case errors.Is(err, errAgain), errors.Is(err, engine.ErrGone), errors.Is(err, engine.ErrStopped):
 		return true, nil
 	case errors.Is(err, engine.ErrClosed), errors.Is(err, ErrBucketGone):
-		// The session ended, the manager perhaps not.
+		// The session has ended; the manager may still be open.
 		_, serr := a.m.session(ctx)
 		if errors.Is(serr, ErrClosed) || a.req.failFast && serr != nil {
 			return false, serr
 		}
 		return true, nil
 	case errors.Is(err, kv.ErrFull):
-		return false, err // somebody has to make room; waiting does not
+		return false, err // waiting does not help: somebody must free space
 	case errors.Is(translate(err), ErrUnavailable):
 		return !a.req.failFast, err
 	}

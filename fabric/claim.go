@@ -22,53 +22,53 @@ const (
 	KindOnce      = string(record.KindOnce)
 )
 
-// Claim is what is asked for with [Manager.Claim] and [Manager.Await]: plain data that the record's kind makes sense
-// of. Package primitives is made of claims and posts; use them to build a primitive of your own.
+// Claim is a request of [Manager.Claim] and [Manager.Await]. Its data depend on the kind of the record. Package
+// primitives consists of claims and posts; use them to build your own primitives.
 type Claim struct {
-	Kind string // KindLock and its like
-	Verb string // what is asked for, by its name in the design of the kind; "" = acquire
+	Kind string // one of the Kind constants
+	Verb string // what is requested, by the name that the kind defines; "" = acquire
 
-	Mode    Mode   // locks
-	Permits int    // semaphores
-	Limit   int    // the size, the number of parties or the initial count that the caller takes it to have
+	Mode    Mode   // for locks
+	Permits int    // for semaphores
+	Limit   int    // the size, number of parties or initial count that the caller expects
 	Gen     uint64 // Info.Generation, as the caller read it
-	Life    uint64 // Info.Life, likewise
-	Queue   string // a condition's name
-	Value   []byte // an election's; nil = none, empty is a value
+	Life    uint64 // Info.Life, as the caller read it
+	Queue   string // name of a condition
+	Value   []byte // for elections; nil = none, empty is a value
 
-	// Once ends with ErrLost, instead of asking again under a new lease, when the
-	// lease is lost while the claim waits.
+	// Once makes the claim end with ErrLost if its lease is lost while it waits. Otherwise the claim is made again
+	// under a new lease.
 	Once bool
-	// From is the hold that the claim takes the place of, in the same write: it is
-	// released as soon as the claim is sent, and the claim stands under its lease.
+	// From is a hold that the claim replaces in the same write. The handle is released when the claim is sent, and the
+	// claim uses its lease.
 	From *Hold
 }
 
-// Post is a change of a record's state that nobody has to wait for.
+// Post is a change of a record's state that does not wait.
 type Post struct {
 	Kind, Verb string
 
-	N     int // permits, counts; of a finish for how many seconds the result stays at least, 0 = until it is deleted
+	N     int // permits or counts; for a finish, how many seconds the result stays at least (0 = until it is deleted)
 	Limit int // as in Claim
 	Gen   uint64
 	Life  uint64
-	Base  uint64 // revision of what the caller read, on which the change is based
+	Base  uint64 // revision of the record that the caller read, on which the change is based
 	Queue string
-	All   bool // of a signal: to everybody who waits; of a latch's delete: also while somebody waits
+	All   bool // for a signal: to all waiters; for the deletion of a latch: even if somebody waits
 	Fail  bool
 	Value []byte // nil = none
 
-	// Ends says, of a hold's post, that it ends the hold: the handle is released before the post is sent.
+	// Ends is for a post of a hold: the post ends the hold. The handle is released before the post is sent.
 	Ends bool
 }
 
-// Claim waits until the claim is granted or ctx ends, as Acquire does for a lock, and returns the hold. Every error
-// is a *NotAcquiredError; causes are those of Acquire and those of the kind: ErrTooLarge, a *SizeMismatchError, a
-// *BrokenError, ErrStale, ErrDeleted, ErrFinished. ErrUncertain is among them where it could not be found out in time
-// what became of the claim.
+// Claim waits until the claim is granted or ctx ends, like Acquire for a lock, and returns the hold. Every error is a
+// *NotAcquiredError. Its causes are those of Acquire and those of the kind: ErrTooLarge, a *SizeMismatchError, a
+// *BrokenError, ErrStale, ErrDeleted, ErrFinished; and ErrUncertain, if the outcome of the claim could not be found out
+// in time.
 //
-// A claim with From that stays in a queue goes on when ctx ends, asks to be granted as
-// soon as it can, and returns the hold together with ctx's error.
+// A claim with From that stays in a queue continues when ctx ends. It then asks to be granted as soon as possible, and
+// Claim returns the hold together with ctx's error.
 func (m *Manager) Claim(ctx context.Context, key string, c Claim, opts ...AcquireOption) (*Hold, error) {
 	h, _, err := m.claim(ctx, key, c, opts)
 	if err != nil {
@@ -77,9 +77,9 @@ func (m *Manager) Claim(ctx context.Context, key string, c Claim, opts ...Acquir
 	return h, nil
 }
 
-// Await waits like Claim for what leaves nothing to be released, as a barrier's trip or an open latch, and returns
-// the record that says so. The hold is nil unless the caller was given something to hold, as the one who runs a
-// barrier's action. Errors are the causes of Claim's.
+// Await waits like Claim, for something that need not be released, for example a barrier that trips or a latch that
+// opens. It returns the record that shows this. The hold is nil unless the caller must release something, for example
+// the right to run a barrier's action. Errors are the causes of Claim's errors.
 func (m *Manager) Await(ctx context.Context, key string, c Claim, opts ...AcquireOption) (*Hold, Info, error) {
 	return m.claim(ctx, key, c, opts)
 }
@@ -117,7 +117,7 @@ func (m *Manager) claim(caller context.Context, key string, c Claim, opts []Acqu
 	var out engine.Outcome
 	err = a.repeat(ctx, func() (done bool, err error) {
 		h, out, err = a.tryOnce(ctx)
-		// A claim that gave a hold up for a place in a queue has another one beside the error, if it can.
+		// A claim that replaced a hold by a place in a queue tries to return a new hold even with an error.
 		return err == nil || h != nil, err
 	})
 	switch {
@@ -131,7 +131,7 @@ func (m *Manager) claim(caller context.Context, key string, c Claim, opts []Acqu
 	return nil, info, nil
 }
 
-// dropWhenQueued returns what the engine is to call when what takes the hold's place stands in its queue.
+// dropWhenQueued returns the function that the engine calls when the claim that replaces the hold is queued.
 func (h *Hold) dropWhenQueued(also func(record.Place)) func(record.Place) {
 	return func(p record.Place) {
 		if h.slot.drop(h); also != nil {
@@ -140,7 +140,7 @@ func (h *Hold) dropWhenQueued(also func(record.Place)) func(record.Place) {
 	}
 }
 
-// op is the operation without what a lease gives it.
+// op returns the operation without the fields that depend on the lease.
 func (c *Claim) op(req *request) (record.Op, error) {
 	op := record.Op{
 		Kind: record.Kind(c.Kind), Verb: record.OpAcquire,
@@ -167,9 +167,9 @@ func (c *Claim) op(req *request) (record.Op, error) {
 
 func valueOf(b []byte) record.Value { return record.Value{Set: b != nil, Data: string(b)} }
 
-// Post makes a change and returns the record after it. ErrUncertain says that it is not known whether it was made;
-// other errors that it was not: ErrStale when it is based on what has changed since, ErrDeleted, ErrTooLarge, a
-// *SizeMismatchError, a *HeldError where somebody is in the way, and those of Inspect.
+// Post makes a change and returns the record after it. ErrUncertain means that it is unknown whether the change was
+// made. With every other error it was not made: ErrStale if the state on which it is based has changed, ErrDeleted,
+// ErrTooLarge, a *SizeMismatchError, a *HeldError if a holder is in the way, and the errors of Inspect.
 func (m *Manager) Post(caller context.Context, key string, p Post) (Info, error) {
 	enc, err := kv.EncodeName(key)
 	if err != nil {
@@ -236,7 +236,7 @@ func (a *attempt) post(ctx context.Context) (out engine.Outcome, err error) {
 	return out, nil
 }
 
-// postError names what is left open where an operation was given up.
+// postError adds ErrUncertain if the outcome of the operation is unknown.
 func postError(err error) error {
 	if errors.Is(err, engine.ErrUnconfirmed) || errors.Is(err, engine.ErrUncertain) {
 		return fmt.Errorf("%w: %w", ErrUncertain, err)
@@ -244,8 +244,8 @@ func postError(err error) error {
 	return err
 }
 
-// Post makes a change that only whoever holds may make. Posts of one hold are sent one after the other. Errors: those
-// of [Manager.Post], and ErrLost or ErrReleased when the hold has ended.
+// Post makes a change that only the holder may make. Posts of one hold are sent one after another. Errors: those of
+// [Manager.Post], and ErrLost or ErrReleased if the hold has ended.
 func (h *Hold) Post(ctx context.Context, p Post) (Info, error) {
 	op, err := p.op()
 	if err != nil {
@@ -284,7 +284,7 @@ func (h *Hold) Post(ctx context.Context, p Post) (Info, error) {
 	return newInfo(h.key, out.Record, out.Revision), nil
 }
 
-// postLast sends what ends the hold.
+// postLast sends the post that ends the hold.
 func (h *Hold) postLast(ctx context.Context, op record.Op, opt engine.Options) (Info, error) {
 	var out engine.Outcome
 	err := h.finish(func() error {
@@ -297,7 +297,7 @@ func (h *Hold) postLast(ctx context.Context, op record.Op, opt engine.Options) (
 			return nil
 		}
 		if refused, ok := errors.AsType[*engine.RefusedError](err); ok && refused.Verdict != record.NotHolder {
-			// The entry stands as it did.
+			// The entry still exists.
 			h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.id, h.revision())
 		}
 		return h.s.m.explain(ctx, h.postFailed(&op, err))
@@ -331,13 +331,13 @@ func (h *Hold) uncertainIf(uncertain bool, err error) error {
 	return err
 }
 
-// refusal gives what a record refuses this package's name. op is what was asked for.
+// refusal converts a refusal of the record to an error of this package. op is the requested operation.
 func refusal(key string, op *record.Op, refused *engine.RefusedError) error {
 	err := refusalCause(key, op, refused)
 	switch refused.Verdict {
 	case record.Stale, record.OtherLife, record.NotHolder, record.Finished:
-		// A claim that meets a result was not granted, and a try that does not stand is not held, whatever
-		// became of the attempts.
+		// A claim that found a result was not granted, and a try that is not in the record is not held, whatever
+		// happened to the attempts.
 		known := refused.Verdict == record.Finished && op.Waits() || refused.Verdict == record.Stale && op.Verb == record.OpTry
 		if refused.Uncertain && !known {
 			err = fmt.Errorf("%w: %w", ErrUncertain, err)
@@ -384,7 +384,7 @@ func refusalCause(key string, op *record.Op, refused *engine.RefusedError) error
 }
 
 func kindMismatch(key string, rec *record.Record, want record.Kind) error {
-	if rec == nil { // not told
+	if rec == nil { // unknown
 		return fmt.Errorf("%w: %q is not of kind %s", ErrKindMismatch, key, want)
 	}
 	return fmt.Errorf("%w: %q is of kind %s, not %s", ErrKindMismatch, key, rec.Kind, want)
@@ -427,6 +427,6 @@ func brokenError(key string, gen uint64, rec *record.Record) error {
 	return e
 }
 
-// Read tells of the record as Inspect does, without looking up the processes behind it:
-// one read of the stream's leader.
+// Read returns what Inspect returns, but does not look up the processes of holders and waiters: it makes one read of
+// the stream's leader.
 func (m *Manager) Read(ctx context.Context, key string) (Info, error) { return m.read(ctx, key, false) }

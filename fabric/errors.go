@@ -10,98 +10,99 @@ import (
 
 // Errors of acquiring.
 var (
-	// ErrNotAcquired is true of every error that an acquire returns: nothing is
-	// held. It comes as a *NotAcquiredError with the key and the cause.
+	// ErrNotAcquired is true of every error that an acquire returns: nothing is held. The error is a *NotAcquiredError
+	// with the key and the cause.
 	ErrNotAcquired = errors.New("fabric: not acquired")
 
-	// ErrHeld says that TryAcquire met a holder or a queue. It comes as a
-	// *HeldError that names who is in the way. Try later, or use Acquire to queue.
+	// ErrHeld is returned by TryAcquire if a holder or a waiter is in the way. The error is a *HeldError that names it.
+	// Try later, or use Acquire to queue.
 	ErrHeld = errors.New("fabric: lock is held")
 
-	// ErrAlreadyHeld says that the owner given with WithOwner holds this very lock, or waits for it, already. It
-	// comes as a *HeldError. Use the handle that the owner has, or another owner.
+	// ErrAlreadyHeld is returned if the owner given with WithOwner already holds this lock or waits for it. The error
+	// is a *HeldError. Use the existing handle of the owner, or another owner.
 	ErrAlreadyHeld = errors.New("fabric: owner already holds or waits for this lock")
 
-	// ErrQueueFull says that the lock's record is at its limit of waiters or of bytes, by many processes: of one
-	// manager's acquires only 16 wait in it, the others in the process. The message says which limit, and its figure.
-	// Bytes are 512 KiB, or what the server's max_payload leaves. Try later.
+	// ErrQueueFull is returned if the lock's record has reached its limit of waiters or of bytes. Only many processes
+	// can reach it, because at most 16 acquires of one manager wait in the record; the others wait in the process. The
+	// message names the limit and its value. The limit of bytes is 512 KiB, or less if the server's max_payload
+	// requires it. Try later.
 	ErrQueueFull = errors.New("fabric: lock queue is full")
 
-	// ErrWaitTooLong says that the wait was expected to last beyond the deadline, which WithDeadlineCheck asks to
-	// find out at once. It comes as a *WaitTooLongError. Try later, or allow more time.
+	// ErrWaitTooLong is returned with WithDeadlineCheck if the expected wait is longer than the time until the
+	// deadline. The error is a *WaitTooLongError. Try later, or allow more time.
 	ErrWaitTooLong = errors.New("fabric: expected wait exceeds the deadline")
 
-	// ErrKindMismatch says that the name is in use as something else; the message says as what. Use another name, or wait
-	// until nobody uses it: one whose users look dead is free once they were observed for their TTL and margin.
+	// ErrKindMismatch is returned if the name is in use as another kind, which the message names. Use another name, or
+	// wait until the name is not used any more. Users that look dead stop counting after they were observed for their
+	// TTL and margin.
 	ErrKindMismatch = errors.New("fabric: name is in use as another kind")
 )
 
-// Errors of records that are no locks. Package primitives says where they occur.
+// Errors of records of other kinds than locks. Package primitives says where they occur.
 var (
-	// ErrTooLarge says that more permits were asked for than the semaphore has, more counts than a latch can take, or
-	// that a value is longer than can be kept; the message says the bound. Nothing waits, and nothing was changed. Ask
-	// for less, or resize; keep a long value elsewhere, and here where it is.
+	// ErrTooLarge is returned if a request asks for more permits than the semaphore has or for more counts than a latch
+	// can take, or if a value is too long. The message names the limit. Nothing waits, and nothing was changed. Ask for
+	// less, or resize the semaphore. Store a long value elsewhere, and only its location here.
 	ErrTooLarge = errors.New("fabric: too large")
 
-	// ErrSizeMismatch says that the name is in use with another size, number of parties
-	// or initial count than the one given. It comes as a *SizeMismatchError.
+	// ErrSizeMismatch is returned if the name is in use with another size, number of parties or initial count. The
+	// error is a *SizeMismatchError.
 	ErrSizeMismatch = errors.New("fabric: in use with another size")
 
-	// ErrBroken says that a generation of a barrier was broken: one of its parties gave
-	// up or died, its action failed, or somebody reset it. It comes as a *BrokenError.
+	// ErrBroken is returned if a generation of a barrier was broken: a party gave up or died, the action failed, or
+	// somebody reset the barrier. The error is a *BrokenError.
 	ErrBroken = errors.New("fabric: barrier broken")
 
-	// ErrStale says that what a change was based on, as the stamp of WithStamp, has changed since.
-	// Nothing was done: read again, and decide again.
+	// ErrStale is returned if the state on which a change is based, for example the stamp of WithStamp, has changed
+	// since. Nothing was done. Read again, and decide again.
 	ErrStale = errors.New("fabric: based on what has changed since")
 
-	// ErrDeleted says that the record is not the one that was read: it was deleted, and
-	// perhaps made again. Nothing was done.
+	// ErrDeleted is returned if the record that was read was deleted since; it may exist again. Nothing was done.
 	ErrDeleted = errors.New("fabric: deleted since it was read")
 
-	// ErrFinished says that there is a result already, or that a latch is open. It comes as
-	// a *FinishedError, which has the result.
+	// ErrFinished is returned if there is already a result, or if a latch is already open. The error is a
+	// *FinishedError, which contains the result.
 	ErrFinished = errors.New("fabric: finished already")
 
-	// ErrUncertain says that it is not known, and can't be found out any more or not in
-	// time, whether the operation was done. Read the state and decide.
+	// ErrUncertain is returned if it is unknown whether the operation was done, and this cannot be found out, or not in
+	// time. Read the state and decide.
 	ErrUncertain = errors.New("fabric: not known whether it was done")
 )
 
-// Errors of holding.
+// Errors of holds.
 var (
-	// ErrLost says that the hold ended before it was released. It comes as a *LostError with the reason. Stop
-	// touching what the lock protects; what cannot be stopped is caught by the fencing token.
+	// ErrLost is returned if the hold ended before it was released. The error is a *LostError with the reason. Stop
+	// using the resource that the lock protects. The fencing token stops writes that can't be stopped in time.
 	ErrLost = errors.New("fabric: lock lost")
 
-	// ErrMember says that a hold is a member of a [Set] and can't be released alone, nor weakened below what the
-	// members under it need. Release the set, or convert the members under it first.
+	// ErrMember is returned if a hold is a member of a [Set]: it cannot be released alone, and it cannot be weakened
+	// below what the members under it need. Release the set, or convert the members under it first.
 	ErrMember = errors.New("fabric: the hold is a member of a set")
 
-	// ErrReleased is the state of a handle after Release.
+	// ErrReleased is the error of a handle after Release.
 	ErrReleased = errors.New("fabric: lock released")
 
-	// ErrUnconfirmed says that a release, or a conversion to a weaker mode, was not confirmed in time. It goes on in
-	// the background; at the latest the end of the lease frees the lock.
+	// ErrUnconfirmed is returned if a release, or a conversion to a weaker mode, was not confirmed in time. It
+	// continues in the background. At the latest, the end of the lease frees the lock.
 	ErrUnconfirmed = errors.New("fabric: not confirmed yet")
 )
 
-// Errors of converting.
+// Errors of conversions.
 var (
-	// ErrNotConverted is true of every error that Convert returns. It comes as a
-	// *ConvertError that says which mode is held.
+	// ErrNotConverted is true of every error that Convert returns. The error is a *ConvertError, which tells the mode
+	// that is held.
 	ErrNotConverted = errors.New("fabric: hold not converted")
 
-	// ErrConvertDeadlock says that another holder waits to convert until this hold gives way, and that this
-	// conversion would wait for that one: neither would ever be granted. Release, or Convert to a weaker mode, and
-	// start over. Take Update instead of Shared where converting to Exclusive is likely.
+	// ErrConvertDeadlock is returned if this conversion would wait for a holder whose own conversion waits for this
+	// hold, so neither would ever be granted. Release, or Convert to a weaker mode, and start again. If a conversion to
+	// Exclusive is likely, acquire Update instead of Shared.
 	ErrConvertDeadlock = errors.New("fabric: conversion would deadlock")
 
-	// ErrConverting says that another Convert of the same handle is under way. Wait for it, or end its context.
+	// ErrConverting is returned if another Convert of the same handle is running. Wait for it, or end its context.
 	ErrConverting = errors.New("fabric: another conversion of this hold is under way")
 )
 
-// Reasons of a loss, found in a LostError.
+// Reasons of a loss, in a LostError.
 var (
 	ErrExpired        = errors.New("fabric: the lease ran out before it could be renewed")
 	ErrRenewalsUsedUp = errors.New("fabric: the renewals allowed by WithMaxRenewals are used up")
@@ -113,49 +114,50 @@ var (
 
 // Errors of a manager.
 var (
-	// ErrUnavailable says that no leader answers. With WithFailFast it is
-	// returned at once, otherwise calls retry until their context ends.
+	// ErrUnavailable is returned if no leader answers. With WithFailFast it is returned at once; otherwise calls retry
+	// until their context ends.
 	ErrUnavailable = errors.New("fabric: cluster unavailable")
 
-	// ErrClosed says that the manager was closed.
+	// ErrClosed is returned if the manager was closed.
 	ErrClosed = errors.New("fabric: manager is closed")
 
-	// ErrConnectionClosed says that the connection was closed for good: by whoever made it, after its last attempt to
-	// reconnect, or because a server refused its credentials twice. It ends every call. Close the manager and make a
-	// new one on a new connection, made with nats.MaxReconnects(-1).
+	// ErrConnectionClosed is returned if the connection was closed permanently: by the program that made it, after its
+	// last attempt to reconnect, or because a server refused its credentials twice. It ends every call. Close the
+	// manager and create a new one on a new connection, made with nats.MaxReconnects(-1).
 	ErrConnectionClosed = errors.New("fabric: the connection was closed for good: make a new manager on a new connection")
 
-	// ErrEventsDropped says that Close gave up before the event hook had taken all events. Everything else is closed.
-	// Make the hook quicker, or have it only count.
+	// ErrEventsDropped is returned by Close if the event hook did not take all events in time. Everything else is
+	// closed. Make the hook faster.
 	ErrEventsDropped = errors.New("fabric: the event hook is too slow, events were dropped")
 
-	// ErrInvalidOption says that an option has a value that makes no sense; the message names it. Nothing was done.
+	// ErrInvalidOption is returned if an option has an invalid value; the message names it. Nothing was done.
 	ErrInvalidOption = errors.New("fabric: invalid option")
 
-	// ErrStaleToken says that a fencing token is older than one that was seen
-	// already: its holder has been replaced. It comes as a *StaleTokenError.
+	// ErrStaleToken is returned if a fencing token is older than one that was already seen: its holder has been
+	// replaced. The error is a *StaleTokenError.
 	ErrStaleToken = errors.New("fabric: stale fencing token")
 
-	// ErrMalformedRecord says that the value under the lock's key is no record of this library. It was left as it is.
-	// Look at it with 'nats kv get', and repair or delete it.
+	// ErrMalformedRecord is returned if the value under the lock's key is not a record of this library. The value was
+	// not changed. Look at it with 'nats kv get', and repair or delete it.
 	ErrMalformedRecord = errors.New("fabric: unreadable lock record")
 
-	// ErrNewerSchema says that a newer version of this library wrote the record under the lock's key, or the buckets:
-	// of a schema or of a kind that this one doesn't know. It was left as it is. Upgrade this program.
+	// ErrNewerSchema is returned if a newer version of this library wrote the record or the buckets, with a schema or a
+	// kind that this version does not know. Nothing was changed. Upgrade this program.
 	ErrNewerSchema = errors.New("fabric: written by a newer version")
 
-	// ErrInvalidName says that a lock name is empty, too long, too deep, not UTF-8, or contains control characters.
+	// ErrInvalidName is returned if a name is empty, too long, has too many levels, is not UTF-8, or contains control
+	// characters.
 	ErrInvalidName = kv.ErrInvalidName
 )
 
-// NotAcquiredError is the error of every acquire that failed.
+// NotAcquiredError is the error of every failed acquire.
 type NotAcquiredError struct {
 	Key   string
 	Cause error // for example context.DeadlineExceeded, a *HeldError, ErrUnavailable
 }
 
 func (e *NotAcquiredError) Error() string {
-	if e.Key == "" { // a set that makes no sense
+	if e.Key == "" { // an invalid set
 		return fmt.Sprintf("fabric: not acquired: %v", e.Cause)
 	}
 	return fmt.Sprintf("fabric: %q not acquired: %v", e.Key, e.Cause)
@@ -166,11 +168,11 @@ func (e *NotAcquiredError) Is(target error) bool { return target == ErrNotAcquir
 
 func (e *NotAcquiredError) Unwrap() error { return e.Cause }
 
-// ConvertError is the error of every Convert that failed.
+// ConvertError is the error of every failed Convert.
 type ConvertError struct {
 	Key   string
-	To    Mode  // what was asked for
-	Held  Mode  // what is held now; "" if the hold has ended
+	To    Mode  // the requested mode
+	Held  Mode  // the mode that is held now; "" if the hold has ended
 	Cause error // for example context.DeadlineExceeded, ErrConvertDeadlock, a *LostError
 }
 
@@ -187,13 +189,13 @@ func (e *ConvertError) Is(target error) bool { return target == ErrNotConverted 
 
 func (e *ConvertError) Unwrap() error { return e.Cause }
 
-// HeldError says who is in the way.
+// HeldError describes the holder or waiter that is in the way.
 type HeldError struct {
 	Key      string
 	Owner    string    // explicit owner, or the operation id of the hold
-	Mode     Mode      // "" where the kind has none
-	Since    time.Time // when the other one asked, by its own clock
-	Token    uint64    // its fencing token, or its ticket if it waits
+	Mode     Mode      // "" for kinds without modes
+	Since    time.Time // when it requested the lock, by its own clock
+	Token    uint64    // fencing token of a holder, ticket of a waiter
 	Metadata map[string]string
 	already  bool
 }
@@ -210,16 +212,16 @@ func (e *HeldError) Error() string {
 	return fmt.Sprintf("%s by %s%s since %s", what, e.Owner, mode, e.Since.Format(time.RFC3339))
 }
 
-// Is makes errors.Is true for ErrHeld or ErrAlreadyHeld, whichever it is.
+// Is makes errors.Is true for ErrAlreadyHeld or for ErrHeld, depending on the refusal.
 func (e *HeldError) Is(target error) bool {
 	return target == ErrHeld && !e.already || target == ErrAlreadyHeld && e.already
 }
 
-// SizeMismatchError says what the name is in use with.
+// SizeMismatchError tells both sizes.
 type SizeMismatchError struct {
 	Key        string
-	Kind       string // KindSemaphore and its like
-	Have, Want int    // what the record says, and what was given: permits, parties, or counts
+	Kind       string // KindSemaphore, KindBarrier, KindGate or KindLatch
+	Have, Want int    // the number in the record, and the given number: permits, parties or counts
 }
 
 func (e *SizeMismatchError) Error() string {
@@ -235,12 +237,12 @@ func (e *SizeMismatchError) Error() string {
 
 func (e *SizeMismatchError) Unwrap() error { return ErrSizeMismatch }
 
-// BrokenError says how a generation of a barrier was broken.
+// BrokenError tells why a generation of a barrier was broken.
 type BrokenError struct {
 	Key string
 	Gen uint64
-	Why string // "" if it is not known any more
-	Who string // the party, or its lease, because of which
+	Why string // "" if it is no longer known
+	Who string // the party, or its lease, that caused it
 }
 
 func (e *BrokenError) Error() string {
@@ -256,11 +258,11 @@ func (e *BrokenError) Error() string {
 
 func (e *BrokenError) Unwrap() error { return ErrBroken }
 
-// FinishedError has what is there already.
+// FinishedError contains the existing result.
 type FinishedError struct {
 	Key    string
 	Result []byte // nil for a latch
-	By     string // the id that gave it, "" for a latch
+	By     string // id of the hold that stored the result, "" for a latch
 }
 
 func (e *FinishedError) Error() string {
@@ -272,13 +274,13 @@ func (e *FinishedError) Error() string {
 
 func (e *FinishedError) Unwrap() error { return ErrFinished }
 
-// WaitTooLongError says how long a wait was expected to last.
+// WaitTooLongError tells the expected wait.
 type WaitTooLongError struct {
 	Key      string
 	Expected time.Duration
-	Allowed  time.Duration // what was left until the deadline
-	Position int           // how many wait already
-	Owner    string        // who is in the way: explicit owner, or the operation id of the hold
+	Allowed  time.Duration // the time until the deadline
+	Position int           // number of waiters
+	Owner    string        // of the blocking holder: explicit owner, or the operation id of the hold
 }
 
 func (e *WaitTooLongError) Error() string {
@@ -309,8 +311,8 @@ func (e *LostError) Unwrap() error { return e.Reason }
 
 // StaleTokenError is the refusal of a token.
 type StaleTokenError struct {
-	Token   uint64 // the one that was offered
-	Highest uint64 // the one that was seen before
+	Token   uint64 // the refused token
+	Highest uint64 // the largest token that was seen before
 }
 
 func (e *StaleTokenError) Error() string {

@@ -10,37 +10,37 @@ import (
 	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
-// EventType says what happened.
+// EventType is the type of an event.
 type EventType string
 
-// The events.
+// The types of events.
 const (
-	// EventQueued: an acquire, or a conversion, waits. It has Position and Blocker.
+	// EventQueued: an acquire or a conversion waits. Position and Blocker are set.
 	EventQueued EventType = "queued"
-	// EventWithdrawn: one that was queued ended without a grant, for Reason: its context ended, or its lease was lost
-	// and it queues again under a new id. A conversion that waits when its hold ends has no such event: it ends with
-	// the hold.
+	// EventWithdrawn: a queued acquire or conversion ended without a grant, for Reason: its context ended, or its lease
+	// was lost and it queues again under a new id. If a hold ends while its conversion waits, the conversion has no
+	// such event; it ends with the hold.
 	EventWithdrawn EventType = "withdrawn"
 	// EventGranted: an acquire got the lock, after Waited.
 	EventGranted EventType = "granted"
-	// EventPassed: a wait is over, after Waited, that leaves nothing to release: a barrier tripped, a latch is open.
+	// EventPassed: a wait ended, after Waited, and there is nothing to release: a barrier tripped, or a latch is open.
 	EventPassed EventType = "passed"
-	// EventConverted: Convert was granted. Mode and Token are those from now on.
+	// EventConverted: Convert was granted. Mode and Token are the new ones.
 	EventConverted EventType = "converted"
-	// EventReleased: a hold ended by Release, after Held. Reason is set when that
-	// was not confirmed: see ErrUnconfirmed.
+	// EventReleased: a hold ended by Release, after Held. Reason is set if the release was not confirmed; see
+	// ErrUnconfirmed.
 	EventReleased EventType = "released"
-	// EventLost: a hold ended before it was released, after Held, for Reason. Of a
-	// hold that Release finds gone, it comes instead of EventReleased.
+	// EventLost: a hold ended before it was released, after Held, for Reason. If Release finds that the hold is gone,
+	// EventLost comes instead of EventReleased.
 	EventLost EventType = "lost"
-	// EventEvicted: this process removed entries of dead leases from the lock. It has Leases and Entries.
+	// EventEvicted: this process removed entries of dead leases from the lock. Leases and Entries are set.
 	EventEvicted EventType = "evicted"
-	// EventTakeover: this process declared the lease Lease dead, after it had seen no renewal for its TTL and the
-	// margin. It has no Key: one lease can stand behind many locks.
+	// EventTakeover: this process declared the lease Lease dead, because it had seen no renewal for the TTL and the
+	// margin. Key is empty, because one lease can belong to many locks.
 	EventTakeover EventType = "takeover"
 )
 
-// Event is one thing that happened to a lock, seen from this manager. Fields that its type does not name are zero.
+// Event is something that happened to a lock, as seen by this manager. Fields that the type does not mention are zero.
 type Event struct {
 	Type EventType
 	Time time.Time // when it happened, by this process's clock
@@ -48,67 +48,68 @@ type Event struct {
 
 	// Of a hold or a waiter: queued, withdrawn, granted, converted, released, lost.
 
-	ID    string // "<lease>.<sequence>", as inspection shows it; of a conversion, the hold's
-	Lease string // the lease it stands under
+	ID    string // "<lease>.<sequence>", as inspection shows it; for a conversion, the hold's id
+	Lease string // lease of the hold or waiter
 	Owner string // the explicit owner, or the id
-	Mode  Mode   // held, or asked for
+	Mode  Mode   // held, or requested
 	Token uint64 // fencing token; 0 before the first grant
 
-	Metadata map[string]string // what WithMetadata gave; read only
+	Metadata map[string]string // from WithMetadata; read only
 
-	Conversion bool          // queued and withdrawn: it is a Convert
-	Position   int           // queued: 1 is the next, expected where more than 16 of the manager wait; 0 for a conversion, which stands before the queue
-	Blocker    string        // queued: owner of one of those in the way
-	Queued     bool          // granted and converted: there was an EventQueued before
+	Conversion bool          // queued and withdrawn: it is a conversion
+	Position   int           // queued: 1 is the next; estimated if more than 16 acquires of the manager wait; 0 for a conversion, which stands before the queue
+	Blocker    string        // queued: owner of one of the blocking entries
+	Queued     bool          // granted and converted: an EventQueued came before
 	Waited     time.Duration // granted, converted, withdrawn: since Acquire or Convert was called
-	Held       time.Duration // released and lost: since the grant was handed out
-	Reason     error         // lost: ErrExpired and its like; withdrawn, released: see there
+	Held       time.Duration // released and lost: since the caller got the grant
+	Reason     error         // lost: ErrExpired or another reason; withdrawn, released: see there
 
-	BlockerMetadata map[string]string // queued: that of Blocker; read only
+	BlockerMetadata map[string]string // queued: metadata of Blocker; read only
 
 	Leases  []string // evicted: the dead leases
-	Entries int      // evicted: how many entries of theirs were removed
+	Entries int      // evicted: number of removed entries
 
-	// Dropped is how many events were dropped right before this one, because the
-	// hook was more than 65,536 events behind.
+	// Dropped is the number of events that were dropped right before this one, because the hook was more than 65,536
+	// events behind.
 	Dropped uint64
 }
 
-// WithEvents has the manager call hook for every event: see [EventType].
+// WithEvents makes the manager call hook for every event; see [EventType].
 //
-// The hook is called from one goroutine of the manager, one event after the other. No lock of the library is held, so
-// it may call what it likes but Manager.Close, which waits for it. It delays nothing: Lost is closed, leases are
-// renewed and locks are granted whether or not it returns. So an event tells what was true at its Time; to stop work
-// in time, use Lost or Context.
+// One goroutine of the manager calls the hook, one event after another. No lock of the library is held during the call,
+// so the hook may call everything except Manager.Close, which waits for the hook. The hook delays nothing: Lost is
+// closed, leases are renewed and locks are granted even while the hook is running. So an event describes what was true
+// at its Time. To stop work in time, use Lost or Context.
 //
-// Events of one hold come in order: queued, granted, converted any number of times, then released or lost, exactly
-// one of them and nothing after it. A grant that was not handed out, as its lease ended at that moment, has no event.
-// Between holds go by Time: a release is told when its outcome is known, and its Time is when Release was called,
-// before the next one can be granted. Likewise with a Convert that only gives up something. A hold that was taken
-// away with ForceNow is told as lost up to a second later, when others may have it.
+// The events of one hold come in order: queued, granted, any number of converted, and then exactly one of released or
+// lost, which is the last one. If the lease ended at the moment of the grant, and the caller did not get the hold,
+// there is no event of the grant. To order events of different holds, use Time. A released event comes when the result
+// of the release is known, but its Time is when Release was called, before the next holder could be granted. The same
+// is true of a conversion to a weaker mode. If a hold was taken away with ForceNow, its lost event comes up to a second
+// later, when the next holder may already have the lock.
 //
-// None is dropped while the hook is less than 65,536 events behind. Beyond that a queue without a bound would only
-// move the failure into the process's memory: new events are dropped then, and the next one that is not says how many
-// in Dropped. Close delivers what is outstanding; if that takes longer than three seconds it gives up and returns
-// ErrEventsDropped.
+// While the hook is less than 65,536 events behind, no event is dropped. When it is further behind, new events are
+// dropped, because an unlimited queue would exhaust the memory of the process. The next event then has the number of
+// dropped events in Dropped. Close delivers the remaining events. If this takes longer than three seconds, Close stops
+// delivering and returns ErrEventsDropped.
 //
 // A panic of the hook is not recovered.
 func WithEvents(hook func(Event)) ManagerOption {
 	return func(c *config) error { return set(&c.hook, hook, hook != nil, "the event hook is nil") }
 }
 
-// report hands an event to the hook and to the log. No lock is held.
+// report sends an event to the hook and to the log. No lock is held.
 func (m *Manager) report(ev Event) {
 	m.feed.push(ev)
 	m.logEvent(&ev)
 }
 
-// wantsEvents reports whether anybody wants to know of events.
+// wantsEvents reports whether the hook or the log uses events.
 func (m *Manager) wantsEvents() bool {
 	return m.feed != nil || m.cfg.logger.Enabled(context.Background(), slog.LevelDebug)
 }
 
-// logEvent writes the log's line for an event. No lock is held.
+// logEvent writes the log record of an event. No lock is held.
 func (m *Manager) logEvent(ev *Event) {
 	ctx, log := context.Background(), m.cfg.logger
 	if ev.Type == EventLost {
@@ -138,37 +139,37 @@ func (m *Manager) logEvent(ev *Event) {
 	case EventEvicted:
 		log.LogAttrs(ctx, slog.LevelDebug, "entries of dead leases removed", key, slog.Any("leases", ev.Leases), slog.Int("entries", ev.Entries))
 	}
-	// A takeover is logged by the observer.
+	// The observer logs takeovers.
 }
 
-// evicted is told by the engine.
+// evicted is called by the engine.
 func (s *session) evicted(enc string, leases []string, entries int) {
 	s.m.report(Event{Type: EventEvicted, Time: time.Now(), Key: nameOf(enc), Leases: leases, Entries: entries})
 }
 
-// tookOver is told by the observer.
+// tookOver is called by the observer.
 func (s *session) tookOver(id string) {
 	s.m.report(Event{Type: EventTakeover, Time: time.Now(), Lease: id})
 }
 
-// maxEvents is how many events wait for the hook at most.
+// maxEvents is the maximum number of events that wait for the hook.
 const maxEvents = 1 << 16
 
-// feed carries events to the hook. push never waits for it, so that it may be called with a lock held, which is what
-// keeps the events of a hold in order. A nil feed takes nothing and costs nothing.
+// feed delivers events to the hook. push never waits for the hook, so it may be called with a lock held. This keeps the
+// events of a hold in order. A nil feed does nothing.
 type feed struct {
 	hook func(Event)
-	wake chan struct{} // has the goroutine look
+	wake chan struct{} // wakes the goroutine
 	done chan struct{} // closed when the goroutine has ended
 
-	mu        sync.Mutex // innermost: nothing is called with it held
+	mu        sync.Mutex // innermost: nothing is called while it is held
 	started   bool
 	queue     []Event
-	behind    int    // events in queue, and those that the goroutine has taken and not delivered
-	dropped   uint64 // since the last event that was taken
-	announced int    // events that somebody has announced and not pushed yet
-	closing   bool   // ends when there is nothing left
-	aborted   bool   // ends after the call under way
+	behind    int    // events in queue, plus events that the goroutine has taken but not delivered
+	dropped   uint64 // since the last accepted event
+	announced int    // events that were announced and not pushed yet
+	closing   bool   // run ends when no event is left
+	aborted   bool   // run ends after the current call of the hook
 }
 
 func newFeed(hook func(Event)) *feed {
@@ -192,16 +193,16 @@ func (f *feed) start() {
 // push adds an event, or counts it as dropped.
 func (f *feed) push(ev Event) { f.update(0, &ev) }
 
-// announce makes close wait, within its bound, for one push of an event that is sure to come but not yet known.
+// announce makes close wait, within its limit, for one later push. The event is certain to come, but not known yet.
 func (f *feed) announce() { f.update(1, nil) }
 
-// retract says that an announced event does not come.
+// retract takes an announcement back.
 func (f *feed) retract() { f.update(-1, nil) }
 
 // deliver pushes an event that was announced.
 func (f *feed) deliver(ev Event) { f.update(-1, &ev) }
 
-// update adds an event, nil is none, and changes how many are owed.
+// update adds an event (nil = none) and changes the number of announced events.
 func (f *feed) update(owed int, ev *Event) {
 	if f == nil {
 		return
@@ -222,11 +223,11 @@ func (f *feed) update(owed int, ev *Event) {
 }
 
 func (f *feed) run() {
-	defer close(f.done) // also when the hook ends the goroutine
+	defer close(f.done) // also if the hook ends the goroutine (runtime.Goexit)
 	var batch []Event
 	for {
 		f.mu.Lock()
-		clear(batch) // what it refers to
+		clear(batch) // releases the events' references
 		batch, f.queue = f.queue, batch[:0]
 		over := f.aborted || f.closing && f.announced == 0 && len(batch) == 0
 		f.mu.Unlock()
@@ -249,8 +250,8 @@ func (f *feed) run() {
 	}
 }
 
-// close waits until every event is delivered, within the limit, and ends the goroutine. A hook that does not return
-// by then is not waited for; nothing is delivered after it.
+// close waits, within the limit, until every event is delivered, and ends the goroutine. If the hook has not returned
+// by then, close does not wait for it, and no event is delivered after it.
 func (f *feed) close(limit time.Duration) error {
 	if f == nil {
 		return nil
@@ -269,7 +270,7 @@ func (f *feed) close(limit time.Duration) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.aborted = true
-	pause.Wake(f.wake) // never waits
+	pause.Wake(f.wake) // does not block
 	if left := uint64(max(f.behind+f.announced, 0)) + f.dropped; left > 0 {
 		return fmt.Errorf("%w: %d of them", ErrEventsDropped, left)
 	}

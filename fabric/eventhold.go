@@ -9,10 +9,10 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// The events of one hold are pushed to the feed with the handle's lock held, together with the change of state that
-// they are about. So none can come after the one that ends the hold, whoever ends it.
+// The events of one hold are pushed to the feed while the hold's mu is held, together with the change of state that
+// they describe. So no event can come after the event that ends the hold, whoever ends it.
 
-// event makes an event about the hold. Called with l.mu held.
+// event makes an event about the hold. Called with h.mu held.
 func (h *Hold) event(t EventType) Event {
 	return Event{
 		Type: t, Time: time.Now(), Key: h.key, ID: h.id, Lease: h.slot.id,
@@ -20,7 +20,7 @@ func (h *Hold) event(t EventType) Event {
 	}
 }
 
-// endEvent makes the event of the hold's end. Called with l.mu held.
+// endEvent makes the event of the hold's end. Called with h.mu held.
 func (h *Hold) endEvent(t EventType) Event {
 	ev := h.event(t)
 	if !h.since.IsZero() {
@@ -29,7 +29,7 @@ func (h *Hold) endEvent(t EventType) Event {
 	return ev
 }
 
-// handOut makes a grant the caller's, unless the hold has ended already.
+// handOut gives the grant to the caller, unless the hold has already ended.
 func (h *Hold) handOut(a *attempt) bool {
 	h.mu.Lock()
 	if h.err != nil {
@@ -49,7 +49,7 @@ func (h *Hold) handOut(a *attempt) bool {
 	return true
 }
 
-// reportReleased tells what Release came to.
+// reportReleased reports the result of a release.
 func (h *Hold) reportReleased(ev Event) {
 	ev.Reason = h.released
 	if lost, ok := errors.AsType[*LostError](h.released); ok {
@@ -65,25 +65,25 @@ func (a *attempt) waiterEvent(t EventType, sl *slot, id string) Event {
 	return ev
 }
 
-// whenQueued returns what the engine calls when the acquire has to wait, nil if nobody wants to know.
+// whenQueued returns the function that the engine calls when the acquire must wait, and nil if nobody wants events.
 func (a *attempt) whenQueued(sl *slot, id string) func(record.Place) {
 	a.queued = nil
 	if !a.m.wantsEvents() {
 		return nil
 	}
-	// Not a itself, which would have to be allocated for every acquire.
+	// The function does not refer to a, because a would then be allocated on the heap for every acquire.
 	m, queued, ev := a.m, new(bool), a.waiterEvent(EventQueued, sl, id)
 	a.queued = queued
 	return func(p record.Place) {
 		*queued = true
-		m.feed.announce() // how it ends: granted or withdrawn
+		m.feed.announce() // a granted or withdrawn event will follow
 		ev.Time, ev.Position = time.Now(), p.Position
 		ev.setBlocker(&p.Blocker)
 		m.report(ev)
 	}
 }
 
-// reportPassed tells that a wait is over which leaves nothing to release.
+// reportPassed reports that a wait has ended and nothing must be released.
 func (a *attempt) reportPassed(sl *slot, id string) {
 	if a.m.wantsEvents() {
 		ev := a.waiterEvent(EventPassed, sl, id)
@@ -100,7 +100,7 @@ func (a *attempt) reportPassed(sl *slot, id string) {
 
 func wasQueued(queued *bool) bool { return queued != nil && *queued }
 
-// reportWithdrawn tells that an acquire that was queued is not any more.
+// reportWithdrawn reports that a queued acquire is no longer queued.
 func (a *attempt) reportWithdrawn(sl *slot, id string, err error) {
 	if !wasQueued(a.queued) {
 		return
@@ -122,16 +122,16 @@ func (a *attempt) reportWithdrawn(sl *slot, id string, err error) {
 	a.m.logEvent(&ev)
 }
 
-// conversion is a Convert that may have to wait. Its fields are for the goroutine in Convert.
+// conversion is a Convert that may have to wait. Only the goroutine in Convert uses its fields.
 type conversion struct {
 	l      *Lock
 	to     Mode
 	began  time.Time
-	queued *bool // an event that it is queued was sent; nil if nobody wants to know
-	unit   *unit // of work, which waits; nil = the hold by itself
+	queued *bool // whether EventQueued was sent; nil if nobody wants events
+	unit   *unit // unit of work that waits; nil = only the hold itself
 }
 
-// whenQueued returns what the engine calls when the conversion has to wait, nil if nobody wants to know.
+// whenQueued returns the function that the engine calls when the conversion must wait, and nil if nobody wants events.
 func (c *conversion) whenQueued() func(record.Place) {
 	if !c.l.s.m.wantsEvents() {
 		return nil
@@ -139,20 +139,20 @@ func (c *conversion) whenQueued() func(record.Place) {
 	l, to, queued := c.l, c.to, new(bool)
 	c.queued = queued
 	return func(p record.Place) {
-		if !*queued { // else sent again with the same id
+		if !*queued { // otherwise the operation was sent again with the same id
 			*queued = l.reportConversion(EventQueued, to, func(ev *Event) { ev.setBlocker(&p.Blocker) })
 		}
 	}
 }
 
-// reportWithdrawn tells that the conversion came to nothing.
+// reportWithdrawn reports that the conversion failed.
 func (c *conversion) reportWithdrawn(err error) {
 	if wasQueued(c.queued) {
 		c.l.reportConversion(EventWithdrawn, c.to, func(ev *Event) { ev.Waited, ev.Reason = ev.Time.Sub(c.began), err })
 	}
 }
 
-// reportConversion tells about a conversion, unless the hold has ended.
+// reportConversion reports an event of a conversion, unless the hold has ended.
 func (h *Hold) reportConversion(t EventType, to Mode, complete func(*Event)) bool {
 	h.mu.Lock()
 	if h.err != nil {

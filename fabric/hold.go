@@ -13,18 +13,17 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// releaseTimeout bounds a release, whatever the caller's context says. It is longer than
-// electing a new leader takes, 4 to 9 s, and many round trips of any link.
+// releaseTimeout limits a release. It is longer than the election of a new leader, which takes 4 to 9 s.
 const releaseTimeout = 10 * time.Second
 
-// closedChan is what Lost returns for a lock that is lost before anybody asked.
+// closedChan is returned by Lost if the hold was lost before the first call of Lost.
 var closedChan = func() chan struct{} {
 	c := make(chan struct{})
 	close(c)
 	return c
 }()
 
-// granted is what a hold has of its entry in the record.
+// granted is the part of the record's entry that a hold keeps.
 type granted struct {
 	id, owner string
 	permits   int
@@ -38,61 +37,61 @@ func grantOf(e *record.Entry) granted {
 	return granted{e.ID, e.Owner, e.Permits, e.Meta, e.LetTurn, e.Mode, e.Token}
 }
 
-// Hold is what was granted: a lock, permits of a semaphore, a membership. It is a single-use handle: after Release,
-// or after a loss, it can do nothing to whoever holds next. It is safe for concurrent use.
+// Hold is what was granted: a lock, permits of a semaphore, or a membership. It is a single-use handle: after Release,
+// or after a loss, it cannot affect a later holder. It is safe for concurrent use.
 //
-// Every method that tells about the hold looks at the clock first, so a process
-// that was stopped past its lease learns it from the first call after waking.
+// Every method that reports the state of the hold checks the clock first. So a process that was stopped for longer than
+// its lease learns of the loss with its first call after it resumes.
 type Hold struct {
 	s    *session
 	slot *slot
-	key  string // name as given
-	enc  string // encoded
+	key  string // name as given by the caller
+	enc  string // encoded name
 	granted
 	failFast, posted bool
-	set              *Set          // that it is a member of, or nil
-	lock             bool          // it is of a lock
-	unit             *unit         // that acquired it; nil: it was acquired by itself
-	intent           *sharedIntent // that it is the entry of, or nil
-	keep             keep          // whether its entry may be kept
-	uses             uint64        // holds that the entry was, this one included, where it may be kept
-	byTurn           uint64        // the ticket of one that holds by a turn
+	set              *Set          // the set of which this is a member, or nil
+	lock             bool          // a lock, not another kind
+	unit             *unit         // the unit that acquired it; nil = none
+	intent           *sharedIntent // the shared intent of which this is the entry, or nil
+	keep             keep          // whether and how long the entry may be kept
+	uses             uint64        // for an entry that may be kept: how many holds it had, this one included
+	byTurn           uint64        // the ticket, if the hold was granted by a turn
 
 	mu            sync.Mutex
-	rev           uint64          // at which entry was read
-	err           error           // nil while held; ErrReleased or a *LostError
-	since         time.Time       // when it was handed out; zero before
-	releaseBegan  time.Time       // when its release began
-	keptState     int             // of the entry of one that may be kept
-	listed        bool            // a document about waits says that it is held
-	converting    bool            // a Convert is under way
-	convertCalled bool            // one was
+	rev           uint64          // revision at which the entry was read
+	err           error           // nil while held; then ErrReleased or a *LostError
+	since         time.Time       // when the caller got the grant; zero before
+	releaseBegan  time.Time       // when the release began
+	keptState     int             // of an entry that may be kept: keptNot, keptStays or keptReported
+	listed        bool            // deadlock detection has published that this is held
+	converting    bool            // a Convert is running
+	convertCalled bool            // Convert was called at least once
 	released      error           // what Release returned
-	releasing     bool            // by Release or the like, which has turn meanwhile
-	releaseMu     sync.Mutex      // taken before mu is let go, by one only
-	lost          chan struct{}   // made on demand
-	ctx           context.Context // made on demand
-	posting       chan struct{}   // made on demand; holds one element while a post is under way
+	releasing     bool            // a release has begun; it holds releaseMu until it has finished
+	releaseMu     sync.Mutex      // locked before mu is unlocked, by the first release only
+	lost          chan struct{}   // made when needed
+	ctx           context.Context // made when needed
+	posting       chan struct{}   // made when needed; contains one element while a post is running
 	cancel        context.CancelCauseFunc
 	unwatch       func()
 }
 
-// Key returns the name of what is held.
+// Key returns the name of the lock or other resource.
 func (h *Hold) Key() string { return h.key }
 
-// Token returns the fencing token: larger than that of every earlier conflicting hold of this name. Hand it to the
-// resource with every write; see [Guard] and [Register]. It changes only when Convert is granted a mode that excludes
-// more.
+// Token returns the fencing token. It is larger than the token of every earlier conflicting hold of this name. Pass it
+// to the resource with every write; see [Guard] and [Register]. It changes only when Convert is granted a mode that
+// excludes additional modes.
 func (h *Hold) Token() uint64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.token
 }
 
-// ID returns the hold's id, as inspection shows it.
+// ID returns the hold's id, which inspection shows.
 func (h *Hold) ID() string { return h.id }
 
-// Permits returns how many permits of a semaphore were granted, and 0 for other kinds.
+// Permits returns the number of granted permits of a semaphore, and 0 for other kinds.
 func (h *Hold) Permits() int { return h.permits }
 
 // Owner returns the explicit owner, or the hold's id if there is none.
@@ -102,8 +101,9 @@ func (h *Hold) Owner() string {
 	return cmp.Or(h.owner, h.id)
 }
 
-// Lost returns a channel that is closed when the hold is lost: by this process's own clock before anybody else can
-// get the lock, and within a second when an operator takes it away. It is not closed by Release.
+// Lost returns a channel that is closed when the hold is lost. If the lease ends, the channel is closed by this
+// process's own clock, before anybody else can get the lock. If an operator takes the lock away, it is closed within a
+// second. Release does not close it.
 func (h *Hold) Lost() <-chan struct{} {
 	h.check()
 	h.mu.Lock()
@@ -117,8 +117,8 @@ func (h *Hold) Lost() <-chan struct{} {
 	return h.lost
 }
 
-// Context returns a context that ends with the hold: its cause is a *LostError,
-// which is ErrLost, after a loss, and ErrReleased after Release.
+// Context returns a context that ends with the hold. Its cause is a *LostError (ErrLost) after a loss, and ErrReleased
+// after Release.
 func (h *Hold) Context() context.Context {
 	h.check()
 	h.mu.Lock()
@@ -133,19 +133,19 @@ func (h *Hold) Context() context.Context {
 	return h.ctx
 }
 
-// Within returns a context that ends when ctx does or when the hold ends, with the cause of
-// [Hold.Context] then. Call done when the work is over.
+// Within returns a context that ends when ctx ends or when the hold ends; in the second case, its cause is that of
+// [Hold.Context]. Call done when the work is finished.
 func (h *Hold) Within(ctx context.Context) (_ context.Context, done func()) {
 	return within(ctx, h.Context(), h)
 }
 
-// within returns a context for work under these holds that ends with ctx or with held.
+// within returns a context for work under these holds. It ends with ctx or with held.
 func within(ctx, held context.Context, holds ...*Hold) (_ context.Context, done func()) {
 	return both(context.WithValue(ctx, unitKey{}, whileHolding(unitIn(ctx), holds...)), held)
 }
 
-// Err returns nil while the hold is valid, a *LostError (ErrLost) once it is
-// lost, and ErrReleased once it was released. It asks no server.
+// Err returns nil while the hold is valid, a *LostError (ErrLost) after a loss, and ErrReleased after a release. It
+// sends no request.
 func (h *Hold) Err() error {
 	h.check()
 	h.mu.Lock()
@@ -153,8 +153,8 @@ func (h *Hold) Err() error {
 	return h.err
 }
 
-// ValidUntil returns the instant up to which the hold is certainly ours if nothing more is heard from the server.
-// Renewal moves it on. It is the zero time when the hold has ended.
+// ValidUntil returns the time until which nobody else can get the lock, even if no server answers any more. Each
+// renewal extends it. It is the zero time if the hold has ended.
 func (h *Hold) ValidUntil() time.Time {
 	if h.Err() != nil {
 		return time.Time{}
@@ -162,9 +162,9 @@ func (h *Hold) ValidUntil() time.Time {
 	return time.Now().Add(h.slot.lease.Remaining())
 }
 
-// IsValid reports whether the hold is valid now. It looks at the clock, then asks the stream's leader whether the
-// entry still stands, which shows an operator's interference at once. A leader that does not answer before ctx ends
-// changes nothing: the clock decides.
+// IsValid reports whether the hold is valid now. It checks the clock and then reads the record from the stream's
+// leader, which shows at once if an operator has removed the entry. If the leader does not answer before ctx ends, the
+// clock alone decides.
 func (h *Hold) IsValid(ctx context.Context) bool {
 	if h.Err() != nil {
 		return false
@@ -178,16 +178,16 @@ func (h *Hold) IsValid(ctx context.Context) bool {
 		switch {
 		case ok && revoked:
 			h.lose(ErrRevoked)
-		case !ok && rev != 0: // rev 0, absence, is confirmed by the watch first
+		case !ok && rev != 0: // rev 0 means absent, which the watch must confirm first
 			h.lose(ErrRemoved)
 		}
 	}
 	return h.Err() == nil
 }
 
-// Renew renews the hold's lease now, for holds without automatic renewal. It counts against WithMaxRenewals. Errors:
-// a *LostError when the hold is lost, ErrRenewalsUsedUp, or ErrUnavailable, in which case the hold stays valid as
-// long as ValidUntil says.
+// Renew renews the hold's lease now. It is for holds without automatic renewal. It counts against WithMaxRenewals.
+// Errors: a *LostError if the hold is lost, ErrRenewalsUsedUp, ErrClosed, or ErrUnavailable; after ErrUnavailable the
+// hold stays valid until ValidUntil.
 func (h *Hold) Renew(ctx context.Context) error {
 	if err := h.Err(); err != nil {
 		return err
@@ -209,13 +209,13 @@ func (h *Hold) Renew(ctx context.Context) error {
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 
-// Release ends the hold and hands the lock to the next in the queue. The handle is invalid from the moment Release is
-// called, whatever it returns. A lock has to be released whether or not the work's context has ended, so Release does
-// not look at ctx; it takes at most ten seconds.
+// Release ends the hold and hands the lock to the next waiter. The handle is invalid from the moment of the call,
+// whatever Release returns. A lock must be released even if the context of the work has ended, so Release ignores ctx.
+// It takes at most ten seconds.
 //
-// Errors: ErrLost when the hold was lost before, in which case nobody else's
-// hold is touched; ErrUnconfirmed when no leader confirmed it in time, in which
-// case it goes on in the background. Releasing again returns the same. See [WithPostedRelease].
+// Errors: ErrLost if the hold was lost before; no other hold is affected. ErrUnconfirmed if no leader confirmed the
+// release in time; it then continues in the background. ErrMember if the hold is a member of a [Set]. A second call
+// returns the same as the first. See [WithPostedRelease].
 func (h *Hold) Release(context.Context) error {
 	if h.set != nil {
 		return h.member()
@@ -236,7 +236,7 @@ func (h *Hold) Release(context.Context) error {
 	return h.released
 }
 
-// finish invalidates the handle and then has it ended, once, by end. Whoever comes later gets what that one got.
+// finish invalidates the handle and calls end, once, to end the hold. A later call returns the result of the first one.
 func (h *Hold) finish(end func() error) error {
 	ended, first, err := h.invalidate()
 	if !first {
@@ -246,8 +246,8 @@ func (h *Hold) finish(end func() error) error {
 	return h.released
 }
 
-// invalidate begins to release: the handle is invalid from here on. The caller sends what ends the hold and calls
-// finished, if it is the first; else err is what Release returns.
+// invalidate begins a release: it makes the handle invalid. If first is true, the caller must send the operation that
+// ends the hold and then call releaseDone. Otherwise err is the result of Release.
 func (h *Hold) invalidate() (ended Event, first bool, err error) {
 	h.check()
 	h.mu.Lock()
@@ -271,7 +271,7 @@ func (h *Hold) invalidate() (ended Event, first bool, err error) {
 	return ended, true, nil
 }
 
-// releaseDone ends a release with its outcome.
+// releaseDone ends a release with its result.
 func (h *Hold) releaseDone(ended Event, err error) {
 	h.released = err
 	h.reportReleased(ended)
@@ -279,8 +279,8 @@ func (h *Hold) releaseDone(ended Event, err error) {
 	h.releaseMu.Unlock()
 }
 
-// supersede invalidates the handle, whose entry goes with the write of what takes its place. Until that
-// write is known the entry is this process's own, and not one that came back; the caller drops it then.
+// supersede invalidates the handle because a claim with From replaces the hold in one write. Until this write is known,
+// the entry must not look like an orphan, so the hold stays registered; the caller drops it afterwards.
 func (h *Hold) supersede() error {
 	h.check()
 	h.mu.Lock()
@@ -303,11 +303,11 @@ func (h *Hold) release() error {
 	return h.releaseError(engine.Do(context.Background(), h.s.shard(h.enc).doer, h.enc, op, opt))
 }
 
-// post sends the release and returns: see WithPostedRelease.
+// post sends the release and returns at once; see WithPostedRelease.
 func (h *Hold) post(ended Event) {
 	q := &engine.Request{Key: h.enc, Op: releaseOp(h), AtLeast: h.revision()}
 	q.Held = h.passesTurn(&q.Op)
-	late := time.AfterFunc(releaseTimeout, func() { h.s.shard(h.enc).doer.Withdraw(q, context.DeadlineExceeded) }) // it goes on, as owed
+	late := time.AfterFunc(releaseTimeout, func() { h.s.shard(h.enc).doer.Withdraw(q, context.DeadlineExceeded) }) // the release continues in the background
 	q.Done = func(out engine.Outcome, err error) {
 		late.Stop()
 		h.releaseDone(ended, h.releaseError(out, err))
@@ -315,7 +315,7 @@ func (h *Hold) post(ended Event) {
 	h.s.shard(h.enc).doer.Submit(q)
 }
 
-// releaseError is what Release returns after a release that ended with out and err.
+// releaseError returns the result of Release for a release with this outcome.
 func (h *Hold) releaseError(out engine.Outcome, err error) error {
 	switch {
 	case err == nil && out.Existed:
@@ -323,11 +323,12 @@ func (h *Hold) releaseError(out engine.Outcome, err error) error {
 	case err == nil:
 		return &LostError{Key: h.key, Token: h.Token(), Reason: h.whyGone()}
 	case errors.Is(h.s.endReason(), ErrBucketGone):
-		return &LostError{Key: h.key, Token: h.Token(), Reason: ErrBucketGone} // and the entry with it
+		return &LostError{Key: h.key, Token: h.Token(), Reason: ErrBucketGone} // the entry is gone with the bucket
 	case errors.Is(err, engine.ErrStopped):
 		return fmt.Errorf("%w: %q: %w", ErrUnconfirmed, h.key, h.s.m.endReason())
 	case !errors.Is(err, engine.ErrUnconfirmed):
-		// It ended for good, as on a record that can't be read and that somebody may restore with the entry in it.
+		// The release ended without success, for example because the record is unreadable. Somebody may restore the
+		// record with the entry in it.
 		h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.id, h.revision())
 	}
 	return fmt.Errorf("%w: %q: %w", ErrUnconfirmed, h.key, translate(err))
@@ -337,26 +338,26 @@ func releaseOp(h *Hold) record.Op {
 	op := record.Op{Verb: record.OpRelease, ID: h.id, Lease: h.slot.id}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.since.IsZero() { // else nobody ever had it
+	if !h.since.IsZero() { // otherwise no caller ever had the grant
 		op.Hold, op.Token = h.heldFor(), h.token
 	}
 	return op
 }
 
-// passesTurn reports whether a turn can follow the release.
+// passesTurn reports whether a turn can follow this release.
 func (h *Hold) passesTurn(op *record.Op) bool {
 	return op.Token != 0 && !h.convertCalled && !h.letTurn && !h.s.m.cfg.noTurns
 }
 
-// revision is the newest at which the hold was seen in the record.
+// revision returns the newest revision at which the hold was seen in the record.
 func (h *Hold) revision() uint64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.rev
 }
 
-// whyGone is why the entry is not in the record any more: it was evicted, if the
-// lease is over, or else somebody removed it.
+// whyGone returns why the entry is no longer in the record: it was evicted, if the lease has ended; otherwise somebody
+// removed it.
 func (h *Hold) whyGone() error {
 	if !h.slot.lease.Valid() {
 		return h.slot.whyLost()
@@ -364,14 +365,14 @@ func (h *Hold) whyGone() error {
 	return ErrRemoved
 }
 
-// check ends the hold when the clock says that its lease is over.
+// check ends the hold if the clock says that its lease has ended.
 func (h *Hold) check() {
 	if !h.slot.lease.Valid() {
 		h.lose(h.slot.whyLost())
 	}
 }
 
-// lose ends the hold with a loss, unless it has ended already.
+// lose ends the hold with a loss, unless it has already ended.
 func (h *Hold) lose(reason error) {
 	h.mu.Lock()
 	if h.err != nil {
@@ -380,19 +381,19 @@ func (h *Hold) lose(reason error) {
 	}
 	token := h.token
 	h.end(&LostError{Key: h.key, Token: token, Reason: reason})
-	mine := !h.since.IsZero() // nobody has a handle of a grant that is not handed out
+	mine := !h.since.IsZero() // if the grant was not handed out, no caller has a handle
 	ended := h.endEvent(EventLost)
 	ended.Reason = reason
 	if mine {
-		h.s.m.feed.push(ended) // before the lock is let go, so that nothing comes in between
+		h.s.m.feed.push(ended) // before mu is unlocked, so that no other event comes in between
 	}
 	h.mu.Unlock()
 	if mine {
 		h.s.m.logEvent(&ended)
 	}
 	if errors.Is(reason, ErrRevoked) || errors.Is(reason, ErrRemoved) {
-		// A revoked entry blocks until its holder lets go, and one that seems to be gone may stand: the reads that
-		// said so can be those of a deposed leader. Nothing may be left under a lease that lives.
+		// A revoked entry blocks others until its holder releases it. An entry that seems to be gone may still exist,
+		// because a deposed leader may have answered the reads. No entry may remain under a live lease.
 		h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.id, h.revision())
 	}
 	h.slot.drop(h)
@@ -417,12 +418,12 @@ func (h *Hold) end(err error) {
 	h.unit.drop(h)
 	h.s.detection.changed()
 	if h.unwatch != nil {
-		h.unwatch() // never waits for a call of lose that is under way
+		h.unwatch() // does not wait for a running call of lose
 		h.unwatch = nil
 	}
 }
 
-// watch has the engine report when the entry is revoked or removed.
+// watch makes the engine report when the entry is revoked or removed.
 func (h *Hold) watch() {
 	h.mu.Lock()
 	over, rev := h.err != nil, h.rev

@@ -10,16 +10,16 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// DefaultMaxKept is how many locks that nobody uses a manager keeps at most.
+// DefaultMaxKept is the default maximum number of idle locks that a manager keeps.
 const DefaultMaxKept = engine.DefaultMaxKept
 
-// keep says whether an acquire's lock may be kept, and for how long.
+// keep tells whether an acquire's lock may be kept, and for how long.
 type keep struct {
 	on     bool
 	linger time.Duration
 }
 
-// KeepOption has locks stay with their manager after Release; see [WithKeep].
+// KeepOption makes locks stay with their manager after Release; see [WithKeep].
 type KeepOption time.Duration
 
 func (d KeepOption) applyManager(c *config) error  { return d.apply(&c.keep) }
@@ -29,34 +29,36 @@ func (d KeepOption) apply(k *keep) error {
 	return set(k, keep{true, time.Duration(d)}, d >= 0, "keep %v: use 0 or more", time.Duration(d))
 }
 
-// WithKeep keeps locks: after Release the lock stays with this manager for d, and the next acquire of it here,
-// made with the option, has it in memory, without any message. As soon as anybody else queues for it, it goes to
-// them. With 0 it is only handed on between goroutines that wait for it here, and never stays unused.
+// WithKeep keeps locks: after Release, the lock stays with this manager for d. The next acquire of it by this manager,
+// with this option, takes it over in memory, without a message. When another process queues for the lock, the lock goes
+// to it. With d = 0, a lock is only handed over between waiting goroutines of this manager, and is never kept idle.
 //
-// It is for a process that takes the same locks again and again while hardly anybody else wants them: locks are
-// kept only where the acquire before met nobody else, and less and less where others keep asking. Only plain
-// exclusive locks are: Acquire, TryAcquire, Do and primitives.Mutex, without owner, metadata, stamp or timing of
-// their own, and only while no coalescer carries the lock's operations out.
+// It is for a process that acquires the same locks again and again while other processes rarely want them. A lock is
+// kept only if the preceding acquire met no other process, and less and less if other processes ask for it often. Only
+// plain exclusive locks are kept: of Acquire, TryAcquire, Do and primitives.Mutex, without an owner, metadata, a stamp
+// or their own timing, and only while no coalescer writes the lock's operations.
 //
-// What it costs:
-//   - Others see a holder, and wait for a message and a write until an unused lock is theirs, also if they only
-//     try. A process that is frozen or dies while it keeps locks delays them by its TTL and the margin, though nobody was in the
-//     critical section.
-//   - All holds of one entry have its token. So the token tells processes apart, and not the goroutines of one:
-//     a late write of a hold that was released before is not refused for its token. [Hold.Grant] gives a pair
-//     that tells them apart.
-//   - Release of a lock that is kept asks no server: it returns nil though an operator may have removed the entry.
+// Disadvantages:
+//   - Other processes see a holder. They wait for a message and a write until an idle lock is released, even if they only
+//     try. If a process freezes or dies while it keeps locks, it delays others by its TTL and the margin, although no
+//     goroutine was in the critical section.
+//   - All holds of one entry have the entry's token. So the token distinguishes processes, but not goroutines of one
+//     process: a late write of an earlier, released hold is not refused because of its token. [Hold.Grant] returns a pair
+//     that distinguishes them.
+//   - Release of a lock that is kept sends no request. It returns nil even if an operator has removed the entry.
+//
+// docs/kept.md has the details.
 func WithKeep(d time.Duration) KeepOption { return KeepOption(d) }
 
-// WithMaxKept sets how many locks that nobody uses the manager keeps at most, see [WithKeep]; the default is
-// DefaultMaxKept. Beyond it the one that is unused for longest goes.
+// WithMaxKept sets the maximum number of idle locks that the manager keeps; see [WithKeep]. The default is
+// DefaultMaxKept. Beyond this number, the lock with the longest idle time is released.
 func WithMaxKept(n int) ManagerOption {
 	return func(c *config) error { return set(&c.maxKept, n, n >= 1, "%d kept locks: use at least 1", n) }
 }
 
-// keeper is the lease if the attempt's lock may be kept, else nil: it is a plain exclusive one, and this process
-// carries its operations out. Who waits for a lock that its own unit of work holds does so in the record, where that is
-// seen at once.
+// keeper returns the lease if the attempt's lock may be kept, else nil. A lock may be kept if it is a plain exclusive
+// one and this process writes its operations. If its unit of work already holds the lock, the acquire waits in the
+// record, where this deadlock is seen at once.
 func (a *attempt) keeper(sl *slot) engine.Keeper {
 	if a.set != nil || a.unit.hasKey(a.enc) || !keepable(&a.claim, &a.req) || a.op.Mode != record.X {
 		return nil
@@ -72,8 +74,8 @@ func keepable(c *Claim, r *request) bool {
 		r.owner == "" && r.stamp == nil && len(r.metadata) == 0 && !r.timing.limited()
 }
 
-// join takes a lock over that is kept and that nobody uses, without a message. It returns nil where there is
-// none, or it is not certain that it may be passed on.
+// join takes over an idle kept lock, without a message. It returns nil if there is none, or if it is not certain that
+// the lock may be taken over.
 func (m *Manager) join(ctx context.Context, key string, c *Claim, r *request) *Hold {
 	if !keepable(c, r) || c.Mode != "" && c.Mode != Exclusive || r.mode != Exclusive || ctx.Err() != nil {
 		return nil
@@ -101,7 +103,7 @@ func (m *Manager) join(ctx context.Context, key string, c *Claim, r *request) *H
 	return sl.join(key, enc, u, r, engine.Outcome{Entry: entry, Revision: rev, Uses: n})
 }
 
-// join makes a handle of a kept entry that was taken over. It is nil if that was lost meanwhile.
+// join makes a handle for a kept entry that was taken over. It returns nil if the entry was lost in the meantime.
 func (sl *slot) join(key, enc string, u *unit, r *request, out engine.Outcome) *Hold {
 	h := &Hold{
 		s: sl.s, slot: sl, key: key, enc: enc, granted: grantOf(out.Entry), rev: out.Revision, failFast: r.failFast,
@@ -109,7 +111,7 @@ func (sl *slot) join(key, enc string, u *unit, r *request, out engine.Outcome) *
 	}
 	sl.register(h.id, h)
 	u.add(h)
-	// What ended the entry before this instant found no handle.
+	// If the entry ended before the handle was registered, the handle was not notified, so check again.
 	if !sl.s.shard(enc).engine.Kept(enc, out.Entry.ID) || !sl.Keeps() {
 		h.lose(h.whyGone())
 		return nil
@@ -118,24 +120,25 @@ func (sl *slot) join(key, enc string, u *unit, r *request, out engine.Outcome) *
 	return h
 }
 
-// joined makes a handle of a kept entry that an attempt has waited for here.
+// joined makes a handle for a kept entry for which an attempt has waited in this process.
 func (a *attempt) joined(sl *slot, op *record.Op, out engine.Outcome) (*Hold, error) {
 	h := sl.join(a.key, a.enc, a.unit, &a.req, out)
 	if wasQueued(a.queued) {
 		a.reportPassed(sl, op.ID)
 	}
 	sl.unregister(op.ID)
-	if h == nil || h.Err() != nil { // it has waited to be told
+	if h == nil || h.Err() != nil { // the entry may have ended while the attempt waited
 		return nil, errAgain
 	}
 	return h, nil
 }
 
-// Grant returns the token, and which use of it this hold is: 1, and more for each hold after another of a lock that
-// is kept, see [WithKeep], which share the token. The pair rises with every exclusive hold; see [Guard.Admit].
+// Grant returns the token and the number of this use of the token. The number is 1 for the first hold. If a lock is
+// kept (see [WithKeep]), the next holds share its token and have larger numbers. The pair grows with every exclusive
+// hold; see [Guard.Admit].
 func (h *Hold) Grant() (token, use uint64) { return h.Token(), max(h.uses, 1) }
 
-// heldFor returns for how long the hold was used. Called with mu held.
+// heldFor returns how long the hold was used. Called with mu held.
 func (h *Hold) heldFor() time.Duration {
 	if h.releaseBegan.IsZero() {
 		return time.Since(h.since)
@@ -143,7 +146,7 @@ func (h *Hold) heldFor() time.Duration {
 	return h.releaseBegan.Sub(h.since)
 }
 
-// Keeps and Valid are those of engine.Keeper.
+// Keeps and Valid implement engine.Keeper.
 func (sl *slot) Keeps() bool {
 	sl.mu.Lock()
 	retired := sl.retired
@@ -153,7 +156,7 @@ func (sl *slot) Keeps() bool {
 
 func (sl *slot) Valid() bool { return sl.lease.Valid() }
 
-// Ended is that of engine.Keeper.
+// Ended implements engine.Keeper.
 func (sl *slot) Ended(_, id string, used bool, err error) {
 	sl.mu.Lock()
 	h := sl.ids[id]
@@ -167,23 +170,23 @@ func (sl *slot) Ended(_, id string, used bool, err error) {
 		err = h.whyGone()
 	}
 	if used {
-		h.lose(err) // of one that is not there yet, its join finds out
+		h.lose(err) // if h is not there yet, join notices it
 		return
 	}
-	if err != nil { // as lose does
+	if err != nil { // like lose
 		h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, sl.id, id, h.revision())
 	}
 	sl.reportKeptEnd(h, err)
 }
 
-// What became of a hold's entry at its release.
+// What happened to a hold's entry at its release.
 const (
 	keptNot = iota
 	keptStays
-	keptReported // it stayed, and its end was told
+	keptReported // it was kept, and its end was reported
 )
 
-// keepEntry reports whether the entry stays with this process. The handle is invalid already.
+// keepEntry reports whether this process keeps the entry. The handle is already invalid.
 func (h *Hold) keepEntry(held time.Duration) bool {
 	h.mu.Lock()
 	may := h.keep.on && !h.listed && !h.since.IsZero()
@@ -197,18 +200,18 @@ func (h *Hold) keepEntry(held time.Duration) bool {
 	left := h.s.shard(h.enc).engine.Leave(h.enc, h.id, held, h.keep.linger)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.ctx, h.cancel = nil, nil // have ended, and h stays until the entry goes
+	h.ctx, h.cancel = nil, nil // both have ended; free them, because h stays until the entry goes
 	if left {
 		return true
 	}
 	if h.keptState == keptReported {
-		return true // with the lease, or the session
+		return true // it ended with the lease or the session
 	}
 	h.keptState = keptNot
 	return false
 }
 
-// reportKeptEnd tells of the end of a kept entry that nobody used, whose last hold this was.
+// reportKeptEnd reports the end of an idle kept entry whose last hold was h.
 func (sl *slot) reportKeptEnd(h *Hold, reason error) {
 	h.mu.Lock()
 	if h.keptState != keptStays {
@@ -226,7 +229,7 @@ func (sl *slot) reportKeptEnd(h *Hold, reason error) {
 	sl.drop(h)
 }
 
-// markListed says that others are told that the hold is held, and when they read that nobody else may be it.
+// markListed records that other processes can read that the hold is held. The entry then must not pass to another hold.
 func (h *Hold) markListed() {
 	h.mu.Lock()
 	h.listed = true

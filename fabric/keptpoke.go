@@ -9,21 +9,22 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// What a process answers that is asked for an entry that it may keep.
+// The answers of a process that is asked for an entry that it may keep.
 const (
 	answerUsed     = "used"
 	answerReleased = "released"
 )
 
-// What Party.Kept says.
+// The values of Party.Kept.
 const (
 	KeptUsed    = "used"
 	KeptIdle    = "idle"
 	KeptUnknown = "unknown"
 )
 
-// askKeeper asks the process of an entry that it may keep to release it, where nothing else refuses a try. It reports
-// whether it was released, and if not whether the process says that it is used. Without an answer neither is known.
+// askKeeper asks the process of an entry that it may keep to release it, if nothing else refuses a try. It reports
+// whether the entry was released, and if not, whether the process says that it is used. Both are false without an
+// answer.
 func (a *attempt) askKeeper(ctx context.Context, refused *engine.RefusedError) (released, used bool) {
 	if a.askedHolders || a.op.Verb != record.OpTry || a.req.stamp != nil || refused.Verdict != record.Held || !record.MayBeKept(refused.Blocker.Meta) {
 		return false, false
@@ -32,14 +33,15 @@ func (a *attempt) askKeeper(ctx context.Context, refused *engine.RefusedError) (
 	return a.session.askToRelease(ctx, a.enc, &refused.Blocker)
 }
 
-// askToRelease is askKeeper's question. What it is answered is a hint: the record decides, as the leader has it.
+// askToRelease sends the request of askKeeper. The answer is only a hint; the leader's record decides.
 func (s *session) askToRelease(ctx context.Context, enc string, e *record.Entry) (released, used bool) {
 	took, _ := s.m.rtt.RTT()
 	answer := s.m.hints.ask(ctx, e.Lease(), e.ID, enc+" "+giveUpText+e.ID, engine.PokeTime(took))
 	return answer == answerReleased, answer == answerUsed
 }
 
-// giveUp is asked by another process for an entry of this one, and answers nothing about what it does not know.
+// giveUp handles the request of another process for an entry of this one. It does not answer if it does not know the
+// entry.
 func (m *Manager) giveUp(key, id string, answer func(string)) {
 	s, _ := m.running(false)
 	if s == nil {
@@ -57,8 +59,8 @@ func (m *Manager) giveUp(key, id string, answer func(string)) {
 	}
 }
 
-// unused is asked which entries under a lease of this process are kept, and used by nobody: "" where it knows nothing of
-// the lease.
+// unused returns which entries under a lease of this process are kept and idle. It returns "" if it does not know the
+// lease.
 func (m *Manager) unused(lease string) string {
 	s, _ := m.running(false)
 	if s == nil {
@@ -74,7 +76,7 @@ func (m *Manager) unused(lease string) string {
 	return "." + strings.Join(unused, ".") + "."
 }
 
-// askKeptUse fills in of all entries under one lease that may be kept whether somebody uses them, with one question.
+// askKeptUse sets Kept of all entries under one lease that may be kept, with one request.
 func (s *session) askKeptUse(ctx context.Context, parties []*Party) {
 	parties = slices.DeleteFunc(slices.Clone(parties), func(p *Party) bool { return p.Token == 0 || !record.MayBeKept(p.Metadata) })
 	if len(parties) == 0 {

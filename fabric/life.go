@@ -14,7 +14,7 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// endReason returns nil while the manager works, and then why it does not any more.
+// endReason returns nil while the manager works, and then the reason why it does not.
 func (m *Manager) endReason() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -24,24 +24,24 @@ func (m *Manager) endReason() error {
 	return context.Cause(m.life)
 }
 
-// callContext returns a context for one call, which ends with ctx and with the manager. done frees it.
+// callContext returns a context for one call. It ends with ctx and with the manager. Call done at the end of the call.
 func (m *Manager) callContext(ctx context.Context) (_ context.Context, done func()) {
 	b := &callCtx{Context: ctx, life: m.life}
 	return b, b.free
 }
 
-// callCtx is a context that ends with the one it is made of and with the manager's life. That it does
-// is seen to when somebody waits for it: most calls find what they want at once.
+// callCtx is a context that ends with its parent and with the manager. The two are merged only when somebody waits for
+// the end, because most calls never wait.
 type callCtx struct {
 	context.Context
 	life context.Context
 
 	mu      sync.Mutex
-	merged  context.Context // of both; nil until somebody waits
+	merged  context.Context // ends with both; nil until somebody waits
 	unmerge func()
 }
 
-// freedContext is the whole of a bound context that is freed before anybody waited.
+// freedContext is the merged context of a callCtx that was freed before anybody waited.
 var freedContext = func() context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -76,7 +76,7 @@ func (b *callCtx) Err() error {
 
 func (b *callCtx) Value(key any) any { return b.current().Value(key) }
 
-// current is the whole, or as long as nobody waits the one that it is made of.
+// current returns the merged context, or the parent if nobody waits yet.
 func (b *callCtx) current() context.Context {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -86,7 +86,7 @@ func (b *callCtx) current() context.Context {
 	return b.merged
 }
 
-// callContextFor is bind for a call that lasts no longer than limit, if that is above 0.
+// callContextFor is callContext with a time limit, if limit is above 0.
 func (m *Manager) callContextFor(ctx context.Context, limit time.Duration) (_ context.Context, done func()) {
 	ctx, unbind := m.callContext(ctx)
 	if limit <= 0 {
@@ -99,8 +99,8 @@ func (m *Manager) callContextFor(ctx context.Context, limit time.Duration) (_ co
 	}
 }
 
-// inSession calls fn with the session that there is now, under a context that ends with
-// the manager, too, and gives its error the final form.
+// inSession calls fn with the current session, under a context that also ends with the manager, and returns the final
+// form of fn's error.
 func (m *Manager) inSession(caller context.Context, fn func(ctx context.Context, s *session) error) error {
 	ctx, done := m.callContext(caller)
 	defer done()
@@ -111,7 +111,7 @@ func (m *Manager) inSession(caller context.Context, fn func(ctx context.Context,
 	return m.explain(caller, err)
 }
 
-// both returns a context that ends with either of two. done frees it.
+// both returns a context that ends when one of the two ends. Call done to free it.
 func both(ctx, other context.Context) (_ context.Context, done func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	unhook := context.AfterFunc(other, func() { cancel(context.Cause(other)) })
@@ -121,7 +121,7 @@ func both(ctx, other context.Context) (_ context.Context, done func()) {
 	}
 }
 
-// do calls fn while h is held and releases it. Its error is that of Do.
+// do calls fn while h is held, and releases h. Its error is that of Do.
 func do[H interface {
 	Within(context.Context) (context.Context, func())
 	Release(context.Context) error
@@ -136,7 +136,7 @@ func do[H interface {
 	return fn(ctx, h)
 }
 
-// translate gives an error of the engine, or of the layers under it, this package's name.
+// translate converts an error of the engine, or of a lower layer, to an error of this package.
 func translate(err error) error {
 	switch {
 	case errors.Is(err, kv.ErrUnavailable):
@@ -151,11 +151,11 @@ func translate(err error) error {
 	return err
 }
 
-// failFastLimit is how long to wait for a lease where the acquire is to fail fast.
+// failFastLimit returns how long an acquire with fail-fast waits for a lease.
 func (a *attempt) failFastLimit() time.Duration { return max(failFastTimeout, 4*a.m.rtt.Timeout()) }
 
-// explain gives an error of a call its final form. ctx is the caller's own. What
-// came of the end of the manager has that as its reason.
+// explain returns the final form of a call's error. ctx is the caller's own. If the end of the manager caused the
+// error, explain returns the reason of this end.
 func (m *Manager) explain(ctx context.Context, err error) error {
 	err = translate(err)
 	if end := m.endReason(); end != nil && ctx.Err() == nil &&
@@ -173,12 +173,12 @@ func closedForGood(nc *nats.Conn) error {
 	return ErrConnectionClosed
 }
 
-// followConnection returns what ends the manager when its connection is closed for
-// good. Holds stay valid until their deadlines: nobody can get them before.
+// followConnection returns a function that ends the manager when its connection is closed permanently. Holds stay valid
+// until their deadlines, because nobody can get the locks before.
 func (m *Manager) followConnection(closed chan nats.Status) func() {
 	return func() {
 		defer m.nc.RemoveStatusListener(closed)
-		if !m.nc.IsClosed() { // it may have been before there was a listener
+		if !m.nc.IsClosed() { // it may have been closed before the listener existed
 			select {
 			case <-closed:
 			case <-m.life.Done():

@@ -13,29 +13,31 @@ import (
 // Lock is the hold of a lock, with its mode. Like every [Hold] it is a single-use handle.
 type Lock struct{ *Hold }
 
-// Mode returns the mode held, which Convert changes: a weaker one at once, a stronger one when it is granted.
+// Mode returns the mode that is held. Convert changes it: to a weaker mode at once, to a stronger mode when it is
+// granted.
 func (l *Lock) Mode() Mode {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return modeOf(l.mode)
 }
 
-// Convert changes the mode of the hold without letting it go in between.
+// Convert changes the mode of the hold without releasing the lock.
 //
-// To a mode that excludes nobody else than the present one (see the table at [Mode]) it is granted at once and keeps
-// its token. The handle is weaker from the moment Convert is called, whatever it returns. As with Release, ctx is
-// looked at only before; it takes at most ten seconds, and goes on in the background then.
+// A conversion to a mode that excludes no additional modes (see the table at [Mode]) is granted at once and keeps the
+// token. The handle has the weaker mode from the moment of the call, whatever Convert returns. As with Release, ctx is
+// checked only at the start. The call takes at most ten seconds; after that the conversion continues in the background.
 //
-// To any other mode it waits until no other holder is in the way, before everybody in the queue, and nobody new is
-// granted meanwhile. Once it is granted the hold has a new, larger token: use that from then on. The mode is exactly
-// the one asked for: Shared becomes SharedIntentExclusive to go on reading, not IntentExclusive.
+// Any other conversion waits until no other holder is in the way. It stands before the whole queue, and nobody else is
+// granted in the meantime. When it is granted, the hold has a new, larger token, which must be used from then on. The
+// mode is exactly the requested one. For example, a Shared holder that wants to continue reading converts to
+// SharedIntentExclusive, not to IntentExclusive.
 //
-// Every error is a *ConvertError (ErrNotConverted), which says what is held then: the old mode, or where the new one
-// excludes less in some way, what both have in common. What a request that was given up may still write is taken back
-// in the background. Its causes: the context's error; ErrConvertDeadlock at once, when another holder waits for this
-// one to give way; ErrConverting while another Convert of this handle is under way; ErrLost or ErrReleased when the
-// hold ends before; ErrInvalidOption; ErrUnconfirmed; ErrMalformedRecord; ErrNewerSchema; kv.ErrFull; kv.ErrRejected;
-// and ErrUnavailable with WithFailFast.
+// Every error is a *ConvertError (ErrNotConverted), which tells the mode that is held: the old mode, or, if the new one
+// is weaker in some respect, what both modes have in common. If a request that was given up is still written later, it
+// is undone in the background. Causes: the context's error; ErrConvertDeadlock, at once, if another holder waits for
+// this hold to become weaker; ErrDeadlock in a unit of work; ErrConverting while another Convert of this handle is
+// running; ErrLost or ErrReleased if the hold ends first; ErrInvalidOption; ErrUnconfirmed; ErrMalformedRecord;
+// ErrNewerSchema; ErrClosed; kv.ErrFull; kv.ErrRejected; and ErrUnavailable with WithFailFast.
 func (l *Lock) Convert(ctx context.Context, mode Mode) error {
 	if l.set != nil {
 		return l.set.Convert(ctx, l.key, mode)
@@ -70,7 +72,7 @@ func (l *Lock) convertAlone(ctx context.Context, mode Mode) error {
 	return failed
 }
 
-// beginConvert makes the handle as weak as it may be until the outcome is known.
+// beginConvert makes the handle as weak as the old and the new mode allow, until the outcome is known.
 func (l *Lock) beginConvert(ctx context.Context, mode Mode) (record.Op, error) {
 	to, err := mode.record()
 	if err != nil {
@@ -91,7 +93,7 @@ func (l *Lock) beginConvert(ctx context.Context, mode Mode) (record.Op, error) {
 		Kind: record.KindLock, Verb: record.OpConvert, ID: l.slot.lease.NextOp(), Lease: l.slot.id, Holder: l.id, From: l.mode, Mode: to,
 	}
 	l.converting, l.convertCalled = true, true
-	// Before anything is sent: as soon as it is, others may be let in.
+	// This must happen before the request is sent, because others may be granted from then on.
 	l.mode = record.Meet(op.From, to)
 	return op, nil
 }
@@ -121,16 +123,16 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 		if !errors.Is(err, engine.ErrGone) {
 			var refused *engine.RefusedError
 			switch isRefused := errors.As(err, &refused); {
-			case isRefused && refused.Verdict == record.ConvertDeadlock: // the handle is as before
+			case isRefused && refused.Verdict == record.ConvertDeadlock: // the handle is unchanged
 			case n > 1 && !isRefused, !weaker:
-				// The engine knows of this attempt, not of those before. And the handle counts on
-				// less since it asked, also where nothing was written: the record follows.
+				// The engine knows this attempt only, not earlier ones. The handle has been weaker since the call, even
+				// if nothing was written, so the record must become weaker as well.
 				l.s.shard(l.enc).doer.UndoInBackground(l.enc, op, known)
 			}
 			return l.notConverted(ctx, op, err)
 		}
-		// The hold is gone, or was revoked, or the reads that said so are those of a
-		// deposed leader. In the last case the same operation goes on as it was.
+		// The hold is gone or was revoked, or a deposed leader answered the reads. In the last case the same operation
+		// continues.
 		if !l.IsValid(ctx) {
 			return l.Err()
 		}
@@ -144,7 +146,7 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 	}
 }
 
-// stopConverting gives the handle back what it had, once it is certain that the conversion waits no more.
+// stopConverting restores the old mode of the handle, when it is certain that the conversion no longer waits.
 func (l *Lock) stopConverting(op record.Op, c *conversion, why error) error {
 	stop := record.Op{Kind: record.KindLock, Verb: record.OpStopWaiting, ID: op.ID, Lease: op.Lease}
 	out, err := engine.Do(context.Background(), l.s.shard(l.enc).doer, l.enc, stop, engine.Options{Bound: releaseTimeout, AtLeast: l.revision()})
@@ -165,7 +167,7 @@ func (l *Lock) stopConverting(op record.Op, c *conversion, why error) error {
 	return why
 }
 
-// converted takes over what was acknowledged.
+// converted applies an acknowledged conversion to the handle.
 func (l *Lock) converted(op record.Op, out engine.Outcome, weaker bool, c *conversion) error {
 	if out.Entry.Revoked {
 		l.lose(ErrRevoked)
@@ -183,7 +185,7 @@ func (l *Lock) converted(op record.Op, out engine.Outcome, weaker bool, c *conve
 	ev := l.event(EventConverted)
 	ev.Queued, ev.Waited = wasQueued(c.queued), ev.Time.Sub(c.began)
 	if weaker {
-		ev.Time = c.began // others may have been let in before this was confirmed
+		ev.Time = c.began // others may have been granted before this was confirmed
 	}
 	l.s.m.feed.push(ev)
 	l.mu.Unlock()
@@ -191,7 +193,7 @@ func (l *Lock) converted(op record.Op, out engine.Outcome, weaker bool, c *conve
 	return nil
 }
 
-// notConverted gives a failure its final form.
+// notConverted returns the final form of an error.
 func (l *Lock) notConverted(ctx context.Context, op record.Op, err error) error {
 	var refused *engine.RefusedError
 	switch {
@@ -213,7 +215,7 @@ func (l *Lock) convertRefused(op record.Op, refused *engine.RefusedError) error 
 		l.lose(ErrRevoked)
 		return l.Err()
 	case record.ConvertDeadlock:
-		// A refusal acknowledges that nothing has changed.
+		// A refusal confirms that nothing has changed.
 		l.mu.Lock()
 		if l.err == nil {
 			l.mode = op.From
@@ -229,7 +231,7 @@ func (l *Lock) convertRefused(op record.Op, refused *engine.RefusedError) error 
 	return fmt.Errorf("fabric: conversion refused: %v", refused.Verdict)
 }
 
-// Mode says what else may be held beside a hold:
+// Mode is the mode of a lock. The table shows which modes can be held at the same time:
 //
 //	                        IS   IX   S    SIX  U    X
 //	IntentShared            yes  yes  yes  yes  yes  -
@@ -239,12 +241,12 @@ func (l *Lock) convertRefused(op record.Op, refused *engine.RefusedError) error 
 //	Update                  yes  -    yes  -    -    -
 //	Exclusive               -    -    -    -    -    -
 //
-// The intent modes are for a resource that contains others: whoever locks a part announces it on the whole first, so
-// that a lock on the whole and locks on its parts keep each other out without looking at every part. They say nothing
-// about the parts; those have locks of their own.
+// The intent modes are for a resource that contains others. Before a client locks a part, it takes an intent lock on
+// the whole. So a lock on the whole and locks on its parts exclude each other, and nobody has to examine every part. An
+// intent lock does not protect the parts; these have their own locks.
 //
-// [Lock.Convert] goes from any mode to any other. It never has to wait downwards: from X to SIX to U or IX; from U to
-// S; from S or IX to IS; and further along these.
+// [Lock.Convert] can change any mode to any other. A conversion to a weaker mode never waits: from X to SIX, from SIX
+// to U or IX, from U to S, from S or IX to IS, and combinations of these.
 type Mode string
 
 // The modes that Acquire grants and Convert changes to.
@@ -253,14 +255,15 @@ const (
 	IntentShared Mode = "IS"
 	// IntentExclusive announces Exclusive locks on parts of this resource.
 	IntentExclusive Mode = "IX"
-	// Shared reads, beside other readers.
+	// Shared is for reading, at the same time as other readers.
 	Shared Mode = "S"
-	// SharedIntentExclusive reads all of this resource and announces Exclusive locks on parts.
+	// SharedIntentExclusive is for reading the whole resource, and announces Exclusive locks on parts.
 	SharedIntentExclusive Mode = "SIX"
-	// Update reads and may want to write: others may read meanwhile, but nobody else holds Update, so converting to
-	// Exclusive waits for readers only and can't meet another holder who wants the same.
+	// Update is for reading with a possible write later. Others can hold Shared at the same time, but nobody else can
+	// hold Update. So a conversion to Exclusive waits for readers only, and it cannot deadlock with another holder of
+	// Update.
 	Update Mode = "U"
-	// Exclusive writes, with nobody beside it.
+	// Exclusive is for writing. No other hold exists at the same time.
 	Exclusive Mode = "X"
 )
 
@@ -272,7 +275,7 @@ func (m Mode) record() (record.Mode, error) {
 	return r, nil
 }
 
-// modeOf is the mode of an entry; "" where its kind has none.
+// modeOf returns the mode of an entry, and "" for kinds without modes.
 func modeOf(m record.Mode) Mode {
 	if m == record.None {
 		return ""

@@ -20,50 +20,50 @@ import (
 	"github.com/lockfabric/lockfabric/internal/rtt"
 )
 
-// Manager acquires locks in one fabric. Make one for each process, or each connection, and share it: all its holds
-// with the same timing are kept alive by one heartbeat. It is safe for concurrent use.
+// Manager acquires locks in one fabric. Create one for each process or each connection, and share it: one heartbeat
+// renews all its holds with the same timing. It is safe for concurrent use.
 type Manager struct {
 	cfg   config
 	nc    *nats.Conn
-	own   bool // nc was made by Connect
+	own   bool // nc was made by Connect, so Close closes it
 	clock clock.Clock
-	feed  *feed         // of events; nil without a hook
-	rtt   rtt.Estimator // of the connection, for the engine and all leases
-	gate  *gate         // that every request passes
+	feed  *feed         // delivers events; nil without a hook
+	rtt   rtt.Estimator // of the connection; the engine and all leases use it
+	gate  *gate         // all requests pass it
 	hints *hints
 
-	owners                         owners // units of work by owner
+	owners                         owners // units of work, by owner
 	pins, pinJoins, pinRevocations atomic.Uint64
 	keptJoins                      atomic.Uint64
 
 	optimism optimism
 	updates  updates
 
-	life context.Context // ends with the manager; its cause says why
+	life context.Context // ends with the manager; its cause is the reason
 	die  context.CancelCauseFunc
-	gone chan struct{} // closed when the connection was closed for good
+	gone chan struct{} // closed when the connection is closed permanently
 
 	mu      sync.Mutex
 	closed  bool
 	current *session
 	seen    []uint64     // highest revision of each shard in sessions that have ended
-	leaving []*session   // that are being ended
+	leaving []*session   // sessions that are ending
 	past    engine.Stats // counters of sessions that have ended
 
-	pastRoads coalesce.ClientStats // likewise
+	pastRoads coalesce.ClientStats // counters of sessions that have ended
 
-	pastDetection deadlock.Stats // likewise
-	opening       ctxMutex       // of opening a session
+	pastDetection deadlock.Stats // counters of sessions that have ended
+	opening       ctxMutex       // held while a session is opened
 	ending        sync.WaitGroup
 	done          chan struct{} // closed when Close has finished
 }
 
-// Connect connects to a NATS server or cluster (a URL, or several with commas)
-// and opens the fabric there, creating its buckets on first use.
+// Connect connects to a NATS server or cluster (one URL, or several separated by commas) and opens the fabric there. It
+// creates the fabric's buckets on first use.
 //
-// Errors: ErrInvalidOption, those of the connection, and those of opening the buckets in package kv:
-// kv.ErrNoJetStream, kv.ErrServerTooOld, kv.ErrUnsafeConfig, kv.ErrShards, kv.ErrNoBucket, kv.ErrNewerSchema, kv.ErrLimit,
-// kv.ErrUnavailable. All but the first are also ErrUnavailable when nobody answered.
+// Errors: ErrInvalidOption, errors of the connection, and errors of opening the buckets, which are in package kv:
+// kv.ErrNoJetStream, kv.ErrServerTooOld, kv.ErrUnsafeConfig, kv.ErrShards, kv.ErrNoBucket, kv.ErrNewerSchema,
+// kv.ErrLimit, kv.ErrUnavailable. All but ErrInvalidOption are also ErrUnavailable if no server answered.
 func Connect(ctx context.Context, servers string, opts ...Option) (*Manager, error) {
 	cfg, err := newConfig(opts)
 	if err != nil {
@@ -71,23 +71,23 @@ func Connect(ctx context.Context, servers string, opts ...Option) (*Manager, err
 	}
 	natsOpts := append([]nats.Option{
 		nats.Name("lockfabric " + cfg.buckets.Fabric),
-		// A request that waits in the client's buffer until it is connected again
-		// would be late by any time; it has to fail instead.
+		// Without this, the client buffers requests until it is connected again, and sends them arbitrarily late. They
+		// must fail instead.
 		nats.ReconnectBufSize(-1),
 		nats.ReconnectWait(200 * time.Millisecond),
 		nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
 		nats.PingInterval(5 * time.Second),
-		// Else nats.go prints what it can't return.
+		// Without a handler, nats.go prints such errors.
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			cfg.logger.Warn("the NATS client reports an error", "error", err)
 		}),
 	}, cfg.nats...)
-	natsOpts = append(natsOpts, func(o *nats.Options) error { // a manager has no use for a connection that gives up
+	natsOpts = append(natsOpts, func(o *nats.Options) error { // the connection must never give up
 		o.AllowReconnect, o.MaxReconnect = true, -1
 		return nil
 	})
 	if deadline, ok := ctx.Deadline(); ok {
-		// The servers are tried one after the other, and each may be silent.
+		// The servers are tried one after another, and each of them may not answer.
 		each := time.Until(deadline) / time.Duration(1+strings.Count(servers, ","))
 		natsOpts = append(natsOpts, nats.Timeout(max(min(each, 5*time.Second), time.Millisecond)))
 	}
@@ -96,7 +96,7 @@ func Connect(ctx context.Context, servers string, opts ...Option) (*Manager, err
 	}
 	nc, err := nats.Connect(servers, natsOpts...)
 	if _, ok := errors.AsType[*url.Error](err); ok {
-		// It quotes the URL, and what is wrong with it may be a part of a password.
+		// The error quotes the URL, and the invalid part can be a part of a password.
 		err = errors.New("a URL can't be read: write nats://HOST:PORT, and special characters of a user or password before it as %XX")
 	}
 	if err != nil {
@@ -110,8 +110,8 @@ func Connect(ctx context.Context, servers string, opts ...Option) (*Manager, err
 	return m, nil
 }
 
-// redacted returns a list of URLs without passwords and tokens. From a text that is
-// no URL it cuts all that may be one.
+// redacted returns a list of URLs without passwords and tokens. If a text is not a URL, it removes everything that may
+// be a secret.
 func redacted(servers string) string {
 	all := strings.Split(servers, ",")
 	for i, s := range all {
@@ -136,11 +136,12 @@ func redacted(servers string) string {
 	return strings.Join(all, ",")
 }
 
-// New opens the fabric on a connection that the caller made and will close, after the manager. Make it with
-// nats.MaxReconnects(-1): else it gives up after two minutes without a server, and its manager ends with
-// ErrConnectionClosed. Make it with nats.ReconnectBufSize(-1), too: else requests that
-// were given up may be delivered after a reconnect, which is safe but makes for
-// more work. A warning is logged for each. Errors are those of Connect.
+// New opens the fabric on a connection of the caller. The caller closes the connection after the manager.
+//
+// Make the connection with nats.MaxReconnects(-1). Otherwise it gives up after two minutes without a server, and its
+// manager ends with ErrConnectionClosed. Make it also with nats.ReconnectBufSize(-1). Otherwise requests that were
+// given up may be delivered after a reconnect, which is safe but causes more work. If one of these settings is missing,
+// New logs a warning. Errors are those of Connect.
 func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Manager, error) {
 	cfg, err := newConfig(opts)
 	if err != nil {
@@ -179,11 +180,11 @@ func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, e
 	if cfg.lazy {
 		return m, nil
 	}
-	// Make the shared lease now, so that the first acquire is one write.
+	// Create the shared lease now, so that the first acquire needs only one write.
 	sl, err := s.slot(ctx, cfg.timing)
 	if err != nil {
 		own := m.own
-		m.own = false // the caller of open closes it
+		m.own = false // the caller of open closes the connection
 		_ = m.Close()
 		m.own = own
 		return nil, translate(err)
@@ -192,7 +193,7 @@ func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, e
 	return m, nil
 }
 
-// session returns the current session, opening one if there is none. ctx is bound to the manager.
+// session returns the current session, or opens one if there is none. ctx must end with the manager.
 func (m *Manager) session(ctx context.Context) (*session, error) {
 	if s, err := m.running(false); s != nil || err != nil {
 		return s, err
@@ -213,14 +214,14 @@ func (m *Manager) session(ctx context.Context) (*session, error) {
 	}
 	m.mu.Unlock()
 	if err == nil && closed {
-		s.end(context.Background(), ErrClosed, false) // it has no leases yet
+		s.end(context.Background(), ErrClosed, false) // the session has no leases yet
 		err = ErrClosed
 	}
 	return s, err
 }
 
-// running returns the current session, or why there will be none. If there is none
-// yet and begin is set, the caller opens one, and Close waits for that.
+// running returns the current session, or the reason why there will be none. If there is no session yet and begin is
+// set, the caller must open one, and Close waits for this.
 func (m *Manager) running(begin bool) (*session, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -236,19 +237,19 @@ func (m *Manager) running(begin bool) (*session, error) {
 	return m.current, nil
 }
 
-// look has the current session look at a record that a hint names.
+// look makes the current session read the record that a hint names.
 func (m *Manager) look(key string, rev uint64) {
 	switch s, _ := m.running(false); {
 	case s == nil:
-	case rev == 0: // somebody's try was refused
+	case rev == 0: // the try of another process was refused
 		s.dropIdleIntents(key)
 	default:
 		s.shard(key).doer.Look(key, rev)
 	}
 }
 
-// publish makes s the current session, unless it has ended already: whoever ended it
-// has had it forgotten before. Called with m.mu held.
+// publish makes s the current session, unless s has already ended; in this case forget was called for s before. Called
+// with m.mu held.
 func (m *Manager) publish(s *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -257,8 +258,8 @@ func (m *Manager) publish(s *session) {
 	}
 }
 
-// resendRenewals has the renewals that are under way sent again at once, and returns
-// when all of them are answered or ctx ends.
+// resendRenewals sends the unanswered renewals again at once. It returns when all of them are answered, or when ctx
+// ends.
 func (m *Manager) resendRenewals(ctx context.Context) {
 	s, _ := m.running(false)
 	if s == nil {
@@ -272,7 +273,7 @@ func (m *Manager) resendRenewals(ctx context.Context) {
 	wg.Wait()
 }
 
-// forget makes the next acquire open a new session. Until it has ended, the old one still counts.
+// forget makes the next acquire open a new session. Until s has ended, its counters still count.
 func (m *Manager) forget(s *session) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -287,7 +288,7 @@ func (m *Manager) forget(s *session) {
 	m.leaving = append(m.leaving, s)
 }
 
-// ended takes over the counters of a session that counts no more.
+// ended adds the counters of a session that has ended to those of the manager.
 func (m *Manager) ended(s *session) {
 	st := s.engineStats()
 	st.Waiting, st.ExpectedWait = 0, 0
@@ -301,22 +302,22 @@ func (m *Manager) ended(s *session) {
 	m.pastRoads = roads.Plus(m.pastRoads)
 }
 
-// Bounds of Close, which don't follow the link, since Close promises to be bounded.
-// closeTimeout is for everything that it asks the servers for, together. It has room
-// for three round trips of a second; what is not done by then ends with the leases.
+// Limits of Close. They do not depend on the link, because Close promises to return within a fixed time. closeTimeout
+// limits all requests to the servers together. It has room for three round trips of one second. What is not finished by
+// then ends with the leases.
 const (
 	closeTimeout = 3 * time.Second
 	closeLimit   = closeTimeout + time.Second
 )
 
-// Close ends every hold of the manager, hands their locks on, and stops all its
-// goroutines. It closes the connection if Connect made it. Closing again does
-// nothing. The only error is ErrEventsDropped, for a manager with an event hook.
+// Close ends every hold of the manager, hands its locks to the next waiters, and stops all its goroutines. It closes
+// the connection if Connect made it. A second call does nothing and returns nil. The only error is ErrEventsDropped,
+// for a manager with an event hook.
 //
-// It takes at most four seconds, whatever the link and the servers do. The handles are invalid first. Then each lease
-// is ended, which frees all that stands under it for whoever waits; then the holds are removed from their records, as
-// far as the time allows. What can't be told the servers ends with the TTL. Calls that are under way end with
-// ErrClosed, and do so within the same time.
+// Close takes at most four seconds, whatever the link and the servers do. First it makes all handles invalid. Then it
+// ends each lease, which frees all entries under it for the waiters. Then it removes the holds from their records, as
+// far as the time allows. What it cannot tell the servers ends with the TTL. Running calls end within the same time,
+// with ErrClosed.
 func (m *Manager) Close() error {
 	m.mu.Lock()
 	if m.closed {
@@ -345,7 +346,7 @@ func (m *Manager) Close() error {
 			m.nc.Close()
 		}
 	}()
-	// The client can block for longer than its contexts last: while it dials it holds its lock.
+	// The client can block longer than its contexts allow, because it holds its lock while it dials.
 	select {
 	case <-ended:
 	case <-time.After(closeLimit):

@@ -14,10 +14,10 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// Defaults and bounds.
+// Defaults and limits.
 const (
-	DefaultFabric = "lockfabric"     // bucket names start with it
-	DefaultTTL    = 30 * time.Second // a server's failover takes 4 to 9 s, so not much less
+	DefaultFabric = "lockfabric"     // prefix of the bucket names
+	DefaultTTL    = 30 * time.Second // not much shorter, because a failover of the server takes 4 to 9 s
 	MinTTL        = 100 * time.Millisecond
 	MaxTTL        = 24 * time.Hour
 	MaxOwnerLen   = 256  // bytes
@@ -30,33 +30,33 @@ type Option interface{ applyManager(*config) error }
 // AcquireOption configures one acquire.
 type AcquireOption interface{ applyAcquire(*request) error }
 
-// TimingOption sets the timing of leases: the manager's own, given to Connect or New, or that of one hold, given to
-// Acquire. A hold whose timing differs from the manager's stands under another lease.
+// TimingOption sets the timing of leases. Given to Connect or New, it is the manager's own timing; given to Acquire, it
+// is that of one hold. A hold whose timing differs from the manager's has another lease.
 type TimingOption func(*timing) error
 
 func (o TimingOption) applyManager(c *config) error  { return o(&c.timing) }
 func (o TimingOption) applyAcquire(r *request) error { return o(&r.timing) }
 
-// ManagerOption is an Option that is nothing else.
+// ManagerOption is an Option that cannot be given to Acquire.
 type ManagerOption func(*config) error
 
 func (o ManagerOption) applyManager(c *config) error { return o(c) }
 
-// RequestOption is an AcquireOption that is nothing else.
+// RequestOption is an AcquireOption that cannot be given to Connect or New.
 type RequestOption func(*request) error
 
 func (o RequestOption) applyAcquire(r *request) error { return o(r) }
 
-// timing of a lease. Leases with the same timing are shared unless it is limited.
+// timing is the timing of a lease. Holds with the same timing share a lease, unless the timing is limited.
 type timing struct {
 	ttl         time.Duration
 	renewEvery  time.Duration // 0 = a third of the TTL
 	noRenewal   bool
 	maxRenewals int  // 0 = no limit
-	owner       bool // of a coalescer's lock: its lease is closed after that was let go
+	owner       bool // for the lock of a coalescer: the lease is closed after this lock was released
 }
 
-// limited reports whether a lease of this timing ends by itself, so that it can belong to one hold only.
+// limited reports whether a lease of this timing ends by itself. Such a lease belongs to one hold only.
 func (t timing) limited() bool { return t.noRenewal || t.maxRenewals > 0 }
 
 func (t timing) validate() error {
@@ -74,23 +74,23 @@ type config struct {
 	buckets        jskv.Config
 	label          string
 	logger         *slog.Logger
-	hook           func(Event) // nil = nobody wants to know
+	hook           func(Event) // nil = no events
 	failFast       bool
-	posted         bool // releases
-	lazy           bool // make no lease before it is needed
-	keep           keep // of kept locks
+	posted         bool // releases are posted
+	lazy           bool // create no lease before it is needed
+	keep           keep // default of acquires
 	maxKept        int
-	linger         time.Duration // of intents that paths share; 0 = none are shared
-	sweep          time.Duration // between two sweeps; 0 = none
+	linger         time.Duration // how long an unused shared intent stays; 0 = paths share no intents
+	sweep          time.Duration // interval between sweeps; 0 = none
 	road           Road
-	noTurns        bool          // locks are passed on after that is written
-	rank           int           // of this process as a coalescer; 0 = it is none
-	idleLimit      time.Duration // how long an owner that nobody asks keeps its office
-	noVolunteering bool          // it never volunteers to be one
-	onDemand       bool          // it was opened because somebody asked for a coalescer, and ends when nobody does
+	noTurns        bool          // a handoff is written before the next holder is notified
+	rank           int           // rank of this process as a coalescer; 0 = it is none
+	idleLimit      time.Duration // how long a coalescer without operations keeps serving
+	noVolunteering bool          // never volunteers as a coalescer
+	onDemand       bool          // opened because a program asked for a coalescer; ends when no program does
 
-	watch       func(*Manager) (stop func()) // of StandBy
-	detectAfter time.Duration                // of deadlocks
+	watch       func(*Manager) (stop func()) // set by StandBy
+	detectAfter time.Duration                // delay of deadlock detection
 	noDetection bool
 	nats        []nats.Option
 }
@@ -124,7 +124,7 @@ func newConfig(opts []Option) (config, error) {
 type request struct {
 	timing        timing
 	mode          Mode
-	hasMode       bool // it was given
+	hasMode       bool // mode was given
 	owner         string
 	metadata      map[string]string
 	failFast      bool
@@ -133,7 +133,7 @@ type request struct {
 	deadlineCheck bool
 	noTakeover    bool
 	holding       []*Hold
-	stamp         *Stamp // of WithStamp
+	stamp         *Stamp // set by WithStamp
 	ownIntents    bool
 	keep          keep
 }
@@ -158,7 +158,7 @@ func (r request) with(opts []AcquireOption) (request, error) {
 	return r, r.timing.validate()
 }
 
-// set makes an option's value the field's, if it makes sense.
+// set assigns value to field if ok; otherwise it returns ErrInvalidOption.
 func set[T any](field *T, value T, ok bool, format string, args ...any) error {
 	if !ok {
 		return fmt.Errorf("%w: %w", ErrInvalidOption, fmt.Errorf(format, args...))
@@ -167,39 +167,39 @@ func set[T any](field *T, value T, ok bool, format string, args ...any) error {
 	return nil
 }
 
-// WithTTL sets how long a hold outlives its holder's last sign of life, between MinTTL and MaxTTL. The default is 30
-// s, or the manager's. A TTL under 15 s loses locks whenever a JetStream leader crashes, because electing the next
-// one takes several seconds.
+// WithTTL sets how long a hold lasts after the last renewal of its lease, from MinTTL to MaxTTL. The default is the
+// manager's TTL, which is 30 s by default. With a TTL under 15 s, a crash of a JetStream leader can lose locks, because
+// the election of the next leader takes several seconds.
 func WithTTL(d time.Duration) TimingOption {
 	return func(t *timing) error {
 		return set(&t.ttl, d, d >= MinTTL && d <= MaxTTL, "TTL %v: use %v to %v", d, MinTTL, MaxTTL)
 	}
 }
 
-// WithRenewInterval sets how often the lease is renewed. The default is a third
-// of the TTL; more than nine tenths of it is refused.
+// WithRenewInterval sets how often the lease is renewed. The default is a third of the TTL. More than nine tenths of
+// the TTL is refused.
 func WithRenewInterval(d time.Duration) TimingOption {
 	return func(t *timing) error {
 		return set(&t.renewEvery, d, d >= time.Millisecond, "renew interval %v: use at least 1ms", d)
 	}
 }
 
-// WithAutoRenew says whether the lease is renewed automatically, which is the default. Without, the hold ends one TTL
-// after it was granted, or after its last Renew. Turning it off is for Acquire only.
+// WithAutoRenew sets whether the lease is renewed automatically; the default is true. Without automatic renewal, the
+// hold ends one TTL after its grant or after its last Renew. False is for Acquire only.
 func WithAutoRenew(on bool) TimingOption {
 	return func(t *timing) error { t.noRenewal = !on; return nil }
 }
 
-// WithMaxRenewals ends the hold after n renewals, automatic and by hand
-// together, and the rest of the TTL. For Acquire only.
+// WithMaxRenewals ends the hold after n renewals (automatic renewals and calls of Renew together) and the rest of the
+// TTL. It is for Acquire only.
 func WithMaxRenewals(n int) TimingOption {
 	return func(t *timing) error {
 		return set(&t.maxRenewals, n, n >= 1, "%d renewals: use at least 1, or WithAutoRenew(false) for none", n)
 	}
 }
 
-// FailFastOption makes calls end with ErrUnavailable at the first sign that no leader answers, instead of retrying
-// until their context ends. As an Option it is the default of every call of the manager.
+// FailFastOption makes calls end with ErrUnavailable at the first sign that no leader answers. Without it they retry
+// until their context ends. As an Option it applies to every call of the manager.
 type FailFastOption struct{}
 
 func (FailFastOption) applyManager(c *config) error  { c.failFast = true; return nil }
@@ -208,8 +208,8 @@ func (FailFastOption) applyAcquire(r *request) error { r.failFast = true; return
 // WithFailFast returns a FailFastOption.
 func WithFailFast() FailFastOption { return FailFastOption{} }
 
-// PostedRelease makes Release return before it is confirmed. As an Option it is the default of every
-// acquire of the manager.
+// PostedRelease makes Release return before the release is confirmed. As an Option it is the default for every acquire
+// of the manager.
 type PostedRelease struct{}
 
 func (PostedRelease) applyManager(c *config) error  { c.posted = true; return nil }
@@ -219,55 +219,57 @@ func (r *request) postsReleaseOf(k record.Kind) bool {
 	return r.posted && (k == record.KindLock || k == record.KindSemaphore)
 }
 
-// WithPostedRelease returns a PostedRelease: Release of a lock, or of permits of a semaphore, returns nil as soon as
-// the release is on its way and this process goes on with it by itself. It saves the caller a round trip, and
-// where the next acquire of the same name follows at once, both are often one write.
+// WithPostedRelease returns a PostedRelease. Release of a lock, or of permits of a semaphore, then returns nil as soon
+// as the release is sent, and the manager completes it in the background. This saves the caller a round trip. If the
+// next acquire of the same name follows at once, both often become one write.
 //
-// Nobody is granted twice, and whatever this process wants next of the name comes after the release. What is lost:
+// Mutual exclusion is not affected, and the next request of this process for the name comes after the release. The
+// disadvantages are:
 //
-//   - Another process that hears by other means that Release has returned can still find the lock held, so that its
-//     TryAcquire is refused.
-//   - Release does not tell that the hold was lost, unless that is known when it is called, nor that nobody confirms
-//     it. The hook of [WithEvents] is told: EventLost, or EventReleased with a reason.
-//   - A process that ends without Close, as by os.Exit, may take the release with it. Then others wait
-//     for the end of the lease, as after a crash. Close sees to all of them.
+//   - Another process that learns, by other means, that Release has returned may still find the lock held, so its
+//     TryAcquire may be refused.
+//   - Release reports a loss only if the loss is already known when Release is called. It does not report that a release is
+//     unconfirmed. The hook of [WithEvents] gets both: EventLost, or EventReleased with a reason.
+//   - If the process ends without Close, for example with os.Exit, the release may not be sent. Others then wait
+//     for the end of the lease, as after a crash. Close completes all posted releases.
 //
-// Releasing again waits, and returns what became of it. Sets, intents of paths, and what is of another kind
-// are released as always.
+// A second call of Release waits and returns the result of the release. Sets, intents of paths, and other kinds are
+// released without posting.
 func WithPostedRelease() PostedRelease { return PostedRelease{} }
 
-// WithFabric names the fabric: managers with the same name on the same account
-// share their locks. The default is DefaultFabric. Letters, digits, '-' and '_'.
+// WithFabric names the fabric. Managers with the same fabric name in the same NATS account share their locks. The
+// default is DefaultFabric. Allowed are letters, digits, '-' and '_'.
 func WithFabric(name string) ManagerOption {
 	return func(c *config) error { c.buckets.Fabric = name; return nil }
 }
 
-// WithReplicas sets the number of replicas of the buckets, 1 to 5. The default is 3 on a clustered server and 1 on a
-// single one when the buckets are created, and what they have when they exist.
+// WithReplicas sets the number of replicas of the buckets, 1 to 5. For buckets that are created, the default is 3 on a
+// clustered server and 1 on a single one. For existing buckets, the default is their own number.
 func WithReplicas(n int) ManagerOption {
 	return func(c *config) error {
 		return set(&c.buckets.Replicas, n, n >= 1 && n <= 5, "%d replicas: use 1 to 5", n)
 	}
 }
 
-// WithShards divides the locks of a fabric that is made over so many buckets, 1 to 64: each is a stream of its own,
-// with a leader and a coalescer of its own, so more is written at the same time on servers that have the processors
-// and disks for it. The first level of a name decides, so a path stays together. The number is fixed as long as the
-// buckets are there: of a fabric that exists it is the one that is expected, and kv.ErrShards tells that it has
-// another one. Without this option it is what the fabric has, and 1 for one that is made. docs/coalescing.md tells more.
+// WithShards divides the locks of a new fabric over n buckets, 1 to 64. Each bucket is a separate stream, with its own
+// leader and its own coalescer, so servers with enough processors and disks can write more at the same time. The first
+// level of a name decides its bucket, so a path stays together. The number is fixed as long as the buckets exist. For
+// an existing fabric, n is the expected number, and another number is kv.ErrShards. Without this option, an existing
+// fabric keeps its number, and a new one has 1. See docs/coalescing.md.
 func WithShards(n int) ManagerOption {
 	return func(c *config) error {
 		return set(&c.buckets.Shards, n, n >= 1 && n <= kv.MaxShards, "%d shards: use 1 to %d", n, kv.MaxShards)
 	}
 }
 
-// WithMemoryStorage keeps the buckets in the servers' memory. It is faster, and
-// all holds are void when the servers stop.
+// WithMemoryStorage keeps the buckets in the servers' memory. This is faster, but all holds are void when the servers
+// stop.
 func WithMemoryStorage() ManagerOption {
 	return func(c *config) error { c.buckets.Memory = true; return nil }
 }
 
-// WithLabel sets a text that inspection shows beside host and process id of the holder: at most MaxOwnerLen bytes.
+// WithLabel sets a text of at most MaxOwnerLen bytes. Inspection shows it with the host and the process id of the
+// holder.
 func WithLabel(label string) ManagerOption {
 	return func(c *config) error {
 		c.label = label
@@ -275,35 +277,36 @@ func WithLabel(label string) ManagerOption {
 	}
 }
 
-// WithLazyLease has the manager write its lease when something is acquired for the first time, and not when it is
-// opened. For those who only look, who need not be allowed to write then; give them WithSweepInterval(0), too.
+// WithLazyLease makes the manager write its lease at the first acquire, not when it is opened. It is for programs that
+// only read: they then need no permission to write. Give them WithSweepInterval(0) as well.
 func WithLazyLease() ManagerOption { return func(c *config) error { c.lazy = true; return nil } }
 
-// WithLogger sets where the manager reports what it can't return: lost leases,
-// retries, operator's doings. The default is silence.
+// WithLogger sets the logger for everything that no call returns: lost leases, retries, actions of operators. By
+// default nothing is logged.
 func WithLogger(l *slog.Logger) ManagerOption {
 	return func(c *config) error { return set(&c.logger, l, l != nil, "the logger is nil") }
 }
 
-// WithDeadlockDelay sets for how long a unit of work that holds something waits until deadlocks are looked for; the
-// default is DefaultDeadlockDelay. Waits that are shorter cost nothing. 0 looks at once.
+// WithDeadlockDelay sets how long a unit of work that holds something waits before the manager searches for deadlocks.
+// The default is DefaultDeadlockDelay; 0 searches at once. Shorter waits cost nothing.
 func WithDeadlockDelay(d time.Duration) ManagerOption {
 	return func(c *config) error { return set(&c.detectAfter, d, d >= 0, "deadlock delay %v: use 0 or more", d) }
 }
 
-// WithoutDeadlockDetection leaves deadlocks to the contexts and wait limits of those who wait. Others don't
-// find deadlocks in which this manager takes part.
+// WithoutDeadlockDetection turns deadlock detection off for this manager. Limit its waits with contexts and wait
+// limits. Other managers do not detect deadlocks in which this manager takes part.
 func WithoutDeadlockDetection() ManagerOption {
 	return func(c *config) error { c.noDetection = true; return nil }
 }
 
-// WithNATS adds options to the connection that Connect makes: credentials, TLS, an in-process server. Whatever they
-// say of reconnects, that connection tries again until a server refuses its credentials twice. New ignores them.
+// WithNATS adds options to the connection that Connect makes: credentials, TLS, an in-process server. Whatever the
+// options say about reconnects, this connection tries again until a server refuses its credentials twice. New ignores
+// this option.
 func WithNATS(opts ...nats.Option) ManagerOption {
 	return func(c *config) error { c.nats = append(c.nats, opts...); return nil }
 }
 
-// WithMode sets the mode; the default is Exclusive.
+// WithMode sets the mode. The default is Exclusive.
 func WithMode(m Mode) RequestOption {
 	return func(r *request) error {
 		r.mode, r.hasMode = m, true
@@ -312,11 +315,13 @@ func WithMode(m Mode) RequestOption {
 	}
 }
 
-// WithOwner gives the acquire an explicit identity, 1 to MaxOwnerLen bytes. An owner that holds the lock, or waits
-// for it, gets ErrAlreadyHeld instead of waiting for itself. An entry that it has left behind is seen to first, as by
-// TryAcquire: one that this manager has lost, or whose holder looks dead. Without it every acquire is its own owner.
-// An owner is one unit of work, see [WithUnit]: what it holds it is taken to keep until it is granted what it waits
-// for. For an identity that independent goroutines share use WithLabel or WithMetadata.
+// WithOwner gives the acquire an explicit owner, 1 to MaxOwnerLen bytes. If this owner already holds the lock or waits
+// for it, the acquire gets ErrAlreadyHeld instead of waiting for itself. Before this, entries that the owner may have
+// left behind are handled as by TryAcquire: entries that this manager has lost, and entries whose holder looks dead.
+// Without this option, every acquire has an owner of its own.
+//
+// An owner is one unit of work; see [WithUnit]. Deadlock detection assumes that it keeps what it holds until it is
+// granted what it waits for. If independent goroutines share an identity, use WithLabel or WithMetadata instead.
 func WithOwner(owner string) RequestOption {
 	return func(r *request) error {
 		if err := checkText("owner", owner, MaxOwnerLen); err != nil {
@@ -326,11 +331,11 @@ func WithOwner(owner string) RequestOption {
 	}
 }
 
-// WithMetadata attaches texts to the hold that inspection shows and events tell: at most
-// MaxMetadata bytes together. Given again it adds to them.
+// WithMetadata attaches texts to the hold, at most MaxMetadata bytes together. Inspection shows them, and events
+// contain them. A second WithMetadata adds to the first.
 func WithMetadata(m map[string]string) RequestOption {
 	return func(r *request) error {
-		all := map[string]string{} // it gets into the record as it is
+		all := map[string]string{} // copied, because the record will refer to it
 		maps.Copy(all, r.metadata)
 		maps.Copy(all, m)
 		size := 0
@@ -344,25 +349,25 @@ func WithMetadata(m map[string]string) RequestOption {
 	}
 }
 
-// WithWaitLimit bounds how long Acquire waits; the error is then both ErrNotAcquired and context.DeadlineExceeded.
+// WithWaitLimit limits how long Acquire waits. The error is then both ErrNotAcquired and context.DeadlineExceeded.
 func WithWaitLimit(d time.Duration) RequestOption {
 	return func(r *request) error {
 		return set(&r.waitLimit, d, d > 0, "wait limit %v: use more than 0, or TryAcquire", d)
 	}
 }
 
-// WithDeadlineCheck makes Acquire end at once with ErrWaitTooLong, without queueing, when the wait is expected to
-// last beyond the context's deadline or WithWaitLimit. Expected is the number of turns before this one times the time
-// for which this lock was held of late, see Info.HoldTime. Where nobody knows that time, as with a lock that nobody
-// has ever waited for, and without a deadline, it changes nothing. Those in the way that look dead are seen to as by
-// TryAcquire, and so is WithoutTakeover.
+// WithDeadlineCheck makes Acquire return ErrWaitTooLong at once, without queueing, if the expected wait is longer than
+// the time until the context's deadline or WithWaitLimit. The expected wait is the number of turns before this acquire,
+// times the recent hold time of this lock; see Info.HoldTime. The option has no effect without a deadline, or if the
+// hold time is unknown because nobody has ever waited for the lock. Blocking holders that look dead are handled as by
+// TryAcquire; WithoutTakeover applies here as well.
 func WithDeadlineCheck() RequestOption {
 	return func(r *request) error { r.deadlineCheck = true; return nil }
 }
 
-// WithoutTakeover makes TryAcquire return ErrHeld, and Acquire ErrKindMismatch, at once even when the holder looks dead. By default such a refusal
-// takes one observation, about the holder's TTL, after which a dead holder is replaced; else programs that only ever
-// try would never get past one.
+// WithoutTakeover makes TryAcquire return ErrHeld, and Acquire return ErrKindMismatch, at once, even if the holder
+// looks dead. By default, such a holder is observed for about its TTL before the refusal, and replaced if it is dead.
+// Without this default, programs that use only TryAcquire would never replace a dead holder.
 func WithoutTakeover() RequestOption {
 	return func(r *request) error { r.noTakeover = true; return nil }
 }

@@ -18,21 +18,22 @@ import (
 
 const closeAtOnce = 256
 
-// Holds that last are watched for an operator's interference; short ones are not worth a watcher.
+// Holds that last longer than watchAfter are watched, so that an operator's interference is noticed. For short holds a
+// watcher costs too much.
 const (
 	watchAfter  = 250 * time.Millisecond
 	retireEvery = time.Second
 )
 
-// seenEvery is how many writes of locks pass until a session notes their revision.
+// seenEvery is the number of lock writes after which a session notes their revision.
 const seenEvery = 1 << 17
 
-// leaseRest is how often the process's own leases are looked after in their bucket
-// beside their renewals, each of which is a compare-and-set that finds out the same.
+// leaseRest is the interval at which the hub reads the process's own leases. It can be long, because each renewal is a
+// compare-and-set, which detects the same problems.
 const leaseRest = 5 * time.Minute
 
-// session is everything that hangs on one incarnation of the fabric's buckets.
-// When they are deleted or created again the manager makes a new one.
+// session is everything that belongs to one incarnation of the fabric's buckets. When the buckets are deleted or
+// created again, the manager opens a new session.
 type session struct {
 	m          *Manager
 	buckets    *jskv.Buckets
@@ -42,23 +43,23 @@ type session struct {
 	detection  *detection    // of deadlocks; nil = off
 	ready      chan struct{} // closed when grants are allowed
 	stop       context.CancelFunc
-	ctx        context.Context // ends when the session, or the manager, begins to end
-	finished   chan struct{}   // closed when end has done all
-	coalesced  chan struct{}   // closed when this process serves no more
+	ctx        context.Context // ends when the session or the manager begins to end
+	finished   chan struct{}   // closed when end has finished
+	coalesced  chan struct{}   // closed when this process no longer serves as a coalescer
 	wg         sync.WaitGroup  // added to under mu while ended is nil
 	liveLeases sync.Map        // lease id -> *slot: live leases of this process
-	lostLeases sync.Map        // lease id -> struct{}: its lost ones, without a tombstone yet
-	longest    atomic.Int64    // longest TTL noted
-	doubts     *doubts         // about the buckets
-	resting    atomic.Int32    // shards for which nobody asks for a coalescer
+	lostLeases sync.Map        // lease id -> struct{}: lost leases of this process, whose tombstone is not known to be written
+	longest    atomic.Int64    // longest TTL that was noted
+	doubts     *doubts         // doubts about the buckets
+	resting    atomic.Int32    // number of shards for which nobody asks for a coalescer
 
 	mu          sync.Mutex
 	ended       error
 	slots       map[timing]*slot // shared leases
-	making      ctxMutex         // of making a shared lease
+	making      ctxMutex         // locked while a shared lease is created
 	all         map[*slot]struct{}
-	unwatched   []unwatchedHold // not watched yet, oldest first
-	orphanLocks sync.Map        // locks that are looked at soon, by their encoded names
+	unwatched   []unwatchedHold // holds that are not watched yet, oldest first
+	orphanLocks sync.Map        // encoded names of locks with orphans that will be checked soon
 }
 
 type unwatchedHold struct {
@@ -116,7 +117,7 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	return s, nil
 }
 
-// quarantine waits until no lease from before the bucket was replaced can be alive, and then allows grants.
+// quarantine waits until no lease from before the replacement of the bucket can be alive, and then allows grants.
 func (s *session) quarantine(d time.Duration) {
 	if !pause.For(s.ctx, d) {
 		return
@@ -155,18 +156,18 @@ func (s *session) awaitReady(ctx context.Context, failFast bool) error {
 	}
 }
 
-// leaseState tells of a lease whether it is one of this process that lives, or one that it
-// has lost and whose tombstone is not known to be written yet.
+// leaseState reports whether a lease is a live one of this process, or one that this process has lost and whose
+// tombstone is not known to be written yet.
 func (s *session) leaseState(id string) (live, over bool) {
 	if sl, ok := s.liveLeases.Load(id); ok {
-		live = sl.(*slot).lease.Valid() // the clock comes before the news of it
+		live = sl.(*slot).lease.Valid() // the clock decides, even before the loss is reported
 		return live, !live
 	}
 	_, over = s.lostLeases.Load(id)
 	return false, over
 }
 
-// endReason returns nil while the session works, and then endReason it does not any more.
+// endReason returns nil while the session works, and then the reason why it does not.
 func (s *session) endReason() error {
 	s.mu.Lock()
 	ended := s.ended
@@ -177,7 +178,7 @@ func (s *session) endReason() error {
 	return s.m.endReason()
 }
 
-// goUnlessEnded runs fn in a goroutine that the session's end waits for.
+// goUnlessEnded runs fn in a goroutine for which the session's end waits. If the session has ended, it does nothing.
 func (s *session) goUnlessEnded(fn func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -186,7 +187,7 @@ func (s *session) goUnlessEnded(fn func()) {
 	}
 }
 
-// noteTTL notes that a TTL is in use, for the quarantine. It writes only for a TTL longer than all before.
+// noteTTL notes, for the quarantine, that a TTL is in use. It writes only if the TTL is longer than all before.
 func (s *session) noteTTL(ctx context.Context, ttl time.Duration) error {
 	if int64(ttl) <= s.longest.Load() {
 		return nil
@@ -198,7 +199,7 @@ func (s *session) noteTTL(ctx context.Context, ttl time.Duration) error {
 	return nil
 }
 
-// housekeep watches holds that last and retires leases.
+// housekeep watches long holds and retires leases.
 func (s *session) housekeep() {
 	watch := time.NewTicker(watchAfter)
 	defer watch.Stop()
@@ -219,7 +220,7 @@ func (s *session) housekeep() {
 	}
 }
 
-// watchLongHolds has those holds watched that last.
+// watchLongHolds starts watching the holds that are older than watchAfter.
 func (s *session) watchLongHolds() {
 	s.mu.Lock()
 	old := time.Now().Add(-watchAfter)
@@ -238,8 +239,7 @@ func (s *session) watchLongHolds() {
 // suspect reports that the buckets may not be those that were opened. It never blocks.
 func (s *session) suspect() { s.doubts.raise() }
 
-// checkBuckets looks, whenever there is a doubt, whether the buckets are still
-// those that were opened, and ends the session if not.
+// checkBuckets checks, for each doubt, that the buckets are still those that were opened. If not, it ends the session.
 func (s *session) checkBuckets() {
 	err := s.doubts.run(s.ctx, func(ctx context.Context) error {
 		last, err := s.buckets.Verify(ctx, s.seen())
@@ -252,7 +252,7 @@ func (s *session) checkBuckets() {
 	})
 	if err != nil {
 		s.m.cfg.logger.Error("a bucket was deleted, created again or set back; every hold is lost", "error", err)
-		// Not in this goroutine, which end waits for; Manager.Close waits for that one.
+		// end waits for the present goroutine, so it must run in another one. Manager.Close waits for that one.
 		s.m.ending.Go(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 			defer cancel()
@@ -261,8 +261,8 @@ func (s *session) checkBuckets() {
 	}
 }
 
-// end ends every hold with reason, then the leases, and stops the session. With sweep it also removes the entries of
-// the holds from their records. What it asks the servers for ends with ctx.
+// end ends every hold with reason, then the leases, and stops the session. With sweep, it also removes the entries of
+// the holds from their records. Its requests to the servers end with ctx.
 func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	s.mu.Lock()
 	if s.ended != nil {
@@ -288,7 +288,7 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 		for _, l := range sl.all() {
 			left = append(left, engine.Request{Key: l.enc, Op: releaseOp(l), AtLeast: l.revision()})
 		}
-		// The tombstone ends these in the engine.
+		// In the engine, the tombstone ends these.
 		for _, sh := range s.shards {
 			for _, r := range sh.engine.Owed(sl.id) {
 				left = append(left, engine.Request{Key: r.Key, Op: r.Op})
@@ -296,10 +296,11 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 		}
 		sl.endHolds(reason)
 	}
-	// The tombstones first: they free everything at once, whatever happens to the sweep.
+	// The tombstones come first, because they free everything at once, even if the sweep fails.
 	forEach(ctx, closeAtOnce, all, func(sl *slot) {
 		if sl.timing.owner {
-			// A coalescer answers what it was asked, and lets the shard go: nobody is to wait for its lease.
+			// A coalescer answers the operations that it has, and releases the shard's lock, so that nobody must wait
+			// for its lease.
 			select {
 			case <-s.coalesced:
 			case <-ctx.Done():
@@ -308,7 +309,7 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 		s.closeLease(ctx, sl.lease)
 	})
 	if sweep && s.m.nc.IsConnected() {
-		// So that nobody has to evict them.
+		// This spares others from evicting them.
 		forEach(ctx, closeAtOnce, left, func(r engine.Request) {
 			_, _ = engine.Do(ctx, s.shard(r.Key).doer, r.Key, r.Op, engine.Options{FailFast: true, AtLeast: r.AtLeast})
 		})
@@ -321,7 +322,7 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	s.wg.Wait()
 }
 
-// forEach calls fn for every item, at most so many at a time, until ctx ends.
+// forEach calls fn for every item until ctx ends, for at most the given number of items at the same time.
 func forEach[T any](ctx context.Context, most int, items []T, fn func(T)) {
 	var next atomic.Int64
 	var wg sync.WaitGroup

@@ -11,7 +11,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/lease"
 )
 
-// slot is a lease with the holds and the acquires that stand under it.
+// slot is a lease with the holds and acquires that use it.
 type slot struct {
 	s       *session
 	lease   *lease.Lease
@@ -20,15 +20,15 @@ type slot struct {
 	unwatch func()
 
 	mu      sync.Mutex
-	users   int                         // acquires under way and holds
-	ids     map[string]*Hold            // what stands under the lease, by id; nil while its acquire is under way
+	users   int                         // running acquires, plus holds
+	ids     map[string]*Hold            // entries under the lease, by id; nil while the acquire is running
 	intents map[intentKey]*sharedIntent // shared intents on ancestors
-	retired bool                        // takes no new acquires; ends with its last user
+	retired bool                        // accepts no new acquires; ends with its last user
 	idle    time.Time
 }
 
-// slot returns a lease for an acquire with this timing: the shared one, or a new one of its own where the timing is
-// limited. The caller calls leave, or puts a hold in its place.
+// slot returns a lease for an acquire with this timing: the shared lease, or a new separate one if the timing is
+// limited. The caller must call leave, or register a hold, which takes over the use.
 func (s *session) slot(ctx context.Context, t timing) (*slot, error) {
 	if t.limited() {
 		return s.newSlot(ctx, t)
@@ -52,7 +52,7 @@ func (s *session) slot(ctx context.Context, t timing) (*slot, error) {
 	return sl, err
 }
 
-// sharedSlot returns the lease for this timing, with one more user, if there is one.
+// sharedSlot returns the shared lease for this timing, with one more user, or nil if there is none.
 func (s *session) sharedSlot(t timing) (*slot, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -65,7 +65,8 @@ func (s *session) sharedSlot(t timing) (*slot, error) {
 	return nil, nil
 }
 
-// ctxMutex is a lock that is waited for no longer than a context lasts. Who has it makes what the others find then.
+// ctxMutex is a mutex whose lock can be cancelled by a context. It is used where the first goroutine creates something
+// that the next ones find.
 type ctxMutex chan struct{}
 
 func newCtxMutex() ctxMutex { return make(ctxMutex, 1) }
@@ -81,7 +82,7 @@ func (t ctxMutex) lock(ctx context.Context) error {
 
 func (t ctxMutex) unlock() { <-t }
 
-// newSlot makes a lease, with one user. It does not outlast the session.
+// newSlot creates a lease, with one user. The lease ends at the latest with the session.
 func (s *session) newSlot(ctx context.Context, t timing) (_ *slot, err error) {
 	ctx, done := both(ctx, s.ctx)
 	defer done()
@@ -93,7 +94,7 @@ func (s *session) newSlot(ctx context.Context, t timing) (_ *slot, err error) {
 	if err := s.noteTTL(ctx, t.ttl); err != nil {
 		return nil, err
 	}
-	// A limited lease is renewed without limit while its acquire waits in the queue; its limits begin with the grant.
+	// While its acquire waits in the queue, a limited lease is renewed without limit. The limits start with the grant.
 	le, err := lease.Create(ctx, s.buckets.Leases, lease.Config{
 		TTL: t.ttl, RenewEvery: t.renewEvery, AutoRenew: true,
 		Label: s.m.cfg.label, ID: s.m.hints.leaseID, Seen: s.seen, Clock: s.m.clock, RTT: &s.m.rtt, Logger: s.m.cfg.logger,
@@ -109,13 +110,13 @@ func (s *session) newSlot(ctx context.Context, t timing) (_ *slot, err error) {
 	return sl, nil
 }
 
-// adopt makes a lease one of the session's, with one user; nil if the session has ended. The lease can be lost at any
-// moment from its creation on, so that is asked for last: what a loss ends is complete by then.
+// adopt adds a lease to the session, with one user. It returns nil if the session has ended. The lease can be lost at
+// any moment after its creation, so OnLost is called last, when everything that a loss must end is registered.
 func (s *session) adopt(le *lease.Lease, t timing) *slot {
 	sl := &slot{s: s, lease: le, id: le.ID(), timing: t, users: 1, ids: map[string]*Hold{}}
-	// So that a tombstone or a deletion by somebody else is seen at once.
+	// This shows at once when somebody else writes a tombstone or deletes the lease.
 	sl.unwatch = s.leaseHub.Follow(sl.id, le.Saw)
-	if !t.limited() { // else it ends with its hold
+	if !t.limited() { // a limited lease ends with its hold
 		saw, heard := sl.unwatch, s.leaseHub.Follow(lease.AskPrefix+sl.id, s.onAsked)
 		sl.unwatch = func() { saw(); heard() }
 	}
@@ -132,8 +133,8 @@ func (s *session) adopt(le *lease.Lease, t timing) *slot {
 	return sl
 }
 
-// enter counts one more user, unless the lease is known to be lost or retired. It
-// leaves the clock alone: that is asked before a grant is handed out.
+// enter adds a user, unless the lease is known to be lost or retired. It does not check the clock, because the clock is
+// checked before a grant is handed out.
 func (sl *slot) enter() bool {
 	select {
 	case <-sl.lease.Lost():
@@ -149,7 +150,7 @@ func (sl *slot) enter() bool {
 	return true
 }
 
-// leave counts one user less. A lease that nobody will use again is closed in the background.
+// leave removes a user. If nobody will use the lease again, it is closed in the background.
 func (sl *slot) leave() {
 	sl.mu.Lock()
 	sl.users--
@@ -161,15 +162,15 @@ func (sl *slot) leave() {
 	}
 }
 
-// register registers the id of an acquire, with no hold before it is submitted, and then with the one that it led to. An
-// acquire without one ends with give.
+// register stores the id of an acquire: first without a hold, before the acquire is submitted, and then with its hold.
+// An acquire that fails must call unregister.
 func (sl *slot) register(id string, h *Hold) {
 	sl.mu.Lock()
 	sl.ids[id] = h
 	sl.mu.Unlock()
 }
 
-// unregister is leave for an acquire that came to nothing.
+// unregister removes the id of a failed acquire, and calls leave.
 func (sl *slot) unregister(id string) {
 	sl.mu.Lock()
 	delete(sl.ids, id)
@@ -177,7 +178,7 @@ func (sl *slot) unregister(id string) {
 	sl.leave()
 }
 
-// uses reports whether something in this process holds or waits for the entry with this id.
+// uses reports whether this process holds the entry with this id, or waits for it.
 func (sl *slot) uses(id string) bool {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
@@ -185,7 +186,7 @@ func (sl *slot) uses(id string) bool {
 	return ok
 }
 
-// holds reports whether an entry of a key is one that a hold of this process has.
+// holds reports whether a hold of this process has the entry with this id under this key.
 func (sl *slot) holds(enc, id string) bool {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
@@ -205,7 +206,7 @@ func (sl *slot) all() []*Hold {
 	return all
 }
 
-// drop takes a lock that has ended out.
+// drop removes a hold that has ended, and calls leave.
 func (sl *slot) drop(l *Hold) {
 	sl.mu.Lock()
 	there := sl.ids[l.id] == l
@@ -227,14 +228,14 @@ func (sl *slot) lost(err error) {
 	sl.s.dispose(sl)
 }
 
-// endKept has what is kept under the lease end.
+// endKept ends all kept locks under the lease.
 func (sl *slot) endKept(lost bool) {
 	for _, sh := range sl.s.shards {
 		sh.engine.EndKeeping(sl.id, lost)
 	}
 }
 
-// whyLost is why the lease is not valid any more. One that was closed ended with its session.
+// whyLost returns why the lease is no longer valid. If it was closed, the reason is that of the session's end.
 func (sl *slot) whyLost() error {
 	err := lossReason(sl.lease.Err())
 	if why := sl.s.endReason(); why != nil && errors.Is(err, ErrClosed) {
@@ -243,7 +244,7 @@ func (sl *slot) whyLost() error {
 	return err
 }
 
-// lossReason gives the end of a lease this package's name.
+// lossReason converts the error of a lease to a reason of this package.
 func lossReason(err error) error {
 	switch {
 	case errors.Is(err, lease.ErrRenewalsUsedUp):
@@ -263,12 +264,12 @@ func (sl *slot) endHolds(reason error) {
 	}
 }
 
-// dispose closes a lease that is over, once, in the background.
+// dispose closes a lease that is no longer used, once, in the background.
 func (s *session) dispose(sl *slot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, there := s.all[sl]; !there || s.ended != nil {
-		return // it has begun, or the session's end closes it with the others
+		return // dispose was called before, or the end of the session closes all leases
 	}
 	delete(s.all, sl)
 	if s.slots[sl.timing] == sl {
@@ -281,8 +282,8 @@ func (s *session) dispose(sl *slot) {
 	})
 }
 
-// abandon is closeLease without a caller: until others will have observed the lease's end, or for as long as Close may
-// take once the session ends.
+// abandon closes a lease when no caller waits for it. It tries until others must have observed the lease's end. After
+// the session's end, it tries for closeTimeout.
 func (s *session) abandon(le *lease.Lease) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -290,8 +291,7 @@ func (s *session) abandon(le *lease.Lease) {
 	s.closeLease(ctx, le)
 }
 
-// closeLease writes the lease's tombstone, as far as that is possible in time,
-// and ends the cleanups under it once it is written.
+// closeLease writes the lease's tombstone, if this is possible in time. Then it ends the cleanups under the lease.
 func (s *session) closeLease(ctx context.Context, le *lease.Lease) {
 	if err := le.Close(ctx); err != nil {
 		s.m.cfg.logger.Debug("lease not closed; it ends by itself", "lease", le.ID(), "error", err)
@@ -303,8 +303,8 @@ func (s *session) closeLease(ctx context.Context, le *lease.Lease) {
 	}
 }
 
-// retireLeases retires leases under which an operation could not be resolved for a
-// whole TTL, and ends those that nobody has used for long.
+// retireLeases retires each lease under which an operation could not be resolved for a whole TTL, and ends leases that
+// nobody has used for a long time.
 func (s *session) retireLeases() {
 	s.m.owners.expire(time.Now())
 	s.mu.Lock()

@@ -21,34 +21,34 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// DefaultSweepInterval is the least time between two sweeps of a fabric, whatever the number of managers.
+// DefaultSweepInterval is the shortest time between two sweeps of a fabric, for any number of managers.
 const DefaultSweepInterval = 5 * time.Minute
 
-// sweepAtOnce bounds the leases that one sweep looks at or observes, and the records that it removes, at a
-// time, and sweepLocks the records from which one background sweep evicts.
+// sweepAtOnce limits how many leases a sweep checks, and how many records it removes, at the same time. sweepLocks
+// limits the locks from which one background sweep evicts entries.
 const (
 	sweepAtOnce = 32
 	sweepLocks  = 10_000
 )
 
-// WithSweepInterval sets how often this manager sees to it that entries of dead processes are collected that nobody
-// waits behind. The managers of a fabric share the work: one of them does it in an interval, and for each of the
-// others it is one read. The default is DefaultSweepInterval; 0 has this manager take no part. Less than a second is
-// refused.
+// WithSweepInterval sets how often this manager helps to remove entries of dead processes for which nobody waits. The
+// managers of a fabric share the work: in each interval one of them sweeps, and each other one makes one read. The
+// default is DefaultSweepInterval. With 0 this manager does not take part. Values between 0 and one second are
+// ErrInvalidOption.
 func WithSweepInterval(d time.Duration) ManagerOption {
 	return func(c *config) error {
 		return set(&c.sweep, d, d == 0 || d >= time.Second, "sweep interval %v: use at least 1s, or 0 for none", d)
 	}
 }
 
-// Collected is what Collect has found and done.
+// Collected is the result of Collect.
 type Collected struct {
-	Locks   int `json:"locks"`   // in use under the prefix
-	Leases  int `json:"leases"`  // that stand in their records
-	Dead    int `json:"dead"`    // of these, those that are dead, or with DryRun look so
+	Locks   int `json:"locks"`   // locks in use under the prefix
+	Leases  int `json:"leases"`  // leases in their records, without those of this process
+	Dead    int `json:"dead"`    // of these, dead leases; with DryRun, leases that look dead
 	Freed   int `json:"freed"`   // locks from which entries were removed, or would be
-	Entries int `json:"entries"` // that were removed, or would be
-	Swept   int `json:"swept"`   // records without entries that nobody has used for long and that were removed, or would be
+	Entries int `json:"entries"` // entries that were removed, or would be
+	Swept   int `json:"swept"`   // records without entries that were not used for a long time and were removed, or would be
 }
 
 // CollectOption configures Collect.
@@ -57,18 +57,18 @@ type CollectOption func(*collect)
 type collect struct {
 	prefix string // of the names
 	dryRun bool
-	most   int           // locks to change
-	later  time.Duration // how much later it takes the time to be, for tests
+	most   int           // maximum number of locks to change; 0 = no limit
+	later  time.Duration // added to the present time, for tests
 }
 
-// DryRun has Collect change nothing. What it tells then is what looks dead by the time
-// stamps of the server, not what is known to be.
+// DryRun makes Collect change nothing. The result then counts what looks dead by the time stamps of the server, not
+// what is known to be dead.
 func DryRun() CollectOption { return func(c *collect) { c.dryRun = true } }
 
-// Collect removes the entries of dead processes from all locks whose names start with prefix, also where nobody waits
-// for the lock. A lease that looks dead is observed for its TTL and margin first, so Collect takes that long; one
-// that is renewed meanwhile lives, and nothing of it is touched. Errors are those of List; what was collected by then
-// is returned with them.
+// Collect removes the entries of dead processes from all locks whose names start with prefix, even if nobody waits for
+// the lock. Before this, a lease that looks dead is observed for its TTL and margin, so Collect takes that long. If the
+// lease is renewed in the meantime, it is alive, and its entries stay. Errors are those of List; the work done before
+// the error is returned with it.
 func (m *Manager) Collect(ctx context.Context, prefix string, opts ...CollectOption) (Collected, error) {
 	c := collect{prefix: prefix}
 	for _, o := range opts {
@@ -94,7 +94,7 @@ func (m *Manager) Collect(ctx context.Context, prefix string, opts ...CollectOpt
 	return got, nil
 }
 
-// foreignLock is one lock with the leases in its record that are not this process's.
+// foreignLock is a lock with those leases in its record that belong to other processes.
 type foreignLock struct {
 	key    string
 	rec    *record.Record
@@ -104,10 +104,10 @@ type foreignLock struct {
 type survey struct {
 	locks    int
 	others   []foreignLock            // locks with entries of other processes
-	ttls     map[string]time.Duration // of their leases
-	longHeld map[string][]string      // locks that others wait for, by leases that have been in them for long
-	orphaned []string                 // locks with entries under our leases that are nobody's
-	unused   []jskv.Entry             // records that nobody has used for long, without their values
+	ttls     map[string]time.Duration // TTLs of their leases
+	longHeld map[string][]string      // locks with waiters, by the leases that have been in these locks for a long time
+	orphaned []string                 // locks with orphans of this process
+	unused   []jskv.Entry             // records that nobody has used for a long time, without their values
 }
 
 func (s *session) survey(ctx context.Context, filter string, c collect) (survey, error) {
@@ -120,24 +120,24 @@ func (s *session) survey(ctx context.Context, filter string, c collect) (survey,
 	return v, nil
 }
 
-// add adds what is in the shard's bucket.
+// add adds the records of a shard's bucket.
 func (v *survey) add(ctx context.Context, sh *shard, filter string, c collect) error {
 	s := sh.s
 	state, err := sh.bucket.State(ctx)
 	if err != nil {
 		return err
 	}
-	now := state.Now.Add(c.later) // by the clock that has set the records' times
+	now := state.Now.Add(c.later) // the clock that has also set the times of the records
 	return sh.bucket.Entries(ctx, filter, func(e jskv.Entry) bool {
 		if name, err := kv.DecodeKey(e.Key); err != nil || !strings.HasPrefix(name, c.prefix) {
-			return true // the filter lets more through
+			return true // the filter matches more names than the prefix
 		}
 		rec, err := record.Decode(e.Value)
 		if err != nil {
-			return true // not ours to change
+			return true // not a record of ours, so it must not be changed
 		}
 		st := foreignLock{key: e.Key, rec: rec}
-		for id, ttl := range rec.Leases() { // of marks as well
+		for id, ttl := range rec.Leases() { // this includes marks
 			if live, _ := s.leaseState(id); !live && !slices.Contains(st.leases, id) {
 				st.leases = append(st.leases, id)
 				v.ttls[id] = ttl
@@ -163,7 +163,7 @@ func (v *survey) add(ctx context.Context, sh *shard, filter string, c collect) e
 			return true
 		}
 		v.locks++
-		if len(st.leases) > 0 { // not to keep what this process holds itself
+		if len(st.leases) > 0 { // saves memory: locks of this process only are not needed
 			v.others = append(v.others, st)
 		}
 		return true
@@ -209,7 +209,8 @@ func (s *session) collect(ctx context.Context, filter string, c collect) (Collec
 	return got, nil
 }
 
-// sweepOld removes records that were of no use any more at the revisions given, and returns how many.
+// sweepOld removes records that are no longer needed, if they are still at the given revisions. It returns how many it
+// removed.
 func (s *session) sweepOld(ctx context.Context, old []jskv.Entry) (int, error) {
 	var swept atomic.Int64
 	ctx, stop := context.WithCancelCause(ctx)
@@ -220,15 +221,15 @@ func (s *session) sweepOld(ctx context.Context, old []jskv.Entry) (int, error) {
 		switch {
 		case err == nil:
 			swept.Add(1)
-		case !errors.As(err, &refused): // else somebody uses it again
+		case !errors.As(err, &refused): // a refusal means that somebody uses the record again
 			stop(err)
 		}
 	})
 	return int(swept.Load()), context.Cause(ctx)
 }
 
-// dead returns those of the leases that are dead: their tombstones are committed. With
-// guess it returns those that only look so, too, and waits for nothing.
+// dead returns the leases that are dead, which means that their tombstones are committed. With guess, it also returns
+// leases that only look dead, and does not wait.
 func (s *session) dead(ctx context.Context, ttls map[string]time.Duration, guess bool) (map[string]bool, error) {
 	var (
 		mu    sync.Mutex
@@ -287,22 +288,22 @@ func (s *session) sweep() {
 	}
 }
 
-// An entry can come back that its process has released: with a stream that was restored or has lost its last writes,
-// or by hand. If its lease lives, nobody may evict it, and that process does not watch the lock any more. So others
-// ask it to look: they name the lock under a key of the lease's own, which its process follows.
+// A released entry can reappear: with a stream that was restored or has lost its last writes, or by an operator. If its
+// lease is alive, nobody may evict it, and its own process does not watch the lock any more. Such an entry is an
+// orphan. Other processes ask its process to check the lock: they write the lock's name under a key that belongs to the
+// lease, and the lease's process watches this key.
 const (
 	askTTL   = time.Minute
-	askBytes = 8 << 10 // of the names that are asked about at a time
+	askBytes = 8 << 10 // maximum size of the names under the key
 
-	// orphanAge is the age from which on an entry that refuses a try, and that nothing here
-	// holds any more, is taken for one that came back. A younger one is about to go as a rule.
+	// orphanAge is the age from which an entry that refuses a try is treated as an orphan, if nothing in this process
+	// holds it. A younger entry is probably being released.
 	orphanAge = 5 * time.Second
-	// orphanDelay is for how long an entry of nobody may stand that a record has shown.
+	// orphanDelay is how long an entry that looks like an orphan may stand before it is checked again.
 	orphanDelay = time.Second
 )
 
-// askProcess has the process of a lease look whether it still wants what stands under it in
-// the records of these locks, by their encoded names.
+// askProcess asks the process of a lease to check the records of these locks (encoded names) for orphans.
 func (s *session) askProcess(ctx context.Context, id string, locks ...string) error {
 	key := lease.AskPrefix + id
 	for {
@@ -314,7 +315,7 @@ func (s *session) askProcess(ctx context.Context, id string, locks ...string) er
 		all = append(slices.DeleteFunc(all, func(enc string) bool { return slices.Contains(locks, enc) }), locks...)
 		value := strings.Join(all, " ")
 		if over := len(value) - askBytes; over > 0 {
-			_, value, _ = strings.Cut(value[over-1:], " ") // the last ones
+			_, value, _ = strings.Cut(value[over-1:], " ") // keeps the last names
 		}
 		_, err = s.buckets.Leases.Update(ctx, key, []byte(value), e.Revision, askTTL)
 		if !errors.Is(err, jskv.ErrConflict) && !errors.Is(err, jskv.ErrBusy) || !pause.For(ctx, 5*time.Millisecond) {
@@ -323,7 +324,7 @@ func (s *session) askProcess(ctx context.Context, id string, locks ...string) er
 	}
 }
 
-// onAsked looks at the locks that others ask about. It runs in the hub's goroutine.
+// onAsked checks the locks that other processes ask about. It runs in the hub's goroutine.
 func (s *session) onAsked(e jskv.Entry) {
 	if locks := strings.Fields(string(e.Value)); len(locks) > 0 {
 		s.goUnlessEnded(func() {
@@ -336,8 +337,7 @@ func (s *session) onAsked(e jskv.Entry) {
 	}
 }
 
-// releaseOrphans releases those entries of a lock that stand under leases of this process and
-// that nothing in it holds or waits for.
+// releaseOrphans releases the orphans of this process in a lock's record.
 func (s *session) releaseOrphans(ctx context.Context, enc string) {
 	rec, rev, err := s.shard(enc).engine.Read(ctx, enc)
 	if err != nil || rec == nil {
@@ -350,8 +350,9 @@ func (s *session) releaseOrphans(ctx context.Context, enc string) {
 	}
 }
 
-// reportOrphan is told of entries of this process that its engine knows nothing of. What has just been released may stand for a
-// moment; what stands longer, and is nobody's, was written by an acquire that came once more. It would block for ever.
+// reportOrphan is called for entries of this process that its engine does not know. A hold that was just released can
+// stand for a moment. If the entry stands longer than orphanDelay and is an orphan, an acquire that was delivered twice
+// wrote it. It would block forever.
 func (s *session) reportOrphan(enc string, e *record.Entry) {
 	if !s.isOrphan(e) {
 		return
@@ -364,26 +365,27 @@ func (s *session) reportOrphan(enc string, e *record.Entry) {
 	}
 }
 
-// cleanUpOrphans disowns what came back in the locks ours, and asks the processes of other leases to do so in locks of theirs.
+// cleanUpOrphans releases the orphans in the locks ours, and asks the processes of other leases to do the same in the
+// locks others.
 func (s *session) cleanUpOrphans(ctx context.Context, ours []string, others map[string][]string) {
 	forEach(ctx, sweepAtOnce, ours, func(enc string) { s.releaseOrphans(ctx, enc) })
 	forEach(ctx, sweepAtOnce, slices.Collect(maps.Keys(others)), func(id string) {
 		locks := others[id]
-		rand.Shuffle(len(locks), func(i, j int) { locks[i], locks[j] = locks[j], locks[i] }) // ask takes the last ones
+		rand.Shuffle(len(locks), func(i, j int) { locks[i], locks[j] = locks[j], locks[i] }) // askProcess keeps the last names only
 		if err := s.askProcess(ctx, id, locks...); err != nil {
 			s.m.cfg.logger.Debug("a lease's process was not asked", "lease", id, "error", err)
 		}
 	})
 }
 
-// isOrphan reports whether an entry stands under a lease of this process, and nothing in
-// it holds or waits for it. e was read from a record: its id was in use before.
+// isOrphan reports whether an entry belongs to a lease of this process, but nothing in this process holds it or waits
+// for it. e was read from a record, so its id was registered before.
 func (s *session) isOrphan(e *record.Entry) bool {
 	sl, ok := s.liveLeases.Load(e.Lease())
 	return ok && !sl.(*slot).uses(e.ID)
 }
 
-// releaseOrphan releases an entry that is nobody's, which was read at rev.
+// releaseOrphan releases an orphan that was read at rev.
 func (s *session) releaseOrphan(enc string, e *record.Entry, rev uint64) {
 	op := record.Op{Verb: record.OpRelease, ID: e.ID, Lease: e.Lease()}
 	out, err := engine.Do(s.ctx, s.shard(enc).engine, enc, op, engine.Options{Bound: releaseTimeout, AtLeast: rev})

@@ -12,7 +12,8 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// retryRefused decides whether to ask again after a refusal, for which those in the way are asked and looked at.
+// retryRefused decides whether to try again after a refusal. It asks the blocking processes to release idle locks, and
+// checks whether they are dead.
 func (a *attempt) retryRefused(ctx context.Context, refused *engine.RefusedError) (again bool, final error) {
 	switch refused.Verdict {
 	case record.Held, record.AlreadyHeld, record.WaitTooLong, record.InUse, record.WrongKind, record.SizeMismatch:
@@ -34,7 +35,7 @@ func (a *attempt) retryRefused(ctx context.Context, refused *engine.RefusedError
 			return true, nil
 		}
 		if refused.Verdict == record.AlreadyHeld && slices.Contains(a.roundIDs, b.ID) {
-			return true, nil // this very acquire, under a lease it has lost: about to go
+			return true, nil // an entry of this acquire under a lost lease, which will be removed soon
 		}
 		if refused.Verdict == record.WaitTooLong {
 			e := &WaitTooLongError{Key: a.key, Expected: refused.Wait, Position: refused.Position, Owner: b.OwnerID()}
@@ -47,8 +48,7 @@ func (a *attempt) retryRefused(ctx context.Context, refused *engine.RefusedError
 	return false, refusal(a.key, &a.op, refused)
 }
 
-// takeover looks whether those in the way are dead, and evicts them if so. It
-// reports whether it is worth to try again.
+// takeover evicts the blocking holders that are dead. It reports whether a retry makes sense.
 func (a *attempt) takeover(ctx context.Context, refused *engine.RefusedError) (bool, error) {
 	var dead []string
 	var stale *record.Entry
@@ -80,20 +80,20 @@ func (a *attempt) takeover(ctx context.Context, refused *engine.RefusedError) (b
 	return err == nil, nil
 }
 
-// leaseCheck is what was found out about one of those in the way.
+// leaseCheck is the result of checking the lease of one blocking entry.
 type leaseCheck struct {
 	entry record.Entry
-	over  bool // its lease is one that this process has lost
+	over  bool // this process has lost the lease
 	state lease.State
 	err   error
 }
 
-// checkLeases checks the leases of entries that may have been left behind, all at once:
-// a try would take a round trip for each of them otherwise.
+// checkLeases checks the leases of entries that may have been left behind. It checks all at the same time, so that a
+// try waits for one round trip only.
 func (a *attempt) checkLeases(ctx context.Context, entries []record.Entry) []leaseCheck {
 	var looks []leaseCheck
 	for _, e := range entries {
-		live, over := a.session.leaseState(e.Lease()) // before it is checked: over ends with the tombstone
+		live, over := a.session.leaseState(e.Lease()) // read before the check, because over becomes false with the tombstone
 		if !live && e.Lease() != a.observedLease {
 			looks = append(looks, leaseCheck{entry: e, over: over})
 		}
@@ -107,11 +107,11 @@ func (a *attempt) checkLeases(ctx context.Context, entries []record.Entry) []lea
 	return looks
 }
 
-// blockers returns one entry for each lease that a refusal may be due to.
+// blockers returns one entry for each lease that may have caused a refusal.
 func blockers(refused *engine.RefusedError) []record.Entry {
 	switch {
 	case refused.Record == nil && (refused.Verdict == record.WrongKind || refused.Verdict == record.SizeMismatch):
-		return nil // not told
+		return nil // unknown
 	case refused.Record == nil || refused.Verdict == record.AlreadyHeld:
 		return []record.Entry{refused.Blocker}
 	}
@@ -121,7 +121,7 @@ func blockers(refused *engine.RefusedError) []record.Entry {
 			lists = append(lists, q.Waiters)
 		}
 	}
-	const limit = 32 // leases to ask about; the others have to wait for their turn
+	const limit = 32 // maximum number of leases to check; others are checked at a later retry
 	seen := map[string]bool{}
 	var out []record.Entry
 	for _, list := range lists {
@@ -135,7 +135,7 @@ func blockers(refused *engine.RefusedError) []record.Entry {
 	return out
 }
 
-// pauseBeforeRetry waits before the n-th repetition, and reports whether to go on.
+// pauseBeforeRetry waits before the n-th retry, and reports whether to continue.
 func pauseBeforeRetry(ctx context.Context, n int) bool {
 	return pause.For(ctx, min(time.Duration(n)*10*time.Millisecond, time.Second))
 }

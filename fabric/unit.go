@@ -12,45 +12,46 @@ import (
 	"github.com/nats-io/nuid"
 )
 
-// unit is a unit of work: it keeps what it holds until it is granted what it waits for. Deadlocks are between units.
+// unit is a unit of work: it keeps what it holds until it is granted what it waits for. Deadlocks occur between units.
 type unit struct {
-	// shared says that all acquires made in the unit belong to it. Else each makes a unit of its own, which
-	// keeps what this one had when it began: goroutines that each acquire in the context of one hold
-	// don't wait for each other.
+	// If shared is true, all acquires made in the unit belong to it. Otherwise each acquire makes a unit of its own,
+	// which also contains the holds that this unit had at that moment. So goroutines that acquire in the context of one
+	// hold do not wait for each other.
 	shared     bool
 	owner      string
-	outerHolds []*Hold       // by the units that this one began in; not modified
-	deaths     *atomic.Int64 // how often it, or one that it began in, was a victim
+	outerHolds []*Hold       // holds of the unit in which this one began; not modified
+	deaths     *atomic.Int64 // how often this unit, or one that began in it, was a victim
 
 	mu    sync.Mutex
-	id    string // "" until it is told to others
+	id    string // "" until it is published
 	holds []*Hold
 
-	// Guarded by the owners' mutex, of one that is known by its owner.
+	// For units of an owner, guarded by the mutex of owners.
 	users int
-	until time.Time // its deaths are remembered
+	until time.Time // when its deaths are forgotten
 }
 
 type unitKey struct{}
 
-// unitIn returns the unit of a context, nil if there is none.
+// unitIn returns the unit of a context, or nil.
 func unitIn(ctx context.Context) *unit {
 	u, _ := ctx.Value(unitKey{}).(*unit)
 	return u
 }
 
-// WithUnit begins a unit of work: what is acquired with the context that it returns, or one made from it, is kept
-// until all of it is there, as far as deadlock detection is concerned. So it is for one line of work: of goroutines
-// that run side by side each takes a unit of its own, and if one waits for another that has the same unit it gets a
-// *DeadlockError. A unit that begins in the context of another keeps what that one holds at this moment, too.
+// WithUnit starts a unit of work. Deadlock detection then assumes that all locks acquired with the returned context, or
+// with a context derived from it, are kept until all of them are granted. So a unit is for one sequence of steps.
+// Goroutines that run at the same time need separate units: if one goroutine waits for another goroutine with the same
+// unit, it gets a *DeadlockError. A unit that starts in the context of another unit also contains what the other unit
+// holds at this moment.
 //
-// It is not needed where locks are taken inside of [Manager.Do], or with [Hold.Context] or [Hold.Within] of
-// the hold before: these contexts tell what is held. Holds of several managers are units of their own.
+// WithUnit is not needed if locks are acquired inside [Manager.Do], or with [Hold.Context] or [Hold.Within] of the
+// previous hold: these contexts know what is held. Holds of different managers belong to different units.
 func WithUnit(ctx context.Context) context.Context {
 	return context.WithValue(ctx, unitKey{}, newUnit(unitIn(ctx), true))
 }
 
-// newUnit returns a unit that begins in another, or in none.
+// newUnit returns a unit that starts in outer; outer may be nil.
 func newUnit(outer *unit, shared bool) *unit {
 	u := &unit{shared: shared}
 	if outer != nil {
@@ -72,14 +73,14 @@ type Holder interface {
 func (h *Hold) holding() []*Hold { return []*Hold{h} }
 
 func (s *Set) holding() (all []*Hold) {
-	for _, l := range s.Locks() { // shared intents are with the unit of these
+	for _, l := range s.Locks() { // shared intents belong to the unit of these locks
 		all = append(all, l.Hold)
 	}
 	return all
 }
 
-// WithHolding says that the acquire is made while these are held, so that a deadlock over them is detected. It is
-// for code that has no context of theirs; see [WithUnit].
+// WithHolding tells the acquire that its caller holds these locks, so that a deadlock between them and others is
+// detected. It is for code that does not have their context; see [WithUnit].
 func WithHolding(holders ...Holder) RequestOption {
 	return func(r *request) error {
 		for _, h := range holders {
@@ -92,9 +93,9 @@ func WithHolding(holders ...Holder) RequestOption {
 	}
 }
 
-// unitFor returns the unit that an acquire belongs to: that of the holds it names, else of its context, else of
-// its owner. It is nil for an acquire by itself, which holds nothing that anybody could wait for. leave ends the
-// acquire's own use of it.
+// unitFor returns the unit of an acquire: that of the holds in WithHolding, else that of its context, else that of its
+// owner. It returns nil if the acquire belongs to no unit; such an acquire holds nothing that others could wait for.
+// leave ends the acquire's use of the unit.
 func (m *Manager) unitFor(ctx context.Context, req *request) (u *unit, leave func()) {
 	leave = func() {}
 	outer := unitIn(ctx)
@@ -115,7 +116,7 @@ func (m *Manager) unitFor(ctx context.Context, req *request) (u *unit, leave fun
 	return u, leave
 }
 
-// whileHolding returns the unit of work that is done while these are held, in a context of the unit outer.
+// whileHolding returns the unit of work that is done while these holds are held, in a context with the unit outer.
 func whileHolding(outer *unit, holds ...*Hold) *unit {
 	first := holds[0].unit
 	if first != nil && first.shared && (outer == nil || outer == first) && !slices.ContainsFunc(holds, func(h *Hold) bool { return h.unit != first }) {
@@ -144,14 +145,14 @@ func whileHolding(outer *unit, holds ...*Hold) *unit {
 	return u
 }
 
-// keep adds to what a unit keeps that begins.
+// keep adds a hold to a unit that starts.
 func (u *unit) keep(h *Hold) {
 	if !slices.Contains(u.outerHolds, h) {
 		u.outerHolds = append(u.outerHolds, h)
 	}
 }
 
-// holdContext is the context of holds, and of the unit of work that is done while they are held.
+// holdContext is the context of holds, with the unit of work that is done while they are held.
 type holdContext struct {
 	context.Context
 	holds []*Hold
@@ -176,12 +177,12 @@ func (u *unit) all() []*Hold {
 	})
 }
 
-// hasKey reports whether the unit holds this key. There may be no unit.
+// hasKey reports whether the unit holds this key. u may be nil.
 func (u *unit) hasKey(enc string) bool {
 	return u != nil && slices.ContainsFunc(u.all(), func(h *Hold) bool { return h.enc == enc })
 }
 
-// add says that the unit holds h.
+// add records that the unit holds h.
 func (u *unit) add(h *Hold) {
 	if u == nil {
 		return
@@ -194,7 +195,7 @@ func (u *unit) add(h *Hold) {
 	h.s.m.owners.mu.Unlock()
 }
 
-// drop says that it does not any more. Called with h.mu held.
+// drop records that the unit no longer holds h. Called with h.mu held.
 func (u *unit) drop(h *Hold) {
 	if u == nil {
 		return
@@ -210,7 +211,7 @@ func (u *unit) drop(h *Hold) {
 	}
 }
 
-// name is by what other processes know the unit.
+// name returns the name by which other processes know the unit.
 func (u *unit) name() string {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -220,13 +221,13 @@ func (u *unit) name() string {
 	return u.id
 }
 
-// member is a unit as one session knows it.
+// member is a unit as seen by one session.
 type member struct {
 	*unit
 	s *session
 }
 
-// Describe is that of deadlock.Member.
+// Describe implements deadlock.Member.
 func (m member) Describe() deadlock.Unit {
 	d := deadlock.Unit{Unit: m.name(), Owner: m.owner, Deaths: int(m.deaths.Load())}
 	for _, h := range m.all() {
@@ -238,10 +239,10 @@ func (m member) Describe() deadlock.Unit {
 	return d
 }
 
-// rememberDeaths is how long an owner that holds nothing keeps its seniority.
+// rememberDeaths is how long the number of deaths of an owner that holds nothing is remembered.
 const rememberDeaths = time.Minute
 
-// owners are the units that are known by an owner.
+// owners contains the units of work of explicit owners.
 type owners struct {
 	mu    sync.Mutex
 	units map[string]*unit
@@ -276,7 +277,7 @@ func (o *owners) leave(u *unit) {
 	}
 }
 
-// expire forgets owners that have not been here for long.
+// expire forgets owners that were not used for a long time.
 func (o *owners) expire(now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -17,10 +17,10 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// Waits are the units of work that hold something and have waited for long, and the deadlocks among them.
+// Waits contains the units of work that hold something and have waited for a long time, and the deadlocks among them.
 type Waits struct {
 	Units     []WaitingUnit    `json:"units"`
-	Deadlocks [][]DeadlockEdge `json:"deadlocks"` // the first edge of each is the one that will get a DeadlockError
+	Deadlocks [][]DeadlockEdge `json:"deadlocks"` // the first edge of each is the unit that will get a DeadlockError
 }
 
 // WaitingUnit is one unit of work.
@@ -30,7 +30,7 @@ type WaitingUnit struct {
 	Host   string     `json:"host,omitempty"`
 	PID    int        `json:"pid,omitempty"`
 	Label  string     `json:"label,omitempty"`
-	Deaths int        `json:"deaths,omitempty"` // how often it was picked to give up
+	Deaths int        `json:"deaths,omitempty"` // how often it was a victim
 	Waits  []UnitWait `json:"waits"`
 	Holds  []string   `json:"holds"` // ids of its holds
 }
@@ -40,21 +40,22 @@ type UnitWait struct {
 	Key  string `json:"key"`
 	ID   string `json:"id"`
 	Mode Mode   `json:"mode"`
-	// Blockers are in its way; none of them where it was granted meanwhile, or waits for a place only.
+	// Blockers are the entries in the way. The list is empty if the wait was granted in the meantime, or waits only for
+	// a place in the record.
 	Blockers []Blocker `json:"blockers"`
 }
 
-// Blocker is an entry in the way of a wait.
+// Blocker is an entry that blocks a wait.
 type Blocker struct {
 	ID      string `json:"id"`    // of a hold, or of a wait
-	Owner   string `json:"owner"` // its explicit owner, or its id
+	Owner   string `json:"owner"` // explicit owner, or the entry's id
 	Mode    Mode   `json:"mode"`
-	Waiting bool   `json:"waiting,omitempty"` // it is not held: it waits there, ahead
+	Waiting bool   `json:"waiting,omitempty"` // true: a waiter further ahead; false: a holder
 }
 
-// Waits tells who waits for whom, as far as units of work hold something and have waited for longer than the delay of
-// deadlock detection. It only reads. Errors: kv.ErrNoBucket where nothing can be told, ErrUnavailable, ErrClosed, and
-// the context's.
+// Waits returns which units of work wait for each other. It contains units that hold something and have waited for
+// longer than the delay of deadlock detection. It only reads. Errors: kv.ErrNoBucket if the bucket of waits does not
+// exist, ErrUnavailable, ErrClosed, and the context's.
 func (m *Manager) Waits(ctx context.Context) (w Waits, err error) {
 	err = m.inSession(ctx, func(ctx context.Context, s *session) error {
 		w, err = s.waits(ctx)
@@ -83,7 +84,7 @@ func (s *session) waits(ctx context.Context) (Waits, error) {
 	for lease, d := range docs {
 		who := s.lookUp(ctx, Lease{ID: lease})
 		if who.State == "dead" || who.State == "missing" {
-			delete(docs, lease) // it says what was
+			delete(docs, lease) // the document is out of date
 			continue
 		}
 		for _, u := range d.Units {
@@ -118,11 +119,11 @@ func waitingUnit(who Lease, u *deadlock.Unit) WaitingUnit {
 	return w
 }
 
-// overview is a deadlock.Source that has all documents.
+// overview is a deadlock.Source with all documents.
 type overview struct {
 	s    *session
 	docs map[string]*deadlock.Doc
-	recs map[string]readRecord // of what is waited for
+	recs map[string]readRecord // records of the locks that are waited for
 }
 
 type readRecord struct {
@@ -131,7 +132,7 @@ type readRecord struct {
 	err error
 }
 
-// block finds out what is in the way of a wait.
+// block finds the entries that block a wait.
 func (s overview) block(ctx context.Context, w *UnitWait) {
 	w.Blockers = []Blocker{}
 	enc, err := kv.EncodeName(w.Key)
@@ -167,35 +168,35 @@ func (s overview) Record(ctx context.Context, key string) (*record.Record, uint6
 	return s.s.shard(key).engine.Read(ctx, key)
 }
 
-// ErrDeadlock says that the acquire, or the conversion, waited in a circle of units of work that wait for each
-// other, and was picked to give up. It comes as a *DeadlockError that names them all. What the unit of work held
-// before, it still holds: release it, so that the others go on, and start over. See [RetryDeadlock].
+// ErrDeadlock is returned if the acquire or conversion waited in a cycle of units of work that wait for each other, and
+// was chosen as the victim. The error is a *DeadlockError that describes the cycle. The unit of work still holds what
+// it held before. Release it, so that the others can continue, and start again. See [RetryDeadlock].
 var ErrDeadlock = errors.New("fabric: deadlock")
 
-// DeadlockError tells of a deadlock. It is ErrDeadlock.
+// DeadlockError describes a deadlock. It is ErrDeadlock.
 type DeadlockError struct {
-	Key   string         // the name of the lock that was waited for
-	Cycle []DeadlockEdge // each waits for the next one, and the last for the first, which got the error
+	Key   string         // name of the lock that the victim waited for
+	Cycle []DeadlockEdge // each edge waits for the next one, and the last for the first, which is the victim
 }
 
 // DeadlockEdge is one wait in a deadlock.
 type DeadlockEdge struct {
-	Unit     string    `json:"unit,omitempty"`    // the unit of work that waits; "" where only the wait is known
-	Owner    string    `json:"owner"`             // its explicit owner, or the id of the wait
+	Unit     string    `json:"unit,omitempty"`    // the unit of work that waits; "" if only the wait is known
+	Owner    string    `json:"owner"`             // explicit owner, or the id of the wait
 	Host     string    `json:"host,omitempty"`    // of its process
-	PID      int       `json:"pid,omitempty"`     // likewise
-	Label    string    `json:"label,omitempty"`   // likewise
-	Waits    string    `json:"waits"`             // the name of the lock that it waits for
-	Mode     Mode      `json:"mode"`              // that it asked for
-	Since    time.Time `json:"since,omitzero"`    // when, by its own clock
-	Holder   string    `json:"holder"`            // the id of the entry in its way, which is the next one's
-	HeldMode Mode      `json:"held_mode"`         // the mode of that entry
-	Waiting  bool      `json:"waiting,omitempty"` // that entry is not held: it waits there, ahead
+	PID      int       `json:"pid,omitempty"`     // of its process
+	Label    string    `json:"label,omitempty"`   // of its process
+	Waits    string    `json:"waits"`             // name of the lock that it waits for
+	Mode     Mode      `json:"mode"`              // the requested mode
+	Since    time.Time `json:"since,omitzero"`    // start of the wait, by its own clock
+	Holder   string    `json:"holder"`            // id of the entry that blocks it; this entry belongs to the next edge
+	HeldMode Mode      `json:"held_mode"`         // mode of this entry
+	Waiting  bool      `json:"waiting,omitempty"` // this entry is not a holder but a waiter further ahead
 }
 
 func (e *DeadlockError) Unwrap() error { return ErrDeadlock }
 
-// Error tells of every wait, as in
+// Error describes every wait, for example
 //
 //	deadlock: you (alice) wait for X on "k2", held by bob (web2:311), who waits for X on "k1", held by you
 func (e *DeadlockError) Error() string {
@@ -225,9 +226,9 @@ func (e *DeadlockEdge) who() string {
 	return fmt.Sprintf("%s (%s:%d)", e.Owner, e.Host, e.PID)
 }
 
-// RetryDeadlock calls fn in a unit of work (see [WithUnit]), and again after a pause as long as its error is
-// ErrDeadlock and ctx lasts. fn has to release what it holds before it returns, and may run several times.
-// Whoever was a victim before is picked later than others, so everybody gets through.
+// RetryDeadlock calls fn in a unit of work (see [WithUnit]). If fn returns ErrDeadlock, it calls fn again after a
+// pause, until ctx ends. fn must release what it holds before it returns, and it may run several times. A unit that was
+// a victim is chosen later than others the next time, so every unit succeeds in the end.
 func RetryDeadlock(ctx context.Context, fn func(ctx context.Context) error) error {
 	u := newUnit(unitIn(ctx), true)
 	ctx = context.WithValue(ctx, unitKey{}, u)
@@ -239,7 +240,7 @@ func RetryDeadlock(ctx context.Context, fn func(ctx context.Context) error) erro
 	}
 }
 
-// explain names who is in a circle.
+// explain finds the processes of a cycle.
 func (d *detection) explain(ctx context.Context, c deadlock.Cycle) *DeadlockError {
 	e := &DeadlockError{Cycle: make([]DeadlockEdge, len(c))}
 	var looks sync.WaitGroup
@@ -251,7 +252,7 @@ func (d *detection) explain(ctx context.Context, c deadlock.Cycle) *DeadlockErro
 	return e
 }
 
-// nameOf is the name of a lock whose key stands in a record or a document.
+// nameOf returns the name of a lock from its encoded key in a record or a document.
 func nameOf(enc string) string {
 	if name, err := kv.DecodeKey(enc); err == nil {
 		return name
@@ -259,7 +260,7 @@ func nameOf(enc string) string {
 	return enc
 }
 
-// edge names who is behind a step of a circle.
+// edge finds the process behind one step of a cycle.
 func (s *session) edge(ctx context.Context, step *deadlock.Step) DeadlockEdge {
 	who := s.lookUp(ctx, Lease{ID: step.Lease})
 	edge := DeadlockEdge{

@@ -8,7 +8,7 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// Bounds of sets.
+// Limits of sets.
 const (
 	MaxSet       = 64              // members of a set, ancestors included
 	MaxHierarchy = kv.MaxNameDepth // levels of a Hierarchy
@@ -18,12 +18,12 @@ const (
 type Want struct {
 	Key  string
 	Mode Mode // "" is Exclusive
-	// Path says that intents on all ancestors are taken, too: of "a/b/c" on "a" and "a/b".
-	// IntentShared for Shared and IntentShared, else IntentExclusive.
+	// Path also requests intents on all ancestors: for "a/b/c", on "a" and "a/b". The intent is IntentShared for the
+	// modes Shared and IntentShared, and IntentExclusive for all others.
 	Path bool
 }
 
-// Names are wants of these keys, each Exclusive.
+// Names returns a Want with mode Exclusive for each key.
 func Names(keys ...string) []Want {
 	wants := make([]Want, len(keys))
 	for i, key := range keys {
@@ -32,11 +32,11 @@ func Names(keys ...string) []Want {
 	return wants
 }
 
-// Hierarchy lists locks from the root down. Their names need not be prefixes of each other.
+// Hierarchy is a list of locks from the root down. A name need not be a prefix of the next one.
 type Hierarchy struct{ levels []string }
 
-// NewHierarchy returns the hierarchy of these names. It is checked when it is acquired: at most
-// MaxHierarchy levels, no name twice.
+// NewHierarchy returns the hierarchy of these names. The acquire checks it: at most MaxHierarchy levels, and no name
+// twice.
 func NewHierarchy(root string, below ...string) Hierarchy {
 	return Hierarchy{append([]string{root}, below...)}
 }
@@ -44,15 +44,15 @@ func NewHierarchy(root string, below ...string) Hierarchy {
 // level is one member of a set.
 type level struct {
 	attempt
-	lock   *Lock         // nil while it is not held, and where the intent is shared
-	intent *sharedIntent // the shared intent
-	taking *sharedIntent // the one to be
-	above  []*level      // the levels that announce it, from the root down
-	base   record.Mode   // what is wanted of it for itself; None if it only announces
-	before uint64        // what was seen of its bucket before it was tried
+	lock   *Lock         // nil if it is not held yet, or if its intent is shared
+	intent *sharedIntent // the shared intent, or nil
+	taking *sharedIntent // the shared intent that this level is creating, or nil
+	above  []*level      // the ancestors that announce this level, from the root down
+	base   record.Mode   // the mode that was requested for this name; None if it is only an ancestor
+	before uint64        // the newest revision of its bucket that was seen before the try
 }
 
-// intent is what announces a lock of this mode on the levels above it.
+// intent returns the intent mode that a lock of this mode needs on the levels above it.
 func intent(m record.Mode) record.Mode {
 	switch m {
 	case record.None:
@@ -63,7 +63,7 @@ func intent(m record.Mode) record.Mode {
 	return record.IX
 }
 
-// cover is record.Join for modes of which one may be None.
+// cover is record.Join, but each mode may be None.
 func cover(a, b record.Mode) record.Mode {
 	switch {
 	case a == record.None:
@@ -74,7 +74,7 @@ func cover(a, b record.Mode) record.Mode {
 	return record.Join(a, b)
 }
 
-// plan makes the levels of wants, in the order in which they are listed, ancestors before the first that needs them.
+// plan returns the levels for wants, in the order of wants; ancestors come before the first level that needs them.
 func plan(wants []Want) ([]*level, error) {
 	byName := map[string]*level{}
 	var levels []*level
@@ -117,7 +117,7 @@ func (w Want) mode() (record.Mode, error) {
 	return w.Mode.record()
 }
 
-// plan makes the levels of a hierarchy whose last one is wanted in this mode.
+// plan returns the levels of a hierarchy whose last level is wanted in this mode.
 func (h Hierarchy) plan(mode Mode) ([]*level, error) {
 	m, err := Want{Mode: mode}.mode()
 	if err != nil {

@@ -12,39 +12,39 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// DefaultIntentLinger is how long an intent that paths share stays after its last user.
+// DefaultIntentLinger is the default time for which an unused shared intent stays.
 const DefaultIntentLinger = 30 * time.Second
 
-// WithIntentLinger sets how long an intent on an ancestor stays with the manager when no path
-// uses it any more: the next path below has it without a write. As soon as anybody queues for the
-// ancestor it is given up, at once if it is idle. 0 means that every path takes intents of its own.
+// WithIntentLinger sets how long an intent on an ancestor stays with the manager after its last path has ended. The
+// next path below this ancestor uses it without a write. If somebody queues for the ancestor, the intent is released:
+// at once if it is idle, otherwise when its paths have ended. With 0, every path acquires its own intents.
 func WithIntentLinger(d time.Duration) ManagerOption {
 	return func(c *config) error { return set(&c.linger, d, d >= 0, "intent linger %v: use 0 or more", d) }
 }
 
-// WithoutSharedIntents gives a path intents of its own on its ancestors: one write for each, and a
-// handle of its own in the set.
+// WithoutSharedIntents makes a path acquire its own intents on its ancestors. This costs one write for each ancestor,
+// and the set has a handle for each.
 func WithoutSharedIntents() RequestOption {
 	return func(r *request) error { r.ownIntents = true; return nil }
 }
 
-// sharedIntent is an intent on an ancestor that all paths of a lease share. To others it is a holder like
-// any: it ends only when nobody uses it, and who uses it is lost with it.
+// sharedIntent is an intent on an ancestor that all paths under a lease share. For other processes it is an ordinary
+// holder. It ends only when no path uses it, and if it is lost, its users are lost as well.
 //
-//	taking -> open -> draining, when somebody waits for the ancestor -> gone
-//	   |        +------------- idle for the linger ------------------->|
-//	   +-- not granted ------------------------------------------------+
+//	created -> open -> draining, when somebody waits for the ancestor -> gone
+//	   |        +------------- idle for the linger time ---------------->|
+//	   +-- not granted -------------------------------------------------+
 type sharedIntent struct {
 	slot *slot
 	at   intentKey
-	done chan struct{} // closed when it is open, or has come to nothing
+	done chan struct{} // closed when it is open, or was not granted
 
 	mu       sync.Mutex
 	hold     *Hold          // nil before it is open
-	users    map[*Set]*unit // and for which unit of work
-	draining bool           // takes nobody in
+	users    map[*Set]*unit // the sets that use it, and their units of work
+	draining bool           // accepts no new users
 	gone     bool
-	idle     time.Time // since when nobody uses it
+	idle     time.Time // when its last user left
 	unwatch  func()
 }
 
@@ -53,8 +53,8 @@ type intentKey struct {
 	mode record.Mode
 }
 
-// sharedIntent returns the sharedIntent for a level, and whether it was made for the caller, who takes it then and
-// calls open or fail. One of mode IX serves IS as well.
+// sharedIntent returns the shared intent for a level. If mine is true, it was created for the caller, which must
+// acquire it and then call open or fail. A shared intent with mode IX also serves IS.
 func (sl *slot) sharedIntent(enc string, mode record.Mode) (_ *sharedIntent, mine bool) {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
@@ -73,7 +73,7 @@ func (sl *slot) sharedIntent(enc string, mode record.Mode) (_ *sharedIntent, min
 	return p, true
 }
 
-// open makes a grant the pin, with its first user. It reports false if the hold has ended.
+// open makes a grant the shared intent, with its first user. It reports false if the hold has ended.
 func (p *sharedIntent) open(h *Hold, user *Set, u *unit) bool {
 	h.mu.Lock()
 	if h.err != nil {
@@ -81,7 +81,7 @@ func (p *sharedIntent) open(h *Hold, user *Set, u *unit) bool {
 		p.fail()
 		return false
 	}
-	h.set, h.intent, h.unit = nil, p, nil // u has it already
+	h.set, h.intent, h.unit = nil, p, nil // u contains it already
 	p.mu.Lock()
 	p.hold = h
 	p.users[user] = u
@@ -100,7 +100,7 @@ func (p *sharedIntent) open(h *Hold, user *Set, u *unit) bool {
 	return true
 }
 
-// fail ends a pin that was not granted.
+// fail ends a shared intent that was not granted.
 func (p *sharedIntent) fail() {
 	p.mu.Lock()
 	p.gone = true
@@ -117,8 +117,9 @@ func (p *sharedIntent) forget() {
 	}
 }
 
-// join makes a set one of its users, if it takes anybody in. While somebody waits for the ancestor it takes in only
-// who uses it already: they are in the way anyhow, and behind the one who waits they would wait for themselves.
+// join makes a set a user, if new users are accepted. While somebody waits for the ancestor, only units that already
+// use the intent are accepted. They block the waiter anyway, and if they queued behind it, they would wait for
+// themselves.
 func (p *sharedIntent) join(user *Set, u *unit) bool {
 	mine := slices.Contains(u.all(), p.hold)
 	p.mu.Lock()
@@ -132,7 +133,7 @@ func (p *sharedIntent) join(user *Set, u *unit) bool {
 	return true
 }
 
-// leave ends the use by a set, whose handles are invalid.
+// leave ends the use by a set whose handles are invalid.
 func (p *sharedIntent) leave(user *Set) {
 	p.mu.Lock()
 	p.users[user].drop(p.hold)
@@ -142,8 +143,8 @@ func (p *sharedIntent) leave(user *Set) {
 	p.endIf(func() bool { return p.draining })
 }
 
-// recordChanged looks at the ancestor's record: whoever waits there waits for the pin, too. It is called by
-// the hub and must not block.
+// recordChanged examines the ancestor's record. A waiter there also waits for the shared intent. The hub calls
+// recordChanged, so it must not block.
 func (p *sharedIntent) recordChanged(e jskv.Entry) {
 	rec, err := record.Decode(e.Value)
 	if e.Deleted || err != nil || rec == nil {
@@ -163,7 +164,7 @@ func (p *sharedIntent) recordChanged(e jskv.Entry) {
 	p.endIf(func() bool { return true })
 }
 
-// endIf releases the pin if nobody uses it and due says so, which is called with mu held.
+// endIf releases the shared intent if nobody uses it and due returns true. It calls due with mu held.
 func (p *sharedIntent) endIf(due func() bool) bool {
 	p.mu.Lock()
 	if p.hold == nil || p.gone || len(p.users) > 0 || !due() {
@@ -179,7 +180,7 @@ func (p *sharedIntent) endIf(due func() bool) bool {
 	return true
 }
 
-// lose ends the sets that use it. Called with the hold's mu held.
+// lose ends the sets that use the shared intent. Called with the hold's mu held.
 func (p *sharedIntent) lose(err error) {
 	p.mu.Lock()
 	p.gone = true
@@ -194,7 +195,7 @@ func (p *sharedIntent) lose(err error) {
 	}
 }
 
-// makeOwn makes the pin the entry of its only user, and reports whether it could.
+// makeOwn turns the shared intent into the own entry of its only user. It reports whether this was possible.
 func (p *sharedIntent) makeOwn(user *Set) bool {
 	p.hold.mu.Lock()
 	defer p.hold.mu.Unlock()
@@ -213,22 +214,23 @@ func (p *sharedIntent) makeOwn(user *Set) bool {
 	return true
 }
 
-// dropIntents releases those that nobody has used for so long; enc limits it to one name.
+// dropIntents releases the shared intents that were idle for idleFor. If enc is not "", it releases only those of this
+// name.
 func (sl *slot) dropIntents(enc string, idleFor time.Duration) {
 	sl.mu.Lock()
-	var pins []*sharedIntent
+	var found []*sharedIntent
 	for at, p := range sl.intents {
 		if enc == "" || at.enc == enc {
-			pins = append(pins, p)
+			found = append(found, p)
 		}
 	}
 	sl.mu.Unlock()
-	for _, p := range pins {
+	for _, p := range found {
 		p.endIf(func() bool { return time.Since(p.idle) >= idleFor })
 	}
 }
 
-// dropIdleIntents gives way to a try of another one that was refused by them.
+// dropIdleIntents releases the idle shared intents that refused the try of another process.
 func (s *session) dropIdleIntents(enc string) {
 	s.liveLeases.Range(func(_, sl any) bool {
 		sl.(*slot).dropIntents(enc, 0)
@@ -236,8 +238,8 @@ func (s *session) dropIdleIntents(enc string) {
 	})
 }
 
-// askForIntents asks for shared intents to be dropped, if nothing else refuses a try, and reports
-// whether it is worth repeating. Those that are in use stay.
+// askForIntents asks other processes to release idle shared intents, if nothing else refuses a try. It reports whether
+// a retry makes sense. Shared intents in use are not released.
 func (a *attempt) askForIntents(ctx context.Context, refused *engine.RefusedError) bool {
 	if a.askedHolders || refused.Verdict != record.Held || !onlySharedIntents(refused.Record, a.op.Mode) {
 		return false
@@ -268,7 +270,7 @@ func (a *attempt) askForIntents(ctx context.Context, refused *engine.RefusedErro
 	return false
 }
 
-// onlySharedIntents reports whether nothing but shared intents is in the way of this mode.
+// onlySharedIntents reports whether only shared intents block this mode.
 func onlySharedIntents(rec *record.Record, mode record.Mode) bool {
 	if rec == nil || len(rec.Waiters) > 0 || !inTheWayOf(rec, mode) {
 		return false
@@ -282,13 +284,13 @@ func inTheWayOf(rec *record.Record, mode record.Mode) bool {
 	return slices.ContainsFunc(rec.Holders, func(h record.Entry) bool { return !record.Compatible(h.Mode, mode) })
 }
 
-// sharesIntents reports whether the set uses shared intents: only under a lease that is shared.
+// sharesIntents reports whether the set uses shared intents. It does so only under a shared lease.
 func (g *gathering) sharesIntents() bool {
 	return g.m.cfg.linger > 0 && !g.req.ownIntents && !g.req.timing.limited()
 }
 
-// joinIntents has levels that only announce use shared intents: those that are open at once, those that somebody else is
-// taking when they are granted. Where there is none the level's own entry becomes it.
+// joinIntents makes each level that is only an ancestor use a shared intent: an open one at once, or one that another
+// set is acquiring when it is granted. If there is none, the level's own entry becomes the shared intent.
 func (g *gathering) joinIntents(ctx context.Context, sl *slot) error {
 	if !g.sharesIntents() {
 		return nil
@@ -299,7 +301,7 @@ func (g *gathering) joinIntents(ctx context.Context, sl *slot) error {
 			continue
 		}
 		p, mine := sl.sharedIntent(l.enc, l.op.Mode)
-		if !mine && !taking { // else two could wait for each other
+		if !mine && !taking { // otherwise two sets could wait for each other
 			select {
 			case <-p.done:
 			case <-ctx.Done():
@@ -317,7 +319,7 @@ func (g *gathering) joinIntents(ctx context.Context, sl *slot) error {
 	return nil
 }
 
-// join has the level use an intent, unless that was granted before one above it.
+// join makes the level use a shared intent, unless it was granted before a level above.
 func (l *level) join(p *sharedIntent) bool {
 	select {
 	case <-p.done:
@@ -335,7 +337,7 @@ func (l *level) join(p *sharedIntent) bool {
 	return true
 }
 
-// joinOpen has the level use an intent that is open already.
+// joinOpen makes the level use a shared intent that is already open.
 func (g *gathering) joinOpen(l *level) bool {
 	if !g.sharesIntents() || l.base != record.None {
 		return false
@@ -350,7 +352,7 @@ func (g *gathering) joinOpen(l *level) bool {
 	return p != nil && l.join(p)
 }
 
-// granted takes a grant over, as the level's own or for all who come after.
+// granted stores a grant: as the level's own lock, or as the new shared intent.
 func (l *level) granted(h *Hold) {
 	p := l.taking
 	l.taking = nil
@@ -361,7 +363,7 @@ func (l *level) granted(h *Hold) {
 	l.lock = &Lock{h}
 }
 
-// failIntents ends those that were not granted.
+// failIntents ends the shared intents that were not granted.
 func (g *gathering) failIntents() {
 	for _, l := range g.levels {
 		if l.taking != nil {
