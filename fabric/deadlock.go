@@ -16,29 +16,29 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// DefaultDeadlockDelay is for how long a unit of work waits until deadlocks are looked for.
+// DefaultDeadlockDelay is how long a unit of work waits, by default, before it searches for deadlocks.
 const DefaultDeadlockDelay = time.Second
 
 const (
-	// settleLeast is the least time between two looks at a deadlock.
+	// settleLeast is the shortest time between the two reads of a cycle.
 	settleLeast = 50 * time.Millisecond
-	// waitsAgain is how long it takes until a bucket of waits that can't be had is tried again.
+	// waitsAgain is the time until a bucket of waits that could not be opened is tried again.
 	waitsAgain       = time.Minute
 	openWaitsTimeout = 5 * time.Second
-	// docMarkerTTL is how long the marker of a removed document stays.
+	// docMarkerTTL is how long the delete marker of a removed document stays.
 	docMarkerTTL = time.Minute
 	proofTries   = 8
 )
 
-// detection is deadlock detection for one session: where its detector works.
+// detection connects the session with its deadlock detector; it implements deadlock.Place.
 type detection struct {
 	s *session
 	d *deadlock.Detector
 
 	mu     sync.Mutex
-	bucket *jskv.Bucket // of waits; nil while there is none
-	retry  time.Time    // it is not asked for before
-	told   bool         // that there is none was logged
+	bucket *jskv.Bucket // bucket of waits; nil while there is none
+	retry  time.Time    // not tried again before
+	told   bool         // it was logged that there is none
 }
 
 // detect starts detection for the session, unless it is off.
@@ -58,7 +58,7 @@ type waiting struct {
 	victim atomic.Pointer[DeadlockError] // set before the wait is stopped
 }
 
-// waiting prepares for a wait of the unit. It is nil where that is nobody's business.
+// waiting prepares for a wait of the unit. It returns nil if detection does not need to know about the wait.
 func (s *session) waiting(u *unit, sl *slot, enc string, op *record.Op) *waiting {
 	if u == nil || s.detection == nil || op.Kind != record.KindLock || op.Verb != record.OpAcquire && op.Verb != record.OpConvert {
 		return nil
@@ -68,7 +68,7 @@ func (s *session) waiting(u *unit, sl *slot, enc string, op *record.Op) *waiting
 	return w
 }
 
-// queued is what the engine is to call when the operation has to wait: also is called then, too.
+// queued returns the function that the engine calls when the operation must wait. It calls also as well.
 func (w *waiting) queued(also func(record.Place)) func(record.Place) {
 	if w == nil {
 		return also
@@ -77,7 +77,7 @@ func (w *waiting) queued(also func(record.Place)) func(record.Place) {
 		if also != nil {
 			also(p)
 		}
-		if !w.begun { // else it was sent again
+		if !w.begun { // otherwise the operation was sent again
 			w.begun = true
 			w.in.d.Begin(&w.Waiter)
 			w.in.checkOwn(w)
@@ -85,7 +85,8 @@ func (w *waiting) queued(also func(record.Place)) func(record.Place) {
 	}
 }
 
-// end says that the wait is over, with err, and returns the *DeadlockError where that is why, else nil.
+// end reports the end of the wait, with err. If the wait ended because of a deadlock, it returns the *DeadlockError,
+// otherwise nil.
 func (w *waiting) end(err error) error {
 	if w == nil || !w.begun {
 		return nil
@@ -94,7 +95,7 @@ func (w *waiting) end(err error) error {
 	return w.stopped(err)
 }
 
-// stopped returns the *DeadlockError because of which the wait ended with err, or nil.
+// stopped returns the *DeadlockError that ended the wait with err, or nil.
 func (w *waiting) stopped(err error) error {
 	if w == nil || !errors.Is(err, engine.ErrGone) {
 		return nil
@@ -108,7 +109,7 @@ func (w *waiting) stopped(err error) error {
 	return v
 }
 
-// checkOwn looks whether the unit waits for itself, which needs no documents.
+// checkOwn checks whether the unit waits for itself, which needs no documents.
 func (d *detection) checkOwn(w *waiting) {
 	rec, _, ok := d.s.shard(w.Key).engine.Known(w.Key)
 	if !ok || rec == nil {
@@ -131,7 +132,7 @@ func (d *detection) checkOwn(w *waiting) {
 	}
 }
 
-// stats are the detector's counters; zero where there is none.
+// stats returns the detector's counters, zero without a detector.
 func (d *detection) stats() (s deadlock.Stats) {
 	if d != nil {
 		s = d.d.Stats()
@@ -139,14 +140,14 @@ func (d *detection) stats() (s deadlock.Stats) {
 	return s
 }
 
-// changed says that a unit holds more, or less.
+// changed reports that the holds of a unit have changed.
 func (d *detection) changed() {
 	if d != nil {
 		d.d.Changed()
 	}
 }
 
-// waits returns the bucket of waits. Where there is none detection is off.
+// waits returns the bucket of waits. Without this bucket, detection is off.
 func (d *detection) waits(ctx context.Context) (*jskv.Bucket, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -156,7 +157,7 @@ func (d *detection) waits(ctx context.Context) (*jskv.Bucket, error) {
 	if time.Now().Before(d.retry) {
 		return nil, kv.ErrNoBucket
 	}
-	octx, cancel := context.WithTimeout(ctx, openWaitsTimeout) // who may not ask hears nothing
+	octx, cancel := context.WithTimeout(ctx, openWaitsTimeout) // without the permission to ask, no answer comes
 	defer cancel()
 	b, err := d.s.buckets.Waits(octx)
 	if err != nil {
@@ -171,7 +172,7 @@ func (d *detection) waits(ctx context.Context) (*jskv.Bucket, error) {
 	return b, nil
 }
 
-// The rest is deadlock.Place.
+// The following methods implement deadlock.Place.
 
 func (d *detection) Own(id string) (*deadlock.Doc, bool) {
 	if _, ok := d.s.liveLeases.Load(id); !ok {
@@ -252,14 +253,14 @@ func (d *detection) Publish(ctx context.Context, id string, value []byte, rev ui
 	case errors.As(err, &conflict):
 		return conflict.Actual, err
 	case !errors.Is(err, jskv.ErrBusy):
-		d.mu.Lock() // it is opened or made again: what is in memory goes with its servers
+		d.mu.Lock() // the bucket may be created again: its content is in memory and is lost with its servers
 		d.bucket = nil
 		d.mu.Unlock()
 	}
 	return rev, err
 }
 
-// Abort stops the wait because of the circle, if it still waits.
+// Abort stops the wait because of the cycle, if it still waits.
 func (d *detection) Abort(ctx context.Context, dw *deadlock.Waiter, c deadlock.Cycle) {
 	w := dw.Data.(*waiting)
 	e := d.explain(ctx, c)
@@ -267,7 +268,7 @@ func (d *detection) Abort(ctx context.Context, dw *deadlock.Waiter, c deadlock.C
 	op := record.Op{Kind: record.KindLock, Verb: record.OpStopWaiting, ID: w.ID, Lease: w.Lease}
 	out, err := engine.Do(ctx, d.s.shard(w.Key).doer, w.Key, op, engine.Options{Bound: releaseTimeout, Stop: d.s.m.gone})
 	switch {
-	case err != nil: // it is carried through
+	case err != nil: // the engine completes the stop later
 		d.s.m.cfg.logger.Debug("a wait in a deadlock is not stopped yet", "key", e.Key, "error", err)
 	case !out.Record.Granted(w.ID, w.Holder):
 		d.s.m.cfg.logger.Info("stopped waiting: deadlock", "key", e.Key, "id", w.ID, "error", e)
@@ -276,7 +277,7 @@ func (d *detection) Abort(ctx context.Context, dw *deadlock.Waiter, c deadlock.C
 
 func (d *detection) Poke(id string) { d.s.m.hints.poke(id) }
 
-// poked has the current session's detector look at once.
+// poked makes the detector of the current session search at once.
 func (m *Manager) poked() {
 	if s, _ := m.running(false); s != nil && s.detection != nil {
 		s.detection.d.Poke()

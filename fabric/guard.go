@@ -16,30 +16,30 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// Guard is the receiving side of fencing, in memory: the owner of a resource asks it before every write whether the
-// writer's token is still good. The zero Guard is ready; one guard belongs to one resource and one lock name. It
-// forgets when its process ends; see [Register] for one that does not. It is safe for concurrent use.
+// Guard is the receiving side of fencing, in memory. The owner of a resource calls Admit before every write to check
+// the writer's token. The zero Guard is ready to use. One guard belongs to one resource and one lock name. It loses its
+// state when its process ends; [Register] does not. It is safe for concurrent use.
 //
-// The rule is that of the tokens, which increase strictly between conflicting holds: a token is refused when a larger
-// one was admitted in a mode that can't be held beside its own. So an exclusive token must not be below any token
-// seen, and a shared or update one not below the highest exclusive one. A holder that downgraded keeps its token, so
-// an equal one is good; after an upgrade only the new token may be used.
+// Tokens increase strictly between conflicting holds. So a guard refuses a token if it has admitted a larger one in a
+// conflicting mode. An exclusive token must not be smaller than any admitted token. A shared or update token must not
+// be smaller than the largest exclusive one. A holder that was downgraded keeps its token, so an equal token is
+// accepted. After an upgrade only the new token may be used.
 //
-// Holders that may hold together are not kept apart by tokens either, since they may come in any order. That matters
-// for the modes with which one writes below a resource: two holders of IntentExclusive are let in side by side, also
-// when one of them has lost its hold meanwhile. Those modes allow no write to the resource itself. Write under an
-// Exclusive lock on the part, and guard that part with that lock's token.
+// A guard does not separate modes that are compatible, because their holders may come in any order. This matters for
+// intent modes: two holders of IntentExclusive are admitted at the same time, even after one of them has lost its hold.
+// An intent mode gives no right to write to the resource itself. Write under an Exclusive lock on the part, and guard
+// the part with the token of that lock.
 type Guard struct {
 	mu       sync.Mutex
-	admitted [record.X + 1]uint64 // the highest token of each mode
-	use      uint64               // the highest of the highest exclusive token
+	admitted [record.X + 1]uint64 // the largest admitted token of each mode
+	use      uint64               // the largest use of the largest exclusive token
 }
 
-// Admit admits the token of a hold in the given mode, or returns a *StaleTokenError (ErrStaleToken) and changes
-// nothing. What is no mode is ErrInvalidOption, and not admitted either.
+// Admit admits the token of a hold in the given mode. If the token is stale, it returns a *StaleTokenError
+// (ErrStaleToken) and changes nothing. An unknown mode is ErrInvalidOption; the token is then not admitted.
 //
-// Exclusive holds of a lock that is kept share a token: give the use as well, as [Hold.Grant] tells it, to have
-// those refused that have ended. A token without it is not refused for its use.
+// Exclusive holds of a kept lock share a token. Pass the use as well, as [Hold.Grant] returns it, so that holds that
+// have ended are refused. A token without a use is never refused because of its use.
 func (g *Guard) Admit(mode Mode, token uint64, use ...uint64) error {
 	want, err := mode.record()
 	if err != nil {
@@ -47,7 +47,7 @@ func (g *Guard) Admit(mode Mode, token uint64, use ...uint64) error {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	var highest uint64 // of those that have replaced, or were replaced by, this one
+	var highest uint64 // largest token of the conflicting modes
 	for m := record.IS; m <= record.X; m++ {
 		if !record.Compatible(m, want) {
 			highest = max(highest, g.admitted[m])
@@ -71,7 +71,7 @@ func (g *Guard) Admit(mode Mode, token uint64, use ...uint64) error {
 	return nil
 }
 
-// Seen returns the highest token admitted.
+// Seen returns the largest admitted token.
 func (g *Guard) Seen() uint64 {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -82,28 +82,28 @@ func (g *Guard) Seen() uint64 {
 	return seen
 }
 
-// Register is one key of a KV bucket of the user's that only accepts writes with a fencing token that is not older
-// than the one stored: the receiving side of fencing for state that lives in NATS itself. A holder that was paused
-// past its lease can't overwrite what its successor has written.
+// Register is a key of a KV bucket of the application. It accepts a write only if its fencing token is not older than
+// the stored one. It is the receiving side of fencing for state in NATS: a holder that was paused past its lease cannot
+// overwrite what a later holder has written.
 //
-// The stored value is a JSON object with the token, the write's id and the value,
-// as "text" where it is UTF-8 and as base64 "data" otherwise.
+// The stored value is a JSON object with the token, the id of the write, and the value: as "text" if it is UTF-8,
+// otherwise as base64 in "data".
 type Register struct {
 	bucket jetstream.KeyValue
 	key    string
 }
 
-// NewRegister returns the register at key of bucket. Any bucket will do. All
-// writers of the key have to go through registers.
+// NewRegister returns the register at key of bucket. The bucket can have any configuration. All writers of the key must
+// use registers.
 func NewRegister(bucket jetstream.KeyValue, key string) *Register {
 	return &Register{bucket: bucket, key: key}
 }
 
-// Fenced is what a register holds.
+// Fenced is the content of a register.
 type Fenced struct {
 	Value    []byte
-	Token    uint64 // of the last write
-	Revision uint64 // in the user's bucket
+	Token    uint64 // token of the last write
+	Revision uint64 // revision in the bucket
 }
 
 type envelope struct {
@@ -114,11 +114,11 @@ type envelope struct {
 	Data    []byte  `json:"data,omitempty"`
 }
 
-// ErrNotRegister says that the key's value was not written by a Register. It was left as it is.
+// ErrNotRegister is returned if the key's value was not written by a Register. The value was not changed.
 var ErrNotRegister = errors.New("fabric: value was not written by a register")
 
-// Read returns what the register holds; the zero Fenced if nothing was written
-// yet. The bucket may answer from a replica that is behind.
+// Read returns the content of the register, or the zero Fenced if nothing was written yet. The answer may come from a
+// replica that is behind.
 func (r *Register) Read(ctx context.Context) (Fenced, error) {
 	f, _, err := r.read(ctx)
 	return f, err
@@ -143,10 +143,11 @@ func (r *Register) read(ctx context.Context) (Fenced, string, error) {
 	return Fenced{Value: bytesOf(env.Text, env.Data), Token: env.Token, Revision: e.Revision()}, env.Write, nil
 }
 
-// Write stores value under the token of the writer's hold. It is a *StaleTokenError (ErrStaleToken), and nothing is
-// written, if a later token has written before. An unknown outcome is resolved by reading; when that is not possible
-// before ctx ends the error is ErrUnavailable and the write may have happened: writing again with the same token is
-// harmless. A key or a value that the bucket never takes is ErrInvalidOption.
+// Write stores value with the token of the writer's hold. It returns the new revision. If a write with a larger token
+// came before, it writes nothing and returns a *StaleTokenError (ErrStaleToken). If the outcome is unknown, Write finds
+// it out by reading. If this is not possible before ctx ends, the error is ErrUnavailable, and the write may have
+// happened; another write with the same token does no harm. If the bucket can never store the key or the value, the
+// error is ErrInvalidOption.
 func (r *Register) Write(ctx context.Context, token uint64, value []byte) (uint64, error) {
 	if token == 0 {
 		return 0, fmt.Errorf("%w: token 0 belongs to no hold", ErrInvalidOption)
@@ -181,7 +182,7 @@ func (r *Register) Write(ctx context.Context, token uint64, value []byte) (uint6
 	}
 }
 
-// put writes over the value of the revision, 0 for none.
+// put writes over the value at the revision; 0 = no value.
 func (r *Register) put(ctx context.Context, encoded []byte, rev uint64) (uint64, error) {
 	if rev == 0 {
 		return r.bucket.Create(ctx, r.key, encoded)

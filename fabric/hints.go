@@ -13,30 +13,30 @@ import (
 	"github.com/nats-io/nuid"
 )
 
-// hints are messages over core NATS, from whoever lets a waiter in to that waiter's manager: they
-// make it look at a record sooner than a watch would. Each manager has an id, which its leases are
-// named after, and listens on a subject of its own. Nothing depends on them: see engine.Hints.
+// hints sends messages over core NATS: the process that grants a lock to a waiter notifies the waiter's manager, which
+// then reads the record sooner than its watch would show the grant. Each manager has an id, which is part of the ids of
+// its leases, and listens on its own subject. Nothing depends on these messages; see engine.Hints.
 type hints struct {
 	nc     *nats.Conn
-	prefix string // of the subjects
-	id     string // the manager's, a part of the ids of its leases
+	prefix string // prefix of the subjects
+	id     string // id of the manager, which is part of the ids of its leases
 	leases atomic.Uint64
-	works  atomic.Bool // a message of its own has come back
+	works  atomic.Bool // a message to itself has arrived
 	sub    *nats.Subscription
 
 	mu    sync.Mutex
-	asked map[string][]chan string // who waits for an answer, by what was asked
+	asked map[string][]chan string // who waits for an answer, by the id or lease that was asked about
 }
 
-// What the messages say, beside "<key> <revision>", which asks for a look at a record.
+// The texts of messages. Another message is "<key> <revision>", which asks the receiver to read a record.
 const (
-	pokeText   = " deadlock" // look at deadlocks
-	giveUpText = "give up "  // "<key> give up <id>": release this kept entry if nobody uses it
-	unusedText = " unused "  // " unused <lease>": which kept entries does nobody use?
+	pokeText   = " deadlock" // search for deadlocks
+	giveUpText = "give up "  // "<key> give up <id>": release this kept entry if it is idle
+	unusedText = " unused "  // " unused <lease>": which kept entries are idle?
 	answerText = " answer "  // " answer <id or lease> <text>"
 )
 
-// newHints starts listening. A connection that may not send or get messages works without.
+// newHints starts listening. If the connection may not send or receive these messages, the manager works without them.
 func newHints(nc *nats.Conn, fabric string, m *Manager) *hints {
 	h := &hints{nc: nc, prefix: "lf." + fabric + ".p.", id: nuid.Next(), asked: map[string][]chan string{}}
 	var err error
@@ -66,13 +66,13 @@ func newHints(nc *nats.Conn, fabric string, m *Manager) *hints {
 	return h
 }
 
-// leaseID names a lease so that its process can be told.
+// leaseID returns a new lease id, which contains the manager's id, so that others can send messages to it.
 func (h *hints) leaseID() string { return h.id + "-" + strconv.FormatUint(h.leases.Add(1), 10) }
 
-// Work is that of engine.Hints.
+// Work implements engine.Hints.
 func (h *hints) Work() bool { return h.works.Load() }
 
-// Tell is that of engine.Hints.
+// Tell implements engine.Hints.
 func (h *hints) Tell(leases []string, key string, rev uint64) {
 	told := map[string]bool{h.id: true}
 	data := []byte(key + " " + strconv.FormatUint(rev, 10))
@@ -84,15 +84,15 @@ func (h *hints) Tell(leases []string, key string, rev uint64) {
 	}
 }
 
-// poke asks the process of a lease to look at deadlocks.
+// poke asks the process of a lease to search for deadlocks.
 func (h *hints) poke(lease string) {
 	if id, _, ok := strings.Cut(lease, "-"); ok {
 		_ = h.nc.Publish(h.prefix+id, []byte(pokeText))
 	}
 }
 
-// ask sends a question to the process of a lease, and returns what it answers about it, which is an id or the lease; ""
-// where no answer comes in time, or none can.
+// ask sends a question to the process of a lease and returns the answer. about is the id or lease that the answer
+// names. It returns "" if no answer comes in time, or if none is possible.
 func (h *hints) ask(ctx context.Context, lease, about, question string, limit time.Duration) string {
 	id, _, ok := strings.Cut(lease, "-")
 	if !ok || !h.Work() {
@@ -125,7 +125,7 @@ func (h *hints) ask(ctx context.Context, lease, about, question string, limit ti
 	return ""
 }
 
-// answered passes an answer on to all who have asked for it.
+// answered delivers an answer to all who have asked for it.
 func (h *hints) answered(text string) {
 	about, answer, _ := strings.Cut(text, " ")
 	h.mu.Lock()
@@ -138,11 +138,11 @@ func (h *hints) answered(text string) {
 	}
 }
 
-// answer sends an answer to a process that has asked, and to no other subject.
+// answer sends an answer to the process that asked, and never to a subject outside the fabric's.
 func (h *hints) answer(to, about, text string) {
 	if id, ok := strings.CutPrefix(to, h.prefix); ok && text != "" && !strings.Contains(id, ".") {
 		_ = h.nc.Publish(to, []byte(answerText+about+" "+text))
 	}
 }
 
-func (h *hints) close() { _ = h.sub.Unsubscribe() } // of none is an error, too
+func (h *hints) close() { _ = h.sub.Unsubscribe() } // without a subscription it returns an error, which does not matter

@@ -17,53 +17,53 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// Info is what is known of one name at one revision. Fields that its kind doesn't have are zero.
+// Info is the state of one name at one revision. Fields that its kind does not have are zero.
 type Info struct {
 	Key      string `json:"key"`
-	Kind     string `json:"kind"`     // KindLock and its like; "" when nothing is stored, in a list also "unreadable" and "newer"
-	Revision uint64 `json:"revision"` // of the record or its delete marker; 0 = never used, or long ago
-	// HoldTime is how long a hold of this lock lasts, smoothed over those that were
-	// released while others waited or held; 0 = not known.
+	Kind     string `json:"kind"`     // one of the Kind constants; "" if nothing is stored; in a list also "unreadable" and "newer"
+	Revision uint64 `json:"revision"` // of the record or its delete marker; 0 = never used, or not for a long time
+	// HoldTime is how long a hold of this lock lasts, smoothed over the holds that were released while others waited or
+	// held; 0 = unknown.
 	HoldTime time.Duration `json:"hold_time_ns,omitempty"`
 	Holders  []Party       `json:"holders"`
-	Waiters  []Party       `json:"waiters"` // in queue order, the next one first
+	Waiters  []Party       `json:"waiters"` // in queue order
 
-	// Life tells this record from those that stood under its name before.
+	// Life distinguishes this record from earlier records of the same name.
 	Life uint64 `json:"-"`
-	// Claim is the id of what was waited for, in what Await returns.
+	// Claim is the id of the claim, in the result of Await.
 	Claim string `json:"-"`
-	// Of a semaphore: how many permits there are, how many of them are out, how many it
-	// was made with, which is a latch's initial count, and the revision that set Size.
+	// Of a semaphore: the number of permits, how many are in use, the number with which it was created (for a latch,
+	// the initial count), and the revision that set Size.
 	Size    int    `json:"size,omitempty"`
 	Taken   int    `json:"taken,omitempty"`
 	Initial int    `json:"initial,omitempty"`
 	Sized   uint64 `json:"sized,omitempty"`
-	// Of a barrier: how many have to come and how many have, for which generation,
-	// whether an action runs, and how the last generations ended.
+	// Of a barrier: the number of parties and how many have arrived, the generation, whether an action is running, and
+	// how the last generations ended.
 	Parties    int     `json:"parties,omitempty"`
 	Arrived    int     `json:"arrived,omitempty"`
 	Generation uint64  `json:"generation,omitempty"`
 	Acting     bool    `json:"acting,omitempty"`
 	Ended      []Ended `json:"ended,omitempty"`
-	// Of a latch: the count, and the revision at which marks of dead leases went last.
-	// Open is that of a latch at 0, and of a double barrier that all are in.
+	// Of a latch: the count, and the revision at which marks of dead leases were last removed. Open is true for a latch
+	// at 0, and for a double barrier that all parties have entered.
 	Count  int    `json:"count,omitempty"`
 	Fenced uint64 `json:"fenced,omitempty"`
 	Open   bool   `json:"open,omitempty"`
-	// Value is the leader's, or a result; as Data where it is not text.
+	// Value is the leader's value, or a result. If it is not text, it is in Data.
 	Value *string `json:"value,omitempty"`
 	Data  []byte  `json:"data,omitempty"`
-	By    string  `json:"by,omitempty"` // the id that gave the result
+	By    string  `json:"by,omitempty"` // the id that stored the result
 	// Retention is how long a result stays at least; 0 = until it is deleted.
 	Retention time.Duration `json:"retention_ns,omitempty"`
-	// Conditions are those of a lock that somebody waits for.
+	// Conditions are the conditions of a lock that have waiters.
 	Conditions []Condition `json:"conditions,omitempty"`
 }
 
-// Ended is how one generation of a barrier ended.
+// Ended tells how one generation of a barrier ended.
 type Ended struct {
 	Generation uint64   `json:"generation"`
-	IDs        []string `json:"ids"` // in the order they came
+	IDs        []string `json:"ids"` // in the order of arrival
 	Broken     bool     `json:"broken,omitempty"`
 	Why        string   `json:"why,omitempty"`
 	Who        string   `json:"who,omitempty"`
@@ -72,10 +72,10 @@ type Ended struct {
 // Condition is one condition of a lock.
 type Condition struct {
 	Name    string  `json:"name"`
-	Waiters []Party `json:"waiters"` // the next one first
+	Waiters []Party `json:"waiters"` // in order
 }
 
-// Bytes is the value, whether text or not; nil if there is none.
+// Bytes returns the value, text or not, and nil if there is none.
 func (i *Info) Bytes() []byte { return bytesOf(i.Value, i.Data) }
 
 func bytesOf(text *string, data []byte) []byte {
@@ -85,7 +85,7 @@ func bytesOf(text *string, data []byte) []byte {
 	return data
 }
 
-// textOrData splits a value into the form that JSON can show.
+// textOrData returns the value in the form that JSON can represent.
 func textOrData(v record.Value) (text *string, data []byte) {
 	switch {
 	case !v.Set:
@@ -97,56 +97,56 @@ func textOrData(v record.Value) (text *string, data []byte) {
 	return text, data
 }
 
-// Party is one holder or waiter.
+// Party is a holder or waiter.
 type Party struct {
 	ID     string `json:"id"`                      // "<lease>.<sequence>"
 	Owner  string `json:"owner"`                   // explicit owner, or the id
-	Mode   Mode   `json:"mode,omitempty"`          // of a lock
-	Token  uint64 `json:"token,omitempty,string"`  // a holder's fencing token
-	Queued uint64 `json:"queued,omitempty,string"` // a waiter's ticket, which is its token when it is granted
-	// Converting is the mode to which a holder waits to be converted, if it does.
+	Mode   Mode   `json:"mode,omitempty"`          // for locks
+	Token  uint64 `json:"token,omitempty,string"`  // fencing token of a holder
+	Queued uint64 `json:"queued,omitempty,string"` // ticket of a waiter, which becomes its token
+	// Converting is the mode to which a holder waits to be converted, or "".
 	Converting Mode      `json:"converting,omitempty"`
-	Since      time.Time `json:"since"` // when it asked, by its own clock
-	// ExpectedWait is how long a waiter is expected to wait from now: its turns, those
-	// who are granted together being one, times the HoldTime; 0 = not known.
+	Since      time.Time `json:"since"` // time of the request, by its own clock
+	// ExpectedWait is the expected remaining wait of a waiter: the number of turns before it (waiters that are granted
+	// together count as one), times HoldTime; 0 = unknown.
 	ExpectedWait time.Duration     `json:"expected_wait_ns,omitempty"`
 	Revoked      bool              `json:"revoked,omitempty"`
 	Metadata     map[string]string `json:"metadata,omitempty"`
-	Permits      int               `json:"permits,omitempty"`    // of a semaphore
-	Refused      bool              `json:"refused,omitempty"`    // asks for more permits than there are since a resize
-	Generation   uint64            `json:"generation,omitempty"` // of a barrier
-	Leaving      bool              `json:"leaving,omitempty"`    // of a double barrier
-	Signalled    string            `json:"signalled,omitempty"`  // the condition that sent it to the queue
-	Value        *string           `json:"value,omitempty"`      // a candidate's
-	Data         []byte            `json:"data,omitempty"`       // likewise, where it is not text
+	Permits      int               `json:"permits,omitempty"`    // for semaphores
+	Refused      bool              `json:"refused,omitempty"`    // it asks for more permits than exist after a resize
+	Generation   uint64            `json:"generation,omitempty"` // for barriers
+	Leaving      bool              `json:"leaving,omitempty"`    // for double barriers
+	Signalled    string            `json:"signalled,omitempty"`  // the condition whose signal moved it to the queue
+	Value        *string           `json:"value,omitempty"`      // of a candidate
+	Data         []byte            `json:"data,omitempty"`       // of a candidate, if it is not text
 	Lease        Lease             `json:"lease"`
-	// Kept is, of a lock that its process may keep, whether it is "used", or "idle": released, and kept unused; "unknown"
-	// where its process does not answer. See WithKeep.
+	// Kept is for locks that their process may keep: "used"; "idle" if it was released and is kept; "unknown" if the
+	// process does not answer. See WithKeep.
 	Kept string `json:"kept,omitempty"`
-	// Own says that the entry is of the manager that was asked.
+	// Own reports whether the entry belongs to the manager that was asked.
 	Own bool `json:"-"`
 }
 
-// Bytes is the value, whether text or not; nil if there is none.
+// Bytes returns the value, text or not, and nil if there is none.
 func (p *Party) Bytes() []byte { return bytesOf(p.Value, p.Data) }
 
-// Lease is what is known of the process behind a party.
+// Lease describes the process behind a holder or waiter.
 type Lease struct {
 	ID string `json:"id"`
-	// State is live; stale, when it was not renewed for longer than its TTL and margin,
-	// by the server's time stamp and this host's clock: its process looks dead; dead,
-	// when that is decided and its entries are about to be evicted; missing; or unknown.
+	// State is "live"; "stale" if it was not renewed for longer than its TTL and margin, by the server's time stamp and
+	// this host's clock (its process looks dead); "dead" if its tombstone is committed and its entries will be evicted;
+	// "missing"; or "unknown".
 	State   string        `json:"state"`
 	TTL     time.Duration `json:"ttl_ns"`
-	Renewed time.Time     `json:"renewed,omitzero"` // when it was renewed last, by the server's clock
+	Renewed time.Time     `json:"renewed,omitzero"` // time of the last renewal, by the server's clock
 	Host    string        `json:"host,omitempty"`
 	PID     int           `json:"pid,omitempty"`
 	Label   string        `json:"label,omitempty"`
 }
 
-// Inspect tells who holds the lock and who waits for it, as the stream's leader
-// has it. A lock that nobody uses is not an error. Errors: ErrInvalidName,
-// ErrMalformedRecord, ErrNewerSchema, ErrUnavailable, ErrClosed, and the context's.
+// Inspect returns who holds the lock and who waits for it, as the stream's leader has it. A lock that nobody uses is
+// not an error. Errors: ErrInvalidName, ErrMalformedRecord, ErrNewerSchema, ErrUnavailable, ErrClosed, and the
+// context's.
 func (m *Manager) Inspect(ctx context.Context, key string) (Info, error) {
 	return m.read(ctx, key, true)
 }
@@ -176,9 +176,9 @@ func (m *Manager) readEncoded(ctx context.Context, key, enc string, identify boo
 	return info, nil
 }
 
-// List tells of every lock in use whose name starts with prefix, in the order of their last changes. The processes
-// behind holders are not looked up: their leases carry the id and the TTL only; Identify adds the rest. Errors are
-// those of Inspect; a record that can't be read is listed with the kind "unreadable".
+// List returns every lock in use whose name starts with prefix, in the order of their last changes. It does not look up
+// the processes: leases contain only the id and the TTL; Identify adds the rest. Errors are those of Inspect. An
+// unreadable record is listed with the kind "unreadable".
 func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 	filter, err := kv.EncodePrefix(prefix)
 	if err != nil {
@@ -205,8 +205,8 @@ func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 	return newest(all), nil
 }
 
-// Identify fills in who is behind the holders and waiters of a list, with one read for each lease. What can't be read
-// stays as it is. Errors: ErrUnavailable, ErrClosed, and the context's.
+// Identify fills in the processes behind the holders and waiters of a list, with one read for each lease. A lease that
+// can't be read stays as it is. Errors: ErrUnavailable, ErrClosed, and the context's.
 func (m *Manager) Identify(ctx context.Context, infos []Info) error {
 	return m.inSession(ctx, func(ctx context.Context, s *session) error {
 		s.identify(ctx, infos)
@@ -214,7 +214,7 @@ func (m *Manager) Identify(ctx context.Context, infos []Info) error {
 	})
 }
 
-// entryInfo is what an entry tells. One that can't be read has a kind that says so.
+// entryInfo returns the Info of a bucket's entry. For an unreadable one, the kind says so.
 func entryInfo(key string, e jskv.Entry) Info {
 	if e.Deleted {
 		return newInfo(key, nil, e.Revision)
@@ -233,7 +233,7 @@ func entryInfo(key string, e jskv.Entry) Info {
 func newInfo(key string, rec *record.Record, rev uint64) Info {
 	info := Info{Key: key, Revision: rev, Holders: []Party{}, Waiters: []Party{}}
 	if rec == nil {
-		info.Life = rev // what a first use will be made over
+		info.Life = rev // the revision over which the first use will write
 		return info
 	}
 	info.Life = rec.Life
@@ -289,11 +289,11 @@ func newParty(e record.Entry) Party {
 	return p
 }
 
-// lookUps bounds the leases that are read at a time.
+// lookUps limits how many leases are read at the same time.
 const lookUps = 16
 
-// identify fills in who is behind the leases, one read for each, as far as they can be read. Several are read at a
-// time: behind a long queue stand many, and a read on a slow link takes long.
+// identify fills in the processes behind the leases that can be read, with one read for each. It reads several at the
+// same time, because a long queue has many leases, and a read on a slow link takes long.
 func (s *session) identify(ctx context.Context, infos []Info) {
 	byLease := map[string][]*Party{}
 	for _, info := range infos {
@@ -353,18 +353,19 @@ type force struct {
 	holder string
 }
 
-// ForceNow removes the holds at once instead of waiting until their holders let go. The holders learn it within a
-// second; until then only the fencing token keeps their late writes out.
+// ForceNow removes the holds at once, and does not wait for their holders. The holders learn of it within a second.
+// Until then, only the fencing token stops their writes.
 func ForceNow() ForceOption { return func(f *force) { f.now = true } }
 
 // ForceHolder limits the release to the hold with this id.
 func ForceHolder(id string) ForceOption { return func(f *force) { f.holder = id } }
 
-// ForceRelease takes the lock away from those who hold it now and returns how many, as the record shows it. Each holder
-// is told, invalidates its handle and lets go; the next waiter is granted only then, or when the holder's lease is found
-// dead. If a holder has passed the lock on by a turn, which the record does not show yet, the one that holds by a turn
-// is told. A hold that its process has released already, and that came back with a restored stream, is released by that
-// process. Whoever is granted meanwhile is not touched. Errors are those of Inspect, and ErrKindMismatch.
+// ForceRelease takes the lock away from its present holders. It returns how many holders the record shows. Each holder
+// is notified, invalidates its handle and releases the lock. The next waiter is granted only then, or when the holder's
+// lease is found dead. If a holder has passed the lock on by a turn that the record does not show yet, the next holder
+// is notified. A hold that its process has already released, and that reappeared with a restored stream, is released by
+// its process. Holders that are granted during the call are not affected. Errors are those of Inspect, and
+// ErrKindMismatch.
 func (m *Manager) ForceRelease(ctx context.Context, key string, opts ...ForceOption) (int, error) {
 	var f force
 	for _, o := range opts {
@@ -416,7 +417,7 @@ func (s *session) forceRelease(ctx context.Context, enc string, f force) (int, e
 		return 0, err
 	}
 	if !f.now {
-		// Their watches tell them, but not of a hold that came back: see ownUp.
+		// Their watches notify them, except of a hold that reappeared; see cleanUpOrphans.
 		others := map[string][]string{}
 		for _, h := range holders {
 			others[h.Lease()] = []string{enc}

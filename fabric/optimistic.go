@@ -14,46 +14,46 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// Stamp is a moment at which nobody held a lock exclusively, as one manager saw it. It holds
-// nothing and keeps nobody out. See [Manager.Optimistic]. The zero Stamp is never valid.
+// Stamp is a moment at which nobody held a lock exclusively, as seen by one manager. It holds nothing and blocks
+// nobody. See [Manager.Optimistic]. The zero Stamp is never valid.
 type Stamp struct {
 	key    string
 	s      *session
-	doubts uint64       // about the buckets that there had been before it was taken
+	doubts uint64       // number of doubts about the buckets before the stamp was taken
 	levels []stampLevel // from the root down
 }
 
 type stampLevel struct {
 	enc string
-	rev uint64 // never 0: an absence comes back
+	rev uint64 // never 0, because a name can be absent again later
 }
 
 // Key returns the name of the lock, or the path.
 func (st Stamp) Key() string { return st.key }
 
-// void reports whether the stamp's buckets may not be those that it was taken of any more.
+// void reports whether the buckets of the stamp may have been replaced.
 func (st *Stamp) void() bool {
 	return st.s == nil || st.s.ctx.Err() != nil || st.s.doubts.raised.Load() != st.doubts
 }
 
-// Optimistic takes a stamp of a lock for an optimistic read: take a stamp, read what the lock
-// protects, and believe what was read only if [Manager.Validate] says that the stamp is still
-// valid. It writes nothing, so readers cost neither each other nor the writers' queue anything; what was
-// read can be torn until it is validated. [Manager.ReadOptimistic] does all of it.
+// Optimistic takes a stamp of a lock for an optimistic read: take a stamp, read what the lock protects, and use the
+// result only if [Manager.Validate] says that the stamp is still valid. Optimistic writes nothing, so readers cost
+// other readers and writers nothing. Until it is validated, the data may be inconsistent. [Manager.ReadOptimistic] does
+// all these steps.
 //
-// It costs nothing where this manager watches the lock or has validated its last stamp, else one
-// read; and one write, once, where the name was not used for a quarter of an hour.
+// If this manager watches the lock or has validated its last stamp of it, Optimistic costs nothing, otherwise one read.
+// If the name was not used for 15 minutes, it also costs one write.
 //
-// A *HeldError (ErrHeld) says that somebody holds the lock in a mode that Shared excludes; who waits
-// doesn't matter. Other errors: ErrKindMismatch, ErrInvalidName, ErrMalformedRecord, ErrNewerSchema, ErrClosed,
-// the context's, and ErrUnavailable of a manager with WithFailFast.
+// A *HeldError (ErrHeld) means that somebody holds the lock in a mode that conflicts with Shared. Waiters do not
+// matter. Other errors: ErrKindMismatch, ErrInvalidName, ErrMalformedRecord, ErrNewerSchema, ErrClosed, the context's,
+// and ErrUnavailable for a manager with WithFailFast.
 func (m *Manager) Optimistic(ctx context.Context, key string) (Stamp, error) {
 	return m.optimistic(ctx, key, key)
 }
 
-// OptimisticPath is Optimistic for a path "a/b/c" whose users take intents on "a" and "a/b", see [Manager.AcquirePath]: the
-// stamp is refused, and not valid any more, also where somebody holds a level above exclusively. It and its
-// validation cost what they do for one lock, for each level, in the same number of round trips.
+// OptimisticPath is Optimistic for a path "a/b/c" whose users take intents on "a" and "a/b"; see [Manager.AcquirePath].
+// A holder of a level above in a conflicting mode also prevents the stamp or makes it invalid. OptimisticPath and its
+// validation cost the same as for one lock, for each level, with the same number of round trips.
 func (m *Manager) OptimisticPath(ctx context.Context, path string) (Stamp, error) {
 	var levels []string
 	for i, c := range path {
@@ -82,11 +82,11 @@ func (m *Manager) optimistic(caller context.Context, key string, levels ...strin
 			return st, nil
 		case st.s == nil || st.s.endReason() == nil || m.endReason() != nil || ctx.Err() != nil, !pauseBeforeRetry(ctx, n):
 			return Stamp{}, m.explain(caller, err)
-		} // the session has ended meanwhile
+		} // the session has ended; try again with the next one
 	}
 }
 
-// take fills the stamp in, on the session that there is now.
+// take fills in the stamp, with the current session.
 func (st *Stamp) take(ctx context.Context, m *Manager, levels []string) (err error) {
 	if st.s, err = m.session(ctx); err != nil {
 		return err
@@ -103,7 +103,7 @@ func (st *Stamp) take(ctx context.Context, m *Manager, levels []string) (err err
 		rec, rev, err := st.s.shard(l.enc).engine.Stamp(ctx, l.enc, m.cfg.failFast)
 		if by := excludes(rec, want); err == nil && by != nil && record.MayBeKept(by.Meta) {
 			if released, _ := st.s.askToRelease(ctx, l.enc, by); released {
-				_, _, _ = st.s.shard(l.enc).engine.Read(ctx, l.enc) // what was known was before that
+				_, _, _ = st.s.shard(l.enc).engine.Read(ctx, l.enc) // the known record is older than the release
 				rec, rev, err = st.s.shard(l.enc).engine.Stamp(ctx, l.enc, m.cfg.failFast)
 			}
 		}
@@ -115,7 +115,8 @@ func (st *Stamp) take(ctx context.Context, m *Manager, levels []string) (err err
 	})
 }
 
-// each calls fn for all levels, at the same time if there are several, and returns the first level's error.
+// each calls fn for all levels and returns the error of the first level. If there are several, it calls fn for all at
+// the same time.
 func (st *Stamp) each(fn func(i int, l *stampLevel) error) error {
 	if len(st.levels) == 1 {
 		return fn(0, &st.levels[0])
@@ -129,7 +130,7 @@ func (st *Stamp) each(fn func(i int, l *stampLevel) error) error {
 	return cmp.Or(errs...)
 }
 
-// admits returns who holds the lock in a mode that want excludes.
+// admits returns a *HeldError if a holder's mode conflicts with want.
 func admits(key string, rec *record.Record, want record.Mode) error {
 	if rec == nil {
 		return nil
@@ -143,7 +144,7 @@ func admits(key string, rec *record.Record, want record.Mode) error {
 	return nil
 }
 
-// excludes returns a holder in a mode that want excludes.
+// excludes returns a holder whose mode conflicts with want, or nil.
 func excludes(rec *record.Record, want record.Mode) *record.Entry {
 	if rec == nil {
 		return nil
@@ -156,21 +157,23 @@ func excludes(rec *record.Record, want record.Mode) *record.Entry {
 	return nil
 }
 
-// Validate reports whether a stamp is still valid. True is proved, by a quorum: nobody has held the lock exclusively
-// (a path: its last level exclusively, or one above it) from the call of Optimistic until an instant after the call
-// of Validate. False says that somebody may have: any change of the record counts, also that of a reader or a waiter,
-// and so does the end of its buckets or a doubt about them. After an error it is not known; take it for false.
+// Validate reports whether a stamp is still valid.
 //
-// It costs one write and one round trip, which all goroutines that validate stamps of a lock at the same time
-// share, and nothing if the change is known. On replicated buckets validations of one lock exclude each other
-// and its writers for the length of a round trip, and give way to these: for a lock that changes often,
-// or that many processes read at the same time, a Shared hold is better.
+// True is proved by a quorum: nobody has held the lock exclusively from the call of Optimistic until a moment after the
+// call of Validate. For a path: nobody has held the last level exclusively, or a level above in a conflicting mode.
+// False means that somebody may have: any change of the record counts, including that of a reader or a waiter, and so
+// does the end of the buckets or a doubt about them. After an error it is unknown; treat it as false.
 //
-// What an operator takes away by force (ForceNow) counts as not held any more, although its holder
-// learns of it only within a second.
+// Validate costs one write and one round trip. Goroutines that validate stamps of a lock at the same time share them.
+// If the manager already knows a change, it costs nothing. On replicated buckets, validations of one lock conflict with
+// each other and with writers of its record for the time of a round trip, and they give way to writers. If a lock
+// changes often, or many processes read it at the same time, a Shared hold is better.
 //
-// Errors: the context's, since it tries again until that ends; ErrClosed; ErrUnavailable of a manager with
-// WithFailFast; ErrInvalidOption for another manager's stamp.
+// A hold that an operator removes with ForceNow no longer counts, although its holder learns of this only within a
+// second.
+//
+// Errors: the context's, because Validate retries until the context ends; ErrClosed; ErrUnavailable for a manager with
+// WithFailFast; ErrInvalidOption for a stamp of another manager.
 func (m *Manager) Validate(ctx context.Context, st Stamp) (bool, error) {
 	return m.validate(ctx, st, engine.ProveOptions{FailFast: m.cfg.failFast})
 }
@@ -203,7 +206,7 @@ func (m *Manager) validate(caller context.Context, st Stamp, opt engine.ProveOpt
 	case err != nil:
 		return false, m.explain(caller, err)
 	case st.void():
-		return false, nil // what was proved may be that of other buckets
+		return false, nil // the proof may be about other buckets
 	}
 	m.optimism.hits.Add(1)
 	return true, nil
@@ -236,17 +239,17 @@ func newOptimistic(tries int, opts []OptimisticOption) (optimistic, error) {
 
 const (
 	readTries = 3
-	// checkPatience is how often the server may put a validation off, because of others, before ReadOptimistic rather holds.
+	// checkPatience is how often a validation may be delayed by others before ReadOptimistic acquires the lock.
 	checkPatience = 5
 )
 
-// ReadOptimistic calls fn to read what the lock protects, without holding it, and validates afterwards that nobody
-// held it exclusively meanwhile; the error is fn's then. If somebody did, fn is called again, and after three times
-// (WithTries), or at once where the lock is held, under a Shared hold. So fn may run several times, and on data that
-// are half written: it must not trust them beyond returning them, nor have effects; what it returned and what it has
-// read count only once ReadOptimistic returns. Under the hold its context ends if that is lost.
+// ReadOptimistic calls fn to read what the lock protects, without holding the lock. Then it validates that nobody held
+// the lock exclusively in the meantime, and returns fn's error. If somebody did, it calls fn again. After three tries
+// (WithTries), or at once if the lock is held, it calls fn under a Shared hold. So fn may run several times, and it may
+// see half-written data: it must only return the data, without side effects. What fn returned and read is valid only
+// when ReadOptimistic has returned. Under the hold, fn's context ends if the hold is lost.
 //
-// Errors: fn's, those of Optimistic, Validate and, when it came to that, of Acquire.
+// Errors: fn's, those of Optimistic and Validate, and, if a hold was needed, those of Acquire.
 func (m *Manager) ReadOptimistic(ctx context.Context, key string, fn func(ctx context.Context) error, opts ...OptimisticOption) error {
 	o, err := newOptimistic(readTries, opts)
 	if err != nil {
@@ -276,11 +279,11 @@ func (m *Manager) ReadOptimistic(ctx context.Context, key string, fn func(ctx co
 	return m.Do(ctx, key, func(ctx context.Context, _ *Lock) error { return fn(ctx) }, WithMode(Shared))
 }
 
-// WithStamp makes TryAcquire acquire the lock only if nothing at all has changed since the stamp
-// was taken, as a reader that wants to become the writer does. It costs one write, and proves the stamp by it:
-// nobody has held the lock exclusively since, and nobody else does now. Otherwise it is ErrStale, or ErrHeld
-// where a reader is in the way, and nothing is held. The stamp is to be one of Optimistic, for the same name;
-// with another, and with Acquire, it is ErrInvalidOption.
+// WithStamp makes TryAcquire acquire the lock only if nothing has changed since the stamp was taken. It is for a reader
+// that wants to write. It costs one write, which also proves that nobody has held the lock exclusively since the stamp,
+// and that nobody else holds it now. Otherwise nothing is held, and the error is ErrStale, or ErrHeld if a reader is in
+// the way. The stamp must come from Optimistic for the same name. Another stamp, or the use with Acquire, is
+// ErrInvalidOption.
 func WithStamp(st Stamp) RequestOption {
 	return func(r *request) error {
 		if len(st.levels) > 1 {
@@ -291,7 +294,7 @@ func WithStamp(st Stamp) RequestOption {
 	}
 }
 
-// stampedOn returns nil if an attempt can go by its stamp, if it has one.
+// stampedOn returns nil if the attempt has no stamp, or a stamp of this session that is still usable.
 func (a *attempt) stampedOn(s *session) error {
 	if st := a.req.stamp; st != nil && (st.void() || st.s != s) {
 		return fmt.Errorf("%w: %q", ErrStale, a.key)

@@ -8,29 +8,29 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// Role is what a user of a fabric is for.
+// Role is the role of a NATS user in a fabric.
 type Role string
 
-// The roles. Each may do what the one before it may, but for the observer.
+// The roles. Each role includes the permissions of the one before.
 const (
-	RoleObserver  Role = "observer"  // looks at locks, and takes none
-	RoleClient    Role = "client"    // takes locks in buckets that exist
-	RoleCoalescer Role = "coalescer" // carries out operations for clients as well
-	RoleAdmin     Role = "admin"     // makes the buckets as well, and moves them up after a restore
+	RoleObserver  Role = "observer"  // reads locks, and acquires none
+	RoleClient    Role = "client"    // acquires locks in existing buckets
+	RoleCoalescer Role = "coalescer" // also executes operations of clients
+	RoleAdmin     Role = "admin"     // also creates the buckets, and raises their revisions after a restore
 )
 
-// Permission is a subject that a user has to be allowed.
+// Permission is a subject that a user must be allowed to use.
 type Permission struct {
 	Subject   string
-	Subscribe bool   // else publish
-	Helpful   bool   // without it locks are safe, and some things take longer
+	Subscribe bool   // true: subscribe; false: publish
+	Helpful   bool   // without it locks are safe, but some operations take longer
 	Why       string // what needs it
 }
 
-// Permissions returns what a user of a fabric of so many shards needs for a role, and no more, with inbox as the
-// prefix of the subjects on which answers come, "_INBOX" unless a client was told another one.
-// docs/security.md tells what each role could do if it were hostile. Errors: ErrInvalidOption
-// for a role that there is not, and for names that would allow more than is meant.
+// Permissions returns exactly the permissions that a user of a fabric with so many shards needs for a role. inbox is
+// the prefix of the client's reply subjects; it is "_INBOX" by default. docs/security.md describes what each role could
+// do if it were hostile. Errors: ErrInvalidOption for an unknown role, and for names that would allow more than
+// intended.
 func Permissions(fabric string, role Role, inbox string, shards int) ([]Permission, error) {
 	if err := (jskv.Config{Fabric: fabric, Shards: shards}).Validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidOption, err)
@@ -103,7 +103,7 @@ func bucketPermissions(bucket string, role Role) []Permission {
 	return all
 }
 
-// ownerPermissions are those of who carries out operations of others.
+// ownerPermissions returns the permissions for executing operations of others.
 func ownerPermissions(lf string) []Permission {
 	return []Permission{
 		{Subject: lf + "*.*.op", Subscribe: true, Why: "taking operations of clients"},

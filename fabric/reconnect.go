@@ -14,23 +14,22 @@ import (
 	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
-// leastFirst is the least time for which renewals that are not answered hold up what
-// else there is to send after a reconnect.
+// leastFirst is the shortest time for which unanswered renewals delay other requests after a reconnect.
 const leastFirst = time.Second
 
-// gate has renewals go first when a lost connection is back: the answers to those that were under way are not to come
-// any more, and the leases have no time to lose. Every request of the manager passes it. Others are refused, as the
-// client does itself, while there is no connection, and wait until the renewals are answered.
+// gate sends renewals first when a lost connection is restored. The answers to unanswered renewals will not come any
+// more, and the leases may end soon. Every request of the manager passes the gate. While there is no connection, other
+// requests are refused, as the client itself does. After the reconnect, they wait until the renewals are answered.
 type gate struct {
 	send   jskv.RoundTripper
 	nc     *nats.Conn
-	resend func(context.Context) // sends renewals in doubt again and waits for the answers
-	limit  func() time.Duration  // how long an answer takes on this link, for that wait
+	resend func(context.Context) // sends unanswered renewals again and waits for the answers
+	limit  func() time.Duration  // limit for this wait: how long an answer takes on this link
 
-	// events tells of each change of the connection. The client sends it before the change takes effect, so that no
-	// request is sent on a new connection before events holds something or busy is set.
+	// events reports each change of the connection. The client sends the event before the change takes effect. So no
+	// request is sent on a new connection before events contains something or busy is set.
 	events chan nats.Status
-	busy   atomic.Bool // the gate is not open
+	busy   atomic.Bool // the gate is closed
 	stop   context.CancelFunc
 	done   chan struct{}
 
@@ -38,7 +37,7 @@ type gate struct {
 	renewed chan struct{} // closed when the gate is opened; nil while there is no connection
 }
 
-// newGate starts a gate. resend is not called before something has passed it.
+// newGate starts a gate. It does not call resend before a request has passed the gate.
 func newGate(nc *nats.Conn, send jskv.RoundTripper, limit func() time.Duration, resend func(context.Context)) *gate {
 	if send == nil {
 		send = nc.RequestMsgWithContext
@@ -63,7 +62,7 @@ func (g *gate) run(ctx context.Context) {
 	defer g.open()
 	defer func() {
 		g.nc.RemoveStatusListener(g.events)
-		for range g.events { // it is closed now
+		for range g.events { // events is closed now
 		}
 	}()
 	for {
@@ -83,7 +82,7 @@ func (g *gate) run(ctx context.Context) {
 	}
 }
 
-// renewFirst has the renewals sent, and then opens the gate, unless the connection has changed again.
+// renewFirst sends the renewals again and then opens the gate.
 func (g *gate) renewFirst(ctx context.Context) {
 	g.mu.Lock()
 	g.renewed = make(chan struct{})
@@ -114,13 +113,13 @@ func (g *gate) trip(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
 	return g.send(ctx, msg)
 }
 
-// wait waits until the renewals have been answered. Its error says that nothing was sent.
+// wait waits until the renewals are answered. An error means that nothing was sent.
 func (g *gate) wait(ctx context.Context) error {
 	g.mu.Lock()
 	renewed, open := g.renewed, !g.busy.Load() && len(g.events) == 0
 	g.mu.Unlock()
 	switch {
-	case open: // meanwhile
+	case open: // opened in the meantime
 		return nil
 	case renewed == nil:
 		return nats.ErrReconnectBufExceeded
@@ -133,18 +132,18 @@ func (g *gate) wait(ctx context.Context) error {
 	}
 }
 
-// lookPause is the least time between two looks at the buckets.
+// lookPause is the shortest time between two checks of the buckets.
 const lookPause = 250 * time.Millisecond
 
-// doubts joins reports that the buckets may not be those that were opened. No report is dropped: each is followed by
-// a look that began after it, which it may share with others. It is safe for concurrent use.
+// doubts collects reports that the buckets may not be those that were opened. No report is lost: after each report a
+// check begins, and several reports may share a check. It is safe for concurrent use.
 type doubts struct {
-	raised  atomic.Uint64 // how many reports there were
-	settled atomic.Uint64 // how many of them a look has answered
+	raised  atomic.Uint64 // number of reports
+	settled atomic.Uint64 // number of reports that a check has answered
 	wake    chan struct{}
 
 	mu   sync.Mutex
-	news chan struct{} // closed, and made anew, when settled grows
+	news chan struct{} // closed and replaced when settled grows
 }
 
 func newDoubts() *doubts { return &doubts{wake: make(chan struct{}, 1), news: make(chan struct{})} }
@@ -156,10 +155,10 @@ func (d *doubts) raise() uint64 {
 	return n
 }
 
-// pending reports whether a doubt is without its answer.
+// pending reports whether a doubt is not settled yet.
 func (d *doubts) pending() bool { return d.settled.Load() < d.raised.Load() }
 
-// wait returns when the doubt with this number is settled, or with ctx's error.
+// wait returns nil when the doubt with this number is settled, or ctx's error.
 func (d *doubts) wait(ctx context.Context, n uint64) error {
 	for {
 		d.mu.Lock()
@@ -176,8 +175,8 @@ func (d *doubts) wait(ctx context.Context, n uint64) error {
 	}
 }
 
-// run looks whenever there is a doubt, until ctx ends or a look returns jskv.ErrBucketGone, which it returns. After
-// another error nothing is known, and it looks again.
+// run calls look for each doubt, until ctx ends or look returns jskv.ErrBucketGone, which run returns. After another
+// error nothing is known, and it calls look again.
 func (d *doubts) run(ctx context.Context, look func(context.Context) error) error {
 	for {
 		select {
@@ -186,7 +185,7 @@ func (d *doubts) run(ctx context.Context, look func(context.Context) error) erro
 			return nil
 		}
 		for d.pending() {
-			n := d.raised.Load() // those that came before the look
+			n := d.raised.Load() // the doubts from before this check
 			switch err := look(ctx); {
 			case err == nil:
 				d.settle(n)

@@ -11,25 +11,26 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// Road is how a manager has its operations carried out.
+// Road is the way in which the operations of a manager are written.
 type Road string
 
-// The roads. Whatever is chosen, the same locks exclude each other, and a coalescer that does not
-// answer is done without.
+// The roads. Locks exclude each other with every combination of roads. If a coalescer does not answer, operations are
+// written without it.
 const (
-	// RoadDirect is always by this process itself.
+	// RoadDirect: this process always writes its operations itself.
 	RoadDirect Road = "direct"
-	// RoadAutomatic is the default: by this process itself, and by the fabric's coalescer, if there is one, for
-	// locks that others want at the same time. If there is none the process may become it, see
-	// [WithoutVolunteering].
+	// RoadAutomatic is the default. This process writes its operations itself, except for locks that other processes
+	// want at the same time: if the fabric has a coalescer, it writes these. If there is none, this process may become
+	// the coalescer; see [WithoutVolunteering].
 	RoadAutomatic Road = "automatic"
-	// RoadCoalesced is by the coalescer, while there is one, also for locks that nobody else wants.
+	// RoadCoalesced: while there is a coalescer, it writes all operations, also for locks that nobody else wants.
 	RoadCoalesced Road = "coalesced"
-	// RoadBoth is by this process and by the coalescer at once, for tests: it costs more than either.
+	// RoadBoth: this process and the coalescer both write every operation. It is for tests and costs more than each
+	// road alone.
 	RoadBoth Road = "both"
 )
 
-// WithRoad chooses how operations are carried out; the default is RoadAutomatic.
+// WithRoad sets the road. The default is RoadAutomatic.
 func WithRoad(r Road) ManagerOption {
 	return func(c *config) error {
 		switch r {
@@ -41,14 +42,14 @@ func WithRoad(r Road) ManagerOption {
 	}
 }
 
-// WithoutTurns has a coalescer write each handoff of this manager's locks before the next one holds. Otherwise it passes
-// an exclusive lock on to the next in its queue first, if that one's manager takes turns, too: many handoffs cost one
-// write, and the record follows some milliseconds later. docs/coalescing.md tells more.
+// WithoutTurns makes a coalescer write each handoff of this manager's locks before the next holder is notified. By
+// default, it first grants an exclusive lock to the next waiter, if that waiter's manager also uses turns. Many
+// handoffs then cost one write, and the record follows some milliseconds later. See docs/coalescing.md.
 func WithoutTurns() ManagerOption {
 	return func(c *config) error { c.noTurns = true; return nil }
 }
 
-// doer carries out what claims, posts and releases ask for: a *coalesce.Router, or the engine alone.
+// doer executes claims, posts and releases: it is a *coalesce.Router, or only the engine.
 type doer interface {
 	engine.Doer
 	Look(key string, rev uint64)
@@ -58,7 +59,7 @@ type doer interface {
 	DropLease(lease string)
 }
 
-// route makes the shard's doer.
+// route creates the shard's doer.
 func (sh *shard) route() error {
 	s, cfg := sh.s, &sh.s.m.cfg
 	sh.doer = sh.engine
@@ -79,7 +80,7 @@ func (sh *shard) route() error {
 	return nil
 }
 
-// roads counts what the session has sent to coalescers.
+// roads returns the counters of what the session has sent to coalescers.
 func (s *session) roads() (st coalesce.ClientStats) {
 	for _, sh := range s.shards {
 		if sh.router != nil {
@@ -91,7 +92,7 @@ func (s *session) roads() (st coalesce.ClientStats) {
 	return st
 }
 
-// contended is told by the engine that this process is not alone on a key.
+// contended is called by the engine when another process uses a key at the same time.
 func (sh *shard) contended(key string) {
 	if sh.router != nil && key != sh.owner {
 		if sh.s.m.cfg.rank == rankVolunteer {

@@ -5,56 +5,56 @@ import (
 	"time"
 )
 
-// Stats counts what the manager has done since it was made. The counters only rise:
-// they go on when its buckets are replaced, and stay when it is closed.
+// Stats contains the counters of a manager since it was created. The counters never decrease, even when the buckets are
+// replaced, and they stay after Close.
 type Stats struct {
-	Operations uint64 // acquires, releases and others given to the engine
+	Operations uint64 // acquires, releases and other operations given to the engine
 	Writes     uint64 // committed writes of lock records
-	Batched    uint64 // of these, those that were sent in atomic batches: by a coalescer, of many locks at a time
+	Batched    uint64 // of these, writes sent in atomic batches: by a coalescer, for many locks at a time
 	Reads      uint64 // reads from the leader
-	Conflicts  uint64 // writes that met a newer record and were done again
-	Busy       uint64 // writes that the server put off (code 10164)
-	Unknown    uint64 // writes whose outcome had to be found out
+	Conflicts  uint64 // writes that met a newer record and were repeated
+	Busy       uint64 // writes that the server postponed (code 10164)
+	Unknown    uint64 // writes whose outcome was unknown at first
 
-	Coalesced     uint64 // operations sent to a coalescer; one that goes directly as well counts above, too
-	Frames        uint64 // messages that took them there
-	Turns         uint64 // of these operations, acquires that held by a turn: a coalescer passed the lock on before it was written
-	Fallbacks     uint64 // of these operations, those that went directly as well, since the coalescer did not answer in time
-	CoalescerLost uint64 // how often a coalescer was taken to be gone
-	CoalescerTerm uint64 // term of the coalescer that is in use now, the highest where there are several; 0 = none
-	Held          int    // acquires that wait in this process until the coalescer has fewer of it for the same key
-	Serving       uint64 // term in which this manager is a coalescer, likewise; 0 = it is not
-	// CoalescedRTT is for the road over a coalescer what RTT is for the direct one: smoothed, from a message to the word that
-	// it was taken. 0 before the first.
+	Coalesced     uint64 // operations sent to a coalescer; an operation that is also sent directly counts above as well
+	Frames        uint64 // messages for these operations
+	Turns         uint64 // of these operations, acquires granted by a turn: the coalescer passed the lock on before it wrote this
+	Fallbacks     uint64 // of these operations, those that were also sent directly, because the coalescer did not answer in time
+	CoalescerLost uint64 // how often a coalescer was found to be gone
+	CoalescerTerm uint64 // term of the coalescer in use, with shards the highest; 0 = none
+	Held          int    // acquires that wait in this process until fewer of its acquires of the same key are at the coalescer
+	Serving       uint64 // term in which this manager is a coalescer, with shards the highest; 0 = it is none
+	// CoalescedRTT is the RTT for the road over a coalescer, smoothed: from a message until the coalescer confirms that
+	// it has the message. 0 before the first message.
 	CoalescedRTT time.Duration
 
-	OptimisticReads     uint64 // stamps that were validated, or found to be old
-	OptimisticHits      uint64 // of these, those that were valid
-	OptimisticFallbacks uint64 // calls of ReadOptimistic that came to a Shared hold
+	OptimisticReads     uint64 // stamps that were validated or found to be out of date
+	OptimisticHits      uint64 // of these, valid stamps
+	OptimisticFallbacks uint64 // calls of ReadOptimistic that needed a Shared hold
 	UpdateTries         uint64 // results of fn that Update tried to write
 	Updates             uint64 // of these, those that were written
-	UpdateFallbacks     uint64 // calls of Update that came to an exclusive hold
-	Pins                uint64 // shared intents on ancestors that were taken
-	PinJoins            uint64 // how often a path found one, and had nothing to write
-	PinRevocations      uint64 // how often one was given up because somebody waited for the ancestor
-	KeptJoins           uint64 // acquires that found their lock kept, and had nothing to write
+	UpdateFallbacks     uint64 // calls of Update that needed an exclusive hold
+	Pins                uint64 // shared intents on ancestors that were acquired
+	PinJoins            uint64 // how often a path used an existing shared intent, without a write
+	PinRevocations      uint64 // how often a shared intent ended because somebody waited for the ancestor
+	KeptJoins           uint64 // acquires that took over a kept lock, without a write
 
 	HoldTime     time.Duration // how long this manager's holds last, smoothed; 0 = none was released yet
-	Waiting      int           // acquires and conversions that stand in a queue now
-	ExpectedWait time.Duration // the longest that one of these is expected to wait from now; 0 = not known
+	Waiting      int           // acquires and conversions that wait in a queue now
+	ExpectedWait time.Duration // the longest expected remaining wait of these; 0 = unknown
 
-	// What the connection is like since the manager was made, and what that makes of the manager's timing.
+	// The round trips of the connection since the manager was created, and the timing that follows from them.
 
 	RTT            time.Duration // smoothed time from a request to its answer; 0 before the first
 	RTTDeviation   time.Duration // its smoothed mean deviation
-	RequestTimeout time.Duration // after which a request is taken for lost and made again
-	RenewEarly     time.Duration // by how much earlier than configured the manager's own lease is renewed
-	Timeouts       uint64        // requests that were not answered in time
+	RequestTimeout time.Duration // time after which a request is treated as lost and repeated
+	RenewEarly     time.Duration // how much earlier than configured the manager's own lease is renewed
+	Timeouts       uint64        // requests without an answer in time
 
-	DeadlockProbes uint64 // looks for deadlocks, of units of work that waited for long
-	DeadlockReads  uint64 // reads that these took
-	DeadlockCuts   uint64 // of these looks, those that were cut short: too much stood in the way
-	Deadlocks      uint64 // waits of this manager that were ended because of one
+	DeadlockProbes uint64 // searches for deadlocks, by units of work that have waited for a long time
+	DeadlockReads  uint64 // reads of these searches
+	DeadlockCuts   uint64 // of these searches, those that ended at the limit of reads
+	Deadlocks      uint64 // waits of this manager that were ended because of a deadlock
 }
 
 // Stats returns the manager's counters.

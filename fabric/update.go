@@ -18,18 +18,18 @@ import (
 const (
 	updateTries = 5 // without a lock
 
-	// behindPatience is how often a read may answer with less than was read before until it is taken for
-	// a key that has vanished, rather than for a leader that is behind.
+	// behindPatience is how often reads may return less than earlier reads. Up to this number the leader is assumed to
+	// be behind; beyond it the key is assumed to have vanished.
 	behindPatience = 20
 )
 
-// errBeaten says that another update was quicker. Nothing was written, nor will be.
+// errBeaten is returned if another update was faster. Nothing was written and nothing will be.
 var errBeaten = errors.New("another update was quicker")
 
-// updates counts for Stats, and has the buckets that were looked at.
+// updates contains the counters for Stats, and the buckets that were already checked.
 type updates struct {
 	tries, done, fallbacks atomic.Uint64
-	buckets                sync.Map // name → *jskv.UserBucket
+	buckets                sync.Map // name -> *jskv.UserBucket
 }
 
 type update struct {
@@ -40,25 +40,29 @@ type update struct {
 	fn          func(old []byte) ([]byte, error)
 }
 
-// Update changes a value in a KV bucket of the user's, on the manager's connection: it reads the value, calls fn, and writes
-// fn's result if nothing was written meanwhile, else begins again; it returns the revision. old is nil if there is no value. If
-// fn returns nil nothing is written, and if it returns an error that is Update's. fn may be
-// called many times, so it must do nothing but compute.
+// Update changes a value in a KV bucket of the application, on the manager's connection. It reads the value, calls fn,
+// and writes fn's result if nothing was written in the meantime. Otherwise it starts again. It returns the revision.
+// old is nil if there is no value. If fn returns nil, nothing is written. If fn returns an error, Update returns this
+// error. fn may be called many times, so it must only compute.
 //
-// After five updates by others that came first (WithTries) it goes on under the exclusive lock "update/<bucket>/<key>", in which those
-// who want the same key queue. Nobody has to hold that lock to write: no write replaces what fn has not seen. Without others
-// an Update is one read and one write, and after five lost tries an acquire and a release more.
+// If five other updates were faster (WithTries), Update continues under the exclusive lock "update/<bucket>/<key>", in
+// whose queue all such updates of the key wait. The lock is not needed for safety: no write replaces a value that fn
+// has not seen. Without conflicts, an Update costs one read and one write. The lock costs one acquire and one release
+// more.
 //
-// A result is written at most once, and nil says that it was, also where answers are lost: each message lists, in its
-// header Lockfabric-Update, the updates of the key before it, up to 8. ErrUncertain says that it may have been written, or may yet
-// be: ctx ended too early, or a write that was no Update, or more than 7 others, came after the try and hides what became of it. So it is also the answer, as a
-// rule, where such a write comes between the read and the write. In buckets whose delete markers expire (limit markers) it is the answer
-// to any doubt about the first write of a key; in others delete markers must not be purged while updates are under way.
+// A result is written at most once, even if answers are lost. If the error is nil, it was written. For this, each
+// message lists the last updates of the key, up to 8, in its header Lockfabric-Update. ErrUncertain means that the
+// result may have been written or may still be written: ctx ended too early, or a write that was not an Update, or more
+// than 7 other updates, came after the try and hide its outcome. So Update usually also returns ErrUncertain if a write
+// that is not an Update comes between its read and its write. If the bucket's delete markers expire (limit markers),
+// any doubt about the first write of a key is ErrUncertain. In other buckets, do not purge delete markers while updates
+// are running.
 //
-// Errors: ErrInvalidOption for a bucket that doesn't exist, whose values expire (max age) or are dropped when it is full, that is a mirror or
-// has locks, which is looked at once for each manager, and for a key or a value that it never takes; ErrInvalidName if the lock's
-// name is none; fn's; ErrUncertain; those of Acquire; and where nothing was written ctx's, ErrClosed, and ErrUnavailable, for a
-// manager with WithFailFast at once.
+// Errors: ErrInvalidOption for a bucket that does not exist, that is a mirror, that contains locks, or whose values
+// expire (max age) or are dropped when it is full (each manager checks a bucket once), and for a key or value that the
+// bucket can never store; ErrInvalidName if the name of the lock is invalid; fn's error; ErrUncertain; those of
+// Acquire. If nothing was written: ctx's error, ErrClosed, and ErrUnavailable, which a manager with WithFailFast
+// returns at once.
 func (m *Manager) Update(ctx context.Context, bucket, key string, fn func(old []byte) ([]byte, error), opts ...OptimisticOption) (rev uint64, err error) {
 	o, err := newOptimistic(updateTries, opts)
 	if err != nil {
@@ -83,11 +87,11 @@ func (m *Manager) Update(ctx context.Context, bucket, key string, fn func(old []
 	if err != nil {
 		return 0, err
 	}
-	defer func() { _ = l.Release(ctx) }() // if it is lost others come in between, which costs tries only
+	defer func() { _ = l.Release(ctx) }() // if the lock is lost, other updates may be faster, which costs only tries
 	return u.run(0)
 }
 
-// run tries until it is done, or errBeaten came so many times, 0 = any number.
+// run tries until the update is done, or until most other updates were faster; 0 = no limit.
 func (u *update) run(most int) (uint64, error) {
 	for n, beaten := 1, 0; ; n++ {
 		rev, again, err := u.try()
@@ -130,7 +134,8 @@ func (u *update) open() (*jskv.UserBucket, error) {
 	return b, err
 }
 
-// try reads, calls fn and writes once. If again is set nothing was written, nor will be, and another try may do better.
+// try reads, calls fn and writes once. If again is true, nothing was written and nothing will be, and another try may
+// succeed.
 func (u *update) try() (rev uint64, again bool, err error) {
 	b, err := u.open()
 	if errors.Is(err, jskv.ErrUnsuitable) {
@@ -166,7 +171,7 @@ func (u *update) try() (rev uint64, again bool, err error) {
 	return rev, again, err
 }
 
-// unwritten is the result of a try that reached nobody.
+// unwritten is the result of a try whose request reached no server.
 func (u *update) unwritten(err error) (uint64, bool, error) {
 	if u.m.cfg.failFast || u.m.endReason() != nil {
 		return 0, false, u.m.explain(u.caller, err)
@@ -174,10 +179,10 @@ func (u *update) unwritten(err error) (uint64, bool, error) {
 	return 0, true, err
 }
 
-// write writes a value over what was read, once, however often it is sent: over the same revision only, which never
-// comes back. What is not acknowledged is looked for.
+// write writes a value over the one that was read. It may send the message several times, but all of them expect the
+// same revision, which never comes back, so at most one is stored. Without an acknowledgement it reads the outcome.
 func (u *update) write(b *jskv.UserBucket, value []byte, was jskv.UserEntry) (_ uint64, again bool, err error) {
-	doubt := false // it may have been written, or may yet be
+	doubt := false // it may have been written, or may still be
 	behind := 0
 	for n := 1; ; n++ {
 		ctx, done := u.request(n)
@@ -188,7 +193,7 @@ func (u *update) write(b *jskv.UserBucket, value []byte, was jskv.UserEntry) (_ 
 			return rev, false, nil
 		case !doubt && errors.Is(err, kv.ErrRejected):
 			return 0, false, u.fail(ErrInvalidOption, err)
-		case !doubt && errors.Is(err, jskv.ErrNotSent) && !errors.Is(err, jskv.ErrConnectionClosed): // which also ends what was sent
+		case !doubt && errors.Is(err, jskv.ErrNotSent) && !errors.Is(err, jskv.ErrConnectionClosed): // a closed connection also ends a message that was sent
 			return u.unwritten(err)
 		}
 		doubt = true

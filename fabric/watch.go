@@ -17,15 +17,15 @@ import (
 )
 
 const (
-	// lookAgain is the pause after a read that may be that of a deposed leader.
+	// lookAgain is the pause after a read that a deposed leader may have answered.
 	lookAgain = 150 * time.Millisecond
-	// watchAttempt bounds one try to open the buckets again, watchPause is the time between two.
+	// watchAttempt limits one attempt to open the buckets again. watchPause is the time between two attempts.
 	watchAttempt = 10 * time.Second
 	watchPause   = 250 * time.Millisecond
 )
 
-// Watch tells of the lock as Inspect does, first as it is now and then after
-// each change, until ctx ends or the loop over it is left:
+// Watch returns the state of the lock, like Inspect: first the present state, and then the state after each change,
+// until ctx ends or the loop is left:
 //
 //	for info, err := range m.Watch(ctx, "orders/42") {
 //		if err != nil {
@@ -34,16 +34,16 @@ const (
 //		…
 //	}
 //
-// Everything it tells was read from the stream's leader, so it is committed, and no state is followed by an older
-// one. Changes that come faster than the loop takes them are told together: states in between may be skipped, the
-// last one never is. A change of the lock's record counts, not the renewal or death of a lease behind it.
+// Every state was read from the stream's leader, so it is committed, and no state is followed by an older one. If
+// changes come faster than the loop takes them, states in between may be skipped, but never the last one. Only changes
+// of the lock's record count, not the renewal or death of a lease.
 //
-// It goes on through lost connections, elections and deleted buckets, and then tells what has changed meanwhile. A
-// lock whose buckets were deleted is told of as free; revision 0 means then, as always, that nothing is stored.
+// Watch continues through lost connections, elections and deleted buckets, and then returns what has changed in the
+// meantime. A lock whose buckets were deleted is free; revision 0 means, as always, that nothing is stored.
 //
 // The last pair has an error, unless the loop was left: the context's, ErrInvalidName, ErrMalformedRecord,
-// ErrNewerSchema, ErrClosed, or the reason why the buckets can't be opened again, as from New. All the work is done
-// in the caller's goroutine, while it waits for the next pair.
+// ErrNewerSchema, ErrClosed, or the reason why the buckets can't be opened again, as from New. All work is done in the
+// caller's goroutine, while it waits for the next pair.
 func (m *Manager) Watch(ctx context.Context, key string) iter.Seq2[Info, error] {
 	return func(yield func(Info, error) bool) {
 		enc, err := kv.EncodeName(key)
@@ -61,18 +61,18 @@ func (m *Manager) Watch(ctx context.Context, key string) iter.Seq2[Info, error] 
 // errLeft ends a watch whose loop was left.
 var errLeft = errors.New("fabric: the loop was left")
 
-// lockWatch is one loop over Watch, on as many sessions as it takes.
+// lockWatch is one loop over Watch. It may use several sessions.
 type lockWatch struct {
 	m        *Manager
 	key, enc string
 	yield    func(Info, error) bool
 
-	told bool // whether last was set
+	told bool // last was set
 	last Info
 }
 
-// onSessions calls follow with one session after the other until there is a reason to
-// end, nil if follow ended with errLeft.
+// onSessions calls follow with one session after another until there is a reason to end. It returns nil if follow
+// returned errLeft.
 func (m *Manager) onSessions(caller context.Context, follow func(ctx context.Context, s *session) error) error {
 	ctx, done := m.callContext(caller)
 	defer done()
@@ -87,7 +87,7 @@ func (m *Manager) onSessions(caller context.Context, follow func(ctx context.Con
 		case ctx.Err() != nil:
 			return m.explain(caller, ctx.Err())
 		case err != nil && !errors.Is(translate(err), ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded):
-			return err // it does not pass by itself
+			return err // retrying does not help
 		case err != nil:
 			pause.For(ctx, watchPause)
 		}
@@ -100,19 +100,19 @@ func (m *Manager) sessionSoon(ctx context.Context) (*session, error) {
 	return m.session(ctx)
 }
 
-// follow tells of the lock until the session ends, and returns nil then. The hub
-// says when to look and how new at least the answer has to be, the leader what
-// there is. The hub is asked first: what changes after the read is announced.
+// follow reports changes of the lock until the session ends, and then returns nil. The hub says when to read, and how
+// new the answer must be; the leader has the state. The watch is opened before the first read, so a change after this
+// read is noticed.
 func (w *lockWatch) follow(ctx context.Context, s *session) error {
-	var least atomic.Uint64 // revision that the hub has seen; 0 = absent, or nothing known
+	var least atomic.Uint64 // newest revision that the hub has seen; 0 = absent or unknown
 	changed := make(chan struct{}, 1)
-	changed <- struct{}{} // look at once
+	changed <- struct{}{} // read at once
 	stop := s.shard(w.enc).hub.Watch(w.enc, func(e jskv.Entry) {
 		least.Store(e.Revision)
 		pause.Wake(changed)
 	})
 	defer stop()
-	var newest uint64 // told on this session
+	var newest uint64 // newest revision reported on this session
 	for {
 		select {
 		case <-ctx.Done():
@@ -126,7 +126,7 @@ func (w *lockWatch) follow(ctx context.Context, s *session) error {
 			return nil
 		}
 		if errors.Is(err, jskv.ErrBucketGone) {
-			s.suspect() // ends the session, if so
+			s.suspect() // ends the session if the bucket is gone
 		}
 		if err != nil {
 			return err
@@ -138,9 +138,9 @@ func (w *lockWatch) follow(ctx context.Context, s *session) error {
 	}
 }
 
-// read returns what the leader has, at least as new as what the hub has seen and what was told before: a leader that
-// was deposed answers for a while, with less. An absence is believed when the hub knows of nothing else, and of a
-// lock that was in use when it is seen twice.
+// read returns the leader's record. The record must be at least as new as what the hub has seen and what was reported
+// before, because a deposed leader can answer with older records for a while. If the lock is absent, the hub must not
+// know a record. If the lock was in use before, two reads must show that it is absent.
 func (w *lockWatch) read(ctx context.Context, s *session, least *atomic.Uint64, newest uint64) (*record.Record, uint64, error) {
 	for absent := false; ; {
 		rec, rev, err := s.shard(w.enc).engine.Read(ctx, w.enc)
@@ -158,11 +158,11 @@ func (w *lockWatch) read(ctx context.Context, s *session, least *atomic.Uint64, 
 	}
 }
 
-// used says whether anything was stored when it was last told of.
+// used reports whether anything was stored in the last reported state.
 func (w *lockWatch) used() bool { return w.last.Kind != "" }
 
-// tell hands a state to the loop, if it is another one than the last. A delete
-// marker that runs out leaves a free lock as free as it was.
+// tell passes a state to the loop, if it differs from the last one. The end of a delete marker does not change the
+// state of a free lock.
 func (w *lockWatch) tell(ctx context.Context, s *session, rec *record.Record, rev uint64) error {
 	if w.told && (rev == w.last.Revision || rev == 0 && !w.used()) {
 		return nil
@@ -170,7 +170,7 @@ func (w *lockWatch) tell(ctx context.Context, s *session, rec *record.Record, re
 	info := newInfo(w.key, rec, rev)
 	s.identify(ctx, []Info{info})
 	if ctx.Err() != nil {
-		return ctx.Err() // the leases may be missing for no other reason
+		return ctx.Err() // leases may be missing because ctx has ended
 	}
 	w.told, w.last = true, info
 	if !w.yield(info, nil) {
@@ -179,21 +179,21 @@ func (w *lockWatch) tell(ctx context.Context, s *session, rec *record.Record, re
 	return nil
 }
 
-// followFor is how long one watcher is trusted. Then another one tells from the start,
-// and what the first has missed comes out.
+// followFor is how long one watcher is trusted. Then a new one starts from the beginning and shows what the first one
+// has missed.
 const followFor = time.Minute
 
-// WatchAll tells of all names that begin with prefix and are in use, as List does, and then of those that have
-// changed, until ctx ends or the loop over it is left. The first list is complete, and empty if nothing is in use. A
-// name that is in use no more comes with the kind "". Several changes of one name that come together are told as one.
+// WatchAll returns all names in use that start with prefix, like List, and then the names that have changed, until ctx
+// ends or the loop is left. The first list is complete, and empty if no name is in use. A name that is no longer in use
+// has the kind "". If several changes of one name come together, only the last one is returned.
 //
-// One watcher follows all names, in a fabric with shards one of each, however many there are. It shows what is committed, but a change may show late: by
-// up to a minute if the watcher has missed it. Use Watch for a single lock on which something depends. Leases are as
-// in List: Identify looks up who is behind them.
+// One watcher follows all names, or one for each shard. Its states are committed, but a change that the watcher has
+// missed shows up to a minute late. If something depends on a single lock, use Watch. As in List, leases contain only
+// the id and the TTL; Identify adds the rest.
 //
-// It goes on through lost connections, elections and deleted buckets. The last pair has an
-// error, unless the loop was left: those of Watch, but a record that can't be read
-// is told of as in List. All the work is done in the caller's goroutine.
+// WatchAll continues through lost connections, elections and deleted buckets. The last pair has an error, unless the
+// loop was left. The errors are those of Watch, but an unreadable record is listed as in List. All work is done in the
+// caller's goroutine.
 func (m *Manager) WatchAll(ctx context.Context, prefix string) iter.Seq2[[]Info, error] {
 	return func(yield func([]Info, error) bool) {
 		filter, err := kv.EncodePrefix(prefix)
@@ -208,23 +208,23 @@ func (m *Manager) WatchAll(ctx context.Context, prefix string) iter.Seq2[[]Info,
 	}
 }
 
-// prefixWatch is one loop over WatchAll, on as many sessions as it takes.
+// prefixWatch is one loop over WatchAll. It may use several sessions.
 type prefixWatch struct {
 	m              *Manager
 	prefix, filter string
 	yield          func([]Info, error) bool
-	trust          time.Duration // in one watcher
+	trust          time.Duration // how long one watcher is trusted
 
-	s      *session          // that the revisions are of
-	begun  bool              // the first list was told
-	told   map[string]uint64 // names that were told to be in use, and their revisions
-	freed  map[string]uint64 // names that went since the watcher began, likewise
-	newest map[*shard]uint64 // highest revision that was met on this session
+	s      *session          // session of the revisions
+	begun  bool              // the first list was returned
+	told   map[string]uint64 // names reported to be in use, with their revisions
+	freed  map[string]uint64 // names that were freed since the watcher started, with their revisions
+	newest map[*shard]uint64 // highest revision seen on this session
 }
 
-// follow tells of changes until the session ends, and returns nil then.
+// follow reports changes until the session ends, and then returns nil.
 func (w *prefixWatch) follow(ctx context.Context, s *session) error {
-	if w.s != s { // another bucket's revisions may be lower
+	if w.s != s { // the revisions of another bucket may be lower
 		w.s, w.newest = s, map[*shard]uint64{}
 		for name := range w.told {
 			w.told[name] = 0
@@ -253,13 +253,13 @@ var errTrusted = errors.New("fabric: time for another watcher")
 // once follows one watcher for as long as it is trusted.
 func (w *prefixWatch) once(ctx context.Context, s *session) error {
 	w.freed = map[string]uint64{}
-	missing := map[string]struct{}{} // to be asked for: told to be in use, and not met yet
+	missing := map[string]struct{}{} // names reported to be in use that the watcher has not shown yet
 	for name := range w.told {
 		missing[name] = struct{}{}
 	}
 	before := maps.Clone(w.newest)
-	var first []Info // of the first values
-	begun := false   // they are complete
+	var first []Info // the initial values
+	begun := false   // all initial values have arrived
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	err := s.followAll(ctx, w.filter, func(sh *shard, entries []jskv.Entry, complete bool) error {
@@ -270,7 +270,7 @@ func (w *prefixWatch) once(ctx context.Context, s *session) error {
 				continue
 			}
 			delete(missing, name)
-			// A replica that is behind has older entries, also of what was deleted since.
+			// A replica that is behind has older entries, including entries that were deleted since.
 			if _, known := w.told[name]; !known && !e.Deleted && e.Revision <= before[sh] {
 				missing[name] = struct{}{}
 				continue
@@ -299,12 +299,12 @@ func (w *prefixWatch) once(ctx context.Context, s *session) error {
 	return err
 }
 
-// ask adds what the leader has under names of which the watcher has nothing new.
+// ask adds the leader's state of names for which the watcher has nothing new.
 func (w *prefixWatch) ask(ctx context.Context, s *session, names map[string]struct{}, list []Info) ([]Info, error) {
 	for name := range names {
 		enc, err := kv.EncodeName(name)
 		if err != nil {
-			return nil, err // not possible: it was told of
+			return nil, err // not possible, because the name was reported before
 		}
 		sh := s.shard(enc)
 		e, err := sh.bucket.Get(ctx, enc)
@@ -316,14 +316,14 @@ func (w *prefixWatch) ask(ctx context.Context, s *session, names map[string]stru
 	return list, nil
 }
 
-// change adds what is news to the list.
+// change adds a changed state to the list.
 func (w *prefixWatch) change(sh *shard, list []Info, info Info) []Info {
 	w.newest[sh] = max(w.newest[sh], info.Revision)
 	rev, known := w.told[info.Key]
 	gone := info.Kind == ""
 	switch {
 	case gone && !known, !gone && info.Revision <= max(rev, w.freed[info.Key]), gone && info.Revision != 0 && info.Revision <= rev:
-		return list // no news
+		return list // nothing new
 	case gone:
 		delete(w.told, info.Key)
 		w.freed[info.Key] = max(rev, info.Revision)
@@ -333,7 +333,7 @@ func (w *prefixWatch) change(sh *shard, list []Info, info Info) []Info {
 	return append(list, info)
 }
 
-// tell hands a list to the loop, with the newest of each name.
+// tell passes a list to the loop, with the newest state of each name.
 func (w *prefixWatch) tell(list []Info) error {
 	if len(list) == 0 && w.begun {
 		return nil
@@ -345,7 +345,7 @@ func (w *prefixWatch) tell(list []Info) error {
 	return nil
 }
 
-// newest returns the last one of each name, where the first one stood.
+// newest returns the last state of each name, in the place of its first one.
 func newest(list []Info) (kept []Info) {
 	places := make(map[string]int, len(list))
 	for _, info := range list {

@@ -10,30 +10,30 @@ import (
 )
 
 const (
-	// MaxNameLen is the longest name EncodeName accepts, in bytes of UTF-8. Its key is at most three times as long.
+	// MaxNameLen is the maximum length of a name, in bytes of UTF-8. Its key is at most three times as long.
 	MaxNameLen = 512
 
-	// MaxNameDepth is the largest number of levels of a name. A name has one level more than it has slashes.
+	// MaxNameDepth is the maximum number of levels of a name. A name has one level more than slashes.
 	MaxNameDepth = 32
 
-	// emptyLevel is the token of a level without characters ("a//b"). It can't
-	// be mistaken for an escape, which always has two hex digits.
+	// emptyLevel is the token of a level without characters ("a//b"). It cannot be confused with an escape, which
+	// always has two hex digits.
 	emptyLevel = "="
 
 	hexDigits = "0123456789ABCDEF"
 )
 
-// ErrInvalidName is what every *NameError is, for errors.Is. It occurs when a name can't be used as the name of a
-// resource, or a key is not the key of any name; choose another name, as the Reason of the *NameError tells.
+// ErrInvalidName is true of every *NameError, with errors.Is. It is returned if a name cannot be used as a resource
+// name, or if a key is not the key of a name. Choose another name; the Reason of the *NameError tells why.
 var ErrInvalidName = errors.New("kv: invalid name")
 
-// NameError says which name was refused and why. From DecodeKey, Name is the key that was refused.
+// NameError tells which name was refused and why. With DecodeKey, Name is the refused key.
 type NameError struct {
 	Name   string
 	Reason string // what is wrong and what to do about it
 }
 
-// Error quotes the name, shortened when it is long, and gives the reason.
+// Error quotes the name, shortened if it is long, and gives the reason.
 func (e *NameError) Error() string {
 	const most = 64
 	name, more := e.Name, ""
@@ -45,13 +45,13 @@ func (e *NameError) Error() string {
 
 func (e *NameError) Unwrap() error { return ErrInvalidName }
 
-// EncodeName returns the KV key of a resource name. Levels, which '/' separates in a name, become subject tokens, so
-// that "photos/2026/a" is the key "photos.2026.a" and the filter "photos.2026.>" follows a subtree. Letters and
-// digits of ASCII, '-' and '_' stand for themselves, every other byte is written '=XX' in upper-case hex, and a level
-// without characters is the token "=". Different names have different keys; DecodeKey reverses it.
+// EncodeName returns the KV key of a resource name. '/' separates the levels of a name, and each level becomes a
+// subject token: "photos/2026/a" becomes the key "photos.2026.a", and the filter "photos.2026.>" follows a subtree.
+// ASCII letters and digits, '-' and '_' stay as they are. Every other byte becomes '=XX' in upper-case hex. A level
+// without characters becomes the token "=". Different names have different keys; DecodeKey reverses the encoding.
 //
-// The error is a *NameError: the name is empty, longer than MaxNameLen, deeper
-// than MaxNameDepth, not UTF-8, or has control characters.
+// The error is a *NameError: the name is empty, longer than MaxNameLen, has more than MaxNameDepth levels, is not
+// UTF-8, or has control characters.
 func EncodeName(name string) (key string, err error) {
 	if name == "" {
 		return "", &NameError{name, "it is empty: give the resource a name"}
@@ -62,9 +62,8 @@ func EncodeName(name string) (key string, err error) {
 	return encodeLevels(name), nil
 }
 
-// DecodeKey returns the name whose key this is. It accepts exactly the keys that EncodeName makes; every other key,
-// also one that merely looks like a key (lower-case hex, an escaped letter), is a *NameError, so that no two keys
-// ever claim the same name.
+// DecodeKey returns the name of a key. It accepts exactly the keys that EncodeName returns. Every other key is a
+// *NameError, even if it looks like a key (lower-case hex, an escaped letter). So two keys never have the same name.
 func DecodeKey(key string) (name string, err error) {
 	if plain(key) {
 		name = key
@@ -80,12 +79,12 @@ func DecodeKey(key string) (name string, err error) {
 	return name, nil
 }
 
-// EncodePrefix returns the narrowest KV filter that covers the keys of all names beginning with prefix: "a.b.>" or,
-// for everything, ">". Only complete levels, those followed by '/', can be part of a filter: the names "a/b", "a/bc"
-// and "a/b/c" all begin with "a/b", and only "a.>" covers the three. The filter therefore lets other names through,
-// and the caller still compares with strings.HasPrefix on the decoded names.
+// EncodePrefix returns the narrowest KV filter that matches the keys of all names that start with prefix, for example
+// "a.b.>", or ">" for everything. A filter can only contain complete levels, which are followed by '/'. For example,
+// the names "a/b", "a/bc" and "a/b/c" all start with "a/b", and only "a.>" matches the three. The filter can match
+// other names as well, so the caller must still compare the decoded names with strings.HasPrefix.
 //
-// The error is a *NameError: no valid name begins with this prefix.
+// The error is a *NameError: no valid name starts with this prefix.
 func EncodePrefix(prefix string) (filter string, err error) {
 	if reason := refusal(prefix); reason != "" {
 		return "", &NameError{prefix, reason}
@@ -97,7 +96,7 @@ func EncodePrefix(prefix string) (filter string, err error) {
 	return encodeLevels(prefix[:end]) + ".>", nil
 }
 
-// refusal returns why no name may contain s, or "" if one may.
+// refusal returns why a name must not contain s, or "" if it may.
 func refusal(s string) string {
 	if len(s) > MaxNameLen {
 		return fmt.Sprintf("%d bytes are more than %d: shorten it", len(s), MaxNameLen)
@@ -118,8 +117,8 @@ func refusal(s string) string {
 	return ""
 }
 
-// encodeLevels encodes s, all of whose slashes separate levels. It allocates
-// its result, with room for what is rarely needed, and nothing when s is its own key.
+// encodeLevels encodes s, in which every slash separates levels. It allocates only if s is not its own key, with room
+// for a few escapes.
 func encodeLevels(s string) string {
 	if s != "" && plain(s) {
 		return s
@@ -142,7 +141,7 @@ func encodeLevels(s string) string {
 	return b.String()[:b.Len()-1]
 }
 
-// decodeLevels reverses encodeLevels and refuses what that does not write.
+// decodeLevels reverses encodeLevels. It refuses every key that encodeLevels does not return.
 func decodeLevels(key string) (string, error) {
 	var b strings.Builder
 	b.Grow(len(key) + 1)
@@ -158,7 +157,7 @@ func decodeLevels(key string) (string, error) {
 	return b.String()[:b.Len()-1], nil
 }
 
-// decodeLevel appends what one token stands for and reports whether the token is one that encodeLevels writes.
+// decodeLevel appends the decoded token and reports whether encodeLevels could have returned the token.
 func decodeLevel(b *strings.Builder, level string) bool {
 	for i := 0; i < len(level); i++ {
 		c := level[i]
@@ -176,7 +175,7 @@ func decodeLevel(b *strings.Builder, level string) bool {
 		}
 		c = byte(high<<4 | low)
 		if literal(c) || c == '/' {
-			return false // never escaped, so this would be a second key of one name
+			return false // this character is never escaped, so the key would be a second key of one name
 		}
 		b.WriteByte(c)
 		i += 2
@@ -194,45 +193,44 @@ func plain(s string) bool {
 	return true
 }
 
-// literal reports whether a byte stands for itself in a key.
+// literal reports whether a byte stays as it is in a key.
 func literal(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_'
 }
 
-// Schema is the version of the buckets' layout that this version writes.
+// Schema is the version of the buckets' layout that this library writes.
 const Schema = 1
 
-// What the servers have to be like.
+// Requirements on the servers.
 const (
-	// MinServer is the oldest nats-server that has what safe locking needs.
+	// MinServer is the oldest nats-server version that has what safe locking needs.
 	MinServer = "2.12.0"
 
-	// MinPayload is the least max_payload, in bytes: it has room for a few holds with all
-	// that they may say of themselves.
+	// MinPayload is the smallest allowed max_payload, in bytes. It has room for a few holds with maximum metadata.
 	MinPayload = 16 << 10
 )
 
-// MetaKey is the key in the leases bucket under which the fabric's own note is kept. No lease has this name.
+// MetaKey is the key of the fabric's own note in the leases bucket. No lease has this id.
 const MetaKey = "_fabric"
 
-// CoalescerKey is the key in the locks bucket of the lock that the fabric's coalescer holds, and CoalescerPrefix, with
-// the number of the shard behind it, that of each shard. No name of a lock encodes to it.
+// CoalescerKey is the key, in the locks bucket, of the lock that the fabric's coalescer holds. With shards, each shard
+// has the key CoalescerPrefix plus its number. No lock name encodes to such a key.
 const (
 	CoalescerKey    = CoalescerPrefix + "0"
 	CoalescerPrefix = "=coalescer."
 )
 
-// CoalescerOf returns that key of a shard.
+// CoalescerOf returns the coalescer key of a shard.
 func CoalescerOf(shard int) string { return CoalescerPrefix + strconv.Itoa(shard) }
 
-// LocksBucket returns the name of the bucket that a fabric of one shard keeps its records in.
+// LocksBucket returns the name of the bucket with the records of a fabric with one shard.
 func LocksBucket(fabric string) string { return fabric + "-locks" }
 
-// MaxShards is the largest number of shards of a fabric.
+// MaxShards is the maximum number of shards of a fabric.
 const MaxShards = 64
 
-// LocksBuckets returns the names of the buckets that a fabric of so many shards keeps its records in: one for each
-// shard. See [Shard].
+// LocksBuckets returns the names of the buckets with the records of a fabric with so many shards, one for each shard.
+// See [Shard].
 func LocksBuckets(fabric string, shards int) (names []string) {
 	if shards <= 1 {
 		return []string{LocksBucket(fabric)}
@@ -243,8 +241,8 @@ func LocksBuckets(fabric string, shards int) (names []string) {
 	return names
 }
 
-// Shard returns the shard of a lock's key among so many: the 32-bit FNV-1a hash of the key's first level, modulo
-// their number. So a path stays in one shard with all its ancestors.
+// Shard returns the shard of a lock's key, among so many shards: the 32-bit FNV-1a hash of the key's first level,
+// modulo the number of shards. So a path and all its ancestors are in one shard.
 func Shard(key string, shards int) int {
 	if shards <= 1 {
 		return 0
@@ -256,9 +254,9 @@ func Shard(key string, shards int) int {
 	return int(h % uint32(shards))
 }
 
-// LeasesBucket returns the name of the bucket that a fabric keeps its leases in.
+// LeasesBucket returns the name of the bucket with a fabric's leases.
 func LeasesBucket(fabric string) string { return fabric + "-leases" }
 
-// WaitsBucket returns the name of the bucket in which a fabric's units of work say what they hold while
-// they wait for long. Where it is missing, deadlocks are not detected.
+// WaitsBucket returns the name of the bucket in which units of work that wait for a long time publish what they hold.
+// Without this bucket, deadlocks are not detected.
 func WaitsBucket(fabric string) string { return fabric + "-waits" }

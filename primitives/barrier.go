@@ -12,15 +12,16 @@ import (
 // MaxParties is the largest number of parties of a Barrier and a DoubleBarrier.
 const MaxParties = 1024
 
-// Barrier has a number of parties wait for each other, again and again: each Wait returns when as many
-// are waiting as there are parties. These are a generation; who comes next is of the next one. It is
-// safe for concurrent use, and one value serves any number of parties.
+// Barrier makes a number of parties wait for each other, repeatedly. Wait returns when as many are waiting as there are
+// parties. These form a generation; the next parties form the next one. A Barrier is safe for concurrent use, and one
+// value serves any number of parties.
 //
-// A generation is broken, for all who are in it, when one of them gives up or dies, when its
-// action fails, and by [Barrier.Reset]. Those who come afterwards are the next generation, which is whole.
-// More of them than there are parties are the first ones of the generation after it.
+// A generation breaks for all its parties when one of them gives up or dies, when its action fails, and by
+// [Barrier.Reset]. Later parties form the next generation, which starts empty. If more parties wait than one generation
+// has, the others are the first of the generation after it.
 //
-// Its record stays for the generations to come. It goes with [Barrier.Delete], or an hour after its last use.
+// The barrier's record stays for later generations. [Barrier.Delete] removes it, and it is removed automatically an
+// hour after its last use.
 type Barrier struct {
 	m       *fabric.Manager
 	name    string
@@ -29,37 +30,38 @@ type Barrier struct {
 	opts    []fabric.AcquireOption
 }
 
-// NewBarrier returns the barrier with this name, for 1 to MaxParties parties. All who use it have to agree on their
-// number. The options are those of each wait.
+// NewBarrier returns the barrier with this name, for 1 to MaxParties parties. All users must agree on the number of
+// parties. The options apply to each wait.
 func NewBarrier(m *fabric.Manager, name string, parties int, opts ...fabric.AcquireOption) *Barrier {
 	return &Barrier{m: m, name: name, parties: parties, opts: slices.Clone(opts)}
 }
 
-// WithAction returns the same barrier with an action: when a wait by this Barrier is the last one to come, fn
-// runs before anybody is let go. Its token is larger than those of all actions before. The context
-// ends with the wait's, or when the lease is lost, and the generation with it. Whether an action runs is
-// decided by the last one to come alone, so all parties should have the same.
+// WithAction returns the same barrier with an action. If a wait by this Barrier completes a generation, fn runs before
+// any party returns. Its token is larger than those of all earlier actions. Its context ends with the context of the
+// wait, and when the lease is lost; the loss also breaks the generation. Only the last party decides whether an action
+// runs, so all parties should have the same action.
 //
-// Who comes while an action runs waits for the next generation, whose action, or end, comes after this one's. An
-// action that returns an error or panics breaks its generation.
+// Parties that arrive while an action runs wait for the next generation, which ends, or starts its action, only after
+// this one has ended. If an action returns an error or panics, its generation breaks.
 func (b *Barrier) WithAction(fn func(ctx context.Context, token uint64) error) *Barrier {
 	c := *b
 	c.action = fn
 	return &c
 }
 
-// Wait waits until all parties are there, and returns how many were still to come when this one
-// came: parties-1 for the first one, 0 for the last.
+// Wait waits until all parties have arrived. It returns how many were still missing when this one arrived: parties-1
+// for the first one, 0 for the last.
 //
-// When ctx ends first, the generation breaks, and the error is ctx's and a *fabric.BrokenError. If the last
-// one came at the same time, either the generation broke or Wait succeeds: all parties are
-// told the same. While an action runs its generation can't be broken by one who gives up, so Wait goes on for up to 10 s and
-// returns [fabric.ErrUncertain] beside ctx's error then, as it does where no server answers.
+// If ctx ends first, the generation breaks, and the error is both ctx's and a *fabric.BrokenError. If the last party
+// arrives at the same time, either the generation breaks or Wait succeeds, and the result is the same for all parties.
+// While an action runs, a party that gives up does not break the generation. Wait then continues for up to 10 s and
+// returns [fabric.ErrUncertain] with ctx's error. It does the same if no server answers.
 //
-// Other errors: fabric.ErrBroken as a *[fabric.BrokenError], which says why and because of whom; [fabric.ErrLost]
-// when this process lost its lease, which breaks the generation; [fabric.ErrUncertain] when so many generations have
-// ended, or the record was deleted, that it isn't known any more what became of this one; [fabric.ErrSizeMismatch];
-// the action's, joined with ErrBroken; and those of [fabric.Manager.Acquire]. The index is -1 with an error.
+// Other errors: fabric.ErrBroken as a *[fabric.BrokenError], which tells why and because of which party;
+// [fabric.ErrLost] if this process lost its lease, which breaks the generation; [fabric.ErrUncertain] if the outcome of
+// this generation is no longer known, because too many generations have ended since, or because the record was deleted;
+// [fabric.ErrSizeMismatch]; the error of the action, joined with ErrBroken; and those of [fabric.Manager.Acquire]. With
+// an error, the index is -1.
 func (b *Barrier) Wait(ctx context.Context) (index int, err error) {
 	if err := validParties(b.parties); err != nil {
 		return -1, err
@@ -82,9 +84,9 @@ func (b *Barrier) Wait(ctx context.Context) (index int, err error) {
 		case err == nil:
 			return b.index(info, gen), nil
 		case errors.Is(err, fabric.ErrStale):
-			err = b.untilFree(ctx, gen) // it was never there
+			err = b.untilFree(ctx, gen) // the claim was never in the record
 		case errors.Is(err, fabric.ErrDeleted) && !errors.Is(err, fabric.ErrUncertain):
-			err = nil // read the new one
+			err = nil // read the new record
 		}
 		if err != nil {
 			return -1, err
@@ -99,7 +101,7 @@ func validParties(n int) error {
 	return nil
 }
 
-// untilFree returns when the generation gen isn't one that is full and waits for the end of an action.
+// untilFree returns when the generation gen is not a complete one that waits for the end of an action.
 func (b *Barrier) untilFree(ctx context.Context, gen uint64) error {
 	for info, err := range b.m.Watch(ctx, b.name) {
 		if err != nil || !info.Acting || info.Generation != gen {
@@ -109,14 +111,14 @@ func (b *Barrier) untilFree(ctx context.Context, gen uint64) error {
 	return ctx.Err()
 }
 
-// index is the place of the one who waited, counted from the end of its generation.
+// index returns the position of the party, counted from the end of its generation.
 func (b *Barrier) index(info fabric.Info, gen uint64) int {
 	for _, e := range info.Ended {
 		if e.Generation == gen {
 			return len(e.IDs) - 1 - slices.Index(e.IDs, info.Claim)
 		}
 	}
-	return -1 // not reached: what says that it tripped is there
+	return -1 // not reached: the record shows that the generation tripped
 }
 
 // act runs the action and ends the generation.
@@ -132,7 +134,7 @@ func (b *Barrier) act(ctx context.Context, h *fabric.Hold, gen uint64) (int, err
 	returned := false
 	defer func() {
 		if !returned {
-			_ = end(true) // it panics
+			_ = end(true) // the action panics
 		}
 	}()
 	err := b.action(actx, h.Token())
@@ -146,8 +148,9 @@ func (b *Barrier) act(ctx context.Context, h *fabric.Hold, gen uint64) (int, err
 	return 0, nil
 }
 
-// Reset breaks the generation that forms, if somebody waits in it; else it changes nothing. One whose action runs is
-// complete, and ends with the action. Errors: [fabric.ErrSizeMismatch], and those of [fabric.Manager.Post].
+// Reset breaks the generation that is forming, if a party waits in it. Otherwise it changes nothing. A generation whose
+// action is running is complete and ends with the action. Errors: [fabric.ErrSizeMismatch], and those of
+// [fabric.Manager.Post].
 func (b *Barrier) Reset(ctx context.Context) error {
 	if err := validParties(b.parties); err != nil {
 		return err
@@ -157,22 +160,22 @@ func (b *Barrier) Reset(ctx context.Context) error {
 	})
 }
 
-// State tells who waits and for which generation, and how the last ones ended. It is one read.
+// State returns the waiting parties, the generation, and how the last generations ended. It makes one read.
 func (b *Barrier) State(ctx context.Context) (fabric.Info, error) {
 	return read(ctx, b.m, b.name, fabric.KindBarrier)
 }
 
-// Delete removes the barrier's record, after which it may have another number of parties. While somebody waits it is
-// [fabric.ErrHeld]. Without a record it is nil.
+// Delete removes the barrier's record. After that the barrier can have another number of parties. While a party waits,
+// the error is [fabric.ErrHeld]. Without a record, Delete returns nil.
 func (b *Barrier) Delete(ctx context.Context) error {
 	return remove(ctx, b.m, b.name, fabric.KindBarrier)
 }
 
-// DoubleBarrier has a number of parties go in together and come out together: Enter returns when all are there, and
-// Leave when all have left. It is safe for concurrent use, and one value serves any number of parties.
+// DoubleBarrier makes a number of parties enter together and leave together. Enter returns when all have arrived, and
+// Leave returns when all have left. It is safe for concurrent use, and one value serves any number of parties.
 //
-// One that dies or gives up while it enters leaves its place to another; one that dies
-// inside counts as having left. Who comes while the others are inside waits for the next time.
+// If a party dies or gives up while it enters, its place becomes free. A party that dies inside counts as having left.
+// A party that arrives while others are inside waits for the next round.
 type DoubleBarrier struct {
 	m       *fabric.Manager
 	name    string
@@ -180,17 +183,17 @@ type DoubleBarrier struct {
 	opts    []fabric.AcquireOption
 }
 
-// NewDoubleBarrier returns the double barrier with this name, for 1 to MaxParties parties. Those who use it at a time have to
-// agree on their number: a name that nobody uses has none. The options are those of each Enter.
+// NewDoubleBarrier returns the double barrier with this name, for 1 to MaxParties parties. All users at a time must
+// agree on the number of parties; a name that nobody uses has none. The options apply to each Enter.
 func NewDoubleBarrier(m *fabric.Manager, name string, parties int, opts ...fabric.AcquireOption) *DoubleBarrier {
 	return &DoubleBarrier{m: m, name: name, parties: parties, opts: slices.Clone(opts)}
 }
 
-// Enter waits until all parties are there, and returns the membership. If ctx ends at the
-// moment at which the last one comes, Enter may succeed: the others have gone in together with it.
+// Enter waits until all parties have arrived, and returns the membership. If ctx ends at the moment when the last party
+// arrives, Enter may succeed, because the others have entered together with this party.
 //
-// Every error means that nothing was entered, but [fabric.ErrUncertain], which says that no server
-// could be asked in time. Others: [fabric.ErrSizeMismatch], and those of [fabric.Manager.Acquire].
+// Every error except [fabric.ErrUncertain] means that the party did not enter. [fabric.ErrUncertain] means that no
+// server could be asked in time. Other errors: [fabric.ErrSizeMismatch], and those of [fabric.Manager.Acquire].
 func (d *DoubleBarrier) Enter(ctx context.Context) (*Member, error) {
 	if err := validParties(d.parties); err != nil {
 		return nil, err
@@ -206,26 +209,26 @@ func (d *DoubleBarrier) Enter(ctx context.Context) (*Member, error) {
 		case err == nil:
 			return &Member{h}, nil
 		case errors.Is(err, fabric.ErrStale), errors.Is(err, fabric.ErrDeleted):
-			// Others came or went since, and it is not there: ask again.
+			// Others have come or gone since, and the entry is not there: claim again.
 		default:
 			return nil, err
 		}
 	}
 }
 
-// State tells who is there, and whether they are inside. It is one read.
+// State returns the parties, and whether they are inside. It makes one read.
 func (d *DoubleBarrier) State(ctx context.Context) (fabric.Info, error) {
 	return read(ctx, d.m, d.name, fabric.KindGate)
 }
 
-// Member is a membership: a single-use handle, see [fabric.Hold]. All members of one time have the same token, larger than
-// those of the times before. Release leaves without waiting for the others.
+// Member is a membership, a single-use handle; see [fabric.Hold]. All members of one round have the same token, which
+// is larger than those of earlier rounds. Release leaves without waiting for the others.
 type Member struct{ *fabric.Hold }
 
-// Leave ends the membership and waits until all members have left or are gone. The handle is invalid before
-// it is sent, and it leaves also when ctx has ended or ends meanwhile: then Leave doesn't wait
-// for the others, and returns ctx's error. Other errors: [fabric.ErrLost] when the membership was lost before, and
-// those of [fabric.Hold.Release].
+// Leave ends the membership and waits until all members have left or died. The handle is invalid before the request is
+// sent. The membership ends even if ctx has ended or ends in the meantime; Leave then does not wait for the others, and
+// returns ctx's error. Other errors: [fabric.ErrLost] if the membership was lost before, and those of
+// [fabric.Hold.Release].
 func (m *Member) Leave(ctx context.Context) error {
 	if ctx.Err() != nil {
 		if err := m.Release(ctx); err != nil {

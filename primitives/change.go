@@ -9,8 +9,8 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// confirmTimeout bounds how long what has to be done whatever the caller's context says waits for its
-// confirmation, as a release is bounded.
+// confirmTimeout limits how long a change that must be made in any case waits for its confirmation when the caller's
+// context has ended. A release has the same limit.
 const confirmTimeout = 10 * time.Second
 
 func confirming(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -29,8 +29,8 @@ func validCounts(numbers ...int) error {
 	return nil
 }
 
-// based makes a change that is based on what the record says, until it is made on what it says by then, or is not
-// needed.
+// based makes a change that is based on the state of the record. If the state has changed in the meantime, it tries
+// again with the new state, until the change is made or no longer needed.
 func based(ctx context.Context, m *fabric.Manager, name string, change func(info fabric.Info) (p fabric.Post, needed bool)) error {
 	for {
 		info, err := m.Read(ctx, name)
@@ -68,7 +68,7 @@ func remove(ctx context.Context, m *fabric.Manager, name, kind string) error {
 	}
 }
 
-// read reads what has the name, which nothing or something of the kind may.
+// read reads the record of the name. It must be absent or of this kind.
 func read(ctx context.Context, m *fabric.Manager, name string, kind string) (fabric.Info, error) {
 	info, err := m.Read(ctx, name)
 	if err == nil {

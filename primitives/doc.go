@@ -1,24 +1,25 @@
-// Package primitives has ways to coordinate processes beyond the plain lock of package fabric. Each is a
-// name in a manager's fabric, used by any number of processes:
+// Package primitives contains synchronization primitives between processes, in addition to the plain lock of package
+// fabric. Each is a name in a manager's fabric that any number of processes can use:
 //
-//	[Mutex]     one at a time
-//	[RWMutex]   many readers or one writer, and an update lock that reads and becomes the writer
-//	[Cond]      wait for a signal from whoever holds the mutex
-//	[Semaphore] at most so many permits out at a time
-//	[Latch]     wait until so many things have happened
-//	[Election]  one leader among candidates, each with a value
-//	[Once]      done once, with a result
-//	[Barrier]   parties that wait for each other, again and again
-//	[DoubleBarrier]  parties that go in together and come out together
+//	[Mutex]          one holder at a time
+//	[RWMutex]        many readers or one writer; an update lock can read and become the writer
+//	[Cond]           wait for a signal from the holder of the mutex
+//	[Semaphore]      at most a number of permits in use
+//	[Latch]          wait until a number of events have happened
+//	[Election]       one leader among candidates, each with a value
+//	[Once]           run a function once and keep the result
+//	[Barrier]        parties wait for each other, repeatedly
+//	[DoubleBarrier]  parties enter together and leave together
 //
-// All of them work on one record of the name, by compare-and-set, as locks do: see package fabric for
-// leases, tokens, and how a hold is lost. Constructors do no I/O; what is wrong with a name or an option is
-// the error of the first call, and a nil context panics. A name has one kind of use at a time: a mutex and its conditions,
-// a reader-writer mutex and an election are all locks, the others are not, and get [fabric.ErrKindMismatch]. Users that
-// have died keep a name neither from another kind nor from being deleted: what looks dead is observed first, for its TTL.
+// Each primitive is one record under the name, changed by compare-and-set, like a lock. Package fabric describes
+// leases, tokens, and how a hold is lost. Constructors do no I/O: an invalid name or option is the error of the first
+// call. A nil context panics. A name has one kind of use at a time: a mutex with its conditions, a reader-writer mutex
+// and an election are all locks; the other primitives are other kinds, and get [fabric.ErrKindMismatch]. Users that
+// have died do not keep a name from another kind or from being deleted, but a user that looks dead is observed for its
+// TTL first.
 //
-// What is held is a handle for one use. It is invalid from the moment its release is sent, its release works
-// under a context that has ended, and it can't release the hold of anybody else. Whoever holds
-// has to watch [fabric.Hold.Lost], or work under [fabric.Hold.Context], and to hand the token to what it
-// changes: nothing else keeps a process that was stopped past its lease from writing.
+// What is acquired is a single-use handle. It is invalid from the moment when its release is sent. Its release also
+// works under a context that has ended, and it never releases another hold. The holder must watch [fabric.Hold.Lost],
+// or work under [fabric.Hold.Context], and must pass the token to what it changes: only the token stops the writes of a
+// process that was paused past its lease.
 package primitives

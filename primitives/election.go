@@ -11,35 +11,36 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// ErrNoLeader is returned by Election.Leader when nobody leads at the moment.
+// ErrNoLeader is returned by Election.Leader if there is no leader at the moment.
 var ErrNoLeader = errors.New("primitives: nobody leads")
 
-// Election makes one of its candidates the leader, in the order in which they came. A leader has a term, which is the
-// fencing token of its hold: larger than that of every leader before. It leads until it resigns or its lease is lost,
-// which it learns from its own clock before the next one is made leader. An Election is safe for concurrent use.
+// Election makes one of its candidates the leader, in the order of their campaigns. A leader has a term, which is the
+// fencing token of its hold; it is larger than that of every earlier leader. The leader leads until it resigns or its
+// lease is lost. It learns of the loss by its own clock, before the next candidate becomes leader. An Election is safe
+// for concurrent use.
 type Election struct {
 	m    *fabric.Manager
 	name string
 	opts []fabric.AcquireOption
 }
 
-// NewElection returns the election with this name. The options are those of each campaign.
+// NewElection returns the election with this name. The options apply to each campaign.
 func NewElection(m *fabric.Manager, name string, opts ...fabric.AcquireOption) *Election {
 	return &Election{m: m, name: name, opts: slices.Clone(opts)}
 }
 
-// Leader is who leads, as others see it. The zero Leader is nobody.
+// Leader describes a leader or a candidate. The zero Leader means that there is none.
 type Leader struct {
-	Term     uint64 // 0 = nobody leads
-	ID       string // of the hold
+	Term     uint64 // 0 = no leader
+	ID       string // id of the hold
 	Owner    string // explicit owner, or the id
-	Value    []byte // what it proclaimed last, or campaigned with
+	Value    []byte // the value that it proclaimed last, or campaigned with
 	Since    time.Time
 	Metadata map[string]string
 }
 
-// Campaign waits until this candidate leads, or ctx ends. value, at most 1 KiB, is what others see of the
-// candidate and of the leader, until it proclaims something else; nil is an empty one. Errors are those of
+// Campaign waits until this candidate leads, or until ctx ends. Others see value, of at most 1 KiB, as the value of the
+// candidate and of the leader, until it proclaims another one. nil is an empty value. Errors are those of
 // [fabric.Manager.Acquire], and [fabric.ErrTooLarge] for the value.
 func (e *Election) Campaign(ctx context.Context, value []byte) (*Leadership, error) {
 	claim := fabric.Claim{Kind: fabric.KindLock, Mode: fabric.Exclusive, Value: notNil(value)}
@@ -50,7 +51,7 @@ func (e *Election) Campaign(ctx context.Context, value []byte) (*Leadership, err
 	return &Leadership{h}, nil
 }
 
-// Leader returns who leads now, as the stream's leader has it. Errors: ErrNoLeader, and those of
+// Leader returns the present leader, as the stream's leader has it. Errors: ErrNoLeader, and those of
 // [fabric.Manager.Inspect].
 func (e *Election) Leader(ctx context.Context) (Leader, error) {
 	info, err := read(ctx, e.m, e.name, fabric.KindLock)
@@ -64,8 +65,7 @@ func (e *Election) Leader(ctx context.Context) (Leader, error) {
 	return l, nil
 }
 
-// Candidates returns those who wait to lead, the next one first, with Term 0. Errors are those of
-// [fabric.Manager.Inspect].
+// Candidates returns the waiting candidates in their order, with Term 0. Errors are those of [fabric.Manager.Inspect].
 func (e *Election) Candidates(ctx context.Context) ([]Leader, error) {
 	info, err := read(ctx, e.m, e.name, fabric.KindLock)
 	if err != nil {
@@ -78,11 +78,11 @@ func (e *Election) Candidates(ctx context.Context) ([]Leader, error) {
 	return out, nil
 }
 
-// Observe tells who leads, first as it is now and then after each change of the leader or its value, until ctx ends
-// or the loop over it is left. Nobody is a Leader with Term 0. Changes that come faster than the loop takes them are
-// told together: a term can be missed, the last one never is, and no term is followed by an older one. It goes on
-// through failures; the last pair has an error unless the loop was left, as of [fabric.Manager.Watch]. A leader that
-// has died is told as the leader until somebody stands for election, or a sweep has removed it.
+// Observe returns the present leader, and then the leader after each change of the leader or its value, until ctx ends
+// or the loop is left. Without a leader it returns a Leader with Term 0. If changes come faster than the loop takes
+// them, terms may be skipped, but never the last one, and no term is followed by an older one. Observe continues
+// through failures. The last pair has an error unless the loop was left, as with [fabric.Manager.Watch]. A leader that
+// has died is still returned as the leader until another candidate campaigns, or until a sweep has removed it.
 func (e *Election) Observe(ctx context.Context) iter.Seq2[Leader, error] {
 	return func(yield func(Leader, error) bool) {
 		var last Leader
@@ -97,7 +97,7 @@ func (e *Election) Observe(ctx context.Context) iter.Seq2[Leader, error] {
 			}
 			l := leader(&info)
 			if told && l.ID == last.ID && l.Term == last.Term && bytes.Equal(l.Value, last.Value) || l.Term != 0 && l.Term < newest {
-				continue // somebody came to wait, or went
+				continue // only the waiters have changed
 			}
 			last, newest, told = l, max(newest, l.Term), true
 			if !yield(l, nil) {
@@ -107,10 +107,10 @@ func (e *Election) Observe(ctx context.Context) iter.Seq2[Leader, error] {
 	}
 }
 
-// Run campaigns and calls fn each time it leads, until fn returns while it leads, or ctx ends. fn's context ends
-// with ctx and with the term. When a term was lost, Run waits until fn has returned and campaigns again,
-// whatever fn has returned: fn is never called while an earlier call goes on. When fn returns while
-// it leads, Run resigns and returns fn's error. Other errors are those of Campaign.
+// Run campaigns and calls fn each time it leads, until fn returns during a term, or until ctx ends. fn's context ends
+// with ctx and with the term. If a term is lost, Run waits until fn has returned and then campaigns again, whatever fn
+// returned. So calls of fn never overlap. If fn returns during its term, Run resigns and returns fn's error. Other
+// errors are those of Campaign.
 func (e *Election) Run(ctx context.Context, value []byte, fn func(ctx context.Context, l *Leadership) error) error {
 	for {
 		l, err := e.Campaign(ctx, value)
@@ -138,7 +138,7 @@ func party(p *fabric.Party) Leader {
 	return Leader{Term: p.Token, ID: p.ID, Owner: p.Owner, Value: p.Bytes(), Since: p.Since, Metadata: p.Metadata}
 }
 
-// notNil makes no value an empty one.
+// notNil converts nil to an empty value.
 func notNil(value []byte) []byte {
 	if value == nil {
 		return []byte{}
@@ -146,24 +146,25 @@ func notNil(value []byte) []byte {
 	return value
 }
 
-// Leadership is one term of a leader. It is a single-use handle, see [fabric.Hold].
+// Leadership is one term of a leader, a single-use handle; see [fabric.Hold].
 type Leadership struct{ *fabric.Hold }
 
-// Term returns the leader's term, its fencing token.
+// Term returns the leader's term, which is its fencing token.
 func (l *Leadership) Term() uint64 { return l.Token() }
 
-// Proclaim replaces the leader's value, of at most 64 KiB, for everybody who observes. Of several calls the one that
-// was made last stays. Errors: [fabric.ErrLost] and [fabric.ErrReleased] when it leads no more, whose record refuses
-// it whatever its own clock says; [fabric.ErrTooLarge]; [fabric.ErrUncertain]; and those of [fabric.Manager.Inspect].
+// Proclaim replaces the leader's value, of at most 64 KiB, for all observers. Of several calls, the one that was made
+// last wins. Errors: [fabric.ErrLost] and [fabric.ErrReleased] if it no longer leads (the record refuses the change
+// even if the leader's clock does not show the loss); [fabric.ErrTooLarge]; [fabric.ErrUncertain]; and those of
+// [fabric.Manager.Inspect].
 func (l *Leadership) Proclaim(ctx context.Context, value []byte) error {
 	_, err := l.Post(ctx, fabric.Post{Kind: fabric.KindLock, Verb: "proclaim", Value: notNil(value)})
 	return err
 }
 
-// Resign ends the term, and the next candidate leads. It is Release.
+// Resign ends the term, and the next candidate becomes leader. It is the same as Release.
 func (l *Leadership) Resign(ctx context.Context) error { return l.Release(ctx) }
 
-// run is one term of Election.Run. lost says that the term ended before fn did.
+// run is one term of Election.Run. lost is true if the term ended before fn did.
 func (l *Leadership) run(ctx context.Context, fn func(ctx context.Context, l *Leadership) error) (lost bool, err error) {
 	term, done := l.Within(ctx)
 	defer done()

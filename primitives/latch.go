@@ -7,14 +7,15 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// Latch has processes wait until something was done a number of times: it counts down, and opens at 0, for
-// good. It is safe for concurrent use.
+// Latch makes processes wait until something has happened a number of times. It counts down and opens permanently at 0.
+// It is safe for concurrent use.
 //
-// What was counted stays counted when its process dies. Each count changes the latch once, whatever is
-// retried. The record notes who counted while the latch is closed, one place for each process: with a count
-// over 8,192 and as many processes it can get full, which is [fabric.ErrQueueFull].
+// A count stays when its process dies. Each count changes the latch exactly once, even if the request is repeated.
+// While the latch is closed, the record notes which processes have counted. With a count over 8,192 and as many
+// processes, the record can become full, which is [fabric.ErrQueueFull].
 //
-// An open latch stays open. Its record goes with [Latch.Delete], or a day after it opened; the name is free for a new one then.
+// An open latch stays open. [Latch.Delete] removes its record, and it is removed automatically one day after the latch
+// opened. Then the name is free for a new latch.
 type Latch struct {
 	m     *fabric.Manager
 	name  string
@@ -22,8 +23,8 @@ type Latch struct {
 	opts  []fabric.AcquireOption
 }
 
-// NewLatch returns the latch with this name, which opens after count counts, at least one. All who use it have to agree on
-// the number; others get [fabric.ErrSizeMismatch]. The options are those of each wait.
+// NewLatch returns the latch with this name, which opens after count counts, at least one. All users must agree on the
+// count; others get [fabric.ErrSizeMismatch]. The options apply to each wait.
 func NewLatch(m *fabric.Manager, name string, count int, opts ...fabric.AcquireOption) *Latch {
 	return &Latch{m: m, name: name, count: count, opts: slices.Clone(opts)}
 }
@@ -31,13 +32,13 @@ func NewLatch(m *fabric.Manager, name string, count int, opts ...fabric.AcquireO
 // CountDown counts once. See CountDownN.
 func (l *Latch) CountDown(ctx context.Context) error { return l.CountDownN(ctx, 1) }
 
-// CountDownN counts n times at once, down to 0. On an open latch it changes nothing, and is no error.
+// CountDownN counts n times at once, down to 0. On an open latch it changes nothing and returns nil.
 //
-// An error says that it did not count, but [fabric.ErrUncertain], which comes beside another cause: it is not known whether it
-// did. Errors are those of [fabric.Manager.Post].
+// Every error except [fabric.ErrUncertain] means that nothing was counted. [fabric.ErrUncertain], which comes together
+// with another cause, means that it is unknown. Errors are those of [fabric.Manager.Post].
 func (l *Latch) CountDownN(ctx context.Context, n int) error { return l.change(ctx, "count", n) }
 
-// Add has the latch wait for n counts more. On an open one it is [fabric.ErrFinished]. Errors are as in CountDownN.
+// Add increases the count by n. On an open latch the error is [fabric.ErrFinished]. Errors are as in CountDownN.
 func (l *Latch) Add(ctx context.Context, n int) error { return l.change(ctx, "add", n) }
 
 func (l *Latch) change(ctx context.Context, verb string, n int) error {
@@ -49,8 +50,8 @@ func (l *Latch) change(ctx context.Context, verb string, n int) error {
 	})
 }
 
-// Wait waits until the latch is open or ctx ends. On an open one it writes nothing. Errors: [fabric.ErrDeleted] when the latch
-// was deleted meanwhile, open or not; and those of [fabric.Manager.Acquire].
+// Wait waits until the latch is open or ctx ends. On an open latch it writes nothing. Errors: [fabric.ErrDeleted] if
+// the latch was deleted in the meantime, open or not; and those of [fabric.Manager.Acquire].
 func (l *Latch) Wait(ctx context.Context) error {
 	if err := validCounts(l.count); err != nil {
 		return err
@@ -63,7 +64,7 @@ func (l *Latch) Wait(ctx context.Context) error {
 	return err
 }
 
-// Count returns how many counts are missing, 0 when the latch is open. It is one read.
+// Count returns how many counts are missing; 0 means that the latch is open. It makes one read.
 func (l *Latch) Count(ctx context.Context) (int, error) {
 	info, err := read(ctx, l.m, l.name, fabric.KindLatch)
 	switch {
@@ -75,6 +76,6 @@ func (l *Latch) Count(ctx context.Context) (int, error) {
 	return info.Count, nil
 }
 
-// Delete removes the latch's record, whether it is open or not. While somebody waits it is [fabric.ErrHeld]. Without a record
-// it is nil.
+// Delete removes the latch's record, open or not. While somebody waits, the error is [fabric.ErrHeld]. Without a
+// record, Delete returns nil.
 func (l *Latch) Delete(ctx context.Context) error { return remove(ctx, l.m, l.name, fabric.KindLatch) }

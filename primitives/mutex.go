@@ -12,7 +12,7 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// Mutex is a lock that one holds at a time, first come first served. It is safe for concurrent use, and one
+// Mutex is a lock with one holder at a time, granted first come, first served. It is safe for concurrent use, and one
 // value serves any number of holders.
 type Mutex struct {
 	m    *fabric.Manager
@@ -20,7 +20,7 @@ type Mutex struct {
 	opts []fabric.AcquireOption
 }
 
-// NewMutex returns the mutex with this name. The options are those of each acquire.
+// NewMutex returns the mutex with this name. The options apply to each acquire.
 func NewMutex(m *fabric.Manager, name string, opts ...fabric.AcquireOption) *Mutex {
 	return &Mutex{m: m, name: name, opts: slices.Clone(opts)}
 }
@@ -30,23 +30,23 @@ func (mu *Mutex) Lock(ctx context.Context) (*Lock, error) {
 	return locked(mu.m.Acquire(ctx, mu.name, mu.with(fabric.Exclusive)...))
 }
 
-// TryLock locks the mutex if nobody is in the way; else it leaves nothing behind and returns
+// TryLock locks the mutex if no holder and no waiter is in the way. Otherwise it leaves nothing behind and returns
 // [fabric.ErrHeld], as [fabric.Manager.TryAcquire] does.
 func (mu *Mutex) TryLock(ctx context.Context) (*Lock, error) {
 	return locked(mu.m.TryAcquire(ctx, mu.name, mu.with(fabric.Exclusive)...))
 }
 
-// Do locks the mutex, calls fn and unlocks it, also when fn panics. The context given to fn ends when ctx ends
-// or the lock is lost. The error is that of Lock, or fn's, joined with [fabric.ErrLost] if the lock
-// was lost before fn returned.
+// Do locks the mutex, calls fn and unlocks the mutex, also if fn panics. The context of fn ends when ctx ends or the
+// lock is lost. The error is that of Lock, or fn's, joined with [fabric.ErrLost] if the lock was lost before fn
+// returned.
 func (mu *Mutex) Do(ctx context.Context, fn func(ctx context.Context, l *Lock) error) error {
 	return mu.m.Do(ctx, mu.name, func(ctx context.Context, l *fabric.Lock) error { return fn(ctx, &Lock{l}) }, mu.with(fabric.Exclusive)...)
 }
 
-// Locker returns a sync.Locker, for code that needs the interface and nothing else: its Lock waits
-// through failures until the mutex is granted, and neither of its methods can tell of an error or a loss.
-// Lock panics where it could never be granted: for a bad name or option, and when the manager is closed.
-// Unlock of one that isn't locked is a run-time error, as of a sync.Mutex.
+// Locker returns a sync.Locker, for code that needs this interface. Its Lock waits through failures until the mutex is
+// granted. Its methods cannot report an error or a loss. Lock panics if the mutex can never be granted: for an invalid
+// name or option, and if the manager is closed. Unlock of a Locker that is not locked is a run-time error, as with a
+// sync.Mutex.
 func (mu *Mutex) Locker() sync.Locker { return &locker{mu: mu} }
 
 func (mu *Mutex) with(mode fabric.Mode) []fabric.AcquireOption {
@@ -63,13 +63,13 @@ func locked(l *fabric.Lock, err error) (*Lock, error) {
 	return &Lock{l}, nil
 }
 
-// Upgrade makes the hold exclusive, without letting it go in between. It waits for the others who hold to
-// let go, before everybody in the queue; the token is a new one then. Of two read locks that want
-// it one gets [fabric.ErrConvertDeadlock] at once and has to release; an update lock ([RWMutex.ULock]) never
-// does. Errors, and what is held after them, are those of [fabric.Lock.Convert].
+// Upgrade makes the hold exclusive without releasing it. It waits for the other holders, before everybody in the queue.
+// The hold then has a new token. If two read locks are upgraded, one gets [fabric.ErrConvertDeadlock] at once and must
+// release; an update lock ([RWMutex.ULock]) never gets it. Errors, and the mode that is held after them, are those of
+// [fabric.Lock.Convert].
 func (l *Lock) Upgrade(ctx context.Context) error { return l.Convert(ctx, fabric.Exclusive) }
 
-// Downgrade makes the hold a read lock and lets readers in beside it. The token stays. Errors are those of
+// Downgrade makes the hold a read lock, so that other readers can be granted. The token stays. Errors are those of
 // [fabric.Lock.Convert].
 func (l *Lock) Downgrade(ctx context.Context) error { return l.Convert(ctx, fabric.Shared) }
 
@@ -78,8 +78,8 @@ const lockPause = 100 * time.Millisecond
 
 type locker struct {
 	mu *Mutex
-	// local keeps goroutines apart also where the mutex was lost and granted again, so that none unlocks
-	// the hold of another.
+	// local separates goroutines even if the mutex was lost and granted again, so that none unlocks the hold of
+	// another.
 	local sync.Mutex
 	held  *Lock
 }
@@ -104,44 +104,44 @@ func (l *locker) Unlock() {
 	held := l.held
 	l.held = nil
 	if held != nil {
-		_ = held.Release(context.Background()) // it goes on in the background where it was not confirmed
+		_ = held.Release(context.Background()) // an unconfirmed release continues in the background
 	}
 	l.local.Unlock()
 }
 
-// RWMutex is a lock that many readers or one writer hold. It is first come first served: a reader behind a writer
-// that waits, waits as well, so that readers can't keep a writer out. It is safe for concurrent use.
+// RWMutex is a lock for many readers or one writer, granted first come, first served. A reader that comes after a
+// waiting writer waits behind it, so readers can't block a writer forever. It is safe for concurrent use.
 type RWMutex struct{ mu Mutex }
 
-// NewRWMutex returns the reader-writer mutex with this name. The options are those of each acquire.
+// NewRWMutex returns the reader-writer mutex with this name. The options apply to each acquire.
 func NewRWMutex(m *fabric.Manager, name string, opts ...fabric.AcquireOption) *RWMutex {
 	return &RWMutex{*NewMutex(m, name, opts...)}
 }
 
-// RLock waits for a read lock, which is held beside others and beside one update lock. Errors are those
-// of [fabric.Manager.Acquire].
+// RLock waits for a read lock. Other read locks and one update lock can be held at the same time. Errors are those of
+// [fabric.Manager.Acquire].
 func (rw *RWMutex) RLock(ctx context.Context) (*Lock, error) { return rw.lock(ctx, fabric.Shared) }
 
-// Lock waits for the write lock, beside which nobody holds anything. Errors are those of [fabric.Manager.Acquire].
+// Lock waits for the write lock. No other lock is held at the same time. Errors are those of [fabric.Manager.Acquire].
 func (rw *RWMutex) Lock(ctx context.Context) (*Lock, error) { return rw.lock(ctx, fabric.Exclusive) }
 
-// ULock waits for the update lock: it reads beside readers, is held by one at a time, and can be upgraded to
-// the write lock without a deadlock. Errors are those of [fabric.Manager.Acquire].
+// ULock waits for the update lock. It is for reading, at the same time as read locks. Only one update lock is held at a
+// time, and it can be upgraded to the write lock without a deadlock. Errors are those of [fabric.Manager.Acquire].
 func (rw *RWMutex) ULock(ctx context.Context) (*Lock, error) { return rw.lock(ctx, fabric.Update) }
 
 func (rw *RWMutex) lock(ctx context.Context, mode fabric.Mode) (*Lock, error) {
 	return locked(rw.mu.m.Acquire(ctx, rw.mu.name, rw.mu.with(mode)...))
 }
 
-// MaxCondName bounds the name of a condition, in bytes.
+// MaxCondName is the maximum length of a condition's name, in bytes.
 const MaxCondName = 128
 
-// Cond is a condition of a mutex: those who hold the mutex wait for it, and others who hold the mutex
-// signal it. A mutex can have several, told apart by their names. Waiters are woken in the order in which
-// they began to wait. A Cond is safe for concurrent use.
+// Cond is a condition of a mutex. Holders of the mutex wait for it, and other holders of the mutex signal it. A mutex
+// can have several conditions with different names. Waiters are woken in the order in which they started to wait. A
+// Cond is safe for concurrent use.
 //
-// A signal that meets nobody has no effect, and a waiter can be woken without cause, so wait in a loop, or
-// with WaitUntil:
+// A signal without a waiter has no effect, and a waiter can be woken without a signal. So wait in a loop, or use
+// WaitUntil:
 //
 //	l, err := mu.Lock(ctx)
 //	…
@@ -156,14 +156,14 @@ type Cond struct {
 // NewCond returns the condition of mu with this name, of at most MaxCondName bytes.
 func NewCond(mu *Mutex, name string) *Cond { return &Cond{mu: mu, name: name} }
 
-// Wait gives the mutex up and waits for a signal, both in one write: a signal of whoever holds the mutex next finds
-// it. It returns when the mutex is held again, by another handle with a new token. l, which has to hold the mutex, is
-// invalid from then on: use what Wait returns, which is held whatever the error says, unless it is nil.
+// Wait releases the mutex and starts to wait for a signal in one write, so a signal of the next holder of the mutex is
+// never missed. It returns when the mutex is held again, with a new handle and a new token. l must hold the mutex, and
+// is invalid from the call on. Use the returned handle. If it is not nil, it holds the mutex, whatever the error is.
 //
-// Errors with a handle: the context's, after which the mutex is waited for all the same, however long that
-// takes; [fabric.ErrQueueFull], where the mutex was not given up; and [fabric.ErrInvalidOption] when l
-// doesn't hold this mutex exclusively, where the handle is l itself. Errors without: [fabric.ErrLost],
-// when the lease was lost before the mutex was held again, and [fabric.ErrClosed].
+// Errors with a handle: the context's (Wait then still waits until the mutex is held again, however long this takes);
+// [fabric.ErrQueueFull], and the mutex was not released; and [fabric.ErrInvalidOption] if l does not hold this mutex
+// exclusively, and the handle is l itself. Errors without a handle: [fabric.ErrLost], if the lease was lost before the
+// mutex was held again, and [fabric.ErrClosed].
 func (c *Cond) Wait(ctx context.Context, l *Lock) (*Lock, error) {
 	if err := c.check(l); err != nil {
 		return l, err
@@ -173,13 +173,13 @@ func (c *Cond) Wait(ctx context.Context, l *Lock) (*Lock, error) {
 	case h != nil:
 		return &Lock{&fabric.Lock{Hold: h}}, err
 	case l.Err() == nil:
-		return l, err // it was not given up
+		return l, err // l was not released
 	}
 	return nil, err
 }
 
-// WaitUntil waits until pred is true. pred is called with the mutex held, first at once and then after each
-// wait. It returns the handle that holds the mutex then; errors are pred's, with the handle, and those of Wait.
+// WaitUntil waits until pred is true. It calls pred with the mutex held, first at once and then after each wait. It
+// returns the handle that then holds the mutex. Errors are pred's, with the handle, and those of Wait.
 func (c *Cond) WaitUntil(ctx context.Context, l *Lock, pred func(ctx context.Context) (bool, error)) (*Lock, error) {
 	for {
 		if ok, err := pred(ctx); ok || err != nil {
@@ -193,17 +193,17 @@ func (c *Cond) WaitUntil(ctx context.Context, l *Lock, pred func(ctx context.Con
 	}
 }
 
-// Signal wakes the first of those who wait, if there is one: it goes to the end of the mutex's queue, and holds
-// the mutex when its turn comes. If it dies before its Wait has returned, the next one is woken instead. l has to
-// hold the mutex, and keeps it. The signals of one handle are sent one after the other.
+// Signal wakes the first waiter, if there is one. The waiter goes to the end of the mutex's queue and holds the mutex
+// when its turn comes. If it dies before its Wait has returned, the next waiter is woken instead. l must hold the
+// mutex, and keeps it. The signals of one handle are sent one after another.
 //
-// Errors: [fabric.ErrInvalidOption] when l doesn't hold this mutex exclusively, [fabric.ErrLost] and
-// [fabric.ErrReleased] when it doesn't any more, [fabric.ErrUncertain] where it could not be found out
-// whether one was woken; and those of [fabric.Manager.Inspect].
+// Errors: [fabric.ErrInvalidOption] if l does not hold this mutex exclusively; [fabric.ErrLost] and
+// [fabric.ErrReleased] if it no longer holds the mutex; [fabric.ErrUncertain] if it could not be found out whether a
+// waiter was woken; and those of [fabric.Manager.Inspect].
 func (c *Cond) Signal(ctx context.Context, l *Lock) error { return c.signal(ctx, l, false) }
 
-// Broadcast is Signal for all who wait, in their order. Those who begin to wait later are not woken, nor is
-// anybody in the place of one that dies.
+// Broadcast is Signal for all waiters, in their order. Waiters that start later are not woken. If a woken waiter dies,
+// no other is woken instead.
 func (c *Cond) Broadcast(ctx context.Context, l *Lock) error { return c.signal(ctx, l, true) }
 
 func (c *Cond) signal(ctx context.Context, l *Lock, all bool) error {
@@ -214,7 +214,7 @@ func (c *Cond) signal(ctx context.Context, l *Lock, all bool) error {
 	return err
 }
 
-// check refuses what the record would refuse, before the handle is given up for it.
+// check refuses what the record would refuse, before the handle is released for it.
 func (c *Cond) check(l *Lock) error {
 	switch {
 	case c.name == "" || len(c.name) > MaxCondName || !utf8.ValidString(c.name):

@@ -9,15 +9,15 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// Semaphore has a number of permits, of which each holder has some. It is first come, first served: who
-// asks for more than is free waits, and nobody behind passes it. It is safe for concurrent use, and
-// one value serves any number of holders.
+// Semaphore has a number of permits, which holders share. It serves requests first come, first served: a request for
+// more permits than are free waits, and no later request overtakes it. It is safe for concurrent use, and one value
+// serves any number of holders.
 //
-// The permits of a process that dies return with its lease, those that others have got meanwhile are
-// never more than the size. Tokens tell holds apart; they don't order those that hold at the same time.
+// If a process dies, its permits become free when its lease has ended, so never more permits are in use than the size.
+// Tokens identify holds, but they do not order holds that exist at the same time.
 //
-// A semaphore that nobody uses has no record and no size: the next one who comes sets it, unless Resize
-// has set another one than the first.
+// A semaphore that nobody uses has no record and no size, and the next user sets the size, unless Resize has set
+// another size than the first one.
 type Semaphore struct {
 	m    *fabric.Manager
 	name string
@@ -25,8 +25,8 @@ type Semaphore struct {
 	opts []fabric.AcquireOption
 }
 
-// NewSemaphore returns the semaphore with this name, of at least one permit. All who use it have to agree on the
-// size, until it is resized. The options are those of each acquire.
+// NewSemaphore returns the semaphore with this name, with at least one permit. All users must agree on the size, until
+// it is resized. The options apply to each acquire.
 func NewSemaphore(m *fabric.Manager, name string, size int, opts ...fabric.AcquireOption) *Semaphore {
 	return &Semaphore{m: m, name: name, size: size, opts: slices.Clone(opts)}
 }
@@ -34,21 +34,20 @@ func NewSemaphore(m *fabric.Manager, name string, size int, opts ...fabric.Acqui
 // Acquire waits for one permit. See AcquireN.
 func (s *Semaphore) Acquire(ctx context.Context) (*Permit, error) { return s.AcquireN(ctx, 1) }
 
-// AcquireN waits until n permits are granted at once, or ctx ends. More than the size is
-// [fabric.ErrTooLarge] at once, and so it is for one that waits when the size becomes less than n. Other errors:
+// AcquireN waits until n permits are granted together, or until ctx ends. If n is more than the size, or if the size
+// becomes less than n while it waits, the error is [fabric.ErrTooLarge] at once. Other errors:
 // [fabric.ErrSizeMismatch], and those of [fabric.Manager.Acquire].
 func (s *Semaphore) AcquireN(ctx context.Context, n int) (*Permit, error) {
 	return s.claim(ctx, "acquire", n)
 }
 
-// TryAcquireN takes n permits if they are free and nobody waits for some; else it leaves nothing behind and returns
+// TryAcquireN takes n permits if they are free and nobody waits. Otherwise it leaves nothing behind and returns
 // [fabric.ErrHeld], as [fabric.Manager.TryAcquire] does.
 func (s *Semaphore) TryAcquireN(ctx context.Context, n int) (*Permit, error) {
 	return s.claim(ctx, "try", n)
 }
 
-// Drain takes all permits that are free at this moment, as one. If there is none, or somebody waits, it is
-// [fabric.ErrHeld].
+// Drain takes all free permits, as one handle. If no permit is free, or somebody waits, the error is [fabric.ErrHeld].
 func (s *Semaphore) Drain(ctx context.Context) (*Permit, error) { return s.claim(ctx, "drain", 1) }
 
 func (s *Semaphore) claim(ctx context.Context, verb string, n int) (*Permit, error) {
@@ -62,12 +61,12 @@ func (s *Semaphore) claim(ctx context.Context, verb string, n int) (*Permit, err
 	return &Permit{Hold: h, left: h.Permits()}, nil
 }
 
-// Resize sets the size for all who use the semaphore. More lets waiters in; with less, those who hold keep what they
-// have, and nobody is let in until enough came back. The size stays until the next Resize or Delete, and nobody
-// has to agree with it any more.
+// Resize sets the size for all users of the semaphore. A larger size grants waiters at once. With a smaller size,
+// holders keep their permits, and nothing is granted until enough permits were released. The size stays until the next
+// Resize or Delete, and users no longer have to agree with it.
 //
-// It is [fabric.ErrUncertain] when the outcome is not known, also because somebody else resized after it. Other errors are those
-// of [fabric.Manager.Post].
+// The error is [fabric.ErrUncertain] if the outcome is unknown, for example because somebody else resized after it.
+// Other errors are those of [fabric.Manager.Post].
 func (s *Semaphore) Resize(ctx context.Context, n int) error {
 	if err := validCounts(s.size, n); err != nil {
 		return err
@@ -77,18 +76,18 @@ func (s *Semaphore) Resize(ctx context.Context, n int) error {
 	})
 }
 
-// State tells the size, how many permits are out, who holds and who waits. It is one read.
+// State returns the size, how many permits are in use, the holders and the waiters. It makes one read.
 func (s *Semaphore) State(ctx context.Context) (fabric.Info, error) {
 	return read(ctx, s.m, s.name, fabric.KindSemaphore)
 }
 
-// Delete removes the semaphore's record, and the size that was set with Resize. While somebody holds or waits it
-// is [fabric.ErrHeld]. Without a record it is nil.
+// Delete removes the semaphore's record, and the size that was set with Resize. While somebody holds or waits, the
+// error is [fabric.ErrHeld]. Without a record, Delete returns nil.
 func (s *Semaphore) Delete(ctx context.Context) error {
 	return remove(ctx, s.m, s.name, fabric.KindSemaphore)
 }
 
-// Permit is what was granted: one permit or several. It is a single-use handle, see [fabric.Hold].
+// Permit is one permit or several, a single-use handle; see [fabric.Hold].
 type Permit struct {
 	*fabric.Hold
 
@@ -96,7 +95,7 @@ type Permit struct {
 	left int
 }
 
-// Permits returns how many permits the handle stands for, and 0 once it has ended.
+// Permits returns the number of permits of the handle, and 0 if it has ended.
 func (p *Permit) Permits() int {
 	if p.Err() != nil {
 		return 0
@@ -106,11 +105,12 @@ func (p *Permit) Permits() int {
 	return p.left
 }
 
-// ReleaseN gives n permits back and keeps the others. They are not the caller's any more from the moment it is
-// called, whatever it returns. With the last one it is Release. As Release does, it works under a context that has ended.
+// ReleaseN releases n permits and keeps the others. The n permits are no longer the caller's from the moment of the
+// call, whatever it returns. If no permit is left, ReleaseN is the same as Release. Like Release, it also works under a
+// context that has ended.
 //
-// Errors: [fabric.ErrLost] and [fabric.ErrReleased] when the hold has ended; [fabric.ErrUncertain] when no leader confirmed it
-// in time, in which case it goes on in the background.
+// Errors: [fabric.ErrLost] and [fabric.ErrReleased] if the hold has ended; [fabric.ErrUncertain] if no leader confirmed
+// it in time. It then continues in the background.
 func (p *Permit) ReleaseN(ctx context.Context, n int) error {
 	p.mu.Lock()
 	if n < 1 || n > p.left {
