@@ -15,11 +15,10 @@ import (
 	"github.com/nats-io/nkeys"
 )
 
-// inProcessOnly restricts a user to connections inside the process; the name is the server's.
+// inProcessOnly restricts a user to connections inside the process. The server defines this name.
 const inProcessOnly = "IN_PROCESS"
 
-// Like the server, which takes what has this prefix for a hash. What is not a
-// whole hash would match no password at all.
+// The server treats a password with this prefix as a bcrypt hash. An incomplete hash would match no password.
 var (
 	bcryptPrefix = regexp.MustCompile(`^\$2[abxy]\$\d{2}\$`)
 	bcryptHash   = regexp.MustCompile(`^\$2[abxy]\$\d{2}\$[./A-Za-z0-9]{53}$`)
@@ -27,14 +26,14 @@ var (
 
 type clientAuth struct {
 	token string
-	users []*natsserver.User // those of the system account, too
+	users []*natsserver.User // including those of the system account
 	nkeys []*natsserver.NkeyUser
 }
 
-// WithToken makes the listener ask every client for this secret: give the same to nats.Token, or write it before the
-// host in the URL, "nats://token@host:port". A bcrypt hash of the secret will do. Without it, and without WithUser,
-// WithNKey and WithClientCA, whoever reaches the listener, every user of this host for example, may take and break
-// every lock. Not together with WithUser or WithNKey.
+// WithToken makes the listener require this secret from every client: pass it to nats.Token, or write it before the
+// host in the URL, "nats://token@host:port". A bcrypt hash of the secret is also accepted. Without this option,
+// WithUser, WithNKey and WithClientCA, everybody who can reach the listener, for example every user of this host, can
+// acquire and break every lock. It can't be combined with WithUser or WithNKey.
 func WithToken(token string) Option {
 	return func(c *config) error {
 		if err := checkSecret("WithToken", token); err != nil {
@@ -44,25 +43,25 @@ func WithToken(token string) Option {
 	}
 }
 
-// WithUser lets in clients that give this name and password, see nats.UserInfo. It can be given several times, with
-// different names, and together with WithNKey. Instead of the password it takes its bcrypt hash, as nats-server does:
-// "$2a$11$...". All users may do everything; see WithConfigFile for permissions.
+// WithUser admits clients with this name and password; see nats.UserInfo. It can be given several times with different
+// names, and together with WithNKey. Like nats-server, it also accepts the bcrypt hash of the password: "$2a$11$...".
+// All users have all permissions; for fewer permissions, see WithConfigFile.
 func WithUser(name, password string) Option {
 	return func(c *config) error { return c.auth.add("WithUser", name, password, nil) }
 }
 
-// WithSystemUser lets in clients that give this name and password to the system account, and there to one question
-// alone: the state and the settings of JetStream on all servers of the cluster, as 'lockfabric doctor' asks it. They
-// can neither read nor change anything else, locks above all. It says nothing of who may take locks: WithUser,
-// WithNKey or WithClientCA do. Not together with WithToken.
+// WithSystemUser admits clients with this name and password to the system account, for one request only: the state and
+// settings of JetStream on all servers of the cluster, which 'lockfabric doctor' needs. Such a client can neither read
+// nor change anything else, in particular no locks. The option does not decide who may acquire locks; WithUser,
+// WithNKey and WithClientCA do. It can't be combined with WithToken.
 func WithSystemUser(name, password string) Option {
 	return func(c *config) error {
 		return c.auth.add("WithSystemUser", name, password, natsserver.NewAccount(natsserver.DEFAULT_SYSTEM_ACCOUNT))
 	}
 }
 
-// onlyLooks is what a system user may do. All of the system account would be too
-// much: its users may purge other accounts, and see what the replicas send each other.
+// onlyLooks returns the permissions of a system user. All permissions of the system account would be too many: they
+// allow to purge other accounts, and to see the traffic between replicas.
 func onlyLooks() *natsserver.Permissions {
 	return &natsserver.Permissions{
 		Publish:   &natsserver.SubjectPermission{Allow: []string{"$SYS.REQ.SERVER.PING.JSZ"}},
@@ -70,7 +69,7 @@ func onlyLooks() *natsserver.Permissions {
 	}
 }
 
-// add adds a user of the account, nil is the default one.
+// add adds a user of the account; nil is the default account.
 func (a *clientAuth) add(option, name, password string, account *natsserver.Account) error {
 	switch {
 	case !isName(name):
@@ -87,8 +86,8 @@ func (a *clientAuth) add(option, name, password string, account *natsserver.Acco
 	return nil
 }
 
-// WithNKey lets in clients that prove to have the private key of one of these public user keys ("U..."), see
-// nats.Nkey and nats.NkeyOptionFromSeed. It can be given several times. The server never learns a secret.
+// WithNKey admits clients that prove to have the private key of one of these public user keys ("U..."); see nats.Nkey
+// and nats.NkeyOptionFromSeed. It can be given several times. The server never learns a secret.
 func WithNKey(publicKeys ...string) Option {
 	return func(c *config) error {
 		if len(publicKeys) == 0 {
@@ -96,7 +95,7 @@ func WithNKey(publicKeys ...string) Option {
 		}
 		for i, k := range publicKeys {
 			switch {
-			case strings.HasPrefix(k, "S"): // not into a message: it is a secret
+			case strings.HasPrefix(k, "S"): // it is a secret, so it must not be in the message
 				return invalid("WithNKey: key %d is a seed, which is a secret; give the public key that belongs to it, it begins with U", i+1)
 			case !nkeys.IsValidPublicUserKey(k):
 				return invalid("WithNKey: key %d is not the public key of a user; such a key begins with U", i+1)
@@ -116,7 +115,7 @@ func checkSecret(option, secret string) error {
 	return nil
 }
 
-// apply gives the server copies: it changes what it is given, and a reload compares.
+// apply passes copies to the server, because the server changes them, and a reload compares.
 func (a *clientAuth) apply(o *natsserver.Options) error {
 	var system *natsserver.Account
 	locks := len(a.nkeys) > 0
@@ -129,8 +128,8 @@ func (a *clientAuth) apply(o *natsserver.Options) error {
 		}
 	}
 	if system != nil && locks {
-		// Else the server lets in who gives no name, as if only the system account
-		// asked. Only a configuration can say so.
+		// Without this, the server admits clients without a name, as if only the system account had users. Only a
+		// configuration can set it.
 		if err := o.ProcessConfigString("authorization: {}"); err != nil {
 			return fmt.Errorf("%w: %w", ErrStartFailed, err)
 		}
@@ -149,8 +148,8 @@ func (a *clientAuth) apply(o *natsserver.Options) error {
 	return nil
 }
 
-// identity is the user under which Server.Connect comes in where clients need
-// credentials: a key made for this server, good inside the process only.
+// identity is the user of Server.Connect if clients need credentials: a key that is created for this server and valid
+// inside the process only.
 type identity struct {
 	public string
 	pair   nkeys.KeyPair
@@ -167,7 +166,7 @@ func newIdentity() (*identity, error) {
 
 func (id *identity) option() nats.Option { return nats.Nkey(id.public, id.pair.Sign) }
 
-// credentialsGiven reports whether a caller of Connect brings its own.
+// credentialsGiven reports whether a caller of Connect brings its own credentials.
 func credentialsGiven(opts []nats.Option) (bool, error) {
 	o := nats.GetDefaultOptions()
 	for _, f := range opts {
@@ -181,21 +180,22 @@ func credentialsGiven(opts []nats.Option) (bool, error) {
 	return o.User != "" || o.Token != "" || o.Nkey != "" || o.UserJWT != nil || o.UserInfo != nil || o.TokenHandler != nil, nil
 }
 
-// needsCredentials reports whether the server asks clients who they are.
+// needsCredentials reports whether the server requires credentials from clients.
 func needsCredentials(o *natsserver.Options) bool {
 	return o.Username != "" || o.Authorization != "" || len(o.Users)+len(o.Nkeys) > 0 || operated(o)
 }
 
-// ownLogin reports whether Connect can have a user of its own. The server takes no
-// users besides a name or token that is for websocket or MQTT alone.
+// ownLogin reports whether Connect can have its own user. If a name or token is for websocket or MQTT only, the server
+// accepts no other users.
 func ownLogin(o *natsserver.Options) bool {
 	return !hasAccounts(o) && o.Websocket.Username+o.Websocket.Token+o.MQTT.Username+o.MQTT.Token == ""
 }
 
-// operated reports whether accounts and users are JWTs.
+// operated reports whether accounts and users are JWTs of an operator.
 func operated(o *natsserver.Options) bool { return len(o.TrustedOperators)+len(o.TrustedKeys) > 0 }
 
-// hasAccounts reports whether clients are in accounts other than the default one, or somebody else says in which.
+// hasAccounts reports whether clients are in accounts other than the default one, or an external service decides their
+// accounts.
 func hasAccounts(o *natsserver.Options) bool {
 	if operated(o) || o.AuthCallout != nil {
 		return true
@@ -207,16 +207,16 @@ func isSystemAccount(o *natsserver.Options, a *natsserver.Account) bool {
 	return a != nil && (a.Name == o.SystemAccount || a.Name == natsserver.DEFAULT_SYSTEM_ACCOUNT)
 }
 
-// routeAuth is what the servers of a cluster ask of each other.
+// routeAuth is how the servers of a cluster authenticate each other.
 type routeAuth struct {
 	user, password string
 	tls            tlsFiles
 }
 
-// WithClusterAuth makes the servers of a cluster ask each other for this name and password; all need the same. A
-// route that names its own user, "nats-route://user:password@host:port", keeps it; and where all routes name the same
-// one, this option can be left out. The password is needed as it is, not as a hash: this server gives it to the
-// others. Needs WithCluster.
+// WithClusterAuth makes the servers of a cluster require this name and password from each other. All servers need the
+// same. A route with its own user, "nats-route://user:password@host:port", keeps it. If all routes have the same user,
+// this option can be omitted. The password must be given in plain text, not as a hash, because this server sends it to
+// the others. Needs WithCluster.
 func WithClusterAuth(user, password string) Option {
 	return func(c *config) error {
 		switch {
@@ -232,9 +232,10 @@ func WithClusterAuth(user, password string) Option {
 	}
 }
 
-// WithClusterTLS makes the servers of a cluster speak TLS with each other, and ask each other for a certificate that
-// one of the authorities in caFile has signed. A certificate must be good for both ends of a connection and name the
-// host by which the routes call this server. All files are PEM. Needs WithCluster; all servers need it or none.
+// WithClusterTLS makes the servers of a cluster use TLS with each other, and require a certificate signed by one of the
+// authorities in caFile. A certificate must be valid for both ends of a connection, and must contain the host name that
+// the routes use for this server. All files are PEM. Needs WithCluster. Either all servers of the cluster use it or
+// none.
 func WithClusterTLS(certFile, keyFile, caFile string) Option {
 	return func(c *config) error {
 		all := certFile != "" && keyFile != "" && caFile != ""
@@ -242,7 +243,7 @@ func WithClusterTLS(certFile, keyFile, caFile string) Option {
 	}
 }
 
-// apply completes the cluster's options, in which the routes are.
+// apply completes the cluster's options, which already contain the routes.
 func (a routeAuth) apply(o *natsserver.Options) error {
 	if a.tls.cert != "" {
 		t, err := a.tls.load("WithClusterTLS")
@@ -265,7 +266,7 @@ func (a routeAuth) apply(o *natsserver.Options) error {
 	return nil
 }
 
-// login is what this server asks for: as told, or else what the routes say.
+// login returns the name and password that this server requires: those of the option, or else those of the routes.
 func (a routeAuth) login(routes []*url.URL) (*url.Userinfo, error) {
 	if a.user != "" {
 		return url.UserPassword(a.user, a.password), nil
@@ -286,17 +287,16 @@ func (a routeAuth) login(routes []*url.URL) (*url.Userinfo, error) {
 	return found, nil
 }
 
-// tlsTimeout bounds a handshake, in seconds. The server's own default of two is short for a host that is busy.
+// tlsTimeout limits a handshake, in seconds. The server's default of two is too short for a busy host.
 const tlsTimeout = 5
 
-// tlsFiles are the files of one listener. They are read at the start and again by Reload.
+// tlsFiles are the files of one listener. Start and Reload read them.
 type tlsFiles struct {
 	cert, key, ca string
 }
 
-// WithTLS makes the client listener speak TLS, and only that, with this certificate (its chain may follow in the
-// file) and its key, both in PEM. ClientURL begins with "tls://" then. Connections inside the process need none.
-// Needs WithListen.
+// WithTLS makes the client listener require TLS, with this certificate (its chain may follow in the file) and its key,
+// both in PEM. ClientURL then starts with "tls://". Connections inside the process do not need TLS. Needs WithListen.
 func WithTLS(certFile, keyFile string) Option {
 	return func(c *config) error {
 		if certFile == "" || keyFile == "" {
@@ -307,16 +307,15 @@ func WithTLS(certFile, keyFile string) Option {
 	}
 }
 
-// WithClientCA makes the client listener ask for a certificate that one of the authorities in caFile (PEM) has
-// signed; without one nobody gets in. That is authentication of its own, and users, nkeys or a token can be asked for
-// besides. Needs WithTLS.
+// WithClientCA makes the client listener require a certificate signed by one of the authorities in caFile (PEM). This
+// is authentication by itself; users, nkeys or a token can be required in addition. Needs WithTLS.
 func WithClientCA(caFile string) Option {
 	return func(c *config) error {
 		return set(&c.tls.ca, caFile, caFile != "", "WithClientCA: the file is empty; name one with the certificates of the authorities")
 	}
 }
 
-// load reads the files. With authorities the other side needs a certificate of theirs, whoever dials.
+// load reads the files. With authorities, the peer needs one of their certificates, whichever side connects.
 func (f tlsFiles) load(option string) (*tls.Config, error) {
 	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
 	if err != nil {

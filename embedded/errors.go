@@ -6,57 +6,57 @@ import (
 )
 
 var (
-	// ErrInvalidOption is returned by Start when an option, or a combination of options, makes no sense. Nothing has
-	// been started and nothing was written; the message names the option and says what to do.
+	// ErrInvalidOption is returned by Start if an option, or a combination of options, is invalid. Nothing was started
+	// and nothing was written. The message names the option and says what to do.
 	ErrInvalidOption = errors.New("embedded: invalid option")
 
-	// ErrStoreInUse is returned by Start when another server, in this process or in another one, has the store
-	// directory open. Use another directory, stop that server, or connect to it instead. errors.As with
-	// *StoreInUseError tells which server it is.
+	// ErrStoreInUse is returned by Start if another server, in this process or another one, uses the store directory.
+	// Use another directory, stop that server, or connect to it. errors.As with *StoreInUseError tells which server it
+	// is.
 	ErrStoreInUse = errors.New("embedded: store directory is in use")
 
-	// ErrStartFailed is returned by Start when the server gave up while starting: the address is taken, the store
-	// can't be read, or its disk is full. The message carries the server's reason. The store lock has been released.
+	// ErrStartFailed is returned by Start if the server failed to start: the address is in use, the store can't be
+	// read, or its disk is full. The message contains the server's reason. The store lock has been released.
 	ErrStartFailed = errors.New("embedded: server failed to start")
 
-	// ErrStoreFailed is returned by Health when a write to the store has failed. The server then writes nothing there
-	// until it is started again, also when there is room on the disk meanwhile: locks can be neither taken nor
-	// released. What was acknowledged is kept.
+	// ErrStoreFailed is returned by Health if a write to the store has failed. The server then writes nothing there
+	// until it is started again, even if the disk has free space again: locks can neither be acquired nor released.
+	// Acknowledged writes are kept.
 	ErrStoreFailed = errors.New("embedded: store can't be written")
 
-	// ErrStoreGone is returned by Health when files of the store were removed or replaced while the server runs. It
-	// goes on for a while with the files that it has open, but another server can be started on the same path, and
-	// what was acknowledged is lost with the process. Shut it down, and let no other one grant locks before the
+	// ErrStoreGone is returned by Health if files of the store were removed or replaced while the server runs. The
+	// server continues for a while with its open files, but another server can be started on the same path, and
+	// acknowledged writes are lost with the process. Shut it down, and let no other server grant locks before the
 	// leases of its clients have ended.
 	ErrStoreGone = errors.New("embedded: files of the store were removed or replaced")
 
-	// ErrCredentials is returned by Connect when the server's accounts are those of a configuration file, or of an
-	// operator, and it does not know in which of them the caller belongs; or when the file has a user for websocket
-	// or mqtt alone, beside which the server takes no other: pass nats options with credentials to Connect, such as
-	// nats.UserInfo or nats.UserCredentials.
+	// ErrCredentials is returned by Connect in two cases. The server's accounts are those of a configuration file or an
+	// operator, and it does not know the caller's account. Or the file has a user for websocket or mqtt only, and the
+	// server then accepts no other user. Pass nats options with credentials to Connect, such as nats.UserInfo or
+	// nats.UserCredentials.
 	ErrCredentials = errors.New("embedded: the connection needs credentials")
 
-	// ErrReload is returned by Reload when the running server can't take over a change, such as another address or
-	// store. It goes on as before; restart it for the change.
+	// ErrReload is returned by Reload if a change, such as another address or store, is not possible while the server
+	// runs. The server continues with its old settings; restart it for the change.
 	ErrReload = errors.New("embedded: change needs a restart")
 
-	// ErrStopped is returned by Connect, Reload and Health once Shutdown has begun.
-	// Start a new server on the same store directory.
+	// ErrStopped is returned by Connect, Reload and Health after Shutdown was called. Start a new server on the same
+	// store directory.
 	ErrStopped = errors.New("embedded: server is stopped")
 )
 
-// invalid returns ErrInvalidOption with what is wrong and what to do.
+// invalid returns ErrInvalidOption with the problem and what to do.
 func invalid(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", ErrInvalidOption, fmt.Errorf(format, args...))
 }
 
-// StoreInUseError says which server has the store directory open. It matches ErrStoreInUse with errors.Is.
+// StoreInUseError tells which server uses the store directory. errors.Is with ErrStoreInUse is true for it.
 type StoreInUseError struct {
 	// Dir is the store directory as an absolute path.
 	Dir string
-	// PID is the process id of the owner, 0 when it isn't known.
+	// PID is the process id of the owner, or 0 if it is unknown.
 	PID int
-	// URL is the client URL of the owner, empty when it has no listener, is still starting, or isn't known.
+	// URL is the client URL of the owner. It is empty if the owner has no listener, is still starting, or is unknown.
 	URL string
 }
 
@@ -73,17 +73,18 @@ func (e *StoreInUseError) Error() string {
 
 func (e *StoreInUseError) Unwrap() error { return ErrStoreInUse }
 
-// OpenListenerError is returned by Start for a listener that other hosts reach
-// and that asks nobody who they are. It matches ErrInvalidOption with errors.Is.
+// OpenListenerError is returned by Start for a listener that other hosts can reach and that does not authenticate.
+// errors.Is with ErrInvalidOption is true for it.
 type OpenListenerError struct {
-	// Listener is "client" or "cluster", or with a configuration file another
-	// of its listeners: "websocket", "mqtt", "leafnodes", "gateway", "profiling".
+	// Listener is "client" or "cluster". With a configuration file it can also be "websocket", "mqtt", "leafnodes",
+	// "gateway" or "profiling".
 	Listener string
 	// Addr is its address, host:port.
 	Addr string
-	// File is the configuration file, empty without one.
+	// File is the configuration file; empty without one.
 	File string
-	// Reason is what lets strangers in although there are users, such as "no_auth_user"; empty where there are none.
+	// Reason is the setting that admits clients without credentials although there are users, for example
+	// "no_auth_user". It is empty if there are no users.
 	Reason string
 }
 

@@ -14,16 +14,16 @@ import (
 	natsserver "github.com/nats-io/nats-server/v2/server"
 )
 
-// listener is an address that the server opens, and what it asks of those who come there.
+// listener is an address that the server opens, and how it authenticates clients there.
 type listener struct {
-	name      string // in the words of the configuration file
+	name      string // as in the configuration file
 	addr      string
 	loopback  bool
 	auth, tls bool
-	why       string // auth is false although somebody is asked
+	why       string // why auth is false although there are users
 }
 
-// listeners returns all that give access to locks, and profiling, which gives access to the process.
+// listeners returns all listeners that give access to locks, and profiling, which gives access to the process.
 func listeners(o *natsserver.Options) []listener {
 	var ls []listener
 	add := func(name, host string, port int, tls *tls.Config, asked bool, why string) {
@@ -41,7 +41,7 @@ func listeners(o *natsserver.Options) []listener {
 	if !o.DontListen {
 		t := o.TLSConfig
 		if o.AllowNonTLS {
-			t = nil // where TLS is optional, a certificate is too
+			t = nil // if TLS is optional, a certificate is optional, too
 		}
 		add("client", o.Host, cmp.Or(o.Port, natsserver.DEFAULT_PORT), t, asked, why)
 	}
@@ -69,9 +69,9 @@ func newListener(name, host string, port int) listener {
 	return listener{name: name, addr: net.JoinHostPort(host, strconv.Itoa(max(port, 0))), loopback: isLoopback(host)}
 }
 
-// asksClients reports whether nobody gets in without credentials, and if not, why although there are some. A user for
-// those who have none means that everybody does; a user without a password lets in who knows the name; and users of
-// the system account alone leave the default account open.
+// asksClients reports whether every client needs credentials. If not although there are users, why names the reason: a
+// user for clients without credentials admits everybody; a user without a password admits everybody who knows the name;
+// and if all users are in the system account, the default account is open.
 func asksClients(o *natsserver.Options) (asked bool, why string) {
 	switch {
 	case !needsCredentials(o):
@@ -83,7 +83,7 @@ func asksClients(o *natsserver.Options) (asked bool, why string) {
 	case operated(o):
 		return true, ""
 	}
-	// With a mapping the certificate stands for the password.
+	// With a mapping, the certificate replaces the password.
 	if !o.TLSMap && !o.Websocket.TLSMap && !o.MQTT.TLSMap && !o.LeafNode.TLSMap {
 		if why := bareName(o.Users); why != "" {
 			return false, why
@@ -102,8 +102,7 @@ func asksClients(o *natsserver.Options) (asked bool, why string) {
 	return false, "only the system account has users"
 }
 
-// asksWith is for clients that come in where a block of its own may say whom to
-// let in, instead of what holds for all.
+// asksWith is for listeners whose own block can define users that replace the general ones.
 func asksWith(o *natsserver.Options, user, password, token, noAuthUser string) (bool, string) {
 	switch {
 	case noAuthUser != "":
@@ -130,8 +129,8 @@ func asksLeaves(o *natsserver.Options) (bool, string) {
 	return asksClients(o)
 }
 
-// asksWebsocket looks at all who come in there: also leaf nodes and MQTT clients, where the server has listeners for
-// them, and those are asked what they would be asked there.
+// asksWebsocket checks all clients of the websocket listener. These include leaf nodes and MQTT clients if the server
+// has such listeners; they need the credentials of those listeners.
 func asksWebsocket(o *natsserver.Options) (bool, string) {
 	w, m := &o.Websocket, &o.MQTT
 	if asked, why := asksWith(o, w.Username, w.Password, w.Token, w.NoAuthUser); !asked {
@@ -151,7 +150,7 @@ func asksOne(user, password string) (bool, string) {
 	return user != "" && why == "", why
 }
 
-// bareName says which user needs no password.
+// bareName returns a user that needs no password.
 func bareName(users []*natsserver.User) string {
 	for _, u := range users {
 		if u.Username != "" && u.Password == "" {
@@ -161,13 +160,13 @@ func bareName(users []*natsserver.User) string {
 	return ""
 }
 
-// verifies reports whether a client needs a certificate of certain authorities. Without their names it would be any
-// that the host trusts, which are open to everybody.
+// verifies reports whether a client needs a certificate of given authorities. Without given authorities, every
+// certificate that the host trusts would be accepted, and everybody can get one.
 func verifies(t *tls.Config) bool {
 	return t != nil && t.ClientAuth == tls.RequireAndVerifyClientCert && t.ClientCAs != nil
 }
 
-// isLoopback takes only what is certain without a resolver.
+// isLoopback accepts only what is certain without a resolver.
 func isLoopback(host string) bool {
 	if strings.EqualFold(host, "localhost") {
 		return true
@@ -176,7 +175,7 @@ func isLoopback(host string) bool {
 	return ip != nil && ip.IsLoopback()
 }
 
-// plan is what a server is started or reloaded with: options that were checked, and what there is to warn of.
+// plan contains the checked options with which a server is started or reloaded, and the warnings.
 type plan struct {
 	options  *natsserver.Options
 	access   *access
@@ -185,8 +184,8 @@ type plan struct {
 
 type access struct {
 	auth, tls bool
-	internal  bool // Connect has a user of its own
-	accounts  bool // or can't have one
+	internal  bool // Connect has its own user
+	accounts  bool // Connect can't have its own user
 }
 
 func (c *config) plan(id *identity) (*plan, error) {
@@ -209,7 +208,7 @@ func (c *config) plan(id *identity) (*plan, error) {
 	if p.access.internal {
 		o.Nkeys = append(o.Nkeys, &natsserver.NkeyUser{Nkey: id.public, AllowedConnectionTypes: map[string]struct{}{inProcessOnly: {}}})
 	}
-	// Signals are the program's business, and so is the log, which a reload would take over, too.
+	// Signals are the program's task. So is the log, which a reload would also replace.
 	o.NoSigs, o.NoLog, o.DisableJetStreamBanner = true, true, true
 	o.LogFile, o.Syslog, o.RemoteSyslog = "", false, ""
 	o.Debug, o.Trace, o.TraceVerbose = false, false, false
@@ -217,8 +216,8 @@ func (c *config) plan(id *identity) (*plan, error) {
 	return p, nil
 }
 
-// check refuses addresses that other hosts reach and where everybody is let in,
-// and notes what is allowed but should be known.
+// check refuses addresses that other hosts can reach without authentication, and adds warnings about what is allowed
+// but risky.
 func (p *plan) check(c *config) error {
 	for _, l := range listeners(p.options) {
 		switch {
@@ -234,7 +233,7 @@ func (p *plan) check(c *config) error {
 	if c.configFile == "" {
 		return nil
 	}
-	for _, port := range []int{p.options.HTTPPort, p.options.HTTPSPort} { // they change nothing, and can't ask anybody
+	for _, port := range []int{p.options.HTTPPort, p.options.HTTPSPort} { // they are read-only and have no authentication
 		if l := newListener("monitoring", cmp.Or(p.options.HTTPHost, p.options.Host), port); port != 0 && !l.loopback && !c.allowExternal {
 			p.note(func(log *slog.Logger) {
 				log.Warn("monitoring asks nobody: who reaches it sees clients, buckets and names of locks; keep strangers from it, or write http: \"127.0.0.1:8222\"", "listener", l.name, "url", l.addr)
@@ -267,7 +266,7 @@ func (p *plan) log(l *slog.Logger) {
 	}
 }
 
-// refused translates what the server says of its options.
+// refused converts the server's error about its options.
 func (c *config) refused(err error) error {
 	if c.configFile != "" {
 		return c.fileError("%v", err)

@@ -32,7 +32,7 @@ type config struct {
 	cluster       *clusterOptions
 	routeAuth     routeAuth
 	configFile    string
-	syncSet       bool // by WithSync
+	syncSet       bool // set by WithSync
 }
 
 type clusterOptions struct {
@@ -41,18 +41,18 @@ type clusterOptions struct {
 	routes []string
 }
 
-// WithStoreDir keeps JetStream's data in dir, which is made when it doesn't exist. One server at a time can use a
-// directory. Either this or WithTempStore is required.
+// WithStoreDir stores JetStream's data in dir, which is created if it does not exist. One server at a time can use a
+// directory. Either this option or WithTempStore is required.
 func WithStoreDir(dir string) Option {
 	return func(c *config) error {
 		return set(&c.storeDir, dir, dir != "", "WithStoreDir: the directory is empty; name one, or use WithTempStore")
 	}
 }
 
-// WithTempStore keeps JetStream's data in a fresh temporary directory that Shutdown removes.
+// WithTempStore stores JetStream's data in a new temporary directory, which Shutdown removes.
 func WithTempStore() Option { return func(c *config) error { c.tempStore = true; return nil } }
 
-// WithSync says when writes reach the disk. The default is SyncAlways.
+// WithSync sets when writes are synced to disk. The default is SyncAlways.
 func WithSync(mode SyncMode) Option {
 	return func(c *config) error {
 		c.syncSet = true
@@ -60,8 +60,8 @@ func WithSync(mode SyncMode) Option {
 	}
 }
 
-// WithListen opens a TCP listener for clients on addr, "host:port"; port 0 picks a free one, see Server.ClientURL.
-// Without this option there is no listener and only Server.Connect reaches the server. An address that other hosts
+// WithListen opens a TCP listener for clients on addr, "host:port". Port 0 selects a free port; see Server.ClientURL.
+// Without this option there is no listener, and only Server.Connect reaches the server. An address that other hosts can
 // reach needs authentication: WithUser, WithToken, WithNKey or WithClientCA; or WithAllowNonLoopback.
 func WithListen(addr string) Option {
 	return func(c *config) error {
@@ -69,15 +69,14 @@ func WithListen(addr string) Option {
 	}
 }
 
-// WithAllowNonLoopback allows listeners for clients and for other servers that other hosts can reach and that ask
-// nobody who they are: do this only on a network where everybody may take and break every lock. A listener with
-// authentication needs no such permission.
+// WithAllowNonLoopback allows listeners, for clients and for other servers, that other hosts can reach without
+// authentication. Use it only on a network where everybody may acquire and break every lock. A listener with
+// authentication does not need it.
 func WithAllowNonLoopback() Option {
 	return func(c *config) error { c.allowExternal = true; return nil }
 }
 
-// WithMaxStore limits JetStream's files to n bytes. The default is the server's:
-// three quarters of the free disk space.
+// WithMaxStore limits JetStream's files to n bytes. The default is the server's: three quarters of the free disk space.
 func WithMaxStore(n int64) Option {
 	return func(c *config) error {
 		return set(&c.maxStore, n, n > 0, "WithMaxStore(%d): give a positive number of bytes", n)
@@ -85,31 +84,31 @@ func WithMaxStore(n int64) Option {
 }
 
 // WithMaxMemory limits JetStream's memory streams to n bytes. The default is the server's: three quarters of the
-// memory. Lock data is in files, so this only bounds other users of the server.
+// memory. Lock data is in files, so this limits only other uses of the server.
 func WithMaxMemory(n int64) Option {
 	return func(c *config) error {
 		return set(&c.maxMemory, n, n > 0, "WithMaxMemory(%d): give a positive number of bytes", n)
 	}
 }
 
-// WithServerName names the server. The default is a fresh random name. A server
-// in a cluster needs a name of its own that stays the same across restarts.
+// WithServerName sets the server's name. The default is a new random name. A server in a cluster needs a unique name
+// that stays the same across restarts.
 func WithServerName(name string) Option {
 	return func(c *config) error {
 		return set(&c.name, name, isName(name), "WithServerName(%q): give a name without spaces", name)
 	}
 }
 
-// WithLogger sends the server's log to l. Without it, or with nil, the server is silent.
+// WithLogger sends the server's log to l. Without it, or with nil, the server logs nothing.
 func WithLogger(l *slog.Logger) Option { return func(c *config) error { c.logger = l; return nil } }
 
-// WithCluster makes the server one of a cluster with the given name. It accepts other servers on listenAddr
-// ("host:port", port 0 picks a free one) and connects to routes, the cluster addresses ("host:port" or
-// "nats-route://host:port") of all servers, its own included: while the cluster forms for the first time, the number
-// of routes is taken for its size, and with too few of them two parts could each go their own way.
+// WithCluster makes the server a member of the cluster with the given name. It accepts other servers on listenAddr
+// ("host:port"; port 0 selects a free port). It connects to routes, which are the cluster addresses ("host:port" or
+// "nats-route://host:port") of all servers, this one included. When the cluster forms for the first time, the number of
+// routes defines its size. With too few routes, two parts could each form a cluster.
 //
-// Needs WithServerName and WithListen. Start returns before the cluster has agreed on anything: JetStream answers
-// once a majority of the servers has found each other.
+// Needs WithServerName and WithListen. Start returns before the cluster has agreed on anything: JetStream answers when
+// a majority of the servers have found each other.
 func WithCluster(name, listenAddr string, routes ...string) Option {
 	return func(c *config) error {
 		given := &clusterOptions{name: name, listen: listenAddr, routes: routes}
@@ -117,7 +116,7 @@ func WithCluster(name, listenAddr string, routes ...string) Option {
 	}
 }
 
-// set makes an option's value the field's, if it makes sense.
+// set assigns value to field if ok; otherwise it returns ErrInvalidOption.
 func set[T any](field *T, value T, ok bool, format string, args ...any) error {
 	if !ok {
 		return invalid(format, args...)
@@ -141,7 +140,7 @@ func newConfig(opts []Option) (*config, error) {
 	return c, c.validate()
 }
 
-// validate looks at how the options fit together.
+// validate checks combinations of options.
 func (c *config) validate() error {
 	switch {
 	case c.storeDir != "" && c.tempStore:
@@ -169,8 +168,7 @@ func (c *config) validate() error {
 	return nil
 }
 
-// serverOptions translates into the server's own options. What it returns was not
-// used yet, so that it can be called again for a reload.
+// serverOptions returns the server's own options. They are new objects, so it can be called again for a reload.
 func (c *config) serverOptions() (*natsserver.Options, error) {
 	if c.configFile != "" {
 		return c.fileOptions()
@@ -210,8 +208,8 @@ func (c *config) serverOptions() (*natsserver.Options, error) {
 		return nil, err
 	}
 	o.Cluster.Name = c.cluster.name
-	// Clients keep to the addresses they were given; those of other nodes, as
-	// this server sees them, may not be reachable from where a client is.
+	// Clients use only the addresses that they were given. The addresses of other nodes, as this server sees them, may
+	// be unreachable for a client.
 	o.Cluster.NoAdvertise = true
 	for _, r := range c.cluster.routes {
 		u, err := parseRoute(r)
@@ -231,8 +229,8 @@ func (c *config) applySync(o *natsserver.Options) {
 	}
 }
 
-// splitAddr checks addr and returns host and port as the server wants them:
-// its 0 means "the default port", -1 means "any free one".
+// splitAddr checks addr and returns host and port for the server. For the server, port 0 means "the default port", and
+// -1 means "any free port".
 func splitAddr(option, addr string) (host string, port int, err error) {
 	host, p, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -255,30 +253,30 @@ func parseRoute(r string) (*url.URL, error) {
 	u, err := url.Parse(s)
 	if err != nil || u.Hostname() == "" || u.Port() == "" || (u.Scheme != "nats-route" && u.Scheme != "nats") {
 		if i := strings.LastIndexByte(r, '@'); i >= 0 {
-			r = r[i+1:] // what is before may be a password
+			r = r[i+1:] // the part before may be a password
 		}
 		return nil, invalid("WithCluster: route %q: give host:port or nats-route://host:port", r)
 	}
 	return u, nil
 }
 
-// SyncMode says when acknowledged writes reach the disk. Make one with SyncAlways or SyncInterval.
+// SyncMode sets when acknowledged writes are synced to disk. Use SyncAlways or SyncInterval.
 type SyncMode time.Duration
 
-// SyncAlways syncs every write to disk before it is acknowledged. It is the default of Start: a lock that was granted
-// stays granted through a power failure. A write costs what the disk's sync costs.
+// SyncAlways syncs every write to disk before it is acknowledged. It is the default of Start: a granted lock survives a
+// power failure. Each write then takes as long as a sync of the disk.
 const SyncAlways SyncMode = 0
 
-// minSyncInterval keeps the server's background sync from spinning.
+// minSyncInterval prevents the server's background sync from using a whole processor.
 const minSyncInterval = time.Millisecond
 
-// SyncInterval syncs in the background about every d, at least one millisecond, and acknowledges writes before. It is
-// faster, many times so on slow disks, and the price is that a power failure or a crash of the operating system may
-// lose acknowledged writes of the last d: a lock can then be held twice, and fencing tokens may repeat. The end of
+// SyncInterval syncs in the background about every d (at least one millisecond), and acknowledges writes before they
+// are synced. It is faster, many times so on slow disks. But a power failure or a crash of the operating system may
+// lose the acknowledged writes of the last d: a lock can then be held twice, and fencing tokens can repeat. The end of
 // the process alone loses nothing.
 func SyncInterval(d time.Duration) SyncMode {
 	if d < minSyncInterval {
-		return SyncMode(-1) // refused by the option that gets it
+		return SyncMode(-1) // the option that gets it refuses it
 	}
 	return SyncMode(d)
 }
@@ -295,29 +293,28 @@ func (m SyncMode) String() string {
 	}
 }
 
-// WithConfigFile takes everything from a configuration file of nats-server: listeners, users, accounts and
-// permissions, TLS, cluster. Some options can be given besides, and no others:
+// WithConfigFile takes all settings from a configuration file of nats-server: listeners, users, accounts and
+// permissions, TLS, cluster. Only these options can be combined with it:
 //
-//   - WithStoreDir or WithTempStore, which enable JetStream, if the file names no
-//     store_dir. One of the three is needed: the server's own default is below
-//     the system's directory for temporary files.
-//   - WithSync, if the file has no sync_interval. Without either every write is
-//     synced, which is not the default of nats-server.
+//   - WithStoreDir or WithTempStore, which enable JetStream, if the file has no store_dir. One of the three is
+//     required, because the server's default is below the system's directory for temporary files.
+//   - WithSync, if the file has no sync_interval. Without both, every write is synced, which is not the default of
+//     nats-server.
 //   - WithServerName, if the file has no server_name.
 //   - WithAllowNonLoopback and WithLogger.
 //
-// The server reads the file at Start and by [Server.Reload] only, not for a user of
-// the system account who asks it to (nats server config reload).
+// The server reads the file only at Start and in [Server.Reload], not when a user of the system account requests a
+// reload (nats server config reload).
 //
-// The file's rules for logging (log_file, syslog, debug, trace) have no effect, see WithLogger. The store is kept to
-// one server as with WithStoreDir, but a stock nats-server on the same directory knows nothing of that.
+// The file's log settings (log_file, syslog, debug, trace) have no effect; see WithLogger. The store is locked, as with
+// WithStoreDir, but a stock nats-server on the same directory ignores this lock.
 func WithConfigFile(path string) Option {
 	return func(c *config) error {
 		return set(&c.configFile, path, path != "", "WithConfigFile: the path is empty; name a configuration file of nats-server")
 	}
 }
 
-// checkAlone refuses options whose place is in the file.
+// checkAlone refuses options that belong in the file.
 func (c *config) checkAlone() error {
 	for _, o := range []struct {
 		name  string
@@ -342,7 +339,7 @@ func (c *config) checkAlone() error {
 	return nil
 }
 
-// fileOptions reads the file, and adds what is safe where it says nothing.
+// fileOptions reads the file, and adds safe values where the file has none.
 func (c *config) fileOptions() (*natsserver.Options, error) {
 	o, err := natsserver.ProcessConfigFile(c.configFile)
 	if err != nil {
@@ -364,8 +361,8 @@ func (c *config) fileOptions() (*natsserver.Options, error) {
 	case c.syncSet && (o.SyncAlways || o.SyncInterval != 0):
 		return nil, c.fileError("both its sync_interval and WithSync say when to sync; leave one out")
 	}
-	// Who has a login of the system account could else have the server read the
-	// file by itself, past all that is checked and added here.
+	// Otherwise a user of the system account could make the server read the file by itself, without the checks and
+	// additions made here.
 	o.ConfigFile = ""
 	o.JetStream = true
 	o.StoreDir = cmp.Or(o.StoreDir, c.storeDir)
@@ -376,13 +373,13 @@ func (c *config) fileOptions() (*natsserver.Options, error) {
 	return o, nil
 }
 
-// Where the server quotes a URL or a seed that it can't read.
+// Places where the server quotes a URL or a seed that it can't read.
 var (
 	login = regexp.MustCompile(`://[^"\n]*@`)
 	seed  = regexp.MustCompile(`\bS[AUONCX][A-Za-z0-9]{16,}`)
 )
 
-// fileError names the file, unless the text begins with the place in it.
+// fileError adds the name of the file, unless the text starts with a position in the file.
 func (c *config) fileError(format string, args ...any) error {
 	text := seed.ReplaceAllString(login.ReplaceAllString(fmt.Sprintf(format, args...), "://xxxxx@"), "xxxxx")
 	if !strings.HasPrefix(text, c.configFile+":") {

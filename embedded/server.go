@@ -32,15 +32,15 @@ type Server struct {
 	routes   net.Addr // nil without a cluster
 	reload   sync.Mutex
 	stopOnce sync.Once
-	stopping atomic.Bool   // Shutdown has begun
+	stopping atomic.Bool   // Shutdown was called
 	stopped  chan struct{} // closed when everything is released
 	stopErr  error         // set before stopped is closed
 }
 
-// Start runs a server and returns when JetStream is up and its store is recovered. It fails with ErrInvalidOption,
-// ErrStoreInUse (a *StoreInUseError), ErrStartFailed, or ctx's cause; then nothing is left running and the store is
-// free. ctx covers the start only: to end the server, call Shutdown. Recovery of a store can't be interrupted, so
-// Start returns late when ctx ends in the middle of one.
+// Start starts a server and returns when JetStream is running and its store is recovered. It fails with
+// ErrInvalidOption, ErrStoreInUse (a *StoreInUseError), ErrStartFailed, or ctx's cause. After an error nothing is
+// running and the store is free. ctx applies only to the start; to end the server, call Shutdown. The recovery of a
+// store can't be interrupted, so Start may return late if ctx ends during it.
 func Start(ctx context.Context, opts ...Option) (_ *Server, err error) {
 	c, err := newConfig(opts)
 	if err != nil {
@@ -49,7 +49,7 @@ func Start(ctx context.Context, opts ...Option) (_ *Server, err error) {
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("embedded: start: %w", context.Cause(ctx))
 	}
-	// All is checked before anything is made on disk.
+	// Everything is checked before anything is created on disk.
 	id, err := newIdentity()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrStartFailed, err)
@@ -85,12 +85,12 @@ func Start(ctx context.Context, opts ...Option) (_ *Server, err error) {
 	return s, nil
 }
 
-// run brings the server up. The server's Start returns when all is done or when it gave up; it is waited for in every
-// case, because stopping a server that is still recovering its store can leave files open behind the lock.
+// run starts the server. The server's Start returns when it is ready or has failed. run always waits for it, because
+// stopping a server that is still recovering its store can leave files open after the lock is released.
 func (s *Server) run(ctx context.Context, o *natsserver.Options, l *logAdapter) error {
-	// Protocol traces stay off: they would put lock owners and payloads into the log.
+	// Protocol traces stay off, because they would write lock owners and payloads into the log.
 	s.srv.SetLoggerV2(l, l.out != nil && l.out.Enabled(ctx, slog.LevelDebug), false, false)
-	clustered := o.Cluster.Port != 0 // the server writes the port it got there, later
+	clustered := o.Cluster.Port != 0 // the server later writes its port there
 	limited := o.JetStreamMaxStore > 0
 	s.srv.Start()
 	select {
@@ -104,7 +104,7 @@ func (s *Server) run(ctx context.Context, o *natsserver.Options, l *logAdapter) 
 	if !s.srv.JetStreamEnabled() {
 		return fmt.Errorf("%w: JetStream is not enabled", ErrStartFailed)
 	}
-	if !limited { // it uses a part of what is free on the disk now, and no more later
+	if !limited { // the server uses a part of the disk space that is free now, and no more later
 		state, err := s.srv.Jsz(nil)
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrStartFailed, err)
@@ -120,8 +120,8 @@ func (s *Server) run(ctx context.Context, o *natsserver.Options, l *logAdapter) 
 	return s.waitRoutes(ctx, l)
 }
 
-// waitRoutes waits for the cluster listener: the server opens it, or gives up,
-// after its Start has returned, and offers no event for it.
+// waitRoutes waits for the cluster listener. The server opens it, or fails, after its Start has returned, and has no
+// event for it.
 func (s *Server) waitRoutes(ctx context.Context, l *logAdapter) error {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
@@ -140,7 +140,7 @@ func (s *Server) waitRoutes(ctx context.Context, l *logAdapter) error {
 	}
 }
 
-// makeStoreDir makes the directory, a temporary one if it has no name.
+// makeStoreDir creates the directory, or a temporary one if dir is empty.
 func makeStoreDir(dir string) (string, error) {
 	var err error
 	if dir == "" {
@@ -154,10 +154,10 @@ func makeStoreDir(dir string) (string, error) {
 	return dir, nil
 }
 
-// Addr returns the address of the client listener, nil when there is none.
+// Addr returns the address of the client listener, or nil if there is none.
 func (s *Server) Addr() net.Addr { return s.addr }
 
-// ClusterAddr returns the address on which other servers of the cluster are accepted, nil without WithCluster.
+// ClusterAddr returns the address for other servers of the cluster, or nil without WithCluster.
 func (s *Server) ClusterAddr() net.Addr { return s.routes }
 
 // Name returns the server's name.
@@ -169,9 +169,10 @@ func (s *Server) StoreDir() string { return s.dir }
 // NumClients returns the number of client connections, in-process ones included.
 func (s *Server) NumClients() int { return s.srv.NumClients() }
 
-// Shutdown stops the server, waits until it has stopped, releases the store and removes a temporary one. Clients are
-// disconnected. It can be called any number of times and from anywhere; every call waits for the same end and returns
-// the same error. When ctx ends first, its cause is returned and the server goes on stopping; call again to wait on.
+// Shutdown stops the server, waits until it has stopped, releases the store, and removes a temporary store. Clients are
+// disconnected. It can be called several times and from any goroutine; every call waits for the same end and returns
+// the same error. If ctx ends first, Shutdown returns its cause, and the server continues to stop; call Shutdown again
+// to wait for the end.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.stopOnce.Do(func() {
 		s.stopping.Store(true)
@@ -190,15 +191,14 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 }
 
-// Kill stops the server and waits for it, without a bound. It is meant for
-// tests that want a server gone; a leader still hands its streams over.
+// Kill stops the server and waits without a limit. It is for tests. A leader still hands over its streams.
 func (s *Server) Kill() { _ = s.Shutdown(context.Background()) }
 
-// stop runs once. The lock is released only when the server's last goroutine
-// has ended, so that the next owner finds files nobody writes to.
+// stop runs once. It releases the lock only when the server's last goroutine has ended, so that no goroutine writes to
+// the files of the next owner.
 func (s *Server) stop() {
 	defer close(s.stopped)
-	// A reload that has begun comes to its end first; later ones find it stopping.
+	// A running reload is completed first. Later ones find that the server is stopping.
 	s.reload.Lock()
 	defer s.reload.Unlock()
 	if s.srv != nil {
@@ -217,10 +217,10 @@ func (s *Server) stop() {
 	s.stopErr = errors.Join(errs...)
 }
 
-// Reload reads the files again that the options name: certificates, keys and authorities, and the configuration file
-// with what it refers to. New connections see the change; clients whose user is gone are disconnected. The same
-// checks apply as at the start, so it fails with ErrInvalidOption for files that make no sense, and with ErrReload
-// for a change that needs a restart. Then everything stays as it was.
+// Reload reads the files of the options again: certificates, keys and authorities, and the configuration file with all
+// that it includes. New connections use the new settings, and clients whose user was removed are disconnected. The same
+// checks apply as at the start. Errors are ErrInvalidOption for invalid files, and ErrReload for a change that needs a
+// restart. After an error, nothing has changed.
 func (s *Server) Reload() error {
 	s.reload.Lock()
 	defer s.reload.Unlock()
@@ -239,7 +239,7 @@ func (s *Server) Reload() error {
 		return fmt.Errorf("%w: %w", ErrReload, err)
 	}
 	if err := s.srv.ReloadOptions(o); err != nil {
-		// What comes after it are whole blocks of options, passwords included.
+		// The rest of the text contains whole blocks of options, including passwords.
 		text, _, _ := strings.Cut(err.Error(), ": old=")
 		return fmt.Errorf("%w: %s", ErrReload, text)
 	}
@@ -248,11 +248,11 @@ func (s *Server) Reload() error {
 	return nil
 }
 
-// Health fails with ErrStoreFailed when the server can't write its store any more, because the disk is full for
-// example, with ErrStoreGone when its files were removed or replaced, and with ErrStopped after Shutdown. A
-// server alone finds out about every stream; one in a cluster, whose streams others
-// lead then, only when it has given up its whole store. For a moment it can fail
-// while a stream is made or deleted: take it seriously when it lasts for seconds.
+// Health returns ErrStoreFailed if the server can no longer write its store, for example because the disk is full;
+// ErrStoreGone if its files were removed or replaced; and ErrStopped after Shutdown. A single server detects a failure
+// of each stream. In a cluster, other servers then lead the stream, and this server detects only the failure of its
+// whole store. Health can fail for a moment while a stream is created or deleted; treat it as serious if it lasts for
+// seconds.
 func (s *Server) Health() error {
 	if s.stopping.Load() {
 		return ErrStopped
@@ -269,7 +269,7 @@ func (s *Server) Health() error {
 	return nil
 }
 
-// roomFor fails when the server would refuse every write.
+// roomFor fails if the server would refuse every write.
 func roomFor(dir string, limit int64, used uint64) error {
 	if limit > 0 && used < uint64(limit) {
 		return nil
@@ -278,22 +278,22 @@ func roomFor(dir string, limit int64, used uint64) error {
 		ErrStartFailed, dir, used, limit)
 }
 
-// Stats are counters and sizes of a server. The counters begin at its start.
+// Stats contains counters and sizes of a server. The counters start at 0 when the server starts.
 type Stats struct {
-	Connections, TotalConnections              uint64 // of clients: now, and all there were
+	Connections, TotalConnections              uint64 // of clients: now, and since the start
 	Subscriptions                              uint64
-	SlowConsumers                              uint64 // connections that were cut because they took too little
+	SlowConsumers                              uint64 // connections that were closed because they were too slow
 	InMessages, InBytes, OutMessages, OutBytes uint64 // of clients and of other servers
 	Routes                                     uint64 // connections to other servers of the cluster
-	Streams, Consumers                         uint64 // that this server keeps
+	Streams, Consumers                         uint64 // stored on this server
 	StoredMessages, StoredBytes                uint64
 	APIRequests, APIErrors                     uint64 // of JetStream
-	Clustered                                  bool   // JetStream is
-	Leader                                     bool   // the cluster has a leader for its metadata, known here
-	StreamsLed                                 uint64 // of Streams in a cluster, those that this server leads
+	Clustered                                  bool   // JetStream is clustered
+	Leader                                     bool   // the cluster has a leader for its metadata, and this server knows it
+	StreamsLed                                 uint64 // in a cluster, how many of Streams this server leads
 }
 
-// Stats returns what the server counts. After Shutdown it is of no meaning.
+// Stats returns the server's counters. After Shutdown they have no meaning.
 func (s *Server) Stats() Stats {
 	var st Stats
 	if v, err := s.srv.Varz(nil); err == nil {
@@ -310,12 +310,12 @@ func (s *Server) Stats() Stats {
 	return st
 }
 
-// logAdapter gives the server's log to slog, and remembers the first fatal
-// message: the server reports that it can't start in no other way.
+// logAdapter sends the server's log to slog, and keeps the first fatal message, because the server reports a failed
+// start only in its log.
 type logAdapter struct {
-	out  *slog.Logger // nil: silent
+	out  *slog.Logger // nil: no log
 	once sync.Once
-	// fatal is closed once reason is set.
+	// fatal is closed when reason is set.
 	fatal  chan struct{}
 	reason string
 }
@@ -328,7 +328,7 @@ func (l *logAdapter) Errorf(format string, v ...any)  { l.log(slog.LevelError, f
 func (l *logAdapter) Debugf(format string, v ...any)  { l.log(slog.LevelDebug, format, v) }
 func (l *logAdapter) Tracef(format string, v ...any)  { l.log(slog.LevelDebug-4, format, v) }
 
-// Fatalf is called where the server's own command would end the process.
+// Fatalf is called where the nats-server command would end the process.
 func (l *logAdapter) Fatalf(format string, v ...any) {
 	l.once.Do(func() {
 		l.reason = fmt.Sprintf(format, v...)
@@ -345,15 +345,15 @@ func (l *logAdapter) log(level slog.Level, format string, v []any) {
 	l.out.Log(ctx, level, fmt.Sprintf(format, v...))
 }
 
-// Connect opens a connection inside the process; no listener is needed, nor TLS. Where clients need credentials it
-// brings its own, unless opts have some. The caller has to give some only in the accounts of a configuration file or
-// of an operator, or where that file has other users for websocket or mqtt: ErrCredentials. It fails with ErrStopped
-// after Shutdown. The caller closes the connection.
+// Connect opens a connection inside the process. It needs no listener and no TLS. If clients need credentials, Connect
+// uses its own, unless opts contains some. The caller must give credentials only in two cases, otherwise the error is
+// ErrCredentials: the accounts are those of a configuration file or an operator, or the file has users for websocket or
+// mqtt only. After Shutdown the error is ErrStopped. The caller closes the connection.
 func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	if s.stopping.Load() {
 		return nil, ErrStopped
 	}
-	// Last, so that no option of the caller leads to another server.
+	// This option comes last, so that no option of the caller can lead to another server.
 	opts = append(opts[:len(opts):len(opts)], nats.InProcessServer(s))
 	given, err := credentialsGiven(opts)
 	if err != nil {
@@ -374,8 +374,8 @@ func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	}
 }
 
-// InProcessConn opens a raw connection inside the process. With it a Server can be given to nats.InProcessServer;
-// where clients need credentials, the caller has to give them then.
+// InProcessConn opens a raw connection inside the process, so a Server can be passed to nats.InProcessServer. If
+// clients need credentials, the caller must then give them.
 func (s *Server) InProcessConn() (net.Conn, error) {
 	conn, err := s.srv.InProcessConn()
 	if err != nil {
@@ -385,7 +385,7 @@ func (s *Server) InProcessConn() (net.Conn, error) {
 }
 
 // ClientURL returns the URL for clients in other processes of this host, without credentials: "nats://...", or
-// "tls://..." where TLS is needed. It is empty when the server has no listener.
+// "tls://..." if TLS is required. It is empty if the server has no listener.
 func (s *Server) ClientURL() string {
 	a, ok := s.addr.(*net.TCPAddr)
 	if !ok {
@@ -393,7 +393,7 @@ func (s *Server) ClientURL() string {
 	}
 	host := a.IP.String()
 	if a.IP.IsUnspecified() {
-		host = "127.0.0.1" // listening everywhere is no address to dial
+		host = "127.0.0.1" // clients can't connect to the address that means "all interfaces"
 	}
 	scheme := "nats://"
 	if s.TLS() {
@@ -402,16 +402,16 @@ func (s *Server) ClientURL() string {
 	return scheme + net.JoinHostPort(host, strconv.Itoa(a.Port))
 }
 
-// TLS reports whether clients from outside the process have to use TLS.
+// TLS reports whether clients outside the process must use TLS.
 func (s *Server) TLS() bool { return s.access.Load().tls }
 
-// Auth reports whether clients from outside the process have to say who they are, by credentials or by a certificate.
+// Auth reports whether clients outside the process must authenticate, with credentials or a certificate.
 func (s *Server) Auth() bool { return s.access.Load().auth }
 
-// greeting is the client's end of a connection inside the process. Such a connection has no buffer: a server that
-// refuses the client's CONNECT has something to say while the client still writes the PING that comes after it, and
-// each would wait for the other until the server gives up, ten seconds later. So the two go out in one piece. A
-// client writes them in turn, before it reads or anything else writes.
+// greeting is the client's end of a connection inside the process. Such a connection has no buffer. A server that
+// refuses the client's CONNECT writes while the client is still writing the PING that follows, so each would wait for
+// the other until the server gives up after ten seconds. Therefore greeting sends both in one piece. A client writes
+// them one after another, before it reads or anything else writes.
 type greeting struct {
 	net.Conn
 	held []byte

@@ -17,9 +17,9 @@ const (
 	ownerFileName = "lockfabric.owner"
 )
 
-// storeLock keeps a store directory to one server. The lock is the operating system's on the lock file, and ends with
-// its process; the owner file beside it only serves the error message of whoever comes second. The lock file is never
-// removed: a process that waits with the old file open would else lock a name that is gone.
+// storeLock restricts a store directory to one server. The operating system's lock on the lock file ends with the
+// process. The owner file is only for the error message of a second server. The lock file is never removed: otherwise a
+// waiting process with the old file open could lock a file that no longer has a name.
 type storeLock struct {
 	dir  string
 	file *flock.Flock
@@ -39,12 +39,12 @@ func acquireStoreLock(dir string) (*storeLock, error) {
 		return nil, storeInUse(dir)
 	}
 	l := &storeLock{dir: dir, file: f}
-	// At once, so that what an owner that crashed left behind isn't reported.
+	// This is done at once, so that the entry of an owner that crashed is not reported.
 	l.setOwner("")
 	return l, nil
 }
 
-// setOwner is best effort: the file is a hint for people.
+// setOwner ignores errors, because the file is only a hint for people.
 func (l *storeLock) setOwner(url string) {
 	data, err := json.Marshal(owner{PID: os.Getpid(), URL: url})
 	if err != nil {
@@ -74,9 +74,9 @@ func storeInUse(dir string) error {
 	return e
 }
 
-// checkFiles fails with ErrStoreGone when the store on disk is not the one that the server has open: its directory
-// was emptied, moved or replaced, or a stream's directory was. The server goes on with the files that it has open and
-// notices nothing by itself, and another server can start on the path. What is inside of a file is not looked at.
+// checkFiles fails with ErrStoreGone if the store on disk is not the one that the server has open: its directory was
+// emptied, moved or replaced, or the directory of a stream was. The server itself continues with its open files and
+// does not notice this, and another server can start on the path. The contents of files are not checked.
 func (s *Server) checkFiles() error {
 	if err := s.lock.present(); err != nil {
 		return err
@@ -113,7 +113,7 @@ func checkStream(dir string, messages bool) error {
 	return nil
 }
 
-// present fails when the lock file is not at its path any more.
+// present fails if the lock file is no longer at its path.
 func (l *storeLock) present() error {
 	ours, err := l.file.Stat()
 	if err != nil {
@@ -129,8 +129,7 @@ func (l *storeLock) present() error {
 	return nil
 }
 
-// gone takes what is not there for removed. That a file can't be looked at for
-// another reason, such as too many open ones, says nothing.
+// gone converts an absent file to ErrStoreGone. Other errors, such as too many open files, say nothing about the store.
 func gone(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: %w", ErrStoreGone, err)

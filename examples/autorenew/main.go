@@ -1,11 +1,9 @@
-// Autorenew holds a lock for a task that takes longer than the lock's TTL. The
-// lock is renewed automatically, but only a limited number of times, so that a
-// task that hangs cannot hold it for ever. The task asks after each step whether
-// the lock is still valid and stops cleanly when it was lost.
+// Autorenew holds a lock for a task that takes longer than the lock's TTL. The lock is renewed automatically, but only
+// a limited number of times, so a task that hangs can't hold it forever. After each step, the task checks whether the
+// lock is still valid, and stops if it is lost.
 //
-// With the default timing, a TTL of 10 s renewed every 3 s at most five times, the
-// lock is lost after about 24 s, in the middle of twenty steps of two seconds. With
-// -renewals 0, which is no limit, all of them are done.
+// With the default timing (a TTL of 10 s, a renewal every 3 s, at most five renewals), the lock is lost after about 24
+// s, before all twenty steps of two seconds are done. With -renewals 0 there is no limit, and all steps are done.
 package main
 
 import (

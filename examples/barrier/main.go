@@ -1,8 +1,8 @@
-// Barrier has three participants work for one, two and three seconds and then wait for
-// each other: all pass together, when the slowest has come.
+// Barrier has three participants, which work for one, two and three seconds and then wait for each other. All of them
+// continue when the slowest has arrived.
 //
-// It needs nothing installed: without -server it runs against a server embedded
-// in this process. With -server and -participant, each is a program of its own.
+// It needs no installed server: without -server it starts one in this process. With -server and -participant, each
+// participant is a separate program.
 package main
 
 import (
@@ -75,7 +75,7 @@ func (g *group) say(who int, what string) {
 	fmt.Fprintf(g.out, "participant %d %s\n", who, what)
 }
 
-// take works, and waits for the others.
+// take works, and then waits for the others.
 func (g *group) take(ctx context.Context, who int) error {
 	select {
 	case <-time.After(time.Duration(who) * g.work):
@@ -83,7 +83,7 @@ func (g *group) take(ctx context.Context, who int) error {
 		return ctx.Err()
 	}
 	g.say(who, "has arrived")
-	// One that gives up or dies breaks the barrier for all: fabric.ErrBroken.
+	// A participant that gives up or dies breaks the barrier for all: fabric.ErrBroken.
 	if _, err := g.barrier.Wait(ctx); err != nil {
 		return err
 	}

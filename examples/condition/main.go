@@ -1,9 +1,9 @@
-// Condition has a producer and two consumers share a queue with room for two. Who finds it
-// full waits for not-full, who finds it empty for not-empty, and each wakes one of the others.
+// Condition has a producer and two consumers that share a queue with space for two items. If the queue is full, the
+// producer waits for not-full. If it is empty, a consumer waits for not-empty. After each change, one waiter of the
+// other condition is woken.
 //
-// It needs nothing installed: without -server it runs against a server embedded in this
-// process. The queue is a fenced register in that server, so with -server and a
-// program for each role they would be on as many hosts as you like.
+// It needs no installed server: without -server it starts one in this process. The queue is a fenced register in that
+// server, so with -server and a program for each role, the roles could run on different hosts.
 package main
 
 import (
@@ -66,7 +66,7 @@ func run(ctx context.Context, out io.Writer, server string, items int) error {
 			for i := range items + consumers {
 				item := i
 				if i >= items {
-					item = -1 // for each consumer
+					item = -1 // one for each consumer
 				}
 				if err := q.put(ctx, item); err != nil {
 					return err
@@ -106,7 +106,7 @@ type queue struct {
 	items             *fabric.Register
 }
 
-// with calls fn with the queue on a connection of its own.
+// with calls fn with the queue, on a separate connection.
 func with(ctx context.Context, url string, fn func(q *queue) error) error {
 	nc, err := nats.Connect(url, nats.ReconnectBufSize(-1))
 	if err != nil {
@@ -122,7 +122,7 @@ func with(ctx context.Context, url string, fn func(q *queue) error) error {
 	if err != nil {
 		return err
 	}
-	// With one replica, or a read could be answered by one that is behind.
+	// The bucket has one replica, because otherwise a replica that is behind could answer a read.
 	bucket, err := js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: "queues", Replicas: 1})
 	if err != nil {
 		return err
@@ -142,7 +142,7 @@ func (q *queue) get(ctx context.Context) (item int, err error) {
 	return item, err
 }
 
-// change waits for a condition until it may change the items, and signals the other one.
+// change waits for a condition until it may change the items, and then signals the other condition.
 func (q *queue) change(ctx context.Context, wait, signal *primitives.Cond, may func([]int) bool, change func([]int) []int) error {
 	l, err := q.mu.Lock(ctx)
 	if err != nil {
@@ -164,7 +164,7 @@ func (q *queue) change(ctx context.Context, wait, signal *primitives.Cond, may f
 	}
 	value, err := json.Marshal(change(items))
 	if err == nil {
-		_, err = q.items.Write(ctx, l.Token(), value) // refused if the lock was lost
+		_, err = q.items.Write(ctx, l.Token(), value) // the register refuses the write if the lock was lost
 	}
 	if err == nil {
 		err = signal.Signal(ctx, l)

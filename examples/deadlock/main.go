@@ -1,5 +1,5 @@
-// Command deadlock has two owners take two locks in opposite order. Each holds one and waits for the other's: one
-// of them gets an error that names the circle, lets go, and the other one goes on.
+// Command deadlock has two owners that take two locks in opposite order. Each holds one lock and waits for the other.
+// One of them gets an error that describes the cycle, and releases its lock, so the other one can continue.
 package main
 
 import (

@@ -1,9 +1,7 @@
-// Election has three replicas of a service stand for election, and a follower observe: the
-// first leader resigns, the second one crashes, and the third takes over when the lease of the
-// second has ended.
+// Election has three replicas of a service as candidates, and a follower that observes them. The first leader resigns.
+// The second leader crashes, and the third becomes leader when the lease of the second has ended.
 //
-// It needs nothing installed: a server is embedded in this process, and each replica has a
-// connection of its own, which is how one can crash.
+// It needs no installed server: a server runs in this process. Each replica has its own connection, so it can crash.
 package main
 
 import (
@@ -56,7 +54,7 @@ func newReplica(ctx context.Context, url string, ttl time.Duration) (*replica, e
 	return &replica{nc: nc, m: m, leads: make(chan *primitives.Leadership, 1)}, nil
 }
 
-// stand campaigns, and is in the queue when it returns.
+// stand campaigns, and returns when the replica is in the queue.
 func (r *replica) stand(ctx context.Context, name string, before int) error {
 	e := primitives.NewElection(r.m, "leader")
 	go func() {

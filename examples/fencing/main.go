@@ -1,9 +1,8 @@
-// Fencing shows why a lock alone does not protect anything, and what does.
+// Fencing shows why a lock alone protects nothing, and how a fencing token does.
 //
-// A first worker takes a lock and is then held up for longer than the lock's TTL,
-// as a long garbage collection or a suspended machine would do. A second worker
-// gets the lock and writes. When the first one goes on and writes too, with
-// the fencing token of a hold that it has lost, the register refuses it.
+// A first worker acquires a lock and is then paused for longer than the lock's TTL, like a process with a long garbage
+// collection or on a suspended machine. A second worker gets the lock and writes. Then the first worker continues and
+// writes, too, with the fencing token of the hold that it has lost. The register refuses this write.
 package main
 
 import (
@@ -47,7 +46,7 @@ func run(ctx context.Context, out io.Writer, ttl time.Duration) error {
 	}
 	defer nc.Close()
 
-	// What the lock protects: one key of a bucket of the application's own.
+	// The lock protects one key of a bucket of the application.
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return err
@@ -70,8 +69,7 @@ func run(ctx context.Context, out io.Writer, ttl time.Duration) error {
 	}
 	defer func() { _ = second.Close() }()
 
-	// Without automatic renewal the hold ends by itself, as if its process were
-	// stopped.
+	// Without automatic renewal, the hold ends by itself, as if its process were paused.
 	paused, err := first.Acquire(ctx, "accounts/alice", fabric.WithTTL(ttl), fabric.WithAutoRenew(false))
 	if err != nil {
 		return err

@@ -1,12 +1,11 @@
-// Hierarchy locks an object, the bucket that it is in, and all of it as one, and
-// shows that a lock of the whole waits for the locks of parts and keeps them out.
+// Hierarchy locks an object, together with intents on its bucket and on everything. It shows that a lock of the whole
+// waits for the locks of parts, and excludes them.
 //
-// It takes global-lock, bucket-lock and object-lock, in this order, as one hold: the object
-// exclusively, with intents on the two above it. Two objects can be locked beside each other. Whoever
-// takes bucket-lock exclusively waits until nobody works in the bucket. All are released together,
-// in reverse order.
+// It acquires global-lock, bucket-lock and object-lock, in this order, as one set: the object exclusively, and intents
+// on the two levels above. Two different objects can be locked at the same time. A holder of bucket-lock in exclusive
+// mode excludes all objects in the bucket. The set is released in reverse order.
 //
-// It checks what it prints. It needs nothing installed: without -server it uses a server embedded in it.
+// The program checks what it prints. It needs no installed server: without -server it starts one in this process.
 package main
 
 import (
@@ -43,7 +42,7 @@ func run(ctx context.Context, out io.Writer, server string) error {
 	defer closeAll()
 
 	object, err := m.AcquireHierarchy(ctx, fabric.NewHierarchy("global-lock", "bucket-lock", "object-lock"), fabric.Exclusive,
-		fabric.WithoutSharedIntents()) // else an intent stays for a while, for the next object
+		fabric.WithoutSharedIntents()) // otherwise an intent stays for a while, for the next object
 	if err != nil {
 		return err
 	}
@@ -52,7 +51,7 @@ func run(ctx context.Context, out io.Writer, server string) error {
 		return err
 	}
 
-	// Another object of the same bucket: nobody is in the way.
+	// Another object of the same bucket: it can be locked at the same time.
 	other, err := m.TryAcquireHierarchy(ctx, fabric.NewHierarchy("global-lock", "bucket-lock", "other-object-lock"), fabric.Exclusive)
 	if err != nil {
 		return err
@@ -62,7 +61,7 @@ func run(ctx context.Context, out io.Writer, server string) error {
 		return err
 	}
 
-	// The bucket as a whole: not while an object of it is locked.
+	// The bucket as a whole can't be locked while an object in it is locked.
 	bucket := fabric.NewHierarchy("global-lock", "bucket-lock")
 	if _, err := m.TryAcquireHierarchy(ctx, bucket, fabric.Exclusive); !errors.Is(err, fabric.ErrHeld) {
 		return fmt.Errorf("the bucket was to be refused, and the answer is: %w", err)
@@ -81,7 +80,7 @@ func run(ctx context.Context, out io.Writer, server string) error {
 	return whole.Release(ctx)
 }
 
-// tell says what is held, and checks that tokens increase from the root down.
+// tell prints what is held, and checks that tokens increase from the root down.
 func tell(out io.Writer, s *fabric.Set) error {
 	var tokens []uint64
 	for _, name := range []string{"global-lock", "bucket-lock", "object-lock"} {

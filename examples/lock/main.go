@@ -1,9 +1,7 @@
-// Lock takes a distributed lock, works for two seconds while it holds it, and
-// releases it.
+// Lock acquires a distributed lock, works for two seconds while it holds the lock, and releases it.
 //
-// It needs nothing installed: without -server it runs against a server embedded
-// in this process. With -server, start it on several machines to see them take
-// turns.
+// It needs no installed server: without -server it starts one in this process. With -server, start it on several
+// machines: one after another gets the lock.
 package main
 
 import (
@@ -39,15 +37,14 @@ func run(ctx context.Context, out io.Writer, server string, work time.Duration) 
 	}
 	defer closeAll()
 
-	// Held for at most 30 s after this process's last sign of life; renewed
-	// automatically while it lives.
+	// The hold lasts at most 30 s after the last renewal. It is renewed automatically while this process lives.
 	lock, err := m.Acquire(ctx, "resource-key", fabric.WithTTL(30*time.Second))
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "acquired %s\n", lock.Key())
 
-	// The critical section. Whatever it writes should carry lock.Token().
+	// The critical section. Every write in it should carry lock.Token().
 	select {
 	case <-time.After(work):
 		fmt.Fprintln(out, "work done")

@@ -1,8 +1,8 @@
-// Mutex has five tasks use one resource, one after the other. Each locks the mutex, works for
-// a second, and unlocks it, also when the work fails: the third task's does.
+// Mutex has five tasks that use one resource, one after another. Each task locks the mutex, works for a second, and
+// unlocks it. The third task fails, and its mutex is unlocked as well.
 //
-// It needs nothing installed: without -server it runs against a server embedded
-// in this process. With -server, tasks of several such programs take turns.
+// It needs no installed server: without -server it starts one in this process. With -server, the tasks of several such
+// programs share the mutex.
 package main
 
 import (
@@ -47,12 +47,12 @@ func run(ctx context.Context, out io.Writer, server string, work time.Duration) 
 	var (
 		line    sync.Mutex
 		wg      sync.WaitGroup
-		working atomic.Int32 // what the mutex is for: never more than one
+		working atomic.Int32 // the mutex keeps this at one or below
 		failed  = make(chan error, 5)
 	)
 	for task := 1; task <= 5; task++ {
 		wg.Go(func() {
-			// Do unlocks whatever becomes of the function. Its ctx ends when the lock is lost.
+			// Do always unlocks, whatever the function returns. Its ctx ends if the lock is lost.
 			err := mu.Do(ctx, func(ctx context.Context, l *primitives.Lock) error {
 				if working.Add(1) != 1 {
 					return errors.New("two tasks at a time")
@@ -83,7 +83,7 @@ func run(ctx context.Context, out io.Writer, server string, work time.Duration) 
 			return err
 		}
 	}
-	l, err := mu.TryLock(ctx) // nobody has left it locked
+	l, err := mu.TryLock(ctx) // this works because every task has unlocked
 	if err != nil {
 		return err
 	}

@@ -1,10 +1,8 @@
-// Observe shows what a program can see of its locks: an event hook prints what
-// happens, and a Prometheus collector counts it. Two workers take turns at one lock,
-// and a third hold is left to run out. Then the program reads its own metrics over
-// HTTP once, as Prometheus would, prints those with a value, and ends.
+// Observe shows what a program can see of its locks. An event hook prints what happens, and a Prometheus collector
+// counts it. Two workers use one lock in turn, and a third hold ends without a renewal. Then the program reads its own
+// metrics over HTTP once, as Prometheus would, prints those that have a value, and ends.
 //
-// It needs nothing installed: without -server it runs against a server embedded in
-// this process.
+// It needs no installed server: without -server it starts one in this process.
 package main
 
 import (
@@ -72,14 +70,14 @@ func run(ctx context.Context, out io.Writer, server string) error {
 	if err != nil {
 		return err
 	}
-	if err := m.Close(); err != nil { // after it, the hook is not called any more
+	if err := m.Close(); err != nil { // after Close, the hook is not called any more
 		return err
 	}
 	fmt.Fprint(out, "\n", page)
 	return nil
 }
 
-// work makes events: alice holds while bob queues, and carol's hold runs out.
+// work causes events: alice holds while bob waits, and carol's hold ends without a renewal.
 func work(ctx context.Context, m *fabric.Manager) error {
 	alice, err := m.Acquire(ctx, "report", fabric.WithOwner("alice"))
 	if err != nil {
@@ -89,7 +87,7 @@ func work(ctx context.Context, m *fabric.Manager) error {
 	go func() {
 		bob <- m.Do(ctx, "report", func(context.Context, *fabric.Lock) error { return nil }, fabric.WithOwner("bob"))
 	}()
-	for { // until bob stands in the queue
+	for { // until bob is in the queue
 		info, err := m.Inspect(ctx, "report")
 		if err != nil {
 			return err
@@ -113,8 +111,8 @@ func work(ctx context.Context, m *fabric.Manager) error {
 	return nil
 }
 
-// scrape serves the metrics on a free port of this host and reads them once. It
-// returns the lines with a value, without the buckets of the histograms.
+// scrape serves the metrics on a free port of this host and reads them once. It returns the lines that have a value,
+// without the buckets of the histograms.
 func scrape(ctx context.Context, registry *prometheus.Registry) (string, error) {
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -1,13 +1,11 @@
-// Optimistic reads two balances without a lock, and finds out afterwards whether it may
-// believe them.
+// Optimistic reads two balances without a lock, and checks afterwards whether the result is valid.
 //
-// Money goes from one account to the other under an exclusive lock, so their sum is always
-// the same for whoever holds the lock. A first read is not disturbed: its stamp is valid, and
-// it has held nothing. In a second one a transfer gets in between its two looks: the sum is wrong,
-// the stamp is not valid any more, and the read falls back to the lock. Then ReadOptimistic does
-// the same by itself, and a stamp becomes a lock.
+// Transfers between the two accounts happen under an exclusive lock, so for a holder of the lock the sum is always the
+// same. During the first read nothing happens: its stamp is valid, and it held no lock. During the second read, a
+// transfer happens between the two balances: the sum is wrong, the stamp is no longer valid, and the read is repeated
+// under the lock. Then ReadOptimistic does the same automatically, and a reader becomes the writer with its stamp.
 //
-// It checks what it prints. It needs nothing installed: without -server it uses a server embedded in it.
+// The program checks what it prints. It needs no installed server: without -server it starts one in this process.
 package main
 
 import (
@@ -41,7 +39,7 @@ func main() {
 	}
 }
 
-// accounts are what the lock protects. In an application they are in a database.
+// accounts are the data that the lock protects. In an application they are in a database.
 type accounts struct {
 	m          *fabric.Manager
 	alice, bob atomic.Int64
@@ -56,7 +54,7 @@ func (a *accounts) transfer(ctx context.Context, amount int64) error {
 	})
 }
 
-// sum looks at the one account and then at the other; between is what happens meanwhile.
+// sum reads one account and then the other. It calls between in the meantime.
 func (a *accounts) sum(between func() error) (int64, error) {
 	alice := a.alice.Load()
 	if err := between(); err != nil {
@@ -88,7 +86,7 @@ func run(ctx context.Context, out io.Writer, server string) error {
 	return a.upgrade(ctx, out)
 }
 
-// read is an optimistic read in its parts.
+// read makes an optimistic read step by step.
 func (a *accounts) read(ctx context.Context, out io.Writer, between func() error) error {
 	st, err := a.m.Optimistic(ctx, lockName)
 	if err != nil {
@@ -121,7 +119,7 @@ func (a *accounts) read(ctx context.Context, out io.Writer, between func() error
 	}, fabric.WithMode(fabric.Shared))
 }
 
-// readByItself leaves validation, repetition and lock to ReadOptimistic.
+// readByItself makes an optimistic read with ReadOptimistic.
 func (a *accounts) readByItself(ctx context.Context, out io.Writer) error {
 	var sum int64
 	calls := 0
@@ -143,7 +141,7 @@ func (a *accounts) readByItself(ctx context.Context, out io.Writer) error {
 	return err
 }
 
-// upgrade becomes the writer if nothing has changed since the stamp.
+// upgrade acquires the lock if nothing has changed since the stamp.
 func (a *accounts) upgrade(ctx context.Context, out io.Writer) error {
 	st, err := a.m.Optimistic(ctx, lockName)
 	if err != nil {

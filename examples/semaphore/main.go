@@ -1,8 +1,8 @@
-// Semaphore has ten tasks share a pool of three: each takes a permit, works for two
-// seconds, and gives it back. Never more than three are at work.
+// Semaphore has ten tasks that share three permits. Each task acquires a permit, works for two seconds, and releases
+// it. Never more than three tasks work at the same time.
 //
-// It needs nothing installed: without -server it runs against a server embedded
-// in this process. With -server, tasks of several such programs share the pool.
+// It needs no installed server: without -server it starts one in this process. With -server, the tasks of several such
+// programs share the permits.
 package main
 
 import (
@@ -83,7 +83,7 @@ func (p *pool) use(ctx context.Context, task int) error {
 	case <-ctx.Done():
 	}
 	p.count(task, -1, "ends")
-	// It comes back by itself if this process dies.
+	// If this process dies, the permit is released automatically.
 	return errors.Join(permit.Err(), permit.Release(ctx))
 }
 

@@ -1,15 +1,13 @@
-// Shared has readers and a writer use one lock: readers read side by side, and the
-// writer writes alone.
+// Shared has readers and a writer of one lock. Readers read at the same time, and the writer writes alone.
 //
-// The writer first takes the lock in mode Update: it reads beside the readers, and
-// nobody else can be about to write. When it has found out what to write it converts
-// the hold to Exclusive, which waits until the readers have left and lets no new ones
-// in meanwhile. Having written it converts down to Shared: it reads on, and so do the
-// others, without a moment in which somebody else could have written.
+// First the writer acquires the lock in mode Update: it can read at the same time as the readers, and no other process
+// can hold Update. When it knows what to write, it converts the hold to Exclusive. The conversion waits until the
+// readers have released the lock, and no new readers are granted in the meantime. After the write it converts the hold
+// to Shared: it continues to read, other readers can be granted, and no other process can write in between.
 //
-// Readers and the writer are processes of their own, which this program starts: itself, with -role. It
-// needs nothing installed: without -server they use a server embedded in the first
-// process. With -server and -role, they are on as many hosts as you like.
+// Readers and the writer are separate processes, which this program starts by starting itself with -role. It needs no
+// installed server: without -server they use a server in the first process. With -server and -role, they can run on
+// different hosts.
 package main
 
 import (
@@ -78,7 +76,7 @@ func start(ctx context.Context, out io.Writer, server string, work time.Duration
 	if err != nil {
 		return err
 	}
-	r, w, err := os.Pipe() // one for all of them: lines come in the order in which they were written
+	r, w, err := os.Pipe() // one pipe for all, so lines come in the order in which they were written
 	if err != nil {
 		return err
 	}
@@ -108,7 +106,7 @@ func start(ctx context.Context, out io.Writer, server string, work time.Duration
 	return err
 }
 
-// program is what readers and the writer have in common.
+// program contains what readers and the writer have in common.
 type program struct {
 	m    *fabric.Manager
 	out  io.Writer
@@ -118,7 +116,7 @@ type program struct {
 
 func (p *program) say(what string) { fmt.Fprintf(p.out, "%s: %s\n", p.name, what) }
 
-// busy works, or less when the hold is lost or the program is to end.
+// busy works, but stops when the hold is lost or the program must end.
 func (p *program) busy(ctx context.Context, l *fabric.Lock) error {
 	select {
 	case <-time.After(p.work):
@@ -130,7 +128,7 @@ func (p *program) busy(ctx context.Context, l *fabric.Lock) error {
 	}
 }
 
-// read looks twice, as whoever has a lock of its own in mode Shared.
+// read reads twice, with its own lock in mode Shared.
 func (p *program) read(ctx context.Context) error {
 	for range 2 {
 		err := p.m.Do(ctx, key, func(ctx context.Context, l *fabric.Lock) error {
@@ -158,7 +156,7 @@ func (p *program) write(ctx context.Context) error {
 	if err := lock.Convert(ctx, fabric.Exclusive); err != nil {
 		return err
 	}
-	p.say("writes alone") // with the token of now: lock.Token()
+	p.say("writes alone") // with the new token: lock.Token()
 	if err := p.busy(ctx, lock); err != nil {
 		return err
 	}

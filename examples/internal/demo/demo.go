@@ -9,8 +9,8 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// Connect opens the fabric on the server, or on one that it embeds when the URL
-// is empty. The function it returns closes both.
+// Connect opens the fabric on the given server. If the URL is empty, it starts an embedded server. The returned
+// function closes both.
 func Connect(ctx context.Context, server string, opts ...fabric.Option) (*fabric.Manager, func(), error) {
 	if server != "" {
 		m, err := fabric.Connect(ctx, server, opts...)

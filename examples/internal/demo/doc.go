@@ -1,3 +1,2 @@
-// Package demo connects the example programs: to the server that they are given,
-// or to one that runs inside them.
+// Package demo connects the example programs to a given server, or to an embedded one.
 package demo

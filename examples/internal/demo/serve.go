@@ -6,8 +6,8 @@ import (
 	"github.com/lockfabric/lockfabric/embedded"
 )
 
-// Serve returns the URL of the server, or of one that it embeds for other processes of
-// this host when the URL is empty. The function it returns stops that one.
+// Serve returns the URL of the given server. If the URL is empty, it starts an embedded server that other processes of
+// this host can use. The returned function stops the embedded server.
 func Serve(ctx context.Context, server string) (url string, stop func(), err error) {
 	if server != "" {
 		return server, func() {}, nil
