@@ -15,9 +15,9 @@ import (
 
 type barrierCmd struct {
 	Name    string         `arg:"" complete:"barrier,gate" help:"Name of the barrier."`
-	Command []string       `arg:"" optional:"" name:"cmd" passthrough:"partial" help:"Command that all parties run together, best after '--'."`
-	Parties int            `short:"n" required:"" placeholder:"N" complete:"-" help:"How many have to come. All who use the name have to give the same."`
-	Wait    *time.Duration `placeholder:"DURATION" help:"How long to wait for the others. Without it, as long as it takes."`
+	Command []string       `arg:"" optional:"" name:"cmd" passthrough:"partial" help:"Command that all parties run at the same time; put it after '--'."`
+	Parties int            `short:"n" required:"" placeholder:"N" complete:"-" help:"Number of parties. All users of the name must give the same number."`
+	Wait    *time.Duration `placeholder:"DURATION" help:"How long to wait for the other parties. Without it, there is no limit."`
 	holding
 }
 
@@ -91,14 +91,14 @@ func waitLonger(err error) string {
 
 type latchCmd struct {
 	Wait      latchWaitCmd      `cmd:"" help:"Wait until a latch is open."`
-	CountDown latchCountDownCmd `cmd:"" help:"Count a latch down; at 0 it opens for good."`
+	CountDown latchCountDownCmd `cmd:"" help:"Count a latch down; at 0 it opens permanently."`
 	Delete    latchDeleteCmd    `cmd:"" help:"Delete a latch, so that its name can be used for a new one."`
 }
 
 // counting are the flags of those who have to agree on the count of a latch.
 type counting struct {
 	Name  string `arg:"" complete:"latch" help:"Name of the latch."`
-	Count *int   `placeholder:"N" complete:"-" help:"The number of counts after which the latch opens. The first who uses it makes it so; others have to give the same, or may leave it out."`
+	Count *int   `placeholder:"N" complete:"-" help:"Number of counts after which the latch opens. The first user sets it; others must give the same number or omit it."`
 }
 
 func (c *counting) validate(what string) error {
@@ -125,8 +125,8 @@ func (c *counting) latch(ctx context.Context, m *fabric.Manager) (*primitives.La
 
 type latchWaitCmd struct {
 	counting
-	Wait       *time.Duration `placeholder:"DURATION" help:"How long to wait; 0 only looks. Without it, as long as it takes."`
-	NoProgress bool           `help:"Don't tell on the terminal how long this waits."`
+	Wait       *time.Duration `placeholder:"DURATION" help:"How long to wait; 0 only checks. Without it, there is no limit."`
+	NoProgress bool           `help:"Don't show the waiting time on the terminal."`
 }
 
 func (l *latchWaitCmd) Run(ctx context.Context, c *cli, s *streams) error {
@@ -202,7 +202,7 @@ func (l *latchCountDownCmd) Run(ctx context.Context, c *cli, s *streams) error {
 
 type latchDeleteCmd struct {
 	Name string        `arg:"" complete:"latch" help:"Name of the latch."`
-	Wait time.Duration `placeholder:"DURATION" help:"How long to wait until nobody waits for it. A waiter that looks dead is observed for about its TTL on top."`
+	Wait time.Duration `placeholder:"DURATION" help:"How long to wait until it has no waiters. A waiter that looks dead is observed for about its TTL in addition."`
 }
 
 func (l *latchDeleteCmd) Run(ctx context.Context, c *cli, s *streams) error {

@@ -25,18 +25,18 @@ import (
 // The token's is not LOCKFABRIC_TOKEN, which run gives the fencing token to its
 // command in: a lockfabric under run would take that for its secret.
 type connection struct {
-	Server      string `placeholder:"URL" env:"LOCKFABRIC_SERVER" help:"NATS server, or several with commas: nats://host:4222. Without one, and without --context, a local server is started in the background."`
-	Context     string `placeholder:"NAME" env:"LOCKFABRIC_CONTEXT" complete:"context" help:"Context of the nats command that says which server to use and who to be there. --server and the credentials here win over it."`
-	Creds       string `placeholder:"FILE" env:"LOCKFABRIC_CREDS" type:"path" help:"File with a user's JWT and key, as nsc makes it."`
+	Server      string `placeholder:"URL" env:"LOCKFABRIC_SERVER" help:"NATS server, or several separated by commas: nats://host:4222. Without it and without --context, a local server is started in the background."`
+	Context     string `placeholder:"NAME" env:"LOCKFABRIC_CONTEXT" complete:"context" help:"Context of the nats command with a server and credentials. --server and other credentials given here have priority."`
+	Creds       string `placeholder:"FILE" env:"LOCKFABRIC_CREDS" type:"path" help:"File with a user's JWT and key, as written by nsc."`
 	NKey        string `name:"nkey" placeholder:"FILE" env:"LOCKFABRIC_NKEY" type:"path" help:"File with a user's nkey seed."`
 	User        string `env:"LOCKFABRIC_USER" help:"User name."`
-	Password    string `env:"LOCKFABRIC_PASSWORD" help:"Password of --user. Give it by the environment: other users of this host can read command lines."`
-	Token       string `env:"LOCKFABRIC_AUTH_TOKEN" help:"Token that the server asks for. Give it by the environment."`
-	TLSCert     string `name:"tlscert" placeholder:"FILE" env:"LOCKFABRIC_TLSCERT" type:"path" help:"Certificate to show to the server."`
+	Password    string `env:"LOCKFABRIC_PASSWORD" help:"Password of --user. Use the environment variable: other users of this host can read command lines."`
+	Token       string `env:"LOCKFABRIC_AUTH_TOKEN" help:"Token that the server requires. Use the environment variable."`
+	TLSCert     string `name:"tlscert" placeholder:"FILE" env:"LOCKFABRIC_TLSCERT" type:"path" help:"Client certificate for the server."`
 	TLSKey      string `name:"tlskey" placeholder:"FILE" env:"LOCKFABRIC_TLSKEY" type:"path" help:"Private key of --tlscert."`
-	TLSCA       string `name:"tlsca" placeholder:"FILE" env:"LOCKFABRIC_TLSCA" type:"path" help:"Certificates of those who may sign the server's, instead of those that this host trusts."`
-	TLSFirst    bool   `name:"tlsfirst" env:"LOCKFABRIC_TLSFIRST" help:"Begin with TLS, for servers that say nothing before."`
-	InboxPrefix string `placeholder:"SUBJECT" env:"LOCKFABRIC_INBOX_PREFIX" help:"Prefix of the subjects on which answers come, instead of _INBOX."`
+	TLSCA       string `name:"tlsca" placeholder:"FILE" env:"LOCKFABRIC_TLSCA" type:"path" help:"Certificate authorities for the server's certificate, instead of those that this host trusts."`
+	TLSFirst    bool   `name:"tlsfirst" env:"LOCKFABRIC_TLSFIRST" help:"Start TLS before the server's greeting, for servers that require this."`
+	InboxPrefix string `placeholder:"SUBJECT" env:"LOCKFABRIC_INBOX_PREFIX" help:"Prefix of the reply subjects, instead of _INBOX."`
 
 	flags   []*kong.Flag    // of the command alone
 	given   map[string]bool // flags of the command line, without those of the environment

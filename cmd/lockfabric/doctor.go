@@ -20,11 +20,11 @@ import (
 const maxProbes = 1000
 
 type doctorCmd struct {
-	Strict       bool          `help:"Exit with 78 for warnings, and for what could not be found out, too."`
+	Strict       bool          `help:"Exit with 78 also for warnings and unknowns."`
 	Probes       int           `default:"20" help:"How many round trips and writes to measure."`
-	NoProbe      bool          `help:"Write nothing: else a lock of a random name is acquired and released some times."`
-	TTL          time.Duration `name:"ttl" default:"30s" help:"TTL that your programs use; what is measured is held to it."`
-	SystemServer string        `placeholder:"URL" env:"LOCKFABRIC_SYSTEM_SERVER" help:"Address for the system account, which sees when servers write to disk; may hold user:password. The server that locks are on unless given."`
+	NoProbe      bool          `help:"Write nothing. Without it, a lock with a random name is acquired and released several times."`
+	TTL          time.Duration `name:"ttl" default:"30s" help:"TTL of your programs; the measured times are compared with it."`
+	SystemServer string        `placeholder:"URL" env:"LOCKFABRIC_SYSTEM_SERVER" help:"Server for the system account, which can read the sync settings of all servers; can contain user:password. Default: the server of the locks."`
 	SystemCreds  string        `placeholder:"FILE" env:"LOCKFABRIC_SYSTEM_CREDS" help:"Credentials file of a user of the system account."`
 }
 
@@ -158,9 +158,9 @@ func connectPlain(ctx context.Context, s *streams, servers string, opts ...nats.
 }
 
 type permissionsCmd struct {
-	Role   string `required:"" enum:"observer,client,coalescer,admin" help:"What the user is for: observer looks, client takes locks, coalescer carries out operations for clients, too, and admin makes the buckets, too."`
-	Shards int    `default:"1" help:"Number of the fabric's shards, as 'lockfabric doctor' tells it."`
-	As     string `enum:"config,nsc" default:"config" help:"Print it as a part of nats-server's configuration, or as arguments of nsc: config or nsc."`
+	Role   string `required:"" enum:"observer,client,coalescer,admin" help:"Role of the user: observer reads, client acquires locks, coalescer also executes operations of clients, admin also creates the buckets."`
+	Shards int    `default:"1" help:"Number of the fabric's shards; 'lockfabric doctor' shows it."`
+	As     string `enum:"config,nsc" default:"config" help:"Output: config for nats-server's configuration, nsc for arguments of nsc."`
 }
 
 // permissions is the JSON of permissions.

@@ -18,9 +18,9 @@ import (
 
 type electCmd struct {
 	Name    string   `arg:"" complete:"lock" help:"Name of the election."`
-	Command []string `arg:"" optional:"" name:"cmd" passthrough:"partial" help:"Command to run while this process leads, best after '--'; with --observe after each change of the leader."`
-	Value   *string  `placeholder:"TEXT" help:"What others see of the leader, at most 1 KiB, such as its address; the name of this host unless given."`
-	Observe bool     `help:"Don't stand for election: print each leader as a line, until interrupted."`
+	Command []string `arg:"" optional:"" name:"cmd" passthrough:"partial" help:"Command to run while this process leads, or with --observe after each change of the leader; put it after '--'."`
+	Value   *string  `placeholder:"TEXT" help:"Value of the leader that others see, for example its address; at most 1 KiB. Default: the name of this host."`
+	Observe bool     `help:"Don't campaign: print each leader as a line, until interrupted."`
 	claiming
 	holding
 }

@@ -17,7 +17,7 @@ import (
 
 // helpCmd is --help for those who look for a command.
 type helpCmd struct {
-	Command []string `arg:"" optional:"" complete:"command" help:"The command to tell of."`
+	Command []string `arg:"" optional:"" complete:"command" help:"The command to describe."`
 	Man     bool     `help:"Print the manual of all commands, in roff, as for man -l."`
 }
 

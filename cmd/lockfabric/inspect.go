@@ -276,8 +276,8 @@ func metadata(m map[string]string) string {
 }
 
 type deadlocksCmd struct {
-	Watch bool          `help:"Show it again whenever it has changed, until interrupted."`
-	Every time.Duration `default:"1s" help:"With --watch: how often to look."`
+	Watch bool          `help:"Show it again after each change, until interrupted."`
+	Every time.Duration `default:"1s" help:"With --watch: interval between two readings."`
 }
 
 // minEvery keeps a look from following the other at once.

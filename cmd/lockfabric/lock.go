@@ -20,10 +20,10 @@ import (
 
 type lockCmd struct {
 	Key    string            `arg:"" complete:"lock" help:"Name of the lock; '/' separates levels."`
-	Mode   string            `xor:"mode" placeholder:"IS|IX|S|SIX|U|X" complete:"IS,IX,S,SIX,U,X" help:"What else may be held beside it, as of run: X, the default, excludes all others."`
-	Shared bool              `xor:"mode" help:"The same as --mode S: hold the lock together with others who do so, too."`
-	Stdin  bool              `help:"Stay in the foreground, and hold it until standard input is closed."`
-	TTL    time.Duration     `default:"30s" help:"How long it stays held after the last sign of life. Under 15s a server's failover can cost it."`
+	Mode   string            `xor:"mode" placeholder:"IS|IX|S|SIX|U|X" complete:"IS,IX,S,SIX,U,X" help:"Mode, as of run. X, the default, excludes all others."`
+	Shared bool              `xor:"mode" help:"Same as --mode S: shared with other holders in this mode."`
+	Stdin  bool              `help:"Stay in the foreground, and hold the lock until standard input is closed."`
+	TTL    time.Duration     `default:"30s" help:"How long the hold lasts after the last renewal. Under 15s, a failover of the server can lose it."`
 	Meta   map[string]string `placeholder:"KEY=VALUE" help:"Text that 'inspect' shows with the holder; can be repeated."`
 	claiming
 }

@@ -16,9 +16,9 @@ import (
 )
 
 type lsCmd struct {
-	Prefix string `arg:"" optional:"" complete:"name" help:"Only names that start so."`
-	Long   bool   `help:"A line for everybody who holds or waits, with host, process and metadata."`
-	Watch  bool   `help:"Go on with the names that change, until interrupted."`
+	Prefix string `arg:"" optional:"" complete:"name" help:"Only names that start with this."`
+	Long   bool   `help:"Show a line for each holder and waiter, with host, process and metadata."`
+	Watch  bool   `help:"Then show the names that change, until interrupted."`
 }
 
 // Run lists the locks in use. The JSON is an array of fabric.Info, [] when there
@@ -135,7 +135,7 @@ func (n inUse) take(changed []fabric.Info) {
 }
 
 type treeCmd struct {
-	Prefix string `arg:"" optional:"" complete:"name" help:"Only names that start so."`
+	Prefix string `arg:"" optional:"" complete:"name" help:"Only names that start with this."`
 	Watch  bool   `help:"Show it again after each change, until interrupted."`
 }
 

@@ -27,39 +27,39 @@ import (
 
 type cli struct {
 	connection
-	Fabric        string        `default:"lockfabric" env:"LOCKFABRIC_FABRIC" help:"Fabric to use: those who name the same one on the same server share locks."`
+	Fabric        string        `default:"lockfabric" env:"LOCKFABRIC_FABRIC" help:"Name of the fabric. Programs with the same fabric on the same server share locks."`
 	Output        string        `enum:"text,json" default:"text" help:"Format of results and logs: text or json."`
-	LogLevel      string        `enum:"auto,debug,info,warn,error" default:"auto" help:"What to log to stderr: debug, info, warn or error; auto suits the command."`
+	LogLevel      string        `enum:"auto,debug,info,warn,error" default:"auto" help:"Log level on stderr: debug, info, warn or error; auto depends on the command."`
 	Timeout       time.Duration `default:"10s" help:"How long to try to reach the server."`
-	LocalDir      string        `placeholder:"DIR" env:"LOCKFABRIC_DIR" help:"Directory of the local server, one in the user's state directory unless given."`
-	LocalIdleExit time.Duration `default:"10m" env:"LOCKFABRIC_LOCAL_IDLE_EXIT" help:"When a local server that is started now ends after its last client left."`
+	LocalDir      string        `placeholder:"DIR" env:"LOCKFABRIC_DIR" help:"Directory of the local server. Default: a directory in the user's state directory."`
+	LocalIdleExit time.Duration `default:"10m" env:"LOCKFABRIC_LOCAL_IDLE_EXIT" help:"Idle time after which a local server that is started now ends."`
 
 	ShowVersion versionFlag `name:"version" help:"Show the version of this program."`
 
 	Run     runCmd     `cmd:"" help:"Run a command while holding a lock, or permits of a semaphore."`
 	Lock    lockCmd    `cmd:"" help:"Hold a lock for the rest of a script."`
-	Elect   electCmd   `cmd:"" help:"Run a command while this process is the leader, or tell who is."`
-	Barrier barrierCmd `cmd:"" help:"Wait until a number of processes have come, or run a command together with them."`
-	Latch   latchCmd   `cmd:"" help:"Wait until something was done a number of times, or count that."`
-	Serve   serveCmd   `cmd:"" help:"Run a server, alone or as part of a cluster."`
-	Ls      lsCmd      `cmd:"" help:"List the locks and so on that are in use."`
+	Elect   electCmd   `cmd:"" help:"Run a command while this process is the leader, or show the leader."`
+	Barrier barrierCmd `cmd:"" help:"Wait until a number of processes have arrived, or run a command at the same time as they do."`
+	Latch   latchCmd   `cmd:"" help:"Wait until something has happened a number of times, or count it."`
+	Serve   serveCmd   `cmd:"" help:"Run a server, standalone or as a cluster member."`
+	Ls      lsCmd      `cmd:"" help:"List the locks and other names in use."`
 	Tree    treeCmd    `cmd:"" help:"Show the locks in use below a name, level by level."`
 
-	Top topCmd `cmd:"" help:"Show who holds what, who waits and how much happens, live in the terminal."`
+	Top topCmd `cmd:"" help:"Show holders, waiters and the rate of changes, live in the terminal."`
 
-	Deadlocks deadlocksCmd `cmd:"" help:"Show who holds something and waits for long, and who waits for each other."`
+	Deadlocks deadlocksCmd `cmd:"" help:"Show long waits of units that hold something, and deadlocks."`
 
-	Inspect inspectCmd `cmd:"" help:"Show who holds a lock, or anything else, and who waits for it."`
-	Release releaseCmd `cmd:"" help:"Take a lock, or anything else, away from its holders."`
+	Inspect inspectCmd `cmd:"" help:"Show the holders and waiters of a lock or other name."`
+	Release releaseCmd `cmd:"" help:"Take a lock or other name away from its holders."`
 	Gc      gcCmd      `cmd:"" help:"Remove the entries of dead processes from all locks."`
-	UI      uiCmd      `cmd:"" name:"ui" help:"Show who holds what in a browser."`
-	Doctor  doctorCmd  `cmd:"" help:"Find out what is wrong with the server, the cluster and the fabric's buckets."`
+	UI      uiCmd      `cmd:"" name:"ui" help:"Show holders and waiters in a browser."`
+	Doctor  doctorCmd  `cmd:"" help:"Find problems of the server, the cluster and the fabric's buckets."`
 	Version versionCmd `cmd:"" help:"Show the version of this program."`
-	Help    helpCmd    `cmd:"" help:"Show what a command is for."`
+	Help    helpCmd    `cmd:"" help:"Show the help of a command."`
 
-	Permissions permissionsCmd `cmd:"" help:"Show what a user of NATS has to be allowed for locks."`
+	Permissions permissionsCmd `cmd:"" help:"Show the permissions that a NATS user needs."`
 	Completion  completionCmd  `cmd:"" help:"Print a script that makes a shell complete command lines."`
-	Complete    completeCmd    `cmd:"" hidden:"" help:"Print what may come next on a command line."`
+	Complete    completeCmd    `cmd:"" hidden:"" help:"Print the possible next words of a command line."`
 }
 
 // streams are what a command writes to.

@@ -15,12 +15,12 @@ import (
 )
 
 type releaseCmd struct {
-	Key    string `arg:"" complete:"name" help:"Name of the lock or anything else, or with --prefix what the names begin with."`
-	Force  bool   `help:"Take the lock from holders that have not released it. Required: there is no other way to release another program's lock."`
-	Now    bool   `help:"Don't wait for the holders: the next one gets the lock at once, while they may still be at work. Only fencing tokens keep their late writes out."`
+	Key    string `arg:"" complete:"name" help:"Name of the lock or other name, or with --prefix the start of the names."`
+	Force  bool   `help:"Take the lock from holders that have not released it. Required, because the lock belongs to another program."`
+	Now    bool   `help:"Don't wait for the holders: the next waiter gets the lock at once, although the holders may still be working. Only fencing tokens stop their late writes."`
 	Holder string `placeholder:"ID" complete:"-" help:"Take it only from the holder with this id; 'inspect' shows ids."`
-	Prefix bool   `help:"Take all locks whose names begin so. They are shown, and taken when that is confirmed."`
-	Yes    bool   `short:"y" help:"Don't ask before locks are taken by --prefix."`
+	Prefix bool   `help:"Take all locks whose names start with NAME. They are shown first, and taken after a confirmation."`
+	Yes    bool   `short:"y" help:"Don't ask for a confirmation with --prefix."`
 }
 
 // released is the JSON of release.
@@ -162,8 +162,8 @@ func confirm(w io.Writer, keys []string) bool {
 }
 
 type gcCmd struct {
-	Prefix string `arg:"" optional:"" complete:"name" help:"Only locks whose names begin with this."`
-	DryRun bool   `help:"Change nothing, and tell what looks dead by the server's time stamps."`
+	Prefix string `arg:"" optional:"" complete:"name" help:"Only locks whose names start with this."`
+	DryRun bool   `help:"Change nothing, and show what looks dead by the server's time stamps."`
 }
 
 func (g *gcCmd) Run(ctx context.Context, c *cli, s *streams) error {

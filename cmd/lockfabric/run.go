@@ -16,14 +16,14 @@ import (
 
 type runCmd struct {
 	Key       string   `arg:"" complete:"lock,semaphore" help:"Name of the lock or semaphore; '/' separates levels."`
-	Command   []string `arg:"" optional:"" name:"cmd" passthrough:"partial" help:"Command to run, best after '--', with its arguments; flags of lockfabric stand before it."`
-	Line      string   `name:"command" short:"c" placeholder:"LINE" complete:"-" help:"Run this line with 'sh -c' in place of CMD."`
-	Mode      string   `xor:"mode" placeholder:"IS|IX|S|SIX|U|X" complete:"IS,IX,S,SIX,U,X" help:"What else may be held beside it: X, the default, excludes all others, S those who write, U all but S and IS; IS, IX and SIX announce locks on parts."`
-	Shared    bool     `xor:"mode" help:"The same as --mode S: hold the lock together with others who do so, too."`
-	Semaphore *int     `xor:"mode" placeholder:"N" complete:"-" help:"Hold a permit of a semaphore with N permits instead of a lock. All who use the name have to give the same N."`
+	Command   []string `arg:"" optional:"" name:"cmd" passthrough:"partial" help:"Command to run, with its arguments; put it after '--'. Flags of lockfabric come before it."`
+	Line      string   `name:"command" short:"c" placeholder:"LINE" complete:"-" help:"Run this line with 'sh -c' instead of CMD."`
+	Mode      string   `xor:"mode" placeholder:"IS|IX|S|SIX|U|X" complete:"IS,IX,S,SIX,U,X" help:"Mode: X, the default, excludes all others; S excludes writers; U excludes all but S and IS; IS, IX and SIX announce locks on parts."`
+	Shared    bool     `xor:"mode" help:"Same as --mode S: shared with other holders in this mode."`
+	Semaphore *int     `xor:"mode" placeholder:"N" complete:"-" help:"Hold a permit of a semaphore with N permits instead of a lock. All users of the name must give the same N."`
 	Permits   int      `default:"1" placeholder:"K" complete:"-" help:"How many permits of --semaphore to hold."`
 	several
-	DeadlineCheck bool `help:"Don't queue, exit with 75 at once, when the wait is expected to last longer than --wait. Nothing is expected of a lock that nobody has waited for."`
+	DeadlineCheck bool `help:"If the expected wait is longer than --wait, don't queue, but exit with 75 at once. A lock for which nobody has waited has no expected wait."`
 	claiming
 	holding
 	staying
@@ -94,9 +94,9 @@ func (r *runCmd) acquire(ctx context.Context, m *fabric.Manager) (held, error) {
 
 // several are the flags of a command that holds more locks than one, as one.
 type several struct {
-	Also  []string `sep:"none" placeholder:"KEY[=MODE]" complete:"lock" help:"Hold this lock, too, all or none, in mode X unless it says another; can be repeated. Others that list the same in another order don't block each other."`
-	Path  bool     `help:"Announce each lock on all levels above it: of a/b/c on a and a/b. Whoever locks one of these waits then, and is waited for."`
-	Under []string `sep:"none" placeholder:"NAME" complete:"lock" help:"Announce the lock on NAME, which contains it; can be repeated, the outermost first."`
+	Also  []string `sep:"none" placeholder:"KEY[=MODE]" complete:"lock" help:"Hold this lock as well, all or nothing; the default mode is X; can be repeated. The order of the names does not matter: sets never deadlock."`
+	Path  bool     `help:"Also take intents on all levels above each lock: for a/b/c, on a and a/b. So the lock and exclusive locks of these levels exclude each other."`
+	Under []string `sep:"none" placeholder:"NAME" complete:"lock" help:"Also take an intent on NAME, which contains the lock; can be repeated, with the outermost first."`
 }
 
 func (s *several) given() bool { return len(s.Also)+len(s.Under) > 0 || s.Path }
@@ -171,12 +171,12 @@ func (h *heldSet) Key() string   { return h.named.Key() }
 func (h *heldSet) Token() uint64 { return h.named.Token() }
 
 type claiming struct {
-	Wait       *time.Duration `placeholder:"DURATION" help:"How long to wait; 0 only tries. Without it, as long as it takes. A holder that looks dead is observed for about its TTL on top."`
-	Owner      string         `help:"Identity to hold it under; the same one can't take it twice. Each run is its own by default."`
-	NoTakeover bool           `help:"When the time to wait is over, don't observe a holder that looks dead."`
+	Wait       *time.Duration `placeholder:"DURATION" help:"How long to wait; 0 only tries. Without it, there is no limit. A holder that looks dead is observed for about its TTL in addition."`
+	Owner      string         `help:"Owner of the hold. The same owner can't hold the lock twice. By default each run is an owner."`
+	NoTakeover bool           `help:"At the end of --wait, don't observe a holder that looks dead."`
 
-	ConflictExitCode *int `short:"E" placeholder:"N" complete:"-" help:"Exit code when others hold it, in place of 75."`
-	Quiet            bool `short:"q" help:"Say nothing when others hold it, and show no progress. Other errors are told."`
+	ConflictExitCode *int `short:"E" placeholder:"N" complete:"-" help:"Exit code if others hold it, instead of 75."`
+	Quiet            bool `short:"q" help:"Print nothing if others hold it, and show no progress. Other errors are printed."`
 }
 
 func (c *claiming) validate(what string) error {
@@ -259,8 +259,8 @@ func (*claiming) advice(err error) string {
 
 // staying are the flags of the commands that can hold it for longer than CMD runs.
 type staying struct {
-	HoldAtLeast  time.Duration `placeholder:"DURATION" help:"Hold it for this long, also when CMD ends earlier: others that start a little later, by other clocks, find it held. SIGINT and SIGTERM end that."`
-	WaitChildren bool          `help:"Hold it until what CMD left in the background has ended, too, as far as it is in CMD's process group."`
+	HoldAtLeast  time.Duration `placeholder:"DURATION" help:"Hold it for at least this time, even if CMD ends earlier, so that hosts whose clocks are late find it held. SIGINT and SIGTERM end this time."`
+	WaitChildren bool          `help:"Hold it until all processes of CMD's process group have ended, including those in the background."`
 }
 
 func (f *staying) validate(what string) error {

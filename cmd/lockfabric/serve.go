@@ -27,22 +27,22 @@ const (
 )
 
 type serveCmd struct {
-	Store         string        `placeholder:"DIR" env:"LOCKFABRIC_STORE" help:"Directory for the locks; one server at a time uses it. Required, unless --config names one."`
-	Config        string        `placeholder:"FILE" help:"Configuration file of nats-server, for all that is not given here. Goes with --store, --sync, --name, --allow-remote, --shards, --no-coalesce, --health, --ui and --idle-exit."`
-	Listen        string        `placeholder:"HOST:PORT" help:"Address for clients, 127.0.0.1:4222 unless given; port 0 takes a free one."`
-	AllowRemote   bool          `help:"Allow addresses that other hosts reach where nobody is asked who they are: everybody there can take and break every lock."`
-	Sync          string        `placeholder:"always|INTERVAL" help:"When writes reach the disk: always, before they are acknowledged, which is the default; or every so often, and then a power failure can lose locks that were granted."`
-	Name          string        `help:"Name of this server, needed in a cluster; it must stay the same across restarts."`
-	ClusterName   string        `placeholder:"NAME" help:"Name of the cluster, lockfabric unless given."`
+	Store         string        `placeholder:"DIR" env:"LOCKFABRIC_STORE" help:"Directory for the locks; one server at a time can use it. Required, unless --config contains one."`
+	Config        string        `placeholder:"FILE" help:"Configuration file of nats-server, for all other settings. Can be combined with --store, --sync, --name, --allow-remote, --shards, --no-coalesce, --health, --ui and --idle-exit."`
+	Listen        string        `placeholder:"HOST:PORT" help:"Address for clients. Default: 127.0.0.1:4222. Port 0 selects a free port."`
+	AllowRemote   bool          `help:"Allow addresses that other hosts can reach without authentication: everybody there can acquire and break every lock."`
+	Sync          string        `placeholder:"always|INTERVAL" help:"When writes are synced to disk: always (the default), before they are acknowledged; or an interval, and a power failure can then lose granted locks."`
+	Name          string        `help:"Name of this server, required in a cluster; it must stay the same across restarts."`
+	ClusterName   string        `placeholder:"NAME" help:"Name of the cluster. Default: lockfabric."`
 	ClusterListen string        `placeholder:"HOST:PORT" help:"Address for the other servers of the cluster."`
-	Routes        []string      `placeholder:"HOST:PORT" help:"Cluster addresses of all servers, this one too, with commas."`
+	Routes        []string      `placeholder:"HOST:PORT" help:"Cluster addresses of all servers, including this one, separated by commas."`
 	Security      serveAuth     `embed:""`
-	Shards        int           `placeholder:"N" help:"Make the fabric, where there is none yet, with its locks divided over so many streams, 1 to 64: see docs/coalescing.md. One that exists has to have as many."`
-	NoCoalesce    bool          `help:"Leave it to others to carry out together what many programs wait for."`
-	Health        string        `placeholder:"HOST:PORT" help:"Answer probes there over HTTP, to everybody who can reach it: /livez while this process runs, /readyz while locks can be taken and released; and Prometheus: /metrics."`
-	UI            string        `name:"ui" placeholder:"HOST:PORT" help:"Serve the page of 'lockfabric ui' there, for looking only: a loopback address. Its address with the token is printed, unless LOCKFABRIC_UI_TOKEN gives one."`
-	IdleExit      time.Duration `help:"End when no client was connected for so long; 0 is never."`
-	Local         bool          `hidden:"" help:"Be the local server of --local-dir."`
+	Shards        int           `placeholder:"N" help:"Create the fabric with this number of streams for its locks, 1 to 64; see docs/coalescing.md. An existing fabric must have the same number."`
+	NoCoalesce    bool          `help:"Don't serve as a coalescer."`
+	Health        string        `placeholder:"HOST:PORT" help:"HTTP address for probes, open to everybody who can reach it: /livez (this process runs), /readyz (locks can be acquired and released), and /metrics for Prometheus."`
+	UI            string        `name:"ui" placeholder:"HOST:PORT" help:"Loopback address for the page of 'lockfabric ui', read-only. The page's address with its token is printed, unless LOCKFABRIC_UI_TOKEN sets the token."`
+	IdleExit      time.Duration `help:"End if no client was connected for this time; 0 means never."`
+	Local         bool          `hidden:"" help:"Run as the local server of --local-dir."`
 }
 
 // serving is the JSON that serve writes when it is ready.
@@ -321,23 +321,23 @@ const (
 
 // serveAuth is who may use the server. Secrets are never on the command line, which other users of the host can read.
 type serveAuth struct {
-	AllowUser          string   `placeholder:"NAME" help:"Let in clients with this name and the password in --password-file or LOCKFABRIC_SERVE_PASSWORD. More users: --config."`
+	AllowUser          string   `placeholder:"NAME" help:"Admit clients with this name and the password in --password-file or LOCKFABRIC_SERVE_PASSWORD. For more users, use --config."`
 	PasswordFile       string   `placeholder:"FILE" help:"Password of --allow-user, or its bcrypt hash."`
-	TokenFile          string   `placeholder:"FILE" help:"Let in clients with the token in this file."`
-	AllowNkey          []string `placeholder:"PUBLICKEY" help:"Let in clients with the private key of this user key (U...). May be repeated."`
-	SystemUser         string   `placeholder:"NAME" help:"Let in clients with this name and the password in --system-password-file or LOCKFABRIC_SERVE_SYSTEM_PASSWORD to the system account: they see the settings of all servers, for doctor, and no locks."`
+	TokenFile          string   `placeholder:"FILE" help:"Admit clients with the token in this file."`
+	AllowNkey          []string `placeholder:"PUBLICKEY" help:"Admit clients with the private key of this user key (U...). Can be repeated."`
+	SystemUser         string   `placeholder:"NAME" help:"Admit clients with this name and the password in --system-password-file or LOCKFABRIC_SERVE_SYSTEM_PASSWORD to the system account. They can read the settings of all servers, for doctor, but no locks."`
 	SystemPasswordFile string   `placeholder:"FILE" help:"Password of --system-user, or its bcrypt hash."`
 
-	TLSCert   string `name:"tls-cert" placeholder:"FILE" help:"Speak TLS with clients, with this certificate."`
+	TLSCert   string `name:"tls-cert" placeholder:"FILE" help:"Require TLS from clients, with this certificate."`
 	TLSKey    string `name:"tls-key" placeholder:"FILE" help:"Private key of --tls-cert."`
-	TLSCA     string `name:"tls-ca" placeholder:"FILE" help:"Certificates of those who may sign clients' certificates; with --tls-verify."`
-	TLSVerify bool   `name:"tls-verify" help:"Let in only clients with a certificate signed by --tls-ca."`
+	TLSCA     string `name:"tls-ca" placeholder:"FILE" help:"Certificate authorities for clients' certificates; with --tls-verify."`
+	TLSVerify bool   `name:"tls-verify" help:"Admit only clients with a certificate signed by --tls-ca."`
 
-	ClusterUser         string `placeholder:"NAME" help:"Name by which the servers of the cluster know each other."`
+	ClusterUser         string `placeholder:"NAME" help:"User name with which the servers of the cluster authenticate."`
 	ClusterPasswordFile string `placeholder:"FILE" help:"Password of --cluster-user; or in LOCKFABRIC_SERVE_CLUSTER_PASSWORD."`
-	ClusterTLSCert      string `name:"cluster-tls-cert" placeholder:"FILE" help:"Speak TLS between the servers of the cluster, with this certificate for both ends."`
+	ClusterTLSCert      string `name:"cluster-tls-cert" placeholder:"FILE" help:"Use TLS between the servers of the cluster, with this certificate for both ends."`
 	ClusterTLSKey       string `name:"cluster-tls-key" placeholder:"FILE" help:"Private key of --cluster-tls-cert."`
-	ClusterTLSCA        string `name:"cluster-tls-ca" placeholder:"FILE" help:"Certificates of those who may sign the servers' certificates."`
+	ClusterTLSCA        string `name:"cluster-tls-ca" placeholder:"FILE" help:"Certificate authorities for the servers' certificates."`
 }
 
 func (a *serveAuth) options() (options, error) {

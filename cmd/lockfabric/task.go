@@ -26,10 +26,10 @@ type held interface {
 }
 
 type holding struct {
-	TTL        time.Duration     `default:"30s" help:"How long it stays held after the last sign of life. Under 15s a server's failover can cost it."`
-	KillAfter  time.Duration     `default:"10s" help:"Time from SIGTERM to SIGKILL when it is lost while CMD runs."`
+	TTL        time.Duration     `default:"30s" help:"How long the hold lasts after the last renewal. Under 15s, a failover of the server can lose it."`
+	KillAfter  time.Duration     `default:"10s" help:"Time from SIGTERM to SIGKILL if it is lost while CMD runs."`
 	Meta       map[string]string `placeholder:"KEY=VALUE" help:"Text that 'inspect' shows with the holder; can be repeated."`
-	NoProgress bool              `help:"Don't tell on the terminal who is in the way while waiting."`
+	NoProgress bool              `help:"Don't show the holder on the terminal while waiting."`
 }
 
 func (h *holding) validate(what string) error {

@@ -18,10 +18,10 @@ import (
 )
 
 type topCmd struct {
-	Prefix string        `arg:"" optional:"" complete:"name" help:"Only names that start so."`
-	Sort   string        `enum:"waiters,holders,rate,age,key" default:"waiters" help:"What is on top: waiters, holders, rate, age or key."`
-	Every  time.Duration `default:"1s" help:"How often to draw, and for how long changes are counted."`
-	Once   bool          `help:"Count once for the time of --every, write the table and end; also where there is no terminal."`
+	Prefix string        `arg:"" optional:"" complete:"name" help:"Only names that start with this."`
+	Sort   string        `enum:"waiters,holders,rate,age,key" default:"waiters" help:"Order of the rows: waiters, holders, rate, age or key."`
+	Every  time.Duration `default:"1s" help:"Interval between updates, in which changes are counted."`
+	Once   bool          `help:"Count once for the time of --every, print the table and end. It needs no terminal."`
 }
 
 // The columns that top sorts by, in the order of the key s.

@@ -22,12 +22,12 @@ import (
 )
 
 type uiCmd struct {
-	Listen       string   `default:"127.0.0.1:4280" placeholder:"HOST:PORT" help:"Address of the page, 127.0.0.1:4280 unless given; port 0 takes a free one. One that other hosts reach needs --tls-cert and --tls-key."`
+	Listen       string   `default:"127.0.0.1:4280" placeholder:"HOST:PORT" help:"Address of the page. Default: 127.0.0.1:4280. Port 0 selects a free port. An address that other hosts can reach needs --tls-cert and --tls-key."`
 	Host         []string `placeholder:"NAME" help:"Name under which browsers may ask for the page, beside localhost and addresses. May be repeated."`
 	TLSCert      string   `name:"tls-cert" placeholder:"FILE" help:"Speak TLS with browsers, with this certificate."`
 	TLSKey       string   `name:"tls-key" placeholder:"FILE" help:"Private key of --tls-cert."`
 	TokenFile    string   `placeholder:"FILE" help:"Ask browsers for the token in this file, in place of a new one that is printed; or in LOCKFABRIC_UI_TOKEN."`
-	AllowRelease bool     `help:"Let those who have the token take locks away from their holders."`
+	AllowRelease bool     `help:"Allow users with the token to take locks away from their holders."`
 }
 
 // uiTokenEnv is the variable for the page's token.
