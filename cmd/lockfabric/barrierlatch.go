@@ -68,7 +68,7 @@ func (b *barrierCmd) enter(ctx context.Context, m *fabric.Manager) (h held, err 
 
 var errNotPassed = errors.New("not passed in time")
 
-// inTime calls fn with the time that there is to wait.
+// inTime calls fn with a context that ends after --wait.
 func inTime(ctx context.Context, key string, wait *time.Duration, fn func(context.Context) error) error {
 	if wait == nil {
 		return fn(ctx)
@@ -95,7 +95,7 @@ type latchCmd struct {
 	Delete    latchDeleteCmd    `cmd:"" help:"Delete a latch, so that its name can be used for a new one."`
 }
 
-// counting are the flags of those who have to agree on the count of a latch.
+// counting are the flags of latch commands whose users must agree on the count.
 type counting struct {
 	Name  string `arg:"" complete:"latch" help:"Name of the latch."`
 	Count *int   `placeholder:"N" complete:"-" help:"Number of counts after which the latch opens. The first user sets it; others must give the same number or omit it."`
@@ -108,7 +108,7 @@ func (c *counting) validate(what string) error {
 	return checkName(c.Name)
 }
 
-// latch returns the latch, with the count that it was made with if none was given.
+// latch returns the latch. Without --count it uses the count with which the latch was created.
 func (c *counting) latch(ctx context.Context, m *fabric.Manager) (*primitives.Latch, error) {
 	if c.Count != nil {
 		return primitives.NewLatch(m, c.Name, *c.Count), nil
@@ -120,7 +120,7 @@ func (c *counting) latch(ctx context.Context, m *fabric.Manager) (*primitives.La
 	case info.Kind == "":
 		return nil, &exitError{code: exitData, cause: fmt.Errorf("there is no latch %q: say with --count after how many counts it opens", c.Name)}
 	}
-	return primitives.NewLatch(m, c.Name, max(info.Initial, 1)), nil // 0 of another kind, which is refused as such
+	return primitives.NewLatch(m, c.Name, max(info.Initial, 1)), nil // the count is 0 if the name has another kind, which is then refused
 }
 
 type latchWaitCmd struct {
@@ -153,7 +153,7 @@ func (l *latchWaitCmd) pass(ctx context.Context, m *fabric.Manager) (held, error
 		return nil, err
 	}
 	err = inTime(ctx, l.Name, l.Wait, latch.Wait)
-	if errors.Is(err, errNotPassed) { // or nobody could tell that it opened
+	if errors.Is(err, errNotPassed) { // or no server could say whether it opened
 		limited, cancel := context.WithTimeout(ctx, nameTime)
 		defer cancel()
 		if _, rerr := latch.Count(limited); rerr != nil {
@@ -171,7 +171,7 @@ type latchCountDownCmd struct {
 // counted is the JSON of latch count-down.
 type counted struct {
 	Key   string `json:"key"`
-	Count int    `json:"count"` // how many counts are missing; 0 = it is open
+	Count int    `json:"count"` // number of missing counts; 0 = open
 }
 
 func (l *latchCountDownCmd) Run(ctx context.Context, c *cli, s *streams) error {
@@ -222,7 +222,7 @@ func (l *latchDeleteCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	})
 }
 
-// delete tries until the time to wait is over. A try takes as long as who looks dead is observed.
+// delete tries until --wait is over. A try takes as long as the observation of a waiter that looks dead.
 func (l *latchDeleteCmd) delete(ctx context.Context, m *fabric.Manager, timeout time.Duration) error {
 	for end := time.Now().Add(l.Wait); ; {
 		limited, cancel := context.WithTimeout(ctx, timeout)

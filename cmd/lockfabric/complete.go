@@ -21,8 +21,8 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// The scripts ask this program, by "lockfabric complete", what may come next. It
-// knows its own command line, and they only know their shell.
+// The scripts call "lockfabric complete" to get the possible next words. This program knows its own command line; the
+// scripts only know their shell.
 var (
 	//go:embed completion.bash
 	bashCompletion string
@@ -46,7 +46,7 @@ type completeCmd struct {
 	Words []string `arg:"" optional:"" help:"The command line up to the cursor, without the program's name; the last word may be empty."`
 }
 
-// Run prints what may come next, one on a line. It never fails: a shell has nowhere to show that.
+// Run prints the possible next words, one on each line. It never fails, because a shell cannot show an error.
 func (v *completeCmd) Run(s *streams) error {
 	all, offer := candidates(v.Words)
 	for _, text := range all {
@@ -58,18 +58,18 @@ func (v *completeCmd) Run(s *streams) error {
 	return nil
 }
 
-// completionTime bounds what a shell waits for names of locks.
+// completionTime limits how long a shell waits for names of locks.
 const completionTime = time.Second
 
-// What a shell may offer where there are no candidates of ours. Each is a line of its own
-// for the scripts, and no name begins with a tab.
+// What a shell may offer if there are no candidates. Each is a separate line for the scripts; no name starts with a
+// tab.
 const (
 	offerFiles    = "\tfiles"
 	offerCommands = "\tcommands"
 	offerNothing  = "\tnothing"
 )
 
-// candidates returns what may stand in place of the last word, and what the shell may offer if there is nothing.
+// candidates returns the candidates for the last word, and what the shell may offer if there are none.
 func candidates(words []string) (all []string, offer string) {
 	var c cli
 	parser, err := newParser(&c, io.Discard, io.Discard)
@@ -123,14 +123,14 @@ func (l *commandLine) offer(v *kong.Value) string {
 	return offerFiles
 }
 
-// commandLine is how far a line was read.
+// commandLine is the state after reading a part of a command line.
 type commandLine struct {
 	node   *kong.Node
 	top    []*kong.Flag // flags of all commands
-	args   int          // positional arguments seen
+	args   int          // number of positional arguments so far
 	open   *kong.Value  // the flag whose value comes next
-	keep   bool         // and whether that flag is of all commands
-	rest   bool         // what follows is no business of ours
+	keep   bool         // that flag belongs to all commands
+	rest   bool         // the rest belongs to another command
 	global []string     // flags of all commands with their values, as given
 }
 
@@ -157,7 +157,7 @@ func (l *commandLine) take(w string) {
 			l.open = f
 		}
 	case strings.HasPrefix(w, "-"):
-		for _, f := range l.flags() { // one letter
+		for _, f := range l.flags() { // flags of one letter
 			if w == "-"+string(f.Short) && !f.IsBool() {
 				l.open, l.keep = f.Value, false
 			}
@@ -170,7 +170,7 @@ func (l *commandLine) take(w string) {
 			}
 		}
 		l.args++
-		// No such command, or the next word is too many, or the command begins that is to run.
+		// There is no such command, or there are too many words, or the command of run begins.
 		l.rest = l.args >= len(l.node.Positional)
 	}
 }
@@ -191,7 +191,7 @@ func (l *commandLine) flag(name string) *kong.Value {
 	return nil
 }
 
-// values returns what a flag or an argument may be, as far as that is known.
+// values returns the known possible values of a flag or an argument.
 func (l *commandLine) values(v *kong.Value) []string {
 	if v == nil {
 		return nil
@@ -220,7 +220,7 @@ func (l *commandLine) values(v *kong.Value) []string {
 	}
 }
 
-// durations are offered where one is wanted: nobody wants to remember how it is written.
+// durations are offered where a duration is expected, to show how it is written.
 var durations = []string{"0s", "1s", "5s", "10s", "30s", "1m", "5m", "10m", "1h"}
 
 func isDuration(v *kong.Value) bool {
@@ -237,11 +237,11 @@ func commandNames(node *kong.Node) (names []string) {
 	return names
 }
 
-// lockNames returns the names of these kinds, or with "name" all names, in use on the server that these flags, or
-// the environment, name. It only reads: it makes no buckets, takes no lease and starts no server.
+// lockNames returns the names of these kinds (with "name", all names) in use on the server of these flags or of the
+// environment. It only reads: it creates no buckets and no lease, and starts no server.
 func lockNames(global []string, kinds string) []string {
 	var c cli
-	parser, err := newParser(&c, io.Discard, io.Discard, kong.Exit(func(int) {})) // it would print help and end
+	parser, err := newParser(&c, io.Discard, io.Discard, kong.Exit(func(int) {})) // otherwise it would print help and end the process
 	if err != nil {
 		return nil
 	}
@@ -275,7 +275,7 @@ func lockNames(global []string, kinds string) []string {
 	return names
 }
 
-// namesIn is lockNames of one bucket.
+// namesIn is lockNames for one bucket.
 func namesIn(ctx context.Context, bucket jetstream.KeyValue, kinds string) (names []string) {
 	opts := []jetstream.WatchOpt{jetstream.IgnoreDeletes(), jetstream.MetaOnly()}
 	if kinds != "name" {
@@ -285,8 +285,8 @@ func namesIn(ctx context.Context, bucket jetstream.KeyValue, kinds string) (name
 	if err != nil {
 		return nil
 	}
-	for e := range all.Updates() { // which ends with ctx
-		if e == nil { // that is all
+	for e := range all.Updates() { // ends with ctx
+		if e == nil { // all names were delivered
 			break
 		}
 		var is struct{ Kind string }
@@ -298,7 +298,7 @@ func namesIn(ctx context.Context, bucket jetstream.KeyValue, kinds string) (name
 	return names
 }
 
-// peek connects to the server as it is, within half of the time.
+// peek connects to an existing server, within half of the time.
 func (c *cli) peek() (*nats.Conn, error) {
 	opts := []nats.Option{nats.Timeout(completionTime / 2), nats.NoReconnect(), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})}
 	to, err := c.target()
@@ -319,8 +319,8 @@ func (c *cli) peek() (*nats.Conn, error) {
 	return nats.Connect(state.URL, append(opts, nats.Token(state.Token), nats.SetCustomDialer(localDialer{state.Name}))...)
 }
 
-// plain says whether a name means itself in every shell. Names are given by
-// others: one such as $(reboot) must not get onto a command line by a key press.
+// plain reports whether every shell takes the name literally. Other users choose names: one like $(reboot) must not get
+// onto a command line by a key press.
 func plain(name string) bool {
 	return name != "" && !strings.HasPrefix(name, "-") && !strings.ContainsFunc(name, func(r rune) bool {
 		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("-_./:@%+,", r)

@@ -25,8 +25,7 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// connect opens the fabric on the server that was named, or on the local one.
-// It is bounded by --timeout. The caller closes the manager.
+// connect opens the fabric on the given server, or on the local one, within --timeout. The caller closes the manager.
 func (c *cli) connect(ctx context.Context, s *streams, opts ...fabric.Option) (*fabric.Manager, error) {
 	to, err := c.target()
 	if err != nil {
@@ -40,8 +39,8 @@ func (c *cli) connect(ctx context.Context, s *streams, opts ...fabric.Option) (*
 	limited, cancel := context.WithTimeout(guarded, c.Timeout)
 	defer cancel()
 	opts = append(opts, fabric.WithFabric(c.Fabric), fabric.WithLogger(s.log), fabric.WithoutVolunteering(), fabric.WithNATS(c.welcome.options()...))
-	// The client does not stop to wait for a silent server when a context ends, and
-	// whoever has interrupted us does not wait for the client.
+	// While it waits for a silent server, the client ignores the end of a context. So it runs in a goroutine, and an
+	// interrupted command does not wait for it.
 	opened := make(chan *fabric.Manager, 1)
 	err = unless(guarded.Done(), func() error {
 		var m *fabric.Manager
@@ -53,7 +52,7 @@ func (c *cli) connect(ctx context.Context, s *streams, opts ...fabric.Option) (*
 		if to.servers == "" {
 			err = c.connectLocal(limited, s, open)
 		} else {
-			// One attempt ends after some seconds of silence.
+			// One attempt ends after some seconds without an answer.
 			for err = open(limited, to.servers, to.options...); silent(err) && limited.Err() == nil; {
 				err = open(limited, to.servers, to.options...)
 			}
@@ -75,15 +74,15 @@ func (c *cli) connect(ctx context.Context, s *streams, opts ...fabric.Option) (*
 	return nil, to.explain(interrupted(guarded, err), c.Timeout)
 }
 
-// silent reports whether an attempt to connect ended because nobody said anything.
+// silent reports whether an attempt to connect ended because no server answered.
 func silent(err error) bool {
 	var slow net.Error
 	return errors.Is(err, fabric.ErrUnavailable) && (errors.Is(err, nats.ErrTimeout) || errors.As(err, &slow) && slow.Timeout())
 }
 
-// withoutLimit opens the fabric, calls fn with it and closes it; fn takes as long as it takes.
+// withoutLimit opens the fabric, calls fn with it, and closes it. fn has no time limit.
 func (c *cli) withoutLimit(ctx context.Context, s *streams, fn func(ctx context.Context, m *fabric.Manager) error) error {
-	// Most of these only look, and their user may not be allowed more.
+	// Most of these commands only read, and their user may have no other permissions.
 	m, err := c.connect(ctx, s, fabric.WithLazyLease(), fabric.WithSweepInterval(0))
 	if err != nil {
 		return err
@@ -94,7 +93,7 @@ func (c *cli) withoutLimit(ctx context.Context, s *streams, fn func(ctx context.
 	return c.welcome.why(guarded, fn(guarded, m))
 }
 
-// untilInterrupted is withoutLimit for what ends by a signal only, which is a success therefore.
+// untilInterrupted is withoutLimit for commands that only a signal ends; the signal is then a success.
 func (c *cli) untilInterrupted(ctx context.Context, s *streams, fn func(ctx context.Context, m *fabric.Manager) error) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -105,7 +104,7 @@ func (c *cli) untilInterrupted(ctx context.Context, s *streams, fn func(ctx cont
 	return err
 }
 
-// interrupted gives an error that came of the end of ctx the reason of that end.
+// interrupted returns the cause of ctx's end if it caused err.
 func interrupted(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -113,30 +112,30 @@ func interrupted(ctx context.Context, err error) error {
 	return err
 }
 
-// errRefused says that the server lets us in no more, or not do what is needed.
+// errRefused is returned if the server refuses the credentials or a required permission.
 var errRefused = errors.New("the server refuses the credentials")
 
-// welcome watches whether the server lets a connection do its work. A request that isn't permitted is never answered,
-// and the refusal comes beside it; and when credentials are refused while the client reconnects, it closes the
-// connection for good. Without this both would look like a server that is slow.
+// welcome checks whether the server accepts a connection. The server never answers a request without permission; it
+// reports the refusal separately. If credentials are refused during a reconnect, the client closes the connection
+// permanently. Without these checks, both would look like a slow server.
 type welcome struct {
 	log *slog.Logger
 	to  *target
 
-	ctx context.Context // ends with the cause when there is no use in going on
+	ctx context.Context // ends, with the cause, when it makes no sense to continue
 	end context.CancelCauseFunc
 
 	mu      sync.Mutex
-	opening bool   // else less is needed
-	warned  string // last warning
+	opening bool   // while the fabric is being opened, more permissions are required
+	warned  string // the last warning
 }
 
-// options are what the client has to tell. Without an error handler it would print.
+// options returns the client's handlers. Without an error handler, the client would print errors.
 func (w *welcome) options() []nats.Option {
 	return []nats.Option{
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { w.heard(err) }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			if err != nil { // one that we closed has none
+			if err != nil { // nil if this program closed the connection
 				w.log.Warn("the connection is lost, trying to connect again", "error", w.to.secrets.Hide(err.Error()))
 			}
 		}),
@@ -168,18 +167,18 @@ func (w *welcome) heard(err error) {
 	}
 }
 
-// news notes an error's text, without secrets, as told, and whether it was not yet. Lock held.
+// news stores an error's text, without secrets, and reports whether it is a new one. Called with the lock held.
 func (w *welcome) news(err error) bool {
 	before := w.warned
 	w.warned = w.to.secrets.Hide(err.Error())
 	return w.warned != before
 }
 
-// ofWaits matches a refusal of what only the detection of deadlocks needs.
+// ofWaits matches the refusal of a permission that only deadlock detection needs.
 var ofWaits = regexp.MustCompile(`"\$(KV\.[\w-]+-waits\.|JS\.API\.STREAM\.[A-Z.]+\.KV_[\w-]+-waits")`)
 
-// needed reports whether nothing goes without what was refused. The server says it in a text only. A wrong guess
-// costs time, and no lock: what isn't taken for needed ends with the time that there is to wait. Lock held.
+// needed reports whether the refused permission is required. The server reports it only as a text. A wrong guess costs
+// time, but no lock: without the required permission, the command ends at its time limit. Called with the lock held.
 func (w *welcome) needed(text string) bool {
 	if strings.Contains(text, `Subscription to "`) {
 		return !strings.Contains(text, `"$JS.EVENT.`) && !strings.Contains(text, `"lf.`)
@@ -194,7 +193,7 @@ func (w *welcome) needed(text string) bool {
 	return slices.ContainsFunc(subjects, func(s string) bool { return strings.Contains(text, s) })
 }
 
-// guard returns a context that ends, with the cause, when there is no use in going on.
+// guard returns a context that ends, with the cause, when it makes no sense to continue.
 func (w *welcome) guard(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	unhook := context.AfterFunc(w.ctx, func() { cancel(context.Cause(w.ctx)) })
@@ -204,8 +203,8 @@ func (w *welcome) guard(ctx context.Context) (context.Context, context.CancelFun
 	}
 }
 
-// why gives the error of a call its reason: the connection was closed for good
-// because the credentials are refused, or guarded has ended.
+// why returns the reason of a call's error: the connection was closed permanently because the credentials are refused,
+// or guarded has ended.
 func (w *welcome) why(guarded context.Context, err error) error {
 	if guarded.Err() == nil && errors.Is(err, fabric.ErrConnectionClosed) && refused(err) {
 		return w.to.refused(err)
@@ -213,10 +212,10 @@ func (w *welcome) why(guarded context.Context, err error) error {
 	return interrupted(guarded, err)
 }
 
-// refused reports whether an error is the server's word on who we are.
+// refused reports whether the server refused the credentials or a permission.
 func refused(err error) bool { return exitCode(err) == exitRefused }
 
-// explain says what to do about an error of connecting, in a text without secrets.
+// explain adds what to do to an error of connecting, in a text without secrets.
 func (t *target) explain(err error, timeout time.Duration) error {
 	if errors.Is(err, context.DeadlineExceeded) || exitCode(err) == exitInternal {
 		err = fmt.Errorf("%w: %w", fabric.ErrUnavailable, err)
@@ -227,18 +226,19 @@ func (t *target) explain(err error, timeout time.Duration) error {
 	hidden := t.hidden(err)
 	switch {
 	case errors.Is(err, errRefused):
-		return err // it has its advice already
+		return err // the error already contains advice
 	case exitCode(err) == exitRefused:
 		return t.refused(err)
 	case errors.Is(err, kv.ErrServerTooOld), errors.Is(err, kv.ErrUnsafeConfig):
-		return hidden // they say what to do
+		return hidden // these errors already say what to do
 	case exitCode(err) == exitUnavailable:
 		return fmt.Errorf("%w: %s", hidden, t.advice(err, timeout))
 	}
 	return hidden
 }
 
-// unreachable says why no server could be reached, which the client does not: it asks the first again.
+// unreachable returns why no server could be reached. The client does not report this, because it tries the first
+// server again.
 func (t *target) unreachable(err error) error {
 	first, _, _ := strings.Cut(t.servers, ",")
 	u, perr := url.Parse(first)
@@ -253,7 +253,7 @@ func (t *target) unreachable(err error) error {
 	return err
 }
 
-// refused returns errRefused with the server's words, and what to do.
+// refused returns errRefused with the server's message and what to do.
 func (t *target) refused(err error) error {
 	return fmt.Errorf("%w: %w: %s", errRefused, t.hidden(err), t.refusal(err))
 }
@@ -290,7 +290,8 @@ func (t *target) advice(err error, timeout time.Duration) string {
 		return "the server's certificate can't be used: have it replaced, or check the clock of this host"
 	case errors.As(err, &record) && t.setup.TLSFirst:
 		return "the server doesn't begin with TLS: leave out --tlsfirst (\"tls_first\" of the context)"
-	// The server's word on our certificate comes after the handshake, or is lost when we were writing by then.
+	// The server refuses a certificate after the handshake, or its message is lost because the client was already
+	// writing.
 	case (errors.As(err, &alert) && alert.Op == "remote error" || errors.Is(err, nats.ErrTLS)) && t.setup.Cert == "":
 		return "the server ended TLS: if it asks for a certificate, give one with --tlscert and --tlskey"
 	case errors.As(err, &alert) && alert.Op == "remote error" || errors.Is(err, nats.ErrTLS):

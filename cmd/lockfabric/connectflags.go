@@ -18,12 +18,11 @@ import (
 	"github.com/lockfabric/lockfabric/cmd/lockfabric/internal/natscontext"
 )
 
-// connection is how to reach the server and who to be there. The flags are named
-// like those of the nats command. Their variables are our own: what was exported
-// for another program must not choose the server that locks are kept on.
+// connection contains the flags for the server and the credentials. The flags have the names of the nats command. The
+// variables have their own names, because variables of other programs must not choose the server of the locks.
 //
-// The token's is not LOCKFABRIC_TOKEN, which run gives the fencing token to its
-// command in: a lockfabric under run would take that for its secret.
+// The variable of --token is not LOCKFABRIC_TOKEN. This one contains the fencing token under run, and a lockfabric
+// inside run would use it as a secret.
 type connection struct {
 	Server      string `placeholder:"URL" env:"LOCKFABRIC_SERVER" help:"NATS server, or several separated by commas: nats://host:4222. Without it and without --context, a local server is started in the background."`
 	Context     string `placeholder:"NAME" env:"LOCKFABRIC_CONTEXT" complete:"context" help:"Context of the nats command with a server and credentials. --server and other credentials given here have priority."`
@@ -38,14 +37,14 @@ type connection struct {
 	TLSFirst    bool   `name:"tlsfirst" env:"LOCKFABRIC_TLSFIRST" help:"Start TLS before the server's greeting, for servers that require this."`
 	InboxPrefix string `placeholder:"SUBJECT" env:"LOCKFABRIC_INBOX_PREFIX" help:"Prefix of the reply subjects, instead of _INBOX."`
 
-	flags   []*kong.Flag    // of the command alone
+	flags   []*kong.Flag    // only those of the command
 	given   map[string]bool // flags of the command line, without those of the environment
-	empty   []string        // those of them that have no text, such as an unset variable of a script
-	welcome *welcome        // of the connection that was made last
-	once    bool            // say whom the local server's locks exclude, if it was not said
+	empty   []string        // of these, flags with an empty text, for example because a variable of a script is not set
+	welcome *welcome        // of the last connection
+	once    bool            // prints once which programs the locks of the local server exclude
 }
 
-// note remembers which flags were given on the command line.
+// note stores which flags were given on the command line.
 func (c *connection) note(parsed *kong.Context) {
 	c.flags, c.given = parsed.Selected().Flags, map[string]bool{}
 	for _, p := range parsed.Path {
@@ -62,22 +61,22 @@ var connectingFlags = []string{"server", "context", "creds", "nkey", "user", "pa
 
 type target struct {
 	servers string // for nats.Connect
-	origin  string // who named the server, for messages
+	origin  string // where the server was given, for messages
 	who     string // the credentials, for messages
 	setup   natscontext.Settings
 	options []nats.Option
 	secrets natscontext.Secrets
 }
 
-// target returns the server that the flags, the environment and the context name
-// together, nil for the local one. Every error is of usage.
+// target returns the server of the flags, the environment and the context, or nil for the local server. Every error is
+// a usage error.
 func (c *connection) target() (*target, error) {
 	if len(c.empty) > 0 {
 		return nil, usageError("%s is empty: give a value, or leave it out", c.empty[0])
 	}
 	server, name := c.Server, c.Context
-	// The command line decides: a server of the environment must not replace that
-	// of the context which was asked for, nor the other way round.
+	// The command line has priority: a server of the environment must not replace the server of a context on the
+	// command line, and the other way round.
 	if c.given["context"] && !c.given["server"] {
 		server = ""
 	}
@@ -112,7 +111,7 @@ func (c *connection) target() (*target, error) {
 	return t, t.prepare()
 }
 
-// prepare makes options of the client from the setup, and notes what is secret.
+// prepare converts the setup to options of the client, and collects the secrets.
 func (t *target) prepare() (err error) {
 	if t.options, t.secrets, err = t.setup.Options(); err != nil {
 		return usageError("%w", err)
@@ -121,8 +120,8 @@ func (t *target) prepare() (err error) {
 	return nil
 }
 
-// settings returns what flags and environment say, but for the server. A kind of
-// credentials on the command line replaces others of the environment.
+// settings returns the settings of flags and environment, without the server. Credentials on the command line replace
+// other kinds of credentials in the environment.
 func (c *connection) settings() (natscontext.Settings, error) {
 	s := natscontext.Settings{
 		Creds: c.Creds, NKey: c.NKey, User: c.User, Password: c.Password, Token: c.Token,
@@ -152,8 +151,8 @@ func (c *connection) settings() (natscontext.Settings, error) {
 	return s, nil
 }
 
-// merge puts what flags and environment say over the context's settings, and the
-// credentials in URLs beside the others.
+// merge combines the settings of flags and environment with those of the context, and the credentials in URLs with the
+// others.
 func (t *target) merge(own natscontext.Settings, explicit bool, context string) error {
 	urls, inURL, err := parseServers(t.setup.URL, t.origin)
 	if err != nil {
@@ -205,8 +204,8 @@ func joined(urls []*url.URL, credentials bool) string {
 	return strings.Join(list, ",")
 }
 
-// parseServers reads a list of URLs. An error tells nothing of what was in them,
-// as a password may be what made them unreadable.
+// parseServers parses a list of URLs. Its errors contain no part of the URLs, because a password can be the invalid
+// part.
 func parseServers(list, origin string) (urls []*url.URL, credentials bool, err error) {
 	for one := range strings.SplitSeq(list, ",") {
 		if one = strings.TrimSpace(one); one == "" {
@@ -232,8 +231,8 @@ func parseServers(list, origin string) (urls []*url.URL, credentials bool, err e
 	return urls, credentials, nil
 }
 
-// hideArgs takes what was given for secret flags out of the parser's message, which
-// quotes values that it takes for flags. It leaves words alone that only contain one.
+// hideArgs removes values of secret flags from the parser's message, which can quote values as flags. It does not
+// change words that only contain such a value.
 func hideArgs(text string, args []string) string {
 	for i, arg := range args {
 		flag, value, ok := strings.Cut(arg, "=")
@@ -250,7 +249,7 @@ func hideArgs(text string, args []string) string {
 	return text
 }
 
-// hideWord masks a secret where no letter or digit goes on before or after it.
+// hideWord masks a secret if no letter or digit is directly before or after it.
 func hideWord(text, secret string) string {
 	if secret == "" {
 		return text

@@ -28,7 +28,7 @@ type doctorCmd struct {
 	SystemCreds  string        `placeholder:"FILE" env:"LOCKFABRIC_SYSTEM_CREDS" help:"Credentials file of a user of the system account."`
 }
 
-// Run examines and reports. The JSON is a doctor.Report.
+// Run examines the fabric and prints the report. The JSON is a doctor.Report.
 func (d *doctorCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	switch {
 	case d.Probes < 1 || d.Probes > maxProbes:
@@ -53,7 +53,7 @@ func (d *doctorCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	opts := doctor.Options{Fabric: c.Fabric, Probes: d.Probes, NoProbe: d.NoProbe, TTL: d.TTL, Strict: d.Strict, Progress: at, Logger: s.log}
 	switch {
 	case to == nil:
-		opts.SyncAlways = true // startLocal leaves embedded's default
+		opts.SyncAlways = true // startLocal does not change embedded's default
 	case d.SystemServer != "" || d.SystemCreds != "":
 		opts.System, opts.SystemError = d.system(ctx, c, s, to)
 	}
@@ -75,7 +75,7 @@ func (d *doctorCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	return nil
 }
 
-// findings writes one line for each finding, and what to do under those that need it.
+// findings writes a line for each finding, and the remedy below it.
 func findings(w io.Writer, r *doctor.Report) {
 	fmt.Fprintln(w, "STATUS\tCHECK\tOF\tFINDING")
 	for _, f := range r.Findings {
@@ -92,8 +92,7 @@ func findings(w io.Writer, r *doctor.Report) {
 	}
 }
 
-// conn returns a connection to the server that was named, which is to, or to the
-// local one, when to is nil, and opens no fabric on it.
+// conn returns a connection to the given server, or to the local server if to is nil. It opens no fabric.
 func (c *cli) conn(ctx context.Context, s *streams, to *target) (nc *nats.Conn, err error) {
 	limited, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
@@ -119,8 +118,7 @@ func (d *doctorCmd) system(ctx context.Context, c *cli, s *streams, to *target) 
 	return c.conn(ctx, s, account)
 }
 
-// as returns the target with other credentials, and at another address if one is
-// given: who the server is stays as it was.
+// as returns the target with other credentials, and with another address if one is given. Its other settings stay.
 func (t *target) as(servers, creds string) (*target, error) {
 	other := &target{origin: "--system-server", setup: t.setup, who: "--system-creds"}
 	other.setup.Forget()
@@ -143,11 +141,11 @@ func (t *target) as(servers, creds string) (*target, error) {
 func connectPlain(ctx context.Context, s *streams, servers string, opts ...nats.Option) (*nats.Conn, error) {
 	opts = append([]nats.Option{
 		nats.Name("lockfabric doctor"),
-		nats.ReconnectBufSize(-1), // what was given up must not be sent later
+		nats.ReconnectBufSize(-1), // a request that was given up must not be sent later
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { s.log.Debug("connection", "error", err) }),
 	}, opts...)
 	if deadline, ok := ctx.Deadline(); ok {
-		// The servers are tried one after the other, and each may be silent.
+		// The servers are tried one after another, and each of them may not answer.
 		opts = append(opts, nats.Timeout(max(time.Until(deadline)/time.Duration(1+strings.Count(servers, ",")), time.Millisecond)))
 	}
 	nc, err := nats.Connect(servers, opts...)

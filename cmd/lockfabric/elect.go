@@ -25,7 +25,7 @@ type electCmd struct {
 	holding
 }
 
-const maxValue = 1024 // bytes of what a candidate says of itself
+const maxValue = 1024 // maximum size of a candidate's value, in bytes
 
 func (e *electCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	e.Command = afterDashes(e.Command)
@@ -77,10 +77,10 @@ func (e *electCmd) campaign(ctx context.Context, m *fabric.Manager) (held, error
 // leading is the JSON of one line of elect --observe.
 type leading struct {
 	Time  time.Time `json:"time"`            // when it was seen, by the clock of this host
-	Term  uint64    `json:"term,string"`     // 0 = nobody leads
+	Term  uint64    `json:"term,string"`     // 0 = no leader
 	Owner string    `json:"owner,omitempty"` // explicit owner, or the id of the hold
-	Value *string   `json:"value,omitempty"` // what the leader says of itself
-	Data  []byte    `json:"data,omitempty"`  // likewise, where it is not text
+	Value *string   `json:"value,omitempty"` // the leader's value
+	Data  []byte    `json:"data,omitempty"`  // the leader's value, if it is not text
 }
 
 func (e *electCmd) observe(ctx context.Context, c *cli, s *streams) error {
@@ -122,8 +122,8 @@ func (s *streams) printLeader(format string, l primitives.Leader) error {
 	return writeError(err)
 }
 
-// tell runs the command for one leader. Signals that end this program are for the command, too; and ^C, which the
-// terminal sends to the command alone while that has it, is for this program, too: then it is enough.
+// tell runs the command for one leader. A signal that ends this program is also sent to the command. While the command
+// has the terminal, ^C goes to the command only; it then also ends this program, and enough is true.
 func (e *electCmd) tell(ctx context.Context, s *streams, l primitives.Leader) (enough bool, err error) {
 	path, err := exec.LookPath(e.Command[0])
 	if err != nil {
@@ -131,7 +131,7 @@ func (e *electCmd) tell(ctx context.Context, s *streams, l primitives.Leader) (e
 	}
 	sigs := make(chan os.Signal, 64)
 	defer signal.Stop(sigs)
-	value, _, _ := strings.Cut(string(l.Value), "\x00") // more can't be in a variable
+	value, _, _ := strings.Cut(string(l.Value), "\x00") // a variable can't contain the rest
 	v := &supervisor{held: unheld{}, sigs: sigs, killAfter: e.KillAfter, log: s.log}
 	code, err := v.run(childOf(path, e.Command, "LOCKFABRIC_KEY="+e.Name,
 		"LOCKFABRIC_LEADER_TERM="+strconv.FormatUint(l.Term, 10), "LOCKFABRIC_LEADER_VALUE="+value))
@@ -144,7 +144,7 @@ func (e *electCmd) tell(ctx context.Context, s *streams, l primitives.Leader) (e
 	return v.typed, nil
 }
 
-// unheld is held by whoever holds nothing: it is never lost.
+// unheld is a hold of nothing; it is never lost.
 type unheld struct{ held }
 
 func (unheld) Err() error            { return nil }

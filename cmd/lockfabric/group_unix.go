@@ -16,21 +16,21 @@ import (
 	"golang.org/x/term"
 )
 
-// group is a command as the leader of a process group.
+// group is a command that leads a process group.
 type group struct {
-	pid    int // of the leader, and the group's id
+	pid    int // process id of the leader, and id of the group
 	events chan event
 }
 
-// startGroup starts the command. Its events have to be read until it has exited.
+// startGroup starts the command. Its events must be read until it has exited.
 func startGroup(cmd *exec.Cmd) (*group, error) {
 	g := &group{events: make(chan event, 1)}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	dieWithParent(cmd.SysProcAttr)
 	started := make(chan error)
 	go func() {
-		// The kernel takes the end of the thread that started the command for the
-		// end of its parent. The thread ends with this goroutine.
+		// When the thread that started the command ends, the kernel treats this as the end of the parent. The thread
+		// ends with this goroutine.
 		runtime.LockOSThread()
 		err := cmd.Start()
 		if err == nil {
@@ -47,8 +47,8 @@ func startGroup(cmd *exec.Cmd) (*group, error) {
 	return g, nil
 }
 
-// watch reports when the leader is stopped and when it has exited. os/exec can't tell of the former. It waits for all
-// children, so that those that this program has adopted don't stay as zombies.
+// watch reports when the leader is stopped and when it has exited; os/exec can't report a stop. It waits for all
+// children, so that adopted children do not stay as zombies.
 func (g *group) watch() {
 	for {
 		var ws unix.WaitStatus
@@ -70,10 +70,10 @@ func (g *group) watch() {
 	}
 }
 
-// signal sends to the whole group. A group that is gone needs no signal.
+// signal sends a signal to the whole group. If the group is gone, it does nothing.
 func (g *group) signal(sig syscall.Signal) { _ = unix.Kill(-g.pid, sig) }
 
-// terminate asks the group to end; one that is stopped would not hear it.
+// terminate asks the group to end. A stopped process is continued, because otherwise it would not get the signal.
 func (g *group) terminate() {
 	g.signal(unix.SIGTERM)
 	g.signal(unix.SIGCONT)
@@ -81,19 +81,19 @@ func (g *group) terminate() {
 
 func (g *group) kill() { g.signal(unix.SIGKILL) }
 
-// working reports whether the command has left anybody at work in its group.
+// working reports whether processes of the command are still in its group.
 func (g *group) working() bool { return g.alive() }
 
-// alive reports whether anybody is left in the group, once the leader has been
-// waited for. What of it we have adopted is gone only when waited for.
+// alive reports whether the group has members after its leader was waited for. Adopted members are gone only after they
+// were waited for.
 func (g *group) alive() bool {
 	reap()
 	return !errors.Is(unix.Kill(-g.pid, 0), unix.ESRCH)
 }
 
-// reaping waits for children that others have left to this program, until stop: as the first process of a container
-// it adopts all orphans there, and it inherits the children of a shell that became it by exec. It must be stopped
-// before a child is started whose status matters.
+// reaping waits for children of other programs, until stop is called. As the first process of a container, this program
+// adopts all orphans there. If it replaced a shell by exec, it inherits the shell's children. It must be stopped before
+// a child is started whose exit status is needed.
 func reaping() (stop func()) {
 	ended, done := make(chan os.Signal, 1), make(chan struct{})
 	ended <- unix.SIGCHLD // some may have ended before
@@ -120,16 +120,15 @@ func reap() {
 	}
 }
 
-// endings are the signals that end a program which doesn't catch them. They end a run that waits; while the command
-// runs they are its affair, as are the rest of forwarded. Those for faults are among them because Go tells of the
-// ones that were sent.
+// endings are the signals that end a program which does not catch them. They end a waiting run. While the command runs,
+// they are passed on to the command, like all signals in forwarded. The signals for faults are included, because Go
+// reports the ones that were sent by other processes.
 //
-// SIGTSTP and SIGCONT are forwarded because a run that is stopped can't renew the
-// lock: the command has to stop first.
+// SIGTSTP and SIGCONT are forwarded because a stopped run can't renew the lock, so the command must stop first.
 //
-// Not forwarded: SIGKILL and SIGSTOP can't be caught; SIGCHLD and SIGURG are for this
-// program; SIGPIPE and SIGXFSZ come of what it writes itself, SIGTTIN and SIGTTOU
-// of its use of the terminal; SIGPROF is the runtime's of Go, and so are 32 to 34 on Linux.
+// Not forwarded are: SIGKILL and SIGSTOP, which can't be caught; SIGCHLD and SIGURG, which this program uses; SIGPIPE
+// and SIGXFSZ, which its own writes cause; SIGTTIN and SIGTTOU, which its own use of the terminal causes; SIGPROF, and
+// 32 to 34 on Linux, which Go's runtime uses.
 var (
 	endings = append([]os.Signal{
 		unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGABRT, unix.SIGALRM, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2,
@@ -137,14 +136,13 @@ var (
 		unix.SIGILL, unix.SIGTRAP, unix.SIGBUS, unix.SIGFPE, unix.SIGSEGV, unix.SIGSYS,
 	}, moreEndings()...)
 	forwarded = append(slices.Clip(endings), unix.SIGIO, unix.SIGWINCH, unix.SIGTSTP, unix.SIGCONT)
-	// brokenPipe is caught, and dropped: else a warning to a reader that is gone would
-	// end this program, and the hold.
+	// brokenPipe is caught and ignored. Otherwise a warning to a closed pipe would end this program, and the hold.
 	brokenPipe = []os.Signal{unix.SIGPIPE}
 )
 
-// inheritIgnored ignores what was ignored when this program was started, as nohup, a shell's trap or systemd want it.
-// The command then inherits that. Go's runtime undoes it for most signals. SIGCHLD is left out, because nobody could
-// wait for the command, and SIGURG, which Go's runtime needs.
+// inheritIgnored ignores the signals that were ignored when this program was started, for example by nohup, a shell's
+// trap or systemd. The command inherits this. Go's runtime undoes it for most signals. SIGCHLD is left out, because
+// then nobody could wait for the command, and SIGURG, because Go's runtime needs it.
 func inheritIgnored() {
 	for sig := syscall.Signal(1); sig <= lastSignal; sig++ {
 		if ignoredAtStart(sig) && sig != unix.SIGCHLD && sig != unix.SIGURG {
@@ -160,17 +158,16 @@ func signalNumber(sig os.Signal) int {
 	return 0
 }
 
-// continued is how long to wait for word of the SIGCONT that ended a stop. It counts
-// from before the stop, which on a busy machine can be a while after it was asked for;
-// whoever goes on by then would be stopped behind a command that has been continued.
+// continued is how long to wait for the SIGCONT that ends a stop. It is measured from before the stop, which can come
+// late on a busy machine. A program that continues before the SIGCONT arrives would stop again while its command runs.
 const continued = 10 * time.Second
 
-// terminal is the controlling terminal, which belongs to one process group at a
-// time: ours, as the shell gave it to us, or the command's.
+// terminal is the controlling terminal. It belongs to one process group at a time: that of this program, which got it
+// from the shell, or that of the command.
 type terminal struct {
 	file  *os.File
-	own   int         // our process group
-	modes *term.State // how it was set: no echo, for example; nil when somebody else was using it
+	own   int         // process group of this program
+	modes *term.State // its settings, for example no echo; nil if another program was using it
 	group *group
 	eager bool
 }
@@ -188,16 +185,16 @@ func openTerminal() *terminal {
 	return t
 }
 
-// giveTo lends the terminal to the command if nobody else uses it; in a pipeline,
-// where a pager may read keys from it, only when the command asks for it. One that has
-// asked by now is stopped, and the event of that finds it with the terminal.
+// giveTo gives the terminal to the command if no other program uses it. In a pipeline, where a pager may read keys from
+// the terminal, it does so only when the command asks for it. If the command has already asked, it is stopped, and the
+// event of the stop gives it the terminal.
 func (t *terminal) giveTo(g *group) {
 	if t == nil {
 		return
 	}
 	t.group = g
-	// To take it back from the background would stop us. Not before the command
-	// has been started, which would inherit it.
+	// Without this, taking the terminal back from the background would stop this program. It must not be set before the
+	// command has started, because the command would inherit it.
 	signal.Ignore(unix.SIGTTOU)
 	if t.eager {
 		t.lend()
@@ -216,17 +213,17 @@ func (t *terminal) set(pgrp int) bool {
 	return unix.IoctlSetPointerInt(int(t.file.Fd()), unix.TIOCSPGRP, pgrp) == nil
 }
 
-// lent reports whether the command has the terminal, and so gets what is typed there: ^C goes to it alone.
+// lent reports whether the command has the terminal, and so gets the input: ^C goes to the command only.
 func (t *terminal) lent() bool { return t != nil && t.group != nil && t.foreground() == t.group.pid }
 
-// lend gives the terminal to the command, if it is ours to give: a run in the background of a shell has none.
+// lend gives the terminal to the command, if this program has it. A run in the background of a shell does not.
 func (t *terminal) lend() bool { return t.foreground() == t.own && t.set(t.group.pid) }
 
-// takeBack reports whether the command had the terminal.
+// takeBack takes the terminal back and reports whether the command had it.
 func (t *terminal) takeBack() bool { return t.lent() && t.set(t.own) }
 
-// close takes the terminal back, and sets it as it was if restore says so: a command that was killed could not do so,
-// and the shell does it only for those whose end by a signal it sees.
+// close takes the terminal back. If restore is set, it restores the settings: a killed command could not do this, and
+// the shell does it only for programs whose end by a signal it sees.
 func (t *terminal) close(restore bool) {
 	if t == nil {
 		return
@@ -246,14 +243,14 @@ func (v *supervisor) forward(sig os.Signal) {
 		return
 	}
 	if s == unix.SIGCONT && v.term != nil && v.term.eager {
-		v.term.lend() // the shell has put us to the foreground
+		v.term.lend() // the shell has moved this program to the foreground
 	}
 	v.group.signal(s)
 }
 
-// stopped deals with a command that was stopped. If it asked for the terminal it gets it, if it has not got it in the
-// meantime. Otherwise the user has stopped it from there, and we stop too, so that the shell notices. Without a
-// terminal nothing is done: who stopped it will continue it, and the lock is kept.
+// stopped handles a stop of the command. If the command asked for the terminal, it gets the terminal. Otherwise the
+// user has stopped it from the terminal, and this program stops, too, so that the shell notices. Without a terminal
+// nothing is done: the program that stopped the command will continue it, and the lock is kept.
 func (v *supervisor) stopped(e event) {
 	if v.term == nil {
 		return
@@ -265,8 +262,8 @@ func (v *supervisor) stopped(e event) {
 	}
 	had := v.term.takeBack()
 	late := v.stopSelf()
-	// While we were stopped nothing renewed the lock. If it is lost the command
-	// must not do another step; it gets to hear SIGTERM first.
+	// While this program was stopped, nothing renewed the lock. If the lock is lost, the command must not continue to
+	// work; it gets SIGTERM first.
 	if v.held.Err() == nil {
 		if had || asked || v.term.eager {
 			v.term.lend()
@@ -278,11 +275,12 @@ func (v *supervisor) stopped(e event) {
 	}
 }
 
-// stopSelf stops our process group, a pipeline or a script with us in it, until
-// the shell continues it. It returns the signals that came meanwhile.
+// stopSelf stops the process group of this program (a pipeline or a script) until the shell continues it. It returns
+// the signals that came in the meantime.
 //
-// Others get the SIGTSTP that ^Z means; we can't, because Go has no way back to its default once it was caught. What
-// the kernel would do for us then is to not stop a group that no shell could continue.
+// Other members of the group get the SIGTSTP of ^Z. This program can't stop by SIGTSTP, because Go can't restore its
+// default action after it was caught. The kernel does not stop a group that no shell could continue; this must be
+// checked here.
 func (v *supervisor) stopSelf() (late []os.Signal) {
 	if orphaned() {
 		return nil
@@ -308,8 +306,8 @@ func (v *supervisor) stopSelf() (late []os.Signal) {
 	}
 }
 
-// orphaned reports whether no ancestor in our session, such as a shell, is
-// outside of our process group. What can't be found out counts as none.
+// orphaned reports whether no ancestor in this session, such as a shell, is outside the process group. Unknown
+// ancestors count as none.
 func orphaned() bool {
 	own := unix.Getpgrp()
 	session, err := unix.Getsid(0)
@@ -328,8 +326,8 @@ func orphaned() bool {
 	return true
 }
 
-// inForeground reports whether our process group has this terminal: others must
-// not write to it, and may be stopped if they do.
+// inForeground reports whether this process group has the terminal. Other programs must not write to it, and may be
+// stopped if they do.
 func inForeground(f *os.File) bool {
 	pgrp, err := unix.IoctlGetInt(int(f.Fd()), unix.TIOCGPGRP)
 	return err == nil && pgrp == unix.Getpgrp()

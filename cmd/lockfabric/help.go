@@ -15,7 +15,7 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// helpCmd is --help for those who look for a command.
+// helpCmd is the command form of --help.
 type helpCmd struct {
 	Command []string `arg:"" optional:"" complete:"command" help:"The command to describe."`
 	Man     bool     `help:"Print the manual of all commands, in roff, as for man -l."`
@@ -39,29 +39,29 @@ func (h *helpCmd) Run(s *streams) error {
 	return nil
 }
 
-// versionFlag is the command version for those who look for a flag.
+// versionFlag is the flag form of the command version.
 type versionFlag bool
 
-// BeforeReset is called by the parser where the flag was given.
+// BeforeReset is called by the parser if the flag was given.
 func (versionFlag) BeforeReset(app *kong.Kong) error {
 	thisVersion().write(app.Stdout)
 	app.Exit(0)
 	return nil
 }
 
-// helpText is what --help and the man page say of each command beside its flags, and its examples.
+// helpText is the text of --help and of the man page for each command, in addition to its flags, with examples.
 //
 //go:embed help.txt
 var helpText string
 
-// helpOf returns the part of helpText under a command's name.
+// helpOf returns the part of helpText for a command.
 func helpOf(command string) string {
 	_, text, _ := strings.Cut(helpText, "\n== "+command+"\n")
 	text, _, _ = strings.Cut(text, "\n== ")
 	return strings.TrimSpace(text)
 }
 
-// pathOf is the name of a command, of several words where it stands under another.
+// pathOf returns the name of a command; a subcommand has several words.
 func pathOf(n *kong.Node) string {
 	name := n.Name
 	for n = n.Parent; n != nil && n.Parent != nil; n = n.Parent {
@@ -70,7 +70,7 @@ func pathOf(n *kong.Node) string {
 	return name
 }
 
-// arrange completes the help of all commands: their examples, and their own flags before those of all commands.
+// arrange completes the help of all commands: it adds the examples, and lists a command's own flags first.
 func arrange(app *kong.Application) {
 	all := &kong.Group{Key: "all", Title: "Flags of all commands:"}
 	for _, f := range app.Flags {
@@ -83,12 +83,12 @@ func arrange(app *kong.Application) {
 	}
 }
 
-// The man page is the text of --help for all commands, and the package comment.
+// The man page consists of the text of --help for all commands, and of the package comment.
 //
 //go:embed doc.go
 var packageComment string
 
-// manPage writes the manual of the command in roff.
+// manPage returns the manual of the command in roff.
 func manPage(app *kong.Application) string {
 	m := &roff{}
 	m.request("TH", "LOCKFABRIC", "1", "", "lockfabric "+thisVersion().Version, "")
@@ -115,13 +115,13 @@ func manPage(app *kong.Application) string {
 	return m.String()
 }
 
-// roff is text in the language of man pages.
+// roff is a text in the format of man pages.
 type roff struct {
 	strings.Builder
-	begun bool // there is a paragraph in this section
+	begun bool // this section has a paragraph
 }
 
-// text makes every character stand for itself.
+// text writes s, with every special character escaped.
 func (m *roff) text(s string) {
 	for line := range strings.SplitSeq(s, "\n") {
 		if strings.HasPrefix(line, ".") || strings.HasPrefix(line, "'") {
@@ -145,7 +145,7 @@ func (m *roff) section(name, text string) {
 	m.text(text)
 }
 
-// gap parts a paragraph from the one before it.
+// gap separates a paragraph from the one before.
 func (m *roff) gap() {
 	if m.begun {
 		m.request("PP")
@@ -216,7 +216,7 @@ type versionInfo struct {
 	Platform string `json:"platform"` // "linux/amd64"
 }
 
-// newVersionInfo tells what is known of a build, nil if nothing was recorded.
+// newVersionInfo returns what is known about a build; build is nil if nothing was recorded.
 func newVersionInfo(build *debug.BuildInfo) versionInfo {
 	v := versionInfo{Version: "unknown", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	if build == nil {

@@ -20,8 +20,8 @@ type inspectCmd struct {
 	Watch bool   `help:"Show it again after each change, until interrupted."`
 }
 
-// Run shows one lock. The JSON is a fabric.Info; a lock that nobody uses has no
-// holders and no waiters, and is no error.
+// Run shows one lock. The JSON is a fabric.Info. A lock that nobody uses has no holders and no waiters, and is not an
+// error.
 func (i *inspectCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err := checkName(i.Key); err != nil {
 		return err
@@ -45,7 +45,7 @@ type inspected struct {
 	Coalescer shardOwner `json:"coalescer,omitzero"`
 }
 
-// shardOwner is who carries out for others what they want of a name.
+// shardOwner is the coalescer of a name's shard.
 type shardOwner struct {
 	Shard int    `json:"shard"`
 	Rank  int    `json:"rank"`
@@ -54,7 +54,8 @@ type shardOwner struct {
 	PID   int    `json:"pid"`
 }
 
-// coalescerOf returns who serves the name's shard, the zero value if nobody does, or it can't be read.
+// coalescerOf returns the coalescer of the name's shard. It returns the zero value if there is none, or if it can't be
+// read.
 func coalescerOf(ctx context.Context, m *fabric.Manager, name string) (c shardOwner) {
 	key, _ := kv.EncodeName(name)
 	shard := kv.Shard(key, m.Shards())
@@ -92,7 +93,7 @@ type watched struct {
 	fabric.Info
 }
 
-// state says in few words how it stands with a name of any kind.
+// state describes the state of a name of any kind in a few words.
 func state(info fabric.Info) string {
 	switch {
 	case info.Kind == fabric.KindSemaphore:
@@ -138,7 +139,7 @@ func short(info fabric.Info) string {
 	return "-"
 }
 
-// facts writes what is known beside who holds and who waits, a line for each.
+// facts writes the other known facts, one on each line.
 func facts(w io.Writer, info fabric.Info) {
 	if info.Size != info.Initial || info.Kind == fabric.KindLatch {
 		fmt.Fprintf(w, "made with:\t%d\n", info.Initial)
@@ -191,7 +192,7 @@ func allParties(w io.Writer, info fabric.Info, now time.Time) {
 	}
 }
 
-// partyTable lists those who hold, or wait in one queue.
+// partyTable lists the holders, or the waiters of one queue.
 type partyTable struct {
 	who, columns string
 	rows         []fabric.Party
@@ -227,7 +228,7 @@ func (t *partyTable) write(w io.Writer, kind string, now time.Time) {
 	}
 }
 
-// share is the column that tells what of the whole a party has or wants.
+// share returns the column that shows the part that a party has or wants.
 func share(kind string) (header string, of func(fabric.Party) string) {
 	switch kind {
 	case fabric.KindSemaphore:
@@ -250,7 +251,7 @@ func share(kind string) (header string, of func(fabric.Party) string) {
 	return "MODE", func(p fabric.Party) string {
 		mode := string(p.Mode)
 		if p.Converting != "" {
-			mode += "->" + string(p.Converting) // held in the one, and waits for the other
+			mode += "->" + string(p.Converting) // held in the first mode, waiting for the second one
 		}
 		if p.Signalled != "" {
 			mode += " after " + printable(p.Signalled)
@@ -259,7 +260,7 @@ func share(kind string) (header string, of func(fabric.Party) string) {
 	}
 }
 
-// kept tells whether somebody uses a lock that its process may keep.
+// kept returns whether a lock that its process may keep is used.
 func kept(p fabric.Party) string {
 	if p.Kept == "" {
 		return ""
@@ -280,7 +281,7 @@ type deadlocksCmd struct {
 	Every time.Duration `default:"1s" help:"With --watch: interval between two readings."`
 }
 
-// minEvery keeps a look from following the other at once.
+// minEvery limits how often the state is read.
 const minEvery = 10 * time.Millisecond
 
 func (c *deadlocksCmd) Run(ctx context.Context, cl *cli, s *streams) error {

@@ -33,32 +33,33 @@ const (
 	readmeFile = "README"
 	readme     = "Locks of the lockfabric command, kept by a server that runs in the background for one user of this host.\n" +
 		"Who removes this directory takes the locks away from those who hold them.\n"
-	maxLog = 1 << 20 // bytes after which the log is begun anew
+	maxLog = 1 << 20 // size at which the log is started again, in bytes
 
-	lookAgain    = 20 * time.Millisecond  // for a server that is starting
-	startAgain   = 500 * time.Millisecond // after one that ended at once
+	lookAgain    = 20 * time.Millisecond  // interval of checks for a server that is starting
+	startAgain   = 500 * time.Millisecond // pause after a server that ended at once
 	perAttempt   = 5 * time.Second        // to open the fabric on a server that may be ending
 	privateFiles = 0o600
 )
 
-// localState is what server.json tells about the local server. Who can read it
-// can use the server: the token keeps the other users of the host out.
+// localState is the content of server.json, about the local server. Everybody who can read it can use the server; the
+// token excludes other users of the host.
 type localState struct {
 	URL   string `json:"url"`
 	Name  string `json:"name"`
 	Token string `json:"token"`
 	PID   int    `json:"pid"`
 	Host  string `json:"host"`
-	// ClosedUntil is when the leases of a server end whose files were removed under it. Nobody is let in before.
+	// ClosedUntil is the end of the leases of a server whose files were removed while it was running. No client is
+	// admitted before.
 	ClosedUntil time.Time `json:"closed_until,omitzero"`
 }
 
-// errGuarded says that another process of this user keeps the directory, its
-// server or one that has just begun or is about to end.
+// errGuarded is returned if another process of this user has the directory: its server, or one that is starting or
+// ending.
 var errGuarded = errors.New("the directory has a local server")
 
-// readState returns what is known of the local server. One of another host that
-// shares the directory can't be reached over loopback and counts as none.
+// readState returns what is known about the local server. If the directory is shared with another host, that host's
+// server can't be reached over loopback and counts as none.
 func readState(dir string) (localState, error) {
 	var s localState
 	data, err := os.ReadFile(filepath.Join(dir, stateFile))
@@ -77,7 +78,7 @@ func readState(dir string) (localState, error) {
 	return s, nil
 }
 
-// write replaces the file at once, so that nobody reads half of it. Only the owner of the store's lock writes.
+// write replaces the file atomically. Only the owner of the store's lock writes it.
 func (s localState) write(dir string) error {
 	data, err := json.Marshal(s)
 	if err != nil {
@@ -100,17 +101,17 @@ func hostname() string {
 	return h
 }
 
-// openFunc opens what a command needs on the server at url; the options are needed
-// to reach it. ErrUnavailable and the context's error make connectLocal try again.
+// openFunc opens what a command needs on the server at url, with the given options. After ErrUnavailable or the
+// context's error, connectLocal tries again.
 type openFunc func(ctx context.Context, url string, opts ...nats.Option) error
 
-// connectLocal connects to the local server and starts it if there is none. A server that is just ending refuses, or
-// goes away under the connection: then this begins anew, until ctx ends.
+// connectLocal connects to the local server, and starts it if there is none. A server that is ending refuses
+// connections or closes them; connectLocal then tries again, until ctx ends.
 func (c *cli) connectLocal(ctx context.Context, s *streams, open openFunc) error {
 	st := &starter{c: c}
 	var last error
 	for {
-		dir, err := c.localDir() // each time: it can be removed at any
+		dir, err := c.localDir() // each time, because it can be removed at any time
 		if err != nil {
 			return err
 		}
@@ -134,7 +135,7 @@ func (c *cli) connectLocal(ctx context.Context, s *streams, open openFunc) error
 			last = err
 		}
 		serr := st.start()
-		if errors.Is(serr, fs.ErrNotExist) { // removed since
+		if errors.Is(serr, fs.ErrNotExist) { // it was removed in the meantime
 			last = serr
 		} else if serr != nil {
 			return fmt.Errorf("%w: starting the local server: %w: or name a server with --server", fabric.ErrUnavailable, serr)
@@ -154,7 +155,7 @@ func (c *cli) connectLocal(ctx context.Context, s *streams, open openFunc) error
 	}
 }
 
-// sayScope says, once for each directory, whom locks of the local server exclude.
+// sayScope logs once for each directory which programs the locks of the local server exclude.
 func sayScope(dir string, log *slog.Logger) {
 	f, err := os.OpenFile(filepath.Join(dir, readmeFile), os.O_CREATE|os.O_EXCL|os.O_WRONLY, privateFiles)
 	if err != nil {
@@ -168,8 +169,8 @@ func sayScope(dir string, log *slog.Logger) {
 func (c *cli) attempt(ctx context.Context, s *streams, st *starter, state localState, open openFunc) error {
 	ctx, cancel := context.WithTimeout(ctx, perAttempt)
 	defer cancel()
-	// A local server that crashed is nobody's but its users': they start the next one, which takes over the address,
-	// and keep their locks. This is called for every attempt to reach it that fails.
+	// Only its users can replace a local server that crashed: they start the next one, which takes over the address,
+	// and so they keep their locks. This is called for every failed attempt to reach the server.
 	gone := nats.ReconnectErrHandler(func(*nats.Conn, error) {
 		if err := st.start(); err != nil {
 			s.log.Warn("the local server is gone and can't be started again", "error", err)
@@ -182,12 +183,12 @@ func (c *cli) attempt(ctx context.Context, s *streams, st *starter, state localS
 type starter struct {
 	c       *cli
 	running atomic.Bool
-	last    atomic.Int64 // when, in Unix nanoseconds
-	reason  atomic.Value // of the last one that failed, a string
+	last    atomic.Int64 // time of the last start, in Unix nanoseconds
+	reason  atomic.Value // reason of the last failed start, a string
 }
 
-// start starts a server, unless the last one that this process started is running or began a moment ago. That some
-// other process started one shows only by the store's lock, which is why a new one may end at once.
+// start starts a server, unless the last one that this process started is still running or was started a moment ago.
+// Whether another process has started a server is visible only by the store's lock, so a new server may end at once.
 func (st *starter) start() error {
 	if time.Since(time.Unix(0, st.last.Load())) < startAgain || st.running.Swap(true) {
 		return nil
@@ -202,9 +203,9 @@ func (st *starter) start() error {
 		st.running.Store(false)
 		return err
 	}
-	// Ends with the server or with this process; nobody waits for it.
+	// The goroutine ends with the server or with this process; nobody waits for it.
 	go func() {
-		// Its status is lost where this program waits for all its children.
+		// The exit status is lost if this program waits for all its children.
 		if exit := new(exec.ExitError); errors.As(cmd.Wait(), &exit) {
 			st.reason.Store(said())
 		}
@@ -213,7 +214,7 @@ func (st *starter) start() error {
 	return nil
 }
 
-// command prepares a server, and a function that returns what it has said last.
+// command returns the command of a server, and a function that returns its last message.
 func (st *starter) command() (_ *exec.Cmd, said func() string, err error) {
 	if err := enoughFiles(); err != nil {
 		return nil, nil, err
@@ -240,14 +241,14 @@ func (st *starter) command() (_ *exec.Cmd, said func() string, err error) {
 		before = 0
 	}
 	cmd := exec.Command(exe, "serve", "--local", "--local-dir", dir, "--idle-exit", st.c.LocalIdleExit.String())
-	// Not to hold a file system that the first user happened to be in.
+	// Otherwise the server would keep the file system of the first user's working directory busy.
 	cmd.Dir = dir
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = detached()
 	return cmd, func() string { return lastWords(path, before) }, nil
 }
 
-// lastWords returns the last error that was reported in a log, "" if there is none.
+// lastWords returns the last error in a log, or "" if there is none.
 func lastWords(path string, from int64) string {
 	data, err := os.ReadFile(path)
 	if err != nil || int64(len(data)) < from {
@@ -260,7 +261,7 @@ func lastWords(path string, from int64) string {
 
 const dirMode = 0o700
 
-// localPath returns where the local server's directory is or will be. It changes nothing.
+// localPath returns the path of the local server's directory. It changes nothing.
 func (c *cli) localPath() (string, error) {
 	if c.LocalDir != "" {
 		return filepath.Abs(c.LocalDir)
@@ -275,8 +276,8 @@ func (c *cli) localPath() (string, error) {
 	return dir, nil
 }
 
-// localDir returns the local server's directory, made if need be, and refuses
-// one into which others can look or write.
+// localDir returns the local server's directory, and creates it if necessary. It refuses a directory that others can
+// read or write.
 func (c *cli) localDir() (string, error) {
 	dir, err := c.localPath()
 	if err != nil {
@@ -295,9 +296,10 @@ func badDir(err error) error {
 	return nil
 }
 
-// defaultDir is the directory for a user who names none. Locks are state: what empties caches must not empty it.
+// defaultDir is the default directory of a user. Locks are state, so it must not be in a cache directory, which may be
+// emptied.
 func defaultDir() (string, error) {
-	base, err := os.UserCacheDir() // on Windows, LocalAppData is for all that stays on this host
+	base, err := os.UserCacheDir() // on Windows, LocalAppData is for everything that stays on this host
 	switch runtime.GOOS {
 	case "windows":
 	case "darwin", "ios":
@@ -318,9 +320,9 @@ const (
 	greetingSize = 32 << 10
 )
 
-// localDialer reaches the local server and no other one. Its port may be somebody else's after a crash, perhaps
-// another NATS server's that lets everybody in: to lock there would exclude nobody. A server says its name first,
-// before it is told the token. (The name is no secret: this is against accidents.)
+// localDialer connects to the local server and to no other one. After a crash, another program may have its port,
+// perhaps a NATS server without authentication; locks on it would exclude nobody. A server sends its name first, before
+// it gets the token. (The name is not secret; this prevents accidents only.)
 type localDialer struct{ name string }
 
 func (d localDialer) Dial(network, address string) (net.Conn, error) {
@@ -341,7 +343,7 @@ func (d localDialer) greet(conn net.Conn) (*greeted, error) {
 		return nil, err
 	}
 	r := bufio.NewReaderSize(conn, greetingSize)
-	line, err := r.ReadSlice('\n') // a longer one is no greeting
+	line, err := r.ReadSlice('\n') // a longer line is not a greeting
 	if err != nil {
 		return nil, err
 	}
@@ -359,7 +361,7 @@ func (d localDialer) greet(conn net.Conn) (*greeted, error) {
 	return &greeted{conn, io.MultiReader(bytes.NewReader(line), r)}, nil
 }
 
-// greeted is a connection whose first line was read already, and is read again.
+// greeted is a connection whose first line was already read, and is read again.
 type greeted struct {
 	net.Conn
 	r io.Reader

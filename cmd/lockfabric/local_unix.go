@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// checkPrivate refuses a directory that others could prepare or read.
+// checkPrivate refuses a directory that others could have prepared or can read.
 func checkPrivate(dir string) error {
 	fi, err := os.Stat(dir)
 	if err != nil {
@@ -32,11 +32,11 @@ func checkPrivate(dir string) error {
 	return nil
 }
 
-// detached makes a process survive the terminal and the session of the one that started it.
+// detached makes a process survive the terminal and the session of its parent.
 func detached() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setsid: true} }
 
-// closeInherited closes the files that were open in the process which started this one. Every file that Go opens is
-// marked close-on-exec, so what is not was inherited.
+// closeInherited closes the files that this process inherited from its parent. Every file that Go opens is marked
+// close-on-exec, so all other files are inherited.
 func closeInherited() {
 	entries, err := os.ReadDir("/dev/fd")
 	if err != nil {
@@ -53,8 +53,8 @@ func closeInherited() {
 	}
 }
 
-// guardFile keeps the path of a directory to one server by a file elsewhere, in a
-// directory of the user's own below base. Who removes that as well removes the guard.
+// guardFile allows one server for the path of a directory, with a file in another directory of the user below base.
+// Removing this file as well removes the guard.
 func guardFile(dir, base string) (release func(), err error) {
 	path, err := filepath.EvalSymlinks(dir)
 	if err != nil {
@@ -64,7 +64,7 @@ func guardFile(dir, base string) (release func(), err error) {
 	if err := os.MkdirAll(own, dirMode); err != nil {
 		return nil, err
 	}
-	if err := checkPrivate(own); err != nil { // any user can make it before
+	if err := checkPrivate(own); err != nil { // any user can create it first
 		return nil, err
 	}
 	f := flock.New(filepath.Join(own, fmt.Sprintf("%x.lock", sha256.Sum256([]byte(path)))), flock.SetFlag(os.O_CREATE|os.O_RDWR))
@@ -75,11 +75,11 @@ func guardFile(dir, base string) (release func(), err error) {
 	return func() { _ = f.Unlock() }, err
 }
 
-// minFiles is how many open files a local server needs at least: its store, and one for each client.
+// minFiles is the smallest number of open files for a local server: its store, and one for each client.
 const minFiles = 256
 
-// enoughFiles refuses to start a local server that could let nobody in later. What
-// limits this process limits the server.
+// enoughFiles refuses to start a local server with too few open files for its clients. The limits of this process also
+// apply to the server.
 func enoughFiles() error {
 	var l unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
@@ -91,8 +91,8 @@ func enoughFiles() error {
 	return nil
 }
 
-// freeOfStarter takes back what the one who happened to start the local server had set for itself: limits, as far as
-// they are not hard ones, the mask of new files, and niceness, which needs a privilege.
+// freeOfStarter undoes the settings that the server inherited from its starter: soft limits, the umask, and niceness,
+// which needs a privilege.
 func freeOfStarter(log *slog.Logger) {
 	for _, which := range []int{unix.RLIMIT_NOFILE, unix.RLIMIT_FSIZE, unix.RLIMIT_CPU, unix.RLIMIT_DATA} {
 		var l unix.Rlimit
@@ -102,16 +102,16 @@ func freeOfStarter(log *slog.Logger) {
 		}
 	}
 	unix.Umask(0o077)
-	// All threads of its own group, of which it is the only process.
+	// All threads of its own group, in which it is the only process.
 	if err := unix.Setpriority(unix.PRIO_PGRP, 0, 0); err != nil {
 		log.Debug("the niceness of whoever started the local server stays", "error", err)
 	}
 }
 
-// lookForParent is how often the end of a process is looked for where nothing tells of it.
+// lookForParent is the interval of checks for the end of a process, if nothing reports it.
 const lookForParent = 100 * time.Millisecond
 
-// pollProcess is watchProcess where only its number is known.
+// pollProcess is watchProcess if only the process id is known.
 func pollProcess(pid int) (gone <-chan struct{}, terminate func(), err error) {
 	if err := unix.Kill(pid, 0); err == unix.ESRCH {
 		return nil, nil, err

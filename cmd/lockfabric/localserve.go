@@ -23,13 +23,13 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// drainTime is how long a local server that nobody can find any more waits for those who have just found it.
+// drainTime is how long a local server whose address was removed waits for clients that have just read the address.
 const drainTime = time.Second
 
-// serveLocal is the local server in its own process. Of several that are started at once the guard, and the store's
-// lock, let one run; the others leave without a word, as whoever started them looks for any server.
+// serveLocal runs the local server in its own process. If several are started at the same time, the guard and the
+// store's lock admit one; the others end without a message, because their starters use any server.
 func (v *serveCmd) serveLocal(ctx context.Context, c *cli, s *streams) error {
-	// What the first user's shell had open, a lock file or a pipe, is not to stay open as long as this server runs.
+	// Files of the first user's shell, such as a lock file or a pipe, must not stay open as long as this server runs.
 	closeInherited()
 	freeOfStarter(s.log)
 	dir, err := filepath.Abs(c.LocalDir)
@@ -53,7 +53,7 @@ func (v *serveCmd) serveLocal(ctx context.Context, c *cli, s *streams) error {
 
 type localServer struct {
 	dir    string
-	idle   time.Duration // whoever started it gets time to find it
+	idle   time.Duration // long enough for the starter to connect
 	log    *slog.Logger
 	state  localState
 	srv    *embedded.Server
@@ -86,8 +86,8 @@ func (l *localServer) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
-		// Nobody is connected, but somebody may have read the address just now. They get time to connect, and if they
-		// do, all goes on. Later ones find no address, and start a server that waits for the guard.
+		// No client is connected, but one may have just read the address. If it connects in time, the server continues.
+		// Later clients find no address, and start a server that waits for the guard.
 		removeState(l.dir)
 		if !l.waitClient(ctx) {
 			break
@@ -96,8 +96,8 @@ func (l *localServer) run(ctx context.Context) error {
 			return end(l.srv, err)
 		}
 	}
-	// Told to end while in use: the address stays, so that the server which the
-	// users start next can take it over; see start.
+	// The server was told to end while it is in use. The address stays, so the next server, which the users start, can
+	// take it over; see start.
 	if l.clients() == 0 {
 		removeState(l.dir)
 	}
@@ -113,7 +113,7 @@ func (l *localServer) clients() int {
 	return n
 }
 
-// look looks after what people may remove: it writes the address again, and fails when the store is damaged.
+// look checks what users may remove: it writes the address again if necessary, and fails if the store is damaged.
 func (l *localServer) look() error {
 	if err := l.srv.Health(); err != nil {
 		return err
@@ -126,15 +126,15 @@ func (l *localServer) look() error {
 	return l.state.write(l.dir)
 }
 
-// abandon ends a server whose store was removed or replaced under it, and keeps the guard until no lease of its
-// holders can be valid any more: they can't renew them, and learn by their clocks that their locks are lost, before
-// another server starts with an empty store. It leaves the address to that one, so that those who wait find it.
+// abandon ends a server whose store was removed or replaced. It keeps the guard until no lease of its holders can be
+// valid any more: they can't renew their leases, and learn of the loss by their clocks, before another server starts
+// with an empty store. The address stays for that server, so that waiting clients find it.
 func (l *localServer) abandon(ctx context.Context, cause error) error {
 	err := end(l.srv, fmt.Errorf("local server: %w", cause))
 	closed := time.Now()
 	until := l.leases.last(closed)
 	l.log.Error("the local server's files were removed or replaced, its locks are lost", "error", cause, "wait", until.Sub(closed))
-	// What is left of the store knows less than was promised.
+	// The rest of the store no longer contains everything that was promised.
 	store := filepath.Join(l.dir, storeDir)
 	_ = os.Rename(store, store+closed.Format(".damaged-20060102T150405"))
 	l.state.ClosedUntil = until
@@ -146,7 +146,7 @@ func (l *localServer) abandon(ctx context.Context, cause error) error {
 	return err
 }
 
-// leave writes the address for the next server, as well as that is possible.
+// leave writes the address for the next server, if this is possible.
 func (l *localServer) leave() {
 	err := os.MkdirAll(l.dir, dirMode)
 	if err == nil {
@@ -160,7 +160,7 @@ func (l *localServer) leave() {
 	}
 }
 
-// waitClient reports whether a client connects within the time for that.
+// waitClient reports whether a client connects in time.
 func (l *localServer) waitClient(ctx context.Context) bool {
 	for end := time.Now().Add(drainTime); l.clients() == 0; {
 		if !pause.For(ctx, 10*time.Millisecond) || time.Now().After(end) {
@@ -170,10 +170,10 @@ func (l *localServer) waitClient(ctx context.Context) bool {
 	return true
 }
 
-// start starts the server at a free port with a fresh token. When the one before crashed, or was told to end under
-// its users' hands, they are trying to reach it again at the old port: then it is taken over, and the token with it,
-// so that they keep their locks. If somebody else has the port by now, who may have been told the token by them,
-// neither is used.
+// start starts the server on a free port with a new token. If the previous server crashed or was told to end while in
+// use, its users try to reach it at the old port. Then start uses the old port and token, so that they keep their
+// locks. If another program has the port in the meantime, it may have received the token from them, and neither is
+// used.
 func (l *localServer) start(ctx context.Context) error {
 	l.state = localState{PID: os.Getpid(), Host: hostname()}
 	start := func(addr, name, token string) (err error) {
@@ -184,7 +184,7 @@ func (l *localServer) start(ctx context.Context) error {
 	}
 	err := embedded.ErrStartFailed
 	if old, rerr := readState(l.dir); rerr == nil {
-		// The one before ended early in abandon.
+		// The previous server ended early in abandon.
 		if !pause.For(ctx, time.Until(old.ClosedUntil)) {
 			return context.Cause(ctx)
 		}
@@ -202,8 +202,8 @@ func (l *localServer) start(ctx context.Context) error {
 	return nil
 }
 
-// leases follows how long the holders on the local server may take their locks for
-// theirs. When its files are gone it can't be asked for that any more.
+// leases follows how long the holders on the local server may treat their locks as held. When the server's files are
+// gone, they can't be read any more.
 type leases struct {
 	nc *nats.Conn
 
@@ -211,16 +211,16 @@ type leases struct {
 	live map[string]leaseTime
 }
 
-// leaseTime is when a lease was last seen renewed, and for how long.
+// leaseTime is the time of the last seen renewal of a lease, and its TTL.
 type leaseTime struct {
 	seen  time.Time
 	lasts time.Duration
 }
 
-// leasesSuffix is what the buckets of leases of all fabrics have in common.
+// leasesSuffix is the common suffix of the leases buckets of all fabrics.
 var leasesSuffix = kv.LeasesBucket("")
 
-// followLeases listens to the writes of leases, and reads those of before in the background.
+// followLeases follows the writes of leases, and reads the earlier ones in the background.
 func followLeases(ctx context.Context, srv *embedded.Server) (*leases, error) {
 	nc, err := srv.Connect(nats.Name("lockfabric local server"), nats.MaxReconnects(-1))
 	if err != nil {
@@ -238,8 +238,8 @@ func followLeases(ctx context.Context, srv *embedded.Server) (*leases, error) {
 	return l, nil
 }
 
-// see notes a write, whether or not the server accepts it: a renewal that it refuses makes us wait longer than need
-// be. A tombstone counts only where the holder itself has written it.
+// see records a write, even if the server refuses it: a refused renewal only makes the server wait longer than
+// necessary. A tombstone counts only if the holder itself has written it.
 func (l *leases) see(subject string, value []byte) {
 	parts := strings.Split(subject, ".")
 	if len(parts) != 3 || !strings.HasSuffix(parts[1], leasesSuffix) {
@@ -259,7 +259,7 @@ func (l *leases) see(subject string, value []byte) {
 	}
 }
 
-// readAll takes what the store has for live. What is told twice is counted from the later time.
+// readAll records the leases that are live in the store. For a lease that is recorded twice, the later time counts.
 func (l *leases) readAll(ctx context.Context) {
 	js, err := jetstream.New(l.nc)
 	if err != nil {
@@ -287,7 +287,7 @@ func (l *leases) readAll(ctx context.Context) {
 	}
 }
 
-// last returns by when every lease has ended if none is renewed after now, now if there is none.
+// last returns when every lease has ended, if none is renewed after now. Without leases it returns now.
 func (l *leases) last(now time.Time) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -28,7 +28,7 @@ type lockCmd struct {
 	claiming
 }
 
-// parentEnv tells the process that keeps the lock, in the background, whose end to wait for.
+// parentEnv tells the process in the background, which keeps the lock, whose end to wait for.
 const parentEnv = "LOCKFABRIC_LOCK_PARENT"
 
 // locked is the JSON of lock.
@@ -37,7 +37,7 @@ type locked struct {
 	Token uint64 `json:"token,string"` // fencing token
 }
 
-// Run holds the lock for others than a command of ours.
+// Run holds the lock for another program.
 func (l *lockCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err := cmp.Or(checkMode("lock", l.Mode), l.claiming.validate("lock"), checkName(l.Key)); err != nil {
 		return err
@@ -70,7 +70,7 @@ func (l *lockCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	return l.keep(ctx, c, s, parent, sigs)
 }
 
-// delegate starts a process that keeps the lock, and waits until it does.
+// delegate starts a process that keeps the lock, and waits until it holds the lock.
 func delegate(s *streams, sigs <-chan os.Signal) error {
 	exe, err := os.Executable()
 	if err != nil {
@@ -81,7 +81,7 @@ func delegate(s *streams, sigs <-chan os.Signal) error {
 	keeper.Env = append(os.Environ(), parentEnv+"="+strconv.Itoa(parent))
 	keeper.Stderr = os.Stderr
 	keeper.SysProcAttr = detached()
-	// It ends when this is closed before a byte has come.
+	// The keeper ends if this is closed before it has received a byte.
 	confirm, err := keeper.StdinPipe()
 	if err != nil {
 		return err
@@ -105,9 +105,9 @@ func delegate(s *streams, sigs <-chan os.Signal) error {
 		if err := keeper.Wait(); keeper.ProcessState.ExitCode() <= 0 {
 			return fmt.Errorf("lock: the process that was to keep it has ended: %w", cmp.Or(err, errGivenUp))
 		}
-		return &exitError{code: keeper.ProcessState.ExitCode()} // which has said why
+		return &exitError{code: keeper.ProcessState.ExitCode()} // the keeper has already printed the reason
 	}
-	// As long as it is the same process, the keeper watches the right one.
+	// If the parent is still the same process, the keeper watches the right one.
 	if os.Getppid() != parent {
 		return errors.New("lock: the process that it was for has ended")
 	}
@@ -140,7 +140,7 @@ func (l *lockCmd) keep(ctx context.Context, c *cli, s *streams, parent int, sigs
 	return err
 }
 
-// hold takes the lock, says so, and holds it until a signal comes.
+// hold acquires the lock, prints the token, and holds the lock until a signal comes.
 func (l *lockCmd) hold(ctx context.Context, c *cli, s *streams, sigs chan os.Signal) error {
 	t := &task{holding: &holding{TTL: l.TTL, NoProgress: l.Quiet}, name: "lock", key: l.Key, acquire: l.acquire, advice: l.advice}
 	m, h, err := t.obtain(ctx, c, s, sigs)
@@ -150,7 +150,7 @@ func (l *lockCmd) hold(ctx context.Context, c *cli, s *streams, sigs chan os.Sig
 	v := locked{Key: h.Key(), Token: h.Token()}
 	err = s.print(c.Output, v, func(w io.Writer) { fmt.Fprintln(w, v.Token) })
 	if err == nil && !l.Stdin {
-		err = os.Stdout.Close() // which is waited for
+		err = os.Stdout.Close() // the parent waits for this
 	}
 	for over := err != nil; !over; {
 		select {

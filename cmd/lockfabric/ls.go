@@ -21,8 +21,8 @@ type lsCmd struct {
 	Watch  bool   `help:"Then show the names that change, until interrupted."`
 }
 
-// Run lists the locks in use. The JSON is an array of fabric.Info, [] when there
-// are none; without --long the leases in it carry id and TTL only, inspect looks them up.
+// Run lists the locks in use. The JSON is an array of fabric.Info, [] if there are none. Without --long, the leases in
+// it have only id and TTL; inspect looks them up.
 func (l *lsCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if l.Watch {
 		return l.watch(ctx, c, s)
@@ -96,7 +96,7 @@ func (l *lsCmd) watch(ctx context.Context, c *cli, s *streams) error {
 				return err
 			}
 			slices.SortFunc(changed, byKey)
-			_ = m.Identify(ctx, changed) // who can't be looked up now is shown without
+			_ = m.Identify(ctx, changed) // a process that can't be looked up now is shown without details
 			now := time.Now()
 			if c.Output == "json" {
 				for _, i := range changed {
@@ -121,7 +121,7 @@ func (l *lsCmd) watch(ctx context.Context, c *cli, s *streams) error {
 
 func byKey(a, b fabric.Info) int { return cmp.Compare(a.Key, b.Key) }
 
-// inUse are the names in use, as WatchAll has told of them.
+// inUse contains the names in use, as reported by WatchAll.
 type inUse map[string]fabric.Info
 
 func (n inUse) take(changed []fabric.Info) {
@@ -161,7 +161,7 @@ func (c *treeCmd) Run(ctx context.Context, cl *cli, s *streams) error {
 	}, func(w io.Writer, nodes []node) { drawTree(w, nodes, time.Now()) })
 }
 
-// root is the highest level above the names that are asked for: their announcements begin there.
+// root returns the highest level above the requested names, where their intents begin.
 func (c *treeCmd) root() string {
 	root, _, _ := strings.Cut(c.Prefix, "/")
 	return root
@@ -172,10 +172,10 @@ func identify(ctx context.Context, m *fabric.Manager, nodes []node) error {
 	for i := range nodes {
 		infos[i] = nodes[i].Info
 	}
-	return m.Identify(ctx, infos) // the parties in them are shared
+	return m.Identify(ctx, infos) // infos and nodes share the parties
 }
 
-// nodes sorts what is in use into a tree.
+// nodes makes a tree of the names in use.
 func (c *treeCmd) nodes(infos []fabric.Info) []node {
 	byKey := map[string]fabric.Info{}
 	keys := map[string]bool{}
@@ -207,7 +207,7 @@ func (c *treeCmd) nodes(infos []fabric.Info) []node {
 	return nodes
 }
 
-// levels returns the name and those above it, from the root down.
+// levels returns the name and its ancestors, from the root down.
 func levels(name string) []string {
 	var all []string
 	for i, c := range name {
@@ -218,7 +218,7 @@ func levels(name string) []string {
 	return append(all, name)
 }
 
-// announced reports whether each level above is held under the same lease, in a mode that announces this one.
+// announced reports whether each level above is held under the same lease, with an intent for this mode.
 func announced(byKey map[string]fabric.Info, key string, p fabric.Party) bool {
 	enough := func(h fabric.Party) bool {
 		reads := p.Mode == fabric.Shared || p.Mode == fabric.IntentShared
@@ -260,13 +260,13 @@ func drawTree(w io.Writer, nodes []node, now time.Time) {
 	}
 }
 
-// shownTree is what --watch shows at a time.
+// shownTree is one state of --watch.
 type shownTree struct {
 	Time  time.Time `json:"time"` // when it was seen, by the clock of this host
 	Nodes []node    `json:"nodes"`
 }
 
-// treeEvery is how long changes of a tree are gathered.
+// treeEvery is how long changes of a tree are collected.
 const treeEvery = time.Second
 
 func (c *treeCmd) watch(ctx context.Context, cl *cli, s *streams) error {
@@ -278,7 +278,7 @@ func (c *treeCmd) watch(ctx context.Context, cl *cli, s *streams) error {
 			}
 			names.take(changed)
 			now, nodes := time.Now(), c.nodes(slices.Collect(maps.Values(names)))
-			_ = identify(ctx, m, nodes) // who can't be looked up now is shown without
+			_ = identify(ctx, m, nodes) // a process that can't be looked up now is shown without details
 			err = s.again(cl.Output, shownTree{now, nodes}, func(w io.Writer) {
 				fmt.Fprintln(w, now.Format(time.TimeOnly))
 				drawTree(w, nodes, now)
