@@ -62,11 +62,11 @@ type cli struct {
 	Complete    completeCmd    `cmd:"" hidden:"" help:"Print the possible next words of a command line."`
 }
 
-// streams are what a command writes to.
+// streams are the outputs of a command.
 type streams struct {
 	out, err io.Writer
 	log      *slog.Logger
-	status   *statusLine // of the terminal that err may be
+	status   *statusLine // status line of the terminal that err may be
 }
 
 func main() { os.Exit(execute(os.Args[1:], os.Stdout, os.Stderr)) }
@@ -78,7 +78,7 @@ func execute(args []string, stdout, stderr *os.File) int {
 	if err != nil {
 		return report(stderr, fmt.Errorf("command line: %w", err))
 	}
-	// An empty variable is as good as none, and not a file or a duration.
+	// An empty variable counts as not set; it is not a file or a duration.
 	for _, flag := range parser.Model.Flags {
 		for _, name := range flag.Envs {
 			if os.Getenv(name) == "" {
@@ -91,7 +91,7 @@ func execute(args []string, stdout, stderr *os.File) int {
 		c.note(parsed)
 		err = c.validate()
 	}
-	if path, ok := errors.AsType[*fs.PathError](err); ok && path.Op == "write" { // of the help, which is written while it parses
+	if path, ok := errors.AsType[*fs.PathError](err); ok && path.Op == "write" { // from the help, which is written during parsing
 		return report(stderr, writeError(path))
 	}
 	if err != nil {
@@ -103,7 +103,7 @@ func execute(args []string, stdout, stderr *os.File) int {
 	return report(stderr, parsed.Run(&c, s))
 }
 
-// blamed names the command that the parser had come to.
+// blamed returns the command at which the parser stopped.
 func blamed(err error) string {
 	if at, ok := errors.AsType[*kong.ParseError](err); ok && at.Context.Selected() != nil {
 		return "lockfabric " + pathOf(at.Context.Selected())
@@ -135,8 +135,8 @@ func (c *cli) validate() error {
 	return nil
 }
 
-// level is how much a command logs unless told: a daemon tells what it does, run what endangers its lock, a watch why
-// nothing comes, and the others report by their result.
+// level returns the default log level of a command: a daemon logs what it does, run logs what endangers its lock, a
+// watch logs why nothing comes, and all others only report their result.
 func (c *cli) level(command string) slog.Level {
 	level := slog.LevelError
 	switch {
@@ -160,25 +160,25 @@ func newLogger(w *statusLine, format string, level slog.Level) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
 }
 
-// reported begins the line of an error.
+// reported is the start of an error line.
 const reported = "lockfabric: "
 
-// report writes the one line that an error gets, and returns its exit code.
+// report writes the line of an error, and returns its exit code.
 func report(w io.Writer, err error) int {
 	if err == nil {
 		return 0
 	}
 	code := exitCode(err)
 	if passed, ok := errors.AsType[*exitError](err); ok && passed.cause == nil {
-		return code // the child has said what there was to say
+		return code // the child process has already printed the error
 	}
 	fmt.Fprintf(w, "%s%s\n", reported, message(err))
 	return code
 }
 
-// textMappers read texts as they were given. Those of kong go through JSON, which replaces every byte that is no
-// UTF-8: the command under run would get the name of another file, and two names of locks would become one. Durations
-// and numbers are read here to say what one looks like.
+// textMappers read texts unchanged. Those of kong use JSON, which replaces every byte that is not UTF-8: the command of
+// run would get another file name, and two lock names could become the same. They also read durations and numbers, for
+// better error messages.
 func textMappers() []kong.Option {
 	text := func(decode func(text string, target reflect.Value) error) kong.Mapper {
 		return kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
@@ -192,7 +192,7 @@ func textMappers() []kong.Option {
 			return decode(fmt.Sprint(token.Value), target)
 		})
 	}
-	// A number may be below zero, and behind a flag of one letter come after a =: what is wrong with it is said then.
+	// A number can be negative. After a flag of one letter, it can follow a =; the error is then reported later.
 	number := func(decode func(text string, target reflect.Value) error) kong.Mapper {
 		read := text(decode)
 		return kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
@@ -227,7 +227,7 @@ func textMappers() []kong.Option {
 			return nil
 		})),
 		kong.NamedMapper("path", text(func(text string, target reflect.Value) error {
-			if text != "" { // which is not the present directory
+			if text != "" { // an empty text does not mean the present directory
 				text = kong.ExpandPath(text)
 			}
 			target.SetString(text)
@@ -247,7 +247,7 @@ func textMappers() []kong.Option {
 	}
 }
 
-// Exit codes. They follow sysexits.h and the shells; the package comment lists them for users.
+// Exit codes. They follow sysexits.h and the shells. The package comment describes them.
 const (
 	exitUsage       = 64
 	exitData        = 65
@@ -264,7 +264,7 @@ const (
 	maxExit         = 255
 )
 
-// exitError is an error with an exit code. Without a cause nothing is printed.
+// exitError is an error with an exit code. Without a cause, nothing is printed.
 type exitError struct {
 	code  int
 	cause error
@@ -293,9 +293,9 @@ func usageError(format string, args ...any) error {
 	return &exitError{code: exitUsage, cause: fmt.Errorf(format, args...)}
 }
 
-// exitCode maps an error to the exit code: the one it carries, or that of its kind. The order matters where an error
-// is of two kinds: a lock that was not acquired because no server answered is the server's trouble, so that a job
-// which takes 75 for "somebody else is at it" doesn't hide an outage.
+// exitCode returns the exit code of an error: its own, or that of its kind. The order matters if an error is of two
+// kinds. For example, if a lock was not acquired because no server answered, the exit code is that of the server's
+// failure. Otherwise a job that treats 75 as "another host runs it" would hide an outage.
 func exitCode(err error) int {
 	if e, ok := errors.AsType[*exitError](err); ok {
 		return e.code
@@ -307,7 +307,7 @@ func exitCode(err error) int {
 		{exitUsage, []error{fabric.ErrInvalidOption, fabric.ErrInvalidName, kv.ErrInvalidOption, embedded.ErrInvalidOption}},
 		{exitData, []error{fabric.ErrKindMismatch, fabric.ErrSizeMismatch, fabric.ErrTooLarge, fabric.ErrMalformedRecord, fabric.ErrNewerSchema}},
 		{exitBroken, []error{fabric.ErrBroken, fabric.ErrDeleted}},
-		// Before 69, which they are as well: nothing but other credentials helps.
+		// Before 69, because these errors are also of that kind, but only other credentials help.
 		{exitRefused, []error{errRefused, nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked, nats.ErrAccountAuthExpired, nats.ErrPermissionViolation}},
 		{exitUnavailable, []error{fabric.ErrUnavailable, fabric.ErrUncertain, fabric.ErrConnectionClosed, kv.ErrNoJetStream, kv.ErrServerTooOld, kv.ErrUnsafeConfig, kv.ErrShards, kv.ErrLimit, kv.ErrNoBucket,
 			embedded.ErrStartFailed, embedded.ErrStoreInUse, embedded.ErrStoreFailed}},

@@ -22,7 +22,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
-// print writes a result: the value as JSON, or what text writes in columns that are separated by tabs.
+// print writes a result: the value as JSON, or the columns, separated by tabs, that text writes.
 func (s *streams) print(format string, v any, text func(w io.Writer)) error {
 	if format == "json" {
 		return s.encode(v, "  ")
@@ -31,7 +31,7 @@ func (s *streams) print(format string, v any, text func(w io.Writer)) error {
 	return writeError(err)
 }
 
-// again writes one of several results, as print does, or as JSON on one line.
+// again is print for one of several results; JSON is on one line.
 func (s *streams) again(format string, v any, text func(w io.Writer)) error {
 	if format == "json" {
 		return s.encode(v, "")
@@ -39,7 +39,7 @@ func (s *streams) again(format string, v any, text func(w io.Writer)) error {
 	return s.print(format, v, text)
 }
 
-// show asks the fabric something, within --timeout, and prints the answer.
+// show calls ask with the fabric, within --timeout, and prints the answer.
 func show[T any](ctx context.Context, c *cli, s *streams, ask func(ctx context.Context, m *fabric.Manager) (T, error), text func(w io.Writer, answer T)) error {
 	var answer T
 	err := c.withoutLimit(ctx, s, func(ctx context.Context, m *fabric.Manager) (err error) {
@@ -54,7 +54,7 @@ func show[T any](ctx context.Context, c *cli, s *streams, ask func(ctx context.C
 	return s.print(c.Output, answer, func(w io.Writer) { text(w, answer) })
 }
 
-// columns aligns what is separated by tabs.
+// columns aligns columns that are separated by tabs.
 func columns(text func(w io.Writer)) []byte {
 	var b bytes.Buffer
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
@@ -63,7 +63,7 @@ func columns(text func(w io.Writer)) []byte {
 	return b.Bytes()
 }
 
-// encode writes a value as JSON, in one piece.
+// encode writes a value as JSON, with one write.
 func (s *streams) encode(v any, indent string) error {
 	enc := json.NewEncoder(s.out)
 	enc.SetEscapeHTML(false)
@@ -78,8 +78,8 @@ func writeError(err error) error {
 	return nil
 }
 
-// printable makes text that others chose safe for a terminal and for a column:
-// quoted where it is empty or has characters that move the cursor or the eye.
+// printable makes a text of another user safe for a terminal and a column. It quotes an empty text, and one with
+// characters that move the cursor or change the appearance.
 func printable(text string) string {
 	odd := func(r rune) bool { return !unicode.IsPrint(r) }
 	if text == "" || strings.ContainsFunc(text, odd) {
@@ -88,13 +88,13 @@ func printable(text string) string {
 	return text
 }
 
-// message makes one line of an error, and leaves out which package says it.
+// message makes one line of an error, without package names.
 func message(err error) string {
 	text := ": " + oneLine(err.Error())
 	for _, pkg := range []string{"fabric", "engine", "kv", "embedded"} {
 		text = strings.ReplaceAll(text, ": "+pkg+": ", ": ")
 	}
-	// Each of several packages has said it.
+	// Several packages add the same text.
 	for _, said := range [][2]string{
 		{"invalid option: invalid option", "invalid option"},
 		{"cluster unavailable: unavailable", "cluster unavailable"},
@@ -103,12 +103,12 @@ func message(err error) string {
 	} {
 		text = strings.ReplaceAll(text, ": "+said[0]+": ", ": "+said[1]+": ")
 	}
-	// So the client says that there is no connection, where nothing is to be sent later.
+	// The client returns this error if there is no connection and nothing must be sent later.
 	text = strings.ReplaceAll(text, nats.ErrReconnectBufExceeded.Error(), "no server is connected")
 	return strings.TrimPrefix(text, ": ")
 }
 
-// oneLine replaces what would break a line, or move a terminal's cursor.
+// oneLine replaces characters that would break a line or move a terminal's cursor.
 func oneLine(text string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -118,7 +118,7 @@ func oneLine(text string) string {
 	}, text)
 }
 
-// age tells how long ago t was, by the clock of this host, in whole seconds.
+// age returns how long ago t was, by the clock of this host, in whole seconds.
 func age(t, now time.Time) string { return max(now.Sub(t), 0).Truncate(time.Second).String() }
 
 // orDash marks an empty column.
@@ -129,34 +129,34 @@ func orDash(text string) string {
 	return printable(text)
 }
 
-// progressEvery is how long a wait is silent first, and then how often what is shown is brought up to date.
+// progressEvery is the time before the first progress line, and the interval of its updates.
 const progressEvery = time.Second
 
-// startProgress shows, from a second on, who is in the way of an acquire by this manager. The function it returns
-// ends that and erases the line; nothing is written after it has returned.
+// startProgress shows, after one second, which holder blocks an acquire of this manager. The returned function ends
+// this and erases the line; nothing is written after it has returned.
 func startProgress(ctx context.Context, m *fabric.Manager, key string, line *statusLine) (erase func()) {
 	var last atomic.Pointer[fabric.Info]
 	started := time.Now()
 	text := func() string { return waiting(key, last.Load(), started, time.Now()) }
 	return showing(ctx, line, text, func(ctx context.Context) {
 		if !pause.For(ctx, progressEvery) {
-			return // most waits end here, and nobody had to be asked
+			return // most waits end here, without a request
 		}
 		for info, err := range m.Watch(ctx, key) {
 			if err != nil {
-				return // the acquire tells, if it matters
+				return // the acquire reports the error if it matters
 			}
 			last.Store(&info)
 			line.show(text())
-			if !pause.For(ctx, progressEvery) { // a busy lock is looked at no more often than it is shown
+			if !pause.For(ctx, progressEvery) { // a busy lock is read only as often as it is shown
 				return
 			}
 		}
 	})
 }
 
-// telling shows text, from a second on, where a terminal and nothing else gets what the command says. erase ends that
-// and erases the line.
+// telling shows text after one second, if the output is a terminal and nothing else. erase ends this and erases the
+// line.
 func (c *cli) telling(ctx context.Context, s *streams, text func() string) (erase func()) {
 	if c.Output != "text" || !s.status.usable() {
 		return func() {}
@@ -164,13 +164,14 @@ func (c *cli) telling(ctx context.Context, s *streams, text func() string) (eras
 	return showing(ctx, s.status, text, func(context.Context) {})
 }
 
-// since is a text with the time from now on.
+// since returns a text with the time since the call.
 func since(format string) func() string {
 	started := time.Now()
 	return func() string { return fmt.Sprintf(format, age(started, time.Now())) }
 }
 
-// showing shows text, brought up to date every second, and calls beside until erase, which waits for it.
+// showing shows text, updated every second, and calls beside at the same time, until erase is called. erase waits for
+// it.
 func showing(ctx context.Context, line *statusLine, text func() string, beside func(ctx context.Context)) (erase func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -187,7 +188,7 @@ func showing(ctx context.Context, line *statusLine, text func() string, beside f
 	}
 }
 
-// waiting is the line. What matters most comes first, because the end may be cut.
+// waiting returns the progress line. The most important part comes first, because the end may be cut.
 func waiting(key string, info *fabric.Info, started, now time.Time) string {
 	text := fmt.Sprintf("waiting %s for %s", age(started, now), printable(key))
 	if info == nil {
@@ -213,7 +214,7 @@ func waiting(key string, info *fabric.Info, started, now time.Time) string {
 	return text
 }
 
-// holder names who is behind a hold as well as it is known.
+// holder describes a holder as precisely as it is known.
 func holder(p fabric.Party) string {
 	var words []string
 	if p.Owner != p.ID || p.Lease.Host == "" {
@@ -240,8 +241,8 @@ func holder(p fabric.Party) string {
 	return strings.Join(words, " ")
 }
 
-// statusLine is a terminal whose last line can be replaced. What is written through it, such as a log, goes before
-// that line. On any other file it only writes.
+// statusLine is a terminal whose last line can be replaced. Other output through it, such as a log, is written before
+// this line. For any other file, it only writes.
 type statusLine struct {
 	term *os.File
 
@@ -249,7 +250,7 @@ type statusLine struct {
 	shown string
 }
 
-// usable reports whether a line can be shown and replaced there. Colours are never used, so NO_COLOR changes nothing.
+// usable reports whether a line can be shown and replaced. Colours are never used, so NO_COLOR does not matter.
 func (l *statusLine) usable() bool {
 	kind := os.Getenv("TERM")
 	return term.IsTerminal(int(l.term.Fd())) && kind != "dumb"
@@ -261,23 +262,23 @@ func (l *statusLine) Write(p []byte) (int, error) {
 	if l.shown == "" {
 		return l.term.Write(p)
 	}
-	// One write, so that nothing of others comes in between.
+	// With one write, no other output comes in between.
 	if _, err := l.term.Write(append([]byte(clearLine), append(p[:len(p):len(p)], l.shown...)...)); err != nil {
 		return 0, err
 	}
 	return len(p), nil
 }
 
-// clearLine goes to the start of the terminal's line and erases it.
+// clearLine moves to the start of the terminal's line and erases it.
 const clearLine = "\r\x1b[K"
 
-// show replaces the line, "" erases it. A text that is too long for the terminal is cut: where it wrapped, it could
-// not be erased any more. In the background the terminal is somebody else's, and nothing is shown.
+// show replaces the line; "" erases it. A text that is too long for the terminal is cut, because a wrapped line could
+// not be erased. In the background, another program has the terminal, and nothing is shown.
 func (l *statusLine) show(text string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if (text != "" || l.shown != "") && !inForeground(l.term) {
-		l.shown = "" // what stands there has scrolled into the other's output
+		l.shown = "" // the line has scrolled into other output
 		return
 	}
 	if text != "" {
@@ -285,19 +286,19 @@ func (l *statusLine) show(text string) {
 		if err != nil || width <= 0 {
 			width = 80
 		}
-		text = fit(text, width-1) // some terminals wrap when the last column is used
+		text = fit(text, width-1) // some terminals wrap if the last column is used
 	}
 	if text == "" && l.shown == "" {
 		return
 	}
-	_, _ = l.term.WriteString(clearLine + text) // a terminal that is gone shows nothing
+	_, _ = l.term.WriteString(clearLine + text) // a closed terminal shows nothing
 	l.shown = text
 }
 
-// fit cuts a text to at most so many columns of a terminal. Anything that may be wide counts as two.
+// fit cuts a text to a number of terminal columns. Every character that may be wide counts as two columns.
 func fit(text string, columns int) string {
 	text = oneLine(text)
-	used, cut := 0, 0 // cut is where the text ends if it has to be cut
+	used, cut := 0, 0 // cut is the end of the text if it must be cut
 	for i, r := range text {
 		size := 1
 		if r >= 0x1100 && !unicode.Is(unicode.Mn, r) {

@@ -26,9 +26,9 @@ type releaseCmd struct {
 // released is the JSON of release.
 type released struct {
 	Key      string `json:"key"`
-	Released int    `json:"released"` // how many holders, or parties of a barrier and waiters of a latch, it was taken from
+	Released int    `json:"released"` // number of holders, or of parties of a barrier or waiters of a latch
 	Now      bool   `json:"now"`
-	Removed  bool   `json:"removed,omitempty"` // a barrier or a latch is gone
+	Removed  bool   `json:"removed,omitempty"` // a barrier or a latch was removed
 	barrier  bool
 }
 
@@ -78,7 +78,7 @@ func (r *releaseCmd) take(ctx context.Context, m *fabric.Manager, key string) (r
 		done.Released = len(info.Waiters)
 		_, err = m.Post(ctx, key, fabric.Post{Kind: info.Kind, Verb: "delete", Life: info.Life, All: true})
 		done.Removed = err == nil
-	case info.Kind == fabric.KindBarrier && info.Arrived > 0: // they read off the record how it ended
+	case info.Kind == fabric.KindBarrier && info.Arrived > 0: // the waiters see in the record how it ended
 		done.Released, done.barrier = done.Released+info.Arrived, true
 		err = primitives.NewBarrier(m, key, info.Parties).Reset(ctx)
 	case info.Kind == fabric.KindBarrier && len(info.Holders) == 0:
@@ -88,7 +88,7 @@ func (r *releaseCmd) take(ctx context.Context, m *fabric.Manager, key string) (r
 	return done, named(err, m, key)
 }
 
-// entering says whether parties of a double barrier wait to go in.
+// entering reports whether parties of a double barrier wait to enter.
 func entering(i fabric.Info) bool { return i.Kind == fabric.KindGate && !i.Open && len(i.Holders) > 0 }
 
 func (d released) write(w io.Writer) {
@@ -106,7 +106,8 @@ func (d released) write(w io.Writer) {
 	}
 }
 
-// takeAll takes the locks whose names begin so, once that is confirmed. What was taken before an error is told.
+// takeAll takes the locks whose names start with the prefix, after a confirmation. It prints what was taken before an
+// error.
 func (r *releaseCmd) takeAll(ctx context.Context, c *cli, s *streams) error {
 	all := []released{}
 	err := c.withoutLimit(ctx, s, func(ctx context.Context, m *fabric.Manager) error {

@@ -63,7 +63,7 @@ func (r *runCmd) validate() error {
 
 const maxCount = 1<<31 - 1 // of permits and counts
 
-// limit is how many permits the semaphore has, 0 without one.
+// limit returns the number of permits of the semaphore, or 0 without a semaphore.
 func (r *runCmd) limit() int {
 	if r.Semaphore == nil {
 		return 0
@@ -71,7 +71,7 @@ func (r *runCmd) limit() int {
 	return *r.Semaphore
 }
 
-// checkName refuses a name that nothing can have, before any server is asked.
+// checkName refuses an invalid name before any request.
 func checkName(key string) error {
 	_, err := kv.EncodeName(key)
 	return err
@@ -92,7 +92,7 @@ func (r *runCmd) acquire(ctx context.Context, m *fabric.Manager) (held, error) {
 	return r.claim(ctx, m, r.Key, c, opts...)
 }
 
-// several are the flags of a command that holds more locks than one, as one.
+// several are the flags of a command that can hold several locks at once.
 type several struct {
 	Also  []string `sep:"none" placeholder:"KEY[=MODE]" complete:"lock" help:"Hold this lock as well, all or nothing; the default mode is X; can be repeated. The order of the names does not matter: sets never deadlock."`
 	Path  bool     `help:"Also take intents on all levels above each lock: for a/b/c, on a and a/b. So the lock and exclusive locks of these levels exclude each other."`
@@ -125,8 +125,8 @@ func (s *several) validate(semaphore bool) error {
 	return nil
 }
 
-// keyAndMode splits KEY=MODE. A name that has a '=' of its own is given with a mode, so that
-// a mistyped one is not taken for a part of the name.
+// keyAndMode splits KEY=MODE. A name with a '=' must be given with a mode, so that a wrong mode is not treated as a
+// part of the name.
 func keyAndMode(text string) (string, fabric.Mode) {
 	if i := strings.LastIndexByte(text, '='); i >= 0 {
 		return text[:i], fabric.Mode(text[i+1:])
@@ -134,7 +134,7 @@ func keyAndMode(text string) (string, fabric.Mode) {
 	return text, ""
 }
 
-// acquire waits for all of them, or tries.
+// acquire returns a function that acquires all of them, or tries to.
 func (s *several) acquire(m *fabric.Manager, key string, mode fabric.Mode) acquirer {
 	wants := []fabric.Want{{Key: key, Mode: mode, Path: s.Path}}
 	for _, text := range s.Also {
@@ -189,7 +189,7 @@ func (c *claiming) validate(what string) error {
 	return nil
 }
 
-// conflict gives the refusal of what others hold the exit code of the caller's choice.
+// conflict gives a refusal the exit code of --conflict-exit-code.
 func (c *claiming) conflict(err error) error {
 	var passed *exitError
 	if errors.As(err, &passed) || exitCode(err) != exitNotAcquired {
@@ -212,13 +212,13 @@ func (c *claiming) claim(ctx context.Context, m *fabric.Manager, key string, wha
 		}
 		h, err := m.Claim(ctx, key, what, opts...)
 		if err != nil {
-			return nil, err // and no hold that is nil
+			return nil, err // not an interface with a nil hold
 		}
 		return h, nil
 	}, opts...)
 }
 
-// acquirer waits for what a command holds, or tries.
+// acquirer acquires what a command holds, or tries to.
 type acquirer func(ctx context.Context, try bool, opts ...fabric.AcquireOption) (held, error)
 
 func (c *claiming) ask(ctx context.Context, acquire acquirer, opts ...fabric.AcquireOption) (held, error) {
@@ -234,15 +234,15 @@ func (c *claiming) ask(ctx context.Context, acquire acquirer, opts ...fabric.Acq
 			return h, err
 		}
 	}
-	// To try, also after a wait: it tells who is in the way, and it replaces a dead holder whose TTL is longer than
-	// the wait. Else a job that never waits so long would never run again.
+	// A try after the wait reports who holds the lock, and replaces a dead holder whose TTL is longer than the wait.
+	// Otherwise, a job that never waits that long would never run again.
 	if c.NoTakeover {
 		opts = append(opts, fabric.WithoutTakeover())
 	}
 	return acquire(ctx, true, append(opts, fabric.WithFailFast())...)
 }
 
-// timeOver says whether a wait ended because its time was over, and no server's silence is to blame.
+// timeOver reports whether a wait ended at its time limit, and not because no server answered.
 func timeOver(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, fabric.ErrUnavailable) && !errors.Is(err, fabric.ErrUncertain)
 }
@@ -257,7 +257,7 @@ func (*claiming) advice(err error) string {
 	return ""
 }
 
-// staying are the flags of the commands that can hold it for longer than CMD runs.
+// staying are the flags of commands that can hold it longer than CMD runs.
 type staying struct {
 	HoldAtLeast  time.Duration `placeholder:"DURATION" help:"Hold it for at least this time, even if CMD ends earlier, so that hosts whose clocks are late find it held. SIGINT and SIGTERM end this time."`
 	WaitChildren bool          `help:"Hold it until all processes of CMD's process group have ended, including those in the background."`
@@ -270,8 +270,8 @@ func (f *staying) validate(what string) error {
 	return nil
 }
 
-// stay keeps what is held until it was held for long enough since. It reports whether
-// it did wait; what is lost meanwhile is no loss of the command, which has ended.
+// stay holds it until the minimum time since the start is over. It reports whether it had to wait. A loss in this time
+// is not a loss of the command, which has already ended.
 func (t *task) stay(ctx context.Context, h held, since time.Time, s *streams, visible bool, sigs <-chan os.Signal) bool {
 	until := since.Add(t.HoldAtLeast)
 	if !time.Now().Before(until) {

@@ -20,7 +20,8 @@ import (
 
 const shutdownTimeout = 30 * time.Second
 
-// defaultListen and defaultCluster are not defaults of the flags, so that a configuration file can be told from them.
+// defaultListen and defaultCluster are not the defaults of the flags, so that a flag that was given can be
+// distinguished from a configuration file.
 const (
 	defaultListen  = "127.0.0.1:4222"
 	defaultCluster = "lockfabric"
@@ -45,19 +46,19 @@ type serveCmd struct {
 	Local         bool          `hidden:"" help:"Run as the local server of --local-dir."`
 }
 
-// serving is the JSON that serve writes when it is ready.
+// serving is the JSON that serve prints when it is ready.
 type serving struct {
 	URL     string `json:"url"`
 	Store   string `json:"store"`
-	Auth    bool   `json:"auth"`              // clients have to say who they are
-	TLS     bool   `json:"tls"`               // clients have to use TLS
+	Auth    bool   `json:"auth"`              // clients must authenticate
+	TLS     bool   `json:"tls"`               // clients must use TLS
 	Cluster string `json:"cluster,omitempty"` // address for other servers
 	Health  string `json:"health,omitempty"`  // address for probes
-	UI      string `json:"ui,omitempty"`      // address of the page, as that of ui
+	UI      string `json:"ui,omitempty"`      // address of the page, as printed by ui
 	PID     int    `json:"pid"`
 }
 
-// Run serves until SIGINT or SIGTERM, or until nobody uses the server.
+// Run serves until SIGINT or SIGTERM, or until the server is idle.
 func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -70,7 +71,7 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if i := slices.IndexFunc(connectingFlags, func(name string) bool { return c.given[name] }); i >= 0 {
 		return usageError("serve --%s: that is for commands that connect to a server; see 'lockfabric serve --help' for whom to let in", connectingFlags[i])
 	}
-	// From the beginning, so that none ends a server which still recovers its store.
+	// From the start, so that no signal ends a server that is still recovering its store.
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
@@ -129,7 +130,7 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	return end(srv, err)
 }
 
-// attend does what a running server does beside serving, until it is to end.
+// attend does the additional tasks of a running server, until it must end.
 func (v *serveCmd) attend(ctx context.Context, srv *embedded.Server, l *pageListener, name string, counted *metrics, s *streams) error {
 	page, err := showPage(srv, l, name, s)
 	if err != nil {
@@ -145,7 +146,7 @@ func (v *serveCmd) attend(ctx context.Context, srv *embedded.Server, l *pageList
 	return watch(ctx, probe{health: srv.Health, clients: clients, idle: v.IdleExit})
 }
 
-// toldToEnd reports whether a server did not start for a signal alone.
+// toldToEnd reports whether a server did not start only because of a signal.
 func toldToEnd(ctx context.Context, err error) bool {
 	return ctx.Err() != nil && errors.Is(err, context.Cause(ctx))
 }
@@ -194,7 +195,7 @@ func (v *serveCmd) options(c *cli) ([]embedded.Option, error) {
 
 type options []embedded.Option
 
-// add adds an option if what it is for was given.
+// add adds the option if given is true.
 func (o options) add(given bool, option embedded.Option) options {
 	if given {
 		o = append(o, option)
@@ -202,10 +203,10 @@ func (o options) add(given bool, option embedded.Option) options {
 	return o
 }
 
-// goWithConfig are the flags of serve that have a place beside a configuration file.
+// goWithConfig are the flags of serve that can be combined with a configuration file.
 var goWithConfig = []string{"config", "store", "sync", "name", "allow-remote", "shards", "no-coalesce", "idle-exit", "health", "ui"}
 
-// checkConfig refuses flags, and passwords, whose place is in the configuration file.
+// checkConfig refuses flags and passwords that belong in the configuration file.
 func (v *serveCmd) checkConfig(c *cli) error {
 	const leaveOut = "serve: %s and --config: leave it out and say it in %s"
 	for _, flag := range c.flags {
@@ -221,7 +222,7 @@ func (v *serveCmd) checkConfig(c *cli) error {
 	return nil
 }
 
-// reloadOn reads certificates and configuration again at every signal, until stop, which waits.
+// reloadOn reads certificates and configuration again at every signal, until stop is called, which waits.
 func reloadOn(hangup chan os.Signal, srv *embedded.Server, s *streams) (stop func()) {
 	done := make(chan struct{})
 	go func() {
@@ -252,23 +253,22 @@ func (v *serveCmd) syncMode() (embedded.SyncMode, error) {
 	return embedded.SyncInterval(d), nil
 }
 
-// How often a server looks at its store, and how often in a row it must have been unable to write before it ends:
-// looked at while a bucket is made or deleted, it may seem so.
+// How often a server checks its store, and how many checks in a row must fail before the server ends. A single check
+// can fail while a bucket is created or deleted.
 const (
 	lookAtStore   = time.Second
 	storeFailures = 3
 )
 
-// probe is how watch looks at a server.
+// probe contains the checks of watch.
 type probe struct {
 	health  func() error
 	clients func() int
-	idle    time.Duration // 0 is for ever
+	idle    time.Duration // 0 = no limit
 }
 
-// watch waits until ctx ends, or no client was connected for the server's idle time.
-// Its error is that of a store that can't be written any more, or that is gone: no lock
-// could be taken or released there, and only another start may help.
+// watch waits until ctx ends, or until the server was idle for the given time. Its error is that of a store that is
+// gone or can't be written any more: no lock can be acquired or released there, and only a new start can help.
 func watch(ctx context.Context, srv probe) error {
 	clients := make(<-chan time.Time) // never
 	if srv.idle > 0 {
@@ -301,7 +301,7 @@ func watch(ctx context.Context, srv probe) error {
 	}
 }
 
-// end shuts the server down in order, whatever happened before.
+// end shuts the server down, whatever happened before.
 func end(srv *embedded.Server, err error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
@@ -311,15 +311,16 @@ func end(srv *embedded.Server, err error) error {
 	return err
 }
 
-// Variables for passwords that are not in a file. The names differ from those that
-// say who one is elsewhere: a server must not take its users from there.
+// Variables for passwords that are not in a file. Their names differ from those of client credentials, because a server
+// must not use these for its users.
 const (
 	passwordEnv        = "LOCKFABRIC_SERVE_PASSWORD"
 	systemPasswordEnv  = "LOCKFABRIC_SERVE_SYSTEM_PASSWORD"
 	clusterPasswordEnv = "LOCKFABRIC_SERVE_CLUSTER_PASSWORD"
 )
 
-// serveAuth is who may use the server. Secrets are never on the command line, which other users of the host can read.
+// serveAuth contains the flags for authentication. Secrets are never on the command line, which other users of the host
+// can read.
 type serveAuth struct {
 	AllowUser          string   `placeholder:"NAME" help:"Admit clients with this name and the password in --password-file or LOCKFABRIC_SERVE_PASSWORD. For more users, use --config."`
 	PasswordFile       string   `placeholder:"FILE" help:"Password of --allow-user, or its bcrypt hash."`
@@ -357,7 +358,7 @@ func (a *serveAuth) options() (options, error) {
 		add(a.TLSVerify, embedded.WithClientCA(a.TLSCA)), nil
 }
 
-// login returns the option for a name and its password, none where neither is given.
+// login returns the option for a name and its password, or none if neither is given.
 func login(option func(name, password string) embedded.Option, nameFlag, name, fileFlag, file, env string) (options, error) {
 	password, err := readSecret("serve "+fileFlag, file, env)
 	switch {
@@ -367,14 +368,14 @@ func login(option func(name, password string) embedded.Option, nameFlag, name, f
 		return nil, usageError("serve: %s needs a password: %s or %s", nameFlag, fileFlag, env)
 	case name != "":
 		return options{option(name, password)}, nil
-	case password != "": // set for nothing, it would only seem to protect
+	case password != "": // without a name, the password would have no effect
 		return nil, usageError("serve: %s and %s need %s", fileFlag, env, nameFlag)
 	}
 	return nil, nil
 }
 
-// readSecret reads the secret of a command's flag from the file, or else from the environment. A line
-// break at the end is not part of it.
+// readSecret reads the secret of a command's flag from the file, or else from the environment. A line break at the end
+// is removed.
 func readSecret(flag, file, env string) (string, error) {
 	switch {
 	case file == "" && env == "":
@@ -396,7 +397,7 @@ func readSecret(flag, file, env string) (string, error) {
 	return text, nil
 }
 
-// flagNames are the names that options have here, the longer ones first.
+// flagNames maps names of embedded's options to flags, longer names first.
 var flagNames = strings.NewReplacer(
 	"WithTLS and WithClientCA", "--tls-cert, --tls-key and --tls-ca", "WithTLS", "--tls-cert and --tls-key", "WithClientCA", "--tls-verify with --tls-ca",
 	"WithClusterTLS", "--cluster-tls-cert, --cluster-tls-key and --cluster-tls-ca", "WithClusterAuth", "--cluster-user", "WithCluster", "--cluster-listen and --routes",
@@ -404,7 +405,7 @@ var flagNames = strings.NewReplacer(
 	"WithSystemUser", "--system-user", "WithUser", "--allow-user", "WithToken", "--token-file", "WithNKey", "--allow-nkey", "WithAllowNonLoopback", "--allow-remote",
 )
 
-// advise says in the words of the command line what to do.
+// advise rewrites an error of embedded with the names of the flags.
 func advise(err error) error {
 	if !errors.Is(err, embedded.ErrInvalidOption) {
 		return err

@@ -21,7 +21,7 @@ import (
 	"github.com/lockfabric/lockfabric/fabric/fabricprom"
 )
 
-// health answers the probes of whoever runs a server.
+// health answers HTTP probes.
 type health struct {
 	check   atomic.Pointer[func() error] // nil until the server has started
 	metrics http.Handler
@@ -31,8 +31,8 @@ var errStarting = errors.New("the server has not started yet")
 
 func (h *health) ready(check func() error) { h.check.Store(&check) }
 
-// ServeHTTP implements http.Handler: /livez says that the process runs, /readyz that locks can be
-// taken and released there; /metrics is for Prometheus.
+// ServeHTTP implements http.Handler: /livez reports that the process runs, /readyz that locks can be acquired and
+// released, and /metrics is for Prometheus.
 func (h *health) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	err := error(nil)
 	switch r.URL.Path {
@@ -55,7 +55,7 @@ func (h *health) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write([]byte("ok\n"))
 }
 
-// listen answers probes at an address until stop, which waits, and returns the address.
+// listen answers probes at an address until stop is called, which waits. It returns the address.
 func (h *health) listen(addr string) (at string, stop func(), err error) {
 	if addr == "" {
 		return "", func() {}, nil
@@ -74,7 +74,7 @@ func (h *health) listen(addr string) (at string, stop func(), err error) {
 	return l.Addr().String(), func() { cancel(); <-done }, nil
 }
 
-// serveUntil serves until ctx ends, and then gives requests that are under way so much time to end.
+// serveUntil serves until ctx ends, and then gives running requests the grace time to end.
 func serveUntil(ctx context.Context, srv *http.Server, l net.Listener, grace time.Duration) error {
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(l) }()
@@ -93,7 +93,7 @@ func serveUntil(ctx context.Context, srv *http.Server, l net.Listener, grace tim
 	return err
 }
 
-// listenOn listens at an address that a flag names. An error is one of usage unless the system refused.
+// listenOn listens at the address of a flag. Unless the system refused, an error is a usage error.
 func listenOn(flag, addr string) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
 	var refused *os.SyscallError
@@ -106,7 +106,7 @@ func listenOn(flag, addr string) (net.Listener, error) {
 	return l, err
 }
 
-// notify tells systemd how it stands with a service of type notify. Without systemd it does nothing.
+// notify reports the state of a service of type notify to systemd. Without systemd it does nothing.
 func notify(state string) {
 	path := os.Getenv("NOTIFY_SOCKET")
 	if path == "" {
@@ -120,7 +120,8 @@ func notify(state string) {
 	_ = conn.Close()
 }
 
-// metrics are those of serve: of the process, of the managers that coalesce and, once it has started, of the server.
+// metrics are the metrics of serve: of the process, of the managers that serve as coalescers, and, after its start, of
+// the server.
 type metrics struct {
 	*prometheus.Registry
 	coalescer *fabricprom.Collector
@@ -135,7 +136,7 @@ func newMetrics() *metrics {
 // serverStats is a prometheus.Collector.
 type serverStats struct{ *embedded.Server }
 
-// serverMetrics are all of them, one a line.
+// serverMetrics lists all metrics of the server.
 var serverMetrics = []struct {
 	kind       prometheus.ValueType
 	name, help string
@@ -165,7 +166,7 @@ var serverMetrics = []struct {
 	}},
 }
 
-// Describe says nothing: what is collected is always the same.
+// Describe sends nothing, because the metrics are always the same.
 func (serverStats) Describe(chan<- *prometheus.Desc) {}
 
 func (s serverStats) Collect(ch chan<- prometheus.Metric) {
@@ -176,14 +177,14 @@ func (s serverStats) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// guest is what this process does beside serving, over a connection to its own server; nil is nothing.
+// guest is a task of this process that uses a connection to its own server; nil is no task.
 type guest struct {
 	nc   *nats.Conn
 	stop context.CancelFunc
 	done chan struct{}
 }
 
-// invite has a guest work until it is to end.
+// invite starts a guest.
 func invite(srv *embedded.Server, name string, log *slog.Logger, work func(ctx context.Context, nc *nats.Conn)) (*guest, error) {
 	nc, err := srv.Connect(nats.Name("lockfabric "+name), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
@@ -201,7 +202,7 @@ func invite(srv *embedded.Server, name string, log *slog.Logger, work func(ctx c
 	return g, nil
 }
 
-// clients is how many of the server's clients are this one.
+// clients returns how many of the server's clients belong to this guest.
 func (g *guest) clients() int {
 	if g == nil || !g.nc.IsConnected() {
 		return 0
@@ -209,7 +210,7 @@ func (g *guest) clients() int {
 	return 1
 }
 
-// end waits until the guest has gone, which takes some seconds at most.
+// end stops the guest and waits for it, which takes some seconds at most.
 func (g *guest) end() {
 	if g != nil {
 		g.stop()
@@ -218,8 +219,8 @@ func (g *guest) end() {
 	}
 }
 
-// coalesceFor begins to stand by as the coalescer of the fabrics on this server. Locks do without it, so what is in
-// its way is only logged.
+// coalesceFor starts standing by as the coalescer of the fabrics on this server. Locks work without it, so its errors
+// are only logged.
 func coalesceFor(srv *embedded.Server, log *slog.Logger, counted *fabricprom.Collector) *guest {
 	g, err := invite(srv, "coalescer", log, func(ctx context.Context, nc *nats.Conn) {
 		err := fabric.StandBy(ctx, nc, fabric.WithLabel("serve"), fabric.WithLogger(log), fabric.WithSweepInterval(0),

@@ -12,7 +12,8 @@ import (
 	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
-// divide makes the fabric with its shards. In a cluster that is done once enough servers are there, while this one serves.
+// divide creates the fabric with its shards. In a cluster, this happens when enough servers are running, while this
+// server already serves.
 func (v *serveCmd) divide(ctx context.Context, srv *embedded.Server, name string, s *streams) error {
 	made := make(chan error, 1)
 	g, err := invite(srv, "shards", s.log, func(ctx context.Context, nc *nats.Conn) {
@@ -41,7 +42,7 @@ func (v *serveCmd) divide(ctx context.Context, srv *embedded.Server, name string
 	return nil
 }
 
-// makeFabric opens a fabric, as soon as the servers answer.
+// makeFabric opens a fabric when the servers answer.
 func makeFabric(ctx context.Context, nc *nats.Conn, opts ...fabric.Option) error {
 	for {
 		octx, cancel := context.WithTimeout(ctx, shutdownTimeout)

@@ -17,11 +17,11 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// lookForGroup is how often the end of a process group is looked for; nothing
-// tells of it. With --wait-children it can last, and is looked for less and less often.
+// lookForGroup is the interval of checks for the end of a process group, which nothing reports. With --wait-children
+// the interval grows.
 const (
 	lookForGroup   = 10 * time.Millisecond
-	lookForGroupAt = 200 * time.Millisecond // at most
+	lookForGroupAt = 200 * time.Millisecond // maximum
 )
 
 // supervisor runs a command while something is held.
@@ -34,41 +34,41 @@ type supervisor struct {
 	held      held
 	sigs      chan os.Signal
 	killAfter time.Duration
-	children  bool // go on until all of the group has ended
+	children  bool // wait until all processes of the group have ended
 	log       *slog.Logger
 
 	group     *group
-	term      *terminal // nil without one
+	term      *terminal // nil without a terminal
 	signalled bool      // a signal ended the command
-	told      bool      // to end, by SIGINT or SIGTERM
+	told      bool      // SIGINT or SIGTERM asked it to end
 	typed     bool      // ^C or ^\ at the terminal ended the command
 }
 
-// event is a change of the command itself, the leader of its group.
+// event is a change of the command itself, which leads its group.
 type event struct {
 	exited bool
-	code   int // of the exit, 128+n for signal n
-	signal int // that stopped it, or ended it
+	code   int // exit code; 128+n for signal n
+	signal int // signal that stopped or ended it
 }
 
-// run starts the command and waits for it. The error is ErrLost when it was
-// lost before the command ended, or says why it did not start.
+// run starts the command and waits for it. The error is ErrLost if the hold was lost before the command ended, or the
+// reason why the command did not start.
 func (v *supervisor) run(cmd *exec.Cmd) (code int, err error) {
 	if err := v.held.Err(); err != nil {
 		return 0, err
 	}
-	// Before the start: what comes in between is for the command, and a stop that
-	// took us alone would leave it running under a lock that nobody renews.
+	// This must come before the start: signals from now on are for the command, and a stop of this program alone would
+	// leave the command running under a lock that nobody renews.
 	catch(v.sigs, forwarded)
-	v.term = openTerminal() // before the command can change how it is set
+	v.term = openTerminal() // before the command can change its settings
 	if v.children {
-		adoptOrphans() // else one that its new parent doesn't wait for would count as alive
+		adoptOrphans() // otherwise an orphan that its new parent does not wait for would count as alive
 	}
 	if v.group, err = startGroup(cmd); err == nil {
 		v.term.giveTo(v.group)
 		code, err = v.wait()
 	}
-	v.term.close(v.signalled) // else the command has set the terminal as it wanted it
+	v.term.close(v.signalled) // otherwise the command has set the terminal as it wanted
 	return code, err
 }
 
@@ -80,7 +80,7 @@ func (v *supervisor) wait() (code int, err error) {
 	for {
 		select {
 		case <-lost:
-			lost = nil // said once
+			lost = nil // report it only once
 			v.log.Info("ending the command, what it was to hold is lost", "key", v.held.Key(), "token", v.held.Token(), "kill_after", v.killAfter)
 			v.group.terminate()
 			kill = time.After(v.killAfter)
@@ -95,11 +95,11 @@ func (v *supervisor) wait() (code int, err error) {
 			if killed || err == nil && !v.children {
 				return code, err
 			}
-			if err == nil { // who is left is in the background
+			if err == nil { // the remaining processes are in the background
 				v.term.close(v.signalled)
 				v.term = nil
 			}
-			// What the command started and left behind has to end as well.
+			// Processes that the command has started and left behind must end as well.
 			look = time.After(0)
 		case <-look:
 			if lost == nil && !v.group.alive() || lost != nil && !v.group.working() {
@@ -115,14 +115,14 @@ func (v *supervisor) wait() (code int, err error) {
 			}
 		case sig := <-v.sigs:
 			v.told = v.told || sig == os.Interrupt || sig == syscall.SIGTERM
-			if events != nil || slices.Contains(endings, sig) { // else none would continue what it stops
+			if events != nil || slices.Contains(endings, sig) { // otherwise nobody would continue what it stops
 				v.forward(sig)
 			}
 		}
 	}
 }
 
-// afterDashes returns the command behind "--", which the parser passes through.
+// afterDashes returns the command after "--", which the parser passes through.
 func afterDashes(command []string) []string {
 	if len(command) > 0 && command[0] == "--" {
 		return command[1:]
@@ -145,7 +145,7 @@ func childOf(path string, command []string, env ...string) *exec.Cmd {
 	return cmd
 }
 
-// label is what inspection shows of the command: not its arguments, which may be secret.
+// label returns the text that inspection shows for the command: without its arguments, which may be secret.
 func label(command string) string {
 	name := []rune(oneLine(filepath.Base(command)))
 	return string(name[:min(len(name), fabric.MaxOwnerLen/4)])
@@ -155,7 +155,7 @@ func cannotRun(command string, err error) error {
 	code, what, advice := exitCannotRun, "can't be run", ""
 	var starting *os.PathError
 	switch {
-	case errors.Is(err, os.ErrNotExist) && errors.As(err, &starting) && starting.Op == "fork/exec": // it was there
+	case errors.Is(err, os.ErrNotExist) && errors.As(err, &starting) && starting.Op == "fork/exec": // the command existed a moment ago
 		code, advice = exitNotFound, ": look whether the interpreter that its first line names exists"
 	case errors.Is(err, exec.ErrNotFound), errors.Is(err, os.ErrNotExist):
 		code, what = exitNotFound, "was not found"
@@ -167,24 +167,24 @@ func cannotRun(command string, err error) error {
 	return &exitError{code: code, cause: fmt.Errorf("command %q %s: %w%s", command, what, err, advice)}
 }
 
-// insistent is how long after it has begun to end a run takes another signal for impatience. One that comes sooner is
-// the same once more: timeout(1) and systemd send it to run and to all that it has started, which run passes on.
+// insistent is how long after the first signal a second one is treated as the same: timeout(1) and systemd send a
+// signal to run and to all its children, and run passes it on as well. A later signal means that run must end at once.
 const insistent = 2 * time.Second
 
-// errGivenUp says that a signal has ended the wait for a server that does not answer.
+// errGivenUp is returned if a signal has ended the wait for a server that does not answer.
 var errGivenUp = errors.New("given up")
 
-// catch sends signals to c, but not those that are ignored: to catch them would undo that, for the command too.
+// catch sends signals to c, except those that are ignored: catching them would end this, for the command as well.
 func catch(c chan<- os.Signal, sigs []os.Signal) {
-	for _, sig := range sigs { // to none signal.Notify would give all
+	for _, sig := range sigs { // without signals, signal.Notify would send all
 		if !signal.Ignored(sig) {
 			signal.Notify(c, sig)
 		}
 	}
 }
 
-// interruptible returns a context that a signal ends which asks to end, a channel that is closed when another one
-// insists, and a function that stops looking. Signals after that stay in the channel.
+// interruptible returns a context that ends at a signal to end, a channel that is closed at a second such signal, and a
+// function that stops this. Later signals stay in the channel.
 func interruptible(ctx context.Context, sigs <-chan os.Signal) (_ context.Context, again <-chan struct{}, done func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	insisted := make(chan struct{})
@@ -203,8 +203,8 @@ func interruptible(ctx context.Context, sigs <-chan os.Signal) (_ context.Contex
 	})
 }
 
-// impatiently calls fn, which ends something and may have to wait for a server. The
-// error is errGivenUp when a signal insists on ending at once; fn goes on then.
+// impatiently calls fn, which ends something and may have to wait for a server. If a signal asks to end at once, it
+// returns errGivenUp, and fn continues.
 func impatiently(sigs <-chan os.Signal, fn func() error) error {
 	again, begun := make(chan struct{}), time.Now()
 	defer listen(sigs, func(sig os.Signal) (enough bool) {
@@ -216,7 +216,7 @@ func impatiently(sigs <-chan os.Signal, fn func() error) error {
 	return unless(again, fn)
 }
 
-// listen calls heard for each signal until that has heard enough, or until stop.
+// listen calls heard for each signal, until heard returns true or stop is called.
 func listen(sigs <-chan os.Signal, heard func(os.Signal) (enough bool)) (stop func()) {
 	stopping, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -238,7 +238,7 @@ func listen(sigs <-chan os.Signal, heard func(os.Signal) (enough bool)) (stop fu
 	})
 }
 
-// unless calls fn and returns its error, or errGivenUp without waiting for it.
+// unless calls fn and returns its error. If enough is closed, it returns errGivenUp without waiting for fn.
 func unless(enough <-chan struct{}, fn func() error) error {
 	result := make(chan error, 1)
 	go func() { result <- fn() }()

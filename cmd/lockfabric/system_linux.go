@@ -16,7 +16,7 @@ import (
 
 const lastSignal = syscall.Signal(64)
 
-// moreEndings returns those that only this system has. Go can catch the real-time signals from 35 on.
+// moreEndings returns the additional signals of this system. Go can catch the real-time signals from 35 on.
 func moreEndings() []os.Signal {
 	sigs := []os.Signal{unix.SIGPWR, unix.SIGIO}
 	if sig := unix.SignalNum("SIGSTKFLT"); sig != 0 { // not on mips
@@ -28,20 +28,20 @@ func moreEndings() []os.Signal {
 	return sigs
 }
 
-// dieWithParent has the kernel end the command when this program is killed and can't do it: the lock is not renewed
-// any more then. SIGTERM lets the command use what is left of the lease.
+// dieWithParent makes the kernel end the command if this program is killed and can't do it, because the lock is then
+// not renewed any more. SIGTERM lets the command use the rest of the lease.
 func dieWithParent(attr *syscall.SysProcAttr) { attr.Pdeathsig = syscall.SIGTERM }
 
-// adoptOrphans makes this program the parent of what its children leave behind.
+// adoptOrphans makes this program the parent of orphans among its descendants.
 func adoptOrphans() { _ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }
 
-// parentOf returns a process's parent, 0 if it can't be found out.
+// parentOf returns a process's parent, or 0 if it is unknown.
 func parentOf(pid int) int {
 	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return 0
 	}
-	// "pid (command) state ppid": the command can contain anything.
+	// "pid (command) state ppid"; the command can contain any character.
 	var state string
 	var parent int
 	_, err = fmt.Sscan(string(stat[bytes.LastIndexByte(stat, ')')+1:]), &state, &parent)
@@ -51,10 +51,10 @@ func parentOf(pid int) int {
 	return parent
 }
 
-// guard keeps the path of a local server's directory to one server, also when the directory is removed and made
-// again: the lock in the store goes with the store. The name of an abstract socket is no file that anybody could
-// remove, ends with its process, and is as wide as loopback is: one network namespace.
-// In a sandbox without such names it is a file, as on other systems.
+// guard allows one server for the path of a local server's directory, even if the directory is removed and created
+// again, because the lock in the store is removed with the store. It uses an abstract socket: its name is not a file
+// that somebody could remove, it ends with its process, and it is valid in one network namespace, like loopback. In a
+// sandbox without abstract sockets it uses a file, as on other systems.
 func guard(dir string) (release func(), err error) {
 	path, err := filepath.EvalSymlinks(dir)
 	if err != nil {
@@ -80,11 +80,11 @@ func guard(dir string) (release func(), err error) {
 	return func() { _ = l.Close() }, nil
 }
 
-// guardedBy returns errGuarded, unless another user has the name: every user can take every one.
+// guardedBy returns errGuarded, unless another user has the name: every user can take every name.
 func guardedBy(name *net.UnixAddr) error {
 	c, err := net.DialUnix(name.Net, nil, name)
 	if err != nil {
-		return errGuarded // it may just have ended
+		return errGuarded // the process may just have ended
 	}
 	defer func() { _ = c.Close() }()
 	owner := os.Geteuid()
@@ -101,8 +101,8 @@ func guardedBy(name *net.UnixAddr) error {
 	return errGuarded
 }
 
-// watchProcess returns a channel that is closed when a process has ended, and a function
-// that asks it to end, and no other one that has its number later.
+// watchProcess returns a channel that is closed when a process has ended, and a function that asks this process to end.
+// The function never affects a later process with the same id.
 func watchProcess(pid int) (gone <-chan struct{}, terminate func(), err error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err == unix.ENOSYS || err == unix.EPERM { // an old kernel, or a sandbox

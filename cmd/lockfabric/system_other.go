@@ -17,10 +17,10 @@ func dieWithParent(*syscall.SysProcAttr) {}
 // adoptOrphans does nothing: this system has no such service.
 func adoptOrphans() {}
 
-// parentOf can't tell here.
+// parentOf is unknown on this system.
 func parentOf(int) int { return 0 }
 
-// guard is guardFile: the system has no sockets with names outside of the file system.
+// guard is guardFile, because this system has no abstract sockets.
 func guard(dir string) (release func(), err error) { return guardFile(dir, "/tmp") }
 
 // watchProcess returns a channel that is closed when a process has ended, and a function that asks it to end.

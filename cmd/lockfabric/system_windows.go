@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// On Windows a console event is all that a process gets.
+// On Windows, a process can only get console events.
 var (
 	endings    = []os.Signal{os.Interrupt, syscall.SIGTERM}
 	forwarded  = endings
@@ -19,7 +19,7 @@ var (
 
 func inheritIgnored() {}
 
-// reaping does nothing: a child here is gone when it has ended.
+// reaping does nothing: an ended child needs no wait.
 func reaping() (stop func()) { return func() {} }
 
 func signalNumber(sig os.Signal) int {
@@ -29,15 +29,15 @@ func signalNumber(sig os.Signal) int {
 	return 0
 }
 
-// group is a command as the head of a process group and a job: the group gets
-// the console events, the job holds all that the command starts.
+// group is a command that leads a process group and a job: the group gets console events, and the job contains all
+// processes that the command starts.
 type group struct {
 	cmd    *exec.Cmd
-	job    windows.Handle // 0 if it could not be made
+	job    windows.Handle // 0 if it could not be created
 	events chan event
 }
 
-// startGroup starts the command. Its events have to be read until it has exited.
+// startGroup starts the command. Its events must be read until it has exited.
 func startGroup(cmd *exec.Cmd) (*group, error) {
 	g := &group{cmd: cmd, events: make(chan event, 1)}
 	cmd.SysProcAttr = &syscall.SysProcAttr{CreationFlags: windows.CREATE_NEW_PROCESS_GROUP}
@@ -52,7 +52,7 @@ func startGroup(cmd *exec.Cmd) (*group, error) {
 	return g, nil
 }
 
-// join puts the command into a job. What it started before that is not in it.
+// join adds the command to a job. Processes that it started before are not in the job.
 func (g *group) join() {
 	job, err := windows.CreateJobObject(nil, nil)
 	if err != nil {
@@ -70,7 +70,7 @@ func (g *group) join() {
 	g.job = job
 }
 
-// terminate asks the group to end, which works for programs with a console.
+// terminate asks the group to end. This works for programs with a console.
 func (g *group) terminate() {
 	_ = windows.GenerateConsoleCtrlEvent(windows.CTRL_BREAK_EVENT, uint32(g.cmd.Process.Pid))
 }
@@ -88,7 +88,7 @@ type jobAccounting struct {
 	pageFaults, processes, active, terminated              uint32
 }
 
-// working reports whether the command has left anybody at work in its job.
+// working reports whether processes of the command are still in its job.
 func (g *group) working() bool {
 	var a jobAccounting
 	if g.job == 0 {
@@ -98,16 +98,16 @@ func (g *group) working() bool {
 	return err == nil && a.active > 0
 }
 
-// adoptOrphans does nothing: there are none here.
+// adoptOrphans does nothing: this system has no orphans.
 func adoptOrphans() {}
 
-// alive says no once the command has exited: there is nobody left to be asked, so the rest of the job is ended.
+// alive returns false after the command has exited. The rest of the job can't be asked to end, so it is ended.
 func (g *group) alive() bool {
 	g.kill()
 	return false
 }
 
-// terminal does not exist here: a console has no foreground group.
+// terminal is empty: a console has no foreground group.
 type terminal struct{}
 
 func openTerminal() *terminal { return nil }
@@ -118,37 +118,37 @@ func (*terminal) close(bool) {}
 
 func (*terminal) lent() bool { return false }
 
-// forward gives a console event to the group.
+// forward sends a console event to the group.
 func (v *supervisor) forward(os.Signal) { v.group.terminate() }
 
 func (v *supervisor) stopped(event) {}
 
-// inForeground reports whether this console is ours to write to; a console belongs to all of its programs.
+// inForeground returns true: a console belongs to all of its programs.
 func inForeground(*os.File) bool { return true }
 
-// checkPrivate does nothing: the user's own directories are private through their
-// access control lists, which new directories inherit.
+// checkPrivate does nothing: the user's own directories are private by their access control lists, which new
+// directories inherit.
 func checkPrivate(string) error { return nil }
 
-// detached makes a process survive the console of the one that started it.
+// detached makes a process survive the console of its parent.
 func detached() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{CreationFlags: windows.CREATE_NEW_PROCESS_GROUP | windows.DETACHED_PROCESS, HideWindow: true}
 }
 
-// closeInherited does nothing: only the handles that are named are inherited.
+// closeInherited does nothing: only named handles are inherited.
 func closeInherited() {}
 
-// guard is not needed: the system lets nobody remove the lock of the store while a server has it open.
+// guard is not needed: the system does not allow the removal of the store's lock while a server has it open.
 func guard(string) (release func(), err error) { return func() {}, nil }
 
-// enoughFiles has nothing to refuse.
+// enoughFiles always succeeds.
 func enoughFiles() error { return nil }
 
 // freeOfStarter does nothing: limits are not inherited.
 func freeOfStarter(*slog.Logger) {}
 
-// watchProcess returns a channel that is closed when a process has ended, and a function
-// that asks it to end, which does nothing here.
+// watchProcess returns a channel that is closed when a process has ended, and a function that should ask it to end, but
+// does nothing on this system.
 func watchProcess(pid int) (gone <-chan struct{}, terminate func(), err error) {
 	p, err := windows.OpenProcess(windows.SYNCHRONIZE, false, uint32(pid))
 	if err != nil {

@@ -39,19 +39,19 @@ func (h *holding) validate(what string) error {
 	return nil
 }
 
-// task waits for something, and runs a command while it is held.
+// task acquires something, and runs a command while it is held.
 type task struct {
 	*holding
 	staying
-	name    string   // of the command of lockfabric, for messages
-	key     string   // of what is waited for
-	command []string // without one nothing runs
+	name    string   // name of the lockfabric command, for messages
+	key     string   // key of the awaited name
+	command []string // nothing runs if it is empty
 
-	// acquire waits. It returns nil where nothing is held afterwards.
+	// acquire waits for the hold. It returns nil if nothing must be released afterwards.
 	acquire func(ctx context.Context, m *fabric.Manager) (held, error)
-	// advice tells what to do about an error of acquire, "" = nothing.
+	// advice returns what to do about an error of acquire, or "".
 	advice func(error) string
-	// after, if it isn't nil, is done in place of a release when the command has ended.
+	// after, if not nil, is called instead of a release when the command has ended.
 	after func(ctx context.Context, h held) error
 }
 
@@ -59,7 +59,7 @@ func (t *task) run(ctx context.Context, c *cli, s *streams) error {
 	path := ""
 	if len(t.command) > 0 {
 		var err error
-		// Before it is held: nobody should wait for a spelling mistake.
+		// Before the acquire, so that nobody waits because of a spelling mistake.
 		if path, err = exec.LookPath(t.command[0]); err != nil {
 			return cannotRun(t.command[0], err)
 		}
@@ -88,7 +88,7 @@ func (t *task) run(ctx context.Context, c *cli, s *streams) error {
 	if rerr := t.end(ctx, m, h, sigs); rerr != nil && err == nil {
 		lost := errors.Is(rerr, fabric.ErrLost)
 		switch {
-		case lost && stayed: // which has been told
+		case lost && stayed: // this was already reported
 		case lost || t.after != nil:
 			err = rerr
 		default:
@@ -107,7 +107,7 @@ func (t *task) run(ctx context.Context, c *cli, s *streams) error {
 func environment(h held) []string {
 	env := []string{"LOCKFABRIC_KEY=" + h.Key(), "LOCKFABRIC_TOKEN=" + strconv.FormatUint(h.Token(), 10)}
 	if s, ok := h.(*heldSet); ok {
-		texts := map[string]string{} // many readers of JSON take numbers up to 2^53 only
+		texts := map[string]string{} // texts, because many JSON readers handle numbers only up to 2^53
 		for key, token := range s.Tokens() {
 			texts[key] = strconv.FormatUint(token, 10)
 		}
@@ -130,15 +130,15 @@ func (t *task) end(ctx context.Context, m *fabric.Manager, h held, sigs <-chan o
 	})
 }
 
-// How long a command stays after CMD has ended: releaseTime for the release, and then what Manager.Close takes, four
-// seconds. After a loss there is nothing to release, and closing is waited for no longer than closeTime.
+// How long a command continues after CMD has ended: releaseTime for the release, and the time of Manager.Close, four
+// seconds. After a loss there is nothing to release, and the command waits at most closeTime for the end of Close.
 const (
 	releaseTime = 5 * time.Second
 	closeTime   = 500 * time.Millisecond
 )
 
 func letGo(ctx context.Context, m *fabric.Manager, h held) error {
-	late := time.AfterFunc(releaseTime, func() { _ = m.Close() }) // which ends the release, too
+	late := time.AfterFunc(releaseTime, func() { _ = m.Close() }) // this also ends the release
 	defer late.Stop()
 	err := h.Release(ctx)
 	enough := make(chan struct{})
@@ -149,8 +149,8 @@ func letGo(ctx context.Context, m *fabric.Manager, h held) error {
 	return err
 }
 
-// obtain connects and waits. A signal that asks to end meanwhile is the error then, and
-// nothing is held. Without an error and a hold there is nothing to release.
+// obtain connects and acquires. If a signal asks to end in the meantime, this is the error, and nothing is held. If
+// error and hold are nil, there is nothing to release.
 func (t *task) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.Signal) (*fabric.Manager, held, error) {
 	ctx, again, done := interruptible(ctx, sigs)
 	defer done()
@@ -175,7 +175,7 @@ func (t *task) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.Si
 		h, err := t.acquire(ctx, m)
 		erase()
 		if err == nil {
-			if done(); ctx.Err() != nil && h != nil { // what comes later is for the command
+			if done(); ctx.Err() != nil && h != nil { // later signals are for the command
 				_ = h.Release(ctx)
 			}
 		}
@@ -199,15 +199,15 @@ func (t *task) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.Si
 	return m, got, nil
 }
 
-// visible says whether to show how it stands on the terminal.
+// visible reports whether to show progress on the terminal.
 func (t *task) visible(c *cli, s *streams) bool {
 	return !t.NoProgress && c.Output == "text" && s.status.usable()
 }
 
-// nameTime bounds the look at who is in the way of something.
+// nameTime limits the search for the process that holds something.
 const nameTime = 3 * time.Second
 
-// named has a refusal say on which host, in which process and for what it is held, in place of an id.
+// named replaces the id in a refusal by the host, process and label of the holder.
 func named(err error, m *fabric.Manager, key string) error {
 	held, isHeld := errors.AsType[*fabric.HeldError](err)
 	broken, isBroken := errors.AsType[*fabric.BrokenError](err)
@@ -235,7 +235,7 @@ func named(err error, m *fabric.Manager, key string) error {
 	return err
 }
 
-// blames says whose lease that is, or who had that id: the lease tells for a while after its end.
+// blames adds the process with this lease or id. A lease can be read for a while after its end.
 func blames(ctx context.Context, err error, m *fabric.Manager, who string) error {
 	lease, _, _ := strings.Cut(who, ".")
 	all := []fabric.Info{{Waiters: []fabric.Party{{ID: who, Owner: who, Lease: fabric.Lease{ID: lease}}}}}
@@ -243,11 +243,11 @@ func blames(ctx context.Context, err error, m *fabric.Manager, who string) error
 		return err
 	}
 	p := all[0].Waiters[0]
-	p.Lease.State = "" // why it broke is said
+	p.Lease.State = "" // the error already contains the reason
 	return &reworded{err, strings.Replace(err.Error(), who, holder(p), 1)}
 }
 
-// occupied says who uses a name as something else, and what can be done about it.
+// occupied adds who uses a name as another kind, and what to do.
 func occupied(ctx context.Context, err error, m *fabric.Manager, key string) error {
 	info, ierr := m.Inspect(ctx, key)
 	if ierr != nil {

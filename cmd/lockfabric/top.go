@@ -24,10 +24,10 @@ type topCmd struct {
 	Once   bool          `help:"Count once for the time of --every, print the table and end. It needs no terminal."`
 }
 
-// The columns that top sorts by, in the order of the key s.
+// The columns by which top can sort, in the order of the key s.
 var topOrders = []string{"waiters", "holders", "rate", "age", "key"}
 
-// Sequences of a terminal: another screen without cursor and wrapped lines, and back.
+// Terminal sequences: an alternate screen without cursor and line wrapping, and back.
 const (
 	enterScreen = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 	leaveScreen = "\x1b[?7h\x1b[?25h\x1b[?1049l"
@@ -72,17 +72,17 @@ func (c *topCmd) Run(ctx context.Context, cl *cli, s *streams) error {
 	})
 }
 
-// board is what top knows.
+// board is the state of top.
 type board struct {
 	cmd    *topCmd
 	begun  bool
 	names  inUse
-	newest uint64 // revision that was told of
-	last   uint64 // the newest when counting began
+	newest uint64 // newest revision that was reported
+	last   uint64 // newest when counting started
 	counts map[string]int
-	since  time.Time // when counting began
+	since  time.Time // when counting started
 	rates  map[string]float64
-	writes float64 // a second
+	writes float64 // per second
 	leases map[string]fabric.Lease
 }
 
@@ -92,13 +92,13 @@ func (b *board) take(changed []fabric.Info) {
 		b.newest = max(b.newest, i.Revision)
 		b.counts[i.Key]++
 	}
-	if !b.begun { // nothing of this is news
+	if !b.begun { // the first states are not changes
 		b.begun, b.last, b.since = true, b.newest, time.Now()
 		clear(b.counts)
 	}
 }
 
-// count makes rates of what was counted, and begins anew.
+// count computes rates from the counters, and resets the counters.
 func (b *board) count(now time.Time) {
 	if !b.begun {
 		return
@@ -113,7 +113,7 @@ func (b *board) count(now time.Time) {
 	clear(b.counts)
 }
 
-// sorted returns what is in use in the order of a column.
+// sorted returns the names in use, ordered by a column.
 func (b *board) sorted() []fabric.Info {
 	all := slices.SortedFunc(maps.Values(b.names), byKey)
 	slices.SortStableFunc(all, func(x, y fabric.Info) int {
@@ -132,7 +132,7 @@ func (b *board) sorted() []fabric.Info {
 	return all
 }
 
-// heldSince is far off for what nobody holds.
+// heldSince is far in the future if nobody holds.
 func heldSince(i fabric.Info) time.Time {
 	if len(i.Holders) == 0 {
 		return time.Now().Add(time.Hour)
@@ -140,7 +140,7 @@ func heldSince(i fabric.Info) time.Time {
 	return i.Holders[0].Since
 }
 
-// identify looks up who is behind the first holders, once for each.
+// identify looks up the processes of the first holders, once for each.
 func (b *board) identify(ctx context.Context, m *fabric.Manager, rows []fabric.Info) {
 	var unknown []fabric.Info
 	for _, i := range rows {
@@ -149,14 +149,14 @@ func (b *board) identify(ctx context.Context, m *fabric.Manager, rows []fabric.I
 		}
 	}
 	if len(unknown) > 0 {
-		_ = m.Identify(ctx, unknown) // who can't be looked up now is shown without
+		_ = m.Identify(ctx, unknown) // a process that can't be looked up now is shown without details
 	}
 	for _, i := range unknown {
 		b.leases[i.Holders[0].Lease.ID] = i.Holders[0].Lease
 	}
 }
 
-// draw returns the lines, no more than fit if there is a limit.
+// draw returns the lines, at most limit of them; 0 = no limit.
 func (b *board) draw(ctx context.Context, m *fabric.Manager, now time.Time, limit int) [][]byte {
 	all := b.sorted()
 	holders, waiters := 0, 0
@@ -194,7 +194,7 @@ func (b *board) draw(ctx context.Context, m *fabric.Manager, now time.Time, limi
 	return lines
 }
 
-// once counts for a while and writes the table.
+// once counts for a while and prints the table.
 func (b *board) once(ctx context.Context, m *fabric.Manager, s *streams, changes <-chan []fabric.Info, ended <-chan error) error {
 	var over <-chan time.Time
 	for {
@@ -224,7 +224,7 @@ func (b *board) live(ctx context.Context, m *fabric.Manager, screen *os.File, ch
 			return fmt.Errorf("top: %w", err)
 		}
 		defer func() { _ = term.Restore(in, before) }()
-		go func() { // a read can't be broken off; the process ends
+		go func() { // a read can't be cancelled; the process ends
 			for b := make([]byte, 1); ; {
 				if _, err := os.Stdin.Read(b); err != nil {
 					return
@@ -251,7 +251,7 @@ func (b *board) live(ctx context.Context, m *fabric.Manager, screen *os.File, ch
 		case err := <-ended:
 			return err
 		case changed := <-changes:
-			shown = b.begun // later ones are drawn together
+			shown = b.begun // later changes are drawn together
 			b.take(changed)
 		case now := <-tick.C:
 			b.count(now)
@@ -268,7 +268,7 @@ func (b *board) live(ctx context.Context, m *fabric.Manager, screen *os.File, ch
 	}
 }
 
-// paint fills the terminal, as large as it is now, by one write.
+// paint fills the terminal, in its present size, with one write.
 func (b *board) paint(ctx context.Context, m *fabric.Manager, screen *os.File) error {
 	_, height, err := term.GetSize(int(screen.Fd()))
 	if err != nil {

@@ -33,10 +33,10 @@ type uiCmd struct {
 // uiTokenEnv is the variable for the page's token.
 const uiTokenEnv = "LOCKFABRIC_UI_TOKEN"
 
-// pageAt is the JSON that ui writes when the page is there.
+// pageAt is the JSON that ui prints when the page is ready.
 type pageAt struct {
-	URL   string `json:"url"`   // with the token, unless it was given
-	Login bool   `json:"login"` // the page asks for the token that was given
+	URL   string `json:"url"`   // with the token, unless the token was configured
+	Login bool   `json:"login"` // the page asks for the configured token
 	TLS   bool   `json:"tls"`
 }
 
@@ -55,14 +55,14 @@ func (u *uiCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	})
 }
 
-// pageListener is where the page is.
+// pageListener contains the page's listener and its settings.
 type pageListener struct {
 	net.Listener
 	at    pageAt
 	token string
 }
 
-// listen takes the address that the flag names.
+// listen opens the address of the flag.
 func (u *uiCmd) listen(flag string) (*pageListener, error) {
 	certs, err := u.check(flag)
 	if err != nil {
@@ -98,7 +98,7 @@ func (u *uiCmd) serve(ctx context.Context, l *pageListener, m *fabric.Manager, n
 	}))
 }
 
-// check refuses an address at which a token would be read by others.
+// check refuses an address at which others could read a token.
 func (u *uiCmd) check(flag string) ([]tls.Certificate, error) {
 	host, _, err := net.SplitHostPort(u.Listen)
 	if err != nil {
@@ -120,7 +120,7 @@ func (u *uiCmd) check(flag string) ([]tls.Certificate, error) {
 func servePage(ctx context.Context, l net.Listener, log *slog.Logger, page http.Handler) error {
 	err := serveUntil(ctx, &http.Server{
 		Handler: page, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 1 << 16,
-		BaseContext: func(net.Listener) context.Context { return ctx }, // ends the streams
+		BaseContext: func(net.Listener) context.Context { return ctx }, // this ends event streams
 		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}, l, 5*time.Second)
 	if err != nil && ctx.Err() == nil {
@@ -129,11 +129,11 @@ func servePage(ctx context.Context, l net.Listener, log *slog.Logger, page http.
 	return err
 }
 
-// showPage serves the page of a fabric on this server, which only looks. It listens already; who opens it waits until
-// the server, which may still wait for its cluster, can be asked.
+// showPage serves the read-only page of a fabric on this server. It listens at once; a browser waits until the server,
+// which may still wait for its cluster, answers.
 func showPage(srv *embedded.Server, l *pageListener, name string, s *streams) (*guest, error) {
 	if l == nil {
-		return nil, nil //nolint:nilnil // there is none
+		return nil, nil // no page
 	}
 	g, err := invite(srv, "ui", s.log, func(ctx context.Context, nc *nats.Conn) {
 		m, err := fabric.New(ctx, nc, fabric.WithFabric(name), fabric.WithLazyLease(), fabric.WithSweepInterval(0), fabric.WithLogger(s.log))
