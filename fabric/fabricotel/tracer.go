@@ -21,10 +21,10 @@ import (
 const (
 	scope       = "github.com/lockfabric/lockfabric/fabric/fabricotel"
 	traceparent = "traceparent"
-	lateness    = 10 * time.Second // of the events of an acquire that has failed
+	lateness    = 10 * time.Second // for late events of an acquire that has failed
 )
 
-// Tracer makes spans and measurements of the events of managers. It is safe for concurrent use.
+// Tracer makes spans and metrics from the events of managers. It is safe for concurrent use.
 type Tracer struct {
 	tracer trace.Tracer
 	meters meters
@@ -41,13 +41,13 @@ type config struct {
 	metrics metric.MeterProvider
 }
 
-// WithTracerProvider sets where spans go; the default is otel.GetTracerProvider.
+// WithTracerProvider sets the provider of spans. The default is otel.GetTracerProvider.
 func WithTracerProvider(p trace.TracerProvider) Option { return func(c *config) { c.traces = p } }
 
-// WithMeterProvider sets where measurements go; the default is otel.GetMeterProvider.
+// WithMeterProvider sets the provider of metrics. The default is otel.GetMeterProvider.
 func WithMeterProvider(p metric.MeterProvider) Option { return func(c *config) { c.metrics = p } }
 
-// New returns a Tracer, whose Event is made for fabric.WithEvents. The errors are those of the meter provider.
+// New returns a Tracer. Pass its Event to fabric.WithEvents. Errors are those of the meter provider.
 func New(opts ...Option) (*Tracer, error) {
 	c := config{traces: otel.GetTracerProvider(), metrics: otel.GetMeterProvider()}
 	for _, o := range opts {
@@ -73,9 +73,9 @@ func (t *Tracer) TryAcquire(ctx context.Context, m *fabric.Manager, key string, 
 	return l, err
 }
 
-// Trace begins the span of one acquire of any kind: AcquireAll, AcquirePath, Claim, a method of a primitive
-// that was made for this one call. Give opt to it, as the last option, and call done with its error.
-// The span ends with the last hold, or with the error. name is for the reader of the trace.
+// Trace starts the span of one acquire of any kind: AcquireAll, AcquirePath, Claim, or a method of a primitive that is
+// created for this call. Pass opt to it as the last option, and call done with its error. The span ends with the last
+// hold, or with the error. name is a text for the reader of the trace.
 //
 //	opt, done := t.Trace(ctx, "transfer")
 //	set, err := m.AcquireAll(ctx, wants, opt)
@@ -103,7 +103,7 @@ func only(id string) map[string]string {
 	return map[string]string{traceparent: id}
 }
 
-// done tells how the call ended.
+// done handles the end of the call.
 func (t *Tracer) done(id string, w *work, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -117,7 +117,7 @@ func (t *Tracer) done(id string, w *work, err error) {
 		fail(w.span, err)
 	}
 	if w.failed && held == nil && !w.told {
-		// Its events may still come: that it was queued, and withdrawn.
+		// Its events may still come: queued and withdrawn.
 		w.span.End()
 		time.AfterFunc(lateness, func() { t.forget(id) })
 		return
@@ -131,12 +131,12 @@ func (t *Tracer) forget(id string) {
 	delete(t.open, id)
 }
 
-// Event is for fabric.WithEvents; a program with a hook of its own calls it from there.
+// Event handles one event. Pass it to fabric.WithEvents, or call it from your own hook.
 func (t *Tracer) Event(e fabric.Event) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if e.Dropped > 0 {
-		t.cutAll(e.Time) // the ends of some may be among them
+		t.cutAll(e.Time) // the ends of some spans may be among the dropped events
 	}
 	id := e.Metadata[traceparent]
 	w := t.open[id]
@@ -144,7 +144,7 @@ func (t *Tracer) Event(e fabric.Event) {
 	if w != nil {
 		ctx = w.ctx
 	}
-	t.meters.measure(ctx, &e) // with the trace as its exemplar
+	t.meters.measure(ctx, &e) // the trace is its exemplar
 	if w != nil {
 		w.event(t.tracer, &e)
 		t.endIfOver(id, w, e.Time)
@@ -155,13 +155,13 @@ func (t *Tracer) endIfOver(id string, w *work, at time.Time) {
 	if !w.returned || len(w.parts) > 0 || !w.failed && !w.granted {
 		return
 	}
-	if w.span.IsRecording() { // else it has ended
+	if w.span.IsRecording() { // otherwise it has ended
 		w.span.End(trace.WithTimestamp(at))
 	}
 	delete(t.open, id)
 }
 
-// cutAll ends every span, where events were dropped.
+// cutAll ends every span, because events were dropped.
 func (t *Tracer) cutAll(at time.Time) {
 	for _, w := range t.open {
 		for _, p := range w.parts {
@@ -173,19 +173,19 @@ func (t *Tracer) cutAll(at time.Time) {
 	clear(t.open)
 }
 
-// work is one acquire and what it got. Its spans are changed with the Tracer's mu held.
+// work is one acquire and what it acquired. Its spans are changed with the Tracer's mu held.
 type work struct {
 	ctx  context.Context
 	span trace.Span
 
-	parts    map[string]*part // by the id of the waiter or the hold
-	returned bool             // the call
+	parts    map[string]*part // by id of the waiter or the hold
+	returned bool             // the call has returned
 	failed   bool             // it returned an error
 	told     bool             // there was an event
-	granted  bool             // something was told to be granted, or passed
+	granted  bool             // there was a granted or passed event
 }
 
-// part is what one id does: it waits, it holds, it holds and waits for a conversion.
+// part contains the spans of one id: a wait, a hold, or a hold whose conversion waits.
 type part struct{ wait, hold trace.Span }
 
 func (p *part) end(at time.Time) {
@@ -266,7 +266,8 @@ func fail(s trace.Span, err error) {
 	}
 }
 
-// link has the span point to that of one who is in the way. The metadata is another's, and may be anything.
+// link adds a link to the span of a blocking holder or waiter. The metadata are those of another process and can
+// contain anything.
 func link(s trace.Span, metadata map[string]string) {
 	carrier := propagation.MapCarrier(maps.Clone(metadata))
 	sc := trace.SpanContextFromContext(propagation.TraceContext{}.Extract(context.Background(), carrier))
@@ -275,7 +276,7 @@ func link(s trace.Span, metadata map[string]string) {
 	}
 }
 
-// buckets reach from a lock that is free, in the same rack, to one that is waited for, or held, for an hour.
+// buckets range from a free lock in the same rack to a lock that is waited for, or held, for an hour.
 var buckets = metric.WithExplicitBucketBoundaries(.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 
 type meters struct {

@@ -24,14 +24,14 @@ type Collector struct {
 	events []prometheus.Collector // all of the above
 
 	mu       sync.Mutex
-	managers map[*fabric.Manager]int // how many calls of Watch are not stopped
-	past     []float64               // counters of managers that are not watched any more, by statistic
+	managers map[*fabric.Manager]int // number of calls of Watch that were not stopped
+	past     []float64               // counters of managers that are no longer watched, by statistic
 }
 
 var _ prometheus.Collector = (*Collector)(nil)
 
-// New returns a collector that nothing feeds yet: give its Event to WithEvents,
-// the managers to Watch, and itself to a registry.
+// New returns a collector without data. Pass its Event to WithEvents, the managers to Watch, and the collector to a
+// registry.
 func New() *Collector {
 	c := &Collector{managers: map[*fabric.Manager]int{}, past: make([]float64, len(statistics))}
 	counter := func(name, help string) prometheus.Counter {
@@ -45,30 +45,30 @@ func New() *Collector {
 		return v
 	}
 	histogram := func(name, help string) prometheus.Histogram {
-		// From a lock that is free, in the same rack, to one that is waited for, or held, for an hour.
+		// From a free lock in the same rack to a lock that is waited for, or held, for an hour.
 		buckets := []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600}
 		v := prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: namespace, Name: name, Help: help, Buckets: buckets})
 		c.events = append(c.events, v)
 		return v
 	}
-	c.queued = counters("queued_total", "Acquires that had to wait in a queue.", "mode")
-	c.withdrawn = counters("withdrawn_total", "Acquires that left a queue without a grant.", "mode")
-	c.grants = counters("grants_total", "Locks granted; queued tells whether they were waited for.", "mode", "queued")
-	c.conversions = counters("conversions_total", "Conversions granted, by the mode they led to.", "mode")
+	c.queued = counters("queued_total", "Acquires that waited in a queue.", "mode")
+	c.withdrawn = counters("withdrawn_total", "Queued acquires that ended without a grant.", "mode")
+	c.grants = counters("grants_total", "Granted locks; queued tells whether the acquire waited.", "mode", "queued")
+	c.conversions = counters("conversions_total", "Granted conversions, by their new mode.", "mode")
 	c.releases = counter("releases_total", "Holds that ended by a release.")
 	c.losses = counters("losses_total", "Holds that were lost before they were released.", "reason")
 	c.evictions = counter("evictions_total", "Writes that removed entries of dead leases.")
 	c.evicted = counter("evicted_entries_total", "Entries of dead leases that were removed.")
-	c.takeovers = counter("takeovers_total", "Leases of others that were declared dead.")
-	c.dropped = counter("events_dropped_total", "Events that were dropped because the event hook was too slow; the other numbers lack them.")
-	c.waits = histogram("acquire_wait_seconds", "How long acquires that were granted took.")
-	c.holds = histogram("hold_seconds", "How long locks were held, up to their release or loss.")
+	c.takeovers = counter("takeovers_total", "Leases of other processes that were declared dead.")
+	c.dropped = counter("events_dropped_total", "Events that were dropped because the event hook was too slow; other metrics do not include them.")
+	c.waits = histogram("acquire_wait_seconds", "Time from the call of Acquire to the grant.")
+	c.holds = histogram("hold_seconds", "Time from the grant to the release or loss.")
 	c.begin()
 	return c
 }
 
-// begin has every counter begin at 0, with all its labels: of one that appears with its first event, that event is no
-// increase, and a sum over none is nothing instead of 0.
+// begin sets every counter to 0, with all its labels. Otherwise the first event of a counter would not count as an
+// increase, and a sum over no counters would be nothing instead of 0.
 func (c *Collector) begin() {
 	for _, m := range modes {
 		for _, v := range []*prometheus.CounterVec{c.queued, c.withdrawn, c.conversions} {
@@ -84,7 +84,7 @@ func (c *Collector) begin() {
 	c.losses.WithLabelValues(other)
 }
 
-// Event counts one event. It is made for fabric.WithEvents; a program with a hook of its own calls it from there.
+// Event counts one event. Pass it to fabric.WithEvents, or call it from your own hook.
 func (c *Collector) Event(e fabric.Event) {
 	c.dropped.Add(float64(e.Dropped))
 	switch e.Type {
@@ -115,9 +115,9 @@ func (c *Collector) Event(e fabric.Event) {
 	}
 }
 
-// Watch adds the numbers of a manager to what is collected. After stop its counters stay as they were then, because a
-// counter must not fall, and its gauges count no more. A manager that is watched twice at a time counts once; once
-// stopped, don't watch it again.
+// Watch adds the statistics of a manager to the metrics. After stop, its counters keep their last values, because a
+// counter must not decrease, and its gauges no longer count. A manager that is watched twice at the same time counts
+// once. After it was stopped, do not watch it again.
 func (c *Collector) Watch(m *fabric.Manager) (stop func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -140,7 +140,7 @@ func (c *Collector) unwatch(m *fabric.Manager) {
 	}
 }
 
-// Describe is part of prometheus.Collector.
+// Describe implements prometheus.Collector.
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, v := range c.events {
 		v.Describe(ch)
@@ -150,7 +150,7 @@ func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect is part of prometheus.Collector. It asks no server.
+// Collect implements prometheus.Collector. It sends no request.
 func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	for _, v := range c.events {
 		v.Collect(ch)
@@ -166,14 +166,14 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// other stands for what has no name among a label's values.
+// other is the label value for unknown values.
 const other = "other"
 
 var modes = []fabric.Mode{
 	fabric.Exclusive, fabric.Shared, fabric.Update, fabric.IntentShared, fabric.IntentExclusive, fabric.SharedIntentExclusive,
 }
 
-// mode keeps what is no mode out of the label's values.
+// mode returns the label value of a mode, and other for an unknown mode.
 func mode(m fabric.Mode) string {
 	if slices.Contains(modes, m) {
 		return string(m)
@@ -203,13 +203,13 @@ func reason(err error) string {
 	return other
 }
 
-// How one number of several managers becomes one number.
+// kind tells how the values of several managers are combined.
 type kind int
 
 const (
-	counter kind = iota // added up, those of managers that are not watched any more included
-	total               // a gauge, added up
-	longest             // a gauge, of which the largest counts
+	counter kind = iota // sum, including managers that are no longer watched
+	total               // a gauge: sum
+	longest             // a gauge: maximum
 )
 
 type statistic struct {
@@ -219,42 +219,42 @@ type statistic struct {
 	value func(fabric.Stats) float64
 }
 
-// statistics are all of them, one a line.
+// statistics lists all statistics.
 var statistics = []statistic{
-	{counter, "operations_total", "Acquires, releases and others given to the engine.", func(s fabric.Stats) float64 { return float64(s.Operations) }},
+	{counter, "operations_total", "Acquires, releases and other operations given to the engine.", func(s fabric.Stats) float64 { return float64(s.Operations) }},
 	{counter, "writes_total", "Committed writes of lock records.", func(s fabric.Stats) float64 { return float64(s.Writes) }},
 	{counter, "reads_total", "Reads from the stream's leader.", func(s fabric.Stats) float64 { return float64(s.Reads) }},
-	{counter, "write_conflicts_total", "Writes that met a newer record and were done again.", func(s fabric.Stats) float64 { return float64(s.Conflicts) }},
-	{counter, "writes_put_off_total", "Writes that the server put off (code 10164).", func(s fabric.Stats) float64 { return float64(s.Busy) }},
-	{counter, "writes_unknown_total", "Writes whose outcome had to be found out.", func(s fabric.Stats) float64 { return float64(s.Unknown) }},
+	{counter, "write_conflicts_total", "Writes that met a newer record and were repeated.", func(s fabric.Stats) float64 { return float64(s.Conflicts) }},
+	{counter, "writes_put_off_total", "Writes that the server postponed (code 10164).", func(s fabric.Stats) float64 { return float64(s.Busy) }},
+	{counter, "writes_unknown_total", "Writes whose outcome was unknown at first.", func(s fabric.Stats) float64 { return float64(s.Unknown) }},
 	{counter, "coalesced_operations_total", "Operations sent to a coalescer.", func(s fabric.Stats) float64 { return float64(s.Coalesced) }},
-	{counter, "coalesced_frames_total", "Messages that took these there.", func(s fabric.Stats) float64 { return float64(s.Frames) }},
-	{counter, "coalesced_fallbacks_total", "Of these operations, those that went directly as well.", func(s fabric.Stats) float64 { return float64(s.Fallbacks) }},
-	{counter, "coalescer_lost_total", "How often a coalescer was taken to be gone.", func(s fabric.Stats) float64 { return float64(s.CoalescerLost) }},
-	{total, "coalesced_held", "Acquires that wait in the process for a place at the coalescer.", func(s fabric.Stats) float64 { return float64(s.Held) }},
+	{counter, "coalesced_frames_total", "Messages for these operations.", func(s fabric.Stats) float64 { return float64(s.Frames) }},
+	{counter, "coalesced_fallbacks_total", "Of these operations, those that were also sent directly.", func(s fabric.Stats) float64 { return float64(s.Fallbacks) }},
+	{counter, "coalescer_lost_total", "How often a coalescer was found to be gone.", func(s fabric.Stats) float64 { return float64(s.CoalescerLost) }},
+	{total, "coalesced_held", "Acquires that wait in the process because the coalescer already has 16 of its acquires for the key.", func(s fabric.Stats) float64 { return float64(s.Held) }},
 	{longest, "coalescer_term", "Term of the coalescer in use; 0 = none.", func(s fabric.Stats) float64 { return float64(s.CoalescerTerm) }},
 	{longest, "serving_term", "Term in which the process is the coalescer; 0 = it is not.", func(s fabric.Stats) float64 { return float64(s.Serving) }},
-	{counter, "shared_intents_total", "Intents on ancestors taken for all paths below.", func(s fabric.Stats) float64 { return float64(s.Pins) }},
-	{counter, "kept_joins_total", "Acquires that found their lock kept by the process, without a message.", func(s fabric.Stats) float64 { return float64(s.KeptJoins) }},
-	{counter, "shared_intent_uses_total", "Uses of such an intent by a path, without a write.", func(s fabric.Stats) float64 { return float64(s.PinJoins) }},
-	{counter, "shared_intent_revocations_total", "Such intents given up because somebody waited.", func(s fabric.Stats) float64 { return float64(s.PinRevocations) }},
+	{counter, "shared_intents_total", "Shared intents on ancestors that were acquired.", func(s fabric.Stats) float64 { return float64(s.Pins) }},
+	{counter, "kept_joins_total", "Acquires that took over a kept lock, without a message.", func(s fabric.Stats) float64 { return float64(s.KeptJoins) }},
+	{counter, "shared_intent_uses_total", "How often a path used an existing shared intent, without a write.", func(s fabric.Stats) float64 { return float64(s.PinJoins) }},
+	{counter, "shared_intent_revocations_total", "Shared intents that ended because somebody waited for the ancestor.", func(s fabric.Stats) float64 { return float64(s.PinRevocations) }},
 	{counter, "batched_writes_total", "Writes of lock records that were sent in atomic batches.", func(s fabric.Stats) float64 { return float64(s.Batched) }},
-	{counter, "request_timeouts_total", "Requests that were not answered in time.", func(s fabric.Stats) float64 { return float64(s.Timeouts) }},
-	{counter, "deadlock_probes_total", "Looks for deadlocks, of units of work that waited for long.", func(s fabric.Stats) float64 { return float64(s.DeadlockProbes) }},
-	{counter, "deadlock_reads_total", "Reads of looks for deadlocks.", func(s fabric.Stats) float64 { return float64(s.DeadlockReads) }},
-	{counter, "deadlock_cuts_total", "Looks for deadlocks that were cut short.", func(s fabric.Stats) float64 { return float64(s.DeadlockCuts) }},
+	{counter, "request_timeouts_total", "Requests without an answer in time.", func(s fabric.Stats) float64 { return float64(s.Timeouts) }},
+	{counter, "deadlock_probes_total", "Searches for deadlocks, by units of work that have waited for a long time.", func(s fabric.Stats) float64 { return float64(s.DeadlockProbes) }},
+	{counter, "deadlock_reads_total", "Reads of searches for deadlocks.", func(s fabric.Stats) float64 { return float64(s.DeadlockReads) }},
+	{counter, "deadlock_cuts_total", "Searches for deadlocks that ended at their limit of reads.", func(s fabric.Stats) float64 { return float64(s.DeadlockCuts) }},
 	{counter, "deadlocks_total", "Waits that were ended because of a deadlock.", func(s fabric.Stats) float64 { return float64(s.Deadlocks) }},
-	{counter, "optimistic_reads_total", "Stamps that were validated, or found to be old.", func(s fabric.Stats) float64 { return float64(s.OptimisticReads) }},
+	{counter, "optimistic_reads_total", "Stamps that were validated or found to be out of date.", func(s fabric.Stats) float64 { return float64(s.OptimisticReads) }},
 	{counter, "optimistic_hits_total", "Stamps that were valid.", func(s fabric.Stats) float64 { return float64(s.OptimisticHits) }},
-	{counter, "optimistic_fallbacks_total", "Optimistic reads that came to a shared hold.", func(s fabric.Stats) float64 { return float64(s.OptimisticFallbacks) }},
+	{counter, "optimistic_fallbacks_total", "Optimistic reads that needed a shared hold.", func(s fabric.Stats) float64 { return float64(s.OptimisticFallbacks) }},
 	{counter, "update_tries_total", "Results that updates tried to write.", func(s fabric.Stats) float64 { return float64(s.UpdateTries) }},
 	{counter, "updates_total", "Updates that were written.", func(s fabric.Stats) float64 { return float64(s.Updates) }},
-	{counter, "update_fallbacks_total", "Updates that came to an exclusive hold.", func(s fabric.Stats) float64 { return float64(s.UpdateFallbacks) }},
+	{counter, "update_fallbacks_total", "Updates that needed an exclusive hold.", func(s fabric.Stats) float64 { return float64(s.UpdateFallbacks) }},
 	{longest, "rtt_seconds", "Smoothed time from a request to its answer.", func(s fabric.Stats) float64 { return s.RTT.Seconds() }},
-	{longest, "coalesced_rtt_seconds", "The same of messages to a coalescer.", func(s fabric.Stats) float64 { return s.CoalescedRTT.Seconds() }},
-	{longest, "request_timeout_seconds", "Time after which a request is taken for lost.", func(s fabric.Stats) float64 { return s.RequestTimeout.Seconds() }},
-	{total, "waiting", "Acquires and conversions that stand in a queue.", func(s fabric.Stats) float64 { return float64(s.Waiting) }},
-	{longest, "expected_wait_seconds", "Longest that one of these is expected to wait.", func(s fabric.Stats) float64 { return s.ExpectedWait.Seconds() }},
+	{longest, "coalesced_rtt_seconds", "Smoothed time from a message to a coalescer until it confirms that it has it.", func(s fabric.Stats) float64 { return s.CoalescedRTT.Seconds() }},
+	{longest, "request_timeout_seconds", "Time after which a request is treated as lost.", func(s fabric.Stats) float64 { return s.RequestTimeout.Seconds() }},
+	{total, "waiting", "Acquires and conversions that wait in a queue.", func(s fabric.Stats) float64 { return float64(s.Waiting) }},
+	{longest, "expected_wait_seconds", "Longest expected remaining wait of these.", func(s fabric.Stats) float64 { return s.ExpectedWait.Seconds() }},
 }
 
 func (s *statistic) desc() *prometheus.Desc {

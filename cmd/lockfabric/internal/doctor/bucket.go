@@ -11,11 +11,11 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// farBehind is a lag after which a replica would be long in catching up.
+// farBehind is a lag that a replica needs a long time to catch up.
 const farBehind = 10_000
 
-// firstDay is the smallest revision that a bucket made by this project can have:
-// they begin at the clock's microseconds, and there was no such project before.
+// firstDay is the smallest possible revision of a bucket of this project: revisions start at the clock's microseconds,
+// and the project did not exist before.
 var firstDay = uint64(time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro())
 
 func (e *exam) buckets(ctx context.Context) {
@@ -37,7 +37,7 @@ func (e *exam) buckets(ctx context.Context) {
 	}
 }
 
-// pair compares a bucket of locks with that of the leases.
+// pair compares a bucket of locks with the bucket of leases.
 func (e *exam) pair() {
 	if e.locks == nil || e.leases == nil {
 		return
@@ -60,7 +60,7 @@ func (e *exam) pair() {
 	}
 }
 
-// bucket looks at one bucket, and returns nil if nothing is known of it.
+// bucket examines one bucket. It returns nil if nothing is known about it.
 func (e *exam) bucket(ctx context.Context, name string) *jskv.BucketState {
 	r := e.report
 	s, err := ask(ctx, e, e.rights.lacks("$JS.API.STREAM.INFO.KV_"+name), func(ctx context.Context) (jskv.BucketState, error) { return e.kv.Bucket(ctx, name) })
@@ -112,10 +112,10 @@ func (e *exam) bucket(ctx context.Context, name string) *jskv.BucketState {
 	return &s
 }
 
-// clockOff is how far apart the clocks may be: less does not mislead who reads ages.
+// clockOff is the allowed difference of the clocks. A smaller one does not mislead a reader of ages.
 const clockOff = 5 * time.Second
 
-// clock compares this host's clock with that of the bucket's server. Locks are safe whatever it shows.
+// clock compares this host's clock with that of the bucket's server. Locks are safe whatever the result is.
 func (e *exam) clock(s *jskv.BucketState) {
 	off, which := s.Clock, "ahead of"
 	if off < 0 {
@@ -130,11 +130,11 @@ func (e *exam) clock(s *jskv.BucketState) {
 		"set both clocks, with NTP for example")
 }
 
-// fewConsumers is a limit that a handful of processes reaches: each takes up to 17
-// consumers of a bucket to wait, and one more to open it.
+// fewConsumers is a limit that a few processes can reach: each needs up to 17 consumers of a bucket to wait, and one
+// more to open it.
 const fewConsumers = 1000
 
-// consumers tells when the bucket's own limit is in the way.
+// consumers checks the bucket's own limit of consumers.
 func (e *exam) consumers(s *jskv.BucketState) {
 	u := s.Consumers
 	if u.Limit <= 0 || u.Limit >= fewConsumers && float64(u.Used) < nearlyFull*float64(u.Limit) {
@@ -168,7 +168,7 @@ func (e *exam) replicas(s *jskv.BucketState) {
 		r.problem(checkPeers, name, "it has no leader: nothing is granted", "see that most of its servers run and reach each other")
 		return
 	}
-	current, before := 1, len(r.Findings) // the leader is
+	current, before := 1, len(r.Findings) // the leader is current
 	for _, p := range s.Peers {
 		switch {
 		case p.Offline:
@@ -190,12 +190,12 @@ func (e *exam) replicas(s *jskv.BucketState) {
 	}
 }
 
-// readable reports whether the content of a bucket means something.
+// readable reports whether the content of a bucket can be interpreted.
 func readable(s *jskv.BucketState) bool {
 	return s != nil && s.Exists && s.Newer == nil && !s.Foreign()
 }
 
-// incarnation compares the locks bucket with what was noted of it.
+// incarnation compares the locks bucket with the note about it.
 func (e *exam) incarnation(ctx context.Context) {
 	if !readable(e.leases) {
 		e.void = e.leases == nil
@@ -251,7 +251,7 @@ func (e *exam) sequence(note jskv.Note) {
 	}
 }
 
-// some names the first few of a list.
+// some returns the first few names of a list.
 func some(list []string) string {
 	const most = 3
 	if len(list) <= most {

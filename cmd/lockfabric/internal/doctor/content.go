@@ -15,18 +15,19 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// revokeTime is how much longer than its TTL a holder may take to let go. It learns within a second.
+// revokeTime is how much longer than its TTL a holder may take to release after a request. It learns of the request
+// within a second.
 const revokeTime = time.Second
 
 type leaseSight struct {
 	live, dead map[string]bool
-	stale      map[string]bool   // live, and not renewed for twice its TTL
-	hosts      map[string]string // of those that live: "host:pid"
+	stale      map[string]bool   // live, but not renewed for twice its TTL
+	hosts      map[string]string // processes of live leases: "host:pid"
 	unreadable []string
-	strange    []string // keys that are no lease ids
+	strange    []string // keys that are not lease ids
 }
 
-// entries reads all of a bucket and notes how much that is.
+// entries reads all entries of a bucket, and notes their number.
 func (e *exam) entries(ctx context.Context, name string, fn func(jskv.Entry)) error {
 	n := 0
 	err := e.step(ctx, func(ctx context.Context) error {
@@ -51,14 +52,14 @@ func (e *exam) entries(ctx context.Context, name string, fn func(jskv.Entry)) er
 	return err
 }
 
-// mayNotRead reports whether it is known that the user can't read a bucket. The server would not answer.
+// mayNotRead reports whether it is known that the user has no permission to read a bucket. The server would not answer.
 func (e *exam) mayNotRead(name string) bool {
 	return e.rights.known && slices.ContainsFunc(e.needs, func(n need) bool {
 		return strings.Contains(n.Subject, ".KV_"+name) && !n.Helpful && !e.rights.allow(n)
 	})
 }
 
-// readLeases returns nil when they can't be read.
+// readLeases reads the leases. It returns nil if this fails.
 func (e *exam) readLeases(ctx context.Context) *leaseSight {
 	if !readable(e.leases) {
 		return nil
@@ -104,12 +105,12 @@ func (e *exam) keys(bucket string, strange []string) {
 		"find out who writes there; then remove each with 'nats kv purge "+bucket+" KEY'")
 }
 
-// lockSight is what a look at the locks shows: names of locks.
+// lockSight contains what was found in the locks: names of locks.
 type lockSight struct {
 	records                                 int
 	strange, unreadable, newer, other, dead []string
 	revoked                                 []string
-	coalescer                               *record.Record // the lock of whoever serves as one
+	coalescer                               *record.Record // the lock of the coalescer
 	leases                                  *leaseSight
 	now                                     time.Time
 }
@@ -151,7 +152,7 @@ func (e *exam) readLocks(ctx context.Context, leases *leaseSight) {
 	e.coalescer(s)
 }
 
-// coalescer tells who carries out for others what they wait for.
+// coalescer adds a finding about the coalescer.
 func (e *exam) coalescer(s *lockSight) {
 	const is = "is the coalescer"
 	subject := e.Fabric
@@ -177,10 +178,10 @@ func (e *exam) coalescer(s *lockSight) {
 	e.report.ok(checkCoalescer, subject, "%s "+is+", of rank %s, %d wait to follow it", who, owner.Meta["rank"], also)
 }
 
-// deadlocks looks whether those who wait for long can tell each other what they hold.
+// deadlocks checks whether long waits can be published, so that deadlocks are detected.
 func (e *exam) deadlocks(ctx context.Context) {
 	if !slices.ContainsFunc(e.all, func(s *jskv.BucketState) bool { return s != nil && s.Exists }) {
-		return // it is made with the others
+		return // it is created with the others
 	}
 	const remedy = "see that one program, or 'lockfabric deadlocks', runs as a user who may create streams"
 	name := kv.WaitsBucket(e.Fabric)
@@ -201,8 +202,7 @@ func (e *exam) deadlocks(ctx context.Context) {
 	}
 }
 
-// standing tells of entries whose leases are gone. Whoever asks for such a lock
-// next evicts them, so they harm nobody.
+// standing reports entries whose leases are gone. They do no harm: the next request for such a lock evicts them.
 func (e *exam) standing(s *lockSight) {
 	r, name := e.report, kv.LeasesBucket(e.Fabric)
 	switch {

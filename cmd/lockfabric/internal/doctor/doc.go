@@ -1,11 +1,10 @@
-// Package doctor looks at a server, its cluster and a fabric's buckets, and says
-// what is wrong and what to do about it.
+// Package doctor examines a server, its cluster and a fabric's buckets, and reports problems with remedies.
 //
-// It never fixes anything. It creates no bucket and writes nothing but its probe: one lock of a name that nobody can
-// guess, acquired and released some times, which leaves a delete marker and the tombstone of one lease; both are
-// collected by the server. Options.NoProbe leaves that out, too.
+// It repairs nothing. It creates no bucket, and writes only its probe: a lock with an unpredictable name, which it
+// acquires and releases several times. This leaves a delete marker and the tombstone of one lease; the server removes
+// both. With Options.NoProbe it writes nothing.
 //
-// A finding is a problem when locks are unsafe or don't work, a warning when they do now and something is likely to
-// change that, and unknown when it could not be found out: a check that did not run never counts as passed. What
-// stays out of sight: a restore of both buckets from one backup leaves no trace in them.
+// A finding is a problem if locks are unsafe or do not work. It is a warning if they work now, but something may change
+// this. It is unknown if it could not be checked: a check that did not run never counts as passed. One case can't be
+// detected: a restore of both buckets from one backup leaves no trace in them.
 package doctor

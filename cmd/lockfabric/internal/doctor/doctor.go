@@ -14,27 +14,26 @@ import (
 	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
-// stepTimeout bounds one question. What was not answered by then counts as not
-// answered: a program with a lock would be in trouble before.
+// stepTimeout limits one request. A later answer counts as none, because a program with a lock would already have a
+// problem.
 const stepTimeout = 5 * time.Second
 
-// Options says what to look at.
+// Options are the options of Run.
 type Options struct {
 	Fabric  string
-	Probes  int  // round trips to measure, at least 1
+	Probes  int  // number of round trips to measure, at least 1
 	NoProbe bool // write nothing
-	// ProbeTime is how long the round trips, and then the writes, are measured at most; 0 means 30 s.
+	// ProbeTime limits the measurement of round trips, and that of writes; 0 means 30 s.
 	ProbeTime time.Duration
-	TTL       time.Duration // of the programs' locks
-	Strict    bool          // warnings and unknowns count
-	// SyncAlways says that the server is known to sync every write before it
-	// acknowledges; else the system account is asked.
+	TTL       time.Duration // TTL of the programs' locks
+	Strict    bool          // warnings and unknowns count as problems
+	// SyncAlways is set if the server is known to sync every write before it acknowledges it. Otherwise the system
+	// account is asked.
 	SyncAlways bool
-	// System is a connection to the system account, nil without one, and
-	// SystemError says why there is none although it was asked for.
+	// System is a connection to the system account, or nil. If it was requested and failed, SystemError is the reason.
 	System      *nats.Conn
 	SystemError error
-	// Progress, if not nil, is told what is looked at now.
+	// Progress, if not nil, is called with what is being examined.
 	Progress func(what string)
 	Logger   *slog.Logger
 }
@@ -46,19 +45,19 @@ type exam struct {
 	report  *Report
 	needs   []need
 	rights  rights
-	all     []*jskv.BucketState // of locks, by shard; nil = not known
-	shard   int                 // that is looked at
+	all     []*jskv.BucketState // of locks, by shard; nil = unknown
+	shard   int                 // the shard that is being examined
 	locks   *jskv.BucketState   // its bucket
 	leases  *jskv.BucketState
-	account *jskv.AccountState // nil = not known
-	void    bool               // tokens would repeat, or nothing is granted: no probe
-	served  bool               // somebody is the coalescer
+	account *jskv.AccountState // nil = unknown
+	void    bool               // tokens could repeat, or nothing is granted: no probe
+	served  bool               // there is a coalescer
 
 	mu     sync.Mutex
 	denied func(error) // ends the present step
 }
 
-// Run looks at everything and reports. It takes over the connection's error handler; make the connection with
+// Run examines everything and returns the report. It replaces the connection's error handler. Make the connection with
 // nats.ReconnectBufSize(-1). The error is kv.ErrInvalidOption, or the context's.
 func Run(ctx context.Context, nc *nats.Conn, opts Options) (*Report, error) {
 	x, err := jskv.NewExaminer(nc, jskv.Config{Fabric: opts.Fabric})
@@ -66,8 +65,8 @@ func Run(ctx context.Context, nc *nats.Conn, opts Options) (*Report, error) {
 		return nil, err
 	}
 	e := &exam{Options: opts, nc: nc, kv: x, needs: needsOf(nc, opts.Fabric, 1), report: &Report{Cluster: Cluster{Servers: []Member{}}, Fabric: Fabric{Name: opts.Fabric, Buckets: []Bucket{}}}}
-	// The server tells of a subject that is not allowed, and the request is never
-	// answered: no use in waiting. What programs do without ends nothing.
+	// The server reports a subject without permission separately, and never answers the request, so waiting is useless.
+	// Permissions that programs do not require end nothing.
 	nc.SetErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
@@ -91,8 +90,8 @@ func Run(ctx context.Context, nc *nats.Conn, opts Options) (*Report, error) {
 			e.incarnation(ctx)
 		}
 		e.doing(checkRecords)
-		// Nothing that is in doubt is judged: ages are told by comparing this host's clock with the server's, which is
-		// good enough to tell people and for nothing else.
+		// Ages compare this host's clock with the server's. They are only for information, so nothing is decided by
+		// them.
 		leases := e.readLeases(ctx)
 		for e.shard, e.locks = range e.all {
 			e.readLocks(ctx, leases)
@@ -119,7 +118,7 @@ func (e *exam) doing(what string) {
 	}
 }
 
-// measure calls once, which measures, as often as was asked for, or until the time is over.
+// measure calls once the requested number of times, or until the time is over.
 func (e *exam) measure(ctx context.Context, check string, once func(ctx context.Context) error) error {
 	end := time.Now().Add(cmp.Or(e.ProbeTime, probeTime))
 	for n := 0; n < e.Probes && (n == 0 || time.Now().Before(end)); n++ {
@@ -131,7 +130,7 @@ func (e *exam) measure(ctx context.Context, check string, once func(ctx context.
 	return nil
 }
 
-// step runs one question, which ends in time, or when the server says that the user may not ask it.
+// step makes one request. It ends in time, or when the server reports that the user has no permission for it.
 func (e *exam) step(ctx context.Context, ask func(ctx context.Context) error) error {
 	return e.stepIn(ctx, stepTimeout, ask)
 }
@@ -155,8 +154,8 @@ func (e *exam) stepIn(ctx context.Context, limit time.Duration, ask func(ctx con
 	return err
 }
 
-// ask is step for a question with an answer, unless it is known that the user may not
-// ask it: the server would not answer.
+// ask is step for a request with an answer. If it is known that the user has no permission, it makes no request,
+// because the server would not answer.
 func ask[T any](ctx context.Context, e *exam, mayNot bool, question func(ctx context.Context) (T, error)) (answer T, err error) {
 	if mayNot {
 		return answer, errMayNot
@@ -168,15 +167,15 @@ func ask[T any](ctx context.Context, e *exam, mayNot bool, question func(ctx con
 	return answer, err
 }
 
-// errMayNot says that the user's rights, which are known, don't suffice to ask.
+// errMayNot is returned if the user's known permissions do not allow a request.
 var errMayNot = errors.New("the user's rights do not suffice")
 
-// notAllowed reports whether an error is the server's refusal, or would be.
+// notAllowed reports whether the server refused a request for its permissions, or would refuse it.
 func notAllowed(err error) bool {
 	return errors.Is(err, nats.ErrPermissionViolation) || errors.Is(err, errMayNot)
 }
 
-// reason says why something was not read, and remedy what to do.
+// reason returns why something was not read, and the remedy.
 func reason(err error) (why, remedy string) {
 	if notAllowed(err) {
 		return "this user may not read it", grantIt
@@ -184,10 +183,10 @@ func reason(err error) (why, remedy string) {
 	return err.Error(), "see the other findings, on the server and the buckets, and run doctor again"
 }
 
-// grantIt is the remedy for what the user may not do.
+// grantIt is the remedy for missing permissions.
 const grantIt = "grant the user what docs/doctor.md lists under permissions, or run doctor as a user who may"
 
-// Status is the weight of a finding.
+// Status is the severity of a finding.
 type Status string
 
 // The statuses.
@@ -195,7 +194,7 @@ const (
 	OK      Status = "ok"
 	Warning Status = "warning"
 	Problem Status = "problem"
-	Unknown Status = "unknown" // it could not be found out
+	Unknown Status = "unknown" // it could not be checked
 )
 
 // The checks, in the order of their findings.
@@ -236,47 +235,47 @@ func Checks() []string {
 // Finding is the result of one check of one thing.
 type Finding struct {
 	Check   string `json:"check"`             // one of Checks
-	Subject string `json:"subject,omitempty"` // what was looked at: a bucket or a server
+	Subject string `json:"subject,omitempty"` // what was examined: a bucket or a server
 	Status  Status `json:"status"`
 	Detail  string `json:"detail"`
 	Remedy  string `json:"remedy,omitempty"` // what to do
 }
 
-// Report is all that was found.
+// Report is the result of Run.
 type Report struct {
 	Server   Server    `json:"server"`
 	Cluster  Cluster   `json:"cluster"`
 	Fabric   Fabric    `json:"fabric"`
 	Findings []Finding `json:"findings"`
 	Latency  Latency   `json:"latency"`
-	// OK says that there is no problem; with strict rules, only findings that are ok.
+	// OK reports that there is no problem; with Options.Strict, that all findings are ok.
 	OK bool `json:"ok"`
 }
 
-// Server is the one that the connection goes to.
+// Server is the server of the connection.
 type Server struct {
 	Address string `json:"address"`
 	Name    string `json:"name"`
 	Version string `json:"version"`
 }
 
-// Cluster is that of the server.
+// Cluster is the cluster of the server.
 type Cluster struct {
-	Name    string   `json:"name"`    // "" = the server stands alone
-	Servers []Member `json:"servers"` // as far as they can be seen
+	Name    string   `json:"name"`    // "" = standalone
+	Servers []Member `json:"servers"` // the visible servers
 }
 
 // Member is one server with JetStream.
 type Member struct {
 	Name    string `json:"name"`
 	Version string `json:"version"`
-	// SyncAlways says that every write is on disk before it is acknowledged, else
-	// SyncInterval is how much later it may be.
+	// SyncAlways reports that every write is synced before it is acknowledged. Otherwise SyncInterval is the maximum
+	// delay of the sync.
 	SyncAlways   bool          `json:"sync_always"`
 	SyncInterval time.Duration `json:"sync_interval_ns"` // 0 with SyncAlways
 }
 
-// Sync tells it as the server's configuration does: always, or an interval such as 2m0s.
+// Sync returns the setting as in the server's configuration: always, or an interval such as 2m0s.
 func (m *Member) Sync() string {
 	if m.SyncAlways {
 		return "always"
@@ -287,40 +286,40 @@ func (m *Member) Sync() string {
 // Fabric is the fabric and its buckets.
 type Fabric struct {
 	Name    string   `json:"name"`
-	Shards  int      `json:"shards"`  // 0 = not known
-	Buckets []Bucket `json:"buckets"` // those that exist
+	Shards  int      `json:"shards"`  // 0 = unknown
+	Buckets []Bucket `json:"buckets"` // existing buckets
 }
 
-// Bucket is one bucket that exists.
+// Bucket is one existing bucket.
 type Bucket struct {
 	Name     string `json:"name"`
 	Storage  string `json:"storage"` // file or memory
 	Replicas int    `json:"replicas"`
-	Leader   string `json:"leader"` // "" = single server, or none
+	Leader   string `json:"leader"` // "" = single server, or no leader
 	FirstSeq uint64 `json:"first_seq"`
 	LastSeq  uint64 `json:"last_seq"`
-	Keys     int    `json:"keys"` // with a value; 0 when they could not be read
+	Keys     int    `json:"keys"` // number of keys with a value; 0 if they could not be read
 }
 
 // Latency is what the probe measured.
 type Latency struct {
 	Probes  int           `json:"probes"`
-	TTL     time.Duration `json:"ttl_ns"`  // to which the times are held
-	RTT     *Times        `json:"rtt"`     // connection
+	TTL     time.Duration `json:"ttl_ns"`  // TTL with which the times are compared
+	RTT     *Times        `json:"rtt"`     // of the connection
 	Acquire *Times        `json:"acquire"` // one CAS write; null = not measured
 	Release *Times        `json:"release"` // one CAS delete; null = not measured
-	// Coalesced is of an acquire and a release over the coalescer; null = not measured, or nobody serves.
+	// Coalesced is the time of an acquire and a release over the coalescer; null = not measured, or no coalescer.
 	Coalesced *Times `json:"coalesced"`
 }
 
-// Times sums up one kind of round trip.
+// Times summarizes one kind of round trip.
 type Times struct {
 	Median time.Duration `json:"median_ns"`
 	P99    time.Duration `json:"p99_ns"`
 	Max    time.Duration `json:"max_ns"`
 }
 
-// Count returns how many findings have the status.
+// Count returns the number of findings with this status.
 func (r *Report) Count(s Status) (n int) {
 	for _, f := range r.Findings {
 		if f.Status == s {

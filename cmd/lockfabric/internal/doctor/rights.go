@@ -19,7 +19,7 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// userInfo is where a server tells a user about themselves.
+// userInfo is the subject on which a server reports the user's own permissions.
 const userInfo = "$SYS.REQ.USER.INFO"
 
 type rights struct {
@@ -28,16 +28,16 @@ type rights struct {
 	restricted bool
 }
 
-// permission is one direction. Without an allow list everything is allowed that is not denied.
+// permission is one direction. Without an allow list, everything is allowed that is not denied.
 type permission struct {
 	Allow []string `json:"allow"`
 	Deny  []string `json:"deny"`
 }
 
-// allows reports whether all of a subject pattern is allowed.
+// allows reports whether all subjects of a pattern are allowed.
 func (p permission) allows(pattern string) bool {
 	for _, d := range p.Deny {
-		d, _, _ = strings.Cut(d, " ") // of a subscription in a queue
+		d, _, _ = strings.Cut(d, " ") // removes the queue of a subscription
 		if overlap(d, pattern) {
 			return false
 		}
@@ -107,7 +107,7 @@ func (e *exam) permissions(ctx context.Context) {
 	}
 }
 
-// read takes the server's answer. A user without restrictions has none in it.
+// read parses the server's answer. For a user without restrictions it contains none.
 func (r *rights) read(data []byte) error {
 	var answer struct {
 		Data *struct {
@@ -130,7 +130,7 @@ func (r *rights) read(data []byte) error {
 	return nil
 }
 
-// covers reports whether every subject of pattern is one of wide.
+// covers reports whether wide matches every subject of pattern.
 func covers(wide, pattern string) bool {
 	w, p := strings.Split(wide, "."), strings.Split(pattern, ".")
 	for i, t := range w {
@@ -146,7 +146,7 @@ func covers(wide, pattern string) bool {
 	return len(w) == len(p)
 }
 
-// overlap reports whether some subject belongs to both patterns.
+// overlap reports whether some subject matches both patterns.
 func overlap(a, b string) bool {
 	x, y := strings.Split(a, "."), strings.Split(b, ".")
 	for i := range min(len(x), len(y)) {
@@ -160,10 +160,10 @@ func overlap(a, b string) bool {
 	return len(x) == len(y)
 }
 
-// need is one right that a program with locks in the fabric needs.
+// need is one permission that a program with locks in the fabric needs.
 type need fabric.Permission
 
-// needsOf lists what a user needs who makes no buckets.
+// needsOf returns the permissions of a user that creates no buckets.
 func needsOf(nc *nats.Conn, name string, shards int) (list []need) {
 	all, _ := fabric.Permissions(name, fabric.RoleClient, cmp.Or(nc.Opts.InboxPrefix, "_INBOX"), shards)
 	for _, p := range all {
@@ -172,20 +172,19 @@ func needsOf(nc *nats.Conn, name string, shards int) (list []need) {
 	return list
 }
 
-// bearable reports whether an error is the server's refusal of something that locks
-// do without: that of a need which is helpful.
+// bearable reports whether an error is the refusal of an optional permission.
 func bearable(needs []need, err error) bool {
 	if !errors.Is(err, nats.ErrPermissionViolation) {
 		return false
 	}
-	// The client gives the server's text, with the subject in quotes, and no more.
+	// The client's error contains the server's text with the subject in quotes, and nothing more.
 	return slices.ContainsFunc(needs, func(n need) bool {
 		begins, _, _ := strings.Cut(n.Subject, "*")
 		return n.Helpful && strings.Contains(err.Error(), ` to "`+strings.TrimSuffix(begins, ">"))
 	})
 }
 
-// String names the right as the server's configuration would.
+// String formats the permission as in the server's configuration.
 func (n need) String() string {
 	if n.Subscribe {
 		return "subscribe " + strconv.Quote(n.Subject)
@@ -193,14 +192,13 @@ func (n need) String() string {
 	return "publish " + strconv.Quote(n.Subject)
 }
 
-// ProbePrefix begins the name of the lock that the probe takes; what follows is
-// random, so that no program waits for it.
+// ProbePrefix is the start of the name of the probe's lock. The rest is random, so no program waits for it.
 const ProbePrefix = "_lockfabric-doctor/"
 
-// probeTime bounds each measurement. What was measured by then has to do.
+// probeTime limits each measurement.
 const probeTime = 30 * time.Second
 
-// rtt measures the connection, which writes nothing.
+// rtt measures the connection, and writes nothing.
 func (e *exam) rtt(ctx context.Context) {
 	r := e.report
 	r.Latency.Probes, r.Latency.TTL = e.Probes, e.TTL
@@ -226,7 +224,7 @@ func (e *exam) rtt(ctx context.Context) {
 	r.ok(checkRTT, "", "%s", text)
 }
 
-// writes measures what it takes to acquire and to release a free lock: one CAS write each.
+// writes measures how long it takes to acquire and to release a free lock, with one compare-and-set write each.
 func (e *exam) writes(ctx context.Context) {
 	r := e.report
 	const later = "see the other findings, and run doctor again"
@@ -268,7 +266,7 @@ func (e *exam) writes(ctx context.Context) {
 	r.ok(checkWrites, "", "%s", text)
 }
 
-// coalesced measures the other road, if somebody serves, and tells of it.
+// coalesced measures the coalesced road, if there is a coalescer, and returns a text about it.
 func (e *exam) coalesced(ctx context.Context) string {
 	if !e.served {
 		return ""
@@ -285,7 +283,7 @@ func (e *exam) coalesced(ctx context.Context) string {
 	return fmt.Sprintf("; both over the coalescer %v, p99 %v, max %v", t.Median, t.P99, t.Max)
 }
 
-// safe reports whether fabric.New would take the buckets.
+// safe reports whether fabric.New would accept the buckets.
 func (e *exam) safe() bool {
 	for _, s := range e.all {
 		if s.Exists && e.leases.Exists && s.Memory != e.leases.Memory || s.Newer != nil || len(s.Faults) > 0 {
@@ -295,8 +293,7 @@ func (e *exam) safe() bool {
 	return e.leases.Newer == nil && len(e.leases.Faults) == 0
 }
 
-// probe takes and frees one lock again and again, each time in the place of the
-// marker that the release before has left.
+// probe acquires and releases one lock repeatedly. Each acquire replaces the delete marker of the release before.
 func (e *exam) probe(ctx context.Context, more ...fabric.Option) (acquire, release []time.Duration, st fabric.Stats, err error) {
 	opts := []fabric.Option{fabric.WithFabric(e.Fabric), fabric.WithLabel("lockfabric doctor"), fabric.WithLogger(e.Logger)}
 	opts = append(opts, more...)
@@ -304,7 +301,7 @@ func (e *exam) probe(ctx context.Context, more ...fabric.Option) (acquire, relea
 		opts = append(opts, fabric.WithMemoryStorage())
 	}
 	var m *fabric.Manager
-	err = e.stepIn(ctx, probeTime, func(ctx context.Context) (err error) { // some ten round trips
+	err = e.stepIn(ctx, probeTime, func(ctx context.Context) (err error) { // about ten round trips
 		m, err = fabric.New(ctx, e.nc, opts...)
 		return err
 	})
@@ -330,7 +327,7 @@ func (e *exam) probe(ctx context.Context, more ...fabric.Option) (acquire, relea
 	return acquire, release, m.Stats(), err
 }
 
-// knownWithin bounds how long to wait until a coalescer is known.
+// knownWithin is how long to wait until a coalescer is known.
 const knownWithin = time.Second
 
 func sum(took []time.Duration) *Times {

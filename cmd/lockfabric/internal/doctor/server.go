@@ -17,13 +17,13 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// How full an account may be.
+// Thresholds for the used part of an account's limits.
 const (
 	nearlyFull = 0.80
 	full       = 0.95
 )
 
-// accountInfo is asked by doctor, and by who creates buckets.
+// accountInfo is used by doctor, and by programs that create buckets.
 const accountInfo = "$JS.API.INFO"
 
 const upgrade = "upgrade to nats-server " + kv.MinServer + " or newer, all servers of the cluster"
@@ -50,7 +50,8 @@ func (e *exam) version(name, version string) {
 	}
 }
 
-// older compares versions such as 2.12.0-RC.1 by their first two numbers: a preview has the features of its release.
+// older compares versions such as 2.12.0-RC.1 by their first two numbers, because a preview has the features of its
+// release.
 func older(version, than string) (older, ok bool) {
 	var v, t [2]int
 	_, err := fmt.Sscanf(strings.TrimPrefix(version, "v"), "%d.%d", &v[0], &v[1])
@@ -58,7 +59,7 @@ func older(version, than string) (older, ok bool) {
 	return slices.Compare(v[:], t[:]) < 0, err == nil && terr == nil
 }
 
-// jetStream reports whether there is any use in asking on.
+// jetStream reports whether further checks make sense.
 func (e *exam) jetStream(ctx context.Context) bool {
 	const enable = "start nats-server with JetStream (-js, or jetstream {} in its configuration), and enable it for the account"
 	s, err := ask(ctx, e, e.rights.lacks(accountInfo), e.kv.Account)
@@ -85,7 +86,7 @@ func (e *exam) jetStream(ctx context.Context) bool {
 	return true
 }
 
-// room tells whether the account leaves room for the buckets that do not exist yet.
+// room checks whether the account has room for the buckets that do not exist yet.
 func (e *exam) room() {
 	missing := 0
 	for _, b := range append([]*jskv.BucketState{e.leases}, e.all...) {
@@ -125,11 +126,11 @@ func (e *exam) limits(usage []jskv.Usage) {
 	}
 }
 
-// pingServers is answered by every server, to its system account only. The
-// answers carry sync_always and sync_interval.
+// pingServers is answered by every server, but only for the system account. The answers contain sync_always and
+// sync_interval.
 const pingServers = "$SYS.REQ.SERVER.PING.JSZ"
 
-// quiet is how long nobody else answers once all have.
+// quiet is the time without a further answer after which all servers have answered.
 const quiet = 750 * time.Millisecond
 
 const setSync = "set 'sync_interval: always' in the jetstream block of each server's configuration, and restart them one by one; " +
@@ -214,7 +215,7 @@ func (e *exam) member(a serverAnswer) {
 	r.Cluster.Servers = append(r.Cluster.Servers, m)
 }
 
-// everyServer asks all servers and returns who answered until they are quiet.
+// everyServer asks all servers and returns the answers.
 func everyServer(ctx context.Context, nc *nats.Conn) ([]serverAnswer, error) {
 	sub, err := nc.SubscribeSync(nc.NewInbox())
 	if err != nil {

@@ -21,7 +21,7 @@ import (
 	"github.com/nats-io/nkeys"
 )
 
-// Settings are the file format of a context of the nats command.
+// Settings is the file format of a context of the nats command.
 type Settings struct {
 	Name          string   `json:"name"`
 	Description   string   `json:"description"`
@@ -49,14 +49,14 @@ type Settings struct {
 	WinMatch      string   `json:"windows_cert_match"`
 	WinCAs        []string `json:"windows_ca_certs_match"`
 
-	// FromFlags says that the credentials are those of flags: plain values and
-	// paths, without the references that a context can have in their place.
+	// FromFlags is set if the credentials come from flags: they are plain values and paths, without the references that
+	// a context can contain.
 	FromFlags bool `json:"-"`
 
-	name string // of the context, for messages
+	name string // name of the context, for messages
 }
 
-// Dir is where the nats command keeps its contexts.
+// Dir returns the directory of the nats command's contexts.
 func Dir() (string, error) {
 	parent := os.Getenv("XDG_CONFIG_HOME")
 	if parent == "" {
@@ -69,8 +69,7 @@ func Dir() (string, error) {
 	return filepath.Join(parent, "nats", "context"), nil
 }
 
-// Load reads a context by its name, or from a .json file. It is never the
-// one that is selected for the nats command, unless it is named here.
+// Load reads a context by its name, or from a .json file. It ignores which context is selected for the nats command.
 func Load(name string) (Settings, error) {
 	none := Settings{}
 	path := name
@@ -95,7 +94,7 @@ func Load(name string) (Settings, error) {
 	if err := decode(data, &s); err != nil {
 		return none, fmt.Errorf("context %q (%s): %w", name, path, err)
 	}
-	s.URL = cmp.Or(s.URL, nats.DefaultURL) // as for the nats command
+	s.URL = cmp.Or(s.URL, nats.DefaultURL) // as with the nats command
 	for _, file := range []*string{&s.Creds, &s.NKey, &s.Cert, &s.Key, &s.CA} {
 		*file = expandHome(*file)
 	}
@@ -121,8 +120,8 @@ func Names(dir string) (names []string) {
 	return names
 }
 
-// decode refuses settings that it doesn't know: they may say where to
-// connect or as whom. Errors don't quote values, which may be secret.
+// decode refuses unknown settings, because they may change the server or the user. Errors don't quote values, which may
+// be secret.
 func decode(data []byte, s *Settings) error {
 	strict := json.NewDecoder(bytes.NewReader(data))
 	strict.DisallowUnknownFields()
@@ -147,7 +146,7 @@ func decode(data []byte, s *Settings) error {
 	return json.Unmarshal(data, s)
 }
 
-// check refuses what locks can't be reached through, or what is not supported.
+// check refuses settings that are not supported, or with which locks can't be reached.
 func (s *Settings) check() error {
 	for _, no := range []struct{ field, value, instead string }{
 		{"jetstream_domain", s.JSDomain, "connect to a server of that domain, with a context without it"},
@@ -170,7 +169,7 @@ func (s *Settings) check() error {
 	return nil
 }
 
-// expandHome replaces variables, and a leading ~, as the nats command does.
+// expandHome replaces variables and a leading ~, like the nats command.
 func expandHome(path string) string {
 	path = os.ExpandEnv(path)
 	if rest, ok := strings.CutPrefix(path, "~"); ok {
@@ -184,7 +183,7 @@ func expandHome(path string) string {
 // Secrets are texts that no message may contain.
 type Secrets []string
 
-// AddURLs adds what stands before the host in URLs: all of it, as it is written.
+// AddURLs adds the part before the host of each URL: all of it, as it is written.
 func (s *Secrets) AddURLs(list string) {
 	for one := range strings.SplitSeq(list, ",") {
 		u, err := url.Parse(strings.TrimSpace(one))
@@ -194,14 +193,14 @@ func (s *Secrets) AddURLs(list string) {
 		*s = append(*s, u.User.String()+"@")
 		secret, ok := u.User.Password()
 		if !ok {
-			secret = u.User.Username() // a lone user name is a token
+			secret = u.User.Username() // a user name without a password is a token
 		}
 		*s = append(*s, secret)
 	}
 }
 
-// Hide replaces them in a text. Short ones are left alone unless they stand in a URL: what they turn into riddles
-// would tell what they are. Nobody writes them there on purpose; this is the net under it.
+// Hide replaces secrets in a text. Short secrets are replaced only in URLs, because replacing them everywhere would
+// reveal them. No message should contain a secret; Hide is an additional protection.
 func (s Secrets) Hide(text string) string {
 	const short = 6
 	for _, secret := range slices.Backward(slices.SortedFunc(slices.Values(s), func(a, b string) int { return len(a) - len(b) })) {
@@ -216,14 +215,14 @@ func (s Secrets) Hide(text string) string {
 	return text
 }
 
-// Kinds names the kinds of credentials that are set.
+// Kinds returns the kinds of credentials that are set.
 func (s *Settings) Kinds() []string {
 	return s.named([][2]string{
 		{s.Creds, "creds"}, {s.NKey, "nkey"}, {s.User, "user"}, {s.Token, "token"}, {s.UserJWT, "user_jwt"},
 	})
 }
 
-// Flags names the flags that are set.
+// Flags returns the names of the flags that are set.
 func (s *Settings) Flags() []string {
 	first := ""
 	if s.TLSFirst {
@@ -250,8 +249,8 @@ func (s *Settings) Forget() {
 	s.Creds, s.NKey, s.User, s.Password, s.Token, s.UserJWT, s.UserSeed = "", "", "", "", "", "", ""
 }
 
-// Options makes options of the NATS client from the settings, having looked at the files: the client would read them
-// later, and take what it finds for a network problem. It reads them again whenever it reconnects.
+// Options converts the settings to options of the NATS client, and checks the files. The client reads files later and
+// would report a missing one as a network problem. It reads them again at every reconnect.
 func (s *Settings) Options() (opts []nats.Option, hidden Secrets, err error) {
 	for _, value := range []*string{&s.Password, &s.Token, &s.UserJWT, &s.UserSeed} {
 		if err == nil && !s.FromFlags {
@@ -288,7 +287,7 @@ func (s *Settings) jwtOption() (nats.Option, error) {
 	if s.UserSeed != "" {
 		return nats.UserJWTAndSeed(s.UserJWT, s.UserSeed), nil
 	}
-	return nats.UserJWT(func() (string, error) { return s.UserJWT, nil }, func([]byte) ([]byte, error) { return nil, nil }), nil // a bearer's
+	return nats.UserJWT(func() (string, error) { return s.UserJWT, nil }, func([]byte) ([]byte, error) { return nil, nil }), nil // of a bearer
 }
 
 func (s *Settings) certOption() (nats.Option, error) {
@@ -312,7 +311,7 @@ func (s *Settings) credsOption() (nats.Option, error) {
 		return nil, err
 	}
 	jwt, err := nkeys.ParseDecoratedJWT(data)
-	// Without the decoration it returns all that there is, which may be a seed and must not go to any server.
+	// Without the decoration, it returns the whole file, which may be a seed and must not be sent to a server.
 	if err == nil && strings.Count(jwt, ".") != 2 {
 		err = errors.New("there is no user's JWT in it")
 	}
@@ -348,7 +347,7 @@ func (s *Settings) nkeyOption() (nats.Option, error) {
 	return nats.Nkey(public, pair.Sign), err
 }
 
-// file returns the contents that a setting refers to, and the path if it is one.
+// file returns the contents to which a setting refers, and the path if it is a path.
 func (s *Settings) file(field, ref string) (path string, data []byte, err error) {
 	if !s.FromFlags {
 		if text, ok, err := resolve(ref); ok || err != nil {
@@ -363,7 +362,7 @@ func (s *Settings) file(field, ref string) (path string, data []byte, err error)
 	return ref, data, s.wrap(field, err)
 }
 
-// literal returns the value that a setting refers to, or is.
+// literal returns the value of a setting, or the value to which it refers.
 func (s *Settings) literal(ref string) (string, error) {
 	text, ok, err := resolve(ref)
 	if path, is := strings.CutPrefix(ref, "file://"); is {
@@ -386,7 +385,7 @@ func (s *Settings) wrap(field string, err error) error {
 	return nil
 }
 
-// resolve follows the references that contexts can have in place of a value. ok is false for what is none.
+// resolve resolves the references that contexts can contain instead of a value. ok is false if ref is not a reference.
 func resolve(ref string) (text string, ok bool, err error) {
 	if name, is := strings.CutPrefix(ref, "env://"); is {
 		if text = os.Getenv(name); text == "" {

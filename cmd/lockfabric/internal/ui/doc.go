@@ -1,36 +1,32 @@
-// Package ui is the browser page of lockfabric: what is in use in one fabric, who
-// holds it and who waits, live, and a way to take a lock away by force.
+// Package ui is the web page of lockfabric. It shows everything in use in one fabric, with holders and waiters, live,
+// and it can take a lock away by force.
 //
-// [New] makes an [http.Handler] over a [Locks], which is a *fabric.Manager. The page is plain HTML, CSS and
-// JavaScript that is embedded in the program. It asks nobody else for anything.
+// [New] returns an [http.Handler] for a [Locks], which is a *fabric.Manager. The page is plain HTML, CSS and JavaScript
+// that is embedded in the program. It requests nothing from other hosts.
 //
-// # How it stays live
+// # Updates
 //
-// Each open page has one stream of server-sent events (GET api/events), and behind it one loop over Manager.WatchAll,
-// so one watcher of the whole bucket. A stream begins with all that is in use and goes on with what has changed, at
-// most every 100 ms and with the newest state of each name. So a slow page gets less and not later. No page open,
-// nothing is read. Who stands behind a lease is read once and looked up again every few seconds. The details of one
-// name come from a leader read (GET api/key).
+// Each open page has one stream of server-sent events (GET api/events), and the stream has one loop over
+// Manager.WatchAll, so one watcher of the whole bucket. A stream starts with everything in use and continues with
+// changes, at most every 100 ms, with the newest state of each name. So a slow page gets fewer states, but no outdated
+// ones. Without an open page, nothing is read. The process of a lease is read once, and again every few seconds. The
+// details of one name come from a read of the leader (GET api/key).
 //
-// # Who may see it
+// # Access
 //
-// Everything below api/ asks for a session: a cookie (HttpOnly, SameSite=Strict) that is
-// given for the token (POST api/login), which is compared in constant time. So it is
-// on loopback, too: other users of the host reach that as well.
+// Everything below api/ requires a session: a cookie (HttpOnly, SameSite=Strict) that the server sets for the token
+// (POST api/login). The token is compared in constant time. This also applies on loopback, because other users of the
+// host can connect there as well.
 //
-//   - A request whose Host is neither an address, nor localhost, nor a name that was
-//     allowed is refused (421): a foreign name that resolves to this address (DNS
-//     rebinding) gets nothing.
-//   - A request that a browser makes for another origin's page is refused (403), by
-//     Sec-Fetch-Site and by Origin.
-//   - The content security policy allows this origin's scripts and styles only, nothing
-//     inline, no frames, and with trusted types no HTML made from text. Names, owners and
-//     metadata are texts that anybody chose: the page sets them as text and shows
-//     characters that are invisible or change the direction by their numbers.
-//   - Force (POST api/release) is refused (403) unless it was allowed. It names the ids
-//     of the holders that the page showed, so that whoever was granted meanwhile
-//     keeps its hold.
+//   - A request is refused (421) unless its Host is an address, localhost, or an allowed name. So a foreign name that
+//     resolves to this address (DNS rebinding) gets nothing.
+//   - A request that a browser makes for a page of another origin is refused (403), by Sec-Fetch-Site and by Origin.
+//   - The content security policy allows only this origin's scripts and styles, nothing inline, no frames, and, with
+//     trusted types, no HTML made from text. Names, owners and metadata are texts of other users: the page inserts them
+//     as text, and shows invisible characters and characters that change the direction by their numbers.
+//   - Force (POST api/release) is refused (403) unless it is allowed. The request contains the ids of the holders that
+//     the page showed, so a holder that was granted in the meantime keeps its hold.
 //
-// Cookies know no ports. A program of somebody else that a user visits on another port
-// of the same host name gets the cookie.
+// Cookies do not depend on ports. If a user visits another user's program on another port of the same host name, that
+// program gets the cookie.
 package ui

@@ -13,18 +13,18 @@ import (
 )
 
 const (
-	// maxStreams bounds the pages that are open at a time, as each takes a consumer of the locks bucket.
+	// maxStreams limits the number of open pages, because each needs a consumer of the locks bucket.
 	maxStreams = 32
-	// gather is how long changes are gathered before they are written.
+	// gather is how long changes are collected before they are written.
 	gather = 100 * time.Millisecond
-	// chunk is how many rows are written at a time.
+	// chunk is how many rows are written at once.
 	chunk = 500
-	// lookEvery is how often the server is asked whether it answers, and leases are
-	// looked up again. An answer is waited for as long.
+	// lookEvery is the interval at which the server is checked and leases are looked up again. It is also the time
+	// limit for the answer.
 	lookEvery = 5 * time.Second
-	// writeTime is how long a page may take for one event.
+	// writeTime is the time limit for writing one event to a page.
 	writeTime = 30 * time.Second
-	// probe is a name that nothing uses. Its read shows that the leader answers.
+	// probe is a name that nobody uses. Reading it shows that the leader answers.
 	probe = "lockfabric-ui"
 )
 
@@ -35,17 +35,17 @@ type stream struct {
 	wake chan struct{}
 
 	mu      sync.Mutex
-	rows    map[string]row      // of the last state of each name that is in use
-	changed map[string]struct{} // names to be written
-	begun   bool                // the first list has come
-	ended   error               // why nothing more will come
+	rows    map[string]row      // the last state of each name in use
+	changed map[string]struct{} // names that must be written
+	begun   bool                // the first list has arrived
+	ended   error               // the reason of the end, nil before
 
-	told    bool // that the first list was written, to the page
+	told    bool // the first list was written to the page
 	trouble string
 	people  people
 }
 
-// events is the stream of one page.
+// events serves the stream of one page.
 func (s *server) events(w http.ResponseWriter, r *http.Request) {
 	select {
 	case s.streams <- struct{}{}:
@@ -56,7 +56,7 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) {
 	}
 	h := w.Header()
 	h.Set("Content-Type", "text/event-stream")
-	h.Set("X-Accel-Buffering", "no") // of proxies
+	h.Set("X-Accel-Buffering", "no") // for proxies
 	st := &stream{s: s, w: w, wake: make(chan struct{}, 1), rows: map[string]row{}, changed: map[string]struct{}{}}
 	st.people = people{known: map[string]*person{}}
 	ctx, cancel := context.WithCancel(r.Context())
@@ -74,7 +74,7 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// follow takes in what changes until ctx ends or nothing more comes.
+// follow collects changes until ctx ends or WatchAll ends.
 func (st *stream) follow(ctx context.Context) {
 	for infos, err := range st.s.locks.WatchAll(ctx, "") {
 		st.mu.Lock()
@@ -92,11 +92,11 @@ func (st *stream) follow(ctx context.Context) {
 	}
 }
 
-// run writes until ctx ends, the page is gone or there is nothing more to tell.
+// run writes until ctx ends, the page is gone, or there is nothing more to report.
 func (st *stream) run(ctx context.Context, wg *sync.WaitGroup) error {
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
-	looked := make(chan string, 1) // what the look found wrong
+	looked := make(chan string, 1) // the problem that the check found
 	looking := false
 	seen := make(chan map[string]fabric.Lease, 1)
 	for {
@@ -108,14 +108,14 @@ func (st *stream) run(ctx context.Context, wg *sync.WaitGroup) error {
 			if err = st.flush(); err == nil {
 				err = st.over()
 			}
-			// What comes meanwhile is written together.
+			// Changes in this time are written together.
 			pause.For(ctx, gather)
 		case <-look.C:
 			if !looking {
 				looking = true
 				wg.Go(func() { looked <- st.look(ctx) })
 			}
-			err = st.send("", nil) // also keeps proxies from closing it
+			err = st.send("", nil) // this also prevents proxies from closing the stream
 			st.people.due = true
 		case trouble := <-looked:
 			looking = false
@@ -136,7 +136,7 @@ func (st *stream) run(ctx context.Context, wg *sync.WaitGroup) error {
 	}
 }
 
-// flush writes what has changed.
+// flush writes the changes.
 func (st *stream) flush() error {
 	st.mu.Lock()
 	rows, gone := make([]row, 0, len(st.changed)), []string{}
@@ -168,7 +168,7 @@ func (st *stream) flush() error {
 	return nil
 }
 
-// over tells why nothing more will come, and returns that.
+// over writes the reason of the end, and returns it.
 func (st *stream) over() error {
 	st.mu.Lock()
 	ended := st.ended
@@ -179,7 +179,7 @@ func (st *stream) over() error {
 	return ended
 }
 
-// look says what is wrong with the server, nothing if it answers.
+// look returns the problem with the server, or "" if it answers.
 func (st *stream) look(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, lookEvery)
 	defer cancel()
@@ -189,7 +189,7 @@ func (st *stream) look(ctx context.Context) string {
 	return ""
 }
 
-// tell writes what is wrong, or that nothing is any more, if that is news.
+// tell writes a problem, or its end, if it has changed.
 func (st *stream) tell(trouble string) error {
 	if trouble == st.trouble {
 		return nil
@@ -200,11 +200,11 @@ func (st *stream) tell(trouble string) error {
 	}{trouble})
 }
 
-// send writes one event, or a comment that only shows that the stream lives.
+// send writes one event, or a comment that only keeps the stream alive.
 func (st *stream) send(event string, v any) error {
 	text := ":\n\n"
 	if event != "" {
-		data, err := json.Marshal(v) // has no line break in it
+		data, err := json.Marshal(v) // it contains no line break
 		if err != nil {
 			return err
 		}

@@ -14,10 +14,10 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// shownHolders is how many holders a row has.
+// shownHolders is the maximum number of holders in a row.
 const shownHolders = 3
 
-// row is what the list shows of one name.
+// row is what the list shows for one name.
 type row struct {
 	Key     string   `json:"key"`
 	Kind    string   `json:"kind"`
@@ -29,7 +29,7 @@ type row struct {
 }
 
 type holder struct {
-	Owner   string    `json:"owner,omitempty"` // one that was given
+	Owner   string    `json:"owner,omitempty"` // explicit owner
 	Mode    string    `json:"mode,omitempty"`
 	Token   uint64    `json:"token,string"`
 	Since   time.Time `json:"since"`
@@ -55,7 +55,7 @@ func newRow(info fabric.Info, state string) row {
 	return r
 }
 
-// leases are those that the row speaks of.
+// leases returns the leases in the row.
 func (r *row) leases() []string {
 	ids := make([]string, 0, len(r.Holders)+1)
 	for _, h := range r.Holders {
@@ -68,25 +68,25 @@ func (r *row) leases() []string {
 }
 
 const (
-	// maxUnits is how many units of work are shown.
+	// maxUnits is the maximum number of units of work that are shown.
 	maxUnits = 200
-	// waitsAge is how old what is told about waits may be: all pages share one look.
+	// waitsAge is the maximum age of waits: all pages share one reading.
 	waitsAge = 500 * time.Millisecond
 )
 
-// waiting is the last look at who waits for whom.
+// waiting is the last reading of waits.
 type waiting struct {
 	mu sync.Mutex
 	at time.Time
 	is graph
 }
 
-// graph is who waits for whom, and who serves as the coalescer.
+// graph contains waits, deadlocks, and the coalescer.
 type graph struct {
 	fabric.Waits
-	All       int           `json:"all"`                 // of which units has the first ones
-	Coalescer *fabric.Lease `json:"coalescer,omitempty"` // who serves
-	StandBy   int           `json:"stand_by"`            // how many would follow it
+	All       int           `json:"all"`                 // total number, of which units contains the first ones
+	Coalescer *fabric.Lease `json:"coalescer,omitempty"` // lease of the coalescer
+	StandBy   int           `json:"stand_by"`            // number of candidates
 }
 
 func (s *server) waits(w http.ResponseWriter, r *http.Request) {
@@ -118,16 +118,16 @@ func (s *server) lookAtWaits(ctx context.Context) (g graph, err error) {
 	return g, err
 }
 
-// maxParties is how many of those who hold, or wait in one queue, are shown.
+// maxParties is the maximum number of holders, or of waiters of one queue, that are shown.
 const maxParties = 200
 
-// details is one name.
+// details describes one name.
 type details struct {
 	fabric.Info
 	Now     time.Time `json:"now"`
 	State   string    `json:"state"`
-	Held    int       `json:"held"`    // of which holders has the first ones
-	Waiting int       `json:"waiting"` // likewise
+	Held    int       `json:"held"`    // total number, of which holders contains the first ones
+	Waiting int       `json:"waiting"` // total number, of which waiters contains the first ones
 }
 
 func (s *server) key(w http.ResponseWriter, r *http.Request) {
@@ -151,7 +151,7 @@ func (s *server) key(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusOK, d)
 }
 
-// release takes a lock from the holders that are named, and from nobody else.
+// release takes a lock from the named holders, and from nobody else.
 func (s *server) release(w http.ResponseWriter, r *http.Request) {
 	if !s.cfg.AllowRelease {
 		refuse(w, http.StatusForbidden, "not allowed: start the page with --allow-release")
@@ -166,7 +166,7 @@ func (s *server) release(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, "not readable: "+err.Error())
 		return
 	}
-	// No id at all, or an empty one, would stand for all who hold it by then.
+	// Without an id, or with an empty one, the request would apply to all present holders.
 	if len(req.Holders) == 0 || len(req.Holders) > maxParties || slices.Contains(req.Holders, "") {
 		refuse(w, http.StatusBadRequest, "name the holders to take it from")
 		return
@@ -209,13 +209,13 @@ func statusOf(err error) int {
 }
 
 const (
-	// atOnce is how many leases are looked up at a time.
+	// atOnce is how many leases are looked up at the same time.
 	atOnce = 200
-	// remember is how long what was found about a lease is believed.
+	// remember is how long the result for a lease is used.
 	remember = 10 * time.Second
 )
 
-// people is who stands behind the leases that a page shows.
+// people contains the processes of the leases that a page shows.
 type people struct {
 	known   map[string]*person
 	looking bool
@@ -227,8 +227,8 @@ type person struct {
 	at    time.Time // when it was looked up
 }
 
-// next returns leases to look up now: unknown ones, and from time to time the others.
-// It forgets those that no row has.
+// next returns leases to look up now: unknown ones, and from time to time the others. It forgets leases that are in no
+// row.
 func (p *people) next(rows map[string]row) []string {
 	if p.looking {
 		return nil
@@ -262,7 +262,7 @@ func (p *people) next(rows map[string]row) []string {
 	return ids
 }
 
-// identify asks who stands behind leases. Those that nobody answered for are unknown.
+// identify looks up the processes of leases. A lease without an answer is unknown.
 func (st *stream) identify(ctx context.Context, ids []string) map[string]fabric.Lease {
 	ctx, cancel := context.WithTimeout(ctx, requestTime)
 	defer cancel()
@@ -278,7 +278,7 @@ func (st *stream) identify(ctx context.Context, ids []string) map[string]fabric.
 	return found
 }
 
-// introduce writes what is news about leases.
+// introduce writes what has changed about leases.
 func (st *stream) introduce(found map[string]fabric.Lease) error {
 	now := time.Now()
 	news := map[string]fabric.Lease{}

@@ -21,7 +21,7 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// Locks is what the page needs of a *fabric.Manager.
+// Locks contains the methods of *fabric.Manager that the page needs.
 type Locks interface {
 	WatchAll(ctx context.Context, prefix string) iter.Seq2[[]fabric.Info, error]
 	Read(ctx context.Context, key string) (fabric.Info, error)
@@ -31,23 +31,23 @@ type Locks interface {
 	ForceRelease(ctx context.Context, key string, opts ...fabric.ForceOption) (int, error)
 }
 
-// Config says what is shown to whom.
+// Config contains the settings of the page.
 type Config struct {
 	Fabric string
 	// Token opens a session. It has at least MinToken characters.
 	Token string
-	// Hosts are names beside addresses and localhost under which the page may be asked for.
+	// Hosts are additional host names of the page, besides addresses and localhost.
 	Hosts []string
-	// AllowRelease lets every session take locks away.
+	// AllowRelease allows every session to take locks away.
 	AllowRelease bool
-	// State says in few words how it stands with a name.
+	// State describes the state of a name in a few words.
 	State func(info fabric.Info) string
 }
 
-// MinToken is how many characters a token has at least.
+// MinToken is the minimum number of characters of a token.
 const MinToken = 20
 
-// requestTime bounds what one request asks the fabric for.
+// requestTime limits the fabric's part of one request.
 const requestTime = 10 * time.Second
 
 //go:embed assets
@@ -57,7 +57,7 @@ type server struct {
 	cfg     Config
 	locks   Locks
 	session session
-	streams chan struct{} // one for each stream that is open
+	streams chan struct{} // one element for each open stream
 	waiting waiting
 }
 
@@ -77,7 +77,7 @@ func New(locks Locks, cfg Config) http.Handler {
 	all.HandleFunc("GET /{$}", asset("index.html"))
 	files, err := assets.ReadDir("assets")
 	if err != nil {
-		panic(err) // they are embedded
+		panic(err) // the file is embedded
 	}
 	for _, f := range files {
 		all.HandleFunc("GET /"+f.Name(), asset(f.Name()))
@@ -89,7 +89,7 @@ func New(locks Locks, cfg Config) http.Handler {
 func asset(name string) http.HandlerFunc {
 	content, err := assets.ReadFile("assets/" + name)
 	if err != nil {
-		panic(err) // it is embedded
+		panic(err) // the file is embedded
 	}
 	kinds := map[string]string{".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 	kind := mime.FormatMediaType(kinds[path.Ext(name)], map[string]string{"charset": "utf-8"})
@@ -106,7 +106,7 @@ func answer(w http.ResponseWriter, status int, v any) {
 	_ = json.NewEncoder(w).Encode(v)
 }
 
-// refuse writes why a request fails.
+// refuse writes the reason of a failed request.
 func refuse(w http.ResponseWriter, status int, why string) {
 	answer(w, status, struct {
 		Error string `json:"error"`
@@ -117,10 +117,10 @@ func refuse(w http.ResponseWriter, status int, why string) {
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; " +
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 
-// maxBody bounds what a request may send.
+// maxBody limits the size of a request.
 const maxBody = 1 << 20
 
-// guarded lets only requests through that come from the page itself, or from no page.
+// guarded admits only requests from the page itself, or from no page.
 func (s *server) guarded(next http.Handler) http.Handler {
 	origins := http.NewCrossOriginProtection()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -149,8 +149,8 @@ func (s *server) guarded(next http.Handler) http.Handler {
 	})
 }
 
-// knownHost says whether a browser that asks for this host can't have been sent here by
-// a name of somebody else's. An address is nobody's name.
+// knownHost reports whether the host of a request is safe: no other site's name can lead a browser to it. An address is
+// not a name.
 func (s *server) knownHost(host string) bool {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
@@ -162,7 +162,7 @@ func (s *server) knownHost(host string) bool {
 	return slices.ContainsFunc(s.cfg.Hosts, func(h string) bool { return strings.EqualFold(h, host) })
 }
 
-// session is the cookie that a token is exchanged for. The token can't be found from it.
+// session is the cookie for a token. The token can't be computed from it.
 type session struct {
 	token       [sha256.Size]byte
 	name, value string
@@ -174,7 +174,7 @@ func newSession(token string) session {
 		mac.Write([]byte("lockfabric ui " + what))
 		return hex.EncodeToString(mac.Sum(nil))
 	}
-	// Pages on other ports of the host share its cookies: each has a name of its own.
+	// Pages on other ports of the host share its cookies, so each has its own name.
 	return session{token: sha256.Sum256([]byte(token)), name: "lockfabric_" + derived("name")[:8], value: derived("session")}
 }
 
@@ -197,7 +197,7 @@ func (s *server) login(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, "not readable: "+err.Error())
 		return
 	}
-	// Of hashes, as the comparison tells lengths apart.
+	// The comparison of hashes does not reveal the length of the token.
 	given := sha256.Sum256([]byte(req.Token))
 	if subtle.ConstantTimeCompare(given[:], s.session.token[:]) != 1 {
 		refuse(w, http.StatusUnauthorized, "another token than this one")
