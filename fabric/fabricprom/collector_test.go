@@ -126,7 +126,7 @@ func TestValues(t *testing.T) {
 		t.Fatal(err)
 	}
 	const want = `
-# HELP lockfabric_conversions_total Conversions granted, by the mode they led to.
+# HELP lockfabric_conversions_total Granted conversions, by their new mode.
 # TYPE lockfabric_conversions_total counter
 lockfabric_conversions_total{mode="IS"} 0
 lockfabric_conversions_total{mode="IX"} 0
@@ -134,7 +134,7 @@ lockfabric_conversions_total{mode="S"} 1
 lockfabric_conversions_total{mode="SIX"} 0
 lockfabric_conversions_total{mode="U"} 0
 lockfabric_conversions_total{mode="X"} 0
-# HELP lockfabric_events_dropped_total Events that were dropped because the event hook was too slow; the other numbers lack them.
+# HELP lockfabric_events_dropped_total Events that were dropped because the event hook was too slow; other metrics do not include them.
 # TYPE lockfabric_events_dropped_total counter
 lockfabric_events_dropped_total 0
 # HELP lockfabric_evicted_entries_total Entries of dead leases that were removed.
@@ -143,7 +143,7 @@ lockfabric_evicted_entries_total 1
 # HELP lockfabric_evictions_total Writes that removed entries of dead leases.
 # TYPE lockfabric_evictions_total counter
 lockfabric_evictions_total 1
-# HELP lockfabric_grants_total Locks granted; queued tells whether they were waited for.
+# HELP lockfabric_grants_total Granted locks; queued tells whether the acquire waited.
 # TYPE lockfabric_grants_total counter
 lockfabric_grants_total{mode="IS",queued="false"} 0
 lockfabric_grants_total{mode="IS",queued="true"} 0
@@ -167,7 +167,7 @@ lockfabric_losses_total{reason="removed"} 0
 lockfabric_losses_total{reason="renewals_used_up"} 0
 lockfabric_losses_total{reason="revoked"} 0
 lockfabric_losses_total{reason="taken_over"} 0
-# HELP lockfabric_queued_total Acquires that had to wait in a queue.
+# HELP lockfabric_queued_total Acquires that waited in a queue.
 # TYPE lockfabric_queued_total counter
 lockfabric_queued_total{mode="IS"} 0
 lockfabric_queued_total{mode="IX"} 0
@@ -178,10 +178,10 @@ lockfabric_queued_total{mode="X"} 2
 # HELP lockfabric_releases_total Holds that ended by a release.
 # TYPE lockfabric_releases_total counter
 lockfabric_releases_total 2
-# HELP lockfabric_takeovers_total Leases of others that were declared dead.
+# HELP lockfabric_takeovers_total Leases of other processes that were declared dead.
 # TYPE lockfabric_takeovers_total counter
 lockfabric_takeovers_total 1
-# HELP lockfabric_withdrawn_total Acquires that left a queue without a grant.
+# HELP lockfabric_withdrawn_total Queued acquires that ended without a grant.
 # TYPE lockfabric_withdrawn_total counter
 lockfabric_withdrawn_total{mode="IS"} 0
 lockfabric_withdrawn_total{mode="IX"} 0
