@@ -48,7 +48,7 @@ func (b *barrierCmd) validate() error {
 
 func (b *barrierCmd) pass(ctx context.Context, m *fabric.Manager) (held, error) {
 	barrier := primitives.NewBarrier(m, b.Name, b.Parties, fabric.WithMetadata(b.Meta))
-	return nil, inTime(ctx, b.Name, b.Wait, func(ctx context.Context) error {
+	return nil, withinWait(ctx, b.Name, b.Wait, func(ctx context.Context) error {
 		_, err := barrier.Wait(ctx)
 		return err
 	})
@@ -56,7 +56,7 @@ func (b *barrierCmd) pass(ctx context.Context, m *fabric.Manager) (held, error) 
 
 func (b *barrierCmd) enter(ctx context.Context, m *fabric.Manager) (h held, err error) {
 	double := primitives.NewDoubleBarrier(m, b.Name, b.Parties, fabric.WithMetadata(b.Meta))
-	err = inTime(ctx, b.Name, b.Wait, func(ctx context.Context) error {
+	err = withinWait(ctx, b.Name, b.Wait, func(ctx context.Context) error {
 		member, err := double.Enter(ctx)
 		if err == nil {
 			h = member
@@ -68,8 +68,8 @@ func (b *barrierCmd) enter(ctx context.Context, m *fabric.Manager) (h held, err 
 
 var errNotPassed = errors.New("not passed in time")
 
-// inTime calls fn with a context that ends after --wait.
-func inTime(ctx context.Context, key string, wait *time.Duration, fn func(context.Context) error) error {
+// withinWait calls fn with a context that ends after --wait.
+func withinWait(ctx context.Context, key string, wait *time.Duration, fn func(context.Context) error) error {
 	if wait == nil {
 		return fn(ctx)
 	}
@@ -95,13 +95,13 @@ type latchCmd struct {
 	Delete    latchDeleteCmd    `cmd:"" help:"Delete a latch, so that its name can be used for a new one."`
 }
 
-// counting are the flags of latch commands whose users must agree on the count.
-type counting struct {
+// countFlags are the flags of latch commands whose users must agree on the count.
+type countFlags struct {
 	Name  string `arg:"" complete:"latch" help:"Name of the latch."`
 	Count *int   `placeholder:"N" complete:"-" help:"Number of counts after which the latch opens. The first user sets it; others must give the same number or omit it."`
 }
 
-func (c *counting) validate(what string) error {
+func (c *countFlags) validate(what string) error {
 	if n := c.Count; n != nil && (*n < 1 || *n > maxCount) {
 		return usageError("latch %s --count=%d: give 1 to %d, or leave it out for one that there is", what, *n, maxCount)
 	}
@@ -109,7 +109,7 @@ func (c *counting) validate(what string) error {
 }
 
 // latch returns the latch. Without --count it uses the count with which the latch was created.
-func (c *counting) latch(ctx context.Context, m *fabric.Manager) (*primitives.Latch, error) {
+func (c *countFlags) latch(ctx context.Context, m *fabric.Manager) (*primitives.Latch, error) {
 	if c.Count != nil {
 		return primitives.NewLatch(m, c.Name, *c.Count), nil
 	}
@@ -124,7 +124,7 @@ func (c *counting) latch(ctx context.Context, m *fabric.Manager) (*primitives.La
 }
 
 type latchWaitCmd struct {
-	counting
+	countFlags
 	Wait       *time.Duration `placeholder:"DURATION" help:"How long to wait; 0 only checks. Without it, there is no limit."`
 	NoProgress bool           `help:"Don't show the waiting time on the terminal."`
 }
@@ -152,7 +152,7 @@ func (l *latchWaitCmd) pass(ctx context.Context, m *fabric.Manager) (held, error
 		}
 		return nil, err
 	}
-	err = inTime(ctx, l.Name, l.Wait, latch.Wait)
+	err = withinWait(ctx, l.Name, l.Wait, latch.Wait)
 	if errors.Is(err, errNotPassed) { // or no server could say whether it opened
 		limited, cancel := context.WithTimeout(ctx, nameTime)
 		defer cancel()
@@ -164,12 +164,12 @@ func (l *latchWaitCmd) pass(ctx context.Context, m *fabric.Manager) (held, error
 }
 
 type latchCountDownCmd struct {
-	counting
+	countFlags
 	Times int `short:"n" default:"1" placeholder:"K" complete:"-" help:"How many times to count."`
 }
 
-// counted is the JSON of latch count-down.
-type counted struct {
+// countResult is the JSON of latch count-down.
+type countResult struct {
 	Key   string `json:"key"`
 	Count int    `json:"count"` // number of missing counts; 0 = open
 }
@@ -181,8 +181,8 @@ func (l *latchCountDownCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err := l.validate("count-down"); err != nil {
 		return err
 	}
-	return show(ctx, c, s, func(ctx context.Context, m *fabric.Manager) (counted, error) {
-		now := counted{Key: l.Name}
+	return show(ctx, c, s, func(ctx context.Context, m *fabric.Manager) (countResult, error) {
+		now := countResult{Key: l.Name}
 		latch, err := l.latch(ctx, m)
 		if err == nil {
 			err = latch.CountDownN(ctx, l.Times)
@@ -190,8 +190,8 @@ func (l *latchCountDownCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		if err == nil {
 			now.Count, err = latch.Count(ctx)
 		}
-		return now, named(err, m, l.Name)
-	}, func(w io.Writer, now counted) {
+		return now, withHolderName(err, m, l.Name)
+	}, func(w io.Writer, now countResult) {
 		if now.Count == 0 {
 			fmt.Fprintf(w, "%s: open\n", printable(l.Name))
 		} else {
@@ -213,12 +213,12 @@ func (l *latchDeleteCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		return err
 	}
 	return c.withoutLimit(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
-		defer c.telling(ctx, s, since("waiting %s for those who wait for the latch"))()
+		defer c.showLater(ctx, s, since("waiting %s for those who wait for the latch"))()
 		err := l.delete(ctx, m, c.Timeout)
 		if errors.Is(err, fabric.ErrHeld) {
-			return fmt.Errorf("%q: %w: that one waits for the latch: wait longer with --wait, or take it away with 'lockfabric release --force %s'", l.Name, named(err, m, l.Name), printable(l.Name))
+			return fmt.Errorf("%q: %w: that one waits for the latch: wait longer with --wait, or take it away with 'lockfabric release --force %s'", l.Name, withHolderName(err, m, l.Name), printable(l.Name))
 		}
-		return named(err, m, l.Name)
+		return withHolderName(err, m, l.Name)
 	})
 }
 

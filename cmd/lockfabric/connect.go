@@ -32,7 +32,7 @@ func (c *cli) connect(ctx context.Context, s *streams, opts ...fabric.Option) (*
 		return nil, err
 	}
 	to = cmp.Or(to, &target{origin: "the local server"})
-	c.welcome = &welcome{log: s.log, to: to, opening: true}
+	c.welcome = &connWatch{log: s.log, to: to, opening: true}
 	c.welcome.ctx, c.welcome.end = context.WithCancelCause(context.Background())
 	guarded, done := c.welcome.guard(ctx)
 	defer done()
@@ -42,7 +42,7 @@ func (c *cli) connect(ctx context.Context, s *streams, opts ...fabric.Option) (*
 	// While it waits for a silent server, the client ignores the end of a context. So it runs in a goroutine, and an
 	// interrupted command does not wait for it.
 	opened := make(chan *fabric.Manager, 1)
-	err = unless(guarded.Done(), func() error {
+	err = callUnlessDone(guarded.Done(), func() error {
 		var m *fabric.Manager
 		open := func(ctx context.Context, servers string, o ...nats.Option) (err error) {
 			m, err = fabric.Connect(ctx, servers, append(opts[:len(opts):len(opts)], fabric.WithNATS(o...))...)
@@ -115,10 +115,10 @@ func interrupted(ctx context.Context, err error) error {
 // errRefused is returned if the server refuses the credentials or a required permission.
 var errRefused = errors.New("the server refuses the credentials")
 
-// welcome checks whether the server accepts a connection. The server never answers a request without permission; it
+// connWatch checks whether the server accepts a connection. The server never answers a request without permission; it
 // reports the refusal separately. If credentials are refused during a reconnect, the client closes the connection
 // permanently. Without these checks, both would look like a slow server.
-type welcome struct {
+type connWatch struct {
 	log *slog.Logger
 	to  *target
 
@@ -131,7 +131,7 @@ type welcome struct {
 }
 
 // options returns the client's handlers. Without an error handler, the client would print errors.
-func (w *welcome) options() []nats.Option {
+func (w *connWatch) options() []nats.Option {
 	return []nats.Option{
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { w.heard(err) }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
@@ -148,42 +148,42 @@ func (w *welcome) options() []nats.Option {
 	}
 }
 
-func (w *welcome) heard(err error) {
+func (w *connWatch) heard(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.log.Debug("connection", "error", w.to.secrets.Hide(err.Error()))
 	switch {
 	case errors.Is(err, nats.ErrPermissionViolation):
 		if w.needed(err.Error()) {
-			if w.news(err) {
+			if w.noteError(err) {
 				w.log.Warn("the server does not permit what a lock needs", "error", w.warned)
 			}
 			w.end(w.to.refused(err))
 		}
 	case refused(err):
-		if w.news(err) {
+		if w.noteError(err) {
 			w.log.Warn("the server refuses the credentials", "error", w.warned)
 		}
 	}
 }
 
-// news stores an error's text, without secrets, and reports whether it is a new one. Called with the lock held.
-func (w *welcome) news(err error) bool {
+// noteError stores an error's text, without secrets, and reports whether it is a new one. Called with the lock held.
+func (w *connWatch) noteError(err error) bool {
 	before := w.warned
 	w.warned = w.to.secrets.Hide(err.Error())
 	return w.warned != before
 }
 
-// ofWaits matches the refusal of a permission that only deadlock detection needs.
-var ofWaits = regexp.MustCompile(`"\$(KV\.[\w-]+-waits\.|JS\.API\.STREAM\.[A-Z.]+\.KV_[\w-]+-waits")`)
+// waitsRefusal matches the refusal of a permission that only deadlock detection needs.
+var waitsRefusal = regexp.MustCompile(`"\$(KV\.[\w-]+-waits\.|JS\.API\.STREAM\.[A-Z.]+\.KV_[\w-]+-waits")`)
 
 // needed reports whether the refused permission is required. The server reports it only as a text. A wrong guess costs
 // time, but no lock: without the required permission, the command ends at its time limit. Called with the lock held.
-func (w *welcome) needed(text string) bool {
+func (w *connWatch) needed(text string) bool {
 	if strings.Contains(text, `Subscription to "`) {
 		return !strings.Contains(text, `"$JS.EVENT.`) && !strings.Contains(text, `"lf.`)
 	}
-	if ofWaits.MatchString(text) {
+	if waitsRefusal.MatchString(text) {
 		return false
 	}
 	subjects := []string{`"$KV.`, `"$JS.API.STREAM.MSG.GET.`, `"$JS.API.CONSUMER.CREATE.`}
@@ -194,7 +194,7 @@ func (w *welcome) needed(text string) bool {
 }
 
 // guard returns a context that ends, with the cause, when it makes no sense to continue.
-func (w *welcome) guard(ctx context.Context) (context.Context, context.CancelFunc) {
+func (w *connWatch) guard(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	unhook := context.AfterFunc(w.ctx, func() { cancel(context.Cause(w.ctx)) })
 	return ctx, func() {
@@ -205,7 +205,7 @@ func (w *welcome) guard(ctx context.Context) (context.Context, context.CancelFun
 
 // why returns the reason of a call's error: the connection was closed permanently because the credentials are refused,
 // or guarded has ended.
-func (w *welcome) why(guarded context.Context, err error) error {
+func (w *connWatch) why(guarded context.Context, err error) error {
 	if guarded.Err() == nil && errors.Is(err, fabric.ErrConnectionClosed) && refused(err) {
 		return w.to.refused(err)
 	}

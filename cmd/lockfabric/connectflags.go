@@ -40,7 +40,7 @@ type connection struct {
 	flags   []*kong.Flag    // only those of the command
 	given   map[string]bool // flags of the command line, without those of the environment
 	empty   []string        // of these, flags with an empty text, for example because a variable of a script is not set
-	welcome *welcome        // of the last connection
+	welcome *connWatch      // of the last connection
 	once    bool            // prints once which programs the locks of the local server exclude
 }
 

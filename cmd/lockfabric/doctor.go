@@ -42,7 +42,7 @@ func (d *doctorCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	}
 	var now atomic.Value
 	at, elapsed := func(what string) { now.Store(what) }, since("%s")
-	erase := c.telling(ctx, s, func() string { return fmt.Sprintf("doctor %s: %v", elapsed(), now.Load()) })
+	erase := c.showLater(ctx, s, func() string { return fmt.Sprintf("doctor %s: %v", elapsed(), now.Load()) })
 	defer erase()
 	at("connecting")
 	nc, err := c.conn(ctx, s, to)

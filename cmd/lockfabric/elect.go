@@ -132,7 +132,7 @@ func (e *electCmd) tell(ctx context.Context, s *streams, l primitives.Leader) (e
 	sigs := make(chan os.Signal, 64)
 	defer signal.Stop(sigs)
 	value, _, _ := strings.Cut(string(l.Value), "\x00") // a variable can't contain the rest
-	v := &supervisor{held: unheld{}, sigs: sigs, killAfter: e.KillAfter, log: s.log}
+	v := &supervisor{held: noHold{}, sigs: sigs, killAfter: e.KillAfter, log: s.log}
 	code, err := v.run(childOf(path, e.Command, "LOCKFABRIC_KEY="+e.Name,
 		"LOCKFABRIC_LEADER_TERM="+strconv.FormatUint(l.Term, 10), "LOCKFABRIC_LEADER_VALUE="+value))
 	switch {
@@ -144,8 +144,8 @@ func (e *electCmd) tell(ctx context.Context, s *streams, l primitives.Leader) (e
 	return v.typed, nil
 }
 
-// unheld is a hold of nothing; it is never lost.
-type unheld struct{ held }
+// noHold is a hold of nothing; it is never lost.
+type noHold struct{ held }
 
-func (unheld) Err() error            { return nil }
-func (unheld) Lost() <-chan struct{} { return nil }
+func (noHold) Err() error            { return nil }
+func (noHold) Lost() <-chan struct{} { return nil }

@@ -138,7 +138,7 @@ func startProgress(ctx context.Context, m *fabric.Manager, key string, line *sta
 	var last atomic.Pointer[fabric.Info]
 	started := time.Now()
 	text := func() string { return waiting(key, last.Load(), started, time.Now()) }
-	return showing(ctx, line, text, func(ctx context.Context) {
+	return keepShowing(ctx, line, text, func(ctx context.Context) {
 		if !pause.For(ctx, progressEvery) {
 			return // most waits end here, without a request
 		}
@@ -155,13 +155,13 @@ func startProgress(ctx context.Context, m *fabric.Manager, key string, line *sta
 	})
 }
 
-// telling shows text after one second, if the output is a terminal and nothing else. erase ends this and erases the
+// showLater shows text after one second, if the output is a terminal and nothing else. erase ends this and erases the
 // line.
-func (c *cli) telling(ctx context.Context, s *streams, text func() string) (erase func()) {
+func (c *cli) showLater(ctx context.Context, s *streams, text func() string) (erase func()) {
 	if c.Output != "text" || !s.status.usable() {
 		return func() {}
 	}
-	return showing(ctx, s.status, text, func(context.Context) {})
+	return keepShowing(ctx, s.status, text, func(context.Context) {})
 }
 
 // since returns a text with the time since the call.
@@ -170,9 +170,9 @@ func since(format string) func() string {
 	return func() string { return fmt.Sprintf(format, age(started, time.Now())) }
 }
 
-// showing shows text, updated every second, and calls beside at the same time, until erase is called. erase waits for
+// keepShowing shows text, updated every second, and calls beside at the same time, until erase is called. erase waits for
 // it.
-func showing(ctx context.Context, line *statusLine, text func() string, beside func(ctx context.Context)) (erase func()) {
+func keepShowing(ctx context.Context, line *statusLine, text func() string, beside func(ctx context.Context)) (erase func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { beside(ctx) })

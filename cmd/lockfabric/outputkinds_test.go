@@ -188,7 +188,7 @@ func outputOfLatches(t *testing.T, m *fabric.Manager, doc string, tb table) {
 	counts := outputTable(t, doc, "latch count-down")
 	counts.printed(t, 0, "latch", "count-down", "ready", "--count", "2")
 	tb.shows(t, "ready", `"count": 1`, `"initial": 2`)
-	counts.complete(t, counted{})
+	counts.complete(t, countResult{})
 	// What was counted by the dead is not told apart any more, and stays counted.
 	if code, _, stderr := run(t, lockfabric(t, "gc")); code != 0 {
 		t.Fatalf("exit code %d, %s", code, stderr)

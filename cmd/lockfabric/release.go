@@ -85,7 +85,7 @@ func (r *releaseCmd) take(ctx context.Context, m *fabric.Manager, key string) (r
 		err = primitives.NewBarrier(m, key, info.Parties).Delete(ctx)
 		done.Removed = err == nil
 	}
-	return done, named(err, m, key)
+	return done, withHolderName(err, m, key)
 }
 
 // entering reports whether parties of a double barrier wait to enter.
@@ -174,7 +174,7 @@ func (g *gcCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	}
 	var got fabric.Collected
 	err := c.withoutLimit(ctx, s, func(ctx context.Context, m *fabric.Manager) (err error) { // see its help
-		defer c.telling(ctx, s, since("gc %s: what looks dead is observed for its TTL and margin"))()
+		defer c.showLater(ctx, s, since("gc %s: what looks dead is observed for its TTL and margin"))()
 		got, err = m.Collect(ctx, g.Prefix, opts...)
 		return err
 	})

@@ -22,11 +22,11 @@ type runCmd struct {
 	Shared    bool     `xor:"mode" help:"Same as --mode S: shared with other holders in this mode."`
 	Semaphore *int     `xor:"mode" placeholder:"N" complete:"-" help:"Hold a permit of a semaphore with N permits instead of a lock. All users of the name must give the same N."`
 	Permits   int      `default:"1" placeholder:"K" complete:"-" help:"How many permits of --semaphore to hold."`
-	several
+	setFlags
 	DeadlineCheck bool `help:"If the expected wait is longer than --wait, don't queue, but exit with 75 at once. A lock for which nobody has waited has no expected wait."`
 	claiming
 	holding
-	staying
+	durationFlags
 }
 
 func (r *runCmd) Run(ctx context.Context, c *cli, s *streams) error {
@@ -40,7 +40,7 @@ func (r *runCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		return err
 	}
 	r.NoProgress = r.NoProgress || r.Quiet
-	t := &task{holding: &r.holding, staying: r.staying, name: "run", key: r.Key, command: r.Command, acquire: r.acquire, advice: r.advice}
+	t := &task{holding: &r.holding, durationFlags: r.durationFlags, name: "run", key: r.Key, command: r.Command, acquire: r.acquire, advice: r.advice}
 	return r.conflict(t.run(ctx, c, s))
 }
 
@@ -58,7 +58,7 @@ func (r *runCmd) validate() error {
 	case r.DeadlineCheck && limit > 0:
 		return usageError("run --deadline-check: nothing is expected of a semaphore; leave it out")
 	}
-	return cmp.Or(r.several.validate(limit > 0), checkMode("run", r.Mode), checkCommand("run", r.Command), r.claiming.validate("run"), r.holding.validate("run"), r.staying.validate("run"), checkName(r.Key))
+	return cmp.Or(r.setFlags.validate(limit > 0), checkMode("run", r.Mode), checkCommand("run", r.Command), r.claiming.validate("run"), r.holding.validate("run"), r.durationFlags.validate("run"), checkName(r.Key))
 }
 
 const maxCount = 1<<31 - 1 // of permits and counts
@@ -86,22 +86,22 @@ func (r *runCmd) acquire(ctx context.Context, m *fabric.Manager) (held, error) {
 	if r.DeadlineCheck {
 		opts = append(opts, fabric.WithDeadlineCheck())
 	}
-	if r.several.given() {
-		return r.claiming.ask(ctx, r.several.acquire(m, r.Key, c.Mode), opts...)
+	if r.setFlags.given() {
+		return r.claiming.ask(ctx, r.setFlags.acquire(m, r.Key, c.Mode), opts...)
 	}
 	return r.claim(ctx, m, r.Key, c, opts...)
 }
 
-// several are the flags of a command that can hold several locks at once.
-type several struct {
+// setFlags are the flags of a command that can hold setFlags locks at once.
+type setFlags struct {
 	Also  []string `sep:"none" placeholder:"KEY[=MODE]" complete:"lock" help:"Hold this lock as well, all or nothing; the default mode is X; can be repeated. The order of the names does not matter: sets never deadlock."`
 	Path  bool     `help:"Also take intents on all levels above each lock: for a/b/c, on a and a/b. So the lock and exclusive locks of these levels exclude each other."`
 	Under []string `sep:"none" placeholder:"NAME" complete:"lock" help:"Also take an intent on NAME, which contains the lock; can be repeated, with the outermost first."`
 }
 
-func (s *several) given() bool { return len(s.Also)+len(s.Under) > 0 || s.Path }
+func (s *setFlags) given() bool { return len(s.Also)+len(s.Under) > 0 || s.Path }
 
-func (s *several) validate(semaphore bool) error {
+func (s *setFlags) validate(semaphore bool) error {
 	switch {
 	case s.given() && semaphore:
 		return usageError("run --semaphore: a permit is held alone; leave out --also, --path and --under")
@@ -135,7 +135,7 @@ func keyAndMode(text string) (string, fabric.Mode) {
 }
 
 // acquire returns a function that acquires all of them, or tries to.
-func (s *several) acquire(m *fabric.Manager, key string, mode fabric.Mode) acquirer {
+func (s *setFlags) acquire(m *fabric.Manager, key string, mode fabric.Mode) acquirer {
 	wants := []fabric.Want{{Key: key, Mode: mode, Path: s.Path}}
 	for _, text := range s.Also {
 		name, mode := keyAndMode(text)
@@ -257,29 +257,29 @@ func (*claiming) advice(err error) string {
 	return ""
 }
 
-// staying are the flags of commands that can hold it longer than CMD runs.
-type staying struct {
+// durationFlags are the flags of commands that can hold it longer than CMD runs.
+type durationFlags struct {
 	HoldAtLeast  time.Duration `placeholder:"DURATION" help:"Hold it for at least this time, even if CMD ends earlier, so that hosts whose clocks are late find it held. SIGINT and SIGTERM end this time."`
 	WaitChildren bool          `help:"Hold it until all processes of CMD's process group have ended, including those in the background."`
 }
 
-func (f *staying) validate(what string) error {
+func (f *durationFlags) validate(what string) error {
 	if f.HoldAtLeast < 0 {
 		return usageError("%s --hold-at-least=%v: give a time", what, f.HoldAtLeast)
 	}
 	return nil
 }
 
-// stay holds it until the minimum time since the start is over. It reports whether it had to wait. A loss in this time
+// waitMinimum holds it until the minimum time since the start is over. It reports whether it had to wait. A loss in this time
 // is not a loss of the command, which has already ended.
-func (t *task) stay(ctx context.Context, h held, since time.Time, s *streams, visible bool, sigs <-chan os.Signal) bool {
+func (t *task) waitMinimum(ctx context.Context, h held, since time.Time, s *streams, visible bool, sigs <-chan os.Signal) bool {
 	until := since.Add(t.HoldAtLeast)
 	if !time.Now().Before(until) {
 		return false
 	}
 	s.log.Info("the command has ended, holding on", "key", h.Key(), "hold_at_least", t.HoldAtLeast)
 	if visible {
-		defer showing(ctx, s.status, func() string {
+		defer keepShowing(ctx, s.status, func() string {
 			return fmt.Sprintf("%s has ended, holding %s for another %s", printable(label(t.command[0])), printable(h.Key()), age(time.Now(), until))
 		}, func(context.Context) {})()
 	}

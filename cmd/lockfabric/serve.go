@@ -137,7 +137,7 @@ func (v *serveCmd) attend(ctx context.Context, srv *embedded.Server, l *pageList
 		return err
 	}
 	defer page.end()
-	var own *guest
+	var own *selfClient
 	if !v.NoCoalesce {
 		own = coalesceFor(srv, s.log, counted.coalescer)
 	}

@@ -177,15 +177,15 @@ func (s serverStats) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// guest is a task of this process that uses a connection to its own server; nil is no task.
-type guest struct {
+// selfClient is a task of this process that uses a connection to its own server; nil is no task.
+type selfClient struct {
 	nc   *nats.Conn
 	stop context.CancelFunc
 	done chan struct{}
 }
 
-// invite starts a guest.
-func invite(srv *embedded.Server, name string, log *slog.Logger, work func(ctx context.Context, nc *nats.Conn)) (*guest, error) {
+// startSelfClient starts a guest.
+func startSelfClient(srv *embedded.Server, name string, log *slog.Logger, work func(ctx context.Context, nc *nats.Conn)) (*selfClient, error) {
 	nc, err := srv.Connect(nats.Name("lockfabric "+name), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			log.Debug("a NATS client of this process reports an error", "error", err)
@@ -194,7 +194,7 @@ func invite(srv *embedded.Server, name string, log *slog.Logger, work func(ctx c
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	g := &guest{nc, stop, make(chan struct{})}
+	g := &selfClient{nc, stop, make(chan struct{})}
 	go func() {
 		defer close(g.done)
 		work(ctx, nc)
@@ -203,7 +203,7 @@ func invite(srv *embedded.Server, name string, log *slog.Logger, work func(ctx c
 }
 
 // clients returns how many of the server's clients belong to this guest.
-func (g *guest) clients() int {
+func (g *selfClient) clients() int {
 	if g == nil || !g.nc.IsConnected() {
 		return 0
 	}
@@ -211,7 +211,7 @@ func (g *guest) clients() int {
 }
 
 // end stops the guest and waits for it, which takes some seconds at most.
-func (g *guest) end() {
+func (g *selfClient) end() {
 	if g != nil {
 		g.stop()
 		<-g.done
@@ -221,8 +221,8 @@ func (g *guest) end() {
 
 // coalesceFor starts standing by as the coalescer of the fabrics on this server. Locks work without it, so its errors
 // are only logged.
-func coalesceFor(srv *embedded.Server, log *slog.Logger, counted *fabricprom.Collector) *guest {
-	g, err := invite(srv, "coalescer", log, func(ctx context.Context, nc *nats.Conn) {
+func coalesceFor(srv *embedded.Server, log *slog.Logger, counted *fabricprom.Collector) *selfClient {
+	g, err := startSelfClient(srv, "coalescer", log, func(ctx context.Context, nc *nats.Conn) {
 		err := fabric.StandBy(ctx, nc, fabric.WithLabel("serve"), fabric.WithLogger(log), fabric.WithSweepInterval(0),
 			fabric.WithEvents(counted.Event), fabric.WithWatch(counted.Watch))
 		if err != nil {

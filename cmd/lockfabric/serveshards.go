@@ -16,7 +16,7 @@ import (
 // server already serves.
 func (v *serveCmd) divide(ctx context.Context, srv *embedded.Server, name string, s *streams) error {
 	made := make(chan error, 1)
-	g, err := invite(srv, "shards", s.log, func(ctx context.Context, nc *nats.Conn) {
+	g, err := startSelfClient(srv, "shards", s.log, func(ctx context.Context, nc *nats.Conn) {
 		made <- makeFabric(ctx, nc, fabric.WithFabric(name), fabric.WithShards(v.Shards), fabric.WithLabel("serve"))
 	})
 	if err != nil {

@@ -167,9 +167,9 @@ func cannotRun(command string, err error) error {
 	return &exitError{code: code, cause: fmt.Errorf("command %q %s: %w%s", command, what, err, advice)}
 }
 
-// insistent is how long after the first signal a second one is treated as the same: timeout(1) and systemd send a
+// repeatWindow is how long after the first signal a second one is treated as the same: timeout(1) and systemd send a
 // signal to run and to all its children, and run passes it on as well. A later signal means that run must end at once.
-const insistent = 2 * time.Second
+const repeatWindow = 2 * time.Second
 
 // errGivenUp is returned if a signal has ended the wait for a server that does not answer.
 var errGivenUp = errors.New("given up")
@@ -196,24 +196,24 @@ func interruptible(ctx context.Context, sigs <-chan os.Signal) (_ context.Contex
 				code:  exitSignal + signalNumber(sig),
 				cause: fmt.Errorf("ended by signal %q while waiting: nothing is held", sig),
 			})
-		} else if enough = time.Since(first) > insistent; enough {
+		} else if enough = time.Since(first) > repeatWindow; enough {
 			close(insisted)
 		}
 		return enough
 	})
 }
 
-// impatiently calls fn, which ends something and may have to wait for a server. If a signal asks to end at once, it
+// untilSecondSignal calls fn, which ends something and may have to wait for a server. If a signal asks to end at once, it
 // returns errGivenUp, and fn continues.
-func impatiently(sigs <-chan os.Signal, fn func() error) error {
+func untilSecondSignal(sigs <-chan os.Signal, fn func() error) error {
 	again, begun := make(chan struct{}), time.Now()
 	defer listen(sigs, func(sig os.Signal) (enough bool) {
-		if enough = slices.Contains(endings, sig) && time.Since(begun) > insistent; enough {
+		if enough = slices.Contains(endings, sig) && time.Since(begun) > repeatWindow; enough {
 			close(again)
 		}
 		return enough
 	})()
-	return unless(again, fn)
+	return callUnlessDone(again, fn)
 }
 
 // listen calls heard for each signal, until heard returns true or stop is called.
@@ -238,8 +238,8 @@ func listen(sigs <-chan os.Signal, heard func(os.Signal) (enough bool)) (stop fu
 	})
 }
 
-// unless calls fn and returns its error. If enough is closed, it returns errGivenUp without waiting for fn.
-func unless(enough <-chan struct{}, fn func() error) error {
+// callUnlessDone calls fn and returns its error. If enough is closed, it returns errGivenUp without waiting for fn.
+func callUnlessDone(enough <-chan struct{}, fn func() error) error {
 	result := make(chan error, 1)
 	go func() { result <- fn() }()
 	select {

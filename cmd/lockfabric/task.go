@@ -42,7 +42,7 @@ func (h *holding) validate(what string) error {
 // task acquires something, and runs a command while it is held.
 type task struct {
 	*holding
-	staying
+	durationFlags
 	name    string   // name of the lockfabric command, for messages
 	key     string   // key of the awaited name
 	command []string // nothing runs if it is empty
@@ -84,7 +84,7 @@ func (t *task) run(ctx context.Context, c *cli, s *streams) error {
 	if err != nil && !errors.Is(err, fabric.ErrLost) {
 		err = cannotRun(t.command[0], err)
 	}
-	stayed := err == nil && !v.told && t.stay(ctx, h, since, s, t.visible(c, s), sigs)
+	stayed := err == nil && !v.told && t.waitMinimum(ctx, h, since, s, t.visible(c, s), sigs)
 	if rerr := t.end(ctx, m, h, sigs); rerr != nil && err == nil {
 		lost := errors.Is(rerr, fabric.ErrLost)
 		switch {
@@ -119,11 +119,11 @@ func environment(h held) []string {
 
 func (t *task) end(ctx context.Context, m *fabric.Manager, h held, sigs <-chan os.Signal) error {
 	if t.after == nil || h.Err() != nil {
-		return impatiently(sigs, func() error { return letGo(ctx, m, h) })
+		return untilSecondSignal(sigs, func() error { return letGo(ctx, m, h) })
 	}
 	ctx, again, done := interruptible(ctx, sigs)
 	defer done()
-	return unless(again, func() error {
+	return callUnlessDone(again, func() error {
 		err := interrupted(ctx, t.after(ctx, h))
 		_ = m.Close()
 		return err
@@ -145,7 +145,7 @@ func letGo(ctx context.Context, m *fabric.Manager, h held) error {
 	if errors.Is(err, fabric.ErrLost) {
 		time.AfterFunc(closeTime, func() { close(enough) })
 	}
-	_ = unless(enough, m.Close)
+	_ = callUnlessDone(enough, m.Close)
 	return err
 }
 
@@ -171,7 +171,7 @@ func (t *task) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.Si
 		erase = startProgress(ctx, m, t.key, s.status)
 	}
 	var got held
-	err = unless(again, func() error {
+	err = callUnlessDone(again, func() error {
 		h, err := t.acquire(ctx, m)
 		erase()
 		if err == nil {
@@ -180,7 +180,7 @@ func (t *task) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.Si
 			}
 		}
 		if err != nil || ctx.Err() != nil {
-			err = named(c.welcome.why(ctx, errors.Join(err, ctx.Err())), m, t.key)
+			err = withHolderName(c.welcome.why(ctx, errors.Join(err, ctx.Err())), m, t.key)
 			if text := t.advice(err); text != "" {
 				err = fmt.Errorf("%w: %s", err, text)
 			}
@@ -207,8 +207,8 @@ func (t *task) visible(c *cli, s *streams) bool {
 // nameTime limits the search for the process that holds something.
 const nameTime = 3 * time.Second
 
-// named replaces the id in a refusal by the host, process and label of the holder.
-func named(err error, m *fabric.Manager, key string) error {
+// withHolderName replaces the id in a refusal by the host, process and label of the holder.
+func withHolderName(err error, m *fabric.Manager, key string) error {
 	held, isHeld := errors.AsType[*fabric.HeldError](err)
 	broken, isBroken := errors.AsType[*fabric.BrokenError](err)
 	occupies := errors.Is(err, fabric.ErrKindMismatch) || errors.Is(err, fabric.ErrSizeMismatch)
@@ -219,9 +219,9 @@ func named(err error, m *fabric.Manager, key string) error {
 	defer cancel()
 	switch {
 	case isBroken:
-		return blames(ctx, err, m, broken.Who)
+		return withLeaseName(ctx, err, m, broken.Who)
 	case occupies:
-		return occupied(ctx, err, m, key)
+		return withKindUsers(ctx, err, m, key)
 	}
 	info, ierr := m.Inspect(ctx, cmp.Or(held.Key, key))
 	if ierr != nil {
@@ -235,8 +235,8 @@ func named(err error, m *fabric.Manager, key string) error {
 	return err
 }
 
-// blames adds the process with this lease or id. A lease can be read for a while after its end.
-func blames(ctx context.Context, err error, m *fabric.Manager, who string) error {
+// withLeaseName adds the process with this lease or id. A lease can be read for a while after its end.
+func withLeaseName(ctx context.Context, err error, m *fabric.Manager, who string) error {
 	lease, _, _ := strings.Cut(who, ".")
 	all := []fabric.Info{{Waiters: []fabric.Party{{ID: who, Owner: who, Lease: fabric.Lease{ID: lease}}}}}
 	if ierr := m.Identify(ctx, all); ierr != nil {
@@ -247,8 +247,8 @@ func blames(ctx context.Context, err error, m *fabric.Manager, who string) error
 	return &reworded{err, strings.Replace(err.Error(), who, holder(p), 1)}
 }
 
-// occupied adds who uses a name as another kind, and what to do.
-func occupied(ctx context.Context, err error, m *fabric.Manager, key string) error {
+// withKindUsers adds who uses a name as another kind, and what to do.
+func withKindUsers(ctx context.Context, err error, m *fabric.Manager, key string) error {
 	info, ierr := m.Inspect(ctx, key)
 	if ierr != nil {
 		return err

@@ -131,11 +131,11 @@ func servePage(ctx context.Context, l net.Listener, log *slog.Logger, page http.
 
 // showPage serves the read-only page of a fabric on this server. It listens at once; a browser waits until the server,
 // which may still wait for its cluster, answers.
-func showPage(srv *embedded.Server, l *pageListener, name string, s *streams) (*guest, error) {
+func showPage(srv *embedded.Server, l *pageListener, name string, s *streams) (*selfClient, error) {
 	if l == nil {
 		return nil, nil // no page
 	}
-	g, err := invite(srv, "ui", s.log, func(ctx context.Context, nc *nats.Conn) {
+	g, err := startSelfClient(srv, "ui", s.log, func(ctx context.Context, nc *nats.Conn) {
 		m, err := fabric.New(ctx, nc, fabric.WithFabric(name), fabric.WithLazyLease(), fabric.WithSweepInterval(0), fabric.WithLogger(s.log))
 		if err == nil {
 			err = (&uiCmd{}).serve(ctx, l, m, name, s.log)
