@@ -104,15 +104,19 @@ func TestH12_RemovalSparesWhoHoldsByATurn(t *testing.T) {
 	}
 	rec := operator.record("k")
 	if rec == nil || len(rec.Holders) != 1 || rec.Holders[0].ID != l.ids[1] || rec.Holders[0].Token != out.Entry.Token || rec.Holders[0].Revoked || len(rec.Waiters) != 1 {
-		t.Errorf("record: %+v", rec)
+		t.Fatalf("record: %+v", rec)
+	}
+	l.until("who holds by a turn knows that record", func() bool {
+		known, _, _ := l.all[1].engine.Known("k")
+		return known != nil && known.Holders[0].ID == l.ids[1]
+	})
+	if len(lost) > 0 {
+		t.Errorf("lost: %v", <-lost)
 	}
 	l.waiting(2)
 	rule.Remove()
 	l.release(1)
 	l.holds(2)
-	if len(lost) > 0 {
-		t.Errorf("lost: %v", <-lost)
-	}
 	l.release(2)
 	l.clean("k", l.all...)
 }

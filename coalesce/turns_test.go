@@ -2,6 +2,7 @@ package coalesce
 
 import (
 	"context"
+	"slices"
 	"testing"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
@@ -14,6 +15,7 @@ type lineup struct {
 	*world
 	o       *owner
 	proxy   *faultproxy.Proxy
+	looker  *process // reads the record
 	all     []*process
 	paths   []*faultproxy.Proxy // of each
 	ids     []string
@@ -24,12 +26,25 @@ type lineup struct {
 
 // lineUp has n clients queue for the key "k", one after the other. The first holds.
 func lineUp(t *testing.T, n int) *lineup {
+	l := begin(t)
+	l.queue(n)
+	l.holds(0)
+	l.until("the owner is at rest", func() bool { return l.o.Stats().UnderWay == 0 })
+	return l
+}
+
+// begin is a lineup of nobody.
+func begin(t *testing.T) *lineup {
 	w := newPatientWorld(t)
 	op, proxy := w.behind(RouterConfig{})
-	l := &lineup{world: w, o: op.serve(), proxy: proxy}
-	look := w.process(RouterConfig{})
+	return &lineup{world: w, o: op.serve(), proxy: proxy, looker: w.process(RouterConfig{})}
+}
+
+// queue has n more clients queue, one after the other.
+func (l *lineup) queue(n int) {
+	l.t.Helper()
 	for range n {
-		p, path := w.behind(always)
+		p, path := l.behind(always)
 		p.meet()
 		id := p.lease.NextOp()
 		granted, failed := make(chan engine.Outcome, 1), make(chan error, 1)
@@ -46,11 +61,14 @@ func lineUp(t *testing.T, n int) *lineup {
 		p.router.Submit(q)
 		l.all, l.paths, l.ids, l.waits = append(l.all, p), append(l.paths, path), append(l.ids, id), append(l.waits, q)
 		l.granted, l.failed = append(l.granted, granted), append(l.failed, failed)
-		w.until("it stands in the record", func() bool { return look.record("k").Has(id) })
+		l.until("it stands in the record", func() bool { return l.looker.record("k").Has(id) })
 	}
-	l.holds(0)
-	w.until("the owner is at rest", func() bool { return l.o.Stats().UnderWay == 0 })
-	return l
+}
+
+// turns matches answers of an owner that pass a turn on.
+func turns(_ string, _, payload []byte) bool {
+	p, err := decodeReply(payload)
+	return err == nil && slices.ContainsFunc(p.outcomes, func(o outcome) bool { return o.kind == turn })
 }
 
 // holdWrites keeps what the owner writes from now on.
@@ -288,15 +306,17 @@ func TestH9_AdvanceBeforeAConversion(t *testing.T) {
 	l.clean("k", l.all...)
 }
 
-// H9, C13: the owner dies before it has written what it passed on. Who holds releases for those before, too, and
-// the others go on.
+// H9, C13: the owner dies before it has written what it passed on, and those before the holder can't say that they
+// have released. The holder's release removes them, too, and the others go on.
 func TestC13OwnerDiesBeforeItWrites(t *testing.T) {
 	l, rule := byTurn(t, 4)
 	l.release(1)
 	l.holds(2)
 	l.o.valid.Store(false)
-	l.proxy.Cut()
-	defer l.proxy.Heal()
+	for _, gone := range []*faultproxy.Proxy{l.proxy, l.paths[0], l.paths[1]} {
+		gone.Cut()
+		defer gone.Heal()
+	}
 	defer rule.Remove()
 	for _, p := range l.all {
 		p.client.mu.Lock()
@@ -305,8 +325,11 @@ func TestC13OwnerDiesBeforeItWrites(t *testing.T) {
 	}
 	l.release(2)
 	l.holds(3)
+	if !l.all[0].lease.Valid() || !l.all[1].lease.Valid() {
+		t.Error("it was granted when the leases of those before had ended")
+	}
 	l.release(3)
-	l.until("nothing stands in the record", func() bool { return l.all[0].record("k") == nil })
+	l.until("nothing stands in the record", func() bool { return l.looker.record("k") == nil })
 }
 
 // H10: what a process has released goes before what it asks for directly: else it would meet itself.
@@ -330,23 +353,35 @@ func TestH10_ItsReleasesGoFirst(t *testing.T) {
 	l.clean("k", l.all...)
 }
 
+// H13: a release whose turn went on, and which its owner can't write any more, is written by its own process, also
+// while the next one holds.
+func TestH13_AReleaseIsWrittenSomeTime(t *testing.T) {
+	l, rule := byTurn(t, 3)
+	l.o.valid.Store(false)
+	l.proxy.Cut()
+	defer l.proxy.Heal()
+	defer rule.Remove()
+	for _, p := range l.all {
+		p.client.mu.Lock()
+		p.client.suspend(p.client.now)
+		p.client.unlock()
+	}
+	l.until("the record shows who holds", func() bool {
+		rec := l.looker.record("k")
+		return rec != nil && len(rec.Holders) == 1 && rec.Holders[0].ID == l.ids[1] && !rec.Has(l.ids[0])
+	})
+	l.release(1)
+	l.holds(2)
+	l.release(2)
+	l.until("nothing stands in the record", func() bool { return l.looker.record("k") == nil })
+}
+
 // H13: with all turns lost the record says who is next, and nobody is stuck.
 func TestH13_AllTurnsLost(t *testing.T) {
 	w := newWorld(t)
 	op, proxy := w.behind(RouterConfig{})
 	o := op.serve()
-	lost := proxy.DropRequests(func(_ string, _, payload []byte) bool {
-		p, err := decodeReply(payload)
-		if err != nil {
-			return false
-		}
-		for i := range p.outcomes {
-			if p.outcomes[i].kind == turn {
-				return true
-			}
-		}
-		return false
-	})
+	lost := proxy.DropRequests(turns)
 	all := []*process{w.process(always), w.process(always), w.process(always)}
 	for _, p := range all {
 		p.meet()

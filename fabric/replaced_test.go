@@ -108,7 +108,8 @@ func setBack(t *testing.T, s *site, own string, markers ...string) {
 	}
 }
 
-func TestSetBack_TokensRiseAndHoldsEnd(t *testing.T) {
+// H15: tokens are tickets, and a bucket that takes the place of another begins above all of them.
+func TestH15_TokensRiseInABucketThatWasSetBack(t *testing.T) {
 	t.Parallel()
 	onBothSites(t, func(t *testing.T, s *site) {
 		t.Parallel()
