@@ -326,8 +326,9 @@ func TestC26WaitEndsTheHold(t *testing.T) {
 	wait.Holder, wait.Token, wait.Queue = id, out.Entry.Token, "c"
 	q, done := p.start("k", wait)
 	w.until("it waits", func() bool { rec := p.record("k"); return rec != nil && len(rec.Holders) == 0 })
+	w.until("the acquire and what takes it back are at the owner", func() bool { return o.Stats().Operations == 2 })
 	close(block)
-	w.until("the owner has done both", func() bool { st := o.Stats(); return st.Operations >= 2 && st.UnderWay == 0 })
+	w.until("the owner has done both", func() bool { return o.Stats().UnderWay == 0 })
 	other.mustRelease("k", other.mustAcquire("k"))
 	p.router.Withdraw(q, context.Canceled)
 	<-done
