@@ -12,23 +12,23 @@ import (
 )
 
 const (
-	// leastTogether is how many writes a batch has at least. On one server with a file a batch takes as long
+	// leastTogether is the least number of writes in a batch. On one server with file storage a batch takes as long
 	// as some 15 synced single writes, however small it is.
 	leastTogether = 24
 	mostTogether  = 256
 	mostBytes     = 1 << 20
-	largeMember   = 64 << 10 // goes by itself
+	largeMember   = 64 << 10 // a larger value is sent alone
 
-	// longestGather bounds how long a write waits for those that are under way, if one is not answered.
+	// longestGather bounds how long a write waits for those under way, if one of them gets no answer.
 	longestGather = 20 * time.Millisecond
-	// apart is for how long a key on which a write met another one is left out of batches.
+	// apart is how long a key stays out of batches after a write of it conflicted.
 	apart = time.Second
 )
 
-// committer is the group commit of a bucket: while writes are under way, those that come are gathered, and go
-// as one atomic batch when the former are answered. Each has its own outcome, as if it had been sent alone,
-// and nothing rests on their standing or falling together.
-// A write that finds none under way goes at once, unless a batch was answered a moment ago.
+// committer is the group commit of a bucket: while writes are under way, it gathers new ones, and sends them
+// as one atomic batch when the earlier ones are answered. Each write has its own outcome, as if it had been sent alone,
+// and no guarantee depends on the batch being atomic.
+// A write goes at once if none is under way, unless a batch was answered a moment ago.
 type committer struct {
 	b       *Bucket
 	longest time.Duration // longestGather
@@ -36,23 +36,23 @@ type committer struct {
 
 	mu    sync.Mutex
 	out   int    // writes under way
-	next  *Batch // gathers
+	next  *Batch // the batch that gathers
 	bytes int    // of next
 	due   *time.Timer
 	at    time.Time            // of due
-	met   map[string]time.Time // keys that are apart, since when
+	met   map[string]time.Time // keys that are kept apart, with the time of the conflict
 	gauge
 	batched uint64 // writes
 }
 
-// CommitInGroups has the bucket send writes of different keys together while there are many at a time.
+// CommitInGroups makes the bucket send writes of different keys together while there are many at a time.
 func (b *Bucket) CommitInGroups() {
 	if b.atomic {
 		b.group.CompareAndSwap(nil, &committer{b: b, longest: longestGather, aside: apart, met: map[string]time.Time{}})
 	}
 }
 
-// Batched returns how many writes were sent in batches of CommitInGroups.
+// Batched returns the number of writes that CommitInGroups has sent in batches.
 func (b *Bucket) Batched() uint64 {
 	g := b.group.Load()
 	if g == nil {
@@ -63,7 +63,7 @@ func (b *Bucket) Batched() uint64 {
 	return g.batched
 }
 
-// write reports beside the outcome whether the message was alone all the time.
+// write sends a write. alone is whether the message was never in a batch.
 func (g *committer) write(ctx context.Context, msg *nats.Msg, key string, rev uint64) (newRev uint64, alone bool, err error) {
 	m := g.join(msg, key, rev)
 	if m != nil {
@@ -91,7 +91,7 @@ func (g *committer) write(ctx context.Context, msg *nats.Msg, key string, rev ui
 	return newRev, m == nil, err
 }
 
-// join returns nil where the write is to go at once and alone, and notes that it is under way.
+// join adds the write to the next batch. It returns nil if the write has to go at once and alone, and counts it as under way.
 func (g *committer) join(msg *nats.Msg, key string, rev uint64) *Member {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -124,14 +124,14 @@ func (g *committer) join(msg *nats.Msg, key string, rev uint64) *Member {
 	m := g.next.Add()
 	m.comes(msg, key, rev)
 	g.bytes += len(msg.Data)
-	// While nothing is under way, as many as came back from the last batch are all that are to be expected.
+	// While nothing is under way, no more writes than the last batch had are to be expected.
 	if n := len(g.next.members); n == mostTogether || g.out == 0 && n >= max(leastTogether, g.size) {
 		g.flush()
 	}
 	return m
 }
 
-// apart reports whether another writer was met on the key a moment ago. Lock held.
+// apart reports whether a write of the key conflicted a moment ago. Lock held.
 func (g *committer) apart(key string) bool {
 	at, ok := g.met[key]
 	if ok && time.Since(at) > g.aside {
@@ -141,7 +141,7 @@ func (g *committer) apart(key string) bool {
 	return ok
 }
 
-// flush sends what was gathered. Lock held.
+// flush sends the gathered writes. Lock held.
 func (g *committer) flush() {
 	t := g.next
 	g.next = nil
@@ -159,7 +159,7 @@ func (g *committer) flush() {
 	t.came()
 }
 
-// answered takes in that a single write is over.
+// answered notes that a single write was answered.
 func (g *committer) answered(key string, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -179,7 +179,7 @@ func (g *committer) answered(key string, err error) {
 	g.aloneAnswered(out)
 }
 
-// flushIfIdle sends what was gathered if nothing is under way, or lets it grow a little. Lock held.
+// flushIfIdle sends the gathered writes if none is under way, or waits a little for more. Lock held.
 func (g *committer) flushIfIdle() {
 	switch {
 	case g.out > 0 || g.next == nil:
@@ -193,7 +193,7 @@ func (g *committer) flushIfIdle() {
 	}
 }
 
-// batchAnswered takes in that a batch is over, and reports whether its members are to be sent again, each alone.
+// batchAnswered notes that a batch was answered. again is whether its members have to be sent again, each alone.
 func (g *committer) batchAnswered(n int, took time.Duration, err error) (again bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -203,7 +203,7 @@ func (g *committer) batchAnswered(n int, took time.Duration, err error) (again b
 	return errors.Is(err, ErrBusy)
 }
 
-// has reports whether a write of the key has joined.
+// has reports whether the batch has a write of the key.
 func (t *Batch) has(key string) bool {
 	return t != nil && slices.ContainsFunc(t.members, func(m *Member) bool { return m.key == key })
 }

@@ -7,43 +7,43 @@ import (
 )
 
 const (
-	sampled   = 256               // writes of a turn, at least
-	tried     = 3                 // answers in a turn, at least: of batches each is that of many writes
-	enough    = 3                 // pairs of turns that have the same outcome
-	measured  = 30 * time.Second  // for how long the outcome counts
-	manyAlone = 8 * leastTogether // writes in a row that found no batch: there is no crowd any more
+	sampled   = 256               // least number of writes in a turn
+	tried     = 3                 // least number of answers in a turn; the answer to a batch counts for many writes
+	enough    = 3                 // pairs of turns with the same result that decide
+	measured  = 30 * time.Second  // how long a decision holds
+	manyAlone = 8 * leastTogether // writes in a row without a batch after which there is no crowd any more
 )
 
-// gauge decides by measuring whether a bucket's writes go in batches, since that depends on what a client can't
-// see: whether the server syncs each write. Single writes, which is how it begins, are left only while enough of
-// them are under way at a time. Both ways have turns, one after the other, and each pair of turns has an outcome. The one that
-// comes up three times counts: a bad moment of the disk falls into one or two turns.
+// gauge decides whether a bucket's writes go in batches. It measures, since a client can't see what the answer depends on:
+// whether the server syncs each write. It begins with single writes, and tries batches only while enough writes
+// are under way at a time. Both ways have turns, one after the other, and each pair of turns has a result. The result that
+// comes up three times decides: a bad moment of the disk affects only one or two turns.
 //
 //	singles -> batches -> singles -> ... --three times a fifth faster--> batches, for 30 s, then turns again
 //	                                     --else, few writes, or no answer--> singles, likewise
 type gauge struct {
-	on     bool // batches, not singles
+	on     bool // batches, not single writes
 	turn   turn
-	single time.Duration // what a write took in the turn of singles before
-	faster int           // pairs in which batches were
-	slower int           // and in which they weren't
+	single time.Duration // time of a write in the last turn of single writes
+	faster int           // pairs in which batches were faster
+	slower int           // pairs in which they were not
 	until  time.Time     // when turns begin again
 	sparse int           // single writes answered since a crowd was under way
-	lone   int           // writes that went alone since the last batch
-	lately time.Duration // by the last batch
+	lone   int           // single writes since the last batch
+	lately time.Duration // time of the last batch
 	size   int           // of the last batch
-	back   time.Time     // when it was answered
+	back   time.Time     // when the last batch was answered
 }
 
-// turn is what one way has taken lately.
+// turn is the measurement of one way.
 type turn struct {
-	last    time.Time // answer in a crowd, or to a batch, or first write after a pause; zero: none
+	last    time.Time // last answer in a crowd or to a batch, or first write after a pause; zero: none
 	answers int
 	writes  int
-	spent   time.Duration // from one's answer to the next one's
+	spent   time.Duration // sum of the times from one answer to the next
 }
 
-// takes counts an answer for n writes. It returns what one of them took, once they are enough, and 0 before.
+// takes counts an answer for n writes. It returns the time of one write once there are enough writes, and 0 before.
 func (t *turn) takes(n int) (cost time.Duration) {
 	now := time.Now()
 	if !t.last.IsZero() {
@@ -57,7 +57,7 @@ func (t *turn) takes(n int) (cost time.Duration) {
 	return cost
 }
 
-// went takes in that n writes are over, as it is decided, and lets the other way have its turn.
+// went counts n answered writes and, at the end of a turn, begins a turn of the other way.
 func (g *gauge) went(n int) {
 	cost := g.turn.takes(n)
 	if cost == 0 || time.Now().Before(g.until) {
@@ -79,7 +79,7 @@ func (g *gauge) went(n int) {
 	g.turn, g.lone = turn{last: time.Now()}, 0
 }
 
-// stop goes back to single writes. Turns begin again after d.
+// stop returns to single writes. Turns begin again after d.
 func (g *gauge) stop(d time.Duration) { *g = gauge{until: time.Now().Add(d)} }
 
 // wentAlone counts writes that did not find enough others for a batch.
@@ -89,8 +89,8 @@ func (g *gauge) wentAlone(n int) {
 	}
 }
 
-// aloneAnswered takes in that one of so many single writes under way is over. A server that syncs answers all of a crowd
-// at once, so the last ones of these find few others, and count as the first ones do.
+// aloneAnswered counts an answered single write; out is how many were under way. A server that syncs answers a whole crowd
+// at once, so the last ones of a crowd find few others, and still count as part of it.
 func (g *gauge) aloneAnswered(out int) {
 	if g.sparse++; out >= leastTogether {
 		g.sparse = 0
@@ -102,17 +102,17 @@ func (g *gauge) aloneAnswered(out int) {
 	g.went(1)
 }
 
-// begins takes in that a write comes while none is under way. It reports whether nobody has written lately. A pause is not
-// the server's time.
+// begins notes a write that comes while none is under way. quiet is whether no batch was answered lately. A pause does not
+// count as the server's time.
 func (g *gauge) begins() (quiet bool) {
 	now := time.Now()
 	if now.Sub(g.turn.last) > longestGather {
 		g.turn.last = now
 	}
-	return now.Sub(g.back) > longestGather // nobody comes back from a batch
+	return now.Sub(g.back) > longestGather // no writer has just come back from a batch
 }
 
-// togetherAnswered takes in that a batch of n is over.
+// togetherAnswered counts an answered batch of n.
 func (g *gauge) togetherAnswered(n int, took time.Duration, err error) {
 	switch {
 	case !g.on:
@@ -120,7 +120,7 @@ func (g *gauge) togetherAnswered(n int, took time.Duration, err error) {
 		g.wentAlone(2 * leastTogether)
 	case err != nil && g.back.IsZero():
 		g.stop(measured)
-	case err != nil: // a slow moment: the server does take batches
+	case err != nil: // a slow moment: the server does accept batches
 		g.stop(time.Second)
 	default:
 		g.lone, g.lately, g.size, g.back = 0, took, n, time.Now()
