@@ -60,7 +60,8 @@ func refusedInTime(t *testing.T, s *site) {
 	if late.Key != key || late.Expected < longHold || late.Allowed > longHold/2 || late.Position != 0 || late.Owner != holder.ID() {
 		t.Errorf("%+v", late)
 	}
-	if info := inspect(t, m, key); tries == 1 && (len(info.Waiters) > 0 || info.Revision != before) {
+	// On both roads one may write the same record again, to prove that what the other one has carried out is over.
+	if info := inspect(t, m, key); tries == 1 && (len(info.Waiters) > 0 || info.Revision != before && s != beltSite) {
 		t.Errorf("it left something behind: %+v", info)
 	}
 	expectHolder(t, m, key, holder)

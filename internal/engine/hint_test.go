@@ -165,8 +165,14 @@ func TestHint_AQueueThatMovesIsLeftAlone(t *testing.T) {
 	})
 }
 
-// After a hint during a read the record is read again: that read may have been too early.
+// After a hint during a read the record is read again if that read was too early, and not otherwise.
 func TestHint_DuringALook(t *testing.T) {
+	t.Run("the read was too early", func(t *testing.T) { hintDuringALook(t, 7*time.Millisecond, 2) })
+	t.Run("the read shows it", func(t *testing.T) { hintDuringALook(t, 2*time.Millisecond, 1) })
+}
+
+// hintDuringALook changes the record and hints so long after a look began, which takes 10 ms.
+func hintDuringALook(t *testing.T, after time.Duration, want uint64) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &link{bucket: newBucket(t)}
 		l.set(10*time.Millisecond, 10*time.Millisecond)
@@ -182,14 +188,19 @@ func TestHint_DuringALook(t *testing.T) {
 		}
 		rev := w.rev
 		w.mu.Unlock()
+		reads := e.Stats().Reads
 		e.Look("k", rev+1)
-		time.Sleep(7 * time.Millisecond) // it was read
+		time.Sleep(after)
 		l.apply("k", releaseOp("H.1"), releaseOp("I.1"))
 		e.Look("k", rev+1)
 		begun := time.Now()
 		<-granted
 		if took := time.Since(begun); took > 20*time.Millisecond { // the rest of a read, and a read
 			t.Errorf("it took %v", took)
+		}
+		time.Sleep(20 * time.Millisecond)
+		if n := e.Stats().Reads - reads; n != want {
+			t.Errorf("%d reads, and not %d", n, want)
 		}
 	})
 }

@@ -365,8 +365,8 @@ func (w *writer) deliver(s *step, rec *record.Record, rev uint64) {
 			continue
 		}
 		if !r.Op.Waits() {
-			if rec == nil && r.found {
-				w.holdTime = record.SmoothHold(w.holdTime, r.Op.Hold) // no record is left that has it
+			if rec == nil { // no record is left that has it; another road may have released the hold before
+				w.holdTime = record.SmoothHold(w.holdTime, r.Op.Hold)
 			}
 			w.end(r, Outcome{Revision: rev, Record: rec, Existed: r.found || r.maybeFound}, nil)
 			continue

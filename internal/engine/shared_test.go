@@ -5,6 +5,9 @@ import (
 	"errors"
 	"testing"
 	"testing/synctest"
+	"time"
+
+	"github.com/lockfabric/lockfabric/internal/record"
 )
 
 // A caller that gives up ends only its own wait: other requests of its round are answered
@@ -59,6 +62,32 @@ func TestGivingUpLeavesASharedRoundAlone(t *testing.T) {
 		}
 		if writes, commits, _ := b.counts(); writes != commits {
 			t.Errorf("%d writes, %d commits", writes, commits)
+		}
+	})
+}
+
+// A hold may be released on several roads: each of them knows then how long it lasted, whichever was first.
+func TestHoldTimeOfAReleaseThatComesSecond(t *testing.T) {
+	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
+		other := newEngine(t, b, nil)
+		defer other.Close()
+		do := func(e *Engine, op record.Op) {
+			t.Helper()
+			if _, err := Do(t.Context(), e, "k", op, Options{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		do(e, acquireOp("A.1"))
+		release := releaseOp("A.1")
+		release.Hold = time.Second
+		do(e, release)
+		do(other, release)
+		for i, e := range []*Engine{e, other} {
+			do(e, acquireOp("B.1"))
+			if hold := b.record("k").Hold; hold != time.Second {
+				t.Errorf("engine %d knows of holds of %v", i, hold)
+			}
+			b.apply("k", releaseOp("B.1"))
 		}
 	})
 }

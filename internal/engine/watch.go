@@ -97,14 +97,14 @@ func (v *view) look() {
 		return
 	}
 	if v.looking {
-		v.lookAgain = true // the read under way may be too early
+		v.lookAgain = true // the read under way may be too early for a hint
 		return
 	}
 	v.looking = v.core.goIfOpen(func() {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		var err error
-		for again := true; again; again = v.lookAgain && !v.closed {
+		for again := true; again; again = v.lookAgain && v.rev < v.hintRev && !v.closed {
 			v.lookAgain = false
 			v.mu.Unlock()
 			var entry jskv.Entry
