@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -208,16 +209,30 @@ func standBy(t *testing.T, s *site) {
 	t.Parallel()
 	o, _ := s.inOffice(t)
 	nc := s.conn(t)
-	ctx, cancel := context.WithCancel(waitContext(t))
+	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- fabric.StandBy(ctx, nc, fabric.WithLeisure(300*time.Millisecond)) }()
+	var open atomic.Int32
+	watch := func(m *fabric.Manager) (stop func()) {
+		if fabric.Name(m) != o.name { // of another test
+			return func() {}
+		}
+		open.Add(1)
+		return func() { open.Add(-1) }
+	}
+	go func() {
+		ended <- fabric.StandBy(ctx, nc, fabric.WithLeisure(300*time.Millisecond), fabric.WithWatch(watch))
+	}()
 	t.Cleanup(cancel)
 	owner := o.owned(t, record.Entry{})
 	if owner.Meta["rank"] != "3" {
 		t.Errorf("rank %q owns", owner.Meta["rank"])
 	}
 	eventually(t, "the owner lets go", func() bool { return o.record(t) == nil })
+	eventually(t, "the fabric is closed", func() bool { return open.Load() == 0 })
 	o.owned(t, owner)
+	if s.shards > 1 {
+		o.oneShardRests(t)
+	}
 	for _, name := range []string{"nobody-has-opened-it", ">"} {
 		if err := errors.Join(o.nc.Publish(coalesce.HelloSubject(name, 0), nil), o.nc.Flush()); err != nil {
 			t.Fatal(err)
@@ -235,6 +250,36 @@ func standBy(t *testing.T, s *site) {
 			t.Errorf("made %s", name)
 		}
 	}
+}
+
+// oneShardRests has another shard in use while nobody asks for the owner of the first one.
+func (o *office) oneShardRests(t *testing.T) {
+	t.Helper()
+	m, key := o.manager(t, fabric.WithRoad(fabric.RoadCoalesced)), inShard(1, o.s.shards)
+	var held *fabric.Lock
+	eventually(t, "an owner of shard 1", func() bool {
+		if held != nil {
+			release(t, held)
+		}
+		before := m.Stats().Coalesced
+		held = acquire(t, m, key)
+		return m.Stats().Coalesced > before
+	})
+	next := queue(t, waitContext(t), m, key) // whom the owner has to do with as long as it waits
+	term := func() uint64 {
+		info, err := m.CoalescerOf(waitContext(t), 1)
+		if err != nil || len(info.Holders) == 0 {
+			return 0
+		}
+		return info.Holders[0].Token
+	}
+	was := term()
+	eventually(t, "the owner of shard 0 lets go", func() bool { return o.record(t) == nil })
+	if now := term(); now != was || now == 0 {
+		t.Errorf("shard 1 was in use, and has an owner of term %d after %d", now, was)
+	}
+	release(t, held)
+	release(t, granted(t, next))
 }
 
 // A lock that nobody else wants costs the same messages whether or not somebody serves.

@@ -140,9 +140,7 @@ func timedAcquire(t *testing.T, s *site) {
 		t.Errorf("a context with a deadline in %v: %v after %v", limit, err, took)
 	}
 	expectHolder(t, m, key, l)
-	if n := len(inspect(t, m, key).Waiters); n != 0 {
-		t.Errorf("%d waiters left", n)
-	}
+	waitQueue(t, m, key, 0) // after half a second what is left is taken back in the background
 }
 
 func largerTokens(t *testing.T, s *site) {

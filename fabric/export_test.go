@@ -57,6 +57,15 @@ func Disown(ctx context.Context, m *Manager, key string) {
 // OwnerKey is the key of the lock of whoever serves as the coalescer.
 const OwnerKey = kv.CoalescerKey
 
+// Depose takes the lock of a shard from its owner, for the next one who waits for it.
+func Depose(ctx context.Context, m *Manager, shard int) error {
+	s, err := m.session(ctx)
+	if err == nil {
+		_, err = s.forceRelease(ctx, kv.CoalescerOf(shard), force{now: true})
+	}
+	return err
+}
+
 // AsServer makes the manager a coalescer of a server's rank.
 func AsServer() ManagerOption {
 	return func(c *config) error { c.rank = rankServer; return nil }

@@ -29,6 +29,7 @@ const patience = 60 * time.Second
 // by the first test that needs it and stopped by TestMain.
 type site struct {
 	name      string
+	servers   int             // of its cluster; 0 is a single server
 	options   []fabric.Option // of its managers
 	shards    int             // of its fabrics; 0 is 1
 	coalesced bool            // somebody serves as the coalescer of the common fabric
@@ -45,7 +46,7 @@ type site struct {
 var (
 	// On these nothing takes the road over a coalescer, so that writes and reads can be counted.
 	singleSite  = &site{name: "one server", options: []fabric.Option{fabric.WithRoad(fabric.RoadDirect)}}
-	clusterSite = &site{name: "three servers", options: []fabric.Option{fabric.WithRoad(fabric.RoadDirect)}}
+	clusterSite = &site{name: "three servers", servers: 3, options: []fabric.Option{fabric.WithRoad(fabric.RoadDirect)}}
 
 	// On this one managers are as they are by default. Some of them become coalescers.
 	defaultSite = &site{name: "one server, as by default"}
@@ -57,12 +58,13 @@ var (
 
 	// On these locks are kept.
 	keptSite        = &site{name: "one server, kept", options: []fabric.Option{fabric.WithKeep(20 * time.Millisecond)}}
-	keptClusterSite = &site{name: "three servers, kept", options: keptSite.options}
+	keptClusterSite = &site{name: "three servers, kept", servers: 3, options: keptSite.options}
 
-	// On this one the locks are divided over several buckets.
-	shardedSite = &site{name: "one server, three shards", shards: 3, options: []fabric.Option{fabric.WithShards(3)}}
+	// On these the locks are divided over several buckets.
+	shardedSite        = &site{name: "one server, three shards", shards: 3, options: []fabric.Option{fabric.WithShards(3)}}
+	shardedClusterSite = &site{name: "three servers, three shards", servers: 3, shards: 3, options: shardedSite.options}
 
-	allSites = []*site{singleSite, clusterSite, defaultSite, coalescedSite, beltSite, keptSite, keptClusterSite, shardedSite}
+	allSites = []*site{singleSite, clusterSite, defaultSite, coalescedSite, beltSite, keptSite, keptClusterSite, shardedSite, shardedClusterSite}
 )
 
 // roads has every list of behaviours run on each road.
@@ -71,10 +73,10 @@ var roads = flag.Bool("roads", false, "run the conformance tests on the coalesce
 func (s *site) start() {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if s != clusterSite && s != keptClusterSite {
+	if s.servers == 0 {
 		s.server, s.err = embedded.Start(ctx, embedded.WithTempStore(), embedded.WithSync(embedded.SyncInterval(time.Second)), embedded.WithListen("127.0.0.1:0"))
 	} else {
-		s.cluster, s.err = cluster.Start(ctx, 3)
+		s.cluster, s.err = cluster.Start(ctx, s.servers)
 	}
 	if s.shards > 0 && s.err == nil {
 		s.err = s.make(ctx)
@@ -86,7 +88,7 @@ func (s *site) start() {
 
 // make makes the common fabric, for managers that don't say how.
 func (s *site) make(ctx context.Context) error {
-	nc, err := s.server.Connect()
+	nc, err := s.connect()
 	if err != nil {
 		return err
 	}
@@ -185,15 +187,18 @@ func runBehaviours(t *testing.T, list []behaviour, more ...*site) {
 	}
 }
 
+func (s *site) connect(opts ...nats.Option) (*nats.Conn, error) {
+	if s.cluster != nil {
+		return s.cluster.Connect(opts...)
+	}
+	return s.server.Connect(opts...)
+}
+
 // conn returns a connection of its own, as a process of its own would have.
 func (s *site) conn(t testing.TB, opts ...nats.Option) *nats.Conn {
 	t.Helper()
 	opts = append([]nats.Option{nats.ReconnectBufSize(-1)}, opts...)
-	connect := func(o ...nats.Option) (*nats.Conn, error) { return s.server.Connect(o...) }
-	if s.cluster != nil {
-		connect = s.cluster.Connect
-	}
-	nc, err := connect(opts...)
+	nc, err := s.connect(opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,14 +243,17 @@ func (s *site) key(t testing.TB) string {
 
 // fabric returns the name of a fabric that no other test uses, whose buckets are
 // deleted at the end of the test.
-func (s *site) fabric(t testing.TB) string {
+func (s *site) fabric(t testing.TB) string { return s.fabricOf(t, s.shards) }
+
+// fabricOf is fabric for one of so many shards.
+func (s *site) fabricOf(t testing.TB, shards int) string {
 	t.Helper()
 	name := fmt.Sprintf("own-%d", s.numbers.Add(1))
 	js := s.jetStream(t)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		for _, bucket := range kv.LocksBuckets(name, s.shards) {
+		for _, bucket := range kv.LocksBuckets(name, shards) {
 			_ = js.DeleteStream(ctx, "KV_"+bucket)
 		}
 		_ = js.DeleteStream(ctx, "KV_"+name+"-leases")

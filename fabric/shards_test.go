@@ -185,9 +185,9 @@ func TestC20_EachShardHasAnOwner(t *testing.T) {
 			return id
 		}
 		for shard := range s.shards {
-			eventually(t, "an owner", func() bool { ask(shard); return owner(shard) != "" })
+			eventually(t, fmt.Sprint("an owner of shard ", shard), func() bool { ask(shard); return owner(shard) != "" })
 			key := inShard(shard, s.shards)
-			eventually(t, "an operation of each shard goes to its owner", func() bool {
+			eventually(t, fmt.Sprintf("an operation of shard %d goes to its owner", shard), func() bool {
 				before := m.Stats().Coalesced
 				release(t, acquire(t, m, key))
 				return m.Stats().Coalesced >= before+2
@@ -203,7 +203,7 @@ func TestC20_EachShardHasAnOwner(t *testing.T) {
 	})
 }
 
-// Changes in all shards are told by one watch, in the caller's goroutine, and its end ends it.
+// What is in use in all shards, and what changes there, is told by one watch, in the caller's goroutine, and its end ends it.
 func TestShards_WatchAll(t *testing.T) {
 	t.Parallel()
 	onSite(t, shardedSite, func(t *testing.T, s *site) {
@@ -211,30 +211,36 @@ func TestShards_WatchAll(t *testing.T) {
 		m := s.manager(t, fabric.WithFabric(s.fabric(t)))
 		ctx, cancel := context.WithCancel(waitContext(t))
 		defer cancel()
-		seen, held := map[string]bool{}, []*fabric.Lock(nil)
-		first := true
+		later := func(shard int) string { return inShard(shard, s.shards) + "/later" }
+		for shard := range s.shards {
+			acquire(t, m, inShard(shard, s.shards))
+		}
+		seen, begun := map[string]bool{}, false
 		for list, err := range m.WatchAll(ctx, "") {
 			if err != nil {
-				t.Fatal(err)
-			}
-			if first {
-				first = false
-				for shard := range s.shards {
-					held = append(held, acquire(t, m, inShard(shard, s.shards)))
-				}
+				t.Errorf("before all was told: %v", err)
+				break
 			}
 			for _, info := range list {
 				seen[info.Key] = info.Kind != ""
 			}
-			if len(seen) == s.shards {
+			if !begun {
+				begun = true
+				if len(seen) != s.shards {
+					t.Errorf("the first list has %v", seen)
+				}
+				for shard := range s.shards {
+					acquire(t, m, later(shard))
+				}
+			}
+			if len(seen) == 2*s.shards {
 				break
 			}
 		}
-		for _, l := range held {
-			if !seen[l.Key()] {
-				t.Errorf("%s was not told of: %v", l.Key(), seen)
+		for shard := range s.shards {
+			if !seen[later(shard)] {
+				t.Errorf("%s was not told of: %v", later(shard), seen)
 			}
-			release(t, l)
 		}
 	})
 }

@@ -177,7 +177,7 @@ func watchDisturbed(t *testing.T, s *site) {
 		l := acquire(t, m, "k")
 		until(t, c, &last, "grant after a reconnect", heldBy(l))
 		if s.cluster != nil {
-			if err := s.cluster.StepDown(waitContext(t), "KV_"+name+"-locks"); err != nil {
+			if err := s.cluster.StepDown(waitContext(t), "KV_"+kv.LocksBuckets(name, s.shards)[kv.Shard("k", s.shards)]); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -11,7 +11,7 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// serve --shards makes the fabric so, and refuses one that is otherwise; the other commands find all of it.
+// serve --shards makes the fabric so, and refuses one that is otherwise.
 func TestServeShards(t *testing.T) {
 	t.Parallel()
 	store := t.TempDir()

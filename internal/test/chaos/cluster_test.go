@@ -65,14 +65,17 @@ func TestSoakLeaderResigns(t *testing.T) {
 	s.finish()
 }
 
-// A server goes, in order or not, and comes back, again and again. The lease
-// outlives every election, so nothing is lost; a release can take longer than
-// its five seconds.
+// A server goes, in order or not, and comes back, again and again, under a fabric of one stream and one of three, whose
+// leaders are on different servers and which has an owner for each. The lease outlives every election, so nothing is lost;
+// a release can take longer than its five seconds.
 func TestSoakServerRestarts(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
 	managers := newManagers(t, 8, func(int) string { return c.URL() }, connOptions())
-	s := begin(t, &chaos.Workload{Managers: managers, Workers: 64, Keys: 32, Tolerance: chaos.Tolerance{Unconfirmed: true}})
+	s := begin(t, &chaos.Workload{Managers: managers, Workers: 48, Keys: 32, Tolerance: chaos.Tolerance{Unconfirmed: true}})
+	sharded := newManagers(t, 4, func(int) string { return c.URL() }, connOptions(), fabric.WithFabric("sharded"), fabric.WithShards(3),
+		fabric.WithRoad(fabric.RoadCoalesced), fabric.WithCoalescer())
+	ofShards := begin(t, &chaos.Workload{Managers: sharded, Workers: 16, Keys: 12, Tolerance: chaos.Tolerance{Unconfirmed: true}})
 	deadline := time.Now().Add(lasts(time.Second))
 	for n := 0; n == 0 || time.Now().Before(deadline); n++ {
 		s.work(time.Second)
@@ -87,7 +90,9 @@ func TestSoakServerRestarts(t *testing.T) {
 		down(i)
 		s.note("node %d is down", i)
 		s.note("node %d leads", leader(t, c, locksStream))
-		grow(t, s, 5, func(int) bool { return true })
+		for _, s := range []*scenario{s, ofShards} {
+			grow(t, s, 5, func(int) bool { return true })
+		}
 		s.note("all are granted locks again")
 		if err := c.RestartNode(testContext(t), i); err != nil {
 			t.Fatal(err)
@@ -97,6 +102,14 @@ func TestSoakServerRestarts(t *testing.T) {
 		}
 	}
 	s.finish()
+	ofShards.finish()
+	over := uint64(0)
+	for _, m := range sharded {
+		over += m.Stats().Coalesced
+	}
+	if over == 0 {
+		t.Error("nothing went over the owners: the scenario showed nothing of them")
+	}
 }
 
 // The leader is cut off from the majority while some clients still reach only

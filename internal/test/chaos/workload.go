@@ -43,7 +43,7 @@ type Workload struct {
 func (w *Workload) Names() []string {
 	names := make([]string, w.Keys)
 	for i := range names {
-		names[i] = fmt.Sprintf("chaos/%d", i)
+		names[i] = fmt.Sprintf("chaos-%d", i) // of a first level each, so in all shards
 	}
 	return names
 }
