@@ -30,11 +30,12 @@ func (i *inspectCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		return i.watch(ctx, c, s)
 	}
 	return show(ctx, c, s,
-		func(ctx context.Context, m *fabric.Manager) (is inspected, err error) {
-			if is.Info, err = m.Inspect(ctx, i.Key); err == nil {
-				is.Coalescer = coalescerOf(ctx, m, i.Key)
+		func(ctx context.Context, m *fabric.Manager) (inspected, error) {
+			info, err := m.Inspect(ctx, i.Key)
+			if err != nil {
+				return inspected{}, err
 			}
-			return is, err
+			return inspected{info, coalescerOf(ctx, m, i.Key)}, nil
 		},
 		func(w io.Writer, is inspected) { describe(w, is, time.Now()) })
 }
@@ -72,9 +73,10 @@ func (i *inspectCmd) watch(ctx context.Context, c *cli, s *streams) error {
 	return c.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
 		for info, err := range m.Watch(ctx, i.Key) {
 			if now := time.Now(); err == nil {
-				err = s.again(c.Output, watched{now, info}, func(w io.Writer) {
+				is := inspected{info, coalescerOf(ctx, m, i.Key)}
+				err = s.again(c.Output, watched{now, is}, func(w io.Writer) {
 					fmt.Fprintf(w, "%s %s %s, revision %d\n", now.Format(time.RFC3339), printable(info.Key), state(info), info.Revision)
-					facts(w, info)
+					facts(w, is)
 					allParties(w, info, now)
 					fmt.Fprintln(w)
 				})
@@ -87,10 +89,10 @@ func (i *inspectCmd) watch(ctx context.Context, c *cli, s *streams) error {
 	})
 }
 
-// watched is the JSON of one line of inspect --watch.
+// watched is the JSON of one line of inspect --watch, and of ls --watch, which names no coalescer.
 type watched struct {
 	Time time.Time `json:"time"` // when it was seen, by the clock of this host
-	fabric.Info
+	inspected
 }
 
 // state describes the state of a name of any kind in a few words.
@@ -140,7 +142,7 @@ func short(info fabric.Info) string {
 }
 
 // facts writes the other known facts, one on each line.
-func facts(w io.Writer, info fabric.Info) {
+func facts(w io.Writer, info inspected) {
 	if info.Size != info.Initial || info.Kind == fabric.KindLatch {
 		fmt.Fprintf(w, "made with:\t%d\n", info.Initial)
 	}
@@ -160,19 +162,18 @@ func facts(w io.Writer, info fabric.Info) {
 	if v := info.Bytes(); v != nil {
 		fmt.Fprintf(w, "value:\t%s\n", printable(string(v)))
 	}
-}
-
-func describe(w io.Writer, is inspected, now time.Time) {
-	info := is.Info
-	fmt.Fprintf(w, "key:\t%s\nkind:\t%s\nstate:\t%s\nrevision:\t%d\n", printable(info.Key), orDash(info.Kind), state(info), info.Revision)
-	facts(w, info)
-	if c := is.Coalescer; c.Term > 0 {
+	if c := info.Coalescer; c.Term > 0 {
 		fmt.Fprintf(w, "coalescer:\t%s pid %d, of rank %d\n", orDash(c.Host), c.PID, c.Rank)
 	}
+}
+
+func describe(w io.Writer, info inspected, now time.Time) {
+	fmt.Fprintf(w, "key:\t%s\nkind:\t%s\nstate:\t%s\nrevision:\t%d\n", printable(info.Key), orDash(info.Kind), state(info.Info), info.Revision)
+	facts(w, info)
 	if len(info.Holders)+len(info.Waiters)+len(info.Conditions) > 0 {
 		fmt.Fprintln(w)
 	}
-	allParties(w, info, now)
+	allParties(w, info.Info, now)
 }
 
 func allParties(w io.Writer, info fabric.Info, now time.Time) {

@@ -100,7 +100,7 @@ func (l *lsCmd) watch(ctx context.Context, c *cli, s *streams) error {
 			now := time.Now()
 			if c.Output == "json" {
 				for _, i := range changed {
-					if err := s.encode(watched{now, i}, ""); err != nil {
+					if err := s.encode(watched{now, inspected{Info: i}}, ""); err != nil {
 						return err
 					}
 				}

@@ -153,7 +153,7 @@ func TestOutputOfLocks(t *testing.T) {
 
 	// The same, line by line.
 	watch := outputTable(t, doc, "inspect --watch")
-	timed := outputTable(t, doc, "ls and inspect").with(watch)
+	timed := outputTable(t, doc, "ls and inspect").with(outputTable(t, doc, "inspect")).with(watch)
 	for _, key := range []string{"busy", "free"} {
 		w := start(t, lockfabric(t, "--output", "json", "inspect", "--watch", key))
 		timed.check(t, "inspect --watch", w.line())

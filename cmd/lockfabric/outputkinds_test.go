@@ -251,10 +251,15 @@ func outputOfCoalescer(t *testing.T, tb table) {
 		}
 		return m.Stats().Serving > 0
 	})
-	got := tb.printed(t, 0, "inspect", "free")
-	for _, want := range []string{`"rank": 2`, fmt.Sprintf(`"pid": %d`, os.Getpid()), fmt.Sprintf(`"term": "%d"`, m.Stats().Serving)} {
-		if !strings.Contains(got, want) {
-			t.Errorf("no %s in %s", want, got)
+	w := start(t, lockfabric(t, "--output", "json", "inspect", "--watch", "free"))
+	watched := strings.ReplaceAll(w.line(), `":`, `": `)
+	w.signal(os.Interrupt)
+	w.exits(0)
+	for _, got := range []string{tb.printed(t, 0, "inspect", "free"), watched} {
+		for _, want := range []string{`"rank": 2`, fmt.Sprintf(`"pid": %d`, os.Getpid()), fmt.Sprintf(`"term": "%d"`, m.Stats().Serving)} {
+			if !strings.Contains(got, want) {
+				t.Errorf("no %s in %s", want, got)
+			}
 		}
 	}
 }

@@ -5,6 +5,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -52,6 +53,12 @@ func TestServeCoalesces(t *testing.T) {
 			if want := fmt.Sprintf(" pid %d, of rank 3\n", p.cmd.Process.Pid); code != 0 || !strings.Contains(text, "coalescer:") || !strings.Contains(text, want) {
 				t.Errorf("inspect: exit code %d, no %q in %q", code, want, text)
 			}
+			w := start(t, bare(t, append(asked, "--watch")...))
+			if _, line := w.line(), w.line(); !strings.HasPrefix(line, "coalescer:") {
+				t.Errorf("inspect --watch: %q after the state", line)
+			}
+			w.signal(os.Interrupt)
+			w.exits(0)
 		} else if rank := found(); rank != "" {
 			t.Errorf("somebody of rank %q serves", rank)
 		}

@@ -19,11 +19,7 @@ const tourPrompt = "@@@ "
 // volatile is what differs from one tour to the next: ids, numbers, and the space that they take.
 var volatile = regexp.MustCompile(`exit code \d+|[\w-]{22,}\.\d+|\d[\d.hms]*| +`)
 
-// serves is a line that is there if a coalescer serves by then.
-var serves = regexp.MustCompile(`(?m)^coalescer:.*\n`)
-
 func settled(text, host string) string {
-	text = serves.ReplaceAllString(text, "")
 	return volatile.ReplaceAllStringFunc(regexp.MustCompile(`\b`+regexp.QuoteMeta(host)+`\b`).ReplaceAllString(text, "host"), func(s string) string {
 		switch s[0] {
 		case 'e': // this is not
