@@ -100,7 +100,6 @@ type term struct {
 	id      uint64
 	lease   string
 	subject string
-	dead    bool // nothing of it can be written any more, but what is on its way
 	seq     uint64
 	out     []*call // not sent yet
 	unacked []sent
@@ -121,7 +120,6 @@ type call struct {
 	frame uint64 // that brought it last, 0 = not sent
 	sends int
 	trip  *trip
-	claim *claim
 }
 
 type sent struct {
@@ -396,8 +394,8 @@ func (c *Client) lose(t *term) {
 			delete(t.calls, key)
 			c.router.concluded(k, &outcome{kind: notDone})
 		} else {
-			if c.router.lost(k); k.claim == nil {
-				delete(t.calls, key) // a release, which does no harm later
+			if c.router.lost(k); k.name().release || k.trip.answered {
+				delete(t.calls, key) // what becomes of it does not matter
 			}
 		}
 	}

@@ -28,9 +28,9 @@
 // frames of a client in their order, drops what comes late, and asks right before every
 // compare-and-set whether its own lease is still valid.
 //
-// An acquire that was sent to an owner and is not wanted any more is kept in the router's ledger
-// until that owner has said what became of it, or its term is over, which its lease's tombstone
-// proves, and a write on the key was committed after that.
+// An owner does not write an acquire if others have written the key since its client asked for it. So
+// one committed release, of anybody, ends an acquire on all roads. An acquire that is not wanted any more
+// is released that way, even if nothing of it is in the record.
 //
 // # Failure
 //

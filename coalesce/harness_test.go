@@ -106,7 +106,6 @@ func (w *world) process(cfg RouterConfig, url ...string) *process {
 	if w.patient {
 		p.client.least = patience
 	}
-	cfg.LeaseDead = p.leaseDead
 	p.router = NewRouter(p.engine, p.client, cfg)
 	t.Cleanup(p.router.Close)
 	p.lease = p.newLease(30 * time.Second)
@@ -149,11 +148,6 @@ func (p *process) newLease(ttl time.Duration) *lease.Lease {
 	}
 	p.w.t.Cleanup(func() { _ = l.Close(p.w.context()) })
 	return l
-}
-
-func (p *process) leaseDead(ctx context.Context, id string) (bool, error) {
-	st, err := p.observer.Check(ctx, id, time.Hour)
-	return st.Dead, err
 }
 
 func (p *process) leaseAlive(ctx context.Context, id string) (bool, error) {
@@ -322,18 +316,19 @@ func (w *world) wait(what string, done <-chan error, want error) {
 	}
 }
 
-// owes reports whether anything is left in the router's ledger.
+// owes reports whether the router has anything under way.
 func (p *process) owes() bool {
 	p.client.mu.Lock()
 	defer p.client.mu.Unlock()
-	return len(p.router.claims)+len(p.router.trips) > 0
+	return len(p.router.asked)+len(p.router.trips) > 0
 }
 
-// claimed reports whether an owner may still write something for the process.
-func (p *process) claimed() bool {
+// open reports whether an owner may still write an acquire that is not answered.
+func (p *process) open(id string) bool {
 	p.client.mu.Lock()
 	defer p.client.mu.Unlock()
-	return len(p.router.claims) > 0
+	t := p.router.asked[id]
+	return t != nil && len(t.open) > 0
 }
 
 // clean waits until nothing stands in a key's record, and nothing can come.

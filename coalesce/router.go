@@ -1,10 +1,8 @@
 package coalesce
 
 import (
-	"context"
 	"errors"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -14,8 +12,6 @@ import (
 
 // RouterConfig says how a router works.
 type RouterConfig struct {
-	// LeaseDead reports whether a lease's tombstone is committed, by one read. It is needed.
-	LeaseDead func(ctx context.Context, lease string) (bool, error)
 	// Belt sends every operation on both roads at once, for tests.
 	Belt bool
 	// Always sends every operation to the owner while there is one, also for keys that nobody else
@@ -29,16 +25,13 @@ type Router struct {
 	engine *engine.Engine
 	client *Client
 	cfg    RouterConfig
-	ctx    context.Context
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
 	here   atomic.Bool // the owner is this process
-	owes   atomic.Bool // there are trips or claims
+	owes   atomic.Bool // there is something in asked or trips
 
 	// All below is guarded by the client's mutex.
 	routes map[string]*route
 	trips  map[*trip]struct{} // that are not over
-	claims map[string]*claim  // by the operation's id
+	asked  map[string]*trip   // acquires that are not answered, or hold by a turn, by id
 	queues map[string]*queue  // by key
 	passes map[string][]*trip // by key: releases whose turn went on, and that are not known to be done
 	tick   *time.Timer
@@ -61,10 +54,9 @@ const (
 // Contended call the router's.
 func NewRouter(e *engine.Engine, c *Client, cfg RouterConfig) *Router {
 	r := &Router{
-		engine: e, client: c, cfg: cfg, routes: map[string]*route{}, trips: map[*trip]struct{}{}, claims: map[string]*claim{}, queues: map[string]*queue{},
+		engine: e, client: c, cfg: cfg, routes: map[string]*route{}, trips: map[*trip]struct{}{}, asked: map[string]*trip{}, queues: map[string]*queue{},
 		passes: map[string][]*trip{},
 	}
-	r.ctx, r.cancel = context.WithCancel(context.Background())
 	c.mu.Lock()
 	c.router = r
 	if cfg.Belt || cfg.Always {
@@ -77,20 +69,15 @@ func NewRouter(e *engine.Engine, c *Client, cfg RouterConfig) *Router {
 // Close ends the router's work, and its client. Requests that are not answered end with
 // engine.ErrClosed. The engine is the caller's to close.
 func (r *Router) Close() {
-	r.cancel()
-	r.client.Close()
-	r.end()
-	r.wg.Wait()
-}
-
-func (r *Router) end() {
 	c := r.client
+	c.Close()
 	c.mu.Lock()
 	defer c.unlock()
 	if r.tick != nil {
 		r.tick.Stop()
 	}
 	for t := range r.trips {
+		r.settle(t)
 		r.answer(t, engine.Outcome{}, engine.ErrClosed)
 	}
 }
@@ -187,80 +174,46 @@ func (r *Router) busy() bool {
 func (r *Router) submit(q *engine.Request) (direct bool) {
 	coalesced := r.coalesced(q)
 	release := q.Op.Verb == record.OpRelease
-	cl := r.claims[q.Op.ID]
-	if of := r.claims[q.Op.Holder]; of != nil && q.Op.Verb == record.OpWait {
-		r.ends(q, of)
-	}
+	asked := r.asked[q.Op.ID]
 	if q.Op.Verb == record.OpTry || q.Op.Verb == record.OpAcquire && q.Op.Owner != "" {
 		r.passGhosts(q)
 	}
-	if q.Guest != nil || r.client.closed || !coalesced && (!release || cl == nil) {
+	if release && asked != nil && asked.answered {
+		r.settle(asked)
+	}
+	if q.Guest != nil || r.client.closed || !coalesced {
 		r.lead(q.Key)
 		r.advance(q)
 		return true
 	}
-	t := &trip{req: q, since: time.Now(), claim: cl}
+	t := &trip{req: q, since: time.Now()}
 	q.Via = t
 	r.trips[t] = struct{}{}
 	r.owes.Store(true)
-	switch {
-	case release:
-		if coalesced {
-			r.engine.NoteHold(q.Op.Hold)
-			t.call = r.ask(t, q.Op)
+	if release {
+		r.engine.NoteHold(q.Op.Hold)
+		t.call = r.ask(t, q.Op)
+	} else {
+		if asked != nil { // the same again
+			t.seen, t.wentDirect = asked.seen, true
 		}
-		if cl != nil {
-			for _, k := range cl.calls { // what takes it back there may be first
-				t.missed = t.missed || t.call == nil || k.term != t.call.term
-			}
-			r.unwanted(cl)
-		}
-	case cl == nil:
-		t.claim = &claim{id: q.Op.ID, key: q.Key, lease: q.Op.Lease, wanted: true, seen: r.seen()}
-		r.claims[q.Op.ID] = t.claim
-		fallthrough
-	default: // the same again
+		r.asked[q.Op.ID] = t
 		r.enter(t)
 	}
-	if !coalesced || r.cfg.Belt {
+	if r.cfg.Belt {
 		r.goDirect(t)
 	}
 	r.arm()
 	return false
 }
 
-// ends has an owner take back the hold that a wait gives up, once it has: the owner may still write its
-// acquire. A grant that comes before the wait's answer may have been written after the wait. Called with mu held.
-func (r *Router) ends(q *engine.Request, of *claim) {
-	of.ends = true
-	gone := func() {
-		r.client.mu.Lock()
-		defer r.client.unlock()
-		if r.claims[of.id] == of {
-			r.unwanted(of)
-		}
-	}
-	queued, done := q.Queued, q.Done
-	q.Queued = func(p record.Place) {
-		if gone(); queued != nil {
-			queued(p)
-		}
-	}
-	q.Done = func(out engine.Outcome, err error) {
-		if err == nil {
-			gone()
-		}
-		done(out, err)
-	}
-}
-
 // passGhosts has a request asked for again that is refused by what this process had released before: the release has
-// not come there yet, or an owner has written an acquire that was given up. It is taken back at once. Called with mu held.
+// not come there yet. It is taken back at once. Called with mu held.
 func (r *Router) passGhosts(q *engine.Request) {
 	var ghosts []string
-	for id, cl := range r.claims {
-		if cl.key == q.Key && !cl.wanted {
-			ghosts = append(ghosts, id)
+	for _, owed := range r.engine.Owed(q.Op.Lease) {
+		if owed.Key == q.Key {
+			ghosts = append(ghosts, owed.Op.ID)
 		}
 	}
 	for t := range r.trips {
@@ -353,38 +306,35 @@ func (r *Router) Look(key string, rev uint64) {
 
 // ReleaseInBackground is that of the engine, on every road that the id has taken.
 func (r *Router) ReleaseInBackground(key, lease, id string, atLeast uint64) {
-	r.background(key, record.Op{Verb: record.OpRelease, ID: id, Lease: lease}, atLeast)
+	if !r.givesUp(id) {
+		r.engine.ReleaseInBackground(key, lease, id, atLeast)
+	}
 }
 
 // UndoInBackground is that of the engine, on every road that the id has taken.
 func (r *Router) UndoInBackground(key string, op record.Op, atLeast uint64) {
-	if r.owed(op.ID) {
-		if undo, ok := op.Undo(); ok {
-			op = undo
-		}
+	if !r.givesUp(op.ID) {
+		r.engine.UndoInBackground(key, op, atLeast)
 	}
-	r.background(key, op, atLeast)
 }
 
-func (r *Router) background(key string, op record.Op, atLeast uint64) {
-	if op.Verb == record.OpRelease && r.owed(op.ID) {
-		c := r.client
-		c.mu.Lock()
-		if cl := r.claims[op.ID]; cl != nil {
-			r.unwanted(cl)
-		}
-		c.unlock()
-	}
-	r.engine.UndoInBackground(key, op, atLeast)
-}
-
-func (r *Router) owed(id string) bool {
+// givesUp takes an acquire back that an owner may still write, or that holds by a turn. It reports whether it is one.
+func (r *Router) givesUp(id string) bool {
 	if !r.owes.Load() {
 		return false
 	}
 	r.client.mu.Lock()
-	defer r.client.mu.Unlock()
-	return r.claims[id] != nil
+	defer r.client.unlock()
+	t := r.asked[id]
+	switch {
+	case t == nil:
+		return false
+	case t.answered:
+		r.giveUp(t)
+	case t.cause == nil:
+		r.answer(t, engine.Outcome{}, engine.ErrGone)
+	}
+	return true
 }
 
 // Stats returns the counters of what was sent to owners.

@@ -3,6 +3,7 @@ package coalesce
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
@@ -12,16 +13,22 @@ import (
 // trip is one request on its way, on one road or on both. It is guarded by the client's mutex.
 type trip struct {
 	req    *engine.Request // of who asked
-	claim  *claim          // of the id, nil for a release of what no owner may still write
 	call   *call           // at the owner, nil if it is with none
 	direct *engine.Request // at the engine, nil if it isn't there
-	since  time.Time
+	since  time.Time       // when it was asked for, or withdrawn
 	// position is where it waits, as the owner said; 0 = not known.
 	position  int
 	overtaken int // how often others were ahead of it at the owner
 
 	queue *queue // where it counts as being at the owner
 	held  bool   // back in this process
+
+	// Of an acquire.
+	seen       uint64  // a revision that was committed before it was sent anywhere
+	open       []*call // that owners may still write
+	wentDirect bool
+	deaf       bool   // it takes no turn
+	turn       uint64 // its ticket, if it holds by a turn, as long as the record may not say so
 
 	passed   bool  // of a release: the turn went on, and it is answered
 	carried  bool  // of a release: the engine carries it through
@@ -40,26 +47,35 @@ func (t *trip) releases() bool { return t.req.Op.Verb == record.OpRelease }
 
 // ask sends an operation of a trip to the owner of this moment. Called with mu held.
 func (r *Router) ask(t *trip, op record.Op) *call {
-	k := &call{term: r.client.now, trip: t, claim: t.claim}
+	k := &call{term: r.client.now, trip: t}
 	k.item = item{key: t.req.Key, op: op, failFast: t.req.FailFast, tell: t.req.Queued != nil}
-	k.held, k.turns = t.req.Held && op.Verb == record.OpRelease, t.req.Turns
-	if op.Verb != record.OpRelease {
-		k.since = t.claim.seen
-		t.claim.calls = append(t.claim.calls, k)
+	if op.Verb == record.OpRelease {
+		k.held = t.req.Held
+	} else {
+		if !t.elsewhere() {
+			t.seen = r.seen()
+		}
+		k.turns, k.since = t.req.Turns, t.seen
+		t.open = append(t.open, k)
 	}
 	r.client.submit(k)
 	return k
 }
 
+// elsewhere reports whether an acquire was sent somewhere and may still be written there, or have been.
+func (t *trip) elsewhere() bool { return t.wentDirect || len(t.open) > 0 }
+
 // wanted reports whether a call is to be sent again if it got lost.
-func (k *call) wanted() bool { return k.op.Verb == record.OpRelease || k.claim.wanted }
+func (k *call) wanted() bool {
+	return k.op.Verb == record.OpRelease || !k.trip.answered && k.trip.cause == nil
+}
 
 // goDirect has the engine carry a trip out, beside whoever has it already. Called with mu held.
 func (r *Router) goDirect(t *trip) {
 	carried := t.releases() && t.cause != nil // for nobody
 	if !t.releases() {
 		r.lead(t.req.Key)
-		t.claim.direct = true
+		t.wentDirect = true
 	}
 	if t.direct != nil || t.carried || t.answered && !carried {
 		r.review(t)
@@ -69,11 +85,6 @@ func (r *Router) goDirect(t *trip) {
 	q := t.req
 	r.unhold(t)
 	d := &engine.Request{Key: q.Key, Op: q.Op, AtLeast: q.AtLeast, Held: q.Held, FailFast: q.FailFast, Prove: q.Prove}
-	var over []*call
-	if t.releases() && t.claim != nil {
-		over = t.claim.over()
-		d.Prove = true
-	}
 	if q.Queued != nil {
 		d.Queued = func(p record.Place) {
 			r.client.mu.Lock()
@@ -84,9 +95,6 @@ func (r *Router) goDirect(t *trip) {
 	d.Done = func(out engine.Outcome, err error) {
 		r.client.mu.Lock()
 		defer r.client.unlock()
-		if err == nil {
-			r.settle(t.claim, over)
-		}
 		if t.direct == d {
 			t.direct = nil
 			r.arrived(t, out, err)
@@ -123,20 +131,18 @@ func (r *Router) concluded(k *call, o *outcome) {
 		return
 	}
 	if k.op.Verb == record.OpRelease {
-		if o.kind == done {
-			r.settle(k.claim, k.claim.at(k.term))
-		}
 		switch {
-		case t == nil || t.call != k:
-		case o.kind == done && t.releases():
+		case t.call != k:
+		case o.kind != done:
+			r.lost(k)
+		case t.releases():
 			t.call = nil
 			t.missed = t.missed || k.sends > 1
 			r.releasedOnce(t, engine.Outcome{Revision: o.rev, Existed: o.existed}, o.existed)
-		case o.kind == done:
-			t.call = nil
-			r.endWithdrawal(t)
 		default:
-			r.lost(k)
+			t.call = nil
+			r.settle(t)
+			r.endWithdrawal(t)
 		}
 		return
 	}
@@ -145,10 +151,11 @@ func (r *Router) concluded(k *call, o *outcome) {
 		r.tell(t, o.place())
 		return
 	}
-	if o.kind == granted && !k.claim.wanted {
-		r.late(k, o)
-	} else if !o.uncertain && (o.kind != granted || !k.claim.ends) {
-		r.settle(k.claim, []*call{k})
+	if !o.uncertain {
+		t.open = slices.DeleteFunc(t.open, func(c *call) bool { return c == k })
+		if t.answered && len(t.open) == 0 {
+			r.settle(t) // the record says that it holds
+		}
 	}
 	if t.call != k || t.cause != nil {
 		return
@@ -179,13 +186,10 @@ func (r *Router) seen() uint64 { return max(r.engine.Seen(), r.client.seen) }
 // askAgain sends an acquire to the owner once more that others were ahead of with a write of the key, if that can't have been its own
 // on another road. It reports false where the direct road is to be taken. Called with mu held.
 func (r *Router) askAgain(t *trip, o *outcome) bool {
-	cl := t.claim
-	if o.uncertain || cl.direct || !cl.wanted || len(cl.calls) > 0 || r.client.now == nil || t.overtaken >= mostOvertaken {
+	if o.uncertain || t.elsewhere() || r.client.now == nil || t.overtaken >= mostOvertaken {
 		return false
 	}
 	t.overtaken++
-	cl.seen = r.seen()
-	r.claims[cl.id] = cl
 	t.call = r.ask(t, t.req.Op)
 	return true
 }
@@ -193,21 +197,11 @@ func (r *Router) askAgain(t *trip, o *outcome) bool {
 // mostOvertaken is how often an acquire is sent to the owner again because others wrote the key.
 const mostOvertaken = 3
 
-// late takes in that an owner has written an acquire that nobody wants any more. It takes it back itself
-// if it has been asked to; but it may have refused that, as one that ends does. Called with mu held.
-func (r *Router) late(k *call, o *outcome) {
-	if k.term.calls[callKey{k.op.ID, true}] != nil || o.uncertain {
-		return
-	}
-	r.client.due.add(action{undo: &engine.Request{Key: k.key, Op: k.op, AtLeast: o.rev}})
-	r.settle(k.claim, []*call{k})
-}
-
 // lost is told that what an owner does with a call is not known. Called with mu held.
 func (r *Router) lost(k *call) {
 	t := k.trip
-	if t == nil || t.call != k {
-		return // the ledger sees to it
+	if t.call != k {
+		return
 	}
 	t.call, t.missed = nil, true
 	r.client.stats.Fallbacks++
@@ -225,14 +219,15 @@ func (r *Router) lost(k *call) {
 // after that. Called with mu held.
 func (r *Router) releasedOnce(t *trip, out engine.Outcome, existed bool) {
 	t.released, t.existed = true, t.existed || existed
+	if !t.existed && !t.missed && (t.call != nil || t.direct != nil) {
+		return // the other road may have found it
+	}
 	if t.call != nil {
 		if time.Since(t.since) < r.patience(t) {
-			return // until it answers, the owner may write the acquire once more, and take it back then
+			return // the owner is to write it once more: a stamp that is taken after the release would be void
 		}
-		t.missed = true // what it may still write of the id is the ledger's
-	}
-	if !t.existed && !t.missed && t.direct != nil {
-		return // the other road may have found it
+		delete(t.call.term.calls, t.call.name())
+		t.call = nil
 	}
 	out.Existed = t.existed || t.missed
 	r.answer(t, out, nil)
@@ -250,18 +245,27 @@ func (r *Router) answer(t *trip, out engine.Outcome, err error) {
 	if !t.telling {
 		r.client.due.add(action{answer: t})
 	}
-	if t.claim != nil && !t.releases() && err != nil {
-		r.unwanted(t.claim)
+	if !t.releases() {
+		r.entered(t)
 	}
-	if t.direct != nil && !t.releases() {
-		d := t.direct
+	r.review(t)
+}
+
+// entered takes in that an acquire has its outcome: what the other road makes of it is not wanted. Called with mu held.
+func (r *Router) entered(t *trip) {
+	if d := t.direct; d != nil {
 		t.direct = nil
 		r.client.due.add(action{withdraw: d, cause: engine.ErrElsewhere})
-		if err != nil {
+		if t.err != nil {
 			r.client.due.add(action{undo: d}) // also if it was granted there just now
 		}
 	}
-	r.review(t)
+	switch {
+	case t.err != nil && len(t.open) > 0:
+		r.giveUp(t)
+	case t.turn == 0: // a hold by a turn may not stand in the record yet
+		r.settle(t)
+	}
 }
 
 // review forgets a trip that is over. Called with mu held.
@@ -271,13 +275,13 @@ func (r *Router) review(t *trip) {
 		if t.passed {
 			r.unpass(t)
 		}
-		r.forget(t.claim)
+		r.rest()
 	}
 }
 
 // tell says once that a trip has to wait. Called with mu held.
 func (r *Router) tell(t *trip, p record.Place) {
-	if t == nil || t.told || t.answered || t.req.Queued == nil {
+	if t.told || t.answered || t.req.Queued == nil {
 		return
 	}
 	t.told, t.telling = true, true
@@ -295,44 +299,33 @@ func (r *Router) withdraw(t *trip, cause error) {
 		r.answer(t, engine.Outcome{}, fmt.Errorf("%w: %w", engine.ErrUnconfirmed, cause))
 		return
 	}
-	direct := t.direct
-	if direct != nil {
+	if d := t.direct; d != nil {
 		t.direct = nil
-		r.client.due.add(action{withdraw: direct, cause: engine.ErrElsewhere})
+		r.client.due.add(action{withdraw: d, cause: engine.ErrElsewhere})
 	}
 	if r.unhold(t) {
 		r.answer(t, engine.Outcome{}, cause)
 		return
 	}
-	atOwner := t.call != nil
-	t.call = nil
-	r.unwanted(t.claim)
-	if atOwner {
-		t.call = t.claim.undo
-		if t.call != nil {
-			t.call.trip = t
-		}
-	}
-	if direct != nil || t.missed || t.call == nil {
+	if t.since, t.position = time.Now(), 0; t.call != nil && t.call.term == r.client.now {
+		t.call = r.ask(t, t.undo())
+	} else {
 		r.undoDirect(t)
 	}
 }
 
 // undoDirect takes a withdrawn trip back on the direct road. Called with mu held.
 func (r *Router) undoDirect(t *trip) {
-	op, _ := t.req.Op.Undo()
-	d := &engine.Request{Key: t.req.Key, Op: op, AtLeast: t.req.AtLeast, Prove: true}
-	over := t.claim.over()
+	d := r.release(t)
 	d.Done = func(_ engine.Outcome, err error) {
 		r.client.mu.Lock()
 		defer r.client.unlock()
-		if err == nil {
-			r.settle(t.claim, over)
+		if t.direct = nil; err == nil {
+			r.settle(t)
 		}
-		t.direct = nil
 		r.endWithdrawal(t)
 	}
-	t.direct = d
+	t.call, t.direct = nil, d
 	r.client.due.submit(d)
 }
 

@@ -19,8 +19,8 @@ func (r *Router) judge(k *call, o *outcome) {
 	c := r.client
 	c.mu.Lock()
 	defer c.unlock()
-	t, cl := k.trip, k.claim
-	if t == nil || cl == nil || t.answered || t.cause != nil || cl.deaf || !cl.wanted || cl.turn != 0 || !t.req.Turns {
+	t := k.trip
+	if t.answered || t.cause != nil || t.deaf || !t.req.Turns {
 		return
 	}
 	if rev > o.rev {
@@ -29,7 +29,7 @@ func (r *Router) judge(k *call, o *outcome) {
 			return
 		}
 	}
-	cl.turn = o.token
+	t.turn = o.token
 	c.stats.Turns++
 	if t.call == k {
 		t.call = nil
@@ -42,7 +42,7 @@ func (r *Router) judge(k *call, o *outcome) {
 // owner, or this process, has written it. Called with mu held.
 func (r *Router) passed(k *call, o *outcome) {
 	t := k.trip
-	if t == nil || t.call != k || !t.releases() || t.answered {
+	if t.call != k || !t.releases() || t.answered {
 		return
 	}
 	t.passed, t.cause = true, errPassed
@@ -76,13 +76,18 @@ func (r *Router) advance(q *engine.Request) {
 	if q.Op.Verb == record.OpStopWaiting {
 		id = q.Op.ID
 	}
-	cl := r.claims[id]
+	t := r.asked[id]
 	switch {
-	case cl == nil:
-	case cl.turn != 0:
-		op := record.Op{Kind: record.KindLock, Verb: record.OpAdvance, ID: cl.id, Lease: cl.lease, Token: cl.turn}
-		r.client.due.submit(&engine.Request{Key: q.Key, Op: op, AtLeast: q.AtLeast})
+	case t == nil:
+	case t.turn != 0:
+		op := record.Op{Kind: record.KindLock, Verb: record.OpAdvance, ID: id, Lease: t.req.Op.Lease, Token: t.turn}
+		r.client.due.submit(&engine.Request{Key: q.Key, Op: op, AtLeast: q.AtLeast, Done: func(_ engine.Outcome, err error) {
+			if r.client.mu.Lock(); err == nil {
+				r.settle(t)
+			}
+			r.client.unlock()
+		}})
 	case q.Op.Verb == record.OpStopWaiting:
-		cl.deaf = true
+		t.deaf = true
 	}
 }

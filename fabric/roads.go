@@ -1,7 +1,6 @@
 package fabric
 
 import (
-	"context"
 	"fmt"
 	"time"
 
@@ -74,7 +73,7 @@ func (sh *shard) route() error {
 		return err
 	}
 	sh.router = coalesce.NewRouter(sh.engine, client, coalesce.RouterConfig{
-		LeaseDead: s.leaseDead, Always: cfg.road == RoadCoalesced, Belt: cfg.road == RoadBoth,
+		Always: cfg.road == RoadCoalesced, Belt: cfg.road == RoadBoth,
 	})
 	sh.doer = sh.router
 	return nil
@@ -102,10 +101,4 @@ func (sh *shard) contended(key string) {
 		}
 		sh.router.Contended(key)
 	}
-}
-
-// leaseDead reports whether a lease's tombstone is committed.
-func (s *session) leaseDead(ctx context.Context, id string) (bool, error) {
-	st, err := s.observer.Check(ctx, id, ownerTTL)
-	return st.Dead, err
 }
