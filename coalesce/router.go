@@ -250,7 +250,18 @@ func (r *Router) Routed(key string) bool {
 	}
 	r.client.mu.Lock()
 	defer r.client.mu.Unlock()
-	return r.routes[key] != nil
+	return r.currentRoute(key) != nil
+}
+
+// currentRoute returns the route of a key whose requests go to the owner, nil of one whose requests go directly. It drops
+// a route that is old. Called with mu held.
+func (r *Router) currentRoute(key string) *route {
+	rt := r.routes[key]
+	if rt != nil && (rt.alone >= aloneMost || time.Since(rt.used) > idleMost) {
+		delete(r.routes, key)
+		return nil
+	}
+	return rt
 }
 
 // coalesced decides whether a request is sent to the owner. Called with mu held.
@@ -262,17 +273,11 @@ func (r *Router) coalesced(q *engine.Request) bool {
 	if r.cfg.Belt || r.cfg.Always {
 		return true
 	}
-	rt := r.routes[q.Key]
-	if rt == nil {
-		return false
+	rt := r.currentRoute(q.Key)
+	if rt != nil {
+		rt.used = time.Now()
 	}
-	now := time.Now()
-	if rt.alone >= aloneMost || now.Sub(rt.used) > idleMost {
-		delete(r.routes, q.Key)
-		return false
-	}
-	rt.used = now
-	return true
+	return rt != nil
 }
 
 // Withdraw is that of engine.Doer.

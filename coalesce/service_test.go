@@ -72,6 +72,29 @@ func TestWindowOfAProcess(t *testing.T) {
 	}
 }
 
+// A key whose route is old goes directly, and counts as such for whoever may keep its lock.
+func TestAnOldRouteIsNone(t *testing.T) {
+	w := newPatientWorld(t)
+	w.process(RouterConfig{}).serve()
+	p := w.process(RouterConfig{})
+	p.meet()
+	for _, age := range []func(rt *route){
+		func(rt *route) { rt.used = rt.used.Add(-2 * idleMost) },
+		func(rt *route) { rt.alone = aloneMost },
+	} {
+		p.router.Contended("k")
+		if !p.router.Routed("k") {
+			t.Error("a contended key goes directly")
+		}
+		p.client.mu.Lock()
+		age(p.router.routes["k"])
+		p.client.mu.Unlock()
+		if p.router.Routed("k") {
+			t.Error("an old route counts")
+		}
+	}
+}
+
 // Those that are held back go directly when the owner is lost.
 func TestWindowWithoutAnOwner(t *testing.T) {
 	w := newPatientWorld(t)
