@@ -5,27 +5,27 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// actions are calls that are due when the client's mutex is let go, in their order.
+// actions are calls to make, in this order, once the client's mutex is unlocked.
 type actions struct{ list []action }
 
-// action is one of them: whichever field is set.
+// action is one call. The fields that are set say which.
 type action struct {
-	submit   *engine.Request
-	withdraw *engine.Request
-	cause    error
-	undo     *engine.Request // in the background
-	tell     *trip
-	place    record.Place
-	answer   *trip
-	turn     *call // to be judged by
-	says     outcome
+	submit       *engine.Request
+	withdraw     *engine.Request
+	cause        error
+	undo         *engine.Request // in the background
+	reportQueued *trip           // call Queued of its request with place
+	place        record.Place
+	answer       *trip // call Done of its request
+	turn         *call // the acquire that outcome gives a turn to
+	outcome      outcome
 }
 
 func (a *actions) add(what action) { a.list = append(a.list, what) }
 
 func (a *actions) submit(q *engine.Request) { a.add(action{submit: q}) }
 
-// do makes the calls. Called without the mutex.
+// do makes the calls. The caller does not hold the mutex.
 func (a *actions) do(r *Router) {
 	for i := range a.list {
 		switch what := &a.list[i]; {
@@ -36,14 +36,14 @@ func (a *actions) do(r *Router) {
 		case what.undo != nil:
 			r.engine.UndoInBackground(what.undo.Key, what.undo.Op, what.undo.AtLeast)
 		case what.turn != nil:
-			r.judge(what.turn, &what.says)
+			r.takeTurn(what.turn, &what.outcome)
 		case what.answer != nil:
 			what.answer.req.Done(what.answer.out, what.answer.err)
-		case what.tell != nil:
-			t := what.tell
+		case what.reportQueued != nil:
+			t := what.reportQueued
 			t.req.Queued(what.place)
 			r.client.mu.Lock()
-			t.telling = false
+			t.reportingQueued = false
 			answered := t.answered
 			r.client.mu.Unlock()
 			if answered {

@@ -17,72 +17,72 @@ import (
 
 // Times of a client.
 const (
-	window       = 2                      // frames that are not acknowledged
-	leastSilence = 100 * time.Millisecond // after which a frame's operations go directly
-	firstSilence = 500 * time.Millisecond // the same, before anything was measured
-	helloAgain   = time.Second            // after nobody was there
-	helloSilence = time.Second            // after which a hello is taken to be lost
-	helloRarest  = 10 * time.Minute       // between two of those that get no answer; each time twice as long as before
-	beatsMissed  = 4
-	invitations  = 3 // hellos to an owner whose beats are heard, before they become rare
+	window        = 2                      // unacknowledged frames at most
+	leastSilence  = 100 * time.Millisecond // shortest wait for an acknowledgement before the owner is suspended
+	firstSilence  = 500 * time.Millisecond // the same wait before an RTT was measured
+	helloAgain    = time.Second            // shortest time between two hellos
+	helloSilence  = time.Second            // a hello without an answer for so long is taken to be lost
+	helloRarest   = 10 * time.Minute       // longest time between unanswered hellos; it doubles with each
+	beatsMissed   = 4
+	maxTermHellos = 3 // hellos that a term's beats cause at once; later ones wait for helloAt
 )
 
-// ClientConfig is what a client is made of. Conn, Fabric, Manager and Stamp are needed.
+// ClientConfig configures a client. Conn, Fabric, Manager and Stamp are required.
 type ClientConfig struct {
 	Conn   *nats.Conn
 	Fabric string
-	// Manager is the id of this client among all: 1 to 64 letters, digits and '_'. The ids of its leases
-	// begin with it and a '-'; other leases go directly.
+	// Manager is the unique id of this client: 1 to 64 letters, digits and '_'. The ids of its leases
+	// begin with it and a '-'. Operations under other leases take the direct road.
 	Manager string
 	Stamp   Stamp
 	Shard   int
-	// Unserved is called, if it is not nil, when operations were contended and nobody serves the
-	// shard: the connection said so. It must return at once.
+	// Unserved, if not nil, is called when operations were contended and the server has
+	// reported that the shard has no owner. It must return at once.
 	Unserved func()
 	Logger   *slog.Logger
 }
 
-// Client sends operations to the owner of a shard. It has no goroutine of its own; a Router works
+// Client sends operations to the owner of a shard. It has no goroutine of its own. A Router works
 // on top of it. It is safe for concurrent use.
 type Client struct {
-	cfg    ClientConfig
-	inbox  string
-	served atomic.Bool // there is an owner to send to
+	cfg      ClientConfig
+	inbox    string
+	hasOwner atomic.Bool // there is an owner to send to
 
-	mu      sync.Mutex
-	closed  bool
-	listens bool
-	subs    []*nats.Subscription
-	now     *term            // that is sent to, nil if there is none
-	terms   map[uint64]*term // all that something may still come of
-	highest uint64           // term that was heard of
-	seen    uint64           // newest revision that an owner told
-	link    rtt.Estimator
-	least   time.Duration // of silence and of waiting before the direct road is taken; of tests
-	timer   *time.Timer   // of the oldest frame without an answer
-	timing  bool          // it is running
-	beatDue *time.Timer
+	mu           sync.Mutex
+	closed       bool
+	subscribed   bool
+	subs         []*nats.Subscription
+	current      *term            // the term that operations are sent to; nil: none
+	terms        map[uint64]*term // all terms that may still send an outcome
+	highest      uint64           // the highest term that a beat has named; after its bye one more
+	newestRev    uint64           // the highest revision that an owner has reported
+	link         rtt.Estimator
+	minSilence   time.Duration // the least time to wait before the direct road is taken; set by tests
+	replyTimer   *time.Timer   // ends the wait for the oldest acknowledgement
+	timerRunning bool          // replyTimer is running
+	beatTimer    *time.Timer
 
-	helloAt    time.Time // when the next one may be sent
+	helloAt    time.Time // when the next hello may be sent
 	helloPause time.Duration
-	// invited is the term that was asked last since its beat was heard, and invitations how often.
-	invited     uint64
-	invitations int
-	heardBack   bool        // a hello was answered, be it that nobody is there
-	hello       *time.Timer // running while one is out
+	// helloTerm is the term that was last sent a hello because of its beat, and termHellos is how often it was.
+	helloTerm     uint64
+	termHellos    int
+	helloAnswered bool        // a hello was answered, by an owner or by the server's report that there is none
+	helloTimer    *time.Timer // ends the wait for a hello's answer
 
-	suspensions []time.Time // the last ones
-	restUntil   time.Time   // no owner is used before
-	rest        time.Duration
+	suspensions []time.Time // times of the latest suspensions
+	avoidUntil  time.Time   // no owner is used before this time
+	avoidFor    time.Duration
 
-	router *Router // told of events
+	router *Router // gets the events
 	due    actions
 	stats  ClientStats
 }
 
 // ClientStats counts what a client has done since it was made.
 type ClientStats struct {
-	Term       uint64 // that is sent to, 0 = none
+	Term       uint64 // the term that operations are sent to; 0: none
 	Frames     uint64
 	Operations uint64
 	Replies    uint64
@@ -91,38 +91,38 @@ type ClientStats struct {
 	Fallbacks  uint64        // operations that went directly because no owner answered in time
 	Held       int           // acquires that wait in this process for a place at the owner
 	Turns      uint64        // acquires that hold by a turn
-	Dropped    uint64        // messages that were malformed, or from nobody who was asked
+	Dropped    uint64        // messages that were malformed, or not expected
 	RTT        time.Duration // smoothed, from a frame to its acknowledgement; 0 before the first
 }
 
-// term is an owner as a client knows it.
+// term is what a client knows of an owner.
 type term struct {
-	id      uint64
-	lease   string
-	subject string
-	seq     uint64
-	out     []*call // not sent yet
-	unacked []sent
-	calls   map[callKey]*call // without a final outcome
-	next    time.Duration     // until the next beat, at most
+	id           uint64
+	lease        string
+	subject      string
+	seq          uint64
+	unsent       []*call // not sent yet
+	unacked      []sentFrame
+	calls        map[callKey]*call // without a final outcome
+	beatInterval time.Duration     // longest time until the next beat
 }
 
-// callKey names an operation in a term.
+// callKey identifies an operation within a term.
 type callKey struct {
 	id      string
 	release bool
 }
 
-// call is an operation on its way to, or at, an owner.
+// call is an operation that is on its way to an owner or at one.
 type call struct {
 	item
 	term  *term
-	frame uint64 // that brought it last, 0 = not sent
+	frame uint64 // the last frame that contained it; 0: not sent
 	sends int
 	trip  *trip
 }
 
-type sent struct {
+type sentFrame struct {
 	frame uint64
 	at    time.Time
 	calls []*call
@@ -130,8 +130,8 @@ type sent struct {
 
 func (k *call) name() callKey { return callKey{k.op.ID, k.op.Verb == record.OpRelease} }
 
-// NewClient returns a client. It subscribes to its subjects at once, and to the owner's beats when
-// it needs an owner for the first time.
+// NewClient returns a client. The client subscribes to its inbox at once. It subscribes to the owner's beats when
+// it first needs an owner.
 func NewClient(cfg ClientConfig) (*Client, error) {
 	if !validManager(cfg.Manager) {
 		return nil, errors.New("coalesce: a manager's id is 1 to 64 letters, digits and '_'")
@@ -143,7 +143,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 		cfg.Unserved = func() {}
 	}
 	c := &Client{cfg: cfg, inbox: inbox(cfg.Fabric, cfg.Shard, cfg.Manager), terms: map[uint64]*term{}}
-	sub, err := cfg.Conn.Subscribe(c.inbox+">", c.receive)
+	sub, err := cfg.Conn.Subscribe(c.inbox+">", c.onMessage)
 	if err != nil {
 		return nil, err
 	}
@@ -151,13 +151,13 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	return c, nil
 }
 
-// Close ends the client. What it has sent may still be carried out.
+// Close ends the client. The owner may still carry out what was sent.
 func (c *Client) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
-	c.served.Store(false)
-	for _, t := range []*time.Timer{c.timer, c.beatDue, c.hello} {
+	c.hasOwner.Store(false)
+	for _, t := range []*time.Timer{c.replyTimer, c.beatTimer, c.helloTimer} {
 		if t != nil {
 			t.Stop()
 		}
@@ -173,12 +173,12 @@ func (c *Client) Stats() ClientStats {
 	defer c.mu.Unlock()
 	st := c.stats
 	st.RTT, _ = c.link.RTT()
-	if c.now != nil {
-		st.Term = c.now.id
+	if c.current != nil {
+		st.Term = c.current.id
 	}
 	if c.router != nil {
 		for _, q := range c.router.queues {
-			st.Held += len(q.held)
+			st.Held += len(q.waiting)
 		}
 	}
 	return st
@@ -192,10 +192,10 @@ func (st ClientStats) Plus(past ClientStats) ClientStats {
 	return st
 }
 
-// unlock lets mu go and does what is due then.
+// unlock sends what the window allows, unlocks mu, and then makes the calls that are due.
 func (c *Client) unlock() {
-	if c.now != nil && !c.closed {
-		c.send(c.now)
+	if c.current != nil && !c.closed {
+		c.send(c.current)
 	}
 	due := c.due
 	c.due = actions{}
@@ -203,39 +203,39 @@ func (c *Client) unlock() {
 	due.do(c.router)
 }
 
-// want looks for an owner, if none is known. Called with mu held.
-func (c *Client) want() {
+// findOwner sends a hello if no owner is known and it is time for one. Called with mu held.
+func (c *Client) findOwner() {
 	now := time.Now()
-	if c.closed || c.now != nil || now.Before(c.helloAt) || now.Before(c.restUntil) {
+	if c.closed || c.current != nil || now.Before(c.helloAt) || now.Before(c.avoidUntil) {
 		return
 	}
 	c.helloAt = now.Add(helloAgain)
-	if !c.listens {
-		sub, err := c.cfg.Conn.Subscribe(BeatSubject(c.cfg.Fabric, c.cfg.Shard), c.heard)
+	if !c.subscribed {
+		sub, err := c.cfg.Conn.Subscribe(BeatSubject(c.cfg.Fabric, c.cfg.Shard), c.onBeat)
 		if err != nil {
 			return
 		}
-		c.subs, c.listens = append(c.subs, sub), true
+		c.subs, c.subscribed = append(c.subs, sub), true
 	}
 	c.stats.Hellos++
 	if c.cfg.Conn.PublishRequest(HelloSubject(c.cfg.Fabric, c.cfg.Shard), c.inbox+"h", nil) != nil {
 		return
 	}
-	if c.hello != nil {
-		c.hello.Stop()
+	if c.helloTimer != nil {
+		c.helloTimer.Stop()
 	}
-	c.hello = time.AfterFunc(helloSilence, func() {
+	c.helloTimer = time.AfterFunc(helloSilence, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if c.now == nil { // perhaps it may not be asked, or who was chosen to answer is stopped
+		if c.current == nil { // this user may lack the right to send a hello, or the owner that got it is stopped
 			c.helloPause = min(max(2*c.helloPause, helloAgain), helloRarest)
 			c.helloAt = time.Now().Add(c.helloPause)
 		}
 	})
 }
 
-// receive is called for every message to this client.
-func (c *Client) receive(m *nats.Msg) {
+// onMessage is called for every message to the client's inbox.
+func (c *Client) onMessage(m *nats.Msg) {
 	kind := strings.TrimPrefix(m.Subject, c.inbox)
 	nobody := len(m.Data) == 0 && m.Header.Get("Status") == "503"
 	c.mu.Lock()
@@ -243,51 +243,51 @@ func (c *Client) receive(m *nats.Msg) {
 	switch {
 	case c.closed:
 	case kind == "r":
-		c.take(m.Data)
-	case kind == "h" && nobody && c.hello != nil:
-		c.hello.Stop()
-		c.helloPause, c.heardBack = 0, true
+		c.takeReply(m.Data)
+	case kind == "h" && nobody && c.helloTimer != nil:
+		c.helloTimer.Stop()
+		c.helloPause, c.helloAnswered = 0, true
 		go c.cfg.Unserved()
 	case kind == "h":
-		c.heardBack = true
-		c.meet(m.Data)
+		c.helloAnswered = true
+		c.takeBeat(m.Data)
 	case strings.HasPrefix(kind, "f.") && nobody:
-		c.unheard(strings.TrimPrefix(kind, "f."))
+		c.onNoResponders(strings.TrimPrefix(kind, "f."))
 	default:
 		c.stats.Dropped++
 	}
 }
 
-// heard is called for every beat.
-func (c *Client) heard(m *nats.Msg) {
+// onBeat is called for every beat.
+func (c *Client) onBeat(m *nats.Msg) {
 	c.mu.Lock()
 	defer c.unlock()
-	if !c.closed && (c.heardBack || !c.invite(m.Data)) {
-		c.meet(m.Data)
+	if !c.closed && (c.helloAnswered || !c.helloOnBeat(m.Data)) {
+		c.takeBeat(m.Data)
 	}
 }
 
-// invite has an owner asked whose beat was heard, as long as nothing has come back: a client may
-// hear owners that don't hear it. Whoever was to become the owner may have been asked before, and does
-// not answer. It reports whether the beat is one to wait for an answer to. Called with mu held.
-func (c *Client) invite(data []byte) bool {
+// helloOnBeat sends a hello because of a beat, as long as no hello was answered: a client may
+// hear beats of an owner that does not get the client's messages. An unanswered hello may also have gone to a former
+// owner, so each term gets a few hellos. It returns true if the beat itself must not be used. Called with mu held.
+func (c *Client) helloOnBeat(data []byte) bool {
 	b, err := decodeBeat(data)
 	if err != nil || b.bye {
 		return false
 	}
-	if b.term != c.invited {
-		c.invited, c.invitations = b.term, 0
+	if b.term != c.helloTerm {
+		c.helloTerm, c.termHellos = b.term, 0
 	}
-	if c.invitations < invitations {
-		c.invitations++
+	if c.termHellos < maxTermHellos {
+		c.termHellos++
 		c.helloAt = time.Time{}
 	}
-	c.want()
+	c.findOwner()
 	return true
 }
 
-// meet takes in that an owner is there, or goes. Called with mu held.
-func (c *Client) meet(data []byte) {
+// takeBeat handles a beat, or a hello's answer: an owner is there, or ends its term. Called with mu held.
+func (c *Client) takeBeat(data []byte) {
 	b, err := decodeBeat(data)
 	if err != nil || b.stamp != c.cfg.Stamp || b.min > frameVersion || b.max < frameVersion {
 		c.stats.Dropped++
@@ -295,12 +295,12 @@ func (c *Client) meet(data []byte) {
 	}
 	t := c.terms[b.term]
 	switch {
-	case b.term < c.highest, leaseOf(b.lease, c.cfg.Manager):
-		return // of an owner that was deposed, or is this process
+	case b.term < c.highest, isLeaseOf(b.lease, c.cfg.Manager):
+		return // from a deposed owner, or from this process
 	case b.bye:
-		c.highest = b.term + 1 // nobody is to come back to it
-		if t != nil && t == c.now {
-			c.lose(t)
+		c.highest = b.term + 1 // this term must not be used again
+		if t != nil && t == c.current {
+			c.loseOwner(t)
 		}
 		return
 	case t == nil:
@@ -310,102 +310,103 @@ func (c *Client) meet(data []byte) {
 		c.terms[b.term] = t
 	}
 	c.highest = b.term
-	if t.next = time.Duration(b.next) * time.Millisecond; t.next <= 0 {
-		t.next = beatIdle
+	if t.beatInterval = time.Duration(b.next) * time.Millisecond; t.beatInterval <= 0 {
+		t.beatInterval = beatIdle
 	}
-	if c.hello != nil {
-		c.hello.Stop()
+	if c.helloTimer != nil {
+		c.helloTimer.Stop()
 	}
 	c.helloPause = 0
-	if c.now != t && time.Now().After(c.restUntil) {
-		if c.now != nil {
-			c.lose(c.now)
+	if c.current != t && time.Now().After(c.avoidUntil) {
+		if c.current != nil {
+			c.loseOwner(c.current)
 		}
-		c.now = t
-		c.served.Store(true)
-		c.forget()
+		c.current = t
+		c.hasOwner.Store(true)
+		c.forgetTerms()
 	}
-	c.expectBeat()
+	c.armBeatTimer()
 }
 
-// forget drops terms that nothing can come of any more. Called with mu held.
-func (c *Client) forget() {
+// forgetTerms removes the terms that can send no outcome any more. Called with mu held.
+func (c *Client) forgetTerms() {
 	for id, t := range c.terms {
-		if t != c.now && len(t.calls) == 0 {
+		if t != c.current && len(t.calls) == 0 {
 			delete(c.terms, id)
 		}
 	}
 }
 
-// expectBeat has the owner suspended when its beats fail to come. Called with mu held.
-func (c *Client) expectBeat() {
-	t := c.now
+// armBeatTimer starts the timer that suspends the owner when its beats stop. Called with mu held.
+func (c *Client) armBeatTimer() {
+	t := c.current
 	if t == nil {
 		return
 	}
-	if c.beatDue != nil {
-		c.beatDue.Stop()
+	if c.beatTimer != nil {
+		c.beatTimer.Stop()
 	}
-	c.beatDue = time.AfterFunc(max(beatsMissed*t.next+leastSilence, c.least), func() {
+	c.beatTimer = time.AfterFunc(max(beatsMissed*t.beatInterval+leastSilence, c.minSilence), func() {
 		c.mu.Lock()
 		defer c.unlock()
-		if c.now == t && !c.closed {
+		if c.current == t && !c.closed {
 			c.suspend(t)
 		}
 	})
 }
 
-// suspend takes the owner to be lost until it is heard of again. Called with mu held.
+// suspend treats the owner as lost until its next beat, or for longer if that happens often. Called with mu held.
 func (c *Client) suspend(t *term) {
 	c.stats.Suspended++
 	now := time.Now()
 	c.suspensions = append(c.suspensions, now)
 	if n := len(c.suspensions); n >= 3 {
 		if now.Sub(c.suspensions[n-3]) < flapping {
-			c.rest = min(max(2*c.rest, flapping), flappingMost)
-			c.restUntil = now.Add(c.rest)
+			c.avoidFor = min(max(2*c.avoidFor, flapping), flappingMost)
+			c.avoidUntil = now.Add(c.avoidFor)
 			c.suspensions = nil
 		} else {
-			c.rest = 0
+			c.avoidFor = 0
 			c.suspensions = c.suspensions[n-2:]
 		}
 	}
-	c.lose(t)
+	c.loseOwner(t)
 }
 
-// An owner that is lost so often in that time is not used for as long, and longer each time.
+// A client that suspends an owner three times within flapping uses none for that time. The time doubles with each
+// repetition, up to flappingMost.
 const (
 	flapping     = 10 * time.Second
 	flappingMost = time.Minute
 )
 
-// lose hands everything that is at an owner back to the router. Called with mu held.
-func (c *Client) lose(t *term) {
-	if c.now == t {
-		c.now = nil
-		c.served.Store(false)
-		if c.beatDue != nil {
-			c.beatDue.Stop()
+// loseOwner ends the use of a term and hands all its calls back to the router. Called with mu held.
+func (c *Client) loseOwner(t *term) {
+	if c.current == t {
+		c.current = nil
+		c.hasOwner.Store(false)
+		if c.beatTimer != nil {
+			c.beatTimer.Stop()
 		}
 	}
-	t.out, t.unacked = nil, nil
+	t.unsent, t.unacked = nil, nil
 	for key, k := range t.calls {
 		if k.sends == 0 {
 			delete(t.calls, key)
-			c.router.concluded(k, &outcome{kind: notDone})
+			c.router.ownerAnswered(k, &outcome{kind: notDone})
 		} else {
-			if c.router.lost(k); k.name().release || k.trip.answered {
-				delete(t.calls, key) // what becomes of it does not matter
+			if c.router.callLost(k); k.name().release || k.trip.answered {
+				delete(t.calls, key) // its outcome does not matter
 			}
 		}
 	}
 	if c.router != nil {
-		c.router.unholdAll()
+		c.router.sendHeldBackDirect()
 	}
 }
 
-// unheard takes in that a frame reached nobody. Called with mu held.
-func (c *Client) unheard(frame string) {
+// onNoResponders handles the server's report that a frame had no receiver. Called with mu held.
+func (c *Client) onNoResponders(frame string) {
 	termText, seqText, _ := strings.Cut(frame, ".")
 	id, err1 := strconv.ParseUint(termText, 10, 64)
 	seq, err2 := strconv.ParseUint(seqText, 10, 64)
@@ -415,10 +416,10 @@ func (c *Client) unheard(frame string) {
 	}
 	for _, k := range t.calls {
 		if k.frame == seq && k.sends == 1 {
-			k.sends = 0 // it is nowhere
+			k.sends = 0 // no owner has it
 		}
 	}
-	if t == c.now {
+	if t == c.current {
 		c.suspend(t)
 	}
 }

@@ -1,39 +1,46 @@
-// Package coalesce has lock operations carried out by one process for many: the owner of a shard
-// takes operations over core NATS, and writes what it has of one key at a moment with one
+// Package coalesce lets one process carry out lock operations for many. Clients send operations over core NATS to
+// the coalescer of a shard. The coalescer writes all operations that it has for one key at a moment with one
 // compare-and-set.
 //
-//	engine.Do -> Router -> engine of this process            the direct road
-//	                    -> Client - frame -> Service -> engine of the owner's process
+// The protocol and this package call the coalescer of a shard the shard's owner: it holds the shard's lock for one term.
+//
+//	engine.Doer -> Router -> engine of this process              the direct road
+//	                      -> Client - frame -> Service -> engine of the owner's process   the coalesced road
 //
 // # Parts
 //
-//	wire, frame, reply   messages, and their bounds
-//	Service              the owner's side, of one shard and one term
-//	Client               frames to the owner of this moment, and its replies
-//	Router               which road an operation takes, and what it still owes on each
+//	wire, frame, reply    messages and their bounds
+//	Service               the owner of one shard for one term
+//	Client                sends frames to the present owner and takes its replies
+//	Router                chooses the road of an operation, and keeps the operations that are not over on either road
 //
-// A Router is an engine.Doer. An operation starts on the direct road: a free key costs one write. A
-// key that turns out to be contended goes to the owner from then on, if there is one. Whenever the
-// owner does not answer, says no, or is silent for long, the operation goes on directly, with the
+// A Router is an engine.Doer. The first operations on a key take the direct road: a free key costs one write. Once a
+// key turns out to be contended, its operations go to the owner, if there is one. If the
+// owner does not answer, refuses, or is silent for too long, the operation also takes the direct road, with the
 // same id.
 //
 // # Guarantees
 //
-// An owner is never needed for safety. It writes by compare-and-set as everybody does, so two
-// owners, none, or one that was deposed cost time. The id of an operation names it on all roads,
+// Safety never depends on an owner. It writes by compare-and-set like every other process. So two
+// owners, no owner, or an owner that was deposed only cost time. An operation has the same id on both roads,
 // and its outcome is the same on each.
 //
-// A term is the time of one owner, named by a number that rises with each owner. It stands in the
-// subject of a frame, so no frame reaches an owner that it was not meant for. The owner takes the
-// frames of a client in their order, drops what comes late, and asks right before every
-// compare-and-set whether its own lease is still valid.
+// A term is the time of one owner. Its number rises with each owner. The subject of a frame
+// contains the number, so a frame never reaches the owner of another term. The owner takes the
+// frames of a client in their order and drops late ones. Right before every
+// compare-and-set it checks that its own lease is still valid.
 //
-// An owner does not write an acquire if others have written the key since its client asked for it. So
-// one committed release, of anybody, ends an acquire on all roads. An acquire that is not wanted any more
-// is released that way, even if nothing of it is in the record.
+// An owner does not write an acquire if others have written the key since its client sent it. So
+// one committed release, by any process, ends an acquire on both roads. A client that no longer needs an acquire
+// releases it that way, even if the record does not contain its entry.
+//
+// # Turns
+//
+// A turn passes a lock on before the write: when a hold ends, the owner tells the next waiter that its turn has come, and
+// writes the release later. The waiter then holds by the turn. Package record says why this is safe.
 //
 // # Failure
 //
-// Messages can get lost, come late, twice, or from somebody else. A message is taken whole or
-// dropped. A lost one is noticed by silence, at the latest after four beats of the owner.
+// A message can get lost, come late or twice, or come from an unknown sender. A receiver takes a message as a whole or
+// drops it. A client notices a lost message by silence: at the latest after four beats of the owner.
 package coalesce

@@ -28,7 +28,7 @@ func (s *Service) sends(manager string, seq uint64, n int) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	came := s.arrive(manager, f)
+	came := s.enqueueFrame(manager, f)
 	if came {
 		c := s.sessions[manager]
 		c.leases[lease] = &leaseCheck{session: c, alive: true}
@@ -48,7 +48,7 @@ func TestC24SessionsTakeTurns(t *testing.T) {
 	var large []*engine.Request
 	for pass := 1; len(s.ready) > 0; pass++ {
 		small := 0
-		reqs, _ := s.pass(time.Now(), nil)
+		reqs, _ := s.processSessions(time.Now(), nil)
 		for _, r := range reqs {
 			if strings.HasPrefix(r.Key, "large.") {
 				large = append(large, r)
@@ -62,7 +62,7 @@ func TestC24SessionsTakeTurns(t *testing.T) {
 		if pass == 1 && small != others {
 			t.Errorf("%d of %d others in the first pass", small, others)
 		}
-		if top := s.sessions["large"].top; top != uint64(len(large)/maxOps) {
+		if top := s.sessions["large"].lastTaken; top != uint64(len(large)/maxOps) {
 			t.Errorf("after pass %d frame %d is acknowledged", pass, top)
 		}
 		select {
@@ -94,11 +94,11 @@ func TestC24FramesAreBounded(t *testing.T) {
 	if !s.sends("small", 1, 1) {
 		t.Error("another client finds no room")
 	}
-	s.pass(time.Now(), nil)
+	s.processSessions(time.Now(), nil)
 	s.sends("large", maxFrames+2, 1)
-	s.pass(time.Now(), nil)
-	if c := s.sessions["large"]; c.missed != (span{maxFrames + 1, maxFrames + 1}) || c.top != maxFrames+2 {
-		t.Errorf("missed %+v, taken up to %d", c.missed, c.top)
+	s.processSessions(time.Now(), nil)
+	if c := s.sessions["large"]; c.missed != (span{maxFrames + 1, maxFrames + 1}) || c.lastTaken != maxFrames+2 {
+		t.Errorf("missed %+v, taken up to %d", c.missed, c.lastTaken)
 	}
 	s.unread = maxOperations
 	if s.sends("small", 2, 1) {

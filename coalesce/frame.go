@@ -15,10 +15,10 @@ type item struct {
 	key         string
 	op          record.Op
 	failFast    bool
-	tell        bool   // its place in the queue, at once
-	held        bool   // a release: of a hold whose turn can be passed on
-	turns       bool   // an acquire: it can hold by a turn
-	since       uint64 // an acquire or a try: see engine.Request.Since
+	wantsPlace  bool   // its place in the queue, at once
+	passesTurn  bool   // a release: of a hold whose turn can be passed on
+	takesTurns  bool   // an acquire: it can hold by a turn
+	sinceRev    uint64 // an acquire or a try: see engine.Request.Since
 	unsupported bool   // by this version: of an unknown kind, or with a field that it doesn't know
 }
 
@@ -40,7 +40,7 @@ var kinds = []record.Kind{1: record.KindLock, 2: record.KindSemaphore}
 const maxText = 8 << 10
 
 // carries reports whether frames can carry an operation.
-func carries(key string, op *record.Op) bool {
+func canCarry(key string, op *record.Op) bool {
 	text := len(op.Owner)
 	for k, v := range op.Meta {
 		text += len(k) + len(v) + 8
@@ -103,7 +103,7 @@ func (f *frame) append(dst []byte) []byte {
 func (it *item) append(dst []byte, leases, keys *table) []byte {
 	op := &it.op
 	var flags byte
-	for i, set := range [...]bool{it.failFast, it.tell, it.held, it.turns} {
+	for i, set := range [...]bool{it.failFast, it.wantsPlace, it.passesTurn, it.takesTurns} {
 		if set {
 			flags |= 1 << i
 		}
@@ -127,7 +127,7 @@ func (it *item) append(dst []byte, leases, keys *table) []byte {
 	dst = appendNumber(dst, tagN, uint64(op.N))
 	dst = appendNumber(dst, tagLimit, uint64(op.Limit))
 	dst = appendNumber(dst, tagLife, op.Life)
-	dst = appendNumber(dst, tagSeen, it.since)
+	dst = appendNumber(dst, tagSeen, it.sinceRev)
 	return append(dst, endOfFields)
 }
 
@@ -175,8 +175,8 @@ func (r *reader) item(leases, keys []string) (it item) {
 		r.fail()
 		return it
 	}
-	it.key, it.failFast, it.tell = keys[key], flags&flagFailFast != 0, flags&flagTell != 0
-	it.held, it.turns = flags&flagHeld != 0, flags&flagTurns != 0
+	it.key, it.failFast, it.wantsPlace = keys[key], flags&flagFailFast != 0, flags&flagTell != 0
+	it.passesTurn, it.takesTurns = flags&flagHeld != 0, flags&flagTurns != 0
 	op := &it.op
 	op.Lease, op.ID = leases[lease], record.ID(leases[lease], seq)
 	if int(verb) < len(verbs) && int(kind) < len(kinds) && verb != 0 {
@@ -209,7 +209,7 @@ func (r *reader) item(leases, keys []string) (it item) {
 		case tagLife:
 			op.Life = v.uint()
 		case tagSeen:
-			it.since = v.uint()
+			it.sinceRev = v.uint()
 		default:
 			it.unsupported = true
 		}

@@ -44,7 +44,7 @@ func TestC4AnAcquireThatIsOverDoesNotComeBack(t *testing.T) {
 		w.until("the acquire came", func() bool { return o.Stats().Operations == 1 })
 		undo := proxy.DropRequests(frames)
 		p.client.mu.Lock()
-		p.client.suspend(p.client.now)
+		p.client.suspend(p.client.current)
 		p.client.unlock()
 		if forced {
 			remove := record.Op{Verb: record.OpRemove, ID: id}

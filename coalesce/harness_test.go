@@ -104,7 +104,7 @@ func (w *world) process(cfg RouterConfig, url ...string) *process {
 		t.Fatal(err)
 	}
 	if w.patient {
-		p.client.least = patience
+		p.client.minSilence = patience
 	}
 	p.router = NewRouter(p.engine, p.client, cfg)
 	t.Cleanup(p.router.Close)
@@ -224,7 +224,7 @@ func (o *owner) shout() {
 func (p *process) meet() {
 	p.w.t.Helper()
 	p.router.Contended("meet")
-	p.w.until("an owner is known", p.client.served.Load)
+	p.w.until("an owner is known", p.client.hasOwner.Load)
 }
 
 // until waits for something that has to come.
@@ -320,15 +320,15 @@ func (w *world) wait(what string, done <-chan error, want error) {
 func (p *process) owes() bool {
 	p.client.mu.Lock()
 	defer p.client.mu.Unlock()
-	return len(p.router.asked)+len(p.router.trips) > 0
+	return len(p.router.acquires)+len(p.router.trips) > 0
 }
 
 // open reports whether an owner may still write an acquire that is not answered.
 func (p *process) open(id string) bool {
 	p.client.mu.Lock()
 	defer p.client.mu.Unlock()
-	t := p.router.asked[id]
-	return t != nil && len(t.open) > 0
+	t := p.router.acquires[id]
+	return t != nil && len(t.openCalls) > 0
 }
 
 // clean waits until nothing stands in a key's record, and nothing can come.

@@ -159,7 +159,7 @@ func TestC17TooManyOperations(t *testing.T) {
 	p.meet()
 	p.mustRelease("k", p.mustAcquire("k"))
 	o.mu.Lock()
-	o.sessions[p.manager].under += maxCredit
+	o.sessions[p.manager].underWay += maxCredit
 	o.mu.Unlock()
 	id := p.mustAcquire("k")
 	if st := o.Stats(); st.Grants != 1 || st.Refused != 1 {
@@ -167,7 +167,7 @@ func TestC17TooManyOperations(t *testing.T) {
 	}
 	p.mustRelease("k", id)
 	o.mu.Lock()
-	o.sessions[p.manager].under -= maxCredit
+	o.sessions[p.manager].underWay -= maxCredit
 	o.mu.Unlock()
 	w.clean("k", p)
 }
@@ -256,7 +256,7 @@ func TestC20OtherStamp(t *testing.T) {
 	p.router.Contended("k")
 	w.until("the owner's answer is dropped", func() bool { return p.client.Stats().Dropped > 1 }) // one is raw's
 	p.mustRelease("k", p.mustAcquire("k"))
-	if o.Stats().Grants != 0 || p.client.served.Load() {
+	if o.Stats().Grants != 0 || p.client.hasOwner.Load() {
 		t.Error("it went over the owner")
 	}
 }
@@ -361,15 +361,15 @@ func TestC29Flapping(t *testing.T) {
 	defer c.mu.Unlock()
 	for round, want := range []time.Duration{flapping, 2 * flapping, 4 * flapping, flappingMost, flappingMost} {
 		for range 3 {
-			if time.Now().Before(c.restUntil) {
+			if time.Now().Before(c.avoidUntil) {
 				t.Fatal("it rests too early")
 			}
 			c.suspend(&term{calls: map[callKey]*call{}})
 		}
-		if c.rest != want || time.Until(c.restUntil) <= 0 {
-			t.Errorf("round %d: it rests for %v, want %v", round, c.rest, want)
+		if c.avoidFor != want || time.Until(c.avoidUntil) <= 0 {
+			t.Errorf("round %d: it rests for %v, want %v", round, c.avoidFor, want)
 		}
-		c.restUntil = time.Time{}
+		c.avoidUntil = time.Time{}
 	}
 }
 

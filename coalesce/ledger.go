@@ -7,61 +7,62 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// An owner writes an acquire only if nobody else has written the key since the client asked for it. So a release that this
-// process commits, or another owner, is the end of an acquire on all roads: no list of owners has to be kept.
-
-// Times of the ledger.
+// Times of trips.
 const (
-	tickEvery = 500 * time.Millisecond
-	lookFirst = 500 * time.Millisecond // until a trip takes the direct road as well
+	tickEvery    = 500 * time.Millisecond // interval of onTick
+	minOwnerWait = 500 * time.Millisecond // shortest time until a trip takes the direct road as well
 )
 
-// settle forgets which owners an acquire is with: what they say of it matters no more. Called with mu held.
-func (r *Router) settle(t *trip) {
-	for _, k := range t.open {
+// forgetOpenCalls removes an acquire from the acquires of which an owner may still say something. From then on, replies about
+// it are ignored. Called with mu held.
+func (r *Router) forgetOpenCalls(t *trip) {
+	for _, k := range t.openCalls {
 		delete(k.term.calls, k.name())
 	}
-	t.open = nil
-	if id := t.req.Op.ID; r.asked[id] == t {
-		delete(r.asked, id)
+	t.openCalls = nil
+	if id := t.req.Op.ID; r.acquires[id] == t {
+		delete(r.acquires, id)
 	}
-	r.rest()
+	r.updateHasWork()
 }
 
-// rest notes that there is nothing left, if that is so. Called with mu held.
-func (r *Router) rest() {
-	if len(r.asked)+len(r.trips) == 0 {
-		r.owes.Store(false)
+// updateHasWork clears hasWork if there are no acquires and no trips. Called with mu held.
+func (r *Router) updateHasWork() {
+	if len(r.acquires)+len(r.trips) == 0 {
+		r.hasWork.Store(false)
 	}
 }
 
-// giveUp releases an acquire directly, in the background. Called with mu held.
-func (r *Router) giveUp(t *trip) {
-	q := r.release(t)
+// takeBack releases an acquire on the direct road, in the background. Called with mu held.
+func (r *Router) takeBack(t *trip) {
+	q := r.releaseRequest(t)
 	q.Done = func(engine.Outcome, error) {}
 	r.client.due.submit(q)
-	r.client.due.add(action{withdraw: q, cause: engine.ErrGone}) // the engine goes on with it
-	r.settle(t)
+	r.client.due.add(action{withdraw: q, cause: engine.ErrGone}) // the engine completes a withdrawn release
+	r.forgetOpenCalls(t)
 }
 
-// release is what takes an acquire back on the direct road, by a committed write in any case.
-func (r *Router) release(t *trip) *engine.Request {
-	return &engine.Request{Key: t.req.Key, Op: t.undo(), AtLeast: t.req.AtLeast, Prove: true}
+// releaseRequest returns the request that releases an acquire on the direct road. The release always proves itself by a
+// committed record: an owner does not write an acquire if others have written its key since the client sent it. So one
+// committed release of any process ends the acquire on both roads, and no list of owners is needed.
+func (r *Router) releaseRequest(t *trip) *engine.Request {
+	return &engine.Request{Key: t.req.Key, Op: t.undoOp(), AtLeast: t.req.AtLeast, Prove: true}
 }
 
-// undo is the operation that takes an acquire back.
-func (t *trip) undo() record.Op {
+// undoOp returns the release of the trip's acquire.
+func (t *trip) undoOp() record.Op {
 	return record.Op{Verb: record.OpRelease, ID: t.req.Op.ID, Lease: t.req.Op.Lease}
 }
 
-// arm has trips looked at later, if there are any. Called with mu held.
-func (r *Router) arm() {
+// armTick starts the timer of onTick, if it is not running. Called with mu held.
+func (r *Router) armTick() {
 	if r.tick == nil {
 		r.tick = time.AfterFunc(tickEvery, r.onTick)
 	}
 }
 
-// onTick looks after what takes long: a reply may have got lost, or who let it in does not tell the owner.
+// onTick sends trips on the direct road that have waited for the owner for too long. A reply may be lost, or a process
+// that grants by a direct write does not tell the owner.
 func (r *Router) onTick() {
 	c := r.client
 	c.mu.Lock()
@@ -72,63 +73,63 @@ func (r *Router) onTick() {
 	}
 	now := time.Now()
 	for t := range r.trips {
-		if t.answered && !t.passed || t.direct != nil || t.call == nil || now.Sub(t.since) < r.patience(t) {
+		if t.answered && !t.turnPassed || t.direct != nil || t.call == nil || now.Sub(t.startedAt) < r.ownerTimeout(t) {
 			continue
 		}
 		switch {
 		case t.released:
-			t.missed = true
-			r.releasedOnce(t, engine.Outcome{}, false)
+			t.maybeDone = true
+			r.noteReleased(t, engine.Outcome{}, false)
 		case t.cause != nil:
-			r.lost(t.call)
+			r.callLost(t.call)
 		default:
-			t.missed = t.missed || t.releases()
+			t.maybeDone = t.maybeDone || t.isRelease()
 			c.stats.Fallbacks++
 			r.goDirect(t)
 		}
 	}
-	r.arm()
+	r.armTick()
 }
 
-// patience is how long a wait relies on the owner alone. Called with mu held.
-func (r *Router) patience(t *trip) time.Duration {
+// ownerTimeout returns how long a trip waits for the owner before it takes the direct road as well. Called with mu held.
+func (r *Router) ownerTimeout(t *trip) time.Duration {
 	mean, _ := r.client.link.RTT()
-	d := max(lookFirst, 4*mean, r.client.least) * time.Duration(max(t.position, 1))
+	d := max(minOwnerWait, 4*mean, r.client.minSilence) * time.Duration(max(t.position, 1))
 	if ttl := t.req.Op.TTL; ttl > 0 {
 		d = min(d, ttl/3)
 	}
 	return d
 }
 
-// Unresolved is that of the engine, of all roads: how long the oldest operation under the lease has
-// been going on that nobody waits for any more.
+// Unresolved returns the age of the oldest withdrawn operation under the lease that is not over, on both roads.
+// See engine.Engine.Unresolved.
 func (r *Router) Unresolved(lease string) time.Duration {
 	longest := r.engine.Unresolved(lease)
-	if !r.owes.Load() {
+	if !r.hasWork.Load() {
 		return longest
 	}
 	r.client.mu.Lock()
 	defer r.client.mu.Unlock()
 	for t := range r.trips {
 		if t.cause != nil && t.req.Op.Lease == lease {
-			longest = max(longest, time.Since(t.since), 1)
+			longest = max(longest, time.Since(t.startedAt), 1)
 		}
 	}
 	return longest
 }
 
-// DropLease is that of the engine, of all roads: the lease's tombstone is committed.
+// DropLease ends all operations under the lease, on both roads. The lease's tombstone is committed. See engine.Engine.DropLease.
 func (r *Router) DropLease(lease string) {
 	r.engine.DropLease(lease)
-	if !r.owes.Load() {
+	if !r.hasWork.Load() {
 		return
 	}
 	c := r.client
 	c.mu.Lock()
 	defer c.unlock()
-	for _, t := range r.asked {
+	for _, t := range r.acquires {
 		if t.req.Op.Lease == lease {
-			r.settle(t)
+			r.forgetOpenCalls(t)
 		}
 	}
 	for t := range r.trips {

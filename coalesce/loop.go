@@ -32,14 +32,14 @@ func (s *Service) loop() {
 	for {
 		now := time.Now()
 		var paced time.Time
-		reqs, paced = s.pass(now, reqs[:0])
+		reqs, paced = s.processSessions(now, reqs[:0])
 		next := s.flush() // turns before what is written
 		if next.IsZero() || !paced.IsZero() && paced.Before(next) {
 			next = paced
 		}
 		s.cfg.Doer.Submit(reqs...)
 		clear(reqs)
-		if wait := s.beatEvery(); now.Sub(beaten) >= wait && s.entitled() {
+		if wait := s.beatEvery(); now.Sub(beaten) >= wait && s.mayWrite() {
 			beaten = now
 			b := s.beat()
 			_ = s.cfg.Conn.Publish(BeatSubject(s.cfg.Fabric, s.cfg.Shard), b.append(nil))
@@ -59,23 +59,23 @@ func (s *Service) loop() {
 
 // pass takes what has come, of each session no more than its share, and returns when to look again at what is in
 // no hurry.
-func (s *Service) pass(now time.Time, reqs []*engine.Request) (_ []*engine.Request, next time.Time) {
+func (s *Service) processSessions(now time.Time, reqs []*engine.Request) (_ []*engine.Request, next time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range s.resumed {
-		reqs = s.resume(l, reqs)
+		reqs = s.resumeAfterCheck(l, reqs)
 	}
 	s.resumed = nil
 	more := s.ready[:0]
 	for _, c := range s.ready {
-		if reqs = s.take(c, now, reqs); len(c.in) > 0 {
+		if reqs = s.processFrames(c, now, reqs); len(c.frames) > 0 {
 			more = append(more, c)
-			s.nudge()
+			s.wakeLoop()
 		}
 	}
 	clear(s.ready[len(more):])
 	s.ready = more
-	return s.paced(now, reqs)
+	return s.dueRequests(now, reqs)
 }
 
 // flush sends what is to be sent now, and returns when there is more.
@@ -89,19 +89,19 @@ func (s *Service) flush() (next time.Time) {
 	s.mu.Lock()
 	later := s.dirty[:0]
 	for _, c := range s.dirty {
-		if !c.urgent && now.Before(c.due) {
-			if later = append(later, c); next.IsZero() || c.due.Before(next) {
-				next = c.due
+		if !c.urgent && now.Before(c.answerAt) {
+			if later = append(later, c); next.IsZero() || c.answerAt.Before(next) {
+				next = c.answerAt
 			}
 			continue
 		}
-		for first := true; first || len(c.out) > 0; first = false {
-			p := reply{term: s.cfg.Term, upto: c.top, missed: c.missed, outcomes: c.out[:fits(c.out)]}
+		for first := true; first || len(c.unsent) > 0; first = false {
+			p := reply{term: s.cfg.Term, upto: c.lastTaken, missed: c.missed, outcomes: c.unsent[:outcomesPerReply(c.unsent)]}
 			letters = append(letters, letter{c.subject, p.append(nil)})
-			c.out, c.missed = c.out[len(p.outcomes):], span{}
+			c.unsent, c.missed = c.unsent[len(p.outcomes):], span{}
 			s.stats.Replies++
 		}
-		c.out, c.listed, c.urgent = nil, false, false
+		c.unsent, c.isDirty, c.urgent = nil, false, false
 	}
 	clear(s.dirty[len(later):])
 	s.dirty = later
@@ -113,7 +113,7 @@ func (s *Service) flush() (next time.Time) {
 }
 
 // fits returns how many outcomes go into one message.
-func fits(out []outcome) int {
+func outcomesPerReply(out []outcome) int {
 	size := 0
 	for i := range min(len(out), maxOps) {
 		if size += 128 + 2*len(out[i].lease) + len(out[i].record); size > maxFrame/2 && i > 0 {
@@ -127,7 +127,7 @@ func fits(out []outcome) int {
 func (s *Service) beatEvery() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.waiting+s.under == 0 {
+	if s.waiting+s.underWay == 0 {
 		return beatIdle
 	}
 	return min(beatBusy*time.Duration(1+len(s.sessions)/500), time.Second)
@@ -156,9 +156,9 @@ func outcomeOf(op *record.Op, out engine.Outcome, err error) outcome {
 	case errors.As(err, &no):
 		a.kind, a.verdict, a.have, a.limit = refused, no.Verdict, no.Have, no.Limit
 		a.wait, a.position, a.uncertain = no.Wait, no.Position, no.Uncertain
-		a.blocker, a.record = no.Blocker.ID, inTheWay(no.Record)
+		a.blocker, a.record = no.Blocker.ID, recordPrefix(no.Record)
 		if a.record == nil && no.Blocker.ID != "" {
-			a.record = oneEntry(op.Kind, no.Blocker)
+			a.record = recordOfOne(op.Kind, no.Blocker)
 		}
 	case errors.Is(err, engine.ErrGone):
 		a.kind = gone
@@ -174,29 +174,29 @@ func outcomeOf(op *record.Op, out engine.Outcome, err error) outcome {
 
 // maxInTheWay bounds how many entries of a record are sent to say why it refuses.
 const (
-	maxInTheWay      = 32
-	maxInTheWayBytes = 8 << 10
+	maxPrefix      = 32
+	maxPrefixBytes = 8 << 10
 )
 
 // inTheWay is the beginning of a record, as it is stored: nil of none, and of one whose
 // beginning is too large.
-func inTheWay(rec *record.Record) []byte {
+func recordPrefix(rec *record.Record) []byte {
 	if rec == nil {
 		return nil
 	}
 	cut := *rec
-	cut.Holders = cut.Holders[:min(len(cut.Holders), maxInTheWay)]
-	cut.Waiters = cut.Waiters[:min(len(cut.Waiters), maxInTheWay-len(cut.Holders))]
+	cut.Holders = cut.Holders[:min(len(cut.Holders), maxPrefix)]
+	cut.Waiters = cut.Waiters[:min(len(cut.Waiters), maxPrefix-len(cut.Holders))]
 	b := cut.Append(nil)
-	if len(b) > maxInTheWayBytes {
+	if len(b) > maxPrefixBytes {
 		return nil
 	}
 	return b
 }
 
 // oneEntry is a record with one holder.
-func oneEntry(kind record.Kind, e record.Entry) []byte {
-	return inTheWay(&record.Record{Kind: kind, Holders: []record.Entry{e}})
+func recordOfOne(kind record.Kind, e record.Entry) []byte {
+	return recordPrefix(&record.Record{Kind: kind, Holders: []record.Entry{e}})
 }
 
 var isVersion = regexp.MustCompile(`^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)$`)

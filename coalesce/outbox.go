@@ -7,27 +7,27 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// submit sends a call to the term's owner, with others if the window is full. Called with mu held.
+// submit adds a call to those that go to the term's owner in the next frames. Called with mu held.
 func (c *Client) submit(k *call) {
 	t := k.term
 	t.calls[k.name()] = k
-	t.out = append(t.out, k)
+	t.unsent = append(t.unsent, k)
 }
 
-// send sends what the window lets go. Called with mu held.
+// send sends as many frames as the window allows. Called with mu held.
 func (c *Client) send(t *term) {
-	for len(t.out) > 0 && len(t.unacked) < window {
-		n := c.fits(t.out)
-		calls := t.out[:n:n]
-		if t.out = t.out[n:]; len(t.out) == 0 {
-			t.out = nil
+	for len(t.unsent) > 0 && len(t.unacked) < window {
+		n := c.callsPerFrame(t.unsent)
+		calls := t.unsent[:n:n]
+		if t.unsent = t.unsent[n:]; len(t.unsent) == 0 {
+			t.unsent = nil
 		}
-		c.post(t, calls)
+		c.sendFrame(t, calls)
 	}
 }
 
-// fits returns how many calls go into one frame.
-func (c *Client) fits(calls []*call) int {
+// callsPerFrame returns how many of the calls go into one frame.
+func (c *Client) callsPerFrame(calls []*call) int {
 	limit := min(maxFrame, int(c.cfg.Conn.MaxPayload())/4)
 	size := 64
 	for i, k := range calls[:min(len(calls), maxOps)] {
@@ -43,8 +43,8 @@ func (c *Client) fits(calls []*call) int {
 	return min(len(calls), maxOps)
 }
 
-// post sends one frame. Called with mu held.
-func (c *Client) post(t *term, calls []*call) {
+// sendFrame sends one frame. Called with mu held.
+func (c *Client) sendFrame(t *term, calls []*call) {
 	t.seq++
 	f := frame{stamp: c.cfg.Stamp, seq: t.seq, ack: len(t.unacked)+1 == window, items: make([]item, len(calls))}
 	for i, k := range calls {
@@ -53,52 +53,52 @@ func (c *Client) post(t *term, calls []*call) {
 		k.sends++
 	}
 	reply := c.inbox + "f." + strconv.FormatUint(t.id, 10) + "." + strconv.FormatUint(t.seq, 10)
-	_ = c.cfg.Conn.PublishRequest(t.subject, reply, f.append(nil)) // an error is silence
+	_ = c.cfg.Conn.PublishRequest(t.subject, reply, f.append(nil)) // after an error the reply does not come: silenceLimit covers it
 	c.stats.Frames++
 	c.stats.Operations += uint64(len(calls))
-	t.unacked = append(t.unacked, sent{t.seq, time.Now(), calls})
-	c.expectReply(c.patience())
+	t.unacked = append(t.unacked, sentFrame{t.seq, time.Now(), calls})
+	c.armReplyTimer(c.silenceLimit())
 }
 
-// patience is how long a frame may be without any answer.
-func (c *Client) patience() time.Duration {
+// silenceLimit returns how long a client waits for the acknowledgement of a frame before it suspends the owner.
+func (c *Client) silenceLimit() time.Duration {
 	d := c.link.Expect()
 	if d == 0 {
 		d = firstSilence
 	}
-	return max(d+receiptAfter, leastSilence, c.least)
+	return max(d+receiptAfter, leastSilence, c.minSilence)
 }
 
-// expectReply has the owner suspended if the oldest frame gets no answer. Called with mu held.
-func (c *Client) expectReply(d time.Duration) {
-	if !c.timing {
-		c.timing = true
-		if c.timer == nil {
-			c.timer = time.AfterFunc(d, c.noReply)
+// armReplyTimer starts the timer of onReplyTimeout, if it is not running. Called with mu held.
+func (c *Client) armReplyTimer(d time.Duration) {
+	if !c.timerRunning {
+		c.timerRunning = true
+		if c.replyTimer == nil {
+			c.replyTimer = time.AfterFunc(d, c.onReplyTimeout)
 		} else {
-			c.timer.Reset(d)
+			c.replyTimer.Reset(d)
 		}
 	}
 }
 
-// noReply is called when the oldest frame may be without an answer for too long.
-func (c *Client) noReply() {
+// onReplyTimeout suspends the owner if the oldest frame has had no acknowledgement within silenceLimit.
+func (c *Client) onReplyTimeout() {
 	c.mu.Lock()
 	defer c.unlock()
-	c.timing = false
-	t := c.now
+	c.timerRunning = false
+	t := c.current
 	if c.closed || t == nil || len(t.unacked) == 0 {
 		return
 	}
-	if rest := c.patience() - time.Since(t.unacked[0].at); rest > 0 {
-		c.expectReply(rest)
+	if rest := c.silenceLimit() - time.Since(t.unacked[0].at); rest > 0 {
+		c.armReplyTimer(rest)
 		return
 	}
 	c.suspend(t)
 }
 
-// take takes a reply in. Called with mu held.
-func (c *Client) take(data []byte) {
+// takeReply handles a reply. Called with mu held.
+func (c *Client) takeReply(data []byte) {
 	p, err := decodeReply(data)
 	t := c.terms[p.term]
 	if err != nil || t == nil {
@@ -111,51 +111,51 @@ func (c *Client) take(data []byte) {
 		t.unacked = t.unacked[1:]
 	}
 	if p.missed.first > 0 {
-		c.repeat(t, p.missed)
+		c.resend(t, p.missed)
 	}
 	over := false
 	for i := range p.outcomes {
 		o := &p.outcomes[i]
-		c.seen = max(c.seen, o.rev)
+		c.newestRev = max(c.newestRev, o.rev)
 		k := t.calls[callKey{o.id(), o.release}]
 		if k == nil {
-			continue // it came twice
+			continue // a repeated outcome
 		}
 		if o.frame != k.frame {
-			o.uncertain = true // it was sent again since, and that is on its way
+			o.uncertain = true // the operation was sent again since, and that frame may still be under way
 		}
 		if o.final() && (o.kind == done || !o.uncertain) {
 			delete(t.calls, k.name())
 		}
 		over = over || o.code == codeNotOwner
-		c.router.concluded(k, o)
+		c.router.ownerAnswered(k, o)
 	}
 	if over {
-		c.lose(t)
+		c.loseOwner(t)
 		return
 	}
 	c.send(t)
 }
 
-// repeat sends again what was in frames that the owner will never take. Called with mu held.
-func (c *Client) repeat(t *term, missed span) {
+// resend queues the calls again whose frames the owner has missed and will never take. Called with mu held.
+func (c *Client) resend(t *term, missed span) {
 	for key, k := range t.calls {
 		switch {
 		case k.frame < missed.first || k.frame > missed.last:
-		case k.wanted():
-			k.sends-- // that one was not taken, and never will be
-			t.out = append(t.out, k)
-		default: // what takes it back may have been taken already
+		case k.shouldResend():
+			k.sends-- // the owner did not take this one and never will
+			t.unsent = append(t.unsent, k)
+		default: // its undo may already have been taken
 			delete(t.calls, key)
-			c.router.concluded(k, &outcome{kind: notDone})
+			c.router.ownerAnswered(k, &outcome{kind: notDone})
 		}
 	}
 }
 
-// final reports whether nothing more follows for the operation.
-func (o *outcome) final() bool { return o.kind != queued && o.kind != turn && o.kind != passed }
+// final reports whether no further outcome follows for the operation.
+func (o *outcome) final() bool { return o.kind != queued && o.kind != turnCame && o.kind != turnPassed }
 
-// entry is the hold that a grant tells of.
+// entry returns the hold of a grant.
 func (o *outcome) entry(op *record.Op) *record.Entry {
 	return &record.Entry{
 		ID: op.ID, Owner: op.Owner, TTL: op.TTL, Since: op.Since, Token: o.token, Meta: op.Meta,

@@ -10,26 +10,26 @@ import (
 // A lock whose queue is long is passed on from turn to turn, and the record follows: one write for what came
 // in paceTime, or sooner for paceMost requests, or for one that nobody may be kept waiting for.
 const (
-	paceTime   = 2 * time.Millisecond
-	paceMost   = 256
-	paceBehind = 8 // who waits behind a turn until the writes are paced
-	paceRuns   = 5 * paceTime
+	paceTime  = 2 * time.Millisecond
+	paceMost  = 256
+	paceQueue = 8 // who waits behind a turn until the writes are paced
+	paceRuns  = 5 * paceTime
 )
 
 // pace is the requests for one key that are in no hurry.
 type pace struct {
-	reqs    []*engine.Request
-	written time.Time // when the last were given to the engine
-	turned  time.Time // when the last turn went on for which writes are paced
+	reqs      []*engine.Request
+	lastWrite time.Time // when the last were given to the engine
+	lastTurn  time.Time // when the last turn went on for which writes are paced
 }
 
 // runs reports whether the key's writes are paced.
-func (p *pace) runs(now time.Time) bool { return p != nil && now.Sub(p.turned) < paceRuns }
+func (p *pace) isActive(now time.Time) bool { return p != nil && now.Sub(p.lastTurn) < paceRuns }
 
 // passOn passes the turn of a hold that has ended on, if it is known who is next and that can hold by a
 // turn. more is whether so many wait behind that the write can wait. Called with mu held.
-func (s *Service) passOn(c *session, it *item, frame uint64) (on, more bool) {
-	if !it.held || s.cfg.Known == nil {
+func (s *Service) passTurn(c *session, it *item, frame uint64) (on, more bool) {
+	if !it.passesTurn || s.cfg.Known == nil {
 		return false, false
 	}
 	rec, rev, _ := s.cfg.Known(it.key) // it need not be the newest of all
@@ -39,34 +39,34 @@ func (s *Service) passOn(c *session, it *item, frame uint64) (on, more bool) {
 	}
 	manager, _, _ := strings.Cut(next.Lease(), "-")
 	to := s.sessions[manager]
-	if to == nil || to.live[next.ID] == nil || !to.live[next.ID].turns {
+	if to == nil || to.operations[next.ID] == nil || !to.operations[next.ID].takesTurns {
 		return false, false
 	}
-	if o := c.live[it.op.ID]; o != nil {
-		o.over = true
+	if o := c.operations[it.op.ID]; o != nil {
+		o.turnEnded = true
 	}
-	o := to.live[next.ID]
+	o := to.operations[next.ID]
 	s.send(to, outcome{
-		kind: turn, lease: next.Lease(), seq: sequenceOf(next.ID), frame: o.frame,
-		rev: rev, token: next.Token, mode: next.Mode, blocker: it.op.ID, from: it.op.Token,
+		kind: turnCame, lease: next.Lease(), seq: sequenceOf(next.ID), frame: o.frame,
+		rev: rev, token: next.Token, mode: next.Mode, blocker: it.op.ID, endedToken: it.op.Token,
 	}, true)
-	s.send(c, outcome{kind: passed, release: true, lease: it.op.Lease, seq: sequenceOf(it.op.ID), frame: frame, rev: rev}, true)
+	s.send(c, outcome{kind: turnPassed, release: true, lease: it.op.Lease, seq: sequenceOf(it.op.ID), frame: frame, rev: rev}, true)
 	s.stats.Turns++
 	_, before, _ := rec.Waiter(next.ID)
-	if more = len(rec.Waiters)-before > paceBehind; more {
+	if more = len(rec.Waiters)-before > paceQueue; more {
 		p := s.paces[it.key]
 		if p == nil {
 			p = &pace{}
 			s.paces[it.key] = p
 		}
-		p.turned = time.Now()
+		p.lastTurn = time.Now()
 	}
 	return true, more
 }
 
 // give has a request carried out, behind those of its key that are in no hurry: at once, unless it is in none
 // itself. Called with mu held.
-func (s *Service) give(r *engine.Request, late bool, reqs []*engine.Request) []*engine.Request {
+func (s *Service) schedule(r *engine.Request, late bool, reqs []*engine.Request) []*engine.Request {
 	p := s.paces[r.Key]
 	if late {
 		p.reqs = append(p.reqs, r)
@@ -81,17 +81,17 @@ func (s *Service) give(r *engine.Request, late bool, reqs []*engine.Request) []*
 func (p *pace) take(now time.Time, reqs []*engine.Request) []*engine.Request {
 	reqs = append(reqs, p.reqs...)
 	clear(p.reqs)
-	p.reqs, p.written = p.reqs[:0], now
+	p.reqs, p.lastWrite = p.reqs[:0], now
 	return reqs
 }
 
 // paced adds what is due, and returns when there is more. Called with mu held.
-func (s *Service) paced(now time.Time, reqs []*engine.Request) (_ []*engine.Request, next time.Time) {
+func (s *Service) dueRequests(now time.Time, reqs []*engine.Request) (_ []*engine.Request, next time.Time) {
 	for key, p := range s.paces {
-		due := p.written.Add(paceTime)
+		due := p.lastWrite.Add(paceTime)
 		switch {
 		case len(p.reqs) == 0:
-			if !p.runs(now) {
+			if !p.isActive(now) {
 				delete(s.paces, key)
 			}
 		case len(p.reqs) >= paceMost, !now.Before(due), s.closing:

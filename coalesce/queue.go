@@ -7,20 +7,20 @@ import (
 )
 
 // perKey is how many acquires of this process for one key are at the owner at most. The others wait
-// in the process, in their order, as they do on the direct road: so a record stays small.
+// in this process in their order, as on the direct road, so that a record stays small.
 const perKey = 16
 
-// queue is the acquires of this process for one key that take the road over the owner.
+// queue counts this process's acquires for one key on the coalesced road.
 type queue struct {
-	there int     // at the owner
-	held  []*trip // held back
+	atOwner int     // sent to the owner, and without an outcome
+	waiting []*trip // held back in this process
 }
 
-// enter sends an acquire to the owner, or holds it back. A try is never held back: it does not wait.
+// admitOrHoldBack sends an acquire to the owner, or holds it back. It never holds back a try, since a try does not wait.
 // Called with mu held.
-func (r *Router) enter(t *trip) {
+func (r *Router) admitOrHoldBack(t *trip) {
 	if t.req.Op.Verb != record.OpAcquire {
-		t.call = r.ask(t, t.req.Op)
+		t.call = r.sendToOwner(t, t.req.Op)
 		return
 	}
 	q := r.queues[t.req.Key]
@@ -28,54 +28,54 @@ func (r *Router) enter(t *trip) {
 		q = &queue{}
 		r.queues[t.req.Key] = q
 	}
-	if q.there >= perKey && !r.cfg.Belt {
-		t.held = true
-		q.held = append(q.held, t)
+	if q.atOwner >= perKey && !r.cfg.Belt {
+		t.heldBack = true
+		q.waiting = append(q.waiting, t)
 		return
 	}
 	r.admit(q, t)
 }
 
 func (r *Router) admit(q *queue, t *trip) {
-	q.there++
+	q.atOwner++
 	t.queue = q
-	t.call = r.ask(t, t.req.Op)
+	t.call = r.sendToOwner(t, t.req.Op)
 }
 
-// leave takes in that an acquire has its outcome, and sends the next one. Called with mu held.
-func (r *Router) leave(t *trip) {
+// admitNext removes an acquire that has its outcome from its queue, and sends the next one. Called with mu held.
+func (r *Router) admitNext(t *trip) {
 	q := t.queue
 	if q == nil {
 		return
 	}
 	t.queue = nil
-	q.there--
-	for q.there < perKey && len(q.held) > 0 && r.client.now != nil {
-		next := q.held[0]
-		q.held = q.held[1:]
-		next.held = false
+	q.atOwner--
+	for q.atOwner < perKey && len(q.waiting) > 0 && r.client.current != nil {
+		next := q.waiting[0]
+		q.waiting = q.waiting[1:]
+		next.heldBack = false
 		r.admit(q, next)
 	}
-	if q.there == 0 && len(q.held) == 0 {
+	if q.atOwner == 0 && len(q.waiting) == 0 {
 		delete(r.queues, t.req.Key)
 	}
 }
 
-// unhold takes a trip out of those held back, and reports whether it was one. Called with mu held.
-func (r *Router) unhold(t *trip) bool {
-	if !t.held {
+// removeHeldBack removes a trip from those held back, and reports whether it was one. Called with mu held.
+func (r *Router) removeHeldBack(t *trip) bool {
+	if !t.heldBack {
 		return false
 	}
-	t.held = false
+	t.heldBack = false
 	q := r.queues[t.req.Key]
-	q.held = slices.DeleteFunc(q.held, func(h *trip) bool { return h == t })
+	q.waiting = slices.DeleteFunc(q.waiting, func(h *trip) bool { return h == t })
 	return true
 }
 
-// unholdAll has all that are held back go directly, in their order: the owner is lost. Called with mu held.
-func (r *Router) unholdAll() {
+// sendHeldBackDirect sends all acquires that are held back to the engine, in their order, because the owner is lost. Called with mu held.
+func (r *Router) sendHeldBackDirect() {
 	for _, q := range r.queues {
-		for _, t := range slices.Clone(q.held) {
+		for _, t := range slices.Clone(q.waiting) {
 			r.goDirect(t)
 		}
 	}

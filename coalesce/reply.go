@@ -18,17 +18,17 @@ type reply struct {
 type span struct{ first, last uint64 }
 
 // fate is what became of an operation at its owner.
-type fate byte
+type outcomeKind byte
 
 const (
-	granted fate = iota + 1 // it holds
-	queued                  // it waits; the final outcome follows
-	refused                 // the record forbids it
-	gone                    // its entry disappeared
-	done                    // a release: nothing of the id stands any more
-	notDone                 // nothing was done, and nothing will be: ask somebody else
-	turn                    // an acquire: its turn came, as the record at rev and the end of the hold before it say
-	passed                  // a release: the turn went on, done follows
+	granted    outcomeKind = iota + 1 // it holds
+	queued                            // it waits; the final outcome follows
+	refused                           // the record forbids it
+	gone                              // its entry disappeared
+	done                              // a release: nothing of the id stands any more
+	notDone                           // nothing was done, and nothing will be: ask somebody else
+	turnCame                          // an acquire: its turn came, as the record at rev and the end of the hold before it say
+	turnPassed                        // a release: the turn went on, done follows
 )
 
 // code says why an operation was not done.
@@ -47,7 +47,7 @@ const (
 
 // outcome is what became of one operation.
 type outcome struct {
-	kind    fate
+	kind    outcomeKind
 	release bool // of a release
 	lease   string
 	seq     uint64 // of the operation, under its lease
@@ -63,15 +63,15 @@ type outcome struct {
 	existed   bool
 	uncertain bool // an earlier attempt may be committed
 
-	position int
-	verdict  record.Verdict
-	have     int
-	limit    string
-	wait     time.Duration
-	blocker  string // id, of an entry in record
-	record   []byte // who is in the way, as a record; may be cut
-	code     code
-	from     uint64 // a turn: the token of the hold that has ended, whose id is blocker
+	position   int
+	verdict    record.Verdict
+	have       int
+	limit      string
+	wait       time.Duration
+	blocker    string // id, of an entry in record
+	record     []byte // who is in the way, as a record; may be cut
+	code       code
+	endedToken uint64 // a turn: the token of the hold that has ended, whose id is blocker
 }
 
 // The tags of an outcome's fields.
@@ -145,7 +145,7 @@ func (o *outcome) append(dst []byte, leases *table) []byte {
 	dst = appendField(dst, tagBlocker, o.blocker)
 	dst = appendField(dst, tagRecord, o.record)
 	dst = appendNumber(dst, tagCode, uint64(o.code))
-	dst = appendNumber(dst, tagFrom, o.from)
+	dst = appendNumber(dst, tagFrom, o.endedToken)
 	return append(dst, endOfFields)
 }
 
@@ -175,7 +175,7 @@ func decodeReply(b []byte) (p reply, err error) {
 }
 
 func (r *reader) outcome(leases []string) (o outcome) {
-	o.kind = fate(r.byte())
+	o.kind = outcomeKind(r.byte())
 	lease := r.uint()
 	o.seq, o.frame = r.uint(), r.uint()
 	if lease >= uint64(len(leases)) {
@@ -215,7 +215,7 @@ func (r *reader) outcome(leases []string) (o outcome) {
 		case tagCode:
 			o.code = code(v.small(255))
 		case tagFrom:
-			o.from = v.uint()
+			o.endedToken = v.uint()
 		}
 	})
 	return o

@@ -10,64 +10,64 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// RouterConfig says how a router works.
+// RouterConfig configures a router.
 type RouterConfig struct {
 	// Belt sends every operation on both roads at once, for tests.
 	Belt bool
-	// Always sends every operation to the owner while there is one, also for keys that nobody else
-	// wants, for tests and measurements.
+	// Always sends every operation to the owner while there is one, even if its key is not
+	// contended. It is for tests and measurements.
 	Always bool
 }
 
-// Router is an engine.Doer that takes, for each operation, the direct road or that over the owner.
+// Router is an engine.Doer that chooses between the direct and the coalesced road for each operation.
 // It is safe for concurrent use.
 type Router struct {
-	engine *engine.Engine
-	client *Client
-	cfg    RouterConfig
-	here   atomic.Bool // the owner is this process
-	owes   atomic.Bool // there is something in asked or trips
+	engine    *engine.Engine
+	client    *Client
+	cfg       RouterConfig
+	ownerHere atomic.Bool // this process is the owner
+	hasWork   atomic.Bool // acquires or trips are not empty
 
-	// All below is guarded by the client's mutex.
-	routes map[string]*route
-	trips  map[*trip]struct{} // that are not over
-	asked  map[string]*trip   // acquires that are not answered, or hold by a turn, by id
-	queues map[string]*queue  // by key
-	passes map[string][]*trip // by key: releases whose turn went on, and that are not known to be done
-	tick   *time.Timer
+	// The client's mutex guards all fields below.
+	routes         map[string]*route
+	trips          map[*trip]struct{} // not over yet
+	acquires       map[string]*trip   // by id: acquires that are not answered or hold by a turn
+	queues         map[string]*queue  // by key
+	passedReleases map[string][]*trip // by key: releases whose turn was passed, and that may not be done yet
+	tick           *time.Timer
 }
 
-// route is what is known of a key that was contended.
+// route describes a contended key.
 type route struct {
-	alone int // grants in a row that found nobody else
+	alone int // consecutive grants for which no other entry was in the record
 	used  time.Time
 }
 
-// A key goes back to the direct road after so many grants that found nobody else, or unused for so long.
+// A key goes back to the direct road after maxAlone grants without another entry, or after maxIdle without use.
 const (
-	aloneMost = 8
-	idleMost  = 30 * time.Second
+	maxAlone  = 8
+	maxIdle   = 30 * time.Second
 	maxRoutes = 1 << 12
 )
 
-// NewRouter returns a router over the process's engine and a client. The engine's configuration has
-// Contended call the router's.
+// NewRouter returns a router over this process's engine and a client. The engine's configuration must set
+// Contended to the router's.
 func NewRouter(e *engine.Engine, c *Client, cfg RouterConfig) *Router {
 	r := &Router{
-		engine: e, client: c, cfg: cfg, routes: map[string]*route{}, trips: map[*trip]struct{}{}, asked: map[string]*trip{}, queues: map[string]*queue{},
-		passes: map[string][]*trip{},
+		engine: e, client: c, cfg: cfg, routes: map[string]*route{}, trips: map[*trip]struct{}{}, acquires: map[string]*trip{}, queues: map[string]*queue{},
+		passedReleases: map[string][]*trip{},
 	}
 	c.mu.Lock()
 	c.router = r
 	if cfg.Belt || cfg.Always {
-		c.want()
+		c.findOwner()
 	}
 	c.mu.Unlock()
 	return r
 }
 
-// Close ends the router's work, and its client. Requests that are not answered end with
-// engine.ErrClosed. The engine is the caller's to close.
+// Close ends the router and its client. Requests without an answer end with
+// engine.ErrClosed. The caller closes the engine.
 func (r *Router) Close() {
 	c := r.client
 	c.Close()
@@ -77,30 +77,30 @@ func (r *Router) Close() {
 		r.tick.Stop()
 	}
 	for t := range r.trips {
-		r.settle(t)
+		r.forgetOpenCalls(t)
 		r.answer(t, engine.Outcome{}, engine.ErrClosed)
 	}
 }
 
-// SetHere says whether the owner is this process: then everything is direct, and meets what comes
-// from others in the same engine.
-func (r *Router) SetHere(on bool) { r.here.Store(on) }
+// SetHere says whether this process is the owner. If it is, all its operations take the direct road: the same engine also
+// carries out the operations of other processes.
+func (r *Router) SetHere(on bool) { r.ownerHere.Store(on) }
 
-// Contended is for engine.Config: this process is not alone on the key.
+// Contended is called by the engine: other processes use the key, too.
 func (r *Router) Contended(key string) {
 	c := r.client
 	c.mu.Lock()
-	defer c.mu.Unlock() // not unlock: the caller holds a lock of the engine
+	defer c.mu.Unlock() // not c.unlock, because the caller holds a lock of the engine
 	switch {
-	case c.closed || r.here.Load():
-	case c.now == nil:
-		c.want()
+	case c.closed || r.ownerHere.Load():
+	case c.current == nil:
+		c.findOwner()
 	default:
 		r.route(key).alone = 0
 	}
 }
 
-// route returns the key's, made new if need be. Called with mu held.
+// route returns the route of a key, and makes it if there is none. Called with mu held.
 func (r *Router) route(key string) *route {
 	now := time.Now()
 	rt := r.routes[key]
@@ -109,7 +109,7 @@ func (r *Router) route(key string) *route {
 			if len(r.routes) < maxRoutes {
 				break
 			}
-			if now.Sub(old.used) > idleMost || len(r.routes) >= 2*maxRoutes {
+			if now.Sub(old.used) > maxIdle || len(r.routes) >= 2*maxRoutes {
 				delete(r.routes, k)
 			}
 		}
@@ -120,9 +120,9 @@ func (r *Router) route(key string) *route {
 	return rt
 }
 
-// Submit is that of engine.Doer.
+// Submit implements engine.Doer.
 func (r *Router) Submit(reqs ...*engine.Request) {
-	if !r.busy() {
+	if !r.needsRouting() {
 		r.engine.Submit(reqs...)
 		return
 	}
@@ -136,18 +136,18 @@ func (r *Router) Submit(reqs ...*engine.Request) {
 	c.unlock()
 }
 
-// SubmitInOrder is that of the engine where there is nothing but the direct road, and Submit elsewhere.
+// SubmitInOrder is the engine's SubmitInOrder if all requests take the direct road, and Submit if not.
 func (r *Router) SubmitInOrder(reqs ...*engine.Request) {
-	if !r.busy() {
+	if !r.needsRouting() {
 		r.engine.SubmitInOrder(reqs...)
 		return
 	}
 	r.Submit(reqs...)
 }
 
-// SubmitHere is that of the engine for what takes the direct road alone, and Submit for the rest.
+// SubmitHere is the engine's SubmitHere for a request that takes the direct road alone, and Submit for any other.
 func (r *Router) SubmitHere(q *engine.Request) (over bool) {
-	if r.busy() {
+	if r.needsRouting() {
 		r.client.mu.Lock()
 		direct := r.submit(q)
 		r.client.unlock()
@@ -158,58 +158,59 @@ func (r *Router) SubmitHere(q *engine.Request) (over bool) {
 	return r.engine.SubmitHere(q)
 }
 
-// busy reports whether there is anything but the direct road. It asks for an owner where one is always wanted.
-func (r *Router) busy() bool {
-	served, here := r.client.served.Load(), r.here.Load()
+// needsRouting reports whether the coalesced road may be used, or work is left on it. With Always it also looks for an owner.
+func (r *Router) needsRouting() bool {
+	served, here := r.client.hasOwner.Load(), r.ownerHere.Load()
 	if r.cfg.Always && !served && !here {
 		r.client.mu.Lock()
-		r.client.want()
+		r.client.findOwner()
 		r.client.mu.Unlock()
 	}
-	return served && !here || r.owes.Load()
+	return served && !here || r.hasWork.Load()
 }
 
-// submit has a request carried out, unless it takes the direct road alone: then the caller gives it to the engine.
-// Called with mu held.
+// submit starts a trip for a request. It returns true if the request takes the direct road alone: then the caller gives it
+// to the engine. Called with mu held.
 func (r *Router) submit(q *engine.Request) (direct bool) {
-	coalesced := r.coalesced(q)
+	coalesced := r.goesToOwner(q)
 	release := q.Op.Verb == record.OpRelease
-	asked := r.asked[q.Op.ID]
+	asked := r.acquires[q.Op.ID]
 	if q.Op.Verb == record.OpTry || q.Op.Verb == record.OpAcquire && q.Op.Owner != "" {
-		r.passGhosts(q)
+		r.retryIfBlockedByReleased(q)
 	}
 	if release && asked != nil && asked.answered {
-		r.settle(asked)
+		r.forgetOpenCalls(asked)
 	}
 	if q.Guest != nil || r.client.closed || !coalesced {
-		r.lead(q.Key)
-		r.advance(q)
+		r.sendReleasesFirst(q.Key)
+		r.recordTurn(q)
 		return true
 	}
-	t := &trip{req: q, since: time.Now()}
+	t := &trip{req: q, startedAt: time.Now()}
 	q.Via = t
 	r.trips[t] = struct{}{}
-	r.owes.Store(true)
+	r.hasWork.Store(true)
 	if release {
 		r.engine.NoteHold(q.Op.Hold)
-		t.call = r.ask(t, q.Op)
+		t.call = r.sendToOwner(t, q.Op)
 	} else {
-		if asked != nil { // the same again
-			t.seen, t.wentDirect = asked.seen, true
+		if asked != nil { // a repeated request with this id
+			t.sinceRev, t.wentDirect = asked.sinceRev, true
 		}
-		r.asked[q.Op.ID] = t
-		r.enter(t)
+		r.acquires[q.Op.ID] = t
+		r.admitOrHoldBack(t)
 	}
 	if r.cfg.Belt {
 		r.goDirect(t)
 	}
-	r.arm()
+	r.armTick()
 	return false
 }
 
-// passGhosts has a request asked for again that is refused by what this process had released before: the release has
-// not come there yet. It is taken back at once. Called with mu held.
-func (r *Router) passGhosts(q *engine.Request) {
+// retryIfBlockedByReleased makes a request end with ErrGone, so that its caller tries again, if it is refused because of an
+// entry whose release this process has already started. The entry is released once more, on the direct road.
+// Called with mu held.
+func (r *Router) retryIfBlockedByReleased(q *engine.Request) {
 	var ghosts []string
 	for _, owed := range r.engine.Owed(q.Op.Lease) {
 		if owed.Key == q.Key {
@@ -217,7 +218,7 @@ func (r *Router) passGhosts(q *engine.Request) {
 		}
 	}
 	for t := range r.trips {
-		if t.releases() && t.req.Key == q.Key {
+		if t.isRelease() && t.req.Key == q.Key {
 			ghosts = append(ghosts, t.req.Op.ID)
 		}
 	}
@@ -229,8 +230,8 @@ func (r *Router) passGhosts(q *engine.Request) {
 		var no *engine.RefusedError
 		if errors.As(err, &no) && (no.Verdict == record.Held || no.Verdict == record.AlreadyHeld) && slices.Contains(ghosts, no.Blocker.ID) {
 			r.client.mu.Lock()
-			for t := range r.trips { // one that is under way may find nothing any more
-				t.missed = t.missed || t.releases() && t.req.Op.ID == no.Blocker.ID
+			for t := range r.trips { // a release that is under way may find no entry any more
+				t.maybeDone = t.maybeDone || t.isRelease() && t.req.Op.ID == no.Blocker.ID
 			}
 			r.client.unlock()
 			r.engine.ReleaseInBackground(q.Key, no.Blocker.Lease(), no.Blocker.ID, 0)
@@ -240,12 +241,12 @@ func (r *Router) passGhosts(q *engine.Request) {
 	}
 }
 
-// Routed reports whether what is asked of the key now takes another road than the direct one.
+// Routed reports whether operations on the key take the coalesced road at present.
 func (r *Router) Routed(key string) bool {
 	if r.cfg.Belt || r.cfg.Always {
 		return true
 	}
-	if !r.busy() {
+	if !r.needsRouting() {
 		return false
 	}
 	r.client.mu.Lock()
@@ -253,21 +254,21 @@ func (r *Router) Routed(key string) bool {
 	return r.currentRoute(key) != nil
 }
 
-// currentRoute returns the route of a key whose requests go to the owner, nil of one whose requests go directly. It drops
-// a route that is old. Called with mu held.
+// currentRoute returns the route of a key whose requests go to the owner, and nil for a key whose requests go directly. It
+// drops an old route. Called with mu held.
 func (r *Router) currentRoute(key string) *route {
 	rt := r.routes[key]
-	if rt != nil && (rt.alone >= aloneMost || time.Since(rt.used) > idleMost) {
+	if rt != nil && (rt.alone >= maxAlone || time.Since(rt.used) > maxIdle) {
 		delete(r.routes, key)
 		return nil
 	}
 	return rt
 }
 
-// coalesced decides whether a request is sent to the owner. Called with mu held.
-func (r *Router) coalesced(q *engine.Request) bool {
+// goesToOwner decides whether a request is sent to the owner. Called with mu held.
+func (r *Router) goesToOwner(q *engine.Request) bool {
 	c := r.client
-	if c.now == nil || c.closed || r.here.Load() || q.Keeper != nil || !carries(q.Key, &q.Op) || !leaseOf(q.Op.Lease, c.cfg.Manager) {
+	if c.current == nil || c.closed || r.ownerHere.Load() || q.Keeper != nil || !canCarry(q.Key, &q.Op) || !isLeaseOf(q.Op.Lease, c.cfg.Manager) {
 		return false
 	}
 	if r.cfg.Belt || r.cfg.Always {
@@ -280,7 +281,7 @@ func (r *Router) coalesced(q *engine.Request) bool {
 	return rt != nil
 }
 
-// Withdraw is that of engine.Doer.
+// Withdraw implements engine.Doer.
 func (r *Router) Withdraw(q *engine.Request, cause error) {
 	c := r.client
 	c.mu.Lock()
@@ -293,54 +294,55 @@ func (r *Router) Withdraw(q *engine.Request, cause error) {
 	}
 }
 
-// Look is for hints that the key's record has changed: see engine.Engine.Look.
+// Look handles a hint that the key's record has changed. See engine.Engine.Look.
 func (r *Router) Look(key string, rev uint64) {
 	r.engine.Look(key, rev)
-	if !r.owes.Load() {
+	if !r.hasWork.Load() {
 		return
 	}
 	c := r.client
 	c.mu.Lock()
 	defer c.unlock()
 	for t := range r.trips {
-		if t.req.Key == key && t.call != nil && t.cause == nil && !t.releases() {
-			r.goDirect(t) // whoever let it in does not tell the owner
+		if t.req.Key == key && t.call != nil && t.cause == nil && !t.isRelease() {
+			r.goDirect(t) // a process that grants by a direct write does not tell the owner
 		}
 	}
 }
 
-// ReleaseInBackground is that of the engine, on every road that the id has taken.
+// ReleaseInBackground is the engine's ReleaseInBackground. It ends the acquire on both roads.
 func (r *Router) ReleaseInBackground(key, lease, id string, atLeast uint64) {
-	if !r.givesUp(id) {
+	if !r.takeBackByID(id) {
 		r.engine.ReleaseInBackground(key, lease, id, atLeast)
 	}
 }
 
-// UndoInBackground is that of the engine, on every road that the id has taken.
+// UndoInBackground is the engine's UndoInBackground. It ends the acquire on both roads.
 func (r *Router) UndoInBackground(key string, op record.Op, atLeast uint64) {
-	if !r.givesUp(op.ID) {
+	if !r.takeBackByID(op.ID) {
 		r.engine.UndoInBackground(key, op, atLeast)
 	}
 }
 
-// givesUp takes an acquire back that an owner may still write, or that holds by a turn. It reports whether it is one.
-func (r *Router) givesUp(id string) bool {
-	if !r.owes.Load() {
+// takeBackByID releases an acquire that an owner may still write, or that holds by a turn. It reports whether there is one
+// with this id.
+func (r *Router) takeBackByID(id string) bool {
+	if !r.hasWork.Load() {
 		return false
 	}
 	r.client.mu.Lock()
 	defer r.client.unlock()
-	t := r.asked[id]
+	t := r.acquires[id]
 	switch {
 	case t == nil:
 		return false
 	case t.answered:
-		r.giveUp(t)
+		r.takeBack(t)
 	case t.cause == nil:
 		r.answer(t, engine.Outcome{}, engine.ErrGone)
 	}
 	return true
 }
 
-// Stats returns the counters of what was sent to owners.
+// Stats returns the client's counters.
 func (r *Router) Stats() ClientStats { return r.client.Stats() }

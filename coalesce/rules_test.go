@@ -350,9 +350,9 @@ func TestC27Handover(t *testing.T) {
 	if err := o.Close(w.context()); err != nil {
 		t.Fatal(err)
 	}
-	w.until("both know", func() bool { return !p.client.served.Load() && !q.client.served.Load() })
+	w.until("both know", func() bool { return !p.client.hasOwner.Load() && !q.client.hasOwner.Load() })
 	next := w.process(RouterConfig{}).serve()
-	w.until("both know the next one", func() bool { return p.client.served.Load() && q.client.served.Load() })
+	w.until("both know the next one", func() bool { return p.client.hasOwner.Load() && q.client.hasOwner.Load() })
 	p.mustRelease("k", id)
 	w.wait("the waiter", done, nil)
 	q.mustRelease("k", waits)
@@ -387,7 +387,7 @@ func TestC28OwnerGone(t *testing.T) {
 	}
 	for _, p := range all {
 		p.client.mu.Lock()
-		p.client.least = 0
+		p.client.minSilence = 0
 		p.client.mu.Unlock()
 	}
 	o.p.nc.Close()

@@ -83,17 +83,17 @@ type ServiceConfig struct {
 
 // Service serves a shard for one term. It is safe for concurrent use.
 type Service struct {
-	cfg     ServiceConfig
-	inboxes string
-	micro   micro.Service
-	ctx     context.Context
-	cancel  context.CancelFunc
-	wg      sync.WaitGroup
-	wake    chan struct{}
-	reads   chan struct{} // taken by those who read a lease
-	over    atomic.Bool   // nothing is written for others any more
-	written uint64        // Writes at the beginning
-	batched uint64        // Batched then
+	cfg            ServiceConfig
+	inboxes        string
+	micro          micro.Service
+	ctx            context.Context
+	cancel         context.CancelFunc
+	wg             sync.WaitGroup
+	wake           chan struct{}
+	readSlots      chan struct{} // taken by those who read a lease
+	stopped        atomic.Bool   // nothing is written for others any more
+	writesAtStart  uint64        // Writes at the beginning
+	batchesAtStart uint64        // Batched then
 
 	mu       sync.Mutex
 	closing  bool
@@ -104,7 +104,7 @@ type Service struct {
 	resumed  []*leaseCheck
 	paces    map[string]*pace // by key
 	waiting  int              // acquires that stand in a queue
-	under    int              // operations that neither wait nor have ended
+	underWay int              // operations that neither wait nor have ended
 	drained  chan struct{}
 	stats    ServiceStats
 }
@@ -137,15 +137,15 @@ func Serve(cfg ServiceConfig) (*Service, error) {
 	}
 	cfg.inbox = cmp.Or(cfg.inbox, maxInbox)
 	s := &Service{
-		cfg: cfg, inboxes: inboxes(cfg.Fabric, cfg.Shard), wake: make(chan struct{}, 1), reads: make(chan struct{}, leaseReads), sessions: map[string]*session{},
+		cfg: cfg, inboxes: inboxes(cfg.Fabric, cfg.Shard), wake: make(chan struct{}, 1), readSlots: make(chan struct{}, leaseReads), sessions: map[string]*session{},
 		paces: map[string]*pace{},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if cfg.Writes != nil {
-		s.written = cfg.Writes()
+		s.writesAtStart = cfg.Writes()
 	}
 	if cfg.Batched != nil {
-		s.batched = cfg.Batched()
+		s.batchesAtStart = cfg.Batched()
 	}
 	if err := s.register(); err != nil {
 		s.cancel()
@@ -194,16 +194,16 @@ func (s *Service) takeFrame(req micro.Request) {
 		f, err = decodeFrame(req.Data())
 	}
 	s.mu.Lock()
-	if s.stats.Frames++; err != nil || !s.arrive(manager, f) {
+	if s.stats.Frames++; err != nil || !s.enqueueFrame(manager, f) {
 		s.stats.Dropped++
 	}
 	s.mu.Unlock()
-	s.nudge()
+	s.wakeLoop()
 }
 
 // takeHello answers who is there.
 func (s *Service) takeHello(req micro.Request) {
-	if managerOf(req.Reply(), s.inboxes) == "" || !s.entitled() {
+	if managerOf(req.Reply(), s.inboxes) == "" || !s.mayWrite() {
 		return
 	}
 	b := s.beat()
@@ -211,7 +211,7 @@ func (s *Service) takeHello(req micro.Request) {
 }
 
 // nudge has the loop look.
-func (s *Service) nudge() {
+func (s *Service) wakeLoop() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
@@ -219,19 +219,19 @@ func (s *Service) nudge() {
 }
 
 // entitled reports whether this process may still write for others.
-func (s *Service) entitled() bool { return !s.over.Load() && s.cfg.Valid() }
+func (s *Service) mayWrite() bool { return !s.stopped.Load() && s.cfg.Valid() }
 
 // Stats returns the counters.
 func (s *Service) Stats() ServiceStats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.stats
-	st.Sessions, st.Waiting, st.UnderWay, st.Limit = len(s.sessions), s.waiting, s.under, maxOperations
+	st.Sessions, st.Waiting, st.UnderWay, st.Limit = len(s.sessions), s.waiting, s.underWay, maxOperations
 	if s.cfg.Writes != nil {
-		st.Writes = s.cfg.Writes() - s.written
+		st.Writes = s.cfg.Writes() - s.writesAtStart
 	}
 	if s.cfg.Batched != nil {
-		st.Batched = s.cfg.Batched() - s.batched
+		st.Batched = s.cfg.Batched() - s.batchesAtStart
 	}
 	if st.Operations > 0 {
 		st.WritesPerOperation = float64(st.Writes) / float64(st.Operations)
@@ -244,7 +244,7 @@ func (s *Service) Active(since time.Time) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range s.sessions {
-		if c.busy() || c.used.After(since) {
+		if c.isBusy() || c.lastUsed.After(since) {
 			n++
 		}
 	}
@@ -309,7 +309,7 @@ func (s *Service) Close(ctx context.Context) error {
 	}
 	s.closing = true
 	drained := make(chan struct{})
-	if s.under == 0 {
+	if s.underWay == 0 {
 		close(drained)
 	} else {
 		s.drained = drained
@@ -322,7 +322,7 @@ func (s *Service) Close(ctx context.Context) error {
 	case <-t.C:
 	case <-ctx.Done():
 	}
-	s.over.Store(true)
+	s.stopped.Store(true)
 	for _, r := range s.unanswered() {
 		s.cfg.Doer.Withdraw(r, engine.ErrElsewhere)
 	}

@@ -79,8 +79,8 @@ func TestAnOldRouteIsNone(t *testing.T) {
 	p := w.process(RouterConfig{})
 	p.meet()
 	for _, age := range []func(rt *route){
-		func(rt *route) { rt.used = rt.used.Add(-2 * idleMost) },
-		func(rt *route) { rt.alone = aloneMost },
+		func(rt *route) { rt.used = rt.used.Add(-2 * maxIdle) },
+		func(rt *route) { rt.alone = maxAlone },
 	} {
 		p.router.Contended("k")
 		if !p.router.Routed("k") {
@@ -140,7 +140,7 @@ func TestOwnerThatComesAfterASilentHello(t *testing.T) {
 	p.client.helloAt = time.Now().Add(helloRarest) // as after silence
 	p.client.mu.Unlock()
 	o := next.serve()
-	w.until("the owner is known", p.client.served.Load)
+	w.until("the owner is known", p.client.hasOwner.Load)
 	p.router.cfg.Always = true
 	p.mustRelease("k", p.mustAcquire("k"))
 	if o.Stats().Grants != 1 {

@@ -13,33 +13,33 @@ import (
 
 // session is what an owner knows of one client in its term. It is guarded by the service's mutex.
 type session struct {
-	manager string
-	subject string  // of replies
-	in      []frame // that are not taken yet, in their order
-	begun   int     // operations of the first of them that are taken
-	top     uint64  // the highest frame that was taken
-	used    time.Time
-	leases  map[string]*leaseCheck
-	live    map[string]*operation // acquires and tries without their final outcome, by id
-	under   int                   // operations that neither wait nor have ended
+	manager    string
+	subject    string  // of replies
+	frames     []frame // that are not taken yet, in their order
+	taken      int     // operations of the first of them that are taken
+	lastTaken  uint64  // the highest frame that was taken
+	lastUsed   time.Time
+	leases     map[string]*leaseCheck
+	operations map[string]*operation // acquires and tries without their final outcome, by id
+	underWay   int                   // operations that neither wait nor have ended
 
-	out    []outcome
-	missed span
-	listed bool      // among the service's dirty ones
-	urgent bool      // to be answered in this pass
-	due    time.Time // when to answer otherwise
+	unsent   []outcome
+	missed   span
+	isDirty  bool      // among the service's dirty ones
+	urgent   bool      // to be answered in this pass
+	answerAt time.Time // when to answer otherwise
 }
 
 // operation is one that is under way at the engine.
 type operation struct {
 	engine.Request
-	session *session
-	frame   uint64 // that brought it last
-	tell    bool
-	turns   bool // it can hold by a turn
-	over    bool // it held by a turn, and has ended
-	waits   bool
-	place   record.Place
+	session    *session
+	frame      uint64 // that brought it last
+	wantsPlace bool
+	takesTurns bool // it can hold by a turn
+	turnEnded  bool // it held by a turn, and has ended
+	isWaiting  bool
+	place      record.Place
 }
 
 // leaseCheck is whether a client's lease was alive when the owner met it first.
@@ -48,10 +48,10 @@ type leaseCheck struct {
 	checking bool
 	alive    bool
 	dead     bool
-	held     []held // what came meanwhile
+	waiting  []heldItem // what came meanwhile
 }
 
-type held struct {
+type heldItem struct {
 	item  item
 	frame uint64
 }
@@ -70,7 +70,7 @@ func (s *Service) sessionOf(manager string) *session {
 	if c == nil && len(s.sessions) < maxSessions {
 		c = &session{
 			manager: manager, subject: inbox(s.cfg.Fabric, s.cfg.Shard, manager) + "r",
-			leases: map[string]*leaseCheck{}, live: map[string]*operation{},
+			leases: map[string]*leaseCheck{}, operations: map[string]*operation{},
 		}
 		s.sessions[manager] = c
 	}
@@ -79,34 +79,34 @@ func (s *Service) sessionOf(manager string) *session {
 
 // arrive notes a frame for the next pass. It reports false where there is no room: for the client that is
 // silence, and the frame is missed once a later one is taken. Called with mu held.
-func (s *Service) arrive(manager string, f frame) bool {
+func (s *Service) enqueueFrame(manager string, f frame) bool {
 	c := s.sessionOf(manager)
-	if c == nil || len(c.in) >= maxFrames || s.unread+len(f.items) > maxOperations {
+	if c == nil || len(c.frames) >= maxFrames || s.unread+len(f.items) > maxOperations {
 		return false
 	}
 	s.unread += len(f.items)
-	if c.in = append(c.in, f); len(c.in) == 1 {
+	if c.frames = append(c.frames, f); len(c.frames) == 1 {
 		s.ready = append(s.ready, c)
 	}
 	return true
 }
 
 // take takes a session's frames in, up to its share of a pass, and returns what they lead to. Called with mu held.
-func (s *Service) take(c *session, now time.Time, reqs []*engine.Request) []*engine.Request {
-	for room := maxPass; room > 0 && len(c.in) > 0; {
-		f := &c.in[0]
-		if c.begun == 0 && !s.begin(c, f) {
+func (s *Service) processFrames(c *session, now time.Time, reqs []*engine.Request) []*engine.Request {
+	for room := maxPass; room > 0 && len(c.frames) > 0; {
+		f := &c.frames[0]
+		if c.taken == 0 && !s.checkSequence(c, f) {
 			s.unread -= len(f.items)
-			c.in = c.in[1:]
+			c.frames = c.frames[1:]
 			continue
 		}
-		items := f.items[c.begun:]
+		items := f.items[c.taken:]
 		items = items[:min(len(items), room)]
 		for i := range items {
 			switch it := &items[i]; {
 			case f.stamp != s.cfg.Stamp:
 				s.refuse(c, it, f.seq, codeStamp)
-			case s.closing || !s.entitled():
+			case s.closing || !s.mayWrite():
 				s.refuse(c, it, f.seq, codeNotOwner)
 			default:
 				reqs = s.accept(c, it, f.seq, reqs)
@@ -114,27 +114,27 @@ func (s *Service) take(c *session, now time.Time, reqs []*engine.Request) []*eng
 		}
 		room -= len(items)
 		s.unread -= len(items)
-		if c.begun += len(items); c.begun == len(f.items) {
-			c.top, c.used, c.begun = f.seq, now, 0
-			s.list(c, f.ack, now)
-			c.in = c.in[1:]
+		if c.taken += len(items); c.taken == len(f.items) {
+			c.lastTaken, c.lastUsed, c.taken = f.seq, now, 0
+			s.markDirty(c, f.ack, now)
+			c.frames = c.frames[1:]
 		}
 	}
-	if len(c.in) == 0 {
-		c.in = nil
+	if len(c.frames) == 0 {
+		c.frames = nil
 	}
 	return reqs
 }
 
 // begin reports whether a frame is to be taken. Called with mu held.
-func (s *Service) begin(c *session, f *frame) bool {
+func (s *Service) checkSequence(c *session, f *frame) bool {
 	switch {
-	case f.seq <= c.top:
+	case f.seq <= c.lastTaken:
 		// Late, or a second time: what it says may have been taken back since.
 		s.stats.Dropped++
 		return false
-	case f.seq > c.top+1:
-		c.missed = span{c.top + 1, f.seq - 1}
+	case f.seq > c.lastTaken+1:
+		c.missed = span{c.lastTaken + 1, f.seq - 1}
 		c.urgent = true
 	}
 	return true
@@ -147,7 +147,7 @@ func (s *Service) accept(c *session, it *item, frame uint64, reqs []*engine.Requ
 		s.refuse(c, it, frame, codeUnsupported)
 		return reqs
 	}
-	if !leaseOf(it.op.Lease, c.manager) {
+	if !isLeaseOf(it.op.Lease, c.manager) {
 		s.refuse(c, it, frame, codeLeaseUnknown)
 		return reqs
 	}
@@ -162,30 +162,30 @@ func (s *Service) accept(c *session, it *item, frame uint64, reqs []*engine.Requ
 		c.leases[it.op.Lease] = l
 	}
 	switch {
-	case c.under >= maxCredit && !release, c.under >= 2*maxCredit, s.under >= maxOperations:
+	case c.underWay >= maxCredit && !release, c.underWay >= 2*maxCredit, s.underWay >= maxOperations:
 		s.refuse(c, it, frame, codeBusy)
 	case l.checking: // in their order
-		l.held = append(l.held, held{*it, frame})
-		s.began(c)
+		l.waiting = append(l.waiting, heldItem{*it, frame})
+		s.countStart(c)
 	case l.dead && !release:
 		s.refuse(c, it, frame, codeLeaseDead)
 	case !l.alive && !release:
 		l.checking = true
-		l.held = append(l.held, held{*it, frame})
-		s.began(c)
-		s.check(l, it.op.Lease)
+		l.waiting = append(l.waiting, heldItem{*it, frame})
+		s.countStart(c)
+		s.checkLease(l, it.op.Lease)
 	default:
-		s.began(c)
-		reqs = s.perform(c, it, frame, reqs)
+		s.countStart(c)
+		reqs = s.startOperation(c, it, frame, reqs)
 	}
 	return reqs
 }
 
 // check reads whether a lease is alive. Called with mu held.
-func (s *Service) check(l *leaseCheck, lease string) {
+func (s *Service) checkLease(l *leaseCheck, lease string) {
 	s.wg.Go(func() {
-		s.reads <- struct{}{}
-		defer func() { <-s.reads }()
+		s.readSlots <- struct{}{}
+		defer func() { <-s.readSlots }()
 		ctx, cancel := context.WithTimeout(s.ctx, leaseWithin)
 		defer cancel()
 		alive, err := s.cfg.LeaseAlive(ctx, lease)
@@ -193,115 +193,115 @@ func (s *Service) check(l *leaseCheck, lease string) {
 		defer s.mu.Unlock()
 		l.alive, l.dead = alive && err == nil, !alive && err == nil
 		s.resumed = append(s.resumed, l)
-		s.nudge()
+		s.wakeLoop()
 	})
 }
 
 // resume goes on with what waited for a lease to be read. Called with mu held.
-func (s *Service) resume(l *leaseCheck, reqs []*engine.Request) []*engine.Request {
-	waited := l.held
-	l.held, l.checking = nil, false
+func (s *Service) resumeAfterCheck(l *leaseCheck, reqs []*engine.Request) []*engine.Request {
+	waited := l.waiting
+	l.waiting, l.checking = nil, false
 	for i := range waited {
 		it, frame := &waited[i].item, waited[i].frame
 		switch {
 		case it.op.Verb == record.OpRelease, l.alive:
-			reqs = s.perform(l.session, it, frame, reqs)
+			reqs = s.startOperation(l.session, it, frame, reqs)
 			continue
 		case l.dead:
 			s.refuse(l.session, it, frame, codeLeaseDead)
 		default:
 			s.refuse(l.session, it, frame, codeLeaseUnknown)
 		}
-		s.ended(l.session)
+		s.countEnd(l.session)
 	}
 	return reqs
 }
 
 // perform makes a request of an operation. Called with mu held.
-func (s *Service) perform(c *session, it *item, frame uint64, reqs []*engine.Request) []*engine.Request {
+func (s *Service) startOperation(c *session, it *item, frame uint64, reqs []*engine.Request) []*engine.Request {
 	if it.op.Verb == record.OpRelease {
-		on, more := s.passOn(c, it, frame)
-		r := &engine.Request{Key: it.key, Op: it.op, Guest: s.entitled, Prove: true}
-		r.Done = func(out engine.Outcome, err error) { s.released(c, r, frame, on, out, err) }
-		return s.give(r, more, reqs)
+		on, more := s.passTurn(c, it, frame)
+		r := &engine.Request{Key: it.key, Op: it.op, Guest: s.mayWrite, Prove: true}
+		r.Done = func(out engine.Outcome, err error) { s.onReleased(c, r, frame, on, out, err) }
+		return s.schedule(r, more, reqs)
 	}
-	if o := c.live[it.op.ID]; o != nil { // it came again
-		s.ended(c)
+	if o := c.operations[it.op.ID]; o != nil { // it came again
+		s.countEnd(c)
 		o.frame = frame
-		if o.waits {
-			s.tellPlace(o, it.tell)
+		if o.isWaiting {
+			s.sendPlace(o, it.wantsPlace)
 		}
 		return reqs
 	}
-	o := &operation{session: c, frame: frame, tell: it.tell, turns: it.turns}
-	o.Request = engine.Request{Key: it.key, Op: it.op, FailFast: it.failFast, Guest: s.entitled, Since: it.since}
-	o.Queued = func(p record.Place) { s.queued(o, p) }
-	o.Done = func(out engine.Outcome, err error) { s.answered(o, out, err) }
-	c.live[it.op.ID] = o
-	return s.give(&o.Request, it.turns && s.paces[it.key].runs(time.Now()), reqs)
+	o := &operation{session: c, frame: frame, wantsPlace: it.wantsPlace, takesTurns: it.takesTurns}
+	o.Request = engine.Request{Key: it.key, Op: it.op, FailFast: it.failFast, Guest: s.mayWrite, Since: it.sinceRev}
+	o.Queued = func(p record.Place) { s.onQueued(o, p) }
+	o.Done = func(out engine.Outcome, err error) { s.onAnswered(o, out, err) }
+	c.operations[it.op.ID] = o
+	return s.schedule(&o.Request, it.takesTurns && s.paces[it.key].isActive(time.Now()), reqs)
 }
 
 // began and ended count what is under way. Called with mu held.
-func (s *Service) began(c *session) {
-	c.under++
-	s.under++
+func (s *Service) countStart(c *session) {
+	c.underWay++
+	s.underWay++
 }
 
-func (s *Service) ended(c *session) {
-	c.under--
-	if s.under--; s.under == 0 && s.drained != nil {
+func (s *Service) countEnd(c *session) {
+	c.underWay--
+	if s.underWay--; s.underWay == 0 && s.drained != nil {
 		close(s.drained)
 		s.drained = nil
 	}
 }
 
 // queued is told that an operation has to wait.
-func (s *Service) queued(o *operation, p record.Place) {
+func (s *Service) onQueued(o *operation, p record.Place) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o.waits, o.place = true, p
+	o.isWaiting, o.place = true, p
 	s.waiting++
-	s.ended(o.session)
-	s.tellPlace(o, o.tell)
+	s.countEnd(o.session)
+	s.sendPlace(o, o.wantsPlace)
 }
 
 // tellPlace says where an operation waits. Called with mu held.
-func (s *Service) tellPlace(o *operation, atOnce bool) {
+func (s *Service) sendPlace(o *operation, atOnce bool) {
 	out := outcome{kind: queued, lease: o.Op.Lease, seq: sequenceOf(o.Op.ID), frame: o.frame, position: o.place.Position}
 	if atOnce && o.place.Blocker.ID != "" {
-		out.blocker, out.record = o.place.Blocker.ID, oneEntry(o.Op.Kind, o.place.Blocker)
+		out.blocker, out.record = o.place.Blocker.ID, recordOfOne(o.Op.Kind, o.place.Blocker)
 	}
 	s.send(o.session, out, atOnce)
 }
 
 // answered is told the outcome of an acquire or a try.
-func (s *Service) answered(o *operation, out engine.Outcome, err error) {
+func (s *Service) onAnswered(o *operation, out engine.Outcome, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := o.session
-	if c.live[o.Op.ID] == o {
-		delete(c.live, o.Op.ID)
+	if c.operations[o.Op.ID] == o {
+		delete(c.operations, o.Op.ID)
 	}
-	if o.waits {
+	if o.isWaiting {
 		s.waiting--
 	} else {
-		s.ended(c)
+		s.countEnd(c)
 	}
 	a := outcomeOf(&o.Op, out, err)
 	if a.kind == granted {
 		s.stats.Grants++
 	}
 	a.frame = o.frame
-	if !errors.Is(err, engine.ErrElsewhere) && !o.over {
+	if !errors.Is(err, engine.ErrElsewhere) && !o.turnEnded {
 		s.send(c, a, true)
 	}
 }
 
 // released is told the outcome of a release. on is whether its turn went on before.
-func (s *Service) released(c *session, r *engine.Request, frame uint64, on bool, out engine.Outcome, err error) {
+func (s *Service) onReleased(c *session, r *engine.Request, frame uint64, on bool, out engine.Outcome, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ended(c)
+	s.countEnd(c)
 	a := outcomeOf(&r.Op, out, err)
 	a.frame, a.release = frame, true
 	s.send(c, a, !on)
@@ -317,19 +317,19 @@ func (s *Service) refuse(c *session, it *item, frame uint64, why code) {
 
 // send has an outcome sent, with what else there is for the client. Called with mu held.
 func (s *Service) send(c *session, o outcome, atOnce bool) {
-	c.out = append(c.out, o)
-	if s.list(c, atOnce, time.Now()); atOnce {
-		s.nudge()
+	c.unsent = append(c.unsent, o)
+	if s.markDirty(c, atOnce, time.Now()); atOnce {
+		s.wakeLoop()
 	}
 }
 
 // list notes that a client is to be answered. Called with mu held.
-func (s *Service) list(c *session, atOnce bool, now time.Time) {
+func (s *Service) markDirty(c *session, atOnce bool, now time.Time) {
 	if atOnce {
 		c.urgent = true
 	}
-	if !c.listed {
-		c.listed, c.due = true, now.Add(receiptAfter)
+	if !c.isDirty {
+		c.isDirty, c.answerAt = true, now.Add(receiptAfter)
 		s.dirty = append(s.dirty, c)
 	}
 }
@@ -339,7 +339,7 @@ func (s *Service) unanswered() (all []*engine.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range s.sessions {
-		for _, o := range c.live {
+		for _, o := range c.operations {
 			all = append(all, &o.Request)
 		}
 	}
@@ -347,11 +347,11 @@ func (s *Service) unanswered() (all []*engine.Request) {
 }
 
 // busy reports whether something of the session is under way, or waits.
-func (c *session) busy() bool { return c.under+len(c.live)+len(c.in) > 0 }
+func (c *session) isBusy() bool { return c.underWay+len(c.operations)+len(c.frames) > 0 }
 
 // idle reports whether nothing has come of a session for long, and nothing is under way.
-func (c *session) idle(now time.Time) bool {
-	return !c.busy() && !c.listed && now.Sub(c.used) > forgetAfter
+func (c *session) isIdle(now time.Time) bool {
+	return !c.isBusy() && !c.isDirty && now.Sub(c.lastUsed) > forgetAfter
 }
 
 // forgetIdle drops the sessions that are idle at now and whose leases are all dead: only then
@@ -360,7 +360,7 @@ func (s *Service) forgetIdle(now time.Time) {
 	idle := map[*session][]string{}
 	s.mu.Lock()
 	for _, c := range s.sessions {
-		if c.idle(now) {
+		if c.isIdle(now) {
 			idle[c] = slices.Collect(maps.Keys(c.leases))
 		}
 	}
@@ -373,7 +373,7 @@ func (s *Service) forgetIdle(now time.Time) {
 			return alive || err != nil
 		})
 		s.mu.Lock()
-		if dead && c.idle(now) && len(c.leases) == len(leases) {
+		if dead && c.isIdle(now) && len(c.leases) == len(leases) {
 			delete(s.sessions, c.manager)
 		}
 		s.mu.Unlock()

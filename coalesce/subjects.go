@@ -90,6 +90,6 @@ func validManager(s string) bool {
 }
 
 // leaseOf reports whether a lease is one of the manager's, as its id says.
-func leaseOf(lease, manager string) bool {
+func isLeaseOf(lease, manager string) bool {
 	return len(lease) > len(manager) && lease[len(manager)] == '-' && lease[:len(manager)] == manager
 }

@@ -10,85 +10,85 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// trip is one request on its way, on one road or on both. It is guarded by the client's mutex.
+// trip is one request that is under way: on the coalesced road, on the direct road, or on both. The client's mutex guards it.
 type trip struct {
-	req    *engine.Request // of who asked
-	call   *call           // at the owner, nil if it is with none
-	direct *engine.Request // at the engine, nil if it isn't there
-	since  time.Time       // when it was asked for, or withdrawn
-	// position is where it waits, as the owner said; 0 = not known.
+	req       *engine.Request // // the caller's request
+	call      *call           // // its operation at the owner; nil: none
+	direct    *engine.Request // // its request at the engine; nil: none
+	startedAt time.Time       // time of the request, or of its withdrawal
+	// position is its place in the queue, as the owner last reported it; 0: unknown.
 	position  int
-	overtaken int // how often others were ahead of it at the owner
+	overtaken int // how often the owner did not write it because others had written the key
 
-	queue *queue // where it counts as being at the owner
-	held  bool   // back in this process
+	queue    *queue // // the queue that counts it as atOwner
+	heldBack bool   // it waits in this process for a place at the owner
 
-	// Of an acquire.
-	seen       uint64  // a revision that was committed before it was sent anywhere
-	open       []*call // that owners may still write
-	wentDirect bool
-	deaf       bool   // it takes no turn
-	turn       uint64 // its ticket, if it holds by a turn, as long as the record may not say so
+	// Only for an acquire:
+	sinceRev     uint64  // a revision that was committed before it was first sent
+	openCalls    []*call // the calls that an owner may still write
+	wentDirect   bool    // it was sent to the engine, or an earlier request with its id was sent anywhere
+	refusesTurns bool    // it was asked to stop waiting, so it takes no turn
+	turnToken    uint64  // its token, if it holds by a turn that the record may not show yet
 
-	passed   bool  // of a release: the turn went on, and it is answered
-	carried  bool  // of a release: the engine carries it through
-	missed   bool  // an owner was lost with it, which may have done it
-	released bool  // of a release: one road has done it
-	existed  bool  // likewise: one road found something
-	cause    error // of its withdrawal
-	told     bool
-	telling  bool // Queued is being called
-	answered bool
-	out      engine.Outcome
-	err      error
+	turnPassed      bool  // a release: the turn was passed, and the caller is answered
+	inBackground    bool  // a release: the engine completes it without a caller
+	maybeDone       bool  // a release: an owner that did not answer may have done it
+	released        bool  // a release: one road has done it
+	found           bool  // a release: one road found the entry
+	cause           error // of the withdrawal; nil: not withdrawn
+	reportedQueued  bool  // Queued was called, or is about to be
+	reportingQueued bool  // Queued has not returned yet, so Done has to wait
+	answered        bool
+	out             engine.Outcome
+	err             error
 }
 
-func (t *trip) releases() bool { return t.req.Op.Verb == record.OpRelease }
+func (t *trip) isRelease() bool { return t.req.Op.Verb == record.OpRelease }
 
-// ask sends an operation of a trip to the owner of this moment. Called with mu held.
-func (r *Router) ask(t *trip, op record.Op) *call {
-	k := &call{term: r.client.now, trip: t}
-	k.item = item{key: t.req.Key, op: op, failFast: t.req.FailFast, tell: t.req.Queued != nil}
+// sendToOwner sends an operation of a trip to the present owner. Called with mu held.
+func (r *Router) sendToOwner(t *trip, op record.Op) *call {
+	k := &call{term: r.client.current, trip: t}
+	k.item = item{key: t.req.Key, op: op, failFast: t.req.FailFast, wantsPlace: t.req.Queued != nil}
 	if op.Verb == record.OpRelease {
-		k.held = t.req.Held
+		k.passesTurn = t.req.Held
 	} else {
-		if !t.elsewhere() {
-			t.seen = r.seen()
+		if !t.mayBeWritten() {
+			t.sinceRev = r.newestRev()
 		}
-		k.turns, k.since = t.req.Turns, t.seen
-		t.open = append(t.open, k)
+		k.takesTurns, k.sinceRev = t.req.Turns, t.sinceRev
+		t.openCalls = append(t.openCalls, k)
 	}
 	r.client.submit(k)
 	return k
 }
 
-// elsewhere reports whether an acquire was sent somewhere and may still be written there, or have been.
-func (t *trip) elsewhere() bool { return t.wentDirect || len(t.open) > 0 }
+// mayBeWritten reports whether an acquire was sent on a road on which it may have been written, or may still be.
+func (t *trip) mayBeWritten() bool { return t.wentDirect || len(t.openCalls) > 0 }
 
-// wanted reports whether a call is to be sent again if it got lost.
-func (k *call) wanted() bool {
+// shouldResend reports whether a lost call is sent again.
+func (k *call) shouldResend() bool {
 	return k.op.Verb == record.OpRelease || !k.trip.answered && k.trip.cause == nil
 }
 
-// goDirect has the engine carry a trip out, beside whoever has it already. Called with mu held.
+// goDirect sends a trip to the engine. An owner may have it at the same time. Called with mu held.
 func (r *Router) goDirect(t *trip) {
-	carried := t.releases() && t.cause != nil // for nobody
-	if !t.releases() {
-		r.lead(t.req.Key)
+	carried := t.isRelease() && t.cause != nil // it has no caller any more
+	if !t.isRelease() {
+		r.sendReleasesFirst(t.req.Key)
 		t.wentDirect = true
 	}
-	if t.direct != nil || t.carried || t.answered && !carried {
-		r.review(t)
+	if t.direct != nil || t.inBackground || t.answered && !carried {
+		r.forgetIfOver(t)
 		return
 	}
-	t.carried = carried
+	t.inBackground = carried
 	q := t.req
-	r.unhold(t)
+	r.removeHeldBack(t)
 	d := &engine.Request{Key: q.Key, Op: q.Op, AtLeast: q.AtLeast, Held: q.Held, FailFast: q.FailFast, Prove: q.Prove}
 	if q.Queued != nil {
 		d.Queued = func(p record.Place) {
 			r.client.mu.Lock()
-			r.tell(t, p)
+			r.reportQueued(t, p)
 			r.client.unlock()
 		}
 	}
@@ -97,7 +97,7 @@ func (r *Router) goDirect(t *trip) {
 		defer r.client.unlock()
 		if t.direct == d {
 			t.direct = nil
-			r.arrived(t, out, err)
+			r.engineAnswered(t, out, err)
 		}
 	}
 	t.direct = d
@@ -107,54 +107,54 @@ func (r *Router) goDirect(t *trip) {
 	}
 }
 
-// arrived takes in what the engine has made of a trip. Called with mu held.
-func (r *Router) arrived(t *trip, out engine.Outcome, err error) {
+// engineAnswered handles the engine's outcome of a trip. Called with mu held.
+func (r *Router) engineAnswered(t *trip, out engine.Outcome, err error) {
 	switch {
-	case t.releases() && err == nil:
-		r.releasedOnce(t, out, out.Existed)
-	case t.cause != nil: // its entry is gone
+	case t.isRelease() && err == nil:
+		r.noteReleased(t, out, out.Existed)
+	case t.cause != nil: // // withdrawn, and its entry is gone
 		r.endWithdrawal(t)
 	default:
 		r.answer(t, out, err)
 	}
 }
 
-// concluded takes in what an owner says of a call. Called with mu held.
-func (r *Router) concluded(k *call, o *outcome) {
+// ownerAnswered handles an owner's outcome of a call. Called with mu held.
+func (r *Router) ownerAnswered(k *call, o *outcome) {
 	t := k.trip
 	switch o.kind {
-	case turn:
-		r.client.due.add(action{turn: k, says: *o})
+	case turnCame:
+		r.client.due.add(action{turn: k, outcome: *o})
 		return
-	case passed:
-		r.passed(k, o)
+	case turnPassed:
+		r.turnPassed(k, o)
 		return
 	}
 	if k.op.Verb == record.OpRelease {
 		switch {
 		case t.call != k:
 		case o.kind != done:
-			r.lost(k)
-		case t.releases():
+			r.callLost(k)
+		case t.isRelease():
 			t.call = nil
-			t.missed = t.missed || k.sends > 1
-			r.releasedOnce(t, engine.Outcome{Revision: o.rev, Existed: o.existed}, o.existed)
+			t.maybeDone = t.maybeDone || k.sends > 1
+			r.noteReleased(t, engine.Outcome{Revision: o.rev, Existed: o.existed}, o.existed)
 		default:
 			t.call = nil
-			r.settle(t)
+			r.forgetOpenCalls(t)
 			r.endWithdrawal(t)
 		}
 		return
 	}
 	if o.kind == queued {
 		t.position = o.position
-		r.tell(t, o.place())
+		r.reportQueued(t, o.place())
 		return
 	}
 	if !o.uncertain {
-		t.open = slices.DeleteFunc(t.open, func(c *call) bool { return c == k })
-		if t.answered && len(t.open) == 0 {
-			r.settle(t) // the record says that it holds
+		t.openCalls = slices.DeleteFunc(t.openCalls, func(c *call) bool { return c == k })
+		if t.answered && len(t.openCalls) == 0 {
+			r.forgetOpenCalls(t) // the record shows its hold
 		}
 	}
 	if t.call != k || t.cause != nil {
@@ -168,9 +168,9 @@ func (r *Router) concluded(k *call, o *outcome) {
 			rt.alone = 0
 		}
 		r.answer(t, engine.Outcome{Entry: o.entry(&k.op), Revision: o.rev, Existed: true}, nil)
-	case o.code == codeOvertaken && r.askAgain(t, o):
+	case o.code == codeOvertaken && r.sendAgain(t, o):
 	case o.kind == refused && o.verdict == record.QueueFull:
-		r.goDirect(t) // there it may wait in this process
+		r.goDirect(t) // the direct road can keep it waiting in this process
 	case o.kind == refused:
 		r.answer(t, engine.Outcome{}, o.refusal())
 	case o.kind == gone:
@@ -180,119 +180,119 @@ func (r *Router) concluded(k *call, o *outcome) {
 	}
 }
 
-// seen returns a revision of the bucket that is committed. Called with mu held.
-func (r *Router) seen() uint64 { return max(r.engine.Seen(), r.client.seen) }
+// newestRev returns the highest revision of the bucket that this process knows to be committed. Called with mu held.
+func (r *Router) newestRev() uint64 { return max(r.engine.Seen(), r.client.newestRev) }
 
-// askAgain sends an acquire to the owner once more that others were ahead of with a write of the key, if that can't have been its own
-// on another road. It reports false where the direct road is to be taken. Called with mu held.
-func (r *Router) askAgain(t *trip, o *outcome) bool {
-	if o.uncertain || t.elsewhere() || r.client.now == nil || t.overtaken >= mostOvertaken {
+// sendAgain sends an acquire to the owner again after others have written the key. It does so only if no other road can have
+// written that acquire. It returns false if the acquire has to take the direct road. Called with mu held.
+func (r *Router) sendAgain(t *trip, o *outcome) bool {
+	if o.uncertain || t.mayBeWritten() || r.client.current == nil || t.overtaken >= maxOvertaken {
 		return false
 	}
 	t.overtaken++
-	t.call = r.ask(t, t.req.Op)
+	t.call = r.sendToOwner(t, t.req.Op)
 	return true
 }
 
-// mostOvertaken is how often an acquire is sent to the owner again because others wrote the key.
-const mostOvertaken = 3
+// maxOvertaken is how often an acquire is sent to the owner again because others have written the key.
+const maxOvertaken = 3
 
-// lost is told that what an owner does with a call is not known. Called with mu held.
-func (r *Router) lost(k *call) {
+// callLost is called when it is unknown what an owner does with a call. Called with mu held.
+func (r *Router) callLost(k *call) {
 	t := k.trip
 	if t.call != k {
 		return
 	}
-	t.call, t.missed = nil, true
+	t.call, t.maybeDone = nil, true
 	r.client.stats.Fallbacks++
 	switch {
-	case t.cause != nil && !t.releases():
+	case t.cause != nil && !t.isRelease():
 		r.undoDirect(t)
 	case t.released && t.direct == nil:
-		r.releasedOnce(t, engine.Outcome{}, false)
+		r.noteReleased(t, engine.Outcome{}, false)
 	default:
 		r.goDirect(t)
 	}
 }
 
-// releasedOnce takes in that a release was done on one road, or that the owner was lost, or silent for long,
-// after that. Called with mu held.
-func (r *Router) releasedOnce(t *trip, out engine.Outcome, existed bool) {
-	t.released, t.existed = true, t.existed || existed
-	if !t.existed && !t.missed && (t.call != nil || t.direct != nil) {
-		return // the other road may have found it
+// noteReleased is called when a release was done on one road, and again when the owner was lost or silent for too
+// long after that. It answers the release unless the other road has to be waited for. Called with mu held.
+func (r *Router) noteReleased(t *trip, out engine.Outcome, existed bool) {
+	t.released, t.found = true, t.found || existed
+	if !t.found && !t.maybeDone && (t.call != nil || t.direct != nil) {
+		return // the other road may have found the entry
 	}
 	if t.call != nil {
-		if time.Since(t.since) < r.patience(t) {
-			return // the owner is to write it once more: a stamp that is taken after the release would be void
+		if time.Since(t.startedAt) < r.ownerTimeout(t) {
+			return // the owner may still write the key, and that write would overtake an acquire that is sent now
 		}
 		delete(t.call.term.calls, t.call.name())
 		t.call = nil
 	}
-	out.Existed = t.existed || t.missed
+	out.Existed = t.found || t.maybeDone
 	r.answer(t, out, nil)
 }
 
-// answer ends a trip for who asked. Called with mu held.
+// answer ends a trip and calls Done of its request, once. Called with mu held.
 func (r *Router) answer(t *trip, out engine.Outcome, err error) {
 	if t.answered {
-		r.review(t)
+		r.forgetIfOver(t)
 		return
 	}
 	t.answered, t.out, t.err = true, out, err
-	r.unhold(t)
-	r.leave(t)
-	if !t.telling {
+	r.removeHeldBack(t)
+	r.admitNext(t)
+	if !t.reportingQueued {
 		r.client.due.add(action{answer: t})
 	}
-	if !t.releases() {
-		r.entered(t)
+	if !t.isRelease() {
+		r.acquireEnded(t)
 	}
-	r.review(t)
+	r.forgetIfOver(t)
 }
 
-// entered takes in that an acquire has its outcome: what the other road makes of it is not wanted. Called with mu held.
-func (r *Router) entered(t *trip) {
+// acquireEnded cleans up after an acquire that has its outcome: a grant on the other road is not needed. Called with mu held.
+func (r *Router) acquireEnded(t *trip) {
 	if d := t.direct; d != nil {
 		t.direct = nil
 		r.client.due.add(action{withdraw: d, cause: engine.ErrElsewhere})
 		if t.err != nil {
-			r.client.due.add(action{undo: d}) // also if it was granted there just now
+			r.client.due.add(action{undo: d}) // it may have been granted on the direct road just now
 		}
 	}
 	switch {
-	case t.err != nil && len(t.open) > 0:
-		r.giveUp(t)
-	case t.turn == 0: // a hold by a turn may not stand in the record yet
-		r.settle(t)
+	case t.err != nil && len(t.openCalls) > 0:
+		r.takeBack(t)
+	case t.turnToken == 0: // // otherwise the record may not show the hold yet
+		r.forgetOpenCalls(t)
 	}
 }
 
-// review forgets a trip that is over. Called with mu held.
-func (r *Router) review(t *trip) {
-	if t.answered && t.direct == nil && (t.call == nil || !t.releases()) {
+// forgetIfOver removes a trip that is answered and not needed on either road. Called with mu held.
+func (r *Router) forgetIfOver(t *trip) {
+	if t.answered && t.direct == nil && (t.call == nil || !t.isRelease()) {
 		delete(r.trips, t)
-		if t.passed {
-			r.unpass(t)
+		if t.turnPassed {
+			r.forgetPassed(t)
 		}
-		r.rest()
+		r.updateHasWork()
 	}
 }
 
-// tell says once that a trip has to wait. Called with mu held.
-func (r *Router) tell(t *trip, p record.Place) {
-	if t.told || t.answered || t.req.Queued == nil {
+// reportQueued calls Queued of a trip's request, once. Called with mu held.
+func (r *Router) reportQueued(t *trip, p record.Place) {
+	if t.reportedQueued || t.answered || t.req.Queued == nil {
 		return
 	}
-	t.told, t.telling = true, true
-	r.client.due.add(action{tell: t, place: p})
+	t.reportedQueued, t.reportingQueued = true, true
+	r.client.due.add(action{reportQueued: t, place: p})
 }
 
-// withdraw is Withdraw. Called with mu held.
+// withdraw does the work of Withdraw for a trip. Called with mu held.
 func (r *Router) withdraw(t *trip, cause error) {
 	t.cause = cause
-	if t.releases() {
-		// It is carried through.
+	if t.isRelease() {
+		// A release is completed in the background.
 		if t.direct != nil {
 			r.client.due.add(action{withdraw: t.direct, cause: cause})
 		}
@@ -303,25 +303,25 @@ func (r *Router) withdraw(t *trip, cause error) {
 		t.direct = nil
 		r.client.due.add(action{withdraw: d, cause: engine.ErrElsewhere})
 	}
-	if r.unhold(t) {
+	if r.removeHeldBack(t) {
 		r.answer(t, engine.Outcome{}, cause)
 		return
 	}
-	if t.since, t.position = time.Now(), 0; t.call != nil && t.call.term == r.client.now {
-		t.call = r.ask(t, t.undo())
+	if t.startedAt, t.position = time.Now(), 0; t.call != nil && t.call.term == r.client.current {
+		t.call = r.sendToOwner(t, t.undoOp())
 	} else {
 		r.undoDirect(t)
 	}
 }
 
-// undoDirect takes a withdrawn trip back on the direct road. Called with mu held.
+// undoDirect releases a withdrawn acquire on the direct road. Called with mu held.
 func (r *Router) undoDirect(t *trip) {
-	d := r.release(t)
+	d := r.releaseRequest(t)
 	d.Done = func(_ engine.Outcome, err error) {
 		r.client.mu.Lock()
 		defer r.client.unlock()
 		if t.direct = nil; err == nil {
-			r.settle(t)
+			r.forgetOpenCalls(t)
 		}
 		r.endWithdrawal(t)
 	}
@@ -329,22 +329,22 @@ func (r *Router) undoDirect(t *trip) {
 	r.client.due.submit(d)
 }
 
-// endWithdrawal answers a withdrawn trip once no road is left on which it may stand. Called with mu held.
+// endWithdrawal answers a withdrawn acquire once neither road works on its undo. Called with mu held.
 func (r *Router) endWithdrawal(t *trip) {
 	if t.call == nil && t.direct == nil {
 		r.answer(t, engine.Outcome{}, t.cause)
 	}
 }
 
-// place is where the owner says that an operation waits.
+// place returns the place in the queue that the owner has reported.
 func (o *outcome) place() record.Place {
 	p := record.Place{Position: o.position}
-	p.Blocker, _ = o.inRecord()
+	p.Blocker, _ = o.blockerEntry()
 	return p
 }
 
-// inRecord returns the entry that stands in the way, and the record it is in.
-func (o *outcome) inRecord() (e record.Entry, rec *record.Record) {
+// blockerEntry returns the blocking entry, and the record that contains it.
+func (o *outcome) blockerEntry() (e record.Entry, rec *record.Record) {
 	if len(o.record) == 0 {
 		return e, nil
 	}
@@ -362,10 +362,10 @@ func (o *outcome) inRecord() (e record.Entry, rec *record.Record) {
 	return e, rec
 }
 
-// refusal is the error that the owner's engine gave.
+// refusal returns the error of the owner's engine.
 func (o *outcome) refusal() error {
 	e := &engine.RefusedError{Uncertain: o.uncertain}
 	e.Result = record.Result{Verdict: o.verdict, Have: o.have, Limit: o.limit, Wait: o.wait, Position: o.position}
-	e.Blocker, e.Record = o.inRecord()
+	e.Blocker, e.Record = o.blockerEntry()
 	return e
 }

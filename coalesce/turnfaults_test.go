@@ -92,8 +92,8 @@ func TestC11_WhoPassesNoTurnOn(t *testing.T) {
 			p, held := hold(l, record.X)
 			l.queue(2)
 			l.o.mu.Lock()
-			forced := &item{key: "k", held: true, op: l.all[0].op(record.OpRelease, l.ids[0])}
-			if on, _ := l.o.passOn(l.o.sessions[l.all[0].manager], forced, 1); on {
+			forced := &item{key: "k", passesTurn: true, op: l.all[0].op(record.OpRelease, l.ids[0])}
+			if on, _ := l.o.passTurn(l.o.sessions[l.all[0].manager], forced, 1); on {
 				t.Error("passed on")
 			}
 			l.o.mu.Unlock()

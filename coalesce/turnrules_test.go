@@ -126,7 +126,7 @@ func TestH14_WhoHearsNothingLooks(t *testing.T) {
 	l := lineUp(t, 2)
 	p, path := l.all[1], l.paths[1]
 	p.client.mu.Lock()
-	p.client.least = 0
+	p.client.minSilence = 0
 	p.client.mu.Unlock()
 	inbox, told := "lf."+l.fabric+".n."+p.manager+".r", "lf."+l.fabric+".p."+p.manager
 	lost := []*faultproxy.Rule{path.DropReplies(faultproxy.Subject(inbox)), path.DropReplies(faultproxy.Subject(told))}

@@ -68,7 +68,7 @@ func (l *lineup) queue(n int) {
 // turns matches answers of an owner that pass a turn on.
 func turns(_ string, _, payload []byte) bool {
 	p, err := decodeReply(payload)
-	return err == nil && slices.ContainsFunc(p.outcomes, func(o outcome) bool { return o.kind == turn })
+	return err == nil && slices.ContainsFunc(p.outcomes, func(o outcome) bool { return o.kind == turnCame })
 }
 
 // holdWrites keeps what the owner writes from now on.
@@ -115,9 +115,9 @@ func (l *lineup) tell(i int, o outcome) {
 	c := l.all[i].client
 	c.mu.Lock()
 	defer c.unlock()
-	o.kind, o.lease, o.seq = turn, record.LeaseOf(l.ids[i]), sequenceOf(l.ids[i])
-	p := reply{term: c.now.id, upto: c.now.seq, outcomes: []outcome{o}}
-	c.take(p.append(nil))
+	o.kind, o.lease, o.seq = turnCame, record.LeaseOf(l.ids[i]), sequenceOf(l.ids[i])
+	p := reply{term: c.current.id, upto: c.current.seq, outcomes: []outcome{o}}
+	c.takeReply(p.append(nil))
 }
 
 // look has a client read the record.
@@ -138,7 +138,7 @@ func (l *lineup) turnOf(i int) outcome {
 	if before > 0 {
 		from = rec.Waiters[before-1]
 	}
-	return outcome{rev: rev, token: e.Token, mode: e.Mode, blocker: from.ID, from: from.Token}
+	return outcome{rev: rev, token: e.Token, mode: e.Mode, blocker: from.ID, endedToken: from.Token}
 }
 
 // H8: the lock is passed on although nothing is written, from one to the next; the record follows.
@@ -197,7 +197,7 @@ func TestH4_WhatIsKnownContradictsATurn(t *testing.T) {
 	right := l.turnOf(1)
 	for what, change := range map[string]func(o *outcome){
 		"another entry before it": func(o *outcome) { o.blocker = l.ids[2] },
-		"another ticket before":   func(o *outcome) { o.from++ },
+		"another ticket before":   func(o *outcome) { o.endedToken++ },
 		"another ticket":          func(o *outcome) { o.token++ },
 	} {
 		o := right
@@ -227,11 +227,11 @@ func TestH5_TheOwnerKnowsTheEntry(t *testing.T) {
 	l := lineUp(t, 2)
 	l.o.mu.Lock()
 	c := l.o.sessions[l.all[0].manager]
-	it := &item{key: "k", held: true, op: l.all[0].op(record.OpRelease, l.ids[0])}
+	it := &item{key: "k", passesTurn: true, op: l.all[0].op(record.OpRelease, l.ids[0])}
 	token, _ := l.all[0].tokens.Load(l.ids[0])
 	for _, other := range []uint64{0, token.(uint64) + 1} {
 		it.op.Token = other
-		if on, _ := l.o.passOn(c, it, 1); on {
+		if on, _ := l.o.passTurn(c, it, 1); on {
 			t.Errorf("passed on for %d instead of %d", other, token)
 		}
 	}
@@ -320,7 +320,7 @@ func TestC13OwnerDiesBeforeItWrites(t *testing.T) {
 	defer rule.Remove()
 	for _, p := range l.all {
 		p.client.mu.Lock()
-		p.client.suspend(p.client.now)
+		p.client.suspend(p.client.current)
 		p.client.unlock()
 	}
 	l.release(2)
@@ -363,7 +363,7 @@ func TestH13_AReleaseIsWrittenSomeTime(t *testing.T) {
 	defer rule.Remove()
 	for _, p := range l.all {
 		p.client.mu.Lock()
-		p.client.suspend(p.client.now)
+		p.client.suspend(p.client.current)
 		p.client.unlock()
 	}
 	l.until("the record shows who holds", func() bool {

@@ -21,7 +21,7 @@ func sampleFrame() frame {
 	permits := record.Op{Kind: record.KindSemaphore, Verb: record.OpTry, ID: record.ID(testLease, 8), Lease: testLease, N: 2, Limit: 5, Life: 9, TTL: time.Second}
 	release := record.Op{Verb: record.OpRelease, ID: record.ID(testLease, 7), Lease: testLease, Token: 1 << 50}
 	return frame{stamp: NewStamp("x", 1, 2), ack: true, seq: 3, items: []item{
-		{key: "a.b", op: acquire, failFast: true, tell: true}, {key: "c", op: permits}, {key: "a.b", op: release},
+		{key: "a.b", op: acquire, failFast: true, wantsPlace: true}, {key: "c", op: permits}, {key: "a.b", op: release},
 	}}
 }
 
@@ -138,7 +138,7 @@ func FuzzReply(f *testing.F) {
 			t.Errorf("%v\n got %+v\nthen %+v", err, got, again)
 		}
 		for i := range got.outcomes {
-			_, _ = got.outcomes[i].inRecord()
+			_, _ = got.outcomes[i].blockerEntry()
 		}
 	})
 }
