@@ -15,31 +15,31 @@ type item struct {
 	key         string
 	op          record.Op
 	failFast    bool
-	wantsPlace  bool   // its place in the queue, at once
-	passesTurn  bool   // a release: of a hold whose turn can be passed on
+	wantsPlace  bool   // report its place in the queue at once
+	passesTurn  bool   // a release: the hold's turn can be passed on
 	takesTurns  bool   // an acquire: it can hold by a turn
 	sinceRev    uint64 // an acquire or a try: see engine.Request.Since
-	unsupported bool   // by this version: of an unknown kind, or with a field that it doesn't know
+	unsupported bool   // this version does not know its kind, its verb or one of its fields
 }
 
-// frame is what a client sends: operations, in their order.
+// frame is a message of a client: operations in their order.
 type frame struct {
 	stamp Stamp
-	ack   bool   // it fills the client's window: acknowledge it at once
-	seq   uint64 // of this frame in its session, from 1
+	ack   bool   // it fills the client's window, so it is acknowledged at once
+	seq   uint64 // the number of this frame in its session, from 1
 	items []item
 }
 
-// Verbs on the wire, by their numbers.
+// verbs are the verbs on the wire, by their numbers.
 var verbs = []record.Verb{1: record.OpAcquire, 2: record.OpTry, 3: record.OpRelease}
 
-// Kinds on the wire, by their numbers; 0 is of a release of whatever there is.
+// kinds are the kinds on the wire, by their numbers. A release of any kind has 0.
 var kinds = []record.Kind{1: record.KindLock, 2: record.KindSemaphore}
 
-// maxText bounds what an operation says for others to see.
+// maxText bounds the owner and the metadata of an operation.
 const maxText = 8 << 10
 
-// carries reports whether frames can carry an operation.
+// canCarry reports whether a frame can carry an operation.
 func canCarry(key string, op *record.Op) bool {
 	text := len(op.Owner)
 	for k, v := range op.Meta {
@@ -51,7 +51,7 @@ func canCarry(key string, op *record.Op) bool {
 		min(op.TTL, op.Hold, op.Patience) >= 0 && text <= maxText && validKey(key)
 }
 
-// maxNumber bounds permits and sizes.
+// maxNumber bounds numbers of permits, and limits.
 const maxNumber = 1<<31 - 1
 
 const (
@@ -139,8 +139,8 @@ func appendMeta(dst []byte, meta map[string]string) []byte {
 	return dst
 }
 
-// decodeFrame takes a frame whole or not at all. Operations that only a newer version knows are
-// marked in it.
+// decodeFrame decodes a whole frame or returns an error. It marks operations that only a newer version
+// knows as unsupported.
 func decodeFrame(b []byte) (f frame, err error) {
 	r := reader{b: b}
 	if len(b) > maxFrame || r.byte() != frameMagic || r.byte() != frameVersion {
@@ -246,10 +246,10 @@ func (r *reader) meta() map[string]string {
 	return meta
 }
 
-// table is a list of strings that a message names by their places in it.
+// table is a list of strings. A message refers to each of them by its index.
 type table struct {
 	list []string
-	at   map[string]int // where there are many
+	at   map[string]int // the indexes, once there are more than 8 strings
 }
 
 func (t *table) find(s string) int {
@@ -302,7 +302,7 @@ func (r *reader) table(limit int, valid func(string) bool) []string {
 	return list
 }
 
-// maxLease is the length of a lease's id at most.
+// maxLease is the greatest length of a lease's id.
 const maxLease = 128
 
 func validLease(s string) bool { return s != "" && record.LeaseOf(record.ID(s, 1)) == s }

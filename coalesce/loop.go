@@ -9,7 +9,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// janitor forgets sessions now and then.
+// janitor forgets idle sessions every minute.
 func (s *Service) janitor() {
 	t := time.NewTicker(time.Minute)
 	defer t.Stop()
@@ -23,7 +23,7 @@ func (s *Service) janitor() {
 	}
 }
 
-// loop takes what came, has it carried out, and answers.
+// loop takes the frames that have arrived, submits their operations, and sends the replies.
 func (s *Service) loop() {
 	t := time.NewTimer(0)
 	defer t.Stop()
@@ -33,7 +33,7 @@ func (s *Service) loop() {
 		now := time.Now()
 		var paced time.Time
 		reqs, paced = s.processSessions(now, reqs[:0])
-		next := s.flush() // turns before what is written
+		next := s.flush() // send turns before the writes
 		if next.IsZero() || !paced.IsZero() && paced.Before(next) {
 			next = paced
 		}
@@ -57,8 +57,8 @@ func (s *Service) loop() {
 	}
 }
 
-// pass takes what has come, of each session no more than its share, and returns when to look again at what is in
-// no hurry.
+// processSessions takes from each session's frames at most its share. next is the time at which delayed requests are
+// due.
 func (s *Service) processSessions(now time.Time, reqs []*engine.Request) (_ []*engine.Request, next time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -78,7 +78,7 @@ func (s *Service) processSessions(now time.Time, reqs []*engine.Request) (_ []*e
 	return s.dueRequests(now, reqs)
 }
 
-// flush sends what is to be sent now, and returns when there is more.
+// flush sends the replies that are due. next is the time at which further ones are due.
 func (s *Service) flush() (next time.Time) {
 	now := time.Now()
 	type letter struct {
@@ -112,7 +112,7 @@ func (s *Service) flush() (next time.Time) {
 	return next
 }
 
-// fits returns how many outcomes go into one message.
+// outcomesPerReply returns how many of the outcomes go into one message.
 func outcomesPerReply(out []outcome) int {
 	size := 0
 	for i := range min(len(out), maxOps) {
@@ -123,7 +123,7 @@ func outcomesPerReply(out []outcome) int {
 	return min(len(out), maxOps)
 }
 
-// beatEvery is how often everybody is told that this owner is there.
+// beatEvery returns the interval of the beats.
 func (s *Service) beatEvery() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -140,7 +140,7 @@ func (s *Service) beat() beat {
 	}
 }
 
-// outcomeOf puts what an engine answered into a form that travels.
+// outcomeOf returns the outcome to send for what the engine has answered.
 func outcomeOf(op *record.Op, out engine.Outcome, err error) outcome {
 	a := outcome{lease: op.Lease, seq: sequenceOf(op.ID), rev: out.Revision}
 	var no *engine.RefusedError
@@ -172,14 +172,14 @@ func outcomeOf(op *record.Op, out engine.Outcome, err error) outcome {
 	return a
 }
 
-// maxInTheWay bounds how many entries of a record are sent to say why it refuses.
+// maxPrefix and maxPrefixBytes bound the part of a record that is sent with a refusal.
 const (
 	maxPrefix      = 32
 	maxPrefixBytes = 8 << 10
 )
 
-// inTheWay is the beginning of a record, as it is stored: nil of none, and of one whose
-// beginning is too large.
+// recordPrefix encodes the first entries of a record. It returns nil for nil, and if these entries are too
+// large.
 func recordPrefix(rec *record.Record) []byte {
 	if rec == nil {
 		return nil
@@ -194,14 +194,14 @@ func recordPrefix(rec *record.Record) []byte {
 	return b
 }
 
-// oneEntry is a record with one holder.
+// recordOfOne encodes a record with one holder.
 func recordOfOne(kind record.Kind, e record.Entry) []byte {
 	return recordPrefix(&record.Record{Kind: kind, Holders: []record.Entry{e}})
 }
 
 var isVersion = regexp.MustCompile(`^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)$`)
 
-// semver returns a version that micro takes.
+// semver returns v if package micro accepts it as a version, and 0.0.0-dev if not.
 func semver(v string) string {
 	if isVersion.MatchString(v) {
 		return v

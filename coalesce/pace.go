@@ -7,32 +7,32 @@ import (
 	"github.com/lockfabric/lockfabric/internal/engine"
 )
 
-// A lock whose queue is long is passed on from turn to turn, and the record follows: one write for what came
-// in paceTime, or sooner for paceMost requests, or for one that nobody may be kept waiting for.
+// While turns pass a lock with a long queue on, its record is written less often: one write contains the requests of
+// paceTime. It is sent earlier if there are paceMost requests, or one that must not be delayed.
 const (
 	paceTime  = 2 * time.Millisecond
 	paceMost  = 256
-	paceQueue = 8 // who waits behind a turn until the writes are paced
+	paceQueue = 8 // writes are delayed if more than this number of entries wait behind the turn
 	paceRuns  = 5 * paceTime
 )
 
-// pace is the requests for one key that are in no hurry.
+// pace is the requests for one key whose write may wait.
 type pace struct {
 	reqs      []*engine.Request
-	lastWrite time.Time // when the last were given to the engine
-	lastTurn  time.Time // when the last turn went on for which writes are paced
+	lastWrite time.Time // when its requests were last given to the engine
+	lastTurn  time.Time // when a turn that slows the writes was last passed
 }
 
-// runs reports whether the key's writes are paced.
+// isActive reports whether the key's writes are delayed.
 func (p *pace) isActive(now time.Time) bool { return p != nil && now.Sub(p.lastTurn) < paceRuns }
 
-// passOn passes the turn of a hold that has ended on, if it is known who is next and that can hold by a
-// turn. more is whether so many wait behind that the write can wait. Called with mu held.
+// passTurn passes the turn of a hold that has ended to the next waiter, if the waiter is known and can hold by a
+// turn. more says that so many wait behind it that the write of the release can be delayed. Called with mu held.
 func (s *Service) passTurn(c *session, it *item, frame uint64) (on, more bool) {
 	if !it.passesTurn || s.cfg.Known == nil {
 		return false, false
 	}
-	rec, rev, _ := s.cfg.Known(it.key) // it need not be the newest of all
+	rec, rev, _ := s.cfg.Known(it.key) // an older record will do
 	next, ok := rec.Behind(it.op.ID, it.op.Token)
 	if !ok {
 		return false, false
@@ -64,7 +64,7 @@ func (s *Service) passTurn(c *session, it *item, frame uint64) (on, more bool) {
 	return true, more
 }
 
-// give has a request carried out, behind those of its key that are in no hurry: at once, unless it is in none
+// schedule adds a request to reqs, behind the delayed ones of its key. If late is set, the request is delayed
 // itself. Called with mu held.
 func (s *Service) schedule(r *engine.Request, late bool, reqs []*engine.Request) []*engine.Request {
 	p := s.paces[r.Key]
@@ -78,6 +78,7 @@ func (s *Service) schedule(r *engine.Request, late bool, reqs []*engine.Request)
 	return append(reqs, r)
 }
 
+// take adds the delayed requests to reqs.
 func (p *pace) take(now time.Time, reqs []*engine.Request) []*engine.Request {
 	reqs = append(reqs, p.reqs...)
 	clear(p.reqs)
@@ -85,7 +86,7 @@ func (p *pace) take(now time.Time, reqs []*engine.Request) []*engine.Request {
 	return reqs
 }
 
-// paced adds what is due, and returns when there is more. Called with mu held.
+// dueRequests adds the delayed requests that are due, and returns the time at which the next are. Called with mu held.
 func (s *Service) dueRequests(now time.Time, reqs []*engine.Request) (_ []*engine.Request, next time.Time) {
 	for key, p := range s.paces {
 		due := p.lastWrite.Add(paceTime)

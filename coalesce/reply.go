@@ -6,18 +6,18 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// reply is what an owner sends to a client: outcomes, and how far it has taken the client's frames.
+// reply is a message of an owner to a client: outcomes, and how far the owner has taken the client's frames.
 type reply struct {
 	term     uint64
-	upto     uint64 // every frame up to this one was taken, or is missed
-	missed   span   // frames that did not come
+	upto     uint64 // every frame up to this one was taken or missed
+	missed   span   // frames that did not arrive
 	outcomes []outcome
 }
 
-// span is the frames from first to last; the zero span is none.
+// span is the frames from first to last. The zero span is empty.
 type span struct{ first, last uint64 }
 
-// fate is what became of an operation at its owner.
+// outcomeKind says what became of an operation at its owner.
 type outcomeKind byte
 
 const (
@@ -25,41 +25,41 @@ const (
 	queued                            // it waits; the final outcome follows
 	refused                           // the record forbids it
 	gone                              // its entry disappeared
-	done                              // a release: nothing of the id stands any more
-	notDone                           // nothing was done, and nothing will be: ask somebody else
-	turnCame                          // an acquire: its turn came, as the record at rev and the end of the hold before it say
-	turnPassed                        // a release: the turn went on, done follows
+	done                              // a release: the record contains no entry with its id any more
+	notDone                           // the owner did nothing and will do nothing: use another road
+	turnCame                          // an acquire: its turn has come, by the record at rev and the end of the hold before it
+	turnPassed                        // a release: the turn was passed on; done follows
 )
 
 // code says why an operation was not done.
 type code byte
 
 const (
-	codeUnsupported  code = iota + 1 // an operation that this owner does not know
-	codeLeaseDead                    // its lease is dead, or was never alive
-	codeLeaseUnknown                 // what became of its lease could not be found out, or it is not the client's
-	codeBusy                         // too much is under way already
+	codeUnsupported  code = iota + 1 // this owner does not know the operation
+	codeLeaseDead                    // its lease is dead or was never alive
+	codeLeaseUnknown                 // its lease could not be read, or belongs to another client
+	codeBusy                         // too many operations are under way
 	codeStamp                        // the frame is for another bucket, or other shards
 	codeNotOwner                     // the term is over
-	codeFailed                       // it ended with an error, which whoever asks again meets, too
-	codeOvertaken                    // others have written the key since, at rev at the latest
+	codeFailed                       // it ended with an error that is likely to come again
+	codeOvertaken                    // others have written the key since it was sent, at rev at the latest
 )
 
 // outcome is what became of one operation.
 type outcome struct {
 	kind    outcomeKind
-	release bool // of a release
+	release bool // the operation is a release
 	lease   string
 	seq     uint64 // of the operation, under its lease
-	frame   uint64 // that brought it, or brought it last
+	frame   uint64 // the last frame that contained the operation
 
-	rev       uint64 // of the record that says so
+	rev       uint64 // the revision of the record that shows it
 	token     uint64
 	mode      record.Mode
 	permits   int
-	alone     bool // nobody else stands in the record
+	alone     bool // the record contains no other entry
 	revoked   bool
-	letTurn   bool // turns are over here: its release passes none on
+	letTurn   bool // the hold passes no turn on when it is released
 	existed   bool
 	uncertain bool // an earlier attempt may be committed
 
@@ -68,10 +68,10 @@ type outcome struct {
 	have       int
 	limit      string
 	wait       time.Duration
-	blocker    string // id, of an entry in record
-	record     []byte // who is in the way, as a record; may be cut
+	blocker    string // the id of an entry in record
+	record     []byte // the record with the blocking entry; it may be cut
 	code       code
-	endedToken uint64 // a turn: the token of the hold that has ended, whose id is blocker
+	endedToken uint64 // turnCame: the token of the hold that has ended; its id is blocker
 }
 
 // The tags of an outcome's fields.
@@ -149,7 +149,7 @@ func (o *outcome) append(dst []byte, leases *table) []byte {
 	return append(dst, endOfFields)
 }
 
-// decodeReply takes a reply whole or not at all. What only a newer version knows is passed over.
+// decodeReply decodes a whole reply or returns an error. It skips fields that only a newer version knows.
 func decodeReply(b []byte) (p reply, err error) {
 	r := reader{b: b}
 	if r.byte() != replyMagic || r.byte() != frameVersion {
@@ -221,15 +221,15 @@ func (r *reader) outcome(leases []string) (o outcome) {
 	return o
 }
 
-// beat is what an owner tells everybody, and answers to a hello with.
+// beat is the message by which an owner announces itself to all clients. It is also the answer to a hello.
 type beat struct {
 	term     uint64
 	stamp    Stamp
-	lease    string // of the term: when it is dead, the term is over
-	bye      bool   // the term ends, ask nobody there any more
+	lease    string // the lease of the term: when it is dead, the term is over
+	bye      bool   // the term ends: send this owner nothing more
 	rank     int
 	min, max uint64 // versions of frames
-	next     uint64 // milliseconds until the next beat at most, 0 where none is promised
+	next     uint64 // longest time in milliseconds until the next beat; 0: none is promised
 }
 
 func (t *beat) append(dst []byte) []byte {
@@ -251,7 +251,7 @@ func decodeBeat(b []byte) (t beat, err error) {
 	if r.byte() != beatMagic {
 		return beat{}, errMalformed
 	}
-	r.byte() // of whatever version: min and max say what is spoken
+	r.byte() // any version: min and max say which frames are understood
 	t.bye = r.byte()&1 != 0
 	if len(r.b) < len(t.stamp) {
 		return beat{}, errMalformed

@@ -21,67 +21,67 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// ServiceName is the name of the micro service under which owners are found, as by `nats micro ls`.
+// ServiceName is the name of the micro service of owners. `nats micro ls` shows it.
 const ServiceName = "lockfabric"
 
-// QueueGroup is the queue group of those who answer hellos.
+// QueueGroup is the queue group of the owners that answer hellos.
 const QueueGroup = "q"
 
 // The bounds of an owner.
 const (
 	maxSessions   = 1 << 16
-	maxOperations = 1 << 18 // under way, of all sessions
+	maxOperations = 1 << 18 // under way, in all sessions
 	maxCredit     = 1024    // operations of one session that neither wait nor have ended
-	maxPass       = 256     // operations of one session that are taken before the others have their turn
-	maxFrames     = 32      // of one session that wait for their turn
+	maxPass       = 256     // operations of one session in one pass of the loop
+	maxFrames     = 32      // frames of one session that wait for a pass
 	maxInbox      = 16384   // frames that wait in the subscription
 	maxInboxBytes = 32 << 20
 )
 
 // Times of an owner.
 const (
-	beatBusy     = 250 * time.Millisecond // while somebody waits
+	beatBusy     = 250 * time.Millisecond // while operations wait or are under way
 	beatIdle     = 5 * time.Second
-	receiptAfter = 20 * time.Millisecond // how long an acknowledgement waits for company
-	drainTime    = time.Second           // of what is under way at Close
+	receiptAfter = 20 * time.Millisecond // how long a reply waits for more outcomes
+	drainTime    = time.Second           // how long Close waits for operations under way
 	heardWithin  = 5 * time.Second       // see Heard
 )
 
-// ServiceConfig is what the owner's side of a shard is made of, for one term. All fields but
-// Rank, Version, Metadata and Logger are needed.
+// ServiceConfig configures the owner of a shard for one term. All fields but
+// Rank, Version, Metadata, Writes, Batched, Known and Logger are required.
 type ServiceConfig struct {
 	Conn   *nats.Conn
 	Fabric string
 	Shard  int
 	Stamp  Stamp
-	// Term is the token of the shard's ownership, and Lease the id of the lease that it stands
-	// under. When that lease's tombstone is committed the term is over.
+	// Term is the token of the shard's hold, and Lease is the id of that hold's lease.
+	// The term is over when the lease's tombstone is committed.
 	Term  uint64
 	Lease string
 	Rank  int
-	// Version is the library's, as "1.2.3"; what is no version is 0.0.0-dev.
+	// Version is the library's version, such as "1.2.3". Anything else is shown as 0.0.0-dev.
 	Version  string
-	Metadata map[string]string // shown beside the service's own
-	// Doer carries the operations out: the engine of this process.
+	Metadata map[string]string // shown with the service's own
+	// Doer carries out the operations: the engine of this process.
 	Doer engine.Doer
-	// Writes counts the committed writes of Doer, for the statistics. It may be nil.
+	// Writes returns the number of Doer's committed writes, for the statistics. It may be nil.
 	Writes func() uint64
-	// Batched counts the writes of Doer that were sent in atomic batches, likewise.
+	// Batched returns the number of Doer's writes that were sent in atomic batches. It may be nil.
 	Batched func() uint64
-	// Known returns the newest committed record of a key that is known, without asking, as the engine's does. nil:
-	// no turns are passed on.
+	// Known returns the newest committed record of a key that this process knows, without a request. See engine.Engine.Known.
+	// If it is nil, no turns are passed on.
 	Known func(key string) (rec *record.Record, rev uint64, ok bool)
-	// Valid reports whether Lease is valid by this process's clock. It is asked before work is
+	// Valid reports whether Lease is valid by this process's clock. It is called before operations are
 	// taken and before each write, and must be quick.
 	Valid func() bool
-	// LeaseAlive reports whether a client's lease exists and has no tombstone, by one read.
+	// LeaseAlive reports, by one read, whether a client's lease exists and has no tombstone.
 	LeaseAlive func(ctx context.Context, lease string) (bool, error)
 	Logger     *slog.Logger
 
 	inbox int // maxInbox, or less in tests
 }
 
-// Service serves a shard for one term. It is safe for concurrent use.
+// Service is the owner of a shard for one term. It is safe for concurrent use.
 type Service struct {
 	cfg            ServiceConfig
 	inboxes        string
@@ -90,20 +90,20 @@ type Service struct {
 	cancel         context.CancelFunc
 	wg             sync.WaitGroup
 	wake           chan struct{}
-	readSlots      chan struct{} // taken by those who read a lease
+	readSlots      chan struct{} // limits the reads of leases at the same time
 	stopped        atomic.Bool   // nothing is written for others any more
-	writesAtStart  uint64        // Writes at the beginning
-	batchesAtStart uint64        // Batched then
+	writesAtStart  uint64        // value of Writes in Serve
+	batchesAtStart uint64        // value of Batched in Serve
 
 	mu       sync.Mutex
 	closing  bool
 	sessions map[string]*session
-	ready    []*session // with frames that are not taken yet
-	unread   int        // operations in these
-	dirty    []*session // with something to send
+	ready    []*session // sessions with frames that were not taken yet
+	unread   int        // operations in these frames
+	dirty    []*session // sessions with something to send
 	resumed  []*leaseCheck
 	paces    map[string]*pace // by key
-	waiting  int              // acquires that stand in a queue
+	waiting  int              // acquires that wait in a queue
 	underWay int              // operations that neither wait nor have ended
 	drained  chan struct{}
 	stats    ServiceStats
@@ -114,14 +114,14 @@ type ServiceStats struct {
 	Frames     uint64 `json:"frames"`
 	Operations uint64 `json:"operations"`
 	Grants     uint64 `json:"grants"`
-	Turns      uint64 `json:"turns"` // locks that were passed on before it was written
+	Turns      uint64 `json:"turns"` // locks that were passed on before the write
 	Replies    uint64 `json:"replies"`
-	Dropped    uint64 `json:"dropped"` // frames: malformed, late, repeated, or from nobody
+	Dropped    uint64 `json:"dropped"` // frames that were malformed, late, repeated, or from an unknown sender
 	Refused    uint64 `json:"refused"` // operations that were not done
-	Writes     uint64 `json:"writes"`  // of records, what this process wants itself included
-	// WritesPerOperation is Writes by Operations, 0 before the first.
+	Writes     uint64 `json:"writes"`  // committed writes, also for this process's own operations
+	// WritesPerOperation is Writes divided by Operations, or 0 before the first operation.
 	WritesPerOperation float64 `json:"writes_per_operation"`
-	// Batched is how many writes were sent in atomic batches.
+	// Batched is the number of writes that were sent in atomic batches.
 	Batched uint64 `json:"writes_in_batches"`
 
 	Sessions int `json:"sessions"`
@@ -130,7 +130,7 @@ type ServiceStats struct {
 	Limit    int `json:"limit"` // of UnderWay
 }
 
-// Serve begins to serve. Close ends it.
+// Serve starts a service. Close ends it.
 func Serve(cfg ServiceConfig) (*Service, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -186,7 +186,7 @@ func (s *Service) register() error {
 	return nil
 }
 
-// takeFrame is called for each frame. It answers nobody: the loop does, on subjects of its own making.
+// takeFrame is called for each frame. It sends no answer. The loop does, to subjects that this package makes itself.
 func (s *Service) takeFrame(req micro.Request) {
 	manager := managerOf(req.Reply(), s.inboxes)
 	f, err := frame{}, errMalformed
@@ -201,7 +201,7 @@ func (s *Service) takeFrame(req micro.Request) {
 	s.wakeLoop()
 }
 
-// takeHello answers who is there.
+// takeHello answers a hello with a beat.
 func (s *Service) takeHello(req micro.Request) {
 	if managerOf(req.Reply(), s.inboxes) == "" || !s.mayWrite() {
 		return
@@ -210,7 +210,7 @@ func (s *Service) takeHello(req micro.Request) {
 	_ = req.Respond(b.append(nil))
 }
 
-// nudge has the loop look.
+// wakeLoop makes the loop run once more.
 func (s *Service) wakeLoop() {
 	select {
 	case s.wake <- struct{}{}:
@@ -218,7 +218,7 @@ func (s *Service) wakeLoop() {
 	}
 }
 
-// entitled reports whether this process may still write for others.
+// mayWrite reports whether this process may still write for others.
 func (s *Service) mayWrite() bool { return !s.stopped.Load() && s.cfg.Valid() }
 
 // Stats returns the counters.
@@ -239,7 +239,7 @@ func (s *Service) Stats() ServiceStats {
 	return st
 }
 
-// Active returns how many clients have sent something since then, or have something that is under way or waits.
+// Active returns the number of clients that have sent a frame after since, or have an operation that waits or is under way.
 func (s *Service) Active(since time.Time) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -251,12 +251,12 @@ func (s *Service) Active(since time.Time) (n int) {
 	return n
 }
 
-// ErrUnheard is why an owner is of no use: its user may not subscribe to what clients send, or not answer them. Give it
-// the rights of a coalescer.
+// ErrUnheard says that an owner is useless: its NATS user may not subscribe to what clients send, or may not answer them. Give the
+// user the rights of a coalescer.
 var ErrUnheard = errors.New("coalesce: clients can't reach this owner, or it can't reach them")
 
-// Heard returns nil once a frame has reached this owner and its answer and a beat have come back, and ErrUnheard if they
-// do not: a server does not tell who asks for it that a subscription is refused.
+// Heard sends this owner a frame and a beat. It returns nil once the beat and the frame's answer have come back, and ErrUnheard if they
+// do not. Heard is needed because a subscriber does not learn from its server that a subscription is refused.
 func (s *Service) Heard(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, heardWithin)
 	defer cancel()
@@ -288,7 +288,7 @@ func (s *Service) Heard(ctx context.Context) error {
 			return ErrUnheard
 		case m := <-in:
 			if m.Header.Get("Status") != "" {
-				return ErrUnheard // nobody listens
+				return ErrUnheard // no subscriber
 			}
 			beaten = beaten || !strings.HasPrefix(m.Subject, box)
 			answered = answered || m.Subject == box+"r"
@@ -297,9 +297,9 @@ func (s *Service) Heard(ctx context.Context) error {
 	return nil
 }
 
-// Close ends the service: it takes nothing more, gives what is under way a moment to end, tells
-// everybody, and leaves those who wait to whoever comes next: they stand in the records. The
-// ownership can be given up when it returns. An error says that not everybody could be told.
+// Close ends the service. It takes nothing more, waits a moment for operations under way, and
+// tells all clients. The next owner goes on with the operations that wait, since they are in the records. When Close returns,
+// the caller can release the shard. An error says that not all clients could be told.
 func (s *Service) Close(ctx context.Context) error {
 	s.mu.Lock()
 	if s.closing {

@@ -11,44 +11,44 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// session is what an owner knows of one client in its term. It is guarded by the service's mutex.
+// session is what an owner knows of one client in its term. The service's mutex guards it.
 type session struct {
 	manager    string
-	subject    string  // of replies
-	frames     []frame // that are not taken yet, in their order
-	taken      int     // operations of the first of them that are taken
-	lastTaken  uint64  // the highest frame that was taken
+	subject    string  // where its replies go
+	frames     []frame // not taken yet, in their order
+	taken      int     // operations of the first of these that were taken
+	lastTaken  uint64  // the number of the last frame that was taken
 	lastUsed   time.Time
 	leases     map[string]*leaseCheck
-	operations map[string]*operation // acquires and tries without their final outcome, by id
+	operations map[string]*operation // by id: acquires and tries without a final outcome
 	underWay   int                   // operations that neither wait nor have ended
 
 	unsent   []outcome
 	missed   span
-	isDirty  bool      // among the service's dirty ones
-	urgent   bool      // to be answered in this pass
-	answerAt time.Time // when to answer otherwise
+	isDirty  bool      // it is in the service's dirty list
+	urgent   bool      // the next flush sends its reply
+	answerAt time.Time // when its reply is sent if it is not urgent
 }
 
-// operation is one that is under way at the engine.
+// operation is an acquire or a try that the engine carries out.
 type operation struct {
 	engine.Request
 	session    *session
-	frame      uint64 // that brought it last
+	frame      uint64 // the last frame that contained it
 	wantsPlace bool
 	takesTurns bool // it can hold by a turn
-	turnEnded  bool // it held by a turn, and has ended
+	turnEnded  bool // it held by a turn, and that hold has ended
 	isWaiting  bool
 	place      record.Place
 }
 
-// leaseCheck is whether a client's lease was alive when the owner met it first.
+// leaseCheck is what an owner has found out about a client's lease.
 type leaseCheck struct {
 	session  *session
 	checking bool
 	alive    bool
 	dead     bool
-	waiting  []heldItem // what came meanwhile
+	waiting  []heldItem // operations that arrived during the check
 }
 
 type heldItem struct {
@@ -64,7 +64,7 @@ const (
 	forgetAfter = 10 * time.Minute
 )
 
-// sessionOf returns the client's session, nil if there are too many. Called with mu held.
+// sessionOf returns the client's session, or nil if there are too many sessions. Called with mu held.
 func (s *Service) sessionOf(manager string) *session {
 	c := s.sessions[manager]
 	if c == nil && len(s.sessions) < maxSessions {
@@ -77,8 +77,8 @@ func (s *Service) sessionOf(manager string) *session {
 	return c
 }
 
-// arrive notes a frame for the next pass. It reports false where there is no room: for the client that is
-// silence, and the frame is missed once a later one is taken. Called with mu held.
+// enqueueFrame keeps a frame for the next pass. It returns false if there is no room. The client then gets no
+// answer, and the owner reports the frame as missed once it takes a later one. Called with mu held.
 func (s *Service) enqueueFrame(manager string, f frame) bool {
 	c := s.sessionOf(manager)
 	if c == nil || len(c.frames) >= maxFrames || s.unread+len(f.items) > maxOperations {
@@ -91,7 +91,7 @@ func (s *Service) enqueueFrame(manager string, f frame) bool {
 	return true
 }
 
-// take takes a session's frames in, up to its share of a pass, and returns what they lead to. Called with mu held.
+// processFrames takes a session's frames, up to its share of a pass, and adds their requests to reqs. Called with mu held.
 func (s *Service) processFrames(c *session, now time.Time, reqs []*engine.Request) []*engine.Request {
 	for room := maxPass; room > 0 && len(c.frames) > 0; {
 		f := &c.frames[0]
@@ -126,11 +126,11 @@ func (s *Service) processFrames(c *session, now time.Time, reqs []*engine.Reques
 	return reqs
 }
 
-// begin reports whether a frame is to be taken. Called with mu held.
+// checkSequence reports whether a frame may be taken. It notes the frames that were missed before it. Called with mu held.
 func (s *Service) checkSequence(c *session, f *frame) bool {
 	switch {
 	case f.seq <= c.lastTaken:
-		// Late, or a second time: what it says may have been taken back since.
+		// It is late or repeated: its operations may have been undone since.
 		s.stats.Dropped++
 		return false
 	case f.seq > c.lastTaken+1:
@@ -140,7 +140,7 @@ func (s *Service) checkSequence(c *session, f *frame) bool {
 	return true
 }
 
-// accept has an operation carried out, once its lease is known to be alive. Called with mu held.
+// accept starts an operation once its lease is known to be alive. Called with mu held.
 func (s *Service) accept(c *session, it *item, frame uint64, reqs []*engine.Request) []*engine.Request {
 	s.stats.Operations++
 	if it.unsupported {
@@ -164,7 +164,7 @@ func (s *Service) accept(c *session, it *item, frame uint64, reqs []*engine.Requ
 	switch {
 	case c.underWay >= maxCredit && !release, c.underWay >= 2*maxCredit, s.underWay >= maxOperations:
 		s.refuse(c, it, frame, codeBusy)
-	case l.checking: // in their order
+	case l.checking: // keep the order
 		l.waiting = append(l.waiting, heldItem{*it, frame})
 		s.countStart(c)
 	case l.dead && !release:
@@ -181,7 +181,7 @@ func (s *Service) accept(c *session, it *item, frame uint64, reqs []*engine.Requ
 	return reqs
 }
 
-// check reads whether a lease is alive. Called with mu held.
+// checkLease reads in the background whether a lease is alive. Called with mu held.
 func (s *Service) checkLease(l *leaseCheck, lease string) {
 	s.wg.Go(func() {
 		s.readSlots <- struct{}{}
@@ -197,7 +197,7 @@ func (s *Service) checkLease(l *leaseCheck, lease string) {
 	})
 }
 
-// resume goes on with what waited for a lease to be read. Called with mu held.
+// resumeAfterCheck starts or refuses the operations that have waited for the check of a lease. Called with mu held.
 func (s *Service) resumeAfterCheck(l *leaseCheck, reqs []*engine.Request) []*engine.Request {
 	waited := l.waiting
 	l.waiting, l.checking = nil, false
@@ -217,7 +217,7 @@ func (s *Service) resumeAfterCheck(l *leaseCheck, reqs []*engine.Request) []*eng
 	return reqs
 }
 
-// perform makes a request of an operation. Called with mu held.
+// startOperation makes a request of an operation. Called with mu held.
 func (s *Service) startOperation(c *session, it *item, frame uint64, reqs []*engine.Request) []*engine.Request {
 	if it.op.Verb == record.OpRelease {
 		on, more := s.passTurn(c, it, frame)
@@ -225,7 +225,7 @@ func (s *Service) startOperation(c *session, it *item, frame uint64, reqs []*eng
 		r.Done = func(out engine.Outcome, err error) { s.onReleased(c, r, frame, on, out, err) }
 		return s.schedule(r, more, reqs)
 	}
-	if o := c.operations[it.op.ID]; o != nil { // it came again
+	if o := c.operations[it.op.ID]; o != nil { // a repeated operation
 		s.countEnd(c)
 		o.frame = frame
 		if o.isWaiting {
@@ -241,7 +241,7 @@ func (s *Service) startOperation(c *session, it *item, frame uint64, reqs []*eng
 	return s.schedule(&o.Request, it.takesTurns && s.paces[it.key].isActive(time.Now()), reqs)
 }
 
-// began and ended count what is under way. Called with mu held.
+// countStart and countEnd count the operations under way. Called with mu held.
 func (s *Service) countStart(c *session) {
 	c.underWay++
 	s.underWay++
@@ -255,7 +255,7 @@ func (s *Service) countEnd(c *session) {
 	}
 }
 
-// queued is told that an operation has to wait.
+// onQueued is called when an operation has to wait.
 func (s *Service) onQueued(o *operation, p record.Place) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -265,7 +265,7 @@ func (s *Service) onQueued(o *operation, p record.Place) {
 	s.sendPlace(o, o.wantsPlace)
 }
 
-// tellPlace says where an operation waits. Called with mu held.
+// sendPlace sends the place at which an operation waits. Called with mu held.
 func (s *Service) sendPlace(o *operation, atOnce bool) {
 	out := outcome{kind: queued, lease: o.Op.Lease, seq: sequenceOf(o.Op.ID), frame: o.frame, position: o.place.Position}
 	if atOnce && o.place.Blocker.ID != "" {
@@ -274,7 +274,7 @@ func (s *Service) sendPlace(o *operation, atOnce bool) {
 	s.send(o.session, out, atOnce)
 }
 
-// answered is told the outcome of an acquire or a try.
+// onAnswered is called with the outcome of an acquire or a try.
 func (s *Service) onAnswered(o *operation, out engine.Outcome, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -297,7 +297,7 @@ func (s *Service) onAnswered(o *operation, out engine.Outcome, err error) {
 	}
 }
 
-// released is told the outcome of a release. on is whether its turn went on before.
+// onReleased is called with the outcome of a release. on says that its turn was passed on before.
 func (s *Service) onReleased(c *session, r *engine.Request, frame uint64, on bool, out engine.Outcome, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -307,7 +307,7 @@ func (s *Service) onReleased(c *session, r *engine.Request, frame uint64, on boo
 	s.send(c, a, !on)
 }
 
-// refuse says that an operation was not done. Called with mu held.
+// refuse answers that an operation was not done. Called with mu held.
 func (s *Service) refuse(c *session, it *item, frame uint64, why code) {
 	s.stats.Refused++
 	s.send(c, outcome{
@@ -315,7 +315,7 @@ func (s *Service) refuse(c *session, it *item, frame uint64, why code) {
 	}, true)
 }
 
-// send has an outcome sent, with what else there is for the client. Called with mu held.
+// send adds an outcome to the client's next reply. Called with mu held.
 func (s *Service) send(c *session, o outcome, atOnce bool) {
 	c.unsent = append(c.unsent, o)
 	if s.markDirty(c, atOnce, time.Now()); atOnce {
@@ -323,7 +323,7 @@ func (s *Service) send(c *session, o outcome, atOnce bool) {
 	}
 }
 
-// list notes that a client is to be answered. Called with mu held.
+// markDirty puts a session into the dirty list. Called with mu held.
 func (s *Service) markDirty(c *session, atOnce bool, now time.Time) {
 	if atOnce {
 		c.urgent = true
@@ -334,7 +334,7 @@ func (s *Service) markDirty(c *session, atOnce bool, now time.Time) {
 	}
 }
 
-// unanswered returns the requests without an outcome that an engine has.
+// unanswered returns the engine's requests without an outcome.
 func (s *Service) unanswered() (all []*engine.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -346,16 +346,16 @@ func (s *Service) unanswered() (all []*engine.Request) {
 	return all
 }
 
-// busy reports whether something of the session is under way, or waits.
+// isBusy reports whether an operation of the session waits or is under way, or a frame is not taken yet.
 func (c *session) isBusy() bool { return c.underWay+len(c.operations)+len(c.frames) > 0 }
 
-// idle reports whether nothing has come of a session for long, and nothing is under way.
+// isIdle reports whether the session is not busy, has no reply to send, and got no frame for forgetAfter.
 func (c *session) isIdle(now time.Time) bool {
 	return !c.isBusy() && !c.isDirty && now.Sub(c.lastUsed) > forgetAfter
 }
 
-// forgetIdle drops the sessions that are idle at now and whose leases are all dead: only then
-// can the numbers of their frames be forgotten, since what comes late is refused for its lease.
+// forgetIdle drops the sessions that are idle and whose leases are all dead. While a lease
+// lives, the number of the last frame is needed to recognise late frames. Afterwards late operations are refused for their lease.
 func (s *Service) forgetIdle(now time.Time) {
 	idle := map[*session][]string{}
 	s.mu.Lock()

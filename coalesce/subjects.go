@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// Stamp names what an owner and its clients have to have in common: the locks bucket, and how its
-// keys are divided into shards. It stands in every frame.
+// Stamp identifies what an owner and its clients must have in common: the locks bucket, and how its
+// keys are divided into shards. Every frame contains it.
 type Stamp [8]byte
 
-// NewStamp returns the stamp of a locks bucket's incarnation, the epoch of its shards and their number.
+// NewStamp returns the stamp of a locks bucket's incarnation, with the epoch and the number of its shards.
 func NewStamp(incarnation string, epoch uint64, shards int) (s Stamp) {
 	h := fnv.New64a()
 	for _, part := range []string{incarnation, strconv.FormatUint(epoch, 10), strconv.Itoa(shards)} {
@@ -28,28 +28,28 @@ func (s Stamp) String() string { return hex.EncodeToString(s[:]) }
 //
 //	lf.F.s.T.op    client -> owner of the term: frames. The reply subject is lf.F.n.M.f.<frame>
 //	lf.F.s.hello   client -> any owner of the shard, answered to lf.F.n.M.h
-//	lf.F.s.beat    owner -> everybody
+//	lf.F.s.beat    owner -> all clients
 //	lf.F.n.M.>     owner -> client: replies at lf.F.n.M.r
 //
-// That is shard 0. For another one lf.F.n.s.M stands in the place of lf.F.n.M.
+// lf.F.n.M is for shard 0. Every other shard has lf.F.n.s.M instead.
 func opSubject(fabric string, shard int, term uint64) string {
 	return "lf." + fabric + "." + strconv.Itoa(shard) + "." + strconv.FormatUint(term, 10) + ".op"
 }
 
-// HelloSubject is where clients look for an owner. One of those in QueueGroup answers.
+// HelloSubject is the subject on which clients look for an owner. One member of QueueGroup answers.
 func HelloSubject(fabric string, shard int) string {
 	return "lf." + fabric + "." + strconv.Itoa(shard) + ".hello"
 }
 
-// AnyHello is every HelloSubject.
+// AnyHello matches every HelloSubject.
 const AnyHello = "lf.*.*.hello"
 
-// BeatSubject is where an owner tells everybody that it is there.
+// BeatSubject is the subject on which an owner sends its beats to all clients.
 func BeatSubject(fabric string, shard int) string {
 	return "lf." + fabric + "." + strconv.Itoa(shard) + ".beat"
 }
 
-// inbox is the prefix of all subjects on which a manager listens.
+// inbox returns the common prefix of all subjects on which a manager receives messages.
 func inbox(fabric string, shard int, manager string) string {
 	return inboxes(fabric, shard) + manager + "."
 }
@@ -61,8 +61,8 @@ func inboxes(fabric string, shard int) string {
 	return "lf." + fabric + ".n." + strconv.Itoa(shard) + "."
 }
 
-// managerOf returns the manager in the reply subject of a frame or a hello, and "" for every other
-// subject: an owner publishes to no subject that a client has made up.
+// managerOf returns the manager in the reply subject of a frame or a hello. It returns "" for every other
+// subject, so an owner never publishes to a subject that a client has made up.
 func managerOf(reply, inboxes string) string {
 	rest, ok := strings.CutPrefix(reply, inboxes)
 	manager, _, more := strings.Cut(rest, ".")
@@ -89,7 +89,7 @@ func validManager(s string) bool {
 	return true
 }
 
-// leaseOf reports whether a lease is one of the manager's, as its id says.
+// isLeaseOf reports whether the id of a lease says that the lease belongs to the manager.
 func isLeaseOf(lease, manager string) bool {
 	return len(lease) > len(manager) && lease[len(manager)] == '-' && lease[:len(manager)] == manager
 }

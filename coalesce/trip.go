@@ -12,15 +12,15 @@ import (
 
 // trip is one request that is under way: on the coalesced road, on the direct road, or on both. The client's mutex guards it.
 type trip struct {
-	req       *engine.Request // // the caller's request
-	call      *call           // // its operation at the owner; nil: none
-	direct    *engine.Request // // its request at the engine; nil: none
+	req       *engine.Request // the caller's request
+	call      *call           // its operation at the owner; nil: none
+	direct    *engine.Request // its request at the engine; nil: none
 	startedAt time.Time       // time of the request, or of its withdrawal
 	// position is its place in the queue, as the owner last reported it; 0: unknown.
 	position  int
 	overtaken int // how often the owner did not write it because others had written the key
 
-	queue    *queue // // the queue that counts it as atOwner
+	queue    *queue // the queue that counts it as atOwner
 	heldBack bool   // it waits in this process for a place at the owner
 
 	// Only for an acquire:
@@ -112,7 +112,7 @@ func (r *Router) engineAnswered(t *trip, out engine.Outcome, err error) {
 	switch {
 	case t.isRelease() && err == nil:
 		r.noteReleased(t, out, out.Existed)
-	case t.cause != nil: // // withdrawn, and its entry is gone
+	case t.cause != nil: // withdrawn, and its entry is gone
 		r.endWithdrawal(t)
 	default:
 		r.answer(t, out, err)
@@ -263,7 +263,7 @@ func (r *Router) acquireEnded(t *trip) {
 	switch {
 	case t.err != nil && len(t.openCalls) > 0:
 		r.takeBack(t)
-	case t.turnToken == 0: // // otherwise the record may not show the hold yet
+	case t.turnToken == 0: // otherwise the record may not show the hold yet
 		r.forgetOpenCalls(t)
 	}
 }

@@ -7,10 +7,10 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// errMalformed says that a message is not what this version takes. It is dropped as a whole.
+// errMalformed says that this version does not accept a message. The receiver drops the whole message.
 var errMalformed = errors.New("coalesce: malformed message")
 
-// The bounds of a message. All that a peer can make this process allocate follows from them.
+// The bounds of a message. They bound how much memory a peer can make this process allocate.
 const (
 	frameVersion = 1
 	maxFrame     = 64 << 10 // bytes
@@ -22,10 +22,10 @@ const (
 const (
 	frameMagic = 'L' // client -> owner
 	replyMagic = 'R' // owner -> client
-	beatMagic  = 'B' // owner -> everybody, and as the answer to a hello
+	beatMagic  = 'B' // owner -> all clients; also the answer to a hello
 )
 
-// reader takes a message apart. After the first thing that is wrong everything reads as nothing.
+// reader decodes a message. After the first error it reads everything as empty.
 type reader struct {
 	b   []byte
 	bad bool
@@ -53,7 +53,7 @@ func (r *reader) uint() uint64 {
 	return v
 }
 
-// count reads a number that is at most limit, and at most what the rest can hold.
+// count reads a number that is at most limit and at most the number of the remaining bytes.
 func (r *reader) count(limit int) int {
 	v := r.uint()
 	if v > uint64(min(limit, len(r.b))) {
@@ -63,7 +63,7 @@ func (r *reader) count(limit int) int {
 	return int(v)
 }
 
-// bytes reads a length of at most limit and as many bytes, which stay those of the message.
+// bytes reads a length of at most limit, and returns that many bytes of the message without copying them.
 func (r *reader) bytes(limit int) []byte {
 	n := r.count(limit)
 	b := r.b[:n]
@@ -79,7 +79,7 @@ func appendBytes[T string | []byte](dst []byte, b T) []byte {
 	return append(binary.AppendUvarint(dst, uint64(len(b))), b...)
 }
 
-// Fields are tagged and optional: a number, a length, and the content. A field that is zero is left out.
+// A field is a tag, a length and the content. Fields are optional, and zero fields are left out.
 
 func appendField[T string | []byte](dst []byte, tag byte, b T) []byte {
 	if len(b) == 0 {
@@ -96,7 +96,7 @@ func appendNumber(dst []byte, tag byte, v uint64) []byte {
 	return appendBytes(append(dst, tag), b[:binary.PutUvarint(b[:], v)])
 }
 
-// fields calls take for every field up to the mark that ends them.
+// fields calls take for every field before endOfFields.
 func (r *reader) fields(take func(tag byte, v *reader)) {
 	for {
 		tag := r.byte()
