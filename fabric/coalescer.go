@@ -22,24 +22,24 @@ import (
 )
 
 const (
-	// spares is how many candidates wait for the lock of an owner, to take over when it
-	// crashes. More only look after it when its beats stop.
+	// spares is how many candidates wait for an owner's lock, to take over when the owner
+	// crashes. Further candidates only watch for its beats to stop.
 	spares = 2
-	// silence is how long no beat of an owner is heard until a candidate looks whether there
-	// is one. An idle owner sends one every 5 s.
+	// silence is how long a candidate hears no beat until it reads whether there
+	// is an owner. An idle owner sends a beat every 5 s.
 	silence = 12 * time.Second
-	// idleOwner is how long an owner without active sessions keeps its lock, and idleHeir how
-	// long one does that nobody has asked.
+	// An owner without active sessions keeps its lock for idleOwner. An owner that no client has
+	// asked for keeps it for idleHeir.
 	idleOwner = 30 * time.Second
 	idleHeir  = 5 * time.Second
-	// handover bounds how long an owner that goes takes to answer what it was asked.
+	// handover bounds how long an owner that ends its term takes to answer its clients.
 	handover = time.Second
 )
 
-// WithCoalescer has this process serve as the fabric's coalescer when somebody asks for one: it then
-// carries out for others what they wait for, which is cheaper than that each does it by itself. One
-// process serves at a time, a better one ("lockfabric serve") before others. Nothing but speed
-// depends on it. docs/coalescing.md tells what it costs and which permissions it needs.
+// WithCoalescer has this process serve as the fabric's coalescer when a client asks for one. A coalescer
+// carries out the operations of contended locks for all clients, which is cheaper than each client doing it by itself. One
+// process serves at a time; "lockfabric serve" goes before other processes. Only speed
+// depends on it. docs/coalescing.md says what it costs and which permissions it needs.
 func WithCoalescer() ManagerOption { return func(c *config) error { c.rank = rankProcess; return nil } }
 
 // coalescer is this process as a candidate for the shard, and as its owner.
@@ -50,16 +50,16 @@ func WithCoalescer() ManagerOption { return func(c *config) error { c.rank = ran
 //	 |                       +----- better candidate -----+
 //	 +---- too many candidates, until the beats stop
 //
-// A fabric in which nobody asks costs nothing: a candidate that rests has two subscriptions. One that
-// volunteers has none: it knows itself when an owner is of use, see volunteer.go.
+// A fabric without requests for an owner costs nothing: a candidate that rests has two subscriptions. One that
+// volunteers does not wait for hellos: it knows itself when an owner is useful, see volunteer.go.
 type coalescer struct {
 	*shard
 	rank  int
-	hello chan struct{} // holds an element once somebody asks for an owner
-	beat  chan struct{} // likewise, once an owner was heard
+	hello chan struct{} // holds an element once a client has asked for an owner
+	beat  chan struct{} // holds an element once a beat was received
 }
 
-// coalesce lasts while the manager serves.
+// coalesce runs while the manager may serve.
 func (s *session) coalesce() {
 	defer close(s.coalesced)
 	var shards sync.WaitGroup
@@ -69,7 +69,7 @@ func (s *session) coalesce() {
 	shards.Wait()
 }
 
-// coalesce is the shard's goroutine while the manager serves.
+// coalesce is the shard's goroutine while the manager may serve.
 func (sh *shard) coalesce() {
 	s := sh.s
 	if s.awaitReady(s.ctx, false) != nil {
@@ -108,7 +108,7 @@ func (sh *shard) coalesce() {
 	}
 }
 
-// listen leaves an element in c for every message, until stop.
+// listen puts an element into heard for every message, until stop is called.
 func (c *coalescer) listen(subject, queue string, heard chan struct{}) (stop func(), err error) {
 	sub, err := c.s.m.nc.QueueSubscribe(subject, queue, func(*nats.Msg) { pause.Wake(heard) })
 	if err != nil {
@@ -117,8 +117,8 @@ func (c *coalescer) listen(subject, queue string, heard chan struct{}) (stop fun
 	return func() { _ = sub.Unsubscribe() }, nil
 }
 
-// standBy returns true once it is this process's turn to wait for the lock, and false when the
-// session ends. asked is whether somebody has asked for an owner.
+// standBy returns true once this process should queue for the lock, and false when the
+// session ends. It sets asked if a client has asked for an owner.
 func (c *coalescer) standBy(asked *bool) bool {
 	if c.rank == rankVolunteer {
 		*asked = c.volunteer()
@@ -131,7 +131,7 @@ func (c *coalescer) standBy(asked *bool) bool {
 			pause.For(c.s.ctx, pause.Around(time.Second))
 		case rec == nil || len(rec.Holders) == 0:
 			if int(c.s.resting.Add(1)) == len(c.s.shards) && c.s.m.cfg.onDemand {
-				c.s.m.die(ErrClosed) // others have been there, and nobody asks any more
+				c.s.m.die(ErrClosed) // another process has served, and no client asks any more
 			}
 			*asked = c.rest()
 			c.s.resting.Add(-1)
@@ -147,7 +147,7 @@ func (c *coalescer) standBy(asked *bool) bool {
 	return false
 }
 
-// wanted reports whether one more candidate is of use beside those who wait.
+// wanted reports whether one more candidate is useful beside those that wait already.
 func (c *coalescer) wanted(rec *record.Record) bool {
 	n := 0
 	for i := range rec.Waiters {
@@ -158,7 +158,7 @@ func (c *coalescer) wanted(rec *record.Record) bool {
 	return n < spares
 }
 
-// rest waits until somebody asks for an owner, which it reports, or there may be one.
+// rest waits until a client asks for an owner or a beat arrives. It returns true if a client has asked.
 func (c *coalescer) rest() (asked bool) {
 	stop, err := c.listen(coalesce.HelloSubject(c.s.m.cfg.buckets.Fabric, c.n), coalesce.QueueGroup, c.hello)
 	if err != nil {
@@ -171,12 +171,12 @@ func (c *coalescer) rest() (asked bool) {
 	case <-c.hello:
 		return true
 	case <-c.beat:
-		pause.For(c.s.ctx, rand.N(time.Second)) // there may be many of us
+		pause.For(c.s.ctx, rand.N(time.Second)) // many candidates may have heard the same beat
 	}
 	return false
 }
 
-// awaitSilence waits until there seems to be no owner any more.
+// awaitSilence waits until no beat was received for about the time silence.
 func (c *coalescer) awaitSilence() {
 	for {
 		select {
@@ -196,10 +196,10 @@ var (
 	errBetter        = errors.New("fabric: a better candidate waits")
 )
 
-// serve is one term of the owner. Its error says why it ended.
+// serve serves one term as the owner. Its error is the reason why the term ended.
 func (c *coalescer) serve(o *ownership, asked bool) error {
 	s, cfg := c.s, &c.s.m.cfg
-	c.bucket.CommitInGroups() // many keys at a time are written by a coalescer
+	c.bucket.CommitInGroups() // a coalescer writes many keys at a time
 	svc, err := coalesce.Serve(coalesce.ServiceConfig{
 		Conn: s.m.nc, Fabric: cfg.buckets.Fabric, Shard: c.n, Stamp: c.stamp(), Term: o.term, Lease: o.slot.id,
 		Rank: c.rank, Version: version(), Metadata: map[string]string{"process": lease.Self()},
@@ -223,7 +223,7 @@ func (c *coalescer) serve(o *ownership, asked bool) error {
 	return why
 }
 
-// term lasts until there is a reason to end it.
+// term waits until there is a reason to end the term, and returns it.
 func (c *coalescer) term(o *ownership, svc *coalesce.Service, asked bool) error {
 	long := c.s.m.cfg.idleLimit
 	limit, clients := min(idleHeir, long), 1
@@ -261,7 +261,7 @@ func (c *coalescer) term(o *ownership, svc *coalesce.Service, asked bool) error 
 	}
 }
 
-// stamp names what this session has in common with others that work on the same bucket.
+// stamp identifies the bucket and the number of shards. Sessions on the same bucket have the same stamp.
 func (sh *shard) stamp() coalesce.Stamp {
 	return coalesce.NewStamp(sh.bucket.Incarnation(), 0, len(sh.s.buckets.Locks))
 }
@@ -272,7 +272,7 @@ func (s *session) leaseAlive(ctx context.Context, id string) (bool, error) {
 	return err == nil && !st.Dead && st.Revision > 0, err
 }
 
-// version is that of this library, as far as the program knows it.
+// version returns this library's version, or "" if the program does not know it.
 func version() string {
 	const path = "github.com/lockfabric/lockfabric"
 	info, ok := debug.ReadBuildInfo()
@@ -287,7 +287,8 @@ func version() string {
 	return ""
 }
 
-// here notes that this process owns the shard, 0 for no more: what it wants itself it does directly then.
+// here notes the term in which this process owns the shard; 0: it does not any more. While it owns the shard, its own operations take the
+// direct road.
 func (sh *shard) here(term uint64) {
 	sh.serving.Store(term)
 	if sh.router != nil {
@@ -295,21 +296,21 @@ func (sh *shard) here(term uint64) {
 	}
 }
 
-// Who serves a shard holds a lock on it: an exclusive one on a key that no name encodes to, taken directly, under a
+// The process that serves a shard holds a lock on it: an exclusive one, on a key that no name encodes to, taken on the direct road under a
 // lease of its own. Its token is the owner's term. Losing it in a failover is harmless, so its TTL is short.
 const (
 	ownerTTL = 4 * time.Second
-	metaRank = "rank" // of an owner and of those who wait to be one
+	metaRank = "rank" // of an owner and of the candidates that wait
 )
 
-// Ranks of owners: a better one is let in.
+// Ranks of owners. An owner ends its term if a candidate with a higher rank waits.
 const (
-	rankVolunteer = 1 // a process that meets others, and nobody else serves
+	rankVolunteer = 1 // a process whose locks are contended while no process serves
 	rankProcess   = 2 // a process with WithCoalescer
 	rankServer    = 3 // a server, which is next to the data
 )
 
-// ownership is the lock on the shard while this process has it.
+// ownership is the lock on the shard while this process holds it.
 type ownership struct {
 	*shard
 	slot *slot
@@ -318,7 +319,7 @@ type ownership struct {
 	rev  uint64
 	term uint64
 
-	gone   chan struct{} // holds an element once somebody has removed the lock
+	gone   chan struct{} // holds an element once the lock was removed
 	better chan struct{} // holds an element once a better candidate waits for it
 	stop   []func()
 }
@@ -353,7 +354,7 @@ func (sh *shard) own(ctx context.Context, rank int) (*ownership, error) {
 	return o, nil
 }
 
-// see looks for a better candidate among those who wait.
+// see looks for a better candidate among the waiters.
 func (o *ownership) see(e jskv.Entry) {
 	rec, err := record.Decode(e.Value)
 	if err != nil || rec == nil {
@@ -373,11 +374,11 @@ func rankOf(e *record.Entry) int {
 
 func (o *ownership) release(ctx context.Context) {
 	op := record.Op{Verb: record.OpRelease, ID: o.id, Lease: o.slot.id}
-	_, _ = engine.Do(ctx, o.engine, o.owner, op, engine.Options{FailFast: true, AtLeast: o.rev}) // else it ends with the lease
+	_, _ = engine.Do(ctx, o.engine, o.owner, op, engine.Options{FailFast: true, AtLeast: o.rev}) // after an error, the lock ends with its lease
 	o.leave()
 }
 
-// leave ends the lease, and with it what is left of the lock.
+// leave ends the lease. The lock ends with it if it was not released.
 func (o *ownership) leave() {
 	for _, stop := range o.stop {
 		stop()
@@ -388,9 +389,9 @@ func (o *ownership) leave() {
 	o.slot.unregister(o.id)
 }
 
-// Coalescer tells who carries out together what many want of this fabric (see docs/coalescing.md), as the
-// holder, and who stands by, as the waiters. It is Inspect for that lock, which has no name. Each shard of a fabric
-// has a coalescer of its own, see [WithShards]; that of another than the first, shard 0, is told by CoalescerOf.
+// Coalescer describes the lock of the fabric's coalescer (see docs/coalescing.md): the holder is the process that serves, and
+// the waiters are the processes that stand by. It is Inspect for that lock, which has no name. Each shard of a fabric
+// has a coalescer of its own, see [WithShards]. Coalescer is about shard 0, and CoalescerOf about any shard.
 func (m *Manager) Coalescer(ctx context.Context) (Info, error) { return m.CoalescerOf(ctx, 0) }
 
 // CoalescerOf is Coalescer for one of the fabric's shards.
@@ -398,7 +399,7 @@ func (m *Manager) CoalescerOf(ctx context.Context, shard int) (Info, error) {
 	return m.readEncoded(ctx, "", kv.CoalescerOf(shard), true)
 }
 
-// Shards returns the number of the fabric's shards, as of the last session: it changes only if all buckets are made anew.
+// Shards returns the number of the fabric's shards in the last session. It changes only if all buckets are made anew.
 func (m *Manager) Shards() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -14,20 +14,20 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// AcquireAll acquires any locks as one, all or nothing: it waits until all are granted or ctx ends. Sets and paths
-// never wait for each other in a circle, in whatever order their members are listed: while one waits for a lock it
-// holds only those before it in the order of all names. The listed order is the reverse of the order of release. A
+// AcquireAll acquires several locks as one, all or nothing. It waits until all are granted or ctx ends. Sets and paths
+// never wait for each other in a circle, whatever the order of their members: while a set waits for a lock, it
+// holds only locks that come before it in the order of all names. Release releases in the reverse of the listed order. A
 // key that is listed twice is held once, in the weakest mode that covers both.
 //
-// The options are those of Acquire, for all members: one owner, one timing, one lease.
-// WithMode is ErrInvalidOption, since each Want has its mode. Errors are those of Acquire;
+// The options are those of Acquire. They apply to all members: one owner, one timing, one lease.
+// WithMode is ErrInvalidOption, since each Want has its mode. The errors are those of Acquire.
 // Key of the *NotAcquiredError names the member that failed.
 func (m *Manager) AcquireAll(ctx context.Context, wants []Want, opts ...AcquireOption) (*Set, error) {
 	return m.gather(ctx, gathering{}, opts, func() ([]*level, error) { return plan(wants) })
 }
 
-// TryAcquireAll acquires all these locks if nobody is in the way of any of them, and otherwise leaves nothing behind
-// and returns ErrHeld as a *HeldError about the first that was refused. See TryAcquire.
+// TryAcquireAll acquires all these locks if each of them is free at once. Otherwise it leaves nothing behind
+// and returns ErrHeld, as a *HeldError about the first lock that was refused. See TryAcquire.
 func (m *Manager) TryAcquireAll(ctx context.Context, wants []Want, opts ...AcquireOption) (*Set, error) {
 	return m.gather(ctx, gathering{try: true}, opts, func() ([]*level, error) { return plan(wants) })
 }
@@ -41,15 +41,15 @@ func (m *Manager) DoAll(ctx context.Context, wants []Want, fn func(ctx context.C
 	return do(ctx, s, fn)
 }
 
-// gathering is an acquire of a set under way, over as many leases and sessions as it takes.
-// See round for how it goes.
+// gathering is an acquire of a set that is under way. It may take several leases and sessions.
+// Each attempt is a round.
 type gathering struct {
 	attempt
 	try    bool
 	ranked bool     // the levels have an order of their own
 	levels []*level // in the order in which they are acquired
 	listed []*level
-	failed *level // which is to blame for an error
+	failed *level // the level that an error is about
 	result *Set   // of the last round
 }
 
@@ -71,7 +71,7 @@ func (m *Manager) gather(caller context.Context, g gathering, opts []AcquireOpti
 				return !errors.Is(err, errAgain), err
 			}
 			if errors.Is(err, ErrDeadlock) && len(g.unit.all()) == 0 {
-				err = errAgain // others have what was held: nobody has to know
+				err = errAgain // other processes have what was held, and the caller need not know
 			}
 			return err == nil, err
 		})
@@ -82,7 +82,7 @@ func (m *Manager) gather(caller context.Context, g gathering, opts []AcquireOpti
 	return g.result, nil
 }
 
-// inUnit finds the unit of work of all levels, which is their own where there is no other. leave ends its use.
+// inUnit sets the unit of work of all levels. If the caller has none, the set gets a unit of its own. leave ends its use.
 func (g *gathering) inUnit(caller context.Context) (leave func()) {
 	if g.unit, leave = g.m.unitFor(caller, &g.req); g.unit == nil {
 		g.unit = newUnit(nil, true)
@@ -117,7 +117,7 @@ func (g *gathering) prepare(opts []AcquireOption, plan func() ([]*level, error))
 			return err
 		}
 		if l.base == record.None {
-			l.req.owner = "" // whoever announces locks of theirs is in nobody's way
+			l.req.owner = "" // an owner's intent never makes its other acquires ErrAlreadyHeld
 		}
 		if l.op, err = l.claim.op(&l.req); err != nil {
 			return err
@@ -133,7 +133,7 @@ func (g *gathering) prepare(opts []AcquireOption, plan func() ([]*level, error))
 	return nil
 }
 
-// blame is the key that an error of the whole is about.
+// blame returns the key for the error of the whole set.
 func (g *gathering) blame() string {
 	switch {
 	case g.failed != nil:
@@ -144,9 +144,9 @@ func (g *gathering) blame() string {
 	return ""
 }
 
-// round acquires all levels under one lease, or none: first all at once without waiting, then
-// one after the other with waiting. Two sets that wait for each other can't be: each holds
-// only levels before the one that it waits for, and queues in one place.
+// round acquires all levels under one lease, or none. First it tries all at once without waiting. Then it acquires
+// the missing ones one after the other and waits for each. Two sets can't wait for each other: each holds
+// only levels before the one that it waits for, and waits in one queue only.
 func (g *gathering) round(ctx context.Context) (err error) {
 	sl, err := g.takeLease(ctx)
 	if err != nil {
@@ -176,21 +176,21 @@ func (g *gathering) round(ctx context.Context) (err error) {
 	if err := g.atOnce(ctx, sl); err != nil {
 		return err
 	}
-	g.failIntents() // of levels that were not tried: nobody is to wait for them
+	g.failIntents() // of levels that were not tried, so that nobody waits for these intents
 	for {
 		first := g.firstMissing()
 		if first < 0 {
 			return g.handOver(ctx, sl)
 		}
-		g.giveBack(g.levels[first:], errAgain) // before the next try: that may go another road
+		g.giveBack(g.levels[first:], errAgain) // before the next try, which may take another road
 		if err := g.acquire(ctx, sl, g.levels[first]); err != nil {
 			return err
 		}
 	}
 }
 
-// firstMissing returns the first level that is not held, or whose token is smaller than that of a level above it: a
-// guard that has seen the token of one who held in between would refuse it. It is -1 if all are held in order.
+// firstMissing returns the index of the first level that is not held, or whose token is smaller than the token of a level above it. A
+// guard that has seen the token of a hold in between would refuse such a token. It returns -1 if all levels are held in order.
 func (g *gathering) firstMissing() int {
 	return slices.IndexFunc(g.levels, func(l *level) bool {
 		h := l.hold()
@@ -199,7 +199,7 @@ func (g *gathering) firstMissing() int {
 	})
 }
 
-// acquire waits for one level, with those before it held.
+// acquire waits for one level, while the levels before it are held.
 func (g *gathering) acquire(ctx context.Context, sl *slot, l *level) error {
 	if g.joinOpen(l) {
 		return nil
@@ -226,14 +226,14 @@ func (g *gathering) acquire(ctx context.Context, sl *slot, l *level) error {
 	}
 }
 
-// broken reports whether what is held already is void.
+// broken reports whether the levels that are held are no longer valid.
 func (g *gathering) broken(sl *slot) bool {
 	return !sl.lease.Valid() || g.session.endReason() != nil || g.result.Err() != nil
 }
 
-// handOver is the last look before the set is the caller's: every level is held now.
+// handOver checks the set once more, when all levels are held, and makes it the caller's.
 func (g *gathering) handOver(ctx context.Context, sl *slot) error {
-	if g.req.timing.limited() { // so none is shared
+	if g.req.timing.limited() { // then no intent is shared
 		if err := g.begin(ctx, g.levels[0].lock.Hold); err != nil {
 			return err
 		}
@@ -253,9 +253,9 @@ func (g *gathering) handOver(ctx context.Context, sl *slot) error {
 }
 
 // AcquirePath locks "a/b/c" in this mode ("" is Exclusive) with intents on its ancestors "a" and "a/b", all or
-// nothing: IntentShared where the mode is Shared or IntentShared, else IntentExclusive. So a lock of "a" and locks
-// below it keep each other out, as long as all who lock below "a" do it by paths: a plain Acquire("a/b/c") takes no
-// intents, and is seen by nobody who locks "a". See AcquireAll for everything else.
+// nothing. The intents are IntentShared if the mode is Shared or IntentShared, else IntentExclusive. So a lock of "a" and locks
+// below it exclude each other, as long as every lock below "a" is taken by a path: a plain Acquire("a/b/c") takes no
+// intents, so a lock of "a" does not see it. See AcquireAll for everything else.
 func (m *Manager) AcquirePath(ctx context.Context, path string, mode Mode, opts ...AcquireOption) (*Set, error) {
 	return m.AcquireAll(ctx, []Want{{Key: path, Mode: mode, Path: true}}, opts...)
 }
@@ -271,8 +271,8 @@ func (m *Manager) DoPath(ctx context.Context, path string, mode Mode, fn func(ct
 }
 
 // AcquireHierarchy locks the last level of h in this mode ("" is Exclusive), with intents on the levels above it,
-// from the root down, as AcquirePath does. The order is the hierarchy's own: two that have common levels in opposite
-// order can wait for each other, until their contexts end.
+// from the root down, as AcquirePath does. The hierarchy sets the order. Two hierarchies that have common levels in opposite
+// order can wait for each other until their contexts end.
 func (m *Manager) AcquireHierarchy(ctx context.Context, h Hierarchy, mode Mode, opts ...AcquireOption) (*Set, error) {
 	return m.gather(ctx, gathering{ranked: true}, opts, func() ([]*level, error) { return h.plan(mode) })
 }
@@ -282,11 +282,11 @@ func (m *Manager) TryAcquireHierarchy(ctx context.Context, h Hierarchy, mode Mod
 	return m.gather(ctx, gathering{ranked: true, try: true}, opts, func() ([]*level, error) { return h.plan(mode) })
 }
 
-// rollBackTime is how long a set that was not granted waits for the proof that nothing is left
-// of it. It goes on in the background.
+// rollBackTime is how long a set that was not granted waits until its levels are proven to be released.
+// After that the releases go on in the background.
 const rollBackTime = 500 * time.Millisecond
 
-// refusedError says which levels of a try were refused, in their order.
+// refusedError lists the levels of a try that were refused, in their order.
 type refusedError struct {
 	levels []*level
 	errs   []*engine.RefusedError
@@ -294,8 +294,8 @@ type refusedError struct {
 
 func (*refusedError) Error() string { return "fabric: refused" }
 
-// atOnce tries all levels at the same time. If one is known to be held, a try asks about that
-// first, since then it has nothing to write; else those before it are tried.
+// atOnce tries all levels at the same time. If a level is known to be held, a TryAcquire asks about that level
+// first, since it then has nothing to write. An acquire tries only the levels before it.
 func (g *gathering) atOnce(ctx context.Context, sl *slot) error {
 	levels := slices.DeleteFunc(slices.Clone(g.levels), func(l *level) bool { return l.intent != nil })
 	known := slices.IndexFunc(levels, func(l *level) bool {
@@ -315,8 +315,8 @@ func (g *gathering) atOnce(ctx context.Context, sl *slot) error {
 	return g.tryAll(ctx, sl, slices.Concat(levels[:known], levels[known+1:]))
 }
 
-// tryAll submits a try of each of these levels in one go. Where the set can wait, a level that
-// is held by others is left for acquire.
+// tryAll submits a try of each of these levels in one go. If the set can wait, acquire waits later for a level
+// that others hold.
 func (g *gathering) tryAll(ctx context.Context, sl *slot, levels []*level) error {
 	calls := make([]*engine.Call, 0, len(levels))
 	for _, l := range levels {
@@ -356,8 +356,8 @@ func (g *gathering) tryAll(ctx context.Context, sl *slot, levels []*level) error
 	return nil
 }
 
-// takeOver looks at once whether those in the way of a try are dead, and evicts them if so. It
-// returns errAgain if the try is worth repeating, and else what the first refusal is.
+// takeOver checks at once whether the holders that block a try are dead, and evicts the dead ones. It
+// returns errAgain if the try is worth repeating, and otherwise the error of the first level that stays refused.
 func (g *gathering) takeOver(ctx context.Context, refused *refusedError) error {
 	errs := make([]error, len(refused.levels))
 	var looks sync.WaitGroup
@@ -379,8 +379,8 @@ func (g *gathering) takeOver(ctx context.Context, refused *refusedError) error {
 	return errAgain
 }
 
-// end makes the handle of a level that is not to be handed out invalid, and returns what is to
-// be released. It is nil if nothing was granted.
+// end makes the handle of a level invalid that is not handed out, and returns the hold
+// to release. It returns nil if no lock was granted.
 func (l *level) end(why error) *Hold {
 	if l.intent != nil {
 		l.intent.leave(l.set)
@@ -396,7 +396,7 @@ func (l *level) end(why error) *Hold {
 	return h
 }
 
-// void makes the handle of a hold that nobody has invalid.
+// void makes the handle of a hold invalid that the caller never got.
 func (h *Hold) void() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -405,14 +405,14 @@ func (h *Hold) void() {
 	}
 }
 
-// discard ends a hold that nobody has a handle of, and releases it in the background.
+// discard ends a hold whose handle the caller never got, and releases it in the background.
 func discard(h *Hold) {
 	h.void()
 	h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.id, h.revision())
 	h.slot.drop(h)
 }
 
-// giveBack releases what is held of these levels, in reverse.
+// giveBack releases these levels, as far as they are held, in reverse order.
 func (g *gathering) giveBack(levels []*level, why error) {
 	var calls []*engine.Call
 	var holds []*Hold

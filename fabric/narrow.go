@@ -12,13 +12,13 @@ import (
 )
 
 // Narrow exchanges a member that is held in mode Exclusive or SharedIntentExclusive for locks below it: "a/b" for "a/b/c" and
-// "a/b/d". These are acquired first, with the intents between, and become members at the end of the set; then the member
-// becomes IntentExclusive. So nobody gets the whole in between, and others get the rest of it. It waits for who holds the
-// names below without intents above them, while everything is held: bound the wait. The error is a *NotAcquiredError where
-// nothing has changed, and a *ConvertError where all is held and the member has not been weakened, or the set has ended.
+// "a/b/d". It first acquires these, with the intents between, and makes them members at the end of the set. Then it converts the
+// member to IntentExclusive. So nobody else gets the whole in between, and others get the rest of it afterwards. Narrow waits for processes that
+// hold the names below without intents above them. Everything stays held meanwhile, so bound the wait. The error is a *NotAcquiredError if
+// nothing has changed. It is a *ConvertError if everything is held but the member was not weakened, or if the set has ended.
 //
-// Names that are members already, or are not all below one member in such a mode, are ErrInvalidOption. One Narrow or
-// Convert of a set is made at a time, another one meanwhile is ErrConverting.
+// It returns ErrInvalidOption if one of the names is a member already, or if they are not all below one member in such a mode.
+// A Narrow during another Narrow or Convert of the set returns ErrConverting.
 func (s *Set) Narrow(ctx context.Context, children ...Want) error {
 	if !s.converting.CompareAndSwap(false, true) {
 		return &NotAcquiredError{Key: s.Key(), Cause: ErrConverting}
@@ -59,7 +59,7 @@ func (s *Set) Narrow(ctx context.Context, children ...Want) error {
 	return nil
 }
 
-// extend makes levels that are held members, unless the set has ended.
+// extend adds levels that are held to the members, unless the set has ended.
 func (s *Set) extend(by []*level) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -69,7 +69,7 @@ func (s *Set) extend(by []*level) error {
 	return s.err
 }
 
-// below makes the levels of a Narrow, ancestors first, and finds the member that all of them are below.
+// below makes the levels of a Narrow, ancestors first, and finds the member above all of them.
 func (s *Set) below(children []Want) (whole *level, below []*level, err error) {
 	children = slices.Clone(children)
 	for i := range children {
@@ -112,7 +112,7 @@ func (s *Set) below(children []Want) (whole *level, below []*level, err error) {
 	return whole, below, nil
 }
 
-// under makes the level one of a set that is held, with what another member was acquired with.
+// under prepares the level as a new member of a held set, with the options of another member.
 func (l *level) under(s *Set, other *level) (err error) {
 	mode := l.op.Mode
 	l.attempt = attempt{m: other.m, key: l.key, claim: other.claim, req: other.req, began: time.Now(), set: s, unit: other.unit, session: s.s}

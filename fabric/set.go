@@ -16,26 +16,26 @@ import (
 // Set is a hold of several locks as one: a path with its ancestors, a hierarchy, or any names. All its members stand
 // under one lease. Like every hold it is a single-use handle, and it is safe for concurrent use.
 //
-// A member that is lost is a loss of the set, although the other members are held until
+// The loss of a member is a loss of the set, although the other members stay held until
 // Release: stop the work, and release the set.
 type Set struct {
 	s      *session
 	slot   *slot
-	levels []*level // in the order in which they are listed; the list, and whether they are held by locks of their own, is guarded by mu
+	levels []*level // in the listed order; mu guards the list, and each level's lock and intent
 
 	gone       chan struct{} // closed when a member is lost
 	converting atomic.Bool
 
 	mu        sync.Mutex
-	err       error // nil while all is held; ErrReleased or a *LostError
+	err       error // nil while all members are held; ErrReleased or a *LostError
 	released  error // what Release returned
 	releasing chan struct{}
 	ctx       context.Context // made on demand
 	cancel    context.CancelCauseFunc
 }
 
-// Lock returns the member of this name, nil if there is none, and for an ancestor whose intent is
-// shared: see WithIntentLinger. Its Release is ErrMember.
+// Lock returns the member with this name. It returns nil if there is none, and for an ancestor whose intent is
+// shared: see WithIntentLinger. The member's Release is ErrMember.
 func (s *Set) Lock(key string) *Lock {
 	l := s.level(key)
 	if l == nil {
@@ -46,7 +46,7 @@ func (s *Set) Lock(key string) *Lock {
 	return l.lock
 }
 
-// level is the member of this name, nil if there is none.
+// level returns the member with this name, or nil if there is none.
 func (s *Set) level(key string) *level {
 	levels := s.all()
 	if i := slices.IndexFunc(levels, func(l *level) bool { return l.key == key }); i >= 0 {
@@ -55,8 +55,8 @@ func (s *Set) level(key string) *level {
 	return nil
 }
 
-// Locks returns the members in the order in which they are listed, ancestors before the first
-// one below them, without those whose intent is shared.
+// Locks returns the members in the listed order, without those whose intent is shared. Ancestors come before the first
+// member below them.
 func (s *Set) Locks() []*Lock {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -69,7 +69,7 @@ func (s *Set) Locks() []*Lock {
 	return locks
 }
 
-// hold is what stands for the level in its record, nil if it is not held.
+// hold returns the hold of the level: its own one or the shared intent's. It returns nil if the level is not held.
 func (l *level) hold() *Hold {
 	l.set.mu.Lock()
 	defer l.set.mu.Unlock()
@@ -82,13 +82,13 @@ func (l *level) hold() *Hold {
 	return nil
 }
 
-// last is the member that the set is named after.
+// last returns the member that the set is named after.
 func (s *Set) last() *Lock {
 	levels := s.all()
 	return levels[len(levels)-1].lock
 }
 
-// all returns the levels in the order in which they are listed. It is not to be modified: Narrow makes a new list.
+// all returns the levels in the listed order. The caller must not modify the list. Narrow makes a new one.
 func (s *Set) all() []*level {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -98,11 +98,11 @@ func (s *Set) all() []*level {
 // Key returns the name of the last member: the leaf of a path.
 func (s *Set) Key() string { return s.last().key }
 
-// Token returns the fencing token of the last member: the leaf of a path. It is larger than the
-// tokens of its ancestors at that moment.
+// Token returns the fencing token of the last member: the leaf of a path. When the set was acquired, this token was larger than
+// the tokens of the ancestors.
 func (s *Set) Token() uint64 { return s.last().Token() }
 
-// Tokens returns the fencing tokens of all members, by name, shared intents among them.
+// Tokens returns the fencing tokens of all members by name, also of shared intents.
 func (s *Set) Tokens() map[string]uint64 {
 	tokens := map[string]uint64{}
 	for _, l := range s.all() {
@@ -111,19 +111,19 @@ func (s *Set) Tokens() map[string]uint64 {
 	return tokens
 }
 
-// check ends the set when the clock says that its lease is over.
+// check ends the set if its lease has expired by the clock.
 func (s *Set) check() {
 	if s.slot.lease.Valid() {
 		return
 	}
 	for _, l := range s.all() {
 		if h := l.hold(); h != nil {
-			h.check() // which ends the set
+			h.check() // this ends the set
 		}
 	}
 }
 
-// member is the error of what can't be done to a member alone.
+// member returns the error for an operation that is not possible on a single member.
 func (h *Hold) member() error {
 	return fmt.Errorf("%w, and %q can't be released alone", ErrMember, h.key)
 }
@@ -155,8 +155,8 @@ func (s *Set) Within(ctx context.Context) (_ context.Context, done func()) {
 	return within(ctx, s.Context(), s.holding()...)
 }
 
-// Err returns nil while all members are held, a *LostError (ErrLost), whose Key names the
-// member that was lost first, and ErrReleased once the set was released. It asks no server.
+// Err returns nil while all members are held. It returns a *LostError (ErrLost) whose Key names the
+// member that was lost first, and ErrReleased once the set was released. It sends no request.
 func (s *Set) Err() error {
 	s.check()
 	s.mu.Lock()
@@ -164,7 +164,7 @@ func (s *Set) Err() error {
 	return s.err
 }
 
-// ValidUntil is as that of a hold.
+// ValidUntil is as for a single hold: see [Hold.ValidUntil].
 func (s *Set) ValidUntil() time.Time {
 	if s.Err() != nil {
 		return time.Time{}
@@ -179,9 +179,9 @@ func (s *Set) IsValid(ctx context.Context) bool {
 	return s.Err() == nil
 }
 
-// Release releases all members, in the reverse of the order in which they are listed. All handles are invalid before
-// the first release is sent. Otherwise it is as [Hold.Release]: ctx is not looked at, the errors of the members are
-// joined, and releasing again returns the same.
+// Release releases all members, in the reverse of the listed order. All handles are invalid before
+// the first release is sent. Otherwise it is as [Hold.Release]: ctx is ignored, the errors of the members are
+// joined, and a repeated Release returns the same.
 func (s *Set) Release(context.Context) error {
 	s.check()
 	s.mu.Lock()
@@ -233,7 +233,7 @@ func (s *Set) releaseAll() error {
 	return errors.Join(errs...)
 }
 
-// lose ends the set with the loss of a member. Called with the member's mu held.
+// lose ends the set because a member is lost. Called with the member's mu held.
 func (s *Set) lose(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -254,19 +254,19 @@ func (s *Set) end(err error) {
 	}
 }
 
-// stop ends the wait for a member: when the lease is lost, or another member.
+// stop returns a channel that ends the wait for a member: it is closed when the lease or another member is lost.
 func (s *Set) stop(sl *slot) <-chan struct{} {
 	if !slices.ContainsFunc(s.all(), func(l *level) bool { return l.hold() != nil }) {
 		return sl.lease.Lost()
 	}
-	return s.gone // with the lease all members are lost
+	return s.gone // a lost lease loses all members
 }
 
-// Convert changes the mode of a member, as [Lock.Convert] does. Intents follow: if the new mode needs stronger ones
-// on the levels above it, these are converted first, from the root down; and if it needs weaker ones, afterwards,
-// from below. A failure in between leaves the stronger intents; Key of the *ConvertError names the level that failed.
-// One Convert of a set is made at a time, another one meanwhile is ErrConverting. A mode that is too weak for the
-// members below is ErrMember; a key that is no member is ErrInvalidOption.
+// Convert changes the mode of a member, as [Lock.Convert] does. The intents follow. If the new mode needs stronger intents
+// on the levels above, Convert converts these first, from the root down. If it needs weaker ones, Convert converts them afterwards,
+// from below. A failure in between leaves the stronger intents. Key of the *ConvertError names the level that failed.
+// A Convert during another Convert or Narrow of the set returns ErrConverting. A mode that is too weak for the
+// members below returns ErrMember. A key that is no member returns ErrInvalidOption.
 func (s *Set) Convert(ctx context.Context, key string, mode Mode) error {
 	l := s.level(key)
 	if l == nil {
@@ -307,7 +307,7 @@ func (s *Set) Convert(ctx context.Context, key string, mode Mode) error {
 	return nil
 }
 
-// refusal is the error of a conversion that was not begun.
+// refusal returns the error of a conversion that was not begun.
 func (l *level) refusal(to Mode, cause error) error {
 	e := &ConvertError{Key: l.key, To: to, Cause: cause}
 	if l.set.Err() == nil {
@@ -325,8 +325,8 @@ func (l *level) mode() record.Mode {
 	return l.lock.mode
 }
 
-// convert changes the mode of a level that is converted for the sake of one below. A shared intent
-// that covers it does as it is.
+// convert changes the mode of a level that another level's conversion needs. A shared intent
+// that covers the new mode stays as it is.
 func (l *level) convert(ctx context.Context, to record.Mode) error {
 	if l.lock == nil && l.intent.at.mode.Covers(to) {
 		l.op.Mode = to
@@ -338,9 +338,9 @@ func (l *level) convert(ctx context.Context, to record.Mode) error {
 	return l.lock.convertAlone(ctx, modeOf(to))
 }
 
-// own replaces a shared intent by one of the level's own, as others count on it: its only user
-// takes it over. Else an own one is tried before the shared one is left. Queued behind who waits
-// for the shared one it would wait for itself.
+// own replaces a shared intent, which other paths rely on, by a lock of the level's own. If the level is the intent's only user,
+// it takes the intent over. Otherwise it tries to get a lock of its own before it leaves the intent. It does not queue: behind a process that waits
+// for the shared intent, it would wait for itself.
 func (l *level) own(ctx context.Context, to Mode) error {
 	if l.lock != nil {
 		return nil
@@ -360,7 +360,7 @@ func (l *level) own(ctx context.Context, to Mode) error {
 	}
 	s := l.set
 	s.mu.Lock()
-	if err := s.err; err != nil { // meanwhile
+	if err := s.err; err != nil { // the set has ended meanwhile
 		s.mu.Unlock()
 		discard(h)
 		return l.refusal(to, err)
@@ -374,7 +374,7 @@ func (l *level) own(ctx context.Context, to Mode) error {
 	return nil
 }
 
-// needed is the intent that the levels below need of a level; None if there are none.
+// needed returns the intent that the levels below a level need on it; None if there are none.
 func (s *Set) needed(of *level) (m record.Mode) {
 	for _, l := range s.all() {
 		if slices.Contains(l.above, of) {

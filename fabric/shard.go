@@ -18,19 +18,19 @@ import (
 type shard struct {
 	s         *session
 	n         int
-	owner     string // key of the lock of who serves it as a coalescer
+	owner     string // key of the lock that the shard's coalescer holds
 	bucket    *jskv.Bucket
 	hub       *jskv.Hub
 	engine    *engine.Engine
-	doer      doer             // what claims, posts and releases are given to
-	router    *coalesce.Router // the doer, unless that is the engine alone
+	doer      doer             // carries out claims, posts and releases
+	router    *coalesce.Router // the doer, unless the engine alone is
 	crowd     crowd
-	serving   atomic.Uint64 // term in which this process is its coalescer; 0 = it is not
-	confirmed atomic.Uint64 // up to here all revisions are certainly the opened bucket's
-	noted     uint64        // revision that the fabric's note has at least; of housekeep
+	serving   atomic.Uint64 // the term in which this process is the shard's coalescer; 0: it is not
+	confirmed atomic.Uint64 // all revisions up to this one certainly belong to the opened bucket
+	noted     uint64        // revision that the fabric's note contains at least; only housekeeping uses it
 }
 
-// addShard begins to work on the next bucket of locks.
+// addShard starts the work on the next bucket of locks.
 func (s *session) addShard(b *jskv.Bucket, hub []jskv.HubOption) error {
 	m, n := s.m, len(s.shards)
 	sh := &shard{s: s, n: n, owner: kv.CoalescerOf(n), bucket: b, hub: jskv.NewHub(b, hub...), noted: b.Last()}
@@ -50,7 +50,7 @@ func (s *session) addShard(b *jskv.Bucket, hub []jskv.HubOption) error {
 	return sh.route()
 }
 
-// close is for a shard whose hub is closed, or of a session that does not begin.
+// close ends a shard whose hub is closed, or whose session does not begin.
 func (sh *shard) close() {
 	if sh.router != nil {
 		sh.router.Close()
@@ -58,16 +58,16 @@ func (sh *shard) close() {
 	sh.engine.Close()
 }
 
-// shard is that of a lock, by its encoded name.
+// shard returns the shard of a lock, by its encoded name.
 func (s *session) shard(enc string) *shard {
 	if len(s.shards) > 1 && strings.HasPrefix(enc, kv.CoalescerPrefix) {
-		n, _ := strconv.Atoi(enc[len(kv.CoalescerPrefix):]) // of a message: it may be anything
+		n, _ := strconv.Atoi(enc[len(kv.CoalescerPrefix):]) // the name may come from a message, so it may be anything
 		return s.shards[max(0, n)%len(s.shards)]
 	}
 	return s.shards[kv.Shard(enc, len(s.shards))]
 }
 
-// doAll is engine.DoAll. Calls of different shards go at the same time.
+// doAll is engine.DoAll for calls of any shards. Calls of different shards run at the same time.
 func (s *session) doAll(ctx context.Context, calls []*engine.Call, opt engine.Options) {
 	parts := map[*shard][]*engine.Call{}
 	for _, c := range calls {
@@ -81,7 +81,7 @@ func (s *session) doAll(ctx context.Context, calls []*engine.Call, opt engine.Op
 	all.Wait()
 }
 
-// followAll is jskv.Bucket.Follow of all shards. It calls fn in the caller's goroutine.
+// followAll is jskv.Bucket.Follow for all shards. It calls fn in the caller's goroutine.
 func (s *session) followAll(ctx context.Context, filter string, fn func(sh *shard, entries []jskv.Entry, complete bool) error) error {
 	type news struct {
 		sh       *shard
@@ -121,7 +121,7 @@ func (s *session) followAll(ctx context.Context, filter string, fn func(sh *shar
 	}
 }
 
-// seen returns the highest revision of each locks bucket that this session knows of.
+// seen returns the highest revision of each locks bucket that this session knows.
 func (s *session) seen() (all []uint64) {
 	for _, sh := range s.shards {
 		all = append(all, sh.seen())
@@ -129,7 +129,7 @@ func (s *session) seen() (all []uint64) {
 	return all
 }
 
-// engineStats sums the counters of the shards up.
+// engineStats returns the sum of the shards' counters.
 func (s *session) engineStats() (st engine.Stats) {
 	for _, sh := range s.shards {
 		st = st.Plus(sh.engine.Stats())
@@ -138,10 +138,10 @@ func (s *session) engineStats() (st engine.Stats) {
 	return st
 }
 
-// seen returns the highest revision of the bucket that this session knows of.
+// seen returns the highest revision of the bucket that this session knows.
 func (sh *shard) seen() uint64 { return max(sh.engine.Seen(), sh.confirmed.Load()) }
 
-// noteSeen notes how far the bucket has come, after many writes.
+// noteSeen writes the bucket's newest revision into the fabric's note, once seenEvery revisions after the last time.
 func (sh *shard) noteSeen() {
 	seen := sh.seen()
 	if seen < sh.noted+seenEvery {
@@ -154,10 +154,10 @@ func (sh *shard) noteSeen() {
 	}
 }
 
-// confirm returns nil once it is certain that a grant was written into the bucket that this session opened, after all
-// that the session had seen before it asked. A write that expects no record fits any bucket, so the grant's revision
-// decides: far above what is known, it may be that of a bucket which was made since. That takes a look, and so does a
-// doubt that nobody has looked into yet.
+// confirm returns nil once it is certain that a grant was written into the bucket that this session opened, and after all
+// revisions that the session had seen before it asked. A write that expects no record fits any bucket, so the grant's revision
+// decides. A revision far above the known ones may belong to a bucket that was made later. Then confirm has the bucket verified. It does the same
+// while there is a doubt that nobody has checked yet.
 func (sh *shard) confirm(ctx context.Context, out engine.Outcome, before uint64) error {
 	s := sh.s
 	for {
@@ -176,7 +176,7 @@ func (sh *shard) confirm(ctx context.Context, out engine.Outcome, before uint64)
 		case err != nil:
 			return ctx.Err()
 		case low:
-			return errAgain // others have brought the revisions up meanwhile
+			return errAgain // the revisions have passed it through writes of others
 		}
 	}
 }

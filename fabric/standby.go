@@ -16,18 +16,18 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// standIns bounds the fabrics that one process serves at a time.
+// standIns is how many fabrics one process serves at a time at most.
 const standIns = 64
 
-// openStandIn bounds the opening of a fabric that somebody asks for.
+// openStandIn bounds the time to open a fabric that a client asks for.
 const openStandIn = 10 * time.Second
 
-// StandBy serves as the coalescer of every fabric on the connection whose clients ask for one, before
-// those with [WithCoalescer], until ctx ends: what `lockfabric serve` does beside its server. It opens a
-// fabric when somebody asks and closes it when nobody does any more, so it costs a subscription
-// at rest. It makes no buckets. Options are those of New; the fabric's name is of no use.
+// StandBy serves as the coalescer of every fabric on the connection whose clients ask for one, until ctx ends. It takes precedence over
+// processes with [WithCoalescer]. `lockfabric serve` does this beside its server. StandBy opens a
+// fabric when a client asks, and closes it when no client asks any more, so at rest it costs one subscription.
+// It makes no buckets. Options are those of New. The fabric's name is ignored.
 //
-// Its error is that of the subscription, or ErrInvalidOption.
+// It returns the error of the subscription, or ErrInvalidOption.
 func StandBy(ctx context.Context, nc *nats.Conn, opts ...Option) error {
 	cfg, err := newConfig(opts)
 	if err != nil {
@@ -38,7 +38,7 @@ func StandBy(ctx context.Context, nc *nats.Conn, opts ...Option) error {
 		return fmt.Errorf("%w: %w", ErrInvalidOption, err)
 	}
 	sb := &standBy{nc: nc, js: js, opts: opts, cfg: cfg, serving: map[string]bool{}}
-	// No queue group: whoever serves already answers the same message.
+	// No queue group: a process that serves already must answer the same message.
 	sub, err := nc.Subscribe(coalesce.AnyHello, func(m *nats.Msg) {
 		if at := strings.Split(m.Subject, "."); sb.begin(at[1]) {
 			go sb.serve(ctx, at[1], at[2])
@@ -59,8 +59,8 @@ func StandBy(ctx context.Context, nc *nats.Conn, opts ...Option) error {
 	return err
 }
 
-// WithWatch has StandBy call watch with each manager that it opens, and stop when that is closed: as made
-// for fabricprom's Collector.Watch. It is of no use elsewhere.
+// WithWatch has StandBy call watch with each manager that it opens, and stop when that manager is closed. It is made
+// for fabricprom's Collector.Watch. It has no effect elsewhere.
 func WithWatch(watch func(m *Manager) (stop func())) ManagerOption {
 	return func(c *config) error { c.watch = watch; return nil }
 }
@@ -74,10 +74,10 @@ type standBy struct {
 	mu      sync.Mutex
 	over    bool
 	serving map[string]bool
-	wg      sync.WaitGroup // added to under mu while not over
+	wg      sync.WaitGroup // grows only under mu, while not over
 }
 
-// begin notes that a fabric is served, and reports false if it is already, or must not be.
+// begin notes that a fabric is served. It returns false if the fabric is served already, or must not be.
 func (sb *standBy) begin(fabric string) bool {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
@@ -89,7 +89,7 @@ func (sb *standBy) begin(fabric string) bool {
 	return true
 }
 
-// serve is the coalescer of a fabric until nobody asks for it any more.
+// serve serves as the coalescer of a fabric until no client asks for it any more.
 func (sb *standBy) serve(ctx context.Context, fabric, shard string) {
 	defer sb.wg.Done()
 	err := sb.open(ctx, fabric, shard)
@@ -111,7 +111,7 @@ func (sb *standBy) open(ctx context.Context, fabric, shard string) error {
 		_, err = sb.js.Stream(octx, stream+"-"+shard)
 	}
 	if err != nil {
-		return err // opening would make it
+		return err // New would make the bucket
 	}
 	standIn := ManagerOption(func(c *config) error {
 		c.rank, c.onDemand = rankServer, true

@@ -14,45 +14,45 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// When a process volunteers to serve: so many writes of it met others in a second, or so many leases of others were
-// ahead of a wait, and twice nobody was there who serves.
+// When a process volunteers to serve: it had crowdConflicts conflicts in a second, or crowdLeases leases of others were
+// ahead of its waiters, and twice no process served.
 const (
 	crowdConflicts = 20
 	crowdLeases    = 3
-	againLeast     = 200 * time.Millisecond // between the two times; up to twice as long, lest many volunteer at once
-	volunteerFor   = 2                      // clients that it serves at least
-	// unusedRest is for how long a process does not volunteer that had too few clients, and unheardRest one that may not serve.
+	againLeast     = 200 * time.Millisecond // between the two times; up to twice as long, so that few volunteer at once
+	volunteerFor   = 2                      // clients at least, or its term ends as unused
+	// A process that had too few clients does not volunteer for unusedRest, and one that may not serve for unheardRest.
 	unusedRest  = time.Minute
 	unheardRest = 10 * time.Minute
 )
 
-// WithoutVolunteering has the manager never serve as the fabric's coalescer. Otherwise one with [RoadAutomatic] or
-// [RoadCoalesced] does while its locks are contended and nobody else serves. For programs that run for a short
-// time: what they serve has to move when they end.
+// WithoutVolunteering has the manager never serve as the fabric's coalescer. Otherwise, a manager with [RoadAutomatic] or
+// [RoadCoalesced] does so while its locks are contended and no other process serves. Use it in programs that run for a short
+// time: when a serving program ends, its clients have to move to another coalescer.
 func WithoutVolunteering() ManagerOption {
 	return func(c *config) error { c.noVolunteering = true; return nil }
 }
 
-// volunteers reports whether the process serves without being asked to.
+// volunteers reports whether this process may serve without [WithCoalescer].
 func (c *config) volunteers() bool {
 	return c.rank == 0 && !c.noVolunteering && (c.road == RoadAutomatic || c.road == RoadCoalesced)
 }
 
-// crowd is what a process that may volunteer knows of the others.
+// crowd is what a process that may volunteer knows about other processes.
 type crowd struct {
-	unserved chan struct{}          // holds an element once nobody serves, though locks are contended
-	key      atomic.Pointer[string] // that was contended last
-	met      chan struct{}          // holds an element once that was
+	unserved chan struct{}          // holds an element once locks were contended and no process served
+	key      atomic.Pointer[string] // the key that was contended last
+	met      chan struct{}          // holds an element once a key was contended
 	meetings meetings
 }
 
-// meetings is how many conflicts there had been at a time, a second ago or longer.
+// meetings is the number n of conflicts until the time at, which is about a second ago or longer.
 type meetings struct {
 	n  uint64
 	at time.Time
 }
 
-// often reports whether others are met so often that an owner is of use, where there have been n conflicts by now.
+// often reports whether conflicts are so frequent that an owner helps. n is the number of conflicts until now.
 func (m *meetings) often(n uint64, now time.Time) bool {
 	passed := max(now.Sub(m.at), time.Second)
 	often := float64(n-m.n) >= crowdConflicts*passed.Seconds()
@@ -62,7 +62,7 @@ func (m *meetings) often(n uint64, now time.Time) bool {
 	return often
 }
 
-// foreignAhead returns how many leases of others are ahead of what waits for the lock that was contended last.
+// foreignAhead returns how many leases of other processes are ahead of this process's waiters on the lock that was contended last.
 func (sh *shard) foreignAhead() int {
 	key := sh.crowd.key.Load()
 	if key == nil {
@@ -80,7 +80,7 @@ func (sh *shard) foreignAhead() int {
 	return len(leases)
 }
 
-// volunteer returns true once this process is to wait for the lock of the owner, and false when the session ends.
+// volunteer returns true once this process should queue for the shard's lock, and false when the session ends.
 func (c *coalescer) volunteer() bool {
 	for {
 		select {
@@ -101,11 +101,11 @@ func (c *coalescer) volunteer() bool {
 	}
 }
 
-// awaitMeeting waits a second at most until others are met: an owner is looked for at the beginning of a use, too, when nothing
-// of this process waits.
+// awaitMeeting waits until a key is contended, but at most a second. An owner is also looked for when a process begins to use locks, and then
+// none of its operations may wait.
 func (c *coalescer) awaitMeeting() {
 	select {
-	case <-c.crowd.met: // long ago, perhaps
+	case <-c.crowd.met: // this contention may be long past
 	default:
 	}
 	select {
@@ -115,13 +115,13 @@ func (c *coalescer) awaitMeeting() {
 	}
 }
 
-// stillMet reports whether others were met after so many conflicts.
+// stillMet reports whether there were more conflicts than this number, or many leases of others are ahead.
 func (c *coalescer) stillMet(conflicts uint64) bool {
 	c.awaitMeeting()
 	return c.engine.Stats().Conflicts > conflicts || c.foreignAhead() >= crowdLeases
 }
 
-// nobodyServes asks for an owner, and reports whether the server says that there is none who could hear it.
+// nobodyServes sends a hello, and reports whether the server says that no process is subscribed to it.
 func (c *coalescer) nobodyServes() bool {
 	ctx, cancel := context.WithTimeout(c.s.ctx, time.Second)
 	defer cancel()
@@ -129,7 +129,7 @@ func (c *coalescer) nobodyServes() bool {
 	return errors.Is(err, nats.ErrNoResponders)
 }
 
-// restOf is for how long a process does not volunteer after a term that ended so.
+// restOf returns how long a process does not volunteer after a term that ended for this reason.
 func restOf(why error) time.Duration {
 	switch {
 	case errors.Is(why, coalesce.ErrUnheard):
