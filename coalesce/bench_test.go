@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// BenchmarkPairs is an acquire and a release, of one key that all clients want and of a key for each
-// client, on the direct road and over an owner, each client with a connection of its own.
+// BenchmarkPairs measures an acquire and a release on the direct road and over an owner. All clients use one key, or each client
+// has a key of its own. Each client has its own connection.
 func BenchmarkPairs(b *testing.B) {
 	for _, clients := range []int{1, 2, 8, 64} {
 		for _, keys := range []string{"one", "own"} {

@@ -11,14 +11,14 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// idleService returns one that nobody drives: a test does what its loop does.
+// idleService returns a service without its loop. The test does what the loop does.
 func idleService() *Service {
 	return &Service{
 		cfg: ServiceConfig{Valid: func() bool { return true }}, wake: make(chan struct{}, 1), sessions: map[string]*session{},
 	}
 }
 
-// sends has a frame of a client arrive that asks for n keys of its own, under a lease that is known.
+// sends delivers a frame of a client that asks for n keys of its own, under a known lease.
 func (s *Service) sends(manager string, seq uint64, n int) bool {
 	f := frame{seq: seq}
 	lease := manager + "-1"
@@ -36,7 +36,7 @@ func (s *Service) sends(manager string, seq uint64, n int) bool {
 	return came
 }
 
-// C24: who sends much at once is served beside the others, not before them, and in its own order.
+// C24: a client that sends much at once is served together with the others, not before them, and in its own order.
 func TestC24SessionsTakeTurns(t *testing.T) {
 	s := idleService()
 	s.sends("large", 1, maxOps)
@@ -80,7 +80,7 @@ func TestC24SessionsTakeTurns(t *testing.T) {
 	}
 }
 
-// C24: the frames that wait for their turn are bounded. One too many is missed, and the client is told.
+// C24: the number of waiting frames is bounded. A further one is missed, and the client is told.
 func TestC24FramesAreBounded(t *testing.T) {
 	s := idleService()
 	for seq := uint64(1); seq <= maxFrames; seq++ {
@@ -106,7 +106,7 @@ func TestC24FramesAreBounded(t *testing.T) {
 	}
 }
 
-// C25: a key that many want, and whose write takes long, delays no other one.
+// C25: a contended key with a slow write delays no other key.
 func TestC25AHotKeyDelaysNoOther(t *testing.T) {
 	w := newPatientWorld(t)
 	server, proxy := w.behind(RouterConfig{})

@@ -9,7 +9,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 )
 
-// C26: a wait gives a hold up while the owner has its acquire, and its answer is late: the owner does not write the acquire behind the wait.
+// C26: a condition's wait gives up a hold whose acquire the owner still has. The answer is late: the owner must not write the acquire after the wait.
 func TestC26TheAnswerOfTheWaitIsLate(t *testing.T) {
 	w := newPatientWorld(t)
 	o, p, proxy, other, block := w.behindSilentOwner()
@@ -34,8 +34,8 @@ func TestC26TheAnswerOfTheWaitIsLate(t *testing.T) {
 	w.clean("k", p, other)
 }
 
-// C4: an owner that was silent does not write an acquire any more that its client has made directly, and that was released, or
-// removed by somebody else, since.
+// C4: an owner was silent, and its client has made the acquire directly. Then the acquire was released, or
+// another process removed it. The owner must not write it any more.
 func TestC4AnAcquireThatIsOverDoesNotComeBack(t *testing.T) {
 	for _, forced := range []bool{false, true} {
 		w := newPatientWorld(t)
@@ -72,7 +72,7 @@ func TestC4AnAcquireThatIsOverDoesNotComeBack(t *testing.T) {
 	}
 }
 
-// C4: an acquire that went nowhere else is asked for again when others were ahead of it at the owner.
+// C4: others have written the key before the owner wrote an acquire. If the acquire took no other road, the client sends it again.
 func TestC4OvertakenAcquiresAreAskedForAgain(t *testing.T) {
 	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
@@ -92,7 +92,7 @@ func TestC4OvertakenAcquiresAreAskedForAgain(t *testing.T) {
 	w.clean("k", p)
 }
 
-// C4: one that went directly, too, is not asked for again: it may be in the record by then, and over.
+// C4: an acquire that also took the direct road is not sent again: it may have been written and ended meanwhile.
 func TestC4OvertakenAcquiresOfBothRoads(t *testing.T) {
 	w := newPatientWorld(t)
 	o, p, proxy, other, block := w.behindSilentOwner()
@@ -117,8 +117,8 @@ func TestC4OvertakenAcquiresOfBothRoads(t *testing.T) {
 	w.clean("k", p)
 }
 
-// C26: a release that one road has done does not wait for ever for an owner that says nothing, and leaves nothing to do: what an owner
-// has of the acquire it drops. So the next try of this process does not find its own old hold.
+// C26: a release that one road has done does not wait for ever for a silent owner, and leaves nothing to do: the owner drops
+// the acquire. So the next try of this process does not find its own old hold.
 func TestC26ReleaseEndsBesideASilentOwner(t *testing.T) {
 	w := newWorld(t)
 	o, p, block := w.besideSilentOwner()
@@ -134,7 +134,7 @@ func TestC26ReleaseEndsBesideASilentOwner(t *testing.T) {
 	w.clean("k", p)
 }
 
-// C26: an acquire that the direct road refuses is taken back for good, whatever the owner does with it later.
+// C26: an acquire that the direct road refuses is released for good, whatever the owner does with it later.
 func TestC26ARefusedTryDoesNotComeBack(t *testing.T) {
 	w := newPatientWorld(t)
 	o, p, block := w.besideSilentOwner()
@@ -152,7 +152,7 @@ func TestC26ARefusedTryDoesNotComeBack(t *testing.T) {
 	w.clean("k", p)
 }
 
-// C26: a try has the release of its own process carried out that is under way. The release has found the hold, then.
+// C26: a try that is refused because of its own process's hold, whose release is under way, carries the release out. Then the release counts as having found the hold.
 func TestC26ATryTakesAReleaseOver(t *testing.T) {
 	l := lineUp(t, 1)
 	p := l.all[0]

@@ -24,14 +24,14 @@ import (
 
 var fabrics atomic.Uint64
 
-// world is a fabric of one test, and the processes in it.
+// world is the fabric of one test, with its processes.
 type world struct {
 	t      testing.TB
 	fabric string
 	url    string
 	terms  uint64
-	// patient has clients rely on their owner however slow it is, as tests need that look at what went
-	// over it.
+	// patient makes clients wait for their owner however slow it is. Tests that count what an owner did
+	// need it.
 	patient bool
 	noTurns bool
 }
@@ -52,7 +52,7 @@ func (w *world) context() context.Context {
 	return ctx
 }
 
-// process is what a process has: a connection, an engine, a lease, and a router.
+// process is one process of the fabric: a connection, an engine, a lease, and a router.
 type process struct {
 	w        *world
 	nc       *nats.Conn
@@ -67,10 +67,10 @@ type process struct {
 	tokens   sync.Map // of holds, by id
 	client   *Client
 	router   *Router
-	inbox    int // frames that wait in its subscription while it owns; 0 = as usual
+	inbox    int // bound of the frames in its subscription as an owner; 0: the usual one
 }
 
-// process starts one that connects to url, or to the world's server.
+// process starts a process that connects to url, or to the world's server.
 func (w *world) process(cfg RouterConfig, url ...string) *process {
 	t := w.t
 	t.Helper()
@@ -112,7 +112,7 @@ func (w *world) process(cfg RouterConfig, url ...string) *process {
 	return p
 }
 
-// hints are those of fabric.
+// hints work as those of package fabric.
 type hints struct{ p *process }
 
 func (h *hints) subject(manager string) string { return "lf." + h.p.w.fabric + ".p." + manager }
@@ -155,7 +155,7 @@ func (p *process) leaseAlive(ctx context.Context, id string) (bool, error) {
 	return !st.Dead && st.Revision > 0, err
 }
 
-// owner is one of the shard for one term.
+// owner owns the shard for one term.
 type owner struct {
 	*Service
 	p     *process
@@ -163,7 +163,7 @@ type owner struct {
 	valid atomic.Bool
 }
 
-// serve has the process own the shard, for a new term.
+// serve makes the process the owner of the shard for a new term.
 func (p *process) serve(ttl ...time.Duration) *owner {
 	p.w.t.Helper()
 	p.w.terms++
@@ -182,7 +182,7 @@ func (p *process) serve(ttl ...time.Duration) *owner {
 	return o
 }
 
-// blockLeaseReads has the owner read no lease of a client before the channel is closed.
+// blockLeaseReads delays the owner's reads of client leases until the channel is closed.
 func (o *owner) blockLeaseReads() (block chan struct{}) {
 	block = make(chan struct{})
 	o.mu.Lock()
@@ -195,8 +195,8 @@ func (o *owner) blockLeaseReads() (block chan struct{}) {
 	return block
 }
 
-// besideSilentOwner starts an owner that does nothing before block is closed, for it can't read whether a client's lease
-// is alive, and a process that sends everything on both roads and knows that owner.
+// besideSilentOwner starts an owner and a process that sends everything on both roads and knows that owner. The owner does
+// nothing until block is closed, since it can't read whether the client's lease is alive.
 func (w *world) besideSilentOwner() (o *owner, p *process, block chan struct{}) {
 	o, p = w.process(RouterConfig{}).serve(), w.process(RouterConfig{Belt: true})
 	block = o.blockLeaseReads()
@@ -204,7 +204,7 @@ func (w *world) besideSilentOwner() (o *owner, p *process, block chan struct{}) 
 	return o, p, block
 }
 
-// behindSilentOwner is besideSilentOwner with a proxy between the process and the server, and another process that has not met the owner.
+// behindSilentOwner is besideSilentOwner with a proxy between the process and the server, and a second process that does not know the owner.
 func (w *world) behindSilentOwner() (o *owner, p *process, proxy *faultproxy.Proxy, other *process, block chan struct{}) {
 	o = w.process(RouterConfig{}).serve()
 	p, proxy = w.behind(RouterConfig{Belt: true})
@@ -214,20 +214,20 @@ func (w *world) behindSilentOwner() (o *owner, p *process, proxy *faultproxy.Pro
 	return o, p, proxy, other, block
 }
 
-// shout tells everybody that the owner is there.
+// shout sends a beat of the owner.
 func (o *owner) shout() {
 	b := o.beat()
 	_ = o.p.nc.Publish(BeatSubject(o.cfg.Fabric, o.cfg.Shard), b.append(nil))
 }
 
-// meet has the client find the owner.
+// meet makes the client find the owner.
 func (p *process) meet() {
 	p.w.t.Helper()
 	p.router.Contended("meet")
 	p.w.until("an owner is known", p.client.hasOwner.Load)
 }
 
-// until waits for something that has to come.
+// until waits until a condition holds, and fails if it never does.
 func (w *world) until(what string, is func() bool) {
 	w.t.Helper()
 	for end := time.Now().Add(patience); !is(); time.Sleep(time.Millisecond) {
@@ -245,7 +245,7 @@ func (p *process) op(verb record.Verb, id string) record.Op {
 	return op
 }
 
-// acquire waits for the key, and returns the hold's id and its grant.
+// acquire acquires the key, and returns the hold's id and its grant.
 func (p *process) acquire(key string) (string, engine.Outcome, error) {
 	id := p.lease.NextOp()
 	out, err := engine.Do(p.w.context(), p.router, key, p.op(record.OpAcquire, id), engine.Options{Turns: !p.w.noTurns})
@@ -279,7 +279,7 @@ func (p *process) mustRelease(key, id string) {
 	}
 }
 
-// record reads a key's record.
+// record reads the record of a key.
 func (p *process) record(key string) *record.Record {
 	p.w.t.Helper()
 	rec, _, err := p.engine.Read(p.w.context(), key)
@@ -296,7 +296,7 @@ func (w *world) behind(cfg RouterConfig) (*process, *faultproxy.Proxy) {
 	return w.process(cfg, proxy.URL()), proxy
 }
 
-// start has an operation carried out, and returns where its answer comes.
+// start submits an operation, and returns the channel for its answer.
 func (p *process) start(key string, op record.Op) (*engine.Request, chan error) {
 	done := make(chan error, 1)
 	q := &engine.Request{Key: key, Op: op, Done: func(_ engine.Outcome, err error) { done <- err }}
@@ -316,14 +316,14 @@ func (w *world) wait(what string, done <-chan error, want error) {
 	}
 }
 
-// owes reports whether the router has anything under way.
+// owes reports whether the router has acquires or trips.
 func (p *process) owes() bool {
 	p.client.mu.Lock()
 	defer p.client.mu.Unlock()
 	return len(p.router.acquires)+len(p.router.trips) > 0
 }
 
-// open reports whether an owner may still write an acquire that is not answered.
+// open reports whether an owner may still write an acquire without an answer.
 func (p *process) open(id string) bool {
 	p.client.mu.Lock()
 	defer p.client.mu.Unlock()
@@ -331,7 +331,7 @@ func (p *process) open(id string) bool {
 	return t != nil && len(t.openCalls) > 0
 }
 
-// clean waits until nothing stands in a key's record, and nothing can come.
+// clean waits until a key's record is empty and nothing can be written into it any more.
 func (w *world) clean(key string, all ...*process) {
 	w.t.Helper()
 	for _, p := range all {
@@ -340,7 +340,7 @@ func (w *world) clean(key string, all ...*process) {
 	w.until("the record is gone", func() bool { return all[0].record(key) == nil })
 }
 
-// contest has every process take the key n times, and fails if two have it at once, or a token
+// contest makes every process acquire the key n times. It fails if two hold it at once, or if a token
 // is not above the one before.
 func (w *world) contest(key string, n int, all ...*process) {
 	w.t.Helper()

@@ -15,7 +15,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 )
 
-// raw is a client that sends whatever it likes.
+// raw is a client that can send any bytes.
 type raw struct {
 	w       *world
 	nc      *nats.Conn
@@ -72,7 +72,7 @@ func (r *raw) acquire(lease string, seq uint64) item {
 	return item{key: "k", op: op}
 }
 
-// C17: an owner publishes to no subject that somebody else has made up.
+// C17: an owner never publishes to a subject that a client has made up.
 func TestC17RepliesGoNowhereElse(t *testing.T) {
 	w := newWorld(t)
 	o := w.process(RouterConfig{}).serve()
@@ -103,7 +103,7 @@ func TestC17RepliesGoNowhereElse(t *testing.T) {
 	}
 }
 
-// C17: garbage, what is too large, and the leases of others.
+// C17: garbage, messages that are too large, and leases of other clients.
 func TestC17HostileFrames(t *testing.T) {
 	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
@@ -128,13 +128,13 @@ func TestC17HostileFrames(t *testing.T) {
 	if rec := p.record("k"); rec != nil {
 		t.Errorf("the record says %+v", rec)
 	}
-	p.mustRelease("k", p.mustAcquire("k")) // the others don't notice
+	p.mustRelease("k", p.mustAcquire("k")) // other clients notice nothing
 	if o.Stats().Grants != 1 {
 		t.Error("it did not go over the owner")
 	}
 }
 
-// C17: sessions are bounded. Who finds no room goes directly.
+// C17: the number of sessions is bounded. Further clients take the direct road.
 func TestC17TooManySessions(t *testing.T) {
 	w := newWorld(t)
 	o := w.process(RouterConfig{}).serve()
@@ -151,7 +151,7 @@ func TestC17TooManySessions(t *testing.T) {
 	}
 }
 
-// C17: so are the operations of a session.
+// C17: the number of a session's operations is bounded, too.
 func TestC17TooManyOperations(t *testing.T) {
 	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
@@ -172,7 +172,7 @@ func TestC17TooManyOperations(t *testing.T) {
 	w.clean("k", p)
 }
 
-// C18: a lease that is not there, or dead, gets nothing.
+// C18: operations under a missing or dead lease are refused.
 func TestC18DeadLeases(t *testing.T) {
 	w := newWorld(t)
 	o := w.process(RouterConfig{}).serve()
@@ -199,7 +199,7 @@ func TestC18DeadLeases(t *testing.T) {
 	}
 }
 
-// C18: what a client asks for while its lease is read stays in its order.
+// C18: operations that arrive while their lease is read keep their order.
 func TestC18OrderWhileALeaseIsRead(t *testing.T) {
 	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
@@ -214,7 +214,7 @@ func TestC18OrderWhileALeaseIsRead(t *testing.T) {
 	w.clean("k", p)
 }
 
-// C19: who lost its lease while it queued asks again under a new id; the old one is taken back.
+// C19: a client that lost its lease while it queued asks again under a new id. The old one is released.
 func TestC19AnotherLease(t *testing.T) {
 	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
@@ -240,7 +240,7 @@ func TestC19AnotherLease(t *testing.T) {
 	w.clean("k", p)
 }
 
-// C20, C21: owners and clients of another bucket, or of other shards, have nothing to do with each other.
+// C20, C21: owners ignore clients of another bucket or with other shards, and clients ignore such owners.
 func TestC20OtherStamp(t *testing.T) {
 	w := newWorld(t)
 	o := w.process(RouterConfig{}).serve()
@@ -261,7 +261,7 @@ func TestC20OtherStamp(t *testing.T) {
 	}
 }
 
-// C23: a frame that the owner's subscription had no room for is asked for again, and sent again.
+// C23: the owner reports a frame as missed for which its subscription had no room, and the client sends it again.
 func TestC23LostFrameIsAskedForAgain(t *testing.T) {
 	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
@@ -284,7 +284,7 @@ func TestC23LostFrameIsAskedForAgain(t *testing.T) {
 	w.clean("a", p)
 }
 
-// C23: the owner's subscription has no room for what comes while it can't look. What is lost there is asked for again too.
+// C23: the owner is blocked, and its subscription has no room for further frames. They are reported as missed, too.
 func TestC23SlowConsumer(t *testing.T) {
 	w := newPatientWorld(t)
 	server := w.process(RouterConfig{})
@@ -309,7 +309,7 @@ func TestC23SlowConsumer(t *testing.T) {
 	<-slow
 	first, second := p.lease.NextOp(), p.lease.NextOp()
 	_, done := p.start("a", p.op(record.OpTry, first))
-	if err := errors.Join(p.nc.Flush(), server.nc.Flush()); err != nil { // it has come to the subscription, and is lost
+	if err := errors.Join(p.nc.Flush(), server.nc.Flush()); err != nil { // it has arrived at the subscription and is lost
 		t.Fatal(err)
 	}
 	o.mu.Unlock()
@@ -326,7 +326,7 @@ func TestC23SlowConsumer(t *testing.T) {
 	w.clean("a", p)
 }
 
-// Owners and clients whose frames have no version in common do without each other.
+// Owners and clients without a common frame version ignore each other.
 func TestForeignFrameVersion(t *testing.T) {
 	w := newWorld(t)
 	o := w.process(RouterConfig{}).serve()
@@ -350,7 +350,7 @@ func TestForeignFrameVersion(t *testing.T) {
 	}
 }
 
-// C29: an owner that is lost again and again is left alone for a while, and longer each time.
+// C29: an owner that is lost again and again is not used for a while, and for longer each time.
 func TestC29Flapping(t *testing.T) {
 	w := newWorld(t)
 	w.process(RouterConfig{}).serve()
@@ -373,7 +373,7 @@ func TestC29Flapping(t *testing.T) {
 	}
 }
 
-// Nobody there: the connection says so, and whoever may volunteer is told.
+// There is no owner: the server says so, and Unserved is called, so that the process can volunteer.
 func TestUnserved(t *testing.T) {
 	w := newWorld(t)
 	p := w.process(RouterConfig{})
@@ -388,8 +388,8 @@ func TestUnserved(t *testing.T) {
 	p.mustRelease("k", p.mustAcquire("k"))
 }
 
-// A session is forgotten when all of its leases are dead, and no sooner: what comes late has to find
-// its frame's number, or a dead lease.
+// A session is forgotten when all of its leases are dead, and not before: a late operation must be refused, either
+// by its frame's number or because its lease is dead.
 func TestSessionsAreForgotten(t *testing.T) {
 	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()

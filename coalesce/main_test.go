@@ -13,10 +13,10 @@ import (
 	"github.com/lockfabric/lockfabric/embedded"
 )
 
-// patience is how long a test waits for what has to come.
+// patience is how long a test waits for an event that must come.
 const patience = 60 * time.Second
 
-// site is the server of all tests of this package, started by the first one that needs it.
+// site is the server of all tests of this package. The first test that needs it starts it.
 var site struct {
 	once   sync.Once
 	err    error

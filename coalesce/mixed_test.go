@@ -10,7 +10,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// C31: a record that a newer version has written refuses clients of all roads, and stays as it is.
+// C31: a record that a newer version has written refuses clients on both roads, and stays as it is.
 func TestC31_RecordsOfANewerVersion(t *testing.T) {
 	w := newWorld(t)
 	o := w.process(RouterConfig{}).serve()
@@ -40,7 +40,7 @@ func TestC31_RecordsOfANewerVersion(t *testing.T) {
 	}
 }
 
-// C32: tokens rise from one hold to the next that it excludes, whether it came by a turn, by the record, or by an upgrade.
+// C32: tokens rise from a hold to the next hold that excludes it, whether the grant comes by a turn, by the record, or by an upgrade.
 func TestC32_TokensRiseOnAllWays(t *testing.T) {
 	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()

@@ -50,7 +50,7 @@ func TestC1TwoOwners(t *testing.T) {
 	w.clean("k", old, young, direct)
 }
 
-// C2: frames that get lost cost a moment: their operations go directly, with the same ids.
+// C2: lost frames only cost time: their operations take the direct road with the same ids.
 func TestC2LostFrames(t *testing.T) {
 	w := newWorld(t)
 	o := w.process(RouterConfig{}).serve()
@@ -67,7 +67,7 @@ func TestC2LostFrames(t *testing.T) {
 	w.clean("k", p)
 }
 
-// C3: a frame that comes again after what it asked for was released holds nothing.
+// C3: a frame that comes again after its acquires were released grants nothing.
 func TestC3RepeatedFrames(t *testing.T) {
 	w := newPatientWorld(t)
 	o, p := w.process(RouterConfig{}).serve(), w.process(always)
@@ -97,15 +97,15 @@ func TestC3RepeatedFrames(t *testing.T) {
 		}
 	}
 	w.until("they were dropped", func() bool { return o.Stats().Dropped == uint64(len(seen)) })
-	p.mustRelease("other", p.mustAcquire("other")) // whatever came of them came before this
+	p.mustRelease("other", p.mustAcquire("other")) // every effect of these frames came before this
 	if st := o.Stats(); st.Writes < 4 || st.WritesPerOperation != float64(st.Writes)/float64(st.Operations) || st.Batched != st.Writes {
 		t.Errorf("two pairs: %+v", st)
 	}
 	w.clean("k", p)
 }
 
-// C4: the owner was stopped with an acquire in its socket, the client went direct and has released.
-// When the owner goes on it drops the acquire.
+// C4: the owner was stopped with an acquire in its socket. The client took the direct road and has released.
+// When the owner goes on, it drops the acquire.
 func TestC4OwnerWokenWithinItsTTL(t *testing.T) {
 	w := newWorld(t)
 	op, proxy := w.behind(RouterConfig{})
@@ -148,8 +148,8 @@ func TestC5OwnerWokenPastItsTerm(t *testing.T) {
 	w.clean("k", p)
 }
 
-// C6: the owner's write was on its way when its term ended. The client's ledger stays open until a
-// write of its own shuts that out.
+// C6: the owner's write was under way when its term ended. The client keeps its operation open until a
+// write of its own rules that write out.
 func TestC6WriteOnItsWayWhenTheTermEnds(t *testing.T) {
 	w := newWorld(t)
 	op, proxy := w.behind(RouterConfig{})
@@ -181,7 +181,7 @@ func TestC6WriteOnItsWayWhenTheTermEnds(t *testing.T) {
 	}
 }
 
-// C7: a frame that is overtaken by a later one is dropped, and what it asked for is asked again.
+// C7: a frame that a later one has overtaken is dropped, and the client sends its operations again.
 func TestC7OvertakenFrames(t *testing.T) {
 	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
@@ -207,7 +207,7 @@ func TestC7OvertakenFrames(t *testing.T) {
 	w.clean("b", p)
 }
 
-// C8: replies that get lost or come twice leave nobody waiting, and nothing behind.
+// C8: replies that get lost or come twice keep no client waiting and leave no entry behind.
 func TestC8LostAndRepeatedReplies(t *testing.T) {
 	w := newWorld(t)
 	w.process(RouterConfig{}).serve()
@@ -227,8 +227,8 @@ func TestC8LostAndRepeatedReplies(t *testing.T) {
 	w.clean("k", all...)
 }
 
-// C14: what an owner refuses it refuses by the state after the request came, also where direct
-// clients write beside it.
+// C14: an owner refuses an operation only by a state after the operation came, also if direct
+// clients write at the same time.
 func TestC14RefusalsAreFresh(t *testing.T) {
 	w := newWorld(t)
 	w.process(RouterConfig{}).serve()
@@ -248,7 +248,7 @@ func TestC14RefusalsAreFresh(t *testing.T) {
 	w.clean("k", p, direct)
 }
 
-// C15: the owner's writes whose acknowledgement gets lost are found out, and nothing is done twice.
+// C15: the owner finds out about writes whose acknowledgement got lost, and does nothing twice.
 func TestC15UnknownOutcomesAtTheOwner(t *testing.T) {
 	w := newWorld(t)
 	op, proxy := w.behind(RouterConfig{})
@@ -288,7 +288,7 @@ func TestC26Belt(t *testing.T) {
 	}
 }
 
-// C26: a wait on a condition gives a hold up whose acquire the owner has not written yet: it is written no more.
+// C26: a wait on a condition gives up a hold whose acquire the owner has not written yet. The owner never writes it.
 func TestC26WaitEndsTheHold(t *testing.T) {
 	w := newPatientWorld(t)
 	o, p, block := w.besideSilentOwner()
@@ -311,8 +311,8 @@ func TestC26WaitEndsTheHold(t *testing.T) {
 	w.clean("k", p, other)
 }
 
-// C27: an owner that closes refuses the release of what it is about to write. The release on the other road
-// shuts that write out.
+// C27: an owner that closes refuses the release of an acquire that it is about to write. The release on the direct road
+// rules that write out.
 func TestC27ReleaseRefusedAtTheEnd(t *testing.T) {
 	w := newWorld(t)
 	op, proxy := w.behind(RouterConfig{})
@@ -336,7 +336,7 @@ func TestC27ReleaseRefusedAtTheEnd(t *testing.T) {
 	w.clean("k", p)
 }
 
-// C27: an owner that closes tells everybody. Those who wait go on, and no lease is waited for.
+// C27: an owner that closes tells all clients. Waiting clients go on, and none of them waits for a lease to end.
 func TestC27Handover(t *testing.T) {
 	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
@@ -368,9 +368,9 @@ func TestC27Handover(t *testing.T) {
 	}
 }
 
-// C28: the owner is gone without a word while many wait: their places stand in the record.
+// C28: the owner crashes while many clients wait. Their places are in the record.
 func TestC28OwnerGone(t *testing.T) {
-	w := newPatientWorld(t) // else a busy machine has them wait directly
+	w := newPatientWorld(t) // otherwise, on a busy machine, they would wait on the direct road
 	o := w.process(RouterConfig{}).serve(2 * time.Second)
 	all := []*process{w.process(always), w.process(always), w.process(always)}
 	holder := w.process(RouterConfig{})

@@ -10,7 +10,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// The thin path: one process owns, another one acquires and releases over it.
+// The simplest path: one process is the owner, and another one acquires and releases over it.
 func TestAcquireAndReleaseOverTheOwner(t *testing.T) {
 	w := newPatientWorld(t)
 	o, p := w.process(RouterConfig{}).serve(), w.process(RouterConfig{Always: true})
@@ -34,8 +34,8 @@ func TestAcquireAndReleaseOverTheOwner(t *testing.T) {
 	}
 }
 
-// Of the acquires of one process for one key only so many stand in the record. The others follow in
-// their order; one that is given up while it is held back was nowhere.
+// The record contains at most perKey acquires of one process. The others follow in
+// their order. An acquire that is withdrawn while it is held back was never sent.
 func TestWindowOfAProcess(t *testing.T) {
 	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
@@ -72,7 +72,7 @@ func TestWindowOfAProcess(t *testing.T) {
 	}
 }
 
-// A key whose route is old goes directly, and counts as such for whoever may keep its lock.
+// Operations on a key with an old route take the direct road, and its lock may be kept.
 func TestAnOldRouteIsNone(t *testing.T) {
 	w := newPatientWorld(t)
 	w.process(RouterConfig{}).serve()
@@ -95,7 +95,7 @@ func TestAnOldRouteIsNone(t *testing.T) {
 	}
 }
 
-// Those that are held back go directly when the owner is lost.
+// Acquires that are held back take the direct road when the owner is lost.
 func TestWindowWithoutAnOwner(t *testing.T) {
 	w := newPatientWorld(t)
 	o := w.process(RouterConfig{}).serve()
@@ -122,7 +122,7 @@ func TestWindowWithoutAnOwner(t *testing.T) {
 	w.clean("k", p)
 }
 
-// Whoever stands by does not answer a hello, but becomes the owner, and then its beats are heard.
+// A process that stands by does not answer a hello. It becomes the owner, and then clients hear its beats.
 func TestOwnerThatComesAfterASilentHello(t *testing.T) {
 	w := newPatientWorld(t)
 	p, next := w.process(RouterConfig{}), w.process(RouterConfig{})
@@ -137,7 +137,7 @@ func TestOwnerThatComesAfterASilentHello(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.client.mu.Lock()
-	p.client.helloAt = time.Now().Add(helloRarest) // as after silence
+	p.client.helloAt = time.Now().Add(helloRarest) // as after an unanswered hello
 	p.client.mu.Unlock()
 	o := next.serve()
 	w.until("the owner is known", p.client.hasOwner.Load)
@@ -148,7 +148,7 @@ func TestOwnerThatComesAfterASilentHello(t *testing.T) {
 	}
 }
 
-// Whoever was chosen to answer a hello may be stopped: the next one is sent soon, and another one may be chosen.
+// The owner that was chosen to answer a hello may be stopped: the next hello is sent soon, and another owner may be chosen.
 func TestSilentHelloIsRepeated(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -160,7 +160,7 @@ func TestSilentHelloIsRepeated(t *testing.T) {
 	w.until("a second hello", func() bool { p.router.Contended("k"); return len(asked) >= 2 })
 }
 
-// Who always wants an owner asks again, also without meeting anybody: one may come later.
+// With Always, a client sends hellos again, also without contention: an owner may come later.
 func TestAnOwnerIsLookedForAgain(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -8,7 +8,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 )
 
-// ofHold is an operation of a client's hold, on a condition of its lock.
+// ofHold returns an operation of a client's hold on a condition of its lock.
 func (l *lineup) ofHold(verb record.Verb, i int) record.Op {
 	p := l.all[i]
 	token, _ := p.tokens.Load(l.ids[i])
@@ -18,7 +18,7 @@ func (l *lineup) ofHold(verb record.Verb, i int) record.Op {
 	}
 }
 
-// P24: who holds by a turn waits for a condition, and signals, though nothing that is written says that it holds.
+// P24: a client that holds by a turn waits on a condition and signals, although no written record shows its hold.
 func TestP24_AHolderByTurnWaitsAndSignals(t *testing.T) {
 	l, rule := byTurn(t, 4)
 	p, wait := l.all[1], l.ofHold(record.OpWait, 1)
@@ -50,8 +50,8 @@ func TestP24_AHolderByTurnWaitsAndSignals(t *testing.T) {
 	l.clean("k", l.all...)
 }
 
-// P26: a wait of one who holds by a turn that is held back on its way, and is cancelled, comes back holding without a
-// signal, and nothing that comes late changes that.
+// P26: a client holds by a turn, and its wait on a condition is held back on its way and cancelled. The client holds again without a
+// signal, and no late message changes that.
 func TestP26_AHolderByTurnTakesItsWaitBack(t *testing.T) {
 	l, rule := byTurn(t, 3)
 	p, wait := l.all[1], l.ofHold(record.OpWait, 1)

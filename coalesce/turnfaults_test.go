@@ -10,7 +10,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 )
 
-// C9: a turn that comes late finds its wait withdrawn, and is dropped; the record grants the next one. A turn that
+// C9: a late turn whose wait is withdrawn is dropped, and the record grants the next waiter. A turn that
 // comes twice counts once.
 func TestC9_TurnsComeLateAndTwice(t *testing.T) {
 	l := lineUp(t, 4)
@@ -45,7 +45,7 @@ func TestC9_TurnsComeLateAndTwice(t *testing.T) {
 	l.clean("k", l.all...)
 }
 
-// C11: a canceller, a reader, and one that was converted pass no turn on, whatever the release says.
+// C11: a client that has cancelled, a reader, and a hold that was converted pass no turn on, whatever the release says.
 func TestC11_WhoPassesNoTurnOn(t *testing.T) {
 	hold := func(l *lineup, mode record.Mode) (*process, record.Op) {
 		p := l.process(always)
@@ -120,7 +120,7 @@ func TestC11_WhoPassesNoTurnOn(t *testing.T) {
 	}
 }
 
-// C12: a wait is given up, or its turn has come, whichever is first: never both, and the one behind has its turn.
+// C12: either a wait is withdrawn or its turn comes, whichever is first, never both. The next waiter gets its turn.
 func TestC12_ACancelAndATurnAtOnce(t *testing.T) {
 	for what, both := range map[string]func(cancel, turn func()){
 		"cancel first": func(cancel, turn func()) { cancel(); turn() },
@@ -136,7 +136,7 @@ func TestC12_ACancelAndATurnAtOnce(t *testing.T) {
 			l := lineUp(t, 3)
 			come := l.turnOf(1)
 			writes := l.holdWrites()
-			l.release(0) // and its turn goes to 1, too
+			l.release(0) // the turn goes to client 1, too
 			both(func() { l.all[1].router.Withdraw(l.waits[1], context.Canceled) }, func() { l.tell(1, come) })
 			writes.Remove()
 			select {
@@ -163,8 +163,8 @@ func TestC12_ACancelAndATurnAtOnce(t *testing.T) {
 	}
 }
 
-// C33: a stopped owner that wakes has put an id into the record again whose hold is long over. Its late release passes no
-// turn to the one behind it, and removes nobody before it, though the one that is in front holds.
+// C33: a stopped owner that wakes has written the entry of a hold again that is long over. The late release of that entry passes no
+// turn to the entry behind it, and removes no entry before it, although the first one holds.
 func TestC33_AnIdThatStandsInTheRecordAgain(t *testing.T) {
 	l := lineUp(t, 2)
 	first, other := l.all[0], l.process(RouterConfig{})

@@ -8,8 +8,8 @@ import (
 	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 )
 
-// H11: a hold by a turn is there while it stands among the waiters of a record, and when the record follows. It is
-// lost when it is neither there nor among the holders.
+// H11: a hold by a turn is held while its entry is among the waiters of the record, or later among the holders. It is
+// lost when its entry is in neither list.
 func TestH11_AHoldByATurnIsThere(t *testing.T) {
 	l := lineUp(t, 3)
 	rule := l.holdWrites()
@@ -47,8 +47,8 @@ func TestH11_AHoldByATurnIsThere(t *testing.T) {
 	l.clean("k", append(l.all, other)...)
 }
 
-// H12: who holds by a turn, and waits in the record, is told when the holder shown is revoked. Nobody else is: those behind
-// it take no turn, are granted by the record, and keep the lock.
+// H12: a client that holds by a turn, and still waits in the record, is told when the shown holder is revoked. No other client is told: those
+// behind it take no turn, are granted by the record, and keep the lock.
 func TestH12_RevokeReachesWhoHoldsByATurn(t *testing.T) {
 	l := lineUp(t, 4)
 	operator := l.process(RouterConfig{})
@@ -86,8 +86,8 @@ func TestH12_RevokeReachesWhoHoldsByATurn(t *testing.T) {
 	l.clean("k", l.all...)
 }
 
-// H12: a removal takes out who the record shows as holder, up to the token that the operator saw. The one that
-// holds by a turn meanwhile keeps the lock, also when it stands in the record as its holder.
+// H12: a removal removes the holder that the record shows, up to the token that the operator saw. A client that
+// holds by a turn meanwhile keeps the lock, also when the record shows it as the holder.
 func TestH12_RemovalSparesWhoHoldsByATurn(t *testing.T) {
 	l := lineUp(t, 3)
 	operator := l.process(RouterConfig{})
@@ -121,7 +121,7 @@ func TestH12_RemovalSparesWhoHoldsByATurn(t *testing.T) {
 	l.clean("k", l.all...)
 }
 
-// H14: who hears nothing of its owner looks for itself: a lost turn, a lost grant and a lost hint keep nobody waiting.
+// H14: a client that hears nothing from its owner reads the record itself: a lost turn, a lost grant and a lost hint keep no client waiting.
 func TestH14_WhoHearsNothingLooks(t *testing.T) {
 	l := lineUp(t, 2)
 	p, path := l.all[1], l.paths[1]

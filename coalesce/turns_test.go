@@ -10,7 +10,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 )
 
-// lineup is clients that stand in one queue, at an owner whose writes can be held back.
+// lineup is clients in one queue, at an owner whose writes can be held back.
 type lineup struct {
 	*world
 	o       *owner
@@ -24,7 +24,7 @@ type lineup struct {
 	failed  []chan error
 }
 
-// lineUp has n clients queue for the key "k", one after the other. The first holds.
+// lineUp makes n clients queue for the key "k", one after the other. The first holds it.
 func lineUp(t *testing.T, n int) *lineup {
 	l := begin(t)
 	l.queue(n)
@@ -33,14 +33,14 @@ func lineUp(t *testing.T, n int) *lineup {
 	return l
 }
 
-// begin is a lineup of nobody.
+// begin returns a lineup without clients.
 func begin(t *testing.T) *lineup {
 	w := newPatientWorld(t)
 	op, proxy := w.behind(RouterConfig{})
 	return &lineup{world: w, o: op.serve(), proxy: proxy, looker: w.process(RouterConfig{})}
 }
 
-// queue has n more clients queue, one after the other.
+// queue makes n more clients queue, one after the other.
 func (l *lineup) queue(n int) {
 	l.t.Helper()
 	for range n {
@@ -65,16 +65,16 @@ func (l *lineup) queue(n int) {
 	}
 }
 
-// turns matches answers of an owner that pass a turn on.
+// turns matches replies of an owner that pass a turn on.
 func turns(_ string, _, payload []byte) bool {
 	p, err := decodeReply(payload)
 	return err == nil && slices.ContainsFunc(p.outcomes, func(o outcome) bool { return o.kind == turnCame })
 }
 
-// holdWrites keeps what the owner writes from now on.
+// holdWrites holds back the owner's writes from now on.
 func (l *lineup) holdWrites() *faultproxy.Rule { return l.proxy.HoldRequests(l.records()) }
 
-// byTurn has the second of n clients hold by a turn, with what the owner writes held back.
+// byTurn makes the second of n clients hold by a turn, while the owner's writes are held back.
 func byTurn(t *testing.T, n int) (*lineup, *faultproxy.Rule) {
 	l := lineUp(t, n)
 	rule := l.holdWrites()
@@ -110,7 +110,7 @@ func (l *lineup) release(i int) {
 	l.all[i].mustRelease("k", l.ids[i])
 }
 
-// tell has a client hear of a turn, as an owner would send it.
+// tell delivers a turn to a client, as an owner would send it.
 func (l *lineup) tell(i int, o outcome) {
 	c := l.all[i].client
 	c.mu.Lock()
@@ -120,14 +120,14 @@ func (l *lineup) tell(i int, o outcome) {
 	c.takeReply(p.append(nil))
 }
 
-// look has a client read the record.
+// look makes a client read the record.
 func (l *lineup) look(i int) {
 	if _, _, err := l.all[i].engine.Read(l.context(), "k"); err != nil {
 		l.t.Fatal(err)
 	}
 }
 
-// turnOf is the turn of the client in the record as it is.
+// turnOf returns the client's turn by the present record.
 func (l *lineup) turnOf(i int) outcome {
 	rec, rev, err := l.all[i].engine.Read(l.context(), "k")
 	if err != nil {
@@ -141,7 +141,7 @@ func (l *lineup) turnOf(i int) outcome {
 	return outcome{rev: rev, token: e.Token, mode: e.Mode, blocker: from.ID, endedToken: from.Token}
 }
 
-// H8: the lock is passed on although nothing is written, from one to the next; the record follows.
+// H8: the lock is passed from one client to the next before anything is written. The record follows.
 func TestH8_TheRecordFollows(t *testing.T) {
 	l := lineUp(t, 4)
 	l.all = append(l.all, l.process(RouterConfig{}))
@@ -169,7 +169,7 @@ func TestH8_TheRecordFollows(t *testing.T) {
 	}
 }
 
-// H3: who has not held, or was asked to convert, passes nothing on.
+// H3: an acquire that has not held, or a hold that was asked to convert, passes no turn on.
 func TestH3_OnlyAHoldPassesItsTurnOn(t *testing.T) {
 	l := lineUp(t, 3)
 	rule := l.holdWrites()
@@ -177,7 +177,7 @@ func TestH3_OnlyAHoldPassesItsTurnOn(t *testing.T) {
 	l.all[1].router.Withdraw(l.waits[1], context.Canceled)
 	op := l.all[0].op(record.OpRelease, l.ids[0])
 	token, _ := l.all[0].tokens.Load(l.ids[0])
-	op.Token = token.(uint64) // but it does not say that its turn can be passed on
+	op.Token = token.(uint64) // but the release does not say that the turn can be passed on
 	_, done := l.all[0].start("k", op)
 	l.until("both came", func() bool { return l.o.Stats().Operations >= before+2 })
 	l.waiting(2)
@@ -191,7 +191,7 @@ func TestH3_OnlyAHoldPassesItsTurnOn(t *testing.T) {
 	l.clean("k", l.all...)
 }
 
-// H4, H5: a turn counts only for the very entry that it names, directly behind the one that it names, as far as is known.
+// H4, H5: a turn counts only for the entry that it names, and only if no known record contradicts that this entry is directly behind the named hold.
 func TestH4_WhatIsKnownContradictsATurn(t *testing.T) {
 	l := lineUp(t, 3)
 	right := l.turnOf(1)
@@ -201,7 +201,7 @@ func TestH4_WhatIsKnownContradictsATurn(t *testing.T) {
 		"another ticket":          func(o *outcome) { o.token++ },
 	} {
 		o := right
-		o.rev-- // what is known is newer
+		o.rev-- // the client knows a newer record
 		change(&o)
 		if l.tell(1, o); len(l.granted[1]) > 0 {
 			t.Fatalf("a turn with %s", what)
@@ -222,7 +222,7 @@ func TestH4_WhatIsKnownContradictsATurn(t *testing.T) {
 	l.clean("k", l.all...)
 }
 
-// H5: the owner passes on only what is of the very entry that it knows.
+// H5: the owner passes a turn on only for exactly the entry that it knows.
 func TestH5_TheOwnerKnowsTheEntry(t *testing.T) {
 	l := lineUp(t, 2)
 	l.o.mu.Lock()
@@ -243,8 +243,8 @@ func TestH5_TheOwnerKnowsTheEntry(t *testing.T) {
 	l.clean("k", l.all...)
 }
 
-// H6, C12: a wait is over before it is taken back: a turn that comes then is dropped. One that came before has the
-// hold that somebody is given.
+// H6, C12: a withdrawn wait is over before its undo is written: a later turn is dropped. An earlier turn makes it a
+// hold that its caller gets.
 func TestH6_WithdrawnBeforeTheTurn(t *testing.T) {
 	l := lineUp(t, 3)
 	rule := l.holdWrites()
@@ -263,7 +263,7 @@ func TestH6_WithdrawnBeforeTheTurn(t *testing.T) {
 	l.clean("k", l.all...)
 }
 
-// H6: likewise of a wait that is stopped because of a deadlock. If its turn came before, it holds.
+// H6: the same for a wait that is stopped because of a deadlock. If its turn came before, it holds.
 func TestH6_StoppedBeforeTheTurn(t *testing.T) {
 	l := lineUp(t, 3)
 	stop := func(i int) chan error {
@@ -271,7 +271,7 @@ func TestH6_StoppedBeforeTheTurn(t *testing.T) {
 		return done
 	}
 	late := l.turnOf(2)
-	late.rev += 100 // newer than what is known
+	late.rev += 100 // newer than the known record
 	stopped := stop(2)
 	l.tell(2, late)
 	l.wait("the stop", stopped, nil)
@@ -288,7 +288,7 @@ func TestH6_StoppedBeforeTheTurn(t *testing.T) {
 	l.clean("k", l.all...)
 }
 
-// H9: a hold by a turn stands in the record as one before it converts.
+// H9: the record shows a hold by a turn before that hold converts.
 func TestH9_AdvanceBeforeAConversion(t *testing.T) {
 	l, rule := byTurn(t, 3)
 	p := l.all[1]
@@ -306,8 +306,8 @@ func TestH9_AdvanceBeforeAConversion(t *testing.T) {
 	l.clean("k", l.all...)
 }
 
-// H9, C13: the owner dies before it has written what it passed on, and those before the holder can't say that they
-// have released. The holder's release removes them, too, and the others go on.
+// H9, C13: the owner dies before it has written the turns that it passed, and the earlier holders can't report that they
+// have released. The present holder's release removes them, too, and the others go on.
 func TestC13OwnerDiesBeforeItWrites(t *testing.T) {
 	l, rule := byTurn(t, 4)
 	l.release(1)
@@ -332,12 +332,12 @@ func TestC13OwnerDiesBeforeItWrites(t *testing.T) {
 	l.until("nothing stands in the record", func() bool { return l.looker.record("k") == nil })
 }
 
-// H10: what a process has released goes before what it asks for directly: else it would meet itself.
+// H10: a process's releases are sent before its next direct request. Otherwise the request would meet its own old hold.
 func TestH10_ItsReleasesGoFirst(t *testing.T) {
 	l, rule := byTurn(t, 2)
 	p := l.all[0]
 	again := p.op(record.OpAcquire, p.lease.NextOp())
-	again.Owner, again.Value = p.manager, record.Value{Set: true} // which goes directly
+	again.Owner, again.Value = p.manager, record.Value{Set: true} // this takes the direct road
 	_, done := p.start("k", again)
 	l.until("it waits", func() bool {
 		if len(done) > 0 {
@@ -353,8 +353,8 @@ func TestH10_ItsReleasesGoFirst(t *testing.T) {
 	l.clean("k", l.all...)
 }
 
-// H13: a release whose turn went on, and which its owner can't write any more, is written by its own process, also
-// while the next one holds.
+// H13: a release whose turn was passed is written by its own process if the owner can't write it any more, also
+// while the next client holds.
 func TestH13_AReleaseIsWrittenSomeTime(t *testing.T) {
 	l, rule := byTurn(t, 3)
 	l.o.valid.Store(false)
@@ -376,7 +376,7 @@ func TestH13_AReleaseIsWrittenSomeTime(t *testing.T) {
 	l.until("nothing stands in the record", func() bool { return l.looker.record("k") == nil })
 }
 
-// H13: with all turns lost the record says who is next, and nobody is stuck.
+// H13: if all turns are lost, the record says which client is next, and no client waits for ever.
 func TestH13_AllTurnsLost(t *testing.T) {
 	w := newWorld(t)
 	op, proxy := w.behind(RouterConfig{})

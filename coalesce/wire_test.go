@@ -46,7 +46,7 @@ func TestMessagesComeBackAsTheyWentIn(t *testing.T) {
 	if got, err := decodeBeat(b.append(nil)); err != nil || got != b {
 		t.Errorf("beat: %v\n got %+v\nwant %+v", err, got, b)
 	}
-	for n := range 200 { // more leases and keys than are looked through one by one
+	for n := range 200 { // so many leases and keys that the table uses a map
 		f.items = append(f.items, item{key: "k" + strings.Repeat("x", n), op: f.items[0].op})
 	}
 	if got, err := decodeFrame(f.append(nil)); err != nil || !reflect.DeepEqual(got, f) {
@@ -93,7 +93,7 @@ func TestC17MalformedMessagesAreDropped(t *testing.T) {
 	}
 }
 
-// What only a newer version knows concerns that operation alone.
+// A field that only a newer version knows affects only its own operation.
 func TestUnknownOperationsAreMarked(t *testing.T) {
 	f := sampleFrame()
 	b := f.append(nil)
