@@ -143,7 +143,7 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 	if a.set != nil {
 		opt.Stop = a.set.stop(sl)
 	} else {
-		opt.Turns = !a.m.cfg.noTurns && op.Kind == record.KindLock && op.Verb == record.OpAcquire && op.Mode == record.X && !op.Value.Set
+		opt.Turns = a.m.cfg.turns && op.Kind == record.KindLock && op.Verb == record.OpAcquire && op.Mode == record.X && !op.Value.Set
 	}
 	before := a.session.shard(a.enc).seen()
 	out, err := a.do(ctx, &op, opt)

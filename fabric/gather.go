@@ -111,18 +111,9 @@ func (g *gathering) prepare(opts []AcquireOption, plan func() ([]*level, error))
 	}
 	for _, l := range g.listed {
 		g.failed = l
-		mode := l.op.Mode
-		l.attempt = attempt{m: g.m, key: l.key, claim: Claim{Kind: KindLock}, req: g.req, began: g.began}
-		if l.enc, err = kv.EncodeName(l.key); err != nil {
+		if err = l.prepare(attempt{m: g.m, claim: Claim{Kind: KindLock}, req: g.req, began: g.began}); err != nil {
 			return err
 		}
-		if l.base == record.None {
-			l.req.owner = "" // an owner's intent never makes its other acquires ErrAlreadyHeld
-		}
-		if l.op, err = l.claim.op(&l.req); err != nil {
-			return err
-		}
-		l.op.Mode = mode
 	}
 	g.failed = nil
 	g.levels = slices.Clone(g.listed)
@@ -130,6 +121,24 @@ func (g *gathering) prepare(opts []AcquireOption, plan func() ([]*level, error))
 		// In the order of all names a parent comes before its children.
 		slices.SortFunc(g.levels, func(a, b *level) int { return strings.Compare(a.enc, b.enc) })
 	}
+	return nil
+}
+
+// prepare makes the attempt of a level from what it has in common with those of the other levels.
+func (l *level) prepare(a attempt) (err error) {
+	mode := l.op.Mode
+	a.key = l.key
+	if a.enc, err = kv.EncodeName(a.key); err != nil {
+		return err
+	}
+	if l.base == record.None {
+		a.req.owner = "" // an owner's intent never makes its other acquires ErrAlreadyHeld
+	}
+	if a.op, err = a.claim.op(&a.req); err != nil {
+		return err
+	}
+	a.op.Mode = mode
+	l.attempt = a
 	return nil
 }
 

@@ -346,7 +346,7 @@ func releaseOp(h *Hold) record.Op {
 
 // passesTurn reports whether a turn can follow this release.
 func (h *Hold) passesTurn(op *record.Op) bool {
-	return op.Token != 0 && !h.convertCalled && !h.letTurn && !h.s.m.cfg.noTurns
+	return op.Token != 0 && !h.convertCalled && !h.letTurn && h.s.m.cfg.turns
 }
 
 // revision returns the newest revision at which the hold was seen in the record.

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/record"
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 // Narrow exchanges a member that is held in mode Exclusive or SharedIntentExclusive for locks below it: "a/b" for "a/b/c" and
@@ -104,27 +103,11 @@ func (s *Set) below(children []Want) (whole *level, below []*level, err error) {
 				l.above[i] = old
 			}
 		}
-		if err := l.under(s, whole); err != nil {
+		a := attempt{m: whole.m, claim: whole.claim, req: whole.req, began: time.Now(), set: s, unit: whole.unit, session: s.s}
+		if err := l.prepare(a); err != nil {
 			return nil, nil, err
 		}
 	}
 	slices.SortFunc(below, func(a, b *level) int { return strings.Compare(a.enc, b.enc) })
 	return whole, below, nil
-}
-
-// under prepares the level as a new member of a held set, with the options of another member.
-func (l *level) under(s *Set, other *level) (err error) {
-	mode := l.op.Mode
-	l.attempt = attempt{m: other.m, key: l.key, claim: other.claim, req: other.req, began: time.Now(), set: s, unit: other.unit, session: s.s}
-	if l.base == record.None {
-		l.req.owner = ""
-	}
-	if l.enc, err = kv.EncodeName(l.key); err != nil {
-		return err
-	}
-	if l.op, err = l.claim.op(&l.req); err != nil {
-		return err
-	}
-	l.op.Mode = mode
-	return nil
 }

@@ -83,7 +83,7 @@ type config struct {
 	linger         time.Duration // how long an unused shared intent stays; 0 = paths share no intents
 	sweep          time.Duration // interval between sweeps; 0 = none
 	road           Road
-	noTurns        bool          // a handoff is written before the next holder is notified
+	turns          bool          // a coalescer notifies the next holder before it writes the handoff
 	rank           int           // rank of this process as a coalescer; 0 = it is none
 	idleLimit      time.Duration // how long a coalescer without operations keeps serving
 	noVolunteering bool          // never volunteers as a coalescer
@@ -98,7 +98,7 @@ type config struct {
 func newConfig(opts []Option) (config, error) {
 	c := config{
 		timing: timing{ttl: DefaultTTL}, sweep: DefaultSweepInterval, linger: DefaultIntentLinger, detectAfter: DefaultDeadlockDelay,
-		road: RoadAutomatic, idleLimit: idleOwner, logger: slog.New(slog.DiscardHandler),
+		road: RoadAutomatic, turns: true, idleLimit: idleOwner, logger: slog.New(slog.DiscardHandler),
 	}
 	c.buckets.Fabric = DefaultFabric
 	for _, o := range opts {

@@ -45,7 +45,7 @@ func WithRoad(r Road) ManagerOption {
 // default, it first grants an exclusive lock to the next waiter, if that waiter's manager also uses turns. Many
 // handoffs then cost one write, and the record follows some milliseconds later. See docs/coalescing.md.
 func WithoutTurns() ManagerOption {
-	return func(c *config) error { c.noTurns = true; return nil }
+	return func(c *config) error { c.turns = false; return nil }
 }
 
 // doer executes claims, posts and releases: it is a *coalesce.Router, or only the engine.
