@@ -16,27 +16,27 @@ import (
 	"github.com/lockfabric/lockfabric/primitives"
 )
 
-// arenaPatience bounds a call that is not given up on purpose: to reach it is a violation.
+// arenaPatience bounds a call that is not ended on purpose. Reaching it is a violation.
 const arenaPatience = time.Minute
 
-// arena has a semaphore, a barrier, an election and conditions used at the same time, over the same managers and
-// faults. Each has a checker of its own: permits never exceed the size, a generation passes for all or for none, one
-// leads at a time in terms that rise, and no signal is lost.
+// arena uses a semaphore, a barrier, an election and conditions at the same time, with the same managers and
+// faults. Each has its own checker: permits never exceed the size, a generation passes for all or for none, there is one
+// leader at a time and the terms rise, and no signal is lost.
 type arena struct {
 	t        *testing.T
 	managers []*fabric.Manager
-	allowed  []error // what a caller may see beside what it asked for
+	allowed  []error // errors that a caller may see in addition to those it causes on purpose
 	ctx      context.Context
 	stop     context.CancelFunc
 	all      sync.WaitGroup
 
 	mu         sync.Mutex
-	done       map[string]int // what succeeded
+	done       map[string]int // numbers of successful calls
 	violations []string
 
 	permits   permitsOut
 	meetings  [arenaParties][]meeting
-	unknown   int // meetings of which nobody knows
+	unknown   int // meetings whose outcome is unknown
 	leaders   chaos.Oracle
 	turnstile [2]turnstile
 }
@@ -94,7 +94,7 @@ func (a *arena) did(what string) {
 	a.done[what]++
 }
 
-// grow waits until each of these was done some times more.
+// grow waits until each of these calls has succeeded some times more.
 func (a *arena) grow(what ...string) {
 	a.t.Helper()
 	count := func(what string) int {
@@ -112,7 +112,7 @@ func (a *arena) grow(what ...string) {
 	}
 }
 
-// finish ends the load and checks what everybody saw, and that nothing is left behind while the managers are open.
+// finish ends the load, checks what all players saw, and checks that no entry is left while the managers are open.
 func (a *arena) finish() {
 	a.t.Helper()
 	a.stop()
@@ -122,7 +122,7 @@ func (a *arena) finish() {
 		a.t.Error(v)
 	}
 	ctx, m := testContext(a.t), a.managers[0]
-	again := func(err error) bool { return errors.Is(err, fabric.ErrExpired) } // a short lease, on a busy machine
+	again := func(err error) bool { return errors.Is(err, fabric.ErrExpired) } // a short lease can expire on a busy machine
 	use := func(key string, use func() error) {
 		err := use()
 		for again(err) {
@@ -166,7 +166,7 @@ func (a *arena) finish() {
 	}
 }
 
-// bounded returns a context for one call: of a patient caller, or of one that soon gives up.
+// bounded returns a context for one call: with arenaPatience, or one that soon ends.
 func (p *player) bounded() (_ context.Context, soon bool, cancel context.CancelFunc) {
 	d := arenaPatience
 	if soon = p.rand.IntN(6) == 0; soon {
@@ -176,7 +176,7 @@ func (p *player) bounded() (_ context.Context, soon bool, cancel context.CancelF
 	return ctx, soon, cancel
 }
 
-// failed checks an error; soon says that the caller has given up on purpose.
+// failed checks an error. soon says that the call was ended on purpose.
 func (p *player) failed(what string, soon bool, err error) {
 	is := func(allowed error) bool { return errors.Is(err, allowed) }
 	switch {
@@ -196,7 +196,7 @@ func (p *player) dawdle() {
 	time.Sleep(d)
 }
 
-// permitsOut checks the permits at the moment of every grant, as [chaos.Oracle] does for locks.
+// permitsOut checks the permits at every grant, as [chaos.Oracle] does for locks.
 type permitsOut struct {
 	mu  sync.Mutex
 	all map[*primitives.Permit]struct{}
@@ -209,7 +209,7 @@ func (o *permitsOut) granted(p *primitives.Permit) (out int) {
 		return 0 // it has ended
 	}
 	for other := range o.all {
-		out += other.Permits() // of who is valid after the new one was
+		out += other.Permits() // permits of holds that are valid after the new hold was
 	}
 	if o.all == nil {
 		o.all = map[*primitives.Permit]struct{}{}
@@ -252,10 +252,10 @@ func (p *player) takePermits() {
 	p.failed("release of permits", false, permit.Release(context.Background()))
 }
 
-// arenaParties is the number of parties, and of players: everybody is in every generation.
+// arenaParties is the number of parties and of players: every player takes part in every generation.
 const arenaParties = 4
 
-// meeting is a wait that has passed.
+// meeting is a barrier wait that has passed.
 type meeting struct {
 	index            int
 	called, returned time.Time
@@ -284,8 +284,8 @@ func (p *player) meet() {
 	}
 }
 
-// checkMeetings: a generation passes for all four or for nobody, so the n-th that one has passed is the n-th of
-// all, they were there at the same time, and came as first to last.
+// checkMeetings checks that a generation passes for all four players or for none: the n-th generation of one player is the n-th of
+// all, the players were there at the same time, and they have the indexes from first to last.
 func (a *arena) checkMeetings() {
 	least, most := len(a.meetings[0]), 0
 	for _, list := range a.meetings {

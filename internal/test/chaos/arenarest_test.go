@@ -19,7 +19,7 @@ import (
 	"github.com/lockfabric/lockfabric/primitives"
 )
 
-// leadership is one for the oracle.
+// leadership is a leadership as a hold for the oracle.
 type leadership struct{ *primitives.Leadership }
 
 func (leadership) Mode() fabric.Mode { return fabric.Exclusive }
@@ -67,7 +67,7 @@ func (p *player) observe() {
 }
 
 // turnstile is a place for one item, between a producer and a consumer that wait for each other's signals. Each signal
-// is needed: if it gets lost nobody turns any more.
+// is needed: if one gets lost, both wait for ever.
 type turnstile struct {
 	mu   sync.Mutex
 	full bool
@@ -95,7 +95,7 @@ func (ts *turnstile) is(full bool) bool {
 func (p *player) produce() { p.pass(p.id, true) }
 func (p *player) consume() { p.pass(p.id, false) }
 
-// gate is one player's use of a turnstile.
+// gate is a turnstile as one player uses it.
 type gate struct {
 	*player
 	mu *primitives.Mutex
@@ -103,7 +103,7 @@ type gate struct {
 	n  int
 }
 
-// at returns the turnstile, used over a manager.
+// at returns the gate of a player that uses this manager.
 func (p *player) at(n, manager int) *gate {
 	return &gate{p, primitives.NewMutex(p.managers[manager], turnstileKey(n)), &p.turnstile[n], n}
 }
@@ -126,7 +126,7 @@ func (g *gate) unlock(l *primitives.Lock) {
 	}
 }
 
-// signal wakes one who waits, and unlocks. Where that is not known it does so again: a signal too many is allowed.
+// signal wakes one waiter, and unlocks. If the outcome is unknown it signals again: an additional signal is allowed.
 func (g *gate) signal(l *primitives.Lock, full bool) {
 	for ; l != nil; l = g.lock() {
 		err := g.cond(full).Signal(g.ctx, l)
@@ -138,7 +138,7 @@ func (g *gate) signal(l *primitives.Lock, full bool) {
 	}
 }
 
-// pass waits until the turnstile is as it has to be, turns it and signals the other one.
+// pass waits until the turnstile is in the right state, turns it, and signals the other player.
 func (p *player) pass(n int, full bool) {
 	g := p.at(n, (n+map[bool]int{true: 0, false: 1}[full])%3)
 	l := g.lock()
@@ -155,8 +155,8 @@ func (p *player) pass(n int, full bool) {
 	}
 }
 
-// disturb waits beside the consumer and gives up soon: a signal that came to it all the same has to reach the
-// consumer. One that it got it hands on. On a cluster it is the one that gets cut off.
+// disturb waits at the same condition as the consumer and gives up soon. A signal that was meant for it then has to reach the
+// consumer. If it gets a signal, it signals again. On a cluster, its server is the one that is cut off.
 func (p *player) disturb() {
 	g := p.at(p.id, 3)
 	l := g.lock()
@@ -172,8 +172,8 @@ func (p *player) disturb() {
 	g.unlock(l)
 }
 
-// die waits beside the consumer until its connection ends for good: a signal that came to it has to reach the consumer
-// when it is evicted.
+// die waits at the same condition as the consumer until its connection ends for good. When its entry is evicted, a signal that it got has to reach
+// the consumer.
 func (p *player) die(url string) {
 	nc, err := nats.Connect(url)
 	if err != nil {
@@ -200,7 +200,7 @@ func (p *player) die(url string) {
 	time.Sleep(time.Duration(p.rand.IntN(100_000)) * time.Microsecond)
 	nc.Close()
 	_ = m.Close()
-	if <-woken { // the signal has reached it, and died with it
+	if <-woken { // the signal has reached it and was lost with it
 		g := p.at(p.id, 3)
 		g.signal(g.lock(), true)
 	}
@@ -213,7 +213,7 @@ func (p *player) die(url string) {
 	}
 }
 
-// await waits for a signal. It returns the lock as it is held then, if it is.
+// await waits for a signal. It returns the lock if it is held afterwards.
 func (p *player) await(c *primitives.Cond, l *primitives.Lock, patient bool) (_ *primitives.Lock, signalled bool) {
 	d := arenaPatience
 	if !patient {
@@ -232,7 +232,7 @@ func (p *player) await(c *primitives.Cond, l *primitives.Lock, patient bool) (_ 
 	return next, err == nil
 }
 
-// Servers resign, are cut off and killed under all of them at once, with leases so short that they get lost.
+// Servers resign, are cut off and are killed while all primitives are in use. The leases are so short that some get lost.
 func TestSoakPrimitivesOnACluster(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -282,7 +282,7 @@ func TestSoakPrimitivesOnACluster(t *testing.T) {
 	a.finish()
 }
 
-// Requests and answers get lost, come late and twice, and connections break under all of them at once.
+// Requests and answers get lost, come late and twice, and connections break while all primitives are in use.
 func TestSoakPrimitivesMessagesLost(t *testing.T) {
 	t.Parallel()
 	srv := startServer(t)

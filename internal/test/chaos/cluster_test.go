@@ -54,8 +54,8 @@ func stepDowns(t *testing.T, s *scenario, c *cluster.Cluster, d time.Duration) {
 	t.Logf("%d times the leader resigned", n)
 }
 
-// The stream's leader resigns every second. Nobody notices but by waiting: no
-// error, no loss, no unconfirmed release.
+// The stream's leader resigns every second. Callers only wait longer: there is no
+// error, no loss and no unconfirmed release.
 func TestSoakLeaderResigns(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -65,9 +65,9 @@ func TestSoakLeaderResigns(t *testing.T) {
 	s.finish()
 }
 
-// A server goes, in order or not, and comes back, again and again, under a fabric of one stream and one of three, whose
-// leaders are on different servers and which has an owner for each. The lease outlives every election, so nothing is lost;
-// a release can take longer than its five seconds.
+// A server is stopped or killed and starts again, many times, under a fabric of one stream and one of three streams. The three
+// have their leaders on different servers, and an owner each. The lease outlives every election, so no hold is lost.
+// A release can take longer than its five seconds.
 func TestSoakServerRestarts(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -112,9 +112,9 @@ func TestSoakServerRestarts(t *testing.T) {
 	}
 }
 
-// The leader is cut off from the majority while some clients still reach only
-// it. They are granted nothing, lose what they hold at their deadlines, and the
-// others take over.
+// The leader is cut off from the majority, and some clients reach only this leader.
+// They are granted nothing and lose their holds at their deadlines. The
+// other clients take over.
 func TestSoakLeaderCutOff(t *testing.T) {
 	t.Parallel()
 	const ttl = 3 * time.Second

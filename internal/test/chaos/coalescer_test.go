@@ -11,7 +11,7 @@ import (
 // coalescerEnv makes the test binary a process that serves as a coalescer. Its value is "<url> <label>".
 const coalescerEnv = "LOCKFABRIC_TEST_COALESCER"
 
-// coalescerProcess serves until the end of its input, and ends in order then.
+// coalescerProcess serves until the end of its input, and then closes its manager.
 func coalescerProcess() int {
 	var url, label string
 	if _, err := fmt.Sscan(os.Getenv(coalescerEnv), &url, &label); err != nil {

@@ -16,10 +16,10 @@ import (
 // value is the URL of the server.
 const converterEnv = "LOCKFABRIC_TEST_CONVERTER"
 
-// converter holds at most one lock and obeys its input, a command a line:
+// converter holds at most one lock. It reads one command a line from its input:
 //
-//	try LOCK MODE   acquires or says "held MODE", the mode of who is in the way
-//	convert MODE    converts in the background, and says what came of it
+//	try LOCK MODE   acquires, or prints "held MODE" with the blocking holder's mode
+//	convert MODE    converts in the background, and prints the outcome
 //	cancel          ends the context of the conversion
 //	release         releases
 //
@@ -82,7 +82,7 @@ func conversion(err error) string {
 	return "error: " + err.Error()
 }
 
-// launchConverters starts n of them.
+// launchConverters starts n converters.
 func launchConverters(t *testing.T, url string, n int) []*process {
 	t.Helper()
 	all := make([]*process, n)
@@ -95,7 +95,7 @@ func launchConverters(t *testing.T, url string, n int) []*process {
 	return all
 }
 
-// ask says a command and waits for its answer.
+// ask sends a command and waits for its answer.
 func (p *process) ask(command string) string {
 	p.t.Helper()
 	p.say(command)

@@ -15,16 +15,16 @@ import (
 	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 )
 
-// share matches one in n of what goes to the buckets: writes and leader reads.
+// share matches one in n requests to the buckets: writes and leader reads.
 func share(n int) faultproxy.Match {
 	return func(subject string, _, _ []byte) bool {
 		return (strings.HasPrefix(subject, "$KV.") || strings.HasPrefix(subject, "$JS.API.STREAM.MSG.GET.")) && rand.IntN(n) == 0
 	}
 }
 
-// Requests and answers get lost, arrive twice, or arrive when their sender has
-// long given up, and connections break. No write's outcome can be relied upon,
-// and still nobody is granted twice and nothing is left behind.
+// Requests and answers get lost, arrive twice, or arrive long after their sender has
+// given up, and connections break. The outcome of any write may be unknown.
+// Still no lock is granted twice and no entry is left behind.
 func TestSoakMessagesLost(t *testing.T) {
 	t.Parallel()
 	srv := startServer(t)
@@ -42,8 +42,8 @@ func TestSoakMessagesLost(t *testing.T) {
 	}
 	ctx := testContext(t)
 	for deadline := time.Now().Add(lasts(2500 * time.Millisecond)); time.Now().Before(deadline) || none() && ctx.Err() == nil; {
-		// Held for longer than an attempt waits: the write comes when it was
-		// given up, and maybe repeated, long ago.
+		// This is longer than an attempt waits: the write arrives long after it was
+		// given up, and maybe repeated.
 		held := proxy.HoldRequests(share(200))
 		s.work(2500 * time.Millisecond)
 		proxy.Cut()
@@ -65,12 +65,12 @@ func TestSoakMessagesLost(t *testing.T) {
 }
 
 // Clients with short leases are stalled again and again: nothing moves for a
-// while, and then everything arrives that was under way. What they lose the
-// others take over at the earliest moment at which that is safe, so a holder
-// that believes in its lock for too long is caught.
+// while, and then all delayed messages arrive. Other clients take over lost locks
+// at the earliest moment at which that is safe. So the test catches a holder
+// that believes for too long that it has its lock.
 func TestSoakClientsStall(t *testing.T) { clientsStall(t, 6, &chaos.Workload{Workers: 24, Keys: 12}) }
 
-// The same with locks that stay with their clients, which use a key several times as a rule until another one does.
+// The same with kept locks: a client usually uses a key several times before another client does.
 func TestSoakKept(t *testing.T) {
 	managers := clientsStall(t, 2, &chaos.Workload{Workers: 6, Keys: 12, LongOneIn: 32}, fabric.WithKeep(200*time.Millisecond))
 	var joins uint64
@@ -110,7 +110,7 @@ func clientsStall(t *testing.T, n int, w *chaos.Workload, opts ...fabric.Option)
 		})
 	}
 	wg.Wait()
-	for s.w.Progress().Lost == 0 { // else the scenario would show nothing
+	for s.w.Progress().Lost == 0 { // otherwise the scenario would show nothing
 		stall(s, proxies[0], 2*ttl)
 	}
 	s.finish()
@@ -124,7 +124,7 @@ func stall(s *scenario, p *faultproxy.Proxy, d time.Duration) {
 	s.work(d)
 }
 
-// An operator takes locks away. Their holders know before anybody else has the
+// An operator removes locks. Their holders know before another client gets the
 // lock, as for every other loss.
 func TestSoakForceRelease(t *testing.T) {
 	t.Parallel()
@@ -135,8 +135,8 @@ func TestSoakForceRelease(t *testing.T) {
 	}
 }
 
-// With ForceNow two can hold at once, for the moment until the old holder knows;
-// what remains is the order of the tokens.
+// With ForceNow two clients can hold at once, until the old holder knows.
+// Only the order of the tokens is still guaranteed.
 func TestSoakForceReleaseNow(t *testing.T) {
 	t.Parallel()
 	w := &chaos.Workload{Tolerance: chaos.Tolerance{Lost: []error{fabric.ErrRevoked, fabric.ErrRemoved}}}
@@ -154,7 +154,7 @@ func forceRelease(t *testing.T, w *chaos.Workload, opts ...fabric.ForceOption) (
 	srv := startServer(t)
 	w.Managers = newManagers(t, 4, func(int) string { return srv.ClientURL() }, connOptions())
 	w.Workers, w.Keys = 16, 4
-	// Only holds that last are told.
+	// Only long holds are told.
 	w.LongHold, w.LongOneIn = 2*time.Second, 10
 	s := begin(t, w)
 	operator := newManagers(t, 1, func(int) string { return srv.ClientURL() }, connOptions())[0]

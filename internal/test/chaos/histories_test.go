@@ -16,7 +16,7 @@ import (
 	"github.com/lockfabric/lockfabric/primitives"
 )
 
-// Histories of primitives over a server, held against models that know nothing of records.
+// Histories of primitives over a server, checked against models that do not contain records.
 
 type (
 	historyCall struct {
@@ -25,12 +25,12 @@ type (
 	}
 	historyState struct {
 		n     int    // permits that are out, the count, the last term
-		leads bool   // somebody does
+		leads bool   // there is a leader
 		value string // the result
 	}
 )
 
-// history is what the users of one name have called.
+// history is the calls of the users of one name.
 type history struct {
 	key   string
 	began time.Time
@@ -38,7 +38,7 @@ type history struct {
 	ops   []porcupine.Operation
 }
 
-// note makes a call and keeps it with its answer, unless it has failed: then it had no effect, or the test fails.
+// note makes a call and keeps it with its answer. It does not keep a failed call, which must have had no effect.
 func note[T any](h *history, user int, in historyCall, call func() (T, error)) (T, error) {
 	called := time.Since(h.began)
 	out, err := call()
@@ -55,7 +55,7 @@ func none(err error) (struct{}, error) { return struct{}{}, err }
 
 const historyCounts = 12
 
-// historyCase is how a user uses a primitive, and what the model says of a call and its answer.
+// historyCase says how a user uses a primitive, and whether the model allows a call with its answer.
 type historyCase struct {
 	name  string
 	start historyState
@@ -105,7 +105,7 @@ var historyCases = []historyCase{
 	{"latch", historyState{n: historyCounts}, func(ctx context.Context, m *fabric.Manager, h *history, user, n int) (err error) {
 		l := primitives.NewLatch(m, h.key, historyCounts)
 		switch {
-		case user == 0: // waits while the others count, and when it is open
+		case user == 0: // it waits while the others count, and when the latch is open
 			_, err = note(h, user, historyCall{verb: "wait"}, func() (struct{}, error) { return none(l.Wait(ctx)) })
 		case n%2 == 0:
 			_, err = note(h, user, historyCall{verb: "read"}, func() (int, error) { return l.Count(ctx) })
@@ -141,7 +141,7 @@ var historyCases = []historyCase{
 	}},
 }
 
-// record has four users call, and reports whether what they saw has an order that the model allows.
+// record makes four users call, and reports whether their calls have an order that the model allows.
 func (c *historyCase) record(ctx context.Context, t *testing.T, managers []*fabric.Manager, key string, broken bool) bool {
 	h := &history{key: key, began: time.Now()}
 	var all sync.WaitGroup
@@ -162,7 +162,7 @@ func (c *historyCase) record(ctx context.Context, t *testing.T, managers []*fabr
 	return porcupine.CheckOperationsTimeout(model, h.ops, checkLimit) == porcupine.Ok
 }
 
-// Over a server whose answers get lost now and then, everything that the users of a primitive saw has an order that
+// Some of the server's answers get lost. The calls of a primitive's users still have an order that
 // its model allows.
 func TestHistoriesOfPrimitives(t *testing.T) {
 	t.Parallel()
@@ -183,7 +183,7 @@ func TestHistoriesOfPrimitives(t *testing.T) {
 	t.Logf("%d answers lost", lost.Count())
 }
 
-// The same over connections that lose the revision which a write expects: each history is refused.
+// The same over connections that lose the expected revision of every write: each history is refused.
 func TestHistoriesOfPrimitivesWithoutCAS(t *testing.T) {
 	t.Parallel()
 	srv := startServer(t)
@@ -192,7 +192,7 @@ func TestHistoriesOfPrimitivesWithoutCAS(t *testing.T) {
 	for _, c := range historyCases {
 		all.Go(func() {
 			for n := 0; ; n++ {
-				ctx, cancel := context.WithTimeout(testContext(t), time.Second) // who is forgotten waits for ever
+				ctx, cancel := context.WithTimeout(testContext(t), time.Second) // a forgotten user would wait for ever
 				allowed := c.record(ctx, t, managers, fmt.Sprint(c.name, "/", n), true)
 				cancel()
 				if !allowed {

@@ -51,7 +51,7 @@ func (r *Recorder) released(client int, l Hold, called time.Time, err error) {
 func (r *Recorder) add(client int, e event, called, returned time.Time) {
 	op := porcupine.Operation{ClientId: client, Input: e, Call: int64(called.Sub(r.started)), Return: int64(returned.Sub(r.started))}
 	if e.unsure {
-		// Porcupine takes what has no end for something that can still happen.
+		// For Porcupine, an operation without an end can still happen.
 		op.Return = math.MaxInt64
 	}
 	r.mu.Lock()

@@ -10,11 +10,11 @@ import (
 	"github.com/lockfabric/lockfabric/internal/test/chaos"
 )
 
-// checkLimit bounds the search for an order. It takes milliseconds as a rule.
+// checkLimit bounds the search for an order. The search usually takes milliseconds.
 const checkLimit = 30 * time.Second
 
-// With the leader resigning under contention, everything that callers saw has an
-// order in which the lock was never held twice and tokens rose.
+// The leader resigns under contention. All calls still have an
+// order in which the lock was never held twice and the tokens rose.
 func TestHistoryIsLinearizable(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -29,8 +29,8 @@ func TestHistoryIsLinearizable(t *testing.T) {
 	t.Logf("%d operations in the history", w.Recorder.Len())
 }
 
-// The same check, and the oracle's, on a lock whose writes are not compared with
-// anything: both must see that it is none.
+// The same check, and the oracle's, on a lock whose writes are not
+// compare-and-set: both must fail.
 func TestWithoutCASTheHistoryIsRefused(t *testing.T) {
 	t.Parallel()
 	srv := startServer(t)

@@ -19,7 +19,7 @@ import (
 )
 
 // holderEnv makes the test binary a process that holds a lock. Its value is
-// "<url> <lock> <ttl>". With turnsEnv it goes over the coalescer, with turns.
+// "<url> <lock> <ttl>". With turnsEnv it takes the coalesced road, with turns.
 const (
 	holderEnv = "LOCKFABRIC_TEST_HOLDER"
 	turnsEnv  = "LOCKFABRIC_TEST_TURNS"
@@ -28,9 +28,9 @@ const (
 // registerBucket is the user's bucket in which the processes write to a register.
 const registerBucket = "chaos-register"
 
-// holder acquires, prints "granted <id>" and obeys its input, a command a line:
+// holder acquires, prints "granted <id>", and reads one command a line from its input:
 //
-//	write TEXT   writes to the register with its token, asking nobody before
+//	write TEXT   writes to the register with its token, without a check before
 //	lost         waits for the loss and prints it
 //	release      releases
 //	close        closes the manager and ends
@@ -100,7 +100,7 @@ func obey(url, lock string, ttl time.Duration) error {
 	return nil
 }
 
-// outcome names what the tests tell apart.
+// outcome names the errors that the tests distinguish.
 func outcome(err error) string {
 	switch {
 	case err == nil:
@@ -149,7 +149,7 @@ func launch(t *testing.T, url, lock string, ttl time.Duration, env ...string) *p
 }
 
 // launchSelf starts the test binary with more variables in its environment,
-// which make it something else than a test.
+// which make it another program than the test.
 func launchSelf(t *testing.T, env ...string) *process {
 	t.Helper()
 	exe, err := os.Executable()

@@ -33,7 +33,7 @@ func keeper() int {
 	}
 	begun := heap()
 	for i := 0; i < n && err == nil; i++ {
-		for k := 0; k < 2 && err == nil; k++ { // what is taken a second time is kept
+		for k := 0; k < 2 && err == nil; k++ { // a lock that is used a second time is kept
 			err = m.Do(ctx, keptName(i), func(context.Context, *fabric.Lock) error { return nil })
 		}
 	}
@@ -47,7 +47,7 @@ func keeper() int {
 	return 0
 }
 
-// heap is what is in use, once nothing more goes.
+// heap returns the bytes in use, once collections free nothing more.
 func heap() uint64 {
 	var m runtime.MemStats
 	for range 2 {
@@ -57,7 +57,7 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
-// K12: the locks that a killed process has kept go to others like those that it has used.
+// K12: other processes get the kept locks of a killed process, like its used ones.
 func TestK12_KilledWithKeptLocks(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)

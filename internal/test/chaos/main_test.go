@@ -24,7 +24,7 @@ var (
 	verbose = flag.Bool("soak.log", false, "log what managers report")
 )
 
-// selves are what the test binary can be instead, by the variable that says so.
+// selves are the other programs that the test binary can be, by the environment variable that selects each.
 var selves = map[string]func() int{holderEnv: holder, converterEnv: converter, permitsEnv: permitHolder, coalescerEnv: coalescerProcess, keeperEnv: keeper}
 
 func TestMain(m *testing.M) {
@@ -45,7 +45,7 @@ func lasts(short time.Duration) time.Duration {
 	return short
 }
 
-// testContext bounds what waits for an event that never comes.
+// testContext bounds the wait for an event that never comes.
 func testContext(t *testing.T) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute+*soak)
@@ -53,7 +53,7 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
-// connOptions are those that a connection for locks wants, with fast reconnects.
+// connOptions are the options of a connection for locks, with fast reconnects.
 func connOptions(more ...nats.Option) []nats.Option {
 	return append([]nats.Option{
 		nats.ReconnectBufSize(-1), nats.MaxReconnects(-1),
@@ -124,9 +124,9 @@ func begin(t *testing.T, w *chaos.Workload) *scenario {
 	return s
 }
 
-// finish ends the load and checks what holds after every scenario: nobody saw
-// what must not be, every lock becomes free while the managers are still open,
-// so no ghost lives under a live lease, and managers close.
+// finish ends the load and checks what must be true after every scenario: there is no
+// violation, every lock becomes free while the managers are still open,
+// so no orphan is left under a live lease, and the managers close.
 func (s *scenario) finish() chaos.Report {
 	s.t.Helper()
 	s.note("ending")

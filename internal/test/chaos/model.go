@@ -55,8 +55,8 @@ func (s lockState) acquire(e event) (bool, any) {
 	return true, next
 }
 
-// release of an id that holds nothing is only possible for one whose outcome is
-// not known: a lock that was granted and not lost is there to be released.
+// release of an id without a hold is only possible for a release whose outcome is
+// unknown: a lock that was granted and not lost can be released.
 func (s lockState) release(e event) (bool, any) {
 	i := slices.Index(s.holders, e.id)
 	if i < 0 {

@@ -18,17 +18,17 @@ var modesSeed = flag.Uint64("modes.seed", 0, "seed of the random conversions; 0 
 
 var allModes = strings.Fields("IS IX S SIX U X")
 
-// beside is the table of the documents: who may hold beside whom.
+// beside is the table of the documents: which modes can be held at the same time.
 var beside = map[string]string{"IS": "IS IX S SIX U", "IX": "IS IX", "S": "IS S U", "SIX": "IS", "U": "IS S", "X": ""}
 
 func together(a, b string) bool { return slices.Contains(strings.Fields(beside[a]), b) }
 
-// excludes: whoever holds a keeps out everybody whom b keeps out.
+// excludes reports whether mode a excludes every mode that b excludes.
 func excludes(a, b string) bool {
 	return !slices.ContainsFunc(allModes, func(m string) bool { return together(a, m) && !together(b, m) })
 }
 
-// common is the strongest mode that both a and b include.
+// common returns the strongest mode that both a and b include.
 func common(a, b string) string {
 	best := ""
 	for _, m := range allModes {
@@ -68,7 +68,7 @@ func TestModesOfTwoProcesses(t *testing.T) {
 	}
 }
 
-// member is what the oracle thinks of one process.
+// member is the oracle's state of one process.
 type member struct {
 	mode  string // held; "" = nothing
 	want  string // it waits to be converted to; "" = it doesn't
@@ -84,7 +84,7 @@ type group struct {
 
 func (g *group) next() int { g.clock++; return g.clock }
 
-// inTheWay returns those beside whom i can't hold the mode.
+// inTheWay returns the members whose modes don't allow i to hold the mode.
 func (g *group) inTheWay(i int, mode string) (who []int) {
 	for k, m := range g.members {
 		if k != i && m.mode != "" && !together(m.mode, mode) {
@@ -119,7 +119,7 @@ func (g *group) convert(i int, mode string) string {
 	return "waits"
 }
 
-// promote grants what can be granted, and returns whose conversions were.
+// promote grants the conversions that can be granted, and returns their members.
 func (g *group) promote() (who []int) {
 	for {
 		first := -1
@@ -136,7 +136,7 @@ func (g *group) promote() (who []int) {
 	}
 }
 
-// state is what inspection has to show, as a sorted list of "MODE" and "MODE>WANTED".
+// state returns what Inspect has to show, as a sorted list of "MODE" and "MODE>WANTED".
 func (g *group) state() []string {
 	var out []string
 	for _, m := range g.members {
@@ -157,8 +157,8 @@ func shown(info fabric.Info) []string {
 	return out
 }
 
-// Random conversions of several processes come to what the oracle says, and who
-// waits for each other in a circle is told.
+// Random conversions of several processes have the outcomes that the oracle computes, and a circle
+// of waiting processes is reported.
 func TestRandomConversionsOfProcesses(t *testing.T) {
 	t.Parallel()
 	seed := *modesSeed
@@ -173,7 +173,7 @@ func TestRandomConversionsOfProcesses(t *testing.T) {
 	const lock = "random/conversions"
 	g := &group{members: make([]member, len(procs))}
 	happened := map[string]int{}
-	var last uint64 // the newest token that was seen: what is granted later, and not in the same write, has a larger one
+	var last uint64 // the newest token that was seen: a later grant in another write has a larger one
 
 	settle := func() {
 		t.Helper()
@@ -269,7 +269,7 @@ func TestRandomConversionsOfProcesses(t *testing.T) {
 	}
 }
 
-// Two readers in two processes who both want to write: the second is told.
+// Readers in two processes both want to write: the second one gets the error.
 func TestTwoReadersWhoWantToWrite(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)

@@ -10,7 +10,7 @@ import (
 
 // WithoutCAS breaks a connection on purpose: the expected revision of every
 // write is made unreadable on its way to the server, which then stores
-// whatever comes. It works on TCP without TLS.
+// every write. It works on TCP without TLS.
 func WithoutCAS() nats.Option {
 	return nats.SetCustomDialer(blindDialer{})
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// Hold is what the oracle needs of a handle; *fabric.Lock is one.
+// Hold is what the oracle needs from a handle. *fabric.Lock implements it.
 type Hold interface {
 	Key() string
 	ID() string
@@ -21,8 +21,8 @@ type Hold interface {
 // Oracle checks holds against each other at the moment of every grant. It is
 // safe for concurrent use.
 type Oracle struct {
-	// TokensOnly leaves overlaps out, for scenarios in which an operator removes
-	// holds at once: only the tokens are promised then, and two holders can show
+	// TokensOnly turns the check of overlaps off, for scenarios in which an operator removes
+	// holds at once: then only the tokens are guaranteed, and two holders can show
 	// theirs in any order. Set it before use.
 	TokensOnly bool
 
@@ -41,7 +41,7 @@ type OracleStats struct {
 	Violations []string // the first ones
 }
 
-// heldKey is what is known of one key.
+// heldKey is what the oracle knows about one key.
 type heldKey struct {
 	holds     map[Hold]struct{}
 	exclusive uint64 // highest token
@@ -51,14 +51,14 @@ type heldKey struct {
 	tokens    map[uint64]given
 }
 
-// given is how a token was given out last.
+// given says how a token was last granted.
 type given struct {
 	mode fabric.Mode
 	use  uint64
 }
 
-// Mark is the highest tokens that were shown before an acquire was called. What
-// it is granted is newer.
+// Mark is the highest tokens that were shown before an acquire was called. The acquire's
+// token is newer.
 type Mark struct{ exclusive, use, shared uint64 }
 
 // Mark returns the mark of a key.
@@ -71,7 +71,7 @@ func (o *Oracle) Mark(key string) Mark {
 	return Mark{}
 }
 
-// maxViolations bounds what is kept: after the first the others say little.
+// maxViolations bounds how many violations are kept. The first ones say most.
 const maxViolations = 20
 
 // Granted shows a fresh handle to the oracle, with the mark from before the call
@@ -88,7 +88,7 @@ func (o *Oracle) Granted(h Hold, before Mark) bool {
 		k = &heldKey{holds: make(map[Hold]struct{}), tokens: make(map[uint64]given)}
 		o.keys[h.Key()] = k
 	}
-	// The new one first: who is valid after it was valid at the same time.
+	// Ask the new handle first: another one that is valid afterwards was valid at the same time.
 	if h.Err() != nil {
 		o.stats.Stale++
 		return false
@@ -102,7 +102,7 @@ func (o *Oracle) Granted(h Hold, before Mark) bool {
 		}
 	}
 	if !o.TokensOnly {
-		before = Mark{exclusive: k.exclusive, use: k.use, shared: k.shared} // nobody else holds
+		before = Mark{exclusive: k.exclusive, use: k.use, shared: k.shared} // there is no other holder
 	}
 	o.checkToken(k, h, before)
 	if len(k.holds) > 0 {
@@ -136,7 +136,7 @@ func (o *Oracle) checkToken(k *heldKey, h Hold, before Mark) {
 	if token <= before.exclusive && !again {
 		o.violated("%s token %d of %q is not above %d", h.Mode(), token, h.Key(), before.exclusive)
 	}
-	// Shared ones may share a token, and else only those that use a kept lock one after the other.
+	// Shared holds may have the same token. So may successive users of a kept lock. All others may not.
 	other, used := k.tokens[token]
 	handedOn := exclusive && other.mode == fabric.Exclusive && use > other.use
 	if used && !handedOn && (exclusive || other.mode == fabric.Exclusive) {
@@ -145,7 +145,7 @@ func (o *Oracle) checkToken(k *heldKey, h Hold, before Mark) {
 	k.tokens[token] = given{h.Mode(), use}
 }
 
-// Ending takes a handle out.
+// Ending removes a handle.
 func (o *Oracle) Ending(h Hold) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -67,8 +67,8 @@ func TestOracle(t *testing.T) {
 	}
 }
 
-// Two that an operator has put side by side may show their tokens in any order,
-// but nobody who asked later than one of them was granted is given less.
+// Two holders that an operator has made valid at the same time may show their tokens in any order.
+// But an acquire that was called after one of them was granted gets no smaller token.
 func TestOracleOfTokensOnly(t *testing.T) {
 	o := chaos.Oracle{TokensOnly: true}
 	early := o.Mark("k")

@@ -35,7 +35,7 @@ type owners struct {
 	c      *cluster.Cluster
 }
 
-// candidate is one of them: a process, or a manager of this one.
+// candidate is a candidate for the coalescer: a process, or a manager of this process.
 type candidate struct {
 	p     *process
 	m     *fabric.Manager
@@ -131,7 +131,7 @@ func (o *owners) another() (label string, x *candidate) {
 	return "", nil
 }
 
-// disturb does something to the owner each second, until d has passed.
+// disturb disturbs the owner each second, until d has passed.
 func (o *owners) disturb(d time.Duration) {
 	o.t.Helper()
 	verbs := []string{"stop and depose", "depose", "close", "split", "kill", "stop"}
@@ -186,7 +186,7 @@ func (o *owners) do(verb, label string, x *candidate) {
 		if verb != "stop" {
 			o.depose()
 		}
-	case "split": // for less than its term, while another one serves
+	case "split": // for less than its term, while another owner serves
 		o.stop(x, time.Second)
 		o.depose()
 	case "depose":
@@ -204,7 +204,7 @@ func (o *owners) stop(x *candidate, d time.Duration) {
 	}
 }
 
-// wake has those go on whose time has come.
+// wake lets the stopped candidates go on whose time is over.
 func (o *owners) wake(all bool) {
 	o.t.Helper()
 	for _, x := range o.all {
@@ -220,7 +220,7 @@ func (o *owners) wake(all bool) {
 	}
 }
 
-// depose takes the lock from whoever has it.
+// depose removes the lock of the present owner.
 func (o *owners) depose() {
 	o.t.Helper()
 	ctx, cancel := context.WithTimeout(testContext(o.t), 5*time.Second)

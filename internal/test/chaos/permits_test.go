@@ -81,7 +81,7 @@ type use struct {
 	from, to               int64
 }
 
-// uses collects what the processes say.
+// uses collects the uses that the processes report.
 type uses struct {
 	t    *testing.T
 	mu   sync.Mutex

@@ -13,8 +13,8 @@ import (
 	"github.com/lockfabric/lockfabric/primitives"
 )
 
-// TestPermitsOfKilledAndStoppedProcesses: a semaphore of 3 among 8 processes that are killed and stopped
-// at random. At no time are more than 3 permits valid, by what their holders see, and all come back.
+// TestPermitsOfKilledAndStoppedProcesses uses a semaphore of 3 in 8 processes that are killed and stopped
+// at random. By the reports of the holders, never more than 3 permits are valid, and all permits come back.
 func TestPermitsOfKilledAndStoppedProcesses(t *testing.T) {
 	t.Parallel()
 	const processes, enough = 8, 50

@@ -18,9 +18,9 @@ const (
 	holderMargin = holderTTL / 20
 )
 
-// attempts is how often a bound on time is tried: it is held to by the best of
-// them, since on a busy machine any single one can wait for the processor. What
-// is safe or not is checked in every attempt.
+// attempts is how often a bound on time is tried. The best attempt has to keep the
+// bound, since on a busy machine any single one can wait for the processor. Every
+// attempt checks safety.
 const attempts = 3
 
 // within runs fn until it takes at most limit, and fails when it never does.
@@ -75,7 +75,7 @@ type grant struct {
 	at   time.Time
 }
 
-// acquireLater queues for the lock and returns when it stands in the queue.
+// acquireLater queues for the lock, and returns once its entry is in the queue.
 func acquireLater(t *testing.T, m *fabric.Manager, lock string) <-chan grant {
 	t.Helper()
 	ctx := testContext(t)
@@ -123,7 +123,7 @@ func one(t *testing.T, s *embedded.Server) (*fabric.Manager, *nats.Conn) {
 	return m, nc
 }
 
-// Nobody is there to say that a killed holder is gone.
+// A killed holder can't tell the others that it is gone.
 func TestKilledHolderIsReplaced(t *testing.T) {
 	s := startServer(t)
 	m, _ := one(t, s)

@@ -11,8 +11,8 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// Tolerance says which errors a caller may see beside those that it asked for
-// by trying, by a short wait or by cancelling. The zero value is none.
+// Tolerance says which errors a caller may see in addition to those that it causes
+// by trying, by a short wait or by cancelling. The zero value allows none.
 type Tolerance struct {
 	// Lost are the reasons for which a hold may be lost.
 	Lost []error

@@ -19,8 +19,8 @@ import (
 )
 
 // Clients on every road use the same locks and permits while owners are killed, closed, stopped past their term, cut
-// off and deposed, so that at times there are two, messages get lost and come twice. Everything holds as without a
-// coalescer, and nothing is left.
+// off and deposed, and while messages get lost and come twice. At times there are two owners. All guarantees hold as without a
+// coalescer, and no entry is left.
 func TestSoakRoads(t *testing.T) {
 	t.Parallel()
 	url := startServer(t).ClientURL()
@@ -36,7 +36,7 @@ func TestSoakRoadsOnThree(t *testing.T) {
 
 var allRoads = []fabric.Road{fabric.RoadCoalesced, fabric.RoadAutomatic, fabric.RoadDirect, fabric.RoadBoth}
 
-// soakRoads has clients of the servers at url, some of them behind a proxy before one server.
+// soakRoads runs clients of the servers at url. A proxy is between some of them and one of the servers.
 func soakRoads(t *testing.T, url, server string, c *cluster.Cluster) {
 	var managers []*fabric.Manager
 	lossy := faultproxy.New(t, server)
@@ -118,7 +118,7 @@ func (b *sharers) stop() {
 	b.wg.Wait()
 }
 
-// bounded is how long a call may take that has to come to an end.
+// bounded is how long a call that must end may take.
 func (b *sharers) bounded() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), time.Minute)
 }

@@ -14,10 +14,10 @@ import (
 )
 
 // A holder is stopped past its lease, as by a debugger, a full machine or a long
-// pause of its runtime. Its successor gets the lock in time. On waking, the
-// first thing it does is to write, as if nothing had happened: the
-// register refuses. Then it finds its lock lost, and its release takes nothing
-// from the one who holds the lock by now.
+// pause of its runtime. Its successor gets the lock in time. When the holder wakes, it
+// first writes as if nothing had happened, and the
+// register refuses the write. Then it finds its lock lost, and its release does not
+// affect the present holder.
 func TestStoppedHolderCanDoNoHarm(t *testing.T) {
 	s := startServer(t)
 	m, nc := one(t, s)
@@ -67,9 +67,9 @@ func TestStoppedHolderCanDoNoHarm(t *testing.T) {
 	})
 }
 
-// A waiter is stopped, is granted the lock in its sleep, and is found dead. On
-// waking it first hears of its grant, or of its end, and in no case does it
-// hold: it queues again, behind the one who holds by then.
+// A waiter is stopped, is granted the lock while it is stopped, and is found dead. When
+// it wakes, it first hears of its grant or of its end. In neither case does it
+// hold: it queues again, behind the present holder.
 func TestStoppedWaiterIsNotGrantedInItsSleep(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
@@ -77,7 +77,7 @@ func TestStoppedWaiterIsNotGrantedInItsSleep(t *testing.T) {
 	grantedInItsSleep(t, m, func(lock string) *process { return launch(t, s.ClientURL(), lock, holderTTL) })
 }
 
-// C10: nor by a turn, which comes before anything is written and waits in its socket until it wakes.
+// C10: it does not hold by a turn either. The turn comes before the write and waits in the socket until the waiter wakes.
 func TestC10_AStoppedWaiterTakesNoTurn(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
@@ -97,7 +97,7 @@ func TestC10_AStoppedWaiterTakesNoTurn(t *testing.T) {
 	if err := awaitOwner(testContext(t), m); err != nil {
 		t.Fatal(err)
 	}
-	stats := func() (st struct{ Turns, Waiting int }) { // of the owner, if there is one just then
+	stats := func() (st struct{ Turns, Waiting int }) { // the owner's, if there is one at the moment
 		var all micro.Stats
 		if reply, err := nc.Request("$SRV.STATS.lockfabric", nil, time.Minute); err == nil && json.Unmarshal(reply.Data, &all) == nil {
 			_ = json.Unmarshal(all.Endpoints[0].Data, &st)
@@ -111,12 +111,12 @@ func TestC10_AStoppedWaiterTakesNoTurn(t *testing.T) {
 		}
 		return p
 	}
-	for stats().Turns == 0 { // where the owner is slow to answer they do without it
+	for stats().Turns == 0 { // if the owner answers slowly, clients use the direct road
 		grantedInItsSleep(t, m, start)
 	}
 }
 
-// grantedInItsSleep has a waiter granted while it is stopped past its lease.
+// grantedInItsSleep lets a waiter be granted the lock while it is stopped past its lease.
 func grantedInItsSleep(t *testing.T, m *fabric.Manager, start func(lock string) *process) {
 	t.Helper()
 	first, err := m.Acquire(testContext(t), "asleep")
@@ -127,7 +127,7 @@ func grantedInItsSleep(t *testing.T, m *fabric.Manager, start func(lock string) 
 	queued(t, m, "asleep", 1)
 	signal(t, p, syscall.SIGSTOP)
 	release(t, first)
-	g := awaitGrant(t, acquireLater(t, m, "asleep")) // when the sleeper is found dead
+	g := awaitGrant(t, acquireLater(t, m, "asleep")) // this one is granted when the stopped waiter is found dead
 	signal(t, p, syscall.SIGCONT)
 	queued(t, m, "asleep", 1)
 	select {
@@ -147,7 +147,7 @@ func grantedInItsSleep(t *testing.T, m *fabric.Manager, start func(lock string) 
 	}
 }
 
-// A holder that is stopped for less than its lease keeps it, and its lock.
+// A holder that is stopped for less than its lease keeps its lease and its lock.
 func TestShortlyStoppedHolderKeepsTheLock(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
@@ -166,7 +166,7 @@ func TestShortlyStoppedHolderKeepsTheLock(t *testing.T) {
 	release(t, awaitGrant(t, granted).lock)
 }
 
-// signal stops or wakes the holder, and waits until a stop has come into effect.
+// signal stops or wakes the holder. It waits until a stop has taken effect.
 func signal(t *testing.T, p *process, sig syscall.Signal) {
 	t.Helper()
 	if err := p.cmd.Process.Signal(sig); err != nil {

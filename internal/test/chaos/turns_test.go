@@ -12,7 +12,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/test/chaos"
 )
 
-// withTurns is what a manager is made with that takes turns.
+// withTurns are the options of a manager that takes turns.
 var withTurns = []fabric.Option{fabric.WithRoad(fabric.RoadCoalesced)}
 
 // awaitOwner waits until the manager knows a coalescer. It looks for one from its first use on.
@@ -27,8 +27,8 @@ func awaitOwner(ctx context.Context, m *fabric.Manager) error {
 	return l.Release(ctx)
 }
 
-// With locks passed on before that is written, by an owner that another one replaces, everything
-// that callers saw has an order in which no lock was held twice and tokens rose.
+// Owners pass locks on by turns and are replaced. All calls still have
+// an order in which no lock was held twice and the tokens rose.
 func TestHistoryOfTurnsIsLinearizable(t *testing.T) {
 	t.Parallel()
 	srv := startServer(t)
@@ -52,7 +52,7 @@ func TestHistoryOfTurnsIsLinearizable(t *testing.T) {
 	t.Logf("%d operations in the history, %d turns", w.Recorder.Len(), turns())
 }
 
-// serveUntil has this process serve as a coalescer until something has happened.
+// serveUntil makes this process serve as a coalescer until something has happened.
 func serveUntil(t *testing.T, url string, is func() bool) {
 	t.Helper()
 	nc, err := nats.Connect(url, connOptions()...)

@@ -28,7 +28,7 @@ const (
 	try         // ErrHeld is an answer
 	short       // may end with its wait limit
 	cancel      // is cancelled at some moment
-	owned       // with an explicit owner, who is refused a second time
+	owned       // with an explicit owner, whose second acquire is refused
 	limited     // under a lease of its own that is not renewed
 )
 
@@ -48,7 +48,7 @@ func (c *worker) choose() way {
 	return plain
 }
 
-// limitedTTL is the life of a hold that is not renewed: so long that it ends
+// limitedTTL is the life of a hold that is not renewed. It is so long that the hold expires
 // before its release only under a fault.
 const limitedTTL = 2 * time.Second
 
@@ -120,7 +120,7 @@ func (c *worker) refused(key string, how way, took, end time.Duration, err error
 	}
 }
 
-// hold does what holders do and releases.
+// hold uses the lock as a holder does, and releases it.
 func (c *worker) hold(l *fabric.Lock, before Mark, how way, opts []fabric.AcquireOption) {
 	t := &c.w.tally
 	t.granted.Add(1)
@@ -138,7 +138,7 @@ func (c *worker) hold(l *fabric.Lock, before Mark, how way, opts []fabric.Acquir
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	if c.rand.IntN(100) < 8 {
-		stop() // a release does not depend on it
+		stop() // a release does not depend on its context
 	}
 	c.w.Oracle.Ending(l)
 	called := time.Now()
@@ -172,7 +172,7 @@ func (c *worker) linger(l *fabric.Lock) {
 	}
 }
 
-// again tries the lock once more as the same owner, which is never granted
+// again tries the lock once more as the same owner. The try is never granted
 // while the first hold is valid.
 func (c *worker) again(l *fabric.Lock, opts []fabric.AcquireOption) {
 	ctx, stop := context.WithTimeout(context.Background(), c.w.Patience)
@@ -181,7 +181,7 @@ func (c *worker) again(l *fabric.Lock, opts []fabric.AcquireOption) {
 	second, err := c.manager().TryAcquire(ctx, l.Key(), opts...)
 	switch {
 	case err == nil:
-		// Only if the first one ended meanwhile; the oracle says if not.
+		// The first hold must have ended meanwhile. If not, the oracle reports it.
 		c.w.Oracle.Granted(second, before)
 		c.w.Oracle.Ending(second)
 		_ = second.Release(ctx)

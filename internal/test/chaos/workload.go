@@ -21,12 +21,12 @@ type Workload struct {
 	Workers int
 	// Keys is the number of lock names.
 	Keys int
-	// Seed makes the choices of every worker repeatable; the schedule is not.
+	// Seed makes the choices of every worker repeatable, but not the schedule.
 	Seed uint64
-	// Patience bounds an acquire that is not given up on purpose: to reach it is
+	// Patience bounds an acquire that is not ended on purpose. Reaching it is
 	// a violation. The default is a minute.
 	Patience time.Duration
-	// LongHold is how long one in LongOneIn holds lasts at most; the others take
+	// One in LongOneIn holds lasts up to LongHold. The others last
 	// up to two milliseconds. The defaults are 800 ms and 500.
 	LongHold  time.Duration
 	LongOneIn int
@@ -43,12 +43,12 @@ type Workload struct {
 func (w *Workload) Names() []string {
 	names := make([]string, w.Keys)
 	for i := range names {
-		names[i] = fmt.Sprintf("chaos-%d", i) // of a first level each, so in all shards
+		names[i] = fmt.Sprintf("chaos-%d", i) // each has its own first level, so they are in all shards
 	}
 	return names
 }
 
-// Run works until ctx ends, lets what is under way come to its end, and returns
+// Run runs the load until ctx ends, waits for the operations under way, and returns
 // the result.
 func (w *Workload) Run(ctx context.Context) Report {
 	w.prepare()
@@ -90,11 +90,11 @@ func (w *Workload) Progress() Report {
 	return w.tally.report(&w.Oracle)
 }
 
-// AwaitFree shows that no lock of the load is held or awaited by anybody who
-// lives, as it has to be once every caller is done, with all managers still open:
-// it acquires each one exclusively, which evicts what stands under a dead lease
-// and nothing else, and finds nobody after its release. The error says what was in
-// the way when ctx ended.
+// AwaitFree checks that no lock of the load has a holder or a waiter under a live lease.
+// That must be so once every caller is done, while all managers are still open.
+// It acquires each lock exclusively, which only evicts entries under dead leases, and
+// finds no entry after its release. The error names the blocking entries
+// when ctx ended.
 func (w *Workload) AwaitFree(ctx context.Context, m *fabric.Manager) error {
 	for _, name := range w.Names() {
 		if err := free(ctx, m, name); err != nil {
@@ -110,7 +110,7 @@ func (w *Workload) AwaitFree(ctx context.Context, m *fabric.Manager) error {
 // free acquires and releases a lock.
 func free(ctx context.Context, m *fabric.Manager, name string) error {
 	for {
-		l, err := m.Acquire(ctx, name, fabric.WithOwner("check")) // which is not kept
+		l, err := m.Acquire(ctx, name, fabric.WithOwner("check")) // so the lock is not kept
 		if err != nil {
 			return fmt.Errorf("chaos: lock %q is not free: %w: %s", name, err, parties(m, name))
 		}

@@ -25,8 +25,8 @@ const (
 	// runTime bounds the start and the end of a cluster under Run.
 	runTime = 2 * time.Minute
 
-	// restartPause is how long RestartNode waits before it tries a port again
-	// that something else has taken meanwhile.
+	// restartPause is how long RestartNode waits before it tries again a port
+	// that another process has taken meanwhile.
 	restartPause = 50 * time.Millisecond
 
 	// noGossip is the route address that every node tells the others. Routes
@@ -36,14 +36,14 @@ const (
 	noGossip = "127.0.0.1:1"
 )
 
-// Cluster is a group of servers. Their stores are temporary, and they sync them every
-// two minutes, as a NATS server does that was told nothing. All methods are safe for
-// concurrent use, and indexes of nodes go from 0 to n-1.
+// Cluster is a group of servers. Their stores are temporary. They sync them every
+// two minutes, which is the default of a NATS server. All methods are safe for
+// concurrent use. Indexes of nodes go from 0 to n-1.
 type Cluster struct {
 	dir string
 	// links[i][j] carries the routes that node i dials to node j. Each node dials
-	// all others and itself, which it notices at once and gives up: the servers
-	// take the number of their routes for the size of the cluster, and with a
+	// all others and itself. It notices and closes the route to itself at once, but the servers
+	// use the number of configured routes as the size of the cluster: with a
 	// smaller number two halves could each elect a leader.
 	links [][]*Link
 
@@ -74,7 +74,7 @@ func (n *Node) stop() {
 	n.WaitForShutdown()
 }
 
-// Run is Start for a test, which ends with Shutdown.
+// Run is Start for a test. Shutdown is called at the end of the test.
 func Run(t testing.TB, n int) *Cluster {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), runTime)
@@ -163,7 +163,7 @@ func (c *Cluster) startNode(ctx context.Context, i, port int) error {
 	return nil
 }
 
-// setTarget tells the links to node i where it accepts routes.
+// setTarget sets the address where node i accepts routes as the target of the links to it.
 func (c *Cluster) setTarget(i int, addr string) {
 	for _, row := range c.links {
 		row[i].SetTarget(addr)
@@ -198,15 +198,15 @@ func (c *Cluster) URL() string {
 	return strings.Join(urls, ",")
 }
 
-// Connect opens a TCP connection to any node; the client moves to another one
-// when that node goes. The caller closes it. For a connection to one node, use
+// Connect opens a TCP connection to any node. The client moves to another one
+// when that node stops. The caller closes the connection. For a connection to one node, use
 // Node(i).Connect.
 func (c *Cluster) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	return nats.Connect(c.URL(), opts...)
 }
 
-// StopNode shuts node i down and waits for it; its store stays. Leaders hand
-// over first, see KillNode. Stopping a stopped node does nothing.
+// StopNode shuts node i down and waits for it. Its store stays. The node hands its leaderships
+// over first; KillNode prevents that. Stopping a stopped node does nothing.
 func (c *Cluster) StopNode(i int) {
 	c.ops.Lock()
 	defer c.ops.Unlock()
@@ -214,7 +214,7 @@ func (c *Cluster) StopNode(i int) {
 }
 
 // KillNode cuts node i off and then shuts it down, so that it can't hand its
-// leaderships over: the others find out by themselves, as after a crash. The
+// leaderships over: the other nodes detect the loss by themselves, as after a crash. The
 // store is closed in order.
 func (c *Cluster) KillNode(i int) {
 	c.ops.Lock()
@@ -226,17 +226,17 @@ func (c *Cluster) KillNode(i int) {
 
 func (c *Cluster) stopNode(i int) {
 	c.Node(i).stop()
-	// After the shutdown: to stop its callers first would spoil the hand-over.
+	// Remove the target after the shutdown, since the hand-over needs the links.
 	c.setTarget(i, "")
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.running[i] = false
 }
 
-// RestartNode starts node i again on its store and its client port, stopping it
-// first when it runs. It returns when the server is up; WaitReady waits until
-// it has caught up. Until ctx ends it waits for the port, should something else
-// have taken it. After Shutdown it fails.
+// RestartNode starts node i again on its store and its client port. It stops the node
+// first if it runs. It returns when the server is up; WaitReady waits until
+// the node has caught up. If another process has taken the port, RestartNode waits for it until
+// ctx ends. After Shutdown it fails.
 func (c *Cluster) RestartNode(ctx context.Context, i int) error {
 	c.ops.Lock()
 	defer c.ops.Unlock()
@@ -258,8 +258,8 @@ func (c *Cluster) RestartNode(ctx context.Context, i int) error {
 	}
 }
 
-// portTaken tells a lost port from other reasons of a failed start: the server
-// gives its reason as text only.
+// portTaken reports whether a start has failed because another process has the port. The server
+// gives its reason only as text.
 func portTaken(port int) bool {
 	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 	if err != nil {

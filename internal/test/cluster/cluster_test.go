@@ -59,7 +59,7 @@ func streamLeader(t *testing.T, c *cluster.Cluster) int {
 }
 
 // put repeats a write until it is acknowledged: while leaders change there may
-// be nobody to answer, and a message to the old one may be lost.
+// be no leader to answer, and a message to the old one may be lost.
 func put(t *testing.T, kv jetstream.KeyValue, key string) {
 	t.Helper()
 	ctx := testContext(t)
@@ -153,8 +153,8 @@ func TestKilledLeaderIsReplaced(t *testing.T) {
 	ready(t, c)
 }
 
-// The set-up that matters for a lock service: a leader that its clients reach,
-// but that can't reach a majority.
+// The important case for a lock service: clients reach a leader
+// that can't reach a majority.
 func TestIsolatedLeaderCommitsNothing(t *testing.T) {
 	c := cluster.Run(t, 3)
 	kv := createBucket(t, connect(t, c.Connect, nats.MaxReconnects(-1)), 3)
@@ -163,8 +163,8 @@ func TestIsolatedLeaderCommitsNothing(t *testing.T) {
 	atOld := connect(t, c.Node(old).Connect)
 	c.Isolate(old)
 
-	// It still thinks that it leads, takes the message, and must not acknowledge
-	// it. The attempt ends when the others have elected a leader, which is long
+	// The old leader still believes that it leads. It takes the message and must not acknowledge
+	// it. The attempt ends when the others have elected a leader. That is long
 	// after an acknowledgement would have come.
 	if got := c.StreamLeader(stream); got != old {
 		t.Errorf("leader right after the cut: %d, want %d", got, old)
@@ -216,7 +216,7 @@ func TestStartEndsWithContext(t *testing.T) {
 	}
 }
 
-// What is shut down stays so.
+// A cluster stays shut down.
 func TestShutdownOfStoppedNodes(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	c := cluster.Run(t, 2)

@@ -14,12 +14,12 @@ import (
 // exist, or an election is under way. Wait with WaitStreamLeader.
 var ErrNoLeader = errors.New("cluster: stream has no leader")
 
-// pollPause is the time between two looks at a cluster that is being waited
-// for: the server offers its state, but no events.
+// pollPause is the interval at which a wait reads the state of a cluster, since
+// the server offers its state but no events.
 const pollPause = 10 * time.Millisecond
 
 // WaitReady returns when the nodes that run and aren't isolated have a
-// leader for JetStream's metadata who knows all of them, and are all current
+// leader for JetStream's metadata that knows all of them, and are all current
 // with it. Its error is ctx's cause.
 func (c *Cluster) WaitReady(ctx context.Context) error {
 	return wait(ctx, "cluster is not ready", func() bool {
@@ -65,8 +65,8 @@ func (c *Cluster) WaitStreamLeader(ctx context.Context, stream string) (int, err
 }
 
 // StepDown makes the leader of the stream resign, so that another replica
-// takes over; WaitStreamLeader tells which. It fails with ErrNoLeader or with
-// the reason the server gives. With one replica there is no other leader, and
+// takes over. WaitStreamLeader returns which. StepDown fails with ErrNoLeader or with
+// the reason that the server gives. With one replica
 // the same node leads again.
 func (c *Cluster) StepDown(ctx context.Context, stream string) error {
 	i := c.StreamLeader(stream)

@@ -40,18 +40,18 @@ func NewLink() (*Link, error) {
 	return k, nil
 }
 
-// Addr is where the link takes callers.
+// Addr returns the address on which the link accepts connections.
 func (k *Link) Addr() string { return k.listener.Addr().String() }
 
-// SetTarget says where the callee is; empty refuses callers.
+// SetTarget sets the address of the other end. With an empty one the link refuses connections.
 func (k *Link) SetTarget(addr string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.target = addr
 }
 
-// cut closes what is open and refuses what comes until heal. When it returns,
-// no byte is on its way any more, except those the other end's socket has.
+// cut closes the open connections and refuses new ones until heal. When it returns,
+// no byte is under way any more, except those in the socket of the other end.
 func (k *Link) cut() {
 	k.mu.Lock()
 	k.isCut = true
@@ -85,8 +85,8 @@ func (k *Link) abortLocked() {
 	clear(k.conns)
 }
 
-// abort resets the connection, as a lost network would sooner or later: what
-// was written but not sent is dropped, not flushed.
+// abort resets the connection, as a lost network would sooner or later: bytes that
+// were written but not sent are dropped, not flushed.
 func abort(c net.Conn) {
 	if t, ok := c.(*net.TCPConn); ok {
 		_ = t.SetLinger(0)
@@ -113,8 +113,8 @@ func (k *Link) accept() {
 	}
 }
 
-// connect dials the callee and starts the pumps. The state is looked at twice:
-// the link may be cut, or the callee moved, while the dial is out.
+// connect dials the other end and starts the pumps. It checks the state twice, since
+// the link may be cut, or get another target, during the dial.
 func (k *Link) connect(caller net.Conn) {
 	k.mu.Lock()
 	target, open := k.target, !k.isCut && !k.closed
@@ -142,7 +142,7 @@ func (k *Link) connect(caller net.Conn) {
 	k.pumps.Go(func() { k.pump(callee, caller) })
 }
 
-// pump copies one direction; its end is the end of both.
+// pump copies one direction. When it ends, both directions end.
 func (k *Link) pump(dst, src net.Conn) {
 	buf := make([]byte, 64<<10)
 	for {

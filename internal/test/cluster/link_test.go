@@ -53,7 +53,7 @@ func ask(c net.Conn) error {
 	return err
 }
 
-// askNew asks on a connection of its own; a reset while dialling is a no, too.
+// askNew asks on a connection of its own. A reset during the dial counts as no answer.
 func askNew(k *Link) error {
 	c, err := net.Dial("tcp", k.Addr())
 	if err != nil {

@@ -30,7 +30,7 @@ func newConn(p *Proxy, client, server net.Conn, cancel context.CancelFunc) *conn
 	return &conn{proxy: p, client: client, server: server, up: newLane(p, server), down: newLane(p, client), cancel: cancel}
 }
 
-// abort ends the connection at once; what is under way is lost.
+// abort ends the connection at once. Bytes under way are lost.
 func (c *conn) abort() {
 	c.cancel()
 	reset(c.client)
@@ -44,8 +44,8 @@ func reset(nc net.Conn) {
 	_ = nc.Close()
 }
 
-// run returns when both directions have ended. A side that closes in order has
-// what it sent before delivered first.
+// run returns when both directions have ended. If a side closes in order, everything that it
+// sent before is delivered first.
 func (c *conn) run(ctx context.Context) {
 	var wg sync.WaitGroup
 	wg.Go(func() {

@@ -3,22 +3,22 @@
 // it reads the protocol, drops, duplicates or holds back single messages. It is
 // for tests only.
 //
-// The faults that matter to a lock service are those that leave an outcome
-// unknown, and each has its switch:
+// The important faults for a lock service are those that leave an outcome
+// unknown. Each of them has a method:
 //
-//   - the write was committed, its acknowledgement is lost: [Proxy.DropRepliesTo]
+//   - the write was committed, but its acknowledgement is lost: [Proxy.DropRepliesTo]
 //   - the write never arrived, though it was sent: [Proxy.DropRequests]
 //   - the write arrives late, maybe after its client has gone:
 //     [Proxy.HoldRequests] and [Rule.Release]
 //   - the write arrives twice: [Proxy.DuplicateRequests]
-//   - nothing moves, but the connection stands: [Proxy.Stall]
+//   - nothing moves, but the connection stays open: [Proxy.Stall]
 //   - the connection is gone: [Proxy.Cut]
 //
-// Rules see messages in the order they were sent and the first one that matches
-// decides, in the order in which rules were added. A rule tells how often it has
+// Rules see messages in the order in which they were sent. Of the rules that match, the one that was
+// added first decides. A rule counts how often it has
 // matched, so that a test can wait for the fault instead of sleeping.
 //
-// Order within a direction is kept, except for messages that a rule holds back.
-// The server's hints to other addresses are taken out, so that a client stays on
-// the proxy. TLS and servers that ask for signed nonces are not supported.
+// Messages of one direction keep their order, except those that a rule holds back.
+// The proxy removes the addresses of other servers from the server's INFO, so that a client stays on
+// the proxy. It does not support TLS or servers that ask for signed nonces.
 package faultproxy

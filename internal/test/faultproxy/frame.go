@@ -15,7 +15,7 @@ import (
 // parsing mistake doesn't ask for all the memory.
 const maxFrame = 64 << 20
 
-// errProtocol is returned for lines that are no NATS protocol.
+// errProtocol is returned for lines that are not NATS protocol.
 var errProtocol = errors.New("faultproxy: not the NATS protocol")
 
 // frame is one protocol element: a control line and, for messages, what
@@ -106,8 +106,8 @@ func (f *frame) parseArgs(args []string) (headerSize, size int, err error) {
 	return headerSize, size, nil
 }
 
-// stripURLs takes the addresses of other servers out of an INFO, or the client
-// would reconnect around the proxy.
+// stripURLs removes the addresses of other servers from an INFO. Otherwise the client
+// would reconnect without the proxy.
 func (f *frame) stripURLs() error {
 	_, doc, ok := bytes.Cut(bytes.TrimSpace(f.raw), []byte(" "))
 	var info map[string]json.RawMessage

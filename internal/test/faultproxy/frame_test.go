@@ -69,7 +69,7 @@ func TestReadFrameRefuses(t *testing.T) {
 	}
 }
 
-// Whatever comes is passed on unchanged, or refused; nothing else.
+// Any input is either passed on unchanged or refused.
 func FuzzReadFrame(f *testing.F) {
 	f.Add([]byte("PUB a 8\r\nx\r\nPING\r\r\nPING\r\n"))
 	f.Add([]byte("HMSG a 7 r 12 14\r\nNATS/1.0\r\n\r\nhi\r\nPONG\r\n"))

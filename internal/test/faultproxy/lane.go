@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// lane is one direction of a connection: frames wait in it until they are due.
-// They leave in the order they came, so one that is due early waits for those
+// lane is one direction of a connection. Frames wait in it until they are due.
+// They leave in the order in which they came, so a frame that is due early waits for the frames
 // before it.
 type lane struct {
 	proxy *Proxy
@@ -62,7 +62,7 @@ func (l *lane) wake() {
 	}
 }
 
-// next takes the oldest frame; ok is false when there will be none any more.
+// next takes the oldest frame. ok is false once no more frames can come.
 func (l *lane) next(ctx context.Context) (it item, ok bool) {
 	for {
 		l.mu.Lock()

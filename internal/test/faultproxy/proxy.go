@@ -71,8 +71,8 @@ func (p *Proxy) Conns() int {
 	return len(p.conns)
 }
 
-// Close disconnects everybody and waits for the proxy's goroutines. Messages
-// that are held are dropped.
+// Close disconnects all clients and waits for the proxy's goroutines. Held messages
+// are dropped.
 func (p *Proxy) Close() {
 	p.cancel()
 	_ = p.listener.Close()
@@ -94,8 +94,8 @@ func (p *Proxy) delay() (base, jitter time.Duration) {
 	return p.base, p.jitter
 }
 
-// Cut resets all connections and refuses new ones until Heal. What is under way
-// is lost; nothing reaches the other side any more once Cut has returned.
+// Cut resets all connections and refuses new ones until Heal. Bytes under way
+// are lost: once Cut has returned, nothing more reaches the other side.
 // Messages that a rule holds stay held.
 func (p *Proxy) Cut() {
 	p.mu.Lock()
@@ -168,7 +168,7 @@ func (p *Proxy) DuplicateRequests(match Match) *Rule {
 func (p *Proxy) HoldRequests(match Match) *Rule { return p.rules.add(&p.rules.requests, hold, match) }
 
 // DropRepliesTo lets matching messages from clients pass and loses every answer
-// to them: the server has done what was asked, and the client doesn't hear.
+// to them: the server has carried out the request, and the client doesn't learn of it.
 func (p *Proxy) DropRepliesTo(match Match) *Rule {
 	return p.rules.add(&p.rules.requests, dropReplies, match)
 }

@@ -18,9 +18,9 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const (
-	// testTimeout bounds waits for what must happen.
+	// testTimeout bounds waits for events that must happen.
 	testTimeout = 30 * time.Second
-	// never bounds waits for what must not happen.
+	// never is how long to wait for events that must not happen.
 	never = 200 * time.Millisecond
 )
 
@@ -187,10 +187,10 @@ func TestHoldAndRelease(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("released write: %v", err)
 	}
-	mustPut(t, f.kv, "k") // the rule has gone
+	mustPut(t, f.kv, "k") // the rule is removed
 }
 
-// The dangerous kind of late: whoever sent it has long given up.
+// The dangerous case of a late message: its sender has given up long ago.
 func TestReleaseAfterTheClientHasGone(t *testing.T) {
 	tests := map[string]func(*fixture){
 		"closed": func(f *fixture) { f.nc.Close() },
@@ -341,7 +341,7 @@ func TestBadTargets(t *testing.T) {
 		p.Close()
 		t.Error("started without a port")
 	}
-	p := faultproxy.New(t, "127.0.0.1:1") // nobody listens there
+	p := faultproxy.New(t, "127.0.0.1:1") // no server listens there
 	if nc, err := nats.Connect(p.URL()); err == nil {
 		nc.Close()
 		t.Error("connected to nobody")

@@ -50,7 +50,7 @@ const (
 	dropReplies
 )
 
-// Rule is one active fault. It acts from its making until Remove.
+// Rule is one active fault. It acts from its creation until Remove.
 type Rule struct {
 	set    *ruleSet
 	action action
@@ -68,7 +68,7 @@ type heldFrame struct {
 	frame *frame
 }
 
-// ruleSet keeps the rules of a proxy by direction, in the order of their making.
+// ruleSet keeps the rules of a proxy by direction, in the order of their creation.
 type ruleSet struct {
 	mu       sync.Mutex
 	requests []*Rule
@@ -83,7 +83,7 @@ func (s *ruleSet) add(list *[]*Rule, a action, match Match) *Rule {
 	return r
 }
 
-// request returns how often a message from a client goes on: not, once, twice.
+// request returns how often a message from a client is sent on: 0, 1 or 2 times.
 func (s *ruleSet) request(c *conn, f *frame) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -92,7 +92,7 @@ func (s *ruleSet) request(c *conn, f *frame) int {
 			continue
 		}
 		if r.action == dropReplies && f.reply == "" {
-			continue // nobody waits for an answer
+			continue // the client expects no answer
 		}
 		r.hit()
 		switch r.action {
@@ -165,8 +165,8 @@ func (r *Rule) Wait(ctx context.Context, n int) error {
 	}
 }
 
-// Remove ends the rule. Messages that it holds stay held until Release, replies
-// that it awaited pass.
+// Remove ends the rule. Messages that it holds stay held until Release. Replies
+// that it still waited for pass.
 func (r *Rule) Remove() {
 	r.set.mu.Lock()
 	defer r.set.mu.Unlock()
@@ -184,11 +184,11 @@ func without(list []*Rule, r *Rule) []*Rule {
 	return out
 }
 
-// Release removes a rule made by HoldRequests and delivers what it holds, in
-// order, each message on the connection it came on. When that is gone, the
-// message is delivered all the same, on a connection made for it, as if it had
-// been under way all the time: this is how a write commits after its client has
-// given up. In that case Release returns after the server has taken it. A second
+// Release removes a rule made by HoldRequests and delivers the messages that it holds, in
+// order, each on the connection on which it came. If that connection is gone, Release makes a
+// new one for the message, as if the message had
+// been under way all the time. In this way a write commits after its client has
+// given up. In that case Release returns after the server has taken the message. A second
 // Release does nothing.
 func (r *Rule) Release() error {
 	r.Remove()
