@@ -3,6 +3,8 @@ package coalesce
 import (
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -380,6 +382,11 @@ const (
 	flappingMost = time.Minute
 )
 
+// inOrder returns the calls of a term in the order of their requests.
+func (t *term) inOrder() []*call {
+	return slices.SortedFunc(maps.Values(t.calls), func(a, b *call) int { return inOrder(a.trip, b.trip) })
+}
+
 // loseOwner ends the use of a term and hands all its calls back to the router. Called with mu held.
 func (c *Client) loseOwner(t *term) {
 	if c.current == t {
@@ -390,13 +397,13 @@ func (c *Client) loseOwner(t *term) {
 		}
 	}
 	t.unsent, t.unacked = nil, nil
-	for key, k := range t.calls {
+	for _, k := range t.inOrder() {
 		if k.sends == 0 {
-			delete(t.calls, key)
+			delete(t.calls, k.name())
 			c.router.ownerAnswered(k, &outcome{kind: notDone})
 		} else {
 			if c.router.callLost(k); k.name().release || k.trip.answered {
-				delete(t.calls, key) // its outcome does not matter
+				delete(t.calls, k.name()) // its outcome does not matter
 			}
 		}
 	}

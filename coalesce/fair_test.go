@@ -9,6 +9,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/record"
+	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
 )
 
 // idleService returns a service without its loop. The test does what the loop does.
@@ -146,4 +147,152 @@ func TestC25AHotKeyDelaysNoOther(t *testing.T) {
 		p.mustRelease("hot", ids[i])
 	}
 	w.clean("hot", p)
+}
+
+// An acquire that is overtaken is asked for again before the later ones of its process: one that was sent when more was
+// known, and those that come while the answers are on their way.
+func TestOvertakenAcquiresKeepTheirOrder(t *testing.T) {
+	w := newPatientWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p, other := w.process(always), w.process(RouterConfig{})
+	block := o.blockLeaseReads()
+	p.meet()
+	l := line{process: p, key: "k"}
+	l.add(5)
+	w.until("they came", func() bool { return o.Stats().Operations == 5 })
+	id := other.mustAcquire("k")
+	p.record("k") // so the others are not overtaken
+	l.add(5)
+	w.until("they came, too", func() bool { return o.Stats().Operations == 10 })
+	close(block)
+	for range 3 {
+		l.add(1)
+		time.Sleep(time.Millisecond)
+	}
+	w.until("all wait", func() bool { return o.Stats().Waiting == 13 })
+	l.check()
+	other.mustRelease("k", id)
+	l.end()
+}
+
+// An acquire that is overtaken too often goes directly, and the later ones behind it.
+func TestAcquiresThatAreOvertakenOftenKeepTheirOrder(t *testing.T) {
+	w := newPatientWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p, other := w.process(always), w.process(RouterConfig{})
+	block := o.blockLeaseReads()
+	p.meet()
+	l := line{process: p, key: "k"}
+	l.add(perKey + 4)
+	w.until("they came", func() bool { return o.Stats().Operations == perKey })
+	id := other.mustAcquire("k")
+	p.client.mu.Lock()
+	for trip := range p.router.trips {
+		if trip.req.Op.ID == l.ids[0] {
+			trip.overtaken = maxOvertaken
+		}
+	}
+	p.client.mu.Unlock()
+	close(block)
+	w.until("the owner has refused them", func() bool { st := o.Stats(); return st.UnderWay == 0 && p.engine.Stats().Waiting > 0 })
+	other.mustRelease("k", id)
+	var last uint64
+	for i, d := range l.done {
+		w.wait("acquire", d, nil)
+		if token := p.record("k").Holders[0].Token; token <= last || p.record("k").Holders[0].ID != l.ids[i] {
+			t.Fatalf("%+v holds, not %s", p.record("k").Holders, l.ids[i])
+		}
+		p.mustRelease("k", l.ids[i])
+	}
+	if st := o.Stats(); st.Grants != 0 {
+		t.Errorf("the owner granted %d", st.Grants)
+	}
+	w.clean("k", p)
+}
+
+// Those that are with an owner that is lost, and not in the record, go directly in their order.
+func TestFallBackKeepsTheOrder(t *testing.T) {
+	w := newPatientWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p, other := w.process(always), w.process(RouterConfig{})
+	block := o.blockLeaseReads()
+	defer close(block)
+	p.meet()
+	id := other.mustAcquire("k")
+	l := line{process: p, key: "k"}
+	l.add(12)
+	w.until("they came", func() bool { return o.Stats().Operations == 12 })
+	p.client.mu.Lock()
+	p.client.suspend(p.client.current)
+	p.client.unlock()
+	w.until("all wait", func() bool { return len(p.record("k").Waiters) == 12 })
+	l.check()
+	other.mustRelease("k", id)
+	l.end()
+}
+
+// What was in a frame that is missed is sent again in its order.
+func TestMissedFramesKeepTheirOrder(t *testing.T) {
+	w := newPatientWorld(t)
+	o := w.process(RouterConfig{}).serve()
+	p, proxy := w.behind(always)
+	p.meet()
+	id := p.mustAcquire("k")
+	lost := proxy.DropRequests(faultproxy.Times(1, frames))
+	l := line{process: p, key: "k"}
+	p.client.mu.Lock() // so they are in one frame
+	for range 12 {
+		op := p.op(record.OpAcquire, p.lease.NextOp())
+		d := make(chan error, 1)
+		p.router.submit(&engine.Request{Key: l.key, Op: op, Done: func(_ engine.Outcome, err error) { d <- err }})
+		l.ids, l.done = append(l.ids, op.ID), append(l.done, d)
+	}
+	p.client.unlock()
+	w.until("they are lost", func() bool { return lost.Count() == 1 })
+	p.mustRelease("other", p.mustAcquire("other"))
+	w.until("all wait", func() bool { return o.Stats().Waiting == 12 })
+	l.check()
+	p.mustRelease("k", id)
+	l.end()
+}
+
+// line is what a process asks for of one key.
+type line struct {
+	*process
+	key  string
+	ids  []string
+	done []chan error
+}
+
+func (l *line) add(n int) {
+	for range n {
+		id := l.lease.NextOp()
+		_, d := l.start(l.key, l.op(record.OpAcquire, id))
+		l.ids, l.done = append(l.ids, id), append(l.done, d)
+	}
+}
+
+// check fails the test if the record's queue is another one.
+func (l *line) check() {
+	l.w.t.Helper()
+	var in []string
+	for _, e := range l.record(l.key).Waiters {
+		in = append(in, e.ID)
+	}
+	if !slices.Equal(in, l.ids) {
+		l.w.t.Fatalf("the queue is %v, not %v", in, l.ids)
+	}
+}
+
+// end lets all hold, in their order.
+func (l *line) end() {
+	l.w.t.Helper()
+	for i, d := range l.done {
+		l.w.wait("acquire", d, nil)
+		l.mustRelease(l.key, l.ids[i])
+	}
+	l.w.clean(l.key, l.process)
+	if len(l.router.queues) > 0 {
+		l.w.t.Error("a queue is left")
+	}
 }

@@ -86,6 +86,7 @@ func (r *Router) onTick() {
 			t.maybeDone = t.maybeDone || t.isRelease()
 			c.stats.Fallbacks++
 			r.goDirect(t)
+			r.noteAnswer(t)
 		}
 	}
 	r.armTick()

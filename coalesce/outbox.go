@@ -139,17 +139,19 @@ func (c *Client) takeReply(data []byte) {
 
 // resend queues the calls again whose frames the owner has missed and will never take. Called with mu held.
 func (c *Client) resend(t *term, missed span) {
-	for key, k := range t.calls {
+	var again []*call
+	for _, k := range t.inOrder() {
 		switch {
 		case k.frame < missed.first || k.frame > missed.last:
 		case k.shouldResend():
 			k.sends-- // the owner did not take this one and never will
-			t.unsent = append(t.unsent, k)
+			again = append(again, k)
 		default: // its undo may already have been taken
-			delete(t.calls, key)
+			delete(t.calls, k.name())
 			c.router.ownerAnswered(k, &outcome{kind: notDone})
 		}
 	}
+	t.unsent = append(again, t.unsent...)
 }
 
 // final reports whether no further outcome follows for the operation.

@@ -31,6 +31,7 @@ type Router struct {
 	// The client's mutex guards all fields below.
 	routes         map[string]*route
 	trips          map[*trip]struct{} // not over yet
+	lastNumber     uint64             // of the newest trip
 	acquires       map[string]*trip   // by id: acquires that are not answered or hold by a turn
 	queues         map[string]*queue  // by key
 	passedReleases map[string][]*trip // by key: releases whose turn was passed, and that may not be done yet
@@ -186,7 +187,8 @@ func (r *Router) submit(q *engine.Request) (direct bool) {
 		r.recordTurn(q)
 		return true
 	}
-	t := &trip{req: q, startedAt: time.Now()}
+	r.lastNumber++
+	t := &trip{req: q, number: r.lastNumber, startedAt: time.Now()}
 	q.Via = t
 	r.trips[t] = struct{}{}
 	r.hasWork.Store(true)

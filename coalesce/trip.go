@@ -13,6 +13,7 @@ import (
 // trip is one request that is under way: on the coalesced road, on the direct road, or on both. The client's mutex guards it.
 type trip struct {
 	req       *engine.Request // the caller's request
+	number    uint64          // in the order of the requests
 	call      *call           // its operation at the owner; nil: none
 	direct    *engine.Request // its request at the engine; nil: none
 	startedAt time.Time       // time of the request, or of its withdrawal
@@ -20,8 +21,9 @@ type trip struct {
 	position  int
 	overtaken int // how often the owner did not write it because others had written the key
 
-	queue    *queue // the queue that counts it as atOwner
-	heldBack bool   // it waits in this process for a place at the owner
+	queue      *queue // the queue that counts it as atOwner
+	unanswered bool   // the owner has not answered anything yet
+	heldBack   bool   // it waits in this process for a place at the owner
 
 	// Only for an acquire:
 	sinceRev     uint64  // a revision that was committed before it was first sent
@@ -52,7 +54,11 @@ func (r *Router) sendToOwner(t *trip, op record.Op) *call {
 	if op.Verb == record.OpRelease {
 		k.passesTurn = t.req.Held
 	} else {
-		if !t.mayBeWritten() {
+		switch {
+		case t.mayBeWritten():
+		case t.queue != nil:
+			t.sinceRev = t.queue.sinceRev
+		default:
 			t.sinceRev = r.newestRev()
 		}
 		k.takesTurns, k.sinceRev = t.req.Turns, t.sinceRev
@@ -75,6 +81,9 @@ func (r *Router) goDirect(t *trip) {
 	carried := t.isRelease() && t.cause != nil // it has no caller any more
 	if !t.isRelease() {
 		r.sendReleasesFirst(t.req.Key)
+		for q := t.queue; q != nil && len(q.waiting) > 0 && q.waiting[0].number < t.number; {
+			r.goDirect(q.waiting[0])
+		}
 		t.wentDirect = true
 	}
 	if t.direct != nil || t.inBackground || t.answered && !carried {
@@ -149,6 +158,7 @@ func (r *Router) ownerAnswered(k *call, o *outcome) {
 	if o.kind == queued {
 		t.position = o.position
 		r.reportQueued(t, o.place())
+		r.noteAnswer(t)
 		return
 	}
 	if !o.uncertain {
@@ -158,9 +168,13 @@ func (r *Router) ownerAnswered(k *call, o *outcome) {
 		}
 	}
 	if t.call != k || t.cause != nil {
+		r.noteAnswer(t)
 		return
 	}
 	t.call = nil
+	if o.code == codeOvertaken && r.sendAgain(t, o) {
+		return
+	}
 	switch {
 	case o.kind == granted:
 		rt := r.route(k.key)
@@ -168,7 +182,6 @@ func (r *Router) ownerAnswered(k *call, o *outcome) {
 			rt.alone = 0
 		}
 		r.answer(t, engine.Outcome{Entry: o.entry(&k.op), Revision: o.rev, Existed: true}, nil)
-	case o.code == codeOvertaken && r.sendAgain(t, o):
 	case o.kind == refused && o.verdict == record.QueueFull:
 		r.goDirect(t) // the direct road can keep it waiting in this process
 	case o.kind == refused:
@@ -178,6 +191,7 @@ func (r *Router) ownerAnswered(k *call, o *outcome) {
 	default:
 		r.goDirect(t)
 	}
+	r.noteAnswer(t)
 }
 
 // newestRev returns the highest revision of the bucket that this process knows to be committed. Called with mu held.
@@ -186,15 +200,23 @@ func (r *Router) newestRev() uint64 { return max(r.engine.Seen(), r.client.newes
 // sendAgain sends an acquire to the owner again after others have written the key. It does so only if no other road can have
 // written that acquire. It returns false if the acquire has to take the direct road. Called with mu held.
 func (r *Router) sendAgain(t *trip, o *outcome) bool {
-	if o.uncertain || t.mayBeWritten() || r.client.current == nil || t.overtaken >= maxOvertaken {
+	if o.uncertain || t.mayBeWritten() || r.client.current == nil {
 		return false
 	}
 	t.overtaken++
-	t.call = r.sendToOwner(t, t.req.Op)
-	return true
+	if q := t.queue; q != nil { // before all that were asked for later
+		t.heldBack, q.overtaken = true, true
+		i, _ := slices.BinarySearchFunc(q.waiting, t, inOrder)
+		q.waiting = slices.Insert(q.waiting, i, t)
+		r.leaveQueue(t)
+	} else if t.overtaken <= maxOvertaken {
+		t.call = r.sendToOwner(t, t.req.Op)
+	}
+	return t.heldBack || t.call != nil
 }
 
-// maxOvertaken is how often an acquire is sent to the owner again because others have written the key.
+// maxOvertaken is how often an acquire is sent to the owner again because others have written the key. Then it goes
+// direct, and those behind it in its queue, too.
 const maxOvertaken = 3
 
 // callLost is called when it is unknown what an owner does with a call. Called with mu held.
@@ -213,6 +235,7 @@ func (r *Router) callLost(k *call) {
 	default:
 		r.goDirect(t)
 	}
+	r.noteAnswer(t)
 }
 
 // noteReleased is called when a release was done on one road, and again when the owner was lost or silent for too
@@ -241,7 +264,7 @@ func (r *Router) answer(t *trip, out engine.Outcome, err error) {
 	}
 	t.answered, t.out, t.err = true, out, err
 	r.removeHeldBack(t)
-	r.admitNext(t)
+	r.leaveQueue(t)
 	if !t.reportingQueued {
 		r.client.due.add(action{answer: t})
 	}
