@@ -1,9 +1,11 @@
 package fabric_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -298,8 +300,11 @@ func TestRule3_DeletionIsPurgeWithTTL(t *testing.T) {
 			key := s.key(t)
 			var copied *nats.Msg
 			w.fault(1, lockPut, seen(func(msg *nats.Msg) {
-				copied = nats.NewMsg(msg.Subject)
-				copied.Header, copied.Data = msg.Header, msg.Data
+				copied = nats.NewMsg(msg.Subject) // the bucket uses msg again once it was answered
+				copied.Data = bytes.Clone(msg.Data)
+				for k, v := range msg.Header {
+					copied.Header[k] = slices.Clone(v)
+				}
 			}))
 			release(t, acquire(t, m, key))
 			reply, err := w.send(waitContext(t), copied)
