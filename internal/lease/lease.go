@@ -83,7 +83,7 @@ type renewalAttempt struct {
 
 // Create writes a new lease. It retries errors under fresh ids until the context ends: an attempt with an unknown
 // outcome is abandoned, and since its id is never used, nobody waits for it. The error is ErrInvalidConfig, or wraps the
-// context's and the last attempt's errors, or is a kv.ErrRejected, for which a retry is of no use.
+// context's error and that of the last attempt that was answered, or is a kv.ErrRejected, for which a retry is of no use.
 func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
 	cfg, err := cfg.resolve()
 	if err != nil {
@@ -93,11 +93,12 @@ func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
 		TTL: cfg.TTL, Margin: cfg.Margin,
 		Host: host(), PID: os.Getpid(), Label: cfg.Label, Started: time.Now(),
 	}
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("lease: create: %w", context.Cause(ctx))
+	}
 	var unanswered timeouts
+	var last error // of the last attempt that was answered, or else of the last one
 	for pauses := newBackoff(cfg.TTL); ; {
-		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("lease: create: %w", context.Cause(ctx))
-		}
 		who.ID = cfg.ID()
 		info := who
 		info.Nonce = nuid.Next()
@@ -105,6 +106,7 @@ func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
 		sent, started := cfg.Clock.Now(), time.Now()
 		actx, cancel := context.WithTimeout(ctx, cfg.creationPatience(unanswered))
 		rev, err := b.Update(actx, who.ID, info.encode(), 0, liveTTL(cfg.TTL))
+		answered := actx.Err() == nil
 		cancel()
 		unanswered.note(ctx, &cfg, started, false, err)
 		if err == nil && cfg.Clock.Now() >= sent+cfg.TTL-cfg.Margin {
@@ -116,9 +118,12 @@ func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
 		if errors.Is(err, kv.ErrRejected) || errors.Is(err, jskv.ErrConnectionClosed) {
 			return nil, fmt.Errorf("lease: create: %w", err)
 		}
+		if answered || last == nil {
+			last = err
+		}
 		cfg.Logger.Debug("lease not created, trying another id", "lease", who.ID, "error", err)
-		if !pauses.wait(ctx, err, nil) {
-			return nil, fmt.Errorf("lease: create: %w; last attempt: %w", context.Cause(ctx), err)
+		if !pauses.wait(ctx, err, nil) || ctx.Err() != nil {
+			return nil, fmt.Errorf("lease: create: %w; last attempt: %w", context.Cause(ctx), last)
 		}
 	}
 }

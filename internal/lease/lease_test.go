@@ -104,6 +104,19 @@ func TestCreateFails(t *testing.T) {
 		if _, err := lease.Create(ctx, b, cfg); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("under an ended context: %v", err)
 		}
+		// The cause is named also if the last attempt has no answer yet.
+		b = newBucket()
+		b.onWrite = func(n int, _ write) fault {
+			if n == 1 {
+				return fault{err: kv.ErrFull}
+			}
+			return fault{lost: true}
+		}
+		ctx, cancel = context.WithTimeout(t.Context(), 10*sec)
+		defer cancel()
+		if _, err := lease.Create(ctx, b, cfg); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, kv.ErrFull) {
+			t.Errorf("storage is full, and then no answer: %v", err)
+		}
 	})
 }
 
