@@ -151,9 +151,14 @@ func mutexFIFO(t *testing.T, s *site) {
 	first := lock(t, primitives.NewMutex(managers[0], key))
 	order := make(chan int, 50)
 	var all sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	progress := time.AfterFunc(time.Hour, cancel) // patience counts from the release, and again from each grant
+	defer progress.Stop()
 	for i := range 50 {
 		all.Go(func() {
-			err := primitives.NewMutex(managers[i%5], key).Do(waitContext(t), func(context.Context, *primitives.Lock) error {
+			err := primitives.NewMutex(managers[i%5], key).Do(ctx, func(context.Context, *primitives.Lock) error {
+				progress.Reset(patience)
 				order <- i
 				return nil
 			})
@@ -163,6 +168,7 @@ func mutexFIFO(t *testing.T, s *site) {
 		})
 		waitQueue(t, managers[0], key, i+1)
 	}
+	progress.Reset(patience)
 	release(t, first)
 	all.Wait()
 	for i := range 50 {
