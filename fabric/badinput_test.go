@@ -85,6 +85,9 @@ func TestBadManagerOptions(t *testing.T) {
 		if _, err := fabric.New(waitContext(t), nil); !errors.Is(err, fabric.ErrInvalidOption) {
 			t.Errorf("New without a connection: %v", err)
 		}
+		if err := fabric.StandBy(waitContext(t), nil); !errors.Is(err, fabric.ErrInvalidOption) {
+			t.Errorf("StandBy without a connection: %v", err)
+		}
 	})
 }
 

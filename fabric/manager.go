@@ -136,6 +136,8 @@ func redacted(servers string) string {
 	return strings.Join(all, ",")
 }
 
+var errNoConnection = fmt.Errorf("%w: the connection is nil", ErrInvalidOption)
+
 // New opens the fabric on a connection of the caller. The caller closes the connection after the manager.
 //
 // Make the connection with nats.MaxReconnects(-1). Otherwise it gives up after two minutes without a server, and its
@@ -148,7 +150,7 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Manager, error) {
 		return nil, err
 	}
 	if nc == nil {
-		return nil, fmt.Errorf("%w: the connection is nil", ErrInvalidOption)
+		return nil, errNoConnection
 	}
 	if nc.IsClosed() {
 		return nil, closedForGood(nc)

@@ -33,6 +33,9 @@ func StandBy(ctx context.Context, nc *nats.Conn, opts ...Option) error {
 	if err != nil {
 		return err
 	}
+	if nc == nil {
+		return errNoConnection
+	}
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalidOption, err)

@@ -23,7 +23,7 @@ const maxCount = 1<<31 - 1
 func validCounts(numbers ...int) error {
 	for _, n := range numbers {
 		if n < 1 || n > maxCount {
-			return fmt.Errorf("%w: %d: use 1 to %d", fabric.ErrInvalidOption, n, maxCount)
+			return fmt.Errorf("%w: size or number %d: use 1 to %d", fabric.ErrInvalidOption, n, maxCount)
 		}
 	}
 	return nil

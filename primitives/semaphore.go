@@ -52,7 +52,7 @@ func (s *Semaphore) Drain(ctx context.Context) (*Permit, error) { return s.claim
 
 func (s *Semaphore) claim(ctx context.Context, verb string, n int) (*Permit, error) {
 	if err := validCounts(s.size, n); err != nil {
-		return nil, err
+		return nil, &fabric.NotAcquiredError{Key: s.name, Cause: err}
 	}
 	h, err := s.m.Claim(ctx, s.name, fabric.Claim{Kind: fabric.KindSemaphore, Verb: verb, Permits: n, Limit: s.size}, s.opts...)
 	if err != nil {

@@ -96,10 +96,10 @@ func semaphoreWeighted(t *testing.T, s *site) {
 	release(t, c)
 	expectFree(t, m, key)
 	for _, bad := range []int{0, -1, 1 << 31} {
-		if _, err := sem.AcquireN(t.Context(), bad); !errors.Is(err, fabric.ErrInvalidOption) {
+		if _, err := sem.AcquireN(t.Context(), bad); !errors.Is(err, fabric.ErrInvalidOption) || !errors.Is(err, fabric.ErrNotAcquired) {
 			t.Errorf("%d permits: %v", bad, err)
 		}
-		if _, err := primitives.NewSemaphore(m, key, bad).Acquire(t.Context()); !errors.Is(err, fabric.ErrInvalidOption) {
+		if _, err := primitives.NewSemaphore(m, key, bad).Acquire(t.Context()); !errors.Is(err, fabric.ErrInvalidOption) || !errors.Is(err, fabric.ErrNotAcquired) {
 			t.Errorf("a size of %d: %v", bad, err)
 		}
 	}

@@ -265,7 +265,7 @@ type durationFlags struct {
 
 func (f *durationFlags) validate(what string) error {
 	if f.HoldAtLeast < 0 {
-		return usageError("%s --hold-at-least=%v: give a time", what, f.HoldAtLeast)
+		return usageError("%s --hold-at-least=%v: give 0 or more", what, f.HoldAtLeast)
 	}
 	return nil
 }

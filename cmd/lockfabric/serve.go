@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/kv"
 )
 
 const shutdownTimeout = 30 * time.Second
@@ -64,6 +65,9 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	defer stop()
 	if v.IdleExit < 0 {
 		return usageError("serve --idle-exit=%v: give a time, or 0 for never", v.IdleExit)
+	}
+	if c.given["shards"] && (v.Shards < 1 || v.Shards > kv.MaxShards) {
+		return usageError("serve --shards=%d: give 1 to %d", v.Shards, kv.MaxShards)
 	}
 	if v.Local {
 		return v.serveLocal(ctx, c, s)

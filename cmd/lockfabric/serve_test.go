@@ -139,6 +139,9 @@ func TestServeUsage(t *testing.T) {
 		{[]string{"--store", store, "--sync", "sometimes"}, "--sync"},
 		{[]string{"--store", store, "--sync", "1ns"}, "interval"},
 		{[]string{"--store", store, "--idle-exit=-1s"}, "--idle-exit"},
+		{[]string{"--store", store, "--shards=-1"}, "serve --shards=-1: give 1 to 64"},
+		{[]string{"--store", store, "--shards=0"}, "serve --shards=0: give 1 to 64"},
+		{[]string{"--store", store, "--shards=65"}, "serve --shards=65: give 1 to 64"},
 		{[]string{"--store", store, "--routes", "127.0.0.1:1"}, "--cluster-listen"},
 		{[]string{"--store", store, "--cluster-listen", "127.0.0.1:0", "--routes", "127.0.0.1:1"}, "--name"},
 	} {
