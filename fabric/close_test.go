@@ -343,7 +343,7 @@ func TestCloseReleasesWhatItHolds(t *testing.T) {
 		many := make(chan struct{}) // closed when more than 64 requests are under way at a time
 		open := sync.OnceFunc(func() { close(many) })
 		w.fault(-1, func(msg *nats.Msg) bool { return leaseWrite(msg) || lockWrite(msg) },
-			func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+			func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 				n := now.Add(1)
 				defer now.Add(-1)
 				for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
@@ -408,7 +408,7 @@ func TestCloseThatCanNotReleaseHandsOn(t *testing.T) {
 		key := s.key(t)
 		l := acquire(t, m, key)
 		waits := queue(t, waitContext(t), s.manager(t), key)
-		w.fault(-1, lockWrite, func(ctx context.Context, _ *nats.Msg, _ jskv.RoundTripper) (*nats.Msg, error) {
+		w.fault(-1, lockWrite, func(ctx context.Context, _ *nats.Msg, _ jskv.Requester) (*nats.Msg, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		})

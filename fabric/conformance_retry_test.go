@@ -46,7 +46,7 @@ func retriedAcquire(t *testing.T, s *site) {
 	} {
 		key := s.key(t)
 		var committed uint64
-		w.fault(1, lockPut, func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+		w.fault(1, lockPut, func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 			reply, err := surely(ctx, msg, send)
 			committed = ackSeq(reply)
 			if err != nil || committed == 0 {
@@ -91,7 +91,7 @@ func retriedRelease(t *testing.T, s *site) {
 	m, w := s.wired(t, direct)
 	l := acquire(t, m, key)
 	var next *fabric.Lock
-	w.fault(1, lockPurge, func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+	w.fault(1, lockPurge, func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 		_, err := deaf(ctx, msg, send)
 		next = acquire(t, other, key)
 		return nil, err
@@ -172,7 +172,7 @@ func leaseLostOnTheWay(t *testing.T, s *site) {
 	slow, w := s.wired(t, fabric.WithTTL(3*time.Second), direct)
 	witness := acquire(t, slow, s.key(t)) // under the same lease
 	var committed uint64
-	w.fault(1, lockPut, func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+	w.fault(1, lockPut, func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 		renewals := w.fault(-1, leaseWrite, vanish)
 		reply, err := surely(ctx, msg, send)
 		committed = ackSeq(reply)

@@ -178,7 +178,7 @@ func TestNoEventsOfAGrantThatIsNotHandedOut(t *testing.T) {
 		var rec recorder
 		slow, w := s.wired(t, fabric.WithTTL(3*time.Second), fabric.WithEvents(rec.hook))
 		witness := acquire(t, slow, s.key(t)) // under the same lease
-		w.fault(1, lockPut, func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+		w.fault(1, lockPut, func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 			renewals := w.fault(-1, leaseWrite, vanish)
 			reply, err := surely(ctx, msg, send)
 			<-witness.Lost()
@@ -207,7 +207,7 @@ func TestCloseTellsOfAReleaseUnderWay(t *testing.T) {
 		m, w := s.wired(t, fabric.WithEvents(rec.hook))
 		l := acquire(t, m, s.key(t))
 		arrived, gate := make(chan struct{}), make(chan struct{})
-		w.fault(1, lockWrite, func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+		w.fault(1, lockWrite, func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 			close(arrived)
 			<-gate
 			return send(ctx, msg)

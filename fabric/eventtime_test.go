@@ -24,7 +24,7 @@ func TestEventTimeOfADowngrade(t *testing.T) {
 		l := acquire(t, m, key)
 		reader := queue(t, waitContext(t), s.manager(t, fabric.WithEvents(rec.hook)), key, fabric.WithMode(fabric.Shared))
 		admitted := make(chan struct{})
-		w.fault(-1, about(t, key, lockPut), func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+		w.fault(-1, about(t, key, lockPut), func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 			reply, err := send(ctx, msg)
 			if err == nil && !strings.Contains(string(reply.Data), `"error"`) {
 				<-admitted

@@ -10,10 +10,10 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// WithTrip puts trip in the place of the connection's request call: every read
-// and write of locks and leases passes it.
-func WithTrip(trip jskv.RoundTripper) ManagerOption {
-	return func(c *config) error { c.buckets.Trip = trip; return nil }
+// WithRequester replaces the connection's request call: every read
+// and write of locks and leases uses it.
+func WithRequester(request jskv.Requester) ManagerOption {
+	return func(c *config) error { c.buckets.Request = request; return nil }
 }
 
 // DisposeLease closes the lease that a hold stands under, as for a retired one,

@@ -30,7 +30,7 @@ func TestInspectReadsLeasesTogether(t *testing.T) {
 		leaseRead := func(msg *nats.Msg) bool {
 			return strings.HasPrefix(msg.Subject, "$JS.API.STREAM.MSG.GET.") && strings.HasSuffix(msg.Subject, "-leases")
 		}
-		w.fault(waiters+1, leaseRead, func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+		w.fault(waiters+1, leaseRead, func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 			mu.Lock()
 			if reads++; reads == waiters+1 {
 				close(all)

@@ -167,8 +167,8 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Manager, error) {
 func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, error) {
 	m := &Manager{cfg: cfg, nc: nc, own: own, opening: newCtxMutex(), clock: clock.Holder(), feed: newFeed(cfg.hook), done: make(chan struct{}), gone: make(chan struct{})}
 	m.life, m.die = context.WithCancelCause(context.Background())
-	m.gate = newGate(nc, cfg.buckets.Trip, m.rtt.Timeout, m.resendRenewals)
-	m.cfg.buckets.Trip = m.gate.trip
+	m.gate = newGate(nc, cfg.buckets.Request, m.rtt.Timeout, m.resendRenewals)
+	m.cfg.buckets.Request = m.gate.request
 	m.hints = newHints(nc, cfg.buckets.Fabric, m)
 	m.ending.Go(m.followConnection(nc.StatusChanged(nats.CLOSED)))
 	s, err := m.session(ctx)

@@ -34,7 +34,7 @@ func expectValid(t *testing.T, m *fabric.Manager, st fabric.Stamp, want bool) {
 // checks are the scratch writes of validations.
 func checks(msg *nats.Msg) bool { return strings.HasSuffix(msg.Subject, "-locks.=v") }
 
-func goesThrough(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+func goesThrough(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 	return send(ctx, msg)
 }
 
@@ -371,7 +371,7 @@ func TestM45_WithStampGrantsOverItsRevisionOnly(t *testing.T) {
 
 		// It changes while the write is on its way.
 		st = stampOf(t, m, key)
-		f := w.fault(1, lockPut, func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+		f := w.fault(1, lockPut, func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 			release(t, acquire(t, other, key))
 			return send(ctx, msg)
 		})
@@ -424,7 +424,7 @@ func TestM39_AReadThatIsPutOffHolds(t *testing.T) {
 		t.Parallel()
 		m, w := s.wired(t)
 		key := s.key(t)
-		f := w.fault(-1, checks, func(context.Context, *nats.Msg, jskv.RoundTripper) (*nats.Msg, error) {
+		f := w.fault(-1, checks, func(context.Context, *nats.Msg, jskv.Requester) (*nats.Msg, error) {
 			return &nats.Msg{Data: []byte(`{"error":{"code":400,"err_code":10164,"description":"wrong last sequence"},"stream":"KV","seq":0}`)}, nil
 		})
 		calls := 0

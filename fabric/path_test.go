@@ -246,7 +246,7 @@ func TestCostOfSets(t *testing.T) {
 func together(n int) action {
 	var mu sync.Mutex
 	out, all := 0, make(chan struct{})
-	return func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+	return func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 		mu.Lock()
 		if out++; out == n {
 			close(all)

@@ -21,7 +21,7 @@ const leastFirst = time.Second
 // more, and the leases may end soon. Every request of the manager passes the gate. While there is no connection, other
 // requests are refused, as the client itself does. After the reconnect, they wait until the renewals are answered.
 type gate struct {
-	send   jskv.RoundTripper
+	send   jskv.Requester
 	nc     *nats.Conn
 	resend func(context.Context) // sends unanswered renewals again and waits for the answers
 	limit  func() time.Duration  // limit for this wait: how long an answer takes on this link
@@ -38,7 +38,7 @@ type gate struct {
 }
 
 // newGate starts a gate. It does not call resend before a request has passed the gate.
-func newGate(nc *nats.Conn, send jskv.RoundTripper, limit func() time.Duration, resend func(context.Context)) *gate {
+func newGate(nc *nats.Conn, send jskv.Requester, limit func() time.Duration, resend func(context.Context)) *gate {
 	if send == nil {
 		send = nc.RequestMsgWithContext
 	}
@@ -103,8 +103,8 @@ func (g *gate) open() {
 	}
 }
 
-// trip is the manager's jskv.RoundTripper.
-func (g *gate) trip(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
+// request is the manager's jskv.Requester.
+func (g *gate) request(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
 	if (g.busy.Load() || len(g.events) > 0) && !lease.Renewing(ctx) {
 		if err := g.wait(ctx); err != nil {
 			return nil, err

@@ -17,19 +17,19 @@ import (
 func batchEnd(msg *nats.Msg) bool { return msg.Header.Get("Nats-Batch-Commit") != "" }
 
 // incomplete has the server do it, and answers what a new leader says of a batch that it does not know.
-func incomplete(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+func incomplete(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 	_, _ = surely(ctx, msg, send)
 	return &nats.Msg{Data: []byte(`{"error":{"code":400,"err_code":10176,"description":"batch publish is incomplete and was abandoned"}}`)}, nil
 }
 
 // olderLeader has the server do it, and answers as a deposed leader does that has an older revision.
-func olderLeader(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+func olderLeader(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 	_, _ = surely(ctx, msg, send)
 	return &nats.Msg{Data: []byte(`{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 1"}}`)}, nil
 }
 
 // half has the server do one of the batch's writes, and says nothing.
-func half(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+func half(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 	one := &nats.Msg{Subject: msg.Subject, Header: nats.Header{}, Data: msg.Data}
 	for k, v := range msg.Header {
 		if k != "Nats-Batch-Id" && k != "Nats-Batch-Sequence" && k != "Nats-Batch-Commit" {

@@ -28,7 +28,7 @@ func TestRule7_WeakerBeforeStrongerAfter(t *testing.T) {
 							t.Errorf("the handle says %s, token %d", had, l.Token())
 						}
 					}
-					w.fault(-1, about(t, key, lockWrite), func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+					w.fault(-1, about(t, key, lockWrite), func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 						check()
 						defer check()
 						return send(ctx, msg)

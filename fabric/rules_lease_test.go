@@ -94,7 +94,7 @@ func renewalCountsFromItsSending(t *testing.T, s *site) {
 		deliver := make(chan struct{})
 		act, replies := w.delayed(deliver)
 		var sent time.Time
-		first := w.fault(1, leaseWrite, func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+		first := w.fault(1, leaseWrite, func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 			sent = time.Now()
 			return act(ctx, msg, send)
 		})
@@ -129,7 +129,7 @@ func TestRule7_InvalidBeforeTheReleaseIsSent(t *testing.T) {
 				key := s.key(t)
 				l := acquire(t, m, key)
 				ctx := l.Context()
-				w.fault(1, about(t, key, lockWrite), func(c context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+				w.fault(1, about(t, key, lockWrite), func(c context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 					if err := l.Err(); !errors.Is(err, fabric.ErrReleased) || ctx.Err() == nil || !l.ValidUntil().IsZero() {
 						t.Errorf("%s: when the release is sent, the handle says %v, its context %v", name, err, ctx.Err())
 					}

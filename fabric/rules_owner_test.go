@@ -81,7 +81,7 @@ func TestRule10_ThoseInTheWayAreLookedAtTogether(t *testing.T) {
 		w.fault(-1, func(msg *nats.Msg) bool {
 			return leaseRead(msg, "last_by_subj") && strings.HasSuffix(msg.Subject, "-leases")
 		},
-			func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+			func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 				in <- string(msg.Data)
 				select {
 				case <-all:

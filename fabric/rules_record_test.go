@@ -28,7 +28,7 @@ type history struct {
 	writes map[uint64][]byte
 }
 
-func (h *history) note(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+func (h *history) note(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 	reply, err := surely(ctx, msg, send)
 	if seq := ackSeq(reply); err == nil && seq != 0 {
 		h.mu.Lock()
@@ -140,7 +140,7 @@ func TestRule11_ARefusedWriteGrantsNothing(t *testing.T) {
 		m, w := s.wired(t)
 		key, other := s.key(t), s.manager(t)
 		var rival *fabric.Lock
-		w.fault(1, about(t, key, lockPut), func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+		w.fault(1, about(t, key, lockPut), func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 			rival = acquire(t, other, key)
 			return send(ctx, msg)
 		})

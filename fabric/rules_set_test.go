@@ -134,7 +134,7 @@ func TestM13_CancelAtAnyStepLeavesNothing(t *testing.T) {
 	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		for _, act := range []action{
-			func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+			func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 				return send(ctx, msg)
 			},
 			deaf, vanish,
@@ -147,7 +147,7 @@ func TestM13_CancelAtAnyStepLeavesNothing(t *testing.T) {
 				ctx, cancel := context.WithCancel(waitContext(t))
 				hits := 0
 				var mu sync.Mutex
-				f := w.fault(-1, below(t, root, lockWrite), func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+				f := w.fault(-1, below(t, root, lockWrite), func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 					mu.Lock()
 					hits++
 					now := hits == n

@@ -16,7 +16,7 @@ import (
 
 // answerWith answers every request with this reply.
 func answerWith(reply *nats.Msg) action {
-	return func(context.Context, *nats.Msg, jskv.RoundTripper) (*nats.Msg, error) { return reply, nil }
+	return func(context.Context, *nats.Msg, jskv.Requester) (*nats.Msg, error) { return reply, nil }
 }
 
 // readNow asks the leader for the lock's entry, as a manager does, and returns
@@ -24,7 +24,7 @@ func answerWith(reply *nats.Msg) action {
 func readNow(t *testing.T, s *site, m *fabric.Manager, w *wire, key string) *nats.Msg {
 	t.Helper()
 	var reply *nats.Msg
-	f := w.fault(1, about(t, key, lockRead), func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+	f := w.fault(1, about(t, key, lockRead), func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 		var err error
 		reply, err = surely(ctx, msg, send)
 		return reply, err
@@ -200,7 +200,7 @@ func TestRule5_ConflictIsNotBusy(t *testing.T) {
 		m, w := s.wired(t)
 		key := s.key(t)
 		l := acquire(t, s.manager(t), key)
-		f := w.fault(-1, about(t, key, lockWrite), func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+		f := w.fault(-1, about(t, key, lockWrite), func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 			return send(ctx, msg)
 		})
 		_, err := m.TryAcquire(waitContext(t), key)

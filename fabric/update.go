@@ -127,7 +127,7 @@ func (u *update) open() (*jskv.UserBucket, error) {
 	if b, ok := u.m.updates.buckets.Load(u.bucket); ok {
 		return b.(*jskv.UserBucket), nil
 	}
-	b, err := jskv.OpenUser(u.ctx, u.m.nc, u.m.cfg.buckets.Trip, u.bucket)
+	b, err := jskv.OpenUser(u.ctx, u.m.nc, u.m.cfg.buckets.Request, u.bucket)
 	if err == nil {
 		u.m.updates.buckets.Store(u.bucket, b)
 	}

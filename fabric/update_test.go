@@ -45,18 +45,18 @@ func expectValue(t *testing.T, b jetstream.KeyValue, key, want string) {
 
 // conflicting is the server's answer 10071.
 func conflicting(rev uint64) action {
-	return func(context.Context, *nats.Msg, jskv.RoundTripper) (*nats.Msg, error) {
+	return func(context.Context, *nats.Msg, jskv.Requester) (*nats.Msg, error) {
 		return &nats.Msg{Data: fmt.Appendf(nil, `{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: %d"},"stream":"x","seq":0}`, rev)}, nil
 	}
 }
 
-func closedConn(context.Context, *nats.Msg, jskv.RoundTripper) (*nats.Msg, error) {
+func closedConn(context.Context, *nats.Msg, jskv.Requester) (*nats.Msg, error) {
 	return nil, nats.ErrConnectionClosed
 }
 
 // committed writes and answers something else.
 func committed(answer action) action {
-	return func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+	return func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 		_, _ = surely(ctx, msg, send)
 		return answer(ctx, msg, send)
 	}
@@ -163,7 +163,7 @@ func TestM46_UpdateIsDoneOnce(t *testing.T) {
 		m, w := s.wired(t)
 		other, b := s.manager(t), userBucket(t, s)
 		bump := func(n int) action {
-			return func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+			return func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 				for range n {
 					if _, err := other.Update(waitContext(t), b.Bucket(), strings.TrimPrefix(msg.Subject, "$KV."+b.Bucket()+"."), addOne); err != nil {
 						t.Error(err)
@@ -172,14 +172,14 @@ func TestM46_UpdateIsDoneOnce(t *testing.T) {
 				return nil, nats.ErrTimeout
 			}
 		}
-		foreign := func(_ context.Context, msg *nats.Msg, _ jskv.RoundTripper) (*nats.Msg, error) {
+		foreign := func(_ context.Context, msg *nats.Msg, _ jskv.Requester) (*nats.Msg, error) {
 			if _, err := b.PutString(waitContext(t), strings.TrimPrefix(msg.Subject, "$KV."+b.Bucket()+"."), "70"); err != nil {
 				t.Error(err)
 			}
 			return nil, nats.ErrTimeout
 		}
 		then := func(first, next action) action {
-			return func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+			return func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 				_, _ = first(ctx, msg, send)
 				return next(ctx, msg, send)
 			}
@@ -243,7 +243,7 @@ func TestM46_UpdateOfAnAbsenceIsNotRepeated(t *testing.T) {
 		if rev, err := m.Update(waitContext(t), b.Bucket(), "there", addOne); err != nil || rev != 1 {
 			t.Errorf("written: %d, %v", rev, err)
 		}
-		w.fault(1, userWrite(b), committed(func(context.Context, *nats.Msg, jskv.RoundTripper) (*nats.Msg, error) {
+		w.fault(1, userWrite(b), committed(func(context.Context, *nats.Msg, jskv.Requester) (*nats.Msg, error) {
 			return nil, errors.Join(nats.ErrTimeout, stream.Purge(waitContext(t), jetstream.WithPurgeSubject("$KV."+b.Bucket()+".gone")))
 		}))
 		if _, err := m.Update(waitContext(t), b.Bucket(), "gone", addOne); !errors.Is(err, fabric.ErrUncertain) {
@@ -262,7 +262,7 @@ func TestUpdateFallsBack(t *testing.T) {
 		m, w := s.wired(t)
 		other, b := s.manager(t), userBucket(t, s)
 		name := "update/" + b.Bucket() + "/k"
-		f := w.fault(7, userWrite(b), func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+		f := w.fault(7, userWrite(b), func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 			if _, err := other.Update(waitContext(t), b.Bucket(), "k", addOne); err != nil {
 				t.Error(err)
 			}
@@ -311,7 +311,7 @@ func TestM46_CountersUpdatedAddUp(t *testing.T) {
 			m, w := s.wired(t)
 			r := rand.New(rand.NewPCG(46, uint64(i))) //nolint:gosec // a fixed seed
 			var mu sync.Mutex
-			w.fault(-1, func(msg *nats.Msg) bool { return userWrite(b)(msg) || userRead(b)(msg) }, func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+			w.fault(-1, func(msg *nats.Msg) bool { return userWrite(b)(msg) || userRead(b)(msg) }, func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 				mu.Lock()
 				n := r.IntN(20)
 				mu.Unlock()

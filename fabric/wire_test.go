@@ -20,7 +20,7 @@ import (
 // wire is one manager's way to its server, with faults on it. It sees every read
 // and write of locks and leases, but not what the watchers deliver.
 type wire struct {
-	send jskv.RoundTripper
+	send jskv.Requester
 
 	mu     sync.Mutex
 	faults []*fault
@@ -39,7 +39,7 @@ type fault struct {
 	hit   chan struct{} // receives one for each hit, as far as somebody listens
 }
 
-type action func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error)
+type action func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error)
 
 // wired returns a manager on a wire, and the wire. The faults end with the test,
 // before the manager is closed.
@@ -47,7 +47,7 @@ func (s *site) wired(t testing.TB, opts ...fabric.Option) (*fabric.Manager, *wir
 	t.Helper()
 	nc := s.conn(t)
 	w := &wire{send: nc.RequestMsgWithContext, over: make(chan struct{})}
-	m := newManager(t, nc, slices.Concat(s.options, opts, []fabric.Option{fabric.WithTrip(w.trip)})...)
+	m := newManager(t, nc, slices.Concat(s.options, opts, []fabric.Option{fabric.WithRequester(w.request)})...)
 	t.Cleanup(w.heal)
 	t.Cleanup(func() {
 		close(w.over)
@@ -56,7 +56,7 @@ func (s *site) wired(t testing.TB, opts ...fabric.Option) (*fabric.Manager, *wir
 	return m, w
 }
 
-func (w *wire) trip(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
+func (w *wire) request(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
 	w.mu.Lock()
 	for _, f := range w.faults {
 		if f.left == 0 || !f.match(msg) {
@@ -130,24 +130,24 @@ func anything(*nats.Msg) bool { return true }
 // What goes wrong with them.
 
 // notSent fails before anything was sent.
-func notSent(context.Context, *nats.Msg, jskv.RoundTripper) (*nats.Msg, error) {
+func notSent(context.Context, *nats.Msg, jskv.Requester) (*nats.Msg, error) {
 	return nil, nats.ErrNoResponders
 }
 
 // vanish loses the request on its way, and the client's patience with it.
-func vanish(context.Context, *nats.Msg, jskv.RoundTripper) (*nats.Msg, error) {
+func vanish(context.Context, *nats.Msg, jskv.Requester) (*nats.Msg, error) {
 	return nil, nats.ErrTimeout
 }
 
 // deaf has the server do it and loses the reply.
-func deaf(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+func deaf(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 	_, _ = surely(ctx, msg, send)
 	return nil, nats.ErrTimeout
 }
 
 // surely sends a request, however long its answer takes and until the stream has a leader: what a
 // test has to know.
-func surely(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+func surely(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
 	for {
@@ -159,20 +159,20 @@ func surely(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.M
 }
 
 // twice delivers the request two times; the first reply counts.
-func twice(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+func twice(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 	reply, err := send(ctx, msg)
 	_, _ = send(ctx, msg)
 	return reply, err
 }
 
 // busy is the server's answer 10164.
-func busy(context.Context, *nats.Msg, jskv.RoundTripper) (*nats.Msg, error) {
+func busy(context.Context, *nats.Msg, jskv.Requester) (*nats.Msg, error) {
 	return &nats.Msg{Data: []byte(`{"error":{"code":400,"err_code":10164,"description":"wrong last sequence"},"stream":"x","seq":0}`)}, nil
 }
 
 // seen calls fn at the moment at which the request passes, and passes it on.
 func seen(fn func(msg *nats.Msg)) action {
-	return func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+	return func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 		fn(msg)
 		return send(ctx, msg)
 	}
@@ -183,7 +183,7 @@ func seen(fn func(msg *nats.Msg)) action {
 // it is the server's reason.
 func (w *wire) delayed(deliver <-chan struct{}) (action, <-chan string) {
 	replies := make(chan string, 64)
-	return func(ctx context.Context, msg *nats.Msg, send jskv.RoundTripper) (*nats.Msg, error) {
+	return func(ctx context.Context, msg *nats.Msg, send jskv.Requester) (*nats.Msg, error) {
 		ctx = context.WithoutCancel(ctx)
 		w.late.Go(func() {
 			select {

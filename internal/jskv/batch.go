@@ -153,14 +153,14 @@ func (t *Batch) present() []*Member {
 func (t *Batch) send(ctx context.Context) {
 	defer close(t.done)
 	began, all := time.Now(), t.present()
-	err := t.trip(ctx, all)
+	err := t.sendMembers(ctx, all)
 	if t.answered != nil {
 		t.sent, t.singles = true, t.answered(len(all), time.Since(began), err)
 	}
 }
 
-// trip sends the members and sets the outcome of each. It returns the outcome of the batch.
-func (t *Batch) trip(ctx context.Context, all []*Member) error {
+// sendMembers sends the members and sets the outcome of each. It returns the outcome of the batch.
+func (t *Batch) sendMembers(ctx context.Context, all []*Member) error {
 	last, id := all[len(all)-1], nuid.Next()
 	for i, m := range all {
 		if len(all) == 1 {
@@ -174,7 +174,7 @@ func (t *Batch) trip(ctx context.Context, all []*Member) error {
 			return t.answer(all, 0, publishError(err)) // without its last message the batch is not committed
 		}
 	}
-	reply, err := t.b.trip(ctx, last.msg)
+	reply, err := t.b.request(ctx, last.msg)
 	if err != nil {
 		return t.answer(all, 0, publishError(err))
 	}

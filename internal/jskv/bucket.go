@@ -55,21 +55,21 @@ type Entry struct {
 	Deleted bool
 }
 
-// RoundTripper sends a request and waits for its reply, as (*nats.Conn).RequestMsgWithContext does. Tests replace it
+// Requester sends a request and waits for its reply, as (*nats.Conn).RequestMsgWithContext does. Tests replace it
 // to lose, delay and repeat messages.
-type RoundTripper func(ctx context.Context, msg *nats.Msg) (*nats.Msg, error)
+type Requester func(ctx context.Context, msg *nats.Msg) (*nats.Msg, error)
 
 // Bucket is one KV bucket of the fabric. It is safe for concurrent use.
 type Bucket struct {
-	nc     *nats.Conn
-	js     jetstream.JetStream
-	kv     jetstream.KeyValue
-	name   string
-	stream string
-	prefix string // subject prefix of the keys, with its final dot
-	getAPI string // subject of the leader read
-	trip   RoundTripper
-	link   *link // of Open; may be nil
+	nc      *nats.Conn
+	js      jetstream.JetStream
+	kv      jetstream.KeyValue
+	name    string
+	stream  string
+	prefix  string // subject prefix of the keys, with its final dot
+	getAPI  string // subject of the leader read
+	request Requester
+	link    *link // of Open; may be nil
 
 	incarnation string                    // of the stream, from its metadata at Open
 	shards      int                       // of its fabric, at Open
@@ -111,7 +111,7 @@ func (b *Bucket) Get(ctx context.Context, key string) (Entry, error) {
 // get is Get, with the message's header block.
 func (b *Bucket) get(ctx context.Context, key string) (_ Entry, header []byte, err error) {
 	req := &nats.Msg{Subject: b.getAPI, Data: append(append([]byte(`{"last_by_subj":"`+b.prefix), key...), `"}`...)}
-	reply, err := b.trip(ctx, req)
+	reply, err := b.request(ctx, req)
 	if err != nil {
 		return Entry{}, nil, fmt.Errorf("%w: read of %s: %w", kv.ErrUnavailable, key, err)
 	}
@@ -240,7 +240,7 @@ func (b *Bucket) write(ctx context.Context, m *message, pool *sync.Pool, key str
 }
 
 func (b *Bucket) single(ctx context.Context, msg *nats.Msg, key string, rev uint64) (uint64, error) {
-	reply, err := b.trip(ctx, msg)
+	reply, err := b.request(ctx, msg)
 	if err != nil {
 		return 0, publishError(err)
 	}

@@ -249,7 +249,7 @@ func TestOutcomes(t *testing.T) {
 				}
 				return nc.RequestMsgWithContext(ctx, msg)
 			}
-			b := open(t, nc, jskv.Config{Trip: trip}).Locks[0]
+			b := open(t, nc, jskv.Config{Request: trip}).Locks[0]
 			for op, do := range map[string]func() (uint64, error){
 				"update": func() (uint64, error) { return b.Update(testContext(t), "k", []byte("v"), 7, 0) },
 				"purge":  func() (uint64, error) { return b.Purge(testContext(t), "k", 7, jskv.MarkerTTL) },
@@ -296,7 +296,7 @@ func TestReadFailures(t *testing.T) {
 			}
 			return nc.RequestMsgWithContext(ctx, msg)
 		}
-		b := open(t, nc, jskv.Config{Trip: trip}).Locks[0]
+		b := open(t, nc, jskv.Config{Request: trip}).Locks[0]
 		fail = true
 		e, err := b.Get(testContext(t), "k")
 		if gone := errors.Is(err, jskv.ErrBucketGone); !errors.Is(err, c.want) || gone != errors.Is(c.want, jskv.ErrBucketGone) {

@@ -153,7 +153,7 @@ func TestC15_ABatchWhoseAnswerIsLost(t *testing.T) {
 	onServers(t, func(t *testing.T, nc *nats.Conn, whole *jskv.Bucket) {
 		ctx := testContext(t)
 		var lost atomic.Int64
-		b := open(t, nc, jskv.Config{Fabric: strings.TrimSuffix(whole.Name(), "-locks"), Trip: func(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
+		b := open(t, nc, jskv.Config{Fabric: strings.TrimSuffix(whole.Name(), "-locks"), Request: func(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
 			reply, err := nc.RequestMsgWithContext(ctx, msg)
 			if msg.Header.Get("Nats-Batch-Commit") == "" || lost.Add(1) > 1 {
 				return reply, err

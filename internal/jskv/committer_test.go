@@ -253,7 +253,7 @@ func TestGroupsWhereTheyAreFaster(t *testing.T) {
 
 // A write that finds nothing under way takes no allocation more.
 func TestAloneAsWithoutGroups(t *testing.T) {
-	b := &Bucket{prefix: "k.", atomic: true, trip: func(context.Context, *nats.Msg) (*nats.Msg, error) {
+	b := &Bucket{prefix: "k.", atomic: true, request: func(context.Context, *nats.Msg) (*nats.Msg, error) {
 		return &nats.Msg{Data: []byte(`{"seq":12}`)}, nil
 	}}
 	cost := func() float64 {
@@ -276,7 +276,7 @@ func TestAloneAsWithoutGroups(t *testing.T) {
 
 // Who gives up before the batch is complete has sent nothing, and holds up nobody.
 func TestAMemberThatGivesUp(t *testing.T) {
-	b := &Bucket{prefix: "k.", atomic: true, trip: func(context.Context, *nats.Msg) (*nats.Msg, error) {
+	b := &Bucket{prefix: "k.", atomic: true, request: func(context.Context, *nats.Msg) (*nats.Msg, error) {
 		return &nats.Msg{Data: []byte(`{"seq":12}`)}, nil
 	}}
 	gathered, send := b.Gather()

@@ -42,8 +42,8 @@ type Config struct {
 	Shards, Again int
 	// Seen is the highest revision of each locks bucket that the caller knows.
 	Seen []uint64
-	// Trip replaces the request call of the connection, if not nil.
-	Trip RoundTripper
+	// Request replaces the request call of the connection, if not nil.
+	Request Requester
 }
 
 var fabricName = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,64}$`)
@@ -228,7 +228,7 @@ func (b *Bucket) CheckAt(ctx context.Context, key string, rev uint64) (at uint64
 	if !validKey(key) || rev == 0 {
 		return 0, fmt.Errorf("%w: check of %q at %d: needs the revision of one key", kv.ErrRejected, key, rev)
 	}
-	reply, err := b.trip(ctx, &nats.Msg{Subject: b.prefix + checkKey, Header: nats.Header{
+	reply, err := b.request(ctx, &nats.Msg{Subject: b.prefix + checkKey, Header: nats.Header{
 		headerExpectedRevision: {strconv.FormatUint(rev, 10)},
 		headerExpectedSubject:  {b.prefix + key},
 		headerOperation:        {"PURGE"},

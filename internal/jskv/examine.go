@@ -189,7 +189,7 @@ func (x *Examiner) Open(ctx context.Context, name string) (*Bucket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: bucket %s: %w", kv.ErrUnavailable, name, err)
 	}
-	return newBucket(x.nc, x.js, view, name, x.cfg.Trip), nil
+	return newBucket(x.nc, x.js, view, name, x.cfg.Request), nil
 }
 
 // headerUpdate lists the last updates of a key, the message's own first, as "id@base": base is the
@@ -212,7 +212,7 @@ type UserBucket struct {
 
 // OpenUser opens an existing bucket. Errors: ErrUnsuitable; kv.ErrUnavailable if nobody answers, or
 // the credentials don't allow it.
-func OpenUser(ctx context.Context, nc *nats.Conn, trip RoundTripper, name string) (*UserBucket, error) {
+func OpenUser(ctx context.Context, nc *nats.Conn, request Requester, name string) (*UserBucket, error) {
 	if !bucketName.MatchString(name) {
 		return nil, fmt.Errorf("%w: %q is no name of one", ErrUnsuitable, name)
 	}
@@ -238,7 +238,7 @@ func OpenUser(ctx context.Context, nc *nats.Conn, trip RoundTripper, name string
 	case cfg.Discard != jetstream.DiscardNew && (cfg.MaxBytes > 0 || cfg.MaxMsgs > 0):
 		return nil, fmt.Errorf("%w: %s drops its oldest values when it is full", ErrUnsuitable, name)
 	}
-	return &UserBucket{b: newBucket(nc, js, nil, name, trip), markersExpire: cfg.AllowMsgTTL}, nil
+	return &UserBucket{b: newBucket(nc, js, nil, name, request), markersExpire: cfg.AllowMsgTTL}, nil
 }
 
 // UserEntry is the state of a user's key.

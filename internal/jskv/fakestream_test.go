@@ -43,7 +43,7 @@ func newFakeStream() *fakeStream {
 // hub runs a hub on the stream until the test ends. In a bubble, so must be.
 func (s *fakeStream) hub(t *testing.T, opts ...HubOption) *Hub {
 	t.Helper()
-	h := newHub(&Bucket{nc: &nats.Conn{}, kv: s, name: "fake", stream: "KV_fake", trip: s.read}, opts...)
+	h := newHub(&Bucket{nc: &nats.Conn{}, kv: s, name: "fake", stream: "KV_fake", request: s.read}, opts...)
 	ctx, cancel := context.WithCancel(context.Background())
 	h.cancel = cancel
 	h.run(ctx)

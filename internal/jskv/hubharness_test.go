@@ -100,9 +100,9 @@ func openLocks(t *testing.T, nc *nats.Conn) *jskv.Bucket {
 	return openLocksBy(t, nc, nil)
 }
 
-func openLocksBy(t *testing.T, nc *nats.Conn, trip jskv.RoundTripper) *jskv.Bucket {
+func openLocksBy(t *testing.T, nc *nats.Conn, request jskv.Requester) *jskv.Bucket {
 	t.Helper()
-	b, err := jskv.Open(testContext(t), nc, jskv.Config{Fabric: "hub", Trip: trip})
+	b, err := jskv.Open(testContext(t), nc, jskv.Config{Fabric: "hub", Request: request})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 func TestAMessageWithoutAnAnswerIsNotUsedAgain(t *testing.T) {
 	var given *nats.Msg
 	b := &Bucket{prefix: "$KV.b."}
-	b.trip = func(_ context.Context, msg *nats.Msg) (*nats.Msg, error) {
+	b.request = func(_ context.Context, msg *nats.Msg) (*nats.Msg, error) {
 		if given == nil {
 			given = msg
 			return nil, context.DeadlineExceeded

@@ -193,7 +193,7 @@ func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStr
 	if err != nil {
 		return nil, fmt.Errorf("%w: bucket %s: %w", kv.ErrUnavailable, name, err)
 	}
-	b := newBucket(nc, js, view, name, cfg.Trip)
+	b := newBucket(nc, js, view, name, cfg.Request)
 	b.link, b.incarnation, b.atomic = l, info.Config.Metadata[metaIncarnation], info.Config.AllowAtomicPublish
 	b.shards = shardsOf(info.Config)
 	b.batches = b.atomic && info.Config.Replicas > 1
@@ -202,17 +202,17 @@ func openBucket(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetStr
 	return b, nil
 }
 
-func newBucket(nc *nats.Conn, js jetstream.JetStream, view jetstream.KeyValue, name string, trip RoundTripper) *Bucket {
-	if trip == nil {
-		trip = nc.RequestMsgWithContext
+func newBucket(nc *nats.Conn, js jetstream.JetStream, view jetstream.KeyValue, name string, request Requester) *Bucket {
+	if request == nil {
+		request = nc.RequestMsgWithContext
 	}
 	return &Bucket{
 		nc: nc, js: js, kv: view,
-		name:   name,
-		stream: streamName(name),
-		prefix: subjectPrefix(name),
-		getAPI: apiMessageGet + streamName(name),
-		trip:   trip,
+		name:    name,
+		stream:  streamName(name),
+		prefix:  subjectPrefix(name),
+		getAPI:  apiMessageGet + streamName(name),
+		request: request,
 	}
 }
 

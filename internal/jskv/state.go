@@ -29,7 +29,7 @@ type State struct {
 
 // State asks the stream's leader for the state of the bucket. Errors are those of Get.
 func (b *Bucket) State(ctx context.Context) (State, error) {
-	reply, err := b.trip(ctx, &nats.Msg{Subject: apiStreamInfo + b.stream})
+	reply, err := b.request(ctx, &nats.Msg{Subject: apiStreamInfo + b.stream})
 	if err != nil {
 		return State{}, fmt.Errorf("%w: state of %s: %w", kv.ErrUnavailable, b.name, err)
 	}
