@@ -137,7 +137,7 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 			sl.unregister(op.ID)
 			return nil, engine.Outcome{}, err
 		}
-		defer from.slot.drop(from)
+		defer from.share.drop(from)
 		opt.Queued = from.dropWhenQueued(opt.Queued)
 	}
 	if a.set != nil {
@@ -154,7 +154,7 @@ func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
 
 // compose makes the operation of a round under the lease, with a new id. finishRound unregisters the id if the round
 // fails.
-func (a *attempt) compose(ctx context.Context, sl *slot) record.Op {
+func (a *attempt) compose(ctx context.Context, sl *leaseShare) record.Op {
 	op := a.op
 	op.ID, op.Lease, op.Since = sl.lease.NextOp(), sl.id, time.Now()
 	a.id = op.ID
@@ -169,7 +169,7 @@ func (a *attempt) compose(ctx context.Context, sl *slot) record.Op {
 }
 
 // finishRound makes a handle from the outcome of a round.
-func (a *attempt) finishRound(ctx context.Context, sl *slot, op *record.Op, out engine.Outcome, err error, before uint64) (*Hold, error) {
+func (a *attempt) finishRound(ctx context.Context, sl *leaseShare, op *record.Op, out engine.Outcome, err error, before uint64) (*Hold, error) {
 	if err != nil {
 		if errors.Is(err, engine.ErrGone) || a.claim.From != nil {
 			// The entry may exist nevertheless, because a deposed leader may have answered the reads. No entry may
@@ -200,13 +200,13 @@ func (a *attempt) finishRound(ctx context.Context, sl *slot, op *record.Op, out 
 }
 
 // takeLease finds the session and the lease for the operation.
-func (a *attempt) takeLease(ctx context.Context) (*slot, error) {
+func (a *attempt) takeLease(ctx context.Context) (*leaseShare, error) {
 	if a.set != nil {
 		a.session = a.set.s
-		if !a.set.slot.enter() {
+		if !a.set.share.enter() {
 			return nil, errAgain
 		}
-		return a.set.slot, nil
+		return a.set.share, nil
 	}
 	if from := a.claim.From; from != nil {
 		a.session = from.s
@@ -216,10 +216,10 @@ func (a *attempt) takeLease(ctx context.Context) (*slot, error) {
 		if err := from.Err(); err != nil {
 			return nil, err
 		}
-		if !from.slot.enter() {
-			return nil, cmp.Or(from.Err(), error(&LostError{Key: from.key, Token: from.Token(), Reason: from.slot.whyLost()}))
+		if !from.share.enter() {
+			return nil, cmp.Or(from.Err(), error(&LostError{Key: from.key, Token: from.Token(), Reason: from.share.whyLost()}))
 		}
-		return from.slot, nil
+		return from.share, nil
 	}
 	s, err := a.m.session(ctx)
 	if err != nil {
@@ -232,7 +232,7 @@ func (a *attempt) takeLease(ctx context.Context) (*slot, error) {
 	if err := a.stampedOn(s); err != nil {
 		return nil, err
 	}
-	return a.slot(ctx, s)
+	return a.leaseShare(ctx, s)
 }
 
 // do carries the operation out. If the operation stays in its queue when ctx ends, do waits for it as long as the
@@ -250,7 +250,7 @@ func (a *attempt) do(ctx context.Context, op *record.Op, opt engine.Options) (en
 }
 
 // granted makes a handle from an outcome. It returns nil if there is nothing to release.
-func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engine.Outcome, before uint64) (*Hold, error) {
+func (a *attempt) granted(ctx context.Context, sl *leaseShare, op *record.Op, out engine.Outcome, before uint64) (*Hold, error) {
 	if out.Uses > 1 {
 		return a.joined(sl, op, out)
 	}
@@ -274,7 +274,7 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 		return nil, nil
 	}
 	h := &Hold{
-		s: s, slot: sl, key: a.key, enc: a.enc, granted: grantOf(out.Entry), rev: out.Revision, failFast: a.req.failFast,
+		s: s, share: sl, key: a.key, enc: a.enc, granted: grantOf(out.Entry), rev: out.Revision, failFast: a.req.failFast,
 		set: a.set, lock: op.Kind == record.KindLock, unit: a.unit, keep: a.req.keep, uses: out.Uses, posted: a.req.postsReleaseOf(op.Kind),
 	}
 	if out.Turn {
@@ -308,16 +308,16 @@ func (a *attempt) granted(ctx context.Context, sl *slot, op *record.Op, out engi
 	return h, nil
 }
 
-// slot returns a lease for the acquire. With fail-fast, it takes a limited time.
-func (a *attempt) slot(ctx context.Context, s *session) (*slot, error) {
+// leaseShare returns a lease for the acquire. With fail-fast, it takes a limited time.
+func (a *attempt) leaseShare(ctx context.Context, s *session) (*leaseShare, error) {
 	if !a.req.failFast {
-		return s.slot(ctx, a.req.timing)
+		return s.leaseShare(ctx, a.req.timing)
 	}
 	// Before a lease is created, a note of the TTL may have to be read and written.
 	limit := a.failFastLimit()
 	fctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	sl, err := s.slot(fctx, a.req.timing)
+	sl, err := s.leaseShare(fctx, a.req.timing)
 	if err != nil && ctx.Err() == nil && fctx.Err() != nil {
 		err = fmt.Errorf("%w: no lease in %v: %w", ErrUnavailable, limit, err)
 	}
@@ -352,7 +352,7 @@ func (a *attempt) confirm(ctx context.Context, op *record.Op, out engine.Outcome
 
 // begin starts the limits of a hold, if it has any.
 func (a *attempt) begin(ctx context.Context, h *Hold) error {
-	t, le := a.req.timing, h.slot.lease
+	t, le := a.req.timing, h.share.lease
 	if !t.limited() {
 		return nil
 	}

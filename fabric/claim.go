@@ -134,7 +134,7 @@ func (m *Manager) claim(caller context.Context, key string, c Claim, opts []Acqu
 // dropWhenQueued returns the function that the engine calls when the claim that replaces the hold is queued.
 func (h *Hold) dropWhenQueued(also func(record.Place)) func(record.Place) {
 	return func(p record.Place) {
-		if h.slot.drop(h); also != nil {
+		if h.share.drop(h); also != nil {
 			also(p)
 		}
 	}
@@ -218,7 +218,7 @@ func (a *attempt) post(ctx context.Context) (out engine.Outcome, err error) {
 	if err := s.awaitReady(ctx, a.req.failFast); err != nil {
 		return out, err
 	}
-	sl, err := a.slot(ctx, s)
+	sl, err := a.leaseShare(ctx, s)
 	if err != nil {
 		return out, err
 	}
@@ -266,7 +266,7 @@ func (h *Hold) Post(ctx context.Context, p Post) (Info, error) {
 	if err := h.Err(); err != nil {
 		return Info{}, err
 	}
-	op.ID, op.Lease, op.Holder, op.Token, op.TTL = h.slot.lease.NextOp(), h.slot.id, h.id, h.Token(), h.slot.timing.ttl
+	op.ID, op.Lease, op.Holder, op.Token, op.TTL = h.share.lease.NextOp(), h.share.id, h.id, h.Token(), h.share.timing.ttl
 	opt := engine.Options{FailFast: h.failFast, AtLeast: h.revision()}
 	if p.Ends {
 		return h.postLast(ctx, op, opt)
@@ -298,7 +298,7 @@ func (h *Hold) postLast(ctx context.Context, op record.Op, opt engine.Options) (
 		}
 		if refused, ok := errors.AsType[*engine.RefusedError](err); ok && refused.Verdict != record.NotHolder {
 			// The entry still exists.
-			h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.id, h.revision())
+			h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.share.id, h.id, h.revision())
 		}
 		return h.s.m.explain(ctx, h.postFailed(&op, err))
 	})

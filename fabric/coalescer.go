@@ -201,9 +201,9 @@ func (c *coalescer) serve(o *ownership, asked bool) error {
 	s, cfg := c.s, &c.s.m.cfg
 	c.bucket.CommitInGroups() // a coalescer writes many keys at a time
 	svc, err := coalesce.Serve(coalesce.ServiceConfig{
-		Conn: s.m.nc, Fabric: cfg.buckets.Fabric, Shard: c.n, Stamp: c.stamp(), Term: o.term, Lease: o.slot.id,
+		Conn: s.m.nc, Fabric: cfg.buckets.Fabric, Shard: c.n, Stamp: c.stamp(), Term: o.term, Lease: o.share.id,
 		Rank: c.rank, Version: version(), Metadata: map[string]string{"process": lease.Self()},
-		Doer: c.engine, Known: c.engine.Known, Writes: func() uint64 { return c.engine.Stats().Writes }, Batched: c.bucket.Batched, Valid: o.slot.lease.Valid, LeaseAlive: s.leaseAlive, Logger: cfg.logger,
+		Doer: c.engine, Known: c.engine.Known, Writes: func() uint64 { return c.engine.Stats().Writes }, Batched: c.bucket.Batched, Valid: o.share.lease.Valid, LeaseAlive: s.leaseAlive, Logger: cfg.logger,
 	})
 	if err != nil {
 		o.release(s.ctx)
@@ -243,7 +243,7 @@ func (c *coalescer) term(o *ownership, svc *coalesce.Service, asked bool) error 
 		select {
 		case <-c.s.ctx.Done():
 			return c.s.endReason()
-		case <-o.slot.lease.Lost():
+		case <-o.share.lease.Lost():
 			return errOwnershipLost
 		case <-o.gone:
 			return errOwnershipLost
@@ -313,11 +313,11 @@ const (
 // ownership is the lock on the shard while this process holds it.
 type ownership struct {
 	*shard
-	slot *slot
-	id   string
-	rank int
-	rev  uint64
-	term uint64
+	share *leaseShare
+	id    string
+	rank  int
+	rev   uint64
+	term  uint64
 
 	gone   chan struct{} // holds an element once the lock was removed
 	better chan struct{} // holds an element once a better candidate waits for it
@@ -326,7 +326,7 @@ type ownership struct {
 
 // own waits until this process owns the shard.
 func (sh *shard) own(ctx context.Context, rank int) (*ownership, error) {
-	sl, err := sh.s.newSlot(ctx, timing{ttl: ownerTTL, owner: true})
+	sl, err := sh.s.newLeaseShare(ctx, timing{ttl: ownerTTL, owner: true})
 	if err != nil {
 		return nil, err
 	}
@@ -334,7 +334,7 @@ func (sh *shard) own(ctx context.Context, rank int) (*ownership, error) {
 		Kind: record.KindLock, Verb: record.OpAcquire, Mode: record.X, ID: sl.lease.NextOp(), Lease: sl.id,
 		TTL: ownerTTL, Since: time.Now(), Meta: map[string]string{metaRank: strconv.Itoa(rank)},
 	}
-	o := &ownership{shard: sh, slot: sl, id: op.ID, rank: rank, gone: make(chan struct{}, 1), better: make(chan struct{}, 1)}
+	o := &ownership{shard: sh, share: sl, id: op.ID, rank: rank, gone: make(chan struct{}, 1), better: make(chan struct{}, 1)}
 	sl.register(op.ID, nil)
 	before := sh.seen()
 	out, err := engine.Do(ctx, sh.engine, o.owner, op, engine.Options{Stop: sl.lease.Lost()})
@@ -373,7 +373,7 @@ func rankOf(e *record.Entry) int {
 }
 
 func (o *ownership) release(ctx context.Context) {
-	op := record.Op{Verb: record.OpRelease, ID: o.id, Lease: o.slot.id}
+	op := record.Op{Verb: record.OpRelease, ID: o.id, Lease: o.share.id}
 	_, _ = engine.Do(ctx, o.engine, o.owner, op, engine.Options{FailFast: true, AtLeast: o.rev}) // after an error, the lock ends with its lease
 	o.leave()
 }
@@ -383,10 +383,10 @@ func (o *ownership) leave() {
 	for _, stop := range o.stop {
 		stop()
 	}
-	o.slot.mu.Lock()
-	o.slot.retired = true
-	o.slot.mu.Unlock()
-	o.slot.unregister(o.id)
+	o.share.mu.Lock()
+	o.share.retired = true
+	o.share.mu.Unlock()
+	o.share.unregister(o.id)
 }
 
 // Coalescer describes the lock of the fabric's coalescer (see docs/coalescing.md): the holder is the process that serves, and

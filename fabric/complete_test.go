@@ -36,7 +36,7 @@ func completeManager(t *testing.T) *Manager {
 
 // A process that is stopped between the creation of a lease and what follows finds
 // the lease lost.
-func TestComplete_LeaseLostBeforeItsSlotIsMade(t *testing.T) {
+func TestComplete_LeaseLostBeforeItsShareIsMade(t *testing.T) {
 	t.Parallel()
 	m := completeManager(t)
 	s, err := m.session(t.Context())
@@ -75,7 +75,7 @@ func TestComplete_LeaseLeftWhileTheSessionEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sl, err := s.newSlot(t.Context(), timing{ttl: time.Minute, maxRenewals: 9})
+	sl, err := s.newLeaseShare(t.Context(), timing{ttl: time.Minute, maxRenewals: 9})
 	if err != nil {
 		t.Fatal(err)
 	}

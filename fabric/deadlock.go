@@ -59,7 +59,7 @@ type waiting struct {
 }
 
 // waiting prepares for a wait of the unit. It returns nil if detection does not need to know about the wait.
-func (s *session) waiting(u *unit, sl *slot, enc string, op *record.Op) *waiting {
+func (s *session) waiting(u *unit, sl *leaseShare, enc string, op *record.Op) *waiting {
 	if u == nil || s.detection == nil || op.Kind != record.KindLock || op.Verb != record.OpAcquire && op.Verb != record.OpConvert {
 		return nil
 	}

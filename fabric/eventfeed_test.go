@@ -107,14 +107,14 @@ func TestFeedOfAHookThatEndsItsGoroutine(t *testing.T) {
 // Without a hook an event is not even kept.
 func TestNoHookNoAllocation(t *testing.T) {
 	m := &Manager{cfg: config{logger: slog.New(slog.DiscardHandler)}, feed: newFeed(nil)}
-	l := &Hold{s: &session{m: m}, slot: &slot{s: &session{m: m}, id: "L"}, key: "k"}
+	l := &Hold{s: &session{m: m}, share: &leaseShare{s: &session{m: m}, id: "L"}, key: "k"}
 	a := &attempt{m: m, key: "k"}
-	if m.wantsEvents() || a.whenQueued(l.slot, "L.1") != nil || (&conversion{l: &Lock{l}}).whenQueued() != nil {
+	if m.wantsEvents() || a.whenQueued(l.share, "L.1") != nil || (&conversion{l: &Lock{l}}).whenQueued() != nil {
 		t.Error("somebody listens")
 	}
 	if n := testing.AllocsPerRun(1000, func() {
 		l.since = time.Time{}
-		_ = a.whenQueued(l.slot, "L.1")
+		_ = a.whenQueued(l.share, "L.1")
 		l.handOut(a)
 		ev := l.endEvent(EventReleased)
 		m.feed.announce()
@@ -129,7 +129,7 @@ func BenchmarkEvents(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			m := &Manager{cfg: config{logger: slog.New(slog.DiscardHandler)}, feed: newFeed(hook)}
 			m.feed.start()
-			l := &Hold{s: &session{m: m}, slot: &slot{id: "L"}, key: "k"}
+			l := &Hold{s: &session{m: m}, share: &leaseShare{id: "L"}, key: "k"}
 			a := &attempt{m: m, key: "k"}
 			b.ReportAllocs()
 			for b.Loop() {

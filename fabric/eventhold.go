@@ -15,7 +15,7 @@ import (
 // event makes an event about the hold. Called with h.mu held.
 func (h *Hold) event(t EventType) Event {
 	return Event{
-		Type: t, Time: time.Now(), Key: h.key, ID: h.id, Lease: h.slot.id,
+		Type: t, Time: time.Now(), Key: h.key, ID: h.id, Lease: h.share.id,
 		Owner: cmp.Or(h.owner, h.id), Mode: modeOf(h.mode), Token: h.token, Metadata: h.meta,
 	}
 }
@@ -59,14 +59,14 @@ func (h *Hold) reportReleased(ev Event) {
 	h.s.m.logEvent(&ev)
 }
 
-func (a *attempt) waiterEvent(t EventType, sl *slot, id string) Event {
+func (a *attempt) waiterEvent(t EventType, sl *leaseShare, id string) Event {
 	ev := Event{Type: t, Time: time.Now(), Key: a.key, ID: id, Lease: sl.id, Owner: a.req.owner, Mode: modeOf(a.op.Mode), Metadata: a.op.Meta}
 	ev.Owner = cmp.Or(ev.Owner, id)
 	return ev
 }
 
 // whenQueued returns the function that the engine calls when the acquire must wait, and nil if nobody wants events.
-func (a *attempt) whenQueued(sl *slot, id string) func(record.Place) {
+func (a *attempt) whenQueued(sl *leaseShare, id string) func(record.Place) {
 	a.queued = nil
 	if !a.m.wantsEvents() {
 		return nil
@@ -84,7 +84,7 @@ func (a *attempt) whenQueued(sl *slot, id string) func(record.Place) {
 }
 
 // reportPassed reports that a wait has ended and nothing must be released.
-func (a *attempt) reportPassed(sl *slot, id string) {
+func (a *attempt) reportPassed(sl *leaseShare, id string) {
 	if a.m.wantsEvents() {
 		ev := a.waiterEvent(EventPassed, sl, id)
 		ev.Queued, ev.Waited = wasQueued(a.queued), ev.Time.Sub(a.began)
@@ -101,7 +101,7 @@ func (a *attempt) reportPassed(sl *slot, id string) {
 func wasQueued(queued *bool) bool { return queued != nil && *queued }
 
 // reportWithdrawn reports that a queued acquire is no longer queued.
-func (a *attempt) reportWithdrawn(sl *slot, id string, err error) {
+func (a *attempt) reportWithdrawn(sl *leaseShare, id string, err error) {
 	if !wasQueued(a.queued) {
 		return
 	}

@@ -18,7 +18,7 @@ func WithRequester(request jskv.Requester) ManagerOption {
 
 // DisposeLease closes the lease that a hold stands under, as for a retired one,
 // and leaves the hold's entry where it is.
-func DisposeLease(l *Lock) { l.s.dispose(l.slot) }
+func DisposeLease(l *Lock) { l.s.dispose(l.share) }
 
 // SweepAsIf sweeps the whole fabric as if it were so much later.
 func SweepAsIf(ctx context.Context, m *Manager, later time.Duration) (Collected, error) {

@@ -165,7 +165,7 @@ func (g *gathering) round(ctx context.Context) (err error) {
 	if g.ranked && slices.ContainsFunc(g.levels, func(l *level) bool { return sl.s.shard(l.enc) != sl.s.shard(g.levels[0].enc) }) {
 		return fmt.Errorf("%w: the levels of this hierarchy are in several shards, whose tokens have no common order: begin their names alike, as in \"a/b\"", ErrInvalidOption)
 	}
-	set := &Set{s: sl.s, slot: sl, levels: g.listed, gone: make(chan struct{})}
+	set := &Set{s: sl.s, share: sl, levels: g.listed, gone: make(chan struct{})}
 	g.result, g.failed = set, nil
 	for _, l := range g.levels {
 		l.set, l.lock, l.intent, l.op.Verb = set, nil, nil, record.OpTry
@@ -209,7 +209,7 @@ func (g *gathering) firstMissing() int {
 }
 
 // acquire waits for one level, while the levels before it are held.
-func (g *gathering) acquire(ctx context.Context, sl *slot, l *level) error {
+func (g *gathering) acquire(ctx context.Context, sl *leaseShare, l *level) error {
 	if g.joinOpen(l) {
 		return nil
 	}
@@ -236,12 +236,12 @@ func (g *gathering) acquire(ctx context.Context, sl *slot, l *level) error {
 }
 
 // broken reports whether the levels that are held are no longer valid.
-func (g *gathering) broken(sl *slot) bool {
+func (g *gathering) broken(sl *leaseShare) bool {
 	return !sl.lease.Valid() || g.session.endReason() != nil || g.result.Err() != nil
 }
 
 // handOver checks the set once more, when all levels are held, and makes it the caller's.
-func (g *gathering) handOver(ctx context.Context, sl *slot) error {
+func (g *gathering) handOver(ctx context.Context, sl *leaseShare) error {
 	if g.req.timing.limited() { // then no intent is shared
 		if err := g.begin(ctx, g.levels[0].lock.Hold); err != nil {
 			return err
@@ -305,7 +305,7 @@ func (*refusedError) Error() string { return "fabric: refused" }
 
 // atOnce tries all levels at the same time. If a level is known to be held, a TryAcquire asks about that level
 // first, since it then has nothing to write. An acquire tries only the levels before it.
-func (g *gathering) atOnce(ctx context.Context, sl *slot) error {
+func (g *gathering) atOnce(ctx context.Context, sl *leaseShare) error {
 	levels := slices.DeleteFunc(slices.Clone(g.levels), func(l *level) bool { return l.intent != nil })
 	known := slices.IndexFunc(levels, func(l *level) bool {
 		op := l.op
@@ -326,7 +326,7 @@ func (g *gathering) atOnce(ctx context.Context, sl *slot) error {
 
 // tryAll submits a try of each of these levels in one go. If the set can wait, acquire waits later for a level
 // that others hold.
-func (g *gathering) tryAll(ctx context.Context, sl *slot, levels []*level) error {
+func (g *gathering) tryAll(ctx context.Context, sl *leaseShare, levels []*level) error {
 	calls := make([]*engine.Call, 0, len(levels))
 	for _, l := range levels {
 		if _, err := l.takeLease(ctx); err != nil {
@@ -401,7 +401,7 @@ func (l *level) end(why error) *Hold {
 	h := l.lock.Hold
 	l.lock = nil
 	h.void()
-	l.reportWithdrawn(h.slot, h.id, why)
+	l.reportWithdrawn(h.share, h.id, why)
 	return h
 }
 
@@ -417,8 +417,8 @@ func (h *Hold) void() {
 // discard ends a hold whose handle the caller never got, and releases it in the background.
 func discard(h *Hold) {
 	h.void()
-	h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.id, h.revision())
-	h.slot.drop(h)
+	h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.share.id, h.id, h.revision())
+	h.share.drop(h)
 }
 
 // giveBack releases these levels, as far as they are held, in reverse order.
@@ -433,6 +433,6 @@ func (g *gathering) giveBack(levels []*level, why error) {
 	}
 	g.session.doAll(context.Background(), calls, engine.Options{Bound: rollBackTime, Stop: g.m.gone})
 	for _, h := range holds {
-		h.slot.drop(h)
+		h.share.drop(h)
 	}
 }

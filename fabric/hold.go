@@ -43,10 +43,10 @@ func grantOf(e *record.Entry) granted {
 // Every method that reports the state of the hold checks the clock first. So a process that was stopped for longer than
 // its lease learns of the loss with its first call after it resumes.
 type Hold struct {
-	s    *session
-	slot *slot
-	key  string // name as given by the caller
-	enc  string // encoded name
+	s     *session
+	share *leaseShare
+	key   string // name as given by the caller
+	enc   string // encoded name
 	granted
 	failFast, posted bool
 	set              *Set          // the set of which this is a member, or nil
@@ -159,7 +159,7 @@ func (h *Hold) ValidUntil() time.Time {
 	if h.Err() != nil {
 		return time.Time{}
 	}
-	return time.Now().Add(h.slot.lease.Remaining())
+	return time.Now().Add(h.share.lease.Remaining())
 }
 
 // IsValid reports whether the hold is valid now. It checks the clock and then reads the record from the stream's
@@ -195,7 +195,7 @@ func (h *Hold) Renew(ctx context.Context) error {
 	caller := ctx
 	ctx, done := h.s.m.callContext(ctx)
 	defer done()
-	err := h.slot.lease.Renew(ctx)
+	err := h.share.lease.Renew(ctx)
 	switch {
 	case err == nil:
 		return nil
@@ -275,7 +275,7 @@ func (h *Hold) invalidate() (ended Event, first bool, err error) {
 func (h *Hold) releaseDone(ended Event, err error) {
 	h.released = err
 	h.reportReleased(ended)
-	h.slot.drop(h)
+	h.share.drop(h)
 	h.releaseMu.Unlock()
 }
 
@@ -329,13 +329,13 @@ func (h *Hold) releaseError(out engine.Outcome, err error) error {
 	case !errors.Is(err, engine.ErrUnconfirmed):
 		// The release ended without success, for example because the record is unreadable. Somebody may restore the
 		// record with the entry in it.
-		h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.id, h.revision())
+		h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.share.id, h.id, h.revision())
 	}
 	return fmt.Errorf("%w: %q: %w", ErrUnconfirmed, h.key, translate(err))
 }
 
 func releaseOp(h *Hold) record.Op {
-	op := record.Op{Verb: record.OpRelease, ID: h.id, Lease: h.slot.id}
+	op := record.Op{Verb: record.OpRelease, ID: h.id, Lease: h.share.id}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.since.IsZero() { // otherwise no caller ever had the grant
@@ -359,16 +359,16 @@ func (h *Hold) revision() uint64 {
 // whyGone returns why the entry is no longer in the record: it was evicted, if the lease has ended; otherwise somebody
 // removed it.
 func (h *Hold) whyGone() error {
-	if !h.slot.lease.Valid() {
-		return h.slot.whyLost()
+	if !h.share.lease.Valid() {
+		return h.share.whyLost()
 	}
 	return ErrRemoved
 }
 
 // check ends the hold if the clock says that its lease has ended.
 func (h *Hold) check() {
-	if !h.slot.lease.Valid() {
-		h.lose(h.slot.whyLost())
+	if !h.share.lease.Valid() {
+		h.lose(h.share.whyLost())
 	}
 }
 
@@ -394,9 +394,9 @@ func (h *Hold) lose(reason error) {
 	if errors.Is(reason, ErrRevoked) || errors.Is(reason, ErrRemoved) {
 		// A revoked entry blocks others until its holder releases it. An entry that seems to be gone may still exist,
 		// because a deposed leader may have answered the reads. No entry may remain under a live lease.
-		h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.slot.id, h.id, h.revision())
+		h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.share.id, h.id, h.revision())
 	}
-	h.slot.drop(h)
+	h.share.drop(h)
 }
 
 // end makes the handle invalid. Called with h.mu held and h.err nil.

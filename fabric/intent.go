@@ -35,9 +35,9 @@ func WithoutSharedIntents() RequestOption {
 //	   |        +------------- idle for the linger time ---------------->|
 //	   +-- not granted -------------------------------------------------+
 type sharedIntent struct {
-	slot *slot
-	at   intentKey
-	done chan struct{} // closed when it is open, or was not granted
+	share *leaseShare
+	at    intentKey
+	done  chan struct{} // closed when it is open, or was not granted
 
 	mu       sync.Mutex
 	hold     *Hold          // nil before it is open
@@ -55,7 +55,7 @@ type intentKey struct {
 
 // sharedIntent returns the shared intent for a level. If mine is true, it was created for the caller, which must
 // acquire it and then call open or fail. A shared intent with mode IX also serves IS.
-func (sl *slot) sharedIntent(enc string, mode record.Mode) (_ *sharedIntent, mine bool) {
+func (sl *leaseShare) sharedIntent(enc string, mode record.Mode) (_ *sharedIntent, mine bool) {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
 	if p := sl.intents[intentKey{enc, record.IX}]; p != nil {
@@ -65,7 +65,7 @@ func (sl *slot) sharedIntent(enc string, mode record.Mode) (_ *sharedIntent, min
 	if p := sl.intents[at]; p != nil {
 		return p, false
 	}
-	p := &sharedIntent{slot: sl, at: at, done: make(chan struct{}), users: map[*Set]*unit{}, unwatch: func() {}}
+	p := &sharedIntent{share: sl, at: at, done: make(chan struct{}), users: map[*Set]*unit{}, unwatch: func() {}}
 	if sl.intents == nil {
 		sl.intents = map[intentKey]*sharedIntent{}
 	}
@@ -95,7 +95,7 @@ func (p *sharedIntent) open(h *Hold, user *Set, u *unit) bool {
 	if gone {
 		stop()
 	}
-	p.slot.s.m.pins.Add(1)
+	p.share.s.m.pins.Add(1)
 	close(p.done)
 	return true
 }
@@ -110,10 +110,10 @@ func (p *sharedIntent) fail() {
 }
 
 func (p *sharedIntent) forget() {
-	p.slot.mu.Lock()
-	defer p.slot.mu.Unlock()
-	if p.slot.intents[p.at] == p {
-		delete(p.slot.intents, p.at)
+	p.share.mu.Lock()
+	defer p.share.mu.Unlock()
+	if p.share.intents[p.at] == p {
+		delete(p.share.intents, p.at)
 	}
 }
 
@@ -129,7 +129,7 @@ func (p *sharedIntent) join(user *Set, u *unit) bool {
 	}
 	p.users[user] = u
 	u.add(p.hold)
-	p.slot.s.m.pinJoins.Add(1)
+	p.share.s.m.pinJoins.Add(1)
 	return true
 }
 
@@ -159,7 +159,7 @@ func (p *sharedIntent) recordChanged(e jskv.Entry) {
 	p.draining = true
 	p.mu.Unlock()
 	if first {
-		p.slot.s.m.pinRevocations.Add(1)
+		p.share.s.m.pinRevocations.Add(1)
 	}
 	p.endIf(func() bool { return true })
 }
@@ -216,7 +216,7 @@ func (p *sharedIntent) makeOwn(user *Set) bool {
 
 // dropIntents releases the shared intents that were idle for idleFor. If enc is not "", it releases only those of this
 // name.
-func (sl *slot) dropIntents(enc string, idleFor time.Duration) {
+func (sl *leaseShare) dropIntents(enc string, idleFor time.Duration) {
 	sl.mu.Lock()
 	var found []*sharedIntent
 	for at, p := range sl.intents {
@@ -233,7 +233,7 @@ func (sl *slot) dropIntents(enc string, idleFor time.Duration) {
 // dropIdleIntents releases the idle shared intents that refused the try of another process.
 func (s *session) dropIdleIntents(enc string) {
 	s.liveLeases.Range(func(_, sl any) bool {
-		sl.(*slot).dropIntents(enc, 0)
+		sl.(*leaseShare).dropIntents(enc, 0)
 		return true
 	})
 }
@@ -291,7 +291,7 @@ func (g *gathering) sharesIntents() bool {
 
 // joinIntents makes each level that is only an ancestor use a shared intent: an open one at once, or one that another
 // set is acquiring when it is granted. If there is none, the level's own entry becomes the shared intent.
-func (g *gathering) joinIntents(ctx context.Context, sl *slot) error {
+func (g *gathering) joinIntents(ctx context.Context, sl *leaseShare) error {
 	if !g.sharesIntents() {
 		return nil
 	}
@@ -342,7 +342,7 @@ func (g *gathering) joinOpen(l *level) bool {
 	if !g.sharesIntents() || l.base != record.None {
 		return false
 	}
-	sl := l.set.slot
+	sl := l.set.share
 	sl.mu.Lock()
 	p := sl.intents[intentKey{l.enc, record.IX}]
 	if p == nil {

@@ -59,7 +59,7 @@ func WithMaxKept(n int) ManagerOption {
 // keeper returns the lease if the attempt's lock may be kept, else nil. A lock may be kept if it is a plain exclusive
 // one and this process writes its operations. If its unit of work already holds the lock, the acquire waits in the
 // record, where this deadlock is seen at once.
-func (a *attempt) keeper(sl *slot) engine.Keeper {
+func (a *attempt) keeper(sl *leaseShare) engine.Keeper {
 	if a.set != nil || a.unit.hasKey(a.enc) || !keepable(&a.claim, &a.req) || a.op.Mode != record.X {
 		return nil
 	}
@@ -89,7 +89,7 @@ func (m *Manager) join(ctx context.Context, key string, c *Claim, r *request) *H
 		return nil
 	}
 	s.mu.Lock()
-	sl := s.slots[r.timing]
+	sl := s.shares[r.timing]
 	s.mu.Unlock()
 	if sl == nil {
 		return nil
@@ -104,9 +104,9 @@ func (m *Manager) join(ctx context.Context, key string, c *Claim, r *request) *H
 }
 
 // join makes a handle for a kept entry that was taken over. It returns nil if the entry was lost in the meantime.
-func (sl *slot) join(key, enc string, u *unit, r *request, out engine.Outcome) *Hold {
+func (sl *leaseShare) join(key, enc string, u *unit, r *request, out engine.Outcome) *Hold {
 	h := &Hold{
-		s: sl.s, slot: sl, key: key, enc: enc, granted: grantOf(out.Entry), rev: out.Revision, failFast: r.failFast,
+		s: sl.s, share: sl, key: key, enc: enc, granted: grantOf(out.Entry), rev: out.Revision, failFast: r.failFast,
 		lock: true, unit: u, keep: r.keep, uses: out.Uses, posted: r.posted, since: time.Now(),
 	}
 	sl.register(h.id, h)
@@ -121,7 +121,7 @@ func (sl *slot) join(key, enc string, u *unit, r *request, out engine.Outcome) *
 }
 
 // joined makes a handle for a kept entry for which an attempt has waited in this process.
-func (a *attempt) joined(sl *slot, op *record.Op, out engine.Outcome) (*Hold, error) {
+func (a *attempt) joined(sl *leaseShare, op *record.Op, out engine.Outcome) (*Hold, error) {
 	h := sl.join(a.key, a.enc, a.unit, &a.req, out)
 	if wasQueued(a.queued) {
 		a.reportPassed(sl, op.ID)
@@ -147,17 +147,17 @@ func (h *Hold) heldFor() time.Duration {
 }
 
 // Keeps and Valid implement engine.Keeper.
-func (sl *slot) Keeps() bool {
+func (sl *leaseShare) Keeps() bool {
 	sl.mu.Lock()
 	retired := sl.retired
 	sl.mu.Unlock()
 	return !retired && sl.s.ctx.Err() == nil && !sl.s.doubts.pending()
 }
 
-func (sl *slot) Valid() bool { return sl.lease.Valid() }
+func (sl *leaseShare) Valid() bool { return sl.lease.Valid() }
 
 // Ended implements engine.Keeper.
-func (sl *slot) Ended(_, id string, used bool, err error) {
+func (sl *leaseShare) Ended(_, id string, used bool, err error) {
 	sl.mu.Lock()
 	h := sl.ids[id]
 	sl.mu.Unlock()
@@ -212,7 +212,7 @@ func (h *Hold) keepEntry(held time.Duration) bool {
 }
 
 // reportKeptEnd reports the end of an idle kept entry whose last hold was h.
-func (sl *slot) reportKeptEnd(h *Hold, reason error) {
+func (sl *leaseShare) reportKeptEnd(h *Hold, reason error) {
 	h.mu.Lock()
 	if h.keptState != keptStays {
 		h.mu.Unlock()

@@ -54,7 +54,7 @@ func (m *Manager) giveUp(key, id string, answer func(string)) {
 			answer(answerReleased)
 		}
 	})
-	if sl, ok := s.liveLeases.Load(record.LeaseOf(id)); ok && !kept && sl.(*slot).holds(key, id) {
+	if sl, ok := s.liveLeases.Load(record.LeaseOf(id)); ok && !kept && sl.(*leaseShare).holds(key, id) {
 		answer(answerUsed)
 	}
 }

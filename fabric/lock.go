@@ -90,7 +90,7 @@ func (l *Lock) beginConvert(ctx context.Context, mode Mode) (record.Op, error) {
 		return record.Op{}, ctx.Err()
 	}
 	op := record.Op{
-		Kind: record.KindLock, Verb: record.OpConvert, ID: l.slot.lease.NextOp(), Lease: l.slot.id, Holder: l.id, From: l.mode, Mode: to,
+		Kind: record.KindLock, Verb: record.OpConvert, ID: l.share.lease.NextOp(), Lease: l.share.id, Holder: l.id, From: l.mode, Mode: to,
 	}
 	l.converting, l.convertCalled = true, true
 	// This must happen before the request is sent, because others may be granted from then on.
@@ -105,7 +105,7 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 		}
 	}()
 	known := l.revision()
-	w := l.s.waiting(c.unit, l.slot, l.enc, &op)
+	w := l.s.waiting(c.unit, l.share, l.enc, &op)
 	defer func() { _ = w.end(nil) }()
 	opt := engine.Options{FailFast: l.failFast, Stop: l.Context().Done(), Queued: w.queued(c.whenQueued()), AtLeast: known}
 	weaker := op.From.Covers(op.Mode)

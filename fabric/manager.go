@@ -183,7 +183,7 @@ func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, e
 		return m, nil
 	}
 	// Create the shared lease now, so that the first acquire needs only one write.
-	sl, err := s.slot(ctx, cfg.timing)
+	sl, err := s.leaseShare(ctx, cfg.timing)
 	if err != nil {
 		own := m.own
 		m.own = false // the caller of open closes the connection
@@ -269,7 +269,7 @@ func (m *Manager) resendRenewals(ctx context.Context) {
 	}
 	var wg sync.WaitGroup
 	s.liveLeases.Range(func(_, sl any) bool {
-		wg.Go(func() { sl.(*slot).lease.Resend(ctx) })
+		wg.Go(func() { sl.(*leaseShare).lease.Resend(ctx) })
 		return true
 	})
 	wg.Wait()

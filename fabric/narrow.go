@@ -32,7 +32,7 @@ func (s *Set) Narrow(ctx context.Context, children ...Want) error {
 	bound, done := m.callContext(ctx)
 	defer done()
 	for _, l := range below {
-		if err = g.acquire(bound, s.slot, l); err != nil {
+		if err = g.acquire(bound, s.share, l); err != nil {
 			break
 		}
 	}

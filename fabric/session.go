@@ -47,7 +47,7 @@ type session struct {
 	finished   chan struct{}   // closed when end has finished
 	coalesced  chan struct{}   // closed when this process no longer serves as a coalescer
 	wg         sync.WaitGroup  // added to under mu while ended is nil
-	liveLeases sync.Map        // lease id -> *slot: live leases of this process
+	liveLeases sync.Map        // lease id -> *leaseShare: live leases of this process
 	lostLeases sync.Map        // lease id -> struct{}: lost leases of this process, whose tombstone is not known to be written
 	longest    atomic.Int64    // longest TTL that was noted
 	doubts     *doubts         // doubts about the buckets
@@ -55,9 +55,9 @@ type session struct {
 
 	mu          sync.Mutex
 	ended       error
-	slots       map[timing]*slot // shared leases
-	making      ctxMutex         // locked while a shared lease is created
-	all         map[*slot]struct{}
+	shares      map[timing]*leaseShare // shared leases
+	making      ctxMutex               // locked while a shared lease is created
+	all         map[*leaseShare]struct{}
 	unwatched   []unwatchedHold // holds that are not watched yet, oldest first
 	orphanLocks sync.Map        // encoded names of locks with orphans that will be checked soon
 }
@@ -78,7 +78,7 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	}
 	s := &session{
 		m: m, buckets: buckets, ready: make(chan struct{}), finished: make(chan struct{}), coalesced: make(chan struct{}), doubts: newDoubts(),
-		slots: map[timing]*slot{}, making: newCtxMutex(), all: map[*slot]struct{}{},
+		shares: map[timing]*leaseShare{}, making: newCtxMutex(), all: map[*leaseShare]struct{}{},
 	}
 	s.ctx, s.stop = context.WithCancel(m.life)
 	hub := []jskv.HubOption{jskv.WithDoubt(s.suspect), jskv.WithReadTimeout(m.rtt.Patience)}
@@ -160,7 +160,7 @@ func (s *session) awaitReady(ctx context.Context, failFast bool) error {
 // tombstone is not known to be written yet.
 func (s *session) leaseState(id string) (live, over bool) {
 	if sl, ok := s.liveLeases.Load(id); ok {
-		live = sl.(*slot).lease.Valid() // the clock decides, even before the loss is reported
+		live = sl.(*leaseShare).lease.Valid() // the clock decides, even before the loss is reported
 		return live, !live
 	}
 	_, over = s.lostLeases.Load(id)
@@ -297,7 +297,7 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 		sl.endHolds(reason)
 	}
 	// The tombstones come first, because they free everything at once, even if the sweep fails.
-	forEach(ctx, closeAtOnce, all, func(sl *slot) {
+	forEach(ctx, closeAtOnce, all, func(sl *leaseShare) {
 		if sl.timing.owner {
 			// A coalescer answers the operations that it has, and releases the shard's lock, so that nobody must wait
 			// for its lease.

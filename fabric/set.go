@@ -20,7 +20,7 @@ import (
 // Release: stop the work, and release the set.
 type Set struct {
 	s      *session
-	slot   *slot
+	share  *leaseShare
 	levels []*level // in the listed order; mu guards the list, and each level's lock and intent
 
 	gone       chan struct{} // closed when a member is lost
@@ -113,7 +113,7 @@ func (s *Set) Tokens() map[string]uint64 {
 
 // check ends the set if its lease has expired by the clock.
 func (s *Set) check() {
-	if s.slot.lease.Valid() {
+	if s.share.lease.Valid() {
 		return
 	}
 	for _, l := range s.all() {
@@ -169,7 +169,7 @@ func (s *Set) ValidUntil() time.Time {
 	if s.Err() != nil {
 		return time.Time{}
 	}
-	return time.Now().Add(s.slot.lease.Remaining())
+	return time.Now().Add(s.share.lease.Remaining())
 }
 
 // IsValid reports whether all members are valid now, as [Hold.IsValid] does for one. It asks
@@ -255,7 +255,7 @@ func (s *Set) end(err error) {
 }
 
 // stop returns a channel that ends the wait for a member: it is closed when the lease or another member is lost.
-func (s *Set) stop(sl *slot) <-chan struct{} {
+func (s *Set) stop(sl *leaseShare) <-chan struct{} {
 	if !slices.ContainsFunc(s.all(), func(l *level) bool { return l.hold() != nil }) {
 		return sl.lease.Lost()
 	}

@@ -79,7 +79,7 @@ func (m *Manager) Stats() Stats {
 			st.Serving = max(st.Serving, sh.serving.Load())
 		}
 		s.mu.Lock()
-		sl := s.slots[m.cfg.timing]
+		sl := s.shares[m.cfg.timing]
 		s.mu.Unlock()
 		if sl != nil {
 			st.RenewEarly = sl.lease.RenewEarly()

@@ -382,7 +382,7 @@ func (s *session) cleanUpOrphans(ctx context.Context, ours []string, others map[
 // for it. e was read from a record, so its id was registered before.
 func (s *session) isOrphan(e *record.Entry) bool {
 	sl, ok := s.liveLeases.Load(e.Lease())
-	return ok && !sl.(*slot).uses(e.ID)
+	return ok && !sl.(*leaseShare).uses(e.ID)
 }
 
 // releaseOrphan releases an orphan that was read at rev.

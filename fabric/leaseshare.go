@@ -11,8 +11,8 @@ import (
 	"github.com/lockfabric/lockfabric/internal/lease"
 )
 
-// slot is a lease with the holds and acquires that use it.
-type slot struct {
+// leaseShare is a lease with the holds and acquires that use it.
+type leaseShare struct {
 	s       *session
 	lease   *lease.Lease
 	id      string
@@ -27,39 +27,39 @@ type slot struct {
 	idle    time.Time
 }
 
-// slot returns a lease for an acquire with this timing: the shared lease, or a new separate one if the timing is
+// leaseShare returns a lease for an acquire with this timing: the shared lease, or a new separate one if the timing is
 // limited. The caller must call leave, or register a hold, which takes over the use.
-func (s *session) slot(ctx context.Context, t timing) (*slot, error) {
+func (s *session) leaseShare(ctx context.Context, t timing) (*leaseShare, error) {
 	if t.limited() {
-		return s.newSlot(ctx, t)
+		return s.newLeaseShare(ctx, t)
 	}
-	if sl, err := s.sharedSlot(t); sl != nil || err != nil {
+	if sl, err := s.sharedLease(t); sl != nil || err != nil {
 		return sl, err
 	}
 	if err := s.making.lock(ctx); err != nil {
 		return nil, err
 	}
 	defer s.making.unlock()
-	if sl, err := s.sharedSlot(t); sl != nil || err != nil {
+	if sl, err := s.sharedLease(t); sl != nil || err != nil {
 		return sl, err
 	}
-	sl, err := s.newSlot(ctx, t)
+	sl, err := s.newLeaseShare(ctx, t)
 	if err == nil {
 		s.mu.Lock()
-		s.slots[t] = sl
+		s.shares[t] = sl
 		s.mu.Unlock()
 	}
 	return sl, err
 }
 
-// sharedSlot returns the shared lease for this timing, with one more user, or nil if there is none.
-func (s *session) sharedSlot(t timing) (*slot, error) {
+// sharedLease returns the shared lease for this timing, with one more user, or nil if there is none.
+func (s *session) sharedLease(t timing) (*leaseShare, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended != nil {
 		return nil, s.ended
 	}
-	if sl := s.slots[t]; sl != nil && sl.enter() {
+	if sl := s.shares[t]; sl != nil && sl.enter() {
 		return sl, nil
 	}
 	return nil, nil
@@ -82,8 +82,8 @@ func (t ctxMutex) lock(ctx context.Context) error {
 
 func (t ctxMutex) unlock() { <-t }
 
-// newSlot creates a lease, with one user. The lease ends at the latest with the session.
-func (s *session) newSlot(ctx context.Context, t timing) (_ *slot, err error) {
+// newLeaseShare creates a leaseShare, with one user. The lease ends at the latest with the session.
+func (s *session) newLeaseShare(ctx context.Context, t timing) (_ *leaseShare, err error) {
 	ctx, done := both(ctx, s.ctx)
 	defer done()
 	defer func() {
@@ -112,8 +112,8 @@ func (s *session) newSlot(ctx context.Context, t timing) (_ *slot, err error) {
 
 // adopt adds a lease to the session, with one user. It returns nil if the session has ended. The lease can be lost at
 // any moment after its creation, so OnLost is called last, when everything that a loss must end is registered.
-func (s *session) adopt(le *lease.Lease, t timing) *slot {
-	sl := &slot{s: s, lease: le, id: le.ID(), timing: t, users: 1, ids: map[string]*Hold{}}
+func (s *session) adopt(le *lease.Lease, t timing) *leaseShare {
+	sl := &leaseShare{s: s, lease: le, id: le.ID(), timing: t, users: 1, ids: map[string]*Hold{}}
 	// This shows at once when somebody else writes a tombstone or deletes the lease.
 	sl.unwatch = s.leaseHub.Follow(sl.id, le.Saw)
 	if !t.limited() { // a limited lease ends with its hold
@@ -135,7 +135,7 @@ func (s *session) adopt(le *lease.Lease, t timing) *slot {
 
 // enter adds a user, unless the lease is known to be lost or retired. It does not check the clock, because the clock is
 // checked before a grant is handed out.
-func (sl *slot) enter() bool {
+func (sl *leaseShare) enter() bool {
 	select {
 	case <-sl.lease.Lost():
 		return false
@@ -151,7 +151,7 @@ func (sl *slot) enter() bool {
 }
 
 // leave removes a user. If nobody will use the lease again, it is closed in the background.
-func (sl *slot) leave() {
+func (sl *leaseShare) leave() {
 	sl.mu.Lock()
 	sl.users--
 	sl.idle = time.Now()
@@ -164,14 +164,14 @@ func (sl *slot) leave() {
 
 // register stores the id of an acquire: first without a hold, before the acquire is submitted, and then with its hold.
 // An acquire that fails must call unregister.
-func (sl *slot) register(id string, h *Hold) {
+func (sl *leaseShare) register(id string, h *Hold) {
 	sl.mu.Lock()
 	sl.ids[id] = h
 	sl.mu.Unlock()
 }
 
 // unregister removes the id of a failed acquire, and calls leave.
-func (sl *slot) unregister(id string) {
+func (sl *leaseShare) unregister(id string) {
 	sl.mu.Lock()
 	delete(sl.ids, id)
 	sl.mu.Unlock()
@@ -179,7 +179,7 @@ func (sl *slot) unregister(id string) {
 }
 
 // uses reports whether this process holds the entry with this id, or waits for it.
-func (sl *slot) uses(id string) bool {
+func (sl *leaseShare) uses(id string) bool {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
 	_, ok := sl.ids[id]
@@ -187,14 +187,14 @@ func (sl *slot) uses(id string) bool {
 }
 
 // holds reports whether a hold of this process has the entry with this id under this key.
-func (sl *slot) holds(enc, id string) bool {
+func (sl *leaseShare) holds(enc, id string) bool {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
 	h := sl.ids[id]
 	return h != nil && h.enc == enc
 }
 
-func (sl *slot) all() []*Hold {
+func (sl *leaseShare) all() []*Hold {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
 	all := make([]*Hold, 0, len(sl.ids))
@@ -207,7 +207,7 @@ func (sl *slot) all() []*Hold {
 }
 
 // drop removes a hold that has ended, and calls leave.
-func (sl *slot) drop(l *Hold) {
+func (sl *leaseShare) drop(l *Hold) {
 	sl.mu.Lock()
 	there := sl.ids[l.id] == l
 	if there {
@@ -220,7 +220,7 @@ func (sl *slot) drop(l *Hold) {
 }
 
 // lost ends every hold under the lease.
-func (sl *slot) lost(err error) {
+func (sl *leaseShare) lost(err error) {
 	sl.s.lostLeases.Store(sl.id, struct{}{})
 	sl.s.liveLeases.Delete(sl.id)
 	sl.endKept(true)
@@ -229,14 +229,14 @@ func (sl *slot) lost(err error) {
 }
 
 // endKept ends all kept locks under the lease.
-func (sl *slot) endKept(lost bool) {
+func (sl *leaseShare) endKept(lost bool) {
 	for _, sh := range sl.s.shards {
 		sh.engine.EndKeeping(sl.id, lost)
 	}
 }
 
 // whyLost returns why the lease is no longer valid. If it was closed, the reason is that of the session's end.
-func (sl *slot) whyLost() error {
+func (sl *leaseShare) whyLost() error {
 	err := lossReason(sl.lease.Err())
 	if why := sl.s.endReason(); why != nil && errors.Is(err, ErrClosed) {
 		return why
@@ -257,7 +257,7 @@ func lossReason(err error) error {
 	return ErrExpired
 }
 
-func (sl *slot) endHolds(reason error) {
+func (sl *leaseShare) endHolds(reason error) {
 	for _, l := range sl.all() {
 		l.lose(reason)
 		sl.reportKeptEnd(l, reason)
@@ -265,15 +265,15 @@ func (sl *slot) endHolds(reason error) {
 }
 
 // dispose closes a lease that is no longer used, once, in the background.
-func (s *session) dispose(sl *slot) {
+func (s *session) dispose(sl *leaseShare) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, there := s.all[sl]; !there || s.ended != nil {
 		return // dispose was called before, or the end of the session closes all leases
 	}
 	delete(s.all, sl)
-	if s.slots[sl.timing] == sl {
-		delete(s.slots, sl.timing)
+	if s.shares[sl.timing] == sl {
+		delete(s.shares, sl.timing)
 	}
 	s.liveLeases.Delete(sl.id)
 	s.wg.Go(func() {
