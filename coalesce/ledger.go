@@ -13,8 +13,8 @@ const (
 	minOwnerWait = 500 * time.Millisecond // shortest time until a trip takes the direct road as well
 )
 
-// forgetOpenCalls removes an acquire from the acquires of which an owner may still say something. From then on, replies about
-// it are ignored. Called with mu held.
+// forgetOpenCalls ends the tracking of an acquire that owners may have. Later replies about it are ignored.
+// Called with mu held.
 func (r *Router) forgetOpenCalls(t *trip) {
 	for _, k := range t.openCalls {
 		delete(k.term.calls, k.name())
@@ -43,7 +43,7 @@ func (r *Router) takeBack(t *trip) {
 }
 
 // releaseRequest returns the request that releases an acquire on the direct road. The release always proves itself by a
-// committed record: an owner does not write an acquire if others have written its key since the client sent it. So one
+// committed record. An owner does not write an acquire if others have written its key since the client sent it. So one
 // committed release of any process ends the acquire on both roads, and no list of owners is needed.
 func (r *Router) releaseRequest(t *trip) *engine.Request {
 	return &engine.Request{Key: t.req.Key, Op: t.undoOp(), AtLeast: t.req.AtLeast, Prove: true}
