@@ -91,13 +91,18 @@ func fifo(t *testing.T, s *site) {
 	var order []int
 	var wg sync.WaitGroup
 	last := holder.Token()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	progress := time.AfterFunc(time.Hour, cancel) // patience counts from the release, and again from each grant
+	defer progress.Stop()
 	for i := range n {
 		wg.Go(func() {
-			l, err := m[i%processes].Acquire(waitContext(t), key)
+			l, err := m[i%processes].Acquire(ctx, key)
 			if err != nil {
 				t.Errorf("waiter %d: %v", i, err)
 				return
 			}
+			progress.Reset(patience)
 			mu.Lock()
 			order = append(order, i)
 			if l.Token() <= last {
@@ -111,6 +116,7 @@ func fifo(t *testing.T, s *site) {
 		})
 		waitQueue(t, m[1], key, i+1)
 	}
+	progress.Reset(patience)
 	release(t, holder)
 	wg.Wait()
 	for i, got := range order {

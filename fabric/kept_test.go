@@ -16,18 +16,23 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// keptAlready returns a lock's name that the manager keeps.
+// keptAlready returns a lock's name that the manager keeps. A write whose answer is late may be another process's, as far
+// as the manager knows, so it takes more acquires then.
 func (s *site) keptAlready(t *testing.T, m *fabric.Manager, opts ...fabric.AcquireOption) string {
 	t.Helper()
 	key := s.key(t)
-	joins := m.Stats().KeptJoins
-	for range 3 {
+	before := m.Stats()
+	for n := 1; ; n++ {
 		release(t, acquire(t, m, key, opts...))
+		now := m.Stats()
+		joined, late := now.KeptJoins > before.KeptJoins, now.Unknown > before.Unknown || now.Timeouts > before.Timeouts
+		if !late && joined != (n >= 3) || n == 100 {
+			t.Fatalf("acquire %d: joined is %t, want the third to join", n, joined)
+		}
+		if joined {
+			return key
+		}
 	}
-	if n := m.Stats().KeptJoins - joins; n != 1 {
-		t.Fatalf("%d joins in three acquires, want the third", n)
-	}
-	return key
 }
 
 func TestKeptLockCostsNothing(t *testing.T) {

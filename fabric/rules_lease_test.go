@@ -300,15 +300,24 @@ func TestRule10_TryUsersReplaceADeadHolder(t *testing.T) {
 			})
 		}},
 		{"a holder that lives is not replaced", func(t *testing.T, s *site) {
-			key, m := s.key(t), s.manager(t)
-			l := acquire(t, s.manager(t, fabric.WithTTL(2*ttl)), key)
-			for range 5 {
-				if _, err := m.TryAcquire(waitContext(t), key); !errors.Is(err, fabric.ErrHeld) {
-					t.Fatal(err)
+			for try := 1; ; try++ {
+				key, m := s.key(t), s.manager(t)
+				l := acquire(t, s.manager(t, fabric.WithTTL(2*ttl)), key)
+				err := fabric.ErrHeld
+				for n := 0; n < 5 && errors.Is(err, fabric.ErrHeld); n++ {
+					_, err = m.TryAcquire(waitContext(t), key)
+					<-time.After(ttl)
 				}
-				<-time.After(ttl)
+				switch lost := l.Err(); {
+				case errors.Is(lost, fabric.ErrExpired) && try < 5: // the holder did not renew in time, and knows it
+					t.Logf("the machine is too busy: %v, %v", lost, err)
+					continue
+				case lost != nil, !errors.Is(err, fabric.ErrHeld):
+					t.Fatal(errors.Join(err, lost))
+				}
+				expectHolder(t, m, key, l)
+				return
 			}
-			expectHolder(t, m, key, l)
 		}},
 		{"nor is any without takeover", func(t *testing.T, s *site) {
 			key, m := dead(t, s), s.manager(t)

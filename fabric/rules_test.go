@@ -106,7 +106,8 @@ func TestRule2_LateAcquireLeavesNoHold(t *testing.T) {
 			w.heal()
 			eventually(t, "a committed write that proves absence", func() bool { return inspect(t, other, key).Revision != 0 })
 			close(deliver)
-			if reply := receive(t, replies); !strings.Contains(reply, "10071") {
+			// Refused: wrong last sequence, or on three servers the same as long as the cleanup is in flight there.
+			if reply := receive(t, replies); !strings.Contains(reply, "10071") && !strings.Contains(reply, "10164") {
 				t.Errorf("the late request was answered %q", reply)
 			}
 			expectFree(t, other, key)
@@ -151,9 +152,13 @@ func TestRule2_LateAcquireLeavesNoHold(t *testing.T) {
 				t.Fatalf("the late request was answered %q", reply)
 			}
 			// There is the ghost, under a dead lease: nobody has to wait for it.
-			if h := inspect(t, other, key).Holders; len(h) != 1 || h[0].Lease.ID != old || h[0].Lease.State != "dead" {
-				t.Fatalf("held by %+v", h)
-			}
+			eventually(t, "its lease is known to be dead", func() bool { // or "unknown", as long as the answer is late
+				h := inspect(t, other, key).Holders
+				if len(h) != 1 || h[0].Lease.ID != old || h[0].Lease.State == "live" {
+					t.Fatalf("held by %+v", h)
+				}
+				return h[0].Lease.State == "dead"
+			})
 			l, err := other.TryAcquire(waitContext(t), key, fabric.WithoutTakeover())
 			if err != nil {
 				t.Fatal(err)

@@ -92,7 +92,7 @@ func slowsUnderLoad(t *testing.T, s *site, road fabric.Road) bool {
 	for _, p := range links {
 		slow.on(p)
 	}
-	longest := longestTrip(t, probe, held[0], slow.ttl*3/2, slow.ttl/20)
+	longest := (&trips{nc: probe}).whileHeld(t, held[0], slow.ttl*3/2, slow.ttl/20)
 	reach(before + 3)
 	cancel()
 	for range users {
