@@ -12,6 +12,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/test/testserver"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -341,13 +342,8 @@ func restoreAtItsRevision(t *testing.T, s *site, own, key string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := js.DeleteStream(ctx, cfg.Name); err != nil {
-		t.Fatal(err)
-	}
 	cfg.FirstSeq = now.Sequence - 1 // the hold's: the marker was the one before
-	if _, err := js.CreateStream(ctx, cfg); err != nil {
-		t.Fatal(err)
-	}
+	testserver.Replace(t, js, cfg)
 	if err := s.bucket(t, own+"-locks").Purge(ctx, key); err != nil {
 		t.Fatal(err)
 	}

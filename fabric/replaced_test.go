@@ -13,6 +13,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
+	"github.com/lockfabric/lockfabric/internal/test/testserver"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -89,13 +90,8 @@ func setBack(t *testing.T, s *site, own string, markers ...string) {
 		t.Fatal(err)
 	}
 	cfg := stream.CachedInfo().Config
-	if err := js.DeleteStream(ctx, cfg.Name); err != nil {
-		t.Fatal(err)
-	}
 	cfg.FirstSeq = 1
-	if _, err := js.CreateStream(ctx, cfg); err != nil {
-		t.Fatal(err)
-	}
+	testserver.Replace(t, js, cfg)
 	b := s.bucket(t, own+"-locks")
 	for _, key := range markers {
 		enc, err := kv.EncodeName(key)

@@ -17,6 +17,7 @@ import (
 	"github.com/lockfabric/lockfabric/cmd/lockfabric/internal/doctor"
 	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/lease"
+	"github.com/lockfabric/lockfabric/internal/test/testserver"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -24,16 +25,9 @@ import (
 func remade(t *testing.T, js jetstream.JetStream, bucket string, spoil func(*jetstream.StreamConfig)) {
 	t.Helper()
 	cfg := stream(t, js, bucket).Config
-	if err := js.DeleteStream(t.Context(), cfg.Name); err != nil {
-		t.Fatal(err)
-	}
 	cfg.Metadata = maps.Clone(cfg.Metadata)
 	spoil(&cfg)
-	// For a moment the server may still be at the files of the one before.
-	eventually(t, "new bucket", func() bool {
-		_, err := js.CreateStream(t.Context(), cfg)
-		return err == nil
-	})
+	testserver.Replace(t, js, cfg)
 }
 
 // Every setting that matters, each wrong in a bucket of its own.

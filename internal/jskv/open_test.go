@@ -16,6 +16,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/test/cluster"
 	"github.com/lockfabric/lockfabric/internal/test/faultproxy"
+	"github.com/lockfabric/lockfabric/internal/test/testserver"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -356,13 +357,8 @@ func setBackIncarnation(t *testing.T, js jetstream.JetStream, b *jskv.Buckets) {
 		t.Fatal(err)
 	}
 	cfg := s.CachedInfo().Config
-	if err := js.DeleteStream(testContext(t), cfg.Name); err != nil {
-		t.Fatal(err)
-	}
 	cfg.FirstSeq = 1
-	if _, err := js.CreateStream(testContext(t), cfg); err != nil {
-		t.Fatal(err)
-	}
+	testserver.Replace(t, js, cfg)
 }
 
 func TestVerifyOfABucketThatWasSetBack(t *testing.T) {
