@@ -321,8 +321,8 @@ func machine() string {
 			versions = append(versions, "redis-server "+strings.Fields(v)[0])
 		}
 	}
-	return fmt.Sprintf("%s, %s/%s with %d processors, which servers and clients share; load at the beginning %s. %s.",
-		time.Now().Format(time.DateOnly), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), load(), strings.Join(versions, ", "))
+	return fmt.Sprintf("%s, %s/%s with %d processors, which servers and clients share; load at the beginning %s, turns of %v. %s.",
+		time.Now().Format(time.DateOnly), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), load(), *turn, strings.Join(versions, ", "))
 }
 
 // load is that of the last minute.
