@@ -258,7 +258,7 @@ func WithReplicas(n int) ManagerOption {
 // fabric keeps its number, and a new one has 1. See docs/coalescing.md.
 func WithShards(n int) ManagerOption {
 	return func(c *config) error {
-		return set(&c.buckets.Shards, n, n >= 1 && n <= kv.MaxShards, "%d shards: use 1 to %d", n, kv.MaxShards)
+		return set(&c.buckets.Shards, n, kv.ValidShards(n), "%d shards: use 1 to %d", n, kv.MaxShards)
 	}
 }
 

@@ -229,6 +229,9 @@ func LocksBucket(fabric string) string { return fabric + "-locks" }
 // MaxShards is the maximum number of shards of a fabric.
 const MaxShards = 64
 
+// ValidShards reports whether a fabric can have n shards: 1 to MaxShards.
+func ValidShards(n int) bool { return n >= 1 && n <= MaxShards }
+
 // LocksBuckets returns the names of the buckets with the records of a fabric with so many shards, one for each shard.
 // See [Shard].
 func LocksBuckets(fabric string, shards int) (names []string) {

@@ -66,7 +66,7 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if v.IdleExit < 0 {
 		return usageError("serve --idle-exit=%v: give a time, or 0 for never", v.IdleExit)
 	}
-	if c.given["shards"] && (v.Shards < 1 || v.Shards > kv.MaxShards) {
+	if c.given["shards"] && !kv.ValidShards(v.Shards) {
 		return usageError("serve --shards=%d: give 1 to %d", v.Shards, kv.MaxShards)
 	}
 	if v.Local {
@@ -109,7 +109,6 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 			return end(srv, err)
 		}
 	}
-	unhook := reloadOn(hangup, srv, s)
 	ready := serving{URL: srv.ClientURL(), Store: srv.StoreDir(), Auth: srv.Auth(), TLS: srv.TLS(), Health: at, PID: os.Getpid()}
 	if a := srv.ClusterAddr(); a != nil {
 		ready.Cluster = a.String()
@@ -127,15 +126,14 @@ func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		}
 	})
 	if err == nil {
-		err = v.attend(ctx, srv, page, c.Fabric, counted, s)
+		err = v.attend(ctx, srv, page, hangup, c.Fabric, counted, s)
 	}
-	unhook()
 	notify("STOPPING=1")
 	return end(srv, err)
 }
 
 // attend does the additional tasks of a running server, until it must end.
-func (v *serveCmd) attend(ctx context.Context, srv *embedded.Server, l *pageListener, name string, counted *metrics, s *streams) error {
+func (v *serveCmd) attend(ctx context.Context, srv *embedded.Server, l *pageListener, hangup chan os.Signal, name string, counted *metrics, s *streams) error {
 	page, err := showPage(srv, l, name, s)
 	if err != nil {
 		return err
@@ -146,6 +144,8 @@ func (v *serveCmd) attend(ctx context.Context, srv *embedded.Server, l *pageList
 		own = coalesceFor(srv, s.log, counted.coalescer)
 	}
 	defer own.end()
+	// Only now, because nats-server 2.15.2 has a data race between a reload and a client that connects.
+	defer reloadOn(hangup, srv, s)()
 	clients := func() int { return srv.NumClients() - own.clients() - page.clients() }
 	return watch(ctx, probe{health: srv.Health, clients: clients, idle: v.IdleExit})
 }

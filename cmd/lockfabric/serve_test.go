@@ -73,7 +73,7 @@ func TestServeEarlySignals(t *testing.T) {
 		t.Fatal(err)
 	}
 	early := func(sig os.Signal) *proc {
-		p := start(t, bare(t, "--log-level", "error", "serve", "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--no-coalesce", "--allow-user", "bob", "--password-file", pipe))
+		p := start(t, bare(t, "--log-level", "error", "serve", "--store", t.TempDir(), "--listen", "127.0.0.1:0", "--allow-user", "bob", "--password-file", pipe))
 		w, err := os.OpenFile(pipe, os.O_WRONLY, 0) // waits for the reader
 		if err != nil {
 			t.Fatal(err)

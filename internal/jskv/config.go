@@ -56,7 +56,7 @@ func (c Config) Validate() error {
 	if c.Replicas < 0 || c.Replicas > 5 {
 		return fmt.Errorf("%w: %d replicas: use 1 to 5, or 0 for the default", kv.ErrInvalidOption, c.Replicas)
 	}
-	if c.Shards < 0 || c.Shards > kv.MaxShards {
+	if c.Shards != 0 && !kv.ValidShards(c.Shards) {
 		return fmt.Errorf("%w: %d shards: use 1 to %d", kv.ErrInvalidOption, c.Shards, kv.MaxShards)
 	}
 	return nil
@@ -126,7 +126,7 @@ func shardsOf(sc jetstream.StreamConfig) int {
 		return 1
 	}
 	n, _ := strconv.Atoi(text)
-	if n > kv.MaxShards {
+	if !kv.ValidShards(n) {
 		return 0
 	}
 	return n
