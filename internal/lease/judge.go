@@ -3,8 +3,6 @@ package lease
 import (
 	"bytes"
 	"cmp"
-	"container/heap"
-	"context"
 	"errors"
 	"math"
 	"math/rand/v2"
@@ -12,108 +10,86 @@ import (
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
-	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
-// run is the observer's loop: it sleeps until a lease is due or something wakes it.
-func (o *Observer) run(ctx context.Context) {
-	for pause.Until(ctx, o.processDue(ctx), o.wake) {
+// armLocked has the lease checked when it is due, or at once if it is dead. A lease may be renewed every few seconds, so
+// a renewal does not change the timer: the check finds that the lease is not due yet, and sets it again.
+func (o *Observer) armLocked(s *observation) {
+	at := s.due()
+	if s.dead {
+		at = 0
+	}
+	if o.ctx.Err() != nil || len(s.subscribers) == 0 || at == never || s.armed && s.at <= at {
+		return
+	}
+	s.armed, s.at = true, at
+	d := at - o.clk.Now()
+	if s.timer == nil {
+		s.timer = time.AfterFunc(d, func() { o.check(s) })
+	} else {
+		s.timer.Reset(d)
 	}
 }
 
-// processDue calls the subscribers of dead leases, queues the leases that are due, and returns how long to sleep; never means until woken.
-func (o *Observer) processDue(ctx context.Context) time.Duration {
+// check calls the subscribers of a dead lease, or writes the tombstone of one that is due.
+func (o *Observer) check(s *observation) {
 	o.mu.Lock()
-	dead := o.dead
-	o.dead = nil
-	now := o.clk.Now()
-	for o.schedule.next() <= now {
-		s := o.schedule.pop()
-		switch due := s.due(); {
-		case due == never: // has no subscriber, or an entry has to be received first
-		case due > now: // renewed since it was added
-			o.schedule.add(s, due)
-		default:
-			s.tombstoning = true
-			o.queue = append(o.queue, s)
-			if o.writers < maxWriters {
-				o.writers++
-				o.wg.Go(func() { o.writeQueued(ctx) })
-			}
-		}
+	s.armed = false
+	if o.ctx.Err() != nil {
+		o.mu.Unlock()
+		return
 	}
-	sleep := o.schedule.next()
-	if sleep < never {
-		sleep -= now
+	o.wg.Add(1)
+	defer o.wg.Done()
+	dead, due := s.dead, s.due() <= o.clk.Now()
+	switch {
+	case due:
+		s.tombstoning = true
+	case !dead:
+		o.armLocked(s) // it was renewed
 	}
 	o.mu.Unlock()
-	for _, s := range dead {
+	if dead {
 		o.reportDead(s)
 	}
-	return sleep
-}
-
-// writeQueued writes tombstones for the queue.
-func (o *Observer) writeQueued(ctx context.Context) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for len(o.queue) > 0 && ctx.Err() == nil {
-		s := o.queue[0]
-		o.queue = o.queue[1:]
-		s.tombstoning = false
-		// Check again, under the same lock that covers the revision: the
-		// lease may have been renewed while it was queued.
-		if s.due() > o.clk.Now() {
-			o.scheduleLocked(s)
-			continue
-		}
-		s.tombstoning = true
-		rev, limit, value := s.rev, o.patience(s.ttl()), o.tombstoneValueLocked(s)
-		s.tombstoneValue = value
-		o.mu.Unlock()
-		o.tryTombstone(ctx, s, rev, limit, value)
-		o.mu.Lock()
-	}
-	o.writers--
-}
-
-// scheduleLocked makes the loop process s when it is dead or due.
-func (o *Observer) scheduleLocked(s *observation) {
-	if len(s.subscribers) == 0 {
+	if !due {
 		return
 	}
-	if s.dead {
-		o.dead = append(o.dead, s)
-		pause.Wake(o.wake)
-		return
-	}
-	if due := s.due(); due < never {
-		next := o.schedule.next()
-		o.schedule.add(s, due)
-		if due < next {
-			pause.Wake(o.wake)
-		}
+	select {
+	case o.writers <- struct{}{}:
+		o.writeTombstone(s)
+		<-o.writers
+	case <-o.ctx.Done():
 	}
 }
 
-// tryTombstone makes one attempt to declare a lease dead whose revision was seen unchanged for its limit. The
+// writeTombstone makes one attempt to declare a lease dead whose revision was seen unchanged for its limit. The
 // compare-and-set proves what no read can prove: that the lease was not renewed in between.
-func (o *Observer) tryTombstone(ctx context.Context, s *observation, rev uint64, limit time.Duration, value []byte) {
-	err := tombstone(ctx, o.b, limit, rev, value, s.id)
+func (o *Observer) writeTombstone(s *observation) {
+	o.mu.Lock()
+	s.tombstoning = false
+	// Check again, under the same lock that covers the revision: the lease may have been renewed while it was queued.
+	if s.due() > o.clk.Now() {
+		o.armLocked(s)
+		o.mu.Unlock()
+		return
+	}
+	s.tombstoning = true
+	rev, limit, value := s.rev, o.patience(s.ttl()), o.tombstoneValueLocked(s)
+	s.tombstoneValue = value
+	tell := o.onTombstone
+	o.mu.Unlock()
+
+	err := tombstone(o.ctx, o.b, limit, rev, value, s.id)
 	var e jskv.Entry
 	readErr := err
 	if errors.Is(err, jskv.ErrConflict) || errors.Is(err, jskv.ErrUnknown) {
 		// It was renewed, or declared dead by another observer or by this one.
-		e, readErr = get(ctx, o.b, limit, s.id)
+		e, readErr = get(o.ctx, o.b, limit, s.id)
 	}
-	if err == nil || readErr == nil && bytes.Equal(e.Value, value) {
-		o.mu.Lock()
-		tell := o.onTombstone
-		o.mu.Unlock()
-		// Before the lease counts as dead, since subscribers act on that.
-		if tell != nil {
-			tell(s.id)
-		}
+	// Before the lease counts as dead, since subscribers act on that.
+	if tell != nil && (err == nil || readErr == nil && bytes.Equal(e.Value, value)) {
+		tell(s.id)
 	}
 
 	o.mu.Lock()
@@ -126,17 +102,13 @@ func (o *Observer) tryTombstone(ctx context.Context, s *observation, rev uint64,
 	if !s.dead && s.rev == rev {
 		s.retryAt = o.clk.Now() + s.pause.pauseAfter(err)
 	}
-	o.scheduleLocked(s)
-	dead := s.dead
+	o.armLocked(s)
 	o.mu.Unlock()
 
 	if err == nil {
 		o.log.Info("lease declared dead", "lease", s.id, "revision", rev)
 	} else {
 		o.log.Debug("lease not declared dead", "lease", s.id, "revision", rev, "error", err)
-	}
-	if dead {
-		o.reportDead(s)
 	}
 }
 
@@ -177,65 +149,6 @@ func (o *Observer) patience(ttl time.Duration) time.Duration {
 	return max(o.rtt.Timeout(), min(max(ttl/2, 500*time.Millisecond), 2*time.Second))
 }
 
-// schedule has the leases to be checked, ordered by time. There may be ten thousand of them, each renewed every
-// few seconds. So a renewal does not move its lease: the loop does, when it finds that the lease is not due yet.
-type schedule []*observation
-
-// add makes the loop check the lease at the time at, or earlier.
-func (a *schedule) add(s *observation, at time.Duration) {
-	switch {
-	case s.heapIndex == 0:
-		s.at = at
-		heap.Push(a, s)
-	case at < s.at:
-		s.at = at
-		heap.Fix(a, s.heapIndex-1)
-	}
-}
-
-// remove removes the lease.
-func (a *schedule) remove(s *observation) {
-	if s.heapIndex > 0 {
-		heap.Remove(a, s.heapIndex-1)
-	}
-}
-
-// next returns when the loop has to check again, never if there is nothing to check.
-func (a schedule) next() time.Duration {
-	if len(a) == 0 {
-		return never
-	}
-	return a[0].at
-}
-
-// pop removes the next lease and returns it.
-func (a *schedule) pop() *observation { return heap.Pop(a).(*observation) }
-
-// The methods of heap.Interface.
-
-func (a schedule) Len() int           { return len(a) }
-func (a schedule) Less(i, j int) bool { return a[i].at < a[j].at }
-
-func (a schedule) Swap(i, j int) {
-	a[i], a[j] = a[j], a[i]
-	a[i].heapIndex, a[j].heapIndex = i+1, j+1
-}
-
-func (a *schedule) Push(x any) {
-	s := x.(*observation)
-	*a = append(*a, s)
-	s.heapIndex = len(*a)
-}
-
-func (a *schedule) Pop() any {
-	last := len(*a) - 1
-	s := (*a)[last]
-	(*a)[last] = nil
-	*a = (*a)[:last]
-	s.heapIndex = 0
-	return s
-}
-
 // Limits of an observer's memory. A remembered observation costs some hundred bytes. It saves the
 // next subscriber of the same dead lease the waiting.
 const (
@@ -273,8 +186,9 @@ type observation struct {
 	tombstoneValue []byte        // that tombstone, from before it is sent until its outcome is known
 	retryAt        time.Duration // no tombstone before this time
 	pause          *backoff
-	at             time.Duration // when to check it, if heapIndex > 0
-	heapIndex      int           // its index in the schedule plus 1; 0 means that it is not there
+	timer          *time.Timer   // calls check
+	armed          bool          // timer runs
+	at             time.Duration // when it fires
 	lastUsed       time.Duration // when it was last used
 }
 

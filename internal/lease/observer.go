@@ -42,24 +42,18 @@ type Observer struct {
 	rtt   *rtt.Estimator
 	log   *slog.Logger
 
-	wg     sync.WaitGroup
-	cancel context.CancelFunc // ends the goroutines
-	done   <-chan struct{}    // closed by Close
-	wake   chan struct{}      // makes the loop check again
+	wg      sync.WaitGroup
+	ctx     context.Context // ends at Close
+	cancel  context.CancelFunc
+	writers chan struct{} // full while maxWriters tombstones are being written
 
 	mu            sync.Mutex
-	closed        bool
-	onTombstone   func(id string)           // see OnTombstone; may be nil
-	observations  map[string]*observation   // all that are remembered
-	active        map[*observation]struct{} // those with subscribers
-	schedule      schedule                  // when active ones become due
-	queue         []*observation            // those that are due
-	dead          []*observation            // those whose subscribers have to be called
-	writers       int                       // goroutines that write tombstones for queue
-	maxRemembered int                       // most observations remembered, besides the active ones
-	pruneAt       int                       // number of observations at which to forget old ones
-	reading       map[string]*reading       // reads of Check under way, by lease
-	readsBegun    int                       // number of reads of Check that have begun
+	onTombstone   func(id string)         // see OnTombstone; may be nil
+	observations  map[string]*observation // all that are remembered, those with subscribers among them
+	maxRemembered int                     // most observations remembered, besides those with subscribers
+	pruneAt       int                     // number of observations at which to forget old ones
+	reading       map[string]*reading     // reads of Check under way, by lease
+	readsBegun    int                     // number of reads of Check that have begun
 }
 
 // reading is a read of a lease that several callers may share.
@@ -71,7 +65,7 @@ type reading struct {
 	callerLeft bool // err is because the caller that reads gave up
 }
 
-// NewObserver returns an observer and starts its goroutine. clk is clock.Observer() except in tests. by, "host:pid", is
+// NewObserver returns an observer. Close stops it. clk is clock.Observer() except in tests. by, "host:pid", is
 // the writer named in its tombstones; empty means this process. log may be nil. link, which estimates how long
 // answers take, may be nil.
 func NewObserver(b Bucket, watch WatchFunc, clk clock.Clock, by string, link *rtt.Estimator, log *slog.Logger) *Observer {
@@ -80,14 +74,12 @@ func NewObserver(b Bucket, watch WatchFunc, clk clock.Clock, by string, link *rt
 	clk = cmp.Or(clk, clock.Observer())
 	by = cmp.Or(by, Self()) // a tombstone needs a writer
 	ctx, cancel := context.WithCancel(context.Background())
-	o := &Observer{
+	return &Observer{
 		b: b, watch: watch, clk: clk, by: truncate(by), rtt: link, log: log,
-		cancel: cancel, done: ctx.Done(), wake: make(chan struct{}, 1),
-		observations: make(map[string]*observation), active: make(map[*observation]struct{}), reading: make(map[string]*reading),
+		ctx: ctx, cancel: cancel, writers: make(chan struct{}, maxWriters),
+		observations: make(map[string]*observation), reading: make(map[string]*reading),
 		maxRemembered: maxObservations, pruneAt: maxObservations / 100,
 	}
-	o.wg.Go(func() { o.run(ctx) })
-	return o
 }
 
 // OnTombstone calls fn whenever this observer has committed a tombstone, before it tells any subscriber that
@@ -174,7 +166,7 @@ func (o *Observer) WaitDead(ctx context.Context, id string, ttl time.Duration) (
 	select {
 	case dead := <-verdict:
 		return dead, nil
-	case <-o.done:
+	case <-o.ctx.Done():
 		return false, fmt.Errorf("lease: observe: %w", ErrClosed)
 	case <-ctx.Done():
 		return false, fmt.Errorf("lease: observe: %w", context.Cause(ctx))
@@ -184,18 +176,18 @@ func (o *Observer) WaitDead(ctx context.Context, id string, ttl time.Duration) (
 // Close ends all observations without calling dead, and waits for the observer's goroutines.
 func (o *Observer) Close() {
 	o.mu.Lock()
-	o.closed = true
+	o.cancel()
 	var stops []func()
-	for s := range o.active {
+	for _, s := range o.observations {
 		if s.stop != nil {
 			stops = append(stops, s.stop)
 		}
+		if s.timer != nil {
+			s.timer.Stop()
+		}
 		s.stop, s.subscribers, s.urgent = nil, nil, 0
 	}
-	clear(o.active)
-	o.schedule, o.queue, o.dead = nil, nil, nil
 	o.mu.Unlock()
-	o.cancel()
 	for _, stop := range stops {
 		stop()
 	}
@@ -205,16 +197,15 @@ func (o *Observer) Close() {
 // subscribe adds a subscriber and opens a watch of the lease if there is none.
 func (o *Observer) subscribe(id string, a *subscriber) (stop func()) {
 	o.mu.Lock()
-	if o.closed {
+	if o.ctx.Err() != nil {
 		o.mu.Unlock()
 		return func() {}
 	}
 	s := o.observationLocked(id, a.ttl)
 	s.addLocked(a)
-	o.active[s] = struct{}{}
 	open := !s.dead && s.stop == nil && !s.opening
 	s.opening = s.opening || open
-	o.scheduleLocked(s)
+	o.armLocked(s)
 	o.mu.Unlock()
 	if open {
 		// Without the lock, since the watch may call at once.
@@ -251,8 +242,10 @@ func (o *Observer) removeLocked(s *observation, a *subscriber) (unwatch func()) 
 	if len(s.subscribers) > 0 {
 		return nil
 	}
-	delete(o.active, s)
-	o.schedule.remove(s)
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+	s.armed = false
 	s.lastUsed = o.clk.Now()
 	// What is remembered counts again only after an entry was received.
 	s.confirmed = false
@@ -268,5 +261,5 @@ func (o *Observer) received(s *observation, e jskv.Entry) {
 		return // our own tombstone: its writer reports it, as soon as it is acknowledged
 	}
 	o.noteEntryLocked(s, e)
-	o.scheduleLocked(s)
+	o.armLocked(s)
 }
