@@ -270,17 +270,17 @@ func (r *Router) currentRoute(key string) *route {
 // goesToOwner decides whether a request is sent to the owner. Called with mu held.
 func (r *Router) goesToOwner(q *engine.Request) bool {
 	c := r.client
-	if c.current == nil || c.closed || r.ownerHere.Load() || q.Keeper != nil || !canCarry(q.Key, &q.Op) || !isLeaseOf(q.Op.Lease, c.cfg.Manager) {
+	if c.current == nil || c.closed || r.ownerHere.Load() || q.Keeper != nil {
 		return false
 	}
-	if r.cfg.Belt || r.cfg.Always {
-		return true
+	rt := r.currentRoute(q.Key) // first, as the other checks cost more
+	if rt == nil && !r.cfg.Belt && !r.cfg.Always || !canCarry(q.Key, &q.Op) || !isLeaseOf(q.Op.Lease, c.cfg.Manager) {
+		return false
 	}
-	rt := r.currentRoute(q.Key)
 	if rt != nil {
 		rt.used = time.Now()
 	}
-	return rt != nil
+	return true
 }
 
 // Withdraw implements engine.Doer.

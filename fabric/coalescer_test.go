@@ -282,38 +282,6 @@ func (o *office) oneShardRests(t *testing.T) {
 	release(t, granted(t, next))
 }
 
-// A lock that nobody else wants costs the same messages whether or not somebody serves.
-func TestCoalescer_UncontendedCostsNothing(t *testing.T) {
-	onSite(t, coalescedSite, func(t *testing.T, s *site) {
-		t.Parallel()
-		sent := func(road fabric.Road) (least uint64) {
-			nc := s.conn(t)
-			m := newManager(t, nc, fabric.WithRoad(road))
-			key := s.key(t)
-			release(t, acquire(t, m, key))
-			for range 5 { // of which one is free of what goes on in the background
-				before := nc.Stats().OutMsgs
-				for range 10 {
-					release(t, acquire(t, m, key))
-				}
-				if n := nc.Stats().OutMsgs - before; least == 0 || n < least {
-					least = n
-				}
-			}
-			if st := m.Stats(); st.CoalescerTerm > 0 {
-				t.Errorf("a coalescer in use: %+v", st)
-			}
-			if st := fabric.Roads(m); st.Frames+st.Hellos > 0 && road == fabric.RoadAutomatic {
-				t.Errorf("asked the coalescer: %+v", st)
-			}
-			return least
-		}
-		if direct, automatic := sent(fabric.RoadDirect), sent(fabric.RoadAutomatic); direct != automatic {
-			t.Errorf("ten pairs take %d messages directly, %d beside a coalescer", direct, automatic)
-		}
-	})
-}
-
 func TestStats_TellOfTheCoalescer(t *testing.T) {
 	onSite(t, coalescedSite, func(t *testing.T, s *site) {
 		t.Parallel()
