@@ -57,6 +57,15 @@ func (c *call) end(out Outcome, err error) {
 	}
 }
 
+// waitable returns a channel that is closed when the request is done.
+func (c *call) waitable() <-chan struct{} {
+	done := make(chan struct{})
+	if !c.done.CompareAndSwap(nil, &done) {
+		close(done)
+	}
+	return done
+}
+
 // Do has d carry out one operation and returns its outcome, as the committed record says.
 //
 // An acquire returns when it is granted. Until then it waits in the key's
@@ -101,37 +110,42 @@ func Do(ctx context.Context, d Doer, key string, op record.Op, opt Options) (Out
 		}
 		return out, err
 	}
-	done := make(chan struct{})
-	if !c.done.CompareAndSwap(nil, &done) {
-		return c.out, c.err
+	done, spent := c.waitable(), time.Since(began)
+	if cause := opt.wait(ctx, done, opt.timeout(spent), placed); cause != nil {
+		d.Withdraw(&c.Request, cause)
+		return c.afterWithdrawal(done, spent, cause)
 	}
-	spent := time.Since(began)
-	var ended <-chan struct{}
-	var timeout <-chan time.Time
+	return c.out, c.err
+}
+
+// timeout delivers at the end of Bound, of which spent has passed already. It is nil without a Bound.
+func (opt *Options) timeout(spent time.Duration) <-chan time.Time {
+	if opt.Bound <= 0 {
+		return nil
+	}
+	return time.After(opt.Bound - spent)
+}
+
+// wait waits until done is closed. It returns the cause if the caller gives up before.
+func (opt *Options) wait(ctx context.Context, done <-chan struct{}, timeout <-chan time.Time, placed <-chan record.Place) (cause error) {
+	ended := ctx.Done()
 	if opt.Bound > 0 {
-		t := time.NewTimer(opt.Bound - spent)
-		defer t.Stop()
-		timeout = t.C
-	} else {
-		ended = ctx.Done()
+		ended = nil
 	}
-	var cause error
-	for cause == nil {
+	for {
 		select {
 		case <-done:
-			return c.out, c.err
+			return nil
 		case p := <-placed:
 			opt.Queued(p)
 		case <-ended:
-			cause = ctx.Err()
+			return ctx.Err()
 		case <-timeout:
-			cause = context.DeadlineExceeded
+			return context.DeadlineExceeded
 		case <-opt.Stop:
-			cause = ErrStopped
+			return ErrStopped
 		}
 	}
-	d.Withdraw(&c.Request, cause)
-	return c.afterWithdrawal(done, spent, cause)
 }
 
 // afterWithdrawal waits for the outcome of a withdrawn operation. The submission itself took spent.
@@ -140,12 +154,10 @@ func (c *call) afterWithdrawal(done <-chan struct{}, spent time.Duration, cause 
 	if c.Op.Proven() {
 		limit = proofTimeout
 	}
-	t := time.NewTimer(limit)
-	defer t.Stop()
 	select {
 	case <-done:
 		return c.out, c.err
-	case <-t.C:
+	case <-time.After(limit):
 	}
 	if c.Op.Proven() {
 		return Outcome{}, fmt.Errorf("%w: %w", ErrUncertain, cause)

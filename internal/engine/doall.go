@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"sync"
-	"time"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/record"
@@ -17,86 +16,45 @@ type Call struct {
 
 	Outcome Outcome // set by DoAll
 	Err     error   // as that of Do
-
-	answered bool
 }
 
 // DoAll has d carry out operations on different keys at once, each as Do does, and returns when
 // all have ended. d sends them in the order of calls, see Engine.SubmitInOrder. Of opt it uses FailFast,
 // Stop and Bound, for all calls together.
 func DoAll(ctx context.Context, d Doer, calls []*Call, opt Options) {
-	if len(calls) == 0 {
-		return
-	}
-	ended := ctx.Done()
-	var timeout <-chan time.Time
-	if opt.Bound > 0 {
-		t := time.NewTimer(opt.Bound)
-		defer t.Stop()
-		ended, timeout = nil, t.C
-	}
-	a := &answers{left: len(calls), all: make(chan struct{})}
+	pending := make([]call, len(calls))
 	reqs := make([]*Request, len(calls))
+	done := make([]<-chan struct{}, len(calls))
 	for i, c := range calls {
-		reqs[i] = &Request{Key: c.Key, Op: c.Op, AtLeast: c.AtLeast, FailFast: opt.FailFast, Done: a.doneFunc(c)}
+		p := &pending[i]
+		p.Request = Request{Key: c.Key, Op: c.Op, AtLeast: c.AtLeast, FailFast: opt.FailFast, Done: p.end}
+		reqs[i], done[i] = &p.Request, p.waitable()
 	}
+	timeout := opt.timeout(0)
 	if o, ok := d.(interface{ SubmitInOrder(reqs ...*Request) }); ok {
 		o.SubmitInOrder(reqs...)
 	} else {
 		d.Submit(reqs...)
 	}
 	var cause error
-	select {
-	case <-a.all:
-		return
-	case <-ended:
-		cause = ctx.Err()
-	case <-timeout:
-		cause = context.DeadlineExceeded
-	case <-opt.Stop:
-		cause = ErrStopped
+	for i := 0; i < len(done) && cause == nil; i++ {
+		cause = opt.wait(ctx, done[i], timeout, nil)
 	}
-	for _, r := range reqs {
-		d.Withdraw(r, cause)
-	}
-	t := time.NewTimer(cleanupTime)
-	defer t.Stop()
-	select {
-	case <-a.all:
-	case <-t.C:
-		a.abandon(calls, cause)
-	}
-}
-
-// answers collects the outcomes of calls that were submitted together.
-type answers struct {
-	mu        sync.Mutex
-	left      int
-	abandoned bool          // the caller waits no more
-	all       chan struct{} // closed when left is 0
-}
-
-func (a *answers) doneFunc(c *Call) func(Outcome, error) {
-	return func(out Outcome, err error) {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		if a.abandoned {
-			return
-		}
-		c.Outcome, c.Err, c.answered = out, err, true
-		if a.left--; a.left == 0 {
-			close(a.all)
+	if cause != nil {
+		for _, r := range reqs {
+			d.Withdraw(r, cause)
 		}
 	}
-}
-
-// abandon sets cause as the error of every unanswered call.
-func (a *answers) abandon(calls []*Call, cause error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.abandoned = true
-	for _, c := range calls {
-		if !c.answered {
+	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	for i, c := range calls {
+		select {
+		case <-done[i]:
+		case <-cleanup.Done():
+		}
+		if p := &pending[i]; p.done.Load() == callDone {
+			c.Outcome, c.Err = p.out, p.err
+		} else {
 			c.Err = cause
 		}
 	}

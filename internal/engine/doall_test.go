@@ -142,6 +142,19 @@ func TestCallsThatAreGivenUpLeaveNothing(t *testing.T) {
 	}
 }
 
+// A call that is answered keeps its outcome when the wait for another one ends.
+func TestAnsweredCallsKeepTheirOutcome(t *testing.T) {
+	in(t, func(t *testing.T, e *Engine, _ *bucket, _ *observer) {
+		out, err := Do(t.Context(), e, "b", acquireOp("L2.1"), Options{})
+		must(t, out, err)
+		calls := []*Call{{Key: "b", Op: acquireOp("L1.1")}, {Key: "a", Op: acquireOp("L1.2")}}
+		DoAll(t.Context(), e, calls, Options{Bound: time.Second})
+		if calls[0].Err == nil || calls[1].Err != nil || calls[1].Outcome.Entry == nil {
+			t.Errorf("%v, %+v", calls[0].Err, calls[1])
+		}
+	})
+}
+
 func closed() <-chan struct{} {
 	c := make(chan struct{})
 	close(c)
