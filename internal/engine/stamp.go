@@ -67,11 +67,6 @@ func (v *view) putMarker(ctx context.Context, failFast bool) (rev uint64, err er
 	return rev, nil
 }
 
-func (p *proof) end(ok bool, err error) {
-	p.over, p.ok, p.err = true, ok, err
-	close(p.done)
-}
-
 // ProveOptions are the options of Prove.
 type ProveOptions struct {
 	// Patience, if above 0, is how often in a row the server may answer busy, because other processes write or check
@@ -88,142 +83,121 @@ func (e *Engine) Prove(ctx context.Context, key string, rev uint64, opt ProveOpt
 	if err := ctx.Err(); err != nil {
 		return false, err
 	}
-	p := &proof{rev: rev, patience: opt.Patience, failFast: opt.FailFast, done: make(chan struct{})}
-	w := e.lock(key)
-	w.prove(p)
-	w.mu.Unlock()
-	select {
-	case <-p.done:
-		return p.ok, p.err
-	case <-ctx.Done():
+	for busy := 1; ; busy++ {
+		w := e.lock(key)
+		known := w.newestRev
+		c := w.nextCheck(rev, opt.FailFast)
+		w.mu.Unlock()
+		switch {
+		case rev < known:
+			return false, nil
+		case c == nil:
+			return false, ErrClosed
+		}
+		select {
+		case <-c.done:
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+		switch {
+		case rev < c.rev:
+			return false, nil
+		case c.err == nil:
+			return c.ok, nil
+		case e.ctx.Err() != nil:
+			return false, ErrClosed
+		case errors.Is(c.err, jskv.ErrBusy) && busy == opt.Patience:
+			return false, fmt.Errorf("%w: the revision is being checked or written by others: %w", ErrUnavailable, c.err)
+		case errors.Is(c.err, jskv.ErrBusy):
+		case opt.FailFast, !errors.Is(c.err, ErrUnavailable):
+			return false, c.err
+		default:
+			busy--
+		}
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !p.over {
-		p.end(false, ctx.Err())
-	}
-	return p.ok, p.err
 }
 
-// prove adds p to the waiting proofs. Called with mu held.
-func (v *view) prove(p *proof) {
+// nextCheck returns a check of rev that was not sent yet, and starts the goroutine that sends it; nil if the engine is
+// closed or a newer revision is known. Called with mu held.
+func (v *view) nextCheck(rev uint64, failFast bool) *check {
+	if v.closed || rev < v.newestRev {
+		return nil
+	}
 	if v.proofs == nil {
 		v.proofs = &proofs{}
 	}
-	v.proofs.waiting = append(v.proofs.waiting, p)
-	if !v.proofs.running {
-		v.proofs.running = !v.closed && v.core.goIfOpen(v.runProofs)
+	p := v.proofs
+	if !p.running {
+		if p.running = v.core.goIfOpen(v.runChecks); !p.running {
+			return nil
+		}
 	}
-	if !v.proofs.running {
-		v.endProofs(v.proofs.waiting, false, ErrClosed)
+	if p.next == nil {
+		p.next = &check{done: make(chan struct{})}
 	}
+	p.next.rev, p.next.failFast = max(p.next.rev, rev), p.next.failFast || failFast
+	return p.next
 }
 
-// runProofs sends checks until no proof is waiting.
-func (v *view) runProofs() {
+// runChecks sends checks as long as callers ask for them.
+func (v *view) runChecks() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for n := 0; ; n++ {
-		if d := v.proofs.pause(); d > 0 {
+	sleep := func(d time.Duration) {
+		if d > 0 {
 			v.mu.Unlock()
 			v.core.sleep(v.core.ctx, d)
 			v.mu.Lock()
 		}
-		batch, rev := v.nextProofs()
-		if len(batch) == 0 || v.closed || v.core.ctx.Err() != nil {
-			v.endProofs(batch, false, ErrClosed)
-			v.proofs.running = false
-			return
+	}
+	p := v.proofs
+	for p.next != nil {
+		sleep(p.pause())
+		c := p.next
+		p.next = nil
+		if c.rev < v.newestRev {
+			c.rev = v.newestRev // all who ask are answered by that
+			close(c.done)
+			continue
 		}
-		before, failFast := v.core.newest.Load(), false
-		for _, p := range batch {
-			failFast = failFast || p.failFast
-		}
+		before, sent := v.core.newest.Load(), time.Now()
 		v.mu.Unlock()
-		sent := time.Now()
-		at, err := v.core.publish(v.core.ctx, &v.timeouts, failFast, func(ctx context.Context) (uint64, error) {
-			return v.core.cfg.Store.CheckAt(ctx, v.key, rev)
+		at, err := v.core.publish(v.core.ctx, &v.timeouts, c.failFast, func(ctx context.Context) (uint64, error) {
+			return v.core.cfg.Store.CheckAt(ctx, v.key, c.rev)
 		})
 		v.mu.Lock()
-		if v.takeProofAnswer(batch, rev, at, before, err) {
-			n = -1
-			v.proofs.busy = max(v.proofs.busy-1, 0)
-			v.proofs.took = time.Since(sent)
-			continue
-		}
-		if errors.Is(err, jskv.ErrBusy) {
-			v.proofs.busy, v.proofs.busyAt = min(v.proofs.busy+2, maxBusy), time.Now()
-			continue
-		}
-		v.mu.Unlock()
-		v.core.sleep(v.core.ctx, proofPause(n, err))
-		v.mu.Lock()
-	}
-}
-
-// nextProofs returns the waiting proofs of the highest revision that is known. It ends the others with
-// false, since their revisions were overwritten. Called with mu held.
-func (v *view) nextProofs() (batch []*proof, rev uint64) {
-	rev = v.newestRev
-	for _, p := range v.proofs.waiting {
-		rev = max(rev, p.rev)
-	}
-	for _, p := range v.proofs.waiting {
+		v.concludeCheck(c, at, before, err)
+		close(c.done)
 		switch {
-		case p.over:
-		case p.rev < rev:
-			p.end(false, nil)
+		case c.err == nil:
+			p.failures, p.busy, p.took = 0, max(p.busy-1, 0), time.Since(sent)
+		case errors.Is(err, jskv.ErrBusy):
+			p.failures, p.busy, p.busyAt = p.failures+1, min(p.busy+2, maxBusy), time.Now()
 		default:
-			batch = append(batch, p)
+			sleep(proofPause(p.failures, err)) // those who try again come meanwhile
+			p.failures++
 		}
 	}
-	v.proofs.waiting = append([]*proof(nil), batch...)
-	return batch, rev
+	p.running, p.failures = false, 0
 }
 
-// takeProofAnswer handles the result of a check, and returns false if there was no answer. before is the newest known
-// revision of the bucket when the check was sent. Called with mu held.
-func (v *view) takeProofAnswer(batch []*proof, rev, at, before uint64, err error) bool {
-	var conflict *jskv.ConflictError
+// concludeCheck handles the answer to a check. before is the newest known revision of the bucket when it was sent.
+// Called with mu held.
+func (v *view) concludeCheck(c *check, at, before uint64, err error) {
 	switch {
 	case err == nil && at <= before:
 		// The bucket is not the one that was opened, or it was restored from an older state.
 		v.core.cfg.Suspect()
-		v.endProofs(batch, false, nil)
 	case err == nil:
 		v.core.noteRevision(at)
-		v.proofs.proven = rev
-		v.endProofs(batch, true, nil)
-	case errors.As(err, &conflict):
-		v.proofs.refuted, v.proofs.proven = rev, 0
-		v.endProofs(batch, false, nil)
-	case errors.Is(err, jskv.ErrBusy):
-		for _, p := range batch {
-			if p.patience--; p.patience == 0 && !p.over {
-				p.end(false, fmt.Errorf("%w: the revision is being checked or written by others: %w", ErrUnavailable, err))
-			}
-		}
-		return false
+		v.proofs.proven, c.ok = c.rev, true
+	case errors.Is(err, jskv.ErrConflict):
+		v.proofs.refuted, v.proofs.proven = c.rev, 0
 	default:
 		if errors.Is(err, jskv.ErrNotSent) {
 			v.core.cfg.Suspect() // no server answers for a deleted stream
 		}
-		for _, p := range batch {
-			if (p.failFast || !errors.Is(err, ErrUnavailable)) && !p.over {
-				p.end(false, err)
-			}
-		}
-		return false
-	}
-	return true
-}
-
-// endProofs ends the proofs of a batch that are not over. Called with mu held.
-func (v *view) endProofs(batch []*proof, ok bool, err error) {
-	for _, p := range batch {
-		if !p.over {
-			p.end(ok, err)
-		}
+		c.err = err
 	}
 }
 

@@ -36,25 +36,23 @@ type user interface {
 // proofs are the checks of one key's revision. One runs at a time, because on replicas checks exclude
 // each other and the key's writers. Callers that come meanwhile share the next one.
 type proofs struct {
-	waiting []*proof
-	running bool
-	proven  uint64        // revision that the last check has confirmed
-	refuted uint64        // revision that a check has found outdated
-	busy    int           // how often other processes were in the way lately, weighted
-	busyAt  time.Time     // the last time
-	took    time.Duration // how long the last answered check took
+	next     *check // the one to send next, nil if nobody asks for one
+	running  bool
+	proven   uint64        // revision that the last check has confirmed
+	refuted  uint64        // revision that a check has found outdated
+	failures int           // checks in a row without an answer
+	busy     int           // how often other processes were in the way lately, weighted
+	busyAt   time.Time     // the last time
+	took     time.Duration // how long the last answered check took
 }
 
-// proof is one call of Prove.
-type proof struct {
-	rev      uint64
-	patience int // how often the server may still answer busy; 0 = no limit
+// check is one request for calls of Prove.
+type check struct {
+	rev      uint64 // the highest revision that they name, or that is known
 	failFast bool
-
-	over bool
-	ok   bool
-	err  error
-	done chan struct{} // closed when over is set
+	done     chan struct{} // closed when the following are set
+	ok       bool          // the record is at rev
+	err      error         // nothing is known
 }
 
 // view is the newest committed state of one key that this process knows, with the operations of this process
