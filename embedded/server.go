@@ -77,7 +77,7 @@ func Start(ctx context.Context, opts ...Option) (_ *Server, err error) {
 		return nil, c.refused(err)
 	}
 	s.access.Store(p.access)
-	p.log(c.logger)
+	p.warn(c)
 	if err := s.run(ctx, o, &logAdapter{out: c.logger, fatal: make(chan struct{})}); err != nil {
 		return nil, err
 	}
@@ -244,7 +244,7 @@ func (s *Server) Reload() error {
 		return fmt.Errorf("%w: %s", ErrReload, text)
 	}
 	s.access.Store(p.access)
-	p.log(s.cfg.logger)
+	p.warn(s.cfg)
 	return nil
 }
 
