@@ -3,9 +3,13 @@
 package main
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/lockfabric/lockfabric/internal/lease"
+	"github.com/lockfabric/lockfabric/primitives"
 )
 
 // The command gets its arguments as they were given: names of files are bytes, and
@@ -116,6 +120,20 @@ func TestUsageErrors(t *testing.T) {
 		{[]string{"run", "k", "-E=-1", "--", "true"}, "run --conflict-exit-code=-1: give 0 to 255"},
 		{[]string{"run", "k", "-E", "--", "true"}, "--conflict-exit-code: give a value, after a = if it begins with a dash: see 'lockfabric run --help'"},
 		{[]string{"run", "k", "-E", "x", "--", "true"}, `--conflict-exit-code: "x" is no whole number`},
+		{[]string{"barrier", "b", "-n", fmt.Sprint(primitives.MaxParties + 1)}, fmt.Sprintf("barrier --parties=%d: give 1 to %d\n", primitives.MaxParties+1, primitives.MaxParties)},
+		{[]string{"barrier", "b", "-n", "2", "--wait", "0s"}, "barrier --wait=0s: give more than 0, or leave it out to wait without limit\n"},
+		{[]string{"latch", "wait", "l", "--count=0"}, "latch wait --count=0: give 1 to 2147483647, or leave it out for one that there is\n"},
+		{[]string{"latch", "wait", "l", "--wait=-1s"}, "latch wait --wait=-1s: give 0 to only look, or leave it out to wait without limit\n"},
+		{[]string{"latch", "delete", "l", "--wait=-1s"}, "latch delete --wait=-1s: give a time, or leave it out to only try\n"},
+		{[]string{"lock", "k", "--wait=-1s"}, "lock --wait=-1s: give 0 to only try, or leave it out to wait without limit\n"},
+		{[]string{"elect", "k", "--kill-after=-1ns", "--", "true"}, "elect --kill-after=-1ns: give 0 or more\n"},
+		{[]string{"run", "k", "--hold-at-least=-1s", "--", "true"}, "run --hold-at-least=-1s: give 0 or more\n"},
+		{[]string{"top", "--every=9ms"}, "top --every=9ms: give 10ms or more\n"},
+		{[]string{"deadlocks", "--every=9ms"}, "deadlocks --every=9ms: give 10ms or more\n"},
+		{[]string{"serve", "--idle-exit=-1s"}, "serve --idle-exit=-1s: give a time, or 0 for never\n"},
+		{[]string{"doctor", "--probes=0"}, "doctor --probes=0: give 1 to 1000\n"},
+		{[]string{"doctor", "--ttl=99ms"}, fmt.Sprintf("doctor --ttl=99ms: give %v to %v\n", lease.MinTTL, lease.MaxTTL)},
+		{[]string{"doctor", "--ttl=24h1s"}, fmt.Sprintf("doctor --ttl=24h0m1s: give %v to %v\n", lease.MinTTL, lease.MaxTTL)},
 		{[]string{"elect", "k", "--value", strings.Repeat("x", 1025), "--", "true"}, "elect --value of 1025 bytes: use at most 1024"},
 		{[]string{"run", "k", "--meta", "=foo", "--", "true"}, `expected KEY=VALUE but got "=foo"`},
 		{[]string{"--server", "a", "--bogus", "ls"}, "unknown flag --bogus"},

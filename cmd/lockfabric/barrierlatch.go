@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,48 +15,34 @@ import (
 type barrierCmd struct {
 	Name    string         `arg:"" complete:"barrier,gate" help:"Name of the barrier."`
 	Command []string       `arg:"" optional:"" name:"cmd" passthrough:"partial" help:"Command that all parties run at the same time; put it after '--'."`
-	Parties int            `short:"n" required:"" placeholder:"N" complete:"-" help:"Number of parties. All users of the name must give the same number."`
-	Wait    *time.Duration `placeholder:"DURATION" help:"How long to wait for the other parties. Without it, there is no limit."`
+	Parties int            `short:"n" required:"" placeholder:"N" complete:"-" from:"1" to:"1024" help:"Number of parties. All users of the name must give the same number."`
+	Wait    *time.Duration `placeholder:"DURATION" from:"1ns" give:"more than 0, or leave it out to wait without limit" help:"How long to wait for the other parties. Without it, there is no limit."`
 	holding
 }
 
 func (b *barrierCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	b.Command = afterDashes(b.Command)
-	if err := b.validate(); err != nil {
+	if len(b.Command) > 0 && b.Command[0] == "" {
+		return checkCommand("barrier", b.Command)
+	}
+	if err := checkName(b.Name); err != nil {
 		return err
 	}
-	t := &task{holding: &b.holding, name: "barrier", key: b.Name, command: b.Command, acquire: b.pass, advice: waitLonger}
+	t := &task{holding: &b.holding, name: "barrier", key: b.Name, command: b.Command, acquire: b.acquire, advice: waitLonger}
 	if len(b.Command) > 0 {
-		t.acquire = b.enter
 		t.after = func(ctx context.Context, h held) error { return h.(*primitives.Member).Leave(ctx) }
 	}
 	return t.run(ctx, c, s)
 }
 
-func (b *barrierCmd) validate() error {
-	switch {
-	case b.Parties < 1 || b.Parties > primitives.MaxParties:
-		return usageError("barrier --parties=%d: give 1 to %d", b.Parties, primitives.MaxParties)
-	case b.Wait != nil && *b.Wait <= 0:
-		return usageError("barrier --wait=%v: give more than 0, or leave it out to wait without limit", *b.Wait)
-	case len(b.Command) > 0 && b.Command[0] == "":
-		return checkCommand("barrier", b.Command)
-	}
-	return cmp.Or(b.holding.validate("barrier"), checkName(b.Name))
-}
-
-func (b *barrierCmd) pass(ctx context.Context, m *fabric.Manager) (held, error) {
-	barrier := primitives.NewBarrier(m, b.Name, b.Parties, fabric.WithMetadata(b.Meta))
-	return nil, withinWait(ctx, b.Name, b.Wait, func(ctx context.Context) error {
-		_, err := barrier.Wait(ctx)
-		return err
-	})
-}
-
-func (b *barrierCmd) enter(ctx context.Context, m *fabric.Manager) (h held, err error) {
-	double := primitives.NewDoubleBarrier(m, b.Name, b.Parties, fabric.WithMetadata(b.Meta))
+// acquire waits for the other parties. With a command, it also enters, and nobody leaves before all others do.
+func (b *barrierCmd) acquire(ctx context.Context, m *fabric.Manager) (h held, err error) {
 	err = withinWait(ctx, b.Name, b.Wait, func(ctx context.Context) error {
-		member, err := double.Enter(ctx)
+		if len(b.Command) == 0 {
+			_, err := primitives.NewBarrier(m, b.Name, b.Parties, fabric.WithMetadata(b.Meta)).Wait(ctx)
+			return err
+		}
+		member, err := primitives.NewDoubleBarrier(m, b.Name, b.Parties, fabric.WithMetadata(b.Meta)).Enter(ctx)
 		if err == nil {
 			h = member
 		}
@@ -98,14 +83,7 @@ type latchCmd struct {
 // countFlags are the flags of latch commands whose users must agree on the count.
 type countFlags struct {
 	Name  string `arg:"" complete:"latch" help:"Name of the latch."`
-	Count *int   `placeholder:"N" complete:"-" help:"Number of counts after which the latch opens. The first user sets it; others must give the same number or omit it."`
-}
-
-func (c *countFlags) validate(what string) error {
-	if n := c.Count; n != nil && (*n < 1 || *n > maxCount) {
-		return usageError("latch %s --count=%d: give 1 to %d, or leave it out for one that there is", what, *n, maxCount)
-	}
-	return checkName(c.Name)
+	Count *int   `placeholder:"N" complete:"-" from:"1" to:"2147483647" give:"1 to 2147483647, or leave it out for one that there is" help:"Number of counts after which the latch opens. The first user sets it; others must give the same number or omit it."`
 }
 
 // latch returns the latch. Without --count it uses the count with which the latch was created.
@@ -125,15 +103,12 @@ func (c *countFlags) latch(ctx context.Context, m *fabric.Manager) (*primitives.
 
 type latchWaitCmd struct {
 	countFlags
-	Wait       *time.Duration `placeholder:"DURATION" help:"How long to wait; 0 only checks. Without it, there is no limit."`
+	Wait       *time.Duration `placeholder:"DURATION" from:"0" give:"0 to only look, or leave it out to wait without limit" help:"How long to wait; 0 only checks. Without it, there is no limit."`
 	NoProgress bool           `help:"Don't show the waiting time on the terminal."`
 }
 
 func (l *latchWaitCmd) Run(ctx context.Context, c *cli, s *streams) error {
-	if l.Wait != nil && *l.Wait < 0 {
-		return usageError("latch wait --wait=%v: give 0 to only look, or leave it out to wait without limit", *l.Wait)
-	}
-	if err := l.validate("wait"); err != nil {
+	if err := checkName(l.Name); err != nil {
 		return err
 	}
 	t := &task{holding: &holding{TTL: fabric.DefaultTTL, NoProgress: l.NoProgress}, name: "latch", key: l.Name, acquire: l.pass, advice: waitLonger}
@@ -165,7 +140,7 @@ func (l *latchWaitCmd) pass(ctx context.Context, m *fabric.Manager) (held, error
 
 type latchCountDownCmd struct {
 	countFlags
-	Times int `short:"n" default:"1" placeholder:"K" complete:"-" help:"How many times to count."`
+	Times int `short:"n" default:"1" placeholder:"K" complete:"-" from:"1" to:"2147483647" help:"How many times to count."`
 }
 
 // countResult is the JSON of latch count-down.
@@ -175,10 +150,7 @@ type countResult struct {
 }
 
 func (l *latchCountDownCmd) Run(ctx context.Context, c *cli, s *streams) error {
-	if l.Times < 1 || l.Times > maxCount {
-		return usageError("latch count-down --times=%d: give 1 to %d", l.Times, maxCount)
-	}
-	if err := l.validate("count-down"); err != nil {
+	if err := checkName(l.Name); err != nil {
 		return err
 	}
 	return show(ctx, c, s, func(ctx context.Context, m *fabric.Manager) (countResult, error) {
@@ -202,13 +174,10 @@ func (l *latchCountDownCmd) Run(ctx context.Context, c *cli, s *streams) error {
 
 type latchDeleteCmd struct {
 	Name string        `arg:"" complete:"latch" help:"Name of the latch."`
-	Wait time.Duration `placeholder:"DURATION" help:"How long to wait until it has no waiters. A waiter that looks dead is observed for about its TTL in addition."`
+	Wait time.Duration `placeholder:"DURATION" from:"0" give:"a time, or leave it out to only try" help:"How long to wait until it has no waiters. A waiter that looks dead is observed for about its TTL in addition."`
 }
 
 func (l *latchDeleteCmd) Run(ctx context.Context, c *cli, s *streams) error {
-	if l.Wait < 0 {
-		return usageError("latch delete --wait=%v: give a time, or leave it out to only try", l.Wait)
-	}
 	if err := checkName(l.Name); err != nil {
 		return err
 	}

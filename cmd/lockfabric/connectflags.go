@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -55,6 +56,29 @@ func (c *connection) note(parsed *kong.Context) {
 			}
 		}
 	}
+}
+
+// checkRanges checks the numbers and durations of the command line against the tags of their flags: from and to are the
+// bounds, and give is the advice if it is not "FROM to TO".
+func (c *connection) checkRanges(command string) error {
+	bound := func(text string) int64 {
+		d, err := time.ParseDuration(text)
+		if err != nil {
+			n, _ := strconv.Atoi(text)
+			return int64(n)
+		}
+		return int64(d)
+	}
+	for _, f := range c.flags {
+		from, to := f.Tag.Get("from"), f.Tag.Get("to")
+		if from == "" || !c.given[f.Name] {
+			continue
+		}
+		if v := reflect.Indirect(f.Target); v.Int() < bound(from) || to != "" && v.Int() > bound(to) {
+			return usageError("%s --%s=%v: give %s", command, f.Name, v.Interface(), cmp.Or(f.Tag.Get("give"), from+" to "+to))
+		}
+	}
+	return nil
 }
 
 var connectingFlags = []string{"server", "context", "creds", "nkey", "user", "password", "token", "tlscert", "tlskey", "tlsca", "tlsfirst", "inbox-prefix"}

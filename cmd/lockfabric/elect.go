@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -56,7 +55,7 @@ func (e *electCmd) validate() error {
 			return err
 		}
 	}
-	return cmp.Or(e.claiming.validate("elect"), e.holding.validate("elect"), checkName(e.Name))
+	return checkName(e.Name)
 }
 
 func (e *electCmd) campaign(ctx context.Context, m *fabric.Manager) (held, error) {

@@ -26,18 +26,23 @@ func (i *inspectCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err := checkName(i.Key); err != nil {
 		return err
 	}
-	if i.Watch {
-		return i.watch(ctx, c, s)
-	}
-	return show(ctx, c, s,
-		func(ctx context.Context, m *fabric.Manager) (inspected, error) {
-			info, err := m.Inspect(ctx, i.Key)
-			if err != nil {
-				return inspected{}, err
+	if !i.Watch {
+		return show(ctx, c, s, func(ctx context.Context, m *fabric.Manager) (is inspected, err error) {
+			if is.Info, err = m.Inspect(ctx, i.Key); err == nil {
+				is.Coalescer = coalescerOf(ctx, m, i.Key)
 			}
-			return inspected{info, coalescerOf(ctx, m, i.Key)}, nil
-		},
-		func(w io.Writer, is inspected) { describe(w, is, time.Now()) })
+			return is, err
+		}, func(w io.Writer, is inspected) { describe(w, is, time.Now()) })
+	}
+	return follow(ctx, c, s, (*fabric.Manager).Watch, i.Key, func(ctx context.Context, m *fabric.Manager, info fabric.Info) error {
+		now, is := time.Now(), inspected{info, coalescerOf(ctx, m, i.Key)}
+		return s.again(c.Output, watched{now, is}, func(w io.Writer) {
+			fmt.Fprintf(w, "%s %s %s, revision %d\n", now.Format(time.RFC3339), printable(info.Key), state(info), info.Revision)
+			facts(w, is)
+			allParties(w, info, now)
+			fmt.Fprintln(w)
+		})
+	})
 }
 
 // inspected is the JSON of inspect.
@@ -67,26 +72,6 @@ func coalescerOf(ctx context.Context, m *fabric.Manager, name string) (c shardOw
 	owner := &info.Holders[0]
 	rank, _ := strconv.Atoi(owner.Metadata["rank"])
 	return shardOwner{Shard: shard, Rank: rank, Term: owner.Token, Host: owner.Lease.Host, PID: owner.Lease.PID}
-}
-
-func (i *inspectCmd) watch(ctx context.Context, c *cli, s *streams) error {
-	return c.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
-		for info, err := range m.Watch(ctx, i.Key) {
-			if now := time.Now(); err == nil {
-				is := inspected{info, coalescerOf(ctx, m, i.Key)}
-				err = s.again(c.Output, watched{now, is}, func(w io.Writer) {
-					fmt.Fprintf(w, "%s %s %s, revision %d\n", now.Format(time.RFC3339), printable(info.Key), state(info), info.Revision)
-					facts(w, is)
-					allParties(w, info, now)
-					fmt.Fprintln(w)
-				})
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	})
 }
 
 // watched is the JSON of one line of inspect --watch, and of ls --watch, which names no coalescer.
@@ -176,56 +161,42 @@ func describe(w io.Writer, info inspected, now time.Time) {
 	allParties(w, info.Info, now)
 }
 
+// allParties writes a table of the holders, and one of the waiters of each queue.
 func allParties(w io.Writer, info fabric.Info, now time.Time) {
-	tables := []partyTable{{"HOLDER", "TOKEN\tSINCE", info.Holders, func(p fabric.Party) uint64 { return p.Token }}}
-	queued := func(p fabric.Party) uint64 { return p.Queued }
-	tables = append(tables, partyTable{"WAITER", "QUEUED\tWAITED", info.Waiters, queued})
-	for _, c := range info.Conditions {
-		tables = append(tables, partyTable{"WAITER FOR " + printable(c.Name), "QUEUED\tWAITED", c.Waiters, queued})
-	}
+	what, of := share(info.Kind)
 	between := ""
-	for _, t := range tables {
-		if len(t.rows) > 0 {
-			fmt.Fprint(w, between)
-			t.write(w, info.Kind, now)
-			between = "\n"
+	table := func(who, columns string, parties []fabric.Party, number func(fabric.Party) uint64) {
+		if len(parties) == 0 {
+			return
 		}
-	}
-}
-
-// partyTable lists the holders, or the waiters of one queue.
-type partyTable struct {
-	who, columns string
-	rows         []fabric.Party
-	number       func(fabric.Party) uint64
-}
-
-func (t *partyTable) write(w io.Writer, kind string, now time.Time) {
-	what, of := share(kind)
-	valued := slices.ContainsFunc(t.rows, func(p fabric.Party) bool { return p.Bytes() != nil })
-	fmt.Fprintf(w, "%s\t%s\t%s\tHOST\tPID\tLABEL\tLEASE\tTTL\tOWNER\tMETADATA", t.who, what, t.columns)
-	if valued {
-		fmt.Fprint(w, "\tVALUE")
-	}
-	fmt.Fprintln(w)
-	for _, p := range t.rows {
-		lease, pid := p.Lease.State, "-"
-		if lease == "stale" {
-			lease = "looks dead, renewed " + age(p.Lease.Renewed, now) + " ago"
-		}
-		if p.Revoked {
-			lease += ",revoked"
-		}
-		lease += kept(p)
-		if p.Lease.PID != 0 {
-			pid = strconv.Itoa(p.Lease.PID)
-		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\t%v\t%s\t%s", printable(p.ID), orDash(of(p)), t.number(p), age(p.Since, now),
-			orDash(p.Lease.Host), pid, orDash(p.Lease.Label), lease, p.Lease.TTL, printable(p.Owner), metadata(p.Metadata))
-		if v := p.Bytes(); valued && v != nil {
-			fmt.Fprintf(w, "\t%s", printable(string(v)))
+		valued := slices.ContainsFunc(parties, func(p fabric.Party) bool { return p.Bytes() != nil })
+		fmt.Fprintf(w, "%s%s\t%s\t%s\tHOST\tPID\tLABEL\tLEASE\tTTL\tOWNER\tMETADATA", between, who, what, columns)
+		between = "\n"
+		if valued {
+			fmt.Fprint(w, "\tVALUE")
 		}
 		fmt.Fprintln(w)
+		for _, p := range parties {
+			lease := p.Lease.State
+			if lease == "stale" {
+				lease = "looks dead, renewed " + age(p.Lease.Renewed, now) + " ago"
+			}
+			if p.Revoked {
+				lease += ",revoked"
+			}
+			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\t%v\t%s\t%s", printable(p.ID), orDash(of(p)), number(p), age(p.Since, now), orDash(p.Lease.Host),
+				numberOrDash(uint64(p.Lease.PID)), orDash(p.Lease.Label), lease+kept(p), p.Lease.TTL, printable(p.Owner), metadata(p.Metadata))
+			if v := p.Bytes(); v != nil {
+				fmt.Fprintf(w, "\t%s", printable(string(v)))
+			}
+			fmt.Fprintln(w)
+		}
+	}
+	queued := func(p fabric.Party) uint64 { return p.Queued }
+	table("HOLDER", "TOKEN\tSINCE", info.Holders, func(p fabric.Party) uint64 { return p.Token })
+	table("WAITER", "QUEUED\tWAITED", info.Waiters, queued)
+	for _, c := range info.Conditions {
+		table("WAITER FOR "+printable(c.Name), "QUEUED\tWAITED", c.Waiters, queued)
 	}
 }
 
@@ -279,16 +250,10 @@ func metadata(m map[string]string) string {
 
 type deadlocksCmd struct {
 	Watch bool          `help:"Show it again after each change, until interrupted."`
-	Every time.Duration `default:"1s" help:"With --watch: interval between two readings."`
+	Every time.Duration `default:"1s" from:"10ms" give:"10ms or more" help:"With --watch: interval between two readings."`
 }
 
-// minEvery limits how often the state is read.
-const minEvery = 10 * time.Millisecond
-
 func (c *deadlocksCmd) Run(ctx context.Context, cl *cli, s *streams) error {
-	if c.Every < minEvery {
-		return usageError("deadlocks --every=%v: give %v or more", c.Every, minEvery)
-	}
 	if c.Watch {
 		return cl.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error { return c.watch(ctx, cl, s, m) })
 	}

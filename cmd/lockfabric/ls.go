@@ -24,8 +24,12 @@ type lsCmd struct {
 // Run lists the locks in use. The JSON is an array of fabric.Info, [] if there are none. Without --long, the leases in
 // it have only id and TTL; inspect looks them up.
 func (l *lsCmd) Run(ctx context.Context, c *cli, s *streams) error {
+	header := "KEY\tKIND\tSTATE\tHOLDERS\tWAITERS\tTOKEN\tAGE\tOWNER\n"
+	if l.Long {
+		header = "KEY\tKIND\tSTATE\tROLE\tMODE\tTOKEN\tAGE\tHOST\tPID\tLABEL\tLEASE\tOWNER\tMETADATA\n"
+	}
 	if l.Watch {
-		return l.watch(ctx, c, s)
+		return l.watch(ctx, c, s, "TIME\t"+header)
 	}
 	return show(ctx, c, s, func(ctx context.Context, m *fabric.Manager) ([]fabric.Info, error) {
 		list, err := m.List(ctx, l.Prefix)
@@ -35,16 +39,9 @@ func (l *lsCmd) Run(ctx context.Context, c *cli, s *streams) error {
 		}
 		return infos, err
 	}, func(w io.Writer, infos []fabric.Info) {
-		fmt.Fprintln(w, l.header())
+		fmt.Fprint(w, header)
 		l.rows(w, "", infos, time.Now())
 	})
-}
-
-func (l *lsCmd) header() string {
-	if l.Long {
-		return "KEY\tKIND\tSTATE\tROLE\tMODE\tTOKEN\tAGE\tHOST\tPID\tLABEL\tLEASE\tOWNER\tMETADATA"
-	}
-	return "KEY\tKIND\tSTATE\tHOLDERS\tWAITERS\tTOKEN\tAGE\tOWNER"
 }
 
 func (l *lsCmd) rows(w io.Writer, before string, infos []fabric.Info, now time.Time) {
@@ -88,34 +85,26 @@ func numberOrDash(n uint64) string {
 	return strconv.FormatUint(n, 10)
 }
 
-func (l *lsCmd) watch(ctx context.Context, c *cli, s *streams) error {
-	header := "TIME\t" + l.header() + "\n"
-	return c.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
-		for changed, err := range m.WatchAll(ctx, l.Prefix) {
-			if err != nil {
-				return err
-			}
-			slices.SortFunc(changed, byKey)
-			_ = m.Identify(ctx, changed) // a process that can't be looked up now is shown without details
-			now := time.Now()
-			if c.Output == "json" {
-				for _, i := range changed {
-					if err := s.encode(watched{now, inspected{Info: i}}, ""); err != nil {
-						return err
-					}
+// watch prints the header once, and then the names that have changed.
+func (l *lsCmd) watch(ctx context.Context, c *cli, s *streams, header string) error {
+	return follow(ctx, c, s, (*fabric.Manager).WatchAll, l.Prefix, func(ctx context.Context, m *fabric.Manager, changed []fabric.Info) error {
+		slices.SortFunc(changed, byKey)
+		_ = m.Identify(ctx, changed) // a process that can't be looked up now is shown without details
+		now := time.Now()
+		if c.Output == "json" {
+			for _, i := range changed {
+				if err := s.encode(watched{now, inspected{Info: i}}, ""); err != nil {
+					return err
 				}
-				continue
 			}
-			err = s.print(c.Output, nil, func(w io.Writer) {
-				fmt.Fprint(w, header)
-				l.rows(w, now.Format(time.TimeOnly)+"\t", changed, now)
-			})
-			if err != nil {
-				return err
-			}
-			header = ""
+			return nil
 		}
-		return nil
+		before := header
+		header = ""
+		return s.print(c.Output, nil, func(w io.Writer) {
+			fmt.Fprint(w, before)
+			l.rows(w, now.Format(time.TimeOnly)+"\t", changed, now)
+		})
 	})
 }
 
@@ -271,23 +260,15 @@ const treeEvery = time.Second
 
 func (c *treeCmd) watch(ctx context.Context, cl *cli, s *streams) error {
 	names := inUse{}
-	return cl.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
-		for changed, err := range m.WatchAll(ctx, c.root()) {
-			if err != nil {
-				return err
-			}
-			names.take(changed)
-			now, nodes := time.Now(), c.nodes(slices.Collect(maps.Values(names)))
-			_ = identify(ctx, m, nodes) // a process that can't be looked up now is shown without details
-			err = s.again(cl.Output, shownTree{now, nodes}, func(w io.Writer) {
-				fmt.Fprintln(w, now.Format(time.TimeOnly))
-				drawTree(w, nodes, now)
-			})
-			if err != nil {
-				return err
-			}
-			pause.For(ctx, treeEvery)
-		}
-		return nil
+	return follow(ctx, cl, s, (*fabric.Manager).WatchAll, c.root(), func(ctx context.Context, m *fabric.Manager, changed []fabric.Info) error {
+		names.take(changed)
+		now, nodes := time.Now(), c.nodes(slices.Collect(maps.Values(names)))
+		_ = identify(ctx, m, nodes) // a process that can't be looked up now is shown without details
+		err := s.again(cl.Output, shownTree{now, nodes}, func(w io.Writer) {
+			fmt.Fprintln(w, now.Format(time.TimeOnly))
+			drawTree(w, nodes, now)
+		})
+		pause.For(ctx, treeEvery)
+		return err
 	})
 }

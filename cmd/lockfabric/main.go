@@ -36,27 +36,23 @@ type cli struct {
 
 	ShowVersion versionFlag `name:"version" help:"Show the version of this program."`
 
-	Run     runCmd     `cmd:"" help:"Run a command while holding a lock, or permits of a semaphore."`
-	Lock    lockCmd    `cmd:"" help:"Hold a lock for the rest of a script."`
-	Elect   electCmd   `cmd:"" help:"Run a command while this process is the leader, or show the leader."`
-	Barrier barrierCmd `cmd:"" help:"Wait until a number of processes have arrived, or run a command at the same time as they do."`
-	Latch   latchCmd   `cmd:"" help:"Wait until something has happened a number of times, or count it."`
-	Serve   serveCmd   `cmd:"" help:"Run a server, standalone or as a cluster member."`
-	Ls      lsCmd      `cmd:"" help:"List the locks and other names in use."`
-	Tree    treeCmd    `cmd:"" help:"Show the locks in use below a name, level by level."`
-
-	Top topCmd `cmd:"" help:"Show holders, waiters and the rate of changes, live in the terminal."`
-
-	Deadlocks deadlocksCmd `cmd:"" help:"Show long waits of units that hold something, and deadlocks."`
-
-	Inspect inspectCmd `cmd:"" help:"Show the holders and waiters of a lock or other name."`
-	Release releaseCmd `cmd:"" help:"Take a lock or other name away from its holders."`
-	Gc      gcCmd      `cmd:"" help:"Remove the entries of dead processes from all locks."`
-	UI      uiCmd      `cmd:"" name:"ui" help:"Show holders and waiters in a browser."`
-	Doctor  doctorCmd  `cmd:"" help:"Find problems of the server, the cluster and the fabric's buckets."`
-	Version versionCmd `cmd:"" help:"Show the version of this program."`
-	Help    helpCmd    `cmd:"" help:"Show the help of a command."`
-
+	Run         runCmd         `cmd:"" help:"Run a command while holding a lock, or permits of a semaphore."`
+	Lock        lockCmd        `cmd:"" help:"Hold a lock for the rest of a script."`
+	Elect       electCmd       `cmd:"" help:"Run a command while this process is the leader, or show the leader."`
+	Barrier     barrierCmd     `cmd:"" help:"Wait until a number of processes have arrived, or run a command at the same time as they do."`
+	Latch       latchCmd       `cmd:"" help:"Wait until something has happened a number of times, or count it."`
+	Serve       serveCmd       `cmd:"" help:"Run a server, standalone or as a cluster member."`
+	Ls          lsCmd          `cmd:"" help:"List the locks and other names in use."`
+	Tree        treeCmd        `cmd:"" help:"Show the locks in use below a name, level by level."`
+	Top         topCmd         `cmd:"" help:"Show holders, waiters and the rate of changes, live in the terminal."`
+	Deadlocks   deadlocksCmd   `cmd:"" help:"Show long waits of units that hold something, and deadlocks."`
+	Inspect     inspectCmd     `cmd:"" help:"Show the holders and waiters of a lock or other name."`
+	Release     releaseCmd     `cmd:"" help:"Take a lock or other name away from its holders."`
+	Gc          gcCmd          `cmd:"" help:"Remove the entries of dead processes from all locks."`
+	UI          uiCmd          `cmd:"" name:"ui" help:"Show holders and waiters in a browser."`
+	Doctor      doctorCmd      `cmd:"" help:"Find problems of the server, the cluster and the fabric's buckets."`
+	Version     versionCmd     `cmd:"" help:"Show the version of this program."`
+	Help        helpCmd        `cmd:"" help:"Show the help of a command."`
 	Permissions permissionsCmd `cmd:"" help:"Show the permissions that a NATS user needs."`
 	Completion  completionCmd  `cmd:"" help:"Print a script that makes a shell complete command lines."`
 	Complete    completeCmd    `cmd:"" hidden:"" help:"Print the possible next words of a command line."`
@@ -99,6 +95,9 @@ func execute(args []string, stdout, stderr *os.File) int {
 	}
 	status := &statusLine{term: stderr}
 	s := &streams{out: stdout, err: stderr, status: status, log: newLogger(status, c.Output, c.level(parsed.Selected().Name))}
+	if err := c.checkRanges(pathOf(parsed.Selected())); err != nil {
+		return report(stderr, err)
+	}
 	parsed.BindTo(context.Background(), (*context.Context)(nil))
 	return report(stderr, parsed.Run(&c, s))
 }
@@ -261,7 +260,6 @@ const (
 	exitCannotRun   = 126
 	exitNotFound    = 127
 	exitSignal      = 128 // plus the signal's number
-	maxExit         = 255
 )
 
 // exitError is an error with an exit code. Without a cause, nothing is printed.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"strconv"
 	"strings"
@@ -52,6 +53,21 @@ func show[T any](ctx context.Context, c *cli, s *streams, ask func(ctx context.C
 		return err
 	}
 	return s.print(c.Output, answer, func(w io.Writer) { text(w, answer) })
+}
+
+// follow calls fn with every value of a watch, until a signal ends the command.
+func follow[T any](ctx context.Context, c *cli, s *streams, watch func(m *fabric.Manager, ctx context.Context, name string) iter.Seq2[T, error], name string, fn func(ctx context.Context, m *fabric.Manager, value T) error) error {
+	return c.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
+		for value, err := range watch(m, ctx, name) {
+			if err == nil {
+				err = fn(ctx, m, value)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // columns aligns columns that are separated by tabs.

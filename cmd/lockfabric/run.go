@@ -20,7 +20,7 @@ type runCmd struct {
 	Line      string   `name:"command" short:"c" placeholder:"LINE" complete:"-" help:"Run this line with 'sh -c' instead of CMD."`
 	Mode      string   `xor:"mode" placeholder:"IS|IX|S|SIX|U|X" complete:"IS,IX,S,SIX,U,X" help:"Mode: X, the default, excludes all others; S excludes writers; U excludes all but S and IS; IS, IX and SIX announce locks on parts."`
 	Shared    bool     `xor:"mode" help:"Same as --mode S: shared with other holders in this mode."`
-	Semaphore *int     `xor:"mode" placeholder:"N" complete:"-" help:"Hold a permit of a semaphore with N permits instead of a lock. All users of the name must give the same N."`
+	Semaphore *int     `xor:"mode" placeholder:"N" complete:"-" from:"1" to:"2147483647" help:"Hold a permit of a semaphore with N permits instead of a lock. All users of the name must give the same N."`
 	Permits   int      `default:"1" placeholder:"K" complete:"-" help:"How many permits of --semaphore to hold."`
 	setFlags
 	DeadlineCheck bool `help:"If the expected wait is longer than --wait, don't queue, but exit with 75 at once. A lock for which nobody has waited has no expected wait."`
@@ -49,8 +49,6 @@ func (r *runCmd) validate() error {
 	switch {
 	case r.DeadlineCheck && (r.Wait == nil || *r.Wait == 0):
 		return usageError("run --deadline-check: give the time that is to be kept with --wait")
-	case r.Semaphore != nil && (limit < 1 || limit > maxCount):
-		return usageError("run --semaphore=%d: give 1 to %d", limit, maxCount)
 	case r.Permits < 1 || limit > 0 && r.Permits > limit:
 		return usageError("run --permits=%d: give 1 to the number of --semaphore", r.Permits)
 	case r.Permits > 1 && limit == 0:
@@ -58,10 +56,8 @@ func (r *runCmd) validate() error {
 	case r.DeadlineCheck && limit > 0:
 		return usageError("run --deadline-check: nothing is expected of a semaphore; leave it out")
 	}
-	return cmp.Or(r.setFlags.validate(limit > 0), checkMode("run", r.Mode), checkCommand("run", r.Command), r.claiming.validate("run"), r.holding.validate("run"), r.durationFlags.validate("run"), checkName(r.Key))
+	return cmp.Or(r.setFlags.validate(limit > 0), checkMode("run", r.Mode), checkCommand("run", r.Command), checkName(r.Key))
 }
-
-const maxCount = 1<<31 - 1 // of permits and counts
 
 // limit returns the number of permits of the semaphore, or 0 without a semaphore.
 func (r *runCmd) limit() int {
@@ -171,22 +167,12 @@ func (h *heldSet) Key() string   { return h.named.Key() }
 func (h *heldSet) Token() uint64 { return h.named.Token() }
 
 type claiming struct {
-	Wait       *time.Duration `placeholder:"DURATION" help:"How long to wait; 0 only tries. Without it, there is no limit. A holder that looks dead is observed for about its TTL in addition."`
+	Wait       *time.Duration `placeholder:"DURATION" from:"0" give:"0 to only try, or leave it out to wait without limit" help:"How long to wait; 0 only tries. Without it, there is no limit. A holder that looks dead is observed for about its TTL in addition."`
 	Owner      string         `help:"Owner of the hold. The same owner can't hold the lock twice. By default each run is an owner."`
 	NoTakeover bool           `help:"At the end of --wait, don't observe a holder that looks dead."`
 
-	ConflictExitCode *int `short:"E" placeholder:"N" complete:"-" help:"Exit code if others hold it, instead of 75."`
+	ConflictExitCode *int `short:"E" placeholder:"N" complete:"-" from:"0" to:"255" help:"Exit code if others hold it, instead of 75."`
 	Quiet            bool `short:"q" help:"Print nothing if others hold it, and show no progress. Other errors are printed."`
-}
-
-func (c *claiming) validate(what string) error {
-	if c.Wait != nil && *c.Wait < 0 {
-		return usageError("%s --wait=%v: give 0 to only try, or leave it out to wait without limit", what, *c.Wait)
-	}
-	if n := c.ConflictExitCode; n != nil && (*n < 0 || *n > maxExit) {
-		return usageError("%s --conflict-exit-code=%d: give 0 to %d", what, *n, maxExit)
-	}
-	return nil
 }
 
 // conflict gives a refusal the exit code of --conflict-exit-code.
@@ -259,15 +245,8 @@ func (*claiming) advice(err error) string {
 
 // durationFlags are the flags of commands that can hold it longer than CMD runs.
 type durationFlags struct {
-	HoldAtLeast  time.Duration `placeholder:"DURATION" help:"Hold it for at least this time, even if CMD ends earlier, so that hosts whose clocks are late find it held. SIGINT and SIGTERM end this time."`
+	HoldAtLeast  time.Duration `placeholder:"DURATION" from:"0" give:"0 or more" help:"Hold it for at least this time, even if CMD ends earlier, so that hosts whose clocks are late find it held. SIGINT and SIGTERM end this time."`
 	WaitChildren bool          `help:"Hold it until all processes of CMD's process group have ended, including those in the background."`
-}
-
-func (f *durationFlags) validate(what string) error {
-	if f.HoldAtLeast < 0 {
-		return usageError("%s --hold-at-least=%v: give 0 or more", what, f.HoldAtLeast)
-	}
-	return nil
 }
 
 // waitMinimum holds it until the minimum time since the start is over. It reports whether it had to wait. A loss in this time

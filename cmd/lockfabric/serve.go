@@ -43,7 +43,7 @@ type serveCmd struct {
 	NoCoalesce    bool          `help:"Don't serve as a coalescer."`
 	Health        string        `placeholder:"HOST:PORT" help:"HTTP address for probes, open to everybody who can reach it: /livez (this process runs), /readyz (locks can be acquired and released), and /metrics for Prometheus."`
 	UI            string        `name:"ui" placeholder:"HOST:PORT" help:"Loopback address for the page of 'lockfabric ui', read-only. The page's address with its token is printed, unless LOCKFABRIC_UI_TOKEN sets the token."`
-	IdleExit      time.Duration `help:"End if no client was connected for this time; 0 means never."`
+	IdleExit      time.Duration `from:"0" give:"a time, or 0 for never" help:"End if no client was connected for this time; 0 means never."`
 	Local         bool          `hidden:"" help:"Run as the local server of --local-dir."`
 }
 
@@ -63,9 +63,6 @@ type serving struct {
 func (v *serveCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if v.IdleExit < 0 {
-		return usageError("serve --idle-exit=%v: give a time, or 0 for never", v.IdleExit)
-	}
 	if c.given["shards"] && !kv.ValidShards(v.Shards) {
 		return usageError("serve --shards=%d: give 1 to %d", v.Shards, kv.MaxShards)
 	}

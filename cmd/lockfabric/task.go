@@ -27,16 +27,9 @@ type held interface {
 
 type holding struct {
 	TTL        time.Duration     `default:"30s" help:"How long the hold lasts after the last renewal. Under 15s, a failover of the server can lose it."`
-	KillAfter  time.Duration     `default:"10s" help:"Time from SIGTERM to SIGKILL if it is lost while CMD runs."`
+	KillAfter  time.Duration     `default:"10s" from:"0" give:"0 or more" help:"Time from SIGTERM to SIGKILL if it is lost while CMD runs."`
 	Meta       map[string]string `placeholder:"KEY=VALUE" help:"Text that 'inspect' shows with the holder; can be repeated."`
 	NoProgress bool              `help:"Don't show the holder on the terminal while waiting."`
-}
-
-func (h *holding) validate(what string) error {
-	if h.KillAfter < 0 {
-		return usageError("%s --kill-after=%v: give 0 or more", what, h.KillAfter)
-	}
-	return nil
 }
 
 // task acquires something, and runs a command while it is held.

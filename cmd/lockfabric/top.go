@@ -20,7 +20,7 @@ import (
 type topCmd struct {
 	Prefix string        `arg:"" optional:"" complete:"name" help:"Only names that start with this."`
 	Sort   string        `enum:"waiters,holders,rate,age,key" default:"waiters" help:"Order of the rows: waiters, holders, rate, age or key."`
-	Every  time.Duration `default:"1s" help:"Interval between updates, in which changes are counted."`
+	Every  time.Duration `default:"1s" from:"10ms" give:"10ms or more" help:"Interval between updates, in which changes are counted."`
 	Once   bool          `help:"Count once for the time of --every, print the table and end. It needs no terminal."`
 }
 
@@ -39,8 +39,6 @@ const (
 func (c *topCmd) Run(ctx context.Context, cl *cli, s *streams) error {
 	screen, _ := s.out.(*os.File)
 	switch {
-	case c.Every < minEvery:
-		return usageError("top --every=%v: give %v or more", c.Every, minEvery)
 	case cl.Output == "json":
 		return usageError("top is for people: see ls, with --watch and --output json")
 	case !c.Once && (screen == nil || !term.IsTerminal(int(screen.Fd()))):
