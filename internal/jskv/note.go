@@ -92,10 +92,17 @@ func (b *Buckets) NoteTTL(ctx context.Context, ttl time.Duration, seen []uint64)
 // note reads the fabric's note, lets edit change it, and writes it back by CAS until that succeeds or edit has
 // nothing to change. known is false if there was no note.
 func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, known bool, err error) {
+	var refused error // the last write's, if it was answered
+	failed := func(err error) (meta, bool, error) {
+		if refused != nil && !errors.Is(err, refused) {
+			err = fmt.Errorf("%w; last answer: %w", err, refused)
+		}
+		return meta{}, false, err
+	}
 	for attempt := 0; ; attempt++ {
 		e, err := retryUnanswered(ctx, b.Leases.link, func(ctx context.Context) (Entry, error) { return b.Leases.Get(ctx, kv.MetaKey) })
 		if err != nil {
-			return meta{}, false, err
+			return failed(err)
 		}
 		m = meta{Version: kv.Schema}
 		if known = !e.Deleted; known {
@@ -112,13 +119,16 @@ func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, know
 		}
 		wctx, cancel := context.WithTimeout(ctx, min(b.Leases.link.wait()<<attempt, noteTimeout))
 		_, err = b.Leases.Update(wctx, kv.MetaKey, value, e.Revision, 0)
+		if wctx.Err() == nil {
+			refused = err
+		}
 		cancel()
 		if err == nil {
 			return m, known, nil
 		}
 		// After any other outcome, read again: the edit is idempotent.
 		if attempt >= 20 || ctx.Err() != nil || errors.Is(err, kv.ErrRejected) {
-			return meta{}, false, err
+			return failed(err)
 		}
 		pause.For(ctx, time.Duration(attempt+1)*2*time.Millisecond)
 	}
