@@ -25,7 +25,7 @@ func (e *exam) buckets(ctx context.Context) {
 		shards = e.leases.Shards
 		e.report.Fabric.Shards = shards
 		if shards > 1 {
-			e.report.ok(checkBucket, e.Fabric, "its locks are divided over %d shards", shards)
+			e.report.ok("bucket", e.Fabric, "its locks are divided over %d shards", shards)
 		}
 	}
 	for _, name := range kv.LocksBuckets(e.Fabric, shards) {
@@ -44,7 +44,7 @@ func (e *exam) pair() {
 	}
 	if readable(e.locks) && readable(e.leases) && e.locks.Memory != e.leases.Memory {
 		where := map[bool]string{false: "in files", true: "in memory"}
-		e.report.problem(checkStorage, e.locks.Bucket,
+		e.report.add(Problem, "storage", e.locks.Bucket,
 			fmt.Sprintf("it is kept %s and the leases bucket %s: no program opens such a fabric", where[e.locks.Memory], where[e.leases.Memory]),
 			"end all programs that use this fabric, delete both buckets, and start them: the first one creates both")
 	}
@@ -52,10 +52,10 @@ func (e *exam) pair() {
 		return
 	}
 	if e.leases.Exists {
-		e.report.warn(checkBucket, e.locks.Bucket, "it is gone, and the fabric's other bucket is there: all holds are void",
+		e.report.add(Warning, "bucket", e.locks.Bucket, "it is gone, and the fabric's other bucket is there: all holds are void",
 			"nothing, if it was deleted on purpose: the next program creates it, and grants nothing until the holders of before know")
 	} else {
-		e.report.warn(checkBucket, e.leases.Bucket, "it is gone, and the fabric's other bucket is there: all leases are void",
+		e.report.add(Warning, "bucket", e.leases.Bucket, "it is gone, and the fabric's other bucket is there: all leases are void",
 			"end all programs that use this fabric, delete the locks bucket too, and start them: the first one creates both")
 	}
 }
@@ -65,16 +65,15 @@ func (e *exam) bucket(ctx context.Context, name string) *jskv.BucketState {
 	r := e.report
 	s, err := ask(ctx, e, e.rights.lacks("$JS.API.STREAM.INFO.KV_"+name), func(ctx context.Context) (jskv.BucketState, error) { return e.kv.Bucket(ctx, name) })
 	switch {
-	case err == nil:
 	case notAllowed(err):
-		r.unknown(checkBucket, name, "this user may not ask for its state", grantIt)
+		r.add(Unknown, "bucket", name, "this user may not ask for its state", grantIt)
 		return nil
-	default:
-		r.problem(checkBucket, name, "no leader answers for it: "+err.Error(), "see that most servers of the cluster run and reach each other, then look at 'nats stream info KV_"+name+"'")
+	case err != nil:
+		r.add(Problem, "bucket", name, "no leader answers for it: "+err.Error(), "see that most servers of the cluster run and reach each other, then look at 'nats stream info KV_"+name+"'")
 		return nil
 	}
 	if !s.Exists {
-		r.ok(checkBucket, name, "it does not exist yet: the first program that uses the fabric creates it, if its user may create streams")
+		r.ok("bucket", name, "it does not exist yet: the first program that uses the fabric creates it, if its user may create streams")
 		return &s
 	}
 	b := Bucket{Name: name, Storage: "file", Replicas: s.Replicas, Leader: s.Leader, FirstSeq: s.FirstSeq, LastSeq: s.LastSeq}
@@ -84,24 +83,24 @@ func (e *exam) bucket(ctx context.Context, name string) *jskv.BucketState {
 	r.Fabric.Buckets = append(r.Fabric.Buckets, b)
 	switch {
 	case s.Newer != nil:
-		r.problem(checkBucket, name, s.Newer.Error(), "upgrade this program and all others that use the fabric")
+		r.add(Problem, "bucket", name, s.Newer.Error(), "upgrade this program and all others that use the fabric")
 		return &s
 	case s.Foreign():
-		r.problem(checkBucket, name, "it was not made by lockfabric: "+s.Faults[0].Field+" is "+s.Faults[0].Value, s.Faults[0].Remedy)
+		r.add(Problem, "bucket", name, "it was not made by lockfabric: "+s.Faults[0].Field+" is "+s.Faults[0].Value, s.Faults[0].Remedy)
 		return &s
 	}
-	r.ok(checkBucket, name, "it exists, schema %d", s.Schema)
+	r.ok("bucket", name, "it exists, schema %d", s.Schema)
 	for _, f := range s.Faults {
-		r.problem(checkConfiguration, name, fmt.Sprintf("%s is %s, must be %s", f.Field, f.Value, f.Want), f.Remedy)
+		r.add(Problem, "configuration", name, fmt.Sprintf("%s is %s, must be %s", f.Field, f.Value, f.Want), f.Remedy)
 	}
 	if len(s.Faults) == 0 {
-		r.ok(checkConfiguration, name, "as safe locking needs it")
+		r.ok("configuration", name, "as safe locking needs it")
 	}
 	if s.Memory {
-		r.warn(checkStorage, name, "it is kept in memory: locks end with the servers, and programs must say WithMemoryStorage",
+		r.add(Warning, "storage", name, "it is kept in memory: locks end with the servers, and programs must say WithMemoryStorage",
 			"if that is not wanted, delete both buckets while nobody holds a lock, and start programs without that option")
 	} else {
-		r.ok(checkStorage, name, "kept in files")
+		r.ok("storage", name, "kept in files")
 	}
 	e.replicas(&s)
 	e.clock(&s)
@@ -123,10 +122,10 @@ func (e *exam) clock(s *jskv.BucketState) {
 	}
 	text := fmt.Sprintf("the server's clock is %v %s this host's, give or take %v", off.Round(time.Millisecond), which, s.ClockError.Round(time.Millisecond))
 	if off-s.ClockError <= clockOff {
-		e.report.ok(checkClock, s.Bucket, "%s", text)
+		e.report.ok("clock", s.Bucket, "%s", text)
 		return
 	}
-	e.report.warn(checkClock, s.Bucket, text+": locks do not depend on it, but ages that are shown may be wrong, and so may what is said here of holders that have ended",
+	e.report.add(Warning, "clock", s.Bucket, text+": locks do not depend on it, but ages that are shown may be wrong, and so may what is said here of holders that have ended",
 		"set both clocks, with NTP for example")
 }
 
@@ -142,11 +141,11 @@ func (e *exam) consumers(s *jskv.BucketState) {
 	}
 	detail := fmt.Sprintf("%d of %d consumers in use: beyond that nobody opens the fabric, and waiters are told late", u.Used, u.Limit)
 	remedy := "raise the bucket's limit: nats stream edit KV_" + s.Bucket + " --max-consumers=-1"
+	status := Warning
 	if float64(u.Used) >= full*float64(u.Limit) {
-		e.report.problem(checkLimits, s.Bucket, detail, remedy)
-	} else {
-		e.report.warn(checkLimits, s.Bucket, detail, remedy)
+		status = Problem
 	}
+	e.report.add(status, "limits", s.Bucket, detail, remedy)
 }
 
 func (e *exam) replicas(s *jskv.BucketState) {
@@ -155,38 +154,38 @@ func (e *exam) replicas(s *jskv.BucketState) {
 	raise := fmt.Sprintf("nats stream edit KV_%s --replicas=3", name)
 	switch {
 	case clustered && s.Replicas == 1:
-		r.warn(checkReplicas, name, "1 replica on a cluster: when its server is down nothing is granted, when its disk is lost all holds are", raise)
+		r.add(Warning, "replicas", name, "1 replica on a cluster: when its server is down nothing is granted, when its disk is lost all holds are", raise)
 	case clustered && s.Replicas%2 == 0:
-		r.warn(checkReplicas, name, fmt.Sprintf("%d replicas bear no more failures than %d do", s.Replicas, s.Replicas-1), raise)
+		r.add(Warning, "replicas", name, fmt.Sprintf("%d replicas bear no more failures than %d do", s.Replicas, s.Replicas-1), raise)
 	default:
-		r.ok(checkReplicas, name, "%d", s.Replicas)
+		r.ok("replicas", name, "%d", s.Replicas)
 	}
 	if !s.Clustered || s.Replicas == 1 {
 		return
 	}
 	if s.Leader == "" {
-		r.problem(checkPeers, name, "it has no leader: nothing is granted", "see that most of its servers run and reach each other")
+		r.add(Problem, "peers", name, "it has no leader: nothing is granted", "see that most of its servers run and reach each other")
 		return
 	}
 	current, before := 1, len(r.Findings) // the leader is current
 	for _, p := range s.Peers {
 		switch {
 		case p.Offline:
-			r.problem(checkPeers, name, fmt.Sprintf("the replica on %s is offline", p.Name), "start that server, or find out why the others don't reach it")
+			r.add(Problem, "peers", name, fmt.Sprintf("the replica on %s is offline", p.Name), "start that server, or find out why the others don't reach it")
 			continue
 		case !p.Current:
-			r.problem(checkPeers, name, fmt.Sprintf("the replica on %s is %d writes behind", p.Name, p.Lag), "wait until it has caught up; if it does not, look at that server's log and disk")
+			r.add(Problem, "peers", name, fmt.Sprintf("the replica on %s is %d writes behind", p.Name, p.Lag), "wait until it has caught up; if it does not, look at that server's log and disk")
 			continue
 		case p.Lag > farBehind:
-			r.warn(checkPeers, name, fmt.Sprintf("the replica on %s is %d writes behind", p.Name, p.Lag), "see whether that server's disk or network is slow")
+			r.add(Warning, "peers", name, fmt.Sprintf("the replica on %s is %d writes behind", p.Name, p.Lag), "see whether that server's disk or network is slow")
 		}
 		current++
 	}
 	if missing := s.Replicas - 1 - len(s.Peers); missing > 0 {
-		r.problem(checkPeers, name, fmt.Sprintf("%d of %d replicas have no server", missing, s.Replicas), "add servers to the cluster, or look at 'nats stream info KV_"+name+"'")
+		r.add(Problem, "peers", name, fmt.Sprintf("%d of %d replicas have no server", missing, s.Replicas), "add servers to the cluster, or look at 'nats stream info KV_"+name+"'")
 	}
 	if len(r.Findings) == before {
-		r.ok(checkPeers, name, "%d of %d replicas are current, leader is %s", current, s.Replicas, s.Leader)
+		r.ok("peers", name, "%d of %d replicas are current, leader is %s", current, s.Replicas, s.Leader)
 	}
 }
 
@@ -207,14 +206,14 @@ func (e *exam) incarnation(ctx context.Context) {
 	case err == nil:
 	case errors.Is(err, kv.ErrUnsafeConfig), errors.Is(err, kv.ErrNewerSchema):
 		e.void = true
-		r.problem(checkIncarnation, name, "the fabric's note can't be read: "+err.Error(),
+		r.add(Problem, "incarnation", name, "the fabric's note can't be read: "+err.Error(),
 			"end all programs that use this fabric, then 'nats kv purge "+e.Fabric+"-leases "+kv.MetaKey+"'; upgrade, if it is of a newer version")
 		return
 	default:
 		e.void = true
 		why, remedy := reason(err)
-		r.unknown(checkIncarnation, name, "the fabric's note was not read: "+why, remedy)
-		r.unknown(checkSequence, name, "the fabric's note was not read: "+why, remedy)
+		r.add(Unknown, "incarnation", name, "the fabric's note was not read: "+why, remedy)
+		r.add(Unknown, "sequence", name, "the fabric's note was not read: "+why, remedy)
 		return
 	}
 	if !readable(e.locks) {
@@ -222,13 +221,13 @@ func (e *exam) incarnation(ctx context.Context) {
 	}
 	switch {
 	case !note.Exists:
-		r.ok(checkIncarnation, name, "not noted yet: the next program does it")
+		r.ok("incarnation", name, "not noted yet: the next program does it")
 	case note.Incarnation != e.locks.Incarnation:
 		e.void = true
-		r.warn(checkIncarnation, name, fmt.Sprintf("it was created again since it was noted: who opens the fabric grants nothing for %v, until all holders of before know that their holds are void", note.Quarantine),
+		r.add(Warning, "incarnation", name, fmt.Sprintf("it was created again since it was noted: who opens the fabric grants nothing for %v, until all holders of before know that their holds are void", note.Quarantine),
 			"nothing: the first program that runs for so long confirms it")
 	default:
-		r.ok(checkIncarnation, name, "it is the one that was noted")
+		r.ok("incarnation", name, "it is the one that was noted")
 	}
 	e.sequence(note)
 }
@@ -239,15 +238,15 @@ func (e *exam) sequence(note jskv.Note) {
 	case e.locks.LastSeq < note.HighWater:
 		e.void = true
 		next := max(uint64(time.Now().UnixMicro()), note.HighWater) + 1
-		r.problem(checkSequence, name,
+		r.add(Problem, "sequence", name,
 			fmt.Sprintf("its last revision is %d, and programs have seen %d: it was restored from a backup. All holds are void, and fencing tokens would repeat", e.locks.LastSeq, note.HighWater),
 			fmt.Sprintf("end all programs that use this fabric, then move the sequence up, which also removes the void holds: nats stream purge KV_%s --seq=%d --force", name, next))
 	case e.locks.LastSeq+1 < firstDay:
-		r.warn(checkSequence, name,
+		r.add(Warning, "sequence", name,
 			fmt.Sprintf("its revisions stand at %d and did not begin at the clock's microseconds: made by hand, or restored. Tokens of a bucket that it replaced may be larger", e.locks.LastSeq),
 			fmt.Sprintf("end all programs that use this fabric, then: nats stream purge KV_%s --seq=%d --force", name, uint64(time.Now().UnixMicro())))
 	default:
-		r.ok(checkSequence, name, "last revision %d, above all that were noted", e.locks.LastSeq)
+		r.ok("sequence", name, "last revision %d, above all that were noted", e.locks.LastSeq)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/record"
@@ -30,7 +31,7 @@ type leaseSight struct {
 // entries reads all entries of a bucket, and notes their number.
 func (e *exam) entries(ctx context.Context, name string, fn func(jskv.Entry)) error {
 	n := 0
-	err := e.step(ctx, func(ctx context.Context) error {
+	err := e.step(ctx, stepTimeout, func(ctx context.Context) error {
 		if e.mayNotRead(name) {
 			return errMayNot
 		}
@@ -54,7 +55,7 @@ func (e *exam) entries(ctx context.Context, name string, fn func(jskv.Entry)) er
 
 // mayNotRead reports whether it is known that the user has no permission to read a bucket. The server would not answer.
 func (e *exam) mayNotRead(name string) bool {
-	return e.rights.known && slices.ContainsFunc(e.needs, func(n need) bool {
+	return e.rights.known && slices.ContainsFunc(e.needs, func(n fabric.Permission) bool {
 		return strings.Contains(n.Subject, ".KV_"+name) && !n.Helpful && !e.rights.allow(n)
 	})
 }
@@ -89,7 +90,7 @@ func (e *exam) readLeases(ctx context.Context) *leaseSight {
 	})
 	if err != nil {
 		why, remedy := reason(err)
-		e.report.unknown(checkKeys, name, "it was not read: "+why, remedy)
+		e.report.add(Unknown, "keys", name, "it was not read: "+why, remedy)
 		return nil
 	}
 	e.keys(name, s.strange)
@@ -98,10 +99,10 @@ func (e *exam) readLeases(ctx context.Context) *leaseSight {
 
 func (e *exam) keys(bucket string, strange []string) {
 	if len(strange) == 0 {
-		e.report.ok(checkKeys, bucket, "all keys are this project's")
+		e.report.ok("keys", bucket, "all keys are this project's")
 		return
 	}
-	e.report.warn(checkKeys, bucket, fmt.Sprintf("%d key(s) that no program of this project writes: %s", len(strange), some(strange)),
+	e.report.add(Warning, "keys", bucket, fmt.Sprintf("%d key(s) that no program of this project writes: %s", len(strange), some(strange)),
 		"find out who writes there; then remove each with 'nats kv purge "+bucket+" KEY'")
 }
 
@@ -123,30 +124,30 @@ func (e *exam) readLocks(ctx context.Context, leases *leaseSight) {
 	s := &lockSight{leases: leases, now: time.Now()}
 	if err := e.entries(ctx, name, s.see); err != nil {
 		why, remedy := reason(err)
-		for _, check := range []string{checkKeys, checkRecords, checkHolders, checkLeases} {
-			r.unknown(check, name, "it was not read: "+why, remedy)
+		for _, check := range []string{"keys", "records", "holders", "leases"} {
+			r.add(Unknown, check, name, "it was not read: "+why, remedy)
 		}
 		return
 	}
 	e.keys(name, s.strange)
 	if len(s.unreadable) > 0 {
-		r.problem(checkRecords, name, fmt.Sprintf("%d record(s) can't be read, their locks are granted to nobody: %s", len(s.unreadable), some(s.unreadable)),
+		r.add(Problem, "records", name, fmt.Sprintf("%d record(s) can't be read, their locks are granted to nobody: %s", len(s.unreadable), some(s.unreadable)),
 			"look at each with 'nats kv get', and repair it, or purge it when nobody relies on that lock: its holders are then gone")
 	}
 	if len(s.newer) > 0 {
-		r.problem(checkRecords, name, fmt.Sprintf("%d record(s) were written by a newer version: %s", len(s.newer), some(s.newer)), "upgrade this program and all others that use the fabric")
+		r.add(Problem, "records", name, fmt.Sprintf("%d record(s) were written by a newer version: %s", len(s.newer), some(s.newer)), "upgrade this program and all others that use the fabric")
 	}
 	if len(s.other) > 0 {
-		r.warn(checkRecords, name, fmt.Sprintf("%d record(s) are of kinds that this version does not know: %s", len(s.other), some(s.other)), "upgrade this program, or use other names for locks")
+		r.add(Warning, "records", name, fmt.Sprintf("%d record(s) are of kinds that this version does not know: %s", len(s.other), some(s.other)), "upgrade this program, or use other names for locks")
 	}
 	if len(s.unreadable)+len(s.newer)+len(s.other) == 0 {
-		r.ok(checkRecords, name, "%d in use, all readable", s.records)
+		r.ok("records", name, "%d in use, all readable", s.records)
 	}
 	if len(s.revoked) > 0 {
-		r.warn(checkHolders, name, fmt.Sprintf("holders of %d lock(s) were told to let go and have not: %s", len(s.revoked), some(s.revoked)),
+		r.add(Warning, "holders", name, fmt.Sprintf("holders of %d lock(s) were told to let go and have not: %s", len(s.revoked), some(s.revoked)),
 			"'lockfabric inspect NAME' names the process: end it; or 'lockfabric release --force --now NAME', which relies on fencing tokens")
 	} else {
-		r.ok(checkHolders, name, "nobody is told to let go in vain")
+		r.ok("holders", name, "nobody is told to let go in vain")
 	}
 	e.standing(s)
 	e.coalescer(s)
@@ -161,21 +162,21 @@ func (e *exam) coalescer(s *lockSight) {
 	}
 	switch {
 	case s.coalescer == nil || len(s.coalescer.Holders) == 0:
-		e.report.ok(checkCoalescer, subject, "nobody serves as the coalescer; one that stands by begins when programs wait for each other")
+		e.report.ok("coalescer", subject, "nobody serves as the coalescer; one that stands by begins when programs wait for each other")
 		return
 	case s.leases == nil:
-		e.report.ok(checkCoalescer, subject, "some process "+is)
+		e.report.ok("coalescer", subject, "some process "+is)
 		return
 	}
 	owner := &s.coalescer.Holders[0]
 	lease := owner.Lease()
 	who, also := s.leases.hosts[lease], len(s.coalescer.Waiters)
 	if who == "" || s.leases.stale[lease] {
-		e.report.ok(checkCoalescer, subject, "the process that was the coalescer has ended without a release; %d wait to follow, and programs do without meanwhile", also)
+		e.report.ok("coalescer", subject, "the process that was the coalescer has ended without a release; %d wait to follow, and programs do without meanwhile", also)
 		return
 	}
 	e.served = true
-	e.report.ok(checkCoalescer, subject, "%s "+is+", of rank %s, %d wait to follow it", who, owner.Meta["rank"], also)
+	e.report.ok("coalescer", subject, "%s "+is+", of rank %s, %d wait to follow it", who, owner.Meta["rank"], also)
 }
 
 // deadlocks checks whether long waits can be published, so that deadlocks are detected.
@@ -188,17 +189,17 @@ func (e *exam) deadlocks(ctx context.Context) {
 	s, err := ask(ctx, e, e.rights.lacks("$JS.API.STREAM.INFO.KV_"+name), func(ctx context.Context) (jskv.BucketState, error) { return e.kv.Bucket(ctx, name) })
 	switch {
 	case notAllowed(err):
-		e.report.unknown(checkDeadlocks, name, "this user may not ask for its state", grantIt)
+		e.report.add(Unknown, "deadlocks", name, "this user may not ask for its state", grantIt)
 	case err != nil && !e.rights.known:
-		e.report.unknown(checkDeadlocks, name, "no answer: this user may not ask for its state, or no leader answers for it", grantIt)
+		e.report.add(Unknown, "deadlocks", name, "no answer: this user may not ask for its state, or no leader answers for it", grantIt)
 	case err != nil:
-		e.report.warn(checkDeadlocks, name, "no leader answers for it, and deadlocks are not seen: "+err.Error(), "look at 'nats stream info KV_"+name+"'")
+		e.report.add(Warning, "deadlocks", name, "no leader answers for it, and deadlocks are not seen: "+err.Error(), "look at 'nats stream info KV_"+name+"'")
 	case !s.Exists:
-		e.report.warn(checkDeadlocks, name, "it does not exist: deadlocks are not seen before it is made", remedy)
+		e.report.add(Warning, "deadlocks", name, "it does not exist: deadlocks are not seen before it is made", remedy)
 	case e.rights.lacks("$KV." + name + ".>"):
-		e.report.warn(checkDeadlocks, name, "this user may not write to it: deadlocks in which its programs are stay", "allow the user to publish "+"\"$KV."+name+".>\"")
+		e.report.add(Warning, "deadlocks", name, "this user may not write to it: deadlocks in which its programs are stay", "allow the user to publish "+"\"$KV."+name+".>\"")
 	default:
-		e.report.ok(checkDeadlocks, name, "those who wait for long can tell each other what they hold")
+		e.report.ok("deadlocks", name, "those who wait for long can tell each other what they hold")
 	}
 }
 
@@ -207,17 +208,17 @@ func (e *exam) standing(s *lockSight) {
 	r, name := e.report, kv.LeasesBucket(e.Fabric)
 	switch {
 	case s.leases == nil:
-		r.unknown(checkLeases, name, "the leases were not read, so it is not known whether holders live", "see the other findings on that bucket")
+		r.add(Unknown, "leases", name, "the leases were not read, so it is not known whether holders live", "see the other findings on that bucket")
 		return
 	case len(s.leases.unreadable) > 0:
-		r.warn(checkLeases, name, fmt.Sprintf("%d lease(s) can't be read: %s", len(s.leases.unreadable), some(s.leases.unreadable)),
+		r.add(Warning, "leases", name, fmt.Sprintf("%d lease(s) can't be read: %s", len(s.leases.unreadable), some(s.leases.unreadable)),
 			"purge each with 'nats kv purge "+name+" ID': its locks go on to others one TTL later")
 	}
 	if len(s.dead) > 0 {
-		r.ok(checkLeases, name, "holders of %d lock(s) that nobody waits for have ended without a release, the next to ask evicts them: %s", len(s.dead), some(s.dead))
+		r.ok("leases", name, "holders of %d lock(s) that nobody waits for have ended without a release, the next to ask evicts them: %s", len(s.dead), some(s.dead))
 		return
 	}
-	r.ok(checkLeases, name, "%d live", len(s.leases.live))
+	r.ok("leases", name, "%d live", len(s.leases.live))
 }
 
 func (s *lockSight) see(entry jskv.Entry) {

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/lockfabric/lockfabric/fabric"
 	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
@@ -43,7 +45,7 @@ type exam struct {
 	nc      *nats.Conn
 	kv      *jskv.Examiner
 	report  *Report
-	needs   []need
+	needs   []fabric.Permission
 	rights  rights
 	all     []*jskv.BucketState // of locks, by shard; nil = unknown
 	shard   int                 // the shard that is being examined
@@ -77,19 +79,19 @@ func Run(ctx context.Context, nc *nats.Conn, opts Options) (*Report, error) {
 		}
 	})
 	e.server()
-	e.doing(checkPermissions)
+	e.doing("permissions")
 	e.permissions(ctx)
-	e.doing(checkJetStream)
+	e.doing("jetstream")
 	if e.jetStream(ctx) {
-		e.doing(checkSync)
+		e.doing("sync")
 		e.sync(ctx)
-		e.doing(checkBucket)
+		e.doing("bucket")
 		e.buckets(ctx)
-		e.doing(checkIncarnation)
+		e.doing("incarnation")
 		for e.shard, e.locks = range e.all {
 			e.incarnation(ctx)
 		}
-		e.doing(checkRecords)
+		e.doing("records")
 		// Ages compare this host's clock with the server's. They are only for information, so nothing is decided by
 		// them.
 		leases := e.readLeases(ctx)
@@ -99,7 +101,7 @@ func Run(ctx context.Context, nc *nats.Conn, opts Options) (*Report, error) {
 		e.deadlocks(ctx)
 	}
 	e.rtt(ctx)
-	e.doing(checkWrites)
+	e.doing("writes")
 	e.writes(ctx)
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -123,7 +125,7 @@ func (e *exam) measure(ctx context.Context, check string, once func(ctx context.
 	end := time.Now().Add(cmp.Or(e.ProbeTime, probeTime))
 	for n := 0; n < e.Probes && (n == 0 || time.Now().Before(end)); n++ {
 		e.doing(fmt.Sprintf("%s, %d of %d", check, n+1, e.Probes))
-		if err := e.step(ctx, once); err != nil {
+		if err := e.step(ctx, stepTimeout, once); err != nil {
 			return err
 		}
 	}
@@ -131,11 +133,7 @@ func (e *exam) measure(ctx context.Context, check string, once func(ctx context.
 }
 
 // step makes one request. It ends in time, or when the server reports that the user has no permission for it.
-func (e *exam) step(ctx context.Context, ask func(ctx context.Context) error) error {
-	return e.stepIn(ctx, stepTimeout, ask)
-}
-
-func (e *exam) stepIn(ctx context.Context, limit time.Duration, ask func(ctx context.Context) error) error {
+func (e *exam) step(ctx context.Context, limit time.Duration, ask func(ctx context.Context) error) error {
 	limited, stop := context.WithTimeout(ctx, limit)
 	defer stop()
 	limited, cancel := context.WithCancelCause(limited)
@@ -160,7 +158,7 @@ func ask[T any](ctx context.Context, e *exam, mayNot bool, question func(ctx con
 	if mayNot {
 		return answer, errMayNot
 	}
-	err = e.step(ctx, func(ctx context.Context) (err error) {
+	err = e.step(ctx, stepTimeout, func(ctx context.Context) (err error) {
 		answer, err = question(ctx)
 		return err
 	})
@@ -197,39 +195,10 @@ const (
 	Unknown Status = "unknown" // it could not be checked
 )
 
-// The checks, in the order of their findings.
-const (
-	checkServer        = "server"
-	checkVersion       = "version"
-	checkJetStream     = "jetstream"
-	checkLimits        = "limits"
-	checkPermissions   = "permissions"
-	checkSync          = "sync"
-	checkBucket        = "bucket"
-	checkConfiguration = "configuration"
-	checkStorage       = "storage"
-	checkReplicas      = "replicas"
-	checkPeers         = "peers"
-	checkClock         = "clock"
-	checkIncarnation   = "incarnation"
-	checkSequence      = "sequence"
-	checkKeys          = "keys"
-	checkRecords       = "records"
-	checkHolders       = "holders"
-	checkLeases        = "leases"
-	checkCoalescer     = "coalescer"
-	checkDeadlocks     = "deadlocks"
-	checkRTT           = "rtt"
-	checkWrites        = "writes"
-)
-
-// Checks returns the names of all checks.
+// Checks returns the names of all checks, in the order of their findings.
 func Checks() []string {
-	return []string{
-		checkServer, checkVersion, checkJetStream, checkLimits, checkPermissions, checkSync,
-		checkBucket, checkConfiguration, checkStorage, checkReplicas, checkPeers, checkClock, checkIncarnation, checkSequence,
-		checkKeys, checkRecords, checkHolders, checkLeases, checkCoalescer, checkDeadlocks, checkRTT, checkWrites,
-	}
+	return strings.Fields("server version jetstream limits permissions sync bucket configuration storage replicas peers clock incarnation " +
+		"sequence keys records holders leases coalescer deadlocks rtt writes")
 }
 
 // Finding is the result of one check of one thing.
@@ -329,20 +298,10 @@ func (r *Report) Count(s Status) (n int) {
 	return n
 }
 
-func (r *Report) add(f Finding) { r.Findings = append(r.Findings, f) }
+func (r *Report) add(status Status, check, subject, detail, remedy string) {
+	r.Findings = append(r.Findings, Finding{check, subject, status, detail, remedy})
+}
 
 func (r *Report) ok(check, subject, format string, args ...any) {
-	r.add(Finding{Check: check, Subject: subject, Status: OK, Detail: fmt.Sprintf(format, args...)})
-}
-
-func (r *Report) warn(check, subject, detail, remedy string) {
-	r.add(Finding{check, subject, Warning, detail, remedy})
-}
-
-func (r *Report) problem(check, subject, detail, remedy string) {
-	r.add(Finding{check, subject, Problem, detail, remedy})
-}
-
-func (r *Report) unknown(check, subject, detail, remedy string) {
-	r.add(Finding{check, subject, Unknown, detail, remedy})
+	r.add(OK, check, subject, fmt.Sprintf(format, args...), "")
 }

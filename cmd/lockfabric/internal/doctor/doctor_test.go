@@ -89,13 +89,13 @@ func TestReplicas(t *testing.T) {
 		want  Status
 		text  string
 	}{
-		"no leader": {jskv.BucketState{Clustered: true, Replicas: 3}, checkPeers, Problem, "has no leader"},
-		"behind":    {jskv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}, {Name: "c", Lag: 7}}}, checkPeers, Problem, "c is 7 writes behind"},
-		"offline":   {jskv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}, {Name: "c", Offline: true}}}, checkPeers, Problem, "c is offline"},
-		"lagging":   {jskv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}, {Name: "c", Current: true, Lag: farBehind + 1}}}, checkPeers, Warning, "writes behind"},
-		"too few":   {jskv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}}}, checkPeers, Problem, "1 of 3"},
-		"even":      {jskv.BucketState{Clustered: true, Replicas: 2, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}}}, checkReplicas, Warning, "2 replicas"},
-		"healthy":   {jskv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}, {Name: "c", Current: true}}}, checkPeers, OK, "3 of 3"},
+		"no leader": {jskv.BucketState{Clustered: true, Replicas: 3}, "peers", Problem, "has no leader"},
+		"behind":    {jskv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}, {Name: "c", Lag: 7}}}, "peers", Problem, "c is 7 writes behind"},
+		"offline":   {jskv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}, {Name: "c", Offline: true}}}, "peers", Problem, "c is offline"},
+		"lagging":   {jskv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}, {Name: "c", Current: true, Lag: farBehind + 1}}}, "peers", Warning, "writes behind"},
+		"too few":   {jskv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}}}, "peers", Problem, "1 of 3"},
+		"even":      {jskv.BucketState{Clustered: true, Replicas: 2, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}}}, "replicas", Warning, "2 replicas"},
+		"healthy":   {jskv.BucketState{Clustered: true, Replicas: 3, Leader: "a", Peers: []*jetstream.PeerInfo{{Name: "b", Current: true}, {Name: "c", Current: true}}}, "peers", OK, "3 of 3"},
 	} {
 		e := &exam{report: &Report{}}
 		e.replicas(&c.state)

@@ -50,7 +50,7 @@ func (p permission) allows(pattern string) bool {
 	return len(p.Allow) == 0
 }
 
-func (r *rights) allow(n need) bool {
+func (r *rights) allow(n fabric.Permission) bool {
 	if !r.restricted {
 		return true
 	}
@@ -63,7 +63,7 @@ func (r *rights) allow(n need) bool {
 func (r *rights) lacks(pattern string) bool { return r.known && r.restricted && !r.pub.allows(pattern) }
 
 func (e *exam) permissions(ctx context.Context) {
-	err := e.step(ctx, func(ctx context.Context) error {
+	err := e.step(ctx, stepTimeout, func(ctx context.Context) error {
 		reply, err := e.nc.RequestWithContext(ctx, userInfo, nil)
 		if err != nil {
 			return err
@@ -78,7 +78,7 @@ func (e *exam) permissions(ctx context.Context) {
 		case errors.Is(err, nats.ErrNoResponders), errors.Is(err, context.DeadlineExceeded):
 			why = "the server does not tell"
 		}
-		e.report.unknown(checkPermissions, "", why, fmt.Sprintf("allow the user to publish %q, or see under the other checks what could not be read", userInfo))
+		e.report.add(Unknown, "permissions", "", why, fmt.Sprintf("allow the user to publish %q, or see under the other checks what could not be read", userInfo))
 		return
 	}
 	if leases := kv.LeasesBucket(e.Fabric); e.rights.restricted && !e.rights.lacks("$JS.API.STREAM.INFO.KV_"+leases) {
@@ -95,15 +95,14 @@ func (e *exam) permissions(ctx context.Context) {
 			continue
 		}
 		missing++
-		detail, remedy := fmt.Sprintf("not allowed: %s, for %s", n, n.Why), "allow the user to "+n.String()
+		status := Problem
 		if n.Helpful {
-			e.report.warn(checkPermissions, n.Subject, detail, remedy)
-		} else {
-			e.report.problem(checkPermissions, n.Subject, detail, remedy)
+			status = Warning
 		}
+		e.report.add(status, "permissions", n.Subject, fmt.Sprintf("not allowed: %s, for %s", permit(n), n.Why), "allow the user to "+permit(n))
 	}
 	if missing == 0 {
-		e.report.ok(checkPermissions, "", "the user may do all that locks need")
+		e.report.ok("permissions", "", "the user may do all that locks need")
 	}
 }
 
@@ -160,36 +159,30 @@ func overlap(a, b string) bool {
 	return len(x) == len(y)
 }
 
-// need is one permission that a program with locks in the fabric needs.
-type need fabric.Permission
-
-// needsOf returns the permissions of a user that creates no buckets.
-func needsOf(nc *nats.Conn, name string, shards int) (list []need) {
+// needsOf returns the permissions that a program with locks in the fabric needs if it creates no buckets.
+func needsOf(nc *nats.Conn, name string, shards int) []fabric.Permission {
 	all, _ := fabric.Permissions(name, fabric.RoleClient, cmp.Or(nc.Opts.InboxPrefix, "_INBOX"), shards)
-	for _, p := range all {
-		list = append(list, need(p))
-	}
-	return list
+	return all
 }
 
 // bearable reports whether an error is the refusal of an optional permission.
-func bearable(needs []need, err error) bool {
+func bearable(needs []fabric.Permission, err error) bool {
 	if !errors.Is(err, nats.ErrPermissionViolation) {
 		return false
 	}
 	// The client's error contains the server's text with the subject in quotes, and nothing more.
-	return slices.ContainsFunc(needs, func(n need) bool {
+	return slices.ContainsFunc(needs, func(n fabric.Permission) bool {
 		begins, _, _ := strings.Cut(n.Subject, "*")
 		return n.Helpful && strings.Contains(err.Error(), ` to "`+strings.TrimSuffix(begins, ">"))
 	})
 }
 
-// String formats the permission as in the server's configuration.
-func (n need) String() string {
-	if n.Subscribe {
-		return "subscribe " + strconv.Quote(n.Subject)
+// permit formats the permission as in the server's configuration.
+func permit(p fabric.Permission) string {
+	if p.Subscribe {
+		return "subscribe " + strconv.Quote(p.Subject)
 	}
-	return "publish " + strconv.Quote(n.Subject)
+	return "publish " + strconv.Quote(p.Subject)
 }
 
 // ProbePrefix is the start of the name of the probe's lock. The rest is random, so no program waits for it.
@@ -203,25 +196,25 @@ func (e *exam) rtt(ctx context.Context) {
 	r := e.report
 	r.Latency.Probes, r.Latency.TTL = e.Probes, e.TTL
 	var took []time.Duration
-	err := e.measure(ctx, checkRTT, func(ctx context.Context) error {
+	err := e.measure(ctx, "rtt", func(ctx context.Context) error {
 		start := time.Now()
 		err := e.nc.FlushWithContext(ctx)
 		took = append(took, time.Since(start))
 		return err
 	})
 	if err != nil {
-		r.problem(checkRTT, "", "the server stopped answering: "+err.Error(), "check the network between here and the server")
+		r.add(Problem, "rtt", "", "the server stopped answering: "+err.Error(), "check the network between here and the server")
 		return
 	}
 	t := sum(took)
 	r.Latency.RTT = t
 	text := fmt.Sprintf("round trip %v, p99 %v, max %v", t.Median, t.P99, t.Max)
 	if limit := e.TTL / 3; t.P99 > limit {
-		r.warn(checkRTT, "", fmt.Sprintf("%s: over a third of the TTL of %v, so one lost renewal loses the locks", text, e.TTL),
+		r.add(Warning, "rtt", "", fmt.Sprintf("%s: over a third of the TTL of %v, so one lost renewal loses the locks", text, e.TTL),
 			fmt.Sprintf("use a TTL of %v or more, or run nearer to the server", roundUp(3*t.P99)))
 		return
 	}
-	r.ok(checkRTT, "", "%s", text)
+	r.ok("rtt", "", "%s", text)
 }
 
 // writes measures how long it takes to acquire and to release a free lock, with one compare-and-set write each.
@@ -230,28 +223,28 @@ func (e *exam) writes(ctx context.Context) {
 	const later = "see the other findings, and run doctor again"
 	switch {
 	case e.NoProbe:
-		r.ok(checkWrites, "", "not measured, as --no-probe says")
+		r.ok("writes", "", "not measured, as --no-probe says")
 		return
 	case slices.Contains(e.all, nil) || e.leases == nil || e.void || !e.safe():
-		r.unknown(checkWrites, "", "not measured: the buckets are not in order", later)
+		r.add(Unknown, "writes", "", "not measured: the buckets are not in order", later)
 		return
 	case slices.ContainsFunc(e.all, func(s *jskv.BucketState) bool { return !s.Exists }) || !e.leases.Exists:
-		r.unknown(checkWrites, "", "not measured: doctor creates no buckets", "use the fabric once, for example with 'lockfabric ls', and run doctor again")
+		r.add(Unknown, "writes", "", "not measured: doctor creates no buckets", "use the fabric once, for example with 'lockfabric ls', and run doctor again")
 		return
 	}
 	for _, n := range e.needs {
 		if !n.Helpful && e.rights.known && !e.rights.allow(n) {
-			r.unknown(checkWrites, "", "not measured: the user may not do all that locks need", grantIt)
+			r.add(Unknown, "writes", "", "not measured: the user may not do all that locks need", grantIt)
 			return
 		}
 	}
 	acquire, release, _, err := e.probe(ctx)
 	switch {
 	case notAllowed(err):
-		r.problem(checkWrites, "", "the user may not write locks: "+err.Error(), grantIt)
+		r.add(Problem, "writes", "", "the user may not write locks: "+err.Error(), grantIt)
 		return
 	case err != nil:
-		r.problem(checkWrites, "", "a lock could not be acquired and released: "+err.Error(), later)
+		r.add(Problem, "writes", "", "a lock could not be acquired and released: "+err.Error(), later)
 		return
 	}
 	r.Latency.Acquire, r.Latency.Release = sum(acquire), sum(release)
@@ -259,11 +252,11 @@ func (e *exam) writes(ctx context.Context) {
 	text := fmt.Sprintf("acquire %v, p99 %v, max %v; release %v, p99 %v, max %v", a.Median, a.P99, a.Max, l.Median, l.P99, l.Max)
 	text += e.coalesced(ctx)
 	if slow := max(a.P99, l.P99); slow > e.TTL/10 {
-		r.warn(checkWrites, "", fmt.Sprintf("%s: over a tenth of the TTL of %v, so renewals come late when the server is busy", text, e.TTL),
+		r.add(Warning, "writes", "", fmt.Sprintf("%s: over a tenth of the TTL of %v, so renewals come late when the server is busy", text, e.TTL),
 			fmt.Sprintf("use a TTL of %v or more, or a faster disk or network", roundUp(10*slow)))
 		return
 	}
-	r.ok(checkWrites, "", "%s", text)
+	r.ok("writes", "", "%s", text)
 }
 
 // coalesced measures the coalesced road, if there is a coalescer, and returns a text about it.
@@ -301,7 +294,7 @@ func (e *exam) probe(ctx context.Context, more ...fabric.Option) (acquire, relea
 		opts = append(opts, fabric.WithMemoryStorage())
 	}
 	var m *fabric.Manager
-	err = e.stepIn(ctx, probeTime, func(ctx context.Context) (err error) { // about ten round trips
+	err = e.step(ctx, probeTime, func(ctx context.Context) (err error) { // about ten round trips
 		m, err = fabric.New(ctx, e.nc, opts...)
 		return err
 	})
@@ -313,7 +306,7 @@ func (e *exam) probe(ctx context.Context, more ...fabric.Option) (acquire, relea
 		time.Sleep(time.Millisecond)
 	}
 	key := ProbePrefix + rand.Text()
-	err = e.measure(ctx, checkWrites, func(ctx context.Context) error {
+	err = e.measure(ctx, "writes", func(ctx context.Context) error {
 		start := time.Now()
 		l, err := m.Acquire(ctx, key)
 		if err != nil {

@@ -35,18 +35,18 @@ func (e *exam) server() {
 	if name := e.report.Cluster.Name; name != "" {
 		where = "in cluster " + name
 	}
-	e.report.ok(checkServer, s.Name, "reached at %s, %s", s.Address, where)
+	e.report.ok("server", s.Name, "reached at %s, %s", s.Address, where)
 	e.version(s.Name, s.Version)
 }
 
 func (e *exam) version(name, version string) {
 	switch older, ok := older(version, kv.MinServer); {
 	case !ok:
-		e.report.unknown(checkVersion, name, fmt.Sprintf("the server says it is %q", version), upgrade)
+		e.report.add(Unknown, "version", name, fmt.Sprintf("the server says it is %q", version), upgrade)
 	case older:
-		e.report.problem(checkVersion, name, fmt.Sprintf("nats-server %s lacks what safe locking needs", version), upgrade)
+		e.report.add(Problem, "version", name, fmt.Sprintf("nats-server %s lacks what safe locking needs", version), upgrade)
 	default:
-		e.report.ok(checkVersion, name, "nats-server %s, at least %s is needed", version, kv.MinServer)
+		e.report.ok("version", name, "nats-server %s, at least %s is needed", version, kv.MinServer)
 	}
 }
 
@@ -66,21 +66,21 @@ func (e *exam) jetStream(ctx context.Context) bool {
 	switch {
 	case err == nil:
 	case notAllowed(err):
-		e.report.unknown(checkJetStream, "", "this user may not ask for the account's state", grantIt+": publish "+strconv.Quote(accountInfo))
-		e.report.unknown(checkLimits, "", "this user may not ask for the account's state", grantIt+": publish "+strconv.Quote(accountInfo))
+		e.report.add(Unknown, "jetstream", "", "this user may not ask for the account's state", grantIt+": publish "+strconv.Quote(accountInfo))
+		e.report.add(Unknown, "limits", "", "this user may not ask for the account's state", grantIt+": publish "+strconv.Quote(accountInfo))
 		return true
 	case errors.Is(err, kv.ErrNoJetStream):
-		e.report.problem(checkJetStream, "", "JetStream is not enabled, on the server or for this account", enable)
+		e.report.add(Problem, "jetstream", "", "JetStream is not enabled, on the server or for this account", enable)
 		return false
 	default:
-		e.report.problem(checkJetStream, "", "JetStream does not answer: "+err.Error(),
+		e.report.add(Problem, "jetstream", "", "JetStream does not answer: "+err.Error(),
 			"if this is a cluster, see that most of its servers run and reach each other: without a majority nothing is granted")
 		return true
 	}
 	if s.TooOld != nil {
-		e.report.problem(checkVersion, "JetStream", s.TooOld.Error(), upgrade)
+		e.report.add(Problem, "version", "JetStream", s.TooOld.Error(), upgrade)
 	}
-	e.report.ok(checkJetStream, "", "enabled, API level %d", s.APILevel)
+	e.report.ok("jetstream", "", "enabled, API level %d", s.APILevel)
 	e.limits(s.Usage)
 	e.account = &s
 	return true
@@ -98,7 +98,7 @@ func (e *exam) room() {
 		return
 	}
 	if err := e.kv.Room(*e.account, missing); err != nil {
-		e.report.problem(checkLimits, "", "the buckets can't be created: "+err.Error(), "raise that limit of the account, or free what it has in use")
+		e.report.add(Problem, "limits", "", "the buckets can't be created: "+err.Error(), "raise that limit of the account, or free what it has in use")
 	}
 }
 
@@ -114,15 +114,15 @@ func (e *exam) limits(usage []jskv.Usage) {
 		remedy := "raise the account's limit, or free some: with full storage locks are neither granted nor released"
 		switch {
 		case part >= full:
-			e.report.problem(checkLimits, u.Resource, text+" in use", remedy)
+			e.report.add(Problem, "limits", u.Resource, text+" in use", remedy)
 		case part >= nearlyFull:
-			e.report.warn(checkLimits, u.Resource, text+" in use", remedy)
+			e.report.add(Warning, "limits", u.Resource, text+" in use", remedy)
 		default:
 			said = append(said, text)
 		}
 	}
 	if len(said) > 0 {
-		e.report.ok(checkLimits, "", "in use by the account: %s", strings.Join(said, ", "))
+		e.report.ok("limits", "", "in use by the account: %s", strings.Join(said, ", "))
 	}
 }
 
@@ -161,25 +161,24 @@ func (e *exam) sync(ctx context.Context) {
 	r := e.report
 	if e.SyncAlways {
 		r.Cluster.Servers = append(r.Cluster.Servers, Member{Name: r.Server.Name, Version: r.Server.Version, SyncAlways: true})
-		r.ok(checkSync, r.Server.Name, "every write is on disk before it is acknowledged")
+		r.ok("sync", r.Server.Name, "every write is on disk before it is acknowledged")
 		return
 	}
 	if e.SystemError != nil {
-		r.unknown(checkSync, "", "the system account can't be asked: "+e.SystemError.Error(), "check --system-server and --system-creds")
+		r.add(Unknown, "sync", "", "the system account can't be asked: "+e.SystemError.Error(), "check --system-server and --system-creds")
 		return
 	}
-	nc := e.System
-	nc = cmp.Or(nc, e.nc)
+	nc := cmp.Or(e.System, e.nc)
 	answers, err := ask(ctx, e, e.System == nil && e.rights.lacks(pingServers), func(ctx context.Context) ([]serverAnswer, error) {
 		return everyServer(ctx, nc)
 	})
 	switch {
 	case err == nil:
 	case e.System == nil:
-		r.unknown(checkSync, "", "only the system account sees when the servers write to disk", askSystem)
+		r.add(Unknown, "sync", "", "only the system account sees when the servers write to disk", askSystem)
 		return
 	default:
-		r.unknown(checkSync, "", "these credentials are not those of a system account, or no server answers them: "+err.Error(), askSystem)
+		r.add(Unknown, "sync", "", "these credentials are not those of a system account, or no server answers them: "+err.Error(), askSystem)
 		return
 	}
 	slices.SortFunc(answers, func(a, b serverAnswer) int { return cmp.Compare(a.Server.Name, b.Server.Name) })
@@ -189,7 +188,7 @@ func (e *exam) sync(ctx context.Context) {
 		}
 	}
 	if len(r.Cluster.Servers) == 0 {
-		r.unknown(checkSync, "", "none of the servers that answer is of this cluster and has JetStream", askSystem)
+		r.add(Unknown, "sync", "", "none of the servers that answer is of this cluster and has JetStream", askSystem)
 	}
 }
 
@@ -199,7 +198,7 @@ func (e *exam) member(a serverAnswer) {
 		e.version(name, a.Server.Version)
 	}
 	if a.Error != nil {
-		r.unknown(checkSync, name, "it answers: "+a.Error.Description, "look at its log")
+		r.add(Unknown, "sync", name, "it answers: "+a.Error.Description, "look at its log")
 		return
 	}
 	if a.Data.Disabled {
@@ -207,10 +206,10 @@ func (e *exam) member(a serverAnswer) {
 	}
 	m := Member{Name: name, Version: a.Server.Version, SyncAlways: a.Data.Config.SyncAlways}
 	if m.SyncAlways {
-		r.ok(checkSync, name, "every write is on disk before it is acknowledged")
+		r.ok("sync", name, "every write is on disk before it is acknowledged")
 	} else {
 		m.SyncInterval = a.Data.Config.SyncInterval
-		r.warn(checkSync, name, fmt.Sprintf("writes are acknowledged up to %v before they are on disk", m.SyncInterval), setSync)
+		r.add(Warning, "sync", name, fmt.Sprintf("writes are acknowledged up to %v before they are on disk", m.SyncInterval), setSync)
 	}
 	r.Cluster.Servers = append(r.Cluster.Servers, m)
 }
