@@ -129,7 +129,6 @@ type commandLine struct {
 	top    []*kong.Flag // flags of all commands
 	args   int          // number of positional arguments so far
 	open   *kong.Value  // the flag whose value comes next
-	keep   bool         // that flag belongs to all commands
 	rest   bool         // the rest belongs to another command
 	global []string     // flags of all commands with their values, as given
 }
@@ -138,7 +137,7 @@ func (l *commandLine) take(w string) {
 	switch {
 	case l.rest:
 	case l.open != nil:
-		if l.keep {
+		if l.ofAll(l.open) {
 			l.global = append(l.global, w)
 		}
 		l.open = nil
@@ -147,19 +146,16 @@ func (l *commandLine) take(w string) {
 	case strings.HasPrefix(w, "--"):
 		name, _, given := strings.Cut(w[2:], "=")
 		f := l.flag(name)
-		if f == nil {
-			return
-		}
-		if l.keep = slices.Contains(l.top, f.Flag); l.keep {
+		if f != nil && l.ofAll(f) {
 			l.global = append(l.global, w)
 		}
-		if !f.IsBool() && !given {
+		if f != nil && !f.IsBool() && !given {
 			l.open = f
 		}
 	case strings.HasPrefix(w, "-"):
 		for _, f := range l.flags() { // flags of one letter
 			if w == "-"+string(f.Short) && !f.IsBool() {
-				l.open, l.keep = f.Value, false
+				l.open = f.Value
 			}
 		}
 	default:
@@ -174,6 +170,8 @@ func (l *commandLine) take(w string) {
 		l.rest = l.args >= len(l.node.Positional)
 	}
 }
+
+func (l *commandLine) ofAll(v *kong.Value) bool { return slices.Contains(l.top, v.Flag) }
 
 func (l *commandLine) runs() bool {
 	args := l.node.Positional
@@ -239,7 +237,7 @@ func commandNames(node *kong.Node) (names []string) {
 
 // lockNames returns the names of these kinds (with "name", all names) in use on the server of these flags or of the
 // environment. It only reads: it creates no buckets and no lease, and starts no server.
-func lockNames(global []string, kinds string) []string {
+func lockNames(global []string, kinds string) (names []string) {
 	var c cli
 	parser, err := newParser(&c, io.Discard, io.Discard, kong.Exit(func(int) {})) // otherwise it would print help and end the process
 	if err != nil {
@@ -261,38 +259,34 @@ func lockNames(global []string, kinds string) []string {
 	if err != nil {
 		return nil
 	}
-	var names []string
-	if bucket, err := js.KeyValue(ctx, kv.LocksBucket(c.Fabric)); err == nil {
-		return namesIn(ctx, bucket, kinds)
-	}
-	for _, name := range kv.LocksBuckets(c.Fabric, kv.MaxShards) {
-		bucket, err := js.KeyValue(ctx, name)
-		if err != nil {
-			break
-		}
-		names = append(names, namesIn(ctx, bucket, kinds)...)
-	}
-	return names
-}
-
-// namesIn is lockNames for one bucket.
-func namesIn(ctx context.Context, bucket jetstream.KeyValue, kinds string) (names []string) {
 	opts := []jetstream.WatchOpt{jetstream.IgnoreDeletes(), jetstream.MetaOnly()}
 	if kinds != "name" {
 		opts = opts[:1]
 	}
-	all, err := bucket.WatchAll(ctx, opts...)
-	if err != nil {
-		return nil
-	}
-	for e := range all.Updates() { // ends with ctx
-		if e == nil { // all names were delivered
+	for i, bucket := range append(kv.LocksBuckets(c.Fabric, 1), kv.LocksBuckets(c.Fabric, kv.MaxShards)...) {
+		store, err := js.KeyValue(ctx, bucket)
+		if err != nil && i == 0 {
+			continue // the fabric may have shards
+		}
+		if err != nil {
 			break
 		}
-		var is struct{ Kind string }
-		_ = json.Unmarshal(e.Value(), &is)
-		if name, err := kv.DecodeKey(e.Key()); err == nil && plain(name) && (kinds == "name" || slices.Contains(strings.Split(kinds, ","), is.Kind)) {
-			names = append(names, name)
+		all, err := store.WatchAll(ctx, opts...)
+		if err != nil {
+			break
+		}
+		for e := range all.Updates() { // ends with ctx
+			if e == nil { // all names were delivered
+				break
+			}
+			var is struct{ Kind string }
+			_ = json.Unmarshal(e.Value(), &is)
+			if name, err := kv.DecodeKey(e.Key()); err == nil && plain(name) && (kinds == "name" || slices.Contains(strings.Split(kinds, ","), is.Kind)) {
+				names = append(names, name)
+			}
+		}
+		if i == 0 {
+			break
 		}
 	}
 	return names

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"net/url"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/alecthomas/kong"
@@ -111,11 +111,11 @@ func (c *connection) target() (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	if server == "" && name == "" {
-		if flags := own.Flags(); len(flags) > 0 {
-			return nil, usageError("%s given, but no server: name it with --server or --context; the local server needs none of these",
-				strings.Join(flags, ", "))
-		}
+	if flags := own.Flags(); server+name == "" && len(flags) > 0 {
+		return nil, usageError("%s given, but no server: name it with --server or --context; the local server needs none of these",
+			strings.Join(flags, ", "))
+	}
+	if server+name == "" {
 		return nil, nil
 	}
 	t := &target{origin: "--server"}
@@ -152,12 +152,13 @@ func (c *connection) settings() (natscontext.Settings, error) {
 		Cert: c.TLSCert, Key: c.TLSKey, CA: c.TLSCA, TLSFirst: c.TLSFirst, InboxPrefix: c.InboxPrefix,
 		FromFlags: true,
 	}
-	if c.given["creds"] || c.given["nkey"] || c.given["user"] || c.given["password"] || c.given["token"] {
-		for flag, fields := range map[string][]*string{"creds": {&s.Creds}, "nkey": {&s.NKey}, "token": {&s.Token}, "user": {&s.User, &s.Password}} {
-			if !c.given[flag] && !(flag == "user" && c.given["password"]) {
-				for _, f := range fields {
-					*f = ""
-				}
+	user := c.given["user"] || c.given["password"]
+	if user || c.given["creds"] || c.given["nkey"] || c.given["token"] {
+		for field, given := range map[*string]bool{
+			&s.Creds: c.given["creds"], &s.NKey: c.given["nkey"], &s.Token: c.given["token"], &s.User: user, &s.Password: user,
+		} {
+			if !given {
+				*field = ""
 			}
 		}
 	}
@@ -278,21 +279,12 @@ func hideWord(text, secret string) string {
 	if secret == "" {
 		return text
 	}
-	alnum := func(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) }
-	var b strings.Builder
-	for {
-		before, after, found := strings.Cut(text, secret)
-		b.WriteString(before)
-		if !found {
-			return b.String()
-		}
-		last, _ := utf8.DecodeLastRuneInString(b.String())
-		next, _ := utf8.DecodeRuneInString(after)
-		if alnum(last) || alnum(next) {
-			b.WriteString(secret)
-		} else {
-			b.WriteString("xxxxx")
-		}
-		text = after
+	if !utf8.ValidString(secret) { // it is no regular expression
+		return strings.ReplaceAll(text, secret, "xxxxx")
 	}
+	word := regexp.MustCompile(`(^|[^\pL\p{Nd}])` + regexp.QuoteMeta(secret) + `($|[^\pL\p{Nd}])`)
+	for range 2 { // two secrets can have the same character between them
+		text = word.ReplaceAllString(text, "${1}xxxxx${2}")
+	}
+	return text
 }

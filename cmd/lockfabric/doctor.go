@@ -46,10 +46,13 @@ func (d *doctorCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	case to == nil:
 		opts.SyncAlways = true // startLocal does not change embedded's default
 	case d.SystemServer != "" || d.SystemCreds != "":
-		opts.System, opts.SystemError = d.system(ctx, c, s, to)
-	}
-	if opts.System != nil {
-		defer opts.System.Close()
+		account, err := to.as(d.SystemServer, d.SystemCreds)
+		if err == nil {
+			opts.System, err = c.conn(ctx, s, account)
+		}
+		if opts.SystemError = err; err == nil {
+			defer opts.System.Close()
+		}
 	}
 	report, err := doctor.Run(ctx, nc, opts)
 	erase()
@@ -88,8 +91,19 @@ func (c *cli) conn(ctx context.Context, s *streams, to *target) (nc *nats.Conn, 
 	limited, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	open := func(ctx context.Context, servers string, opts ...nats.Option) (err error) {
-		nc, err = connectPlain(ctx, s, servers, opts...)
-		return err
+		opts = append([]nats.Option{
+			nats.Name("lockfabric doctor"),
+			nats.ReconnectBufSize(-1), // a request that was given up must not be sent later
+			nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { s.log.Debug("connection", "error", err) }),
+		}, opts...)
+		if deadline, ok := ctx.Deadline(); ok {
+			// The servers are tried one after another, and each of them may not answer.
+			opts = append(opts, nats.Timeout(max(time.Until(deadline)/time.Duration(1+strings.Count(servers, ",")), time.Millisecond)))
+		}
+		if nc, err = nats.Connect(servers, opts...); err != nil {
+			return fmt.Errorf("%w: %w", fabric.ErrUnavailable, err)
+		}
+		return nil
 	}
 	if to == nil {
 		err = c.connectLocal(limited, s, open)
@@ -99,14 +113,6 @@ func (c *cli) conn(ctx context.Context, s *streams, to *target) (nc *nats.Conn, 
 		return nil, to.explain(err, c.Timeout)
 	}
 	return nc, nil
-}
-
-func (d *doctorCmd) system(ctx context.Context, c *cli, s *streams, to *target) (*nats.Conn, error) {
-	account, err := to.as(d.SystemServer, d.SystemCreds)
-	if err != nil {
-		return nil, err
-	}
-	return c.conn(ctx, s, account)
 }
 
 // as returns the target with other credentials, and with another address if one is given. Its other settings stay.
@@ -126,24 +132,6 @@ func (t *target) as(servers, creds string) (*target, error) {
 	}
 	other.servers = joined(urls, creds == "")
 	return other, other.prepare()
-}
-
-// connectPlain connects until ctx ends. The error is ErrUnavailable.
-func connectPlain(ctx context.Context, s *streams, servers string, opts ...nats.Option) (*nats.Conn, error) {
-	opts = append([]nats.Option{
-		nats.Name("lockfabric doctor"),
-		nats.ReconnectBufSize(-1), // a request that was given up must not be sent later
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { s.log.Debug("connection", "error", err) }),
-	}, opts...)
-	if deadline, ok := ctx.Deadline(); ok {
-		// The servers are tried one after another, and each of them may not answer.
-		opts = append(opts, nats.Timeout(max(time.Until(deadline)/time.Duration(1+strings.Count(servers, ",")), time.Millisecond)))
-	}
-	nc, err := nats.Connect(servers, opts...)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", fabric.ErrUnavailable, err)
-	}
-	return nc, nil
 }
 
 type permissionsCmd struct {

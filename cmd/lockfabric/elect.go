@@ -59,11 +59,9 @@ func (e *electCmd) validate() error {
 }
 
 func (e *electCmd) campaign(ctx context.Context, m *fabric.Manager) (held, error) {
-	var value string
+	value, _ := os.Hostname()
 	if e.Value != nil {
 		value = *e.Value
-	} else {
-		value, _ = os.Hostname()
 	}
 	c := fabric.Claim{Kind: fabric.KindLock, Mode: fabric.Exclusive, Value: append([]byte{}, value...)}
 	h, err := e.claim(ctx, m, e.Name, c, fabric.WithMetadata(e.Meta))

@@ -30,10 +30,10 @@ func (h *helpCmd) Run(s *streams) error {
 	if err == nil {
 		_, err = parser.Parse(append(h.Command, "--help"))
 	}
+	if path, ok := errors.AsType[*fs.PathError](err); ok && path.Op == "write" {
+		return writeError(err)
+	}
 	if err != nil {
-		if path := (*fs.PathError)(nil); errors.As(err, &path) && path.Op == "write" {
-			return writeError(err)
-		}
 		return usageError("help: %w: see 'lockfabric --help'", err)
 	}
 	return nil
@@ -92,8 +92,10 @@ var packageComment string
 func manPage(app *kong.Application) string {
 	m := &roff{}
 	m.request("TH", "LOCKFABRIC", "1", "", "lockfabric "+thisVersion().Version, "")
-	m.section("NAME", "lockfabric - distributed locks on NATS JetStream")
-	m.section("SYNOPSIS", app.Name+app.Summary())
+	m.request("SH", "NAME")
+	m.text("lockfabric - distributed locks on NATS JetStream")
+	m.request("SH", "SYNOPSIS")
+	m.text(app.Name + app.Summary())
 	m.request("SH", "DESCRIPTION")
 	m.doc(packageComment)
 	m.request("SH", "COMMANDS")
@@ -121,7 +123,6 @@ type roff struct {
 	begun bool // this section has a paragraph
 }
 
-// text writes s, with every special character escaped.
 func (m *roff) text(s string) {
 	for line := range strings.SplitSeq(s, "\n") {
 		if strings.HasPrefix(line, ".") || strings.HasPrefix(line, "'") {
@@ -138,11 +139,6 @@ func (m *roff) request(name string, args ...string) {
 	}
 	m.WriteString("\n")
 	m.begun = name != "SH" && name != "SS"
-}
-
-func (m *roff) section(name, text string) {
-	m.request("SH", name)
-	m.text(text)
 }
 
 // gap separates a paragraph from the one before.

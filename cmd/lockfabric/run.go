@@ -31,10 +31,11 @@ type runCmd struct {
 
 func (r *runCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	r.Command = afterDashes(r.Command)
-	if r.Line != "" && len(r.Command) == 0 {
+	if r.Line != "" {
+		if len(r.Command) > 0 {
+			return usageError("run --command: that is what is run: leave out the command at the end")
+		}
 		r.Command = []string{"sh", "-c", r.Line}
-	} else if r.Line != "" {
-		return usageError("run --command: that is what is run: leave out the command at the end")
 	}
 	if err := r.validate(); err != nil {
 		return err
@@ -104,16 +105,15 @@ func (s *setFlags) validate(semaphore bool) error {
 	case len(s.Under) > 0 && (s.Path || len(s.Also) > 0):
 		return usageError("run --under: it names all levels; leave out --path and --also")
 	}
+	names := slices.Clone(s.Under)
 	for _, text := range s.Also {
 		name, mode := keyAndMode(text)
 		if name != text && !slices.Contains(modes, string(mode)) {
 			return usageError("run --also=%s: after the last = give one of IS, IX, S, SIX, U, X", printable(text))
 		}
-		if err := checkName(name); err != nil {
-			return err
-		}
+		names = append(names, name)
 	}
-	for _, name := range s.Under {
+	for _, name := range names {
 		if err := checkName(name); err != nil {
 			return err
 		}
@@ -177,8 +177,7 @@ type claiming struct {
 
 // conflict gives a refusal the exit code of --conflict-exit-code.
 func (c *claiming) conflict(err error) error {
-	var passed *exitError
-	if errors.As(err, &passed) || exitCode(err) != exitNotAcquired {
+	if _, passed := errors.AsType[*exitError](err); passed || exitCode(err) != exitNotAcquired {
 		return err
 	}
 	refused := &exitError{code: exitNotAcquired, cause: err}

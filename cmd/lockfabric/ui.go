@@ -93,9 +93,16 @@ func (u *uiCmd) listen(flag string) (*pageListener, error) {
 
 // serve serves the page until ctx ends.
 func (u *uiCmd) serve(ctx context.Context, l *pageListener, m *fabric.Manager, name string, log *slog.Logger) error {
-	return servePage(ctx, l, log, ui.New(m, ui.Config{
-		Fabric: name, Token: l.token, Hosts: u.Host, AllowRelease: u.AllowRelease, State: state,
-	}))
+	page := ui.New(m, ui.Config{Fabric: name, Token: l.token, Hosts: u.Host, AllowRelease: u.AllowRelease, State: state})
+	err := serveUntil(ctx, &http.Server{
+		Handler: page, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 1 << 16,
+		BaseContext: func(net.Listener) context.Context { return ctx }, // this ends event streams
+		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}, l, 5*time.Second)
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("ui: the page is served no more: %w", err)
+	}
+	return err
 }
 
 // check refuses an address at which others could read a token.
@@ -115,18 +122,6 @@ func (u *uiCmd) check(flag string) ([]tls.Certificate, error) {
 		return nil, usageError("%s=%s: other hosts reach this address, and could read the token: give ui --tls-cert and --tls-key, or listen on loopback behind something that speaks TLS or SSH", flag, u.Listen)
 	}
 	return nil, nil
-}
-
-func servePage(ctx context.Context, l net.Listener, log *slog.Logger, page http.Handler) error {
-	err := serveUntil(ctx, &http.Server{
-		Handler: page, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 1 << 16,
-		BaseContext: func(net.Listener) context.Context { return ctx }, // this ends event streams
-		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}, l, 5*time.Second)
-	if err != nil && ctx.Err() == nil {
-		return fmt.Errorf("ui: the page is served no more: %w", err)
-	}
-	return err
 }
 
 // showPage serves the read-only page of a fabric on this server. It listens at once; a browser waits until the server,
