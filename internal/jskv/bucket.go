@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -325,49 +326,97 @@ func (b *Bucket) Entries(ctx context.Context, filter string, fn func(Entry) bool
 	last := uint64(0) // newest revision given to fn
 	begun := time.Now()
 	for quiet := listQuiet; ; quiet = min(2*quiet, 8*time.Second) {
-		more, err := b.list(ctx, filter, begun, quiet, func(e Entry) bool {
-			if e.Revision <= last {
-				return true
+		end := time.Now().Add(quiet)
+		err := b.follow(ctx, filter, quiet, func(entries []Entry, complete bool) (more bool) {
+			for _, e := range entries {
+				if e.Deleted || e.Revision <= last {
+					continue
+				}
+				last = e.Revision
+				if !fn(e) {
+					return false
+				}
 			}
-			last = e.Revision
-			return fn(e)
+			return !complete
 		})
-		if !more && err == nil {
+		if err == nil {
 			return nil
 		}
-		if !more || ctx.Err() != nil {
+		again := unanswered(err) || errors.Is(err, errSilent) || b.link.starting(begun) && errors.Is(err, nats.ErrNoResponders)
+		if !again || ctx.Err() != nil || !pause.For(ctx, time.Until(end)) { // an early error must not make this spin
 			return fmt.Errorf("%w: list of %s: %w", kv.ErrUnavailable, b.name, errors.Join(err, ctx.Err()))
 		}
 	}
 }
 
-// list is one attempt of Entries; more says that another attempt may succeed.
-func (b *Bucket) list(ctx context.Context, filter string, begun time.Time, quiet time.Duration, fn func(Entry) bool) (more bool, err error) {
-	wctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	silence := time.AfterFunc(quiet, cancel)
+// Follow calls fn with the latest entry of every key that matches the KV filter, delete markers too, and then with
+// every change, until ctx ends or fn returns an error, which Follow then returns. Entries that came together are
+// passed together. complete is false while first values are still to come, and true from the call with the last
+// of them on; that call may have no entries.
+//
+// It is only as good as one KV watcher, see group: a replica may be behind, and after the
+// loss of the consumer nothing comes for up to 20 s. A caller that must not miss changes for longer
+// starts again after that time. Errors: kv.ErrUnavailable, and the context's.
+func (b *Bucket) Follow(ctx context.Context, filter string, fn func(entries []Entry, complete bool) error) (err error) {
+	failed := b.follow(ctx, filter, initGrace, func(entries []Entry, complete bool) (more bool) {
+		err = fn(entries, complete)
+		return err == nil
+	})
+	switch {
+	case failed == nil:
+		return err
+	case ctx.Err() != nil:
+		return ctx.Err()
+	}
+	return fmt.Errorf("%w: changes of %s: %w", kv.ErrUnavailable, b.name, failed)
+}
+
+// errSilent says that the first values of a watcher stopped coming.
+var errSilent = errors.New("the first values do not come")
+
+// follow is Follow until fn returns false. It gives up if no first value comes for quiet.
+func (b *Bucket) follow(ctx context.Context, filter string, quiet time.Duration, fn func(entries []Entry, complete bool) (more bool)) error {
+	wctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silence := time.AfterFunc(quiet, func() { cancel(errSilent) })
 	defer silence.Stop()
-	w, err := b.kv.Watch(wctx, filter, jetstream.IgnoreDeletes())
+	w, err := b.kv.Watch(wctx, filter)
 	if err != nil {
-		again := unanswered(err) || errors.Is(err, context.Canceled) || b.link.starting(begun) && errors.Is(err, nats.ErrNoResponders)
-		if again {
-			<-wctx.Done() // an early error must not make this spin
+		if wctx.Err() != nil {
+			err = context.Cause(wctx)
 		}
-		return again, err
+		return err
 	}
 	defer func() { _ = w.Stop() }()
+	complete := false
 	for {
 		select {
 		case <-wctx.Done():
-			return true, wctx.Err()
+			return context.Cause(wctx)
 		case e, ok := <-w.Updates():
 			if !ok {
-				return false, errors.New("watcher closed")
+				return errors.New("watcher closed")
 			}
-			if e == nil || !fn(Entry{Key: e.Key(), Value: e.Value(), Revision: e.Revision(), Created: e.Created()}) {
-				return false, nil
+			if !complete {
+				silence.Reset(quiet)
 			}
-			silence.Reset(quiet)
+			var batch []Entry
+			for ok {
+				if e == nil {
+					complete = true
+					silence.Stop()
+				} else {
+					batch = append(batch, newEntry(e))
+				}
+				select {
+				case e, ok = <-w.Updates(): // the select above sees again that it was closed
+				default:
+					ok = false
+				}
+			}
+			if !fn(batch, complete) {
+				return nil
+			}
 		}
 	}
 }

@@ -2,15 +2,12 @@ package jskv
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lockfabric/lockfabric/internal/pause"
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 const (
@@ -184,66 +181,6 @@ func (h *Hub) watcherEnded(g *group) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.breakGroup(g, g.reopenDelay())
-}
-
-// Follow calls fn with the latest entry of every key that matches the KV filter, delete markers too, and then with
-// every change, until ctx ends or fn returns an error, which Follow then returns. Entries that came together are
-// passed together. complete is false while first values are still to come, and true from the call with the last
-// of them on; that call may have no entries.
-//
-// It is only as good as one KV watcher, see group: a replica may be behind, and after the
-// loss of the consumer nothing comes for up to 20 s. A caller that must not miss changes for longer
-// starts again after that time. Errors: kv.ErrUnavailable, and the context's.
-func (b *Bucket) Follow(ctx context.Context, filter string, fn func(entries []Entry, complete bool) error) error {
-	wctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	slow := time.AfterFunc(initGrace, cancel)
-	defer slow.Stop()
-	w, err := b.kv.Watch(wctx, filter)
-	if err != nil {
-		return fmt.Errorf("%w: changes of %s: %w", kv.ErrUnavailable, b.name, errors.Join(err, ctx.Err()))
-	}
-	defer func() { _ = w.Stop() }()
-	complete := false
-	for {
-		var batch []Entry
-		take := func(e jetstream.KeyValueEntry) {
-			if e == nil {
-				complete = true
-				slow.Stop()
-				return
-			}
-			if !complete {
-				slow.Reset(initGrace)
-			}
-			batch = append(batch, newEntry(e))
-		}
-		select {
-		case <-wctx.Done():
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			return fmt.Errorf("%w: changes of %s: the first values do not come", kv.ErrUnavailable, b.name)
-		case e, ok := <-w.Updates():
-			if !ok {
-				return fmt.Errorf("%w: changes of %s: watcher closed", kv.ErrUnavailable, b.name)
-			}
-			take(e)
-		}
-		for more := true; more; {
-			select {
-			case e, ok := <-w.Updates():
-				if more = ok; ok { // else the select above sees it again
-					take(e)
-				}
-			default:
-				more = false
-			}
-		}
-		if err := fn(batch, complete); err != nil {
-			return err
-		}
-	}
 }
 
 func newEntry(e jetstream.KeyValueEntry) Entry {
