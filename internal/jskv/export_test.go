@@ -12,6 +12,33 @@ func WithReadRate(perSecond int) HubOption {
 	return func(h *Hub) { h.readGap = time.Second / time.Duration(perSecond) }
 }
 
+// HubStats describes a hub at one moment. The counters begin at NewHub.
+type HubStats struct {
+	Watchers      int  // open KV watchers, each one consumer of the stream
+	Keys          int  // registered keys
+	Registrations int  // calls of Watch and Follow not stopped yet
+	Wide          bool // one watcher follows the whole bucket, because there are too many keys
+	Failing       bool // the last watcher could not be opened
+	Opened        int  // watchers opened
+	Reopened      int  // of these, those that replace a watcher that ended, missed an entry or outlived its connection
+	OpenFailures  int  // watchers that could not be opened
+	Missed        int  // entries that a read found and a watcher did not deliver in time
+}
+
+// Stats returns the hub's state.
+func (h *Hub) Stats() HubStats {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := HubStats{
+		Watchers: len(h.groups), Keys: len(h.keys), Registrations: h.registrations, Failing: h.failures > 0,
+		Opened: h.opened, Reopened: h.reopened, OpenFailures: h.openFailures, Missed: h.missed,
+	}
+	for _, g := range h.groups {
+		s.Wide = s.Wide || g.wholeBucket()
+	}
+	return s
+}
+
 // ScanRead reads the revision, header and value off the answer to a leader read.
 func ScanRead(answer []byte) (rev uint64, header, value []byte, ok bool) {
 	rev, header, value, _, ok = scanRead(answer)

@@ -79,24 +79,12 @@ type Hub struct {
 	checkingStream  bool
 	creditUsed      time.Time // up to this time the credit for opening watchers again is used, see takeCredit
 
-	stats HubStats
+	registrations int // calls of Watch and Follow not stopped yet
+	counters
 }
 
-// HubStats describes a hub at one moment. The counters begin at NewHub.
-type HubStats struct {
-	Watchers      int    // open KV watchers, each one consumer of the stream
-	Keys          int    // registered keys
-	Registrations int    // calls of Watch not stopped yet
-	Wide          bool   // one watcher follows the whole bucket, because there are too many keys
-	Opened        uint64 // watchers opened
-	Reopened      uint64 // of these, those that replace a watcher that ended, missed an entry or outlived its connection
-	OpenFailures  uint64 // watchers that could not be opened
-	Polls         uint64 // keys read from the leader
-	Looks         uint64 // requests for the state of the stream
-	Refreshed     uint64 // watchers opened again to read the keys that they follow
-	Missed        uint64 // entries that a read found and a watcher did not deliver in time
-	LastError     error  // of the last failure to open, nil when one succeeded since
-}
+// counters count what has happened to watchers since NewHub.
+type counters struct{ opened, reopened, openFailures, missed int }
 
 // HubOption is an option of NewHub.
 type HubOption func(*Hub)
@@ -202,7 +190,7 @@ func (h *Hub) register(key string, fn func(Entry), waits bool) (stop func()) {
 	if waits {
 		h.addWaiter(k)
 	}
-	h.stats.Registrations++
+	h.registrations++
 	if k.version > 0 {
 		h.enqueue(r)
 	}
@@ -216,7 +204,7 @@ func (h *Hub) stop(r *registration) {
 		return
 	}
 	r.stopped = true
-	h.stats.Registrations--
+	h.registrations--
 	r.key.regs = slices.DeleteFunc(r.key.regs, func(o *registration) bool { return o == r })
 	if r.waits {
 		h.removeWaiter(r.key)
@@ -226,16 +214,11 @@ func (h *Hub) stop(r *registration) {
 	}
 }
 
-// Stats returns the hub's counters.
-func (h *Hub) Stats() HubStats {
+// Registrations returns the number of calls of Watch and Follow that are not stopped yet.
+func (h *Hub) Registrations() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s := h.stats
-	s.Watchers, s.Keys = len(h.groups), len(h.keys)
-	for _, g := range h.groups {
-		s.Wide = s.Wide || g.wholeBucket()
-	}
-	return s
+	return h.registrations
 }
 
 // Close ends all registrations, stops every goroutine of the hub and waits for them, and so for calls of fn in
@@ -249,7 +232,7 @@ func (h *Hub) Close() {
 			h.retire(g)
 		}
 		h.groups = nil
-		h.stats.Registrations = 0
+		h.registrations = 0
 		clear(h.keys)
 		h.queue = nil
 	}

@@ -276,10 +276,9 @@ func (h *Hub) install(g *group, o *opening) {
 	if o.gone { // an opening planned earlier would prove nothing
 		h.gone = false
 	}
-	h.stats.LastError = nil
-	h.stats.Opened++
+	h.opened++
 	if o.reopens {
-		h.stats.Reopened++
+		h.reopened++
 	}
 	if g.wholeBucket() {
 		for _, k := range h.keys {
@@ -310,8 +309,7 @@ func (h *Hub) openFailed(o *opening, err error) {
 	}
 	h.failures++
 	h.nextOpen = time.Now().Add(backoff(h.failures))
-	h.stats.OpenFailures++
-	h.stats.LastError = err
+	h.openFailures++
 	for _, k := range h.keys {
 		if k.group == nil || k.group.broken {
 			h.readUnwatched(k)

@@ -161,7 +161,6 @@ func (h *Hub) readKey(ctx context.Context, k *watchedKey, before uint64, state s
 func (h *Hub) finishRead(k *watchedKey, e Entry, err error, before uint64, state streamMark) (suspect *group) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.stats.Polls++
 	k.reading = false
 	if k.dead || h.closed {
 		return nil
@@ -199,7 +198,7 @@ func (h *Hub) checkDelivered(g *group, k *watchedKey, rev uint64) {
 	if !g.initialised && time.Since(g.opened) < initGrace {
 		return // the first values, with this entry, are still to come
 	}
-	h.stats.Missed++
+	h.missed++
 	h.breakGroup(g, g.reopenDelay())
 }
 

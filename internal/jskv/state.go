@@ -83,7 +83,6 @@ func (h *Hub) checkStream(ctx context.Context, answered func()) {
 	answered()
 
 	h.mu.Lock()
-	h.stats.Looks++
 	h.checkingStream = false
 	every := h.restInterval
 	if h.waitedKeys > fewKeys {
@@ -148,7 +147,6 @@ func (h *Hub) refresh(s streamMark, removed bool, now time.Time) {
 		if !h.takeCredit(delivers, removed, now) {
 			return
 		}
-		h.stats.Refreshed++
 		h.breakGroup(g, 0)
 	}
 }
