@@ -70,7 +70,7 @@ type Bucket struct {
 	prefix  string // subject prefix of the keys, with its final dot
 	getAPI  string // subject of the leader read
 	request Requester
-	link    *link // of Open; may be nil
+	link    *link
 
 	incarnation string                    // of the stream, from its metadata at Open
 	shards      int                       // of its fabric, at Open

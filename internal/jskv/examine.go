@@ -220,7 +220,7 @@ func OpenUser(ctx context.Context, nc *nats.Conn, request Requester, name string
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", kv.ErrUnavailable, err)
 	}
-	s, err := retryUnanswered(ctx, nil, func(ctx context.Context) (jetstream.Stream, error) { return js.Stream(ctx, streamName(name)) })
+	s, err := retryUnanswered(ctx, new(link), func(ctx context.Context) (jetstream.Stream, error) { return js.Stream(ctx, streamName(name)) })
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		return nil, fmt.Errorf("%w: %s does not exist", ErrUnsuitable, name)
 	}

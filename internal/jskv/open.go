@@ -213,6 +213,7 @@ func newBucket(nc *nats.Conn, js jetstream.JetStream, view jetstream.KeyValue, n
 		prefix:  subjectPrefix(name),
 		getAPI:  apiMessageGet + streamName(name),
 		request: request,
+		link:    new(link),
 	}
 }
 
@@ -300,7 +301,7 @@ func retryUnanswered[T any](ctx context.Context, l *link, request func(context.C
 		got, err := request(actx)
 		again := unanswered(err) || l.starting(begun) && errors.Is(err, nats.ErrNoResponders)
 		if !again {
-			l.answered(time.Since(sent))
+			l.took.Store(int64(time.Since(sent)))
 		}
 		if err == nil || ctx.Err() != nil || !again {
 			cancel()

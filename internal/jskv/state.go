@@ -25,6 +25,8 @@ type State struct {
 	Last    uint64    // newest revision that was ever written
 	Created time.Time // when the bucket was created
 	Now     time.Time // the server's wall clock
+
+	incarnation string
 }
 
 // State asks the stream's leader for the state of the bucket. Errors are those of Get.
@@ -42,13 +44,16 @@ func (b *Bucket) State(ctx context.Context) (State, error) {
 			First    uint64 `json:"first_seq"`
 			Last     uint64 `json:"last_seq"`
 		} `json:"state"`
+		Config struct {
+			Metadata map[string]string `json:"metadata"`
+		} `json:"config"`
 	}
 	if err := b.answerError(json.Unmarshal(reply.Data, &resp), resp.Error); err != nil {
-		return State{}, fmt.Errorf("%w: state of %s", err, b.name)
+		return State{}, err
 	}
 	return State{
 		Entries: resp.State.Messages, First: resp.State.First, Last: resp.State.Last,
-		Created: resp.Created, Now: resp.Now,
+		Created: resp.Created, Now: resp.Now, incarnation: resp.Config.Metadata[metaIncarnation],
 	}, nil
 }
 
@@ -254,18 +259,11 @@ func (b *Buckets) Verify(ctx context.Context, seen []uint64) (last []uint64, err
 
 // verify checks whether the bucket is the one that was opened, and returns its last revision.
 func (b *Bucket) verify(ctx context.Context) (last uint64, err error) {
-	s, err := retryUnanswered(ctx, b.link, func(ctx context.Context) (jetstream.Stream, error) { return b.js.Stream(ctx, b.stream) })
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		return 0, fmt.Errorf("%w: %s", ErrBucketGone, b.name)
+	s, err := retryUnanswered(ctx, b.link, b.State)
+	if err == nil && s.incarnation != b.incarnation {
+		err = fmt.Errorf("%w: %s was created again", ErrBucketGone, b.name)
 	}
-	if err != nil {
-		return 0, fmt.Errorf("%w: %s: %w", kv.ErrUnavailable, b.name, err)
-	}
-	info := s.CachedInfo()
-	if info.Config.Metadata[metaIncarnation] != b.incarnation {
-		return 0, fmt.Errorf("%w: %s was created again", ErrBucketGone, b.name)
-	}
-	return info.State.LastSeq, nil
+	return s.Last, err
 }
 
 // moveAbove moves the revisions of a shard's bucket above seen, or returns errMoved if

@@ -197,7 +197,7 @@ func newEntry(e jetstream.KeyValueEntry) Entry {
 const shortestWait = 250 * time.Millisecond
 
 // link remembers how long the last answer during Open took, so that a slow link
-// costs one repetition, and not one for each request. nil remembers nothing.
+// costs one repetition, and not one for each request.
 type link struct {
 	took      atomic.Int64
 	clustered bool
@@ -205,9 +205,6 @@ type link struct {
 
 // wait returns how long to wait for the first answer.
 func (l *link) wait() time.Duration {
-	if l == nil {
-		return shortestWait
-	}
 	return min(max(shortestWait, 2*time.Duration(l.took.Load())), apiTimeout)
 }
 
@@ -217,11 +214,5 @@ const startTime = 3 * time.Second
 
 // starting reports whether a request that was first sent at begun and got "no responders" may still succeed.
 func (l *link) starting(begun time.Time) bool {
-	return l != nil && l.clustered && time.Since(begun) < startTime
-}
-
-func (l *link) answered(took time.Duration) {
-	if l != nil {
-		l.took.Store(int64(took))
-	}
+	return l.clustered && time.Since(begun) < startTime
 }
