@@ -164,3 +164,55 @@ func (c *call) afterWithdrawal(done <-chan struct{}, spent time.Duration, cause 
 	}
 	return Outcome{}, cause
 }
+
+// Call is one operation of DoAll.
+type Call struct {
+	Key     string
+	Op      record.Op // not one that is Proven
+	AtLeast uint64    // as in Request
+
+	Outcome Outcome // set by DoAll
+	Err     error   // as that of Do
+}
+
+// DoAll has d carry out operations on different keys at once, each as Do does, and returns when
+// all have ended. d sends them in the order of calls, see Engine.SubmitInOrder. Of opt it uses FailFast,
+// Stop and Bound, for all calls together.
+func DoAll(ctx context.Context, d Doer, calls []*Call, opt Options) {
+	pending := make([]call, len(calls))
+	reqs := make([]*Request, len(calls))
+	done := make([]<-chan struct{}, len(calls))
+	for i, c := range calls {
+		p := &pending[i]
+		p.Request = Request{Key: c.Key, Op: c.Op, AtLeast: c.AtLeast, FailFast: opt.FailFast, Done: p.end}
+		reqs[i], done[i] = &p.Request, p.waitable()
+	}
+	timeout := opt.timeout(0)
+	if o, ok := d.(interface{ SubmitInOrder(reqs ...*Request) }); ok {
+		o.SubmitInOrder(reqs...)
+	} else {
+		d.Submit(reqs...)
+	}
+	var cause error
+	for i := 0; i < len(done) && cause == nil; i++ {
+		cause = opt.wait(ctx, done[i], timeout, nil)
+	}
+	if cause != nil {
+		for _, r := range reqs {
+			d.Withdraw(r, cause)
+		}
+	}
+	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	for i, c := range calls {
+		select {
+		case <-done[i]:
+		case <-cleanup.Done():
+		}
+		if p := &pending[i]; p.done.Load() == callDone {
+			c.Outcome, c.Err = p.out, p.err
+		} else {
+			c.Err = cause
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
@@ -74,10 +75,15 @@ func (e *Engine) lock(key string) *writer {
 	}
 }
 
-func (e *Engine) find(key string) *writer {
+// lockKnown returns the key's writer with its mutex held, or nil if there is none.
+func (e *Engine) lockKnown(key string) *writer {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.writers[key]
+	w := e.writers[key]
+	e.mu.Unlock()
+	if w != nil {
+		w.mu.Lock()
+	}
+	return w
 }
 
 // forgetSome drops a few idle writers; map order makes the choice random.
@@ -120,11 +126,10 @@ func (e *Engine) janitor() {
 // Known returns the newest state of the key's record that this process knows, without a request; nil
 // if the record is empty. ok is false if the process knows nothing, or knows that there is a newer state.
 func (e *Engine) Known(key string) (rec *record.Record, rev uint64, ok bool) {
-	w := e.find(key)
+	w := e.lockKnown(key)
 	if w == nil {
 		return nil, 0, false
 	}
-	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.rec, w.rev, w.trusted()
 }
@@ -225,4 +230,63 @@ func (e *Engine) Read(ctx context.Context, key string) (*record.Record, uint64, 
 			return nil, 0, errors.Join(err, ctx.Err())
 		}
 	}
+}
+
+// SubmitInOrder is Submit for different keys, of requests that don't queue. It sends the requests in this order,
+// without waiting for answers, as far as nothing is under way for their keys. So in one stream
+// they are committed in this order, unless one of them has to be sent again. Where it is faster, they go as
+// one atomic batch instead. No guarantee depends on the batch: each request is answered, and sent again, by itself.
+// A key for which something is under way delays none of the others.
+func (e *Engine) SubmitInOrder(reqs ...*Request) {
+	var before chan struct{}
+	var batch *jskv.Batch
+	if s, ok := e.cfg.Store.(interface{ NewBatch() *jskv.Batch }); ok && len(reqs) > 1 {
+		batch = s.NewBatch()
+	}
+	if batch != nil {
+		defer batch.Send()
+	}
+	for _, r := range reqs {
+		w := e.lock(r.Key)
+		switch {
+		case w.running || w.retrySet || len(w.pending) > 0 || r.queues():
+		case batch != nil:
+			m := batch.Add()
+			r.markSent, r.wrapCtx = m.Leave, m.In
+		default:
+			sent := make(chan struct{})
+			r.sendAfter, r.markSent = before, sync.OnceFunc(func() { close(sent) })
+			r.wrapCtx = func(ctx context.Context) context.Context { return outgoing{jskv.Alone(ctx), r.markSent} }
+			before = sent
+		}
+		w.accept(r)
+		w.mu.Unlock()
+	}
+}
+
+// outgoing is the context of a request; sent is called when the request is on its way. It relies on the
+// NATS client, which calls Done for the first time after it has sent the request.
+type outgoing struct {
+	context.Context
+	sent func()
+}
+
+func (o outgoing) Done() <-chan struct{} {
+	o.sent()
+	return o.Context.Done()
+}
+
+// Foresee returns the verdict on op by the newest state that is known of the key, without a
+// request: Applied if no state is known. The verdict may be wrong.
+func (e *Engine) Foresee(key string, op record.Op) record.Verdict {
+	w := e.lockKnown(key)
+	if w == nil {
+		return record.Applied
+	}
+	defer w.mu.Unlock()
+	if !w.trusted() {
+		return record.Applied
+	}
+	_, results, _ := record.Apply(w.rec, w.rev, []record.Op{op}, e.limits())
+	return results[0].Verdict
 }

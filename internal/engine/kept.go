@@ -14,11 +14,10 @@ const confirmedFor = time.Second
 // Join lets the caller take over a kept entry, if this lease has an unused one that may be
 // passed on now. n is the number of its uses.
 func (e *Engine) Join(key, lease string) (entry *record.Entry, rev, n uint64, ok bool) {
-	w := e.find(key)
+	w := e.lockKnown(key)
 	if w == nil {
 		return entry, 0, 0, false
 	}
-	w.mu.Lock()
 	defer w.mu.Unlock()
 	k := w.kept
 	if k == nil || k.used || len(w.backlog) > 0 || k.lease != lease {
@@ -34,11 +33,10 @@ func (e *Engine) Join(key, lease string) (entry *record.Entry, rev, n uint64, ok
 // Leave ends the use of an entry. It reports whether the entry stays: kept for linger, or passed on to another request of
 // this process. If not, the caller releases it.
 func (e *Engine) Leave(key, id string, hold, linger time.Duration) bool {
-	w := e.find(key)
+	w := e.lockKnown(key)
 	if w == nil {
 		return false
 	}
-	w.mu.Lock()
 	defer w.mu.Unlock()
 	k := w.kept
 	if k == nil || k.entry.ID != id || !k.used || !k.marked || linger <= 0 && len(w.backlog) == 0 {
@@ -66,11 +64,10 @@ func (e *Engine) Leave(key, id string, hold, linger time.Duration) bool {
 
 // Kept reports whether this process uses the entry and may keep it.
 func (e *Engine) Kept(key, id string) bool {
-	w := e.find(key)
+	w := e.lockKnown(key)
 	if w == nil {
 		return false
 	}
-	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.kept != nil && w.kept.used && w.kept.entry.ID == id
 }
@@ -151,7 +148,7 @@ func (w *writer) waitForKept(r *Request) (waits bool) {
 	case r.Op.Verb == record.OpTry && (k.used || len(w.backlog) > 0), len(w.backlog) >= maxBacklog:
 		return false // the record refuses it
 	}
-	w.addToBacklog(r)
+	w.backlog = append(w.backlog, r)
 	if w.updateKept(); !r.finished && k.open {
 		w.armTimer(k, w.core.cfg.KeepWait)
 	}
@@ -250,4 +247,54 @@ func (w *writer) confirmKept(k *kept) {
 			w.updateKept()
 		}
 	})
+}
+
+// markKept sets the metadata "may be kept" in the requests of a batch whose entries will be kept. Called with mu held.
+func (w *writer) markKept(batch []*Request) {
+	for _, r := range batch {
+		if r.Keeper == nil {
+			continue
+		}
+		r.Op.Meta = nil
+		if w.keeping.on && w.keeping.ours.at(w.rev) && w.keeping.quietGrants+1 >= w.keeping.quietNeeded {
+			r.Op.Meta = keptMeta
+		}
+	}
+}
+
+// noteWritten updates the keeping after an acknowledged write. Called with mu held.
+func (w *writer) noteWritten(base, rev uint64) {
+	w.confirmed = time.Now()
+	if w.keeping.lease != "" {
+		w.keeping.basedOnOurs = w.keeping.ours.at(base)
+		w.keeping.ours = mark{!w.hasOthers(), rev}
+	}
+}
+
+// onGranted updates the keeping after a grant, and keeps the entry if it may be kept. Called with mu held.
+func (w *writer) onGranted(r *Request, out *Outcome) {
+	if r.Keeper == nil || out.Entry == nil || out.Entry.Mode != record.X {
+		return
+	}
+	w.updateKept() // the entry that was kept before may be gone
+	if out.Record.HasQueue() || !w.keeping.basedOnOurs {
+		w.keeping.quietGrants = 0
+	} else {
+		w.keeping.quietGrants++
+	}
+	if w.kept != nil || !w.keeping.on || out.Entry.Revoked || out.Record.HasQueue() || out.Revision != w.rev {
+		return
+	}
+	k := &kept{w: w, entry: out.Entry, lease: r.Op.Lease, keeper: r.Keeper, marked: record.MayBeKept(out.Entry.Meta), open: true, used: true, uses: 1}
+	w.kept, w.followed, out.Kept, out.Uses = k, k.marked, k.marked, 1
+	s := w.keptSet
+	s.mu.Lock()
+	if s.all == nil {
+		s.all = map[*kept]struct{}{}
+	}
+	s.all[k] = struct{}{}
+	s.mu.Unlock()
+	if len(w.backlog) > 0 {
+		w.armTimer(k, w.core.cfg.KeepWait)
+	}
 }

@@ -21,11 +21,10 @@ func PokeTime(rtt time.Duration) time.Duration { return max(firstPoke, 4*rtt) }
 // If so it calls answer, from any goroutine and with no lock held: at once with true if the entry is used, else with false
 // after the release. It never calls answer if the release fails.
 func (e *Engine) GiveUp(key, id string, answer func(used bool)) bool {
-	w := e.find(key)
+	w := e.lockKnown(key)
 	if w == nil {
 		return false
 	}
-	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch k := w.kept; {
 	case k != nil && k.entry.ID == id && k.used:
@@ -58,7 +57,7 @@ func (w *writer) delayForTry(r *Request) bool {
 	if !w.delayAcquires || r.Guest != nil || r.Op.Verb != record.OpAcquire && r.Op.Verb != record.OpTry || len(w.backlog) >= maxBacklog {
 		return false
 	}
-	w.addToBacklog(r)
+	w.backlog = append(w.backlog, r)
 	return true
 }
 

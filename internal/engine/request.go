@@ -73,7 +73,6 @@ type progress struct {
 	outcomeUnknown bool      // such a write has an unknown outcome
 	found          bool      // the base of the last attempt contained the id
 	maybeFound     bool      // the base of an attempt with an unknown outcome contained the id
-	heldBack       bool      // the window has held it back
 	inLedger       bool      // it is in the ledger and goes on without a caller
 
 	finished bool // it needs no further attempt: it has its outcome, or its undo replaces it
@@ -134,4 +133,29 @@ type Keeper interface {
 	// Ended says that an entry is not kept any more: it was unused and is being released; or it was found revoked
 	// or removed, which err says. It is called with no lock held.
 	Ended(key, id string, used bool, err error)
+}
+
+// Outcome is what a committed record says about an operation.
+type Outcome struct {
+	Entry    *record.Entry  // an acquire's or a conversion's: the grant, with its token, or nil; not to be modified
+	Revision uint64         // of the record the outcome was read from
+	Record   *record.Record // that record, nil if it was deleted; not to be modified
+	// Existed is whether a release, cancel or removal found something to remove,
+	// in this attempt or in an earlier one with an unknown outcome.
+	Existed bool
+	Turn    bool // the operation holds by a turn: the record may still show it as waiting
+	// Kept is whether the entry may be kept: the caller ends its use with Engine.Leave. Uses counts the holds of the entry so far.
+	Kept bool
+	Uses uint64
+}
+
+// outcome returns the outcome of an operation that does not wait in the record at rev.
+func outcome(st record.State, rec *record.Record, rev uint64) (Outcome, error) {
+	switch st.Standing {
+	case record.Granted:
+		return Outcome{Entry: st.Entry, Revision: rev, Existed: true, Record: rec}, nil
+	case record.Refused:
+		return Outcome{}, &RefusedError{Result: record.Result{Verdict: st.Why}, Record: rec}
+	}
+	return Outcome{}, ErrGone
 }

@@ -239,11 +239,10 @@ func (v *view) dropUrgent() {
 // Look reads the key's record in the background if this process knows no revision as new as rev, and an operation of it
 // waits there or an entry is kept. If a write under way queues an operation below rev, the read follows its acknowledgement.
 func (e *Engine) Look(key string, rev uint64) {
-	w := e.find(key)
+	w := e.lockKnown(key)
 	if w == nil {
 		return
 	}
-	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.rev < rev || !w.known {
 		// A hint can overtake the acknowledgement of the write that queues the operation.

@@ -45,7 +45,7 @@ func (w *writer) holdBack(r *Request) bool {
 	case res.Verdict != record.Applied:
 		return false
 	default:
-		w.addToBacklog(r)
+		w.backlog = append(w.backlog, r)
 		w.reportBacklog()
 		return true
 	}

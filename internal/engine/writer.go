@@ -51,12 +51,6 @@ func (w *writer) start() {
 	}
 }
 
-// addToBacklog makes r wait in the process, behind the others. Called with mu held.
-func (w *writer) addToBacklog(r *Request) {
-	r.heldBack = true
-	w.backlog = append(w.backlog, r)
-}
-
 // kept is a holder entry of this process that stays in the record after its hold is released. The next request
 // with the same Keeper joins it: it takes the entry over in memory. The key's mutex guards all of it.
 //
