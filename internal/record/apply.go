@@ -80,7 +80,7 @@ func (m *machine) apply(op *Op) Result {
 	switch {
 	case k == nil, op.Kind != "" && op.Kind != m.Kind:
 		return Result{Verdict: WrongKind}
-	case op.Life != m.Life && k.needsLife(op):
+	case op.Life != m.Life && op.rule().is&needLife != 0:
 		return Result{Verdict: OtherLife}
 	}
 	held := len(m.Holders)
@@ -232,7 +232,7 @@ func sameBody(was, is Body, rev uint64) bool {
 	}
 	was = was.clone()
 	was.resolve(rev)
-	return bytes.Equal(was.append(nil), is.append(nil))
+	return bytes.Equal(appendBody(nil, was), appendBody(nil, is))
 }
 
 // delete deletes a record without entries, whatever its body keeps. A later operation in
@@ -251,19 +251,11 @@ func (op *Op) entry() Entry {
 	if len(e.Meta) == 0 {
 		e.Meta = nil
 	}
-	required, allowed := op.Kind.rules().fields(false)
-	has := required | allowed
-	if has&hasMode != 0 {
-		e.Mode = op.Mode
-	}
-	if has&hasPermits != 0 {
+	switch op.Kind {
+	case KindLock:
+		e.Mode, e.Value = op.Mode, op.Value
+	case KindSemaphore:
 		e.Permits = op.N
-	}
-	if has&hasGen != 0 {
-		e.Gen = op.Gen
-	}
-	if has&hasValue != 0 {
-		e.Value = op.Value
 	}
 	return e
 }

@@ -54,9 +54,6 @@ func (barrierRules) facts(r *Record, f *Facts) {
 	}
 }
 
-// needsLife: a trip names a hold, whose id belongs to this life.
-func (barrierRules) needsLife(op *Op) bool { return !op.common() && op.Verb != OpTrip }
-
 func (barrierRules) initBody(r *Record, op *Op) { r.Body = &barrier{parties: op.Limit, gen: 1} }
 
 func (barrierRules) idle(r *Record) bool {
@@ -68,19 +65,15 @@ func (barrierRules) outlived(r *Record, age time.Duration) bool {
 	return age >= time.Hour && r.barrier().added == 0
 }
 
-func (barrierRules) check(op *Op) Verdict {
-	parties := op.Limit >= 1 && op.Limit <= MaxParties
-	switch op.Verb {
-	case OpArrive, OpArriveToAct:
-		return badOpIf(!parties || op.Mode != None, op.checkEntry())
-	case OpCancel, OpReset:
-		return badOpIf(!parties, op.checkID(true))
-	case OpTrip:
-		return badOpIf(LeaseOf(op.Holder) != op.Lease, op.checkID(true))
-	case OpDelete:
-		return Applied
-	}
-	return BadOp
+func (barrierRules) verbs() *verbTable { return &barrierVerbs }
+
+var barrierVerbs = verbTable{
+	OpArrive:      {needEntry | needParties | noMode | needLife | waits | proven, OpCancel},
+	OpArriveToAct: {needEntry | needParties | noMode | needLife | waits | proven, OpCancel},
+	OpCancel:      {needID | needParties | needLife | waits | mustComplete, 0},
+	OpTrip:        {needID | needHolder | mustComplete, 0}, // the id of the hold belongs to this life
+	OpReset:       {needID | needParties | needLife, 0},
+	OpDelete:      {needLife, 0},
 }
 
 func (k barrierRules) apply(m *machine, op *Op) Result {
@@ -350,33 +343,6 @@ func (barrierRules) blockerOf(r *Record, _ *Op) (e Entry, ok bool) {
 
 func (barrierRules) ahead(r *Record, mine func(string) bool) (iter.Seq2[string, time.Duration], bool) {
 	return r.allAhead(r.Waiters, func(e *Entry) bool { return mine(e.ID) })
-}
-
-func (barrierRules) traits(op *Op) traits {
-	switch op.Verb {
-	case OpArrive, OpArriveToAct:
-		return traits{waits: true, proven: true}
-	case OpCancel:
-		return traits{waits: true, mustComplete: true}
-	}
-	return traits{mustComplete: op.Verb == OpTrip}
-}
-
-func (barrierRules) undo(op *Op) (Op, bool) {
-	if op.Verb == OpArrive || op.Verb == OpArriveToAct {
-		return op.undoByCancel()
-	}
-	return Op{}, false
-}
-
-// undoByCancel undoes an arrival, or an enter.
-func (op *Op) undoByCancel() (Op, bool) {
-	return Op{Kind: op.Kind, Verb: OpCancel, ID: op.ID, Lease: op.Lease, Limit: op.Limit, Gen: op.Gen, Life: op.Life}, true
-}
-
-func (k barrierRules) fields(holder bool) (required, allowed uint) {
-	_, allowed = k.baseRules.fields(holder)
-	return hasGen, hasActs | allowed
 }
 
 func (barrierRules) longest(e *Entry) { e.Revoked, e.Acts = true, true }

@@ -1,10 +1,9 @@
 package record
 
 import (
-	"bytes"
 	"math"
 	"slices"
-	"strconv"
+	"strings"
 )
 
 // The stored body of a barrier. Ids are in the order in which they arrived, each as <lease>.<sequence>, where
@@ -13,89 +12,104 @@ import (
 //	"parties":2,"gen":9,"leases":["La","Lb"],"acting":{"gen":8,"ids":"0.7 1.3"},
 //	"ended":[{"gen":7,"ids":"0.5-6"},{"gen":6,"broken":"died","by":"Lb","ids":"1.1 0.4"}]
 
-const (
-	hasParties = hasBody << iota
-	hasBodyGen
-	hasLeases
-	hasActing
-	hasEnded
-)
-
-// The fields of a generation.
-const (
-	hasGenNumber = 1 << iota
-	hasBroken
-	hasBy
-	hasIDs
-)
-
 // mostIDs bounds the ids in a record that is read. It is more than one write can store.
 const mostIDs = 16 * MaxParties
 
-func (barrierRules) decodeField(d *decoder, key []byte) (known bool, err error) {
-	b := d.rec.barrier()
-	switch string(key) {
-	case "parties":
-		return true, field(d, &d.seen, hasParties, &b.parties, d.count)
-	case "gen":
-		return true, field(d, &d.seen, hasBodyGen, &b.gen, d.number)
-	case "leases":
-		return true, d.readOnce(&d.seen, hasLeases, func() error {
-			return d.array(func() error {
-				lease, err := d.string()
-				if err == nil && !validLease(lease) {
-					return d.fail("a lease is not valid")
-				}
-				d.leases = append(d.leases, lease)
-				return err
-			})
-		})
-	case "acting":
-		return true, d.readOnce(&d.seen, hasActing, func() error {
-			b.acting = new(generation)
-			return d.generation(b.acting)
-		})
-	case "ended":
-		return true, d.readOnce(&d.seen, hasEnded, func() error {
-			return d.array(func() error {
-				b.ended = append(b.ended, generation{})
-				return d.generation(&b.ended[len(b.ended)-1])
-			})
-		})
+func (b *barrier) fields(f *fields) {
+	f.count(`,"parties":`, &b.parties)
+	f.need()
+	f.number(`,"gen":`, &b.gen)
+	f.need()
+	places := map[string]int{}
+	var leases []string
+	if f.d == nil {
+		leases = b.leases(places)
 	}
-	return false, nil
+	field(f, `,"leases":`, &leases, len(leases) > 0, appendLeases, (*decoder).leasesOfIDs)
+	appendGeneration := func(dst []byte, g *generation) []byte { return g.append(dst, places) }
+	field(f, `,"acting":`, &b.acting, b.acting != nil, appendGeneration, (*decoder).generation)
+	field(f, `,"ended":`, &b.ended, len(b.ended) > 0, func(dst []byte, ended []generation) []byte {
+		return appendList(dst, "[]", len(ended), func(dst []byte, i int) []byte { return appendGeneration(dst, &ended[i]) })
+	}, (*decoder).generations)
 }
 
-// generation reads a generation. Until validate, ids[0] has its ids in the stored form.
-func (d *decoder) generation(g *generation) error {
-	var seen uint
-	err := d.object(func(key []byte) error {
-		switch string(key) {
-		case "gen":
-			return field(d, &seen, hasGenNumber, &g.gen, d.number)
-		case "broken":
-			return field(d, &seen, hasBroken, &g.why, d.string)
-		case "by":
-			return field(d, &seen, hasBy, &g.who, d.string)
-		case "ids":
-			g.ids = make([]string, 1)
-			return field(d, &seen, hasIDs, &g.ids[0], d.string)
+// fields are those of a stored generation. places are those of the leases.
+func (g *generation) fields(f *fields, places map[string]int) {
+	f.number(`,"gen":`, &g.gen)
+	f.need()
+	f.name(`,"broken":`, &g.why)
+	f.name(`,"by":`, &g.who)
+	field(f, `,"ids":`, &g.ids, len(g.ids) > 0, func(dst []byte, ids []string) []byte {
+		return append(appendIDs(append(dst, '"'), ids, places), '"')
+	}, (*decoder).storedIDs)
+}
+
+func (g *generation) append(dst []byte, places map[string]int) []byte {
+	f := fields{out: dst}
+	g.fields(&f, places)
+	return f.close(len(dst))
+}
+
+// leases returns the leases of all ids, and notes their places.
+func (b *barrier) leases(places map[string]int) (leases []string) {
+	for g := range b.generations() {
+		for _, id := range g.ids {
+			lease := LeaseOf(id)
+			if _, ok := places[lease]; !ok {
+				places[lease] = len(leases)
+				leases = append(leases, lease)
+			}
 		}
-		return d.failAt(d.keyAt, "unknown field")
-	})
-	switch {
-	case err != nil:
-		return err
-	case seen&hasGenNumber == 0, (seen&hasBroken != 0) != (g.why != ""), seen&hasBroken == 0 && seen&(hasBy|hasIDs) != hasIDs:
-		return d.fail("a generation needs gen, and ids or broken")
 	}
-	return nil
+	return leases
+}
+
+func appendLeases(dst []byte, leases []string) []byte {
+	return appendList(dst, "[]", len(leases), func(dst []byte, i int) []byte { return appendString(dst, leases[i]) })
+}
+
+func (d *decoder) leasesOfIDs() ([]string, error) {
+	err := d.array(func() error {
+		lease, err := d.string()
+		if err == nil && !validLease(lease) {
+			return d.fail("a lease is not valid")
+		}
+		d.leases = append(d.leases, lease)
+		return err
+	})
+	return d.leases, err
+}
+
+func (d *decoder) generations() (list []generation, err error) {
+	err = d.array(func() error {
+		g, err := d.generation()
+		list = append(list, *g)
+		return err
+	})
+	return list, err
+}
+
+func (d *decoder) generation() (*generation, error) {
+	g := new(generation)
+	f := fields{d: d}
+	for f.pass() {
+		g.fields(&f, nil)
+	}
+	if f.err == nil && (f.missing() || g.why == "" && (g.who != "" || g.ids == nil)) {
+		return g, d.fail("a generation needs gen, and ids or broken")
+	}
+	return g, f.err
+}
+
+// storedIDs reads the ids of a generation as one text. They are parsed when all leases are known.
+func (d *decoder) storedIDs() ([]string, error) {
+	text, err := d.string()
+	return []string{text}, err
 }
 
 // validate also parses the ids of the generations.
 func (barrierRules) validate(d *decoder) error {
-	const required = hasParties | hasBodyGen
-	if d.seen&required != required {
+	if d.missing {
 		return d.fail("a barrier needs parties and gen")
 	}
 	b := d.rec.barrier()
@@ -157,24 +171,16 @@ func (b *barrier) check(d *decoder) error {
 
 // ids parses what appendIDs has written, and notes which leases are used.
 func (d *decoder) ids(g *generation, stored string, used []bool) bool {
-	for part := range bytes.SplitSeq([]byte(stored), []byte(" ")) {
-		place, seqs, ok := bytes.Cut(part, []byte("."))
-		first, last, span := bytes.Cut(seqs, []byte("-"))
-		if !span {
-			last = first
-		}
-		if !ok || !validSequence(string(place)) || !validSequence(string(first)) || !validSequence(string(last)) {
-			return false
-		}
-		at, _ := strconv.ParseUint(string(place), 10, 64)
-		from, _ := strconv.ParseUint(string(first), 10, 64)
-		to, _ := strconv.ParseUint(string(last), 10, 64)
-		if at >= uint64(len(d.leases)) || from > to || to-from >= MaxParties || len(g.ids) > mostIDs {
+	for part := range strings.SplitSeq(stored, " ") {
+		place, seqs, _ := strings.Cut(part, ".")
+		at := sequenceOf(place)
+		sp, _, ok := parseSpan(seqs)
+		if !ok || !validSequence(place) || at >= uint64(len(d.leases)) || sp.from > sp.to || sp.to-sp.from >= MaxParties || len(g.ids) > mostIDs {
 			return false
 		}
 		used[at] = true
-		for n := range to - from + 1 {
-			g.ids = append(g.ids, ID(d.leases[at], from+n))
+		for n := range sp.to - sp.from + 1 {
+			g.ids = append(g.ids, ID(d.leases[at], sp.from+n))
 		}
 	}
 	return true
@@ -200,52 +206,17 @@ func (b *barrier) clone() Body {
 	return &c
 }
 
-func (b *barrier) append(dst []byte) []byte {
-	dst = appendNumber(dst, "parties", b.parties)
-	dst = appendNumber(dst, "gen", b.gen)
-	places := map[string]int{}
-	var leases []string
-	for g := range b.generations() {
-		for _, id := range g.ids {
-			lease := LeaseOf(id)
-			if _, ok := places[lease]; !ok {
-				places[lease] = len(leases)
-				leases = append(leases, lease)
-			}
-		}
-	}
-	dst = appendList(dst, `,"leases":[`, len(leases), "]", func(dst []byte, i int) []byte { return appendString(dst, leases[i]) })
-	if b.acting != nil {
-		dst = b.acting.append(append(dst, `,"acting":`...), places)
-	}
-	return appendList(dst, `,"ended":[`, len(b.ended), "]", func(dst []byte, i int) []byte { return b.ended[i].append(dst, places) })
-}
-
-func (g *generation) append(dst []byte, places map[string]int) []byte {
-	dst = strconv.AppendUint(append(dst, `{"gen":`...), g.gen, 10)
-	dst = appendText(appendText(dst, "broken", g.why), "by", g.who)
-	if len(g.ids) > 0 {
-		dst = append(dst, `,"ids":"`...)
-		dst = append(appendIDs(dst, g.ids, places), '"')
-	}
-	return append(dst, '}')
-}
-
 func appendIDs(dst []byte, ids []string, places map[string]int) []byte {
 	for i := 0; i < len(ids); {
 		lease, first := LeaseOf(ids[i]), sequenceOf(ids[i])
-		last := first
+		s := span{first, first}
 		if i > 0 {
 			dst = append(dst, ' ')
 		}
-		for i++; i < len(ids) && last-first < MaxParties-1 && last < math.MaxUint64 && sequenceOf(ids[i]) == last+1 && LeaseOf(ids[i]) == lease; i++ {
-			last++
+		for i++; i < len(ids) && s.to-first < MaxParties-1 && s.to < math.MaxUint64 && sequenceOf(ids[i]) == s.to+1 && LeaseOf(ids[i]) == lease; i++ {
+			s.to++
 		}
-		dst = strconv.AppendInt(dst, int64(places[lease]), 10)
-		dst = strconv.AppendUint(append(dst, '.'), first, 10)
-		if last > first {
-			dst = strconv.AppendUint(append(dst, '-'), last, 10)
-		}
+		dst = s.append(append(appendUint(dst, places[lease]), '.'))
 	}
 	return dst
 }
@@ -255,7 +226,7 @@ func appendIDs(dst []byte, ids []string, places map[string]int) []byte {
 func (b *barrier) bound(m *machine) int {
 	const number = len("18446744073709551615")
 	const one = len(`{"gen":,"broken":"cancelled","by":"","ids":""},`) + number + maxLeaseLen + 1 + number
-	m.scratch = b.append(m.scratch[:0])
+	m.scratch = appendBody(m.scratch[:0], b)
 	n := len(m.scratch) + number + len(`,"leases":[],"acting":,"ended":[]`) + 4*one
 	for e := range m.entries() {
 		n += idBound(e.ID)

@@ -34,14 +34,20 @@ func (r *Record) longList() bool {
 	return long
 }
 
-// appendEntries appends a list.
-func appendEntries(dst []byte, open string, list []Entry, holders bool) []byte {
+// entries passes over a list of entries.
+func (f *fields) entries(name string, kind Kind, list *[]Entry, holders bool) {
+	field(f, name, list, len(*list) > 0, func(dst []byte, list []Entry) []byte {
+		return appendEntries(dst, kind, list, holders)
+	}, func(d *decoder) ([]Entry, error) { return d.entries(holders) })
+}
+
+func appendEntries(dst []byte, kind Kind, list []Entry, holders bool) []byte {
 	var c compact
-	return appendList(dst, open, len(list), "]", func(dst []byte, i int) []byte {
+	return appendList(dst, "[]", len(list), func(dst []byte, i int) []byte {
 		if e := &list[i]; len(list) > compactAbove && c.fits(e) {
 			return c.append(dst, e)
 		}
-		return appendEntry(dst, &list[i], holders)
+		return appendEntry(dst, kind, &list[i], holders)
 	})
 }
 
@@ -111,31 +117,29 @@ func (c *compact) appendLease(dst []byte, id string, ttl time.Duration) []byte {
 	return strconv.AppendInt(dst, int64(ttl/time.Millisecond), 10)
 }
 
-// read reads a text. seen are its fields; ok is false if the text is malformed.
-func (c *compact) read(text []byte) (e Entry, seen uint, ok bool) {
+// read reads the text of an entry in a record of the kind. ok is false if it is malformed.
+func (c *compact) read(text []byte, kind Kind) (e Entry, ok bool) {
 	s := scanner{b: text, dense: true}
 	if !c.readID(&s, &e) {
-		return e, 0, false
+		return e, false
 	}
-	seen = hasID | hasTTL | hasToken | hasSince
 	letters := s.i
 	for s.i < len(text) && text[s.i] >= 'A' && text[s.i] <= 'Z' {
 		s.i++
 	}
-	if s.i > letters {
-		seen |= hasMode
-		if e.Mode = modeOf(text[letters:s.i]); e.Mode == None {
-			return e, seen, false
-		}
+	if e.Mode = modeOf(text[letters:s.i]); (kind == KindLock) != (e.Mode != None) || e.Mode == None && s.i > letters {
+		return e, false
 	}
-	if s.take('x') {
-		seen |= hasPermits
+	if s.take('x') != (kind == KindSemaphore) {
+		return e, false
+	}
+	if kind == KindSemaphore {
 		n, err := s.uint(math.MaxInt32)
 		if e.Permits = int(n); err != nil || n == 0 {
-			return e, seen, false
+			return e, false
 		}
 	}
-	return e, seen, c.readTicket(&s, &e) && c.readSince(&s, &e) && s.end() == nil
+	return e, kind != KindBarrier && c.readTicket(&s, &e) && c.readSince(&s, &e) && s.end() == nil
 }
 
 func (c *compact) readID(s *scanner, e *Entry) bool {

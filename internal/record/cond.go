@@ -57,7 +57,7 @@ func (m *machine) setCondition(name string, list []Entry) {
 	if c == nil {
 		c = new(conditions)
 	}
-	i, found := slices.BinarySearchFunc(c.queues, name, func(q Queue, name string) int { return strings.Compare(q.Name, name) })
+	i, found := slices.BinarySearchFunc(c.queues, Queue{Name: name}, compareQueues)
 	switch {
 	case len(list) == 0 && found:
 		c.queues = slices.Delete(c.queues, i, i+1)
@@ -210,16 +210,6 @@ func (r *Record) aheadInConditions(mine func(id string) bool) iter.Seq[*Entry] {
 	}
 }
 
-func (op *Op) checkWait() Verdict {
-	switch v := op.checkOfHold(); {
-	case v != Applied:
-		return v
-	case op.Token == 0, op.Verb != OpCancelWait && !validQueue(op.Queue):
-		return BadOp
-	}
-	return Applied
-}
-
 // validate refuses a record that no lock can have.
 func (lockRules) validate(d *decoder) error {
 	for e := range d.rec.entries() {
@@ -235,41 +225,39 @@ func (lockRules) validate(d *decoder) error {
 	return nil
 }
 
-const hasConds = hasBody
-
-func (lockRules) decodeField(d *decoder, key []byte) (known bool, err error) {
-	if string(key) != "conds" {
-		return false, nil
-	}
-	return true, d.readOnce(&d.seen, hasConds, func() error {
-		c := new(conditions)
-		err := d.object(func(key []byte) error {
-			q := Queue{Name: string(key)}
-			if !validQueue(q.Name) || slices.ContainsFunc(c.queues, func(o Queue) bool { return o.Name == q.Name }) {
-				return d.failAt(d.keyAt, "a condition's name is empty, too long, or stands twice")
-			}
-			err := d.entries(&q.Waiters, false)
-			if err == nil && len(q.Waiters) == 0 {
-				return d.fail("nobody waits for a condition")
-			}
-			c.queues = append(c.queues, q)
-			return err
-		})
-		if err == nil && len(c.queues) == 0 {
-			return d.fail("no conditions")
+// queues reads {"<condition>":[<waiter>, …], …}.
+func (d *decoder) queues() (queues []Queue, err error) {
+	err = d.object(func(key []byte) error {
+		q := Queue{Name: string(key)}
+		if !validQueue(q.Name) || slices.ContainsFunc(queues, func(o Queue) bool { return o.Name == q.Name }) {
+			return d.failAt(d.keyAt, "a condition's name is empty, too long, or stands twice")
 		}
-		for _, q := range c.queues {
-			for i := range q.Waiters {
-				if e := &q.Waiters[i]; e.Mode != X || e.Signalled != "" || e.SignalAll || e.Value.Set {
-					return d.fail("an entry that waits for a signal has mode X, and nothing of a signal or a candidate")
-				}
+		var err error
+		if q.Waiters, err = d.entries(false); err == nil && len(q.Waiters) == 0 {
+			return d.fail("nobody waits for a condition")
+		}
+		for i := range q.Waiters {
+			if e := &q.Waiters[i]; err == nil && (e.Mode != X || e.Signalled != "" || e.SignalAll || e.Value.Set) {
+				err = d.fail("an entry that waits for a signal has mode X, and nothing of a signal or a candidate")
 			}
 		}
-		slices.SortFunc(c.queues, func(a, b Queue) int { return strings.Compare(a.Name, b.Name) })
-		d.rec.Body = c
+		queues = append(queues, q)
 		return err
 	})
+	if err == nil && len(queues) == 0 {
+		err = d.fail("no conditions")
+	}
+	slices.SortFunc(queues, compareQueues)
+	return queues, err
 }
+
+func appendQueues(dst []byte, queues []Queue) []byte {
+	return appendList(dst, "{}", len(queues), func(dst []byte, i int) []byte {
+		return appendEntries(append(appendString(dst, queues[i].Name), ':'), KindLock, queues[i].Waiters, false)
+	})
+}
+
+func compareQueues(a, b Queue) int { return strings.Compare(a.Name, b.Name) }
 
 func (c *conditions) clone() Body {
 	o := &conditions{queues: slices.Clone(c.queues)}
@@ -285,13 +273,6 @@ func (c *conditions) resolve(rev uint64) {
 			q.Waiters[i].Resolve(rev)
 		}
 	}
-}
-
-func (c *conditions) append(dst []byte) []byte {
-	return appendList(dst, `,"conds":{`, len(c.queues), "}", func(dst []byte, i int) []byte {
-		q := c.queues[i]
-		return appendEntries(appendString(dst, q.Name), ":[", q.Waiters, false)
-	})
 }
 
 // bound: an entry that waits here is signalled some time, and is longer then.

@@ -2,6 +2,7 @@ package record
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"math"
 	"slices"
@@ -26,61 +27,31 @@ func Decode(b []byte) (*Record, error) {
 	return &d.rec, nil
 }
 
-// The fields of a record and of an entry, as bits of what has been seen.
-const (
-	hasVersion = 1 << iota
-	hasKind
-	hasHolders
-	hasWaiters
-	hasID
-	hasMode
-	hasOwner
-	hasToken
-	hasTTL
-	hasSince
-	hasRevoked
-	hasLetTurn
-	hasMeta
-	hasConvert
-	hasConverted
-	hasHold
-	hasPermits
-	hasRefused
-	hasGen
-	hasActs
-	hasLeaving
-	hasValue
-	hasProclaim
-	hasSignalled
-	hasAll
-	hasSignal
-	hasLife
-	hasBody // and all bits above, for the fields of bodies
-)
-
-// hasEverywhere are the fields that every entry can have, and needs.
-const (
-	hasEverywhere = hasID | hasOwner | hasToken | hasTTL | hasSince | hasMeta
-	needsAlways   = hasID | hasToken | hasTTL
-)
-
 type decoder struct {
 	scanner
 	rec      Record
 	version  uint64
-	seen     uint
+	seen     uint     // fields of the record
 	leases   []string // of the ids in a barrier
-	headRead bool     // version and kind are known, because head was called: they come after other fields
+	missing  bool     // a field of the record is missing
+	onlyHead bool     // search version and kind, and skip the rest
+	headRead bool     // version and kind are known: they were searched, since they come after other fields
 }
+
+// The first fields of a record, as bits of fields.seen.
+const (
+	hasVersion = 1 << 1
+	hasKind    = 1 << 2
+)
 
 func (d *decoder) record() error {
 	err := d.fields()
 	if errors.Is(err, errFieldBeforeHead) {
 		// Version and kind decide which fields are known. This package writes them first;
 		// another program may write them later, and then they are searched first.
-		d.i, d.seen, d.rec = 0, 0, Record{}
-		if err = d.head(); err == nil && d.version >= oldestSchema && d.version <= newestSchema && d.rec.rules() != nil {
-			d.i, d.seen, d.headRead = 0, 0, true
+		d.i, d.rec, d.version, d.onlyHead = 0, Record{}, 0, true
+		if err = d.fields(); err == nil && d.readable() {
+			d.i, d.onlyHead, d.headRead = 0, false, true
 			err = d.fields()
 		}
 	}
@@ -110,198 +81,108 @@ func (d *decoder) record() error {
 // errFieldBeforeHead says that a field came before version and kind.
 var errFieldBeforeHead = errors.New("record: version and kind come late")
 
-// head reads version and kind, at any position.
-func (d *decoder) head() error {
-	return d.object(func(key []byte) error {
-		if known, err := d.headField(key); known {
-			return err
-		}
-		return d.skip()
-	})
-}
-
-func (d *decoder) headField(key []byte) (known bool, err error) {
-	switch string(key) {
-	case "v":
-		return true, field(d, &d.seen, hasVersion, &d.version, d.exact)
-	case "kind":
-		if d.version > newestSchema {
-			return true, d.skip()
-		}
-		err = field(d, &d.seen, hasKind, (*string)(&d.rec.Kind), d.string)
-		if k := d.rec.rules(); err == nil && k != nil && d.rec.Body == nil && d.rec.Kind != KindLock {
-			k.initBody(&d.rec, new(Op)) // a lock gets no body
-		}
-		return true, err
-	}
-	return false, nil
-}
-
-// fields reads all fields of a record whose version and kind come first, or are known. For a record that
-// this version can't read it only checks that it is JSON.
 func (d *decoder) fields() error {
-	return d.object(func(key []byte) error {
-		if known, err := d.headField(key); known {
-			return err
+	f := fields{d: d}
+	for f.pass() {
+		d.rec.fields(&f, 0)
+	}
+	d.seen, d.missing = f.seen, f.missing()
+	return f.err
+}
+
+// readable reports whether this version reads records of this version and kind.
+func (d *decoder) readable() bool {
+	return d.version >= oldestSchema && d.version <= newestSchema && d.rec.rules() != nil
+}
+
+// head reads version and kind. It reports whether the fields behind them can be read, and makes the body for them. Of a
+// record that this version can't read, it only checks that it is JSON.
+func (d *decoder) head(f *fields) bool {
+	readField(f, `,"v":`, &d.version, (*decoder).exact)
+	if d.version <= newestSchema {
+		readField(f, `,"kind":`, (*string)(&d.rec.Kind), (*decoder).string)
+	}
+	const head = hasVersion | hasKind
+	both := f.seen&head == head
+	switch {
+	case d.headRead, both && !d.onlyHead && d.readable():
+		if d.rec.Body == nil && d.rec.Kind != KindLock {
+			d.rec.rules().initBody(&d.rec, new(Op)) // a lock gets no body
 		}
-		both := d.seen&hasVersion != 0 && d.seen&hasKind != 0
-		switch {
-		case d.version > newestSchema, both && (d.version < oldestSchema || d.rec.rules() == nil):
-			return d.skip()
-		case !both && !d.headRead:
-			return errFieldBeforeHead
-		}
-		switch string(key) {
-		case "hold_us":
-			return field(d, &d.seen, hasHold, &d.rec.Hold, d.hold)
-		case "life":
-			if d.rec.Kind != KindLock {
-				return field(d, &d.seen, hasLife, &d.rec.Life, d.number)
-			}
-		case "holders":
-			return d.readOnce(&d.seen, hasHolders, func() error { return d.entries(&d.rec.Holders, true) })
-		case "waiters":
-			return d.readOnce(&d.seen, hasWaiters, func() error { return d.entries(&d.rec.Waiters, false) })
-		}
-		if known, err := d.rec.rules().decodeField(d, key); known {
-			return err
-		}
-		return d.failAt(d.keyAt, "unknown field")
-	})
+		return true
+	case f.key == nil, string(f.key) == "v", string(f.key) == "kind" && d.version <= newestSchema: // the next pass reads it
+	case both, d.onlyHead, d.version > newestSchema:
+		f.key, f.seen, f.err = nil, f.seen|begun, d.skip()
+	default:
+		f.fail(errFieldBeforeHead)
+	}
+	return false
 }
 
 func (d *decoder) hold() (time.Duration, error) { return d.duration(maxHold, time.Microsecond) }
 
-func (d *decoder) entries(list *[]Entry, holders bool) error {
+func (d *decoder) entries(holders bool) (list []Entry, err error) {
 	start := d.i
 	var c compact
-	return d.array(func() error {
+	err = d.array(func() error {
 		e, err := d.entry(holders, &c)
-		if len(*list) == 1 && !holders { // two are read; the others have about their size, unless they are texts
-			*list = slices.Grow(*list, max(2*(len(d.b)-d.i)/(d.i-start), bytes.Count(d.b[d.i:], []byte(`","`)))+1)
+		if len(list) == 1 && !holders { // two are read; the others have about their size, unless they are texts
+			list = slices.Grow(list, max(2*(len(d.b)-d.i)/(d.i-start), bytes.Count(d.b[d.i:], []byte(`","`)))+1)
 		}
-		*list = append(*list, e)
+		list = append(list, e)
 		return err
 	})
+	return list, err
 }
 
 func (d *decoder) entry(holder bool, c *compact) (e Entry, err error) {
 	d.space()
 	start := d.i
-	var seen uint
 	if d.i < len(d.b) && d.b[d.i] == '"' {
 		text, err := d.text()
 		ok := err == nil && d.version >= compactSchema
 		if ok {
-			e, seen, ok = c.read(text)
+			e, ok = c.read(text, d.rec.Kind)
 		}
 		if !ok {
 			return e, d.failAt(start, "this text is no entry of schema 4")
 		}
-		return e, d.complete(&e, start, seen, holder)
+		return e, nil
 	}
-	err = d.object(func(key []byte) error {
-		switch string(key) {
-		case "id":
-			return field(d, &seen, hasID, &e.ID, d.id)
-		case "mode":
-			return field(d, &seen, hasMode, &e.Mode, d.mode)
-		case "owner":
-			return field(d, &seen, hasOwner, &e.Owner, d.string)
-		case "ttl":
-			return field(d, &seen, hasTTL, &e.TTL, d.ttl)
-		case "since":
-			return field(d, &seen, hasSince, &e.Since, d.since)
-		case "meta":
-			return field(d, &seen, hasMeta, &e.Meta, d.meta)
-		case "token", "queued":
-			if (key[0] == 't') == holder {
-				return field(d, &seen, hasToken, &e.Token, d.token)
-			}
-		case "convert":
-			if holder {
-				return field(d, &seen, hasConvert, &e.Convert, d.conversion)
-			}
-		case "converted":
-			if holder {
-				return field(d, &seen, hasConverted, &e.Converted, d.id)
-			}
-		case "revoked":
-			if holder {
-				return field(d, &seen, hasRevoked, &e.Revoked, d.bool)
-			}
-		case "turn":
-			return field(d, &seen, hasLetTurn, &e.LetTurn, d.bool)
-		}
-		if known, err := d.kindField(key, &e, &seen); known {
-			return err
-		}
-		return d.failAt(d.keyAt, "unknown field")
-	})
-	if err == nil {
-		err = d.complete(&e, start, seen, holder)
+	f := fields{d: d}
+	for f.pass() {
+		e.fields(&f, d.rec.Kind, holder)
+	}
+	switch err = f.err; {
+	case err != nil:
+	case f.missing():
+		err = d.failAt(start, "an entry needs id, ttl, token (holders) or queued (waiters), and mode or what its kind has instead")
+	case e.Convert.ID != "" && e.Converted != "": // Apply reserves room for one of them
+		err = d.failAt(start, "an entry has convert or converted, not both")
+	case e.Convert.ID+e.Converted != "" && LeaseOf(e.Convert.ID+e.Converted) != e.Lease():
+		err = d.failAt(start, "a conversion stands under another lease than its holder")
 	}
 	return e, err
 }
 
-// complete refuses an entry that lacks a field, or has a field of another kind. start is its offset.
-func (d *decoder) complete(e *Entry, start int, seen uint, holder bool) (err error) {
-	required, allowed := d.rec.rules().fields(holder)
-	switch {
-	case seen&(needsAlways|required) != needsAlways|required:
-		err = d.failAt(start, "an entry needs id, ttl, token (holders) or queued (waiters), and mode or what its kind has instead")
-	case seen&^(hasEverywhere|required|allowed) != 0:
-		err = d.failAt(start, "an entry has a field of another kind")
-	}
-	if err == nil && seen&(hasConvert|hasConverted) != 0 {
-		// Apply reserves room for this much, and writes no more.
-		switch {
-		case seen&hasConvert != 0 && seen&hasConverted != 0:
-			err = d.failAt(start, "an entry has convert or converted, not both")
-		case LeaseOf(e.Convert.ID+e.Converted) != e.Lease():
-			err = d.failAt(start, "a conversion stands under another lease than its holder")
-		}
-	}
-	return err
-}
-
 // conversion reads the conversion of a holder.
 func (d *decoder) conversion() (c Conversion, err error) {
-	d.space()
 	start := d.i
-	var seen uint
-	err = d.object(func(key []byte) error {
-		switch string(key) {
-		case "id":
-			return field(d, &seen, hasID, &c.ID, d.id)
-		case "mode":
-			return field(d, &seen, hasMode, &c.Mode, d.mode)
-		case "queued":
-			return field(d, &seen, hasToken, &c.Queued, d.token)
-		}
-		return d.failAt(d.keyAt, "unknown field")
-	})
-	if err == nil && seen != hasID|hasMode|hasToken {
+	f := fields{d: d}
+	for f.pass() {
+		c.fields(&f)
+	}
+	if err = f.err; err == nil && f.missing() {
 		err = d.failAt(start, "a conversion needs id, mode and queued")
 	}
 	return c, err
 }
 
-// readOnce reads a field's value, unless the field has occurred before.
-func (d *decoder) readOnce(seen *uint, bit uint, read func() error) error {
-	if *seen&bit != 0 {
-		return d.failAt(d.keyAt, "field stands twice")
+func (d *decoder) name() (name string, err error) {
+	if name, err = d.string(); err == nil && name == "" {
+		err = d.fail("empty text where a name is expected")
 	}
-	*seen |= bit
-	return read()
-}
-
-// field is readOnce for a value that is stored at v.
-func field[T any](d *decoder, seen *uint, bit uint, v *T, read func() (T, error)) error {
-	return d.readOnce(seen, bit, func() (err error) {
-		*v, err = read()
-		return err
-	})
+	return name, err
 }
 
 func (d *decoder) id() (id string, err error) {
@@ -376,6 +257,24 @@ func (d *decoder) meta() (meta map[string]string, err error) {
 		return err
 	})
 	return meta, err
+}
+
+func (d *decoder) value() (Value, error) {
+	text, err := d.string()
+	return Value{Set: true, Data: text}, err
+}
+
+// data reads a value in base64.
+func (d *decoder) data() (Value, error) {
+	text, err := d.text()
+	if err != nil {
+		return Value{}, err
+	}
+	data, err := base64.StdEncoding.AppendDecode(nil, text)
+	if err != nil {
+		return Value{}, d.fail("data is not base64")
+	}
+	return Value{Set: true, Data: string(data)}, nil
 }
 
 // unique refuses an id that occurs twice, in one list or in two.

@@ -31,13 +31,3 @@ func (m *machine) proclaim(op *Op) Result {
 	*h = e
 	return Result{Verdict: Applied}
 }
-
-func (op *Op) checkProclaim() Verdict {
-	switch v := op.checkOfHold(); {
-	case v != Applied:
-		return v
-	case op.Token == 0 || !op.Value.Set:
-		return BadOp
-	}
-	return Applied
-}

@@ -1,13 +1,11 @@
 package record
 
 import (
-	"encoding/base64"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 )
 
 // The schema versions that this package reads. It writes the lowest one that a record needs: only a long list
@@ -29,130 +27,189 @@ const sequenceWidth = 20
 // Append appends the stored form of r to dst: JSON on one line, the same bytes for equal records.
 // It leaves out empty optional fields.
 func (r *Record) Append(dst []byte) []byte {
-	dst = r.appendHead(dst, r.Hold)
-	dst = appendEntries(dst, holdersField, r.Holders, true)
-	dst = appendEntries(dst, waitersField, r.Waiters, false)
-	if r.Body != nil {
-		dst = r.Body.append(dst)
-	}
-	return append(dst, '}')
-}
-
-const (
-	holdersField = `,"holders":[`
-	waitersField = `,"waiters":[`
-)
-
-// appendHead appends the fields before the lists.
-func (r *Record) appendHead(dst []byte, holdTime time.Duration) []byte {
 	version := uint64(oldestSchema)
 	if r.longList() {
 		version = compactSchema
 	}
-	dst = strconv.AppendUint(append(dst, `{"v":`...), version, 10)
-	dst = appendText(dst, "kind", string(r.Kind))
-	dst = appendNumber(dst, "hold_us", holdTime/time.Microsecond)
-	return appendNumber(dst, "life", r.Life)
+	f := fields{out: dst}
+	r.fields(&f, version)
+	return f.close(len(dst))
 }
 
-func appendEntry(dst []byte, e *Entry, holder bool) []byte {
-	dst = appendString(append(dst, `{"id":`...), e.ID)
-	if e.Mode != None {
-		dst = appendText(dst, "mode", e.Mode.String())
+// fields are those of a stored record. version is the schema to write.
+func (r *Record) fields(f *fields, version uint64) {
+	if f.d == nil {
+		f.out = appendUint(append(f.out, `,"v":`...), version)
+		f.out = appendPlain(append(f.out, `,"kind":`...), string(r.Kind))
+	} else if !f.d.head(f) {
+		return
 	}
-	dst = appendText(dst, "owner", e.Owner)
-	if holder {
-		dst = appendToken(dst, "token", e.Token)
-	} else {
-		dst = appendToken(dst, "queued", e.Token)
+	field(f, `,"hold_us":`, &r.Hold, r.Hold != 0, appendHold, (*decoder).hold)
+	if r.Kind != KindLock {
+		f.number(`,"life":`, &r.Life)
 	}
-	dst = appendNumber(dst, "ttl", e.TTL/time.Millisecond)
-	if !e.Since.IsZero() {
-		dst = strconv.AppendInt(append(dst, `,"since":`...), e.Since.UnixMilli(), 10)
-	}
-	dst = appendFlag(dst, "turn", e.LetTurn)
-	if holder {
-		dst = appendFlag(dst, "revoked", e.Revoked)
-		if e.Convert.ID != "" {
-			dst = appendString(append(dst, `,"convert":{"id":`...), e.Convert.ID)
-			dst = appendText(dst, "mode", e.Convert.Mode.String())
-			dst = append(appendToken(dst, "queued", e.Convert.Queued), '}')
+	f.entries(`,"holders":`, r.Kind, &r.Holders, true)
+	f.entries(`,"waiters":`, r.Kind, &r.Waiters, false)
+	if queues := r.conditions(); r.Kind == KindLock {
+		field(f, `,"conds":`, &queues, len(queues) > 0, appendQueues, (*decoder).queues)
+		if f.d != nil && queues != nil {
+			r.Body = &conditions{queues}
 		}
-		dst = appendText(dst, "converted", e.Converted)
+	} else {
+		f.body(r.Body)
 	}
-	if len(e.Meta) > 0 {
-		dst = appendMeta(dst, e.Meta)
-	}
-	// Fields of some kinds.
-	dst = appendNumber(dst, "permits", e.Permits)
-	dst = appendFlag(dst, "refused", e.Refused)
-	dst = appendNumber(dst, "gen", e.Gen)
-	dst = appendFlag(dst, "acts", e.Acts)
-	dst = appendNumber(dst, "leaving", e.Leaving)
-	dst = appendValue(dst, e.Value)
-	dst = appendNumber(dst, "proclaimed", e.Proclaim)
-	dst = appendText(dst, "signalled", e.Signalled)
-	dst = appendFlag(dst, "all", e.SignalAll)
-	dst = appendNumber(dst, "signal", e.LastSignal)
-	return append(dst, '}')
 }
 
-// appendField appends the name of a field, with what comes before its value.
-func appendField(dst []byte, name string) []byte {
-	return append(append(append(dst, `,"`...), name...), `":`...)
+// body passes over the fields of a body. It knows the types, so that f stays on the stack.
+func (f *fields) body(b Body) {
+	switch b := b.(type) {
+	case *conditions:
+		f.out = appendQueues(append(f.out, `,"conds":`...), b.queues)
+	case *semaphore:
+		b.fields(f)
+	case *barrier:
+		b.fields(f)
+	case *gate:
+		b.fields(f)
+	case *latch:
+		b.fields(f)
+	case *once:
+		b.fields(f)
+	}
 }
 
-// appendNumber appends a field, unless it is 0.
-func appendNumber[N ~int | ~int64 | ~uint64](dst []byte, name string, n N) []byte {
-	if n == 0 {
-		return dst
-	}
-	return strconv.AppendUint(appendField(dst, name), uint64(n), 10)
+// appendBody appends the fields of a body, each after a comma.
+func appendBody(dst []byte, b Body) []byte {
+	f := fields{out: dst}
+	f.body(b)
+	return f.out
 }
 
-// appendText appends a field, unless it is empty.
-func appendText(dst []byte, name, text string) []byte {
-	if text == "" {
-		return dst
-	}
-	return appendString(appendField(dst, name), text)
+func appendEntry(dst []byte, kind Kind, e *Entry, holder bool) []byte {
+	f := fields{out: dst}
+	e.fields(&f, kind, holder)
+	return f.close(len(dst))
 }
 
-// appendFlag appends a field, unless it is false.
-func appendFlag(dst []byte, name string, set bool) []byte {
-	if !set {
-		return dst
+// fields are those of a stored entry.
+func (e *Entry) fields(f *fields, kind Kind, holder bool) {
+	f.id(`,"id":`, &e.ID)
+	f.need()
+	if kind == KindLock {
+		f.mode(&e.Mode)
 	}
-	return append(appendField(dst, name), "true"...)
+	f.text(`,"owner":`, &e.Owner)
+	if holder {
+		f.token(`,"token":`, &e.Token)
+	} else {
+		f.token(`,"queued":`, &e.Token)
+	}
+	field(f, `,"ttl":`, &e.TTL, e.TTL != 0, appendTTL, (*decoder).ttl)
+	f.need()
+	field(f, `,"since":`, &e.Since, !e.Since.IsZero(), appendSince, (*decoder).since)
+	if kind == KindLock && (f.d == nil && e.bare() || f.d != nil && f.d.starts("}")) {
+		return
+	}
+	if kind == KindLock {
+		f.flag(`,"turn":`, &e.LetTurn)
+	}
+	if holder {
+		f.flag(`,"revoked":`, &e.Revoked)
+	}
+	if holder && kind == KindLock {
+		field(f, `,"convert":`, &e.Convert, e.Convert.ID != "", appendConversion, (*decoder).conversion)
+		f.id(`,"converted":`, &e.Converted)
+	}
+	field(f, `,"meta":`, &e.Meta, len(e.Meta) > 0, appendMeta, (*decoder).meta)
+	switch kind {
+	case KindLock:
+		f.value(&e.Value)
+		if holder {
+			f.number(`,"proclaimed":`, &e.Proclaim)
+		}
+		f.name(`,"signalled":`, &e.Signalled)
+		f.flag(`,"all":`, &e.SignalAll)
+		if holder {
+			f.number(`,"signal":`, &e.LastSignal)
+		}
+	case KindSemaphore:
+		f.count(`,"permits":`, &e.Permits)
+		f.need()
+		if !holder {
+			f.flag(`,"refused":`, &e.Refused)
+		}
+	case KindBarrier:
+		f.number(`,"gen":`, &e.Gen)
+		f.need()
+		f.flag(`,"acts":`, &e.Acts)
+	case KindGate:
+		if holder {
+			f.number(`,"leaving":`, &e.Leaving)
+		}
+	}
 }
 
-// appendToken appends a field with a ticket or a revision, in a fixed width, so that filling it in doesn't change its size.
-func appendToken(dst []byte, name string, token uint64) []byte {
-	var digits [tokenWidth]byte
-	for i := tokenWidth - 1; i >= 0; i-- {
-		digits[i] = byte('0' + token%10)
-		token /= 10
-	}
-	dst = append(append(appendField(dst, name), '"'), digits[:]...)
-	return append(dst, '"')
+// bare reports whether a lock's entry has none of the fields that few have.
+func (e *Entry) bare() bool {
+	return !e.LetTurn && !e.Revoked && e.Convert.ID == "" && e.Converted == "" && len(e.Meta) == 0 && !e.Value.Set && e.Signalled == "" && e.LastSignal == 0
 }
 
-// appendList appends n elements, separated by commas, between open and end; nothing if n is 0.
-func appendList(dst []byte, open string, n int, end string, element func(dst []byte, i int) []byte) []byte {
-	for i := range n {
-		dst = element(append(dst, open...), i)
-		open = ","
-	}
-	if n > 0 {
-		dst = append(dst, end...)
-	}
+func (c *Conversion) fields(f *fields) {
+	f.id(`,"id":`, &c.ID)
+	f.need()
+	f.mode(&c.Mode)
+	f.token(`,"queued":`, &c.Queued)
+}
+
+func appendConversion(dst []byte, c Conversion) []byte {
+	f := fields{out: dst}
+	c.fields(&f)
+	return f.close(len(dst))
+}
+
+func appendUint[N ~int | ~int64 | ~uint64](dst []byte, n N) []byte {
+	return strconv.AppendUint(dst, uint64(n), 10)
+}
+
+func appendTTL(dst []byte, ttl time.Duration) []byte { return appendUint(dst, ttl/time.Millisecond) }
+
+func appendHold(dst []byte, hold time.Duration) []byte { return appendUint(dst, hold/time.Microsecond) }
+
+func appendSince(dst []byte, since time.Time) []byte {
+	return strconv.AppendInt(dst, since.UnixMilli(), 10)
+}
+
+func appendMode(dst []byte, m Mode) []byte { return appendPlain(dst, m.String()) }
+
+// appendPlain appends a string that needs no escapes.
+func appendPlain(dst []byte, s string) []byte { return append(append(append(dst, '"'), s...), '"') }
+
+// appendToken appends a ticket or a revision, in a fixed width, so that filling it in doesn't change its size.
+func appendToken(dst []byte, token uint64) []byte {
+	const zeros = `"00000000000000000000"`
+	var room [tokenWidth]byte
+	digits := strconv.AppendUint(room[:0], token, 10)
+	dst = append(dst, zeros...)
+	copy(dst[len(dst)-1-len(digits):], digits)
 	return dst
+}
+
+// appendList appends n elements between two brackets.
+func appendList(dst []byte, brackets string, n int, element func(dst []byte, i int) []byte) []byte {
+	dst = append(dst, brackets[0])
+	for i := range n {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = element(dst, i)
+	}
+	return append(dst, brackets[1])
 }
 
 // appendMeta writes the keys sorted as bytes, so that equal maps have the same form.
 func appendMeta(dst []byte, meta map[string]string) []byte {
 	keys := slices.Sorted(maps.Keys(meta))
-	return appendList(dst, `,"meta":{`, len(keys), "}", func(dst []byte, i int) []byte {
+	return appendList(dst, "{}", len(keys), func(dst []byte, i int) []byte {
 		return appendString(append(appendString(dst, keys[i]), ':'), meta[keys[i]])
 	})
 }
@@ -185,8 +242,9 @@ func needsEscape(c byte) bool { return c < ' ' || c == '"' || c == '\\' }
 // sizeBound returns a size that no record can exceed that comes from r by promotion, conversion, revocation, removal,
 // filling in of tokens, or a new hold time: the size of r with every entry in its longest form.
 func (m *machine) sizeBound() int {
-	m.scratch = m.appendHead(slices.Grow(m.scratch[:0], 512), maxHold)
-	n := len(m.scratch) + len(holdersField+"]"+waitersField+"]}")
+	head := Record{Kind: m.Kind, Hold: maxHold, Life: m.Life}
+	m.scratch = head.Append(slices.Grow(m.scratch[:0], 512))
+	n := len(m.scratch) + len(`,"holders":[],"waiters":[]`)
 	for _, list := range [][]Entry{m.Holders, m.Waiters} {
 		for i := range list {
 			n += m.entryBound(&list[i])
@@ -204,66 +262,7 @@ func (m *machine) sizeBound() int {
 func (m *machine) entryBound(e *Entry) int {
 	m.long = *e
 	m.rules().longest(&m.long)
-	m.scratch = appendEntry(m.scratch[:0], &m.long, true)
+	m.scratch = appendEntry(m.scratch[:0], m.Kind, &m.long, true)
 	sequence := len(e.ID) - strings.LastIndexByte(e.ID, '.') - 1
 	return len(m.scratch) + 2*(sequenceWidth-sequence) + len("queued") - len("token") + len(",")
-}
-
-// appendValue appends a value that is set: as "value" if it is text, else as base64 "data".
-func appendValue(dst []byte, v Value) []byte {
-	switch {
-	case !v.Set:
-	case utf8.ValidString(v.Data):
-		dst = appendString(appendField(dst, "value"), v.Data)
-	default:
-		dst = append(dst, `,"data":"`...)
-		dst = append(base64.StdEncoding.AppendEncode(dst, []byte(v.Data)), '"')
-	}
-	return dst
-}
-
-// kindField reads a field of an entry that only some kinds have.
-func (d *decoder) kindField(key []byte, e *Entry, seen *uint) (known bool, err error) {
-	switch string(key) {
-	case "permits":
-		return true, field(d, seen, hasPermits, &e.Permits, d.count)
-	case "refused":
-		return true, field(d, seen, hasRefused, &e.Refused, d.bool)
-	case "gen":
-		return true, field(d, seen, hasGen, &e.Gen, d.number)
-	case "acts":
-		return true, field(d, seen, hasActs, &e.Acts, d.bool)
-	case "leaving":
-		return true, field(d, seen, hasLeaving, &e.Leaving, d.number)
-	case "value", "data":
-		return true, d.value(key, seen, hasValue, &e.Value)
-	case "proclaimed":
-		return true, field(d, seen, hasProclaim, &e.Proclaim, d.number)
-	case "signalled":
-		if err = field(d, seen, hasSignalled, &e.Signalled, d.string); err == nil && e.Signalled == "" {
-			err = d.fail("signalled without a condition")
-		}
-		return true, err
-	case "all":
-		return true, field(d, seen, hasAll, &e.SignalAll, d.bool)
-	case "signal":
-		return true, field(d, seen, hasSignal, &e.LastSignal, d.number)
-	}
-	return false, nil
-}
-
-// value reads what appendValue has written.
-func (d *decoder) value(key []byte, seen *uint, bit uint, v *Value) error {
-	return d.readOnce(seen, bit, func() error {
-		text, err := d.string()
-		if err == nil && string(key) == "data" {
-			var data []byte
-			if data, err = base64.StdEncoding.DecodeString(text); err != nil {
-				return d.fail("data is not base64")
-			}
-			text = string(data)
-		}
-		*v = Value{Set: true, Data: text}
-		return err
-	})
 }

@@ -27,22 +27,14 @@ func (gateRules) facts(r *Record, f *Facts) {
 	f.Parties, f.Gen, f.Open, f.Arrived = g.parties, g.gen, g.open, len(r.Holders)
 }
 
-// needsLife: an operation of a member names a hold, which belongs to this life.
-func (gateRules) needsLife(op *Op) bool { return op.Verb == OpEnter }
-
 func (gateRules) initBody(r *Record, op *Op) { r.Body = &gate{parties: op.Limit, gen: 1} }
 
-func (gateRules) check(op *Op) Verdict {
-	parties := op.Limit >= 1 && op.Limit <= MaxParties
-	switch op.Verb {
-	case OpEnter:
-		return badOpIf(!parties || op.Mode != None, op.checkEntry())
-	case OpCancel:
-		return badOpIf(!parties, op.checkID(true))
-	case OpLeave:
-		return badOpIf(LeaseOf(op.Holder) != op.Lease || sequenceOf(op.ID) == 0, op.checkID(true))
-	}
-	return BadOp
+func (gateRules) verbs() *verbTable { return &gateVerbs }
+
+var gateVerbs = verbTable{
+	OpEnter:  {needEntry | needParties | noMode | needLife | waits | proven, OpCancel},
+	OpCancel: {needID | needParties | mustComplete, 0},
+	OpLeave:  {needID | needHolder | waits | mustComplete | leaves, 0}, // the id of the hold belongs to this life
 }
 
 func (k gateRules) apply(m *machine, op *Op) Result {
@@ -54,6 +46,8 @@ func (k gateRules) apply(m *machine, op *Op) Result {
 	case OpLeave:
 		i := indexOf(m.Holders, op.Holder)
 		switch {
+		case sequenceOf(op.ID) == 0:
+			return Result{Verdict: BadOp}
 		case i < 0: // the gate was cleared, or the member was removed
 		case !m.gate().open || m.Holders[i].Token != op.Token:
 			return Result{Verdict: NotHolder}
@@ -179,50 +173,18 @@ func (gateRules) ahead(r *Record, mine func(string) bool) (iter.Seq2[string, tim
 	})
 }
 
-func (gateRules) traits(op *Op) traits {
-	switch op.Verb {
-	case OpEnter:
-		return traits{waits: true, proven: true}
-	case OpLeave:
-		return traits{waits: true, mustComplete: true, leaves: true}
-	}
-	return traits{mustComplete: op.Verb == OpCancel}
-}
-
-func (gateRules) undo(op *Op) (Op, bool) {
-	if op.Verb == OpEnter {
-		return op.undoByCancel()
-	}
-	return Op{}, false
-}
-
-func (k gateRules) fields(holder bool) (required, allowed uint) {
-	if _, allowed = k.baseRules.fields(holder); holder {
-		allowed |= hasLeaving
-	}
-	return 0, allowed
-}
-
 func (gateRules) longest(e *Entry) { e.Revoked, e.Leaving = true, 1<<64-1 }
 
-const hasOpen = hasBody << 2 // beside hasParties and hasBodyGen
-
-func (gateRules) decodeField(d *decoder, key []byte) (known bool, err error) {
-	g := d.rec.gate()
-	switch string(key) {
-	case "parties":
-		return true, field(d, &d.seen, hasParties, &g.parties, d.count)
-	case "gen":
-		return true, field(d, &d.seen, hasBodyGen, &g.gen, d.number)
-	case "open":
-		return true, field(d, &d.seen, hasOpen, &g.open, d.bool)
-	}
-	return false, nil
+func (g *gate) fields(f *fields) {
+	f.count(`,"parties":`, &g.parties)
+	f.need()
+	f.number(`,"gen":`, &g.gen)
+	f.need()
+	f.flag(`,"open":`, &g.open)
 }
 
 func (gateRules) validate(d *decoder) error {
-	const required = hasParties | hasBodyGen
-	if d.seen&required != required {
+	if d.missing {
 		return d.fail("a gate needs parties and gen")
 	}
 	g := d.rec.gate()
@@ -238,14 +200,8 @@ func (gateRules) validate(d *decoder) error {
 
 func (g *gate) clone() Body { return new(*g) }
 
-func (g *gate) append(dst []byte) []byte {
-	dst = appendNumber(dst, "parties", g.parties)
-	dst = appendNumber(dst, "gen", g.gen)
-	return appendFlag(dst, "open", g.open)
-}
-
 func (g *gate) bound(*machine) int {
-	return len((&gate{parties: MaxParties, gen: 1<<64 - 1, open: true}).append(nil))
+	return len(appendBody(nil, &gate{parties: MaxParties, gen: 1<<64 - 1, open: true}))
 }
 
 // observers is how many leases of waiters observe all others, in kinds where every operation

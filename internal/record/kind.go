@@ -42,11 +42,8 @@ func (k Kind) rules() rules {
 // rules are what a kind adds to the common part of all records: entries under leases,
 // and the verbs release, evict, revoke and remove. A new kind is a new type with these methods, in a file of its own.
 type rules interface {
-	// check returns Applied for an operation with a verb of this kind that can be applied to some
-	// record, and BadOp for other verbs.
-	check(op *Op) Verdict
-	// needsLife reports whether op applies only to the life of the record that it names (Op.Life).
-	needsLife(op *Op) bool
+	// verbs are those of this kind.
+	verbs() *verbTable
 	// initBody gives a new record its body. op is the operation that creates the record.
 	initBody(r *Record, op *Op)
 	// apply applies an operation that passed check.
@@ -66,20 +63,12 @@ type rules interface {
 	blockerOf(r *Record, op *Op) (Entry, bool)
 	// ahead is Record.Ahead.
 	ahead(r *Record, mine func(id string) bool) (leases iter.Seq2[string, time.Duration], next bool)
-	// traits says how the engine has to treat an operation.
-	traits(op *Op) traits
-	// undo is Op.Undo.
-	undo(op *Op) (Op, bool)
 
 	// facts fills in the facts of this kind.
 	facts(r *Record, f *Facts)
 
-	// fields are the fields that an entry must have and may have, besides those of all entries.
-	fields(holder bool) (required, allowed uint)
 	// longest changes e to the longest form that it can ever take.
 	longest(e *Entry)
-	// decodeField decodes the value of a top-level field of this kind. known is false for other fields.
-	decodeField(d *decoder, key []byte) (known bool, err error)
 	// validate checks the fields of a decoded record against each other.
 	validate(d *decoder) error
 }
@@ -87,7 +76,6 @@ type rules interface {
 // baseRules are the rules that most kinds share. A kind embeds them, and overrides those that differ.
 type baseRules struct{}
 
-func (baseRules) needsLife(*Op) bool                   { return false }
 func (baseRules) initBody(*Record, *Op)                {}
 func (baseRules) settle(*machine)                      {}
 func (baseRules) idle(r *Record) bool                  { return len(r.Holders)+len(r.Waiters) == 0 }
@@ -105,19 +93,7 @@ func (baseRules) ahead(r *Record, mine func(id string) bool) (leases iter.Seq2[s
 	return leasesOf(r.Holders, r.Waiters[:last]), mine(r.Waiters[0].ID)
 }
 
-func (baseRules) fields(holder bool) (required, allowed uint) {
-	if holder {
-		return 0, hasRevoked
-	}
-	return 0, 0
-}
-
 func (baseRules) longest(e *Entry) { e.Revoked = true }
-
-// undoByRelease undoes a request that has left nothing but its entry.
-func (op *Op) undoByRelease() (Op, bool) {
-	return Op{Kind: op.Kind, Verb: OpRelease, ID: op.ID, Lease: op.Lease}, true
-}
 
 // lastWaiter returns the index of the last waiter for which mine is true, -1 if there is none.
 func (r *Record) lastWaiter(mine func(id string) bool) int {
@@ -138,12 +114,6 @@ func leasesOf(lists ...[]Entry) iter.Seq2[string, time.Duration] {
 			}
 		}
 	}
-}
-
-// traits say how the engine has to treat an operation; see the methods of Op with these names.
-type traits struct {
-	waits, blind, mustComplete, proven, waitsAfterUndo bool
-	leaves                                             bool // it is granted when no entry of it is left
 }
 
 // Standing is the state of an operation whose outcome is an entry.
@@ -177,7 +147,7 @@ func (r *Record) Standing(op *Op) State {
 	if k := r.rules(); k != nil && (r.Kind == op.Kind || op.common()) {
 		return k.standing(r, op)
 	}
-	if op.traits().leaves {
+	if op.is(leaves) {
 		return State{Standing: Granted}
 	}
 	return State{}
@@ -281,43 +251,4 @@ func (r *Record) rules() rules {
 		return nil
 	}
 	return r.Kind.rules()
-}
-
-// Waits reports whether op's outcome is an entry: it is granted, now or later, and its entry is in
-// committed records until then.
-func (op *Op) Waits() bool { return op.traits().waits }
-
-// Blind reports whether op may be tried on a key that was never read, as if the key were absent.
-func (op *Op) Blind() bool { return op.traits().blind }
-
-// MustComplete reports whether op only takes something away from its own holder. The holder stops relying on it
-// when it submits op, so op has to be committed some time, whatever happens meanwhile.
-func (op *Op) MustComplete() bool { return op.traits().mustComplete }
-
-// Proven reports whether a caller that gives op up has to know its outcome, since op would change
-// something for others if it came late. Then its Undo has to be committed first, and the state of op in that
-// record is the outcome.
-func (op *Op) Proven() bool { return op.traits().proven }
-
-// WaitsAfterUndo reports whether a caller that gives op up still waits for it: Undo doesn't end it, but has it granted sooner.
-func (op *Op) WaitsAfterUndo() bool { return op.traits().waitsAfterUndo }
-
-func (op *Op) traits() traits {
-	if op.common() {
-		return traits{mustComplete: op.Verb == OpRelease}
-	}
-	if k := op.Kind.rules(); k != nil {
-		return k.traits(op)
-	}
-	return traits{}
-}
-
-// Undo returns the operation that replaces op when its caller has given it up and op may have been written.
-// After Undo, op has left nothing behind. ok is false if nothing can be undone, because op has to be
-// completed: a release, an eviction, or another operation that MustComplete.
-func (op *Op) Undo() (undo Op, ok bool) {
-	if k := op.Kind.rules(); k != nil && !op.common() {
-		return k.undo(op)
-	}
-	return Op{}, false
 }

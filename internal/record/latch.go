@@ -5,7 +5,6 @@ import (
 	"iter"
 	"math"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -45,8 +44,6 @@ func (latchRules) facts(r *Record, f *Facts) {
 	f.Count, f.Initial, f.Open, f.Fenced = l.count, l.initial, l.count == 0, l.fenced
 }
 
-func (latchRules) needsLife(op *Op) bool { return !op.common() }
-
 func (latchRules) initBody(r *Record, op *Op) {
 	r.Body = &latch{count: op.Limit, initial: op.Limit, unused: true}
 }
@@ -59,18 +56,14 @@ func (latchRules) outlived(r *Record, age time.Duration) bool {
 	return r.latch().count == 0 && age >= 24*time.Hour
 }
 
-func (latchRules) check(op *Op) Verdict {
-	switch op.Verb {
-	case OpDelete:
-		return Applied
-	case OpUncount:
-		return op.checkID(true)
-	case OpCount, OpAdd:
-		return badOpIf(!validCount(op.N) || !validCount(op.Limit), op.checkEntry())
-	case OpAwait:
-		return badOpIf(!validCount(op.Limit), op.checkEntry())
-	}
-	return BadOp
+func (latchRules) verbs() *verbTable { return &latchVerbs }
+
+var latchVerbs = verbTable{
+	OpCount:   {needEntry | needN | needLimit | needLife | proven, OpUncount},
+	OpAdd:     {needEntry | needN | needLimit | needLife | proven, OpUncount},
+	OpUncount: {needID | needLife | mustComplete, 0},
+	OpAwait:   {needEntry | needLimit | needLife | waits, OpRelease},
+	OpDelete:  {needLife, 0},
 }
 
 func (k latchRules) apply(m *machine, op *Op) Result {
@@ -205,71 +198,40 @@ func (latchRules) ahead(*Record, func(string) bool) (iter.Seq2[string, time.Dura
 	return noLeases, false
 }
 
-func (latchRules) traits(op *Op) traits {
-	return traits{waits: op.Verb == OpAwait, proven: op.Verb == OpCount || op.Verb == OpAdd, mustComplete: op.Verb == OpUncount}
-}
-
-func (latchRules) undo(op *Op) (Op, bool) {
-	switch op.Verb {
-	case OpAwait:
-		return op.undoByRelease()
-	case OpCount, OpAdd:
-		return Op{Kind: KindLatch, Verb: OpUncount, ID: op.ID, Lease: op.Lease, Base: op.Base, Life: op.Life}, true
+func (l *latch) fields(f *fields) {
+	f.count(`,"count":`, &l.count)
+	open := l.count == 0
+	f.flag(`,"open":`, &open)
+	if l.count == 0 {
+		f.need()
 	}
-	return Op{}, false
-}
-
-const (
-	hasLatchCount = hasBody << iota
-	hasLatchOpen
-	hasLatchInitial
-	hasLatchFenced
-	hasLatchShut
-	hasLatchMarks
-)
-
-func (latchRules) decodeField(d *decoder, key []byte) (known bool, err error) {
-	l := d.rec.latch()
-	switch string(key) {
-	case "count":
-		return true, field(d, &d.seen, hasLatchCount, &l.count, d.count)
-	case "open":
-		var open bool
-		if err = field(d, &d.seen, hasLatchOpen, &open, d.bool); err == nil && !open {
-			err = d.fail("a latch is open or has a count")
-		}
-		return true, err
-	case "initial":
-		return true, field(d, &d.seen, hasLatchInitial, &l.initial, d.count)
-	case "fenced":
-		return true, field(d, &d.seen, hasLatchFenced, &l.fenced, d.number)
-	case "shut":
-		return true, field(d, &d.seen, hasLatchShut, &l.shut, d.number)
-	case "marks":
-		return true, d.readOnce(&d.seen, hasLatchMarks, func() error { return d.marks(&l.marks) })
+	if f.has() && (l.count > 0 || !open) {
+		f.fail(f.d.fail("a latch is open or has a count"))
 	}
-	return false, nil
+	f.count(`,"initial":`, &l.initial)
+	f.need()
+	f.number(`,"fenced":`, &l.fenced)
+	f.number(`,"shut":`, &l.shut)
+	field(f, `,"marks":`, &l.marks, len(l.marks) > 0, appendMarks, (*decoder).marks)
 }
 
 func (latchRules) validate(d *decoder) error {
-	const counts, open = hasLatchInitial | hasLatchCount, hasLatchInitial | hasLatchOpen
-	d.rec.latch().unused = false
-	switch seen := d.seen & (counts | open); {
+	l := d.rec.latch()
+	l.unused = false
+	switch {
 	case len(d.rec.Holders) > 0:
 		return d.fail("a latch has no holders")
-	case seen == counts:
-		return nil
-	case seen != open:
+	case d.missing:
 		return d.fail("a latch needs initial, and count or open")
-	case len(d.rec.Waiters)+len(d.rec.latch().marks) > 0:
+	case l.count == 0 && len(d.rec.Waiters)+len(l.marks) > 0:
 		return d.fail("an open latch has neither waiters nor marks")
 	}
 	return nil
 }
 
 // marks reads {"<lease>":[<ttl>,"1-3,7"], …}.
-func (d *decoder) marks(list *[]mark) error {
-	err := d.object(func(key []byte) error {
+func (d *decoder) marks() (list []mark, err error) {
+	err = d.object(func(key []byte) error {
 		mk := mark{lease: string(key)}
 		if !validLease(mk.lease) {
 			return d.failAt(d.keyAt, "a mark stands under a lease")
@@ -289,16 +251,16 @@ func (d *decoder) marks(list *[]mark) error {
 		if err == nil && fields != 2 {
 			err = d.fail("a mark has a ttl and sequences")
 		}
-		*list = append(*list, mk)
+		list = append(list, mk)
 		return err
 	})
-	slices.SortFunc(*list, func(a, b mark) int { return cmp.Compare(a.lease, b.lease) })
-	for i := 1; i < len(*list); i++ {
-		if (*list)[i-1].lease == (*list)[i].lease {
-			return d.fail("a mark stands twice")
+	slices.SortFunc(list, func(a, b mark) int { return cmp.Compare(a.lease, b.lease) })
+	for i := 1; i < len(list); i++ {
+		if list[i-1].lease == list[i].lease {
+			return nil, d.fail("a mark stands twice")
 		}
 	}
-	return err
+	return list, err
 }
 
 // spans reads "1-3,7": sorted, and in the shortest form.
@@ -308,14 +270,10 @@ func (d *decoder) spans() (spans []span, err error) {
 		return nil, err
 	}
 	for part := range strings.SplitSeq(text, ",") {
-		from, to, ranged := strings.Cut(part, "-")
-		if !ranged {
-			to = from
-		}
-		if !validSequence(from) || !validSequence(to) {
+		s, ranged, ok := parseSpan(part)
+		if !ok {
 			return nil, d.fail("sequences are numbers and ranges of them")
 		}
-		s := span{sequenceOf(from), sequenceOf(to)}
 		last := len(spans) - 1
 		if ranged && s.from >= s.to || last >= 0 && (s.from == 0 || spans[last].to >= s.from-1) {
 			return nil, d.fail("sequences are not in order")
@@ -331,36 +289,44 @@ func (l *latch) clone() Body {
 	return &c
 }
 
-func (l *latch) append(dst []byte) []byte {
-	dst = appendNumber(dst, "count", l.count)
-	dst = appendFlag(dst, "open", l.count == 0)
-	dst = appendNumber(dst, "initial", l.initial)
-	dst = appendNumber(dst, "fenced", l.fenced)
-	dst = appendNumber(dst, "shut", l.shut)
-	return appendList(dst, marksField, len(l.marks), "}", func(dst []byte, i int) []byte { return l.marks[i].append(dst) })
+func appendMarks(dst []byte, marks []mark) []byte {
+	return appendList(dst, "{}", len(marks), func(dst []byte, i int) []byte { return marks[i].append(dst) })
 }
-
-const marksField = `,"marks":{`
 
 func (k *mark) append(dst []byte) []byte {
 	dst = append(appendString(dst, k.lease), `:[`...)
-	dst = strconv.AppendInt(dst, int64(k.ttl/time.Millisecond), 10)
+	dst = appendTTL(dst, k.ttl)
 	dst = append(dst, `,"`...)
 	for i, s := range k.spans {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		dst = strconv.AppendUint(dst, s.from, 10)
-		if s.to > s.from {
-			dst = strconv.AppendUint(append(dst, '-'), s.to, 10)
-		}
+		dst = s.append(dst)
 	}
 	return append(dst, `"]`...)
 }
 
+// append appends "FROM", or "FROM-TO".
+func (s span) append(dst []byte) []byte {
+	dst = appendUint(dst, s.from)
+	if s.to > s.from {
+		dst = appendUint(append(dst, '-'), s.to)
+	}
+	return dst
+}
+
+// parseSpan is the inverse of append. ranged is whether the text has two numbers.
+func parseSpan(text string) (s span, ranged, ok bool) {
+	from, to, ranged := strings.Cut(text, "-")
+	if !ranged {
+		to = from
+	}
+	return span{sequenceOf(from), sequenceOf(to)}, ranged, validSequence(from) && validSequence(to)
+}
+
 func (l *latch) bound(*machine) int {
 	longest := latch{count: maxCount, initial: maxCount, fenced: math.MaxUint64, shut: math.MaxUint64, marks: l.marks}
-	return len(longest.append(nil)) + len(marksField+"}")
+	return len(appendBody(nil, &longest)) + len(`,"marks":{}`)
 }
 
 // remove removes the marks of dead leases, and prevents late counts of theirs.

@@ -24,13 +24,6 @@ func (lockRules) facts(r *Record, f *Facts) {
 	}
 }
 
-func (lockRules) fields(holder bool) (required, allowed uint) {
-	if holder {
-		return hasMode, hasRevoked | hasLetTurn | hasConvert | hasConverted | hasSignalled | hasAll | hasSignal | hasValue | hasProclaim
-	}
-	return hasMode, hasLetTurn | hasSignalled | hasAll | hasValue
-}
-
 func (lockRules) longest(e *Entry) {
 	e.Mode, e.Revoked, e.LetTurn, e.Converted = SIX, true, false, ""
 	// A granted conversion leaves less, also together with the last signal, which only a holder of X has.
@@ -41,25 +34,19 @@ func (lockRules) longest(e *Entry) {
 	}
 }
 
-func (lockRules) check(op *Op) Verdict {
-	switch op.Verb {
-	case OpAcquire, OpTry:
-		if !op.Mode.Valid() || op.N != 0 || op.Gen != 0 {
-			return BadOp
-		}
-		return op.checkEntry()
-	case OpConvert, OpUnconvert:
-		if v := op.checkOfHold(); v != Applied || op.Mode.Valid() {
-			return v
-		}
-	case OpStopWaiting, OpAdvance:
-		return op.checkID(true)
-	case OpWait, OpCancelWait, OpSignal:
-		return op.checkWait()
-	case OpProclaim:
-		return op.checkProclaim()
-	}
-	return BadOp
+func (lockRules) verbs() *verbTable { return &lockVerbs }
+
+var lockVerbs = verbTable{
+	OpAcquire:     {needEntry | needMode | noN | waits | blind, OpRelease},
+	OpTry:         {needEntry | needMode | noN | waits | blind, OpRelease},
+	OpConvert:     {needHold | needMode | waits | mustComplete, OpUnconvert},
+	OpUnconvert:   {needHold | needMode | mustComplete, 0},
+	OpStopWaiting: {needID, 0},
+	OpAdvance:     {needID, 0},
+	OpWait:        {needHold | needToken | needQueue | waits | waitsAfterUndo, OpCancelWait},
+	OpCancelWait:  {needHold | needToken | mustComplete, 0},
+	OpSignal:      {needHold | needToken | needQueue, 0},
+	OpProclaim:    {needHold | needToken | needValue, 0},
 }
 
 func (lockRules) apply(m *machine, op *Op) Result {
@@ -176,35 +163,6 @@ func (lockRules) ahead(r *Record, mine func(id string) bool) (leases iter.Seq2[s
 		}
 		leasesOf(holders, r.Waiters[:max(last, 0)])(yield)
 	}, next
-}
-
-func (l lockRules) traits(op *Op) traits {
-	switch op.Verb {
-	case OpAcquire, OpTry:
-		return traits{waits: true, blind: true}
-	case OpConvert:
-		_, undone := l.undo(op)
-		return traits{waits: true, mustComplete: !undone}
-	case OpUnconvert, OpCancelWait:
-		return traits{mustComplete: true}
-	case OpWait:
-		return traits{waits: true, waitsAfterUndo: true}
-	}
-	return traits{}
-}
-
-// undo: a conversion to a mode that op.From covers is completed, since its holder already relies only on the
-// weaker mode. A condition's wait that is given up waits for the lock, and holds it in the end.
-func (lockRules) undo(op *Op) (Op, bool) {
-	switch {
-	case op.Verb == OpAcquire || op.Verb == OpTry:
-		return op.undoByRelease()
-	case op.Verb == OpConvert && !op.From.Covers(op.Mode):
-		return Op{Kind: KindLock, Verb: OpUnconvert, ID: op.ID, Lease: op.Lease, Holder: op.Holder, Mode: Meet(op.From, op.Mode)}, true
-	case op.Verb == OpWait:
-		return Op{Kind: KindLock, Verb: OpCancelWait, ID: op.ID, Lease: op.Lease, Holder: op.Holder, Token: op.Token}, true
-	}
-	return Op{}, false
 }
 
 // checkEntry refuses a request that can't become an entry of any kind.

@@ -29,8 +29,6 @@ func (onceRules) facts(r *Record, f *Facts) {
 
 func (o *once) retention() time.Duration { return time.Duration(o.seconds) * time.Second }
 
-func (onceRules) needsLife(op *Op) bool { return !op.common() }
-
 func (onceRules) initBody(r *Record, _ *Op) { r.Body = new(once) }
 
 func (onceRules) idle(r *Record) bool { return len(r.Holders)+len(r.Waiters) == 0 && r.once().by == "" }
@@ -41,16 +39,13 @@ func (onceRules) outlived(r *Record, age time.Duration) bool {
 	return o.seconds > 0 && age >= o.retention()
 }
 
-func (onceRules) check(op *Op) Verdict {
-	switch op.Verb {
-	case OpDelete:
-		return Applied
-	case OpAcquire, OpTry:
-		return op.checkEntry()
-	case OpFinish:
-		return badOpIf(LeaseOf(op.Holder) != op.Lease || op.N != 0 && !validCount(op.N), op.checkID(true))
-	}
-	return BadOp
+func (onceRules) verbs() *verbTable { return &onceVerbs }
+
+var onceVerbs = verbTable{
+	OpAcquire: {needEntry | needLife | waits, OpRelease},
+	OpTry:     {needEntry | needLife | waits, OpRelease},
+	OpFinish:  {needID | needHolder | mayN | needLife | proven | mustComplete, OpFinish},
+	OpDelete:  {needLife, 0},
 }
 
 func (k onceRules) apply(m *machine, op *Op) Result {
@@ -122,47 +117,17 @@ func (onceRules) blockerOf(r *Record, op *Op) (Entry, bool) {
 	return e, e.ID != "" && e.ID != op.ID
 }
 
-func (onceRules) traits(op *Op) traits {
-	return traits{waits: op.Verb == OpAcquire || op.Verb == OpTry, proven: op.Verb == OpFinish && !op.Fail, mustComplete: op.Verb == OpFinish && op.Fail}
-}
-
-// undo: a finish that is given up fails the run.
-func (onceRules) undo(op *Op) (Op, bool) {
-	switch {
-	case op.Verb == OpAcquire || op.Verb == OpTry:
-		return op.undoByRelease()
-	case op.Verb == OpFinish && !op.Fail:
-		failed := *op
-		failed.Fail, failed.Value = true, Value{}
-		return failed, true
-	}
-	return Op{}, false
-}
-
-const (
-	hasResult = hasBody << iota
-	hasResultBy
-	hasRetention
-)
-
-func (onceRules) decodeField(d *decoder, key []byte) (known bool, err error) {
-	o := d.rec.once()
-	switch string(key) {
-	case "value", "data":
-		return true, d.value(key, &d.seen, hasResult, &o.result)
-	case "by":
-		return true, field(d, &d.seen, hasResultBy, &o.by, d.id)
-	case "retention_s":
-		return true, field(d, &d.seen, hasRetention, &o.seconds, d.count)
-	}
-	return false, nil
+func (o *once) fields(f *fields) {
+	f.value(&o.result)
+	f.id(`,"by":`, &o.by)
+	f.count(`,"retention_s":`, &o.seconds)
 }
 
 func (onceRules) validate(d *decoder) error {
-	switch seen := d.seen & (hasResult | hasResultBy | hasRetention); {
-	case seen != 0 && seen&^hasRetention != hasResult|hasResultBy:
+	switch o := d.rec.once(); {
+	case o.result.Set != (o.by != ""), o.seconds > 0 && o.by == "":
 		return d.fail("a result needs value or data, and by")
-	case seen != 0 && len(d.rec.Holders)+len(d.rec.Waiters) > 0:
+	case o.by != "" && len(d.rec.Holders)+len(d.rec.Waiters) > 0:
 		return d.fail("nobody runs or waits where there is a result")
 	case len(d.rec.Holders) > 1:
 		return d.fail("only one runs")
@@ -172,13 +137,5 @@ func (onceRules) validate(d *decoder) error {
 
 func (o *once) clone() Body { return new(*o) }
 
-func (o *once) append(dst []byte) []byte {
-	if o.by == "" {
-		return dst
-	}
-	dst = appendText(appendValue(dst, o.result), "by", o.by)
-	return appendNumber(dst, "retention_s", o.seconds)
-}
-
 // bound: a result has room, since all entries are removed when it is stored.
-func (o *once) bound(*machine) int { return len(o.append(nil)) }
+func (o *once) bound(*machine) int { return len(appendBody(nil, o)) }

@@ -206,15 +206,7 @@ func (op *Op) check() Verdict {
 	case op.common():
 		return op.checkID(false)
 	}
-	return k.check(op)
-}
-
-// badOpIf returns BadOp if nonsense is true, else v.
-func badOpIf(nonsense bool, v Verdict) Verdict {
-	if nonsense {
-		return BadOp
-	}
-	return v
+	return op.rule().check(op)
 }
 
 // checkID refuses an id under another lease than the requester's: if it were queued under one

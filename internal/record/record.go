@@ -26,7 +26,6 @@ type Record struct {
 type Body interface {
 	clone() Body
 	resolve(rev uint64)                // like Record.Resolve
-	append(dst []byte) []byte          // the fields as JSON, each after a comma
 	bound(m *machine) int              // bytes of the longest form that it can take without new entries
 	remove(gone selection, m *machine) // removes its own entries, with m.noteRemoved for each
 }

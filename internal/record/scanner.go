@@ -37,6 +37,11 @@ func (s *scanner) take(c byte) bool {
 	return false
 }
 
+// starts reports whether the rest begins with text.
+func (s *scanner) starts(text string) bool {
+	return len(s.b)-s.i >= len(text) && string(s.b[s.i:s.i+len(text)]) == text
+}
+
 // end refuses anything but white space.
 func (s *scanner) end() error {
 	if s.space(); s.i < len(s.b) {
@@ -45,34 +50,41 @@ func (s *scanner) end() error {
 	return nil
 }
 
-// object calls field for each key, to read the value. key is valid only during the call.
-func (s *scanner) object(field func(key []byte) error) error {
+// nextKey reads the next key of an object, up to its value. It returns nil behind the last one. The key is valid
+// until the next call.
+func (s *scanner) nextKey(first bool) ([]byte, error) {
+	switch {
+	case !first && s.take(','):
+	case s.take('}'):
+		return nil, nil
+	case !first:
+		return nil, s.fail("expected ',' or '}'")
+	}
+	s.space()
+	s.keyAt = s.i
+	key, err := s.text()
+	if err != nil {
+		return nil, err
+	}
+	if !s.take(':') {
+		return nil, s.fail("expected ':'")
+	}
+	s.space()
+	return key, nil
+}
+
+// object calls value for each key of an object whose keys are any text.
+func (s *scanner) object(value func(key []byte) error) error {
 	if !s.take('{') {
 		return s.fail("expected an object")
 	}
-	if s.take('}') {
-		return nil
-	}
-	for {
-		s.space()
-		s.keyAt = s.i
-		key, err := s.text()
-		if err != nil {
+	for first := true; ; first = false {
+		key, err := s.nextKey(first)
+		if err == nil && key != nil {
+			err = value(key)
+		}
+		if err != nil || key == nil {
 			return err
-		}
-		if !s.take(':') {
-			return s.fail("expected ':'")
-		}
-		s.space()
-		if err := field(key); err != nil {
-			return err
-		}
-		switch {
-		case s.take(','):
-		case s.take('}'):
-			return nil
-		default:
-			return s.fail("expected ',' or '}'")
 		}
 	}
 }
@@ -160,7 +172,7 @@ func (s *scanner) uint(limit uint64) (n uint64, err error) {
 func (s *scanner) bool() (bool, error) {
 	s.space()
 	for _, word := range []string{"true", "false"} {
-		if bytes.HasPrefix(s.b[s.i:], []byte(word)) {
+		if s.starts(word) {
 			s.i += len(word)
 			return word == "true", nil
 		}

@@ -35,8 +35,6 @@ func (semaphoreRules) facts(r *Record, f *Facts) {
 	f.Size, f.Taken, f.Initial, f.Sized = s.size, r.permitsHeld(), s.initial, s.sized
 }
 
-func (semaphoreRules) needsLife(op *Op) bool { return op.Verb == OpResize || op.Verb == OpDelete }
-
 func (semaphoreRules) initBody(r *Record, op *Op) {
 	r.Body = &semaphore{size: op.Limit, initial: op.Limit}
 }
@@ -47,18 +45,15 @@ func (semaphoreRules) idle(r *Record) bool {
 	return len(r.Holders)+len(r.Waiters) == 0 && s.size == s.initial
 }
 
-func (semaphoreRules) check(op *Op) Verdict {
-	switch op.Verb {
-	case OpAcquire, OpTry, OpDrain:
-		return badOpIf(op.Verb != OpDrain && !validCount(op.N) || !validCount(op.Limit), op.checkEntry())
-	case OpReduce:
-		return badOpIf(op.N < 1 || LeaseOf(op.Holder) != op.Lease, op.checkID(true))
-	case OpResize:
-		return badOpIf(!validCount(op.N) || !validCount(op.Limit), Applied)
-	case OpDelete:
-		return Applied
-	}
-	return BadOp
+func (semaphoreRules) verbs() *verbTable { return &semaphoreVerbs }
+
+var semaphoreVerbs = verbTable{
+	OpAcquire: {needEntry | needN | needLimit | waits | blind, OpRelease},
+	OpTry:     {needEntry | needN | needLimit | waits | blind, OpRelease},
+	OpDrain:   {needEntry | needLimit | waits | blind, OpRelease},
+	OpReduce:  {needID | needHolder | needN | mustComplete, 0},
+	OpResize:  {needN | needLimit | needLife, 0},
+	OpDelete:  {needLife, 0},
 }
 
 func (k semaphoreRules) apply(m *machine, op *Op) Result {
@@ -191,54 +186,17 @@ func (k semaphoreRules) ahead(r *Record, mine func(string) bool) (iter.Seq2[stri
 	return leases, head >= 0 && mine(r.Waiters[head].ID)
 }
 
-func (semaphoreRules) traits(op *Op) traits {
-	switch op.Verb {
-	case OpAcquire, OpTry, OpDrain:
-		return traits{waits: true, blind: true}
-	}
-	return traits{mustComplete: op.Verb == OpReduce}
-}
-
-func (semaphoreRules) undo(op *Op) (Op, bool) {
-	switch op.Verb {
-	case OpAcquire, OpTry, OpDrain:
-		return op.undoByRelease()
-	}
-	return Op{}, false
-}
-
-func (semaphoreRules) fields(holder bool) (required, allowed uint) {
-	if holder {
-		return hasPermits, hasRevoked
-	}
-	return hasPermits, hasRefused
-}
-
-const (
-	hasSize = hasBody << iota
-	hasInitial
-	hasSized
-	hasResized
-)
-
-func (semaphoreRules) decodeField(d *decoder, key []byte) (known bool, err error) {
-	s := d.rec.semaphore()
-	switch string(key) {
-	case "size":
-		return true, field(d, &d.seen, hasSize, &s.size, d.count)
-	case "initial":
-		return true, field(d, &d.seen, hasInitial, &s.initial, d.count)
-	case "sized":
-		return true, field(d, &d.seen, hasSized, &s.sized, d.token)
-	case "resized":
-		return true, field(d, &d.seen, hasResized, &s.resized, d.bool)
-	}
-	return false, nil
+func (s *semaphore) fields(f *fields) {
+	f.count(`,"size":`, &s.size)
+	f.need()
+	f.count(`,"initial":`, &s.initial)
+	f.need()
+	f.token(`,"sized":`, &s.sized)
+	f.flag(`,"resized":`, &s.resized)
 }
 
 func (semaphoreRules) validate(d *decoder) error {
-	const required = hasSize | hasInitial | hasSized
-	if d.seen&required != required {
+	if d.missing {
 		return d.fail("a semaphore needs size, initial and sized")
 	}
 	return nil
@@ -250,13 +208,6 @@ func (s *semaphore) resolve(rev uint64) {
 	s.sized = cmp.Or(s.sized, rev)
 }
 
-func (s *semaphore) append(dst []byte) []byte {
-	dst = appendNumber(dst, "size", s.size)
-	dst = appendNumber(dst, "initial", s.initial)
-	dst = appendToken(dst, "sized", s.sized)
-	return appendFlag(dst, "resized", s.resized)
-}
-
 func (s *semaphore) bound(*machine) int {
-	return len((&semaphore{size: maxCount, initial: maxCount, resized: true}).append(nil))
+	return len(appendBody(nil, &semaphore{size: maxCount, initial: maxCount, resized: true}))
 }

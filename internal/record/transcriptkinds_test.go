@@ -51,7 +51,7 @@ func (s *script) body(r *Record) {
 	if r.Body == nil || r.Kind == KindLock {
 		return
 	}
-	if fields := r.Body.append(nil); len(fields) > 0 {
+	if fields := appendBody(nil, r.Body); len(fields) > 0 {
 		fmt.Fprintf(s.out, "    %s\n", fields[1:])
 	}
 }
