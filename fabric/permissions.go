@@ -89,6 +89,7 @@ func bucketPermissions(bucket string, role Role) []Permission {
 		{Subject: "$JS.FC." + stream + ".>", Helpful: true, Why: "flow control of watches"},
 		{Subject: "$JS.EVENT.ADVISORY.STREAM.DELETED." + stream, Subscribe: true, Helpful: true, Why: "news that the bucket was deleted"},
 		{Subject: "$JS.EVENT.ADVISORY.STREAM.UPDATED." + stream, Subscribe: true, Helpful: true, Why: "news that the bucket was set back"},
+		{Subject: "$JS.API.STREAM.PURGE." + stream, Subscribe: true, Helpful: true, Why: "news that entries of the bucket are removed"},
 	}
 	if role != RoleObserver {
 		all = append(all, Permission{Subject: "$KV." + bucket + ".>", Why: "writing " + bucket})

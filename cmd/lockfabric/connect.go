@@ -181,7 +181,7 @@ var waitsRefusal = regexp.MustCompile(`"\$(KV\.[\w-]+-waits\.|JS\.API\.STREAM\.[
 // time, but no lock: without the required permission, the command ends at its time limit. Called with the lock held.
 func (w *connWatch) needed(text string) bool {
 	if strings.Contains(text, `Subscription to "`) {
-		return !strings.Contains(text, `"$JS.EVENT.`) && !strings.Contains(text, `"lf.`)
+		return !strings.Contains(text, `"$JS.`) && !strings.Contains(text, `"lf.`)
 	}
 	if waitsRefusal.MatchString(text) {
 		return false

@@ -17,8 +17,9 @@ import (
 )
 
 const (
-	apiStreamInfo = "$JS.API.STREAM.INFO."
-	apiMessageGet = "$JS.API.STREAM.MSG.GET."
+	apiStreamInfo  = "$JS.API.STREAM.INFO."
+	apiStreamPurge = "$JS.API.STREAM.PURGE."
+	apiMessageGet  = "$JS.API.STREAM.MSG.GET."
 )
 
 // Examiner examines a fabric without opening it: it creates nothing, writes

@@ -129,6 +129,28 @@ func TestHubDeletesAndMarkers(t *testing.T) {
 	in.wait(ctx, "the marker's expiry", absent) // the server says nothing of it
 }
 
+// A purge of a part of the stream leaves no marker, but its request is heard.
+func TestHubHearsOfAPurge(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	nc := connect(t, startServer(t).Connect)
+	b := openLocks(t, nc)
+	h := jskv.NewHub(b, jskv.WithRestInterval(never))
+	defer h.Close()
+	var in *inbox
+	for i := range 50 {
+		in = newInbox(t)
+		key := fmt.Sprint("k", i)
+		rev := put(ctx, t, b, key, "1")
+		h.Follow(key, in.fn)
+		in.waitRevision(ctx, rev)
+	}
+	if err := bucketStream(ctx, t, nc, b).Purge(ctx, jetstream.WithPurgeSubject("$KV."+b.Name()+".k49")); err != nil {
+		t.Fatal(err)
+	}
+	in.wait(ctx, "absence", absent)
+}
+
 func TestHubSurvivesDeletedConsumers(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)

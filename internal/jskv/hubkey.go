@@ -42,6 +42,7 @@ func (h *Hub) addKey(name string) *watchedKey {
 	k := &watchedKey{name: name}
 	h.keys[name] = k
 	h.schedule(k, firstPoll)
+	h.checkStreamWithin(h.restInterval)
 	for _, g := range h.groups {
 		if g.accepts(name) {
 			// The watcher is open already: it reports changes from now on, and a read gets the present state.
@@ -195,9 +196,9 @@ const (
 // has announced its deletion or change: the announcement comes before the work is done.
 var goneChecks = [...]time.Duration{0, 100 * time.Millisecond, 400 * time.Millisecond, time.Second}
 
-// listen starts the goroutine that handles reconnects and announcements of the stream's deletion or change. An
-// announcement is a hint that comes before the next poll. Without permission to subscribe to it, the hub works
-// without it.
+// listen starts the goroutine that handles reconnects and announcements of the stream's deletion or change, and
+// listens to requests to purge the stream: no watcher tells of what they remove. All of these are hints that come before the
+// next poll. Without permission to subscribe to them, the hub works without them.
 func (h *Hub) listen(ctx context.Context) {
 	nc := h.bucket.nc
 	connected := nc.StatusChanged(nats.CONNECTED)
@@ -207,6 +208,9 @@ func (h *Hub) listen(ctx context.Context) {
 		if sub, err := nc.ChanSubscribe("$JS.EVENT.ADVISORY.STREAM."+what+h.bucket.stream, changed); err == nil {
 			subs = append(subs, sub)
 		}
+	}
+	if sub, err := nc.Subscribe(apiStreamPurge+h.bucket.stream, func(*nats.Msg) { h.purgeRequested() }); err == nil {
+		subs = append(subs, sub)
 	}
 	h.done.Go(func() {
 		defer nc.RemoveStatusListener(connected)

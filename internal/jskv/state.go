@@ -90,8 +90,11 @@ func (h *Hub) checkStream(ctx context.Context, answered func()) {
 	h.mu.Lock()
 	h.checkingStream = false
 	every := h.restInterval
-	if h.waitedKeys > fewKeys {
+	switch {
+	case h.waitedKeys > fewKeys:
 		every = h.interval
+	case err == nil && s.mark() == h.streamState && time.Since(h.purgeAsked) > h.restInterval:
+		every *= quietFactor
 	}
 	h.checkStreamIn(every)
 	setBack := err == nil && !h.closed && h.applyStreamState(s.mark(), time.Now())
@@ -101,6 +104,21 @@ func (h *Hub) checkStream(ctx context.Context, answered func()) {
 		h.bucketGone()
 	case setBack:
 		h.onDoubt()
+	}
+}
+
+// purgeRequested is called when somebody asks to purge the stream. That may take the server a while.
+func (h *Hub) purgeRequested() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.purgeAsked = time.Now()
+	h.checkStreamWithin(watchGrace)
+	if len(h.keys) <= fewKeys {
+		for _, k := range h.keys {
+			if time.Until(k.due) > watchGrace {
+				h.schedule(k, watchGrace)
+			}
+		}
 	}
 }
 
@@ -129,13 +147,13 @@ func (h *Hub) applyStreamState(s streamMark, now time.Time) (setBack bool) {
 			}
 		}
 	}
-	h.refresh(s, s.entries < before.entries, now)
+	h.refresh(s, s.entries < before.entries || now.Sub(h.purgeAsked) < h.restInterval, now)
 	return before.known() && (s.created != before.created || s.last < before.last)
 }
 
 // refresh opens watchers again that follow keys and were opened at another
 // state, the oldest first, as far as the credit allows. removed says that an entry
-// was removed from the stream; only then the saved credit is used, too. Lock held.
+// was or may have been removed from the stream; only then the saved credit is used, too. Lock held.
 func (h *Hub) refresh(s streamMark, removed bool, now time.Time) {
 	var due []*group
 	for _, g := range h.groups {
