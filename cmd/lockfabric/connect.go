@@ -115,13 +115,12 @@ func interrupted(ctx context.Context, err error) error {
 // errRefused is returned if the server refuses the credentials or a required permission.
 var errRefused = errors.New("the server refuses the credentials")
 
-// connWatch checks whether the server accepts a connection. The server never answers a request without permission; it
-// reports the refusal separately. If credentials are refused during a reconnect, the client closes the connection
-// permanently. Without these checks, both would look like a slow server.
+// connWatch checks whether the server accepts a connection. The server reports a request without permission separately,
+// and never answers it. If it refuses credentials during a reconnect, the client closes the connection permanently.
+// Without these checks, both would look like a slow server.
 type connWatch struct {
 	log *slog.Logger
 	to  *target
-
 	ctx context.Context // ends, with the cause, when it makes no sense to continue
 	end context.CancelCauseFunc
 
@@ -152,26 +151,22 @@ func (w *connWatch) heard(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.log.Debug("connection", "error", w.to.secrets.Hide(err.Error()))
-	switch {
-	case errors.Is(err, nats.ErrPermissionViolation):
-		if w.needed(err.Error()) {
-			if w.noteError(err) {
-				w.log.Warn("the server does not permit what a lock needs", "error", w.warned)
-			}
-			w.end(w.to.refused(err))
-		}
-	case refused(err):
-		if w.noteError(err) {
-			w.log.Warn("the server refuses the credentials", "error", w.warned)
-		}
+	permission := errors.Is(err, nats.ErrPermissionViolation)
+	if permission && !w.needed(err.Error()) || !permission && !refused(err) {
+		return
 	}
-}
-
-// noteError stores an error's text, without secrets, and reports whether it is a new one. Called with the lock held.
-func (w *connWatch) noteError(err error) bool {
 	before := w.warned
 	w.warned = w.to.secrets.Hide(err.Error())
-	return w.warned != before
+	switch {
+	case w.warned == before: // it was already reported
+	case permission:
+		w.log.Warn("the server does not permit what a lock needs", "error", w.warned)
+	default:
+		w.log.Warn("the server refuses the credentials", "error", w.warned)
+	}
+	if permission {
+		w.end(w.to.refused(err))
+	}
 }
 
 // waitsRefusal matches the refusal of a permission that only deadlock detection needs.
@@ -227,7 +222,7 @@ func (t *target) explain(err error, timeout time.Duration) error {
 	switch {
 	case errors.Is(err, errRefused):
 		return err // the error already contains advice
-	case exitCode(err) == exitRefused:
+	case refused(err):
 		return t.refused(err)
 	case errors.Is(err, kv.ErrServerTooOld), errors.Is(err, kv.ErrUnsafeConfig):
 		return hidden // these errors already say what to do

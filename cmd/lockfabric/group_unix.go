@@ -47,8 +47,7 @@ func startGroup(cmd *exec.Cmd) (*group, error) {
 	return g, nil
 }
 
-// watch reports when the leader is stopped and when it has exited; os/exec can't report a stop. It waits for all
-// children, so that adopted children do not stay as zombies.
+// watch reports stops of the leader, which os/exec can't, and its exit. It waits for all children, also adopted ones.
 func (g *group) watch() {
 	for {
 		var ws unix.WaitStatus
@@ -84,16 +83,15 @@ func (g *group) kill() { g.signal(unix.SIGKILL) }
 // working reports whether processes of the command are still in its group.
 func (g *group) working() bool { return g.alive() }
 
-// alive reports whether the group has members after its leader was waited for. Adopted members are gone only after they
-// were waited for.
+// alive reports whether the group has members after its leader was waited for. Adopted members must be waited for.
 func (g *group) alive() bool {
 	reap()
 	return !errors.Is(unix.Kill(-g.pid, 0), unix.ESRCH)
 }
 
-// reaping waits for children of other programs, until stop is called. As the first process of a container, this program
-// adopts all orphans there. If it replaced a shell by exec, it inherits the shell's children. It must be stopped before
-// a child is started whose exit status is needed.
+// reaping waits for children of other programs, until stop is called: the first process of a container adopts all orphans
+// there, and a program that replaced a shell by exec inherits its children. It must be stopped before a child is started
+// whose exit status is needed.
 func reaping() (stop func()) {
 	ended, done := make(chan os.Signal, 1), make(chan struct{})
 	ended <- unix.SIGCHLD // some may have ended before
@@ -120,10 +118,8 @@ func reap() {
 	}
 }
 
-// endings are the signals that end a program which does not catch them. They end a waiting run. While the command runs,
-// they are passed on to the command, like all signals in forwarded. The signals for faults are included, because Go
-// reports the ones that were sent by other processes.
-//
+// endings are the signals that end a program which does not catch them, including those for faults, which other processes
+// can send. They end a waiting run. While the command runs, they are passed on to it, like all signals in forwarded.
 // SIGTSTP and SIGCONT are forwarded because a stopped run can't renew the lock, so the command must stop first.
 //
 // Not forwarded are: SIGKILL and SIGSTOP, which can't be caught; SIGCHLD and SIGURG, which this program uses; SIGPIPE
@@ -141,8 +137,8 @@ var (
 )
 
 // inheritIgnored ignores the signals that were ignored when this program was started, for example by nohup, a shell's
-// trap or systemd. The command inherits this. Go's runtime undoes it for most signals. SIGCHLD is left out, because
-// then nobody could wait for the command, and SIGURG, because Go's runtime needs it.
+// trap or systemd, so that the command inherits this; Go's runtime undoes it. It leaves out SIGCHLD, without which nobody
+// could wait for the command, and SIGURG, which Go's runtime needs.
 func inheritIgnored() {
 	for sig := syscall.Signal(1); sig <= lastSignal; sig++ {
 		if ignoredAtStart(sig) && sig != unix.SIGCHLD && sig != unix.SIGURG {
@@ -158,8 +154,8 @@ func signalNumber(sig os.Signal) int {
 	return 0
 }
 
-// continued is how long to wait for the SIGCONT that ends a stop. It is measured from before the stop, which can come
-// late on a busy machine. A program that continues before the SIGCONT arrives would stop again while its command runs.
+// continued is how long to wait for the SIGCONT that ends a stop, from before the stop, which can come late on a busy
+// machine. A program that continues before the SIGCONT arrives would stop again while its command runs.
 const continued = 10 * time.Second
 
 // terminal is the controlling terminal. It belongs to one process group at a time: that of this program, which got it
@@ -186,8 +182,7 @@ func openTerminal() *terminal {
 }
 
 // giveTo gives the terminal to the command if no other program uses it. In a pipeline, where a pager may read keys from
-// the terminal, it does so only when the command asks for it. If the command has already asked, it is stopped, and the
-// event of the stop gives it the terminal.
+// the terminal, the command gets it only when it asks for it and is stopped; see stopped.
 func (t *terminal) giveTo(g *group) {
 	if t == nil {
 		return
@@ -201,23 +196,17 @@ func (t *terminal) giveTo(g *group) {
 	}
 }
 
-func (t *terminal) foreground() int {
-	pgrp, err := unix.IoctlGetInt(int(t.file.Fd()), unix.TIOCGPGRP)
-	if err != nil {
-		return -1
-	}
-	return pgrp
-}
-
 func (t *terminal) set(pgrp int) bool {
 	return unix.IoctlSetPointerInt(int(t.file.Fd()), unix.TIOCSPGRP, pgrp) == nil
 }
 
 // lent reports whether the command has the terminal, and so gets the input: ^C goes to the command only.
-func (t *terminal) lent() bool { return t != nil && t.group != nil && t.foreground() == t.group.pid }
+func (t *terminal) lent() bool {
+	return t != nil && t.group != nil && foregroundOf(t.file) == t.group.pid
+}
 
 // lend gives the terminal to the command, if this program has it. A run in the background of a shell does not.
-func (t *terminal) lend() bool { return t.foreground() == t.own && t.set(t.group.pid) }
+func (t *terminal) lend() bool { return foregroundOf(t.file) == t.own && t.set(t.group.pid) }
 
 // takeBack takes the terminal back and reports whether the command had it.
 func (t *terminal) takeBack() bool { return t.lent() && t.set(t.own) }
@@ -231,7 +220,7 @@ func (t *terminal) close(restore bool) {
 	if t.group != nil {
 		t.takeBack()
 	}
-	if restore && t.modes != nil && t.foreground() == t.own {
+	if restore && t.modes != nil && foregroundOf(t.file) == t.own {
 		_ = term.Restore(int(t.file.Fd()), t.modes)
 	}
 	_ = t.file.Close()
@@ -248,9 +237,9 @@ func (v *supervisor) forward(sig os.Signal) {
 	v.group.signal(s)
 }
 
-// stopped handles a stop of the command. If the command asked for the terminal, it gets the terminal. Otherwise the
-// user has stopped it from the terminal, and this program stops, too, so that the shell notices. Without a terminal
-// nothing is done: the program that stopped the command will continue it, and the lock is kept.
+// stopped handles a stop of the command. If the command asked for the terminal, it gets it. Otherwise the user has stopped
+// it from the terminal, and this program stops, too, so that the shell notices. Without a terminal, the program that
+// stopped the command will continue it, and the lock is kept.
 func (v *supervisor) stopped(e event) {
 	if v.term == nil {
 		return
@@ -276,11 +265,9 @@ func (v *supervisor) stopped(e event) {
 }
 
 // stopSelf stops the process group of this program (a pipeline or a script) until the shell continues it. It returns
-// the signals that came in the meantime.
-//
-// Other members of the group get the SIGTSTP of ^Z. This program can't stop by SIGTSTP, because Go can't restore its
-// default action after it was caught. The kernel does not stop a group that no shell could continue; this must be
-// checked here.
+// the signals that came in the meantime. Other members of the group get the SIGTSTP of ^Z. This program gets SIGSTOP,
+// because Go can't restore the default action of a caught SIGTSTP. The kernel does not stop a group that no shell could
+// continue; this must be checked here.
 func (v *supervisor) stopSelf() (late []os.Signal) {
 	if orphaned() {
 		return nil
@@ -309,17 +296,14 @@ func (v *supervisor) stopSelf() (late []os.Signal) {
 // orphaned reports whether no ancestor in this session, such as a shell, is outside the process group. Unknown
 // ancestors count as none.
 func orphaned() bool {
-	own := unix.Getpgrp()
 	session, err := unix.Getsid(0)
 	for pid := unix.Getppid(); err == nil && pid > 0; pid = parentOf(pid) {
-		var group, sid int
-		if group, err = unix.Getpgid(pid); err != nil {
-			break
+		group, gerr := unix.Getpgid(pid)
+		sid, serr := unix.Getsid(pid)
+		if gerr != nil || serr != nil || sid != session {
+			return true
 		}
-		if sid, err = unix.Getsid(pid); err != nil || sid != session {
-			break
-		}
-		if group != own {
+		if group != unix.Getpgrp() {
 			return false
 		}
 	}
@@ -328,7 +312,13 @@ func orphaned() bool {
 
 // inForeground reports whether this process group has the terminal. Other programs must not write to it, and may be
 // stopped if they do.
-func inForeground(f *os.File) bool {
+func inForeground(f *os.File) bool { return foregroundOf(f) == unix.Getpgrp() }
+
+// foregroundOf returns the process group that has a terminal, or -1.
+func foregroundOf(f *os.File) int {
 	pgrp, err := unix.IoctlGetInt(int(f.Fd()), unix.TIOCGPGRP)
-	return err == nil && pgrp == unix.Getpgrp()
+	if err != nil {
+		return -1
+	}
+	return pgrp
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,6 +24,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
 const (
@@ -41,21 +43,18 @@ const (
 	privateFiles = 0o600
 )
 
-// localState is the content of server.json, about the local server. Everybody who can read it can use the server; the
-// token excludes other users of the host.
+// localState is the content of server.json. Everybody who can read it can use the server.
 type localState struct {
 	URL   string `json:"url"`
 	Name  string `json:"name"`
 	Token string `json:"token"`
 	PID   int    `json:"pid"`
 	Host  string `json:"host"`
-	// ClosedUntil is the end of the leases of a server whose files were removed while it was running. No client is
-	// admitted before.
+	// ClosedUntil is the end of the leases of a server whose files were removed. No client is admitted before.
 	ClosedUntil time.Time `json:"closed_until,omitzero"`
 }
 
-// errGuarded is returned if another process of this user has the directory: its server, or one that is starting or
-// ending.
+// errGuarded is returned if a server of this user, or one that is starting or ending, has the directory.
 var errGuarded = errors.New("the directory has a local server")
 
 // readState returns what is known about the local server. If the directory is shared with another host, that host's
@@ -101,12 +100,10 @@ func hostname() string {
 	return h
 }
 
-// openFunc opens what a command needs on the server at url, with the given options. After ErrUnavailable or the
-// context's error, connectLocal tries again.
+// openFunc opens what a command needs. After ErrUnavailable or the context's error, connectLocal tries again.
 type openFunc func(ctx context.Context, url string, opts ...nats.Option) error
 
-// connectLocal connects to the local server, and starts it if there is none. A server that is ending refuses
-// connections or closes them; connectLocal then tries again, until ctx ends.
+// connectLocal connects to the local server, and starts it if there is none. While a server is ending, it tries again.
 func (c *cli) connectLocal(ctx context.Context, s *streams, open openFunc) error {
 	st := &starter{c: c}
 	var last error
@@ -140,18 +137,14 @@ func (c *cli) connectLocal(ctx context.Context, s *streams, open openFunc) error
 		} else if serr != nil {
 			return fmt.Errorf("%w: starting the local server: %w: or name a server with --server", fabric.ErrUnavailable, serr)
 		}
-		select {
-		case <-time.After(lookAgain):
-		case <-ctx.Done():
-			if last == nil {
-				last = ctx.Err()
-			}
-			if said, _ := st.reason.Load().(string); said != "" {
-				last = fmt.Errorf("%w: %s", last, said)
-			}
-			return fmt.Errorf("%w: local server: %w: see %s, or name a server with --server",
-				fabric.ErrUnavailable, last, filepath.Join(dir, logFile))
+		if pause.For(ctx, lookAgain) {
+			continue
 		}
+		last = cmp.Or(last, ctx.Err())
+		if said, _ := st.reason.Load().(string); said != "" {
+			last = fmt.Errorf("%w: %s", last, said)
+		}
+		return fmt.Errorf("%w: local server: %w: see %s, or name a server with --server", fabric.ErrUnavailable, last, filepath.Join(dir, logFile))
 	}
 }
 
@@ -169,8 +162,8 @@ func sayScope(dir string, log *slog.Logger) {
 func (c *cli) attempt(ctx context.Context, s *streams, st *starter, state localState, open openFunc) error {
 	ctx, cancel := context.WithTimeout(ctx, perAttempt)
 	defer cancel()
-	// Only its users can replace a local server that crashed: they start the next one, which takes over the address,
-	// and so they keep their locks. This is called for every failed attempt to reach the server.
+	// Only its users can replace a local server that crashed. The next one takes over the address, so they keep their
+	// locks. This is called for every failed attempt to reach the server.
 	gone := nats.ReconnectErrHandler(func(*nats.Conn, error) {
 		if err := st.start(); err != nil {
 			s.log.Warn("the local server is gone and can't be started again", "error", err)
@@ -187,8 +180,8 @@ type starter struct {
 	reason  atomic.Value // reason of the last failed start, a string
 }
 
-// start starts a server, unless the last one that this process started is still running or was started a moment ago.
-// Whether another process has started a server is visible only by the store's lock, so a new server may end at once.
+// start starts a server, unless the last one that this process started is still running or was started a moment ago. If
+// another process has started one, the new server ends at once.
 func (st *starter) start() error {
 	if time.Since(time.Unix(0, st.last.Load())) < startAgain || st.running.Swap(true) {
 		return nil
@@ -236,10 +229,7 @@ func (st *starter) command() (_ *exec.Cmd, said func() string, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	before, err := log.Seek(0, io.SeekEnd)
-	if err != nil {
-		before = 0
-	}
+	before, _ := log.Seek(0, io.SeekEnd)
 	cmd := exec.Command(exe, "serve", "--local", "--local-dir", dir, "--idle-exit", st.c.LocalIdleExit.String())
 	// Otherwise the server would keep the file system of the first user's working directory busy.
 	cmd.Dir = dir
@@ -320,9 +310,9 @@ const (
 	greetingSize = 32 << 10
 )
 
-// localDialer connects to the local server and to no other one. After a crash, another program may have its port,
-// perhaps a NATS server without authentication; locks on it would exclude nobody. A server sends its name first, before
-// it gets the token. (The name is not secret; this prevents accidents only.)
+// localDialer connects to the local server only. After a crash, another program may have its port, perhaps a NATS server
+// without authentication. A server sends its name before it gets the token. (The name is not secret; this prevents
+// accidents only.)
 type localDialer struct{ name string }
 
 func (d localDialer) Dial(network, address string) (net.Conn, error) {
@@ -330,33 +320,26 @@ func (d localDialer) Dial(network, address string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	g, err := d.greet(conn)
-	if err != nil {
-		_ = conn.Close()
-		return nil, fmt.Errorf("%s is not the local server: %w", address, err)
-	}
-	return g, nil
-}
-
-func (d localDialer) greet(conn net.Conn) (*greeted, error) {
-	if err := conn.SetReadDeadline(time.Now().Add(greetingTime)); err != nil {
-		return nil, err
-	}
+	err = conn.SetReadDeadline(time.Now().Add(greetingTime))
 	r := bufio.NewReaderSize(conn, greetingSize)
-	line, err := r.ReadSlice('\n') // a longer line is not a greeting
-	if err != nil {
-		return nil, err
+	var line []byte
+	if err == nil {
+		line, err = r.ReadSlice('\n') // a longer line is not a greeting
+		line = bytes.Clone(line)
 	}
-	line = bytes.Clone(line)
 	var info struct {
 		Name string `json:"server_name"`
 	}
 	said, ok := bytes.CutPrefix(line, []byte("INFO "))
-	if !ok || json.Unmarshal(said, &info) != nil || info.Name != d.name {
-		return nil, fmt.Errorf("it calls itself %q", info.Name)
+	if err == nil && (!ok || json.Unmarshal(said, &info) != nil || info.Name != d.name) {
+		err = fmt.Errorf("it calls itself %q", info.Name)
 	}
-	if err := conn.SetReadDeadline(time.Time{}); err != nil {
-		return nil, err
+	if err == nil {
+		err = conn.SetReadDeadline(time.Time{})
+	}
+	if err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("%s is not the local server: %w", address, err)
 	}
 	return &greeted{conn, io.MultiReader(bytes.NewReader(line), r)}, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -26,8 +27,8 @@ import (
 // drainTime is how long a local server whose address was removed waits for clients that have just read the address.
 const drainTime = time.Second
 
-// serveLocal runs the local server in its own process. If several are started at the same time, the guard and the
-// store's lock admit one; the others end without a message, because their starters use any server.
+// serveLocal runs the local server in its own process. If several are started at the same time, the guard admits one; the
+// others end without a message, because their starters use any server.
 func (v *serveCmd) serveLocal(ctx context.Context, c *cli, s *streams) error {
 	// Files of the first user's shell, such as a lock file or a pipe, must not stay open as long as this server runs.
 	closeInherited()
@@ -86,8 +87,8 @@ func (l *localServer) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
-		// No client is connected, but one may have just read the address. If it connects in time, the server continues.
-		// Later clients find no address, and start a server that waits for the guard.
+		// A client may have just read the address. If it connects in time, the server continues. Later clients find no
+		// address, and start a server that waits for the guard.
 		removeState(l.dir)
 		if !l.waitClient(ctx) {
 			break
@@ -96,8 +97,7 @@ func (l *localServer) run(ctx context.Context) error {
 			return end(l.srv, err)
 		}
 	}
-	// The server was told to end while it is in use. The address stays, so the next server, which the users start, can
-	// take it over; see start.
+	// If the server is told to end while it is in use, the address stays for the next server; see start.
 	if l.clients() == 0 {
 		removeState(l.dir)
 	}
@@ -127,8 +127,8 @@ func (l *localServer) look() error {
 }
 
 // abandon ends a server whose store was removed or replaced. It keeps the guard until no lease of its holders can be
-// valid any more: they can't renew their leases, and learn of the loss by their clocks, before another server starts
-// with an empty store. The address stays for that server, so that waiting clients find it.
+// valid any more: they learn of the loss by their clocks before another server starts with an empty store. The address
+// stays for that server.
 func (l *localServer) abandon(ctx context.Context, cause error) error {
 	err := end(l.srv, fmt.Errorf("local server: %w", cause))
 	closed := time.Now()
@@ -162,18 +162,15 @@ func (l *localServer) leave() {
 
 // waitClient reports whether a client connects in time.
 func (l *localServer) waitClient(ctx context.Context) bool {
-	for end := time.Now().Add(drainTime); l.clients() == 0; {
-		if !pause.For(ctx, 10*time.Millisecond) || time.Now().After(end) {
-			return l.clients() > 0
-		}
+	for end := time.Now().Add(drainTime); l.clients() == 0 && time.Now().Before(end) && ctx.Err() == nil; {
+		pause.For(ctx, 10*time.Millisecond)
 	}
-	return true
+	return l.clients() > 0
 }
 
 // start starts the server on a free port with a new token. If the previous server crashed or was told to end while in
-// use, its users try to reach it at the old port. Then start uses the old port and token, so that they keep their
-// locks. If another program has the port in the meantime, it may have received the token from them, and neither is
-// used.
+// use, start uses the old port and token, so that its users keep their locks. If another program has the port in the
+// meantime, it may have received the token from them, and neither is used.
 func (l *localServer) start(ctx context.Context) error {
 	l.state = localState{PID: os.Getpid(), Host: hostname()}
 	start := func(addr, name, token string) (err error) {
@@ -202,11 +199,9 @@ func (l *localServer) start(ctx context.Context) error {
 	return nil
 }
 
-// leases follows how long the holders on the local server may treat their locks as held. When the server's files are
-// gone, they can't be read any more.
+// leases follows how long the holders may treat their locks as held. Without the server's files, this can't be read.
 type leases struct {
-	nc *nats.Conn
-
+	nc   *nats.Conn
 	mu   sync.Mutex
 	live map[string]leaseTime
 }
@@ -227,10 +222,8 @@ func followLeases(ctx context.Context, srv *embedded.Server) (*leases, error) {
 		return nil, err
 	}
 	l := &leases{nc: nc, live: map[string]leaseTime{}}
-	if _, err = nc.Subscribe("$KV.*.*", func(m *nats.Msg) { l.see(m.Subject, m.Data) }); err == nil {
-		err = nc.Flush()
-	}
-	if err != nil {
+	_, err = nc.Subscribe("$KV.*.*", func(m *nats.Msg) { l.see(m.Subject, m.Data) })
+	if err = cmp.Or(err, nc.Flush()); err != nil {
 		nc.Close()
 		return nil, err
 	}
@@ -238,8 +231,8 @@ func followLeases(ctx context.Context, srv *embedded.Server) (*leases, error) {
 	return l, nil
 }
 
-// see records a write, even if the server refuses it: a refused renewal only makes the server wait longer than
-// necessary. A tombstone counts only if the holder itself has written it.
+// see records a write, even if the server refuses it: abandon then waits longer than necessary. A tombstone counts only
+// if the holder itself has written it.
 func (l *leases) see(subject string, value []byte) {
 	parts := strings.Split(subject, ".")
 	if len(parts) != 3 || !strings.HasSuffix(parts[1], leasesSuffix) {
@@ -292,11 +285,9 @@ func (l *leases) last(now time.Time) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	maps.DeleteFunc(l.live, func(_ string, t leaseTime) bool { return now.Sub(t.seen) > t.lasts })
-	end := now
+	var longest time.Duration
 	for _, t := range l.live {
-		if e := now.Add(t.lasts); e.After(end) {
-			end = e
-		}
+		longest = max(longest, t.lasts)
 	}
-	return end
+	return now.Add(longest)
 }

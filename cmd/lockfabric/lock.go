@@ -160,11 +160,7 @@ func (l *lockCmd) hold(ctx context.Context, c *cli, s *streams, sigs chan os.Sig
 			over, err = true, h.Err()
 		}
 	}
-	if rerr := t.end(ctx, m, h, sigs); rerr != nil && err == nil && !errors.Is(rerr, fabric.ErrLost) {
-		s.log.Warn("the release is not confirmed; what was held ends with its TTL at the latest", "key", t.key, "ttl", t.TTL, "error", rerr)
-	} else if err == nil {
-		err = rerr
-	}
+	err = t.end(ctx, m, h, sigs, s, err, false)
 	if errors.Is(err, fabric.ErrLost) {
 		return fmt.Errorf("%w: others may have worked while it was taken for held: check what was written, or have the token checked", err)
 	}

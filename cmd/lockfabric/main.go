@@ -175,64 +175,64 @@ func report(w io.Writer, err error) int {
 	return code
 }
 
-// textMappers read texts unchanged. Those of kong use JSON, which replaces every byte that is not UTF-8: the command of
-// run would get another file name, and two lock names could become the same. They also read durations and numbers, for
-// better error messages.
+// textMapper reads texts unchanged. The mappers of kong use JSON, which replaces every byte that is not UTF-8: the
+// command of run would get another file name, and two lock names could become the same. It also gives better errors.
+type textMapper struct {
+	number bool // it can be negative
+	set    func(text string, target reflect.Value) error
+}
+
+// Decode implements kong.Mapper.
+func (m textMapper) Decode(ctx *kong.DecodeContext, target reflect.Value) error {
+	next := ctx.Scan.Peek()
+	word, _ := next.Value.(string)
+	after, equals := strings.CutPrefix(word, "=")
+	// After a flag of one letter, a number can follow a =; the error is then reported later.
+	tail := equals && next.Type == kong.ShortFlagTailToken
+	if m.number && (tail || len(word) > 1 && word[0] == '-' && unicode.IsDigit(rune(word[1]))) {
+		ctx.Scan.Pop()
+		return m.set(after, target)
+	}
+	if next.IsEOL() {
+		return errors.New("give a value")
+	}
+	token, err := ctx.Scan.PopValue("string")
+	if err != nil { // the next word is a flag
+		return errors.New("give a value, after a = if it begins with a dash")
+	}
+	return m.set(fmt.Sprint(token.Value), target)
+}
+
 func textMappers() []kong.Option {
-	text := func(decode func(text string, target reflect.Value) error) kong.Mapper {
-		return kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
-			if ctx.Scan.Peek().IsEOL() {
-				return errors.New("give a value")
-			}
-			token, err := ctx.Scan.PopValue("string")
-			if err != nil { // the next word is a flag
-				return errors.New("give a value, after a = if it begins with a dash")
-			}
-			return decode(fmt.Sprint(token.Value), target)
-		})
-	}
-	// A number can be negative. After a flag of one letter, it can follow a =; the error is then reported later.
-	number := func(decode func(text string, target reflect.Value) error) kong.Mapper {
-		read := text(decode)
-		return kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
-			word, _ := ctx.Scan.Peek().Value.(string)
-			after, tail := strings.CutPrefix(word, "=")
-			if tail && ctx.Scan.Peek().Type == kong.ShortFlagTailToken || len(word) > 1 && word[0] == '-' && unicode.IsDigit(rune(word[1])) {
-				ctx.Scan.Pop()
-				return decode(after, target)
-			}
-			return read.Decode(ctx, target)
-		})
-	}
 	return []kong.Option{
-		kong.KindMapper(reflect.String, text(func(text string, target reflect.Value) error {
+		kong.KindMapper(reflect.String, textMapper{set: func(text string, target reflect.Value) error {
 			target.SetString(text)
 			return nil
-		})),
-		kong.TypeMapper(reflect.TypeFor[time.Duration](), number(func(text string, target reflect.Value) error {
+		}}),
+		kong.TypeMapper(reflect.TypeFor[time.Duration](), textMapper{true, func(text string, target reflect.Value) error {
 			d, err := time.ParseDuration(text)
 			if err != nil {
 				return fmt.Errorf("%q is no duration: give one like 30s, 5m or 1h30m", text)
 			}
 			target.SetInt(int64(d))
 			return nil
-		})),
-		kong.KindMapper(reflect.Int, number(func(text string, target reflect.Value) error {
+		}}),
+		kong.KindMapper(reflect.Int, textMapper{true, func(text string, target reflect.Value) error {
 			n, err := strconv.Atoi(text)
 			if err != nil {
 				return fmt.Errorf("%q is no whole number", text)
 			}
 			target.SetInt(int64(n))
 			return nil
-		})),
-		kong.NamedMapper("path", text(func(text string, target reflect.Value) error {
+		}}),
+		kong.NamedMapper("path", textMapper{set: func(text string, target reflect.Value) error {
 			if text != "" { // an empty text does not mean the present directory
 				text = kong.ExpandPath(text)
 			}
 			target.SetString(text)
 			return nil
-		})),
-		kong.TypeMapper(reflect.TypeFor[map[string]string](), text(func(text string, target reflect.Value) error {
+		}}),
+		kong.TypeMapper(reflect.TypeFor[map[string]string](), textMapper{set: func(text string, target reflect.Value) error {
 			key, value, ok := strings.Cut(text, "=")
 			if !ok || key == "" {
 				return fmt.Errorf("expected KEY=VALUE but got %q", text)
@@ -242,7 +242,7 @@ func textMappers() []kong.Option {
 			}
 			target.SetMapIndex(reflect.ValueOf(key), reflect.ValueOf(value))
 			return nil
-		})),
+		}}),
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"iter"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -88,17 +89,16 @@ func (s *streams) encode(v any, indent string) error {
 }
 
 func writeError(err error) error {
-	if err != nil {
-		return fmt.Errorf("writing the result: %w", err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("writing the result: %w", err)
 }
 
 // printable makes a text of another user safe for a terminal and a column. It quotes an empty text, and one with
 // characters that move the cursor or change the appearance.
 func printable(text string) string {
-	odd := func(r rune) bool { return !unicode.IsPrint(r) }
-	if text == "" || strings.ContainsFunc(text, odd) {
+	if text == "" || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return strconv.Quote(text)
 	}
 	return text
@@ -148,8 +148,7 @@ func orDash(text string) string {
 // progressEvery is the time before the first progress line, and the interval of its updates.
 const progressEvery = time.Second
 
-// startProgress shows, after one second, which holder blocks an acquire of this manager. The returned function ends
-// this and erases the line; nothing is written after it has returned.
+// startProgress shows, after one second, which holder blocks an acquire of this manager, until erase is called.
 func startProgress(ctx context.Context, m *fabric.Manager, key string, line *statusLine) (erase func()) {
 	var last atomic.Pointer[fabric.Info]
 	started := time.Now()
@@ -171,8 +170,7 @@ func startProgress(ctx context.Context, m *fabric.Manager, key string, line *sta
 	})
 }
 
-// showLater shows text after one second, if the output is a terminal and nothing else. erase ends this and erases the
-// line.
+// showLater shows text after one second, if the output is a terminal and nothing else, until erase is called.
 func (c *cli) showLater(ctx context.Context, s *streams, text func() string) (erase func()) {
 	if c.Output != "text" || !s.status.usable() {
 		return func() {}
@@ -186,8 +184,8 @@ func since(format string) func() string {
 	return func() string { return fmt.Sprintf(format, age(started, time.Now())) }
 }
 
-// keepShowing shows text, updated every second, and calls beside at the same time, until erase is called. erase waits for
-// it.
+// keepShowing shows text, updated every second, and calls beside at the same time, until erase is called. After erase,
+// nothing is written.
 func keepShowing(ctx context.Context, line *statusLine, text func() string, beside func(ctx context.Context)) (erase func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -213,11 +211,8 @@ func waiting(key string, info *fabric.Info, started, now time.Time) string {
 	if info.Parties > 0 || info.Kind == fabric.KindLatch {
 		return text + ", " + state(*info)
 	}
-	for i, p := range info.Waiters {
-		if p.Own {
-			text += fmt.Sprintf(", %d of %d in the queue", i+1, len(info.Waiters))
-			break
-		}
+	if i := slices.IndexFunc(info.Waiters, func(p fabric.Party) bool { return p.Own }); i >= 0 {
+		text += fmt.Sprintf(", %d of %d in the queue", i+1, len(info.Waiters))
 	}
 	if len(info.Holders) == 0 {
 		return text
@@ -268,8 +263,7 @@ type statusLine struct {
 
 // usable reports whether a line can be shown and replaced. Colours are never used, so NO_COLOR does not matter.
 func (l *statusLine) usable() bool {
-	kind := os.Getenv("TERM")
-	return term.IsTerminal(int(l.term.Fd())) && kind != "dumb"
+	return term.IsTerminal(int(l.term.Fd())) && os.Getenv("TERM") != "dumb"
 }
 
 func (l *statusLine) Write(p []byte) (int, error) {

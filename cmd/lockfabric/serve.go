@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -21,8 +22,7 @@ import (
 
 const shutdownTimeout = 30 * time.Second
 
-// defaultListen and defaultCluster are not the defaults of the flags, so that a flag that was given can be
-// distinguished from a configuration file.
+// These are not the defaults of the flags, so that it is known whether a flag was given beside a configuration file.
 const (
 	defaultListen  = "127.0.0.1:4222"
 	defaultCluster = "lockfabric"
@@ -225,9 +225,8 @@ func (v *serveCmd) checkConfig(c *cli) error {
 
 // reloadOn reads certificates and configuration again at every signal, until stop is called, which waits.
 func reloadOn(hangup chan os.Signal, srv *embedded.Server, s *streams) (stop func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
+	var wg sync.WaitGroup
+	wg.Go(func() {
 		for range hangup {
 			if err := srv.Reload(); err != nil {
 				s.log.Error("not reloaded, all goes on as before", "error", message(advise(err)))
@@ -235,11 +234,11 @@ func reloadOn(hangup chan os.Signal, srv *embedded.Server, s *streams) (stop fun
 				s.log.Info("reloaded")
 			}
 		}
-	}()
+	})
 	return func() {
 		signal.Stop(hangup)
 		close(hangup)
-		<-done
+		wg.Wait()
 	}
 }
 
@@ -254,8 +253,8 @@ func (v *serveCmd) syncMode() (embedded.SyncMode, error) {
 	return embedded.SyncInterval(d), nil
 }
 
-// How often a server checks its store, and how many checks in a row must fail before the server ends. A single check
-// can fail while a bucket is created or deleted.
+// How often a server checks its store, and how many checks in a row must fail before it ends. A single check can fail
+// while a bucket is created or deleted.
 const (
 	lookAtStore   = time.Second
 	storeFailures = 3
@@ -268,8 +267,8 @@ type probe struct {
 	idle    time.Duration // 0 = no limit
 }
 
-// watch waits until ctx ends, or until the server was idle for the given time. Its error is that of a store that is
-// gone or can't be written any more: no lock can be acquired or released there, and only a new start can help.
+// watch waits until ctx ends, or until the server was idle for the given time. Its error is that of a store that is gone
+// or can't be written any more, so that only a new start can help.
 func watch(ctx context.Context, srv probe) error {
 	clients := make(<-chan time.Time) // never
 	if srv.idle > 0 {
@@ -312,16 +311,14 @@ func end(srv *embedded.Server, err error) error {
 	return err
 }
 
-// Variables for passwords that are not in a file. Their names differ from those of client credentials, because a server
-// must not use these for its users.
+// Variables for passwords that are not in a file. A server must not use the variables of client credentials for its users.
 const (
 	passwordEnv        = "LOCKFABRIC_SERVE_PASSWORD"
 	systemPasswordEnv  = "LOCKFABRIC_SERVE_SYSTEM_PASSWORD"
 	clusterPasswordEnv = "LOCKFABRIC_SERVE_CLUSTER_PASSWORD"
 )
 
-// serveAuth contains the flags for authentication. Secrets are never on the command line, which other users of the host
-// can read.
+// serveAuth contains the flags for authentication. Other users can read command lines, so these contain no secrets.
 type serveAuth struct {
 	AllowUser          string   `placeholder:"NAME" help:"Admit clients with this name and the password in --password-file or LOCKFABRIC_SERVE_PASSWORD. For more users, use --config."`
 	PasswordFile       string   `placeholder:"FILE" help:"Password of --allow-user, or its bcrypt hash."`
@@ -375,13 +372,9 @@ func login(option func(name, password string) embedded.Option, nameFlag, name, f
 	return nil, nil
 }
 
-// readSecret reads the secret of a command's flag from the file, or else from the environment. A line break at the end
-// is removed.
+// readSecret reads the secret of a flag from the file, without a line break at the end, or else from the environment.
 func readSecret(flag, file, env string) (string, error) {
-	switch {
-	case file == "" && env == "":
-		return "", nil
-	case file == "":
+	if file == "" {
 		return os.Getenv(env), nil
 	}
 	data, err := os.ReadFile(file)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,7 +35,7 @@ func (h *health) ready(check func() error) { h.check.Store(&check) }
 // ServeHTTP implements http.Handler: /livez reports that the process runs, /readyz that locks can be acquired and
 // released, and /metrics is for Prometheus.
 func (h *health) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	err := error(nil)
+	var err error
 	switch r.URL.Path {
 	case "/metrics":
 		h.metrics.ServeHTTP(w, r)
@@ -66,12 +67,9 @@ func (h *health) listen(addr string) (at string, stop func(), err error) {
 	}
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = serveUntil(ctx, srv, l, time.Second)
-	}()
-	return l.Addr().String(), func() { cancel(); <-done }, nil
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = serveUntil(ctx, srv, l, time.Second) })
+	return l.Addr().String(), func() { cancel(); wg.Wait() }, nil
 }
 
 // serveUntil serves until ctx ends, and then gives running requests the grace time to end.
@@ -181,10 +179,10 @@ func (s serverStats) Collect(ch chan<- prometheus.Metric) {
 type selfClient struct {
 	nc   *nats.Conn
 	stop context.CancelFunc
-	done chan struct{}
+	task sync.WaitGroup
 }
 
-// startSelfClient starts a guest.
+// startSelfClient connects, and starts the task.
 func startSelfClient(srv *embedded.Server, name string, log *slog.Logger, work func(ctx context.Context, nc *nats.Conn)) (*selfClient, error) {
 	nc, err := srv.Connect(nats.Name("lockfabric "+name), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
@@ -194,15 +192,12 @@ func startSelfClient(srv *embedded.Server, name string, log *slog.Logger, work f
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	g := &selfClient{nc, stop, make(chan struct{})}
-	go func() {
-		defer close(g.done)
-		work(ctx, nc)
-	}()
+	g := &selfClient{nc: nc, stop: stop}
+	g.task.Go(func() { work(ctx, nc) })
 	return g, nil
 }
 
-// clients returns how many of the server's clients belong to this guest.
+// clients returns how many of the server's clients belong to this task.
 func (g *selfClient) clients() int {
 	if g == nil || !g.nc.IsConnected() {
 		return 0
@@ -210,11 +205,11 @@ func (g *selfClient) clients() int {
 	return 1
 }
 
-// end stops the guest and waits for it, which takes some seconds at most.
+// end stops the task and waits for it, which takes some seconds at most.
 func (g *selfClient) end() {
 	if g != nil {
 		g.stop()
-		<-g.done
+		g.task.Wait()
 		g.nc.Close()
 	}
 }

@@ -17,11 +17,10 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// lookForGroup is the interval of checks for the end of a process group, which nothing reports. With --wait-children
-// the interval grows.
+// Interval of checks for the end of a process group, which nothing reports; with --wait-children it grows to the maximum.
 const (
-	lookForGroup   = 10 * time.Millisecond
-	lookForGroupAt = 200 * time.Millisecond // maximum
+	lookForGroup    = 10 * time.Millisecond
+	maxLookForGroup = 200 * time.Millisecond
 )
 
 // supervisor runs a command while something is held.
@@ -57,8 +56,7 @@ func (v *supervisor) run(cmd *exec.Cmd) (code int, err error) {
 	if err := v.held.Err(); err != nil {
 		return 0, err
 	}
-	// This must come before the start: signals from now on are for the command, and a stop of this program alone would
-	// leave the command running under a lock that nobody renews.
+	// Before the start, because a stop of this program alone would leave the command under a lock that nobody renews.
 	catch(v.sigs, forwarded)
 	v.term = openTerminal() // before the command can change its settings
 	if v.children {
@@ -106,7 +104,7 @@ func (v *supervisor) wait() (code int, err error) {
 				return code, v.held.Err()
 			}
 			if look = time.After(every); lost != nil {
-				every = min(2*every, lookForGroupAt)
+				every = min(2*every, maxLookForGroup)
 			}
 		case <-kill:
 			v.group.kill()
@@ -167,8 +165,8 @@ func cannotRun(command string, err error) error {
 	return &exitError{code: code, cause: fmt.Errorf("command %q %s: %w%s", command, what, err, advice)}
 }
 
-// repeatWindow is how long after the first signal a second one is treated as the same: timeout(1) and systemd send a
-// signal to run and to all its children, and run passes it on as well. A later signal means that run must end at once.
+// repeatWindow is how long a second signal is treated as the first one: timeout(1) and systemd send a signal to run and to
+// all its children, and run passes it on as well. A later signal means that run must end at once.
 const repeatWindow = 2 * time.Second
 
 // errGivenUp is returned if a signal has ended the wait for a server that does not answer.
@@ -184,7 +182,7 @@ func catch(c chan<- os.Signal, sigs []os.Signal) {
 }
 
 // interruptible returns a context that ends at a signal to end, a channel that is closed at a second such signal, and a
-// function that stops this. Later signals stay in the channel.
+// function that stops this.
 func interruptible(ctx context.Context, sigs <-chan os.Signal) (_ context.Context, again <-chan struct{}, done func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	insisted := make(chan struct{})
@@ -203,8 +201,8 @@ func interruptible(ctx context.Context, sigs <-chan os.Signal) (_ context.Contex
 	})
 }
 
-// untilSecondSignal calls fn, which ends something and may have to wait for a server. If a signal asks to end at once, it
-// returns errGivenUp, and fn continues.
+// untilSecondSignal calls fn, which may have to wait for a server. If a signal asks to end at once, it returns errGivenUp,
+// and fn continues.
 func untilSecondSignal(sigs <-chan os.Signal, fn func() error) error {
 	again, begun := make(chan struct{}), time.Now()
 	defer listen(sigs, func(sig os.Signal) (enough bool) {

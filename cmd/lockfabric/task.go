@@ -78,16 +78,7 @@ func (t *task) run(ctx context.Context, c *cli, s *streams) error {
 		err = cannotRun(t.command[0], err)
 	}
 	stayed := err == nil && !v.told && t.waitMinimum(ctx, h, since, s, t.visible(c, s), sigs)
-	if rerr := t.end(ctx, m, h, sigs); rerr != nil && err == nil {
-		lost := errors.Is(rerr, fabric.ErrLost)
-		switch {
-		case lost && stayed: // this was already reported
-		case lost || t.after != nil:
-			err = rerr
-		default:
-			s.log.Warn("the release is not confirmed; what was held ends with its TTL at the latest", "key", t.key, "ttl", t.TTL, "error", rerr)
-		}
-	}
+	err = t.end(ctx, m, h, sigs, s, err, stayed)
 	switch {
 	case errors.Is(err, fabric.ErrLost):
 		return fmt.Errorf("%w: others may have worked while %s did: check what it wrote, or have the token checked", err, t.command[0])
@@ -110,17 +101,30 @@ func environment(h held) []string {
 	return env
 }
 
-func (t *task) end(ctx context.Context, m *fabric.Manager, h held, sigs <-chan os.Signal) error {
+// end releases the hold, or calls after. It returns err, or else what must be reported. stayed says that a loss was
+// already reported.
+func (t *task) end(ctx context.Context, m *fabric.Manager, h held, sigs <-chan os.Signal, s *streams, err error, stayed bool) error {
+	var ended error
 	if t.after == nil || h.Err() != nil {
-		return untilSecondSignal(sigs, func() error { return letGo(ctx, m, h) })
+		ended = untilSecondSignal(sigs, func() error { return letGo(ctx, m, h) })
+	} else {
+		ctx, again, done := interruptible(ctx, sigs)
+		defer done()
+		ended = callUnlessDone(again, func() error {
+			err := interrupted(ctx, t.after(ctx, h))
+			_ = m.Close()
+			return err
+		})
 	}
-	ctx, again, done := interruptible(ctx, sigs)
-	defer done()
-	return callUnlessDone(again, func() error {
-		err := interrupted(ctx, t.after(ctx, h))
-		_ = m.Close()
+	lost := errors.Is(ended, fabric.ErrLost)
+	switch {
+	case err != nil || lost && stayed:
 		return err
-	})
+	case ended == nil || lost || t.after != nil:
+		return ended
+	}
+	s.log.Warn("the release is not confirmed; what was held ends with its TTL at the latest", "key", t.key, "ttl", t.TTL, "error", ended)
+	return nil
 }
 
 // How long a command continues after CMD has ended: releaseTime for the release, and the time of Manager.Close, four
@@ -142,8 +146,8 @@ func letGo(ctx context.Context, m *fabric.Manager, h held) error {
 	return err
 }
 
-// obtain connects and acquires. If a signal asks to end in the meantime, this is the error, and nothing is held. If
-// error and hold are nil, there is nothing to release.
+// obtain connects and acquires. After an error, also that of a signal, nothing is held. If error and hold are nil, there
+// is nothing to release.
 func (t *task) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.Signal) (*fabric.Manager, held, error) {
 	ctx, again, done := interruptible(ctx, sigs)
 	defer done()
@@ -168,25 +172,25 @@ func (t *task) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.Si
 		h, err := t.acquire(ctx, m)
 		erase()
 		if err == nil {
-			if done(); ctx.Err() != nil && h != nil { // later signals are for the command
+			if done(); ctx.Err() == nil { // later signals are for the command
+				got = h
+				return nil
+			}
+			if h != nil {
 				_ = h.Release(ctx)
 			}
 		}
-		if err != nil || ctx.Err() != nil {
-			err = withHolderName(c.welcome.why(ctx, errors.Join(err, ctx.Err())), m, t.key)
-			if text := t.advice(err); text != "" {
-				err = fmt.Errorf("%w: %s", err, text)
-			}
-			_ = m.Close()
-			return err
+		err = withHolderName(c.welcome.why(ctx, errors.Join(err, ctx.Err())), m, t.key)
+		if text := t.advice(err); text != "" {
+			err = fmt.Errorf("%w: %s", err, text)
 		}
-		got = h
-		return nil
+		_ = m.Close()
+		return err
 	})
-	if errors.Is(err, errGivenUp) {
+	switch {
+	case errors.Is(err, errGivenUp):
 		return nil, nil, fmt.Errorf("%w, but no server has confirmed that: its place in the queue ends with its TTL", interrupted(ctx, err))
-	}
-	if err != nil {
+	case err != nil:
 		return nil, nil, err
 	}
 	return m, got, nil

@@ -146,9 +146,7 @@ func (b *board) identify(ctx context.Context, m *fabric.Manager, rows []fabric.I
 			unknown = append(unknown, fabric.Info{Holders: slices.Clone(i.Holders[:1])})
 		}
 	}
-	if len(unknown) > 0 {
-		_ = m.Identify(ctx, unknown) // a process that can't be looked up now is shown without details
-	}
+	_ = m.Identify(ctx, unknown) // a process that can't be looked up now is shown without details
 	for _, i := range unknown {
 		b.leases[i.Holders[0].Lease.ID] = i.Holders[0].Lease
 	}
@@ -223,11 +221,10 @@ func (b *board) live(ctx context.Context, m *fabric.Manager, screen *os.File, ch
 		}
 		defer func() { _ = term.Restore(in, before) }()
 		go func() { // a read can't be cancelled; the process ends
-			for b := make([]byte, 1); ; {
+			for b := make([]byte, 1); ; keys <- b[0] {
 				if _, err := os.Stdin.Read(b); err != nil {
 					return
 				}
-				keys <- b[0]
 			}
 		}()
 	}
@@ -243,6 +240,7 @@ func (b *board) live(ctx context.Context, m *fabric.Manager, screen *os.File, ch
 				return err
 			}
 		}
+		shown = false
 		select {
 		case <-ctx.Done():
 			return nil
@@ -253,7 +251,6 @@ func (b *board) live(ctx context.Context, m *fabric.Manager, screen *os.File, ch
 			b.take(changed)
 		case now := <-tick.C:
 			b.count(now)
-			shown = false
 		case key := <-keys:
 			switch key {
 			case 'q', 'Q', 3: // ^C
@@ -261,7 +258,6 @@ func (b *board) live(ctx context.Context, m *fabric.Manager, screen *os.File, ch
 			case 's':
 				b.cmd.Sort = topOrders[(slices.Index(topOrders, b.cmd.Sort)+1)%len(topOrders)]
 			}
-			shown = false
 		}
 	}
 }
