@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/url"
 	"os"
 	"os/user"
@@ -21,39 +22,40 @@ import (
 	"github.com/nats-io/nkeys"
 )
 
-// Settings is the file format of a context of the nats command.
+// Settings are the settings of a context of the nats command, in its file format.
 type Settings struct {
-	Name          string   `json:"name"`
-	Description   string   `json:"description"`
-	ColorScheme   string   `json:"color_scheme"`
-	URL           string   `json:"url"`
-	Creds         string   `json:"creds"`
-	NKey          string   `json:"nkey"`
-	User          string   `json:"user"`
-	Password      string   `json:"password"`
-	Token         string   `json:"token"`
-	UserJWT       string   `json:"user_jwt"`
-	UserSeed      string   `json:"user_seed"`
-	Cert          string   `json:"cert"`
-	Key           string   `json:"key"`
-	CA            string   `json:"ca"`
-	TLSFirst      bool     `json:"tls_first"`
-	InboxPrefix   string   `json:"inbox_prefix"`
-	SocksProxy    string   `json:"socks_proxy"`
-	NSC           string   `json:"nsc"`
-	JSDomain      string   `json:"jetstream_domain"`
-	JSAPIPrefix   string   `json:"jetstream_api_prefix"`
-	JSEventPrefix string   `json:"jetstream_event_prefix"`
-	WinStore      string   `json:"windows_cert_store"`
-	WinMatchBy    string   `json:"windows_cert_match_by"`
-	WinMatch      string   `json:"windows_cert_match"`
-	WinCAs        []string `json:"windows_ca_certs_match"`
+	URL         string `json:"url"`
+	Creds       string `json:"creds"`
+	NKey        string `json:"nkey"`
+	User        string `json:"user"`
+	Password    string `json:"password"`
+	Token       string `json:"token"`
+	UserJWT     string `json:"user_jwt"`
+	UserSeed    string `json:"user_seed"`
+	Cert        string `json:"cert"`
+	Key         string `json:"key"`
+	CA          string `json:"ca"`
+	TLSFirst    bool   `json:"tls_first"`
+	InboxPrefix string `json:"inbox_prefix"`
 
 	// FromFlags is set if the credentials come from flags: they are plain values and paths, without the references that
 	// a context can contain.
 	FromFlags bool `json:"-"`
 
 	name string // name of the context, for messages
+}
+
+// unused are settings that matter to nobody here, or only together with others.
+var unused = []string{"name", "description", "color_scheme", "windows_cert_match_by", "windows_cert_match", "windows_ca_certs_match"}
+
+// unusable are settings that are not supported, or with which locks can't be reached, and what to do instead.
+var unusable = map[string]string{
+	"jetstream_domain":       "connect to a server of that domain, with a context without it",
+	"jetstream_api_prefix":   "use credentials of the account that has the streams",
+	"jetstream_event_prefix": "use a context without it",
+	"socks_proxy":            "reach the server without a proxy, or through a tunnel",
+	"nsc":                    "write the credentials to a file with 'nsc generate creds' and use that",
+	"windows_cert_store":     "use files with --tlscert, --tlskey and --tlsca",
 }
 
 // Dir returns the directory of the nats command's contexts.
@@ -91,14 +93,20 @@ func Load(name string) (Settings, error) {
 		return none, fmt.Errorf("context %q can't be read: %w", name, err)
 	}
 	s := Settings{name: name}
-	if err := decode(data, &s); err != nil {
-		return none, fmt.Errorf("context %q (%s): %w", name, path, err)
+	if err := s.decode(data, path); err != nil {
+		return none, err
 	}
 	s.URL = cmp.Or(s.URL, nats.DefaultURL) // as with the nats command
 	for _, file := range []*string{&s.Creds, &s.NKey, &s.Cert, &s.Key, &s.CA} {
 		*file = expandHome(*file)
 	}
-	return s, s.check()
+	switch {
+	case (s.Cert == "") != (s.Key == ""):
+		return none, fmt.Errorf("context %q: the settings \"cert\" and \"key\" belong together", name)
+	case s.UserSeed != "" && s.UserJWT == "":
+		return none, fmt.Errorf("context %q: the setting \"user_seed\" needs \"user_jwt\"", name)
+	}
+	return s, nil
 }
 
 func known(dir string) string {
@@ -122,49 +130,28 @@ func Names(dir string) (names []string) {
 
 // decode refuses unknown settings, because they may change the server or the user. Errors don't quote values, which may
 // be secret.
-func decode(data []byte, s *Settings) error {
-	strict := json.NewDecoder(bytes.NewReader(data))
-	strict.DisallowUnknownFields()
-	err := strict.Decode(s)
+func (s *Settings) decode(data []byte, path string) error {
+	invalid := func(format string, args ...any) error {
+		return fmt.Errorf("context %q (%s): %w", s.name, path, fmt.Errorf(format, args...))
+	}
 	var all map[string]any
-	var syntax *json.SyntaxError
-	var kind *json.UnmarshalTypeError
-	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &kind):
-		return fmt.Errorf("the setting %q is no %v", kind.Field, kind.Type)
-	case errors.As(err, &syntax) || json.Unmarshal(data, &all) != nil:
-		return errors.New("it is no JSON object")
+	err := json.Unmarshal(data, s)
+	if kind, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return invalid("the setting %q is no %v", kind.Field, kind.Type)
 	}
-	for field, value := range all {
-		ours, _ := json.Marshal(Settings{})
-		if value != nil && value != "" && value != false && !bytes.Contains(ours, []byte(`"`+field+`":`)) {
-			return fmt.Errorf("the setting %q is not known to this version: name server and credentials with flags instead", field)
+	if err != nil || json.Unmarshal(data, &all) != nil {
+		return invalid("it is no JSON object")
+	}
+	ours, _ := json.Marshal(Settings{})
+	for _, field := range slices.Sorted(maps.Keys(all)) {
+		value, key := all[field], strings.ToLower(field)
+		switch {
+		case value == nil || value == "" || value == false, slices.Contains(unused, key), bytes.Contains(ours, []byte(`"`+key+`":`)):
+		case unusable[key] != "":
+			return fmt.Errorf("context %q has the setting %q, which lockfabric can't use: %s", s.name, key, unusable[key])
+		default:
+			return invalid("the setting %q is not known to this version: name server and credentials with flags instead", field)
 		}
-	}
-	return json.Unmarshal(data, s)
-}
-
-// check refuses settings that are not supported, or with which locks can't be reached.
-func (s *Settings) check() error {
-	for _, no := range []struct{ field, value, instead string }{
-		{"jetstream_domain", s.JSDomain, "connect to a server of that domain, with a context without it"},
-		{"jetstream_api_prefix", s.JSAPIPrefix, "use credentials of the account that has the streams"},
-		{"jetstream_event_prefix", s.JSEventPrefix, "use a context without it"},
-		{"socks_proxy", s.SocksProxy, "reach the server without a proxy, or through a tunnel"},
-		{"nsc", s.NSC, "write the credentials to a file with 'nsc generate creds' and use that"},
-		{"windows_cert_store", s.WinStore, "use files with --tlscert, --tlskey and --tlsca"},
-	} {
-		if no.value != "" {
-			return fmt.Errorf("context %q has the setting %q, which lockfabric can't use: %s", s.name, no.field, no.instead)
-		}
-	}
-	if (s.Cert == "") != (s.Key == "") {
-		return fmt.Errorf("context %q: the settings \"cert\" and \"key\" belong together", s.name)
-	}
-	if s.UserSeed != "" && s.UserJWT == "" {
-		return fmt.Errorf("context %q: the setting \"user_seed\" needs \"user_jwt\"", s.name)
 	}
 	return nil
 }
@@ -224,21 +211,17 @@ func (s *Settings) Kinds() []string {
 
 // Flags returns the names of the flags that are set.
 func (s *Settings) Flags() []string {
-	first := ""
-	if s.TLSFirst {
-		first = "set"
-	}
+	first := map[bool]string{true: "set"}[s.TLSFirst]
 	return append(s.Kinds(), s.named([][2]string{
 		{s.Cert, "tlscert"}, {s.CA, "tlsca"}, {first, "tlsfirst"}, {s.InboxPrefix, "inbox-prefix"},
 	})...)
 }
 
 func (s *Settings) named(list [][2]string) (names []string) {
+	dashes := map[bool]string{true: "--"}[s.FromFlags]
 	for _, l := range list {
-		if l[0] != "" && s.FromFlags {
-			names = append(names, "--"+l[1])
-		} else if l[0] != "" {
-			names = append(names, l[1])
+		if l[0] != "" {
+			names = append(names, dashes+l[1])
 		}
 	}
 	return names
@@ -335,9 +318,9 @@ func (s *Settings) nkeyOption() (nats.Option, error) {
 	if path != "" {
 		o, err := nats.NkeyOptionFromSeed(path)
 		if err != nil {
-			err = fmt.Errorf("nkey %s: %w", path, err)
+			return nil, fmt.Errorf("nkey %s: %w", path, err)
 		}
-		return o, err
+		return o, nil
 	}
 	pair, err := nkeys.ParseDecoratedUserNKey(data)
 	if err != nil {
