@@ -21,8 +21,7 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// The scripts call "lockfabric complete" to get the possible next words. This program knows its own command line; the
-// scripts only know their shell.
+// The scripts call "lockfabric complete" to get the possible next words; they only know their shell.
 var (
 	//go:embed completion.bash
 	bashCompletion string
@@ -61,8 +60,7 @@ func (v *completeCmd) Run(s *streams) error {
 // completionTime limits how long a shell waits for names of locks.
 const completionTime = time.Second
 
-// What a shell may offer if there are no candidates. Each is a separate line for the scripts; no name starts with a
-// tab.
+// What a shell may offer if there are no candidates, as a line of its own. No name starts with a tab.
 const (
 	offerFiles    = "\tfiles"
 	offerCommands = "\tcommands"
@@ -235,8 +233,8 @@ func commandNames(node *kong.Node) (names []string) {
 	return names
 }
 
-// lockNames returns the names of these kinds (with "name", all names) in use on the server of these flags or of the
-// environment. It only reads: it creates no buckets and no lease, and starts no server.
+// lockNames returns the names of these kinds ("name": all) in use. It only reads: it creates nothing and starts no
+// server.
 func lockNames(global []string, kinds string) (names []string) {
 	var c cli
 	parser, err := newParser(&c, io.Discard, io.Discard, kong.Exit(func(int) {})) // otherwise it would print help and end the process
@@ -313,8 +311,7 @@ func (c *cli) peek() (*nats.Conn, error) {
 	return nats.Connect(state.URL, append(opts, nats.Token(state.Token), nats.SetCustomDialer(localDialer{state.Name}))...)
 }
 
-// plain reports whether every shell takes the name literally. Other users choose names: one like $(reboot) must not get
-// onto a command line by a key press.
+// plain reports whether every shell takes the name literally: $(reboot) must not get onto a command line by a key press.
 func plain(name string) bool {
 	return name != "" && !strings.HasPrefix(name, "-") && !strings.ContainsFunc(name, func(r rune) bool {
 		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("-_./:@%+,", r)

@@ -39,8 +39,8 @@ func (c *cli) connect(ctx context.Context, s *streams, opts ...fabric.Option) (*
 	limited, cancel := context.WithTimeout(guarded, c.Timeout)
 	defer cancel()
 	opts = append(opts, fabric.WithFabric(c.Fabric), fabric.WithLogger(s.log), fabric.WithoutVolunteering(), fabric.WithNATS(c.welcome.options()...))
-	// While it waits for a silent server, the client ignores the end of a context. So it runs in a goroutine, and an
-	// interrupted command does not wait for it.
+	// While it waits for a silent server, the client ignores the end of a context. An interrupted command does not wait
+	// for it.
 	opened := make(chan *fabric.Manager, 1)
 	err = callUnlessDone(guarded.Done(), func() error {
 		var m *fabric.Manager
@@ -198,8 +198,7 @@ func (w *connWatch) guard(ctx context.Context) (context.Context, context.CancelF
 	}
 }
 
-// why returns the reason of a call's error: the connection was closed permanently because the credentials are refused,
-// or guarded has ended.
+// why returns the reason of a call's error: credentials were refused on a reconnect, or guarded has ended.
 func (w *connWatch) why(guarded context.Context, err error) error {
 	if guarded.Err() == nil && errors.Is(err, fabric.ErrConnectionClosed) && refused(err) {
 		return w.to.refused(err)
@@ -232,8 +231,7 @@ func (t *target) explain(err error, timeout time.Duration) error {
 	return hidden
 }
 
-// unreachable returns why no server could be reached. The client does not report this, because it tries the first
-// server again.
+// unreachable returns why no server could be reached, which the client does not report.
 func (t *target) unreachable(err error) error {
 	first, _, _ := strings.Cut(t.servers, ",")
 	u, perr := url.Parse(first)
@@ -285,8 +283,7 @@ func (t *target) advice(err error, timeout time.Duration) string {
 		return "the server's certificate can't be used: have it replaced, or check the clock of this host"
 	case errors.As(err, &record) && t.setup.TLSFirst:
 		return "the server doesn't begin with TLS: leave out --tlsfirst (\"tls_first\" of the context)"
-	// The server refuses a certificate after the handshake, or its message is lost because the client was already
-	// writing.
+	// The server refuses a certificate after the handshake, or its message is lost because the client was writing.
 	case (errors.As(err, &alert) && alert.Op == "remote error" || errors.Is(err, nats.ErrTLS)) && t.setup.Cert == "":
 		return "the server ended TLS: if it asks for a certificate, give one with --tlscert and --tlskey"
 	case errors.As(err, &alert) && alert.Op == "remote error" || errors.Is(err, nats.ErrTLS):

@@ -92,15 +92,15 @@ type target struct {
 	secrets natscontext.Secrets
 }
 
-// target returns the server of the flags, the environment and the context, or nil for the local server. Every error is
-// a usage error.
+// target returns the server of flags, environment and context, or nil for the local server. Every error is a usage
+// error.
 func (c *connection) target() (*target, error) {
 	if len(c.empty) > 0 {
 		return nil, usageError("%s is empty: give a value, or leave it out", c.empty[0])
 	}
 	server, name := c.Server, c.Context
-	// The command line has priority: a server of the environment must not replace the server of a context on the
-	// command line, and the other way round.
+	// The command line has priority: a server of the environment must not replace a context of the command line, or the
+	// other way round.
 	if c.given["context"] && !c.given["server"] {
 		server = ""
 	}
@@ -144,8 +144,8 @@ func (t *target) prepare() (err error) {
 	return nil
 }
 
-// settings returns the settings of flags and environment, without the server. Credentials on the command line replace
-// other kinds of credentials in the environment.
+// settings returns the settings of flags and environment. Credentials on the command line replace others of the
+// environment.
 func (c *connection) settings() (natscontext.Settings, error) {
 	s := natscontext.Settings{
 		Creds: c.Creds, NKey: c.NKey, User: c.User, Password: c.Password, Token: c.Token,
@@ -176,8 +176,7 @@ func (c *connection) settings() (natscontext.Settings, error) {
 	return s, nil
 }
 
-// merge combines the settings of flags and environment with those of the context, and the credentials in URLs with the
-// others.
+// merge combines the settings of flags and environment with those of the context, and with the credentials in URLs.
 func (t *target) merge(own natscontext.Settings, explicit bool, context string) error {
 	urls, inURL, err := parseServers(t.setup.URL, t.origin)
 	if err != nil {
@@ -229,8 +228,7 @@ func joined(urls []*url.URL, credentials bool) string {
 	return strings.Join(list, ",")
 }
 
-// parseServers parses a list of URLs. Its errors contain no part of the URLs, because a password can be the invalid
-// part.
+// parseServers parses a list of URLs. Its errors contain no part of the URLs, which could be a password.
 func parseServers(list, origin string) (urls []*url.URL, credentials bool, err error) {
 	for one := range strings.SplitSeq(list, ",") {
 		if one = strings.TrimSpace(one); one == "" {
@@ -256,8 +254,7 @@ func parseServers(list, origin string) (urls []*url.URL, credentials bool, err e
 	return urls, credentials, nil
 }
 
-// hideArgs removes values of secret flags from the parser's message, which can quote values as flags. It does not
-// change words that only contain such a value.
+// hideArgs removes values of secret flags from the parser's message, which can quote them as flags.
 func hideArgs(text string, args []string) string {
 	for i, arg := range args {
 		flag, value, ok := strings.Cut(arg, "=")

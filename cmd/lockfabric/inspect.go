@@ -20,8 +20,7 @@ type inspectCmd struct {
 	Watch bool   `help:"Show it again after each change, until interrupted."`
 }
 
-// Run shows one lock. The JSON is a fabric.Info. A lock that nobody uses has no holders and no waiters, and is not an
-// error.
+// Run shows one lock. The JSON is a fabric.Info. A lock that nobody uses is not an error.
 func (i *inspectCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err := checkName(i.Key); err != nil {
 		return err
@@ -60,8 +59,7 @@ type shardOwner struct {
 	PID   int    `json:"pid"`
 }
 
-// coalescerOf returns the coalescer of the name's shard. It returns the zero value if there is none, or if it can't be
-// read.
+// coalescerOf returns the coalescer of the name's shard, or the zero value if there is none or it can't be read.
 func coalescerOf(ctx context.Context, m *fabric.Manager, name string) (c shardOwner) {
 	key, _ := kv.EncodeName(name)
 	shard := kv.Shard(key, m.Shards())

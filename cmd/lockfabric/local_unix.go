@@ -35,8 +35,7 @@ func checkPrivate(dir string) error {
 // detached makes a process survive the terminal and the session of its parent.
 func detached() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setsid: true} }
 
-// closeInherited closes the files that this process inherited from its parent. Every file that Go opens is marked
-// close-on-exec, so all other files are inherited.
+// closeInherited closes the files that this process inherited: Go marks those that it opens as close-on-exec.
 func closeInherited() {
 	entries, err := os.ReadDir("/dev/fd")
 	if err != nil {
@@ -53,8 +52,7 @@ func closeInherited() {
 	}
 }
 
-// guardFile allows one server for the path of a directory, with a file in another directory of the user below base.
-// Removing this file as well removes the guard.
+// guardFile allows one server for the path of a directory, with a file below base. Removing it removes the guard.
 func guardFile(dir, base string) (release func(), err error) {
 	path, err := filepath.EvalSymlinks(dir)
 	if err != nil {
@@ -78,8 +76,7 @@ func guardFile(dir, base string) (release func(), err error) {
 // minFiles is the smallest number of open files for a local server: its store, and one for each client.
 const minFiles = 256
 
-// enoughFiles refuses to start a local server with too few open files for its clients. The limits of this process also
-// apply to the server.
+// enoughFiles refuses to start a local server with too few open files; it inherits the limits of this process.
 func enoughFiles() error {
 	var l unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
@@ -91,8 +88,8 @@ func enoughFiles() error {
 	return nil
 }
 
-// freeOfStarter undoes the settings that the server inherited from its starter: soft limits, the umask, and niceness,
-// which needs a privilege.
+// freeOfStarter undoes the settings inherited from the starter: soft limits, umask, and niceness, which needs a
+// privilege.
 func freeOfStarter(log *slog.Logger) {
 	for _, which := range []int{unix.RLIMIT_NOFILE, unix.RLIMIT_FSIZE, unix.RLIMIT_CPU, unix.RLIMIT_DATA} {
 		var l unix.Rlimit

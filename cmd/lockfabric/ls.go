@@ -21,8 +21,7 @@ type lsCmd struct {
 	Watch  bool   `help:"Then show the names that change, until interrupted."`
 }
 
-// Run lists the locks in use. The JSON is an array of fabric.Info, [] if there are none. Without --long, the leases in
-// it have only id and TTL; inspect looks them up.
+// Run lists the locks in use. The JSON is an array of fabric.Info. Without --long, its leases have only id and TTL.
 func (l *lsCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	header := "KEY\tKIND\tSTATE\tHOLDERS\tWAITERS\tTOKEN\tAGE\tOWNER\n"
 	if l.Long {

@@ -184,8 +184,8 @@ func since(format string) func() string {
 	return func() string { return fmt.Sprintf(format, age(started, time.Now())) }
 }
 
-// keepShowing shows text, updated every second, and calls beside at the same time, until erase is called. After erase,
-// nothing is written.
+// keepShowing shows text, updated every second, and calls beside, until erase is called. After erase, nothing is
+// written.
 func keepShowing(ctx context.Context, line *statusLine, text func() string, beside func(ctx context.Context)) (erase func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup

@@ -106,8 +106,7 @@ func (d released) write(w io.Writer) {
 	}
 }
 
-// takeAll takes the locks whose names start with the prefix, after a confirmation. It prints what was taken before an
-// error.
+// takeAll takes the locks whose names start with the prefix. It prints what was taken before an error.
 func (r *releaseCmd) takeAll(ctx context.Context, c *cli, s *streams) error {
 	all := []released{}
 	err := c.withoutLimit(ctx, s, func(ctx context.Context, m *fabric.Manager) error {

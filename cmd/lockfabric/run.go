@@ -121,8 +121,7 @@ func (s *setFlags) validate(semaphore bool) error {
 	return nil
 }
 
-// keyAndMode splits KEY=MODE. A name with a '=' must be given with a mode, so that a wrong mode is not treated as a
-// part of the name.
+// keyAndMode splits KEY=MODE. A name with a '=' needs a mode, so that a wrong mode is not a part of the name.
 func keyAndMode(text string) (string, fabric.Mode) {
 	if i := strings.LastIndexByte(text, '='); i >= 0 {
 		return text[:i], fabric.Mode(text[i+1:])
@@ -248,8 +247,7 @@ type durationFlags struct {
 	WaitChildren bool          `help:"Hold it until all processes of CMD's process group have ended, including those in the background."`
 }
 
-// waitMinimum holds it until the minimum time since the start is over. It reports whether it had to wait. A loss in this time
-// is not a loss of the command, which has already ended.
+// waitMinimum holds it until the minimum time since the start is over. It reports whether it had to wait.
 func (t *task) waitMinimum(ctx context.Context, h held, since time.Time, s *streams, visible bool, sigs <-chan os.Signal) bool {
 	until := since.Add(t.HoldAtLeast)
 	if !time.Now().Before(until) {

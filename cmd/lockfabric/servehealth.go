@@ -118,8 +118,7 @@ func notify(state string) {
 	_ = conn.Close()
 }
 
-// metrics are the metrics of serve: of the process, of the managers that serve as coalescers, and, after its start, of
-// the server.
+// metrics are the metrics of serve: of the process, of the coalescers' managers, and of the server after its start.
 type metrics struct {
 	*prometheus.Registry
 	coalescer *fabricprom.Collector
@@ -214,8 +213,8 @@ func (g *selfClient) end() {
 	}
 }
 
-// coalesceFor starts standing by as the coalescer of the fabrics on this server. Locks work without it, so its errors
-// are only logged.
+// coalesceFor starts standing by as the coalescer of this server's fabrics. Locks work without it: errors are only
+// logged.
 func coalesceFor(srv *embedded.Server, log *slog.Logger, counted *fabricprom.Collector) *selfClient {
 	g, err := startSelfClient(srv, "coalescer", log, func(ctx context.Context, nc *nats.Conn) {
 		err := fabric.StandBy(ctx, nc, fabric.WithLabel("serve"), fabric.WithLogger(log), fabric.WithSweepInterval(0),

@@ -12,8 +12,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
-// divide creates the fabric with its shards. In a cluster, this happens when enough servers are running, while this
-// server already serves.
+// divide creates the fabric with its shards. In a cluster, it does so in the background, when enough servers run.
 func (v *serveCmd) divide(ctx context.Context, srv *embedded.Server, name string, s *streams) error {
 	made := make(chan error, 1)
 	g, err := startSelfClient(srv, "shards", s.log, func(ctx context.Context, nc *nats.Conn) {

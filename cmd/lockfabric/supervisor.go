@@ -50,8 +50,7 @@ type event struct {
 	signal int // signal that stopped or ended it
 }
 
-// run starts the command and waits for it. The error is ErrLost if the hold was lost before the command ended, or the
-// reason why the command did not start.
+// run starts the command and waits for it. The error is ErrLost after a loss, or the reason why it did not start.
 func (v *supervisor) run(cmd *exec.Cmd) (code int, err error) {
 	if err := v.held.Err(); err != nil {
 		return 0, err
@@ -181,8 +180,7 @@ func catch(c chan<- os.Signal, sigs []os.Signal) {
 	}
 }
 
-// interruptible returns a context that ends at a signal to end, a channel that is closed at a second such signal, and a
-// function that stops this.
+// interruptible returns a context that ends at a signal to end, and a channel that is closed at a second one.
 func interruptible(ctx context.Context, sigs <-chan os.Signal) (_ context.Context, again <-chan struct{}, done func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	insisted := make(chan struct{})
@@ -201,8 +199,7 @@ func interruptible(ctx context.Context, sigs <-chan os.Signal) (_ context.Contex
 	})
 }
 
-// untilSecondSignal calls fn, which may have to wait for a server. If a signal asks to end at once, it returns errGivenUp,
-// and fn continues.
+// untilSecondSignal calls fn. If a signal asks to end at once, it returns errGivenUp, and fn continues.
 func untilSecondSignal(sigs <-chan os.Signal, fn func() error) error {
 	again, begun := make(chan struct{}), time.Now()
 	defer listen(sigs, func(sig os.Signal) (enough bool) {

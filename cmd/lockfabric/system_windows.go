@@ -29,8 +29,7 @@ func signalNumber(sig os.Signal) int {
 	return 0
 }
 
-// group is a command that leads a process group and a job: the group gets console events, and the job contains all
-// processes that the command starts.
+// group is a command that leads a process group, for console events, and a job, which has all processes that it starts.
 type group struct {
 	cmd    *exec.Cmd
 	job    windows.Handle // 0 if it could not be created
@@ -126,8 +125,7 @@ func (v *supervisor) stopped(event) {}
 // inForeground returns true: a console belongs to all of its programs.
 func inForeground(*os.File) bool { return true }
 
-// checkPrivate does nothing: the user's own directories are private by their access control lists, which new
-// directories inherit.
+// checkPrivate does nothing: the access control lists of the user's directories, which new ones inherit, are private.
 func checkPrivate(string) error { return nil }
 
 // detached makes a process survive the console of its parent.
@@ -147,8 +145,7 @@ func enoughFiles() error { return nil }
 // freeOfStarter does nothing: limits are not inherited.
 func freeOfStarter(*slog.Logger) {}
 
-// watchProcess returns a channel that is closed when a process has ended, and a function that should ask it to end, but
-// does nothing on this system.
+// watchProcess returns a channel that is closed when a process has ended; terminate does nothing on this system.
 func watchProcess(pid int) (gone <-chan struct{}, terminate func(), err error) {
 	p, err := windows.OpenProcess(windows.SYNCHRONIZE, false, uint32(pid))
 	if err != nil {

@@ -101,8 +101,7 @@ func environment(h held) []string {
 	return env
 }
 
-// end releases the hold, or calls after. It returns err, or else what must be reported. stayed says that a loss was
-// already reported.
+// end releases the hold, or calls after. It returns err, or else what to report. stayed: a loss was already reported.
 func (t *task) end(ctx context.Context, m *fabric.Manager, h held, sigs <-chan os.Signal, s *streams, err error, stayed bool) error {
 	var ended error
 	if t.after == nil || h.Err() != nil {

@@ -124,8 +124,7 @@ func (u *uiCmd) check(flag string) ([]tls.Certificate, error) {
 	return nil, nil
 }
 
-// showPage serves the read-only page of a fabric on this server. It listens at once; a browser waits until the server,
-// which may still wait for its cluster, answers.
+// showPage serves the read-only page of a fabric on this server. A browser waits until the server's cluster answers.
 func showPage(srv *embedded.Server, l *pageListener, name string, s *streams) (*selfClient, error) {
 	if l == nil {
 		return nil, nil // no page

@@ -14,8 +14,7 @@ import (
 // farBehind is a lag that a replica needs a long time to catch up.
 const farBehind = 10_000
 
-// firstDay is the smallest possible revision of a bucket of this project: revisions start at the clock's microseconds,
-// and the project did not exist before.
+// firstDay is the smallest possible revision: they start at the clock's microseconds, and the project began later.
 var firstDay = uint64(time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro())
 
 func (e *exam) buckets(ctx context.Context) {
@@ -129,8 +128,7 @@ func (e *exam) clock(s *jskv.BucketState) {
 		"set both clocks, with NTP for example")
 }
 
-// fewConsumers is a limit that a few processes can reach: each needs up to 17 consumers of a bucket to wait, and one
-// more to open it.
+// fewConsumers is a limit that a few processes can reach: each needs up to 18 consumers of a bucket.
 const fewConsumers = 1000
 
 // consumers checks the bucket's own limit of consumers.

@@ -16,8 +16,7 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// revokeTime is how much longer than its TTL a holder may take to release after a request. It learns of the request
-// within a second.
+// revokeTime is how much longer than its TTL a holder may take to release after a request, which takes up to a second.
 const revokeTime = time.Second
 
 type leaseSight struct {

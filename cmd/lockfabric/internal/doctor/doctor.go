@@ -16,8 +16,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/jskv"
 )
 
-// stepTimeout limits one request. A later answer counts as none, because a program with a lock would already have a
-// problem.
+// stepTimeout limits one request. A program with a lock would already have a problem.
 const stepTimeout = 5 * time.Second
 
 // Options are the options of Run.
@@ -92,8 +91,7 @@ func Run(ctx context.Context, nc *nats.Conn, opts Options) (*Report, error) {
 			e.incarnation(ctx)
 		}
 		e.doing("records")
-		// Ages compare this host's clock with the server's. They are only for information, so nothing is decided by
-		// them.
+		// Ages compare this host's clock with the server's. They are information only: nothing is decided by them.
 		leases := e.readLeases(ctx)
 		for e.shard, e.locks = range e.all {
 			e.readLocks(ctx, leases)
@@ -152,8 +150,7 @@ func (e *exam) step(ctx context.Context, limit time.Duration, ask func(ctx conte
 	return err
 }
 
-// ask is step for a request with an answer. If it is known that the user has no permission, it makes no request,
-// because the server would not answer.
+// ask is step for a request with an answer. If the user is known to have no permission, it makes no request.
 func ask[T any](ctx context.Context, e *exam, mayNot bool, question func(ctx context.Context) (T, error)) (answer T, err error) {
 	if mayNot {
 		return answer, errMayNot

@@ -50,8 +50,7 @@ func (e *exam) version(name, version string) {
 	}
 }
 
-// older compares versions such as 2.12.0-RC.1 by their first two numbers, because a preview has the features of its
-// release.
+// older compares versions by their first two numbers, because a preview has the features of its release.
 func older(version, than string) (older, ok bool) {
 	var v, t [2]int
 	_, err := fmt.Sscanf(strings.TrimPrefix(version, "v"), "%d.%d", &v[0], &v[1])
@@ -126,8 +125,7 @@ func (e *exam) limits(usage []jskv.Usage) {
 	}
 }
 
-// pingServers is answered by every server, but only for the system account. The answers contain sync_always and
-// sync_interval.
+// pingServers is answered by every server, with sync_always and sync_interval, but only for the system account.
 const pingServers = "$SYS.REQ.SERVER.PING.JSZ"
 
 // quiet is the time without a further answer after which all servers have answered.

@@ -19,8 +19,7 @@ const (
 	gather = 100 * time.Millisecond
 	// chunk is how many rows are written at once.
 	chunk = 500
-	// lookEvery is the interval at which the server is checked and leases are looked up again. It is also the time
-	// limit for the answer.
+	// lookEvery is the interval and time limit of checks of the server; leases are looked up again as often.
 	lookEvery = 5 * time.Second
 	// writeTime is the time limit for writing one event to a page.
 	writeTime = 30 * time.Second

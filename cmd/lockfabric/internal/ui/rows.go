@@ -227,8 +227,7 @@ type person struct {
 	at    time.Time // when it was looked up
 }
 
-// next returns leases to look up now: unknown ones, and from time to time the others. It forgets leases that are in no
-// row.
+// next returns leases to look up now, unknown ones first. It forgets leases that are in no row.
 func (p *people) next(rows map[string]row) []string {
 	if p.looking {
 		return nil

@@ -149,8 +149,7 @@ func (s *server) guarded(next http.Handler) http.Handler {
 	})
 }
 
-// knownHost reports whether the host of a request is safe: no other site's name can lead a browser to it. An address is
-// not a name.
+// knownHost reports whether no other site's name can lead a browser to the host of a request. An address is no name.
 func (s *server) knownHost(host string) bool {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
