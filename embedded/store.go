@@ -36,7 +36,12 @@ func acquireStoreLock(dir string) (*storeLock, error) {
 	case err != nil:
 		return nil, fmt.Errorf("%w: can't lock %s: %w", ErrStartFailed, f, err)
 	case !locked:
-		return nil, storeInUse(dir)
+		e := &StoreInUseError{Dir: dir}
+		var o owner
+		if data, err := os.ReadFile(filepath.Join(dir, ownerFileName)); err == nil && json.Unmarshal(data, &o) == nil {
+			e.PID, e.URL = o.PID, o.URL
+		}
+		return nil, e
 	}
 	l := &storeLock{dir: dir, file: f}
 	// This is done at once, so that the entry of an owner that crashed is not reported.
@@ -63,15 +68,6 @@ func (l *storeLock) release() error {
 		return fmt.Errorf("embedded: releasing the store lock: %w", err)
 	}
 	return nil
-}
-
-func storeInUse(dir string) error {
-	e := &StoreInUseError{Dir: dir}
-	var o owner
-	if data, err := os.ReadFile(filepath.Join(dir, ownerFileName)); err == nil && json.Unmarshal(data, &o) == nil {
-		e.PID, e.URL = o.PID, o.URL
-	}
-	return e
 }
 
 // checkFiles fails with ErrStoreGone if the store on disk is not the one that the server has open: its directory was

@@ -22,14 +22,14 @@ type barrierCmd struct {
 
 func (b *barrierCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	b.Command = afterDashes(b.Command)
-	if len(b.Command) > 0 && b.Command[0] == "" {
-		return checkCommand("barrier", b.Command)
-	}
 	if err := checkName(b.Name); err != nil {
 		return err
 	}
 	t := &task{holding: &b.holding, name: "barrier", key: b.Name, command: b.Command, acquire: b.acquire, advice: waitLonger}
 	if len(b.Command) > 0 {
+		if err := checkCommand("barrier", b.Command); err != nil {
+			return err
+		}
 		t.after = func(ctx context.Context, h held) error { return h.(*primitives.Member).Leave(ctx) }
 	}
 	return t.run(ctx, c, s)

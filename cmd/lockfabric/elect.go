@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -50,12 +51,10 @@ func (e *electCmd) validate() error {
 	if e.Value != nil && len(*e.Value) > maxValue {
 		return usageError("elect --value of %d bytes: use at most %d", len(*e.Value), maxValue)
 	}
-	if !e.Observe || len(e.Command) > 0 {
-		if err := checkCommand("elect", e.Command); err != nil {
-			return err
-		}
+	if e.Observe && len(e.Command) == 0 {
+		return checkName(e.Name)
 	}
-	return checkName(e.Name)
+	return cmp.Or(checkCommand("elect", e.Command), checkName(e.Name))
 }
 
 func (e *electCmd) campaign(ctx context.Context, m *fabric.Manager) (held, error) {

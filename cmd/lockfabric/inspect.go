@@ -31,7 +31,14 @@ func (i *inspectCmd) Run(ctx context.Context, c *cli, s *streams) error {
 				is.Coalescer = coalescerOf(ctx, m, i.Key)
 			}
 			return is, err
-		}, func(w io.Writer, is inspected) { describe(w, is, time.Now()) })
+		}, func(w io.Writer, is inspected) {
+			fmt.Fprintf(w, "key:\t%s\nkind:\t%s\nstate:\t%s\nrevision:\t%d\n", printable(is.Key), orDash(is.Kind), state(is.Info), is.Revision)
+			facts(w, is)
+			if len(is.Holders)+len(is.Waiters)+len(is.Conditions) > 0 {
+				fmt.Fprintln(w)
+			}
+			allParties(w, is.Info, time.Now())
+		})
 	}
 	return follow(ctx, c, s, (*fabric.Manager).Watch, i.Key, func(ctx context.Context, m *fabric.Manager, info fabric.Info) error {
 		now, is := time.Now(), inspected{info, coalescerOf(ctx, m, i.Key)}
@@ -150,15 +157,6 @@ func facts(w io.Writer, info inspected) {
 	}
 }
 
-func describe(w io.Writer, info inspected, now time.Time) {
-	fmt.Fprintf(w, "key:\t%s\nkind:\t%s\nstate:\t%s\nrevision:\t%d\n", printable(info.Key), orDash(info.Kind), state(info.Info), info.Revision)
-	facts(w, info)
-	if len(info.Holders)+len(info.Waiters)+len(info.Conditions) > 0 {
-		fmt.Fprintln(w)
-	}
-	allParties(w, info.Info, now)
-}
-
 // allParties writes a table of the holders, and one of the waiters of each queue.
 func allParties(w io.Writer, info fabric.Info, now time.Time) {
 	what, of := share(info.Kind)
@@ -252,29 +250,21 @@ type deadlocksCmd struct {
 }
 
 func (c *deadlocksCmd) Run(ctx context.Context, cl *cli, s *streams) error {
-	if c.Watch {
-		return cl.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error { return c.watch(ctx, cl, s, m) })
+	if !c.Watch {
+		return show(ctx, cl, s, func(ctx context.Context, m *fabric.Manager) (fabric.Waits, error) { return m.Waits(ctx) }, drawWaits)
 	}
-	return show(ctx, cl, s, func(ctx context.Context, m *fabric.Manager) (fabric.Waits, error) { return m.Waits(ctx) }, drawWaits)
-}
-
-func (c *deadlocksCmd) watch(ctx context.Context, cl *cli, s *streams, m *fabric.Manager) error {
-	last := ""
-	for {
-		w, err := m.Waits(ctx)
-		if err != nil {
-			return err
-		}
-		if now := fmt.Sprint(w); now != last {
-			last = now
-			if err := s.again(cl.Output, w, func(out io.Writer) { drawWaits(out, w) }); err != nil {
+	return cl.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
+		for last := ""; ; pause.For(ctx, c.Every) {
+			w, err := m.Waits(ctx)
+			if now := fmt.Sprint(w); err == nil && now != last {
+				last = now
+				err = s.again(cl.Output, w, func(out io.Writer) { drawWaits(out, w) })
+			}
+			if err != nil {
 				return err
 			}
 		}
-		if !pause.For(ctx, c.Every) {
-			return nil
-		}
-	}
+	})
 }
 
 func drawWaits(out io.Writer, w fabric.Waits) {

@@ -219,10 +219,9 @@ func announced(byKey map[string]fabric.Info, key string, p fabric.Party) bool {
 func drawTree(w io.Writer, nodes []node, now time.Time) {
 	fmt.Fprintln(w, "NAME\tKIND\tROLE\tMODE\tAGE\tOWNER\tNOTE")
 	for _, n := range nodes {
-		levels := levels(n.Key)
-		name := levels[len(levels)-1]
-		if len(levels) > 1 {
-			name = name[len(levels[len(levels)-2])+1:]
+		name := n.Key
+		if i := strings.LastIndexByte(name, '/'); i > 0 {
+			name = name[i+1:]
 		}
 		line := strings.Repeat("  ", n.Depth) + printable(name)
 		row := func(role string, p fabric.Party, note string) {
@@ -231,10 +230,9 @@ func drawTree(w io.Writer, nodes []node, now time.Time) {
 		}
 		for _, p := range n.Holders {
 			note := ""
-			switch {
-			case p.Metadata["intent"] == "shared":
+			if p.Metadata["intent"] == "shared" {
 				note = "shared intent"
-			case slices.Contains(n.Unannounced, p.ID):
+			} else if slices.Contains(n.Unannounced, p.ID) {
 				note = "no intent above"
 			}
 			row("holds", p, note)

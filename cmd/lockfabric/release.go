@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -139,17 +140,14 @@ func (r *releaseCmd) takeAll(ctx context.Context, c *cli, s *streams) error {
 	if err != nil && len(all) == 0 {
 		return err
 	}
-	if perr := s.print(c.Output, all, func(w io.Writer) {
+	return cmp.Or(err, s.print(c.Output, all, func(w io.Writer) {
 		for _, one := range all {
 			one.write(w)
 		}
 		if len(all) == 0 {
 			fmt.Fprintln(w, "nothing was taken")
 		}
-	}); err == nil {
-		err = perr
-	}
-	return err
+	}))
 }
 
 func confirm(w io.Writer, keys []string) bool {

@@ -165,9 +165,13 @@ func (v *serveCmd) options(c *cli) ([]embedded.Option, error) {
 	if err != nil {
 		return nil, err
 	}
-	mode, err := v.syncMode()
-	if err != nil {
-		return nil, err
+	mode := embedded.SyncAlways
+	if v.Sync != "" && v.Sync != "always" {
+		d, err := time.ParseDuration(v.Sync)
+		if err != nil {
+			return nil, usageError("serve --sync=%s: give 'always', or an interval such as 100ms", v.Sync)
+		}
+		mode = embedded.SyncInterval(d)
 	}
 	opts = opts.add(v.Sync != "", embedded.WithSync(mode)).
 		add(v.Store != "", embedded.WithStoreDir(v.Store)).
@@ -242,17 +246,6 @@ func reloadOn(hangup chan os.Signal, srv *embedded.Server, s *streams) (stop fun
 	}
 }
 
-func (v *serveCmd) syncMode() (embedded.SyncMode, error) {
-	if v.Sync == "" || v.Sync == "always" {
-		return embedded.SyncAlways, nil
-	}
-	d, err := time.ParseDuration(v.Sync)
-	if err != nil {
-		return 0, usageError("serve --sync=%s: give 'always', or an interval such as 100ms", v.Sync)
-	}
-	return embedded.SyncInterval(d), nil
-}
-
 // How often a server checks its store, and how many checks in a row must fail before it ends. A single check can fail
 // while a bucket is created or deleted.
 const (
@@ -305,10 +298,7 @@ func watch(ctx context.Context, srv probe) error {
 func end(srv *embedded.Server, err error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
-	if serr := srv.Shutdown(ctx); err == nil {
-		err = serr
-	}
-	return err
+	return cmp.Or(err, srv.Shutdown(ctx))
 }
 
 // Variables for passwords that are not in a file. A server must not use the variables of client credentials for its users.

@@ -199,18 +199,6 @@ func interruptible(ctx context.Context, sigs <-chan os.Signal) (_ context.Contex
 	})
 }
 
-// untilSecondSignal calls fn. If a signal asks to end at once, it returns errGivenUp, and fn continues.
-func untilSecondSignal(sigs <-chan os.Signal, fn func() error) error {
-	again, begun := make(chan struct{}), time.Now()
-	defer listen(sigs, func(sig os.Signal) (enough bool) {
-		if enough = slices.Contains(endings, sig) && time.Since(begun) > repeatWindow; enough {
-			close(again)
-		}
-		return enough
-	})()
-	return callUnlessDone(again, fn)
-}
-
 // listen calls heard for each signal, until heard returns true or stop is called.
 func listen(sigs <-chan os.Signal, heard func(os.Signal) (enough bool)) (stop func()) {
 	stopping, stopped := make(chan struct{}), make(chan struct{})

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -105,7 +106,14 @@ func environment(h held) []string {
 func (t *task) end(ctx context.Context, m *fabric.Manager, h held, sigs <-chan os.Signal, s *streams, err error, stayed bool) error {
 	var ended error
 	if t.after == nil || h.Err() != nil {
-		ended = untilSecondSignal(sigs, func() error { return letGo(ctx, m, h) })
+		again, begun := make(chan struct{}), time.Now()
+		defer listen(sigs, func(sig os.Signal) (enough bool) {
+			if enough = slices.Contains(endings, sig) && time.Since(begun) > repeatWindow; enough {
+				close(again)
+			}
+			return enough
+		})()
+		ended = callUnlessDone(again, func() error { return letGo(ctx, m, h) })
 	} else {
 		ctx, again, done := interruptible(ctx, sigs)
 		defer done()

@@ -235,9 +235,14 @@ func (b *board) live(ctx context.Context, m *fabric.Manager, screen *os.File, ch
 	tick := time.NewTicker(b.cmd.Every)
 	defer tick.Stop()
 	for shown := false; ; {
-		if !shown {
-			if err := b.paint(ctx, m, screen); err != nil {
-				return err
+		if !shown { // fill the terminal, in its present size, with one write
+			_, height, err := term.GetSize(int(screen.Fd()))
+			if err != nil {
+				return fmt.Errorf("top: %w", err)
+			}
+			lines := bytes.Join(b.draw(ctx, m, time.Now(), max(height, 1)), []byte(clearRight+"\r\n"))
+			if _, err := fmt.Fprintf(screen, "%s%s%s", topLeft, lines, clearRight+clearBelow); err != nil {
+				return writeError(err)
 			}
 		}
 		shown = false
@@ -260,15 +265,4 @@ func (b *board) live(ctx context.Context, m *fabric.Manager, screen *os.File, ch
 			}
 		}
 	}
-}
-
-// paint fills the terminal, in its present size, with one write.
-func (b *board) paint(ctx context.Context, m *fabric.Manager, screen *os.File) error {
-	_, height, err := term.GetSize(int(screen.Fd()))
-	if err != nil {
-		return fmt.Errorf("top: %w", err)
-	}
-	lines := b.draw(ctx, m, time.Now(), max(height, 1))
-	_, err = fmt.Fprintf(screen, "%s%s%s", topLeft, bytes.Join(lines, []byte(clearRight+"\r\n")), clearRight+clearBelow)
-	return writeError(err)
 }

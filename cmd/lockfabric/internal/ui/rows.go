@@ -1,6 +1,7 @@
 package ui
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -94,28 +95,23 @@ func (s *server) waits(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	s.waiting.mu.Lock()
 	defer s.waiting.mu.Unlock()
-	if time.Since(s.waiting.at) >= waitsAge {
-		is, err := s.lookAtWaits(ctx)
-		if err != nil {
-			refuse(w, statusOf(err), err.Error())
-			return
-		}
-		s.waiting.is, s.waiting.at = is, time.Now()
+	if time.Since(s.waiting.at) < waitsAge {
+		answer(w, http.StatusOK, s.waiting.is)
+		return
 	}
-	answer(w, http.StatusOK, s.waiting.is)
-}
-
-func (s *server) lookAtWaits(ctx context.Context) (g graph, err error) {
-	if g.Waits, err = s.locks.Waits(ctx); err != nil {
-		return g, err
+	waits, err := s.locks.Waits(ctx)
+	coalescer, cerr := s.locks.Coalescer(ctx)
+	if err := cmp.Or(err, cerr); err != nil {
+		refuse(w, statusOf(err), err.Error())
+		return
 	}
-	g.All = len(g.Units)
-	g.Units = g.Units[:min(g.All, maxUnits)]
-	info, err := s.locks.Coalescer(ctx)
-	if len(info.Holders) > 0 {
-		g.Coalescer, g.StandBy = &info.Holders[0].Lease, len(info.Waiters)
+	is := graph{Waits: waits, All: len(waits.Units)}
+	is.Units = is.Units[:min(is.All, maxUnits)]
+	if len(coalescer.Holders) > 0 {
+		is.Coalescer, is.StandBy = &coalescer.Holders[0].Lease, len(coalescer.Waiters)
 	}
-	return g, err
+	s.waiting.is, s.waiting.at = is, time.Now()
+	answer(w, http.StatusOK, is)
 }
 
 // maxParties is the maximum number of holders, or of waiters of one queue, that are shown.
