@@ -2,7 +2,7 @@ package main
 
 import (
 	"context"
-	_ "embed"
+	"embed"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -22,22 +22,19 @@ import (
 )
 
 // The scripts call "lockfabric complete" to get the possible next words; they only know their shell.
-var (
-	//go:embed completion.bash
-	bashCompletion string
-	//go:embed completion.zsh
-	zshCompletion string
-	//go:embed completion.fish
-	fishCompletion string
-)
+//
+//go:embed completion.bash completion.zsh completion.fish
+var completionScripts embed.FS
 
 type completionCmd struct {
 	Shell string `arg:"" enum:"bash,zsh,fish" help:"The shell: bash, zsh or fish."`
 }
 
 func (v *completionCmd) Run(s *streams) error {
-	text := map[string]string{"bash": bashCompletion, "zsh": zshCompletion, "fish": fishCompletion}[v.Shell]
-	_, err := io.WriteString(s.out, text)
+	text, err := completionScripts.ReadFile("completion." + v.Shell)
+	if err == nil {
+		_, err = s.out.Write(text)
+	}
 	return writeError(err)
 }
 

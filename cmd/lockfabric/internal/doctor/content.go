@@ -20,12 +20,14 @@ import (
 const revokeTime = time.Second
 
 type leaseSight struct {
-	live, dead map[string]bool
+	live       map[string]string // processes of live leases: "host:pid"
 	stale      map[string]bool   // live, but not renewed for twice its TTL
-	hosts      map[string]string // processes of live leases: "host:pid"
 	unreadable []string
 	strange    []string // keys that are not lease ids
 }
+
+// gone reports whether a lease has ended, or looks so.
+func (s *leaseSight) gone(lease string) bool { return s.live[lease] == "" || s.stale[lease] }
 
 // entries reads all entries of a bucket, and notes their number.
 func (e *exam) entries(ctx context.Context, name string, fn func(jskv.Entry)) error {
@@ -65,7 +67,7 @@ func (e *exam) readLeases(ctx context.Context) *leaseSight {
 		return nil
 	}
 	name := e.leases.Bucket
-	s := &leaseSight{live: map[string]bool{}, dead: map[string]bool{}, stale: map[string]bool{}, hosts: map[string]string{}}
+	s := &leaseSight{live: map[string]string{}, stale: map[string]bool{}}
 	now := time.Now()
 	err := e.entries(ctx, name, func(entry jskv.Entry) {
 		if entry.Key == kv.MetaKey || strings.HasPrefix(entry.Key, lease.AskPrefix) {
@@ -79,12 +81,9 @@ func (e *exam) readLeases(ctx context.Context) *leaseSight {
 		switch {
 		case err != nil:
 			s.unreadable = append(s.unreadable, entry.Key)
-		case info.Dead:
-			s.dead[entry.Key] = true
-		default:
-			s.live[entry.Key] = true
+		case !info.Dead:
+			s.live[entry.Key] = info.Host + ":" + strconv.Itoa(info.PID)
 			s.stale[entry.Key] = now.Sub(entry.Created) > 2*info.TTL
-			s.hosts[entry.Key] = info.Host + ":" + strconv.Itoa(info.PID)
 		}
 	})
 	if err != nil {
@@ -168,14 +167,13 @@ func (e *exam) coalescer(s *lockSight) {
 		return
 	}
 	owner := &s.coalescer.Holders[0]
-	lease := owner.Lease()
-	who, also := s.leases.hosts[lease], len(s.coalescer.Waiters)
-	if who == "" || s.leases.stale[lease] {
+	also := len(s.coalescer.Waiters)
+	if s.leases.gone(owner.Lease()) {
 		e.report.ok("coalescer", subject, "the process that was the coalescer has ended without a release; %d wait to follow, and programs do without meanwhile", also)
 		return
 	}
 	e.served = true
-	e.report.ok("coalescer", subject, "%s "+is+", of rank %s, %d wait to follow it", who, owner.Meta["rank"], also)
+	e.report.ok("coalescer", subject, "%s "+is+", of rank %s, %d wait to follow it", s.leases.live[owner.Lease()], owner.Meta["rank"], also)
 }
 
 // deadlocks checks whether long waits can be published, so that deadlocks are detected.
@@ -249,10 +247,8 @@ func (s *lockSight) see(entry jskv.Entry) {
 	if slices.ContainsFunc(rec.Holders, late) {
 		s.revoked = append(s.revoked, name)
 	}
-	gone := func(h record.Entry) bool {
-		return s.leases != nil && (!s.leases.live[h.Lease()] || s.leases.stale[h.Lease()])
-	}
-	if len(rec.Waiters) == 0 && slices.ContainsFunc(rec.Holders, gone) {
+	gone := func(h record.Entry) bool { return s.leases.gone(h.Lease()) }
+	if s.leases != nil && len(rec.Waiters) == 0 && slices.ContainsFunc(rec.Holders, gone) {
 		s.dead = append(s.dead, name)
 	}
 }
