@@ -128,8 +128,7 @@ func (a *clientAuth) apply(o *natsserver.Options) error {
 		}
 	}
 	if system != nil && locks {
-		// Without this, the server admits clients without a name, as if only the system account had users. Only a
-		// configuration can set it.
+		// Without this, the server admits clients without a name. Only a configuration can set it.
 		if err := o.ProcessConfigString("authorization: {}"); err != nil {
 			return fmt.Errorf("%w: %w", ErrStartFailed, err)
 		}
@@ -148,8 +147,7 @@ func (a *clientAuth) apply(o *natsserver.Options) error {
 	return nil
 }
 
-// identity is the user of Server.Connect if clients need credentials: a key that is created for this server and valid
-// inside the process only.
+// identity is the user of Server.Connect if clients need credentials: a new key, valid inside the process only.
 type identity struct {
 	public string
 	pair   nkeys.KeyPair
@@ -194,8 +192,7 @@ func ownLogin(o *natsserver.Options) bool {
 // operated reports whether accounts and users are JWTs of an operator.
 func operated(o *natsserver.Options) bool { return len(o.TrustedOperators)+len(o.TrustedKeys) > 0 }
 
-// hasAccounts reports whether clients are in accounts other than the default one, or an external service decides their
-// accounts.
+// hasAccounts reports whether clients are in other accounts than the default one, or a service decides this.
 func hasAccounts(o *natsserver.Options) bool {
 	if operated(o) || o.AuthCallout != nil {
 		return true

@@ -122,8 +122,7 @@ func asksLeaves(o *natsserver.Options) demand {
 	return asksClients(o)
 }
 
-// asksWebsocket checks all clients of the websocket listener. These include leaf nodes and MQTT clients if the server
-// has such listeners; they need the credentials of those listeners.
+// asksWebsocket checks all clients of the websocket listener, which leaf nodes and MQTT clients can use, too.
 func asksWebsocket(o *natsserver.Options) demand {
 	w, m := &o.Websocket, &o.MQTT
 	if d := asksWith(o, w.Username, w.Password, w.Token, w.NoAuthUser); !d.auth {
@@ -153,8 +152,7 @@ func bareName(users []*natsserver.User) string {
 	return ""
 }
 
-// verifies reports whether a client needs a certificate of given authorities. Without given authorities, every
-// certificate that the host trusts would be accepted, and everybody can get one.
+// verifies reports whether a client needs a certificate of given authorities, not only of one that the host trusts.
 func verifies(t *tls.Config) bool {
 	return t != nil && t.ClientAuth == tls.RequireAndVerifyClientCert && t.ClientCAs != nil
 }

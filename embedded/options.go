@@ -208,8 +208,7 @@ func (c *config) serverOptions() (*natsserver.Options, error) {
 		return nil, err
 	}
 	o.Cluster.Name = c.cluster.name
-	// Clients use only the addresses that they were given. The addresses of other nodes, as this server sees them, may
-	// be unreachable for a client.
+	// Clients use only the addresses that they were given; those of other nodes may be unreachable for them.
 	o.Cluster.NoAdvertise = true
 	for _, r := range c.cluster.routes {
 		u, err := parseRoute(r)
@@ -229,8 +228,7 @@ func (c *config) applySync(o *natsserver.Options) {
 	}
 }
 
-// splitAddr checks addr and returns host and port for the server. For the server, port 0 means "the default port", and
-// -1 means "any free port".
+// splitAddr checks addr and returns it for the server, where port 0 is the default one, and -1 any free one.
 func splitAddr(option, addr string) (host string, port int, err error) {
 	host, p, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -361,8 +359,7 @@ func (c *config) fileOptions() (*natsserver.Options, error) {
 	case c.syncSet && (o.SyncAlways || o.SyncInterval != 0):
 		return nil, c.fileError("both its sync_interval and WithSync say when to sync; leave one out")
 	}
-	// Otherwise a user of the system account could make the server read the file by itself, without the checks and
-	// additions made here.
+	// Otherwise a user of the system account could make the server read the file without the checks made here.
 	o.ConfigFile = ""
 	o.JetStream = true
 	o.StoreDir = cmp.Or(o.StoreDir, c.storeDir)

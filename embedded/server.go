@@ -120,8 +120,7 @@ func (s *Server) run(ctx context.Context, o *natsserver.Options, l *logAdapter) 
 	return s.waitRoutes(ctx, l)
 }
 
-// waitRoutes waits for the cluster listener. The server opens it, or fails, after its Start has returned, and has no
-// event for it.
+// waitRoutes waits for the cluster listener, which the server opens after its Start, without an event.
 func (s *Server) waitRoutes(ctx context.Context, l *logAdapter) error {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
@@ -310,8 +309,7 @@ func (s *Server) Stats() Stats {
 	return st
 }
 
-// logAdapter sends the server's log to slog, and keeps the first fatal message, because the server reports a failed
-// start only in its log.
+// logAdapter sends the server's log to slog, and keeps the first fatal message, the only report of a failed start.
 type logAdapter struct {
 	out  *slog.Logger // nil: no log
 	once sync.Once

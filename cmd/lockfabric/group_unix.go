@@ -293,8 +293,7 @@ func (v *supervisor) stopSelf() (late []os.Signal) {
 	}
 }
 
-// orphaned reports whether no ancestor in this session, such as a shell, is outside the process group. Unknown
-// ancestors count as none.
+// orphaned reports whether no known ancestor in this session, such as a shell, is outside the process group.
 func orphaned() bool {
 	session, err := unix.Getsid(0)
 	for pid := unix.Getppid(); err == nil && pid > 0; pid = parentOf(pid) {
@@ -310,8 +309,7 @@ func orphaned() bool {
 	return true
 }
 
-// inForeground reports whether this process group has the terminal. Other programs must not write to it, and may be
-// stopped if they do.
+// inForeground reports whether this process group has the terminal. Other programs may be stopped if they write to it.
 func inForeground(f *os.File) bool { return foregroundOf(f) == unix.Getpgrp() }
 
 // foregroundOf returns the process group that has a terminal, or -1.

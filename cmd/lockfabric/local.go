@@ -266,8 +266,7 @@ func (c *cli) localPath() (string, error) {
 	return dir, nil
 }
 
-// localDir returns the local server's directory, and creates it if necessary. It refuses a directory that others can
-// read or write.
+// localDir returns the local server's directory, creates it if necessary, and refuses one that others can read or write.
 func (c *cli) localDir() (string, error) {
 	dir, err := c.localPath()
 	if err != nil {
@@ -286,8 +285,7 @@ func badDir(err error) error {
 	return nil
 }
 
-// defaultDir is the default directory of a user. Locks are state, so it must not be in a cache directory, which may be
-// emptied.
+// defaultDir is the default directory of a user. It is no cache, which may be emptied.
 func defaultDir() (string, error) {
 	base, err := os.UserCacheDir() // on Windows, LocalAppData is for everything that stays on this host
 	switch runtime.GOOS {

@@ -231,8 +231,7 @@ func followLeases(ctx context.Context, srv *embedded.Server) (*leases, error) {
 	return l, nil
 }
 
-// see records a write, even if the server refuses it: abandon then waits longer than necessary. A tombstone counts only
-// if the holder itself has written it.
+// see records a write, even if the server refuses it. A tombstone counts only if the holder has written it.
 func (l *leases) see(subject string, value []byte) {
 	parts := strings.Split(subject, ".")
 	if len(parts) != 3 || !strings.HasSuffix(parts[1], leasesSuffix) {
