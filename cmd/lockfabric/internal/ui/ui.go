@@ -1,6 +1,7 @@
 package ui
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -8,12 +9,12 @@ import (
 	"embed"
 	"encoding/hex"
 	"encoding/json"
+	"io/fs"
 	"iter"
 	"mime"
 	"net"
 	"net/http"
 	"net/netip"
-	"path"
 	"slices"
 	"strings"
 	"time"
@@ -74,29 +75,16 @@ func New(locks Locks, cfg Config) http.Handler {
 	all := http.NewServeMux()
 	all.Handle("/api/", s.authenticated(api))
 	all.HandleFunc("POST /api/login", s.login)
-	all.HandleFunc("GET /{$}", asset("index.html"))
-	files, err := assets.ReadDir("assets")
-	if err != nil {
-		panic(err) // the file is embedded
+	files, err := fs.Sub(assets, "assets")
+	names, rerr := assets.ReadDir("assets")
+	if err := cmp.Or(err, rerr); err != nil {
+		panic(err) // the files are embedded
 	}
-	for _, f := range files {
-		all.HandleFunc("GET /"+f.Name(), asset(f.Name()))
+	all.Handle("GET /{$}", http.FileServerFS(files))
+	for _, f := range names {
+		all.Handle("GET /"+f.Name(), http.FileServerFS(files))
 	}
 	return s.guarded(all)
-}
-
-// asset serves one embedded file.
-func asset(name string) http.HandlerFunc {
-	content, err := assets.ReadFile("assets/" + name)
-	if err != nil {
-		panic(err) // the file is embedded
-	}
-	kinds := map[string]string{".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-	kind := mime.FormatMediaType(kinds[path.Ext(name)], map[string]string{"charset": "utf-8"})
-	return func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", kind)
-		_, _ = w.Write(content)
-	}
 }
 
 // answer writes JSON.
