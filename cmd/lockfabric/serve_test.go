@@ -185,6 +185,11 @@ func TestServeCluster(t *testing.T) {
 		urls = append(urls, f[1])
 	}
 	all := strings.Join(urls, ",")
+	// Two servers can have a leader, and no place for three replicas until they know the third one.
+	eventually(t, "a cluster of three", func() bool {
+		code, _, _ := run(t, bare(t, "--server", all, "--timeout", "40s", "ls"))
+		return code == 0
+	})
 	holder := start(t, bare(t, "--server", all, "--timeout", "40s", "run", "k", "--", self(t), "child", "TERM"))
 	holder.ready()
 	if code, _, stderr := run(t, bare(t, "--server", urls[2], "run", "k", "--wait", "0", "--", "true")); code != 75 {
