@@ -113,9 +113,8 @@ type timeouts struct{ reads, writes atomic.Int32 }
 
 func (s *timeouts) any() bool { return s.reads.Load()+s.writes.Load() > 0 }
 
-// ask sends a request and waits for its answer hardly longer than answers take on this link,
-// because a leader that resigns forgets its requests and the next leader answers soon. The limit
-// doubles with each time-out in a row.
+// ask sends a request and waits for its answer hardly longer than answers take on this link, because a leader that
+// resigns forgets its requests and the next leader answers soon. The limit doubles with each time-out in a row.
 func (c *core) ask(ctx context.Context, timedOut *atomic.Int32, failFast bool, send func(ctx context.Context) error) (took time.Duration, err error) {
 	before := timedOut.Load()
 	limit := c.cfg.RTT.Backoff(int(before))

@@ -68,14 +68,12 @@ func (c *call) waitable() <-chan struct{} {
 
 // Do has d carry out one operation and returns its outcome, as the committed record says.
 //
-// An acquire returns when it is granted. Until then it waits in the key's
-// queue, until the context ends or opt.Stop is closed; then its entry is removed,
-// in the background if need be. A conversion waits likewise, before the queue, and
-// is undone; a conversion that only gives up something (see record.Op.Undo) is completed
-// instead, as a release is. Errors: *RefusedError, ErrGone, ErrStopped, ErrUnavailable
-// (with FailFast), ErrUnconfirmed for operations other than an acquire, ErrClosed, the
-// context's error, and record.ErrMalformed or record.ErrNewerSchema, in which
-// case the stored bytes stay as they are.
+// An acquire returns when it is granted. Until then it waits in the key's queue, until the context ends or opt.Stop is
+// closed; then its entry is removed, in the background if need be. A conversion waits likewise, before the queue, and
+// is undone; a conversion that only gives up something (see record.Op.Undo) is completed instead, as a release is.
+// Errors: *RefusedError, ErrGone, ErrStopped, ErrUnavailable (with FailFast), ErrUnconfirmed for operations other than
+// an acquire, ErrClosed, the context's error, and record.ErrMalformed or record.ErrNewerSchema, in which case the
+// stored bytes stay as they are.
 func Do(ctx context.Context, d Doer, key string, op record.Op, opt Options) (Outcome, error) {
 	if err := ctx.Err(); err != nil && opt.Bound <= 0 {
 		return Outcome{}, err

@@ -90,7 +90,7 @@ func (e *Engine) EndKeeping(lease string, ended bool) {
 }
 
 // canPass reports whether the entry may be passed on now, if its lease is valid. If not, final says that no
-// read can change that. Called with mu held.
+// read can change that.
 func (w *writer) canPass(k *kept) (ok, final bool) {
 	switch {
 	case !k.open || !k.keeper.Keeps():
@@ -104,7 +104,7 @@ func (w *writer) canPass(k *kept) (ok, final bool) {
 	return time.Since(w.confirmed) < confirmedFor, false
 }
 
-// keptHolder returns the holder in the record that is the kept entry. Called with mu held.
+// keptHolder returns the holder in the record that is the kept entry.
 func (w *writer) keptHolder(k *kept) (record.Entry, bool) {
 	if w.rec == nil {
 		return record.Entry{}, false
@@ -113,15 +113,15 @@ func (w *writer) keptHolder(k *kept) (record.Entry, bool) {
 }
 
 // oneAtATime reports whether requests that would keep the key wait in the process while one of them is in the record.
-// It is so if no other process is there. Called with mu held.
+// It is so if no other process is there.
 func (w *writer) oneAtATime() bool { return w.keeping.on && !w.hasOthers() }
 
 // holdsAllBack reports whether all new acquires wait in the process: for the open kept entry, or because a try of
-// another process comes first. Called with mu held.
+// another process comes first.
 func (w *writer) holdsAllBack() bool { return w.kept != nil && w.kept.open || w.delayAcquires }
 
 // waitForKept updates the keeping for a new request, and reports whether the request waits in the process for a kept
-// entry. Called with mu held.
+// entry.
 func (w *writer) waitForKept(r *Request) (waits bool) {
 	k := w.kept
 	if r.Keeper == nil {
@@ -155,7 +155,7 @@ func (w *writer) waitForKept(r *Request) (waits bool) {
 	return true
 }
 
-// noteKeptOp ends the keeping if r is an operation on the kept entry itself. Called with mu held.
+// noteKeptOp ends the keeping if r is an operation on the kept entry itself.
 func (w *writer) noteKeptOp(r *Request) {
 	switch k := w.kept; {
 	case k == nil:
@@ -174,7 +174,7 @@ func (k *kept) use() {
 }
 
 // updateKept decides what to do with the kept entry: pass it on to the first request that waits in the process, drain it
-// if others want it, or forget it if it was lost. Called with mu held.
+// if others want it, or forget it if it was lost.
 func (w *writer) updateKept() {
 	k := w.kept
 	if k == nil {
@@ -207,7 +207,7 @@ func (w *writer) updateKept() {
 	}
 }
 
-// lostReason returns why the entry is lost, by the known record; nil if it is not. Called with mu held.
+// lostReason returns why the entry is lost, by the known record; nil if it is not.
 func (w *writer) lostReason(k *kept) error {
 	if !w.trusted() {
 		return nil
@@ -221,7 +221,7 @@ func (w *writer) lostReason(k *kept) error {
 	return nil
 }
 
-// confirmKept reads the record, and then updates the kept entry. Called with mu held.
+// confirmKept reads the record, and then updates the kept entry.
 func (w *writer) confirmKept(k *kept) {
 	if k.confirming {
 		return
@@ -249,7 +249,7 @@ func (w *writer) confirmKept(k *kept) {
 	})
 }
 
-// markKept sets the metadata "may be kept" in the requests of a batch whose entries will be kept. Called with mu held.
+// markKept sets the metadata "may be kept" in the requests of a batch whose entries will be kept.
 func (w *writer) markKept(batch []*Request) {
 	for _, r := range batch {
 		if r.Keeper == nil {
@@ -262,7 +262,7 @@ func (w *writer) markKept(batch []*Request) {
 	}
 }
 
-// noteWritten updates the keeping after an acknowledged write. Called with mu held.
+// noteWritten updates the keeping after an acknowledged write.
 func (w *writer) noteWritten(base, rev uint64) {
 	w.confirmed = time.Now()
 	if w.keeping.lease != "" {
@@ -271,7 +271,7 @@ func (w *writer) noteWritten(base, rev uint64) {
 	}
 }
 
-// onGranted updates the keeping after a grant, and keeps the entry if it may be kept. Called with mu held.
+// onGranted updates the keeping after a grant, and keeps the entry if it may be kept.
 func (w *writer) onGranted(r *Request, out *Outcome) {
 	if r.Keeper == nil || out.Entry == nil || out.Entry.Mode != record.X {
 		return

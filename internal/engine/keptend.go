@@ -7,7 +7,7 @@ import (
 )
 
 // drain stops the passing on of the kept entry, and releases it if it is unused. calledBack says that others
-// have asked for it. Called with mu held.
+// have asked for it.
 func (w *writer) drain(calledBack bool) {
 	k := w.kept
 	if k == nil {
@@ -28,7 +28,7 @@ func (w *writer) drain(calledBack bool) {
 	w.releaseKept(k)
 }
 
-// removeKept forgets a kept entry that was lost, or is being released. Called with mu held.
+// removeKept forgets a kept entry that was lost, or is being released.
 func (w *writer) removeKept(k *kept) {
 	w.kept, w.followed = nil, false
 	if k.timer != nil {
@@ -48,10 +48,10 @@ func (w *writer) reportEnded(k *kept, err error) {
 	w.mu.afterUnlock(func() { k.keeper.Ended(key, k.entry.ID, used, err) })
 }
 
-// hasOthers reports whether the record has entries of other leases than the one that would keep the key. Called with mu held.
+// hasOthers reports whether the record has entries of other leases than the one that would keep the key.
 func (w *writer) hasOthers() bool { return w.rec.HasOthers(w.keeping.lease) }
 
-// releaseKept releases an entry that was kept and is unused. Called with mu held.
+// releaseKept releases an entry that was kept and is unused.
 func (w *writer) releaseKept(k *kept) {
 	w.releasing, w.askers = k.entry.ID, nil
 	op := record.Op{Verb: record.OpRelease, ID: k.entry.ID, Lease: k.lease, Hold: k.hold, Token: k.entry.Token}
@@ -91,7 +91,7 @@ func (w *writer) keptReleased(id string, err error) {
 // that time the try gets the message, reads the record and writes.
 func tryHeadStart(rtt time.Duration) time.Duration { return max(4*rtt, time.Millisecond) }
 
-// armTimer has onTimer called in d at the latest. Called with mu held.
+// armTimer has onTimer called in d at the latest.
 func (w *writer) armTimer(k *kept, d time.Duration) {
 	due := time.Now().Add(d)
 	switch {
@@ -127,7 +127,7 @@ func (w *writer) onTimer(k *kept) {
 	}
 }
 
-// limitUnused drains the entry of the engine that is unused for longest, if there are too many. Called with mu held.
+// limitUnused drains the entry of the engine that is unused for longest, if there are too many.
 func (w *writer) limitUnused() {
 	s := w.keptSet
 	if s.idle.Load() <= int64(w.core.cfg.MaxKept) {

@@ -14,7 +14,7 @@ import (
 
 // endOvertaken ends the guests of a composed batch that others may have written before. It puts guests that have an entry in the
 // record first: otherwise an operation of the same batch could remove the entry, and the guest add it again. It reports whether the
-// batch has to be composed again. Called with mu held.
+// batch has to be composed again.
 func (w *writer) endOvertaken(batch []*Request) (again bool) {
 	for _, r := range batch {
 		if r.addsForGuest() && !r.found && (r.Since < w.since || w.since == 0 && time.Since(r.submitted) > jskv.MarkerTTL/2) {

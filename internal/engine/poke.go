@@ -52,7 +52,6 @@ func (e *Engine) Unused(lease string) (seqs []string) {
 }
 
 // delayForTry holds back an acquire of this process for a moment, if a try of another process is to come first.
-// Called with mu held.
 func (w *writer) delayForTry(r *Request) bool {
 	if !w.delayAcquires || r.Guest != nil || r.Op.Verb != record.OpAcquire && r.Op.Verb != record.OpTry || len(w.backlog) >= maxBacklog {
 		return false
@@ -61,7 +60,7 @@ func (w *writer) delayForTry(r *Request) bool {
 	return true
 }
 
-// keptAhead returns the kept entry that operations of this process wait for, or nil. Called with mu held.
+// keptAhead returns the kept entry that operations of this process wait for, or nil.
 func (v *view) keptAhead() *record.Entry {
 	if e := v.rec.OnlyHolder(); len(v.waiting) > 0 && !v.closed && e != nil && record.MayBeKept(e.Meta) {
 		return e
@@ -70,7 +69,7 @@ func (v *view) keptAhead() *record.Entry {
 }
 
 // pokeKept pokes the process of a kept entry ahead, at once and then again and again: its watch may be late or not
-// open yet. Called with mu held.
+// open yet.
 func (v *view) pokeKept() {
 	e := v.keptAhead()
 	if e == nil || v.core.cfg.Hints == nil {

@@ -24,8 +24,7 @@ type Doer interface {
 	Withdraw(r *Request, cause error)
 }
 
-// Request is an operation on the record of a key. It is used once. The engine owns it from
-// Submit until Done is called.
+// Request is an operation on the record of a key. It is used once. The engine owns it from Submit until Done is called.
 type Request struct {
 	Key string
 	Op  record.Op
@@ -54,9 +53,8 @@ type Request struct {
 	// entry that another request with the same Keeper has left.
 	Keeper   Keeper
 	FailFast bool // end with ErrUnavailable at the first sign that no leader answers
-	// Queued, if not nil, is called once, before Done, if the operation has to wait. Done is called
-	// with the outcome. Both are called with no lock held. They must be quick, and
-	// may call Submit and Withdraw.
+	// Queued, if not nil, is called once, before Done, if the operation has to wait. Done is called with the outcome.
+	// Both are called with no lock held. They must be quick, and may call Submit and Withdraw.
 	Queued func(record.Place)
 	Done   func(Outcome, error)
 	// Via is for a Doer that forwards requests; this engine does not use it.

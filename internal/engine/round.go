@@ -11,7 +11,7 @@ import (
 	"github.com/lockfabric/lockfabric/kv"
 )
 
-// accept takes a new request: it ends it, holds it back, or enqueues it. Called with mu held.
+// accept takes a new request: it ends it, holds it back, or enqueues it.
 func (w *writer) accept(r *Request) {
 	if w.closed {
 		w.end(r, Outcome{}, ErrClosed)
@@ -41,7 +41,7 @@ func (w *writer) accept(r *Request) {
 	}
 }
 
-// enqueue adds r to the next round. Called with mu held.
+// enqueue adds r to the next round.
 func (w *writer) enqueue(r *Request) {
 	w.noteKeptOp(r)
 	w.pending = append(w.pending, r)
@@ -51,7 +51,7 @@ func (w *writer) enqueue(r *Request) {
 	w.start()
 }
 
-// withdraw implements Doer.Withdraw. Called with mu held.
+// withdraw implements Doer.Withdraw.
 func (w *writer) withdraw(r *Request, cause error) {
 	waits := w.waiting[r.Op.ID] == r
 	switch _, undoable := r.Op.Undo(); {
@@ -76,7 +76,7 @@ func (w *writer) withdraw(r *Request, cause error) {
 	}
 }
 
-// close ends every request with ErrClosed. Called with mu held.
+// close ends every request with ErrClosed.
 func (w *writer) close() {
 	for _, r := range slices.Concat(w.pending, w.backlog) {
 		w.end(r, Outcome{}, ErrClosed)
@@ -90,7 +90,7 @@ func (w *writer) close() {
 	w.dropWatch()
 }
 
-// idle reports whether the writer can be forgotten. Called with mu held.
+// idle reports whether the writer can be forgotten.
 func (w *writer) idle() bool {
 	return !w.running && len(w.pending)+len(w.backlog) == 0 && w.kept == nil && !w.delayAcquires && w.view.idle()
 }
@@ -114,7 +114,7 @@ func (w *writer) run() {
 	}
 }
 
-// continueInRunner starts a runner for what is pending after a step. Called with mu held.
+// continueInRunner starts a runner for what is pending after a step.
 func (w *writer) continueInRunner() {
 	if len(w.nextBatch()) > 0 {
 		w.running = w.core.goIfOpen(w.run)
@@ -123,7 +123,7 @@ func (w *writer) continueInRunner() {
 	}
 }
 
-// finishRun resets the state of the goroutine that worked on the key, when nothing is left to do. Called with mu held.
+// finishRun resets the state of the goroutine that worked on the key, when nothing is left to do.
 func (w *writer) finishRun() {
 	w.running, w.backoff, w.pause, w.interruptible = false, backoff{}, 0, false
 }
@@ -144,7 +144,7 @@ func (w *writer) runStep() bool {
 	return true
 }
 
-// plan composes the next step. It returns false if there is nothing to do. Called with mu held.
+// plan composes the next step. It returns false if there is nothing to do.
 func (w *writer) plan(s *step) bool {
 	for {
 		*s = step{ops: s.ops, results: s.results, batch: w.nextBatch()}
@@ -186,7 +186,7 @@ func (w *writer) plan(s *step) bool {
 	}
 }
 
-// retryIn stops the run and starts a new one after d, or as soon as another request comes. Called with mu held.
+// retryIn stops the run and starts a new one after d, or as soon as another request comes.
 func (w *writer) retryIn(d time.Duration) {
 	w.running = false
 	for _, r := range w.pending {
@@ -207,7 +207,7 @@ func (w *writer) retryIn(d time.Duration) {
 }
 
 // nextBatch returns the requests of the next step: those for which the state was read
-// after they came, if there are any, or else all. Called with mu held.
+// after they came, if there are any, or else all.
 func (w *writer) nextBatch() []*Request {
 	w.queueing = 0
 	w.pending = slices.DeleteFunc(w.pending, func(r *Request) bool {
@@ -225,13 +225,13 @@ func (w *writer) nextBatch() []*Request {
 	return w.pending[:n:n]
 }
 
-// mustRead reports whether the batch needs a read first, since the known state is no base for it. Called with mu held.
+// mustRead reports whether the batch needs a read first, since the known state is no base for it.
 func (w *writer) mustRead(batch []*Request) bool {
 	return w.outdated.at(w.rev) || !w.known && (w.uncertain.set || w.newestRev > 0 ||
 		!slices.ContainsFunc(batch, func(r *Request) bool { return r.Op.Blind() }))
 }
 
-// conclude handles the answer to a step, and returns the pause before the next one. Called with mu held.
+// conclude handles the answer to a step, and returns the pause before the next one.
 func (w *writer) conclude(s *step) (pause time.Duration) {
 	w.expected = nil
 	if !s.write {
@@ -264,7 +264,7 @@ func (w *writer) conclude(s *step) (pause time.Duration) {
 	return 0
 }
 
-// notWritten handles a write that was not acknowledged. Called with mu held.
+// notWritten handles a write that was not acknowledged.
 func (w *writer) notWritten(s *step) (pause time.Duration) {
 	var conflict *jskv.ConflictError
 	switch {
@@ -306,7 +306,7 @@ func (w *writer) notWritten(s *step) (pause time.Duration) {
 	return w.handleFailure(s, s.err)
 }
 
-// dropGuests ends the guests of a batch that this process may not write any more. Called with mu held.
+// dropGuests ends the guests of a batch that this process may not write any more.
 func (w *writer) dropGuests(batch []*Request) {
 	for _, r := range batch {
 		if r.Guest != nil && !r.Guest() {
@@ -315,7 +315,7 @@ func (w *writer) dropGuests(batch []*Request) {
 	}
 }
 
-// markUncertain notes that a write may be committed, now or later. Called with mu held.
+// markUncertain notes that a write may be committed, now or later.
 func (w *writer) markUncertain(s *step) {
 	if s.rev >= w.newestRev {
 		w.uncertain = mark{true, s.rev}
@@ -327,7 +327,7 @@ func (w *writer) markUncertain(s *step) {
 }
 
 // handleFailure ends the requests of a failed step that can't be tried again, and returns the pause before
-// the others are. Called with mu held.
+// the others are.
 func (w *writer) handleFailure(s *step, err error) (pause time.Duration) {
 	malformed := errors.Is(err, record.ErrMalformed) || errors.Is(err, record.ErrNewerSchema)
 	rejected := errors.Is(err, kv.ErrRejected) || errors.Is(err, kv.ErrFull)
@@ -357,7 +357,7 @@ func (w *writer) handleFailure(s *step, err error) (pause time.Duration) {
 	return w.backoff.next(err)
 }
 
-// deliver gives every request of a step its outcome or state in the committed record. Called with mu held.
+// deliver gives every request of a step its outcome or state in the committed record.
 func (w *writer) deliver(s *step, rec *record.Record, rev uint64) {
 	w.refuse(s, rec, rev)
 	for _, r := range s.batch {
@@ -376,14 +376,13 @@ func (w *writer) deliver(s *step, rec *record.Record, rev uint64) {
 			w.look()
 		}
 	}
-	// This write may have promoted requests that queued before, and the
-	// watch may have brought something newer already.
+	// This write may have promoted requests that queued before, and the watch may have brought something newer already.
 	if w.keeping.basedOnOurs = false; w.wanted() {
 		w.settle()
 	}
 }
 
-// stateChanged is called after the known state has changed. Called with mu held.
+// stateChanged is called after the known state has changed.
 func (w *writer) stateChanged() {
 	w.adjustWatch()
 	w.observe()
@@ -395,7 +394,7 @@ func (w *writer) stateChanged() {
 	}
 }
 
-// refuse ends the requests of a step that the record at rev does not allow. Called with mu held.
+// refuse ends the requests of a step that the record at rev does not allow.
 func (w *writer) refuse(s *step, rec *record.Record, rev uint64) {
 	for i, r := range s.batch {
 		res := s.results[i]

@@ -42,7 +42,7 @@ func (e *Engine) Stamp(ctx context.Context, key string, failFast bool) (*record.
 }
 
 // recent returns the known state. ok is whether it is likely to be the newest: it is watched, or the last check
-// has proved it. Called with mu held.
+// has proved it.
 func (v *view) recent() (rec *record.Record, rev uint64, ok bool) {
 	watched, proven := v.stopWatch != nil, false
 	if p := v.proofs; p != nil {
@@ -118,7 +118,7 @@ func (e *Engine) Prove(ctx context.Context, key string, rev uint64, opt ProveOpt
 }
 
 // nextCheck returns a check of rev that was not sent yet, and starts the goroutine that sends it; nil if the engine is
-// closed or a newer revision is known. Called with mu held.
+// closed or a newer revision is known.
 func (v *view) nextCheck(rev uint64, failFast bool) *check {
 	if v.closed || rev < v.newestRev {
 		return nil
@@ -182,7 +182,6 @@ func (v *view) runChecks() {
 }
 
 // concludeCheck handles the answer to a check. before is the newest known revision of the bucket when it was sent.
-// Called with mu held.
 func (v *view) concludeCheck(c *check, at, before uint64, err error) {
 	switch {
 	case err == nil && at <= before:

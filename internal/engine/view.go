@@ -103,7 +103,7 @@ type view struct {
 	lookTimer  *time.Timer   // starts the next look
 }
 
-// learn stores a committed state unless a newer one is known. Called with mu held.
+// learn stores a committed state unless a newer one is known.
 func (v *view) learn(rec *record.Record, rev uint64) bool {
 	if !v.committed.learn(rec, rev) {
 		return false
@@ -112,7 +112,7 @@ func (v *view) learn(rec *record.Record, rev uint64) bool {
 	return true
 }
 
-// learnAbsent stores that the key has no entry. Called with mu held.
+// learnAbsent stores that the key has no entry.
 func (v *view) learnAbsent() {
 	if v.committed.learnAbsent() {
 		v.core.cfg.Suspect()
@@ -131,7 +131,7 @@ func (v *view) read(ctx context.Context) (*record.Record, uint64, error) {
 	return v.rec, v.rev, err
 }
 
-// absorb decodes and learns a committed entry, and settles the requests. Called with mu held.
+// absorb decodes and learns a committed entry, and settles the requests.
 func (v *view) absorb(entry jskv.Entry) error {
 	if entry.Revision == 0 {
 		v.learnAbsent()
@@ -182,7 +182,7 @@ func (v *view) notify(entry jskv.Entry) {
 	v.absorbIfNewer(entry)
 }
 
-// absorbIfNewer absorbs an entry that came unasked. Called with mu held.
+// absorbIfNewer absorbs an entry that came unasked.
 func (v *view) absorbIfNewer(entry jskv.Entry) {
 	if entry.Revision < v.newestRev {
 		return // it is older than our own reads and writes
@@ -196,7 +196,7 @@ func (v *view) absorbIfNewer(entry jskv.Entry) {
 }
 
 // recheckAbsent reads a key a second time that looked absent while an operation waits or holds there: one read may
-// have come from a deposed leader. Called with mu held.
+// have come from a deposed leader.
 func (v *view) recheckAbsent() {
 	if v.rechecking || !v.wanted() {
 		return
@@ -222,7 +222,7 @@ func (v *view) recheckAbsent() {
 	})
 }
 
-// settle applies the newest committed record to the waiting operations and the watched holds. Called with mu held.
+// settle applies the newest committed record to the waiting operations and the watched holds.
 func (v *view) settle() {
 	v.settleWaiting()
 	for id, h := range v.holds {
@@ -242,7 +242,7 @@ func (v *view) settle() {
 }
 
 // settleWaiting ends the operations that wait no more. It visits each entry of the record and
-// each operation once, since there can be many of both. Called with mu held.
+// each operation once, since there can be many of both.
 func (v *view) settleWaiting() {
 	waiting := 0
 	v.queue, v.firstPlace = 0, 0
@@ -273,7 +273,7 @@ func (v *view) settleWaiting() {
 	}
 }
 
-// applyState makes r wait or ends it, as the record at rev says. Called with mu held.
+// applyState makes r wait or ends it, as the record at rev says.
 func (v *view) applyState(r *Request, st record.State, rec *record.Record, rev uint64) {
 	if st.Standing == record.Waiting {
 		if v.waiting == nil {
@@ -312,7 +312,7 @@ func (v *view) applyState(r *Request, st record.State, rec *record.Record, rev u
 	}
 }
 
-// end gives r its outcome. Called with mu held.
+// end gives r its outcome.
 func (v *view) end(r *Request, out Outcome, err error) {
 	if r.finished {
 		return
@@ -331,7 +331,7 @@ func (v *view) end(r *Request, out Outcome, err error) {
 	v.mu.answer(r, out, err)
 }
 
-// retire marks r as finished, so that nothing more is done for it. Called with mu held.
+// retire marks r as finished, so that nothing more is done for it.
 func (v *view) retire(r *Request) {
 	r.finished = true
 	r.unblockNext()
@@ -344,7 +344,7 @@ func (v *view) retire(r *Request) {
 }
 
 // undo replaces r, which may have been written, by an operation that takes it back. That operation stays in the ledger
-// until a committed write proves that it is done. A guest is only retired. Called with mu held.
+// until a committed write proves that it is done. A guest is only retired.
 func (v *view) undo(r *Request, cause error) *Request {
 	v.retire(r)
 	if r.Guest != nil {
@@ -359,7 +359,7 @@ func (v *view) undo(r *Request, cause error) *Request {
 	return u
 }
 
-// submitOwed submits a request that no caller waits for, through the ledger. Called with mu held.
+// submitOwed submits a request that no caller waits for, through the ledger.
 func (v *view) submitOwed(r *Request) {
 	if v.closed {
 		r.finished = true
@@ -369,15 +369,15 @@ func (v *view) submitOwed(r *Request) {
 	v.user.enqueue(r)
 }
 
-// wanted reports whether the process has to learn of changes. Called with mu held.
+// wanted reports whether the process has to learn of changes.
 func (v *view) wanted() bool { return len(v.waiting)+len(v.holds) > 0 || v.followed }
 
-// idle reports whether nothing uses the view. Called with mu held.
+// idle reports whether nothing uses the view.
 func (v *view) idle() bool {
 	return !v.wanted() && v.stopWatch == nil && !v.rechecking && !v.looking && (v.proofs == nil || !v.proofs.running)
 }
 
-// close ends every waiting operation with ErrClosed. Called with mu held.
+// close ends every waiting operation with ErrClosed.
 func (v *view) close() {
 	v.closed = true
 	for _, r := range v.waiting {

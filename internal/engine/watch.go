@@ -47,7 +47,7 @@ func (e *Engine) WatchHold(key, id string, turn, rev uint64, lost func(error)) (
 	}
 }
 
-// observe starts and stops the observation of the leases ahead of the waiting operations. Called with mu held.
+// observe starts and stops the observation of the leases ahead of the waiting operations.
 func (v *view) observe() {
 	var ahead map[string]time.Duration
 	urgent := false
@@ -61,7 +61,7 @@ func (v *view) observe() {
 
 // ahead returns the leases, with their TTLs, of all entries that operations of this process wait for. It includes leases
 // of this process, since its own waiters must learn of their end, too. urgent is whether one of these operations is
-// granted next. Called with mu held.
+// granted next.
 func (v *view) ahead() (leases map[string]time.Duration, urgent bool) {
 	if len(v.waiting) == 0 || v.closed {
 		return nil, false
@@ -91,7 +91,7 @@ func (v *view) leaseDied(id string) {
 	})
 }
 
-// look reads the record in the background. Called with mu held.
+// look reads the record in the background.
 func (v *view) look() {
 	if v.closed || len(v.waiting) == 0 {
 		return
@@ -126,14 +126,14 @@ func (v *view) look() {
 	})
 }
 
-// hintsWork reports whether hints are known to arrive. Called with mu held.
+// hintsWork reports whether hints are known to arrive.
 func (v *view) hintsWork() bool { return v.core.cfg.Hints != nil && v.core.cfg.Hints.Work() }
 
 // hintsSuffice reports whether the process relies on hints alone, since the queue moves. It is false while the record
-// is watched: nothing looks at it then, so nothing would notice that the queue has stopped. Called with mu held.
+// is watched: nothing looks at it then, so nothing would notice that the queue has stopped.
 func (v *view) hintsSuffice() bool { return v.hintsWork() && !v.stalled && v.stopUrgent == nil }
 
-// nextLook returns the time to the next look, 0 if the record is to be watched instead. Called with mu held.
+// nextLook returns the time to the next look, 0 if the record is to be watched instead.
 func (v *view) nextLook() time.Duration {
 	if !v.hintsWork() || v.firstPlace <= 1 && v.stalled {
 		return 0
@@ -149,7 +149,7 @@ func (v *view) nextLook() time.Duration {
 	return pause.Near(d)
 }
 
-// armLook schedules a look in d. Called with mu held.
+// armLook schedules a look in d.
 func (v *view) armLook(d time.Duration) {
 	if v.lookTimer != nil {
 		v.lookTimer.Stop()
@@ -161,8 +161,7 @@ func (v *view) armLook(d time.Duration) {
 	})
 }
 
-// adjustWatch opens the watch if an operation waits or a hold is watched. sweep closes it,
-// later. Called with mu held.
+// adjustWatch opens the watch if an operation waits or a hold is watched. sweep closes it, later.
 func (v *view) adjustWatch() {
 	if !v.wanted() {
 		return
@@ -213,7 +212,7 @@ func (v *view) sweep() {
 	}
 }
 
-// dropWatch closes the watch. Called with mu held.
+// dropWatch closes the watch.
 func (v *view) dropWatch() {
 	if v.lookTimer != nil {
 		v.lookTimer.Stop()
@@ -255,7 +254,7 @@ func (e *Engine) Look(key string, rev uint64) {
 }
 
 // sendHints sends hints to the processes whose operations a committed step has granted or ended. Requests that
-// wait in this process get their answers directly. Called with mu held.
+// wait in this process get their answers directly.
 func (w *writer) sendHints(s *step) {
 	if !w.hintsWork() {
 		return

@@ -17,7 +17,7 @@ const (
 	maxPredicted = 256
 )
 
-// window returns how many requests may wait in the record: one if it is three quarters full. Called with mu held.
+// window returns how many requests may wait in the record: one if it is three quarters full.
 func (w *writer) window() int {
 	if w.oneAtATime() || w.core.limits().NearlyFull(w.queue, w.size) {
 		return 1
@@ -25,16 +25,16 @@ func (w *writer) window() int {
 	return windowSize
 }
 
-// room returns how many more may wait in the record. Called with mu held.
+// room returns how many more may wait in the record.
 func (w *writer) room() int { return w.window() - w.queuers - w.queueing }
 
-// canAdmit reports whether a new request need not be held back. Called with mu held.
+// canAdmit reports whether a new request need not be held back.
 func (w *writer) canAdmit() bool {
 	return len(w.backlog) == 0 && (w.queuers+w.queueing == 0 || w.room() > 0)
 }
 
 // holdBack adds r to the backlog, or refuses it. It returns false if the record has to decide, in the state
-// after r came. Called with mu held.
+// after r came.
 func (w *writer) holdBack(r *Request) bool {
 	res := w.predict(r)
 	same := func(q *Request) bool { return q.Op.ID == res.Blocker.ID }
@@ -53,7 +53,7 @@ func (w *writer) holdBack(r *Request) bool {
 	return true
 }
 
-// cancelHeldBack ends a request in the backlog, as OpStopWaiting does with one in the record. Called with mu held.
+// cancelHeldBack ends a request in the backlog, as OpStopWaiting does with one in the record.
 func (w *writer) cancelHeldBack(id string) {
 	if i := slices.IndexFunc(w.backlog, func(r *Request) bool { return r.Op.ID == id }); i >= 0 {
 		r := w.backlog[i]
@@ -62,7 +62,7 @@ func (w *writer) cancelHeldBack(id string) {
 	}
 }
 
-// predict applies r behind the requests of the backlog that matter to it. Called with mu held.
+// predict applies r behind the requests of the backlog that matter to it.
 func (w *writer) predict(r *Request) record.Result {
 	var ops []record.Op
 	for i, q := range w.backlog {
@@ -76,7 +76,7 @@ func (w *writer) predict(r *Request) record.Result {
 	return results[len(ops)]
 }
 
-// reportBacklog reports their place to requests in the backlog, once they certainly wait. Called with mu held.
+// reportBacklog reports their place to requests in the backlog, once they certainly wait.
 func (w *writer) reportBacklog() {
 	if w.queuers == 0 {
 		return
@@ -94,19 +94,19 @@ func (w *writer) reportBacklog() {
 }
 
 // wantsRefill reports whether the record has enough room for a write only to move requests of the backlog
-// there. Otherwise they join the next write. Called with mu held.
+// there. Otherwise they join the next write.
 func (w *writer) wantsRefill() bool {
 	return len(w.backlog) > 0 && !w.holdsAllBack() && (w.queuers == 0 || 2*w.room() >= w.window())
 }
 
-// refill moves requests from the backlog to pending, as many as there is room for. Called with mu held.
+// refill moves requests from the backlog to pending, as many as there is room for.
 func (w *writer) refill() {
 	if len(w.backlog) > 0 && !w.holdsAllBack() && (len(w.pending) > 0 || w.wantsRefill()) {
 		w.admit(max(w.room(), 0))
 	}
 }
 
-// admit moves the first n requests of the backlog to pending. Called with mu held.
+// admit moves the first n requests of the backlog to pending.
 func (w *writer) admit(n int) {
 	n = min(n, len(w.backlog))
 	w.pending = append(w.pending, w.backlog[:n]...)
@@ -116,7 +116,7 @@ func (w *writer) admit(n int) {
 }
 
 // fitWindow adds requests of the backlog to a step as long as all are granted, and
-// moves back requests that would wait in the record beyond the window. Called with mu held.
+// moves back requests that would wait in the record beyond the window.
 func (w *writer) fitWindow(s *step) {
 	if len(w.backlog) == 0 || len(s.batch) < len(w.pending) || w.queuers > 0 || w.oneAtATime() {
 		return
@@ -153,7 +153,7 @@ func (w *writer) fitWindow(s *step) {
 }
 
 // onlyQueues reports whether all that is pending would only join the end of the queue, by the record that was read. No
-// process waits for such a write, and it may conflict with the write that grants the next waiter. Called with mu held.
+// process waits for such a write, and it may conflict with the write that grants the next waiter.
 func (w *writer) onlyQueues(s *step) bool {
 	return !slices.ContainsFunc(w.pending, func(r *Request) bool {
 		return !r.finished && (!r.readSince || !r.queues() || s.next.Standing(&r.Op).Standing != record.Waiting)

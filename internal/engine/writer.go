@@ -44,7 +44,7 @@ func newWriter(c *core, s *keptSet, key string) *writer {
 	return w
 }
 
-// start starts a runner if none is running. Called with mu held.
+// start starts a runner if none is running.
 func (w *writer) start() {
 	if !w.running {
 		w.running = w.core.goIfOpen(w.user.run)

@@ -24,10 +24,9 @@ const (
 // switched off, or too many are under way.
 const unbatched = time.Minute
 
-// Batch sends writes of different keys as one atomic batch. Each is an Update or Purge under
-// a context of its Member, waits until all others have come or left, and has an outcome of its own. No guarantee
-// depends on the batch being atomic. If one member conflicts, all are ErrBusy; sent
-// again one by one, they show which. A batch is only for speed.
+// Batch sends writes of different keys as one atomic batch. Each is an Update or Purge under a context of its Member,
+// waits until all others have come or left, and has an outcome of its own. No guarantee depends on the batch being
+// atomic. If one member conflicts, all are ErrBusy; sent again one by one, they show which. A batch is only for speed.
 type Batch struct {
 	b       *Bucket
 	ready   chan struct{} // closed when no member is missing

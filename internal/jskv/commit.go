@@ -34,7 +34,7 @@ type committer struct {
 	longest time.Duration // longestGather
 	aside   time.Duration // apart
 
-	mu    sync.Mutex
+	mu    sync.Mutex // held by the callers of methods that do not lock it
 	out   int    // writes under way
 	next  *Batch // the batch that gathers
 	bytes int    // of next
@@ -131,7 +131,7 @@ func (g *committer) join(msg *nats.Msg, key string, rev uint64) *Member {
 	return m
 }
 
-// apart reports whether a write of the key conflicted a moment ago. Lock held.
+// apart reports whether a write of the key conflicted a moment ago.
 func (g *committer) apart(key string) bool {
 	at, ok := g.met[key]
 	if ok && time.Since(at) > g.aside {
@@ -141,7 +141,7 @@ func (g *committer) apart(key string) bool {
 	return ok
 }
 
-// flush sends the gathered writes. Lock held.
+// flush sends the gathered writes.
 func (g *committer) flush() {
 	t := g.next
 	g.next = nil
@@ -179,7 +179,7 @@ func (g *committer) answered(key string, err error) {
 	g.aloneAnswered(out)
 }
 
-// flushIfIdle sends the gathered writes if none is under way, or waits a little for more. Lock held.
+// flushIfIdle sends the gathered writes if none is under way, or waits a little for more.
 func (g *committer) flushIfIdle() {
 	switch {
 	case g.out > 0 || g.next == nil:

@@ -1,6 +1,5 @@
-// Package jskv is the only package that uses JetStream: it opens the fabric's
-// buckets, writes by compare-and-set, reads from the stream leader, and turns
-// watchers into wakeups. The part for users of the module is in package kv.
+// Package jskv is the only package that uses JetStream: it opens the fabric's buckets, writes by compare-and-set, reads
+// from the stream leader, and turns watchers into wakeups. The part for users of the module is in package kv.
 //
 // The buckets are ordinary NATS KV buckets: any KV client and the stock nats command can read them. This package
 // creates them itself, because a lock needs settings that the KV API does not offer; see [Open].

@@ -59,8 +59,8 @@ type Hub struct {
 	wakeOpener chan struct{}
 	wakePoller chan struct{}
 
-	// mu guards everything below, and the state of keys, groups and registrations. It is never held during a call to
-	// the network or to a function given to Watch.
+	// mu guards everything below, and the state of keys, groups and registrations. Methods that use these and do not
+	// lock mu are called with it held. It is never held during a call to the network or to a function given to Watch.
 	mu         sync.Mutex
 	closed     bool
 	gone       bool // the bucket was not found, and no watcher was opened since
@@ -246,7 +246,7 @@ func (h *Hub) Close() {
 	h.done.Wait()
 }
 
-// notifyAll delivers the key's state to all its registrations. Lock held.
+// notifyAll delivers the key's state to all its registrations.
 func (h *Hub) notifyAll(k *watchedKey) {
 	k.version++
 	for _, r := range k.regs {
@@ -254,7 +254,7 @@ func (h *Hub) notifyAll(k *watchedKey) {
 	}
 }
 
-// enqueue gives a registration to a dispatcher. A busy one checks the key again by itself. Lock held.
+// enqueue gives a registration to a dispatcher. A busy one checks the key again by itself.
 func (h *Hub) enqueue(r *registration) {
 	if r.busy || h.closed {
 		return

@@ -37,7 +37,7 @@ type watchedKey struct {
 	urgent    bool // in Hub.urgent, or to be read again when the present read ends
 }
 
-// addKey starts watching a key. Lock held.
+// addKey starts watching a key.
 func (h *Hub) addKey(name string) *watchedKey {
 	k := &watchedKey{name: name}
 	h.keys[name] = k
@@ -58,7 +58,7 @@ func (h *Hub) addKey(name string) *watchedKey {
 	return k
 }
 
-// removeKey stops watching a key. Lock held.
+// removeKey stops watching a key.
 func (h *Hub) removeKey(k *watchedKey) {
 	if k.dead || h.closed {
 		return
@@ -74,7 +74,7 @@ func (h *Hub) removeKey(k *watchedKey) {
 	}
 }
 
-// addWaiter counts one more waiter of the key. Lock held.
+// addWaiter counts one more waiter of the key.
 func (h *Hub) addWaiter(k *watchedKey) {
 	if k.waiters++; k.waiters == 1 {
 		h.waitedKeys++
@@ -87,7 +87,7 @@ func (h *Hub) addWaiter(k *watchedKey) {
 	}
 }
 
-// removeWaiter is the inverse of addWaiter. Lock held.
+// removeWaiter is the inverse of addWaiter.
 func (h *Hub) removeWaiter(k *watchedKey) {
 	if k.waiters--; k.waiters > 0 {
 		return
@@ -101,14 +101,14 @@ func (h *Hub) removeWaiter(k *watchedKey) {
 	}
 }
 
-// join adds a key to an open group. Lock held.
+// join adds a key to an open group.
 func (h *Hub) join(k *watchedKey, g *group) {
 	h.attach(k, g)
 	k.joined = true
 	h.readNow(k)
 }
 
-// attach moves a key to a group. Lock held.
+// attach moves a key to a group.
 func (h *Hub) attach(k *watchedKey, g *group) {
 	h.detach(k)
 	k.group, k.watchRev, k.joined = g, 0, false
@@ -131,7 +131,7 @@ func (h *Hub) detach(k *watchedKey) {
 }
 
 // applyWatched handles an entry that a watcher delivered. It may be any watcher, not only that of the key's present
-// group: a revision that was seen was committed. Lock held.
+// group: a revision that was seen was committed.
 func (h *Hub) applyWatched(g *group, k *watchedKey, e Entry) {
 	if k.group == g {
 		k.watchRev = max(k.watchRev, e.Revision)
@@ -146,7 +146,7 @@ func (h *Hub) applyWatched(g *group, k *watchedKey, e Entry) {
 }
 
 // applyRead handles the result of a leader read. before is the newest revision that was known when the read began. missed
-// is whether the key's watcher has not delivered this entry yet. Lock held.
+// is whether the key's watcher has not delivered this entry yet.
 func (h *Hub) applyRead(k *watchedKey, e Entry, before uint64) (missed bool) {
 	if k.joined {
 		// The watcher delivers no first value for this key, only later changes.
@@ -168,7 +168,7 @@ func (h *Hub) applyRead(k *watchedKey, e Entry, before uint64) (missed bool) {
 	return k.group != nil && e.Revision > k.watchRev
 }
 
-// set makes e the key's state. Lock held.
+// set makes e the key's state.
 func (h *Hub) setEntry(k *watchedKey, e Entry) {
 	k.entry = e
 	k.newest = max(k.newest, e.Revision)

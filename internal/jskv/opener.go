@@ -89,7 +89,7 @@ func (h *Hub) plan(now time.Time) (*opening, time.Duration) {
 }
 
 // closeEmpty closes groups that had no keys for long, and broken groups
-// without keys, and returns the time to the next check. Lock held.
+// without keys, and returns the time to the next check.
 func (h *Hub) closeEmpty(now time.Time) time.Duration {
 	wait := time.Hour
 	h.groups = slices.DeleteFunc(h.groups, func(g *group) bool {
@@ -106,7 +106,7 @@ func (h *Hub) closeEmpty(now time.Time) time.Duration {
 	return wait
 }
 
-// planRepair returns an opening that replaces a broken group. Lock held.
+// planRepair returns an opening that replaces a broken group.
 func (h *Hub) planRepair(now time.Time, wait *time.Duration) *opening {
 	for _, g := range h.groups {
 		if !g.broken {
@@ -136,8 +136,7 @@ func (h *Hub) planRepair(now time.Time, wait *time.Duration) *opening {
 	return nil
 }
 
-// planPending returns an opening for keys that no group covers, or that no longer need
-// the watcher of the whole bucket. Lock held.
+// planPending returns an opening for keys that no group covers, or that no longer need the watcher of the whole bucket.
 func (h *Hub) planPending() *opening {
 	var wide *group
 	groups := make([]*group, 0, len(h.groups))
@@ -209,7 +208,7 @@ func (h *Hub) filterBytes(keys []string) int {
 	return n
 }
 
-// keysOf yields the keys of a group that are still registered. Lock held.
+// keysOf yields the keys of a group that are still registered.
 func (h *Hub) keysOf(g *group) iter.Seq[*watchedKey] {
 	return func(yield func(*watchedKey) bool) {
 		if g.wholeBucket() {
@@ -227,7 +226,7 @@ func (h *Hub) keysOf(g *group) iter.Seq[*watchedKey] {
 	}
 }
 
-// liveKeys returns the names of these keys. Lock held.
+// liveKeys returns the names of these keys.
 func (h *Hub) liveKeys(g *group) []string {
 	keys := make([]string, 0, g.keyCount)
 	for k := range h.keysOf(g) {
@@ -321,7 +320,7 @@ func (h *Hub) openFailed(o *opening, err error) {
 	}
 }
 
-// readUnwatched has a key read that may have no watcher. Lock held.
+// readUnwatched has a key read that may have no watcher.
 func (h *Hub) readUnwatched(k *watchedKey) {
 	if k.version == 0 {
 		h.schedule(k, 0)
@@ -351,9 +350,8 @@ func (b *Buckets) BeginSweep(ctx context.Context, n uint64) (mine bool, now uint
 	return mine && err == nil, m.Sweeps, err
 }
 
-// Waits opens the bucket in which long-waiting units of work list what they hold, and creates it
-// if that is allowed. It is in memory: after a loss of its servers the units write again. Errors are
-// those of Open; locks work without it.
+// Waits opens the bucket in which long-waiting units of work list what they hold, and creates it if that is allowed. It
+// is in memory: after a loss of its servers the units write again. Errors are those of Open; locks work without it.
 func (b *Buckets) Waits(ctx context.Context) (*Bucket, error) {
 	cfg, nc := b.cfg, b.Leases.nc
 	cfg.Memory = true

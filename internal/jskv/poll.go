@@ -80,7 +80,7 @@ func (h *Hub) nextRequest(now time.Time) (request, time.Duration) {
 	return h.checkStream, 0
 }
 
-// nextRead returns the key to read now, or how long to wait. Lock held.
+// nextRead returns the key to read now, or how long to wait.
 func (h *Hub) nextRead(now time.Time) (*watchedKey, time.Duration) {
 	for len(h.urgent) > 0 {
 		k := h.urgent[0]
@@ -113,7 +113,7 @@ func (h *Hub) nextRead(now time.Time) (*watchedKey, time.Duration) {
 	return nil, time.Hour
 }
 
-// mustRead reports whether a key that is due has to be read. Lock held.
+// mustRead reports whether a key that is due has to be read.
 func (h *Hub) mustRead(k *watchedKey) bool {
 	switch {
 	case k.version == 0 || k.forceRead:
@@ -125,7 +125,7 @@ func (h *Hub) mustRead(k *watchedKey) bool {
 }
 
 // pollInterval returns the time between two reads of the key, or never if the
-// state of the stream shows when a read is needed. Lock held.
+// state of the stream shows when a read is needed.
 func (h *Hub) pollInterval(k *watchedKey) time.Duration {
 	switch {
 	case k.version == 0, k.group == nil, k.group.broken, k.waiters > 0 && h.waitedKeys <= fewKeys:
@@ -202,7 +202,7 @@ func (h *Hub) checkDelivered(g *group, k *watchedKey, rev uint64) {
 	h.breakGroup(g, g.reopenDelay())
 }
 
-// readNow has a key read at once. Lock held.
+// readNow has a key read at once.
 func (h *Hub) readNow(k *watchedKey) {
 	if k.dead || k.urgent {
 		return
@@ -214,7 +214,7 @@ func (h *Hub) readNow(k *watchedKey) {
 	}
 }
 
-// schedule has a key polled in about d, counted from now. Lock held.
+// schedule has a key polled in about d, counted from now.
 func (h *Hub) schedule(k *watchedKey, d time.Duration) {
 	if k.dead {
 		return
@@ -230,7 +230,7 @@ func (h *Hub) schedule(k *watchedKey, d time.Duration) {
 	}
 }
 
-// forceReadIn has a key read in about d, whatever the state of the stream is. Lock held.
+// forceReadIn has a key read in about d, whatever the state of the stream is.
 func (h *Hub) forceReadIn(k *watchedKey, d time.Duration) {
 	k.forceRead = true
 	h.schedule(k, d)

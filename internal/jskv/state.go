@@ -122,13 +122,13 @@ func (h *Hub) purgeRequested() {
 	}
 }
 
-// checkStreamIn schedules the next checkStream in about d. Lock held.
+// checkStreamIn schedules the next checkStream in about d.
 func (h *Hub) checkStreamIn(d time.Duration) {
 	h.nextStreamCheck = time.Now().Add(pause.Near(d))
 	pause.Wake(h.wakePoller)
 }
 
-// checkStreamWithin schedules it in about d, unless it is scheduled earlier. Lock held.
+// checkStreamWithin schedules it in about d, unless it is scheduled earlier.
 func (h *Hub) checkStreamWithin(d time.Duration) {
 	if time.Until(h.nextStreamCheck) > d {
 		h.checkStreamIn(d)
@@ -136,7 +136,7 @@ func (h *Hub) checkStreamWithin(d time.Duration) {
 }
 
 // applyStreamState handles the state of the stream. setBack is whether that is another
-// stream, or was set back, or the leader is behind. Lock held.
+// stream, or was set back, or the leader is behind.
 func (h *Hub) applyStreamState(s streamMark, now time.Time) (setBack bool) {
 	before := h.streamState
 	h.streamState = s
@@ -153,7 +153,7 @@ func (h *Hub) applyStreamState(s streamMark, now time.Time) (setBack bool) {
 
 // refresh opens watchers again that follow keys and were opened at another
 // state, the oldest first, as far as the credit allows. removed says that an entry
-// was or may have been removed from the stream; only then the saved credit is used, too. Lock held.
+// was or may have been removed from the stream; only then the saved credit is used, too.
 func (h *Hub) refresh(s streamMark, removed bool, now time.Time) {
 	var due []*group
 	for _, g := range h.groups {
@@ -174,7 +174,7 @@ func (h *Hub) refresh(s streamMark, removed bool, now time.Time) {
 	}
 }
 
-// hasFollowedKeys reports whether a watcher has keys without waiters. Lock held.
+// hasFollowedKeys reports whether a watcher has keys without waiters.
 func (h *Hub) hasFollowedKeys(g *group) bool {
 	for k := range h.keysOf(g) {
 		if k.waiters == 0 {
@@ -186,7 +186,7 @@ func (h *Hub) hasFollowedKeys(g *group) bool {
 
 // takeCredit reports whether a watcher that delivers so many first values may be opened
 // again, and if so takes its price. Unused credit adds up to one opening of
-// every watcher. If credit is false, the saved credit must not be used up. Lock held.
+// every watcher. If credit is false, the saved credit must not be used up.
 func (h *Hub) takeCredit(values uint64, credit bool, now time.Time) bool {
 	price := func(values uint64) time.Duration {
 		return refreshEvery*h.restInterval + time.Duration(values)*h.restInterval/refreshPart

@@ -87,8 +87,7 @@ func (g *group) reopenDelay() time.Duration {
 	return backoff(g.failures)
 }
 
-// breakGroup has a group replaced in about d, or at an earlier time that was set
-// before. The group delivers until then. Lock held.
+// breakGroup has a group replaced in about d, or at an earlier time that was set before. The group delivers until then.
 func (h *Hub) breakGroup(g *group, d time.Duration) {
 	at := time.Now().Add(d)
 	if g.retired || g.broken && g.retryAt.Before(at) {
@@ -98,7 +97,7 @@ func (h *Hub) breakGroup(g *group, d time.Duration) {
 	pause.Wake(h.wakeOpener)
 }
 
-// retire stops a group's watcher. The caller removes the group from Hub.groups. Lock held.
+// retire stops a group's watcher. The caller removes the group from Hub.groups.
 func (h *Hub) retire(g *group) {
 	if g.retired {
 		return
@@ -162,7 +161,7 @@ func (h *Hub) deliver(g *group, e jetstream.KeyValueEntry) {
 }
 
 // initialise notes that the first values are complete. A key without one is probably absent, but the watcher's
-// replica may be behind, so the hub asks the leader. Lock held.
+// replica may be behind, so the hub asks the leader.
 func (h *Hub) initialise(g *group) {
 	g.initialised = true
 	for k := range h.keysOf(g) {

@@ -232,8 +232,7 @@ func (l *Lease) checkLocked() bool {
 	return l.err == nil
 }
 
-// loseLocked ends the validity for good: whatever is committed or
-// acknowledged later, only a new lease is valid again.
+// loseLocked ends the validity for good: whatever is committed or acknowledged later, only a new lease is valid again.
 func (l *Lease) loseLocked(err error) {
 	if l.err != nil {
 		return

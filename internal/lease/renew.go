@@ -127,9 +127,8 @@ func (l *Lease) beginRenewal(cancel context.CancelFunc) (began time.Duration, ba
 	return l.cfg.Clock.Now(), l.rev, nil
 }
 
-// renewalDone reports whether a renewal has ended, and how. An older
-// attempt that turns out to be committed does not end it, since the caller
-// wants a newer one, unless ifDue only wants the lease to be renewed when due.
+// renewalDone reports whether a renewal has ended, and how. An older attempt that turns out to be committed does not
+// end it, since the caller wants a newer one, unless ifDue only wants the lease to be renewed when due.
 func (l *Lease) renewalDone(began time.Duration, base uint64, ifDue bool) (over bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -9,8 +9,7 @@ import (
 // For waits for d, or until ctx ends. It returns false if ctx ended.
 func For(ctx context.Context, d time.Duration) bool { return Until(ctx, d, nil) }
 
-// Until waits for d, until woken delivers or is closed, or until ctx ends. It returns
-// false only if ctx ended.
+// Until waits for d, until woken delivers or is closed, or until ctx ends. It returns false only if ctx ended.
 func Until(ctx context.Context, d time.Duration, woken <-chan struct{}) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -89,8 +89,7 @@ func (e *Estimator) Timeout() time.Duration {
 	return min(max(d, Floor), Ceiling)
 }
 
-// Patience returns how long to wait for the answer to a request that is not
-// repeated soon, within Plateau and Ceiling.
+// Patience returns how long to wait for the answer to a request that is not repeated soon, within Plateau and Ceiling.
 func (e *Estimator) Patience() time.Duration { return min(max(2*e.Timeout(), Plateau), Ceiling) }
 
 // Backoff returns how long to wait for an answer after so many timeouts in a row. It doubles
