@@ -13,15 +13,12 @@ import (
 const MaxParties = 1024
 
 // Barrier makes a number of parties wait for each other, repeatedly. Wait returns when as many are waiting as there are
-// parties. These form a generation; the next parties form the next one. A Barrier is safe for concurrent use, and one
-// value serves any number of parties.
+// parties. These form a generation. A Barrier is safe for concurrent use, and one value serves any number of parties.
 //
 // A generation breaks for all its parties when one of them gives up or dies, when its action fails, and by
-// [Barrier.Reset]. Later parties form the next generation, which starts empty. If more parties wait than one generation
-// has, the others are the first of the generation after it.
+// [Barrier.Reset]. Later parties form the next generation, which starts empty.
 //
-// The barrier's record stays for later generations. [Barrier.Delete] removes it, and it is removed automatically an
-// hour after its last use.
+// The barrier's record stays until [Barrier.Delete], or until an hour after its last use.
 type Barrier struct {
 	m       *fabric.Manager
 	name    string
@@ -36,8 +33,8 @@ func NewBarrier(m *fabric.Manager, name string, parties int, opts ...fabric.Acqu
 	return &Barrier{m: m, name: name, parties: parties, opts: slices.Clone(opts)}
 }
 
-// WithAction returns the same barrier with an action. If a wait by this Barrier completes a generation, fn runs before
-// any party returns. Its token is larger than those of all earlier actions. Its context ends with the context of the
+// WithAction returns the same barrier with an action, which runs when a wait by this Barrier completes a generation,
+// before any party returns. Its token is larger than those of all earlier actions. Its context ends with that of the
 // wait, and when the lease is lost; the loss also breaks the generation. Only the last party decides whether an action
 // runs, so all parties should have the same action.
 //
@@ -52,10 +49,9 @@ func (b *Barrier) WithAction(fn func(ctx context.Context, token uint64) error) *
 // Wait waits until all parties have arrived. It returns how many were still missing when this one arrived: parties-1
 // for the first one, 0 for the last.
 //
-// If ctx ends first, the generation breaks, and the error is both ctx's and a *fabric.BrokenError. If the last party
-// arrives at the same time, either the generation breaks or Wait succeeds, and the result is the same for all parties.
-// While an action runs, a party that gives up does not break the generation. Wait then continues for up to 10 s and
-// returns [fabric.ErrUncertain] with ctx's error. It does the same if no server answers.
+// If ctx ends first, the generation breaks, and the error is both ctx's and a *fabric.BrokenError, or, if the last party
+// arrives at the same time, Wait succeeds, for all parties alike. While an action runs, or if no server answers, a party
+// that gives up waits for up to 10 s and then gets [fabric.ErrUncertain] with ctx's error.
 //
 // Other errors: fabric.ErrBroken as a *[fabric.BrokenError], which tells why and because of which party;
 // [fabric.ErrLost] if this process lost its lease, which breaks the generation; [fabric.ErrUncertain] if the outcome of
@@ -148,9 +144,8 @@ func (b *Barrier) act(ctx context.Context, h *fabric.Hold, gen uint64) (int, err
 	return 0, nil
 }
 
-// Reset breaks the generation that is forming, if a party waits in it. Otherwise it changes nothing. A generation whose
-// action is running is complete and ends with the action. Errors: [fabric.ErrSizeMismatch], and those of
-// [fabric.Manager.Post].
+// Reset breaks the generation that is forming, if a party waits in it. A generation whose action is running ends with the
+// action. Errors: [fabric.ErrSizeMismatch], and those of [fabric.Manager.Post].
 func (b *Barrier) Reset(ctx context.Context) error {
 	if err := validParties(b.parties); err != nil {
 		return err
@@ -171,8 +166,8 @@ func (b *Barrier) Delete(ctx context.Context) error {
 	return remove(ctx, b.m, b.name, fabric.KindBarrier)
 }
 
-// DoubleBarrier makes a number of parties enter together and leave together. Enter returns when all have arrived, and
-// Leave returns when all have left. It is safe for concurrent use, and one value serves any number of parties.
+// DoubleBarrier makes a number of parties enter together and leave together. It is safe for concurrent use, and one value
+// serves any number of parties.
 //
 // If a party dies or gives up while it enters, its place becomes free. A party that dies inside counts as having left.
 // A party that arrives while others are inside waits for the next round.
@@ -190,10 +185,8 @@ func NewDoubleBarrier(m *fabric.Manager, name string, parties int, opts ...fabri
 }
 
 // Enter waits until all parties have arrived, and returns the membership. If ctx ends at the moment when the last party
-// arrives, Enter may succeed, because the others have entered together with this party.
-//
-// Every error except [fabric.ErrUncertain] means that the party did not enter. [fabric.ErrUncertain] means that no
-// server could be asked in time. Other errors: [fabric.ErrSizeMismatch], and those of [fabric.Manager.Acquire].
+// arrives, Enter may succeed. Every error except [fabric.ErrUncertain], for which no server could be asked in time, means
+// that the party did not enter. Other errors: [fabric.ErrSizeMismatch], and those of [fabric.Manager.Acquire].
 func (d *DoubleBarrier) Enter(ctx context.Context) (*Member, error) {
 	if err := validParties(d.parties); err != nil {
 		return nil, err
@@ -226,9 +219,8 @@ func (d *DoubleBarrier) State(ctx context.Context) (fabric.Info, error) {
 type Member struct{ *fabric.Hold }
 
 // Leave ends the membership and waits until all members have left or died. The handle is invalid before the request is
-// sent. The membership ends even if ctx has ended or ends in the meantime; Leave then does not wait for the others, and
-// returns ctx's error. Other errors: [fabric.ErrLost] if the membership was lost before, and those of
-// [fabric.Hold.Release].
+// sent. If ctx has ended or ends, the membership ends nevertheless; Leave then does not wait, and returns ctx's error.
+// Other errors: [fabric.ErrLost] if the membership was lost before, and those of [fabric.Hold.Release].
 func (m *Member) Leave(ctx context.Context) error {
 	if ctx.Err() != nil {
 		if err := m.Release(ctx); err != nil {

@@ -9,8 +9,7 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// confirmTimeout limits how long a change that must be made in any case waits for its confirmation when the caller's
-// context has ended. A release has the same limit.
+// confirmTimeout limits a change that must be made even if the caller's context has ended, like that of a release.
 const confirmTimeout = 10 * time.Second
 
 func confirming(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -29,8 +28,7 @@ func validCounts(numbers ...int) error {
 	return nil
 }
 
-// based makes a change that is based on the state of the record. If the state has changed in the meantime, it tries
-// again with the new state, until the change is made or no longer needed.
+// based makes a change that is based on the state of the record, until it is made or no longer needed.
 func based(ctx context.Context, m *fabric.Manager, name string, change func(info fabric.Info) (p fabric.Post, needed bool)) error {
 	for {
 		info, err := m.Read(ctx, name)

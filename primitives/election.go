@@ -14,10 +14,9 @@ import (
 // ErrNoLeader is returned by Election.Leader if there is no leader at the moment.
 var ErrNoLeader = errors.New("primitives: nobody leads")
 
-// Election makes one of its candidates the leader, in the order of their campaigns. A leader has a term, which is the
-// fencing token of its hold; it is larger than that of every earlier leader. The leader leads until it resigns or its
-// lease is lost. It learns of the loss by its own clock, before the next candidate becomes leader. An Election is safe
-// for concurrent use.
+// Election makes one of its candidates the leader, in the order of their campaigns. A leader has a term: the fencing
+// token of its hold. It leads until it resigns or its lease is lost, which it learns by its own clock, before the next
+// candidate becomes leader. An Election is safe for concurrent use.
 type Election struct {
 	m    *fabric.Manager
 	name string
@@ -80,9 +79,9 @@ func (e *Election) Candidates(ctx context.Context) ([]Leader, error) {
 
 // Observe returns the present leader, and then the leader after each change of the leader or its value, until ctx ends
 // or the loop is left. Without a leader it returns a Leader with Term 0. If changes come faster than the loop takes
-// them, terms may be skipped, but never the last one, and no term is followed by an older one. Observe continues
-// through failures. The last pair has an error unless the loop was left, as with [fabric.Manager.Watch]. A leader that
-// has died is still returned as the leader until another candidate campaigns, or until a sweep has removed it.
+// them, terms may be skipped, but never the last one, and no term is followed by an older one. Failures and errors are as
+// with [fabric.Manager.Watch]. A leader that has died is returned until another candidate campaigns, or a sweep has
+// removed it.
 func (e *Election) Observe(ctx context.Context) iter.Seq2[Leader, error] {
 	return func(yield func(Leader, error) bool) {
 		var last Leader
@@ -108,9 +107,8 @@ func (e *Election) Observe(ctx context.Context) iter.Seq2[Leader, error] {
 }
 
 // Run campaigns and calls fn each time it leads, until fn returns during a term, or until ctx ends. fn's context ends
-// with ctx and with the term. If a term is lost, Run waits until fn has returned and then campaigns again, whatever fn
-// returned. So calls of fn never overlap. If fn returns during its term, Run resigns and returns fn's error. Other
-// errors are those of Campaign.
+// with ctx and with the term. If a term is lost, Run waits until fn has returned and then campaigns again. If fn returns
+// during its term, Run resigns and returns fn's error. Other errors are those of Campaign.
 func (e *Election) Run(ctx context.Context, value []byte, fn func(ctx context.Context, l *Leadership) error) error {
 	for {
 		l, err := e.Campaign(ctx, value)
@@ -152,10 +150,9 @@ type Leadership struct{ *fabric.Hold }
 // Term returns the leader's term, which is its fencing token.
 func (l *Leadership) Term() uint64 { return l.Token() }
 
-// Proclaim replaces the leader's value, of at most 64 KiB, for all observers. Of several calls, the one that was made
-// last wins. Errors: [fabric.ErrLost] and [fabric.ErrReleased] if it no longer leads (the record refuses the change
-// even if the leader's clock does not show the loss); [fabric.ErrTooLarge]; [fabric.ErrUncertain]; and those of
-// [fabric.Manager.Inspect].
+// Proclaim replaces the leader's value, of at most 64 KiB, for all observers. Of several calls, the last one wins.
+// Errors: [fabric.ErrLost] and [fabric.ErrReleased] if it no longer leads (the record refuses the change even if the
+// leader's clock does not show the loss); [fabric.ErrTooLarge]; [fabric.ErrUncertain]; and those of Inspect.
 func (l *Leadership) Proclaim(ctx context.Context, value []byte) error {
 	_, err := l.Post(ctx, fabric.Post{Kind: fabric.KindLock, Verb: "proclaim", Value: notNil(value)})
 	return err

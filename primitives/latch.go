@@ -10,12 +10,11 @@ import (
 // Latch makes processes wait until something has happened a number of times. It counts down and opens permanently at 0.
 // It is safe for concurrent use.
 //
-// A count stays when its process dies. Each count changes the latch exactly once, even if the request is repeated.
-// While the latch is closed, the record notes which processes have counted. With a count over 8,192 and as many
-// processes, the record can become full, which is [fabric.ErrQueueFull].
+// A count stays when its process dies, and changes the latch exactly once, even if the request is repeated. While the
+// latch is closed, the record notes which processes have counted. With a count over 8,192 and as many processes, the
+// record can become full, which is [fabric.ErrQueueFull].
 //
-// An open latch stays open. [Latch.Delete] removes its record, and it is removed automatically one day after the latch
-// opened. Then the name is free for a new latch.
+// An open latch stays open until [Latch.Delete] removes its record, or one day after it opened.
 type Latch struct {
 	m     *fabric.Manager
 	name  string
@@ -32,10 +31,8 @@ func NewLatch(m *fabric.Manager, name string, count int, opts ...fabric.AcquireO
 // CountDown counts once. See CountDownN.
 func (l *Latch) CountDown(ctx context.Context) error { return l.CountDownN(ctx, 1) }
 
-// CountDownN counts n times at once, down to 0. On an open latch it changes nothing and returns nil.
-//
-// Every error except [fabric.ErrUncertain] means that nothing was counted. [fabric.ErrUncertain], which comes together
-// with another cause, means that it is unknown. Errors are those of [fabric.Manager.Post].
+// CountDownN counts n times at once, down to 0. On an open latch it changes nothing and returns nil. Every error except
+// [fabric.ErrUncertain] means that nothing was counted. Errors are those of [fabric.Manager.Post].
 func (l *Latch) CountDownN(ctx context.Context, n int) error { return l.change(ctx, "count", n) }
 
 // Add increases the count by n. On an open latch the error is [fabric.ErrFinished]. Errors are as in CountDownN.

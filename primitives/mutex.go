@@ -36,17 +36,14 @@ func (mu *Mutex) TryLock(ctx context.Context) (*Lock, error) {
 	return locked(mu.m.TryAcquire(ctx, mu.name, mu.with(fabric.Exclusive)...))
 }
 
-// Do locks the mutex, calls fn and unlocks the mutex, also if fn panics. The context of fn ends when ctx ends or the
-// lock is lost. The error is that of Lock, or fn's, joined with [fabric.ErrLost] if the lock was lost before fn
-// returned.
+// Do locks the mutex, calls fn and unlocks the mutex, also if fn panics; see [fabric.Manager.Do].
 func (mu *Mutex) Do(ctx context.Context, fn func(ctx context.Context, l *Lock) error) error {
 	return mu.m.Do(ctx, mu.name, func(ctx context.Context, l *fabric.Lock) error { return fn(ctx, &Lock{l}) }, mu.with(fabric.Exclusive)...)
 }
 
-// Locker returns a sync.Locker, for code that needs this interface. Its Lock waits through failures until the mutex is
-// granted. Its methods cannot report an error or a loss. Lock panics if the mutex can never be granted: for an invalid
-// name or option, and if the manager is closed. Unlock of a Locker that is not locked is a run-time error, as with a
-// sync.Mutex.
+// Locker returns a sync.Locker. Its Lock waits through failures until the mutex is granted. Its methods cannot report an
+// error or a loss. Lock panics if the mutex can never be granted: for an invalid name or option, and if the manager is
+// closed. Unlock of a Locker that is not locked is a run-time error, as with a sync.Mutex.
 func (mu *Mutex) Locker() sync.Locker { return &locker{mu: mu} }
 
 func (mu *Mutex) with(mode fabric.Mode) []fabric.AcquireOption {
@@ -63,10 +60,9 @@ func locked(l *fabric.Lock, err error) (*Lock, error) {
 	return &Lock{l}, nil
 }
 
-// Upgrade makes the hold exclusive without releasing it. It waits for the other holders, before everybody in the queue.
-// The hold then has a new token. If two read locks are upgraded, one gets [fabric.ErrConvertDeadlock] at once and must
-// release; an update lock ([RWMutex.ULock]) never gets it. Errors, and the mode that is held after them, are those of
-// [fabric.Lock.Convert].
+// Upgrade makes the hold exclusive without releasing it, before everybody in the queue. The hold then has a new token.
+// If two read locks are upgraded, one gets [fabric.ErrConvertDeadlock] at once and must release; an update lock
+// ([RWMutex.ULock]) never gets it. Errors, and the mode after them, are those of [fabric.Lock.Convert].
 func (l *Lock) Upgrade(ctx context.Context) error { return l.Convert(ctx, fabric.Exclusive) }
 
 // Downgrade makes the hold a read lock, so that other readers can be granted. The token stays. Errors are those of
@@ -78,8 +74,7 @@ const lockPause = 100 * time.Millisecond
 
 type locker struct {
 	mu *Mutex
-	// local separates goroutines even if the mutex was lost and granted again, so that none unlocks the hold of
-	// another.
+	// local separates goroutines even if the mutex was lost and granted again.
 	local sync.Mutex
 	held  *Lock
 }
@@ -109,8 +104,8 @@ func (l *locker) Unlock() {
 	l.local.Unlock()
 }
 
-// RWMutex is a lock for many readers or one writer, granted first come, first served. A reader that comes after a
-// waiting writer waits behind it, so readers can't block a writer forever. It is safe for concurrent use.
+// RWMutex is a lock for many readers or one writer, granted first come, first served: a reader waits behind a writer that
+// came before it, so readers can't block a writer forever. It is safe for concurrent use.
 type RWMutex struct{ mu Mutex }
 
 // NewRWMutex returns the reader-writer mutex with this name. The options apply to each acquire.
@@ -125,8 +120,8 @@ func (rw *RWMutex) RLock(ctx context.Context) (*Lock, error) { return rw.lock(ct
 // Lock waits for the write lock. No other lock is held at the same time. Errors are those of [fabric.Manager.Acquire].
 func (rw *RWMutex) Lock(ctx context.Context) (*Lock, error) { return rw.lock(ctx, fabric.Exclusive) }
 
-// ULock waits for the update lock. It is for reading, at the same time as read locks. Only one update lock is held at a
-// time, and it can be upgraded to the write lock without a deadlock. Errors are those of [fabric.Manager.Acquire].
+// ULock waits for the update lock. It is for reading, at the same time as read locks, but only one is held at a time. It
+// can be upgraded without a deadlock. Errors are those of [fabric.Manager.Acquire].
 func (rw *RWMutex) ULock(ctx context.Context) (*Lock, error) { return rw.lock(ctx, fabric.Update) }
 
 func (rw *RWMutex) lock(ctx context.Context, mode fabric.Mode) (*Lock, error) {
@@ -136,9 +131,8 @@ func (rw *RWMutex) lock(ctx context.Context, mode fabric.Mode) (*Lock, error) {
 // MaxCondName is the maximum length of a condition's name, in bytes.
 const MaxCondName = 128
 
-// Cond is a condition of a mutex. Holders of the mutex wait for it, and other holders of the mutex signal it. A mutex
-// can have several conditions with different names. Waiters are woken in the order in which they started to wait. A
-// Cond is safe for concurrent use.
+// Cond is a condition of a mutex. Holders of the mutex wait for it, in their order, and other holders signal it. A mutex
+// can have several conditions with different names. A Cond is safe for concurrent use.
 //
 // A signal without a waiter has no effect, and a waiter can be woken without a signal. So wait in a loop, or use
 // WaitUntil:
@@ -156,9 +150,9 @@ type Cond struct {
 // NewCond returns the condition of mu with this name, of at most MaxCondName bytes.
 func NewCond(mu *Mutex, name string) *Cond { return &Cond{mu: mu, name: name} }
 
-// Wait releases the mutex and starts to wait for a signal in one write, so a signal of the next holder of the mutex is
-// never missed. It returns when the mutex is held again, with a new handle and a new token. l must hold the mutex, and
-// is invalid from the call on. Use the returned handle. If it is not nil, it holds the mutex, whatever the error is.
+// Wait releases the mutex and starts to wait for a signal in one write, so no signal is missed. It returns when the mutex
+// is held again, with a new handle and a new token. l must hold the mutex, and is invalid from the call on. If the
+// returned handle is not nil, it holds the mutex, whatever the error is.
 //
 // Errors with a handle: the context's (Wait then still waits until the mutex is held again, however long this takes);
 // [fabric.ErrQueueFull], and the mutex was not released; and [fabric.ErrInvalidOption] if l does not hold this mutex
@@ -193,9 +187,8 @@ func (c *Cond) WaitUntil(ctx context.Context, l *Lock, pred func(ctx context.Con
 	}
 }
 
-// Signal wakes the first waiter, if there is one. The waiter goes to the end of the mutex's queue and holds the mutex
-// when its turn comes. If it dies before its Wait has returned, the next waiter is woken instead. l must hold the
-// mutex, and keeps it. The signals of one handle are sent one after another.
+// Signal wakes the first waiter, if there is one. The waiter goes to the end of the mutex's queue. If it dies before its
+// Wait has returned, the next one is woken instead. l must hold the mutex, and keeps it. Its signals are sent in order.
 //
 // Errors: [fabric.ErrInvalidOption] if l does not hold this mutex exclusively; [fabric.ErrLost] and
 // [fabric.ErrReleased] if it no longer holds the mutex; [fabric.ErrUncertain] if it could not be found out whether a

@@ -15,8 +15,8 @@ import (
 //
 // The result stays until [Once.Forget], or for the time of [Once.WithRetention]. A process keeps no copy: each Do reads
 // the record once. If a run ends with an error, or its process dies, the next caller runs the function again. So fn can
-// run more than once, but never in two processes whose leases are valid at the same time, and only one result is
-// stored. To protect side effects, fn gets a fencing token.
+// run more than once, but never in two processes whose leases are valid at the same time, and only one result is stored.
+// To protect side effects, fn gets a fencing token.
 type Once struct {
 	m         *fabric.Manager
 	name      string
@@ -29,12 +29,11 @@ func NewOnce(m *fabric.Manager, name string, opts ...fabric.AcquireOption) *Once
 	return &Once{m: m, name: name, opts: slices.Clone(opts)}
 }
 
-// WithRetention returns the same Once, whose results stay for at least d after they were stored. d is rounded up to
-// whole seconds. With 0, as without it, a result stays until [Once.Forget]. It applies to results that are stored by
-// this Once, and the server's clock counts. A sweep of the fabric (see [fabric.WithSweepInterval]) or
-// [fabric.Manager.Collect] removes expired results. Until then they are read; afterwards the next Do runs the function
-// again. This also applies to a Do that has waited for this result without a connection for that long. Less than a
-// second, or more than 68 years, is [fabric.ErrInvalidOption] of Do.
+// WithRetention returns the same Once, whose results stay for at least d, in whole seconds rounded up, by the server's
+// clock. With 0, a result stays until [Once.Forget]. It applies to results that this Once stores. A sweep of the fabric
+// (see [fabric.WithSweepInterval]) or [fabric.Manager.Collect] removes expired results. Until then they are read;
+// afterwards the next Do runs the function again, also one that has waited for this result without a connection for that
+// long. Less than a second, or more than 68 years, is [fabric.ErrInvalidOption] of Do.
 func (o *Once) WithRetention(d time.Duration) *Once {
 	c := *o
 	c.retention = d

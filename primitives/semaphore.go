@@ -14,10 +14,8 @@ import (
 // serves any number of holders.
 //
 // If a process dies, its permits become free when its lease has ended, so never more permits are in use than the size.
-// Tokens identify holds, but they do not order holds that exist at the same time.
-//
-// A semaphore that nobody uses has no record and no size, and the next user sets the size, unless Resize has set
-// another size than the first one.
+// Tokens identify holds, but do not order holds that exist at the same time. A semaphore that nobody uses has no record;
+// the next user sets the size, unless Resize has set another one than the first.
 type Semaphore struct {
 	m    *fabric.Manager
 	name string
@@ -105,9 +103,8 @@ func (p *Permit) Permits() int {
 	return p.left
 }
 
-// ReleaseN releases n permits and keeps the others. The n permits are no longer the caller's from the moment of the
-// call, whatever it returns. If no permit is left, ReleaseN is the same as Release. Like Release, it also works under a
-// context that has ended.
+// ReleaseN releases n permits, which are no longer the caller's from the moment of the call. If no permit is left, it is
+// the same as Release. It also works under a context that has ended.
 //
 // Errors: [fabric.ErrLost] and [fabric.ErrReleased] if the hold has ended; [fabric.ErrUncertain] if no leader confirmed
 // it in time. It then continues in the background.

@@ -35,21 +35,15 @@ var _ prometheus.Collector = (*Collector)(nil)
 func New() *Collector {
 	c := &Collector{managers: map[*fabric.Manager]int{}, past: make([]float64, len(statistics))}
 	counter := func(name, help string) prometheus.Counter {
-		v := prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help})
-		c.events = append(c.events, v)
-		return v
+		return add(c, prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}))
 	}
 	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
-		v := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, labels)
-		c.events = append(c.events, v)
-		return v
+		return add(c, prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, labels))
 	}
 	histogram := func(name, help string) prometheus.Histogram {
 		// From a free lock in the same rack to a lock that is waited for, or held, for an hour.
 		buckets := []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600}
-		v := prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: namespace, Name: name, Help: help, Buckets: buckets})
-		c.events = append(c.events, v)
-		return v
+		return add(c, prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: namespace, Name: name, Help: help, Buckets: buckets}))
 	}
 	c.queued = counters("queued_total", "Acquires that waited in a queue.", "mode")
 	c.withdrawn = counters("withdrawn_total", "Queued acquires that ended without a grant.", "mode")
@@ -65,6 +59,11 @@ func New() *Collector {
 	c.holds = histogram("hold_seconds", "Time from the grant to the release or loss.")
 	c.begin()
 	return c
+}
+
+func add[V prometheus.Collector](c *Collector, v V) V {
+	c.events = append(c.events, v)
+	return v
 }
 
 // begin sets every counter to 0, with all its labels. Otherwise the first event of a counter would not count as an
