@@ -18,18 +18,12 @@ const failFastTimeout = 2 * time.Second
 // proofLimit limits how long a claim whose outcome must be reported continues after its caller has given up.
 const proofLimit = 10 * time.Second
 
-// Acquire waits in the lock's queue, first come, first served, until the lock is granted or ctx ends. It returns the
-// hold.
+// Acquire waits in the lock's queue, first come, first served, until the lock is granted or ctx ends. It locks this name
+// only: a lock on "a/b" does not exclude a holder of "a"; see AcquirePath. Two acquires that share no context, owner or
+// set are two units of work, and a deadlock between them is not detected; limit their waits, or see [WithUnit].
 //
-// Acquire locks this name only. A lock on "a/b" takes no intent on "a", so it does not exclude a holder of "a"; see
-// AcquirePath.
-//
-// Two plain acquires that share no context, owner or set are two units of work, and a deadlock between them is not
-// detected. Limit their waits, or see [WithUnit].
-//
-// The hold lasts until Release, as long as this process lives and reaches the cluster; see [Lock.Lost]. A wait
-// continues through server failures and partitions. If the lease of the waiting acquire is lost, the acquire queues
-// again at the end, under a new lease.
+// The hold lasts until Release, as long as this process lives and reaches the cluster; see [Lock.Lost]. A wait continues
+// through server failures and partitions. If its lease is lost, the acquire queues again at the end, under a new lease.
 //
 // Every error is a *NotAcquiredError and means that nothing is held. If a request that was given up is still written
 // later, the manager removes its entry in the background. Causes of the error are:
@@ -37,8 +31,7 @@ const proofLimit = 10 * time.Second
 //   - the context's error, also after WithWaitLimit;
 //   - ErrInvalidName, ErrInvalidOption, ErrAlreadyHeld, ErrQueueFull, ErrKindMismatch, ErrMalformedRecord,
 //     ErrNewerSchema, ErrClosed, ErrConnectionClosed, kv.ErrFull;
-//   - ErrWaitTooLong with WithDeadlineCheck, ErrUnavailable with WithFailFast, and ErrDeadlock in a unit of work (see
-//     [WithUnit]);
+//   - ErrWaitTooLong with WithDeadlineCheck, ErrUnavailable with WithFailFast, ErrDeadlock in a unit of work;
 //   - kv.ErrRejected if the server refuses a write permanently, for example because its message size limit was lowered;
 //   - if the buckets were deleted and must be opened again, those of [New]: kv.ErrUnsafeConfig, kv.ErrNoBucket,
 //     kv.ErrLimit, kv.ErrNewerSchema, kv.ErrNoJetStream, kv.ErrServerTooOld.
@@ -47,16 +40,14 @@ func (m *Manager) Acquire(ctx context.Context, key string, opts ...AcquireOption
 }
 
 // TryAcquire acquires the lock if no holder and no waiter is in the way. Otherwise it leaves nothing behind and returns
-// ErrHeld as a *HeldError. A refusal shows the state of the stream's leader, not of a quorum. A holder that looks dead
-// is observed for about its TTL and then replaced, so a refusal may take that long; see WithoutTakeover. Other errors
-// are those of Acquire.
+// ErrHeld as a *HeldError, which shows the state of the stream's leader, not of a quorum. A holder that looks dead is
+// observed for about its TTL and then replaced; see WithoutTakeover. Other errors are those of Acquire.
 func (m *Manager) TryAcquire(ctx context.Context, key string, opts ...AcquireOption) (*Lock, error) {
 	return m.acquire(ctx, key, record.OpTry.String(), opts)
 }
 
-// Do acquires the lock, calls fn and releases the lock, also if fn panics. The context of fn ends when ctx ends or when
-// the hold is lost; after a loss its cause is ErrLost. The error is that of the acquire, or fn's error, joined with
-// ErrLost if the hold was lost before it was released.
+// Do acquires the lock, calls fn and releases the lock, also if fn panics. The context of fn ends with ctx or with the
+// hold; after a loss its cause is ErrLost. The error is that of the acquire, or fn's, joined with ErrLost after a loss.
 func (m *Manager) Do(ctx context.Context, key string, fn func(ctx context.Context, l *Lock) error, opts ...AcquireOption) error {
 	l, err := m.Acquire(ctx, key, opts...)
 	if err != nil {
@@ -80,11 +71,13 @@ type attempt struct {
 	claim         Claim
 	op            record.Op // without the fields that depend on the lease
 	req           request
-	set           *Set     // the set whose member this round acquires, or nil
-	unit          *unit    // unit of work; nil = the claim belongs to none
-	victim        error    // the *DeadlockError that ended the last round, or nil
-	session       *session // of the last round
-	id            string   // of the last round
+	set           *Set        // the set whose member this round acquires, or nil
+	unit          *unit       // unit of work; nil = the claim belongs to none
+	victim        error       // the *DeadlockError that ended the last round, or nil
+	session       *session    // of the last round, like the next three
+	share         *leaseShare // the lease
+	id            string
+	before        uint64   // the newest revision of the bucket that was seen before
 	observedLease string   // lease that was already observed
 	roundIDs      []string // ids of all rounds, whose entries may still exist; only with an owner
 	began         time.Time
@@ -106,87 +99,78 @@ func (a *attempt) repeat(ctx context.Context, try func() (done bool, err error))
 		case !again:
 			return final
 		case a.claim.Once && !errors.Is(err, engine.ErrRefused):
-			return a.lostWaiting()
+			reason := ErrExpired
+			if a.session != nil {
+				reason = cmp.Or(a.session.endReason(), reason)
+			}
+			return &LostError{Key: a.key, Reason: reason}
 		case n > 0 && !pauseBeforeRetry(ctx, n):
 			return ctx.Err()
 		}
 	}
 }
 
-// lostWaiting is the error of a claim with Once whose lease was lost.
-func (a *attempt) lostWaiting() error {
-	reason := ErrExpired
-	if a.session != nil && a.session.endReason() != nil {
-		reason = a.session.endReason()
-	}
-	return &LostError{Key: a.key, Reason: reason}
-}
-
 // tryOnce makes one round: it submits the operation once, under one lease, with one id.
 func (a *attempt) tryOnce(ctx context.Context) (*Hold, engine.Outcome, error) {
-	sl, err := a.takeLease(ctx)
-	if err != nil {
+	if err := a.takeLease(ctx); err != nil {
 		return nil, engine.Outcome{}, err
 	}
-	op := a.compose(ctx, sl)
-	w := a.session.waiting(a.unit, sl, a.enc, &op)
-	opt := engine.Options{Keeper: a.keeper(sl), FailFast: a.req.failFast && !op.WaitsAfterUndo(), Stop: sl.lease.Lost(), AtLeast: op.Base, Queued: w.queued(a.whenQueued(sl, op.ID))}
+	op := a.compose(ctx)
+	w := a.session.waiting(a.unit, a.share, a.enc, &op)
+	opt := engine.Options{Keeper: a.keeper(), FailFast: a.req.failFast && !op.WaitsAfterUndo(), Stop: a.share.lease.Lost(), AtLeast: op.Base, Queued: w.queued(a.whenQueued())}
 	if from := a.claim.From; from != nil {
 		op.Holder, op.Token, op.Hold, opt.AtLeast = from.id, from.Token(), releaseOp(from).Hold, from.revision()
 		if err := from.supersede(); err != nil {
-			sl.unregister(op.ID)
+			a.share.unregister(op.ID)
 			return nil, engine.Outcome{}, err
 		}
 		defer from.share.drop(from)
-		opt.Queued = from.dropWhenQueued(opt.Queued)
+		also := opt.Queued
+		opt.Queued = func(p record.Place) {
+			if from.share.drop(from); also != nil {
+				also(p)
+			}
+		}
 	}
 	if a.set != nil {
-		opt.Stop = a.set.stop(sl)
+		opt.Stop = a.set.stop(a.share)
 	} else {
 		opt.Turns = a.m.cfg.turns && op.Kind == record.KindLock && op.Verb == record.OpAcquire && op.Mode == record.X && !op.Value.Set
 	}
-	before := a.session.shard(a.enc).seen()
 	out, err := a.do(ctx, &op, opt)
 	a.victim = w.end(err)
-	h, err := a.finishRound(ctx, sl, &op, out, err, before)
+	h, err := a.finishRound(ctx, &op, out, err)
 	return h, out, err
 }
 
-// compose makes the operation of a round under the lease, with a new id. finishRound unregisters the id if the round
-// fails.
-func (a *attempt) compose(ctx context.Context, sl *leaseShare) record.Op {
+// compose makes the operation of a round, with a new id. If the round fails, finishRound unregisters the id.
+func (a *attempt) compose(ctx context.Context) record.Op {
 	op := a.op
-	op.ID, op.Lease, op.Since = sl.lease.NextOp(), sl.id, time.Now()
-	a.id = op.ID
+	op.ID, op.Lease, op.Since = a.share.lease.NextOp(), a.share.id, time.Now()
+	a.id, a.before = op.ID, a.session.shard(a.enc).seen()
 	if deadline, ok := ctx.Deadline(); ok && a.req.deadlineCheck {
 		op.Patience = max(time.Until(deadline), 1)
 	}
 	if a.req.owner != "" {
 		a.roundIDs = append(a.roundIDs, op.ID)
 	}
-	sl.register(op.ID, nil)
+	a.share.register(op.ID, nil)
 	return op
 }
 
 // finishRound makes a handle from the outcome of a round.
-func (a *attempt) finishRound(ctx context.Context, sl *leaseShare, op *record.Op, out engine.Outcome, err error, before uint64) (*Hold, error) {
+func (a *attempt) finishRound(ctx context.Context, op *record.Op, out engine.Outcome, err error) (*Hold, error) {
 	if err != nil {
 		if errors.Is(err, engine.ErrGone) || a.claim.From != nil {
-			// The entry may exist nevertheless, because a deposed leader may have answered the reads. No entry may
-			// remain under a live lease.
-			a.session.shard(a.enc).doer.ReleaseInBackground(a.enc, sl.id, op.ID, 0)
+			// A deposed leader may have answered the reads. No entry may remain under a live lease.
+			a.session.shard(a.enc).doer.ReleaseInBackground(a.enc, a.share.id, op.ID, 0)
 		}
 		if from := a.claim.From; from != nil {
-			a.session.shard(a.enc).doer.ReleaseInBackground(a.enc, sl.id, op.Holder, from.revision())
+			from.releaseInBackground()
 		}
-		if a.victim != nil {
-			err = a.victim
-		}
-		a.reportWithdrawn(sl, op.ID, err)
-		sl.unregister(op.ID)
-		return nil, err
+		return a.withdraw(cmp.Or(a.victim, err))
 	}
-	h, err := a.granted(ctx, sl, op, out, before)
+	h, err := a.granted(ctx, op, out)
 	switch {
 	case err != nil:
 		return nil, err
@@ -199,44 +183,57 @@ func (a *attempt) finishRound(ctx context.Context, sl *leaseShare, op *record.Op
 	return h, fmt.Errorf("%w: %q: condition %q", ErrQueueFull, a.key, op.Queue)
 }
 
-// takeLease finds the session and the lease for the operation.
-func (a *attempt) takeLease(ctx context.Context) (*leaseShare, error) {
+// takeLease finds the session and the lease for a round.
+func (a *attempt) takeLease(ctx context.Context) (err error) {
 	if a.set != nil {
-		a.session = a.set.s
-		if !a.set.share.enter() {
-			return nil, errAgain
+		a.session, a.share = a.set.s, a.set.share
+		if !a.share.enter() {
+			return errAgain
 		}
-		return a.set.share, nil
+		return nil
 	}
 	if from := a.claim.From; from != nil {
-		a.session = from.s
-		if from.set != nil {
-			return nil, from.member()
+		a.session, a.share = from.s, from.share
+		switch {
+		case from.set != nil:
+			return from.member()
+		case from.Err() != nil:
+			return from.Err()
+		case !a.share.enter():
+			return cmp.Or(from.Err(), error(&LostError{Key: from.key, Token: from.Token(), Reason: from.share.whyLost()}))
 		}
-		if err := from.Err(); err != nil {
-			return nil, err
-		}
-		if !from.share.enter() {
-			return nil, cmp.Or(from.Err(), error(&LostError{Key: from.key, Token: from.Token(), Reason: from.share.whyLost()}))
-		}
-		return from.share, nil
+		return nil
 	}
-	s, err := a.m.session(ctx)
-	if err != nil {
-		return nil, err
+	if a.session, err = a.m.session(ctx); err != nil {
+		return err
 	}
-	a.session = s
-	if err := s.awaitReady(ctx, a.req.failFast); err != nil {
-		return nil, err
+	if err = a.session.awaitReady(ctx, a.req.failFast); err != nil {
+		return err
 	}
-	if err := a.stampedOn(s); err != nil {
-		return nil, err
+	if err = a.stampedOn(a.session); err != nil {
+		return err
 	}
-	return a.leaseShare(ctx, s)
+	// Before a lease is created, a note of the TTL may have to be read and written.
+	limited, cancel := a.limit(ctx)
+	defer cancel()
+	if a.share, err = a.session.leaseShare(limited, a.req.timing); err != nil && ctx.Err() == nil && limited.Err() != nil {
+		err = fmt.Errorf("%w: no lease in %v: %w", ErrUnavailable, a.failFastLimit(), err)
+	}
+	return err
 }
 
-// do carries the operation out. If the operation stays in its queue when ctx ends, do waits for it as long as the
-// manager lives.
+// limit returns a context with the time limit of fail-fast, or ctx without fail-fast.
+func (a *attempt) limit(ctx context.Context) (context.Context, context.CancelFunc) {
+	if !a.req.failFast {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, a.failFastLimit())
+}
+
+// failFastLimit returns how long an acquire with fail-fast waits for a lease.
+func (a *attempt) failFastLimit() time.Duration { return max(failFastTimeout, 4*a.m.rtt.Timeout()) }
+
+// do does the operation. One that stays in its queue when ctx ends is waited for as long as the manager lives.
 func (a *attempt) do(ctx context.Context, op *record.Op, opt engine.Options) (engine.Outcome, error) {
 	if !op.WaitsAfterUndo() {
 		return engine.Do(ctx, a.session.shard(a.enc).doer, a.enc, *op, opt)
@@ -250,18 +247,16 @@ func (a *attempt) do(ctx context.Context, op *record.Op, opt engine.Options) (en
 }
 
 // granted makes a handle from an outcome. It returns nil if there is nothing to release.
-func (a *attempt) granted(ctx context.Context, sl *leaseShare, op *record.Op, out engine.Outcome, before uint64) (*Hold, error) {
+func (a *attempt) granted(ctx context.Context, op *record.Op, out engine.Outcome) (*Hold, error) {
 	if out.Uses > 1 {
-		return a.joined(sl, op, out)
+		return a.joined(out)
 	}
-	s := a.session
+	s, sl := a.session, a.share
 	useless := func(err error) (*Hold, error) {
 		s.shard(a.enc).doer.ReleaseInBackground(a.enc, sl.id, op.ID, out.Revision)
-		a.reportWithdrawn(sl, op.ID, err)
-		sl.unregister(op.ID)
-		return nil, err
+		return a.withdraw(err)
 	}
-	err := a.confirm(ctx, op, out, before)
+	err := a.confirm(ctx, op, out)
 	if err == nil {
 		err = a.stampedOn(s)
 	}
@@ -269,14 +264,13 @@ func (a *attempt) granted(ctx context.Context, sl *leaseShare, op *record.Op, ou
 		return useless(err)
 	}
 	if out.Entry == nil {
-		a.reportPassed(sl, op.ID)
+		a.reportPassed()
 		sl.unregister(op.ID)
 		return nil, nil
 	}
-	h := &Hold{
-		s: s, share: sl, key: a.key, enc: a.enc, granted: grantOf(out.Entry), rev: out.Revision, failFast: a.req.failFast,
-		set: a.set, lock: op.Kind == record.KindLock, unit: a.unit, keep: a.req.keep, uses: out.Uses, posted: a.req.postsReleaseOf(op.Kind),
-	}
+	h := newHold(sl, a.key, a.enc, out, &a.req)
+	h.set, h.lock, h.unit = a.set, op.Kind == record.KindLock, a.unit
+	h.posted = a.req.posted && (h.lock || op.Kind == record.KindSemaphore)
 	if out.Turn {
 		h.byTurn = out.Entry.Token
 	}
@@ -288,13 +282,12 @@ func (a *attempt) granted(ctx context.Context, sl *leaseShare, op *record.Op, ou
 	sl.register(h.id, h)
 	s.mu.Lock()
 	if !out.Kept { // the engine watches kept entries
-		s.unwatched = append(s.unwatched, unwatchedHold{h, time.Now()})
+		s.unwatched = append(s.unwatched, h)
 	}
 	ended := s.ended
 	s.mu.Unlock()
 	a.unit.add(h)
-	// The last check before the caller gets the grant: if the lease was lost while the acquire waited or this process
-	// was stopped, nothing is granted.
+	// The last check: the lease may have been lost while the acquire waited or this process was stopped.
 	if !sl.lease.Valid() || ended != nil || out.Entry.Revoked || out.Kept && !s.shard(a.enc).engine.Kept(a.enc, op.ID) || a.set == nil && !h.handOut(a) {
 		h.lose(ErrExpired)
 		s.shard(a.enc).doer.ReleaseInBackground(a.enc, sl.id, op.ID, out.Revision)
@@ -302,48 +295,35 @@ func (a *attempt) granted(ctx context.Context, sl *leaseShare, op *record.Op, ou
 		if out.Entry.Revoked {
 			why = ErrRevoked
 		}
-		a.reportWithdrawn(sl, op.ID, why)
+		a.reportWithdrawn(why)
 		return nil, errAgain
 	}
 	return h, nil
 }
 
-// leaseShare returns a lease for the acquire. With fail-fast, it takes a limited time.
-func (a *attempt) leaseShare(ctx context.Context, s *session) (*leaseShare, error) {
-	if !a.req.failFast {
-		return s.leaseShare(ctx, a.req.timing)
-	}
-	// Before a lease is created, a note of the TTL may have to be read and written.
-	limit := a.failFastLimit()
-	fctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	sl, err := s.leaseShare(fctx, a.req.timing)
-	if err != nil && ctx.Err() == nil && fctx.Err() != nil {
-		err = fmt.Errorf("%w: no lease in %v: %w", ErrUnavailable, limit, err)
-	}
-	return sl, err
+// withdraw ends a round that was not granted.
+func (a *attempt) withdraw(err error) (*Hold, error) {
+	a.reportWithdrawn(err)
+	a.share.unregister(a.id)
+	return nil, err
 }
 
-// confirm calls the shard's confirm; see there. With fail-fast, it takes a limited time. Some outcomes must be
-// reported, for example that a generation of a barrier has ended. Such an outcome is confirmed even if the caller has
-// given up in the meantime.
-func (a *attempt) confirm(ctx context.Context, op *record.Op, out engine.Outcome, before uint64) error {
-	fctx, cancel := ctx, context.CancelFunc(func() {})
-	if a.req.failFast {
-		fctx, cancel = context.WithTimeout(ctx, a.failFastLimit())
-	}
+// confirm calls the shard's confirm. An outcome that must be reported, for example that a generation of a barrier has
+// ended, is confirmed even if the caller has given up in the meantime.
+func (a *attempt) confirm(ctx context.Context, op *record.Op, out engine.Outcome) error {
+	limited, cancel := a.limit(ctx)
 	defer cancel()
-	err := a.session.shard(a.enc).confirm(fctx, out, before)
+	err := a.session.shard(a.enc).confirm(limited, out, a.before)
 	switch {
 	case err == nil:
-	case ctx.Err() == nil && fctx.Err() != nil:
+	case ctx.Err() == nil && limited.Err() != nil:
 		return fmt.Errorf("%w: not known whether the locks bucket was replaced", ErrUnavailable)
 	case ctx.Err() != nil && op.Proven():
 		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), proofLimit)
 		defer cancel()
 		late, done := a.m.callContext(late)
 		defer done()
-		if err = a.session.shard(a.enc).confirm(late, out, before); err != nil && late.Err() != nil {
+		if err = a.session.shard(a.enc).confirm(late, out, a.before); err != nil && late.Err() != nil {
 			return fmt.Errorf("%w: %w", ErrUncertain, ctx.Err())
 		}
 	}
@@ -358,11 +338,8 @@ func (a *attempt) begin(ctx context.Context, h *Hold) error {
 	}
 	if age := le.TTL() - le.Margin() - le.Remaining(); age > t.ttl/20 {
 		// The hold's time starts with its grant, not when the acquire was queued or the lease was created.
-		if a.req.failFast {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, a.failFastLimit())
-			defer cancel()
-		}
+		ctx, cancel := a.limit(ctx)
+		defer cancel()
 		if err := le.Renew(ctx); err != nil {
 			return errAgain
 		}

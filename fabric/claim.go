@@ -1,6 +1,7 @@
 package fabric
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,7 +24,7 @@ const (
 )
 
 // Claim is a request of [Manager.Claim] and [Manager.Await]. Its data depend on the kind of the record. Package
-// primitives consists of claims and posts; use them to build your own primitives.
+// primitives consists of claims and posts.
 type Claim struct {
 	Kind string // one of the Kind constants
 	Verb string // what is requested, by the name that the kind defines; "" = acquire
@@ -36,11 +37,9 @@ type Claim struct {
 	Queue   string // name of a condition
 	Value   []byte // for elections; nil = none, empty is a value
 
-	// Once makes the claim end with ErrLost if its lease is lost while it waits. Otherwise the claim is made again
-	// under a new lease.
+	// Once ends the claim with ErrLost if its lease is lost while it waits. Otherwise it is made again.
 	Once bool
-	// From is a hold that the claim replaces in the same write. The handle is released when the claim is sent, and the
-	// claim uses its lease.
+	// From is a hold that the claim replaces in the same write, under its lease. The handle is released at once.
 	From *Hold
 }
 
@@ -64,13 +63,12 @@ type Post struct {
 
 // Claim waits until the claim is granted or ctx ends, like Acquire for a lock, and returns the hold. Every error is a
 // *NotAcquiredError. Its causes are those of Acquire and those of the kind: ErrTooLarge, a *SizeMismatchError, a
-// *BrokenError, ErrStale, ErrDeleted, ErrFinished; and ErrUncertain, if the outcome of the claim could not be found out
-// in time.
+// *BrokenError, ErrStale, ErrDeleted, ErrFinished; and ErrUncertain, if the outcome could not be found out in time.
 //
-// A claim with From that stays in a queue continues when ctx ends. It then asks to be granted as soon as possible, and
-// Claim returns the hold together with ctx's error.
+// A claim with From that stays in a queue when ctx ends asks to be granted as soon as possible. Claim then returns the
+// hold together with ctx's error.
 func (m *Manager) Claim(ctx context.Context, key string, c Claim, opts ...AcquireOption) (*Hold, error) {
-	h, _, err := m.claim(ctx, key, c, opts)
+	h, _, err := m.Await(ctx, key, c, opts...)
 	if err != nil {
 		return h, &NotAcquiredError{Key: key, Cause: err}
 	}
@@ -78,69 +76,54 @@ func (m *Manager) Claim(ctx context.Context, key string, c Claim, opts ...Acquir
 }
 
 // Await waits like Claim, for something that need not be released, for example a barrier that trips or a latch that
-// opens. It returns the record that shows this. The hold is nil unless the caller must release something, for example
+// opens, and returns the record that shows this. The hold is nil unless the caller must release something, for example
 // the right to run a barrier's action. Errors are the causes of Claim's errors.
 func (m *Manager) Await(ctx context.Context, key string, c Claim, opts ...AcquireOption) (*Hold, Info, error) {
-	return m.claim(ctx, key, c, opts)
-}
-
-func (m *Manager) claim(caller context.Context, key string, c Claim, opts []AcquireOption) (*Hold, Info, error) {
-	fail := func(err error) (*Hold, Info, error) { return nil, Info{}, m.explain(caller, err) }
 	req, err := m.cfg.newRequest(opts)
 	if err != nil {
-		return fail(err)
+		return nil, Info{}, m.explain(ctx, err)
 	}
-	if h := m.join(caller, key, &c, &req); h != nil {
+	if h := m.join(ctx, key, &c, &req); h != nil {
 		return h, Info{}, nil
 	}
 	a := attempt{m: m, key: key, claim: c, req: req, began: time.Now()}
 	var leave func()
-	if a.unit, leave = m.unitFor(caller, &req); c.From != nil {
+	if a.unit, leave = m.unitFor(ctx, &req); c.From != nil {
 		a.unit = c.From.unit
 	}
 	defer leave()
-	if a.op, err = c.op(&req); err != nil {
-		return fail(err)
+	if err := cmp.Or(a.prepare(), ctx.Err()); err != nil {
+		return nil, Info{}, m.explain(ctx, err)
 	}
-	if err = a.checkStamp(); err != nil {
-		return fail(err)
-	}
-	if a.enc, err = kv.EncodeName(key); err != nil {
-		return fail(err)
-	}
-	if err := caller.Err(); err != nil {
-		return fail(err)
-	}
-	ctx, done := m.callContextFor(caller, req.waitLimit)
+	bound, done := m.callContextFor(ctx, req.waitLimit)
 	defer done()
 	var h *Hold
 	var out engine.Outcome
-	err = a.repeat(ctx, func() (done bool, err error) {
-		h, out, err = a.tryOnce(ctx)
+	err = a.repeat(bound, func() (done bool, err error) {
+		h, out, err = a.tryOnce(bound)
 		// A claim that replaced a hold by a place in a queue tries to return a new hold even with an error.
 		return err == nil || h != nil, err
 	})
-	switch {
-	case err != nil:
-		return h, Info{}, m.explain(caller, err)
-	case h != nil:
-		return h, Info{}, nil
+	if err != nil || h != nil {
+		return h, Info{}, m.explain(ctx, err)
 	}
 	info := newInfo(key, out.Record, out.Revision)
 	info.Claim = a.id
 	return nil, info, nil
 }
 
-// dropWhenQueued returns the function that the engine calls when the claim that replaces the hold is queued.
-func (h *Hold) dropWhenQueued(also func(record.Place)) func(record.Place) {
-	return func(p record.Place) {
-		if h.share.drop(h); also != nil {
-			also(p)
-		}
+// prepare makes the attempt's operation, without the fields that depend on the lease, and its encoded name.
+func (a *attempt) prepare() (err error) {
+	if a.op, err = a.claim.op(&a.req); err != nil {
+		return err
 	}
+	if err = a.checkStamp(); err != nil {
+		return err
+	}
+	a.enc, err = kv.EncodeName(a.key)
+	return err
 }
 
-// op returns the operation without the fields that depend on the lease.
 func (c *Claim) op(req *request) (record.Op, error) {
 	op := record.Op{
 		Kind: record.Kind(c.Kind), Verb: record.OpAcquire,
@@ -152,17 +135,11 @@ func (c *Claim) op(req *request) (record.Op, error) {
 			return op, fmt.Errorf("%w: there is no claim %q", ErrInvalidOption, c.Verb)
 		}
 	}
+	var err error
 	if c.Kind == KindLock {
-		mode := req.mode
-		if c.Mode != "" {
-			mode = c.Mode
-		}
-		var err error
-		if op.Mode, err = mode.record(); err != nil {
-			return op, err
-		}
+		op.Mode, err = cmp.Or(c.Mode, req.mode).record()
 	}
-	return op, nil
+	return op, err
 }
 
 func valueOf(b []byte) record.Value { return record.Value{Set: b != nil, Data: string(b)} }
@@ -171,21 +148,15 @@ func valueOf(b []byte) record.Value { return record.Value{Set: b != nil, Data: s
 // made. With every other error it was not made: ErrStale if the state on which it is based has changed, ErrDeleted,
 // ErrTooLarge, a *SizeMismatchError, a *HeldError if a holder is in the way, and the errors of Inspect.
 func (m *Manager) Post(caller context.Context, key string, p Post) (Info, error) {
-	enc, err := kv.EncodeName(key)
-	if err != nil {
-		return Info{}, err
-	}
+	enc, nameErr := kv.EncodeName(key)
 	op, err := p.op()
-	if err != nil {
-		return Info{}, err
-	}
-	if err := caller.Err(); err != nil {
+	if err = cmp.Or(nameErr, err, caller.Err()); err != nil {
 		return Info{}, err
 	}
 	ctx, done := m.callContext(caller)
 	defer done()
-	req := request{timing: m.cfg.timing, failFast: m.cfg.failFast}
-	a := attempt{m: m, key: key, enc: enc, op: op, req: req}
+	op.TTL = m.cfg.timing.ttl
+	a := attempt{m: m, key: key, enc: enc, op: op, req: request{timing: m.cfg.timing, failFast: m.cfg.failFast}}
 	var out engine.Outcome
 	err = a.repeat(ctx, func() (done bool, err error) {
 		out, err = a.post(ctx)
@@ -210,27 +181,17 @@ func (p *Post) op() (record.Op, error) {
 
 // post submits the operation under one lease, with one id.
 func (a *attempt) post(ctx context.Context) (out engine.Outcome, err error) {
-	s, err := a.m.session(ctx)
-	if err != nil {
+	if err := a.takeLease(ctx); err != nil {
 		return out, err
 	}
-	a.session = s
-	if err := s.awaitReady(ctx, a.req.failFast); err != nil {
-		return out, err
-	}
-	sl, err := a.leaseShare(ctx, s)
-	if err != nil {
-		return out, err
-	}
-	defer sl.leave()
-	op := a.op
-	op.ID, op.Lease, op.TTL = sl.lease.NextOp(), sl.id, a.req.timing.ttl
-	before := s.shard(a.enc).seen()
-	out, err = engine.Do(ctx, s.shard(a.enc).doer, a.enc, op, engine.Options{FailFast: a.req.failFast, Stop: sl.lease.Lost()})
+	defer a.share.leave()
+	sh, op := a.session.shard(a.enc), a.op
+	op.ID, op.Lease, a.before = a.share.lease.NextOp(), a.share.id, sh.seen()
+	out, err = engine.Do(ctx, sh.doer, a.enc, op, engine.Options{FailFast: a.req.failFast, Stop: a.share.lease.Lost()})
 	if err != nil {
 		return out, postError(err)
 	}
-	if err := a.confirm(ctx, &op, out, before); err != nil {
+	if err := a.confirm(ctx, &op, out); err != nil {
 		return out, fmt.Errorf("%w: %w", ErrUncertain, err)
 	}
 	return out, nil
@@ -238,7 +199,11 @@ func (a *attempt) post(ctx context.Context) (out engine.Outcome, err error) {
 
 // postError adds ErrUncertain if the outcome of the operation is unknown.
 func postError(err error) error {
-	if errors.Is(err, engine.ErrUnconfirmed) || errors.Is(err, engine.ErrUncertain) {
+	return uncertainIf(errors.Is(err, engine.ErrUnconfirmed) || errors.Is(err, engine.ErrUncertain), err)
+}
+
+func uncertainIf(uncertain bool, err error) error {
+	if uncertain {
 		return fmt.Errorf("%w: %w", ErrUncertain, err)
 	}
 	return err
@@ -253,58 +218,47 @@ func (h *Hold) Post(ctx context.Context, p Post) (Info, error) {
 	}
 	h.mu.Lock()
 	if h.posting == nil {
-		h.posting = make(chan struct{}, 1)
+		h.posting = newCtxMutex()
 	}
 	posting := h.posting
 	h.mu.Unlock()
-	select {
-	case posting <- struct{}{}:
-		defer func() { <-posting }()
-	case <-ctx.Done():
-		return Info{}, ctx.Err()
+	if err := posting.lock(ctx); err != nil {
+		return Info{}, err
 	}
+	defer posting.unlock()
 	if err := h.Err(); err != nil {
 		return Info{}, err
 	}
 	op.ID, op.Lease, op.Holder, op.Token, op.TTL = h.share.lease.NextOp(), h.share.id, h.id, h.Token(), h.share.timing.ttl
 	opt := engine.Options{FailFast: h.failFast, AtLeast: h.revision()}
+	var ended Event
 	if p.Ends {
-		return h.postLast(ctx, op, opt)
+		var first bool
+		if ended, first, err = h.invalidate(); !first {
+			return Info{}, err
+		}
+		op.Hold, opt.Stop = releaseOp(h).Hold, h.s.m.gone
+	} else {
+		opt.Stop = h.Context().Done()
 	}
 	bound, done := h.s.m.callContext(ctx)
 	defer done()
-	opt.Stop = h.Context().Done()
 	out, err := engine.Do(bound, h.s.shard(h.enc).doer, h.enc, op, opt)
 	if err != nil {
-		return Info{}, h.s.m.explain(ctx, h.postFailed(&op, err))
+		if refused, ok := errors.AsType[*engine.RefusedError](err); p.Ends && ok && refused.Verdict != record.NotHolder {
+			h.releaseInBackground() // the entry still exists
+		}
+		err = h.s.m.explain(ctx, h.postFailed(&op, err))
+	}
+	if p.Ends {
+		h.releaseDone(ended, err)
+	}
+	if err != nil {
+		return Info{}, err
 	}
 	h.mu.Lock()
 	h.rev = max(h.rev, out.Revision)
 	h.mu.Unlock()
-	return newInfo(h.key, out.Record, out.Revision), nil
-}
-
-// postLast sends the post that ends the hold.
-func (h *Hold) postLast(ctx context.Context, op record.Op, opt engine.Options) (Info, error) {
-	var out engine.Outcome
-	err := h.finish(func() error {
-		bound, done := h.s.m.callContext(ctx)
-		defer done()
-		op.Hold = releaseOp(h).Hold
-		opt.Stop = h.s.m.gone
-		var err error
-		if out, err = engine.Do(bound, h.s.shard(h.enc).doer, h.enc, op, opt); err == nil {
-			return nil
-		}
-		if refused, ok := errors.AsType[*engine.RefusedError](err); ok && refused.Verdict != record.NotHolder {
-			// The entry still exists.
-			h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.share.id, h.id, h.revision())
-		}
-		return h.s.m.explain(ctx, h.postFailed(&op, err))
-	})
-	if err != nil {
-		return Info{}, err
-	}
 	return newInfo(h.key, out.Record, out.Revision), nil
 }
 
@@ -315,20 +269,13 @@ func (h *Hold) postFailed(op *record.Op, err error) error {
 		if !refused.Uncertain {
 			h.lose(h.whyGone())
 		}
-		return h.uncertainIf(refused.Uncertain, &LostError{Key: h.key, Token: op.Token, Reason: h.whyGone()})
+		return uncertainIf(refused.Uncertain, &LostError{Key: h.key, Token: op.Token, Reason: h.whyGone()})
 	case errors.As(err, &refused):
 		return refusal(h.key, op, refused)
 	case errors.Is(err, engine.ErrStopped) && h.Err() != nil:
-		return h.uncertainIf(errors.Is(err, engine.ErrUnconfirmed), h.Err())
+		return uncertainIf(errors.Is(err, engine.ErrUnconfirmed), h.Err())
 	}
 	return translate(postError(err))
-}
-
-func (h *Hold) uncertainIf(uncertain bool, err error) error {
-	if uncertain {
-		return fmt.Errorf("%w: %w", ErrUncertain, err)
-	}
-	return err
 }
 
 // refusal converts a refusal of the record to an error of this package. op is the requested operation.
@@ -336,12 +283,9 @@ func refusal(key string, op *record.Op, refused *engine.RefusedError) error {
 	err := refusalCause(key, op, refused)
 	switch refused.Verdict {
 	case record.Stale, record.OtherLife, record.NotHolder, record.Finished:
-		// A claim that found a result was not granted, and a try that is not in the record is not held, whatever
-		// happened to the attempts.
+		// Such a claim was not granted, and such a try is not held, whatever happened to the attempts.
 		known := refused.Verdict == record.Finished && op.Waits() || refused.Verdict == record.Stale && op.Verb == record.OpTry
-		if refused.Uncertain && !known {
-			err = fmt.Errorf("%w: %w", ErrUncertain, err)
-		}
+		err = uncertainIf(refused.Uncertain && !known, err)
 	}
 	if refused.Cause != nil {
 		err = fmt.Errorf("%w: %w", refused.Cause, err)
@@ -352,7 +296,7 @@ func refusal(key string, op *record.Op, refused *engine.RefusedError) error {
 func refusalCause(key string, op *record.Op, refused *engine.RefusedError) error {
 	switch refused.Verdict {
 	case record.Held, record.AlreadyHeld, record.InUse:
-		return heldError(key, refused)
+		return heldError(key, &refused.Blocker, refused.Verdict == record.AlreadyHeld)
 	case record.QueueFull:
 		return fmt.Errorf("%w: %q: the limit is %s", ErrQueueFull, key, refused.Limit)
 	case record.WrongKind:
@@ -409,11 +353,10 @@ func tooLarge(key string, op *record.Op, refused *engine.RefusedError) error {
 		ErrTooLarge, len(op.Value.Data), key, have, escaped)
 }
 
-func heldError(key string, refused *engine.RefusedError) *HeldError {
-	b := refused.Blocker
+func heldError(key string, b *record.Entry, already bool) *HeldError {
 	return &HeldError{
 		Key: key, Owner: b.OwnerID(), Mode: modeOf(b.Mode), Since: b.Since, Token: b.Token,
-		Metadata: maps.Clone(b.Meta), already: refused.Verdict == record.AlreadyHeld,
+		Metadata: maps.Clone(b.Meta), already: already,
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -22,24 +21,20 @@ import (
 )
 
 const (
-	// spares is how many candidates wait for an owner's lock, to take over when the owner
-	// crashes. Further candidates only watch for its beats to stop.
+	// spares is how many candidates wait for an owner's lock. Others only watch for its beats to stop.
 	spares = 2
-	// silence is how long a candidate hears no beat until it reads whether there
-	// is an owner. An idle owner sends a beat every 5 s.
+	// silence is how long no beat is heard before a candidate reads. An idle owner sends a beat every 5 s.
 	silence = 12 * time.Second
-	// An owner without active sessions keeps its lock for idleOwner. An owner that no client has
-	// asked for keeps it for idleHeir.
+	// How long an owner without active sessions keeps its lock, and one that no client has asked for.
 	idleOwner = 30 * time.Second
 	idleHeir  = 5 * time.Second
 	// handover bounds how long an owner that ends its term takes to answer its clients.
 	handover = time.Second
 )
 
-// WithCoalescer has this process serve as the fabric's coalescer when a client asks for one. A coalescer
-// carries out the operations of contended locks for all clients, which is cheaper than each client doing it by itself. One
-// process serves at a time; "lockfabric serve" goes before other processes. Only speed
-// depends on it. docs/coalescing.md says what it costs and which permissions it needs.
+// WithCoalescer has this process serve as the fabric's coalescer when a client asks for one: it carries out the operations
+// of contended locks for all clients, which is cheaper. One process serves at a time; "lockfabric serve" goes before
+// others. Only speed depends on it. docs/coalescing.md says what it costs and which permissions it needs.
 func WithCoalescer() ManagerOption { return func(c *config) error { c.rank = rankProcess; return nil } }
 
 // coalescer is this process as a candidate for the shard, and as its owner.
@@ -51,10 +46,9 @@ func WithCoalescer() ManagerOption { return func(c *config) error { c.rank = ran
 //	 +---- too many candidates, until the beats stop
 //
 // A fabric without requests for an owner costs nothing: a candidate that rests has two subscriptions. One that
-// volunteers does not wait for hellos: it knows itself when an owner is useful, see volunteer.go.
+// volunteers does not wait for hellos: it knows itself when an owner is useful, see volunteer.
 type coalescer struct {
 	*shard
-	rank  int
 	hello chan struct{} // holds an element once a client has asked for an owner
 	beat  chan struct{} // holds an element once a beat was received
 }
@@ -62,11 +56,7 @@ type coalescer struct {
 // coalesce runs while the manager may serve.
 func (s *session) coalesce() {
 	defer close(s.coalesced)
-	var shards sync.WaitGroup
-	for _, sh := range s.shards {
-		shards.Go(sh.coalesce)
-	}
-	shards.Wait()
+	together(s.shards, (*shard).coalesce)
 }
 
 // coalesce is the shard's goroutine while the manager may serve.
@@ -76,16 +66,16 @@ func (sh *shard) coalesce() {
 		return
 	}
 	cfg := &s.m.cfg
-	c := &coalescer{shard: sh, rank: cfg.rank, hello: make(chan struct{}, 1), beat: make(chan struct{}, 1)}
-	stop, err := c.listen(coalesce.BeatSubject(cfg.buckets.Fabric, sh.n), "", c.beat)
+	c := &coalescer{shard: sh, hello: make(chan struct{}, 1), beat: make(chan struct{}, 1)}
+	beats, err := c.listen(coalesce.BeatSubject(cfg.buckets.Fabric, sh.n), "", c.beat)
 	if err != nil {
 		cfg.logger.Warn("this process can't serve as a coalescer", "error", err)
 		return
 	}
-	defer stop()
+	defer func() { _ = beats.Unsubscribe() }()
 	again := false // an owner was there just now
 	for asked := cfg.onDemand; asked || again || c.standBy(&asked); asked = false {
-		o, err := sh.own(s.ctx, c.rank)
+		o, err := sh.own(s.ctx)
 		if err == nil {
 			err = c.serve(o, asked)
 		}
@@ -93,7 +83,7 @@ func (sh *shard) coalesce() {
 		switch {
 		case s.ctx.Err() != nil:
 			return
-		case c.rank == rankVolunteer:
+		case cfg.rank == rankVolunteer:
 			pause.For(s.ctx, restOf(err))
 		case errors.Is(err, errNobodyAsks):
 			if cfg.onDemand && len(s.shards) == 1 {
@@ -108,19 +98,14 @@ func (sh *shard) coalesce() {
 	}
 }
 
-// listen puts an element into heard for every message, until stop is called.
-func (c *coalescer) listen(subject, queue string, heard chan struct{}) (stop func(), err error) {
-	sub, err := c.s.m.nc.QueueSubscribe(subject, queue, func(*nats.Msg) { pause.Wake(heard) })
-	if err != nil {
-		return nil, err
-	}
-	return func() { _ = sub.Unsubscribe() }, nil
+// listen puts an element into heard for every message.
+func (c *coalescer) listen(subject, queue string, heard chan struct{}) (*nats.Subscription, error) {
+	return c.s.m.nc.QueueSubscribe(subject, queue, func(*nats.Msg) { pause.Wake(heard) })
 }
 
-// standBy returns true once this process should queue for the lock, and false when the
-// session ends. It sets asked if a client has asked for an owner.
+// standBy returns true once this process should queue for the lock, and false when the session ends.
 func (c *coalescer) standBy(asked *bool) bool {
-	if c.rank == rankVolunteer {
+	if c.s.m.cfg.rank == rankVolunteer {
 		*asked = c.volunteer()
 		return *asked
 	}
@@ -151,7 +136,7 @@ func (c *coalescer) standBy(asked *bool) bool {
 func (c *coalescer) wanted(rec *record.Record) bool {
 	n := 0
 	for i := range rec.Waiters {
-		if rankOf(&rec.Waiters[i]) >= c.rank {
+		if rankOf(&rec.Waiters[i]) >= c.s.m.cfg.rank {
 			n++
 		}
 	}
@@ -160,12 +145,12 @@ func (c *coalescer) wanted(rec *record.Record) bool {
 
 // rest waits until a client asks for an owner or a beat arrives. It returns true if a client has asked.
 func (c *coalescer) rest() (asked bool) {
-	stop, err := c.listen(coalesce.HelloSubject(c.s.m.cfg.buckets.Fabric, c.n), coalesce.QueueGroup, c.hello)
+	hellos, err := c.listen(coalesce.HelloSubject(c.s.m.cfg.buckets.Fabric, c.n), coalesce.QueueGroup, c.hello)
 	if err != nil {
 		pause.For(c.s.ctx, pause.Around(time.Second))
 		return false
 	}
-	defer stop()
+	defer func() { _ = hellos.Unsubscribe() }()
 	select {
 	case <-c.s.ctx.Done():
 	case <-c.hello:
@@ -202,7 +187,7 @@ func (c *coalescer) serve(o *ownership, asked bool) error {
 	c.bucket.CommitInGroups() // a coalescer writes many keys at a time
 	svc, err := coalesce.Serve(coalesce.ServiceConfig{
 		Conn: s.m.nc, Fabric: cfg.buckets.Fabric, Shard: c.n, Stamp: c.stamp(), Term: o.term, Lease: o.share.id,
-		Rank: c.rank, Version: version(), Metadata: map[string]string{"process": lease.Self()},
+		Rank: cfg.rank, Version: version(), Metadata: map[string]string{"process": lease.Self()},
 		Doer: c.engine, Known: c.engine.Known, Writes: func() uint64 { return c.engine.Stats().Writes }, Batched: c.bucket.Batched, Valid: o.share.lease.Valid, LeaseAlive: s.leaseAlive, Logger: cfg.logger,
 	})
 	if err != nil {
@@ -230,7 +215,7 @@ func (c *coalescer) term(o *ownership, svc *coalesce.Service, asked bool) error 
 	if asked {
 		limit = long
 	}
-	if c.rank == rankVolunteer {
+	if c.s.m.cfg.rank == rankVolunteer {
 		if err := svc.Heard(c.s.ctx); err != nil {
 			return err
 		}
@@ -287,8 +272,7 @@ func version() string {
 	return ""
 }
 
-// here notes the term in which this process owns the shard; 0: it does not any more. While it owns the shard, its own operations take the
-// direct road.
+// here notes the term in which this process owns the shard; 0 = none. An owner's operations take the direct road.
 func (sh *shard) here(term uint64) {
 	sh.serving.Store(term)
 	if sh.router != nil {
@@ -315,7 +299,6 @@ type ownership struct {
 	*shard
 	share *leaseShare
 	id    string
-	rank  int
 	rev   uint64
 	term  uint64
 
@@ -325,16 +308,16 @@ type ownership struct {
 }
 
 // own waits until this process owns the shard.
-func (sh *shard) own(ctx context.Context, rank int) (*ownership, error) {
+func (sh *shard) own(ctx context.Context) (*ownership, error) {
 	sl, err := sh.s.newLeaseShare(ctx, timing{ttl: ownerTTL, owner: true})
 	if err != nil {
 		return nil, err
 	}
 	op := record.Op{
 		Kind: record.KindLock, Verb: record.OpAcquire, Mode: record.X, ID: sl.lease.NextOp(), Lease: sl.id,
-		TTL: ownerTTL, Since: time.Now(), Meta: map[string]string{metaRank: strconv.Itoa(rank)},
+		TTL: ownerTTL, Since: time.Now(), Meta: map[string]string{metaRank: strconv.Itoa(sh.s.m.cfg.rank)},
 	}
-	o := &ownership{shard: sh, share: sl, id: op.ID, rank: rank, gone: make(chan struct{}, 1), better: make(chan struct{}, 1)}
+	o := &ownership{shard: sh, share: sl, id: op.ID, gone: make(chan struct{}, 1), better: make(chan struct{}, 1)}
 	sl.register(op.ID, nil)
 	before := sh.seen()
 	out, err := engine.Do(ctx, sh.engine, o.owner, op, engine.Options{Stop: sl.lease.Lost()})
@@ -361,7 +344,7 @@ func (o *ownership) see(e jskv.Entry) {
 		return
 	}
 	for i := range rec.Waiters {
-		if rankOf(&rec.Waiters[i]) > o.rank {
+		if rankOf(&rec.Waiters[i]) > o.s.m.cfg.rank {
 			pause.Wake(o.better)
 		}
 	}
@@ -378,20 +361,16 @@ func (o *ownership) release(ctx context.Context) {
 	o.leave()
 }
 
-// leave ends the lease. The lock ends with it if it was not released.
+// leave ends the lease, which has no other user. The lock ends with it if it was not released.
 func (o *ownership) leave() {
 	for _, stop := range o.stop {
 		stop()
 	}
-	o.share.mu.Lock()
-	o.share.retired = true
-	o.share.mu.Unlock()
 	o.share.unregister(o.id)
 }
 
-// Coalescer describes the lock of the fabric's coalescer (see docs/coalescing.md): the holder is the process that serves, and
-// the waiters are the processes that stand by. It is Inspect for that lock, which has no name. Each shard of a fabric
-// has a coalescer of its own, see [WithShards]. Coalescer is about shard 0, and CoalescerOf about any shard.
+// Coalescer is Inspect for the lock of the fabric's coalescer (see docs/coalescing.md), which has no name: the holder is
+// the process that serves, and the waiters are those that stand by. CoalescerOf is for any shard; this is shard 0's.
 func (m *Manager) Coalescer(ctx context.Context) (Info, error) { return m.CoalescerOf(ctx, 0) }
 
 // CoalescerOf is Coalescer for one of the fabric's shards.

@@ -83,11 +83,11 @@ func TestComplete_LeaseLeftWhileTheSessionEnds(t *testing.T) {
 	s.ended = ErrClosed // as end begins
 	s.mu.Unlock()
 	sl.leave()
+	left := s.leaseShareOf(sl.id)
 	s.mu.Lock()
-	_, left := s.all[sl]
 	s.ended = nil
 	s.mu.Unlock()
-	if !left {
+	if left != sl {
 		t.Error("the session's end does not find it")
 	}
 	if err := m.Close(); err != nil {

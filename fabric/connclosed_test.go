@@ -42,6 +42,9 @@ func TestConnectionClosedForGood(t *testing.T) {
 		if _, err := fabric.New(waitContext(t), nc); !errors.Is(err, fabric.ErrConnectionClosed) {
 			t.Errorf("New: %v", err)
 		}
+		if err := fabric.StandBy(waitContext(t), nc); !errors.Is(err, fabric.ErrConnectionClosed) {
+			t.Errorf("StandBy: %v", err)
+		}
 	})
 }
 

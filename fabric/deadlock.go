@@ -85,8 +85,7 @@ func (w *waiting) queued(also func(record.Place)) func(record.Place) {
 	}
 }
 
-// end reports the end of the wait, with err. If the wait ended because of a deadlock, it returns the *DeadlockError,
-// otherwise nil.
+// end reports the end of the wait, with err. It returns the *DeadlockError that ended it, or nil.
 func (w *waiting) end(err error) error {
 	if w == nil || !w.begun {
 		return nil
@@ -175,7 +174,7 @@ func (d *detection) waits(ctx context.Context) (*jskv.Bucket, error) {
 // The following methods implement deadlock.Place.
 
 func (d *detection) Own(id string) (*deadlock.Doc, bool) {
-	if _, ok := d.s.liveLeases.Load(id); !ok {
+	if d.s.leaseShareOf(id) == nil {
 		return nil, false
 	}
 	return d.d.Own(id), true
@@ -263,7 +262,7 @@ func (d *detection) Publish(ctx context.Context, id string, value []byte, rev ui
 // Abort stops the wait because of the cycle, if it still waits.
 func (d *detection) Abort(ctx context.Context, dw *deadlock.Waiter, c deadlock.Cycle) {
 	w := dw.Data.(*waiting)
-	e := d.explain(ctx, c)
+	e := d.s.explain(ctx, c)
 	w.victim.Store(e)
 	op := record.Op{Kind: record.KindLock, Verb: record.OpStopWaiting, ID: w.ID, Lease: w.Lease}
 	out, err := engine.Do(ctx, d.s.shard(w.Key).doer, w.Key, op, engine.Options{Bound: releaseTimeout, Stop: d.s.m.gone})

@@ -10,8 +10,7 @@ import (
 
 // Errors of acquiring.
 var (
-	// ErrNotAcquired is true of every error that an acquire returns: nothing is held. The error is a *NotAcquiredError
-	// with the key and the cause.
+	// ErrNotAcquired is true of every error of an acquire, a *NotAcquiredError with the key and the cause.
 	ErrNotAcquired = errors.New("fabric: not acquired")
 
 	// ErrHeld is returned by TryAcquire if a holder or a waiter is in the way. The error is a *HeldError that names it.
@@ -22,10 +21,9 @@ var (
 	// is a *HeldError. Use the existing handle of the owner, or another owner.
 	ErrAlreadyHeld = errors.New("fabric: owner already holds or waits for this lock")
 
-	// ErrQueueFull is returned if the lock's record has reached its limit of waiters or of bytes. Only many processes
-	// can reach it, because at most 16 acquires of one manager wait in the record; the others wait in the process. The
-	// message names the limit and its value. The limit of bytes is 512 KiB, or less if the server's max_payload
-	// requires it. Try later.
+	// ErrQueueFull is returned if the lock's record has reached its limit of waiters or of bytes (512 KiB, or less if
+	// max_payload requires it), which the message names. Only many processes can reach it, because at most 16 acquires of
+	// one manager wait in the record. Try later.
 	ErrQueueFull = errors.New("fabric: lock queue is full")
 
 	// ErrWaitTooLong is returned with WithDeadlineCheck if the expected wait is longer than the time until the
@@ -33,50 +31,47 @@ var (
 	ErrWaitTooLong = errors.New("fabric: expected wait exceeds the deadline")
 
 	// ErrKindMismatch is returned if the name is in use as another kind, which the message names. Use another name, or
-	// wait until the name is not used any more. Users that look dead stop counting after they were observed for their
-	// TTL and margin.
+	// wait. Users that look dead stop counting after they were observed for their TTL and margin.
 	ErrKindMismatch = errors.New("fabric: name is in use as another kind")
 )
 
 // Errors of records of other kinds than locks. Package primitives says where they occur.
 var (
-	// ErrTooLarge is returned if a request asks for more permits than the semaphore has or for more counts than a latch
-	// can take, or if a value is too long. The message names the limit. Nothing waits, and nothing was changed. Ask for
-	// less, or resize the semaphore. Store a long value elsewhere, and only its location here.
+	// ErrTooLarge is returned for more permits than the semaphore has, more counts than a latch can take, or a value that
+	// is too long. The message names the limit. Nothing waits, and nothing was changed. Ask for less, resize the
+	// semaphore, or store a long value elsewhere.
 	ErrTooLarge = errors.New("fabric: too large")
 
-	// ErrSizeMismatch is returned if the name is in use with another size, number of parties or initial count. The
-	// error is a *SizeMismatchError.
+	// ErrSizeMismatch is returned if the name is in use with another size, see *SizeMismatchError.
 	ErrSizeMismatch = errors.New("fabric: in use with another size")
 
 	// ErrBroken is returned if a generation of a barrier was broken: a party gave up or died, the action failed, or
 	// somebody reset the barrier. The error is a *BrokenError.
 	ErrBroken = errors.New("fabric: barrier broken")
 
-	// ErrStale is returned if the state on which a change is based, for example the stamp of WithStamp, has changed
-	// since. Nothing was done. Read again, and decide again.
+	// ErrStale is returned if the state on which a change is based has changed since. Nothing was done. Read again, and
+	// decide again.
 	ErrStale = errors.New("fabric: based on what has changed since")
 
 	// ErrDeleted is returned if the record that was read was deleted since; it may exist again. Nothing was done.
 	ErrDeleted = errors.New("fabric: deleted since it was read")
 
-	// ErrFinished is returned if there is already a result, or if a latch is already open. The error is a
-	// *FinishedError, which contains the result.
+	// ErrFinished is returned if there is already a result, or a latch is already open, see *FinishedError.
 	ErrFinished = errors.New("fabric: finished already")
 
-	// ErrUncertain is returned if it is unknown whether the operation was done, and this cannot be found out, or not in
-	// time. Read the state and decide.
+	// ErrUncertain is returned if it is unknown whether the operation was done, and cannot be found out in time. Read the
+	// state and decide.
 	ErrUncertain = errors.New("fabric: not known whether it was done")
 )
 
 // Errors of holds.
 var (
-	// ErrLost is returned if the hold ended before it was released. The error is a *LostError with the reason. Stop
-	// using the resource that the lock protects. The fencing token stops writes that can't be stopped in time.
+	// ErrLost is returned if the hold ended before it was released, see *LostError. Stop using the resource that the lock
+	// protects. The fencing token stops writes that can't be stopped in time.
 	ErrLost = errors.New("fabric: lock lost")
 
-	// ErrMember is returned if a hold is a member of a [Set]: it cannot be released alone, and it cannot be weakened
-	// below what the members under it need. Release the set, or convert the members under it first.
+	// ErrMember is returned for a member of a [Set] that is to be released alone, or weakened below what the members
+	// under it need. Release the set, or convert these first.
 	ErrMember = errors.New("fabric: the hold is a member of a set")
 
 	// ErrReleased is the error of a handle after Release.
@@ -89,13 +84,11 @@ var (
 
 // Errors of conversions.
 var (
-	// ErrNotConverted is true of every error that Convert returns. The error is a *ConvertError, which tells the mode
-	// that is held.
+	// ErrNotConverted is true of every error of Convert, a *ConvertError, which tells the mode that is held.
 	ErrNotConverted = errors.New("fabric: hold not converted")
 
-	// ErrConvertDeadlock is returned if this conversion would wait for a holder whose own conversion waits for this
-	// hold, so neither would ever be granted. Release, or Convert to a weaker mode, and start again. If a conversion to
-	// Exclusive is likely, acquire Update instead of Shared.
+	// ErrConvertDeadlock is returned if this conversion would wait for a holder whose own conversion waits for this hold.
+	// Release, or Convert to a weaker mode, and start again. Acquire Update instead of Shared if a conversion is likely.
 	ErrConvertDeadlock = errors.New("fabric: conversion would deadlock")
 
 	// ErrConverting is returned if another Convert of the same handle is running. Wait for it, or end its context.
@@ -114,39 +107,35 @@ var (
 
 // Errors of a manager.
 var (
-	// ErrUnavailable is returned if no leader answers. With WithFailFast it is returned at once; otherwise calls retry
-	// until their context ends.
+	// ErrUnavailable is returned with WithFailFast if no leader answers. Otherwise calls retry until their context ends.
 	ErrUnavailable = errors.New("fabric: cluster unavailable")
 
 	// ErrClosed is returned if the manager was closed.
 	ErrClosed = errors.New("fabric: manager is closed")
 
-	// ErrConnectionClosed is returned if the connection was closed permanently: by the program that made it, after its
-	// last attempt to reconnect, or because a server refused its credentials twice. It ends every call. Close the
-	// manager and create a new one on a new connection, made with nats.MaxReconnects(-1).
+	// ErrConnectionClosed is returned by every call after the connection was closed permanently: by the program, after
+	// its last attempt to reconnect, or because a server refused its credentials twice. Close the manager and create a
+	// new one on a new connection, made with nats.MaxReconnects(-1).
 	ErrConnectionClosed = errors.New("fabric: the connection was closed for good: make a new manager on a new connection")
 
-	// ErrEventsDropped is returned by Close if the event hook did not take all events in time. Everything else is
-	// closed. Make the hook faster.
+	// ErrEventsDropped is returned by Close if the event hook was too slow. Everything else is closed.
 	ErrEventsDropped = errors.New("fabric: the event hook is too slow, events were dropped")
 
 	// ErrInvalidOption is returned if an option has an invalid value; the message names it. Nothing was done.
 	ErrInvalidOption = errors.New("fabric: invalid option")
 
-	// ErrStaleToken is returned if a fencing token is older than one that was already seen: its holder has been
-	// replaced. The error is a *StaleTokenError.
+	// ErrStaleToken is returned if a larger fencing token was already seen: the holder was replaced. See *StaleTokenError.
 	ErrStaleToken = errors.New("fabric: stale fencing token")
 
 	// ErrMalformedRecord is returned if the value under the lock's key is not a record of this library. The value was
 	// not changed. Look at it with 'nats kv get', and repair or delete it.
 	ErrMalformedRecord = errors.New("fabric: unreadable lock record")
 
-	// ErrNewerSchema is returned if a newer version of this library wrote the record or the buckets, with a schema or a
-	// kind that this version does not know. Nothing was changed. Upgrade this program.
+	// ErrNewerSchema is returned if a newer version of this library wrote the record or the buckets. Nothing was changed.
+	// Upgrade this program.
 	ErrNewerSchema = errors.New("fabric: written by a newer version")
 
-	// ErrInvalidName is returned if a name is empty, too long, has too many levels, is not UTF-8, or contains control
-	// characters.
+	// ErrInvalidName: the name is empty, too long, too deep, not UTF-8, or contains control characters.
 	ErrInvalidName = kv.ErrInvalidName
 )
 

@@ -1,13 +1,17 @@
 package fabric
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
+	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/pause"
+	"github.com/lockfabric/lockfabric/internal/record"
 )
 
 // EventType is the type of an event.
@@ -18,8 +22,7 @@ const (
 	// EventQueued: an acquire or a conversion waits. Position and Blocker are set.
 	EventQueued EventType = "queued"
 	// EventWithdrawn: a queued acquire or conversion ended without a grant, for Reason: its context ended, or its lease
-	// was lost and it queues again under a new id. If a hold ends while its conversion waits, the conversion has no
-	// such event; it ends with the hold.
+	// was lost and it queues again under a new id. A conversion whose hold ends has no such event.
 	EventWithdrawn EventType = "withdrawn"
 	// EventGranted: an acquire got the lock, after Waited.
 	EventGranted EventType = "granted"
@@ -27,11 +30,9 @@ const (
 	EventPassed EventType = "passed"
 	// EventConverted: Convert was granted. Mode and Token are the new ones.
 	EventConverted EventType = "converted"
-	// EventReleased: a hold ended by Release, after Held. Reason is set if the release was not confirmed; see
-	// ErrUnconfirmed.
+	// EventReleased: a hold ended by Release, after Held. Reason is set if it was not confirmed; see ErrUnconfirmed.
 	EventReleased EventType = "released"
-	// EventLost: a hold ended before it was released, after Held, for Reason. If Release finds that the hold is gone,
-	// EventLost comes instead of EventReleased.
+	// EventLost: a hold ended before it was released, after Held, for Reason; also if Release finds that it is gone.
 	EventLost EventType = "lost"
 	// EventEvicted: this process removed entries of dead leases from the lock. Leases and Entries are set.
 	EventEvicted EventType = "evicted"
@@ -76,22 +77,19 @@ type Event struct {
 
 // WithEvents makes the manager call hook for every event; see [EventType].
 //
-// One goroutine of the manager calls the hook, one event after another. No lock of the library is held during the call,
-// so the hook may call everything except Manager.Close, which waits for the hook. The hook delays nothing: Lost is
-// closed, leases are renewed and locks are granted even while the hook is running. So an event describes what was true
-// at its Time. To stop work in time, use Lost or Context.
+// One goroutine calls the hook, one event after another, with no lock of the library held. So the hook may call
+// everything except Manager.Close, which waits for it. The hook delays nothing: Lost is closed, leases are renewed and
+// locks are granted while it runs. To stop work in time, use Lost or Context, since an event tells what was true at its
+// Time.
 //
-// The events of one hold come in order: queued, granted, any number of converted, and then exactly one of released or
-// lost, which is the last one. If the lease ended at the moment of the grant, and the caller did not get the hold,
-// there is no event of the grant. To order events of different holds, use Time. A released event comes when the result
-// of the release is known, but its Time is when Release was called, before the next holder could be granted. The same
-// is true of a conversion to a weaker mode. If a hold was taken away with ForceNow, its lost event comes up to a second
-// later, when the next holder may already have the lock.
+// The events of one hold come in order: queued, granted, any number of converted, and last one of released or lost. If
+// the lease ended at the moment of the grant, and the caller did not get the hold, there is no granted event. To order
+// events of different holds, use Time. A released event comes when the result is known, but its Time is when Release was
+// called, before the next holder could be granted; so it is with a conversion to a weaker mode. If a hold was taken away
+// with ForceNow, its lost event comes up to a second later, when the next holder may already have the lock.
 //
-// While the hook is less than 65,536 events behind, no event is dropped. When it is further behind, new events are
-// dropped, because an unlimited queue would exhaust the memory of the process. The next event then has the number of
-// dropped events in Dropped. Close delivers the remaining events. If this takes longer than three seconds, Close stops
-// delivering and returns ErrEventsDropped.
+// If the hook is more than 65,536 events behind, new events are dropped, and the next event has their number in Dropped.
+// Close delivers the remaining events for up to three seconds, and else returns ErrEventsDropped.
 //
 // A panic of the hook is not recovered.
 func WithEvents(hook func(Event)) ManagerOption {
@@ -140,16 +138,6 @@ func (m *Manager) logEvent(ev *Event) {
 		log.LogAttrs(ctx, slog.LevelDebug, "entries of dead leases removed", key, slog.Any("leases", ev.Leases), slog.Int("entries", ev.Entries))
 	}
 	// The observer logs takeovers.
-}
-
-// evicted is called by the engine.
-func (s *session) evicted(enc string, leases []string, entries int) {
-	s.m.report(Event{Type: EventEvicted, Time: time.Now(), Key: nameOf(enc), Leases: leases, Entries: entries})
-}
-
-// tookOver is called by the observer.
-func (s *session) tookOver(id string) {
-	s.m.report(Event{Type: EventTakeover, Time: time.Now(), Lease: id})
 }
 
 // maxEvents is the maximum number of events that wait for the hook.
@@ -250,8 +238,7 @@ func (f *feed) run() {
 	}
 }
 
-// close waits, within the limit, until every event is delivered, and ends the goroutine. If the hook has not returned
-// by then, close does not wait for it, and no event is delivered after it.
+// close waits until every event is delivered, at most for limit. No event is delivered after it.
 func (f *feed) close(limit time.Duration) error {
 	if f == nil {
 		return nil
@@ -275,4 +262,125 @@ func (f *feed) close(limit time.Duration) error {
 		return fmt.Errorf("%w: %d of them", ErrEventsDropped, left)
 	}
 	return nil
+}
+
+// The events of one hold are pushed to the feed while the hold's mu is held, together with the change of state that
+// they describe. So no event can come after the event that ends the hold, whoever ends it.
+
+// event makes an event about the hold. Called with h.mu held.
+func (h *Hold) event(t EventType) Event {
+	return Event{
+		Type: t, Time: time.Now(), Key: h.key, ID: h.id, Lease: h.share.id,
+		Owner: cmp.Or(h.owner, h.id), Mode: modeOf(h.mode), Token: h.token, Metadata: h.meta,
+	}
+}
+
+// endEvent makes the event of the hold's end. Called with h.mu held.
+func (h *Hold) endEvent(t EventType) Event {
+	ev := h.event(t)
+	if !h.since.IsZero() {
+		ev.Held = ev.Time.Sub(h.since)
+	}
+	return ev
+}
+
+// handOut gives the grant to the caller, unless the hold has already ended.
+func (h *Hold) handOut(a *attempt) bool {
+	h.mu.Lock()
+	if h.err != nil {
+		h.mu.Unlock()
+		return false
+	}
+	ev := h.event(EventGranted)
+	h.since = ev.Time
+	ev.Queued, ev.Waited = wasQueued(a.queued), ev.Time.Sub(a.began)
+	if ev.Queued {
+		h.s.m.feed.deliver(ev)
+	} else {
+		h.s.m.feed.push(ev)
+	}
+	h.mu.Unlock()
+	h.s.m.logEvent(&ev)
+	return true
+}
+
+// reportReleased reports the result of a release.
+func (h *Hold) reportReleased(ev Event) {
+	ev.Reason = h.released
+	if lost, ok := errors.AsType[*LostError](h.released); ok {
+		ev.Type, ev.Reason = EventLost, lost.Reason
+	}
+	h.s.m.feed.deliver(ev)
+	h.s.m.logEvent(&ev)
+}
+
+// waiterEvent makes an event about the last round.
+func (a *attempt) waiterEvent(t EventType) Event {
+	return Event{
+		Type: t, Time: time.Now(), Key: a.key, ID: a.id, Lease: a.share.id,
+		Owner: cmp.Or(a.req.owner, a.id), Mode: modeOf(a.op.Mode), Metadata: a.op.Meta,
+	}
+}
+
+// whenQueued returns the function that the engine calls when the acquire must wait, and nil if nobody wants events.
+func (a *attempt) whenQueued() func(record.Place) {
+	a.queued = nil
+	if !a.m.wantsEvents() {
+		return nil
+	}
+	// The function does not refer to a, because a would then be allocated on the heap for every acquire.
+	m, queued, ev := a.m, new(bool), a.waiterEvent(EventQueued)
+	a.queued = queued
+	return func(p record.Place) {
+		*queued = true
+		m.feed.announce() // a granted or withdrawn event will follow
+		ev.Time, ev.Position = time.Now(), p.Position
+		ev.setBlocker(&p.Blocker)
+		m.report(ev)
+	}
+}
+
+// reportPassed reports that a wait has ended and nothing must be released.
+func (a *attempt) reportPassed() {
+	if a.m.wantsEvents() {
+		ev := a.waiterEvent(EventPassed)
+		ev.Queued, ev.Waited = wasQueued(a.queued), ev.Time.Sub(a.began)
+		if ev.Queued {
+			a.m.feed.deliver(ev)
+		} else {
+			a.m.feed.push(ev)
+		}
+		a.m.logEvent(&ev)
+	}
+	a.queued = nil
+}
+
+func wasQueued(queued *bool) bool { return queued != nil && *queued }
+
+// reportWithdrawn reports that a queued acquire is no longer queued.
+func (a *attempt) reportWithdrawn(err error) {
+	if !wasQueued(a.queued) {
+		return
+	}
+	a.queued = nil
+	switch {
+	case a.session.endReason() != nil: // the lease ended with the session
+		err = a.session.endReason()
+	case errors.Is(err, engine.ErrStopped), errors.Is(err, errAgain):
+		err = lossReason(a.share.lease.Err())
+	case errors.Is(err, engine.ErrGone):
+		err = ErrRemoved
+	default:
+		err = translate(err)
+	}
+	ev := a.waiterEvent(EventWithdrawn)
+	ev.Waited, ev.Reason = ev.Time.Sub(a.began), err
+	a.m.feed.deliver(ev)
+	a.m.logEvent(&ev)
+}
+
+func (ev *Event) setBlocker(e *record.Entry) {
+	if e.ID != "" {
+		ev.Blocker, ev.BlockerMetadata = e.OwnerID(), e.Meta
+	}
 }

@@ -108,13 +108,13 @@ func TestFeedOfAHookThatEndsItsGoroutine(t *testing.T) {
 func TestNoHookNoAllocation(t *testing.T) {
 	m := &Manager{cfg: config{logger: slog.New(slog.DiscardHandler)}, feed: newFeed(nil)}
 	l := &Hold{s: &session{m: m}, share: &leaseShare{s: &session{m: m}, id: "L"}, key: "k"}
-	a := &attempt{m: m, key: "k"}
-	if m.wantsEvents() || a.whenQueued(l.share, "L.1") != nil || (&conversion{l: &Lock{l}}).whenQueued() != nil {
+	a := &attempt{m: m, key: "k", share: l.share, id: "L.1"}
+	if m.wantsEvents() || a.whenQueued() != nil || (&conversion{l: &Lock{l}}).whenQueued() != nil {
 		t.Error("somebody listens")
 	}
 	if n := testing.AllocsPerRun(1000, func() {
 		l.since = time.Time{}
-		_ = a.whenQueued(l.share, "L.1")
+		_ = a.whenQueued()
 		l.handOut(a)
 		ev := l.endEvent(EventReleased)
 		m.feed.announce()
@@ -130,7 +130,7 @@ func BenchmarkEvents(b *testing.B) {
 			m := &Manager{cfg: config{logger: slog.New(slog.DiscardHandler)}, feed: newFeed(hook)}
 			m.feed.start()
 			l := &Hold{s: &session{m: m}, share: &leaseShare{id: "L"}, key: "k"}
-			a := &attempt{m: m, key: "k"}
+			a := &attempt{m: m, key: "k", share: l.share, id: "L.1"}
 			b.ReportAllocs()
 			for b.Loop() {
 				l.handOut(a)

@@ -1,33 +1,31 @@
 package fabric
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/record"
-	"github.com/lockfabric/lockfabric/kv"
 )
 
 // AcquireAll acquires several locks as one, all or nothing. It waits until all are granted or ctx ends. Sets and paths
-// never wait for each other in a circle, whatever the order of their members: while a set waits for a lock, it
-// holds only locks that come before it in the order of all names. Release releases in the reverse of the listed order. A
-// key that is listed twice is held once, in the weakest mode that covers both.
+// never wait for each other in a circle: while a set waits for a lock, it holds only locks that come before it in the
+// order of all names. Release releases in the reverse of the listed order. A key that is listed twice is held once, in
+// the weakest mode that covers both.
 //
-// The options are those of Acquire. They apply to all members: one owner, one timing, one lease.
-// WithMode is ErrInvalidOption, since each Want has its mode. The errors are those of Acquire.
-// Key of the *NotAcquiredError names the member that failed.
+// The options and errors are those of Acquire, for all members: one owner, one timing, one lease. WithMode is
+// ErrInvalidOption, since each Want has its mode. Key of the *NotAcquiredError names the member that failed.
 func (m *Manager) AcquireAll(ctx context.Context, wants []Want, opts ...AcquireOption) (*Set, error) {
 	return m.gather(ctx, gathering{}, opts, func() ([]*level, error) { return plan(wants) })
 }
 
-// TryAcquireAll acquires all these locks if each of them is free at once. Otherwise it leaves nothing behind
-// and returns ErrHeld, as a *HeldError about the first lock that was refused. See TryAcquire.
+// TryAcquireAll acquires all these locks if each of them is free at once. Otherwise it returns ErrHeld, as a *HeldError
+// about the first lock that was refused. See TryAcquire.
 func (m *Manager) TryAcquireAll(ctx context.Context, wants []Want, opts ...AcquireOption) (*Set, error) {
 	return m.gather(ctx, gathering{try: true}, opts, func() ([]*level, error) { return plan(wants) })
 }
@@ -41,33 +39,29 @@ func (m *Manager) DoAll(ctx context.Context, wants []Want, fn func(ctx context.C
 	return do(ctx, s, fn)
 }
 
-// gathering is an acquire of a set that is under way. It may take several leases and sessions.
-// Each attempt is a round.
+// gathering is a running acquire of a set. It may need several rounds, with several leases and sessions.
 type gathering struct {
 	attempt
-	try    bool
-	ranked bool     // the levels have an order of their own
-	levels []*level // in the order in which they are acquired
-	listed []*level
-	failed *level // the level that an error is about
-	result *Set   // of the last round
+	try     bool
+	ranked  bool     // the levels have an order of their own
+	levels  []*level // in the order in which they are acquired
+	listed  []*level
+	failed  *level   // the level that an error is about
+	refused []*level // the levels that were refused in the last try
+	result  *Set     // of the last round
 }
 
 func (m *Manager) gather(caller context.Context, g gathering, opts []AcquireOption, plan func() ([]*level, error)) (*Set, error) {
 	g.m, g.began = m, time.Now()
-	err := g.prepare(opts, plan)
-	if err == nil {
-		err = caller.Err()
-	}
+	err := cmp.Or(g.prepare(opts, plan), caller.Err())
 	if err == nil {
 		leave := g.inUnit(caller)
 		defer leave()
 		ctx, done := m.callContextFor(caller, g.req.waitLimit)
 		defer done()
 		err = g.repeat(ctx, func() (done bool, err error) {
-			err = g.round(ctx)
-			if refused := (*refusedError)(nil); errors.As(err, &refused) {
-				err = g.takeOver(ctx, refused)
+			if err = g.round(ctx); errors.Is(err, errRefused) {
+				err = g.takeOver(ctx)
 				return !errors.Is(err, errAgain), err
 			}
 			if errors.Is(err, ErrDeadlock) && len(g.unit.all()) == 0 {
@@ -94,13 +88,12 @@ func (g *gathering) inUnit(caller context.Context) (leave func()) {
 }
 
 func (g *gathering) prepare(opts []AcquireOption, plan func() ([]*level, error)) (err error) {
-	if g.req, err = g.m.cfg.newRequest(opts); err != nil {
+	switch g.req, err = g.m.cfg.newRequest(opts); {
+	case err != nil:
 		return err
-	}
-	if g.req.hasMode {
+	case g.req.hasMode:
 		return fmt.Errorf("%w: WithMode is for one lock, and each member of a set has its own", ErrInvalidOption)
-	}
-	if g.req.stamp != nil {
+	case g.req.stamp != nil:
 		return fmt.Errorf("%w: WithStamp is for TryAcquire of one lock", ErrInvalidOption)
 	}
 	if g.listed, err = plan(); err != nil {
@@ -125,21 +118,15 @@ func (g *gathering) prepare(opts []AcquireOption, plan func() ([]*level, error))
 }
 
 // prepare makes the attempt of a level from what it has in common with those of the other levels.
-func (l *level) prepare(a attempt) (err error) {
-	mode := l.op.Mode
+func (l *level) prepare(a attempt) error {
 	a.key = l.key
-	if a.enc, err = kv.EncodeName(a.key); err != nil {
-		return err
-	}
 	if l.base == record.None {
 		a.req.owner = "" // an owner's intent never makes its other acquires ErrAlreadyHeld
 	}
-	if a.op, err = a.claim.op(&a.req); err != nil {
-		return err
-	}
-	a.op.Mode = mode
+	err := a.prepare()
+	a.op.Mode = l.op.Mode
 	l.attempt = a
-	return nil
+	return err
 }
 
 // blame returns the key for the error of the whole set.
@@ -153,19 +140,18 @@ func (g *gathering) blame() string {
 	return ""
 }
 
-// round acquires all levels under one lease, or none. First it tries all at once without waiting. Then it acquires
-// the missing ones one after the other and waits for each. Two sets can't wait for each other: each holds
-// only levels before the one that it waits for, and waits in one queue only.
+// round acquires all levels under one lease, or none: all at once without waiting, and then the missing ones one after
+// the other. Two sets can't wait for each other: each waits in one queue, and holds only levels before it.
 func (g *gathering) round(ctx context.Context) (err error) {
-	sl, err := g.takeLease(ctx)
-	if err != nil {
+	if err := g.takeLease(ctx); err != nil {
 		return err
 	}
+	sl := g.share
 	defer sl.leave()
 	if g.ranked && slices.ContainsFunc(g.levels, func(l *level) bool { return sl.s.shard(l.enc) != sl.s.shard(g.levels[0].enc) }) {
 		return fmt.Errorf("%w: the levels of this hierarchy are in several shards, whose tokens have no common order: begin their names alike, as in \"a/b\"", ErrInvalidOption)
 	}
-	set := &Set{s: sl.s, share: sl, levels: g.listed, gone: make(chan struct{})}
+	set := &Set{s: sl.s, share: sl, levels: g.listed}
 	g.result, g.failed = set, nil
 	for _, l := range g.levels {
 		l.set, l.lock, l.intent, l.op.Verb = set, nil, nil, record.OpTry
@@ -203,8 +189,7 @@ func (g *gathering) round(ctx context.Context) (err error) {
 func (g *gathering) firstMissing() int {
 	return slices.IndexFunc(g.levels, func(l *level) bool {
 		h := l.hold()
-		late := func(a *level) bool { return a.hold() == nil || a.hold().Token() > h.Token() }
-		return h == nil || slices.ContainsFunc(l.above, late)
+		return h == nil || !l.follows(h)
 	})
 }
 
@@ -261,10 +246,9 @@ func (g *gathering) handOver(ctx context.Context, sl *leaseShare) error {
 	return nil
 }
 
-// AcquirePath locks "a/b/c" in this mode ("" is Exclusive) with intents on its ancestors "a" and "a/b", all or
-// nothing. The intents are IntentShared if the mode is Shared or IntentShared, else IntentExclusive. So a lock of "a" and locks
-// below it exclude each other, as long as every lock below "a" is taken by a path: a plain Acquire("a/b/c") takes no
-// intents, so a lock of "a" does not see it. See AcquireAll for everything else.
+// AcquirePath locks "a/b/c" in this mode ("" is Exclusive) with intents on its ancestors "a" and "a/b", all or nothing:
+// IntentShared if the mode is Shared or IntentShared, else IntentExclusive. So a lock of "a" and locks below it exclude
+// each other, if every lock below "a" is taken by a path; a plain Acquire takes no intents. See AcquireAll.
 func (m *Manager) AcquirePath(ctx context.Context, path string, mode Mode, opts ...AcquireOption) (*Set, error) {
 	return m.AcquireAll(ctx, []Want{{Key: path, Mode: mode, Path: true}}, opts...)
 }
@@ -279,9 +263,9 @@ func (m *Manager) DoPath(ctx context.Context, path string, mode Mode, fn func(ct
 	return m.DoAll(ctx, []Want{{Key: path, Mode: mode, Path: true}}, fn, opts...)
 }
 
-// AcquireHierarchy locks the last level of h in this mode ("" is Exclusive), with intents on the levels above it,
-// from the root down, as AcquirePath does. The hierarchy sets the order. Two hierarchies that have common levels in opposite
-// order can wait for each other until their contexts end.
+// AcquireHierarchy locks the last level of h in this mode ("" is Exclusive), with intents on the levels above it, from the
+// root down, as AcquirePath does. Two hierarchies with common levels in opposite order can wait for each other until
+// their contexts end.
 func (m *Manager) AcquireHierarchy(ctx context.Context, h Hierarchy, mode Mode, opts ...AcquireOption) (*Set, error) {
 	return m.gather(ctx, gathering{ranked: true}, opts, func() ([]*level, error) { return h.plan(mode) })
 }
@@ -291,17 +275,11 @@ func (m *Manager) TryAcquireHierarchy(ctx context.Context, h Hierarchy, mode Mod
 	return m.gather(ctx, gathering{ranked: true, try: true}, opts, func() ([]*level, error) { return h.plan(mode) })
 }
 
-// rollBackTime is how long a set that was not granted waits until its levels are proven to be released.
-// After that the releases go on in the background.
+// rollBackTime is how long a set that was not granted waits for its releases, which then go on in the background.
 const rollBackTime = 500 * time.Millisecond
 
-// refusedError lists the levels of a try that were refused, in their order.
-type refusedError struct {
-	levels []*level
-	errs   []*engine.RefusedError
-}
-
-func (*refusedError) Error() string { return "fabric: refused" }
+// errRefused ends the round of a try in which levels were refused.
+var errRefused = errors.New("fabric: refused")
 
 // atOnce tries all levels at the same time. If a level is known to be held, a TryAcquire asks about that level
 // first, since it then has nothing to write. An acquire tries only the levels before it.
@@ -324,29 +302,27 @@ func (g *gathering) atOnce(ctx context.Context, sl *leaseShare) error {
 	return g.tryAll(ctx, sl, slices.Concat(levels[:known], levels[known+1:]))
 }
 
-// tryAll submits a try of each of these levels in one go. If the set can wait, acquire waits later for a level
-// that others hold.
+// tryAll submits a try of each of these levels in one go.
 func (g *gathering) tryAll(ctx context.Context, sl *leaseShare, levels []*level) error {
 	calls := make([]*engine.Call, 0, len(levels))
 	for _, l := range levels {
-		if _, err := l.takeLease(ctx); err != nil {
+		if err := l.takeLease(ctx); err != nil {
 			break
 		}
-		l.before = l.session.shard(l.enc).seen()
-		calls = append(calls, &engine.Call{Key: l.enc, Op: l.compose(ctx, sl)})
+		calls = append(calls, &engine.Call{Key: l.enc, Op: l.compose(ctx)})
 	}
 	g.session.doAll(ctx, calls, engine.Options{FailFast: g.req.failFast, Stop: sl.lease.Lost()})
 	var final error
-	var refused refusedError
+	g.refused = nil
 	for i, c := range calls {
 		l := levels[i]
-		h, err := l.finishRound(ctx, sl, &c.Op, c.Outcome, c.Err, l.before)
-		why := (*engine.RefusedError)(nil)
+		h, err := l.finishRound(ctx, &c.Op, c.Outcome, c.Err)
+		l.refused = nil
 		switch {
 		case err == nil:
 			l.granted(h)
-		case errors.As(err, &why) && (why.Verdict == record.Held || why.Verdict == record.AlreadyHeld):
-			refused.levels, refused.errs = append(refused.levels, l), append(refused.errs, why)
+		case errors.As(err, &l.refused) && (l.refused.Verdict == record.Held || l.refused.Verdict == record.AlreadyHeld):
+			g.refused = append(g.refused, l)
 		case final == nil:
 			if again, err := l.decideRetry(ctx, err); !again {
 				final, g.failed = err, l
@@ -356,9 +332,9 @@ func (g *gathering) tryAll(ctx context.Context, sl *leaseShare, levels []*level)
 	switch {
 	case final != nil:
 		return final
-	case g.try && len(refused.levels) > 0:
-		g.failed = refused.levels[0]
-		return &refused
+	case g.try && len(g.refused) > 0:
+		g.failed = g.refused[0]
+		return errRefused
 	case g.broken(sl):
 		return errAgain
 	}
@@ -367,29 +343,23 @@ func (g *gathering) tryAll(ctx context.Context, sl *leaseShare, levels []*level)
 
 // takeOver checks at once whether the holders that block a try are dead, and evicts the dead ones. It
 // returns errAgain if the try is worth repeating, and otherwise the error of the first level that stays refused.
-func (g *gathering) takeOver(ctx context.Context, refused *refusedError) error {
-	errs := make([]error, len(refused.levels))
-	var looks sync.WaitGroup
-	for i, l := range refused.levels {
-		looks.Go(func() {
-			again, err := l.retryRefused(ctx, refused.errs[i])
-			if errs[i] = err; again {
-				errs[i] = errAgain
-			}
-		})
-	}
-	looks.Wait()
-	for i, err := range errs {
-		if !errors.Is(err, errAgain) {
-			g.failed = refused.levels[i]
+func (g *gathering) takeOver(ctx context.Context) error {
+	finals := make([]error, len(g.refused)) // errors of the levels that stay refused
+	together(g.refused, func(l *level) {
+		if again, err := l.retryRefused(ctx, l.refused); !again {
+			finals[slices.Index(g.refused, l)] = err
+		}
+	})
+	for i, err := range finals {
+		if err != nil {
+			g.failed = g.refused[i]
 			return err
 		}
 	}
 	return errAgain
 }
 
-// end makes the handle of a level invalid that is not handed out, and returns the hold
-// to release. It returns nil if no lock was granted.
+// end makes a level's handle, which was not handed out, invalid. It returns the hold to release, or nil.
 func (l *level) end(why error) *Hold {
 	if l.intent != nil {
 		l.intent.leave(l.set)
@@ -401,7 +371,7 @@ func (l *level) end(why error) *Hold {
 	h := l.lock.Hold
 	l.lock = nil
 	h.void()
-	l.reportWithdrawn(h.share, h.id, why)
+	l.reportWithdrawn(why)
 	return h
 }
 
@@ -417,7 +387,7 @@ func (h *Hold) void() {
 // discard ends a hold whose handle the caller never got, and releases it in the background.
 func discard(h *Hold) {
 	h.void()
-	h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.share.id, h.id, h.revision())
+	h.releaseInBackground()
 	h.share.drop(h)
 }
 

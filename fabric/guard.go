@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,15 +21,13 @@ import (
 // the writer's token. The zero Guard is ready to use. One guard belongs to one resource and one lock name. It loses its
 // state when its process ends; [Register] does not. It is safe for concurrent use.
 //
-// Tokens increase strictly between conflicting holds. So a guard refuses a token if it has admitted a larger one in a
-// conflicting mode. An exclusive token must not be smaller than any admitted token. A shared or update token must not
-// be smaller than the largest exclusive one. A holder that was downgraded keeps its token, so an equal token is
-// accepted. After an upgrade only the new token may be used.
+// Tokens increase strictly between conflicting holds. So a guard refuses a token that is smaller than an admitted one of
+// a conflicting mode. A holder that was downgraded keeps its token, so an equal token is accepted. After an upgrade only
+// the new token may be used.
 //
-// A guard does not separate modes that are compatible, because their holders may come in any order. This matters for
-// intent modes: two holders of IntentExclusive are admitted at the same time, even after one of them has lost its hold.
-// An intent mode gives no right to write to the resource itself. Write under an Exclusive lock on the part, and guard
-// the part with the token of that lock.
+// A guard does not separate compatible modes, because their holders may come in any order. This matters for intent modes:
+// two holders of IntentExclusive are admitted at the same time, even after one of them has lost its hold. An intent mode
+// gives no right to write to the resource itself. Write under an Exclusive lock on the part, and guard the part.
 type Guard struct {
 	mu       sync.Mutex
 	admitted [record.X + 1]uint64 // the largest admitted token of each mode
@@ -53,11 +52,10 @@ func (g *Guard) Admit(mode Mode, token uint64, use ...uint64) error {
 			highest = max(highest, g.admitted[m])
 		}
 	}
-	k := uint64(0)
+	var k, last uint64
 	if len(use) > 0 {
 		k = use[0]
 	}
-	last := uint64(0)
 	if want == record.X && token == g.admitted[want] {
 		last = g.use
 	}
@@ -75,19 +73,12 @@ func (g *Guard) Admit(mode Mode, token uint64, use ...uint64) error {
 func (g *Guard) Seen() uint64 {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	var seen uint64
-	for _, token := range g.admitted {
-		seen = max(seen, token)
-	}
-	return seen
+	return slices.Max(g.admitted[:])
 }
 
-// Register is a key of a KV bucket of the application. It accepts a write only if its fencing token is not older than
-// the stored one. It is the receiving side of fencing for state in NATS: a holder that was paused past its lease cannot
-// overwrite what a later holder has written.
-//
-// The stored value is a JSON object with the token, the id of the write, and the value: as "text" if it is UTF-8,
-// otherwise as base64 in "data".
+// Register is a key of a KV bucket of the application, the receiving side of fencing for state in NATS. It accepts a write
+// only if its fencing token is not older than the stored one. The stored value is a JSON object with the token, the id of
+// the write, and the value: as "text" if it is UTF-8, otherwise as base64 in "data".
 type Register struct {
 	bucket jetstream.KeyValue
 	key    string
@@ -144,10 +135,9 @@ func (r *Register) read(ctx context.Context) (Fenced, string, error) {
 }
 
 // Write stores value with the token of the writer's hold. It returns the new revision. If a write with a larger token
-// came before, it writes nothing and returns a *StaleTokenError (ErrStaleToken). If the outcome is unknown, Write finds
-// it out by reading. If this is not possible before ctx ends, the error is ErrUnavailable, and the write may have
-// happened; another write with the same token does no harm. If the bucket can never store the key or the value, the
-// error is ErrInvalidOption.
+// came before, it writes nothing and returns a *StaleTokenError (ErrStaleToken). An unknown outcome is found out by
+// reading. If this is not possible before ctx ends, the error is ErrUnavailable, and the write may have happened; another
+// write with the same token does no harm. A key or value that the bucket can never store is ErrInvalidOption.
 func (r *Register) Write(ctx context.Context, token uint64, value []byte) (uint64, error) {
 	if token == 0 {
 		return 0, fmt.Errorf("%w: token 0 belongs to no hold", ErrInvalidOption)
@@ -169,7 +159,12 @@ func (r *Register) Write(ctx context.Context, token uint64, value []byte) (uint6
 			return 0, &StaleTokenError{Token: token, Highest: was.Token}
 		case err == nil:
 			var rev uint64
-			if rev, err = r.put(ctx, encoded, was.Revision); err == nil {
+			if was.Revision == 0 {
+				rev, err = r.bucket.Create(ctx, r.key, encoded)
+			} else {
+				rev, err = r.bucket.Update(ctx, r.key, encoded, was.Revision)
+			}
+			if err == nil {
 				return rev, nil
 			}
 		}
@@ -180,12 +175,4 @@ func (r *Register) Write(ctx context.Context, token uint64, value []byte) (uint6
 			return 0, fmt.Errorf("%w: register %q: %w (%w)", ErrUnavailable, r.key, ctx.Err(), err)
 		}
 	}
-}
-
-// put writes over the value at the revision; 0 = no value.
-func (r *Register) put(ctx context.Context, encoded []byte, rev uint64) (uint64, error) {
-	if rev == 0 {
-		return r.bucket.Create(ctx, r.key, encoded)
-	}
-	return r.bucket.Update(ctx, r.key, encoded, rev)
 }

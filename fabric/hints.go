@@ -91,8 +91,7 @@ func (h *hints) poke(lease string) {
 	}
 }
 
-// ask sends a question to the process of a lease and returns the answer. about is the id or lease that the answer
-// names. It returns "" if no answer comes in time, or if none is possible.
+// ask sends a question to the process of a lease, about an id or a lease. It returns "" if no answer comes in time.
 func (h *hints) ask(ctx context.Context, lease, about, question string, limit time.Duration) string {
 	id, _, ok := strings.Cut(lease, "-")
 	if !ok || !h.Work() {

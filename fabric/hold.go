@@ -16,64 +16,51 @@ import (
 // releaseTimeout limits a release. It is longer than the election of a new leader, which takes 4 to 9 s.
 const releaseTimeout = 10 * time.Second
 
-// closedChan is returned by Lost if the hold was lost before the first call of Lost.
-var closedChan = func() chan struct{} {
-	c := make(chan struct{})
-	close(c)
-	return c
-}()
-
-// granted is the part of the record's entry that a hold keeps.
-type granted struct {
-	id, owner string
+// Hold is what was granted: a lock, permits of a semaphore, or a membership. It is a single-use handle: after Release,
+// or after a loss, it cannot affect a later holder. It is safe for concurrent use. Every method that reports the state
+// checks the clock first. So a process that was stopped for longer than its lease learns of the loss with its first call.
+type Hold struct {
+	handle
+	s         *session
+	share     *leaseShare
+	key, enc  string // name as given by the caller, and encoded
+	id, owner string // this and the following are from the record's entry
 	permits   int
 	meta      map[string]string
 	letTurn   bool
-	mode      record.Mode // guarded by the hold's mu, like token
+	mode      record.Mode // guarded by mu, like token
 	token     uint64
-}
 
-func grantOf(e *record.Entry) granted {
-	return granted{e.ID, e.Owner, e.Permits, e.Meta, e.LetTurn, e.Mode, e.Token}
-}
-
-// Hold is what was granted: a lock, permits of a semaphore, or a membership. It is a single-use handle: after Release,
-// or after a loss, it cannot affect a later holder. It is safe for concurrent use.
-//
-// Every method that reports the state of the hold checks the clock first. So a process that was stopped for longer than
-// its lease learns of the loss with its first call after it resumes.
-type Hold struct {
-	s     *session
-	share *leaseShare
-	key   string // name as given by the caller
-	enc   string // encoded name
-	granted
 	failFast, posted bool
 	set              *Set          // the set of which this is a member, or nil
 	lock             bool          // a lock, not another kind
 	unit             *unit         // the unit that acquired it; nil = none
 	intent           *sharedIntent // the shared intent of which this is the entry, or nil
-	keep             keep          // whether and how long the entry may be kept
+	keep             time.Duration // how long the entry may be kept; below 0 = not at all
 	uses             uint64        // for an entry that may be kept: how many holds it had, this one included
 	byTurn           uint64        // the ticket, if the hold was granted by a turn
 
-	mu            sync.Mutex
-	rev           uint64          // revision at which the entry was read
-	err           error           // nil while held; then ErrReleased or a *LostError
-	since         time.Time       // when the caller got the grant; zero before
-	releaseBegan  time.Time       // when the release began
-	keptState     int             // of an entry that may be kept: keptNot, keptStays or keptReported
-	listed        bool            // deadlock detection has published that this is held
-	converting    bool            // a Convert is running
-	convertCalled bool            // Convert was called at least once
-	released      error           // what Release returned
-	releasing     bool            // a release has begun; it holds releaseMu until it has finished
-	releaseMu     sync.Mutex      // locked before mu is unlocked, by the first release only
-	lost          chan struct{}   // made when needed
-	ctx           context.Context // made when needed
-	posting       chan struct{}   // made when needed; contains one element while a post is running
-	cancel        context.CancelCauseFunc
+	// Guarded by mu.
+	rev           uint64     // revision at which the entry was read
+	since         time.Time  // when the caller got the grant; zero before
+	releaseBegan  time.Time  // when the release began
+	keptState     int        // of an entry that may be kept: keptNot, keptStays or keptReported
+	listed        bool       // deadlock detection has published that this is held
+	converting    bool       // a Convert is running
+	convertCalled bool       // Convert was called at least once
+	released      error      // what Release returned
+	releasing     bool       // a release has begun; it holds releaseMu until it has finished
+	releaseMu     sync.Mutex // locked before mu is unlocked, by the first release only
+	posting       ctxMutex   // made when needed; locked while a post is running
 	unwatch       func()
+}
+
+func newHold(sl *leaseShare, key, enc string, out engine.Outcome, r *request) *Hold {
+	e := out.Entry
+	return &Hold{
+		s: sl.s, share: sl, key: key, enc: enc, rev: out.Revision, failFast: r.failFast, keep: r.keep, uses: out.Uses,
+		id: e.ID, owner: e.Owner, permits: e.Permits, meta: e.Meta, letTurn: e.LetTurn, mode: e.Mode, token: e.Token,
+	}
 }
 
 // Key returns the name of the lock or other resource.
@@ -101,36 +88,17 @@ func (h *Hold) Owner() string {
 	return cmp.Or(h.owner, h.id)
 }
 
-// Lost returns a channel that is closed when the hold is lost. If the lease ends, the channel is closed by this
-// process's own clock, before anybody else can get the lock. If an operator takes the lock away, it is closed within a
-// second. Release does not close it.
+// Lost returns a channel that is closed when the hold is lost: by this process's own clock, before anybody else can get
+// the lock, or within a second if an operator takes it away. Release does not close it.
 func (h *Hold) Lost() <-chan struct{} {
 	h.check()
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.lost == nil {
-		if isLost(h.err) {
-			return closedChan
-		}
-		h.lost = make(chan struct{})
-	}
-	return h.lost
+	return h.lostChan()
 }
 
-// Context returns a context that ends with the hold. Its cause is a *LostError (ErrLost) after a loss, and ErrReleased
-// after Release.
+// Context returns a context that ends with the hold: by a *LostError (ErrLost), or ErrReleased after Release.
 func (h *Hold) Context() context.Context {
 	h.check()
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.ctx == nil {
-		h.ctx, h.cancel = context.WithCancelCause(context.Background())
-		h.ctx = &holdContext{h.ctx, h.holding()}
-		if h.err != nil {
-			h.cancel(h.err)
-		}
-	}
-	return h.ctx
+	return h.context(h.holding())
 }
 
 // Within returns a context that ends when ctx ends or when the hold ends; in the second case, its cause is that of
@@ -144,8 +112,7 @@ func within(ctx, held context.Context, holds ...*Hold) (_ context.Context, done 
 	return both(context.WithValue(ctx, unitKey{}, whileHolding(unitIn(ctx), holds...)), held)
 }
 
-// Err returns nil while the hold is valid, a *LostError (ErrLost) after a loss, and ErrReleased after a release. It
-// sends no request.
+// Err returns nil while the hold is valid, then a *LostError (ErrLost) or ErrReleased. It sends no request.
 func (h *Hold) Err() error {
 	h.check()
 	h.mu.Lock()
@@ -153,8 +120,8 @@ func (h *Hold) Err() error {
 	return h.err
 }
 
-// ValidUntil returns the time until which nobody else can get the lock, even if no server answers any more. Each
-// renewal extends it. It is the zero time if the hold has ended.
+// ValidUntil returns the time until which nobody else can get the lock, even if no server answers any more; zero if the
+// hold has ended. Each renewal extends it.
 func (h *Hold) ValidUntil() time.Time {
 	if h.Err() != nil {
 		return time.Time{}
@@ -162,9 +129,8 @@ func (h *Hold) ValidUntil() time.Time {
 	return time.Now().Add(h.share.lease.Remaining())
 }
 
-// IsValid reports whether the hold is valid now. It checks the clock and then reads the record from the stream's
-// leader, which shows at once if an operator has removed the entry. If the leader does not answer before ctx ends, the
-// clock alone decides.
+// IsValid reports whether the hold is valid now. It checks the clock and then reads the leader's record, which shows if an
+// operator has removed the entry. If no answer comes before ctx ends, the clock alone decides.
 func (h *Hold) IsValid(ctx context.Context) bool {
 	if h.Err() != nil {
 		return false
@@ -185,9 +151,8 @@ func (h *Hold) IsValid(ctx context.Context) bool {
 	return h.Err() == nil
 }
 
-// Renew renews the hold's lease now. It is for holds without automatic renewal. It counts against WithMaxRenewals.
-// Errors: a *LostError if the hold is lost, ErrRenewalsUsedUp, ErrClosed, or ErrUnavailable; after ErrUnavailable the
-// hold stays valid until ValidUntil.
+// Renew renews the hold's lease now, for holds without automatic renewal. It counts against WithMaxRenewals. Errors: a
+// *LostError, ErrRenewalsUsedUp, ErrClosed, or ErrUnavailable; the hold then stays valid until ValidUntil.
 func (h *Hold) Renew(ctx context.Context) error {
 	if err := h.Err(); err != nil {
 		return err
@@ -210,12 +175,12 @@ func (h *Hold) Renew(ctx context.Context) error {
 }
 
 // Release ends the hold and hands the lock to the next waiter. The handle is invalid from the moment of the call,
-// whatever Release returns. A lock must be released even if the context of the work has ended, so Release ignores ctx.
-// It takes at most ten seconds.
+// whatever Release returns. It ignores ctx, since a lock must be released even if the context of the work has ended, and
+// takes at most ten seconds.
 //
-// Errors: ErrLost if the hold was lost before; no other hold is affected. ErrUnconfirmed if no leader confirmed the
-// release in time; it then continues in the background. ErrMember if the hold is a member of a [Set]. A second call
-// returns the same as the first. See [WithPostedRelease].
+// Errors: ErrLost if the hold was lost before. ErrUnconfirmed if no leader confirmed the release in time; it then
+// continues in the background. ErrMember if the hold is a member of a [Set]. A second call returns the same as the first.
+// See [WithPostedRelease].
 func (h *Hold) Release(context.Context) error {
 	if h.set != nil {
 		return h.member()
@@ -224,7 +189,7 @@ func (h *Hold) Release(context.Context) error {
 	switch {
 	case !first:
 		return err
-	case h.keep.on && h.keepEntry(ended.Held):
+	case h.keep >= 0 && h.keepEntry(ended.Held):
 		h.s.m.feed.retract()
 		h.releaseMu.Unlock()
 	case h.posted:
@@ -233,16 +198,6 @@ func (h *Hold) Release(context.Context) error {
 	default:
 		h.releaseDone(ended, h.release())
 	}
-	return h.released
-}
-
-// finish invalidates the handle and calls end, once, to end the hold. A later call returns the result of the first one.
-func (h *Hold) finish(end func() error) error {
-	ended, first, err := h.invalidate()
-	if !first {
-		return err
-	}
-	h.releaseDone(ended, end())
 	return h.released
 }
 
@@ -282,18 +237,12 @@ func (h *Hold) releaseDone(ended Event, err error) {
 // supersede invalidates the handle because a claim with From replaces the hold in one write. Until this write is known,
 // the entry must not look like an orphan, so the hold stays registered; the caller drops it afterwards.
 func (h *Hold) supersede() error {
-	h.check()
-	h.mu.Lock()
-	if h.err != nil {
-		defer h.mu.Unlock()
-		return h.err
+	ended, first, err := h.invalidate()
+	if !first {
+		return cmp.Or(err, ErrReleased)
 	}
-	h.releasing = true
-	h.end(ErrReleased)
-	ended := h.endEvent(EventReleased)
-	h.s.m.feed.push(ended)
-	h.mu.Unlock()
-	h.s.m.logEvent(&ended)
+	h.reportReleased(ended)
+	h.releaseMu.Unlock()
 	return nil
 }
 
@@ -327,11 +276,15 @@ func (h *Hold) releaseError(out engine.Outcome, err error) error {
 	case errors.Is(err, engine.ErrStopped):
 		return fmt.Errorf("%w: %q: %w", ErrUnconfirmed, h.key, h.s.m.endReason())
 	case !errors.Is(err, engine.ErrUnconfirmed):
-		// The release ended without success, for example because the record is unreadable. Somebody may restore the
-		// record with the entry in it.
-		h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.share.id, h.id, h.revision())
+		// For example because the record is unreadable. Somebody may restore it with the entry in it.
+		h.releaseInBackground()
 	}
 	return fmt.Errorf("%w: %q: %w", ErrUnconfirmed, h.key, translate(err))
+}
+
+// releaseInBackground releases the entry when no caller waits for it.
+func (h *Hold) releaseInBackground() {
+	h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.share.id, h.id, h.revision())
 }
 
 func releaseOp(h *Hold) record.Op {
@@ -356,8 +309,7 @@ func (h *Hold) revision() uint64 {
 	return h.rev
 }
 
-// whyGone returns why the entry is no longer in the record: it was evicted, if the lease has ended; otherwise somebody
-// removed it.
+// whyGone returns why the entry is gone: it was evicted if the lease has ended; otherwise somebody removed it.
 func (h *Hold) whyGone() error {
 	if !h.share.lease.Valid() {
 		return h.share.whyLost()
@@ -379,8 +331,7 @@ func (h *Hold) lose(reason error) {
 		h.mu.Unlock()
 		return
 	}
-	token := h.token
-	h.end(&LostError{Key: h.key, Token: token, Reason: reason})
+	h.end(&LostError{Key: h.key, Token: h.token, Reason: reason})
 	mine := !h.since.IsZero() // if the grant was not handed out, no caller has a handle
 	ended := h.endEvent(EventLost)
 	ended.Reason = reason
@@ -392,28 +343,21 @@ func (h *Hold) lose(reason error) {
 		h.s.m.logEvent(&ended)
 	}
 	if errors.Is(reason, ErrRevoked) || errors.Is(reason, ErrRemoved) {
-		// A revoked entry blocks others until its holder releases it. An entry that seems to be gone may still exist,
-		// because a deposed leader may have answered the reads. No entry may remain under a live lease.
-		h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, h.share.id, h.id, h.revision())
+		// A revoked entry blocks others. One that seems to be gone may exist: a deposed leader may have answered.
+		h.releaseInBackground()
 	}
 	h.share.drop(h)
 }
 
 // end makes the handle invalid. Called with h.mu held and h.err nil.
 func (h *Hold) end(err error) {
-	h.err = err
+	h.finish(err)
 	switch {
 	case !isLost(err):
 	case h.set != nil:
-		h.set.lose(err)
+		h.set.end(err)
 	case h.intent != nil:
 		h.intent.lose(err)
-	}
-	if h.lost != nil && isLost(err) {
-		close(h.lost)
-	}
-	if h.cancel != nil {
-		h.cancel(err)
 	}
 	h.unit.drop(h)
 	h.s.detection.changed()

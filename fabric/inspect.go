@@ -22,8 +22,7 @@ type Info struct {
 	Key      string `json:"key"`
 	Kind     string `json:"kind"`     // one of the Kind constants; "" if nothing is stored; in a list also "unreadable" and "newer"
 	Revision uint64 `json:"revision"` // of the record or its delete marker; 0 = never used, or not for a long time
-	// HoldTime is how long a hold of this lock lasts, smoothed over the holds that were released while others waited or
-	// held; 0 = unknown.
+	// HoldTime is how long a hold of this lock lasts while others want it, smoothed; 0 = unknown.
 	HoldTime time.Duration `json:"hold_time_ns,omitempty"`
 	Holders  []Party       `json:"holders"`
 	Waiters  []Party       `json:"waiters"` // in queue order
@@ -32,21 +31,19 @@ type Info struct {
 	Life uint64 `json:"-"`
 	// Claim is the id of the claim, in the result of Await.
 	Claim string `json:"-"`
-	// Of a semaphore: the number of permits, how many are in use, the number with which it was created (for a latch,
-	// the initial count), and the revision that set Size.
+	// Of a semaphore: the permits, how many are in use, the number with which it was created (of a latch, the initial
+	// count), and the revision that set Size.
 	Size    int    `json:"size,omitempty"`
 	Taken   int    `json:"taken,omitempty"`
 	Initial int    `json:"initial,omitempty"`
 	Sized   uint64 `json:"sized,omitempty"`
-	// Of a barrier: the number of parties and how many have arrived, the generation, whether an action is running, and
-	// how the last generations ended.
+	// Of a barrier: the parties and how many have arrived, the generation, whether an action is running, and the ends.
 	Parties    int     `json:"parties,omitempty"`
 	Arrived    int     `json:"arrived,omitempty"`
 	Generation uint64  `json:"generation,omitempty"`
 	Acting     bool    `json:"acting,omitempty"`
 	Ended      []Ended `json:"ended,omitempty"`
-	// Of a latch: the count, and the revision at which marks of dead leases were last removed. Open is true for a latch
-	// at 0, and for a double barrier that all parties have entered.
+	// Of a latch: the count, and when marks of dead leases were last removed. Open is also for a full double barrier.
 	Count  int    `json:"count,omitempty"`
 	Fenced uint64 `json:"fenced,omitempty"`
 	Open   bool   `json:"open,omitempty"`
@@ -107,8 +104,7 @@ type Party struct {
 	// Converting is the mode to which a holder waits to be converted, or "".
 	Converting Mode      `json:"converting,omitempty"`
 	Since      time.Time `json:"since"` // time of the request, by its own clock
-	// ExpectedWait is the expected remaining wait of a waiter: the number of turns before it (waiters that are granted
-	// together count as one), times HoldTime; 0 = unknown.
+	// ExpectedWait is the expected remaining wait of a waiter: the turns before it, times HoldTime; 0 = unknown.
 	ExpectedWait time.Duration     `json:"expected_wait_ns,omitempty"`
 	Revoked      bool              `json:"revoked,omitempty"`
 	Metadata     map[string]string `json:"metadata,omitempty"`
@@ -120,8 +116,7 @@ type Party struct {
 	Value        *string           `json:"value,omitempty"`      // of a candidate
 	Data         []byte            `json:"data,omitempty"`       // of a candidate, if it is not text
 	Lease        Lease             `json:"lease"`
-	// Kept is for locks that their process may keep: "used"; "idle" if it was released and is kept; "unknown" if the
-	// process does not answer. See WithKeep.
+	// Kept is for locks that may be kept: "used"; "idle" if it is released; "unknown" without an answer. See WithKeep.
 	Kept string `json:"kept,omitempty"`
 	// Own reports whether the entry belongs to the manager that was asked.
 	Own bool `json:"-"`
@@ -133,9 +128,9 @@ func (p *Party) Bytes() []byte { return bytesOf(p.Value, p.Data) }
 // Lease describes the process behind a holder or waiter.
 type Lease struct {
 	ID string `json:"id"`
-	// State is "live"; "stale" if it was not renewed for longer than its TTL and margin, by the server's time stamp and
-	// this host's clock (its process looks dead); "dead" if its tombstone is committed and its entries will be evicted;
-	// "missing"; or "unknown".
+	// State is "live"; "stale" if it was not renewed for its TTL and margin, by the server's time stamp and this host's
+	// clock (its process looks dead); "dead" with a tombstone, so that its entries will be evicted; "missing"; or
+	// "unknown".
 	State   string        `json:"state"`
 	TTL     time.Duration `json:"ttl_ns"`
 	Renewed time.Time     `json:"renewed,omitzero"` // time of the last renewal, by the server's clock
@@ -144,9 +139,8 @@ type Lease struct {
 	Label   string        `json:"label,omitempty"`
 }
 
-// Inspect returns who holds the lock and who waits for it, as the stream's leader has it. A lock that nobody uses is
-// not an error. Errors: ErrInvalidName, ErrMalformedRecord, ErrNewerSchema, ErrUnavailable, ErrClosed, and the
-// context's.
+// Inspect returns who holds the lock and who waits for it, as the stream's leader has it, also if nobody does. Errors:
+// ErrInvalidName, ErrMalformedRecord, ErrNewerSchema, ErrUnavailable, ErrClosed, and the context's.
 func (m *Manager) Inspect(ctx context.Context, key string) (Info, error) {
 	return m.read(ctx, key, true)
 }
@@ -176,9 +170,9 @@ func (m *Manager) readEncoded(ctx context.Context, key, enc string, identify boo
 	return info, nil
 }
 
-// List returns every lock in use whose name starts with prefix, in the order of their last changes. It does not look up
-// the processes: leases contain only the id and the TTL; Identify adds the rest. Errors are those of Inspect. An
-// unreadable record is listed with the kind "unreadable".
+// List returns every lock in use whose name starts with prefix, in the order of their last changes. Leases contain only
+// the id and the TTL; Identify adds the rest. Errors are those of Inspect. An unreadable record has the kind
+// "unreadable".
 func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 	filter, err := kv.EncodePrefix(prefix)
 	if err != nil {
@@ -205,8 +199,8 @@ func (m *Manager) List(ctx context.Context, prefix string) ([]Info, error) {
 	return newest(all), nil
 }
 
-// Identify fills in the processes behind the holders and waiters of a list, with one read for each lease. A lease that
-// can't be read stays as it is. Errors: ErrUnavailable, ErrClosed, and the context's.
+// Identify fills in the processes behind a list, with one read for each lease. A lease that can't be read stays as it is.
+// Errors: ErrUnavailable, ErrClosed, and the context's.
 func (m *Manager) Identify(ctx context.Context, infos []Info) error {
 	return m.inSession(ctx, func(ctx context.Context, s *session) error {
 		s.identify(ctx, infos)
@@ -216,18 +210,19 @@ func (m *Manager) Identify(ctx context.Context, infos []Info) error {
 
 // entryInfo returns the Info of a bucket's entry. For an unreadable one, the kind says so.
 func entryInfo(key string, e jskv.Entry) Info {
-	if e.Deleted {
-		return newInfo(key, nil, e.Revision)
-	}
+	info := newInfo(key, nil, e.Revision)
 	rec, err := record.Decode(e.Value)
 	switch {
+	case e.Deleted:
 	case err == nil:
 		rec.Resolve(e.Revision)
 		return newInfo(key, rec, e.Revision)
 	case errors.Is(err, record.ErrNewerSchema):
-		return Info{Key: key, Kind: "newer", Revision: e.Revision, Holders: []Party{}, Waiters: []Party{}}
+		info.Kind = "newer"
+	default:
+		info.Kind = "unreadable"
 	}
-	return Info{Key: key, Kind: "unreadable", Revision: e.Revision, Holders: []Party{}, Waiters: []Party{}}
+	return info
 }
 
 func newInfo(key string, rec *record.Record, rev uint64) Info {
@@ -237,48 +232,40 @@ func newInfo(key string, rec *record.Record, rev uint64) Info {
 		return info
 	}
 	info.Life = rec.Life
-	info.fill(rec.Facts())
+	f := rec.Facts()
+	info.Size, info.Taken, info.Initial, info.Sized = f.Size, f.Taken, f.Initial, f.Sized
+	info.Parties, info.Arrived, info.Generation, info.Acting = f.Parties, f.Arrived, f.Gen, f.Acting
+	info.Count, info.Fenced, info.Open, info.By, info.Retention = f.Count, f.Fenced, f.Open, f.By, f.Retention
+	info.Value, info.Data = textOrData(f.Value)
+	for _, e := range f.Ended {
+		info.Ended = append(info.Ended, Ended{Generation: e.Gen, IDs: e.IDs, Broken: e.Broken, Why: e.Why, Who: e.Who})
+	}
+	for _, q := range f.Queues {
+		c := Condition{Name: q.Name}
+		for _, e := range q.Waiters {
+			c.Waiters = append(c.Waiters, newParty(e))
+		}
+		info.Conditions = append(info.Conditions, c)
+	}
 	info.Kind = string(rec.Kind)
 	info.HoldTime = rec.Hold
 	for _, e := range rec.Holders {
 		p := newParty(e)
-		p.Token = e.Token
+		p.Token, p.Queued = e.Token, 0
 		info.Holders = append(info.Holders, p)
 	}
 	for i, e := range rec.Waiters {
-		p := newWaiter(e)
+		p := newParty(e)
 		p.ExpectedWait = rec.ExpectedWait(i)
 		info.Waiters = append(info.Waiters, p)
 	}
 	return info
 }
 
-func (i *Info) fill(f record.Facts) {
-	i.Size, i.Taken, i.Initial, i.Sized = f.Size, f.Taken, f.Initial, f.Sized
-	i.Parties, i.Arrived, i.Generation, i.Acting = f.Parties, f.Arrived, f.Gen, f.Acting
-	i.Count, i.Fenced, i.Open, i.By, i.Retention = f.Count, f.Fenced, f.Open, f.By, f.Retention
-	i.Value, i.Data = textOrData(f.Value)
-	for _, e := range f.Ended {
-		i.Ended = append(i.Ended, Ended{Generation: e.Gen, IDs: e.IDs, Broken: e.Broken, Why: e.Why, Who: e.Who})
-	}
-	for _, q := range f.Queues {
-		c := Condition{Name: q.Name}
-		for _, e := range q.Waiters {
-			c.Waiters = append(c.Waiters, newWaiter(e))
-		}
-		i.Conditions = append(i.Conditions, c)
-	}
-}
-
-func newWaiter(e record.Entry) Party {
-	p := newParty(e)
-	p.Queued = e.Token
-	return p
-}
-
+// newParty returns the Party of a waiter.
 func newParty(e record.Entry) Party {
 	p := Party{
-		ID: e.ID, Owner: e.OwnerID(), Mode: modeOf(e.Mode), Since: e.Since, Revoked: e.Revoked,
+		ID: e.ID, Owner: e.OwnerID(), Mode: modeOf(e.Mode), Queued: e.Token, Since: e.Since, Revoked: e.Revoked,
 		Permits: e.Permits, Refused: e.Refused, Generation: e.Gen, Leaving: e.Leaving > 0, Signalled: e.Signalled,
 		Metadata: maps.Clone(e.Meta), Lease: Lease{ID: e.Lease(), State: "unknown", TTL: e.TTL},
 	}
@@ -310,9 +297,8 @@ func (s *session) identify(ctx context.Context, infos []Info) {
 	}
 	forEach(ctx, lookUps, slices.Collect(maps.Values(byLease)), func(parties []*Party) {
 		le := s.lookUp(ctx, parties[0].Lease)
-		_, own := s.liveLeases.Load(le.ID)
 		for _, p := range parties {
-			p.Lease, p.Own = le, own
+			p.Lease, p.Own = le, s.leaseShareOf(le.ID) != nil
 		}
 		s.askKeptUse(ctx, parties)
 	})
@@ -330,10 +316,9 @@ func (s *session) lookUp(ctx context.Context, le Lease) Lease {
 		return le
 	}
 	who, err := lease.Decode(le.ID, e.Value)
-	if err != nil {
-		return le
-	}
 	switch {
+	case err != nil:
+		return le
 	case who.Dead:
 		le.State = "dead"
 	case time.Since(e.Created) > who.TTL+who.Margin:
@@ -353,8 +338,8 @@ type force struct {
 	holder string
 }
 
-// ForceNow removes the holds at once, and does not wait for their holders. The holders learn of it within a second.
-// Until then, only the fencing token stops their writes.
+// ForceNow removes the holds at once, without waiting for their holders, which learn of it within a second. Until then,
+// only the fencing token stops their writes.
 func ForceNow() ForceOption { return func(f *force) { f.now = true } }
 
 // ForceHolder limits the release to the hold with this id.
@@ -362,10 +347,9 @@ func ForceHolder(id string) ForceOption { return func(f *force) { f.holder = id 
 
 // ForceRelease takes the lock away from its present holders. It returns how many holders the record shows. Each holder
 // is notified, invalidates its handle and releases the lock. The next waiter is granted only then, or when the holder's
-// lease is found dead. If a holder has passed the lock on by a turn that the record does not show yet, the next holder
-// is notified. A hold that its process has already released, and that reappeared with a restored stream, is released by
-// its process. Holders that are granted during the call are not affected. Errors are those of Inspect, and
-// ErrKindMismatch.
+// lease is found dead. This includes a holder by a turn that the record does not show yet. A hold that was already
+// released, and reappeared with a restored stream, is released by its process. Holders that are granted during the call
+// are not affected. Errors are those of Inspect, and ErrKindMismatch.
 func (m *Manager) ForceRelease(ctx context.Context, key string, opts ...ForceOption) (int, error) {
 	var f force
 	for _, o := range opts {

@@ -1,7 +1,9 @@
 package fabric
 
 import (
+	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -16,14 +18,13 @@ import (
 const DefaultIntentLinger = 30 * time.Second
 
 // WithIntentLinger sets how long an intent on an ancestor stays with the manager after its last path has ended. The
-// next path below this ancestor uses it without a write. If somebody queues for the ancestor, the intent is released:
-// at once if it is idle, otherwise when its paths have ended. With 0, every path acquires its own intents.
+// next path below this ancestor uses it without a write. If somebody queues for the ancestor, the intent is released when
+// no path uses it. With 0, every path acquires its own intents.
 func WithIntentLinger(d time.Duration) ManagerOption {
 	return func(c *config) error { return set(&c.linger, d, d >= 0, "intent linger %v: use 0 or more", d) }
 }
 
-// WithoutSharedIntents makes a path acquire its own intents on its ancestors. This costs one write for each ancestor,
-// and the set has a handle for each.
+// WithoutSharedIntents makes a path acquire its own intents: one write for each ancestor, which has a handle.
 func WithoutSharedIntents() RequestOption {
 	return func(r *request) error { r.ownIntents = true; return nil }
 }
@@ -53,24 +54,21 @@ type intentKey struct {
 	mode record.Mode
 }
 
-// sharedIntent returns the shared intent for a level. If mine is true, it was created for the caller, which must
-// acquire it and then call open or fail. A shared intent with mode IX also serves IS.
+// sharedIntent returns the intent for a level. If mine is true, the caller must acquire it and call open or fail.
 func (sl *leaseShare) sharedIntent(enc string, mode record.Mode) (_ *sharedIntent, mine bool) {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
-	if p := sl.intents[intentKey{enc, record.IX}]; p != nil {
+	if p := sl.findIntent(enc, mode); p != nil {
 		return p, false
 	}
-	at := intentKey{enc, mode}
-	if p := sl.intents[at]; p != nil {
-		return p, false
-	}
-	p := &sharedIntent{share: sl, at: at, done: make(chan struct{}), users: map[*Set]*unit{}, unwatch: func() {}}
-	if sl.intents == nil {
-		sl.intents = map[intentKey]*sharedIntent{}
-	}
-	sl.intents[at] = p
+	p := &sharedIntent{share: sl, at: intentKey{enc, mode}, done: make(chan struct{}), users: map[*Set]*unit{}, unwatch: func() {}}
+	sl.intents[p.at] = p
 	return p, true
+}
+
+// findIntent returns the shared intent for a level, or nil. Called with mu held.
+func (sl *leaseShare) findIntent(enc string, mode record.Mode) *sharedIntent {
+	return cmp.Or(sl.intents[intentKey{enc, record.IX}], sl.intents[intentKey{enc, mode}])
 }
 
 // open makes a grant the shared intent, with its first user. It reports false if the hold has ended.
@@ -117,9 +115,8 @@ func (p *sharedIntent) forget() {
 	}
 }
 
-// join makes a set a user, if new users are accepted. While somebody waits for the ancestor, only units that already
-// use the intent are accepted. They block the waiter anyway, and if they queued behind it, they would wait for
-// themselves.
+// join makes a set a user. While somebody waits for the ancestor, only units that already use the intent are accepted:
+// they block the waiter anyway, and would wait for themselves behind it.
 func (p *sharedIntent) join(user *Set, u *unit) bool {
 	mine := slices.Contains(u.all(), p.hold)
 	p.mu.Lock()
@@ -143,8 +140,7 @@ func (p *sharedIntent) leave(user *Set) {
 	p.endIf(func() bool { return p.draining })
 }
 
-// recordChanged examines the ancestor's record. A waiter there also waits for the shared intent. The hub calls
-// recordChanged, so it must not block.
+// recordChanged looks for a waiter of the ancestor, which waits for the shared intent too. It must not block.
 func (p *sharedIntent) recordChanged(e jskv.Entry) {
 	rec, err := record.Decode(e.Value)
 	if e.Deleted || err != nil || rec == nil {
@@ -191,7 +187,7 @@ func (p *sharedIntent) lose(err error) {
 	stop()
 	for s, u := range users {
 		u.drop(p.hold)
-		s.lose(err)
+		s.end(err)
 	}
 }
 
@@ -214,32 +210,24 @@ func (p *sharedIntent) makeOwn(user *Set) bool {
 	return true
 }
 
-// dropIntents releases the shared intents that were idle for idleFor. If enc is not "", it releases only those of this
-// name.
+// dropIntents releases the shared intents that were idle for idleFor: of this name, or all with "".
 func (sl *leaseShare) dropIntents(enc string, idleFor time.Duration) {
 	sl.mu.Lock()
-	var found []*sharedIntent
-	for at, p := range sl.intents {
-		if enc == "" || at.enc == enc {
-			found = append(found, p)
-		}
-	}
+	found := slices.Collect(maps.Values(sl.intents))
 	sl.mu.Unlock()
 	for _, p := range found {
-		p.endIf(func() bool { return time.Since(p.idle) >= idleFor })
+		p.endIf(func() bool { return (enc == "" || p.at.enc == enc) && time.Since(p.idle) >= idleFor })
 	}
 }
 
 // dropIdleIntents releases the idle shared intents that refused the try of another process.
 func (s *session) dropIdleIntents(enc string) {
-	s.liveLeases.Range(func(_, sl any) bool {
-		sl.(*leaseShare).dropIntents(enc, 0)
-		return true
-	})
+	for _, sl := range s.leaseShares() {
+		sl.dropIntents(enc, 0)
+	}
 }
 
-// askForIntents asks other processes to release idle shared intents, if nothing else refuses a try. It reports whether
-// a retry makes sense. Shared intents in use are not released.
+// askForIntents asks others to release idle shared intents, if nothing else refuses a try, and reports success.
 func (a *attempt) askForIntents(ctx context.Context, refused *engine.RefusedError) bool {
 	if a.askedHolders || refused.Verdict != record.Held || !onlySharedIntents(refused.Record, a.op.Mode) {
 		return false
@@ -326,15 +314,16 @@ func (l *level) join(p *sharedIntent) bool {
 	default:
 		return false
 	}
-	if p.hold == nil {
-		return false
+	joined := p.hold != nil && l.follows(p.hold) && p.join(l.set, l.unit)
+	if joined {
+		l.intent = p
 	}
-	late := func(a *level) bool { return a.hold() == nil || a.hold().Token() > p.hold.Token() }
-	if slices.ContainsFunc(l.above, late) || !p.join(l.set, l.unit) {
-		return false
-	}
-	l.intent = p
-	return true
+	return joined
+}
+
+// follows reports whether all levels above are held, with smaller tokens than h.
+func (l *level) follows(h *Hold) bool {
+	return !slices.ContainsFunc(l.above, func(a *level) bool { return a.hold() == nil || a.hold().Token() > h.Token() })
 }
 
 // joinOpen makes the level use a shared intent that is already open.
@@ -344,10 +333,7 @@ func (g *gathering) joinOpen(l *level) bool {
 	}
 	sl := l.set.share
 	sl.mu.Lock()
-	p := sl.intents[intentKey{l.enc, record.IX}]
-	if p == nil {
-		p = sl.intents[intentKey{l.enc, l.op.Mode}]
-	}
+	p := sl.findIntent(l.enc, l.op.Mode)
 	sl.mu.Unlock()
 	return p != nil && l.join(p)
 }

@@ -3,6 +3,8 @@ package fabric
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
@@ -13,69 +15,56 @@ import (
 // DefaultMaxKept is the default maximum number of idle locks that a manager keeps.
 const DefaultMaxKept = engine.DefaultMaxKept
 
-// keep tells whether an acquire's lock may be kept, and for how long.
-type keep struct {
-	on     bool
-	linger time.Duration
-}
-
 // KeepOption makes locks stay with their manager after Release; see [WithKeep].
 type KeepOption time.Duration
 
 func (d KeepOption) applyManager(c *config) error  { return d.apply(&c.keep) }
 func (d KeepOption) applyAcquire(r *request) error { return d.apply(&r.keep) }
 
-func (d KeepOption) apply(k *keep) error {
-	return set(k, keep{true, time.Duration(d)}, d >= 0, "keep %v: use 0 or more", time.Duration(d))
+func (d KeepOption) apply(keep *time.Duration) error {
+	return set(keep, time.Duration(d), d >= 0, "keep %v: use 0 or more", time.Duration(d))
 }
 
 // WithKeep keeps locks: after Release, the lock stays with this manager for d. The next acquire of it by this manager,
 // with this option, takes it over in memory, without a message. When another process queues for the lock, the lock goes
 // to it. With d = 0, a lock is only handed over between waiting goroutines of this manager, and is never kept idle.
 //
-// It is for a process that acquires the same locks again and again while other processes rarely want them. A lock is
-// kept only if the preceding acquire met no other process, and less and less if other processes ask for it often. Only
-// plain exclusive locks are kept: of Acquire, TryAcquire, Do and primitives.Mutex, without an owner, metadata, a stamp
-// or their own timing, and only while no coalescer writes the lock's operations.
+// It is for a process that acquires the same locks again and again while others rarely want them. A lock is kept only if
+// the preceding acquire met no other process, and less and less if others ask for it often. Only plain exclusive locks
+// are kept: of Acquire, TryAcquire, Do and primitives.Mutex, without an owner, metadata, a stamp or their own timing, and
+// only while no coalescer writes the lock's operations. Disadvantages, see docs/kept.md:
 //
-// Disadvantages:
-//   - Other processes see a holder. They wait for a message and a write until an idle lock is released, even if they only
-//     try. If a process freezes or dies while it keeps locks, it delays others by its TTL and the margin, although no
-//     goroutine was in the critical section.
-//   - All holds of one entry have the entry's token. So the token distinguishes processes, but not goroutines of one
-//     process: a late write of an earlier, released hold is not refused because of its token. [Hold.Grant] returns a pair
-//     that distinguishes them.
+//   - Other processes see a holder, and wait for a message and a write, even if they only try. If a process freezes or
+//     dies while it keeps locks, it delays others by its TTL and the margin, although nobody was in the critical section.
+//   - All holds of one entry have its token, which distinguishes processes, but not goroutines of one process: a late
+//     write of an earlier hold is not refused because of its token. [Hold.Grant] returns a pair that distinguishes them.
 //   - Release of a lock that is kept sends no request. It returns nil even if an operator has removed the entry.
-//
-// docs/kept.md has the details.
 func WithKeep(d time.Duration) KeepOption { return KeepOption(d) }
 
-// WithMaxKept sets the maximum number of idle locks that the manager keeps; see [WithKeep]. The default is
-// DefaultMaxKept. Beyond this number, the lock with the longest idle time is released.
+// WithMaxKept sets how many idle locks the manager keeps at most; see [WithKeep]. The default is DefaultMaxKept. Beyond
+// it, the lock with the longest idle time is released.
 func WithMaxKept(n int) ManagerOption {
 	return func(c *config) error { return set(&c.maxKept, n, n >= 1, "%d kept locks: use at least 1", n) }
 }
 
-// keeper returns the lease if the attempt's lock may be kept, else nil. A lock may be kept if it is a plain exclusive
-// one and this process writes its operations. If its unit of work already holds the lock, the acquire waits in the
-// record, where this deadlock is seen at once.
-func (a *attempt) keeper(sl *leaseShare) engine.Keeper {
+// keeper returns the lease if the lock may be kept: a plain exclusive one that this process writes. If its unit already
+// holds the lock, the acquire waits in the record, where this deadlock is seen at once.
+func (a *attempt) keeper() engine.Keeper {
 	if a.set != nil || a.unit.hasKey(a.enc) || !keepable(&a.claim, &a.req) || a.op.Mode != record.X {
 		return nil
 	}
 	if r := a.session.shard(a.enc).router; r != nil && r.Routed(a.enc) {
 		return nil
 	}
-	return sl
+	return a.share
 }
 
 func keepable(c *Claim, r *request) bool {
-	return r.keep.on && c.Kind == KindLock && c.From == nil && c.Queue == "" && c.Value == nil && !c.Once && !r.deadlineCheck &&
+	return r.keep >= 0 && c.Kind == KindLock && c.From == nil && c.Queue == "" && c.Value == nil && !c.Once && !r.deadlineCheck &&
 		r.owner == "" && r.stamp == nil && len(r.metadata) == 0 && !r.timing.limited()
 }
 
-// join takes over an idle kept lock, without a message. It returns nil if there is none, or if it is not certain that
-// the lock may be taken over.
+// join takes over an idle kept lock, without a message. It returns nil if that is not certainly possible.
 func (m *Manager) join(ctx context.Context, key string, c *Claim, r *request) *Hold {
 	if !keepable(c, r) || c.Mode != "" && c.Mode != Exclusive || r.mode != Exclusive || ctx.Err() != nil {
 		return nil
@@ -105,10 +94,8 @@ func (m *Manager) join(ctx context.Context, key string, c *Claim, r *request) *H
 
 // join makes a handle for a kept entry that was taken over. It returns nil if the entry was lost in the meantime.
 func (sl *leaseShare) join(key, enc string, u *unit, r *request, out engine.Outcome) *Hold {
-	h := &Hold{
-		s: sl.s, share: sl, key: key, enc: enc, granted: grantOf(out.Entry), rev: out.Revision, failFast: r.failFast,
-		lock: true, unit: u, keep: r.keep, uses: out.Uses, posted: r.posted, since: time.Now(),
-	}
+	h := newHold(sl, key, enc, out, r)
+	h.lock, h.unit, h.posted, h.since = true, u, r.posted, time.Now()
 	sl.register(h.id, h)
 	u.add(h)
 	// If the entry ended before the handle was registered, the handle was not notified, so check again.
@@ -121,21 +108,20 @@ func (sl *leaseShare) join(key, enc string, u *unit, r *request, out engine.Outc
 }
 
 // joined makes a handle for a kept entry for which an attempt has waited in this process.
-func (a *attempt) joined(sl *leaseShare, op *record.Op, out engine.Outcome) (*Hold, error) {
-	h := sl.join(a.key, a.enc, a.unit, &a.req, out)
+func (a *attempt) joined(out engine.Outcome) (*Hold, error) {
+	h := a.share.join(a.key, a.enc, a.unit, &a.req, out)
 	if wasQueued(a.queued) {
-		a.reportPassed(sl, op.ID)
+		a.reportPassed()
 	}
-	sl.unregister(op.ID)
+	a.share.unregister(a.id)
 	if h == nil || h.Err() != nil { // the entry may have ended while the attempt waited
 		return nil, errAgain
 	}
 	return h, nil
 }
 
-// Grant returns the token and the number of this use of the token. The number is 1 for the first hold. If a lock is
-// kept (see [WithKeep]), the next holds share its token and have larger numbers. The pair grows with every exclusive
-// hold; see [Guard.Admit].
+// Grant returns the token and the number of this use of the token, from 1. If a lock is kept (see [WithKeep]), the next
+// holds share its token and have larger numbers. The pair grows with every exclusive hold; see [Guard.Admit].
 func (h *Hold) Grant() (token, use uint64) { return h.Token(), max(h.uses, 1) }
 
 // heldFor returns how long the hold was used. Called with mu held.
@@ -174,7 +160,7 @@ func (sl *leaseShare) Ended(_, id string, used bool, err error) {
 		return
 	}
 	if err != nil { // like lose
-		h.s.shard(h.enc).doer.ReleaseInBackground(h.enc, sl.id, id, h.revision())
+		h.releaseInBackground()
 	}
 	sl.reportKeptEnd(h, err)
 }
@@ -189,7 +175,7 @@ const (
 // keepEntry reports whether this process keeps the entry. The handle is already invalid.
 func (h *Hold) keepEntry(held time.Duration) bool {
 	h.mu.Lock()
-	may := h.keep.on && !h.listed && !h.since.IsZero()
+	may := !h.listed && !h.since.IsZero()
 	if may {
 		h.keptState = keptStays
 	}
@@ -197,7 +183,7 @@ func (h *Hold) keepEntry(held time.Duration) bool {
 	if !may {
 		return false
 	}
-	left := h.s.shard(h.enc).engine.Leave(h.enc, h.id, held, h.keep.linger)
+	left := h.s.shard(h.enc).engine.Leave(h.enc, h.id, held, h.keep)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.ctx, h.cancel = nil, nil // both have ended; free them, because h stays until the entry goes
@@ -229,9 +215,84 @@ func (sl *leaseShare) reportKeptEnd(h *Hold, reason error) {
 	sl.drop(h)
 }
 
-// markListed records that other processes can read that the hold is held. The entry then must not pass to another hold.
-func (h *Hold) markListed() {
-	h.mu.Lock()
-	h.listed = true
-	h.mu.Unlock()
+// The answers of a process that is asked for an entry that it may keep.
+const (
+	answerUsed     = "used"
+	answerReleased = "released"
+)
+
+// The values of Party.Kept.
+const (
+	KeptUsed    = "used"
+	KeptIdle    = "idle"
+	KeptUnknown = "unknown"
+)
+
+// askKeeper asks the process of an entry that it may keep to release it, if nothing else refuses a try. Both results are
+// false without an answer.
+func (a *attempt) askKeeper(ctx context.Context, refused *engine.RefusedError) (released, used bool) {
+	if a.askedHolders || a.op.Verb != record.OpTry || a.req.stamp != nil || refused.Verdict != record.Held || !record.MayBeKept(refused.Blocker.Meta) {
+		return false, false
+	}
+	a.askedHolders = true
+	return a.session.askToRelease(ctx, a.enc, &refused.Blocker)
+}
+
+// askToRelease sends the request of askKeeper. The answer is only a hint; the leader's record decides.
+func (s *session) askToRelease(ctx context.Context, enc string, e *record.Entry) (released, used bool) {
+	took, _ := s.m.rtt.RTT()
+	answer := s.m.hints.ask(ctx, e.Lease(), e.ID, enc+" "+giveUpText+e.ID, engine.PokeTime(took))
+	return answer == answerReleased, answer == answerUsed
+}
+
+// giveUp handles a request of another process for an entry. It does not answer about an unknown one.
+func (m *Manager) giveUp(key, id string, answer func(string)) {
+	s, _ := m.running(false)
+	if s == nil {
+		return
+	}
+	kept := s.shard(key).engine.GiveUp(key, id, func(used bool) {
+		if used {
+			answer(answerUsed)
+		} else {
+			answer(answerReleased)
+		}
+	})
+	if sl := s.leaseShareOf(record.LeaseOf(id)); sl != nil && !kept && sl.holds(key, id) {
+		answer(answerUsed)
+	}
+}
+
+// unused returns which entries under a lease of this process are kept and idle, or "" for another lease.
+func (m *Manager) unused(lease string) string {
+	s, _ := m.running(false)
+	if s == nil || s.leaseShareOf(lease) == nil {
+		return ""
+	}
+	var unused []string
+	for _, sh := range s.shards {
+		unused = append(unused, sh.engine.Unused(lease)...)
+	}
+	return "." + strings.Join(unused, ".") + "."
+}
+
+// askKeptUse sets Kept of all entries under one lease that may be kept, with one request.
+func (s *session) askKeptUse(ctx context.Context, parties []*Party) {
+	parties = slices.DeleteFunc(slices.Clone(parties), func(p *Party) bool { return p.Token == 0 || !record.MayBeKept(p.Metadata) })
+	if len(parties) == 0 {
+		return
+	}
+	lease := parties[0].Lease.ID
+	took, _ := s.m.rtt.RTT()
+	unused := s.m.hints.ask(ctx, lease, lease, unusedText+lease, engine.PokeTime(took))
+	for _, p := range parties {
+		switch {
+		case unused == "":
+			p.Kept = KeptUnknown
+		case strings.Contains(unused, strings.TrimPrefix(p.ID, lease)+"."):
+			p.Kept = KeptIdle
+		default:
+			p.Kept = KeptUsed
+		}
+	}
 }

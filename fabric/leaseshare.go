@@ -3,7 +3,6 @@ package fabric
 import (
 	"context"
 	"errors"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -13,11 +12,12 @@ import (
 
 // leaseShare is a lease with the holds and acquires that use it.
 type leaseShare struct {
-	s       *session
-	lease   *lease.Lease
-	id      string
-	timing  timing
-	unwatch func()
+	s        *session
+	lease    *lease.Lease
+	id       string
+	timing   timing
+	unwatch  func()
+	disposed bool // guarded by the session's mu
 
 	mu      sync.Mutex
 	users   int                         // running acquires, plus holds
@@ -65,8 +65,7 @@ func (s *session) sharedLease(t timing) (*leaseShare, error) {
 	return nil, nil
 }
 
-// ctxMutex is a mutex whose lock can be cancelled by a context. It is used where the first goroutine creates something
-// that the next ones find.
+// ctxMutex is a mutex whose lock can be cancelled by a context.
 type ctxMutex chan struct{}
 
 func newCtxMutex() ctxMutex { return make(ctxMutex, 1) }
@@ -113,7 +112,7 @@ func (s *session) newLeaseShare(ctx context.Context, t timing) (_ *leaseShare, e
 // adopt adds a lease to the session, with one user. It returns nil if the session has ended. The lease can be lost at
 // any moment after its creation, so OnLost is called last, when everything that a loss must end is registered.
 func (s *session) adopt(le *lease.Lease, t timing) *leaseShare {
-	sl := &leaseShare{s: s, lease: le, id: le.ID(), timing: t, users: 1, ids: map[string]*Hold{}}
+	sl := &leaseShare{s: s, lease: le, id: le.ID(), timing: t, users: 1, ids: map[string]*Hold{}, intents: map[intentKey]*sharedIntent{}}
 	// This shows at once when somebody else writes a tombstone or deletes the lease.
 	sl.unwatch = s.leaseHub.Follow(sl.id, le.Saw)
 	if !t.limited() { // a limited lease ends with its hold
@@ -126,15 +125,13 @@ func (s *session) adopt(le *lease.Lease, t timing) *leaseShare {
 		sl.unwatch()
 		return nil
 	}
-	s.all[sl] = struct{}{}
 	s.liveLeases.Store(sl.id, sl)
 	s.mu.Unlock()
 	le.OnLost(sl.lost)
 	return sl
 }
 
-// enter adds a user, unless the lease is known to be lost or retired. It does not check the clock, because the clock is
-// checked before a grant is handed out.
+// enter adds a user, unless the lease is lost or retired. The clock is checked before a grant is handed out.
 func (sl *leaseShare) enter() bool {
 	select {
 	case <-sl.lease.Lost():
@@ -155,15 +152,14 @@ func (sl *leaseShare) leave() {
 	sl.mu.Lock()
 	sl.users--
 	sl.idle = time.Now()
-	last := sl.users == 0 && (sl.retired || sl.timing.limited())
+	last := sl.users == 0 && (sl.retired || sl.timing.limited() || sl.timing.owner)
 	sl.mu.Unlock()
 	if last {
 		sl.s.dispose(sl)
 	}
 }
 
-// register stores the id of an acquire: first without a hold, before the acquire is submitted, and then with its hold.
-// An acquire that fails must call unregister.
+// register stores an id: without a hold before the acquire is submitted, and then with it. See unregister.
 func (sl *leaseShare) register(id string, h *Hold) {
 	sl.mu.Lock()
 	sl.ids[id] = h
@@ -222,7 +218,6 @@ func (sl *leaseShare) drop(l *Hold) {
 // lost ends every hold under the lease.
 func (sl *leaseShare) lost(err error) {
 	sl.s.lostLeases.Store(sl.id, struct{}{})
-	sl.s.liveLeases.Delete(sl.id)
 	sl.endKept(true)
 	sl.endHolds(lossReason(err))
 	sl.s.dispose(sl)
@@ -268,22 +263,21 @@ func (sl *leaseShare) endHolds(reason error) {
 func (s *session) dispose(sl *leaseShare) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, there := s.all[sl]; !there || s.ended != nil {
-		return // dispose was called before, or the end of the session closes all leases
+	if sl.disposed || s.ended != nil { // the end of the session closes all leases
+		return
 	}
-	delete(s.all, sl)
+	sl.disposed = true
+	s.liveLeases.CompareAndDelete(sl.id, sl)
 	if s.shares[sl.timing] == sl {
 		delete(s.shares, sl.timing)
 	}
-	s.liveLeases.Delete(sl.id)
 	s.wg.Go(func() {
 		sl.unwatch()
 		s.abandon(sl.lease)
 	})
 }
 
-// abandon closes a lease when no caller waits for it. It tries until others must have observed the lease's end. After
-// the session's end, it tries for closeTimeout.
+// abandon closes a lease that no caller waits for: until others have observed its end, or the session ends.
 func (s *session) abandon(le *lease.Lease) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -303,14 +297,10 @@ func (s *session) closeLease(ctx context.Context, le *lease.Lease) {
 	}
 }
 
-// retireLeases retires each lease under which an operation could not be resolved for a whole TTL, and ends leases that
-// nobody has used for a long time.
+// retireLeases retires leases with an operation that stays unresolved for a TTL, and ends unused ones.
 func (s *session) retireLeases() {
 	s.m.owners.expire(time.Now())
-	s.mu.Lock()
-	all := slices.Collect(maps.Keys(s.all))
-	s.mu.Unlock()
-	for _, sl := range all {
+	for _, sl := range s.leaseShares() {
 		stuck := slices.ContainsFunc(s.shards, func(sh *shard) bool { return sh.doer.Unresolved(sl.id) > sl.timing.ttl })
 		sl.mu.Lock()
 		unused := sl.users == 0 && sl.timing != s.m.cfg.timing && time.Since(sl.idle) > max(2*sl.timing.ttl, 10*time.Second)

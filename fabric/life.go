@@ -26,64 +26,7 @@ func (m *Manager) endReason() error {
 
 // callContext returns a context for one call. It ends with ctx and with the manager. Call done at the end of the call.
 func (m *Manager) callContext(ctx context.Context) (_ context.Context, done func()) {
-	b := &callCtx{Context: ctx, life: m.life}
-	return b, b.free
-}
-
-// callCtx is a context that ends with its parent and with the manager. The two are merged only when somebody waits for
-// the end, because most calls never wait.
-type callCtx struct {
-	context.Context
-	life context.Context
-
-	mu      sync.Mutex
-	merged  context.Context // ends with both; nil until somebody waits
-	unmerge func()
-}
-
-// freedContext is the merged context of a callCtx that was freed before anybody waited.
-var freedContext = func() context.Context {
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	return ctx
-}()
-
-func (b *callCtx) free() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.merged == nil {
-		b.merged = freedContext
-	} else if b.unmerge != nil {
-		b.unmerge()
-	}
-}
-
-func (b *callCtx) Done() <-chan struct{} {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.merged == nil {
-		b.merged, b.unmerge = both(b.Context, b.life)
-	}
-	return b.merged.Done()
-}
-
-func (b *callCtx) Err() error {
-	if err := b.current().Err(); err != nil || b.life.Err() == nil {
-		return err
-	}
-	return context.Canceled
-}
-
-func (b *callCtx) Value(key any) any { return b.current().Value(key) }
-
-// current returns the merged context, or the parent if nobody waits yet.
-func (b *callCtx) current() context.Context {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.merged == nil {
-		return b.Context
-	}
-	return b.merged
+	return both(ctx, m.life)
 }
 
 // callContextFor is callContext with a time limit, if limit is above 0.
@@ -99,8 +42,7 @@ func (m *Manager) callContextFor(ctx context.Context, limit time.Duration) (_ co
 	}
 }
 
-// inSession calls fn with the current session, under a context that also ends with the manager, and returns the final
-// form of fn's error.
+// inSession calls fn with the current session, under a callContext, and explains its error.
 func (m *Manager) inSession(caller context.Context, fn func(ctx context.Context, s *session) error) error {
 	ctx, done := m.callContext(caller)
 	defer done()
@@ -118,6 +60,53 @@ func both(ctx, other context.Context) (_ context.Context, done func()) {
 	return ctx, func() {
 		unhook()
 		cancel(nil)
+	}
+}
+
+// handle is the state that a hold and a set have in common: valid, and then released or lost.
+type handle struct {
+	mu     sync.Mutex
+	err    error           // nil while held; then ErrReleased or a *LostError
+	lost   chan struct{}   // made when needed
+	ctx    context.Context // made when needed
+	cancel context.CancelCauseFunc
+}
+
+// lostChan returns a channel that is closed by a loss.
+func (h *handle) lostChan() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.lost == nil {
+		h.lost = make(chan struct{})
+		if isLost(h.err) {
+			close(h.lost)
+		}
+	}
+	return h.lost
+}
+
+// context returns a context that ends with the handle, which is that of these holds.
+func (h *handle) context(holds []*Hold) context.Context {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ctx == nil {
+		h.ctx, h.cancel = context.WithCancelCause(context.Background())
+		h.ctx = &holdContext{h.ctx, holds}
+		if h.err != nil {
+			h.cancel(h.err)
+		}
+	}
+	return h.ctx
+}
+
+// finish makes the handle invalid. Called with mu held and err nil.
+func (h *handle) finish(err error) {
+	h.err = err
+	if h.lost != nil && isLost(err) {
+		close(h.lost)
+	}
+	if h.cancel != nil {
+		h.cancel(err)
 	}
 }
 
@@ -151,11 +140,7 @@ func translate(err error) error {
 	return err
 }
 
-// failFastLimit returns how long an acquire with fail-fast waits for a lease.
-func (a *attempt) failFastLimit() time.Duration { return max(failFastTimeout, 4*a.m.rtt.Timeout()) }
-
-// explain returns the final form of a call's error. ctx is the caller's own. If the end of the manager caused the
-// error, explain returns the reason of this end.
+// explain returns the final form of a call's error: the reason of the manager's end, if this caused it.
 func (m *Manager) explain(ctx context.Context, err error) error {
 	err = translate(err)
 	if end := m.endReason(); end != nil && ctx.Err() == nil &&
@@ -173,8 +158,7 @@ func closedForGood(nc *nats.Conn) error {
 	return ErrConnectionClosed
 }
 
-// followConnection returns a function that ends the manager when its connection is closed permanently. Holds stay valid
-// until their deadlines, because nobody can get the locks before.
+// followConnection returns a function that ends the manager when its connection is closed permanently.
 func (m *Manager) followConnection(closed chan nats.Status) func() {
 	return func() {
 		defer m.nc.RemoveStatusListener(closed)

@@ -25,12 +25,11 @@ func (l *Lock) Mode() Mode {
 //
 // A conversion to a mode that excludes no additional modes (see the table at [Mode]) is granted at once and keeps the
 // token. The handle has the weaker mode from the moment of the call, whatever Convert returns. As with Release, ctx is
-// checked only at the start. The call takes at most ten seconds; after that the conversion continues in the background.
+// checked only at the start; after ten seconds the conversion continues in the background.
 //
-// Any other conversion waits until no other holder is in the way. It stands before the whole queue, and nobody else is
-// granted in the meantime. When it is granted, the hold has a new, larger token, which must be used from then on. The
-// mode is exactly the requested one. For example, a Shared holder that wants to continue reading converts to
-// SharedIntentExclusive, not to IntentExclusive.
+// Any other conversion waits until no other holder is in the way, before the whole queue. Then the hold has a new, larger
+// token, which must be used from then on. The mode is exactly the requested one: a Shared holder that wants to continue
+// reading converts to SharedIntentExclusive, not to IntentExclusive.
 //
 // Every error is a *ConvertError (ErrNotConverted), which tells the mode that is held: the old mode, or, if the new one
 // is weaker in some respect, what both modes have in common. If a request that was given up is still written later, it
@@ -53,11 +52,8 @@ func (l *Lock) convertAlone(ctx context.Context, mode Mode) error {
 		if u := unitIn(ctx); u != nil || l.unit != nil {
 			c.unit = whileHolding(u, l.Hold)
 		}
-		err = l.convert(bound, op, c)
+		err = l.s.m.explain(ctx, l.convert(bound, op, c))
 		done()
-		if err != nil {
-			err = l.s.m.explain(ctx, err)
-		}
 		l.mu.Lock()
 		l.converting = false
 		l.mu.Unlock()
@@ -125,14 +121,12 @@ func (l *Lock) convert(ctx context.Context, op record.Op, c *conversion) (err er
 			switch isRefused := errors.As(err, &refused); {
 			case isRefused && refused.Verdict == record.ConvertDeadlock: // the handle is unchanged
 			case n > 1 && !isRefused, !weaker:
-				// The engine knows this attempt only, not earlier ones. The handle has been weaker since the call, even
-				// if nothing was written, so the record must become weaker as well.
+				// The engine knows this attempt only. The handle is weaker since the call, so the record must be too.
 				l.s.shard(l.enc).doer.UndoInBackground(l.enc, op, known)
 			}
 			return l.notConverted(ctx, op, err)
 		}
-		// The hold is gone or was revoked, or a deposed leader answered the reads. In the last case the same operation
-		// continues.
+		// Only if a deposed leader answered the reads, the hold is valid, and the operation continues.
 		if !l.IsValid(ctx) {
 			return l.Err()
 		}
@@ -231,6 +225,52 @@ func (l *Lock) convertRefused(op record.Op, refused *engine.RefusedError) error 
 	return fmt.Errorf("fabric: conversion refused: %v", refused.Verdict)
 }
 
+// conversion is a Convert that may have to wait. Only the goroutine in Convert uses its fields.
+type conversion struct {
+	l      *Lock
+	to     Mode
+	began  time.Time
+	queued *bool // whether EventQueued was sent; nil if nobody wants events
+	unit   *unit // unit of work that waits; nil = only the hold itself
+}
+
+// whenQueued returns the function that the engine calls when the conversion must wait, and nil if nobody wants events.
+func (c *conversion) whenQueued() func(record.Place) {
+	if !c.l.s.m.wantsEvents() {
+		return nil
+	}
+	l, to, queued := c.l, c.to, new(bool)
+	c.queued = queued
+	return func(p record.Place) {
+		if !*queued { // otherwise the operation was sent again with the same id
+			*queued = l.reportConversion(EventQueued, to, func(ev *Event) { ev.setBlocker(&p.Blocker) })
+		}
+	}
+}
+
+// reportWithdrawn reports that the conversion failed.
+func (c *conversion) reportWithdrawn(err error) {
+	if wasQueued(c.queued) {
+		c.l.reportConversion(EventWithdrawn, c.to, func(ev *Event) { ev.Waited, ev.Reason = ev.Time.Sub(c.began), err })
+	}
+}
+
+// reportConversion reports an event of a conversion, unless the hold has ended.
+func (h *Hold) reportConversion(t EventType, to Mode, complete func(*Event)) bool {
+	h.mu.Lock()
+	if h.err != nil {
+		h.mu.Unlock()
+		return false
+	}
+	ev := h.event(t)
+	ev.Mode, ev.Conversion = to, true
+	complete(&ev)
+	h.s.m.feed.push(ev)
+	h.mu.Unlock()
+	h.s.m.logEvent(&ev)
+	return true
+}
+
 // Mode is the mode of a lock. The table shows which modes can be held at the same time:
 //
 //	                        IS   IX   S    SIX  U    X
@@ -259,9 +299,8 @@ const (
 	Shared Mode = "S"
 	// SharedIntentExclusive is for reading the whole resource, and announces Exclusive locks on parts.
 	SharedIntentExclusive Mode = "SIX"
-	// Update is for reading with a possible write later. Others can hold Shared at the same time, but nobody else can
-	// hold Update. So a conversion to Exclusive waits for readers only, and it cannot deadlock with another holder of
-	// Update.
+	// Update is for reading with a possible write later, besides Shared holders but no other Update holder. So a
+	// conversion to Exclusive waits for readers only, and cannot deadlock with another holder of Update.
 	Update Mode = "U"
 	// Exclusive is for writing. No other hold exists at the same time.
 	Exclusive Mode = "X"

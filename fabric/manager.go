@@ -32,12 +32,13 @@ type Manager struct {
 	gate  *gate         // all requests pass it
 	hints *hints
 
-	owners                         owners // units of work, by owner
-	pins, pinJoins, pinRevocations atomic.Uint64
-	keptJoins                      atomic.Uint64
+	owners      owners   // units of work, by owner
+	userBuckets sync.Map // buckets of the application that Update has checked: name -> *jskv.UserBucket
 
-	optimism optimism
-	updates  updates
+	// Counters, see Stats.
+	pins, pinJoins, pinRevocations, keptJoins            atomic.Uint64
+	optimisticReads, optimisticHits, optimisticFallbacks atomic.Uint64
+	updateTries, updatesDone, updateFallbacks            atomic.Uint64
 
 	life context.Context // ends with the manager; its cause is the reason
 	die  context.CancelCauseFunc
@@ -71,8 +72,7 @@ func Connect(ctx context.Context, servers string, opts ...Option) (*Manager, err
 	}
 	natsOpts := append([]nats.Option{
 		nats.Name("lockfabric " + cfg.buckets.Fabric),
-		// Without this, the client buffers requests until it is connected again, and sends them arbitrarily late. They
-		// must fail instead.
+		// Otherwise the client buffers requests until it is connected again, and sends them arbitrarily late.
 		nats.ReconnectBufSize(-1),
 		nats.ReconnectWait(200 * time.Millisecond),
 		nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
@@ -102,16 +102,16 @@ func Connect(ctx context.Context, servers string, opts ...Option) (*Manager, err
 	if err != nil {
 		return nil, fmt.Errorf("%w: connect to %q: %w", ErrUnavailable, redacted(servers), err)
 	}
-	m, err := open(ctx, nc, cfg, true)
+	m, err := open(ctx, nc, cfg)
 	if err != nil {
 		nc.Close()
 		return nil, err
 	}
+	m.own = true
 	return m, nil
 }
 
-// redacted returns a list of URLs without passwords and tokens. If a text is not a URL, it removes everything that may
-// be a secret.
+// redacted returns a list of URLs without anything that may be a secret.
 func redacted(servers string) string {
 	all := strings.Split(servers, ",")
 	for i, s := range all {
@@ -136,24 +136,18 @@ func redacted(servers string) string {
 	return strings.Join(all, ",")
 }
 
-var errNoConnection = fmt.Errorf("%w: the connection is nil", ErrInvalidOption)
-
-// New opens the fabric on a connection of the caller. The caller closes the connection after the manager.
-//
-// Make the connection with nats.MaxReconnects(-1). Otherwise it gives up after two minutes without a server, and its
-// manager ends with ErrConnectionClosed. Make it also with nats.ReconnectBufSize(-1). Otherwise requests that were
-// given up may be delivered after a reconnect, which is safe but causes more work. If one of these settings is missing,
-// New logs a warning. Errors are those of Connect.
+// New opens the fabric on a connection of the caller, who closes it after the manager. Make it with
+// nats.MaxReconnects(-1): otherwise it gives up after two minutes without a server, and its manager ends with
+// ErrConnectionClosed. Make it also with nats.ReconnectBufSize(-1): otherwise requests that were given up may be delivered
+// after a reconnect, which is safe but causes more work. If one is missing, New logs a warning. Errors are those of
+// Connect.
 func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Manager, error) {
 	cfg, err := newConfig(opts)
 	if err != nil {
 		return nil, err
 	}
-	if nc == nil {
-		return nil, errNoConnection
-	}
-	if nc.IsClosed() {
-		return nil, closedForGood(nc)
+	if err := checkConnection(nc); err != nil {
+		return nil, err
 	}
 	if nc.Opts.MaxReconnect >= 0 || !nc.Opts.AllowReconnect {
 		cfg.logger.Warn("the connection gives up reconnecting after a while, and its manager ends then; make it with nats.MaxReconnects(-1)")
@@ -161,11 +155,22 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Manager, error) {
 	if nc.Opts.ReconnectBufSize >= 0 {
 		cfg.logger.Warn("the connection buffers requests while it is disconnected; make it with nats.ReconnectBufSize(-1)")
 	}
-	return open(ctx, nc, cfg, false)
+	return open(ctx, nc, cfg)
 }
 
-func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, error) {
-	m := &Manager{cfg: cfg, nc: nc, own: own, opening: newCtxMutex(), clock: clock.Holder(), feed: newFeed(cfg.hook), done: make(chan struct{}), gone: make(chan struct{})}
+// checkConnection checks a connection of the caller.
+func checkConnection(nc *nats.Conn) error {
+	switch {
+	case nc == nil:
+		return fmt.Errorf("%w: the connection is nil", ErrInvalidOption)
+	case nc.IsClosed():
+		return closedForGood(nc)
+	}
+	return nil
+}
+
+func open(ctx context.Context, nc *nats.Conn, cfg config) (*Manager, error) {
+	m := &Manager{cfg: cfg, nc: nc, opening: newCtxMutex(), clock: clock.Holder(), feed: newFeed(cfg.hook), done: make(chan struct{}), gone: make(chan struct{})}
 	m.life, m.die = context.WithCancelCause(context.Background())
 	m.gate = newGate(nc, cfg.buckets.Request, m.rtt.Timeout, m.resendRenewals)
 	m.cfg.buckets.Request = m.gate.request
@@ -185,10 +190,7 @@ func open(ctx context.Context, nc *nats.Conn, cfg config, own bool) (*Manager, e
 	// Create the shared lease now, so that the first acquire needs only one write.
 	sl, err := s.leaseShare(ctx, cfg.timing)
 	if err != nil {
-		own := m.own
-		m.own = false // the caller of open closes the connection
 		_ = m.Close()
-		m.own = own
 		return nil, translate(err)
 	}
 	sl.leave()
@@ -222,8 +224,7 @@ func (m *Manager) session(ctx context.Context) (*session, error) {
 	return s, err
 }
 
-// running returns the current session, or the reason why there will be none. If there is no session yet and begin is
-// set, the caller must open one, and Close waits for this.
+// running returns the current session, or why there will be none. With begin, the caller must open one if it is nil.
 func (m *Manager) running(begin bool) (*session, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -250,8 +251,7 @@ func (m *Manager) look(key string, rev uint64) {
 	}
 }
 
-// publish makes s the current session, unless s has already ended; in this case forget was called for s before. Called
-// with m.mu held.
+// publish makes s the current session, unless it has ended: forget was called before. Called with m.mu held.
 func (m *Manager) publish(s *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -260,19 +260,11 @@ func (m *Manager) publish(s *session) {
 	}
 }
 
-// resendRenewals sends the unanswered renewals again at once. It returns when all of them are answered, or when ctx
-// ends.
+// resendRenewals sends the unanswered renewals again and waits for the answers.
 func (m *Manager) resendRenewals(ctx context.Context) {
-	s, _ := m.running(false)
-	if s == nil {
-		return
+	if s, _ := m.running(false); s != nil {
+		together(s.leaseShares(), func(sl *leaseShare) { sl.lease.Resend(ctx) })
 	}
-	var wg sync.WaitGroup
-	s.liveLeases.Range(func(_, sl any) bool {
-		wg.Go(func() { sl.(*leaseShare).lease.Resend(ctx) })
-		return true
-	})
-	wg.Wait()
 }
 
 // forget makes the next acquire open a new session. Until s has ended, its counters still count.
@@ -304,9 +296,7 @@ func (m *Manager) ended(s *session) {
 	m.pastRoads = roads.Plus(m.pastRoads)
 }
 
-// Limits of Close. They do not depend on the link, because Close promises to return within a fixed time. closeTimeout
-// limits all requests to the servers together. It has room for three round trips of one second. What is not finished by
-// then ends with the leases.
+// Limits of Close, for all its requests to the servers together, and for everything. They do not depend on the link.
 const (
 	closeTimeout = 3 * time.Second
 	closeLimit   = closeTimeout + time.Second
@@ -316,10 +306,9 @@ const (
 // the connection if Connect made it. A second call does nothing and returns nil. The only error is ErrEventsDropped,
 // for a manager with an event hook.
 //
-// Close takes at most four seconds, whatever the link and the servers do. First it makes all handles invalid. Then it
-// ends each lease, which frees all entries under it for the waiters. Then it removes the holds from their records, as
-// far as the time allows. What it cannot tell the servers ends with the TTL. Running calls end within the same time,
-// with ErrClosed.
+// Close takes at most four seconds, whatever the link and the servers do: it makes all handles invalid, ends each lease,
+// which frees all entries under it, and removes the holds from their records, as far as the time allows. The rest ends
+// with the TTL. Running calls end within the same time, with ErrClosed.
 func (m *Manager) Close() error {
 	m.mu.Lock()
 	if m.closed {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/jskv"
@@ -37,12 +36,10 @@ func (st *Stamp) void() bool {
 }
 
 // Optimistic takes a stamp of a lock for an optimistic read: take a stamp, read what the lock protects, and use the
-// result only if [Manager.Validate] says that the stamp is still valid. Optimistic writes nothing, so readers cost
-// other readers and writers nothing. Until it is validated, the data may be inconsistent. [Manager.ReadOptimistic] does
-// all these steps.
-//
-// If this manager watches the lock or has validated its last stamp of it, Optimistic costs nothing, otherwise one read.
-// If the name was not used for 15 minutes, it also costs one write.
+// result only if [Manager.Validate] says that the stamp is still valid. Until then, the data may be inconsistent.
+// [Manager.ReadOptimistic] does all these steps. Optimistic writes nothing, so readers cost others nothing. If this
+// manager watches the lock or has validated its last stamp of it, it costs nothing, otherwise one read, and one write if
+// the name was not used for 15 minutes.
 //
 // A *HeldError (ErrHeld) means that somebody holds the lock in a mode that conflicts with Shared. Waiters do not
 // matter. Other errors: ErrKindMismatch, ErrInvalidName, ErrMalformedRecord, ErrNewerSchema, ErrClosed, the context's,
@@ -52,8 +49,8 @@ func (m *Manager) Optimistic(ctx context.Context, key string) (Stamp, error) {
 }
 
 // OptimisticPath is Optimistic for a path "a/b/c" whose users take intents on "a" and "a/b"; see [Manager.AcquirePath].
-// A holder of a level above in a conflicting mode also prevents the stamp or makes it invalid. OptimisticPath and its
-// validation cost the same as for one lock, for each level, with the same number of round trips.
+// A holder of a level above in a conflicting mode also makes the stamp invalid. It costs the same for each level as for
+// one lock, with the same number of round trips.
 func (m *Manager) OptimisticPath(ctx context.Context, path string) (Stamp, error) {
 	var levels []string
 	for i, c := range path {
@@ -111,12 +108,17 @@ func (st *Stamp) take(ctx context.Context, m *Manager, levels []string) (err err
 			return err
 		}
 		l.rev = rev
-		return admits(levels[i], rec, want)
+		switch by := excludes(rec, want); {
+		case rec != nil && rec.Kind != record.KindLock:
+			return kindMismatch(levels[i], rec, record.KindLock)
+		case by != nil:
+			return heldError(levels[i], by, false)
+		}
+		return nil
 	})
 }
 
-// each calls fn for all levels and returns the error of the first level. If there are several, it calls fn for all at
-// the same time.
+// each calls fn for all levels at the same time and returns the error of the first level.
 func (st *Stamp) each(fn func(i int, l *stampLevel) error) error {
 	if len(st.levels) == 1 {
 		return fn(0, &st.levels[0])
@@ -128,20 +130,6 @@ func (st *Stamp) each(fn func(i int, l *stampLevel) error) error {
 	}
 	wg.Wait()
 	return cmp.Or(errs...)
-}
-
-// admits returns a *HeldError if a holder's mode conflicts with want.
-func admits(key string, rec *record.Record, want record.Mode) error {
-	if rec == nil {
-		return nil
-	}
-	if rec.Kind != record.KindLock {
-		return kindMismatch(key, rec, record.KindLock)
-	}
-	if h := excludes(rec, want); h != nil {
-		return heldError(key, &engine.RefusedError{Result: record.Result{Verdict: record.Held, Blocker: *h}})
-	}
-	return nil
 }
 
 // excludes returns a holder whose mode conflicts with want, or nil.
@@ -157,17 +145,15 @@ func excludes(rec *record.Record, want record.Mode) *record.Entry {
 	return nil
 }
 
-// Validate reports whether a stamp is still valid.
+// Validate reports whether a stamp is still valid. True is proved by a quorum: nobody has held the lock exclusively (of a
+// path: the last level exclusively, or a level above in a conflicting mode) from the call of Optimistic until a moment
+// after the call of Validate. False means that somebody may have: any change of the record counts, also of a reader or a
+// waiter, and so does the end of the buckets or a doubt about them. After an error it is unknown; treat it as false.
 //
-// True is proved by a quorum: nobody has held the lock exclusively from the call of Optimistic until a moment after the
-// call of Validate. For a path: nobody has held the last level exclusively, or a level above in a conflicting mode.
-// False means that somebody may have: any change of the record counts, including that of a reader or a waiter, and so
-// does the end of the buckets or a doubt about them. After an error it is unknown; treat it as false.
-//
-// Validate costs one write and one round trip. Goroutines that validate stamps of a lock at the same time share them.
-// If the manager already knows a change, it costs nothing. On replicated buckets, validations of one lock conflict with
-// each other and with writers of its record for the time of a round trip, and they give way to writers. If a lock
-// changes often, or many processes read it at the same time, a Shared hold is better.
+// Validate costs one write and one round trip, which goroutines that validate a lock at the same time share, and nothing
+// if the manager already knows a change. On replicated buckets, validations of one lock conflict with each other and with
+// writers of its record for the time of a round trip, and give way to writers. If a lock changes often, or many processes
+// read it at the same time, a Shared hold is better.
 //
 // A hold that an operator removes with ForceNow no longer counts, although its holder learns of this only within a
 // second.
@@ -182,7 +168,7 @@ func (m *Manager) validate(caller context.Context, st Stamp, opt engine.ProveOpt
 	if st.s != nil && st.s.m != m {
 		return false, fmt.Errorf("%w: a stamp of %q by another manager", ErrInvalidOption, st.key)
 	}
-	m.optimism.reads.Add(1)
+	m.optimisticReads.Add(1)
 	if m.endReason() != nil {
 		return false, m.endReason()
 	}
@@ -208,33 +194,31 @@ func (m *Manager) validate(caller context.Context, st Stamp, opt engine.ProveOpt
 	case st.void():
 		return false, nil // the proof may be about other buckets
 	}
-	m.optimism.hits.Add(1)
+	m.optimisticHits.Add(1)
 	return true, nil
 }
 
-type optimism struct{ reads, hits, fallbacks atomic.Uint64 }
-
 // OptimisticOption configures ReadOptimistic and Update.
-type OptimisticOption func(*optimistic) error
+type OptimisticOption func(*tries) error
 
-type optimistic struct{ tries int }
+type tries int
 
 // WithTries sets how often to try without a lock, at least once. The default is 3, and 5 for Update.
 func WithTries(n int) OptimisticOption {
-	return func(o *optimistic) error { return set(&o.tries, n, n >= 1, "%d tries: use at least 1", n) }
+	return func(t *tries) error { return set(t, tries(n), n >= 1, "%d tries: use at least 1", n) }
 }
 
-func newOptimistic(tries int, opts []OptimisticOption) (optimistic, error) {
-	o := optimistic{tries: tries}
-	for _, opt := range opts {
-		if opt == nil {
-			return o, fmt.Errorf("%w: an option is nil", ErrInvalidOption)
+// triesOf returns the number of tries that the options set.
+func triesOf(opts []OptimisticOption, n tries) (tries, error) {
+	for _, o := range opts {
+		if o == nil {
+			return 0, errNilOption
 		}
-		if err := opt(&o); err != nil {
-			return o, err
+		if err := o(&n); err != nil {
+			return 0, err
 		}
 	}
-	return o, nil
+	return n, nil
 }
 
 const (
@@ -243,19 +227,19 @@ const (
 	checkPatience = 5
 )
 
-// ReadOptimistic calls fn to read what the lock protects, without holding the lock. Then it validates that nobody held
-// the lock exclusively in the meantime, and returns fn's error. If somebody did, it calls fn again. After three tries
-// (WithTries), or at once if the lock is held, it calls fn under a Shared hold. So fn may run several times, and it may
-// see half-written data: it must only return the data, without side effects. What fn returned and read is valid only
-// when ReadOptimistic has returned. Under the hold, fn's context ends if the hold is lost.
+// ReadOptimistic calls fn to read what the lock protects, without holding the lock, validates that nobody held it
+// exclusively in the meantime, and returns fn's error. If somebody did, it calls fn again. After three tries
+// (WithTries), or at once if the lock is held, it calls fn under a Shared hold, with a context that ends with the hold.
+// So fn may run several times and may see half-written data: it must only return the data, without side effects. The
+// data is valid only when ReadOptimistic has returned.
 //
 // Errors: fn's, those of Optimistic and Validate, and, if a hold was needed, those of Acquire.
 func (m *Manager) ReadOptimistic(ctx context.Context, key string, fn func(ctx context.Context) error, opts ...OptimisticOption) error {
-	o, err := newOptimistic(readTries, opts)
+	most, err := triesOf(opts, readTries)
 	if err != nil {
 		return err
 	}
-	for range o.tries {
+	for range most {
 		st, err := m.Optimistic(ctx, key)
 		if errors.Is(err, ErrHeld) {
 			break
@@ -275,15 +259,14 @@ func (m *Manager) ReadOptimistic(ctx context.Context, key string, fn func(ctx co
 			return err
 		}
 	}
-	m.optimism.fallbacks.Add(1)
+	m.optimisticFallbacks.Add(1)
 	return m.Do(ctx, key, func(ctx context.Context, _ *Lock) error { return fn(ctx) }, WithMode(Shared))
 }
 
-// WithStamp makes TryAcquire acquire the lock only if nothing has changed since the stamp was taken. It is for a reader
-// that wants to write. It costs one write, which also proves that nobody has held the lock exclusively since the stamp,
-// and that nobody else holds it now. Otherwise nothing is held, and the error is ErrStale, or ErrHeld if a reader is in
-// the way. The stamp must come from Optimistic for the same name. Another stamp, or the use with Acquire, is
-// ErrInvalidOption.
+// WithStamp makes TryAcquire acquire the lock only if nothing has changed since the stamp was taken, for a reader that
+// wants to write. Its one write also proves that nobody has held the lock exclusively since. Otherwise nothing is held,
+// and the error is ErrStale, or ErrHeld if a reader is in the way. The stamp must come from Optimistic for the same name.
+// Another stamp, or the use with Acquire, is ErrInvalidOption.
 func WithStamp(st Stamp) RequestOption {
 	return func(r *request) error {
 		if len(st.levels) > 1 {

@@ -10,7 +10,6 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
-	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -23,6 +22,8 @@ const (
 	MaxOwnerLen   = 256  // bytes
 	MaxMetadata   = 1024 // bytes of all keys and values of one hold together
 )
+
+var errNilOption = fmt.Errorf("%w: an option is nil", ErrInvalidOption)
 
 // Option configures a manager.
 type Option interface{ applyManager(*config) error }
@@ -76,9 +77,9 @@ type config struct {
 	logger         *slog.Logger
 	hook           func(Event) // nil = no events
 	failFast       bool
-	posted         bool // releases are posted
-	lazy           bool // create no lease before it is needed
-	keep           keep // default of acquires
+	posted         bool          // releases are posted
+	lazy           bool          // create no lease before it is needed
+	keep           time.Duration // how long locks are kept; below 0 = not at all
 	maxKept        int
 	linger         time.Duration // how long an unused shared intent stays; 0 = paths share no intents
 	sweep          time.Duration // interval between sweeps; 0 = none
@@ -98,12 +99,12 @@ type config struct {
 func newConfig(opts []Option) (config, error) {
 	c := config{
 		timing: timing{ttl: DefaultTTL}, sweep: DefaultSweepInterval, linger: DefaultIntentLinger, detectAfter: DefaultDeadlockDelay,
-		road: RoadAutomatic, turns: true, idleLimit: idleOwner, logger: slog.New(slog.DiscardHandler),
+		road: RoadAutomatic, turns: true, idleLimit: idleOwner, keep: -1, logger: slog.New(slog.DiscardHandler),
 	}
 	c.buckets.Fabric = DefaultFabric
 	for _, o := range opts {
 		if o == nil {
-			return c, fmt.Errorf("%w: an option is nil", ErrInvalidOption)
+			return c, errNilOption
 		}
 		if err := o.applyManager(&c); err != nil {
 			return c, err
@@ -135,12 +136,12 @@ type request struct {
 	holding       []*Hold
 	stamp         *Stamp // set by WithStamp
 	ownIntents    bool
-	keep          keep
+	keep          time.Duration // as in config
 }
 
 func (c *config) newRequest(opts []AcquireOption) (request, error) {
 	r := request{timing: c.timing, mode: Exclusive, failFast: c.failFast, keep: c.keep, posted: c.posted}
-	if len(opts) == 0 {
+	if len(opts) == 0 { // then r is not allocated on the heap
 		return r, r.timing.validate()
 	}
 	return r.with(opts)
@@ -149,7 +150,7 @@ func (c *config) newRequest(opts []AcquireOption) (request, error) {
 func (r request) with(opts []AcquireOption) (request, error) {
 	for _, o := range opts {
 		if o == nil {
-			return r, fmt.Errorf("%w: an option is nil", ErrInvalidOption)
+			return r, errNilOption
 		}
 		if err := o.applyAcquire(&r); err != nil {
 			return r, err
@@ -176,8 +177,7 @@ func WithTTL(d time.Duration) TimingOption {
 	}
 }
 
-// WithRenewInterval sets how often the lease is renewed. The default is a third of the TTL. More than nine tenths of
-// the TTL is refused.
+// WithRenewInterval sets how often the lease is renewed: by default a third of the TTL, at most nine tenths of it.
 func WithRenewInterval(d time.Duration) TimingOption {
 	return func(t *timing) error {
 		return set(&t.renewEvery, d, d >= time.Millisecond, "renew interval %v: use at least 1ms", d)
@@ -208,28 +208,21 @@ func (FailFastOption) applyAcquire(r *request) error { r.failFast = true; return
 // WithFailFast returns a FailFastOption.
 func WithFailFast() FailFastOption { return FailFastOption{} }
 
-// PostedRelease makes Release return before the release is confirmed. As an Option it is the default for every acquire
-// of the manager.
+// PostedRelease makes Release return before it is confirmed. As an Option it is the default of all acquires.
 type PostedRelease struct{}
 
 func (PostedRelease) applyManager(c *config) error  { c.posted = true; return nil }
 func (PostedRelease) applyAcquire(r *request) error { r.posted = true; return nil }
 
-func (r *request) postsReleaseOf(k record.Kind) bool {
-	return r.posted && (k == record.KindLock || k == record.KindSemaphore)
-}
-
 // WithPostedRelease returns a PostedRelease. Release of a lock, or of permits of a semaphore, then returns nil as soon
 // as the release is sent, and the manager completes it in the background. This saves the caller a round trip. If the
 // next acquire of the same name follows at once, both often become one write.
 //
-// Mutual exclusion is not affected, and the next request of this process for the name comes after the release. The
-// disadvantages are:
+// Mutual exclusion is not affected, and the next request of this process for the name comes after the release. But:
 //
-//   - Another process that learns, by other means, that Release has returned may still find the lock held, so its
-//     TryAcquire may be refused.
-//   - Release reports a loss only if the loss is already known when Release is called. It does not report that a release is
-//     unconfirmed. The hook of [WithEvents] gets both: EventLost, or EventReleased with a reason.
+//   - Another process that learns, by other means, that Release has returned may still find the lock held.
+//   - Release reports a loss only if the loss is already known when Release is called, and not that it is unconfirmed.
+//     The hook of [WithEvents] gets both: EventLost, or EventReleased with a reason.
 //   - If the process ends without Close, for example with os.Exit, the release may not be sent. Others then wait
 //     for the end of the lease, as after a crash. Close completes all posted releases.
 //
@@ -237,8 +230,8 @@ func (r *request) postsReleaseOf(k record.Kind) bool {
 // released without posting.
 func WithPostedRelease() PostedRelease { return PostedRelease{} }
 
-// WithFabric names the fabric. Managers with the same fabric name in the same NATS account share their locks. The
-// default is DefaultFabric. Allowed are letters, digits, '-' and '_'.
+// WithFabric names the fabric: letters, digits, '-' and '_'. Managers with the same fabric name in the same NATS account
+// share their locks. The default is DefaultFabric.
 func WithFabric(name string) ManagerOption {
 	return func(c *config) error { c.buckets.Fabric = name; return nil }
 }
@@ -251,25 +244,23 @@ func WithReplicas(n int) ManagerOption {
 	}
 }
 
-// WithShards divides the locks of a new fabric over n buckets, 1 to 64. Each bucket is a separate stream, with its own
-// leader and its own coalescer, so servers with enough processors and disks can write more at the same time. The first
-// level of a name decides its bucket, so a path stays together. The number is fixed as long as the buckets exist. For
-// an existing fabric, n is the expected number, and another number is kv.ErrShards. Without this option, an existing
-// fabric keeps its number, and a new one has 1. See docs/coalescing.md.
+// WithShards divides the locks of a new fabric over n buckets, 1 to 64. Each is a separate stream, with its own leader and
+// coalescer, so servers with enough processors and disks can write more at the same time. The first level of a name
+// decides its bucket, so a path stays together. The number is fixed as long as the buckets exist: for an existing fabric,
+// another number is kv.ErrShards. By default an existing fabric keeps its number, and a new one has 1. See
+// docs/coalescing.md.
 func WithShards(n int) ManagerOption {
 	return func(c *config) error {
 		return set(&c.buckets.Shards, n, kv.ValidShards(n), "%d shards: use 1 to %d", n, kv.MaxShards)
 	}
 }
 
-// WithMemoryStorage keeps the buckets in the servers' memory. This is faster, but all holds are void when the servers
-// stop.
+// WithMemoryStorage keeps the buckets in memory. This is faster, but all holds are void when the servers stop.
 func WithMemoryStorage() ManagerOption {
 	return func(c *config) error { c.buckets.Memory = true; return nil }
 }
 
-// WithLabel sets a text of at most MaxOwnerLen bytes. Inspection shows it with the host and the process id of the
-// holder.
+// WithLabel sets a text of at most MaxOwnerLen bytes, which inspection shows with the host and the process id.
 func WithLabel(label string) ManagerOption {
 	return func(c *config) error {
 		c.label = label
@@ -277,8 +268,8 @@ func WithLabel(label string) ManagerOption {
 	}
 }
 
-// WithLazyLease makes the manager write its lease at the first acquire, not when it is opened. It is for programs that
-// only read: they then need no permission to write. Give them WithSweepInterval(0) as well.
+// WithLazyLease makes the manager write its lease at the first acquire, not when it is opened. Programs that only read
+// then need no permission to write; give them WithSweepInterval(0) as well.
 func WithLazyLease() ManagerOption { return func(c *config) error { c.lazy = true; return nil } }
 
 // WithLogger sets the logger for everything that no call returns: lost leases, retries, actions of operators. By
@@ -299,9 +290,8 @@ func WithoutDeadlockDetection() ManagerOption {
 	return func(c *config) error { c.noDetection = true; return nil }
 }
 
-// WithNATS adds options to the connection that Connect makes: credentials, TLS, an in-process server. Whatever the
-// options say about reconnects, this connection tries again until a server refuses its credentials twice. New ignores
-// this option.
+// WithNATS adds options to the connection that Connect makes: credentials, TLS, an in-process server. It always tries to
+// reconnect until a server refuses its credentials twice. New ignores this option.
 func WithNATS(opts ...nats.Option) ManagerOption {
 	return func(c *config) error { c.nats = append(c.nats, opts...); return nil }
 }
@@ -316,12 +306,11 @@ func WithMode(m Mode) RequestOption {
 }
 
 // WithOwner gives the acquire an explicit owner, 1 to MaxOwnerLen bytes. If this owner already holds the lock or waits
-// for it, the acquire gets ErrAlreadyHeld instead of waiting for itself. Before this, entries that the owner may have
-// left behind are handled as by TryAcquire: entries that this manager has lost, and entries whose holder looks dead.
-// Without this option, every acquire has an owner of its own.
+// for it, the acquire gets ErrAlreadyHeld instead of waiting for itself. Before this, entries that this manager has lost,
+// and entries whose holder looks dead, are handled as by TryAcquire. By default, every acquire has an owner of its own.
 //
-// An owner is one unit of work; see [WithUnit]. Deadlock detection assumes that it keeps what it holds until it is
-// granted what it waits for. If independent goroutines share an identity, use WithLabel or WithMetadata instead.
+// An owner is one unit of work; see [WithUnit]. If independent goroutines share an identity, use WithLabel or
+// WithMetadata instead.
 func WithOwner(owner string) RequestOption {
 	return func(r *request) error {
 		if err := checkText("owner", owner, MaxOwnerLen); err != nil {
@@ -331,8 +320,8 @@ func WithOwner(owner string) RequestOption {
 	}
 }
 
-// WithMetadata attaches texts to the hold, at most MaxMetadata bytes together. Inspection shows them, and events
-// contain them. A second WithMetadata adds to the first.
+// WithMetadata attaches texts to the hold, at most MaxMetadata bytes together, for inspection and events. A second
+// WithMetadata adds to the first.
 func WithMetadata(m map[string]string) RequestOption {
 	return func(r *request) error {
 		all := map[string]string{} // copied, because the record will refer to it
@@ -357,17 +346,16 @@ func WithWaitLimit(d time.Duration) RequestOption {
 }
 
 // WithDeadlineCheck makes Acquire return ErrWaitTooLong at once, without queueing, if the expected wait is longer than
-// the time until the context's deadline or WithWaitLimit. The expected wait is the number of turns before this acquire,
-// times the recent hold time of this lock; see Info.HoldTime. The option has no effect without a deadline, or if the
-// hold time is unknown because nobody has ever waited for the lock. Blocking holders that look dead are handled as by
-// TryAcquire; WithoutTakeover applies here as well.
+// the time until the context's deadline or WithWaitLimit: the number of turns before this acquire, times the recent hold
+// time of this lock (Info.HoldTime). It has no effect without a deadline, or if nobody has ever waited for the lock.
+// Blocking holders that look dead are handled as by TryAcquire; WithoutTakeover applies here as well.
 func WithDeadlineCheck() RequestOption {
 	return func(r *request) error { r.deadlineCheck = true; return nil }
 }
 
 // WithoutTakeover makes TryAcquire return ErrHeld, and Acquire return ErrKindMismatch, at once, even if the holder
-// looks dead. By default, such a holder is observed for about its TTL before the refusal, and replaced if it is dead.
-// Without this default, programs that use only TryAcquire would never replace a dead holder.
+// looks dead. By default, it is observed for about its TTL before the refusal, and replaced if it is dead. Otherwise
+// programs that use only TryAcquire would never replace a dead holder.
 func WithoutTakeover() RequestOption {
 	return func(r *request) error { r.noTakeover = true; return nil }
 }

@@ -2,6 +2,7 @@ package fabric
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/lockfabric/lockfabric/internal/jskv"
@@ -18,6 +19,10 @@ const (
 	RoleCoalescer Role = "coalescer" // also executes operations of clients
 	RoleAdmin     Role = "admin"     // also creates the buckets, and raises their revisions after a restore
 )
+
+var roles = []Role{RoleObserver, RoleClient, RoleCoalescer, RoleAdmin}
+
+func (r Role) includes(o Role) bool { return slices.Index(roles, r) >= slices.Index(roles, o) }
 
 // Permission is a subject that a user must be allowed to use.
 type Permission struct {
@@ -38,9 +43,12 @@ func Permissions(fabric string, role Role, inbox string, shards int) ([]Permissi
 	if inbox == "" || strings.ContainsAny(inbox, "*> \t\r\n\"'") || strings.HasSuffix(inbox, ".") {
 		return nil, fmt.Errorf("%w: inbox prefix %q: use one such as _INBOX, without a dot at its end", ErrInvalidOption, inbox)
 	}
-	lf := "lf." + fabric + "."
+	if !slices.Contains(roles, role) {
+		return nil, fmt.Errorf("%w: role %q: give observer, client, coalescer or admin", ErrInvalidOption, role)
+	}
+	lf, waits := "lf."+fabric+".", "KV_"+kv.WaitsBucket(fabric)
 	all := []Permission{{Subject: inbox + ".>", Subscribe: true, Why: "answers"}}
-	if role != RoleObserver {
+	if role.includes(RoleClient) {
 		all = append(all,
 			Permission{Subject: lf + "p.>", Helpful: true, Why: "telling a waiter at once, asking for a kept lock"},
 			Permission{Subject: lf + "p.>", Subscribe: true, Helpful: true, Why: "being told at once, as a waiter, and being asked for a kept lock"},
@@ -50,31 +58,32 @@ func Permissions(fabric string, role Role, inbox string, shards int) ([]Permissi
 			Permission{Subject: lf + "n.>", Subscribe: true, Helpful: true, Why: "a coalescer's answers"},
 		)
 	}
-	waits := kv.WaitsBucket(fabric)
 	all = append(all,
-		Permission{Subject: "$JS.API.STREAM.INFO.KV_" + waits, Helpful: true, Why: "deadlock detection"},
-		Permission{Subject: "$JS.API.STREAM.MSG.GET.KV_" + waits, Helpful: true, Why: "deadlock detection"},
-		Permission{Subject: "$JS.API.CONSUMER.CREATE.KV_" + waits + ".>", Helpful: true, Why: "showing waits and deadlocks"},
-		Permission{Subject: "$JS.API.CONSUMER.DELETE.KV_" + waits + ".*", Helpful: true, Why: "showing waits and deadlocks"},
+		Permission{Subject: "$JS.API.STREAM.INFO." + waits, Helpful: true, Why: "deadlock detection"},
+		Permission{Subject: "$JS.API.STREAM.MSG.GET." + waits, Helpful: true, Why: "deadlock detection"},
+		Permission{Subject: "$JS.API.CONSUMER.CREATE." + waits + ".>", Helpful: true, Why: "showing waits and deadlocks"},
+		Permission{Subject: "$JS.API.CONSUMER.DELETE." + waits + ".*", Helpful: true, Why: "showing waits and deadlocks"},
 	)
-	if role != RoleObserver {
-		all = append(all, Permission{Subject: "$KV." + waits + ".>", Helpful: true, Why: "deadlock detection"})
+	if role.includes(RoleClient) {
+		all = append(all, Permission{Subject: "$KV." + kv.WaitsBucket(fabric) + ".>", Helpful: true, Why: "deadlock detection"})
 	}
 	for _, bucket := range append(kv.LocksBuckets(fabric, shards), kv.LeasesBucket(fabric)) {
 		all = append(all, bucketPermissions(bucket, role)...)
 	}
-	switch role {
-	case RoleObserver, RoleClient:
-	case RoleCoalescer:
-		all = append(all, ownerPermissions(lf)...)
-	case RoleAdmin:
-		all = append(append(all, ownerPermissions(lf)...),
+	if role.includes(RoleCoalescer) {
+		all = append(all,
+			Permission{Subject: lf + "*.*.op", Subscribe: true, Why: "taking operations of clients"},
+			Permission{Subject: lf + "*.hello", Subscribe: true, Why: "being found by clients"},
+			Permission{Subject: lf + "*.beat", Why: "telling clients that it is there"},
+			Permission{Subject: lf + "n.>", Why: "answers to clients"},
+		)
+	}
+	if role.includes(RoleAdmin) {
+		all = append(all,
 			Permission{Subject: "$JS.API.INFO", Why: "making buckets"},
-			Permission{Subject: "$JS.API.STREAM.CREATE.KV_" + kv.WaitsBucket(fabric), Why: "making " + kv.WaitsBucket(fabric)},
+			Permission{Subject: "$JS.API.STREAM.CREATE." + waits, Why: "making " + kv.WaitsBucket(fabric)},
 			Permission{Subject: "$SYS.REQ.USER.INFO", Helpful: true, Why: "the doctor"},
 		)
-	default:
-		return nil, fmt.Errorf("%w: role %q: give observer, client, coalescer or admin", ErrInvalidOption, role)
 	}
 	return all, nil
 }
@@ -91,10 +100,10 @@ func bucketPermissions(bucket string, role Role) []Permission {
 		{Subject: "$JS.EVENT.ADVISORY.STREAM.UPDATED." + stream, Subscribe: true, Helpful: true, Why: "news that the bucket was set back"},
 		{Subject: "$JS.API.STREAM.PURGE." + stream, Subscribe: true, Helpful: true, Why: "news that entries of the bucket are removed"},
 	}
-	if role != RoleObserver {
+	if role.includes(RoleClient) {
 		all = append(all, Permission{Subject: "$KV." + bucket + ".>", Why: "writing " + bucket})
 	}
-	if role == RoleAdmin {
+	if role.includes(RoleAdmin) {
 		all = append(all,
 			Permission{Subject: "$JS.API.STREAM.CREATE." + stream, Why: "making " + bucket},
 			Permission{Subject: "$JS.API.STREAM.UPDATE." + stream, Why: "moving " + bucket + " up after a restore"},
@@ -102,14 +111,4 @@ func bucketPermissions(bucket string, role Role) []Permission {
 		)
 	}
 	return all
-}
-
-// ownerPermissions returns the permissions for executing operations of others.
-func ownerPermissions(lf string) []Permission {
-	return []Permission{
-		{Subject: lf + "*.*.op", Subscribe: true, Why: "taking operations of clients"},
-		{Subject: lf + "*.hello", Subscribe: true, Why: "being found by clients"},
-		{Subject: lf + "*.beat", Why: "telling clients that it is there"},
-		{Subject: lf + "n.>", Why: "answers to clients"},
-	}
 }

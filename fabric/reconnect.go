@@ -188,7 +188,11 @@ func (d *doubts) run(ctx context.Context, look func(context.Context) error) erro
 			n := d.raised.Load() // the doubts from before this check
 			switch err := look(ctx); {
 			case err == nil:
-				d.settle(n)
+				d.mu.Lock()
+				d.settled.Store(n)
+				close(d.news)
+				d.news = make(chan struct{})
+				d.mu.Unlock()
 			case errors.Is(err, jskv.ErrBucketGone):
 				return err
 			}
@@ -197,12 +201,4 @@ func (d *doubts) run(ctx context.Context, look func(context.Context) error) erro
 			}
 		}
 	}
-}
-
-func (d *doubts) settle(n uint64) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.settled.Store(n)
-	close(d.news)
-	d.news = make(chan struct{})
 }

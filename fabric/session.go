@@ -3,7 +3,6 @@ package fabric
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -18,22 +17,19 @@ import (
 
 const closeAtOnce = 256
 
-// Holds that last longer than watchAfter are watched, so that an operator's interference is noticed. For short holds a
-// watcher costs too much.
+// Holds that last longer than watchAfter are watched, for an operator's interference.
 const (
 	watchAfter  = 250 * time.Millisecond
-	retireEvery = time.Second
+	retireEvery = 4 // times watchAfter
 )
 
 // seenEvery is the number of lock writes after which a session notes their revision.
 const seenEvery = 1 << 17
 
-// leaseRest is the interval at which the hub reads the process's own leases. It can be long, because each renewal is a
-// compare-and-set, which detects the same problems.
+// leaseRest is the interval at which the hub reads the process's own leases. Each renewal detects the same problems.
 const leaseRest = 5 * time.Minute
 
-// session is everything that belongs to one incarnation of the fabric's buckets. When the buckets are deleted or
-// created again, the manager opens a new session.
+// session is all that belongs to one incarnation of the fabric's buckets.
 type session struct {
 	m          *Manager
 	buckets    *jskv.Buckets
@@ -47,7 +43,7 @@ type session struct {
 	finished   chan struct{}   // closed when end has finished
 	coalesced  chan struct{}   // closed when this process no longer serves as a coalescer
 	wg         sync.WaitGroup  // added to under mu while ended is nil
-	liveLeases sync.Map        // lease id -> *leaseShare: live leases of this process
+	liveLeases sync.Map        // lease id -> *leaseShare: leases of this process that are not disposed of
 	lostLeases sync.Map        // lease id -> struct{}: lost leases of this process, whose tombstone is not known to be written
 	longest    atomic.Int64    // longest TTL that was noted
 	doubts     *doubts         // doubts about the buckets
@@ -57,14 +53,9 @@ type session struct {
 	ended       error
 	shares      map[timing]*leaseShare // shared leases
 	making      ctxMutex               // locked while a shared lease is created
-	all         map[*leaseShare]struct{}
-	unwatched   []unwatchedHold // holds that are not watched yet, oldest first
-	orphanLocks sync.Map        // encoded names of locks with orphans that will be checked soon
-}
-
-type unwatchedHold struct {
-	hold  *Hold
-	since time.Time
+	unwatched   []*Hold                // holds since the last call of watchLongHolds
+	old         []*Hold                // holds from before that, which are not watched yet
+	orphanLocks sync.Map               // encoded names of locks with orphans that will be checked soon
 }
 
 func openSession(ctx context.Context, m *Manager) (*session, error) {
@@ -78,13 +69,13 @@ func openSession(ctx context.Context, m *Manager) (*session, error) {
 	}
 	s := &session{
 		m: m, buckets: buckets, ready: make(chan struct{}), finished: make(chan struct{}), coalesced: make(chan struct{}), doubts: newDoubts(),
-		shares: map[timing]*leaseShare{}, making: newCtxMutex(), all: map[*leaseShare]struct{}{},
+		shares: map[timing]*leaseShare{}, making: newCtxMutex(),
 	}
 	s.ctx, s.stop = context.WithCancel(m.life)
 	hub := []jskv.HubOption{jskv.WithDoubt(s.suspect), jskv.WithReadTimeout(m.rtt.Patience)}
 	s.leaseHub = jskv.NewHub(buckets.Leases, append(hub, jskv.WithRestInterval(leaseRest))...)
 	s.observer = lease.NewObserver(buckets.Leases, s.leaseHub.Watch, clock.Observer(), "", &m.rtt, m.cfg.logger)
-	s.observer.OnTombstone(s.tookOver)
+	s.observer.OnTombstone(func(id string) { m.report(Event{Type: EventTakeover, Time: time.Now(), Lease: id}) })
 	for _, b := range buckets.Locks {
 		if err := s.addShard(b, hub); err != nil {
 			for _, sh := range s.shards {
@@ -156,15 +147,30 @@ func (s *session) awaitReady(ctx context.Context, failFast bool) error {
 	}
 }
 
-// leaseState reports whether a lease is a live one of this process, or one that this process has lost and whose
-// tombstone is not known to be written yet.
+// leaseState reports whether this process has the lease, or has lost it and may not have written the tombstone.
 func (s *session) leaseState(id string) (live, over bool) {
-	if sl, ok := s.liveLeases.Load(id); ok {
-		live = sl.(*leaseShare).lease.Valid() // the clock decides, even before the loss is reported
+	if sl := s.leaseShareOf(id); sl != nil {
+		live = sl.lease.Valid() // the clock decides, even before the loss is reported
 		return live, !live
 	}
 	_, over = s.lostLeases.Load(id)
 	return false, over
+}
+
+// leaseShareOf returns a lease of this process, or nil.
+func (s *session) leaseShareOf(id string) *leaseShare {
+	sl, _ := s.liveLeases.Load(id)
+	share, _ := sl.(*leaseShare)
+	return share
+}
+
+// leaseShares returns all leases of this process.
+func (s *session) leaseShares() (all []*leaseShare) {
+	s.liveLeases.Range(func(_, sl any) bool {
+		all = append(all, sl.(*leaseShare))
+		return true
+	})
+	return all
 }
 
 // endReason returns nil while the session works, and then the reason why it does not.
@@ -201,17 +207,9 @@ func (s *session) noteTTL(ctx context.Context, ttl time.Duration) error {
 
 // housekeep watches long holds and retires leases.
 func (s *session) housekeep() {
-	watch := time.NewTicker(watchAfter)
-	defer watch.Stop()
-	retire := time.NewTicker(retireEvery)
-	defer retire.Stop()
-	for {
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-watch.C:
-			s.watchLongHolds()
-		case <-retire.C:
+	for n := 1; pause.For(s.ctx, watchAfter); n++ {
+		s.watchLongHolds()
+		if n%retireEvery == 0 {
 			s.retireLeases()
 			for _, sh := range s.shards {
 				sh.noteSeen()
@@ -223,16 +221,11 @@ func (s *session) housekeep() {
 // watchLongHolds starts watching the holds that are older than watchAfter.
 func (s *session) watchLongHolds() {
 	s.mu.Lock()
-	old := time.Now().Add(-watchAfter)
-	n := 0
-	for n < len(s.unwatched) && s.unwatched[n].since.Before(old) {
-		n++
-	}
-	due := s.unwatched[:n:n]
-	s.unwatched = s.unwatched[n:]
+	due := s.old
+	s.old, s.unwatched = s.unwatched, nil
 	s.mu.Unlock()
-	for _, f := range due {
-		f.hold.watch()
+	for _, h := range due {
+		h.watch()
 	}
 }
 
@@ -261,8 +254,7 @@ func (s *session) checkBuckets() {
 	}
 }
 
-// end ends every hold with reason, then the leases, and stops the session. With sweep, it also removes the entries of
-// the holds from their records. Its requests to the servers end with ctx.
+// end ends every hold and lease, and stops the session. With sweep, it also removes the holds from their records.
 func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	s.mu.Lock()
 	if s.ended != nil {
@@ -272,7 +264,7 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	}
 	defer close(s.finished)
 	s.ended = reason
-	all := slices.Collect(maps.Keys(s.all))
+	all := s.leaseShares()
 	s.mu.Unlock()
 	s.m.forget(s)
 	s.stop()
@@ -299,8 +291,7 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	// The tombstones come first, because they free everything at once, even if the sweep fails.
 	forEach(ctx, closeAtOnce, all, func(sl *leaseShare) {
 		if sl.timing.owner {
-			// A coalescer answers the operations that it has, and releases the shard's lock, so that nobody must wait
-			// for its lease.
+			// A coalescer first answers the operations that it has, and releases the shard's lock.
 			select {
 			case <-s.coalesced:
 			case <-ctx.Done():
@@ -321,6 +312,9 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	hubs.Wait()
 	s.wg.Wait()
 }
+
+// together calls fn for all items at the same time.
+func together[T any](items []T, fn func(T)) { forEach(context.Background(), len(items), items, fn) }
 
 // forEach calls fn for every item until ctx ends, for at most the given number of items at the same time.
 func forEach[T any](ctx context.Context, most int, items []T, fn func(T)) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -13,25 +12,18 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// Set is a hold of several locks as one: a path with its ancestors, a hierarchy, or any names. All its members stand
-// under one lease. Like every hold it is a single-use handle, and it is safe for concurrent use.
-//
-// The loss of a member is a loss of the set, although the other members stay held until
-// Release: stop the work, and release the set.
+// Set is a hold of several locks as one: a path with its ancestors, a hierarchy, or any names, under one lease. Like every
+// hold it is a single-use handle, and it is safe for concurrent use. The loss of a member is a loss of the set, although
+// the other members stay held until Release: stop the work, and release the set.
 type Set struct {
 	s      *session
 	share  *leaseShare
 	levels []*level // in the listed order; mu guards the list, and each level's lock and intent
+	handle          // its err is that of the member that was lost first
 
-	gone       chan struct{} // closed when a member is lost
 	converting atomic.Bool
-
-	mu        sync.Mutex
-	err       error // nil while all members are held; ErrReleased or a *LostError
-	released  error // what Release returned
-	releasing chan struct{}
-	ctx       context.Context // made on demand
-	cancel    context.CancelCauseFunc
+	released   error // what Release returned
+	releasing  chan struct{}
 }
 
 // Lock returns the member with this name. It returns nil if there is none, and for an ancestor whose intent is
@@ -55,8 +47,7 @@ func (s *Set) level(key string) *level {
 	return nil
 }
 
-// Locks returns the members in the listed order, without those whose intent is shared. Ancestors come before the first
-// member below them.
+// Locks returns the members, ancestors first, without those whose intent is shared.
 func (s *Set) Locks() []*Lock {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -98,8 +89,7 @@ func (s *Set) all() []*level {
 // Key returns the name of the last member: the leaf of a path.
 func (s *Set) Key() string { return s.last().key }
 
-// Token returns the fencing token of the last member: the leaf of a path. When the set was acquired, this token was larger than
-// the tokens of the ancestors.
+// Token returns the fencing token of the last member, at first larger than those of the ancestors.
 func (s *Set) Token() uint64 { return s.last().Token() }
 
 // Tokens returns the fencing tokens of all members by name, also of shared intents.
@@ -113,9 +103,6 @@ func (s *Set) Tokens() map[string]uint64 {
 
 // check ends the set if its lease has expired by the clock.
 func (s *Set) check() {
-	if s.share.lease.Valid() {
-		return
-	}
 	for _, l := range s.all() {
 		if h := l.hold(); h != nil {
 			h.check() // this ends the set
@@ -131,23 +118,13 @@ func (h *Hold) member() error {
 // Lost returns a channel that is closed when a member is lost. See [Hold.Lost].
 func (s *Set) Lost() <-chan struct{} {
 	s.check()
-	return s.gone
+	return s.lostChan()
 }
 
 // Context returns a context that ends with the set, as [Hold.Context] does with a hold.
 func (s *Set) Context() context.Context {
 	s.check()
-	held := s.holding()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ctx == nil {
-		s.ctx, s.cancel = context.WithCancelCause(context.Background())
-		s.ctx = &holdContext{s.ctx, held}
-		if s.err != nil {
-			s.cancel(s.err)
-		}
-	}
-	return s.ctx
+	return s.context(s.holding())
 }
 
 // Within returns a context that ends when ctx does or when the set ends. See [Hold.Within].
@@ -172,16 +149,14 @@ func (s *Set) ValidUntil() time.Time {
 	return time.Now().Add(s.share.lease.Remaining())
 }
 
-// IsValid reports whether all members are valid now, as [Hold.IsValid] does for one. It asks
-// about all of them at once.
+// IsValid reports whether all members are valid now, as [Hold.IsValid] does for one, all at once.
 func (s *Set) IsValid(ctx context.Context) bool {
 	forEach(ctx, closeAtOnce, s.all(), func(l *level) { l.hold().IsValid(ctx) })
 	return s.Err() == nil
 }
 
-// Release releases all members, in the reverse of the listed order. All handles are invalid before
-// the first release is sent. Otherwise it is as [Hold.Release]: ctx is ignored, the errors of the members are
-// joined, and a repeated Release returns the same.
+// Release releases all members, in the reverse of the listed order. All handles are invalid before the first release is
+// sent. The errors of the members are joined. Otherwise it is as [Hold.Release].
 func (s *Set) Release(context.Context) error {
 	s.check()
 	s.mu.Lock()
@@ -191,21 +166,12 @@ func (s *Set) Release(context.Context) error {
 		return s.released
 	}
 	s.releasing = make(chan struct{})
-	s.end(ErrReleased)
 	s.mu.Unlock()
-	s.released = s.releaseAll()
-	close(s.releasing)
-	return s.released
-}
-
-func (s *Set) releaseAll() error {
-	type ending struct {
-		lock  *Lock
-		ended Event
-		call  *engine.Call
-	}
+	s.end(ErrReleased)
+	defer close(s.releasing)
 	var errs []error
-	var all []ending
+	var locks []*Lock
+	var events []Event
 	var calls []*engine.Call
 	for _, l := range slices.Backward(s.all()) {
 		if l.lock == nil {
@@ -216,8 +182,8 @@ func (s *Set) releaseAll() error {
 			errs = append(errs, err)
 			continue
 		}
-		c := &engine.Call{Key: l.enc, Op: releaseOp(l.lock.Hold), AtLeast: l.lock.revision()}
-		all, calls = append(all, ending{l.lock, ended, c}), append(calls, c)
+		locks, events = append(locks, l.lock), append(events, ended)
+		calls = append(calls, &engine.Call{Key: l.enc, Op: releaseOp(l.lock.Hold), AtLeast: l.lock.revision()})
 	}
 	for _, l := range s.all() {
 		if l.intent != nil {
@@ -225,32 +191,21 @@ func (s *Set) releaseAll() error {
 		}
 	}
 	s.s.doAll(context.Background(), calls, engine.Options{Bound: releaseTimeout, Stop: s.s.m.gone})
-	for _, e := range all {
-		err := e.lock.releaseError(e.call.Outcome, e.call.Err)
-		e.lock.releaseDone(e.ended, err)
+	for i, l := range locks {
+		err := l.releaseError(calls[i].Outcome, calls[i].Err)
+		l.releaseDone(events[i], err)
 		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	s.released = errors.Join(errs...)
+	return s.released
 }
 
-// lose ends the set because a member is lost. Called with the member's mu held.
-func (s *Set) lose(err error) {
+// end makes the handle invalid, once.
+func (s *Set) end(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.end(err)
-}
-
-// end makes the handle invalid, once. Called with mu held.
-func (s *Set) end(err error) {
-	if s.err != nil {
-		return
-	}
-	s.err = err
-	if isLost(err) {
-		close(s.gone)
-	}
-	if s.cancel != nil {
-		s.cancel(err)
+	if s.err == nil {
+		s.finish(err)
 	}
 }
 
@@ -259,14 +214,13 @@ func (s *Set) stop(sl *leaseShare) <-chan struct{} {
 	if !slices.ContainsFunc(s.all(), func(l *level) bool { return l.hold() != nil }) {
 		return sl.lease.Lost()
 	}
-	return s.gone // a lost lease loses all members
+	return s.lostChan() // a lost lease loses all members
 }
 
-// Convert changes the mode of a member, as [Lock.Convert] does. The intents follow. If the new mode needs stronger intents
-// on the levels above, Convert converts these first, from the root down. If it needs weaker ones, Convert converts them afterwards,
-// from below. A failure in between leaves the stronger intents. Key of the *ConvertError names the level that failed.
-// A Convert during another Convert or Narrow of the set returns ErrConverting. A mode that is too weak for the
-// members below returns ErrMember. A key that is no member returns ErrInvalidOption.
+// Convert changes the mode of a member, as [Lock.Convert] does. Intents above that must be stronger are converted before,
+// from the root down; those that can be weaker afterwards, from below. A failure in between leaves the stronger intents.
+// Key of the *ConvertError names the level that failed. A Convert during another Convert or Narrow of the set returns
+// ErrConverting, a mode that is too weak for the members below ErrMember, and a key that is no member ErrInvalidOption.
 func (s *Set) Convert(ctx context.Context, key string, mode Mode) error {
 	l := s.level(key)
 	if l == nil {
@@ -325,8 +279,7 @@ func (l *level) mode() record.Mode {
 	return l.lock.mode
 }
 
-// convert changes the mode of a level that another level's conversion needs. A shared intent
-// that covers the new mode stays as it is.
+// convert changes a level's mode for another level. A shared intent that covers the new mode stays as it is.
 func (l *level) convert(ctx context.Context, to record.Mode) error {
 	if l.lock == nil && l.intent.at.mode.Covers(to) {
 		l.op.Mode = to
@@ -338,9 +291,8 @@ func (l *level) convert(ctx context.Context, to record.Mode) error {
 	return l.lock.convertAlone(ctx, modeOf(to))
 }
 
-// own replaces a shared intent, which other paths rely on, by a lock of the level's own. If the level is the intent's only user,
-// it takes the intent over. Otherwise it tries to get a lock of its own before it leaves the intent. It does not queue: behind a process that waits
-// for the shared intent, it would wait for itself.
+// own replaces a shared intent by a lock of the level's own: it takes over an intent without other users, or tries to get
+// a lock. It does not queue: behind a process that waits for the shared intent, it would wait for itself.
 func (l *level) own(ctx context.Context, to Mode) error {
 	if l.lock != nil {
 		return nil

@@ -2,14 +2,19 @@ package fabric
 
 import (
 	"context"
+	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/lockfabric/lockfabric/coalesce"
 	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/internal/record"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -40,9 +45,11 @@ func (s *session) addShard(b *jskv.Bucket, hub []jskv.HubOption) error {
 	sh.engine = engine.New(engine.Config{
 		Store: b, Watcher: sh.hub, Observer: s.observer,
 		Suspect: s.suspect,
-		Evicted: s.evicted,
-		RTT:     &m.rtt,
-		Hints:   m.hints, Contended: sh.contended,
+		Evicted: func(enc string, leases []string, entries int) {
+			m.report(Event{Type: EventEvicted, Time: time.Now(), Key: nameOf(enc), Leases: leases, Entries: entries})
+		},
+		RTT:   &m.rtt,
+		Hints: m.hints, Contended: sh.contended,
 		Orphan: s.reportOrphan, Mine: m.hints.id + "-",
 		MaxKept: m.cfg.maxKept, KeepWait: m.cfg.detectAfter,
 		Logger: m.cfg.logger,
@@ -74,11 +81,7 @@ func (s *session) doAll(ctx context.Context, calls []*engine.Call, opt engine.Op
 		sh := s.shard(c.Key)
 		parts[sh] = append(parts[sh], c)
 	}
-	var all sync.WaitGroup
-	for sh, part := range parts {
-		all.Go(func() { engine.DoAll(ctx, sh.doer, part, opt) })
-	}
-	all.Wait()
+	together(slices.Collect(maps.Keys(parts)), func(sh *shard) { engine.DoAll(ctx, sh.doer, parts[sh], opt) })
 }
 
 // followAll is jskv.Bucket.Follow for all shards. It calls fn in the caller's goroutine.
@@ -154,10 +157,9 @@ func (sh *shard) noteSeen() {
 	}
 }
 
-// confirm returns nil once it is certain that a grant was written into the bucket that this session opened, and after all
-// revisions that the session had seen before it asked. A write that expects no record fits any bucket, so the grant's revision
-// decides. A revision far above the known ones may belong to a bucket that was made later. Then confirm has the bucket verified. It does the same
-// while there is a doubt that nobody has checked yet.
+// confirm returns nil once it is certain that a grant is in the bucket of this session, and newer than what the session
+// had seen before. A write that expects no record fits any bucket. So if the revision is far above the known ones, or
+// there is a doubt, confirm has the bucket verified.
 func (sh *shard) confirm(ctx context.Context, out engine.Outcome, before uint64) error {
 	s := sh.s
 	for {
@@ -188,5 +190,97 @@ func raiseTo(v *atomic.Uint64, n uint64) {
 		if n <= old || v.CompareAndSwap(old, n) {
 			return
 		}
+	}
+}
+
+// Road is the way in which the operations of a manager are written.
+type Road string
+
+// The roads. Locks exclude each other with every combination of roads. If a coalescer does not answer, operations are
+// written without it.
+const (
+	// RoadDirect: this process always writes its operations itself.
+	RoadDirect Road = "direct"
+	// RoadAutomatic is the default: this process writes its operations itself, except for locks that others want at the
+	// same time, if the fabric has a coalescer. If there is none, this process may become it; see [WithoutVolunteering].
+	RoadAutomatic Road = "automatic"
+	// RoadCoalesced: while there is a coalescer, it writes all operations, also for locks that nobody else wants.
+	RoadCoalesced Road = "coalesced"
+	// RoadBoth: this process and the coalescer both write every operation. It is for tests and costs more than each
+	// road alone.
+	RoadBoth Road = "both"
+)
+
+// WithRoad sets the road. The default is RoadAutomatic.
+func WithRoad(r Road) ManagerOption {
+	return func(c *config) error {
+		switch r {
+		case RoadAutomatic, RoadDirect, RoadCoalesced, RoadBoth:
+			c.road = r
+			return nil
+		}
+		return fmt.Errorf("%w: road %q: use %q, %q or %q", ErrInvalidOption, r, RoadAutomatic, RoadDirect, RoadCoalesced)
+	}
+}
+
+// WithoutTurns makes a coalescer write each handoff of this manager's locks before the next holder is notified. By
+// default, an exclusive lock is first granted to the next waiter, if its manager also uses turns, so that many handoffs
+// cost one write, and the record follows some milliseconds later. See docs/coalescing.md.
+func WithoutTurns() ManagerOption {
+	return func(c *config) error { c.turns = false; return nil }
+}
+
+// doer executes claims, posts and releases: it is a *coalesce.Router, or only the engine.
+type doer interface {
+	engine.Doer
+	Look(key string, rev uint64)
+	ReleaseInBackground(key, lease, id string, atLeast uint64)
+	UndoInBackground(key string, op record.Op, atLeast uint64)
+	Unresolved(lease string) time.Duration
+	DropLease(lease string)
+}
+
+// route creates the shard's doer.
+func (sh *shard) route() error {
+	s, cfg := sh.s, &sh.s.m.cfg
+	sh.doer = sh.engine
+	if cfg.road == RoadDirect {
+		return nil
+	}
+	client, err := coalesce.NewClient(coalesce.ClientConfig{
+		Conn: s.m.nc, Fabric: cfg.buckets.Fabric, Shard: sh.n, Manager: s.m.hints.id, Stamp: sh.stamp(), Logger: cfg.logger,
+		Unserved: func() { pause.Wake(sh.crowd.unserved) },
+	})
+	if err != nil {
+		return err
+	}
+	sh.router = coalesce.NewRouter(sh.engine, client, coalesce.RouterConfig{
+		Always: cfg.road == RoadCoalesced, Belt: cfg.road == RoadBoth,
+	})
+	sh.doer = sh.router
+	return nil
+}
+
+// roads returns the counters of what the session has sent to coalescers.
+func (s *session) roads() (st coalesce.ClientStats) {
+	for _, sh := range s.shards {
+		if sh.router != nil {
+			one := sh.router.Stats()
+			one.Term, one.Held, one.RTT = max(one.Term, st.Term), one.Held+st.Held, max(one.RTT, st.RTT)
+			st = one.Plus(st)
+		}
+	}
+	return st
+}
+
+// contended is called by the engine when another process uses a key at the same time.
+func (sh *shard) contended(key string) {
+	if sh.router != nil && key != sh.owner {
+		if sh.s.m.cfg.rank == rankVolunteer {
+			last := key
+			sh.crowd.key.Store(&last)
+			pause.Wake(sh.crowd.met)
+		}
+		sh.router.Contended(key)
 	}
 }

@@ -5,8 +5,7 @@ import (
 	"time"
 )
 
-// Stats contains the counters of a manager since it was created. The counters never decrease, even when the buckets are
-// replaced, and they stay after Close.
+// Stats contains the counters of a manager since it was created. They never decrease, and stay after Close.
 type Stats struct {
 	Operations uint64 // acquires, releases and other operations given to the engine
 	Writes     uint64 // committed writes of lock records
@@ -24,8 +23,7 @@ type Stats struct {
 	CoalescerTerm uint64 // term of the coalescer in use, with shards the highest; 0 = none
 	Held          int    // acquires that wait in this process until fewer of its acquires of the same key are at the coalescer
 	Serving       uint64 // term in which this manager is a coalescer, with shards the highest; 0 = it is none
-	// CoalescedRTT is the RTT for the road over a coalescer, smoothed: from a message until the coalescer confirms that
-	// it has the message. 0 before the first message.
+	// CoalescedRTT is from a message until the coalescer confirms that it has it, smoothed; 0 before the first.
 	CoalescedRTT time.Duration
 
 	OptimisticReads     uint64 // stamps that were validated or found to be out of date
@@ -92,8 +90,8 @@ func (m *Manager) Stats() Stats {
 	st.Pins, st.PinJoins, st.PinRevocations = m.pins.Load(), m.pinJoins.Load(), m.pinRevocations.Load()
 	st.KeptJoins = m.keptJoins.Load()
 	st.HoldTime, st.Waiting, st.ExpectedWait = e.HoldTime, e.Waiting, e.ExpectedWait
-	st.OptimisticReads, st.OptimisticHits, st.OptimisticFallbacks = m.optimism.reads.Load(), m.optimism.hits.Load(), m.optimism.fallbacks.Load()
-	st.UpdateTries, st.Updates, st.UpdateFallbacks = m.updates.tries.Load(), m.updates.done.Load(), m.updates.fallbacks.Load()
+	st.OptimisticReads, st.OptimisticHits, st.OptimisticFallbacks = m.optimisticReads.Load(), m.optimisticHits.Load(), m.optimisticFallbacks.Load()
+	st.UpdateTries, st.Updates, st.UpdateFallbacks = m.updateTries.Load(), m.updatesDone.Load(), m.updateFallbacks.Load()
 	st.DeadlockProbes, st.DeadlockReads, st.DeadlockCuts, st.Deadlocks = d.Probes, d.Reads, d.Cuts, d.Victims
 	return st
 }

@@ -24,17 +24,15 @@ import (
 // DefaultSweepInterval is the shortest time between two sweeps of a fabric, for any number of managers.
 const DefaultSweepInterval = 5 * time.Minute
 
-// sweepAtOnce limits how many leases a sweep checks, and how many records it removes, at the same time. sweepLocks
-// limits the locks from which one background sweep evicts entries.
+// How much a sweep does at the same time, and from how many locks one background sweep evicts.
 const (
 	sweepAtOnce = 32
 	sweepLocks  = 10_000
 )
 
-// WithSweepInterval sets how often this manager helps to remove entries of dead processes for which nobody waits. The
-// managers of a fabric share the work: in each interval one of them sweeps, and each other one makes one read. The
-// default is DefaultSweepInterval. With 0 this manager does not take part. Values between 0 and one second are
-// ErrInvalidOption.
+// WithSweepInterval sets how often this manager helps to remove entries of dead processes for which nobody waits: by
+// default DefaultSweepInterval, 0 = never. In each interval, one of the fabric's managers sweeps, and each other one makes
+// one read. Values between 0 and one second are ErrInvalidOption.
 func WithSweepInterval(d time.Duration) ManagerOption {
 	return func(c *config) error {
 		return set(&c.sweep, d, d == 0 || d >= time.Second, "sweep interval %v: use at least 1s, or 0 for none", d)
@@ -66,9 +64,8 @@ type collect struct {
 func DryRun() CollectOption { return func(c *collect) { c.dryRun = true } }
 
 // Collect removes the entries of dead processes from all locks whose names start with prefix, even if nobody waits for
-// the lock. Before this, a lease that looks dead is observed for its TTL and margin, so Collect takes that long. If the
-// lease is renewed in the meantime, it is alive, and its entries stay. Errors are those of List; the work done before
-// the error is returned with it.
+// the lock. A lease that looks dead is first observed for its TTL and margin, so Collect takes that long. Errors are
+// those of List; the work done before the error is returned with it.
 func (m *Manager) Collect(ctx context.Context, prefix string, opts ...CollectOption) (Collected, error) {
 	c := collect{prefix: prefix}
 	for _, o := range opts {
@@ -108,16 +105,6 @@ type survey struct {
 	longHeld map[string][]string      // locks with waiters, by the leases that have been in these locks for a long time
 	orphaned []string                 // locks with orphans of this process
 	unused   []jskv.Entry             // records that nobody has used for a long time, without their values
-}
-
-func (s *session) survey(ctx context.Context, filter string, c collect) (survey, error) {
-	v := survey{ttls: map[string]time.Duration{}, longHeld: map[string][]string{}}
-	for _, sh := range s.shards {
-		if err := v.add(ctx, sh, filter, c); err != nil {
-			return v, err
-		}
-	}
-	return v, nil
 }
 
 // add adds the records of a shard's bucket.
@@ -171,7 +158,13 @@ func (v *survey) add(ctx context.Context, sh *shard, filter string, c collect) e
 }
 
 func (s *session) collect(ctx context.Context, filter string, c collect) (Collected, error) {
-	v, err := s.survey(ctx, filter, c)
+	v := survey{ttls: map[string]time.Duration{}, longHeld: map[string][]string{}}
+	var err error
+	for _, sh := range s.shards {
+		if err = v.add(ctx, sh, filter, c); err != nil {
+			break
+		}
+	}
 	got := Collected{Locks: v.locks, Leases: len(v.ttls)}
 	if err != nil {
 		return got, err
@@ -199,7 +192,7 @@ func (s *session) collect(ctx context.Context, filter string, c collect) (Collec
 			break
 		}
 		if !c.dryRun {
-			if _, err := engine.Do(ctx, s.shard(st.key).engine, st.key, record.Op{Verb: record.OpEvict, Leases: gone}, engine.Options{}); err != nil {
+			if err := s.evict(ctx, st.key, gone, false); err != nil {
 				return got, err
 			}
 		}
@@ -209,8 +202,7 @@ func (s *session) collect(ctx context.Context, filter string, c collect) (Collec
 	return got, nil
 }
 
-// sweepOld removes records that are no longer needed, if they are still at the given revisions. It returns how many it
-// removed.
+// sweepOld removes records that are still at the given revisions. It returns how many it removed.
 func (s *session) sweepOld(ctx context.Context, old []jskv.Entry) (int, error) {
 	var swept atomic.Int64
 	ctx, stop := context.WithCancelCause(ctx)
@@ -228,16 +220,17 @@ func (s *session) sweepOld(ctx context.Context, old []jskv.Entry) (int, error) {
 	return int(swept.Load()), context.Cause(ctx)
 }
 
-// dead returns the leases that are dead, which means that their tombstones are committed. With guess, it also returns
-// leases that only look dead, and does not wait.
+// dead returns the leases with committed tombstones; with guess, also those that only look dead, without waiting.
 func (s *session) dead(ctx context.Context, ttls map[string]time.Duration, guess bool) (map[string]bool, error) {
-	var (
-		mu    sync.Mutex
-		dead  = map[string]bool{}
-		first error
-	)
+	var mu sync.Mutex
+	var first error
+	dead := map[string]bool{}
 	forEach(ctx, sweepAtOnce, slices.Collect(maps.Keys(ttls)), func(id string) {
-		is, err := s.isDead(ctx, id, ttls[id], guess)
+		st, err := s.observer.Check(ctx, id, ttls[id])
+		is := err == nil && (st.Dead || st.Stale && guess)
+		if err == nil && !is && st.Stale {
+			is, err = s.observer.WaitDead(ctx, id, ttls[id])
+		}
 		mu.Lock()
 		defer mu.Unlock()
 		if is {
@@ -248,35 +241,19 @@ func (s *session) dead(ctx context.Context, ttls map[string]time.Duration, guess
 	return dead, cmp.Or(first, ctx.Err())
 }
 
-func (s *session) isDead(ctx context.Context, id string, ttl time.Duration, guess bool) (bool, error) {
-	st, err := s.observer.Check(ctx, id, ttl)
-	if err != nil || st.Dead || !st.Stale || guess {
-		return err == nil && (st.Dead || st.Stale && guess), err
-	}
-	return s.observer.WaitDead(ctx, id, ttl)
-}
-
 func (s *session) sweep() {
 	every := s.m.cfg.sweep
 	if s.awaitReady(s.ctx, false) != nil {
 		return
 	}
 	sweeps, err := s.buckets.Sweeps(s.ctx)
-	for {
-		if !pause.For(s.ctx, every+rand.N(every/4)) {
-			return
-		}
+	for pause.For(s.ctx, every+rand.N(every/4)) {
 		if err != nil {
 			sweeps, err = s.buckets.Sweeps(s.ctx)
 			continue
 		}
 		var mine bool
-		var now uint64
-		if mine, now, err = s.buckets.BeginSweep(s.ctx, sweeps); err != nil {
-			continue
-		}
-		sweeps = now
-		if !mine {
+		if mine, sweeps, err = s.buckets.BeginSweep(s.ctx, sweeps); err != nil || !mine {
 			continue
 		}
 		got, err := s.collect(s.ctx, ">", collect{most: sweepLocks})
@@ -288,16 +265,14 @@ func (s *session) sweep() {
 	}
 }
 
-// A released entry can reappear: with a stream that was restored or has lost its last writes, or by an operator. If its
-// lease is alive, nobody may evict it, and its own process does not watch the lock any more. Such an entry is an
-// orphan. Other processes ask its process to check the lock: they write the lock's name under a key that belongs to the
-// lease, and the lease's process watches this key.
+// A released entry can reappear, for example with a restored stream. If its lease is alive, nobody may evict it, and its
+// own process does not watch the lock any more. Other processes write the name of such an orphan's lock under a key that
+// the lease's process watches.
 const (
 	askTTL   = time.Minute
 	askBytes = 8 << 10 // maximum size of the names under the key
 
-	// orphanAge is the age from which an entry that refuses a try is treated as an orphan, if nothing in this process
-	// holds it. A younger entry is probably being released.
+	// orphanAge is the age from which an entry that nothing in this process holds is treated as an orphan.
 	orphanAge = 5 * time.Second
 	// orphanDelay is how long an entry that looks like an orphan may stand before it is checked again.
 	orphanDelay = time.Second
@@ -350,9 +325,8 @@ func (s *session) releaseOrphans(ctx context.Context, enc string) {
 	}
 }
 
-// reportOrphan is called for entries of this process that its engine does not know. A hold that was just released can
-// stand for a moment. If the entry stands longer than orphanDelay and is an orphan, an acquire that was delivered twice
-// wrote it. It would block forever.
+// reportOrphan is called for entries of this process that its engine does not know. One that stands longer than
+// orphanDelay was written by an acquire that was delivered twice, and would block forever.
 func (s *session) reportOrphan(enc string, e *record.Entry) {
 	if !s.isOrphan(e) {
 		return
@@ -365,8 +339,7 @@ func (s *session) reportOrphan(enc string, e *record.Entry) {
 	}
 }
 
-// cleanUpOrphans releases the orphans in the locks ours, and asks the processes of other leases to do the same in the
-// locks others.
+// cleanUpOrphans releases the orphans in the locks ours, and asks other processes to do the same in others.
 func (s *session) cleanUpOrphans(ctx context.Context, ours []string, others map[string][]string) {
 	forEach(ctx, sweepAtOnce, ours, func(enc string) { s.releaseOrphans(ctx, enc) })
 	forEach(ctx, sweepAtOnce, slices.Collect(maps.Keys(others)), func(id string) {
@@ -378,11 +351,10 @@ func (s *session) cleanUpOrphans(ctx context.Context, ours []string, others map[
 	})
 }
 
-// isOrphan reports whether an entry belongs to a lease of this process, but nothing in this process holds it or waits
-// for it. e was read from a record, so its id was registered before.
+// isOrphan reports whether nothing in this process holds an entry under its lease, or waits for it.
 func (s *session) isOrphan(e *record.Entry) bool {
-	sl, ok := s.liveLeases.Load(e.Lease())
-	return ok && !sl.(*leaseShare).uses(e.ID)
+	sl := s.leaseShareOf(e.Lease())
+	return sl != nil && !sl.uses(e.ID)
 }
 
 // releaseOrphan releases an orphan that was read at rev.

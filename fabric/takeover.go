@@ -3,7 +3,6 @@ package fabric
 import (
 	"context"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/lockfabric/lockfabric/internal/engine"
@@ -12,8 +11,7 @@ import (
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// retryRefused decides whether to try again after a refusal. It asks the blocking processes to release idle locks, and
-// checks whether they are dead.
+// retryRefused decides whether to try again after a refusal. It asks others for idle locks, and replaces dead ones.
 func (a *attempt) retryRefused(ctx context.Context, refused *engine.RefusedError) (again bool, final error) {
 	switch refused.Verdict {
 	case record.Held, record.AlreadyHeld, record.WaitTooLong, record.InUse, record.WrongKind, record.SizeMismatch:
@@ -76,8 +74,13 @@ func (a *attempt) takeover(ctx context.Context, refused *engine.RefusedError) (b
 	if len(dead) == 0 {
 		return false, nil
 	}
-	_, err := engine.Do(ctx, s.shard(a.enc).engine, a.enc, record.Op{Verb: record.OpEvict, Leases: dead}, engine.Options{FailFast: a.req.failFast})
-	return err == nil, nil
+	return s.evict(ctx, a.enc, dead, a.req.failFast) == nil, nil
+}
+
+// evict removes the entries of dead leases from a lock.
+func (s *session) evict(ctx context.Context, enc string, dead []string, failFast bool) error {
+	_, err := engine.Do(ctx, s.shard(enc).engine, enc, record.Op{Verb: record.OpEvict, Leases: dead}, engine.Options{FailFast: failFast})
+	return err
 }
 
 // leaseCheck is the result of checking the lease of one blocking entry.
@@ -88,22 +91,18 @@ type leaseCheck struct {
 	err   error
 }
 
-// checkLeases checks the leases of entries that may have been left behind. It checks all at the same time, so that a
-// try waits for one round trip only.
-func (a *attempt) checkLeases(ctx context.Context, entries []record.Entry) []leaseCheck {
-	var looks []leaseCheck
+// checkLeases checks the leases of entries that may have been left behind, in the time of one round trip.
+func (a *attempt) checkLeases(ctx context.Context, entries []record.Entry) []*leaseCheck {
+	var looks []*leaseCheck
 	for _, e := range entries {
 		live, over := a.session.leaseState(e.Lease()) // read before the check, because over becomes false with the tombstone
 		if !live && e.Lease() != a.observedLease {
-			looks = append(looks, leaseCheck{entry: e, over: over})
+			looks = append(looks, &leaseCheck{entry: e, over: over})
 		}
 	}
-	var wg sync.WaitGroup
-	for i := range looks {
-		l := &looks[i]
-		wg.Go(func() { l.state, l.err = a.session.observer.Check(ctx, l.entry.Lease(), l.entry.TTL) })
-	}
-	wg.Wait()
+	together(looks, func(l *leaseCheck) {
+		l.state, l.err = a.session.observer.Check(ctx, l.entry.Lease(), l.entry.TTL)
+	})
 	return looks
 }
 

@@ -14,9 +14,8 @@ import (
 
 // unit is a unit of work: it keeps what it holds until it is granted what it waits for. Deadlocks occur between units.
 type unit struct {
-	// If shared is true, all acquires made in the unit belong to it. Otherwise each acquire makes a unit of its own,
-	// which also contains the holds that this unit had at that moment. So goroutines that acquire in the context of one
-	// hold do not wait for each other.
+	// If shared is true, all acquires in the unit belong to it. Otherwise each is a unit of its own, with the holds of
+	// this one at that moment. So goroutines in the context of one hold do not wait for each other.
 	shared     bool
 	owner      string
 	outerHolds []*Hold       // holds of the unit in which this one began; not modified
@@ -39,11 +38,10 @@ func unitIn(ctx context.Context) *unit {
 	return u
 }
 
-// WithUnit starts a unit of work. Deadlock detection then assumes that all locks acquired with the returned context, or
-// with a context derived from it, are kept until all of them are granted. So a unit is for one sequence of steps.
-// Goroutines that run at the same time need separate units: if one goroutine waits for another goroutine with the same
-// unit, it gets a *DeadlockError. A unit that starts in the context of another unit also contains what the other unit
-// holds at this moment.
+// WithUnit starts a unit of work: deadlock detection then assumes that all locks acquired with the returned context, or one
+// derived from it, are kept until all of them are granted. So a unit is for one sequence of steps; goroutines that run at
+// the same time need separate units: if one waits for another with the same unit, it gets a *DeadlockError. A unit that
+// starts in the context of another one also contains what that one holds at this moment.
 //
 // WithUnit is not needed if locks are acquired inside [Manager.Do], or with [Hold.Context] or [Hold.Within] of the
 // previous hold: these contexts know what is held. Holds of different managers belong to different units.
@@ -53,11 +51,9 @@ func WithUnit(ctx context.Context) context.Context {
 
 // newUnit returns a unit that starts in outer; outer may be nil.
 func newUnit(outer *unit, shared bool) *unit {
-	u := &unit{shared: shared}
+	u := &unit{shared: shared, outerHolds: outer.all(), deaths: new(atomic.Int64)}
 	if outer != nil {
-		u.outerHolds, u.deaths = outer.all(), outer.deaths
-	} else {
-		u.deaths = new(atomic.Int64)
+		u.deaths = outer.deaths
 	}
 	return u
 }
@@ -93,26 +89,21 @@ func WithHolding(holders ...Holder) RequestOption {
 	}
 }
 
-// unitFor returns the unit of an acquire: that of the holds in WithHolding, else that of its context, else that of its
-// owner. It returns nil if the acquire belongs to no unit; such an acquire holds nothing that others could wait for.
-// leave ends the acquire's use of the unit.
+// unitFor returns the unit of an acquire: that of WithHolding, else of its context, else of its owner, else nil. leave
+// ends the use of the unit.
 func (m *Manager) unitFor(ctx context.Context, req *request) (u *unit, leave func()) {
-	leave = func() {}
-	outer := unitIn(ctx)
+	u, leave = unitIn(ctx), func() {}
 	switch {
 	case len(req.holding) > 0:
-		outer = whileHolding(outer, req.holding...)
-	case outer == nil && req.owner != "":
-		u := m.owners.enter(req.owner)
+		u = whileHolding(u, req.holding...)
+	case u == nil && req.owner != "":
+		u = m.owners.enter(req.owner)
 		return u, func() { m.owners.leave(u) }
-	case outer == nil:
-		return nil, leave
 	}
-	if outer.shared {
-		return outer, leave
+	if u != nil && !u.shared {
+		u = newUnit(u, false)
+		u.owner = req.owner
 	}
-	u = newUnit(outer, false)
-	u.owner = req.owner
 	return u, leave
 }
 
@@ -122,34 +113,23 @@ func whileHolding(outer *unit, holds ...*Hold) *unit {
 	if first != nil && first.shared && (outer == nil || outer == first) && !slices.ContainsFunc(holds, func(h *Hold) bool { return h.unit != first }) {
 		return first
 	}
-	u := &unit{}
-	merge := func(o *unit) {
-		if o == nil {
-			return
-		}
-		for _, h := range o.all() {
-			u.keep(h)
-		}
-		if u.deaths == nil {
-			u.deaths, u.owner = o.deaths, o.owner
-		}
-	}
-	merge(outer)
 	for _, h := range holds {
-		merge(h.unit)
-		u.keep(h)
+		if outer == nil {
+			outer = h.unit
+		}
 	}
-	if u.deaths == nil {
-		u.deaths = new(atomic.Int64)
+	u := newUnit(outer, false)
+	if outer != nil {
+		u.owner = outer.owner
+	}
+	for _, h := range holds {
+		for _, held := range append(h.unit.all(), h) {
+			if !slices.Contains(u.outerHolds, held) {
+				u.outerHolds = append(u.outerHolds, held)
+			}
+		}
 	}
 	return u
-}
-
-// keep adds a hold to a unit that starts.
-func (u *unit) keep(h *Hold) {
-	if !slices.Contains(u.outerHolds, h) {
-		u.outerHolds = append(u.outerHolds, h)
-	}
 }
 
 // holdContext is the context of holds, with the unit of work that is done while they are held.
@@ -165,8 +145,11 @@ func (c *holdContext) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-// all returns what the unit holds now.
+// all returns what the unit holds now. u may be nil, as in the following methods.
 func (u *unit) all() []*Hold {
+	if u == nil {
+		return nil
+	}
 	u.mu.Lock()
 	all := slices.Concat(u.outerHolds, u.holds)
 	u.mu.Unlock()
@@ -177,9 +160,9 @@ func (u *unit) all() []*Hold {
 	})
 }
 
-// hasKey reports whether the unit holds this key. u may be nil.
+// hasKey reports whether the unit holds this key.
 func (u *unit) hasKey(enc string) bool {
-	return u != nil && slices.ContainsFunc(u.all(), func(h *Hold) bool { return h.enc == enc })
+	return slices.ContainsFunc(u.all(), func(h *Hold) bool { return h.enc == enc })
 }
 
 // add records that the unit holds h.
@@ -233,7 +216,9 @@ func (m member) Describe() deadlock.Unit {
 	for _, h := range m.all() {
 		if h.s == m.s && h.lock && !slices.Contains(d.Holds, h.id) {
 			d.Holds = append(d.Holds, h.id)
-			h.markListed()
+			h.mu.Lock()
+			h.listed = true // so the entry must not pass to another hold
+			h.mu.Unlock()
 		}
 	}
 	return d

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nuid"
@@ -18,19 +16,12 @@ import (
 const (
 	updateTries = 5 // without a lock
 
-	// behindPatience is how often reads may return less than earlier reads. Up to this number the leader is assumed to
-	// be behind; beyond it the key is assumed to have vanished.
+	// behindPatience is how often the leader may be behind, until the key is assumed to have vanished.
 	behindPatience = 20
 )
 
 // errBeaten is returned if another update was faster. Nothing was written and nothing will be.
 var errBeaten = errors.New("another update was quicker")
-
-// updates contains the counters for Stats, and the buckets that were already checked.
-type updates struct {
-	tries, done, fallbacks atomic.Uint64
-	buckets                sync.Map // name -> *jskv.UserBucket
-}
 
 type update struct {
 	m           *Manager
@@ -45,26 +36,22 @@ type update struct {
 // old is nil if there is no value. If fn returns nil, nothing is written. If fn returns an error, Update returns this
 // error. fn may be called many times, so it must only compute.
 //
-// If five other updates were faster (WithTries), Update continues under the exclusive lock "update/<bucket>/<key>", in
-// whose queue all such updates of the key wait. The lock is not needed for safety: no write replaces a value that fn
-// has not seen. Without conflicts, an Update costs one read and one write. The lock costs one acquire and one release
-// more.
+// If five other updates were faster (WithTries), Update continues under the exclusive lock "update/<bucket>/<key>". The
+// lock is not needed for safety: no write replaces a value that fn has not seen. Without conflicts, an Update costs one
+// read and one write; the lock costs one acquire and one release more.
 //
 // A result is written at most once, even if answers are lost. If the error is nil, it was written. For this, each
 // message lists the last updates of the key, up to 8, in its header Lockfabric-Update. ErrUncertain means that the
-// result may have been written or may still be written: ctx ended too early, or a write that was not an Update, or more
-// than 7 other updates, came after the try and hide its outcome. So Update usually also returns ErrUncertain if a write
-// that is not an Update comes between its read and its write. If the bucket's delete markers expire (limit markers),
-// any doubt about the first write of a key is ErrUncertain. In other buckets, do not purge delete markers while updates
-// are running.
+// result may have been written or may still be: ctx ended too early, or a write that was not an Update, or more than 7
+// other updates, hide its outcome. If the bucket's delete markers expire (limit markers), any doubt about the first write
+// of a key is ErrUncertain. In other buckets, do not purge delete markers while updates are running.
 //
 // Errors: ErrInvalidOption for a bucket that does not exist, that is a mirror, that contains locks, or whose values
 // expire (max age) or are dropped when it is full (each manager checks a bucket once), and for a key or value that the
 // bucket can never store; ErrInvalidName if the name of the lock is invalid; fn's error; ErrUncertain; those of
-// Acquire. If nothing was written: ctx's error, ErrClosed, and ErrUnavailable, which a manager with WithFailFast
-// returns at once.
+// Acquire. If nothing was written: ctx's error, ErrClosed, and ErrUnavailable with WithFailFast.
 func (m *Manager) Update(ctx context.Context, bucket, key string, fn func(old []byte) ([]byte, error), opts ...OptimisticOption) (rev uint64, err error) {
-	o, err := newOptimistic(updateTries, opts)
+	most, err := triesOf(opts, updateTries)
 	if err != nil {
 		return 0, err
 	}
@@ -78,11 +65,11 @@ func (m *Manager) Update(ctx context.Context, bucket, key string, fn func(old []
 	bound, done := m.callContext(ctx)
 	defer done()
 	u := &update{m: m, caller: ctx, ctx: bound, bucket: bucket, key: key, id: nuid.Next(), fn: fn}
-	rev, err = u.run(o.tries)
+	rev, err = u.run(int(most))
 	if !errors.Is(err, errBeaten) {
 		return rev, err
 	}
-	m.updates.fallbacks.Add(1)
+	m.updateFallbacks.Add(1)
 	l, err := m.Acquire(ctx, lock)
 	if err != nil {
 		return 0, err
@@ -124,18 +111,17 @@ func (u *update) request(n int) (context.Context, context.CancelFunc) {
 }
 
 func (u *update) open() (*jskv.UserBucket, error) {
-	if b, ok := u.m.updates.buckets.Load(u.bucket); ok {
+	if b, ok := u.m.userBuckets.Load(u.bucket); ok {
 		return b.(*jskv.UserBucket), nil
 	}
 	b, err := jskv.OpenUser(u.ctx, u.m.nc, u.m.cfg.buckets.Request, u.bucket)
 	if err == nil {
-		u.m.updates.buckets.Store(u.bucket, b)
+		u.m.userBuckets.Store(u.bucket, b)
 	}
 	return b, err
 }
 
-// try reads, calls fn and writes once. If again is true, nothing was written and nothing will be, and another try may
-// succeed.
+// try reads, calls fn and writes once. If again is true, nothing was or will be written, and it can be repeated.
 func (u *update) try() (rev uint64, again bool, err error) {
 	b, err := u.open()
 	if errors.Is(err, jskv.ErrUnsuitable) {
@@ -149,7 +135,7 @@ func (u *update) try() (rev uint64, again bool, err error) {
 	done()
 	switch {
 	case errors.Is(err, jskv.ErrBucketGone):
-		u.m.updates.buckets.Delete(u.bucket)
+		u.m.userBuckets.Delete(u.bucket)
 		return 0, false, u.fail(ErrInvalidOption, err)
 	case errors.Is(err, kv.ErrRejected):
 		return 0, false, u.fail(ErrInvalidOption, err)
@@ -163,10 +149,10 @@ func (u *update) try() (rev uint64, again bool, err error) {
 	if value == nil {
 		return was.Revision, false, nil
 	}
-	u.m.updates.tries.Add(1)
+	u.m.updateTries.Add(1)
 	rev, again, err = u.write(b, value, was)
 	if err == nil {
-		u.m.updates.done.Add(1)
+		u.m.updatesDone.Add(1)
 	}
 	return rev, again, err
 }

@@ -40,8 +40,7 @@ type UnitWait struct {
 	Key  string `json:"key"`
 	ID   string `json:"id"`
 	Mode Mode   `json:"mode"`
-	// Blockers are the entries in the way. The list is empty if the wait was granted in the meantime, or waits only for
-	// a place in the record.
+	// Blockers are the entries in the way: none if it was granted, or waits only for a place in the record.
 	Blockers []Blocker `json:"blockers"`
 }
 
@@ -53,9 +52,9 @@ type Blocker struct {
 	Waiting bool   `json:"waiting,omitempty"` // true: a waiter further ahead; false: a holder
 }
 
-// Waits returns which units of work wait for each other. It contains units that hold something and have waited for
-// longer than the delay of deadlock detection. It only reads. Errors: kv.ErrNoBucket if the bucket of waits does not
-// exist, ErrUnavailable, ErrClosed, and the context's.
+// Waits returns which units of work wait for each other: those that hold something and have waited for longer than the
+// delay of deadlock detection. Errors: kv.ErrNoBucket if the bucket of waits does not exist, ErrUnavailable, ErrClosed,
+// and the context's.
 func (m *Manager) Waits(ctx context.Context) (w Waits, err error) {
 	err = m.inSession(ctx, func(ctx context.Context, s *session) error {
 		w, err = s.waits(ctx)
@@ -101,9 +100,8 @@ func (s *session) waits(ctx context.Context) (Waits, error) {
 		}
 	}
 	slices.SortFunc(w.Units, func(a, b WaitingUnit) int { return cmp.Compare(a.Unit, b.Unit) })
-	dt := &detection{s: s}
 	for _, c := range deadlock.Survey(ctx, src, docs) {
-		w.Deadlocks = append(w.Deadlocks, dt.explain(ctx, c).Cycle)
+		w.Deadlocks = append(w.Deadlocks, s.explain(ctx, c).Cycle)
 	}
 	return w, ctx.Err()
 }
@@ -241,11 +239,11 @@ func RetryDeadlock(ctx context.Context, fn func(ctx context.Context) error) erro
 }
 
 // explain finds the processes of a cycle.
-func (d *detection) explain(ctx context.Context, c deadlock.Cycle) *DeadlockError {
+func (s *session) explain(ctx context.Context, c deadlock.Cycle) *DeadlockError {
 	e := &DeadlockError{Cycle: make([]DeadlockEdge, len(c))}
 	var looks sync.WaitGroup
 	for i := range c {
-		looks.Go(func() { e.Cycle[i] = d.s.edge(ctx, &c[i]) })
+		looks.Go(func() { e.Cycle[i] = s.edge(ctx, &c[i]) })
 	}
 	looks.Wait()
 	e.Key = e.Cycle[0].Waits
@@ -267,11 +265,8 @@ func (s *session) edge(ctx context.Context, step *deadlock.Step) DeadlockEdge {
 		Owner: step.ID, Host: who.Host, PID: who.PID, Label: who.Label, Waits: nameOf(step.Key), Mode: modeOf(step.Mode), Since: step.Since,
 		Holder: step.Entry.ID, HeldMode: modeOf(step.Entry.Mode), Waiting: step.Ahead,
 	}
-	if step.Unit != nil {
-		edge.Unit = step.Unit.Unit
-		if step.Unit.Owner != "" {
-			edge.Owner = step.Unit.Owner
-		}
+	if u := step.Unit; u != nil {
+		edge.Unit, edge.Owner = u.Unit, cmp.Or(u.Owner, step.ID)
 	}
 	return edge
 }

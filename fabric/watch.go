@@ -34,12 +34,10 @@ const (
 //		…
 //	}
 //
-// Every state was read from the stream's leader, so it is committed, and no state is followed by an older one. If
-// changes come faster than the loop takes them, states in between may be skipped, but never the last one. Only changes
-// of the lock's record count, not the renewal or death of a lease.
-//
-// Watch continues through lost connections, elections and deleted buckets, and then returns what has changed in the
-// meantime. A lock whose buckets were deleted is free; revision 0 means, as always, that nothing is stored.
+// Every state was read from the stream's leader, so it is committed, and none is followed by an older one. If changes
+// come faster than the loop takes them, states in between may be skipped, but never the last one. Only changes of the
+// lock's record count, not the renewal or death of a lease. Watch continues through lost connections, elections and
+// deleted buckets. A lock whose buckets were deleted is free, with revision 0.
 //
 // The last pair has an error, unless the loop was left: the context's, ErrInvalidName, ErrMalformedRecord,
 // ErrNewerSchema, ErrClosed, or the reason why the buckets can't be opened again, as from New. All work is done in the
@@ -66,18 +64,17 @@ type lockWatch struct {
 	m        *Manager
 	key, enc string
 	yield    func(Info, error) bool
-
-	told bool // last was set
-	last Info
+	last     *Info // that was reported; nil before the first
 }
 
-// onSessions calls follow with one session after another until there is a reason to end. It returns nil if follow
-// returned errLeft.
+// onSessions calls follow with one session after another, until there is a reason to end other than errLeft.
 func (m *Manager) onSessions(caller context.Context, follow func(ctx context.Context, s *session) error) error {
 	ctx, done := m.callContext(caller)
 	defer done()
 	for {
-		s, err := m.sessionSoon(ctx)
+		sctx, cancel := context.WithTimeout(ctx, watchAttempt)
+		s, err := m.session(sctx)
+		cancel()
 		if err == nil {
 			err = follow(ctx, s)
 		}
@@ -94,15 +91,8 @@ func (m *Manager) onSessions(caller context.Context, follow func(ctx context.Con
 	}
 }
 
-func (m *Manager) sessionSoon(ctx context.Context) (*session, error) {
-	ctx, cancel := context.WithTimeout(ctx, watchAttempt)
-	defer cancel()
-	return m.session(ctx)
-}
-
-// follow reports changes of the lock until the session ends, and then returns nil. The hub says when to read, and how
-// new the answer must be; the leader has the state. The watch is opened before the first read, so a change after this
-// read is noticed.
+// follow reports changes of the lock until the session ends. The hub says when to read, and how new the answer must be.
+// The watch is opened before the first read, so a change after this read is noticed.
 func (w *lockWatch) follow(ctx context.Context, s *session) error {
 	var least atomic.Uint64 // newest revision that the hub has seen; 0 = absent or unknown
 	changed := make(chan struct{}, 1)
@@ -138,9 +128,8 @@ func (w *lockWatch) follow(ctx context.Context, s *session) error {
 	}
 }
 
-// read returns the leader's record. The record must be at least as new as what the hub has seen and what was reported
-// before, because a deposed leader can answer with older records for a while. If the lock is absent, the hub must not
-// know a record. If the lock was in use before, two reads must show that it is absent.
+// read returns the leader's record. It must be as new as what the hub has seen and what was reported, because a deposed
+// leader can answer. If the lock was in use before, two reads must show that it is absent.
 func (w *lockWatch) read(ctx context.Context, s *session, least *atomic.Uint64, newest uint64) (*record.Record, uint64, error) {
 	for absent := false; ; {
 		rec, rev, err := s.shard(w.enc).engine.Read(ctx, w.enc)
@@ -159,12 +148,11 @@ func (w *lockWatch) read(ctx context.Context, s *session, least *atomic.Uint64, 
 }
 
 // used reports whether anything was stored in the last reported state.
-func (w *lockWatch) used() bool { return w.last.Kind != "" }
+func (w *lockWatch) used() bool { return w.last != nil && w.last.Kind != "" }
 
-// tell passes a state to the loop, if it differs from the last one. The end of a delete marker does not change the
-// state of a free lock.
+// tell passes a state to the loop, if it differs. The end of a delete marker does not count.
 func (w *lockWatch) tell(ctx context.Context, s *session, rec *record.Record, rev uint64) error {
-	if w.told && (rev == w.last.Revision || rev == 0 && !w.used()) {
+	if w.last != nil && (rev == w.last.Revision || rev == 0 && !w.used()) {
 		return nil
 	}
 	info := newInfo(w.key, rec, rev)
@@ -172,28 +160,25 @@ func (w *lockWatch) tell(ctx context.Context, s *session, rec *record.Record, re
 	if ctx.Err() != nil {
 		return ctx.Err() // leases may be missing because ctx has ended
 	}
-	w.told, w.last = true, info
+	w.last = &info
 	if !w.yield(info, nil) {
 		return errLeft
 	}
 	return nil
 }
 
-// followFor is how long one watcher is trusted. Then a new one starts from the beginning and shows what the first one
-// has missed.
+// followFor is how long one watcher is trusted. Then a new one shows what it has missed.
 const followFor = time.Minute
 
 // WatchAll returns all names in use that start with prefix, like List, and then the names that have changed, until ctx
-// ends or the loop is left. The first list is complete, and empty if no name is in use. A name that is no longer in use
-// has the kind "". If several changes of one name come together, only the last one is returned.
+// ends or the loop is left. The first list is complete, and may be empty. A name that is no longer in use has the kind
+// "". Of several changes of a name that come together, only the last is returned.
 //
-// One watcher follows all names, or one for each shard. Its states are committed, but a change that the watcher has
-// missed shows up to a minute late. If something depends on a single lock, use Watch. As in List, leases contain only
-// the id and the TTL; Identify adds the rest.
+// One watcher follows all names, or one for each shard. Its states are committed, but a change that it has missed shows
+// up to a minute late. If something depends on a single lock, use Watch. As in List, leases contain only the id and the
+// TTL; Identify adds the rest.
 //
-// WatchAll continues through lost connections, elections and deleted buckets. The last pair has an error, unless the
-// loop was left. The errors are those of Watch, but an unreadable record is listed as in List. All work is done in the
-// caller's goroutine.
+// WatchAll continues like Watch, and its errors are the same, but an unreadable record is listed as in List.
 func (m *Manager) WatchAll(ctx context.Context, prefix string) iter.Seq2[[]Info, error] {
 	return func(yield func([]Info, error) bool) {
 		filter, err := kv.EncodePrefix(prefix)
@@ -253,10 +238,7 @@ var errTrusted = errors.New("fabric: time for another watcher")
 // once follows one watcher for as long as it is trusted.
 func (w *prefixWatch) once(ctx context.Context, s *session) error {
 	w.freed = map[string]uint64{}
-	missing := map[string]struct{}{} // names reported to be in use that the watcher has not shown yet
-	for name := range w.told {
-		missing[name] = struct{}{}
-	}
+	missing := maps.Clone(w.told) // names reported to be in use that the watcher has not shown yet
 	before := maps.Clone(w.newest)
 	var first []Info // the initial values
 	begun := false   // all initial values have arrived
@@ -272,7 +254,7 @@ func (w *prefixWatch) once(ctx context.Context, s *session) error {
 			delete(missing, name)
 			// A replica that is behind has older entries, including entries that were deleted since.
 			if _, known := w.told[name]; !known && !e.Deleted && e.Revision <= before[sh] {
-				missing[name] = struct{}{}
+				missing[name] = 0
 				continue
 			}
 			changed = w.change(sh, changed, entryInfo(name, e))
@@ -300,7 +282,7 @@ func (w *prefixWatch) once(ctx context.Context, s *session) error {
 }
 
 // ask adds the leader's state of names for which the watcher has nothing new.
-func (w *prefixWatch) ask(ctx context.Context, s *session, names map[string]struct{}, list []Info) ([]Info, error) {
+func (w *prefixWatch) ask(ctx context.Context, s *session, names map[string]uint64, list []Info) ([]Info, error) {
 	for name := range names {
 		enc, err := kv.EncodeName(name)
 		if err != nil {
