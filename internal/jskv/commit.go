@@ -35,9 +35,9 @@ type committer struct {
 	aside   time.Duration // apart
 
 	mu    sync.Mutex // held by the callers of methods that do not lock it
-	out   int    // writes under way
-	next  *Batch // the batch that gathers
-	bytes int    // of next
+	out   int        // writes under way
+	next  *Batch     // the batch that gathers
+	bytes int        // of next
 	due   *time.Timer
 	at    time.Time            // of due
 	met   map[string]time.Time // keys that are kept apart, with the time of the conflict

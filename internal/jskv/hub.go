@@ -246,14 +246,6 @@ func (h *Hub) Close() {
 	h.done.Wait()
 }
 
-// notifyAll delivers the key's state to all its registrations.
-func (h *Hub) notifyAll(k *watchedKey) {
-	k.version++
-	for _, r := range k.regs {
-		h.enqueue(r)
-	}
-}
-
 // enqueue gives a registration to a dispatcher. A busy one checks the key again by itself.
 func (h *Hub) enqueue(r *registration) {
 	if r.busy || h.closed {

@@ -168,11 +168,14 @@ func (h *Hub) applyRead(k *watchedKey, e Entry, before uint64) (missed bool) {
 	return k.group != nil && e.Revision > k.watchRev
 }
 
-// set makes e the key's state.
+// setEntry makes e the key's state and delivers it to all registrations.
 func (h *Hub) setEntry(k *watchedKey, e Entry) {
 	k.entry = e
 	k.newest = max(k.newest, e.Revision)
-	h.notifyAll(k)
+	k.version++
+	for _, r := range k.regs {
+		h.enqueue(r)
+	}
 }
 
 // validKey reports whether a watcher on key watches this one key and no other.

@@ -310,22 +310,17 @@ func (h *Hub) openFailed(o *opening, err error) {
 	h.nextOpen = time.Now().Add(backoff(h.failures))
 	h.openFailures++
 	for _, k := range h.keys {
-		if k.group == nil || k.group.broken {
-			h.readUnwatched(k)
+		switch {
+		case k.group != nil && !k.group.broken:
+		case k.version == 0:
+			h.schedule(k, 0)
+		case time.Until(k.due) > 2*h.interval:
+			h.schedule(k, h.interval)
 		}
 	}
 	h.mu.Unlock()
 	if errors.Is(err, nats.ErrStreamNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
 		h.bucketGone()
-	}
-}
-
-// readUnwatched has a key read that may have no watcher.
-func (h *Hub) readUnwatched(k *watchedKey) {
-	if k.version == 0 {
-		h.schedule(k, 0)
-	} else if time.Until(k.due) > 2*h.interval {
-		h.schedule(k, h.interval)
 	}
 }
 

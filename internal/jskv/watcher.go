@@ -133,7 +133,9 @@ func (h *Hub) follow(g *group) {
 		select {
 		case e, ok := <-g.watcher.Updates():
 			if !ok {
-				h.watcherEnded(g)
+				h.mu.Lock()
+				h.breakGroup(g, g.reopenDelay())
+				h.mu.Unlock()
 				return
 			}
 			h.deliver(g, e)
@@ -173,13 +175,6 @@ func (h *Hub) initialise(g *group) {
 			h.forceReadIn(k, 0) // an entry was known, and the watcher has none
 		}
 	}
-}
-
-// watcherEnded replaces a watcher whose channel nats.go has closed without the hub's request.
-func (h *Hub) watcherEnded(g *group) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.breakGroup(g, g.reopenDelay())
 }
 
 func newEntry(e jetstream.KeyValueEntry) Entry {

@@ -3,6 +3,7 @@ package lease
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -142,6 +143,7 @@ func Decode(id string, value []byte) (Info, error) {
 }
 
 func (w *wire) check(id string) error {
+	live := w.State == stateLive
 	switch {
 	case w.Version != schema:
 		return fmt.Errorf("schema version %d", w.Version)
@@ -157,24 +159,16 @@ func (w *wire) check(id string) error {
 		return fmt.Errorf("text of more than %d bytes", maxText)
 	case w.PID < 0:
 		return fmt.Errorf("pid %d", w.PID)
-	}
-	switch w.State {
-	case stateLive:
-		if w.Nonce == "" {
-			return fmt.Errorf("live without a nonce")
-		}
-		if w.Reason != "" || w.By != "" || w.At != 0 {
-			return fmt.Errorf("live with a tombstone's fields")
-		}
-	case stateDead:
-		if w.Reason == "" || w.By == "" {
-			return fmt.Errorf("tombstone without a reason or a writer")
-		}
-		if w.Nonce != "" {
-			return fmt.Errorf("tombstone with a nonce")
-		}
-	default:
+	case w.State != stateLive && w.State != stateDead:
 		return fmt.Errorf("state %.40q", w.State)
+	case live && w.Nonce == "":
+		return errors.New("live without a nonce")
+	case live && (w.Reason != "" || w.By != "" || w.At != 0):
+		return errors.New("live with a tombstone's fields")
+	case !live && (w.Reason == "" || w.By == ""):
+		return errors.New("tombstone without a reason or a writer")
+	case !live && w.Nonce != "":
+		return errors.New("tombstone with a nonce")
 	}
 	return nil
 }
