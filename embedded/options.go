@@ -29,16 +29,12 @@ type config struct {
 	auth          clientAuth
 	tls           tlsFiles
 	logger        *slog.Logger
-	cluster       *clusterOptions
+	clusterName   string
+	clusterListen string
+	routes        []string
 	routeAuth     routeAuth
 	configFile    string
 	syncSet       bool // set by WithSync
-}
-
-type clusterOptions struct {
-	name   string
-	listen string
-	routes []string
 }
 
 // WithStoreDir stores JetStream's data in dir, which is created if it does not exist. One server at a time can use a
@@ -111,8 +107,8 @@ func WithLogger(l *slog.Logger) Option { return func(c *config) error { c.logger
 // a majority of the servers have found each other.
 func WithCluster(name, listenAddr string, routes ...string) Option {
 	return func(c *config) error {
-		given := &clusterOptions{name: name, listen: listenAddr, routes: routes}
-		return set(&c.cluster, given, isName(name), "WithCluster: cluster name %q: give a name without spaces", name)
+		c.clusterListen, c.routes = listenAddr, routes
+		return set(&c.clusterName, name, isName(name), "WithCluster: cluster name %q: give a name without spaces", name)
 	}
 }
 
@@ -149,14 +145,14 @@ func (c *config) validate() error {
 		return c.checkAlone()
 	case c.storeDir == "" && !c.tempStore:
 		return invalid("no store; give WithStoreDir, or WithTempStore for one that is thrown away")
-	case c.cluster != nil && c.name == "":
+	case c.clusterName != "" && c.name == "":
 		return invalid("WithCluster needs WithServerName, a name that stays the same across restarts")
-	case c.cluster != nil && len(c.cluster.routes) == 0:
+	case c.clusterName != "" && len(c.routes) == 0:
 		return invalid("WithCluster needs routes, the cluster addresses of all servers")
-	case c.cluster != nil && c.listen == "":
+	case c.clusterName != "" && c.listen == "":
 		// The server opens its cluster port only after its client port.
 		return invalid("WithCluster needs WithListen, 127.0.0.1:0 will do")
-	case c.cluster == nil && c.routeAuth != routeAuth{}:
+	case c.clusterName == "" && c.routeAuth != routeAuth{}:
 		return invalid("WithClusterAuth or WithClusterTLS without WithCluster")
 	case c.tls.cert != "" && c.listen == "":
 		return invalid("WithTLS needs WithListen; without a listener there is nothing to encrypt")
@@ -201,16 +197,16 @@ func (c *config) serverOptions() (*natsserver.Options, error) {
 		}
 		o.TLS, o.TLSVerify, o.TLSTimeout = true, c.tls.ca != "", tlsTimeout
 	}
-	if c.cluster == nil {
+	if c.clusterName == "" {
 		return o, nil
 	}
-	if o.Cluster.Host, o.Cluster.Port, err = splitAddr("WithCluster", c.cluster.listen); err != nil {
+	if o.Cluster.Host, o.Cluster.Port, err = splitAddr("WithCluster", c.clusterListen); err != nil {
 		return nil, err
 	}
-	o.Cluster.Name = c.cluster.name
+	o.Cluster.Name = c.clusterName
 	// Clients use only the addresses that they were given; those of other nodes may be unreachable for them.
 	o.Cluster.NoAdvertise = true
-	for _, r := range c.cluster.routes {
+	for _, r := range c.routes {
 		u, err := parseRoute(r)
 		if err != nil {
 			return nil, err
@@ -326,7 +322,7 @@ func (c *config) checkAlone() error {
 		{"WithClientCA", c.tls.ca != ""},
 		{"WithMaxStore", c.maxStore != 0},
 		{"WithMaxMemory", c.maxMemory != 0},
-		{"WithCluster", c.cluster != nil},
+		{"WithCluster", c.clusterName != ""},
 		{"WithClusterAuth", c.routeAuth.user != ""},
 		{"WithClusterTLS", c.routeAuth.tls.cert != ""},
 	} {

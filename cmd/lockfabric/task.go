@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -211,43 +210,32 @@ func (t *task) visible(c *cli, s *streams) bool {
 // nameTime limits the search for the process that holds something.
 const nameTime = 3 * time.Second
 
-// withHolderName replaces the id in a refusal by the host, process and label of the holder.
+// withHolderName replaces the id in a refusal by the host, process and label of the holder. A lease can be read for a
+// while after its end.
 func withHolderName(err error, m *fabric.Manager, key string) error {
+	who := ""
 	held, isHeld := errors.AsType[*fabric.HeldError](err)
 	broken, isBroken := errors.AsType[*fabric.BrokenError](err)
-	occupies := errors.Is(err, fabric.ErrKindMismatch) || errors.Is(err, fabric.ErrSizeMismatch)
-	if isBroken = isBroken && broken.Who != ""; !isHeld && !isBroken && !occupies {
-		return err
+	switch {
+	case isHeld:
+		who = held.Owner
+	case isBroken:
+		who = broken.Who
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), nameTime)
 	defer cancel()
-	switch {
-	case isBroken:
-		return withLeaseName(ctx, err, m, broken.Who)
-	case occupies:
+	if errors.Is(err, fabric.ErrKindMismatch) || errors.Is(err, fabric.ErrSizeMismatch) {
 		return withKindUsers(ctx, err, m, key)
 	}
-	info, ierr := m.Inspect(ctx, cmp.Or(held.Key, key))
-	if ierr != nil {
-		return err
-	}
-	for _, p := range append(info.Holders, info.Waiters...) {
-		if p.ID == held.Owner {
-			return &reworded{err, strings.Replace(err.Error(), held.Owner, holder(p), 1)}
-		}
-	}
-	return err
-}
-
-// withLeaseName adds the process with this lease or id. A lease can be read for a while after its end.
-func withLeaseName(ctx context.Context, err error, m *fabric.Manager, who string) error {
 	lease, _, _ := strings.Cut(who, ".")
 	all := []fabric.Info{{Waiters: []fabric.Party{{ID: who, Owner: who, Lease: fabric.Lease{ID: lease}}}}}
-	if ierr := m.Identify(ctx, all); ierr != nil {
+	if who == "" || m.Identify(ctx, all) != nil || all[0].Waiters[0].Lease.Host == "" {
 		return err
 	}
 	p := all[0].Waiters[0]
-	p.Lease.State = "" // the error already contains the reason
+	if isBroken {
+		p.Lease.State = "" // the error already contains the reason
+	}
 	return &reworded{err, strings.Replace(err.Error(), who, holder(p), 1)}
 }
 

@@ -55,9 +55,12 @@ func (e *exam) entries(ctx context.Context, name string, fn func(jskv.Entry)) er
 }
 
 // mayNotRead reports whether it is known that the user has no permission to read a bucket. The server would not answer.
-func (e *exam) mayNotRead(name string) bool {
+func (e *exam) mayNotRead(name string) bool { return e.lacksAny(".KV_" + name) }
+
+// lacksAny reports whether it is known that the user lacks a required permission whose subject contains a text.
+func (e *exam) lacksAny(part string) bool {
 	return e.rights.known && slices.ContainsFunc(e.needs, func(n fabric.Permission) bool {
-		return strings.Contains(n.Subject, ".KV_"+name) && !n.Helpful && !e.rights.allow(n)
+		return strings.Contains(n.Subject, part) && !n.Helpful && !e.rights.allow(n)
 	})
 }
 

@@ -71,10 +71,8 @@ func Run(ctx context.Context, nc *nats.Conn, opts Options) (*Report, error) {
 	nc.SetErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		if errors.Is(err, nats.ErrPermissionViolation) && !bearable(e.needs, err) {
-			if e.denied != nil && !e.rights.known {
-				e.denied(err)
-			}
+		if errors.Is(err, nats.ErrPermissionViolation) && e.denied != nil && !e.rights.known && !bearable(e.needs, err) {
+			e.denied(err)
 		}
 	})
 	e.server()

@@ -165,11 +165,8 @@ func needsOf(nc *nats.Conn, name string, shards int) []fabric.Permission {
 	return all
 }
 
-// bearable reports whether an error is the refusal of an optional permission.
+// bearable reports whether a refused permission is optional.
 func bearable(needs []fabric.Permission, err error) bool {
-	if !errors.Is(err, nats.ErrPermissionViolation) {
-		return false
-	}
 	// The client's error contains the server's text with the subject in quotes, and nothing more.
 	return slices.ContainsFunc(needs, func(n fabric.Permission) bool {
 		begins, _, _ := strings.Cut(n.Subject, "*")
@@ -231,12 +228,9 @@ func (e *exam) writes(ctx context.Context) {
 	case slices.ContainsFunc(e.all, func(s *jskv.BucketState) bool { return !s.Exists }) || !e.leases.Exists:
 		r.add(Unknown, "writes", "", "not measured: doctor creates no buckets", "use the fabric once, for example with 'lockfabric ls', and run doctor again")
 		return
-	}
-	for _, n := range e.needs {
-		if !n.Helpful && e.rights.known && !e.rights.allow(n) {
-			r.add(Unknown, "writes", "", "not measured: the user may not do all that locks need", grantIt)
-			return
-		}
+	case e.lacksAny(""):
+		r.add(Unknown, "writes", "", "not measured: the user may not do all that locks need", grantIt)
+		return
 	}
 	acquire, release, _, err := e.probe(ctx)
 	switch {

@@ -104,11 +104,8 @@ func (st *stream) run(ctx context.Context, wg *sync.WaitGroup) error {
 		case <-ctx.Done():
 			return nil
 		case <-st.wake:
-			if err = st.flush(); err == nil {
-				err = st.over()
-			}
-			// Changes in this time are written together.
-			pause.For(ctx, gather)
+			err = st.flush()
+			pause.For(ctx, gather) // changes in this time are written together
 		case <-look.C:
 			if !looking {
 				looking = true
@@ -135,7 +132,7 @@ func (st *stream) run(ctx context.Context, wg *sync.WaitGroup) error {
 	}
 }
 
-// flush writes the changes.
+// flush writes the changes, and the reason of the end, which it returns.
 func (st *stream) flush() error {
 	st.mu.Lock()
 	rows, gone := make([]row, 0, len(st.changed)), []string{}
@@ -147,7 +144,7 @@ func (st *stream) flush() error {
 		}
 	}
 	clear(st.changed)
-	begun := st.begun
+	begun, ended := st.begun, st.ended
 	st.mu.Unlock()
 	for len(rows) > 0 || len(gone) > 0 {
 		n, m := min(len(rows), chunk), min(len(gone), chunk)
@@ -162,16 +159,10 @@ func (st *stream) flush() error {
 	}
 	if begun && !st.told {
 		st.told = true
-		return st.send("ready", struct{}{})
+		if err := st.send("ready", struct{}{}); err != nil {
+			return err
+		}
 	}
-	return nil
-}
-
-// over writes the reason of the end, and returns it.
-func (st *stream) over() error {
-	st.mu.Lock()
-	ended := st.ended
-	st.mu.Unlock()
 	if ended != nil {
 		_ = st.tell(ended.Error())
 	}

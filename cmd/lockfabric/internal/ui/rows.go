@@ -7,7 +7,6 @@ import (
 	"errors"
 	"net/http"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -75,13 +74,6 @@ const (
 	waitsAge = 500 * time.Millisecond
 )
 
-// waiting is the last reading of waits.
-type waiting struct {
-	mu sync.Mutex
-	at time.Time
-	is graph
-}
-
 // graph contains waits, deadlocks, and the coalescer.
 type graph struct {
 	fabric.Waits
@@ -93,8 +85,8 @@ type graph struct {
 func (s *server) waits(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), requestTime)
 	defer cancel()
-	s.waiting.mu.Lock()
-	defer s.waiting.mu.Unlock()
+	s.waiting.Lock()
+	defer s.waiting.Unlock()
 	if time.Since(s.waiting.at) < waitsAge {
 		answer(w, http.StatusOK, s.waiting.is)
 		return

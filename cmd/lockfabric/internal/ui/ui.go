@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
@@ -59,7 +60,11 @@ type server struct {
 	locks   Locks
 	session session
 	streams chan struct{} // one element for each open stream
-	waiting waiting
+	waiting struct {      // the last reading of waits
+		sync.Mutex
+		at time.Time
+		is graph
+	}
 }
 
 // New returns the page's handler. Its streams end with their requests' contexts.
