@@ -147,13 +147,6 @@ func inheritIgnored() {
 	}
 }
 
-func signalNumber(sig os.Signal) int {
-	if s, ok := sig.(syscall.Signal); ok {
-		return int(s)
-	}
-	return 0
-}
-
 // continued is how long to wait for the SIGCONT that ends a stop, from before the stop, which can come late on a busy
 // machine. A program that continues before the SIGCONT arrives would stop again while its command runs.
 const continued = 10 * time.Second

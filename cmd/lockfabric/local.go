@@ -209,15 +209,9 @@ func (st *starter) start() error {
 
 // command returns the command of a server, and a function that returns its last message.
 func (st *starter) command() (_ *exec.Cmd, said func() string, err error) {
-	if err := enoughFiles(); err != nil {
-		return nil, nil, err
-	}
 	exe, err := os.Executable()
-	if err != nil {
-		return nil, nil, err
-	}
-	dir, err := st.c.localDir()
-	if err != nil {
+	dir, derr := st.c.localDir()
+	if err := cmp.Or(enoughFiles(), err, derr); err != nil {
 		return nil, nil, err
 	}
 	path := filepath.Join(dir, logFile)

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"log/slog"
@@ -55,14 +56,11 @@ func closeInherited() {
 // guardFile allows one server for the path of a directory, with a file below base. Removing it removes the guard.
 func guardFile(dir, base string) (release func(), err error) {
 	path, err := filepath.EvalSymlinks(dir)
-	if err != nil {
-		return nil, err
-	}
 	own := filepath.Join(base, fmt.Sprintf("lockfabric-%d", os.Geteuid()))
-	if err := os.MkdirAll(own, dirMode); err != nil {
-		return nil, err
+	if err = cmp.Or(err, os.MkdirAll(own, dirMode)); err == nil {
+		err = checkPrivate(own) // any user can create it first
 	}
-	if err := checkPrivate(own); err != nil { // any user can create it first
+	if err != nil {
 		return nil, err
 	}
 	f := flock.New(filepath.Join(own, fmt.Sprintf("%x.lock", sha256.Sum256([]byte(path)))), flock.SetFlag(os.O_CREATE|os.O_RDWR))

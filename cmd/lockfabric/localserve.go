@@ -69,10 +69,10 @@ func (l *localServer) run(ctx context.Context) error {
 	case err != nil:
 		return err
 	}
-	if l.leases, err = followLeases(ctx, l.srv); err != nil {
-		return end(l.srv, err)
+	if l.leases, err = followLeases(ctx, l.srv); err == nil {
+		err = l.state.write(l.dir)
 	}
-	if err := l.state.write(l.dir); err != nil {
+	if err != nil {
 		return end(l.srv, err)
 	}
 	l.log.Info("local server ready", "url", l.state.URL, "pid", l.state.PID)

@@ -82,18 +82,15 @@ func delegate(s *streams, sigs <-chan os.Signal) error {
 	keeper.Stderr = os.Stderr
 	keeper.SysProcAttr = detached()
 	// The keeper ends if this is closed before it has received a byte.
-	confirm, err := keeper.StdinPipe()
+	confirm, cerr := keeper.StdinPipe()
+	result, rerr := keeper.StdoutPipe()
+	if err = cmp.Or(cerr, rerr); err == nil {
+		err = keeper.Start()
+	}
 	if err != nil {
 		return err
 	}
 	defer func() { _ = confirm.Close() }()
-	result, err := keeper.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	if err := keeper.Start(); err != nil {
-		return err
-	}
 	defer listen(sigs, func(sig os.Signal) bool {
 		if keeper.Process.Signal(sig) != nil {
 			_ = confirm.Close()

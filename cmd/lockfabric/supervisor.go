@@ -180,6 +180,12 @@ func catch(c chan<- os.Signal, sigs []os.Signal) {
 	}
 }
 
+// signalNumber returns 0 for what has no number.
+func signalNumber(sig os.Signal) int {
+	s, _ := sig.(syscall.Signal)
+	return int(s)
+}
+
 // interruptible returns a context that ends at a signal to end, and a channel that is closed at a second one.
 func interruptible(ctx context.Context, sigs <-chan os.Signal) (_ context.Context, again <-chan struct{}, done func()) {
 	ctx, cancel := context.WithCancelCause(ctx)

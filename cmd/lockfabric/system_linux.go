@@ -37,17 +37,11 @@ func adoptOrphans() { _ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }
 
 // parentOf returns a process's parent, or 0 if it is unknown.
 func parentOf(pid int) int {
-	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return 0
-	}
+	stat, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	// "pid (command) state ppid"; the command can contain any character.
 	var state string
 	var parent int
-	_, err = fmt.Sscan(string(stat[bytes.LastIndexByte(stat, ')')+1:]), &state, &parent)
-	if err != nil {
-		return 0
-	}
+	_, _ = fmt.Sscan(string(stat[bytes.LastIndexByte(stat, ')')+1:]), &state, &parent)
 	return parent
 }
 

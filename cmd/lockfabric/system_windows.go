@@ -22,13 +22,6 @@ func inheritIgnored() {}
 // reaping does nothing: an ended child needs no wait.
 func reaping() (stop func()) { return func() {} }
 
-func signalNumber(sig os.Signal) int {
-	if s, ok := sig.(syscall.Signal); ok {
-		return int(s)
-	}
-	return 0
-}
-
 // group is a command that leads a process group, for console events, and a job, which has all processes that it starts.
 type group struct {
 	cmd    *exec.Cmd
