@@ -7,9 +7,8 @@ import (
 
 // Errors of writes and reads.
 var (
-	// ErrUnavailable is returned if a request was not answered, was answered by a server that no longer leads the
-	// bucket, or conflicted with another write each time. The operation can be repeated. Every temporary error of the
-	// buckets is ErrUnavailable.
+	// ErrUnavailable is every temporary error of the buckets: no answer in time, an answer of a server that no longer leads
+	// the bucket, or a conflict each time. The operation can be repeated.
 	ErrUnavailable = errors.New("kv: unavailable")
 
 	// ErrRejected is returned if the server refused the write and a retry does not help, for example because a value
@@ -24,24 +23,20 @@ var (
 
 // Errors of opening.
 var (
-	// ErrNoJetStream is returned if the server or the account has no JetStream. Enable it on the server (nats-server
-	// -js) and for the account.
+	// ErrNoJetStream is returned if the server (nats-server -js) or the account has no JetStream. Enable it.
 	ErrNoJetStream = errors.New("kv: JetStream is not enabled")
 
-	// ErrServerTooOld is returned if the server lacks what safe locking needs: per-message TTL and atomic batches,
-	// which nats-server has since 2.12.
+	// ErrServerTooOld is returned if the server lacks per-message TTL and atomic batches, which it has since 2.12.
 	ErrServerTooOld = errors.New("kv: nats-server is too old")
 
-	// ErrLimit is returned if a limit of the server or the account is too small for locking. The message names the
-	// limit and its value. Raise it.
+	// ErrLimit is returned if a limit of the server or the account, which the message names, is too small. Raise it.
 	ErrLimit = errors.New("kv: a limit of the server is too small")
 
-	// ErrUnsafeConfig is returned if a bucket exists with a configuration under which locks would not be safe. It
-	// always comes as a *ConfigError.
+	// ErrUnsafeConfig is returned if locks would not be safe in an existing bucket. It comes as a *ConfigError.
 	ErrUnsafeConfig = errors.New("kv: unsafe bucket configuration")
 
-	// ErrNoBucket is returned if a bucket does not exist and cannot be created with these credentials. Create the
-	// buckets once with credentials that may create streams. Afterwards the present credentials are enough.
+	// ErrNoBucket is returned if a bucket does not exist and cannot be created with these credentials. Create the buckets
+	// once with credentials that may create streams.
 	ErrNoBucket = errors.New("kv: bucket does not exist and cannot be created with these credentials")
 
 	// ErrShards is returned if the fabric has another number of shards than requested, or if its buckets disagree on
@@ -49,8 +44,7 @@ var (
 	// end all programs that use the fabric, delete its buckets, and start the programs with the new number.
 	ErrShards = errors.New("kv: another number of shards")
 
-	// ErrNewerSchema is returned if a newer version of this library wrote the buckets. Nothing was changed. Upgrade
-	// this program.
+	// ErrNewerSchema is returned if a newer version of this library wrote the buckets. Upgrade this program.
 	ErrNewerSchema = errors.New("kv: buckets have a newer schema")
 
 	// ErrInvalidOption is returned if an option has an invalid value. The message names it.

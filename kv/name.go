@@ -23,8 +23,8 @@ const (
 	hexDigits = "0123456789ABCDEF"
 )
 
-// ErrInvalidName is true of every *NameError, with errors.Is. It is returned if a name cannot be used as a resource
-// name, or if a key is not the key of a name. Choose another name; the Reason of the *NameError tells why.
+// ErrInvalidName is true of every *NameError, with errors.Is: for a name that cannot be used, or a key that is not the key
+// of a name. The Reason of the *NameError tells why.
 var ErrInvalidName = errors.New("kv: invalid name")
 
 // NameError tells which name was refused and why. With DecodeKey, Name is the refused key.
