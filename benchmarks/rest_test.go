@@ -39,7 +39,7 @@ const (
 // atRest counts what a process costs that holds many locks. Of one that waits for as many locks of another process only
 // the memory is counted.
 var atRest = part{"Of one process, which does nothing else", []string{writes, others, busy, bytesOfOne, bytesOfOther}, []row{
-	{what: "lockfabric, 10,000 held locks", counts: resting(crowdAtRest{Rest: 30 * time.Second})},
+	{what: "lockfabric, 10,000 held locks", counts: resting(crowdAtRest{Rest: time.Minute})},
 	{what: "lockfabric, 10,000 waiters", counts: resting(crowdAtRest{Wait: true})},
 	{what: "etcd, 10,000 held locks", counts: resting(crowdAtRest{Etcd: true, Rest: 10 * time.Second})},
 	{what: "etcd, 10,000 waiters", counts: resting(crowdAtRest{Etcd: true, Wait: true})},
@@ -240,6 +240,9 @@ func resting(c crowdAtRest) func(t testing.TB) map[string]float64 {
 		for quiet := false; !quiet && *table != ""; { // what watchers still have to read
 			time.Sleep(2 * time.Second)
 			quiet = report().CPU < 100*time.Millisecond
+		}
+		if *table != "" && !c.Etcd {
+			time.Sleep(40 * time.Second) // until lockfabric has found twice that nothing changes
 		}
 		report()
 		written := s.written(t)

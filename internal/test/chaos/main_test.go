@@ -110,9 +110,18 @@ func (s *scenario) note(format string, args ...any) {
 	s.t.Logf("%8v "+format, append([]any{time.Since(s.began).Round(time.Millisecond)}, args...)...)
 }
 
+// gateSeed is the seed of a load that is the same each time in the gate, and another one in each soak.
+func gateSeed() uint64 {
+	if *soak > 0 {
+		return 0
+	}
+	return 11
+}
+
+// begin starts the load with -soak.seed, or its own seed, or else a new one.
 func begin(t *testing.T, w *chaos.Workload) *scenario {
 	t.Helper()
-	w.Seed = cmp.Or(*seed, uint64(time.Now().UnixNano()))
+	w.Seed = cmp.Or(*seed, w.Seed, uint64(time.Now().UnixNano()))
 	t.Logf("-soak.seed %d", w.Seed)
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &scenario{t: t, w: w, stop: cancel, done: make(chan chaos.Report, 1), began: time.Now()}

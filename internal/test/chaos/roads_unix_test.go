@@ -47,10 +47,7 @@ func soakRoads(t *testing.T, url, server string, c *cluster.Cluster) {
 		}
 		managers = append(managers, newManagers(t, 1, func(int) string { return to }, connOptions(), fabric.WithRoad(allRoads[i%len(allRoads)]))...)
 	}
-	if *seed == 0 && *soak == 0 {
-		*seed = 11
-	}
-	s := begin(t, &chaos.Workload{Managers: managers, Workers: 16, Keys: 4, Tolerance: chaos.Tolerance{Unconfirmed: true}})
+	s := begin(t, &chaos.Workload{Managers: managers, Workers: 16, Keys: 4, Seed: gateSeed(), Tolerance: chaos.Tolerance{Unconfirmed: true}})
 	users := useBeside(t, s)
 	some := func(pattern string) faultproxy.Match {
 		match := faultproxy.Subject(pattern)
