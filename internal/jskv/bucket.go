@@ -83,17 +83,11 @@ type Bucket struct {
 	noBatches atomic.Int64 // no batch before this time, in Unix nanoseconds
 }
 
-// Name returns the bucket's name.
-func (b *Bucket) Name() string { return b.name }
-
 // Incarnation returns the id that tells the bucket from earlier buckets of the same name.
 func (b *Bucket) Incarnation() string { return b.incarnation }
 
 // Last returns a revision up to which all certainly belong to this bucket, as of its opening; see [Buckets.Verify].
 func (b *Bucket) Last() uint64 { return b.last }
-
-// Stream returns the name of the stream under the bucket.
-func (b *Bucket) Stream() string { return b.stream }
 
 // readOverhead is the size of a leader's answer to a read without the value.
 const readOverhead = 1 << 10

@@ -69,3 +69,9 @@ func (b *Bucket) Gather() (gathered func() int, send func()) {
 			}
 		}
 }
+
+// Name returns the bucket's name.
+func (b *Bucket) Name() string { return b.name }
+
+// Stream returns the name of the stream under the bucket.
+func (b *Bucket) Stream() string { return b.stream }

@@ -215,31 +215,23 @@ const (
 	maxBusyPause = 50 * time.Millisecond
 )
 
-// backoff is the pause between two attempts. It doubles, with a random part, so
-// that many clients do not retry together.
+// backoff is the pause between two attempts. It doubles, with a random part, so that many clients do not retry
+// together, and is much shorter than the TTL.
 type backoff struct {
-	next, max time.Duration
-	busy      time.Duration
-}
-
-// newBackoff returns a backoff with pauses much shorter than the TTL.
-func newBackoff(ttl time.Duration) *backoff {
-	return &backoff{
-		next: min(max(ttl/100, 2*time.Millisecond), 20*time.Millisecond),
-		max:  min(max(ttl/20, 10*time.Millisecond), 500*time.Millisecond),
-		busy: minBusyPause,
-	}
+	ttl            time.Duration
+	failures, busy int
 }
 
 // pauseAfter returns the pause after an attempt that failed with err.
 func (p *backoff) pauseAfter(err error) time.Duration {
-	next, most := &p.next, p.max
+	n := &p.failures
+	least, most := min(max(p.ttl/100, 2*time.Millisecond), 20*time.Millisecond), min(max(p.ttl/20, 10*time.Millisecond), 500*time.Millisecond)
 	if errors.Is(err, jskv.ErrBusy) {
-		next, most = &p.busy, min(p.max, maxBusyPause)
+		n, least, most = &p.busy, minBusyPause, min(most, maxBusyPause)
 	}
-	d := *next/2 + rand.N(*next/2+1)
-	*next = min(2*(*next), most)
-	return d
+	d := pause.Doubled(least, *n, most)
+	*n++
+	return d/2 + rand.N(d/2+1)
 }
 
 // wait sleeps after an attempt that failed with err, or until again delivers. It returns false at once when ctx ends.

@@ -185,7 +185,7 @@ type observation struct {
 	tombstoning    bool          // queued, or its tombstone is being written
 	tombstoneValue []byte        // that tombstone, from before it is sent until its outcome is known
 	retryAt        time.Duration // no tombstone before this time
-	pause          *backoff
+	pause          backoff
 	timer          *time.Timer   // calls check
 	armed          bool          // timer runs
 	at             time.Duration // when it fires
@@ -288,7 +288,7 @@ func (o *Observer) noteEntryLocked(s *observation, e jskv.Entry) {
 		}
 		most := min(s.ttl(), maxDelay)
 		s.delay = most/4 + rand.N(most*3/4+1)
-		s.retryAt, s.pause = 0, newBackoff(s.ttl())
+		s.retryAt, s.pause = 0, backoff{ttl: s.ttl()}
 	}
 	for a := range s.subscribers {
 		switch {

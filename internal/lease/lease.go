@@ -98,7 +98,7 @@ func Create(ctx context.Context, b Bucket, cfg Config) (*Lease, error) {
 	}
 	var unanswered timeouts
 	var last error // of the last attempt that was answered, or else of the last one
-	for pauses := newBackoff(cfg.TTL); ; {
+	for pauses := (backoff{ttl: cfg.TTL}); ; {
 		who.ID = cfg.ID()
 		info := who
 		info.Nonce = nuid.Next()
@@ -334,7 +334,7 @@ func (l *Lease) writeTombstone(ctx context.Context, reason string) error {
 	}
 	defer func() { <-l.renewing }()
 	var unanswered timeouts
-	for pauses := newBackoff(l.cfg.TTL); ; {
+	for pauses := (backoff{ttl: l.cfg.TTL}); ; {
 		l.mu.Lock()
 		rev, written := l.rev, l.hasTombstone
 		l.mu.Unlock()

@@ -73,7 +73,7 @@ func (l *Lease) renew(ctx context.Context, ifDue bool) error {
 		l.resends = nil
 	}()
 	var unanswered timeouts
-	for pauses := newBackoff(l.cfg.TTL); ; {
+	for pauses := (backoff{ttl: l.cfg.TTL}); ; {
 		err := l.tryOnce(ctx, &unanswered)
 		if over, err := l.renewalDone(began, base, ifDue); over {
 			return err
