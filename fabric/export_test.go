@@ -40,7 +40,7 @@ func Doubt(ctx context.Context, m *Manager) error {
 
 // WatchAllTrusting is Manager.WatchAll that begins with another watcher that often.
 func WatchAllTrusting(ctx context.Context, m *Manager, prefix string, trust time.Duration, yield func([]Info, error) bool) {
-	w := &prefixWatch{m: m, prefix: prefix, filter: ">", yield: yield, trust: trust, told: map[string]uint64{}}
+	w := &prefixWatch{prefix: prefix, filter: ">", yield: yield, trust: trust, told: map[string]uint64{}}
 	if err := m.onSessions(ctx, w.follow); err != nil {
 		yield(nil, err)
 	}

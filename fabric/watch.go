@@ -49,7 +49,7 @@ func (m *Manager) Watch(ctx context.Context, key string) iter.Seq2[Info, error] 
 			yield(Info{}, err)
 			return
 		}
-		w := &lockWatch{m: m, key: key, enc: enc, yield: yield}
+		w := &lockWatch{key: key, enc: enc, yield: yield}
 		if err := m.onSessions(ctx, w.follow); err != nil {
 			yield(Info{}, fmt.Errorf("watch %q: %w", key, translate(err)))
 		}
@@ -61,7 +61,6 @@ var errLeft = errors.New("fabric: the loop was left")
 
 // lockWatch is one loop over Watch. It may use several sessions.
 type lockWatch struct {
-	m        *Manager
 	key, enc string
 	yield    func(Info, error) bool
 	last     *Info // that was reported; nil before the first
@@ -186,7 +185,7 @@ func (m *Manager) WatchAll(ctx context.Context, prefix string) iter.Seq2[[]Info,
 			yield(nil, err)
 			return
 		}
-		w := &prefixWatch{m: m, prefix: prefix, filter: filter, yield: yield, trust: followFor, told: map[string]uint64{}}
+		w := &prefixWatch{prefix: prefix, filter: filter, yield: yield, trust: followFor, told: map[string]uint64{}}
 		if err := m.onSessions(ctx, w.follow); err != nil {
 			yield(nil, fmt.Errorf("watch all of %q: %w", prefix, translate(err)))
 		}
@@ -195,7 +194,6 @@ func (m *Manager) WatchAll(ctx context.Context, prefix string) iter.Seq2[[]Info,
 
 // prefixWatch is one loop over WatchAll. It may use several sessions.
 type prefixWatch struct {
-	m              *Manager
 	prefix, filter string
 	yield          func([]Info, error) bool
 	trust          time.Duration // how long one watcher is trusted
