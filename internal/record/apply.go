@@ -111,7 +111,12 @@ func (m *machine) apply(op *Op) Result {
 	default:
 		return k.apply(m, op)
 	}
-	k.settle(m)
+	return m.settled()
+}
+
+// settled grants what can be granted, after a change.
+func (m *machine) settled() Result {
+	m.rules().settle(m)
 	return Result{Verdict: Applied}
 }
 
@@ -151,8 +156,13 @@ func (m *machine) enqueue(op *Op) Result {
 		return m.tooLarge()
 	}
 	m.Waiters = append(m.Waiters, e)
-	m.rules().settle(m)
-	return Result{Verdict: Applied}
+	return m.settled()
+}
+
+// grantHead makes the first n waiters holders.
+func (m *machine) grantHead(n int) {
+	m.Holders = append(m.Holders, m.Waiters[:n]...)
+	m.Waiters = nilIfEmpty(slices.Delete(m.Waiters, 0, n))
 }
 
 func (m *machine) queueFull() Result {
@@ -177,8 +187,11 @@ func (m *machine) tooLarge() Result {
 func (m *machine) removeAll(gone selection) {
 	m.remove(&m.Holders, gone)
 	m.remove(&m.Waiters, gone)
-	if m.Body != nil {
-		m.Body.remove(gone, m)
+	switch b := m.Body.(type) {
+	case *conditions:
+		b.remove(gone, m)
+	case *latch:
+		b.remove(gone, m)
 	}
 }
 
@@ -228,11 +241,11 @@ func sameEntries(was, is []Entry, rev uint64) bool {
 // sameBody is sameEntries for a body.
 func sameBody(was, is Body, rev uint64) bool {
 	if was == nil || is == nil {
-		return was == nil && is == nil
+		return was == is
 	}
-	was = was.clone()
-	was.resolve(rev)
-	return bytes.Equal(appendBody(nil, was), appendBody(nil, is))
+	resolved := Record{Body: was.clone()}
+	resolved.Resolve(rev)
+	return bytes.Equal(appendBody(nil, resolved.Body), appendBody(nil, is))
 }
 
 // delete deletes a record without entries, whatever its body keeps. A later operation in

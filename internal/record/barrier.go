@@ -28,8 +28,6 @@ const (
 
 // barrier is the body.
 type barrier struct {
-	noEntries
-	noTickets
 	parties int
 	gen     uint64       // the generation that is forming; the first one is 1
 	acting  *generation  // the one whose action runs: its last entry holds
@@ -129,8 +127,7 @@ func (k barrierRules) arrive(m *machine, op *Op) Result {
 		m.size = -1
 	}
 	m.Waiters = append(m.Waiters, e)
-	k.settle(m)
-	return Result{Verdict: Applied}
+	return m.settled()
 }
 
 func (k barrierRules) trip(m *machine, op *Op) Result {
@@ -141,8 +138,7 @@ func (k barrierRules) trip(m *machine, op *Op) Result {
 		} else {
 			m.endAction("", "")
 		}
-		k.settle(m)
-		return Result{Verdict: Applied}
+		return m.settled()
 	}
 	for _, g := range b.ended {
 		if n := len(g.ids); n == 0 || g.ids[n-1] != op.Holder {

@@ -267,14 +267,6 @@ func (c *conditions) clone() Body {
 	return o
 }
 
-func (c *conditions) resolve(rev uint64) {
-	for _, q := range c.queues {
-		for i := range q.Waiters {
-			q.Waiters[i].Resolve(rev)
-		}
-	}
-}
-
 // bound: an entry that waits here is signalled some time, and is longer then.
 func (c *conditions) bound(m *machine) int {
 	n := len(`,"conds":{}`)

@@ -264,5 +264,9 @@ func (m *machine) entryBound(e *Entry) int {
 	m.rules().longest(&m.long)
 	m.scratch = appendEntry(m.scratch[:0], m.Kind, &m.long, true)
 	sequence := len(e.ID) - strings.LastIndexByte(e.ID, '.') - 1
-	return len(m.scratch) + 2*(sequenceWidth-sequence) + len("queued") - len("token") + len(",")
+	n := len(m.scratch) + 2*(sequenceWidth-sequence) + len("queued") - len("token") + len(",")
+	if m.Kind == KindLock {
+		n += len(`,"convert":{"id":"","mode":"SIX","queued":""}`) + len(e.ID) + tokenWidth
+	}
+	return n
 }

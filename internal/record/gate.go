@@ -13,8 +13,6 @@ type gateRules struct{ baseRules }
 
 // gate is the body.
 type gate struct {
-	noEntries
-	noTickets
 	parties int
 	gen     uint64 // the first one is 1; each rise refuses enters that have read an older one
 	open    bool
@@ -55,8 +53,7 @@ func (k gateRules) apply(m *machine, op *Op) Result {
 			m.Holders[i].Leaving = sequenceOf(op.ID)
 		}
 	}
-	k.settle(m)
-	return Result{Verdict: Applied}
+	return m.settled()
 }
 
 func (k gateRules) enter(m *machine, op *Op) Result {
@@ -103,9 +100,7 @@ func (gateRules) settle(m *machine) {
 	if g.open {
 		return
 	}
-	n := min(g.parties-len(m.Holders), len(m.Waiters))
-	m.Holders = append(m.Holders, m.Waiters[:n]...)
-	m.Waiters = nilIfEmpty(slices.Delete(m.Waiters, 0, n))
+	m.grantHead(min(g.parties-len(m.Holders), len(m.Waiters)))
 	if len(m.Holders) < g.parties {
 		return
 	}

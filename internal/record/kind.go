@@ -82,6 +82,7 @@ func (baseRules) idle(r *Record) bool                  { return len(r.Holders)+l
 func (baseRules) outlived(*Record, time.Duration) bool { return false }
 
 func (baseRules) states(r *Record) iter.Seq2[string, State] { return r.entryStates() }
+func (baseRules) standing(r *Record, op *Op) State          { return r.entryState(op.ID) }
 func (baseRules) blockerOf(*Record, *Op) (e Entry, ok bool) { return e, false }
 
 // ahead: a waiter waits for all holders and all waiters before it.
@@ -159,9 +160,17 @@ func (r *Record) entryState(id string) State {
 		return State{Standing: Granted, Entry: &r.Holders[i]}
 	}
 	if i := indexOf(r.Waiters, id); i >= 0 {
-		return State{Standing: Waiting, Entry: &r.Waiters[i]}
+		return waitingState(&r.Waiters[i])
 	}
 	return State{}
+}
+
+// waitingState returns the state of an entry that doesn't hold.
+func waitingState(e *Entry) State {
+	if e.Refused {
+		return State{Standing: Refused, Entry: e, Why: TooLarge}
+	}
+	return State{Standing: Waiting, Entry: e}
 }
 
 // entryStates yields the states of all entries.
@@ -174,7 +183,7 @@ func (r *Record) entryStates() iter.Seq2[string, State] {
 
 // yieldStates yields the states of waiting entries.
 func yieldStates(waiters []Entry, yield func(string, State) bool) bool {
-	return yieldAll(waiters, func(e *Entry) bool { return yield(e.ID, State{Standing: Waiting, Entry: e}) })
+	return yieldAll(waiters, func(e *Entry) bool { return yield(e.ID, waitingState(e)) })
 }
 
 // States yields every operation in r, by its id. A nil record has none.

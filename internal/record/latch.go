@@ -17,7 +17,6 @@ type latchRules struct{ baseRules }
 
 // latch is the body.
 type latch struct {
-	noTickets
 	count   int // 0 = open
 	initial int
 	marks   []mark // sorted by lease; none once it is open

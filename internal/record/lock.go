@@ -25,9 +25,10 @@ func (lockRules) facts(r *Record, f *Facts) {
 }
 
 func (lockRules) longest(e *Entry) {
-	e.Mode, e.Revoked, e.LetTurn, e.Converted = SIX, true, false, ""
-	// A granted conversion leaves less, also together with the last signal, which only a holder of X has.
-	e.Convert, e.LastSignal = Conversion{ID: e.ID, Mode: SIX}, 0
+	e.Mode, e.Revoked, e.LetTurn = SIX, true, false
+	// A waiting conversion is added by entryBound. A granted one leaves less, also together with the last signal, which
+	// only a holder of X has.
+	e.Convert, e.Converted, e.LastSignal = Conversion{}, "", 0
 	e.SignalAll = e.Signalled != ""
 	if e.Value.Set {
 		e.Proclaim = math.MaxUint64
@@ -51,10 +52,8 @@ var lockVerbs = verbTable{
 
 func (lockRules) apply(m *machine, op *Op) Result {
 	switch op.Verb {
-	case OpAcquire:
+	case OpAcquire, OpTry:
 		return m.acquire(op)
-	case OpTry:
-		return m.try(op)
 	case OpConvert:
 		return m.convert(op)
 	case OpWait:
@@ -196,68 +195,50 @@ func (op *Op) checkOfHold() Verdict {
 	return Applied
 }
 
+// acquire carries out OpAcquire and OpTry.
 func (m *machine) acquire(op *Op) Result {
-	if m.Has(op.ID) {
-		m.promote()
+	try, other := op.Verb == OpTry, m.sameOwner(op.Owner)
+	switch {
+	case !try && m.Has(op.ID):
+		return m.settled()
+	case try && indexOf(m.Holders, op.ID) >= 0:
 		return Result{Verdict: Applied}
-	}
-	if other := m.sameOwner(op.Owner); other != nil {
+	case try && op.Base != 0 && op.Base != m.rev:
+		return Result{Verdict: Stale}
+	case other != nil && other.ID != op.ID:
 		return Result{Verdict: AlreadyHeld, Blocker: *other}
-	}
-	if len(op.Value.Data) > maxCampaign {
+	case len(op.Value.Data) > maxCampaign:
 		return Result{Verdict: TooLarge, Have: maxCampaign}
 	}
 	granted := m.grantable(op.Mode)
 	e := op.entry()
-	if !granted && op.Patience > 0 {
+	switch {
+	case granted:
+	case try:
+		return Result{Verdict: Held, Blocker: m.blocker(op.Mode)}
+	case op.Patience > 0:
 		if wait := m.expectedWaitOf(&e, op.Hold); wait > op.Patience {
 			return Result{Verdict: WaitTooLong, Blocker: m.blocker(op.Mode), Wait: wait, Position: len(m.Waiters)}
 		}
 	}
-	if !granted && m.queued() >= m.lim.MaxWaiters {
+	return m.admit(op, e, granted, m.queued())
+}
+
+// admit adds a request to the holders, or to the queue if there is room.
+func (m *machine) admit(op *Op, e Entry, granted bool, queued int) Result {
+	switch {
+	case !granted && queued >= m.lim.MaxWaiters:
 		return m.queueFull()
-	}
-	if !m.reserve(&e) {
+	case !m.reserve(&e):
 		return m.tooLarge()
 	}
-	m.seedHoldTime(op)
+	m.Hold = cmp.Or(m.Hold, truncHold(op.Hold)) // the requester's estimate, if the record has none
 	if granted {
 		m.Holders = append(m.Holders, e)
-	} else {
-		m.Waiters = append(m.Waiters, e)
-		m.promote()
-	}
-	return Result{Verdict: Applied}
-}
-
-func (m *machine) try(op *Op) Result {
-	if indexOf(m.Holders, op.ID) >= 0 {
 		return Result{Verdict: Applied}
 	}
-	if op.Base != 0 && op.Base != m.rev {
-		return Result{Verdict: Stale}
-	}
-	if other := m.sameOwner(op.Owner); other != nil && other.ID != op.ID {
-		return Result{Verdict: AlreadyHeld, Blocker: *other}
-	}
-	if len(op.Value.Data) > maxCampaign {
-		return Result{Verdict: TooLarge, Have: maxCampaign}
-	}
-	if !m.grantable(op.Mode) {
-		return Result{Verdict: Held, Blocker: m.blocker(op.Mode)}
-	}
-	e := op.entry()
-	if !m.reserve(&e) {
-		return m.tooLarge()
-	}
-	m.seedHoldTime(op)
-	m.Holders = append(m.Holders, e)
-	return Result{Verdict: Applied}
-}
-
-// seedHoldTime stores the requester's estimate of the hold time, if the record has none.
-func (m *machine) seedHoldTime(op *Op) {
-	m.Hold = cmp.Or(m.Hold, truncHold(op.Hold))
+	m.Waiters = append(m.Waiters, e)
+	return m.settled()
 }
 
 // expectedWaitOf returns the expected wait of a request at the end of the queue; hold is the
@@ -315,20 +296,9 @@ func (m *machine) promote() {
 		return
 	}
 	held, n := m.modes(), 0
-	for n < len(m.Waiters) && len(m.Holders) < m.lim.MaxHolders && held.admits(m.Waiters[n].Mode) {
-		e := m.Waiters[n]
-		m.Holders = append(m.Holders, e)
-		held = held.with(e.Mode)
+	for n < len(m.Waiters) && len(m.Holders)+n < m.lim.MaxHolders && held.admits(m.Waiters[n].Mode) {
+		held = held.with(m.Waiters[n].Mode)
 		n++
 	}
-	m.Waiters = nilIfEmpty(slices.Delete(m.Waiters, 0, n))
-}
-
-// modes returns the set of the modes held.
-func (r *Record) modes() modeSet {
-	var s modeSet
-	for i := range r.Holders {
-		s = s.with(r.Holders[i].Mode)
-	}
-	return s
+	m.grantHead(n)
 }

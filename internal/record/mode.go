@@ -147,7 +147,7 @@ func (m *machine) convert(op *Op) Result {
 		return Result{Verdict: ConvertRevoked}
 	case h.Convert.ID != "":
 		return Result{Verdict: ConvertPending}
-	case h.Mode.Covers(op.Mode) || m.others(i).admits(op.Mode):
+	case h.Mode.Covers(op.Mode) || m.modesBut(i).admits(op.Mode):
 		m.grantConversion(h, op.ID, op.Mode)
 	default:
 		if blocker := m.deadlock(i, op.Mode); blocker >= 0 {
@@ -202,8 +202,11 @@ func (r *Record) converting() bool {
 	return slices.ContainsFunc(r.Holders, func(e Entry) bool { return e.Convert.ID != "" })
 }
 
-// others returns the set of the modes of all holders but the i-th.
-func (r *Record) others(i int) modeSet {
+// modes returns the set of the modes held.
+func (r *Record) modes() modeSet { return r.modesBut(-1) }
+
+// modesBut leaves out the i-th holder.
+func (r *Record) modesBut(i int) modeSet {
 	var s modeSet
 	for k := range r.Holders {
 		if k != i {
@@ -228,7 +231,7 @@ func (m *machine) promoteConversions() (waits bool) {
 	})
 	for n := 0; n < len(queue); {
 		h := &m.Holders[queue[n]]
-		if !m.others(queue[n]).admits(h.Convert.Mode) {
+		if !m.modesBut(queue[n]).admits(h.Convert.Mode) {
 			n++
 			continue
 		}

@@ -10,8 +10,6 @@ type onceRules struct{ baseRules }
 
 // once is the body.
 type once struct {
-	noEntries
-	noTickets
 	result  Value
 	by      string // the id that stored it, "" without a result
 	seconds int    // least time that it stays, 0 = until it is deleted
@@ -59,8 +57,7 @@ func (k onceRules) apply(m *machine, op *Op) Result {
 	case m.once().by != "":
 		return Result{Verdict: Finished}
 	case m.Has(op.ID):
-		k.settle(m)
-		return Result{Verdict: Applied}
+		return m.settled()
 	case op.Verb == OpTry && m.oldestEntry().ID != "":
 		return Result{Verdict: Held, Blocker: m.oldestEntry()}
 	}
@@ -74,8 +71,7 @@ func (k onceRules) finish(m *machine, op *Op) Result {
 	switch {
 	case op.Fail && holds:
 		m.removeAll(selection{id: op.Holder})
-		k.settle(m)
-		return Result{Verdict: Applied}
+		return m.settled()
 	case op.Fail, o.by == op.Holder:
 		return Result{Verdict: Applied}
 	case !holds:
@@ -91,9 +87,8 @@ func (k onceRules) finish(m *machine, op *Op) Result {
 
 func (onceRules) settle(m *machine) {
 	if len(m.Holders) == 0 && len(m.Waiters) > 0 {
-		e := m.Waiters[0]
-		e.Token = 0
-		m.Holders, m.Waiters = []Entry{e}, nilIfEmpty(m.Waiters[1:])
+		m.grantHead(1)
+		m.Holders[0].Token = 0
 	}
 }
 

@@ -1,6 +1,7 @@
 package record
 
 import (
+	"cmp"
 	"iter"
 	"maps"
 	"slices"
@@ -25,20 +26,8 @@ type Record struct {
 // never modified: Apply works on a clone.
 type Body interface {
 	clone() Body
-	resolve(rev uint64)                // like Record.Resolve
-	bound(m *machine) int              // bytes of the longest form that it can take without new entries
-	remove(gone selection, m *machine) // removes its own entries, with m.noteRemoved for each
+	bound(m *machine) int // bytes of the longest form that it can take without new entries
 }
-
-// noEntries is embedded in a body without entries.
-type noEntries struct{}
-
-func (noEntries) remove(selection, *machine) {}
-
-// noTickets is embedded in a body without fields that need the revision of its write.
-type noTickets struct{}
-
-func (noTickets) resolve(uint64) {}
 
 // Clone returns a deep copy.
 func (r *Record) Clone() *Record {
@@ -71,13 +60,11 @@ func yieldAll(list []Entry, yield func(*Entry) bool) bool {
 // Resolve fills in rev, the revision at which r was read, in tickets without a revision and in
 // conversions whose Queued is 0.
 func (r *Record) Resolve(rev uint64) {
-	for _, list := range [][]Entry{r.Holders, r.Waiters} {
-		for i := range list {
-			list[i].Resolve(rev)
-		}
+	for e := range r.entries() {
+		e.Resolve(rev)
 	}
-	if r.Body != nil {
-		r.Body.resolve(rev)
+	if s, ok := r.Body.(*semaphore); ok {
+		s.sized = cmp.Or(s.sized, rev)
 	}
 }
 

@@ -1,7 +1,6 @@
 package record
 
 import (
-	"cmp"
 	"iter"
 	"slices"
 	"time"
@@ -14,7 +13,6 @@ type semaphoreRules struct{ baseRules }
 
 // semaphore is the body.
 type semaphore struct {
-	noEntries
 	size    int
 	initial int    // the size at creation; its users have to agree on it until a resize
 	sized   uint64 // revision of the write that set the size; 0 = this record's
@@ -69,14 +67,12 @@ func (k semaphoreRules) apply(m *machine, op *Op) Result {
 	default:
 		return k.acquire(m, op)
 	}
-	k.settle(m)
-	return Result{Verdict: Applied}
+	return m.settled()
 }
 
 func (k semaphoreRules) acquire(m *machine, op *Op) Result {
 	if m.Has(op.ID) {
-		k.settle(m)
-		return Result{Verdict: Applied}
+		return m.settled()
 	}
 	s := m.semaphore()
 	e := op.entry()
@@ -91,24 +87,10 @@ func (k semaphoreRules) acquire(m *machine, op *Op) Result {
 		return Result{Verdict: TooLarge, Have: s.size}
 	}
 	granted := firstInLine(m.Waiters) < 0 && e.Permits <= free && len(m.Holders) < m.lim.MaxHolders
-	switch {
-	case granted:
-	case op.Verb != OpAcquire:
+	if !granted && op.Verb != OpAcquire {
 		return Result{Verdict: Held, Blocker: m.oldestEntry()}
-	case len(m.Waiters) >= m.lim.MaxWaiters:
-		return m.queueFull()
 	}
-	if !m.reserve(&e) {
-		return m.tooLarge()
-	}
-	m.seedHoldTime(op)
-	if granted {
-		m.Holders = append(m.Holders, e)
-		return Result{Verdict: Applied}
-	}
-	m.Waiters = append(m.Waiters, e)
-	k.settle(m)
-	return Result{Verdict: Applied}
+	return m.admit(op, e, granted, len(m.Waiters))
 }
 
 func (k semaphoreRules) resize(m *machine, op *Op) Result {
@@ -124,8 +106,7 @@ func (k semaphoreRules) resize(m *machine, op *Op) Result {
 			m.Waiters[i].Refused = true
 		}
 	}
-	k.settle(m)
-	return Result{Verdict: Applied}
+	return m.settled()
 }
 
 // firstInLine returns the index of the first waiter that is not refused, -1 if there is none.
@@ -150,21 +131,6 @@ func (semaphoreRules) settle(m *machine) {
 	}
 	clear(m.Waiters[len(kept):])
 	m.Waiters = nilIfEmpty(kept)
-}
-
-func (semaphoreRules) states(r *Record) iter.Seq2[string, State] {
-	return func(yield func(string, State) bool) {
-		r.entryStates()(func(id string, st State) bool { return yield(id, refusedState(st)) })
-	}
-}
-
-func (semaphoreRules) standing(r *Record, op *Op) State { return refusedState(r.entryState(op.ID)) }
-
-func refusedState(st State) State {
-	if st.Entry != nil && st.Entry.Refused {
-		st.Standing, st.Why = Refused, TooLarge
-	}
-	return st
 }
 
 func (semaphoreRules) blockerOf(r *Record, op *Op) (Entry, bool) {
@@ -203,10 +169,6 @@ func (semaphoreRules) validate(d *decoder) error {
 }
 
 func (s *semaphore) clone() Body { return new(*s) }
-
-func (s *semaphore) resolve(rev uint64) {
-	s.sized = cmp.Or(s.sized, rev)
-}
 
 func (s *semaphore) bound(*machine) int {
 	return len(appendBody(nil, &semaphore{size: maxCount, initial: maxCount, resized: true}))
