@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -133,22 +134,19 @@ type Step struct {
 // Tarjan's algorithm.
 func (g *graph) circles() (groups [][]node) {
 	index, low := map[node]int{}, map[node]int{}
-	on := map[node]bool{}
 	var stack []node
 	var visit func(n node)
 	visit = func(n node) {
 		index[n] = len(index) + 1
 		low[n] = index[n]
-		stack, on[n] = append(stack, n), true
+		stack = append(stack, n)
 		self := false
 		for _, e := range g.edges[n] {
 			self = self || e.to == n
 			if index[e.to] == 0 {
 				visit(e.to)
-				low[n] = min(low[n], low[e.to])
-			} else if on[e.to] {
-				low[n] = min(low[n], index[e.to])
 			}
+			low[n] = min(low[n], low[e.to])
 		}
 		if low[n] != index[n] {
 			return
@@ -157,7 +155,7 @@ func (g *graph) circles() (groups [][]node) {
 		group := slices.Clone(stack[i:])
 		stack = stack[:i]
 		for _, m := range group {
-			on[m] = false
+			low[m] = math.MaxInt // its group is complete
 		}
 		if len(group) > 1 || self {
 			groups = append(groups, group)
@@ -268,22 +266,17 @@ func confirm(ctx context.Context, j Judge, path []edge) (c Cycle, agrees, proved
 			}
 		}
 		c, agrees = g.cycle(now), true
-		if g.proved(ctx, j, now) {
+		if g.proved(ctx, j) {
 			return c, true, true
 		}
 	}
 	return c, agrees, false
 }
 
-// proved reports whether no record of the path has changed since it was read.
-func (g *graph) proved(ctx context.Context, j Judge, path []edge) bool {
-	done := map[string]bool{}
-	for _, e := range path {
-		if done[e.from.key] {
-			continue
-		}
-		done[e.from.key] = true
-		if at, err := j.Prove(ctx, e.from.key, g.recs[e.from.key].rev); err != nil || !at {
+// proved reports whether no record has changed since it was read.
+func (g *graph) proved(ctx context.Context, j Judge) bool {
+	for key, v := range g.recs {
+		if at, err := j.Prove(ctx, key, v.rev); err != nil || !at {
 			return false
 		}
 	}

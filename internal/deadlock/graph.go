@@ -116,45 +116,32 @@ func (g *graph) readRecords(ctx context.Context, level []node) {
 			missing = append(missing, n.key)
 		}
 	}
-	shuffle(missing)
-	readAll(g.takeReads(missing), func(key string) func() {
-		rec, rev, err := g.src.Record(ctx, key)
-		return func() {
-			if err == nil {
-				g.recs[key] = versioned{rec, rev}
-			}
-		}
-	})
+	readAll(g, shuffled(missing), func(key string) (v versioned, err error) {
+		v.rec, v.rev, err = g.src.Record(ctx, key)
+		return v, err
+	}, func(key string, v versioned) { g.recs[key] = v })
 }
 
 // readDocs reads the documents for the entries in the way: first those of the holders, of
 // which there are few, then those of the waiters ahead.
 func (g *graph) readDocs(ctx context.Context, level []node) {
 	var holders, waiters []string
-	wanted := map[string]bool{}
 	for _, n := range level {
 		w, blockers := g.blockers(n)
+		rec := g.recs[n.key].rec
 		for i := range blockers {
 			e := &blockers[i]
-			lease := e.Lease()
-			if _, ok := g.docs[lease]; ok || wanted[lease] || onlyNeedsGrant(&blockers[i], w.Mode, g.recs[n.key].rec) {
+			if onlyNeedsGrant(e, w.Mode, rec) {
 				continue
 			}
-			if d, own := g.src.Own(lease); own {
-				g.addDoc(lease, d)
-				continue
-			}
-			wanted[lease] = true
-			if _, holds := g.recs[n.key].rec.Holder(e.ID); holds {
-				holders = append(holders, lease)
+			if _, holds := rec.Holder(e.ID); holds {
+				holders = append(holders, e.Lease())
 			} else {
-				waiters = append(waiters, lease)
+				waiters = append(waiters, e.Lease())
 			}
 		}
 	}
-	shuffle(holders)
-	shuffle(waiters)
-	g.readDocsOf(ctx, append(holders, waiters...))
+	g.readDocsOf(ctx, append(shuffled(holders), shuffled(waiters)...))
 }
 
 // readWaiting reads the documents of the units that wait at the nodes. A look does not read all of them: an entry that
@@ -162,28 +149,26 @@ func (g *graph) readDocs(ctx context.Context, level []node) {
 func (g *graph) readWaiting(ctx context.Context, nodes []node) {
 	var leases []string
 	for _, n := range nodes {
-		lease := record.LeaseOf(n.id)
-		if _, known := g.docs[lease]; known || slices.Contains(leases, lease) {
+		leases = append(leases, record.LeaseOf(n.id))
+	}
+	g.readDocsOf(ctx, leases)
+}
+
+// readDocsOf reads the documents that are not known.
+func (g *graph) readDocsOf(ctx context.Context, leases []string) {
+	var missing []string
+	listed := map[string]bool{}
+	for _, lease := range leases {
+		if _, known := g.docs[lease]; known || listed[lease] {
 			continue
 		}
 		if d, own := g.src.Own(lease); own {
 			g.addDoc(lease, d)
 		} else {
-			leases = append(leases, lease)
+			missing, listed[lease] = append(missing, lease), true
 		}
 	}
-	g.readDocsOf(ctx, leases)
-}
-
-func (g *graph) readDocsOf(ctx context.Context, leases []string) {
-	readAll(g.takeReads(leases), func(lease string) func() {
-		d, err := g.src.Doc(ctx, lease)
-		return func() {
-			if err == nil {
-				g.addDoc(lease, d)
-			}
-		}
-	})
+	readAll(g, missing, func(lease string) (*Doc, error) { return g.src.Doc(ctx, lease) }, g.addDoc)
 }
 
 func (g *graph) addDoc(lease string, d *Doc) {
@@ -270,20 +255,24 @@ func (g *graph) edgesOf(n node, every bool) (edges []edge) {
 	return edges
 }
 
-func shuffle(list []string) {
+func shuffled(list []string) []string {
 	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+	return list
 }
 
-// readAll calls read for all in parallel, and then the results one after the other.
-func readAll(list []string, read func(string) func()) {
-	done := make([]func(), len(list))
+// readAll reads a part of a list in parallel, and then adds what was read.
+func readAll[V any](g *graph, list []string, read func(string) (V, error), add func(string, V)) {
+	list = g.takeReads(list)
+	values, errs := make([]V, len(list)), make([]error, len(list))
 	var wg sync.WaitGroup
 	for i, item := range list {
-		wg.Go(func() { done[i] = read(item) })
+		wg.Go(func() { values[i], errs[i] = read(item) })
 	}
 	wg.Wait()
-	for _, f := range done {
-		f()
+	for i, item := range list {
+		if errs[i] == nil {
+			add(item, values[i])
+		}
 	}
 }
 
