@@ -276,20 +276,16 @@ func (op *Op) entry() Entry {
 // selection is a set of entries: the one with an id, those under some leases, or those that op targets.
 type selection struct {
 	id      string
-	leases  []string
-	many    map[string]bool // leases, if there are many
+	leases  map[string]bool
 	targets *Op
 }
 
 func selectLeases(leases []string) selection {
-	if len(leases) <= 4 {
-		return selection{leases: leases}
-	}
-	many := make(map[string]bool, len(leases))
+	s := selection{leases: make(map[string]bool, len(leases))}
 	for _, l := range leases {
-		many[l] = true
+		s.leases[l] = true
 	}
-	return selection{many: many}
+	return s
 }
 
 func (s *selection) has(e *Entry) bool {
@@ -299,12 +295,7 @@ func (s *selection) has(e *Entry) bool {
 	case s.targets != nil:
 		return s.targets.targets(e)
 	}
-	return s.hasLease(e.Lease())
-}
-
-// hasLease reports whether all entries under the lease are selected.
-func (s *selection) hasLease(lease string) bool {
-	return s.many[lease] || slices.Contains(s.leases, lease)
+	return s.leases[e.Lease()]
 }
 
 // nilIfEmpty makes an emptied list nil, as Decode does.

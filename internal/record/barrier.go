@@ -54,9 +54,7 @@ func (barrierRules) facts(r *Record, f *Facts) {
 
 func (barrierRules) initBody(r *Record, op *Op) { r.Body = &barrier{parties: op.Limit, gen: 1} }
 
-func (barrierRules) idle(r *Record) bool {
-	return len(r.Holders)+len(r.Waiters) == 0 && r.barrier().gen == 1
-}
+func (barrierRules) idle(r *Record) bool { return r.barrier().gen == 1 }
 
 // outlived: a caller reads the outcome of a generation within the time that a delete marker stays.
 func (barrierRules) outlived(r *Record, age time.Duration) bool {
@@ -101,14 +99,14 @@ func (op *Op) generation() uint64 { return max(op.Gen, 1) }
 
 func (k barrierRules) arrive(m *machine, op *Op) Result {
 	b, gen := m.barrier(), op.generation()
-	if m.Has(op.ID) || b.wasIn(gen, op.ID) {
+	if m.Has(op.ID) || b.known(gen).has(op.ID) {
 		return Result{Verdict: Applied} // the record says how it ended
 	}
 	forming := m.forming()
 	switch {
 	case op.Limit != b.parties:
 		return Result{Verdict: SizeMismatch, Have: b.parties}
-	case gen < b.gen && !b.remembers(gen):
+	case gen < b.gen && b.known(gen) == nil:
 		return Result{Verdict: Forgotten}
 	case gen != b.gen, forming == b.parties: // with forming == b.parties, the running action has to end first
 		return Result{Verdict: Stale}
@@ -156,12 +154,12 @@ func (k barrierRules) trip(m *machine, op *Op) Result {
 // action runs ends with the action.
 func (k barrierRules) reset(m *machine, op *Op) Result {
 	b, gen := m.barrier(), op.generation()
-	switch i := b.find(gen); {
+	switch g := b.known(gen); {
 	case op.Limit != b.parties:
 		return Result{Verdict: SizeMismatch, Have: b.parties}
 	case gen == b.gen && m.forming() > 0:
 		m.breakForming(WhyReset, op.ID)
-	case gen != b.gen && (i < 0 || b.ended[i].who != op.ID): // if equal, an earlier attempt has done it
+	case gen != b.gen && (g == nil || g.who != op.ID): // if equal, an earlier attempt has done it
 		return Result{Verdict: Stale}
 	}
 	return Result{Verdict: Applied}
@@ -283,29 +281,25 @@ func (r *Record) forming() (n int) {
 	return n
 }
 
-// find returns the index of a generation in ended, or -1.
-func (b *barrier) find(gen uint64) int {
-	return slices.IndexFunc(b.ended, func(g generation) bool { return g.gen == gen })
-}
-
-// remembers reports whether the parties of a complete generation are still known.
-func (b *barrier) remembers(gen uint64) bool {
-	return b.acting != nil && b.acting.gen == gen || b.find(gen) >= 0
-}
-
-// wasIn reports whether id is known as a party of a complete generation.
-func (b *barrier) wasIn(gen uint64, id string) bool {
-	if b.acting != nil && b.acting.gen == gen {
-		return slices.Contains(b.acting.ids, id)
+// known returns a generation that is complete or broken, nil if it is not known any more.
+func (b *barrier) known(gen uint64) *generation {
+	for g := range b.generations() {
+		if g.gen == gen {
+			return g
+		}
 	}
-	i := b.find(gen)
-	return i >= 0 && slices.Contains(b.ended[i].ids, id)
+	return nil
 }
+
+// has reports whether id is known as a party of the generation.
+func (g *generation) has(id string) bool { return g != nil && slices.Contains(g.ids, id) }
 
 func (k barrierRules) standing(r *Record, op *Op) State {
 	b, gen := r.barrier(), op.generation()
+	g := b.known(gen)
+	runs := g != nil && g == b.acting
 	if op.Verb == OpCancel {
-		if op.Life == r.Life && b.acting != nil && b.acting.gen == gen && b.wasIn(gen, op.ID) && indexOf(r.Holders, op.ID) < 0 {
+		if op.Life == r.Life && runs && g.has(op.ID) && indexOf(r.Holders, op.ID) < 0 {
 			return State{Standing: Waiting} // for the end of the action
 		}
 		return State{Standing: Granted}
@@ -313,17 +307,16 @@ func (k barrierRules) standing(r *Record, op *Op) State {
 	if st := r.entryState(op.ID); st.Entry != nil {
 		return st
 	}
-	i := b.find(gen)
 	switch {
 	case op.Life != r.Life:
 		return State{Standing: Refused, Why: OtherLife}
-	case i < 0 && b.wasIn(gen, op.ID):
+	case runs && g.has(op.ID):
 		return State{Standing: Waiting} // its entry was removed while the action runs
-	case gen < b.gen && !b.remembers(gen):
+	case gen < b.gen && g == nil:
 		return State{Standing: Refused, Why: Forgotten}
-	case i < 0 || !b.wasIn(gen, op.ID):
+	case !g.has(op.ID):
 		return State{}
-	case b.ended[i].why != "":
+	case g.why != "":
 		return State{Standing: Refused, Why: Broken}
 	}
 	return State{Standing: Granted}

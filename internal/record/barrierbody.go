@@ -20,17 +20,22 @@ func (b *barrier) fields(f *fields) {
 	f.need()
 	f.number(`,"gen":`, &b.gen)
 	f.need()
-	places := map[string]int{}
-	var leases []string
-	if f.d == nil {
+	places, leases := map[string]int{}, []string(nil)
+	if f.d != nil {
+		leases = f.d.leases
+	} else {
 		leases = b.leases(places)
 	}
-	field(f, `,"leases":`, &leases, len(leases) > 0, appendLeases, (*decoder).leasesOfIDs)
-	appendGeneration := func(dst []byte, g *generation) []byte { return g.append(dst, places) }
-	field(f, `,"acting":`, &b.acting, b.acting != nil, appendGeneration, (*decoder).generation)
-	field(f, `,"ended":`, &b.ended, len(b.ended) > 0, func(dst []byte, ended []generation) []byte {
-		return appendList(dst, "[]", len(ended), func(dst []byte, i int) []byte { return appendGeneration(dst, &ended[i]) })
-	}, (*decoder).generations)
+	list(f, `,"leases":`, &leases, appendString, (*decoder).lease)
+	if f.d != nil {
+		f.d.leases = leases
+	}
+	write := func(dst []byte, g *generation) []byte { return g.append(dst, places) }
+	field(f, `,"acting":`, &b.acting, b.acting != nil, write, (*decoder).generation)
+	list(f, `,"ended":`, &b.ended, func(dst []byte, g generation) []byte { return write(dst, &g) }, func(d *decoder) (generation, error) {
+		g, err := d.generation()
+		return *g, err
+	})
 }
 
 // fields are those of a stored generation. places are those of the leases.
@@ -50,6 +55,18 @@ func (g *generation) append(dst []byte, places map[string]int) []byte {
 	return f.close(len(dst))
 }
 
+func (d *decoder) generation() (*generation, error) {
+	g := new(generation)
+	f := fields{d: d}
+	for f.pass() {
+		g.fields(&f, nil)
+	}
+	if f.err == nil && (f.missing() || g.why == "" && (g.who != "" || g.ids == nil)) {
+		return g, d.fail("a generation needs gen, and ids or broken")
+	}
+	return g, f.err
+}
+
 // leases returns the leases of all ids, and notes their places.
 func (b *barrier) leases(places map[string]int) (leases []string) {
 	for g := range b.generations() {
@@ -64,41 +81,11 @@ func (b *barrier) leases(places map[string]int) (leases []string) {
 	return leases
 }
 
-func appendLeases(dst []byte, leases []string) []byte {
-	return appendList(dst, "[]", len(leases), func(dst []byte, i int) []byte { return appendString(dst, leases[i]) })
-}
-
-func (d *decoder) leasesOfIDs() ([]string, error) {
-	err := d.array(func() error {
-		lease, err := d.string()
-		if err == nil && !validLease(lease) {
-			return d.fail("a lease is not valid")
-		}
-		d.leases = append(d.leases, lease)
-		return err
-	})
-	return d.leases, err
-}
-
-func (d *decoder) generations() (list []generation, err error) {
-	err = d.array(func() error {
-		g, err := d.generation()
-		list = append(list, *g)
-		return err
-	})
-	return list, err
-}
-
-func (d *decoder) generation() (*generation, error) {
-	g := new(generation)
-	f := fields{d: d}
-	for f.pass() {
-		g.fields(&f, nil)
+func (d *decoder) lease() (lease string, err error) {
+	if lease, err = d.string(); err == nil && !validLease(lease) {
+		err = d.fail("a lease is not valid")
 	}
-	if f.err == nil && (f.missing() || g.why == "" && (g.who != "" || g.ids == nil)) {
-		return g, d.fail("a generation needs gen, and ids or broken")
-	}
-	return g, f.err
+	return lease, err
 }
 
 // storedIDs reads the ids of a generation as one text. They are parsed when all leases are known.

@@ -165,17 +165,15 @@ func (d *decoder) entry(holder bool, c *compact) (e Entry, err error) {
 	return e, err
 }
 
-// conversion reads the conversion of a holder.
 func (d *decoder) conversion() (c Conversion, err error) {
-	start := d.i
 	f := fields{d: d}
 	for f.pass() {
 		c.fields(&f)
 	}
-	if err = f.err; err == nil && f.missing() {
-		err = d.failAt(start, "a conversion needs id, mode and queued")
+	if f.err == nil && f.missing() {
+		return c, d.fail("a conversion needs id, mode and queued")
 	}
-	return c, err
+	return c, f.err
 }
 
 func (d *decoder) name() (name string, err error) {

@@ -28,9 +28,8 @@ type Entry struct {
 	Revoked   bool // holders of every kind: an operator told the owner to release. The entry still blocks
 	LetTurn   bool // an operator told the owner to release a hold by a turn; a later grant by the record is not affected
 
-	// Of other kinds than plain locks: rules.fields says which kind has which.
+	// Of other kinds than plain locks.
 
-	// For other kinds than plain locks; rules.fields says which kind has which.
 	Refused   bool   // semaphore, a waiter: asks for more permits than the size after a resize; it stays refused
 	Acts      bool   // barrier: runs an action if it is the last to arrive
 	SignalAll bool   // see Signalled

@@ -108,6 +108,20 @@ func readField[T any](f *fields, name string, v *T, read func(*decoder) (T, erro
 	}
 }
 
+// list passes over a field whose value is a list.
+func list[T any](f *fields, name string, v *[]T, write func([]byte, T) []byte, read func(*decoder) (T, error)) {
+	field(f, name, v, len(*v) > 0, func(dst []byte, v []T) []byte {
+		return appendList(dst, "[]", len(v), func(dst []byte, i int) []byte { return write(dst, v[i]) })
+	}, func(d *decoder) (v []T, err error) {
+		err = d.array(func() error {
+			e, err := read(d)
+			v = append(v, e)
+			return err
+		})
+		return v, err
+	})
+}
+
 // close ends an object that was written from start on.
 func (f *fields) close(start int) []byte {
 	f.out[start] = '{' // instead of a comma

@@ -51,7 +51,7 @@ type rules interface {
 	// settle grants what can be granted after a change of the entries. m.op is the operation that
 	// changed them, and m.removed are the entries that it removed.
 	settle(m *machine)
-	// idle reports whether r contains nothing worth keeping.
+	// idle reports whether r, without entries, contains nothing worth keeping.
 	idle(r *Record) bool
 	// outlived is Record.Outlived, for a record without entries.
 	outlived(r *Record, age time.Duration) bool
@@ -78,7 +78,7 @@ type baseRules struct{}
 
 func (baseRules) initBody(*Record, *Op)                {}
 func (baseRules) settle(*machine)                      {}
-func (baseRules) idle(r *Record) bool                  { return len(r.Holders)+len(r.Waiters) == 0 }
+func (baseRules) idle(*Record) bool                    { return true }
 func (baseRules) outlived(*Record, time.Duration) bool { return false }
 
 func (baseRules) states(r *Record) iter.Seq2[string, State] { return r.entryStates() }
@@ -244,7 +244,7 @@ func noLeases(func(string, time.Duration) bool) {}
 // Idle reports whether r contains nothing worth keeping: its key can be deleted.
 func (r *Record) Idle() bool {
 	k := r.rules()
-	return r == nil || r.Kind == "" || k != nil && k.idle(r)
+	return r == nil || r.Kind == "" || k != nil && len(r.Holders)+len(r.Waiters) == 0 && k.idle(r)
 }
 
 // Outlived reports whether r, last written so long ago, is of no use any more, though it isn't

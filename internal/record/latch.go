@@ -168,13 +168,11 @@ func withSequence(spans []span, seq uint64) []span {
 		i++
 	}
 	out := slices.Insert(slices.Clone(spans), i, span{seq, seq})
-	if i+1 < len(out) && out[i+1].from-1 == seq {
-		out[i].to = out[i+1].to
-		out = slices.Delete(out, i+1, i+2)
-	}
-	if i > 0 && out[i-1].to+1 == seq {
-		out[i-1].to = out[i].to
-		out = slices.Delete(out, i, i+1)
+	for i = min(i+1, len(out)-1); i > 0; i-- {
+		if out[i-1].to+1 == out[i].from {
+			out[i-1].to = out[i].to
+			out = slices.Delete(out, i, i+1)
+		}
 	}
 	return out
 }
@@ -331,7 +329,7 @@ func (l *latch) bound(*machine) int {
 // remove removes the marks of dead leases, and prevents late counts of theirs.
 func (l *latch) remove(gone selection, m *machine) {
 	had := len(l.marks)
-	l.marks = slices.DeleteFunc(l.marks, func(k mark) bool { return gone.hasLease(k.lease) })
+	l.marks = slices.DeleteFunc(l.marks, func(k mark) bool { return gone.leases[k.lease] })
 	if len(l.marks) < had {
 		l.fenced, m.size = m.rev+1, -1
 	}

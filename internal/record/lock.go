@@ -13,9 +13,7 @@ import (
 // cond.go, elections in election.go.
 type lockRules struct{ baseRules }
 
-func (lockRules) idle(r *Record) bool {
-	return len(r.Holders) == 0 && len(r.Waiters) == 0 && r.Body == nil
-}
+func (lockRules) idle(r *Record) bool { return r.Body == nil }
 
 func (lockRules) facts(r *Record, f *Facts) {
 	f.Queues = slices.Clip(r.conditions())
@@ -127,20 +125,23 @@ func (lockRules) blockerOf(r *Record, op *Op) (Entry, bool) {
 		}
 		return Entry{}, false
 	}
-	for i := range r.Holders {
-		if h := &r.Holders[i]; h.ID != op.Holder && !Compatible(h.Mode, op.Mode) {
-			return *h, true
-		}
+	if h, ok := r.excluder(op.Mode, op.Holder); ok {
+		return h, true
 	}
 	if _, before, _ := r.Waiter(op.ID); before > 0 {
 		return r.Waiters[before-1], true
 	}
-	for i := range r.Holders {
-		if h := &r.Holders[i]; h.Convert.ID != "" && h.Convert.ID != op.ID {
-			return *h, true
-		}
-	}
-	return Entry{}, false
+	return r.converter(op.ID)
+}
+
+// excluder returns a holder whose mode excludes the wanted one, besides the holder with the id.
+func (r *Record) excluder(want Mode, besides string) (Entry, bool) {
+	return find(r.Holders, func(e *Entry) bool { return e.ID != besides && !Compatible(e.Mode, want) })
+}
+
+// converter returns a holder that waits for a conversion, besides the one with the id.
+func (r *Record) converter(besides string) (Entry, bool) {
+	return find(r.Holders, func(e *Entry) bool { return e.Convert.ID != "" && e.Convert.ID != besides })
 }
 
 // ahead: a conversion waits for holders, and a waiter for all holders and all waiters before it. An entry that waits
@@ -257,15 +258,11 @@ func (m *machine) grantable(want Mode) bool {
 // blocker returns the entry that a request that is not grantable would wait for: a holder that excludes it, else
 // a holder that waits for a conversion, else the head of the queue, else (too many holders) the oldest holder.
 func (m *machine) blocker(want Mode) Entry {
-	for i := range m.Holders {
-		if !Compatible(m.Holders[i].Mode, want) {
-			return m.Holders[i]
-		}
+	if h, ok := m.excluder(want, ""); ok {
+		return h
 	}
-	for i := range m.Holders {
-		if m.Holders[i].Convert.ID != "" {
-			return m.Holders[i]
-		}
+	if h, ok := m.converter(""); ok {
+		return h
 	}
 	if len(m.Waiters) > 0 {
 		return m.Waiters[0]

@@ -110,24 +110,21 @@ func (m Mode) Covers(o Mode) bool { return m.Valid() && o.Valid() && compatible[
 // Meet returns the strongest mode that both a and b cover: the mode that is certainly held if one of
 // them is, and it is not known which. It is None if either is not valid.
 func Meet(a, b Mode) Mode {
-	best := None
-	for m := IS; m <= X; m++ {
-		if a.Covers(m) && b.Covers(m) && (best == None || m.Covers(best)) {
-			best = m
-		}
-	}
-	return best
+	return best(func(m Mode) bool { return a.Covers(m) && b.Covers(m) }, Mode.Covers)
 }
 
 // Join returns the weakest mode that covers both a and b. It is None if either is not valid.
 func Join(a, b Mode) Mode {
-	best := None
+	return best(func(m Mode) bool { return m.Covers(a) && m.Covers(b) }, func(m, o Mode) bool { return o.Covers(m) })
+}
+
+func best(fits func(Mode) bool, better func(m, o Mode) bool) (found Mode) {
 	for m := IS; m <= X; m++ {
-		if m.Covers(a) && m.Covers(b) && (best == None || best.Covers(m)) {
-			best = m
+		if fits(m) && (found == None || better(m, found)) {
+			found = m
 		}
 	}
-	return best
+	return found
 }
 
 // convert gives a holder another mode, at once or later.

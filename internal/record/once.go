@@ -29,7 +29,7 @@ func (o *once) retention() time.Duration { return time.Duration(o.seconds) * tim
 
 func (onceRules) initBody(r *Record, _ *Op) { r.Body = new(once) }
 
-func (onceRules) idle(r *Record) bool { return len(r.Holders)+len(r.Waiters) == 0 && r.once().by == "" }
+func (onceRules) idle(r *Record) bool { return r.once().by == "" }
 
 // outlived: a result stays for the time that was stored with it. Nothing writes the record meanwhile.
 func (onceRules) outlived(r *Record, age time.Duration) bool {

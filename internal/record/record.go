@@ -70,10 +70,7 @@ func (r *Record) Resolve(rev uint64) {
 
 // Holder returns the holder with the given id, if there is one.
 func (r *Record) Holder(id string) (Entry, bool) {
-	if i := indexOf(r.Holders, id); i >= 0 {
-		return r.Holders[i], true
-	}
-	return Entry{}, false
+	return find(r.Holders, func(e *Entry) bool { return e.ID == id })
 }
 
 // Waiter returns the waiter with the given id, if there is one, and the number of waiters before it.
@@ -143,6 +140,16 @@ func (r *Record) clone() *Record {
 		c.Body = r.Body.clone()
 	}
 	return c
+}
+
+// find returns the first entry that matches.
+func find(list []Entry, matches func(*Entry) bool) (Entry, bool) {
+	for i := range list {
+		if matches(&list[i]) {
+			return list[i], true
+		}
+	}
+	return Entry{}, false
 }
 
 func indexOf(list []Entry, id string) int {

@@ -38,10 +38,7 @@ func (semaphoreRules) initBody(r *Record, op *Op) {
 }
 
 // idle: a size that was set by a resize is worth keeping.
-func (semaphoreRules) idle(r *Record) bool {
-	s := r.semaphore()
-	return len(r.Holders)+len(r.Waiters) == 0 && s.size == s.initial
-}
+func (semaphoreRules) idle(r *Record) bool { return r.semaphore().size == r.semaphore().initial }
 
 func (semaphoreRules) verbs() *verbTable { return &semaphoreVerbs }
 
