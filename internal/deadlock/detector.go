@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -362,15 +363,11 @@ func (d *Detector) compose() map[string][]Unit {
 	d.mu.Lock()
 	long := map[Member][]*Waiter{}
 	for _, w := range d.waits {
-		if w.overdue {
-			long[w.Unit] = nil
-		}
+		long[w.Unit] = append(long[w.Unit], w)
 	}
-	for _, w := range d.waits {
-		if _, ok := long[w.Unit]; ok {
-			long[w.Unit] = append(long[w.Unit], w)
-		}
-	}
+	maps.DeleteFunc(long, func(_ Member, waits []*Waiter) bool {
+		return !slices.ContainsFunc(waits, func(w *Waiter) bool { return w.overdue })
+	})
 	d.mu.Unlock()
 	out := map[string][]Unit{}
 	for m, waits := range long {
