@@ -109,7 +109,7 @@ func (m *machine) apply(op *Op) Result {
 		*m.Record, m.size = Record{}, -1
 		return Result{Verdict: Applied}
 	default:
-		return k.apply(m, op)
+		return op.rule().apply(m, op)
 	}
 	return m.settled()
 }
@@ -250,7 +250,7 @@ func sameBody(was, is Body, rev uint64) bool {
 
 // delete deletes a record without entries, whatever its body keeps. A later operation in
 // the same write makes a new record.
-func (m *machine) delete() Result {
+func (m *machine) delete(*Op) Result {
 	if e := m.oldestEntry(); e.ID != "" {
 		return Result{Verdict: InUse, Blocker: e}
 	}

@@ -64,40 +64,33 @@ func (barrierRules) outlived(r *Record, age time.Duration) bool {
 func (barrierRules) verbs() *verbTable { return &barrierVerbs }
 
 var barrierVerbs = verbTable{
-	OpArrive:      {needEntry | needParties | noMode | needLife | waits | proven, OpCancel},
-	OpArriveToAct: {needEntry | needParties | noMode | needLife | waits | proven, OpCancel},
-	OpCancel:      {needID | needParties | needLife | waits | mustComplete, 0},
-	OpTrip:        {needID | needHolder | mustComplete, 0}, // the id of the hold belongs to this life
-	OpReset:       {needID | needParties | needLife, 0},
-	OpDelete:      {needLife, 0},
+	OpArrive:      {needEntry | needParties | noMode | needLife | waits | proven, OpCancel, (*machine).arrive},
+	OpArriveToAct: {needEntry | needParties | noMode | needLife | waits | proven, OpCancel, (*machine).arrive},
+	OpCancel:      {needID | needParties | needLife | waits | mustComplete, 0, (*machine).cancelArrival},
+	OpTrip:        {needID | needHolder | mustComplete, 0, (*machine).trip}, // the id of the hold belongs to this life
+	OpReset:       {needID | needParties | needLife, 0, (*machine).reset},
+	OpDelete:      {needLife, 0, (*machine).deleteBarrier},
 }
 
-func (k barrierRules) apply(m *machine, op *Op) Result {
-	switch op.Verb {
-	case OpArrive, OpArriveToAct:
-		return k.arrive(m, op)
-	case OpCancel:
-		// A generation that has ended, or whose action runs, gets its outcome without this.
-		if b := m.barrier(); op.generation() == b.gen && op.Limit == b.parties {
-			m.breakForming(WhyCancelled, op.ID)
-		}
-	case OpTrip:
-		return k.trip(m, op)
-	case OpReset:
-		return k.reset(m, op)
-	case OpDelete:
-		if m.oldestEntry().ID == "" && m.barrier().added > 0 {
-			return Result{Verdict: Stale} // its parties read the outcome off this write
-		}
-		return m.delete()
+// cancelArrival: a generation that has ended, or whose action runs, gets its outcome without this.
+func (m *machine) cancelArrival(op *Op) Result {
+	if b := m.barrier(); op.generation() == b.gen && op.Limit == b.parties {
+		m.breakForming(WhyCancelled, op.ID)
 	}
 	return Result{Verdict: Applied}
+}
+
+func (m *machine) deleteBarrier(op *Op) Result {
+	if m.oldestEntry().ID == "" && m.barrier().added > 0 {
+		return Result{Verdict: Stale} // its parties read the outcome off this write
+	}
+	return m.delete(op)
 }
 
 // generation returns the generation that op names. 0, of a caller that found no record, is the first.
 func (op *Op) generation() uint64 { return max(op.Gen, 1) }
 
-func (k barrierRules) arrive(m *machine, op *Op) Result {
+func (m *machine) arrive(op *Op) Result {
 	b, gen := m.barrier(), op.generation()
 	if m.Has(op.ID) || b.known(gen).has(op.ID) {
 		return Result{Verdict: Applied} // the record says how it ended
@@ -128,7 +121,7 @@ func (k barrierRules) arrive(m *machine, op *Op) Result {
 	return m.settled()
 }
 
-func (k barrierRules) trip(m *machine, op *Op) Result {
+func (m *machine) trip(op *Op) Result {
 	b := m.barrier()
 	if i := indexOf(m.Holders, op.Holder); i >= 0 && m.Holders[i].Token == op.Token {
 		if op.Fail {
@@ -152,7 +145,7 @@ func (k barrierRules) trip(m *machine, op *Op) Result {
 
 // reset breaks the generation that op names, if it is still forming and has an entry. A generation whose
 // action runs ends with the action.
-func (k barrierRules) reset(m *machine, op *Op) Result {
+func (m *machine) reset(op *Op) Result {
 	b, gen := m.barrier(), op.generation()
 	switch g := b.known(gen); {
 	case op.Limit != b.parties:

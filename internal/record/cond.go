@@ -123,7 +123,7 @@ func (m *machine) wait(op *Op) Result {
 func (e *Entry) rename(id string) { e.ID, e.LastSignal, e.Signalled, e.SignalAll = id, 0, "", false }
 
 // cancelWait ends a wait, signalled or not: its entry waits for the lock from now on.
-func (m *machine) cancelWait(op *Op) {
+func (m *machine) cancelWait(op *Op) Result {
 	if name, i := m.inCondition(op.ID); i >= 0 {
 		waiters := m.condition(name)
 		e := waiters[i]
@@ -134,7 +134,7 @@ func (m *machine) cancelWait(op *Op) {
 		m.Holders[i].rename(op.ID)
 		m.size = -1
 	}
-	m.promote()
+	return m.settled()
 }
 
 // signal wakes the first of a condition's queue, or all. A signal that wakes nobody leaves nothing

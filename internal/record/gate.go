@@ -30,33 +30,12 @@ func (gateRules) initBody(r *Record, op *Op) { r.Body = &gate{parties: op.Limit,
 func (gateRules) verbs() *verbTable { return &gateVerbs }
 
 var gateVerbs = verbTable{
-	OpEnter:  {needEntry | needParties | noMode | needLife | waits | proven, OpCancel},
-	OpCancel: {needID | needParties | mustComplete, 0},
-	OpLeave:  {needID | needHolder | waits | mustComplete | leaves, 0}, // the id of the hold belongs to this life
+	OpEnter:  {needEntry | needParties | noMode | needLife | waits | proven, OpCancel, (*machine).enter},
+	OpCancel: {needID | needParties | mustComplete, 0, (*machine).cancelEnter},
+	OpLeave:  {needID | needHolder | waits | mustComplete | leaves, 0, (*machine).leave}, // the id of the hold belongs to this life
 }
 
-func (k gateRules) apply(m *machine, op *Op) Result {
-	switch op.Verb {
-	case OpEnter:
-		return k.enter(m, op)
-	case OpCancel:
-		k.cancel(m, op)
-	case OpLeave:
-		i := indexOf(m.Holders, op.Holder)
-		switch {
-		case sequenceOf(op.ID) == 0:
-			return Result{Verdict: BadOp}
-		case i < 0: // the gate was cleared, or the member was removed
-		case !m.gate().open || m.Holders[i].Token != op.Token:
-			return Result{Verdict: NotHolder}
-		case m.Holders[i].Leaving == 0:
-			m.Holders[i].Leaving = sequenceOf(op.ID)
-		}
-	}
-	return m.settled()
-}
-
-func (k gateRules) enter(m *machine, op *Op) Result {
+func (m *machine) enter(op *Op) Result {
 	g := m.gate()
 	switch {
 	case m.Has(op.ID):
@@ -71,8 +50,8 @@ func (k gateRules) enter(m *machine, op *Op) Result {
 	return m.enqueue(op)
 }
 
-// cancel undoes an enter unless the gate has opened for it. An enter without an entry is refused from then on.
-func (k gateRules) cancel(m *machine, op *Op) {
+// cancelEnter undoes an enter unless the gate has opened for it. An enter without an entry is refused from then on.
+func (m *machine) cancelEnter(op *Op) Result {
 	g := m.gate()
 	inside := g.open && indexOf(m.Holders, op.ID) >= 0
 	switch {
@@ -83,6 +62,21 @@ func (k gateRules) cancel(m *machine, op *Op) {
 		g.gen++
 		m.forceWrite = true
 	}
+	return m.settled()
+}
+
+func (m *machine) leave(op *Op) Result {
+	i := indexOf(m.Holders, op.Holder)
+	switch {
+	case sequenceOf(op.ID) == 0:
+		return Result{Verdict: BadOp}
+	case i < 0: // the gate was cleared, or the member was removed
+	case !m.gate().open || m.Holders[i].Token != op.Token:
+		return Result{Verdict: NotHolder}
+	case m.Holders[i].Leaving == 0:
+		m.Holders[i].Leaving = sequenceOf(op.ID)
+	}
+	return m.settled()
 }
 
 // settle clears an open gate, moves waiters up and opens a full gate.

@@ -46,8 +46,6 @@ type rules interface {
 	verbs() *verbTable
 	// initBody gives a new record its body. op is the operation that creates the record.
 	initBody(r *Record, op *Op)
-	// apply applies an operation that passed check.
-	apply(m *machine, op *Op) Result
 	// settle grants what can be granted after a change of the entries. m.op is the operation that
 	// changed them, and m.removed are the entries that it removed.
 	settle(m *machine)

@@ -58,14 +58,14 @@ func (latchRules) outlived(r *Record, age time.Duration) bool {
 func (latchRules) verbs() *verbTable { return &latchVerbs }
 
 var latchVerbs = verbTable{
-	OpCount:   {needEntry | needN | needLimit | needLife | proven, OpUncount},
-	OpAdd:     {needEntry | needN | needLimit | needLife | proven, OpUncount},
-	OpUncount: {needID | needLife | mustComplete, 0},
-	OpAwait:   {needEntry | needLimit | needLife | waits, OpRelease},
-	OpDelete:  {needLife, 0},
+	OpCount:   {needEntry | needN | needLimit | needLife | proven, OpUncount, (*machine).applyToLatch},
+	OpAdd:     {needEntry | needN | needLimit | needLife | proven, OpUncount, (*machine).applyToLatch},
+	OpUncount: {needID | needLife | mustComplete, 0, (*machine).applyToLatch},
+	OpAwait:   {needEntry | needLimit | needLife | waits, OpRelease, (*machine).applyToLatch},
+	OpDelete:  {needLife, 0, (*machine).applyToLatch},
 }
 
-func (k latchRules) apply(m *machine, op *Op) Result {
+func (m *machine) applyToLatch(op *Op) Result {
 	l := m.latch()
 	if l.unused && l.initial == 0 {
 		l.count, l.initial = op.Limit, op.Limit // an uncount has made it, which has no Limit
@@ -75,7 +75,7 @@ func (k latchRules) apply(m *machine, op *Op) Result {
 		if op.All { // the waiters see that the record is another one
 			m.Waiters = nil
 		}
-		return m.delete()
+		return m.delete(op)
 	case op.Verb == OpUncount:
 		return l.uncount(m, op)
 	case op.Limit != l.initial:

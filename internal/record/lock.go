@@ -36,41 +36,16 @@ func (lockRules) longest(e *Entry) {
 func (lockRules) verbs() *verbTable { return &lockVerbs }
 
 var lockVerbs = verbTable{
-	OpAcquire:     {needEntry | needMode | noN | waits | blind, OpRelease},
-	OpTry:         {needEntry | needMode | noN | waits | blind, OpRelease},
-	OpConvert:     {needHold | needMode | waits | mustComplete, OpUnconvert},
-	OpUnconvert:   {needHold | needMode | mustComplete, 0},
-	OpStopWaiting: {needID, 0},
-	OpAdvance:     {needID, 0},
-	OpWait:        {needHold | needToken | needQueue | waits | waitsAfterUndo, OpCancelWait},
-	OpCancelWait:  {needHold | needToken | mustComplete, 0},
-	OpSignal:      {needHold | needToken | needQueue, 0},
-	OpProclaim:    {needHold | needToken | needValue, 0},
-}
-
-func (lockRules) apply(m *machine, op *Op) Result {
-	switch op.Verb {
-	case OpAcquire, OpTry:
-		return m.acquire(op)
-	case OpConvert:
-		return m.convert(op)
-	case OpWait:
-		return m.wait(op)
-	case OpSignal:
-		return m.signal(op)
-	case OpProclaim:
-		return m.proclaim(op)
-	case OpCancelWait:
-		m.cancelWait(op)
-	case OpStopWaiting:
-		m.stopWaiting(op)
-	case OpAdvance:
-		m.advance(op.ID, op.Token)
-		m.promote()
-	default:
-		m.unconvert(op)
-	}
-	return Result{Verdict: Applied}
+	OpAcquire:     {needEntry | needMode | noN | waits | blind, OpRelease, (*machine).acquire},
+	OpTry:         {needEntry | needMode | noN | waits | blind, OpRelease, (*machine).acquire},
+	OpConvert:     {needHold | needMode | waits | mustComplete, OpUnconvert, (*machine).convert},
+	OpUnconvert:   {needHold | needMode | mustComplete, 0, (*machine).unconvert},
+	OpStopWaiting: {needID, 0, (*machine).stopWaiting},
+	OpAdvance:     {needID, 0, (*machine).advanceTo},
+	OpWait:        {needHold | needToken | needQueue | waits | waitsAfterUndo, OpCancelWait, (*machine).wait},
+	OpCancelWait:  {needHold | needToken | mustComplete, 0, (*machine).cancelWait},
+	OpSignal:      {needHold | needToken | needQueue, 0, (*machine).signal},
+	OpProclaim:    {needHold | needToken | needValue, 0, (*machine).proclaim},
 }
 
 func (lockRules) settle(m *machine) {

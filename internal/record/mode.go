@@ -160,7 +160,7 @@ func (m *machine) convert(op *Op) Result {
 // unconvert undoes a conversion, whether it waits, was granted or was never written, and makes
 // sure that the holder has at most op.Mode then: its handle relies on no more since it gave up.
 // A later conversion of the hold stays.
-func (m *machine) unconvert(op *Op) {
+func (m *machine) unconvert(op *Op) Result {
 	if i := indexOf(m.Holders, op.Holder); i >= 0 {
 		h := &m.Holders[i]
 		if newest := sequenceOf(h.Convert.ID + h.Converted); newest <= sequenceOf(op.ID) { // at most one is set
@@ -170,7 +170,7 @@ func (m *machine) unconvert(op *Op) {
 			}
 		}
 	}
-	m.promote()
+	return m.settled()
 }
 
 // grantConversion grants a conversion. A mode that excludes more is a new grant, with a new token: other holders may

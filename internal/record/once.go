@@ -40,19 +40,13 @@ func (onceRules) outlived(r *Record, age time.Duration) bool {
 func (onceRules) verbs() *verbTable { return &onceVerbs }
 
 var onceVerbs = verbTable{
-	OpAcquire: {needEntry | needLife | waits, OpRelease},
-	OpTry:     {needEntry | needLife | waits, OpRelease},
-	OpFinish:  {needID | needHolder | mayN | needLife | proven | mustComplete, OpFinish},
-	OpDelete:  {needLife, 0},
+	OpAcquire: {needEntry | needLife | waits, OpRelease, (*machine).run},
+	OpTry:     {needEntry | needLife | waits, OpRelease, (*machine).run},
+	OpFinish:  {needID | needHolder | mayN | needLife | proven | mustComplete, OpFinish, (*machine).finish},
+	OpDelete:  {needLife, 0, (*machine).delete},
 }
 
-func (k onceRules) apply(m *machine, op *Op) Result {
-	switch op.Verb {
-	case OpDelete:
-		return m.delete()
-	case OpFinish:
-		return k.finish(m, op)
-	}
+func (m *machine) run(op *Op) Result {
 	switch {
 	case m.once().by != "":
 		return Result{Verdict: Finished}
@@ -64,7 +58,7 @@ func (k onceRules) apply(m *machine, op *Op) Result {
 	return m.enqueue(op)
 }
 
-func (k onceRules) finish(m *machine, op *Op) Result {
+func (m *machine) finish(op *Op) Result {
 	o := m.once()
 	i := indexOf(m.Holders, op.Holder)
 	holds := i >= 0 && m.Holders[i].Token == op.Token

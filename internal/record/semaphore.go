@@ -43,31 +43,22 @@ func (semaphoreRules) idle(r *Record) bool { return r.semaphore().size == r.sema
 func (semaphoreRules) verbs() *verbTable { return &semaphoreVerbs }
 
 var semaphoreVerbs = verbTable{
-	OpAcquire: {needEntry | needN | needLimit | waits | blind, OpRelease},
-	OpTry:     {needEntry | needN | needLimit | waits | blind, OpRelease},
-	OpDrain:   {needEntry | needLimit | waits | blind, OpRelease},
-	OpReduce:  {needID | needHolder | needN | mustComplete, 0},
-	OpResize:  {needN | needLimit | needLife, 0},
-	OpDelete:  {needLife, 0},
+	OpAcquire: {needEntry | needN | needLimit | waits | blind, OpRelease, (*machine).acquirePermits},
+	OpTry:     {needEntry | needN | needLimit | waits | blind, OpRelease, (*machine).acquirePermits},
+	OpDrain:   {needEntry | needLimit | waits | blind, OpRelease, (*machine).acquirePermits},
+	OpReduce:  {needID | needHolder | needN | mustComplete, 0, (*machine).reduce},
+	OpResize:  {needN | needLimit | needLife, 0, (*machine).resize},
+	OpDelete:  {needLife, 0, (*machine).delete},
 }
 
-func (k semaphoreRules) apply(m *machine, op *Op) Result {
-	switch op.Verb {
-	case OpReduce:
-		if i := indexOf(m.Holders, op.Holder); i >= 0 {
-			m.Holders[i].Permits = min(m.Holders[i].Permits, op.N)
-		}
-	case OpResize:
-		return k.resize(m, op)
-	case OpDelete:
-		return m.delete()
-	default:
-		return k.acquire(m, op)
+func (m *machine) reduce(op *Op) Result {
+	if i := indexOf(m.Holders, op.Holder); i >= 0 {
+		m.Holders[i].Permits = min(m.Holders[i].Permits, op.N)
 	}
 	return m.settled()
 }
 
-func (k semaphoreRules) acquire(m *machine, op *Op) Result {
+func (m *machine) acquirePermits(op *Op) Result {
 	if m.Has(op.ID) {
 		return m.settled()
 	}
@@ -90,7 +81,7 @@ func (k semaphoreRules) acquire(m *machine, op *Op) Result {
 	return m.admit(op, e, granted, len(m.Waiters))
 }
 
-func (k semaphoreRules) resize(m *machine, op *Op) Result {
+func (m *machine) resize(op *Op) Result {
 	s := m.semaphore()
 	switch {
 	case op.Base == s.sized && !(s.sized == 0 && s.resized): // by an operation of this write, that is

@@ -92,3 +92,8 @@ func (m *machine) advance(id string, token uint64) {
 	m.Holders, m.Waiters = nil, slices.Delete(m.Waiters, 0, i)
 	m.removed = nil // they have held, so the signals that woke them are used up
 }
+
+func (m *machine) advanceTo(op *Op) Result {
+	m.advance(op.ID, op.Token)
+	return m.settled()
+}

@@ -5,8 +5,9 @@ type verbTable [OpFinish + 1]verbRule
 
 // verbRule says what an operation with a verb of a kind must have, and how the engine treats it.
 type verbRule struct {
-	is   trait
-	undo Verb // of the operation that undoes it; 0 = nothing does
+	is    trait
+	undo  Verb // of the operation that undoes it; 0 = nothing does
+	apply func(m *machine, op *Op) Result
 }
 
 type trait uint32

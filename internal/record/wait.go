@@ -95,14 +95,14 @@ func (r *Record) BlockersOfNext(mode Mode) (all []Entry) {
 }
 
 // stopWaiting removes a request, or a conversion, that still waits. A granted one stays.
-func (m *machine) stopWaiting(op *Op) {
+func (m *machine) stopWaiting(op *Op) Result {
 	m.remove(&m.Waiters, selection{id: op.ID})
 	for i := range m.Holders {
 		if h := &m.Holders[i]; h.Convert.ID == op.ID {
 			h.Convert = Conversion{}
 		}
 	}
-	lockRules{}.settle(m)
+	return m.settled()
 }
 
 // The hold time, and so the expected wait, is an estimate: for people, and for requests
