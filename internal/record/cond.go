@@ -1,7 +1,6 @@
 package record
 
 import (
-	"iter"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -186,28 +185,22 @@ func (m *machine) passSignals() {
 	}
 }
 
-// aheadInConditions yields the entries that an entry waiting for a signal depends on: those before it in its
+// aheadInConditions returns the entries that an entry waiting for a signal depends on: those before it in its
 // condition, and those that a signal of it has woken.
-func (r *Record) aheadInConditions(mine func(id string) bool) iter.Seq[*Entry] {
-	return func(yield func(*Entry) bool) {
-		for _, q := range r.conditions() {
-			last := len(q.Waiters) - 1
-			for last >= 0 && !mine(q.Waiters[last].ID) {
-				last--
-			}
-			if last < 0 {
-				continue
-			}
-			if !yieldAll(q.Waiters[:last], yield) {
-				return
-			}
-			for e := range r.entries() {
-				if e.Signalled == q.Name && !yield(e) {
-					return
-				}
+func (r *Record) aheadInConditions(mine func(id string) bool) (ahead []Entry) {
+	for _, q := range r.conditions() {
+		last := lastOf(q.Waiters, mine)
+		if last < 0 {
+			continue
+		}
+		ahead = append(ahead, q.Waiters[:last]...)
+		for e := range r.entries() {
+			if e.Signalled == q.Name {
+				ahead = append(ahead, *e)
 			}
 		}
 	}
+	return ahead
 }
 
 // validate refuses a record that no lock can have.

@@ -85,7 +85,7 @@ func (baseRules) blockerOf(*Record, *Op) (e Entry, ok bool) { return e, false }
 
 // ahead: a waiter waits for all holders and all waiters before it.
 func (baseRules) ahead(r *Record, mine func(id string) bool) (leases iter.Seq2[string, time.Duration], next bool) {
-	last := r.lastWaiter(mine)
+	last := lastOf(r.Waiters, mine)
 	if last < 0 {
 		return noLeases, false
 	}
@@ -94,9 +94,9 @@ func (baseRules) ahead(r *Record, mine func(id string) bool) (leases iter.Seq2[s
 
 func (baseRules) longest(e *Entry) { e.Revoked = true }
 
-// lastWaiter returns the index of the last waiter for which mine is true, -1 if there is none.
-func (r *Record) lastWaiter(mine func(id string) bool) int {
-	for i, e := range slices.Backward(r.Waiters) {
+// lastOf returns the index of the last entry for which mine is true, -1 if there is none.
+func lastOf(list []Entry, mine func(id string) bool) int {
+	for i, e := range slices.Backward(list) {
 		if mine(e.ID) {
 			return i
 		}

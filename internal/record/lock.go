@@ -123,21 +123,14 @@ func (r *Record) converter(besides string) (Entry, bool) {
 // for a signal depends on the entries before it in that condition, and on those that a signal of it has woken:
 // if they die, the signal is passed on.
 func (lockRules) ahead(r *Record, mine func(id string) bool) (leases iter.Seq2[string, time.Duration], next bool) {
-	last := r.lastWaiter(mine)
+	last := lastOf(r.Waiters, mine)
 	next = slices.ContainsFunc(r.Holders, func(e Entry) bool { return e.Convert.ID != "" && mine(e.Convert.ID) })
 	holders := r.Holders
 	if last < 0 && !next {
 		holders = nil
 	}
 	next = next || last >= 0 && mine(r.Waiters[0].ID)
-	return func(yield func(string, time.Duration) bool) {
-		for e := range r.aheadInConditions(mine) {
-			if !yield(e.Lease(), e.TTL) {
-				return
-			}
-		}
-		leasesOf(holders, r.Waiters[:max(last, 0)])(yield)
-	}, next
+	return leasesOf(r.aheadInConditions(mine), holders, r.Waiters[:max(last, 0)]), next
 }
 
 // checkEntry refuses a request that can't become an entry of any kind.

@@ -1,7 +1,6 @@
 package record
 
 import (
-	"slices"
 	"time"
 )
 
@@ -165,10 +164,8 @@ func (r *Record) LongestWait(mine func(id string) bool) time.Duration {
 	if r == nil {
 		return 0
 	}
-	for i, w := range slices.Backward(r.Waiters) {
-		if mine(w.ID) {
-			return r.ExpectedWait(i) // no waiter before it waits longer
-		}
+	if last := lastOf(r.Waiters, mine); last >= 0 {
+		return r.ExpectedWait(last) // no waiter before it waits longer
 	}
 	return 0
 }
