@@ -46,26 +46,18 @@ func (r *runCmd) Run(ctx context.Context, c *cli, s *streams) error {
 }
 
 func (r *runCmd) validate() error {
-	limit := r.limit()
+	semaphore := r.Semaphore != nil
 	switch {
 	case r.DeadlineCheck && (r.Wait == nil || *r.Wait == 0):
 		return usageError("run --deadline-check: give the time that is to be kept with --wait")
-	case r.Permits < 1 || limit > 0 && r.Permits > limit:
+	case r.Permits < 1 || semaphore && r.Permits > *r.Semaphore:
 		return usageError("run --permits=%d: give 1 to the number of --semaphore", r.Permits)
-	case r.Permits > 1 && limit == 0:
+	case r.Permits > 1 && !semaphore:
 		return usageError("run --permits=%d: say with --semaphore how many there are", r.Permits)
-	case r.DeadlineCheck && limit > 0:
+	case r.DeadlineCheck && semaphore:
 		return usageError("run --deadline-check: nothing is expected of a semaphore; leave it out")
 	}
-	return cmp.Or(r.setFlags.validate(limit > 0), checkMode("run", r.Mode), checkCommand("run", r.Command), checkName(r.Key))
-}
-
-// limit returns the number of permits of the semaphore, or 0 without a semaphore.
-func (r *runCmd) limit() int {
-	if r.Semaphore == nil {
-		return 0
-	}
-	return *r.Semaphore
+	return cmp.Or(r.setFlags.validate(semaphore), checkMode("run", r.Mode), checkCommand("run", r.Command), checkName(r.Key))
 }
 
 // checkName refuses an invalid name before any request.
@@ -76,8 +68,8 @@ func checkName(key string) error {
 
 func (r *runCmd) acquire(ctx context.Context, m *fabric.Manager) (held, error) {
 	c := fabric.Claim{Kind: fabric.KindLock, Mode: lockMode(r.Mode, r.Shared)}
-	if limit := r.limit(); limit > 0 {
-		c = fabric.Claim{Kind: fabric.KindSemaphore, Permits: r.Permits, Limit: limit}
+	if r.Semaphore != nil {
+		c = fabric.Claim{Kind: fabric.KindSemaphore, Permits: r.Permits, Limit: *r.Semaphore}
 	}
 	opts := []fabric.AcquireOption{fabric.WithMetadata(r.Meta)}
 	if r.DeadlineCheck {
