@@ -105,6 +105,7 @@ type term struct {
 	seq          uint64
 	unsent       []*call // not sent yet
 	unacked      []sentFrame
+	late         []sentFrame       // unacknowledged when the owner was suspended last
 	calls        map[callKey]*call // without a final outcome
 	beatInterval time.Duration     // longest time until the next beat
 }
@@ -326,6 +327,9 @@ func (c *Client) takeBeat(data []byte) {
 		c.current = t
 		c.hasOwner.Store(true)
 		c.forgetTerms()
+		if c.router != nil {
+			c.router.onOwner()
+		}
 	}
 	c.armBeatTimer()
 }
@@ -396,7 +400,7 @@ func (c *Client) loseOwner(t *term) {
 			c.beatTimer.Stop()
 		}
 	}
-	t.unsent, t.unacked = nil, nil
+	t.late, t.unacked, t.unsent = t.unacked, nil, nil
 	for _, k := range t.inOrder() {
 		if k.sends == 0 {
 			delete(t.calls, k.name())
@@ -406,9 +410,6 @@ func (c *Client) loseOwner(t *term) {
 				delete(t.calls, k.name()) // its outcome does not matter
 			}
 		}
-	}
-	if c.router != nil {
-		c.router.sendHeldBackDirect()
 	}
 }
 

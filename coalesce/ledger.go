@@ -72,7 +72,7 @@ func (r *Router) onTick() {
 		return
 	}
 	now := time.Now()
-	for t := range r.trips {
+	for _, t := range r.tripsInOrder() {
 		if t.answered && !t.turnPassed || t.direct != nil || t.call == nil || now.Sub(t.startedAt) < r.ownerTimeout(t) {
 			continue
 		}
@@ -86,7 +86,6 @@ func (r *Router) onTick() {
 			t.maybeDone = t.maybeDone || t.isRelease()
 			c.stats.Fallbacks++
 			r.goDirect(t)
-			r.noteAnswer(t)
 		}
 	}
 	r.armTick()

@@ -2,27 +2,30 @@ package coalesce
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 
 	"github.com/lockfabric/lockfabric/internal/record"
 )
 
-// perKey is how many acquires of this process for one key are at the owner at most. The others wait
-// in this process in their order, as on the direct road, so that a record stays small.
+// perKey is how many acquires of this process for one key are under way at most, at the owner or on the direct road. The others
+// wait in this process in their order, as in the engine's window, so that a record stays small. They wait for either road:
+// an owner that is silent for a moment must not send thousands of acquires to the slower road, on which they would then stay.
 const perKey = 16
 
-// queue counts this process's acquires for one key on the coalesced road.
+// queue counts this process's acquires for one key that were not sent directly from the start.
 type queue struct {
-	atOwner    int     // sent to the owner, and without an outcome
-	unanswered int     // of these, the owner has not answered anything yet
+	sent       int     // on either road, and without an outcome
+	unanswered int     // of these, nobody has said yet that they wait in the record
+	direct     bool    // the last one was sent on the direct road
 	sinceRev   uint64  // these were sent with it: if one is overtaken, those that were sent later are, too
 	overtaken  bool    // one of them was: nothing is sent until all are answered
 	waiting    []*trip // held back in this process, in their order
 }
 
-// admitOrHoldBack sends an acquire to the owner, or holds it back. It never holds back a try, since a try does not wait.
+// enqueue sends an acquire, or holds it back. It never holds back a try, since a try does not wait.
 // Called with mu held.
-func (r *Router) admitOrHoldBack(t *trip) {
+func (r *Router) enqueue(t *trip) {
 	if t.req.Op.Verb != record.OpAcquire {
 		t.call = r.sendToOwner(t, t.req.Op)
 		return
@@ -32,68 +35,99 @@ func (r *Router) admitOrHoldBack(t *trip) {
 		q = &queue{}
 		r.queues[t.req.Key] = q
 	}
-	if (q.atOwner >= perKey || q.overtaken) && !r.cfg.Belt {
-		t.heldBack = true
-		q.waiting = append(q.waiting, t)
+	if r.cfg.Belt {
+		r.admit(q, t, false)
 		return
 	}
-	r.admit(q, t)
+	t.heldBack = true
+	q.waiting = append(q.waiting, t)
+	r.admitNext(q)
 }
 
-func (r *Router) admit(q *queue, t *trip) {
+func (r *Router) admit(q *queue, t *trip, direct bool) {
 	if q.unanswered == 0 {
 		q.sinceRev = r.newestRev()
 	}
-	q.atOwner++
+	q.sent++
 	q.unanswered++
-	t.queue, t.unanswered = q, true
-	t.call = r.sendToOwner(t, t.req.Op)
+	t.queue, t.unanswered, q.direct = q, true, direct
+	if direct {
+		t.overtaken = 0
+		r.goDirect(t)
+	} else {
+		t.call = r.sendToOwner(t, t.req.Op)
+	}
 }
 
-// leaveQueue removes an acquire from its queue that is not at the owner any more, and sends the next one. Called with mu held.
+// leaveQueue removes an acquire from its queue that has its outcome or is held back again, and sends the next one.
+// Called with mu held.
 func (r *Router) leaveQueue(t *trip) {
 	q := t.queue
 	if q == nil {
 		return
 	}
-	q.atOwner--
+	q.sent--
 	if t.unanswered {
 		q.unanswered--
 	}
 	t.queue, t.unanswered = nil, false
 	r.admitNext(q)
-	if q.atOwner == 0 && len(q.waiting) == 0 {
+	if q.sent == 0 && len(q.waiting) == 0 {
 		delete(r.queues, t.req.Key)
 	}
 }
 
-// noteAnswer is called when the owner has answered something to an acquire, or when its answer is not waited for. Called with mu held.
+// noteAnswer is called when an acquire waits in the record, or when its answer is not waited for. Called with mu held.
 func (r *Router) noteAnswer(t *trip) {
 	if t.unanswered {
 		t.unanswered = false
 		t.queue.unanswered--
+		r.rejoin(t)
 		r.admitNext(t.queue)
 	}
 }
 
-// admitNext sends the acquires that need not be held back any more. Called with mu held.
+// rejoin sends an acquire that waits in the record to the owner, if the owner does not have it: the direct road wrote it while
+// there was no owner, or after others had written the key. The owner finds its entry in the record, and can pass a turn to it. Without
+// this, a long queue that has once gone directly would stay on the slower road to its end. Called with mu held.
+func (r *Router) rejoin(t *trip) {
+	if t.queue != nil && !t.unanswered && t.call == nil && t.cause == nil && !t.answered && r.client.current != nil {
+		t.call = r.sendToOwner(t, t.req.Op)
+	}
+}
+
+// onOwner is called when the client has found an owner. Called with mu held.
+func (r *Router) onOwner() {
+	for _, t := range r.tripsInOrder() {
+		r.rejoin(t)
+	}
+}
+
+// admitNext sends the acquires that need not be held back any more: to the owner if there is one. Acquires that were
+// overtaken too often go directly. Before the road changes, all that were sent on the other one must wait in the record, since they
+// come first. Called with mu held.
 func (r *Router) admitNext(q *queue) {
-	if q.overtaken && q.unanswered > 0 {
+	if q.overtaken && q.unanswered > 0 || r.client.closed {
 		return
 	}
-	if q.overtaken = false; len(q.waiting) > 0 && q.waiting[0].overtaken > maxOvertaken {
-		r.sendDirect(q)
-	}
-	for q.atOwner < perKey && len(q.waiting) > 0 && r.client.current != nil {
+	q.overtaken = false
+	for q.sent < perKey && len(q.waiting) > 0 {
 		next := q.waiting[0]
+		direct := r.client.current == nil || next.overtaken > maxOvertaken
+		if direct != q.direct && q.unanswered > 0 {
+			return
+		}
 		q.waiting = q.waiting[1:]
 		next.heldBack = false
-		r.admit(q, next)
+		r.admit(q, next, direct)
 	}
 }
 
 // inOrder compares two trips by the order of their requests.
 func inOrder(a, b *trip) int { return cmp.Compare(a.number, b.number) }
+
+// tripsInOrder returns all trips in the order of their requests. Called with mu held.
+func (r *Router) tripsInOrder() []*trip { return slices.SortedFunc(maps.Keys(r.trips), inOrder) }
 
 // removeHeldBack removes a trip from those held back, and reports whether it was one. Called with mu held.
 func (r *Router) removeHeldBack(t *trip) bool {
@@ -104,20 +138,4 @@ func (r *Router) removeHeldBack(t *trip) bool {
 	q := r.queues[t.req.Key]
 	q.waiting = slices.DeleteFunc(q.waiting, func(h *trip) bool { return h == t })
 	return true
-}
-
-// sendHeldBackDirect sends all acquires that are held back to the engine, in their order, because the owner is lost. Called with mu held.
-func (r *Router) sendHeldBackDirect() {
-	for key, q := range r.queues {
-		if r.sendDirect(q); q.atOwner == 0 {
-			delete(r.queues, key)
-		}
-	}
-}
-
-// sendDirect sends the acquires of a queue that are held back to the engine, in their order. Called with mu held.
-func (r *Router) sendDirect(q *queue) {
-	for _, t := range slices.Clone(q.waiting) {
-		r.goDirect(t)
-	}
 }

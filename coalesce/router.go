@@ -200,7 +200,7 @@ func (r *Router) submit(q *engine.Request) (direct bool) {
 			t.sinceRev, t.wentDirect = asked.sinceRev, true
 		}
 		r.acquires[q.Op.ID] = t
-		r.admitOrHoldBack(t)
+		r.enqueue(t)
 	}
 	if r.cfg.Belt {
 		r.goDirect(t)
@@ -267,14 +267,18 @@ func (r *Router) currentRoute(key string) *route {
 	return rt
 }
 
-// goesToOwner decides whether a request is sent to the owner. Called with mu held.
+// goesToOwner decides whether a request is sent to the owner, or held back behind others that may be. Called with mu held.
 func (r *Router) goesToOwner(q *engine.Request) bool {
 	c := r.client
-	if c.current == nil || c.closed || r.ownerHere.Load() || q.Keeper != nil {
+	if c.closed || q.Keeper != nil {
 		return false
 	}
-	rt := r.currentRoute(q.Key) // first, as the other checks cost more
-	if rt == nil && !r.cfg.Belt && !r.cfg.Always || !canCarry(q.Key, &q.Op) || !isLeaseOf(q.Op.Lease, c.cfg.Manager) {
+	rt, behind := r.currentRoute(q.Key), false // first, as the other checks cost more
+	if held := r.queues[q.Key]; held != nil {
+		behind = len(held.waiting) > 0 && q.Op.Verb == record.OpAcquire
+	}
+	chosen := c.current != nil && !r.ownerHere.Load() && (rt != nil || r.cfg.Belt || r.cfg.Always)
+	if !behind && !chosen || !canCarry(q.Key, &q.Op) || !isLeaseOf(q.Op.Lease, c.cfg.Manager) {
 		return false
 	}
 	if rt != nil {
@@ -305,7 +309,7 @@ func (r *Router) Look(key string, rev uint64) {
 	c := r.client
 	c.mu.Lock()
 	defer c.unlock()
-	for t := range r.trips {
+	for _, t := range r.tripsInOrder() {
 		if t.req.Key == key && t.call != nil && t.cause == nil && !t.isRelease() {
 			r.goDirect(t) // a process that grants by a direct write does not tell the owner
 		}

@@ -21,7 +21,7 @@ type trip struct {
 	position  int
 	overtaken int // how often the owner did not write it because others had written the key
 
-	queue      *queue // the queue that counts it as atOwner
+	queue      *queue // the queue that counts it as sent
 	unanswered bool   // the owner has not answered anything yet
 	heldBack   bool   // it waits in this process for a place at the owner
 
@@ -81,8 +81,10 @@ func (r *Router) goDirect(t *trip) {
 	carried := t.isRelease() && t.cause != nil // it has no caller any more
 	if !t.isRelease() {
 		r.sendReleasesFirst(t.req.Key)
-		for q := t.queue; q != nil && len(q.waiting) > 0 && q.waiting[0].number < t.number; {
-			r.goDirect(q.waiting[0])
+		if q := t.queue; q != nil {
+			for q.direct = true; len(q.waiting) > 0 && q.waiting[0].number < t.number; {
+				r.goDirect(q.waiting[0])
+			}
 		}
 		t.wentDirect = true
 	}
@@ -94,11 +96,12 @@ func (r *Router) goDirect(t *trip) {
 	q := t.req
 	r.removeHeldBack(t)
 	d := &engine.Request{Key: q.Key, Op: q.Op, AtLeast: q.AtLeast, Held: q.Held, FailFast: q.FailFast, Prove: q.Prove}
-	if q.Queued != nil {
+	if q.Queued != nil || t.unanswered {
 		d.Queued = func(p record.Place) {
 			r.client.mu.Lock()
+			defer r.client.unlock()
+			r.noteAnswer(t)
 			r.reportQueued(t, p)
-			r.client.unlock()
 		}
 	}
 	d.Done = func(out engine.Outcome, err error) {
@@ -167,7 +170,7 @@ func (r *Router) ownerAnswered(k *call, o *outcome) {
 			r.forgetOpenCalls(t) // the record shows its hold
 		}
 	}
-	if t.call != k || t.cause != nil {
+	if t.cause != nil || t.call != k && o.kind != granted {
 		r.noteAnswer(t)
 		return
 	}
@@ -191,7 +194,6 @@ func (r *Router) ownerAnswered(k *call, o *outcome) {
 	default:
 		r.goDirect(t)
 	}
-	r.noteAnswer(t)
 }
 
 // newestRev returns the highest revision of the bucket that this process knows to be committed. Called with mu held.
@@ -200,6 +202,12 @@ func (r *Router) newestRev() uint64 { return max(r.engine.Seen(), r.client.newes
 // sendAgain sends an acquire to the owner again after others have written the key. It does so only if no other road can have
 // written that acquire. It returns false if the acquire has to take the direct road. Called with mu held.
 func (r *Router) sendAgain(t *trip, o *outcome) bool {
+	if t.direct != nil && !t.unanswered { // it waits in a record that the owner had not read yet
+		if t.overtaken++; t.overtaken <= maxOvertaken {
+			r.rejoin(t)
+		}
+		return true
+	}
 	if o.uncertain || t.mayBeWritten() || r.client.current == nil {
 		return false
 	}
@@ -216,7 +224,7 @@ func (r *Router) sendAgain(t *trip, o *outcome) bool {
 }
 
 // maxOvertaken is how often an acquire is sent to the owner again because others have written the key. Then it goes
-// direct, and those behind it in its queue, too.
+// direct.
 const maxOvertaken = 3
 
 // callLost is called when it is unknown what an owner does with a call. Called with mu held.
@@ -230,12 +238,12 @@ func (r *Router) callLost(k *call) {
 	switch {
 	case t.cause != nil && !t.isRelease():
 		r.undoDirect(t)
+		r.noteAnswer(t)
 	case t.released && t.direct == nil:
 		r.noteReleased(t, engine.Outcome{}, false)
 	default:
 		r.goDirect(t)
 	}
-	r.noteAnswer(t)
 }
 
 // noteReleased is called when a release was done on one road, and again when the owner was lost or silent for too
