@@ -60,7 +60,7 @@ func (b *Barrier) WithAction(fn func(ctx context.Context, token uint64) error) *
 // an error, the index is -1.
 func (b *Barrier) Wait(ctx context.Context) (index int, err error) {
 	if err := validParties(b.parties); err != nil {
-		return -1, err
+		return -1, &fabric.NotAcquiredError{Key: b.name, Cause: err}
 	}
 	verb := "arrive"
 	if b.action != nil {
@@ -189,7 +189,7 @@ func NewDoubleBarrier(m *fabric.Manager, name string, parties int, opts ...fabri
 // that the party did not enter. Other errors: [fabric.ErrSizeMismatch], and those of [fabric.Manager.Acquire].
 func (d *DoubleBarrier) Enter(ctx context.Context) (*Member, error) {
 	if err := validParties(d.parties); err != nil {
-		return nil, err
+		return nil, &fabric.NotAcquiredError{Key: d.name, Cause: err}
 	}
 	for {
 		info, err := d.m.Read(ctx, d.name)

@@ -325,10 +325,10 @@ func fabricLock(t testing.TB, m *fabric.Manager, key string) (*fabric.Lock, erro
 func barrierBadParties(t *testing.T, s *site) {
 	m, key := s.manager(t), s.key(t)
 	for _, n := range []int{-1, 0, primitives.MaxParties + 1} {
-		if _, err := primitives.NewBarrier(m, key, n).Wait(waitContext(t)); !errors.Is(err, fabric.ErrInvalidOption) {
+		if _, err := primitives.NewBarrier(m, key, n).Wait(waitContext(t)); !errors.Is(err, fabric.ErrInvalidOption) || !errors.Is(err, fabric.ErrNotAcquired) {
 			t.Error(n, err)
 		}
-		if _, err := primitives.NewDoubleBarrier(m, key, n).Enter(waitContext(t)); !errors.Is(err, fabric.ErrInvalidOption) {
+		if _, err := primitives.NewDoubleBarrier(m, key, n).Enter(waitContext(t)); !errors.Is(err, fabric.ErrInvalidOption) || !errors.Is(err, fabric.ErrNotAcquired) {
 			t.Error(n, err)
 		}
 	}

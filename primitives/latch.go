@@ -51,7 +51,7 @@ func (l *Latch) change(ctx context.Context, verb string, n int) error {
 // the latch was deleted in the meantime, open or not; and those of [fabric.Manager.Acquire].
 func (l *Latch) Wait(ctx context.Context) error {
 	if err := validCounts(l.count); err != nil {
-		return err
+		return &fabric.NotAcquiredError{Key: l.name, Cause: err}
 	}
 	info, err := l.m.Read(ctx, l.name)
 	if err != nil {

@@ -141,6 +141,9 @@ func latchAdd(t *testing.T, s *site) {
 		if err := l.CountDownN(t.Context(), bad); !errors.Is(err, fabric.ErrInvalidOption) {
 			t.Errorf("%d counts: %v", bad, err)
 		}
+		if err := primitives.NewLatch(s.manager(t), s.key(t), bad).Wait(t.Context()); !errors.Is(err, fabric.ErrInvalidOption) || !errors.Is(err, fabric.ErrNotAcquired) {
+			t.Errorf("a wait for %d counts: %v", bad, err)
+		}
 	}
 }
 
