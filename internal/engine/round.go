@@ -61,6 +61,9 @@ func (w *writer) withdraw(r *Request, cause error) {
 		// its entry is in the record all the same, under a lease that lives on.
 		w.end(r, Outcome{}, cause)
 		w.backlog = slices.DeleteFunc(w.backlog, func(q *Request) bool { return q == r })
+		if waits && w.wantsRefill() {
+			w.start() // no further state of the key may come, since nothing of this process waits there any more
+		}
 	case undoable:
 		u := w.undo(r, cause)
 		if waits && r.Op.Proven() && errors.Is(cause, ErrStopped) {

@@ -286,3 +286,24 @@ func TestHeldBackFollowsWhoWasRemoved(t *testing.T) {
 		}
 	})
 }
+
+// Requests that are held back follow also if those before them are granted elsewhere, though this process learns nothing more of the key.
+func TestHeldBackFollowsWhoIsServedElsewhere(t *testing.T) {
+	in(t, func(t *testing.T, e *Engine, b *bucket, _ *observer) {
+		b.apply("k", acquireOp("L9.1"))
+		var all []*asked
+		for i := range windowSize + 2 {
+			a := ask("k", acquireOp(record.ID("L1", uint64(i+1))))
+			e.Submit(&a.Request)
+			synctest.Wait()
+			all = append(all, a)
+		}
+		for _, a := range all[:windowSize] {
+			e.Withdraw(&a.Request, ErrElsewhere)
+		}
+		synctest.Wait()
+		if n, _ := b.queued("L1"); n != windowSize+2 {
+			t.Errorf("%d wait in the record", n)
+		}
+	})
+}
