@@ -72,7 +72,7 @@ func (r *Router) onTick() {
 		return
 	}
 	now := time.Now()
-	for _, t := range r.tripsInOrder() {
+	for _, t := range r.tripsInOrder("") {
 		if t.answered && !t.turnPassed || t.direct != nil || t.call == nil || now.Sub(t.startedAt) < r.ownerTimeout(t) {
 			continue
 		}

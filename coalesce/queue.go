@@ -2,7 +2,6 @@ package coalesce
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 
 	"github.com/lockfabric/lockfabric/internal/record"
@@ -98,7 +97,7 @@ func (r *Router) rejoin(t *trip) {
 
 // onOwner is called when the client has found an owner. Called with mu held.
 func (r *Router) onOwner() {
-	for _, t := range r.tripsInOrder() {
+	for _, t := range r.tripsInOrder("") {
 		r.rejoin(t)
 	}
 }
@@ -126,8 +125,16 @@ func (r *Router) admitNext(q *queue) {
 // inOrder compares two trips by the order of their requests.
 func inOrder(a, b *trip) int { return cmp.Compare(a.number, b.number) }
 
-// tripsInOrder returns all trips in the order of their requests. Called with mu held.
-func (r *Router) tripsInOrder() []*trip { return slices.SortedFunc(maps.Keys(r.trips), inOrder) }
+// tripsInOrder returns the trips of a key, or all if key is empty, in the order of their requests. Called with mu held.
+func (r *Router) tripsInOrder(key string) (list []*trip) {
+	for t := range r.trips {
+		if key == "" || t.req.Key == key {
+			list = append(list, t)
+		}
+	}
+	slices.SortFunc(list, inOrder)
+	return list
+}
 
 // removeHeldBack removes a trip from those held back, and reports whether it was one. Called with mu held.
 func (r *Router) removeHeldBack(t *trip) bool {

@@ -309,8 +309,8 @@ func (r *Router) Look(key string, rev uint64) {
 	c := r.client
 	c.mu.Lock()
 	defer c.unlock()
-	for _, t := range r.tripsInOrder() {
-		if t.req.Key == key && t.call != nil && t.cause == nil && !t.isRelease() {
+	for _, t := range r.tripsInOrder(key) {
+		if t.call != nil && t.cause == nil && !t.isRelease() {
 			r.goDirect(t) // a process that grants by a direct write does not tell the owner
 		}
 	}
