@@ -76,12 +76,13 @@ func jetStream(t *testing.T, nc *nats.Conn) jetstream.JetStream {
 	return js
 }
 
-// settled repeats a write while the server says that the key is busy.
+// settled repeats a write while the server says that the key is busy, or that nobody hears it:
+// a new stream of three servers may still be without a leader.
 func settled(t *testing.T, write func() (uint64, error)) (uint64, error) {
 	t.Helper()
 	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		rev, err := write()
-		if !errors.Is(err, jskv.ErrBusy) || time.Now().After(end) {
+		if !errors.Is(err, jskv.ErrBusy) && !errors.Is(err, nats.ErrNoResponders) || time.Now().After(end) {
 			return rev, err
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/kv"
 )
@@ -99,6 +101,7 @@ func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, know
 		}
 		return meta{}, false, err
 	}
+	begun := time.Now()
 	for attempt := 0; ; attempt++ {
 		e, err := retryUnanswered(ctx, b.Leases.link, func(ctx context.Context) (Entry, error) { return b.Leases.Get(ctx, kv.MetaKey) })
 		if err != nil {
@@ -117,7 +120,7 @@ func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, know
 		if err != nil {
 			return meta{}, false, err
 		}
-		wctx, cancel := context.WithTimeout(ctx, min(b.Leases.link.wait()<<attempt, noteTimeout))
+		wctx, cancel := context.WithTimeout(ctx, min(b.Leases.link.wait()<<min(attempt, 5), noteTimeout))
 		_, err = b.Leases.Update(wctx, kv.MetaKey, value, e.Revision, 0)
 		if wctx.Err() == nil {
 			refused = err
@@ -126,11 +129,13 @@ func (b *Buckets) note(ctx context.Context, edit func(*meta) bool) (m meta, know
 		if err == nil {
 			return m, known, nil
 		}
-		// After any other outcome, read again: the edit is idempotent.
-		if attempt >= 20 || ctx.Err() != nil || errors.Is(err, kv.ErrRejected) {
+		// After any other outcome, read again: the edit is idempotent. A stream that was created a moment ago, or
+		// has just lost its leader, is not subscribed to its subjects: the server says so at once.
+		unheard := errors.Is(err, nats.ErrNoResponders) && time.Since(begun) < openTimeout
+		if attempt >= 20 && !unheard || ctx.Err() != nil || errors.Is(err, kv.ErrRejected) {
 			return failed(err)
 		}
-		pause.For(ctx, time.Duration(attempt+1)*2*time.Millisecond)
+		pause.For(ctx, time.Duration(min(attempt, 50)+1)*2*time.Millisecond)
 	}
 }
 

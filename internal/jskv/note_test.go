@@ -37,3 +37,15 @@ func TestNoteKeepsTheLastAnswer(t *testing.T) {
 		t.Errorf("got %v, want ErrFull and the end of the context", err)
 	}
 }
+
+// A stream that has no leader yet is not subscribed to its subjects; opening waits for it.
+func TestNoteOfAStreamThatIsNotHeardYet(t *testing.T) {
+	nc := dial(t, startServer(t))
+	begun := time.Now()
+	open(t, nc, jskv.Config{Request: func(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
+		if strings.HasPrefix(msg.Subject, "$KV.") && time.Since(begun) < time.Second {
+			return nil, nats.ErrNoResponders
+		}
+		return nc.RequestMsgWithContext(ctx, msg)
+	}})
+}
