@@ -49,6 +49,9 @@ func (m *Manager) TryAcquire(ctx context.Context, key string, opts ...AcquireOpt
 // Do acquires the lock, calls fn and releases the lock, also if fn panics. The context of fn ends with ctx or with the
 // hold; after a loss its cause is ErrLost. The error is that of the acquire, or fn's, joined with ErrLost after a loss.
 func (m *Manager) Do(ctx context.Context, key string, fn func(ctx context.Context, l *Lock) error, opts ...AcquireOption) error {
+	if fn == nil {
+		return errNilFunction
+	}
 	l, err := m.Acquire(ctx, key, opts...)
 	if err != nil {
 		return err

@@ -142,6 +142,29 @@ func TestBadAcquireOptions(t *testing.T) {
 	})
 }
 
+func TestNilFunctions(t *testing.T) {
+	t.Parallel()
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		m, ctx, key := s.manager(t), waitContext(t), "nothing-to-call"
+		_, updateErr := m.Update(ctx, "no-such-bucket", key, nil)
+		for what, err := range map[string]error{
+			"Do":             m.Do(ctx, key, nil),
+			"DoAll":          m.DoAll(ctx, []fabric.Want{{Key: key}}, nil),
+			"DoPath":         m.DoPath(ctx, key, fabric.Exclusive, nil),
+			"ReadOptimistic": m.ReadOptimistic(ctx, key, nil),
+			"RetryDeadlock":  fabric.RetryDeadlock(ctx, nil),
+			"Update":         updateErr,
+		} {
+			if !errors.Is(err, fabric.ErrInvalidOption) || !strings.Contains(err.Error(), "function") {
+				t.Errorf("%s without a function: %v", what, err)
+			}
+		}
+		if st := m.Stats(); st.Operations != 0 {
+			t.Errorf("%d operations without a function to call", st.Operations)
+		}
+	})
+}
+
 func TestRecordsThatCannotBeRead(t *testing.T) {
 	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {

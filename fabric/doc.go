@@ -35,4 +35,5 @@
 // request, so no unknown hold remains.
 //
 // A context must not be nil. As in the standard library, the call then panics; nothing was sent.
+// A nil function to call is ErrInvalidOption; nothing was sent.
 package fabric

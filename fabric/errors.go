@@ -121,7 +121,7 @@ var (
 	// ErrEventsDropped is returned by Close if the event hook was too slow. Everything else is closed.
 	ErrEventsDropped = errors.New("fabric: the event hook is too slow, events were dropped")
 
-	// ErrInvalidOption is returned if an option has an invalid value; the message names it. Nothing was done.
+	// ErrInvalidOption is returned if an option or an argument has an invalid value; the message names it. Nothing was done.
 	ErrInvalidOption = errors.New("fabric: invalid option")
 
 	// ErrStaleToken is returned if a larger fencing token was already seen: the holder was replaced. See *StaleTokenError.

@@ -32,6 +32,9 @@ func (m *Manager) TryAcquireAll(ctx context.Context, wants []Want, opts ...Acqui
 
 // DoAll acquires all these locks, calls fn and releases them, as Do does with one.
 func (m *Manager) DoAll(ctx context.Context, wants []Want, fn func(ctx context.Context, s *Set) error, opts ...AcquireOption) error {
+	if fn == nil {
+		return errNilFunction
+	}
 	s, err := m.AcquireAll(ctx, wants, opts...)
 	if err != nil {
 		return err

@@ -235,6 +235,9 @@ const (
 //
 // Errors: fn's, those of Optimistic and Validate, and, if a hold was needed, those of Acquire.
 func (m *Manager) ReadOptimistic(ctx context.Context, key string, fn func(ctx context.Context) error, opts ...OptimisticOption) error {
+	if fn == nil {
+		return errNilFunction
+	}
 	most, err := triesOf(opts, readTries)
 	if err != nil {
 		return err

@@ -23,7 +23,10 @@ const (
 	MaxMetadata   = 1024 // bytes of all keys and values of one hold together
 )
 
-var errNilOption = fmt.Errorf("%w: an option is nil", ErrInvalidOption)
+var (
+	errNilOption   = fmt.Errorf("%w: an option is nil", ErrInvalidOption)
+	errNilFunction = fmt.Errorf("%w: the function to call is nil", ErrInvalidOption)
+)
 
 // Option configures a manager.
 type Option interface{ applyManager(*config) error }

@@ -51,6 +51,9 @@ type update struct {
 // bucket can never store; ErrInvalidName if the name of the lock is invalid; fn's error; ErrUncertain; those of
 // Acquire. If nothing was written: ctx's error, ErrClosed, and ErrUnavailable with WithFailFast.
 func (m *Manager) Update(ctx context.Context, bucket, key string, fn func(old []byte) ([]byte, error), opts ...OptimisticOption) (rev uint64, err error) {
+	if fn == nil {
+		return 0, errNilFunction
+	}
 	most, err := triesOf(opts, updateTries)
 	if err != nil {
 		return 0, err

@@ -228,6 +228,9 @@ func (e *DeadlockEdge) who() string {
 // pause, until ctx ends. fn must release what it holds before it returns, and it may run several times. A unit that was
 // a victim is chosen later than others the next time, so every unit succeeds in the end.
 func RetryDeadlock(ctx context.Context, fn func(ctx context.Context) error) error {
+	if fn == nil {
+		return errNilFunction
+	}
 	u := newUnit(unitIn(ctx), true)
 	ctx = context.WithValue(ctx, unitKey{}, u)
 	for n := 0; ; n++ {

@@ -9,6 +9,8 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
+var errNilFunction = fmt.Errorf("%w: the function to call is nil", fabric.ErrInvalidOption)
+
 // confirmTimeout limits a change that must be made even if the caller's context has ended, like that of a release.
 const confirmTimeout = 10 * time.Second
 

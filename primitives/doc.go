@@ -13,7 +13,7 @@
 //
 // Each primitive is one record under the name, changed by compare-and-set, like a lock. Package fabric describes
 // leases, tokens, and how a hold is lost. Constructors do no I/O: an invalid name or option is the error of the first
-// call. A nil context panics. A name has one kind of use at a time: a mutex with its conditions, a reader-writer mutex
+// call. A nil context panics, and a nil function is [fabric.ErrInvalidOption]. A name has one kind of use at a time: a mutex with its conditions, a reader-writer mutex
 // and an election are all locks; the other primitives are other kinds, and get [fabric.ErrKindMismatch]. Users that
 // have died do not keep a name from another kind or from being deleted, but a user that looks dead is observed for its
 // TTL first.

@@ -110,6 +110,9 @@ func (e *Election) Observe(ctx context.Context) iter.Seq2[Leader, error] {
 // with ctx and with the term. If a term is lost, Run waits until fn has returned and then campaigns again. If fn returns
 // during its term, Run resigns and returns fn's error. Other errors are those of Campaign.
 func (e *Election) Run(ctx context.Context, value []byte, fn func(ctx context.Context, l *Leadership) error) error {
+	if fn == nil {
+		return errNilFunction
+	}
 	for {
 		l, err := e.Campaign(ctx, value)
 		if err != nil {

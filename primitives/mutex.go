@@ -38,6 +38,9 @@ func (mu *Mutex) TryLock(ctx context.Context) (*Lock, error) {
 
 // Do locks the mutex, calls fn and unlocks the mutex, also if fn panics; see [fabric.Manager.Do].
 func (mu *Mutex) Do(ctx context.Context, fn func(ctx context.Context, l *Lock) error) error {
+	if fn == nil {
+		return errNilFunction
+	}
 	return mu.m.Do(ctx, mu.name, func(ctx context.Context, l *fabric.Lock) error { return fn(ctx, &Lock{l}) }, mu.with(fabric.Exclusive)...)
 }
 
@@ -175,6 +178,9 @@ func (c *Cond) Wait(ctx context.Context, l *Lock) (*Lock, error) {
 // WaitUntil waits until pred is true. It calls pred with the mutex held, first at once and then after each wait. It
 // returns the handle that then holds the mutex. Errors are pred's, with the handle, and those of Wait.
 func (c *Cond) WaitUntil(ctx context.Context, l *Lock, pred func(ctx context.Context) (bool, error)) (*Lock, error) {
+	if pred == nil {
+		return l, errNilFunction
+	}
 	for {
 		if ok, err := pred(ctx); ok || err != nil {
 			return l, err

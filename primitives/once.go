@@ -48,6 +48,9 @@ func (o *Once) WithRetention(d time.Duration) *Once {
 // [fabric.ErrLost] if the lease was lost before the result was stored: fn ran, and another process may run it again.
 // [fabric.ErrUncertain] if it is unknown whether the result was stored. And those of [fabric.Manager.Acquire].
 func (o *Once) Do(ctx context.Context, fn func(ctx context.Context, token uint64) ([]byte, error)) ([]byte, error) {
+	if fn == nil {
+		return nil, errNilFunction
+	}
 	if d := o.retention; d != 0 && (d < time.Second || d > math.MaxInt32*time.Second) {
 		return nil, fmt.Errorf("%w: retention %v: use a second to 68 years, or 0 for none", fabric.ErrInvalidOption, d)
 	}

@@ -204,6 +204,33 @@ func TestEveryOperationBadlyCalled(t *testing.T) {
 	})
 }
 
+func TestNilFunctions(t *testing.T) {
+	t.Parallel()
+	onSite(t, singleSite, func(t *testing.T, s *site) {
+		m, ctx := s.manager(t), waitContext(t)
+		mu := primitives.NewMutex(m, "nothing-to-call")
+		doErr := mu.Do(ctx, nil)
+		runErr := primitives.NewElection(m, "no-leader").Run(ctx, nil, nil)
+		_, onceErr := primitives.NewOnce(m, "never").Do(ctx, nil)
+		held, err := mu.Lock(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, untilErr := primitives.NewCond(mu, "changed").WaitUntil(ctx, held, nil)
+		for what, err := range map[string]error{"Mutex.Do": doErr, "Election.Run": runErr, "Once.Do": onceErr, "Cond.WaitUntil": untilErr} {
+			if !errors.Is(err, fabric.ErrInvalidOption) || !strings.Contains(err.Error(), "function") {
+				t.Errorf("%s without a function: %v", what, err)
+			}
+		}
+		if l != held || l.Err() != nil {
+			t.Errorf("the mutex is not held after WaitUntil without a function: %v", l)
+		}
+		if st := m.Stats(); st.Operations != 1 {
+			t.Errorf("%d operations beside the Lock, without a function to call", st.Operations-1)
+		}
+	})
+}
+
 // What reads a name that is something else says so, and takes nobody for a leader.
 func TestReadsOfAnotherKind(t *testing.T) {
 	t.Parallel()
