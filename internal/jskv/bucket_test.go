@@ -63,6 +63,7 @@ func onServers(t *testing.T, fn func(t *testing.T, nc *nats.Conn, b *jskv.Bucket
 		if n := stream.CachedInfo().Config.Replicas; n != 3 {
 			t.Errorf("%d replicas on a cluster", n)
 		}
+		heard(t, b)
 		fn(t, nc, b)
 	})
 }
@@ -85,6 +86,14 @@ func settled(t *testing.T, write func() (uint64, error)) (uint64, error) {
 		if !errors.Is(err, jskv.ErrBusy) && !errors.Is(err, nats.ErrNoResponders) || time.Now().After(end) {
 			return rev, err
 		}
+	}
+}
+
+// heard returns when writes of this connection reach a leader. It writes nothing.
+func heard(t *testing.T, b *jskv.Bucket) {
+	t.Helper()
+	if _, err := settled(t, func() (uint64, error) { return b.Update(testContext(t), "nothing", nil, 7, 0) }); !errors.Is(err, jskv.ErrConflict) {
+		t.Fatalf("a write at a revision that does not exist: %v", err)
 	}
 }
 

@@ -300,7 +300,7 @@ func fitLimits(sc *jetstream.StreamConfig, info *jetstream.AccountInfo, buckets 
 // is limited. The server gives no figures.
 var limitCodes = map[jetstream.ErrorCode]string{
 	codeAccountExceeded: "storage of the account",
-	10005:               "servers for the replicas",
+	codeNoPeers:         "servers for the replicas",
 	10023:               "resources of the servers",
 	10026:               "consumers of the account",
 	10027:               "streams of the account",

@@ -30,9 +30,18 @@ func TestHubServesTenThousandWaiters(t *testing.T) {
 
 	name := func(i int) string { return fmt.Sprintf("resource.%d", i%keys) }
 	revs := make([]uint64, keys)
-	for i := range keys / 2 { // the other half does not exist yet
-		revs[i] = put(ctx, t, b, name(i), "first")
+	write := func(from, to int, value string) { // by many at a time: each of them waits for its answer
+		var writing sync.WaitGroup
+		for w := range 32 {
+			writing.Go(func() {
+				for i := from + w; i < to; i += 32 {
+					revs[i] = update(t, b, name(i), value, revs[i])
+				}
+			})
+		}
+		writing.Wait()
 	}
+	write(0, keys/2, "first") // the other half does not exist yet
 	inboxes := make([]*inbox, waiters)
 	stops := make([]func(), waiters)
 	var registering sync.WaitGroup
@@ -53,9 +62,7 @@ func TestHubServesTenThousandWaiters(t *testing.T) {
 	}
 	registering.Wait()
 
-	for i := range keys {
-		revs[i] = put(ctx, t, b, name(i), "second")
-	}
+	write(0, keys, "second")
 	for i, in := range inboxes {
 		in.waitRevision(ctx, revs[i%keys])
 	}

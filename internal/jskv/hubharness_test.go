@@ -18,7 +18,7 @@ import (
 
 // patience is how long a test waits for what must happen. No test needs it
 // unless it fails.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // never is a poll interval that keeps polling out of a test.
 const never = time.Hour

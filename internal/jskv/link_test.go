@@ -49,6 +49,9 @@ func TestOpeningLearnsTheLink(t *testing.T) {
 // What a server says that is starting, or has no leader yet, is no answer.
 func TestRefusalsThatPassAreRepeated(t *testing.T) {
 	code := func(n jetstream.ErrorCode) error { return &jetstream.APIError{Code: 503, ErrorCode: n} }
+	noPeers := func(why string) error {
+		return &jetstream.APIError{Code: 400, ErrorCode: codeNoPeers, Description: "no suitable peers for placement" + why}
+	}
 	for _, c := range []struct {
 		err       error
 		clustered bool
@@ -59,6 +62,11 @@ func TestRefusalsThatPassAreRepeated(t *testing.T) {
 		{code(codeNotActive), false, true},
 		{nats.ErrNoResponders, true, true},
 		{nats.ErrNoResponders, false, false},
+		{noPeers(""), true, true},
+		{noPeers(", peer offline"), true, true},
+		{noPeers(""), false, false},
+		{noPeers(", peer offline, insufficient storage"), true, false},
+		{noPeers(", server tag not unique"), true, false},
 		{code(10026), true, false},
 		{code(codeStreamNotFound), true, false},
 	} {
@@ -80,6 +88,16 @@ func TestRefusalsThatPassAreRepeated(t *testing.T) {
 		start := time.Now()
 		_, err := retryUnanswered(t.Context(), &link{clustered: true}, func(context.Context) (int, error) { return 0, nats.ErrNoResponders })
 		if took := time.Since(start); !errors.Is(err, nats.ErrNoResponders) || took > 2*startTime {
+			t.Errorf("%v after %v", err, took)
+		}
+	})
+	// A cluster that stays too small says so before the time is over.
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), apiTimeout)
+		defer cancel()
+		_, err := retryUnanswered(ctx, &link{clustered: true}, func(context.Context) (int, error) { return 0, noPeers("") })
+		if took := time.Since(start); limitError(err) == nil || took < apiTimeout/2 || took >= apiTimeout {
 			t.Errorf("%v after %v", err, took)
 		}
 	})

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -33,6 +34,8 @@ const (
 	// codeNotLeader and codeNotActive are answers of a server that is starting.
 	codeNotLeader = 10009
 	codeNotActive = 10006
+	// codeNoPeers is the answer when there are too few servers for the replicas.
+	codeNoPeers = 10005
 )
 
 // Buckets are the opened buckets of one fabric.
@@ -290,16 +293,19 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 }
 
 // retryUnanswered repeats a request while no answer comes. A stream that was created a moment ago, or has just lost its
-// leader, does not answer, and never answers a request that came at that time.
+// leader, does not answer, and never answers a request that came at that time. In a cluster a refusal for want of
+// servers is repeated, too, while there is time for one more answer: servers may still join it.
 func retryUnanswered[T any](ctx context.Context, l *link, request func(context.Context) (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	begun := time.Now()
+	end, _ := ctx.Deadline()
 	for wait := l.wait(); ; wait = min(2*wait, apiTimeout) {
 		sent := time.Now()
 		actx, cancel := context.WithTimeout(ctx, wait)
 		got, err := request(actx)
-		again := unanswered(err) || l.starting(begun) && errors.Is(err, nats.ErrNoResponders)
+		again := unanswered(err) || l.starting(begun) && errors.Is(err, nats.ErrNoResponders) ||
+			l.clustered && lacksServers(err) && time.Until(end) > wait*3/2
 		if !again {
 			l.took.Store(int64(time.Since(sent)))
 		}
@@ -316,6 +322,14 @@ func unanswered(err error) bool {
 	var refused *jetstream.APIError
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) ||
 		errors.As(err, &refused) && (refused.ErrorCode == codeClusterNotAvailable || refused.ErrorCode == codeNotLeader || refused.ErrorCode == codeNotActive)
+}
+
+// lacksServers reports whether a stream was refused since too few servers of the cluster are known. Other
+// causes have the same code and stand in the text: these are the storage and the tags of servers.
+func lacksServers(err error) bool {
+	var refused *jetstream.APIError
+	return errors.As(err, &refused) && refused.ErrorCode == codeNoPeers &&
+		!strings.Contains(refused.Description, "storage") && !strings.Contains(refused.Description, "tag")
 }
 
 func tooOld(level int) error {
