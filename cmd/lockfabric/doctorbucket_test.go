@@ -392,13 +392,23 @@ func TestDoctorDeadlocks(t *testing.T) {
 func TestDoctorMeasuresBothRoads(t *testing.T) {
 	t.Parallel()
 	coalescer(t)
-	d := examine(t, server.ClientURL())
+	d := measured(t)
 	d.exits(0)
 	d.has("coalescer", doctor.OK, "is the coalescer, of rank 2, 0 wait")
 	d.has("writes", doctor.OK, "both over the coalescer")
-	if l := d.Latency; l.Coalesced == nil || l.Coalesced.Median <= 0 || l.Acquire == nil {
+	if l := d.Latency; l.Coalesced.Median <= 0 || l.Acquire == nil {
 		t.Errorf("%+v", l)
 	}
+}
+
+// measured repeats doctor until the coalescer has answered it in time, which on a busy machine it need not.
+func measured(t *testing.T) (d *diagnosis) {
+	t.Helper()
+	eventually(t, "measure of the coalescer", func() bool {
+		d = examine(t, server.ClientURL())
+		return d.Latency.Coalesced != nil
+	})
+	return d
 }
 
 // coalescer has somebody serve in the test's fabric, whose buckets go with the test.

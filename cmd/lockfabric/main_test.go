@@ -113,14 +113,30 @@ func self(t *testing.T) string {
 	return exe
 }
 
-// fabricName gives every test locks of its own on the shared server.
+// fabrics are the fabrics of the tests; rounds is how many each name of a test has had.
+var fabrics = struct {
+	sync.Mutex
+	of     map[*testing.T]string
+	rounds map[string]int
+}{of: map[*testing.T]string{}, rounds: map[string]int{}}
+
+// fabricName gives every test locks of its own on the shared server, and new ones each time with -count.
 func fabricName(t *testing.T) string {
-	return strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' {
-			return r
+	fabrics.Lock()
+	defer fabrics.Unlock()
+	if fabrics.of[t] == "" {
+		name := strings.Map(func(r rune) rune {
+			if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' {
+				return r
+			}
+			return '-'
+		}, t.Name())
+		if fabrics.rounds[name]++; fabrics.rounds[name] > 1 {
+			name += fmt.Sprint("-", fabrics.rounds[name])
 		}
-		return '-'
-	}, t.Name())
+		fabrics.of[t] = name
+	}
+	return fabrics.of[t]
 }
 
 // lockfabric returns the command line on the shared server.

@@ -256,7 +256,7 @@ func TestOutputOfDoctor(t *testing.T) {
 	}
 	tb.printed(t, 78, "doctor", "--strict", "--probes", "1")
 	coalescer(t)
-	tb.printed(t, 0, "doctor")
+	tb.check(t, "doctor", measured(t).stdout)
 	tb.complete(t, doctor.Report{})
 }
 

@@ -5,6 +5,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -152,13 +153,14 @@ func TestServeUsage(t *testing.T) {
 	}
 }
 
-// freeAddrs returns addresses that are free now.
+// freeAddrs returns addresses that are free now. Systems give no ports of this range to connections, so that nobody
+// takes one before it is used.
 func freeAddrs(t *testing.T, n int) (addrs []string) {
 	t.Helper()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	for len(addrs) < n {
+		l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", 15000+rand.IntN(15000)))
 		if err != nil {
-			t.Fatal(err)
+			continue // taken
 		}
 		defer l.Close()
 		addrs = append(addrs, l.Addr().String())
