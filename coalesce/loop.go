@@ -28,6 +28,7 @@ func (s *Service) loop() {
 	t := time.NewTimer(0)
 	defer t.Stop()
 	var beaten time.Time
+	var promised time.Duration // longest time from the last beat to the next one, as the last one said
 	var reqs []*engine.Request
 	for {
 		now := time.Now()
@@ -39,12 +40,12 @@ func (s *Service) loop() {
 		}
 		s.cfg.Doer.Submit(reqs...)
 		clear(reqs)
-		if wait := s.beatEvery(); now.Sub(beaten) >= wait && s.mayWrite() {
-			beaten = now
+		if now.Sub(beaten) >= min(s.beatEvery(), promised) && s.mayWrite() {
 			b := s.beat()
+			beaten, promised = now, time.Duration(b.next)*time.Millisecond
 			_ = s.cfg.Conn.Publish(BeatSubject(s.cfg.Fabric, s.cfg.Shard), b.append(nil))
 		}
-		if at := now.Add(max(s.beatEvery()-now.Sub(beaten), beatBusy/4)); next.IsZero() || at.Before(next) {
+		if at := now.Add(max(min(s.beatEvery(), promised)-now.Sub(beaten), beatBusy/4)); next.IsZero() || at.Before(next) {
 			next = at
 		}
 		t.Reset(max(time.Until(next), 0))

@@ -172,3 +172,38 @@ func TestAnOwnerIsLookedForAgain(t *testing.T) {
 	}
 	w.until("a hello that is heard", func() bool { use(); return len(asked) > 0 })
 }
+
+// A beat says how soon the next one comes. The owner keeps this promise also when it has nothing to do any more. Otherwise its clients would take
+// it for lost, and the next operations would all go directly.
+func TestBeatsComeAsPromised(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	o, p := w.process(RouterConfig{}).serve(), w.process(always)
+	beats := make(chan *nats.Msg, 100)
+	if _, err := p.nc.ChanSubscribe(BeatSubject(w.fabric, 0), beats); err != nil {
+		t.Fatal(err)
+	}
+	p.meet()
+	next := func() beat {
+		select {
+		case m := <-beats:
+			b, err := decodeBeat(m.Data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return b
+		case <-time.After(10 * beatBusy):
+			t.Fatal("no beat")
+		}
+		return beat{}
+	}
+	id := p.mustAcquire("k")
+	_, waits := p.start("k", p.op(record.OpAcquire, p.lease.NextOp()))
+	w.until("an acquire waits", func() bool { return o.Stats().Waiting == 1 })
+	for next().next == uint64(beatIdle.Milliseconds()) { // of before
+	}
+	p.mustRelease("k", id)
+	w.wait("acquire", waits, nil)
+	for next().next != uint64(beatIdle.Milliseconds()) {
+	}
+}
