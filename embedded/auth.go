@@ -24,12 +24,6 @@ var (
 	bcryptHash   = regexp.MustCompile(`^\$2[abxy]\$\d{2}\$[./A-Za-z0-9]{53}$`)
 )
 
-type clientAuth struct {
-	token string
-	users []*natsserver.User // including those of the system account
-	nkeys []*natsserver.NkeyUser
-}
-
 // WithToken makes the listener require this secret from every client: pass it to nats.Token, or write it before the
 // host in the URL, "nats://token@host:port". A bcrypt hash of the secret is also accepted. Without this option,
 // WithUser, WithNKey and WithClientCA, everybody who can reach the listener, for example every user of this host, can
@@ -39,7 +33,7 @@ func WithToken(token string) Option {
 		if err := checkSecret("WithToken", token); err != nil {
 			return err
 		}
-		return set(&c.auth.token, token, token != "", "WithToken: the token is empty; leave the option out for a server that is open to everybody")
+		return set(&c.own.Authorization, token, token != "", "WithToken: the token is empty; leave the option out for a server that is open to everybody")
 	}
 }
 
@@ -47,7 +41,9 @@ func WithToken(token string) Option {
 // names, and together with WithNKey. Like nats-server, it also accepts the bcrypt hash of the password: "$2a$11$...".
 // All users have all permissions; for fewer permissions, see WithConfigFile.
 func WithUser(name, password string) Option {
-	return func(c *config) error { return c.auth.add("WithUser", name, password, nil) }
+	return func(c *config) error {
+		return c.addUser("WithUser", &natsserver.User{Username: name, Password: password})
+	}
 }
 
 // WithSystemUser admits clients with this name and password to the system account, for one request only: the state and
@@ -56,7 +52,9 @@ func WithUser(name, password string) Option {
 // WithNKey and WithClientCA do. It can't be combined with WithToken.
 func WithSystemUser(name, password string) Option {
 	return func(c *config) error {
-		return c.auth.add("WithSystemUser", name, password, natsserver.NewAccount(natsserver.DEFAULT_SYSTEM_ACCOUNT))
+		return c.addUser("WithSystemUser", &natsserver.User{
+			Username: name, Password: password, Permissions: onlyLooks(), Account: natsserver.NewAccount(natsserver.DEFAULT_SYSTEM_ACCOUNT),
+		})
 	}
 }
 
@@ -69,21 +67,17 @@ func onlyLooks() *natsserver.Permissions {
 	}
 }
 
-// add adds a user of the account; nil is the default account.
-func (a *clientAuth) add(option, name, password string, account *natsserver.Account) error {
+func (c *config) addUser(option string, u *natsserver.User) error {
 	switch {
-	case !isName(name):
-		return invalid("%s: name %q: give a name without spaces", option, name)
-	case password == "":
-		return invalid("%s(%q): the password is empty; give one, or its bcrypt hash", option, name)
-	case slices.ContainsFunc(a.users, func(u *natsserver.User) bool { return u.Username == name }):
-		return invalid("%s(%q): the name is given twice; give each name once", option, name)
+	case !isName(u.Username):
+		return invalid("%s: name %q: give a name without spaces", option, u.Username)
+	case u.Password == "":
+		return invalid("%s(%q): the password is empty; give one, or its bcrypt hash", option, u.Username)
+	case slices.ContainsFunc(c.own.Users, func(o *natsserver.User) bool { return o.Username == u.Username }):
+		return invalid("%s(%q): the name is given twice; give each name once", option, u.Username)
 	}
-	if err := checkSecret(option, password); err != nil {
-		return err
-	}
-	a.users = append(a.users, &natsserver.User{Username: name, Password: password, Account: account})
-	return nil
+	c.own.Users = append(c.own.Users, u)
+	return checkSecret(option, u.Password)
 }
 
 // WithNKey admits clients that prove to have the private key of one of these public user keys ("U..."); see nats.Nkey
@@ -99,10 +93,10 @@ func WithNKey(publicKeys ...string) Option {
 				return invalid("WithNKey: key %d is a seed, which is a secret; give the public key that belongs to it, it begins with U", i+1)
 			case !nkeys.IsValidPublicUserKey(k):
 				return invalid("WithNKey: key %d is not the public key of a user; such a key begins with U", i+1)
-			case slices.ContainsFunc(c.auth.nkeys, func(n *natsserver.NkeyUser) bool { return n.Nkey == k }):
+			case slices.ContainsFunc(c.own.Nkeys, func(n *natsserver.NkeyUser) bool { return n.Nkey == k }):
 				return invalid("WithNKey: %s is given twice; give each key once", k)
 			}
-			c.auth.nkeys = append(c.auth.nkeys, &natsserver.NkeyUser{Nkey: k})
+			c.own.Nkeys = append(c.own.Nkeys, &natsserver.NkeyUser{Nkey: k})
 		}
 		return nil
 	}
@@ -115,34 +109,25 @@ func checkSecret(option, secret string) error {
 	return nil
 }
 
-// apply passes copies to the server, because the server changes them, and a reload compares.
-func (a *clientAuth) apply(o *natsserver.Options) error {
-	var system *natsserver.Account
-	locks := len(a.nkeys) > 0
-	for _, u := range a.users {
+// addSystemAccount makes one account of those of the system users.
+func addSystemAccount(o *natsserver.Options) error {
+	system, locks := natsserver.NewAccount(natsserver.DEFAULT_SYSTEM_ACCOUNT), len(o.Nkeys) > 0
+	for _, u := range o.Users {
 		if u.Account == nil {
 			locks = true
-		} else if system == nil {
-			system = natsserver.NewAccount(u.Account.Name)
-			o.Accounts, o.SystemAccount = append(o.Accounts, system), system.Name
+		} else {
+			u.Account, o.SystemAccount = system, system.Name
 		}
 	}
-	if system != nil && locks {
+	if o.SystemAccount == "" {
+		return nil
+	}
+	o.Accounts = []*natsserver.Account{system}
+	if locks {
 		// Without this, the server admits clients without a name. Only a configuration can set it.
 		if err := o.ProcessConfigString("authorization: {}"); err != nil {
 			return fmt.Errorf("%w: %w", ErrStartFailed, err)
 		}
-	}
-	o.Authorization = a.token
-	for _, u := range a.users {
-		copied := &natsserver.User{Username: u.Username, Password: u.Password}
-		if u.Account != nil {
-			copied.Account, copied.Permissions = system, onlyLooks()
-		}
-		o.Users = append(o.Users, copied)
-	}
-	for _, n := range a.nkeys {
-		o.Nkeys = append(o.Nkeys, &natsserver.NkeyUser{Nkey: n.Nkey})
 	}
 	return nil
 }

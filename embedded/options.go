@@ -18,30 +18,22 @@ import (
 type Option func(*config) error
 
 type config struct {
-	storeDir      string
+	own           natsserver.Options // what can be said in the server's own options
 	tempStore     bool
 	sync          SyncMode
-	listen        string
+	syncSet       bool // set by WithSync
 	allowExternal bool
-	maxStore      int64
-	maxMemory     int64
-	name          string
-	auth          clientAuth
 	tls           tlsFiles
-	logger        *slog.Logger
-	clusterName   string
-	clusterListen string
-	routes        []string
 	routeAuth     routeAuth
 	configFile    string
-	syncSet       bool // set by WithSync
+	logger        *slog.Logger
 }
 
 // WithStoreDir stores JetStream's data in dir, which is created if it does not exist. One server at a time can use a
 // directory. Either this option or WithTempStore is required.
 func WithStoreDir(dir string) Option {
 	return func(c *config) error {
-		return set(&c.storeDir, dir, dir != "", "WithStoreDir: the directory is empty; name one, or use WithTempStore")
+		return set(&c.own.StoreDir, dir, dir != "", "WithStoreDir: the directory is empty; name one, or use WithTempStore")
 	}
 }
 
@@ -60,8 +52,12 @@ func WithSync(mode SyncMode) Option {
 // Without this option there is no listener, and only Server.Connect reaches the server. An address that other hosts can
 // reach needs authentication: WithUser, WithToken, WithNKey or WithClientCA; or WithAllowNonLoopback.
 func WithListen(addr string) Option {
-	return func(c *config) error {
-		return set(&c.listen, addr, addr != "", "WithListen: the address is empty; give host:port such as 127.0.0.1:0, or leave the option out")
+	return func(c *config) (err error) {
+		if addr == "" {
+			return invalid("WithListen: the address is empty; give host:port such as 127.0.0.1:0, or leave the option out")
+		}
+		c.own.Host, c.own.Port, err = splitAddr("WithListen", addr)
+		return err
 	}
 }
 
@@ -75,7 +71,7 @@ func WithAllowNonLoopback() Option {
 // WithMaxStore limits JetStream's files to n bytes. The default is the server's: three quarters of the free disk space.
 func WithMaxStore(n int64) Option {
 	return func(c *config) error {
-		return set(&c.maxStore, n, n > 0, "WithMaxStore(%d): give a positive number of bytes", n)
+		return set(&c.own.JetStreamMaxStore, n, n > 0, "WithMaxStore(%d): give a positive number of bytes", n)
 	}
 }
 
@@ -83,7 +79,7 @@ func WithMaxStore(n int64) Option {
 // memory. Lock data is in files, so this limits only other uses of the server.
 func WithMaxMemory(n int64) Option {
 	return func(c *config) error {
-		return set(&c.maxMemory, n, n > 0, "WithMaxMemory(%d): give a positive number of bytes", n)
+		return set(&c.own.JetStreamMaxMemory, n, n > 0, "WithMaxMemory(%d): give a positive number of bytes", n)
 	}
 }
 
@@ -91,7 +87,7 @@ func WithMaxMemory(n int64) Option {
 // that stays the same across restarts.
 func WithServerName(name string) Option {
 	return func(c *config) error {
-		return set(&c.name, name, isName(name), "WithServerName(%q): give a name without spaces", name)
+		return set(&c.own.ServerName, name, isName(name), "WithServerName(%q): give a name without spaces", name)
 	}
 }
 
@@ -106,9 +102,22 @@ func WithLogger(l *slog.Logger) Option { return func(c *config) error { c.logger
 // Needs WithServerName and WithListen. Start returns before the cluster has agreed on anything: JetStream answers when
 // a majority of the servers have found each other.
 func WithCluster(name, listenAddr string, routes ...string) Option {
-	return func(c *config) error {
-		c.clusterListen, c.routes = listenAddr, routes
-		return set(&c.clusterName, name, isName(name), "WithCluster: cluster name %q: give a name without spaces", name)
+	return func(c *config) (err error) {
+		o := &c.own.Cluster
+		if o.Host, o.Port, err = splitAddr("WithCluster", listenAddr); err != nil {
+			return err
+		}
+		// Clients use only the addresses that they were given; those of other nodes may be unreachable for them.
+		o.NoAdvertise = true
+		c.own.Routes = nil
+		for _, r := range routes {
+			u, err := parseRoute(r)
+			if err != nil {
+				return err
+			}
+			c.own.Routes = append(c.own.Routes, u)
+		}
+		return set(&o.Name, name, isName(name), "WithCluster: cluster name %q: give a name without spaces", name)
 	}
 }
 
@@ -138,54 +147,45 @@ func newConfig(opts []Option) (*config, error) {
 
 // validate checks combinations of options.
 func (c *config) validate() error {
+	o := &c.own
+	cluster, listens := o.Cluster.Name != "", o.Port != 0
 	switch {
-	case c.storeDir != "" && c.tempStore:
+	case o.StoreDir != "" && c.tempStore:
 		return invalid("both WithStoreDir and WithTempStore; choose one")
 	case c.configFile != "":
 		return c.checkAlone()
-	case c.storeDir == "" && !c.tempStore:
+	case o.StoreDir == "" && !c.tempStore:
 		return invalid("no store; give WithStoreDir, or WithTempStore for one that is thrown away")
-	case c.clusterName != "" && c.name == "":
+	case cluster && o.ServerName == "":
 		return invalid("WithCluster needs WithServerName, a name that stays the same across restarts")
-	case c.clusterName != "" && len(c.routes) == 0:
+	case cluster && len(o.Routes) == 0:
 		return invalid("WithCluster needs routes, the cluster addresses of all servers")
-	case c.clusterName != "" && c.listen == "":
+	case cluster && !listens:
 		// The server opens its cluster port only after its client port.
 		return invalid("WithCluster needs WithListen, 127.0.0.1:0 will do")
-	case c.clusterName == "" && c.routeAuth != routeAuth{}:
+	case !cluster && c.routeAuth != routeAuth{}:
 		return invalid("WithClusterAuth or WithClusterTLS without WithCluster")
-	case c.tls.cert != "" && c.listen == "":
+	case c.tls.cert != "" && !listens:
 		return invalid("WithTLS needs WithListen; without a listener there is nothing to encrypt")
 	case c.tls.ca != "" && c.tls.cert == "":
 		return invalid("WithClientCA needs WithTLS, the server's own certificate")
-	case c.auth.token != "" && len(c.auth.users)+len(c.auth.nkeys) > 0:
+	case o.Authorization != "" && len(o.Users)+len(o.Nkeys) > 0:
 		return invalid("WithToken together with WithUser, WithNKey or WithSystemUser; choose one, a token has no user")
 	}
 	return nil
 }
 
-// serverOptions returns the server's own options. They are new objects, so it can be called again for a reload.
-func (c *config) serverOptions() (*natsserver.Options, error) {
+// serverOptions returns the server's own options. They are new objects, because the server changes them, and a reload
+// compares.
+func (c *config) serverOptions() (o *natsserver.Options, err error) {
 	if c.configFile != "" {
 		return c.fileOptions()
 	}
-	o := &natsserver.Options{
-		ServerName:         c.name,
-		JetStream:          true,
-		StoreDir:           c.storeDir,
-		JetStreamMaxStore:  c.maxStore,
-		JetStreamMaxMemory: c.maxMemory,
-		DontListen:         c.listen == "",
-	}
+	o = c.own.Clone()
+	o.JetStream, o.DontListen = true, o.Port == 0
 	c.applySync(o)
-	if err := c.auth.apply(o); err != nil {
+	if err := addSystemAccount(o); err != nil {
 		return nil, err
-	}
-	var err error
-	if c.listen != "" {
-		if o.Host, o.Port, err = splitAddr("WithListen", c.listen); err != nil {
-			return nil, err
-		}
 	}
 	if c.tls.cert != "" {
 		option := "WithTLS"
@@ -196,22 +196,6 @@ func (c *config) serverOptions() (*natsserver.Options, error) {
 			return nil, err
 		}
 		o.TLS, o.TLSVerify, o.TLSTimeout = true, c.tls.ca != "", tlsTimeout
-	}
-	if c.clusterName == "" {
-		return o, nil
-	}
-	if o.Cluster.Host, o.Cluster.Port, err = splitAddr("WithCluster", c.clusterListen); err != nil {
-		return nil, err
-	}
-	o.Cluster.Name = c.clusterName
-	// Clients use only the addresses that they were given; those of other nodes may be unreachable for them.
-	o.Cluster.NoAdvertise = true
-	for _, r := range c.routes {
-		u, err := parseRoute(r)
-		if err != nil {
-			return nil, err
-		}
-		o.Routes = append(o.Routes, u)
 	}
 	return o, c.routeAuth.apply(o)
 }
@@ -310,24 +294,25 @@ func WithConfigFile(path string) Option {
 
 // checkAlone refuses options that belong in the file.
 func (c *config) checkAlone() error {
-	for _, o := range []struct {
+	o := &c.own
+	for _, option := range []struct {
 		name  string
 		given bool
 	}{
-		{"WithListen", c.listen != ""},
-		{"WithToken", c.auth.token != ""},
-		{"WithUser or WithSystemUser", len(c.auth.users) > 0},
-		{"WithNKey", len(c.auth.nkeys) > 0},
+		{"WithListen", o.Port != 0},
+		{"WithToken", o.Authorization != ""},
+		{"WithUser or WithSystemUser", len(o.Users) > 0},
+		{"WithNKey", len(o.Nkeys) > 0},
 		{"WithTLS", c.tls.cert != ""},
 		{"WithClientCA", c.tls.ca != ""},
-		{"WithMaxStore", c.maxStore != 0},
-		{"WithMaxMemory", c.maxMemory != 0},
-		{"WithCluster", c.clusterName != ""},
+		{"WithMaxStore", o.JetStreamMaxStore != 0},
+		{"WithMaxMemory", o.JetStreamMaxMemory != 0},
+		{"WithCluster", o.Cluster.Name != ""},
 		{"WithClusterAuth", c.routeAuth.user != ""},
 		{"WithClusterTLS", c.routeAuth.tls.cert != ""},
 	} {
-		if o.given {
-			return invalid("%s and WithConfigFile; leave the option out and say it in %s", o.name, c.configFile)
+		if option.given {
+			return invalid("%s and WithConfigFile; leave the option out and say it in %s", option.name, c.configFile)
 		}
 	}
 	return nil
@@ -342,15 +327,15 @@ func (c *config) fileOptions() (*natsserver.Options, error) {
 	switch {
 	case o.StoreDir != "" && !o.JetStream:
 		return nil, c.fileError("it names a store_dir but does not enable JetStream; write jetstream { store_dir: ... }")
-	case o.StoreDir != "" && c.storeDir != "":
+	case o.StoreDir != "" && c.own.StoreDir != "":
 		return nil, c.fileError("both its store_dir and WithStoreDir name a store; leave one out")
 	case o.StoreDir != "" && c.tempStore:
 		return nil, c.fileError("both its store_dir and WithTempStore name a store; leave one out")
-	case o.StoreDir == "" && c.storeDir == "" && !c.tempStore && o.JetStream:
+	case o.StoreDir == "" && c.own.StoreDir == "" && !c.tempStore && o.JetStream:
 		return nil, c.fileError("its jetstream has no store_dir, and the default is lost at a restart of the host; name one there, or give WithStoreDir")
-	case o.StoreDir == "" && c.storeDir == "" && !c.tempStore:
+	case o.StoreDir == "" && c.own.StoreDir == "" && !c.tempStore:
 		return nil, c.fileError("it does not enable JetStream; write jetstream { store_dir: ... }, or give WithStoreDir")
-	case o.ServerName != "" && c.name != "":
+	case o.ServerName != "" && c.own.ServerName != "":
 		return nil, c.fileError("both its server_name and WithServerName name the server; leave one out")
 	case c.syncSet && (o.SyncAlways || o.SyncInterval != 0):
 		return nil, c.fileError("both its sync_interval and WithSync say when to sync; leave one out")
@@ -358,8 +343,8 @@ func (c *config) fileOptions() (*natsserver.Options, error) {
 	// Otherwise a user of the system account could make the server read the file without the checks made here.
 	o.ConfigFile = ""
 	o.JetStream = true
-	o.StoreDir = cmp.Or(o.StoreDir, c.storeDir)
-	o.ServerName = cmp.Or(c.name, o.ServerName)
+	o.StoreDir = cmp.Or(o.StoreDir, c.own.StoreDir)
+	o.ServerName = cmp.Or(c.own.ServerName, o.ServerName)
 	if !o.SyncAlways && o.SyncInterval == 0 {
 		c.applySync(o)
 	}
