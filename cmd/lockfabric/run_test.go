@@ -7,8 +7,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -162,6 +164,21 @@ func TestEnvironmentOfTheCommand(t *testing.T) {
 		}
 		last = token
 	}
+}
+
+// A command that waits for the lock under which it runs says so; another that waits does not.
+func TestWarningInsideTheOwnLock(t *testing.T) {
+	t.Parallel()
+	const warning = "waiting for the command inside which this one runs"
+	inside := start(t, lockfabric(t, slices.Concat([]string{"run", "k", "--also", "also", "--"}, lockfabric(t, "run", "also", "--", "true").Args)...))
+	eventually(t, "a warning", func() bool { return strings.Contains(inside.err.String(), warning) })
+	cmd := lockfabric(t, "run", "also", "--wait", "2s", "--", "true")
+	cmd.Env = append(cmd.Env, "LOCKFABRIC_KEY=also", "LOCKFABRIC_TOKEN=1")
+	if code, _, stderr := run(t, cmd); code != 75 || strings.Contains(stderr, warning) {
+		t.Errorf("waiting for another one: exit code %d, %s", code, stderr)
+	}
+	inside.signal(syscall.SIGTERM)
+	inside.exits(143)
 }
 
 // critical is a command that fails if it is not alone.

@@ -5,15 +5,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/pause"
 )
 
 // held is what is held while a command runs.
@@ -101,6 +104,47 @@ func environment(h held) []string {
 	return env
 }
 
+// outerTokens returns the names and tokens of the command in whose environment this one runs.
+func outerTokens() map[string]string {
+	tokens := map[string]string{}
+	_ = json.Unmarshal([]byte(os.Getenv("LOCKFABRIC_TOKENS")), &tokens)
+	if key := os.Getenv("LOCKFABRIC_KEY"); key != "" {
+		tokens[key] = os.Getenv("LOCKFABRIC_TOKEN")
+	}
+	return tokens
+}
+
+// warnIfInside warns if an acquire of this manager waits, after one second, for the command in whose environment this
+// one runs. It is no error, because that command need not wait for this one.
+func warnIfInside(ctx context.Context, m *fabric.Manager, log *slog.Logger) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	for key, token := range outerTokens() {
+		isOuter := func(h fabric.Party) bool { return strconv.FormatUint(h.Token, 10) == token }
+		wg.Go(func() {
+			if !pause.For(ctx, progressEvery) {
+				return // most waits end here, without a request
+			}
+			for info, err := range m.Watch(ctx, key) {
+				if err != nil || !slices.ContainsFunc(info.Holders, isOuter) {
+					return
+				}
+				if slices.ContainsFunc(info.Waiters, func(w fabric.Party) bool { return w.Own }) {
+					log.Warn("waiting for the command inside which this one runs: if that command waits for this one, neither continues", "key", key)
+					return
+				}
+				if !pause.For(ctx, progressEvery) {
+					return
+				}
+			}
+		})
+	}
+	return func() {
+		cancel()
+		wg.Wait()
+	}
+}
+
 // end releases the hold, or calls after. It returns err, or else what to report. stayed: a loss was already reported.
 func (t *task) end(ctx context.Context, m *fabric.Manager, h held, sigs <-chan os.Signal, s *streams, err error, stayed bool) error {
 	var ended error
@@ -173,6 +217,7 @@ func (t *task) obtain(ctx context.Context, c *cli, s *streams, sigs <-chan os.Si
 	if t.visible(c, s) {
 		erase = startProgress(ctx, m, t.key, s.status)
 	}
+	defer warnIfInside(ctx, m, s.log)()
 	var got held
 	err = callUnlessDone(again, func() error {
 		h, err := t.acquire(ctx, m)
