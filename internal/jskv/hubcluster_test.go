@@ -91,18 +91,23 @@ func TestHubOnACluster(t *testing.T) {
 	})
 }
 
-// consumersOn counts the stream's consumers that live on a server.
+// consumersOn counts the stream's consumers that live on a server. It asks again when no leader answers.
 func consumersOn(ctx context.Context, t *testing.T, s jetstream.Stream, server string) int {
 	t.Helper()
-	n := 0
-	list := s.ListConsumers(ctx)
-	for info := range list.Info() {
-		if info.Cluster != nil && info.Cluster.Leader == server {
-			n++
+	for {
+		actx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		n, list := 0, s.ListConsumers(actx)
+		for info := range list.Info() {
+			if info.Cluster != nil && info.Cluster.Leader == server {
+				n++
+			}
+		}
+		cancel()
+		if list.Err() == nil {
+			return n
+		}
+		if ctx.Err() != nil {
+			t.Fatal(list.Err())
 		}
 	}
-	if err := list.Err(); err != nil {
-		t.Fatal(err)
-	}
-	return n
 }

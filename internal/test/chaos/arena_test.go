@@ -17,7 +17,7 @@ import (
 )
 
 // arenaPatience bounds a call that is not ended on purpose. Reaching it is a violation.
-const arenaPatience = time.Minute
+const arenaPatience = 2 * time.Minute
 
 // arena uses a semaphore, a barrier, an election and conditions at the same time, with the same managers and
 // faults. Each has its own checker: permits never exceed the size, a generation passes for all or for none, there is one

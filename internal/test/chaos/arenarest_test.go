@@ -175,7 +175,7 @@ func (p *player) disturb() {
 // die waits at the same condition as the consumer until its connection ends for good. When its entry is evicted, a signal that it got has to reach
 // the consumer.
 func (p *player) die(url string) {
-	nc, err := nats.Connect(url)
+	nc, err := nats.Connect(url, connectTimeout)
 	if err != nil {
 		p.violated("connect: %v", err)
 		return

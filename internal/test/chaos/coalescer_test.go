@@ -17,7 +17,7 @@ func coalescerProcess() int {
 	if _, err := fmt.Sscan(os.Getenv(coalescerEnv), &url, &label); err != nil {
 		return 2
 	}
-	m, err := fabric.Connect(context.Background(), url, fabric.WithCoalescer(), fabric.WithLabel(label))
+	m, err := fabric.Connect(context.Background(), url, patiently, fabric.WithCoalescer(), fabric.WithLabel(label))
 	if err != nil {
 		return 1
 	}

@@ -26,7 +26,7 @@ const converterEnv = "LOCKFABRIC_TEST_CONVERTER"
 // Every command but a conversion is answered before the next one.
 func converter() int {
 	ctx := context.Background()
-	m, err := fabric.Connect(ctx, os.Getenv(converterEnv))
+	m, err := fabric.Connect(ctx, os.Getenv(converterEnv), patiently)
 	if err != nil {
 		fmt.Println("error", err)
 		return 1

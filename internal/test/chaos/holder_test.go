@@ -55,7 +55,7 @@ func holder() int {
 
 func obey(url, lock string, ttl time.Duration) error {
 	ctx := context.Background()
-	opts := []fabric.Option{fabric.WithTTL(ttl)}
+	opts := []fabric.Option{patiently, fabric.WithTTL(ttl)}
 	turns := os.Getenv(turnsEnv) != ""
 	if turns {
 		opts = append(opts, withTurns...)
@@ -73,7 +73,7 @@ func obey(url, lock string, ttl time.Duration) error {
 	if err != nil {
 		return err
 	}
-	nc, err := nats.Connect(url)
+	nc, err := nats.Connect(url, connectTimeout)
 	if err != nil {
 		return err
 	}

@@ -29,7 +29,7 @@ func keeper() int {
 	_, err := fmt.Sscan(os.Getenv(keeperEnv), &url, &n)
 	var m *fabric.Manager
 	if err == nil {
-		m, err = fabric.Connect(ctx, url, fabric.WithTTL(holderTTL), fabric.WithKeep(time.Hour))
+		m, err = fabric.Connect(ctx, url, patiently, fabric.WithTTL(holderTTL), fabric.WithKeep(time.Hour))
 	}
 	begun := heap()
 	for i := 0; i < n && err == nil; i++ {
@@ -62,7 +62,7 @@ func TestK12_KilledWithKeptLocks(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
 	m, _ := one(t, s)
-	within(t, holderTTL+holderMargin+time.Second, func() time.Duration {
+	within(t, replacedIn, func() time.Duration {
 		p := launchSelf(t, fmt.Sprintf("%s=%s %d", keeperEnv, s.ClientURL(), *killedKept))
 		t.Logf("%s bytes of memory for each", p.expect("kept "))
 		for i := range *killedKept {

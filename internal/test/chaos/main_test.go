@@ -53,6 +53,12 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
+// Where nothing disturbs connections, a busy machine may take its time to make one.
+var (
+	connectTimeout = nats.Timeout(time.Minute)
+	patiently      = fabric.WithNATS(connectTimeout)
+)
+
 // connOptions are the options of a connection for locks, with fast reconnects.
 func connOptions(more ...nats.Option) []nats.Option {
 	return append([]nats.Option{

@@ -206,7 +206,7 @@ func TestRandomConversionsOfProcesses(t *testing.T) {
 		return slices.DeleteFunc(all, func(what string) bool { return happened[what] > 0 })
 	}
 	end := time.Now().Add(lasts(5 * time.Second))
-	late := end.Add(30 * time.Second) // a busy machine does a tenth of the steps in the time
+	late := end.Add(90 * time.Second) // a busy machine does a tenth of the steps in the time
 	for time.Now().Before(end) || len(missing()) > 0 && time.Now().Before(late) {
 		i := rng.IntN(len(procs))
 		p, me := procs[i], &g.members[i]

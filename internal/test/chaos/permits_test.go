@@ -24,6 +24,9 @@ const permitsEnv = "LOCKFABRIC_TEST_PERMITS"
 // permitCount is the size of the semaphore.
 const permitCount = 3
 
+// permitTTL is that of the processes that take permits. They may lose some.
+const permitTTL = time.Second
+
 // permitHolder prints "valid <hold> <permits> <time>" while it holds: at that time the handle was valid. It
 // ends at the end of its input.
 func permitHolder() int {
@@ -38,7 +41,7 @@ func permitHolder() int {
 		}
 		cancel()
 	}()
-	m, err := fabric.Connect(ctx, url, fabric.WithTTL(holderTTL))
+	m, err := fabric.Connect(ctx, url, patiently, fabric.WithTTL(permitTTL))
 	if err != nil {
 		fmt.Println("error", err)
 		return 1

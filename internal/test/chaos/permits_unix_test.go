@@ -59,7 +59,7 @@ func TestPermitsOfKilledAndStoppedProcesses(t *testing.T) {
 		}
 		stops++
 		signal(t, running[i], syscall.SIGSTOP)
-		stopped[i] = time.Now().Add(time.Duration(rng.Int64N(int64(5 * holderTTL / 2))))
+		stopped[i] = time.Now().Add(time.Duration(rng.Int64N(int64(5 * permitTTL / 2))))
 	}
 	for _, p := range running {
 		p.kill()

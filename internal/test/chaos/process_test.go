@@ -14,8 +14,15 @@ import (
 
 // holderTTL is that of the holder processes, holderMargin its margin.
 const (
-	holderTTL    = time.Second
+	holderTTL    = 2 * time.Second
 	holderMargin = holderTTL / 20
+)
+
+// replacedIn is how long it takes at most until the waiter has the lock of a holder that was killed or stopped. atOnce bounds what
+// waits for nobody's TTL, where that is the default one.
+const (
+	replacedIn = holderTTL + holderMargin + 2*time.Second
+	atOnce     = fabric.DefaultTTL / 10
 )
 
 // attempts is how often a bound on time is tried. The best attempt has to keep the
@@ -127,7 +134,7 @@ func one(t *testing.T, s *embedded.Server) (*fabric.Manager, *nats.Conn) {
 func TestKilledHolderIsReplaced(t *testing.T) {
 	s := startServer(t)
 	m, _ := one(t, s)
-	within(t, holderTTL+holderMargin+time.Second, func() time.Duration {
+	within(t, replacedIn, func() time.Duration {
 		p := startHolder(t, s.ClientURL(), "killed", holderTTL)
 		granted := acquireLater(t, m, "killed")
 		killed := time.Now()
@@ -142,7 +149,7 @@ func TestKilledHolderIsReplaced(t *testing.T) {
 func TestClosedHolderIsReplacedAtOnce(t *testing.T) {
 	s := startServer(t)
 	m, _ := one(t, s)
-	within(t, 100*time.Millisecond, func() time.Duration {
+	within(t, atOnce, func() time.Duration {
 		holder, _ := one(t, s)
 		if _, err := holder.Acquire(testContext(t), "closed"); err != nil {
 			t.Fatal(err)
@@ -162,8 +169,8 @@ func TestClosedHolderIsReplacedAtOnce(t *testing.T) {
 func TestProcessThatClosesIsReplacedAtOnce(t *testing.T) {
 	s := startServer(t)
 	m, _ := one(t, s)
-	within(t, 100*time.Millisecond, func() time.Duration {
-		p := startHolder(t, s.ClientURL(), "ended", holderTTL)
+	within(t, atOnce, func() time.Duration {
+		p := startHolder(t, s.ClientURL(), "ended", fabric.DefaultTTL)
 		granted := acquireLater(t, m, "ended")
 		told := time.Now()
 		p.say("close")

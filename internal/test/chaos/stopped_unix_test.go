@@ -25,7 +25,7 @@ func TestStoppedHolderCanDoNoHarm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	within(t, holderTTL+holderMargin+time.Second, func() time.Duration {
+	within(t, replacedIn, func() time.Duration {
 		p := startHolder(t, s.ClientURL(), "stopped", holderTTL)
 		p.say("write early")
 		if got := p.expect("wrote "); got != "ok" {

@@ -25,7 +25,8 @@ func TestTwoOwnerProcesses(t *testing.T) {
 	other := func(than string) (label string, x *candidate) {
 		t.Helper()
 		for label, x = o.another(); label == than; label, x = o.another() {
-			s.work(20 * time.Millisecond)
+			// It was awake again before the other one was there.
+			o.do("split", label, x)
 		}
 		m := newManagers(t, 1, func(int) string { return url }, connOptions(), road)[0]
 		for ctx := testContext(t); m.Stats().Coalesced < 2; s.work(10 * time.Millisecond) {
