@@ -104,6 +104,17 @@ func (c *cli) untilInterrupted(ctx context.Context, s *streams, fn func(ctx cont
 	return err
 }
 
+// whileRead is untilInterrupted for commands that print results. It also ends when nobody can read them any more, with
+// the exit code that SIGPIPE would cause, but before there is another result.
+func (c *cli) whileRead(ctx context.Context, s *streams, fn func(ctx context.Context, m *fabric.Manager) error) error {
+	return c.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		whenUnread(s.out, func() { cancel(&exitError{code: exitSignal + int(syscall.SIGPIPE)}) })
+		return interrupted(ctx, cmp.Or(fn(ctx, m), ctx.Err()))
+	})
+}
+
 // interrupted returns the cause of ctx's end if it caused err.
 func interrupted(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil {

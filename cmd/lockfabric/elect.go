@@ -80,7 +80,11 @@ type leading struct {
 }
 
 func (e *electCmd) observe(ctx context.Context, c *cli, s *streams) error {
-	return c.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
+	until := c.untilInterrupted
+	if len(e.Command) == 0 {
+		until = c.whileRead
+	}
+	return until(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
 		for l, err := range primitives.NewElection(m, e.Name).Observe(ctx) {
 			switch {
 			case err != nil:

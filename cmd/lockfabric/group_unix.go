@@ -4,6 +4,7 @@ package main
 
 import (
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -135,6 +136,27 @@ var (
 	// brokenPipe is caught and ignored. Otherwise a warning to a closed pipe would end this program, and the hold.
 	brokenPipe = []os.Signal{unix.SIGPIPE}
 )
+
+// whenUnread calls fn when the last reader of a pipe is gone.
+func whenUnread(pipe io.Writer, fn func()) {
+	file, ok := pipe.(*os.File)
+	if !ok {
+		return
+	}
+	go func() {
+		fds := []unix.PollFd{{Fd: int32(file.Fd())}}
+		for {
+			_, err := unix.Poll(fds, -1)
+			if err == unix.EINTR {
+				continue
+			}
+			if fds[0].Revents&unix.POLLERR != 0 {
+				fn()
+			}
+			return
+		}
+	}()
+}
 
 // inheritIgnored ignores the signals that were ignored when this program was started, for example by nohup, a shell's
 // trap or systemd, so that the command inherits this; Go's runtime undoes it. It leaves out SIGCHLD, without which nobody

@@ -253,7 +253,7 @@ func (c *deadlocksCmd) Run(ctx context.Context, cl *cli, s *streams) error {
 	if !c.Watch {
 		return show(ctx, cl, s, func(ctx context.Context, m *fabric.Manager) (fabric.Waits, error) { return m.Waits(ctx) }, drawWaits)
 	}
-	return cl.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
+	return cl.whileRead(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
 		for last := ""; ; pause.For(ctx, c.Every) {
 			w, err := m.Waits(ctx)
 			if now := fmt.Sprint(w); err == nil && now != last {

@@ -59,7 +59,7 @@ func show[T any](ctx context.Context, c *cli, s *streams, ask func(ctx context.C
 // follow calls fn with every value of a watch, until a signal ends the command.
 func follow[T any](ctx context.Context, c *cli, s *streams, watch func(*fabric.Manager, context.Context, string) iter.Seq2[T, error],
 	name string, fn func(ctx context.Context, m *fabric.Manager, value T) error) error {
-	return c.untilInterrupted(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
+	return c.whileRead(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
 		for value, err := range watch(m, ctx, name) {
 			if err == nil {
 				err = fn(ctx, m, value)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -18,6 +19,9 @@ var (
 )
 
 func inheritIgnored() {}
+
+// whenUnread does nothing: the next write fails.
+func whenUnread(io.Writer, func()) {}
 
 // reaping does nothing: an ended child needs no wait.
 func reaping() (stop func()) { return func() {} }
