@@ -206,9 +206,7 @@ func TestP25_WaitersThatComeBack(t *testing.T) {
 			}
 			cancel()
 			<-ended
-			if stands() {
-				t.Fatalf("%s: still there", name)
-			}
+			eventually(t, name+" has left", func() bool { return !stands() })
 			if _, err := b.Put(waitContext(t), enc, e.Value()); err != nil {
 				t.Fatal(err)
 			}

@@ -256,16 +256,6 @@ func standBy(t *testing.T, s *site) {
 func (o *office) oneShardRests(t *testing.T) {
 	t.Helper()
 	m, key := o.manager(t, fabric.WithRoad(fabric.RoadCoalesced)), inShard(1, o.s.shards)
-	var held *fabric.Lock
-	eventually(t, "an owner of shard 1", func() bool {
-		if held != nil {
-			release(t, held)
-		}
-		before := m.Stats().Coalesced
-		held = acquire(t, m, key)
-		return m.Stats().Coalesced > before
-	})
-	next := queue(t, waitContext(t), m, key) // whom the owner has to do with as long as it waits
 	term := func() uint64 {
 		info, err := m.CoalescerOf(waitContext(t), 1)
 		if err != nil || len(info.Holders) == 0 {
@@ -273,7 +263,20 @@ func (o *office) oneShardRests(t *testing.T) {
 		}
 		return info.Holders[0].Token
 	}
-	was := term()
+	var held *fabric.Lock
+	var next <-chan grant // whom the owner has to do with as long as it waits
+	var was uint64
+	eventually(t, "one who waits with an owner of shard 1", func() bool {
+		if next != nil {
+			release(t, held)
+			release(t, granted(t, next))
+		}
+		held = acquire(t, m, key)
+		before := m.Stats().Coalesced
+		was = term()
+		next = queue(t, waitContext(t), m, key)
+		return m.Stats().Coalesced > before && was > 0 && term() == was
+	})
 	eventually(t, "the owner of shard 0 lets go", func() bool { return o.record(t) == nil })
 	if now := term(); now != was || now == 0 {
 		t.Errorf("shard 1 was in use, and has an owner of term %d after %d", now, was)

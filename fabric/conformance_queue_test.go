@@ -162,3 +162,11 @@ func largerTokens(t *testing.T, s *site) {
 		release(t, l)
 	}
 }
+
+// queueBehind is queue behind a hold that may be lost at any moment, because its TTL is short.
+func queueBehind(t testing.TB, m *fabric.Manager, held *fabric.Lock) <-chan grant {
+	t.Helper()
+	out := acquireAsync(waitContext(t), m, held.Key())
+	eventually(t, "a waiter", func() bool { return held.Err() != nil || len(inspect(t, m, held.Key()).Waiters) == 1 })
+	return out
+}

@@ -160,7 +160,7 @@ func leaseDeleted(t *testing.T, s *site) {
 func bucketsDeleted(t *testing.T, s *site) {
 	name := s.fabric(t)
 	key := s.key(t)
-	m := s.manager(t, fabric.WithFabric(name), fabric.WithTTL(2*time.Second))
+	m := s.manager(t, fabric.WithFabric(name), fabric.WithTTL(4*time.Second))
 	l := acquire(t, m, key)
 	s.deleteBuckets(t, name)
 	start := time.Now()

@@ -13,12 +13,12 @@ import (
 func TestHookThatBlocks(t *testing.T) {
 	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
-		const ttl = 2 * time.Second
+		const ttl = 4 * time.Second
 		rec := recorder{gate: make(chan struct{})}
 		m := s.manager(t, fabric.WithTTL(ttl), fabric.WithEvents(rec.hook))
 		key := s.key(t)
 		l := acquire(t, m, key)
-		stay := time.NewTimer(5 * ttl / 2)
+		stay := time.NewTimer(2 * ttl)
 		defer stay.Stop()
 		for done := false; !done; {
 			select {

@@ -27,7 +27,7 @@ func TestLossEvents(t *testing.T) {
 		},
 		{
 			"renewals used up", fabric.ErrRenewalsUsedUp,
-			[]fabric.AcquireOption{fabric.WithTTL(300 * time.Millisecond), fabric.WithMaxRenewals(1)}, nil,
+			[]fabric.AcquireOption{fabric.WithTTL(3 * time.Second), fabric.WithRenewInterval(100 * time.Millisecond), fabric.WithMaxRenewals(1)}, nil,
 		},
 		{"revoked", fabric.ErrRevoked, nil, func(t *testing.T, s *site, _ *fabric.Manager, own string, l *fabric.Lock) {
 			if _, err := s.manager(t, fabric.WithFabric(own)).ForceRelease(waitContext(t), l.Key()); err != nil {
@@ -142,7 +142,7 @@ func TestEventsOfATakeover(t *testing.T) {
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		key := s.key(t)
 		nc := s.conn(t)
-		dead := acquire(t, newManager(t, nc, fabric.WithTTL(2*time.Second)), key)
+		dead := acquire(t, newManager(t, nc, fabric.WithTTL(4*time.Second)), key)
 		var rec recorder
 		m := s.manager(t, fabric.WithEvents(rec.hook))
 		wait := queue(t, waitContext(t), m, key)

@@ -72,13 +72,21 @@ func TestK5_WhoDoesNotWaitGetsWhatNobodyUses(t *testing.T) {
 					t.Errorf("%s of a used one: %v", name, err)
 				}
 				release(t, l)
-				if h := inspect(t, other, key).Holders; len(h) != 1 || h[0].ID != l.ID() || h[0].Kept != fabric.KeptIdle {
-					t.Errorf("%s: held by %+v", name, h)
-				}
-				if err := attempt(ctx, other, key); err != nil {
-					t.Errorf("%s: %v", name, err)
-					continue
-				}
+				// On a busy machine the process may not answer in time, and its lock is used for all the other knows.
+				eventually(t, name+": its process says that nobody uses it", func() bool {
+					h := inspect(t, other, key).Holders
+					if len(h) != 1 || h[0].ID != l.ID() || h[0].Kept == fabric.KeptUsed {
+						t.Fatalf("%s: held by %+v", name, h)
+					}
+					return h[0].Kept == fabric.KeptIdle
+				})
+				eventually(t, name+" is granted", func() bool {
+					err := attempt(ctx, other, key)
+					if err != nil && !errors.Is(err, fabric.ErrHeld) {
+						t.Fatalf("%s: %v", name, err)
+					}
+					return err == nil
+				})
 				expectFree(t, other, key)
 			}
 		})

@@ -24,7 +24,7 @@ func TestK9_WhoHoldsByATurnKeepsNothing(t *testing.T) {
 		for _, m := range managers {
 			for range 4 {
 				all.Go(func() {
-					for n := 0; (n < 50 || turns() < 10) && time.Since(began) < 10*time.Second; n++ {
+					for n := 0; (n < 50 || turns() < 10) && time.Since(began) < patience; n++ {
 						l := acquire(t, m, key)
 						if holders.Add(1) != 1 {
 							t.Error("two hold")

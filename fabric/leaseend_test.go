@@ -1,7 +1,6 @@
 package fabric_test
 
 import (
-	"context"
 	"sync"
 	"testing"
 	"time"
@@ -70,8 +69,7 @@ func (end *leaseEnd) run(t *testing.T, s *site, holder *fabric.Manager, waiters 
 		{fabric.WithTTL(patient), fabric.WithAutoRenew(false)},
 		{fabric.WithTTL(patient), fabric.WithMaxRenewals(2)},
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
+	ctx := waitContext(t)
 	type pair struct {
 		held *fabric.Lock
 		next <-chan grant
@@ -86,7 +84,7 @@ func (end *leaseEnd) run(t *testing.T, s *site, holder *fabric.Manager, waiters 
 	}
 	if end.bring != nil {
 		for _, p := range pairs {
-			waitQueue(t, holder, p.held.Key(), 1)
+			eventually(t, "a waiter", func() bool { return p.held.Err() != nil || len(inspect(t, holder, p.held.Key()).Waiters) == 1 })
 		}
 		end.bring(t, s, holder, pairs[0].held) // they are all under one lease
 	}

@@ -32,6 +32,25 @@ func expectValid(t *testing.T, m *fabric.Manager, st fabric.Stamp, want bool) {
 	}
 }
 
+// validStamp takes a stamp that is valid, also after what is done meanwhile. Where somebody serves as the coalescer it may take
+// several: an owner that is behind may write once more what is over.
+func (s *site) validStamp(t *testing.T, m *fabric.Manager, take func() (fabric.Stamp, error), meanwhile func()) (st fabric.Stamp) {
+	t.Helper()
+	eventually(t, "a valid stamp", func() bool {
+		var valid bool
+		var err error
+		if st, err = take(); err == nil {
+			meanwhile()
+			valid, err = m.Validate(waitContext(t), st)
+		}
+		if err != nil && !errors.Is(err, fabric.ErrHeld) || !valid && !s.coalesced {
+			t.Fatalf("a stamp of %q: %v, %v", st.Key(), valid, err)
+		}
+		return valid
+	})
+	return st
+}
+
 // checks are the scratch writes of validations.
 func checks(msg *nats.Msg) bool { return strings.HasSuffix(msg.Subject, "-locks.=v") }
 
@@ -51,8 +70,7 @@ func TestOptimistic(t *testing.T) {
 			expectValid(t, m, st, false)
 			release(t, l)
 			expectValid(t, m, st, false)
-			again := stampOf(t, m, key)
-			expectValid(t, m, again, true)
+			again := s.validStamp(t, m, func() (fabric.Stamp, error) { return m.Optimistic(waitContext(t), key) }, func() {})
 			release(t, acquire(t, m, key))
 			expectValid(t, m, again, false)
 			expectValid(t, m, fabric.Stamp{}, false)
@@ -65,13 +83,13 @@ func TestOptimistic(t *testing.T) {
 			} {
 				key := s.key(t)
 				l := acquire(t, other, key, fabric.WithMode(mode), fabric.WithOwner("o"))
-				st, err := m.Optimistic(waitContext(t), key)
+				_, err := m.Optimistic(waitContext(t), key)
 				var held *fabric.HeldError
 				switch {
 				case free && err != nil:
 					t.Errorf("%s: %v", mode, err)
 				case free:
-					expectValid(t, m, st, true)
+					s.validStamp(t, m, func() (fabric.Stamp, error) { return m.Optimistic(waitContext(t), key) }, func() {})
 				case !errors.As(err, &held) || !errors.Is(err, fabric.ErrHeld) || held.Owner != "o" || held.Mode != mode || held.Token != l.Token():
 					t.Errorf("%s: %v", mode, err)
 				}
@@ -118,20 +136,13 @@ func TestOptimistic(t *testing.T) {
 		}},
 		{"a path", func(t *testing.T, s *site) {
 			m, other, root := s.manager(t), s.manager(t), s.key(t)
-			take := func() fabric.Stamp {
-				st, err := m.OptimisticPath(waitContext(t), root+"/b/c")
-				if err != nil {
-					t.Fatal(err)
-				}
-				return st
-			}
+			take := func() (fabric.Stamp, error) { return m.OptimisticPath(waitContext(t), root+"/b/c") }
 			intent := acquire(t, other, root, fabric.WithMode(fabric.IntentExclusive))
-			st := take()
-			expectValid(t, m, st, true)
+			st := s.validStamp(t, m, take, func() {})
 			release(t, intent)
 			expectValid(t, m, st, false)
 			for _, level := range []string{root, root + "/b", root + "/b/c"} {
-				st := take()
+				st := s.validStamp(t, m, take, func() {})
 				l := acquire(t, other, level)
 				expectValid(t, m, st, false)
 				if _, err := m.OptimisticPath(waitContext(t), root+"/b/c"); !errors.Is(err, fabric.ErrHeld) {
@@ -139,9 +150,7 @@ func TestOptimistic(t *testing.T) {
 				}
 				release(t, l)
 			}
-			st = take()
-			release(t, acquire(t, other, root+"/b/d")) // beside it
-			expectValid(t, m, st, true)
+			st = s.validStamp(t, m, take, func() { release(t, acquire(t, other, root+"/b/d")) }) // beside it
 			if _, err := m.TryAcquire(waitContext(t), root+"/b/c", fabric.WithStamp(st)); !errors.Is(err, fabric.ErrInvalidOption) {
 				t.Errorf("acquired by the stamp of a path: %v", err)
 			}
@@ -223,9 +232,10 @@ func TestOptimisticCosts(t *testing.T) {
 		cost := func(what string, r, wr int, do func()) {
 			t.Helper()
 			w.heal()
+			before := m.Stats().Timeouts
 			reads, writes = w.fault(-1, lockRead, goesThrough), w.fault(-1, lockWrite, goesThrough)
 			do()
-			if reads.count() != r || writes.count() != wr {
+			if (reads.count() != r || writes.count() != wr) && m.Stats().Timeouts == before { // an answer that is late costs more
 				t.Errorf("%s: %d reads and %d writes, want %d and %d", what, reads.count(), writes.count(), r, wr)
 			}
 		}

@@ -145,7 +145,7 @@ func TestPosted_Crash(t *testing.T) {
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		t.Parallel()
 		o, other := s.inOffice(t)
-		m, proxy := o.posting(t, fabric.WithTTL(time.Second))
+		m, proxy := o.posting(t, fabric.WithTTL(3*time.Second))
 		l := acquire(t, m, "k")
 		wait := queue(t, waitContext(t), other, "k")
 		held := proxy.HoldRequests(o.records())

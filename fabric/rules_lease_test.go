@@ -54,7 +54,7 @@ func TestRule6_OnlyTheStoredAttemptCounts(t *testing.T) {
 			}
 		}},
 		{"a lease that is gone is not made again", func(t *testing.T, s *site) {
-			m := s.manager(t, fabric.WithTTL(ttl))
+			m := s.manager(t, fabric.WithTTL(4*ttl), fabric.WithRenewInterval(ttl/4))
 			l := acquire(t, m, s.key(t))
 			leases := s.bucket(t, fabric.DefaultFabric+"-leases")
 			if err := leases.Purge(waitContext(t), leaseOf(l.ID())); err != nil {
@@ -201,7 +201,7 @@ func TestRule8_OneAcquireStandsUnderOneLease(t *testing.T) {
 		m := s.manager(t, fabric.WithTTL(5*time.Second))
 		keys := []string{s.key(t), s.key(t), s.key(t)}
 		a, b := acquire(t, m, keys[0]), acquire(t, m, keys[1])
-		own := acquire(t, m, keys[2], fabric.WithTTL(300*time.Millisecond), fabric.WithAutoRenew(false))
+		own := acquire(t, m, keys[2], fabric.WithTTL(2*time.Second), fabric.WithAutoRenew(false))
 		for i, l := range []*fabric.Lock{a, b, own} {
 			if h := inspect(t, m, keys[i]).Holders[0]; h.Lease.ID != leaseOf(l.ID()) || h.ID != l.ID() {
 				t.Errorf("%s stands under %s", l.ID(), h.Lease.ID)

@@ -33,7 +33,7 @@ func free(t testing.TB, m *fabric.Manager, key string) bool {
 func TestM1_AllMembersStandUnderOneLease(t *testing.T) {
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		m, root := s.manager(t, fabric.WithIntentLinger(0)), s.tree(t)
-		for _, opts := range [][]fabric.AcquireOption{nil, {fabric.WithTTL(9 * time.Second)}, {fabric.WithTTL(500 * time.Millisecond), fabric.WithAutoRenew(false)}} {
+		for _, opts := range [][]fabric.AcquireOption{nil, {fabric.WithTTL(9 * time.Second)}, {fabric.WithTTL(2 * time.Second), fabric.WithAutoRenew(false)}} {
 			set := acquirePath(t, m, root+"/a/b", fabric.Exclusive, opts...)
 			leases := map[string]bool{}
 			for _, key := range []string{root, root + "/a", root + "/a/b"} {

@@ -132,7 +132,7 @@ func TestRule2_LateAcquireLeavesNoHold(t *testing.T) {
 			expectFree(t, other, key)
 		}},
 		{"delivered after the lease was retired", func(t *testing.T, s *site) {
-			m, w := s.wired(t, fabric.WithTTL(2*time.Second))
+			m, w := s.wired(t, fabric.WithTTL(4*time.Second))
 			key, other := s.key(t), s.manager(t)
 			kept := acquire(t, m, s.key(t))
 			deliver, replies := lateAcquire(t, s, m, w, key)

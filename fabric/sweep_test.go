@@ -25,7 +25,7 @@ func cutOff(t *testing.T, s *site, name, prefix string, n int) (cut func()) {
 		t.Fatal(err)
 	}
 	t.Cleanup(nc.Close)
-	m := newManager(t, nc, fabric.WithFabric(name), fabric.WithTTL(time.Second), fabric.WithSweepInterval(0))
+	m := newManager(t, nc, fabric.WithFabric(name), fabric.WithTTL(4*time.Second), fabric.WithSweepInterval(0))
 	for i := range n {
 		acquire(t, m, fmt.Sprintf("%s%d", prefix, i))
 	}

@@ -126,9 +126,8 @@ func TestTakeoverOnLinks(t *testing.T) {
 	onLinks(t, func(t *testing.T, s *site, l netLink) {
 		m, _ := linked(t, s, l)
 		dying, p := linked(t, s, l)
-		key := s.key(t)
-		lock := acquire(t, dying, key)
-		next := queue(t, waitContext(t), m, key)
+		lock := acquire(t, dying, s.key(t))
+		next := queueBehind(t, m, lock)
 		knew := make(chan time.Time, 1)
 		lost := lock.Lost()
 		go func() {

@@ -76,7 +76,8 @@ func TestUpdate(t *testing.T) {
 		}
 		expectValue(t, b, "n", "12")
 		// On three servers a write can be put off, or find a new stream's leader not ready.
-		if s.cluster == nil && (reads.count() != 12 || writes.count() != 12) {
+		late := m.Stats().Timeouts > 0 // and then asked for again
+		if s.cluster == nil && !late && (reads.count() != 12 || writes.count() != 12) {
 			t.Errorf("%d reads, %d writes", reads.count(), writes.count())
 		}
 		w.heal()
@@ -107,7 +108,7 @@ func TestUpdate(t *testing.T) {
 			t.Error(err)
 		}
 		expectValue(t, b, "n", "1")
-		if st := m.Stats(); st.UpdateTries != 14 && s.cluster == nil || st.Updates != 14 || st.UpdateFallbacks != 0 {
+		if st := m.Stats(); st.UpdateTries != 14 && s.cluster == nil && st.Timeouts == 0 || st.Updates != 14 || st.UpdateFallbacks != 0 {
 			t.Errorf("%d tries, %d updates, %d fallbacks", st.UpdateTries, st.Updates, st.UpdateFallbacks)
 		}
 	})

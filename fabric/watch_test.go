@@ -188,7 +188,7 @@ func watchDisturbed(t *testing.T, s *site) {
 
 func watchBucketsGone(t *testing.T, s *site) {
 	name := s.fabric(t)
-	named := []fabric.Option{fabric.WithFabric(name), fabric.WithTTL(time.Second)}
+	named := []fabric.Option{fabric.WithFabric(name), fabric.WithTTL(3 * time.Second)}
 	m := s.manager(t, named...)
 	l := acquire(t, m, "k")
 	c := watching(t, waitContext(t), s.manager(t, named...), "k")

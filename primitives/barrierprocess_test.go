@@ -43,8 +43,14 @@ func party(ctx context.Context, m *fabric.Manager, key string, say func(string, 
 	}
 }
 
-// observers counts the watchers of a lease: its own process's, and those who observe it.
-func (s *site) observers(t *testing.T, lease string) (n int) {
+// observers waits until so many observe a lease. Its own process watches it, too.
+func (s *site) observers(t *testing.T, lease string, want int) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%d observe %s", want, lease), func() bool { return s.watchers(t, lease) == 1+want })
+}
+
+// watchers counts the watchers of a lease.
+func (s *site) watchers(t *testing.T, lease string) (n int) {
 	t.Helper()
 	bucket := fabric.DefaultFabric + "-leases"
 	stream, err := s.jetStream(t).Stream(waitContext(t), "KV_"+bucket)
@@ -74,19 +80,14 @@ func TestBarrierOfProcesses(t *testing.T) {
 			waitInfo(t, m, key, fmt.Sprintf("%d arrived", n), func(i fabric.Info) bool { return i.Arrived == n })
 		}
 		lease := func(i int) string { return read(t, m, key).Waiters[i].Lease.ID }
-		own := 0
 		for range *parties - 1 {
 			all = append(all, startProcess(t, s, "party", key, fmt.Sprint("PARTIES=", *parties), fmt.Sprint("LOCKFABRIC_TEST_TTL=", *partiesTTL)))
 			arrived(len(all))
-			if len(all) == 1 {
-				own = s.observers(t, lease(0))
-			}
 		}
 		first, fourth, last := lease(0), lease(3), lease(len(all)-1)
-		eventually(t, "all observe the first one", func() bool { return s.observers(t, first) == own+len(all)-1 })
-		for _, one := range []string{last, fourth} {
-			eventually(t, "three observe each of the others", func() bool { return s.observers(t, one) == own+3 })
-		}
+		s.observers(t, first, len(all)-1)
+		s.observers(t, last, 3)
+		s.observers(t, fourth, 3)
 		// The first one observes all others, and is observed by all; the last one by three.
 		for _, dies := range []int{0, len(all) - 2} {
 			all[dies].kill()
@@ -98,7 +99,7 @@ func TestBarrierOfProcesses(t *testing.T) {
 				}
 			}
 			promised := *partiesTTL + *partiesTTL/20 + time.Second
-			const room = 5 * time.Second // for a busy machine
+			const room = 30 * time.Second // for a busy machine
 			if took := time.Since(killed); took > promised+room {
 				t.Errorf("told after %v, promised are %v", took, promised)
 			} else {
@@ -149,18 +150,14 @@ func TestP22_DeadWaitersOfACondition(t *testing.T) {
 			}
 			return ids
 		}
-		own := 0
 		var dying []*process
 		for i := range 3 {
 			dying = append(dying, startProcess(t, s, "condwaiter", p.key))
 			p.waiters("full", i+1)
-			if i == 0 {
-				own = s.observers(t, leases()[0])
-			}
 		}
 		lives := p.wait(waitContext(t), 1, 4)
 		for i, lease := range leases()[:3] {
-			eventually(t, "all behind observe one who waits", func() bool { return s.observers(t, lease) == own+3-i })
+			s.observers(t, lease, 3-i)
 		}
 		for _, d := range dying {
 			d.kill()

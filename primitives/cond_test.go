@@ -344,7 +344,7 @@ func condCrash(t *testing.T, s *site) {
 func condLost(t *testing.T, s *site) {
 	p := newCondPair(t, s)
 	m := s.manager(t)
-	mu := primitives.NewMutex(m, p.key, fabric.WithTTL(time.Second), fabric.WithAutoRenew(false))
+	mu := primitives.NewMutex(m, p.key, fabric.WithTTL(mortalTTL), fabric.WithAutoRenew(false))
 	back, err := primitives.NewCond(mu, "full").Wait(waitContext(t), lock(t, mu))
 	if back != nil || !errors.Is(err, fabric.ErrLost) {
 		t.Errorf("%v, %v", back, err)

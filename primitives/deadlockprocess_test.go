@@ -51,7 +51,7 @@ func TestDeadlockOfProcesses(t *testing.T) {
 			base := fmt.Sprintf("%s/%d", s.key(t), n)
 			all := make([]*process, n)
 			for i := range all {
-				all[i] = startProcess(t, s, "deadlocker", fmt.Sprint(base, "/", i), "LOCKFABRIC_TEST_NEXT="+fmt.Sprint(base, "/", (i+1)%n))
+				all[i] = startProcess(t, s, "deadlocker", fmt.Sprint(base, "/", i), "LOCKFABRIC_TEST_NEXT="+fmt.Sprint(base, "/", (i+1)%n), immortal)
 			}
 			for i, p := range all {
 				if got := p.next(); got != "waits" {

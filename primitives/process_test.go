@@ -15,8 +15,11 @@ import (
 	"github.com/lockfabric/lockfabric/fabric"
 )
 
-// processTTL is that of the processes.
-const processTTL = 2 * time.Second
+// processTTL is that of the processes, unless their test says how long they have to live. It is short, for those that are killed.
+const processTTL = 4 * time.Second
+
+// immortal is the TTL of processes that nobody kills.
+const immortal = "LOCKFABRIC_TEST_TTL=1m"
 
 // roles are what a process of a test's own can do, by name. Its words come out of its standard output, one a line.
 // It ends when its standard input does.

