@@ -203,7 +203,7 @@ func busyFabric(t *testing.T, s *site, bucket string) []*nats.Msg {
 	if err := nc.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	a, b := s.manager(t, fabric.WithFabric(name)), s.manager(t, fabric.WithFabric(name), fabric.WithTTL(time.Second))
+	a, b := s.manager(t, fabric.WithFabric(name)), s.manager(t, fabric.WithFabric(name), fabric.WithTTL(10*time.Second))
 	for i := range 5 {
 		key := fmt.Sprint("k", i)
 		l := acquire(t, a, key)
@@ -312,7 +312,7 @@ func TestRule3_DeletionIsPurgeWithTTL(t *testing.T) {
 				}
 			}))
 			release(t, acquire(t, m, key))
-			reply, err := w.send(waitContext(t), copied)
+			reply, err := surely(waitContext(t), copied, w.send)
 			if err != nil || !strings.Contains(string(reply.Data), "10071") {
 				t.Errorf("the duplicate was answered %s, %v", reply.Data, err)
 			}

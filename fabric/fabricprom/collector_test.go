@@ -64,6 +64,19 @@ func release(t *testing.T, l *fabric.Lock) {
 	}
 }
 
+func awaitWaiter(t *testing.T, m *fabric.Manager, key string) {
+	t.Helper()
+	for ctx := patience(t); ; time.Sleep(time.Millisecond) {
+		info, err := m.Inspect(ctx, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(info.Waiters) > 0 {
+			return
+		}
+	}
+}
+
 func TestLint(t *testing.T) {
 	c := fabricprom.New()
 	c.Event(fabric.Event{Type: fabric.EventGranted, Mode: fabric.Exclusive})
@@ -83,7 +96,7 @@ func TestLint(t *testing.T) {
 // Acquire, contend, convert, give up, lose and take over on a real server.
 func TestValues(t *testing.T) {
 	srv, c := serve(t), fabricprom.New()
-	dead, nc := manager(t, srv, fabric.WithTTL(500*time.Millisecond))
+	dead, nc := manager(t, srv, fabric.WithTTL(4*time.Second))
 	m, _ := manager(t, srv, fabric.WithEvents(c.Event))
 	defer c.Watch(m)()
 
@@ -96,19 +109,18 @@ func TestValues(t *testing.T) {
 		}
 		grants <- l
 	}()
-	for {
-		info, err := m.Inspect(patience(t), "a")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(info.Waiters) > 0 {
-			break
-		}
-		time.Sleep(time.Millisecond)
-	}
+	awaitWaiter(t, m, "a")
 	nc.Close()
 	l := <-grants
-	if _, err := m.Acquire(patience(t), "a", fabric.WithWaitLimit(50*time.Millisecond)); !errors.Is(err, context.DeadlineExceeded) {
+	ctx, cancel := context.WithCancel(patience(t))
+	gone := make(chan error, 1)
+	go func() {
+		_, err := m.Acquire(ctx, "a")
+		gone <- err
+	}()
+	awaitWaiter(t, m, "a")
+	cancel()
+	if err := <-gone; !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
 	if err := l.Convert(patience(t), fabric.Shared); err != nil {
