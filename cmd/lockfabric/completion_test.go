@@ -19,21 +19,13 @@ import (
 // key at its end. The words are those that bash cuts it into.
 func completed(t *testing.T, line *exec.Cmd, words ...string) []string {
 	t.Helper()
-	dir := t.TempDir()
-	script, err := bare(t, "completion", "bash").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "script"), script, 0o600); err != nil {
-		t.Fatal(err)
-	}
 	if words[0] != "~/lockfabric" {
 		words = append([]string{self(t)}, words...)
 	}
-	bash := exec.Command("bash", append([]string{"--norc", "-c", `source "$0" || exit 3
+	bash := exec.Command("bash", append([]string{"--norc", "-c", `source ./completion.bash || exit 3
 COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
 _lockfabric || exit 4
-printf '%s\n' "${COMPREPLY[@]}"`, filepath.Join(dir, "script")}, words...)...)
+printf '%s\n' "${COMPREPLY[@]}"`, "bash"}, words...)...)
 	bash.Env = line.Env
 	out, err := bash.CombinedOutput()
 	if err != nil {
@@ -176,8 +168,9 @@ func TestCompletionScripts(t *testing.T) {
 		"fish": {"complete -c lockfabric -f -a '(__lockfabric_complete)'\n", "complete -- $before (commandline -ct)"},
 	} {
 		code, stdout, stderr := run(t, bare(t, "completion", shell))
-		if code != 0 || stderr != "" {
-			t.Errorf("%s: exit code %d, %s", shell, code, stderr)
+		script, err := completionScripts.ReadFile("completion." + shell)
+		if err != nil || code != 0 || stdout != string(script) || stderr != "" {
+			t.Errorf("%s: exit code %d, %s, %v", shell, code, stderr, err)
 		}
 		for _, w := range want {
 			if !strings.Contains(stdout, w) {

@@ -359,7 +359,6 @@ func TestServerGoneWhileWaiting(t *testing.T) {
 	srv := serveHere(t)
 	holder := start(t, bare(t, "--server", srv.ClientURL(), "run", "k", "--ttl", "2s", "--", self(t), "child", "TERM"))
 	holder.ready()
-	next := start(t, bare(t, "--server", srv.ClientURL(), "run", "k", "--wait", "4s", "--", "true"))
 	nc, err := srv.Connect(nats.ReconnectBufSize(-1))
 	if err != nil {
 		t.Fatal(err)
@@ -369,6 +368,7 @@ func TestServerGoneWhileWaiting(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	next := start(t, bare(t, "--server", srv.ClientURL(), "run", "k", "--wait", "4s", "--", "true"))
 	waiters(t, m, "k", 1)
 	srv.Kill()
 	_ = m.Close()

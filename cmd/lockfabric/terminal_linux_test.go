@@ -275,7 +275,7 @@ func TestTerminalIsLentToWhoHasIt(t *testing.T) {
 // command must not go on.
 func TestTerminalStopPastTheLease(t *testing.T) {
 	t.Parallel()
-	c := shell(t, lockfabric(t, "run", "k", "--ttl", "1s", "--", "sh", "-c", inFront+`trap "echo went on" CONT; echo in; read x; echo "went on"`), "")
+	c := shell(t, lockfabric(t, "run", "k", "--ttl", "3s", "--", "sh", "-c", inFront+`trap "echo went on" CONT; echo in; read x; echo "went on"`), "")
 	c.expect("in")
 	c.keys("\x1a")
 	c.expect("code 147")

@@ -19,6 +19,9 @@ var killedKept = flag.Int("kept.killed", 50, "how many locks a process keeps tha
 // keeperEnv makes the test binary a process that keeps locks. Its value is "<url> <number>".
 const keeperEnv = "LOCKFABRIC_TEST_KEEPER"
 
+// keptTTL is that of the process. None of its locks may be lost while they are looked at.
+const keptTTL = 5 * time.Second
+
 func keptName(i int) string { return fmt.Sprintf("kept/%d", i) }
 
 // keeper keeps its locks unused, prints "kept" and the bytes that each takes, and waits for the end of its input.
@@ -29,7 +32,7 @@ func keeper() int {
 	_, err := fmt.Sscan(os.Getenv(keeperEnv), &url, &n)
 	var m *fabric.Manager
 	if err == nil {
-		m, err = fabric.Connect(ctx, url, patiently, fabric.WithTTL(holderTTL), fabric.WithKeep(time.Hour))
+		m, err = fabric.Connect(ctx, url, patiently, fabric.WithTTL(keptTTL), fabric.WithKeep(time.Hour))
 	}
 	begun := heap()
 	for i := 0; i < n && err == nil; i++ {
@@ -62,7 +65,7 @@ func TestK12_KilledWithKeptLocks(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
 	m, _ := one(t, s)
-	within(t, replacedIn, func() time.Duration {
+	within(t, keptTTL+keptTTL/20+2*time.Second, func() time.Duration {
 		p := launchSelf(t, fmt.Sprintf("%s=%s %d", keeperEnv, s.ClientURL(), *killedKept))
 		t.Logf("%s bytes of memory for each", p.expect("kept "))
 		for i := range *killedKept {
