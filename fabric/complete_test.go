@@ -115,3 +115,30 @@ func TestComplete_SessionEndedBeforeItIsCurrent(t *testing.T) {
 		t.Fatalf("the ended session is current: %v", err)
 	}
 }
+
+// A bucket of waits that can't be opened, as during an election, is tried again soon, and then more and more rarely.
+func TestComplete_WaitsAreOpenedAgainSoon(t *testing.T) {
+	t.Parallel()
+	m := completeManager(t)
+	s, err := m.session(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	d := &detection{s: s}
+	for n, least := range []time.Duration{time.Second, 2 * time.Second, 5 * time.Second, 10 * time.Second, 20 * time.Second, 40 * time.Second, 40 * time.Second} {
+		d.retry = time.Time{}
+		began := time.Now()
+		if _, err := d.waits(ended); err == nil {
+			t.Fatal("opened under a context that has ended")
+		}
+		if after := time.Until(d.retry); after > 3*least || d.retry.Sub(began) < least {
+			t.Errorf("after %d failures it is tried again in %v", n+1, after)
+		}
+	}
+	d.retry = time.Time{}
+	if _, err := d.waits(t.Context()); err != nil || d.failed > 0 {
+		t.Errorf("%d failures, %v", d.failed, err)
+	}
+}

@@ -22,8 +22,10 @@ const DefaultDeadlockDelay = time.Second
 const (
 	// settleLeast is the shortest time between the two reads of a cycle.
 	settleLeast = 50 * time.Millisecond
-	// waitsAgain is the time until a bucket of waits that could not be opened is tried again.
-	waitsAgain       = time.Minute
+	// waitsAgain is the time until a bucket of waits that could not be opened is tried again. It doubles, up to waitsRarely,
+	// which is for those without the permission: an election is over soon.
+	waitsAgain       = 2 * time.Second
+	waitsRarely      = time.Minute
 	openWaitsTimeout = 5 * time.Second
 	// docMarkerTTL is how long the delete marker of a removed document stays.
 	docMarkerTTL = time.Minute
@@ -37,6 +39,7 @@ type detection struct {
 
 	mu     sync.Mutex
 	bucket *jskv.Bucket // bucket of waits; nil while there is none
+	failed int          // tries in a row to open it
 	retry  time.Time    // not tried again before
 	told   bool         // it was logged that there is none
 }
@@ -160,14 +163,15 @@ func (d *detection) waits(ctx context.Context) (*jskv.Bucket, error) {
 	defer cancel()
 	b, err := d.s.buckets.Waits(octx)
 	if err != nil {
-		d.retry = time.Now().Add(pause.Near(waitsAgain))
+		d.retry = time.Now().Add(pause.Near(pause.Doubled(waitsAgain, d.failed, waitsRarely)))
+		d.failed++
 		if !d.told && ctx.Err() == nil {
 			d.told = true
 			d.s.m.cfg.logger.Warn("deadlocks are not detected: there is no bucket for it", "bucket", kv.WaitsBucket(d.s.m.cfg.buckets.Fabric), "error", err)
 		}
 		return nil, err
 	}
-	d.bucket, d.told = b, false
+	d.bucket, d.failed, d.told = b, 0, false
 	return b, nil
 }
 
