@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/nats-io/nats.go"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/lockfabric/lockfabric/embedded"
 	"github.com/lockfabric/lockfabric/internal/jskv"
+	"github.com/lockfabric/lockfabric/internal/test/testserver"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -117,5 +119,36 @@ func TestLimitsOfTheAccount(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The servers of a cluster tell each other of themselves each ten seconds. Until then, streams are refused.
+func TestOpeningWaitsForServersThatJoin(t *testing.T) {
+	t.Parallel()
+	srv := testserver.Bare(t, "c") // the test plays JetStream
+	dial := func(opts ...nats.Option) (*nats.Conn, error) { return nats.Connect(srv.ClientURL(), opts...) }
+	var asked atomic.Int64
+	api := connect(t, dial)
+	_, err := api.Subscribe("$JS.API.>", func(msg *nats.Msg) {
+		answer := `{"error":{"code":404,"err_code":10059,"description":"stream not found"}}`
+		switch {
+		case msg.Subject == "$JS.API.INFO":
+			answer = `{"limits":{"max_storage":-1},"api":{"level":5}}`
+		case strings.HasPrefix(msg.Subject, "$JS.API.STREAM.CREATE."):
+			answer = `{"error":{"code":400,"err_code":10005,"description":"no suitable peers for placement, peer offline"}}`
+			if asked.Add(1) > 6 { // more than there is time for in five seconds
+				answer = `{"error":{"code":400,"err_code":10027,"description":"maximum number of streams reached"}}`
+			}
+		}
+		_ = msg.Respond([]byte(answer))
+	})
+	if err == nil {
+		err = api.Flush()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := jskv.Open(testContext(t), connect(t, dial), jskv.Config{Fabric: "f"}); !errors.Is(err, kv.ErrLimit) || !strings.Contains(err.Error(), "streams of the account") {
+		t.Errorf("after %d refusals: %v", asked.Load(), err)
 	}
 }

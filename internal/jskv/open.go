@@ -258,11 +258,9 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 	if err := fitLimits(&want, account, missing); err != nil {
 		return nil, fmt.Errorf("%w (bucket %s)", err, name)
 	}
-	cctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
 	// The same request again creates the same stream. Another process may have created it meanwhile, with
 	// another first revision; that one counts. On a cluster it may take a moment until it is found.
-	info, err = retryUnanswered(cctx, l, func(ctx context.Context) (*jetstream.StreamInfo, error) {
+	create := func(ctx context.Context) (*jetstream.StreamInfo, error) {
 		s, err := js.CreateStream(ctx, want)
 		if err == nil {
 			return s.CachedInfo(), nil
@@ -276,7 +274,13 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 			err = context.DeadlineExceeded // not yet
 		}
 		return info, err
-	})
+	}
+	cctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	info, err = retryUnanswered(cctx, l, create)
+	if l.clustered && lacksServers(err) { // answered, so it is permitted; servers tell each other of themselves each 10 s
+		info, err = retryUnanswered(ctx, l, create)
+	}
 	if err == nil {
 		return info, nil
 	}
@@ -305,7 +309,7 @@ func retryUnanswered[T any](ctx context.Context, l *link, request func(context.C
 		actx, cancel := context.WithTimeout(ctx, wait)
 		got, err := request(actx)
 		again := unanswered(err) || l.starting(begun) && errors.Is(err, nats.ErrNoResponders) ||
-			l.clustered && lacksServers(err) && time.Until(end) > wait*3/2
+			l.clustered && lacksServers(err) && time.Until(end) > wait+l.wait()
 		if !again {
 			l.took.Store(int64(time.Since(sent)))
 		}

@@ -36,3 +36,9 @@ func Start(t testing.TB, opts *natsserver.Options) *natsserver.Server {
 	}
 	return srv
 }
+
+// Bare runs a server of a cluster of this name, without JetStream and without other servers.
+func Bare(t testing.TB, cluster string) *natsserver.Server {
+	t.Helper()
+	return Start(t, &natsserver.Options{Cluster: natsserver.ClusterOpts{Name: cluster, Host: "127.0.0.1", Port: natsserver.RANDOM_PORT}})
+}
