@@ -8,9 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/internal/test/sites"
 )
 
 // patience is how long a test waits for an event that must come.
@@ -48,7 +47,7 @@ func TestMain(m *testing.M) {
 		cancel()
 	}
 	if code == 0 {
-		if err := goleak.Find(); err != nil {
+		if err := sites.FindLeaks(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = 1
 		}

@@ -179,13 +179,13 @@ func ExampleWithDeadlineCheck() {
 		return l
 	}
 	l := hold()
-	time.Sleep(200 * time.Millisecond)
+	time.Sleep(time.Second)
 	if err := l.Release(ctx); err != nil {
 		log.Fatal(err)
 	}
 	defer func(l *fabric.Lock) { _ = l.Release(ctx) }(hold())
 
-	_, err := m.Acquire(ctx, "report", fabric.WithWaitLimit(100*time.Millisecond), fabric.WithDeadlineCheck())
+	_, err := m.Acquire(ctx, "report", fabric.WithWaitLimit(500*time.Millisecond), fabric.WithDeadlineCheck())
 	var late *fabric.WaitTooLongError
 	if errors.As(err, &late) {
 		fmt.Println("not queued:", late.Expected > late.Allowed)
