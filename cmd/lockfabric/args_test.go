@@ -93,6 +93,8 @@ func TestDurationsThatAreNone(t *testing.T) {
 		"--ttl: give a value: ": {"run", "--ttl"},
 		"--ttl: give a value, after a = if it begins with a dash: ":      {"run", "k", "--ttl", "--", "true"},
 		`--ttl: "" is no duration: give one like 30s, 5m or 1h30m: `:     {"run", "--ttl=", "k", "--", "true"},
+		`--wait: "-99999999999h" is too long: give at most 2562047h`:     {"run", "--wait=-99999999999h", "k", "--", "true"},
+		`--wait: "99999999999h" is too long: give at most 2562047h`:      {"run", "--wait", "99999999999h", "k", "--", "true"},
 		`--timeout: "10" is no duration: give one like 30s, 5m or 1h30m`: {"--timeout", "10", "ls"},
 		"--timeout=-10s: give more than 0: ":                             {"--timeout=-10s", "ls"},
 	} {

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/url"
@@ -22,6 +23,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -52,6 +54,7 @@ func (c *cli) connect(ctx context.Context, s *streams, opts ...fabric.Option) (*
 		if to.servers == "" {
 			err = c.connectLocal(limited, s, open)
 		} else {
+			go to.findHTTP(limited, c.welcome.end)
 			// One attempt ends after some seconds without an answer.
 			for err = open(limited, to.servers, to.options...); silent(err) && limited.Err() == nil; {
 				err = open(limited, to.servers, to.options...)
@@ -244,17 +247,45 @@ func (t *target) explain(err error, timeout time.Duration) error {
 
 // unreachable returns why no server could be reached, which the client does not report.
 func (t *target) unreachable(err error) error {
-	first, _, _ := strings.Cut(t.servers, ",")
-	u, perr := url.Parse(first)
-	if perr != nil || u.Hostname() == "" {
-		return err
-	}
-	conn, derr := net.DialTimeout("tcp", net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "4222")), time.Second)
+	conn, at, derr := t.dial()
 	if derr != nil {
-		return fmt.Errorf("%w: no server can be reached at %s: %w", fabric.ErrUnavailable, u.Redacted(), derr)
+		return fmt.Errorf("%w: no server can be reached at %s: %w", fabric.ErrUnavailable, at, derr)
 	}
 	_ = conn.Close()
 	return err
+}
+
+// dial opens a connection to the first server, whose address is at.
+func (t *target) dial() (conn net.Conn, at string, err error) {
+	first, _, _ := strings.Cut(t.servers, ",")
+	u, err := url.Parse(first)
+	if err != nil {
+		return nil, "", err
+	}
+	conn, err = net.DialTimeout("tcp", net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "4222")), time.Second)
+	return conn, u.Redacted(), err
+}
+
+// findHTTP calls end if the only server is an HTTP server. Otherwise it and the client would wait for each other until
+// the time limit, because both expect that the other one begins.
+func (t *target) findHTTP(ctx context.Context, end context.CancelCauseFunc) {
+	if strings.Contains(t.servers, ",") || strings.HasPrefix(t.servers, "ws") || !pause.For(ctx, time.Second) {
+		return
+	}
+	conn, at, err := t.dial()
+	if err != nil {
+		return
+	}
+	defer func() { _ = conn.Close() }()
+	_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
+	answer := make([]byte, len("HTTP/"))
+	_, err = conn.Write([]byte("GET / HTTP/1.0\r\n\r\n"))
+	if err == nil {
+		_, err = io.ReadFull(conn, answer)
+	}
+	if err == nil && string(answer) == "HTTP/" {
+		end(fmt.Errorf("%w: %w", fabric.ErrUnavailable, &reworded{nats.ErrNoInfoReceived, "an HTTP server answers at " + at}))
+	}
 }
 
 // refused returns errRefused with the server's message and what to do.
@@ -301,6 +332,8 @@ func (t *target) advice(err error, timeout time.Duration) string {
 		return fmt.Sprintf("the server may refuse the certificate %s (--tlscert, or \"cert\" of the context)", t.setup.Cert)
 	case errors.Is(err, nats.ErrSecureConnWanted):
 		return "the server offers no TLS, and nothing was sent to it: check " + t.origin + ", or leave out what asks for TLS"
+	case errors.Is(err, nats.ErrNoInfoReceived):
+		return fmt.Sprintf("this is no NATS server, or not its port for clients: check %s", t.origin)
 	case errors.Is(err, kv.ErrNoJetStream):
 		return fmt.Sprintf("check %s, and that the server runs with JetStream", t.origin)
 	case errors.Is(err, kv.ErrFull):

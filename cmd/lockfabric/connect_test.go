@@ -5,6 +5,8 @@ package main
 import (
 	"crypto/tls"
 	"encoding/base64"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -270,6 +272,10 @@ func TestServersThatCannotLock(t *testing.T) {
 	silent := silentServer(t)
 	u.gets(69, "no answer within --timeout=300ms", "--server", silent, "--timeout", "300ms")
 	u.gets(69, "check --server", "--server", "127.0.0.1:1,"+silent, "--timeout", "300ms")
+	web := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(web.Close)
+	u.gets(69, "an HTTP server answers at nats://127.0.0.1:", "--server", web.Listener.Addr().String(), "--timeout", "1m")
+	u.gets(69, "no NATS server", "--server", greetingServer(t), "--timeout", "1m")
 }
 
 // The user of docs/inspecting.md takes locks; with less than that the server's

@@ -23,6 +23,27 @@ func silentServer(t *testing.T) string {
 	return l.Addr().String()
 }
 
+// greetingServer is a server that speaks first, as SSH does.
+func greetingServer(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Write([]byte("SSH-2.0-x\r\n"))
+			t.Cleanup(func() { _ = c.Close() })
+		}
+	}()
+	return l.Addr().String()
+}
+
 // A user who is no more let in has no lock any more when its TTL is over, and those
 // who wait are told, however long they would wait.
 func TestRemovedUser(t *testing.T) {

@@ -7,8 +7,10 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -203,6 +205,8 @@ func (m textMapper) Decode(ctx *kong.DecodeContext, target reflect.Value) error 
 	return m.set(fmt.Sprint(token.Value), target)
 }
 
+var digits = regexp.MustCompile(`[0-9]+`)
+
 func textMappers() []kong.Option {
 	return []kong.Option{
 		kong.KindMapper(reflect.String, textMapper{set: func(text string, target reflect.Value) error {
@@ -211,6 +215,9 @@ func textMappers() []kong.Option {
 		}}),
 		kong.TypeMapper(reflect.TypeFor[time.Duration](), textMapper{true, func(text string, target reflect.Value) error {
 			d, err := time.ParseDuration(text)
+			if _, syntax := time.ParseDuration(digits.ReplaceAllString(text, "1")); err != nil && syntax == nil {
+				return fmt.Errorf("%q is too long: give at most %dh, which is 292 years", text, math.MaxInt64/time.Hour)
+			}
 			if err != nil {
 				return fmt.Errorf("%q is no duration: give one like 30s, 5m or 1h30m", text)
 			}

@@ -391,7 +391,10 @@ var flagNames = strings.NewReplacer(
 
 // advise rewrites an error of embedded with the names of the flags.
 func advise(err error) error {
-	if !errors.Is(err, embedded.ErrInvalidOption) {
+	switch {
+	case strings.Contains(err.Error(), syscall.EADDRINUSE.Error()): // the server reports it only as a text
+		return fmt.Errorf("%w: if a NATS server has this address, use it with 'lockfabric --server'; or choose another one with --listen or --cluster-listen", err)
+	case !errors.Is(err, embedded.ErrInvalidOption):
 		return err
 	}
 	return usageError("serve: %s", strings.TrimPrefix(flagNames.Replace(err.Error()), embedded.ErrInvalidOption.Error()+": "))

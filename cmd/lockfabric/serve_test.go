@@ -30,7 +30,7 @@ func TestServe(t *testing.T) {
 	if code, _, stderr := run(t, bare(t, "serve", "--store", store, "--listen", "127.0.0.1:0")); code != 69 || !strings.Contains(stderr, "in use") {
 		t.Errorf("second server: exit code %d, %s", code, stderr)
 	}
-	if code, _, stderr := run(t, bare(t, "serve", "--store", store+"2", "--log-level", "error", "--listen", strings.TrimPrefix(url, "nats://"))); code != 69 || !strings.Contains(stderr, "address already in use") {
+	if code, _, stderr := run(t, bare(t, "serve", "--store", store+"2", "--log-level", "error", "--listen", strings.TrimPrefix(url, "nats://"))); code != 69 || !strings.Contains(stderr, "address already in use") || !strings.Contains(stderr, "another one with --listen") {
 		t.Errorf("second server on the address: exit code %d, %s", code, stderr)
 	}
 	p.signal(killable)
