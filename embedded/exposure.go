@@ -169,14 +169,10 @@ func isLoopback(host string) bool {
 // plan contains the checked options with which a server is started or reloaded.
 type plan struct {
 	options   *natsserver.Options
-	access    *access
 	listeners []listener
 	logFile   string // log settings of the file, which have no effect
 	syslog    bool
-}
-
-type access struct {
-	auth, tls bool
+	auth, tls bool // what the client listener requires
 	internal  bool // Connect has its own user
 	accounts  bool // Connect can't have its own user
 }
@@ -187,20 +183,18 @@ func (c *config) plan(id *identity) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &plan{options: o, listeners: listeners(o), logFile: o.LogFile, syslog: o.Syslog || o.RemoteSyslog != ""}
+	tls := o.TLSConfig != nil && !o.AllowNonTLS
+	p := &plan{
+		options: o, listeners: listeners(o), logFile: o.LogFile, syslog: o.Syslog || o.RemoteSyslog != "",
+		auth: asksClients(o).auth || tls && verifies(o.TLSConfig), tls: tls,
+		internal: needsCredentials(o) && ownLogin(o), accounts: !ownLogin(o),
+	}
 	for _, l := range p.listeners {
 		if !l.loopback && !l.auth && !c.allowExternal {
 			return nil, &OpenListenerError{Listener: l.name, Addr: l.addr, File: c.configFile, Reason: l.why}
 		}
 	}
-	tls := o.TLSConfig != nil && !o.AllowNonTLS
-	p.access = &access{
-		auth:     asksClients(o).auth || tls && verifies(o.TLSConfig),
-		tls:      tls,
-		internal: needsCredentials(o) && ownLogin(o),
-		accounts: !ownLogin(o),
-	}
-	if p.access.internal {
+	if p.internal {
 		o.Nkeys = append(o.Nkeys, &natsserver.NkeyUser{Nkey: id.public, AllowedConnectionTypes: map[string]struct{}{inProcessOnly: {}}})
 	}
 	// Signals are the program's task. So is the log, which a reload would also replace.

@@ -26,12 +26,11 @@ type Server struct {
 	tempDir  bool
 	cfg      *config
 	identity *identity
-	access   atomic.Pointer[access]
+	plan     atomic.Pointer[plan] // of the start, or of the last reload
 	lock     *storeLock
 	addr     net.Addr // nil without a listener
 	routes   net.Addr // nil without a cluster
 	reload   sync.Mutex
-	stopOnce sync.Once
 	stopping atomic.Bool   // Shutdown was called
 	stopped  chan struct{} // closed when everything is released
 	stopErr  error         // set before stopped is closed
@@ -76,7 +75,7 @@ func Start(ctx context.Context, opts ...Option) (_ *Server, err error) {
 	if s.srv, err = natsserver.NewServer(o); err != nil {
 		return nil, c.refused(err)
 	}
-	s.access.Store(p.access)
+	s.plan.Store(p)
 	p.warn(c)
 	if err := s.run(ctx, o, &logAdapter{out: c.logger, fatal: make(chan struct{})}); err != nil {
 		return nil, err
@@ -173,10 +172,9 @@ func (s *Server) NumClients() int { return s.srv.NumClients() }
 // the same error. If ctx ends first, Shutdown returns its cause, and the server continues to stop; call Shutdown again
 // to wait for the end.
 func (s *Server) Shutdown(ctx context.Context) error {
-	s.stopOnce.Do(func() {
-		s.stopping.Store(true)
+	if !s.stopping.Swap(true) {
 		go s.stop()
-	})
+	}
 	select {
 	case <-s.stopped:
 		return s.stopErr
@@ -242,7 +240,7 @@ func (s *Server) Reload() error {
 		text, _, _ := strings.Cut(err.Error(), ": old=")
 		return fmt.Errorf("%w: %s", ErrReload, text)
 	}
-	s.access.Store(p.access)
+	s.plan.Store(p)
 	p.warn(s.cfg)
 	return nil
 }
@@ -357,15 +355,15 @@ func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := s.access.Load()
-	if !given && a.internal {
+	p := s.plan.Load()
+	if !given && p.internal {
 		opts = append(opts, s.identity.option())
 	}
 	nc, err := nats.Connect("", opts...)
 	switch {
 	case err == nil:
 		return nc, nil
-	case !given && a.accounts && errors.Is(err, nats.ErrAuthorization):
+	case !given && p.accounts && errors.Is(err, nats.ErrAuthorization):
 		return nil, fmt.Errorf("%w: the configuration file says whom to let in; pass nats options with credentials of one, such as nats.UserInfo: %w", ErrCredentials, err)
 	default:
 		return nil, fmt.Errorf("embedded: connect: %w", err)
@@ -401,10 +399,10 @@ func (s *Server) ClientURL() string {
 }
 
 // TLS reports whether clients outside the process must use TLS.
-func (s *Server) TLS() bool { return s.access.Load().tls }
+func (s *Server) TLS() bool { return s.plan.Load().tls }
 
 // Auth reports whether clients outside the process must authenticate, with credentials or a certificate.
-func (s *Server) Auth() bool { return s.access.Load().auth }
+func (s *Server) Auth() bool { return s.plan.Load().auth }
 
 // greeting is the client's end of a connection inside the process. Such a connection has no buffer. A server that
 // refuses the client's CONNECT writes while the client is still writing the PING that follows, so each would wait for

@@ -129,9 +129,7 @@ func (l *latchWaitCmd) pass(ctx context.Context, m *fabric.Manager) (held, error
 	}
 	err = withinWait(ctx, l.Name, l.Wait, latch.Wait)
 	if errors.Is(err, errNotPassed) { // or no server could say whether it opened
-		limited, cancel := context.WithTimeout(ctx, nameTime)
-		defer cancel()
-		if _, rerr := latch.Count(limited); rerr != nil {
+		if _, rerr := pause.Within(ctx, nameTime, latch.Count); rerr != nil {
 			err = fmt.Errorf("%w: %w", fabric.ErrUnavailable, rerr)
 		}
 	}
@@ -194,9 +192,7 @@ func (l *latchDeleteCmd) Run(ctx context.Context, c *cli, s *streams) error {
 // delete tries until --wait is over. A try takes as long as the observation of a waiter that looks dead.
 func (l *latchDeleteCmd) delete(ctx context.Context, m *fabric.Manager, timeout time.Duration) error {
 	for end := time.Now().Add(l.Wait); ; {
-		limited, cancel := context.WithTimeout(ctx, timeout)
-		info, err := m.Read(limited, l.Name)
-		cancel()
+		info, err := pause.Within(ctx, timeout, func(ctx context.Context) (fabric.Info, error) { return m.Read(ctx, l.Name) })
 		if err != nil {
 			return err
 		}
@@ -204,7 +200,7 @@ func (l *latchDeleteCmd) delete(ctx context.Context, m *fabric.Manager, timeout 
 		for _, p := range info.Waiters {
 			observed = max(observed, 2*p.Lease.TTL)
 		}
-		limited, cancel = context.WithTimeout(ctx, timeout+observed)
+		limited, cancel := context.WithTimeout(ctx, timeout+observed)
 		err = primitives.NewLatch(m, l.Name, 1).Delete(limited)
 		cancel()
 		left := time.Until(end)

@@ -15,9 +15,9 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lockfabric/lockfabric/cmd/lockfabric/internal/natscontext"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/kv"
 )
 
@@ -250,38 +250,28 @@ func lockNames(global []string, kinds string) (names []string) {
 		return nil
 	}
 	defer nc.Close()
-	js, err := jetstream.New(nc)
+	x, err := jskv.NewExaminer(nc, jskv.Config{Fabric: c.Fabric})
 	if err != nil {
 		return nil
 	}
-	opts := []jetstream.WatchOpt{jetstream.IgnoreDeletes(), jetstream.MetaOnly()}
-	if kinds != "name" {
-		opts = opts[:1]
+	add := func(e jskv.Entry) (more bool) {
+		var is struct{ Kind string }
+		_ = json.Unmarshal(e.Value, &is)
+		if name, err := kv.DecodeKey(e.Key); err == nil && plain(name) && (kinds == "name" || slices.Contains(strings.Split(kinds, ","), is.Kind)) {
+			names = append(names, name)
+		}
+		return true
 	}
 	for i, bucket := range append(kv.LocksBuckets(c.Fabric, 1), kv.LocksBuckets(c.Fabric, kv.MaxShards)...) {
-		store, err := js.KeyValue(ctx, bucket)
-		if err != nil && i == 0 {
-			continue // the fabric may have shards
-		}
-		if err != nil {
-			break
-		}
-		all, err := store.WatchAll(ctx, opts...)
-		if err != nil {
-			break
-		}
-		for e := range all.Updates() { // ends with ctx
-			if e == nil { // all names were delivered
-				break
+		locks, err := x.Open(ctx, bucket)
+		switch {
+		case err == nil:
+			_ = locks.Entries(ctx, ">", add)
+			if i == 0 {
+				return names
 			}
-			var is struct{ Kind string }
-			_ = json.Unmarshal(e.Value(), &is)
-			if name, err := kv.DecodeKey(e.Key()); err == nil && plain(name) && (kinds == "name" || slices.Contains(strings.Split(kinds, ","), is.Kind)) {
-				names = append(names, name)
-			}
-		}
-		if i == 0 {
-			break
+		case i > 0: // else the fabric may have shards
+			return names
 		}
 	}
 	return names

@@ -79,8 +79,17 @@ func (c *cli) connect(ctx context.Context, s *streams, opts ...fabric.Option) (*
 
 // silent reports whether an attempt to connect ended because no server answered.
 func silent(err error) bool {
-	var slow net.Error
-	return errors.Is(err, fabric.ErrUnavailable) && (errors.Is(err, nats.ErrTimeout) || errors.As(err, &slow) && slow.Timeout())
+	return errors.Is(err, fabric.ErrUnavailable) && (errors.Is(err, nats.ErrTimeout) || slow(err))
+}
+
+func slow(err error) bool {
+	e, ok := errors.AsType[net.Error](err)
+	return ok && e.Timeout()
+}
+
+func is[E error](err error) bool {
+	_, ok := errors.AsType[E](err)
+	return ok
 }
 
 // withoutLimit opens the fabric, calls fn with it, and closes it. fn has no time limit.
@@ -306,29 +315,23 @@ func (t *target) refusal(err error) string {
 }
 
 func (t *target) advice(err error, timeout time.Duration) string {
-	var (
-		host    x509.HostnameError
-		unknown x509.UnknownAuthorityError
-		invalid x509.CertificateInvalidError
-		alert   *net.OpError
-		record  tls.RecordHeaderError
-		slow    net.Error
-	)
+	alert, ok := errors.AsType[*net.OpError](err)
+	ended := ok && alert.Op == "remote error" || errors.Is(err, nats.ErrTLS)
 	switch {
-	case errors.As(err, &unknown) && t.setup.CA != "":
+	case is[x509.UnknownAuthorityError](err) && t.setup.CA != "":
 		return fmt.Sprintf("the server's certificate is not signed by those in %s (--tlsca, or \"ca\" of the context)", t.setup.CA)
-	case errors.As(err, &unknown):
+	case is[x509.UnknownAuthorityError](err):
 		return "this host doesn't know who signed the server's certificate: name the certificate of that authority with --tlsca"
-	case errors.As(err, &host):
+	case is[x509.HostnameError](err):
 		return fmt.Sprintf("the certificate is for other names: use one of them in %s", t.origin)
-	case errors.As(err, &invalid):
+	case is[x509.CertificateInvalidError](err):
 		return "the server's certificate can't be used: have it replaced, or check the clock of this host"
-	case errors.As(err, &record) && t.setup.TLSFirst:
+	case is[tls.RecordHeaderError](err) && t.setup.TLSFirst:
 		return "the server doesn't begin with TLS: leave out --tlsfirst (\"tls_first\" of the context)"
 	// The server refuses a certificate after the handshake, or its message is lost because the client was writing.
-	case (errors.As(err, &alert) && alert.Op == "remote error" || errors.Is(err, nats.ErrTLS)) && t.setup.Cert == "":
+	case ended && t.setup.Cert == "":
 		return "the server ended TLS: if it asks for a certificate, give one with --tlscert and --tlskey"
-	case errors.As(err, &alert) && alert.Op == "remote error" || errors.Is(err, nats.ErrTLS):
+	case ended:
 		return fmt.Sprintf("the server may refuse the certificate %s (--tlscert, or \"cert\" of the context)", t.setup.Cert)
 	case errors.Is(err, nats.ErrSecureConnWanted):
 		return "the server offers no TLS, and nothing was sent to it: check " + t.origin + ", or leave out what asks for TLS"
@@ -342,7 +345,7 @@ func (t *target) advice(err error, timeout time.Duration) string {
 		return "have the limit raised, of the server or of the account"
 	case errors.Is(err, kv.ErrUnavailable):
 		return fmt.Sprintf("connected, but JetStream did not answer within --timeout=%v: look whether a majority of its servers runs", timeout)
-	case errors.As(err, &slow) && slow.Timeout() && !t.setup.TLSFirst:
+	case slow(err) && !t.setup.TLSFirst:
 		return fmt.Sprintf("no answer within --timeout=%v: check %s; a server that begins with TLS needs --tlsfirst", timeout, t.origin)
 	}
 	return fmt.Sprintf("check %s, and that the server runs with JetStream", t.origin)

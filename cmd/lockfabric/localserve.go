@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/lockfabric/lockfabric/embedded"
+	"github.com/lockfabric/lockfabric/internal/jskv"
 	"github.com/lockfabric/lockfabric/internal/lease"
 	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/kv"
@@ -258,24 +259,17 @@ func (l *leases) readAll(ctx context.Context) {
 		return
 	}
 	for name := range js.KeyValueStoreNames(ctx).Name() {
-		if !strings.HasSuffix(name, leasesSuffix) {
+		fabric, ours := strings.CutSuffix(name, leasesSuffix)
+		x, err := jskv.NewExaminer(l.nc, jskv.Config{Fabric: fabric})
+		if !ours || err != nil {
 			continue
 		}
-		bucket, err := js.KeyValue(ctx, name)
-		if err != nil {
-			continue
+		if b, err := x.Open(ctx, name); err == nil {
+			_ = b.Entries(ctx, ">", func(e jskv.Entry) (more bool) {
+				l.see("$KV."+name+"."+e.Key, e.Value)
+				return true
+			})
 		}
-		all, err := bucket.WatchAll(ctx, jetstream.IgnoreDeletes())
-		if err != nil {
-			continue
-		}
-		for e := range all.Updates() {
-			if e == nil {
-				break
-			}
-			l.see("$KV."+name+"."+e.Key(), e.Value())
-		}
-		_ = all.Stop()
 	}
 }
 

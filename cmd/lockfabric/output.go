@@ -45,9 +45,7 @@ func (s *streams) again(format string, v any, text func(w io.Writer)) error {
 func show[T any](ctx context.Context, c *cli, s *streams, ask func(ctx context.Context, m *fabric.Manager) (T, error), text func(w io.Writer, answer T)) error {
 	var answer T
 	err := c.withoutLimit(ctx, s, func(ctx context.Context, m *fabric.Manager) (err error) {
-		ctx, cancel := context.WithTimeout(ctx, c.Timeout)
-		defer cancel()
-		answer, err = ask(ctx, m)
+		answer, err = pause.Within(ctx, c.Timeout, func(ctx context.Context) (T, error) { return ask(ctx, m) })
 		return err
 	})
 	if err != nil {

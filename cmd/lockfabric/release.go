@@ -12,6 +12,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/lockfabric/lockfabric/fabric"
+	"github.com/lockfabric/lockfabric/internal/pause"
 	"github.com/lockfabric/lockfabric/primitives"
 )
 
@@ -111,9 +112,7 @@ func (d released) write(w io.Writer) {
 func (r *releaseCmd) takeAll(ctx context.Context, c *cli, s *streams) error {
 	all := []released{}
 	err := c.withoutLimit(ctx, s, func(ctx context.Context, m *fabric.Manager) error {
-		limited, cancel := context.WithTimeout(ctx, c.Timeout)
-		infos, err := m.List(limited, r.Key)
-		cancel()
+		infos, err := pause.Within(ctx, c.Timeout, func(ctx context.Context) ([]fabric.Info, error) { return m.List(ctx, r.Key) })
 		if err != nil {
 			return err
 		}
@@ -127,9 +126,7 @@ func (r *releaseCmd) takeAll(ctx context.Context, c *cli, s *streams) error {
 			return nil
 		}
 		for _, key := range keys {
-			limited, cancel := context.WithTimeout(ctx, c.Timeout)
-			one, err := r.take(limited, m, key)
-			cancel()
+			one, err := pause.Within(ctx, c.Timeout, func(ctx context.Context) (released, error) { return r.take(ctx, m, key) })
 			if err != nil {
 				return err
 			}

@@ -265,9 +265,7 @@ func (v *serveCmd) divide(ctx context.Context, srv *embedded.Server, name string
 // makeFabric opens a fabric when the servers answer.
 func makeFabric(ctx context.Context, nc *nats.Conn, opts ...fabric.Option) error {
 	for {
-		octx, cancel := context.WithTimeout(ctx, shutdownTimeout)
-		m, err := fabric.New(octx, nc, opts...)
-		cancel()
+		m, err := pause.Within(ctx, shutdownTimeout, func(ctx context.Context) (*fabric.Manager, error) { return fabric.New(ctx, nc, opts...) })
 		switch {
 		case err == nil:
 			return m.Close()

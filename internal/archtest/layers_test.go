@@ -75,7 +75,7 @@ var layers = map[string]layer{
 var programs = map[string]layer{
 	// Who runs serve may want its metrics, and nobody links a program.
 	"cmd": {program: true, prometheus: true, imports: []string{
-		"primitives", "fabric", "fabric/fabricprom", "kv", "internal/pause", "internal/record", "internal/lease", "internal/clock", "embedded",
+		"primitives", "fabric", "fabric/fabricprom", "kv", "internal/pause", "internal/jskv", "internal/record", "internal/lease", "internal/clock", "embedded",
 		"cmd/lockfabric/internal/doctor", "cmd/lockfabric/internal/natscontext", "cmd/lockfabric/internal/ui",
 		// Servers that embedded doesn't offer: with accounts, or without JetStream.
 	}, serverInTests: true},

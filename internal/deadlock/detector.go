@@ -175,22 +175,10 @@ func (d *Detector) wakeLoop() { pause.Wake(d.wake) }
 func (d *Detector) Run(ctx context.Context) {
 	var judges sync.WaitGroup
 	defer judges.Wait()
-	t := time.NewTimer(0)
-	defer t.Stop()
 	last := time.Time{} // of the last round
-	for {
-		t.Stop()
-		if in, ok := d.nextWork(time.Now()); ok {
-			t.Reset(max(in, time.Until(last.Add(spacing))))
-		}
-		select {
-		case <-ctx.Done():
+	for pause.Until(ctx, d.nextWork(time.Now()), d.wake) {
+		if rest := time.Until(last.Add(spacing)); rest > 0 && !pause.For(ctx, rest) {
 			return
-		case <-d.wake:
-			if rest := time.Until(last.Add(spacing)); rest > 0 && !pause.For(ctx, rest) {
-				return
-			}
-		case <-t.C:
 		}
 		if due, work := d.dueWaits(time.Now()); work {
 			last = time.Now()
@@ -199,8 +187,8 @@ func (d *Detector) Run(ctx context.Context) {
 	}
 }
 
-// nextWork returns when there is something to do; ok is false if there is nothing until the next Begin.
-func (d *Detector) nextWork(now time.Time) (in time.Duration, ok bool) {
+// nextWork returns how long there is nothing to do, unless something begins.
+func (d *Detector) nextWork(now time.Time) time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.wakeAt = time.Time{}
@@ -217,7 +205,10 @@ func (d *Detector) nextWork(now time.Time) (in time.Duration, ok bool) {
 	for _, p := range d.docs {
 		earlier(p.at.Add(renewEvery))
 	}
-	return d.wakeAt.Sub(now), !d.wakeAt.IsZero()
+	if d.wakeAt.IsZero() {
+		return time.Hour
+	}
+	return d.wakeAt.Sub(now)
 }
 
 // dueWaits returns the waits that need a look now. work is whether there is anything to do in a round.

@@ -2,6 +2,7 @@ package deadlock
 
 import (
 	"context"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -281,16 +282,10 @@ func readAll[V any](g *graph, list []string, read func(string) (V, error), add f
 func Survey(ctx context.Context, src Source, docs map[string]*Doc) (cycles []Cycle) {
 	g := newGraph(src)
 	g.unbounded = true
-	var starts []node
 	for lease, d := range docs {
 		g.addDoc(lease, d)
-		for _, u := range d.Units {
-			for _, w := range u.Waits {
-				starts = append(starts, node{w.Key, w.ID})
-			}
-		}
 	}
-	g.expand(ctx, starts)
+	g.expand(ctx, slices.Collect(maps.Keys(g.units)))
 	for _, group := range g.circles() {
 		if v, ok := g.victim(group); ok {
 			cycles = append(cycles, g.cycle(g.circleThrough(node{v.wait.Key, v.wait.ID})))

@@ -259,9 +259,7 @@ func (h *Hub) checkGone(ctx context.Context) {
 		if !pause.For(ctx, after) {
 			return
 		}
-		rctx, cancel := context.WithTimeout(ctx, readTimeout)
-		_, err := h.bucket.Get(rctx, goneProbe)
-		cancel()
+		_, err := pause.Within(ctx, readTimeout, func(ctx context.Context) (Entry, error) { return h.bucket.Get(ctx, goneProbe) })
 		if errors.Is(err, ErrBucketGone) {
 			h.bucketGone()
 			return

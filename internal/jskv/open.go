@@ -114,9 +114,7 @@ func openBuckets(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, cfg
 	}
 	if b.Locks[n-1].wasEmpty {
 		// Created with the others, if possible: a process that needs it later may not be allowed to create it.
-		wctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		_, _ = b.Waits(wctx)
-		cancel()
+		_, _ = pause.Within(ctx, 2*time.Second, b.Waits)
 	}
 	m, known, err := b.note(ctx, func(m *meta) (changed bool) {
 		for s, locks := range b.Locks {
@@ -237,9 +235,9 @@ func ensureStream(ctx context.Context, l *link, nc *nats.Conn, js jetstream.JetS
 		return nil, openError(name, err)
 	}
 	// Without permission for this request no answer comes, so don't wait for long.
-	actx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	account, err := retryUnanswered(actx, l, js.AccountInfo)
+	account, err := pause.Within(ctx, apiTimeout, func(ctx context.Context) (*jetstream.AccountInfo, error) {
+		return retryUnanswered(ctx, l, js.AccountInfo)
+	})
 	if err != nil {
 		return nil, openError("account", err)
 	}

@@ -211,15 +211,8 @@ func (h *Hub) filterBytes(keys []string) int {
 // keysOf yields the keys of a group that are still registered.
 func (h *Hub) keysOf(g *group) iter.Seq[*watchedKey] {
 	return func(yield func(*watchedKey) bool) {
-		if g.wholeBucket() {
-			for _, k := range h.keys {
-				if k.group == g && !yield(k) {
-					return
-				}
-			}
-		}
-		for name := range g.filters {
-			if k := h.keys[name]; k != nil && k.group == g && !yield(k) {
+		for _, k := range h.keys {
+			if k.group == g && !yield(k) {
 				return
 			}
 		}
@@ -241,9 +234,9 @@ func (h *Hub) open(ctx context.Context, o *opening) {
 	g := &group{stopped: make(chan struct{}), failures: o.trials}
 	filters := []string{jetstream.AllKeys}
 	if !o.wholeBucket {
-		g.filters = make(map[string]struct{}, len(o.keys))
+		g.filters = make(map[string]bool, len(o.keys))
 		for _, key := range o.keys {
-			g.filters[key] = struct{}{}
+			g.filters[key] = true
 		}
 		filters = slices.Clone(o.keys) // WatchFiltered writes into its argument
 	}

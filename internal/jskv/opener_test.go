@@ -112,10 +112,10 @@ func TestMergingLeavesRoom(t *testing.T) {
 	for _, live := range []int{1, groupKeys / 4, groupKeys / 3, groupKeys / 2, groupKeys - 1, groupKeys} {
 		h := newHub(&Bucket{nc: &nats.Conn{}})
 		for n := range maxGroups {
-			g := &group{filters: make(map[string]struct{})}
+			g := &group{filters: make(map[string]bool)}
 			for i := range live {
 				k := h.addKey(key(n*groupKeys + i))
-				g.filters[k.name] = struct{}{}
+				g.filters[k.name] = true
 				h.attach(k, g)
 			}
 			h.groups = append(h.groups, g)
@@ -237,7 +237,7 @@ func TestKeyReturnsWhileItsGroupIsReplaced(t *testing.T) {
 		c.leave("b")
 		h.mu.Lock()
 		for _, g := range h.groups {
-			if g.covers("b") {
+			if g.filters["b"] {
 				h.breakGroup(g, 0)
 			}
 		}

@@ -139,9 +139,7 @@ func (h *Hub) pollInterval(k *watchedKey) time.Duration {
 // readKey reads one key. If the read found an entry that the watcher has not delivered, it checks again after a
 // while, and replaces the watcher if it still has not. before and state were known when the read began.
 func (h *Hub) readKey(ctx context.Context, k *watchedKey, before uint64, state streamMark, answered func()) {
-	rctx, cancel := context.WithTimeout(ctx, h.readTimeout())
-	e, err := h.bucket.Get(rctx, k.name)
-	cancel()
+	e, err := pause.Within(ctx, h.readTimeout(), func(ctx context.Context) (Entry, error) { return h.bucket.Get(ctx, k.name) })
 	answered()
 
 	suspect := h.finishRead(k, e, err, before, state)

@@ -82,9 +82,7 @@ func (m streamMark) known() bool { return m != streamMark{} }
 
 // checkStream asks for the state of the stream and has the keys read that may have changed.
 func (h *Hub) checkStream(ctx context.Context, answered func()) {
-	rctx, cancel := context.WithTimeout(ctx, h.readTimeout())
-	s, err := h.bucket.State(rctx)
-	cancel()
+	s, err := pause.Within(ctx, h.readTimeout(), h.bucket.State)
 	answered()
 
 	h.mu.Lock()

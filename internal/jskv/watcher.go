@@ -46,7 +46,7 @@ const (
 // replaces all watchers after a reconnect. If the watcher of keys that are only followed stops delivering without
 // an end, the hub relies on nats.go's heartbeats for that time.
 type group struct {
-	filters map[string]struct{} // nil: every key of the bucket
+	filters map[string]bool // the keys that it follows; nil: every key of the bucket
 	watcher jetstream.KeyWatcher
 	cancel  context.CancelFunc
 	opened  time.Time
@@ -67,16 +67,10 @@ type group struct {
 
 func (g *group) wholeBucket() bool { return g.filters == nil }
 
-func (g *group) covers(key string) bool {
-	if g.wholeBucket() {
-		return true
-	}
-	_, ok := g.filters[key]
-	return ok
-}
-
 // accepts reports whether a new key may join.
-func (g *group) accepts(key string) bool { return !g.retiring && !g.broken && g.covers(key) }
+func (g *group) accepts(key string) bool {
+	return !g.retiring && !g.broken && (g.wholeBucket() || g.filters[key])
+}
 
 // reopenDelay is the pause before the watcher is replaced: none if it has
 // worked for long, growing if it has itself replaced a failed one.
@@ -114,12 +108,7 @@ func (g *group) stop() {
 		defer close(deleted)
 		_ = g.watcher.Stop()
 	}()
-	limit := time.NewTimer(stopLimit)
-	defer limit.Stop()
-	select {
-	case <-deleted:
-	case <-limit.C:
-	}
+	pause.Until(context.Background(), stopLimit, deleted)
 	g.cancel()
 	close(g.stopped)
 }

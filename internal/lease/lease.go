@@ -63,7 +63,6 @@ type Lease struct {
 	attempts      map[string]renewalAttempt // by nonce, those at rev that may still commit
 	renewals      int
 	hasTombstone  bool               // a committed tombstone is known
-	closing       bool               // Close has begun to wait: no goroutine joins wg any more
 	abort         context.CancelFunc // of the renewal under way, or nil
 	awaitedNonce  string             // nonce of the attempt that waits for its answer
 	cancelWait    context.CancelFunc // ends the wait for an attempt's answer, or nil
@@ -71,7 +70,7 @@ type Lease struct {
 	stopTombstone context.CancelFunc // of the writing of the tombstone after a loss, or nil
 	timer         *time.Timer        // fires at validUntil or earlier
 	onLost        []func(error)
-	allDone       chan struct{} // closed once every goroutine has ended; made by Close
+	allDone       chan struct{} // closed once every goroutine has ended; once Close has made it, no goroutine joins wg any more
 }
 
 // renewalAttempt is one attempt to renew.
@@ -213,7 +212,7 @@ func (l *Lease) OnLost(fn func(error)) {
 	switch err := l.err; {
 	case err == nil:
 		l.onLost = append(l.onLost, fn)
-	case l.closing:
+	case l.allDone != nil:
 		go fn(err)
 	default:
 		l.wg.Go(func() { fn(err) })
@@ -298,8 +297,7 @@ func (l *Lease) usedUpLocked() bool { return l.cfg.MaxRenewals > 0 && l.renewals
 func (l *Lease) Close(ctx context.Context) error {
 	l.mu.Lock()
 	l.loseLocked(fmt.Errorf("%w", ErrClosed))
-	if !l.closing {
-		l.closing = true
+	if l.allDone == nil {
 		l.allDone = make(chan struct{})
 		go func() {
 			l.wg.Wait()
@@ -388,9 +386,7 @@ func tombstone(ctx context.Context, b Bucket, limit time.Duration, rev uint64, v
 
 // get makes one bounded read.
 func get(ctx context.Context, b Bucket, limit time.Duration, id string) (jskv.Entry, error) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	return b.Get(ctx, id)
+	return pause.Within(ctx, limit, func(ctx context.Context) (jskv.Entry, error) { return b.Get(ctx, id) })
 }
 
 // isTombstone reports whether the entry is a tombstone of the lease.

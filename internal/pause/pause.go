@@ -22,6 +22,13 @@ func Until(ctx context.Context, d time.Duration, woken <-chan struct{}) bool {
 	return true
 }
 
+// Within calls fn with a context that ends after d, and returns its result.
+func Within[T any](ctx context.Context, d time.Duration, fn func(ctx context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	return fn(ctx)
+}
+
 // Wake puts an element into a channel with room for one. If one is there already, that is enough.
 func Wake(c chan<- struct{}) {
 	select {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"slices"
 	"time"
@@ -221,14 +222,14 @@ func (p *people) next(rows map[string]row) []string {
 		return nil
 	}
 	now := time.Now()
-	used := map[string]struct{}{}
+	used := map[string]bool{}
 	var unknown, old []string
 	for _, r := range rows {
 		for _, id := range r.leases() {
-			if _, again := used[id]; again {
+			if used[id] {
 				continue
 			}
-			used[id] = struct{}{}
+			used[id] = true
 			switch one := p.known[id]; {
 			case one == nil:
 				unknown = append(unknown, id)
@@ -237,11 +238,7 @@ func (p *people) next(rows map[string]row) []string {
 			}
 		}
 	}
-	for id := range p.known {
-		if _, ok := used[id]; !ok {
-			delete(p.known, id)
-		}
-	}
+	maps.DeleteFunc(p.known, func(id string, _ *person) bool { return !used[id] })
 	p.due = false
 	ids := slices.Concat(unknown, old)
 	ids = ids[:min(len(ids), atOnce)]
