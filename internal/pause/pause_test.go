@@ -2,6 +2,7 @@ package pause_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -34,6 +35,19 @@ func TestUntil(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestWithin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun := time.Now()
+		got, err := pause.Within(t.Context(), time.Hour, func(ctx context.Context) (string, error) {
+			<-ctx.Done()
+			return "late", ctx.Err()
+		})
+		if got != "late" || !errors.Is(err, context.DeadlineExceeded) || time.Since(begun) != time.Hour {
+			t.Errorf("%q, %v after %v", got, err, time.Since(begun))
+		}
+	})
 }
 
 func TestTimes(t *testing.T) {
