@@ -25,7 +25,7 @@ import (
 func serveHere(t *testing.T) *embedded.Server {
 	t.Helper()
 	srv, err := embedded.Start(t.Context(), embedded.WithTempStore(), embedded.WithListen("127.0.0.1:0"),
-		embedded.WithSync(embedded.SyncInterval(time.Second)))
+		embedded.WithSync(embedded.SyncInterval(time.Minute)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -63,7 +63,7 @@ func withServer(run func() int) int {
 	defer cancel()
 	var err error
 	server, err = embedded.Start(ctx, embedded.WithTempStore(), embedded.WithListen("127.0.0.1:0"),
-		embedded.WithSync(embedded.SyncInterval(time.Second)))
+		embedded.WithSync(embedded.SyncInterval(time.Minute)))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
