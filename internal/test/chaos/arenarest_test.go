@@ -278,7 +278,7 @@ func TestSoakPrimitivesOnACluster(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	a.grow(everything...)
+	a.grow(append(everything, "broken")...)
 	a.finish()
 }
 
@@ -313,6 +313,6 @@ func TestSoakPrimitivesMessagesLost(t *testing.T) {
 	for _, r := range rules {
 		r.Remove()
 	}
-	a.grow("permits", "meetings", "terms", "observed", "turns/0", "turns/1")
+	a.grow("permits", "meetings", "broken", "terms", "observed", "turns/0", "turns/1")
 	a.finish()
 }
