@@ -190,6 +190,18 @@ func TestP3_ARepeatedSignalWakesNobodyElse(t *testing.T) {
 	b.is("s.1 | a.2* b.2* | full: c.2")
 }
 
+// Granted, the id would occur twice, and the record could not be read.
+func TestNoTryUnderTheIDOfAWait(t *testing.T) {
+	b := waiting(t, Limits{}, "full", "a")
+	b.must(b.unlock("s.1"))
+	try := acquire("a.2", X)
+	try.Verb = OpTry
+	if v := b.do(try); v != BadOp.String() {
+		t.Error(v)
+	}
+	b.is(" |  | full: a.2")
+}
+
 // A late acquire brings the hold's id back. A late signal, or wait, of the hold that was there before names
 // another token.
 func TestP3_OperationsOfAGhostDoNothing(t *testing.T) {

@@ -167,11 +167,14 @@ func (op *Op) checkOfHold() Verdict {
 // acquire carries out OpAcquire and OpTry.
 func (m *machine) acquire(op *Op) Result {
 	try, other := op.Verb == OpTry, m.sameOwner(op.Owner)
+	_, inCondition := m.inCondition(op.ID)
 	switch {
 	case !try && m.Has(op.ID):
 		return m.settled()
 	case try && indexOf(m.Holders, op.ID) >= 0:
 		return Result{Verdict: Applied}
+	case try && inCondition >= 0: // granted, the id would occur twice
+		return Result{Verdict: BadOp}
 	case try && op.Base != 0 && op.Base != m.rev:
 		return Result{Verdict: Stale}
 	case other != nil && other.ID != op.ID:
