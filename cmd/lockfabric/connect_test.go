@@ -268,7 +268,7 @@ func TestServersThatCannotLock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u.gets(69, "JetStream did not answer within --timeout=300ms", "--server", address(mute), "--timeout", "300ms")
+	u.gets(69, "JetStream did not answer within --timeout=2s", "--server", address(mute), "--timeout", "2s")
 	silent := silentServer(t)
 	u.gets(69, "no answer within --timeout=300ms", "--server", silent, "--timeout", "300ms")
 	u.gets(69, "check --server", "--server", "127.0.0.1:1,"+silent, "--timeout", "300ms")

@@ -86,8 +86,8 @@ func TestRolesDoTheirJob(t *testing.T) {
 	}
 	as("observer", 0, "tree", "k")
 	as("observer", 0, "deadlocks")
-	as("observer", 77, "--timeout", "1s", "run", "other", "--", "true")
-	as("observer", 77, "--timeout", "1s", "release", "--force", "k")
+	as("observer", 77, "--timeout", "5s", "run", "other", "--", "true")
+	as("observer", 77, "--timeout", "5s", "release", "--force", "k")
 	_ = stdin.Close()
 	h.exits(0)
 	w.expect("in")
