@@ -104,6 +104,7 @@ func (c *countFlags) latch(ctx context.Context, m *fabric.Manager) (*primitives.
 type latchWaitCmd struct {
 	countFlags
 	Wait       *time.Duration `placeholder:"DURATION" from:"0" give:"0 to only look, or leave it out to wait without limit" help:"How long to wait; 0 only checks. Without it, there is no limit."`
+	TTL        time.Duration  `default:"30s" help:"How long others wait after the last renewal until they regard this waiter as dead."`
 	NoProgress bool           `help:"Don't show the waiting time on the terminal."`
 }
 
@@ -111,7 +112,7 @@ func (l *latchWaitCmd) Run(ctx context.Context, c *cli, s *streams) error {
 	if err := checkName(l.Name); err != nil {
 		return err
 	}
-	t := &task{holding: &holding{TTL: fabric.DefaultTTL, NoProgress: l.NoProgress}, name: "latch", key: l.Name, acquire: l.pass, advice: waitLonger}
+	t := &task{holding: &holding{TTL: l.TTL, NoProgress: l.NoProgress}, name: "latch", key: l.Name, acquire: l.pass, advice: waitLonger}
 	return t.run(ctx, c, s)
 }
 

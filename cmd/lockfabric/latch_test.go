@@ -37,8 +37,11 @@ func TestLatch(t *testing.T) {
 	latch(64, "", "--times", "count-down", "ready", "-n", "0")
 	latch(64, "", "name", "delete", "")
 	latch(75, "", "not passed in time", "wait", "ready", "--count", "3", "--wait", "0")
-	waiting := start(t, lockfabric(t, "latch", "wait", "ready", "--count", "3", "--no-progress"))
+	waiting := start(t, lockfabric(t, "latch", "wait", "ready", "--count", "3", "--no-progress", "--ttl", "20s"))
 	waiters(t, m, "ready", 1)
+	if info, err := m.Inspect(t.Context(), "ready"); err != nil || info.Waiters[0].Lease.TTL != 20*time.Second {
+		t.Errorf("with --ttl 20s: %+v, %v", info.Waiters, err)
+	}
 	latch(75, "", fmt.Sprintf("held by latch on %s pid %d since", hostname(), waiting.cmd.Process.Pid), "delete", "ready")
 	latch(75, "", "that one waits for the latch", "delete", "ready", "--wait", "1s")
 	latch(0, "ready: 2 to go\n", "", "count-down", "ready")

@@ -67,7 +67,7 @@ func (r *releaseCmd) take(ctx context.Context, m *fabric.Manager, key string) (r
 		return done, err
 	}
 	if entering(info) {
-		return done, fmt.Errorf("%q: %w: who waits to go in would come again: end its process, 'lockfabric inspect' shows it", key, fabric.ErrHeld)
+		return done, fmt.Errorf("%q: %w: who waits to go in would come again: end its process, which 'lockfabric inspect' shows; 'lockfabric gc' removes a dead one", key, fabric.ErrHeld)
 	}
 	if len(info.Holders) > 0 || r.Holder != "" {
 		if done.Released, err = m.ForceRelease(ctx, key, opts...); err != nil {

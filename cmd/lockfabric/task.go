@@ -304,5 +304,8 @@ func withKindUsers(ctx context.Context, err error, m *fabric.Manager, key string
 	if len(parties) > 0 && parties[0].Lease.State == "stale" {
 		return fmt.Errorf("%w: %s: it is observed and replaced when this is tried again after its TTL, %v", err, how, parties[0].Lease.TTL)
 	}
+	if entering(info) { // it can't be taken away
+		return fmt.Errorf("%w: %s: use another name, or end this process", err, how)
+	}
 	return fmt.Errorf("%w: %s: use another name, or take this one away with 'lockfabric release --force %s'", err, how, printable(key))
 }
