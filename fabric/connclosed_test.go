@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"log/slog"
+	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -93,27 +95,27 @@ func TestConnectionThatGivesUp(t *testing.T) {
 	})
 }
 
+// dialer counts the connections that are made.
+type dialer struct{ n atomic.Int32 }
+
+func (d *dialer) Dial(network, address string) (net.Conn, error) {
+	d.n.Add(1)
+	return net.Dial(network, address)
+}
+
 // A connection that Connect makes never gives up, whatever the options say.
 func TestConnectNeverGivesUp(t *testing.T) {
 	t.Parallel()
 	onSite(t, singleSite, func(t *testing.T, s *site) {
 		p := faultproxy.New(t, s.server.ClientURL())
-		tries := make(chan struct{}, 100)
-		m, err := fabric.Connect(waitContext(t), p.URL(), fabric.WithNATS(nats.NoReconnect(), nats.MaxReconnects(1), nats.ReconnectWait(10*time.Millisecond),
-			nats.ReconnectErrHandler(func(*nats.Conn, error) {
-				select {
-				case tries <- struct{}{}:
-				default:
-				}
-			})))
+		var dials dialer
+		m, err := fabric.Connect(waitContext(t), p.URL(), fabric.WithNATS(nats.NoReconnect(), nats.MaxReconnects(1), nats.ReconnectWait(10*time.Millisecond), nats.SetCustomDialer(&dials)))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _ = m.Close() }()
 		p.Cut()
-		for range 5 {
-			<-tries
-		}
+		eventually(t, "some tries", func() bool { return dials.n.Load() > 5 })
 		p.Heal()
 		release(t, acquire(t, m, s.key(t)))
 	})

@@ -66,19 +66,21 @@ func TestK5_WhoDoesNotWaitGetsWhatNobodyUses(t *testing.T) {
 			m, other := s.keeper(t), s.manager(t)
 			for name, attempt := range attempts {
 				ctx := waitContext(t)
-				key := s.keptAlready(t, m)
-				l := acquire(t, m, key)
-				if err := attempt(ctx, other, key); !errors.Is(err, fabric.ErrHeld) {
-					t.Errorf("%s of a used one: %v", name, err)
-				}
-				release(t, l)
-				// On a busy machine the process may not answer in time, and its lock is used for all the other knows.
-				eventually(t, name+": its process says that nobody uses it", func() bool {
+				var key string
+				// On a busy machine the process may not answer in time. Then its lock is used for all that the other one knows, and
+				// a request that comes late may find it unused.
+				eventually(t, name+": it stays, and its process says that nobody uses it", func() bool {
+					key = s.keptAlready(t, m)
+					l := acquire(t, m, key)
+					if err := attempt(ctx, other, key); !errors.Is(err, fabric.ErrHeld) {
+						t.Errorf("%s of a used one: %v", name, err)
+					}
+					release(t, l)
 					h := inspect(t, other, key).Holders
-					if len(h) != 1 || h[0].ID != l.ID() || h[0].Kept == fabric.KeptUsed {
+					if len(h) > 0 && (len(h) > 1 || h[0].ID != l.ID() || h[0].Kept == fabric.KeptUsed) {
 						t.Fatalf("%s: held by %+v", name, h)
 					}
-					return h[0].Kept == fabric.KeptIdle
+					return len(h) > 0 && h[0].Kept == fabric.KeptIdle
 				})
 				eventually(t, name+" is granted", func() bool {
 					err := attempt(ctx, other, key)

@@ -87,7 +87,8 @@ func slowsUnderLoad(t *testing.T, s *site, road fabric.Road, slow netLink) bool 
 					t.Errorf("acquire: %v", err)
 					return
 				}
-				if l.Release(ctx) != nil {
+				if err := l.Release(ctx); err != nil {
+					t.Logf("release: %v", err)
 					lost.Add(1)
 				}
 				rounds.Add(1)
@@ -113,7 +114,8 @@ func slowsUnderLoad(t *testing.T, s *site, road fabric.Road, slow netLink) bool 
 		<-ended
 	}
 	for _, l := range held {
-		if l.Err() != nil {
+		if err := l.Err(); err != nil {
+			t.Logf("a hold: %v", err)
 			lost.Add(1)
 			continue
 		}

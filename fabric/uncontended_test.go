@@ -113,9 +113,14 @@ func TestCoalescer_UncontendedCostsNothing(t *testing.T) { // not parallel: it c
 		return cost{b.sent - a.sent, b.received - a.received, b.serverIn - a.serverIn, b.serverOut - a.serverOut, b.allocations - a.allocations}
 	}
 	clients := []roadClient{direct, automatic, met}
-	var messages [3]cost // the least, which is free of what goes on in the background
-	var more [3][]int64  // allocations, than on the direct road in the same turn
-	for turn := range turns {
+	var messages [3]cost            // the least, which is free of what goes on in the background
+	var more [3][]int64             // allocations, than on the direct road in the same turn
+	inEach := func(i int) float64 { // the median
+		slices.Sort(more[i])
+		return float64(more[i][len(more[i])/2]) / pairs
+	}
+	const most = 1.25
+	for turn := 0; turn < turns || turn < 5*turns && max(inEach(1), inEach(2)) > most; turn++ { // more turns, less noise
 		if met.m.Stats().CoalescerTerm == 0 { // it was silent for too long, on this machine
 			met.meet(t, s)
 		}
@@ -133,11 +138,9 @@ func TestCoalescer_UncontendedCostsNothing(t *testing.T) { // not parallel: it c
 		}
 	}
 	for i, who := range []string{"directly", "beside a coalescer", "beside one that the client knows"} {
-		slices.Sort(more[i])
-		median := float64(more[i][turns/2]) / pairs
-		t.Logf("%d pairs %s: %+v; in each %v allocations more", pairs, who, messages[i], median)
-		if messages[i] != messages[0] || median > 1.25 {
-			t.Errorf("%d pairs %s: %+v, and %+v directly; in each %v allocations more", pairs, who, messages[i], messages[0], median)
+		t.Logf("%d pairs %s: %+v; in each %v allocations more, in %d turns", pairs, who, messages[i], inEach(i), len(more[i]))
+		if messages[i] != messages[0] || inEach(i) > most {
+			t.Errorf("%d pairs %s: %+v, and %+v directly; in each %v allocations more", pairs, who, messages[i], messages[0], inEach(i))
 		}
 	}
 	if st := fabric.Roads(automatic.m); st.Frames+st.Hellos > 0 || automatic.m.Stats().CoalescerTerm != 0 {
