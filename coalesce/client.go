@@ -187,14 +187,6 @@ func (c *Client) Stats() ClientStats {
 	return st
 }
 
-// Plus adds up the counters of a client that is no more.
-func (st ClientStats) Plus(past ClientStats) ClientStats {
-	st.Frames, st.Operations, st.Replies = st.Frames+past.Frames, st.Operations+past.Operations, st.Replies+past.Replies
-	st.Hellos, st.Suspended = st.Hellos+past.Hellos, st.Suspended+past.Suspended
-	st.Fallbacks, st.Turns, st.Dropped = st.Fallbacks+past.Fallbacks, st.Turns+past.Turns, st.Dropped+past.Dropped
-	return st
-}
-
 // unlock sends what the window allows, unlocks mu, and then makes the calls that are due.
 func (c *Client) unlock() {
 	if c.current != nil && !c.closed {

@@ -134,14 +134,6 @@ func (d *detection) checkOwn(w *waiting) {
 	}
 }
 
-// stats returns the detector's counters, zero without a detector.
-func (d *detection) stats() (s deadlock.Stats) {
-	if d != nil {
-		s = d.d.Stats()
-	}
-	return s
-}
-
 // changed reports that the holds of a unit have changed.
 func (d *detection) changed() {
 	if d != nil {

@@ -94,7 +94,16 @@ func Roads(m *Manager) coalesce.ClientStats {
 	if err != nil {
 		return coalesce.ClientStats{}
 	}
-	return s.roads()
+	var all coalesce.ClientStats
+	for _, sh := range s.shards {
+		if sh.router != nil {
+			st := sh.router.Stats()
+			all.Term = max(all.Term, st.Term)
+			all.Frames += st.Frames
+			all.Hellos += st.Hellos
+		}
+	}
+	return all
 }
 
 // OnRoad reports whether the manager takes the road over a coalescer from the beginning.

@@ -13,10 +13,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/lockfabric/lockfabric/coalesce"
 	"github.com/lockfabric/lockfabric/internal/clock"
-	"github.com/lockfabric/lockfabric/internal/deadlock"
-	"github.com/lockfabric/lockfabric/internal/engine"
 	"github.com/lockfabric/lockfabric/internal/rtt"
 )
 
@@ -47,16 +44,12 @@ type Manager struct {
 	mu      sync.Mutex
 	closed  bool
 	current *session
-	seen    []uint64     // highest revision of each shard in sessions that have ended
-	leaving []*session   // sessions that are ending
-	past    engine.Stats // counters of sessions that have ended
-
-	pastRoads coalesce.ClientStats // counters of sessions that have ended
-
-	pastDetection deadlock.Stats // counters of sessions that have ended
-	opening       ctxMutex       // held while a session is opened
-	ending        sync.WaitGroup
-	done          chan struct{} // closed when Close has finished
+	seen    []uint64   // highest revision of each shard in sessions that have ended
+	leaving []*session // sessions that are ending
+	past    Stats      // counters of sessions that have ended
+	opening ctxMutex   // held while a session is opened
+	ending  sync.WaitGroup
+	done    chan struct{} // closed when Close has finished
 }
 
 // Connect connects to a NATS server or cluster (one URL, or several separated by commas) and opens the fabric there. It
@@ -284,16 +277,11 @@ func (m *Manager) forget(s *session) {
 
 // ended adds the counters of a session that has ended to those of the manager.
 func (m *Manager) ended(s *session) {
-	st := s.engineStats()
-	st.Waiting, st.ExpectedWait = 0, 0
-	roads := s.roads()
-	roads.Term, roads.Held = 0, 0
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.leaving = slices.DeleteFunc(m.leaving, func(l *session) bool { return l == s })
-	m.past = m.past.Plus(st)
-	m.pastDetection = m.pastDetection.Plus(s.detection.stats())
-	m.pastRoads = roads.Plus(m.pastRoads)
+	m.past.add(s)
+	m.past.Waiting, m.past.ExpectedWait, m.past.CoalescerTerm, m.past.Held, m.past.Serving = 0, 0, 0, 0, 0
 }
 
 // Limits of Close, for all its requests to the servers together, and for everything. They do not depend on the link.

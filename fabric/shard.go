@@ -132,15 +132,6 @@ func (s *session) seen() (all []uint64) {
 	return all
 }
 
-// engineStats returns the sum of the shards' counters.
-func (s *session) engineStats() (st engine.Stats) {
-	for _, sh := range s.shards {
-		st = st.Plus(sh.engine.Stats())
-		st.Batched += sh.bucket.Batched()
-	}
-	return st
-}
-
 // seen returns the highest revision of the bucket that this session knows.
 func (sh *shard) seen() uint64 { return max(sh.engine.Seen(), sh.confirmed.Load()) }
 
@@ -259,18 +250,6 @@ func (sh *shard) route() error {
 	})
 	sh.doer = sh.router
 	return nil
-}
-
-// roads returns the counters of what the session has sent to coalescers.
-func (s *session) roads() (st coalesce.ClientStats) {
-	for _, sh := range s.shards {
-		if sh.router != nil {
-			one := sh.router.Stats()
-			one.Term, one.Held, one.RTT = max(one.Term, st.Term), one.Held+st.Held, max(one.RTT, st.RTT)
-			st = one.Plus(st)
-		}
-	}
-	return st
 }
 
 // contended is called by the engine when another process uses a key at the same time.

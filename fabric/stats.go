@@ -1,6 +1,7 @@
 package fabric
 
 import (
+	"cmp"
 	"slices"
 	"time"
 )
@@ -57,25 +58,16 @@ type Stats struct {
 
 // Stats returns the manager's counters.
 func (m *Manager) Stats() Stats {
-	var st Stats
-	st.RTT, st.RTTDeviation = m.rtt.RTT()
-	st.RequestTimeout, st.Timeouts = m.rtt.Timeout(), m.rtt.Timeouts()
 	m.mu.Lock()
-	e, d, roads := m.past, m.pastDetection, m.pastRoads
-	s, sessions := m.current, slices.Clone(m.leaving)
+	st, s, sessions := m.past, m.current, slices.Clone(m.leaving)
 	if s != nil {
 		sessions = append(sessions, s)
 	}
 	m.mu.Unlock()
 	for _, s := range sessions {
-		roads = s.roads().Plus(roads)
-		e = e.Plus(s.engineStats())
-		d = d.Plus(s.detection.stats())
+		st.add(s)
 	}
 	if s != nil {
-		for _, sh := range s.shards {
-			st.Serving = max(st.Serving, sh.serving.Load())
-		}
 		s.mu.Lock()
 		sl := s.shares[m.cfg.timing]
 		s.mu.Unlock()
@@ -83,15 +75,49 @@ func (m *Manager) Stats() Stats {
 			st.RenewEarly = sl.lease.RenewEarly()
 		}
 	}
-	st.Operations, st.Writes, st.Reads, st.Conflicts, st.Busy, st.Unknown = e.Operations, e.Writes, e.Reads, e.Conflicts, e.Busy, e.Unknown
-	st.Coalesced, st.Frames, st.Fallbacks, st.CoalescerLost = roads.Operations, roads.Frames, roads.Fallbacks, roads.Suspended
-	st.Turns, st.CoalescedRTT, st.Batched = roads.Turns, roads.RTT, e.Batched
-	st.CoalescerTerm, st.Held = roads.Term, roads.Held
+	st.RTT, st.RTTDeviation = m.rtt.RTT()
+	st.RequestTimeout, st.Timeouts = m.rtt.Timeout(), m.rtt.Timeouts()
 	st.Pins, st.PinJoins, st.PinRevocations = m.pins.Load(), m.pinJoins.Load(), m.pinRevocations.Load()
 	st.KeptJoins = m.keptJoins.Load()
-	st.HoldTime, st.Waiting, st.ExpectedWait = e.HoldTime, e.Waiting, e.ExpectedWait
 	st.OptimisticReads, st.OptimisticHits, st.OptimisticFallbacks = m.optimisticReads.Load(), m.optimisticHits.Load(), m.optimisticFallbacks.Load()
 	st.UpdateTries, st.Updates, st.UpdateFallbacks = m.updateTries.Load(), m.updatesDone.Load(), m.updateFallbacks.Load()
-	st.DeadlockProbes, st.DeadlockReads, st.DeadlockCuts, st.Deadlocks = d.Probes, d.Reads, d.Cuts, d.Victims
 	return st
+}
+
+// add adds the counters of a session that is newer than those before. Values of one session replace the older ones.
+func (st *Stats) add(s *session) {
+	st.CoalescerTerm, st.Held, st.Serving, st.CoalescedRTT = 0, 0, 0, 0
+	for _, sh := range s.shards {
+		e := sh.engine.Stats()
+		st.Operations += e.Operations
+		st.Writes += e.Writes
+		st.Batched += sh.bucket.Batched()
+		st.Reads += e.Reads
+		st.Conflicts += e.Conflicts
+		st.Busy += e.Busy
+		st.Unknown += e.Unknown
+		st.HoldTime = cmp.Or(e.HoldTime, st.HoldTime)
+		st.Waiting += e.Waiting
+		st.ExpectedWait = max(st.ExpectedWait, e.ExpectedWait)
+		st.Serving = max(st.Serving, sh.serving.Load())
+		if sh.router == nil {
+			continue
+		}
+		r := sh.router.Stats()
+		st.Coalesced += r.Operations
+		st.Frames += r.Frames
+		st.Turns += r.Turns
+		st.Fallbacks += r.Fallbacks
+		st.CoalescerLost += r.Suspended
+		st.CoalescerTerm = max(st.CoalescerTerm, r.Term)
+		st.Held += r.Held
+		st.CoalescedRTT = max(st.CoalescedRTT, r.RTT)
+	}
+	if s.detection != nil {
+		d := s.detection.d.Stats()
+		st.DeadlockProbes += d.Probes
+		st.DeadlockReads += d.Reads
+		st.DeadlockCuts += d.Cuts
+		st.Deadlocks += d.Victims
+	}
 }

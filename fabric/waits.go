@@ -79,6 +79,7 @@ func (s *session) waits(ctx context.Context) (Waits, error) {
 		return Waits{}, fmt.Errorf("list waits: %w", err)
 	}
 	w := Waits{Units: []WaitingUnit{}, Deadlocks: [][]DeadlockEdge{}}
+	src := overview{s: s, docs: docs, recs: map[string]*record.Record{}}
 	told := map[string]bool{}
 	for lease, d := range docs {
 		who := s.lookUp(ctx, Lease{ID: lease})
@@ -89,14 +90,8 @@ func (s *session) waits(ctx context.Context) (Waits, error) {
 		for _, u := range d.Units {
 			if !told[u.Unit] {
 				told[u.Unit] = true
-				w.Units = append(w.Units, waitingUnit(who, &u))
+				w.Units = append(w.Units, src.waitingUnit(ctx, who, &u))
 			}
-		}
-	}
-	src := overview{s, docs, map[string]readRecord{}}
-	for i := range w.Units {
-		for j := range w.Units[i].Waits {
-			src.block(ctx, &w.Units[i].Waits[j])
 		}
 	}
 	slices.SortFunc(w.Units, func(a, b WaitingUnit) int { return cmp.Compare(a.Unit, b.Unit) })
@@ -106,64 +101,40 @@ func (s *session) waits(ctx context.Context) (Waits, error) {
 	return w, ctx.Err()
 }
 
-func waitingUnit(who Lease, u *deadlock.Unit) WaitingUnit {
+// waitingUnit returns a unit with the entries that block its waits. who is its process.
+func (o overview) waitingUnit(ctx context.Context, who Lease, u *deadlock.Unit) WaitingUnit {
 	w := WaitingUnit{
 		Unit: u.Unit, Owner: u.Owner, Host: who.Host, PID: who.PID, Label: who.Label, Deaths: u.Deaths,
 		Waits: []UnitWait{}, Holds: append([]string{}, u.Holds...),
 	}
 	for _, uw := range u.Waits {
-		w.Waits = append(w.Waits, UnitWait{Key: nameOf(uw.Key), ID: uw.ID, Mode: modeOf(uw.Mode)})
+		rec, _, _ := o.Record(ctx, uw.Key) // nil after an error
+		o.recs[uw.Key] = rec
+		wait := UnitWait{Key: nameOf(uw.Key), ID: uw.ID, Mode: modeOf(uw.Mode), Blockers: []Blocker{}}
+		for _, e := range rec.Blockers(uw.ID) {
+			_, holds := rec.Holder(e.ID)
+			wait.Blockers = append(wait.Blockers, Blocker{ID: e.ID, Owner: e.OwnerID(), Mode: modeOf(e.Mode), Waiting: !holds})
+		}
+		w.Waits = append(w.Waits, wait)
 	}
 	return w
 }
 
-// overview is a deadlock.Source with all documents.
+// overview is the deadlock.Source of a survey, which has all documents and asks for nothing but these and records.
 type overview struct {
+	deadlock.Source
 	s    *session
 	docs map[string]*deadlock.Doc
-	recs map[string]readRecord // records of the locks that are waited for
+	recs map[string]*record.Record // of the locks that are waited for
 }
 
-type readRecord struct {
-	rec *record.Record
-	rev uint64
-	err error
-}
+func (o overview) Own(lease string) (*deadlock.Doc, bool) { return o.docs[lease], true }
 
-// block finds the entries that block a wait.
-func (s overview) block(ctx context.Context, w *UnitWait) {
-	w.Blockers = []Blocker{}
-	enc, err := kv.EncodeName(w.Key)
-	if err != nil {
-		return
+func (o overview) Record(ctx context.Context, key string) (*record.Record, uint64, error) {
+	if rec, ok := o.recs[key]; ok {
+		return rec, 0, nil
 	}
-	r, known := s.recs[enc]
-	if !known {
-		r.rec, r.rev, r.err = s.s.shard(enc).engine.Read(ctx, enc)
-		s.recs[enc] = r
-	}
-	if r.rec == nil {
-		return
-	}
-	for _, e := range r.rec.Blockers(w.ID) {
-		_, holds := r.rec.Holder(e.ID)
-		w.Blockers = append(w.Blockers, Blocker{ID: e.ID, Owner: e.OwnerID(), Mode: modeOf(e.Mode), Waiting: !holds})
-	}
-}
-
-var errNotCached = errors.New("fabric: every document was read")
-
-func (s overview) Own(lease string) (*deadlock.Doc, bool) { return s.docs[lease], true }
-
-func (s overview) Cached(string) (*record.Record, uint64, bool) { return nil, 0, false }
-
-func (s overview) Doc(context.Context, string) (*deadlock.Doc, error) { return nil, errNotCached }
-
-func (s overview) Record(ctx context.Context, key string) (*record.Record, uint64, error) {
-	if r, ok := s.recs[key]; ok {
-		return r.rec, r.rev, r.err
-	}
-	return s.s.shard(key).engine.Read(ctx, key)
+	return o.s.shard(key).engine.Read(ctx, key)
 }
 
 // ErrDeadlock is returned if the acquire or conversion waited in a cycle of units of work that wait for each other, and

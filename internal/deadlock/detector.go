@@ -98,11 +98,6 @@ type Stats struct {
 	Victims uint64 // waits that were aborted
 }
 
-// Plus adds the counters of another detector.
-func (s Stats) Plus(o Stats) Stats {
-	return Stats{s.Probes + o.Probes, s.Reads + o.Reads, s.Cuts + o.Cuts, s.Victims + o.Victims}
-}
-
 // Ended counts a wait that Abort has ended. Abort itself may be called twice, or for a wait that was granted meanwhile.
 func (d *Detector) Ended() { d.victims.Add(1) }
 

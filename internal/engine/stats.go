@@ -11,7 +11,6 @@ type Stats struct {
 	Operations uint64 // submitted
 	Rounds     uint64 // compare-and-set attempts
 	Writes     uint64 // committed
-	Batched    uint64 // of these, in a group commit; the owner of the store adds them
 	Reads      uint64 // leader reads
 	Conflicts  uint64
 	Busy       uint64 // code 10164
@@ -38,25 +37,6 @@ func (e *Engine) Stats() Stats {
 		st.ExpectedWait = max(st.ExpectedWait, expected)
 	}
 	return st
-}
-
-// Plus adds up the counters of two engines. It does not add times: the result has HoldTime of
-// o if that is known, and the longer ExpectedWait.
-func (s Stats) Plus(o Stats) Stats {
-	s.Operations += o.Operations
-	s.Rounds += o.Rounds
-	s.Writes += o.Writes
-	s.Batched += o.Batched
-	s.Reads += o.Reads
-	s.Conflicts += o.Conflicts
-	s.Busy += o.Busy
-	s.Unknown += o.Unknown
-	s.Waiting += o.Waiting
-	if o.HoldTime > 0 {
-		s.HoldTime = o.HoldTime
-	}
-	s.ExpectedWait = max(s.ExpectedWait, o.ExpectedWait)
-	return s
 }
 
 // NoteHold takes a hold of length d that another process releases into Stats.HoldTime.
