@@ -156,7 +156,7 @@ func (m *Manager) Post(caller context.Context, key string, p Post) (Info, error)
 	ctx, done := m.callContext(caller)
 	defer done()
 	op.TTL = m.cfg.timing.ttl
-	a := attempt{m: m, key: key, enc: enc, op: op, req: request{timing: m.cfg.timing, failFast: m.cfg.failFast}}
+	a := attempt{m: m, key: key, enc: enc, op: op, req: request{common: m.cfg.common}}
 	var out engine.Outcome
 	err = a.repeat(ctx, func() (done bool, err error) {
 		out, err = a.post(ctx)

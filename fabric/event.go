@@ -178,8 +178,18 @@ func (f *feed) start() {
 	go f.run()
 }
 
-// push adds an event, or counts it as dropped.
-func (f *feed) push(ev Event) { f.update(0, &ev) }
+// push adds an event, or counts it as dropped. A queued acquire announces the event that ends its wait.
+func (f *feed) push(ev Event) {
+	owed := 0
+	switch {
+	case ev.Conversion:
+	case ev.Type == EventQueued:
+		owed = 1
+	case ev.Type == EventWithdrawn, ev.Queued && (ev.Type == EventGranted || ev.Type == EventPassed):
+		owed = -1
+	}
+	f.update(owed, &ev)
+}
 
 // announce makes close wait, within its limit, for one later push. The event is certain to come, but not known yet.
 func (f *feed) announce() { f.update(1, nil) }
@@ -294,11 +304,7 @@ func (h *Hold) handOut(a *attempt) bool {
 	ev := h.event(EventGranted)
 	h.since = ev.Time
 	ev.Queued, ev.Waited = wasQueued(a.queued), ev.Time.Sub(a.began)
-	if ev.Queued {
-		h.s.m.feed.deliver(ev)
-	} else {
-		h.s.m.feed.push(ev)
-	}
+	h.s.m.feed.push(ev)
 	h.mu.Unlock()
 	h.s.m.logEvent(&ev)
 	return true
@@ -333,7 +339,6 @@ func (a *attempt) whenQueued() func(record.Place) {
 	a.queued = queued
 	return func(p record.Place) {
 		*queued = true
-		m.feed.announce() // a granted or withdrawn event will follow
 		ev.Time, ev.Position = time.Now(), p.Position
 		ev.setBlocker(&p.Blocker)
 		m.report(ev)
@@ -345,12 +350,7 @@ func (a *attempt) reportPassed() {
 	if a.m.wantsEvents() {
 		ev := a.waiterEvent(EventPassed)
 		ev.Queued, ev.Waited = wasQueued(a.queued), ev.Time.Sub(a.began)
-		if ev.Queued {
-			a.m.feed.deliver(ev)
-		} else {
-			a.m.feed.push(ev)
-		}
-		a.m.logEvent(&ev)
+		a.m.report(ev)
 	}
 	a.queued = nil
 }
@@ -375,8 +375,7 @@ func (a *attempt) reportWithdrawn(err error) {
 	}
 	ev := a.waiterEvent(EventWithdrawn)
 	ev.Waited, ev.Reason = ev.Time.Sub(a.began), err
-	a.m.feed.deliver(ev)
-	a.m.logEvent(&ev)
+	a.m.report(ev)
 }
 
 func (ev *Event) setBlocker(e *record.Entry) {

@@ -107,7 +107,7 @@ func TestFeedOfAHookThatEndsItsGoroutine(t *testing.T) {
 // Without a hook an event is not even kept.
 func TestNoHookNoAllocation(t *testing.T) {
 	m := &Manager{cfg: config{logger: slog.New(slog.DiscardHandler)}, feed: newFeed(nil)}
-	l := &Hold{s: &session{m: m}, share: &leaseShare{s: &session{m: m}, id: "L"}, key: "k"}
+	l := &Hold{handle: handle{share: &leaseShare{s: &session{m: m}, id: "L"}}, s: &session{m: m}, key: "k"}
 	a := &attempt{m: m, key: "k", share: l.share, id: "L.1"}
 	if m.wantsEvents() || a.whenQueued() != nil || (&conversion{l: &Lock{l}}).whenQueued() != nil {
 		t.Error("somebody listens")
@@ -129,7 +129,7 @@ func BenchmarkEvents(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			m := &Manager{cfg: config{logger: slog.New(slog.DiscardHandler)}, feed: newFeed(hook)}
 			m.feed.start()
-			l := &Hold{s: &session{m: m}, share: &leaseShare{id: "L"}, key: "k"}
+			l := &Hold{handle: handle{share: &leaseShare{id: "L"}}, s: &session{m: m}, key: "k"}
 			a := &attempt{m: m, key: "k", share: l.share, id: "L.1"}
 			b.ReportAllocs()
 			for b.Loop() {

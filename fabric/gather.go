@@ -154,7 +154,8 @@ func (g *gathering) round(ctx context.Context) (err error) {
 	if g.ranked && slices.ContainsFunc(g.levels, func(l *level) bool { return sl.s.shard(l.enc) != sl.s.shard(g.levels[0].enc) }) {
 		return fmt.Errorf("%w: the levels of this hierarchy are in several shards, whose tokens have no common order: begin their names alike, as in \"a/b\"", ErrInvalidOption)
 	}
-	set := &Set{s: sl.s, share: sl, levels: g.listed}
+	set := &Set{s: sl.s, levels: g.listed}
+	set.share, set.of = sl, set
 	g.result, g.failed = set, nil
 	for _, l := range g.levels {
 		l.set, l.lock, l.intent, l.op.Verb = set, nil, nil, record.OpTry

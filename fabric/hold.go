@@ -22,7 +22,6 @@ const releaseTimeout = 10 * time.Second
 type Hold struct {
 	handle
 	s         *session
-	share     *leaseShare
 	key, enc  string // name as given by the caller, and encoded
 	id, owner string // this and the following are from the record's entry
 	permits   int
@@ -57,10 +56,12 @@ type Hold struct {
 
 func newHold(sl *leaseShare, key, enc string, out engine.Outcome, r *request) *Hold {
 	e := out.Entry
-	return &Hold{
-		s: sl.s, share: sl, key: key, enc: enc, rev: out.Revision, failFast: r.failFast, keep: r.keep, uses: out.Uses,
+	h := &Hold{
+		s: sl.s, key: key, enc: enc, rev: out.Revision, failFast: r.failFast, keep: r.keep, uses: out.Uses,
 		id: e.ID, owner: e.Owner, permits: e.Permits, meta: e.Meta, letTurn: e.LetTurn, mode: e.Mode, token: e.Token,
 	}
+	h.share, h.of = sl, h
+	return h
 }
 
 // Key returns the name of the lock or other resource.
@@ -86,47 +87,6 @@ func (h *Hold) Owner() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return cmp.Or(h.owner, h.id)
-}
-
-// Lost returns a channel that is closed when the hold is lost: by this process's own clock, before anybody else can get
-// the lock, or within a second if an operator takes it away. Release does not close it.
-func (h *Hold) Lost() <-chan struct{} {
-	h.check()
-	return h.lostChan()
-}
-
-// Context returns a context that ends with the hold: by a *LostError (ErrLost), or ErrReleased after Release.
-func (h *Hold) Context() context.Context {
-	h.check()
-	return h.context(h.holding())
-}
-
-// Within returns a context that ends when ctx ends or when the hold ends; in the second case, its cause is that of
-// [Hold.Context]. Call done when the work is finished.
-func (h *Hold) Within(ctx context.Context) (_ context.Context, done func()) {
-	return within(ctx, h.Context(), h)
-}
-
-// within returns a context for work under these holds. It ends with ctx or with held.
-func within(ctx, held context.Context, holds ...*Hold) (_ context.Context, done func()) {
-	return both(context.WithValue(ctx, unitKey{}, whileHolding(unitIn(ctx), holds...)), held)
-}
-
-// Err returns nil while the hold is valid, then a *LostError (ErrLost) or ErrReleased. It sends no request.
-func (h *Hold) Err() error {
-	h.check()
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.err
-}
-
-// ValidUntil returns the time until which nobody else can get the lock, even if no server answers any more; zero if the
-// hold has ended. Each renewal extends it.
-func (h *Hold) ValidUntil() time.Time {
-	if h.Err() != nil {
-		return time.Time{}
-	}
-	return time.Now().Add(h.share.lease.Remaining())
 }
 
 // IsValid reports whether the hold is valid now. It checks the clock and then reads the leader's record, which shows if an
@@ -317,7 +277,6 @@ func (h *Hold) whyGone() error {
 	return ErrRemoved
 }
 
-// check ends the hold if the clock says that its lease has ended.
 func (h *Hold) check() {
 	if !h.share.lease.Valid() {
 		h.lose(h.share.whyLost())

@@ -15,16 +15,6 @@ import (
 // DefaultMaxKept is the default maximum number of idle locks that a manager keeps.
 const DefaultMaxKept = engine.DefaultMaxKept
 
-// KeepOption makes locks stay with their manager after Release; see [WithKeep].
-type KeepOption time.Duration
-
-func (d KeepOption) applyManager(c *config) error  { return d.apply(&c.keep) }
-func (d KeepOption) applyAcquire(r *request) error { return d.apply(&r.keep) }
-
-func (d KeepOption) apply(keep *time.Duration) error {
-	return set(keep, time.Duration(d), d >= 0, "keep %v: use 0 or more", time.Duration(d))
-}
-
 // WithKeep keeps locks: after Release, the lock stays with this manager for d. The next acquire of it by this manager,
 // with this option, takes it over in memory, without a message. When another process queues for the lock, the lock goes
 // to it. With d = 0, a lock is only handed over between waiting goroutines of this manager, and is never kept idle.
@@ -39,7 +29,9 @@ func (d KeepOption) apply(keep *time.Duration) error {
 //   - All holds of one entry have its token, which distinguishes processes, but not goroutines of one process: a late
 //     write of an earlier hold is not refused because of its token. [Hold.Grant] returns a pair that distinguishes them.
 //   - Release of a lock that is kept sends no request. It returns nil even if an operator has removed the entry.
-func WithKeep(d time.Duration) KeepOption { return KeepOption(d) }
+func WithKeep(d time.Duration) CommonOption {
+	return func(c *common) error { return set(&c.keep, d, d >= 0, "keep %v: use 0 or more", d) }
+}
 
 // WithMaxKept sets how many idle locks the manager keeps at most; see [WithKeep]. The default is DefaultMaxKept. Beyond
 // it, the lock with the longest idle time is released.

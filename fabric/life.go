@@ -63,8 +63,14 @@ func both(ctx, other context.Context) (_ context.Context, done func()) {
 	}
 }
 
-// handle is the state that a hold and a set have in common: valid, and then released or lost.
+// handle is what a hold and a set have in common: it is valid, and then released or lost.
 type handle struct {
+	share *leaseShare
+	of    interface { // the Hold or the Set
+		check() // ends it if the clock says that its lease has ended
+		holding() []*Hold
+	}
+
 	mu     sync.Mutex
 	err    error           // nil while held; then ErrReleased or a *LostError
 	lost   chan struct{}   // made when needed
@@ -72,8 +78,10 @@ type handle struct {
 	cancel context.CancelCauseFunc
 }
 
-// lostChan returns a channel that is closed by a loss.
-func (h *handle) lostChan() <-chan struct{} {
+// Lost returns a channel that is closed when the hold, or a member of the set, is lost: by this process's own clock,
+// before anybody else can get the lock, or within a second if an operator takes it away. Release does not close it.
+func (h *handle) Lost() <-chan struct{} {
+	h.of.check()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.lost == nil {
@@ -85,8 +93,10 @@ func (h *handle) lostChan() <-chan struct{} {
 	return h.lost
 }
 
-// context returns a context that ends with the handle, which is that of these holds.
-func (h *handle) context(holds []*Hold) context.Context {
+// Context returns a context that ends with the handle: by a *LostError (ErrLost), or ErrReleased after Release.
+func (h *handle) Context() context.Context {
+	h.of.check()
+	holds := h.of.holding()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.ctx == nil {
@@ -97,6 +107,31 @@ func (h *handle) context(holds []*Hold) context.Context {
 		}
 	}
 	return h.ctx
+}
+
+// Within returns a context that ends when ctx ends or when the handle does; in the second case, its cause is that of
+// Context. Call done when the work is finished.
+func (h *handle) Within(ctx context.Context) (_ context.Context, done func()) {
+	unit := whileHolding(unitIn(ctx), h.of.holding()...)
+	return both(context.WithValue(ctx, unitKey{}, unit), h.Context())
+}
+
+// Err returns nil while the handle is valid, then a *LostError (ErrLost) or ErrReleased. The Key of a set's LostError
+// names the member that was lost first. Err sends no request.
+func (h *handle) Err() error {
+	h.of.check()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.err
+}
+
+// ValidUntil returns the time until which nobody else can get the lock, even if no server answers any more; zero if the
+// handle has ended. Each renewal extends it.
+func (h *handle) ValidUntil() time.Time {
+	if h.Err() != nil {
+		return time.Time{}
+	}
+	return time.Now().Add(h.share.lease.Remaining())
 }
 
 // finish makes the handle invalid. Called with mu held and err nil.

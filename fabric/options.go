@@ -34,12 +34,12 @@ type Option interface{ applyManager(*config) error }
 // AcquireOption configures one acquire.
 type AcquireOption interface{ applyAcquire(*request) error }
 
-// TimingOption sets the timing of leases. Given to Connect or New, it is the manager's own timing; given to Acquire, it
-// is that of one hold. A hold whose timing differs from the manager's has another lease.
-type TimingOption func(*timing) error
+// CommonOption is an Option and an AcquireOption. Given to Connect or New, it applies to all acquires of the manager;
+// given to Acquire, to one hold. A hold whose timing differs from the manager's has another lease.
+type CommonOption func(*common) error
 
-func (o TimingOption) applyManager(c *config) error  { return o(&c.timing) }
-func (o TimingOption) applyAcquire(r *request) error { return o(&r.timing) }
+func (o CommonOption) applyManager(c *config) error  { return o(&c.common) }
+func (o CommonOption) applyAcquire(r *request) error { return o(&r.common) }
 
 // ManagerOption is an Option that cannot be given to Acquire.
 type ManagerOption func(*config) error
@@ -50,6 +50,14 @@ func (o ManagerOption) applyManager(c *config) error { return o(c) }
 type RequestOption func(*request) error
 
 func (o RequestOption) applyAcquire(r *request) error { return o(r) }
+
+// common has what each acquire can choose, and the manager for all acquires that do not.
+type common struct {
+	timing   timing
+	failFast bool
+	posted   bool          // releases are posted
+	keep     time.Duration // how long locks are kept; below 0 = not at all
+}
 
 // timing is the timing of a lease. Holds with the same timing share a lease, unless the timing is limited.
 type timing struct {
@@ -74,15 +82,12 @@ func (t timing) validate() error {
 }
 
 type config struct {
-	timing         timing
+	common
 	buckets        jskv.Config
 	label          string
 	logger         *slog.Logger
 	hook           func(Event) // nil = no events
-	failFast       bool
-	posted         bool          // releases are posted
-	lazy           bool          // create no lease before it is needed
-	keep           time.Duration // how long locks are kept; below 0 = not at all
+	lazy           bool        // create no lease before it is needed
 	maxKept        int
 	linger         time.Duration // how long an unused shared intent stays; 0 = paths share no intents
 	sweep          time.Duration // interval between sweeps; 0 = none
@@ -101,8 +106,8 @@ type config struct {
 
 func newConfig(opts []Option) (config, error) {
 	c := config{
-		timing: timing{ttl: DefaultTTL}, sweep: DefaultSweepInterval, linger: DefaultIntentLinger, detectAfter: DefaultDeadlockDelay,
-		road: RoadAutomatic, turns: true, idleLimit: idleOwner, keep: -1, logger: slog.New(slog.DiscardHandler),
+		common: common{timing: timing{ttl: DefaultTTL}, keep: -1}, sweep: DefaultSweepInterval, linger: DefaultIntentLinger,
+		detectAfter: DefaultDeadlockDelay, road: RoadAutomatic, turns: true, idleLimit: idleOwner, logger: slog.New(slog.DiscardHandler),
 	}
 	c.buckets.Fabric = DefaultFabric
 	for _, o := range opts {
@@ -126,24 +131,21 @@ func newConfig(opts []Option) (config, error) {
 }
 
 type request struct {
-	timing        timing
+	common
 	mode          Mode
 	hasMode       bool // mode was given
 	owner         string
 	metadata      map[string]string
-	failFast      bool
-	posted        bool
 	waitLimit     time.Duration
 	deadlineCheck bool
 	noTakeover    bool
 	holding       []*Hold
 	stamp         *Stamp // set by WithStamp
 	ownIntents    bool
-	keep          time.Duration // as in config
 }
 
 func (c *config) newRequest(opts []AcquireOption) (request, error) {
-	r := request{timing: c.timing, mode: Exclusive, failFast: c.failFast, keep: c.keep, posted: c.posted}
+	r := request{common: c.common, mode: Exclusive}
 	if len(opts) == 0 { // then r is not allocated on the heap
 		return r, r.timing.validate()
 	}
@@ -174,52 +176,42 @@ func set[T any](field *T, value T, ok bool, format string, args ...any) error {
 // WithTTL sets how long a hold lasts after the last renewal of its lease, from MinTTL to MaxTTL. The default is the
 // manager's TTL, which is 30 s by default. With a TTL under 15 s, a crash of a JetStream leader can lose locks, because
 // the election of the next leader takes several seconds.
-func WithTTL(d time.Duration) TimingOption {
-	return func(t *timing) error {
-		return set(&t.ttl, d, d >= MinTTL && d <= MaxTTL, "TTL %v: use %v to %v", d, MinTTL, MaxTTL)
+func WithTTL(d time.Duration) CommonOption {
+	return func(c *common) error {
+		return set(&c.timing.ttl, d, d >= MinTTL && d <= MaxTTL, "TTL %v: use %v to %v", d, MinTTL, MaxTTL)
 	}
 }
 
 // WithRenewInterval sets how often the lease is renewed: by default a third of the TTL, at most nine tenths of it.
-func WithRenewInterval(d time.Duration) TimingOption {
-	return func(t *timing) error {
-		return set(&t.renewEvery, d, d >= time.Millisecond, "renew interval %v: use at least 1ms", d)
+func WithRenewInterval(d time.Duration) CommonOption {
+	return func(c *common) error {
+		return set(&c.timing.renewEvery, d, d >= time.Millisecond, "renew interval %v: use at least 1ms", d)
 	}
 }
 
 // WithAutoRenew sets whether the lease is renewed automatically; the default is true. Without automatic renewal, the
 // hold ends one TTL after its grant or after its last Renew. False is for Acquire only.
-func WithAutoRenew(on bool) TimingOption {
-	return func(t *timing) error { t.noRenewal = !on; return nil }
+func WithAutoRenew(on bool) CommonOption {
+	return func(c *common) error { c.timing.noRenewal = !on; return nil }
 }
 
 // WithMaxRenewals ends the hold after n renewals (automatic renewals and calls of Renew together) and the rest of the
 // TTL. It is for Acquire only.
-func WithMaxRenewals(n int) TimingOption {
-	return func(t *timing) error {
-		return set(&t.maxRenewals, n, n >= 1, "%d renewals: use at least 1, or WithAutoRenew(false) for none", n)
+func WithMaxRenewals(n int) CommonOption {
+	return func(c *common) error {
+		return set(&c.timing.maxRenewals, n, n >= 1, "%d renewals: use at least 1, or WithAutoRenew(false) for none", n)
 	}
 }
 
-// FailFastOption makes calls end with ErrUnavailable at the first sign that no leader answers. Without it they retry
-// until their context ends. As an Option it applies to every call of the manager.
-type FailFastOption struct{}
+// WithFailFast makes calls end with ErrUnavailable at the first sign that no leader answers. Without it they retry until
+// their context ends. As an Option it applies to every call of the manager.
+func WithFailFast() CommonOption {
+	return func(c *common) error { c.failFast = true; return nil }
+}
 
-func (FailFastOption) applyManager(c *config) error  { c.failFast = true; return nil }
-func (FailFastOption) applyAcquire(r *request) error { r.failFast = true; return nil }
-
-// WithFailFast returns a FailFastOption.
-func WithFailFast() FailFastOption { return FailFastOption{} }
-
-// PostedRelease makes Release return before it is confirmed. As an Option it is the default of all acquires.
-type PostedRelease struct{}
-
-func (PostedRelease) applyManager(c *config) error  { c.posted = true; return nil }
-func (PostedRelease) applyAcquire(r *request) error { r.posted = true; return nil }
-
-// WithPostedRelease returns a PostedRelease. Release of a lock, or of permits of a semaphore, then returns nil as soon
-// as the release is sent, and the manager completes it in the background. This saves the caller a round trip. If the
-// next acquire of the same name follows at once, both often become one write.
+// WithPostedRelease makes Release of a lock, or of permits of a semaphore, return nil as soon as the release is sent. The
+// manager completes it in the background. This saves the caller a round trip. If the next acquire of the same name follows
+// at once, both often become one write.
 //
 // Mutual exclusion is not affected, and the next request of this process for the name comes after the release. But:
 //
@@ -231,7 +223,9 @@ func (PostedRelease) applyAcquire(r *request) error { r.posted = true; return ni
 //
 // A second call of Release waits and returns the result of the release. Sets, intents of paths, and other kinds are
 // released without posting.
-func WithPostedRelease() PostedRelease { return PostedRelease{} }
+func WithPostedRelease() CommonOption {
+	return func(c *common) error { c.posted = true; return nil }
+}
 
 // WithFabric names the fabric: letters, digits, '-' and '_'. Managers with the same fabric name in the same NATS account
 // share their locks. The default is DefaultFabric.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -17,13 +18,12 @@ import (
 // the other members stay held until Release: stop the work, and release the set.
 type Set struct {
 	s      *session
-	share  *leaseShare
 	levels []*level // in the listed order; mu guards the list, and each level's lock and intent
 	handle          // its err is that of the member that was lost first
 
 	converting atomic.Bool
+	release    sync.Once
 	released   error // what Release returned
-	releasing  chan struct{}
 }
 
 // Lock returns the member with this name. It returns nil if there is none, and for an ancestor whose intent is
@@ -101,7 +101,6 @@ func (s *Set) Tokens() map[string]uint64 {
 	return tokens
 }
 
-// check ends the set if its lease has expired by the clock.
 func (s *Set) check() {
 	for _, l := range s.all() {
 		if h := l.hold(); h != nil {
@@ -115,40 +114,6 @@ func (h *Hold) member() error {
 	return fmt.Errorf("%w, and %q can't be released alone", ErrMember, h.key)
 }
 
-// Lost returns a channel that is closed when a member is lost. See [Hold.Lost].
-func (s *Set) Lost() <-chan struct{} {
-	s.check()
-	return s.lostChan()
-}
-
-// Context returns a context that ends with the set, as [Hold.Context] does with a hold.
-func (s *Set) Context() context.Context {
-	s.check()
-	return s.context(s.holding())
-}
-
-// Within returns a context that ends when ctx does or when the set ends. See [Hold.Within].
-func (s *Set) Within(ctx context.Context) (_ context.Context, done func()) {
-	return within(ctx, s.Context(), s.holding()...)
-}
-
-// Err returns nil while all members are held. It returns a *LostError (ErrLost) whose Key names the
-// member that was lost first, and ErrReleased once the set was released. It sends no request.
-func (s *Set) Err() error {
-	s.check()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.err
-}
-
-// ValidUntil is as for a single hold: see [Hold.ValidUntil].
-func (s *Set) ValidUntil() time.Time {
-	if s.Err() != nil {
-		return time.Time{}
-	}
-	return time.Now().Add(s.share.lease.Remaining())
-}
-
 // IsValid reports whether all members are valid now, as [Hold.IsValid] does for one, all at once.
 func (s *Set) IsValid(ctx context.Context) bool {
 	forEach(ctx, closeAtOnce, s.all(), func(l *level) { l.hold().IsValid(ctx) })
@@ -158,17 +123,13 @@ func (s *Set) IsValid(ctx context.Context) bool {
 // Release releases all members, in the reverse of the listed order. All handles are invalid before the first release is
 // sent. The errors of the members are joined. Otherwise it is as [Hold.Release].
 func (s *Set) Release(context.Context) error {
+	s.release.Do(s.releaseAll)
+	return s.released
+}
+
+func (s *Set) releaseAll() {
 	s.check()
-	s.mu.Lock()
-	if s.releasing != nil {
-		s.mu.Unlock()
-		<-s.releasing
-		return s.released
-	}
-	s.releasing = make(chan struct{})
-	s.mu.Unlock()
 	s.end(ErrReleased)
-	defer close(s.releasing)
 	var errs []error
 	var locks []*Lock
 	var events []Event
@@ -197,7 +158,6 @@ func (s *Set) Release(context.Context) error {
 		errs = append(errs, err)
 	}
 	s.released = errors.Join(errs...)
-	return s.released
 }
 
 // end makes the handle invalid, once.
@@ -214,7 +174,7 @@ func (s *Set) stop(sl *leaseShare) <-chan struct{} {
 	if !slices.ContainsFunc(s.all(), func(l *level) bool { return l.hold() != nil }) {
 		return sl.lease.Lost()
 	}
-	return s.lostChan() // a lost lease loses all members
+	return s.Lost() // a lost lease loses all members
 }
 
 // Convert changes the mode of a member, as [Lock.Convert] does. Intents above that must be stronger are converted before,

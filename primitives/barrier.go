@@ -20,17 +20,15 @@ const MaxParties = 1024
 //
 // The barrier's record stays until [Barrier.Delete], or until an hour after its last use.
 type Barrier struct {
-	m       *fabric.Manager
-	name    string
+	resource
 	parties int
 	action  func(ctx context.Context, token uint64) error
-	opts    []fabric.AcquireOption
 }
 
 // NewBarrier returns the barrier with this name, for 1 to MaxParties parties. All users must agree on the number of
 // parties. The options apply to each wait.
 func NewBarrier(m *fabric.Manager, name string, parties int, opts ...fabric.AcquireOption) *Barrier {
-	return &Barrier{m: m, name: name, parties: parties, opts: slices.Clone(opts)}
+	return &Barrier{resource: newResource(m, name, fabric.KindBarrier, opts), parties: parties}
 }
 
 // WithAction returns the same barrier with an action, which runs when a wait by this Barrier completes a generation,
@@ -72,8 +70,7 @@ func (b *Barrier) Wait(ctx context.Context) (index int, err error) {
 			return -1, err
 		}
 		gen := max(info.Generation, 1)
-		claim := fabric.Claim{Kind: fabric.KindBarrier, Verb: verb, Limit: b.parties, Gen: gen, Life: info.Life, Once: true}
-		h, info, err := b.m.Await(ctx, b.name, claim, b.opts...)
+		h, info, err := b.await(ctx, fabric.Claim{Verb: verb, Limit: b.parties, Gen: gen, Life: info.Life, Once: true})
 		switch {
 		case err == nil && h != nil:
 			return b.act(ctx, h, gen)
@@ -150,21 +147,17 @@ func (b *Barrier) Reset(ctx context.Context) error {
 	if err := validParties(b.parties); err != nil {
 		return err
 	}
-	return based(ctx, b.m, b.name, func(info fabric.Info) (p fabric.Post, needed bool) {
-		return fabric.Post{Kind: fabric.KindBarrier, Verb: "reset", Limit: b.parties, Gen: info.Generation, Life: info.Life}, info.Kind != ""
+	return b.based(ctx, func(info fabric.Info) (p fabric.Post, needed bool) {
+		return fabric.Post{Verb: "reset", Limit: b.parties, Gen: info.Generation, Life: info.Life}, info.Kind != ""
 	})
 }
 
 // State returns the waiting parties, the generation, and how the last generations ended. It makes one read.
-func (b *Barrier) State(ctx context.Context) (fabric.Info, error) {
-	return read(ctx, b.m, b.name, fabric.KindBarrier)
-}
+func (b *Barrier) State(ctx context.Context) (fabric.Info, error) { return b.read(ctx) }
 
 // Delete removes the barrier's record. After that the barrier can have another number of parties. While a party waits,
 // the error is [fabric.ErrHeld]. Without a record, Delete returns nil.
-func (b *Barrier) Delete(ctx context.Context) error {
-	return remove(ctx, b.m, b.name, fabric.KindBarrier)
-}
+func (b *Barrier) Delete(ctx context.Context) error { return b.remove(ctx) }
 
 // DoubleBarrier makes a number of parties enter together and leave together. It is safe for concurrent use, and one value
 // serves any number of parties.
@@ -172,16 +165,14 @@ func (b *Barrier) Delete(ctx context.Context) error {
 // If a party dies or gives up while it enters, its place becomes free. A party that dies inside counts as having left.
 // A party that arrives while others are inside waits for the next round.
 type DoubleBarrier struct {
-	m       *fabric.Manager
-	name    string
+	resource
 	parties int
-	opts    []fabric.AcquireOption
 }
 
 // NewDoubleBarrier returns the double barrier with this name, for 1 to MaxParties parties. All users at a time must
 // agree on the number of parties; a name that nobody uses has none. The options apply to each Enter.
 func NewDoubleBarrier(m *fabric.Manager, name string, parties int, opts ...fabric.AcquireOption) *DoubleBarrier {
-	return &DoubleBarrier{m: m, name: name, parties: parties, opts: slices.Clone(opts)}
+	return &DoubleBarrier{resource: newResource(m, name, fabric.KindGate, opts), parties: parties}
 }
 
 // Enter waits until all parties have arrived, and returns the membership. If ctx ends at the moment when the last party
@@ -196,8 +187,7 @@ func (d *DoubleBarrier) Enter(ctx context.Context) (*Member, error) {
 		if err != nil {
 			return nil, err
 		}
-		claim := fabric.Claim{Kind: fabric.KindGate, Verb: "enter", Limit: d.parties, Gen: info.Generation, Life: info.Life}
-		h, err := d.m.Claim(ctx, d.name, claim, d.opts...)
+		h, err := d.claim(ctx, fabric.Claim{Verb: "enter", Limit: d.parties, Gen: info.Generation, Life: info.Life})
 		switch {
 		case err == nil:
 			return &Member{h}, nil
@@ -210,9 +200,7 @@ func (d *DoubleBarrier) Enter(ctx context.Context) (*Member, error) {
 }
 
 // State returns the parties, and whether they are inside. It makes one read.
-func (d *DoubleBarrier) State(ctx context.Context) (fabric.Info, error) {
-	return read(ctx, d.m, d.name, fabric.KindGate)
-}
+func (d *DoubleBarrier) State(ctx context.Context) (fabric.Info, error) { return d.read(ctx) }
 
 // Member is a membership, a single-use handle; see [fabric.Hold]. All members of one round have the same token, which
 // is larger than those of earlier rounds. Release leaves without waiting for the others.

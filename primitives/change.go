@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
@@ -30,10 +31,32 @@ func validCounts(numbers ...int) error {
 	return nil
 }
 
+// resource is what all primitives are: a name in a manager's fabric, in use as one kind.
+type resource struct {
+	m    *fabric.Manager
+	name string
+	kind string
+	opts []fabric.AcquireOption // of each acquire
+}
+
+func newResource(m *fabric.Manager, name, kind string, opts []fabric.AcquireOption) resource {
+	return resource{m: m, name: name, kind: kind, opts: slices.Clone(opts)}
+}
+
+func (r *resource) claim(ctx context.Context, c fabric.Claim) (*fabric.Hold, error) {
+	c.Kind = r.kind
+	return r.m.Claim(ctx, r.name, c, r.opts...)
+}
+
+func (r *resource) await(ctx context.Context, c fabric.Claim) (*fabric.Hold, fabric.Info, error) {
+	c.Kind = r.kind
+	return r.m.Await(ctx, r.name, c, r.opts...)
+}
+
 // based makes a change that is based on the state of the record, until it is made or no longer needed.
-func based(ctx context.Context, m *fabric.Manager, name string, change func(info fabric.Info) (p fabric.Post, needed bool)) error {
+func (r *resource) based(ctx context.Context, change func(info fabric.Info) (p fabric.Post, needed bool)) error {
 	for {
-		info, err := m.Read(ctx, name)
+		info, err := r.m.Read(ctx, r.name)
 		if err != nil {
 			return err
 		}
@@ -41,7 +64,8 @@ func based(ctx context.Context, m *fabric.Manager, name string, change func(info
 		if !needed {
 			return nil
 		}
-		_, err = m.Post(ctx, name, p)
+		p.Kind = r.kind
+		_, err = r.m.Post(ctx, r.name, p)
 		again := errors.Is(err, fabric.ErrStale) || errors.Is(err, fabric.ErrDeleted)
 		if !again || errors.Is(err, fabric.ErrUncertain) {
 			return err
@@ -50,13 +74,13 @@ func based(ctx context.Context, m *fabric.Manager, name string, change func(info
 }
 
 // remove deletes a record that nobody uses.
-func remove(ctx context.Context, m *fabric.Manager, name, kind string) error {
+func (r *resource) remove(ctx context.Context) error {
 	for {
-		info, err := m.Read(ctx, name)
+		info, err := r.m.Read(ctx, r.name)
 		if err != nil || info.Kind == "" {
 			return err
 		}
-		_, err = m.Post(ctx, name, fabric.Post{Kind: kind, Verb: "delete", Life: info.Life})
+		_, err = r.m.Post(ctx, r.name, fabric.Post{Kind: r.kind, Verb: "delete", Life: info.Life})
 		switch {
 		case errors.Is(err, fabric.ErrStale):
 			// A generation of a barrier ended in the same write.
@@ -68,18 +92,18 @@ func remove(ctx context.Context, m *fabric.Manager, name, kind string) error {
 	}
 }
 
-// read reads the record of the name. It must be absent or of this kind.
-func read(ctx context.Context, m *fabric.Manager, name string, kind string) (fabric.Info, error) {
-	info, err := m.Read(ctx, name)
+// read reads the record, which must be absent or of the kind.
+func (r *resource) read(ctx context.Context) (fabric.Info, error) {
+	info, err := r.m.Read(ctx, r.name)
 	if err == nil {
-		err = rightKind(name, &info, kind)
+		err = r.rightKind(&info)
 	}
 	return info, err
 }
 
-func rightKind(name string, info *fabric.Info, kind string) error {
-	if info.Kind == "" || info.Kind == kind {
+func (r *resource) rightKind(info *fabric.Info) error {
+	if info.Kind == "" || info.Kind == r.kind {
 		return nil
 	}
-	return fmt.Errorf("%w: %q is of kind %s, not %s", fabric.ErrKindMismatch, name, info.Kind, kind)
+	return fmt.Errorf("%w: %q is of kind %s, not %s", fabric.ErrKindMismatch, r.name, info.Kind, r.kind)
 }

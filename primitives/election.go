@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"iter"
-	"slices"
 	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
@@ -17,15 +16,11 @@ var ErrNoLeader = errors.New("primitives: nobody leads")
 // Election makes one of its candidates the leader, in the order of their campaigns. A leader has a term: the fencing
 // token of its hold. It leads until it resigns or its lease is lost, which it learns by its own clock, before the next
 // candidate becomes leader. An Election is safe for concurrent use.
-type Election struct {
-	m    *fabric.Manager
-	name string
-	opts []fabric.AcquireOption
-}
+type Election struct{ resource }
 
 // NewElection returns the election with this name. The options apply to each campaign.
 func NewElection(m *fabric.Manager, name string, opts ...fabric.AcquireOption) *Election {
-	return &Election{m: m, name: name, opts: slices.Clone(opts)}
+	return &Election{newResource(m, name, fabric.KindLock, opts)}
 }
 
 // Leader describes a leader or a candidate. The zero Leader means that there is none.
@@ -42,8 +37,7 @@ type Leader struct {
 // candidate and of the leader, until it proclaims another one. nil is an empty value. Errors are those of
 // [fabric.Manager.Acquire], and [fabric.ErrTooLarge] for the value.
 func (e *Election) Campaign(ctx context.Context, value []byte) (*Leadership, error) {
-	claim := fabric.Claim{Kind: fabric.KindLock, Mode: fabric.Exclusive, Value: notNil(value)}
-	h, err := e.m.Claim(ctx, e.name, claim, e.opts...)
+	h, err := e.claim(ctx, fabric.Claim{Mode: fabric.Exclusive, Value: notNil(value)})
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +47,7 @@ func (e *Election) Campaign(ctx context.Context, value []byte) (*Leadership, err
 // Leader returns the present leader, as the stream's leader has it. Errors: ErrNoLeader, and those of
 // [fabric.Manager.Inspect].
 func (e *Election) Leader(ctx context.Context) (Leader, error) {
-	info, err := read(ctx, e.m, e.name, fabric.KindLock)
+	info, err := e.read(ctx)
 	if err != nil {
 		return Leader{}, err
 	}
@@ -66,7 +60,7 @@ func (e *Election) Leader(ctx context.Context) (Leader, error) {
 
 // Candidates returns the waiting candidates in their order, with Term 0. Errors are those of [fabric.Manager.Inspect].
 func (e *Election) Candidates(ctx context.Context) ([]Leader, error) {
-	info, err := read(ctx, e.m, e.name, fabric.KindLock)
+	info, err := e.read(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +82,7 @@ func (e *Election) Observe(ctx context.Context) iter.Seq2[Leader, error] {
 		newest, told := uint64(0), false
 		for info, err := range e.m.Watch(ctx, e.name) {
 			if err == nil {
-				err = rightKind(e.name, &info, fabric.KindLock)
+				err = e.rightKind(&info)
 			}
 			if err != nil {
 				yield(Leader{}, err)

@@ -2,7 +2,6 @@ package primitives
 
 import (
 	"context"
-	"slices"
 
 	"github.com/lockfabric/lockfabric/fabric"
 )
@@ -16,16 +15,14 @@ import (
 //
 // An open latch stays open until [Latch.Delete] removes its record, or one day after it opened.
 type Latch struct {
-	m     *fabric.Manager
-	name  string
+	resource
 	count int
-	opts  []fabric.AcquireOption
 }
 
 // NewLatch returns the latch with this name, which opens after count counts, at least one. All users must agree on the
 // count; others get [fabric.ErrSizeMismatch]. The options apply to each wait.
 func NewLatch(m *fabric.Manager, name string, count int, opts ...fabric.AcquireOption) *Latch {
-	return &Latch{m: m, name: name, count: count, opts: slices.Clone(opts)}
+	return &Latch{resource: newResource(m, name, fabric.KindLatch, opts), count: count}
 }
 
 // CountDown counts once. See CountDownN.
@@ -42,8 +39,8 @@ func (l *Latch) change(ctx context.Context, verb string, n int) error {
 	if err := validCounts(l.count, n); err != nil {
 		return err
 	}
-	return based(ctx, l.m, l.name, func(info fabric.Info) (p fabric.Post, needed bool) {
-		return fabric.Post{Kind: fabric.KindLatch, Verb: verb, N: n, Limit: l.count, Base: info.Revision, Life: info.Life}, true
+	return l.based(ctx, func(info fabric.Info) (p fabric.Post, needed bool) {
+		return fabric.Post{Verb: verb, N: n, Limit: l.count, Base: info.Revision, Life: info.Life}, true
 	})
 }
 
@@ -57,13 +54,13 @@ func (l *Latch) Wait(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, _, err = l.m.Await(ctx, l.name, fabric.Claim{Kind: fabric.KindLatch, Verb: "await", Limit: l.count, Life: info.Life}, l.opts...)
+	_, _, err = l.await(ctx, fabric.Claim{Verb: "await", Limit: l.count, Life: info.Life})
 	return err
 }
 
 // Count returns how many counts are missing; 0 means that the latch is open. It makes one read.
 func (l *Latch) Count(ctx context.Context) (int, error) {
-	info, err := read(ctx, l.m, l.name, fabric.KindLatch)
+	info, err := l.read(ctx)
 	switch {
 	case err != nil:
 		return 0, err
@@ -75,4 +72,4 @@ func (l *Latch) Count(ctx context.Context) (int, error) {
 
 // Delete removes the latch's record, open or not. While somebody waits, the error is [fabric.ErrHeld]. Without a
 // record, Delete returns nil.
-func (l *Latch) Delete(ctx context.Context) error { return remove(ctx, l.m, l.name, fabric.KindLatch) }
+func (l *Latch) Delete(ctx context.Context) error { return l.remove(ctx) }

@@ -14,15 +14,11 @@ import (
 
 // Mutex is a lock with one holder at a time, granted first come, first served. It is safe for concurrent use, and one
 // value serves any number of holders.
-type Mutex struct {
-	m    *fabric.Manager
-	name string
-	opts []fabric.AcquireOption
-}
+type Mutex struct{ resource }
 
 // NewMutex returns the mutex with this name. The options apply to each acquire.
 func NewMutex(m *fabric.Manager, name string, opts ...fabric.AcquireOption) *Mutex {
-	return &Mutex{m: m, name: name, opts: slices.Clone(opts)}
+	return &Mutex{newResource(m, name, fabric.KindLock, opts)}
 }
 
 // Lock waits until the mutex is granted or ctx ends. Its errors are those of [fabric.Manager.Acquire].

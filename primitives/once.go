@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 	"time"
 
 	"github.com/lockfabric/lockfabric/fabric"
@@ -18,15 +17,13 @@ import (
 // run more than once, but never in two processes whose leases are valid at the same time, and only one result is stored.
 // To protect side effects, fn gets a fencing token.
 type Once struct {
-	m         *fabric.Manager
-	name      string
+	resource
 	retention time.Duration
-	opts      []fabric.AcquireOption
 }
 
 // NewOnce returns the Once with this name. The options apply to each Do.
 func NewOnce(m *fabric.Manager, name string, opts ...fabric.AcquireOption) *Once {
-	return &Once{m: m, name: name, opts: slices.Clone(opts)}
+	return &Once{resource: newResource(m, name, fabric.KindOnce, opts)}
 }
 
 // WithRetention returns the same Once, whose results stay for at least d, in whole seconds rounded up, by the server's
@@ -62,7 +59,7 @@ func (o *Once) Do(ctx context.Context, fn func(ctx context.Context, token uint64
 		if info.Kind == fabric.KindOnce && info.By != "" {
 			return info.Bytes(), nil
 		}
-		h, err := o.m.Claim(ctx, o.name, fabric.Claim{Kind: fabric.KindOnce, Life: info.Life}, o.opts...)
+		h, err := o.claim(ctx, fabric.Claim{Life: info.Life})
 		var finished *fabric.FinishedError
 		switch {
 		case err == nil:
@@ -98,7 +95,7 @@ func (o *Once) run(ctx context.Context, h *fabric.Hold, life uint64, fn func(ctx
 
 // Result returns the result; done is false if there is none. It makes one read.
 func (o *Once) Result(ctx context.Context) (result []byte, done bool, err error) {
-	info, err := read(ctx, o.m, o.name, fabric.KindOnce)
+	info, err := o.read(ctx)
 	if err != nil || info.Kind == "" {
 		return nil, false, err
 	}
@@ -107,4 +104,4 @@ func (o *Once) Result(ctx context.Context) (result []byte, done bool, err error)
 
 // Forget removes the result, so that the next Do runs the function again. While a process runs it, the error is
 // [fabric.ErrHeld]. Without a result, Forget returns nil.
-func (o *Once) Forget(ctx context.Context) error { return remove(ctx, o.m, o.name, fabric.KindOnce) }
+func (o *Once) Forget(ctx context.Context) error { return o.remove(ctx) }

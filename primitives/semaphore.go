@@ -3,7 +3,6 @@ package primitives
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 
 	"github.com/lockfabric/lockfabric/fabric"
@@ -17,16 +16,14 @@ import (
 // Tokens identify holds, but do not order holds that exist at the same time. A semaphore that nobody uses has no record;
 // the next user sets the size, unless Resize has set another one than the first.
 type Semaphore struct {
-	m    *fabric.Manager
-	name string
+	resource
 	size int
-	opts []fabric.AcquireOption
 }
 
 // NewSemaphore returns the semaphore with this name, with at least one permit. All users must agree on the size, until
 // it is resized. The options apply to each acquire.
 func NewSemaphore(m *fabric.Manager, name string, size int, opts ...fabric.AcquireOption) *Semaphore {
-	return &Semaphore{m: m, name: name, size: size, opts: slices.Clone(opts)}
+	return &Semaphore{resource: newResource(m, name, fabric.KindSemaphore, opts), size: size}
 }
 
 // Acquire waits for one permit. See AcquireN.
@@ -36,23 +33,23 @@ func (s *Semaphore) Acquire(ctx context.Context) (*Permit, error) { return s.Acq
 // becomes less than n while it waits, the error is [fabric.ErrTooLarge] at once. Other errors:
 // [fabric.ErrSizeMismatch], and those of [fabric.Manager.Acquire].
 func (s *Semaphore) AcquireN(ctx context.Context, n int) (*Permit, error) {
-	return s.claim(ctx, "acquire", n)
+	return s.permits(ctx, "acquire", n)
 }
 
 // TryAcquireN takes n permits if they are free and nobody waits. Otherwise it leaves nothing behind and returns
 // [fabric.ErrHeld], as [fabric.Manager.TryAcquire] does.
 func (s *Semaphore) TryAcquireN(ctx context.Context, n int) (*Permit, error) {
-	return s.claim(ctx, "try", n)
+	return s.permits(ctx, "try", n)
 }
 
 // Drain takes all free permits, as one handle. If no permit is free, or somebody waits, the error is [fabric.ErrHeld].
-func (s *Semaphore) Drain(ctx context.Context) (*Permit, error) { return s.claim(ctx, "drain", 1) }
+func (s *Semaphore) Drain(ctx context.Context) (*Permit, error) { return s.permits(ctx, "drain", 1) }
 
-func (s *Semaphore) claim(ctx context.Context, verb string, n int) (*Permit, error) {
+func (s *Semaphore) permits(ctx context.Context, verb string, n int) (*Permit, error) {
 	if err := validCounts(s.size, n); err != nil {
 		return nil, &fabric.NotAcquiredError{Key: s.name, Cause: err}
 	}
-	h, err := s.m.Claim(ctx, s.name, fabric.Claim{Kind: fabric.KindSemaphore, Verb: verb, Permits: n, Limit: s.size}, s.opts...)
+	h, err := s.claim(ctx, fabric.Claim{Verb: verb, Permits: n, Limit: s.size})
 	if err != nil {
 		return nil, err
 	}
@@ -69,21 +66,17 @@ func (s *Semaphore) Resize(ctx context.Context, n int) error {
 	if err := validCounts(s.size, n); err != nil {
 		return err
 	}
-	return based(ctx, s.m, s.name, func(info fabric.Info) (p fabric.Post, needed bool) {
-		return fabric.Post{Kind: fabric.KindSemaphore, Verb: "resize", N: n, Limit: s.size, Base: info.Sized, Life: info.Life}, true
+	return s.based(ctx, func(info fabric.Info) (p fabric.Post, needed bool) {
+		return fabric.Post{Verb: "resize", N: n, Limit: s.size, Base: info.Sized, Life: info.Life}, true
 	})
 }
 
 // State returns the size, how many permits are in use, the holders and the waiters. It makes one read.
-func (s *Semaphore) State(ctx context.Context) (fabric.Info, error) {
-	return read(ctx, s.m, s.name, fabric.KindSemaphore)
-}
+func (s *Semaphore) State(ctx context.Context) (fabric.Info, error) { return s.read(ctx) }
 
 // Delete removes the semaphore's record, and the size that was set with Resize. While somebody holds or waits, the
 // error is [fabric.ErrHeld]. Without a record, Delete returns nil.
-func (s *Semaphore) Delete(ctx context.Context) error {
-	return remove(ctx, s.m, s.name, fabric.KindSemaphore)
-}
+func (s *Semaphore) Delete(ctx context.Context) error { return s.remove(ctx) }
 
 // Permit is one permit or several, a single-use handle; see [fabric.Hold].
 type Permit struct {
