@@ -194,10 +194,8 @@ func (f *feed) push(ev Event) {
 // announce makes close wait, within its limit, for one later push. The event is certain to come, but not known yet.
 func (f *feed) announce() { f.update(1, nil) }
 
-// retract takes an announcement back.
 func (f *feed) retract() { f.update(-1, nil) }
 
-// deliver pushes an event that was announced.
 func (f *feed) deliver(ev Event) { f.update(-1, &ev) }
 
 // update adds an event (nil = none) and changes the number of announced events.
@@ -310,7 +308,6 @@ func (h *Hold) handOut(a *attempt) bool {
 	return true
 }
 
-// reportReleased reports the result of a release.
 func (h *Hold) reportReleased(ev Event) {
 	ev.Reason = h.released
 	if lost, ok := errors.AsType[*LostError](h.released); ok {

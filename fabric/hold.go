@@ -186,7 +186,6 @@ func (h *Hold) invalidate() (ended Event, first bool, err error) {
 	return ended, true, nil
 }
 
-// releaseDone ends a release with its result.
 func (h *Hold) releaseDone(ended Event, err error) {
 	h.released = err
 	h.reportReleased(ended)
@@ -262,7 +261,6 @@ func (h *Hold) passesTurn(op *record.Op) bool {
 	return op.Token != 0 && !h.convertCalled && !h.letTurn && h.s.m.cfg.turns
 }
 
-// revision returns the newest revision at which the hold was seen in the record.
 func (h *Hold) revision() uint64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -215,7 +215,6 @@ func (sl *leaseShare) drop(l *Hold) {
 	}
 }
 
-// lost ends every hold under the lease.
 func (sl *leaseShare) lost(err error) {
 	sl.s.lostLeases.Store(sl.id, struct{}{})
 	sl.endKept(true)
@@ -223,7 +222,6 @@ func (sl *leaseShare) lost(err error) {
 	sl.s.dispose(sl)
 }
 
-// endKept ends all kept locks under the lease.
 func (sl *leaseShare) endKept(lost bool) {
 	for _, sh := range sl.s.shards {
 		sh.engine.EndKeeping(sl.id, lost)

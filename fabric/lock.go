@@ -187,7 +187,6 @@ func (l *Lock) converted(op record.Op, out engine.Outcome, weaker bool, c *conve
 	return nil
 }
 
-// notConverted returns the final form of an error.
 func (l *Lock) notConverted(ctx context.Context, op record.Op, err error) error {
 	var refused *engine.RefusedError
 	switch {
@@ -248,7 +247,6 @@ func (c *conversion) whenQueued() func(record.Place) {
 	}
 }
 
-// reportWithdrawn reports that the conversion failed.
 func (c *conversion) reportWithdrawn(err error) {
 	if wasQueued(c.queued) {
 		c.l.reportConversion(EventWithdrawn, c.to, func(ev *Event) { ev.Waited, ev.Reason = ev.Time.Sub(c.began), err })

@@ -151,7 +151,6 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Manager, error) {
 	return open(ctx, nc, cfg)
 }
 
-// checkConnection checks a connection of the caller.
 func checkConnection(nc *nats.Conn) error {
 	switch {
 	case nc == nil:

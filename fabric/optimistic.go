@@ -208,7 +208,6 @@ func WithTries(n int) OptimisticOption {
 	return func(t *tries) error { return set(t, tries(n), n >= 1, "%d tries: use at least 1", n) }
 }
 
-// triesOf returns the number of tries that the options set.
 func triesOf(opts []OptimisticOption, n tries) (tries, error) {
 	for _, o := range opts {
 		if o == nil {

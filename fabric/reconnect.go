@@ -155,7 +155,6 @@ func (d *doubts) raise() uint64 {
 	return n
 }
 
-// pending reports whether a doubt is not settled yet.
 func (d *doubts) pending() bool { return d.settled.Load() < d.raised.Load() }
 
 // wait returns nil when the doubt with this number is settled, or ctx's error.

@@ -164,7 +164,6 @@ func (s *session) leaseShareOf(id string) *leaseShare {
 	return share
 }
 
-// leaseShares returns all leases of this process.
 func (s *session) leaseShares() (all []*leaseShare) {
 	s.liveLeases.Range(func(_, sl any) bool {
 		all = append(all, sl.(*leaseShare))
@@ -205,7 +204,6 @@ func (s *session) noteTTL(ctx context.Context, ttl time.Duration) error {
 	return nil
 }
 
-// housekeep watches long holds and retires leases.
 func (s *session) housekeep() {
 	for n := 1; pause.For(s.ctx, watchAfter); n++ {
 		s.watchLongHolds()
@@ -218,7 +216,6 @@ func (s *session) housekeep() {
 	}
 }
 
-// watchLongHolds starts watching the holds that are older than watchAfter.
 func (s *session) watchLongHolds() {
 	s.mu.Lock()
 	due := s.old
@@ -313,7 +310,6 @@ func (s *session) end(ctx context.Context, reason error, sweep bool) {
 	s.wg.Wait()
 }
 
-// together calls fn for all items at the same time.
 func together[T any](items []T, fn func(T)) { forEach(context.Background(), len(items), items, fn) }
 
 // forEach calls fn for every item until ctx ends, for at most the given number of items at the same time.

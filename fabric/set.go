@@ -38,7 +38,6 @@ func (s *Set) Lock(key string) *Lock {
 	return l.lock
 }
 
-// level returns the member with this name, or nil if there is none.
 func (s *Set) level(key string) *level {
 	levels := s.all()
 	if i := slices.IndexFunc(levels, func(l *level) bool { return l.key == key }); i >= 0 {

@@ -35,7 +35,6 @@ type shard struct {
 	noted     uint64        // revision that the fabric's note contains at least; only housekeeping uses it
 }
 
-// addShard starts the work on the next bucket of locks.
 func (s *session) addShard(b *jskv.Bucket, hub []jskv.HubOption) error {
 	m, n := s.m, len(s.shards)
 	sh := &shard{s: s, n: n, owner: kv.CoalescerOf(n), bucket: b, hub: jskv.NewHub(b, hub...), noted: b.Last()}
@@ -174,7 +173,6 @@ func (sh *shard) confirm(ctx context.Context, out engine.Outcome, before uint64)
 	}
 }
 
-// raiseTo makes v at least n.
 func raiseTo(v *atomic.Uint64, n uint64) {
 	for {
 		old := v.Load()

@@ -107,7 +107,6 @@ type survey struct {
 	unused   []jskv.Entry             // records that nobody has used for a long time, without their values
 }
 
-// add adds the records of a shard's bucket.
 func (v *survey) add(ctx context.Context, sh *shard, filter string, c collect) error {
 	s := sh.s
 	state, err := sh.bucket.State(ctx)

@@ -77,7 +77,6 @@ func (a *attempt) takeover(ctx context.Context, refused *engine.RefusedError) (b
 	return s.evict(ctx, a.enc, dead, a.req.failFast) == nil, nil
 }
 
-// evict removes the entries of dead leases from a lock.
 func (s *session) evict(ctx context.Context, enc string, dead []string, failFast bool) error {
 	_, err := engine.Do(ctx, s.shard(enc).engine, enc, record.Op{Verb: record.OpEvict, Leases: dead}, engine.Options{FailFast: failFast})
 	return err

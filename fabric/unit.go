@@ -32,7 +32,6 @@ type unit struct {
 
 type unitKey struct{}
 
-// unitIn returns the unit of a context, or nil.
 func unitIn(ctx context.Context) *unit {
 	u, _ := ctx.Value(unitKey{}).(*unit)
 	return u
@@ -160,12 +159,10 @@ func (u *unit) all() []*Hold {
 	})
 }
 
-// hasKey reports whether the unit holds this key.
 func (u *unit) hasKey(enc string) bool {
 	return slices.ContainsFunc(u.all(), func(h *Hold) bool { return h.enc == enc })
 }
 
-// add records that the unit holds h.
 func (u *unit) add(h *Hold) {
 	if u == nil {
 		return

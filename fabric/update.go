@@ -108,7 +108,6 @@ func (u *update) pause(n int) bool {
 	return pause.For(u.ctx, pause.Around(pause.Doubled(time.Millisecond, n-1, 100*time.Millisecond)))
 }
 
-// request returns the context of one request.
 func (u *update) request(n int) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(u.ctx, pause.Doubled(u.m.rtt.Timeout(), n-1, 5*time.Second))
 }

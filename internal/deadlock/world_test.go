@@ -223,7 +223,7 @@ func (w *world) stuck(u *simUnit) bool {
 	c := &world{t: w.t, rev: w.rev, recs: map[string]versioned{}, waiters: map[string]*simWait{}}
 	for k, s := range w.recs {
 		if s.rec != nil {
-			c.recs[k] = versioned{s.rec.Clone(), s.rev}
+			c.recs[k] = s // no operation modifies a record
 		}
 	}
 	waits := func(u *simUnit) bool {

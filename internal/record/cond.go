@@ -49,7 +49,6 @@ func (r *Record) inCondition(id string) (name string, i int) {
 	return "", -1
 }
 
-// setCondition replaces the queue of a condition.
 func (m *machine) setCondition(name string, list []Entry) {
 	m.size = -1 // the sizes of the queues' names change
 	c, _ := m.Body.(*conditions)
@@ -92,8 +91,7 @@ func (m *machine) holderX(op *Op) *Entry {
 // hold only gets the new id: it holds, and was not signalled.
 func (m *machine) wait(op *Op) Result {
 	if m.Has(op.ID) {
-		m.promote()
-		return Result{Verdict: Applied}
+		return m.settled()
 	}
 	h := m.holderX(op)
 	if h == nil {
@@ -114,8 +112,7 @@ func (m *machine) wait(op *Op) Result {
 		return Result{Verdict: Applied}
 	}
 	m.Hold = SmoothHold(m.Hold, op.Hold)
-	m.promote()
-	return Result{Verdict: Applied}
+	return m.settled()
 }
 
 // rename gives a hold the id of a wait that it doesn't begin, so that a late attempt of this wait finds no holder.

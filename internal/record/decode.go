@@ -215,7 +215,6 @@ func (d *decoder) since() (time.Time, error) {
 // exact reads a number that is exact in every JSON reader.
 func (d *decoder) exact() (uint64, error) { return d.uint(maxSince) }
 
-// positive reads a number above 0.
 func (d *decoder) positive(limit uint64) (uint64, error) {
 	n, err := d.uint(limit)
 	if err == nil && n == 0 {

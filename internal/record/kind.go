@@ -171,7 +171,6 @@ func waitingState(e *Entry) State {
 	return State{Standing: Waiting, Entry: e}
 }
 
-// entryStates yields the states of all entries.
 func (r *Record) entryStates() iter.Seq2[string, State] {
 	return func(yield func(string, State) bool) {
 		_ = yieldAll(r.Holders, func(e *Entry) bool { return yield(e.ID, State{Standing: Granted, Entry: e}) }) &&
@@ -179,7 +178,6 @@ func (r *Record) entryStates() iter.Seq2[string, State] {
 	}
 }
 
-// yieldStates yields the states of waiting entries.
 func yieldStates(waiters []Entry, yield func(string, State) bool) bool {
 	return yieldAll(waiters, func(e *Entry) bool { return yield(e.ID, waitingState(e)) })
 }

@@ -70,25 +70,16 @@ func (lockRules) states(r *Record) iter.Seq2[string, State] {
 	}
 }
 
-func (lockRules) standing(r *Record, op *Op) State {
-	switch op.Verb {
-	case OpWait:
-		if name, i := r.inCondition(op.ID); i >= 0 {
-			return State{Standing: Waiting, Entry: &r.condition(name)[i]}
-		}
+func (k lockRules) standing(r *Record, op *Op) State {
+	if op.Verb != OpWait && op.Verb != OpConvert {
 		return r.entryState(op.ID)
-	case OpConvert:
-		if i := indexOf(r.Holders, op.Holder); i >= 0 {
-			switch h := &r.Holders[i]; op.ID {
-			case h.Converted:
-				return State{Standing: Granted, Entry: h}
-			case h.Convert.ID:
-				return State{Standing: Waiting, Entry: h}
-			}
-		}
-		return State{}
 	}
-	return r.entryState(op.ID)
+	for id, st := range k.states(r) {
+		if id == op.ID {
+			return st
+		}
+	}
+	return State{}
 }
 
 // blockerOf returns a holder, else the waiter before, else a holder that converts. For an entry that waits for a

@@ -68,9 +68,6 @@ func modeOf(name []byte) Mode {
 // Valid reports whether m is one of IS, IX, S, SIX, U and X.
 func (m Mode) Valid() bool { return m >= IS && m <= X }
 
-// Exclusive reports whether m excludes every other holder, which only X does.
-func (m Mode) Exclusive() bool { return m == X }
-
 func (m Mode) String() string {
 	if m > X {
 		return fmt.Sprintf("Mode(%d)", uint8(m))
@@ -134,8 +131,7 @@ func best(fits func(Mode) bool, better func(m, o Mode) bool) (found Mode) {
 func (m *machine) convert(op *Op) Result {
 	i := indexOf(m.Holders, op.Holder)
 	if i < 0 {
-		m.promote()
-		return Result{Verdict: Applied}
+		return m.settled()
 	}
 	switch h := &m.Holders[i]; {
 	case h.Converted == op.ID || h.Convert.ID == op.ID:
@@ -153,8 +149,7 @@ func (m *machine) convert(op *Op) Result {
 		// An entry has only one of the two, since its reserved room is for one.
 		h.Convert, h.Converted = Conversion{ID: op.ID, Mode: op.Mode}, ""
 	}
-	m.promote()
-	return Result{Verdict: Applied}
+	return m.settled()
 }
 
 // unconvert undoes a conversion, whether it waits, was granted or was never written, and makes
@@ -194,12 +189,10 @@ func (m *machine) setMode(e *Entry, mode Mode) {
 	}
 }
 
-// converting reports whether a holder waits for a conversion.
 func (r *Record) converting() bool {
 	return slices.ContainsFunc(r.Holders, func(e Entry) bool { return e.Convert.ID != "" })
 }
 
-// modes returns the set of the modes held.
 func (r *Record) modes() modeSet { return r.modesBut(-1) }
 
 // modesBut leaves out the i-th holder.

@@ -70,9 +70,6 @@ func TestModeNames(t *testing.T) {
 		if err := json.Unmarshal(text, &back); err != nil || back != m {
 			t.Errorf("Unmarshal(%s) = %s, %v", text, back, err)
 		}
-		if m.Exclusive() != (m.String() == "X") {
-			t.Errorf("%s.Exclusive() = %v", m, m.Exclusive())
-		}
 	}
 	for _, bad := range []string{"", "None", "x", "is", "SIXX", " X", "Mode(7)"} {
 		if m, err := ParseMode(bad); !errors.Is(err, ErrInvalidMode) || m != None {

@@ -3,7 +3,6 @@ package record
 import (
 	"cmp"
 	"iter"
-	"maps"
 	"slices"
 	"time"
 )
@@ -27,15 +26,6 @@ type Record struct {
 type Body interface {
 	clone() Body
 	bound(m *machine) int // bytes of the longest form that it can take without new entries
-}
-
-// Clone returns a deep copy.
-func (r *Record) Clone() *Record {
-	c := r.clone()
-	for e := range c.entries() {
-		e.Meta = maps.Clone(e.Meta)
-	}
-	return c
 }
 
 // entries yields all holders, all waiters, and all entries that wait for a signal.
@@ -142,7 +132,6 @@ func (r *Record) clone() *Record {
 	return c
 }
 
-// find returns the first entry that matches.
 func find(list []Entry, matches func(*Entry) bool) (Entry, bool) {
 	for i := range list {
 		if matches(&list[i]) {
