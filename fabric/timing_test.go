@@ -3,6 +3,7 @@ package fabric_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -42,14 +43,14 @@ func observed(t *testing.T, s *site, l netLink) (*fabric.Manager, *trips, *fault
 	return newManager(t, nc, fabric.WithTTL(l.ttl), fabric.WithRequester(o.trip)), o, p
 }
 
-// trips measures round trips on a connection: of pings, and of the writes of leases, which also wait for the server's disk.
+// trips measures round trips on a connection: of pings, and of the reads and writes of leases, which also wait for the server's disk.
 type trips struct {
 	nc      *nats.Conn
 	longest atomic.Int64
 }
 
 func (o *trips) trip(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
-	if sent := time.Now(); leaseWrite(msg) {
+	if sent := time.Now(); leaseWrite(msg) || strings.HasPrefix(msg.Subject, "$JS.API.STREAM.MSG.GET.") && strings.HasSuffix(msg.Subject, "-leases") {
 		defer func() { o.note(time.Since(sent)) }()
 	}
 	return o.nc.RequestMsgWithContext(ctx, msg)
