@@ -113,8 +113,8 @@ func openLocksBy(t *testing.T, nc *nats.Conn, request jskv.Requester) *jskv.Buck
 // returns the revision at which the value stands.
 func put(ctx context.Context, t *testing.T, b *jskv.Bucket, key string, value string) uint64 {
 	t.Helper()
-	for {
-		attempt, cancel := context.WithTimeout(ctx, time.Second)
+	for wait := time.Second; ; wait = min(2*wait, 16*time.Second) { // a busy machine may need longer than a second
+		attempt, cancel := context.WithTimeout(ctx, wait)
 		e, err := b.Get(attempt, key)
 		if err == nil && string(e.Value) == value {
 			cancel()
