@@ -99,14 +99,16 @@ func (b *backoff) next(err error) time.Duration {
 	return pause.Around(pause.Doubled(base, b.failures-1, limit))
 }
 
-// maxQueuePause bounds queuePause.
+// maxQueuePause bounds queuePause where answers are fast.
 const maxQueuePause = 50 * time.Millisecond
 
 // queuePause returns the pause after a conflict of a step that would only join the queue. It grows with the
-// number of waiters in the queue and with the conflicts in a row.
+// number of waiters in the queue, with the conflicts in a row and with the time that an answer took: of many that
+// all send again within one answer time, one succeeds, and who releases is one of them.
 func (b *backoff) queuePause(queue int, took time.Duration) time.Duration {
 	b.conflicts++
-	return rand.N(min(took*time.Duration(max(queue, 2<<min(b.conflicts, 8))), maxQueuePause) + 1)
+	limit := max(maxQueuePause, took<<min(b.conflicts-1, 4))
+	return rand.N(min(took*time.Duration(max(queue, 2<<min(b.conflicts, 8))), limit) + 1)
 }
 
 // After patientRefusals reads in a row with refusals only, reads are spaced, by up to refusalGap.

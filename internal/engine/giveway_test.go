@@ -114,3 +114,24 @@ func TestAReleaseDoesNotWaitForOneThatGivesWay(t *testing.T) {
 		})
 	}
 }
+
+// Who would only queue pauses for several answer times after conflicts in a row: where answers are slow because very many try,
+// the holder could not release otherwise.
+func TestPauseOfWhoQueuesFollowsTheAnswers(t *testing.T) {
+	longest := func(conflicts int, took time.Duration) (most time.Duration) {
+		for range 200 {
+			b := backoff{conflicts: conflicts - 1}
+			most = max(most, b.queuePause(1, took))
+		}
+		return most
+	}
+	if d := longest(9, 300*time.Microsecond); d > maxQueuePause {
+		t.Errorf("a pause of %v where answers take 0.3 ms", d)
+	}
+	if d := longest(1, 200*time.Millisecond); d > 200*time.Millisecond {
+		t.Errorf("a pause of %v after the first conflict", d)
+	}
+	if d := longest(9, 200*time.Millisecond); d < time.Second {
+		t.Errorf("no pause of nine conflicts is longer than %v, where answers take 0.2 s", d)
+	}
+}
