@@ -211,8 +211,15 @@ func (h *Hub) filterBytes(keys []string) int {
 // keysOf yields the keys of a group that are still registered.
 func (h *Hub) keysOf(g *group) iter.Seq[*watchedKey] {
 	return func(yield func(*watchedKey) bool) {
-		for _, k := range h.keys {
-			if k.group == g && !yield(k) {
+		if g.wholeBucket() {
+			for _, k := range h.keys {
+				if k.group == g && !yield(k) {
+					return
+				}
+			}
+		}
+		for name := range g.filters { // a group of one key must not cost as much as all keys of the hub
+			if k := h.keys[name]; k != nil && k.group == g && !yield(k) {
 				return
 			}
 		}
