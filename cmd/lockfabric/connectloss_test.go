@@ -15,22 +15,23 @@ import (
 // silentServer accepts connections and says nothing.
 func silentServer(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	return l.Addr().String()
+	return listener(t).Addr().String()
 }
 
-// greetingServer is a server that speaks first, as SSH does.
-func greetingServer(t *testing.T) string {
+func listener(t *testing.T) net.Listener {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+// greetingServer is a server that speaks first, as SSH does.
+func greetingServer(t *testing.T) string {
+	t.Helper()
+	l := listener(t)
 	go func() {
 		for {
 			c, err := l.Accept()
